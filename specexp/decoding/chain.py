@@ -1,0 +1,95 @@
+"""Speculative sampling: a proposer drafts a chain, the target checks it in one call, a rule accepts a prefix of it.
+
+One loop for every chain method. What is proposed and what is accepted are arguments: `DraftModel` is the only proposer
+here, and the lossless test of `rules.verify` the only rule; a rule may *waive* further tokens that the test rejects.
+
+Expected tokens per target call at acceptance alpha: (1 - alpha**(gamma + 1)) / (1 - alpha).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from array_api_compat import array_namespace
+
+from specexp.decoding.asks import Array, Ask, Draft, Drafted, Role, Round, Score, Scored, Steps
+from specexp.decoding.dice import Dice
+from specexp.decoding.rules import Warp, verify
+
+
+class Proposer(Protocol):
+    """Where a chain comes from."""
+
+    @property
+    def models(self) -> tuple[Role, ...]: ...
+
+    def propose(self, warp: Warp, reserve: int) -> Generator[Ask, Any, Drafted]: ...
+
+
+class Rule(Protocol):
+    """Which drafted tokens are accepted though the lossless test rejects them: waived[G] of bools, or None for none."""
+
+    def waive(self, p: Array, drafted: Drafted, scored: Scored) -> Array | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DraftModel:
+    """The draft model's own chain of at most gamma tokens."""
+
+    gamma: int
+
+    @property
+    def models(self) -> tuple[Role, ...]:
+        return ("draft",)
+
+    def propose(self, warp: Warp, reserve: int) -> Generator[Ask, Any, Drafted]:
+        drafted: Drafted = yield Draft(self.gamma, warp, reserve)
+        return drafted
+
+
+@dataclass(frozen=True, slots=True)
+class Lossless:
+    """Nothing is waived: the output distribution is the target's."""
+
+    def waive(self, p: Array, drafted: Drafted, scored: Scored) -> Array | None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Draft a chain, verify it, commit the accepted tokens and one more (without `bonus`, none behind a full chain)."""
+
+    proposer: Proposer
+    rule: Rule
+    warp: Warp
+    bonus: bool = True
+
+    @property
+    def models(self) -> tuple[Role, ...]:
+        return ("target", *self.proposer.models)
+
+    def steps(self, dice: Dice, room: int) -> Steps:
+        whole = room
+        while room:
+            drafted = yield from self.proposer.propose(self.warp, int(self.bonus))
+            scored: Scored = yield Score("target", drafted.tokens)
+            p = self.warp(scored.logits)
+            waived = self.rule.waive(p, drafted, scored)
+            verdict = verify(p, drafted.q, drafted.tokens, waived, dice, whole - room)
+            num_drafted = drafted.tokens.shape[0]
+            num_tokens = verdict.num_accepted + 1
+            if num_drafted and not self.bonus:
+                num_tokens = array_namespace(p).clip(num_tokens, None, num_drafted)
+            room = yield Round(
+                verdict.tokens,
+                num_tokens,
+                verdict.num_accepted,
+                {
+                    "num_drafted": num_drafted,
+                    "num_judged": verdict.num_judged,
+                    "num_tested": verdict.num_tested,
+                    "overlap": verdict.overlap,
+                },
+            )

@@ -1,0 +1,115 @@
+"""Randomness as an argument: the noise of a die is a hash of what it is for, not of when it is thrown.
+
+A die is keyed by (seed, prompt, turn, position, purpose) and, where it chooses a token, by the token. So the same
+prompt gives the same tokens alone, in any batch, after a resume, on numpy and on torch; and two methods that share a
+purpose share their luck. Choosing is an exponential race, argmin(E_x / p_x) with E_x ~ Exp(1): exact, needs no
+normalised p, and calm where cached and full forwards differ in the last bits (an inverse CDF would amplify them).
+
+The noise is 32 bits wide: a choice between outcomes is biased by no more than 2**-32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from array_api_compat import array_namespace, device
+
+Array = Any
+
+DRAFT, ACCEPT, RESIDUAL, TARGET = 1, 2, 3, 4  # purposes; the baseline, SpecExec and the bonus token share TARGET
+_MASK = 0xFFFFFFFF
+
+
+class Dice(Protocol):
+    """What a decoder draws from. Positions count the generated tokens, from 0."""
+
+    def pick(self, weights: Array, position: int, purpose: int) -> Array:
+        """A token id (0-d array) drawn in proportion to weights[V], which need not be normalised."""
+        ...
+
+    def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
+        """The token behind `num_accepted` drafts that start at `position`: RESIDUAL, or TARGET when all were accepted."""
+        ...
+
+    def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:
+        """Test prob[G] one after another from `position` on; stop at the first that neither passes nor is waived.
+
+        Returns (num_accepted, a 0-d integer array; passed[G], bools that hold up to and with the first rejection).
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HashDice:
+    """Counter-based dice of one prompt's turn."""
+
+    key: tuple[int, int]
+
+    @classmethod
+    def of(cls, seed: int, prompt_id: str, turn: int = 0) -> HashDice:
+        digest = hashlib.blake2b(f"{seed}/{turn}/{prompt_id}".encode(), digest_size=8).digest()
+        return cls((int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")))
+
+    def pick(self, weights: Array, position: int, purpose: int) -> Array:
+        xp = array_namespace(weights)
+        where = xp.asarray(position, dtype=xp.int64, device=device(weights))
+        return self._race(weights, where, where * 0 + purpose)
+
+    def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
+        xp = array_namespace(weights)
+        target = xp.astype(num_accepted == num_drafted, xp.int64)
+        return self._race(weights, num_accepted + position, RESIDUAL + (TARGET - RESIDUAL) * target)
+
+    def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:
+        xp = array_namespace(prob)
+        positions = xp.arange(position, position + prob.shape[0], dtype=xp.int64, device=device(prob))
+        passed = xp.astype(self.uniform(positions, positions * 0 + ACCEPT, positions * 0), prob.dtype) < prob
+        return _leading(xp, passed, waived), passed
+
+    def uniform(self, position: Array, purpose: Array, token: Array) -> Array:
+        """Noise in (0, 1), float64, for int64 arrays that broadcast together."""
+        xp = array_namespace(token)
+        one = _mix(_mix((position + self.key[0]) & _MASK) ^ ((purpose * 0x3C6EF372 + self.key[1]) & _MASK))
+        two = _mix(one ^ 0x5BD1E995)
+        bits = _mix((_mix((token * 0x1E3779B1 & _MASK) ^ one) + two) & _MASK)
+        return (xp.astype(bits, xp.float64) + 0.5) / 2.0**32
+
+    def _race(self, weights: Array, position: Array, purpose: Array) -> Array:
+        xp = array_namespace(weights)
+        tokens = xp.arange(weights.shape[0], dtype=xp.int64, device=device(weights))
+        # The greatest p / E wins instead of the least E / p: no division by a zero weight.
+        return xp.argmax(weights / -xp.log(self.uniform(position, purpose, tokens)))
+
+
+@dataclass(frozen=True, slots=True)
+class CertainDice:
+    """For temperature 0, where every distribution is one-hot: the same outcomes as any other dice, without noise."""
+
+    def pick(self, weights: Array, position: int, purpose: int) -> Array:
+        return array_namespace(weights).argmax(weights)
+
+    def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
+        return array_namespace(weights).argmax(weights)
+
+    def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:
+        passed = prob > 0
+        return _leading(array_namespace(prob), passed, waived), passed
+
+
+def dice_for(temperature: float, seed: int, prompt_id: str, turn: int = 0) -> Dice:
+    """The dice of one prompt's turn at this temperature."""
+    return CertainDice() if temperature == 0 else HashDice.of(seed, prompt_id, turn)
+
+
+def _leading(xp: Any, passed: Array, waived: Array | None) -> Array:
+    good = passed if waived is None else passed | waived
+    return xp.sum(xp.cumulative_prod(xp.astype(good, xp.int64)))
+
+
+def _mix(x: Array) -> Array:
+    """A 32-bit mixer in int64 arithmetic; both multipliers are below 2**31, so that no product overflows."""
+    x = (x ^ (x >> 16)) * 0x21F0AAAD & _MASK
+    x = (x ^ (x >> 15)) * 0x735A2D97 & _MASK
+    return x ^ (x >> 15)

@@ -1,0 +1,130 @@
+"""The arithmetic of speculative sampling: warping logits, and verifying a drafted chain.
+
+Pure array functions; they import neither numpy nor torch and never branch on an array's value, so that the lines which
+the exact tests check are the lines that run on a GPU. Which die falls how is the caller's: see `dice.py`.
+
+Shapes: G drafted tokens, V vocabulary, R rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from array_api_compat import array_namespace, device
+
+from specexp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from specexp.decoding.dice import Dice
+
+Array = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Warp:
+    """Logits to the distribution that is sampled: temperature, then top-k, then top-p.
+
+    `temperature` 0 is exactly one-hot on the first largest logit. `top_k` 0 and `top_p` 1 are off. Of equal logits the
+    lower id ranks first, so that top-k keeps exactly k tokens. top-p keeps the smallest set that reaches its mass.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        faults = self.faults(self.temperature, self.top_k, self.top_p)
+        if faults:
+            raise ConfigError(faults)
+
+    @staticmethod
+    def faults(temperature: float, top_k: int, top_p: float) -> list[str]:
+        """What is wrong with these settings, one line each."""
+        found = []
+        if not 0 <= temperature < float("inf"):
+            found.append(f"temperature is {temperature}; it must be a number >= 0 (0 = greedy).")
+        if top_k < 0:
+            found.append(f"top_k is {top_k}; it must be >= 0 (0 = off).")
+        if not 0 < top_p <= 1:
+            found.append(f"top_p is {top_p}; it must be in (0, 1] (1 = off).")
+        return found
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    def __call__(self, logits: Array) -> Array:
+        """logits[R, V] -> probabilities[R, V] of the same dtype."""
+        xp = array_namespace(logits)
+        if self.greedy:
+            ids = xp.arange(logits.shape[-1], device=device(logits))
+            return xp.astype(ids[None, :] == xp.argmax(logits, axis=-1)[:, None], logits.dtype)
+        p = _softmax(xp, logits / self.temperature)
+        if not self.top_k and self.top_p == 1:
+            return p
+        order = xp.argsort(p, axis=-1, descending=True, stable=True)
+        ranked = xp.take_along_axis(p, order, axis=-1)
+        if self.top_k:
+            ranks = xp.arange(p.shape[-1], device=device(p))
+            ranked = xp.where(ranks[None, :] < self.top_k, ranked, xp.zeros_like(ranked))
+            ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)
+        before = xp.cumulative_sum(ranked, axis=-1) - ranked
+        ranked = xp.where(before < self.top_p, ranked, xp.zeros_like(ranked))
+        ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)
+        return xp.take_along_axis(ranked, xp.argsort(order, axis=-1), axis=-1)
+
+
+def _softmax(xp: Any, logits: Array) -> Array:
+    weights = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+    return weights / xp.sum(weights, axis=-1, keepdims=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verdict:
+    """What became of a drafted chain. All but `tokens`[G + 1] are 0-d arrays."""
+
+    tokens: Array  # the accepted drafts, then the correction or the bonus token, then what is left of the drafts
+    num_accepted: Array
+    num_judged: Array  # accepted although the lossless rule rejected them
+    num_tested: Array  # positions the rule was asked about: the accepted ones and the first rejected one
+    overlap: Array  # sum over the tested positions of sum_x min(p, q)
+
+
+def verify(p: Array, q: Array, drafted: Array, waived: Array | None, dice: Dice, position: int) -> Verdict:
+    """Accept x_i with probability min(1, p_i(x_i) / q_i(x_i)), or because it is waived; after the first rejection draw
+    from norm(max(p - q, 0)), after none from p (Leviathan et al. 2211.17192, Algorithm 1).
+
+    p[G + 1, V], q[G, V], drafted[G], waived[G] of bools; `position` is that of the first drafted token.
+    A residual without mass falls back to p.
+    """
+    xp = array_namespace(p)
+    num_drafted = drafted.shape[0]
+    where = drafted[:, None]
+    ratio = xp.take_along_axis(p[:-1], where, axis=-1) / xp.take_along_axis(q, where, axis=-1)
+    prob = xp.clip(ratio[:, 0], 0, 1)
+    num_accepted, passed = dice.streak(prob, waived, position)
+
+    # Row `num_accepted` of p, less that row of q. Behind the last draft q is zero, which leaves p: the bonus row.
+    row = xp.take(p, num_accepted[None], axis=0)[0]
+    nothing = xp.zeros_like(p[:1])
+    residual = xp.clip(row - xp.take(xp.concat([q, nothing]), num_accepted[None], axis=0)[0], 0, None)
+    weights = xp.where(xp.any(residual > 0), residual, row)
+    token = dice.after(weights, position, num_accepted, num_drafted)
+
+    ids = xp.arange(num_drafted + 1, device=device(p))
+    tokens = xp.where(ids == num_accepted, token, xp.concat([drafted, _zero(xp, drafted)]))
+    accepted = ids[:-1] < num_accepted
+    tested = ids[:-1] <= num_accepted
+    overlap = xp.sum(xp.minimum(p[:-1], q), axis=-1)
+    return Verdict(
+        tokens=tokens,
+        num_accepted=num_accepted,
+        num_judged=xp.sum(xp.astype(accepted & ~passed, ids.dtype)),
+        num_tested=xp.sum(xp.astype(tested, ids.dtype)),
+        overlap=xp.sum(xp.where(tested, overlap, xp.zeros_like(overlap))),
+    )
+
+
+def _zero(xp: Any, like: Array) -> Array:
+    return xp.zeros(1, dtype=like.dtype, device=device(like))

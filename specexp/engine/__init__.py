@@ -1,0 +1,5 @@
+"""Drives decoders over models."""
+
+from specexp.engine.engine import Decoder, Engine, Generation
+
+__all__ = ["Decoder", "Engine", "Generation"]

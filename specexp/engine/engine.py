@@ -1,0 +1,231 @@
+"""Drives a decoder over models: answers what it asks, owns caches, trimming, stopping, counting and timing.
+
+It knows no method. One prompt at a time; reads each round to the host once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from array_api_compat import array_namespace
+
+from specexp.decoding.asks import Draft, Drafted, Role, Round, Score, Scored, Steps
+from specexp.decoding.dice import DRAFT, Dice
+from specexp.engine.context import Context
+from specexp.errors import PromptError
+from specexp.lm.model import Array, Model
+
+
+class Decoder(Protocol):
+    """A decoding method: the models it asks, and its generator of asks."""
+
+    @property
+    def models(self) -> tuple[Role, ...]: ...
+
+    def steps(self, dice: Dice, room: int) -> Steps: ...
+
+
+@dataclass(slots=True)
+class Generation:
+    """What one run emitted, and its counts. Prefill is in `prefill_seconds` alone, never in the counts."""
+
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str = "length"  # "stop" at an EOS, which is then the last token
+    num_rounds: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0  # before cutting
+    num_judged: int = 0
+    num_cut: int = 0  # committed tokens dropped behind an EOS or the limit
+    num_full: int = 0  # rounds in which every drafted token was accepted
+    num_tested: int = 0
+    overlap: float = 0.0
+    num_target_calls: int = 0
+    num_target_positions: int = 0
+    num_draft_calls: int = 0
+    num_draft_positions: int = 0
+    accepted_histogram: list[int] = field(default_factory=list)  # rounds by number of accepted drafts
+    seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    time_to_first_token: float = 0.0
+
+
+class Engine:
+    """Runs decoders on a target and, where they need one, a draft.
+
+    `cached=False` feeds the whole sequence at every ask: slow, and the measure of what a cache may not change.
+    `reuse=True` keeps caches between runs and reuses the longest common prefix. `clock` is read in seconds.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[Role, Model],
+        eos_ids: Sequence[int] = (),
+        *,
+        cached: bool = True,
+        reuse: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._models = models
+        self._eos = frozenset(eos_ids)
+        self._cached = cached
+        self._reuse = reuse
+        self._clock = clock
+        self._contexts: dict[Role, Context] = {}
+        self.num_host_reads = 0
+
+    def room_for(self, prompt_ids: Sequence[int], max_new_tokens: int, role: Role = "target") -> int:
+        """Tokens that can be emitted behind this prompt: `max_new_tokens`, or what the model's context leaves."""
+        context = self._models[role].context
+        if not prompt_ids:
+            raise PromptError("the prompt is empty; it must have at least one token.")
+        if len(prompt_ids) >= context:
+            raise PromptError(
+                f"the prompt has {len(prompt_ids)} tokens, but the {role} model's context is {context};"
+                f" shorten it to at most {context - 1} tokens."
+            )
+        return min(max_new_tokens, context - len(prompt_ids))
+
+    def generate(self, decoder: Decoder, prompt_ids: Sequence[int], max_new_tokens: int, dice: Dice) -> Generation:
+        """Decode one prompt until an EOS or the limit."""
+        main = decoder.models[0]
+        room = self.room_for(prompt_ids, max_new_tokens, main)
+        run = _Run(self, decoder, list(prompt_ids), dice, room)
+        return run.finish()
+
+    def _open(self, role: Role, ids: list[int]) -> Context:
+        context = self._contexts.get(role)
+        if context is None or not self._reuse:
+            context = self._contexts[role] = Context(self._models[role], self._cached)
+        context.open(ids)
+        return context
+
+    def _read(self, arrays: Sequence[Array | int | float]) -> list[list[float]]:
+        """Values of all arrays, in one transfer. Integers below 2**53 survive float64."""
+        first = next((a for a in arrays if not isinstance(a, int | float)), None)
+        if first is None:
+            return [[a] for a in arrays]
+        xp = array_namespace(first)
+        parts = [xp.reshape(xp.astype(a, xp.float64), (-1,)) for a in arrays if not isinstance(a, int | float)]
+        self.num_host_reads += 1
+        flat = xp.concat(parts).tolist()
+        values: list[list[float]] = []
+        for a in arrays:
+            if isinstance(a, int | float):
+                values.append([a])
+            else:
+                size = 1 if not a.shape else a.shape[0]
+                values.append(flat[:size])
+                flat = flat[size:]
+        return values
+
+
+class _Run:
+    """One decoder on one prompt."""
+
+    def __init__(self, engine: Engine, decoder: Decoder, ids: list[int], dice: Dice, room: int) -> None:
+        self.engine, self.decoder, self.ids, self.dice, self.room = engine, decoder, ids, dice, room
+        self.num_prompt = len(ids)
+        self.out = Generation()
+
+    def finish(self) -> Generation:
+        engine, out = self.engine, self.out
+        clock = engine._clock
+        models = [engine._models[role] for role in self.decoder.models]
+        start = clock()
+        self.contexts = {role: engine._open(role, self.ids) for role in self.decoder.models}
+        for model in models:
+            model.wait()
+        out.prefill_seconds = clock() - start
+        steps = self.decoder.steps(self.dice, self.room)
+        answer: Any = None
+        while True:
+            try:
+                ask = steps.send(answer)
+            except StopIteration:
+                break
+            answer = self._answer(ask)
+            if out.num_rounds == 1 and isinstance(ask, Round):
+                out.time_to_first_token = clock() - start
+        for model in models:
+            model.wait()
+        out.seconds = clock() - start - out.prefill_seconds
+        return out
+
+    def _answer(self, ask: Score | Draft | Round) -> Scored | Drafted | int:
+        if isinstance(ask, Score):
+            return self._score(ask)
+        if isinstance(ask, Draft):
+            return self._draft(ask)
+        return self._commit(ask)
+
+    def _score(self, ask: Score) -> Scored:
+        return Scored(*self._feed(ask.model, ask.tokens, ask.hidden))
+
+    def _feed(self, role: Role, tokens: Array | None, hidden: bool) -> tuple[Array, Array | None]:
+        logits, states, positions = self.contexts[role].feed(tokens, hidden)
+        if role == "target":
+            self.out.num_target_calls += 1
+            self.out.num_target_positions += positions
+        else:
+            self.out.num_draft_calls += 1
+            self.out.num_draft_positions += positions
+        return logits, states
+
+    def _draft(self, ask: Draft) -> Drafted:
+        model = self.engine._models["draft"]
+        fits = model.context - len(self.ids) + 1  # the last drafted token is not fed to the draft
+        num_drafted = max(0, min(ask.gamma, self.room - ask.reserve, fits))
+        position = len(self.ids) - self.num_prompt
+        tokens: list[Array] = []
+        rows: list[Array] = []
+        hidden: list[Array] = []
+        for i in range(num_drafted):
+            logits, states = self._feed("draft", tokens[-1][None] if tokens else None, ask.hidden)
+            rows.append(ask.warp(logits[-1:]))
+            tokens.append(self.dice.pick(rows[-1][0], position + i, DRAFT))
+            if states is not None:
+                hidden.append(states[-1:])
+        if not tokens:
+            nothing = model.ids([])
+            xp = array_namespace(nothing)
+            return Drafted(nothing, xp.zeros((0, model.vocab_size), dtype=xp.float32, device=nothing.device))
+        xp = array_namespace(tokens[0])
+        return Drafted(xp.stack(tokens), xp.concat(rows), xp.concat(hidden) if hidden else None)
+
+    def _commit(self, ask: Round) -> int:
+        out, engine = self.out, self.engine
+        names = list(ask.counts)
+        values = engine._read([ask.tokens, ask.num_tokens, ask.num_accepted, *ask.counts.values()])
+        counts = dict(zip(names, (v[0] for v in values[3:]), strict=True))
+        num_tokens, num_accepted = int(values[1][0]), int(values[2][0])
+        tokens = [int(t) for t in values[0][:num_tokens]]
+        kept = self._cut(tokens)
+        out.num_rounds += 1
+        out.num_accepted += num_accepted
+        out.num_cut += num_tokens - len(kept)
+        out.token_ids += kept
+        if "num_drafted" in counts:
+            num_drafted = int(counts["num_drafted"])
+            out.num_drafted += num_drafted
+            out.num_full += num_drafted > 0 and num_accepted == num_drafted
+            out.num_judged += int(counts["num_judged"])
+            out.num_tested += int(counts["num_tested"])
+            out.overlap += counts["overlap"]
+            out.accepted_histogram += [0] * (num_accepted + 1 - len(out.accepted_histogram))
+            out.accepted_histogram[num_accepted] += 1
+        self.ids += kept
+        for context in self.contexts.values():
+            context.commit(kept, num_accepted)
+        self.room = 0 if out.finish_reason == "stop" else self.room - len(kept)
+        return self.room
+
+    def _cut(self, tokens: list[int]) -> list[int]:
+        tokens = tokens[: self.room]
+        for i, token in enumerate(tokens):
+            if token in self.engine._eos:
+                self.out.finish_reason = "stop"
+                return tokens[: i + 1]
+        return tokens

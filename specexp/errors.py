@@ -1,0 +1,52 @@
+"""Every error that specexp raises on purpose, in one tree.
+
+    SpecexpError                 something a person can mend; the entry points print it and exit with 2
+    ├── ConfigError              a setting, a preset or a combination of them is wrong (all faults at once)
+    ├── ModelError               a model or tokenizer cannot be loaded, or cannot do what a method needs
+    ├── TaskError                a data set, a split or a prompt is wrong
+    ├── PromptError              one prompt is empty, or does not fit the model's context
+    └── OutputError              an output folder is in the way, or belongs to another configuration
+
+A programmer's mistake (a broken identity, a decoder that commits an unknown token) is an AssertionError, not one of these.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SpecexpError(Exception):
+    """Base of all errors a person can mend: the message names the value, the rule and the way out."""
+
+
+class ConfigError(SpecexpError):
+    """Settings are wrong. `faults` holds one line per fault; the message shows all of them."""
+
+    def __init__(self, faults: str | Iterable[str]) -> None:
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class ModelError(SpecexpError):
+    """A model or tokenizer cannot be loaded or used."""
+
+
+class TaskError(SpecexpError):
+    """A task's data is missing or malformed."""
+
+
+class PromptError(SpecexpError):
+    """A prompt cannot be decoded: it is empty, or longer than the model's context."""
+
+
+class OutputError(SpecexpError):
+    """An output folder cannot be used as asked."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+    """`unknown task 'arit', did you mean 'arith'? known: arith, gsm8k`."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f", did you mean '{close[0]}'?" if close else "."
+    return f"unknown {kind} '{name}'{hint} Known: {', '.join(names) or 'none'}."

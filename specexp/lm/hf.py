@@ -1,0 +1,163 @@
+"""Hugging Face causal language models behind `Model`: any `AutoModelForCausalLM` folder or hub id.
+
+Each session owns a full-length `DynamicCache`, which is cut back by cropping; sliding-window layers keep all their keys
+and mask them. A model whose cache cannot be cut back to any length (recurrent and convolutional states) is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from specexp.errors import ModelError, unknown
+
+Array = torch.Tensor
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ZOO = Path(__file__).resolve().parent.parent / "zoo"
+ZOO_PREFIX = "zoo:"
+_NO_LIMIT = 1 << 30
+
+
+def resolve(name: str) -> str:
+    """`zoo:target` is the embedded model's folder; any other name stands as it is."""
+    return str(ZOO / name.removeprefix(ZOO_PREFIX)) if name.startswith(ZOO_PREFIX) else name
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer in this folder or at this hub id."""
+    try:
+        return AutoTokenizer.from_pretrained(_checked(name))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"'{name}' has no tokenizer that can be loaded: {_first_line(error)}") from error
+
+
+def load_model(name: str, dtype: str = "float32", device: str = "cpu") -> HFModel:
+    """Weights of this folder or hub id, ready to decode."""
+    if dtype not in DTYPES:
+        raise ModelError(unknown("dtype", dtype, DTYPES))
+    try:
+        place = torch.device(device)
+        module = AutoModelForCausalLM.from_pretrained(_checked(name), dtype=DTYPES[dtype]).to(place)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"model '{name}' cannot be loaded ({dtype} on {device}): {_first_line(error)}") from error
+    return HFModel(module.eval(), name)
+
+
+def _checked(name: str) -> str:
+    path = resolve(name)
+    looks_local = path.startswith((".", "/", "~")) or name.startswith(ZOO_PREFIX) or path.count("/") > 1
+    if looks_local and not Path(path).expanduser().is_dir():
+        raise ModelError(f"model folder '{name}' does not exist; give a folder with a config.json, or a hub id.")
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise ModelError(f"folder '{name}' has no config.json; give a folder made by save_pretrained().")
+    return str(Path(path).expanduser()) if looks_local else path
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@dataclass(slots=True)
+class HFModel:
+    """A loaded module and the facts about it that decoding needs."""
+
+    module: Any
+    name: str
+
+    def __post_init__(self) -> None:
+        layers = getattr(DynamicCache(config=self.module.config), "layers", [])
+        refused = sorted({type(x).__name__ for x in layers if type(x) not in (DynamicLayer, DynamicSlidingWindowLayer)})
+        if refused or self.module._is_stateful:
+            kinds = ", ".join(refused) or "a recurrent state"
+            raise ModelError(
+                f"model '{self.name}' ({self.module.config.model_type}) keeps {kinds} in its cache, which cannot be"
+                " rewound to an earlier token; speculative methods need a model with attention layers only."
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.module.config.get_text_config(decoder=True).vocab_size)
+
+    @property
+    def context(self) -> int:
+        config = self.module.config.get_text_config(decoder=True)
+        return int(getattr(config, "max_position_embeddings", None) or _NO_LIMIT)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.module.device)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every token at which this model stops."""
+        found = self.module.generation_config.eos_token_id
+        if found is None:
+            found = self.module.config.get_text_config(decoder=True).eos_token_id
+        return () if found is None else tuple(found) if isinstance(found, list | tuple) else (int(found),)
+
+    def session(self) -> HFSession:
+        return HFSession(self)
+
+    def ids(self, tokens: Sequence[int]) -> Array:
+        return torch.tensor(tokens, dtype=torch.int64, device=self.device)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class HFSession:
+    """One sequence in a `DynamicCache` of full length."""
+
+    def __init__(self, model: HFModel) -> None:
+        self._model = model
+        self._keep = "logits_to_keep" in inspect.signature(model.module.forward).parameters
+        self._cache = DynamicCache()
+        self._length = 0
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    @torch.inference_mode()
+    def feed(self, tokens: Array, rows: int, hidden: bool = False) -> tuple[Array, Array | None]:
+        num = tokens.shape[0]
+        positions = torch.arange(self._length, self._length + num, device=tokens.device)
+        # Keeping 0 rows would mean keeping all of them.
+        keep = {"logits_to_keep": max(rows, 1)} if self._keep else {}
+        out = self._model.module(
+            input_ids=tokens[None], position_ids=positions[None], past_key_values=self._cache, use_cache=True,
+            output_hidden_states=hidden, **keep,
+        )  # fmt: skip
+        self._length += num
+        logits = out.logits[0]
+        states = out.hidden_states[-1][0, num - rows :] if hidden else None
+        return logits[logits.shape[0] - rows :].float(), states
+
+    def crop(self, length: int) -> None:
+        assert 0 <= length <= self._length, f"cannot crop {self._length} slots to {length}"
+        if length == 0:
+            self._cache = DynamicCache()
+        elif length < self._length:
+            self._cache.crop(length - self._length)
+        self._length = length
+
+
+def check_same_tokenizer(target: Any, draft: Any) -> None:
+    """Refuse a draft whose token ids mean something else than the target's."""
+    theirs, ours = draft.get_vocab(), target.get_vocab()
+    if theirs == ours:
+        return
+    wrong = sorted((t, ours.get(t), theirs.get(t)) for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
+    named = ", ".join(f"{token!r} is {a} in the target and {b} in the draft" for token, a, b in wrong[:3])
+    raise ModelError(
+        f"target and draft do not share a tokenizer: {len(wrong)} tokens differ ({named});"
+        " choose a draft of the target's own family."
+    )

@@ -1,0 +1,81 @@
+"""A numpy table language model: the public fake behind `Model`, small enough to enumerate.
+
+The logits after a token depend on that token, the one before it and the position, all read back from a cache of slots.
+A cache that is not rewound, or rows that are shifted, therefore change the answer. No text, no training, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from specexp.lm.model import Array
+
+HIDDEN = 6
+_PERIOD = 5
+
+
+class ToyModel:
+    """Logits ~ N(0, scale^2) by table. `draft_noise` mixes in a second table: 0 is the same model, more is a worse draft."""
+
+    def __init__(
+        self, vocab_size: int = 3, seed: int = 0, draft_noise: float = 0.0, scale: float = 1.2, context: int = 64
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        shape = (vocab_size + 1, vocab_size, vocab_size)  # previous token (or none), token, next
+        self._table = scale * rng.standard_normal(shape)
+        self._positions = 0.7 * scale * rng.standard_normal((_PERIOD, vocab_size))
+        self._hidden = rng.standard_normal((vocab_size + 1, vocab_size, HIDDEN))
+        if draft_noise:
+            other = np.random.default_rng([seed, 1])
+            self._table = self._table + draft_noise * scale * other.standard_normal(shape)
+            self._hidden = other.standard_normal(self._hidden.shape)
+        self._vocab_size = vocab_size
+        self._context = context
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    @property
+    def context(self) -> int:
+        return self._context
+
+    def session(self) -> ToySession:
+        return ToySession(self)
+
+    def ids(self, tokens: Sequence[int]) -> Array:
+        return np.asarray(tokens, dtype=np.int64)
+
+    def wait(self) -> None:
+        return None
+
+    def rows(self, before: Array, tokens: Array, positions: Array) -> tuple[Array, Array]:
+        """logits[N, V], hidden[N, H] after `tokens`[N], each preceded by `before`[N] (vocab_size = nothing)."""
+        return self._table[before, tokens] + self._positions[positions % _PERIOD], self._hidden[before, tokens]
+
+
+class ToySession:
+    """Slots hold (token, position); a row reads its predecessor back from them."""
+
+    def __init__(self, model: ToyModel) -> None:
+        self._model = model
+        self._tokens = np.zeros(0, dtype=np.int64)
+
+    @property
+    def length(self) -> int:
+        return len(self._tokens)
+
+    def feed(self, tokens: Array, rows: int, hidden: bool = False) -> tuple[Array, Array | None]:
+        assert self.length + len(tokens) <= self._model.context, "fed beyond the toy's context"
+        assert rows <= len(tokens), "a row needs a token"
+        self._tokens = np.concatenate([self._tokens, tokens])
+        slots = np.arange(self.length - rows, self.length)
+        before = np.where(slots > 0, self._tokens[slots - 1], self._model.vocab_size)
+        logits, states = self._model.rows(before, self._tokens[slots], slots)
+        return logits, states if hidden else None
+
+    def crop(self, length: int) -> None:
+        assert 0 <= length <= self.length, f"cannot crop {self.length} slots to {length}"
+        self._tokens = self._tokens[:length]

@@ -1,0 +1,163 @@
+"""Task `arith`: word problems made from a seed, with a chain of thought and one checkable number.
+
+The wording of a solution is free (several ways to say each thing, drawn evenly), its numbers are exact. Two models
+trained on it disagree often on words, where it does not matter, and sometimes on digits, where it does: what AutoJudge
+is about. This file makes and reads problems; it knows no tokenizer and no model.
+
+The splits are disjoint by construction: a problem belongs to the split that the hash of its numbers falls into, so no
+arithmetic of a test problem was ever seen in training, whatever names or wording it came with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from specexp.errors import TaskError
+
+Split = Literal["train", "mining", "calibration", "test"]
+# Of 8 hash buckets: the share of all possible problems that each split owns.
+SPLITS: dict[str, tuple[int, ...]] = {"test": (0,), "calibration": (1,), "mining": (2, 3), "train": (4, 5, 6, 7)}
+MAX_VALUE = 250
+ANSWER = re.compile(r"####\s*(-?\d+)")
+
+NAMES = {
+    "she": ("Mia", "Ann", "Zoe", "Lily", "Nora", "Ruth", "Eva", "Ida", "Jane", "Rosa"),
+    "he": ("Tom", "Ben", "Max", "Leo", "Sam", "Paul", "Finn", "Otto", "Hugo", "Dan"),
+}
+OBJECTS = (
+    "apples", "books", "coins", "stamps", "shells", "cards", "pears", "marbles", "stickers", "pencils",
+    "buttons", "stones", "plums", "beads", "tickets", "balloons",
+)  # fmt: skip
+
+OPENINGS = ("{N} has {a} {obj}.", "{N} starts the day with {a} {obj}.", "In the morning {N} counts {a} {obj}.")
+EVENTS = {
+    "+": ("{O} gives {N} {n} more.", "Then {p} buys {n} {obj}.", "{N} finds {n} more."),
+    "-": ("{N} gives {n} to {O}.", "Then {p} loses {n}.", "{N} sells {n} of them."),
+    "*": ("{N} swaps each one for {n} new ones.", "Now {p} gets {n} times as many.", "Each one turns into {n}."),
+    "/": ("{N} keeps only one of {n} equal parts.", "Then {p} shares them evenly with {n} in the group."),
+}
+QUESTIONS = ("How many {obj} does {N} have now?", "How many {obj} are left for {N}?", "How many is that in the end?")
+
+SOLUTION_OPENINGS = ("{N} begins with {a}", "At first there are {a}", "We start from {a}")
+SOLUTION_STEPS = {
+    "+": ("Adding {n} gives", "After {n} more {p} has", "With the next {n} it is"),
+    "-": ("Taking away {n} leaves", "After {n} go {p} has", "Without those {n} it is"),
+    "*": ("Making {n} of each gives", "Since each becomes {n} {p} has", "Multiplied by {n} it is"),
+    "/": ("One of {n} parts is", "Split by {n} {p} has", "Divided by {n} it is"),
+}
+SOLUTION_TAILS = (".", " {obj}.", " now.")
+SOLUTION_ENDS = ("So the answer is {r}.", "In the end {N} has {r} {obj}.", "That makes {r} {obj} in total.")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One word problem: `numbers` is its arithmetic (start, then operator and operand of every step)."""
+
+    index: int
+    numbers: tuple[int | str, ...]
+    question: str
+    solution: str
+    answer: int
+
+
+def split_of(numbers: tuple[int | str, ...]) -> str:
+    """The one split that owns a problem with these numbers."""
+    bucket = hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()[0] % 8
+    return next(name for name, buckets in SPLITS.items() if bucket in buckets)
+
+
+def problems(split: Split | str, seed: int = 0, start: int = 0) -> Iterator[Problem]:
+    """Endless stream of the split's problems; problem `index` depends on (split, seed, index) alone."""
+    if split not in SPLITS:
+        raise TaskError(f"arith has no split '{split}'. Known: {', '.join(SPLITS)}.")
+    index = start
+    while True:
+        yield _problem(split, seed, index)
+        index += 1
+
+
+def distinct(split: Split | str, count: int, seed: int = 0) -> list[Problem]:
+    """The first `count` problems of the stream, leaving out those whose numbers already came."""
+    found: dict[tuple[int | str, ...], Problem] = {}
+    for problem in problems(split, seed):
+        if len(found) == count:
+            break
+        found.setdefault(problem.numbers, problem)
+    return list(found.values())
+
+
+def extract_answer(text: str, finished: bool = True) -> str | None:
+    """The number after the last `####` of a generated text, or None.
+
+    An unfinished text may end inside its number, so a number that touches the end of one does not count.
+    """
+    matches = list(ANSWER.finditer(text))
+    if not matches or (not finished and matches[-1].end() == len(text)):
+        return None
+    return str(int(matches[-1].group(1)))
+
+
+def _problem(split: str, seed: int, index: int) -> Problem:
+    rng = random.Random(f"arith {split} {seed} {index}")
+    while True:
+        numbers, values = _arithmetic(rng)
+        if split_of(numbers) == split:
+            break
+    question, solution = _wording(rng, numbers, values)
+    return Problem(index, numbers, question, solution, values[-1])
+
+
+def _arithmetic(rng: random.Random) -> tuple[tuple[int | str, ...], list[int]]:
+    value = rng.randint(5, 60)
+    numbers: list[int | str] = [value]
+    values = [value]
+    for _ in range(rng.choice((2, 3, 3, 4))):
+        options = ["+"]
+        if value > 4:
+            options.append("-")
+        if value * 2 <= MAX_VALUE:
+            options.append("*")
+        divisors = [k for k in range(2, 7) if value % k == 0 and value // k > 1]
+        if divisors:
+            options.append("/")
+        operator = rng.choice(options)
+        if operator == "+":
+            operand = rng.randint(2, 50)
+        elif operator == "-":
+            operand = rng.randint(2, min(50, value - 2))
+        elif operator == "*":
+            operand = rng.randint(2, min(5, MAX_VALUE // value))
+        else:
+            operand = rng.choice(divisors)
+        value = {"+": value + operand, "-": value - operand, "*": value * operand, "/": value // operand}[operator]
+        if value > MAX_VALUE:
+            break
+        numbers += [operator, operand]
+        values.append(value)
+    return tuple(numbers), values
+
+
+def _wording(rng: random.Random, numbers: tuple[int | str, ...], values: list[int]) -> tuple[str, str]:
+    pronoun = rng.choice(("she", "he"))
+    name = rng.choice(NAMES[pronoun])
+    other = rng.choice([n for names in NAMES.values() for n in names if n != name])
+    words = {"N": name, "O": other, "p": pronoun, "obj": rng.choice(OBJECTS), "a": numbers[0], "r": values[-1]}
+
+    def say(phrases: tuple[str, ...], **more: object) -> str:
+        return rng.choice(phrases).format(**words, **more)
+
+    question = [say(OPENINGS)]
+    solution = [say(SOLUTION_OPENINGS) + say(SOLUTION_TAILS)]
+    for i, (before, after) in enumerate(zip(values, values[1:], strict=False)):
+        operator, operand = str(numbers[1 + 2 * i]), numbers[2 + 2 * i]
+        question.append(say(EVENTS[operator], n=operand))
+        equation = f" {before}{operator}{operand}={after}"
+        solution.append(say(SOLUTION_STEPS[operator], n=operand) + equation + say(SOLUTION_TAILS))
+    question.append(say(QUESTIONS))
+    solution.append(say(SOLUTION_ENDS) + f"\n#### {values[-1]}")
+    return " ".join(question), " ".join(solution)

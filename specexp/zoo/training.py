@@ -1,0 +1,191 @@
+"""How the embedded pair was made: a tokenizer, and two Llama models trained on task `arith`.
+
+It trains what `specexp/zoo/` ships and nothing larger: one process, one CPU or GPU, no mixed-in data. Training sees the
+`train` split only, and its loss covers the solution, not the question. Hidden matrices are trained with Muon, the
+embedding and the norms with AdamW, both on one warm-up and cosine schedule.
+
+Progress lives in `<work>/checkpoint.pt`, replaced whole every `checkpoint_every` steps; a run that finds one goes on
+from it, and reads the same batches as an uninterrupted run, because batch `step` is a function of (seed, step).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from specexp.tasks import arith
+
+BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+PIECES = r"\d| ?\p{L}+| ?[^\s\d\p{L}]+|\s+"
+CONTEXT = 512
+IGNORE = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Size and training of one model. `steps` batches of `batch` problems."""
+
+    layers: int
+    hidden: int
+    heads: int
+    steps: int
+    batch: int = 32
+    muon_lr: float = 2e-3
+    adam_lr: float = 3e-3
+    warmup: int = 50
+    seed: int = 0
+    checkpoint_every: int = 50
+
+
+RECIPES = {
+    "target": Recipe(layers=8, hidden=192, heads=6, steps=3000),
+    "draft": Recipe(layers=2, hidden=96, heads=3, steps=2400),
+}
+
+
+def build_tokenizer(problems: int = 20_000, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+    """A byte-level BPE in which every digit is a token of its own and no token crosses a word."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(PIECES), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[BOS, EOS, PAD], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    stream = arith.problems("train", seed=1)
+    tokenizer.train_from_iterator((render(next(stream)) for _ in range(problems)), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def render(problem: arith.Problem) -> str:
+    return f"{problem.question}\n{problem.solution}"
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A random Llama of the recipe's size; its weights depend on the recipe's seed alone."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.hidden * 8 // 3 // 16 * 16,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, start: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Batches (ids[B, T], labels[B, T]) from step `start` on. Problems of like length share a batch."""
+    group = 16
+    for first in range(start // group * group, recipe.steps, group):
+        stream = arith.problems("train", recipe.seed, first * recipe.batch)
+        rows = sorted((_encode(next(stream), tokenizer) for _ in range(group * recipe.batch)), key=lambda r: len(r[0]))
+        order = list(range(group))
+        random.Random(first).shuffle(order)
+        for step, which in enumerate(order, first):
+            if start <= step < recipe.steps:
+                yield _pad(rows[which * recipe.batch : (which + 1) * recipe.batch], tokenizer.pad_token_id)
+
+
+def _encode(problem: arith.Problem, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], int]:
+    prompt = tokenizer(problem.question + "\n")["input_ids"]
+    solution = tokenizer(problem.solution, add_special_tokens=False)["input_ids"]
+    return [*prompt, *solution, tokenizer.eos_token_id], len(prompt)
+
+
+def _pad(rows: list[tuple[list[int], int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.full((len(rows), width), pad)
+    labels = torch.full((len(rows), width), IGNORE)
+    for i, (tokens, prompt) in enumerate(rows):
+        ids[i, : len(tokens)] = torch.tensor(tokens)
+        labels[i, prompt : len(tokens)] = torch.tensor(tokens[prompt:])
+    return ids, labels
+
+
+def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    hidden = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    taken = {id(p) for p in hidden}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    return [
+        torch.optim.Muon(hidden, lr=recipe.muon_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def _rate(step: int, recipe: Recipe) -> float:
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def train(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, work: Path, log: Callable[[dict[str, float], int], None]
+) -> LlamaForCausalLM:
+    """Train one model, or go on with the checkpoint in `work`. `log(metrics, step)` is called every 20 steps."""
+    work.mkdir(parents=True, exist_ok=True)
+    model = build_model(recipe, tokenizer).train()
+    optimizers = _optimizers(model, recipe)
+    checkpoint, start = work / "checkpoint.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        if state["recipe"] != asdict(recipe):
+            raise ValueError(f"{checkpoint} was made by another recipe: {state['recipe']}; remove it or name another folder")
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        start = state["step"]
+    bar = tqdm(total=recipe.steps, initial=start, desc=work.name, unit="step", dynamic_ncols=True)
+    seconds = time.perf_counter()
+    for step, (ids, labels) in enumerate(batches(recipe, tokenizer, start), start):
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group.setdefault("base_lr", group["lr"]) * _rate(step, recipe)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(ids, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        bar.update()
+        if (step + 1) % 20 == 0:
+            metrics = {"train/loss": float(loss), "train/seconds_per_step": (time.perf_counter() - seconds) / 20}
+            bar.set_postfix_str(f"loss {metrics['train/loss']:.3f}")
+            log(metrics, step + 1)
+            seconds = time.perf_counter()
+        if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
+            state = {
+                "recipe": asdict(recipe), "step": step + 1, "model": model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            }  # fmt: skip
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+    bar.close()
+    return model.eval()
