@@ -67,3 +67,6 @@ class Context:
             self._session.crop(self._cached)
         self._begun, self._fed = False, []
         self._ids += tokens
+
+    def fingerprint(self) -> object:
+        return self._cached, self._session.slots()

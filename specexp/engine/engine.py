@@ -95,6 +95,10 @@ class Engine:
         run = _Run(self, decoder, list(prompt_ids), dice, room)
         return run.finish()
 
+    def fingerprint(self) -> object:
+        """What the caches hold, for telling two states apart; only models that show their slots have one."""
+        return tuple((role, context.fingerprint()) for role, context in self._contexts.items())
+
     def _open(self, role: Role, ids: list[int]) -> Context:
         context = self._contexts.get(role)
         if context is None or not self._reuse:

@@ -149,6 +149,9 @@ class HFSession:
             self._cache.crop(length - self._length)
         self._length = length
 
+    def slots(self) -> object:
+        return tuple(tuple(layer.keys.flatten().tolist()) for layer in self._cache.layers)
+
 
 def check_same_tokenizer(target: Any, draft: Any) -> None:
     """Refuse a draft whose token ids mean something else than the target's."""

@@ -28,6 +28,10 @@ class Session(Protocol):
         """Forget every slot from `length` on."""
         ...
 
+    def slots(self) -> object:
+        """What the cache holds, as something that can be compared and hashed: equal means decoding goes on alike."""
+        ...
+
 
 class Model(Protocol):
     """A causal language model."""

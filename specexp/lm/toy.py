@@ -79,3 +79,6 @@ class ToySession:
     def crop(self, length: int) -> None:
         assert 0 <= length <= self.length, f"cannot crop {self.length} slots to {length}"
         self._tokens = self._tokens[:length]
+
+    def slots(self) -> object:
+        return tuple(self._tokens.tolist())

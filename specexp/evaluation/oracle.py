@@ -1,0 +1,159 @@
+"""The exhaustive oracle: the exact output distribution of a decoder, by replaying every way its dice can fall.
+
+It runs the real engine over models with real caches; only the dice are replaced, by ones that follow a script of
+choices and list the alternatives. Paths are merged where they reach the same state at a round boundary: the same
+committed tokens and the same cache contents. Feasible for tiny vocabularies and a few tokens only.
+
+While it looks it asserts that no die is drawn twice in a round, and none whose position is already committed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from specexp.decoding.asks import Role, Round, Steps
+from specexp.decoding.dice import ACCEPT, RESIDUAL, TARGET, Array, Dice
+from specexp.engine import Decoder, Engine
+
+Distribution = dict[tuple[int, ...], float]
+
+
+def output_distribution(
+    make_engine: Callable[[], Engine], decoder: Decoder, prompt: Sequence[int], max_new_tokens: int
+) -> Distribution:
+    """Probability of every output (token ids, EOS included) of `decoder` on `prompt`."""
+    outputs: Distribution = defaultdict(float)
+    frontier: dict[object, tuple[float, list[int]]] = {"start": (1.0, [])}
+    rounds = 0
+    while frontier:
+        rounds += 1
+        assert rounds <= max_new_tokens, "a decoder must commit at least one token a round"
+        reached: dict[object, tuple[float, list[int]]] = {}
+        for mass, script in frontier.values():
+            for leaf in _rounds(make_engine, decoder, prompt, max_new_tokens, script, rounds):
+                if leaf.finished:
+                    outputs[leaf.tokens] += mass * leaf.prob
+                else:
+                    before, kept = reached.get(leaf.state, (0.0, leaf.script))
+                    reached[leaf.state] = (before + mass * leaf.prob, kept)
+        frontier = reached
+    return dict(outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """Where one way through a round ended."""
+
+    prob: float
+    script: list[int]
+    tokens: tuple[int, ...]
+    state: object
+    finished: bool
+
+
+def _rounds(
+    make_engine: Callable[[], Engine], decoder: Decoder, prompt: Sequence[int], limit: int, script: list[int], rounds: int
+) -> Iterator[_Leaf]:
+    """Every way through round number `rounds`, the earlier ones going as `script` says."""
+    todo = [list(script)]
+    while todo:
+        dice = _ScriptedDice(todo.pop())
+        watched = _Watched(decoder, dice, rounds)
+        engine = make_engine()
+        out = engine.generate(watched, prompt, limit, dice)
+        prob = 1.0
+        for made in dice.made[len(script) :]:
+            prob *= made.probs[made.chosen]
+        path = [made.chosen for made in dice.made]
+        state = (tuple(out.token_ids), watched.room, engine.fingerprint())
+        yield _Leaf(prob, path, tuple(out.token_ids), state, watched.room == 0)
+        for at in range(len(dice.script), len(dice.made)):
+            todo += [path[:at] + [other] for other in range(1, len(dice.made[at].probs))]
+
+
+@dataclass(slots=True)
+class _Watched:
+    """The decoder, stopped after a number of rounds; it tells the dice when a round ends."""
+
+    decoder: Decoder
+    dice: _ScriptedDice
+    rounds: int
+    room: int = -1
+
+    @property
+    def models(self) -> tuple[Role, ...]:
+        return self.decoder.models
+
+    def steps(self, dice: Dice, room: int) -> Steps:
+        inner = self.decoder.steps(dice, room)
+        whole, answer = room, None
+        while True:
+            try:
+                ask = inner.send(answer)
+            except StopIteration:
+                return
+            answer = yield ask
+            if isinstance(ask, Round):
+                self.room = int(answer)
+                self.rounds -= 1
+                self.dice.next_round(whole - self.room)
+                if self.rounds == 0:
+                    return
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    chosen: int
+    probs: list[float]
+
+
+@dataclass(slots=True)
+class _ScriptedDice:
+    """Falls as the script says, then always on the first possible outcome; remembers what else was possible."""
+
+    script: list[int]
+    made: list[_Choice] = field(default_factory=list)
+    committed: int = 0
+    drawn: set[tuple[int, int]] = field(default_factory=set)
+
+    def next_round(self, committed: int) -> None:
+        self.committed = committed
+        self.drawn.clear()
+
+    def pick(self, weights: Array, position: int, purpose: int) -> Array:
+        self._use(position, purpose)
+        mass = float(weights.sum())
+        options = [(i, float(w) / mass) for i, w in enumerate(weights) if w > 0]
+        return self._choose(array_namespace(weights), options)
+
+    def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
+        purpose = TARGET if int(num_accepted) == num_drafted else RESIDUAL
+        return self.pick(weights, position + int(num_accepted), purpose)
+
+    def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:
+        xp = array_namespace(prob)
+        options, alive = [], 1.0
+        for i, a in enumerate(float(a) for a in prob):
+            self._use(position + i, ACCEPT)
+            chance = 1.0 if waived is not None and waived[i] else a
+            options.append((i, alive * (1 - chance)))
+            alive *= chance
+        options.append((prob.shape[0], alive))
+        num = self._choose(xp, [(n, chance) for n, chance in options if chance > 0])
+        return num, (xp.arange(prob.shape[0]) < num) & (prob > 0)
+
+    def _use(self, position: int, purpose: int) -> None:
+        assert (position, purpose) not in self.drawn, f"die {(position, purpose)} drawn twice in a round"
+        assert position >= self.committed, f"die {(position, purpose)} drawn for a committed position"
+        self.drawn.add((position, purpose))
+
+    def _choose(self, xp: Any, options: list[tuple[int, float]]) -> Array:
+        at = len(self.made)
+        chosen = self.script[at] if at < len(self.script) else 0
+        self.made.append(_Choice(chosen, [prob for _, prob in options]))
+        return xp.asarray(options[chosen][0])
