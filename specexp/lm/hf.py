@@ -7,7 +7,8 @@ and mask them. A model whose cache cannot be cut back to any length (recurrent a
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.utils import logging as transformers_logging
 
 from specexp.errors import ModelError, unknown
 
@@ -44,10 +46,23 @@ def load_model(name: str, dtype: str = "float32", device: str = "cpu") -> HFMode
         raise ModelError(unknown("dtype", dtype, DTYPES))
     try:
         place = torch.device(device)
-        module = AutoModelForCausalLM.from_pretrained(_checked(name), dtype=DTYPES[dtype]).to(place)
+        with _quiet():
+            module = AutoModelForCausalLM.from_pretrained(_checked(name), dtype=DTYPES[dtype]).to(place)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"model '{name}' cannot be loaded ({dtype} on {device}): {_first_line(error)}") from error
     return HFModel(module.eval(), name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own bar over weight files, which would break up ours."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _checked(name: str) -> str:

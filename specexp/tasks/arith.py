@@ -65,6 +65,11 @@ class Problem:
     answer: int
 
 
+def prompt(problem: Problem) -> str:
+    """The problem as a model sees it; its solution follows."""
+    return problem.question + "\n"
+
+
 def split_of(numbers: tuple[int | str, ...]) -> str:
     """The one split that owns a problem with these numbers."""
     bucket = hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()[0] % 8

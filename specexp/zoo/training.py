@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -23,6 +24,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from specexp.decoding.baseline import Baseline
+from specexp.decoding.dice import CertainDice
+from specexp.decoding.rules import Warp
+from specexp.engine import Engine
+from specexp.errors import OutputError
+from specexp.lm.hf import HFModel
 from specexp.tasks import arith
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
@@ -77,7 +84,7 @@ def build_tokenizer(problems: int = 20_000, vocab_size: int = 1024) -> PreTraine
 
 
 def render(problem: arith.Problem) -> str:
-    return f"{problem.question}\n{problem.solution}"
+    return arith.prompt(problem) + problem.solution
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -113,7 +120,7 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, start: int) -> I
 
 
 def _encode(problem: arith.Problem, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], int]:
-    prompt = tokenizer(problem.question + "\n")["input_ids"]
+    prompt = tokenizer(arith.prompt(problem))["input_ids"]
     solution = tokenizer(problem.solution, add_special_tokens=False)["input_ids"]
     return [*prompt, *solution, tokenizer.eos_token_id], len(prompt)
 
@@ -156,7 +163,7 @@ def train(
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         if state["recipe"] != asdict(recipe):
-            raise ValueError(f"{checkpoint} was made by another recipe: {state['recipe']}; remove it or name another folder")
+            raise OutputError(f"{checkpoint} was made by another recipe: {state['recipe']}; remove it, or name another work.")
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -189,3 +196,27 @@ def train(
             os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
     bar.close()
     return model.eval()
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a model folder, bfloat16 weights and tokenizer, whole or not at all."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.to(torch.bfloat16).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    for path in partial.iterdir():
+        path.chmod(0o644)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def solve_rate(model: HFModel, tokenizer: PreTrainedTokenizerFast, count: int = 200, max_new_tokens: int = 160) -> float:
+    """Share of the first `count` test problems that plain greedy decoding solves."""
+    engine = Engine({"target": model}, model.eos_ids)
+    solved = 0
+    for problem in tqdm(arith.distinct("test", count), desc=f"solve {model.name}", unit="problem", dynamic_ncols=True):
+        ids = tokenizer(arith.prompt(problem))["input_ids"]
+        out = engine.generate(Baseline(Warp()), ids, max_new_tokens, CertainDice())
+        text = tokenizer.decode(out.token_ids, skip_special_tokens=True)
+        solved += arith.extract_answer(text, out.finish_reason == "stop") == str(problem.answer)
+    return solved / count

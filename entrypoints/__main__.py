@@ -1,0 +1,40 @@
+"""`python -m entrypoints` lists the entry points; `python -m entrypoints NAME ...` runs one."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+COMMANDS = {
+    "evaluate": "decode a task's prompts with several methods and compare them",
+    "main": "the whole story on the embedded pair",
+    "train_pair": "train the embedded pair again",
+}
+
+
+class Entrypoints(click.Group):
+    """Imports a command only when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: Any = importlib.import_module(f"entrypoints.{cmd_name}").command
+        return command  # type: ignore[no-any-return]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Entry points"):
+            formatter.write_dl(sorted(COMMANDS.items()))
+
+
+@click.group(cls=Entrypoints, help="specexp: which decoding method to use, and what it gains.")
+def cli() -> None:
+    pass
+
+
+if __name__ == "__main__":
+    cli(prog_name="python -m entrypoints")

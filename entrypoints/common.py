@@ -1,0 +1,49 @@
+"""What every entry point does alike: one clear line and exit code 2 for what a person can mend, and a clean end on SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from specexp.errors import SpecexpError
+
+TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
+
+
+class Flag(click.ParamType):
+    """true / false as text, since MLflow passes text; a bare `--resume` works too."""
+
+    name = "true|false"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() in TRUE:
+            return True
+        if str(value).lower() in FALSE:
+            return False
+        self.fail(f"{value!r} is neither true nor false.", param, ctx)
+
+
+def guarded(work: Callable[[], None]) -> None:
+    """Run `work`; print a SpecexpError's lines and exit with 2, an interruption's and exit with 130 or 143."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        work()
+    except SpecexpError as error:
+        for line in str(error).splitlines():
+            click.echo(f"error: {line}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("interrupted; what was recorded stays. Go on with --resume.", err=True)
+        sys.exit(130)
+
+
+def _terminate(signum: int, frame: object) -> None:
+    # An exception, not a kill: runs are closed on the way out.
+    click.echo("terminated; what was recorded stays. Go on with --resume.", err=True)
+    raise SystemExit(143)

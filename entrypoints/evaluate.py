@@ -1,0 +1,82 @@
+"""evaluate: decode a task's prompts with several methods, interleaved, and record what each costs and gains."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from entrypoints.common import Flag, guarded
+from specexp import config
+
+SETTINGS = {
+    "methods": "Presets, separated by commas.",
+    "gamma": "Draft length, or several separated by commas.",
+    "temperature": "0 is greedy.",
+    "top_k": "0 is off.",
+    "top_p": "1 is off.",
+    "max_new_tokens": "Most tokens to emit for a prompt.",
+    "limit": "How many prompts.",
+    "seed": "Of the dice.",
+    "repeats": "How often, with seeds seed, seed + 1, ...",
+    "judge": "A registered judge, for methods that take one.",
+    "config": "A YAML file of settings, laid over the experiment's.",
+}
+
+
+def options(default: str) -> Callable[[Any], Any]:
+    """The options of `evaluate`, in MLproject's order; `default` is the experiment."""
+
+    def decorate(function: Any) -> Any:
+        function = click.option(
+            "--resume", type=Flag(), default=False, is_flag=False, flag_value=True, help="Go on in the output folder."
+        )(function)
+        function = click.option("--output", default="", help="Folder to write [runs/EXPERIMENT-HASH].")(function)
+        for name, text in reversed(SETTINGS.items()):
+            spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
+            function = click.option(*spellings, name, default="", help=text)(function)
+        return click.option("--experiment", default=default, show_default=True, help="Experiment preset.")(function)
+
+    return decorate
+
+
+def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str]) -> None:
+    """Resolve, run and log one experiment. Raises SpecexpError."""
+    resolved = config.resolve(experiment, flags)
+    folder_path = Path(output) if output else Path("runs") / f"{resolved.name}-{resolved.hash}"
+    # Imports that load torch and mlflow wait until the settings are known to be good.
+    from specexp.evaluation.output import OutputFolder
+
+    folder = OutputFolder(folder_path, resolved, resume)
+    from specexp.evaluation import report, runner
+
+    prepared = runner.prepare(resolved)
+    records = folder.open()
+    try:
+        from specexp import tracking
+
+        state = folder.read_json("mlflow.json") or {"uid": uuid.uuid4().hex, "comparison": None}
+        tags = {"method": "comparison", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
+        with tracking.comparison(f"compare {resolved.name}", tags, state["comparison"]) as run_id:
+            folder.write_json("mlflow.json", {**state, "comparison": run_id})
+            runner.run(prepared, folder, records)
+            report.publish(prepared, folder, records.records, run_id, state["uid"])
+            address = tracking.chart_address(run_id)
+    finally:
+        records.close()
+        folder.close()
+    click.echo(f"records: {folder.path / 'records.jsonl'}")
+    click.echo(f"charts (after `make ui`): {address}")
+
+
+@click.command("evaluate", help=__doc__)
+@options("arith_quick")
+def command(experiment: str, output: str, resume: bool, **flags: str) -> None:
+    guarded(lambda: evaluate(experiment, output, resume, flags))
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m entrypoints.evaluate")

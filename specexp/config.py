@@ -1,0 +1,254 @@
+"""Settings: presets, a file of one's own and flags, resolved into one frozen `Experiment`, with all faults at once.
+
+Later sources win: experiment preset, then `config` file, then flags. Flags arrive as text, since MLflow passes text;
+"" is unset. Nothing here imports torch, transformers or mlflow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from specexp.errors import ConfigError, unknown
+
+PRESETS = Path(__file__).resolve().parent / "presets"
+METHODS = ("baseline", "draft_only", "speculative")
+DRAFTING = ("speculative",)  # methods that take gamma
+DTYPES = ("float32", "bfloat16", "float16")
+TASKS = ("arith",)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Where a model's weights are (`zoo:NAME`, a folder or a hub id), and how they are loaded."""
+
+    model: str
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class MethodConfig:
+    """One setting of one method. `label` names it in records, runs and tables."""
+
+    method: str
+    preset: str
+    label: str
+    gamma: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """Everything a run depends on, resolved."""
+
+    name: str
+    task: str
+    pair: str
+    target: ModelConfig
+    draft: ModelConfig
+    methods: tuple[MethodConfig, ...]
+    limit: int = 20
+    max_new_tokens: int = 160
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    repeats: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits that name this configuration."""
+        text = json.dumps(self.as_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def preset_names(kind: str) -> list[str]:
+    """Names of the presets of a kind: models, methods or experiments."""
+    return sorted(path.stem for path in (PRESETS / kind).glob("*.yaml"))
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping; ConfigError names the file and the place."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config file '{path}' cannot be read: {error.strerror or error}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: must be a mapping of settings to values, got {type(found).__name__}.")
+    return found
+
+
+def resolve(name: str, flags: Mapping[str, str | None] | None = None) -> Experiment:
+    """The experiment preset `name` with a `config` file and flags laid over it. Raises ConfigError with every fault."""
+    flags = {key: value for key, value in (flags or {}).items() if value not in (None, "")}
+    faults: list[str] = []
+    if name not in preset_names("experiments"):
+        raise ConfigError(unknown("experiment", name, preset_names("experiments")))
+    layers: list[tuple[str, Mapping[str, Any]]] = [("", load_yaml(PRESETS / "experiments" / f"{name}.yaml"))]
+    if "config" in flags:
+        path = Path(str(flags.pop("config"))).expanduser()
+        layers.append((f"{path}: ", load_yaml(path)))
+    layers.append(("", flags))
+    reader = _Reader(faults)
+    for where, layer in layers:
+        reader.lay(where, layer)
+    experiment = reader.finish(name)
+    if faults or experiment is None:
+        raise ConfigError(faults)
+    return experiment
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Lays settings over each other and collects what is wrong with them."""
+
+    faults: list[str]
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def lay(self, where: str, layer: Mapping[str, Any]) -> None:
+        for key, value in layer.items():
+            if key not in _PARSERS:
+                self.faults.append(where + unknown("setting", key, _PARSERS))
+                continue
+            try:
+                self.values[key] = _PARSERS[key](value)
+            except (ValueError, ConfigError) as error:
+                self.faults.append(f"{where}{key} is {value!r}; {error}")
+
+    def finish(self, name: str) -> Experiment | None:
+        values = dict(self.values)
+        for key in ("task", "pair", "methods"):
+            if key not in values and not any(f.startswith(key) for f in self.faults):
+                self.faults.append(f"setting '{key}' is missing.")
+        models = self._models(values.pop("pair", None), values)
+        methods = self._methods(values.pop("methods", ()), values.pop("gamma", None))
+        if values.pop("judge", None):
+            self.faults.append("judge is given, but no method here takes one; leave it out.")
+        if self.faults:
+            return None
+        return Experiment(name=name, methods=tuple(methods), **models, **values)
+
+    def _models(self, pair: str | None, values: dict[str, Any]) -> dict[str, Any]:
+        if pair is None:
+            return {}
+        if pair not in preset_names("models"):
+            self.faults.append(unknown("pair", pair, preset_names("models")))
+            return {}
+        found = load_yaml(PRESETS / "models" / f"{pair}.yaml")
+        given = {role: values.pop(role) for role in ("target", "draft") if role in values}
+        models = {role: ModelConfig(**{**found[role], **given.get(role, {})}) for role in ("target", "draft")}
+        return {"pair": pair if not given else f"{models['target'].model}+{models['draft'].model}", **models}
+
+    def _methods(self, names: tuple[str, ...], gammas: tuple[int, ...] | None) -> list[MethodConfig]:
+        methods: list[MethodConfig] = []
+        for name in names:
+            if name not in preset_names("methods"):
+                self.faults.append(unknown("method", name, preset_names("methods")))
+                continue
+            found = load_yaml(PRESETS / "methods" / f"{name}.yaml")
+            if found["method"] not in DRAFTING:
+                methods.append(MethodConfig(found["method"], name, name))
+            elif gammas is None:
+                methods.append(MethodConfig(found["method"], name, name, found["gamma"]))
+            else:
+                methods += [MethodConfig(found["method"], name, f"{name}_k{g}", g) for g in gammas]
+        labels = [method.label for method in methods]
+        for label in sorted({x for x in labels if labels.count(x) > 1}):
+            self.faults.append(f"method '{label}' is named {labels.count(label)} times; name it once.")
+        return methods
+
+
+def _whole(least: int, rule: str) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        try:
+            number = int(value) if isinstance(value, str) else value
+        except ValueError:
+            number = None
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise ValueError(f"it must be a whole number {rule}.")
+        return number
+
+    return parse
+
+
+def _real(good: Callable[[float], bool], rule: str) -> Callable[[Any], float]:
+    def parse(value: Any) -> float:
+        try:
+            number = float(value) if not isinstance(value, bool) else math.nan
+        except (TypeError, ValueError):
+            number = math.nan
+        if not good(number):
+            raise ValueError(f"it must be a number {rule}.")
+        return number
+
+    return parse
+
+
+def _gammas(value: Any) -> tuple[int, ...]:
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    parse = _whole(1, ">= 1, or several separated by commas")
+    return tuple(parse(part.strip() if isinstance(part, str) else part) for part in parts)
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts) or not parts:
+        raise ValueError("it must be one or more preset names separated by commas.")
+    return tuple(part.strip() for part in parts)
+
+
+def _one_of(kind: str, known: tuple[str, ...]) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in known:
+            raise ValueError(unknown(kind, value, known))
+        return str(value)
+
+    return parse
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("it must be a name.")
+    return value
+
+
+def _model(value: Any) -> dict[str, str]:
+    if isinstance(value, str):
+        return {"model": value}
+    known = {"model": _text, "dtype": _one_of("dtype", DTYPES), "device": _text}
+    if not isinstance(value, dict):
+        raise ValueError("it must be a folder, a hub id, or a mapping with 'model'.")
+    for key in value:
+        if key not in known:
+            raise ValueError(unknown("model setting", key, known))
+    return {key: known[key](found) for key, found in value.items()}
+
+
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "task": _one_of("task", TASKS),
+    "pair": _text,
+    "target": _model,
+    "draft": _model,
+    "methods": _names,
+    "gamma": _gammas,
+    "judge": _text,
+    "limit": _whole(1, ">= 1"),
+    "max_new_tokens": _whole(1, ">= 1"),
+    "temperature": _real(lambda x: 0 <= x < math.inf, ">= 0 (0 = greedy)"),
+    "top_k": _whole(0, ">= 0 (0 = off)"),
+    "top_p": _real(lambda x: 0 < x <= 1, "in (0, 1] (1 = off)"),
+    "seed": _whole(0, ">= 0"),
+    "repeats": _whole(1, ">= 1"),
+}

@@ -1,0 +1,122 @@
+"""From records to metrics: sums first, each ratio once. Names and definitions are the README's glossary.
+
+The identities of the counts are asserted on every record; a speed is never compared with a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specexp.evaluation.records import Record
+from specexp.evaluation.statistics import mcnemar_p, wilson
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Measured seconds of one call: a draft step, and a target call on n positions, n = 1 included."""
+
+    draft_step: float
+    target: dict[int, float]
+
+    @property
+    def c(self) -> float:
+        """Draft step / target step."""
+        return self.draft_step / self.target[1]
+
+    def v(self, positions: int) -> float:
+        """Target call on n positions / on one."""
+        return self.target[positions] / self.target[1]
+
+
+def check_identities(record: Record, bonus: bool = True) -> None:
+    """Assert what must hold of any record's counts (shared by every method)."""
+    emitted = len(record["token_ids"])
+    rounds, accepted = record["num_rounds"], record["num_accepted"]
+    full = 0 if bonus else record["num_full"]
+    assert emitted == accepted + rounds - record["num_cut"] - full, f"emitted {emitted} tokens, but {record}"
+    assert 0 <= accepted <= record["num_drafted"], record
+    assert record["num_judged"] <= accepted <= record["num_tested"] <= record["num_drafted"], record
+    histogram = record["accepted_histogram"]
+    if record["method"] in ("baseline", "draft_only"):
+        assert histogram == [] and accepted == 0, record
+    else:
+        assert sum(histogram) == rounds == record["num_target_calls"], record
+        assert sum(i * n for i, n in enumerate(histogram)) == accepted, record
+    if record["method"] == "draft_only":
+        assert record["num_target_calls"] == 0, record
+
+
+def summarise(records: Sequence[Record], baseline: Sequence[Record], costs: Costs | None, gamma: int) -> dict[str, float]:
+    """Metrics of one setting (`gamma` 0: it drafts no chain). `baseline` holds plain decoding on the same prompts."""
+
+    def total(key: str) -> float:
+        return sum(record[key] for record in records)
+
+    emitted = sum(len(record["token_ids"]) for record in records)
+    rounds, drafted, accepted = total("num_rounds"), total("num_drafted"), total("num_accepted")
+    metrics = {
+        "calls/target_per_token": total("num_target_calls") / emitted,
+        "calls/draft_per_token": total("num_draft_calls") / emitted,
+        "speed/tokens_per_second": emitted / total("seconds"),
+        "speed/prefill_seconds": total("prefill_seconds") / len(records),
+        "speed/time_to_first_token": total("time_to_first_token") / len(records),
+        "count/prompts": len(records),
+        "count/tokens": emitted,
+    }
+    drafts_chain = gamma > 0
+    if records[0]["method"] != "draft_only":
+        metrics["accept/mean_length"] = emitted / rounds
+    if drafts_chain and drafted:
+        metrics["accept/alpha"] = total("overlap") / max(1, total("num_tested"))
+        metrics["accept/draft_rate"] = accepted / drafted
+        metrics["accept/judged_rate"] = total("num_judged") / drafted
+        for i in range(1, gamma + 1):
+            reached = sum(sum(record["accepted_histogram"][i:]) for record in records)
+            metrics[f"accept/position_{i}"] = reached / rounds
+    if baseline:
+        metrics |= _against(records, baseline)
+    if drafts_chain and costs is not None and baseline:
+        call = gamma * costs.c + costs.v(gamma + 1)
+        alpha = metrics.get("accept/alpha", 0.0)
+        expected = gamma + 1 if alpha >= 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
+        metrics["speed/attainable"] = metrics["accept/mean_length"] / call
+        metrics["speed/realised"] = metrics["speed/speedup"] / metrics["speed/attainable"]
+        metrics["speed/predicted_speedup"] = expected / call
+        metrics["speed/c"] = costs.c
+        metrics["speed/v"] = costs.v(gamma + 1)
+    return metrics | _quality(records)
+
+
+def _against(records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, float]:
+    """Compared with plain decoding: speed from sums, answers and outputs pairwise."""
+    theirs = {(r["prompt_id"], r["turn"], r["repeat"]): r for r in baseline}
+    pairs = [(r, theirs[r["prompt_id"], r["turn"], r["repeat"]]) for r in records]
+
+    def rate(side: int, *keys: str) -> float:
+        return sum(len(p[side]["token_ids"]) for p in pairs) / sum(p[side][k] for p in pairs for k in keys)
+
+    metrics = {
+        "speed/speedup": rate(0, "seconds") / rate(1, "seconds"),
+        "speed/speedup_end_to_end": rate(0, "seconds", "prefill_seconds") / rate(1, "seconds", "prefill_seconds"),
+        "quality/equal_to_baseline": sum(a["token_ids"] == b["token_ids"] for a, b in pairs) / len(pairs),
+    }
+    checked = [(a["correct"], b["correct"]) for a, b in pairs if a["correct"] is not None]
+    if checked:
+        gained = sum(a and not b for a, b in checked)
+        lost = sum(b and not a for a, b in checked)
+        metrics["quality/accuracy_delta"] = (gained - lost) / len(checked)
+        metrics["quality/mcnemar_p"] = mcnemar_p(gained, lost)
+    return metrics
+
+
+def _quality(records: Sequence[Record]) -> dict[str, float]:
+    checked = [bool(r["correct"]) for r in records if r["correct"] is not None]
+    if not checked:
+        return {}
+    low, high = wilson(sum(checked), len(checked))
+    return {
+        "quality/accuracy": sum(checked) / len(checked),
+        "quality/accuracy_low": low,
+        "quality/accuracy_high": high,
+    }

@@ -1,0 +1,97 @@
+"""What an evaluation shows when it is done: the table in the terminal, summary.json, and the MLflow runs."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from specexp import tracking
+from specexp.config import MethodConfig
+from specexp.evaluation.methods import LOSSLESS
+from specexp.evaluation.output import OutputFolder
+from specexp.evaluation.records import Record
+from specexp.evaluation.runner import Prepared, summary
+
+COLUMNS = (
+    ("tok/s", "speed/tokens_per_second", "{:.0f}"),
+    ("speed-up", "speed/speedup", "{:.2f}x"),
+    ("attainable", "speed/attainable", "{:.2f}x"),
+    ("tokens/call", "accept/mean_length", "{:.2f}"),
+    ("alpha", "accept/alpha", "{:.3f}"),
+    ("accuracy", "quality/accuracy", "{:.1%}"),
+    ("= baseline", "quality/equal_to_baseline", "{:.0%}"),
+)
+
+
+def table(metrics: dict[str, dict[str, float]]) -> str:
+    """Metrics by run name, as aligned text; an empty cell is a metric the method does not have."""
+    rows = [["", *(head for head, _, _ in COLUMNS)]]
+    for name, found in metrics.items():
+        rows.append([name, *(form.format(found[key]) if key in found else "" for _, key, form in COLUMNS)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+             for row in rows]  # fmt: skip
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def publish(prepared: Prepared, output: OutputFolder, records: Sequence[Record], run_id: str, uid: str) -> None:
+    """Print the table and log all runs. Called again after a kill, it completes what is missing and repeats nothing."""
+    experiment = prepared.experiment
+    found = summary(prepared, output, records)
+    named = {_name(label, repeat, experiment.repeats): metrics for (label, repeat), metrics in found.items()}
+    output.write_json("summary.json", named)
+    print(table(named))
+    methods = {setting.config.label: setting.config for setting in prepared.settings}
+    for (label, repeat), metrics in found.items():
+        mine = [r for r in records if (r["label"], r["repeat"]) == (label, repeat)]
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / "records.jsonl"
+            path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in mine), encoding="utf-8")
+            content = tracking.RunContent(
+                name=_name(label, repeat, experiment.repeats),
+                tags=_tags(prepared, methods[label], metrics),
+                params=_params(prepared, methods[label], mine[0]["seed"]),
+                metrics=metrics,
+                files=[path, output.path / "config.json"],
+            )
+            tracking.log_flat(f"{uid}/{label}/{repeat}", content, run_id)
+    best = max((m["speed/speedup"] for m in found.values() if "speed/speedup" in m), default=None)
+    files = [output.path / name for name in ("records.jsonl", "config.json", "summary.json", "costs.json")]
+    tracking.log_comparison(run_id, {} if best is None else {"speed/best_speedup": best}, files)
+
+
+def _name(label: str, repeat: int, repeats: int) -> str:
+    return label if repeats == 1 else f"{label}_r{repeat}"
+
+
+def _tags(prepared: Prepared, method: MethodConfig, metrics: dict[str, float]) -> dict[str, str]:
+    tags = {
+        "method": method.method,
+        "preset": method.preset,
+        "group": method.label,
+        "pair": prepared.experiment.pair,
+        "task": prepared.experiment.task,
+        "lossless": str(method.method in LOSSLESS).lower(),
+    }
+    length = metrics.get("accept/mean_length")
+    if length is not None and metrics.get("speed/speedup", 0.0) > 1.05 * length:
+        tags["warning"] = "speed-up above tokens per call: the clock was disturbed"
+    return tags
+
+
+def _params(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, object]:
+    experiment = prepared.experiment
+    return {
+        "method": method.method,
+        "preset": method.preset,
+        "gamma": method.gamma or "",
+        "seed": seed,
+        "task": experiment.task,
+        "experiment": experiment.name,
+        "settings_hash": experiment.hash,
+        **{name: getattr(experiment, name) for name in ("limit", "max_new_tokens", "temperature", "top_k", "top_p")},
+        **{f"target.{key}": getattr(experiment.target, key) for key in ("model", "dtype", "device")},
+        **{f"draft.{key}": getattr(experiment.draft, key) for key in ("model", "dtype", "device")},
+    }

@@ -1,0 +1,168 @@
+"""Runs an experiment: every setting on every prompt, interleaved prompt by prompt, one record each.
+
+The order of the settings turns by one from prompt to prompt, so that none always runs behind the same other. Each run
+starts from an empty cache; prefill is timed apart. Nothing here knows MLflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from specexp.config import Experiment, MethodConfig
+from specexp.decoding.dice import dice_for
+from specexp.decoding.rules import Warp
+from specexp.engine import Decoder, Engine, Generation, costs
+from specexp.evaluation.methods import decoder_for
+from specexp.evaluation.metrics import Costs, check_identities, summarise
+from specexp.evaluation.output import OutputFolder
+from specexp.evaluation.pair import Pair, load_pair
+from specexp.evaluation.records import Record, RecordFile
+from specexp.errors import PromptError
+from specexp.tasks.task import Example, Task, task
+
+WARM_UP_TOKENS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One method at one draft length, with its decoder."""
+
+    config: MethodConfig
+    decoder: Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An experiment that can run: everything that could be wrong with it has been looked at."""
+
+    experiment: Experiment
+    task: Task
+    examples: list[Example]
+    prompts: list[list[int]]
+    settings: list[Setting]
+    pair: Pair
+
+
+def default_output(experiment: Experiment) -> Path:
+    return Path("runs") / f"{experiment.name}-{experiment.hash}"
+
+
+def prepare(experiment: Experiment) -> Prepared:
+    """Load models and task, and check that every prompt fits. Writes nothing."""
+    warp = Warp(experiment.temperature, experiment.top_k, experiment.top_p)
+    settings = [Setting(method, decoder_for(method, warp)) for method in experiment.methods]
+    chosen = task(experiment.task)
+    examples = chosen.examples(experiment.limit)
+    pair = load_pair(experiment, {role for setting in settings for role in setting.decoder.models})
+    prompts = [pair.encode(example.prompt) for example in examples]
+    engine = Engine(pair.models)
+    for example, ids in zip(examples, prompts, strict=True):
+        for role in sorted({setting.decoder.models[0] for setting in settings}):
+            try:
+                engine.room_for(ids, experiment.max_new_tokens, role)
+            except PromptError as error:
+                raise PromptError(f"prompt '{example.prompt_id}': {error}") from None
+    return Prepared(experiment, chosen, examples, prompts, settings, pair)
+
+
+def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
+    """Append every record that is still missing. An interruption leaves whole records only."""
+    experiment = prepared.experiment
+    jobs = list(_jobs(prepared, records))
+    total = len(prepared.examples) * len(prepared.settings) * experiment.repeats
+    engine = Engine(prepared.pair.models, prepared.pair.eos_ids)
+    if jobs:
+        _warm_up(prepared, engine)
+    if output.read_json("costs.json") is None:
+        output.write_json("costs.json", _measure(prepared))
+    with tqdm(total=total, initial=total - len(jobs), desc=experiment.name, unit="run", dynamic_ncols=True) as bar:
+        for index, setting, repeat in jobs:
+            example = prepared.examples[index]
+            seed = experiment.seed + repeat
+            dice = dice_for(experiment.temperature, seed, example.prompt_id)
+            out = engine.generate(setting.decoder, prepared.prompts[index], experiment.max_new_tokens, dice)
+            record = _record(prepared, example, setting.config, repeat, seed, out)
+            check_identities(record)
+            records.append(record)
+            bar.set_postfix_str(setting.config.label, refresh=False)
+            bar.update()
+
+
+def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> dict[tuple[str, int], dict[str, float]]:
+    """Metrics by (label, repeat)."""
+    measured = output.read_json("costs.json")
+    found = Costs(measured["draft"], {int(n): s for n, s in measured["target"].items()}) if measured else None
+    groups: dict[tuple[str, int], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record["label"], record["repeat"]), []).append(record)
+    gammas = {setting.config.label: setting.config.gamma for setting in prepared.settings}
+    plain = {key[1]: group for key, group in groups.items() if group[0]["method"] == "baseline"}
+    return {
+        (setting.config.label, repeat): summarise(
+            groups[setting.config.label, repeat], plain.get(repeat, []), found, gammas[setting.config.label]
+        )
+        for setting in prepared.settings
+        for repeat in range(prepared.experiment.repeats)
+    }
+
+
+def _jobs(prepared: Prepared, records: RecordFile) -> Iterator[tuple[int, Setting, int]]:
+    done = records.done
+    settings = prepared.settings
+    for repeat in range(prepared.experiment.repeats):
+        for index, example in enumerate(prepared.examples):
+            turn = (index + repeat) % len(settings)
+            for setting in settings[turn:] + settings[:turn]:
+                if (example.prompt_id, 0, setting.config.label, repeat) not in done:
+                    yield index, setting, repeat
+
+
+def _warm_up(prepared: Prepared, engine: Engine) -> None:
+    for setting in prepared.settings:
+        for ids in prepared.prompts[:2]:
+            dice = dice_for(prepared.experiment.temperature, 0, "warm-up")
+            engine.generate(setting.decoder, ids, WARM_UP_TOKENS, dice)
+
+
+def _measure(prepared: Prepared) -> dict[str, Any] | None:
+    """Seconds per call where the middle of an output stands; None when no chain is verified."""
+    gammas = sorted({s.config.gamma for s in prepared.settings if s.config.gamma})
+    if not gammas:
+        return None
+    length = max(len(ids) for ids in prepared.prompts)
+    ids = prepared.prompts[0]
+    room = min(model.context for model in prepared.pair.models.values()) - gammas[-1] - 1
+    behind = (ids * (length // len(ids) + 2))[: min(length + 32, room)]
+    found = costs.measure(prepared.pair.models, behind, [g + 1 for g in gammas])
+    return {
+        "context": len(behind),
+        "draft": found["draft", 1],
+        "target": {str(n): seconds for (role, n), seconds in found.items() if role == "target"},
+    }
+
+
+def _record(
+    prepared: Prepared, example: Example, method: MethodConfig, repeat: int, seed: int, out: Generation
+) -> Record:
+    text = prepared.pair.decode(out.token_ids)
+    answer = prepared.task.extract(text, out.finish_reason == "stop")
+    return {
+        "prompt_id": example.prompt_id,
+        "turn": 0,
+        "method": method.method,
+        "preset": method.preset,
+        "label": method.label,
+        "repeat": repeat,
+        "seed": seed,
+        "text": text,
+        "answer": answer,
+        "gold": example.answer,
+        "correct": None if example.answer is None else answer == example.answer,
+        **{name: getattr(out, name) for name in Generation.__dataclass_fields__},
+        "settings_hash": prepared.experiment.hash,
+    }
