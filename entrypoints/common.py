@@ -1,4 +1,4 @@
-"""What every entry point does alike: one clear line and exit code 2 for what a person can mend, and a clean end on SIGTERM."""
+"""What entry points do alike: one clear line and exit code 2 for what a person can mend, a clean end on SIGTERM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from specexp.errors import SpecexpError
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
 
 
-class Flag(click.ParamType):
+class Flag(click.ParamType[bool]):
     """true / false as text, since MLflow passes text; a bare `--resume` works too."""
 
     name = "true|false"
@@ -26,7 +26,7 @@ class Flag(click.ParamType):
             return True
         if str(value).lower() in FALSE:
             return False
-        self.fail(f"{value!r} is neither true nor false.", param, ctx)
+        return self.fail(f"{value!r} is neither true nor false.", param, ctx)
 
 
 def guarded(work: Callable[[], None]) -> None:

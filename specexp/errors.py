@@ -7,7 +7,7 @@
     ├── PromptError              one prompt is empty, or does not fit the model's context
     └── OutputError              an output folder is in the way, or belongs to another configuration
 
-A programmer's mistake (a broken identity, a decoder that commits an unknown token) is an AssertionError, not one of these.
+A programmer's mistake (a broken identity of counts, a crop beyond the cache) is an AssertionError, not one of these.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
@@ -67,7 +66,7 @@ def log_comparison(run_id: str, metrics: Mapping[str, float], files: Sequence[Pa
 
 
 def log_flat(key: str, content: RunContent, parent_id: str) -> str:
-    """Make the flat run that `key` names, or finish it if it was begun; a finished one is left alone. Returns its id."""
+    """Make the flat run that `key` names, or finish it if it was begun; leave a finished one alone. Returns its id."""
     client = MlflowClient()
     experiment = client.get_run(parent_id).info.experiment_id
     found = client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=1)

@@ -30,7 +30,9 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
     def get_code(self, fullname: str) -> Any:
         source = self.get_data(self.path).decode()
-        assert source.count(self.bug.old) == 1, f"{self.bug.name}: {self.bug.old!r} stands {source.count(self.bug.old)}x"
+        assert source.count(self.bug.old) == 1, (
+            f"{self.bug.name}: {self.bug.old!r} stands {source.count(self.bug.old)}x"
+        )
         return compile(source.replace(self.bug.old, self.bug.new), self.path, "exec")
 
 
@@ -42,7 +44,8 @@ class _Finder(importlib.abc.MetaPathFinder):
         if fullname != self.bug.module:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-        assert spec is not None and spec.origin is not None
+        assert spec is not None
+        assert spec.origin is not None
         loader = _Loader(fullname, spec.origin)
         loader.bug = self.bug
         spec.loader = loader

@@ -1,4 +1,4 @@
-"""What the tests compare with: the target's own distribution, in plain Python, sharing no line with specexp.decoding."""
+"""What the tests compare with: the target's own distribution, in plain Python, sharing no line with decoding."""
 
 from __future__ import annotations
 

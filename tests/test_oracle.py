@@ -1,4 +1,4 @@
-"""Exactness by exhaustion: every way the dice can fall, through the real engine, against the target's own distribution."""
+"""Exactness by exhaustion: every way the dice can fall, through the real engine, against the target's distribution."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def test_a_biased_sampler_fails() -> None:
 
 def caught_by(bug: Bug) -> str | None:
     """The first check that notices the bug, or None."""
-    checks = itertools.product((3, 11), [(2, 3, 5), (4, 2, 7), (None, 3, 4)], SAMPLINGS[:2] + SAMPLINGS[3:], (True, False))
+    checks = itertools.product(
+        (3, 11), [(2, 3, 5), (4, 2, 7), (None, 3, 4)], SAMPLINGS[:2] + SAMPLINGS[3:], (True, False)
+    )
     with mutated(bug), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a bug may divide by zero; what comes out of it is the test
         for seed, size, sampling, eos in checks:

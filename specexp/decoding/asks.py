@@ -43,7 +43,7 @@ class Scored:
 class Draft:
     """Ask for a chain of at most `gamma` tokens sampled from the draft under `warp`.
 
-    The engine trims it so that the chain and `reserve` further tokens fit what is left to emit, and the draft's context.
+    The engine trims it so that the chain and `reserve` more tokens fit what is left to emit, and the draft's context.
     """
 
     gamma: int

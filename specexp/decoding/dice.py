@@ -30,7 +30,7 @@ class Dice(Protocol):
         ...
 
     def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
-        """The token behind `num_accepted` drafts that start at `position`: RESIDUAL, or TARGET when all were accepted."""
+        """The token behind `num_accepted` drafts from `position` on: RESIDUAL, or TARGET when all were accepted."""
         ...
 
     def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:

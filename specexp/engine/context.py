@@ -23,7 +23,7 @@ class Context:
         self._fed: list[Array] = []  # the tokens it was given since
 
     def open(self, ids: list[int]) -> None:
-        """Hold ids[:-1], feeding only what does not already stand in the cache. A prompt beyond the context is not fed."""
+        """Hold ids[:-1], feeding only what the cache does not hold yet. A prompt beyond the context is not fed."""
         common = 0
         for old, new in zip(self._ids[: self._cached], ids[:-1], strict=False):
             if old != new:

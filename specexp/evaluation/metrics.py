@@ -39,7 +39,8 @@ def check_identities(record: Record, bonus: bool = True) -> None:
     assert record["num_judged"] <= accepted <= record["num_tested"] <= record["num_drafted"], record
     histogram = record["accepted_histogram"]
     if record["method"] in ("baseline", "draft_only"):
-        assert histogram == [] and accepted == 0, record
+        assert histogram == [], record
+        assert accepted == 0, record
     else:
         assert sum(histogram) == rounds == record["num_target_calls"], record
         assert sum(i * n for i, n in enumerate(histogram)) == accepted, record
@@ -47,11 +48,13 @@ def check_identities(record: Record, bonus: bool = True) -> None:
         assert record["num_target_calls"] == 0, record
 
 
-def summarise(records: Sequence[Record], baseline: Sequence[Record], costs: Costs | None, gamma: int) -> dict[str, float]:
+def summarise(
+    records: Sequence[Record], baseline: Sequence[Record], costs: Costs | None, gamma: int
+) -> dict[str, float]:
     """Metrics of one setting (`gamma` 0: it drafts no chain). `baseline` holds plain decoding on the same prompts."""
 
     def total(key: str) -> float:
-        return sum(record[key] for record in records)
+        return float(sum(record[key] for record in records))
 
     emitted = sum(len(record["token_ids"]) for record in records)
     rounds, drafted, accepted = total("num_rounds"), total("num_drafted"), total("num_accepted")
@@ -94,7 +97,7 @@ def _against(records: Sequence[Record], baseline: Sequence[Record]) -> dict[str,
     pairs = [(r, theirs[r["prompt_id"], r["turn"], r["repeat"]]) for r in records]
 
     def rate(side: int, *keys: str) -> float:
-        return sum(len(p[side]["token_ids"]) for p in pairs) / sum(p[side][k] for p in pairs for k in keys)
+        return sum(len(p[side]["token_ids"]) for p in pairs) / float(sum(p[side][k] for p in pairs for k in keys))
 
     metrics = {
         "speed/speedup": rate(0, "seconds") / rate(1, "seconds"),

@@ -57,7 +57,12 @@ class _Leaf:
 
 
 def _rounds(
-    make_engine: Callable[[], Engine], decoder: Decoder, prompt: Sequence[int], limit: int, script: list[int], rounds: int
+    make_engine: Callable[[], Engine],
+    decoder: Decoder,
+    prompt: Sequence[int],
+    limit: int,
+    script: list[int],
+    rounds: int,
 ) -> Iterator[_Leaf]:
     """Every way through round number `rounds`, the earlier ones going as `script` says."""
     todo = [list(script)]
@@ -73,7 +78,7 @@ def _rounds(
         state = (tuple(out.token_ids), watched.room, engine.fingerprint())
         yield _Leaf(prob, path, tuple(out.token_ids), state, watched.room == 0)
         for at in range(len(dice.script), len(dice.made)):
-            todo += [path[:at] + [other] for other in range(1, len(dice.made[at].probs))]
+            todo += [[*path[:at], other] for other in range(1, len(dice.made[at].probs))]
 
 
 @dataclass(slots=True)

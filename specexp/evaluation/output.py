@@ -1,10 +1,10 @@
 """The folder an evaluation writes: who may write there, and what it finds there when it resumes.
 
-    config.json     the resolved settings and their hash
-    records.jsonl   one line per prompt and setting
-    costs.json      measured seconds per call
-    mlflow.json     the MLflow runs made for it
-    summary.json    metrics by setting, once all is done
+config.json     the resolved settings and their hash
+records.jsonl   one line per prompt and setting
+costs.json      measured seconds per call
+mlflow.json     the MLflow runs made for it
+summary.json    metrics by setting, once all is done
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class OutputFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise OutputError(f"output folder '{self.path}' is in use by another run; wait for it or stop it.") from error
+            raise OutputError(
+                f"output folder '{self.path}' is in use by another run; wait for it or stop it."
+            ) from error
         config = {**self._experiment.as_dict(), "settings_hash": self._experiment.hash}
         self.write_json("config.json", config)
         return RecordFile(self.path / "records.jsonl", self._experiment.hash)

@@ -47,5 +47,7 @@ def load_pair(experiment: Experiment, roles: Set[Role]) -> Pair:
             eos = eos or model.eos_ids
     sizes = {role: model.vocab_size for role, model in models.items()}
     if len(set(sizes.values())) > 1:
-        raise ModelError(f"target and draft score different vocabularies: {sizes}; choose a draft of the target's family.")
+        raise ModelError(
+            f"target and draft score different vocabularies: {sizes}; choose a draft of the target's family."
+        )
     return Pair(tokenizer, models, eos)

@@ -71,12 +71,15 @@ class RecordFile:
                             f"{self._path}, line {number} is not a record ({error}); the file was changed by hand."
                             " Start again in another output folder."
                         ) from error
-                    print(f"warning: {self._path}, line {number} is cut off; it is dropped and computed again.", file=sys.stderr)
+                    print(
+                        f"warning: {self._path}, line {number} is cut off; it is dropped and computed again.",
+                        file=sys.stderr,
+                    )
                     break
                 if record["settings_hash"] != self._settings:
                     raise OutputError(
                         f"{self._path}, line {number} belongs to configuration {record['settings_hash']}, this one is"
-                        f" {self._settings}; resume with the settings it was started with, or name another output folder."
+                        f" {self._settings}; resume with the settings it was started with, or name another output."
                     )
                 good += len(line)
                 yield record

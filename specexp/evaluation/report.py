@@ -31,8 +31,10 @@ def table(metrics: dict[str, dict[str, float]]) -> str:
     for name, found in metrics.items():
         rows.append([name, *(form.format(found[key]) if key in found else "" for _, key, form in COLUMNS)])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-             for row in rows]  # fmt: skip
+    lines = []
+    for name, *cells in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *padded]))
     return "\n".join(line.rstrip() for line in lines)
 
 

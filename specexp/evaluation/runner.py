@@ -17,12 +17,12 @@ from specexp.config import Experiment, MethodConfig
 from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Generation, costs
+from specexp.errors import PromptError
 from specexp.evaluation.methods import decoder_for
 from specexp.evaluation.metrics import Costs, check_identities, summarise
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.pair import Pair, load_pair
 from specexp.evaluation.records import Record, RecordFile
-from specexp.errors import PromptError
 from specexp.tasks.task import Example, Task, task
 
 WARM_UP_TOKENS = 24
@@ -62,7 +62,9 @@ def prepare(experiment: Experiment) -> Prepared:
     prompts = [pair.encode(example.prompt) for example in examples]
     engine = Engine(pair.models)
     for example, ids in zip(examples, prompts, strict=True):
-        for role in sorted({setting.decoder.models[0] for setting in settings}):
+        if not example.prompt.strip():
+            raise PromptError(f"prompt '{example.prompt_id}' is empty; give it some text or leave it out.")
+        for role in sorted({setting.decoder.models[0] for setting in settings}, reverse=True):
             try:
                 engine.room_for(ids, experiment.max_new_tokens, role)
             except PromptError as error:
@@ -93,7 +95,9 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
             bar.update()
 
 
-def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> dict[tuple[str, int], dict[str, float]]:
+def summary(
+    prepared: Prepared, output: OutputFolder, records: Sequence[Record]
+) -> dict[tuple[str, int], dict[str, float]]:
     """Metrics by (label, repeat)."""
     measured = output.read_json("costs.json")
     found = Costs(measured["draft"], {int(n): s for n, s in measured["target"].items()}) if measured else None

@@ -17,7 +17,7 @@ _PERIOD = 5
 
 
 class ToyModel:
-    """Logits ~ N(0, scale^2) by table. `draft_noise` mixes in a second table: 0 is the same model, more is a worse draft."""
+    """Logits ~ N(0, scale^2) by table. `draft_noise` mixes in a second table: 0 is the same model."""
 
     def __init__(
         self, vocab_size: int = 3, seed: int = 0, draft_noise: float = 0.0, scale: float = 1.2, context: int = 64

@@ -11,6 +11,7 @@ arithmetic of a test problem was ever seen in training, whatever names or wordin
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 import re
 from collections.abc import Iterator
@@ -158,7 +159,7 @@ def _wording(rng: random.Random, numbers: tuple[int | str, ...], values: list[in
 
     question = [say(OPENINGS)]
     solution = [say(SOLUTION_OPENINGS) + say(SOLUTION_TAILS)]
-    for i, (before, after) in enumerate(zip(values, values[1:], strict=False)):
+    for i, (before, after) in enumerate(itertools.pairwise(values)):
         operator, operand = str(numbers[1 + 2 * i]), numbers[2 + 2 * i]
         question.append(say(EVENTS[operator], n=operand))
         equation = f" {before}{operator}{operand}={after}"

@@ -63,10 +63,12 @@ RECIPES = {
 def build_tokenizer(problems: int = 20_000, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
     """A byte-level BPE in which every digit is a token of its own and no token crosses a word."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PIECES), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[BOS, EOS, PAD], show_progress=False,
@@ -163,7 +165,9 @@ def train(
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
         if state["recipe"] != asdict(recipe):
-            raise OutputError(f"{checkpoint} was made by another recipe: {state['recipe']}; remove it, or name another work.")
+            raise OutputError(
+                f"{checkpoint} was made by another recipe: {state['recipe']}; remove it, or name another work."
+            )
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -210,7 +214,9 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     partial.rename(folder)
 
 
-def solve_rate(model: HFModel, tokenizer: PreTrainedTokenizerFast, count: int = 200, max_new_tokens: int = 160) -> float:
+def solve_rate(
+    model: HFModel, tokenizer: PreTrainedTokenizerFast, count: int = 200, max_new_tokens: int = 160
+) -> float:
     """Share of the first `count` test problems that plain greedy decoding solves."""
     engine = Engine({"target": model}, model.eos_ids)
     solved = 0

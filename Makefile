@@ -1,0 +1,45 @@
+# make demo      install, then run the main job on the embedded pair
+# make test      install with the test tools, then ruff, mypy and the fast tests
+# make test-all  the same with every test
+# make ui        open the MLflow UI on what was run
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+PORT ?= 5000
+export MLFLOW_DISABLE_TELEMETRY ?= true
+# MLflow starts `python`: the one of this environment.
+export PATH := $(BIN):$(PATH)
+
+.PHONY: demo test test-all check ui evaluate clean
+
+demo: $(VENV)/.installed
+	mlflow run . --env-manager local -P output=runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+test: check
+	pytest -m "not slow"
+
+test-all: check
+	pytest
+
+check: $(VENV)/.installed-test
+	ruff check .
+	ruff format --check .
+	mypy
+
+ui: $(VENV)/.installed
+	mlflow ui --workers 1 --port $(PORT)
+
+evaluate: $(VENV)/.installed
+	mlflow run . --env-manager local -e evaluate $(ARGS)
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

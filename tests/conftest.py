@@ -1,0 +1,91 @@
+"""Shared fixtures: tiny random model folders of several families, made once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specexp.lm.hf import HFModel
+
+VOCAB = 96
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.25,
+}
+LLAMA_LIKE = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 160,
+}  # fmt: skip
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", LLAMA_LIKE),
+    "qwen2": ("Qwen2", LLAMA_LIKE),
+    "mistral": ("Mistral", {**LLAMA_LIKE, "sliding_window": None}),
+    "mistral_window": ("Mistral", {**LLAMA_LIKE, "sliding_window": 12}),
+    "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 160}),
+    "gpt_neox": ("GPTNeoX", {k: v for k, v in LLAMA_LIKE.items() if k != "num_key_value_heads"}),
+    "phi": ("Phi", LLAMA_LIKE),
+}
+
+
+def build(family: str, seed: int = 0, **more: Any) -> Any:
+    """A random model of this family with a wide spread of logits, so that greedy choices are no near ties."""
+    import torch
+    import transformers
+
+    name, sizes = FAMILIES[family]
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{name}Config")(**{**COMMON, **sizes, **more})
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def disturbed(module: Any, noise: float, seed: int = 1) -> Any:
+    """The same model with noise on its weights: a draft that agrees often, not always."""
+    import copy
+
+    import torch
+
+    other = copy.deepcopy(module)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += noise * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    return other
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`folder("llama")` is a saved model folder; `folder("llama", noise=.1)` its disturbed draft."""
+    made: dict[tuple[str, float], Path] = {}
+
+    def make(family: str, noise: float = 0.0) -> Path:
+        if (family, noise) not in made:
+            path = tmp_path_factory.mktemp(f"{family}-{noise}")
+            module = build(family)
+            (disturbed(module, noise) if noise else module).save_pretrained(path)
+            made[family, noise] = path
+        return made[family, noise]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pair(folder: Callable[..., Path]) -> Callable[[str], dict[str, HFModel]]:
+    """`pair("llama")`: target and draft, loaded from their folders in fp32."""
+    from specexp.lm.hf import load_model
+
+    loaded: dict[str, dict[str, HFModel]] = {}
+
+    def load(family: str) -> dict[str, HFModel]:
+        if family not in loaded:
+            loaded[family] = {
+                "target": load_model(str(folder(family))), "draft": load_model(str(folder(family, noise=0.06))),
+            }  # fmt: skip
+        return loaded[family]
+
+    return load

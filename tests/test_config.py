@@ -1,0 +1,111 @@
+"""Settings: three layers, and every fault at once, each with its value, its rule and a way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from specexp import config
+from specexp.errors import ConfigError
+from specexp.evaluation.methods import BUILDERS
+from specexp.tasks.task import TASKS
+
+
+def faults(name: str = "arith_quick", **flags: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config.resolve(name, flags)
+    return caught.value.faults
+
+
+@pytest.mark.parametrize("name", config.preset_names("experiments"))
+def test_every_shipped_experiment_resolves(name: str) -> None:
+    experiment = config.resolve(name)
+    assert experiment.name == name
+    assert experiment.methods
+
+
+@pytest.mark.parametrize("kind", ["experiments", "methods", "models"])
+def test_every_preset_says_what_it_is_for(kind: str) -> None:
+    for name in config.preset_names(kind):
+        assert (config.PRESETS / kind / f"{name}.yaml").read_text().startswith("# ")
+
+
+def test_every_method_is_a_preset_of_its_own_name_and_can_be_built() -> None:
+    assert set(config.METHODS) == set(BUILDERS)
+    assert set(config.METHODS) <= set(config.preset_names("methods"))
+    assert set(config.TASKS) == set(TASKS)
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("limit: 7\nseed: 3\ngamma: [2, 4]\n")
+    got = config.resolve("arith_quick", {"config": str(file), "seed": "5", "top_k": ""})
+    assert (got.limit, got.seed, got.top_k, got.max_new_tokens) == (7, 5, 0, 160)
+    assert [m.label for m in got.methods] == ["baseline", "draft_only", "speculative_k2", "speculative_k4"]
+
+
+def test_the_hash_names_the_configuration() -> None:
+    plain = config.resolve("arith_quick")
+    assert plain.hash == config.resolve("arith_quick", {"seed": "0"}).hash
+    assert plain.hash != config.resolve("arith_quick", {"seed": "1"}).hash
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    found = faults(
+        gamma="0", temperature="-1", methods="baseline,specultive", top_p="2", limit="x", judge="models:/a/1"
+    )
+    assert found == [
+        "gamma is '0'; it must be a whole number >= 1, or several separated by commas.",
+        "temperature is '-1'; it must be a number >= 0 (0 = greedy).",
+        "top_p is '2'; it must be a number in (0, 1] (1 = off).",
+        "limit is 'x'; it must be a whole number >= 1.",
+        "unknown method 'specultive', did you mean 'speculative'? Known: baseline, draft_only, speculative.",
+        "judge is given, but no method here takes one; leave it out.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "flags,message",
+    [
+        ({"gamma": "-3"}, "gamma is '-3'; it must be a whole number >= 1"),
+        ({"gamma": "4,x"}, "gamma is '4,x'"),
+        ({"temperature": "nan"}, "temperature is 'nan'"),
+        ({"max_new_tokens": "0"}, "max_new_tokens is '0'"),
+        ({"repeats": "1.5"}, "repeats is '1.5'"),
+        ({"methods": "baseline,baseline"}, "method 'baseline' is named 2 times"),
+        ({"config": "/no/such.yaml"}, "config file '/no/such.yaml' cannot be read: No such file"),
+    ],
+)
+def test_one_bad_flag(flags: dict[str, str], message: str) -> None:
+    found = faults(**flags)
+    assert len(found) == 1
+    assert message in found[0]
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ("limt: 3\n", "unknown setting 'limt', did you mean 'limit'?"),
+        ("limit: [1\n", "not valid YAML"),
+        ("limit:\t3\n", "not valid YAML"),
+        ("- a\n", "must be a mapping"),
+        ("limit: true\n", "limit is True; it must be a whole number >= 1."),
+        ("temperature: warm\n", "temperature is 'warm'; it must be a number"),
+        ("pair: none\n", "unknown pair 'none'"),
+        ("target: {model: x, dtype: float8}\n", "unknown dtype 'float8'"),
+        ("target: {modl: x}\n", "unknown model setting 'modl', did you mean 'model'?"),
+        ("task: arit\n", "unknown task 'arit', did you mean 'arith'?"),
+    ],
+)
+def test_a_bad_file(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    found = faults(config=str(file))
+    assert len(found) == 1
+    assert message in found[0]
+    assert str(file) in found[0] or "pair" in found[0]
+
+
+def test_an_unknown_experiment_comes_with_a_suggestion() -> None:
+    assert "did you mean 'arith_quick'?" in faults("arith_quik")[0]

@@ -1,0 +1,436 @@
+"""evaluate, end to end on the embedded pair: records, metrics, MLflow runs, interruptions and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from click.testing import CliRunner, Result
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from conftest import build
+from entrypoints.evaluate import command
+from specexp import tracking
+from specexp.evaluation import runner
+from specexp.evaluation.metrics import check_identities
+from specexp.lm.hf import ZOO
+from specexp.tasks.task import TASKS, Example
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD_KEYS = {
+    "prompt_id", "turn", "method", "preset", "label", "repeat", "seed", "token_ids", "text", "finish_reason",
+    "num_rounds",
+    "num_drafted", "num_accepted", "num_judged", "num_cut", "num_full", "num_target_calls", "num_target_positions",
+    "num_draft_calls", "accepted_histogram", "seconds", "prefill_seconds", "time_to_first_token", "answer", "gold",
+    "correct", "settings_hash",
+}  # fmt: skip
+CLOCKS = ("seconds", "prefill_seconds", "time_to_first_token")
+SMALL = ["--limit", "2", "--max-new-tokens", "30"]
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables made: making them takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to work in, with a fresh MLflow store of its own."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    return tmp_path
+
+
+def evaluate(*arguments: str) -> Result:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return CliRunner().invoke(command, list(arguments))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "records.jsonl").read_text().splitlines()]
+
+
+def without_clocks(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(
+        ({k: v for k, v in r.items() if k not in CLOCKS} for r in found),
+        key=lambda r: (r["prompt_id"], r["label"], r["repeat"]),
+    )
+
+
+def runs() -> list[Run]:
+    return list(MlflowClient().search_runs(["0"]))
+
+
+def flat_runs() -> dict[str, Run]:
+    found = [run for run in runs() if tracking.KEY in run.data.tags]
+    names = {run.info.run_name: run for run in found}
+    assert len(names) == len(found), "a run was made twice"
+    return names
+
+
+def comparison_runs() -> list[Run]:
+    return [run for run in runs() if run.data.tags.get("method") == "comparison"]
+
+
+def test_it_records_every_prompt_and_setting_and_logs_a_flat_run_for_each(workplace: Path) -> None:
+    result = evaluate(*SMALL, "--gamma", "2,4", "--output", "out")
+    assert result.exit_code == 0, result.output
+    found = records(workplace / "out")
+    labels = ["baseline", "draft_only", "speculative_k2", "speculative_k4"]
+    assert sorted((r["prompt_id"], r["label"]) for r in found) == sorted(
+        (f"arith-test-{i}", label) for i in {r["prompt_id"].rsplit("-", 1)[1] for r in found} for label in labels
+    )
+    assert len(found) == 8
+    for record in found:
+        assert record.keys() >= RECORD_KEYS
+        check_identities(record)
+    by = {(r["prompt_id"], r["label"]): r for r in found}
+    for (prompt, label), record in by.items():
+        if label != "draft_only":
+            assert record["token_ids"] == by[prompt, "baseline"]["token_ids"], "greedy outputs differ"
+        assert "<|eos|>" not in record["text"]
+
+    flat = flat_runs()
+    assert sorted(flat) == labels
+    for name, run in flat.items():
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["method"] == name.split("_k")[0]
+        assert {"group", "pair", "task"} <= run.data.tags.keys()
+        assert "mlflow.parentRunId" not in run.data.tags, "nested runs are hidden from the charts"
+        assert all("/" in metric for metric in run.data.metrics)
+        assert {"speed/tokens_per_second", "speed/speedup", "quality/accuracy"} <= run.data.metrics.keys()
+        own = MlflowClient().download_artifacts(run.info.run_id, "records.jsonl", str(workplace))
+        assert {json.loads(line)["label"] for line in Path(own).read_text().splitlines()} == {name}
+    chain = flat["speculative_k4"].data
+    assert {
+        "accept/alpha",
+        "accept/position_4",
+        "speed/attainable",
+        "speed/realised",
+        "speed/predicted_speedup",
+    } <= chain.metrics.keys()
+    assert chain.params["gamma"] == "4"
+    assert not any(metric.startswith("accept/") for metric in flat["draft_only"].data.metrics)
+    assert flat["draft_only"].data.metrics["calls/target_per_token"] == 0
+
+    (comparison,) = comparison_runs()
+    assert comparison.info.status == "FINISHED"
+    assert {f.path for f in MlflowClient().list_artifacts(comparison.info.run_id)} >= {"records.jsonl", "config.json"}
+    last = result.output.strip().splitlines()[-1]
+    assert last.endswith("/#/experiments/0/runs?workflowType=machine_learning&compareRunsMode=CHART")
+
+
+def test_under_mlflow_run_the_comparison_is_the_run_that_mlflow_made(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = MlflowClient().create_run("0", run_name="merry-mole-12")
+    MlflowClient().log_param(made.info.run_id, "gamma", "'2'")  # MLflow logs the raw, quoted value
+    monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+    result = evaluate(*SMALL, "--methods", "baseline,speculative", "--gamma", "2", "--output", "out")
+    assert result.exit_code == 0, result.output
+    (comparison,) = comparison_runs()
+    assert comparison.info.run_id == made.info.run_id
+    assert comparison.info.run_name == "compare arith_quick"
+    assert sorted(flat_runs()) == ["baseline", "speculative_k2"]
+
+
+def test_repeats_are_runs_of_one_group_with_seeds_of_their_own(workplace: Path) -> None:
+    result = evaluate(
+        *SMALL,
+        "--methods",
+        "baseline,speculative",
+        "--repeats",
+        "2",
+        "--temperature",
+        "1",
+        "--seed",
+        "5",
+        "--output",
+        "out",
+    )
+    assert result.exit_code == 0, result.output
+    assert {(r["repeat"], r["seed"]) for r in records(workplace / "out")} == {(0, 5), (1, 6)}
+    flat = flat_runs()
+    assert sorted(flat) == ["baseline_r0", "baseline_r1", "speculative_r0", "speculative_r1"]
+    assert flat["speculative_r0"].data.tags["group"] == flat["speculative_r1"].data.tags["group"] == "speculative"
+    texts = {(r["prompt_id"], r["repeat"]): r["text"] for r in records(workplace / "out") if r["label"] == "baseline"}
+    assert any(texts[p, 0] != texts[p, 1] for p, _ in texts), "another seed samples another text"
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*SMALL, "--methods", "baseline,speculative"]
+    assert evaluate(*arguments, "--output", "whole").exit_code == 0
+    calls = 0
+
+    def interrupted(record: Any, *more: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "check_identities", interrupted)
+    first = evaluate(*arguments, "--output", "out")
+    assert first.exit_code == 130
+    assert "go on with --resume" in first.output.lower()
+    monkeypatch.undo()
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workplace}/mlflow.db")
+    assert len(records(workplace / "out")) == 2
+    assert evaluate(*arguments, "--output", "out", "--resume", "true").exit_code == 0
+    assert without_clocks(records(workplace / "out")) == without_clocks(records(workplace / "whole"))
+    statuses = sorted((run.info.status, "resumed_from" in run.data.tags) for run in comparison_runs())
+    assert statuses == [("FAILED", False), ("FINISHED", False), ("FINISHED", True)]
+
+
+def test_dying_while_logging_repeats_no_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = tracking._fill, 0
+
+    def dies(*arguments: Any, **more: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise RuntimeError("the machine went away")
+        real(*arguments, **more)
+
+    arguments = [*SMALL, "--methods", "baseline,speculative", "--output", "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "_fill", dies)
+        assert isinstance(evaluate(*arguments).exception, RuntimeError)
+    assert evaluate(*arguments, "--resume").exit_code == 0
+    for run in flat_runs().values():
+        assert run.info.status == "FINISHED"
+        history = MlflowClient().get_metric_history(run.info.run_id, "speed/tokens_per_second")
+        assert len(history) == 1
+    # Going on with a finished one changes nothing.
+    before = (workplace / "out" / "records.jsonl").read_bytes()
+    assert evaluate(*arguments, "--resume").exit_code == 0
+    assert (workplace / "out" / "records.jsonl").read_bytes() == before
+    assert len(flat_runs()) == 2
+
+
+def start(output: str, *more: str) -> subprocess.Popen[str]:
+    arguments = ["--limit", "6", "--methods", "baseline,speculative", "--output", output, *more]
+    return subprocess.Popen(
+        [sys.executable, "-m", "entrypoints.evaluate", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_lines(path: Path, count: int, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None:
+        if path.exists() and path.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.005)
+    pytest.fail(f"ended before it had {count} records: {process.communicate()[0]}")
+
+
+@pytest.mark.slow
+def test_kill_9_loses_and_repeats_nothing(workplace: Path) -> None:
+    whole = start("whole")
+    assert whole.wait() == 0, whole.communicate()[0]
+    for count in (1, 4, 9):
+        process = start("out", "--resume")
+        wait_for_lines(workplace / "out" / "records.jsonl", count, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    last = start("out", "--resume")
+    assert last.wait() == 0, last.communicate()[0]
+    assert without_clocks(records(workplace / "out")) == without_clocks(records(workplace / "whole"))
+    mine = [run for run in comparison_runs() if run.info.start_time]
+    assert sorted(run.info.status for run in mine) == ["FINISHED", "FINISHED", "KILLED", "KILLED", "KILLED"]
+    assert sum("resumed_from" in run.data.tags for run in mine) == 3
+    flat = [run for run in runs() if tracking.KEY in run.data.tags]
+    assert sorted(run.info.run_name for run in flat) == ["baseline", "baseline", "speculative", "speculative"]
+
+
+@pytest.mark.slow
+def test_sigterm_ends_the_run_as_failed_and_leaves_it_resumable(workplace: Path) -> None:
+    process = start("out")
+    wait_for_lines(workplace / "out" / "records.jsonl", 2, process)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate()[0]
+    assert process.returncode == 143
+    assert "Traceback" not in output
+    assert "--resume" in output
+    assert [run.info.status for run in comparison_runs()] == ["FAILED"]
+    last = start("out", "--resume")
+    assert last.wait() == 0, last.communicate()[0]
+    assert len(records(workplace / "out")) == 12
+
+
+def refused(result: Result, message: str, workplace: Path) -> None:
+    """One clear line, exit code 2, no traceback, nothing written, no run made."""
+    assert result.exit_code == 2, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert len(result.output.strip().splitlines()) == 1
+    assert message in result.output
+    assert not (workplace / "out").exists()
+    assert not (workplace / "runs").exists()
+    assert not runs()
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["--experiment", "arith_quik"], "unknown experiment 'arith_quik', did you mean 'arith_quick'?"),
+        (["--gamma", "0"], "gamma is '0'; it must be a whole number >= 1"),
+        (["--gamma", "-2"], "gamma is '-2'; it must be a whole number >= 1"),
+        (["--temperature", "-0.5"], "temperature is '-0.5'; it must be a number >= 0"),
+        (["--resume", "perhaps"], "'perhaps' is neither true nor false"),
+    ],
+)
+def test_bad_settings_are_refused(workplace: Path, arguments: list[str], message: str) -> None:
+    result = evaluate(*arguments, "--output", "out")
+    if arguments[0] == "--resume":  # click's own usage error takes three lines
+        assert result.exit_code == 2
+        assert message in result.output
+    else:
+        refused(result, message, workplace)
+
+
+def with_models(workplace: Path, target: Path | str, draft: Path | str) -> list[str]:
+    (workplace / "mine.yaml").write_text(f"target: {{model: '{target}'}}\ndraft: {{model: '{draft}'}}\nlimit: 2\n")
+    return ["--config", "mine.yaml", "--output", "out"]
+
+
+def tiny(folder: Path, **more: Any) -> Path:
+    """A random model folder with the embedded pair's tokenizer."""
+    build("llama", vocab_size=592, **more).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ZOO / "target" / name, folder)
+    return folder
+
+
+def test_a_missing_model_folder_is_refused(workplace: Path) -> None:
+    refused(
+        evaluate(*with_models(workplace, "./nowhere", "zoo:draft")),
+        "model folder './nowhere' does not exist",
+        workplace,
+    )
+    refused(
+        evaluate(*with_models(workplace, "zoo:targt", "zoo:draft")),
+        "model folder 'zoo:targt' does not exist",
+        workplace,
+    )
+
+
+def test_a_folder_without_a_tokenizer_is_refused(workplace: Path, folder: Callable[..., Path]) -> None:
+    bare = folder("llama")
+    refused(evaluate(*with_models(workplace, bare, "zoo:draft")), "has no tokenizer that can be loaded", workplace)
+
+
+def test_a_folder_without_weights_is_refused(workplace: Path) -> None:
+    path = tiny(workplace / "tiny")
+    (path / "model.safetensors").unlink()
+    refused(evaluate(*with_models(workplace, path, "zoo:draft")), "cannot be loaded (float32 on cpu)", workplace)
+
+
+def test_a_draft_with_another_tokenizer_is_refused(workplace: Path) -> None:
+    path = tiny(workplace / "tiny")
+    text = (path / "tokenizer.json").read_text()
+    spec = json.loads(text)
+    vocab = spec["model"]["vocab"]
+    vocab["Ġhas"], vocab["Ġit"] = vocab["Ġit"], vocab["Ġhas"]
+    (path / "tokenizer.json").write_text(json.dumps(spec))
+    refused(
+        evaluate(*with_models(workplace, "zoo:target", path)), "do not share a tokenizer: 2 tokens differ", workplace
+    )
+
+
+def test_a_prompt_beyond_the_context_is_refused(workplace: Path) -> None:
+    path = tiny(workplace / "tiny", max_position_embeddings=30)
+    refused(
+        evaluate(*with_models(workplace, path, path)),
+        "but the target model's context is 30; shorten it to at most 29",
+        workplace,
+    )
+
+
+def test_an_empty_prompt_is_refused(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        name = "silent"
+
+        def examples(self, limit: int) -> list[Example]:
+            return [Example("silent-0", " ", None)]
+
+        def extract(self, text: str, finished: bool) -> str | None:
+            return None
+
+    monkeypatch.setitem(TASKS, "arith", Silent)
+    refused(evaluate("--output", "out"), "prompt 'silent-0' is empty", workplace)
+
+
+def test_an_existing_folder_is_refused_without_resume(workplace: Path) -> None:
+    assert evaluate(*SMALL, "--methods", "baseline", "--output", "out").exit_code == 0
+    before = (workplace / "out" / "records.jsonl").read_bytes()
+    again = evaluate(*SMALL, "--methods", "baseline", "--output", "out")
+    assert again.exit_code == 2
+    assert "output folder 'out' exists; give resume=true to go on there" in again.output
+    other = evaluate(*SMALL, "--methods", "baseline", "--output", "out", "--resume", "--seed", "4")
+    assert other.exit_code == 2
+    assert "belongs to configuration" in other.output
+    (workplace / "other").mkdir()
+    (workplace / "other" / "records.jsonl").write_bytes(before)
+    moved = evaluate(*SMALL, "--methods", "baseline", "--output", "other", "--resume", "--seed", "4")
+    assert moved.exit_code == 2
+    assert "records.jsonl, line 1 belongs to configuration" in moved.output
+    (workplace / "mine").mkdir()
+    (workplace / "mine" / "thesis.tex").write_text("dear to somebody")
+    foreign = evaluate(*SMALL, "--methods", "baseline", "--output", "mine", "--resume")
+    assert foreign.exit_code == 2
+    assert "was not made by evaluate" in foreign.output
+    assert len(comparison_runs()) == 1
+    assert (workplace / "out" / "records.jsonl").read_bytes() == before
+
+
+def test_a_truncated_last_line_is_dropped_and_computed_again(
+    workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*SMALL, "--methods", "baseline", "--output", "out"]
+    assert evaluate(*arguments).exit_code == 0
+    path = workplace / "out" / "records.jsonl"
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for torn in (lines[0] + lines[1][:40], lines[0] + lines[1][:-1]):
+        path.write_bytes(torn)
+        result = evaluate(*arguments, "--resume")
+        assert result.exit_code == 0, result.output
+        assert "line 2 is cut off; it is dropped and computed again" in result.output + capfd.readouterr().err
+        assert without_clocks(records(workplace / "out")) == without_clocks([json.loads(x) for x in whole.splitlines()])
+    path.write_bytes(lines[0][:30] + b"\n" + lines[1])
+    broken = evaluate(*arguments, "--resume")
+    assert broken.exit_code == 2
+    assert "line 1 is not a record" in broken.output
+
+
+def test_mlflow_reads_the_project_file() -> None:
+    from mlflow.projects.utils import load_project
+
+    project = load_project(str(ROOT))
+    line = project.get_entry_point("evaluate").compute_command({"experiment": "arith_quick"}, None)
+    assert line.startswith("python -m entrypoints.evaluate --experiment arith_quick --methods '' --gamma ''")
+    assert mlflow.__version__ == "3.17.2"

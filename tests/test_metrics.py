@@ -1,0 +1,116 @@
+"""Metrics from sums, checked by hand on made-up records; statistics against published values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from specexp.evaluation.metrics import Costs, check_identities, summarise
+from specexp.evaluation.statistics import mcnemar_p, wilson
+
+
+def record(label: str, prompt: str, **more: Any) -> dict[str, Any]:
+    """A plain-decoding record of 10 tokens in one second."""
+    base = {
+        "prompt_id": prompt, "turn": 0, "method": label, "label": label, "repeat": 0, "token_ids": list(range(10)),
+        "num_rounds": 10, "num_drafted": 0, "num_accepted": 0, "num_judged": 0, "num_cut": 0, "num_full": 0,
+        "num_tested": 0, "overlap": 0.0, "num_target_calls": 10, "num_draft_calls": 0, "accepted_histogram": [],
+        "seconds": 1.0, "prefill_seconds": 0.5, "time_to_first_token": 0.6, "correct": True,
+    }  # fmt: skip
+    return {**base, **more}
+
+
+def chain(prompt: str, **more: Any) -> dict[str, Any]:
+    """Ten tokens in three rounds of gamma 4: 4, 3 and 1 accepted, one token cut."""
+    counts = {
+        "num_rounds": 3, "num_drafted": 12, "num_accepted": 8, "num_cut": 1, "num_full": 1, "num_tested": 10,
+        "overlap": 7.5, "num_target_calls": 3, "num_draft_calls": 12, "accepted_histogram": [0, 1, 0, 1, 1],
+        "seconds": 0.5,
+    }  # fmt: skip
+    return record("speculative", prompt, **{**counts, **more})
+
+
+COSTS = Costs(draft_step=0.02, target={1: 0.1, 5: 0.12})
+
+
+def test_a_chains_metrics() -> None:
+    records = [chain("a"), chain("b", correct=False)]
+    plain = [record("baseline", "a"), record("baseline", "b"), record("baseline", "not compared")]
+    got = summarise(records, plain, COSTS, gamma=4)
+    want = {
+        "accept/mean_length": 20 / 6,
+        "accept/alpha": 15 / 20,
+        "accept/draft_rate": 16 / 24,
+        "accept/judged_rate": 0.0,
+        "accept/position_1": 1.0,
+        "accept/position_2": 4 / 6,
+        "accept/position_3": 4 / 6,
+        "accept/position_4": 2 / 6,
+        "calls/target_per_token": 6 / 20,
+        "calls/draft_per_token": 24 / 20,
+        "speed/tokens_per_second": 20.0,
+        "speed/prefill_seconds": 0.5,
+        "speed/time_to_first_token": 0.6,
+        "speed/speedup": 2.0,
+        "speed/speedup_end_to_end": 1.5,
+        "speed/c": 0.2,
+        "speed/v": 1.2,
+        "speed/attainable": (20 / 6) / (4 * 0.2 + 1.2),
+        "speed/realised": 2.0 / ((20 / 6) / 2.0),
+        "speed/predicted_speedup": (1 - 0.75**5) / 0.25 / 2.0,
+        "quality/accuracy": 0.5,
+        "quality/accuracy_delta": -0.5,
+        "quality/mcnemar_p": 1.0,
+        "quality/equal_to_baseline": 1.0,
+    }
+    assert {key: got[key] for key in want} == pytest.approx(want)
+
+
+def test_shares_of_positions_sum_to_the_accepted_tokens_of_a_round() -> None:
+    got = summarise([chain("a")], [], None, gamma=4)
+    assert sum(got[f"accept/position_{i}"] for i in range(1, 5)) == pytest.approx(8 / 3)
+    assert "speed/speedup" not in got, "no baseline, no speed-up"
+
+
+def test_alpha_one_predicts_gamma_plus_one() -> None:
+    got = summarise([chain("a", overlap=10.0)], [record("baseline", "a")], COSTS, gamma=4)
+    assert got["speed/predicted_speedup"] == pytest.approx(5 / 2)
+
+
+def test_plain_decoding_has_a_mean_length_of_one_and_no_alpha() -> None:
+    got = summarise([record("baseline", "a")], [record("baseline", "a")], COSTS, gamma=0)
+    assert got["accept/mean_length"] == 1
+    assert got["calls/target_per_token"] == 1
+    assert "accept/alpha" not in got
+
+
+def test_tasks_without_answers_log_agreement_alone() -> None:
+    got = summarise([record("baseline", "a", correct=None)], [record("baseline", "a", correct=None)], None, gamma=0)
+    assert got["quality/equal_to_baseline"] == 1
+    assert "quality/accuracy" not in got
+
+
+def test_identities_hold_for_good_records() -> None:
+    check_identities(chain("a"))
+    check_identities(record("baseline", "a"))
+    # Without the bonus token, a full round emits one token less.
+    check_identities(chain("a", num_cut=0), bonus=False)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"num_accepted": 9}, {"num_cut": 0}, {"token_ids": [1]}, {"accepted_histogram": [1, 1, 0, 0, 1]},
+     {"num_target_calls": 4}, {"num_tested": 13}, {"num_judged": 9}],
+)  # fmt: skip
+def test_a_broken_count_is_noticed(broken: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError):
+        check_identities(chain("a", **broken))
+
+
+def test_wilson_and_mcnemar() -> None:
+    # Newcombe (1998), table I: 81 of 263, Wilson without continuity correction.
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0, 20)[0] == 0.0
+    assert mcnemar_p(0, 0) == 1.0
+    assert mcnemar_p(0, 6) == pytest.approx(2 * 0.5**6)

@@ -1,0 +1,114 @@
+"""Warps and the verifying rule, against a slow reference, and the same on numpy and torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import reference
+from specexp.decoding.dice import CertainDice, HashDice
+from specexp.decoding.rules import Warp, verify
+from specexp.errors import ConfigError
+
+logit_rows = arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(2, 9)), elements=st.integers(-4, 4).map(float))
+
+
+@settings(deadline=None, max_examples=200)
+@given(logit_rows, st.sampled_from([0.0, 0.5, 1.0, 1.7]), st.integers(0, 5), st.sampled_from([0.3, 0.75, 1.0]))
+def test_warps_follow_the_definition_ties_included(logits: Any, temperature: float, top_k: int, top_p: float) -> None:
+    """Integer logits tie often; of equal ones the lower id ranks first."""
+    got = Warp(temperature, top_k, top_p)(logits)
+    for row, p in zip(logits, got, strict=True):
+        want = reference.warp(row.tolist(), temperature, top_k, top_p)
+        # A nucleus that ends exactly at top_p may go either way in the last bit of a sum.
+        if top_p < 1 and np.count_nonzero(p) != np.count_nonzero(want):
+            mass = np.sort(reference.warp(row.tolist(), temperature, top_k))[::-1].cumsum()
+            assert np.min(np.abs(mass - top_p)) < 1e-12
+        else:
+            assert np.allclose(p, want, atol=1e-14)
+
+
+@settings(deadline=None, max_examples=100)
+@given(logit_rows, st.sampled_from([0.0, 0.8]), st.integers(0, 4), st.sampled_from([0.6, 1.0]))
+def test_numpy_and_torch_warp_alike(logits: Any, temperature: float, top_k: int, top_p: float) -> None:
+    logits = logits + np.arange(logits.shape[1]) * 1e-3  # no ties: their nucleus may differ in the last bit
+    warp = Warp(temperature, top_k, top_p)
+    assert np.allclose(warp(logits), warp(torch.from_numpy(logits)).numpy(), atol=1e-14)
+
+
+def test_temperature_0_is_exactly_one_hot() -> None:
+    p = Warp(0.0)(np.array([[1.0, 3.0, 3.0], [2.0, 1.0, 0.0]]))
+    assert p.tolist() == [[0, 1, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}]
+)
+def test_impossible_warps_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(bad))} is .*must be"):
+        Warp(**bad)
+
+
+def example(seed: int, drafted: int = 3, vocab: int = 7, temperature: float = 1.0) -> tuple[Any, Any, Any]:
+    rng = np.random.default_rng(seed)
+    warp = Warp(temperature)
+    p, q = warp(2 * rng.standard_normal((drafted + 1, vocab))), warp(2 * rng.standard_normal((drafted, vocab)))
+    tokens = np.array([HashDice.of(seed, "draft").pick(row, i, 1) for i, row in enumerate(q)], dtype=np.int64)
+    return p, q, tokens
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_numpy_and_torch_verify_alike(seed: int) -> None:
+    p, q, tokens = example(seed)
+    for waived in (None, np.array([True, False, True])):
+        dice = HashDice.of(seed, "x")
+        one = verify(p, q, tokens, waived, dice, 4)
+        other = verify(
+            *map(torch.from_numpy, (p, q, tokens)), None if waived is None else torch.from_numpy(waived), dice, 4
+        )
+        assert one.tokens.tolist() == other.tokens.tolist()
+        for name in ("num_accepted", "num_judged", "num_tested"):
+            assert int(getattr(one, name)) == int(getattr(other, name))
+        assert float(one.overlap) == pytest.approx(float(other.overlap))
+
+
+def test_certain_dice_fall_like_any_other_on_one_hot_distributions() -> None:
+    for seed in range(50):
+        p, q, tokens = example(seed, temperature=0.0)
+        one, other = (verify(p, q, tokens, None, dice, 0) for dice in (CertainDice(), HashDice.of(seed, "x")))
+        assert one.tokens.tolist() == other.tokens.tolist()
+        assert int(one.num_accepted) == int(other.num_accepted)
+
+
+def test_a_waived_token_is_accepted_and_counted_as_judged() -> None:
+    p = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    q = np.array([[0.0, 1.0], [1.0, 0.0]])
+    verdict = verify(p, q, np.array([1, 0]), np.array([True, False]), CertainDice(), 0)
+    assert verdict.tokens.tolist() == [1, 0, 1]
+    assert (int(verdict.num_accepted), int(verdict.num_judged), int(verdict.num_tested)) == (2, 1, 2)
+    assert float(verdict.overlap) == 1.0
+
+
+def test_nothing_drafted_is_one_plain_step() -> None:
+    p = np.array([[0.0, 1.0, 0.0]])
+    verdict = verify(p, np.zeros((0, 3)), np.zeros(0, dtype=np.int64), None, CertainDice(), 0)
+    assert verdict.tokens.tolist() == [1]
+    assert int(verdict.num_accepted) == 0
+
+
+def test_a_residual_without_mass_falls_back_to_p() -> None:
+    """p = q up to rounding, yet rejected: there is nothing left to draw from but p."""
+
+    class Rejecting(CertainDice):
+        def streak(self, prob: Any, waived: Any, position: int) -> Any:
+            return np.asarray(0), np.zeros(prob.shape[0], dtype=bool)
+
+    p = np.array([[0.25, 0.75], [0.5, 0.5]])
+    verdict = verify(p, p[:1], np.array([0]), None, Rejecting(), 0)
+    assert verdict.tokens.tolist()[0] == 1

@@ -1,0 +1,105 @@
+"""How the embedded pair is made: the tokenizer it ships with, and a training that can be interrupted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from specexp.errors import OutputError
+from specexp.lm.hf import ZOO, load_model, load_tokenizer
+from specexp.tasks import arith
+from specexp.zoo import training
+
+TINY = replace(training.RECIPES["draft"], layers=1, hidden=16, heads=1, steps=6, batch=2, warmup=2, checkpoint_every=2)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return training.build_tokenizer()
+
+
+def test_the_shipped_tokenizer_is_the_one_that_training_builds(tokenizer: Any) -> None:
+    for name in ("target", "draft"):
+        shipped = load_tokenizer(f"zoo:{name}")
+        assert shipped.get_vocab() == tokenizer.get_vocab()
+        text = "Zoë has 1234 stones, 5+67=72!\n#### 72"
+        assert shipped(text)["input_ids"] == tokenizer(text)["input_ids"]
+        assert shipped.decode(shipped(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_every_digit_is_a_token_of_its_own(tokenizer: Any) -> None:
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer("it is 27+15=42.", add_special_tokens=False)["input_ids"])
+    assert [t for t in tokens if any(c.isdigit() for c in t)] == list("271542")
+
+
+def test_a_batch_asks_for_solutions_not_for_questions(tokenizer: Any) -> None:
+    ids, labels = next(training.batches(TINY, tokenizer, 0))
+    for row, wanted in zip(ids, labels, strict=True):
+        answer = tokenizer.decode([int(t) for t in wanted if t != training.IGNORE], skip_special_tokens=True)
+        assert arith.extract_answer(answer) is not None
+        assert "How many" not in answer
+        assert "How many" in tokenizer.decode(row)
+
+
+def test_batches_are_a_function_of_the_step(tokenizer: Any) -> None:
+    recipe = replace(TINY, steps=20)
+    whole = [ids for ids, _ in training.batches(recipe, tokenizer, 0)]
+    assert len(whole) == 20
+    for start in (1, 15, 16, 19):
+        rest = [ids for ids, _ in training.batches(recipe, tokenizer, start)]
+        assert len(rest) == 20 - start
+        assert all(torch.equal(a, b) for a, b in zip(whole[start:], rest, strict=True))
+
+
+def test_an_interrupted_training_ends_with_the_same_weights(tokenizer: Any, tmp_path: Path) -> None:
+    whole = training.train(TINY, tokenizer, tmp_path / "whole", lambda metrics, step: None)
+
+    class Stopped(Exception):
+        pass
+
+    real, calls = torch.nn.utils.clip_grad_norm_, 0
+
+    def stop(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise Stopped
+        return real(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.utils, "clip_grad_norm_", stop)
+        with pytest.raises(Stopped):
+            training.train(TINY, tokenizer, tmp_path / "again", lambda metrics, step: None)
+    again = training.train(TINY, tokenizer, tmp_path / "again", lambda metrics, step: None)
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    training.train(TINY, tokenizer, tmp_path, lambda metrics, step: None)
+    with pytest.raises(OutputError, match="made by another recipe"):
+        training.train(replace(TINY, hidden=32), tokenizer, tmp_path, lambda metrics, step: None)
+
+
+def test_a_saved_model_is_a_folder_that_loads(tokenizer: Any, tmp_path: Path) -> None:
+    model = training.build_model(TINY, tokenizer)
+    training.save(model, tokenizer, tmp_path / "tiny")
+    loaded = load_model(str(tmp_path / "tiny"))
+    assert loaded.eos_ids == (tokenizer.eos_token_id,)
+    assert loaded.vocab_size == len(tokenizer)
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny"], "nothing half-written is left"
+
+
+def test_the_pair_is_small() -> None:
+    assert sum(p.stat().st_size for name in ("target", "draft") for p in (ZOO / name).iterdir()) < 16 * 2**20
+
+
+@pytest.mark.slow
+def test_the_target_solves_what_the_draft_often_does_not() -> None:
+    solved = {n: training.solve_rate(load_model(f"zoo:{n}"), load_tokenizer(f"zoo:{n}")) for n in ("target", "draft")}
+    assert solved["target"] >= 0.90
+    assert 0.20 <= solved["draft"] <= 0.70
