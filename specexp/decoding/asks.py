@@ -8,7 +8,7 @@ Shapes: G drafted tokens, V vocabulary, H hidden size, R rows, M tokens of a rou
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,23 +20,33 @@ Role = Literal["target", "draft"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """Ask what `model` thinks after the last committed token and after each of `tokens`.
+    """Ask what `model` thinks after the last committed token and after each of `tokens`[N].
 
-    The first ask of a round answers R = N + 1 rows (row 0 follows the last committed token), later ones R = N rows: the
-    tokens continue the chain fed to this model since the last `Round`. `tokens=None` asks for row 0 alone.
+    Slots number the tokens fed to this model since the last `Round`, from 0; -1 is the last committed token. Token i
+    stands behind slot `parents[i]`, which may be an earlier token of this very ask; `parents=None` is a chain that goes
+    on behind the newest slot. The first ask of a round answers R = N + 1 rows (row 0 follows the last committed token),
+    later ones R = N. `tokens=None` asks for row 0 alone. With `top`, rows hold the W = `top` best tokens only.
     """
 
     model: Role
     tokens: Array | None = None
+    parents: Sequence[int] | None = None
+    top: int | None = None
     hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """logits[R, V]; hidden[R, H], the last layer after its norm, when asked for."""
+    """`logits`[R, V]; or, when `top` was given, `logprob`[R, W] and `ids`[R, W], best first, at temperature 1.
 
-    logits: Array
+    `hidden`[R, H], the last layer after its norm, when asked for. The first of `tokens` stands in slot `first_slot`.
+    """
+
+    logits: Array | None
     hidden: Array | None = None
+    first_slot: int = 0
+    logprob: Array | None = None
+    ids: Array | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,13 +75,14 @@ class Drafted:
 class Round:
     """Tell what was committed: the first `num_tokens` of `tokens`[M]. Answered with the room left; 0 ends the decoder.
 
-    `num_accepted` of the tokens came from the draft chain, so that many slots of every cache hold committed tokens; the
-    engine drops the others. `counts` are sums for the record (integers or 0-d arrays).
+    `kept[model]` says which slots hold the committed tokens, in their order: a count n (0-d array or int) for slots
+    0 .. n - 1, or an array of slots, padded with -1. The engine drops all others. A model that is not named keeps none.
+    `counts` are sums for the record (numbers or 0-d arrays).
     """
 
     tokens: Array
     num_tokens: Array | int
-    num_accepted: Array | int = 0
+    kept: Mapping[Role, Array | int] = field(default_factory=dict)
     counts: Mapping[str, Array | int] = field(default_factory=dict)
 
 

@@ -85,8 +85,9 @@ class Chain:
             room = yield Round(
                 verdict.tokens,
                 num_tokens,
-                verdict.num_accepted,
+                dict.fromkeys(self.models, verdict.num_accepted),
                 {
+                    "num_accepted": verdict.num_accepted,
                     "num_drafted": num_drafted,
                     "num_judged": verdict.num_judged,
                     "num_tested": verdict.num_tested,

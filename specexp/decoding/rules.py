@@ -75,6 +75,15 @@ class Warp:
         return xp.take_along_axis(ranked, xp.argsort(order, axis=-1), axis=-1)
 
 
+def best(logits: Array, count: int) -> tuple[Array, Array]:
+    """Log-probabilities[R, W] at temperature 1 and ids[R, W] of the W = min(count, V) likeliest tokens, best first."""
+    xp = array_namespace(logits)
+    order = xp.argsort(logits, axis=-1, descending=True, stable=True)[:, :count]
+    highest = xp.max(logits, axis=-1, keepdims=True)
+    mass = highest + xp.log(xp.sum(xp.exp(logits - highest), axis=-1, keepdims=True))
+    return xp.take_along_axis(logits, order, axis=-1) - mass, order
+
+
 def _softmax(xp: Any, logits: Array) -> Array:
     weights = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
     return weights / xp.sum(weights, axis=-1, keepdims=True)

@@ -14,6 +14,7 @@ from array_api_compat import array_namespace
 
 from specexp.decoding.asks import Draft, Drafted, Role, Round, Score, Scored, Steps
 from specexp.decoding.dice import DRAFT, Dice
+from specexp.decoding.rules import best
 from specexp.engine.context import Context
 from specexp.errors import PromptError
 from specexp.lm.model import Array, Model
@@ -166,10 +167,17 @@ class _Run:
         return self._commit(ask)
 
     def _score(self, ask: Score) -> Scored:
-        return Scored(*self._feed(ask.model, ask.tokens, ask.hidden))
+        first_slot = self.contexts[ask.model].num_slots
+        logits, states = self._feed(ask.model, ask.tokens, ask.hidden, ask.parents)
+        if ask.top is None:
+            return Scored(logits, states, first_slot)
+        logprob, ids = best(logits, ask.top)
+        return Scored(None, states, first_slot, logprob, ids)
 
-    def _feed(self, role: Role, tokens: Array | None, hidden: bool) -> tuple[Array, Array | None]:
-        logits, states, positions = self.contexts[role].feed(tokens, hidden)
+    def _feed(
+        self, role: Role, tokens: Array | None, hidden: bool, parents: Sequence[int] | None = None
+    ) -> tuple[Array, Array | None]:
+        logits, states, positions = self.contexts[role].feed(tokens, parents, hidden)
         if role == "target":
             self.out.num_target_calls += 1
             self.out.num_target_positions += positions
@@ -201,29 +209,28 @@ class _Run:
 
     def _commit(self, ask: Round) -> int:
         out, engine = self.out, self.engine
-        names = list(ask.counts)
-        values = engine._read([ask.tokens, ask.num_tokens, ask.num_accepted, *ask.counts.values()])
-        counts = dict(zip(names, (v[0] for v in values[3:]), strict=True))
-        num_tokens, num_accepted = int(values[1][0]), int(values[2][0])
-        tokens = [int(t) for t in values[0][:num_tokens]]
-        kept = self._cut(tokens)
+        values = iter(engine._read([ask.tokens, ask.num_tokens, *ask.kept.values(), *ask.counts.values()]))
+        block, num_tokens = [int(t) for t in next(values)], int(next(values)[0])
+        slots = {role: _slots(kept, next(values)) for role, kept in ask.kept.items()}
+        counts = {name: next(values)[0] for name in ask.counts}
+        tokens = self._cut(block[:num_tokens])
         out.num_rounds += 1
-        out.num_accepted += num_accepted
-        out.num_cut += num_tokens - len(kept)
-        out.token_ids += kept
+        out.num_cut += num_tokens - len(tokens)
+        out.token_ids += tokens
         if "num_drafted" in counts:
-            num_drafted = int(counts["num_drafted"])
+            num_drafted, num_accepted = int(counts["num_drafted"]), int(counts["num_accepted"])
             out.num_drafted += num_drafted
+            out.num_accepted += num_accepted
             out.num_full += num_drafted > 0 and num_accepted == num_drafted
             out.num_judged += int(counts["num_judged"])
             out.num_tested += int(counts["num_tested"])
             out.overlap += counts["overlap"]
             out.accepted_histogram += [0] * (num_accepted + 1 - len(out.accepted_histogram))
             out.accepted_histogram[num_accepted] += 1
-        self.ids += kept
-        for context in self.contexts.values():
-            context.commit(kept, num_accepted)
-        self.room = 0 if out.finish_reason == "stop" else self.room - len(kept)
+        self.ids += tokens
+        for role, context in self.contexts.items():
+            context.commit(tokens, slots.get(role, ()))
+        self.room = 0 if out.finish_reason == "stop" else self.room - len(tokens)
         return self.room
 
     def _cut(self, tokens: list[int]) -> list[int]:
@@ -233,3 +240,10 @@ class _Run:
                 self.out.finish_reason = "stop"
                 return tokens[: i + 1]
         return tokens
+
+
+def _slots(kept: Array | int, values: list[float]) -> Sequence[int]:
+    """Slots in the order of the committed tokens: the first n of them, or those of a list without its padding."""
+    if isinstance(kept, int) or not kept.shape:
+        return range(int(values[0]))
+    return [int(slot) for slot in values if slot >= 0]

@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from transformers.utils import logging as transformers_logging
 
 from specexp.errors import ModelError, unknown
+from specexp.lm.model import Branches
 
 Array = torch.Tensor
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -117,6 +118,32 @@ class HFModel:
             found = self.module.config.get_text_config(decoder=True).eos_token_id
         return () if found is None else tuple(found) if isinstance(found, list | tuple) else (int(found),)
 
+    def tree_mask(self, slots: Array, branches: Branches) -> tuple[Array, Array]:
+        """Attention mask[1, 1, N, slots so far] and positions[N] of tokens fed into `slots`[N].
+
+        sdpa takes booleans, which are exact; eager takes floats and would misread booleans without a word.
+        """
+        attention = self.module.config._attn_implementation
+        windows = getattr(self.module.config.get_text_config(decoder=True), "sliding_window", None)
+        if attention not in ("sdpa", "eager") or windows:
+            kind = f"{attention} attention" if not windows else "sliding-window attention"
+            raise ModelError(
+                f"model '{self.name}' uses {kind}, which takes no tree mask; use sdpa or eager without a window."
+            )
+        base, stop = branches.base, int(slots[-1]) + 1
+        sees = torch.arange(stop)[None, :] <= slots.cpu()[:, None]
+        sees[slots.cpu() >= base, base:] = False
+        positions = slots.clone()
+        for row, slot in enumerate(slots.tolist()):
+            if slot >= base:
+                sees[row, [base + a for a in branches.ancestors[slot - base]]] = True
+                positions[row] = base + branches.depths[slot - base]
+        mask = sees[None, None].to(slots.device)
+        if attention == "eager":
+            dtype = self.module.dtype
+            mask = torch.zeros(mask.shape, dtype=dtype, device=slots.device).masked_fill(~mask, torch.finfo(dtype).min)
+        return mask, positions
+
     def session(self) -> HFSession:
         return HFSession(self)
 
@@ -142,27 +169,41 @@ class HFSession:
         return self._length
 
     @torch.inference_mode()
-    def feed(self, tokens: Array, rows: int, hidden: bool = False) -> tuple[Array, Array | None]:
+    def feed(
+        self, tokens: Array, rows: int, hidden: bool = False, branches: Branches | None = None
+    ) -> tuple[Array, Array | None]:
         num = tokens.shape[0]
         positions = torch.arange(self._length, self._length + num, device=tokens.device)
-        # Keeping 0 rows would mean keeping all of them.
-        keep = {"logits_to_keep": max(rows, 1)} if self._keep else {}
+        more: dict[str, Any] = {}
+        if branches is not None:
+            more["attention_mask"], positions = self._model.tree_mask(positions, branches)
+        if self._keep:
+            more["logits_to_keep"] = max(rows, 1)  # 0 would mean all of them
         out = self._model.module(
-            input_ids=tokens[None], position_ids=positions[None], past_key_values=self._cache, use_cache=True,
-            output_hidden_states=hidden, **keep,
-        )  # fmt: skip
+            input_ids=tokens[None],
+            position_ids=positions[None],
+            past_key_values=self._cache,
+            use_cache=True,
+            output_hidden_states=hidden,
+            **more,
+        )
         self._length += num
         logits = out.logits[0]
         states = out.hidden_states[-1][0, num - rows :] if hidden else None
         return logits[logits.shape[0] - rows :].float(), states
 
-    def crop(self, length: int) -> None:
-        assert 0 <= length <= self._length, f"cannot crop {self._length} slots to {length}"
-        if length == 0:
+    @torch.inference_mode()
+    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
+        assert 0 <= length <= self._length, f"cannot keep {length} of {self._length} slots"
+        if slots:
+            kept = torch.tensor([*range(length), *slots], device=self._model.device)
+            for layer in self._cache.layers:
+                layer.keys, layer.values = layer.keys.index_select(2, kept), layer.values.index_select(2, kept)
+        elif length == 0:
             self._cache = DynamicCache()
         elif length < self._length:
             self._cache.crop(length - self._length)
-        self._length = length
+        self._length = length + len(slots)
 
     def slots(self) -> object:
         return tuple(tuple(layer.keys.flatten().tolist()) for layer in self._cache.layers)

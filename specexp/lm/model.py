@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 Array = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """Where fed tokens stand when they are no chain.
+
+    Slots below `base` are a chain that everything behind it sees. A token in slot base + i stands at position
+    base + depths[i] and sees, behind the base, the slots base + a for a in ancestors[i] (itself included) and no other.
+    """
+
+    base: int
+    depths: Sequence[int]
+    ancestors: Sequence[Sequence[int]]
 
 
 class Session(Protocol):
@@ -16,16 +30,18 @@ class Session(Protocol):
         """Slots in the cache."""
         ...
 
-    def feed(self, tokens: Array, rows: int, hidden: bool = False) -> tuple[Array, Array | None]:
-        """Append tokens[N] at positions length .. length + N - 1, each seeing all before it.
+    def feed(
+        self, tokens: Array, rows: int, hidden: bool = False, branches: Branches | None = None
+    ) -> tuple[Array, Array | None]:
+        """Append tokens[N] in slots length .. length + N - 1: a chain in which each sees all before it, or `branches`.
 
         Returns what follows the last `rows` of them: logits[rows, V] and, if asked, the last layer after its norm
         [rows, H]. With rows = 0 the logits are empty.
         """
         ...
 
-    def crop(self, length: int) -> None:
-        """Forget every slot from `length` on."""
+    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
+        """Keep the first `length` slots and behind them `slots`, in this order; forget every other."""
         ...
 
     def slots(self) -> object:

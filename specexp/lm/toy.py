@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from specexp.lm.model import Array
+from specexp.lm.model import Array, Branches
 
 HIDDEN = 6
 _PERIOD = 5
@@ -57,28 +57,43 @@ class ToyModel:
 
 
 class ToySession:
-    """Slots hold (token, position); a row reads its predecessor back from them."""
+    """Slots hold (token, position); a row reads its predecessor back: the slot it sees one position before its own."""
 
     def __init__(self, model: ToyModel) -> None:
         self._model = model
         self._tokens = np.zeros(0, dtype=np.int64)
+        self._positions = np.zeros(0, dtype=np.int64)
 
     @property
     def length(self) -> int:
         return len(self._tokens)
 
-    def feed(self, tokens: Array, rows: int, hidden: bool = False) -> tuple[Array, Array | None]:
-        assert self.length + len(tokens) <= self._model.context, "fed beyond the toy's context"
+    def feed(
+        self, tokens: Array, rows: int, hidden: bool = False, branches: Branches | None = None
+    ) -> tuple[Array, Array | None]:
         assert rows <= len(tokens), "a row needs a token"
+        start, stop = self.length, self.length + len(tokens)
+        positions = np.arange(start, stop)
+        sees = np.tril(np.ones((stop, stop), dtype=bool))
+        if branches is not None:
+            sees[branches.base :, branches.base :] = False
+            for i, ancestors in enumerate(branches.ancestors):
+                sees[branches.base + i, [branches.base + a for a in ancestors]] = True
+            behind = positions >= branches.base
+            positions[behind] = branches.base + np.asarray(branches.depths)[positions[behind] - branches.base]
+        assert max(positions, default=0) < self._model.context, "fed beyond the toy's context"
         self._tokens = np.concatenate([self._tokens, tokens])
-        slots = np.arange(self.length - rows, self.length)
-        before = np.where(slots > 0, self._tokens[slots - 1], self._model.vocab_size)
-        logits, states = self._model.rows(before, self._tokens[slots], slots)
+        self._positions = np.concatenate([self._positions, positions])
+        fed = np.arange(stop - rows, stop)
+        before = sees[fed] & (self._positions[None, :] == self._positions[fed, None] - 1)
+        previous = np.where(before.any(axis=1), self._tokens[before.argmax(axis=1)], self._model.vocab_size)
+        logits, states = self._model.rows(previous, self._tokens[fed], self._positions[fed])
         return logits, states if hidden else None
 
-    def crop(self, length: int) -> None:
-        assert 0 <= length <= self.length, f"cannot crop {self.length} slots to {length}"
-        self._tokens = self._tokens[:length]
+    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
+        assert 0 <= length <= self.length, f"cannot keep {length} of {self.length} slots"
+        kept = [*range(length), *slots]
+        self._tokens, self._positions = self._tokens[kept], self._positions[kept]
 
     def slots(self) -> object:
-        return tuple(self._tokens.tolist())
+        return tuple(self._tokens.tolist()), tuple(self._positions.tolist())
