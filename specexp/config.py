@@ -199,6 +199,8 @@ def _real(good: Callable[[float], bool], rule: str) -> Callable[[Any], float]:
 def _gammas(value: Any) -> tuple[int, ...]:
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
     parse = _whole(1, ">= 1, or several separated by commas")
+    if not parts:
+        raise ValueError("it must name one length at least.")
     return tuple(parse(part.strip() if isinstance(part, str) else part) for part in parts)
 
 

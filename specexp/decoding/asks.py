@@ -77,7 +77,7 @@ class Round:
 
     `kept[model]` says which slots hold the committed tokens, in their order: a count n (0-d array or int) for slots
     0 .. n - 1, or an array of slots, padded with -1. The engine drops all others. A model that is not named keeps none.
-    `counts` are sums for the record (numbers or 0-d arrays).
+    `counts` are for the record: numbers or 0-d arrays, but `overlap`[G], one value for each drafted position.
     """
 
     tokens: Array

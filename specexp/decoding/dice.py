@@ -65,7 +65,7 @@ class HashDice:
     def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:
         xp = array_namespace(prob)
         positions = xp.arange(position, position + prob.shape[0], dtype=xp.int64, device=device(prob))
-        passed = xp.astype(self.uniform(positions, positions * 0 + ACCEPT, positions * 0), prob.dtype) < prob
+        passed = self.uniform(positions, positions * 0 + ACCEPT, positions * 0) < prob  # in float64: 1.0 always passes
         return _leading(xp, passed, waived), passed
 
     def uniform(self, position: Array, purpose: Array, token: Array) -> Array:

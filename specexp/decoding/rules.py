@@ -60,7 +60,8 @@ class Warp:
         if self.greedy:
             ids = xp.arange(logits.shape[-1], device=device(logits))
             return xp.astype(ids[None, :] == xp.argmax(logits, axis=-1)[:, None], logits.dtype)
-        p = _softmax(xp, logits / self.temperature)
+        # The largest goes first: no temperature, however small, then overflows.
+        p = _softmax(xp, (logits - xp.max(logits, axis=-1, keepdims=True)) / self.temperature)
         if not self.top_k and self.top_p == 1:
             return p
         order = xp.argsort(p, axis=-1, descending=True, stable=True)
@@ -69,9 +70,10 @@ class Warp:
             ranks = xp.arange(p.shape[-1], device=device(p))
             ranked = xp.where(ranks[None, :] < self.top_k, ranked, xp.zeros_like(ranked))
             ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)
-        before = xp.cumulative_sum(ranked, axis=-1) - ranked
-        ranked = xp.where(before < self.top_p, ranked, xp.zeros_like(ranked))
-        ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)
+        if self.top_p < 1:
+            before = xp.cumulative_sum(ranked, axis=-1) - ranked
+            ranked = xp.where(before < self.top_p, ranked, xp.zeros_like(ranked))
+            ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)
         return xp.take_along_axis(ranked, xp.argsort(order, axis=-1), axis=-1)
 
 
@@ -91,13 +93,13 @@ def _softmax(xp: Any, logits: Array) -> Array:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
-    """What became of a drafted chain. All but `tokens`[G + 1] are 0-d arrays."""
+    """What became of a drafted chain. All but `tokens`[G + 1] and `overlap`[G] are 0-d arrays."""
 
     tokens: Array  # the accepted drafts, then the correction or the bonus token, then what is left of the drafts
     num_accepted: Array
     num_judged: Array  # accepted although the lossless rule rejected them
     num_tested: Array  # positions the rule was asked about: the accepted ones and the first rejected one
-    overlap: Array  # sum over the tested positions of sum_x min(p, q)
+    overlap: Array  # [G]: sum_x min(p, q) at every drafted position, tested or not
 
 
 def verify(p: Array, q: Array, drafted: Array, waived: Array | None, dice: Dice, position: int) -> Verdict:
@@ -125,13 +127,12 @@ def verify(p: Array, q: Array, drafted: Array, waived: Array | None, dice: Dice,
     tokens = xp.where(ids == num_accepted, token, xp.concat([drafted, _zero(xp, drafted)]))
     accepted = ids[:-1] < num_accepted
     tested = ids[:-1] <= num_accepted
-    overlap = xp.sum(xp.minimum(p[:-1], q), axis=-1)
     return Verdict(
         tokens=tokens,
         num_accepted=num_accepted,
         num_judged=xp.sum(xp.astype(accepted & ~passed, ids.dtype)),
         num_tested=xp.sum(xp.astype(tested, ids.dtype)),
-        overlap=xp.sum(xp.where(tested, overlap, xp.zeros_like(overlap))),
+        overlap=xp.sum(xp.minimum(p[:-1], q), axis=-1),
     )
 
 

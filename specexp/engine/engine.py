@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device, to_device
 
 from specexp.decoding.asks import Draft, Drafted, Role, Round, Score, Scored, Steps
 from specexp.decoding.dice import DRAFT, Dice
@@ -134,6 +134,7 @@ class _Run:
         self.engine, self.decoder, self.ids, self.dice, self.room = engine, decoder, ids, dice, room
         self.num_prompt = len(ids)
         self.out = Generation()
+        self.place = device(engine._models[decoder.models[0]].ids([]))
 
     def finish(self) -> Generation:
         engine, out = self.engine, self.out
@@ -201,37 +202,45 @@ class _Run:
             if states is not None:
                 hidden.append(states[-1:])
         if not tokens:
-            nothing = model.ids([])
+            nothing = self.engine._models["target"].ids([])
             xp = array_namespace(nothing)
-            return Drafted(nothing, xp.zeros((0, model.vocab_size), dtype=xp.float32, device=nothing.device))
+            return Drafted(nothing, xp.zeros((0, model.vocab_size), dtype=xp.float32, device=self.place))
         xp = array_namespace(tokens[0])
-        return Drafted(xp.stack(tokens), xp.concat(rows), xp.concat(hidden) if hidden else None)
+        # Verifying happens where the target is.
+        found = [xp.stack(tokens), xp.concat(rows), *([xp.concat(hidden)] if hidden else [])]
+        return Drafted(*(to_device(array, self.place) for array in found))
 
     def _commit(self, ask: Round) -> int:
         out, engine = self.out, self.engine
         values = iter(engine._read([ask.tokens, ask.num_tokens, *ask.kept.values(), *ask.counts.values()]))
         block, num_tokens = [int(t) for t in next(values)], int(next(values)[0])
         slots = {role: _slots(kept, next(values)) for role, kept in ask.kept.items()}
-        counts = {name: next(values)[0] for name in ask.counts}
+        counts = {name: next(values) for name in ask.counts}
         tokens = self._cut(block[:num_tokens])
         out.num_rounds += 1
         out.num_cut += num_tokens - len(tokens)
         out.token_ids += tokens
         if "num_drafted" in counts:
-            num_drafted, num_accepted = int(counts["num_drafted"]), int(counts["num_accepted"])
-            out.num_drafted += num_drafted
-            out.num_accepted += num_accepted
-            out.num_full += num_drafted > 0 and num_accepted == num_drafted
-            out.num_judged += int(counts["num_judged"])
-            out.num_tested += int(counts["num_tested"])
-            out.overlap += counts["overlap"]
-            out.accepted_histogram += [0] * (num_accepted + 1 - len(out.accepted_histogram))
-            out.accepted_histogram[num_accepted] += 1
+            self._count_chain(counts, len(tokens))
         self.ids += tokens
         for role, context in self.contexts.items():
             context.commit(tokens, slots.get(role, ()))
         self.room = 0 if out.finish_reason == "stop" else self.room - len(tokens)
         return self.room
+
+    def _count_chain(self, counts: Mapping[str, list[float]], num_kept: int) -> None:
+        out = self.out
+        num_drafted, num_accepted = int(counts["num_drafted"][0]), int(counts["num_accepted"][0])
+        # Positions behind an EOS were tested too, but they are no part of the sequence: alpha leaves them out.
+        num_tested = min(int(counts["num_tested"][0]), num_kept)
+        out.num_drafted += num_drafted
+        out.num_accepted += num_accepted
+        out.num_full += num_drafted > 0 and num_accepted == num_drafted
+        out.num_judged += int(counts["num_judged"][0])
+        out.num_tested += num_tested
+        out.overlap += sum(counts["overlap"][:num_tested])
+        out.accepted_histogram += [0] * (num_accepted + 1 - len(out.accepted_histogram))
+        out.accepted_histogram[num_accepted] += 1
 
     def _cut(self, tokens: list[int]) -> list[int]:
         tokens = tokens[: self.room]

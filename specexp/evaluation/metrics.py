@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specexp.evaluation.records import Record
-from specexp.evaluation.statistics import mcnemar_p, wilson
+from specexp.evaluation.statistics import bootstrap_mean, mcnemar_p, wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ def check_identities(record: Record, bonus: bool = True) -> None:
     full = 0 if bonus else record["num_full"]
     assert emitted == accepted + rounds - record["num_cut"] - full, f"emitted {emitted} tokens, but {record}"
     assert 0 <= accepted <= record["num_drafted"], record
-    assert record["num_judged"] <= accepted <= record["num_tested"] <= record["num_drafted"], record
+    assert record["num_judged"] <= accepted, record
+    assert accepted - record["num_cut"] <= record["num_tested"] <= record["num_drafted"], record
     histogram = record["accepted_histogram"]
     if record["method"] in ("baseline", "draft_only"):
         assert histogram == [], record
@@ -109,6 +110,8 @@ def _against(records: Sequence[Record], baseline: Sequence[Record]) -> dict[str,
         gained = sum(a and not b for a, b in checked)
         lost = sum(b and not a for a, b in checked)
         metrics["quality/accuracy_delta"] = (gained - lost) / len(checked)
+        low, high = bootstrap_mean([float(a) - float(b) for a, b in checked])
+        metrics |= {"quality/accuracy_delta_low": low, "quality/accuracy_delta_high": high}
         metrics["quality/mcnemar_p"] = mcnemar_p(gained, lost)
     return metrics
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any, TextIO
 
 from specexp.config import Experiment
 from specexp.errors import OutputError
 from specexp.evaluation.records import RecordFile, write_whole
+
+LOCK = ".lock"
 
 
 class OutputFolder:
@@ -26,27 +29,45 @@ class OutputFolder:
         self.path = path
         self._experiment = experiment
         self._lock: TextIO | None = None
-        if path.exists() and not path.is_dir():
-            raise OutputError(f"output '{path}' is not a folder; name another one.")
-        taken = path.is_dir() and any(path.iterdir())
+        try:
+            self._look(resume)
+        except OSError as error:
+            raise OutputError(
+                f"output '{path}' cannot be used: {error.strerror or error}; name another one."
+            ) from error
+
+    def _look(self, resume: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"output '{self.path}' is not a folder; name another one.")
+        taken = self.path.is_dir() and any(self.path.iterdir())
         if taken and not resume:
-            raise OutputError(f"output folder '{path}' exists; give resume=true to go on there, or another output.")
+            raise OutputError(
+                f"output folder '{self.path}' exists; give resume=true to go on there, or another output."
+            )
         if taken:
             self._check_owner()
+        nearest = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise OutputError(f"output '{self.path}' cannot be made: '{nearest}' is not a folder that can be written.")
 
     def open(self) -> RecordFile:
         """Take the folder for this process, and read the records that stand in it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / LOCK).open("w")
+        except OSError as error:
+            raise OutputError(f"output '{self.path}' cannot be made: {error.strerror or error}.") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise OutputError(
                 f"output folder '{self.path}' is in use by another run; wait for it or stop it."
             ) from error
+        records = RecordFile(self.path / "records.jsonl", self._experiment.hash)
+        records.repair()
         config = {**self._experiment.as_dict(), "settings_hash": self._experiment.hash}
         self.write_json("config.json", config)
-        return RecordFile(self.path / "records.jsonl", self._experiment.hash)
+        return records
 
     def close(self) -> None:
         if self._lock is not None:
@@ -67,7 +88,11 @@ class OutputFolder:
         except (ValueError, AttributeError):
             found = "unreadable"
         records = self.path / "records.jsonl"
-        if found is None and not records.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
+        if (
+            found is None
+            and not records.exists()
+            and any(p.name not in (LOCK, "config.json.partial") for p in self.path.iterdir())
+        ):
             raise OutputError(f"'{self.path}' was not made by evaluate; name another output folder.")
         if found is not None and found != self._experiment.hash:
             raise OutputError(

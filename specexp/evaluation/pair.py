@@ -25,7 +25,7 @@ class Pair:
         return [int(i) for i in self.tokenizer(prompt)["input_ids"]]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of generated ids, the stopping EOS and other special tokens left out."""
+        """Text of generated ids, special tokens left out."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
@@ -37,17 +37,25 @@ def load_pair(experiment: Experiment, roles: Set[Role]) -> Pair:
     if "draft" in roles:
         hf.check_same_tokenizer(tokenizer, hf.load_tokenizer(experiment.draft.model))
     configs = {"target": experiment.target, "draft": experiment.draft}
-    models: dict[Role, Model] = {}
-    eos: tuple[int, ...] = ()
+    models: dict[Role, hf.HFModel] = {}
     for role in ("target", "draft"):
         if role in roles:
             config = configs[role]
-            model = hf.load_model(config.model, config.dtype, config.device)
-            models[role] = model
-            eos = eos or model.eos_ids
+            models[role] = hf.load_model(config.model, config.dtype, config.device)
+            check_ids(tokenizer, config.model, models[role])
     sizes = {role: model.vocab_size for role, model in models.items()}
     if len(set(sizes.values())) > 1:
         raise ModelError(
             f"target and draft score different vocabularies: {sizes}; choose a draft of the target's family."
         )
-    return Pair(tokenizer, models, eos)
+    return Pair(tokenizer, models, models["target" if "target" in roles else "draft"].eos_ids)
+
+
+def check_ids(tokenizer: Any, name: str, model: Model) -> None:
+    """Refuse a model that does not know every id its tokenizer may give."""
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= model.vocab_size:
+        raise ModelError(
+            f"the tokenizer gives ids up to {highest}, but model '{name}' has {model.vocab_size} tokens;"
+            " use the tokenizer it was trained with."
+        )

@@ -30,17 +30,29 @@ def write_whole(path: Path, text: str) -> None:
 
 
 class RecordFile:
-    """`records.jsonl` of one configuration: what was done before, and a place to append."""
+    """`records.jsonl` of one configuration: what was done before, and a place to append.
+
+    Reading changes nothing; `repair` cuts off a last line that was not written whole.
+    """
 
     def __init__(self, path: Path, settings: str) -> None:
         self._path = path
         self._settings = settings
+        self._good = 0  # bytes of whole lines
         self.records: list[Record] = list(self._read())
         self._file: TextIO | None = None
 
     @property
     def done(self) -> set[Key]:
         return {key_of(record) for record in self.records}
+
+    def repair(self) -> None:
+        """Cut the file behind its last whole line. Only for who holds the folder."""
+        if self._path.exists() and self._good < self._path.stat().st_size:
+            where = f"{self._path}, line {len(self.records) + 1}"
+            print(f"warning: {where} is cut off; it is dropped and computed again.", file=sys.stderr)
+            with self._path.open("rb+") as file:
+                file.truncate(self._good)
 
     def append(self, record: Record) -> None:
         if self._file is None:
@@ -57,32 +69,23 @@ class RecordFile:
     def _read(self) -> Iterator[Record]:
         if not self._path.exists():
             return
-        good = 0
-        with self._path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    if not line.endswith(b"\n"):
-                        raise ValueError("no newline at its end")
-                    record = json.loads(line)
-                    key_of(record)
-                except (ValueError, KeyError, TypeError) as error:
-                    if file.read(1):
-                        raise OutputError(
-                            f"{self._path}, line {number} is not a record ({error}); the file was changed by hand."
-                            " Start again in another output folder."
-                        ) from error
-                    print(
-                        f"warning: {self._path}, line {number} is cut off; it is dropped and computed again.",
-                        file=sys.stderr,
-                    )
-                    break
-                if record["settings_hash"] != self._settings:
-                    raise OutputError(
-                        f"{self._path}, line {number} belongs to configuration {record['settings_hash']}, this one is"
-                        f" {self._settings}; resume with the settings it was started with, or name another output."
-                    )
-                good += len(line)
-                yield record
-        if good < self._path.stat().st_size:
-            with self._path.open("rb+") as file:
-                file.truncate(good)
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        for number, line in enumerate(lines, 1):
+            if number == len(lines) and not line.endswith(b"\n"):
+                return
+            try:
+                record = json.loads(line)
+                key_of(record)
+                found = record["settings_hash"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise OutputError(
+                    f"{self._path}, line {number} is not a record ({type(error).__name__}: {error});"
+                    " the file was changed by hand. Start again in another output folder."
+                ) from error
+            if found != self._settings:
+                raise OutputError(
+                    f"{self._path}, line {number} belongs to configuration {found}, this one is {self._settings};"
+                    " resume with the settings it was started with, or name another output folder."
+                )
+            self._good += len(line)
+            yield record

@@ -17,7 +17,7 @@ from specexp.config import Experiment, MethodConfig
 from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Generation, costs
-from specexp.errors import PromptError
+from specexp.errors import ConfigError, PromptError
 from specexp.evaluation.methods import decoder_for
 from specexp.evaluation.metrics import Costs, check_identities, summarise
 from specexp.evaluation.output import OutputFolder
@@ -60,6 +60,7 @@ def prepare(experiment: Experiment) -> Prepared:
     examples = chosen.examples(experiment.limit)
     pair = load_pair(experiment, {role for setting in settings for role in setting.decoder.models})
     prompts = [pair.encode(example.prompt) for example in examples]
+    _check_gammas(settings, pair)
     engine = Engine(pair.models)
     for example, ids in zip(examples, prompts, strict=True):
         if not example.prompt.strip():
@@ -70,6 +71,15 @@ def prepare(experiment: Experiment) -> Prepared:
             except PromptError as error:
                 raise PromptError(f"prompt '{example.prompt_id}': {error}") from None
     return Prepared(experiment, chosen, examples, prompts, settings, pair)
+
+
+def _check_gammas(settings: Sequence[Setting], pair: Pair) -> None:
+    context = min(model.context for model in pair.models.values())
+    for setting in settings:
+        if setting.config.gamma + 1 >= context:
+            raise ConfigError(
+                f"gamma is {setting.config.gamma}; with a context of {context} it must be at most {context - 2}."
+            )
 
 
 def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
@@ -153,7 +163,7 @@ def _measure(prepared: Prepared) -> dict[str, Any] | None:
 def _record(
     prepared: Prepared, example: Example, method: MethodConfig, repeat: int, seed: int, out: Generation
 ) -> Record:
-    text = prepared.pair.decode(out.token_ids)
+    text = prepared.pair.decode(out.token_ids[:-1] if out.finish_reason == "stop" else out.token_ids)
     answer = prepared.task.extract(text, out.finish_reason == "stop")
     return {
         "prompt_id": example.prompt_id,

@@ -35,9 +35,10 @@ def resolve(name: str) -> str:
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer in this folder or at this hub id."""
+    path = _checked(name)
     try:
-        return AutoTokenizer.from_pretrained(_checked(name))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return AutoTokenizer.from_pretrained(path)
+    except Exception as error:
         raise ModelError(f"'{name}' has no tokenizer that can be loaded: {_first_line(error)}") from error
 
 
@@ -45,12 +46,21 @@ def load_model(name: str, dtype: str = "float32", device: str = "cpu") -> HFMode
     """Weights of this folder or hub id, ready to decode."""
     if dtype not in DTYPES:
         raise ModelError(unknown("dtype", dtype, DTYPES))
+    path = _checked(name)
     try:
         place = torch.device(device)
+        if place.type == "meta":
+            raise ValueError("device meta holds no weights")
         with _quiet():
-            module = AutoModelForCausalLM.from_pretrained(_checked(name), dtype=DTYPES[dtype]).to(place)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+            module, found = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], output_loading_info=True)
+            module = module.to(place)
+    except Exception as error:  # whatever a broken folder makes of a loader: its own words, in one line
         raise ModelError(f"model '{name}' cannot be loaded ({dtype} on {device}): {_first_line(error)}") from error
+    if found["missing_keys"]:
+        some = ", ".join(sorted(found["missing_keys"])[:3])
+        raise ModelError(
+            f"model '{name}' lacks {len(found['missing_keys'])} of its weights ({some}); get all its files."
+        )
     return HFModel(module.eval(), name)
 
 

@@ -56,7 +56,7 @@ class Recipe:
 
 RECIPES = {
     "target": Recipe(layers=8, hidden=192, heads=6, steps=3000),
-    "draft": Recipe(layers=2, hidden=96, heads=3, steps=2400),
+    "draft": Recipe(layers=2, hidden=80, heads=4, steps=1500),
 }
 
 
