@@ -29,7 +29,7 @@ class Flag(click.ParamType[bool]):
         return self.fail(f"{value!r} is neither true nor false.", param, ctx)
 
 
-def guarded(work: Callable[[], None]) -> None:
+def guarded(work: Callable[[], None], way_on: str = "Go on with --resume.") -> None:
     """Run `work`; print a SpecexpError's lines and exit with 2, an interruption's and exit with 130 or 143."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -39,11 +39,16 @@ def guarded(work: Callable[[], None]) -> None:
             click.echo(f"error: {line}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        click.echo("interrupted; what was recorded stays. Go on with --resume.", err=True)
+        click.echo(f"interrupted; what was recorded stays. {way_on}", err=True)
         sys.exit(130)
+    except _Terminated:
+        click.echo(f"terminated; what was recorded stays. {way_on}", err=True)
+        sys.exit(143)
+
+
+class _Terminated(BaseException):
+    """SIGTERM as an exception, not a kill: runs are closed on the way out."""
 
 
 def _terminate(signum: int, frame: object) -> None:
-    # An exception, not a kill: runs are closed on the way out.
-    click.echo("terminated; what was recorded stays. Go on with --resume.", err=True)
-    raise SystemExit(143)
+    raise _Terminated

@@ -58,18 +58,33 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
     try:
         from specexp import tracking
 
-        state = folder.read_json("mlflow.json") or {"uid": uuid.uuid4().hex, "comparison": None}
-        tags = {"method": "comparison", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
-        with tracking.comparison(f"compare {resolved.name}", tags, state["comparison"]) as run_id:
-            folder.write_json("mlflow.json", {**state, "comparison": run_id})
-            runner.run(prepared, folder, records)
-            report.publish(prepared, folder, records.records, run_id, state["uid"])
-            address = tracking.chart_address(run_id)
+        key = f"{_uid(folder)}/comparison"
+        whole = not tracking.attached() and not runner.missing(prepared, records)
+        finished = tracking.find(key, finished=True) if whole else None
+        if finished:
+            report.show(prepared, folder, records.records)
+            run_id = finished
+        else:
+            tags = {"method": "comparison", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
+            with tracking.comparison(key, f"compare {resolved.name}", tags) as run_id:
+                runner.run(prepared, folder, records)
+                report.show(prepared, folder, records.records)
+                report.publish(prepared, folder, records.records, run_id, _uid(folder))
+        address = tracking.chart_address(run_id)
     finally:
         records.close()
         folder.close()
     click.echo(f"records: {folder.path / 'records.jsonl'}")
     click.echo(f"charts (after `make ui`): {address}")
+
+
+def _uid(folder: Any) -> str:
+    """What tells this output folder's MLflow runs from any other's."""
+    state = folder.read_json("mlflow.json")
+    if state is None:
+        state = {"uid": uuid.uuid4().hex}
+        folder.write_json("mlflow.json", state)
+    return str(state["uid"])
 
 
 @click.command("evaluate", help=__doc__)

@@ -18,7 +18,7 @@ from specexp.errors import ConfigError, unknown
 @click.option("--output", default="runs/train_pair/zoo", show_default=True, help="Folder for the finished models.")
 @click.option("--steps", default="", help="Training steps, instead of the recipe's.")
 def command(models: str, work: str, output: str, steps: str) -> None:
-    guarded(lambda: train_pair(models.split(","), Path(work), Path(output), steps))
+    guarded(lambda: train_pair(models.split(","), Path(work), Path(output), steps), "Run the same command to go on.")
 
 
 def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> None:
@@ -34,22 +34,24 @@ def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> N
     from specexp.lm.hf import load_model
     from specexp.zoo import training
 
+    recipes = {name: training.RECIPES[name] for name in names}
+    if steps:
+        recipes = {name: replace(recipe, steps=int(steps)) for name, recipe in recipes.items()}
+    for name, recipe in recipes.items():
+        training.load_checkpoint(recipe, work / name)  # refused before anything is written
     tokenizer = training.build_tokenizer()
     output.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        recipe = training.RECIPES[name]
-        if steps:
-            recipe = replace(recipe, steps=int(steps))
+    for name, recipe in recipes.items():
         folder, note = work / name, work / name / "mlflow.json"
         before = json.loads(note.read_text())["run_id"] if note.exists() else None
         folder.mkdir(parents=True, exist_ok=True)
         tags = {"method": "train_pair", "group": name, "task": "arith"}
-        with tracking.training(f"train {name}", tags, asdict(recipe), before) as run_id:
+        with tracking.training(f"train {name}", tags, asdict(recipe), before) as (run_id, log):
             write_whole(note, json.dumps({"run_id": run_id}))
-            model = training.train(recipe, tokenizer, folder, tracking.log_step)
+            model = training.train(recipe, tokenizer, folder, log)
             training.save(model, tokenizer, output / name)
             solved = training.solve_rate(load_model(str(output / name)), tokenizer)
-            tracking.log_step({"quality/accuracy": solved}, recipe.steps)
+            log({"quality/accuracy": solved}, recipe.steps)
         click.echo(f"{name}: solves {solved:.1%} of 200 unseen problems; saved in {output / name}")
 
 

@@ -1,7 +1,7 @@
 """What specexp writes to MLflow: the comparison run, and one flat run per method and setting.
 
-Everything is written after timing, in batches. Runs are made once: the output folder names them, and each carries a tag
-that finds it again if the process died between making it and noting it.
+Everything is written after timing, in batches. Runs are made once: each carries a key, set as it is made, by which a
+later attempt finds it again.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
 
 KEY = "specexp.key"  # tag: names one run of one output folder
@@ -34,30 +34,43 @@ class RunContent:
     files: Sequence[Path] = ()
 
 
+def find(key: str, finished: bool = False) -> str | None:
+    """Id of the newest run that carries this key, in any experiment of the store."""
+    run = _newest(MlflowClient(), key)
+    return None if run is None or (finished and run.info.status != "FINISHED") else str(run.info.run_id)
+
+
+def attached() -> bool:
+    """Whether `mlflow run` made a run for this process."""
+    return "MLFLOW_RUN_ID" in os.environ
+
+
 @contextmanager
-def comparison(name: str, tags: Mapping[str, str], before: str | None) -> Iterator[str]:
+def comparison(key: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
     """The comparison run: the one `mlflow run` made, or a new one; FAILED if the block is left by an exception.
 
-    `before` is the run of an earlier, interrupted attempt: closed as KILLED if it still stands open, and linked.
+    An earlier run of this key, from an interrupted attempt, is closed as KILLED if it still stands open, and linked.
     """
     client = MlflowClient()
-    resumed = _close_stale(client, before) if before and before != os.environ.get("MLFLOW_RUN_ID") else None
-    attached = "MLFLOW_RUN_ID" in os.environ
-    with mlflow.start_run(run_name=None if attached else name) as run:
-        if attached and _GENERATED_NAME.match(run.info.run_name or ""):
-            mlflow.set_tag("mlflow.runName", name)
-        mlflow.set_tags({**tags, **({"resumed_from": resumed} if resumed else {})})
+    before = _newest(client, key)
+    tags = {KEY: key, **tags}
+    if before is not None and before.info.run_id != os.environ.get("MLFLOW_RUN_ID"):
+        tags["resumed_from"] = before.info.run_id
+        if before.info.status == "RUNNING":
+            client.set_terminated(before.info.run_id, "KILLED")
+    given = attached()
+    with mlflow.start_run(run_name=None if given else name, tags=None if given else tags) as run:
+        if given:
+            mlflow.set_tags(tags)
+            if _GENERATED_NAME.match(run.info.run_name or ""):
+                mlflow.set_tag("mlflow.runName", name)
         yield str(run.info.run_id)
 
 
-def _close_stale(client: MlflowClient, run_id: str) -> str | None:
-    try:
-        run = client.get_run(run_id)
-    except mlflow.MlflowException:
-        return None  # another store; nothing to close there
-    if run.info.status == "RUNNING":
-        client.set_terminated(run_id, "KILLED")
-    return run_id
+def _newest(client: MlflowClient, key: str) -> Run | None:
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_runs(experiments, f"tags.`{KEY}` = '{key}'", max_results=1, order_by=["start_time DESC"])
+    return found[0] if found else None
 
 
 def log_comparison(run_id: str, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
@@ -68,17 +81,15 @@ def log_comparison(run_id: str, metrics: Mapping[str, float], files: Sequence[Pa
 def log_flat(key: str, content: RunContent, parent_id: str) -> str:
     """Make the flat run that `key` names, or finish it if it was begun; leave a finished one alone. Returns its id."""
     client = MlflowClient()
-    experiment = client.get_run(parent_id).info.experiment_id
-    found = client.search_runs([experiment], f"tags.`{KEY}` = '{key}'", max_results=1)
-    if found and found[0].info.status == "FINISHED":
-        return str(found[0].info.run_id)
-    if found:
-        run_id = found[0].info.run_id
-    else:
-        run_id = client.create_run(experiment, run_name=content.name, tags={KEY: key, **content.tags}).info.run_id
-    _fill(client, run_id, content, skip_metrics=bool(found and found[0].data.metrics))
-    client.set_terminated(run_id, "FINISHED")
-    return str(run_id)
+    found = _newest(client, key)
+    if found is not None and found.info.status == "FINISHED":
+        return str(found.info.run_id)
+    if found is None:
+        experiment = client.get_run(parent_id).info.experiment_id
+        found = client.create_run(experiment, run_name=content.name, tags={KEY: key, **content.tags})
+    _fill(client, found.info.run_id, content, skip_metrics=bool(found.data.metrics))
+    client.set_terminated(found.info.run_id, "FINISHED")
+    return str(found.info.run_id)
 
 
 def _fill(client: MlflowClient, run_id: str, content: RunContent, skip_metrics: bool = False) -> None:
@@ -103,26 +114,43 @@ def chart_address(run_id: str) -> str:
     return f"{host}/#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
 
 
+Log = Callable[[Mapping[str, float], int], None]
+
+
 @contextmanager
-def training(name: str, tags: Mapping[str, str], params: Mapping[str, object], before: str | None) -> Iterator[str]:
-    """The run of one training; `before` is the run of an interrupted attempt, which goes on if this store has it."""
+def training(
+    name: str, tags: Mapping[str, str], params: Mapping[str, object], before: str | None
+) -> Iterator[tuple[str, Log]]:
+    """The run of one training: its id, and `log(metrics, step)`.
+
+    `before` is the run of an interrupted attempt, which goes on if this store still has it; what it logged is not
+    logged again.
+    """
     client = MlflowClient()
-    try:
-        known = bool(before) and client.get_run(str(before)) is not None
-    except mlflow.MlflowException:
-        known = False
+    known = _active(client, before)
     # A flat run of its own: the run that `mlflow run` made covers several trainings.
     outer = os.environ.pop("MLFLOW_RUN_ID", None)
+    last: dict[str, int] = {}
     try:
-        with mlflow.start_run(run_id=before if known else None, run_name=None if known else name, nested=False) as run:
+        with mlflow.start_run(run_id=before if known else None, run_name=None if known else name) as run:
+            run_id = str(run.info.run_id)
             if not known:
                 mlflow.set_tags(dict(tags))
                 mlflow.log_params(dict(params))
-            yield str(run.info.run_id)
+
+            def log(metrics: Mapping[str, float], step: int) -> None:
+                for key in metrics.keys() - last.keys():
+                    last[key] = max((m.step for m in client.get_metric_history(run_id, key)), default=-1)
+                mlflow.log_metrics({key: value for key, value in metrics.items() if step > last[key]}, step=step)
+
+            yield run_id, log
     finally:
         if outer is not None:
             os.environ["MLFLOW_RUN_ID"] = outer
 
 
-def log_step(metrics: Mapping[str, float], step: int) -> None:
-    mlflow.log_metrics(dict(metrics), step=step)
+def _active(client: MlflowClient, run_id: str | None) -> bool:
+    try:
+        return run_id is not None and client.get_run(run_id).info.lifecycle_stage == "active"
+    except mlflow.MlflowException:
+        return False  # another store

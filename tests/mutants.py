@@ -94,7 +94,7 @@ BUGS = [
     Bug("top-p drops the token that reaches its mass", RULES, "before < self.top_p",
         "(before + ranked < self.top_p) | (before == 0)"),
     Bug("top-k after top-p's mass is not renormalised", RULES,
-        "            ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)\n        before", "        before"),
+        "            ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)\n        if", "        if"),
     Bug("target cache not rewound", CONTEXT, "                self._session.keep(self._cached + len(slots))\n", "                pass\n"),
     Bug("cache keeps the rejected token", CONTEXT, "slots = [slot for slot in kept if slot < len(self._parents)][: len(tokens) - 1]",
         "slots = [*range(len(self._parents))][: len(tokens)]"),

@@ -70,6 +70,7 @@ def test_all_faults_are_reported_at_once() -> None:
     [
         ({"gamma": "-3"}, "gamma is '-3'; it must be a whole number >= 1"),
         ({"gamma": "4,x"}, "gamma is '4,x'"),
+        ({"gamma": ","}, "gamma is ','"),
         ({"temperature": "nan"}, "temperature is 'nan'"),
         ({"max_new_tokens": "0"}, "max_new_tokens is '0'"),
         ({"repeats": "1.5"}, "repeats is '1.5'"),
@@ -94,6 +95,7 @@ def test_one_bad_flag(flags: dict[str, str], message: str) -> None:
         ("temperature: warm\n", "temperature is 'warm'; it must be a number"),
         ("pair: none\n", "unknown pair 'none'"),
         ("target: {model: x, dtype: float8}\n", "unknown dtype 'float8'"),
+        ("gamma: []\n", "gamma is []; it must name one length at least."),
         ("target: {modl: x}\n", "unknown model setting 'modl', did you mean 'model'?"),
         ("task: arit\n", "unknown task 'arit', did you mean 'arith'?"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -81,7 +82,7 @@ def runs() -> list[Run]:
 
 
 def flat_runs() -> dict[str, Run]:
-    found = [run for run in runs() if tracking.KEY in run.data.tags]
+    found = [run for run in runs() if run.data.tags["method"] != "comparison"]
     names = {run.info.run_name: run for run in found}
     assert len(names) == len(found), "a run was made twice"
     return names
@@ -227,6 +228,30 @@ def test_dying_while_logging_repeats_no_run(workplace: Path, monkeypatch: pytest
     assert evaluate(*arguments, "--resume").exit_code == 0
     assert (workplace / "out" / "records.jsonl").read_bytes() == before
     assert len(flat_runs()) == 2
+    assert sorted(run.info.status for run in comparison_runs()) == ["FAILED", "FINISHED"]
+
+
+def test_a_run_that_was_deleted_meanwhile_is_no_obstacle(workplace: Path) -> None:
+    arguments = [*SMALL, "--methods", "baseline", "--output", "out"]
+    assert evaluate(*arguments).exit_code == 0
+    for run in runs():
+        MlflowClient().delete_run(run.info.run_id)
+    assert evaluate(*arguments, "--resume").exit_code == 0
+    assert len(flat_runs()) == 1
+
+
+def test_a_folder_in_use_is_left_alone(workplace: Path) -> None:
+    arguments = [*SMALL, "--methods", "baseline", "--output", "out"]
+    assert evaluate(*arguments).exit_code == 0
+    path = workplace / "out" / "records.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"half a rec')  # somebody is writing
+    before = path.read_bytes()
+    with (workplace / "out" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = evaluate(*arguments, "--resume")
+    assert result.exit_code == 2
+    assert "is in use by another run" in result.output
+    assert path.read_bytes() == before
 
 
 def start(output: str, *more: str) -> subprocess.Popen[str]:
@@ -240,6 +265,11 @@ def start(output: str, *more: str) -> subprocess.Popen[str]:
     )
 
 
+def finish(process: subprocess.Popen[str]) -> None:
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+
+
 def wait_for_lines(path: Path, count: int, process: subprocess.Popen[str]) -> None:
     while process.poll() is None:
         if path.exists() and path.read_bytes().count(b"\n") >= count:
@@ -250,20 +280,18 @@ def wait_for_lines(path: Path, count: int, process: subprocess.Popen[str]) -> No
 
 @pytest.mark.slow
 def test_kill_9_loses_and_repeats_nothing(workplace: Path) -> None:
-    whole = start("whole")
-    assert whole.wait() == 0, whole.communicate()[0]
+    finish(start("whole"))
     for count in (1, 4, 9):
         process = start("out", "--resume")
         wait_for_lines(workplace / "out" / "records.jsonl", count, process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    last = start("out", "--resume")
-    assert last.wait() == 0, last.communicate()[0]
+    finish(start("out", "--resume"))
     assert without_clocks(records(workplace / "out")) == without_clocks(records(workplace / "whole"))
     mine = [run for run in comparison_runs() if run.info.start_time]
     assert sorted(run.info.status for run in mine) == ["FINISHED", "FINISHED", "KILLED", "KILLED", "KILLED"]
     assert sum("resumed_from" in run.data.tags for run in mine) == 3
-    flat = [run for run in runs() if tracking.KEY in run.data.tags]
+    flat = [run for run in runs() if run.data.tags["method"] != "comparison"]
     assert sorted(run.info.run_name for run in flat) == ["baseline", "baseline", "speculative", "speculative"]
 
 
@@ -277,8 +305,7 @@ def test_sigterm_ends_the_run_as_failed_and_leaves_it_resumable(workplace: Path)
     assert "Traceback" not in output
     assert "--resume" in output
     assert [run.info.status for run in comparison_runs()] == ["FAILED"]
-    last = start("out", "--resume")
-    assert last.wait() == 0, last.communicate()[0]
+    finish(start("out", "--resume"))
     assert len(records(workplace / "out")) == 12
 
 
@@ -347,6 +374,44 @@ def test_a_folder_without_weights_is_refused(workplace: Path) -> None:
     path = tiny(workplace / "tiny")
     (path / "model.safetensors").unlink()
     refused(evaluate(*with_models(workplace, path, "zoo:draft")), "cannot be loaded (float32 on cpu)", workplace)
+
+
+def test_broken_weights_are_refused(workplace: Path) -> None:
+    path = tiny(workplace / "tiny")
+    weights = path / "model.safetensors"
+    whole = weights.read_bytes()
+    for broken in (whole[:1000], b"version https://git-lfs.github.com/spec/v1\n"):
+        weights.write_bytes(broken)
+        refused(evaluate(*with_models(workplace, path, "zoo:draft")), "cannot be loaded (float32 on cpu)", workplace)
+
+
+def test_weights_that_lack_a_layer_are_refused(workplace: Path) -> None:
+    path = tiny(workplace / "tiny")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    refused(evaluate(*with_models(workplace, path, "zoo:draft")), "of its weights (model.layers.2.", workplace)
+
+
+def test_an_unusable_device_is_refused(workplace: Path) -> None:
+    for device in ("cuda:7", "meta", "toaster"):
+        (workplace / "mine.yaml").write_text(f"target: {{model: 'zoo:target', device: '{device}'}}\n")
+        result = evaluate("--config", "mine.yaml", "--output", "out")
+        refused(result, f"cannot be loaded (float32 on {device})", workplace)
+
+
+def test_a_gamma_beyond_the_context_is_refused(workplace: Path) -> None:
+    message = "gamma is 600; with a context of 512 it must be at most 256."
+    refused(evaluate("--gamma", "600", "--output", "out"), message, workplace)
+
+
+def test_an_output_that_cannot_be_made_is_refused(workplace: Path) -> None:
+    (workplace / "file").write_text("")
+    for output in ("file", "file/out", "x" * 300, "/proc/nowhere/out"):
+        result = evaluate("--output", output)
+        assert result.exit_code == 2, result.output
+        assert result.output.startswith("error: output")
+        assert len(result.output.splitlines()) == 1
+        assert not runs()
 
 
 def test_a_draft_with_another_tokenizer_is_refused(workplace: Path) -> None:
@@ -421,10 +486,11 @@ def test_a_truncated_last_line_is_dropped_and_computed_again(
         assert result.exit_code == 0, result.output
         assert "line 2 is cut off; it is dropped and computed again" in result.output + capfd.readouterr().err
         assert without_clocks(records(workplace / "out")) == without_clocks([json.loads(x) for x in whole.splitlines()])
-    path.write_bytes(lines[0][:30] + b"\n" + lines[1])
-    broken = evaluate(*arguments, "--resume")
-    assert broken.exit_code == 2
-    assert "line 1 is not a record" in broken.output
+    for line in (lines[0][:30] + b"\n", b'{"prompt_id": "a", "turn": 0, "label": "b", "repeat": 0}\n', b"7\n"):
+        path.write_bytes(line + lines[1])
+        broken = evaluate(*arguments, "--resume")
+        assert broken.exit_code == 2
+        assert "line 1 is not a record" in broken.output
 
 
 def test_mlflow_reads_the_project_file() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from specexp.evaluation.metrics import Costs, check_identities, summarise
+from specexp.engine.costs import Costs
+from specexp.evaluation.metrics import check_identities, summarise
 from specexp.evaluation.statistics import mcnemar_p, wilson
 
 

@@ -112,3 +112,14 @@ def test_a_residual_without_mass_falls_back_to_p() -> None:
     p = np.array([[0.25, 0.75], [0.5, 0.5]])
     verdict = verify(p, p[:1], np.array([0]), None, Rejecting(), 0)
     assert verdict.tokens.tolist()[0] == 1
+
+
+def test_a_tiny_temperature_is_greedy_not_nan() -> None:
+    logits = np.array([[1.0, 3.0, 2.0]], dtype=np.float32)
+    with np.errstate(over="ignore"):  # minus infinity is what the others' exponents should be
+        assert Warp(1e-38)(logits).tolist() == [[0.0, 1.0, 0.0]]
+
+
+def test_top_p_1_is_off_behind_top_k() -> None:
+    p = Warp(1.0, top_k=100)(np.zeros((1, 200), dtype=np.float32))
+    assert np.count_nonzero(p) == 100

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
+from mlflow.tracking import MlflowClient
 
+from entrypoints.train_pair import command
 from specexp.errors import OutputError
 from specexp.lm.hf import ZOO, load_model, load_tokenizer
 from specexp.tasks import arith
@@ -83,6 +86,43 @@ def test_a_checkpoint_of_another_recipe_is_refused(tokenizer: Any, tmp_path: Pat
     training.train(TINY, tokenizer, tmp_path, lambda metrics, step: None)
     with pytest.raises(OutputError, match="made by another recipe"):
         training.train(replace(TINY, hidden=32), tokenizer, tmp_path, lambda metrics, step: None)
+
+
+def test_another_recipe_leaves_a_finished_training_as_it_was(tokenizer: Any, tmp_path: Path) -> None:
+    recipe = replace(training.RECIPES["draft"], steps=1)
+    training.train(recipe, tokenizer, tmp_path / "work" / "draft", lambda metrics, step: None)
+    folders = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "zoo")]
+    result = CliRunner().invoke(command, ["--models", "draft", *folders, "--steps", "2"])
+    assert result.exit_code == 2
+    assert "made by another recipe" in result.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["work"]
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [(["--models", "drafft"], "unknown model 'drafft', did you mean 'draft'?"), (["--steps", "-1"], "steps is '-1'")],
+)
+def test_bad_arguments_are_refused(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+@pytest.mark.slow
+def test_a_training_is_one_run_however_often_it_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setattr(training, "RECIPES", {"draft": replace(TINY, steps=40)})
+    monkeypatch.setattr(training, "solve_rate", lambda model, tokenizer: 0.25)
+    for _ in range(2):
+        result = CliRunner().invoke(command, ["--models", "draft", "--work", "work", "--output", "zoo"])
+        assert result.exit_code == 0, result.output
+        assert "draft: solves 25.0% of 200 unseen problems" in result.output
+    (run,) = MlflowClient().search_runs(["0"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["hidden"] == "16"
+    for key, steps in (("train/loss", [20, 40]), ("quality/accuracy", [40])):
+        assert [m.step for m in MlflowClient().get_metric_history(run.info.run_id, key)] == steps
 
 
 def test_a_saved_model_is_a_folder_that_loads(tokenizer: Any, tmp_path: Path) -> None:

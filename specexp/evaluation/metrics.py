@@ -6,27 +6,10 @@ The identities of the counts are asserted on every record; a speed is never comp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from specexp.engine.costs import Costs
 from specexp.evaluation.records import Record
 from specexp.evaluation.statistics import bootstrap_mean, mcnemar_p, wilson
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """Measured seconds of one call: a draft step, and a target call on n positions, n = 1 included."""
-
-    draft_step: float
-    target: dict[int, float]
-
-    @property
-    def c(self) -> float:
-        """Draft step / target step."""
-        return self.draft_step / self.target[1]
-
-    def v(self, positions: int) -> float:
-        """Target call on n positions / on one."""
-        return self.target[positions] / self.target[1]
 
 
 def check_identities(record: Record, bonus: bool = True) -> None:

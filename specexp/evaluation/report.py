@@ -38,13 +38,19 @@ def table(metrics: dict[str, dict[str, float]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def publish(prepared: Prepared, output: OutputFolder, records: Sequence[Record], run_id: str, uid: str) -> None:
-    """Print the table and log all runs. Called again after a kill, it completes what is missing and repeats nothing."""
-    experiment = prepared.experiment
+def show(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> None:
+    """Print the table, and write summary.json."""
+    repeats = prepared.experiment.repeats
     found = summary(prepared, output, records)
-    named = {_name(label, repeat, experiment.repeats): metrics for (label, repeat), metrics in found.items()}
+    named = {_name(label, repeat, repeats): metrics for (label, repeat), metrics in found.items()}
     output.write_json("summary.json", named)
     print(table(named))
+
+
+def publish(prepared: Prepared, output: OutputFolder, records: Sequence[Record], run_id: str, uid: str) -> None:
+    """Log all runs. Called again after a kill, it completes what is missing and repeats nothing."""
+    experiment = prepared.experiment
+    found = summary(prepared, output, records)
     methods = {setting.config.label: setting.config for setting in prepared.settings}
     for (label, repeat), metrics in found.items():
         mine = [r for r in records if (r["label"], r["repeat"]) == (label, repeat)]

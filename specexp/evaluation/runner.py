@@ -19,7 +19,7 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Generation, costs
 from specexp.errors import ConfigError, PromptError
 from specexp.evaluation.methods import decoder_for
-from specexp.evaluation.metrics import Costs, check_identities, summarise
+from specexp.evaluation.metrics import check_identities, summarise
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.pair import Pair, load_pair
 from specexp.evaluation.records import Record, RecordFile
@@ -76,9 +76,9 @@ def prepare(experiment: Experiment) -> Prepared:
 def _check_gammas(settings: Sequence[Setting], pair: Pair) -> None:
     context = min(model.context for model in pair.models.values())
     for setting in settings:
-        if setting.config.gamma + 1 >= context:
+        if setting.config.gamma > context // 2:
             raise ConfigError(
-                f"gamma is {setting.config.gamma}; with a context of {context} it must be at most {context - 2}."
+                f"gamma is {setting.config.gamma}; with a context of {context} it must be at most {context // 2}."
             )
 
 
@@ -110,7 +110,7 @@ def summary(
 ) -> dict[tuple[str, int], dict[str, float]]:
     """Metrics by (label, repeat)."""
     measured = output.read_json("costs.json")
-    found = Costs(measured["draft"], {int(n): s for n, s in measured["target"].items()}) if measured else None
+    found = costs.Costs(measured["draft"], {int(n): s for n, s in measured["target"].items()}) if measured else None
     groups: dict[tuple[str, int], list[Record]] = {}
     for record in records:
         groups.setdefault((record["label"], record["repeat"]), []).append(record)
@@ -123,6 +123,11 @@ def summary(
         for setting in prepared.settings
         for repeat in range(prepared.experiment.repeats)
     }
+
+
+def missing(prepared: Prepared, records: RecordFile) -> int:
+    """How many records this experiment still lacks."""
+    return len(list(_jobs(prepared, records)))
 
 
 def _jobs(prepared: Prepared, records: RecordFile) -> Iterator[tuple[int, Setting, int]]:
@@ -150,14 +155,11 @@ def _measure(prepared: Prepared) -> dict[str, Any] | None:
         return None
     length = max(len(ids) for ids in prepared.prompts)
     ids = prepared.prompts[0]
-    room = min(model.context for model in prepared.pair.models.values()) - gammas[-1] - 1
+    room = min(model.context for model in prepared.pair.models.values()) - max(costs.ROW, gammas[-1] + 1)
     behind = (ids * (length // len(ids) + 2))[: min(length + 32, room)]
-    found = costs.measure(prepared.pair.models, behind, [g + 1 for g in gammas])
-    return {
-        "context": len(behind),
-        "draft": found["draft", 1],
-        "target": {str(n): seconds for (role, n), seconds in found.items() if role == "target"},
-    }
+    found = costs.measure(prepared.pair.models, behind, gammas)
+    target = {str(n): seconds for n, seconds in found.target.items()}
+    return {"context": len(behind), "draft": found.draft_step, "target": target}
 
 
 def _record(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,10 @@ class HFModel:
 
     module: Any
     name: str
+    keeps_rows: bool = field(init=False)  # whether forward can leave out the logits of rows nobody asked for
 
     def __post_init__(self) -> None:
+        self.keeps_rows = "logits_to_keep" in inspect.signature(self.module.forward).parameters
         layers = getattr(DynamicCache(config=self.module.config), "layers", [])
         refused = sorted({type(x).__name__ for x in layers if type(x) not in (DynamicLayer, DynamicSlidingWindowLayer)})
         if refused or self.module._is_stateful:
@@ -170,7 +172,6 @@ class HFSession:
 
     def __init__(self, model: HFModel) -> None:
         self._model = model
-        self._keep = "logits_to_keep" in inspect.signature(model.module.forward).parameters
         self._cache = DynamicCache()
         self._length = 0
 
@@ -187,7 +188,7 @@ class HFSession:
         more: dict[str, Any] = {}
         if branches is not None:
             more["attention_mask"], positions = self._model.tree_mask(positions, branches)
-        if self._keep:
+        if self._model.keeps_rows:
             more["logits_to_keep"] = max(rows, 1)  # 0 would mean all of them
         out = self._model.module(
             input_ids=tokens[None],

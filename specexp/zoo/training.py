@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -35,6 +36,7 @@ from specexp.tasks import arith
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 PIECES = r"\d| ?\p{L}+| ?[^\s\d\p{L}]+|\s+"
 CONTEXT = 512
+CHECKPOINT = "checkpoint.pt"
 IGNORE = -100
 
 
@@ -154,6 +156,17 @@ def _rate(step: int, recipe: Recipe) -> float:
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def load_checkpoint(recipe: Recipe, work: Path) -> dict[str, Any] | None:
+    """What an interrupted training left in `work`, or None; one of another recipe is refused."""
+    path = work / CHECKPOINT
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, weights_only=True)
+    if state["recipe"] != asdict(recipe):
+        raise OutputError(f"{path} was made by another recipe: {state['recipe']}; remove it, or name another work.")
+    return state
+
+
 def train(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, work: Path, log: Callable[[dict[str, float], int], None]
 ) -> LlamaForCausalLM:
@@ -161,13 +174,8 @@ def train(
     work.mkdir(parents=True, exist_ok=True)
     model = build_model(recipe, tokenizer).train()
     optimizers = _optimizers(model, recipe)
-    checkpoint, start = work / "checkpoint.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        if state["recipe"] != asdict(recipe):
-            raise OutputError(
-                f"{checkpoint} was made by another recipe: {state['recipe']}; remove it, or name another work."
-            )
+    checkpoint, start = work / CHECKPOINT, 0
+    if (state := load_checkpoint(recipe, work)) is not None:
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -187,7 +195,7 @@ def train(
             optimizer.zero_grad()
         bar.update()
         if (step + 1) % 20 == 0:
-            metrics = {"train/loss": float(loss), "train/seconds_per_step": (time.perf_counter() - seconds) / 20}
+            metrics = {"train/loss": loss.item(), "train/seconds_per_step": (time.perf_counter() - seconds) / 20}
             bar.set_postfix_str(f"loss {metrics['train/loss']:.3f}")
             log(metrics, step + 1)
             seconds = time.perf_counter()
