@@ -54,16 +54,14 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
     from specexp.evaluation import report, runner
 
     prepared = runner.prepare(resolved)
-    records = folder.open()
-    try:
+    with folder.open() as records:
         from specexp import tracking
 
         key = f"{_uid(folder)}/comparison"
         whole = not tracking.attached() and not runner.missing(prepared, records)
-        finished = tracking.find(key, finished=True) if whole else None
-        if finished:
+        run_id = tracking.find(key, finished=True) if whole else None
+        if run_id:
             report.show(prepared, folder, records.records)
-            run_id = finished
         else:
             tags = {"method": "comparison", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
             with tracking.comparison(key, f"compare {resolved.name}", tags) as run_id:
@@ -71,9 +69,6 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
                 report.show(prepared, folder, records.records)
                 report.publish(prepared, folder, records.records, run_id, _uid(folder))
         address = tracking.chart_address(run_id)
-    finally:
-        records.close()
-        folder.close()
     click.echo(f"records: {folder.path / 'records.jsonl'}")
     click.echo(f"charts (after `make ui`): {address}")
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from specexp.config import Experiment
 from specexp.errors import OutputError
@@ -28,7 +30,6 @@ class OutputFolder:
     def __init__(self, path: Path, experiment: Experiment, resume: bool) -> None:
         self.path = path
         self._experiment = experiment
-        self._lock: TextIO | None = None
         try:
             self._look(resume)
         except OSError as error:
@@ -50,29 +51,27 @@ class OutputFolder:
         if not nearest.is_dir() or not os.access(nearest, os.W_OK):
             raise OutputError(f"output '{self.path}' cannot be made: '{nearest}' is not a folder that can be written.")
 
-    def open(self) -> RecordFile:
-        """Take the folder for this process, and read the records that stand in it."""
+    @contextmanager
+    def open(self) -> Iterator[RecordFile]:
+        """Hold the folder for this process, with the records that stand in it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / LOCK).open("w")
+            lock = (self.path / LOCK).open("w")
         except OSError as error:
             raise OutputError(f"output '{self.path}' cannot be made: {error.strerror or error}.") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OutputError(
-                f"output folder '{self.path}' is in use by another run; wait for it or stop it."
-            ) from error
-        records = RecordFile(self.path / "records.jsonl", self._experiment.hash)
-        records.repair()
-        config = {**self._experiment.as_dict(), "settings_hash": self._experiment.hash}
-        self.write_json("config.json", config)
-        return records
-
-    def close(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise OutputError(
+                    f"output folder '{self.path}' is in use by another run; wait for it or stop it."
+                ) from error
+            records = RecordFile(self.path / "records.jsonl", self._experiment.hash)
+            records.repair()
+            config = {**self._experiment.as_dict(), "settings_hash": self._experiment.hash}
+            self.write_json("config.json", config)
+            with closing(records):
+                yield records
 
     def read_json(self, name: str) -> Any:
         """A JSON file of this folder, or None."""
