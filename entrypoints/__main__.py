@@ -31,9 +31,13 @@ class Entrypoints(click.Group):
             formatter.write_dl(sorted(COMMANDS.items()))
 
 
-@click.group(cls=Entrypoints, help="specexp: which decoding method to use, and what it gains.")
-def cli() -> None:
-    pass
+@click.group(
+    cls=Entrypoints, invoke_without_command=True, help="specexp: which decoding method to use, and what it gains."
+)
+@click.pass_context
+def cli(context: click.Context) -> None:
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 if __name__ == "__main__":
