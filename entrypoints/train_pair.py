@@ -32,6 +32,7 @@ def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> N
     from specexp import tracking
     from specexp.evaluation.records import write_whole
     from specexp.lm.hf import load_model
+    from specexp.lm.runtime import ModelConfig
     from specexp.zoo import training
 
     recipes = {name: training.RECIPES[name] for name in names}
@@ -50,7 +51,7 @@ def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> N
             write_whole(note, json.dumps({"run_id": run_id}))
             model = training.train(recipe, tokenizer, folder, log)
             training.save(model, tokenizer, output / name)
-            solved = training.solve_rate(load_model(str(output / name)), tokenizer)
+            solved = training.solve_rate(load_model(ModelConfig(str(output / name))), tokenizer)
             log({"quality/accuracy": solved}, recipe.steps)
         click.echo(f"{name}: solves {solved:.1%} of 200 unseen problems; saved in {output / name}")
 

@@ -17,21 +17,12 @@ from typing import Any
 import yaml
 
 from specexp.errors import ConfigError, unknown
+from specexp.lm.runtime import ATTENTIONS, DTYPES, QUANTIZATIONS, ModelConfig
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 METHODS = ("baseline", "draft_only", "speculative")
 DRAFTING = ("speculative",)  # methods that take gamma
-DTYPES = ("float32", "bfloat16", "float16")
 TASKS = ("arith",)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """Where a model's weights are (`zoo:NAME`, a folder or a hub id), and how they are loaded."""
-
-    model: str
-    dtype: str = "float32"
-    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,16 +217,44 @@ def _text(value: Any) -> str:
     return value
 
 
-def _model(value: Any) -> dict[str, str]:
-    if isinstance(value, str):
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("it must be true or false.")
+    return value
+
+
+_MODEL_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "model": _text,
+    "revision": _text,
+    "tokenizer": _text,
+    "device": _text,
+    "dtype": _one_of("dtype", DTYPES),
+    "quantization": _one_of("quantization", QUANTIZATIONS),
+    "compute_dtype": _one_of("dtype", DTYPES),
+    "attention": _one_of("attention", ATTENTIONS),
+    "trust_remote_code": _switch,
+}
+
+
+def _model(value: Any) -> dict[str, Any]:
+    if isinstance(value, str) and value:
         return {"model": value}
-    known = {"model": _text, "dtype": _one_of("dtype", DTYPES), "device": _text}
     if not isinstance(value, dict):
         raise ValueError("it must be a folder, a hub id, or a mapping with 'model'.")
-    for key in value:
-        if key not in known:
-            raise ValueError(unknown("model setting", key, known))
-    return {key: known[key](found) for key, found in value.items()}
+    faults, found = [], {}
+    for key, part in value.items():
+        if key not in _MODEL_PARSERS:
+            faults.append(unknown("model setting", key, _MODEL_PARSERS))
+            continue
+        try:
+            found[key] = _MODEL_PARSERS[key](part)
+        except ValueError as error:
+            faults.append(f"{key} is {part!r}: {error}")
+    if found.get("compute_dtype") and found.get("quantization", "none") not in ("nf4", "fp4"):
+        faults.append("compute_dtype goes with quantization nf4 or fp4 only.")
+    if faults:
+        raise ValueError(" ".join(faults))
+    return found
 
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {

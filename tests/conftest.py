@@ -78,14 +78,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def pair(folder: Callable[..., Path]) -> Callable[[str], dict[str, HFModel]]:
     """`pair("llama")`: target and draft, loaded from their folders in fp32."""
     from specexp.lm.hf import load_model
+    from specexp.lm.runtime import ModelConfig
 
     loaded: dict[str, dict[str, HFModel]] = {}
 
     def load(family: str) -> dict[str, HFModel]:
         if family not in loaded:
-            loaded[family] = {
-                "target": load_model(str(folder(family))), "draft": load_model(str(folder(family, noise=0.06))),
-            }  # fmt: skip
+            folders = {"target": folder(family), "draft": folder(family, noise=0.06)}
+            loaded[family] = {role: load_model(ModelConfig(str(path))) for role, path in folders.items()}
         return loaded[family]
 
     return load

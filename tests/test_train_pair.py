@@ -14,6 +14,7 @@ from mlflow.tracking import MlflowClient
 from entrypoints.train_pair import command
 from specexp.errors import OutputError
 from specexp.lm.hf import ZOO, load_model, load_tokenizer
+from specexp.lm.runtime import ModelConfig
 from specexp.tasks import arith
 from specexp.zoo import training
 
@@ -27,7 +28,7 @@ def tokenizer() -> Any:
 
 def test_the_shipped_tokenizer_is_the_one_that_training_builds(tokenizer: Any) -> None:
     for name in ("target", "draft"):
-        shipped = load_tokenizer(f"zoo:{name}")
+        shipped = load_tokenizer(ModelConfig(f"zoo:{name}"))
         assert shipped.get_vocab() == tokenizer.get_vocab()
         text = "Zoë has 1234 stones, 5+67=72!\n#### 72"
         assert shipped(text)["input_ids"] == tokenizer(text)["input_ids"]
@@ -128,7 +129,7 @@ def test_a_training_is_one_run_however_often_it_is_started(tmp_path: Path, monke
 def test_a_saved_model_is_a_folder_that_loads(tokenizer: Any, tmp_path: Path) -> None:
     model = training.build_model(TINY, tokenizer)
     training.save(model, tokenizer, tmp_path / "tiny")
-    loaded = load_model(str(tmp_path / "tiny"))
+    loaded = load_model(ModelConfig(str(tmp_path / "tiny")))
     assert loaded.eos_ids == (tokenizer.eos_token_id,)
     assert loaded.vocab_size == len(tokenizer)
     assert [p.name for p in tmp_path.iterdir()] == ["tiny"], "nothing half-written is left"
@@ -140,6 +141,9 @@ def test_the_pair_is_small() -> None:
 
 @pytest.mark.slow
 def test_the_target_solves_what_the_draft_often_does_not() -> None:
-    solved = {n: training.solve_rate(load_model(f"zoo:{n}"), load_tokenizer(f"zoo:{n}")) for n in ("target", "draft")}
+    solved = {
+        n: training.solve_rate(load_model(ModelConfig(f"zoo:{n}")), load_tokenizer(ModelConfig(f"zoo:{n}")))
+        for n in ("target", "draft")
+    }
     assert solved["target"] >= 0.90
     assert 0.20 <= solved["draft"] <= 0.70

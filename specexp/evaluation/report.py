@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from specexp import tracking
@@ -101,6 +102,6 @@ def _params(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, ob
         "experiment": experiment.name,
         "settings_hash": experiment.hash,
         **{name: getattr(experiment, name) for name in ("limit", "max_new_tokens", "temperature", "top_k", "top_p")},
-        **{f"target.{key}": getattr(experiment.target, key) for key in ("model", "dtype", "device")},
-        **{f"draft.{key}": getattr(experiment.draft, key) for key in ("model", "dtype", "device")},
+        **{f"target.{key}": value for key, value in asdict(experiment.target).items()},
+        **{f"draft.{key}": value for key, value in asdict(experiment.draft).items()},
     }

@@ -7,6 +7,7 @@ and mask them. A model whose cache cannot be cut back to any length (recurrent a
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import logging as transformers_logging
 
-from specexp.errors import ModelError, unknown
+from specexp.errors import ModelError
 from specexp.lm.model import Branches
+from specexp.lm.runtime import ModelConfig
 
 Array = torch.Tensor
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,35 +35,78 @@ def resolve(name: str) -> str:
     return str(ZOO / name.removeprefix(ZOO_PREFIX)) if name.startswith(ZOO_PREFIX) else name
 
 
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer in this folder or at this hub id."""
+def load_tokenizer(config: ModelConfig) -> Any:
+    """The tokenizer that this model is to be used with."""
+    name = config.tokenizer or config.model
     path = _checked(name)
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, **_source(config, "tokenizer"))
     except Exception as error:
         raise ModelError(f"'{name}' has no tokenizer that can be loaded: {_first_line(error)}") from error
 
 
-def load_model(name: str, dtype: str = "float32", device: str = "cpu") -> HFModel:
-    """Weights of this folder or hub id, ready to decode."""
-    if dtype not in DTYPES:
-        raise ModelError(unknown("dtype", dtype, DTYPES))
-    path = _checked(name)
+def vocabulary_size(config: ModelConfig) -> int:
+    """How many ids the model scores, padding included; read from its config, before any weights."""
+    path = _checked(config.model)
     try:
-        place = torch.device(device)
-        if place.type == "meta":
-            raise ValueError("device meta holds no weights")
+        found = AutoConfig.from_pretrained(path, **_source(config, "model"))
+    except Exception as error:
+        raise ModelError(f"model '{config.model}' has no config that can be loaded: {_first_line(error)}") from error
+    return int(found.get_text_config(decoder=True).vocab_size)
+
+
+def load_model(config: ModelConfig, known: int | None = None) -> HFModel:
+    """Weights of this folder or hub id, ready to decode. Of the ids it scores, the first `known` are used."""
+    path = _checked(config.model)
+    how = f"{config.dtype}{'' if config.quantization == 'none' else ', ' + config.quantization} on {config.device}"
+    try:
         with _quiet():
-            module, found = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], output_loading_info=True)
-            module = module.to(place)
+            module, found = AutoModelForCausalLM.from_pretrained(
+                path, output_loading_info=True, **_source(config, "model"), **_placement(config)
+            )
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"model '{config.model}' does not fit ({how}): {_first_line(error)} Choose a smaller dtype, quantization"
+            " nf4, device auto, or a smaller model."
+        ) from error
     except Exception as error:  # whatever a broken folder makes of a loader: its own words, in one line
-        raise ModelError(f"model '{name}' cannot be loaded ({dtype} on {device}): {_first_line(error)}") from error
+        raise ModelError(f"model '{config.model}' cannot be loaded ({how}): {_first_line(error)}") from error
     if found["missing_keys"]:
         some = ", ".join(sorted(found["missing_keys"])[:3])
         raise ModelError(
-            f"model '{name}' lacks {len(found['missing_keys'])} of its weights ({some}); get all its files."
+            f"model '{config.model}' lacks {len(found['missing_keys'])} of its weights ({some}); get all its files."
         )
-    return HFModel(module.eval(), name)
+    return HFModel(module.eval(), config.model, known)
+
+
+def _source(config: ModelConfig, part: str) -> dict[str, Any]:
+    """Which files: a revision names those of the model's repository, not of a tokenizer from elsewhere."""
+    own = part == "model" or not config.tokenizer
+    revision = {"revision": config.revision} if config.revision and own else {}
+    return {"trust_remote_code": config.trust_remote_code, **revision}
+
+
+def _placement(config: ModelConfig) -> dict[str, Any]:
+    """Where, and as what, the weights are read."""
+    if config.device != "auto" and torch.device(config.device).type == "meta":
+        raise ValueError("device meta holds no weights")
+    found: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
+    if config.attention:
+        found["attn_implementation"] = config.attention
+    if config.device != "cpu" or config.quantization != "none":
+        found["device_map"] = "auto" if config.device == "auto" else {"": torch.device(config.device)}
+    if config.quantization == "int8":
+        # It casts to float16 at every call, and says so at every call.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        # No outlier columns: they are picked over all rows fed, so that several rows would not equal one at a time.
+        found["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    elif config.quantization != "none":
+        found["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=config.quantization,
+            bnb_4bit_compute_dtype=DTYPES[config.compute_dtype or config.dtype],
+        )
+    return found
 
 
 @contextmanager
@@ -96,6 +141,7 @@ class HFModel:
 
     module: Any
     name: str
+    known: int | None = None  # ids that the tokenizer knows; those behind them are padding
     keeps_rows: bool = field(init=False)  # whether forward can leave out the logits of rows nobody asked for
 
     def __post_init__(self) -> None:
@@ -111,7 +157,7 @@ class HFModel:
 
     @property
     def vocab_size(self) -> int:
-        return int(self.module.config.get_text_config(decoder=True).vocab_size)
+        return self.known or int(self.module.config.get_text_config(decoder=True).vocab_size)
 
     @property
     def context(self) -> int:
@@ -199,7 +245,7 @@ class HFSession:
             **more,
         )
         self._length += num
-        logits = out.logits[0]
+        logits = out.logits[0, :, : self._model.known]
         states = out.hidden_states[-1][0, num - rows :] if hidden else None
         return logits[logits.shape[0] - rows :].float(), states
 
@@ -218,16 +264,3 @@ class HFSession:
 
     def slots(self) -> object:
         return tuple(tuple(layer.keys.flatten().tolist()) for layer in self._cache.layers)
-
-
-def check_same_tokenizer(target: Any, draft: Any) -> None:
-    """Refuse a draft whose token ids mean something else than the target's."""
-    theirs, ours = draft.get_vocab(), target.get_vocab()
-    if theirs == ours:
-        return
-    wrong = sorted((t, ours.get(t), theirs.get(t)) for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
-    named = ", ".join(f"{token!r} is {a} in the target and {b} in the draft" for token, a, b in wrong[:3])
-    raise ModelError(
-        f"target and draft do not share a tokenizer: {len(wrong)} tokens differ ({named});"
-        " choose a draft of the target's own family."
-    )

@@ -1,0 +1,62 @@
+"""How a model is to be loaded, and what its tokenizer must agree on; plain data, no torch.
+
+Vocabularies may differ by padding: many families round the embedding up to a multiple that suits the hardware. Decoding
+uses the ids that the tokenizer knows, in target and draft alike, and never emits another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from specexp.errors import ModelError
+
+DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
+ATTENTIONS = ("sdpa", "eager")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Where a model's weights are (`zoo:NAME`, a folder or a hub id), and how they are loaded.
+
+    `revision` and `tokenizer` default to the newest and the model's own; `device` is cpu, cuda:0, ... or auto, which
+    spreads the layers by accelerate; `quantization` is done by bitsandbytes as the weights are read, with arithmetic in
+    `compute_dtype` (default: `dtype`); `attention` defaults to what transformers chooses.
+    """
+
+    model: str
+    revision: str = ""
+    tokenizer: str = ""
+    device: str = "cpu"
+    dtype: str = "float32"
+    quantization: str = "none"
+    compute_dtype: str = ""
+    attention: str = ""
+    trust_remote_code: bool = False
+
+
+def shared_vocabulary(target: Mapping[str, int], draft: Mapping[str, int] | None = None) -> int:
+    """How many ids, from 0, the tokenizer knows. Refuses a draft whose ids mean something else than the target's."""
+    if draft is not None and draft != target:
+        wrong = sorted(
+            (token, target.get(token), draft.get(token))
+            for token in target.keys() | draft.keys()
+            if target.get(token) != draft.get(token)
+        )
+        named = ", ".join(f"{token!r} is {a} in the target and {b} in the draft" for token, a, b in wrong[:3])
+        raise ModelError(
+            f"target and draft do not share a tokenizer: {len(wrong)} tokens differ ({named});"
+            " choose a draft of the target's own family."
+        )
+    return max(target.values()) + 1
+
+
+def check_vocabulary(known: int, sizes: Mapping[str, int]) -> None:
+    """Refuse models (name: ids they score) that do not score every id the tokenizer knows."""
+    for name, size in sizes.items():
+        if size < known:
+            raise ModelError(
+                f"the tokenizer gives ids up to {known - 1}, but model '{name}' has {size} tokens;"
+                " use the tokenizer it was trained with."
+            )
