@@ -2,6 +2,8 @@
 # make test      install with the test tools, then ruff, mypy and the fast tests
 # make test-all  the same with every test
 # make ui        open the MLflow UI on what was run
+# make presets   list what ships by name
+# make evaluate ARGS="-P experiment=arith_compare"
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
@@ -10,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all check ui evaluate clean
+.PHONY: demo test test-all check ui presets evaluate clean
 
 demo: $(VENV)/.installed
 	mlflow run . --env-manager local -P output=runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -28,6 +30,9 @@ check: $(VENV)/.installed-test
 
 ui: $(VENV)/.installed
 	mlflow ui --workers 1 --port $(PORT)
+
+presets: $(VENV)/.installed
+	python -m entrypoints presets $(NAME)
 
 evaluate: $(VENV)/.installed
 	mlflow run . --env-manager local -e evaluate $(ARGS)

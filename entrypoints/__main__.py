@@ -10,7 +10,9 @@ import click
 COMMANDS = {
     "evaluate": "decode a task's prompts with several methods and compare them",
     "main": "the whole story on the embedded pair",
+    "presets": "list the presets, or show one",
     "train_pair": "train the embedded pair again",
+    "validate": "check the presets that ship, or files of one's own",
 }
 
 

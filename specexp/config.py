@@ -20,6 +20,7 @@ from specexp.errors import ConfigError, unknown
 from specexp.lm.runtime import ATTENTIONS, DTYPES, QUANTIZATIONS, ModelConfig
 
 PRESETS = Path(__file__).resolve().parent / "presets"
+KINDS = ("experiments", "models", "methods")
 METHODS = ("baseline", "draft_only", "speculative")
 DRAFTING = ("speculative",)  # methods that take gamma
 TASKS = ("arith",)
@@ -63,8 +64,13 @@ class Experiment:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def preset_text(kind: str, name: str) -> str:
+    """A preset as it stands in its file, header and all."""
+    return (PRESETS / kind / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def preset_names(kind: str) -> list[str]:
-    """Names of the presets of a kind: models, methods or experiments."""
+    """Names of the presets of a kind."""
     return sorted(path.stem for path in (PRESETS / kind).glob("*.yaml"))
 
 

@@ -59,7 +59,18 @@ def test_mlflow_is_imported_in_one_place() -> None:
     assert [str(p.relative_to(ROOT)) for p in users] == ["specexp/tracking.py"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["evaluate", "--help"], ["evaluate", "--experiment", "nothing"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["evaluate", "--help"],
+        ["evaluate", "--experiment", "nothing"],
+        ["presets"],
+        ["presets", "arith_quick"],
+        ["validate"],
+    ],
+    ids=" ".join,
+)
 def test_help_and_wrong_settings_load_neither_torch_nor_mlflow(arguments: list[str]) -> None:
     code = (
         "import sys, runpy\n"

@@ -1,0 +1,38 @@
+"""presets: list what ships by name, or show one preset."""
+
+from __future__ import annotations
+
+import click
+
+from entrypoints.common import guarded
+from specexp import config
+from specexp.errors import ConfigError, unknown
+
+
+@click.command("presets", help=__doc__)
+@click.argument("name", required=False)
+def command(name: str | None) -> None:
+    guarded(lambda: show(name) if name else overview())
+
+
+def overview() -> None:
+    """Every preset with the first line of its header."""
+    for kind in config.KINDS:
+        click.echo(f"{kind}:")
+        names = config.preset_names(kind)
+        for name in names:
+            header = config.preset_text(kind, name).splitlines()[0].lstrip("# ")
+            click.echo(f"  {name.ljust(max(map(len, names)))}  {header}")
+
+
+def show(name: str) -> None:
+    """The files of this name, whichever kinds have one."""
+    found = [kind for kind in config.KINDS if name in config.preset_names(kind)]
+    if not found:
+        raise ConfigError(unknown("preset", name, {n for kind in config.KINDS for n in config.preset_names(kind)}))
+    for kind in found:
+        click.echo(f"# {kind}/{name}.yaml\n{config.preset_text(kind, name).rstrip()}")
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m entrypoints.presets")

@@ -1,0 +1,42 @@
+"""validate: check every preset that ships, or the files given, and say all that is wrong with them at once."""
+
+from __future__ import annotations
+
+import click
+
+from entrypoints.common import guarded
+from specexp import config
+from specexp.errors import ConfigError
+
+
+@click.command("validate", help=__doc__)
+@click.argument("files", nargs=-1)
+@click.option("--experiment", default="arith_quick", show_default=True, help="What the files are laid over.")
+def command(files: tuple[str, ...], experiment: str) -> None:
+    guarded(lambda: validate(files, experiment))
+
+
+def validate(files: tuple[str, ...], experiment: str) -> None:
+    """Resolve each file over `experiment`; without files, every experiment and every pair with every method."""
+    jobs = [(f"file {file}", experiment, {"config": file}) for file in files]
+    if not files:
+        jobs = [(f"experiment {name}", name, {}) for name in config.preset_names("experiments")]
+        jobs += [
+            (f"method {method} with pair {pair}", experiment, {"pair": pair, "methods": method})
+            for pair in config.preset_names("models")
+            for method in config.preset_names("methods")
+        ]
+    faults: list[str] = []
+    for what, name, flags in jobs:
+        try:
+            resolved = config.resolve(name, flags)
+        except ConfigError as error:
+            faults += [fault if files else f"{what}: {fault}" for fault in error.faults]
+        else:
+            click.echo(f"{what}: good, {len(resolved.methods)} settings, configuration {resolved.hash}")
+    if faults:
+        raise ConfigError(faults)
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m entrypoints.validate")
