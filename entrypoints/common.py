@@ -29,7 +29,7 @@ class Flag(click.ParamType[bool]):
         return self.fail(f"{value!r} is neither true nor false.", param, ctx)
 
 
-def guarded(work: Callable[[], None], way_on: str = "Go on with --resume.") -> None:
+def guarded(work: Callable[[], None], way_on: str = "Go on with --resume (-P resume=true).") -> None:
     """Run `work`; print a SpecexpError's lines and exit with 2, an interruption's and exit with 130 or 143."""
     signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -74,14 +74,31 @@ def preset_names(kind: str) -> list[str]:
     return sorted(path.stem for path in (PRESETS / kind).glob("*.yaml"))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which the plain loader keeps the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping; ConfigError names the file and the place."""
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
     except OSError as error:
         raise ConfigError(f"config file '{path}' cannot be read: {error.strerror or error}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if found is None:
+        raise ConfigError(f"{path}: is empty; give it settings, or leave it out.")
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: must be a mapping of settings to values, got {type(found).__name__}.")
     return found
@@ -196,14 +213,16 @@ def _real(good: Callable[[float], bool], rule: str) -> Callable[[Any], float]:
 def _gammas(value: Any) -> tuple[int, ...]:
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
     parse = _whole(1, ">= 1, or several separated by commas")
+    if len({str(part).strip() for part in parts}) < len(parts):
+        raise ValueError("it must name each length once.")
     if not parts:
         raise ValueError("it must name one length at least.")
     return tuple(parse(part.strip() if isinstance(part, str) else part) for part in parts)
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts) or not parts:
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts) or not all(parts):
         raise ValueError("it must be one or more preset names separated by commas.")
     return tuple(part.strip() for part in parts)
 

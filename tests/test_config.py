@@ -70,7 +70,9 @@ def test_all_faults_are_reported_at_once() -> None:
     [
         ({"gamma": "-3"}, "gamma is '-3'; it must be a whole number >= 1"),
         ({"gamma": "4,x"}, "gamma is '4,x'"),
-        ({"gamma": ","}, "gamma is ','"),
+        ({"gamma": "2,x"}, "gamma is '2,x'"),
+        ({"gamma": "2, 2"}, "it must name each length once."),
+        ({"methods": " , "}, "methods is ' , '; it must be one or more preset names"),
         ({"temperature": "nan"}, "temperature is 'nan'"),
         ({"max_new_tokens": "0"}, "max_new_tokens is '0'"),
         ({"repeats": "1.5"}, "repeats is '1.5'"),
@@ -91,6 +93,9 @@ def test_one_bad_flag(flags: dict[str, str], message: str) -> None:
         ("limit: [1\n", "not valid YAML"),
         ("limit:\t3\n", "not valid YAML"),
         ("- a\n", "must be a mapping"),
+        ("", "is empty; give it settings"),
+        ("limit: 2\nlimit: 3\n", "'limit' is given twice"),
+        ("methods: ''\n", "methods is ''; it must be one or more preset names"),
         ("limit: true\n", "limit is True; it must be a whole number >= 1."),
         ("temperature: warm\n", "temperature is 'warm'; it must be a number"),
         ("pair: none\n", "unknown pair 'none'"),
@@ -114,3 +119,9 @@ def test_a_bad_file(tmp_path: Path, text: str, message: str) -> None:
 
 def test_an_unknown_experiment_comes_with_a_suggestion() -> None:
     assert "did you mean 'arith_quick'?" in faults("arith_quik")[0]
+
+
+def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(b"limit: \xff\n")
+    assert faults(config=str(file)) == [f"{file}: not UTF-8 text (byte 7); save it as UTF-8."]

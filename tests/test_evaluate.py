@@ -34,9 +34,10 @@ RECORD_KEYS = {
     "num_rounds",
     "num_drafted", "num_accepted", "num_judged", "num_cut", "num_full", "num_target_calls", "num_target_positions",
     "num_draft_calls", "accepted_histogram", "seconds", "prefill_seconds", "time_to_first_token", "answer", "gold",
-    "correct", "settings_hash",
+    "correct", "settings_hash", "environment",
 }  # fmt: skip
-CLOCKS = ("seconds", "prefill_seconds", "time_to_first_token")
+# What two runs of one configuration may differ in; a test run may see a commit being made.
+CLOCKS = ("seconds", "prefill_seconds", "time_to_first_token", "environment")
 SMALL = ["--limit", "2", "--max-new-tokens", "30"]
 
 
@@ -109,6 +110,13 @@ def test_it_records_every_prompt_and_setting_and_logs_a_flat_run_for_each(workpl
         if label != "draft_only":
             assert record["token_ids"] == by[prompt, "baseline"]["token_ids"], "greedy outputs differ"
         assert "<|eos|>" not in record["text"]
+
+    facts = json.loads((workplace / "out" / "environments.json").read_text())
+    assert {r["environment"] for r in found} == facts.keys()
+    (where,) = facts.values()
+    assert where["models"]["target"]["dtype"] == "float32"
+    assert where["models"]["target"]["parameters"] > 10 * where["models"]["draft"]["parameters"]
+    assert where["packages"]["torch"].startswith("2.13.0")
 
     flat = flat_runs()
     assert sorted(flat) == labels

@@ -141,6 +141,7 @@ def test_the_targets_context_bounds_the_output(pair: Pair) -> None:
     target = pair("gpt2")["target"]  # learned positions: one too many would crash
     out = Engine({"target": target}).generate(Baseline(GREEDY), [5] * 150, 40, CertainDice())
     assert len(out.token_ids) == 10
+    assert out.finish_reason == "context"
 
 
 def test_a_cache_that_cannot_rewind_is_refused_by_name() -> None:

@@ -34,7 +34,7 @@ class Generation:
     """What one run emitted, and its counts. Prefill is in `prefill_seconds` alone, never in the counts."""
 
     token_ids: list[int] = field(default_factory=list)
-    finish_reason: str = "length"  # "stop" at an EOS, which is then the last token
+    finish_reason: str = "length"  # "stop" at an EOS, then the last token; "context" where the model's context ends
     num_rounds: int = 0
     num_drafted: int = 0
     num_accepted: int = 0  # before cutting
@@ -93,7 +93,8 @@ class Engine:
         """Decode one prompt until an EOS or the limit."""
         main = decoder.models[0]
         room = self.room_for(prompt_ids, max_new_tokens, main)
-        run = _Run(self, decoder, list(prompt_ids), dice, room)
+        limit = "length" if room == max_new_tokens else "context"
+        run = _Run(self, decoder, list(prompt_ids), dice, room, limit)
         return run.finish()
 
     def fingerprint(self) -> object:
@@ -130,10 +131,10 @@ class Engine:
 class _Run:
     """One decoder on one prompt."""
 
-    def __init__(self, engine: Engine, decoder: Decoder, ids: list[int], dice: Dice, room: int) -> None:
+    def __init__(self, engine: Engine, decoder: Decoder, ids: list[int], dice: Dice, room: int, limit: str) -> None:
         self.engine, self.decoder, self.ids, self.dice, self.room = engine, decoder, ids, dice, room
         self.num_prompt = len(ids)
-        self.out = Generation()
+        self.out = Generation(finish_reason=limit)
         self.place = device(engine._models[decoder.models[0]].ids([]))
 
     def finish(self) -> Generation:

@@ -1,10 +1,11 @@
 """The folder an evaluation writes: who may write there, and what it finds there when it resumes.
 
-config.json     the resolved settings and their hash
-records.jsonl   one line per prompt and setting
-costs.json      measured seconds per call
-mlflow.json     the MLflow runs made for it
-summary.json    metrics by setting, once all is done
+config.json        the resolved settings and their hash
+records.jsonl      one line per prompt and setting
+environments.json  what was loaded and where it ran, by the name that records give it
+costs.json         measured seconds per call
+mlflow.json        what names the MLflow runs made for it
+summary.json       metrics by run name, once all is done
 """
 
 from __future__ import annotations

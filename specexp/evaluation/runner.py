@@ -18,6 +18,7 @@ from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Generation, costs
 from specexp.errors import ConfigError, PromptError
+from specexp.evaluation import environment
 from specexp.evaluation.methods import decoder_for
 from specexp.evaluation.metrics import check_identities, summarise
 from specexp.evaluation.output import OutputFolder
@@ -88,6 +89,7 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     jobs = list(_jobs(prepared, records))
     total = len(prepared.examples) * len(prepared.settings) * experiment.repeats
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids)
+    where = _environment(prepared, output)
     if jobs:
         _warm_up(prepared, engine)
     if output.read_json("costs.json") is None:
@@ -98,11 +100,19 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
             seed = experiment.seed + repeat
             dice = dice_for(experiment.temperature, seed, example.prompt_id)
             out = engine.generate(setting.decoder, prepared.prompts[index], experiment.max_new_tokens, dice)
-            record = _record(prepared, example, setting.config, repeat, seed, out)
+            record = _record(prepared, example, setting.config, repeat, seed, out) | {"environment": where}
             check_identities(record)
             records.append(record)
             bar.set_postfix_str(setting.config.label, refresh=False)
             bar.update()
+
+
+def _environment(prepared: Prepared, output: OutputFolder) -> str:
+    """Note where this process runs in environments.json; a resumed run may have several."""
+    facts = environment.describe(prepared.pair.models)
+    name = environment.name_of(facts)
+    output.write_json("environments.json", {**(output.read_json("environments.json") or {}), name: facts})
+    return name
 
 
 def summary(

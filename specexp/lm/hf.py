@@ -208,6 +208,29 @@ class HFModel:
     def ids(self, tokens: Sequence[int]) -> Array:
         return torch.tensor(tokens, dtype=torch.int64, device=self.device)
 
+    def facts(self) -> dict[str, Any]:
+        config = self.module.config
+        quantization = getattr(config, "quantization_config", None)
+        cuda = self.device.type == "cuda"
+        return {
+            "class": type(self.module).__name__,
+            "model": self.name,
+            "revision": getattr(config, "_commit_hash", None),
+            "parameters": sum(p.numel() for p in self.module.parameters()),
+            "bytes": int(self.module.get_memory_footprint()),
+            "dtype": str(self.module.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "device_name": torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            "device_map": {k: str(v) for k, v in (getattr(self.module, "hf_device_map", None) or {}).items()},
+            "quantization": quantization.to_dict() if quantization is not None else None,
+            "attention": config._attn_implementation,
+            "vocab_size": self.vocab_size,
+            "scored_ids": int(config.get_text_config(decoder=True).vocab_size),
+            "context": self.context,
+            "eos_ids": list(self.eos_ids),
+            "threads": torch.get_num_threads(),
+        }
+
     def wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

@@ -68,6 +68,10 @@ class Model(Protocol):
         """Host token ids as an integer array on the model's device."""
         ...
 
+    def facts(self) -> dict[str, Any]:
+        """What was loaded and where it runs, as JSON."""
+        ...
+
     def wait(self) -> None:
         """Return once the device has done all it was asked for; clocks read around this."""
         ...

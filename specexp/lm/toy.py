@@ -7,6 +7,7 @@ A cache that is not rewound, or rows that are shifted, therefore change the answ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,9 @@ class ToyModel:
 
     def ids(self, tokens: Sequence[int]) -> Array:
         return np.asarray(tokens, dtype=np.int64)
+
+    def facts(self) -> dict[str, Any]:
+        return {"class": "ToyModel", "vocab_size": self._vocab_size, "context": self._context}
 
     def wait(self) -> None:
         return None

@@ -1,0 +1,62 @@
+"""Where a record was made: what was loaded (not what was asked for), libraries, threads, processor, commit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from specexp.lm.model import Model
+
+PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "numpy", "mlflow")
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def describe(models: Mapping[Any, Model]) -> dict[str, Any]:
+    """The facts, as JSON: `models` by role, then the machine and the code."""
+    return {
+        "models": {role: model.facts() for role, model in models.items()},
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain")),
+    }
+
+
+def name_of(facts: Mapping[str, Any]) -> str:
+    """Twelve hex digits that name these facts in a record."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The processor's name as Linux tells it, or what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def _git(*arguments: str) -> str:
+    """What git says of this checkout; nothing outside one."""
+    try:
+        found = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""

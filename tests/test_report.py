@@ -1,0 +1,33 @@
+"""What a person sees at the end: the table, and a warning when the clock measured something else."""
+
+from __future__ import annotations
+
+from specexp.evaluation.report import _disturbed, table
+
+METRICS = {
+    "baseline": {"speed/tokens_per_second": 200.0, "speed/speedup": 1.0, "quality/equal_to_baseline": 1.0},
+    "speculative_k8": {"speed/tokens_per_second": 390.0, "speed/speedup": 1.95, "accept/mean_length": 5.7},
+}
+
+
+def test_the_table_is_aligned_and_leaves_out_what_a_method_does_not_have() -> None:
+    lines = table(METRICS, greedy=True).splitlines()
+    assert [line.split() for line in lines] == [
+        ["tok/s", "speed-up", "attainable", "tokens/call", "alpha", "accuracy", "=", "baseline"],
+        ["baseline", "200", "1.00x", "100%"],
+        ["speculative_k8", "390", "1.95x", "5.70"],
+    ]
+    assert len({line.index("x") for line in lines[1:]}) == 1
+
+
+def test_sampled_outputs_are_not_compared_token_for_token() -> None:
+    assert "= baseline" in table(METRICS, greedy=True)
+    assert "= baseline" not in table(METRICS, greedy=False)
+
+
+def test_a_speed_that_its_calls_do_not_allow_is_noticed() -> None:
+    good = {"speed/speedup": 1.9, "accept/mean_length": 5.7, "speed/realised": 0.95}
+    assert not _disturbed(good)
+    assert not _disturbed({"speed/speedup": 5.5}), "draft_only has no calls to compare with"
+    assert _disturbed({**good, "speed/realised": 8.3})
+    assert _disturbed({**good, "accept/mean_length": 1.5})
