@@ -17,13 +17,14 @@ from typing import Any
 import yaml
 
 from specexp.errors import ConfigError, unknown
-from specexp.lm.runtime import ATTENTIONS, DTYPES, QUANTIZATIONS, ModelConfig
+from specexp.lm.runtime import ATTENTIONS, CHAT_TEMPLATES, DTYPES, QUANTIZATIONS, ModelConfig
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 KINDS = ("experiments", "models", "methods")
 METHODS = ("baseline", "draft_only", "speculative")
 DRAFTING = ("speculative",)  # methods that take gamma
-TASKS = ("arith",)
+TASKS = ("arith", "prompts")
+FROM_FILES = ("prompts",)  # tasks that read `data`
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Experiment:
     target: ModelConfig
     draft: ModelConfig
     methods: tuple[MethodConfig, ...]
+    data: str = ""
     limit: int = 20
     max_new_tokens: int = 160
     temperature: float = 0.0
@@ -148,6 +150,10 @@ class _Reader:
                 self.faults.append(f"setting '{key}' is missing.")
         models = self._models(values.pop("pair", None), values)
         methods = self._methods(values.pop("methods", ()), values.pop("gamma", None))
+        if values.get("task") in FROM_FILES and not values.get("data"):
+            self.faults.append(f"task '{values['task']}' reads a file; name it with data.")
+        if values.get("task") not in FROM_FILES and values.get("data"):
+            self.faults.append(f"data is given, but task '{values.get('task')}' reads no file; leave it out.")
         if values.pop("judge", None):
             self.faults.append("judge is given, but no method here takes one; leave it out.")
         if self.faults:
@@ -257,6 +263,7 @@ _MODEL_PARSERS: dict[str, Callable[[Any], Any]] = {
     "quantization": _one_of("quantization", QUANTIZATIONS),
     "compute_dtype": _one_of("dtype", DTYPES),
     "attention": _one_of("attention", ATTENTIONS),
+    "chat_template": _one_of("chat_template", CHAT_TEMPLATES),
     "trust_remote_code": _switch,
 }
 
@@ -284,6 +291,7 @@ def _model(value: Any) -> dict[str, Any]:
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "task": _one_of("task", TASKS),
+    "data": _text,
     "pair": _text,
     "target": _model,
     "draft": _model,

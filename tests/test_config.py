@@ -105,6 +105,8 @@ def test_one_bad_flag(flags: dict[str, str], message: str) -> None:
         ("target: {model: x, compute_dtype: float32}\n", "compute_dtype goes with quantization nf4 or fp4 only."),
         ("target: {model: x, trust_remote_code: 1}\n", "trust_remote_code is 1: it must be true or false."),
         ("target: {modl: x}\n", "unknown model setting 'modl', did you mean 'model'?"),
+        ("task: prompts\n", "task 'prompts' reads a file; name it with data."),
+        ("data: x.jsonl\n", "data is given, but task 'arith' reads no file; leave it out."),
         ("task: arit\n", "unknown task 'arit', did you mean 'arith'?"),
     ],
 )
@@ -114,7 +116,7 @@ def test_a_bad_file(tmp_path: Path, text: str, message: str) -> None:
     found = faults(config=str(file))
     assert len(found) == 1
     assert message in found[0]
-    assert str(file) in found[0] or "pair" in found[0]
+    assert str(file) in found[0] or "pair" in found[0] or "data" in found[0]
 
 
 def test_an_unknown_experiment_comes_with_a_suggestion() -> None:

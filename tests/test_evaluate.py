@@ -26,6 +26,7 @@ from specexp import tracking
 from specexp.evaluation import runner
 from specexp.evaluation.metrics import check_identities
 from specexp.lm.hf import ZOO
+from specexp.tasks import arith
 from specexp.tasks.task import TASKS, Example
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -453,7 +454,7 @@ def test_an_empty_prompt_is_refused(workplace: Path, monkeypatch: pytest.MonkeyP
         def extract(self, text: str, finished: bool) -> str | None:
             return None
 
-    monkeypatch.setitem(TASKS, "arith", Silent)
+    monkeypatch.setitem(TASKS, "arith", lambda data: Silent())
     refused(evaluate("--output", "out"), "prompt 'silent-0' is empty", workplace)
 
 
@@ -508,3 +509,65 @@ def test_mlflow_reads_the_project_file() -> None:
     line = project.get_entry_point("evaluate").compute_command({"experiment": "arith_quick"}, None)
     assert line.startswith("python -m entrypoints.evaluate --experiment arith_quick --methods '' --gamma ''")
     assert mlflow.__version__ == "3.17.2"
+
+
+def own_prompts(workplace: Path, *rows: Any) -> list[str]:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (workplace / "mine.jsonl").write_text("\n".join(lines) + "\n")
+    (workplace / "mine.yaml").write_text("task: prompts\ndata: mine.jsonl\nmax_new_tokens: 120\n")
+    return ["--config", "mine.yaml", "--output", "out"]
+
+
+def test_prompts_of_ones_own_are_decoded_and_checked_where_they_have_an_answer(workplace: Path) -> None:
+    (problem,) = arith.distinct("test", 1)
+    rows = [{"prompt": arith.prompt(problem), "answer": problem.answer, "id": "mia"}, {"prompt": "Ünïcode <b>?</b>"}]
+    result = evaluate(*own_prompts(workplace, *rows), "--methods", "baseline,speculative")
+    assert result.exit_code == 0, result.output
+    found = {(r["prompt_id"], r["label"]): r for r in records(workplace / "out")}
+    assert found.keys() == {(p, label) for p in ("mia", "line-2") for label in ("baseline", "speculative")}
+    for label in ("baseline", "speculative"):
+        assert found["mia", label]["correct"] is True
+        assert found["line-2", label]["correct"] is None
+    assert flat_runs()["baseline"].data.metrics["quality/accuracy"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "rows,message",
+    [
+        (["{"], "mine.jsonl, line 1: not JSON"),
+        ([{"prompt": "a"}, {"prompt": " "}], "mine.jsonl, line 2: 'prompt' must be a text that is not empty."),
+        ([{"question": "a"}], "mine.jsonl, line 1: unknown key 'question'. Known: answer, id, prompt."),
+        ([[1]], "mine.jsonl, line 1: must be an object with 'prompt', got list."),
+        ([{"prompt": "a", "answer": [1]}], "line 1: 'answer' is [1]; it must be a text or a number"),
+        ([{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}], "id 'x' is given twice"),
+        ([""], "holds no prompt"),
+    ],
+)
+def test_a_broken_prompt_file_is_refused(workplace: Path, rows: list[Any], message: str) -> None:
+    refused(evaluate(*own_prompts(workplace, *rows)), message, workplace)
+
+
+def test_a_missing_prompt_file_is_refused(workplace: Path) -> None:
+    arguments = own_prompts(workplace, {"prompt": "a"})
+    (workplace / "mine.jsonl").unlink()
+    refused(evaluate(*arguments), "data file 'mine.jsonl' cannot be read: No such file", workplace)
+
+
+def test_a_chat_template_is_used_or_its_absence_refused(workplace: Path) -> None:
+    arguments = own_prompts(workplace, {"prompt": "hello"})
+    path = tiny(workplace / "tiny")
+    (workplace / "mine.yaml").write_text(
+        f"task: prompts\ndata: mine.jsonl\nmax_new_tokens: 4\ntarget: {{model: '{path}', chat_template: own}}\n"
+    )
+    refused(evaluate(*arguments), f"chat_template is own, but the tokenizer of '{path}' has none", workplace)
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"
+    )
+    (path / "chat_template.jinja").write_text(template)
+    result = evaluate(*arguments, "--methods", "baseline")
+    assert result.exit_code == 0, result.output
+    from specexp import config
+    from specexp.evaluation.pair import load_pair
+
+    pair = load_pair(config.resolve("arith_quick", {"config": "mine.yaml"}), {"target"})
+    assert pair.tokenizer.decode(pair.encode("hello")) == "<user>hello<bot>"

@@ -57,7 +57,7 @@ def prepare(experiment: Experiment) -> Prepared:
     """Load models and task, and check that every prompt fits. Writes nothing."""
     warp = Warp(experiment.temperature, experiment.top_k, experiment.top_p)
     settings = [Setting(method, decoder_for(method, warp)) for method in experiment.methods]
-    chosen = task(experiment.task)
+    chosen = task(experiment.task, experiment.data)
     examples = chosen.examples(experiment.limit)
     pair = load_pair(experiment, {role for setting in settings for role in setting.decoder.models})
     prompts = [pair.encode(example.prompt) for example in examples]

@@ -14,6 +14,7 @@ from specexp.errors import ModelError
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
 ATTENTIONS = ("sdpa", "eager")
+CHAT_TEMPLATES = ("none", "own")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,8 @@ class ModelConfig:
 
     `revision` and `tokenizer` default to the newest and the model's own; `device` is cpu, cuda:0, ... or auto, which
     spreads the layers by accelerate; `quantization` is done by bitsandbytes as the weights are read, with arithmetic in
-    `compute_dtype` (default: `dtype`); `attention` defaults to what transformers chooses.
+    `compute_dtype` (default: `dtype`); `attention` defaults to what transformers chooses. With
+    `chat_template` own, a prompt is put into the chat template of the tokenizer; the target's counts, for both.
     """
 
     model: str
@@ -33,6 +35,7 @@ class ModelConfig:
     quantization: str = "none"
     compute_dtype: str = ""
     attention: str = ""
+    chat_template: str = "none"
     trust_remote_code: bool = False
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from specexp.errors import TaskError, unknown
-from specexp.tasks import arith
+from specexp.tasks import arith, prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,32 @@ class Arith:
         return arith.extract_answer(text, finished)
 
 
-TASKS: dict[str, Callable[[], Task]] = {"arith": Arith}
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """A JSONL file of one's own (`specexp.tasks.prompts`)."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return "prompts"
+
+    def examples(self, limit: int) -> list[Example]:
+        return [Example(row["id"], row["prompt"], row["answer"]) for row in prompts.read(self.path)[:limit]]
+
+    def extract(self, text: str, finished: bool) -> str | None:
+        return prompts.extract_answer(text, finished)
 
 
-def task(name: str) -> Task:
-    """The task of this name."""
+# From a task's name to the task, given the `data` setting.
+TASKS: dict[str, Callable[[str], Task]] = {
+    "arith": lambda data: Arith(),
+    "prompts": lambda data: Prompts(Path(data).expanduser()),
+}
+
+
+def task(name: str, data: str = "") -> Task:
+    """The task of this name, reading `data` where it needs a file."""
     if name not in TASKS:
         raise TaskError(unknown("task", name, TASKS))
-    return TASKS[name]()
+    return TASKS[name](data)
