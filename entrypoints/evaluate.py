@@ -61,13 +61,14 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
         whole = not tracking.attached() and not runner.missing(prepared, records)
         run_id = tracking.find(key, finished=True) if whole else None
         if run_id:
-            report.show(prepared, folder, records.records)
+            report.show(prepared, folder, runner.summary(prepared, folder, records.records))
         else:
             tags = {"method": "comparison", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
             with tracking.comparison(key, f"compare {resolved.name}", tags) as run_id:
                 runner.run(prepared, folder, records)
-                report.show(prepared, folder, records.records)
-                report.publish(prepared, folder, records.records, run_id, _uid(folder))
+                found = runner.summary(prepared, folder, records.records)
+                report.show(prepared, folder, found)
+                report.publish(prepared, folder, records.records, found, run_id, _uid(folder))
         address = tracking.chart_address(run_id)
     click.echo(f"records: {folder.path / 'records.jsonl'}")
     click.echo(f"charts (after `make ui`): {address}")

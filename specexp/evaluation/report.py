@@ -13,7 +13,7 @@ from specexp.config import MethodConfig
 from specexp.evaluation.methods import LOSSLESS
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.records import Record
-from specexp.evaluation.runner import Prepared, summary
+from specexp.evaluation.runner import Prepared, Summary
 
 COLUMNS = (
     ("tok/s", "speed/tokens_per_second", "{:.0f}"),
@@ -43,10 +43,9 @@ def table(metrics: dict[str, dict[str, float]], greedy: bool) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def show(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> None:
+def show(prepared: Prepared, output: OutputFolder, found: Summary) -> None:
     """Print the table, and write summary.json."""
     repeats = prepared.experiment.repeats
-    found = summary(prepared, output, records)
     named = {_name(label, repeat, repeats): metrics for (label, repeat), metrics in found.items()}
     output.write_json("summary.json", named)
     print(table(named, greedy=prepared.experiment.temperature == 0))
@@ -58,10 +57,11 @@ def show(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) ->
         )
 
 
-def publish(prepared: Prepared, output: OutputFolder, records: Sequence[Record], run_id: str, uid: str) -> None:
+def publish(
+    prepared: Prepared, output: OutputFolder, records: Sequence[Record], found: Summary, run_id: str, uid: str
+) -> None:
     """Log all runs. Called again after a kill, it completes what is missing and repeats nothing."""
     experiment = prepared.experiment
-    found = summary(prepared, output, records)
     methods = {setting.config.label: setting.config for setting in prepared.settings}
     for (label, repeat), metrics in found.items():
         mine = [r for r in records if (r["label"], r["repeat"]) == (label, repeat)]

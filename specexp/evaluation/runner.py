@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -27,6 +26,7 @@ from specexp.evaluation.records import Record, RecordFile
 from specexp.tasks.task import Example, Task, task
 
 WARM_UP_TOKENS = 24
+Summary = dict[tuple[str, int], dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,6 @@ class Prepared:
     prompts: list[list[int]]
     settings: list[Setting]
     pair: Pair
-
-
-def default_output(experiment: Experiment) -> Path:
-    return Path("runs") / f"{experiment.name}-{experiment.hash}"
 
 
 def prepare(experiment: Experiment) -> Prepared:
@@ -115,9 +111,7 @@ def _environment(prepared: Prepared, output: OutputFolder) -> str:
     return name
 
 
-def summary(
-    prepared: Prepared, output: OutputFolder, records: Sequence[Record]
-) -> dict[tuple[str, int], dict[str, float]]:
+def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> Summary:
     """Metrics by (label, repeat)."""
     measured = output.read_json("costs.json")
     found = costs.Costs(measured["draft"], {int(n): s for n, s in measured["target"].items()}) if measured else None
