@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ Array = torch.Tensor
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
 ZOO_PREFIX = "zoo:"
+FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of layer types
 _NO_LIMIT = 1 << 30
 
 
@@ -66,8 +68,8 @@ def load_model(config: ModelConfig, known: int | None = None) -> HFModel:
             )
     except torch.OutOfMemoryError as error:
         raise ModelError(
-            f"model '{config.model}' does not fit ({how}): {_first_line(error)} Choose a smaller dtype, quantization"
-            " nf4, device auto, or a smaller model."
+            f"model '{config.model}' does not fit ({how}): its weights need about {_needed(path, config)};"
+            f" {_first_line(error)} Choose a smaller dtype, quantization nf4, device auto, or a smaller model."
         ) from error
     except Exception as error:  # whatever a broken folder makes of a loader: its own words, in one line
         raise ModelError(f"model '{config.model}' cannot be loaded ({how}): {_first_line(error)}") from error
@@ -90,6 +92,8 @@ def _placement(config: ModelConfig) -> dict[str, Any]:
     """Where, and as what, the weights are read."""
     if config.device != "auto" and torch.device(config.device).type == "meta":
         raise ValueError("device meta holds no weights")
+    if config.quantization != "none" and find_spec("bitsandbytes") is None:
+        raise ValueError(f"quantization {config.quantization} needs the package 'bitsandbytes', which is not installed")
     found: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
     if config.attention:
         found["attn_implementation"] = config.attention
@@ -107,6 +111,14 @@ def _placement(config: ModelConfig) -> dict[str, Any]:
             bnb_4bit_compute_dtype=DTYPES[config.compute_dtype or config.dtype],
         )
     return found
+
+
+def _needed(path: str, config: ModelConfig) -> str:
+    """Memory that the weights take, counted on a model without any."""
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, **_source(config, "model")))
+    each = {"int8": 1.0, "nf4": 0.5, "fp4": 0.5}.get(config.quantization, float(DTYPES[config.dtype].itemsize))
+    return f"{sum(p.numel() for p in empty.parameters()) * each / 2**30:.2f} GiB"
 
 
 @contextmanager
@@ -157,12 +169,11 @@ class HFModel:
 
     @property
     def vocab_size(self) -> int:
-        return self.known or int(self.module.config.get_text_config(decoder=True).vocab_size)
+        return self.known or int(self._text_config.vocab_size)
 
     @property
     def context(self) -> int:
-        config = self.module.config.get_text_config(decoder=True)
-        return int(getattr(config, "max_position_embeddings", None) or _NO_LIMIT)
+        return int(getattr(self._text_config, "max_position_embeddings", None) or _NO_LIMIT)
 
     @property
     def device(self) -> torch.device:
@@ -173,34 +184,54 @@ class HFModel:
         """Every token at which this model stops."""
         found = self.module.generation_config.eos_token_id
         if found is None:
-            found = self.module.config.get_text_config(decoder=True).eos_token_id
+            found = self._text_config.eos_token_id
         return () if found is None else tuple(found) if isinstance(found, list | tuple) else (int(found),)
 
-    def tree_mask(self, slots: Array, branches: Branches) -> tuple[Array, Array]:
+    def tree_mask(self, slots: Array, branches: Branches) -> tuple[Array | dict[str, Array], Array]:
         """Attention mask[1, 1, N, slots so far] and positions[N] of tokens fed into `slots`[N].
 
-        sdpa takes booleans, which are exact; eager takes floats and would misread booleans without a word.
+        sdpa takes booleans, which are exact; eager takes floats and would misread booleans without a word. A model
+        with layers of several kinds takes a mask for each; a sliding window counts positions, not slots.
         """
-        attention = self.module.config._attn_implementation
-        windows = getattr(self.module.config.get_text_config(decoder=True), "sliding_window", None)
-        if attention not in ("sdpa", "eager") or windows:
-            kind = f"{attention} attention" if not windows else "sliding-window attention"
-            raise ModelError(
-                f"model '{self.name}' uses {kind}, which takes no tree mask; use sdpa or eager without a window."
-            )
+        kinds = self.check_trees()
         base, stop = branches.base, int(slots[-1]) + 1
         sees = torch.arange(stop)[None, :] <= slots.cpu()[:, None]
         sees[slots.cpu() >= base, base:] = False
-        positions = slots.clone()
+        at = torch.arange(stop)
+        at[base:] = base + torch.tensor(branches.depths[: stop - base])
         for row, slot in enumerate(slots.tolist()):
             if slot >= base:
                 sees[row, [base + a for a in branches.ancestors[slot - base]]] = True
-                positions[row] = base + branches.depths[slot - base]
-        mask = sees[None, None].to(slots.device)
-        if attention == "eager":
-            dtype = self.module.dtype
-            mask = torch.zeros(mask.shape, dtype=dtype, device=slots.device).masked_fill(~mask, torch.finfo(dtype).min)
-        return mask, positions
+        positions = at[slots.cpu()]
+        window = getattr(self._text_config, "sliding_window", None)
+        masks = {}
+        for kind in kinds:
+            near = sees if kind == FULL else sees & (at[None, :] > positions[:, None] - window)
+            masks[kind] = self._as_mask(near.to(slots.device))
+        return masks if len(masks) > 1 else masks[kinds[0]], positions.to(slots.device)
+
+    def check_trees(self) -> list[str]:
+        """The kinds of attention layers; ModelError when tokens that are no chain cannot be masked in one of them."""
+        config = self._text_config
+        attention = self.module.config._attn_implementation
+        if attention not in ("sdpa", "eager"):
+            raise ModelError(f"model '{self.name}' uses {attention} attention, which takes no tree mask; use sdpa or eager.")
+        windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+        kinds = sorted(set(getattr(config, "layer_types", None) or [SLIDING if windowed else FULL]))
+        if other := [kind for kind in kinds if kind not in (FULL, SLIDING)]:
+            raise ModelError(f"model '{self.name}' has {other[0]} layers, which take no tree mask; use a chain method.")
+        return kinds
+
+    def _as_mask(self, sees: Array) -> Array:
+        mask = sees[None, None]
+        if self.module.config._attn_implementation == "sdpa":
+            return mask
+        dtype = self.module.dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+    @property
+    def _text_config(self) -> Any:
+        return self.module.config.get_text_config(decoder=True)
 
     def session(self) -> HFSession:
         return HFSession(self)
@@ -225,7 +256,7 @@ class HFModel:
             "quantization": quantization.to_dict() if quantization is not None else None,
             "attention": config._attn_implementation,
             "vocab_size": self.vocab_size,
-            "scored_ids": int(config.get_text_config(decoder=True).vocab_size),
+            "scored_ids": int(self._text_config.vocab_size),
             "context": self.context,
             "eos_ids": list(self.eos_ids),
             "threads": torch.get_num_threads(),
