@@ -13,6 +13,13 @@ from entrypoints.common import Flag, guarded
 from specexp import config
 
 SETTINGS = {
+    "pair": "Model preset.",
+    "target": "Target model: a folder or a hub id.",
+    "draft": "Draft model: a folder or a hub id.",
+    "task": "Where prompts and answers come from.",
+    "data": "The task's rows: a file, a folder, an address or a hub id.",
+    "shots": "Solved examples before a problem of gsm8k: 0 or 8.",
+    "history": "What second turns go on behind: baseline (every method the same) or own.",
     "methods": "Presets, separated by commas.",
     "gamma": "Draft length, or several separated by commas.",
     "temperature": "0 is greedy.",
@@ -55,6 +62,7 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
 
     prepared = runner.prepare(resolved)
     with folder.open() as records:
+        runner.note_data(prepared, folder)
         from specexp import tracking
 
         key = f"{_uid(folder)}/comparison"

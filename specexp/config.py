@@ -9,22 +9,36 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from specexp.errors import ConfigError, unknown
-from specexp.lm.runtime import ATTENTIONS, CHAT_TEMPLATES, DTYPES, QUANTIZATIONS, ModelConfig
+from specexp.lm.runtime import ATTENTIONS, CHAT_TEMPLATES, DTYPES, QUANTIZATIONS, TOY, ModelConfig, ToyConfig
+from specexp.tasks.gsm8k import SHOTS
+from specexp.tasks.source import DataConfig
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 KINDS = ("experiments", "models", "methods")
 METHODS = ("baseline", "draft_only", "speculative")
 DRAFTING = ("speculative",)  # methods that take gamma
-TASKS = ("arith", "prompts")
-FROM_FILES = ("prompts",)  # tasks that read `data`
+# Tasks, and where their rows come from unless `data` says so; None is for those that make their own.
+MUST_BE_GIVEN = DataConfig("")
+TASKS: dict[str, DataConfig | None] = {
+    "arith": None,
+    "gsm8k": DataConfig("openai/gsm8k", "main", "test"),
+    "mtbench": DataConfig("HuggingFaceH4/mt_bench_prompts", split="train"),
+    "prompts": MUST_BE_GIVEN,
+    "spec_bench": DataConfig(
+        "https://raw.githubusercontent.com/hemingkx/Spec-Bench/main/data/spec_bench/question.jsonl"
+    ),
+    "toy": None,
+}
+SEVERAL_TURNS = ("mtbench", "spec_bench")
+HISTORIES = ("baseline", "own")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +61,10 @@ class Experiment:
     target: ModelConfig
     draft: ModelConfig
     methods: tuple[MethodConfig, ...]
-    data: str = ""
+    toy: ToyConfig | None = None
+    data: DataConfig | None = None
+    shots: int = 0
+    history: str = "baseline"
     limit: int = 20
     max_new_tokens: int = 160
     temperature: float = 0.0
@@ -106,7 +123,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return found
 
 
-def resolve(name: str, flags: Mapping[str, str | None] | None = None) -> Experiment:
+def resolve(name: str, flags: Mapping[str, Any] | None = None) -> Experiment:
     """The experiment preset `name` with a `config` file and flags laid over it. Raises ConfigError with every fault."""
     flags = {key: value for key, value in (flags or {}).items() if value not in (None, "")}
     faults: list[str] = []
@@ -124,6 +141,19 @@ def resolve(name: str, flags: Mapping[str, str | None] | None = None) -> Experim
     if faults or experiment is None:
         raise ConfigError(faults)
     return experiment
+
+
+def adjusted(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
+    """The same pair and task with other methods or sampling; None is unset. Raises ConfigError with every fault."""
+    faults: list[str] = []
+    reader = _Reader(faults)
+    reader.lay("", {key: value for key, value in settings.items() if value is not None})
+    values = reader.values
+    if "methods" in values:
+        values["methods"] = tuple(reader._methods(values["methods"], values.pop("gamma", None)))
+    if faults:
+        raise ConfigError(faults)
+    return replace(experiment, **values)
 
 
 @dataclass(slots=True)
@@ -150,10 +180,7 @@ class _Reader:
                 self.faults.append(f"setting '{key}' is missing.")
         models = self._models(values.pop("pair", None), values)
         methods = self._methods(values.pop("methods", ()), values.pop("gamma", None))
-        if values.get("task") in FROM_FILES and not values.get("data"):
-            self.faults.append(f"task '{values['task']}' reads a file; name it with data.")
-        if values.get("task") not in FROM_FILES and values.get("data"):
-            self.faults.append(f"data is given, but task '{values.get('task')}' reads no file; leave it out.")
+        self._task(values, [method.method for method in methods])
         if values.pop("judge", None):
             self.faults.append("judge is given, but no method here takes one; leave it out.")
         if self.faults:
@@ -168,8 +195,39 @@ class _Reader:
             return {}
         found = load_yaml(PRESETS / "models" / f"{pair}.yaml")
         given = {role: values.pop(role) for role in ("target", "draft") if role in values}
-        models = {role: ModelConfig(**{**found[role], **given.get(role, {})}) for role in ("target", "draft")}
+        toy = values.pop("toy", None)
+        if "toy" in found:
+            if given:
+                self.faults.append(f"{' and '.join(given)}: pair '{pair}' has none to replace; name another pair.")
+            models = {role: ModelConfig(f"{TOY}{role}") for role in ("target", "draft")}
+            return {"pair": pair, "toy": ToyConfig(**{**_toy(found["toy"]), **(toy or {})}), **models}
+        if toy is not None:
+            self.faults.append(f"toy is given, but pair '{pair}' is none; name pair toy, or leave it out.")
+        models = {
+            role: ModelConfig(**_laid_over(_model(found[role]), given.get(role, {}))) for role in ("target", "draft")
+        }
         return {"pair": pair if not given else f"{models['target'].model}+{models['draft'].model}", **models}
+
+    def _task(self, values: dict[str, Any], methods: list[str]) -> None:
+        """What a task needs, and what goes with no other."""
+        name = values.get("task")
+        if name not in TASKS:
+            return
+        source = TASKS[name]
+        if source is None and values.get("data"):
+            self.faults.append(f"data is given, but task '{name}' reads no file; leave it out.")
+        elif source is MUST_BE_GIVEN and not values.get("data"):
+            self.faults.append(f"task '{name}' reads a file; name it with data.")
+        elif source is not None:
+            values.setdefault("data", source)
+        if values.get("shots") and name != "gsm8k":
+            self.faults.append(f"shots is {values['shots']}, but task '{name}' has no solved examples; leave it out.")
+        if values.get("history", "baseline") != "baseline" and name not in SEVERAL_TURNS:
+            self.faults.append(f"history is given, but task '{name}' has one turn only; leave it out.")
+        elif name in SEVERAL_TURNS and values.get("history", "baseline") == "baseline" and "baseline" not in methods:
+            self.faults.append(
+                f"task '{name}' goes on behind the baseline's answers; add baseline to methods, or set history own."
+            )
 
     def _methods(self, names: tuple[str, ...], gammas: tuple[int, ...] | None) -> list[MethodConfig]:
         methods: list[MethodConfig] = []
@@ -183,7 +241,7 @@ class _Reader:
             elif gammas is None:
                 methods.append(MethodConfig(found["method"], name, name, found["gamma"]))
             else:
-                methods += [MethodConfig(found["method"], name, f"{name}_k{g}", g) for g in gammas]
+                methods += [MethodConfig(found["method"], name, f"{found['method']}_k{g}", g) for g in gammas]
         labels = [method.label for method in methods]
         for label in sorted({x for x in labels if labels.count(x) > 1}):
             self.faults.append(f"method '{label}' is named {labels.count(label)} times; name it once.")
@@ -233,7 +291,7 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts)
 
 
-def _one_of(kind: str, known: tuple[str, ...]) -> Callable[[Any], str]:
+def _one_of(kind: str, known: Collection[str]) -> Callable[[Any], str]:
     def parse(value: Any) -> str:
         if value not in known:
             raise ValueError(unknown(kind, value, known))
@@ -273,25 +331,74 @@ def _model(value: Any) -> dict[str, Any]:
         return {"model": value}
     if not isinstance(value, dict):
         raise ValueError("it must be a folder, a hub id, or a mapping with 'model'.")
+    found = _keys("model", value, _MODEL_PARSERS)
+    if found.get("compute_dtype") and found.get("quantization", "none") not in ("nf4", "fp4"):
+        raise ValueError("compute_dtype goes with quantization nf4 or fp4 only.")
+    return found
+
+
+def _laid_over(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a model over a preset's; another model has no use for the first one's revision and tokenizer."""
+    if given.get("model", preset["model"]) != preset["model"]:
+        preset = {key: value for key, value in preset.items() if key not in ("revision", "tokenizer")}
+    return {**preset, **given}
+
+
+def _keys(kind: str, value: Mapping[str, Any], parsers: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    """A mapping's values, parsed; ValueError says all that is wrong with them."""
     faults, found = [], {}
     for key, part in value.items():
-        if key not in _MODEL_PARSERS:
-            faults.append(unknown("model setting", key, _MODEL_PARSERS))
+        if key not in parsers:
+            faults.append(unknown(f"{kind} setting", key, parsers))
             continue
         try:
-            found[key] = _MODEL_PARSERS[key](part)
+            found[key] = parsers[key](part)
         except ValueError as error:
             faults.append(f"{key} is {part!r}: {error}")
-    if found.get("compute_dtype") and found.get("quantization", "none") not in ("nf4", "fp4"):
-        faults.append("compute_dtype goes with quantization nf4 or fp4 only.")
     if faults:
         raise ValueError(" ".join(faults))
     return found
 
 
+def _data(value: Any) -> DataConfig:
+    if isinstance(value, str) and value:
+        return DataConfig(value)
+    if not isinstance(value, dict) or not value.get("source"):
+        raise ValueError("it must be a file, a folder, an address, a hub id, or a mapping with 'source'.")
+    return DataConfig(**_keys("data", value, dict.fromkeys(("source", "subset", "split", "revision"), _text)))
+
+
+def _toy(value: Any) -> dict[str, Any]:
+    """`{vocab_size: 24, draft_noise: 0.5, seed: 0}`, or vocab_size=24,draft_noise=0.5 as text."""
+    if isinstance(value, str):
+        parts = [part.partition("=") for part in value.split(",")]
+        value = {key.strip(): text.strip() for key, _, text in parts}
+    if not isinstance(value, dict):
+        raise ValueError("it must be a mapping of vocab_size, draft_noise and seed.")
+    return _keys(
+        "toy",
+        value,
+        {
+            "vocab_size": _whole(2, ">= 2"),
+            "draft_noise": _real(lambda x: 0 <= x < math.inf, ">= 0 (0 = the target itself)"),
+            "seed": _whole(0, ">= 0"),
+        },
+    )
+
+
+def _shots(value: Any) -> int:
+    number = _whole(0, "that is 0 or 8")(value)
+    if number not in SHOTS:
+        raise ValueError("it must be 0 or 8.")
+    return number
+
+
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "task": _one_of("task", TASKS),
-    "data": _text,
+    "data": _data,
+    "toy": _toy,
+    "shots": _shots,
+    "history": _one_of("history", HISTORIES),
     "pair": _text,
     "target": _model,
     "draft": _model,

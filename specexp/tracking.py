@@ -6,6 +6,7 @@ later attempt finds it again.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -15,8 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow import entities
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
+
+from specexp.tasks.example import Dataset
 
 KEY = "specexp.key"  # tag: names one run of one output folder
 _GENERATED_NAME = re.compile(r"^[a-z]+-[a-z]+-\d+$")  # what MLflow calls a run that nobody named
@@ -32,6 +36,7 @@ class RunContent:
     params: Mapping[str, object]
     metrics: Mapping[str, float]
     files: Sequence[Path] = ()
+    dataset: Dataset | None = None
 
 
 def find(key: str, finished: bool = False) -> str | None:
@@ -73,9 +78,9 @@ def _newest(client: MlflowClient, key: str) -> Run | None:
     return found[0] if found else None
 
 
-def log_comparison(run_id: str, metrics: Mapping[str, float], files: Sequence[Path]) -> None:
-    """Metrics and files of the comparison run. Its parameters are those that `mlflow run` logs, raw."""
-    _fill(MlflowClient(), run_id, RunContent("", {}, {}, metrics, files))
+def log_comparison(run_id: str, metrics: Mapping[str, float], files: Sequence[Path], dataset: Dataset) -> None:
+    """Metrics, files and data of the comparison run. Its parameters are those that `mlflow run` logs, raw."""
+    _fill(MlflowClient(), run_id, RunContent("", {}, {}, metrics, files, dataset))
 
 
 def log_flat(key: str, content: RunContent, parent_id: str) -> str:
@@ -102,8 +107,22 @@ def _fill(client: MlflowClient, run_id: str, content: RunContent, skip_metrics: 
         client.log_batch(run_id, params=params[start : start + _BATCH])
     if not skip_metrics:
         client.log_batch(run_id, metrics=metrics)
+    if content.dataset is not None:
+        client.log_inputs(run_id, datasets=[_input(content.dataset)])
     for path in content.files:
         client.log_artifact(run_id, str(path))
+
+
+def _input(dataset: Dataset) -> DatasetInput:
+    """A task's data as an MLflow dataset; MLflow keeps 36 characters of a digest."""
+    found = entities.Dataset(
+        name=dataset.name,
+        digest=dataset.digest[:32],
+        source_type="local" if Path(dataset.source).exists() else "external",
+        source=json.dumps({"uri": dataset.source, "sha256": dataset.digest}),
+        profile=json.dumps({"num_rows": dataset.num_rows}),
+    )
+    return DatasetInput(found, [InputTag("mlflow.data.context", "evaluation")])
 
 
 def chart_address(run_id: str) -> str:

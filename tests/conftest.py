@@ -34,7 +34,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_oss": (
         "GptOss",
         {
-            **LLAMA_LIKE, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 12,
+            **LLAMA_LIKE,
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 12,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
         },
     ),

@@ -13,14 +13,15 @@ from typing import Any
 
 from specexp.lm.model import Model
 
-PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "numpy", "mlflow")
+PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "datasets", "numpy", "mlflow")
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def describe(models: Mapping[Any, Model]) -> dict[str, Any]:
-    """The facts, as JSON: `models` by role, then the machine and the code."""
+def describe(models: Mapping[Any, Model], tokenizer: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts, as JSON: `models` by role and their tokenizer's, then the machine and the code."""
     return {
         "models": {role: model.facts() for role, model in models.items()},
+        "tokenizer": dict(tokenizer),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "python": platform.python_version(),
         "platform": platform.platform(),

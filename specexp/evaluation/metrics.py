@@ -72,7 +72,24 @@ def summarise(
         metrics["speed/predicted_speedup"] = expected / call
         metrics["speed/c"] = costs.c
         metrics["speed/v"] = costs.v(gamma + 1)
-    return metrics | _quality(records)
+    return metrics | _quality(records) | _by_category(records, baseline)
+
+
+def _by_category(records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, float]:
+    """Speed-up and tokens per call of each category, where a task has several."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record["category"], []).append(record)
+    if len(groups) < 2:
+        return {}
+    metrics = {}
+    for name, group in groups.items():
+        rounds = sum(r["num_rounds"] for r in group)
+        if group[0]["method"] != "draft_only":
+            metrics[f"category/mean_length_{name}"] = sum(len(r["token_ids"]) for r in group) / rounds
+        if baseline:
+            metrics[f"category/speedup_{name}"] = _against(group, baseline)["speed/speedup"]
+    return metrics
 
 
 def _against(records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, float]:
@@ -86,9 +103,11 @@ def _against(records: Sequence[Record], baseline: Sequence[Record]) -> dict[str,
     metrics = {
         "speed/speedup": rate(0, "seconds") / rate(1, "seconds"),
         "speed/speedup_end_to_end": rate(0, "seconds", "prefill_seconds") / rate(1, "seconds", "prefill_seconds"),
-        "quality/equal_to_baseline": sum(a["token_ids"] == b["token_ids"] for a, b in pairs) / len(pairs),
     }
-    checked = [(a["correct"], b["correct"]) for a, b in pairs if a["correct"] is not None]
+    # Behind a history of its own a method answers another prompt than the baseline.
+    same = [pair for pair in pairs if pair[0]["paired"]]
+    metrics["quality/equal_to_baseline"] = sum(a["token_ids"] == b["token_ids"] for a, b in same) / len(same)
+    checked = [(a["correct"], b["correct"]) for a, b in same if a["correct"] is not None]
     if checked:
         gained = sum(a and not b for a, b in checked)
         lost = sum(b and not a for a, b in checked)

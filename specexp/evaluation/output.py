@@ -2,6 +2,7 @@
 
 config.json        the resolved settings and their hash
 records.jsonl      one line per prompt and setting
+data.json          where the prompts came from, and their hash
 environments.json  what was loaded and where it ran, by the name that records give it
 costs.json         measured seconds per call
 mlflow.json        what names the MLflow runs made for it

@@ -2,43 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+import hashlib
+import json
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from specexp.config import Experiment
 from specexp.decoding.asks import Role
 from specexp.errors import ModelError
 from specexp.lm.model import Model
-from specexp.lm.runtime import ModelConfig, check_vocabulary, shared_vocabulary
+from specexp.lm.runtime import ModelConfig, ToyConfig, check_vocabulary, shared_vocabulary
+from specexp.lm.toy import ToyModel
+from specexp.tasks.example import Message
+
+# Some templates write today's date into every prompt; a prompt may not change from one day to the next.
+TODAY = "2024-07-26"
+_FIXED_DATE = f"{{%- macro strftime_now(format) -%}}{TODAY}{{%- endmacro -%}}"
+TOY_CONTEXT = 512
+
+
+class Text(Protocol):
+    """From messages to token ids and back."""
+
+    def encode(self, messages: Sequence[Message]) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def facts(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerText:
+    """A transformers tokenizer. With `chat`, messages are put into its own template; else they are joined plainly."""
+
+    tokenizer: Any
+    chat: bool
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a prompt, with what the tokenizer or the template puts before it."""
+        if not self.chat:
+            return [int(i) for i in self.tokenizer(joined(messages))["input_ids"]]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                list(messages),
+                add_generation_prompt=True,
+                tokenize=False,
+                chat_template=_FIXED_DATE + self.tokenizer.get_chat_template(),
+                date_string=TODAY,
+            )
+        except Exception as error:  # a template is a program of its own, and raises what it likes
+            words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"the chat template cannot render this conversation: {words}") from error
+        return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def facts(self) -> dict[str, Any]:
+        template = self.tokenizer.get_chat_template() if self.chat else ""
+        return {
+            "class": type(self.tokenizer).__name__,
+            "vocabulary": vocabulary_hash(self.tokenizer.get_vocab()),
+            "chat_template": hashlib.sha256(template.encode()).hexdigest() if template else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ToyText:
+    """Characters by code point, modulo the vocabulary; ids read as numbers. Id 0 ends a text and begins none."""
+
+    vocab_size: int
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        return [1 + ord(c) % (self.vocab_size - 1) for c in joined(messages)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(str(i) for i in ids)
+
+    def facts(self) -> dict[str, Any]:
+        return {"class": "ToyText", "vocabulary": str(self.vocab_size), "chat_template": None}
+
+
+def joined(messages: Sequence[Message]) -> str:
+    """A single message as it stands; several, each with an empty line behind it, so that an answer may follow."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "".join(message["content"].rstrip() + "\n\n" for message in messages)
+
+
+def vocabulary_hash(vocabulary: Mapping[str, int]) -> str:
+    """SHA-256 of a tokenizer's map from tokens to ids."""
+    return hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A tokenizer and the models behind their roles. `eos_ids` are the target's stopping tokens."""
+    """The models behind their roles and what turns text into their ids. `eos_ids` are the target's stopping tokens."""
 
-    tokenizer: Any
+    text: Text
     models: Mapping[Role, Model]
     eos_ids: tuple[int, ...]
-    chat: bool = False
-
-    def encode(self, prompt: str) -> list[int]:
-        """Token ids of a prompt: in the chat template if one is used, else with what the tokenizer puts before it."""
-        if self.chat:
-            messages = [{"role": "user", "content": prompt}]
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
-        return [int(i) for i in self.tokenizer(prompt)["input_ids"]]
-
-    def decode(self, ids: list[int]) -> str:
-        """Text of generated ids, special tokens left out."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def load_pair(experiment: Experiment, roles: Set[Role]) -> Pair:
     """Load the models of these roles. Raises ModelError before any weights when the tokenizers do not agree."""
-    from specexp.lm import hf  # torch and transformers, for those who decode
-
+    if experiment.toy is not None:
+        return _toy_pair(experiment.toy, roles)
+    try:
+        from specexp.lm import hf  # torch and transformers, for those who decode with them
+    except ModuleNotFoundError as error:
+        raise ModelError(
+            f"model '{experiment.target.model}' needs the package '{error.name}', which is not installed;"
+            f" pip install {error.name}, or try the numpy pair (experiment toy_quick)."
+        ) from error
     configs: dict[Role, ModelConfig] = {"target": experiment.target, "draft": experiment.draft}
     tokenizer = hf.load_tokenizer(experiment.target)
     chat = experiment.target.chat_template == "own"
@@ -49,4 +127,15 @@ def load_pair(experiment: Experiment, roles: Set[Role]) -> Pair:
     known = shared_vocabulary(tokenizer.get_vocab(), other)
     check_vocabulary(known, {configs[role].model: hf.vocabulary_size(configs[role]) for role in roles})
     models = {role: hf.load_model(configs[role], known) for role in configs if role in roles}
-    return Pair(tokenizer, models, models["target" if "target" in roles else "draft"].eos_ids, chat)
+    eos_ids = models["target" if "target" in roles else "draft"].eos_ids
+    return Pair(TokenizerText(tokenizer, chat), models, eos_ids)
+
+
+def _toy_pair(config: ToyConfig, roles: Set[Role]) -> Pair:
+    noise: dict[Role, float] = {"target": 0.0, "draft": config.draft_noise}
+    models: dict[Role, Model] = {
+        role: ToyModel(config.vocab_size, config.seed, noise[role], context=TOY_CONTEXT)
+        for role in noise
+        if role in roles
+    }
+    return Pair(ToyText(config.vocab_size), models, (0,))

@@ -40,11 +40,16 @@ class RecordFile:
         self._settings = settings
         self._good = 0  # bytes of whole lines
         self.records: list[Record] = list(self._read())
+        self._by_key = {key_of(record): record for record in self.records}
         self._file: TextIO | None = None
 
     @property
     def done(self) -> set[Key]:
-        return {key_of(record) for record in self.records}
+        return set(self._by_key)
+
+    def find(self, key: Key) -> Record:
+        """The record of this key, which must be there."""
+        return self._by_key[key]
 
     def repair(self) -> None:
         """Cut the file behind its last whole line. Only for who holds the folder."""
@@ -60,6 +65,7 @@ class RecordFile:
         self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._file.flush()
         self.records.append(record)
+        self._by_key[key_of(record)] = record
 
     def close(self) -> None:
         if self._file is not None:

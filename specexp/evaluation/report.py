@@ -74,15 +74,17 @@ def publish(
                 params=_params(prepared, methods[label], mine[0]["seed"]),
                 metrics=metrics,
                 files=[path, output.path / "config.json", output.path / "environments.json"],
+                dataset=prepared.task.dataset(),
             )
             tracking.log_flat(f"{uid}/{label}/{repeat}", content, run_id)
     exact = [label for label, method in methods.items() if method.method in LOSSLESS - {"baseline"}]
     gains = [m["speed/speedup"] for (label, _), m in found.items() if label in exact and "speed/speedup" in m]
     files = [
         output.path / name
-        for name in ("records.jsonl", "config.json", "environments.json", "summary.json", "costs.json")
+        for name in ("records.jsonl", "config.json", "data.json", "environments.json", "summary.json", "costs.json")
     ]
-    tracking.log_comparison(run_id, {"speed/best_lossless_speedup": max(gains)} if gains else {}, files)
+    best = {"speed/best_lossless_speedup": max(gains)} if gains else {}
+    tracking.log_comparison(run_id, best, files, prepared.task.dataset())
 
 
 def _name(label: str, repeat: int, repeats: int) -> str:
@@ -90,14 +92,17 @@ def _name(label: str, repeat: int, repeats: int) -> str:
 
 
 def _tags(prepared: Prepared, method: MethodConfig, metrics: dict[str, float]) -> dict[str, str]:
+    experiment = prepared.experiment
     tags = {
         "method": method.method,
         "preset": method.preset,
         "group": method.label,
-        "pair": prepared.experiment.pair,
-        "task": prepared.experiment.task,
+        "pair": experiment.pair,
+        "task": experiment.task,
         "lossless": str(method.method in LOSSLESS).lower(),
     }
+    if experiment.history != "baseline":
+        tags["paired"] = "false"  # from the second turn on, each method answers behind its own history
     if _disturbed(metrics):
         tags["warning"] = "faster than the measured calls allow: the clock was disturbed"
     return tags
@@ -120,6 +125,9 @@ def _params(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, ob
         "experiment": experiment.name,
         "settings_hash": experiment.hash,
         **{name: getattr(experiment, name) for name in ("limit", "max_new_tokens", "temperature", "top_k", "top_p")},
+        "data": experiment.data or "",
+        "shots": experiment.shots or "",
+        **{f"toy.{key}": value for key, value in (asdict(experiment.toy) if experiment.toy else {}).items()},
         **{f"target.{key}": value for key, value in asdict(experiment.target).items()},
         **{f"draft.{key}": value for key, value in asdict(experiment.draft).items()},
     }

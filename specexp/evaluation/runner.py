@@ -7,23 +7,25 @@ starts from an empty cache; prefill is timed apart. Nothing here knows MLflow.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tqdm import tqdm
 
 from specexp.config import Experiment, MethodConfig
+from specexp.decoding.asks import Role
 from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Generation, costs
-from specexp.errors import ConfigError, PromptError
+from specexp.errors import ConfigError, ModelError, OutputError, PromptError
 from specexp.evaluation import environment
 from specexp.evaluation.methods import decoder_for
 from specexp.evaluation.metrics import check_identities, summarise
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.pair import Pair, load_pair
 from specexp.evaluation.records import Record, RecordFile
-from specexp.tasks.task import Example, Task, task
+from specexp.tasks.example import Example, Task
+from specexp.tasks.task import task
 
 WARM_UP_TOKENS = 24
 Summary = dict[tuple[str, int], dict[str, float]]
@@ -38,8 +40,21 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
+class Job:
+    """One record to be made."""
+
+    index: int  # of the example
+    turn: int
+    setting: Setting
+    repeat: int
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
-    """An experiment that can run: everything that could be wrong with it has been looked at."""
+    """An experiment that can run: everything that could be wrong with it has been looked at.
+
+    `prompts` are the ids of every example's first turn.
+    """
 
     experiment: Experiment
     task: Task
@@ -53,21 +68,49 @@ def prepare(experiment: Experiment) -> Prepared:
     """Load models and task, and check that every prompt fits. Writes nothing."""
     warp = Warp(experiment.temperature, experiment.top_k, experiment.top_p)
     settings = [Setting(method, decoder_for(method, warp)) for method in experiment.methods]
-    chosen = task(experiment.task, experiment.data)
+    chosen = task(experiment.task, experiment.data, experiment.shots)
     examples = chosen.examples(experiment.limit)
     pair = load_pair(experiment, {role for setting in settings for role in setting.decoder.models})
-    prompts = [pair.encode(example.prompt) for example in examples]
     _check_gammas(settings, pair)
-    engine = Engine(pair.models)
-    for example, ids in zip(examples, prompts, strict=True):
-        if not example.prompt.strip():
-            raise PromptError(f"prompt '{example.prompt_id}' is empty; give it some text or leave it out.")
-        for role in sorted({setting.decoder.models[0] for setting in settings}, reverse=True):
-            try:
-                engine.room_for(ids, experiment.max_new_tokens, role)
-            except PromptError as error:
-                raise PromptError(f"prompt '{example.prompt_id}': {error}") from None
+    prompts = []
+    roles = sorted({setting.decoder.models[0] for setting in settings}, reverse=True)
+    for example in examples:
+        try:
+            prompts.append(_checked(example, experiment, pair, roles))
+        except (PromptError, ModelError) as error:
+            raise type(error)(f"prompt '{example.prompt_id}': {error}") from None
     return Prepared(experiment, chosen, examples, prompts, settings, pair)
+
+
+def _checked(example: Example, experiment: Experiment, pair: Pair, roles: Sequence[Role]) -> list[int]:
+    """Ids of the first turn; raises PromptError when a turn is empty, or cannot fit with answers before it."""
+    if not all(turn.strip() for turn in example.turns):
+        raise PromptError("it is empty; give it some text or leave it out.")
+    engine = Engine(pair.models)
+    first = pair.text.encode(example.messages())
+    for role in roles:
+        engine.room_for(first, experiment.max_new_tokens, role)
+        if later := len(example.turns) - 1:
+            asked = len(pair.text.encode(example.messages(("-",) * later)))
+            context = pair.models[role].context
+            if asked + later * experiment.max_new_tokens >= context:
+                raise PromptError(
+                    f"its {later + 1} turns have {asked} tokens, which with {experiment.max_new_tokens} for each answer"
+                    f" between them do not fit the {role} model's context of {context}; lower max_new_tokens."
+                )
+    return first
+
+
+def note_data(prepared: Prepared, output: OutputFolder) -> None:
+    """Write data.json; raises OutputError when the folder was begun on other rows."""
+    now = asdict(prepared.task.dataset())
+    before = output.read_json("data.json")
+    if before is not None and before != now:
+        raise OutputError(
+            f"'{output.path}' was begun on other rows (SHA-256 {before['digest'][:12]}, now {now['digest'][:12]});"
+            " the data has changed since. Name another output folder."
+        )
+    output.write_json("data.json", now)
 
 
 def _check_gammas(settings: Sequence[Setting], pair: Pair) -> None:
@@ -83,7 +126,7 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     """Append every record that is still missing. An interruption leaves whole records only."""
     experiment = prepared.experiment
     jobs = list(_jobs(prepared, records))
-    total = len(prepared.examples) * len(prepared.settings) * experiment.repeats
+    total = sum(len(x.turns) for x in prepared.examples) * len(prepared.settings) * experiment.repeats
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids)
     where = _environment(prepared, output)
     if jobs:
@@ -91,21 +134,33 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     if output.read_json("costs.json") is None:
         output.write_json("costs.json", _measure(prepared))
     with tqdm(total=total, initial=total - len(jobs), desc=experiment.name, unit="run", dynamic_ncols=True) as bar:
-        for index, setting, repeat in jobs:
-            example = prepared.examples[index]
-            seed = experiment.seed + repeat
-            dice = dice_for(experiment.temperature, seed, example.prompt_id)
-            out = engine.generate(setting.decoder, prepared.prompts[index], experiment.max_new_tokens, dice)
-            record = _record(prepared, example, setting.config, repeat, seed, out) | {"environment": where}
+        for job in jobs:
+            example = prepared.examples[job.index]
+            dice = dice_for(experiment.temperature, experiment.seed + job.repeat, example.prompt_id, job.turn)
+            ids = _prompt(prepared, records, job)
+            out = engine.generate(job.setting.decoder, ids, experiment.max_new_tokens, dice)
+            record = _record(prepared, job, out) | {"environment": where}
             check_identities(record)
             records.append(record)
-            bar.set_postfix_str(setting.config.label, refresh=False)
+            bar.set_postfix_str(job.setting.config.label, refresh=False)
             bar.update()
+
+
+def _prompt(prepared: Prepared, records: RecordFile, job: Job) -> list[int]:
+    """Ids of a turn: behind the baseline's earlier answers, the same for every method, or behind the method's own."""
+    if job.turn == 0:
+        return prepared.prompts[job.index]
+    label = job.setting.config.label
+    if prepared.experiment.history == "baseline":
+        label = next(s.config.label for s in prepared.settings if s.config.method == "baseline")
+    example = prepared.examples[job.index]
+    keys = [(example.prompt_id, turn, label, job.repeat) for turn in range(job.turn)]
+    return prepared.pair.text.encode(example.messages([records.find(key)["text"] for key in keys]))
 
 
 def _environment(prepared: Prepared, output: OutputFolder) -> str:
     """Note where this process runs in environments.json; a resumed run may have several."""
-    facts = environment.describe(prepared.pair.models)
+    facts = environment.describe(prepared.pair.models, prepared.pair.text.facts())
     name = environment.name_of(facts)
     output.write_json("environments.json", {**(output.read_json("environments.json") or {}), name: facts})
     return name
@@ -134,15 +189,16 @@ def missing(prepared: Prepared, records: RecordFile) -> int:
     return len(list(_jobs(prepared, records)))
 
 
-def _jobs(prepared: Prepared, records: RecordFile) -> Iterator[tuple[int, Setting, int]]:
+def _jobs(prepared: Prepared, records: RecordFile) -> Iterator[Job]:
     done = records.done
     settings = prepared.settings
     for repeat in range(prepared.experiment.repeats):
         for index, example in enumerate(prepared.examples):
-            turn = (index + repeat) % len(settings)
-            for setting in settings[turn:] + settings[:turn]:
-                if (example.prompt_id, 0, setting.config.label, repeat) not in done:
-                    yield index, setting, repeat
+            first = (index + repeat) % len(settings)
+            for turn in range(len(example.turns)):
+                for setting in settings[first:] + settings[:first]:
+                    if (example.prompt_id, turn, setting.config.label, repeat) not in done:
+                        yield Job(index, turn, setting, repeat)
 
 
 def _warm_up(prepared: Prepared, engine: Engine) -> None:
@@ -166,23 +222,26 @@ def _measure(prepared: Prepared) -> dict[str, Any] | None:
     return {"context": len(behind), "draft": found.draft_step, "target": target}
 
 
-def _record(
-    prepared: Prepared, example: Example, method: MethodConfig, repeat: int, seed: int, out: Generation
-) -> Record:
-    text = prepared.pair.decode(out.token_ids[:-1] if out.finish_reason == "stop" else out.token_ids)
-    answer = prepared.task.extract(text, out.finish_reason == "stop")
+def _record(prepared: Prepared, job: Job, out: Generation) -> Record:
+    example, method = prepared.examples[job.index], job.setting.config
+    text = prepared.pair.text.decode(out.token_ids[:-1] if out.finish_reason == "stop" else out.token_ids)
+    last = job.turn == len(example.turns) - 1  # the turn that a gold answer belongs to
+    gold = example.answer if last else None
+    answer = prepared.task.extract(text, out.finish_reason == "stop") if last else None
     return {
         "prompt_id": example.prompt_id,
-        "turn": 0,
+        "turn": job.turn,
+        "category": example.category,
+        "paired": job.turn == 0 or prepared.experiment.history == "baseline",
         "method": method.method,
         "preset": method.preset,
         "label": method.label,
-        "repeat": repeat,
-        "seed": seed,
+        "repeat": job.repeat,
+        "seed": prepared.experiment.seed + job.repeat,
         "text": text,
         "answer": answer,
-        "gold": example.answer,
-        "correct": None if example.answer is None else answer == example.answer,
+        "gold": gold,
+        "correct": None if gold is None else answer == gold,
         **{name: getattr(out, name) for name in Generation.__dataclass_fields__},
         "settings_hash": prepared.experiment.hash,
     }

@@ -203,7 +203,7 @@ class HFModel:
             if slot >= base:
                 sees[row, [base + a for a in branches.ancestors[slot - base]]] = True
         positions = at[slots.cpu()]
-        window = getattr(self._text_config, "sliding_window", None)
+        window = int(getattr(self._text_config, "sliding_window", None) or 0)
         masks = {}
         for kind in kinds:
             near = sees if kind == FULL else sees & (at[None, :] > positions[:, None] - window)
@@ -215,7 +215,9 @@ class HFModel:
         config = self._text_config
         attention = self.module.config._attn_implementation
         if attention not in ("sdpa", "eager"):
-            raise ModelError(f"model '{self.name}' uses {attention} attention, which takes no tree mask; use sdpa or eager.")
+            raise ModelError(
+                f"model '{self.name}' uses {attention} attention, which takes no tree mask; use sdpa or eager."
+            )
         windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
         kinds = sorted(set(getattr(config, "layer_types", None) or [SLIDING if windowed else FULL]))
         if other := [kind for kind in kinds if kind not in (FULL, SLIDING)]:

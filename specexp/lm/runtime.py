@@ -39,6 +39,18 @@ class ModelConfig:
     trust_remote_code: bool = False
 
 
+TOY = "toy:"  # what the toy pair's models are called
+
+
+@dataclass(frozen=True, slots=True)
+class ToyConfig:
+    """The numpy pair: `draft_noise` is how far the draft's logits stray from the target's; `seed` makes another."""
+
+    vocab_size: int = 24
+    draft_noise: float = 0.5
+    seed: int = 0
+
+
 def shared_vocabulary(target: Mapping[str, int], draft: Mapping[str, int] | None = None) -> int:
     """How many ids, from 0, the tokenizer knows. Refuses a draft whose ids mean something else than the target's."""
     if draft is not None and draft != target:

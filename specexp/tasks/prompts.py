@@ -7,33 +7,36 @@ An output's answer is what follows the last `####` or `The final answer is` on i
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
-from typing import Any
 
 from specexp.errors import TaskError
+from specexp.tasks.example import Dataset, Example
+from specexp.tasks.source import DataConfig, Row, Rows, read, text_of
 
 KEYS = {"prompt", "answer", "id"}
 ANSWER = re.compile(r"(?:####|[Tt]he final answer is:?)[ \t]*([^\n]*)")
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The file's rows, checked; raises TaskError that names the line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-    except OSError as error:
-        raise TaskError(f"data file '{path}' cannot be read: {error.strerror or error}.") from error
-    rows = [_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
-        raise TaskError(f"{path}: holds no prompt; give one JSON object a line.")
-    ids = [row["id"] for row in rows]
-    twice = next((i for i in ids if ids.count(i) > 1), None)
-    if twice is not None:
-        raise TaskError(f"{path}: id {twice!r} is given twice; every prompt needs its own.")
-    return rows
+class Prompts:
+    """The prompts of a file. Rows are read and checked at once."""
+
+    name = "prompts"
+
+    def __init__(self, config: DataConfig) -> None:
+        self._rows: Rows = read(config)
+        self._examples = [_example(row) for row in self._rows.rows]
+        ids = [example.prompt_id for example in self._examples]
+        if twice := next((i for i in ids if ids.count(i) > 1), None):
+            raise TaskError(f"{config.source}: id {twice!r} is given twice; every prompt needs its own.")
+
+    def examples(self, limit: int) -> list[Example]:
+        return self._examples[:limit]
+
+    def extract(self, text: str, finished: bool) -> str | None:
+        return extract_answer(text, finished)
+
+    def dataset(self) -> Dataset:
+        return Dataset(self.name, str(self._rows.config), self._rows.digest, len(self._rows.rows))
 
 
 def extract_answer(text: str, finished: bool = True) -> str | None:
@@ -50,20 +53,11 @@ def normal(answer: str) -> str:
     return re.sub(r"(?<=\d),(?=\d{3})", "", bare)
 
 
-def _row(path: Path, number: int, line: str) -> dict[str, Any]:
-    where = f"{path}, line {number}"
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise TaskError(f"{where}: not JSON ({error}).") from error
-    if not isinstance(row, dict):
-        raise TaskError(f"{where}: must be an object with 'prompt', got {type(row).__name__}.")
-    if unknown := sorted(row.keys() - KEYS):
-        raise TaskError(f"{where}: unknown key '{unknown[0]}'. Known: {', '.join(sorted(KEYS))}.")
-    if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
-        raise TaskError(f"{where}: 'prompt' must be a text that is not empty.")
-    answer = row.get("answer")
+def _example(row: Row) -> Example:
+    if unknown := sorted(row.values.keys() - KEYS):
+        raise TaskError(f"{row.where}: unknown key '{unknown[0]}'. Known: {', '.join(sorted(KEYS))}.")
+    answer = row.values.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
-        raise TaskError(f"{where}: 'answer' is {answer!r}; it must be a text or a number, or be left out.")
+        raise TaskError(f"{row.where}: 'answer' is {answer!r}; it must be a text or a number, or be left out.")
     gold = None if answer is None else normal(str(answer))
-    return {"id": str(row.get("id", f"line-{number}")), "prompt": row["prompt"], "answer": gold}
+    return Example(str(row.values.get("id", f"line-{row.number}")), (text_of(row, "prompt"),), gold)

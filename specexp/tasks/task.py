@@ -1,43 +1,24 @@
-"""What a task is: prompts, and how to read an answer out of a generated text."""
+"""From a task's name to the task, given its settings."""
 
 from __future__ import annotations
 
+import hashlib
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 from specexp.errors import TaskError, unknown
-from specexp.tasks import arith, prompts
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One prompt. `answer` is the gold answer in the form that `extract` returns, or None when there is none."""
-
-    prompt_id: str
-    prompt: str
-    answer: str | None
-
-
-class Task(Protocol):
-    """Reads nothing but generated text when it looks for an answer."""
-
-    @property
-    def name(self) -> str: ...
-
-    def examples(self, limit: int) -> list[Example]:
-        """The first `limit` examples, always the same ones."""
-        ...
-
-    def extract(self, text: str, finished: bool) -> str | None:
-        """The answer in a generated text; `finished` says whether it ended by itself."""
-        ...
+from specexp.tasks import arith, questions
+from specexp.tasks.example import Dataset, Example, Task
+from specexp.tasks.gsm8k import GSM8K
+from specexp.tasks.prompts import Prompts
+from specexp.tasks.questions import Questions
+from specexp.tasks.source import DataConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Arith:
-    """Seeded word problems (`specexp.tasks.arith`), from the split that no model or judge is trained on."""
+    """Seeded word problems (`specexp.tasks.arith`); `test` is the split that no model or judge is trained on."""
 
     split: str = "test"
 
@@ -47,40 +28,55 @@ class Arith:
 
     def examples(self, limit: int) -> list[Example]:
         return [
-            Example(f"arith-{self.split}-{p.index}", arith.prompt(p), str(p.answer))
+            Example(f"arith-{self.split}-{p.index}", (arith.prompt(p),), str(p.answer))
             for p in arith.distinct(self.split, limit)
         ]
 
     def extract(self, text: str, finished: bool) -> str | None:
         return arith.extract_answer(text, finished)
 
+    def dataset(self) -> Dataset:
+        return _generated(self, f"specexp.tasks.arith split {self.split}")
+
 
 @dataclass(frozen=True, slots=True)
-class Prompts:
-    """A JSONL file of one's own (`specexp.tasks.prompts`)."""
-
-    path: Path
+class Toy:
+    """Short seeded digit strings, for the toy pair: nothing in them can be right or wrong."""
 
     @property
     def name(self) -> str:
-        return "prompts"
+        return "toy"
 
     def examples(self, limit: int) -> list[Example]:
-        return [Example(row["id"], row["prompt"], row["answer"]) for row in prompts.read(self.path)[:limit]]
+        rng = random.Random("toy")
+        return [Example(f"toy-{i}", (" ".join(str(rng.randrange(10)) for _ in range(8)),)) for i in range(limit)]
 
     def extract(self, text: str, finished: bool) -> str | None:
-        return prompts.extract_answer(text, finished)
+        return None
+
+    def dataset(self) -> Dataset:
+        return _generated(self, "specexp.tasks.task Toy")
 
 
-# From a task's name to the task, given the `data` setting.
-TASKS: dict[str, Callable[[str], Task]] = {
-    "arith": lambda data: Arith(),
-    "prompts": lambda data: Prompts(Path(data).expanduser()),
+def _generated(task: Task, source: str) -> Dataset:
+    """A generator's hash is that of its first hundred examples."""
+    first = task.examples(100)
+    text = "\n".join(f"{x.prompt_id} {x.turns} {x.answer}" for x in first)
+    return Dataset(task.name, source, hashlib.sha256(text.encode()).hexdigest(), len(first))
+
+
+TASKS: dict[str, Callable[[DataConfig, int], Task]] = {
+    "arith": lambda data, shots: Arith(),
+    "gsm8k": GSM8K,
+    "mtbench": lambda data, shots: Questions("mtbench", data, questions.MT_BENCH),
+    "prompts": lambda data, shots: Prompts(data),
+    "spec_bench": lambda data, shots: Questions("spec_bench", data),
+    "toy": lambda data, shots: Toy(),
 }
 
 
-def task(name: str, data: str = "") -> Task:
-    """The task of this name, reading `data` where it needs a file."""
+def task(name: str, data: DataConfig | None = None, shots: int = 0) -> Task:
+    """The task of this name, reading `data` where it needs any. Raises TaskError."""
     if name not in TASKS:
         raise TaskError(unknown("task", name, TASKS))
-    return TASKS[name](data)
+    return TASKS[name](data or DataConfig(""), shots)

@@ -1,0 +1,131 @@
+"""Task `gsm8k`: grade-school word problems (Cobbe et al. 2110.14168), without examples or with eight solved ones.
+
+Rows have `question` and `answer`; the gold number follows `####` in `answer`. An output's answer is the number behind
+the last `The final answer is` or `####`, and nothing else: a text that never says so has no answer.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+
+from specexp.errors import TaskError
+from specexp.tasks.example import Dataset, Example
+from specexp.tasks.source import DataConfig, Row, Rows, read, text_of
+
+SHOTS = (0, 8)
+INSTRUCTION = 'Solve the problem step by step. End with "The final answer is N", where N is a number.'
+_MARK = r"(?:####|[Tt]he final answer is)[\s:*]*"
+_NUMBER = r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+ANSWER = re.compile(rf"{_MARK}(?:\\?\$)?(?:\\boxed\{{)?(?:\\?\$)?({_NUMBER})")
+GOLD = re.compile(rf"####\s*\$?({_NUMBER})\s*$")
+
+# The eight solved problems of chain-of-thought prompting (Wei et al. 2201.11903, appendix, CC BY 4.0).
+COT = (
+    (
+        "There are 15 trees in the grove. Grove workers will plant trees in the grove today. After they are done, there"
+        " will be 21 trees. How many trees did the grove workers plant today?",
+        "There are 15 trees originally. Then there were 21 trees after some more were planted. So there must have been"
+        " 21 - 15 = 6.",
+        "6",
+    ),
+    (
+        "If there are 3 cars in the parking lot and 2 more cars arrive, how many cars are in the parking lot?",
+        "There are originally 3 cars. 2 more cars arrive. 3 + 2 = 5.",
+        "5",
+    ),
+    (
+        "Leah had 32 chocolates and her sister had 42. If they ate 35, how many pieces do they have left in total?",
+        "Originally, Leah had 32 chocolates. Her sister had 42. So in total they had 32 + 42 = 74. After eating 35, they"
+        " had 74 - 35 = 39.",
+        "39",
+    ),
+    (
+        "Jason had 20 lollipops. He gave Denny some lollipops. Now Jason has 12 lollipops. How many lollipops did Jason"
+        " give to Denny?",
+        "Jason started with 20 lollipops. Then he had 12 after giving some to Denny. So he gave Denny 20 - 12 = 8.",
+        "8",
+    ),
+    (
+        "Shawn has five toys. For Christmas, he got two toys each from his mom and dad. How many toys does he have now?",
+        "Shawn started with 5 toys. If he got 2 toys each from his mom and dad, then that is 4 more toys. 5 + 4 = 9.",
+        "9",
+    ),
+    (
+        "There were nine computers in the server room. Five more computers were installed each day, from monday to"
+        " thursday. How many computers are now in the server room?",
+        "There were originally 9 computers. For each of 4 days, 5 more computers were added. So 5 * 4 = 20 computers were"
+        " added. 9 + 20 is 29.",
+        "29",
+    ),
+    (
+        "Michael had 58 golf balls. On tuesday, he lost 23 golf balls. On wednesday, he lost 2 more. How many golf balls"
+        " did he have at the end of wednesday?",
+        "Michael started with 58 golf balls. After losing 23 on tuesday, he had 58 - 23 = 35. After losing 2 more, he had"
+        " 35 - 2 = 33 golf balls.",
+        "33",
+    ),
+    (
+        "Olivia has $23. She bought five bagels for $3 each. How much money does she have left?",
+        "Olivia had 23 dollars. 5 bagels for 3 dollars each will be 5 x 3 = 15 dollars. So she has 23 - 15 dollars left."
+        " 23 - 15 is 8.",
+        "8",
+    ),
+)
+
+
+class GSM8K:
+    """`shots` 0 or 8. Rows are read and checked at once."""
+
+    name = "gsm8k"
+
+    def __init__(self, config: DataConfig, shots: int = 0) -> None:
+        self._shots = tuple((ask(q), f"{reason} The final answer is {n}.") for q, reason, n in COT[:shots])
+        self._rows: Rows = read(config)
+        self._examples = [
+            Example(f"gsm8k-{row.number}", (ask(text_of(row, "question")),), gold(row), "", self._shots)
+            for row in self._rows.rows
+        ]
+
+    def examples(self, limit: int) -> list[Example]:
+        return self._examples[:limit]
+
+    def extract(self, text: str, finished: bool) -> str | None:
+        return extract_answer(text, finished)
+
+    def dataset(self) -> Dataset:
+        return Dataset(self.name, str(self._rows.config), self._rows.digest, len(self._rows.rows))
+
+
+def ask(question: str) -> str:
+    """A problem as a model sees it."""
+    return f"{question.strip()}\n{INSTRUCTION}\n"
+
+
+def extract_answer(text: str, finished: bool = True) -> str | None:
+    """The number behind the last mark, in its plainest form, or None.
+
+    An unfinished text may end inside its number, so a number that touches the end of one does not count.
+    """
+    matches = list(ANSWER.finditer(text))
+    if not matches or (not finished and matches[-1].end() == len(text)):
+        return None
+    return plain(matches[-1].group(1))
+
+
+def plain(number: str) -> str | None:
+    """1,234.50 as 1234.5, and None for what is no number."""
+    try:
+        value = Decimal(number.replace(",", ""))
+    except InvalidOperation:
+        return None
+    return f"{value.normalize():f}"
+
+
+def gold(row: Row) -> str:
+    """The gold number of a row's `answer`; raises TaskError."""
+    match = GOLD.search(text_of(row, "answer"))
+    answer = plain(match.group(1)) if match else None
+    if answer is None:
+        raise TaskError(f"{row.where}: 'answer' must end with #### and a number.")
+    return answer

@@ -1,0 +1,69 @@
+"""Tasks `mtbench` and `spec_bench`: questions by category, of one turn or two.
+
+Rows have `question_id`, `category`, `turns` and sometimes `reference` (the hub's MT-Bench calls them `prompt_id` and
+`prompt`). What can be checked is checked: Spec-Bench's `math_reasoning` against the number at the end of its reference.
+Open questions have no answer here; for them an evaluation reports agreement with plain decoding.
+"""
+
+from __future__ import annotations
+
+import re
+
+from specexp.errors import TaskError
+from specexp.tasks.example import Dataset, Example
+from specexp.tasks.gsm8k import GOLD, extract_answer, plain
+from specexp.tasks.source import DataConfig, Row, Rows, read
+
+# Spec-Bench's file (Xia et al. 2401.07851) begins with MT-Bench (Zheng et al. 2306.05685), by these categories.
+MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+CHECKED = "math_reasoning"
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+class Questions:
+    """The questions of a file; `categories` leaves out all others."""
+
+    def __init__(self, name: str, config: DataConfig, categories: tuple[str, ...] = ()) -> None:
+        self.name = name
+        self._rows: Rows = read(config)
+        examples = [_example(name, row) for row in self._rows.rows]
+        self._examples = [x for x in examples if not categories or x.category in categories]
+        if not self._examples:
+            raise TaskError(f"data '{config}' holds no question of {name}'s categories ({', '.join(categories)}).")
+        ids = [example.prompt_id for example in self._examples]
+        if twice := next((i for i in ids if ids.count(i) > 1), None):
+            raise TaskError(f"data '{config}': question {twice!r} is given twice; every question needs its own id.")
+
+    def examples(self, limit: int) -> list[Example]:
+        return self._examples[:limit]
+
+    def extract(self, text: str, finished: bool) -> str | None:
+        """The number that a text says is its answer, else the last number of a finished text: nothing in these prompts
+        asks for a form."""
+        said = extract_answer(text, finished)
+        if said is not None or not finished:
+            return said
+        numbers = _NUMBER.findall(text)
+        return plain(numbers[-1]) if numbers else None
+
+    def dataset(self) -> Dataset:
+        return Dataset(self.name, str(self._rows.config), self._rows.digest, len(self._rows.rows))
+
+
+def _example(task: str, row: Row) -> Example:
+    found = row.values
+    turns = found.get("turns", found.get("prompt"))
+    if not isinstance(turns, list) or not turns:
+        raise TaskError(f"{row.where}: 'turns' must be a list of one question or more, got {turns!r}.")
+    if not all(isinstance(turn, str) and turn.strip() for turn in turns):
+        raise TaskError(f"{row.where}: 'turns' must hold texts that are not empty.")
+    category = str(found.get("category") or "")
+    answer = None
+    reference = found.get("reference")
+    if category == CHECKED and isinstance(reference, list) and reference:
+        match = GOLD.search(str(reference[-1]))
+        if match is None:
+            raise TaskError(f"{row.where}: 'reference' of a {CHECKED} question must end with #### and a number.")
+        answer = plain(match.group(1))
+    name = found.get("question_id", found.get("prompt_id", row.number))
+    return Example(f"{task}-{name}", tuple(turns), answer, category)
