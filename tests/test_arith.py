@@ -77,5 +77,5 @@ def test_extraction(text: str, finished: bool, answer: str | None) -> None:
 def test_the_task_asks_questions_without_their_solutions() -> None:
     for example, problem in zip(task("arith").examples(20), arith.distinct("test", 20), strict=True):
         assert example.answer == str(problem.answer)
-        assert "####" not in example.prompt
-        assert "=" not in example.prompt
+        assert "####" not in example.turns[0]
+        assert "=" not in example.turns[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from specexp import config
 from specexp.errors import ConfigError
 from specexp.evaluation.methods import BUILDERS
+from specexp.lm.runtime import ToyConfig
+from specexp.tasks.source import DataConfig
 from specexp.tasks.task import TASKS
 
 
@@ -60,7 +63,7 @@ def test_all_faults_are_reported_at_once() -> None:
         "temperature is '-1'; it must be a number >= 0 (0 = greedy).",
         "top_p is '2'; it must be a number in (0, 1] (1 = off).",
         "limit is 'x'; it must be a whole number >= 1.",
-        "unknown method 'specultive', did you mean 'speculative'? Known: baseline, draft_only, speculative.",
+        f"unknown method 'specultive', did you mean 'speculative'? Known: {', '.join(config.preset_names('methods'))}.",
         "judge is given, but no method here takes one; leave it out.",
     ]
 
@@ -106,6 +109,17 @@ def test_one_bad_flag(flags: dict[str, str], message: str) -> None:
         ("target: {model: x, trust_remote_code: 1}\n", "trust_remote_code is 1: it must be true or false."),
         ("target: {modl: x}\n", "unknown model setting 'modl', did you mean 'model'?"),
         ("task: prompts\n", "task 'prompts' reads a file; name it with data."),
+        ("shots: 8\n", "shots is 8, but task 'arith' has no solved examples; leave it out."),
+        ("task: gsm8k\nshots: 5\n", "shots is 5; it must be 0 or 8."),
+        ("history: own\n", "history is given, but task 'arith' has one turn only; leave it out."),
+        ("task: mtbench\nhistory: mine\n", "unknown history 'mine'"),
+        ("task: mtbench\nmethods: speculative\n", "task 'mtbench' goes on behind the baseline's answers; add baseline"),
+        ("task: gsm8k\ndata: {sorce: x}\n", "it must be a file, a folder, an address, a hub id, or a mapping"),
+        ("task: gsm8k\ndata: {source: x, splt: test}\n", "unknown data setting 'splt', did you mean 'split'?"),
+        ("toy: {vocab_size: 9}\n", "toy is given, but pair 'embedded' is none; name pair toy, or leave it out."),
+        ("pair: toy\ntarget: ./mine\n", "target: pair 'toy' has none to replace; name another pair."),
+        ("pair: toy\ntoy: {vocab_size: 1}\n", "vocab_size is 1: it must be a whole number >= 2."),
+        ("pair: toy\ntoy: {noise: 1}\n", "unknown toy setting 'noise'"),
         ("data: x.jsonl\n", "data is given, but task 'arith' reads no file; leave it out."),
         ("task: arit\n", "unknown task 'arit', did you mean 'arith'?"),
     ],
@@ -116,7 +130,28 @@ def test_a_bad_file(tmp_path: Path, text: str, message: str) -> None:
     found = faults(config=str(file))
     assert len(found) == 1
     assert message in found[0]
-    assert str(file) in found[0] or "pair" in found[0] or "data" in found[0]
+    assert str(file) in found[0] or re.search("pair|data|shots|history|methods", found[0])
+
+
+def test_settings_may_be_written_as_yaml_reads_them_oddly(tmp_path: Path) -> None:
+    """YAML reads 1e-1 as text, and a flag is always text."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("temperature: 1e-1\npair: toy\ntask: toy\ntoy: {draft_noise: 1e-3}\n")
+    got = config.resolve("arith_quick", {"config": str(file), "toy": "vocab_size=30,seed=2"})
+    assert got.temperature == 0.1
+    assert got.toy == ToyConfig(30, 0.5, 2)
+
+
+def test_another_model_keeps_where_it_runs_but_not_the_revision_of_the_first(tmp_path: Path) -> None:
+    got = config.resolve("gsm8k_llama_8b_1b", {"target": "./mine"})
+    assert (got.target.model, got.target.revision) == ("./mine", "")
+    assert (got.target.device, got.target.dtype, got.target.chat_template) == ("cuda:0", "bfloat16", "own")
+    assert got.draft.revision
+
+
+def test_a_task_knows_where_its_rows_are_and_data_may_say_otherwise() -> None:
+    assert config.resolve("gsm8k_llama_8b_1b").data == DataConfig("openai/gsm8k", "main", "test")
+    assert config.resolve("gsm8k_llama_8b_1b", {"data": "mine.jsonl"}).data == DataConfig("mine.jsonl")
 
 
 def test_an_unknown_experiment_comes_with_a_suggestion() -> None:

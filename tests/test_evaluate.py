@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,16 +15,23 @@ from typing import Any
 
 import mlflow
 import pytest
-from click.testing import CliRunner, Result
-from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from conftest import build
-from entrypoints.evaluate import command
+from running import (
+    SMALL,
+    comparison_runs,
+    evaluate,
+    flat_runs,
+    records,
+    refused,
+    runs,
+    tiny,
+    with_models,
+    without_clocks,
+)
 from specexp import tracking
 from specexp.evaluation import runner
 from specexp.evaluation.metrics import check_identities
-from specexp.lm.hf import ZOO
 from specexp.tasks import arith
 from specexp.tasks.task import TASKS, Example
 
@@ -37,61 +43,6 @@ RECORD_KEYS = {
     "num_draft_calls", "accepted_histogram", "seconds", "prefill_seconds", "time_to_first_token", "answer", "gold",
     "correct", "settings_hash", "environment",
 }  # fmt: skip
-# What two runs of one configuration may differ in; a test run may see a commit being made.
-CLOCKS = ("seconds", "prefill_seconds", "time_to_first_token", "environment")
-SMALL = ["--limit", "2", "--max-new-tokens", "30"]
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables made: making them takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def workplace(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder to work in, with a fresh MLflow store of its own."""
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    return tmp_path
-
-
-def evaluate(*arguments: str) -> Result:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        return CliRunner().invoke(command, list(arguments))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def records(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "records.jsonl").read_text().splitlines()]
-
-
-def without_clocks(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(
-        ({k: v for k, v in r.items() if k not in CLOCKS} for r in found),
-        key=lambda r: (r["prompt_id"], r["label"], r["repeat"]),
-    )
-
-
-def runs() -> list[Run]:
-    return list(MlflowClient().search_runs(["0"]))
-
-
-def flat_runs() -> dict[str, Run]:
-    found = [run for run in runs() if run.data.tags["method"] != "comparison"]
-    names = {run.info.run_name: run for run in found}
-    assert len(names) == len(found), "a run was made twice"
-    return names
-
-
-def comparison_runs() -> list[Run]:
-    return [run for run in runs() if run.data.tags.get("method") == "comparison"]
 
 
 def test_it_records_every_prompt_and_setting_and_logs_a_flat_run_for_each(workplace: Path) -> None:
@@ -318,17 +269,6 @@ def test_sigterm_ends_the_run_as_failed_and_leaves_it_resumable(workplace: Path)
     assert len(records(workplace / "out")) == 12
 
 
-def refused(result: Result, message: str, workplace: Path) -> None:
-    """One clear line, exit code 2, no traceback, nothing written, no run made."""
-    assert result.exit_code == 2, result.output
-    assert result.exception is None or isinstance(result.exception, SystemExit)
-    assert len(result.output.strip().splitlines()) == 1
-    assert message in result.output
-    assert not (workplace / "out").exists()
-    assert not (workplace / "runs").exists()
-    assert not runs()
-
-
 @pytest.mark.parametrize(
     "arguments,message",
     [
@@ -346,19 +286,6 @@ def test_bad_settings_are_refused(workplace: Path, arguments: list[str], message
         assert message in result.output
     else:
         refused(result, message, workplace)
-
-
-def with_models(workplace: Path, target: Path | str, draft: Path | str) -> list[str]:
-    (workplace / "mine.yaml").write_text(f"target: {{model: '{target}'}}\ndraft: {{model: '{draft}'}}\nlimit: 2\n")
-    return ["--config", "mine.yaml", "--output", "out"]
-
-
-def tiny(folder: Path, **more: Any) -> Path:
-    """A random model folder with the embedded pair's tokenizer."""
-    build("llama", vocab_size=592, **more).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(ZOO / "target" / name, folder)
-    return folder
 
 
 def test_a_missing_model_folder_is_refused(workplace: Path) -> None:
@@ -449,13 +376,13 @@ def test_an_empty_prompt_is_refused(workplace: Path, monkeypatch: pytest.MonkeyP
         name = "silent"
 
         def examples(self, limit: int) -> list[Example]:
-            return [Example("silent-0", " ", None)]
+            return [Example("silent-0", (" ",))]
 
         def extract(self, text: str, finished: bool) -> str | None:
             return None
 
-    monkeypatch.setitem(TASKS, "arith", lambda data: Silent())
-    refused(evaluate("--output", "out"), "prompt 'silent-0' is empty", workplace)
+    monkeypatch.setitem(TASKS, "arith", lambda data, shots: Silent())
+    refused(evaluate("--output", "out"), "prompt 'silent-0': it is empty", workplace)
 
 
 def test_an_existing_folder_is_refused_without_resume(workplace: Path) -> None:

@@ -14,8 +14,10 @@ import yaml
 from entrypoints.__main__ import COMMANDS, Entrypoints
 
 ROOT = Path(__file__).resolve().parent.parent
-EVALUATE = ["experiment", "methods", "gamma", "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed",
-            "repeats", "judge", "config", "output", "resume"]  # fmt: skip
+EVALUATE = [
+    "experiment", "pair", "target", "draft", "task", "data", "shots", "history", "methods", "gamma", "temperature",
+    "top_k", "top_p", "max_new_tokens", "limit", "seed", "repeats", "judge", "config", "output", "resume",
+]  # fmt: skip
 
 
 def load(name: str) -> Any:

@@ -1,0 +1,130 @@
+"""evaluate, end to end, on tiny random folders of three families: real tasks, every dtype and quantization, on CPU."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from conftest import build, disturbed
+from running import evaluate, records
+from specexp import config
+from specexp.evaluation.pair import load_pair
+from specexp.evaluation.runner import prepare
+from specexp.lm.hf import ZOO, HFModel
+
+DATA = Path(__file__).resolve().parent / "data"
+TASKS = ("gsm8k", "mtbench", "spec_bench")
+NUM_TURNS = {"gsm8k": 5, "mtbench": 10, "spec_bench": 6}
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 2048}
+VOCABULARIES = {"llama": (592, 592), "qwen2": (640, 608), "mistral": (592, 592)}  # Qwen2's are padded, differently
+HOW: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+    "float32": ({}, {}),
+    "bfloat16": ({"dtype": "bfloat16"}, {"dtype": "bfloat16"}),
+    "int8": ({"quantization": "int8"}, {"quantization": "int8"}),
+    "nf4": ({"quantization": "nf4"}, {"quantization": "nf4"}),
+    "target nf4": ({"quantization": "nf4"}, {}),
+    "draft nf4": ({}, {"quantization": "nf4"}),
+}
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}\n{% endfor %}{% if add_generation_prompt %}[reply] "
+    "{% endif %}"
+)
+LENGTH = 20
+FAST = {("llama", "float32", "gsm8k"), ("qwen2", "nf4", "mtbench"), ("mistral", "int8", "spec_bench")}
+CASES = [
+    pytest.param(*case, marks=[] if case in FAST else pytest.mark.slow)
+    for case in itertools.product(VOCABULARIES, HOW, TASKS)
+    if " " not in case[1] or case[0] == "llama"  # mixed pairs once
+]
+
+
+@pytest.fixture(scope="session")
+def pair_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
+    """`pair_folders("qwen2")`: a target and a draft that often agrees, with the embedded pair's tokenizer and a
+    template."""
+
+    @cache
+    def make(family: str) -> dict[str, Path]:
+        found = {}
+        size, draft_size = VOCABULARIES[family]
+        target = build(family, vocab_size=size, **SIZES)
+        draft = disturbed(target, 0.05)
+        draft.resize_token_embeddings(draft_size)
+        for role, module in (("target", target), ("draft", draft)):
+            found[role] = tmp_path_factory.mktemp(f"{family}-{role}")
+            module.save_pretrained(found[role])
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                shutil.copy(ZOO / role / name, found[role])
+            (found[role] / "chat_template.jinja").write_text(TEMPLATE)
+        return found
+
+    return make
+
+
+def generated(model: HFModel, prompt: list[int]) -> list[int]:
+    padding = list(range(model.vocab_size, int(model.module.config.vocab_size)))
+    with torch.inference_mode():
+        ids = model.module.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), do_sample=False,
+            max_new_tokens=LENGTH, pad_token_id=0, suppress_tokens=padding or None,
+        )  # fmt: skip
+    return [int(i) for i in ids[0, len(prompt) :]]
+
+
+def gap_at_divergence(model: HFModel, prompt: list[int], one: list[int], other: list[int]) -> float:
+    """The logits' difference where two outputs part, in units of the largest logit; 0 where they do not."""
+    same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
+    if same == len(one) == len(other):
+        return 0.0
+    logits, _ = model.session().feed(model.ids([*prompt, *one[:same]]), rows=1)
+    return abs(float(logits[0, one[same]] - logits[0, other[same]])) / float(logits.abs().max())
+
+
+@pytest.mark.parametrize("family,how,task", CASES)
+def test_a_family_decodes_a_real_task(
+    workplace: Path, pair_folders: Callable[[str], dict[str, Path]], family: str, how: str, task: str
+) -> None:
+    target, draft = HOW[how]
+    folders = pair_folders(family)
+    settings: dict[str, Any] = {
+        "task": task,
+        "data": str(DATA / f"{task}.jsonl"),
+        "target": {"model": str(folders["target"]), "chat_template": "own", **target},
+        "draft": {"model": str(folders["draft"]), **draft},
+        "methods": ["baseline", "draft_only", "speculative"],
+        "gamma": 4,
+        "max_new_tokens": LENGTH,
+    }
+    Path("mine.yaml").write_text(yaml.safe_dump(settings))
+    result = evaluate("--config", "mine.yaml", "--output", "out")
+    assert result.exit_code == 0, result.output
+    found = {(r["prompt_id"], r["turn"], r["label"]): r for r in records(workplace / "out")}
+    assert len(found) == 3 * NUM_TURNS[task]
+    assert any(r["num_accepted"] for r in found.values()), "no draft was ever accepted: the test says little"
+
+    experiment = config.resolve("arith_quick", {"config": "mine.yaml"})
+    prepared = prepare(replace(experiment, methods=experiment.methods[:1]))
+    model: Any = load_pair(experiment, {"target"}).models["target"]
+    exact = target.get("dtype") != "bfloat16"
+    for example in prepared.examples:
+        replies: list[str] = []
+        for turn in range(len(example.turns)):
+            prompt = prepared.pair.text.encode(example.messages(replies))
+            plain = found[example.prompt_id, turn, "baseline"]["token_ids"]
+            chain = found[example.prompt_id, turn, "speculative_k4"]["token_ids"]
+            for other in (chain, generated(model, prompt)):
+                if exact:
+                    assert other == plain
+                else:
+                    # bfloat16 has 8 bits: two roundings of the largest logit.
+                    assert gap_at_divergence(model, prompt, plain, other) <= 2 * 2**-8
+            replies.append(found[example.prompt_id, turn, "baseline"]["text"])

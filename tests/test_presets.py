@@ -1,0 +1,79 @@
+"""Everything that ships: parsed, cross-checked, and its prompt rendered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from specexp import config
+from specexp.decoding.rules import Warp
+from specexp.evaluation.methods import decoder_for
+from specexp.evaluation.pair import TODAY, TokenizerText, ToyText
+from specexp.lm.hf import load_tokenizer
+from specexp.lm.runtime import ModelConfig
+from specexp.tasks.source import DataConfig
+from specexp.tasks.task import task
+
+DATA = Path(__file__).resolve().parent / "data"
+HEADER = ("Command:", "Hardware:", "Result:")
+
+
+@pytest.mark.parametrize("name", config.preset_names("experiments"))
+def test_an_experiment_resolves_and_its_prompts_are_rendered(name: str) -> None:
+    experiment = config.resolve(name)
+    data = DATA / f"{experiment.task}.jsonl"
+    chosen = task(experiment.task, DataConfig(str(data)) if data.exists() else experiment.data, experiment.shots)
+    for example in chosen.examples(3):
+        messages = example.messages(["A reply."] * (len(example.turns) - 1))
+        if experiment.toy is not None:
+            text = ToyText(experiment.toy.vocab_size)
+            assert len(text.encode(messages)) == len(example.turns[0])
+            continue
+        tokenizer = load_tokenizer(ModelConfig("zoo:target"))
+        tokenizer.chat_template = (
+            "{{ strftime_now('%Y') }}|{{ date_string }}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+            "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+        )
+        rendered = TokenizerText(tokenizer, chat=experiment.target.chat_template == "own")
+        found = tokenizer.decode(rendered.encode(messages))
+        assert all(turn in found for turn in example.turns)
+        assert found.count("The final answer is") >= 2 * bool(experiment.shots)
+        if rendered.chat:
+            assert found.startswith(f"{TODAY}|{TODAY}<user>"), "a prompt may not change with the day"
+            assert found.endswith("<assistant>")
+    for method in experiment.methods:
+        decoder_for(method, Warp(experiment.temperature, experiment.top_k, experiment.top_p))
+
+
+@pytest.mark.parametrize("name", config.preset_names("models"))
+def test_a_pair_names_its_files_exactly_and_shares_its_settings(name: str) -> None:
+    experiment = config.resolve("arith_quick", {"pair": name})
+    for model in (experiment.target, experiment.draft):
+        local = model.model.startswith(("zoo:", "toy:"))
+        assert local or len(model.revision) == 40, "a hub's model is named with its revision"
+        assert local or model.chat_template == "own"
+    assert (experiment.target.device == "cpu") == (name in ("embedded", "toy"))
+
+
+@pytest.mark.parametrize("kind", ["experiments", "models"])
+def test_a_header_says_how_to_run_it_on_what_and_what_comes_out(kind: str) -> None:
+    for name in config.preset_names(kind):
+        header = [x.lstrip("# ") for x in config.preset_text(kind, name).splitlines() if x.startswith("#")]
+        for part in HEADER if kind == "experiments" else HEADER[:2]:
+            assert any(line.startswith(part) for line in header), f"{name}: no {part}"
+        command = next(line for line in header if line.startswith("Command:"))
+        experiment = command.rsplit("experiment=", 1)[1]
+        assert experiment in config.preset_names("experiments")
+        if kind == "experiments":
+            assert experiment == name
+        else:
+            assert config.resolve(experiment).pair == name
+
+
+def test_every_preset_of_a_method_has_only_settings_of_that_method() -> None:
+    for name in config.preset_names("methods"):
+        found = yaml.safe_load(config.preset_text("methods", name))
+        assert config.resolve("arith_quick", {"methods": f"{name}"}).methods
+        assert found["method"] in config.METHODS
