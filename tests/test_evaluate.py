@@ -434,7 +434,7 @@ def test_mlflow_reads_the_project_file() -> None:
 
     project = load_project(str(ROOT))
     line = project.get_entry_point("evaluate").compute_command({"experiment": "arith_quick"}, None)
-    assert line.startswith("python -m entrypoints.evaluate --experiment arith_quick --methods '' --gamma ''")
+    assert line.startswith("python -m entrypoints.evaluate --experiment arith_quick --pair '' --target ''")
     assert mlflow.__version__ == "3.17.2"
 
 
@@ -462,12 +462,12 @@ def test_prompts_of_ones_own_are_decoded_and_checked_where_they_have_an_answer(w
     "rows,message",
     [
         (["{"], "mine.jsonl, line 1: not JSON"),
-        ([{"prompt": "a"}, {"prompt": " "}], "mine.jsonl, line 2: 'prompt' must be a text that is not empty."),
+        ([{"prompt": "a"}, {"prompt": " "}], "mine.jsonl, line 2: 'prompt' must be a text that is not empty, got ' '."),
         ([{"question": "a"}], "mine.jsonl, line 1: unknown key 'question'. Known: answer, id, prompt."),
-        ([[1]], "mine.jsonl, line 1: must be an object with 'prompt', got list."),
+        ([[1]], "mine.jsonl, line 1: must be an object, got list."),
         ([{"prompt": "a", "answer": [1]}], "line 1: 'answer' is [1]; it must be a text or a number"),
         ([{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}], "id 'x' is given twice"),
-        ([""], "holds no prompt"),
+        ([""], "holds no rows"),
     ],
 )
 def test_a_broken_prompt_file_is_refused(workplace: Path, rows: list[Any], message: str) -> None:
@@ -497,4 +497,4 @@ def test_a_chat_template_is_used_or_its_absence_refused(workplace: Path) -> None
     from specexp.evaluation.pair import load_pair
 
     pair = load_pair(config.resolve("arith_quick", {"config": "mine.yaml"}), {"target"})
-    assert pair.tokenizer.decode(pair.encode("hello")) == "<user>hello<bot>"
+    assert pair.text.tokenizer.decode(pair.text.encode([{"role": "user", "content": "hello"}])) == "<user>hello<bot>"

@@ -14,7 +14,8 @@ from specexp.evaluation.statistics import mcnemar_p, wilson
 def record(label: str, prompt: str, **more: Any) -> dict[str, Any]:
     """A plain-decoding record of 10 tokens in one second."""
     base = {
-        "prompt_id": prompt, "turn": 0, "method": label, "label": label, "repeat": 0, "token_ids": list(range(10)),
+        "prompt_id": prompt, "turn": 0, "paired": True, "category": "", "method": label, "label": label, "repeat": 0,
+        "token_ids": list(range(10)),
         "num_rounds": 10, "num_drafted": 0, "num_accepted": 0, "num_judged": 0, "num_cut": 0, "num_full": 0,
         "num_tested": 0, "overlap": 0.0, "num_target_calls": 10, "num_draft_calls": 0, "accepted_histogram": [],
         "seconds": 1.0, "prefill_seconds": 0.5, "time_to_first_token": 0.6, "correct": True,
