@@ -1,7 +1,8 @@
 """What a decoder may ask, and what it is told.
 
-A decoder is a generator. It yields `Score` and `Draft` to learn what a model thinks, and `Round` to say what it
-committed; the engine (`specexp.engine`) answers. A decoder never sees a KV cache, a device, a limit or a clock.
+A decoder is a generator. It yields `Score`, `Draft` and `Depth` to learn what a model thinks and how far to go, and
+`Round` to say what it committed; the engine (`specexp.engine`) answers. A decoder never sees a KV cache, a device, a
+limit or a clock.
 
 Shapes: G drafted tokens, V vocabulary, H hidden size, R rows, M tokens of a round.
 """
@@ -25,11 +26,12 @@ class Score:
     Slots number the tokens fed to this model since the last `Round`, from 0; -1 is the last committed token. Token i
     stands behind slot `parents[i]`, which may be an earlier token of this very ask; `parents=None` is a chain that goes
     on behind the newest slot. The first ask of a round answers R = N + 1 rows (row 0 follows the last committed token),
-    later ones R = N. `tokens=None` asks for row 0 alone. With `top`, rows hold the W = `top` best tokens only.
+    later ones R = N. `tokens=None` asks for row 0 alone. Tokens may be host ids: who chose them on the host need not
+    know the model's device. With `top`, rows hold the W = min(top, V) best tokens only, and are read to the host.
     """
 
     model: Role
-    tokens: Array | None = None
+    tokens: Array | Sequence[int] | None = None
     parents: Sequence[int] | None = None
     top: int | None = None
     hidden: bool = False
@@ -39,14 +41,15 @@ class Score:
 class Scored:
     """`logits`[R, V]; or, when `top` was given, `logprob`[R, W] and `ids`[R, W], best first, at temperature 1.
 
+    These two are lists on the host, read in one transfer: who asks for the best tokens is about to choose among them.
     `hidden`[R, H], the last layer after its norm, when asked for. The first of `tokens` stands in slot `first_slot`.
     """
 
     logits: Array | None
     hidden: Array | None = None
     first_slot: int = 0
-    logprob: Array | None = None
-    ids: Array | None = None
+    logprob: Sequence[Sequence[float]] = ()
+    ids: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,13 +74,27 @@ class Drafted:
     hidden: Array | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """Ask how deep a tree may grow below the last committed token: an int from 0 to `most`.
+
+    The engine trims it so that a path of this depth and `reserve` more tokens fit what is left to emit, and so that the
+    draft's context holds all but the deepest node, which only the target reads. A chain has `Draft` for this; a tree
+    grows by asks of its own, and a decoder knows no limit.
+    """
+
+    most: int
+    reserve: int = 1
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Round:
     """Tell what was committed: the first `num_tokens` of `tokens`[M]. Answered with the room left; 0 ends the decoder.
 
     `kept[model]` says which slots hold the committed tokens, in their order: a count n (0-d array or int) for slots
     0 .. n - 1, or an array of slots, padded with -1. The engine drops all others. A model that is not named keeps none.
-    `counts` are for the record: numbers or 0-d arrays, but `overlap`[G], one value for each drafted position.
+    `counts` are for the record: numbers or 0-d arrays, but `overlap`[G], one value for each drafted position, and what
+    a tree says of its accepted path, padded with -1. Those of a tree (`num_nodes`) are recorded round by round.
     """
 
     tokens: Array
@@ -86,5 +103,5 @@ class Round:
     counts: Mapping[str, Array | int] = field(default_factory=dict)
 
 
-Ask = Score | Draft | Round
+Ask = Score | Draft | Depth | Round
 Steps = Generator[Ask, Any, None]

@@ -1,6 +1,6 @@
 """Drives a decoder over models: answers what it asks, owns caches, trimming, stopping, counting and timing.
 
-It knows no method. One prompt at a time; reads each round to the host once.
+It knows no method. One prompt at a time; reads each round to the host once, and each ask for the best tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from array_api_compat import array_namespace, device, to_device
 
-from specexp.decoding.asks import Draft, Drafted, Role, Round, Score, Scored, Steps
+from specexp.decoding.asks import Ask, Depth, Draft, Drafted, Role, Round, Score, Scored, Steps
 from specexp.decoding.dice import DRAFT, Dice
 from specexp.decoding.rules import best
 from specexp.engine.context import Context
@@ -48,6 +48,7 @@ class Generation:
     num_draft_calls: int = 0
     num_draft_positions: int = 0
     accepted_histogram: list[int] = field(default_factory=list)  # rounds by number of accepted drafts
+    trees: list[dict[str, int | list[int]]] = field(default_factory=list)  # each round's shape, for methods with trees
     seconds: float = 0.0
     prefill_seconds: float = 0.0
     time_to_first_token: float = 0.0
@@ -161,11 +162,13 @@ class _Run:
         out.seconds = clock() - start - out.prefill_seconds
         return out
 
-    def _answer(self, ask: Score | Draft | Round) -> Scored | Drafted | int:
+    def _answer(self, ask: Ask) -> Scored | Drafted | int:
         if isinstance(ask, Score):
             return self._score(ask)
         if isinstance(ask, Draft):
             return self._draft(ask)
+        if isinstance(ask, Depth):
+            return self._fitting(ask.most, ask.reserve)
         return self._commit(ask)
 
     def _score(self, ask: Score) -> Scored:
@@ -173,12 +176,24 @@ class _Run:
         logits, states = self._feed(ask.model, ask.tokens, ask.hidden, ask.parents)
         if ask.top is None:
             return Scored(logits, states, first_slot)
+        xp = array_namespace(logits)
         logprob, ids = best(logits, ask.top)
-        return Scored(None, states, first_slot, logprob, ids)
+        width = ids.shape[1]
+        scores, tokens = self.engine._read([xp.reshape(logprob, (-1,)), xp.reshape(ids, (-1,))])
+        starts = range(0, len(scores), width)
+        return Scored(
+            None,
+            states,
+            first_slot,
+            [scores[i : i + width] for i in starts],
+            [[int(token) for token in tokens[i : i + width]] for i in starts],
+        )
 
     def _feed(
-        self, role: Role, tokens: Array | None, hidden: bool, parents: Sequence[int] | None = None
+        self, role: Role, tokens: Array | Sequence[int] | None, hidden: bool, parents: Sequence[int] | None = None
     ) -> tuple[Array, Array | None]:
+        if isinstance(tokens, Sequence):
+            tokens = self.engine._models[role].ids(tokens)
         logits, states, positions = self.contexts[role].feed(tokens, parents, hidden)
         if role == "target":
             self.out.num_target_calls += 1
@@ -188,10 +203,14 @@ class _Run:
             self.out.num_draft_positions += positions
         return logits, states
 
+    def _fitting(self, most: int, reserve: int) -> int:
+        """How far the draft may go ahead: `most`, what is left but `reserve`, and what its context holds."""
+        fits = self.engine._models["draft"].context - len(self.ids) + 1  # the last drafted token is not fed to it
+        return max(0, min(most, self.room - reserve, fits))
+
     def _draft(self, ask: Draft) -> Drafted:
         model = self.engine._models["draft"]
-        fits = model.context - len(self.ids) + 1  # the last drafted token is not fed to the draft
-        num_drafted = max(0, min(ask.gamma, self.room - ask.reserve, fits))
+        num_drafted = self._fitting(ask.gamma, ask.reserve)
         position = len(self.ids) - self.num_prompt
         tokens: list[Array] = []
         rows: list[Array] = []
@@ -223,6 +242,8 @@ class _Run:
         out.token_ids += tokens
         if "num_drafted" in counts:
             self._count_chain(counts, len(tokens))
+        elif "num_nodes" in counts:
+            self._count_tree(ask, counts)
         self.ids += tokens
         for role, context in self.contexts.items():
             context.commit(tokens, slots.get(role, ()))
@@ -240,8 +261,24 @@ class _Run:
         out.num_judged += int(counts["num_judged"][0])
         out.num_tested += num_tested
         out.overlap += sum(counts["overlap"][:num_tested])
-        out.accepted_histogram += [0] * (num_accepted + 1 - len(out.accepted_histogram))
-        out.accepted_histogram[num_accepted] += 1
+        self._count_accepted(num_accepted)
+
+    def _count_tree(self, ask: Round, counts: Mapping[str, list[float]]) -> None:
+        out = self.out
+        shape: dict[str, int | list[int]] = {
+            name: int(values[0]) if _is_number(ask.counts[name]) else [int(v) for v in values if v >= 0]
+            for name, values in counts.items()
+        }
+        num_accepted = int(counts["num_accepted"][0])
+        out.num_drafted += int(counts["num_nodes"][0])
+        out.num_accepted += num_accepted
+        out.trees.append(shape)
+        self._count_accepted(num_accepted)
+
+    def _count_accepted(self, num_accepted: int) -> None:
+        histogram = self.out.accepted_histogram
+        histogram += [0] * (num_accepted + 1 - len(histogram))
+        histogram[num_accepted] += 1
 
     def _cut(self, tokens: list[int]) -> list[int]:
         tokens = tokens[: self.room]
@@ -254,6 +291,10 @@ class _Run:
 
 def _slots(kept: Array | int, values: list[float]) -> Sequence[int]:
     """Slots in the order of the committed tokens: the first n of them, or those of a list without its padding."""
-    if isinstance(kept, int) or not kept.shape:
+    if _is_number(kept):
         return range(int(values[0]))
     return [int(slot) for slot in values if slot >= 0]
+
+
+def _is_number(value: Array | int | float) -> bool:
+    return isinstance(value, int | float) or not value.shape

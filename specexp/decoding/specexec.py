@@ -1,0 +1,156 @@
+"""SpecExec: the draft grows a tree of likely continuations, the target scores all of it in one call, and the target's
+own draws walk it (Svirschevski et al. 2406.02532).
+
+The draws are those of plain decoding: same warp, same dice, same positions. The output for a seed is therefore that of
+plain decoding with that seed, token for token, at any temperature; the tree decides only how many draws a call yields.
+There is no acceptance test and no residual here, and q is never sampled from.
+
+Shapes: N nodes, V vocabulary, D depth of the tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from array_api_compat import array_namespace, device
+
+from specexp.decoding.asks import Array, Ask, Depth, Role, Round, Score, Scored, Steps
+from specexp.decoding.dice import TARGET, Dice
+from specexp.decoding.rules import Warp
+from specexp.decoding.tree import Node, Tree
+from specexp.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class SpecExec:
+    """Grow by parallel Dijkstra, verify, walk, commit.
+
+    Each draft forward expands the best `parallel_branches` nodes, and each of these proposes its best `branch_width`
+    children (None: `parallel_branches`). The tree keeps the best `tree_budget` nodes, and takes `max_depth` draft
+    forwards at most, the root's included. A child stays only if q(child) >= `branch_prune_threshold` times its best
+    sibling's (0 = off, 1 = the draft's favourite alone), and only if its path's log-probability is >= `min_log_prob`
+    (None = off). Raises ConfigError with every fault.
+    """
+
+    tree_budget: int
+    max_depth: int
+    warp: Warp
+    parallel_branches: int = 4
+    branch_width: int | None = None
+    branch_prune_threshold: float = 0.0
+    min_log_prob: float | None = None
+
+    def __post_init__(self) -> None:
+        counts = {name: getattr(self, name) for name in ("tree_budget", "max_depth", "parallel_branches")}
+        faults = [
+            f"{name} is {value}; it must be >= 1."
+            for name, value in {**counts, "branch_width": self.width}.items()
+            if value < 1
+        ]
+        if not 0 <= self.branch_prune_threshold <= 1:
+            faults.append(f"branch_prune_threshold is {self.branch_prune_threshold}; it must be in [0, 1] (0 = off).")
+        if self.min_log_prob is not None and not self.min_log_prob <= 0:
+            faults.append(f"min_log_prob is {self.min_log_prob}; it must be <= 0.")
+        if faults:
+            raise ConfigError(faults)
+
+    @property
+    def width(self) -> int:
+        """Children that a node proposes."""
+        return self.parallel_branches if self.branch_width is None else self.branch_width
+
+    @property
+    def models(self) -> tuple[Role, ...]:
+        return ("target", "draft")
+
+    def steps(self, dice: Dice, room: int) -> Steps:
+        whole = room
+        while room:
+            tree, active = yield from self._grow()
+            grown = tree.grown()
+            tokens, parents = [node.token for node, _ in grown], [parent for _, parent in grown]
+            scored: Scored = yield Score("target", tokens or None, parents or None)
+            path = walk(scored.logits, grown, self.warp, dice, whole - room)
+            room = yield Round(
+                path.tokens,
+                path.num_accepted + 1,
+                {"target": path.slots, "draft": path.draft_slots},
+                {
+                    "num_accepted": path.num_accepted,
+                    "num_nodes": len(grown),
+                    "depth": max((node.depth for node, _ in grown), default=0),
+                    "num_draft_calls": len(active),
+                    "num_expanded": tree.num_expanded,
+                    "max_active": max(active, default=0),
+                    "num_candidates": tree.num_candidates,
+                    "pruned_by_threshold": tree.pruned_by_threshold,
+                    "pruned_by_log_prob": tree.pruned_by_log_prob,
+                    "pruned_by_budget": tree.pruned_by_budget,
+                    "path": path.slots,
+                    "ranks": path.ranks,
+                },
+            )
+
+    def _grow(self) -> Generator[Ask, Any, tuple[Tree, list[int]]]:
+        """The tree, and how many nodes each draft forward expanded."""
+        floor = float("-inf") if self.min_log_prob is None else self.min_log_prob
+        tree = Tree(self.tree_budget, self.branch_prune_threshold, floor)
+        active: list[int] = []
+        depth: int = yield Depth(self.max_depth)
+        # Each forward reaches at most one level deeper: so many forwards bound the depth too.
+        while len(active) < depth and (places := tree.frontier(self.parallel_branches)):
+            tokens, parents = tree.to_score(places)
+            scored: Scored = yield Score("draft", tokens or None, parents or None, top=self.width)
+            tree.widen(places, scored.first_slot, scored.logprob, scored.ids)
+            active.append(len(places))
+        return tree, active
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Path:
+    """Where the draws led. Arrays[D + 1], of which `num_accepted` (0-d) values are good and the rest -1, but `tokens`,
+    which holds one more: the draw that left the tree."""
+
+    tokens: Array
+    num_accepted: Array
+    slots: Array  # of the target
+    draft_slots: Array  # of the draft, as far as it scored the path
+    ranks: Array  # of each accepted node among its siblings, by the draft
+
+
+def walk(logits: Array, grown: Sequence[tuple[Node, int]], warp: Warp, dice: Dice, position: int) -> Path:
+    """Draw at the root, go to the child that was drawn if there is one, draw there, and so on.
+
+    logits[N + 1, V], row 0 the root's; `position` is that of the first draw. Never branches on an array's value: it
+    takes D + 1 steps and warps one row in each. Once it has left the tree a step draws from a one-hot row, which is no
+    draw at all.
+    """
+    xp = array_namespace(logits)
+    where = device(logits)
+
+    def by_row(root: int, values: Sequence[int]) -> Array:
+        return xp.asarray([root, *values], dtype=xp.int64, device=where)
+
+    tokens = by_row(-1, [node.token for node, _ in grown])
+    parents = by_row(-1, [parent + 1 for _, parent in grown])  # as rows
+    certain = xp.astype(xp.arange(logits.shape[-1], device=where) == 0, logits.dtype)
+    row, inside = parents[0] + 1, parents[0] < 0  # the root's; True
+    drawn: list[Array] = []
+    rows: list[Array] = []
+    for step in range(max((node.depth for node, _ in grown), default=0) + 1):
+        p = warp(xp.take(logits, row[None], axis=0))[0]
+        drawn.append(dice.pick(xp.where(inside, p, certain), position + step, TARGET))
+        child = (parents == row) & (tokens == drawn[-1]) & inside
+        inside = xp.any(child)
+        row = xp.where(inside, xp.argmax(xp.astype(child, xp.int64)), row)
+        rows.append(xp.where(inside, row, xp.zeros_like(row)))
+    visited = xp.stack(rows)  # 0 where the tree was left: the root is no child
+    return Path(
+        tokens=xp.stack(drawn),
+        num_accepted=xp.sum(xp.astype(visited > 0, xp.int64)),
+        slots=visited - 1,
+        draft_slots=xp.take(by_row(-1, [node.slot for node, _ in grown]), visited, axis=0),
+        ranks=xp.take(by_row(-1, [node.rank for node, _ in grown]), visited, axis=0),
+    )
