@@ -114,3 +114,37 @@ BUGS = [
     Bug("plain decoding reads the first row for ever", BASELINE, "Score(self.model)", "Score(self.model, None)\n"
         "            first = locals().get('first', scored)\n            scored = first"),
 ]  # fmt: skip
+
+SPECEXEC, TREE, TOY = "specexp.decoding.specexec", "specexp.decoding.tree", "specexp.lm.toy"
+
+TREE_BUGS = [
+    Bug("the target's parents shifted by one", SPECEXEC, "[parent for _, parent in grown]\n",
+        "[max(-1, parent - 1) for _, parent in grown]\n"),
+    Bug("all nodes scored as children of the root", SPECEXEC, "[parent for _, parent in grown]\n", "[-1 for _ in grown]\n"),
+    Bug("the walk's parents shifted by one", SPECEXEC, "[parent + 1 for _, parent in grown]", "[max(0, parent) for _, parent in grown]"),
+    Bug("the tree fed as a chain", SPECEXEC, "parents = [node.token for node, _ in grown], [parent for _, parent in grown]",
+        "parents = [node.token for node, _ in grown], None"),
+    Bug("wrong path kept in the target", SPECEXEC, "slots=visited - 1,", "slots=xp.where(visited > 0, xp.flip(visited, axis=0) * 0 + xp.arange(visited.shape[0]), -1),"),
+    Bug("wrong path kept in the draft", SPECEXEC, '"draft": path.draft_slots', '"draft": path.slots'),
+    Bug("the draft's parents shifted by one", TREE, "self.nodes[n.parent].slot for n", "max(0, self.nodes[n.parent].slot - 1) for n"),
+    Bug("the best branches are not the ones expanded", TREE, "i in self.kept if self.nodes[i].slot < 0", "i in sorted(self.kept) if self.nodes[i].slot < 0"),
+    Bug("the threshold compares with the parent", TREE, "math.exp(score - scores[0]) <", "math.exp(score) <"),
+    Bug("siblings see each other", CONTEXT, "paths.append([*(paths[parent] if parent >= 0 else []), slot])",
+        "paths.append([*(paths[parent] if parent >= 0 else []), *range(max(parent + 1, slot - 1), slot), slot])"),
+    Bug("siblings share a cache", TOY, "            sees[branches.base :, branches.base :] = False\n", ""),
+    Bug("positions by index instead of depth", CONTEXT, "[len(path) - 1 for path in paths]", "list(range(len(paths)))"),
+    Bug("a node is drawn twice", SPECEXEC, "        drawn.append(dice.pick(", "        dice.pick(p, position + step, TARGET)\n        drawn.append(dice.pick("),
+    Bug("drawn at the root's position all the way", SPECEXEC, "position + step, TARGET", "position, TARGET"),
+    Bug("drawn from the parent's row", SPECEXEC, "row = xp.where(inside, xp.argmax(xp.astype(child, xp.int64)), row)\n        rows.append(xp.where(inside, row, xp.zeros_like(row)))",
+        "rows.append(xp.where(inside, xp.argmax(xp.astype(child, xp.int64)), xp.zeros_like(row)))"),
+    Bug("a child of another node accepted", SPECEXEC, "child = (parents == row) & (tokens", "child = (tokens"),
+    Bug("the draw that leaves the tree is not emitted", SPECEXEC, "path.num_accepted + 1,", "path.num_accepted + (path.num_accepted == 0),"),
+    Bug("a token emitted behind the draw that left", SPECEXEC, "path.num_accepted + 1,", "path.num_accepted + 2,"),
+    Bug("pruning changes the output: a sibling is drawn only if it stayed", SPECEXEC, "xp.where(inside, p, certain)",
+        "xp.where(inside, xp.where(xp.any((parents == row)[:, None] & (tokens[:, None] == xp.arange(p.shape[0])[None, :]), axis=0)"
+        " | ~xp.any(parents == row), p, 0 * p), certain)"),
+    Bug("the draft's favourite taken without a draw", SPECEXEC, "child = (parents == row) & (tokens == drawn[-1]) & inside",
+        "child = (parents == row) & inside\n        drawn[-1] = xp.where(xp.any(child), tokens[xp.argmax(xp.astype(child, xp.int64))], drawn[-1])"),
+    Bug("a warp at temperature 1", SPECEXEC, "p = warp(xp.take", "p = Warp(1.0)(xp.take"),
+    Bug("a node kept without its parent", TREE, "key=lambda i: (-self.nodes[i].score, i)", "key=lambda i: (-self.nodes[i].depth, i)"),
+]  # fmt: skip

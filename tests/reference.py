@@ -44,6 +44,28 @@ def sequence_distribution(
     return {output: prob for output, prob in found.items() if prob > 0}
 
 
+def tree(
+    model: ToyModel, ids: list[int], depth: int, budget: int, branches: int, width: int,
+    threshold: float = 0.0, floor: float = -math.inf,
+) -> set[tuple[int, ...]]:  # fmt: skip
+    """Paths of the tree that a draft grows behind `ids`, each scored by a forward of its own."""
+    found: dict[tuple[int, ...], tuple[float, int]] = {}
+    expanded: set[tuple[int, ...]] = set()
+    for _ in range(depth):
+        kept = sorted(found, key=lambda path: (-found[path][0], found[path][1]))[:budget]
+        full = len(kept) == budget
+        todo = [p for p in kept if p not in expanded and (not full or found[p][0] > found[kept[-1]][0])]
+        for path in todo[:branches] if expanded else [()]:
+            expanded.add(path)
+            logits, _ = model.session().feed(model.ids([*ids, *path]), rows=1)
+            q = warp(logits[0].tolist(), 1.0)
+            for token in sorted(range(len(q)), key=lambda i: (-q[i], i))[:width]:
+                score = math.log(q[token]) + (found[path][0] if path else 0.0)
+                if q[token] >= threshold * max(q) and score >= floor:
+                    found[*path, token] = (score, len(found))
+    return set(sorted(found, key=lambda path: (-found[path][0], found[path][1]))[:budget])
+
+
 def gap(one: dict[tuple[int, ...], float], other: dict[tuple[int, ...], float]) -> float:
     """The largest difference of two distributions at any output."""
     return max(abs(one.get(k, 0.0) - other.get(k, 0.0)) for k in one.keys() | other.keys())
