@@ -22,6 +22,7 @@ SETTINGS = {
     "history": "What second turns go on behind: baseline (every method the same) or own.",
     "methods": "Presets, separated by commas.",
     "gamma": "Draft length, or several separated by commas.",
+    "tree_budget": "Nodes of a tree, or several numbers separated by commas.",
     "temperature": "0 is greedy.",
     "top_k": "0 is off.",
     "top_p": "1 is off.",

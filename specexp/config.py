@@ -23,8 +23,10 @@ from specexp.tasks.source import DataConfig
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 KINDS = ("experiments", "models", "methods")
-METHODS = ("baseline", "draft_only", "speculative")
-DRAFTING = ("speculative",)  # methods that take gamma
+METHODS = ("baseline", "draft_only", "speculative", "specexec")
+DRAFTING = ("speculative", "specexec")  # methods that take gamma
+TREES = ("specexec",)  # methods that grow a tree
+PARALLEL_BRANCHES = 4
 # Tasks, and where their rows come from unless `data` says so; None is for those that make their own.
 MUST_BE_GIVEN = DataConfig("")
 TASKS: dict[str, DataConfig | None] = {
@@ -42,13 +44,26 @@ HISTORIES = ("baseline", "own")
 
 
 @dataclass(frozen=True, slots=True)
+class TreeConfig:
+    """The shape of a method's trees; `specexp.decoding.specexec` says what each number does."""
+
+    tree_budget: int
+    max_depth: int
+    parallel_branches: int = PARALLEL_BRANCHES
+    branch_width: int | None = None
+    branch_prune_threshold: float = 0.0
+    min_log_prob: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class MethodConfig:
-    """One setting of one method. `label` names it in records, runs and tables."""
+    """One setting of one method. `label` names it in records, runs and tables; it has `gamma` or `tree`, or neither."""
 
     method: str
     preset: str
     label: str
     gamma: int = 0
+    tree: TreeConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +165,7 @@ def adjusted(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
     reader.lay("", {key: value for key, value in settings.items() if value is not None})
     values = reader.values
     if "methods" in values:
-        values["methods"] = tuple(reader._methods(values["methods"], values.pop("gamma", None)))
+        values["methods"] = tuple(reader._methods(values["methods"], values))
     if faults:
         raise ConfigError(faults)
     return replace(experiment, **values)
@@ -179,7 +194,7 @@ class _Reader:
             if key not in values and not any(f.startswith(key) for f in self.faults):
                 self.faults.append(f"setting '{key}' is missing.")
         models = self._models(values.pop("pair", None), values)
-        methods = self._methods(values.pop("methods", ()), values.pop("gamma", None))
+        methods = self._methods(values.pop("methods", ()), values)
         self._task(values, [method.method for method in methods])
         if values.pop("judge", None):
             self.faults.append("judge is given, but no method here takes one; leave it out.")
@@ -229,7 +244,10 @@ class _Reader:
                 f"task '{name}' goes on behind the baseline's answers; add baseline to methods, or set history own."
             )
 
-    def _methods(self, names: tuple[str, ...], gammas: tuple[int, ...] | None) -> list[MethodConfig]:
+    def _methods(self, names: tuple[str, ...], values: dict[str, Any]) -> list[MethodConfig]:
+        """The settings of these methods; takes what is theirs out of `values`."""
+        gammas: tuple[int, ...] | None = values.pop("gamma", None)
+        shape = {key: values.pop(key) for key in _TREE_PARSERS if key in values}
         methods: list[MethodConfig] = []
         for name in names:
             if name not in preset_names("methods"):
@@ -238,6 +256,8 @@ class _Reader:
             found = load_yaml(PRESETS / "methods" / f"{name}.yaml")
             if found["method"] not in DRAFTING:
                 methods.append(MethodConfig(found["method"], name, name))
+            elif found["method"] in TREES:
+                methods += _trees(name, gammas, {**found, **shape})
             elif gammas is None:
                 methods.append(MethodConfig(found["method"], name, name, found["gamma"]))
             else:
@@ -246,6 +266,23 @@ class _Reader:
         for label in sorted({x for x in labels if labels.count(x) > 1}):
             self.faults.append(f"method '{label}' is named {labels.count(label)} times; name it once.")
         return methods
+
+
+def _trees(preset: str, gammas: tuple[int, ...] | None, found: Mapping[str, Any]) -> list[MethodConfig]:
+    """A setting for each depth and budget. The depth is gamma, unless `max_depth` says one for all."""
+    method = found["method"]
+    more = {key: found[key] for key in _TREE_PARSERS if key in found and key not in ("tree_budget", "max_depth")}
+    depths = {preset: found["gamma"]} if gammas is None else {f"{method}_k{gamma}": gamma for gamma in gammas}
+    if "max_depth" in found:
+        depths = {preset: found["max_depth"]}
+    methods = []
+    for label, depth in depths.items():
+        trees = {label: more.get("parallel_branches", PARALLEL_BRANCHES) * depth}
+        if "tree_budget" in found:
+            trees = {f"{label}_b{budget}": budget for budget in found["tree_budget"]}
+        for name, budget in trees.items():
+            methods.append(MethodConfig(method, preset, name, tree=TreeConfig(budget, depth, **more)))
+    return methods
 
 
 def _whole(least: int, rule: str) -> Callable[[Any], int]:
@@ -274,14 +311,19 @@ def _real(good: Callable[[float], bool], rule: str) -> Callable[[Any], float]:
     return parse
 
 
-def _gammas(value: Any) -> tuple[int, ...]:
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-    parse = _whole(1, ">= 1, or several separated by commas")
-    if len({str(part).strip() for part in parts}) < len(parts):
-        raise ValueError("it must name each length once.")
-    if not parts:
-        raise ValueError("it must name one length at least.")
-    return tuple(parse(part.strip() if isinstance(part, str) else part) for part in parts)
+def _several(what: str) -> Callable[[Any], tuple[int, ...]]:
+    """One whole number, or several: each is a setting."""
+
+    def parse(value: Any) -> tuple[int, ...]:
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        number = _whole(1, ">= 1, or several separated by commas")
+        if len({str(part).strip() for part in parts}) < len(parts):
+            raise ValueError(f"it must name each {what} once.")
+        if not parts:
+            raise ValueError(f"it must name one {what} at least.")
+        return tuple(number(part.strip() if isinstance(part, str) else part) for part in parts)
+
+    return parse
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -393,7 +435,16 @@ def _shots(value: Any) -> int:
     return number
 
 
+_TREE_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "tree_budget": _several("budget"),
+    "max_depth": _whole(1, ">= 1"),
+    "parallel_branches": _whole(1, ">= 1"),
+    "branch_width": _whole(1, ">= 1"),
+    "branch_prune_threshold": _real(lambda x: 0 <= x <= 1, "in [0, 1] (0 = off)"),
+    "min_log_prob": _real(lambda x: -math.inf < x <= 0, "<= 0"),
+}
 _PARSERS: dict[str, Callable[[Any], Any]] = {
+    **_TREE_PARSERS,
     "task": _one_of("task", TASKS),
     "data": _data,
     "toy": _toy,
@@ -403,7 +454,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "target": _model,
     "draft": _model,
     "methods": _names,
-    "gamma": _gammas,
+    "gamma": _several("length"),
     "judge": _text,
     "limit": _whole(1, ">= 1"),
     "max_new_tokens": _whole(1, ">= 1"),

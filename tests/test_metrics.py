@@ -19,6 +19,7 @@ def record(label: str, prompt: str, **more: Any) -> dict[str, Any]:
         "num_rounds": 10, "num_drafted": 0, "num_accepted": 0, "num_judged": 0, "num_cut": 0, "num_full": 0,
         "num_tested": 0, "overlap": 0.0, "num_target_calls": 10, "num_draft_calls": 0, "accepted_histogram": [],
         "seconds": 1.0, "prefill_seconds": 0.5, "time_to_first_token": 0.6, "correct": True,
+        "num_target_positions": 10,
     }  # fmt: skip
     return {**base, **more}
 
@@ -28,7 +29,7 @@ def chain(prompt: str, **more: Any) -> dict[str, Any]:
     counts = {
         "num_rounds": 3, "num_drafted": 12, "num_accepted": 8, "num_cut": 1, "num_full": 1, "num_tested": 10,
         "overlap": 7.5, "num_target_calls": 3, "num_draft_calls": 12, "accepted_histogram": [0, 1, 0, 1, 1],
-        "seconds": 0.5,
+        "seconds": 0.5, "num_target_positions": 15,
     }  # fmt: skip
     return record("speculative", prompt, **{**counts, **more})
 

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from specexp.config import TREES, TreeConfig
 from specexp.engine.costs import Costs
 from specexp.evaluation.records import Record
 from specexp.evaluation.statistics import bootstrap_mean, mcnemar_p, wilson
+from specexp.evaluation.trees import check_trees, tree_metrics
 
 
-def check_identities(record: Record, bonus: bool = True) -> None:
-    """Assert what must hold of any record's counts (shared by every method)."""
+def check_identities(record: Record, bonus: bool = True, tree: TreeConfig | None = None) -> None:
+    """Assert what must hold of any record's counts (shared by every method), and within the limits of its `tree`."""
     emitted = len(record["token_ids"])
     rounds, accepted = record["num_rounds"], record["num_accepted"]
     full = 0 if bonus else record["num_full"]
     assert emitted == accepted + rounds - record["num_cut"] - full, f"emitted {emitted} tokens, but {record}"
     assert 0 <= accepted <= record["num_drafted"], record
     assert record["num_judged"] <= accepted, record
-    assert accepted - record["num_cut"] <= record["num_tested"] <= record["num_drafted"], record
+    if record["method"] in TREES:  # which tests no token: the target's own draw meets a node or does not
+        check_trees(record, tree)
+    else:
+        assert accepted - record["num_cut"] <= record["num_tested"] <= record["num_drafted"], record
     histogram = record["accepted_histogram"]
     if record["method"] in ("baseline", "draft_only"):
         assert histogram == [], record
@@ -51,6 +56,10 @@ def summarise(
         "count/prompts": len(records),
         "count/tokens": emitted,
     }
+    if calls := total("num_target_calls"):
+        metrics["tree/effective_parallelism"] = total("num_target_positions") / calls
+    if records[0]["method"] in TREES:
+        metrics |= tree_metrics(records)
     drafts_chain = gamma > 0
     if records[0]["method"] != "draft_only":
         metrics["accept/mean_length"] = emitted / rounds

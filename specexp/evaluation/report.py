@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from specexp import tracking
-from specexp.config import MethodConfig
+from specexp.config import TREES, MethodConfig
+from specexp.evaluation.figures import draw_trees
 from specexp.evaluation.methods import LOSSLESS
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.records import Record
@@ -73,7 +74,12 @@ def publish(
                 tags=_tags(prepared, methods[label], metrics),
                 params=_params(prepared, methods[label], mine[0]["seed"]),
                 metrics=metrics,
-                files=[path, output.path / "config.json", output.path / "environments.json"],
+                files=[
+                    path,
+                    output.path / "config.json",
+                    output.path / "environments.json",
+                    *_figures(output, methods[label], _name(label, repeat, experiment.repeats), mine),
+                ],
                 dataset=prepared.task.dataset(),
             )
             tracking.log_flat(f"{uid}/{label}/{repeat}", content, run_id)
@@ -85,6 +91,15 @@ def publish(
     ]
     best = {"speed/best_lossless_speedup": max(gains)} if gains else {}
     tracking.log_comparison(run_id, best, files, prepared.task.dataset())
+
+
+def _figures(output: OutputFolder, method: MethodConfig, name: str, records: Sequence[Record]) -> list[Path]:
+    """Draw what this method has figures of, into the output folder."""
+    if method.method not in TREES:
+        return []
+    path = output.path / f"trees-{name}.png"
+    draw_trees(path, name, records)
+    return [path]
 
 
 def _name(label: str, repeat: int, repeats: int) -> str:
@@ -120,6 +135,7 @@ def _params(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, ob
         "method": method.method,
         "preset": method.preset,
         "gamma": method.gamma or "",
+        **(asdict(method.tree) if method.tree else {}),
         "seed": seed,
         "task": experiment.task,
         "experiment": experiment.name,

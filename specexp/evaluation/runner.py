@@ -71,7 +71,7 @@ def prepare(experiment: Experiment) -> Prepared:
     chosen = task(experiment.task, experiment.data, experiment.shots)
     examples = chosen.examples(experiment.limit)
     pair = load_pair(experiment, {role for setting in settings for role in setting.decoder.models})
-    _check_gammas(settings, pair)
+    _check_lengths(settings, pair)
     prompts = []
     roles = sorted({setting.decoder.models[0] for setting in settings}, reverse=True)
     for example in examples:
@@ -113,13 +113,16 @@ def note_data(prepared: Prepared, output: OutputFolder) -> None:
     output.write_json("data.json", now)
 
 
-def _check_gammas(settings: Sequence[Setting], pair: Pair) -> None:
+def _check_lengths(settings: Sequence[Setting], pair: Pair) -> None:
+    """Refuse drafts that the contexts cannot hold, and models that take no tree where one is grown."""
     context = min(model.context for model in pair.models.values())
     for setting in settings:
-        if setting.config.gamma > context // 2:
-            raise ConfigError(
-                f"gamma is {setting.config.gamma}; with a context of {context} it must be at most {context // 2}."
-            )
+        tree = setting.config.tree
+        name, length = ("max_depth", tree.max_depth) if tree else ("gamma", setting.config.gamma)
+        if length > context // 2:
+            raise ConfigError(f"{name} is {length}; with a context of {context} it must be at most {context // 2}.")
+        for role in setting.decoder.models if tree else ():
+            pair.models[role].check_trees()
 
 
 def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
@@ -140,7 +143,7 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
             ids = _prompt(prepared, records, job)
             out = engine.generate(job.setting.decoder, ids, experiment.max_new_tokens, dice)
             record = _record(prepared, job, out) | {"environment": where}
-            check_identities(record)
+            check_identities(record, tree=job.setting.config.tree)
             records.append(record)
             bar.set_postfix_str(job.setting.config.label, refresh=False)
             bar.update()

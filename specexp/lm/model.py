@@ -68,6 +68,10 @@ class Model(Protocol):
         """Host token ids as an integer array on the model's device."""
         ...
 
+    def check_trees(self) -> object:
+        """Raise ModelError when its sessions take no `branches`."""
+        ...
+
     def facts(self) -> dict[str, Any]:
         """What was loaded and where it runs, as JSON."""
         ...

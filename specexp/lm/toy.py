@@ -49,6 +49,9 @@ class ToyModel:
     def ids(self, tokens: Sequence[int]) -> Array:
         return np.asarray(tokens, dtype=np.int64)
 
+    def check_trees(self) -> None:
+        return None
+
     def facts(self) -> dict[str, Any]:
         return {"class": "ToyModel", "vocab_size": self._vocab_size, "context": self._context}
 

@@ -1,0 +1,71 @@
+"""What the shapes of a method's trees say: their identities and the metrics `tree/*`, from the sums of the records.
+
+A record's `trees` hold one mapping of integers a round: `num_nodes` verified, on `depth` levels, grown in
+`num_draft_calls` forwards of at most `max_active` nodes, `num_expanded` in all with the root; of `num_candidates`
+proposed, those `pruned_by_threshold`, `_by_log_prob` and `_by_budget`; the accepted `path` as places among the nodes,
+and the `ranks` of its nodes among their siblings, by the draft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from specexp.config import TreeConfig
+from specexp.evaluation.records import Record
+
+PRUNED = ("pruned_by_threshold", "pruned_by_log_prob", "pruned_by_budget")
+
+
+def check_trees(record: Record, limits: TreeConfig | None = None) -> None:
+    """Assert what must hold of every round's tree, and that the rounds add up to the record's counts."""
+    trees = record["trees"]
+    assert len(trees) == record["num_rounds"] <= len(record["token_ids"]), record
+    for tree in trees:
+        assert tree["num_candidates"] == tree["num_nodes"] + sum(tree[name] for name in PRUNED), tree
+        assert tree["num_accepted"] == len(tree["path"]) == len(tree["ranks"]) <= tree["depth"], tree
+        assert tree["depth"] <= min(tree["num_nodes"], tree["num_draft_calls"]), tree
+        assert tree["path"] == sorted(set(tree["path"])), tree  # parents stand before their children
+        assert all(place < tree["num_nodes"] for place in tree["path"]), tree
+        assert tree["num_expanded"] <= tree["num_draft_calls"] * tree["max_active"], tree
+        if limits is not None:
+            width = limits.branch_width or limits.parallel_branches
+            assert tree["num_nodes"] <= limits.tree_budget, tree
+            assert tree["num_draft_calls"] <= limits.max_depth, tree
+            assert tree["max_active"] <= limits.parallel_branches, tree
+            assert tree["num_candidates"] <= tree["num_expanded"] * width, tree
+            assert all(rank < width for rank in tree["ranks"]), tree
+    sums = {"num_accepted": "num_accepted", "num_nodes": "num_drafted", "num_draft_calls": "num_draft_calls"}
+    for part, whole in sums.items():
+        assert sum(tree[part] for tree in trees) == record[whole], (part, record)
+    assert record["num_target_positions"] == record["num_drafted"] + record["num_rounds"], record
+
+
+def tree_metrics(records: Sequence[Record]) -> dict[str, float]:
+    """`tree/*` of one setting; the definitions are the README's."""
+    trees = [tree for record in records for tree in record["trees"]]
+    rounds = len(trees)
+    accepted = sum(tree["num_accepted"] for tree in trees)
+    candidates = max(1, sum(tree["num_candidates"] for tree in trees))
+    pruned = {name: sum(tree[name] for tree in trees) for name in PRUNED}
+    return {
+        "tree/max_active_branches": max(tree["max_active"] for tree in trees),
+        "tree/branch_prune_rate": sum(pruned.values()) / candidates,
+        **{f"tree/{name}": number / candidates for name, number in pruned.items()},
+        **{f"tree/depth_{i}": share for i, share in enumerate(reached(records), 1)},
+        "tree/cache_hit_rate": accepted / (accepted + rounds),
+    }
+
+
+def reached(records: Sequence[Record]) -> list[float]:
+    """Share of rounds whose accepted path reaches depth 1, 2, ... down to the deepest tree."""
+    trees = [tree for record in records for tree in record["trees"]]
+    deepest = max((tree["depth"] for tree in trees), default=0)
+    return [sum(tree["num_accepted"] >= i for tree in trees) / len(trees) for i in range(1, deepest + 1)]
+
+
+def by_rank(records: Sequence[Record]) -> list[float]:
+    """Share of draws that met the child of draft rank 0, 1, ...: together the cache hit rate."""
+    trees = [tree for record in records for tree in record["trees"]]
+    ranks = [rank for tree in trees for rank in tree["ranks"]]
+    draws = len(ranks) + len(trees)
+    return [ranks.count(rank) / draws for rank in range(max(ranks, default=-1) + 1)]
