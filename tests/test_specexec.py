@@ -32,7 +32,7 @@ NOISE = 1e-4  # of logits, within which a divergence is a near tie
 
 def tree(budget: int, temperature: float = 0.0, **more: Any) -> SpecExec:
     return SpecExec(
-        budget, **{"max_depth": 4, "warp": WARPS[temperature], "parallel_branches": BUDGETS[budget], **more}
+        budget, **{"max_depth": 3, "warp": WARPS[temperature], "parallel_branches": BUDGETS[budget], **more}
     )
 
 
