@@ -124,7 +124,7 @@ TREE_BUGS = [
     Bug("the walk's parents shifted by one", SPECEXEC, "[parent + 1 for _, parent in grown]", "[max(0, parent) for _, parent in grown]"),
     Bug("the tree fed as a chain", SPECEXEC, "parents = [node.token for node, _ in grown], [parent for _, parent in grown]",
         "parents = [node.token for node, _ in grown], None"),
-    Bug("wrong path kept in the target", SPECEXEC, "slots=visited - 1,", "slots=xp.where(visited > 0, xp.flip(visited, axis=0) * 0 + xp.arange(visited.shape[0]), -1),"),
+    Bug("wrong path kept in the target", SPECEXEC, "slots=visited - 1,", "slots=xp.where(visited > 0, xp.arange(visited.shape[0]), -1),"),
     Bug("wrong path kept in the draft", SPECEXEC, '"draft": path.draft_slots', '"draft": path.slots'),
     Bug("the draft's parents shifted by one", TREE, "self.nodes[n.parent].slot for n", "max(0, self.nodes[n.parent].slot - 1) for n"),
     Bug("the best branches are not the ones expanded", TREE, "i in self.kept if self.nodes[i].slot < 0", "i in sorted(self.kept) if self.nodes[i].slot < 0"),
