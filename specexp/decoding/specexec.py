@@ -68,50 +68,36 @@ class SpecExec:
     def steps(self, dice: Dice, room: int) -> Steps:
         whole = room
         while room:
-            tree, active = yield from self._grow()
+            tree = yield from self._grow()
             grown = tree.grown()
             tokens, parents = [node.token for node, _ in grown], [parent for _, parent in grown]
             scored: Scored = yield Score("target", tokens or None, parents or None)
-            path = walk(scored.logits, grown, self.warp, dice, whole - room)
+            path = walk(scored.logits, grown, tree.depth, self.warp, dice, whole - room)
             room = yield Round(
                 path.tokens,
                 path.num_accepted + 1,
                 {"target": path.slots, "draft": path.draft_slots},
-                {
-                    "num_accepted": path.num_accepted,
-                    "num_nodes": len(grown),
-                    "depth": max((node.depth for node, _ in grown), default=0),
-                    "num_draft_calls": len(active),
-                    "num_expanded": tree.num_expanded,
-                    "max_active": max(active, default=0),
-                    "num_candidates": tree.num_candidates,
-                    "pruned_by_threshold": tree.pruned_by_threshold,
-                    "pruned_by_log_prob": tree.pruned_by_log_prob,
-                    "pruned_by_budget": tree.pruned_by_budget,
-                    "path": path.slots,
-                    "ranks": path.ranks,
-                },
+                {**tree.counts(), "num_accepted": path.num_accepted, "path": path.slots, "ranks": path.ranks},
             )
 
-    def _grow(self) -> Generator[Ask, Any, tuple[Tree, list[int]]]:
-        """The tree, and how many nodes each draft forward expanded."""
+    def _grow(self) -> Generator[Ask, Any, Tree]:
         floor = float("-inf") if self.min_log_prob is None else self.min_log_prob
         tree = Tree(self.tree_budget, self.branch_prune_threshold, floor)
-        active: list[int] = []
         depth: int = yield Depth(self.max_depth)
         # Each forward reaches at most one level deeper: so many forwards bound the depth too.
-        while len(active) < depth and (places := tree.frontier(self.parallel_branches)):
+        while tree.num_draft_calls < depth and (places := tree.frontier(self.parallel_branches)):
             tokens, parents = tree.to_score(places)
             scored: Scored = yield Score("draft", tokens or None, parents or None, top=self.width)
             tree.widen(places, scored.first_slot, scored.logprob, scored.ids)
-            active.append(len(places))
-        return tree, active
+        return tree
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Path:
-    """Where the draws led. Arrays[D + 1], of which `num_accepted` (0-d) values are good and the rest -1, but `tokens`,
-    which holds one more: the draw that left the tree."""
+    """Where the draws led: arrays[D + 1], of which `num_accepted` (0-d) values are good and the others -1.
+
+    `tokens` hold one more that is good: the draw that left the tree.
+    """
 
     tokens: Array
     num_accepted: Array
@@ -120,12 +106,12 @@ class Path:
     ranks: Array  # of each accepted node among its siblings, by the draft
 
 
-def walk(logits: Array, grown: Sequence[tuple[Node, int]], warp: Warp, dice: Dice, position: int) -> Path:
+def walk(logits: Array, grown: Sequence[tuple[Node, int]], depth: int, warp: Warp, dice: Dice, position: int) -> Path:
     """Draw at the root, go to the child that was drawn if there is one, draw there, and so on.
 
-    logits[N + 1, V], row 0 the root's; `position` is that of the first draw. Never branches on an array's value: it
-    takes D + 1 steps and warps one row in each. Once it has left the tree a step draws from a one-hot row, which is no
-    draw at all.
+    logits[N + 1, V], row 0 the root's; `grown` are the nodes of a tree of depth D = `depth`, each with its parent's
+    place; `position` is that of the first draw. Never branches on an array's value: it takes D + 1 steps and warps one
+    row in each. Once it has left the tree a step draws from a one-hot row, which is no draw at all.
     """
     xp = array_namespace(logits)
     where = device(logits)
@@ -139,7 +125,7 @@ def walk(logits: Array, grown: Sequence[tuple[Node, int]], warp: Warp, dice: Dic
     row, inside = parents[0] + 1, parents[0] < 0  # the root's; True
     drawn: list[Array] = []
     rows: list[Array] = []
-    for step in range(max((node.depth for node, _ in grown), default=0) + 1):
+    for step in range(depth + 1):
         p = warp(xp.take(logits, row[None], axis=0))[0]
         drawn.append(dice.pick(xp.where(inside, p, certain), position + step, TARGET))
         child = (parents == row) & (tokens == drawn[-1]) & inside

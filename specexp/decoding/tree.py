@@ -34,8 +34,10 @@ class Tree:
     min_log_prob: float = -math.inf
     nodes: list[Node] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
-    num_candidates: int = 0
+    num_draft_calls: int = 0
+    max_active: int = 0  # most nodes expanded in one of them
     num_expanded: int = 0  # the root included
+    num_candidates: int = 0
     pruned_by_threshold: int = 0
     pruned_by_log_prob: int = 0
 
@@ -64,11 +66,13 @@ class Tree:
 
         These were scored in slots `first_slot`, `first_slot` + 1, ... of the draft.
         """
+        self.num_draft_calls += 1
+        self.max_active = max(self.max_active, len(parents))
+        self.num_expanded += len(parents)
         fresh: list[int] = []
         for i, (parent, scores, tokens) in enumerate(zip(parents, logprob, ids, strict=True)):
             if parent != ROOT:
                 self.nodes[parent].slot = first_slot + i
-            self.num_expanded += 1
             self.num_candidates += len(tokens)
             fresh += self._admit(parent, scores, tokens)
         # Of equal scores the earlier node goes first, so that no child outranks its parent.
@@ -98,6 +102,19 @@ class Tree:
         return [(node, row) for node, row in found if row is not None]
 
     @property
-    def pruned_by_budget(self) -> int:
-        """Candidates that passed both thresholds and are not among the best, those once kept included."""
-        return len(self.nodes) - len(self.kept)
+    def depth(self) -> int:
+        return max((self.nodes[place].depth for place in self.kept), default=0)
+
+    def counts(self) -> dict[str, int]:
+        """For the record. What passed both thresholds and is not among the best is charged to the budget."""
+        return {
+            "num_nodes": len(self.kept),
+            "depth": self.depth,
+            "num_draft_calls": self.num_draft_calls,
+            "max_active": self.max_active,
+            "num_expanded": self.num_expanded,
+            "num_candidates": self.num_candidates,
+            "pruned_by_threshold": self.pruned_by_threshold,
+            "pruned_by_log_prob": self.pruned_by_log_prob,
+            "pruned_by_budget": len(self.nodes) - len(self.kept),
+        }
