@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specexp import config
-from specexp.config import Experiment
+from specexp.config import Experiment, MethodConfig
 from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
 from specexp.errors import ConfigError
-from specexp.evaluation.methods import decoder_for
-from specexp.evaluation.pair import Pair, load_pair
+from specexp.evaluation.methods import Making, decoder_for
+from specexp.evaluation.pair import Pair, identity, load_pair
+from specexp.judge.judge import Judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,8 @@ class LoadedPair:
         asked = config.adjusted(self.experiment, given)
         if len(asked.methods) != 1:
             raise ConfigError(f"method '{method}' names {len(asked.methods)} settings; name one.")
-        decoder = decoder_for(asked.methods[0], Warp(asked.temperature, asked.top_k, asked.top_p))
+        warp = Warp(asked.temperature, asked.top_k, asked.top_p)
+        decoder = decoder_for(asked.methods[0], Making(warp, self._judges(asked.methods[0]), self._pair.eos_ids))
         ids = self._pair.text.encode([{"role": "user", "content": prompt}])
         dice = dice_for(asked.temperature, asked.seed, prompt_id)
         out: Generation = self._engine.generate(decoder, ids, asked.max_new_tokens, dice)
@@ -72,6 +74,15 @@ class LoadedPair:
         tokens, reason = counts.pop("token_ids"), counts.pop("finish_reason")
         text = self._pair.text.decode(tokens[:-1] if reason == "stop" else tokens)
         return Output(text, tokens, reason, counts)
+
+    def _judges(self, method: MethodConfig) -> dict[str, Judge]:
+        if not method.judge:
+            return {}
+        from specexp.judge import registry  # MLflow, for those who name a judge
+
+        judge = registry.load(method.judge)
+        judge.check(identity(self._pair, self.experiment))
+        return {method.judge: judge}
 
 
 def load(experiment: str = "arith_quick", **settings: Any) -> LoadedPair:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from specexp.tasks.source import DataConfig
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 KINDS = ("experiments", "models", "methods")
-METHODS = ("baseline", "draft_only", "speculative", "specexec")
-DRAFTING = ("speculative", "specexec")  # methods that take gamma
+METHODS = ("baseline", "draft_only", "speculative", "autojudge", "topk", "specexec")
+DRAFTING = ("speculative", "autojudge", "topk", "specexec")  # methods that take gamma
+CALIBRATED = "calibrated"  # the threshold that a judge comes with
 TREES = ("specexec",)  # methods that grow a tree
 PARALLEL_BRANCHES = 4
 # Tasks, and where their rows come from unless `data` says so; None is for those that make their own.
@@ -39,6 +40,8 @@ TASKS: dict[str, DataConfig | None] = {
     ),
     "toy": None,
 }
+CHECKABLE = ("arith", "gsm8k", "prompts")  # tasks whose answers a judge can be mined on
+FEATURE_DTYPES = ("float32", "float16")
 SEVERAL_TURNS = ("mtbench", "spec_bench")
 HISTORIES = ("baseline", "own")
 
@@ -64,6 +67,10 @@ class MethodConfig:
     label: str
     gamma: int = 0
     tree: TreeConfig | None = None
+    bonus: bool = True
+    judge: str = ""
+    threshold: float | None = None  # None is the judge's own
+    accept_k: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +157,51 @@ def resolve(name: str, flags: Mapping[str, Any] | None = None) -> Experiment:
         layers.append((f"{path}: ", load_yaml(path)))
     layers.append(("", flags))
     reader = _Reader(faults)
-    for where, layer in layers:
-        reader.lay(where, layer)
+    for number, (where, layer) in enumerate(layers):
+        reader.lay(where, layer, preset=number == 0)
     experiment = reader.finish(name)
     if faults or experiment is None:
         raise ConfigError(faults)
     return experiment
+
+
+@dataclass(frozen=True, slots=True)
+class MiningConfig:
+    """What labels are mined from and with: an experiment's pair and task, and the dtype that features are kept in."""
+
+    experiment: Experiment
+    dtype: str = "float32"
+
+    def as_dict(self) -> dict[str, Any]:
+        mine = self.experiment
+        kept = ("name", "task", "pair", "target", "draft", "toy", "data", "shots", "limit", "max_new_tokens")
+        return {**{key: value for key, value in mine.as_dict().items() if key in kept}, "dtype": self.dtype}
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
+    """An experiment as a source of labels: prompts that no evaluation asks, and answers that can be read.
+
+    Raises ConfigError with every fault.
+    """
+    given = {key: value for key, value in flags.items() if value not in (None, "")}
+    dtype = given.pop("dtype", FEATURE_DTYPES[0])
+    faults = [] if dtype in FEATURE_DTYPES else [unknown("dtype", dtype, FEATURE_DTYPES)]
+    try:
+        experiment = resolve(name, given)
+    except ConfigError as error:
+        raise ConfigError([*faults, *error.faults]) from None
+    if experiment.task not in CHECKABLE:
+        faults.append(f"task '{experiment.task}' has no answers to read; mine on {', '.join(CHECKABLE)}.")
+    if faults:
+        raise ConfigError(faults)
+    source = TASKS[experiment.task]
+    if source is not None and experiment.data == source and source.split == "test":
+        experiment = replace(experiment, data=replace(source, split="train"))
+    return MiningConfig(replace(experiment, methods=(), seed=0, temperature=0.0, top_k=0, top_p=1.0), dtype)
 
 
 def adjusted(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
@@ -177,9 +223,13 @@ class _Reader:
 
     faults: list[str]
     values: dict[str, Any] = field(default_factory=dict)
+    own: set[str] = field(default_factory=set)  # settings that come from no experiment preset
 
-    def lay(self, where: str, layer: Mapping[str, Any]) -> None:
+    def lay(self, where: str, layer: Mapping[str, Any], preset: bool = False) -> None:
         for key, value in layer.items():
+            key = _ALIASES.get(key, key)
+            if not preset:
+                self.own.add(key)
             if key not in _PARSERS:
                 self.faults.append(where + unknown("setting", key, _PARSERS))
                 continue
@@ -196,8 +246,6 @@ class _Reader:
         models = self._models(values.pop("pair", None), values)
         methods = self._methods(values.pop("methods", ()), values)
         self._task(values, [method.method for method in methods])
-        if values.pop("judge", None):
-            self.faults.append("judge is given, but no method here takes one; leave it out.")
         if self.faults:
             return None
         return Experiment(name=name, methods=tuple(methods), **models, **values)
@@ -246,26 +294,66 @@ class _Reader:
 
     def _methods(self, names: tuple[str, ...], values: dict[str, Any]) -> list[MethodConfig]:
         """The settings of these methods; takes what is theirs out of `values`."""
-        gammas: tuple[int, ...] | None = values.pop("gamma", None)
-        shape = {key: values.pop(key) for key in _TREE_PARSERS if key in values}
+        given = {key: values.pop(key) for key in _METHOD_KEYS if key in values}
         methods: list[MethodConfig] = []
-        for name in names:
+        for name in _expanded(names):
             if name not in preset_names("methods"):
                 self.faults.append(unknown("method", name, preset_names("methods")))
                 continue
             found = load_yaml(PRESETS / "methods" / f"{name}.yaml")
-            if found["method"] not in DRAFTING:
-                methods.append(MethodConfig(found["method"], name, name))
-            elif found["method"] in TREES:
-                methods += _trees(name, gammas, {**found, **shape})
-            elif gammas is None:
-                methods.append(MethodConfig(found["method"], name, name, found["gamma"]))
+            if found["method"] in TREES:
+                shape = {key: given[key] for key in _TREE_PARSERS if key in given}
+                methods += _trees(name, given.get("gamma"), {**found, **shape})
             else:
-                methods += [MethodConfig(found["method"], name, f"{found['method']}_k{g}", g) for g in gammas]
+                methods += _chains(name, found, given)
         labels = [method.label for method in methods]
         for label in sorted({x for x in labels if labels.count(x) > 1}):
             self.faults.append(f"method '{label}' is named {labels.count(label)} times; name it once.")
+        self._unused(given.keys() & self.own, {method.method for method in methods})
         return methods
+
+    def _unused(self, keys: Collection[str], methods: Collection[str]) -> None:
+        """A setting of one's own that no method takes is a mistake, not something to drop."""
+        for key in sorted(keys):
+            takers = _METHOD_KEYS[key]
+            if methods and not any(method in takers for method in methods):
+                self.faults.append(
+                    f"{key} is given, but no method here takes one; leave it out, or add {' or '.join(takers)}."
+                )
+
+
+def _expanded(names: Sequence[str]) -> list[str]:
+    """Names of methods, those of a preset that stands for several in its place."""
+    found: list[str] = []
+    for name in names:
+        path = PRESETS / "methods" / f"{name}.yaml"
+        found += load_yaml(path)["methods"] if path.is_file() and "methods" in load_yaml(path) else [name]
+    return found
+
+
+def _chains(preset: str, found: Mapping[str, Any], given: Mapping[str, Any]) -> list[MethodConfig]:
+    """A setting for each draft length and each threshold or K; only what was given several of is in a label."""
+    method = found["method"]
+    if method not in DRAFTING:
+        return [MethodConfig(method, preset, preset)]
+    lengths = {preset: found["gamma"]} if "gamma" not in given else {f"{method}_k{g}": g for g in given["gamma"]}
+    bonus = given.get("bonus", found.get("bonus", True))
+    dial: list[tuple[str, dict[str, Any]]] = [("", {})]
+    if method == "autojudge":
+        judge = given.get("judge", found.get("judge", ""))
+        thresholds = given.get("threshold", (found.get("threshold", CALIBRATED),))
+        dial = [
+            (f"_t{t:g}" if t is not None else "_cal", {"threshold": t, "judge": judge})
+            for t in (None if t == CALIBRATED else t for t in thresholds)
+        ]
+    elif method == "topk":
+        dial = [(f"_top{k}", {"accept_k": k}) for k in given.get("accept_k", (found["accept_k"],))]
+    named = "threshold" in given or "accept_k" in given
+    return [
+        MethodConfig(method, preset, label + (suffix if named else ""), gamma, bonus=bonus, **more)
+        for label, gamma in lengths.items()
+        for suffix, more in dial
+    ]
 
 
 def _trees(preset: str, gammas: tuple[int, ...] | None, found: Mapping[str, Any]) -> list[MethodConfig]:
@@ -324,6 +412,16 @@ def _several(what: str) -> Callable[[Any], tuple[int, ...]]:
         return tuple(number(part.strip() if isinstance(part, str) else part) for part in parts)
 
     return parse
+
+
+def _thresholds(value: Any) -> tuple[float | str, ...]:
+    """One threshold, or several: each is a setting. `calibrated` is the judge's own."""
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    number = _real(lambda x: 0 <= x < math.inf, ">= 0, or 'calibrated'; several are separated by commas")
+    texts = [part.strip() if isinstance(part, str) else part for part in parts]
+    if not texts or len({str(text) for text in texts}) < len(texts):
+        raise ValueError("it must name one threshold at least, and each once.")
+    return tuple(text if text == CALIBRATED else number(text) for text in texts)
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -443,8 +541,20 @@ _TREE_PARSERS: dict[str, Callable[[Any], Any]] = {
     "branch_prune_threshold": _real(lambda x: 0 <= x <= 1, "in [0, 1] (0 = off)"),
     "min_log_prob": _real(lambda x: -math.inf < x <= 0, "<= 0"),
 }
+_ALIASES = {"judge.threshold": "threshold"}
+_METHOD_KEYS: dict[str, tuple[str, ...]] = {  # settings of methods, and which take them
+    "gamma": DRAFTING,
+    "bonus": ("speculative", "autojudge", "topk"),
+    "judge": ("autojudge",),
+    "threshold": ("autojudge",),
+    "accept_k": ("topk",),
+    **dict.fromkeys(_TREE_PARSERS, TREES),
+}
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     **_TREE_PARSERS,
+    "bonus": _switch,
+    "threshold": _thresholds,
+    "accept_k": _several("K"),
     "task": _one_of("task", TASKS),
     "data": _data,
     "toy": _toy,

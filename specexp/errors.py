@@ -5,6 +5,7 @@
     ├── ModelError               a model or tokenizer cannot be loaded, or cannot do what a method needs
     ├── TaskError                a data set, a split or a prompt is wrong
     ├── PromptError              one prompt is empty, or does not fit the model's context
+    ├── JudgeError               a judge or its labels are missing, broken, or made for another pair
     └── OutputError              an output folder is in the way, or belongs to another configuration
 
 A programmer's mistake (a broken identity of counts, a crop beyond the cache) is an AssertionError, not one of these.
@@ -38,6 +39,10 @@ class TaskError(SpecexpError):
 
 class PromptError(SpecexpError):
     """A prompt cannot be decoded: it is empty, or longer than the model's context."""
+
+
+class JudgeError(SpecexpError):
+    """A judge, or the labels it is trained on, cannot be used."""
 
 
 class OutputError(SpecexpError):

@@ -52,22 +52,49 @@ class Scored:
     ids: Sequence[Sequence[int]] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Hidden rows that an acceptance rule reads: the target's, the draft's, and the draft's behind its last token."""
+
+    target: bool = False
+    draft: bool = False
+    own: bool = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Draft:
     """Ask for a chain of at most `gamma` tokens sampled from the draft under `warp`.
 
     The engine trims it so that the chain and `reserve` more tokens fit what is left to emit, and the draft's context.
+    With `own`, the last token is fed too, for the hidden row behind it: one more forward, which the next round saves.
     """
 
     gamma: int
     warp: Warp
     reserve: int = 1
     hidden: bool = False
+    own: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recall:
+    """Ask for at most `gamma` tokens that `text` goes on with, where it says what was committed last.
+
+    Nothing is sampled: q is one-hot. There may be no such place, and then no token. Trimmed as `Draft` is.
+    """
+
+    text: Sequence[int]
+    gamma: int
+    reserve: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drafted:
-    """tokens[G], each drawn from its row of q[G, V]; 0 <= G <= gamma. hidden[G, H] are the rows q was read from."""
+    """tokens[G], each drawn from its row of q[G, V]; 0 <= G <= gamma.
+
+    hidden[G, H] are the rows q was read from, when asked for; with `own`, hidden[G + 1, H] has that behind the last
+    token too.
+    """
 
     tokens: Array
     q: Array
@@ -103,5 +130,5 @@ class Round:
     counts: Mapping[str, Array | int] = field(default_factory=dict)
 
 
-Ask = Score | Draft | Depth | Round
+Ask = Score | Draft | Recall | Depth | Round
 Steps = Generator[Ask, Any, None]

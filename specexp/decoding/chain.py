@@ -1,7 +1,8 @@
 """Speculative sampling: a proposer drafts a chain, the target checks it in one call, a rule accepts a prefix of it.
 
-One loop for every chain method. What is proposed and what is accepted are arguments: `DraftModel` is the only proposer
-here, and the lossless test of `rules.verify` the only rule; a rule may *waive* further tokens that the test rejects.
+One loop for every chain method. What is proposed and what is accepted are arguments: a proposer (the draft model, or a
+text that is probably said again), and a rule, which may *waive* tokens that the lossless test of `rules.verify` rejects
+(judged.py has those that do).
 
 Expected tokens per target call at acceptance alpha: (1 - alpha**(gamma + 1)) / (1 - alpha).
 """
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 
 from array_api_compat import array_namespace
 
-from specexp.decoding.asks import Array, Ask, Draft, Drafted, Role, Round, Score, Scored, Steps
+from specexp.decoding.asks import Array, Ask, Draft, Drafted, Needs, Recall, Role, Round, Score, Scored, Steps
 from specexp.decoding.dice import Dice
 from specexp.decoding.rules import Warp, verify
 
@@ -25,13 +26,18 @@ class Proposer(Protocol):
     @property
     def models(self) -> tuple[Role, ...]: ...
 
-    def propose(self, warp: Warp, reserve: int) -> Generator[Ask, Any, Drafted]: ...
+    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Generator[Ask, Any, Drafted]: ...
 
 
 class Rule(Protocol):
-    """Which drafted tokens are accepted though the lossless test rejects them: waived[G] of bools, or None for none."""
+    """Which drafted tokens are accepted though the lossless test rejects them."""
 
-    def waive(self, p: Array, drafted: Drafted, scored: Scored) -> Array | None: ...
+    @property
+    def needs(self) -> Needs: ...
+
+    def waive(self, drafted: Drafted, scored: Scored) -> Array | None:
+        """waived[G] of bools, or None for none."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +50,27 @@ class DraftModel:
     def models(self) -> tuple[Role, ...]:
         return ("draft",)
 
-    def propose(self, warp: Warp, reserve: int) -> Generator[Ask, Any, Drafted]:
-        drafted: Drafted = yield Draft(self.gamma, warp, reserve)
+    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Generator[Ask, Any, Drafted]:
+        drafted: Drafted = yield Draft(self.gamma, warp, reserve, needs.draft, needs.own)
+        return drafted
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What `text` goes on with, at most gamma tokens of it; where it has nothing to say, the other proposer's chain."""
+
+    text: tuple[int, ...]
+    gamma: int
+    otherwise: DraftModel
+
+    @property
+    def models(self) -> tuple[Role, ...]:
+        return self.otherwise.models
+
+    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Generator[Ask, Any, Drafted]:
+        drafted: Drafted = yield Recall(self.text, self.gamma, reserve)
+        if not drafted.tokens.shape[0]:
+            drafted = yield from self.otherwise.propose(warp, reserve, needs)
         return drafted
 
 
@@ -53,7 +78,11 @@ class DraftModel:
 class Lossless:
     """Nothing is waived: the output distribution is the target's."""
 
-    def waive(self, p: Array, drafted: Drafted, scored: Scored) -> Array | None:
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def waive(self, drafted: Drafted, scored: Scored) -> Array | None:
         return None
 
 
@@ -73,10 +102,10 @@ class Chain:
     def steps(self, dice: Dice, room: int) -> Steps:
         whole = room
         while room:
-            drafted = yield from self.proposer.propose(self.warp, int(self.bonus))
-            scored: Scored = yield Score("target", drafted.tokens)
+            drafted = yield from self.proposer.propose(self.warp, int(self.bonus), self.rule.needs)
+            scored: Scored = yield Score("target", drafted.tokens, hidden=self.rule.needs.target)
             p = self.warp(scored.logits)
-            waived = self.rule.waive(p, drafted, scored)
+            waived = self.rule.waive(drafted, scored)
             verdict = verify(p, drafted.q, drafted.tokens, waived, dice, whole - room)
             num_drafted = drafted.tokens.shape[0]
             num_tokens = verdict.num_accepted + 1

@@ -12,10 +12,11 @@ from typing import Any, Protocol
 
 from array_api_compat import array_namespace, device, to_device
 
-from specexp.decoding.asks import Ask, Depth, Draft, Drafted, Role, Round, Score, Scored, Steps
+from specexp.decoding.asks import Ask, Depth, Draft, Drafted, Recall, Role, Round, Score, Scored, Steps
 from specexp.decoding.dice import DRAFT, Dice
 from specexp.decoding.rules import best
 from specexp.engine.context import Context
+from specexp.engine.recall import continuation
 from specexp.errors import PromptError
 from specexp.lm.model import Array, Model
 
@@ -98,6 +99,19 @@ class Engine:
         run = _Run(self, decoder, list(prompt_ids), dice, room, limit)
         return run.finish()
 
+    def look(
+        self, role: Role, ids: Sequence[int], tokens: Sequence[int], hidden: bool = False
+    ) -> tuple[Array, Array | None]:
+        """What a model thinks after `ids` and after each of `tokens`[N]: logits[N + 1, V], hidden[N + 1, H].
+
+        With `reuse`, only what the cache does not hold is fed, and all but the last token stay in it.
+        """
+        context = self._open(role, list(ids))
+        fed = self._models[role].ids(tokens) if tokens else None
+        logits, states, _ = context.feed(fed, None, hidden)
+        context.commit(list(tokens), range(len(tokens)))
+        return logits, states
+
     def fingerprint(self) -> object:
         """What the caches hold, for telling two states apart; only models that show their slots have one."""
         return tuple((role, context.fingerprint()) for role, context in self._contexts.items())
@@ -167,6 +181,8 @@ class _Run:
             return self._score(ask)
         if isinstance(ask, Draft):
             return self._draft(ask)
+        if isinstance(ask, Recall):
+            return self._recall(ask)
         if isinstance(ask, Depth):
             return self._fitting(ask.most, ask.reserve)
         return self._commit(ask)
@@ -203,14 +219,21 @@ class _Run:
             self.out.num_draft_positions += positions
         return logits, states
 
-    def _fitting(self, most: int, reserve: int) -> int:
+    def _fitting(self, most: int, reserve: int, own: bool = False) -> int:
         """How far the draft may go ahead: `most`, what is left but `reserve`, and what its context holds."""
-        fits = self.engine._models["draft"].context - len(self.ids) + 1  # the last drafted token is not fed to it
+        fits = self.engine._models["draft"].context - len(self.ids) + (not own)  # the last one is fed only for its row
         return max(0, min(most, self.room - reserve, fits))
+
+    def _recall(self, ask: Recall) -> Drafted:
+        model = self.engine._models["target"]
+        tokens = model.ids(continuation(self.ids, ask.text, max(0, min(ask.gamma, self.room - ask.reserve))))
+        xp = array_namespace(tokens)
+        vocabulary = xp.arange(model.vocab_size, device=self.place)
+        return Drafted(tokens, xp.astype(tokens[:, None] == vocabulary[None, :], xp.float32))
 
     def _draft(self, ask: Draft) -> Drafted:
         model = self.engine._models["draft"]
-        num_drafted = self._fitting(ask.gamma, ask.reserve)
+        num_drafted = self._fitting(ask.gamma, ask.reserve, ask.own)
         position = len(self.ids) - self.num_prompt
         tokens: list[Array] = []
         rows: list[Array] = []
@@ -225,6 +248,9 @@ class _Run:
             nothing = self.engine._models["target"].ids([])
             xp = array_namespace(nothing)
             return Drafted(nothing, xp.zeros((0, model.vocab_size), dtype=xp.float32, device=self.place))
+        if ask.own:
+            _, states = self._feed("draft", tokens[-1][None], True)
+            hidden.append(states)
         xp = array_namespace(tokens[0])
         # Verifying happens where the target is.
         found = [xp.stack(tokens), xp.concat(rows), *([xp.concat(hidden)] if hidden else [])]

@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 
 from specexp.config import MethodConfig
+from specexp.decoding.asks import Role
 from specexp.decoding.baseline import Baseline
-from specexp.decoding.chain import Chain, DraftModel, Lossless
+from specexp.decoding.chain import Chain, DraftModel, Lossless, Rule
+from specexp.decoding.judged import Judged, TopK
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder
+from specexp.judge import features
+from specexp.judge.judge import Judge
 
 
-def _specexec(method: MethodConfig, warp: Warp) -> SpecExec:
+@dataclass(frozen=True, slots=True)
+class Making:
+    """What a method is made with besides its own settings."""
+
+    warp: Warp
+    judges: Mapping[str, Judge] = field(default_factory=dict)  # by the name that a method gives
+    eos_ids: tuple[int, ...] = ()
+
+
+def _chain(method: MethodConfig, making: Making, rule: Rule) -> Chain:
+    return Chain(DraftModel(method.gamma), rule, making.warp, method.bonus)
+
+
+def _autojudge(method: MethodConfig, making: Making) -> Chain:
+    judge = making.judges[method.judge]
+    mode = features.mode(judge.facts.features)
+    threshold = judge.facts.threshold if method.threshold is None else method.threshold
+    return _chain(method, making, Judged(judge.network, mode.parts, threshold, making.eos_ids, mode.needs))
+
+
+def _specexec(method: MethodConfig, making: Making) -> SpecExec:
     assert method.tree is not None, f"{method.label} has no tree"
-    return SpecExec(warp=warp, **asdict(method.tree))
+    return SpecExec(warp=making.warp, **asdict(method.tree))
 
 
-BUILDERS: dict[str, Callable[[MethodConfig, Warp], Decoder]] = {
-    "baseline": lambda method, warp: Baseline(warp),
-    "draft_only": lambda method, warp: Baseline(warp, "draft"),
-    "speculative": lambda method, warp: Chain(DraftModel(method.gamma), Lossless(), warp),
+BUILDERS: dict[str, Callable[[MethodConfig, Making], Decoder]] = {
+    "baseline": lambda method, making: Baseline(making.warp),
+    "draft_only": lambda method, making: Baseline(making.warp, "draft"),
+    "speculative": lambda method, making: _chain(method, making, Lossless()),
+    "autojudge": _autojudge,
+    "topk": lambda method, making: _chain(method, making, TopK(method.accept_k)),
     "specexec": _specexec,
 }
 # Methods whose output distribution is the target's.
 LOSSLESS = frozenset({"baseline", "speculative", "specexec"})
 
 
-def decoder_for(method: MethodConfig, warp: Warp) -> Decoder:
-    return BUILDERS[method.method](method, warp)
+def roles_of(method: MethodConfig) -> set[Role]:
+    """The models that a method asks, known before any is loaded."""
+    alone: dict[str, set[Role]] = {"baseline": {"target"}, "draft_only": {"draft"}}
+    return alone.get(method.method, {"target", "draft"})
+
+
+def decoder_for(method: MethodConfig, making: Making) -> Decoder:
+    return BUILDERS[method.method](method, making)

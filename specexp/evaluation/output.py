@@ -18,21 +18,30 @@ import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from specexp.config import Experiment
 from specexp.errors import OutputError
 from specexp.evaluation.records import RecordFile, write_whole
 
 LOCK = ".lock"
 
 
+class Settings(Protocol):
+    """What a folder was made with."""
+
+    @property
+    def hash(self) -> str: ...
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
 class OutputFolder:
     """Checks at construction, writes nothing before `open`."""
 
-    def __init__(self, path: Path, experiment: Experiment, resume: bool) -> None:
+    def __init__(self, path: Path, settings: Settings, resume: bool, maker: str = "evaluate") -> None:
         self.path = path
-        self._experiment = experiment
+        self._settings = settings
+        self._maker = maker
         try:
             self._look(resume)
         except OSError as error:
@@ -57,6 +66,15 @@ class OutputFolder:
     @contextmanager
     def open(self) -> Iterator[RecordFile]:
         """Hold the folder for this process, with the records that stand in it."""
+        with self.hold():
+            records = RecordFile(self.path / "records.jsonl", self._settings.hash)
+            records.repair()
+            with closing(records):
+                yield records
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Hold the folder for this process."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / LOCK).open("w")
@@ -69,12 +87,8 @@ class OutputFolder:
                 raise OutputError(
                     f"output folder '{self.path}' is in use by another run; wait for it or stop it."
                 ) from error
-            records = RecordFile(self.path / "records.jsonl", self._experiment.hash)
-            records.repair()
-            config = {**self._experiment.as_dict(), "settings_hash": self._experiment.hash}
-            self.write_json("config.json", config)
-            with closing(records):
-                yield records
+            self.write_json("config.json", {**self._settings.as_dict(), "settings_hash": self._settings.hash})
+            yield
 
     def read_json(self, name: str) -> Any:
         """A JSON file of this folder, or None."""
@@ -95,10 +109,10 @@ class OutputFolder:
             and not records.exists()
             and any(p.name not in (LOCK, "config.json.partial") for p in self.path.iterdir())
         ):
-            raise OutputError(f"'{self.path}' was not made by evaluate; name another output folder.")
-        if found is not None and found != self._experiment.hash:
+            raise OutputError(f"'{self.path}' was not made by {self._maker}; name another output folder.")
+        if found is not None and found != self._settings.hash:
             raise OutputError(
-                f"'{self.path}' belongs to configuration {found}, this one is {self._experiment.hash};"
+                f"'{self.path}' belongs to configuration {found}, this one is {self._settings.hash};"
                 " resume with the settings it was started with, or name another output folder."
             )
-        RecordFile(records, self._experiment.hash)
+        RecordFile(records, self._settings.hash)

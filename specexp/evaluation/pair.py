@@ -131,6 +131,20 @@ def load_pair(experiment: Experiment, roles: Set[Role]) -> Pair:
     return Pair(TokenizerText(tokenizer, chat), models, eos_ids)
 
 
+def identity(pair: Pair, experiment: Experiment) -> dict[str, Any]:
+    """What labels and judges are made for, and what a pair must agree on to use them."""
+    return {
+        **{role: model.facts()["fingerprint"] for role, model in pair.models.items()},
+        "tokenizer": pair.text.facts()["vocabulary"],
+        "target_name": experiment.target.model,
+        "draft_name": experiment.draft.model,
+        "target_revision": experiment.target.revision,
+        "draft_revision": experiment.draft.revision,
+        "dtype": experiment.target.dtype,
+        "quantization": {"target": experiment.target.quantization, "draft": experiment.draft.quantization},
+    }
+
+
 def _toy_pair(config: ToyConfig, roles: Set[Role]) -> Pair:
     noise: dict[Role, float] = {"target": 0.0, "draft": config.draft_noise}
     models: dict[Role, Model] = {

@@ -6,7 +6,7 @@ starts from an empty cache; prefill is timed apart. Nothing here knows MLflow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,11 +19,12 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Generation, costs
 from specexp.errors import ConfigError, ModelError, OutputError, PromptError
 from specexp.evaluation import environment
-from specexp.evaluation.methods import decoder_for
+from specexp.evaluation.methods import Making, decoder_for, roles_of
 from specexp.evaluation.metrics import check_identities, summarise
 from specexp.evaluation.output import OutputFolder
-from specexp.evaluation.pair import Pair, load_pair
+from specexp.evaluation.pair import Pair, identity, load_pair
 from specexp.evaluation.records import Record, RecordFile
+from specexp.judge.judge import Judge
 from specexp.tasks.example import Example, Task
 from specexp.tasks.task import task
 
@@ -62,15 +63,22 @@ class Prepared:
     prompts: list[list[int]]
     settings: list[Setting]
     pair: Pair
+    judges: Mapping[str, Judge]
 
 
-def prepare(experiment: Experiment) -> Prepared:
-    """Load models and task, and check that every prompt fits. Writes nothing."""
-    warp = Warp(experiment.temperature, experiment.top_k, experiment.top_p)
-    settings = [Setting(method, decoder_for(method, warp)) for method in experiment.methods]
+def prepare(experiment: Experiment, judges: Mapping[str, Judge] | None = None) -> Prepared:
+    """Load models and task, check that every prompt fits and every judge is this pair's. Writes nothing.
+
+    `judges` are those that the methods name.
+    """
+    judges = judges or {}
     chosen = task(experiment.task, experiment.data, experiment.shots)
     examples = chosen.examples(experiment.limit)
-    pair = load_pair(experiment, {role for setting in settings for role in setting.decoder.models})
+    pair = load_pair(experiment, set().union(*(roles_of(method) for method in experiment.methods)))
+    for judge in judges.values():
+        judge.check(identity(pair, experiment))
+    making = Making(Warp(experiment.temperature, experiment.top_k, experiment.top_p), judges, pair.eos_ids)
+    settings = [Setting(method, decoder_for(method, making)) for method in experiment.methods]
     _check_lengths(settings, pair)
     prompts = []
     roles = sorted({setting.decoder.models[0] for setting in settings}, reverse=True)
@@ -79,7 +87,7 @@ def prepare(experiment: Experiment) -> Prepared:
             prompts.append(_checked(example, experiment, pair, roles))
         except (PromptError, ModelError) as error:
             raise type(error)(f"prompt '{example.prompt_id}': {error}") from None
-    return Prepared(experiment, chosen, examples, prompts, settings, pair)
+    return Prepared(experiment, chosen, examples, prompts, settings, pair, judges)
 
 
 def _checked(example: Example, experiment: Experiment, pair: Pair, roles: Sequence[Role]) -> list[int]:
@@ -143,7 +151,7 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
             ids = _prompt(prepared, records, job)
             out = engine.generate(job.setting.decoder, ids, experiment.max_new_tokens, dice)
             record = _record(prepared, job, out) | {"environment": where}
-            check_identities(record, tree=job.setting.config.tree)
+            check_identities(record, job.setting.config.bonus, job.setting.config.tree)
             records.append(record)
             bar.set_postfix_str(job.setting.config.label, refresh=False)
             bar.update()

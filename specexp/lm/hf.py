@@ -6,6 +6,7 @@ and mask them. A model whose cache cannot be cut back to any length (recurrent a
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ ZOO = Path(__file__).resolve().parent.parent / "zoo"
 ZOO_PREFIX = "zoo:"
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of layer types
 _NO_LIMIT = 1 << 30
+_FINGERPRINT_VALUES = 64
 
 
 def resolve(name: str) -> str:
@@ -241,6 +243,19 @@ class HFModel:
     def ids(self, tokens: Sequence[int]) -> Array:
         return torch.tensor(tokens, dtype=torch.int64, device=self.device)
 
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of the weights themselves, wherever they came from: the first values of every parameter.
+
+        Rounded to bfloat16, so that the same weights in another dtype keep their name; quantized ones have another.
+        """
+        digest = hashlib.sha256(type(self.module).__name__.encode())
+        for name, parameter in self.module.named_parameters():
+            digest.update(f"{name} {tuple(parameter.shape)}".encode())
+            if parameter.is_floating_point() and parameter.device.type != "meta":
+                values = parameter.detach().flatten()[:_FINGERPRINT_VALUES].to(torch.bfloat16).float().cpu()
+                digest.update(values.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     def facts(self) -> dict[str, Any]:
         config = self.module.config
         quantization = getattr(config, "quantization_config", None)
@@ -249,6 +264,8 @@ class HFModel:
             "class": type(self.module).__name__,
             "model": self.name,
             "revision": getattr(config, "_commit_hash", None),
+            "fingerprint": self.fingerprint(),
+            "hidden_size": int(self._text_config.hidden_size),
             "parameters": sum(p.numel() for p in self.module.parameters()),
             "bytes": int(self.module.get_memory_footprint()),
             "dtype": str(self.module.dtype).removeprefix("torch."),

@@ -65,18 +65,21 @@ def _generated(task: Task, source: str) -> Dataset:
     return Dataset(task.name, source, hashlib.sha256(text.encode()).hexdigest(), len(first))
 
 
-TASKS: dict[str, Callable[[DataConfig, int], Task]] = {
-    "arith": lambda data, shots: Arith(),
-    "gsm8k": GSM8K,
-    "mtbench": lambda data, shots: Questions("mtbench", data, questions.MT_BENCH),
-    "prompts": lambda data, shots: Prompts(data),
-    "spec_bench": lambda data, shots: Questions("spec_bench", data),
-    "toy": lambda data, shots: Toy(),
+TASKS: dict[str, Callable[[DataConfig, int, str], Task]] = {
+    "arith": lambda data, shots, split: Arith(split),
+    "gsm8k": lambda data, shots, split: GSM8K(data, shots),
+    "mtbench": lambda data, shots, split: Questions("mtbench", data, questions.MT_BENCH),
+    "prompts": lambda data, shots, split: Prompts(data),
+    "spec_bench": lambda data, shots, split: Questions("spec_bench", data),
+    "toy": lambda data, shots, split: Toy(),
 }
 
 
-def task(name: str, data: DataConfig | None = None, shots: int = 0) -> Task:
-    """The task of this name, reading `data` where it needs any. Raises TaskError."""
+def task(name: str, data: DataConfig | None = None, shots: int = 0, split: str = "test") -> Task:
+    """The task of this name, reading `data` where it needs any; `split` is of tasks that make their own problems.
+
+    Raises TaskError.
+    """
     if name not in TASKS:
         raise TaskError(unknown("task", name, TASKS))
-    return TASKS[name](data or DataConfig(""), shots)
+    return TASKS[name](data or DataConfig(""), shots, split)

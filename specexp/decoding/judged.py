@@ -1,0 +1,77 @@
+"""Lossy acceptance rules for the chain: AutoJudge (2504.20039) and the Top-K rule it is compared with.
+
+Both accept what the lossless rule accepts and *waive* more, so they are the lossless rule at one end of their dial:
+threshold 0, and K = 1 at temperature 0. At the other end, a threshold above 1 or K = |V|, everything drafted is
+accepted. Whatever is accepted beyond the lossless rule is counted as judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from array_api_compat import array_namespace, device, to_device
+
+from specexp.decoding.asks import Array, Drafted, Needs, Scored
+
+# What a judge reads, by the names of specexp/judge/features.py, and probabilities[N] from features[N, F].
+Score = Callable[[Array], Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Waive a drafted token whose mismatch the judge finds important with a probability below `threshold`.
+
+    A drafted EOS is never waived: ending early loses the answer, whatever a judge makes of the token.
+    """
+
+    score: Score
+    parts: tuple[str, ...]
+    threshold: float
+    eos_ids: tuple[int, ...]
+    needs: Needs
+
+    def waive(self, drafted: Drafted, scored: Scored) -> Array | None:
+        num_drafted = drafted.tokens.shape[0]
+        if not num_drafted or self.threshold <= 0:
+            return None
+        xp = array_namespace(drafted.tokens)
+        rows = [self._rows(part, drafted, scored, num_drafted) for part in self.parts]
+        waived = self.score(xp.concat(rows, axis=-1)) < self.threshold
+        for eos in self.eos_ids:
+            waived = waived & (drafted.tokens != eos)
+        return waived
+
+    def _rows(self, part: str, drafted: Drafted, scored: Scored, num_drafted: int) -> Array:
+        """[G, H] float32: the rows that both models have behind each drafted token, or behind the one before it."""
+        role, place = part.split("_")
+        hidden = scored.hidden if role == "target" else drafted.hidden
+        assert hidden is not None, "the rule's needs were not asked for"
+        first = 1 if place == "token" else 0
+        xp = array_namespace(hidden)
+        rows = xp.astype(hidden[first : first + num_drafted], xp.float32)
+        return to_device(rows, device(drafted.tokens))
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """Waive a drafted token that is among the target's `k` most likely ones; of equal ones the lower id ranks first."""
+
+    k: int
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
+
+    def waive(self, drafted: Drafted, scored: Scored) -> Array | None:
+        num_drafted = drafted.tokens.shape[0]
+        if not num_drafted:
+            return None
+        logits = scored.logits
+        assert logits is not None
+        xp = array_namespace(logits)
+        rows, where = logits[:num_drafted], drafted.tokens[:, None]
+        mine = xp.take_along_axis(rows, where, axis=-1)
+        ids = xp.arange(rows.shape[-1], device=device(rows))[None, :]
+        ahead = (rows > mine) | ((rows == mine) & (ids < where))
+        return xp.sum(xp.astype(ahead, xp.int64), axis=-1) < self.k

@@ -1,0 +1,65 @@
+"""The threshold that keeps a requested recall, and what a judge is worth: on splits that its weights never saw."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from sklearn import metrics
+
+from specexp.errors import JudgeError
+
+ALWAYS = 1.1  # a threshold above every probability
+Z = 1.959963984540054  # two-sided 95 %
+
+
+def threshold_for(recall: float, p: np.ndarray, important: np.ndarray) -> float:
+    """The largest threshold at which at least `recall` of the important mismatches have p >= threshold.
+
+    p[N] probabilities, important[N] bools, of the calibration split. Raises JudgeError where nothing is important.
+    """
+    found = np.sort(p[important])
+    if not len(found):
+        raise JudgeError("the calibration split has no important mismatch; mine more prompts.")
+    missed = math.floor((1 - recall) * len(found) + 1e-9)
+    return float(found[missed]) if missed < len(found) else ALWAYS
+
+
+def recall_at(threshold: float, p: np.ndarray, important: np.ndarray) -> float:
+    """Share of the important mismatches that are not waved through."""
+    return float((p[important] >= threshold).mean())
+
+
+def accepted_at(threshold: float, p: np.ndarray) -> float:
+    """Share of all mismatches that are waved through."""
+    return float((p < threshold).mean())
+
+
+def report(threshold: float, p: np.ndarray, important: np.ndarray) -> dict[str, float]:
+    """Metrics of a split. ROC-AUC and PR-AUC need both kinds of mismatch; JudgeError says so where one is missing."""
+    if important.all() or not important.any():
+        raise JudgeError("a split holds only one kind of mismatch; mine more prompts.")
+    return {
+        "roc_auc": float(metrics.roc_auc_score(important, p)),
+        "pr_auc": float(metrics.average_precision_score(important, p)),
+        "brier": float(metrics.brier_score_loss(important, p)),
+        "recall": recall_at(threshold, p, important),
+        "accepted": accepted_at(threshold, p),
+        "accepted_unimportant": accepted_at(threshold, p[~important]),
+        "important_share": float(important.mean()),
+    }
+
+
+def recall_margin(recall: float, num_calibration: int, num_test: int) -> float:
+    """How far a recall on one sample may fall below that on another by chance: 95 %, both samples' error."""
+    spread = recall * (1 - recall) * (1 / num_calibration + 1 / num_test)
+    return Z * math.sqrt(spread)
+
+
+def sweep(p: np.ndarray, important: np.ndarray, recalls: tuple[float, ...]) -> list[dict[str, float]]:
+    """What each requested recall costs and gives on one split."""
+    rows = []
+    for recall in recalls:
+        threshold = threshold_for(recall, p, important)
+        rows.append({"recall": recall, "threshold": threshold, "accepted": accepted_at(threshold, p)})
+    return rows

@@ -1,0 +1,151 @@
+"""Mines a task's prompts into a label set, prompt by prompt; a kill at any moment loses the prompt it was at, no more.
+
+progress/NNNNNN.safetensors holds one prompt's findings, written whole. When all are there they become the label set of
+labels.py, in the prompts' order, so that an interrupted run leaves the very files of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from specexp.config import MiningConfig
+from specexp.engine import Engine
+from specexp.errors import PromptError, TaskError
+from specexp.evaluation.output import OutputFolder
+from specexp.evaluation.pair import Pair, identity, load_pair
+from specexp.judge import features
+from specexp.judge.labels import MANIFEST, LabelSet, pack, unpack
+from specexp.judge.mining import MINED, NO_ANSWER, UNFINISHED, Mined, Miner
+from specexp.tasks.example import Example, Task
+from specexp.tasks.task import task
+
+PROGRESS = "progress"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What mining needs, looked at."""
+
+    config: MiningConfig
+    task: Task
+    examples: list[Example]
+    pair: Pair
+
+
+def prepare(config: MiningConfig) -> Prepared:
+    """Load both models and the task, and check that every prompt fits. Writes nothing."""
+    experiment = config.experiment
+    chosen = task(experiment.task, experiment.data, experiment.shots, "mining")
+    examples = chosen.examples(experiment.limit)
+    pair = load_pair(experiment, {"target", "draft"})
+    engine = Engine(pair.models)
+    for example in examples:
+        if len(example.turns) > 1:
+            raise TaskError(f"prompt '{example.prompt_id}' has several turns; mining takes prompts of one turn.")
+        ids = pair.text.encode(example.messages())
+        for role in ("target", "draft"):
+            try:
+                room = engine.room_for(ids, experiment.max_new_tokens, role)
+            except PromptError as error:
+                raise PromptError(f"prompt '{example.prompt_id}': {error}") from None
+            if room < experiment.max_new_tokens:
+                raise PromptError(
+                    f"prompt '{example.prompt_id}' leaves {room} tokens of the {role} model's context; lower"
+                    f" max_new_tokens to at most that."
+                )
+    return Prepared(config, chosen, examples, pair)
+
+
+def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
+    """Mine what is still missing, and write the label set."""
+    if (output.path / MANIFEST).exists():
+        shutil.rmtree(output.path / PROGRESS, ignore_errors=True)
+        return LabelSet.read(output.path)
+    progress = output.path / PROGRESS
+    progress.mkdir(exist_ok=True)
+    paths = [progress / f"{index:06d}.safetensors" for index in range(len(prepared.examples))]
+    missing = [index for index, path in enumerate(paths) if not path.exists()]
+    miner = Miner(prepared.pair, prepared.task, prepared.config.experiment.max_new_tokens, prepared.config.dtype)
+    with tqdm(
+        total=len(paths), initial=len(paths) - len(missing), desc="mining", unit="prompt", dynamic_ncols=True
+    ) as bar:
+        for index in missing:
+            mined = miner.mine(prepared.examples[index])
+            _write(paths[index], mined)
+            bar.update()
+    found = assemble(prepared, paths)
+    found.write(output.path)
+    shutil.rmtree(progress)
+    return LabelSet.read(output.path)
+
+
+def _write(path: Path, mined: Mined) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(pack(mined.labels, mined.features, {**mined.counts, f"num_{mined.status}": 1}))
+    partial.replace(path)
+
+
+def assemble(prepared: Prepared, paths: list[Path]) -> LabelSet:
+    """One label set of all prompts' findings."""
+    labels, counts = [], Counter({f"num_{status}": 0 for status in (MINED, NO_ANSWER, UNFINISHED)})
+    parts: dict[str, list[np.ndarray]] = {}
+    for path in paths:
+        found, arrays, spent = unpack(path)
+        labels += found
+        counts.update(spent)
+        for part, rows in arrays.items():
+            parts.setdefault(part, []).append(rows)
+    if not labels:
+        raise TaskError(
+            f"no mismatch was found in {len(paths)} prompts ({counts[f'num_{NO_ANSWER}']} had no answer,"
+            f" {counts[f'num_{UNFINISHED}']} did not end); mine more prompts, or raise max_new_tokens."
+        )
+    joined = {part: np.concatenate(rows) for part, rows in parts.items()}
+    config = prepared.config
+    data = prepared.task.dataset()
+    manifest = {
+        "identity": identity(prepared.pair, config.experiment),
+        "task": prepared.task.name,
+        "data": {"source": data.source, "sha256": data.digest},
+        "settings": config.as_dict(),
+        "settings_hash": config.hash,
+        "feature_version": features.VERSION,
+        "feature_dtype": config.dtype,
+        "hidden_sizes": {role: int(joined[f"{role}_token"].shape[1]) for role in ("target", "draft")},
+        "num_prompts": len(paths),
+        "num_labels": len(labels),
+        "counts": dict(sorted(counts.items())),
+    }
+    return LabelSet(labels, joined, manifest)
+
+
+def summarise(labels: LabelSet) -> dict[str, float]:
+    """Metrics of a label set; what mining spent is compared with the literal procedure's spending."""
+    counts: Mapping[str, int] = labels.manifest["counts"]
+    tested = len(labels.labels)
+    decided = [label for label in labels.labels if label.important is not None]
+    mined = counts[f"num_{MINED}"]
+    return {
+        "labels/prompts": labels.manifest["num_prompts"],
+        "labels/prompts_mined": mined,
+        "labels/prompts_without_answer": counts[f"num_{NO_ANSWER}"],
+        "labels/prompts_unfinished": counts[f"num_{UNFINISHED}"],
+        "labels/mismatches": tested,
+        "labels/mismatches_per_prompt": tested / max(1, mined),
+        "labels/unfinished_swaps": tested - len(decided),
+        "labels/important_share": sum(bool(label.important) for label in decided) / max(1, len(decided)),
+        "labels/target_calls_per_label": counts["mining_target_calls"] / tested,
+        "labels/target_positions_per_label": counts["mining_target_positions"] / tested,
+        "labels/draft_calls_per_label": counts["mining_draft_calls"] / tested,
+        "labels/draft_positions_per_label": counts["mining_draft_positions"] / tested,
+        "labels/target_calls_of_slow_way": counts["mining_target_calls"] / max(1, counts["slow_target_calls"]),
+        "labels/target_positions_of_slow_way": counts["mining_target_positions"]
+        / max(1, counts["slow_target_positions"]),
+    }

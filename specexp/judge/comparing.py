@@ -1,0 +1,126 @@
+"""Trains the judges of one label set, calibrates and compares them. Writes a folder; knows no MLflow."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from specexp.judge import calibration, features, figures
+from specexp.judge.features import Mode
+from specexp.judge.judge import Facts, Judge
+from specexp.judge.labels import Label, LabelSet
+from specexp.judge.training import Log, Splits, Trained, train_logistic, train_mlp
+
+IDENTITY = ("target", "draft", "tokenizer", "target_name", "draft_name", "target_revision", "draft_revision", "dtype")
+SWEEP = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)  # recalls whose thresholds are shown beside the requested one
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A trained judge with its settings and what it is worth on the test split."""
+
+    judge: Judge
+    validation_auc: float
+    settings: Mapping[str, float | int | str]
+    metrics: Mapping[str, float]
+    p: np.ndarray  # of the test split's rows
+
+
+def train(kind: str, labels: LabelSet, mode: Mode, recall: float, seed: int, log: Log) -> Candidate:
+    """Train one kind, calibrate it to `recall`, and look at the test split once. Raises JudgeError."""
+    from specexp.judge.training import Recipe
+
+    splits = Splits.of(labels, mode)
+    trained: Trained = train_logistic(splits, log) if kind == "logistic" else train_mlp(splits, log, Recipe(seed=seed))
+    x, important, _ = labels.select(mode, "calibration")
+    threshold = calibration.threshold_for(recall, trained.network(x), important)
+    x_test, important_test, _ = labels.select(mode, "test")
+    p = np.asarray(trained.network(x_test))
+    found = calibration.report(threshold, p, important_test)
+    identity = labels.manifest["identity"]
+    facts = Facts(
+        **{key: identity[key] for key in IDENTITY},
+        features=mode.name, feature_version=features.VERSION, num_features=trained.network.num_features,
+        task=labels.manifest["task"], kind=kind, threshold=threshold, requested_recall=recall, recall=found["recall"],
+        labels=labels.hash,
+    )  # fmt: skip
+    metrics = {f"judge/{key}": value for key, value in found.items()}
+    metrics |= {
+        "judge/threshold": threshold,
+        "judge/best_validation_roc_auc": trained.validation_auc,
+        "judge/recall_margin": calibration.recall_margin(recall, int(important.sum()), int(important_test.sum())),
+    }
+    return Candidate(Judge(trained.network, facts), trained.validation_auc, trained.settings, metrics, p)
+
+
+def better(candidate: Judge, champion: Judge, labels: LabelSet) -> tuple[bool, str]:
+    """Whether a judge beats the champion on this label set's test split, by ROC-AUC, and why."""
+    same = ("target", "draft", "tokenizer")
+    other = [key for key in same if getattr(candidate.facts, key) != getattr(champion.facts, key)]
+    if other:
+        return False, f"the champion is for another {' and '.join(other)}; register this one under a name of its own"
+    if champion.facts.feature_version != features.VERSION:
+        return True, f"the champion's features are of version {champion.facts.feature_version}"
+    areas = []
+    for judge in (candidate, champion):
+        x, important, _ = labels.select(features.mode(judge.facts.features), "test")
+        threshold = judge.facts.threshold
+        areas.append(calibration.report(threshold, np.asarray(judge.network(x)), important)["roc_auc"])
+    says = f"test ROC-AUC {areas[0]:.4f} against the champion's {areas[1]:.4f} on the same labels"
+    return areas[0] > areas[1], says
+
+
+def class_of(text: str) -> str:
+    """digit, word, sign or end: what kind of token this is. Special tokens decode to nothing."""
+    bare = text.strip()
+    if not bare:
+        return "end" if not text else "space"
+    if any(c.isdigit() for c in bare):
+        return "digit"
+    return "word" if any(c.isalpha() for c in bare) else "sign"
+
+
+def token_classes(labels: Sequence[Label], p: np.ndarray, threshold: float) -> list[dict[str, float | int | str]]:
+    """Of each class of the target's token: how many mismatches, how many important, how many accepted."""
+    rows = []
+    classes = np.array([class_of(label.target_text) for label in labels])
+    important = np.array([bool(label.important) for label in labels])
+    for name in ("digit", "sign", "word", "space", "end"):
+        mine = classes == name
+        if mine.any():
+            rows.append({
+                "class": name, "mismatches": int(mine.sum()), "important": float(important[mine].mean()),
+                "accepted": float((p[mine] < threshold).mean()),
+                "important_accepted": int(((p < threshold) & important & mine).sum()),
+            })  # fmt: skip
+    return rows
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Rows as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write(folder: Path, candidates: Mapping[str, Candidate], chosen: str, labels: LabelSet, mode: Mode) -> list[Path]:
+    """The chosen judge in `folder`, every one below it, figures and tables; returns the files to look at."""
+    _, important, rows = labels.select(mode, "test")
+    for kind, candidate in candidates.items():
+        candidate.judge.save(folder / kind)
+    best = candidates[chosen]
+    best.judge.save(folder)
+    paths = figures.draw(folder, {kind: (c.judge.facts.threshold, c.p) for kind, c in candidates.items()}, important)
+    write_table(folder / "token_classes.csv", token_classes(rows, best.p, best.judge.facts.threshold))
+    x, marks, _ = labels.select(mode, "calibration")
+    sweep = calibration.sweep(np.asarray(best.judge.network(x)), marks, SWEEP)
+    for row in sweep:
+        row |= {"test_recall": calibration.recall_at(row["threshold"], best.p, important)}
+        row |= {"test_accepted": calibration.accepted_at(row["threshold"], best.p)}
+    write_table(folder / "threshold_sweep.csv", sweep)
+    return [*paths, folder / "token_classes.csv", folder / "threshold_sweep.csv"]

@@ -1,0 +1,101 @@
+"""A judge as it is kept: `judge.safetensors` and `judge.json` in a folder, and the check that it fits a pair.
+
+Nothing here knows MLflow (see registry.py) or trains (see training.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file, save
+
+from specexp.errors import JudgeError
+from specexp.evaluation.records import write_whole
+from specexp.judge import features
+from specexp.judge.network import Network
+
+WEIGHTS, FACTS = "judge.safetensors", "judge.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a judge was made for, with, and from. The first block must fit the pair that decodes with it."""
+
+    target: str  # fingerprints of the loaded models
+    draft: str
+    tokenizer: str  # hash of its vocabulary
+    features: str  # a mode of judge/features.py
+    feature_version: int
+    num_features: int
+    target_name: str = ""
+    draft_name: str = ""
+    target_revision: str = ""
+    draft_revision: str = ""
+    task: str = ""
+    kind: str = "mlp"
+    layer: str = "last, after its norm"
+    dtype: str = "float32"
+    threshold: float = 0.0  # calibrated: p below it counts as unimportant
+    requested_recall: float = 0.0
+    recall: float = 0.0  # on the test split
+    labels: str = ""  # hash of the label set's manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A network and the facts about it."""
+
+    network: Network
+    facts: Facts
+
+    def save(self, folder: Path) -> None:
+        """Write both files, each whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"{WEIGHTS}.partial"
+        partial.write_bytes(save(dict(self.network.arrays)))
+        partial.replace(folder / WEIGHTS)
+        write_whole(folder / FACTS, json.dumps(asdict(self.facts), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Judge:
+        """Read a judge's folder. Raises JudgeError."""
+        if not (folder / FACTS).is_file() or not (folder / WEIGHTS).is_file():
+            raise JudgeError(f"'{folder}' holds no judge: it needs {FACTS} and {WEIGHTS}, as train_judge writes them.")
+        try:
+            found = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+            known = {field.name for field in fields(Facts)}
+            facts = Facts(**{key: value for key, value in found.items() if key in known})
+            network = Network(facts.kind, load_file(folder / WEIGHTS))
+        except Exception as error:  # a file that was cut off or changed by hand
+            raise JudgeError(f"the judge in '{folder}' cannot be read: {error}") from error
+        if network.num_features != facts.num_features:
+            raise JudgeError(
+                f"the judge in '{folder}' says {facts.num_features} features, but its weights have"
+                f" {network.num_features}; its files are not of one judge."
+            )
+        return cls(network, facts)
+
+    def check(self, pair: Mapping[str, Any]) -> None:
+        """Raise JudgeError, naming the field, unless this judge was made for this pair.
+
+        `pair` has the fields of `Facts` that must agree: target, draft, tokenizer, and the models' names.
+        """
+        faults = []
+        for role in ("target", "draft"):
+            if getattr(self.facts, role) != pair[role]:
+                name = getattr(self.facts, f"{role}_name")
+                faults.append(
+                    f"its {role} is '{name}' ({getattr(self.facts, role)}), not '{pair[f'{role}_name']}' ({pair[role]})"
+                )
+        if self.facts.tokenizer != pair["tokenizer"]:
+            faults.append(f"its tokenizer is {self.facts.tokenizer[:12]}, not {pair['tokenizer'][:12]}")
+        if self.facts.feature_version != features.VERSION:
+            faults.append(f"its feature_version is {self.facts.feature_version}, not {features.VERSION}")
+        if self.facts.features not in features.MODES:
+            faults.append(f"its features are '{self.facts.features}', of {', '.join(features.MODES)}")
+        if faults:
+            raise JudgeError(f"the judge was made for another pair: {'; '.join(faults)}. Train one for this pair.")

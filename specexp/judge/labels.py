@@ -1,0 +1,132 @@
+"""A label set: what mining found, as files that anyone can read.
+
+labels.parquet          one row per tested mismatch (see `Label`)
+features.safetensors    one matrix per part of judge/features.py, whose rows are those of labels.parquet
+manifest.json           what it was mined from and with (hashes of models, tokenizer, data), settings, counts
+
+Splits are by prompt, and a prompt's split depends on its id alone: whoever mines it again finds it there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from safetensors.numpy import load_file, save
+
+from specexp.errors import JudgeError
+from specexp.evaluation.records import write_whole
+from specexp.judge.features import PARTS, Mode
+
+LABELS, FEATURES, MANIFEST = "labels.parquet", "features.safetensors", "manifest.json"
+# Shares of 20: the judge's weights, when to stop and which C, the threshold, and the report each see their own prompts.
+SPLITS = {"train": 11, "validation": 2, "calibration": 3, "test": 4}
+
+
+def split_of(prompt_id: str) -> str:
+    """The one split that owns a prompt."""
+    bucket = hashlib.sha256(f"label {prompt_id}".encode()).digest()[0] % sum(SPLITS.values())
+    for name, share in SPLITS.items():
+        if bucket < share:
+            return name
+        bucket -= share
+    raise AssertionError("shares cover every bucket")
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One tested mismatch. `position` counts the response's tokens from 0.
+
+    `important` is None when the swapped continuation did not end within the limit: no label, but on record.
+    """
+
+    prompt_id: str
+    position: int
+    target_token: int
+    draft_token: int
+    target_text: str
+    draft_text: str
+    important: bool | None
+    answer_before: str
+    answer_after: str | None
+    split: str
+
+
+_TYPES = {"position": pyarrow.int32(), "target_token": pyarrow.int32(), "draft_token": pyarrow.int32(),
+          "important": pyarrow.bool_()}  # fmt: skip
+SCHEMA = pyarrow.schema([(field.name, _TYPES.get(field.name, pyarrow.string())) for field in fields(Label)])
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSet:
+    """Labels and, by part, features[N, H] whose rows are theirs."""
+
+    labels: list[Label]
+    features: Mapping[str, np.ndarray]
+    manifest: Mapping[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write the three files, each whole or not at all, the manifest last: a folder that has one is complete."""
+        columns = {field.name: [getattr(label, field.name) for label in self.labels] for field in fields(Label)}
+        table = pyarrow.table(columns, schema=SCHEMA)
+        partial = folder / f"{LABELS}.partial"
+        pyarrow.parquet.write_table(table, partial, compression="zstd")
+        partial.replace(folder / LABELS)
+        partial = folder / f"{FEATURES}.partial"
+        partial.write_bytes(save({part: np.ascontiguousarray(rows) for part, rows in self.features.items()}))
+        partial.replace(folder / FEATURES)
+        hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (LABELS, FEATURES)}
+        write_whole(folder / MANIFEST, json.dumps({**self.manifest, "files": hashes}, indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> LabelSet:
+        """Read a finished label set. Raises JudgeError that says what is missing or does not match."""
+        missing = [name for name in (MANIFEST, LABELS, FEATURES) if not (folder / name).is_file()]
+        if missing:
+            raise JudgeError(f"'{folder}' is no finished label set: {missing[0]} is missing; run collect_labels there.")
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            for name in (LABELS, FEATURES):
+                if hashlib.sha256((folder / name).read_bytes()).hexdigest() != manifest["files"][name]:
+                    raise JudgeError(f"'{folder / name}' is not the file its manifest was written for; mine it again.")
+            rows = pyarrow.parquet.read_table(folder / LABELS).to_pylist()
+            found = load_file(folder / FEATURES)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise JudgeError(f"the label set in '{folder}' cannot be read: {error}") from error
+        return cls([Label(**row) for row in rows], found, manifest)
+
+    @property
+    def hash(self) -> str:
+        """Names this set: the SHA-256 of its files' hashes."""
+        return hashlib.sha256(json.dumps(self.manifest["files"], sort_keys=True).encode()).hexdigest()
+
+    def select(self, mode: Mode, split: str) -> tuple[np.ndarray, np.ndarray, list[Label]]:
+        """features[N, F] float32, important[N] bool and the labels of one split, unfinished ones left out."""
+        rows = [i for i, label in enumerate(self.labels) if label.split == split and label.important is not None]
+        labels = [self.labels[i] for i in rows]
+        x = np.concatenate([self.features[part][rows].astype(np.float32) for part in mode.parts], axis=1)
+        return x, np.array([bool(label.important) for label in labels]), labels
+
+
+def pack(labels: Sequence[Label], features: Mapping[str, np.ndarray], counts: Mapping[str, Any]) -> bytes:
+    """One prompt's findings as one safetensors file, labels and counts in its header."""
+    facts = {"labels": json.dumps([asdict(label) for label in labels]), "counts": json.dumps(dict(counts))}
+    arrays = {part: np.ascontiguousarray(features[part]) for part in PARTS if part in features}
+    return bytes(save(arrays, metadata=facts))
+
+
+def unpack(path: Path) -> tuple[list[Label], dict[str, np.ndarray], dict[str, Any]]:
+    """What `pack` packed."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        facts = file.metadata()
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    return [Label(**row) for row in json.loads(facts["labels"])], arrays, json.loads(facts["counts"])

@@ -1,0 +1,190 @@
+"""Finds the mismatches between draft and target that matter: AutoJudge 2504.20039, Algorithm 1, on one prompt.
+
+    y = the target's greedy response, a = its answer
+    for every position t, left to right, where the draft's argmax d differs from y_t:
+        y' = y[:t], d, and the target's greedy continuation;  a' = its answer
+        a' = a: the mismatch is unimportant, and y' becomes y;  else it is important, and y stays
+
+What makes it cheap changes no label: prefixes stay in the caches, the draft's choices are read in one pass over y, and
+the continuation behind a swap is verified against the old one, which it usually falls back into, instead of being
+generated token by token. `tests/slow_miner.py` is the literal procedure, and its oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, to_device
+
+from specexp.decoding.asks import Role
+from specexp.decoding.chain import Chain, DraftModel, Lossless, Replay
+from specexp.decoding.dice import CertainDice
+from specexp.decoding.rules import Warp
+from specexp.engine import Engine
+from specexp.evaluation.pair import Pair
+from specexp.judge.labels import Label, split_of
+from specexp.lm.counted import CountedModel
+from specexp.tasks.example import Example, Task
+
+GAMMA = 6  # of the chain that generates the response, and of drafts where the old continuation has nothing to offer
+WIDTH = 24  # the most of the old continuation that one call verifies
+MINED, NO_ANSWER, UNFINISHED = "mined", "no_answer", "unfinished"
+
+
+@dataclass(slots=True)
+class Mined:
+    """What one prompt gave. `counts` are sums: forwards and positions, prefill included, of both ways of mining."""
+
+    status: str  # mined, no_answer, unfinished
+    labels: list[Label] = field(default_factory=list)
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class Miner:
+    """Mines prompts one by one. Greedy, in the dtype the models were loaded in; features are kept as `dtype`."""
+
+    def __init__(self, pair: Pair, task: Task, max_new_tokens: int, dtype: str = "float32") -> None:
+        self._pair = pair
+        self._task = task
+        self._limit = max_new_tokens
+        self._dtype = np.dtype(dtype)
+        self._models = {role: CountedModel(model) for role, model in pair.models.items()}
+        self._engine = Engine(self._models, pair.eos_ids, reuse=True)
+        self._respond = Chain(DraftModel(GAMMA), Lossless(), Warp())
+
+    def mine(self, example: Example) -> Mined:
+        """Algorithm 1 on one prompt."""
+        prompt = self._pair.text.encode(example.messages())
+        start = self._counts()
+        first = self._engine.generate(self._respond, prompt, self._limit, CertainDice())
+        found = _Search(self, example.prompt_id, prompt, first.token_ids)
+        answer = self.answer(first.token_ids)
+        if first.finish_reason != "stop":
+            return Mined(UNFINISHED, counts=self._spent(start, found))
+        if answer is None:
+            return Mined(NO_ANSWER, counts=self._spent(start, found))
+        before = self._counts()
+        found.run(answer)
+        counts = self._spent(start, found)
+        counts |= {
+            f"mining_{key}": value
+            for key, value in self._spent(before, found).items()
+            if "calls" in key or "pos" in key
+        }
+        features = {part: np.stack(rows).astype(self._dtype) for part, rows in found.features.items() if rows}
+        return Mined(MINED, found.labels, features, counts)
+
+    def answer(self, response: Sequence[int]) -> str | None:
+        """What the task reads out of a response's ids."""
+        finished = bool(response) and response[-1] in self._pair.eos_ids
+        text = self._pair.text.decode(list(response[:-1] if finished else response))
+        return self._task.extract(text, finished)
+
+    def draft_choices(self, prompt: Sequence[int], response: Sequence[int], start: int) -> list[int]:
+        """The draft's argmax at every position of `response` from `start` on, each behind the true prefix."""
+        logits, _ = self._engine.look("draft", [*prompt, *response[:start]], response[start:-1])
+        return [int(i) for i in array_namespace(logits).argmax(logits, axis=-1).tolist()]
+
+    def rows(self, role: Role, ids: Sequence[int], token: int) -> tuple[np.ndarray, np.ndarray]:
+        """Hidden rows after `ids` and after `token` behind them: the features `previous` and `token`."""
+        _, hidden = self._engine.look(role, ids, [token], hidden=True)
+        assert hidden is not None
+        previous, own = _host(hidden)
+        return previous, own
+
+    def swapped(
+        self, prompt: Sequence[int], response: Sequence[int], position: int, token: int
+    ) -> tuple[list[int], bool]:
+        """The response with `token` at `position` and the target's continuation, and whether that one ended."""
+        head = [*response[:position], token]
+        if token in self._pair.eos_ids:
+            return head, True
+        if len(head) == self._limit:
+            return head, False
+        replay = Replay((*prompt, *response), WIDTH, DraftModel(GAMMA))
+        decoder = Chain(replay, Lossless(), Warp())
+        out = self._engine.generate(decoder, [*prompt, *head], self._limit - len(head), CertainDice())
+        return [*head, *out.token_ids], out.finish_reason == "stop"
+
+    def text_of(self, token: int) -> str:
+        return self._pair.text.decode([token])
+
+    def _counts(self) -> dict[str, int]:
+        return {
+            f"{role}_{what}": getattr(model, f"num_{what}")
+            for role, model in self._models.items()
+            for what in ("calls", "positions")
+        }
+
+    def _spent(self, start: dict[str, int], found: _Search) -> dict[str, int]:
+        now = self._counts()
+        return {**{key: now[key] - start[key] for key in now}, **found.slow}
+
+
+class _Search:
+    """The walk over one response."""
+
+    def __init__(self, miner: Miner, prompt_id: str, prompt: list[int], response: list[int]) -> None:
+        self._miner = miner
+        self._prompt_id = prompt_id
+        self._prompt = prompt
+        self._response = response
+        self.labels: list[Label] = []
+        self.features: dict[str, list[np.ndarray]] = {}
+        # What the literal procedure would have spent on the target: a prefill of all that is kept, then a call a token.
+        self.slow = {"slow_target_calls": 0, "slow_target_positions": 0}
+
+    def run(self, answer: str) -> None:
+        miner, prompt = self._miner, self._prompt
+        start = 0
+        choices = miner.draft_choices(prompt, self._response, 0)
+        while True:
+            mismatches = (t for t in range(start, len(self._response)) if choices[t] != self._response[t])
+            position = next(mismatches, None)
+            if position is None:
+                return
+            token = choices[position]
+            self._look(position, token)
+            after, finished = miner.swapped(prompt, self._response, position, token)
+            self._count_slow(position, len(after))
+            found = miner.answer(after) if finished else None
+            important = None if not finished else found != answer
+            self._record(position, token, important, answer, found)
+            if important is False:
+                self._response = after
+                if position + 1 < len(after):
+                    choices = [*choices[: position + 1], *miner.draft_choices(prompt, after, position + 1)]
+            start = position + 1
+
+    def _look(self, position: int, token: int) -> None:
+        ids = [*self._prompt, *self._response[:position]]
+        for role in ("draft", "target"):
+            previous, own = self._miner.rows(role, ids, token)
+            self.features.setdefault(f"{role}_previous", []).append(previous)
+            self.features.setdefault(f"{role}_token", []).append(own)
+
+    def _count_slow(self, position: int, length: int) -> None:
+        generated = length - position - 1
+        if generated:
+            self.slow["slow_target_calls"] += generated
+            self.slow["slow_target_positions"] += len(self._prompt) + position + generated
+
+    def _record(self, position: int, token: int, important: bool | None, before: str, after: str | None) -> None:
+        target = self._response[position]
+        text = self._miner.text_of
+        self.labels.append(
+            Label(
+                prompt_id=self._prompt_id, position=position, target_token=target, draft_token=token,
+                target_text=text(target), draft_text=text(token), important=important, answer_before=before,
+                answer_after=after, split=split_of(self._prompt_id),
+            )
+        )  # fmt: skip
+
+
+def _host(array: Any) -> np.ndarray:
+    xp = array_namespace(array)
+    return np.asarray(to_device(xp.astype(array, xp.float32), "cpu"))

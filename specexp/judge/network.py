@@ -1,0 +1,63 @@
+"""The judge as it decodes: arrays read from safetensors, and the few lines that turn features into probabilities.
+
+Pure array code of whatever namespace the features have, so that the lines which calibration saw are those that run on
+the toy without torch, beside a model on a GPU, and behind `mlflow models serve`. It trains nothing: see training.py.
+
+    p(important) = sigmoid(W2 relu(W1 x + b1) + b2)  (kind mlp)     or  sigmoid(w x + b)  (kind logistic),
+    x = (features - mean) / scale
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+Array = Any
+KINDS = ("mlp", "logistic")
+LAYERS = {"mlp": 2, "logistic": 1}
+
+
+@dataclass(slots=True)
+class Network:
+    """mean[F], scale[F], then weight_i[out, in] and bias_i[out] of each layer, all float32; `kind` says how many."""
+
+    kind: str
+    arrays: Mapping[str, np.ndarray]
+    _placed: dict[tuple[str, str], dict[str, Array]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown kind of judge '{self.kind}'. Known: {', '.join(KINDS)}.")
+        names = ["mean", "scale"]
+        for i in range(1, LAYERS[self.kind] + 1):
+            names += [f"weight_{i}", f"bias_{i}"]
+        if sorted(self.arrays) != sorted(names):
+            raise ValueError(f"a judge of kind {self.kind} has {', '.join(names)}; got {', '.join(self.arrays)}.")
+
+    @property
+    def num_features(self) -> int:
+        return int(self.arrays["mean"].shape[0])
+
+    def __call__(self, features: Array) -> Array:
+        """Probabilities[N] that the mismatch behind each row of features[N, F] is important."""
+        xp = array_namespace(features)
+        where = self._on(features)
+        x = (xp.astype(features, xp.float32) - where["mean"]) / where["scale"]
+        for i in range(1, LAYERS[self.kind]):
+            x = xp.clip(x @ where[f"weight_{i}"].T + where[f"bias_{i}"], 0, None)
+        last = LAYERS[self.kind]
+        logits = (x @ where[f"weight_{last}"].T + where[f"bias_{last}"])[:, 0]
+        return 1 / (1 + xp.exp(-logits))
+
+    def _on(self, like: Array) -> dict[str, Array]:
+        """The arrays in the namespace and on the device of `like`; moved once."""
+        xp = array_namespace(like)
+        key = xp.__name__, str(device(like))
+        if key not in self._placed:
+            place = device(like)
+            self._placed[key] = {name: xp.asarray(array, device=place) for name, array in self.arrays.items()}
+        return self._placed[key]

@@ -1,0 +1,117 @@
+"""Judges in MLflow: logged as models with everything they need, registered, and loaded again by any address.
+
+A judge is an MLflow model from code (served.py) with safetensors weights; nothing is pickled. Decoding does not go
+through MLflow's wrapper: `load` gives the judge itself.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.models import Model, ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types import Schema, TensorSpec
+
+from specexp.errors import JudgeError
+from specexp.judge.judge import FACTS, Judge
+
+NAME = "autojudge"
+CHAMPION, CHALLENGER = "champion", "challenger"
+HERE = Path(__file__).resolve().parent
+REQUIREMENTS = ("mlflow", "numpy", "safetensors", "array-api-compat")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of a newly registered judge."""
+
+    version: str
+    alias: str
+    reason: str
+
+
+def log(judge: Judge, name: str, metrics: Mapping[str, float], example: np.ndarray) -> str:
+    """Log a judge as a model of the active run, with its metrics; returns the model's address."""
+    num = judge.network.num_features
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype("float32"), (-1, num), "features")]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1,), "p_important")]),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "judge"
+        judge.save(folder)
+        info = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(HERE / "served.py"),
+            code_paths=[str(HERE / "network.py")],
+            artifacts={"judge": str(folder)},
+            signature=signature,
+            input_example={"features": example[:2].astype(np.float32)},
+            pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
+            metadata={key: value for key, value in asdict(judge.facts).items() if value not in ("", None)},
+        )
+    mlflow.log_metrics(dict(metrics), model_id=info.model_id)
+    return str(info.model_uri)
+
+
+def register(uri: str, name: str) -> str:
+    """A new version of the registered model `name`."""
+    return str(mlflow.register_model(uri, name).version)
+
+
+def champion(name: str) -> tuple[str, Judge] | None:
+    """The registered champion's version and the judge itself, if there is one."""
+    try:
+        found = MlflowClient().get_model_version_by_alias(name, CHAMPION)
+    except mlflow.MlflowException:
+        return None
+    return str(found.version), load(f"models:/{name}/{found.version}")
+
+
+def crown(name: str, new: str, better: bool, reason: str) -> Verdict:
+    """Give version `new` the alias that it earned, and say why on the version itself."""
+    alias = CHAMPION if better else CHALLENGER
+    client = MlflowClient()
+    client.set_registered_model_alias(name, alias, new)
+    client.set_model_version_tag(name, new, "verdict", f"{alias}: {reason}")
+    client.update_model_version(name, new, description=f"{alias}: {reason}")
+    return Verdict(new, alias, reason)
+
+
+def load(address: str) -> Judge:
+    """A judge by `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/ID/NAME`, or a folder. Raises JudgeError."""
+    folder = Path(address).expanduser()
+    if "://" not in address and not address.startswith(("models:", "runs:")):
+        if not folder.is_dir():
+            raise JudgeError(
+                f"judge '{address}' does not exist; give a folder, models:/NAME@champion, or runs:/ID/judge."
+            )
+        return Judge.load(_inside(folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            found = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch)
+        except (mlflow.MlflowException, OSError, ValueError) as error:
+            words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise JudgeError(
+                f"judge '{address}' is not in the store at {mlflow.get_tracking_uri()}: {words.rstrip('.')}."
+                " Train one: collect_labels, then train_judge."
+            ) from error
+        return Judge.load(_inside(Path(found)))
+
+
+def _inside(folder: Path) -> Path:
+    """Where the judge's own files are: here, or inside an MLflow model."""
+    if (folder / FACTS).is_file() or not (folder / "MLmodel").is_file():
+        return folder
+    flavor: Mapping[str, Any] = Model.load(str(folder)).flavors.get("python_function", {})
+    path = flavor.get("artifacts", {}).get("judge", {}).get("path")
+    if path is None:
+        raise JudgeError(f"the MLflow model in '{folder}' is no judge; train_judge makes them.")
+    return folder / str(path)

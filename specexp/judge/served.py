@@ -1,0 +1,40 @@
+"""The judge as an MLflow model: features in, probabilities out. MLflow runs this file when it logs and when it loads.
+
+It needs numpy, safetensors and array-api-compat, not the rest of this package: network.py travels with it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from safetensors.numpy import load_file
+
+try:
+    from network import Network  # type: ignore[import-not-found]  # beside this file, where the model was unpacked
+except ModuleNotFoundError:
+    from specexp.judge.network import Network
+
+
+class ServedJudge(PythonModel):  # type: ignore[misc]
+    """`predict(features[N, F]) -> probabilities[N]` that each mismatch is important."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        folder = Path(context.artifacts["judge"])
+        facts = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
+        self._network = Network(facts["kind"], load_file(folder / "judge.safetensors"))
+
+    def predict(self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+        features = np.asarray(model_input, dtype=np.float32)
+        if features.ndim != 2 or features.shape[1] != self._network.num_features:
+            raise mlflow.MlflowException.invalid_parameter_value(
+                f"features must be [N, {self._network.num_features}], got {list(features.shape)}."
+            )
+        return self._network(features)
+
+
+mlflow.models.set_model(ServedJudge())

@@ -1,0 +1,141 @@
+"""Trains judges on a label set: the AutoJudge MLP (torch) and logistic regression (scikit-learn), for comparison.
+
+Both see standardised features of the `train` split only; `validation` decides when the MLP stops and which C the
+regression takes. Thresholds are not made here: see calibration.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+from specexp.errors import JudgeError
+from specexp.judge.features import Mode
+from specexp.judge.labels import LabelSet
+from specexp.judge.network import Network
+
+C_GRID = tuple(10.0**-i for i in range(8))  # the paper's
+Log = Callable[[dict[str, float], int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Of the MLP."""
+
+    hidden: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    batch_size: int = 256
+    epochs: int = 200
+    patience: int = 15  # epochs without a lower validation loss
+    dropout: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A network with its validation ROC-AUC and what it was made with."""
+
+    network: Network
+    validation_auc: float
+    settings: dict[str, float | int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Standardised features and labels of the two splits that training sees."""
+
+    scaler: StandardScaler
+    train: tuple[np.ndarray, np.ndarray]
+    validation: tuple[np.ndarray, np.ndarray]
+
+    @classmethod
+    def of(cls, labels: LabelSet, mode: Mode) -> Splits:
+        """Raises JudgeError when a split is empty or holds one kind of mismatch only."""
+        found = {}
+        for split in ("train", "validation", "calibration", "test"):
+            x, important, _ = labels.select(mode, split)
+            if not len(important) or important.all() or not important.any():
+                raise JudgeError(
+                    f"split {split} has {len(important)} mismatches, {int(important.sum())} of them important;"
+                    " a judge needs both kinds in every split: mine more prompts."
+                )
+            found[split] = x, important
+        scaler = StandardScaler().fit(found["train"][0])
+        return cls(scaler, *((scaler.transform(found[s][0]), found[s][1]) for s in ("train", "validation")))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"mean": _float32(self.scaler.mean_), "scale": _float32(self.scaler.scale_)}
+
+
+def train_logistic(splits: Splits, log: Log) -> Trained:
+    """One regression for each C; the best by validation ROC-AUC, the strongest regularisation of equals."""
+    best: tuple[float, float, LogisticRegression] | None = None
+    for step, c in enumerate(C_GRID):
+        model = LogisticRegression(C=c, max_iter=2000).fit(*splits.train)
+        auc = float(roc_auc_score(splits.validation[1], model.decision_function(splits.validation[0])))
+        log({"judge/validation_roc_auc": auc}, step)
+        if best is None or auc >= best[0]:
+            best = auc, c, model
+    assert best is not None
+    auc, c, model = best
+    arrays = {**splits.arrays(), "weight_1": _float32(model.coef_), "bias_1": _float32(model.intercept_)}
+    return Trained(Network("logistic", arrays), auc, {"kind": "logistic", "C": c})
+
+
+def train_mlp(splits: Splits, log: Log, recipe: Recipe | None = None) -> Trained:
+    """Binary cross-entropy, AdamW; keeps the weights of the epoch with the lowest validation loss.
+
+    The loss and not the ROC-AUC, which a few hundred mismatches bring to 1 long before probabilities mean anything.
+    """
+    import torch
+    from torch import nn
+
+    recipe = recipe or Recipe()
+    generator = torch.Generator().manual_seed(recipe.seed)
+    x, y = (torch.tensor(part, dtype=torch.float32) for part in splits.train)
+    x_validation, y_validation = (torch.tensor(part, dtype=torch.float32) for part in splits.validation)
+    loss_of = nn.functional.binary_cross_entropy_with_logits
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        model = nn.Sequential(
+            nn.Linear(x.shape[1], recipe.hidden), nn.ReLU(), nn.Dropout(recipe.dropout), nn.Linear(recipe.hidden, 1)
+        )
+        optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+        best, auc, kept, since = float("inf"), 0.0, {}, 0
+        for epoch in range(recipe.epochs):
+            model.train()
+            order = torch.randperm(len(x), generator=generator)
+            for rows in torch.split(order, recipe.batch_size):
+                loss = loss_of(model(x[rows])[:, 0], y[rows])
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                optimizer.step()
+            model.eval()
+            with torch.no_grad():
+                logits = model(x_validation)[:, 0]
+            found = float(loss_of(logits, y_validation))
+            area = float(roc_auc_score(splits.validation[1], logits.numpy()))
+            log(
+                {"judge/validation_loss": found, "judge/validation_roc_auc": area, "judge/train_loss": float(loss)},
+                epoch,
+            )
+            since += 1
+            if found < best:
+                best, auc, since = found, area, 0
+                kept = {key: value.clone() for key, value in model.state_dict().items()}
+            if since >= recipe.patience:
+                break
+    names = {"0.weight": "weight_1", "0.bias": "bias_1", "3.weight": "weight_2", "3.bias": "bias_2"}
+    arrays = {**splits.arrays(), **{names[key]: _float32(value.numpy()) for key, value in kept.items()}}
+    settings: dict[str, float | int | str] = {"kind": "mlp", "epochs_run": epoch + 1, **asdict(recipe)}
+    return Trained(Network("mlp", arrays), auc, settings)
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, dtype=np.float32)
