@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_baselines_tokens(pair: Pair, family: str) -> No
 def test_the_same_seed_gives_the_baselines_tokens_on_100_prompts(
     pair: Pair, family: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    compared, parted = compare(pair(family), 100, 10)
+    compared, parted = compare(pair(family), 100, 8)
     with capsys.disabled():
         print(f"\n  {family}: {compared} outputs, {parted} part from the baseline's, at measured near ties", end="")
     assert compared == 900

@@ -156,7 +156,7 @@ LIMITS = TreeConfig(tree_budget=8, max_depth=3, parallel_branches=4)
 
 
 def test_identities_hold_for_good_records() -> None:
-    check_identities(record(), tree=LIMITS)
+    check_identities(record(), LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_identities_hold_for_good_records() -> None:
 def test_a_broken_tree_is_noticed(broken: dict[str, Any]) -> None:
     trees = record()["trees"]
     with pytest.raises(AssertionError):
-        check_identities(record(trees=[{**trees[0], **broken}, *trees[1:]]), tree=LIMITS)
+        check_identities(record(trees=[{**trees[0], **broken}, *trees[1:]]), LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_broken_tree_is_noticed(broken: dict[str, Any]) -> None:
 )
 def test_rounds_that_do_not_add_up_are_noticed(broken: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
-        check_identities(record(**broken), tree=LIMITS)
+        check_identities(record(**broken), LIMITS)
 
 
 def test_the_figure_is_drawn_even_when_nothing_was_accepted(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_on_the_embedded_pair_tokens_per_call_grow_with_the_budget(capsys: pytes
     """At depth = gamma = 8; the cap is a tree of that depth whose every path is accepted to its end."""
     experiment = config.resolve("arith_quick")
     pair = load_pair(experiment, {"target", "draft"})
-    examples = task("arith").examples(6)
+    examples = task("arith").examples(4)
     engine = Engine(pair.models, pair.eos_ids)
 
     def decode(decoder: Decoder, temperature: float) -> tuple[float, list[list[int]]]:

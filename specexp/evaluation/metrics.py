@@ -14,7 +14,7 @@ from specexp.evaluation.statistics import bootstrap_mean, mcnemar_p, wilson
 from specexp.evaluation.trees import check_trees, tree_metrics
 
 
-def check_identities(record: Record, bonus: bool = True, tree: TreeConfig | None = None) -> None:
+def check_identities(record: Record, tree: TreeConfig | None = None, bonus: bool = True) -> None:
     """Assert what must hold of any record's counts (shared by every method), and within the limits of its `tree`."""
     emitted = len(record["token_ids"])
     rounds, accepted = record["num_rounds"], record["num_accepted"]

@@ -151,7 +151,7 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
             ids = _prompt(prepared, records, job)
             out = engine.generate(job.setting.decoder, ids, experiment.max_new_tokens, dice)
             record = _record(prepared, job, out) | {"environment": where}
-            check_identities(record, job.setting.config.bonus, job.setting.config.tree)
+            check_identities(record, job.setting.config.tree, job.setting.config.bonus)
             records.append(record)
             bar.set_postfix_str(job.setting.config.label, refresh=False)
             bar.update()
