@@ -294,7 +294,7 @@ class _Reader:
 
     def _methods(self, names: tuple[str, ...], values: dict[str, Any]) -> list[MethodConfig]:
         """The settings of these methods; takes what is theirs out of `values`."""
-        given = {key: values.pop(key) for key in _METHOD_KEYS if key in values}
+        given = {key: values.pop(key) for key in TAKERS if key in values}
         methods: list[MethodConfig] = []
         for name in _expanded(names):
             if name not in preset_names("methods"):
@@ -315,7 +315,7 @@ class _Reader:
     def _unused(self, keys: Collection[str], methods: Collection[str]) -> None:
         """A setting of one's own that no method takes is a mistake, not something to drop."""
         for key in sorted(keys):
-            takers = _METHOD_KEYS[key]
+            takers = TAKERS[key]
             if methods and not any(method in takers for method in methods):
                 self.faults.append(
                     f"{key} is given, but no method here takes one; leave it out, or add {' or '.join(takers)}."
@@ -542,7 +542,7 @@ _TREE_PARSERS: dict[str, Callable[[Any], Any]] = {
     "min_log_prob": _real(lambda x: -math.inf < x <= 0, "<= 0"),
 }
 _ALIASES = {"judge.threshold": "threshold"}
-_METHOD_KEYS: dict[str, tuple[str, ...]] = {  # settings of methods, and which take them
+TAKERS: dict[str, tuple[str, ...]] = {  # settings of methods, and which take them
     "gamma": DRAFTING,
     "bonus": ("speculative", "autojudge", "topk"),
     "judge": ("autojudge",),

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from specexp import config
 from specexp.decoding.rules import Warp
-from specexp.evaluation.methods import decoder_for
+from specexp.evaluation.methods import Making, decoder_for
 from specexp.evaluation.pair import TODAY, TokenizerText, ToyText
+from specexp.judge.judge import Facts, Judge
+from specexp.judge.network import Network
 from specexp.lm.hf import load_tokenizer
 from specexp.lm.runtime import ModelConfig
 from specexp.tasks.source import DataConfig
 from specexp.tasks.task import task
 
+ARRAYS = {"mean": np.zeros(2), "scale": np.ones(2), "weight_1": np.zeros((1, 2)), "bias_1": np.zeros(1)}
+JUDGE = Judge(Network("logistic", ARRAYS), Facts("", "", "", "both", 1, 2))
 DATA = Path(__file__).resolve().parent / "data"
 HEADER = ("Command:", "Hardware:", "Result:")
 
@@ -44,7 +49,8 @@ def test_an_experiment_resolves_and_its_prompts_are_rendered(name: str) -> None:
             assert found.startswith(f"{TODAY}|{TODAY}<user>"), "a prompt may not change with the day"
             assert found.endswith("<assistant>")
     for method in experiment.methods:
-        decoder_for(method, Warp(experiment.temperature, experiment.top_k, experiment.top_p))
+        warp = Warp(experiment.temperature, experiment.top_k, experiment.top_p)
+        decoder_for(method, Making(warp, {method.judge: JUDGE}))
 
 
 @pytest.mark.parametrize("name", config.preset_names("models"))
@@ -75,5 +81,11 @@ def test_a_header_says_how_to_run_it_on_what_and_what_comes_out(kind: str) -> No
 def test_every_preset_of_a_method_has_only_settings_of_that_method() -> None:
     for name in config.preset_names("methods"):
         found = yaml.safe_load(config.preset_text("methods", name))
-        assert config.resolve("arith_quick", {"methods": f"{name}"}).methods
-        assert found["method"] in config.METHODS
+        resolved = config.resolve("arith_quick", {"methods": name}).methods
+        if "methods" in found:
+            assert [method.label for method in resolved] == found["methods"]
+            continue
+        assert found.pop("method") in config.METHODS
+        assert [method.label for method in resolved] == [name]
+        for key in found:
+            assert resolved[0].method in config.TAKERS[key], f"{name}: {key} is no setting of this method"
