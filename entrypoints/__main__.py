@@ -8,9 +8,11 @@ from typing import Any
 import click
 
 COMMANDS = {
+    "collect_labels": "mine the draft's mismatches that change an answer",
     "evaluate": "decode a task's prompts with several methods and compare them",
     "main": "the whole story on the embedded pair",
     "presets": "list the presets, or show one",
+    "train_judge": "train, calibrate and register a judge on mined labels",
     "train_pair": "train the embedded pair again",
     "validate": "check the presets that ship, or files of one's own",
 }

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+import uuid
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from specexp.errors import SpecexpError
+
+if TYPE_CHECKING:
+    from specexp.evaluation.output import OutputFolder
 
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
 
@@ -29,9 +34,41 @@ class Flag(click.ParamType[bool]):
         return self.fail(f"{value!r} is neither true nor false.", param, ctx)
 
 
+RESUME = click.option(
+    "--resume", type=Flag(), default=False, is_flag=False, flag_value=True, help="Go on in the output folder."
+)
+
+
+def settings_options(
+    experiment: str, settings: Mapping[str, str], defaults: Mapping[str, str] | None = None
+) -> Callable[[Any], Any]:
+    """`experiment`, `settings` (name: help) and `output` as text options, in MLproject's order."""
+    defaults = defaults or {}
+
+    def decorate(function: Any) -> Any:
+        function = click.option("--output", default="", help="Folder to write [one below runs/].")(function)
+        for name, text in reversed(list(settings.items())):
+            spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
+            function = click.option(*spellings, name, default=defaults.get(name, ""), help=text)(function)
+        return click.option("--experiment", default=experiment, show_default=True, help="Experiment preset.")(function)
+
+    return decorate
+
+
+def uid_of(folder: OutputFolder) -> str:
+    """What tells this output folder's MLflow runs from any other's."""
+    state = folder.read_json("mlflow.json")
+    if state is None:
+        state = {"uid": uuid.uuid4().hex}
+        folder.write_json("mlflow.json", state)
+    return str(state["uid"])
+
+
 def guarded(work: Callable[[], None], way_on: str = "Go on with --resume (-P resume=true).") -> None:
     """Run `work`; print a SpecexpError's lines and exit with 2, an interruption's and exit with 130 or 143."""
     signal.signal(signal.SIGTERM, _terminate)
+    # Its bars over a handful of small files would break up ours.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         work()
     except SpecexpError as error:

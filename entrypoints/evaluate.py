@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from entrypoints.common import Flag, guarded
+from entrypoints.common import RESUME, guarded, settings_options, uid_of
 from specexp import config
+
+if TYPE_CHECKING:
+    from specexp.judge.judge import Judge
 
 SETTINGS = {
     "pair": "Model preset.",
@@ -30,25 +32,11 @@ SETTINGS = {
     "limit": "How many prompts.",
     "seed": "Of the dice.",
     "repeats": "How often, with seeds seed, seed + 1, ...",
-    "judge": "A registered judge, for methods that take one.",
+    "judge": "models:/NAME@champion, models:/NAME/VERSION, runs:/ID/NAME or a folder, for methods that take one.",
+    "threshold": "Of the judge, or several separated by commas; 'calibrated' is its own.",
+    "accept_k": "K of topk, or several separated by commas.",
     "config": "A YAML file of settings, laid over the experiment's.",
 }
-
-
-def options(default: str) -> Callable[[Any], Any]:
-    """The options of `evaluate`, in MLproject's order; `default` is the experiment."""
-
-    def decorate(function: Any) -> Any:
-        function = click.option(
-            "--resume", type=Flag(), default=False, is_flag=False, flag_value=True, help="Go on in the output folder."
-        )(function)
-        function = click.option("--output", default="", help="Folder to write [runs/EXPERIMENT-HASH].")(function)
-        for name, text in reversed(SETTINGS.items()):
-            spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
-            function = click.option(*spellings, name, default="", help=text)(function)
-        return click.option("--experiment", default=default, show_default=True, help="Experiment preset.")(function)
-
-    return decorate
 
 
 def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str]) -> None:
@@ -61,12 +49,12 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
     folder = OutputFolder(folder_path, resolved, resume)
     from specexp.evaluation import report, runner
 
-    prepared = runner.prepare(resolved)
+    prepared = runner.prepare(resolved, _judges(resolved))
     with folder.open() as records:
-        runner.note_data(prepared, folder)
+        runner.note_inputs(prepared, folder)
         from specexp import tracking
 
-        key = f"{_uid(folder)}/comparison"
+        key = f"{uid_of(folder)}/comparison"
         whole = not tracking.attached() and not runner.missing(prepared, records)
         run_id = tracking.find(key, finished=True) if whole else None
         if run_id:
@@ -77,23 +65,25 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
                 runner.run(prepared, folder, records)
                 found = runner.summary(prepared, folder, records.records)
                 report.show(prepared, folder, found)
-                report.publish(prepared, folder, records.records, found, run_id, _uid(folder))
+                report.publish(prepared, folder, records.records, found, run_id, uid_of(folder))
         address = tracking.chart_address(run_id)
     click.echo(f"records: {folder.path / 'records.jsonl'}")
     click.echo(f"charts (after `make ui`): {address}")
 
 
-def _uid(folder: Any) -> str:
-    """What tells this output folder's MLflow runs from any other's."""
-    state = folder.read_json("mlflow.json")
-    if state is None:
-        state = {"uid": uuid.uuid4().hex}
-        folder.write_json("mlflow.json", state)
-    return str(state["uid"])
+def _judges(resolved: config.Experiment) -> dict[str, Judge]:
+    """The judges that the methods name; nothing of MLflow is loaded where none does."""
+    names = sorted({method.judge for method in resolved.methods if method.judge})
+    if not names:
+        return {}
+    from specexp.judge import registry
+
+    return {name: registry.load(name) for name in names}
 
 
 @click.command("evaluate", help=__doc__)
-@options("arith_quick")
+@settings_options("arith_quick", SETTINGS)
+@RESUME
 def command(experiment: str, output: str, resume: bool, **flags: str) -> None:
     guarded(lambda: evaluate(experiment, output, resume, flags))
 

@@ -1,17 +1,53 @@
-"""main: the whole story on the embedded pair, as far as it goes: evaluate every method on problems it never saw."""
+"""main: the whole story: mine labels, train a judge, evaluate every method on prompts that none of this saw."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import click
 
-from entrypoints.common import guarded
-from entrypoints.evaluate import evaluate, options
+from entrypoints.collect_labels import collect_labels
+from entrypoints.common import RESUME, guarded, settings_options
+from entrypoints.evaluate import SETTINGS, evaluate
+from entrypoints.train_judge import order, train_judge
+from specexp import config
+
+EXPERIMENT = "arith_judge"
+MINE = "250"
+# What labels depend on besides the experiment.
+OF_LABELS = ("pair", "target", "draft", "task", "data", "shots", "max_new_tokens", "config")
+
+
+def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[str, str]) -> None:
+    """Labels, judge, evaluation; without the first two where no method wants a judge, or one is named."""
+    resolved = config.resolve(experiment, flags)
+    wanted = any(method.judge for method in resolved.methods) and not flags.get("judge")
+    if not wanted:
+        evaluate(experiment, output, resume, flags)
+        return
+    folder = Path(output) if output else Path("runs") / f"{resolved.name}-{resolved.hash}"
+    given = {key: value for key, value in flags.items() if key in OF_LABELS}
+    config.resolve_mining(experiment, {**given, "limit": mine})  # every fault before any work
+    from specexp import tracking
+
+    with tracking.detached():
+        labels = collect_labels(experiment, str(folder / "labels"), resume, {**given, "limit": mine})
+        note = folder / "judge" / "address.txt"
+        if not (resume and note.is_file()):
+            asked = order(str(labels), "both", "0.99", "mlp,logistic", "autojudge", str(folder / "judge"), "0")
+            address = train_judge(asked)
+            note.write_text(address, encoding="utf-8")
+    judge = note.read_text(encoding="utf-8")
+    evaluate(experiment, str(folder / "evaluation"), resume, {**flags, "judge": judge})
 
 
 @click.command("main", help=__doc__)
-@options("arith_quick")
-def command(experiment: str, output: str, resume: bool, **flags: str) -> None:
-    guarded(lambda: evaluate(experiment, output, resume, flags))
+@settings_options(EXPERIMENT, SETTINGS)
+@RESUME
+@click.option("--mine", default=MINE, show_default=True, help="How many prompts to mine labels from.")
+def command(experiment: str, output: str, resume: bool, mine: str, **flags: str) -> None:
+    guarded(lambda: tell(experiment, output, resume, mine, flags))
 
 
 if __name__ == "__main__":

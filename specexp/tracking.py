@@ -20,6 +20,7 @@ from mlflow import entities
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
 
+from specexp.errors import OutputError
 from specexp.tasks.example import Dataset
 
 KEY = "specexp.key"  # tag: names one run of one output folder
@@ -108,12 +109,12 @@ def _fill(client: MlflowClient, run_id: str, content: RunContent, skip_metrics: 
     if not skip_metrics:
         client.log_batch(run_id, metrics=metrics)
     if content.dataset is not None:
-        client.log_inputs(run_id, datasets=[_input(content.dataset)])
+        client.log_inputs(run_id, datasets=[_input(content.dataset, "evaluation")])
     for path in content.files:
         client.log_artifact(run_id, str(path))
 
 
-def _input(dataset: Dataset) -> DatasetInput:
+def _input(dataset: Dataset, context: str) -> DatasetInput:
     """A task's data as an MLflow dataset; MLflow keeps 36 characters of a digest."""
     found = entities.Dataset(
         name=dataset.name,
@@ -122,7 +123,54 @@ def _input(dataset: Dataset) -> DatasetInput:
         source=json.dumps({"uri": dataset.source, "sha256": dataset.digest}),
         profile=json.dumps({"num_rows": dataset.num_rows}),
     )
-    return DatasetInput(found, [InputTag("mlflow.data.context", "evaluation")])
+    return DatasetInput(found, [InputTag("mlflow.data.context", context)])
+
+
+def log_settings(run_id: str, settings: Mapping[str, object]) -> None:
+    """Further parameters of a run."""
+    MlflowClient().log_batch(run_id, params=[Param(key, str(value)) for key, value in settings.items()])
+
+
+def log_folder(run_id: str, name: str, paths: Sequence[Path]) -> None:
+    """Files below `name` among a run's artifacts."""
+    for path in paths:
+        MlflowClient().log_artifact(run_id, str(path), name)
+
+
+def log_dataset(run_id: str, dataset: Dataset, context: str) -> None:
+    """A further input of a run; `context` says what it is to it."""
+    MlflowClient().log_inputs(run_id, datasets=[_input(dataset, context)])
+
+
+def newest(tags: Mapping[str, str]) -> str | None:
+    """Id of the newest finished run with these tags, in any experiment of the store."""
+    client = MlflowClient()
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    found = client.search_runs(
+        experiments, f"{wanted} and attributes.status = 'FINISHED'", max_results=1, order_by=["start_time DESC"]
+    )
+    return str(found[0].info.run_id) if found else None
+
+
+def fetch(address: str, folder: Path) -> Path:
+    """Artifacts by address (runs:/ID/name), downloaded below `folder`. Raises OutputError."""
+    try:
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=str(folder)))
+    except (mlflow.MlflowException, OSError, ValueError) as error:
+        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise OutputError(f"'{address}' is not in the store at {mlflow.get_tracking_uri()}: {words}") from error
+
+
+@contextmanager
+def detached() -> Iterator[None]:
+    """Inside, runs are of their own: the run that `mlflow run` made for this process is kept for what comes after."""
+    outer = os.environ.pop("MLFLOW_RUN_ID", None)
+    try:
+        yield
+    finally:
+        if outer is not None:
+            os.environ["MLFLOW_RUN_ID"] = outer
 
 
 def chart_address(run_id: str) -> str:
@@ -147,25 +195,20 @@ def training(
     """
     client = MlflowClient()
     known = _active(client, before)
-    # A flat run of its own: the run that `mlflow run` made covers several trainings.
-    outer = os.environ.pop("MLFLOW_RUN_ID", None)
     last: dict[str, int] = {}
-    try:
-        with mlflow.start_run(run_id=before if known else None, run_name=None if known else name) as run:
-            run_id = str(run.info.run_id)
-            if not known:
-                mlflow.set_tags(dict(tags))
-                mlflow.log_params(dict(params))
+    # The run that `mlflow run` made covers several trainings.
+    with detached(), mlflow.start_run(run_id=before if known else None, run_name=None if known else name) as run:
+        run_id = str(run.info.run_id)
+        if not known:
+            mlflow.set_tags(dict(tags))
+            mlflow.log_params(dict(params))
 
-            def log(metrics: Mapping[str, float], step: int) -> None:
-                for key in metrics.keys() - last.keys():
-                    last[key] = max((m.step for m in client.get_metric_history(run_id, key)), default=-1)
-                mlflow.log_metrics({key: value for key, value in metrics.items() if step > last[key]}, step=step)
+        def log(metrics: Mapping[str, float], step: int) -> None:
+            for key in metrics.keys() - last.keys():
+                last[key] = max((m.step for m in client.get_metric_history(run_id, key)), default=-1)
+            mlflow.log_metrics({key: value for key, value in metrics.items() if step > last[key]}, step=step)
 
-            yield run_id, log
-    finally:
-        if outer is not None:
-            os.environ["MLFLOW_RUN_ID"] = outer
+        yield run_id, log
 
 
 def _active(client: MlflowClient, run_id: str | None) -> bool:

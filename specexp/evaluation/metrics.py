@@ -38,9 +38,12 @@ def check_identities(record: Record, tree: TreeConfig | None = None, bonus: bool
 
 
 def summarise(
-    records: Sequence[Record], baseline: Sequence[Record], costs: Costs | None, gamma: int
+    records: Sequence[Record], baseline: Sequence[Record], costs: Costs | None, gamma: int, steps: int = 0
 ) -> dict[str, float]:
-    """Metrics of one setting (`gamma` 0: it drafts no chain). `baseline` holds plain decoding on the same prompts."""
+    """Metrics of one setting (`gamma` 0: it drafts no chain). `baseline` holds plain decoding on the same prompts.
+
+    `steps` are the draft's forwards in a round: gamma, or one more for a judge that reads the draft's own row.
+    """
 
     def total(key: str) -> float:
         return float(sum(record[key] for record in records))
@@ -73,7 +76,7 @@ def summarise(
     if baseline:
         metrics |= _against(records, baseline)
     if drafts_chain and costs is not None and baseline:
-        call = gamma * costs.c + costs.v(gamma + 1)
+        call = (steps or gamma) * costs.c + costs.v(gamma + 1)
         alpha = metrics.get("accept/alpha", 0.0)
         expected = gamma + 1 if alpha >= 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
         metrics["speed/attainable"] = metrics["accept/mean_length"] / call

@@ -89,6 +89,8 @@ def publish(
         output.path / name
         for name in ("records.jsonl", "config.json", "data.json", "environments.json", "summary.json", "costs.json")
     ]
+    if prepared.judges:
+        files.append(output.path / "judges.json")
     best = {"speed/best_lossless_speedup": max(gains)} if gains else {}
     tracking.log_comparison(run_id, best, files, prepared.task.dataset())
 
@@ -123,6 +125,15 @@ def _tags(prepared: Prepared, method: MethodConfig, metrics: dict[str, float]) -
     return tags
 
 
+def _judge(prepared: Prepared, method: MethodConfig) -> dict[str, object]:
+    """Which judge, and the threshold it decoded with."""
+    if not method.judge:
+        return {}
+    facts = prepared.judges[method.judge].facts
+    threshold = facts.threshold if method.threshold is None else method.threshold
+    return {"judge": method.judge, "threshold": threshold, "judge.features": facts.features, "judge.kind": facts.kind}
+
+
 def _disturbed(metrics: dict[str, float]) -> bool:
     """Whether a speed-up is above what its own calls would allow, beyond noise: the clock measured something else."""
     length = metrics.get("accept/mean_length", float("inf"))
@@ -135,6 +146,9 @@ def _params(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, ob
         "method": method.method,
         "preset": method.preset,
         "gamma": method.gamma or "",
+        "bonus": "" if method.bonus else False,
+        "accept_k": method.accept_k or "",
+        **_judge(prepared, method),
         **(asdict(method.tree) if method.tree else {}),
         "seed": seed,
         "task": experiment.task,

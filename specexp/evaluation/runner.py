@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from specexp.config import Experiment, MethodConfig
 from specexp.decoding.asks import Role
+from specexp.decoding.chain import Chain
 from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Generation, costs
@@ -38,6 +39,11 @@ class Setting:
 
     config: MethodConfig
     decoder: Decoder
+
+    @property
+    def own(self) -> bool:
+        """Whether a round takes one more draft step, for the row behind its last token."""
+        return isinstance(self.decoder, Chain) and self.decoder.rule.needs.own
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +115,14 @@ def _checked(example: Example, experiment: Experiment, pair: Pair, roles: Sequen
     return first
 
 
-def note_data(prepared: Prepared, output: OutputFolder) -> None:
-    """Write data.json; raises OutputError when the folder was begun on other rows."""
+def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
+    """Write data.json and judges.json; raises OutputError when the folder was begun on other rows or judges."""
+    judges = {name: {"weights": judge.digest(), **asdict(judge.facts)} for name, judge in prepared.judges.items()}
+    begun = output.read_json("judges.json")
+    if begun is not None and begun != judges:
+        raise OutputError(
+            f"'{output.path}' was begun with another judge than '{', '.join(judges)}' is now; name another folder."
+        )
     now = asdict(prepared.task.dataset())
     before = output.read_json("data.json")
     if before is not None and before != now:
@@ -119,6 +131,8 @@ def note_data(prepared: Prepared, output: OutputFolder) -> None:
             " the data has changed since. Name another output folder."
         )
     output.write_json("data.json", now)
+    if judges:
+        output.write_json("judges.json", judges)
 
 
 def _check_lengths(settings: Sequence[Setting], pair: Pair) -> None:
@@ -184,11 +198,14 @@ def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
     groups: dict[tuple[str, int], list[Record]] = {}
     for record in records:
         groups.setdefault((record["label"], record["repeat"]), []).append(record)
-    gammas = {setting.config.label: setting.config.gamma for setting in prepared.settings}
     plain = {key[1]: group for key, group in groups.items() if group[0]["method"] == "baseline"}
     return {
         (setting.config.label, repeat): summarise(
-            groups[setting.config.label, repeat], plain.get(repeat, []), found, gammas[setting.config.label]
+            groups[setting.config.label, repeat],
+            plain.get(repeat, []),
+            found,
+            setting.config.gamma,
+            setting.config.gamma + setting.own,
         )
         for setting in prepared.settings
         for repeat in range(prepared.experiment.repeats)

@@ -10,19 +10,28 @@ from sklearn import metrics
 from specexp.errors import JudgeError
 
 ALWAYS = 1.1  # a threshold above every probability
+TINY = 1e-9  # keeps log-odds of 0 and 1 finite
 Z = 1.959963984540054  # two-sided 95 %
 
 
 def threshold_for(recall: float, p: np.ndarray, important: np.ndarray) -> float:
-    """The largest threshold at which at least `recall` of the important mismatches have p >= threshold.
+    """A threshold at which at least `recall` of the important mismatches have p >= threshold, and as few others.
 
-    p[N] probabilities, important[N] bools, of the calibration split. Raises JudgeError where nothing is important.
+    p[N] probabilities, important[N] bools, of the calibration split. Any value between the last important mismatch that
+    must be caught and the next lower p would do the same here; the middle of that gap, in log-odds, leaves room on
+    either side for what was not seen. Raises JudgeError where nothing is important.
     """
-    found = np.sort(p[important])
+    found = np.sort(p[important].astype(np.float64))
     if not len(found):
         raise JudgeError("the calibration split has no important mismatch; mine more prompts.")
     missed = math.floor((1 - recall) * len(found) + 1e-9)
-    return float(found[missed]) if missed < len(found) else ALWAYS
+    if missed == len(found):
+        return ALWAYS
+    caught = found[missed]
+    below = p[p < caught].astype(np.float64)
+    odds = [math.log((x + TINY) / (1 - x + TINY)) for x in (below.max() if len(below) else 0.0, caught)]
+    middle = 1 / (1 + math.exp(-sum(odds) / 2))
+    return float(min(middle, caught))
 
 
 def recall_at(threshold: float, p: np.ndarray, important: np.ndarray) -> float:

@@ -57,6 +57,11 @@ def train(kind: str, labels: LabelSet, mode: Mode, recall: float, seed: int, log
     return Candidate(Judge(trained.network, facts), trained.validation_auc, trained.settings, metrics, p)
 
 
+def check(labels: LabelSet, mode: Mode) -> None:
+    """Raise JudgeError unless every split has what training, calibration and the report need."""
+    Splits.of(labels, mode)
+
+
 def better(candidate: Judge, champion: Judge, labels: LabelSet) -> tuple[bool, str]:
     """Whether a judge beats the champion on this label set's test split, by ROC-AUC, and why."""
     same = ("target", "draft", "tokenizer")

@@ -5,6 +5,7 @@ Nothing here knows MLflow (see registry.py) or trains (see training.py).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -59,6 +60,10 @@ class Judge:
         partial.write_bytes(save(dict(self.network.arrays)))
         partial.replace(folder / WEIGHTS)
         write_whole(folder / FACTS, json.dumps(asdict(self.facts), indent=2) + "\n")
+
+    def digest(self) -> str:
+        """SHA-256 of the weights."""
+        return hashlib.sha256(save(dict(sorted(self.network.arrays.items())))).hexdigest()
 
     @classmethod
     def load(cls, folder: Path) -> Judge:

@@ -7,6 +7,7 @@ through MLflow's wrapper: `load` gives the judge itself.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -41,10 +42,12 @@ def log(judge: Judge, name: str, metrics: Mapping[str, float], example: np.ndarr
     """Log a judge as a model of the active run, with its metrics; returns the model's address."""
     num = judge.network.num_features
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("float32"), (-1, num), "features")]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1,), "p_important")]),
+        inputs=Schema([TensorSpec(np.dtype("float32"), (-1, num))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1,))]),
     )
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        # Without type hints MLflow takes the signature given here, and warns that it does.
+        warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
         folder = Path(scratch) / "judge"
         judge.save(folder)
         info = mlflow.pyfunc.log_model(
@@ -53,7 +56,7 @@ def log(judge: Judge, name: str, metrics: Mapping[str, float], example: np.ndarr
             code_paths=[str(HERE / "network.py")],
             artifacts={"judge": str(folder)},
             signature=signature,
-            input_example={"features": example[:2].astype(np.float32)},
+            input_example=example[:2].astype(np.float32),
             pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
             metadata={key: value for key, value in asdict(judge.facts).items() if value not in ("", None)},
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -28,7 +27,7 @@ class ServedJudge(PythonModel):  # type: ignore[misc]
         facts = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
         self._network = Network(facts["kind"], load_file(folder / "judge.safetensors"))
 
-    def predict(self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints as a schema
         features = np.asarray(model_input, dtype=np.float32)
         if features.ndim != 2 or features.shape[1] != self._network.num_features:
             raise mlflow.MlflowException.invalid_parameter_value(

@@ -1,0 +1,84 @@
+"""collect_labels: mine the mismatches between draft and target that change an answer (AutoJudge, Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from entrypoints.common import RESUME, guarded, settings_options, uid_of
+from specexp import config
+
+SETTINGS = {
+    "pair": "Model preset.",
+    "target": "Target model: a folder or a hub id.",
+    "draft": "Draft model: a folder or a hub id.",
+    "task": f"Where prompts come from: {', '.join(config.CHECKABLE)}.",
+    "data": "The task's rows: a file, a folder, an address or a hub id.",
+    "shots": "Solved examples before a problem of gsm8k: 0 or 8.",
+    "max_new_tokens": "Most tokens of a response.",
+    "limit": "How many prompts [600].",
+    "dtype": f"What features are kept in: {', '.join(config.FEATURE_DTYPES)}.",
+    "config": "A YAML file of settings, laid over the experiment's.",
+}
+LIMIT = "600"
+COLUMNS = (
+    ("prompts", "labels/prompts", "{:.0f}"),
+    ("without answer", "labels/prompts_without_answer", "{:.0f}"),
+    ("unfinished", "labels/prompts_unfinished", "{:.0f}"),
+    ("mismatches a prompt", "labels/mismatches_per_prompt", "{:.2f}"),
+    ("important", "labels/important_share", "{:.1%}"),
+    ("target calls of the slow way", "labels/target_calls_of_slow_way", "{:.1%}"),
+    ("target positions of the slow way", "labels/target_positions_of_slow_way", "{:.1%}"),
+)
+
+
+def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[str, str]) -> Path:
+    """Resolve, mine and log one label set; returns its folder. Raises SpecexpError."""
+    resolved = config.resolve_mining(experiment, {"limit": LIMIT, **{k: v for k, v in flags.items() if v}})
+    path = Path(output) if output else Path("runs") / f"labels-{resolved.experiment.task}-{resolved.hash}"
+    # Imports that load torch and mlflow wait until the settings are known to be good.
+    from specexp.evaluation.output import OutputFolder
+
+    folder = OutputFolder(path, resolved, resume, "collect_labels")
+    from specexp import tracking
+    from specexp.judge import collecting
+    from specexp.judge.labels import FEATURES, LABELS, MANIFEST
+    from specexp.tasks.example import Dataset
+
+    prepared = collecting.prepare(resolved)
+    mine = resolved.experiment
+    with folder.hold():
+        key = f"{uid_of(folder)}/labels"
+        whole = not tracking.attached() and (path / MANIFEST).exists()
+        if not (whole and tracking.find(key, finished=True)):
+            tags = {"method": "collect_labels", "group": "labels", "pair": mine.pair, "task": mine.task}
+            with tracking.comparison(key, f"labels {mine.task}", tags) as run_id:
+                labels = collecting.collect(prepared, folder)
+                metrics = collecting.summarise(labels)
+                tracking.log_comparison(run_id, metrics, [path / "config.json"], prepared.task.dataset())
+                tracking.log_folder(run_id, "labels", [path / name for name in (LABELS, FEATURES, MANIFEST)])
+                found = Dataset("labels", str(path), labels.hash, len(labels.labels))
+                tracking.log_dataset(run_id, found, "labels")
+        else:
+            labels = collecting.collect(prepared, folder)
+            metrics = collecting.summarise(labels)
+    for name, metric, form in COLUMNS:
+        click.echo(f"{name:>33}  {form.format(metrics[metric])}")
+    click.echo(f"labels: {path}")
+    return path
+
+
+@click.command("collect_labels", help=__doc__)
+@settings_options("arith_quick", SETTINGS, {"limit": LIMIT})
+@RESUME
+def command(experiment: str, output: str, resume: bool, **flags: str) -> None:
+    def work() -> None:
+        collect_labels(experiment, output, resume, flags)
+
+    guarded(work)
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m entrypoints.collect_labels")

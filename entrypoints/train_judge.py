@@ -1,0 +1,172 @@
+"""train_judge: train judges on mined labels, calibrate, compare and register the better one."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from entrypoints.common import guarded
+from specexp.errors import ConfigError, JudgeError, OutputError, unknown
+
+if TYPE_CHECKING:
+    from specexp.judge.comparing import Candidate
+    from specexp.judge.labels import LabelSet
+
+KINDS = ("mlp", "logistic")
+COLUMNS = (
+    ("ROC-AUC", "judge/roc_auc", "{:.4f}"),
+    ("PR-AUC", "judge/pr_auc", "{:.4f}"),
+    ("Brier", "judge/brier", "{:.4f}"),
+    ("threshold", "judge/threshold", "{:.4f}"),
+    ("recall", "judge/recall", "{:.3f}"),
+    ("accepted", "judge/accepted", "{:.1%}"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is asked for, checked."""
+
+    labels: str
+    features: str
+    recall: float
+    kinds: tuple[str, ...]
+    name: str
+    output: str
+    seed: int
+
+
+def order(labels: str, features: str, recall: str, kinds: str, name: str, output: str, seed: str) -> Order:
+    """Settings from text. Raises ConfigError with every fault."""
+    from specexp.judge.features import MODES
+
+    faults = []
+    if features not in MODES:
+        faults.append(unknown("feature mode", features, MODES))
+    try:
+        share = float(recall)
+    except ValueError:
+        share = float("nan")
+    if not 0 < share <= 1:
+        faults.append(f"recall is {recall!r}; it must be a number in (0, 1].")
+    names = tuple(part.strip() for part in kinds.split(","))
+    faults += [unknown("kind", kind, KINDS) for kind in names if kind not in KINDS]
+    if not name or not all(c.isalnum() or c in "-_." for c in name):
+        faults.append(f"name is {name!r}; it must be letters, digits, '-', '_' and '.'.")
+    if not seed.isdigit():
+        faults.append(f"seed is {seed!r}; it must be a whole number >= 0.")
+    if faults:
+        raise ConfigError(faults)
+    return Order(labels, features, share, tuple(dict.fromkeys(names)), name, output, int(seed))
+
+
+def train_judge(asked: Order) -> str:
+    """Train, calibrate, compare, log and register; returns the new version's address. Raises SpecexpError."""
+    from specexp import tracking
+    from specexp.judge import comparing, features, registry
+
+    labels, source = _labels(asked.labels)
+    folder = Path(asked.output) if asked.output else Path("runs") / f"judge-{labels.hash[:12]}-{asked.features}"
+    _check(folder)
+    mode = features.mode(asked.features)
+    comparing.check(labels, mode)
+    tags = {"group": "judge", "task": labels.manifest["task"], "pair": labels.manifest["settings"]["pair"]}
+    example = labels.select(mode, "test")[0]
+    candidates: dict[str, Candidate] = {}
+    addresses: dict[str, str] = {}
+    for kind in asked.kinds:
+        params = {"kind": kind, "features": asked.features, "requested_recall": asked.recall, "labels": labels.hash}
+        with tracking.training(f"judge_{kind}", {**tags, "method": "train_judge"}, params, None) as (run_id, log):
+            candidate = comparing.train(kind, labels, mode, asked.recall, asked.seed, log)
+            tracking.log_settings(run_id, candidate.settings)
+            tracking.log_dataset(run_id, _dataset(labels, source), "training")
+            addresses[kind] = registry.log(candidate.judge, "judge", candidate.metrics, example)
+            candidates[kind] = candidate
+    chosen = max(candidates, key=lambda kind: candidates[kind].validation_auc)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = comparing.write(folder, candidates, chosen, labels, mode)
+    present = registry.champion(asked.name)
+    verdict = _register(asked.name, addresses[chosen], candidates[chosen], present, labels)
+    shown = {"method": "judge_comparison", **tags, "judge": f"{asked.name}/{verdict.version}", "verdict": verdict.alias}
+    with tracking.comparison(f"judge/{labels.hash}/{verdict.version}", f"judge {asked.features}", shown) as run_id:
+        tracking.log_comparison(run_id, candidates[chosen].metrics, files, _dataset(labels, source))
+    _show(candidates, chosen)
+    click.echo(f"{asked.name} version {verdict.version} is {verdict.alias}: {verdict.reason}")
+    click.echo(f"judge: {folder} (figures there), models:/{asked.name}/{verdict.version}")
+    return f"models:/{asked.name}/{verdict.version}"
+
+
+def _register(name: str, address: str, judge: Candidate, present: Any, labels: LabelSet) -> Any:
+    from specexp.judge import comparing, registry
+
+    version = registry.register(address, name)
+    if present is None:
+        return registry.crown(name, version, True, "the first of this name")
+    old, champion = present
+    wins, says = comparing.better(judge.judge, champion, labels)
+    return registry.crown(name, version, wins, f"{says} (version {old})")
+
+
+def _labels(address: str) -> tuple[LabelSet, str]:
+    """A label set by folder or address; without one, that of the newest collect_labels run in the store."""
+    from specexp import tracking
+    from specexp.judge.labels import LabelSet
+
+    if not address:
+        run_id = tracking.newest({"method": "collect_labels"})
+        if run_id is None:
+            raise JudgeError(
+                "labels is not given, and this store has no finished collect_labels run; run collect_labels first, or"
+                " name a folder with labels."
+            )
+        address = f"runs:/{run_id}/labels"
+    if not address.startswith("runs:"):
+        return LabelSet.read(Path(address).expanduser()), address
+    with tempfile.TemporaryDirectory() as scratch:
+        return LabelSet.read(tracking.fetch(address, Path(scratch))), address
+
+
+def _dataset(labels: LabelSet, source: str) -> Any:
+    from specexp.tasks.example import Dataset
+
+    return Dataset("labels", source, labels.hash, len(labels.labels))
+
+
+def _check(folder: Path) -> None:
+    from specexp.judge.judge import FACTS
+
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / FACTS).is_file())):
+        raise OutputError(f"'{folder}' was not made by train_judge; name another output folder.")
+
+
+def _show(candidates: dict[str, Candidate], chosen: str) -> None:
+    click.echo("on the test split:")
+    click.echo(" " * 12 + "".join(f"{head:>11}" for head, _, _ in COLUMNS))
+    for kind, candidate in candidates.items():
+        cells = "".join(f"{form.format(candidate.metrics[key]):>11}" for _, key, form in COLUMNS)
+        click.echo(f"{kind:<12}{cells}{'  (chosen by validation ROC-AUC)' if kind == chosen else ''}")
+
+
+@click.command("train_judge", help=__doc__)
+@click.option("--labels", default="", help="A folder of collect_labels, or runs:/ID/labels [the newest in the store].")
+@click.option(
+    "--features", default="both", show_default=True, help="both, target, draft, or one of them with _previous."
+)
+@click.option("--recall", default="0.99", show_default=True, help="Of important mismatches, on the calibration split.")
+@click.option("--kinds", default="mlp,logistic", show_default=True, help="What to train and compare.")
+@click.option("--name", default="autojudge", show_default=True, help="Of the registered model.")
+@click.option("--output", default="", help="Folder to write [runs/judge-LABELS-FEATURES].")
+@click.option("--seed", default="0", show_default=True, help="Of the MLP.")
+def command(**settings: str) -> None:
+    def work() -> None:
+        train_judge(order(**settings))
+
+    guarded(work, "Run the same command again.")
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m entrypoints.train_judge")
