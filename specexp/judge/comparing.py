@@ -63,20 +63,22 @@ def check(labels: LabelSet, mode: Mode) -> None:
 
 
 def better(candidate: Judge, champion: Judge, labels: LabelSet) -> tuple[bool, str]:
-    """Whether a judge beats the champion on this label set's test split, by ROC-AUC, and why."""
+    """Whether a judge beats the champion on this label set's test split, by ROC-AUC, then Brier score; and why."""
     same = ("target", "draft", "tokenizer")
     other = [key for key in same if getattr(candidate.facts, key) != getattr(champion.facts, key)]
     if other:
         return False, f"the champion is for another {' and '.join(other)}; register this one under a name of its own"
     if champion.facts.feature_version != features.VERSION:
         return True, f"the champion's features are of version {champion.facts.feature_version}"
-    areas = []
+    found = []
     for judge in (candidate, champion):
         x, important, _ = labels.select(features.mode(judge.facts.features), "test")
-        threshold = judge.facts.threshold
-        areas.append(calibration.report(threshold, np.asarray(judge.network(x)), important)["roc_auc"])
-    says = f"test ROC-AUC {areas[0]:.4f} against the champion's {areas[1]:.4f} on the same labels"
-    return areas[0] > areas[1], says
+        found.append(calibration.report(judge.facts.threshold, np.asarray(judge.network(x)), important))
+    mine, theirs = ((metrics["roc_auc"], -metrics["brier"]) for metrics in found)
+    says = f"test ROC-AUC {mine[0]:.4f} against the champion's {theirs[0]:.4f} on the same labels"
+    if mine[0] == theirs[0]:
+        says += f", Brier score {-mine[1]:.4f} against {-theirs[1]:.4f}"
+    return mine > theirs, says
 
 
 def class_of(text: str) -> str:

@@ -7,7 +7,6 @@ through MLflow's wrapper: `load` gives the judge itself.
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -45,9 +44,7 @@ def log(judge: Judge, name: str, metrics: Mapping[str, float], example: np.ndarr
         inputs=Schema([TensorSpec(np.dtype("float32"), (-1, num))]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1,))]),
     )
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        # Without type hints MLflow takes the signature given here, and warns that it does.
-        warnings.filterwarnings("ignore", category=UserWarning, module="mlflow")
+    with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "judge"
         judge.save(folder)
         info = mlflow.pyfunc.log_model(

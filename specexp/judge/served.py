@@ -3,8 +3,6 @@
 It needs numpy, safetensors and array-api-compat, not the rest of this package: network.py travels with it.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -27,13 +25,14 @@ class ServedJudge(PythonModel):  # type: ignore[misc]
         facts = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
         self._network = Network(facts["kind"], load_file(folder / "judge.safetensors"))
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints as a schema
+    # MLflow reads type hints as a schema; the one that holds is the signature it was logged with.
+    def predict(self, context, model_input: np.ndarray, params=None):  # type: ignore[no-untyped-def]
         features = np.asarray(model_input, dtype=np.float32)
         if features.ndim != 2 or features.shape[1] != self._network.num_features:
             raise mlflow.MlflowException.invalid_parameter_value(
                 f"features must be [N, {self._network.num_features}], got {list(features.shape)}."
             )
-        return self._network(features)
+        return np.asarray(self._network(features))
 
 
 mlflow.models.set_model(ServedJudge())

@@ -122,7 +122,7 @@ def train_mlp(splits: Splits, log: Log, recipe: Recipe | None = None) -> Trained
             found = float(loss_of(logits, y_validation))
             area = float(roc_auc_score(splits.validation[1], logits.numpy()))
             log(
-                {"judge/validation_loss": found, "judge/validation_roc_auc": area, "judge/train_loss": float(loss)},
+                {"judge/validation_loss": found, "judge/validation_roc_auc": area, "judge/train_loss": loss.item()},
                 epoch,
             )
             since += 1

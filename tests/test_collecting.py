@@ -1,0 +1,230 @@
+"""collect_labels: what it leaves, that a kill changes nothing of it, and what it refuses; then the whole story."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from mlflow.tracking import MlflowClient
+from safetensors.numpy import load_file
+
+from entrypoints import collect_labels, main
+from running import evaluate, flat_runs, records, runs, tiny
+from specexp.judge import collecting, registry
+from specexp.judge.labels import LabelSet
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = ("labels.parquet", "features.safetensors", "manifest.json")
+SMALL = ["--limit", "5", "--max-new-tokens", "120"]
+
+
+def invoke(command: Any, *arguments: str) -> Result:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return CliRunner().invoke(command, list(arguments))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def collect(*arguments: str) -> Result:
+    return invoke(collect_labels.command, *arguments)
+
+
+def test_labels_are_files_artifacts_and_a_dataset(workplace: Path) -> None:
+    result = collect(*SMALL, "--output", "labels")
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in (workplace / "labels").iterdir() if not p.name.startswith(".")) == sorted(
+        [*FILES, "config.json", "mlflow.json"]
+    ), "progress is gone once all is told"
+    labels = LabelSet.read(workplace / "labels")
+    assert labels.labels
+    assert {label.prompt_id.rsplit("-", 1)[0] for label in labels.labels} == {"arith-mining"}, (
+        "no evaluation asks these"
+    )
+    manifest = labels.manifest
+    assert manifest["num_prompts"] == 5
+    assert set(manifest["hidden_sizes"]) == {"target", "draft"}
+    assert {"target", "draft", "tokenizer"} <= manifest["identity"].keys()
+    for part, rows in labels.features.items():
+        assert rows.shape == (len(labels.labels), manifest["hidden_sizes"][part.split("_")[0]])
+        assert rows.dtype == np.float32
+    (run,) = runs()
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "labels arith")
+    metrics = run.data.metrics
+    assert metrics["labels/prompts"] == 5
+    assert 0 < metrics["labels/important_share"] < 1
+    assert metrics["labels/target_calls_of_slow_way"] <= 0.25
+    assert metrics["labels/target_positions_of_slow_way"] <= 0.7
+    assert {f.path for f in MlflowClient().list_artifacts(run.info.run_id, "labels")} == {f"labels/{n}" for n in FILES}
+    inputs = {i.dataset.name: i.dataset.digest for i in run.inputs.dataset_inputs}
+    assert labels.hash.startswith(inputs["labels"])
+    assert "arith" in inputs
+    again = collect(*SMALL, "--output", "labels", "--resume")
+    assert again.exit_code == 0
+    assert len(runs()) == 1, "a finished set is shown, not mined again"
+
+
+def test_features_may_be_kept_in_half_the_bytes(workplace: Path) -> None:
+    for dtype in ("float32", "float16"):
+        assert collect("--limit", "2", "--dtype", dtype, "--output", dtype).exit_code == 0
+    full, half = (load_file(workplace / d / "features.safetensors") for d in ("float32", "float16"))
+    for part, rows in half.items():
+        assert rows.dtype == np.float16
+        assert np.allclose(rows, full[part], atol=2e-2)
+    assert (workplace / "float16" / FILES[0]).read_bytes() == (workplace / "float32" / FILES[0]).read_bytes()
+
+
+def same_labels(one: Path, other: Path) -> None:
+    assert (one / FILES[0]).read_bytes() == (other / FILES[0]).read_bytes()
+    mine, theirs = load_file(one / FILES[1]), load_file(other / FILES[1])
+    for part in mine:
+        assert np.allclose(mine[part], theirs[part], atol=1e-5)
+
+
+def test_an_interrupted_mining_goes_on_and_leaves_the_same_labels(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert collect(*SMALL, "--output", "whole").exit_code == 0
+    real, calls = collecting._write, 0
+
+    def dies(path: Path, mined: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 4):
+            path.with_suffix(".partial").write_bytes(b"half")
+            raise KeyboardInterrupt
+        real(path, mined)
+
+    monkeypatch.setattr(collecting, "_write", dies)
+    for _ in range(2):
+        stopped = collect(*SMALL, "--output", "out", "--resume")
+        assert stopped.exit_code == 130
+        assert "go on with --resume" in stopped.output.lower()
+    assert collect(*SMALL, "--output", "out", "--resume").exit_code == 0
+    same_labels(workplace / "out", workplace / "whole")
+    states = sorted((run.info.status, "resumed_from" in run.data.tags) for run in runs())
+    assert states == [("FAILED", False), ("FAILED", True), ("FINISHED", False), ("FINISHED", True)]
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["--task", "mtbench"], "task 'mtbench' has no answers to read; mine on arith, gsm8k, prompts."),
+        (["--dtype", "int8"], "unknown dtype 'int8'"),
+        (["--limit", "0"], "limit is '0'; it must be a whole number >= 1."),
+        (["--experiment", "arith"], "unknown experiment 'arith', did you mean 'arith_"),
+        (["--target", "./nowhere"], "model folder './nowhere' does not exist"),
+        (["--max-new-tokens", "9999"], "leaves "),
+    ],
+)
+def test_what_cannot_be_mined_is_refused(workplace: Path, arguments: list[str], message: str) -> None:
+    result = collect(*arguments, "--output", "out")
+    assert result.exit_code == 2
+    assert len(result.output.strip().splitlines()) == 1
+    assert message in result.output
+    assert not (workplace / "out").exists()
+    assert not runs()
+
+
+def test_a_pair_without_answers_gives_no_labels_and_says_so(workplace: Path) -> None:
+    path = tiny(workplace / "model")
+    models = ["--target", str(path), "--draft", str(path)]
+    result = collect(*models, "--limit", "2", "--max-new-tokens", "8", "--output", "out")
+    assert result.exit_code == 2
+    assert "no mismatch was found in 2 prompts (0 had no answer, 2 did not end)" in result.output
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_changes_no_label(workplace: Path) -> None:
+    mining = ["entrypoints.collect_labels", "--limit", "12", "--max-new-tokens", "120"]
+    assert start(*mining, "--output", "whole").wait() == 0
+    rng = random.Random(0)
+    for _ in range(5):
+        process = start(*mining, "--output", "out", "--resume", "true")
+        deadline = time.monotonic() + 60
+        while not (workplace / "out" / "progress").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 1.2))
+        process.kill()
+        process.wait()
+    assert start(*mining, "--output", "out", "--resume", "true").wait() == 0
+    same_labels(workplace / "out", workplace / "whole")
+
+
+def post(port: int, body: Any) -> tuple[int, Any]:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@pytest.mark.slow
+def test_the_whole_story_and_a_served_judge(workplace: Path) -> None:
+    arguments = ["--mine", "60", "--limit", "6", "--methods", "baseline,speculative,autojudge", "--gamma", "8"]
+    result = invoke(main.command, *arguments, "--output", "story")
+    assert result.exit_code == 0, result.output
+    names = {run.info.run_name for run in runs()}
+    assert names == {
+        "labels arith", "judge_mlp", "judge_logistic", "judge both", "compare arith_judge", "baseline",
+        "speculative_k8", "autojudge_k8",
+    }  # fmt: skip
+    lengths = {n: flat.data.metrics.get("accept/mean_length") for n, flat in flat_runs().items() if "_k8" in n}
+    assert lengths["autojudge_k8"] > lengths["speculative_k8"]
+    assert len(records(workplace / "story" / "evaluation")) == 18
+    done = len(runs())
+    again = invoke(main.command, *arguments, "--output", "story", "--resume")
+    assert again.exit_code == 0
+    assert len(runs()) == done, "nothing is mined, trained or decoded twice"
+    alone = evaluate("--limit", "2", "--methods", "baseline,autojudge", "--output", "alone")
+    assert alone.exit_code == 0, "the registered champion is found by the preset"
+
+    judge = registry.load("models:/autojudge@champion")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = start(
+        "mlflow", "models", "serve", "-m", "models:/autojudge@champion", "--env-manager", "local", "-p", str(port),
+        "-h", "127.0.0.1",
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/ping", timeout=2)
+                break
+            except OSError:
+                time.sleep(0.5)
+        x = np.random.default_rng(0).standard_normal((3, judge.network.num_features)).astype(np.float32)
+        status, answer = post(port, {"inputs": x.tolist()})
+        assert status == 200
+        assert np.allclose(answer["predictions"], judge.network(x), atol=1e-5)
+        status, reason = post(port, {"inputs": x[:, :7].tolist()})
+        assert status == 400
+        assert str(judge.network.num_features) in str(reason)
+    finally:
+        server.terminate()
+        server.wait()
