@@ -22,7 +22,7 @@ from specexp.tasks.gsm8k import SHOTS
 from specexp.tasks.source import DataConfig
 
 PRESETS = Path(__file__).resolve().parent / "presets"
-KINDS = ("experiments", "models", "methods")
+KINDS = ("experiments", "models", "methods", "templates")
 METHODS = ("baseline", "draft_only", "speculative", "autojudge", "topk", "specexec")
 DRAFTING = ("speculative", "autojudge", "topk", "specexec")  # methods that take gamma
 CALIBRATED = "calibrated"  # the threshold that a judge comes with

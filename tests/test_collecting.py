@@ -149,7 +149,8 @@ def test_a_pair_without_answers_gives_no_labels_and_says_so(workplace: Path) -> 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", *arguments], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-m", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
 

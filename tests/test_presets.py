@@ -53,6 +53,23 @@ def test_an_experiment_resolves_and_its_prompts_are_rendered(name: str) -> None:
         decoder_for(method, Making(warp, {method.judge: JUDGE}))
 
 
+@pytest.mark.parametrize("name", config.preset_names("templates"))
+def test_a_template_is_a_settings_file_that_names_everything_its_method_has(name: str) -> None:
+    path = config.PRESETS / "templates" / f"{name}.yaml"
+    resolved = config.resolve("arith_quick", {"config": str(path)})
+    method = name.removeprefix("template_")
+    assert method in {found.method for found in resolved.methods}
+    settings = yaml.safe_load(path.read_text())
+    mine = {key for key, takers in config.TAKERS.items() if method in takers}
+    assert mine <= settings.keys(), "a template leaves none of its method's settings out"
+    header = path.read_text()
+    wanted = {"autojudge": ["accept/judged_rate", "judge/recall"], "specexec": ["tree/depth_i", "tree/cache_hit_rate"]}
+    for metric in wanted[method]:
+        assert metric in header
+    for part in HEADER:
+        assert part in header
+
+
 @pytest.mark.parametrize("name", config.preset_names("models"))
 def test_a_pair_names_its_files_exactly_and_shares_its_settings(name: str) -> None:
     experiment = config.resolve("arith_quick", {"pair": name})
