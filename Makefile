@@ -4,6 +4,7 @@
 # make ui        open the MLflow UI on what was run
 # make presets   list what ships by name
 # make evaluate ARGS="-P experiment=arith_compare"
+# make labels, make judge   mine labels, then train and register a judge (ARGS as above)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
@@ -12,7 +13,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all check ui presets evaluate clean
+.PHONY: demo test test-all check ui presets evaluate labels judge clean
 
 demo: $(VENV)/.installed
 	mlflow run . --env-manager local -P output=runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -36,6 +37,12 @@ presets: $(VENV)/.installed
 
 evaluate: $(VENV)/.installed
 	mlflow run . --env-manager local -e evaluate $(ARGS)
+
+labels: $(VENV)/.installed
+	mlflow run . --env-manager local -e collect_labels $(ARGS)
+
+judge: $(VENV)/.installed
+	mlflow run . --env-manager local -e train_judge $(ARGS)
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

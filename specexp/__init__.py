@@ -3,7 +3,7 @@
     import specexp
 
     pair = specexp.load("arith_quick")
-    out = pair.generate("Mia has 4 apples. Then she buys 3 apples. How many apples does Mia have now?\\n")
+    out = pair.generate("Mia has 4 apples. Then she buys 3 more. Zoe gives Mia 5 more. How many is that in the end?\\n")
     print(out.text, out.tokens_per_call)
 
 Public names: `load`, `LoadedPair`, `Output`, `SpecexpError`, `ConfigError`. Importing this package loads no model
