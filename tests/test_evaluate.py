@@ -381,7 +381,7 @@ def test_an_empty_prompt_is_refused(workplace: Path, monkeypatch: pytest.MonkeyP
         def extract(self, text: str, finished: bool) -> str | None:
             return None
 
-    monkeypatch.setitem(TASKS, "arith", lambda data, shots: Silent())
+    monkeypatch.setitem(TASKS, "arith", lambda data, shots, split: Silent())
     refused(evaluate("--output", "out"), "prompt 'silent-0': it is empty", workplace)
 
 

@@ -62,9 +62,14 @@ def test_a_file_sets_the_shape(tmp_path: Path) -> None:
     assert found.label == "specexec"
 
 
-def test_a_chain_takes_no_notice_of_a_trees_settings() -> None:
-    (chain,) = methods(methods="speculative", tree_budget="8,64")
+def test_a_trees_settings_go_with_a_tree() -> None:
+    with pytest.raises(
+        ConfigError, match="tree_budget is given, but no method here takes one; leave it out, or add spec"
+    ):
+        methods(methods="speculative", tree_budget="8,64")
+    chain, *trees = methods(methods="speculative,specexec", tree_budget="8,64")
     assert (chain.label, chain.gamma, chain.tree) == ("speculative", 8, None)
+    assert [tree.tree.tree_budget for tree in trees if tree.tree] == [8, 64]
 
 
 def test_wrong_shapes_are_all_reported_at_once(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_conversation_goes_on_after_an_interruption(workplace: Path, monkeypat
         with monkeypatch.context() as patch:
             left = iter(range(count))
 
-            def dies(record: Any, left: Any = left) -> None:
+            def dies(*_: Any, left: Any = left) -> None:
                 if next(left, None) is None:
                     raise KeyboardInterrupt
 
