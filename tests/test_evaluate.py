@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -240,17 +241,20 @@ def wait_for_lines(path: Path, count: int, process: subprocess.Popen[str]) -> No
 
 @pytest.mark.slow
 def test_kill_9_loses_and_repeats_nothing(workplace: Path) -> None:
+    """Five times, each at a random moment after some further record; six prompts and two methods make twelve."""
     finish(start("whole"))
-    for count in (1, 4, 9):
+    rng = random.Random(0)
+    for count in (1, 3, 5, 7, 9):
         process = start("out", "--resume")
         wait_for_lines(workplace / "out" / "records.jsonl", count, process)
+        time.sleep(rng.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         process.communicate()
     finish(start("out", "--resume"))
     assert without_clocks(records(workplace / "out")) == without_clocks(records(workplace / "whole"))
     mine = [run for run in comparison_runs() if run.info.start_time]
-    assert sorted(run.info.status for run in mine) == ["FINISHED", "FINISHED", "KILLED", "KILLED", "KILLED"]
-    assert sum("resumed_from" in run.data.tags for run in mine) == 3
+    assert sorted(run.info.status for run in mine) == ["FINISHED"] * 2 + ["KILLED"] * 5
+    assert sum("resumed_from" in run.data.tags for run in mine) == 5
     flat = [run for run in runs() if run.data.tags["method"] != "comparison"]
     assert sorted(run.info.run_name for run in flat) == ["baseline", "baseline", "speculative", "speculative"]
 
