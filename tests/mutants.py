@@ -148,3 +148,37 @@ TREE_BUGS = [
     Bug("a warp at temperature 1", SPECEXEC, "p = warp(xp.take", "p = Warp(1.0)(xp.take"),
     Bug("a node kept without its parent", TREE, "key=lambda i: (-self.nodes[i].score, i)", "key=lambda i: (-self.nodes[i].depth, i)"),
 ]  # fmt: skip
+
+MINING = "specexp.judge.mining"
+
+MINING_BUGS = [
+    Bug("y stays after an unimportant swap", MINING, "if important is False:", "if False:"),
+    Bug("y is replaced after an important swap", MINING, "if important is False:", "if important is not None:"),
+    Bug("y is replaced after an unfinished swap", MINING, "if important is False:", "if not important:"),
+    Bug("mismatches to the left are tested again", MINING, "            start = position + 1\n",
+        "            start = position + 1 if important is not False else 0\n"),
+    Bug("a position is skipped", MINING, "            start = position + 1\n", "            start = position + 2\n"),
+    Bug("compared with gold", MINING, "found.run(answer)", "found.run(example.answer)"),
+    Bug("no answer is an answer", MINING, "        if answer is None:\n", "        if answer is None and False:\n"),
+    Bug("a swap that loses the answer is unimportant", MINING, "else found != answer", "else found is not None and found != answer"),
+    Bug("an unfinished response is mined", MINING, 'if first.finish_reason != "stop":', 'if first.finish_reason == "context":'),
+    Bug("an unfinished swap gets a label", MINING, "important = None if not finished else found != answer", "important = found != answer"),
+    Bug("an unfinished swap's answer is read", MINING, "found = miner.answer(after) if finished else None", "found = miner.answer(after)"),
+    Bug("mismatches are not found anew", MINING, "choices = [*choices[: position + 1], *miner.draft_choices(prompt, after, position + 1)]",
+        "choices = [*choices, *after][: len(after)]"),
+    Bug("the draft's choices are a place off", MINING, "[*prompt, *response[:start]], response[start:-1])", "[*prompt[:1], *prompt, *response[:start]], response[start:-1])"),
+    Bug("a swap that is an EOS goes on", MINING, "        if token in self._pair.eos_ids:\n", "        if token in self._pair.eos_ids and False:\n"),
+    Bug("every swap has the whole limit", MINING, "self._limit - len(head), CertainDice", "self._limit, CertainDice"),
+    Bug("the swap is the target's own token", MINING, "head = [*response[:position], token]", "head = [*response[: position + 1]]"),
+    Bug("the answer is read with its EOS", MINING, "response[:-1] if finished else response", "response"),
+    Bug("the two places of the features are swapped", MINING, "previous, own = _host(hidden)", "own, previous = _host(hidden)"),
+    Bug("features of the target's token", MINING, "self._look(position, token)", "self._look(position, self.response[position])"),
+    Bug("features one place to the right", MINING, "*self.response[:position]]", "*self.response[: position + 1]]"),
+    Bug("both models' features are the target's", MINING, "self._miner.rows(role, ids", 'self._miner.rows("target", ids'),
+    Bug("the prefill of the literal procedure is free", MINING, "+= len(self._prompt) + position + generated", "+= generated"),
+    Bug("a swap that is an EOS costs the literal procedure a prefill", MINING, "        if generated:\n", "        if True:\n"),
+    Bug("a cache from another prompt is taken for this one's", CONTEXT, "            if old != new:\n", "            if False:\n"),
+    Bug("a look reads the row before", ENGINE, "        return logits, states\n\n    def fingerprint",
+        "        return logits, None if states is None else states[[0, *range(len(tokens))]]\n\n    def fingerprint"),
+    Bug("a look forgets what it fed but not that it fed it", CONTEXT, "                self._session.keep(self._cached + len(slots))\n", "                self._session.keep(self._cached)\n"),
+]  # fmt: skip
