@@ -98,7 +98,7 @@ def feature_rows(pair: Any, ids: Ids) -> dict[str, np.ndarray]:
 
 
 def greedy(model: Any, eos_ids: Sequence[int], ids: Ids, room: int) -> tuple[Ids, int, int]:
-    """A continuation, and the forwards and positions it took: the prefill is one forward, each further token one more."""
+    """A continuation, and its forwards and positions: the prefill is one forward, each further token one more."""
     tokens: Ids = []
     calls = positions = 0
     session, fed = model.session(), ids

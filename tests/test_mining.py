@@ -304,7 +304,7 @@ def test_an_important_swap_leaves_the_mismatches_behind_it() -> None:
 
 def test_prompts_without_an_answer_or_an_end_are_not_mined() -> None:
     example = type(toy_examples(1)[0])("p", ("0",))
-    draft = {(4,): 5}
+    draft: dict[tuple[int, ...], int] = {(4,): 5}
     assert miner(scripted({}, draft), Reads("the last token"), 4).mine(example).status == "no_answer"
     endless = miner(scripted({}, draft, ends=7), Reads("the last token"), 4).mine(example)
     assert (endless.status, endless.labels, endless.features) == ("unfinished", [], {})
@@ -437,7 +437,7 @@ def test_random_models_give_the_literal_procedures_labels(pair: Callable[[str], 
         mined, slow = fast.mine(example), slow_miner.mine(models, task, LIMIT, example)
         assert list(disagreements(mined, slow, 1e-5)) == []
         kinds.update(label.important for label in mined.labels)
-    assert kinds[True] and kinds[False]
+    assert min(kinds[True], kinds[False]) > 0
 
 
 def prepared(limit: int) -> Any:
@@ -471,8 +471,8 @@ def mine_both_ways(limit: int, features: bool, batch: int = 50) -> list[Any]:
 
 
 def test_arith_prompts_give_the_literal_procedures_labels_for_less() -> None:
-    calls, positions, labels = cost(mine_both_ways(12, features=True))
-    assert labels > 40
+    calls, positions, labels = cost(mine_both_ways(6, features=True))
+    assert labels > 20
     assert calls <= 0.2
     assert positions <= 0.6
 
