@@ -182,3 +182,39 @@ MINING_BUGS = [
         "        return logits, None if states is None else states[[0, *range(len(tokens))]]\n\n    def fingerprint"),
     Bug("a look forgets what it fed but not that it fed it", CONTEXT, "                self._session.keep(self._cached + len(slots))\n", "                self._session.keep(self._cached)\n"),
 ]  # fmt: skip
+
+JUDGED, NETWORK, DICE, FEATURES = (
+    "specexp.decoding.judged", "specexp.judge.network", "specexp.decoding.dice", "specexp.judge.features",
+)  # fmt: skip
+
+JUDGED_BUGS = [
+    Bug("token features a row early", JUDGED, 'first = 1 if place == "token" else 0', "first = 0"),
+    Bug("previous features a row late", JUDGED, 'first = 1 if place == "token" else 0', 'first = 1 if place == "token" or role == "target" else 0'),
+    Bug("one model's rows for the other's", JUDGED, 'scored.hidden if role == "target" else drafted.hidden',
+        "drafted.hidden if drafted.hidden is not None and drafted.hidden.shape[0] > num_drafted else scored.hidden"),
+    Bug("parts in another order", JUDGED, "for part in self.parts]", "for part in sorted(self.parts, reverse=True)]"),
+    Bug("an EOS is waived", JUDGED, "            waived = waived & (drafted.tokens != eos)\n", "            pass\n"),
+    Bug("an EOS that the target wants is rejected", CHAIN, "            verdict = verify(p, drafted.q,",
+        "            p[:-1, 0] = p[:-1, 0] * (waived is None)\n            verdict = verify(p, drafted.q,"),
+    Bug("what is important is waived", JUDGED, "self.score(xp.concat(rows, axis=-1)) < self.threshold", "self.score(xp.concat(rows, axis=-1)) > self.threshold"),
+    Bug("a judge at threshold 0 waives", JUDGED, "or self.threshold <= 0:", "or self.threshold < 0:\n            return None\n        if self.threshold == 0:\n"
+        "            return drafted.tokens == drafted.tokens[:1]\n        if False:"),
+    Bug("top-k takes one more", JUDGED, "axis=-1) < self.k", "axis=-1) <= self.k"),
+    Bug("top-k a row late", JUDGED, "rows, where = logits[:num_drafted]", "rows, where = logits[1:]"),
+    Bug("top-k is of the draft", JUDGED, "rows, where = logits[:num_drafted]", "rows, where = drafted.q"),
+    Bug("the last drafted token is not fed", ENGINE, "_, states = self._feed(\"draft\", tokens[-1][None], True)", "states = hidden[-1]"),
+    Bug("the last drafted token is always fed", ENGINE, "        if ask.own:\n", "        if ask.hidden:\n"),
+    Bug("the last drafted token is fed twice", CONTEXT, "slots = [slot for slot in kept if slot < len(self._parents)][: len(tokens) - 1]",
+        "slots = [slot for slot in kept if slot < len(self._parents)][: max(0, len(tokens) - 2)]"),
+    Bug("waived tokens are moved by one", CHAIN, "            verdict = verify(p, drafted.q,",
+        "            waived = None if waived is None else array_namespace(p).roll(waived, 1)\n            verdict = verify(p, drafted.q,"),
+    Bug("waived means accepted by the lossless rule too", RULES, "accepted & ~passed", "accepted & (~passed if waived is None else waived)"),
+    Bug("judged tokens behind a rejection count", RULES, "accepted & ~passed", "~passed if waived is None else waived & ~passed"),
+    Bug("a waived token needs the lossless rule as well", DICE, "passed if waived is None else passed | waived", "passed if waived is None else passed & waived"),
+    Bug("a waived correction is drawn from p", RULES, "weights = xp.where(xp.any(residual > 0), residual, row)",
+        "weights = xp.where(xp.any(residual > 0), residual, row) if waived is None else row"),
+    Bug("no standardising", NETWORK, '(xp.astype(features, xp.float32) - where["mean"]) / where["scale"]', "xp.astype(features, xp.float32)"),
+    Bug("a mode asks for the wrong hidden rows", FEATURES, 'own="draft_token" in self.parts', 'own="target_token" in self.parts'),
+    Bug("a judge for each position", JUDGED, "self.score(xp.concat(rows, axis=-1)) <",
+        "xp.concat([self.score(row[None]) for row in xp.concat(rows, axis=-1)]) <"),
+]  # fmt: skip
