@@ -454,7 +454,7 @@ def cost(minings: Sequence[Any]) -> tuple[float, float, int]:
     return calls, positions, sum(len(mined.labels) for mined in minings)
 
 
-def mine_both_ways(limit: int, features: bool, batch: int = 50) -> list[Any]:
+def mine_both_ways(limit: int, features: bool, batch: int = 100) -> list[Any]:
     """Arith prompts; every one must agree, counts of the literal procedure included."""
     ready = prepared(limit)
     room = ready.config.experiment.max_new_tokens
