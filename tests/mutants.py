@@ -148,3 +148,73 @@ TREE_BUGS = [
     Bug("a warp at temperature 1", SPECEXEC, "p = warp(xp.take", "p = Warp(1.0)(xp.take"),
     Bug("a node kept without its parent", TREE, "key=lambda i: (-self.nodes[i].score, i)", "key=lambda i: (-self.nodes[i].depth, i)"),
 ]  # fmt: skip
+
+MINING = "specexp.judge.mining"
+
+MINING_BUGS = [
+    Bug("y stays after an unimportant swap", MINING, "if important is False:", "if False:"),
+    Bug("y is replaced after an important swap", MINING, "if important is False:", "if important is not None:"),
+    Bug("y is replaced after an unfinished swap", MINING, "if important is False:", "if not important:"),
+    Bug("mismatches to the left are tested again", MINING, "            start = position + 1\n",
+        "            start = position + 1 if important is not False else 0\n"),
+    Bug("a position is skipped", MINING, "            start = position + 1\n", "            start = position + 2\n"),
+    Bug("compared with gold", MINING, "found.run(answer)", "found.run(example.answer)"),
+    Bug("no answer is an answer", MINING, "        if answer is None:\n", "        if answer is None and False:\n"),
+    Bug("a swap that loses the answer is unimportant", MINING, "else found != answer", "else found is not None and found != answer"),
+    Bug("an unfinished response is mined", MINING, 'if first.finish_reason != "stop":', 'if first.finish_reason == "context":'),
+    Bug("an unfinished swap gets a label", MINING, "important = None if not finished else found != answer", "important = found != answer"),
+    Bug("an unfinished swap's answer is read", MINING, "found = miner.answer(after) if finished else None", "found = miner.answer(after)"),
+    Bug("mismatches are not found anew", MINING, "choices = [*choices[: position + 1], *miner.draft_choices(prompt, after, position + 1)]",
+        "choices = [*choices, *after][: len(after)]"),
+    Bug("the draft's choices are a place off", MINING, "[*prompt, *response[:start]], response[start:-1])", "[*prompt[:1], *prompt, *response[:start]], response[start:-1])"),
+    Bug("a swap that is an EOS goes on", MINING, "        if token in self._pair.eos_ids:\n", "        if token in self._pair.eos_ids and False:\n"),
+    Bug("every swap has the whole limit", MINING, "self._limit - len(head), CertainDice", "self._limit, CertainDice"),
+    Bug("the swap is the target's own token", MINING, "head = [*response[:position], token]", "head = [*response[: position + 1]]"),
+    Bug("the answer is read with its EOS", MINING, "response[:-1] if finished else response", "response"),
+    Bug("the two places of the features are swapped", MINING, "previous, own = _host(hidden)", "own, previous = _host(hidden)"),
+    Bug("features of the target's token", MINING, "self._look(position, token)", "self._look(position, self.response[position])"),
+    Bug("features one place to the right", MINING, "*self.response[:position]]", "*self.response[: position + 1]]"),
+    Bug("both models' features are the target's", MINING, "self._miner.rows(role, ids", 'self._miner.rows("target", ids'),
+    Bug("the prefill of the literal procedure is free", MINING, "+= len(self._prompt) + position + generated", "+= generated"),
+    Bug("a swap that is an EOS costs the literal procedure a prefill", MINING, "        if generated:\n", "        if True:\n"),
+    Bug("a cache from another prompt is taken for this one's", CONTEXT, "            if old != new:\n", "            if False:\n"),
+    Bug("a look reads the row before", ENGINE, "        return logits, states\n\n    def fingerprint",
+        "        return logits, None if states is None else states[[0, *range(len(tokens))]]\n\n    def fingerprint"),
+    Bug("a look forgets what it fed but not that it fed it", CONTEXT, "                self._session.keep(self._cached + len(slots))\n", "                self._session.keep(self._cached)\n"),
+]  # fmt: skip
+
+JUDGED, NETWORK, DICE, FEATURES = (
+    "specexp.decoding.judged", "specexp.judge.network", "specexp.decoding.dice", "specexp.judge.features",
+)  # fmt: skip
+
+JUDGED_BUGS = [
+    Bug("token features a row early", JUDGED, 'first = 1 if place == "token" else 0', "first = 0"),
+    Bug("previous features a row late", JUDGED, 'first = 1 if place == "token" else 0', 'first = 1 if place == "token" or role == "target" else 0'),
+    Bug("one model's rows for the other's", JUDGED, 'scored.hidden if role == "target" else drafted.hidden',
+        "drafted.hidden if drafted.hidden is not None and drafted.hidden.shape[0] > num_drafted else scored.hidden"),
+    Bug("parts in another order", JUDGED, "for part in self.parts]", "for part in sorted(self.parts, reverse=True)]"),
+    Bug("an EOS is waived", JUDGED, "            waived = waived & (drafted.tokens != eos)\n", "            pass\n"),
+    Bug("an EOS that the target wants is rejected", CHAIN, "            verdict = verify(p, drafted.q,",
+        "            p[:-1, 0] = p[:-1, 0] * (waived is None)\n            verdict = verify(p, drafted.q,"),
+    Bug("what is important is waived", JUDGED, "self.score(xp.concat(rows, axis=-1)) < self.threshold", "self.score(xp.concat(rows, axis=-1)) > self.threshold"),
+    Bug("a judge at threshold 0 waives", JUDGED, "or self.threshold <= 0:", "or self.threshold < 0:\n            return None\n        if self.threshold == 0:\n"
+        "            return drafted.tokens == drafted.tokens[:1]\n        if False:"),
+    Bug("top-k takes one more", JUDGED, "axis=-1) < self.k", "axis=-1) <= self.k"),
+    Bug("top-k a row late", JUDGED, "rows, where = logits[:num_drafted]", "rows, where = logits[1:]"),
+    Bug("top-k is of the draft", JUDGED, "rows, where = logits[:num_drafted]", "rows, where = drafted.q"),
+    Bug("the last drafted token is not fed", ENGINE, "_, states = self._feed(\"draft\", tokens[-1][None], True)", "states = hidden[-1]"),
+    Bug("the last drafted token is always fed", ENGINE, "        if ask.own:\n", "        if ask.hidden:\n"),
+    Bug("the last drafted token is fed twice", CONTEXT, "slots = [slot for slot in kept if slot < len(self._parents)][: len(tokens) - 1]",
+        "slots = [slot for slot in kept if slot < len(self._parents)][: max(0, len(tokens) - 2)]"),
+    Bug("waived tokens are moved by one", CHAIN, "            verdict = verify(p, drafted.q,",
+        "            waived = None if waived is None else array_namespace(p).roll(waived, 1)\n            verdict = verify(p, drafted.q,"),
+    Bug("waived means accepted by the lossless rule too", RULES, "accepted & ~passed", "accepted & (~passed if waived is None else waived)"),
+    Bug("judged tokens behind a rejection count", RULES, "accepted & ~passed", "~passed if waived is None else waived & ~passed"),
+    Bug("a waived token needs the lossless rule as well", DICE, "passed if waived is None else passed | waived", "passed if waived is None else passed & waived"),
+    Bug("a waived correction is drawn from p", RULES, "weights = xp.where(xp.any(residual > 0), residual, row)",
+        "weights = xp.where(xp.any(residual > 0), residual, row) if waived is None else row"),
+    Bug("no standardising", NETWORK, '(xp.astype(features, xp.float32) - where["mean"]) / where["scale"]', "xp.astype(features, xp.float32)"),
+    Bug("a mode asks for the wrong hidden rows", FEATURES, 'own="draft_token" in self.parts', 'own="target_token" in self.parts'),
+    Bug("a judge for each position", JUDGED, "self.score(xp.concat(rows, axis=-1)) <",
+        "xp.concat([self.score(row[None]) for row in xp.concat(rows, axis=-1)]) <"),
+]  # fmt: skip

@@ -36,12 +36,17 @@ MINED, NO_ANSWER, UNFINISHED = "mined", "no_answer", "unfinished"
 
 @dataclass(slots=True)
 class Mined:
-    """What one prompt gave. `counts` are sums: forwards and positions, prefill included, of both ways of mining."""
+    """What one prompt gave.
+
+    `counts` are forwards and positions, prefill included: all that the prompt cost, the search alone (`mining_`), and
+    what the literal procedure would have spent on the target for that search (`slow_`).
+    """
 
     status: str  # mined, no_answer, unfinished
     labels: list[Label] = field(default_factory=list)
     features: dict[str, np.ndarray] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    response: list[int] = field(default_factory=list)  # y at the end: the draft's own, if nothing it chose mattered
 
 
 class Miner:
@@ -61,22 +66,17 @@ class Miner:
         prompt = self._pair.text.encode(example.messages())
         start = self._counts()
         first = self._engine.generate(self._respond, prompt, self._limit, CertainDice())
-        found = _Search(self, example.prompt_id, prompt, first.token_ids)
-        answer = self.answer(first.token_ids)
         if first.finish_reason != "stop":
-            return Mined(UNFINISHED, counts=self._spent(start, found))
+            return Mined(UNFINISHED, counts=self._spent(start))
+        answer = self.answer(first.token_ids)
         if answer is None:
-            return Mined(NO_ANSWER, counts=self._spent(start, found))
+            return Mined(NO_ANSWER, counts=self._spent(start))
         before = self._counts()
+        found = _Search(self, example.prompt_id, prompt, first.token_ids)
         found.run(answer)
-        counts = self._spent(start, found)
-        counts |= {
-            f"mining_{key}": value
-            for key, value in self._spent(before, found).items()
-            if "calls" in key or "pos" in key
-        }
-        features = {part: np.stack(rows).astype(self._dtype) for part, rows in found.features.items() if rows}
-        return Mined(MINED, found.labels, features, counts)
+        search = {f"mining_{key}": value for key, value in self._spent(before).items()}
+        features = {part: np.stack(rows).astype(self._dtype) for part, rows in found.features.items()}
+        return Mined(MINED, found.labels, features, self._spent(start) | search | found.slow, found.response)
 
     def answer(self, response: Sequence[int]) -> str | None:
         """What the task reads out of a response's ids."""
@@ -120,9 +120,8 @@ class Miner:
             for what in ("calls", "positions")
         }
 
-    def _spent(self, start: dict[str, int], found: _Search) -> dict[str, int]:
-        now = self._counts()
-        return {**{key: now[key] - start[key] for key in now}, **found.slow}
+    def _spent(self, start: dict[str, int]) -> dict[str, int]:
+        return {key: now - start[key] for key, now in self._counts().items()}
 
 
 class _Search:
@@ -132,7 +131,7 @@ class _Search:
         self._miner = miner
         self._prompt_id = prompt_id
         self._prompt = prompt
-        self._response = response
+        self.response = response  # y
         self.labels: list[Label] = []
         self.features: dict[str, list[np.ndarray]] = {}
         # What the literal procedure would have spent on the target: a prefill of all that is kept, then a call a token.
@@ -141,27 +140,27 @@ class _Search:
     def run(self, answer: str) -> None:
         miner, prompt = self._miner, self._prompt
         start = 0
-        choices = miner.draft_choices(prompt, self._response, 0)
+        choices = miner.draft_choices(prompt, self.response, 0)
         while True:
-            mismatches = (t for t in range(start, len(self._response)) if choices[t] != self._response[t])
+            mismatches = (t for t in range(start, len(self.response)) if choices[t] != self.response[t])
             position = next(mismatches, None)
             if position is None:
                 return
             token = choices[position]
             self._look(position, token)
-            after, finished = miner.swapped(prompt, self._response, position, token)
+            after, finished = miner.swapped(prompt, self.response, position, token)
             self._count_slow(position, len(after))
             found = miner.answer(after) if finished else None
             important = None if not finished else found != answer
             self._record(position, token, important, answer, found)
             if important is False:
-                self._response = after
+                self.response = after
                 if position + 1 < len(after):
                     choices = [*choices[: position + 1], *miner.draft_choices(prompt, after, position + 1)]
             start = position + 1
 
     def _look(self, position: int, token: int) -> None:
-        ids = [*self._prompt, *self._response[:position]]
+        ids = [*self._prompt, *self.response[:position]]
         for role in ("draft", "target"):
             previous, own = self._miner.rows(role, ids, token)
             self.features.setdefault(f"{role}_previous", []).append(previous)
@@ -174,7 +173,7 @@ class _Search:
             self.slow["slow_target_positions"] += len(self._prompt) + position + generated
 
     def _record(self, position: int, token: int, important: bool | None, before: str, after: str | None) -> None:
-        target = self._response[position]
+        target = self.response[position]
         text = self._miner.text_of
         self.labels.append(
             Label(

@@ -19,6 +19,7 @@ from array_api_compat import array_namespace, device
 Array = Any
 KINDS = ("mlp", "logistic")
 LAYERS = {"mlp": 2, "logistic": 1}
+_LARGEST = 80.0  # exponent: exp of a few more overflows float32
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ class Network:
             x = xp.clip(x @ where[f"weight_{i}"].T + where[f"bias_{i}"], 0, None)
         last = LAYERS[self.kind]
         logits = (x @ where[f"weight_{last}"].T + where[f"bias_{last}"])[:, 0]
-        return 1 / (1 + xp.exp(-logits))
+        return 1 / (1 + xp.exp(xp.clip(-logits, None, _LARGEST)))
 
     def _on(self, like: Array) -> dict[str, Array]:
         """The arrays in the namespace and on the device of `like`; moved once."""

@@ -1,0 +1,176 @@
+"""Algorithm 1 of AutoJudge (2504.20039) as the paper writes it: what specexp/judge/mining.py is compared with.
+
+Nothing is kept from one step to the next: every swap is continued in a fresh session, token by token; the draft's
+choices are read in a fresh pass over prompt and response whenever the response changed; features come from fresh
+forwards. It shares no line with decoding or mining. A search is a generator that asks for greedy continuations, so that
+`mine` can make them one forward a token, and count, and `mine_all` many at a time with transformers' own generate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from specexp.judge.labels import split_of
+
+Ids = list[int]
+# Asks for the target's greedy continuation of these ids, of at most so many tokens, the EOS its last one.
+Search = Generator[tuple[Ids, int], Ids, "Found"]
+ROLES = ("draft", "target")
+
+
+@dataclass
+class Found:
+    """What one prompt gave. Counts are the target's, for continuing swaps alone."""
+
+    status: str
+    labels: list[dict[str, Any]] = field(default_factory=list)  # the fields of Label
+    features: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    response: Ids = field(default_factory=list)  # y at the end
+    num_calls: int = 0
+    num_positions: int = 0
+
+
+def search(pair: Any, task: Any, limit: int, example: Any, features: bool = True) -> Search:
+    """Algorithm 1. `pair` and `task` are what Miner takes."""
+    prompt = pair.text.encode(example.messages())
+    y = yield prompt, limit
+    answer = read(pair, task, y)
+    if y[-1] not in pair.eos_ids:
+        return Found("unfinished")
+    if answer is None:
+        return Found("no_answer")
+    found = Found("mined")
+    drafts = draft_choices(pair, prompt, y)
+    t = 0
+    while t < len(y):
+        d = drafts[t]
+        if d != y[t]:
+            kept = [*y[:t], d]
+            swapped = kept if d in pair.eos_ids else [*kept, *(yield [*prompt, *kept], limit - len(kept))]
+            finished = swapped[-1] in pair.eos_ids
+            after = read(pair, task, swapped) if finished else None
+            important = (after != answer) if finished else None
+            found.labels.append(
+                {
+                    "prompt_id": example.prompt_id, "position": t, "target_token": y[t], "draft_token": d,
+                    "target_text": pair.text.decode([y[t]]), "draft_text": pair.text.decode([d]),
+                    "important": important, "answer_before": answer, "answer_after": after,
+                    "split": split_of(example.prompt_id),
+                }
+            )  # fmt: skip
+            if features:
+                for part, row in feature_rows(pair, [*prompt, *kept]).items():
+                    found.features.setdefault(part, []).append(row)
+            if important is False:
+                y = swapped
+                drafts = draft_choices(pair, prompt, y)
+        t += 1
+    found.response = y
+    return found
+
+
+def read(pair: Any, task: Any, response: Ids) -> str | None:
+    """The answer in a response, its EOS left out."""
+    finished = response[-1] in pair.eos_ids
+    answer: str | None = task.extract(pair.text.decode(response[:-1] if finished else response), finished)
+    return answer
+
+
+def draft_choices(pair: Any, prompt: Ids, response: Ids) -> Ids:
+    """The draft's favourite at every position of the response, teacher-forced."""
+    model = pair.models["draft"]
+    logits, _ = model.session().feed(model.ids([*prompt, *response[:-1]]), rows=len(response))
+    return [int(row.argmax()) for row in logits]
+
+
+def feature_rows(pair: Any, ids: Ids) -> dict[str, np.ndarray]:
+    """Hidden rows at the last of `ids` and at the one before it, of both models."""
+    found = {}
+    for role in ROLES:
+        model = pair.models[role]
+        _, hidden = model.session().feed(model.ids(ids), rows=2, hidden=True)
+        found[f"{role}_previous"], found[f"{role}_token"] = (np.asarray(row, dtype=np.float32) for row in hidden)
+    return found
+
+
+def greedy(model: Any, eos_ids: Sequence[int], ids: Ids, room: int) -> tuple[Ids, int, int]:
+    """A continuation, and its forwards and positions: the prefill is one forward, each further token one more."""
+    tokens: Ids = []
+    calls = positions = 0
+    session, fed = model.session(), ids
+    while len(tokens) < room:
+        logits, _ = session.feed(model.ids(fed), rows=1)
+        calls, positions = calls + 1, positions + len(fed)
+        fed = [int(logits[-1].argmax())]
+        tokens += fed
+        if fed[0] in eos_ids:
+            break
+    return tokens, calls, positions
+
+
+def mine(pair: Any, task: Any, limit: int, example: Any) -> Found:
+    """One prompt, one forward a token."""
+    steps = search(pair, task, limit, example)
+    ids, room = next(steps)
+    calls = positions = 0
+    tokens, *_ = greedy(pair.models["target"], pair.eos_ids, ids, room)
+    while True:
+        try:
+            ids, room = steps.send(tokens)
+        except StopIteration as end:
+            found: Found = end.value
+            found.num_calls, found.num_positions = calls, positions
+            return found
+        tokens, *spent = greedy(pair.models["target"], pair.eos_ids, ids, room)
+        calls, positions = calls + spent[0], positions + spent[1]
+
+
+def mine_all(pair: Any, task: Any, limit: int, examples: Sequence[Any], features: bool = True) -> list[Found]:
+    """Many prompts side by side: whatever continuations they want next are generated as one padded batch."""
+    steps = [search(pair, task, limit, example, features) for example in examples]
+    asked = {i: next(search) for i, search in enumerate(steps)}
+    done: dict[int, Found] = {}
+    spent = dict.fromkeys(asked, (-1, -1))  # the first continuation is the response, whose cost is nobody's swap
+    while asked:
+        order = sorted(asked)
+        replies = generated(pair.models["target"].module, pair.eos_ids, [asked[i] for i in order])
+        for i, tokens in zip(order, replies, strict=True):
+            calls, positions = spent[i]
+            ids, _ = asked.pop(i)
+            if calls < 0:
+                spent[i] = 0, 0
+            elif tokens:
+                spent[i] = calls + len(tokens), positions + len(ids) + len(tokens) - 1
+            try:
+                asked[i] = steps[i].send(tokens)
+            except StopIteration as end:
+                done[i] = end.value
+                done[i].num_calls, done[i].num_positions = spent[i]
+    return [done[i] for i in range(len(steps))]
+
+
+def generated(module: Any, eos_ids: Sequence[int], asked: Sequence[tuple[Ids, int]]) -> list[Ids]:
+    """transformers' greedy continuations of left-padded prompts, each cut at its EOS and at its own limit."""
+    import torch
+
+    rooms = [room for _, room in asked]
+    if not max(rooms):
+        return [[] for _ in asked]
+    width = max(len(ids) for ids, _ in asked)
+    with torch.inference_mode():
+        out = module.generate(
+            torch.tensor([[0] * (width - len(ids)) + ids for ids, _ in asked]),
+            attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids, _ in asked]),
+            do_sample=False, max_new_tokens=max(rooms), eos_token_id=list(eos_ids), pad_token_id=eos_ids[0],
+            repetition_penalty=1.0,
+        )  # fmt: skip
+    return [_ended(row[:room], eos_ids) for row, room in zip(out[:, width:].tolist(), rooms, strict=True)]
+
+
+def _ended(tokens: Ids, eos_ids: Sequence[int]) -> Ids:
+    stop = next((i + 1 for i, token in enumerate(tokens) if token in eos_ids), len(tokens))
+    return tokens[:stop]
