@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from specexp.config import MethodConfig
-from specexp.decoding.asks import Role
+from specexp.decoding.asks import Needs, Role
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless, Rule
 from specexp.decoding.judged import Judged, TopK
@@ -34,7 +34,8 @@ def _autojudge(method: MethodConfig, making: Making) -> Chain:
     judge = making.judges[method.judge]
     mode = features.mode(judge.facts.features)
     threshold = judge.facts.threshold if method.threshold is None else method.threshold
-    return _chain(method, making, Judged(judge.network, mode.parts, threshold, making.eos_ids, mode.needs))
+    needs = mode.needs if threshold > 0 else Needs()  # at 0 it is the lossless chain, at its price
+    return _chain(method, making, Judged(judge.network, mode.parts, threshold, making.eos_ids, needs))
 
 
 def _specexec(method: MethodConfig, making: Making) -> SpecExec:
