@@ -18,11 +18,11 @@ SETTINGS = {
     "data": "The task's rows: a file, a folder, an address or a hub id.",
     "shots": "Solved examples before a problem of gsm8k: 0 or 8.",
     "max_new_tokens": "Most tokens of a response.",
-    "limit": "How many prompts [600].",
+    "limit": f"How many prompts [{config.MINED_PROMPTS}].",
+    "skip": "How many prompts to leave out before them, for an evaluation on the same rows.",
     "dtype": f"What features are kept in: {', '.join(config.FEATURE_DTYPES)}.",
     "config": "A YAML file of settings, laid over the experiment's.",
 }
-LIMIT = "600"
 COLUMNS = (
     ("prompts", "labels/prompts", "{:.0f}"),
     ("without answer", "labels/prompts_without_answer", "{:.0f}"),
@@ -36,7 +36,7 @@ COLUMNS = (
 
 def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[str, str]) -> Path:
     """Resolve, mine and log one label set; returns its folder. Raises SpecexpError."""
-    resolved = config.resolve_mining(experiment, {"limit": LIMIT, **{k: v for k, v in flags.items() if v}})
+    resolved = config.resolve_mining(experiment, flags)
     path = Path(output) if output else Path("runs") / f"labels-{resolved.experiment.task}-{resolved.hash}"
     # Imports that load torch and mlflow wait until the settings are known to be good.
     from specexp.evaluation.output import OutputFolder
@@ -50,6 +50,7 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     prepared = collecting.prepare(resolved)
     mine = resolved.experiment
     with folder.hold():
+        collecting.note_inputs(prepared, folder)
         key = f"{uid_of(folder)}/labels"
         whole = not tracking.attached() and (path / MANIFEST).exists()
         if not (whole and tracking.find(key, finished=True)):
@@ -71,7 +72,7 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
 
 
 @click.command("collect_labels", help=__doc__)
-@settings_options("arith_quick", SETTINGS, {"limit": LIMIT})
+@settings_options("arith_quick", SETTINGS)
 @RESUME
 def command(experiment: str, output: str, resume: bool, **flags: str) -> None:
     def work() -> None:

@@ -18,6 +18,7 @@ SETTINGS = {
     "pair": "Model preset.",
     "target": "Target model: a folder or a hub id.",
     "draft": "Draft model: a folder or a hub id.",
+    "toy": "Of the toy pair: vocab_size=24,draft_noise=0.5,seed=0.",
     "task": "Where prompts and answers come from.",
     "data": "The task's rows: a file, a folder, an address or a hub id.",
     "shots": "Solved examples before a problem of gsm8k: 0 or 8.",

@@ -14,7 +14,8 @@ from entrypoints.train_judge import order, train_judge
 from specexp import config
 
 EXPERIMENT = "arith_judge"
-MINE = "250"
+MINE = "150"
+CHAMPION = "models:/autojudge@champion"  # what the presets of AutoJudge name: here it is made first
 # What labels depend on besides the experiment.
 OF_LABELS = ("pair", "target", "draft", "task", "data", "shots", "max_new_tokens", "config")
 
@@ -22,20 +23,22 @@ OF_LABELS = ("pair", "target", "draft", "task", "data", "shots", "max_new_tokens
 def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[str, str]) -> None:
     """Labels, judge, evaluation; without the first two where no method wants a judge, or one is named."""
     resolved = config.resolve(experiment, flags)
-    wanted = any(method.judge for method in resolved.methods) and not flags.get("judge")
-    if not wanted:
+    if not any(method.judge == CHAMPION for method in resolved.methods):
         evaluate(experiment, output, resume, flags)
         return
     folder = Path(output) if output else Path("runs") / f"{resolved.name}-{resolved.hash}"
-    given = {key: value for key, value in flags.items() if key in OF_LABELS}
-    config.resolve_mining(experiment, {**given, "limit": mine})  # every fault before any work
+    given = {key: value for key, value in flags.items() if key in OF_LABELS} | {"limit": mine}
+    if resolved.data is not None and config.resolve_mining(experiment, given).experiment.data == resolved.data:
+        given["skip"] = str(resolved.limit)  # the same rows: those that the evaluation asks are left to it
+    config.resolve_mining(experiment, given)  # every fault before any work
     from specexp import tracking
 
     with tracking.detached():
-        labels = collect_labels(experiment, str(folder / "labels"), resume, {**given, "limit": mine})
+        labels = collect_labels(experiment, str(folder / "labels"), resume, given)
         note = folder / "judge" / "address.txt"
         if not (resume and note.is_file()):
-            asked = order(str(labels), "both", "0.99", "mlp,logistic", "autojudge", str(folder / "judge"), "0")
+            # The target's rows alone: they come with the verifying call, and no draft step is spent on them.
+            asked = order(str(labels), "target", "0.99", "mlp,logistic", "autojudge", str(folder / "judge"), "0")
             address = train_judge(asked)
             note.write_text(address, encoding="utf-8")
     judge = note.read_text(encoding="utf-8")

@@ -70,7 +70,7 @@ def train_judge(asked: Order) -> str:
     from specexp.judge import comparing, features, registry
 
     labels, source = _labels(asked.labels)
-    folder = Path(asked.output) if asked.output else Path("runs") / f"judge-{labels.hash[:12]}-{asked.features}"
+    folder = Path(asked.output) if asked.output else Path("runs") / _name(asked, labels)
     _check(folder)
     mode = features.mode(asked.features)
     comparing.check(labels, mode)
@@ -84,7 +84,9 @@ def train_judge(asked: Order) -> str:
             candidate = comparing.train(kind, labels, mode, asked.recall, asked.seed, log)
             tracking.log_settings(run_id, candidate.settings)
             tracking.log_dataset(run_id, _dataset(labels, source), "training")
-            addresses[kind] = registry.log(candidate.judge, "judge", candidate.metrics, example)
+            addresses[kind] = registry.log(
+                candidate.judge, "judge", candidate.metrics, example, ("labels", labels.hash[:32])
+            )
             candidates[kind] = candidate
     chosen = max(candidates, key=lambda kind: candidates[kind].validation_auc)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +102,10 @@ def train_judge(asked: Order) -> str:
     return f"models:/{asked.name}/{verdict.version}"
 
 
+def _name(asked: Order, labels: LabelSet) -> str:
+    return f"judge-{labels.hash[:12]}-{asked.features}-r{asked.recall:g}-s{asked.seed}"
+
+
 def _register(name: str, address: str, judge: Candidate, present: Any, labels: LabelSet) -> Any:
     from specexp.judge import comparing, registry
 
@@ -107,6 +113,8 @@ def _register(name: str, address: str, judge: Candidate, present: Any, labels: L
     if present is None:
         return registry.crown(name, version, True, "the first of this name")
     old, champion = present
+    if champion is None:
+        return registry.crown(name, version, True, f"the files of version {old}, the champion until now, are gone")
     wins, says = comparing.better(judge.judge, champion, labels)
     return registry.crown(name, version, wins, f"{says} (version {old})")
 
@@ -159,7 +167,7 @@ def _show(candidates: dict[str, Candidate], chosen: str) -> None:
 @click.option("--recall", default="0.99", show_default=True, help="Of important mismatches, on the calibration split.")
 @click.option("--kinds", default="mlp,logistic", show_default=True, help="What to train and compare.")
 @click.option("--name", default="autojudge", show_default=True, help="Of the registered model.")
-@click.option("--output", default="", help="Folder to write [runs/judge-LABELS-FEATURES].")
+@click.option("--output", default="", help="Folder to write [one below runs/].")
 @click.option("--seed", default="0", show_default=True, help="Of the MLP.")
 def command(**settings: str) -> None:
     def work() -> None:

@@ -22,6 +22,10 @@ def validate(files: tuple[str, ...], experiment: str) -> None:
     if not files:
         jobs = [(f"experiment {name}", name, {}) for name in config.preset_names("experiments")]
         jobs += [
+            (f"template {name}", experiment, {"config": str(config.PRESETS / "templates" / f"{name}.yaml")})
+            for name in config.preset_names("templates")
+        ]
+        jobs += [
             (f"method {method} with pair {pair}", experiment, {"pair": pair, "methods": method})
             for pair in config.preset_names("models")
             for method in config.preset_names("methods")

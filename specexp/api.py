@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,8 +36,10 @@ class Output:
 class LoadedPair:
     """A target and a draft model, ready to decode. Made by `specexp.load`."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, settings: Mapping[str, Any] | None = None) -> None:
         self.experiment = experiment
+        self._settings = {key: value for key, value in (settings or {}).items() if key in config.TAKERS}
+        self._known: dict[str, Judge] = {}
         self._pair: Pair = load_pair(experiment, {"target", "draft"})
         self._engine = Engine(self._pair.models, self._pair.eos_ids)
 
@@ -53,7 +56,7 @@ class LoadedPair:
         seed: int | None = None,
         prompt_id: str = "",
     ) -> Output:
-        """Decode one prompt with a method preset; what is not given is the experiment's.
+        """Decode one prompt with a method preset; what is not given is as `load` was given it, or the experiment's.
 
         The same prompt, seed and `prompt_id` give the same tokens. Raises ConfigError with every fault of the
         settings, PromptError for a prompt that does not fit.
@@ -62,7 +65,7 @@ class LoadedPair:
             "methods": method, "gamma": gamma, "temperature": temperature, "top_k": top_k, "top_p": top_p,
             "max_new_tokens": max_new_tokens, "seed": seed,
         }  # fmt: skip
-        asked = config.adjusted(self.experiment, given)
+        asked = config.adjusted(self.experiment, given, self._settings)
         if len(asked.methods) != 1:
             raise ConfigError(f"method '{method}' names {len(asked.methods)} settings; name one.")
         warp = Warp(asked.temperature, asked.top_k, asked.top_p)
@@ -76,13 +79,13 @@ class LoadedPair:
         return Output(text, tokens, reason, counts)
 
     def _judges(self, method: MethodConfig) -> dict[str, Judge]:
-        if not method.judge:
-            return {}
-        from specexp.judge import registry  # MLflow, for those who name a judge
+        if method.judge and method.judge not in self._known:
+            from specexp.judge import registry  # MLflow, for those who name a judge
 
-        judge = registry.load(method.judge)
-        judge.check(identity(self._pair, self.experiment))
-        return {method.judge: judge}
+            judge = registry.load(method.judge)
+            judge.check(identity(self._pair, self.experiment))
+            self._known[method.judge] = judge
+        return self._known
 
 
 def load(experiment: str = "arith_quick", **settings: Any) -> LoadedPair:
@@ -91,4 +94,4 @@ def load(experiment: str = "arith_quick", **settings: Any) -> LoadedPair:
     `specexp.load("arith_quick", target="./my-target", draft="./my-draft", temperature=0.7)`. Raises ConfigError with
     every fault of the settings, ModelError when a model cannot be loaded.
     """
-    return LoadedPair(config.resolve(experiment, settings))
+    return LoadedPair(config.resolve(experiment, settings), settings)

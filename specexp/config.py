@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ TASKS: dict[str, DataConfig | None] = {
     "toy": None,
 }
 CHECKABLE = ("arith", "gsm8k", "prompts")  # tasks whose answers a judge can be mined on
+MINED_PROMPTS = 600  # unless a file or a flag says otherwise
 FEATURE_DTYPES = ("float32", "float16")
 SEVERAL_TURNS = ("mtbench", "spec_bench")
 HISTORIES = ("baseline", "own")
@@ -121,7 +122,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(None, None, f"{key} cannot be a key", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
             seen.add(key)
@@ -136,7 +141,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
     except OSError as error:
         raise ConfigError(f"config file '{path}' cannot be read: {error.strerror or error}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # the latter of a date that does not exist
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if found is None:
         raise ConfigError(f"{path}: is empty; give it settings, or leave it out.")
@@ -145,21 +150,27 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return found
 
 
-def resolve(name: str, flags: Mapping[str, Any] | None = None) -> Experiment:
-    """The experiment preset `name` with a `config` file and flags laid over it. Raises ConfigError with every fault."""
+def resolve(name: str, flags: Mapping[str, Any] | None = None, defaults: Mapping[str, Any] | None = None) -> Experiment:
+    """The experiment preset `name` with `defaults`, a `config` file and flags laid over it, in this order.
+
+    Raises ConfigError with every fault.
+    """
     flags = {key: value for key, value in (flags or {}).items() if value not in (None, "")}
     faults: list[str] = []
-    if name not in preset_names("experiments"):
-        raise ConfigError(unknown("experiment", name, preset_names("experiments")))
-    layers: list[tuple[str, Mapping[str, Any]]] = [("", load_yaml(PRESETS / "experiments" / f"{name}.yaml"))]
+    reader = _Reader(faults)
+    known = name in preset_names("experiments")
+    if known:
+        reader.lay("", {**load_yaml(PRESETS / "experiments" / f"{name}.yaml"), **(defaults or {})}, preset=True)
+    else:
+        faults.append(unknown("experiment", name, preset_names("experiments")))
     if "config" in flags:
         path = Path(str(flags.pop("config"))).expanduser()
-        layers.append((f"{path}: ", load_yaml(path)))
-    layers.append(("", flags))
-    reader = _Reader(faults)
-    for number, (where, layer) in enumerate(layers):
-        reader.lay(where, layer, preset=number == 0)
-    experiment = reader.finish(name)
+        try:
+            reader.lay(f"{path}: ", load_yaml(path))
+        except ConfigError as error:
+            faults += error.faults
+    reader.lay("", flags)
+    experiment = reader.finish(name) if known else None
     if faults or experiment is None:
         raise ConfigError(faults)
     return experiment
@@ -167,15 +178,20 @@ def resolve(name: str, flags: Mapping[str, Any] | None = None) -> Experiment:
 
 @dataclass(frozen=True, slots=True)
 class MiningConfig:
-    """What labels are mined from and with: an experiment's pair and task, and the dtype that features are kept in."""
+    """What labels are mined from and with: an experiment's pair and task, without its first `skip` prompts.
+
+    `dtype` is what features are kept in.
+    """
 
     experiment: Experiment
     dtype: str = "float32"
+    skip: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         mine = self.experiment
         kept = ("name", "task", "pair", "target", "draft", "toy", "data", "shots", "limit", "max_new_tokens")
-        return {**{key: value for key, value in mine.as_dict().items() if key in kept}, "dtype": self.dtype}
+        found = {key: value for key, value in mine.as_dict().items() if key in kept}
+        return {**found, "dtype": self.dtype, "skip": self.skip}
 
     @property
     def hash(self) -> str:
@@ -190,8 +206,13 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
     given = {key: value for key, value in flags.items() if value not in (None, "")}
     dtype = given.pop("dtype", FEATURE_DTYPES[0])
     faults = [] if dtype in FEATURE_DTYPES else [unknown("dtype", dtype, FEATURE_DTYPES)]
+    skip = given.pop("skip", "0")
     try:
-        experiment = resolve(name, given)
+        skip = _whole(0, ">= 0")(skip)
+    except ValueError as error:
+        faults.append(f"skip is {skip!r}; {error}")
+    try:
+        experiment = resolve(name, given, {"limit": MINED_PROMPTS})
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
     if experiment.task not in CHECKABLE:
@@ -199,19 +220,25 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
     if faults:
         raise ConfigError(faults)
     source = TASKS[experiment.task]
-    if source is not None and experiment.data == source and source.split == "test":
-        experiment = replace(experiment, data=replace(source, split="train"))
-    return MiningConfig(replace(experiment, methods=(), seed=0, temperature=0.0, top_k=0, top_p=1.0), dtype)
+    mine = experiment.data
+    if source and mine and mine.source == source.source and mine.split in ("", "test") and source.split == "test":
+        experiment = replace(experiment, data=replace(mine, subset=source.subset, split="train"))
+    return MiningConfig(replace(experiment, methods=(), seed=0, temperature=0.0, top_k=0, top_p=1.0), dtype, skip)
 
 
-def adjusted(experiment: Experiment, settings: Mapping[str, Any]) -> Experiment:
-    """The same pair and task with other methods or sampling; None is unset. Raises ConfigError with every fault."""
+def adjusted(experiment: Experiment, settings: Mapping[str, Any], under: Mapping[str, Any] | None = None) -> Experiment:
+    """The same pair and task with other methods or sampling; None is unset. `under` are settings of methods below them.
+
+    Raises ConfigError with every fault.
+    """
     faults: list[str] = []
     reader = _Reader(faults)
+    reader.lay("", under or {}, preset=True)
     reader.lay("", {key: value for key, value in settings.items() if value is not None})
     values = reader.values
     if "methods" in values:
         values["methods"] = tuple(reader._methods(values["methods"], values))
+    values = {key: value for key, value in values.items() if key not in TAKERS}
     if faults:
         raise ConfigError(faults)
     return replace(experiment, **values)
@@ -227,14 +254,21 @@ class _Reader:
 
     def lay(self, where: str, layer: Mapping[str, Any], preset: bool = False) -> None:
         for key, value in layer.items():
-            key = _ALIASES.get(key, key)
+            given, key = key, _ALIASES.get(key, key)
+            if given != key and key in layer:
+                self.faults.append(f"{where}{given} and {key} are the same setting; give one of them.")
             if not preset:
                 self.own.add(key)
             if key not in _PARSERS:
                 self.faults.append(where + unknown("setting", key, _PARSERS))
                 continue
             try:
-                self.values[key] = _PARSERS[key](value)
+                found = _PARSERS[key](value)
+                before = self.values.get(key)
+                # Parts of a model or the toy are settings of their own: what this layer leaves out stays.
+                if key in ("target", "draft", "toy") and before is not None:
+                    found = _laid_over(before, found)
+                self.values[key] = found
             except (ValueError, ConfigError) as error:
                 self.faults.append(f"{where}{key} is {value!r}; {error}")
 
@@ -244,7 +278,11 @@ class _Reader:
             if key not in values and not any(f.startswith(key) for f in self.faults):
                 self.faults.append(f"setting '{key}' is missing.")
         models = self._models(values.pop("pair", None), values)
-        methods = self._methods(values.pop("methods", ()), values)
+        names = tuple(values.pop("methods", ()))
+        judged = any(name.startswith("autojudge") for name in _expanded(names))
+        if "judge" in self.own and "methods" not in self.own and not judged:
+            names += ("autojudge",)  # who names a judge and no methods wants to see it
+        methods = self._methods(names, values)
         self._task(values, [method.method for method in methods])
         if self.faults:
             return None
@@ -433,7 +471,7 @@ def _names(value: Any) -> tuple[str, ...]:
 
 def _one_of(kind: str, known: Collection[str]) -> Callable[[Any], str]:
     def parse(value: Any) -> str:
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise ValueError(unknown(kind, value, known))
         return str(value)
 
@@ -479,7 +517,7 @@ def _model(value: Any) -> dict[str, Any]:
 
 def _laid_over(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Settings of a model over a preset's; another model has no use for the first one's revision and tokenizer."""
-    if given.get("model", preset["model"]) != preset["model"]:
+    if given.get("model", preset.get("model")) != preset.get("model"):
         preset = {key: value for key, value in preset.items() if key not in ("revision", "tokenizer")}
     return {**preset, **given}
 

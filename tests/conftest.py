@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +110,8 @@ def pair(folder: Callable[..., Path]) -> Callable[[str], dict[str, HFModel]]:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables made: making them takes seconds."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
+    with contextlib.chdir(path.parent):  # where the store will have its artifacts put
+        MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
 
 

@@ -48,6 +48,15 @@ def test_sampling_is_an_argument_and_a_seed_repeats_it(pair: specexp.LoadedPair)
     assert len(pair.generate(prompt, max_new_tokens=7).token_ids) <= 7
 
 
+def test_what_load_was_given_of_methods_stays(pair: specexp.LoadedPair) -> None:
+    prompt = "Mia has 4 apples. Then she buys 3 more. How many apples does Mia have now?\n"
+    toy = specexp.load("toy_quick", gamma=2, accept_k=24, tree_budget=3)
+    assert max(toy.generate("x").counts["accepted_histogram"].__len__() for _ in range(2)) <= 3
+    assert toy.generate("hello", "topk").tokens_per_call > toy.generate("hello", "topk", gamma=1).tokens_per_call
+    assert pair.generate(prompt, "specexec").token_ids == pair.generate(prompt, "baseline").token_ids
+    assert all(tree["num_nodes"] <= 3 for tree in toy.generate("hello", "specexec").counts["trees"])
+
+
 def test_bad_arguments_are_refused_all_at_once(pair: specexp.LoadedPair) -> None:
     with pytest.raises(specexp.ConfigError) as found:
         pair.generate("x", "speculativ", gamma=0, temperature=-1.0)

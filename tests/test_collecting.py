@@ -25,6 +25,7 @@ from entrypoints import collect_labels, main
 from running import evaluate, flat_runs, records, runs, tiny
 from specexp.judge import collecting, registry
 from specexp.judge.labels import LabelSet
+from specexp.tasks import arith
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("labels.parquet", "features.safetensors", "manifest.json")
@@ -47,7 +48,7 @@ def test_labels_are_files_artifacts_and_a_dataset(workplace: Path) -> None:
     result = collect(*SMALL, "--output", "labels")
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in (workplace / "labels").iterdir() if not p.name.startswith(".")) == sorted(
-        [*FILES, "config.json", "mlflow.json"]
+        [*FILES, "config.json", "inputs.json", "mlflow.json"]
     ), "progress is gone once all is told"
     labels = LabelSet.read(workplace / "labels")
     assert labels.labels
@@ -117,6 +118,31 @@ def test_an_interrupted_mining_goes_on_and_leaves_the_same_labels(
     same_labels(workplace / "out", workplace / "whole")
     states = sorted((run.info.status, "resumed_from" in run.data.tags) for run in runs())
     assert states == [("FAILED", False), ("FAILED", True), ("FINISHED", False), ("FINISHED", True)]
+
+
+def test_a_folder_begun_on_other_rows_is_refused(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": arith.prompt(p)} for p in arith.distinct("mining", 4)]
+    (workplace / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine = ["--task", "prompts", "--data", "mine.jsonl", "--limit", "2", "--max-new-tokens", "120", "--output", "out"]
+
+    def dies(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collecting, "_write", dies)
+        assert collect(*mine).exit_code == 130
+    text = (workplace / "mine.jsonl").read_text()
+    (workplace / "mine.jsonl").write_text(text.replace('"prompt": "', '"prompt": "Now '))
+    again = collect(*mine, "--resume")
+    assert again.exit_code == 2
+    assert "'out' was begun with another data; name another output folder." in again.output
+    (workplace / "mine.jsonl").write_text(text)
+    assert collect(*mine, "--resume").exit_code == 0
+    assert collect(*mine[:-1], "rest", "--skip", "2").exit_code == 0
+    seen = [{x.prompt_id for x in LabelSet.read(workplace / name).labels} for name in ("out", "rest")]
+    assert seen[0] <= {"line-1", "line-2"}
+    assert seen[1] <= {"line-3", "line-4"}
+    assert "no prompt behind it" in collect(*mine[:-1], "none", "--skip", "9").output
 
 
 @pytest.mark.parametrize(
@@ -190,9 +216,15 @@ def test_the_whole_story_and_a_served_judge(workplace: Path) -> None:
     assert result.exit_code == 0, result.output
     names = {run.info.run_name for run in runs()}
     assert names == {
-        "labels arith", "judge_mlp", "judge_logistic", "judge both", "compare arith_judge", "baseline",
+        "labels arith", "judge_mlp", "judge_logistic", "judge target", "compare arith_judge", "baseline",
         "speculative_k8", "autojudge_k8",
     }  # fmt: skip
+    (trained,) = [run.data.metrics for run in runs() if run.data.tags["method"] == "judge_comparison"]
+    assert trained["judge/roc_auc"] >= 0.9
+    assert trained["judge/recall"] >= 0.99 - trained["judge/recall_margin"]
+    lines = (workplace / "story" / "judge" / "token_classes.csv").read_text().splitlines()[1:]
+    accepted = {line.split(",")[0]: float(line.split(",")[3]) for line in lines}
+    assert accepted["digit"] < 0.1 < 0.9 < accepted["word"], "it catches mistakes, not words"
     lengths = {n: flat.data.metrics.get("accept/mean_length") for n, flat in flat_runs().items() if "_k8" in n}
     assert lengths["autojudge_k8"] > lengths["speculative_k8"]
     assert len(records(workplace / "story" / "evaluation")) == 18

@@ -121,6 +121,10 @@ def test_one_bad_flag(flags: dict[str, str], message: str) -> None:
         ("pair: toy\ntoy: {vocab_size: 1}\n", "vocab_size is 1: it must be a whole number >= 2."),
         ("pair: toy\ntoy: {noise: 1}\n", "unknown toy setting 'noise'"),
         ("data: x.jsonl\n", "data is given, but task 'arith' reads no file; leave it out."),
+        ("task: [arith]\n", "task is ['arith']; unknown task"),
+        ("[limit]: 3\n", "cannot be a key"),
+        ("seed: 2024-13-01\n", "not valid YAML"),
+        ("judge.threshold: 0\nthreshold: 1\nmethods: autojudge\n", "are the same setting; give one of them."),
         ("task: arit\n", "unknown task 'arit', did you mean 'arith'?"),
     ],
 )
@@ -139,7 +143,14 @@ def test_settings_may_be_written_as_yaml_reads_them_oddly(tmp_path: Path) -> Non
     file.write_text("temperature: 1e-1\npair: toy\ntask: toy\ntoy: {draft_noise: 1e-3}\n")
     got = config.resolve("arith_quick", {"config": str(file), "toy": "vocab_size=30,seed=2"})
     assert got.temperature == 0.1
-    assert got.toy == ToyConfig(30, 0.5, 2)
+    assert got.toy == ToyConfig(30, 1e-3, 2), "what a flag leaves out stays as the file has it"
+
+
+def test_a_judge_without_methods_brings_autojudge_along() -> None:
+    got = config.resolve("arith_quick", {"judge": "./mine"})
+    assert [m.label for m in got.methods] == ["baseline", "draft_only", "speculative", "autojudge"]
+    assert got.methods[-1].judge == "./mine"
+    assert len(config.resolve("arith_judge", {"judge": "./mine"}).methods) == 6
 
 
 def test_another_model_keeps_where_it_runs_but_not_the_revision_of_the_first(tmp_path: Path) -> None:
@@ -154,8 +165,29 @@ def test_a_task_knows_where_its_rows_are_and_data_may_say_otherwise() -> None:
     assert config.resolve("gsm8k_llama_8b_1b", {"data": "mine.jsonl"}).data == DataConfig("mine.jsonl")
 
 
-def test_an_unknown_experiment_comes_with_a_suggestion() -> None:
-    assert "did you mean 'arith_quick'?" in faults("arith_quik")[0]
+def test_an_unknown_experiment_comes_with_a_suggestion_and_with_the_other_faults(tmp_path: Path) -> None:
+    found = faults("arith_quik", gamma="0", config=str(tmp_path / "none.yaml"))
+    assert "did you mean 'arith_quick'?" in found[0]
+    assert ["config file" in found[1], found[2].startswith("gamma is '0'")] == [True, True]
+    assert len(found) == 3
+
+
+def test_a_model_is_changed_part_by_part(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("target: {quantization: nf4}\n")
+    got = config.resolve("arith_quick", {"config": str(file), "target": "./mine"})
+    assert (got.target.model, got.target.quantization) == ("./mine", "nf4")
+
+
+def test_labels_are_mined_where_no_evaluation_looks(tmp_path: Path) -> None:
+    mined = config.resolve_mining("gsm8k_llama_8b_1b", {}).experiment
+    assert (mined.data, mined.limit) == (DataConfig("openai/gsm8k", "main", "train"), config.MINED_PROMPTS)
+    file = tmp_path / "mine.yaml"
+    file.write_text("task: gsm8k\ndata: {source: openai/gsm8k, revision: abc}\nlimit: 50\n")
+    mined = config.resolve_mining("arith_quick", {"config": str(file)}).experiment
+    assert (mined.data, mined.limit) == (DataConfig("openai/gsm8k", "main", "train", "abc"), 50)
+    own = config.resolve_mining("arith_quick", {"task": "gsm8k", "data": "x.jsonl", "skip": "7"})
+    assert (own.experiment.data, own.skip) == (DataConfig("x.jsonl"), 7)
 
 
 def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:

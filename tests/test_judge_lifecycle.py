@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +132,7 @@ def test_train_judge_compares_calibrates_logs_and_registers(workplace: Path) -> 
     figures = {"roc.png", "precision_recall.png", "reliability.png", "thresholds.png"}
     assert files == figures | {"token_classes.csv", "threshold_sweep.csv"}
     sweep = (workplace / "judge" / "threshold_sweep.csv").read_text().splitlines()
-    assert sweep[0] == "recall,threshold,accepted,test_recall,test_accepted"
+    assert sweep[0] == "recall,threshold,accepted,test_recall,test_accepted,test_important_accepted_per_prompt"
     assert any(line.startswith("0.9,") for line in sweep)
     facts = Judge.load(workplace / "judge").facts
     assert (facts.requested_recall, facts.target, facts.features) == (0.95, "t" * 16, "both")
@@ -229,6 +230,17 @@ def test_only_a_better_judge_becomes_champion(workplace: Path) -> None:
             assert description == f"{'champion' if wins else 'challenger'}: {says} (version 1)"
     assert "version 3 is champion: test ROC-AUC" in better.output, "two views see more than one"
     assert str(client.get_model_version_by_alias("autojudge", "champion").version) == "3"
+
+
+def test_a_champion_whose_files_are_gone_makes_room(workplace: Path) -> None:
+    label_set(workplace / "labels")
+    arguments = ["--labels", "labels", "--kinds", "logistic", "--output", "judge"]
+    assert train(*arguments).exit_code == 0
+    for model in mlflow.search_logged_models(output_format="list"):
+        shutil.rmtree(model.artifact_location.removeprefix("file://"))
+    again = train(*arguments)
+    assert again.exit_code == 0, again.output
+    assert "version 2 is champion: the files of version 1, the champion until now, are gone" in again.output
 
 
 def test_a_judge_of_another_pair_does_not_dethrone_the_champion(workplace: Path) -> None:

@@ -63,7 +63,16 @@ def test_a_template_is_a_settings_file_that_names_everything_its_method_has(name
     mine = {key for key, takers in config.TAKERS.items() if method in takers}
     assert mine <= settings.keys(), "a template leaves none of its method's settings out"
     header = path.read_text()
-    wanted = {"autojudge": ["accept/judged_rate", "judge/recall"], "specexec": ["tree/depth_i", "tree/cache_hit_rate"]}
+    wanted = {
+        "autojudge": [
+            "accept/judged_rate", "judge/recall", "judge/roc_auc", "judge/pr_auc", "judge/brier", "judge/recall_margin",
+            "judge/accepted_unimportant", "labels/important_share", "labels/mismatches_per_prompt", "kinds", "skip",
+        ],
+        "specexec": [
+            "tree/depth_i", "tree/cache_hit_rate", "tree/effective_parallelism", "tree/max_active_branches",
+            "pruned_by_log_prob", "calls/target_per_token", "speed/speedup",
+        ],
+    }  # fmt: skip
     for metric in wanted[method]:
         assert metric in header
     for part in HEADER:
@@ -80,13 +89,17 @@ def test_a_pair_names_its_files_exactly_and_shares_its_settings(name: str) -> No
     assert (experiment.target.device == "cpu") == (name in ("embedded", "toy"))
 
 
-@pytest.mark.parametrize("kind", ["experiments", "models"])
+@pytest.mark.parametrize("kind", ["experiments", "models", "methods"])
 def test_a_header_says_how_to_run_it_on_what_and_what_comes_out(kind: str) -> None:
     for name in config.preset_names(kind):
         header = [x.lstrip("# ") for x in config.preset_text(kind, name).splitlines() if x.startswith("#")]
         for part in HEADER if kind == "experiments" else HEADER[:2]:
             assert any(line.startswith(part) for line in header), f"{name}: no {part}"
         command = next(line for line in header if line.startswith("Command:"))
+        if kind == "methods":
+            methods = command.rsplit("methods=", 1)[1].split()[0]
+            assert config.resolve("arith_quick", {"methods": methods}).methods
+            continue
         experiment = command.rsplit("experiment=", 1)[1]
         assert experiment in config.preset_names("experiments")
         if kind == "experiments":

@@ -193,6 +193,23 @@ def test_a_bad_row_is_refused_with_its_place(tmp_path: Path, name: str, text: st
     assert str(path) in str(found.value)
 
 
+def test_a_line_ends_at_a_line_feed_alone(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(
+        json.dumps({"prompt": "one\u2028two\x85three"}, ensure_ascii=False) + "\r\n", encoding="utf-8", newline=""
+    )
+    (example,) = task("prompts", DataConfig(str(path))).examples(2)
+    assert example.turns == ("one\u2028two\x85three",)
+    with pytest.raises(TaskError, match="split is given, but a JSONL file has none"):
+        task("prompts", DataConfig(str(path), split="test"))
+
+
+def test_whole_numbers_that_came_as_floats_are_whole(tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("prompt,answer\na,5\nb,\n")
+    found = task("prompts", DataConfig(str(tmp_path / "mine.csv"))).examples(2)
+    assert [x.answer for x in found] == ["5", None]
+
+
 def test_a_source_that_is_not_there_is_refused() -> None:
     with pytest.raises(TaskError, match=r"data './nowhere' does not exist; give a file, a folder, an address"):
         task("gsm8k", DataConfig("./nowhere"))

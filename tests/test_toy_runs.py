@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from judges import judge_for
 from running import evaluate, flat_runs, records
+from specexp import config
+from specexp.judge import features
 
 ROOT = Path(__file__).resolve().parent.parent
 # As in an environment without them: no module of these names can be found.
@@ -31,13 +34,16 @@ def without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_method_runs_without_torch(workplace: Path) -> None:
-    done = without_torch("--experiment", "toy_quick", "--limit", "5")
+    judge_for("toy_quick", features.mode("both")).save(workplace / "judge")
+    done = without_torch("--experiment", "toy_quick", "--limit", "5", "--methods", "compare_all_k4", "--judge", "judge",
+                         "--gamma", "4")  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = {(r["prompt_id"], r["label"]): r["token_ids"] for r in records(workplace / "out")}
     labels = {label for _, label in found}
-    assert labels == {"baseline", "draft_only", "speculative_k2", "speculative_k4"}
+    assert labels == {"baseline", "draft_only", "speculative_k4", "autojudge_k4", "topk_k4", "specexec_k4"}
+    assert {method.split("_k")[0] for method in labels} == set(config.METHODS)
     for (prompt, label), tokens in found.items():
-        if label != "draft_only":
+        if label in ("speculative_k4", "specexec_k4"):
             assert tokens == found[prompt, "baseline"]
     assert sorted(flat_runs()) == sorted(labels)
 

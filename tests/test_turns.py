@@ -110,6 +110,15 @@ def test_turns_that_cannot_fit_are_refused_before_anything_is_written(workplace:
     assert "lower max_new_tokens" in result.output
 
 
+def test_a_categorys_name_may_be_anything(workplace: Path) -> None:
+    rows = (DATA / "spec_bench.jsonl").read_text().replace('"rag"', '"Q&A/é"')
+    (workplace / "mine.jsonl").write_text(rows)
+    arguments = ["--task", "spec_bench", "--data", "mine.jsonl", "--limit", "5", *QUICK[6:]]
+    result = evaluate(*arguments, "--methods", "baseline,speculative")
+    assert result.exit_code == 0, result.output
+    assert any(name.startswith("category/speedup_Q_A") for name in flat_runs()["speculative_k3"].data.metrics)
+
+
 def test_speed_and_tokens_per_call_come_by_category(workplace: Path) -> None:
     arguments = ["--task", "spec_bench", "--data", str(DATA / "spec_bench.jsonl"), "--limit", "5", *QUICK[6:]]
     assert evaluate(*arguments).exit_code == 0

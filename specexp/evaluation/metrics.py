@@ -5,6 +5,7 @@ The identities of the counts are asserted on every record; a speed is never comp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from specexp.config import TREES, TreeConfig
@@ -91,7 +92,8 @@ def _by_category(records: Sequence[Record], baseline: Sequence[Record]) -> dict[
     """Speed-up and tokens per call of each category, where a task has several."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        groups.setdefault(record["category"], []).append(record)
+        # MLflow takes letters, digits and a few signs in a metric's name.
+        groups.setdefault(re.sub(r"[^A-Za-z0-9_.\- ]", "_", record["category"] or "none"), []).append(record)
     if len(groups) < 2:
         return {}
     metrics = {}

@@ -163,12 +163,25 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
             example = prepared.examples[job.index]
             dice = dice_for(experiment.temperature, experiment.seed + job.repeat, example.prompt_id, job.turn)
             ids = _prompt(prepared, records, job)
-            out = engine.generate(job.setting.decoder, ids, experiment.max_new_tokens, dice)
+            try:
+                out = engine.generate(job.setting.decoder, ids, experiment.max_new_tokens, dice)
+            except RuntimeError as error:
+                if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to ask for it
+                    raise
+                raise _out_of_memory(error, example, job) from error
             record = _record(prepared, job, out) | {"environment": where}
             check_identities(record, job.setting.config.tree, job.setting.config.bonus)
             records.append(record)
             bar.set_postfix_str(job.setting.config.label, refresh=False)
             bar.update()
+
+
+def _out_of_memory(error: RuntimeError, example: Example, job: Job) -> ModelError:
+    words = (str(error).strip().splitlines() or ["out of memory"])[0]
+    return ModelError(
+        f"prompt '{example.prompt_id}' with {job.setting.config.label}: {words} Lower max_new_tokens, gamma or"
+        " tree_budget, or choose a smaller dtype or quantization nf4."
+    )
 
 
 def _prompt(prepared: Prepared, records: RecordFile, job: Job) -> list[int]:

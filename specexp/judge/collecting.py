@@ -1,7 +1,7 @@
 """Mines a task's prompts into a label set, prompt by prompt; a kill at any moment loses the prompt it was at, no more.
 
 progress/NNNNNN.safetensors holds one prompt's findings, written whole. When all are there they become the label set of
-labels.py, in the prompts' order, so that an interrupted run leaves the very files of an uninterrupted one.
+labels.py, in the prompts' order, so that an interrupted run leaves the very labels of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from specexp.config import MiningConfig
 from specexp.engine import Engine
-from specexp.errors import PromptError, TaskError
+from specexp.errors import OutputError, PromptError, TaskError
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.pair import Pair, identity, load_pair
 from specexp.judge import features
@@ -43,7 +43,9 @@ def prepare(config: MiningConfig) -> Prepared:
     """Load both models and the task, and check that every prompt fits. Writes nothing."""
     experiment = config.experiment
     chosen = task(experiment.task, experiment.data, experiment.shots, "mining")
-    examples = chosen.examples(experiment.limit)
+    examples = chosen.examples(config.skip + experiment.limit)[config.skip :]
+    if not examples:
+        raise TaskError(f"skip is {config.skip}, but task '{experiment.task}' has no prompt behind it; lower it.")
     pair = load_pair(experiment, {"target", "draft"})
     engine = Engine(pair.models)
     for example in examples:
@@ -61,6 +63,17 @@ def prepare(config: MiningConfig) -> Prepared:
                     f" max_new_tokens to at most that."
                 )
     return Prepared(config, chosen, examples, pair)
+
+
+def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
+    """Write inputs.json; raises OutputError when the folder was begun on other rows or another pair."""
+    mine = identity(prepared.pair, prepared.config.experiment)
+    now = {"data": prepared.task.dataset().digest, **{key: mine[key] for key in ("target", "draft", "tokenizer")}}
+    before = output.read_json("inputs.json")
+    if before is not None and before != now:
+        changed = " and ".join(key for key in now if now[key] != before.get(key))
+        raise OutputError(f"'{output.path}' was begun with another {changed}; name another output folder.")
+    output.write_json("inputs.json", now)
 
 
 def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:

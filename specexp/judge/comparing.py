@@ -118,16 +118,18 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 def write(folder: Path, candidates: Mapping[str, Candidate], chosen: str, labels: LabelSet, mode: Mode) -> list[Path]:
     """The chosen judge in `folder`, every one below it, figures and tables; returns the files to look at."""
     _, important, rows = labels.select(mode, "test")
+    best = candidates[chosen]
+    best.judge.save(folder)  # first: it is what tells the folder for ours
     for kind, candidate in candidates.items():
         candidate.judge.save(folder / kind)
-    best = candidates[chosen]
-    best.judge.save(folder)
     paths = figures.draw(folder, {kind: (c.judge.facts.threshold, c.p) for kind, c in candidates.items()}, important)
     write_table(folder / "token_classes.csv", token_classes(rows, best.p, best.judge.facts.threshold))
+    num_prompts = max(1, len({label.prompt_id for label in rows}))
     x, marks, _ = labels.select(mode, "calibration")
     sweep = calibration.sweep(np.asarray(best.judge.network(x)), marks, SWEEP)
     for row in sweep:
         row |= {"test_recall": calibration.recall_at(row["threshold"], best.p, important)}
         row |= {"test_accepted": calibration.accepted_at(row["threshold"], best.p)}
+        row |= {"test_important_accepted_per_prompt": float((best.p[important] < row["threshold"]).sum()) / num_prompts}
     write_table(folder / "threshold_sweep.csv", sweep)
     return [*paths, folder / "token_classes.csv", folder / "threshold_sweep.csv"]

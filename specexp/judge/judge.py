@@ -43,7 +43,7 @@ class Facts:
     threshold: float = 0.0  # calibrated: p below it counts as unimportant
     requested_recall: float = 0.0
     recall: float = 0.0  # on the test split
-    labels: str = ""  # hash of the label set's manifest
+    labels: str = ""  # hash of the label set: of the files' hashes that its manifest lists
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+from mlflow.entities import Dataset
 from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
@@ -37,8 +38,10 @@ class Verdict:
     reason: str
 
 
-def log(judge: Judge, name: str, metrics: Mapping[str, float], example: np.ndarray) -> str:
-    """Log a judge as a model of the active run, with its metrics; returns the model's address."""
+def log(
+    judge: Judge, name: str, metrics: Mapping[str, float], example: np.ndarray, labels: tuple[str, str] | None = None
+) -> str:
+    """Log a judge as a model of the active run, with its metrics on `labels` (name, digest); returns its address."""
     num = judge.network.num_features
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype("float32"), (-1, num))]),
@@ -57,7 +60,8 @@ def log(judge: Judge, name: str, metrics: Mapping[str, float], example: np.ndarr
             pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
             metadata={key: value for key, value in asdict(judge.facts).items() if value not in ("", None)},
         )
-    mlflow.log_metrics(dict(metrics), model_id=info.model_id)
+    data = None if labels is None else Dataset(*labels, "", "")
+    mlflow.log_metrics(dict(metrics), model_id=info.model_id, dataset=data)
     return str(info.model_uri)
 
 
@@ -66,13 +70,18 @@ def register(uri: str, name: str) -> str:
     return str(mlflow.register_model(uri, name).version)
 
 
-def champion(name: str) -> tuple[str, Judge] | None:
-    """The registered champion's version and the judge itself, if there is one."""
+def champion(name: str) -> tuple[str, Judge | None] | None:
+    """The registered champion's version and the judge itself (None if its files are gone), if there is one."""
     try:
         found = MlflowClient().get_model_version_by_alias(name, CHAMPION)
-    except mlflow.MlflowException:
-        return None
-    return str(found.version), load(f"models:/{name}/{found.version}")
+    except mlflow.MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise JudgeError(f"the registry at {mlflow.get_tracking_uri()} does not answer: {error.message}") from error
+    try:
+        return str(found.version), load(f"models:/{name}/{found.version}")
+    except JudgeError:
+        return str(found.version), None
 
 
 def crown(name: str, new: str, better: bool, reason: str) -> Verdict:

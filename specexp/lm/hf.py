@@ -117,8 +117,14 @@ def _placement(config: ModelConfig) -> dict[str, Any]:
 
 def _needed(path: str, config: ModelConfig) -> str:
     """Memory that the weights take, counted on a model without any."""
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path, **_source(config, "model")))
+    source = _source(config, "model")
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(path, **source), trust_remote_code=config.trust_remote_code
+            )
+    except Exception:  # a model whose own code builds nothing without memory: the loader's words must do
+        return "more than there is"
     each = {"int8": 1.0, "nf4": 0.5, "fp4": 0.5}.get(config.quantization, float(DTYPES[config.dtype].itemsize))
     return f"{sum(p.numel() for p in empty.parameters()) * each / 2**30:.2f} GiB"
 
@@ -246,7 +252,7 @@ class HFModel:
     def fingerprint(self) -> str:
         """Sixteen hex digits of the weights themselves, wherever they came from: the first values of every parameter.
 
-        Rounded to bfloat16, so that the same weights in another dtype keep their name; quantized ones have another.
+        Rounded to bfloat16, so that weights kept in float32 and in bfloat16 have one name; quantized ones have another.
         """
         digest = hashlib.sha256(type(self.module).__name__.encode())
         for name, parameter in self.module.named_parameters():
@@ -254,6 +260,8 @@ class HFModel:
             if parameter.is_floating_point() and parameter.device.type != "meta":
                 values = parameter.detach().flatten()[:_FINGERPRINT_VALUES].to(torch.bfloat16).float().cpu()
                 digest.update(values.numpy().tobytes())
+            elif parameter.device.type != "meta":  # quantized
+                digest.update(parameter.detach().flatten()[:_FINGERPRINT_VALUES].cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def facts(self) -> dict[str, Any]:

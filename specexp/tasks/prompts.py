@@ -11,7 +11,7 @@ import re
 
 from specexp.errors import TaskError
 from specexp.tasks.example import Dataset, Example
-from specexp.tasks.source import DataConfig, Row, Rows, read, text_of
+from specexp.tasks.source import DataConfig, Row, Rows, first_twice, read, text_of
 
 KEYS = {"prompt", "answer", "id"}
 ANSWER = re.compile(r"(?:####|[Tt]he final answer is:?)[ \t]*([^\n]*)")
@@ -25,8 +25,7 @@ class Prompts:
     def __init__(self, config: DataConfig) -> None:
         self._rows: Rows = read(config)
         self._examples = [_example(row) for row in self._rows.rows]
-        ids = [example.prompt_id for example in self._examples]
-        if twice := next((i for i in ids if ids.count(i) > 1), None):
+        if twice := first_twice(example.prompt_id for example in self._examples):
             raise TaskError(f"{config.source}: id {twice!r} is given twice; every prompt needs its own.")
 
     def examples(self, limit: int) -> list[Example]:
@@ -59,5 +58,7 @@ def _example(row: Row) -> Example:
     answer = row.values.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         raise TaskError(f"{row.where}: 'answer' is {answer!r}; it must be a text or a number, or be left out.")
-    gold = None if answer is None else normal(str(answer))
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)  # a column of whole numbers with a gap in it comes as floats
+    gold = None if answer is None or answer != answer else normal(str(answer))
     return Example(str(row.values.get("id", f"line-{row.number}")), (text_of(row, "prompt"),), gold)

@@ -12,7 +12,7 @@ import re
 from specexp.errors import TaskError
 from specexp.tasks.example import Dataset, Example
 from specexp.tasks.gsm8k import GOLD, extract_answer, plain
-from specexp.tasks.source import DataConfig, Row, Rows, read
+from specexp.tasks.source import DataConfig, Row, Rows, first_twice, read
 
 # Spec-Bench's file (Xia et al. 2401.07851) begins with MT-Bench (Zheng et al. 2306.05685), by these categories.
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
@@ -30,8 +30,7 @@ class Questions:
         self._examples = [x for x in examples if not categories or x.category in categories]
         if not self._examples:
             raise TaskError(f"data '{config}' holds no question of {name}'s categories ({', '.join(categories)}).")
-        ids = [example.prompt_id for example in self._examples]
-        if twice := next((i for i in ids if ids.count(i) > 1), None):
+        if twice := first_twice(example.prompt_id for example in self._examples):
             raise TaskError(f"data '{config}': question {twice!r} is given twice; every question needs its own id.")
 
     def examples(self, limit: int) -> list[Example]:

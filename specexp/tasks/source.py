@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,16 @@ def read(config: DataConfig) -> Rows:
     return _read_by_library(config, path)
 
 
+def first_twice(names: Iterable[str]) -> str | None:
+    """The first name that was given before."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
 def text_of(row: Row, key: str) -> str:
     """A row's text that is not empty; raises TaskError."""
     value = row.values.get(key)
@@ -66,11 +77,13 @@ def text_of(row: Row, key: str) -> str:
 def _read_lines(config: DataConfig, path: Path) -> Rows:
     try:
         content = path.read_bytes()
-        lines = content.decode("utf-8").splitlines()
+        lines = content.decode("utf-8").split("\n")  # and at no other sign: JSON texts may hold those
     except UnicodeDecodeError as error:
         raise TaskError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
     except OSError as error:
         raise TaskError(f"data file '{path}' cannot be read: {error.strerror or error}.") from error
+    if more := [name for name in ("subset", "split", "revision") if getattr(config, name)]:
+        raise TaskError(f"{path}: {more[0]} is given, but a JSONL file has none; leave it out.")
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
