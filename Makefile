@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 PORT ?= 5000
+# Two tests at a time, each on one thread: these models are too small to share one forward among cores.
+PYTEST := OMP_NUM_THREADS=1 pytest -n 2
 export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
@@ -19,10 +21,10 @@ demo: $(VENV)/.installed
 	mlflow run . --env-manager local -P output=runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 test: check
-	pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: check
-	pytest
+	$(PYTEST)
 
 check: $(VENV)/.installed-test
 	ruff check .
