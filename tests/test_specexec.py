@@ -24,6 +24,7 @@ from specexp.lm.toy import ToyModel
 
 Pair = Callable[[str], dict[str, HFModel]]
 SAME_TOKENS = ("llama", "qwen2", "gpt2", "gpt_neox")
+WINDOWED = ("mistral_window", "gpt_oss")  # caches of full length, and a mask for each kind of layer
 WARPS = {0.0: Warp(), 0.6: Warp(0.6, top_p=0.9), 1.0: Warp(1.0, top_p=0.9)}
 # Budget, branches: a chain of one, a tree, and one larger than 4 branches fill.
 BUDGETS = {1: 4, 16: 4, 128: 8}
@@ -68,7 +69,7 @@ def compare(models: dict[str, HFModel], count: int, length: int) -> tuple[int, i
     return compared, parted
 
 
-@pytest.mark.parametrize("family", SAME_TOKENS)
+@pytest.mark.parametrize("family", [*SAME_TOKENS, *WINDOWED])
 def test_the_same_seed_gives_the_baselines_tokens(pair: Pair, family: str) -> None:
     compared, parted = compare(pair(family), 10, 8)
     assert compared == 90
