@@ -29,7 +29,7 @@ def draw(folder: Path, judges: Mapping[str, tuple[float, np.ndarray]], important
         for index, (judge, (threshold, p)) in enumerate(judges.items()):
             panel(axes, judge, threshold, p, important, f"C{index}")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        axes.legend(framealpha=0.9, edgecolor="none")
         path = folder / f"{name}.png"
         figure.savefig(path, dpi=120)
         paths.append(path)

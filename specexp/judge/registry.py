@@ -89,7 +89,7 @@ def crown(name: str, new: str, better: bool, reason: str) -> Verdict:
     alias = CHAMPION if better else CHALLENGER
     client = MlflowClient()
     client.set_registered_model_alias(name, alias, new)
-    client.set_model_version_tag(name, new, "verdict", f"{alias}: {reason}")
+    client.set_model_version_tag(name, new, "verdict", alias)
     client.update_model_version(name, new, description=f"{alias}: {reason}")
     return Verdict(new, alias, reason)
 
