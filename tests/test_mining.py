@@ -433,11 +433,21 @@ def test_random_models_give_the_literal_procedures_labels(pair: Callable[[str], 
     task = Reads("the sum modulo 3")
     fast = miner(models, task)
     kinds: Counter[bool | None] = Counter()
+    minings = []
     for example in toy_examples(12):
         mined, slow = fast.mine(example), slow_miner.mine(models, task, LIMIT, example)
         assert list(disagreements(mined, slow, 1e-5)) == []
         kinds.update(label.important for label in mined.labels)
+        minings.append(Mining(models, task, example, mined, slow))
     assert min(kinds[True], kinds[False]) > 0
+    promised = list(guaranteed(minings))
+    assert promised, "no prompt of which Algorithm 1 promises anything: the test says little"
+    for one, drafted in promised:
+        important = any(label.important for label in one.mined.labels)
+        if not important:
+            assert one.mined.response == drafted
+        if one.mined.labels and slow_miner.read(models, task, drafted) != one.mined.labels[0].answer_before:
+            assert important
 
 
 def prepared(limit: int) -> Any:

@@ -102,21 +102,31 @@ def _by_category(records: Sequence[Record], baseline: Sequence[Record]) -> dict[
         if group[0]["method"] != "draft_only":
             metrics[f"category/mean_length_{name}"] = sum(len(r["token_ids"]) for r in group) / rounds
         if baseline:
-            metrics[f"category/speedup_{name}"] = _against(group, baseline)["speed/speedup"]
+            metrics[f"category/speedup_{name}"] = _speedup(_paired(group, baseline), "seconds")
     return metrics
+
+
+def _paired(records: Sequence[Record], baseline: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """Each record with plain decoding's of the same prompt, turn and repeat."""
+    theirs = {(r["prompt_id"], r["turn"], r["repeat"]): r for r in baseline}
+    return [(r, theirs[r["prompt_id"], r["turn"], r["repeat"]]) for r in records]
+
+
+def _speedup(pairs: Sequence[tuple[Record, Record]], *keys: str) -> float:
+    """Tokens a second of the first of each pair over those of the second; `keys` are the seconds that count."""
+
+    def rate(side: int) -> float:
+        return sum(len(p[side]["token_ids"]) for p in pairs) / float(sum(p[side][k] for p in pairs for k in keys))
+
+    return rate(0) / rate(1)
 
 
 def _against(records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, float]:
     """Compared with plain decoding: speed from sums, answers and outputs pairwise."""
-    theirs = {(r["prompt_id"], r["turn"], r["repeat"]): r for r in baseline}
-    pairs = [(r, theirs[r["prompt_id"], r["turn"], r["repeat"]]) for r in records]
-
-    def rate(side: int, *keys: str) -> float:
-        return sum(len(p[side]["token_ids"]) for p in pairs) / float(sum(p[side][k] for p in pairs for k in keys))
-
+    pairs = _paired(records, baseline)
     metrics = {
-        "speed/speedup": rate(0, "seconds") / rate(1, "seconds"),
-        "speed/speedup_end_to_end": rate(0, "seconds", "prefill_seconds") / rate(1, "seconds", "prefill_seconds"),
+        "speed/speedup": _speedup(pairs, "seconds"),
+        "speed/speedup_end_to_end": _speedup(pairs, "seconds", "prefill_seconds"),
     }
     # Behind a history of its own a method answers another prompt than the baseline.
     same = [pair for pair in pairs if pair[0]["paired"]]

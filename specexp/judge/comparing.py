@@ -13,7 +13,7 @@ from specexp.judge import calibration, features, figures
 from specexp.judge.features import Mode
 from specexp.judge.judge import Facts, Judge
 from specexp.judge.labels import Label, LabelSet
-from specexp.judge.training import Log, Splits, Trained, train_logistic, train_mlp
+from specexp.judge.training import Log, Recipe, Splits, Trained, train_logistic, train_mlp
 
 IDENTITY = ("target", "draft", "tokenizer", "target_name", "draft_name", "target_revision", "draft_revision", "dtype")
 SWEEP = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)  # recalls whose thresholds are shown beside the requested one
@@ -32,8 +32,6 @@ class Candidate:
 
 def train(kind: str, labels: LabelSet, mode: Mode, recall: float, seed: int, log: Log) -> Candidate:
     """Train one kind, calibrate it to `recall`, and look at the test split once. Raises JudgeError."""
-    from specexp.judge.training import Recipe
-
     splits = Splits.of(labels, mode)
     trained: Trained = train_logistic(splits, log) if kind == "logistic" else train_mlp(splits, log, Recipe(seed=seed))
     x, important, _ = labels.select(mode, "calibration")

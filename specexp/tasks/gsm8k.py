@@ -94,7 +94,7 @@ class GSM8K:
         return extract_answer(text, finished)
 
     def dataset(self) -> Dataset:
-        return Dataset(self.name, str(self._rows.config), self._rows.digest, len(self._rows.rows))
+        return self._rows.dataset(self.name)
 
 
 def ask(question: str) -> str:

@@ -35,7 +35,7 @@ class Prompts:
         return extract_answer(text, finished)
 
     def dataset(self) -> Dataset:
-        return Dataset(self.name, str(self._rows.config), self._rows.digest, len(self._rows.rows))
+        return self._rows.dataset(self.name)
 
 
 def extract_answer(text: str, finished: bool = True) -> str | None:

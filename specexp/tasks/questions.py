@@ -46,7 +46,7 @@ class Questions:
         return plain(numbers[-1]) if numbers else None
 
     def dataset(self) -> Dataset:
-        return Dataset(self.name, str(self._rows.config), self._rows.digest, len(self._rows.rows))
+        return self._rows.dataset(self.name)
 
 
 def _example(task: str, row: Row) -> Example:

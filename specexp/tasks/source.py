@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from specexp.errors import TaskError
+from specexp.tasks.example import Dataset
 
 LINES = (".jsonl", ".ndjson")
 BUILDERS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -46,6 +47,10 @@ class Rows:
     config: DataConfig
     rows: list[Row]
     digest: str
+
+    def dataset(self, name: str) -> Dataset:
+        """These rows as the data of the task `name`."""
+        return Dataset(name, str(self.config), self.digest, len(self.rows))
 
 
 def read(config: DataConfig) -> Rows:
