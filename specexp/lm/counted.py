@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from specexp.lm.model import Array, Branches, Model, Session
+from specexp.lm.model import Array, Branches, Feed, Model, Session
 
 
 class CountedModel:
@@ -24,8 +25,21 @@ class CountedModel:
     def context(self) -> int:
         return self._model.context
 
+    def sessions(self, count: int, capacity: int = 0) -> list[CountedSession]:
+        return [CountedSession(self, session) for session in self._model.sessions(count, capacity)]
+
     def session(self) -> CountedSession:
-        return CountedSession(self, self._model.session())
+        return self.sessions(1)[0]
+
+    def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
+        """A call for each sequence: what it would have taken alone."""
+        for feed in feeds:
+            self.count(feed.tokens)
+        return self._model.feed([replace(feed, session=feed.session.inner) for feed in feeds])
+
+    def count(self, tokens: Array) -> None:
+        self.num_calls += 1
+        self.num_positions += int(tokens.shape[0])
 
     def ids(self, tokens: Sequence[int]) -> Array:
         return self._model.ids(tokens)
@@ -45,21 +59,20 @@ class CountedSession:
 
     def __init__(self, model: CountedModel, session: Session) -> None:
         self._counted = model
-        self._session = session
+        self.inner = session
 
     @property
     def length(self) -> int:
-        return self._session.length
+        return self.inner.length
 
     def feed(
         self, tokens: Array, rows: int, hidden: bool = False, branches: Branches | None = None
     ) -> tuple[Array, Array | None]:
-        self._counted.num_calls += 1
-        self._counted.num_positions += int(tokens.shape[0])
-        return self._session.feed(tokens, rows, hidden, branches)
+        self._counted.count(tokens)
+        return self.inner.feed(tokens, rows, hidden, branches)
 
     def keep(self, length: int, slots: Sequence[int] = ()) -> None:
-        self._session.keep(length, slots)
+        self.inner.keep(length, slots)
 
     def slots(self) -> object:
-        return self._session.slots()
+        return self.inner.slots()

@@ -1,6 +1,7 @@
 """Hugging Face causal language models behind `Model`: any `AutoModelForCausalLM` folder or hub id.
 
-Each session owns a full-length `DynamicCache`, which is cut back by cropping; sliding-window layers keep all their keys
+Llama, Qwen2 and Mistral are decoded by this project's own forward (`own.py`), every other by transformers' own: each
+session then has a full-length `DynamicCache`, which is cut back by cropping; sliding-window layers keep all their keys
 and mask them. A model whose cache cannot be cut back to any length (recurrent and convolutional states) is refused.
 """
 
@@ -22,7 +23,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from transformers.utils import logging as transformers_logging
 
 from specexp.errors import ModelError
-from specexp.lm.model import Branches
+from specexp.lm.kv import OwnSession, Pool, near, visible
+from specexp.lm.model import Branches, Feed, Session, one_by_one
+from specexp.lm.own import OwnForward, refusal
 from specexp.lm.runtime import ModelConfig
 
 Array = torch.Tensor
@@ -162,7 +165,10 @@ class HFModel:
     module: Any
     name: str
     known: int | None = None  # ids that the tokenizer knows; those behind them are padding
+    forward: str = "auto"  # "auto": this project's own where it applies; "transformers"
     keeps_rows: bool = field(init=False)  # whether forward can leave out the logits of rows nobody asked for
+    own: OwnForward | None = field(init=False, default=None)
+    why_not_own: str | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.keeps_rows = "logits_to_keep" in inspect.signature(self.module.forward).parameters
@@ -174,6 +180,9 @@ class HFModel:
                 f"model '{self.name}' ({self.module.config.model_type}) keeps {kinds} in its cache, which cannot be"
                 " rewound to an earlier token; speculative methods need a model with attention layers only."
             )
+        self.why_not_own = refusal(self.module) if self.forward == "auto" else "it was not asked for"
+        if self.why_not_own is None:
+            self.own = OwnForward(self.module)
 
     @property
     def vocab_size(self) -> int:
@@ -195,28 +204,17 @@ class HFModel:
             found = self._text_config.eos_token_id
         return () if found is None else tuple(found) if isinstance(found, list | tuple) else (int(found),)
 
-    def tree_mask(self, slots: Array, branches: Branches) -> tuple[Array | dict[str, Array], Array]:
-        """Attention mask[1, 1, N, slots so far] and positions[N] of tokens fed into `slots`[N].
+    def tree_mask(self, start: int, num: int, branches: Branches) -> tuple[Array | dict[str, Array], Array]:
+        """Attention mask[1, 1, num, start + num] and positions[num] of tokens fed into slots `start` and on.
 
         sdpa takes booleans, which are exact; eager takes floats and would misread booleans without a word. A model
         with layers of several kinds takes a mask for each; a sliding window counts positions, not slots.
         """
         kinds = self.check_trees()
-        base, stop = branches.base, int(slots[-1]) + 1
-        sees = torch.arange(stop)[None, :] <= slots.cpu()[:, None]
-        sees[slots.cpu() >= base, base:] = False
-        at = torch.arange(stop)
-        at[base:] = base + torch.tensor(branches.depths[: stop - base])
-        for row, slot in enumerate(slots.tolist()):
-            if slot >= base:
-                sees[row, [base + a for a in branches.ancestors[slot - base]]] = True
-        positions = at[slots.cpu()]
+        sees, at = visible(start, num, branches)
         window = int(getattr(self._text_config, "sliding_window", None) or 0)
-        masks = {}
-        for kind in kinds:
-            near = sees if kind == FULL else sees & (at[None, :] > positions[:, None] - window)
-            masks[kind] = self._as_mask(near.to(slots.device))
-        return masks if len(masks) > 1 else masks[kinds[0]], positions.to(slots.device)
+        masks = {kind: self._as_mask(near(sees, at, 0 if kind == FULL else window).to(self.device)) for kind in kinds}
+        return masks if len(masks) > 1 else masks[kinds[0]], at[start:].to(self.device)
 
     def check_trees(self) -> list[str]:
         """The kinds of attention layers; ModelError when tokens that are no chain cannot be masked in one of them."""
@@ -243,8 +241,24 @@ class HFModel:
     def _text_config(self) -> Any:
         return self.module.config.get_text_config(decoder=True)
 
-    def session(self) -> HFSession:
-        return HFSession(self)
+    def session(self) -> Session:
+        return self.sessions(1)[0]
+
+    @torch.inference_mode()
+    def sessions(self, count: int, capacity: int = 0) -> Sequence[Session]:
+        if self.own is None:
+            return [HFSession(self) for _ in range(count)]
+        pool = Pool(self.own, count, capacity, self.known)
+        return [OwnSession(pool, row) for row in range(count)]
+
+    def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
+        if self.own is None or len(feeds) == 1:
+            return one_by_one(feeds)
+        rows = [(feed.session.row, feed) for feed in feeds if isinstance(feed.session, OwnSession)]
+        first = feeds[0].session
+        assert isinstance(first, OwnSession) and len(rows) == len(feeds), "sessions of another model"
+        with torch.inference_mode():
+            return first.pool.feed_together(rows)
 
     def ids(self, tokens: Sequence[int]) -> Array:
         return torch.tensor(tokens, dtype=torch.int64, device=self.device)
@@ -286,6 +300,7 @@ class HFModel:
             "scored_ids": int(self._text_config.vocab_size),
             "context": self.context,
             "eos_ids": list(self.eos_ids),
+            "forward": "own" if self.own is not None else f"transformers ({self.why_not_own})",
             "threads": torch.get_num_threads(),
         }
 
@@ -314,7 +329,7 @@ class HFSession:
         positions = torch.arange(self._length, self._length + num, device=tokens.device)
         more: dict[str, Any] = {}
         if branches is not None:
-            more["attention_mask"], positions = self._model.tree_mask(positions, branches)
+            more["attention_mask"], positions = self._model.tree_mask(self._length, num, branches)
         if self._model.keeps_rows:
             more["logits_to_keep"] = max(rows, 1)  # 0 would mean all of them
         out = self._model.module(

@@ -49,6 +49,22 @@ class Session(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Feed:
+    """What one session is to be fed: the arguments of `Session.feed`."""
+
+    session: Session
+    tokens: Array
+    rows: int
+    hidden: bool = False
+    branches: Branches | None = None
+
+
+def one_by_one(feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
+    """Each feed by itself: `Model.feed` of a model that has no way to feed several together."""
+    return [feed.session.feed(feed.tokens, feed.rows, feed.hidden, feed.branches) for feed in feeds]
+
+
 class Model(Protocol):
     """A causal language model."""
 
@@ -60,8 +76,16 @@ class Model(Protocol):
         """The most positions a sequence may have."""
         ...
 
+    def sessions(self, count: int, capacity: int = 0) -> Sequence[Session]:
+        """Empty caches that may be fed together; room for `capacity` slots each is there from the start."""
+        ...
+
     def session(self) -> Session:
-        """An empty cache."""
+        """One empty cache."""
+        ...
+
+    def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
+        """Feed sessions of one `sessions` call, in one forward where the model can. Answers as `Session.feed`."""
         ...
 
     def ids(self, tokens: Sequence[int]) -> Array:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from specexp.lm.model import Array, Branches
+from specexp.lm.model import Array, Branches, Feed, one_by_one
 
 HIDDEN = 6
 _PERIOD = 5
@@ -44,8 +44,14 @@ class ToyModel:
     def context(self) -> int:
         return self._context
 
+    def sessions(self, count: int, capacity: int = 0) -> list[ToySession]:
+        return [ToySession(self) for _ in range(count)]
+
     def session(self) -> ToySession:
         return ToySession(self)
+
+    def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
+        return one_by_one(feeds)
 
     def ids(self, tokens: Sequence[int]) -> Array:
         return np.asarray(tokens, dtype=np.int64)

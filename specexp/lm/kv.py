@@ -1,0 +1,294 @@
+"""Key-value buffers for `OwnForward`: allocated ahead, written in place, cut back by forgetting a length.
+
+A pool holds the rows of one or several sequences. One sequence is fed by slices of its row, without an index; several
+are fed together, padded to the longest, each at its own length. Nothing is allocated for keys and values in a step,
+unless a sequence outgrows its buffer, which then doubles.
+
+Shapes: L layers, B rows, C capacity in slots, W values a token keeps in a layer, N tokens fed to a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from specexp.lm.model import Branches, Feed
+from specexp.lm.own import OwnForward
+
+CHUNK = 256  # tokens of a prefill that go through the layers together
+LEAST = 64
+
+
+@dataclass(slots=True, eq=False)
+class Pool:
+    """Buffers [L, B, C, W], zeroed: what was never written is masked, and must not be NaN."""
+
+    forward: OwnForward
+    rows: int
+    capacity: int
+    known: int | None = None  # of the ids the head scores, those that are used
+    lengths: list[int] = field(init=False)
+    values: Tensor = field(init=False)
+    flat: list[list[Tensor]] = field(init=False)  # [row][layer]: [C, W]
+    split: list[list[tuple[Tensor, Tensor]]] = field(init=False)  # keys and values [1, K, C, d]
+    _bands: dict[tuple[int, int], Tensor] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.lengths = [0] * self.rows
+        self.capacity = max(LEAST, self.capacity)
+        self.values = self._zeros()
+        self._view()
+
+    def _zeros(self) -> Tensor:
+        own = self.forward
+        shape = (len(own.layers), self.rows, self.capacity, own.kv_width)
+        return torch.zeros(shape, dtype=own.dtype, device=own.device)
+
+    def _view(self) -> None:
+        own = self.forward
+        self.flat = [list(self.values[:, row].unbind(0)) for row in range(self.rows)]
+        self.split = []
+        for row in self.flat:
+            parts = [layer.view(1, self.capacity, 2, own.kv_heads, own.head_dim).transpose(1, 3) for layer in row]
+            self.split.append([(part[:, :, 0], part[:, :, 1]) for part in parts])
+        self._bands.clear()
+
+    def reach(self, slots: int) -> None:
+        """Have room for so many slots in every row."""
+        if slots <= self.capacity:
+            return
+        old, used = self.values, max(self.lengths)
+        self.capacity = max(slots, 2 * self.capacity)
+        self.values = self._zeros()
+        self.values[:, :, :used] = old[:, :, :used]
+        self._view()
+
+    def band(self, num: int, start: int, window: int) -> Tensor:
+        """What `num` tokens from slot `start` on see of slots 0 .. start + num - 1: a view [num, start + num] of zeros
+        and minus infinities, which is there already."""
+        size = 1 << (num - 1).bit_length()
+        found = self._bands.get((size, window))
+        if found is None:
+            own = self.forward
+            i = torch.arange(size, device=own.device)[:, None] + self.capacity
+            j = torch.arange(self.capacity + size, device=own.device)[None, :]
+            seen = j <= i if not window else (j <= i) & (j > i - window)
+            found = self._bands[size, window] = _additive(seen, own.dtype)
+        return found[:num, self.capacity - start : self.capacity + num]
+
+    def keep(self, row: int, length: int, slots: Sequence[int]) -> None:
+        """Keep the first `length` slots of a row and behind them `slots`."""
+        assert 0 <= length <= self.lengths[row], f"cannot keep {length} of {self.lengths[row]} slots"
+        if slots:
+            kept = torch.tensor(slots, device=self.values.device)
+            here = self.values[:, row]
+            here[:, length : length + len(slots)] = here.index_select(1, kept)
+        self.lengths[row] = length + len(slots)
+
+    def feed_together(self, feeds: Sequence[tuple[int, Feed]]) -> list[tuple[Tensor, Tensor | None]]:
+        """Feed several rows in one pass over the weights."""
+        own, many = self.forward, _Together(self, feeds)
+        x = own(many.tokens, many.cos, many.sin, many)
+        for row, feed in feeds:
+            self.lengths[row] += feed.tokens.shape[0]
+        chosen = x.index_select(0, many.wanted)
+        logits = own.head(chosen).float()[:, : self.known]
+        parts = logits.split([feed.rows for _, feed in feeds])
+        hidden = chosen.split([feed.rows for _, feed in feeds])
+        return [(part, h if feed.hidden else None) for part, h, (_, feed) in zip(parts, hidden, feeds, strict=True)]
+
+
+@dataclass(slots=True, eq=False)
+class OwnSession:
+    """One row of a pool, as a `Session`."""
+
+    pool: Pool
+    row: int
+
+    @property
+    def length(self) -> int:
+        return self.pool.lengths[self.row]
+
+    @torch.inference_mode()
+    def feed(
+        self, tokens: Tensor, rows: int, hidden: bool = False, branches: Branches | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        pool, own = self.pool, self.pool.forward
+        num = tokens.shape[0]
+        pool.reach(self.length + num)
+        # A long chain goes through in pieces, so that what lies between the layers stays small.
+        parts = [tokens] if num <= CHUNK or branches is not None else list(tokens.split(CHUNK))
+        found: list[Tensor] = []
+        left = num
+        for part in parts:
+            x = self._run(part, branches)
+            left -= part.shape[0]
+            if wanted := min(max(rows - left, 0), part.shape[0]):
+                found.append(x[part.shape[0] - wanted :])
+        if not rows:
+            return torch.empty(0, pool.known or own.head.weight.shape[0], device=own.device), None
+        chosen = found[0] if len(found) == 1 else torch.cat(found)
+        logits = own.head(chosen).float()
+        if pool.known is not None and pool.known < logits.shape[1]:
+            logits = logits[:, : pool.known]
+        return logits, chosen if hidden else None
+
+    def _run(self, tokens: Tensor, branches: Branches | None) -> Tensor:
+        pool, own = self.pool, self.pool.forward
+        start, num = self.length, tokens.shape[0]
+        cos, sin = own.angles(start + num)
+        if branches is None:
+            cos, sin, sees = cos[start : start + num], sin[start : start + num], None
+        else:
+            sees, at = visible(start, num, branches)
+            positions = at[start:].to(own.device)
+            cos, sin = cos.index_select(0, positions), sin.index_select(0, positions)
+        x = own(tokens, cos, sin, _Alone(pool, self.row, start, num, sees, branches))
+        pool.lengths[self.row] = start + num
+        return x
+
+    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
+        if slots:
+            with torch.inference_mode():
+                self.pool.keep(self.row, length, slots)
+        else:
+            self.pool.keep(self.row, length, slots)
+
+    def slots(self) -> object:
+        return tuple(tuple(layer[: self.length].flatten().tolist()) for layer in self.pool.flat[self.row])
+
+
+def visible(start: int, num: int, branches: Branches) -> tuple[Tensor, Tensor]:
+    """Which slots [num, start + num] the tokens in slots start .. start + num - 1 see, and every slot's position. On
+    the host, where the tree is."""
+    base, stop = branches.base, start + num
+    at = torch.arange(stop)
+    at[base:] = base + torch.tensor(branches.depths[: stop - base])
+    sees = torch.arange(stop)[None, :] <= torch.arange(start, stop)[:, None]
+    first = max(start, base)
+    sees[first - start :, base:] = False
+    rows, columns = [], []
+    for slot in range(first, stop):
+        ancestors = branches.ancestors[slot - base]
+        rows += [slot - start] * len(ancestors)
+        columns += [base + a for a in ancestors]
+    sees[rows, columns] = True
+    return sees, at
+
+
+def near(sees: Tensor, at: Tensor, window: int) -> Tensor:
+    """What of `sees`[N, stop] lies within a window, by the positions `at`[stop] of all slots."""
+    positions = at[at.shape[0] - sees.shape[0] :]
+    return sees & (at[None, :] > positions[:, None] - window) if window else sees
+
+
+def _additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, float("-inf"))
+
+
+class _Alone:
+    """Attention of one row: its keys are a slice."""
+
+    def __init__(
+        self, pool: Pool, row: int, start: int, num: int, sees: Tensor | None, branches: Branches | None
+    ) -> None:
+        own = pool.forward
+        self.flat, self.split = pool.flat[row], pool.split[row]
+        self.start, self.num, self.stop = start, num, start + num
+        self.kv_heads, self.group = own.kv_heads, own.heads // own.kv_heads
+        self.masks: dict[int, Tensor | None] = {}
+        for window in set(own.windows):
+            mask = None
+            if sees is not None:
+                at = torch.arange(self.stop)
+                assert branches is not None
+                at[branches.base :] = branches.base + torch.tensor(branches.depths[: self.stop - branches.base])
+                mask = _additive(near(sees, at, window).to(own.device), own.dtype)
+            elif num > 1 or (window and self.stop > window):
+                mask = pool.band(num, start, window)
+            if mask is not None and self.group > 1:
+                mask = mask.repeat_interleave(self.group, dim=0)
+            self.masks[window] = mask
+        self.windows = own.windows
+
+    def attend(self, layer: int, queries: Tensor, fresh: Tensor) -> Tensor:
+        self.flat[layer].narrow(0, self.start, self.num).copy_(fresh)
+        keys, values = self.split[layer]
+        num, group = self.num, self.group
+        # The heads that share a key stand as rows beside each other: no key is repeated.
+        asked = queries.view(num, self.kv_heads, group, -1).transpose(0, 1).reshape(1, self.kv_heads, num * group, -1)
+        found = functional.scaled_dot_product_attention(
+            asked,
+            keys.narrow(2, 0, self.stop),
+            values.narrow(2, 0, self.stop),
+            attn_mask=self.masks[self.windows[layer]],
+        )
+        return found.view(self.kv_heads, num, group, -1).transpose(0, 1).reshape(num, -1)
+
+
+class _Together:
+    """Several rows side by side, each padded to the longest. Idle rows between them compute what nobody reads."""
+
+    def __init__(self, pool: Pool, feeds: Sequence[tuple[int, Feed]]) -> None:
+        own, self.pool = pool.forward, pool
+        place = own.device
+        self.first = min(row for row, _ in feeds)
+        self.count = max(row for row, _ in feeds) + 1 - self.first
+        self.num = max(feed.tokens.shape[0] for _, feed in feeds)
+        starts = pool.lengths[self.first : self.first + self.count]
+        self.stop = max(starts) + self.num
+        pool.reach(self.stop)
+        fed, wanted = [], []
+        for row, feed in feeds:
+            offset, size = (row - self.first) * self.num, feed.tokens.shape[0]
+            fed += range(offset, offset + size)
+            wanted += range(offset + size - feed.rows, offset + size)
+        self.wanted = torch.tensor(wanted, device=place)
+        tokens = torch.zeros(self.count * self.num, dtype=torch.int64, device=place)
+        tokens[torch.tensor(fed, device=place)] = torch.cat([feed.tokens for _, feed in feeds])
+        self.tokens = tokens
+        self.rows = torch.arange(self.count, device=place)[:, None] + self.first
+        self.slots = torch.tensor(starts, device=place)[:, None] + torch.arange(self.num, device=place)
+        positions, sees, at = self.slots.clone(), None, None
+        column = torch.arange(self.stop, device=place)
+        sees = column <= self.slots[:, :, None]
+        at = column.expand(self.count, self.stop).clone() if any(f.branches for _, f in feeds) else None
+        for row, feed in feeds:
+            if feed.branches is None:
+                continue
+            assert at is not None
+            i, start, size = row - self.first, pool.lengths[row], feed.tokens.shape[0]
+            own_sees, own_at = visible(start, size, feed.branches)
+            sees[i, :size] = False
+            sees[i, :size, : start + size] = own_sees.to(place)
+            at[i, : start + size] = own_at.to(place)
+            positions[i, :size] = at[i, start : start + size]
+        self.group, self.kv_heads = own.heads // own.kv_heads, own.kv_heads
+        self.windows = own.windows
+        self.masks = {}
+        for window in set(own.windows):
+            seen = sees
+            if window:
+                seen = sees & ((column if at is None else at[:, None, :]) > positions[:, :, None] - window)
+            mask = _additive(seen, own.dtype)[:, None]
+            self.masks[window] = mask if self.group == 1 else mask.repeat_interleave(self.group, dim=2)
+        cos, sin = own.angles(self.stop)
+        flat = positions.view(-1)
+        self.cos, self.sin = cos.index_select(0, flat), sin.index_select(0, flat)
+        self.head_dim = own.head_dim
+
+    def attend(self, layer: int, queries: Tensor, fresh: Tensor) -> Tensor:
+        kv = self.pool.values[layer]
+        kv[self.rows, self.slots] = fresh.view(self.count, self.num, -1)
+        here = kv[self.first : self.first + self.count, : self.stop]
+        both = here.view(self.count, self.stop, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        asked = queries.view(self.count, self.num, self.kv_heads, self.group, self.head_dim).transpose(1, 2)
+        asked = asked.reshape(self.count, self.kv_heads, self.num * self.group, self.head_dim)
+        mask = self.masks[self.windows[layer]]
+        found = functional.scaled_dot_product_attention(asked, both[0], both[1], attn_mask=mask)
+        found = found.view(self.count, self.kv_heads, self.num, self.group, self.head_dim).transpose(1, 2)
+        return found.reshape(self.count * self.num, -1)
