@@ -23,11 +23,12 @@ from specexp.tasks.source import DataConfig
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 KINDS = ("experiments", "models", "methods", "templates")
-METHODS = ("baseline", "draft_only", "speculative", "autojudge", "topk", "specexec")
-DRAFTING = ("speculative", "autojudge", "topk", "specexec")  # methods that take gamma
+METHODS = ("baseline", "draft_only", "speculative", "lookup", "autojudge", "topk", "specexec")
+DRAFTING = ("speculative", "lookup", "autojudge", "topk", "specexec")  # methods that take gamma
 CALIBRATED = "calibrated"  # the threshold that a judge comes with
 TREES = ("specexec",)  # methods that grow a tree
 PARALLEL_BRANCHES = 4
+MAX_NGRAM = 3
 # Tasks, and where their rows come from unless `data` says so; None is for those that make their own.
 MUST_BE_GIVEN = DataConfig("")
 TASKS: dict[str, DataConfig | None] = {
@@ -72,6 +73,8 @@ class MethodConfig:
     judge: str = ""
     threshold: float | None = None  # None is the judge's own
     accept_k: int = 0
+    max_ngram: int = 0
+    min_draft_probability: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,11 +389,16 @@ def _chains(preset: str, found: Mapping[str, Any], given: Mapping[str, Any]) -> 
         ]
     elif method == "topk":
         dial = [(f"_top{k}", {"accept_k": k}) for k in given.get("accept_k", (found["accept_k"],))]
+    elif method == "lookup":
+        dial = [("", {"max_ngram": given.get("max_ngram", found.get("max_ngram", MAX_NGRAM))})]
+    more = {}
+    if method in TAKERS["min_draft_probability"]:
+        more["min_draft_probability"] = given.get("min_draft_probability", found.get("min_draft_probability", 0.0))
     named = "threshold" in given or "accept_k" in given
     return [
-        MethodConfig(method, preset, label + (suffix if named else ""), gamma, bonus=bonus, **more)
+        MethodConfig(method, preset, label + (suffix if named else ""), gamma, bonus=bonus, **more, **dialled)
         for label, gamma in lengths.items()
-        for suffix, more in dial
+        for suffix, dialled in dial
     ]
 
 
@@ -582,10 +590,12 @@ _TREE_PARSERS: dict[str, Callable[[Any], Any]] = {
 _ALIASES = {"judge.threshold": "threshold"}
 TAKERS: dict[str, tuple[str, ...]] = {  # settings of methods, and which take them
     "gamma": DRAFTING,
-    "bonus": ("speculative", "autojudge", "topk"),
+    "bonus": ("speculative", "lookup", "autojudge", "topk"),
     "judge": ("autojudge",),
     "threshold": ("autojudge",),
     "accept_k": ("topk",),
+    "max_ngram": ("lookup",),
+    "min_draft_probability": ("speculative", "autojudge", "topk"),
     **dict.fromkeys(_TREE_PARSERS, TREES),
 }
 _PARSERS: dict[str, Callable[[Any], Any]] = {
@@ -593,6 +603,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "bonus": _switch,
     "threshold": _thresholds,
     "accept_k": _several("K"),
+    "max_ngram": _whole(1, ">= 1"),
+    "min_draft_probability": _real(lambda x: 0 <= x < 1, "in [0, 1) (0 = off)"),
     "task": _one_of("task", TASKS),
     "data": _data,
     "toy": _toy,
