@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from specexp.errors import ConfigError, unknown
-from specexp.lm.runtime import ATTENTIONS, CHAT_TEMPLATES, DTYPES, QUANTIZATIONS, TOY, ModelConfig, ToyConfig
+from specexp.lm.runtime import ATTENTIONS, CHAT_TEMPLATES, DTYPES, OFFLOADS, QUANTIZATIONS, TOY, ModelConfig, ToyConfig
 from specexp.tasks.gsm8k import SHOTS
 from specexp.tasks.source import DataConfig
 
@@ -310,6 +310,7 @@ class _Reader:
         models = {
             role: ModelConfig(**_laid_over(_model(found[role]), given.get(role, {}))) for role in ("target", "draft")
         }
+        self.faults += [f"{role}: {fault}" for role, model in models.items() for fault in model.faults()]
         return {"pair": pair if not given else f"{models['target'].model}+{models['draft'].model}", **models}
 
     def _task(self, values: dict[str, Any], methods: list[str]) -> None:
@@ -506,6 +507,7 @@ _MODEL_PARSERS: dict[str, Callable[[Any], Any]] = {
     "dtype": _one_of("dtype", DTYPES),
     "quantization": _one_of("quantization", QUANTIZATIONS),
     "compute_dtype": _one_of("dtype", DTYPES),
+    "offload": _one_of("offload", OFFLOADS),
     "attention": _one_of("attention", ATTENTIONS),
     "chat_template": _one_of("chat_template", CHAT_TEMPLATES),
     "trust_remote_code": _switch,
