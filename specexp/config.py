@@ -17,17 +17,18 @@ from typing import Any
 import yaml
 
 from specexp.errors import ConfigError, unknown
-from specexp.lm.runtime import ATTENTIONS, CHAT_TEMPLATES, DTYPES, QUANTIZATIONS, TOY, ModelConfig, ToyConfig
+from specexp.lm.runtime import ATTENTIONS, CHAT_TEMPLATES, DTYPES, OFFLOADS, QUANTIZATIONS, TOY, ModelConfig, ToyConfig
 from specexp.tasks.gsm8k import SHOTS
 from specexp.tasks.source import DataConfig
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 KINDS = ("experiments", "models", "methods", "templates")
-METHODS = ("baseline", "draft_only", "speculative", "autojudge", "topk", "specexec")
-DRAFTING = ("speculative", "autojudge", "topk", "specexec")  # methods that take gamma
+METHODS = ("baseline", "draft_only", "speculative", "lookup", "autojudge", "topk", "specexec")
+DRAFTING = ("speculative", "lookup", "autojudge", "topk", "specexec")  # methods that take gamma
 CALIBRATED = "calibrated"  # the threshold that a judge comes with
 TREES = ("specexec",)  # methods that grow a tree
 PARALLEL_BRANCHES = 4
+MAX_NGRAM = 3
 # Tasks, and where their rows come from unless `data` says so; None is for those that make their own.
 MUST_BE_GIVEN = DataConfig("")
 TASKS: dict[str, DataConfig | None] = {
@@ -72,6 +73,8 @@ class MethodConfig:
     judge: str = ""
     threshold: float | None = None  # None is the judge's own
     accept_k: int = 0
+    max_ngram: int = 0
+    min_draft_probability: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +310,7 @@ class _Reader:
         models = {
             role: ModelConfig(**_laid_over(_model(found[role]), given.get(role, {}))) for role in ("target", "draft")
         }
+        self.faults += [f"{role}: {fault}" for role, model in models.items() for fault in model.faults()]
         return {"pair": pair if not given else f"{models['target'].model}+{models['draft'].model}", **models}
 
     def _task(self, values: dict[str, Any], methods: list[str]) -> None:
@@ -386,11 +390,16 @@ def _chains(preset: str, found: Mapping[str, Any], given: Mapping[str, Any]) -> 
         ]
     elif method == "topk":
         dial = [(f"_top{k}", {"accept_k": k}) for k in given.get("accept_k", (found["accept_k"],))]
+    elif method == "lookup":
+        dial = [("", {"max_ngram": given.get("max_ngram", found.get("max_ngram", MAX_NGRAM))})]
+    more = {}
+    if method in TAKERS["min_draft_probability"]:
+        more["min_draft_probability"] = given.get("min_draft_probability", found.get("min_draft_probability", 0.0))
     named = "threshold" in given or "accept_k" in given
     return [
-        MethodConfig(method, preset, label + (suffix if named else ""), gamma, bonus=bonus, **more)
+        MethodConfig(method, preset, label + (suffix if named else ""), gamma, bonus=bonus, **more, **dialled)
         for label, gamma in lengths.items()
-        for suffix, more in dial
+        for suffix, dialled in dial
     ]
 
 
@@ -498,6 +507,7 @@ _MODEL_PARSERS: dict[str, Callable[[Any], Any]] = {
     "dtype": _one_of("dtype", DTYPES),
     "quantization": _one_of("quantization", QUANTIZATIONS),
     "compute_dtype": _one_of("dtype", DTYPES),
+    "offload": _one_of("offload", OFFLOADS),
     "attention": _one_of("attention", ATTENTIONS),
     "chat_template": _one_of("chat_template", CHAT_TEMPLATES),
     "trust_remote_code": _switch,
@@ -582,10 +592,12 @@ _TREE_PARSERS: dict[str, Callable[[Any], Any]] = {
 _ALIASES = {"judge.threshold": "threshold"}
 TAKERS: dict[str, tuple[str, ...]] = {  # settings of methods, and which take them
     "gamma": DRAFTING,
-    "bonus": ("speculative", "autojudge", "topk"),
+    "bonus": ("speculative", "lookup", "autojudge", "topk"),
     "judge": ("autojudge",),
     "threshold": ("autojudge",),
     "accept_k": ("topk",),
+    "max_ngram": ("lookup",),
+    "min_draft_probability": ("speculative", "autojudge", "topk"),
     **dict.fromkeys(_TREE_PARSERS, TREES),
 }
 _PARSERS: dict[str, Callable[[Any], Any]] = {
@@ -593,6 +605,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "bonus": _switch,
     "threshold": _thresholds,
     "accept_k": _several("K"),
+    "max_ngram": _whole(1, ">= 1"),
+    "min_draft_probability": _real(lambda x: 0 <= x < 1, "in [0, 1) (0 = off)"),
     "task": _one_of("task", TASKS),
     "data": _data,
     "toy": _toy,

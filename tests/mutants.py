@@ -115,6 +115,31 @@ BUGS = [
         "            first = locals().get('first', scored)\n            scored = first"),
 ]  # fmt: skip
 
+STOP = "if ask.min_probability and i + 1 < num_drafted and self._unlikely(ask, logits[-1:], rows[-1], tokens[-1]):\n"
+
+EARLY_STOP_BUGS = [  # that change the output; where a draft ends is tests/test_early_stop.py's
+    Bug("the unlikely token is dropped", ENGINE, STOP, STOP + "                tokens.pop(), rows.pop()\n"),
+    Bug("the unlikely token is drawn again", ENGINE, STOP, STOP + "                tokens[-1] = rows[-1][0].argmax()\n"),
+    Bug("q is the draft's at temperature 1", ENGINE, STOP, STOP + "                rows[-1] = _SOFT(logits[-1:])\n"),
+]  # fmt: skip
+
+LOOKUP_BUGS = [  # that change the output; what is found is tests/test_lookup.py's
+    Bug("q is no distribution of what was found", ENGINE, "tokens[:, None] == vocabulary[None, :]", "tokens[:, None] >= vocabulary[None, :]"),
+    Bug("q is of the token before", ENGINE, "tokens[:, None] == vocabulary[None, :]", "xp.roll(tokens, 1)[:, None] == vocabulary[None, :]"),
+]  # fmt: skip
+
+RECALL = "specexp.engine.recall"
+
+SEARCH_BUGS = [
+    Bug("the end finds itself", RECALL, "range(self._indexed, len(ids))", "range(self._indexed, len(ids) + 1)"),
+    Bug("the earliest place wins", RECALL, "self._behind[tuple(ids[place - length : place])] = place", "self._behind.setdefault(tuple(ids[place - length : place]), place)"),
+    Bug("the shortest run wins", RECALL, "range(min(self._longest, len(ids) - 1), 0, -1)", "range(1, min(self._longest, len(ids) - 1) + 1)"),
+    Bug("the copy ends with the sequence", RECALL, "ids[found + i % period] for i in range(most)", "ids[found + i] for i in range(min(most, period))"),
+    Bug("a place is left out at every call", RECALL, "self._indexed = max(self._indexed, len(ids))", "self._indexed = max(self._indexed, len(ids) + 1)"),
+    Bug("runs are too short", RECALL, "range(1, min(self._longest, place) + 1)", "range(1, min(self._longest, place))"),
+    Bug("nothing new is indexed", RECALL, "for place in range(self._indexed, len(ids)):", "for place in range(self._indexed, len(ids) if self._indexed == 1 else 0):"),
+]  # fmt: skip
+
 SPECEXEC, TREE, TOY = "specexp.decoding.specexec", "specexp.decoding.tree", "specexp.lm.toy"
 
 TREE_BUGS = [

@@ -81,6 +81,29 @@ def test_alpha_one_predicts_gamma_plus_one() -> None:
     assert got["speed/predicted_speedup"] == pytest.approx(5 / 2)
 
 
+def test_rounds_that_differ_are_priced_as_they_were() -> None:
+    """Nine drafted tokens in three rounds: a mean of three, on four positions."""
+    early = chain("a", num_drafted=9, num_draft_calls=9, num_target_positions=12)
+    got = summarise([early], [record("baseline", "a")], COSTS, gamma=4, varies=True)
+    assert got["speed/v"] == pytest.approx(1.15)
+    assert got["speed/attainable"] == pytest.approx((10 / 3) / (3 * 0.2 + 1.15))
+    assert "speed/predicted_speedup" not in got
+
+
+def test_what_is_looked_up_costs_no_draft() -> None:
+    costs = Costs(draft_step=None, target={1: 0.1, 5: 0.12})
+    found = chain("a", method="lookup", num_draft_calls=0)
+    got = summarise([found], [record("baseline", "a")], costs, gamma=4, varies=True)
+    assert got["speed/attainable"] == pytest.approx((10 / 3) / 1.2)
+    assert "speed/c" not in got
+    # Lookup may find nothing at all, and is then plain decoding.
+    nothing = record("lookup", "a", accepted_histogram=[10])
+    check_identities(nothing)
+    got = summarise([nothing], [record("baseline", "a")], costs, gamma=4, varies=True)
+    assert got["speed/attainable"] == pytest.approx(1)
+    assert "accept/alpha" not in got
+
+
 def test_plain_decoding_has_a_mean_length_of_one_and_no_alpha() -> None:
     got = summarise([record("baseline", "a")], [record("baseline", "a")], COSTS, gamma=0)
     assert got["accept/mean_length"] == 1

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import itertools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from mutants import BUGS, Bug, mutated
+from mutants import BUGS, EARLY_STOP_BUGS, LOOKUP_BUGS, Bug, mutated
 from reference import gap, sequence_distribution
 
 EXACT = 1e-12
@@ -25,6 +26,11 @@ SAMPLINGS: list[dict[str, Any]] = [
 ]
 # gamma, vocabulary, output length: as large as a second or two allows. Length >= gamma + 2, for two rounds at least.
 SIZES = [(1, 3, 5), (2, 3, 5), (3, 2, 6), (4, 2, 7)]
+# From the module of the chain and gamma to a proposer.
+Proposing = Callable[[Any, int], Any]
+DRAFT: Proposing = lambda chain, gamma: chain.DraftModel(gamma)  # noqa: E731
+EARLY: Proposing = lambda chain, gamma: chain.DraftModel(gamma, min_probability=0.4)  # noqa: E731
+LOOKUP: Proposing = lambda chain, gamma: chain.Lookup(gamma, ngram=2)  # noqa: E731
 
 
 def names(sampling: dict[str, Any]) -> str:
@@ -33,7 +39,7 @@ def names(sampling: dict[str, Any]) -> str:
 
 def distributions(
     gamma: int | None, vocab: int, length: int, sampling: dict[str, Any], *, eos: bool = True, cached: bool = True,
-    bonus: bool = True, seed: int = 3,
+    bonus: bool = True, seed: int = 3, proposing: Proposing = DRAFT,
 ) -> tuple[dict[Any, float], dict[Any, float]]:  # fmt: skip
     """(the decoder's, the target's own) output distribution; gamma None is plain decoding. Imports what is current."""
     toy = importlib.import_module("specexp.lm.toy")
@@ -48,7 +54,7 @@ def distributions(
     if gamma is None:
         decoder = baseline.Baseline(warp)
     else:
-        decoder = chain.Chain(chain.DraftModel(gamma), chain.Lossless(), warp, bonus=bonus)
+        decoder = chain.Chain(proposing(chain, gamma), chain.Lossless(), warp, bonus=bonus)
     stops = [EOS] if eos else []
     got = oracle.output_distribution(
         lambda: engine.Engine({"target": target, "draft": draft}, stops, cached=cached), decoder, [1], length
@@ -74,6 +80,17 @@ def test_it_holds_without_an_eos_without_the_bonus_and_without_a_cache(
     assert gap(got, want) < EXACT
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
+@pytest.mark.parametrize("gamma,vocab,length", SIZES)
+@pytest.mark.parametrize("proposing", [EARLY, LOOKUP], ids=["a draft that stops early", "lookup"])
+def test_it_holds_whatever_proposes(gamma: int, vocab: int, length: int, proposing: Proposing, sampling: Any) -> None:
+    got, want = distributions(gamma, vocab, length, sampling, proposing=proposing)
+    assert gap(got, want) < EXACT
+    for options in ({"bonus": False}, {"cached": False}, {"eos": False}):
+        got, want = distributions(gamma, vocab, length - 1, sampling, proposing=proposing, **options)
+        assert gap(got, want) < EXACT
+
+
 @pytest.mark.parametrize("sampling", [GREEDY, {"temperature": 1.0}], ids=names)
 def test_several_models(sampling: Any) -> None:
     for seed in range(10, 16):
@@ -90,7 +107,7 @@ def test_a_biased_sampler_fails() -> None:
     assert gap(got, want) > 1e-9
 
 
-def caught_by(bug: Bug) -> str | None:
+def caught_by(bug: Bug, proposing: Proposing = DRAFT) -> str | None:
     """The first check that notices the bug, or None."""
     checks = itertools.product(
         (3, 11), [(2, 3, 5), (4, 2, 7), (None, 3, 4)], SAMPLINGS[:2] + SAMPLINGS[3:], (True, False)
@@ -100,7 +117,7 @@ def caught_by(bug: Bug) -> str | None:
         for seed, size, sampling, eos in checks:
             where = f"gamma {size[0]}, {names(sampling)}"
             try:
-                got, want = distributions(*size, sampling, eos=eos, seed=seed)
+                got, want = distributions(*size, sampling, eos=eos, seed=seed, proposing=proposing)
             except (AssertionError, IndexError, ValueError) as error:
                 return f"{type(error).__name__} at {where}: {error}"
             if not gap(got, want) < EXACT:
@@ -108,14 +125,19 @@ def caught_by(bug: Bug) -> str | None:
     return None
 
 
-def test_the_unchanged_package_passes_the_same_checks() -> None:
+@pytest.mark.parametrize("proposing", [DRAFT, EARLY, LOOKUP], ids=["draft", "early", "lookup"])
+def test_the_unchanged_package_passes_the_same_checks(proposing: Proposing) -> None:
     harmless = Bug("nothing", "specexp.decoding.rules", "return weights / xp.sum", "return weights / xp.sum")
-    assert caught_by(harmless) is None
+    assert caught_by(harmless, proposing) is None
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
-def test_a_seeded_bug_is_caught(bug: Bug, capsys: pytest.CaptureFixture[str]) -> None:
-    how = caught_by(bug)
+@pytest.mark.parametrize(
+    "bug,proposing",
+    [(bug, DRAFT) for bug in BUGS] + [(bug, EARLY) for bug in EARLY_STOP_BUGS] + [(bug, LOOKUP) for bug in LOOKUP_BUGS],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_seeded_bug_is_caught(bug: Bug, proposing: Proposing, capsys: pytest.CaptureFixture[str]) -> None:
+    how = caught_by(bug, proposing)
     with capsys.disabled():
         print(f"\n  seeded bug: {bug.name}: {'caught, ' + how if how else 'NOT CAUGHT'}", end="")
     assert how is not None

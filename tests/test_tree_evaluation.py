@@ -18,6 +18,7 @@ from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
+from specexp.engine.costs import Costs
 from specexp.errors import ConfigError, ModelError
 from specexp.evaluation import runner
 from specexp.evaluation.figures import draw_trees
@@ -155,6 +156,18 @@ def test_a_trees_metrics() -> None:
     assert sum(by_rank([record()])) == pytest.approx(got["tree/cache_hit_rate"])
     assert by_rank([record()]) == pytest.approx([0.4, 0.1, 0.1])
     assert reached([record()]) == [3 / 4, 2 / 4, 1 / 4]
+
+
+def test_a_trees_calls_are_priced_at_their_mean_sizes() -> None:
+    """Twelve draft calls on 24 nodes in four rounds, and nine positions verified in each."""
+    plain = record(method="baseline", label="baseline", trees=[], num_rounds=9, seconds=2.0)
+    costs = Costs(0.01, {1: 0.1}, {3: 0.03}, {9: 0.14})
+    got = summarise([record(num_draft_positions=24)], [plain], costs, gamma=0)
+    assert got["speed/c"] == pytest.approx(0.2)
+    assert got["speed/v"] == pytest.approx(1.4)
+    assert got["speed/attainable"] == pytest.approx((9 / 4) / (3 * 0.2 + 1.4))
+    assert got["speed/realised"] == pytest.approx(2 / got["speed/attainable"])
+    assert "speed/predicted_speedup" not in got
 
 
 LIMITS = TreeConfig(tree_budget=8, max_depth=3, parallel_branches=4)

@@ -67,6 +67,10 @@ class Draft:
 
     The engine trims it so that the chain and `reserve` more tokens fit what is left to emit, and the draft's context.
     With `own`, the last token is fed too, for the hidden row behind it: one more forward, which the next round saves.
+
+    With `min_probability` it ends behind the first token whose probability in q is below it; at temperature 0, where q
+    is one-hot, the draft's at temperature 1. The token itself stays: dropping what was drawn because of what it is
+    would leave tokens that are not drawn from q.
     """
 
     gamma: int
@@ -74,18 +78,22 @@ class Draft:
     reserve: int = 1
     hidden: bool = False
     own: bool = False
+    min_probability: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recall:
     """Ask for at most `gamma` tokens that `text` goes on with, where it says what was committed last.
 
-    Nothing is sampled: q is one-hot. There may be no such place, and then no token. Trimmed as `Draft` is.
+    `text=None` is the sequence itself, prompt and output: what followed where its last tokens, `ngram` at most, stood
+    before. Nothing is sampled: q is one-hot. There may be no such place, and then no token. Trimmed as `Draft` is, but
+    for the draft's context, which plays no part.
     """
 
-    text: Sequence[int]
+    text: Sequence[int] | None
     gamma: int
     reserve: int = 1
+    ngram: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

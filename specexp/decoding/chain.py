@@ -1,8 +1,8 @@
 """Speculative sampling: a proposer drafts a chain, the target checks it in one call, a rule accepts a prefix of it.
 
-One loop for every chain method. What is proposed and what is accepted are arguments: a proposer (the draft model, or a
-text that is probably said again), and a rule, which may *waive* tokens that the lossless test of `rules.verify` rejects
-(judged.py has those that do).
+One loop for every chain method. What is proposed and what is accepted are arguments: a proposer (the draft model, a
+text that is probably said again, or the sequence so far), and a rule, which may *waive* tokens that the lossless test
+of `rules.verify` rejects (judged.py has those that do).
 
 Expected tokens per target call at acceptance alpha: (1 - alpha**(gamma + 1)) / (1 - alpha).
 """
@@ -42,16 +42,17 @@ class Rule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DraftModel:
-    """The draft model's own chain of at most gamma tokens."""
+    """The draft model's own chain of at most gamma tokens, which ends behind one less likely than `min_probability`."""
 
     gamma: int
+    min_probability: float = 0.0
 
     @property
     def models(self) -> tuple[Role, ...]:
         return ("draft",)
 
     def propose(self, warp: Warp, reserve: int, needs: Needs) -> Generator[Ask, Any, Drafted]:
-        drafted: Drafted = yield Draft(self.gamma, warp, reserve, needs.draft, needs.own)
+        drafted: Drafted = yield Draft(self.gamma, warp, reserve, needs.draft, needs.own, self.min_probability)
         return drafted
 
 
@@ -71,6 +72,25 @@ class Replay:
         drafted: Drafted = yield Recall(self.text, self.gamma, reserve)
         if not drafted.tokens.shape[0]:
             drafted = yield from self.otherwise.propose(warp, reserve, needs)
+        return drafted
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Prompt lookup (Saxena 2023): what followed the last tokens, `ngram` at most, where they stood before.
+
+    No draft model. Where they stood nowhere before, nothing is proposed and the round is a plain step.
+    """
+
+    gamma: int
+    ngram: int = 3
+
+    @property
+    def models(self) -> tuple[Role, ...]:
+        return ()
+
+    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Generator[Ask, Any, Drafted]:
+        drafted: Drafted = yield Recall(None, self.gamma, reserve, self.ngram)
         return drafted
 
 

@@ -1,81 +1,166 @@
 """What a call costs: seconds of a draft step and of a target call on n positions, measured as they come in decoding.
 
 Forwards alone, without sampling or accepting, so that what a method loses outside them shows as unrealised speed. Plain
-steps are timed in a row, as plain decoding makes them; draft steps and verifying calls in the rounds of a chain: a
-model that runs behind another finds less of itself in the processor's caches.
+steps are timed in a row, as plain decoding makes them; draft calls and verifying calls in rounds: a model that runs
+behind another finds less of itself in the processor's caches. Chains and trees are measured apart, since a tree's call
+takes a mask.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 
 from specexp.decoding.asks import Role
-from specexp.lm.model import Model, Session
+from specexp.lm.model import Branches, Model, Session
 
 ROW = 4  # plain steps in a row
 WARM_UP = 2
+PATIENCE = 60.0  # seconds behind which one repeat must do: calls that take so long vary less
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRound:
+    """`nodes` verified on `depth` levels, grown in draft calls on `width` nodes."""
+
+    nodes: int
+    depth: int
+    width: int
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds of one call: a draft step, and a target call on n positions, n = 1 included."""
+    """Seconds of one call by its positions; between measured sizes they go in a straight line.
 
-    draft_step: float
-    target: dict[int, float]
+    `draft_step` is a call on one, None where no draft was loaded; `target` has 1 among its sizes; in a tree, a call of
+    the draft and of the target on n nodes and positions.
+    """
+
+    draft_step: float | None
+    target: Mapping[int, float]
+    tree_draft: Mapping[int, float] = field(default_factory=dict)
+    tree_target: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def c(self) -> float:
         """Draft step / target step."""
-        return self.draft_step / self.target[1]
+        return self.c_tree(1)
 
-    def v(self, positions: int) -> float:
-        """Target call on n positions / on one."""
-        return self.target[positions] / self.target[1]
+    def v(self, positions: float) -> float:
+        """Target call on n positions of a chain / on one."""
+        return _between(self.target, positions) / self.target[1]
+
+    def c_tree(self, positions: float) -> float:
+        """Draft call on n nodes of a tree / target step."""
+        assert self.draft_step is not None, "no draft was measured"
+        return _between({**self.tree_draft, 1: self.draft_step}, positions) / self.target[1]
+
+    def v_tree(self, positions: float) -> float:
+        """Target call on n positions, a tree's nodes and its root / on one."""
+        return _between({**self.tree_target, 1: self.target[1]}, positions) / self.target[1]
+
+
+def _between(seconds: Mapping[int, float], positions: float) -> float:
+    """Interpolated; beyond the ends, the end's."""
+    below = max((n for n in seconds if n <= positions), default=min(seconds))
+    above = min((n for n in seconds if n >= positions), default=max(seconds))
+    if above <= below:
+        return seconds[above]
+    return seconds[below] + (seconds[above] - seconds[below]) * (positions - below) / (above - below)
 
 
 def measure(
     models: Mapping[Role, Model],
     ids: Sequence[int],
     gammas: Sequence[int],
+    trees: Sequence[TreeRound] = (),
     repeats: int = 12,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Costs:
-    """Medians over `repeats` of plain steps and of one round for each draft length, interleaved, behind `ids`."""
-    sessions: dict[Role, Session] = {role: model.session() for role, model in models.items()}
-    for role, session in sessions.items():
-        session.feed(models[role].ids(ids), rows=0)
+    """Medians over `repeats` of plain steps and of one round for each draft length and tree, interleaved, behind `ids`.
 
-    def timed(role: Role, calls: int, positions: int) -> float:
-        """Seconds of each of `calls` calls on `positions` tokens in a row."""
-        model, session = models[role], sessions[role]
-        tokens = model.ids([ids[i % len(ids)] for i in range(positions)])
-        model.wait()
-        start = clock()
-        for _ in range(calls):
-            session.feed(tokens, rows=positions)
-        model.wait()
-        return (clock() - start) / calls
-
-    plain: list[float] = []
-    draft: list[float] = []
-    verify: dict[int, list[float]] = {gamma + 1: [] for gamma in gammas}
+    Without a draft among `models`, the rounds are verifying calls alone.
+    """
+    bench = _Bench(models, ids, clock)
+    found: dict[Key, list[float]] = defaultdict(list)
+    begun = clock()
     for repeat in range(repeats + WARM_UP):
-        found = [timed("target", ROW, 1)]
-        _rewind(sessions, len(ids))
+        now = [*bench.plain(), *(bench.steps() if not gammas else ())]
         for gamma in gammas:
-            found += [timed("draft", gamma, 1), timed("target", 1, gamma + 1)]
-            _rewind(sessions, len(ids))
-        if repeat >= WARM_UP:
-            plain.append(found[0])
-            draft += found[1::2]
-            for gamma, seconds in zip(gammas, found[2::2], strict=True):
-                verify[gamma + 1].append(seconds)
-    return Costs(median(draft), {1: median(plain), **{n: median(seconds) for n, seconds in verify.items()}})
+            now += bench.chain(gamma)
+        for tree in trees:
+            now += bench.tree(tree)
+        for key, seconds in now if repeat >= WARM_UP else ():
+            found[key].append(seconds)
+        if repeat >= WARM_UP and clock() - begun > PATIENCE:
+            break
+
+    def sizes(kind: str) -> dict[int, float]:
+        return {n: median(seconds) for (what, n), seconds in found.items() if what == kind}
+
+    return Costs(sizes("draft").get(1), sizes("target"), sizes("tree_draft"), sizes("tree_target"))
 
 
-def _rewind(sessions: Mapping[Role, Session], length: int) -> None:
-    for session in sessions.values():
-        session.keep(length)
+Key = tuple[str, int]  # kind of call, its positions
+
+
+class _Bench:
+    """Sessions that hold `ids` between any two measurements."""
+
+    def __init__(self, models: Mapping[Role, Model], ids: Sequence[int], clock: Callable[[], float]) -> None:
+        self._models, self._ids, self._clock = models, ids, clock
+        self._sessions: dict[Role, Session] = {role: model.session() for role, model in models.items()}
+        for role, session in self._sessions.items():
+            session.feed(models[role].ids(ids), rows=0)
+
+    def plain(self) -> Iterator[tuple[Key, float]]:
+        yield ("target", 1), self._timed("target", [1] * ROW)
+        self._rewind()
+
+    def steps(self) -> Iterator[tuple[Key, float]]:
+        if "draft" in self._models:
+            yield ("draft", 1), self._timed("draft", [1] * ROW)
+            self._rewind()
+
+    def chain(self, gamma: int) -> Iterator[tuple[Key, float]]:
+        if "draft" in self._models:
+            yield ("draft", 1), self._timed("draft", [1] * gamma)
+        yield ("target", gamma + 1), self._timed("target", [gamma + 1])
+        self._rewind()
+
+    def tree(self, tree: TreeRound) -> Iterator[tuple[Key, float]]:
+        base = len(self._ids) + 1  # behind the root
+        if tree.depth > 1:
+            self._timed("draft", [1])
+            levels = [_levels(base, tree.width * i, tree.width) for i in range(1, tree.depth)]
+            yield ("tree_draft", tree.width), self._timed("draft", [tree.width] * len(levels), levels)
+        whole = _levels(base, tree.nodes, -(-tree.nodes // tree.depth))
+        yield ("tree_target", tree.nodes + 1), self._timed("target", [tree.nodes + 1], [whole])
+        self._rewind()
+
+    def _timed(self, role: Role, sizes: Sequence[int], branches: Sequence[Branches] | None = None) -> float:
+        """Seconds of each of these calls in a row, one for every size."""
+        model, session = self._models[role], self._sessions[role]
+        fed = [model.ids([self._ids[i % len(self._ids)] for i in range(size)]) for size in sizes]
+        stands: Sequence[Branches | None] = branches or [None] * len(sizes)
+        model.wait()
+        start = self._clock()
+        for tokens, stand in zip(fed, stands, strict=True):
+            session.feed(tokens, tokens.shape[0], False, stand)
+        model.wait()
+        return (self._clock() - start) / len(sizes)
+
+    def _rewind(self) -> None:
+        for session in self._sessions.values():
+            session.keep(len(self._ids))
+
+
+def _levels(base: int, num: int, width: int) -> Branches:
+    """`num` nodes behind slot base - 1, each below the one `width` places before it."""
+    paths: list[list[int]] = []
+    for i in range(num):
+        paths.append([*(paths[i - width] if i >= width else []), i])
+    return Branches(base, [len(path) - 1 for path in paths], paths)

@@ -1,6 +1,7 @@
 """Drives a decoder over models: answers what it asks, owns caches, trimming, stopping, counting and timing.
 
-It knows no method. One prompt at a time; reads each round to the host once, and each ask for the best tokens.
+It knows no method. One prompt at a time; reads each round to the host once, each ask for the best tokens, and one value
+a draft step where a draft may stop early.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from array_api_compat import array_namespace, device, to_device
 
 from specexp.decoding.asks import Ask, Depth, Draft, Drafted, Recall, Role, Round, Score, Scored, Steps
 from specexp.decoding.dice import DRAFT, Dice
-from specexp.decoding.rules import best
+from specexp.decoding.rules import Warp, best
 from specexp.engine.context import Context
-from specexp.engine.recall import continuation
+from specexp.engine.recall import Ngrams, continuation
 from specexp.errors import PromptError
 from specexp.lm.model import Array, Model
+
+_SOFT = Warp(1.0)
 
 
 class Decoder(Protocol):
@@ -149,6 +152,7 @@ class _Run:
     def __init__(self, engine: Engine, decoder: Decoder, ids: list[int], dice: Dice, room: int, limit: str) -> None:
         self.engine, self.decoder, self.ids, self.dice, self.room = engine, decoder, ids, dice, room
         self.num_prompt = len(ids)
+        self.ngrams: Ngrams | None = None  # of this sequence, for who asks what it says itself
         self.out = Generation(finish_reason=limit)
         self.place = device(engine._models[decoder.models[0]].ids([]))
 
@@ -226,7 +230,12 @@ class _Run:
 
     def _recall(self, ask: Recall) -> Drafted:
         model = self.engine._models["target"]
-        tokens = model.ids(continuation(self.ids, ask.text, max(0, min(ask.gamma, self.room - ask.reserve))))
+        most = max(0, min(ask.gamma, self.room - ask.reserve))
+        if ask.text is not None:
+            tokens = model.ids(continuation(self.ids, ask.text, most))
+        else:
+            self.ngrams = self.ngrams or Ngrams(ask.ngram)
+            tokens = model.ids(self.ngrams.continuation(self.ids, most))
         xp = array_namespace(tokens)
         vocabulary = xp.arange(model.vocab_size, device=self.place)
         return Drafted(tokens, xp.astype(tokens[:, None] == vocabulary[None, :], xp.float32))
@@ -244,6 +253,8 @@ class _Run:
             tokens.append(self.dice.pick(rows[-1][0], position + i, DRAFT))
             if states is not None:
                 hidden.append(states[-1:])
+            if ask.min_probability and i + 1 < num_drafted and self._unlikely(ask, logits[-1:], rows[-1], tokens[-1]):
+                break
         if not tokens:
             nothing = self.engine._models["target"].ids([])
             xp = array_namespace(nothing)
@@ -255,6 +266,12 @@ class _Run:
         # Verifying happens where the target is.
         found = [xp.stack(tokens), xp.concat(rows), *([xp.concat(hidden)] if hidden else [])]
         return Drafted(*(to_device(array, self.place) for array in found))
+
+    def _unlikely(self, ask: Draft, logits: Array, q: Array, token: Array) -> bool:
+        """Whether the draft gave `token` less than it takes to go on behind it; read to the host."""
+        probability = _SOFT(logits) if ask.warp.greedy else q
+        [[found]] = self.engine._read([array_namespace(q).take(probability[0], token[None])])
+        return found < ask.min_probability
 
     def _commit(self, ask: Round) -> int:
         out, engine = self.out, self.engine

@@ -1,4 +1,4 @@
-"""Where a text goes on: prompt lookup's search, made for a text that is being said again with changes."""
+"""Where a text goes on: prompt lookup's search in the sequence itself, and one in a text that is being changed."""
 
 from __future__ import annotations
 
@@ -34,3 +34,33 @@ def _agreement(ids: Sequence[int], i: int, text: Sequence[int], j: int) -> int:
     while length < LONGEST and length < i and length < j and ids[i - 1 - length] == text[j - 1 - length]:
         length += 1
     return length
+
+
+class Ngrams:
+    """Where each run of up to `longest` tokens was last followed by another, in a sequence that only grows.
+
+    The latest place alone is kept. It is the likeliest to be said again, and no place is too close to the end: what it
+    goes on with is copied on over the copy itself, as LZ77 does, so that a place d tokens back offers those d again and
+    again, which is what it says if the text repeats. An earlier place, which would offer more, never has to be found.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._behind: dict[tuple[int, ...], int] = {}  # a run: the place behind it
+        self._indexed = 1  # places below it are known; the first one has nothing before it
+
+    def continuation(self, ids: Sequence[int], most: int) -> list[int]:
+        """What follows the longest run at the end of `ids` that stands in it before: `most` tokens, or none.
+
+        `ids` are those of the call before, and more: only these are read.
+        """
+        for place in range(self._indexed, len(ids)):
+            for length in range(1, min(self._longest, place) + 1):
+                self._behind[tuple(ids[place - length : place])] = place
+        self._indexed = max(self._indexed, len(ids))
+        for length in range(min(self._longest, len(ids) - 1), 0, -1):
+            found = self._behind.get(tuple(ids[len(ids) - length :]))
+            if found is not None:
+                period = len(ids) - found
+                return [ids[found + i % period] for i in range(most)]
+        return []

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from specexp.config import MethodConfig
 from specexp.decoding.asks import Needs, Role
 from specexp.decoding.baseline import Baseline
-from specexp.decoding.chain import Chain, DraftModel, Lossless, Rule
+from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless, Rule
 from specexp.decoding.judged import Judged, TopK
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
@@ -27,7 +27,7 @@ class Making:
 
 
 def _chain(method: MethodConfig, making: Making, rule: Rule) -> Chain:
-    return Chain(DraftModel(method.gamma), rule, making.warp, method.bonus)
+    return Chain(DraftModel(method.gamma, method.min_draft_probability), rule, making.warp, method.bonus)
 
 
 def _autojudge(method: MethodConfig, making: Making) -> Chain:
@@ -47,17 +47,20 @@ BUILDERS: dict[str, Callable[[MethodConfig, Making], Decoder]] = {
     "baseline": lambda method, making: Baseline(making.warp),
     "draft_only": lambda method, making: Baseline(making.warp, "draft"),
     "speculative": lambda method, making: _chain(method, making, Lossless()),
+    "lookup": lambda method, making: Chain(
+        Lookup(method.gamma, method.max_ngram), Lossless(), making.warp, method.bonus
+    ),
     "autojudge": _autojudge,
     "topk": lambda method, making: _chain(method, making, TopK(method.accept_k)),
     "specexec": _specexec,
 }
 # Methods whose output distribution is the target's.
-LOSSLESS = frozenset({"baseline", "speculative", "specexec"})
+LOSSLESS = frozenset({"baseline", "speculative", "lookup", "specexec"})
 
 
 def roles_of(method: MethodConfig) -> set[Role]:
     """The models that a method asks, known before any is loaded."""
-    alone: dict[str, set[Role]] = {"baseline": {"target"}, "draft_only": {"draft"}}
+    alone: dict[str, set[Role]] = {"baseline": {"target"}, "lookup": {"target"}, "draft_only": {"draft"}}
     return alone.get(method.method, {"target", "draft"})
 
 

@@ -6,7 +6,7 @@ The identities of the counts are asserted on every record; a speed is never comp
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from specexp.config import TREES, TreeConfig
 from specexp.engine.costs import Costs
@@ -39,11 +39,17 @@ def check_identities(record: Record, tree: TreeConfig | None = None, bonus: bool
 
 
 def summarise(
-    records: Sequence[Record], baseline: Sequence[Record], costs: Costs | None, gamma: int, steps: int = 0
+    records: Sequence[Record],
+    baseline: Sequence[Record],
+    costs: Costs | None,
+    gamma: int,
+    steps: int = 0,
+    varies: bool = False,
 ) -> dict[str, float]:
     """Metrics of one setting (`gamma` 0: it drafts no chain). `baseline` holds plain decoding on the same prompts.
 
-    `steps` are the draft's forwards in a round: gamma, or one more for a judge that reads the draft's own row.
+    `steps` are the draft's forwards in a round of a chain: gamma, or one more for a judge that reads the draft's own
+    row. Where a chain's length `varies` by itself, its rounds are taken as they were counted; so are a tree's.
     """
 
     def total(key: str) -> float:
@@ -76,16 +82,42 @@ def summarise(
             metrics[f"accept/position_{i}"] = reached / rounds
     if baseline:
         metrics |= _against(records, baseline)
-    if drafts_chain and costs is not None and baseline:
-        call = (steps or gamma) * costs.c + costs.v(gamma + 1)
+    if baseline and costs is not None and (drafts_chain or records[0]["method"] in TREES):
+        metrics |= _attainable(records, costs, gamma, 0 if varies else steps or gamma, metrics)
+    return metrics | _quality(records) | _by_category(records, baseline)
+
+
+def _attainable(
+    records: Sequence[Record], costs: Costs, gamma: int, steps: int, metrics: Mapping[str, float]
+) -> dict[str, float]:
+    """What a round's calls cost in target steps, and the speed-up that they alone would allow.
+
+    Rounds that differ are priced at their mean number of draft calls and of positions: exact where a call's seconds
+    are a straight line between the measured sizes.
+    """
+    found: dict[str, float] = {}
+    rounds = sum(record["num_rounds"] for record in records)
+    draft_calls = sum(record["num_draft_calls"] for record in records)
+    positions = sum(record["num_target_positions"] for record in records) / rounds
+    if records[0]["method"] in TREES:
+        found["speed/v"] = costs.v_tree(positions)
+        found["speed/c"] = costs.c_tree(sum(record["num_draft_positions"] for record in records) / draft_calls)
+        call = draft_calls / rounds * found["speed/c"] + found["speed/v"]
+    elif not steps:
+        found["speed/v"] = costs.v(positions)
+        if draft_calls:
+            found["speed/c"] = costs.c
+        call = draft_calls / rounds * found.get("speed/c", 0.0) + found["speed/v"]
+    else:
+        found |= {"speed/v": costs.v(gamma + 1), "speed/c": costs.c}
+        call = steps * costs.c + found["speed/v"]
+        # The formula is of rounds that are alike.
         alpha = metrics.get("accept/alpha", 0.0)
         expected = gamma + 1 if alpha >= 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
-        metrics["speed/attainable"] = metrics["accept/mean_length"] / call
-        metrics["speed/realised"] = metrics["speed/speedup"] / metrics["speed/attainable"]
-        metrics["speed/predicted_speedup"] = expected / call
-        metrics["speed/c"] = costs.c
-        metrics["speed/v"] = costs.v(gamma + 1)
-    return metrics | _quality(records) | _by_category(records, baseline)
+        found["speed/predicted_speedup"] = expected / call
+    found["speed/attainable"] = metrics["accept/mean_length"] / call
+    found["speed/realised"] = metrics["speed/speedup"] / found["speed/attainable"]
+    return found
 
 
 def _by_category(records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, float]:

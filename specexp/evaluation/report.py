@@ -148,6 +148,8 @@ def _params(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, ob
         "gamma": method.gamma or "",
         "bonus": "" if method.bonus else False,
         "accept_k": method.accept_k or "",
+        "max_ngram": method.max_ngram or "",
+        "min_draft_probability": method.min_draft_probability or "",
         **_judge(prepared, method),
         **(asdict(method.tree) if method.tree else {}),
         "seed": seed,

@@ -30,6 +30,7 @@ from specexp.tasks.example import Example, Task
 from specexp.tasks.task import task
 
 WARM_UP_TOKENS = 24
+SIZES = ("target", "tree_draft", "tree_target")  # of costs: seconds by positions
 Summary = dict[tuple[str, int], dict[str, float]]
 
 
@@ -44,6 +45,27 @@ class Setting:
     def own(self) -> bool:
         """Whether a round takes one more draft step, for the row behind its last token."""
         return isinstance(self.decoder, Chain) and self.decoder.rule.needs.own
+
+    @property
+    def varies(self) -> bool:
+        """Whether a chain may end before gamma tokens by itself."""
+        return self.config.method == "lookup" or self.config.min_draft_probability > 0
+
+    @property
+    def lengths(self) -> set[int]:
+        """Draft lengths whose verifying calls are to be measured: gamma's, and where a draft may stop, some between."""
+        gamma = self.config.gamma
+        between = {gamma // 2, gamma // 4, gamma // 8} if self.config.min_draft_probability else set()
+        return ({gamma} | between) - {0}
+
+    @property
+    def rounds(self) -> list[costs.TreeRound]:
+        """Trees whose calls are to be measured: a full one, and a quarter, since a tree need not fill its budget."""
+        tree = self.config.tree
+        if tree is None:
+            return []
+        sizes = sorted({tree.tree_budget, -(-tree.tree_budget // 4)})
+        return [costs.TreeRound(size, tree.max_depth, tree.parallel_branches) for size in sizes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +229,7 @@ def _environment(prepared: Prepared, output: OutputFolder) -> str:
 def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> Summary:
     """Metrics by (label, repeat)."""
     measured = output.read_json("costs.json")
-    found = costs.Costs(measured["draft"], {int(n): s for n, s in measured["target"].items()}) if measured else None
+    found = costs.Costs(measured["draft"], *(_by_size(measured[kind]) for kind in SIZES)) if measured else None
     groups: dict[tuple[str, int], list[Record]] = {}
     for record in records:
         groups.setdefault((record["label"], record["repeat"]), []).append(record)
@@ -219,10 +241,15 @@ def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
             found,
             setting.config.gamma,
             setting.config.gamma + setting.own,
+            setting.varies,
         )
         for setting in prepared.settings
         for repeat in range(prepared.experiment.repeats)
     }
+
+
+def _by_size(seconds: Mapping[str, float]) -> dict[int, float]:
+    return {int(n): s for n, s in seconds.items()}
 
 
 def missing(prepared: Prepared, records: RecordFile) -> int:
@@ -250,17 +277,18 @@ def _warm_up(prepared: Prepared, engine: Engine) -> None:
 
 
 def _measure(prepared: Prepared) -> dict[str, Any] | None:
-    """Seconds per call where the middle of an output stands; None when no chain is verified."""
-    gammas = sorted({s.config.gamma for s in prepared.settings if s.config.gamma})
-    if not gammas:
+    """Seconds per call where the middle of an output stands; None when nothing is verified."""
+    gammas = sorted(set().union(*(setting.lengths for setting in prepared.settings)))
+    trees = list({x.nodes: x for setting in prepared.settings for x in setting.rounds}.values())
+    if not gammas and not trees:
         return None
+    ahead = max(costs.ROW, *gammas, *(tree.depth for tree in trees)) + 1
     length = max(len(ids) for ids in prepared.prompts)
     ids = prepared.prompts[0]
-    room = min(model.context for model in prepared.pair.models.values()) - max(costs.ROW, gammas[-1] + 1)
+    room = min(model.context for model in prepared.pair.models.values()) - ahead
     behind = (ids * (length // len(ids) + 2))[: min(length + 32, room)]
-    found = costs.measure(prepared.pair.models, behind, gammas)
-    target = {str(n): seconds for n, seconds in found.target.items()}
-    return {"context": len(behind), "draft": found.draft_step, "target": target}
+    found = costs.measure(prepared.pair.models, behind, gammas, trees)
+    return {"context": len(behind), "draft": found.draft_step, **{kind: getattr(found, kind) for kind in SIZES}}
 
 
 def _record(prepared: Prepared, job: Job, out: Generation) -> Record:

@@ -35,7 +35,9 @@ class CountedModel:
         """A call for each sequence: what it would have taken alone."""
         for feed in feeds:
             self.count(feed.tokens)
-        return self._model.feed([replace(feed, session=feed.session.inner) for feed in feeds])
+        sessions = [feed.session for feed in feeds]
+        inner = [session.inner for session in sessions if isinstance(session, CountedSession)]
+        return self._model.feed([replace(feed, session=each) for feed, each in zip(feeds, inner, strict=True)])
 
     def count(self, tokens: Array) -> None:
         self.num_calls += 1

@@ -23,8 +23,9 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from transformers.utils import logging as transformers_logging
 
 from specexp.errors import ModelError
-from specexp.lm.kv import OwnSession, Pool, near, visible
+from specexp.lm.kv import OwnSession, Pool, near, together, visible
 from specexp.lm.model import Branches, Feed, Session, one_by_one
+from specexp.lm.offload import Offload, stored
 from specexp.lm.own import OwnForward, refusal
 from specexp.lm.runtime import ModelConfig
 
@@ -67,14 +68,19 @@ def load_model(config: ModelConfig, known: int | None = None) -> HFModel:
     path = _checked(config.model)
     how = f"{config.dtype}{'' if config.quantization == 'none' else ', ' + config.quantization} on {config.device}"
     try:
+        placement = _placement(config)
+        offload = Offload(config.offload, torch.device(config.device)) if config.offload != "none" else None
+        if offload:
+            placement |= offload.placement(_empty(path, config))
         with _quiet():
             module, found = AutoModelForCausalLM.from_pretrained(
-                path, output_loading_info=True, **_source(config, "model"), **_placement(config)
+                path, output_loading_info=True, **_source(config, "model"), **placement
             )
     except torch.OutOfMemoryError as error:
         raise ModelError(
             f"model '{config.model}' does not fit ({how}): its weights need about {_needed(path, config)};"
-            f" {_first_line(error)} Choose a smaller dtype, quantization nf4, device auto, or a smaller model."
+            f" {_first_line(error)} Choose a smaller dtype, quantization nf4, device auto, offload cpu or disk, or a"
+            " smaller model."
         ) from error
     except Exception as error:  # whatever a broken folder makes of a loader: its own words, in one line
         raise ModelError(f"model '{config.model}' cannot be loaded ({how}): {_first_line(error)}") from error
@@ -83,7 +89,7 @@ def load_model(config: ModelConfig, known: int | None = None) -> HFModel:
         raise ModelError(
             f"model '{config.model}' lacks {len(found['missing_keys'])} of its weights ({some}); get all its files."
         )
-    return HFModel(module.eval(), config.model, known)
+    return HFModel(module.eval(), config.model, known, offload)
 
 
 def _source(config: ModelConfig, part: str) -> dict[str, Any]:
@@ -95,6 +101,8 @@ def _source(config: ModelConfig, part: str) -> dict[str, Any]:
 
 def _placement(config: ModelConfig) -> dict[str, Any]:
     """Where, and as what, the weights are read."""
+    if faults := config.faults():
+        raise ValueError(" ".join(faults))
     if config.device != "auto" and torch.device(config.device).type == "meta":
         raise ValueError("device meta holds no weights")
     if config.quantization != "none" and find_spec("bitsandbytes") is None:
@@ -120,26 +128,34 @@ def _placement(config: ModelConfig) -> dict[str, Any]:
 
 def _needed(path: str, config: ModelConfig) -> str:
     """Memory that the weights take, counted on a model without any."""
-    source = _source(config, "model")
     try:
-        with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(
-                AutoConfig.from_pretrained(path, **source), trust_remote_code=config.trust_remote_code
-            )
+        empty = _empty(path, config)
     except Exception:  # a model whose own code builds nothing without memory: the loader's words must do
         return "more than there is"
     each = {"int8": 1.0, "nf4": 0.5, "fp4": 0.5}.get(config.quantization, float(DTYPES[config.dtype].itemsize))
     return f"{sum(p.numel() for p in empty.parameters()) * each / 2**30:.2f} GiB"
 
 
+def _empty(path: str, config: ModelConfig) -> Any:
+    """The model without its weights."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(path, **_source(config, "model")), trust_remote_code=config.trust_remote_code
+        )
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's own bar over weight files, which would break up ours."""
+    """Without the library's own bar over weight files, which would break up ours, and its news of an offload."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
+    dispatching = logging.getLogger("accelerate.big_modeling")
+    level = dispatching.level
+    dispatching.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        dispatching.setLevel(level)
         if shown:
             transformers_logging.enable_progress_bar()
 
@@ -165,7 +181,8 @@ class HFModel:
     module: Any
     name: str
     known: int | None = None  # ids that the tokenizer knows; those behind them are padding
-    forward: str = "auto"  # "auto": this project's own where it applies; "transformers"
+    offload: Offload | None = None
+    forward: str = "auto"  # this project's own where it applies; or "transformers"
     keeps_rows: bool = field(init=False)  # whether forward can leave out the logits of rows nobody asked for
     own: OwnForward | None = field(init=False, default=None)
     why_not_own: str | None = field(init=False)
@@ -195,6 +212,11 @@ class HFModel:
     @property
     def device(self) -> torch.device:
         return torch.device(self.module.device)
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether some weights are brought to the device at each call: only the module's own forward does that."""
+        return any(parameter.device.type == "meta" for parameter in self.module.parameters())
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -254,11 +276,7 @@ class HFModel:
     def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
         if self.own is None or len(feeds) == 1:
             return one_by_one(feeds)
-        rows = [(feed.session.row, feed) for feed in feeds if isinstance(feed.session, OwnSession)]
-        first = feeds[0].session
-        assert isinstance(first, OwnSession) and len(rows) == len(feeds), "sessions of another model"
-        with torch.inference_mode():
-            return first.pool.feed_together(rows)
+        return together(feeds)
 
     def ids(self, tokens: Sequence[int]) -> Array:
         return torch.tensor(tokens, dtype=torch.int64, device=self.device)
@@ -271,10 +289,12 @@ class HFModel:
         digest = hashlib.sha256(type(self.module).__name__.encode())
         for name, parameter in self.module.named_parameters():
             digest.update(f"{name} {tuple(parameter.shape)}".encode())
-            if parameter.is_floating_point() and parameter.device.type != "meta":
+            if parameter.device.type == "meta":
+                parameter = stored(self.module, name)
+            if parameter.is_floating_point():
                 values = parameter.detach().flatten()[:_FINGERPRINT_VALUES].to(torch.bfloat16).float().cpu()
                 digest.update(values.numpy().tobytes())
-            elif parameter.device.type != "meta":  # quantized
+            else:  # quantized
                 digest.update(parameter.detach().flatten()[:_FINGERPRINT_VALUES].cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -290,6 +310,8 @@ class HFModel:
             "hidden_size": int(self._text_config.hidden_size),
             "parameters": sum(p.numel() for p in self.module.parameters()),
             "bytes": int(self.module.get_memory_footprint()),
+            "offload": self.offload.kind if self.offload else "none",
+            "offloaded_bytes": sum(p.nbytes for p in self.module.parameters() if p.device.type == "meta"),
             "dtype": str(self.module.dtype).removeprefix("torch."),
             "device": str(self.device),
             "device_name": torch.cuda.get_device_name(self.device) if cuda else "cpu",

@@ -97,8 +97,8 @@ class Pool:
             self.lengths[row] += feed.tokens.shape[0]
         chosen = x.index_select(0, many.wanted)
         logits = own.head(chosen).float()[:, : self.known]
-        parts = logits.split([feed.rows for _, feed in feeds])
-        hidden = chosen.split([feed.rows for _, feed in feeds])
+        sizes = [feed.rows for _, feed in feeds]
+        parts, hidden = torch.split(logits, sizes), torch.split(chosen, sizes)
         return [(part, h if feed.hidden else None) for part, h, (_, feed) in zip(parts, hidden, feeds, strict=True)]
 
 
@@ -121,7 +121,7 @@ class OwnSession:
         num = tokens.shape[0]
         pool.reach(self.length + num)
         # A long chain goes through in pieces, so that what lies between the layers stays small.
-        parts = [tokens] if num <= CHUNK or branches is not None else list(tokens.split(CHUNK))
+        parts = [tokens] if num <= CHUNK or branches is not None else list(torch.split(tokens, CHUNK))
         found: list[Tensor] = []
         left = num
         for part in parts:
@@ -160,6 +160,17 @@ class OwnSession:
 
     def slots(self) -> object:
         return tuple(tuple(layer[: self.length].flatten().tolist()) for layer in self.pool.flat[self.row])
+
+
+@torch.inference_mode()
+def together(feeds: Sequence[Feed]) -> list[tuple[Tensor, Tensor | None]]:
+    """Feed several sessions of one pool in one pass over the weights."""
+    sessions = [feed.session for feed in feeds]
+    pools = {id(session.pool): session.pool for session in sessions if isinstance(session, OwnSession)}
+    assert len(pools) == 1, "sessions of several pools"
+    (pool,) = pools.values()
+    rows = [session.row for session in sessions if isinstance(session, OwnSession)]
+    return pool.feed_together(list(zip(rows, feeds, strict=True)))
 
 
 def visible(start: int, num: int, branches: Branches) -> tuple[Tensor, Tensor]:
@@ -242,7 +253,8 @@ class _Together:
         starts = pool.lengths[self.first : self.first + self.count]
         self.stop = max(starts) + self.num
         pool.reach(self.stop)
-        fed, wanted = [], []
+        fed: list[int] = []
+        wanted: list[int] = []
         for row, feed in feeds:
             offset, size = (row - self.first) * self.num, feed.tokens.shape[0]
             fed += range(offset, offset + size)

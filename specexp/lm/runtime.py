@@ -13,6 +13,7 @@ from specexp.errors import ModelError
 
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
+OFFLOADS = ("none", "cpu", "disk")
 ATTENTIONS = ("sdpa", "eager")
 CHAT_TEMPLATES = ("none", "own")
 
@@ -23,8 +24,9 @@ class ModelConfig:
 
     `revision` and `tokenizer` default to the newest and the model's own; `device` is cpu, cuda:0, ... or auto, which
     spreads the layers by accelerate; `quantization` is done by bitsandbytes as the weights are read, with arithmetic in
-    `compute_dtype` (default: `dtype`); `attention` defaults to what transformers chooses. With
-    `chat_template` own, a prompt is put into the chat template of the tokenizer; the target's counts, for both.
+    `compute_dtype` (default: `dtype`); `offload` leaves the layers' weights in CPU memory or on disk, from where each
+    is brought to the device at every call; `attention` defaults to what transformers chooses. With `chat_template` own,
+    a prompt is put into the chat template of the tokenizer; the target's counts, for both.
     """
 
     model: str
@@ -34,9 +36,24 @@ class ModelConfig:
     dtype: str = "float32"
     quantization: str = "none"
     compute_dtype: str = ""
+    offload: str = "none"
     attention: str = ""
     chat_template: str = "none"
     trust_remote_code: bool = False
+
+    def faults(self) -> list[str]:
+        """Settings that do not go together, one line each."""
+        found = []
+        if self.offload != "none" and self.quantization != "none":
+            found.append(
+                f"offload is {self.offload}, but quantization is {self.quantization}, whose weights cannot be moved"
+                " from call to call; set one of them to none."
+            )
+        if self.offload != "none" and self.device == "auto":
+            found.append(
+                f"offload is {self.offload}, but device is auto, which spreads layers by itself; name one device."
+            )
+        return found
 
 
 TOY = "toy:"  # what the toy pair's models are called

@@ -1,0 +1,89 @@
+"""What a call costs: which calls are measured, how they are averaged, and what stands between measured sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from specexp.engine import costs
+from specexp.engine.costs import Costs, TreeRound, measure
+from specexp.lm.model import Array, Branches
+from specexp.lm.toy import ToyModel, ToySession
+
+IDS = [1, 2, 3, 4, 5]
+
+
+class SlowToy(ToyModel):
+    """Its calls move a clock by a second, and a tenth for each position; a tree's by half a second more."""
+
+    def __init__(self, times: float = 1.0) -> None:
+        super().__init__(8, context=64)
+        self.times = times
+        self.fed: list[int] = []
+        self.now = [0.0]
+
+    def session(self) -> SlowSession:
+        return SlowSession(self)
+
+
+class SlowSession(ToySession):
+    def __init__(self, model: SlowToy) -> None:
+        super().__init__(model)
+        self._slow = model
+
+    def feed(
+        self, tokens: Array, rows: int, hidden: bool = False, branches: Branches | None = None
+    ) -> tuple[Array, Array | None]:
+        self._slow.fed.append(len(tokens))
+        self._slow.now[0] += self._slow.times * (1 + 0.1 * len(tokens) + 0.5 * (branches is not None))
+        return super().feed(tokens, rows, hidden, branches)
+
+
+def pair() -> tuple[SlowToy, SlowToy]:
+    target, draft = SlowToy(), SlowToy(0.1)
+    draft.now = target.now
+    return target, draft
+
+
+def test_chains_and_trees_are_measured_as_they_come() -> None:
+    target, draft = pair()
+    found = measure({"target": target, "draft": draft}, IDS, [2, 4], [TreeRound(12, 3, 4)], clock=lambda: target.now[0])
+    assert found.draft_step == pytest.approx(0.11)
+    assert found.target == pytest.approx({1: 1.1, 3: 1.3, 5: 1.5})
+    assert found.tree_draft == pytest.approx({4: 0.19})
+    assert found.tree_target == pytest.approx({13: 2.8})
+    assert found.c == pytest.approx(0.1)
+    assert found.v_tree(13) == pytest.approx(2.8 / 1.1)
+
+
+def test_without_a_draft_none_is_measured() -> None:
+    target = SlowToy()
+    found = measure({"target": target}, IDS, [3], clock=lambda: target.now[0])
+    assert found.draft_step is None
+    assert found.target == pytest.approx({1: 1.1, 4: 1.4})
+    with pytest.raises(AssertionError, match="no draft was measured"):
+        _ = found.c
+
+
+def test_trees_alone_have_a_draft_step_and_a_plain_one_too() -> None:
+    target, draft = pair()
+    trees: Sequence[TreeRound] = [TreeRound(2, 1, 4)]
+    found = measure({"target": target, "draft": draft}, IDS, [], trees, clock=lambda: target.now[0])
+    assert found.draft_step == pytest.approx(0.11)
+    assert found.tree_draft == {}, "a tree of one level is grown by the root's call alone"
+    assert found.tree_target == pytest.approx({3: 1.8})
+
+
+def test_slow_calls_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "PATIENCE", 5.0)
+    target, draft = pair()
+    measure({"target": target, "draft": draft}, IDS, [2], clock=lambda: target.now[0])
+    assert target.fed.count(3) == costs.WARM_UP + 1
+
+
+def test_sizes_between_are_on_a_straight_line_and_beyond_the_ends_the_ends() -> None:
+    found = Costs(0.2, {1: 1.0, 5: 1.4, 9: 3.0}, {4: 0.5}, {17: 2.6})
+    assert [found.v(n) for n in (1, 3, 5, 7, 9, 12)] == pytest.approx([1.0, 1.2, 1.4, 2.2, 3.0, 3.0])
+    assert [found.v_tree(n) for n in (1, 9, 17, 40)] == pytest.approx([1.0, 1.8, 2.6, 2.6])
+    assert [found.c_tree(n) for n in (1, 2.5, 4)] == pytest.approx([0.2, 0.35, 0.5])
