@@ -74,7 +74,6 @@ def measure(prepared: Prepared, with_compiled: bool) -> Measured:
     with tqdm(total=total * num_prompts, desc=prepared.experiment.name, unit="run", dynamic_ncols=True) as bar:
         outputs, failed = _outputs(prepared, greedy, bar)
         skipped |= failed
-        bar.total -= repeats * num_prompts * len(failed)
         found = _differences(prepared, outputs)
         search = timings([greedy[name] for name in (PLAIN, *chains, *assisted)], num_prompts, repeats, bar)
         best = max(chains, key=lambda name: rate(decoding(search[name])).value)
@@ -156,7 +155,7 @@ def _outputs(
                 raise
             except Exception as error:  # a compiler is a program of its own, and fails as it likes
                 failed[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                bar.update(len(everyone))
+                bar.update(len(everyone) * (1 + prepared.experiment.repeats))
                 continue
         outputs[name] = []
         for index in everyone:

@@ -116,7 +116,7 @@ def _gamma(measured: Measured, timings: Timings, gamma: int) -> dict[str, float]
     records = [timing.record for row in chain for timing in row if timing.record]
     plain = [timing.record for row in timings[PLAIN] for timing in row if timing.record]
     metrics = summarise(records, plain, costs_of(measured.costs), gamma)
-    found = {name.rpartition("/")[2]: metrics[name] for name in KEPT}
+    found = {name.rpartition("/")[2]: metrics[name] for name in KEPT if name in metrics}
     speedup = rate_ratio(decoding(chain), decoding(timings[PLAIN])).value
     return {
         **found,
@@ -171,7 +171,6 @@ def metrics(result: Mapping[str, Any]) -> dict[str, float]:
     found = {f"bench/{name}": float(result[name]) for name in (*HEADLINES, "best_gamma")}
     for name, method in result["methods"].items():
         found[f"speed/end_to_end_{name}"] = method["end_to_end_tokens_per_second"]["value"]
-    found |= {f"speed/{name}": result["best"][name] for name in ("c", "v", "attainable", "predicted_speedup")}
-    found |= {f"accept/{name}": result["best"][name] for name in ("alpha", "mean_length")}
+    found |= {name: result["best"][key] for name in KEPT if (key := name.rpartition("/")[2]) in result["best"]}
     chain = f"chain_k{result['best_gamma']}"
     return found | {f"share/{part}": share for part, share in result["shares"][chain].items()}

@@ -56,7 +56,7 @@ def draw_benchmark(path: Path, result: Mapping[str, Any]) -> None:
     split.legend(loc="upper center", ncols=len(parts), fontsize="small", bbox_to_anchor=(0.5, 1.14))
 
     gammas = [int(gamma) for gamma in result["gammas"]]
-    for key, style in (("attainable", "--"), ("speedup", "-"), ("predicted_speedup", ":")):
+    for key, style in (("attainable", "--"), ("speedup", "-")):
         lengths.plot(gammas, [one[key] for one in result["gammas"].values()], style, marker="o", label=key)
     lengths.set(xlabel="gamma", ylabel="times plain decoding", ylim=(0, None))
     lengths.legend()
