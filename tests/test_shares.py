@@ -10,11 +10,11 @@ import torch
 from conftest import build
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.dice import CertainDice
+from specexp.decoding.dice import CertainDice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
 from specexp.evaluation import floor
-from specexp.evaluation.shares import PARTS, Stopwatch, TimedDecoder, TimedModel, shares
+from specexp.evaluation.shares import PARTS, Stopwatch, TimedDecoder, TimedDice, TimedModel, shares
 from specexp.evaluation.statistics import Timed, rate, rate_ratio
 from specexp.lm.toy import ToyModel, ToySession
 
@@ -57,7 +57,7 @@ def instrumented(hand: Hand, decoder: Decoder, prompt: list[int]) -> tuple[dict[
         "target": TimedModel(ToyModel(8), "target", watch),
         "draft": TimedModel(ToyModel(8, draft_noise=0.4), "draft", watch),
     }
-    out = Engine(models).generate(TimedDecoder(decoder, watch), prompt, 12, CertainDice())
+    out = Engine(models).generate(TimedDecoder(decoder, watch), prompt, 12, TimedDice(CertainDice(), watch))
     return watch.seconds(), out
 
 
@@ -95,8 +95,9 @@ def test_an_instrumented_decoder_decodes_the_same(temperature: float) -> None:
     models: Any = {"target": ToyModel(8), "draft": ToyModel(8, draft_noise=0.4)}
     watch = Stopwatch()
     timed: Any = {role: TimedModel(model, role, watch) for role, model in models.items()}
-    want = Engine(models).generate(decoder, [1, 2], 20, CertainDice())
-    found = Engine(timed).generate(TimedDecoder(decoder, watch), [1, 2], 20, CertainDice())
+    dice = dice_for(temperature, 0, "a prompt")
+    want = Engine(models).generate(decoder, [1, 2], 20, dice)
+    found = Engine(timed).generate(TimedDecoder(decoder, watch), [1, 2], 20, TimedDice(dice, watch))
     assert found.token_ids == want.token_ids
     assert found.accepted_histogram == want.accepted_histogram
 

@@ -24,7 +24,7 @@ from specexp.evaluation.contenders import Contender, Own, Theirs, Timing, rotate
 from specexp.evaluation.equality import Difference, differences
 from specexp.evaluation.peers import Peer
 from specexp.evaluation.runner import Prepared
-from specexp.evaluation.shares import Stopwatch, TimedDecoder, TimedModel
+from specexp.evaluation.shares import Stopwatch, TimedDecoder, TimedDice, TimedModel
 from specexp.evaluation.statistics import Timed, rate
 from specexp.lm.hf import HFModel
 
@@ -221,5 +221,6 @@ def split(contender: Own) -> dict[str, float]:
     engine = Engine({role: TimedModel(model, role, watch) for role, model in models.items()}, prepared.pair.eos_ids)
     decoder = TimedDecoder(contender.setting.decoder, watch)
     for example, ids in list(zip(prepared.examples, prepared.prompts, strict=True))[:SPLIT_PROMPTS]:
-        engine.generate(decoder, ids, prepared.experiment.max_new_tokens, dice_for(0, 0, example.prompt_id))
+        dice = TimedDice(dice_for(0, 0, example.prompt_id), watch)
+        engine.generate(decoder, ids, prepared.experiment.max_new_tokens, dice)
     return watch.seconds()

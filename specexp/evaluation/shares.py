@@ -44,6 +44,7 @@ class Stopwatch:
         """From here on time is the host's, where it is nobody else's."""
         self._wait()
         self._open = [HOST]
+        self._num_opened[HOST] += 1
         self._mark = self._clock()
 
     def end(self) -> None:
@@ -82,7 +83,8 @@ class Stopwatch:
         for _ in range(CALIBRATION):
             nothing()
         empty.end()
-        own, around = (empty._seconds[name] / CALIBRATION for name in (SAMPLING, HOST))
+        own = empty._seconds[SAMPLING] / CALIBRATION
+        around = (empty._seconds[HOST] - own) / CALIBRATION
         return {
             part: max(0.0, self._seconds[part] - own * self._num_opened[part] - around * self._num_inside[part])
             for part in PARTS
@@ -150,7 +152,7 @@ class TimedSession:
 
 
 class TimedDice:
-    """Passes every throw on, charged to sampling."""
+    """Passes every throw on, charged to sampling: for the engine, which draws the drafts itself."""
 
     def __init__(self, dice: Dice, watch: Stopwatch) -> None:
         self._pick = watch.timed(SAMPLING, dice.pick)
@@ -208,7 +210,7 @@ class TimedDecoder:
     def steps(self, dice: Dice, room: int) -> Steps:
         # The engine asks for the first step behind the prefill, which is thus nobody's.
         self._watch.begin()
-        step = self._watch.timed(SAMPLING, self._decoder.steps(TimedDice(dice, self._watch), room).send)
+        step = self._watch.timed(SAMPLING, self._decoder.steps(dice, room).send)
         answer: Any = None
         while True:
             try:
