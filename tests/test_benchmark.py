@@ -18,8 +18,10 @@ from entrypoints.benchmark import command
 from running import refused, runs
 from specexp import config
 from specexp.decoding.dice import CertainDice
+from specexp.engine import Engine
 from specexp.evaluation import benchmark, peers
 from specexp.evaluation.contenders import Theirs, Timing, rotated
+from specexp.evaluation.equality import differences
 from specexp.evaluation.peers import Peer
 from specexp.evaluation.runner import Prepared
 from specexp.lm.hf import HFModel
@@ -197,6 +199,36 @@ def test_sampling_peers_draw_the_same_in_every_repeat(prepared: Prepared) -> Non
     state = torch.get_rng_state()
     assert sampling.time(0, 0).token_ids == sampling.time(0, 1).token_ids
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_divergence_is_found_at_its_place_and_a_near_tie_told_from_another(prepared: Prepared) -> None:
+    models: Any = prepared.pair.models
+    ids = prepared.prompts[0]
+    want = Theirs("generate", prepared, Peer(models, prepared.pair.eos_ids)).time(0, 0).token_ids
+    logits = Engine(models).look("target", [*ids, *want[:5]], [])[0][-1]
+    second = int(logits.topk(2).indices[1])
+    outputs = {
+        "generate": [want],
+        "same": [list(want)],
+        "other": [[*want[:5], second, *want[6:]]],
+        "shorter": [want[:7]],
+    }
+    other, shorter = differences(prepared.pair, torch.float32, {"a": ids}, outputs, "generate")
+    assert (other.name, other.prompt_id, other.position, other.token, other.reference) == (
+        "other",
+        "a",
+        5,
+        second,
+        want[5],
+    )
+    assert other.gap == pytest.approx(float(logits[want[5]] - logits[second]))
+    assert not other.near_tie
+    assert (shorter.position, shorter.token, shorter.gap, shorter.near_tie) == (7, None, None, False)
+    coarse = torch.float8_e5m2  # so coarse that most gaps are within it
+    [found] = differences(
+        prepared.pair, coarse, {"a": ids}, {"generate": [want], "other": outputs["other"]}, "generate"
+    )
+    assert found.near_tie == (other.gap <= torch.finfo(coarse).eps * float(logits.abs().max()))
 
 
 def test_the_order_turns_with_prompts_and_repeats() -> None:
