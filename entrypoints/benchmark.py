@@ -49,10 +49,10 @@ def benchmark(
     from specexp.evaluation.records import write_whole
 
     prepared = measuring.prepare(resolved)
+    measured = measuring.measure(prepared, not quick if compiled is None else compiled)
+    result = report.as_json(measured)
+    click.echo(report.table(result))
     with folder.hold():
-        measured = measuring.measure(prepared, not quick if compiled is None else compiled)
-        result = report.as_json(measured)
-        click.echo(report.table(result))
         folder.write_json("benchmark.json", result)
         draw_benchmark(folder.path / "benchmark.png", result)
         if json:
@@ -93,7 +93,10 @@ def _tracking() -> ModuleType | None:
 @click.option("--compiled", default="", help="Time generate() compiled, too: true or false [true unless quick].")
 @click.option("--json", default="", help="File to write the numbers to.")
 def command(experiment: str, output: str, quick: bool, compiled: str, json: str, **flags: str) -> None:
-    guarded(lambda: benchmark(experiment, output, quick, _switch(compiled), json, flags), "Start it again.")
+    guarded(
+        lambda: benchmark(experiment, output, quick, _switch(compiled), json, flags),
+        "A benchmark records nothing before its end: start it again.",
+    )
 
 
 def _switch(text: str) -> bool | None:
