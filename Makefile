@@ -4,6 +4,7 @@
 # make ui        open the MLflow UI on what was run
 # make presets   list what ships by name
 # make evaluate ARGS="-P experiment=arith_compare"
+# make benchmark ARGS="-P quick=true"   how fast decoding is, beside generate() and the hardware's limit
 # make labels, make judge   mine labels, then train and register a judge (ARGS as above)
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,7 +16,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all check ui presets evaluate labels judge clean
+.PHONY: demo test test-all check ui presets evaluate benchmark labels judge clean
 
 demo: $(VENV)/.installed
 	mlflow run . --env-manager local -P output=runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -39,6 +40,9 @@ presets: $(VENV)/.installed
 
 evaluate: $(VENV)/.installed
 	mlflow run . --env-manager local -e evaluate $(ARGS)
+
+benchmark: $(VENV)/.installed
+	mlflow run . --env-manager local -e benchmark $(ARGS)
 
 labels: $(VENV)/.installed
 	mlflow run . --env-manager local -e collect_labels $(ARGS)

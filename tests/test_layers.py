@@ -72,6 +72,8 @@ def test_mlflow_is_imported_in_few_places() -> None:
         ["--help"],
         ["evaluate", "--help"],
         ["evaluate", "--experiment", "nothing"],
+        ["benchmark", "--help"],
+        ["benchmark", "--experiment", "nothing"],
         ["presets"],
         ["presets", "arith_quick"],
         ["validate", "--experiment", "gsm8k_llama_8b_1b"],

@@ -47,7 +47,8 @@ def held(folder: Folder) -> Callable[[str, str], HFModel]:
 def test_the_logits_are_those_of_the_model_in_memory(
     held: Callable[[str, str], HFModel], folder: Folder, family: str, kind: str
 ) -> None:
-    plain, model = load_model(ModelConfig(str(folder(family)))), held(family, kind)
+    module = load_model(ModelConfig(str(folder(family)))).module
+    plain, model = HFModel(module, family, forward="transformers"), held(family, kind)
     ids = plain.ids([5, 9, 11, 40, 7])
     want, got = (each.session().feed(ids, rows=5, hidden=True) for each in (plain, model))
     assert torch.equal(got[0], want[0])

@@ -21,6 +21,11 @@ EVALUATE = [
     "accept_k", "config", "output", "resume",
 ]  # fmt: skip
 
+BENCHMARK = [
+    "experiment", "pair", "target", "draft", "task", "data", "gamma", "max_new_tokens", "limit", "seed", "repeats",
+    "config", "output", "quick", "compiled", "json",
+]  # fmt: skip
+
 
 def load(name: str) -> Any:
     return yaml.safe_load((ROOT / name).read_text())
@@ -48,6 +53,7 @@ def test_an_entry_point_passes_every_parameter_to_its_command(name: str) -> None
 
 def test_the_names_that_stay() -> None:
     assert list(load("MLproject")["entry_points"]["evaluate"]["parameters"]) == EVALUATE
+    assert list(load("MLproject")["entry_points"]["benchmark"]["parameters"]) == BENCHMARK
     looking_only = {"presets", "validate"}  # they make no run
     assert set(load("MLproject")["entry_points"]) == set(COMMANDS) - looking_only
 

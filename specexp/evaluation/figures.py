@@ -1,9 +1,11 @@
-"""Figures of an evaluation, as PNG files; matplotlib is loaded where the first one is drawn."""
+"""Figures of evaluations and benchmarks, as PNG files; matplotlib is loaded where the first one is drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from specexp.evaluation.records import Record
 from specexp.evaluation.trees import by_rank, reached
@@ -25,4 +27,46 @@ def draw_trees(path: Path, name: str, records: Sequence[Record]) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(name)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
+
+
+def draw_benchmark(path: Path, result: Mapping[str, Any]) -> None:
+    """A benchmark's rates with their intervals, where the time goes, and speed-up beside attainable by draft length."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.6), layout="constrained")
+    rates, split, lengths = figure.subplots(1, 3, width_ratios=(1.3, 1.1, 1))
+
+    names = list(result["methods"])[::-1]
+    found = [result["methods"][name]["end_to_end_tokens_per_second"] for name in names]
+    values = [one["value"] for one in found]
+    # A bootstrap interval need not hold the value it is of.
+    errors = [[max(0.0, x["value"] - x["low"]) for x in found], [max(0.0, x["high"] - x["value"]) for x in found]]
+    colors = ["#4c72b0" if "tokens_per_second" in result["methods"][name] else "#b0b0b0" for name in names]
+    rates.barh(names, values, xerr=errors, color=colors)
+    rates.set(xlabel="tokens a second, end to end (blue: this project's)")
+
+    left = dict.fromkeys(result["shares"], 0.0)
+    parts = list(next(iter(result["shares"].values())))
+    for part in parts:
+        widths = [100 * shares[part] for shares in result["shares"].values()]
+        split.barh(list(left), widths, left=list(left.values()), label=part)
+        left = {name: left[name] + width for name, width in zip(left, widths, strict=True)}
+    split.set(xlabel="share of decode time, %", xlim=(0, 100))
+    split.legend(loc="upper center", ncols=len(parts), fontsize="small", bbox_to_anchor=(0.5, 1.14))
+
+    gammas = [int(gamma) for gamma in result["gammas"]]
+    for key, style in (("attainable", "--"), ("speedup", "-")):
+        lengths.plot(gammas, [one[key] for one in result["gammas"].values()], style, marker="o", label=key)
+    lengths.set(xlabel="gamma", ylabel="times plain decoding", ylim=(0, None))
+    lengths.legend()
+    for axes in (rates, split, lengths):
+        axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a PNG whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, dpi=120, format="png")
+    os.replace(partial, path)

@@ -179,7 +179,7 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     if jobs:
         _warm_up(prepared, engine)
     if output.read_json("costs.json") is None:
-        output.write_json("costs.json", _measure(prepared))
+        output.write_json("costs.json", measure_costs(prepared))
     with tqdm(total=total, initial=total - len(jobs), desc=experiment.name, unit="run", dynamic_ncols=True) as bar:
         for job in jobs:
             example = prepared.examples[job.index]
@@ -191,7 +191,7 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
                 if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to ask for it
                     raise
                 raise _out_of_memory(error, example, job) from error
-            record = _record(prepared, job, out) | {"environment": where}
+            record = record_of(prepared, job, out) | {"environment": where}
             check_identities(record, job.setting.config.tree, job.setting.config.bonus)
             records.append(record)
             bar.set_postfix_str(job.setting.config.label, refresh=False)
@@ -228,8 +228,7 @@ def _environment(prepared: Prepared, output: OutputFolder) -> str:
 
 def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> Summary:
     """Metrics by (label, repeat)."""
-    measured = output.read_json("costs.json")
-    found = costs.Costs(measured["draft"], *(_by_size(measured[kind]) for kind in SIZES)) if measured else None
+    found = costs_of(output.read_json("costs.json"))
     groups: dict[tuple[str, int], list[Record]] = {}
     for record in records:
         groups.setdefault((record["label"], record["repeat"]), []).append(record)
@@ -248,8 +247,12 @@ def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
     }
 
 
-def _by_size(seconds: Mapping[str, float]) -> dict[int, float]:
-    return {int(n): s for n, s in seconds.items()}
+def costs_of(measured: Mapping[str, Any] | None) -> costs.Costs | None:
+    """What `measure_costs` found, as costs; from JSON too, where sizes are text."""
+    if measured is None:
+        return None
+    sizes = ({int(n): seconds for n, seconds in measured[kind].items()} for kind in SIZES)
+    return costs.Costs(measured["draft"], *sizes)
 
 
 def missing(prepared: Prepared, records: RecordFile) -> int:
@@ -276,7 +279,7 @@ def _warm_up(prepared: Prepared, engine: Engine) -> None:
             engine.generate(setting.decoder, ids, WARM_UP_TOKENS, dice)
 
 
-def _measure(prepared: Prepared) -> dict[str, Any] | None:
+def measure_costs(prepared: Prepared) -> dict[str, Any] | None:
     """Seconds per call where the middle of an output stands; None when nothing is verified."""
     gammas = sorted(set().union(*(setting.lengths for setting in prepared.settings)))
     trees = list({x.nodes: x for setting in prepared.settings for x in setting.rounds}.values())
@@ -291,7 +294,8 @@ def _measure(prepared: Prepared) -> dict[str, Any] | None:
     return {"context": len(behind), "draft": found.draft_step, **{kind: getattr(found, kind) for kind in SIZES}}
 
 
-def _record(prepared: Prepared, job: Job, out: Generation) -> Record:
+def record_of(prepared: Prepared, job: Job, out: Generation) -> Record:
+    """One job's record, without where it was made."""
     example, method = prepared.examples[job.index], job.setting.config
     text = prepared.pair.text.decode(out.token_ids[:-1] if out.finish_reason == "stop" else out.token_ids)
     last = job.turn == len(example.turns) - 1  # the turn that a gold answer belongs to

@@ -1,0 +1,109 @@
+"""benchmark: how fast decoding is, beside transformers' generate() and beside what the hardware allows."""
+
+from __future__ import annotations
+
+import json as json_format
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import click
+
+from entrypoints.common import Flag, guarded, settings_options, uid_of
+from entrypoints.evaluate import SETTINGS as EVALUATE
+from specexp import config
+from specexp.errors import ConfigError, OutputError
+
+NAMES = ("pair", "target", "draft", "task", "data", "gamma", "max_new_tokens", "limit", "seed", "repeats", "config")
+SETTINGS = {
+    **{name: EVALUATE[name] for name in NAMES},
+    "gamma": "Draft lengths to search, separated by commas.",
+    "repeats": "How often everyone is timed on every prompt.",
+}
+FULL = {"repeats": 5, "gamma": [2, 4, 6, 8, 12, 16]}
+QUICK = {"repeats": 3, "gamma": [4, 8], "limit": 3, "max_new_tokens": 64}
+# Greedy; temperature 0.7 is timed beside it.
+FIXED = {"methods": "baseline,speculative", "temperature": "0", "top_k": "0", "top_p": "1"}
+
+
+def benchmark(
+    experiment: str, output: str, quick: bool, compiled: bool | None, json: str, flags: Mapping[str, str]
+) -> None:
+    """Resolve, measure, show, write and log. Raises SpecexpError."""
+    resolved = config.resolve(experiment, {**flags, **FIXED}, QUICK if quick else FULL)
+    if resolved.toy is not None:
+        raise ConfigError(f"pair '{resolved.pair}' is none that transformers decodes; name a pair of real models.")
+    folder_path = Path(output) if output else Path("runs") / time.strftime("benchmark-%Y%m%d-%H%M%S")
+    if folder_path.is_dir() and any(folder_path.iterdir()):
+        raise OutputError(f"output folder '{folder_path}' exists; name another one.")
+    _check_file(json)
+    from specexp.evaluation.output import OutputFolder
+
+    folder = OutputFolder(folder_path, resolved, resume=False, maker="benchmark")
+    # Imports that load torch and mlflow wait until the settings are known to be good.
+    from specexp.evaluation import benchmark as measuring
+    from specexp.evaluation import benchmark_report as report
+    from specexp.evaluation.figures import draw_benchmark
+    from specexp.evaluation.records import write_whole
+
+    prepared = measuring.prepare(resolved)
+    measured = measuring.measure(prepared, not quick if compiled is None else compiled)
+    result = report.as_json(measured)
+    click.echo(report.table(result))
+    with folder.hold():
+        folder.write_json("benchmark.json", result)
+        draw_benchmark(folder.path / "benchmark.png", result)
+        if json:
+            write_whole(Path(json), json_format.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        tracking = _tracking()  # behind the timings, which its threads would disturb
+        if tracking is None:
+            click.echo("mlflow is not installed: no run was made.")
+        else:
+            tags = {"method": "benchmark", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
+            files = [folder.path / name for name in ("benchmark.json", "benchmark.png", "config.json")]
+            with tracking.comparison(f"{uid_of(folder)}/benchmark", f"bench {resolved.name}", tags) as run_id:
+                tracking.log_comparison(run_id, report.metrics(result), files, prepared.task.dataset())
+            click.echo(f"charts (after `make ui`): {tracking.chart_address(run_id)}")
+    click.echo(f"numbers: {json or folder.path / 'benchmark.json'}")
+
+
+def _check_file(json: str) -> None:
+    """Refuse a file that cannot be written, before anything is measured."""
+    path = Path(json).absolute()
+    if json and (path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK)):
+        raise OutputError(f"json '{json}' cannot be written; name a file in a folder that exists and can be written.")
+
+
+def _tracking() -> ModuleType | None:
+    """Where runs are logged; None where MLflow is not installed."""
+    try:
+        from specexp import tracking
+    except ImportError:
+        return None
+    return tracking
+
+
+@click.command("benchmark", help=__doc__)
+@settings_options("arith_quick", SETTINGS)
+@click.option(
+    "--quick", type=Flag(), default=False, is_flag=False, flag_value=True, help="Few prompts, in under a minute."
+)
+@click.option("--compiled", default="", help="Time generate() compiled, too: true or false [true unless quick].")
+@click.option("--json", default="", help="File to write the numbers to.")
+def command(experiment: str, output: str, quick: bool, compiled: str, json: str, **flags: str) -> None:
+    guarded(
+        lambda: benchmark(experiment, output, quick, _switch(compiled), json, flags),
+        "A benchmark records nothing before its end: start it again.",
+    )
+
+
+def _switch(text: str) -> bool | None:
+    if text.lower() not in ("", "true", "false"):
+        raise ConfigError(f"compiled is {text!r}; it must be true or false, or be left out.")
+    return {"true": True, "false": False}.get(text.lower())
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m entrypoints.benchmark")

@@ -1,0 +1,226 @@
+"""A speed benchmark: how close to the limit this project's decoding is, and what it gains over what others offer.
+
+One process. First every contender's greedy output is compared, which also warms it up. Then the draft lengths are
+searched, then the best one is timed beside everything else, on timings of its own: choosing among noisy numbers
+flatters the chosen one. Everything is interleaved, in an order that turns from prompt to prompt and from repeat to
+repeat. What the numbers come to is in `benchmark_report.py`; nothing here knows MLflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from specexp import config
+from specexp.decoding.dice import dice_for
+from specexp.engine import Engine
+from specexp.errors import ModelError
+from specexp.evaluation import environment, floor, peers, runner
+from specexp.evaluation.contenders import Contender, Own, Theirs, Timing, rotated, sampled
+from specexp.evaluation.equality import Difference, differences
+from specexp.evaluation.peers import Peer
+from specexp.evaluation.runner import Prepared
+from specexp.evaluation.shares import Stopwatch, TimedDecoder, TimedDice, TimedModel
+from specexp.evaluation.statistics import Timed, rate
+from specexp.lm.hf import HFModel
+
+PLAIN, GENERATE, FIRST_TOKEN, COMPILED = "plain", "generate", "generate_first_token", "generate_compiled"
+OTHERS = ("specexec", "lookup")  # at their presets
+TEMPERATURE = 0.7
+SPLIT_PROMPTS = 8  # of the instrumented runs
+Timings = Mapping[str, Sequence[Sequence[Timing]]]  # by name: [P][R]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """All that was measured. `search` holds every draft length, `timed` the best one and everything else."""
+
+    prepared: Prepared
+    environment: Mapping[str, Any]
+    differences: Sequence[Difference]
+    skipped: Mapping[str, str]  # name: why
+    gamma: int
+    search: Timings
+    timed: Timings
+    costs: Mapping[str, Any]
+    parts: Mapping[str, Mapping[str, float]]  # seconds of an instrumented run, of plain decoding and the chain
+    floor: floor.Floor
+
+
+def prepare(experiment: config.Experiment) -> Prepared:
+    """Load the pair and the task, with the methods that a benchmark has beside plain decoding and chains."""
+    names = [name for name in OTHERS if name in config.METHODS]
+    more = config.adjusted(experiment, {"methods": names}).methods
+    return runner.prepare(replace(experiment, methods=(*experiment.methods, *more)))
+
+
+def measure(prepared: Prepared, with_compiled: bool) -> Measured:
+    """Compare, search, time, and look where the time goes. Raises ModelError when memory runs out."""
+    own = _own(prepared)
+    theirs = _theirs(prepared)
+    skipped = {} if with_compiled else {COMPILED: "not asked for"}
+    if not with_compiled:
+        del theirs[COMPILED]
+    greedy: dict[str, Contender] = {**own, **theirs}
+    repeats, num_prompts = prepared.experiment.repeats, len(prepared.prompts)
+    chains = [name for name, contender in own.items() if contender.setting.config.method == "speculative"]
+    assisted = [name for name, contender in theirs.items() if contender.gamma]
+    rest = len(greedy) - len(chains) - len(assisted) + 2
+    total = len(greedy) + repeats * (1 + len(chains) + len(assisted)) + repeats * (rest + 4)
+    with tqdm(total=total * num_prompts, desc=prepared.experiment.name, unit="run", dynamic_ncols=True) as bar:
+        outputs, failed = _outputs(prepared, greedy, bar)
+        skipped |= failed
+        found = _differences(prepared, outputs)
+        search = timings([greedy[name] for name in (PLAIN, *chains, *assisted)], num_prompts, repeats, bar)
+        best = max(chains, key=lambda name: rate(decoding(search[name])).value)
+        gamma = own[best].gamma
+        chosen = [c for name, c in greedy.items() if name not in {*chains, *assisted, *skipped} or c.gamma == gamma]
+        sampling: list[Contender] = [own[name].at(TEMPERATURE) for name in (PLAIN, best)]
+        sampling += [_sampling(theirs[name]) for name in (GENERATE, f"assisted_k{gamma}")]
+        for contender in sampling:
+            _time(contender, 0, 0)
+        timed = timings([*chosen, *sampling], num_prompts, repeats, bar)
+    measured = runner.measure_costs(prepared)
+    assert measured is not None, "a benchmark has chains"
+    model = prepared.pair.models["target"]
+    assert isinstance(model, HFModel)
+    middle = [len(ids) + len(t[0].token_ids) / 2 for ids, t in zip(prepared.prompts, timed[PLAIN], strict=True)]
+    return Measured(
+        prepared,
+        environment.describe(prepared.pair.models, prepared.pair.text.facts()),
+        found,
+        skipped,
+        gamma,
+        search,
+        timed,
+        measured,
+        {PLAIN: split(own[PLAIN]), best: split(own[best])},
+        floor.measure(model, sum(middle) / len(middle)),
+    )
+
+
+def _own(prepared: Prepared) -> dict[str, Own]:
+    named = {}
+    for setting in prepared.settings:
+        method = setting.config
+        name = {"baseline": PLAIN, "speculative": f"chain_k{method.gamma}"}.get(method.method, method.method)
+        named[name] = Own(name, prepared, setting)
+    return named
+
+
+def _theirs(prepared: Prepared) -> dict[str, Theirs]:
+    """Transformers' ways, its assisted generation at every draft length of the chains."""
+    models: dict[str, HFModel] = {}
+    for role, model in prepared.pair.models.items():
+        assert isinstance(model, HFModel), "transformers decodes models of its own only"
+        models[role] = model
+    eos_ids = prepared.pair.eos_ids
+    plain = Peer(models, eos_ids)
+    found = {
+        GENERATE: Theirs(GENERATE, prepared, plain),
+        FIRST_TOKEN: Theirs(FIRST_TOKEN, prepared, plain, most=1),
+        COMPILED: Theirs(COMPILED, prepared, Peer(models, eos_ids, options=peers.compiled())),
+        "prompt_lookup": Theirs("prompt_lookup", prepared, Peer(models, eos_ids, options=peers.lookup())),
+    }
+    for setting in prepared.settings:
+        if setting.config.method == "speculative":
+            name = f"assisted_k{setting.config.gamma}"
+            found[name] = Theirs(name, prepared, Peer(models, eos_ids, setting.config.gamma))
+    return found
+
+
+def _sampling(contender: Theirs) -> Theirs:
+    peer = replace(contender.peer, temperature=TEMPERATURE)
+    return Theirs(sampled(contender.name, TEMPERATURE), contender.prepared, peer)
+
+
+def _outputs(
+    prepared: Prepared, contenders: Mapping[str, Contender], bar: Any
+) -> tuple[dict[str, list[list[int]]], dict[str, str]]:
+    """Greedy ids of each on every prompt; and who could not be compiled, with the reason."""
+    everyone = range(len(prepared.prompts))
+    longest = max(everyone, key=lambda i: len(prepared.prompts[i]))
+    outputs: dict[str, list[list[int]]] = {}
+    failed: dict[str, str] = {}
+    for name, contender in contenders.items():
+        bar.set_postfix_str(name)
+        if name == COMPILED:
+            try:
+                _time(contender, longest, 0)  # its static cache is then never too short, nor compiled again
+            except ModelError:
+                raise
+            except Exception as error:  # a compiler is a program of its own, and fails as it likes
+                failed[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                bar.update(len(everyone) * (1 + prepared.experiment.repeats))
+                continue
+        outputs[name] = []
+        for index in everyone:
+            outputs[name].append(_time(contender, index, 0).token_ids)
+            bar.update()
+    del outputs[FIRST_TOKEN]
+    return outputs, failed
+
+
+def _differences(prepared: Prepared, outputs: Mapping[str, list[list[int]]]) -> list[Difference]:
+    model = prepared.pair.models["target"]
+    assert isinstance(model, HFModel)
+    ids = {example.prompt_id: ids for example, ids in zip(prepared.examples, prepared.prompts, strict=True)}
+    return differences(prepared.pair, model.module.dtype, ids, outputs, GENERATE)
+
+
+def timings(contenders: Sequence[Contender], num_prompts: int, repeats: int, bar: Any) -> Timings:
+    """Each contender on each prompt in each repeat, interleaved."""
+    found: dict[str, list[list[Timing]]] = {c.name: [[] for _ in range(num_prompts)] for c in contenders}
+    for repeat in range(repeats):
+        for index in range(num_prompts):
+            for contender in rotated(contenders, repeat, index):
+                bar.set_postfix_str(contender.name, refresh=False)
+                found[contender.name][index].append(_time(contender, index, repeat))
+                bar.update()
+    return found
+
+
+def _time(contender: Contender, index: int, repeat: int) -> Timing:
+    try:
+        return contender.time(index, repeat)
+    except torch.OutOfMemoryError as error:
+        words = (str(error).strip().splitlines() or ["out of memory"])[0]
+        raise ModelError(
+            f"{contender.name}: {words} Lower max_new_tokens or gamma, or choose a smaller dtype or quantization nf4."
+        ) from error
+
+
+def whole(timings: Sequence[Sequence[Timing]]) -> Timed:
+    """Tokens and seconds end to end."""
+    return _timed(timings, lambda timing: timing.seconds)
+
+
+def decoding(timings: Sequence[Sequence[Timing]]) -> Timed:
+    """Tokens and decode seconds, of a method of this project."""
+    return _timed(timings, lambda timing: timing.record["seconds"] if timing.record else float("nan"))
+
+
+def _timed(timings: Sequence[Sequence[Timing]], seconds: Callable[[Timing], float]) -> Timed:
+    return Timed([len(row[0].token_ids) for row in timings], [[seconds(timing) for timing in row] for row in timings])
+
+
+def split(contender: Own) -> dict[str, float]:
+    """Seconds of each part of a greedy run that is instrumented, on some of the prompts."""
+    prepared = contender.prepared
+    models = prepared.pair.models
+
+    def wait() -> None:
+        for model in models.values():
+            model.wait()
+
+    watch = Stopwatch(wait=wait)
+    engine = Engine({role: TimedModel(model, role, watch) for role, model in models.items()}, prepared.pair.eos_ids)
+    decoder = TimedDecoder(contender.setting.decoder, watch)
+    for example, ids in list(zip(prepared.examples, prepared.prompts, strict=True))[:SPLIT_PROMPTS]:
+        dice = TimedDice(dice_for(0, 0, example.prompt_id), watch)
+        engine.generate(decoder, ids, prepared.experiment.max_new_tokens, dice)
+    return watch.seconds()

@@ -1,0 +1,176 @@
+"""What a benchmark's timings come to: numbers as JSON, the table in the terminal, metrics for MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from specexp.evaluation.benchmark import (
+    FIRST_TOKEN,
+    GENERATE,
+    PLAIN,
+    TEMPERATURE,
+    Measured,
+    Timings,
+    decoding,
+    whole,
+)
+from specexp.evaluation.contenders import sampled
+from specexp.evaluation.metrics import summarise
+from specexp.evaluation.runner import costs_of
+from specexp.evaluation.shares import HOST, shares
+from specexp.evaluation.statistics import Interval, Timed, rate, rate_ratio
+
+HEADLINES = {
+    "plain_vs_generate": "plain decoding / generate(), end-to-end tokens a second",
+    "chain_vs_assisted": "the chain / generate(assistant_model=...) at the same gamma, end-to-end tokens a second",
+    "chain_vs_plain": "the chain / plain decoding, tokens a decode second (prefill apart)",
+    "realised": "chain_vs_plain / what the chain's calls alone would allow",
+    "overhead_share": "of the chain's decode time: what is neither forward, nor judge, nor sampling and accepting",
+    "share_of_floor": "the memory-traffic floor of a plain step / its decode seconds",
+    "outputs_equal": "greedy outputs of every method and peer equal generate()'s, token for token",
+}
+KEPT = ("accept/alpha", "accept/mean_length", "speed/c", "speed/v", "speed/attainable", "speed/predicted_speedup")
+
+
+def as_json(measured: Measured) -> dict[str, Any]:
+    """Every number, the headlines at the top."""
+    timed, chain = measured.timed, f"chain_k{measured.gamma}"
+    by_gamma = {c.gamma: _gamma(measured, measured.search, c.gamma) for c in _chains(measured)}
+    best = _gamma(measured, timed, measured.gamma)
+    parts = {name: shares(seconds) for name, seconds in measured.parts.items()}
+    step = 1 / rate(decoding(timed[PLAIN])).value
+    ratios = {
+        "plain_vs_generate": rate_ratio(whole(timed[PLAIN]), whole(timed[GENERATE])),
+        "plain_vs_generate_decode": rate_ratio(_behind_first(timed, PLAIN), _behind_first(timed, GENERATE)),
+        "chain_vs_assisted": rate_ratio(whole(timed[chain]), whole(timed[f"assisted_k{measured.gamma}"])),
+        "chain_vs_plain": rate_ratio(decoding(timed[chain]), decoding(timed[PLAIN])),
+        "chain_vs_generate": rate_ratio(whole(timed[chain]), whole(timed[GENERATE])),
+    }
+    headlines = {
+        **{name: ratios[name].value for name in ("plain_vs_generate", "chain_vs_assisted", "chain_vs_plain")},
+        "realised": best["realised"],
+        "overhead_share": parts[chain][HOST],
+        "share_of_floor": measured.floor.seconds / step,
+        "outputs_equal": not measured.differences,
+    }
+    return {
+        **headlines,
+        "best_gamma": measured.gamma,
+        "definitions": HEADLINES,
+        "ratios": {name: asdict(ratio) for name, ratio in ratios.items()},
+        "differences": [asdict(difference) for difference in measured.differences],
+        "methods": {name: _method(measured, name) for name in timed if name != FIRST_TOKEN},
+        "skipped": dict(measured.skipped),
+        "gammas": {str(gamma): found for gamma, found in by_gamma.items()},
+        "best": best,
+        "shares": parts,
+        "instrumented_seconds": {name: sum(seconds.values()) for name, seconds in measured.parts.items()},
+        "costs": dict(measured.costs),
+        "floor": {**asdict(measured.floor), "seconds": measured.floor.seconds, "plain_step_seconds": step},
+        "setting": {
+            **measured.prepared.experiment.as_dict(),
+            "settings_hash": measured.prepared.experiment.hash,
+            "prompts": len(measured.prepared.prompts),
+        },
+        "environment": dict(measured.environment),
+    }
+
+
+def _chains(measured: Measured) -> list[Any]:
+    return [s.config for s in measured.prepared.settings if s.config.method == "speculative"]
+
+
+def _method(measured: Measured, name: str) -> dict[str, Any]:
+    """Rates of one contender; the medians of its seconds stand behind them, prompt by prompt."""
+    mine = measured.timed[name]
+    found: dict[str, Any] = {"end_to_end_tokens_per_second": asdict(rate(whole(mine))), "tokens": _emitted(mine)}
+    if mine[0][0].record is not None:
+        found["tokens_per_second"] = asdict(rate(decoding(mine)))
+        rounds = sum(row[0].record["num_rounds"] for row in mine if row[0].record)
+        found["tokens_per_call"] = _emitted(mine) / rounds
+    # Sampled against sampled, greedy against greedy: they emit different texts.
+    plain = sampled(PLAIN, TEMPERATURE) if name.endswith(sampled("", TEMPERATURE)) else PLAIN
+    found["vs_plain_end_to_end"] = asdict(rate_ratio(whole(mine), whole(measured.timed[plain])))
+    return found
+
+
+def _emitted(timings: Sequence[Sequence[Any]]) -> int:
+    return sum(len(row[0].token_ids) for row in timings)
+
+
+def _behind_first(timed: Timings, name: str) -> Timed:
+    """Tokens and seconds behind the first token: decoding alone, also where a prefill cannot be seen from outside."""
+    if name == PLAIN:
+        seconds = [[t.seconds - t.record["time_to_first_token"] for t in row if t.record] for row in timed[name]]
+    else:
+        pairs = zip(timed[name], timed[FIRST_TOKEN], strict=True)
+        seconds = [[t.seconds - first.seconds for t, first in zip(*rows, strict=True)] for rows in pairs]
+    return Timed([len(row[0].token_ids) - 1 for row in timed[name]], seconds)
+
+
+def _gamma(measured: Measured, timings: Timings, gamma: int) -> dict[str, float]:
+    """A chain's acceptance and costs, and its speed-up beside what these allow; beside assisted generation's speed."""
+    chain, assisted = timings[f"chain_k{gamma}"], timings[f"assisted_k{gamma}"]
+    records = [timing.record for row in chain for timing in row if timing.record]
+    plain = [timing.record for row in timings[PLAIN] for timing in row if timing.record]
+    metrics = summarise(records, plain, costs_of(measured.costs), gamma)
+    found = {name.rpartition("/")[2]: metrics[name] for name in KEPT if name in metrics}
+    speedup = rate_ratio(decoding(chain), decoding(timings[PLAIN])).value
+    return {
+        **found,
+        "speedup": speedup,
+        "realised": speedup / found["attainable"],
+        "tokens_per_second": rate(decoding(chain)).value,
+        "end_to_end_tokens_per_second": rate(whole(chain)).value,
+        "assisted_end_to_end_tokens_per_second": rate(whole(assisted)).value,
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Rates of everyone, then the draft lengths, the time split and the headlines."""
+    lines = [f"{'':<22}{'tok/s':>7}  {'95 %':<13}{'vs plain':>9}  {'tok/call':>8}   (end to end, prefill included)"]
+    for name, found in result["methods"].items():
+        mine, ratio = (Interval(**found[key]) for key in ("end_to_end_tokens_per_second", "vs_plain_end_to_end"))
+        calls = f"{found['tokens_per_call']:.2f}" if "tokens_per_call" in found else ""
+        span = f"{mine.low:.0f} - {mine.high:.0f}"
+        lines.append(f"{name:<22}{mine.value:>7.0f}  {span:<13}{ratio.value:>8.2f}x  {calls:>8}".rstrip())
+    lines += [f"{name:<22}left out: {why}" for name, why in result["skipped"].items()]
+    lines += ["", f"{'gamma':>7}{'alpha':>8}{'c':>7}{'v':>7}{'attainable':>12}{'speed-up':>10}{'realised':>10}"]
+    for gamma, found in result["gammas"].items():
+        lines.append(
+            f"{gamma:>7}{found['alpha']:>8.3f}{found['c']:>7.3f}{found['v']:>7.2f}{found['attainable']:>11.2f}x"
+            f"{found['speedup']:>9.2f}x{found['realised']:>10.2f}"
+        )
+    lines.append("")
+    for name, parts in result["shares"].items():
+        lines.append(f"{name:<22}" + ", ".join(f"{part} {share:.1%}" for part, share in parts.items()))
+    lines.append("")
+    for name, text in HEADLINES.items():
+        value = result[name]
+        shown = str(value).lower() if isinstance(value, bool) else f"{value:.3f}"
+        lines.append(f"{name:<18}{shown:>7}  {text}")
+    if result["differences"]:
+        lines.append(_warning(result["differences"]))
+    return "\n".join(lines)
+
+
+def _warning(differences: Sequence[Mapping[str, Any]]) -> str:
+    first = differences[0]
+    ties = sum(difference["near_tie"] for difference in differences)
+    gap = "one has ended" if first["gap"] is None else f"logit gap {first['gap']:.2g}"
+    return (
+        f"warning: {len(differences)} outputs differ from generate()'s, {ties} of them at near ties; first"
+        f" {first['name']} on '{first['prompt_id']}' at token {first['position']} ({gap})."
+    )
+
+
+def metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """For MLflow: the headlines, everyone's speed, and the chain's metrics at the best gamma."""
+    found = {f"bench/{name}": float(result[name]) for name in (*HEADLINES, "best_gamma")}
+    for name, method in result["methods"].items():
+        found[f"speed/end_to_end_{name}"] = method["end_to_end_tokens_per_second"]["value"]
+    found |= {name: result["best"][key] for name in KEPT if (key := name.rpartition("/")[2]) in result["best"]}
+    chain = f"chain_k{result['best_gamma']}"
+    return found | {f"share/{part}": share for part, share in result["shares"][chain].items()}

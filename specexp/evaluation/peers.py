@@ -1,0 +1,134 @@
+"""What people would use instead: transformers' `generate()`, plain, compiled, assisted and with prompt lookup.
+
+Every setting that could differ is given: a model's own generation_config fills in what is left out. Nothing here
+changes a model for good; the assistant's generation_config is put back behind every call.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import CompileConfig
+from transformers.utils import logging as transformers_logging
+
+from specexp.lm.hf import HFModel
+
+LOOKUP_TOKENS = 10  # transformers' own choice for prompt lookup
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One way to call `generate()` on the target; with `gamma`, the draft is its assistant."""
+
+    models: Mapping[str, HFModel]
+    eos_ids: Sequence[int]
+    gamma: int = 0
+    temperature: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self, max_new_tokens: int) -> GenerationConfig:
+        """All of them, so that none is the model's own."""
+        target = self.models["target"]
+        scored = int(target.module.config.get_text_config(decoder=True).vocab_size)
+        sampled = self.temperature > 0
+        return GenerationConfig(
+            do_sample=sampled,
+            temperature=self.temperature if sampled else 1.0,
+            top_k=0 if sampled else 50,  # off; greedy decoding has no use for it, and 50 is what draws no warning
+            top_p=1.0,
+            num_beams=1,
+            repetition_penalty=1.0,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(self.eos_ids) or None,
+            pad_token_id=self.eos_ids[0] if self.eos_ids else 0,
+            suppress_tokens=list(range(target.vocab_size, scored)) or None,
+            **self.options,
+        )
+
+    def prepare(self, ids: Sequence[int], max_new_tokens: int) -> Call:
+        """Everything that is no part of the call's time."""
+        target = self.models["target"]
+        more = {"assistant_model": self.models["draft"].module} if self.gamma else {}
+        return Call(self, target.ids(ids)[None], self.settings(max_new_tokens), more)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call that is ready to be timed."""
+
+    peer: Peer
+    ids: torch.Tensor  # [1, N]
+    settings: GenerationConfig
+    more: Mapping[str, Any]
+
+    @contextmanager
+    def ready(self, seed: int) -> Iterator[None]:
+        """Around the call: the assistant drafts as many tokens as it is told, and draws are repeatable."""
+        peer = self.peer
+        device = peer.models["target"].device
+        with (
+            constant_schedule(peer.models["draft"].module, peer.gamma) if peer.gamma else nullcontext(),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            torch.inference_mode(),
+            _quiet(),
+        ):
+            torch.manual_seed(seed)
+            yield
+
+    def run(self) -> torch.Tensor:
+        """Ids[1, N + M]."""
+        found: torch.Tensor = self.peer.models["target"].module.generate(
+            self.ids, attention_mask=torch.ones_like(self.ids), generation_config=self.settings, **self.more
+        )
+        return found
+
+    def emitted(self, found: torch.Tensor) -> list[int]:
+        """The M new ids, on the host."""
+        return [int(i) for i in found[0, self.ids.shape[1] :].tolist()]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's advice on how its own assistant calls it."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+@contextmanager
+def constant_schedule(assistant: Any, gamma: int) -> Iterator[None]:
+    """Inside, this module drafts `gamma` tokens a round when it assists.
+
+    `generate` reads the number from the assistant's generation_config alone, moves it from round to round unless the
+    schedule is constant, and stops a draft early by a confidence threshold unless that is 0.
+    """
+    before = assistant.generation_config
+    assistant.generation_config = copy.deepcopy(before)
+    assistant.generation_config.num_assistant_tokens = gamma
+    assistant.generation_config.num_assistant_tokens_schedule = "constant"
+    assistant.generation_config.assistant_confidence_threshold = 0.0
+    try:
+        yield
+    finally:
+        assistant.generation_config = before
+
+
+def compiled() -> dict[str, Any]:
+    """Options of a static cache and a compiled forward, which `generate` keeps to accelerators unless told so."""
+    how = CompileConfig()
+    how._compile_all_devices = True
+    return {"cache_implementation": "static", "compile_config": how}
+
+
+def lookup() -> dict[str, Any]:
+    """Options of prompt lookup."""
+    return {"prompt_lookup_num_tokens": LOOKUP_TOKENS}

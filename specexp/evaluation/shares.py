@@ -1,0 +1,224 @@
+"""Where a decoder's time goes: draft forwards, target forwards, judge, sampling and accepting, and the host (the rest).
+
+An instrumented run, apart from the timed ones. It wraps what stands at the narrow boundaries (models' sessions, the
+decoder's generator, its rule, dice and warps) and knows nothing of what is behind them. Every moment from the first ask
+to the last round is charged to one part, so the shares sum to 1; what the clock itself costs is measured and taken off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ParamSpec, TypeVar
+
+from specexp.decoding.asks import Draft, Drafted, Needs, Role, Scored, Steps
+from specexp.decoding.chain import Chain, Rule
+from specexp.decoding.dice import Dice
+from specexp.decoding.rules import Warp
+from specexp.engine import Decoder
+from specexp.lm.model import Array, Branches, Model, Session
+
+HOST, SAMPLING, JUDGE = "host", "sampling", "judge"
+PARTS = ("draft", "target", JUDGE, SAMPLING, HOST)
+CALIBRATION = 2000  # empty regions that the clock's own cost is measured on
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Stopwatch:
+    """Charges time to the innermost open region. `wait` returns once the device is done; it is read around it."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, wait: Callable[[], None] = lambda: None) -> None:
+        self._clock = clock
+        self._wait = wait
+        self._open: list[str] = []
+        self._mark = 0.0
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._num_opened: Counter[str] = Counter()
+        self._num_inside: Counter[str] = Counter()  # regions opened directly inside one
+
+    def begin(self) -> None:
+        """From here on time is the host's, where it is nobody else's."""
+        self._wait()
+        self._open = [HOST]
+        self._num_opened[HOST] += 1
+        self._mark = self._clock()
+
+    def end(self) -> None:
+        self._charge()
+        self._open = []
+
+    def timed(self, name: str, work: Callable[P, R]) -> Callable[P, R]:
+        """`work`, charged to `name` between `begin` and `end`."""
+
+        def run(*arguments: P.args, **more: P.kwargs) -> R:
+            if not self._open:
+                return work(*arguments, **more)
+            self._charge()
+            self._num_inside[self._open[-1]] += 1
+            self._num_opened[name] += 1
+            self._open.append(name)
+            try:
+                return work(*arguments, **more)
+            finally:
+                self._charge()
+                self._open.pop()
+
+        return run
+
+    def _charge(self) -> None:
+        self._wait()
+        now = self._clock()
+        self._seconds[self._open[-1]] += now - self._mark
+        self._mark = now
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each part, without what opening and closing regions cost."""
+        empty = Stopwatch(self._clock, self._wait)
+        nothing = empty.timed(SAMPLING, lambda: None)
+        empty.begin()
+        for _ in range(CALIBRATION):
+            nothing()
+        empty.end()
+        own = empty._seconds[SAMPLING] / CALIBRATION
+        around = (empty._seconds[HOST] - own) / CALIBRATION
+        return {
+            part: max(0.0, self._seconds[part] - own * self._num_opened[part] - around * self._num_inside[part])
+            for part in PARTS
+        }
+
+
+def shares(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Each part / their sum."""
+    whole = sum(seconds.values())
+    return {part: value / whole for part, value in seconds.items()}
+
+
+class TimedModel:
+    """Passes everything on; what its sessions do is charged to its role."""
+
+    def __init__(self, model: Model, role: Role, watch: Stopwatch) -> None:
+        self._model, self._role, self._watch = model, role, watch
+
+    @property
+    def vocab_size(self) -> int:
+        return self._model.vocab_size
+
+    @property
+    def context(self) -> int:
+        return self._model.context
+
+    def session(self) -> TimedSession:
+        return TimedSession(self._model.session(), self._role, self._watch)
+
+    def ids(self, tokens: Sequence[int]) -> Array:
+        return self._model.ids(tokens)
+
+    def check_trees(self) -> object:
+        return self._model.check_trees()
+
+    def facts(self) -> dict[str, Any]:
+        return self._model.facts()
+
+    def wait(self) -> None:
+        self._model.wait()
+
+
+class TimedSession:
+    """A session of a timed model."""
+
+    def __init__(self, session: Session, role: Role, watch: Stopwatch) -> None:
+        self._session = session
+        self._feed = watch.timed(role, session.feed)
+        self._keep = watch.timed(role, session.keep)
+
+    @property
+    def length(self) -> int:
+        return self._session.length
+
+    def feed(
+        self, tokens: Array, rows: int, hidden: bool = False, branches: Branches | None = None
+    ) -> tuple[Array, Array | None]:
+        return self._feed(tokens, rows, hidden, branches)
+
+    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
+        self._keep(length, slots)
+
+    def slots(self) -> object:
+        return self._session.slots()
+
+
+class TimedDice:
+    """Passes every throw on, charged to sampling: for the engine, which draws the drafts itself."""
+
+    def __init__(self, dice: Dice, watch: Stopwatch) -> None:
+        self._pick = watch.timed(SAMPLING, dice.pick)
+        self._after = watch.timed(SAMPLING, dice.after)
+        self._streak = watch.timed(SAMPLING, dice.streak)
+
+    def pick(self, weights: Array, position: int, purpose: int) -> Array:
+        return self._pick(weights, position, purpose)
+
+    def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
+        return self._after(weights, position, num_accepted, num_drafted)
+
+    def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:
+        return self._streak(prob, waived, position)
+
+
+@dataclass(frozen=True, slots=True)
+class TimedWarp(Warp):
+    """The same warp, charged to sampling: what the engine draws drafts with."""
+
+    watch: Stopwatch | None = None
+
+    def __call__(self, logits: Array) -> Array:
+        assert self.watch is not None, "a warp without its watch"
+        return self.watch.timed(SAMPLING, Warp.__call__)(self, logits)
+
+
+class TimedRule:
+    """Passes the question on, charged to the judge."""
+
+    def __init__(self, rule: Rule, watch: Stopwatch) -> None:
+        self._rule = rule
+        self._waive = watch.timed(JUDGE, rule.waive)
+
+    @property
+    def needs(self) -> Needs:
+        return self._rule.needs
+
+    def waive(self, drafted: Drafted, scored: Scored) -> Array | None:
+        return self._waive(drafted, scored)
+
+
+class TimedDecoder:
+    """A decoder whose own steps are charged to sampling, and its rule's verdicts to the judge."""
+
+    def __init__(self, decoder: Decoder, watch: Stopwatch) -> None:
+        if isinstance(decoder, Chain):
+            decoder = replace(decoder, rule=TimedRule(decoder.rule, watch))
+        self._decoder, self._watch = decoder, watch
+
+    @property
+    def models(self) -> tuple[Role, ...]:
+        return self._decoder.models
+
+    def steps(self, dice: Dice, room: int) -> Steps:
+        # The engine asks for the first step behind the prefill, which is thus nobody's.
+        self._watch.begin()
+        step = self._watch.timed(SAMPLING, self._decoder.steps(dice, room).send)
+        answer: Any = None
+        while True:
+            try:
+                ask = step(answer)
+            except StopIteration:
+                self._watch.end()
+                return
+            if isinstance(ask, Draft):
+                warp = ask.warp
+                ask = replace(ask, warp=TimedWarp(warp.temperature, warp.top_k, warp.top_p, self._watch))
+            answer = yield ask

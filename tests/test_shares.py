@@ -1,0 +1,143 @@
+"""Where time goes, on a clock that is turned by hand; rates and their intervals; bytes of a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import build
+from specexp.decoding.baseline import Baseline
+from specexp.decoding.chain import Chain, DraftModel, Lossless
+from specexp.decoding.dice import CertainDice, dice_for
+from specexp.decoding.rules import Warp
+from specexp.engine import Decoder, Engine
+from specexp.evaluation import floor
+from specexp.evaluation.shares import PARTS, Stopwatch, TimedDecoder, TimedDice, TimedModel, shares
+from specexp.evaluation.statistics import Timed, rate, rate_ratio
+from specexp.lm.toy import ToyModel, ToySession
+
+FEED, THROW = 100.0, 10.0  # seconds that the hand turns the clock by
+READ = 0.25  # and what reading it takes
+
+
+class Hand:
+    """A clock that goes on where it is told to, and a little at each reading."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += READ
+        return self.now
+
+
+@pytest.fixture
+def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
+    clock = Hand()
+    feed, argmax = ToySession.feed, CertainDice.pick
+
+    def slow_feed(self: Any, *arguments: Any, **more: Any) -> Any:
+        clock.now += FEED
+        return feed(self, *arguments, **more)
+
+    def slow_pick(self: Any, *arguments: Any) -> Any:
+        clock.now += THROW
+        return argmax(self, *arguments)
+
+    monkeypatch.setattr(ToySession, "feed", slow_feed)
+    monkeypatch.setattr(CertainDice, "pick", slow_pick)
+    return clock
+
+
+def instrumented(hand: Hand, decoder: Decoder, prompt: list[int]) -> tuple[dict[str, float], Any]:
+    watch = Stopwatch(hand)
+    models: Any = {
+        "target": TimedModel(ToyModel(8), "target", watch),
+        "draft": TimedModel(ToyModel(8, draft_noise=0.4), "draft", watch),
+    }
+    out = Engine(models).generate(TimedDecoder(decoder, watch), prompt, 12, TimedDice(CertainDice(), watch))
+    return watch.seconds(), out
+
+
+def test_each_part_is_charged_its_own_time_and_the_shares_sum_to_one(hand: Hand) -> None:
+    seconds, out = instrumented(hand, Chain(DraftModel(3), Lossless(), Warp()), [1, 2, 3])
+    assert seconds["draft"] == pytest.approx(FEED * out.num_draft_calls)
+    assert seconds["target"] == pytest.approx(FEED * out.num_target_calls), "a prefill was charged, or the clock"
+    assert seconds["sampling"] == pytest.approx(THROW * out.num_drafted)
+    assert seconds["judge"] == seconds["host"] == pytest.approx(0)
+    found = shares(seconds)
+    assert set(found) == set(PARTS)
+    assert sum(found.values()) == pytest.approx(1)
+
+
+def test_plain_decoding_has_no_draft(hand: Hand) -> None:
+    seconds, out = instrumented(hand, Baseline(Warp()), [1, 2, 3])
+    assert seconds["draft"] == 0
+    assert seconds["target"] == pytest.approx(FEED * len(out.token_ids))
+    assert seconds["sampling"] == pytest.approx(THROW * len(out.token_ids))
+
+
+def test_a_judge_is_charged_apart_from_accepting(hand: Hand) -> None:
+    class Slow(Lossless):
+        def waive(self, drafted: Any, scored: Any) -> None:
+            hand.now += 7.0
+
+    seconds, out = instrumented(hand, Chain(DraftModel(3), Slow(), Warp()), [1, 2, 3])
+    assert seconds["judge"] == pytest.approx(7.0 * out.num_rounds)
+    assert seconds["sampling"] == pytest.approx(THROW * out.num_drafted)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_an_instrumented_decoder_decodes_the_same(temperature: float) -> None:
+    decoder = Chain(DraftModel(3), Lossless(), Warp(temperature))
+    models: Any = {"target": ToyModel(8), "draft": ToyModel(8, draft_noise=0.4)}
+    watch = Stopwatch()
+    timed: Any = {role: TimedModel(model, role, watch) for role, model in models.items()}
+    dice = dice_for(temperature, 0, "a prompt")
+    want = Engine(models).generate(decoder, [1, 2], 20, dice)
+    found = Engine(timed).generate(TimedDecoder(decoder, watch), [1, 2], 20, TimedDice(dice, watch))
+    assert found.token_ids == want.token_ids
+    assert found.accepted_histogram == want.accepted_histogram
+
+
+def test_a_rate_is_of_medians_and_its_interval_holds_what_was_drawn() -> None:
+    timed = Timed([10, 30], [[1.0, 1.0, 50.0], [3.0, 3.0, 3.0]])  # one repeat was disturbed
+    found = rate(timed)
+    assert found.value == 10
+    assert found.low <= 10 <= found.high
+    assert rate(timed) == found
+    assert rate_ratio(timed, Timed([10, 30], [[2.0] * 3, [6.0] * 3])).value == 2
+
+
+def test_a_disturbance_that_hits_both_alike_leaves_their_ratio_alone() -> None:
+    ours = Timed([10] * 4, [[1.0, 9.0], [2.0, 3.0], [4.0, 4.0], [1.0, 5.0]])
+    theirs = Timed([10] * 4, [[2 * x for x in row] for row in ours.seconds])
+    found = rate_ratio(ours, theirs)
+    assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
+
+
+def test_a_step_reads_every_weight_but_the_embeddings_other_rows() -> None:
+    tied, untied = (build("llama", tie_word_embeddings=tie) for tie in (True, False))
+    rows, width = tied.get_input_embeddings().weight.shape
+    whole = {m: sum(p.numel() * 4 for p in m.parameters()) for m in (tied, untied)}
+    assert floor.weight_bytes(tied) == whole[tied]
+    assert floor.weight_bytes(untied) == whole[untied] - (rows - 1) * width * 4 == whole[tied] + width * 4
+
+
+def test_of_a_mixture_only_the_chosen_experts_count() -> None:
+    module = build("gpt_oss")
+    experts = sum(p.numel() * 4 for name, p in module.named_parameters() if ".experts." in name)
+    rest = sum(p.numel() * 4 for p in module.parameters()) - experts
+    used = module.config.num_experts_per_tok / module.config.num_local_experts
+    embedding = module.get_input_embeddings().weight
+    assert floor.weight_bytes(module) == rest + experts * used - (embedding.shape[0] - 1) * embedding.shape[1] * 4
+
+
+def test_a_cache_holds_keys_and_values_of_every_layer() -> None:
+    module = build("llama")
+    with torch.inference_mode():
+        cache = module(torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
+    held = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
+    assert floor.cache_bytes(module, 3) == held
