@@ -70,9 +70,9 @@ def mutated(bug: Bug | None) -> Iterator[None]:
         sys.modules.update(mine)
 
 
-RULES, CHAIN, ENGINE, CONTEXT, BASELINE = (
-    "specexp.decoding.rules", "specexp.decoding.chain", "specexp.engine.engine", "specexp.engine.context",
-    "specexp.decoding.baseline",
+RULES, CHAIN, ENGINE, RUN, CONTEXT, BASELINE = (
+    "specexp.decoding.rules", "specexp.decoding.chain", "specexp.engine.engine", "specexp.engine.run",
+    "specexp.engine.context", "specexp.decoding.baseline",
 )  # fmt: skip
 
 BUGS = [
@@ -87,8 +87,8 @@ BUGS = [
         "p = self.warp(array_namespace(scored.logits).concat([scored.logits[:-1], scored.logits[-2:-1]])"
         " if scored.logits.shape[0] > 1 else scored.logits)"),
     Bug("soft p at temperature 0", RULES, "if self.greedy:\n", "if self.greedy:\n            return _softmax(xp, 2 * logits)\n"),
-    Bug("q is not what the draft was sampled from", ENGINE, "self.dice.pick(rows[-1][0]",
-        "self.dice.pick(type(ask.warp)(2.0)(logits[-1:])[0]"),
+    Bug("q is not what the draft was sampled from", ENGINE, "_draw(going, q, step)",
+        "_draw(going, type(ask.warp)(2.0)(logits), step)"),
     Bug("warp on one model only", CHAIN, "p = self.warp(scored.logits)", "p = Warp(1.0)(scored.logits)"),
     Bug("top-k keeps one token too many", RULES, "ranks[None, :] < self.top_k", "ranks[None, :] <= self.top_k"),
     Bug("top-p drops the token that reaches its mass", RULES, "before < self.top_p",
@@ -96,12 +96,12 @@ BUGS = [
     Bug("top-k after top-p's mass is not renormalised", RULES,
         "            ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)\n        if", "        if"),
     Bug("target cache not rewound", CONTEXT, "                self._session.keep(self._cached + len(slots))\n", "                pass\n"),
-    Bug("cache keeps the rejected token", CONTEXT, "slots = [slot for slot in kept if slot < len(self._parents)][: len(tokens) - 1]",
-        "slots = [*range(len(self._parents))][: len(tokens)]"),
+    Bug("cache keeps the rejected token", CONTEXT, "slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1]",
+        "slots = [*range(self._num_slots)][: len(tokens)]"),
     Bug("cache keeps the wrong length after a rejection", CONTEXT, "self._session.keep(self._cached + len(slots))",
         "self._session.keep(self._cached)"),
-    Bug("EOS inside the block ignored", ENGINE, "if token in self.engine._eos:", "if token in self.engine._eos and i == 0:"),
-    Bug("length overshoot", ENGINE, "else self.room - len(tokens)", "else self.room - max(1, len(tokens) - 1)"),
+    Bug("EOS inside the block ignored", RUN, "if token in eos:", "if token in eos and i == 0:"),
+    Bug("length overshoot", RUN, "else self.room - len(tokens)", "else self.room - max(1, len(tokens) - 1)"),
     Bug("correction not emitted", CHAIN, "num_tokens = verdict.num_accepted + 1",
         "num_tokens = verdict.num_accepted + (verdict.num_accepted == 0)"),
     Bug("one token too many accepted", CHAIN, "num_tokens = verdict.num_accepted + 1",
@@ -110,17 +110,17 @@ BUGS = [
         "            num_drafted = drafted.tokens.shape[0]\n            dice.after(p[0], whole - room,"
         " verdict.num_accepted, num_drafted)\n"),
     Bug("dice of committed positions reused", CHAIN, "waived, dice, whole - room)", "waived, dice, 0)"),
-    Bug("draft dice for the wrong positions", ENGINE, "position + i, DRAFT", "position, DRAFT"),
+    Bug("draft dice for the wrong positions", ENGINE, "chain.run.num_prompt + step for", "chain.run.num_prompt for"),
     Bug("plain decoding reads the first row for ever", BASELINE, "Score(self.model)", "Score(self.model, None)\n"
         "            first = locals().get('first', scored)\n            scored = first"),
 ]  # fmt: skip
 
-STOP = "if ask.min_probability and i + 1 < num_drafted and self._unlikely(ask, logits[-1:], rows[-1], tokens[-1]):\n"
+STOP = "                chain.length = len(chain.tokens)\n"
 
 EARLY_STOP_BUGS = [  # that change the output; where a draft ends is tests/test_early_stop.py's
-    Bug("the unlikely token is dropped", ENGINE, STOP, STOP + "                tokens.pop(), rows.pop()\n"),
-    Bug("the unlikely token is drawn again", ENGINE, STOP, STOP + "                tokens[-1] = rows[-1][0].argmax()\n"),
-    Bug("q is the draft's at temperature 1", ENGINE, STOP, STOP + "                rows[-1] = _SOFT(logits[-1:])\n"),
+    Bug("the unlikely token is dropped", ENGINE, STOP, "                chain.tokens.pop(), chain.rows.pop()\n" + STOP),
+    Bug("the unlikely token is drawn again", ENGINE, STOP, STOP + "                chain.tokens[-1] = chain.rows[-1].argmax()[None]\n"),
+    Bug("q is another than it was drawn from", ENGINE, STOP, STOP + "                chain.rows[-1] = chain.rows[-1] ** 0.5\n"),
 ]  # fmt: skip
 
 LOOKUP_BUGS = [  # that change the output; what is found is tests/test_lookup.py's
@@ -227,10 +227,10 @@ JUDGED_BUGS = [
     Bug("top-k takes one more", JUDGED, "axis=-1) < self.k", "axis=-1) <= self.k"),
     Bug("top-k a row late", JUDGED, "rows, where = logits[:num_drafted]", "rows, where = logits[1:]"),
     Bug("top-k is of the draft", JUDGED, "rows, where = logits[:num_drafted]", "rows, where = drafted.q"),
-    Bug("the last drafted token is not fed", ENGINE, "_, states = self._feed(\"draft\", tokens[-1][None], True)", "states = hidden[-1]"),
-    Bug("the last drafted token is always fed", ENGINE, "        if ask.own:\n", "        if ask.hidden:\n"),
-    Bug("the last drafted token is fed twice", CONTEXT, "slots = [slot for slot in kept if slot < len(self._parents)][: len(tokens) - 1]",
-        "slots = [slot for slot in kept if slot < len(self._parents)][: max(0, len(tokens) - 2)]"),
+    Bug("the last drafted token is not fed", ENGINE, "chain.hidden.append(states)\n", "chain.hidden.append(chain.hidden[-1])\n"),
+    Bug("the last drafted token is always fed", ENGINE, "        if ask.own and (", "        if ask.hidden and ("),
+    Bug("the last drafted token is fed twice", CONTEXT, "slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1]",
+        "slots = [slot for slot in kept if slot < self._num_slots][: max(0, len(tokens) - 2)]"),
     Bug("waived tokens are moved by one", CHAIN, "            verdict = verify(p, drafted.q,",
         "            waived = None if waived is None else array_namespace(p).roll(waived, 1)\n            verdict = verify(p, drafted.q,"),
     Bug("waived means accepted by the lossless rule too", RULES, "accepted & ~passed", "accepted & (~passed if waived is None else waived)"),

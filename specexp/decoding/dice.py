@@ -11,10 +11,11 @@ The noise is 32 bits wide: a choice between outcomes is biased by no more than 2
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace, device, to_device
 
 Array = Any
 
@@ -45,7 +46,7 @@ class Dice(Protocol):
 class HashDice:
     """Counter-based dice of one prompt's turn."""
 
-    key: tuple[int, int]
+    key: tuple[Array | int, Array | int]  # of one turn; or columns, of several
 
     @classmethod
     def of(cls, seed: int, prompt_id: str, turn: int = 0) -> HashDice:
@@ -78,9 +79,9 @@ class HashDice:
 
     def _race(self, weights: Array, position: Array, purpose: Array) -> Array:
         xp = array_namespace(weights)
-        tokens = xp.arange(weights.shape[0], dtype=xp.int64, device=device(weights))
+        tokens = xp.arange(weights.shape[-1], dtype=xp.int64, device=device(weights))
         # The greatest p / E wins instead of the least E / p: no division by a zero weight.
-        return xp.argmax(weights / -xp.log(self.uniform(position, purpose, tokens)))
+        return xp.argmax(weights / -xp.log(self.uniform(position, purpose, tokens)), axis=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,18 @@ class CertainDice:
     def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:
         passed = prob > 0
         return _leading(array_namespace(prob), passed, waived), passed
+
+
+def pick_each(dices: Sequence[Dice], weights: Array, positions: Sequence[int], purpose: int) -> Array:
+    """tokens[A], each drawn from its row of weights[A, V] at its position by dice of its own, as `pick` would."""
+    xp = array_namespace(weights)
+    hashed = [dice for dice in dices if isinstance(dice, HashDice)]
+    if len(dices) == 1 or len(hashed) < len(dices):
+        return xp.stack([d.pick(w, p, purpose) for d, w, p in zip(dices, weights, positions, strict=True)])
+    # One race a row: keys and positions are columns.
+    columns = xp.asarray([(*d.key, p) for d, p in zip(hashed, positions, strict=True)], dtype=xp.int64)
+    one, two, where = (to_device(columns[:, i : i + 1], device(weights)) for i in range(3))
+    return HashDice((one, two))._race(weights, where, where * 0 + purpose)
 
 
 def dice_for(temperature: float, seed: int, prompt_id: str, turn: int = 0) -> Dice:

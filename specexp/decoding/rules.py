@@ -54,12 +54,16 @@ class Warp:
     def greedy(self) -> bool:
         return self.temperature == 0
 
+    def first(self, logits: Array) -> Array:
+        """logits[R, V] -> the tokens[R] that temperature 0 draws: the only ones there are."""
+        return array_namespace(logits).argmax(logits, axis=-1)
+
     def __call__(self, logits: Array) -> Array:
         """logits[R, V] -> probabilities[R, V] of the same dtype."""
         xp = array_namespace(logits)
         if self.greedy:
             ids = xp.arange(logits.shape[-1], device=device(logits))
-            return xp.astype(ids[None, :] == xp.argmax(logits, axis=-1)[:, None], logits.dtype)
+            return xp.astype(ids[None, :] == self.first(logits)[:, None], logits.dtype)
         # The largest goes first: no temperature, however small, then overflows.
         p = _softmax(xp, (logits - xp.max(logits, axis=-1, keepdims=True)) / self.temperature)
         if not self.top_k and self.top_p == 1:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from array_api_compat import array_namespace
 
-from specexp.lm.model import Array, Branches, Model
+from specexp.lm.model import Array, Branches, Feed, Model, Session
 
 
 class Context:
@@ -15,25 +15,29 @@ class Context:
     The last committed token is never in the cache at the start of a round: its row is what the first ask wants.
     """
 
-    def __init__(self, model: Model, cached: bool = True) -> None:
+    def __init__(self, model: Model, session: Session, cached: bool = True) -> None:
         self._model = model
-        self._session = model.session()
+        self._session = session
         self._use_cache = cached
         self._ids: list[int] = []
         self._cached = 0
         self._begun = False  # whether this round has asked anything yet
-        self._fed: list[Array] = []  # the tokens it was given since, in slots 0, 1, ...
-        self._parents: list[int] = []  # of each slot; -1 is the last committed token
+        self._fed: list[Array] = []  # the tokens it was given since, in slots 0, 1, ..., where nothing is cached
+        self._num_slots = 0
+        self._parents: list[int] | None = None  # of each slot; -1 is the last committed token; None: all one chain
 
-    def open(self, ids: list[int]) -> None:
-        """Hold ids[:-1], feeding only what the cache does not hold yet. A prompt beyond the context is not fed."""
+    def open(self, ids: list[int], reuse: bool) -> None:
+        """Hold ids[:-1], feeding what the cache does not hold yet; without `reuse` it starts from an empty cache.
+
+        A prompt beyond the context is not fed.
+        """
         common = 0
-        for old, new in zip(self._ids[: self._cached], ids[:-1], strict=False):
+        for old, new in zip(self._ids[: self._cached] if reuse else (), ids[:-1], strict=False):
             if old != new:
                 break
             common += 1
         self._ids = list(ids)
-        self._begun, self._fed, self._parents = False, [], []
+        self._new_round()
         if not self._use_cache:
             return
         self._session.keep(common)
@@ -42,43 +46,47 @@ class Context:
             self._session.feed(self._model.ids(ids[common:-1]), rows=0)
             self._cached = len(ids) - 1
 
-    def feed(
-        self, tokens: Array | None, parents: Sequence[int] | None, hidden: bool
-    ) -> tuple[Array, Array | None, int]:
-        """Feed tokens[N] behind the slots `parents`. Returns (logits[R, V], hidden[R, H] or None, positions fed).
+    def plan(self, tokens: Array | None, parents: Sequence[int] | None, hidden: bool) -> Feed:
+        """What is to be fed for `tokens`[N] behind the slots `parents`; the caller feeds it before it plans again.
 
-        R = N + 1 at the first ask of a round, whose row 0 follows the last committed token, else N.
+        It answers R = N + 1 rows at the first ask of a round, whose row 0 follows the last committed token, else N.
         """
         num = 0 if tokens is None else tokens.shape[0]
-        newest = len(self._parents) - 1
-        chain = range(newest, newest + num)
-        assert parents is None or all(-1 <= p < newest + 1 + i for i, p in enumerate(parents)), (
-            "a parent is not fed yet"
-        )
-        self._parents += chain if parents is None else parents
+        if parents is not None or self._parents is not None:
+            self._grow(num, parents)
+        self._num_slots += num
         rows = num + (not self._begun)
-        if self._use_cache:
-            parts = [] if self._begun else [self._model.ids(self._ids[self._cached :])]
-            self._cached = len(self._ids)
-        else:
+        parts = []
+        if not self._use_cache:
             self._session.keep(0)
             parts = [self._model.ids(self._ids), *self._fed]
+            if tokens is not None:
+                self._fed.append(tokens)
+        elif not self._begun:
+            parts = [self._model.ids(self._ids[self._cached :])]
+            self._cached = len(self._ids)
         self._begun = True
         if tokens is not None:
             parts.append(tokens)
-            self._fed.append(tokens)
         fed = parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts)
-        logits, states = self._session.feed(fed, rows, hidden, self._branches())
-        return logits, states, fed.shape[0]
+        return Feed(self._session, fed, rows, hidden, self._branches())
 
     @property
     def num_slots(self) -> int:
         """Slots fed since the last round."""
-        return len(self._parents)
+        return self._num_slots
+
+    def _grow(self, num: int, parents: Sequence[int] | None) -> None:
+        """Note where the next `num` slots stand; a round's earlier ones were a chain if none was noted."""
+        known = list(range(-1, self._num_slots - 1)) if self._parents is None else self._parents
+        newest = self._num_slots - 1
+        if parents is not None:
+            assert all(-1 <= p < newest + 1 + i for i, p in enumerate(parents)), "a parent is not fed yet"
+        self._parents = [*known, *(range(newest, newest + num) if parents is None else parents)]
 
     def _branches(self) -> Branches | None:
         """None while all slots of the round are one chain."""
-        if all(parent == slot - 1 for slot, parent in enumerate(self._parents)):
+        if self._parents is None or self._parents == list(range(-1, self._num_slots - 1)):
             return None
         paths: list[list[int]] = []
         for slot, parent in enumerate(self._parents):
@@ -89,14 +97,17 @@ class Context:
         """Append committed tokens; `kept` are the slots they stand in, in order, as far as they were fed."""
         if self._begun and self._use_cache:
             # One committed token stays out, even when all were fed: the next round asks for its row.
-            slots = [slot for slot in kept if slot < len(self._parents)][: len(tokens) - 1]
+            slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1]
             if slots == list(range(len(slots))):
                 self._session.keep(self._cached + len(slots))
             else:
                 self._session.keep(self._cached, [self._cached + slot for slot in slots])
             self._cached += len(slots)
-        self._begun, self._fed, self._parents = False, [], []
+        self._new_round()
         self._ids += tokens
+
+    def _new_round(self) -> None:
+        self._begun, self._fed, self._parents, self._num_slots = False, [], None, 0
 
     def fingerprint(self) -> object:
         return self._cached, self._session.slots()

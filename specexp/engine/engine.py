@@ -1,68 +1,49 @@
-"""Drives a decoder over models: answers what it asks, owns caches, trimming, stopping, counting and timing.
+"""Drives decoders over models: answers what they ask, owns caches, trimming, stopping, counting and timing.
 
-It knows no method. One prompt at a time; reads each round to the host once, each ask for the best tokens, and one value
-a draft step where a draft may stop early.
+It knows no method. Prompts are decoded one at a time, or several together: whatever asks are open at a time and of one
+kind are answered by one forward, each row at its own length. Every round is read to the host once for all rows, each
+ask for the best tokens once, and one value a draft step where a draft may stop early.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from array_api_compat import array_namespace, device, to_device
 
-from specexp.decoding.asks import Ask, Depth, Draft, Drafted, Recall, Role, Round, Score, Scored, Steps
-from specexp.decoding.dice import DRAFT, Dice
+from specexp.decoding.asks import Depth, Draft, Drafted, Recall, Role, Round, Score, Scored
+from specexp.decoding.dice import DRAFT, Dice, pick_each
 from specexp.decoding.rules import Warp, best
 from specexp.engine.context import Context
 from specexp.engine.recall import Ngrams, continuation
+from specexp.engine.run import Decoder, Generation, Run, is_number, parts_of
 from specexp.errors import PromptError
 from specexp.lm.model import Array, Model
 
 _SOFT = Warp(1.0)
+# What is answered first: drafts before verifying calls, so that rows which began at different times come together.
+_ORDER: dict[type, int] = {Depth: 0, Recall: 0, Draft: 1, Score: 2, Round: 4}
+_SLACK = 32  # slots beyond a sequence's longest: drafted tokens that are not committed
 
 
-class Decoder(Protocol):
-    """A decoding method: the models it asks, and its generator of asks."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to decode."""
 
-    @property
-    def models(self) -> tuple[Role, ...]: ...
-
-    def steps(self, dice: Dice, room: int) -> Steps: ...
-
-
-@dataclass(slots=True)
-class Generation:
-    """What one run emitted, and its counts. Prefill is in `prefill_seconds` alone, never in the counts."""
-
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: str = "length"  # "stop" at an EOS, then the last token; "context" where the model's context ends
-    num_rounds: int = 0
-    num_drafted: int = 0
-    num_accepted: int = 0  # before cutting
-    num_judged: int = 0
-    num_cut: int = 0  # committed tokens dropped behind an EOS or the limit
-    num_full: int = 0  # rounds in which every drafted token was accepted
-    num_tested: int = 0
-    overlap: float = 0.0
-    num_target_calls: int = 0
-    num_target_positions: int = 0
-    num_draft_calls: int = 0
-    num_draft_positions: int = 0
-    accepted_histogram: list[int] = field(default_factory=list)  # rounds by number of accepted drafts
-    trees: list[dict[str, int | list[int]]] = field(default_factory=list)  # each round's shape, for methods with trees
-    seconds: float = 0.0
-    prefill_seconds: float = 0.0
-    time_to_first_token: float = 0.0
+    decoder: Decoder
+    prompt_ids: Sequence[int]
+    max_new_tokens: int
+    dice: Dice
 
 
 class Engine:
-    """Runs decoders on a target and, where they need one, a draft.
+    """Runs decoders on a target and, where they need one, a draft, `rows` prompts at a time.
 
     `cached=False` feeds the whole sequence at every ask: slow, and the measure of what a cache may not change.
-    `reuse=True` keeps caches between runs and reuses the longest common prefix. `clock` is read in seconds.
+    `reuse=True` keeps what a cache holds between runs and reuses the longest common prefix. `clock` is read in seconds.
     """
 
     def __init__(
@@ -72,14 +53,16 @@ class Engine:
         *,
         cached: bool = True,
         reuse: bool = False,
+        rows: int = 1,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._models = models
         self._eos = frozenset(eos_ids)
         self._cached = cached
         self._reuse = reuse
+        self._rows = rows
         self._clock = clock
-        self._contexts: dict[Role, Context] = {}
+        self._contexts: dict[Role, list[Context]] = {}
         self.num_host_reads = 0
 
     def room_for(self, prompt_ids: Sequence[int], max_new_tokens: int, role: Role = "target") -> int:
@@ -96,11 +79,34 @@ class Engine:
 
     def generate(self, decoder: Decoder, prompt_ids: Sequence[int], max_new_tokens: int, dice: Dice) -> Generation:
         """Decode one prompt until an EOS or the limit."""
-        main = decoder.models[0]
-        room = self.room_for(prompt_ids, max_new_tokens, main)
-        limit = "length" if room == max_new_tokens else "context"
-        run = _Run(self, decoder, list(prompt_ids), dice, room, limit)
-        return run.finish()
+        ((_, out),) = self.generate_all([Request(decoder, prompt_ids, max_new_tokens, dice)])
+        return out
+
+    def generate_all(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generation]]:
+        """Decode prompts, `rows` at a time: (place among `requests`, what came of it), each as soon as it is done.
+
+        A row that is done goes on with the next prompt. The answers are those of `generate`.
+        """
+        waiting = enumerate(requests)
+        free = list(range(self._rows))
+        active: list[Run] = []
+        while True:
+            while free and (following := next(waiting, None)) is not None:
+                active.append(self._begin(free.pop(0), *following))
+            if not active:
+                return
+            start = self._clock()
+            self._advance(active)
+            done = [run for run in active if run.ask is None]
+            for model in self._used(done):
+                model.wait()
+            share = (self._clock() - start) / len(active)
+            for run in active:
+                run.out.seconds += share
+            for run in done:
+                active.remove(run)
+                free.append(run.row)
+                yield run.index, run.out
 
     def look(
         self, role: Role, ids: Sequence[int], tokens: Sequence[int], hidden: bool = False
@@ -109,235 +115,221 @@ class Engine:
 
         With `reuse`, only what the cache does not hold is fed, and all but the last token stay in it.
         """
-        context = self._open(role, list(ids))
-        fed = self._models[role].ids(tokens) if tokens else None
-        logits, states, _ = context.feed(fed, None, hidden)
+        model = self._models[role]
+        context = self._context(role, 0, len(ids) + len(tokens))
+        context.open(list(ids), self._reuse)
+        fed = model.ids(tokens) if tokens else None
+        ((logits, states),) = model.feed([context.plan(fed, None, hidden)])
         context.commit(list(tokens), range(len(tokens)))
         return logits, states
 
     def fingerprint(self) -> object:
         """What the caches hold, for telling two states apart; only models that show their slots have one."""
-        return tuple((role, context.fingerprint()) for role, context in self._contexts.items())
+        return tuple((role, tuple(c.fingerprint() for c in rows)) for role, rows in self._contexts.items())
 
-    def _open(self, role: Role, ids: list[int]) -> Context:
-        context = self._contexts.get(role)
-        if context is None or not self._reuse:
-            context = self._contexts[role] = Context(self._models[role], self._cached)
-        context.open(ids)
-        return context
+    def _context(self, role: Role, row: int, length: int) -> Context:
+        if role not in self._contexts:
+            model = self._models[role]
+            sessions = model.sessions(self._rows, length + _SLACK)
+            self._contexts[role] = [Context(model, session, self._cached) for session in sessions]
+        return self._contexts[role][row]
+
+    def _begin(self, row: int, index: int, request: Request) -> Run:
+        """Prefill, and the first ask."""
+        main = request.decoder.models[0]
+        room = self.room_for(request.prompt_ids, request.max_new_tokens, main)
+        run = Run(index, row, request.decoder, list(request.prompt_ids), request.dice, room)
+        run.out.finish_reason = "length" if room == request.max_new_tokens else "context"
+        run.began = self._clock()
+        for role in request.decoder.models:
+            run.contexts[role] = self._context(role, row, len(run.ids) + room)
+            run.contexts[role].open(run.ids, self._reuse)
+        for model in self._used([run]):
+            model.wait()
+        run.out.prefill_seconds = self._clock() - run.began
+        run.start()
+        return run
+
+    def _used(self, runs: Sequence[Run]) -> list[Model]:
+        return [self._models[role] for role in {role: None for run in runs for role in run.decoder.models}]
+
+    def _advance(self, active: Sequence[Run]) -> None:
+        """Answer the asks of the first kind that is open, all of them together."""
+        kinds = [_ORDER[type(run.ask)] + (type(run.ask) is Score and run.ask.model == "target") for run in active]
+        first = min(kinds)
+        runs = [run for run, kind in zip(active, kinds, strict=True) if kind == first]
+        if first == 0:
+            answers: Sequence[Any] = [self._host(run) for run in runs]
+        elif first == 1:
+            # Rows that draft alike; others have their turn next.
+            runs = [run for run in runs if _alike(run.ask, runs[0].ask)]
+            answers = self._draft(runs)
+        elif first == 4:
+            answers = self._commit(runs)
+        else:
+            answers = self._score(runs[0].ask.model, runs)
+        for run, answer in zip(runs, answers, strict=True):
+            run.send(answer)
+
+    def _host(self, run: Run) -> Drafted | int:
+        ask = run.ask
+        return self._fitting(run, ask.most, ask.reserve) if isinstance(ask, Depth) else self._recall(run, ask)
+
+    def _score(self, role: Role, runs: Sequence[Run]) -> list[Scored]:
+        asks: list[Score] = [run.ask for run in runs]
+        slots = [run.contexts[role].num_slots for run in runs]
+        found = self._feed(role, runs, [(ask.tokens, ask.parents, ask.hidden) for ask in asks])
+        ranked = [best(logits, ask.top) if ask.top else None for (logits, _), ask in zip(found, asks, strict=True)]
+        flat = []
+        for pair in ranked:
+            if pair is not None:
+                flat += [array_namespace(part).reshape(part, (-1,)) for part in pair]
+        values = iter(self._read(flat) if flat else ())
+        answers = []
+        for (logits, states), pair, slot in zip(found, ranked, slots, strict=True):
+            if pair is None:
+                answers.append(Scored(logits, states, slot))
+                continue
+            width, scores, tokens = pair[1].shape[1], next(values), next(values)
+            starts = range(0, len(scores), width)
+            logprob = [scores[i : i + width] for i in starts]
+            ids = [[int(token) for token in tokens[i : i + width]] for i in starts]
+            answers.append(Scored(None, states, slot, logprob, ids))
+        return answers
+
+    def _feed(
+        self,
+        role: Role,
+        runs: Sequence[Run],
+        wants: Sequence[tuple[Array | Sequence[int] | None, Sequence[int] | None, bool]],
+    ) -> list[tuple[Array, Array | None]]:
+        """Logits and hidden rows for (tokens, parents, hidden) of each run, from one forward."""
+        model, feeds = self._models[role], []
+        for run, (tokens, parents, hidden) in zip(runs, wants, strict=True):
+            given = model.ids(tokens) if isinstance(tokens, list | tuple) else tokens
+            feeds.append(run.contexts[role].plan(given, parents, hidden))
+            run.fed(role, feeds[-1].tokens.shape[0])
+        return model.feed(feeds)
+
+    def _fitting(self, run: Run, most: int, reserve: int, own: bool = False) -> int:
+        """How far the draft may go ahead: `most`, what is left but `reserve`, and what its context holds."""
+        fits = self._models["draft"].context - len(run.ids) + (not own)  # the last one is fed only for its row
+        return max(0, min(most, run.room - reserve, fits))
+
+    def _recall(self, run: Run, ask: Recall) -> Drafted:
+        model = self._models["target"]
+        most = max(0, min(ask.gamma, run.room - ask.reserve))
+        if ask.text is not None:
+            tokens = model.ids(continuation(run.ids, ask.text, most))
+        else:
+            run.ngrams = run.ngrams or Ngrams(ask.ngram)
+            tokens = model.ids(run.ngrams.continuation(run.ids, most))
+        xp = array_namespace(tokens)
+        vocabulary = xp.arange(model.vocab_size, device=device(tokens))
+        return Drafted(tokens, xp.astype(tokens[:, None] == vocabulary[None, :], xp.float32))
+
+    def _draft(self, runs: Sequence[Run]) -> list[Drafted]:
+        """The draft's chains, step by step, all rows in one forward a step."""
+        ask: Draft = runs[0].ask
+        chains = [_Chain(run, self._fitting(run, run.ask.gamma, ask.reserve, ask.own)) for run in runs]
+        step = 0
+        while going := [chain for chain in chains if step < chain.length]:
+            fed = [(chain.tokens[-1] if chain.tokens else None, None, ask.hidden) for chain in going]
+            found = self._feed("draft", [chain.run for chain in going], fed)
+            logits = _joined([rows[-1:] for rows, _ in found])
+            q = logits if ask.warp.greedy else ask.warp(logits)
+            # Of a one-hot row every die falls alike: none is thrown, and q is made of all rows at once.
+            picks = ask.warp.first(logits) if ask.warp.greedy else _draw(going, q, step)
+            for i, (chain, (_, states)) in enumerate(zip(going, found, strict=True)):
+                chain.tokens.append(picks[i : i + 1])
+                chain.rows.append(q[i : i + 1])
+                if states is not None:
+                    chain.hidden.append(states[-1:])
+            step += 1
+            if ask.min_probability:
+                self._stop(ask, [chain for chain in going if step < chain.length])
+        if ask.own and (behind := [chain for chain in chains if chain.length]):
+            fed = [(chain.tokens[-1], None, True) for chain in behind]
+            for chain, (_, states) in zip(behind, self._feed("draft", [c.run for c in behind], fed), strict=True):
+                chain.hidden.append(states)
+        return [self._drafted(chain, ask.warp) for chain in chains]
+
+    def _stop(self, ask: Draft, chains: Sequence[_Chain]) -> None:
+        """End the chains whose last token the draft gave less than it takes to go on behind it; read to the host."""
+        if not chains:
+            return
+        rows, tokens = _joined([c.rows[-1] for c in chains]), _joined([c.tokens[-1] for c in chains])
+        probability = _SOFT(rows) if ask.warp.greedy else rows
+        xp = array_namespace(rows)
+        (found,) = self._read([xp.take_along_axis(probability, tokens[:, None], axis=-1)[:, 0]])
+        for chain, value in zip(chains, found, strict=True):
+            if value < ask.min_probability:
+                chain.length = len(chain.tokens)
+
+    def _drafted(self, chain: _Chain, warp: Warp) -> Drafted:
+        # Verifying happens where the target is.
+        nothing = self._models["target"].ids([])
+        place = device(nothing)
+        if not chain.tokens:
+            xp = array_namespace(nothing)
+            return Drafted(nothing, xp.zeros((0, self._models["draft"].vocab_size), dtype=xp.float32, device=place))
+        q = _joined(chain.rows)
+        found = [_joined(chain.tokens), warp(q) if warp.greedy else q]
+        if chain.hidden:
+            found.append(_joined(chain.hidden))
+        return Drafted(*(to_device(array, place) for array in found))
+
+    def _commit(self, runs: Sequence[Run]) -> list[int]:
+        values = iter(self._read([part for run in runs for part in parts_of(run.ask)]))
+        rooms = []
+        for run in runs:
+            rooms.append(run.commit(run.ask, values, self._eos))
+            if run.out.num_rounds == 1:
+                run.out.time_to_first_token = self._clock() - run.began
+        return rooms
 
     def _read(self, arrays: Sequence[Array | int | float]) -> list[list[float]]:
         """Values of all arrays, in one transfer. Integers below 2**53 survive float64."""
-        first = next((a for a in arrays if not isinstance(a, int | float)), None)
-        if first is None:
+        # The same array stands for several things: it is read once.
+        distinct = {id(a): a for a in arrays if not isinstance(a, int | float)}
+        if not distinct:
             return [[a] for a in arrays]
-        xp = array_namespace(first)
-        parts = [xp.reshape(xp.astype(a, xp.float64), (-1,)) for a in arrays if not isinstance(a, int | float)]
+        xp = array_namespace(next(iter(distinct.values())))
+        parts = [xp.reshape(xp.astype(a, xp.float64), (-1,)) for a in distinct.values()]
         self.num_host_reads += 1
         flat = xp.concat(parts).tolist()
-        values: list[list[float]] = []
-        for a in arrays:
-            if isinstance(a, int | float):
-                values.append([a])
-            else:
-                size = 1 if not a.shape else a.shape[0]
-                values.append(flat[:size])
-                flat = flat[size:]
-        return values
+        values: dict[int, list[float]] = {}
+        start = 0
+        for key, a in distinct.items():
+            size = 1 if is_number(a) else a.shape[0]
+            values[key] = flat[start : start + size]
+            start += size
+        return [[a] if isinstance(a, int | float) else values[id(a)] for a in arrays]
 
 
-class _Run:
-    """One decoder on one prompt."""
+class _Chain:
+    """A chain being drafted."""
 
-    def __init__(self, engine: Engine, decoder: Decoder, ids: list[int], dice: Dice, room: int, limit: str) -> None:
-        self.engine, self.decoder, self.ids, self.dice, self.room = engine, decoder, ids, dice, room
-        self.num_prompt = len(ids)
-        self.ngrams: Ngrams | None = None  # of this sequence, for who asks what it says itself
-        self.out = Generation(finish_reason=limit)
-        self.place = device(engine._models[decoder.models[0]].ids([]))
+    __slots__ = ("hidden", "length", "rows", "run", "tokens")
 
-    def finish(self) -> Generation:
-        engine, out = self.engine, self.out
-        clock = engine._clock
-        models = [engine._models[role] for role in self.decoder.models]
-        start = clock()
-        self.contexts = {role: engine._open(role, self.ids) for role in self.decoder.models}
-        for model in models:
-            model.wait()
-        out.prefill_seconds = clock() - start
-        steps = self.decoder.steps(self.dice, self.room)
-        answer: Any = None
-        while True:
-            try:
-                ask = steps.send(answer)
-            except StopIteration:
-                break
-            answer = self._answer(ask)
-            if out.num_rounds == 1 and isinstance(ask, Round):
-                out.time_to_first_token = clock() - start
-        for model in models:
-            model.wait()
-        out.seconds = clock() - start - out.prefill_seconds
-        return out
-
-    def _answer(self, ask: Ask) -> Scored | Drafted | int:
-        if isinstance(ask, Score):
-            return self._score(ask)
-        if isinstance(ask, Draft):
-            return self._draft(ask)
-        if isinstance(ask, Recall):
-            return self._recall(ask)
-        if isinstance(ask, Depth):
-            return self._fitting(ask.most, ask.reserve)
-        return self._commit(ask)
-
-    def _score(self, ask: Score) -> Scored:
-        first_slot = self.contexts[ask.model].num_slots
-        logits, states = self._feed(ask.model, ask.tokens, ask.hidden, ask.parents)
-        if ask.top is None:
-            return Scored(logits, states, first_slot)
-        xp = array_namespace(logits)
-        logprob, ids = best(logits, ask.top)
-        width = ids.shape[1]
-        scores, tokens = self.engine._read([xp.reshape(logprob, (-1,)), xp.reshape(ids, (-1,))])
-        starts = range(0, len(scores), width)
-        return Scored(
-            None,
-            states,
-            first_slot,
-            [scores[i : i + width] for i in starts],
-            [[int(token) for token in tokens[i : i + width]] for i in starts],
-        )
-
-    def _feed(
-        self, role: Role, tokens: Array | Sequence[int] | None, hidden: bool, parents: Sequence[int] | None = None
-    ) -> tuple[Array, Array | None]:
-        if isinstance(tokens, Sequence):
-            tokens = self.engine._models[role].ids(tokens)
-        logits, states, positions = self.contexts[role].feed(tokens, parents, hidden)
-        if role == "target":
-            self.out.num_target_calls += 1
-            self.out.num_target_positions += positions
-        else:
-            self.out.num_draft_calls += 1
-            self.out.num_draft_positions += positions
-        return logits, states
-
-    def _fitting(self, most: int, reserve: int, own: bool = False) -> int:
-        """How far the draft may go ahead: `most`, what is left but `reserve`, and what its context holds."""
-        fits = self.engine._models["draft"].context - len(self.ids) + (not own)  # the last one is fed only for its row
-        return max(0, min(most, self.room - reserve, fits))
-
-    def _recall(self, ask: Recall) -> Drafted:
-        model = self.engine._models["target"]
-        most = max(0, min(ask.gamma, self.room - ask.reserve))
-        if ask.text is not None:
-            tokens = model.ids(continuation(self.ids, ask.text, most))
-        else:
-            self.ngrams = self.ngrams or Ngrams(ask.ngram)
-            tokens = model.ids(self.ngrams.continuation(self.ids, most))
-        xp = array_namespace(tokens)
-        vocabulary = xp.arange(model.vocab_size, device=self.place)
-        return Drafted(tokens, xp.astype(tokens[:, None] == vocabulary[None, :], xp.float32))
-
-    def _draft(self, ask: Draft) -> Drafted:
-        model = self.engine._models["draft"]
-        num_drafted = self._fitting(ask.gamma, ask.reserve, ask.own)
-        position = len(self.ids) - self.num_prompt
-        tokens: list[Array] = []
-        rows: list[Array] = []
-        hidden: list[Array] = []
-        for i in range(num_drafted):
-            logits, states = self._feed("draft", tokens[-1][None] if tokens else None, ask.hidden)
-            rows.append(ask.warp(logits[-1:]))
-            tokens.append(self.dice.pick(rows[-1][0], position + i, DRAFT))
-            if states is not None:
-                hidden.append(states[-1:])
-            if ask.min_probability and i + 1 < num_drafted and self._unlikely(ask, logits[-1:], rows[-1], tokens[-1]):
-                break
-        if not tokens:
-            nothing = self.engine._models["target"].ids([])
-            xp = array_namespace(nothing)
-            return Drafted(nothing, xp.zeros((0, model.vocab_size), dtype=xp.float32, device=self.place))
-        if ask.own:
-            _, states = self._feed("draft", tokens[-1][None], True)
-            hidden.append(states)
-        xp = array_namespace(tokens[0])
-        # Verifying happens where the target is.
-        found = [xp.stack(tokens), xp.concat(rows), *([xp.concat(hidden)] if hidden else [])]
-        return Drafted(*(to_device(array, self.place) for array in found))
-
-    def _unlikely(self, ask: Draft, logits: Array, q: Array, token: Array) -> bool:
-        """Whether the draft gave `token` less than it takes to go on behind it; read to the host."""
-        probability = _SOFT(logits) if ask.warp.greedy else q
-        [[found]] = self.engine._read([array_namespace(q).take(probability[0], token[None])])
-        return found < ask.min_probability
-
-    def _commit(self, ask: Round) -> int:
-        out, engine = self.out, self.engine
-        values = iter(engine._read([ask.tokens, ask.num_tokens, *ask.kept.values(), *ask.counts.values()]))
-        block, num_tokens = [int(t) for t in next(values)], int(next(values)[0])
-        slots = {role: _slots(kept, next(values)) for role, kept in ask.kept.items()}
-        counts = {name: next(values) for name in ask.counts}
-        tokens = self._cut(block[:num_tokens])
-        out.num_rounds += 1
-        out.num_cut += num_tokens - len(tokens)
-        out.token_ids += tokens
-        if "num_drafted" in counts:
-            self._count_chain(counts, len(tokens))
-        elif "num_nodes" in counts:
-            self._count_tree(ask, counts)
-        self.ids += tokens
-        for role, context in self.contexts.items():
-            context.commit(tokens, slots.get(role, ()))
-        self.room = 0 if out.finish_reason == "stop" else self.room - len(tokens)
-        return self.room
-
-    def _count_chain(self, counts: Mapping[str, list[float]], num_kept: int) -> None:
-        out = self.out
-        num_drafted, num_accepted = int(counts["num_drafted"][0]), int(counts["num_accepted"][0])
-        # Positions behind an EOS were tested too, but they are no part of the sequence: alpha leaves them out.
-        num_tested = min(int(counts["num_tested"][0]), num_kept)
-        out.num_drafted += num_drafted
-        out.num_accepted += num_accepted
-        out.num_full += num_drafted > 0 and num_accepted == num_drafted
-        out.num_judged += int(counts["num_judged"][0])
-        out.num_tested += num_tested
-        out.overlap += sum(counts["overlap"][:num_tested])
-        self._count_accepted(num_accepted)
-
-    def _count_tree(self, ask: Round, counts: Mapping[str, list[float]]) -> None:
-        out = self.out
-        shape: dict[str, int | list[int]] = {
-            name: int(values[0]) if _is_number(ask.counts[name]) else [int(v) for v in values if v >= 0]
-            for name, values in counts.items()
-        }
-        num_accepted = int(counts["num_accepted"][0])
-        out.num_drafted += int(counts["num_nodes"][0])
-        out.num_accepted += num_accepted
-        out.trees.append(shape)
-        self._count_accepted(num_accepted)
-
-    def _count_accepted(self, num_accepted: int) -> None:
-        histogram = self.out.accepted_histogram
-        histogram += [0] * (num_accepted + 1 - len(histogram))
-        histogram[num_accepted] += 1
-
-    def _cut(self, tokens: list[int]) -> list[int]:
-        tokens = tokens[: self.room]
-        for i, token in enumerate(tokens):
-            if token in self.engine._eos:
-                self.out.finish_reason = "stop"
-                return tokens[: i + 1]
-        return tokens
+    def __init__(self, run: Run, length: int) -> None:
+        self.run, self.length = run, length
+        self.tokens: list[Array] = []  # [1] each
+        self.rows: list[Array] = []  # q [1, V] each; at temperature 0, logits
+        self.hidden: list[Array] = []
 
 
-def _slots(kept: Array | int, values: list[float]) -> Sequence[int]:
-    """Slots in the order of the committed tokens: the first n of them, or those of a list without its padding."""
-    if _is_number(kept):
-        return range(int(values[0]))
-    return [int(slot) for slot in values if slot >= 0]
+def _alike(one: Draft, other: Draft) -> bool:
+    return (one.warp, one.reserve, one.hidden, one.own, one.min_probability) == (
+        other.warp, other.reserve, other.hidden, other.own, other.min_probability
+    )  # fmt: skip
 
 
-def _is_number(value: Array | int | float) -> bool:
-    return isinstance(value, int | float) or not value.shape
+def _draw(chains: Sequence[_Chain], q: Array, step: int) -> Array:
+    """tokens[A], each drawn from its row of q[A, V] by its run's dice."""
+    positions = [len(chain.run.ids) - chain.run.num_prompt + step for chain in chains]
+    return pick_each([chain.run.dice for chain in chains], q, positions, DRAFT)
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts)

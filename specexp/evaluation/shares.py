@@ -18,7 +18,7 @@ from specexp.decoding.chain import Chain, Rule
 from specexp.decoding.dice import Dice
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder
-from specexp.lm.model import Array, Branches, Model, Session
+from specexp.lm.model import Array, Branches, Feed, Model, Session, one_by_one
 
 HOST, SAMPLING, JUDGE = "host", "sampling", "judge"
 PARTS = ("draft", "target", JUDGE, SAMPLING, HOST)
@@ -111,8 +111,14 @@ class TimedModel:
     def context(self) -> int:
         return self._model.context
 
+    def sessions(self, count: int, capacity: int = 0) -> list[TimedSession]:
+        return [TimedSession(each, self._role, self._watch) for each in self._model.sessions(count, capacity)]
+
     def session(self) -> TimedSession:
-        return TimedSession(self._model.session(), self._role, self._watch)
+        return self.sessions(1)[0]
+
+    def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
+        return one_by_one(feeds)
 
     def ids(self, tokens: Sequence[int]) -> Array:
         return self._model.ids(tokens)
@@ -178,6 +184,10 @@ class TimedWarp(Warp):
     def __call__(self, logits: Array) -> Array:
         assert self.watch is not None, "a warp without its watch"
         return self.watch.timed(SAMPLING, Warp.__call__)(self, logits)
+
+    def first(self, logits: Array) -> Array:
+        assert self.watch is not None, "a warp without its watch"
+        return self.watch.timed(SAMPLING, Warp.first)(self, logits)
 
 
 class TimedRule:

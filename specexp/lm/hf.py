@@ -186,8 +186,15 @@ class HFModel:
     keeps_rows: bool = field(init=False)  # whether forward can leave out the logits of rows nobody asked for
     own: OwnForward | None = field(init=False, default=None)
     why_not_own: str | None = field(init=False)
+    # Read at every step: looking them up in the module takes as long as a small layer.
+    vocab_size: int = field(init=False)
+    context: int = field(init=False)
+    device: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
+        self.vocab_size = self.known or int(self._text_config.vocab_size)
+        self.context = int(getattr(self._text_config, "max_position_embeddings", None) or _NO_LIMIT)
+        self.device = torch.device(self.module.device)
         self.keeps_rows = "logits_to_keep" in inspect.signature(self.module.forward).parameters
         layers = getattr(DynamicCache(config=self.module.config), "layers", [])
         refused = sorted({type(x).__name__ for x in layers if type(x) not in (DynamicLayer, DynamicSlidingWindowLayer)})
@@ -200,18 +207,6 @@ class HFModel:
         self.why_not_own = refusal(self.module) if self.forward == "auto" else "it was not asked for"
         if self.why_not_own is None:
             self.own = OwnForward(self.module)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.known or int(self._text_config.vocab_size)
-
-    @property
-    def context(self) -> int:
-        return int(getattr(self._text_config, "max_position_embeddings", None) or _NO_LIMIT)
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self.module.device)
 
     @property
     def offloaded(self) -> bool:

@@ -86,7 +86,7 @@ class OwnForward:
         self._tables = torch.empty(2, 0, 1, 2, self.head_dim // 2, dtype=self.dtype, device=self.device)
         exact = self.dtype == torch.float32
         size = sum(p.numel() * p.element_size() for p in module.parameters())
-        pack = exact and self.device.type == "cpu" and torch._C.has_mkldnn and size <= PACK_LIMIT
+        pack = exact and self.device.type == "cpu" and torch._C._has_mkldnn and size <= PACK_LIMIT
         self.packed = pack
         self._eps: float = config.rms_norm_eps
         self._norm: Callable[[Tensor, Tensor], Tensor] = self._norm_wide
