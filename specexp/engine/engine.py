@@ -21,7 +21,7 @@ from specexp.engine.recall import Ngrams, continuation
 from specexp.errors import PromptError
 from specexp.lm.model import Array, Model
 
-_SOFT = Warp(1.0)
+_SOFT = Warp(1.0)  # what a draft thinks of a token, where its own warp is one-hot
 
 
 class Decoder(Protocol):
