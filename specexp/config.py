@@ -407,9 +407,10 @@ def _trees(preset: str, gammas: tuple[int, ...] | None, found: Mapping[str, Any]
     """A setting for each depth and budget. The depth is gamma, unless `max_depth` says one for all."""
     method = found["method"]
     more = {key: found[key] for key in _TREE_PARSERS if key in found and key not in ("tree_budget", "max_depth")}
-    depths = {preset: found["gamma"]} if gammas is None else {f"{method}_k{gamma}": gamma for gamma in gammas}
     if "max_depth" in found:
         depths = {preset: found["max_depth"]}
+    else:
+        depths = {preset: found["gamma"]} if gammas is None else {f"{method}_k{gamma}": gamma for gamma in gammas}
     methods = []
     for label, depth in depths.items():
         trees = {label: more.get("parallel_branches", PARALLEL_BRANCHES) * depth}

@@ -11,7 +11,7 @@ import pytest
 
 from running import evaluate, flat_runs, records
 from specexp import config
-from specexp.decoding.asks import Ask, Drafted, Needs, Role
+from specexp.decoding.asks import Ask, Drafted, Needs, Role, Scored
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.dice import CertainDice, Dice, dice_for
 from specexp.decoding.rules import Warp
@@ -83,13 +83,31 @@ def test_at_temperature_0_it_is_the_probability_at_temperature_1() -> None:
 
 def test_it_reads_one_value_for_each_token_that_another_may_follow() -> None:
     for least, reads in ((0.0, 0), (1e-9, GAMMA - 1)):
-        engine = Engine(toys())
         limit = 5 * (GAMMA + 1)
         same = Engine({"target": toys()["target"], "draft": toys()["target"]})
         out = same.generate(Chain(DraftModel(GAMMA, least), Lossless(), Warp()), [1], limit, CertainDice())
         assert (out.num_rounds, out.num_drafted) == (5, 5 * GAMMA)
         assert same.num_host_reads == 5 * (1 + reads)
-        assert engine.num_host_reads == 0
+
+
+class Reading:
+    """A rule that reads the draft's rows, its own behind the last token too, and waives nothing."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(draft=True, own=True)
+
+    def waive(self, drafted: Drafted, scored: Scored) -> None:
+        assert drafted.hidden is not None
+        assert drafted.hidden.shape[0] == drafted.tokens.shape[0] + 1
+
+
+def test_a_judge_gets_the_rows_of_as_many_tokens_as_were_drafted() -> None:
+    plain = Engine(toys()).generate(Chain(DraftModel(GAMMA, LEAST), Lossless(), Warp()), [1, 2], 40, CertainDice())
+    out = Engine(toys()).generate(Chain(DraftModel(GAMMA, LEAST), Reading(), Warp()), [1, 2], 40, CertainDice())
+    assert out.token_ids == plain.token_ids
+    assert out.num_drafted < GAMMA * out.num_rounds
+    assert out.num_draft_calls <= out.num_drafted + out.num_rounds
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

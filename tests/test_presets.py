@@ -116,6 +116,7 @@ def test_every_preset_of_a_method_has_only_settings_of_that_method() -> None:
             assert [method.label for method in resolved] == found["methods"]
             continue
         assert found.pop("method") in config.METHODS
-        assert [method.label for method in resolved] == [name]
+        budgets = found.get("tree_budget", [])
+        assert [method.label for method in resolved] == ([f"{name}_b{budget}" for budget in budgets] or [name])
         for key in found:
             assert resolved[0].method in config.TAKERS[key], f"{name}: {key} is no setting of this method"

@@ -40,10 +40,11 @@ def test_every_method_runs_without_torch(workplace: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = {(r["prompt_id"], r["label"]): r["token_ids"] for r in records(workplace / "out")}
     labels = {label for _, label in found}
-    assert labels == {"baseline", "draft_only", "speculative_k4", "autojudge_k4", "topk_k4", "specexec_k4"}
+    drafting = ("speculative", "lookup", "autojudge", "topk", "specexec")
+    assert labels == {"baseline", "draft_only", *(f"{method}_k4" for method in drafting)}
     assert {method.split("_k")[0] for method in labels} == set(config.METHODS)
     for (prompt, label), tokens in found.items():
-        if label in ("speculative_k4", "specexec_k4"):
+        if label in ("speculative_k4", "lookup_k4", "specexec_k4"):
             assert tokens == found[prompt, "baseline"]
     assert sorted(flat_runs()) == sorted(labels)
 

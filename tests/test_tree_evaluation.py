@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,27 @@ def test_a_budget_sweep_leaves_a_run_with_a_figure_for_each(workplace: Path) -> 
         assert (workplace / "out" / f"trees-{name}.png").exists()
     assert runs["baseline"].data.metrics["tree/effective_parallelism"] == 1
     assert runs["speculative_k8"].data.metrics["tree/effective_parallelism"] <= 9
+    measured = json.loads((workplace / "out" / "costs.json").read_text())
+    assert measured["target"].keys() == {"1", "9"}
+    assert measured["tree_draft"].keys() == {"16"}
+    assert {"5", "13"} <= measured["tree_target"].keys(), "a call on each budget and its root"
+    for budget in (4, 12):
+        found = runs[f"specexec_k8_b{budget}"].data.metrics
+        (record,) = (r for r in by.values() if r["label"] == f"specexec_k8_b{budget}")
+        calls = record["num_draft_calls"] / record["num_rounds"]
+        want = found["accept/mean_length"] / (calls * found["speed/c"] + found["speed/v"])
+        assert found["speed/attainable"] == pytest.approx(want)
+
+
+def test_the_preset_for_offloaded_targets_keeps_its_depth_whatever_the_chains_length() -> None:
+    found = methods(methods="speculative,specexec_offload", gamma="8,16")
+    assert [method.gamma for method in found if not method.tree] == [8, 16]
+    trees = [method.tree for method in found if method.tree]
+    assert [tree.tree_budget for tree in trees] == [256, 512, 1024, 2048]
+    assert {(tree.max_depth, tree.parallel_branches, tree.branch_width) for tree in trees} == {(24, 16, 8)}
+    experiment = config.resolve("arith_offload")
+    assert (experiment.target.offload, experiment.draft.offload) == ("disk", "none")
+    assert [method.tree for method in experiment.methods if method.tree] == trees
 
 
 @pytest.mark.slow

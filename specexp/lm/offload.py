@@ -1,8 +1,8 @@
 """Layers whose weights stay in CPU memory or on disk: accelerate brings each to the device when its turn comes, at
 every call, and drops it behind. Embeddings, the last norm and the head stay on the device.
 
-A call then costs what moving the weights costs, whether it scores one token or a thousand: what SpecExec is for. No
-layer is fetched ahead of its turn, and none is kept from call to call.
+A call then costs at least what moving the weights costs, so that many tokens in one call cost little more than one:
+what SpecExec is for. No layer is fetched ahead of its turn, and none is kept from call to call.
 
 On disk, safetensors files are mapped where they are. Other files, and weights that transformers rearranges as it reads
 them, are written once more to a folder of this process's own (below TMPDIR), which goes when the model does.
