@@ -98,14 +98,15 @@ class Recall:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drafted:
-    """tokens[G], each drawn from its row of q[G, V]; 0 <= G <= gamma.
+    """tokens[G], each drawn from its row of q[G, V]; 0 <= G <= gamma. A draft model's q is None at temperature 0, where
+    it is one-hot on the tokens.
 
     hidden[G, H] are the rows q was read from, when asked for; with `own`, hidden[G + 1, H] has that behind the last
     token too.
     """
 
     tokens: Array
-    q: Array
+    q: Array | None
     hidden: Array | None = None
 
 

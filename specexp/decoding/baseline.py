@@ -24,5 +24,8 @@ class Baseline:
         whole = room
         while room:
             scored: Scored = yield Score(self.model)
-            token = dice.pick(self.warp(scored.logits)[0], whole - room, TARGET)
-            room = yield Round(token[None], 1)
+            if self.warp.greedy:
+                token = self.warp.first(scored.logits)
+            else:
+                token = dice.pick(self.warp(scored.logits)[0], whole - room, TARGET)[None]
+            room = yield Round(token, 1)

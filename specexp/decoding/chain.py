@@ -17,7 +17,7 @@ from array_api_compat import array_namespace
 
 from specexp.decoding.asks import Array, Ask, Draft, Drafted, Needs, Recall, Role, Round, Score, Scored, Steps
 from specexp.decoding.dice import Dice
-from specexp.decoding.rules import Warp, verify
+from specexp.decoding.rules import Warp, verify, verify_greedy
 
 
 class Proposer(Protocol):
@@ -124,13 +124,16 @@ class Chain:
         while room:
             drafted = yield from self.proposer.propose(self.warp, int(self.bonus), self.rule.needs)
             scored: Scored = yield Score("target", drafted.tokens, hidden=self.rule.needs.target)
-            p = self.warp(scored.logits)
             waived = self.rule.waive(drafted, scored)
-            verdict = verify(p, drafted.q, drafted.tokens, waived, dice, whole - room)
+            if self.warp.greedy:
+                verdict = verify_greedy(scored.logits, drafted.tokens, waived)
+            else:
+                p = self.warp(scored.logits)
+                verdict = verify(p, drafted.q, drafted.tokens, waived, dice, whole - room)
             num_drafted = drafted.tokens.shape[0]
             num_tokens = verdict.num_accepted + 1
             if num_drafted and not self.bonus:
-                num_tokens = array_namespace(p).clip(num_tokens, None, num_drafted)
+                num_tokens = array_namespace(drafted.tokens).clip(num_tokens, None, num_drafted)
             room = yield Round(
                 verdict.tokens,
                 num_tokens,

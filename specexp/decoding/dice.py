@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from array_api_compat import array_namespace, device, to_device
+from array_api_compat import array_namespace, device
 
 Array = Any
 
 DRAFT, ACCEPT, RESIDUAL, TARGET = 1, 2, 3, 4  # purposes; the baseline, SpecExec and the bonus token share TARGET
 _MASK = 0xFFFFFFFF
+_BLOCK, _BLOCK_ROWS, _BLOCKS = 1 << 16, 16, 12  # values and positions of noise made at a time; blocks kept
 
 
 class Dice(Protocol):
@@ -46,7 +47,8 @@ class Dice(Protocol):
 class HashDice:
     """Counter-based dice of one prompt's turn."""
 
-    key: tuple[Array | int, Array | int]  # of one turn; or columns, of several
+    key: tuple[int, int]
+    _blocks: dict[tuple[Any, ...], Array] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, seed: int, prompt_id: str, turn: int = 0) -> HashDice:
@@ -54,20 +56,41 @@ class HashDice:
         return cls((int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")))
 
     def pick(self, weights: Array, position: int, purpose: int) -> Array:
-        xp = array_namespace(weights)
-        where = xp.asarray(position, dtype=xp.int64, device=device(weights))
-        return self._race(weights, where, where * 0 + purpose)
+        (noise,) = self._noise(weights, position, 1, purpose)
+        return _race(weights, noise)
 
     def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
         xp = array_namespace(weights)
-        target = xp.astype(num_accepted == num_drafted, xp.int64)
-        return self._race(weights, num_accepted + position, RESIDUAL + (TARGET - RESIDUAL) * target)
+        bonus = self._noise(weights, position + num_drafted, 1, TARGET)
+        rows = xp.concat([self._noise(weights, position, num_drafted, RESIDUAL), bonus]) if num_drafted else bonus
+        return _race(weights, xp.take(rows, num_accepted[None], axis=0)[0])
 
     def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:
         xp = array_namespace(prob)
-        positions = xp.arange(position, position + prob.shape[0], dtype=xp.int64, device=device(prob))
-        passed = self.uniform(positions, positions * 0 + ACCEPT, positions * 0) < prob  # in float64: 1.0 always passes
+        num = prob.shape[0]
+        passed = self._noise(prob[:1], position, num, ACCEPT)[:, 0] < prob if num else prob > 0  # float64: 1.0 passes
         return _leading(xp, passed, waived), passed
+
+    def _noise(self, like: Array, position: int, count: int, purpose: int) -> Array:
+        """[count, V] for `count` positions: what to divide weights[V] by; to accept, V = 1, the noise itself.
+
+        Made for a block of positions at a time and kept: a hash of few values is all overhead.
+        """
+        xp, size = array_namespace(like), like.shape[-1]
+        rows = max(1, min(_BLOCK_ROWS, _BLOCK // size))
+        parts = []
+        for block in range(position // rows, (position + count - 1) // rows + 1):
+            key = (purpose, block, size, xp.__name__, str(device(like)))
+            if key not in self._blocks:
+                if len(self._blocks) >= _BLOCKS:
+                    self._blocks.clear()
+                at = xp.arange(block * rows, (block + 1) * rows, dtype=xp.int64, device=device(like))[:, None]
+                tokens = xp.arange(size, dtype=xp.int64, device=device(like))[None, :]
+                noise = self.uniform(at, at * 0 + purpose, tokens)
+                self._blocks[key] = noise if purpose == ACCEPT else -xp.log(noise)
+            start = max(position - block * rows, 0)
+            parts.append(self._blocks[key][start : min(position + count - block * rows, rows)])
+        return parts[0] if len(parts) == 1 else xp.concat(parts)
 
     def uniform(self, position: Array, purpose: Array, token: Array) -> Array:
         """Noise in (0, 1), float64, for int64 arrays that broadcast together."""
@@ -77,11 +100,10 @@ class HashDice:
         bits = _mix((_mix((token * 0x1E3779B1 & _MASK) ^ one) + two) & _MASK)
         return (xp.astype(bits, xp.float64) + 0.5) / 2.0**32
 
-    def _race(self, weights: Array, position: Array, purpose: Array) -> Array:
-        xp = array_namespace(weights)
-        tokens = xp.arange(weights.shape[-1], dtype=xp.int64, device=device(weights))
-        # The greatest p / E wins instead of the least E / p: no division by a zero weight.
-        return xp.argmax(weights / -xp.log(self.uniform(position, purpose, tokens)), axis=-1)
+
+def _race(weights: Array, noise: Array) -> Array:
+    """argmin(E / p): the greatest p / E wins, which divides by no zero weight."""
+    return array_namespace(weights).argmax(weights / noise, axis=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +127,8 @@ def pick_each(dices: Sequence[Dice], weights: Array, positions: Sequence[int], p
     hashed = [dice for dice in dices if isinstance(dice, HashDice)]
     if len(dices) == 1 or len(hashed) < len(dices):
         return xp.stack([d.pick(w, p, purpose) for d, w, p in zip(dices, weights, positions, strict=True)])
-    # One race a row: keys and positions are columns.
-    columns = xp.asarray([(*d.key, p) for d, p in zip(hashed, positions, strict=True)], dtype=xp.int64)
-    one, two, where = (to_device(columns[:, i : i + 1], device(weights)) for i in range(3))
-    return HashDice((one, two))._race(weights, where, where * 0 + purpose)
+    noise = [dice._noise(weights, position, 1, purpose) for dice, position in zip(hashed, positions, strict=True)]
+    return _race(weights, xp.concat(noise))
 
 
 def dice_for(temperature: float, seed: int, prompt_id: str, turn: int = 0) -> Dice:

@@ -140,5 +140,25 @@ def verify(p: Array, q: Array, drafted: Array, waived: Array | None, dice: Dice,
     )
 
 
+def verify_greedy(logits: Array, drafted: Array, waived: Array | None) -> Verdict:
+    """`verify` at temperature 0, where p and q are one-hot and no die has a say: x_i passes if it is the target's
+    first choice, and what follows the accepted tokens is the target's.
+
+    logits[G + 1, V], drafted[G], waived[G] of bools.
+    """
+    xp = array_namespace(logits)
+    choice = xp.argmax(logits, axis=-1)
+    passed = choice[:-1] == drafted
+    same = xp.astype(passed, drafted.dtype)
+    num_accepted = xp.sum(xp.cumulative_prod(same if waived is None else xp.astype(passed | waived, drafted.dtype)))
+    num_drafted = drafted.shape[0]
+    tokens, num_judged = choice, num_accepted * 0
+    if waived is not None:
+        accepted = xp.arange(num_drafted + 1, device=device(logits)) < num_accepted
+        tokens = xp.where(accepted, xp.concat([drafted, _zero(xp, drafted)]), choice)
+        num_judged = xp.sum(xp.astype(accepted[:-1] & ~passed, drafted.dtype))
+    return Verdict(tokens, num_accepted, num_judged, xp.clip(num_accepted + 1, None, num_drafted), same)
+
+
 def _zero(xp: Any, like: Array) -> Array:
     return xp.zeros(1, dtype=like.dtype, device=device(like))

@@ -238,7 +238,7 @@ class Engine:
             found = self._feed("draft", [chain.run for chain in going], fed)
             logits = _joined([rows[-1:] for rows, _ in found])
             q = logits if ask.warp.greedy else ask.warp(logits)
-            # Of a one-hot row every die falls alike: none is thrown, and q is made of all rows at once.
+            # Of a one-hot row every die falls alike: none is thrown, and the tokens say what q is.
             picks = ask.warp.first(logits) if ask.warp.greedy else _draw(going, q, step)
             for i, (chain, (_, states)) in enumerate(zip(going, found, strict=True)):
                 chain.tokens.append(picks[i : i + 1])
@@ -252,7 +252,7 @@ class Engine:
             fed = [(chain.tokens[-1], None, True) for chain in behind]
             for chain, (_, states) in zip(behind, self._feed("draft", [c.run for c in behind], fed), strict=True):
                 chain.hidden.append(states)
-        return [self._drafted(chain, ask.warp) for chain in chains]
+        return [self._drafted(chain, ask.warp.greedy) for chain in chains]
 
     def _stop(self, ask: Draft, chains: Sequence[_Chain]) -> None:
         """End the chains whose last token the draft gave less than it takes to go on behind it; read to the host."""
@@ -266,18 +266,16 @@ class Engine:
             if value < ask.min_probability:
                 chain.length = len(chain.tokens)
 
-    def _drafted(self, chain: _Chain, warp: Warp) -> Drafted:
+    def _drafted(self, chain: _Chain, greedy: bool) -> Drafted:
         # Verifying happens where the target is.
         nothing = self._models["target"].ids([])
         place = device(nothing)
         if not chain.tokens:
             xp = array_namespace(nothing)
             return Drafted(nothing, xp.zeros((0, self._models["draft"].vocab_size), dtype=xp.float32, device=place))
-        q = _joined(chain.rows)
-        found = [_joined(chain.tokens), warp(q) if warp.greedy else q]
-        if chain.hidden:
-            found.append(_joined(chain.hidden))
-        return Drafted(*(to_device(array, place) for array in found))
+        q = None if greedy else to_device(_joined(chain.rows), place)
+        hidden = to_device(_joined(chain.hidden), place) if chain.hidden else None
+        return Drafted(to_device(_joined(chain.tokens), place), q, hidden)
 
     def _commit(self, runs: Sequence[Run]) -> list[int]:
         values = iter(self._read([part for run in runs for part in parts_of(run.ask)]))
@@ -294,11 +292,16 @@ class Engine:
         distinct = {id(a): a for a in arrays if not isinstance(a, int | float)}
         if not distinct:
             return [[a] for a in arrays]
+        self.num_host_reads += 1
+        values: dict[int, list[float]] = {}
+        if all(str(device(a)) == "cpu" for a in distinct.values()):  # nothing to transfer
+            for key, a in distinct.items():
+                found = a.tolist()
+                values[key] = found if isinstance(found, list) else [found]
+            return [[a] if isinstance(a, int | float) else values[id(a)] for a in arrays]
         xp = array_namespace(next(iter(distinct.values())))
         parts = [xp.reshape(xp.astype(a, xp.float64), (-1,)) for a in distinct.values()]
-        self.num_host_reads += 1
         flat = xp.concat(parts).tolist()
-        values: dict[int, list[float]] = {}
         start = 0
         for key, a in distinct.items():
             size = 1 if is_number(a) else a.shape[0]
