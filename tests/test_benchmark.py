@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from entrypoints.benchmark import command
 from running import refused, runs
 from specexp import config
-from specexp.decoding.dice import CertainDice
+from specexp.decoding import chain, rules
 from specexp.engine import Engine
 from specexp.evaluation import benchmark, peers
 from specexp.evaluation.contenders import Theirs, Timing, rotated
@@ -86,10 +86,12 @@ def test_it_leaves_numbers_a_figure_and_one_run(workplace: Path) -> None:
 
 
 def test_a_decoder_with_a_bug_is_found_out(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def accepts_all(self: CertainDice, prob: Any, waived: Any, position: int) -> Any:
-        return torch.tensor(prob.shape[0]), prob >= 0
+    right = rules.verify_greedy
 
-    monkeypatch.setattr(CertainDice, "streak", accepts_all)
+    def accepts_all(logits: Any, drafted: Any, waived: Any) -> Any:
+        return right(logits, drafted, torch.ones_like(drafted, dtype=torch.bool))
+
+    monkeypatch.setattr(chain, "verify_greedy", accepts_all)
     result = run(*SMALL, "--json", "found.json")
     assert result.exit_code == 0, result.output
     found = json.loads((workplace / "found.json").read_text())
@@ -190,7 +192,7 @@ def test_a_models_own_generation_settings_do_not_leak_into_peers(
 def test_padded_ids_are_suppressed(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     models: Any = prepared.pair.models
     assert Peer(models, ()).settings(4).suppress_tokens is None
-    monkeypatch.setattr(models["target"], "known", 590)
+    monkeypatch.setattr(models["target"], "vocab_size", 590)
     assert Peer(models, ()).settings(4).suppress_tokens == [590, 591]
 
 

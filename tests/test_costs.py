@@ -26,6 +26,9 @@ class SlowToy(ToyModel):
     def session(self) -> SlowSession:
         return SlowSession(self)
 
+    def sessions(self, count: int, capacity: int = 0) -> list[SlowSession]:
+        return [SlowSession(self) for _ in range(count)]
+
 
 class SlowSession(ToySession):
     def __init__(self, model: SlowToy) -> None:

@@ -170,7 +170,9 @@ class Watched:
             answer = yield ask
             if type(ask).__name__ == "Draft":
                 self.drafted.append([int(token) for token in answer.tokens])
-                self.q.append(np.asarray(answer.q))
+                # At temperature 0 the tokens say what q is.
+                one_hot = np.eye(100)[np.asarray(answer.tokens)]
+                self.q.append(one_hot if answer.q is None else np.asarray(answer.q))
             elif type(ask).__name__ == "Round":
                 self.committed.append([int(token) for token in ask.tokens[: int(ask.num_tokens)]])
                 self.accepted.append(int(ask.counts["num_accepted"]))
@@ -260,6 +262,16 @@ def check_above_one_everything_is_accepted_but_an_unwanted_eos(lab: Lab) -> None
             ended_otherwise += out.token_ids != alone
     assert drafts_own, "some texts are the draft's own to their end"
     assert ended_otherwise, "in others the target does not want the draft's EOS"
+
+
+def check_above_one_nothing_but_an_eos_is_rejected_at_a_temperature(lab: Lab) -> None:
+    judged = 0
+    for mode, kind, prompt in settings(lab):
+        watched = Watched(lab.chain(lab.judged(mode, 1.1, lab.judge(mode, kind)), temperature=0.8))
+        judged += lab.generate(watched, prompt, 0.8).num_judged
+        rounds = list(watched.rounds(prompt))
+        assert all(n == len(drafted) or drafted[n] in lab.eos for _, drafted, n in rounds)
+    assert judged > 0
 
 
 def check_top_all_is_the_draft(lab: Lab) -> None:
@@ -381,6 +393,7 @@ CHECKS = [
     check_threshold_zero_is_lossless,
     check_top_one_is_lossless_greedy,
     check_above_one_everything_is_accepted_but_an_unwanted_eos,
+    check_above_one_nothing_but_an_eos_is_rejected_at_a_temperature,
     check_top_all_is_the_draft,
     check_a_drafted_eos_is_never_waived,
     check_decoding_reads_the_features_that_mining_kept,

@@ -19,6 +19,7 @@ from mutants import MINING_BUGS, Bug, mutated
 from slow_miner import Found
 from specexp.engine.recall import continuation
 from specexp.judge.features import PARTS
+from specexp.lm.model import Feed, one_by_one
 
 LIMIT = 24
 RULES: dict[str, Callable[[list[int]], str | None]] = {
@@ -196,8 +197,14 @@ class Scripted:
     def __init__(self, script: Mapping[tuple[int, ...], int], otherwise: int) -> None:
         self.script, self.otherwise = script, otherwise
 
+    def sessions(self, count: int, capacity: int = 0) -> list[ScriptedSession]:
+        return [ScriptedSession(self) for _ in range(count)]
+
     def session(self) -> ScriptedSession:
         return ScriptedSession(self)
+
+    def feed(self, feeds: Sequence[Feed]) -> Any:
+        return one_by_one(feeds)
 
     def ids(self, tokens: Sequence[int]) -> Any:
         return np.asarray(tokens, dtype=np.int64)

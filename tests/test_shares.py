@@ -36,7 +36,7 @@ class Hand:
 @pytest.fixture
 def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
     clock = Hand()
-    feed, argmax = ToySession.feed, CertainDice.pick
+    feed, argmax = ToySession.feed, Warp.first
 
     def slow_feed(self: Any, *arguments: Any, **more: Any) -> Any:
         clock.now += FEED
@@ -47,7 +47,7 @@ def hand(monkeypatch: pytest.MonkeyPatch) -> Hand:
         return argmax(self, *arguments)
 
     monkeypatch.setattr(ToySession, "feed", slow_feed)
-    monkeypatch.setattr(CertainDice, "pick", slow_pick)
+    monkeypatch.setattr(Warp, "first", slow_pick)
     return clock
 
 
