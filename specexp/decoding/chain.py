@@ -142,7 +142,6 @@ class Chain:
                     "num_accepted": verdict.num_accepted,
                     "num_drafted": num_drafted,
                     "num_judged": verdict.num_judged,
-                    "num_tested": verdict.num_tested,
                     "overlap": verdict.overlap,
                 },
             )

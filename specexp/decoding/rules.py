@@ -101,8 +101,7 @@ class Verdict:
 
     tokens: Array  # the accepted drafts, then the correction or the bonus token, then what is left of the drafts
     num_accepted: Array
-    num_judged: Array  # accepted although the lossless rule rejected them
-    num_tested: Array  # positions the rule was asked about: the accepted ones and the first rejected one
+    num_judged: Array | int  # accepted although the lossless rule rejected them
     overlap: Array  # [G]: sum_x min(p, q) at every drafted position, tested or not
 
 
@@ -130,12 +129,10 @@ def verify(p: Array, q: Array, drafted: Array, waived: Array | None, dice: Dice,
     ids = xp.arange(num_drafted + 1, device=device(p))
     tokens = xp.where(ids == num_accepted, token, xp.concat([drafted, _zero(xp, drafted)]))
     accepted = ids[:-1] < num_accepted
-    tested = ids[:-1] <= num_accepted
     return Verdict(
         tokens=tokens,
         num_accepted=num_accepted,
         num_judged=xp.sum(xp.astype(accepted & ~passed, ids.dtype)),
-        num_tested=xp.sum(xp.astype(tested, ids.dtype)),
         overlap=xp.sum(xp.minimum(p[:-1], q), axis=-1),
     )
 
@@ -151,13 +148,11 @@ def verify_greedy(logits: Array, drafted: Array, waived: Array | None) -> Verdic
     passed = choice[:-1] == drafted
     same = xp.astype(passed, drafted.dtype)
     num_accepted = xp.sum(xp.cumulative_prod(same if waived is None else xp.astype(passed | waived, drafted.dtype)))
-    num_drafted = drafted.shape[0]
-    tokens, num_judged = choice, num_accepted * 0
-    if waived is not None:
-        accepted = xp.arange(num_drafted + 1, device=device(logits)) < num_accepted
-        tokens = xp.where(accepted, xp.concat([drafted, _zero(xp, drafted)]), choice)
-        num_judged = xp.sum(xp.astype(accepted[:-1] & ~passed, drafted.dtype))
-    return Verdict(tokens, num_accepted, num_judged, xp.clip(num_accepted + 1, None, num_drafted), same)
+    if waived is None:
+        return Verdict(choice, num_accepted, 0, same)
+    accepted = xp.arange(choice.shape[0], device=device(logits)) < num_accepted
+    tokens = xp.where(accepted, xp.concat([drafted, _zero(xp, drafted)]), choice)
+    return Verdict(tokens, num_accepted, xp.sum(xp.astype(accepted[:-1] & ~passed, drafted.dtype)), same)
 
 
 def _zero(xp: Any, like: Array) -> Array:

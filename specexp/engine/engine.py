@@ -294,7 +294,7 @@ class Engine:
             return [[a] for a in arrays]
         self.num_host_reads += 1
         values: dict[int, list[float]] = {}
-        if all(str(device(a)) == "cpu" for a in distinct.values()):  # nothing to transfer
+        if str(device(next(iter(distinct.values())))) == "cpu":  # nothing to transfer
             for key, a in distinct.items():
                 found = a.tolist()
                 values[key] = found if isinstance(found, list) else [found]

@@ -104,8 +104,9 @@ class Run:
     def _count_chain(self, counts: Mapping[str, list[float]], num_kept: int) -> None:
         out = self.out
         num_drafted, num_accepted = int(counts["num_drafted"][0]), int(counts["num_accepted"][0])
-        # Positions behind an EOS were tested too, but they are no part of the sequence: alpha leaves them out.
-        num_tested = min(int(counts["num_tested"][0]), num_kept)
+        # The rule was asked about the accepted tokens and the first rejected one. Behind an EOS they are no part of the
+        # sequence: alpha leaves them out.
+        num_tested = min(num_accepted + 1, num_drafted, num_kept)
         out.num_drafted += num_drafted
         out.num_accepted += num_accepted
         out.num_full += num_drafted > 0 and num_accepted == num_drafted

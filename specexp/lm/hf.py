@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from transformers.utils import logging as transformers_logging
 
 from specexp.errors import ModelError
-from specexp.lm.kv import OwnSession, Pool, near, together, visible
+from specexp.lm.kv import OwnSession, Pool, near, together, tune, visible
 from specexp.lm.model import Branches, Feed, Session, one_by_one
 from specexp.lm.offload import Offload, stored
 from specexp.lm.own import OwnForward, refusal
@@ -89,7 +89,10 @@ def load_model(config: ModelConfig, known: int | None = None) -> HFModel:
         raise ModelError(
             f"model '{config.model}' lacks {len(found['missing_keys'])} of its weights ({some}); get all its files."
         )
-    return HFModel(module.eval(), config.model, known, offload)
+    model = HFModel(module.eval(), config.model, known, offload)
+    if model.own is not None:
+        tune(model.own)
+    return model
 
 
 def _source(config: ModelConfig, part: str) -> dict[str, Any]:
@@ -319,6 +322,7 @@ class HFModel:
             "eos_ids": list(self.eos_ids),
             "forward": "own" if self.own is not None else f"transformers ({self.why_not_own})",
             "threads": torch.get_num_threads(),
+            "threads_by_rows": dict(zip(("one", "several"), self.own.threads, strict=True)) if self.own else None,
         }
 
     def wait(self) -> None:

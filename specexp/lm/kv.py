@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from specexp.lm.model import Branches, Feed
 from specexp.lm.own import OwnForward
+from specexp.lm.threads import fastest, threads
 
 CHUNK = 256  # tokens of a prefill that go through the layers together
 LEAST = 64
@@ -92,7 +93,8 @@ class Pool:
     def feed_together(self, feeds: Sequence[tuple[int, Feed]]) -> list[tuple[Tensor, Tensor | None]]:
         """Feed several rows in one pass over the weights."""
         own, many = self.forward, _Together(self, feeds)
-        x = own(many.tokens, many.cos, many.sin, many)
+        with threads(own.threads[True]):
+            x = own(many.tokens, many.cos, many.sin, many)
         for row, feed in feeds:
             self.lengths[row] += feed.tokens.shape[0]
         chosen = x.index_select(0, many.wanted)
@@ -147,7 +149,9 @@ class OwnSession:
             sees, at = visible(start, num, branches)
             positions = at[start:].to(own.device)
             cos, sin = cos.index_select(0, positions), sin.index_select(0, positions)
-        x = own(tokens, cos, sin, _Alone(pool, self.row, start, num, sees, branches))
+        alone = _Alone(pool, self.row, start, num, sees, branches)
+        with threads(own.threads[num > 1]):
+            x = own(tokens, cos, sin, alone)
         pool.lengths[self.row] = start + num
         return x
 
@@ -160,6 +164,20 @@ class OwnSession:
 
     def slots(self) -> object:
         return tuple(tuple(layer[: self.length].flatten().tolist()) for layer in self.pool.flat[self.row])
+
+
+@torch.inference_mode()
+def tune(own: OwnForward) -> None:
+    """Choose the threads of this forward by trying, on a processor with several."""
+    if own.device.type != "cpu":
+        return
+    session = OwnSession(Pool(own, 1, LEAST), 0)
+
+    def forward(rows: int) -> None:
+        session.keep(0)
+        session.feed(torch.zeros(rows, dtype=torch.int64), rows)
+
+    own.threads = fastest(forward, torch.get_num_threads())
 
 
 @torch.inference_mode()
@@ -230,6 +248,15 @@ class _Alone:
         self.flat[layer].narrow(0, self.start, self.num).copy_(fresh)
         keys, values = self.split[layer]
         num, group = self.num, self.group
+        if num == 1:
+            asked = queries.view(1, self.kv_heads, group, -1)
+            found = functional.scaled_dot_product_attention(
+                asked,
+                keys.narrow(2, 0, self.stop),
+                values.narrow(2, 0, self.stop),
+                attn_mask=self.masks[self.windows[layer]],
+            )
+            return found.reshape(1, -1)
         # The heads that share a key stand as rows beside each other: no key is repeated.
         asked = queries.view(num, self.kv_heads, group, -1).transpose(0, 1).reshape(1, self.kv_heads, num * group, -1)
         found = functional.scaled_dot_product_attention(

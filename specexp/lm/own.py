@@ -88,6 +88,7 @@ class OwnForward:
         size = sum(p.numel() * p.element_size() for p in module.parameters())
         pack = exact and self.device.type == "cpu" and torch._C._has_mkldnn and size <= PACK_LIMIT
         self.packed = pack
+        self.threads = (0, 0)  # for one row, for several; 0 is as many as torch has (`kv.tune`)
         self._eps: float = config.rms_norm_eps
         self._norm: Callable[[Tensor, Tensor], Tensor] = self._norm_wide
         if exact and self.device.type == "cpu":
