@@ -82,7 +82,7 @@ def test_slow_calls_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costs, "PATIENCE", 5.0)
     target, draft = pair()
     measure({"target": target, "draft": draft}, IDS, [2], clock=lambda: target.now[0])
-    assert target.fed.count(3) == costs.WARM_UP + 1
+    assert target.fed.count(3) == 2 * (costs.WARM_UP + 1)
 
 
 def test_sizes_between_are_on_a_straight_line_and_beyond_the_ends_the_ends() -> None:

@@ -2,7 +2,8 @@
 
 Forwards alone, without sampling or accepting, so that what a method loses outside them shows as unrealised speed. Plain
 steps are timed in a row, as plain decoding makes them; draft calls and verifying calls in rounds: a model that runs
-behind another finds less of itself in the processor's caches. Chains and trees are measured apart, since a tree's call
+behind another finds less of itself in the processor's caches. Each row and round is timed behind an untimed one of its
+kind, for the same reason. Chains and trees are measured apart, since a tree's call
 takes a mask.
 """
 
@@ -117,6 +118,8 @@ class _Bench:
             session.feed(models[role].ids(ids), rows=0)
 
     def plain(self) -> Iterator[tuple[Key, float]]:
+        self._timed("target", [1] * ROW)
+        self._rewind()
         yield ("target", 1), self._timed("target", [1] * ROW)
         self._rewind()
 
@@ -126,10 +129,14 @@ class _Bench:
             self._rewind()
 
     def chain(self, gamma: int) -> Iterator[tuple[Key, float]]:
-        if "draft" in self._models:
-            yield ("draft", 1), self._timed("draft", [1] * gamma)
-        yield ("target", gamma + 1), self._timed("target", [gamma + 1])
-        self._rewind()
+        for timed in (False, True):
+            draft = self._timed("draft", [1] * gamma) if "draft" in self._models else None
+            target = self._timed("target", [gamma + 1])
+            self._rewind()
+            if timed and draft is not None:
+                yield ("draft", 1), draft
+            if timed:
+                yield ("target", gamma + 1), target
 
     def tree(self, tree: TreeRound) -> Iterator[tuple[Key, float]]:
         base = len(self._ids) + 1  # behind the root

@@ -232,19 +232,20 @@ class Engine:
         """The draft's chains, step by step, all rows in one forward a step."""
         ask: Draft = runs[0].ask
         chains = [_Chain(run, self._fitting(run, run.ask.gamma, ask.reserve, ask.own)) for run in runs]
-        step = 0
+        step, greedy = 0, ask.warp.greedy
         while going := [chain for chain in chains if step < chain.length]:
             fed = [(chain.tokens[-1] if chain.tokens else None, None, ask.hidden) for chain in going]
             found = self._feed("draft", [chain.run for chain in going], fed)
-            logits = _joined([rows[-1:] for rows, _ in found])
-            q = logits if ask.warp.greedy else ask.warp(logits)
+            logits = _joined([_last(rows) for rows, _ in found])
+            q = logits if greedy else ask.warp(logits)
             # Of a one-hot row every die falls alike: none is thrown, and the tokens say what q is.
-            picks = ask.warp.first(logits) if ask.warp.greedy else _draw(going, q, step)
+            picks = ask.warp.first(logits) if greedy else _draw(going, q, step)
             for i, (chain, (_, states)) in enumerate(zip(going, found, strict=True)):
-                chain.tokens.append(picks[i : i + 1])
-                chain.rows.append(q[i : i + 1])
+                chain.tokens.append(_row(picks, i))
+                if not greedy or ask.min_probability:
+                    chain.rows.append(_row(q, i))
                 if states is not None:
-                    chain.hidden.append(states[-1:])
+                    chain.hidden.append(_last(states))
             step += 1
             if ask.min_probability:
                 self._stop(ask, [chain for chain in going if step < chain.length])
@@ -252,7 +253,7 @@ class Engine:
             fed = [(chain.tokens[-1], None, True) for chain in behind]
             for chain, (_, states) in zip(behind, self._feed("draft", [c.run for c in behind], fed), strict=True):
                 chain.hidden.append(states)
-        return [self._drafted(chain, ask.warp.greedy) for chain in chains]
+        return [self._drafted(chain, greedy) for chain in chains]
 
     def _stop(self, ask: Draft, chains: Sequence[_Chain]) -> None:
         """End the chains whose last token the draft gave less than it takes to go on behind it; read to the host."""
@@ -332,6 +333,14 @@ def _draw(chains: Sequence[_Chain], q: Array, step: int) -> Array:
     """tokens[A], each drawn from its row of q[A, V] by its run's dice."""
     positions = [len(chain.run.ids) - chain.run.num_prompt + step for chain in chains]
     return pick_each([chain.run.dice for chain in chains], q, positions, DRAFT)
+
+
+def _last(rows: Array) -> Array:
+    return rows if rows.shape[0] == 1 else rows[-1:]
+
+
+def _row(rows: Array, i: int) -> Array:
+    return rows if rows.shape[0] == 1 else rows[i : i + 1]
 
 
 def _joined(parts: Sequence[Array]) -> Array:

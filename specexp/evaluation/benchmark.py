@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -83,9 +84,8 @@ def measure(prepared: Prepared, with_compiled: bool) -> Measured:
         sampling += [_sampling(theirs[name]) for name in (GENERATE, f"assisted_k{gamma}")]
         for contender in sampling:
             _time(contender, 0, 0)
-        timed = timings([*chosen, *sampling], num_prompts, repeats, bar)
-    measured = runner.measure_costs(prepared)
-    assert measured is not None, "a benchmark has chains"
+        measured: list[Mapping[str, Any]] = []
+        timed = timings([*chosen, *sampling], num_prompts, repeats, bar, lambda: measured.append(_costs(prepared)))
     model = prepared.pair.models["target"]
     assert isinstance(model, HFModel)
     middle = [len(ids) + len(t[0].token_ids) / 2 for ids, t in zip(prepared.prompts, timed[PLAIN], strict=True)]
@@ -97,7 +97,7 @@ def measure(prepared: Prepared, with_compiled: bool) -> Measured:
         gamma,
         search,
         timed,
-        measured,
+        _median(measured),
         {PLAIN: split(own[PLAIN]), best: split(own[best])},
         floor.measure(model, sum(middle) / len(middle)),
     )
@@ -172,16 +172,36 @@ def _differences(prepared: Prepared, outputs: Mapping[str, list[list[int]]]) -> 
     return differences(prepared.pair, model.module.dtype, ids, outputs, GENERATE)
 
 
-def timings(contenders: Sequence[Contender], num_prompts: int, repeats: int, bar: Any) -> Timings:
-    """Each contender on each prompt in each repeat, interleaved."""
+def timings(
+    contenders: Sequence[Contender],
+    num_prompts: int,
+    repeats: int,
+    bar: Any,
+    before: Callable[[], None] = lambda: None,
+) -> Timings:
+    """Each contender on each prompt in each repeat, interleaved; `before` is called once a repeat."""
     found: dict[str, list[list[Timing]]] = {c.name: [[] for _ in range(num_prompts)] for c in contenders}
     for repeat in range(repeats):
+        before()
         for index in range(num_prompts):
             for contender in rotated(contenders, repeat, index):
                 bar.set_postfix_str(contender.name, refresh=False)
                 found[contender.name][index].append(_time(contender, index, repeat))
                 bar.update()
     return found
+
+
+def _costs(prepared: Prepared) -> Mapping[str, Any]:
+    found = runner.measure_costs(prepared)
+    assert found is not None, "a benchmark has chains"
+    return found
+
+
+def _median(measured: Sequence[Any]) -> Any:
+    """Of numbers, and of the numbers in mappings of one shape: what a call cost while everything was timed."""
+    if isinstance(measured[0], Mapping):
+        return {key: _median([each[key] for each in measured]) for key in measured[0]}
+    return median(measured)
 
 
 def _time(contender: Contender, index: int, repeat: int) -> Timing:

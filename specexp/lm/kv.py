@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from specexp.lm.model import Branches, Feed
 from specexp.lm.own import OwnForward
-from specexp.lm.threads import fastest, threads
+from specexp.lm.threads import Threads, fastest
 
 CHUNK = 256  # tokens of a prefill that go through the layers together
 LEAST = 64
@@ -93,7 +93,7 @@ class Pool:
     def feed_together(self, feeds: Sequence[tuple[int, Feed]]) -> list[tuple[Tensor, Tensor | None]]:
         """Feed several rows in one pass over the weights."""
         own, many = self.forward, _Together(self, feeds)
-        with threads(own.threads[True]):
+        with Threads(own.threads[True]):
             x = own(many.tokens, many.cos, many.sin, many)
         for row, feed in feeds:
             self.lengths[row] += feed.tokens.shape[0]
@@ -150,7 +150,7 @@ class OwnSession:
             positions = at[start:].to(own.device)
             cos, sin = cos.index_select(0, positions), sin.index_select(0, positions)
         alone = _Alone(pool, self.row, start, num, sees, branches)
-        with threads(own.threads[num > 1]):
+        with Threads(own.threads[num > 1]):
             x = own(tokens, cos, sin, alone)
         pool.lengths[self.row] = start + num
         return x

@@ -7,8 +7,7 @@ arithmetic. Timing is the one thing that depends on it: no result is used but th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from statistics import median
 
 import torch
@@ -18,18 +17,25 @@ REPEATS = 15
 PATIENCE = 0.25  # seconds: a forward that takes longer has work for every thread there is
 
 
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """`count` threads inside, 0 for as many as before, and as many as before behind it."""
-    before = torch.get_num_threads()
-    if count in (0, before):
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+class Threads:
+    """`count` threads inside `with`, 0 for as many as before, and as many as before behind it.
+
+    A class, not a generator: it is entered at every step.
+    """
+
+    __slots__ = ("_before", "_count")
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __enter__(self) -> None:
+        self._before = torch.get_num_threads()
+        if self._count not in (0, self._before):
+            torch.set_num_threads(self._count)
+
+    def __exit__(self, *error: object) -> None:
+        if self._count not in (0, self._before):
+            torch.set_num_threads(self._before)
 
 
 def fastest(
@@ -39,7 +45,7 @@ def fastest(
     choices = sorted({available, *(1 << i for i in range(available.bit_length()) if 1 << i <= available)})
 
     def seconds(rows: int, count: int) -> float:
-        with threads(count):
+        with Threads(count):
             start = clock()
             forward(rows)
             return clock() - start
