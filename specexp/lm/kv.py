@@ -70,16 +70,17 @@ class Pool:
 
     def band(self, num: int, start: int, window: int) -> Tensor:
         """What `num` tokens from slot `start` on see of slots 0 .. start + num - 1: a view [num, start + num] of zeros
-        and minus infinities, which is there already."""
+        and minus infinities, which is there already. A row for each head that shares a key."""
         size = 1 << (num - 1).bit_length()
         found = self._bands.get((size, window))
+        own = self.forward
         if found is None:
-            own = self.forward
             i = torch.arange(size, device=own.device)[:, None] + self.capacity
             j = torch.arange(self.capacity + size, device=own.device)[None, :]
             seen = j <= i if not window else (j <= i) & (j > i - window)
-            found = self._bands[size, window] = _additive(seen, own.dtype)
-        return found[:num, self.capacity - start : self.capacity + num]
+            rows = _additive(seen, own.dtype).repeat_interleave(own.heads // own.kv_heads, dim=0)
+            found = self._bands[size, window] = rows
+        return found[: num * own.heads // own.kv_heads, self.capacity - start : self.capacity + num]
 
     def keep(self, row: int, length: int, slots: Sequence[int]) -> None:
         """Keep the first `length` slots of a row and behind them `slots`."""
@@ -237,10 +238,9 @@ class _Alone:
                 assert branches is not None
                 at[branches.base :] = branches.base + torch.tensor(branches.depths[: self.stop - branches.base])
                 mask = _additive(near(sees, at, window).to(own.device), own.dtype)
+                mask = mask.repeat_interleave(self.group, dim=0)
             elif num > 1 or (window and self.stop > window):
                 mask = pool.band(num, start, window)
-            if mask is not None and self.group > 1:
-                mask = mask.repeat_interleave(self.group, dim=0)
             self.masks[window] = mask
         self.windows = own.windows
 
