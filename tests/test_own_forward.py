@@ -20,7 +20,7 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.lm import kv, own
 from specexp.lm.hf import HFModel, load_model
-from specexp.lm.model import Branches, Feed
+from specexp.lm.model import CHUNK, Branches, Feed
 from specexp.lm.runtime import ModelConfig
 from specexp.lm.threads import Threads, fastest
 
@@ -264,7 +264,7 @@ def test_a_long_prompt_goes_through_in_pieces() -> None:
     tokens = torch.randint(3, 96, (1 << 15,), generator=torch.Generator().manual_seed(0))
     session = model.sessions(1, capacity=1 << 15)[0]
     logits, _ = session.feed(tokens, rows=1)
-    assert widest == kv.CHUNK
+    assert widest == CHUNK
     assert logits.shape == (1, 96)
     # A window of the same model is what transformers says of it.
     short = model.session()
@@ -272,6 +272,22 @@ def test_a_long_prompt_goes_through_in_pieces() -> None:
     with torch.inference_mode():
         want = model.module(tokens[None, :600]).logits[0, 300:]
     assert float((rows - want).abs().max()) < CLOSE
+
+
+@pytest.mark.parametrize("forward", ["auto", "transformers"])
+@pytest.mark.parametrize("rows", [0, 1, CHUNK, CHUNK + 5, 2 * CHUNK + 40])
+def test_pieces_answer_as_the_whole(forward: str, rows: int) -> None:
+    module = build("llama", max_position_embeddings=1024)
+    ids = torch.arange(3, 90).repeat(12)[: 2 * CHUNK + 40]
+    with torch.inference_mode():
+        whole = module(ids[None], output_hidden_states=True)
+    logits, hidden = HFModel(module, "m", forward=forward).session().feed(ids, rows, True)
+    assert hidden is not None
+    assert logits.shape == (rows, 96)
+    assert hidden.shape == (rows, 32)
+    if rows:
+        assert float((logits - whole.logits[0, -rows:]).abs().max()) < CLOSE
+        assert float((hidden - whole.hidden_states[-1][0, -rows:]).abs().max()) < CLOSE
 
 
 def test_only_the_rows_that_were_asked_for_are_scored() -> None:

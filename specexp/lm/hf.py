@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from specexp.errors import ModelError
 from specexp.lm.kv import OwnSession, Pool, near, together, tune, visible
-from specexp.lm.model import Branches, Feed, Session, one_by_one
+from specexp.lm.model import CHUNK, Branches, Feed, Session, in_pieces, one_by_one
 from specexp.lm.offload import Offload, stored
 from specexp.lm.own import OwnForward, refusal
 from specexp.lm.runtime import ModelConfig
@@ -347,6 +347,8 @@ class HFSession:
         self, tokens: Array, rows: int, hidden: bool = False, branches: Branches | None = None
     ) -> tuple[Array, Array | None]:
         num = tokens.shape[0]
+        if num > CHUNK and branches is None:
+            return in_pieces(self.feed, torch.split(tokens, CHUNK), rows, hidden)
         positions = torch.arange(self._length, self._length + num, device=tokens.device)
         more: dict[str, Any] = {}
         if branches is not None:

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specexp.lm.model import Branches, Feed
+from specexp.lm.model import CHUNK, Branches, Feed, in_pieces
 from specexp.lm.own import OwnForward
 from specexp.lm.threads import Threads, fastest
 
-CHUNK = 256  # tokens of a prefill that go through the layers together
 LEAST = 64
 
 
@@ -123,19 +122,10 @@ class OwnSession:
         pool, own = self.pool, self.pool.forward
         num = tokens.shape[0]
         pool.reach(self.length + num)
-        # A long chain goes through in pieces, so that what lies between the layers stays small.
-        parts = [tokens] if num <= CHUNK or branches is not None else list(torch.split(tokens, CHUNK))
-        found: list[Tensor] = []
-        left = num
-        for part in parts:
-            x = self._run(part, branches)
-            left -= part.shape[0]
-            if wanted := min(max(rows - left, 0), part.shape[0]):
-                found.append(x[part.shape[0] - wanted :])
-        if not rows:
-            return torch.empty(0, pool.known or own.head.weight.shape[0], device=own.device), None
-        chosen = found[0] if len(found) == 1 else torch.cat(found)
-        logits = own.head(chosen).float()
+        if num > CHUNK and branches is None:
+            return in_pieces(self.feed, torch.split(tokens, CHUNK), rows, hidden)
+        chosen = self._run(tokens, branches)[num - rows :]
+        logits = own.head(chosen).float() if rows else chosen.new_empty(0, own.head.weight.shape[0])
         if pool.known is not None and pool.known < logits.shape[1]:
             logits = logits[:, : pool.known]
         return logits, chosen if hidden else None

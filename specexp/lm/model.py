@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from array_api_compat import array_namespace
 
 Array = Any
 
@@ -58,6 +60,26 @@ class Feed:
     rows: int
     hidden: bool = False
     branches: Branches | None = None
+
+
+CHUNK = 256  # tokens of a prefill that go through a model together
+
+
+def in_pieces(
+    feed: Callable[[Array, int, bool], tuple[Array, Array | None]], parts: Sequence[Array], rows: int, hidden: bool
+) -> tuple[Array, Array | None]:
+    """`Session.feed` of a long chain, part by part: what lies between a model's layers stays small."""
+    left, found = sum(part.shape[0] for part in parts), []
+    for part in parts:
+        left -= part.shape[0]
+        wanted = min(max(rows - left, 0), part.shape[0])
+        answer = feed(part, wanted, hidden)
+        if wanted or not left:
+            found.append(answer)
+    if len(found) == 1:
+        return found[0]
+    concat = array_namespace(found[0][0]).concat
+    return concat([logits for logits, _ in found]), concat([states for _, states in found]) if hidden else None
 
 
 def one_by_one(feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
