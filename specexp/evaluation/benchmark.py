@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Any
 
 import torch
@@ -97,7 +96,7 @@ def measure(prepared: Prepared, with_compiled: bool) -> Measured:
         gamma,
         search,
         timed,
-        _median(measured),
+        runner.median_of(measured),
         {PLAIN: split(own[PLAIN]), best: split(own[best])},
         floor.measure(model, sum(middle) / len(middle)),
     )
@@ -195,13 +194,6 @@ def _costs(prepared: Prepared) -> Mapping[str, Any]:
     found = runner.measure_costs(prepared)
     assert found is not None, "a benchmark has chains"
     return found
-
-
-def _median(measured: Sequence[Any]) -> Any:
-    """Of numbers, and of the numbers in mappings of one shape: what a call cost while everything was timed."""
-    if isinstance(measured[0], Mapping):
-        return {key: _median([each[key] for each in measured]) for key in measured[0]}
-    return median(measured)
 
 
 def _time(contender: Contender, index: int, repeat: int) -> Timing:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 from tqdm import tqdm
@@ -178,10 +179,15 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     where = _environment(prepared, output)
     if jobs:
         _warm_up(prepared, engine)
-    if output.read_json("costs.json") is None:
-        output.write_json("costs.json", measure_costs(prepared))
+    begun = output.read_json("costs.json")
+    measured = [] if begun is None else [begun]
+    # At the start, in the middle and at the end: what else the machine does may pass.
+    moments = {0, len(jobs) // 2, len(jobs) - 1}
     with tqdm(total=total, initial=total - len(jobs), desc=experiment.name, unit="run", dynamic_ncols=True) as bar:
-        for job in jobs:
+        for number, job in enumerate(jobs):
+            if number in moments:
+                measured += [] if (found := measure_costs(prepared)) is None else [found]
+                output.write_json("costs.json", median_of(measured) if measured else None)
             example = prepared.examples[job.index]
             dice = dice_for(experiment.temperature, experiment.seed + job.repeat, example.prompt_id, job.turn)
             ids = _prompt(prepared, records, job)
@@ -291,7 +297,23 @@ def measure_costs(prepared: Prepared) -> dict[str, Any] | None:
     room = min(model.context for model in prepared.pair.models.values()) - ahead
     behind = (ids * (length // len(ids) + 2))[: min(length + 32, room)]
     found = costs.measure(prepared.pair.models, behind, gammas, trees)
-    return {"context": len(behind), "draft": found.draft_step, **{kind: getattr(found, kind) for kind in SIZES}}
+    return {
+        "context": len(behind),
+        "draft": found.draft_step,
+        **{kind: _by_text(getattr(found, kind)) for kind in SIZES},
+    }
+
+
+def _by_text(seconds: Mapping[int, float]) -> dict[str, float]:
+    """Sizes as JSON has them."""
+    return {str(n): each for n, each in seconds.items()}
+
+
+def median_of(measured: Sequence[Any]) -> Any:
+    """Of numbers; and of the numbers in mappings of one shape, one by one."""
+    if isinstance(measured[0], Mapping):
+        return {key: median_of([each[key] for each in measured]) for key in measured[0]}
+    return None if measured[0] is None else median(measured)
 
 
 def record_of(prepared: Prepared, job: Job, out: Generation) -> Record:
