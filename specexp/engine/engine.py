@@ -21,7 +21,7 @@ from specexp.engine.context import Context
 from specexp.engine.recall import Ngrams, continuation
 from specexp.engine.run import Decoder, Generation, Run, is_number, parts_of
 from specexp.errors import PromptError
-from specexp.lm.model import Array, Model
+from specexp.lm.model import Array, Drafts, Model
 
 _SOFT = Warp(1.0)
 # What is answered first: drafts before verifying calls, so that rows which began at different times come together.
@@ -231,6 +231,8 @@ class Engine:
     def _draft(self, runs: Sequence[Run]) -> list[Drafted]:
         """The draft's chains, step by step, all rows in one forward a step."""
         ask: Draft = runs[0].ask
+        if len(runs) == 1 and (whole := self._draft_whole(runs[0], ask)) is not None:
+            return [whole]
         chains = [_Chain(run, self._fitting(run, run.ask.gamma, ask.reserve, ask.own)) for run in runs]
         step = 0
         while going := [chain for chain in chains if step < chain.length]:
@@ -253,6 +255,21 @@ class Engine:
             for chain, (_, states) in zip(behind, self._feed("draft", [c.run for c in behind], fed), strict=True):
                 chain.hidden.append(states)
         return [self._drafted(chain, ask.warp.greedy) for chain in chains]
+
+    def _draft_whole(self, run: Run, ask: Draft) -> Drafted | None:
+        """The chain in one go, by a model that does it; None if this one does not."""
+        model, context = self._models["draft"], run.contexts["draft"]
+        length = self._fitting(run, ask.gamma, ask.reserve, ask.own)
+        if not (length and self._cached and isinstance(model, Drafts) and model.drafts(ask, run.dice)):
+            return None
+        feed = context.plan(None, None, ask.hidden)
+        found = model.draft(feed, ask, length, run.dice, len(run.ids) - run.num_prompt)
+        context.went_on(length - 1 + ask.own)
+        for positions in (feed.tokens.shape[0], *[1] * (length - 1 + ask.own)):
+            run.fed("draft", positions)
+        place = device(self._models["target"].ids([]))
+        parts = (found.tokens, found.q, found.hidden)
+        return Drafted(*(None if part is None else to_device(part, place) for part in parts))
 
     def _stop(self, ask: Draft, chains: Sequence[_Chain]) -> None:
         """End the chains whose last token the draft gave less than it takes to go on behind it; read to the host."""

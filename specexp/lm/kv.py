@@ -77,7 +77,7 @@ class Pool:
             i = torch.arange(size, device=own.device)[:, None] + self.capacity
             j = torch.arange(self.capacity + size, device=own.device)[None, :]
             seen = j <= i if not window else (j <= i) & (j > i - window)
-            found = self._bands[size, window] = _additive(seen, own.dtype)
+            found = self._bands[size, window] = additive(seen, own.dtype)
         return found[:num, self.capacity - start : self.capacity + num]
 
     def keep(self, row: int, length: int, slots: Sequence[int]) -> None:
@@ -197,8 +197,22 @@ def near(sees: Tensor, at: Tensor, window: int) -> Tensor:
     return sees & (at[None, :] > positions[:, None] - window) if window else sees
 
 
-def _additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores: 0 where something is seen, else minus infinity."""
     return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, float("-inf"))
+
+
+def grouped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """What queries[N, H, d] read from keys and values [1, K, S, d] under mask[N H / K, S]: [N, H d].
+
+    The heads that share a key stand as rows beside each other: no key is repeated.
+    """
+    num, heads, _ = queries.shape
+    kv_heads = keys.shape[1]
+    group = heads // kv_heads
+    asked = queries.view(num, kv_heads, group, -1).transpose(0, 1).reshape(1, kv_heads, num * group, -1)
+    found = functional.scaled_dot_product_attention(asked, keys, values, attn_mask=mask)
+    return found.view(kv_heads, num, group, -1).transpose(0, 1).reshape(num, -1)
 
 
 class _Alone:
@@ -210,7 +224,7 @@ class _Alone:
         own = pool.forward
         self.flat, self.split = pool.flat[row], pool.split[row]
         self.start, self.num, self.stop = start, num, start + num
-        self.kv_heads, self.group = own.kv_heads, own.heads // own.kv_heads
+        group = own.heads // own.kv_heads
         self.masks: dict[int, Tensor | None] = {}
         for window in set(own.windows):
             mask = None
@@ -218,27 +232,19 @@ class _Alone:
                 at = torch.arange(self.stop)
                 assert branches is not None
                 at[branches.base :] = branches.base + torch.tensor(branches.depths[: self.stop - branches.base])
-                mask = _additive(near(sees, at, window).to(own.device), own.dtype)
+                mask = additive(near(sees, at, window).to(own.device), own.dtype)
             elif num > 1 or (window and self.stop > window):
                 mask = pool.band(num, start, window)
-            if mask is not None and self.group > 1:
-                mask = mask.repeat_interleave(self.group, dim=0)
+            if mask is not None and group > 1:
+                mask = mask.repeat_interleave(group, dim=0)
             self.masks[window] = mask
         self.windows = own.windows
 
     def attend(self, layer: int, queries: Tensor, fresh: Tensor) -> Tensor:
         self.flat[layer].narrow(0, self.start, self.num).copy_(fresh)
         keys, values = self.split[layer]
-        num, group = self.num, self.group
-        # The heads that share a key stand as rows beside each other: no key is repeated.
-        asked = queries.view(num, self.kv_heads, group, -1).transpose(0, 1).reshape(1, self.kv_heads, num * group, -1)
-        found = functional.scaled_dot_product_attention(
-            asked,
-            keys.narrow(2, 0, self.stop),
-            values.narrow(2, 0, self.stop),
-            attn_mask=self.masks[self.windows[layer]],
-        )
-        return found.view(self.kv_heads, num, group, -1).transpose(0, 1).reshape(num, -1)
+        mask = self.masks[self.windows[layer]]
+        return grouped(queries, keys.narrow(2, 0, self.stop), values.narrow(2, 0, self.stop), mask)
 
 
 class _Together:
@@ -286,7 +292,7 @@ class _Together:
             seen = sees
             if window:
                 seen = sees & ((column if at is None else at[:, None, :]) > positions[:, :, None] - window)
-            mask = _additive(seen, own.dtype)[:, None]
+            mask = additive(seen, own.dtype)[:, None]
             self.masks[window] = mask if self.group == 1 else mask.repeat_interleave(self.group, dim=2)
         cos, sin = own.angles(self.stop)
         flat = positions.view(-1)
