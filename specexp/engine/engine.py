@@ -178,6 +178,7 @@ class Engine:
     def _score(self, role: Role, runs: Sequence[Run]) -> list[Scored]:
         asks: list[Score] = [run.ask for run in runs]
         slots = [run.contexts[role].num_slots for run in runs]
+        beside = [self._beside(role, ask) for ask in asks]
         found = self._feed(role, runs, [(ask.tokens, ask.parents, ask.hidden) for ask in asks])
         ranked = [best(logits, ask.top) if ask.top else None for (logits, _), ask in zip(found, asks, strict=True)]
         flat = []
@@ -186,16 +187,22 @@ class Engine:
                 flat += [array_namespace(part).reshape(part, (-1,)) for part in pair]
         values = iter(self._read(flat) if flat else ())
         answers = []
-        for (logits, states), pair, slot in zip(found, ranked, slots, strict=True):
+        for (logits, states), pair, slot, more in zip(found, ranked, slots, beside, strict=True):
             if pair is None:
-                answers.append(Scored(logits, states, slot))
+                answers.append(Scored(logits, states, slot, beside=more))
                 continue
             width, scores, tokens = pair[1].shape[1], next(values), next(values)
             starts = range(0, len(scores), width)
             logprob = [scores[i : i + width] for i in starts]
             ids = [[int(token) for token in tokens[i : i + width]] for i in starts]
-            answers.append(Scored(None, states, slot, logprob, ids))
+            answers.append(Scored(None, states, slot, logprob, ids, more))
         return answers
+
+    def _beside(self, role: Role, ask: Score) -> Array | None:
+        if not ask.beside:
+            return None
+        flat = self._models[role].ids([value for row in ask.beside for value in row])
+        return array_namespace(flat).reshape(flat, (len(ask.beside), -1))
 
     def _feed(
         self,

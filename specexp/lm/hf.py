@@ -30,7 +30,7 @@ from specexp.lm.kv import OwnSession, Pool, near, together, visible
 from specexp.lm.model import Branches, Feed, Session, one_by_one
 from specexp.lm.offload import Offload, stored
 from specexp.lm.own import OwnForward, refusal
-from specexp.lm.place import integers
+from specexp.lm.place import integers, sent
 from specexp.lm.runtime import ModelConfig
 
 Array = torch.Tensor
@@ -245,8 +245,10 @@ class HFModel:
         kinds = self.check_trees()
         sees, at = visible(start, num, branches)
         window = int(getattr(self._text_config, "sliding_window", None) or 0)
-        masks = {kind: self._as_mask(near(sees, at, 0 if kind == FULL else window).to(self.device)) for kind in kinds}
-        return masks if len(masks) > 1 else masks[kinds[0]], at[start:].to(self.device)
+        masks = {
+            kind: self._as_mask(sent(near(sees, at, 0 if kind == FULL else window), self.device)) for kind in kinds
+        }
+        return masks if len(masks) > 1 else masks[kinds[0]], sent(at[start:], self.device)
 
     def check_trees(self) -> list[str]:
         """The kinds of attention layers; ModelError when tokens that are no chain cannot be masked in one of them."""
@@ -408,7 +410,7 @@ class HFSession:
     def keep(self, length: int, slots: Sequence[int] = ()) -> None:
         assert 0 <= length <= self._length, f"cannot keep {length} of {self._length} slots"
         if slots:
-            kept = torch.tensor([*range(length), *slots], device=self._model.device)
+            kept = integers([*range(length), *slots], self._model.device)
             for layer in self._cache.layers:
                 layer.keys, layer.values = layer.keys.index_select(2, kept), layer.values.index_select(2, kept)
         elif length == 0:

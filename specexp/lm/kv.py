@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from specexp.lm.model import Branches, Feed
 from specexp.lm.own import OwnForward
+from specexp.lm.place import integers, sent
 
 CHUNK = 256  # tokens of a prefill that go through the layers together
 LEAST = 64
@@ -84,7 +85,7 @@ class Pool:
         """Keep the first `length` slots of a row and behind them `slots`."""
         assert 0 <= length <= self.lengths[row], f"cannot keep {length} of {self.lengths[row]} slots"
         if slots:
-            kept = torch.tensor(slots, device=self.values.device)
+            kept = integers(slots, self.values.device)
             here = self.values[:, row]
             here[:, length : length + len(slots)] = here.index_select(1, kept)
         self.lengths[row] = length + len(slots)
@@ -145,7 +146,7 @@ class OwnSession:
             cos, sin, sees = cos[start : start + num], sin[start : start + num], None
         else:
             sees, at = visible(start, num, branches)
-            positions = at[start:].to(own.device)
+            positions = sent(at[start:], own.device)
             cos, sin = cos.index_select(0, positions), sin.index_select(0, positions)
         x = own(tokens, cos, sin, _Alone(pool, self.row, start, num, sees, branches))
         pool.lengths[self.row] = start + num
@@ -232,7 +233,7 @@ class _Alone:
                 at = torch.arange(self.stop)
                 assert branches is not None
                 at[branches.base :] = branches.base + torch.tensor(branches.depths[: self.stop - branches.base])
-                mask = additive(near(sees, at, window).to(own.device), own.dtype)
+                mask = additive(sent(near(sees, at, window), own.device), own.dtype)
             elif num > 1 or (window and self.stop > window):
                 mask = pool.band(num, start, window)
             if mask is not None and group > 1:
@@ -265,12 +266,12 @@ class _Together:
             offset, size = (row - self.first) * self.num, feed.tokens.shape[0]
             fed += range(offset, offset + size)
             wanted += range(offset + size - feed.rows, offset + size)
-        self.wanted = torch.tensor(wanted, device=place)
+        self.wanted = integers(wanted, place)
         tokens = torch.zeros(self.count * self.num, dtype=torch.int64, device=place)
-        tokens[torch.tensor(fed, device=place)] = torch.cat([feed.tokens for _, feed in feeds])
+        tokens[integers(fed, place)] = torch.cat([feed.tokens for _, feed in feeds])
         self.tokens = tokens
         self.rows = torch.arange(self.count, device=place)[:, None] + self.first
-        self.slots = torch.tensor(starts, device=place)[:, None] + torch.arange(self.num, device=place)
+        self.slots = integers(starts, place)[:, None] + torch.arange(self.num, device=place)
         positions, sees, at = self.slots.clone(), None, None
         column = torch.arange(self.stop, device=place)
         sees = column <= self.slots[:, :, None]
@@ -282,8 +283,8 @@ class _Together:
             i, start, size = row - self.first, pool.lengths[row], feed.tokens.shape[0]
             own_sees, own_at = visible(start, size, feed.branches)
             sees[i, :size] = False
-            sees[i, :size, : start + size] = own_sees.to(place)
-            at[i, : start + size] = own_at.to(place)
+            sees[i, :size, : start + size] = sent(own_sees, place)
+            at[i, : start + size] = sent(own_at, place)
             positions[i, :size] = at[i, start : start + size]
         self.group, self.kv_heads = own.heads // own.kv_heads, own.kv_heads
         self.windows = own.windows
