@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from conftest import build, disturbed
-from specexp.decoding.asks import Draft
+from specexp.decoding.asks import Draft, Needs
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.dice import CertainDice, dice_for
+from specexp.decoding.judged import Judged
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
@@ -64,6 +65,9 @@ def decoders(warp: Warp) -> Iterator[Decoder]:
         yield Chain(DraftModel(gamma), Lossless(), warp)
     yield Chain(DraftModel(4), Lossless(), warp, bonus=False)
     yield Chain(DraftModel(4, min_probability=0.2), Lossless(), warp)
+    parts = ("target_token", "draft_token")
+    judged = Judged(lambda x: torch.sigmoid(x.sum(-1)), parts, 0.4, (2,), Needs(target=True, draft=True, own=True))
+    yield Chain(DraftModel(4), judged, warp)
     yield SpecExec(24, 4, warp)
 
 
@@ -172,7 +176,7 @@ def test_a_pool_that_grows_forgets_its_recordings() -> None:
         assert engine.generate(Baseline(Warp()), prompt, length, CertainDice()).token_ids == want.token_ids
 
 
-def test_several_rows_are_decoded_as_they_come_on_the_same_pool() -> None:
+def test_several_rows_are_decoded_as_they_come() -> None:
     from specexp.engine.engine import Request
 
     pair = models("llama", "cpu", Tape())

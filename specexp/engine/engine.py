@@ -238,7 +238,7 @@ class Engine:
     def _draft(self, runs: Sequence[Run]) -> list[Drafted]:
         """The draft's chains, step by step, all rows in one forward a step."""
         ask: Draft = runs[0].ask
-        if len(runs) == 1 and (whole := self._draft_whole(runs[0], ask)) is not None:
+        if self._rows == 1 and (whole := self._draft_whole(runs[0], ask)) is not None:
             return [whole]
         chains = [_Chain(run, self._fitting(run, run.ask.gamma, ask.reserve, ask.own)) for run in runs]
         step = 0

@@ -20,14 +20,14 @@ from specexp.lm.own import OwnForward
 
 
 class BucketForward:
-    """Over the first `bucket` slots of a row of a pool, as it stands: one that has grown needs another."""
+    """Over the first `bucket` slots of a pool's first row, as it stands: a pool that has grown needs another."""
 
-    def __init__(self, pool: Pool, row: int, bucket: int) -> None:
+    def __init__(self, pool: Pool, bucket: int) -> None:
         self._own, self._known = pool.forward, pool.known
         self._columns = torch.arange(bucket, device=self._own.device)
         self._cos, self._sin = self._own.angles(pool.capacity)
-        self._flat = pool.flat[row]
-        self._split = [(keys.narrow(2, 0, bucket), values.narrow(2, 0, bucket)) for keys, values in pool.split[row]]
+        self._flat = pool.flat[0]
+        self._split = [(keys.narrow(2, 0, bucket), values.narrow(2, 0, bucket)) for keys, values in pool.split[0]]
 
     def chain(self, tokens: Tensor, start: Tensor) -> Tensor:
         """Hidden rows [N, D] of a chain tokens[N] from slot start[1] on."""

@@ -6,7 +6,7 @@ tokens, first slot, for a tree its mask and positions. What a chain's draft does
 recording too. Fewer tokens than a recording holds are padded: padding is written behind the sequence, where nothing
 sees it and the next tokens overwrite it. Attention runs over the whole bucket, under a mask made from the first slot.
 
-Prompts, several rows at once and chains beyond `CHAINS` are not captured: `kv.py` runs them as they come. A pool that
+Prompts, several rows at once, and chains beyond `CHAINS` are not captured: `kv.py` runs them as they come. A pool that
 grows makes its recordings void.
 
 Shapes: N tokens of a recording, n <= N those that are fed, C bucket, V vocabulary, D hidden, G drafted tokens.
@@ -90,7 +90,7 @@ class _Recording:
 
 
 class Graphs:
-    """The recordings over one pool."""
+    """The recordings over a pool of one row."""
 
     def __init__(self, pool: Pool, capture: Capture) -> None:
         self.pool, self._capture = pool, capture
@@ -101,61 +101,57 @@ class Graphs:
         self.num_captures = 0
         self.num_replays = 0
 
-    def sessions(self) -> list[GraphSession]:
-        """Empty sessions of all rows. While one of them lives the pool is lent, and not to be lent again."""
-        found = [GraphSession(self, OwnSession(self.pool, row)) for row in range(self.pool.rows)]
-        self.pool.lengths = [0] * self.pool.rows
-        self._sessions.update(found)
+    def session(self) -> GraphSession:
+        """An empty one. While it lives the pool is lent, and not to be lent again."""
+        self.pool.lengths[0] = 0
+        self.pool.values.zero_()  # what another left may be no numbers, and padding sees some of it
+        found = GraphSession(self, OwnSession(self.pool, 0))
+        self._sessions.add(found)
         return found
 
     @property
     def lent(self) -> bool:
         return len(self._sessions) > 0
 
-    def feed(
-        self, row: int, tokens: Tensor, rows: int, hidden: bool, branches: Branches | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def feed(self, tokens: Tensor, rows: int, hidden: bool, branches: Branches | None) -> tuple[Tensor, Tensor | None]:
         """`Session.feed` of at most `CHAINS[-1]` tokens, or of a tree of `TREES`."""
-        num, start = tokens.shape[0], self.pool.lengths[row]
+        num, start = tokens.shape[0], self.pool.lengths[0]
         if branches is None:
             size = next(each for each in CHAINS if each >= num)
-            bucket = self._bucket(start + size)
-            x, logits = self._answer(
-                ("chain", row, size, bucket), lambda: self._chain(row, size, bucket), (tokens, start)
-            )
+            bucket = self.reach(start + size)
+            x, logits = self._answer(("chain", size, bucket), lambda: self._chain(size, bucket), (tokens, start))
         else:
             size = -(-num // TREE_STEP) * TREE_STEP
-            bucket = self._bucket(start + size)
+            bucket = self.reach(start + size)
             masks, positions = tree_masks(self._own, start, num, branches, size, bucket)
             given: list[Tensor | int] = [tokens, start, *(sent(each, tokens.device) for each in (positions, *masks))]
-            x, logits = self._answer(("tree", row, size, bucket), lambda: self._branches(row, size, bucket), given)
-        self.pool.lengths[row] = start + num
+            x, logits = self._answer(("tree", size, bucket), lambda: self._branches(size, bucket), given)
+        self.pool.lengths[0] = start + num
         # The next replay overwrites what this one gave.
         wanted = slice(num - rows, num)
         return logits[wanted].clone(), x[wanted].clone() if hidden else None
 
-    def draft(self, row: int, tokens: Tensor, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
+    def draft(self, tokens: Tensor, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
         """A chain of `length` tokens behind `tokens`[1 or 2], from one replay.
 
         Recorded for the whole gamma: where less of it fits, its beginning is what is asked for.
         """
-        num, start, gamma = tokens.shape[0], self.pool.lengths[row], ask.gamma
-        bucket = self._bucket(start + num + gamma)
+        num, start, gamma = tokens.shape[0], self.pool.lengths[0], ask.gamma
+        bucket = self.reach(start + num + gamma)
         seeds = dice.key if isinstance(dice, HashDice) else (0, 0)
-        key = ("draft", row, num, gamma, bucket, ask.warp, ask.own)
-        drafted, q, x = self._answer(
-            key, lambda: self._drafting(row, num, bucket, ask), (tokens, start, position, *seeds)
-        )
-        self.pool.lengths[row] = start + num + length - 1 + ask.own
+        key = ("draft", num, gamma, bucket, ask.warp, ask.own)
+        drafted, q, x = self._answer(key, lambda: self._drafting(num, bucket, ask), (tokens, start, position, *seeds))
+        self.pool.lengths[0] = start + num + length - 1 + ask.own
         hidden = x[: length + ask.own].clone() if ask.hidden or ask.own else None
         return Drafted(drafted[:length].clone(), None if ask.warp.greedy else q[:length].clone(), hidden)
 
-    def _bucket(self, slots: int) -> int:
-        """The attention length of a recording that reaches so many slots, for which there is room then."""
-        self.pool.reach(slots)
+    def reach(self, slots: int) -> int:
+        """Have room for so many slots; the bucket that holds them. Capacities are buckets, which kernels like even."""
         bucket = LEAST_BUCKET
         while bucket < slots:
             bucket *= 2
+        if slots > self.pool.capacity:
+            self.pool.reach(bucket)
         return min(bucket, self.pool.capacity)
 
     def _answer(
@@ -182,8 +178,8 @@ class Graphs:
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._own.device)
 
-    def _chain(self, row: int, size: int, bucket: int) -> _Recording:
-        forward = BucketForward(self.pool, row, bucket)
+    def _chain(self, size: int, bucket: int) -> _Recording:
+        forward = BucketForward(self.pool, bucket)
 
         def run(tokens: Tensor, start: Tensor) -> tuple[Tensor, ...]:
             x = forward.chain(tokens, start)
@@ -191,8 +187,8 @@ class Graphs:
 
         return _Recording(run, (self._zeros(size), self._zeros(1)))
 
-    def _branches(self, row: int, size: int, bucket: int) -> _Recording:
-        forward = BucketForward(self.pool, row, bucket)
+    def _branches(self, size: int, bucket: int) -> _Recording:
+        forward = BucketForward(self.pool, bucket)
 
         def run(tokens: Tensor, start: Tensor, positions: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
             x = forward.tree(tokens, start, positions, masks)
@@ -201,8 +197,8 @@ class Graphs:
         masks = [self._zeros(size, bucket, dtype=torch.bool) for _ in kinds(self._own)]
         return _Recording(run, (self._zeros(size), self._zeros(1), self._zeros(size), *masks))
 
-    def _drafting(self, row: int, num: int, bucket: int, ask: Draft) -> _Recording:
-        forward, gamma, warp = BucketForward(self.pool, row, bucket), ask.gamma, ask.warp
+    def _drafting(self, num: int, bucket: int, ask: Draft) -> _Recording:
+        forward, gamma, warp = BucketForward(self.pool, bucket), ask.gamma, ask.warp
 
         def run(tokens: Tensor, start: Tensor, position: Tensor, *seeds: Tensor) -> tuple[Tensor, ...]:
             dice, fed = HashDice((seeds[0], seeds[1])), tokens
@@ -229,7 +225,7 @@ class Graphs:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class GraphSession:
-    """One row of a pool, as a `Session`: what can be captured is replayed, anything else fed as `OwnSession` does."""
+    """A pool's row as a `Session`: what can be captured is replayed, anything else fed as `OwnSession` does."""
 
     graphs: Graphs
     inner: OwnSession
@@ -243,16 +239,17 @@ class GraphSession:
         self, tokens: Tensor, rows: int, hidden: bool = False, branches: Branches | None = None
     ) -> tuple[Tensor, Tensor | None]:
         if not rows or tokens.shape[0] > (CHAINS[-1] if branches is None else TREES):
+            self.graphs.reach(self.length + tokens.shape[0])
             return self.inner.feed(tokens, rows, hidden, branches)
-        return self.graphs.feed(self.inner.row, tokens, rows, hidden, branches)
+        return self.graphs.feed(tokens, rows, hidden, branches)
 
     @torch.inference_mode()
     def draft(self, tokens: Tensor, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
         """`Drafts.draft`, behind tokens[n]."""
         if tokens.shape[0] > 2:
-            self.inner.feed(tokens[:-1], rows=0)
+            self.feed(tokens[:-1], rows=0)
             tokens = tokens[-1:]
-        return self.graphs.draft(self.inner.row, tokens, ask, length, dice, position)
+        return self.graphs.draft(tokens, ask, length, dice, position)
 
     def keep(self, length: int, slots: Sequence[int] = ()) -> None:
         self.inner.keep(length, slots)

@@ -12,7 +12,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -282,31 +282,29 @@ class HFModel:
     def sessions(self, count: int, capacity: int = 0) -> Sequence[Session]:
         if self.own is None:
             return [HFSession(self) for _ in range(count)]
-        if self.capture is not None:
-            return self._graphed(count, capacity).sessions()
+        if self.capture is not None and count == 1:
+            return [self._graphed(capacity).session()]
         pool = Pool(self.own, count, capacity, self.known)
         return [OwnSession(pool, row) for row in range(count)]
 
-    def _graphed(self, count: int, capacity: int) -> Graphs:
+    def _graphed(self, capacity: int) -> Graphs:
         """A pool nobody uses any more, with its recordings; or a new one, in place of those that are too small."""
         assert self.own is not None
         assert self.capture is not None
-        free = [graphs for graphs in self.pools if not graphs.lent and graphs.pool.rows == count]
+        free = [graphs for graphs in self.pools if not graphs.lent]
         for graphs in free:
             if graphs.pool.capacity >= capacity + SPARE:
                 return graphs
         self.pools = [graphs for graphs in self.pools if graphs not in free]
         # Room for longer prompts: growing would cost every recording.
         slots = 1 << (capacity + SPARE - 1).bit_length()
-        self.pools.append(Graphs(Pool(self.own, count, slots, self.known), self.capture))
+        self.pools.append(Graphs(Pool(self.own, 1, slots, self.known), self.capture))
         return self.pools[-1]
 
     def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
         if self.own is None or len(feeds) == 1:
             return one_by_one(feeds)
-        # Several rows together are not captured.
-        inner = [f.session.inner if isinstance(f.session, GraphSession) else f.session for f in feeds]
-        return together([replace(feed, session=session) for feed, session in zip(feeds, inner, strict=True)])
+        return together(feeds)
 
     def drafts(self, ask: Draft, dice: Dice) -> bool:
         known = ask.warp.greedy or isinstance(dice, HashDice)

@@ -110,7 +110,7 @@ class Model(Protocol):
 
 @runtime_checkable
 class Drafts(Protocol):
-    """What a model may offer besides: a chain drafted in one go, sampling included."""
+    """What a model may offer besides: a chain drafted in one go, sampling included, by a session that is fed alone."""
 
     def drafts(self, ask: Draft, dice: Dice) -> bool:
         """Whether it answers this ask; if not, the chain is drafted step by step."""
