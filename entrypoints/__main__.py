@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "decode a task's prompts with several methods and compare them",
     "main": "the whole story on the embedded pair",
     "presets": "list the presets, or show one",
+    "speed_check": "decoding against the hardware's limits, for random models of a well-known shape",
     "train_judge": "train, calibrate and register a judge on mined labels",
     "train_pair": "train the embedded pair again",
     "validate": "check the presets that ship, or files of one's own",

@@ -74,6 +74,8 @@ def test_mlflow_is_imported_in_few_places() -> None:
         ["evaluate", "--experiment", "nothing"],
         ["benchmark", "--help"],
         ["benchmark", "--experiment", "nothing"],
+        ["speed_check", "--help"],
+        ["speed_check", "--shape", "nothing"],
         ["presets"],
         ["presets", "arith_quick"],
         ["validate", "--experiment", "gsm8k_llama_8b_1b"],

@@ -47,7 +47,7 @@ class Dice(Protocol):
 class HashDice:
     """Counter-based dice of one prompt's turn."""
 
-    key: tuple[int, int]
+    key: tuple[Array, Array]  # two integers of 32 bits; as arrays[1] they may change under a recording
     _blocks: dict[tuple[Any, ...], Array] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -58,6 +58,15 @@ class HashDice:
     def pick(self, weights: Array, position: int, purpose: int) -> Array:
         (noise,) = self._noise(weights, position, 1, purpose)
         return _race(weights, noise)
+
+    def pick_at(self, weights: Array, position: Array, purpose: int) -> Array:
+        """tokens[R], each drawn from its row of weights[R, V], as `pick` would, at position[R] or [1]: an array.
+
+        The noise is made anew and nothing is kept, so that this can be recorded, and replayed for other positions.
+        """
+        xp = array_namespace(weights)
+        tokens = xp.arange(weights.shape[-1], dtype=xp.int64, device=device(weights))[None, :]
+        return _race(weights, -xp.log(self.uniform(position[:, None], purpose, tokens)))
 
     def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
         xp = array_namespace(weights)

@@ -71,8 +71,8 @@ class SpecExec:
             tree = yield from self._grow()
             grown = tree.grown()
             tokens, parents = [node.token for node, _ in grown], [parent for _, parent in grown]
-            scored: Scored = yield Score("target", tokens or None, parents or None)
-            path = walk(scored.logits, grown, tree.depth, self.warp, dice, whole - room)
+            scored: Scored = yield Score("target", tokens or None, parents or None, beside=by_row(grown))
+            path = walk(scored.logits, scored.beside, tree.depth, self.warp, dice, whole - room)
             room = yield Round(
                 path.tokens,
                 path.num_accepted + 1,
@@ -106,21 +106,27 @@ class Path:
     ranks: Array  # of each accepted node among its siblings, by the draft
 
 
-def walk(logits: Array, grown: Sequence[tuple[Node, int]], depth: int, warp: Warp, dice: Dice, position: int) -> Path:
+def by_row(grown: Sequence[tuple[Node, int]]) -> list[list[int]]:
+    """Token, parent's row, slot in the draft and rank of each node, by its row in the logits; row 0 is the root's."""
+    columns = (
+        [node.token for node, _ in grown],
+        [parent + 1 for _, parent in grown],
+        [node.slot for node, _ in grown],
+        [node.rank for node, _ in grown],
+    )
+    return [[-1, *values] for values in columns]
+
+
+def walk(logits: Array, table: Array, depth: int, warp: Warp, dice: Dice, position: int) -> Path:
     """Draw at the root, go to the child that was drawn if there is one, draw there, and so on.
 
-    logits[N + 1, V], row 0 the root's; `grown` are the nodes of a tree of depth D = `depth`, each with its parent's
-    place; `position` is that of the first draw. Never branches on an array's value: it takes D + 1 steps and warps one
-    row in each. Once it has left the tree a step draws from a one-hot row, which is no draw at all.
+    logits[N + 1, V], row 0 the root's; `table`[4, N + 1] is `by_row` of a tree of depth D = `depth`; `position` is that
+    of the first draw. Never branches on an array's value: it takes D + 1 steps and warps one row in each. Once it has
+    left the tree a step draws from a one-hot row, which is no draw at all.
     """
     xp = array_namespace(logits)
     where = device(logits)
-
-    def by_row(root: int, values: Sequence[int]) -> Array:
-        return xp.asarray([root, *values], dtype=xp.int64, device=where)
-
-    tokens = by_row(-1, [node.token for node, _ in grown])
-    parents = by_row(-1, [parent + 1 for _, parent in grown])  # as rows
+    tokens, parents, slots, ranks = table[0], table[1], table[2], table[3]
     certain = xp.astype(xp.arange(logits.shape[-1], device=where) == 0, logits.dtype)
     row, inside = parents[0] + 1, parents[0] < 0  # the root's; True
     drawn: list[Array] = []
@@ -137,6 +143,6 @@ def walk(logits: Array, grown: Sequence[tuple[Node, int]], depth: int, warp: War
         tokens=xp.stack(drawn),
         num_accepted=xp.sum(xp.astype(visited > 0, xp.int64)),
         slots=visited - 1,
-        draft_slots=xp.take(by_row(-1, [node.slot for node, _ in grown]), visited, axis=0),
-        ranks=xp.take(by_row(-1, [node.rank for node, _ in grown]), visited, axis=0),
+        draft_slots=xp.take(slots, visited, axis=0),
+        ranks=xp.take(ranks, visited, axis=0),
     )

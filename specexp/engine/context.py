@@ -71,6 +71,12 @@ class Context:
         fed = parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts)
         return Feed(self._session, fed, rows, hidden, self._branches())
 
+    def went_on(self, num: int) -> None:
+        """Note that the model fed `num` more tokens of a chain by itself, behind what was planned."""
+        assert self._use_cache, "tokens that were not planned stand in the cache alone"
+        assert self._parents is None, "a chain goes on behind a tree"
+        self._num_slots += num
+
     @property
     def num_slots(self) -> int:
         """Slots fed since the last round."""

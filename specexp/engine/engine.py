@@ -21,7 +21,7 @@ from specexp.engine.context import Context
 from specexp.engine.recall import Ngrams, continuation
 from specexp.engine.run import Decoder, Generation, Run, is_number, parts_of
 from specexp.errors import PromptError
-from specexp.lm.model import Array, Model
+from specexp.lm.model import Array, Drafts, Model
 
 _SOFT = Warp(1.0)
 # What is answered first: drafts before verifying calls, so that rows which began at different times come together.
@@ -63,6 +63,8 @@ class Engine:
         self._rows = rows
         self._clock = clock
         self._contexts: dict[Role, list[Context]] = {}
+        draft: object = models.get("draft") if rows == 1 and cached else None
+        self._drafts = draft if isinstance(draft, Drafts) else None
         self.num_host_reads = 0
 
     def room_for(self, prompt_ids: Sequence[int], max_new_tokens: int, role: Role = "target") -> int:
@@ -178,6 +180,7 @@ class Engine:
     def _score(self, role: Role, runs: Sequence[Run]) -> list[Scored]:
         asks: list[Score] = [run.ask for run in runs]
         slots = [run.contexts[role].num_slots for run in runs]
+        beside = [self._beside(role, ask) for ask in asks]
         found = self._feed(role, runs, [(ask.tokens, ask.parents, ask.hidden) for ask in asks])
         ranked = [best(logits, ask.top) if ask.top else None for (logits, _), ask in zip(found, asks, strict=True)]
         flat = []
@@ -186,16 +189,22 @@ class Engine:
                 flat += [array_namespace(part).reshape(part, (-1,)) for part in pair]
         values = iter(self._read(flat) if flat else ())
         answers = []
-        for (logits, states), pair, slot in zip(found, ranked, slots, strict=True):
+        for (logits, states), pair, slot, more in zip(found, ranked, slots, beside, strict=True):
             if pair is None:
-                answers.append(Scored(logits, states, slot))
+                answers.append(Scored(logits, states, slot, beside=more))
                 continue
             width, scores, tokens = pair[1].shape[1], next(values), next(values)
             starts = range(0, len(scores), width)
             logprob = [scores[i : i + width] for i in starts]
             ids = [[int(token) for token in tokens[i : i + width]] for i in starts]
-            answers.append(Scored(None, states, slot, logprob, ids))
+            answers.append(Scored(None, states, slot, logprob, ids, more))
         return answers
+
+    def _beside(self, role: Role, ask: Score) -> Array | None:
+        if not ask.beside:
+            return None
+        flat = self._models[role].ids([value for row in ask.beside for value in row])
+        return array_namespace(flat).reshape(flat, (len(ask.beside), -1))
 
     def _feed(
         self,
@@ -231,6 +240,8 @@ class Engine:
     def _draft(self, runs: Sequence[Run]) -> list[Drafted]:
         """The draft's chains, step by step, all rows in one forward a step."""
         ask: Draft = runs[0].ask
+        if self._drafts is not None and (whole := self._draft_whole(runs[0], ask)) is not None:
+            return [whole]
         chains = [_Chain(run, self._fitting(run, run.ask.gamma, ask.reserve, ask.own)) for run in runs]
         step, greedy = 0, ask.warp.greedy
         while going := [chain for chain in chains if step < chain.length]:
@@ -254,6 +265,21 @@ class Engine:
             for chain, (_, states) in zip(behind, self._feed("draft", [c.run for c in behind], fed), strict=True):
                 chain.hidden.append(states)
         return [self._drafted(chain, greedy) for chain in chains]
+
+    def _draft_whole(self, run: Run, ask: Draft) -> Drafted | None:
+        """The chain in one go, by a model that does it; None if this one does not."""
+        model, context = self._drafts, run.contexts["draft"]
+        length = self._fitting(run, ask.gamma, ask.reserve, ask.own)
+        if model is None or not length or not model.drafts(ask, run.dice):
+            return None
+        feed = context.plan(None, None, ask.hidden)
+        found = model.draft(feed, ask, length, run.dice, len(run.ids) - run.num_prompt)
+        context.went_on(length - 1 + ask.own)
+        for positions in (feed.tokens.shape[0], *[1] * (length - 1 + ask.own)):
+            run.fed("draft", positions)
+        place = device(self._models["target"].ids([]))
+        parts = (found.tokens, found.q, found.hidden)
+        return Drafted(*(None if part is None else to_device(part, place) for part in parts))
 
     def _stop(self, ask: Draft, chains: Sequence[_Chain]) -> None:
         """End the chains whose last token the draft gave less than it takes to go on behind it; read to the host."""

@@ -99,15 +99,19 @@ class Theirs:
         prepared = self.prepared
         ids = prepared.prompts[index]
         room = Engine(prepared.pair.models).room_for(ids, prepared.experiment.max_new_tokens)
-        call = self.peer.prepare(ids, self.most or room)
-        target = prepared.pair.models["target"]
-        with call.ready(prepared.experiment.seed):
-            target.wait()
-            start = time.perf_counter()
-            found = call.run()
-            target.wait()
-            seconds = time.perf_counter() - start
-        return Timing(call.emitted(found), seconds)
+        return timed(self.peer, ids, self.most or room, prepared.experiment.seed)
+
+
+def timed(peer: Peer, ids: Sequence[int], max_new_tokens: int, seed: int) -> Timing:
+    """One call of transformers."""
+    call, target = peer.prepare(ids, max_new_tokens), peer.models["target"]
+    with call.ready(seed):
+        target.wait()
+        start = time.perf_counter()
+        found = call.run()
+        target.wait()
+        seconds = time.perf_counter() - start
+    return Timing(call.emitted(found), seconds)
 
 
 def sampled(name: str, temperature: float) -> str:

@@ -22,11 +22,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import logging as transformers_logging
 
+from specexp.decoding.asks import Draft, Drafted
+from specexp.decoding.dice import Dice, HashDice
 from specexp.errors import ModelError
+from specexp.lm.graphs import SPARE, Capture, CudaGraphs, Graphs, GraphSession
 from specexp.lm.kv import OwnSession, Pool, near, together, tune, visible
 from specexp.lm.model import CHUNK, Branches, Feed, Session, in_pieces, one_by_one
 from specexp.lm.offload import Offload, stored
 from specexp.lm.own import OwnForward, refusal
+from specexp.lm.place import integers, sent
 from specexp.lm.runtime import ModelConfig
 
 Array = torch.Tensor
@@ -186,15 +190,22 @@ class HFModel:
     known: int | None = None  # ids that the tokenizer knows; those behind them are padding
     offload: Offload | None = None
     forward: str = "auto"  # this project's own where it applies; or "transformers"
+    graphs: str | Capture = "auto"  # on CUDA, where the forward is our own; "off"; or a way of capturing
     keeps_rows: bool = field(init=False)  # whether forward can leave out the logits of rows nobody asked for
     own: OwnForward | None = field(init=False, default=None)
     why_not_own: str | None = field(init=False)
+    capture: Capture | None = field(init=False, default=None)
+    pools: list[Graphs] = field(
+        init=False, default_factory=list
+    )  # with recordings; each is lent to one owner at a time
     # Read at every step: looking them up in the module takes as long as a small layer.
     vocab_size: int = field(init=False)
     context: int = field(init=False)
     device: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.graphs, str) and self.graphs not in ("auto", "off"):
+            raise ValueError(f"graphs is {self.graphs!r}; it must be 'auto', 'off' or a way of capturing.")
         self.vocab_size = self.known or int(self._text_config.vocab_size)
         self.context = int(getattr(self._text_config, "max_position_embeddings", None) or _NO_LIMIT)
         self.device = torch.device(self.module.device)
@@ -210,6 +221,10 @@ class HFModel:
         self.why_not_own = refusal(self.module) if self.forward == "auto" else "it was not asked for"
         if self.why_not_own is None:
             self.own = OwnForward(self.module)
+            if not isinstance(self.graphs, str):
+                self.capture = self.graphs
+            elif self.graphs == "auto" and self.device.type == "cuda":
+                self.capture = CudaGraphs(self.device)
 
     @property
     def offloaded(self) -> bool:
@@ -233,8 +248,10 @@ class HFModel:
         kinds = self.check_trees()
         sees, at = visible(start, num, branches)
         window = int(getattr(self._text_config, "sliding_window", None) or 0)
-        masks = {kind: self._as_mask(near(sees, at, 0 if kind == FULL else window).to(self.device)) for kind in kinds}
-        return masks if len(masks) > 1 else masks[kinds[0]], at[start:].to(self.device)
+        masks = {
+            kind: self._as_mask(sent(near(sees, at, 0 if kind == FULL else window), self.device)) for kind in kinds
+        }
+        return masks if len(masks) > 1 else masks[kinds[0]], sent(at[start:], self.device)
 
     def check_trees(self) -> list[str]:
         """The kinds of attention layers; ModelError when tokens that are no chain cannot be masked in one of them."""
@@ -268,16 +285,40 @@ class HFModel:
     def sessions(self, count: int, capacity: int = 0) -> Sequence[Session]:
         if self.own is None:
             return [HFSession(self) for _ in range(count)]
+        if self.capture is not None and count == 1:
+            return [self._graphed(capacity).session()]
         pool = Pool(self.own, count, capacity, self.known)
         return [OwnSession(pool, row) for row in range(count)]
+
+    def _graphed(self, capacity: int) -> Graphs:
+        """A pool nobody uses any more, with its recordings; or a new one, in place of those that are too small."""
+        assert self.own is not None
+        assert self.capture is not None
+        free = [graphs for graphs in self.pools if not graphs.lent]
+        for graphs in free:
+            if graphs.pool.capacity >= capacity + SPARE:
+                return graphs
+        self.pools = [graphs for graphs in self.pools if graphs not in free]
+        # Room for longer prompts: growing would cost every recording.
+        slots = 1 << (capacity + SPARE - 1).bit_length()
+        self.pools.append(Graphs(Pool(self.own, 1, slots, self.known), self.capture))
+        return self.pools[-1]
 
     def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
         if self.own is None or len(feeds) == 1:
             return one_by_one(feeds)
         return together(feeds)
 
+    def drafts(self, ask: Draft, dice: Dice) -> bool:
+        known = ask.warp.greedy or isinstance(dice, HashDice)
+        return self.capture is not None and known and not ask.min_probability
+
+    def draft(self, feed: Feed, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
+        assert isinstance(feed.session, GraphSession)
+        return feed.session.draft(feed.tokens, ask, length, dice, position)
+
     def ids(self, tokens: Sequence[int]) -> Array:
-        return torch.tensor(tokens, dtype=torch.int64, device=self.device)
+        return integers(tokens, self.device)
 
     def fingerprint(self) -> str:
         """Sixteen hex digits of the weights themselves, wherever they came from: the first values of every parameter.
@@ -321,6 +362,7 @@ class HFModel:
             "context": self.context,
             "eos_ids": list(self.eos_ids),
             "forward": "own" if self.own is not None else f"transformers ({self.why_not_own})",
+            "graphs": "captured" if self.capture is not None else "off",
             "threads": torch.get_num_threads(),
             "threads_by_rows": dict(zip(("one", "several"), self.own.threads, strict=True)) if self.own else None,
         }
@@ -372,7 +414,7 @@ class HFSession:
     def keep(self, length: int, slots: Sequence[int] = ()) -> None:
         assert 0 <= length <= self._length, f"cannot keep {length} of {self._length} slots"
         if slots:
-            kept = torch.tensor([*range(length), *slots], device=self._model.device)
+            kept = integers([*range(length), *slots], self._model.device)
             for layer in self._cache.layers:
                 layer.keys, layer.values = layer.keys.index_select(2, kept), layer.values.index_select(2, kept)
         elif length == 0:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from specexp.lm.model import CHUNK, Branches, Feed, in_pieces
 from specexp.lm.own import OwnForward
+from specexp.lm.place import integers, sent
 from specexp.lm.threads import Threads, fastest
 
 LEAST = 64
@@ -77,7 +78,7 @@ class Pool:
             i = torch.arange(size, device=own.device)[:, None] + self.capacity
             j = torch.arange(self.capacity + size, device=own.device)[None, :]
             seen = j <= i if not window else (j <= i) & (j > i - window)
-            rows = _additive(seen, own.dtype).repeat_interleave(own.heads // own.kv_heads, dim=0)
+            rows = additive(seen, own.dtype).repeat_interleave(own.heads // own.kv_heads, dim=0)
             found = self._bands[size, window] = rows
         return found[: num * own.heads // own.kv_heads, self.capacity - start : self.capacity + num]
 
@@ -85,7 +86,7 @@ class Pool:
         """Keep the first `length` slots of a row and behind them `slots`."""
         assert 0 <= length <= self.lengths[row], f"cannot keep {length} of {self.lengths[row]} slots"
         if slots:
-            kept = torch.tensor(slots, device=self.values.device)
+            kept = integers(slots, self.values.device)
             here = self.values[:, row]
             here[:, length : length + len(slots)] = here.index_select(1, kept)
         self.lengths[row] = length + len(slots)
@@ -138,7 +139,7 @@ class OwnSession:
             cos, sin, sees = cos[start : start + num], sin[start : start + num], None
         else:
             sees, at = visible(start, num, branches)
-            positions = at[start:].to(own.device)
+            positions = sent(at[start:], own.device)
             cos, sin = cos.index_select(0, positions), sin.index_select(0, positions)
         alone = _Alone(pool, self.row, start, num, sees, branches)
         with Threads(own.threads[num > 1]):
@@ -206,8 +207,25 @@ def near(sees: Tensor, at: Tensor, window: int) -> Tensor:
     return sees & (at[None, :] > positions[:, None] - window) if window else sees
 
 
-def _additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores: 0 where something is seen, else minus infinity."""
     return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, float("-inf"))
+
+
+def grouped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """What queries[N, H, d] read from keys and values [1, K, S, d] under mask[N H / K, S]: [N, H d].
+
+    The heads that share a key stand as rows beside each other: no key is repeated.
+    """
+    num, heads, head_dim = queries.shape
+    kv_heads = keys.shape[1]
+    group = heads // kv_heads
+    if num == 1:
+        asked = queries.view(1, kv_heads, group, head_dim)
+        return functional.scaled_dot_product_attention(asked, keys, values, attn_mask=mask).reshape(1, -1)
+    asked = queries.view(num, kv_heads, group, -1).transpose(0, 1).reshape(1, kv_heads, num * group, -1)
+    found = functional.scaled_dot_product_attention(asked, keys, values, attn_mask=mask)
+    return found.view(kv_heads, num, group, -1).transpose(0, 1).reshape(num, -1)
 
 
 class _Alone:
@@ -219,7 +237,7 @@ class _Alone:
         own = pool.forward
         self.flat, self.split = pool.flat[row], pool.split[row]
         self.start, self.num, self.stop = start, num, start + num
-        self.kv_heads, self.group = own.kv_heads, own.heads // own.kv_heads
+        group = own.heads // own.kv_heads
         self.masks: dict[int, Tensor | None] = {}
         for window in set(own.windows):
             mask = None
@@ -227,8 +245,8 @@ class _Alone:
                 at = torch.arange(self.stop)
                 assert branches is not None
                 at[branches.base :] = branches.base + torch.tensor(branches.depths[: self.stop - branches.base])
-                mask = _additive(near(sees, at, window).to(own.device), own.dtype)
-                mask = mask.repeat_interleave(self.group, dim=0)
+                mask = additive(sent(near(sees, at, window), own.device), own.dtype)
+                mask = mask.repeat_interleave(group, dim=0)
             elif num > 1 or (window and self.stop > window):
                 mask = pool.band(num, start, window)
             self.masks[window] = mask
@@ -237,25 +255,8 @@ class _Alone:
     def attend(self, layer: int, queries: Tensor, fresh: Tensor) -> Tensor:
         self.flat[layer].narrow(0, self.start, self.num).copy_(fresh)
         keys, values = self.split[layer]
-        num, group = self.num, self.group
-        if num == 1:
-            asked = queries.view(1, self.kv_heads, group, -1)
-            found = functional.scaled_dot_product_attention(
-                asked,
-                keys.narrow(2, 0, self.stop),
-                values.narrow(2, 0, self.stop),
-                attn_mask=self.masks[self.windows[layer]],
-            )
-            return found.reshape(1, -1)
-        # The heads that share a key stand as rows beside each other: no key is repeated.
-        asked = queries.view(num, self.kv_heads, group, -1).transpose(0, 1).reshape(1, self.kv_heads, num * group, -1)
-        found = functional.scaled_dot_product_attention(
-            asked,
-            keys.narrow(2, 0, self.stop),
-            values.narrow(2, 0, self.stop),
-            attn_mask=self.masks[self.windows[layer]],
-        )
-        return found.view(self.kv_heads, num, group, -1).transpose(0, 1).reshape(num, -1)
+        mask = self.masks[self.windows[layer]]
+        return grouped(queries, keys.narrow(2, 0, self.stop), values.narrow(2, 0, self.stop), mask)
 
 
 class _Together:
@@ -276,12 +277,12 @@ class _Together:
             offset, size = (row - self.first) * self.num, feed.tokens.shape[0]
             fed += range(offset, offset + size)
             wanted += range(offset + size - feed.rows, offset + size)
-        self.wanted = torch.tensor(wanted, device=place)
+        self.wanted = integers(wanted, place)
         tokens = torch.zeros(self.count * self.num, dtype=torch.int64, device=place)
-        tokens[torch.tensor(fed, device=place)] = torch.cat([feed.tokens for _, feed in feeds])
+        tokens[integers(fed, place)] = torch.cat([feed.tokens for _, feed in feeds])
         self.tokens = tokens
         self.rows = torch.arange(self.count, device=place)[:, None] + self.first
-        self.slots = torch.tensor(starts, device=place)[:, None] + torch.arange(self.num, device=place)
+        self.slots = integers(starts, place)[:, None] + torch.arange(self.num, device=place)
         positions, sees, at = self.slots.clone(), None, None
         column = torch.arange(self.stop, device=place)
         sees = column <= self.slots[:, :, None]
@@ -293,8 +294,8 @@ class _Together:
             i, start, size = row - self.first, pool.lengths[row], feed.tokens.shape[0]
             own_sees, own_at = visible(start, size, feed.branches)
             sees[i, :size] = False
-            sees[i, :size, : start + size] = own_sees.to(place)
-            at[i, : start + size] = own_at.to(place)
+            sees[i, :size, : start + size] = sent(own_sees, place)
+            at[i, : start + size] = sent(own_at, place)
             positions[i, :size] = at[i, start : start + size]
         self.group, self.kv_heads = own.heads // own.kv_heads, own.kv_heads
         self.windows = own.windows
@@ -303,7 +304,7 @@ class _Together:
             seen = sees
             if window:
                 seen = sees & ((column if at is None else at[:, None, :]) > positions[:, :, None] - window)
-            mask = _additive(seen, own.dtype)[:, None]
+            mask = additive(seen, own.dtype)[:, None]
             self.masks[window] = mask if self.group == 1 else mask.repeat_interleave(self.group, dim=2)
         cos, sin = own.angles(self.stop)
         flat = positions.view(-1)

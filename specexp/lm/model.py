@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from array_api_compat import array_namespace
+
+from specexp.decoding.asks import Draft, Drafted
+from specexp.decoding.dice import Dice
 
 Array = Any
 
@@ -124,4 +127,20 @@ class Model(Protocol):
 
     def wait(self) -> None:
         """Return once the device has done all it was asked for; clocks read around this."""
+        ...
+
+
+@runtime_checkable
+class Drafts(Protocol):
+    """What a model may offer besides: a chain drafted in one go, sampling included, by a session that is fed alone."""
+
+    def drafts(self, ask: Draft, dice: Dice) -> bool:
+        """Whether it answers this ask; if not, the chain is drafted step by step."""
+        ...
+
+    def draft(self, feed: Feed, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
+        """The chain of `length` <= gamma tokens behind those of `feed`, the first of which is drawn at `position`.
+
+        They are fed, and all drafted tokens but the last; with `own`, that one too.
+        """
         ...

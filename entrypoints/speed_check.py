@@ -1,0 +1,59 @@
+"""speed_check: decoding against the hardware's limits, for random models of a well-known shape, without a download."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+
+import click
+
+from entrypoints.common import guarded
+from specexp.errors import ConfigError, OutputError
+from specexp.evaluation.shapes import SHAPES
+from specexp.lm.runtime import DTYPES
+
+
+def speed_check(shape: str, device: str, dtype: str, gamma: int, compiled: bool, json: str) -> None:
+    """Measure, show and write. Raises SpecexpError."""
+    faults = [
+        f"{name} is {value!r}; known: {', '.join(known)}."
+        for name, value, known in (("shape", shape, SHAPES), ("dtype", dtype, DTYPES))
+        if value not in known
+    ]
+    if gamma < 1:
+        faults.append(f"gamma is {gamma}; it must be >= 1.")
+    if faults:
+        raise ConfigError(faults)
+    if json and not Path(json).absolute().parent.is_dir():
+        raise OutputError(f"json '{json}' cannot be written; name a file in a folder that exists.")
+    import torch
+
+    from specexp.evaluation import speed_check as measuring
+
+    place = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    small = shape == "tiny"
+    check = measuring.Check(
+        shape, place, dtype, gamma, context=64 if small else 512, new_tokens=32 if small else 128, compiled=compiled
+    )
+    result = measuring.measure(check)
+    click.echo(measuring.table(result))
+    if json:
+        Path(json).write_text(json_format.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+@click.command("speed_check", help=__doc__)
+@click.option("--shape", default="llama-8b-1b", show_default=True, help=f"One of {', '.join(SHAPES)}.")
+@click.option("--device", default="", help="cuda:0, cpu, ... [cuda:0 where there is one]")
+@click.option("--dtype", default="bfloat16", show_default=True, help=f"One of {', '.join(DTYPES)}.")
+@click.option("--gamma", default=4, show_default=True, help="Draft length of a round.")
+@click.option("--compiled/--no-compiled", default=True, help="Time generate() compiled, too.")
+@click.option("--json", default="", help="File to write the numbers to.")
+def command(shape: str, device: str, dtype: str, gamma: int, compiled: bool, json: str) -> None:
+    guarded(
+        lambda: speed_check(shape, device, dtype, gamma, compiled, json),
+        "A check records nothing before its end: start it again.",
+    )
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m entrypoints.speed_check")

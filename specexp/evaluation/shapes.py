@@ -1,0 +1,38 @@
+"""Sizes of well-known models: what a measurement of speed needs of them when their weights are random."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_LLAMA_3: Mapping[str, Any] = {
+    "vocab_size": 128256,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+}
+_TINY: Mapping[str, Any] = {
+    "vocab_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+# Llama 3.1 8B and Llama 3.2 1B; and something that a CPU runs in a test.
+SHAPES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "llama-8b-1b": {
+        "target": {**_LLAMA_3, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
+        "draft": {
+            **_LLAMA_3,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 16,
+            "head_dim": 64,
+            "tie_word_embeddings": True,
+        },
+    },
+    "tiny": {
+        "target": {**_TINY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2},
+        "draft": {**_TINY, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1},
+    },
+}

@@ -1,0 +1,99 @@
+"""A forward of one row over a bucket of slots, free of host values: what can be recorded and replayed.
+
+Where tokens stand is a tensor; keys and values are written by index; attention runs over the first slots of the row,
+as many as the bucket has, under a mask. The numbers are those of `kv.py` but for the rounding of sums that masked zeros
+are added to.
+
+Shapes: N tokens, C bucket, H heads, K key-value heads, d head size, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from specexp.lm.kv import Pool, additive, grouped, near, visible
+from specexp.lm.model import Branches
+from specexp.lm.own import OwnForward
+
+
+class BucketForward:
+    """Over the first `bucket` slots of a pool's first row, as it stands: a pool that has grown needs another."""
+
+    def __init__(self, pool: Pool, bucket: int) -> None:
+        self._own, self._known = pool.forward, pool.known
+        self._columns = torch.arange(bucket, device=self._own.device)
+        self._cos, self._sin = self._own.angles(pool.capacity)
+        self._flat = pool.flat[0]
+        self._split = [(keys.narrow(2, 0, bucket), values.narrow(2, 0, bucket)) for keys, values in pool.split[0]]
+
+    def chain(self, tokens: Tensor, start: Tensor) -> Tensor:
+        """Hidden rows [N, D] of a chain tokens[N] from slot start[1] on."""
+        slots = start + self._columns[: tokens.shape[0]]
+        seen = self._columns <= slots[:, None]
+        masks = {
+            window: seen & (self._columns > slots[:, None] - window) if window else seen for window in kinds(self._own)
+        }
+        return self._run(tokens, slots, slots, masks)
+
+    def tree(self, tokens: Tensor, start: Tensor, positions: Tensor, seen: Sequence[Tensor]) -> Tensor:
+        """Hidden rows [N, D] of tokens[N] in slots start[1] and on, at positions[N]; seen[N, C] for each of `kinds`."""
+        slots = start + self._columns[: tokens.shape[0]]
+        return self._run(tokens, slots, positions, dict(zip(kinds(self._own), seen, strict=True)))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[N, D] -> [N, V]"""
+        return self._own.head(x).float()[:, : self._known]
+
+    def _run(self, tokens: Tensor, slots: Tensor, positions: Tensor, seen: Mapping[int, Tensor]) -> Tensor:
+        cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
+        return self._own(tokens, cos, sin, _Bucket(self._own, self._flat, self._split, slots, seen))
+
+
+class _Bucket:
+    """Attention to a bucket."""
+
+    def __init__(
+        self,
+        own: OwnForward,
+        flat: Sequence[Tensor],
+        split: Sequence[tuple[Tensor, Tensor]],
+        slots: Tensor,
+        seen: Mapping[int, Tensor],
+    ) -> None:
+        self._flat, self._split, self._slots = flat, split, slots
+        self._windows, self._kv_heads, group = own.windows, own.kv_heads, own.heads // own.kv_heads
+        self._masks = {window: repeated(additive(each, own.dtype), group) for window, each in seen.items()}
+
+    def attend(self, layer: int, queries: Tensor, fresh: Tensor) -> Tensor:
+        self._flat[layer].index_copy_(0, self._slots, fresh)
+        return grouped(queries, *self._split[layer], self._masks[self._windows[layer]])
+
+
+def kinds(own: OwnForward) -> list[int]:
+    """The windows that its layers have; 0 for none."""
+    return sorted(set(own.windows))
+
+
+def tree_masks(
+    own: OwnForward, start: int, num: int, branches: Branches, size: int, bucket: int
+) -> tuple[list[Tensor], Tensor]:
+    """What the tokens in slots start .. start + num - 1 see, [size, bucket] for each of `kinds`, and their positions.
+
+    On the host, where the tree is. Padding sees the first slot: what sees nothing is not a number.
+    """
+    sees, at = visible(start, num, branches)
+    masks = []
+    for window in kinds(own):
+        mask = torch.zeros(size, bucket, dtype=torch.bool)
+        mask[:num, : start + num] = near(sees, at, window)
+        mask[num:, 0] = True
+        masks.append(mask)
+    return masks, at[start:]
+
+
+def repeated(mask: Tensor, group: int) -> Tensor:
+    """Each row of mask[N, C] for the `group` heads that share a key: [N group, C]."""
+    return mask if group == 1 else mask[:, None].expand(-1, group, -1).reshape(-1, mask.shape[1])

@@ -1,0 +1,258 @@
+"""Captured forwards: each query shape's work is recorded once and replayed, without Python or launches in between.
+
+A decode step of one row is a few hundred small kernels; launched one by one they take longer than the weights take to
+be read. So for each number of tokens and each bucket of attention length one recording is made, over static inputs:
+tokens, first slot, for a tree its mask and positions. What a chain's draft does, forwards, warping and dice, is one
+recording too. Fewer tokens than a recording holds are padded: padding is written behind the sequence, where nothing
+sees it and the next tokens overwrite it. Attention runs over the whole bucket, under a mask made from the first slot.
+
+Prompts, several rows at once, and chains beyond `CHAINS` are not captured: `kv.py` runs them as they come. A pool that
+grows makes its recordings void.
+
+Shapes: N tokens of a recording, n <= N those that are fed, C bucket, V vocabulary, D hidden, G drafted tokens.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from specexp.decoding.asks import Draft, Drafted
+from specexp.decoding.dice import DRAFT, Dice, HashDice
+from specexp.lm.bucketed import BucketForward, kinds, tree_masks
+from specexp.lm.kv import OwnSession, Pool
+from specexp.lm.model import Branches
+from specexp.lm.place import sent
+
+CHAINS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 24, 32, 33, 64, 65)  # tokens of a chain's recordings
+TREE_STEP = 16  # a tree's are padded to a multiple of it, which matrix units like,
+TREES = 1024  # up to this many
+LEAST_BUCKET = 256  # the next ones are twice as long, up to the pool's capacity
+SPARE = CHAINS[-1]  # slots of a pool that padding may need
+
+Function = Callable[..., tuple[Tensor, ...]]
+Replay = Callable[[], tuple[Tensor, ...]]
+
+
+class Capture(Protocol):
+    """How work is recorded."""
+
+    def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Replay:
+        """Record function(*inputs); the replay does the same on what stands in `inputs` then, and returns its outputs.
+
+        The function may be run while it is recorded. Whatever it takes from the host is frozen.
+        """
+        ...
+
+
+class CudaGraphs:
+    """CUDA graphs that share one memory pool: they are replayed one after another, and outputs are copied at once."""
+
+    WARM_UPS = 3  # as PyTorch advises: libraries choose kernels and take workspaces in the first runs
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._memory: Any = None
+
+    def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Replay:
+        with torch.cuda.device(self._device):
+            side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            main = torch.cuda.current_stream()
+            side.wait_stream(main)
+            with torch.cuda.stream(side):
+                for _ in range(self.WARM_UPS):
+                    function(*inputs)
+            main.wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._memory):
+                outputs = function(*inputs)
+            self._memory = self._memory or graph.pool()
+
+        def replay() -> tuple[Tensor, ...]:
+            graph.replay()
+            return outputs
+
+        return replay
+
+
+@dataclass(slots=True, eq=False)
+class _Recording:
+    """A function, its static inputs, and its replay once it was captured. It keeps alive what a graph points to."""
+
+    function: Function
+    inputs: Sequence[Tensor]
+    replay: Replay | None = None
+
+
+class Graphs:
+    """The recordings over a pool of one row."""
+
+    def __init__(self, pool: Pool, capture: Capture) -> None:
+        self.pool, self._capture = pool, capture
+        self._own = pool.forward
+        self._values = pool.values
+        self._kept: dict[Hashable, _Recording] = {}
+        self._sessions: weakref.WeakSet[GraphSession] = weakref.WeakSet()
+        self.num_captures = 0
+        self.num_replays = 0
+
+    def session(self) -> GraphSession:
+        """An empty one. While it lives the pool is lent, and not to be lent again."""
+        self.pool.lengths[0] = 0
+        self.pool.values.zero_()  # what another left may be no numbers, and padding sees some of it
+        found = GraphSession(self, OwnSession(self.pool, 0))
+        self._sessions.add(found)
+        return found
+
+    @property
+    def lent(self) -> bool:
+        return len(self._sessions) > 0
+
+    def feed(self, tokens: Tensor, rows: int, hidden: bool, branches: Branches | None) -> tuple[Tensor, Tensor | None]:
+        """`Session.feed` of at most `CHAINS[-1]` tokens, or of a tree of `TREES`."""
+        num, start = tokens.shape[0], self.pool.lengths[0]
+        if branches is None:
+            size = next(each for each in CHAINS if each >= num)
+            bucket = self.reach(start + size)
+            x, logits = self._answer(("chain", size, bucket), lambda: self._chain(size, bucket), (tokens, start))
+        else:
+            size = -(-num // TREE_STEP) * TREE_STEP
+            bucket = self.reach(start + size)
+            masks, positions = tree_masks(self._own, start, num, branches, size, bucket)
+            given: list[Tensor | int] = [tokens, start, *(sent(each, tokens.device) for each in (positions, *masks))]
+            x, logits = self._answer(("tree", size, bucket), lambda: self._branches(size, bucket), given)
+        self.pool.lengths[0] = start + num
+        # The next replay overwrites what this one gave.
+        wanted = slice(num - rows, num)
+        return logits[wanted].clone(), x[wanted].clone() if hidden else None
+
+    def draft(self, tokens: Tensor, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
+        """A chain of `length` tokens behind `tokens`[1 or 2], from one replay.
+
+        Recorded for the whole gamma: where less of it fits, its beginning is what is asked for.
+        """
+        num, start, gamma = tokens.shape[0], self.pool.lengths[0], ask.gamma
+        bucket = self.reach(start + num + gamma)
+        seeds = dice.key if isinstance(dice, HashDice) else (0, 0)
+        key = ("draft", num, gamma, bucket, ask.warp, ask.own)
+        drafted, q, x = self._answer(key, lambda: self._drafting(num, bucket, ask), (tokens, start, position, *seeds))
+        self.pool.lengths[0] = start + num + length - 1 + ask.own
+        hidden = x[: length + ask.own].clone() if ask.hidden or ask.own else None
+        return Drafted(drafted[:length].clone(), None if ask.warp.greedy else q[:length].clone(), hidden)
+
+    def reach(self, slots: int) -> int:
+        """Have room for so many slots; the bucket that holds them. Capacities are buckets, which kernels like even."""
+        bucket = LEAST_BUCKET
+        while bucket < slots:
+            bucket *= 2
+        if slots > self.pool.capacity:
+            self.pool.reach(bucket)
+        return min(bucket, self.pool.capacity)
+
+    def _answer(
+        self, key: Hashable, build: Callable[[], _Recording], given: Sequence[Tensor | int]
+    ) -> tuple[Tensor, ...]:
+        """Fill the inputs of a recording, make it if there is none, and replay it."""
+        if self.pool.values is not self._values:
+            self._kept.clear()
+            self._values = self.pool.values
+        recording = self._kept.get(key)
+        if recording is None:
+            recording = self._kept[key] = build()
+        for buffer, value in zip(recording.inputs, given, strict=True):
+            if isinstance(value, int):
+                buffer.fill_(value)  # a launch's argument: no copy from the host
+            else:
+                buffer[: value.shape[0]].copy_(value)
+        if recording.replay is None:  # after the inputs: recording may run it, over the real cache
+            self.num_captures += 1
+            recording.replay = self._capture(recording.function, recording.inputs)
+        self.num_replays += 1
+        return recording.replay()
+
+    def _zeros(self, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self._own.device)
+
+    def _chain(self, size: int, bucket: int) -> _Recording:
+        forward = BucketForward(self.pool, bucket)
+
+        def run(tokens: Tensor, start: Tensor) -> tuple[Tensor, ...]:
+            x = forward.chain(tokens, start)
+            return x, forward.logits(x)
+
+        return _Recording(run, (self._zeros(size), self._zeros(1)))
+
+    def _branches(self, size: int, bucket: int) -> _Recording:
+        forward = BucketForward(self.pool, bucket)
+
+        def run(tokens: Tensor, start: Tensor, positions: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
+            x = forward.tree(tokens, start, positions, masks)
+            return x, forward.logits(x)
+
+        masks = [self._zeros(size, bucket, dtype=torch.bool) for _ in kinds(self._own)]
+        return _Recording(run, (self._zeros(size), self._zeros(1), self._zeros(size), *masks))
+
+    def _drafting(self, num: int, bucket: int, ask: Draft) -> _Recording:
+        forward, gamma, warp = BucketForward(self.pool, bucket), ask.gamma, ask.warp
+
+        def run(tokens: Tensor, start: Tensor, position: Tensor, *seeds: Tensor) -> tuple[Tensor, ...]:
+            dice, fed = HashDice((seeds[0], seeds[1])), tokens
+            drawn: list[Tensor] = []
+            rows: list[Tensor] = []
+            states: list[Tensor] = []
+            for step in range(gamma + ask.own):
+                x = forward.chain(fed, start)[-1:]
+                states.append(x)
+                if step == gamma:  # only for the hidden row behind the last token
+                    break
+                start = start + fed.shape[0]
+                logits = forward.logits(x)
+                if warp.greedy:
+                    fed = warp.first(logits)
+                else:
+                    rows.append(warp(logits))
+                    fed = dice.pick_at(rows[-1], position + step, DRAFT)
+                drawn.append(fed)
+            return torch.cat(drawn), torch.cat(rows or drawn), torch.cat(states)
+
+        return _Recording(run, (self._zeros(num), *(self._zeros(1) for _ in range(4))))
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class GraphSession:
+    """A pool's row as a `Session`: what can be captured is replayed, anything else fed as `OwnSession` does."""
+
+    graphs: Graphs
+    inner: OwnSession
+
+    @property
+    def length(self) -> int:
+        return self.inner.length
+
+    @torch.inference_mode()
+    def feed(
+        self, tokens: Tensor, rows: int, hidden: bool = False, branches: Branches | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        if not rows or tokens.shape[0] > (CHAINS[-1] if branches is None else TREES):
+            self.graphs.reach(self.length + tokens.shape[0])
+            return self.inner.feed(tokens, rows, hidden, branches)
+        return self.graphs.feed(tokens, rows, hidden, branches)
+
+    @torch.inference_mode()
+    def draft(self, tokens: Tensor, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
+        """`Drafts.draft`, behind tokens[n]."""
+        if tokens.shape[0] > 2:
+            self.feed(tokens[:-1], rows=0)
+            tokens = tokens[-1:]
+        return self.graphs.draft(tokens, ask, length, dice, position)
+
+    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
+        self.inner.keep(length, slots)
+
+    def slots(self) -> object:
+        return self.inner.slots()
