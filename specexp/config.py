@@ -98,6 +98,7 @@ class Experiment:
     top_p: float = 1.0
     seed: int = 0
     repeats: int = 1
+    batch: int = 1  # prompts decoded together
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -626,4 +627,5 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "top_p": _real(lambda x: 0 < x <= 1, "in (0, 1] (1 = off)"),
     "seed": _whole(0, ">= 0"),
     "repeats": _whole(1, ">= 1"),
+    "batch": _whole(1, ">= 1"),
 }

@@ -243,3 +243,29 @@ JUDGED_BUGS = [
     Bug("a judge for each position", JUDGED, "self.score(xp.concat(rows, axis=-1)) <",
         "xp.concat([self.score(row[None]) for row in xp.concat(rows, axis=-1)]) <"),
 ]  # fmt: skip
+
+KV = "specexp.lm.kv"
+
+BATCH_BUGS = [
+    Bug("rows fed into the slots of the first", KV, "kv[self.rows, self.slots]", "kv[self.rows * 0 + self.first, self.slots]"),
+    Bug("a row's offset forgets the first row", KV, "offset, size = (row - self.first) * self.num,", "offset, size = row * self.num % (self.count * self.num),"),
+    Bug("keys of the first rows of the pool", KV, "kv[self.first : self.first + self.count, : self.stop]", "kv[: self.count, : self.stop]"),
+    Bug("padding is attended", KV, "sees = column <= self.slots[:, :, None]", "sees = (column <= self.slots[:, :, None]) | (column <= self.slots[:, -1:, None])"),
+    Bug("positions of the longest row", KV, "positions, sees, at = self.slots.clone(), None, None", "positions, sees, at = self.slots.clone() * 0 + self.slots.max(0).values, None, None"),
+    Bug("the answers are the padding's", KV, "range(offset + size - feed.rows, offset + size)", "range(offset + self.num - feed.rows, offset + self.num)"),
+    Bug("a padded row is as long as the longest", KV, "self.lengths[row] += feed.tokens.shape[0]", "self.lengths[row] += many.num"),
+    Bug("a window by slots where there is a tree", KV, "(column if at is None else at[:, None, :]) > positions", "column > positions"),
+    Bug("a tree's nodes stand in a chain", KV, "            positions[i, :size] = at[i, start : start + size]\n", ""),
+    Bug("a tree's siblings see each other in a batch", KV, "            sees[i, :size, : start + size] = own_sees.to(place)\n", "            sees[i, :size] = column <= self.slots[i, :size, None]\n"),
+    Bug("hidden rows of the row before", KV, "torch.split(logits, sizes), torch.split(chosen, sizes)", "torch.split(logits, sizes), torch.split(chosen.roll(1, 0), sizes)"),
+    Bug("growing forgets what was there", KV, "        self.values[:, :, :used] = old[:, :, :used]\n", "        self.values[:, :1, :used] = old[:, :1, :used]\n"),
+    Bug("slots are not reset when a row is used again", CONTEXT, "        self._session.keep(common)\n        self._cached = common", "        self._session.keep(self._session.length)\n        self._cached = common"),
+    Bug("a context beyond its row", ENGINE, "return self._contexts[role][row]", "return self._contexts[role][max(0, row - 1)]"),
+    Bug("the dice of the first row for every row", ENGINE, "[chain.run.dice for chain in chains]", "[chains[0].run.dice for _ in chains]"),
+    Bug("positions of the first row's dice for every row", ENGINE, "[len(chain.run.ids) - chain.run.num_prompt + step for chain in chains]", "[len(chains[0].run.ids) - chains[0].run.num_prompt + step for chain in chains]"),
+    Bug("every row drafts as far as the first", ENGINE, "[_Chain(run, self._fitting(run, run.ask.gamma, ask.reserve, ask.own)) for run in runs]", "[_Chain(run, self._fitting(runs[0], run.ask.gamma, ask.reserve, ask.own)) for run in runs]"),
+    Bug("chains that end early are mistaken for each other", ENGINE, "zip(chains, found, strict=True):\n            if value <", "zip(chains, reversed(found), strict=True):\n            if value <"),
+    Bug("a round's values are read in another order", ENGINE, "for run in runs for part in parts_of(run.ask)", "for run in reversed(runs) for part in parts_of(run.ask)"),
+    Bug("hidden rows of another chain", ENGINE, 'self._feed("draft", [c.run for c in behind], fed), strict=True)', 'self._feed("draft", [c.run for c in behind], fed)[::-1], strict=True)'),
+    Bug("the best tokens of another row", ENGINE, "        for pair in ranked:\n", "        for pair in ranked[::-1]:\n"),
+]  # fmt: skip
