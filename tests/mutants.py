@@ -189,7 +189,7 @@ MINING_BUGS = [
     Bug("an unfinished response is mined", MINING, 'if first.finish_reason != "stop":', 'if first.finish_reason == "context":'),
     Bug("an unfinished swap gets a label", MINING, "important = None if not finished else found != answer", "important = found != answer"),
     Bug("an unfinished swap's answer is read", MINING, "found = miner.answer(after) if finished else None", "found = miner.answer(after)"),
-    Bug("mismatches are not found anew", MINING, "choices = [*choices[: position + 1], *miner.draft_choices(prompt, after, position + 1)]",
+    Bug("mismatches are not found anew", MINING, "choices = [*choices[: position + 1], *behind]",
         "choices = [*choices, *after][: len(after)]"),
     Bug("the draft's choices are a place off", MINING, "[*prompt, *response[:start]], response[start:-1])", "[*prompt[:1], *prompt, *response[:start]], response[start:-1])"),
     Bug("a swap that is an EOS goes on", MINING, "        if token in self._pair.eos_ids:\n", "        if token in self._pair.eos_ids and False:\n"),
@@ -203,8 +203,8 @@ MINING_BUGS = [
     Bug("the prefill of the literal procedure is free", MINING, "+= len(self._prompt) + position + generated", "+= generated"),
     Bug("a swap that is an EOS costs the literal procedure a prefill", MINING, "        if generated:\n", "        if True:\n"),
     Bug("a cache from another prompt is taken for this one's", CONTEXT, "            if old != new:\n", "            if False:\n"),
-    Bug("a look reads the row before", ENGINE, "        return logits, states\n\n    def fingerprint",
-        "        return logits, None if states is None else states[[0, *range(len(tokens))]]\n\n    def fingerprint"),
+    Bug("a look reads the row before", ENGINE, "            each.send(found)\n",
+        "            each.send((found[0], None if found[1] is None else found[1][[0, *range(len(ask.tokens))]]))\n"),
     Bug("a look forgets what it fed but not that it fed it", CONTEXT, "                self._session.keep(self._cached + len(slots))\n", "                self._session.keep(self._cached)\n"),
 ]  # fmt: skip
 

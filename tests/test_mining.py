@@ -322,17 +322,15 @@ def fresh_rows(model: Any, ids: list[int], rows: int) -> tuple[Any, Any]:
     return logits, hidden
 
 
-def counted_engine(reuse: bool) -> SimpleNamespace:
-    counted = importlib.import_module("specexp.lm.counted").CountedModel
+def looking_engine(reuse: bool) -> SimpleNamespace:
     pair = toy_pair(9, 4, 0.4)
-    models = {role: counted(model) for role, model in pair.models.items()}
-    engine = importlib.import_module("specexp.engine").Engine(models, (0,), reuse=reuse)
-    return SimpleNamespace(engine=engine, counted=models, models=pair.models)
+    engine = importlib.import_module("specexp.engine").Engine(pair.models, (0,), reuse=reuse)
+    return SimpleNamespace(engine=engine, models=pair.models)
 
 
 @pytest.mark.parametrize("reuse", [True, False])
 def test_looking_gives_the_rows_of_a_fresh_forward_whatever_was_looked_at_before(reuse: bool) -> None:
-    lab = counted_engine(reuse)
+    lab = looking_engine(reuse)
     chain = importlib.import_module("specexp.judge.mining").Chain
     rules = importlib.import_module("specexp.decoding.rules")
     mining = importlib.import_module("specexp.judge.mining")
@@ -356,13 +354,13 @@ def test_looking_gives_the_rows_of_a_fresh_forward_whatever_was_looked_at_before
 
 def test_looking_feeds_only_what_the_cache_does_not_hold() -> None:
     """All but the last token of a look stay; a longer look feeds that one and what is new."""
-    lab = counted_engine(reuse=True)
+    lab = looking_engine(reuse=True)
 
     def fed(ids: list[int], tokens: list[int]) -> tuple[int, int]:
-        model = lab.counted["draft"]
-        calls, positions = model.num_calls, model.num_positions
+        before = lab.engine.spent()
         lab.engine.look("draft", ids, tokens)
-        return model.num_calls - calls, model.num_positions - positions
+        after = lab.engine.spent()
+        return after["draft_calls"] - before["draft_calls"], after["draft_positions"] - before["draft_positions"]
 
     assert fed([1, 2, 3, 4], [5, 6]) == (2, 6)  # a prefill of three, then three
     assert fed([1, 2, 3, 4, 5, 6], [7]) == (1, 2)
@@ -370,7 +368,7 @@ def test_looking_feeds_only_what_the_cache_does_not_hold() -> None:
     assert fed([1, 2, 3, 4], [8]) == (1, 2)  # back, and another way
     assert fed([1, 2, 3, 4, 5, 6], [7]) == (2, 3)  # which forgot 5
     assert fed([8], []) == (1, 1)
-    assert lab.counted["target"].num_calls == 0
+    assert lab.engine.spent()["target_calls"] == 0
 
 
 # recall.continuation

@@ -1,7 +1,7 @@
 """What an engine is asked for, and procedures that ask for several things in a row.
 
 A procedure is a generator that yields `Request`, `Look` and `Spent`, and is sent what came of each. It has one row of
-the engine to itself from its first wish to its end, so that with `reuse` its later wishes find its earlier ones' caches.
+the engine to itself from its first wish to its end: with `reuse`, its later wishes find its earlier ones' caches.
 """
 
 from __future__ import annotations

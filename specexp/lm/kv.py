@@ -297,6 +297,9 @@ class _Together:
         kv = self.pool.values[layer]
         kv[self.rows, self.slots] = fresh.view(self.count, self.num, -1)
         here = kv[self.first : self.first + self.count, : self.stop]
+        if here.device.type == "cpu":
+            # Read once in order, at the memory's full speed: what the heads then read in strides is in the cache.
+            here.sum()
         both = here.view(self.count, self.stop, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         asked = queries.view(self.count, self.num, self.kv_heads, self.group, self.head_dim).transpose(1, 2)
         asked = asked.reshape(self.count, self.kv_heads, self.num * self.group, self.head_dim)
