@@ -49,6 +49,12 @@ class Context:
             self._count(len(ids) - 1 - common)
             self._cached = len(ids) - 1
 
+    def forget(self) -> None:
+        """Hold nothing, as at the start."""
+        self._ids, self._cached = [], 0
+        self._session.keep(0)
+        self._new_round()
+
     def plan(self, tokens: Array | None, parents: Sequence[int] | None, hidden: bool) -> Feed:
         """What is to be fed for `tokens`[N] behind the slots `parents`; the caller feeds it before it plans again.
 

@@ -73,7 +73,9 @@ class Engine:
 
     def generate(self, decoder: Decoder, prompt_ids: Sequence[int], max_new_tokens: int, dice: Dice) -> Generation:
         """Decode one prompt until an EOS or the limit."""
-        ((_, out),) = self.generate_all([Request(decoder, prompt_ids, max_new_tokens, dice)])
+        request = Request(decoder, prompt_ids, max_new_tokens, dice)
+        out: Generation
+        ((_, out),) = self.run_all([asking(request)], fresh=False)
         return out
 
     def generate_all(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generation]]:
@@ -91,17 +93,23 @@ class Engine:
         With `reuse`, only what the cache does not hold is fed, and all but the last token stay in it.
         """
         found: tuple[Array, Array | None]
-        ((_, found),) = self.run_all([asking(Look(role, ids, tokens, hidden))])
+        ((_, found),) = self.run_all([asking(Look(role, ids, tokens, hidden))], fresh=False)
         return found
 
-    def run_all(self, procedures: Iterable[Procedure[T]]) -> Iterator[tuple[int, T]]:
-        """Run procedures, `rows` at a time: (place among them, what it returned), each as soon as it is done."""
+    def run_all(self, procedures: Iterable[Procedure[T]], fresh: bool = True) -> Iterator[tuple[int, T]]:
+        """Run procedures, `rows` at a time: (place among them, what it returned), each as soon as it is done.
+
+        With `fresh` each begins with empty caches, so that what it spends does not depend on who had its row before;
+        `reuse` is then within a procedure.
+        """
         waiting = enumerate(procedures)
         free = list(range(self._rows))
         tasks: list[Task[T]] = []
         while True:
             while free and (following := next(waiting, None)) is not None:
                 tasks.append(Task(free.pop(0), *following))
+                for contexts in self._contexts.values() if fresh and self._reuse else ():
+                    contexts[tasks[-1].row].forget()
                 self._resume(tasks[-1], None)
             if not tasks:
                 return
