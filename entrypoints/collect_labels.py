@@ -20,6 +20,7 @@ SETTINGS = {
     "max_new_tokens": "Most tokens of a response.",
     "limit": f"How many prompts [{config.MINED_PROMPTS}].",
     "skip": "How many prompts to leave out before them, for an evaluation on the same rows.",
+    "batch": f"How many prompts are mined together; the labels do not depend on it [{config.MINED_TOGETHER}].",
     "dtype": f"What features are kept in: {', '.join(config.FEATURE_DTYPES)}.",
     "config": "A YAML file of settings, laid over the experiment's.",
 }

@@ -33,6 +33,7 @@ SETTINGS = {
     "limit": "How many prompts.",
     "seed": "Of the dice.",
     "repeats": "How often, with seeds seed, seed + 1, ...",
+    "batch": "Prompts decoded together; beyond 1 the run is for answers and acceptance, its speed is labelled so [1].",
     "judge": "models:/NAME@champion, models:/NAME/VERSION, runs:/ID/NAME or a folder, for methods that take one.",
     "threshold": "Of the judge, or several separated by commas; 'calibrated' is its own.",
     "accept_k": "K of topk, or several separated by commas.",
@@ -62,6 +63,7 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
             report.show(prepared, folder, runner.summary(prepared, folder, records.records))
         else:
             tags = {"method": "comparison", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
+            tags["batch"] = str(resolved.batch)
             with tracking.comparison(key, f"compare {resolved.name}", tags) as run_id:
                 runner.run(prepared, folder, records)
                 found = runner.summary(prepared, folder, records.records)

@@ -43,6 +43,7 @@ TASKS: dict[str, DataConfig | None] = {
 }
 CHECKABLE = ("arith", "gsm8k", "prompts")  # tasks whose answers a judge can be mined on
 MINED_PROMPTS = 600  # unless a file or a flag says otherwise
+MINED_TOGETHER = 16  # likewise
 FEATURE_DTYPES = ("float32", "float16")
 SEVERAL_TURNS = ("mtbench", "spec_bench")
 HISTORIES = ("baseline", "own")
@@ -98,6 +99,7 @@ class Experiment:
     top_p: float = 1.0
     seed: int = 0
     repeats: int = 1
+    batch: int = 1  # prompts decoded together
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -183,12 +185,14 @@ def resolve(name: str, flags: Mapping[str, Any] | None = None, defaults: Mapping
 class MiningConfig:
     """What labels are mined from and with: an experiment's pair and task, without its first `skip` prompts.
 
-    `dtype` is what features are kept in.
+    `dtype` is what features are kept in. The labels do not depend on `batch`, how many prompts are mined together: it
+    is no part of the hash.
     """
 
     experiment: Experiment
     dtype: str = "float32"
     skip: int = 0
+    batch: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         mine = self.experiment
@@ -215,7 +219,7 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
     except ValueError as error:
         faults.append(f"skip is {skip!r}; {error}")
     try:
-        experiment = resolve(name, given, {"limit": MINED_PROMPTS})
+        experiment = resolve(name, given, {"limit": MINED_PROMPTS, "batch": MINED_TOGETHER})
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
     if experiment.task not in CHECKABLE:
@@ -226,7 +230,8 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
     mine = experiment.data
     if source and mine and mine.source == source.source and mine.split in ("", "test") and source.split == "test":
         experiment = replace(experiment, data=replace(mine, subset=source.subset, split="train"))
-    return MiningConfig(replace(experiment, methods=(), seed=0, temperature=0.0, top_k=0, top_p=1.0), dtype, skip)
+    kept = replace(experiment, methods=(), seed=0, temperature=0.0, top_k=0, top_p=1.0, batch=1)
+    return MiningConfig(kept, dtype, skip, experiment.batch)
 
 
 def adjusted(experiment: Experiment, settings: Mapping[str, Any], under: Mapping[str, Any] | None = None) -> Experiment:
@@ -626,4 +631,5 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "top_p": _real(lambda x: 0 < x <= 1, "in (0, 1] (1 = off)"),
     "seed": _whole(0, ">= 0"),
     "repeats": _whole(1, ">= 1"),
+    "batch": _whole(1, ">= 1"),
 }

@@ -191,7 +191,7 @@ MINING_BUGS = [
     Bug("an unfinished response is mined", MINING, 'if first.finish_reason != "stop":', 'if first.finish_reason == "context":'),
     Bug("an unfinished swap gets a label", MINING, "important = None if not finished else found != answer", "important = found != answer"),
     Bug("an unfinished swap's answer is read", MINING, "found = miner.answer(after) if finished else None", "found = miner.answer(after)"),
-    Bug("mismatches are not found anew", MINING, "choices = [*choices[: position + 1], *miner.draft_choices(prompt, after, position + 1)]",
+    Bug("mismatches are not found anew", MINING, "choices = [*choices[: position + 1], *behind]",
         "choices = [*choices, *after][: len(after)]"),
     Bug("the draft's choices are a place off", MINING, "[*prompt, *response[:start]], response[start:-1])", "[*prompt[:1], *prompt, *response[:start]], response[start:-1])"),
     Bug("a swap that is an EOS goes on", MINING, "        if token in self._pair.eos_ids:\n", "        if token in self._pair.eos_ids and False:\n"),
@@ -205,8 +205,8 @@ MINING_BUGS = [
     Bug("the prefill of the literal procedure is free", MINING, "+= len(self._prompt) + position + generated", "+= generated"),
     Bug("a swap that is an EOS costs the literal procedure a prefill", MINING, "        if generated:\n", "        if True:\n"),
     Bug("a cache from another prompt is taken for this one's", CONTEXT, "            if old != new:\n", "            if False:\n"),
-    Bug("a look reads the row before", ENGINE, "        return logits, states\n\n    def fingerprint",
-        "        return logits, None if states is None else states[[0, *range(len(tokens))]]\n\n    def fingerprint"),
+    Bug("a look reads the row before", ENGINE, "            each.send(found)\n",
+        "            each.send((found[0], None if found[1] is None else found[1][[0, *range(len(ask.tokens))]]))\n"),
     Bug("a look forgets what it fed but not that it fed it", CONTEXT, "                self._session.keep(self._cached + len(slots))\n", "                self._session.keep(self._cached)\n"),
 ]  # fmt: skip
 
@@ -247,4 +247,32 @@ JUDGED_BUGS = [
     Bug("a mode asks for the wrong hidden rows", FEATURES, 'own="draft_token" in self.parts', 'own="target_token" in self.parts'),
     Bug("a judge for each position", JUDGED, "self.score(xp.concat(rows, axis=-1)) <",
         "xp.concat([self.score(row[None]) for row in xp.concat(rows, axis=-1)]) <"),
+]  # fmt: skip
+
+KV = "specexp.lm.kv"
+
+BATCH_BUGS = [
+    Bug("rows fed into the slots of the first", KV, "kv[self.rows, self.slots]", "kv[self.rows * 0 + self.used[0], self.slots]"),
+    Bug("a row's tokens stand in the row before", KV, "fed += range(i * self.num, i * self.num + sizes[i])", "fed += range(max(0, i - 1) * self.num, max(0, i - 1) * self.num + sizes[i])"),
+    Bug("keys of the first rows of the pool", KV, "slice(used[0], used[0] + self.count) if beside", "slice(0, self.count) if beside"),
+    Bug("idle rows between are read as if they were fed", KV, "index_select(0, self.used)", "narrow(0, 0, self.count)"),
+    Bug("padding is attended", KV, "sees = slots.clone(), column <= slots[:, :, None]", "sees = slots.clone(), (column <= slots[:, :, None]) | (column <= slots[:, -1:, None])"),
+    Bug("positions of the longest row", KV, "positions, sees = slots.clone(),", "positions, sees = slots * 0 + slots.max(0).values,"),
+    Bug("the answers are the next row's", KV, "range(len(fed) - feed.rows, len(fed))", "range(len(fed) - feed.rows + (i == 0), len(fed) + (i == 0))"),
+    Bug("a padded row is as long as the longest", KV, "self.lengths[row] += feed.tokens.shape[0]", "self.lengths[row] += many.num"),
+    Bug("a window by slots where there is a tree", KV, "(column if at is None else at[:, None, :]) > positions", "column > positions"),
+    Bug("a tree's nodes stand in a chain", KV, "            positions[i, :size] = at[i, start : start + size]\n", ""),
+    Bug("a tree's siblings see each other in a batch", KV, "            sees[i, :size, : start + size] = sent(own_sees, place)\n", "            sees[i, :size] = column <= slots[i, :size, None]\n"),
+    Bug("what attention found is not brought back to its tokens", KV, "return found if self.dense else found.index_select(0, self.fed)", "return found[: len(self.fed)]"),
+    Bug("hidden rows of the row before", KV, "torch.split(logits, sizes), torch.split(chosen, sizes)", "torch.split(logits, sizes), torch.split(chosen.roll(1, 0), sizes)"),
+    Bug("growing forgets what was there", KV, "        self.values[:, :, :used] = old[:, :, :used]\n", "        self.values[:, :1, :used] = old[:, :1, :used]\n"),
+    Bug("slots are not reset when a row is used again", CONTEXT, "        self._session.keep(common)\n        self._cached = common", "        self._session.keep(self._session.length)\n        self._cached = common"),
+    Bug("a context beyond its row", ENGINE, "return self._contexts[role][row]", "return self._contexts[role][max(0, row - 1)]"),
+    Bug("the dice of the first row for every row", ENGINE, "[chain.run.dice for chain in chains]", "[chains[0].run.dice for _ in chains]"),
+    Bug("positions of the first row's dice for every row", ENGINE, "[len(chain.run.ids) - chain.run.num_prompt + step for chain in chains]", "[len(chains[0].run.ids) - chains[0].run.num_prompt + step for chain in chains]"),
+    Bug("every row drafts as far as the first", ENGINE, "[_Chain(run, self._fitting(run, run.ask.gamma, ask.reserve, ask.own)) for run in runs]", "[_Chain(run, self._fitting(runs[0], run.ask.gamma, ask.reserve, ask.own)) for run in runs]"),
+    Bug("chains that end early are mistaken for each other", ENGINE, "zip(chains, found, strict=True):\n            if value <", "zip(chains, reversed(found), strict=True):\n            if value <"),
+    Bug("a round's values are read in another order", ENGINE, "for run in runs for part in parts_of(run.ask)", "for run in reversed(runs) for part in parts_of(run.ask)"),
+    Bug("hidden rows of another chain", ENGINE, 'self._feed("draft", [c.run for c in behind], fed), strict=True)', 'self._feed("draft", [c.run for c in behind], fed)[::-1], strict=True)'),
+    Bug("the best tokens of another row", ENGINE, "        for pair in ranked:\n", "        for pair in ranked[::-1]:\n"),
 ]  # fmt: skip

@@ -172,6 +172,33 @@ def test_the_corners_around_the_end_of_a_response_were_mined(minings: list[Minin
     assert all(label.important is None for label in last if label.draft_token != 0)
 
 
+def miner_of_rows(pair: Any, task: Any, rows: int, limit: int = LIMIT) -> Any:
+    return importlib.import_module("specexp.judge.mining").Miner(pair, task, limit, rows=rows)
+
+
+def batch_disagreements(one: Any, other: Any, tolerance: float) -> Iterator[str]:
+    """Where two minings of one prompt differ: labels, counts and the last response exactly, features nearly."""
+    for name in ("status", "labels", "counts", "response"):
+        if getattr(one, name) != getattr(other, name):
+            yield f"{name}: {getattr(one, name)}, not {getattr(other, name)}"
+    if set(one.features) != set(other.features):
+        yield f"features of {set(one.features)}"
+    for part, rows in other.features.items():
+        if not np.allclose(one.features[part], rows, atol=tolerance):
+            yield f"{part} differ"
+
+
+def test_several_prompts_at_a_time_give_what_each_gives_alone(minings: list[Mining]) -> None:
+    """Labels, features and counts, with more prompts than rows; whoever had the row before leaves no trace."""
+    for start in range(0, len(minings), 12):  # the prompts of one pair and rule
+        group = minings[start : start + 12]
+        for rows in (2, 5) if start % 24 else (3, 16):
+            found = dict(miner_of_rows(group[0].pair, group[0].task, rows).mine_all(one.example for one in group))
+            for place, one in enumerate(group):
+                assert list(disagreements(found[place], one.slow, 1e-12)) == []
+                assert list(batch_disagreements(found[place], one.mined, 1e-12)) == []
+
+
 def test_the_order_of_the_prompts_changes_nothing() -> None:
     """Prompts share their beginnings, and so their caches."""
     pair, task = toy_pair(9, 4, 0.4), Reads("the sum modulo 3")
@@ -329,17 +356,15 @@ def fresh_rows(model: Any, ids: list[int], rows: int) -> tuple[Any, Any]:
     return logits, hidden
 
 
-def counted_engine(reuse: bool) -> SimpleNamespace:
-    counted = importlib.import_module("specexp.lm.counted").CountedModel
+def looking_engine(reuse: bool) -> SimpleNamespace:
     pair = toy_pair(9, 4, 0.4)
-    models = {role: counted(model) for role, model in pair.models.items()}
-    engine = importlib.import_module("specexp.engine").Engine(models, (0,), reuse=reuse)
-    return SimpleNamespace(engine=engine, counted=models, models=pair.models)
+    engine = importlib.import_module("specexp.engine").Engine(pair.models, (0,), reuse=reuse)
+    return SimpleNamespace(engine=engine, models=pair.models)
 
 
 @pytest.mark.parametrize("reuse", [True, False])
 def test_looking_gives_the_rows_of_a_fresh_forward_whatever_was_looked_at_before(reuse: bool) -> None:
-    lab = counted_engine(reuse)
+    lab = looking_engine(reuse)
     chain = importlib.import_module("specexp.judge.mining").Chain
     rules = importlib.import_module("specexp.decoding.rules")
     mining = importlib.import_module("specexp.judge.mining")
@@ -363,13 +388,13 @@ def test_looking_gives_the_rows_of_a_fresh_forward_whatever_was_looked_at_before
 
 def test_looking_feeds_only_what_the_cache_does_not_hold() -> None:
     """All but the last token of a look stay; a longer look feeds that one and what is new."""
-    lab = counted_engine(reuse=True)
+    lab = looking_engine(reuse=True)
 
     def fed(ids: list[int], tokens: list[int]) -> tuple[int, int]:
-        model = lab.counted["draft"]
-        calls, positions = model.num_calls, model.num_positions
+        before = lab.engine.spent()
         lab.engine.look("draft", ids, tokens)
-        return model.num_calls - calls, model.num_positions - positions
+        after = lab.engine.spent()
+        return after["draft_calls"] - before["draft_calls"], after["draft_positions"] - before["draft_positions"]
 
     assert fed([1, 2, 3, 4], [5, 6]) == (2, 6)  # a prefill of three, then three
     assert fed([1, 2, 3, 4, 5, 6], [7]) == (1, 2)
@@ -377,7 +402,7 @@ def test_looking_feeds_only_what_the_cache_does_not_hold() -> None:
     assert fed([1, 2, 3, 4], [8]) == (1, 2)  # back, and another way
     assert fed([1, 2, 3, 4, 5, 6], [7]) == (2, 3)  # which forgot 5
     assert fed([8], []) == (1, 1)
-    assert lab.counted["target"].num_calls == 0
+    assert lab.engine.spent()["target_calls"] == 0
 
 
 # recall.continuation
@@ -455,6 +480,26 @@ def test_random_models_give_the_literal_procedures_labels(pair: Callable[[str], 
             assert one.mined.response == drafted
         if one.mined.labels and slow_miner.read(models, task, drafted) != one.mined.labels[0].answer_before:
             assert important
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral_window", "gpt2"])
+def test_random_models_give_the_same_labels_several_at_a_time(pair: Callable[[str], Any], family: str) -> None:
+    module = importlib.import_module("specexp.evaluation.pair")
+    models = module.Pair(module.ToyText(96), pair(family), tuple(range(2, 96, 7)))
+    task, examples = Reads("the sum modulo 3"), toy_examples(12)
+    alone = [miner(models, task).mine(example) for example in examples]
+    assert sum(len(one.labels) for one in alone) > 5
+    for rows in (2, 5):
+        for place, mined in miner_of_rows(models, task, rows).mine_all(examples):
+            assert list(batch_disagreements(mined, alone[place], 1e-4)) == []
+
+
+def test_arith_prompts_give_the_same_labels_sixteen_at_a_time() -> None:
+    ready = prepared(18)
+    room = ready.config.experiment.max_new_tokens
+    alone = miner(ready.pair, ready.task, room)
+    for place, mined in miner_of_rows(ready.pair, ready.task, 16, room).mine_all(ready.examples):
+        assert list(batch_disagreements(mined, alone.mine(ready.examples[place]), 1e-4)) == []
 
 
 def prepared(limit: int) -> Any:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EVALUATE = [
     "experiment", "pair", "target", "draft", "toy", "task", "data", "shots", "history", "methods", "gamma",
     "tree_budget",
-    "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "repeats", "judge", "threshold",
+    "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "repeats", "batch", "judge", "threshold",
     "accept_k", "config", "output", "resume",
 ]  # fmt: skip
 

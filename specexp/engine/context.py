@@ -25,6 +25,8 @@ class Context:
         self._fed: list[Array] = []  # the tokens it was given since, in slots 0, 1, ..., where nothing is cached
         self._num_slots = 0
         self._parents: list[int] | None = None  # of each slot; -1 is the last committed token; None: all one chain
+        self.num_calls = 0  # ever, prefill included
+        self.num_positions = 0
 
     def open(self, ids: list[int], reuse: bool) -> None:
         """Hold ids[:-1], feeding what the cache does not hold yet; without `reuse` it starts from an empty cache.
@@ -44,7 +46,14 @@ class Context:
         self._cached = common
         if common < len(ids) - 1 <= self._model.context:
             self._session.feed(self._model.ids(ids[common:-1]), rows=0)
+            self._count(len(ids) - 1 - common)
             self._cached = len(ids) - 1
+
+    def forget(self) -> None:
+        """Hold nothing, as at the start."""
+        self._ids, self._cached = [], 0
+        self._session.keep(0)
+        self._new_round()
 
     def plan(self, tokens: Array | None, parents: Sequence[int] | None, hidden: bool) -> Feed:
         """What is to be fed for `tokens`[N] behind the slots `parents`; the caller feeds it before it plans again.
@@ -69,6 +78,7 @@ class Context:
         if tokens is not None:
             parts.append(tokens)
         fed = parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts)
+        self._count(fed.shape[0])
         return Feed(self._session, fed, rows, hidden, self._branches())
 
     def went_on(self, num: int) -> None:
@@ -111,6 +121,10 @@ class Context:
             self._cached += len(slots)
         self._new_round()
         self._ids += tokens
+
+    def _count(self, positions: int) -> None:
+        self.num_calls += 1
+        self.num_positions += positions
 
     def _new_round(self) -> None:
         self._begun, self._fed, self._parents, self._num_slots = False, [], None, 0

@@ -2,15 +2,15 @@
 
 It knows no method. Prompts are decoded one at a time, or several together: whatever asks are open at a time and of one
 kind are answered by one forward, each row at its own length. Every round is read to the host once for all rows, each
-ask for the best tokens once, and one value a draft step where a draft may stop early.
+ask for the best tokens once, and one value a draft step where a draft may stop early. Whoever decodes several things in
+a row, the later ones depending on the earlier, is a procedure (`procedure.py`) on a row of its own.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from array_api_compat import array_namespace, device, to_device
 
@@ -18,6 +18,7 @@ from specexp.decoding.asks import Depth, Draft, Drafted, Recall, Role, Round, Sc
 from specexp.decoding.dice import DRAFT, Dice, pick_each
 from specexp.decoding.rules import Warp, best
 from specexp.engine.context import Context
+from specexp.engine.procedure import Look, Looking, Procedure, Request, Spent, Task, asking
 from specexp.engine.recall import Ngrams, continuation
 from specexp.engine.run import Decoder, Generation, Run, is_number, parts_of
 from specexp.errors import PromptError
@@ -29,14 +30,7 @@ _ORDER: dict[type, int] = {Depth: 0, Recall: 0, Draft: 1, Score: 2, Round: 4}
 _SLACK = 32  # slots beyond a sequence's longest: drafted tokens that are not committed
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt to decode."""
-
-    decoder: Decoder
-    prompt_ids: Sequence[int]
-    max_new_tokens: int
-    dice: Dice
+T = TypeVar("T")
 
 
 class Engine:
@@ -81,7 +75,9 @@ class Engine:
 
     def generate(self, decoder: Decoder, prompt_ids: Sequence[int], max_new_tokens: int, dice: Dice) -> Generation:
         """Decode one prompt until an EOS or the limit."""
-        ((_, out),) = self.generate_all([Request(decoder, prompt_ids, max_new_tokens, dice)])
+        request = Request(decoder, prompt_ids, max_new_tokens, dice)
+        out: Generation
+        ((_, out),) = self.run_all([asking(request)], fresh=False)
         return out
 
     def generate_all(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generation]]:
@@ -89,26 +85,7 @@ class Engine:
 
         A row that is done goes on with the next prompt. The answers are those of `generate`.
         """
-        waiting = enumerate(requests)
-        free = list(range(self._rows))
-        active: list[Run] = []
-        while True:
-            while free and (following := next(waiting, None)) is not None:
-                active.append(self._begin(free.pop(0), *following))
-            if not active:
-                return
-            start = self._clock()
-            self._advance(active)
-            done = [run for run in active if run.ask is None]
-            for model in self._used(done):
-                model.wait()
-            share = (self._clock() - start) / len(active)
-            for run in active:
-                run.out.seconds += share
-            for run in done:
-                active.remove(run)
-                free.append(run.row)
-                yield run.index, run.out
+        return self.run_all(asking(request) for request in requests)
 
     def look(
         self, role: Role, ids: Sequence[int], tokens: Sequence[int], hidden: bool = False
@@ -117,13 +94,73 @@ class Engine:
 
         With `reuse`, only what the cache does not hold is fed, and all but the last token stay in it.
         """
-        model = self._models[role]
-        context = self._context(role, 0, len(ids) + len(tokens))
-        context.open(list(ids), self._reuse)
-        fed = model.ids(tokens) if tokens else None
-        ((logits, states),) = model.feed([context.plan(fed, None, hidden)])
-        context.commit(list(tokens), range(len(tokens)))
-        return logits, states
+        found: tuple[Array, Array | None]
+        ((_, found),) = self.run_all([asking(Look(role, ids, tokens, hidden))], fresh=False)
+        return found
+
+    def run_all(self, procedures: Iterable[Procedure[T]], fresh: bool = True) -> Iterator[tuple[int, T]]:
+        """Run procedures, `rows` at a time: (place among them, what it returned), each as soon as it is done.
+
+        With `fresh` each begins with empty caches, so that what it spends does not depend on who had its row before;
+        `reuse` is then within a procedure.
+        """
+        waiting = enumerate(procedures)
+        free = list(range(self._rows))
+        tasks: list[Task[T]] = []
+        while True:
+            while free and (following := next(waiting, None)) is not None:
+                tasks.append(Task(free.pop(0), *following))
+                for contexts in self._contexts.values() if fresh and self._reuse else ():
+                    contexts[tasks[-1].row].forget()
+                self._resume(tasks[-1], None)
+            if not tasks:
+                return
+            active = [task.now for task in tasks if task.now is not None]
+            self._advance_timed(active)
+            for task in [task for task in tasks if task.now is None or task.now.ask is None]:
+                if task.now is not None:
+                    self._resume(task, task.now.out)
+                if task.now is None:
+                    tasks.remove(task)
+                    free.append(task.row)
+                    yield task.index, task.result
+
+    def _resume(self, task: Task[T], answer: Any) -> None:
+        """Go on with a procedure up to the next wish that takes a forward, or to its end."""
+        while True:
+            try:
+                wish = task.procedure.send(answer)
+            except StopIteration as end:
+                task.now, task.result = None, end.value
+                return
+            if isinstance(wish, Spent):
+                answer = self.spent(task.row)
+                continue
+            task.now = self._begin(task.row, wish) if isinstance(wish, Request) else self._open(task.row, wish)
+            if task.now.ask is not None:
+                return
+            answer = task.now.out  # no room for a single token
+
+    def _advance_timed(self, active: Sequence[Run | Looking]) -> None:
+        if not active:
+            return
+        start = self._clock()
+        self._advance(active)
+        runs = [each for each in active if isinstance(each, Run)]
+        for model in self._used([run for run in runs if run.ask is None]):
+            model.wait()
+        share = (self._clock() - start) / len(active)
+        for run in runs:
+            run.out.seconds += share
+
+    def spent(self, row: int = 0) -> dict[str, int]:
+        """All that a row's models were ever fed, prefill included."""
+        found = {}
+        for role in self._models:
+            context = self._contexts[role][row] if role in self._contexts else None
+            found[f"{role}_calls"] = context.num_calls if context else 0
+            found[f"{role}_positions"] = context.num_positions if context else 0
+        return found
 
     def fingerprint(self) -> object:
         """What the caches hold, for telling two states apart; only models that show their slots have one."""
@@ -136,11 +173,16 @@ class Engine:
             self._contexts[role] = [Context(model, session, self._cached) for session in sessions]
         return self._contexts[role][row]
 
-    def _begin(self, row: int, index: int, request: Request) -> Run:
+    def _open(self, row: int, look: Look) -> Looking:
+        context = self._context(look.role, row, len(look.ids) + len(look.tokens))
+        context.open(list(look.ids), self._reuse)
+        return Looking(look, context)
+
+    def _begin(self, row: int, request: Request) -> Run:
         """Prefill, and the first ask."""
         main = request.decoder.models[0]
         room = self.room_for(request.prompt_ids, request.max_new_tokens, main)
-        run = Run(index, row, request.decoder, list(request.prompt_ids), request.dice, room)
+        run = Run(request.decoder, list(request.prompt_ids), request.dice, room)
         run.out.finish_reason = "length" if room == request.max_new_tokens else "context"
         run.began = self._clock()
         for role in request.decoder.models:
@@ -155,11 +197,17 @@ class Engine:
     def _used(self, runs: Sequence[Run]) -> list[Model]:
         return [self._models[role] for role in {role: None for run in runs for role in run.decoder.models}]
 
-    def _advance(self, active: Sequence[Run]) -> None:
+    def _advance(self, active: Sequence[Run | Looking]) -> None:
         """Answer the asks of the first kind that is open, all of them together."""
-        kinds = [_ORDER[type(run.ask)] + (type(run.ask) is Score and run.ask.model == "target") for run in active]
+        looks = [each for each in active if isinstance(each, Looking)]
+        # Looks wait for each other: for as many as are decoding meanwhile.
+        if 2 * len(looks) >= len(active):
+            self._look(looks)
+            return
+        decoding = [each for each in active if isinstance(each, Run)]
+        kinds = [_ORDER[type(run.ask)] + (type(run.ask) is Score and run.ask.model == "target") for run in decoding]
         first = min(kinds)
-        runs = [run for run, kind in zip(active, kinds, strict=True) if kind == first]
+        runs = [run for run, kind in zip(decoding, kinds, strict=True) if kind == first]
         if first == 0:
             answers: Sequence[Any] = [self._host(run) for run in runs]
         elif first == 1:
@@ -172,6 +220,20 @@ class Engine:
             answers = self._score(runs[0].ask.model, runs)
         for run, answer in zip(runs, answers, strict=True):
             run.send(answer)
+
+    def _look(self, looks: Sequence[Looking]) -> None:
+        """Answer the looks into one model, the one that most look into, that are about as long as the shortest."""
+        asked = [(each, each.ask) for each in looks if each.ask is not None]
+        roles = [ask.role for _, ask in asked]
+        role = max(roles, key=roles.count)
+        least = min(len(ask.tokens) for _, ask in asked if ask.role == role)
+        asked = [(each, ask) for each, ask in asked if ask.role == role and len(ask.tokens) <= 2 * least + 1]
+        model, feeds = self._models[role], []
+        for each, ask in asked:
+            feeds.append(each.context.plan(model.ids(ask.tokens) if ask.tokens else None, None, ask.hidden))
+        for (each, ask), found in zip(asked, model.feed(feeds), strict=True):
+            each.context.commit(list(ask.tokens), range(len(ask.tokens)))
+            each.send(found)
 
     def _host(self, run: Run) -> Drafted | int:
         ask = run.ask

@@ -52,8 +52,7 @@ class Generation:
 class Run:
     """The state of one run; the engine answers `ask` by `send`, until it is None."""
 
-    def __init__(self, index: int, row: int, decoder: Decoder, ids: list[int], dice: Dice, room: int) -> None:
-        self.index, self.row = index, row
+    def __init__(self, decoder: Decoder, ids: list[int], dice: Dice, room: int) -> None:
         self.decoder, self.ids, self.dice, self.room = decoder, ids, dice, room
         self.num_prompt = len(ids)
         self.contexts: dict[Role, Context] = {}

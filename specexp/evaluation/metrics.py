@@ -45,11 +45,13 @@ def summarise(
     gamma: int,
     steps: int = 0,
     varies: bool = False,
+    batch: int = 1,
 ) -> dict[str, float]:
     """Metrics of one setting (`gamma` 0: it drafts no chain). `baseline` holds plain decoding on the same prompts.
 
     `steps` are the draft's forwards in a round of a chain: gamma, or one more for a judge that reads the draft's own
-    row. Where a chain's length `varies` by itself, its rounds are taken as they were counted; so are a tree's.
+    row. Where a chain's length `varies` by itself, its rounds are taken as they were counted; so are a tree's. Of
+    prompts decoded in a `batch`, no latency of one prompt can be told: `batch/` says how fast they came all together.
     """
 
     def total(key: str) -> float:
@@ -60,12 +62,16 @@ def summarise(
     metrics = {
         "calls/target_per_token": total("num_target_calls") / emitted,
         "calls/draft_per_token": total("num_draft_calls") / emitted,
-        "speed/tokens_per_second": emitted / total("seconds"),
-        "speed/prefill_seconds": total("prefill_seconds") / len(records),
-        "speed/time_to_first_token": total("time_to_first_token") / len(records),
         "count/prompts": len(records),
         "count/tokens": emitted,
     }
+    if batch == 1:
+        metrics["speed/tokens_per_second"] = emitted / total("seconds")
+        metrics["speed/prefill_seconds"] = total("prefill_seconds") / len(records)
+        metrics["speed/time_to_first_token"] = total("time_to_first_token") / len(records)
+    else:
+        metrics["batch/tokens_per_second"] = emitted / total("seconds")
+        metrics["batch/prompts_per_second"] = len(records) / (total("seconds") + total("prefill_seconds"))
     if calls := total("num_target_calls"):
         metrics["tree/effective_parallelism"] = total("num_target_positions") / calls
     if records[0]["method"] in TREES:
@@ -81,10 +87,10 @@ def summarise(
             reached = sum(sum(record["accepted_histogram"][i:]) for record in records)
             metrics[f"accept/position_{i}"] = reached / rounds
     if baseline:
-        metrics |= _against(records, baseline)
-    if baseline and costs is not None and (drafts_chain or records[0]["method"] in TREES):
+        metrics |= _against(records, baseline, batch)
+    if baseline and costs is not None and batch == 1 and (drafts_chain or records[0]["method"] in TREES):
         metrics |= _attainable(records, costs, gamma, 0 if varies else steps or gamma, metrics)
-    return metrics | _quality(records) | _by_category(records, baseline)
+    return metrics | _quality(records) | _by_category(records, baseline if batch == 1 else ())
 
 
 def _attainable(
@@ -153,13 +159,15 @@ def _speedup(pairs: Sequence[tuple[Record, Record]], *keys: str) -> float:
     return rate(0) / rate(1)
 
 
-def _against(records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, float]:
-    """Compared with plain decoding: speed from sums, answers and outputs pairwise."""
+def _against(records: Sequence[Record], baseline: Sequence[Record], batch: int) -> dict[str, float]:
+    """Compared with plain decoding in the same batch: speed from sums, answers and outputs pairwise."""
     pairs = _paired(records, baseline)
-    metrics = {
-        "speed/speedup": _speedup(pairs, "seconds"),
-        "speed/speedup_end_to_end": _speedup(pairs, "seconds", "prefill_seconds"),
-    }
+    metrics = {}
+    if batch == 1:
+        metrics["speed/speedup"] = _speedup(pairs, "seconds")
+        metrics["speed/speedup_end_to_end"] = _speedup(pairs, "seconds", "prefill_seconds")
+    else:
+        metrics["batch/speedup"] = _speedup(pairs, "seconds")
     # Behind a history of its own a method answers another prompt than the baseline.
     same = [pair for pair in pairs if pair[0]["paired"]]
     metrics["quality/equal_to_baseline"] = sum(a["token_ids"] == b["token_ids"] for a, b in same) / len(same)

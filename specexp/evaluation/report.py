@@ -20,6 +20,9 @@ COLUMNS = (
     ("tok/s", "speed/tokens_per_second", "{:.0f}"),
     ("speed-up", "speed/speedup", "{:.2f}x"),
     ("attainable", "speed/attainable", "{:.2f}x"),
+    ("prompts/s", "batch/prompts_per_second", "{:.2f}"),
+    ("tok/s", "batch/tokens_per_second", "{:.0f}"),
+    ("vs baseline", "batch/speedup", "{:.2f}x"),
     ("tokens/call", "accept/mean_length", "{:.2f}"),
     ("alpha", "accept/alpha", "{:.3f}"),
     ("accuracy", "quality/accuracy", "{:.1%}"),
@@ -27,12 +30,18 @@ COLUMNS = (
 )
 
 
-def table(metrics: dict[str, dict[str, float]], greedy: bool) -> str:
+def table(metrics: dict[str, dict[str, float]], greedy: bool, batch: int = 1) -> str:
     """Metrics by run name, as aligned text; an empty cell is a metric the method does not have.
 
     Sampled outputs differ from the baseline's even where their distribution is the same: no column compares them.
+    Speeds of prompts that were decoded in a `batch` say so in their heads, and have no column of batch 1 beside them.
     """
-    columns = [column for column in COLUMNS if greedy or column[1] != "quality/equal_to_baseline"]
+    other = "batch/" if batch == 1 else "speed/"
+    columns = [
+        (f"{head}, batch {batch}" if key.startswith("batch/") else head, key, form)
+        for head, key, form in COLUMNS
+        if not key.startswith(other) and (greedy or key != "quality/equal_to_baseline")
+    ]
     rows = [["", *(head for head, _, _ in columns)]]
     for name, found in metrics.items():
         rows.append([name, *(form.format(found[key]) if key in found else "" for _, key, form in columns)])
@@ -49,7 +58,7 @@ def show(prepared: Prepared, output: OutputFolder, found: Summary) -> None:
     repeats = prepared.experiment.repeats
     named = {_name(label, repeat, repeats): metrics for (label, repeat), metrics in found.items()}
     output.write_json("summary.json", named)
-    print(table(named, greedy=prepared.experiment.temperature == 0))
+    print(table(named, prepared.experiment.temperature == 0, prepared.experiment.batch))
     disturbed = [name for name, metrics in named.items() if _disturbed(metrics)]
     if disturbed:
         print(
@@ -117,6 +126,7 @@ def _tags(prepared: Prepared, method: MethodConfig, metrics: dict[str, float]) -
         "pair": experiment.pair,
         "task": experiment.task,
         "lossless": str(method.method in LOSSLESS).lower(),
+        "batch": str(experiment.batch),
     }
     if experiment.history != "baseline":
         tags["paired"] = "false"  # from the second turn on, each method answers behind its own history
@@ -156,7 +166,10 @@ def _params(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, ob
         "task": experiment.task,
         "experiment": experiment.name,
         "settings_hash": experiment.hash,
-        **{name: getattr(experiment, name) for name in ("limit", "max_new_tokens", "temperature", "top_k", "top_p")},
+        **{
+            name: getattr(experiment, name)
+            for name in ("limit", "max_new_tokens", "temperature", "top_k", "top_p", "batch")
+        },
         "data": experiment.data or "",
         "shots": experiment.shots or "",
         **{f"toy.{key}": value for key, value in (asdict(experiment.toy) if experiment.toy else {}).items()},

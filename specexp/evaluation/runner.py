@@ -1,7 +1,8 @@
 """Runs an experiment: every setting on every prompt, interleaved prompt by prompt, one record each.
 
-The order of the settings turns by one from prompt to prompt, so that none always runs behind the same other. Each run
-starts from an empty cache; prefill is timed apart. Nothing here knows MLflow.
+The order of the settings turns by one from prompt to prompt, so that none always runs behind the same other. With a
+`batch`, several prompts stand in the place of one: a setting decodes them together, a row that is done going on with
+the next. Each run starts from an empty cache; prefill is timed apart. Nothing here knows MLflow.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from specexp.decoding.asks import Role
 from specexp.decoding.chain import Chain
 from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
-from specexp.engine import Decoder, Engine, Generation, costs
+from specexp.engine import Decoder, Engine, Generation, Request, costs
 from specexp.errors import ConfigError, ModelError, OutputError, PromptError
 from specexp.evaluation import environment
 from specexp.evaluation.methods import Making, decoder_for, roles_of
@@ -31,6 +32,7 @@ from specexp.tasks.example import Example, Task
 from specexp.tasks.task import task
 
 WARM_UP_TOKENS = 24
+BATCHES = 4  # in a row of one setting: rows idle only behind the last of them
 SIZES = ("target", "tree_draft", "tree_target")  # of costs: seconds by positions
 Summary = dict[tuple[str, int], dict[str, float]]
 
@@ -173,42 +175,53 @@ def _check_lengths(settings: Sequence[Setting], pair: Pair) -> None:
 def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     """Append every record that is still missing. An interruption leaves whole records only."""
     experiment = prepared.experiment
-    jobs = list(_jobs(prepared, records))
+    groups = list(_groups(prepared, records))
+    left = sum(len(jobs) for jobs in groups)
     total = sum(len(x.turns) for x in prepared.examples) * len(prepared.settings) * experiment.repeats
-    engine = Engine(prepared.pair.models, prepared.pair.eos_ids)
+    engine = Engine(prepared.pair.models, prepared.pair.eos_ids, rows=experiment.batch)
     where = _environment(prepared, output)
-    if jobs:
+    if left:
         _warm_up(prepared, engine)
     begun = output.read_json("costs.json")
     measured = [] if begun is None else [begun]
     # At the start, in the middle and at the end: what else the machine does may pass.
-    moments = {0, len(jobs) // 2, len(jobs) - 1}
-    with tqdm(total=total, initial=total - len(jobs), desc=experiment.name, unit="run", dynamic_ncols=True) as bar:
-        for number, job in enumerate(jobs):
+    moments = {0, len(groups) // 2, len(groups) - 1}
+    with tqdm(total=total, initial=total - left, desc=experiment.name, unit="run", dynamic_ncols=True) as bar:
+        for number, jobs in enumerate(groups):
             if number in moments:
-                measured += [] if (found := measure_costs(prepared)) is None else [found]
+                found = measure_costs(prepared) if experiment.batch == 1 else None
+                measured += [] if found is None else [found]
                 output.write_json("costs.json", median_of(measured) if measured else None)
-            example = prepared.examples[job.index]
-            dice = dice_for(experiment.temperature, experiment.seed + job.repeat, example.prompt_id, job.turn)
-            ids = _prompt(prepared, records, job)
+            config = jobs[0].setting.config
+            bar.set_postfix_str(config.label, refresh=False)
             try:
-                out = engine.generate(job.setting.decoder, ids, experiment.max_new_tokens, dice)
+                for place, out in engine.generate_all(_requests(prepared, records, jobs)):
+                    record = record_of(prepared, jobs[place], out) | {"environment": where}
+                    check_identities(record, config.tree, config.bonus)
+                    records.append(record)
+                    bar.update()
             except RuntimeError as error:
                 if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to ask for it
                     raise
-                raise _out_of_memory(error, example, job) from error
-            record = record_of(prepared, job, out) | {"environment": where}
-            check_identities(record, job.setting.config.tree, job.setting.config.bonus)
-            records.append(record)
-            bar.set_postfix_str(job.setting.config.label, refresh=False)
-            bar.update()
+                raise _out_of_memory(error, prepared, jobs) from error
 
 
-def _out_of_memory(error: RuntimeError, example: Example, job: Job) -> ModelError:
+def _requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job]) -> Iterator[Request]:
+    experiment = prepared.experiment
+    for job in jobs:
+        name = prepared.examples[job.index].prompt_id
+        dice = dice_for(experiment.temperature, experiment.seed + job.repeat, name, job.turn)
+        yield Request(job.setting.decoder, _prompt(prepared, records, job), experiment.max_new_tokens, dice)
+
+
+def _out_of_memory(error: RuntimeError, prepared: Prepared, jobs: Sequence[Job]) -> ModelError:
     words = (str(error).strip().splitlines() or ["out of memory"])[0]
+    names = [f"'{prepared.examples[job.index].prompt_id}'" for job in jobs]
+    batch = prepared.experiment.batch
+    which = f"prompt {names[0]}" if batch == 1 else f"prompts {names[0]} to {names[-1]}, {batch} at a time,"
     return ModelError(
-        f"prompt '{example.prompt_id}' with {job.setting.config.label}: {words} Lower max_new_tokens, gamma or"
-        " tree_budget, or choose a smaller dtype or quantization nf4."
+        f"{which} with {jobs[0].setting.config.label}: {words} Lower {'' if batch == 1 else 'batch, '}max_new_tokens,"
+        " gamma or tree_budget, or choose a smaller dtype or quantization nf4."
     )
 
 
@@ -247,6 +260,7 @@ def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
             setting.config.gamma,
             setting.config.gamma + setting.own,
             setting.varies,
+            prepared.experiment.batch,
         )
         for setting in prepared.settings
         for repeat in range(prepared.experiment.repeats)
@@ -263,26 +277,36 @@ def costs_of(measured: Mapping[str, Any] | None) -> costs.Costs | None:
 
 def missing(prepared: Prepared, records: RecordFile) -> int:
     """How many records this experiment still lacks."""
-    return len(list(_jobs(prepared, records)))
+    return sum(len(jobs) for jobs in _groups(prepared, records))
 
 
-def _jobs(prepared: Prepared, records: RecordFile) -> Iterator[Job]:
-    done = records.done
-    settings = prepared.settings
+def _groups(prepared: Prepared, records: RecordFile) -> Iterator[list[Job]]:
+    """The missing records by what is decoded in one go: jobs of one setting and turn, behind those of earlier turns."""
+    done, settings, examples = records.done, prepared.settings, prepared.examples
+    batch = prepared.experiment.batch
+    size = 1 if batch == 1 else BATCHES * batch
     for repeat in range(prepared.experiment.repeats):
-        for index, example in enumerate(prepared.examples):
-            first = (index + repeat) % len(settings)
-            for turn in range(len(example.turns)):
+        for number, start in enumerate(range(0, len(examples), size)):
+            mine = range(start, min(start + size, len(examples)))
+            first = (number + repeat) % len(settings)
+            for turn in range(max(len(examples[index].turns) for index in mine)):
                 for setting in settings[first:] + settings[:first]:
-                    if (example.prompt_id, turn, setting.config.label, repeat) not in done:
-                        yield Job(index, turn, setting, repeat)
+                    jobs = [
+                        Job(index, turn, setting, repeat)
+                        for index in mine
+                        if turn < len(examples[index].turns)
+                        and (examples[index].prompt_id, turn, setting.config.label, repeat) not in done
+                    ]
+                    if jobs:
+                        yield jobs
 
 
 def _warm_up(prepared: Prepared, engine: Engine) -> None:
+    dice = dice_for(prepared.experiment.temperature, 0, "warm-up")
+    some = prepared.prompts[: max(2, prepared.experiment.batch)]
     for setting in prepared.settings:
-        for ids in prepared.prompts[:2]:
-            dice = dice_for(prepared.experiment.temperature, 0, "warm-up")
-            engine.generate(setting.decoder, ids, WARM_UP_TOKENS, dice)
+        for _ in engine.generate_all(Request(setting.decoder, ids, WARM_UP_TOKENS, dice) for ids in some):
+            pass
 
 
 def measure_costs(prepared: Prepared) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Mines a task's prompts into a label set, prompt by prompt; a kill at any moment loses the prompt it was at, no more.
+"""Mines a task's prompts into a label set; a kill at any moment loses the prompts it was at, no more.
 
 progress/NNNNNN.safetensors holds one prompt's findings, written whole. When all are there they become the label set of
 labels.py, in the prompts' order, so that an interrupted run leaves the very labels of an uninterrupted one.
@@ -85,13 +85,13 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
     progress.mkdir(exist_ok=True)
     paths = [progress / f"{index:06d}.safetensors" for index in range(len(prepared.examples))]
     missing = [index for index, path in enumerate(paths) if not path.exists()]
-    miner = Miner(prepared.pair, prepared.task, prepared.config.experiment.max_new_tokens, prepared.config.dtype)
+    config = prepared.config
+    miner = Miner(prepared.pair, prepared.task, config.experiment.max_new_tokens, config.dtype, config.batch)
     with tqdm(
         total=len(paths), initial=len(paths) - len(missing), desc="mining", unit="prompt", dynamic_ncols=True
     ) as bar:
-        for index in missing:
-            mined = miner.mine(prepared.examples[index])
-            _write(paths[index], mined)
+        for place, mined in miner.mine_all(prepared.examples[index] for index in missing):
+            _write(paths[missing[place]], mined)
             bar.update()
     found = assemble(prepared, paths)
     found.write(output.path)

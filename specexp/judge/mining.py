@@ -1,4 +1,4 @@
-"""Finds the mismatches between draft and target that matter: AutoJudge 2504.20039, Algorithm 1, on one prompt.
+"""Finds the mismatches between draft and target that matter: AutoJudge 2504.20039, Algorithm 1, prompt by prompt.
 
     y = the target's greedy response, a = its answer
     for every position t, left to right, where the draft's argmax d differs from y_t:
@@ -7,12 +7,13 @@
 
 What makes it cheap changes no label: prefixes stay in the caches, the draft's choices are read in one pass over y, and
 the continuation behind a swap is verified against the old one, which it usually falls back into, instead of being
-generated token by token. `tests/slow_miner.py` is the literal procedure, and its oracle.
+generated token by token. A search is sequential, but several prompts' searches advance together, each on a row of the
+engine of its own. `tests/slow_miner.py` is the literal procedure, and its oracle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,10 +24,9 @@ from specexp.decoding.asks import Role
 from specexp.decoding.chain import Chain, DraftModel, Lossless, Replay
 from specexp.decoding.dice import CertainDice
 from specexp.decoding.rules import Warp
-from specexp.engine import Engine
+from specexp.engine import Engine, Look, Procedure, Request, Spent
 from specexp.evaluation.pair import Pair
 from specexp.judge.labels import Label, split_of
-from specexp.lm.counted import CountedModel
 from specexp.tasks.example import Example, Task
 
 GAMMA = 6  # of the chain that generates the response, and of drafts where the old continuation has nothing to offer
@@ -50,33 +50,42 @@ class Mined:
 
 
 class Miner:
-    """Mines prompts one by one. Greedy, in the dtype the models were loaded in; features are kept as `dtype`."""
+    """Mines prompts, `rows` of them at a time. Greedy, in the dtype the models were loaded in; features are kept as
+    `dtype`."""
 
-    def __init__(self, pair: Pair, task: Task, max_new_tokens: int, dtype: str = "float32") -> None:
+    def __init__(self, pair: Pair, task: Task, max_new_tokens: int, dtype: str = "float32", rows: int = 1) -> None:
         self._pair = pair
         self._task = task
         self._limit = max_new_tokens
         self._dtype = np.dtype(dtype)
-        self._models = {role: CountedModel(model) for role, model in pair.models.items()}
-        self._engine = Engine(self._models, pair.eos_ids, reuse=True)
+        self._engine = Engine(pair.models, pair.eos_ids, reuse=True, rows=rows)
         self._respond = Chain(DraftModel(GAMMA), Lossless(), Warp())
 
     def mine(self, example: Example) -> Mined:
         """Algorithm 1 on one prompt."""
+        ((_, found),) = self.mine_all([example])
+        return found
+
+    def mine_all(self, examples: Iterable[Example]) -> Iterator[tuple[int, Mined]]:
+        """Algorithm 1 on each: (place among them, what it gave), each as soon as it is done."""
+        return self._engine.run_all(self._mining(example) for example in examples)
+
+    def _mining(self, example: Example) -> Procedure[Mined]:
         prompt = self._pair.text.encode(example.messages())
-        start = self._counts()
-        first = self._engine.generate(self._respond, prompt, self._limit, CertainDice())
+        start = yield Spent()
+        first = yield Request(self._respond, prompt, self._limit, CertainDice())
+        before = yield Spent()
         if first.finish_reason != "stop":
-            return Mined(UNFINISHED, counts=self._spent(start))
+            return Mined(UNFINISHED, counts=_less(before, start))
         answer = self.answer(first.token_ids)
         if answer is None:
-            return Mined(NO_ANSWER, counts=self._spent(start))
-        before = self._counts()
+            return Mined(NO_ANSWER, counts=_less(before, start))
         found = _Search(self, example.prompt_id, prompt, first.token_ids)
-        found.run(answer)
-        search = {f"mining_{key}": value for key, value in self._spent(before).items()}
+        yield from found.run(answer)
+        after = yield Spent()
+        search = {f"mining_{key}": value for key, value in _less(after, before).items()}
         features = {part: np.stack(rows).astype(self._dtype) for part, rows in found.features.items()}
-        return Mined(MINED, found.labels, features, self._spent(start) | search | found.slow, found.response)
+        return Mined(MINED, found.labels, features, _less(after, start) | search | found.slow, found.response)
 
     def answer(self, response: Sequence[int]) -> str | None:
         """What the task reads out of a response's ids."""
@@ -84,21 +93,21 @@ class Miner:
         text = self._pair.text.decode(list(response[:-1] if finished else response))
         return self._task.extract(text, finished)
 
-    def draft_choices(self, prompt: Sequence[int], response: Sequence[int], start: int) -> list[int]:
+    def draft_choices(self, prompt: Sequence[int], response: Sequence[int], start: int) -> Procedure[list[int]]:
         """The draft's argmax at every position of `response` from `start` on, each behind the true prefix."""
-        logits, _ = self._engine.look("draft", [*prompt, *response[:start]], response[start:-1])
+        logits, _ = yield Look("draft", [*prompt, *response[:start]], response[start:-1])
         return [int(i) for i in array_namespace(logits).argmax(logits, axis=-1).tolist()]
 
-    def rows(self, role: Role, ids: Sequence[int], token: int) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, role: Role, ids: Sequence[int], token: int) -> Procedure[tuple[np.ndarray, np.ndarray]]:
         """Hidden rows after `ids` and after `token` behind them: the features `previous` and `token`."""
-        _, hidden = self._engine.look(role, ids, [token], hidden=True)
+        _, hidden = yield Look(role, ids, [token], hidden=True)
         assert hidden is not None
         previous, own = _host(hidden)
         return previous, own
 
     def swapped(
         self, prompt: Sequence[int], response: Sequence[int], position: int, token: int
-    ) -> tuple[list[int], bool]:
+    ) -> Procedure[tuple[list[int], bool]]:
         """The response with `token` at `position` and the target's continuation, and whether that one ended."""
         head = [*response[:position], token]
         if token in self._pair.eos_ids:
@@ -107,21 +116,15 @@ class Miner:
             return head, False
         replay = Replay((*prompt, *response), WIDTH, DraftModel(GAMMA))
         decoder = Chain(replay, Lossless(), Warp())
-        out = self._engine.generate(decoder, [*prompt, *head], self._limit - len(head), CertainDice())
+        out = yield Request(decoder, [*prompt, *head], self._limit - len(head), CertainDice())
         return [*head, *out.token_ids], out.finish_reason == "stop"
 
     def text_of(self, token: int) -> str:
         return self._pair.text.decode([token])
 
-    def _counts(self) -> dict[str, int]:
-        return {
-            f"{role}_{what}": getattr(model, f"num_{what}")
-            for role, model in self._models.items()
-            for what in ("calls", "positions")
-        }
 
-    def _spent(self, start: dict[str, int]) -> dict[str, int]:
-        return {key: now - start[key] for key, now in self._counts().items()}
+def _less(after: dict[str, int], before: dict[str, int]) -> dict[str, int]:
+    return {key: now - before[key] for key, now in after.items()}
 
 
 class _Search:
@@ -137,18 +140,18 @@ class _Search:
         # What the literal procedure would have spent on the target: a prefill of all that is kept, then a call a token.
         self.slow = {"slow_target_calls": 0, "slow_target_positions": 0}
 
-    def run(self, answer: str) -> None:
+    def run(self, answer: str) -> Procedure[None]:
         miner, prompt = self._miner, self._prompt
         start = 0
-        choices = miner.draft_choices(prompt, self.response, 0)
+        choices = yield from miner.draft_choices(prompt, self.response, 0)
         while True:
             mismatches = (t for t in range(start, len(self.response)) if choices[t] != self.response[t])
             position = next(mismatches, None)
             if position is None:
                 return
             token = choices[position]
-            self._look(position, token)
-            after, finished = miner.swapped(prompt, self.response, position, token)
+            yield from self._look(position, token)
+            after, finished = yield from miner.swapped(prompt, self.response, position, token)
             self._count_slow(position, len(after))
             found = miner.answer(after) if finished else None
             important = None if not finished else found != answer
@@ -156,13 +159,14 @@ class _Search:
             if important is False:
                 self.response = after
                 if position + 1 < len(after):
-                    choices = [*choices[: position + 1], *miner.draft_choices(prompt, after, position + 1)]
+                    behind = yield from miner.draft_choices(prompt, after, position + 1)
+                    choices = [*choices[: position + 1], *behind]
             start = position + 1
 
-    def _look(self, position: int, token: int) -> None:
+    def _look(self, position: int, token: int) -> Procedure[None]:
         ids = [*self._prompt, *self.response[:position]]
         for role in ("draft", "target"):
-            previous, own = self._miner.rows(role, ids, token)
+            previous, own = yield from self._miner.rows(role, ids, token)
             self.features.setdefault(f"{role}_previous", []).append(previous)
             self.features.setdefault(f"{role}_token", []).append(own)
 

@@ -1,7 +1,7 @@
 """Key-value buffers for `OwnForward`: allocated ahead, written in place, cut back by forgetting a length.
 
 A pool holds the rows of one or several sequences. One sequence is fed by slices of its row, without an index; several
-are fed together, padded to the longest, each at its own length. Nothing is allocated for keys and values in a step,
+are fed together, each at its own length. Nothing is allocated for keys and values in a step,
 unless a sequence outgrows its buffer, which then doubles.
 
 Shapes: L layers, B rows, C capacity in slots, W values a token keeps in a layer, N tokens fed to a row.
@@ -260,38 +260,43 @@ class _Alone:
 
 
 class _Together:
-    """Several rows side by side, each padded to the longest. Idle rows between them compute what nobody reads."""
+    """Several rows side by side. Only attention pads them, to the longest; everything else sees the tokens alone.
+
+    Shapes: R rows that are fed, N tokens of the longest, T tokens of all.
+    """
 
     def __init__(self, pool: Pool, feeds: Sequence[tuple[int, Feed]]) -> None:
         own, self.pool = pool.forward, pool
         place = own.device
-        self.first = min(row for row, _ in feeds)
-        self.count = max(row for row, _ in feeds) + 1 - self.first
-        self.num = max(feed.tokens.shape[0] for _, feed in feeds)
-        starts = pool.lengths[self.first : self.first + self.count]
-        self.stop = max(starts) + self.num
+        used = [row for row, _ in feeds]
+        starts = [pool.lengths[row] for row in used]
+        sizes = [feed.tokens.shape[0] for _, feed in feeds]
+        self.count, self.num = len(used), max(sizes)
+        self.dense = min(sizes) == self.num
+        self.stop = max(start + size for start, size in zip(starts, sizes, strict=True))
         pool.reach(self.stop)
-        fed: list[int] = []
+        fed: list[int] = []  # where the tokens stand in the padded rows
         wanted: list[int] = []
-        for row, feed in feeds:
-            offset, size = (row - self.first) * self.num, feed.tokens.shape[0]
-            fed += range(offset, offset + size)
-            wanted += range(offset + size - feed.rows, offset + size)
-        self.wanted = integers(wanted, place)
-        tokens = torch.zeros(self.count * self.num, dtype=torch.int64, device=place)
-        tokens[integers(fed, place)] = torch.cat([feed.tokens for _, feed in feeds])
-        self.tokens = tokens
-        self.rows = torch.arange(self.count, device=place)[:, None] + self.first
-        self.slots = integers(starts, place)[:, None] + torch.arange(self.num, device=place)
-        positions, sees, at = self.slots.clone(), None, None
+        for i, (_, feed) in enumerate(feeds):
+            fed += range(i * self.num, i * self.num + sizes[i])
+            wanted += range(len(fed) - feed.rows, len(fed))
+        self.fed, self.wanted = integers(fed, place), integers(wanted, place)
+        self.tokens = torch.cat([feed.tokens for _, feed in feeds])
+        # Rows beside each other are read where they are; others are brought together.
+        beside = used == list(range(used[0], used[0] + self.count))
+        self.beside = slice(used[0], used[0] + self.count) if beside else None
+        self.used = integers(used, place)
+        slots = integers(starts, place)[:, None] + torch.arange(self.num, device=place)
+        self.rows, self.slots = self.used[self.fed // self.num], slots.view(-1)[self.fed]
         column = torch.arange(self.stop, device=place)
-        sees = column <= self.slots[:, :, None]
-        at = column.expand(self.count, self.stop).clone() if any(f.branches for _, f in feeds) else None
-        for row, feed in feeds:
+        positions, sees = slots.clone(), column <= slots[:, :, None]
+        trees = any(feed.branches for _, feed in feeds)
+        at = column.expand(self.count, self.stop).clone() if trees else None
+        for i, (_, feed) in enumerate(feeds):
             if feed.branches is None:
                 continue
             assert at is not None
-            i, start, size = row - self.first, pool.lengths[row], feed.tokens.shape[0]
+            start, size = starts[i], sizes[i]
             own_sees, own_at = visible(start, size, feed.branches)
             sees[i, :size] = False
             sees[i, :size, : start + size] = sent(own_sees, place)
@@ -303,22 +308,39 @@ class _Together:
         for window in set(own.windows):
             seen = sees
             if window:
+                # What pads a row may see nothing in its window: it reads its own slot, and nobody reads it.
                 seen = sees & ((column if at is None else at[:, None, :]) > positions[:, :, None] - window)
+                seen |= ~seen.any(2, keepdim=True)
             mask = additive(seen, own.dtype)[:, None]
             self.masks[window] = mask if self.group == 1 else mask.repeat_interleave(self.group, dim=2)
         cos, sin = own.angles(self.stop)
-        flat = positions.view(-1)
+        flat = positions.view(-1)[self.fed]
         self.cos, self.sin = cos.index_select(0, flat), sin.index_select(0, flat)
         self.head_dim = own.head_dim
 
     def attend(self, layer: int, queries: Tensor, fresh: Tensor) -> Tensor:
         kv = self.pool.values[layer]
-        kv[self.rows, self.slots] = fresh.view(self.count, self.num, -1)
-        here = kv[self.first : self.first + self.count, : self.stop]
+        kv[self.rows, self.slots] = fresh
+        if self.beside is None:
+            here = kv[:, : self.stop].index_select(0, self.used)
+        else:
+            here = kv[self.beside, : self.stop]
+            if here.device.type == "cpu":
+                # Read once in order, at the memory's full speed: what the heads then read in strides is in the cache.
+                here.sum()
         both = here.view(self.count, self.stop, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        asked = queries.view(self.count, self.num, self.kv_heads, self.group, self.head_dim).transpose(1, 2)
-        asked = asked.reshape(self.count, self.kv_heads, self.num * self.group, self.head_dim)
-        mask = self.masks[self.windows[layer]]
-        found = functional.scaled_dot_product_attention(asked, both[0], both[1], attn_mask=mask)
+        found = functional.scaled_dot_product_attention(
+            self._padded(queries), both[0], both[1], attn_mask=self.masks[self.windows[layer]]
+        )
         found = found.view(self.count, self.kv_heads, self.num, self.group, self.head_dim).transpose(1, 2)
-        return found.reshape(self.count * self.num, -1)
+        found = found.reshape(self.count * self.num, -1)
+        return found if self.dense else found.index_select(0, self.fed)
+
+    def _padded(self, queries: Tensor) -> Tensor:
+        """[T, H, d] -> [R, K, N group, d]: the heads that share a key stand as rows beside each other."""
+        if not self.dense:
+            whole = queries.new_zeros(self.count * self.num, *queries.shape[1:])
+            whole[self.fed] = queries
+            queries = whole
+        asked = queries.view(self.count, self.num, self.kv_heads, self.group, self.head_dim).transpose(1, 2)
+        return asked.reshape(self.count, self.kv_heads, self.num * self.group, self.head_dim)

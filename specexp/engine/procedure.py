@@ -1,0 +1,74 @@
+"""What an engine is asked for, and procedures that ask for several things in a row.
+
+A procedure is a generator that yields `Request`, `Look` and `Spent`, and is sent what came of each. It has one row of
+the engine to itself from its first wish to its end: with `reuse`, its later wishes find its earlier ones' caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from specexp.decoding.asks import Role
+from specexp.decoding.dice import Dice
+from specexp.engine.context import Context
+from specexp.engine.run import Decoder, Run
+from specexp.lm.model import Array
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt to decode: answered with its `Generation`."""
+
+    decoder: Decoder
+    prompt_ids: Sequence[int]
+    max_new_tokens: int
+    dice: Dice
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a model thinks after `ids` and after each of `tokens`[N]: (logits[N + 1, V], hidden[N + 1, H] or None)."""
+
+    role: Role
+    ids: Sequence[int]
+    tokens: Sequence[int]
+    hidden: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """All that a row was ever fed, prefill included: `{"target_calls": ..., "target_positions": ..., ...}`."""
+
+
+Procedure = Generator[Request | Look | Spent, Any, T]
+
+
+def asking(wish: Request | Look) -> Procedure[Any]:
+    """The procedure of a single wish."""
+    answer = yield wish
+    return answer
+
+
+class Looking:
+    """A look that is under way; the engine answers `ask` by `send`, as a run's."""
+
+    def __init__(self, ask: Look, context: Context) -> None:
+        self.ask: Look | None = ask
+        self.context = context
+        self.out: tuple[Array, Array | None]
+
+    def send(self, answer: tuple[Array, Array | None]) -> None:
+        self.ask, self.out = None, answer
+
+
+class Task(Generic[T]):
+    """A procedure on its row, and what it waits for."""
+
+    def __init__(self, row: int, index: int, procedure: Procedure[T]) -> None:
+        self.row, self.index, self.procedure = row, index, procedure
+        self.now: Run | Looking | None = None
+        self.result: Any = None
