@@ -23,6 +23,7 @@ from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
 from specexp.lm import graphs
+from specexp.lm.bucketed import tree_masks
 from specexp.lm.hf import HFModel
 from specexp.lm.model import Branches
 from tape import Tape
@@ -142,6 +143,19 @@ def test_trees_are_masked_as_they_come(both: Any, family: str) -> None:
         assert torch.allclose(want, got, atol=1e-4)
 
 
+def test_padding_of_a_tree_sees_something() -> None:
+    """Else its keys and values are no numbers, on devices where a row that sees nothing is none."""
+    own = HFModel(build("mistral_window"), "x").own
+    assert own is not None
+    masks, positions = tree_masks(own, 20, 2, Branches(20, [0, 0], [[0], [1]]), 16, 32)
+    assert positions.tolist() == [20, 20]
+    for mask in masks:
+        assert mask.shape == (16, 32)
+        assert mask.any(1).all()
+        assert mask[0].sum() == mask[1].sum() == 12, "the window"
+    assert not masks[0][0, 21]
+
+
 def test_each_shape_is_recorded_once_and_recordings_outlive_an_engine() -> None:
     tape = Tape()
     pair = models("llama", "cpu", tape)
@@ -171,7 +185,8 @@ def test_two_engines_at_a_time_do_not_share_a_cache() -> None:
 def test_a_pool_that_grows_forgets_its_recordings() -> None:
     pair = models("llama", "cpu", Tape())
     engine = Engine(pair)
-    for prompt, length in (([5, 6, 7], 8), (PROMPTS[2], 80)):  # the second does not fit what the first asked for
+    # The second does not fit what the first asked for; the third comes by the first one's shapes.
+    for prompt, length in (([5, 6, 7], 8), (PROMPTS[2], 80), ([5, 6, 7], 8)):
         want = Engine(models("llama", "cpu", "off")).generate(Baseline(Warp()), prompt, length, CertainDice())
         assert engine.generate(Baseline(Warp()), prompt, length, CertainDice()).token_ids == want.token_ids
 
