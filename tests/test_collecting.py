@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 
 from entrypoints import collect_labels, main
 from running import evaluate, flat_runs, records, runs, tiny
+from specexp.engine import Engine
 from specexp.judge import collecting, registry
 from specexp.judge.labels import LabelSet
 from specexp.tasks import arith
@@ -120,6 +121,30 @@ def test_an_interrupted_mining_goes_on_and_leaves_the_same_labels(
     assert states == [("FAILED", False), ("FAILED", True), ("FINISHED", False), ("FINISHED", True)]
 
 
+def test_labels_and_counts_do_not_depend_on_the_batch_nor_on_a_change_of_it(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert collect(*SMALL, "--batch", "1", "--output", "one").exit_code == 0
+    assert collect(*SMALL, "--batch", "4", "--output", "four").exit_code == 0
+    real, left = collecting._write, iter(range(2))
+
+    def dies(path: Path, mined: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        real(path, mined)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collecting, "_write", dies)
+        assert collect(*SMALL, "--batch", "3", "--output", "both").exit_code == 130
+    assert len(list((workplace / "both" / "progress").glob("*.safetensors"))) == 2
+    assert collect(*SMALL, "--output", "both", "--resume").exit_code == 0
+    for other in ("four", "both"):
+        same_labels(workplace / other, workplace / "one")
+        manifests = [LabelSet.read(workplace / name).manifest for name in ("one", other)]
+        assert manifests[0]["counts"] == manifests[1]["counts"]
+        assert manifests[0]["settings_hash"] == manifests[1]["settings_hash"]
+
+
 def test_a_folder_begun_on_other_rows_is_refused(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"prompt": arith.prompt(p)} for p in arith.distinct("mining", 4)]
     (workplace / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -151,6 +176,7 @@ def test_a_folder_begun_on_other_rows_is_refused(workplace: Path, monkeypatch: p
         (["--task", "mtbench"], "task 'mtbench' has no answers to read; mine on arith, gsm8k, prompts."),
         (["--dtype", "int8"], "unknown dtype 'int8'"),
         (["--limit", "0"], "limit is '0'; it must be a whole number >= 1."),
+        (["--batch", "0"], "batch is '0'; it must be a whole number >= 1."),
         (["--experiment", "arith"], "unknown experiment 'arith', did you mean 'arith_"),
         (["--target", "./nowhere"], "model folder './nowhere' does not exist"),
         (["--max-new-tokens", "9999"], "leaves "),
@@ -163,6 +189,19 @@ def test_what_cannot_be_mined_is_refused(workplace: Path, arguments: list[str], 
     assert message in result.output
     assert not (workplace / "out").exists()
     assert not runs()
+
+
+def test_memory_that_runs_out_names_a_lower_batch(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    def out(*_: Any) -> Any:
+        raise OutOfMemoryError("no 3 GiB left")
+
+    monkeypatch.setattr(Engine, "_score", out)
+    result = collect(*SMALL, "--output", "out")
+    assert result.exit_code == 2
+    assert "mining 16 prompts at a time: no 3 GiB left Lower batch or max_new_tokens" in result.output
 
 
 def test_a_pair_without_answers_gives_no_labels_and_says_so(workplace: Path) -> None:

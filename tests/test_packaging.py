@@ -23,7 +23,7 @@ EVALUATE = [
 
 BENCHMARK = [
     "experiment", "pair", "target", "draft", "task", "data", "gamma", "max_new_tokens", "limit", "seed", "repeats",
-    "config", "output", "quick", "compiled", "json",
+    "batch", "config", "output", "quick", "compiled", "json",
 ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from specexp import config
 from specexp.decoding.dice import dice_for
 from specexp.engine import Engine
 from specexp.errors import ModelError
-from specexp.evaluation import environment, floor, peers, runner
+from specexp.evaluation import batching, environment, floor, peers, runner
 from specexp.evaluation.contenders import Contender, Own, Theirs, Timing, rotated, sampled
 from specexp.evaluation.equality import Difference, differences
 from specexp.evaluation.peers import Peer
@@ -49,6 +49,7 @@ class Measured:
     costs: Mapping[str, Any]
     parts: Mapping[str, Mapping[str, float]]  # seconds of an instrumented run, of plain decoding and the chain
     floor: floor.Floor
+    batched: batching.Batched | None  # None where a batch is one prompt
 
 
 def prepare(experiment: config.Experiment) -> Prepared:
@@ -71,7 +72,9 @@ def measure(prepared: Prepared, with_compiled: bool) -> Measured:
     assisted = [name for name, contender in theirs.items() if contender.gamma]
     rest = len(greedy) - len(chains) - len(assisted) + 2
     total = len(greedy) + repeats * (1 + len(chains) + len(assisted)) + repeats * (rest + 4)
-    with tqdm(total=total * num_prompts, desc=prepared.experiment.name, unit="run", dynamic_ncols=True) as bar:
+    size = prepared.experiment.batch
+    passes = batching.num_passes(prepared, 2) if size > 1 else 0
+    with tqdm(total=total * num_prompts + passes, desc=prepared.experiment.name, unit="run", dynamic_ncols=True) as bar:
         outputs, failed = _outputs(prepared, greedy, bar)
         skipped |= failed
         found = _differences(prepared, outputs)
@@ -85,13 +88,14 @@ def measure(prepared: Prepared, with_compiled: bool) -> Measured:
             _time(contender, 0, 0)
         measured: list[Mapping[str, Any]] = []
         timed = timings([*chosen, *sampling], num_prompts, repeats, bar, lambda: measured.append(_costs(prepared)))
+        batched = batching.measure(prepared, [own[PLAIN], own[best]], size, bar) if size > 1 else None
     model = prepared.pair.models["target"]
     assert isinstance(model, HFModel)
     middle = [len(ids) + len(t[0].token_ids) / 2 for ids, t in zip(prepared.prompts, timed[PLAIN], strict=True)]
     return Measured(
         prepared,
         environment.describe(prepared.pair.models, prepared.pair.text.facts()),
-        found,
+        [*found, *(batched.differences if batched else ())],
         skipped,
         gamma,
         search,
@@ -99,6 +103,7 @@ def measure(prepared: Prepared, with_compiled: bool) -> Measured:
         runner.median_of(measured),
         {PLAIN: split(own[PLAIN]), best: split(own[best])},
         floor.measure(model, sum(middle) / len(middle)),
+        batched,
     )
 
 

@@ -29,7 +29,9 @@ HEADLINES = {
     "realised": "chain_vs_plain / what the chain's calls alone would allow",
     "overhead_share": "of the chain's decode time: what is neither forward, nor judge, nor sampling and accepting",
     "share_of_floor": "the memory-traffic floor of a plain step / its decode seconds",
-    "outputs_equal": "greedy outputs of every method and peer equal generate()'s, token for token",
+    "batch_speedup": "plain decoding, several prompts together / one at a time, prompts a second",
+    "batch_speedup_chain": "the chain, several prompts together / one at a time, prompts a second",
+    "outputs_equal": "greedy outputs of every method and peer equal generate()'s, and in a batch those of batch 1",
 }
 KEPT = ("accept/alpha", "accept/mean_length", "speed/c", "speed/v", "speed/attainable", "speed/predicted_speedup")
 
@@ -48,11 +50,13 @@ def as_json(measured: Measured) -> dict[str, Any]:
         "chain_vs_plain": rate_ratio(decoding(timed[chain]), decoding(timed[PLAIN])),
         "chain_vs_generate": rate_ratio(whole(timed[chain]), whole(timed[GENERATE])),
     }
+    batch = measured.batched.as_json() if measured.batched else None
     headlines = {
         **{name: ratios[name].value for name in ("plain_vs_generate", "chain_vs_assisted", "chain_vs_plain")},
         "realised": best["realised"],
         "overhead_share": parts[chain][HOST],
         "share_of_floor": measured.floor.seconds / step,
+        **({} if batch is None else _batch_headlines(batch, chain)),
         "outputs_equal": not measured.differences,
     }
     return {
@@ -63,6 +67,7 @@ def as_json(measured: Measured) -> dict[str, Any]:
         "differences": [asdict(difference) for difference in measured.differences],
         "methods": {name: _method(measured, name) for name in timed if name != FIRST_TOKEN},
         "skipped": dict(measured.skipped),
+        "batch": batch,
         "gammas": {str(gamma): found for gamma, found in by_gamma.items()},
         "best": best,
         "shares": parts,
@@ -76,6 +81,11 @@ def as_json(measured: Measured) -> dict[str, Any]:
         },
         "environment": dict(measured.environment),
     }
+
+
+def _batch_headlines(batch: Mapping[str, Any], chain: str) -> dict[str, float]:
+    names = {"batch_speedup": PLAIN, "batch_speedup_chain": chain}
+    return {name: batch["methods"][method]["speedup"]["value"] for name, method in names.items()}
 
 
 def _chains(measured: Measured) -> list[Any]:
@@ -143,17 +153,26 @@ def table(result: Mapping[str, Any]) -> str:
             f"{gamma:>7}{found['alpha']:>8.3f}{found['c']:>7.3f}{found['v']:>7.2f}{found['attainable']:>11.2f}x"
             f"{found['speedup']:>9.2f}x{found['realised']:>10.2f}"
         )
+    lines += ["", *_batch_lines(result["batch"])] if result["batch"] else []
     lines.append("")
     for name, parts in result["shares"].items():
         lines.append(f"{name:<22}" + ", ".join(f"{part} {share:.1%}" for part, share in parts.items()))
     lines.append("")
-    for name, text in HEADLINES.items():
+    for name, text in ((name, text) for name, text in HEADLINES.items() if name in result):
         value = result[name]
         shown = str(value).lower() if isinstance(value, bool) else f"{value:.3f}"
-        lines.append(f"{name:<18}{shown:>7}  {text}")
+        lines.append(f"{name:<20}{shown:>7}  {text}")
     if result["differences"]:
         lines.append(_warning(result["differences"]))
     return "\n".join(lines)
+
+
+def _batch_lines(batch: Mapping[str, Any]) -> list[str]:
+    lines = [f"{batch['prompts']} prompts, prompts/s{'one at a time':>18}{batch['size']:>9} together"]
+    for name, found in batch["methods"].items():
+        alone, together = (found[key]["value"] for key in ("prompts_per_second_alone", "prompts_per_second"))
+        lines.append(f"{name:<22}{alone:>18.2f}{together:>18.2f}{found['speedup']['value']:>8.2f}x")
+    return lines
 
 
 def _warning(differences: Sequence[Mapping[str, Any]]) -> str:
@@ -168,7 +187,9 @@ def _warning(differences: Sequence[Mapping[str, Any]]) -> str:
 
 def metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """For MLflow: the headlines, everyone's speed, and the chain's metrics at the best gamma."""
-    found = {f"bench/{name}": float(result[name]) for name in (*HEADLINES, "best_gamma")}
+    found = {f"bench/{name}": float(result[name]) for name in (*HEADLINES, "best_gamma") if name in result}
+    for name, method in (result["batch"] or {"methods": {}})["methods"].items():
+        found[f"batch/prompts_per_second_{name}"] = method["prompts_per_second"]["value"]
     for name, method in result["methods"].items():
         found[f"speed/end_to_end_{name}"] = method["end_to_end_tokens_per_second"]["value"]
     found |= {name: result["best"][key] for name in KEPT if (key := name.rpartition("/")[2]) in result["best"]}

@@ -1,0 +1,117 @@
+"""How many prompts a second several together give, beside one at a time: the same prompts, methods and models, greedy.
+
+Whole passes over the prompts are timed, prefill included, interleaved, in an order that turns from repeat to repeat.
+What came out at either size is compared afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
+
+import torch
+
+from specexp.decoding.dice import CertainDice
+from specexp.engine import Engine, Request
+from specexp.errors import ModelError, PromptError
+from specexp.evaluation.contenders import Own, rotated
+from specexp.evaluation.equality import Difference, differences
+from specexp.evaluation.runner import Prepared
+from specexp.evaluation.statistics import Timed, rate, rate_ratio
+from specexp.lm.hf import HFModel
+
+BATCHES = 3  # at least so many of prompts: rows that are done go on with the next one
+WARM_UP_TOKENS = 8
+Pass = tuple[str, int]  # name of a method, prompts together
+
+
+@dataclass(frozen=True, slots=True)
+class Batched:
+    """Seconds of each pass by repeats, over `num_prompts`, one at a time and `size` together."""
+
+    size: int
+    num_prompts: int
+    seconds: Mapping[Pass, Sequence[float]]
+    differences: Sequence[Difference]
+
+    def as_json(self) -> dict[str, Any]:
+        methods = {}
+        for name in dict.fromkeys(name for name, _ in self.seconds):
+            alone, together = (Timed([self.num_prompts], [self.seconds[name, size]]) for size in (1, self.size))
+            methods[name] = {
+                "prompts_per_second_alone": asdict(rate(alone)),
+                "prompts_per_second": asdict(rate(together)),
+                "speedup": asdict(rate_ratio(together, alone)),
+            }
+        return {"size": self.size, "prompts": self.num_prompts, "methods": methods}
+
+
+def measure(prepared: Prepared, contenders: Sequence[Own], size: int, bar: Any) -> Batched:
+    """Time these methods at both sizes. Raises ModelError when memory runs out."""
+    prompts = _prompts(prepared, BATCHES * size)
+    passes: list[tuple[Own, int]] = list(product(contenders, (1, size)))
+    for contender, rows in passes:
+        _pass(prepared, contender, rows, list(prompts.values())[:size], WARM_UP_TOKENS)
+    seconds: dict[Pass, list[float]] = {(contender.name, rows): [] for contender, rows in passes}
+    outputs: dict[str, list[list[int]]] = {}
+    for repeat in range(_repeats(prepared)):
+        for contender, rows in rotated(passes, repeat, 0):
+            bar.set_postfix_str(named(contender.name, rows))
+            limit = prepared.experiment.max_new_tokens
+            taken, found = _pass(prepared, contender, rows, list(prompts.values()), limit)
+            seconds[contender.name, rows].append(taken)
+            outputs[named(contender.name, rows)] = found
+            bar.update()
+    model = prepared.pair.models["target"]
+    assert isinstance(model, HFModel)
+    reference = named(contenders[0].name, 1)
+    unequal = differences(prepared.pair, model.module.dtype, prompts, outputs, reference)
+    return Batched(size, len(prompts), seconds, unequal)
+
+
+def num_passes(prepared: Prepared, num_contenders: int) -> int:
+    return 2 * num_contenders * _repeats(prepared)
+
+
+def _repeats(prepared: Prepared) -> int:
+    """Half as many as of single prompts: a pass is long."""
+    return max(1, prepared.experiment.repeats // 2)
+
+
+def named(name: str, size: int) -> str:
+    return name if size == 1 else f"{name}_batch{size}"
+
+
+def _prompts(prepared: Prepared, most: int) -> dict[str, list[int]]:
+    """The prepared prompts, and more of the task where it has more that fit."""
+    found = {example.prompt_id: ids for example, ids in zip(prepared.examples, prepared.prompts, strict=True)}
+    engine = Engine(prepared.pair.models)
+    for example in prepared.task.examples(max(most, len(found)))[len(found) :]:
+        ids = prepared.pair.text.encode(example.messages())
+        try:
+            engine.room_for(ids, prepared.experiment.max_new_tokens)
+        except PromptError:
+            continue
+        found[example.prompt_id] = ids
+    return found
+
+
+def _pass(
+    prepared: Prepared, contender: Own, rows: int, prompts: Sequence[list[int]], limit: int
+) -> tuple[float, list[list[int]]]:
+    """Seconds over all prompts, and what came of each."""
+    engine = Engine(prepared.pair.models, prepared.pair.eos_ids, rows=rows)
+    prepared.pair.models["target"].wait()
+    start = time.perf_counter()
+    try:
+        requests = (Request(contender.setting.decoder, ids, limit, CertainDice()) for ids in prompts)
+        found = dict(engine.generate_all(requests))
+    except torch.OutOfMemoryError as error:
+        words = (str(error).strip().splitlines() or ["out of memory"])[0]
+        raise ModelError(
+            f"{contender.name}, {rows} prompts at a time: {words} Lower batch or max_new_tokens."
+        ) from error
+    return time.perf_counter() - start, [found[place].token_ids for place in range(len(prompts))]
