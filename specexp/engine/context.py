@@ -86,6 +86,8 @@ class Context:
         assert self._use_cache, "tokens that were not planned stand in the cache alone"
         assert self._parents is None, "a chain goes on behind a tree"
         self._num_slots += num
+        self.num_calls += num
+        self.num_positions += num
 
     @property
     def num_slots(self) -> int:
