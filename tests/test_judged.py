@@ -318,7 +318,8 @@ def check_decoding_reads_the_features_that_mining_kept(lab: Lab) -> None:
             for row, at in zip(features, range(len(drafted)), strict=True):
                 rows: dict[str, Any] = {}
                 for role in ("target", "draft"):
-                    previous, own = miner.rows(role, [*ids, *drafted[:at]], drafted[at])
+                    look = miner.rows(role, [*ids, *drafted[:at]], drafted[at])
+                    ((_, (previous, own)),) = miner._engine.run_all([look])
                     rows |= {f"{role}_previous": previous, f"{role}_token": own}
                 kept = np.concatenate([rows[part] for part in MODES[mode].parts])
                 assert np.abs(np.array(row) - kept).max() <= lab.tolerance
