@@ -136,12 +136,12 @@ class OwnSession:
         start, num = self.length, tokens.shape[0]
         cos, sin = own.angles(start + num)
         if branches is None:
-            cos, sin, sees = cos[start : start + num], sin[start : start + num], None
+            cos, sin, tree = cos[start : start + num], sin[start : start + num], None
         else:
-            sees, at = visible(start, num, branches)
-            positions = sent(at[start:], own.device)
+            tree = visible(start, num, branches)
+            positions = sent(tree[1][start:], own.device)
             cos, sin = cos.index_select(0, positions), sin.index_select(0, positions)
-        alone = _Alone(pool, self.row, start, num, sees, branches)
+        alone = _Alone(pool, self.row, start, num, tree)
         with Threads(own.threads[num > 1]):
             x = own(tokens, cos, sin, alone)
         pool.lengths[self.row] = start + num
@@ -231,9 +231,7 @@ def grouped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) 
 class _Alone:
     """Attention of one row: its keys are a slice."""
 
-    def __init__(
-        self, pool: Pool, row: int, start: int, num: int, sees: Tensor | None, branches: Branches | None
-    ) -> None:
+    def __init__(self, pool: Pool, row: int, start: int, num: int, tree: tuple[Tensor, Tensor] | None = None) -> None:
         own = pool.forward
         self.flat, self.split = pool.flat[row], pool.split[row]
         self.start, self.num, self.stop = start, num, start + num
@@ -241,11 +239,8 @@ class _Alone:
         self.masks: dict[int, Tensor | None] = {}
         for window in set(own.windows):
             mask = None
-            if sees is not None:
-                at = torch.arange(self.stop)
-                assert branches is not None
-                at[branches.base :] = branches.base + torch.tensor(branches.depths[: self.stop - branches.base])
-                mask = additive(sent(near(sees, at, window), own.device), own.dtype)
+            if tree is not None:
+                mask = additive(sent(near(*tree, window), own.device), own.dtype)
                 mask = mask.repeat_interleave(group, dim=0)
             elif num > 1 or (window and self.stop > window):
                 mask = pool.band(num, start, window)
