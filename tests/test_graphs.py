@@ -25,7 +25,7 @@ from specexp.engine import Decoder, Engine
 from specexp.lm import graphs
 from specexp.lm.bucketed import tree_masks
 from specexp.lm.hf import HFModel
-from specexp.lm.model import Branches
+from specexp.lm.model import Branches, Feed
 from tape import Tape
 
 FAMILIES = ("llama", "qwen2", "mistral_window")
@@ -96,10 +96,12 @@ def test_captured_decoding_gives_the_same_tokens_and_counts(both: Any, family: s
     assert accepted > 0, "no chain was ever accepted whole: two tokens were never fed first"
 
 
+@pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("warp", WARPS)
-def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(both: Any, warp: str) -> None:
+def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(both: Any, warp: str, recorded: bool) -> None:
     """Tokens, q and hidden rows, from a prompt's end and behind two tokens, at two places of the sequence."""
     plain, captured = (pair["draft"] for pair in both("llama"))
+    captured = captured if recorded else plain
     ask = Draft(5, WARPS[warp], hidden=True, own=True)
     for seed, length in ((0, 5), (1, 5), (2, 3)):
         for fresh in ([8], [8, 30]):
@@ -118,7 +120,8 @@ def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(both: Any, wa
                     else dice.pick(q[-1][0], 7 + seed + step, graphs.DRAFT)[None]
                 )
                 tokens.append(int(fed[0]))
-            found: Any = whole.draft(captured.ids(fresh), ask, length, dice, 7 + seed)
+            assert captured.drafts(ask, dice)
+            found: Any = captured.draft(Feed(whole, captured.ids(fresh), 1, True), ask, length, dice, 7 + seed)
             assert found.tokens.tolist() == tokens[:length]
             assert whole.length == steps.length
             assert torch.allclose(found.hidden, torch.cat(states)[: length + 1], atol=1e-5)

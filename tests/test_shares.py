@@ -7,16 +7,29 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import build
+from conftest import build, disturbed
+from specexp.decoding.asks import Draft
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.dice import CertainDice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
 from specexp.evaluation import floor
-from specexp.evaluation.shares import PARTS, Stopwatch, TimedDecoder, TimedDice, TimedModel, shares
+from specexp.evaluation.shares import (
+    PARTS,
+    Stopwatch,
+    TimedDecoder,
+    TimedDice,
+    TimedModel,
+    TimedSession,
+    TimedWarp,
+    shares,
+)
 from specexp.evaluation.statistics import Timed, rate, rate_ratio
+from specexp.lm.hf import HFModel
+from specexp.lm.model import Feed
 from specexp.lm.toy import ToyModel, ToySession
+from tape import Tape
 
 FEED, THROW = 100.0, 10.0  # seconds that the hand turns the clock by
 READ = 0.25  # and what reading it takes
@@ -87,6 +100,51 @@ def test_a_judge_is_charged_apart_from_accepting(hand: Hand) -> None:
     seconds, out = instrumented(hand, Chain(DraftModel(3), Slow(), Warp()), [1, 2, 3])
     assert seconds["judge"] == pytest.approx(7.0 * out.num_rounds)
     assert seconds["sampling"] == pytest.approx(THROW * out.num_drafted)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_a_chain_that_a_model_drafts_in_one_go_is_charged_as_it_is_made(temperature: float) -> None:
+    """Its forwards to the draft, its sampling to sampling: the path that is timed is the one that is looked into."""
+    hand, drafts = Hand(), HFModel(disturbed(build("llama"), 0.06), "draft")
+    assert drafts.own is not None
+    forward, warp = drafts.own.__call__, Warp(temperature)
+    calls = []
+
+    class Slow:
+        """The forward, which takes its time."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(drafts.own, name)
+
+        def __call__(self, *arguments: Any) -> Any:
+            calls.append(arguments[0].shape[0])
+            hand.now += FEED
+            return forward(*arguments)
+
+    watch = Stopwatch(hand)
+    session = drafts.session()
+    session.pool.forward = Slow()  # type: ignore[attr-defined]
+    timed = TimedModel(drafts, "draft", watch)
+    dice = TimedDice(dice_for(temperature, 0, "p"), watch)
+    ask = Draft(4, TimedWarp(temperature, watch=watch))
+    assert timed.drafts(ask, dice)
+    watch.begin()
+    found = timed.draft(Feed(TimedSession(session, "draft", watch), drafts.ids([5, 6]), 1), ask, 4, dice, 0)
+    watch.end()
+    assert (len(calls), found.tokens.shape[0]) == (5, 4)
+    seconds = watch.seconds()
+    assert seconds["draft"] == pytest.approx(5 * FEED)
+    assert seconds["host"] == pytest.approx(0)
+    opened = {True: 4, False: 8}[warp.greedy]  # a choice; or a warp and a throw
+    assert watch.num_opened("sampling") == opened
+
+
+def test_a_recording_takes_no_watched_dice_or_warps() -> None:
+    captured = HFModel(build("llama"), "draft", graphs=Tape())
+    watch = Stopwatch()
+    assert captured.drafts(Draft(4, Warp()), CertainDice())
+    assert not captured.drafts(Draft(4, TimedWarp(watch=watch)), CertainDice())
+    assert not captured.drafts(Draft(4, Warp(0.7)), TimedDice(dice_for(0.7, 0, "p"), watch))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])

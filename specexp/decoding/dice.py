@@ -69,10 +69,12 @@ class HashDice:
         return _race(weights, -xp.log(self.uniform(position[:, None], purpose, tokens)))
 
     def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
+        # One row, wherever it stands: noise of every position that it might be costs many times as much.
         xp = array_namespace(weights)
-        bonus = self._noise(weights, position + num_drafted, 1, TARGET)
-        rows = xp.concat([self._noise(weights, position, num_drafted, RESIDUAL), bonus]) if num_drafted else bonus
-        return _race(weights, xp.take(rows, num_accepted[None], axis=0)[0])
+        all_accepted = xp.astype(num_accepted == num_drafted, xp.int64)
+        purpose = RESIDUAL + (TARGET - RESIDUAL) * all_accepted
+        tokens = xp.arange(weights.shape[-1], dtype=xp.int64, device=device(weights))
+        return _race(weights, -xp.log(self.uniform(num_accepted + position, purpose, tokens)))
 
     def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:
         xp = array_namespace(prob)

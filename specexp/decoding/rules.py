@@ -65,7 +65,8 @@ class Warp:
             ids = xp.arange(logits.shape[-1], device=device(logits))
             return xp.astype(ids[None, :] == self.first(logits)[:, None], logits.dtype)
         # The largest goes first: no temperature, however small, then overflows.
-        p = _softmax(xp, (logits - xp.max(logits, axis=-1, keepdims=True)) / self.temperature)
+        weights = xp.exp((logits - xp.max(logits, axis=-1, keepdims=True)) / self.temperature)
+        p = weights / xp.sum(weights, axis=-1, keepdims=True)
         if not self.top_k and self.top_p == 1:
             return p
         order = xp.argsort(p, axis=-1, descending=True, stable=True)
@@ -88,11 +89,6 @@ def best(logits: Array, count: int) -> tuple[Array, Array]:
     highest = xp.max(logits, axis=-1, keepdims=True)
     mass = highest + xp.log(xp.sum(xp.exp(logits - highest), axis=-1, keepdims=True))
     return xp.take_along_axis(logits, order, axis=-1) - mass, order
-
-
-def _softmax(xp: Any, logits: Array) -> Array:
-    weights = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
-    return weights / xp.sum(weights, axis=-1, keepdims=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

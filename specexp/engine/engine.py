@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 from array_api_compat import array_namespace, device, to_device
@@ -60,6 +61,11 @@ class Engine:
         draft: object = models.get("draft") if rows == 1 and cached else None
         self._drafts = draft if isinstance(draft, Drafts) else None
         self.num_host_reads = 0
+
+    @cached_property
+    def _nothing(self) -> Array:
+        """No token, where the target is and verifying happens."""
+        return self._models["target"].ids([])
 
     def room_for(self, prompt_ids: Sequence[int], max_new_tokens: int, role: Role = "target") -> int:
         """Tokens that can be emitted behind this prompt: `max_new_tokens`, or what the model's context leaves."""
@@ -339,7 +345,7 @@ class Engine:
         context.went_on(length - 1 + ask.own)
         for positions in (feed.tokens.shape[0], *[1] * (length - 1 + ask.own)):
             run.fed("draft", positions)
-        place = device(self._models["target"].ids([]))
+        place = device(self._nothing)
         parts = (found.tokens, found.q, found.hidden)
         return Drafted(*(None if part is None else to_device(part, place) for part in parts))
 
@@ -357,11 +363,12 @@ class Engine:
 
     def _drafted(self, chain: _Chain, greedy: bool) -> Drafted:
         # Verifying happens where the target is.
-        nothing = self._models["target"].ids([])
-        place = device(nothing)
+        place = device(self._nothing)
         if not chain.tokens:
-            xp = array_namespace(nothing)
-            return Drafted(nothing, xp.zeros((0, self._models["draft"].vocab_size), dtype=xp.float32, device=place))
+            xp = array_namespace(self._nothing)
+            return Drafted(
+                self._nothing, xp.zeros((0, self._models["draft"].vocab_size), dtype=xp.float32, device=place)
+            )
         q = None if greedy else to_device(_joined(chain.rows), place)
         hidden = to_device(_joined(chain.hidden), place) if chain.hidden else None
         return Drafted(to_device(_joined(chain.tokens), place), q, hidden)

@@ -18,7 +18,7 @@ from specexp.decoding.chain import Chain, Rule
 from specexp.decoding.dice import Dice
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder
-from specexp.lm.model import Array, Branches, Feed, Model, Session, one_by_one
+from specexp.lm.model import Array, Branches, Drafts, Feed, Model, Session, one_by_one
 
 HOST, SAMPLING, JUDGE = "host", "sampling", "judge"
 PARTS = ("draft", "target", JUDGE, SAMPLING, HOST)
@@ -75,6 +75,10 @@ class Stopwatch:
         self._seconds[self._open[-1]] += now - self._mark
         self._mark = now
 
+    def num_opened(self, name: str) -> int:
+        """How often this region was entered."""
+        return self._num_opened[name]
+
     def seconds(self) -> dict[str, float]:
         """Seconds of each part, without what opening and closing regions cost."""
         empty = Stopwatch(self._clock, self._wait)
@@ -120,6 +124,15 @@ class TimedModel:
     def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
         return one_by_one(feeds)
 
+    def drafts(self, ask: Draft, dice: Dice) -> bool:
+        return isinstance(self._model, Drafts) and self._model.drafts(ask, dice)
+
+    def draft(self, feed: Feed, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
+        assert isinstance(self._model, Drafts), "asked of a model that drafts nothing by itself"
+        assert isinstance(feed.session, TimedSession), "a session of another model"
+        inner = replace(feed, session=feed.session.inner)
+        return self._watch.timed(self._role, self._model.draft)(inner, ask, length, dice, position)
+
     def ids(self, tokens: Sequence[int]) -> Array:
         return self._model.ids(tokens)
 
@@ -137,13 +150,13 @@ class TimedSession:
     """A session of a timed model."""
 
     def __init__(self, session: Session, role: Role, watch: Stopwatch) -> None:
-        self._session = session
+        self.inner = session
         self._feed = watch.timed(role, session.feed)
         self._keep = watch.timed(role, session.keep)
 
     @property
     def length(self) -> int:
-        return self._session.length
+        return self.inner.length
 
     def feed(
         self, tokens: Array, rows: int, hidden: bool = False, branches: Branches | None = None
@@ -154,7 +167,7 @@ class TimedSession:
         self._keep(length, slots)
 
     def slots(self) -> object:
-        return self._session.slots()
+        return self.inner.slots()
 
 
 class TimedDice:

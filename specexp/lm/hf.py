@@ -24,7 +24,9 @@ from transformers.utils import logging as transformers_logging
 
 from specexp.decoding.asks import Draft, Drafted
 from specexp.decoding.dice import Dice, HashDice
+from specexp.decoding.rules import Warp
 from specexp.errors import ModelError
+from specexp.lm.drafting import draft_chain
 from specexp.lm.graphs import SPARE, Capture, CudaGraphs, Graphs, GraphSession
 from specexp.lm.kv import OwnSession, Pool, near, together, tune, visible
 from specexp.lm.model import CHUNK, Branches, Feed, Session, in_pieces, one_by_one
@@ -310,12 +312,17 @@ class HFModel:
         return together(feeds)
 
     def drafts(self, ask: Draft, dice: Dice) -> bool:
-        known = ask.warp.greedy or isinstance(dice, HashDice)
-        return self.capture is not None and known and not ask.min_probability
+        if self.own is None or ask.min_probability:
+            return False
+        # A recording holds the warp and the dice themselves: those that do more than they say cannot go into one.
+        plain = type(ask.warp) is Warp and (ask.warp.greedy or isinstance(dice, HashDice))
+        return self.capture is None or plain
 
     def draft(self, feed: Feed, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
-        assert isinstance(feed.session, GraphSession)
-        return feed.session.draft(feed.tokens, ask, length, dice, position)
+        if isinstance(feed.session, GraphSession):
+            return feed.session.draft(feed.tokens, ask, length, dice, position)
+        assert isinstance(feed.session, OwnSession)
+        return draft_chain(feed.session, feed.tokens, ask, length, dice, position)
 
     def ids(self, tokens: Sequence[int]) -> Array:
         return integers(tokens, self.device)

@@ -91,6 +91,11 @@ class Pool:
             here[:, length : length + len(slots)] = here.index_select(1, kept)
         self.lengths[row] = length + len(slots)
 
+    def logits(self, x: Tensor) -> Tensor:
+        """What follows final hidden rows[N, D]: [N, V] in float32, of the ids that are used."""
+        found = self.forward.head(x).float()
+        return found if self.known is None or self.known >= found.shape[1] else found[:, : self.known]
+
     def feed_together(self, feeds: Sequence[tuple[int, Feed]]) -> list[tuple[Tensor, Tensor | None]]:
         """Feed several rows in one pass over the weights."""
         own, many = self.forward, _Together(self, feeds)
@@ -99,7 +104,7 @@ class Pool:
         for row, feed in feeds:
             self.lengths[row] += feed.tokens.shape[0]
         chosen = x.index_select(0, many.wanted)
-        logits = own.head(chosen).float()[:, : self.known]
+        logits = self.logits(chosen)
         sizes = [feed.rows for _, feed in feeds]
         parts, hidden = torch.split(logits, sizes), torch.split(chosen, sizes)
         return [(part, h if feed.hidden else None) for part, h, (_, feed) in zip(parts, hidden, feeds, strict=True)]
@@ -126,9 +131,7 @@ class OwnSession:
         if num > CHUNK and branches is None:
             return in_pieces(self.feed, torch.split(tokens, CHUNK), rows, hidden)
         chosen = self._run(tokens, branches)[num - rows :]
-        logits = own.head(chosen).float() if rows else chosen.new_empty(0, own.head.weight.shape[0])
-        if pool.known is not None and pool.known < logits.shape[1]:
-            logits = logits[:, : pool.known]
+        logits = pool.logits(chosen) if rows else chosen.new_empty(0, pool.known or own.head.weight.shape[0])
         return logits, chosen if hidden else None
 
     def _run(self, tokens: Tensor, branches: Branches | None) -> Tensor:
@@ -141,7 +144,7 @@ class OwnSession:
             tree = visible(start, num, branches)
             positions = sent(tree[1][start:], own.device)
             cos, sin = cos.index_select(0, positions), sin.index_select(0, positions)
-        alone = _Alone(pool, self.row, start, num, tree)
+        alone = Alone(pool, self.row, start, num, tree)
         with Threads(own.threads[num > 1]):
             x = own(tokens, cos, sin, alone)
         pool.lengths[self.row] = start + num
@@ -228,7 +231,7 @@ def grouped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) 
     return found.view(kv_heads, num, group, -1).transpose(0, 1).reshape(num, -1)
 
 
-class _Alone:
+class Alone:
     """Attention of one row: its keys are a slice."""
 
     def __init__(self, pool: Pool, row: int, start: int, num: int, tree: tuple[Tensor, Tensor] | None = None) -> None:

@@ -1,0 +1,48 @@
+"""A draft's whole chain on one row of a pool, step by step, with nothing between its forwards but the sampling.
+
+What `engine.py` does for any model and any number of rows, for the one case that is timed: here no step goes through
+the engine, plans a feed or enters a context of its own. It is not recorded; `graphs.py` does that where it can be done.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from specexp.decoding.asks import Draft, Drafted
+from specexp.decoding.dice import DRAFT, Dice
+from specexp.lm.kv import Alone, OwnSession
+from specexp.lm.threads import Threads
+
+
+@torch.inference_mode()
+def draft_chain(session: OwnSession, tokens: Tensor, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
+    """`Drafts.draft` behind tokens[n]: length drafted tokens, the first drawn at `position`."""
+    pool, own, warp = session.pool, session.pool.forward, ask.warp
+    steps = length + ask.own
+    if tokens.shape[0] > 1:
+        session.feed(tokens[:-1], rows=0)
+        tokens = tokens[-1:]
+    start = session.length
+    pool.reach(start + steps)
+    cos, sin = own.angles(start + steps)
+    drawn: list[Tensor] = []
+    rows: list[Tensor] = []
+    states: list[Tensor] = []
+    with Threads(own.threads[False]):
+        for step in range(steps):
+            at = start + step
+            x = own(tokens, cos[at : at + 1], sin[at : at + 1], Alone(pool, session.row, at, 1))
+            states.append(x)
+            if step == length:  # only for the hidden row behind the last token
+                break
+            logits = pool.logits(x)
+            if warp.greedy:
+                tokens = warp.first(logits)
+            else:
+                rows.append(warp(logits))
+                tokens = dice.pick(rows[-1][0], position + step, DRAFT)[None]
+            drawn.append(tokens)
+    pool.lengths[session.row] = start + steps
+    hidden = torch.cat(states) if ask.hidden or ask.own else None
+    return Drafted(torch.cat(drawn), None if warp.greedy else torch.cat(rows), hidden)
