@@ -109,7 +109,7 @@ def _name(asked: Order, labels: LabelSet) -> str:
 def _register(name: str, address: str, judge: Candidate, present: Any, labels: LabelSet) -> Any:
     from specexp.judge import comparing, registry
 
-    version = registry.register(address, name)
+    version = registry.register(address, name, judge.judge.facts)
     if present is None:
         return registry.crown(name, version, True, "the first of this name")
     old, champion = present

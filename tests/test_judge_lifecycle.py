@@ -137,6 +137,9 @@ def test_train_judge_compares_calibrates_logs_and_registers(workplace: Path) -> 
     facts = Judge.load(workplace / "judge").facts
     assert (facts.requested_recall, facts.target, facts.features) == (0.95, "t" * 16, "both")
     version = MlflowClient().get_model_version_by_alias("autojudge", "champion")
+    wanted = {"features": "both", "target": "a", "draft": "b", "task": "arith", "verdict": "champion"}
+    assert wanted.items() <= version.tags.items(), "the registry's page names what it fits"
+    assert "judge=models:/autojudge@champion" in MlflowClient().get_registered_model("autojudge").description
     assert version.version in (1, "1")
 
 

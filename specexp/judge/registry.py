@@ -21,12 +21,17 @@ from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
 from specexp.errors import JudgeError
-from specexp.judge.judge import FACTS, Judge
+from specexp.judge.judge import FACTS, Facts, Judge
 
 NAME = "autojudge"
 CHAMPION, CHALLENGER = "champion", "challenger"
 HERE = Path(__file__).resolve().parent
 REQUIREMENTS = ("mlflow", "numpy", "safetensors", "array-api-compat")
+_ABOUT = """Judges of AutoJudge (arXiv 2504.20039): each says of a drafted token that the target would not have chosen
+whether that mismatch would change the answer.
+
+Decode with one: `mlflow run . -e evaluate -P judge=models:/{name}@champion`. A judge fits the pair, the tokenizer and
+the features that its version's tags name, and is refused by any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +70,18 @@ def log(
     return str(info.model_uri)
 
 
-def register(uri: str, name: str) -> str:
-    """A new version of the registered model `name`."""
-    return str(mlflow.register_model(uri, name).version)
+def register(uri: str, name: str, facts: Facts) -> str:
+    """A new version of the registered model `name`, tagged with what it fits; its page says what it is for."""
+    client, made = MlflowClient(), mlflow.register_model(uri, name)
+    for key, value in (
+        ("target", facts.target_name), ("draft", facts.draft_name), ("task", facts.task), ("kind", facts.kind),
+        ("features", facts.features), ("threshold", f"{facts.threshold:.4g}"), ("recall", f"{facts.recall:.4g}"),
+    ):  # fmt: skip
+        if value:
+            client.set_model_version_tag(name, made.version, key, value)
+    if not client.get_registered_model(name).description:
+        client.update_registered_model(name, _ABOUT.format(name=name))
+    return str(made.version)
 
 
 def champion(name: str) -> tuple[str, Judge | None] | None:
