@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from specexp.config import TREES, TreeConfig
 from specexp.engine.costs import Costs
-from specexp.evaluation.records import Record
 from specexp.evaluation.paired import accuracy, against, paired, speedup, timed
+from specexp.evaluation.records import Record
 from specexp.evaluation.statistics import rate
 from specexp.evaluation.trees import check_trees, tree_metrics
 
@@ -108,7 +108,7 @@ def _alone(records: Sequence[Record], compared: bool, batch: int) -> dict[str, f
         found["accept/mean_length"] = timed(records, "num_rounds")
     if batch == 1 and not compared:
         found["speed/tokens_per_second"] = timed(records, "seconds")
-    ends = {}
+    ends: dict[str, float] = {}
     for name, each in found.items():
         if len(each.tokens) > 1:  # of one prompt nothing can be drawn
             interval = rate(each)
