@@ -19,6 +19,7 @@ import mlflow
 from mlflow import entities
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
+from pandas import DataFrame
 
 from specexp.errors import OutputError
 from specexp.tasks.example import Dataset
@@ -122,7 +123,7 @@ def _fill(client: MlflowClient, run_id: str, content: RunContent, skip_metrics: 
     there = {file.path for file in client.list_artifacts(run_id)} if content.tables else set()
     for name, columns in content.tables.items():
         if name not in there:  # MLflow would put the rows behind those of an attempt before
-            client.log_table(run_id, {key: list(values) for key, values in columns.items()}, name)
+            client.log_table(run_id, DataFrame(dict(columns), dtype=object), name)
 
 
 def _input(dataset: Dataset, context: str) -> DatasetInput:
