@@ -18,7 +18,7 @@ class Shown:
 
     def agrees(self) -> bool:
         """Whether the text is the value, rounded, as it stands, in per cent or in thousandths."""
-        below = re.search(r"< ?0?\.001", self.text)
+        below = re.search(r"<\s?0?\.001", self.text)
         if below:
             return self.value < 0.001
         number = re.search(r"[+\u2212-]?[\d,]*\.?\d+", self.text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def _positions(comparison: Comparison) -> Any:
     shown = [entry for entry in comparison.entries if reach(entry)]
     if not shown:
         return None
-    figure, (axes,) = _beside(shown, 4.4)
+    figure, (axes,) = _beside(shown, 4.4, filled=True)
     for entry in shown:
         shares = [100 * share for share in reach(entry)]
         style = "--" if entry.config.tree else "-"
@@ -173,8 +174,8 @@ def _positions(comparison: Comparison) -> Any:
     axes.set_ylim(0, 106)
     axes.set_xlim(0.6, max(len(reach(entry)) for entry in shown) + 1)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    _number(axes, shown, [(len(reach(e)), 100 * reach(e)[-1]) for e in shown],
-            [(i, 100 * share) for e in shown for i, share in enumerate(reach(e), 1)])  # fmt: skip
+    drawn = [[(i, 100 * share) for i, share in enumerate(reach(e), 1)] for e in shown]
+    _number(axes, shown, [line[-1] for line in drawn], _along(drawn))
     return figure
 
 
@@ -205,26 +206,36 @@ def _predicted(comparison: Comparison) -> Any:
     shown = [entry for entry in comparison.entries if "speed/attainable" in entry.metrics and y in entry.metrics]
     if not shown:
         return None
-    figure, (axes,) = _beside(shown, 4.6)
-    most = 0.0
+    figure, (axes,) = _beside(shown, 4.6, filled=True)
+    most, drawn = 0.0, []
     for entry in shown:
         value, ends = entry.metrics[y], entry.interval(y) or (entry.metrics[y],) * 2
         attainable = entry.metrics["speed/attainable"]
         predicted = entry.metrics.get("speed/predicted_speedup", attainable)
         axes.plot([attainable, predicted], [value, value], color=_color(entry), lw=0.8, alpha=0.5)
         axes.errorbar(attainable, value, yerr=[[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]],
-                      fmt="o", ms=5, color=_color(entry), lw=1)  # fmt: skip
+                      fmt=_shape(entry)["marker"], ms=5, color=_color(entry), lw=1)  # fmt: skip
         if "speed/predicted_speedup" in entry.metrics:
-            axes.plot(predicted, value, "o", ms=5, mfc="white", mec=_color(entry))
+            axes.plot(predicted, value, _shape(entry)["marker"], ms=5, mfc="white", mec=_color(entry))
         most = max(most, attainable, predicted, value, ends[1])
+        drawn += [[(attainable, value), (predicted, value)], [(attainable, ends[0]), (attainable, ends[1])]]
     axes.plot([0, 1.05 * most], [0, 1.05 * most], color="#bbbbbb", lw=0.8, zorder=0)
     axes.set(xlim=(0, 1.05 * most), ylim=(0, 1.05 * most), ylabel="measured speed-up",
              xlabel="speed-up by the calls alone (filled: attainable, hollow: i.i.d. formula)")  # fmt: skip
-    _number(axes, shown, [(e.metrics["speed/attainable"], e.metrics[y]) for e in shown])
+    _number(axes, shown, [(e.metrics["speed/attainable"], e.metrics[y]) for e in shown], _along(drawn))
     return figure
 
 
-def _beside(shown: Sequence[Entry], height: float, below: float = 0.0) -> tuple[Any, list[Any]]:
+def _along(lines: Sequence[Sequence[Point]]) -> list[Point]:
+    """Points on these lines, close enough that no number fits between two."""
+    found = [point for line in lines for point in line]
+    for line in lines:
+        for a, b in pairwise(line):
+            found += [(a[0] + (b[0] - a[0]) * i / 8, a[1] + (b[1] - a[1]) * i / 8) for i in range(1, 8)]
+    return found
+
+
+def _beside(shown: Sequence[Entry], height: float, below: float = 0.0, filled: bool = False) -> tuple[Any, list[Any]]:
     """A plot with the numbered names beside it, as high as these need, and one more `below`, that many inches high."""
     from matplotlib.figure import Figure  # no pyplot: nothing global, no window
     from matplotlib.lines import Line2D
@@ -237,7 +248,7 @@ def _beside(shown: Sequence[Entry], height: float, below: float = 0.0) -> tuple[
     if below:
         axes.append(figure.add_axes((left, 0.5 / height, wide, (below - 0.75) / height)))
     handles = [
-        Line2D([], [], ls="", ms=6, mec=_color(e), label=f"{e.number}  {_short(e.label, 24)}", **_shape(e))
+        Line2D([], [], ls="", ms=6, mec=_color(e), label=f"{e.number}  {_short(e.label, 24)}", **_shape(e, filled))
         for e in shown
     ]
     figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(1 - BESIDE / WIDTH, 1 - 0.1 / height), fontsize=8,
@@ -275,11 +286,10 @@ def _number(axes: Any, shown: Sequence[Entry], at: Sequence[Point], others: Sequ
         )  # fmt: skip
 
 
-def _shape(entry: Entry) -> dict[str, Any]:
-    """A square is plain decoding, a disc lossless, a hollow diamond lossy."""
-    if entry.config.method == "baseline":
-        return {"marker": "s", "mfc": _color(entry)}
-    return {"marker": "o", "mfc": _color(entry)} if entry.lossless else {"marker": "D", "mfc": "white"}
+def _shape(entry: Entry, filled: bool = False) -> dict[str, Any]:
+    """A square is plain decoding, a disc lossless, a diamond lossy: hollow, unless all are `filled`."""
+    marker = "s" if entry.config.method == "baseline" else "o" if entry.lossless else "D"
+    return {"marker": marker, "mfc": _color(entry) if filled or entry.lossless else "white"}
 
 
 def _color(entry: Entry) -> str:
