@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +50,7 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
     from specexp.evaluation.output import OutputFolder
 
     folder = OutputFolder(folder_path, resolved, resume)
-    from specexp.evaluation import report, runner
+    from specexp.evaluation import report, runner, split
 
     prepared = runner.prepare(resolved, _judges(resolved))
     with folder.open() as records:
@@ -59,19 +60,31 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
         key = f"{uid_of(folder)}/comparison"
         whole = not tracking.attached() and not runner.missing(prepared, records)
         run_id = tracking.find(key, finished=True) if whole else None
+        commands = commands_of(experiment, folder_path, flags)
         if run_id:
-            report.show(prepared, folder, runner.summary(prepared, folder, records.records))
+            report.show(prepared, folder, records.records, commands)
         else:
             tags = {"method": "comparison", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
             tags["batch"] = str(resolved.batch)
             with tracking.comparison(key, f"compare {resolved.name}", tags) as run_id:
                 runner.run(prepared, folder, records)
-                found = runner.summary(prepared, folder, records.records)
-                report.show(prepared, folder, found)
-                report.publish(prepared, folder, records.records, found, run_id, uid_of(folder))
+                if resolved.batch == 1:
+                    split.measure(prepared, folder, records.records)
+                shown = report.show(prepared, folder, records.records, commands)
+                report.publish(prepared, folder, records.records, shown, run_id, uid_of(folder))
         address = tracking.chart_address(run_id)
     click.echo(f"records: {folder.path / 'records.jsonl'}")
     click.echo(f"charts (after `make ui`): {address}")
+
+
+def commands_of(experiment: str, folder: Path, flags: Mapping[str, str]) -> list[str]:
+    """What decodes the same again into another folder, and what shows this one again."""
+    given = {"experiment": experiment, **{name: value for name, value in flags.items() if value}}
+    line = ["python", "-m", "entrypoints", "evaluate"]
+    for name, value in given.items():
+        line += [f"--{name.replace('_', '-')}", str(value)]
+    again = folder.with_name(f"{folder.name}-again")
+    return [shlex.join([*line, "--output", str(again)]), shlex.join([*line, "--output", str(folder), "--resume"])]
 
 
 def _judges(resolved: config.Experiment) -> dict[str, Judge]:

@@ -12,13 +12,14 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlflow
 from mlflow import entities
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
+from pandas import DataFrame
 
 from specexp.errors import OutputError
 from specexp.tasks.example import Dataset
@@ -38,6 +39,7 @@ class RunContent:
     metrics: Mapping[str, float]
     files: Sequence[Path] = ()
     dataset: Dataset | None = None
+    tables: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)  # columns by artifact name
 
 
 def find(key: str, finished: bool = False) -> str | None:
@@ -79,9 +81,15 @@ def _newest(client: MlflowClient, key: str) -> Run | None:
     return found[0] if found else None
 
 
-def log_comparison(run_id: str, metrics: Mapping[str, float], files: Sequence[Path], dataset: Dataset) -> None:
-    """Metrics, files and data of the comparison run. Its parameters are those that `mlflow run` logs, raw."""
-    _fill(MlflowClient(), run_id, RunContent("", {}, {}, metrics, files, dataset))
+def log_comparison(
+    run_id: str, metrics: Mapping[str, float], files: Sequence[Path], dataset: Dataset, verdict: Sequence[str] = ()
+) -> None:
+    """Metrics, files and data of the comparison run; the first sentence of a verdict is a tag, all are its description.
+
+    Its parameters are those that `mlflow run` logs, raw.
+    """
+    tags = {"verdict": verdict[0], "mlflow.note.content": "\n\n".join(verdict)} if verdict else {}
+    _fill(MlflowClient(), run_id, RunContent("", tags, {}, metrics, files, dataset))
 
 
 def log_flat(key: str, content: RunContent, parent_id: str) -> str:
@@ -112,6 +120,10 @@ def _fill(client: MlflowClient, run_id: str, content: RunContent, skip_metrics: 
         client.log_inputs(run_id, datasets=[_input(content.dataset, "evaluation")])
     for path in content.files:
         client.log_artifact(run_id, str(path))
+    there = {file.path for file in client.list_artifacts(run_id)} if content.tables else set()
+    for name, columns in content.tables.items():
+        if name not in there:  # MLflow would put the rows behind those of an attempt before
+            client.log_table(run_id, DataFrame(dict(columns), dtype=object), name)
 
 
 def _input(dataset: Dataset, context: str) -> DatasetInput:

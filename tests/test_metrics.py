@@ -8,7 +8,6 @@ import pytest
 
 from specexp.engine.costs import Costs
 from specexp.evaluation.metrics import check_identities, summarise
-from specexp.evaluation.statistics import mcnemar_p, wilson
 
 
 def record(label: str, prompt: str, **more: Any) -> dict[str, Any]:
@@ -132,11 +131,3 @@ def test_identities_hold_for_good_records() -> None:
 def test_a_broken_count_is_noticed(broken: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
         check_identities(chain("a", **broken))
-
-
-def test_wilson_and_mcnemar() -> None:
-    # Newcombe (1998), table I: 81 of 263, Wilson without continuity correction.
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert wilson(0, 20)[0] == 0.0
-    assert mcnemar_p(0, 0) == 1.0
-    assert mcnemar_p(0, 6) == pytest.approx(2 * 0.5**6)

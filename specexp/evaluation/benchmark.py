@@ -16,15 +16,12 @@ import torch
 from tqdm import tqdm
 
 from specexp import config
-from specexp.decoding.dice import dice_for
-from specexp.engine import Engine
 from specexp.errors import ModelError
-from specexp.evaluation import batching, environment, floor, peers, runner
+from specexp.evaluation import batching, environment, floor, peers, runner, split
 from specexp.evaluation.contenders import Contender, Own, Theirs, Timing, rotated, sampled
 from specexp.evaluation.equality import Difference, differences
 from specexp.evaluation.peers import Peer
 from specexp.evaluation.runner import Prepared
-from specexp.evaluation.shares import Stopwatch, TimedDecoder, TimedDice, TimedModel
 from specexp.evaluation.statistics import Timed, rate
 from specexp.lm.hf import HFModel
 
@@ -101,7 +98,7 @@ def measure(prepared: Prepared, with_compiled: bool) -> Measured:
         search,
         timed,
         runner.median_of(measured),
-        {PLAIN: split(own[PLAIN]), best: split(own[best])},
+        {name: _split(own[name]) for name in (PLAIN, best)},
         floor.measure(model, sum(middle) / len(middle)),
         batched,
     )
@@ -201,6 +198,12 @@ def _costs(prepared: Prepared) -> Mapping[str, Any]:
     return found
 
 
+def _split(contender: Own) -> dict[str, float]:
+    """Seconds of each part of a greedy run that is instrumented, on some of the prompts."""
+    prepared = contender.prepared
+    return split.seconds(prepared, contender.setting.decoder, SPLIT_PROMPTS, prepared.experiment.max_new_tokens, 0.0)
+
+
 def _time(contender: Contender, index: int, repeat: int) -> Timing:
     try:
         return contender.time(index, repeat)
@@ -223,21 +226,3 @@ def decoding(timings: Sequence[Sequence[Timing]]) -> Timed:
 
 def _timed(timings: Sequence[Sequence[Timing]], seconds: Callable[[Timing], float]) -> Timed:
     return Timed([len(row[0].token_ids) for row in timings], [[seconds(timing) for timing in row] for row in timings])
-
-
-def split(contender: Own) -> dict[str, float]:
-    """Seconds of each part of a greedy run that is instrumented, on some of the prompts."""
-    prepared = contender.prepared
-    models = prepared.pair.models
-
-    def wait() -> None:
-        for model in models.values():
-            model.wait()
-
-    watch = Stopwatch(wait=wait)
-    engine = Engine({role: TimedModel(model, role, watch) for role, model in models.items()}, prepared.pair.eos_ids)
-    decoder = TimedDecoder(contender.setting.decoder, watch)
-    for example, ids in list(zip(prepared.examples, prepared.prompts, strict=True))[:SPLIT_PROMPTS]:
-        dice = TimedDice(dice_for(0, 0, example.prompt_id), watch)
-        engine.generate(decoder, ids, prepared.experiment.max_new_tokens, dice)
-    return watch.seconds()

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 
 from specexp.config import TREES, TreeConfig
 from specexp.engine.costs import Costs
+from specexp.evaluation.paired import accuracy, against, paired, speedup, timed
 from specexp.evaluation.records import Record
-from specexp.evaluation.statistics import bootstrap_mean, mcnemar_p, wilson
+from specexp.evaluation.statistics import rate
 from specexp.evaluation.trees import check_trees, tree_metrics
 
 
@@ -48,6 +49,8 @@ def summarise(
     batch: int = 1,
 ) -> dict[str, float]:
     """Metrics of one setting (`gamma` 0: it drafts no chain). `baseline` holds plain decoding on the same prompts.
+
+    Of one repeat, or of several together: intervals and tests count each prompt once.
 
     `steps` are the draft's forwards in a round of a chain: gamma, or one more for a judge that reads the draft's own
     row. Where a chain's length `varies` by itself, its rounds are taken as they were counted; so are a tree's. Of
@@ -87,10 +90,30 @@ def summarise(
             reached = sum(sum(record["accepted_histogram"][i:]) for record in records)
             metrics[f"accept/position_{i}"] = reached / rounds
     if baseline:
-        metrics |= _against(records, baseline, batch)
+        metrics |= against(records, baseline, batch)
     if baseline and costs is not None and batch == 1 and (drafts_chain or records[0]["method"] in TREES):
         metrics |= _attainable(records, costs, gamma, 0 if varies else steps or gamma, metrics)
-    return metrics | _quality(records) | _by_category(records, baseline if batch == 1 else ())
+    return (
+        metrics
+        | _alone(records, bool(baseline), batch)
+        | accuracy(records)
+        | _by_category(records, baseline if batch == 1 else ())
+    )
+
+
+def _alone(records: Sequence[Record], compared: bool, batch: int) -> dict[str, float]:
+    """Intervals of what needs no other method: a length, and a speed where nothing is `compared`."""
+    found = {}
+    if records[0]["method"] not in ("baseline", "draft_only"):
+        found["accept/mean_length"] = timed(records, "num_rounds")
+    if batch == 1 and not compared:
+        found["speed/tokens_per_second"] = timed(records, "seconds")
+    ends: dict[str, float] = {}
+    for name, each in found.items():
+        if len(each.tokens) > 1:  # of one prompt nothing can be drawn
+            interval = rate(each)
+            ends |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return ends
 
 
 def _attainable(
@@ -140,55 +163,5 @@ def _by_category(records: Sequence[Record], baseline: Sequence[Record]) -> dict[
         if group[0]["method"] != "draft_only":
             metrics[f"category/mean_length_{name}"] = sum(len(r["token_ids"]) for r in group) / rounds
         if baseline:
-            metrics[f"category/speedup_{name}"] = _speedup(_paired(group, baseline), "seconds")
+            metrics[f"category/speedup_{name}"] = speedup(paired(group, baseline), "seconds")
     return metrics
-
-
-def _paired(records: Sequence[Record], baseline: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """Each record with plain decoding's of the same prompt, turn and repeat."""
-    theirs = {(r["prompt_id"], r["turn"], r["repeat"]): r for r in baseline}
-    return [(r, theirs[r["prompt_id"], r["turn"], r["repeat"]]) for r in records]
-
-
-def _speedup(pairs: Sequence[tuple[Record, Record]], *keys: str) -> float:
-    """Tokens a second of the first of each pair over those of the second; `keys` are the seconds that count."""
-
-    def rate(side: int) -> float:
-        return sum(len(p[side]["token_ids"]) for p in pairs) / float(sum(p[side][k] for p in pairs for k in keys))
-
-    return rate(0) / rate(1)
-
-
-def _against(records: Sequence[Record], baseline: Sequence[Record], batch: int) -> dict[str, float]:
-    """Compared with plain decoding in the same batch: speed from sums, answers and outputs pairwise."""
-    pairs = _paired(records, baseline)
-    metrics = {}
-    if batch == 1:
-        metrics["speed/speedup"] = _speedup(pairs, "seconds")
-        metrics["speed/speedup_end_to_end"] = _speedup(pairs, "seconds", "prefill_seconds")
-    else:
-        metrics["batch/speedup"] = _speedup(pairs, "seconds")
-    # Behind a history of its own a method answers another prompt than the baseline.
-    same = [pair for pair in pairs if pair[0]["paired"]]
-    metrics["quality/equal_to_baseline"] = sum(a["token_ids"] == b["token_ids"] for a, b in same) / len(same)
-    checked = [(a["correct"], b["correct"]) for a, b in same if a["correct"] is not None]
-    if checked:
-        gained = sum(a and not b for a, b in checked)
-        lost = sum(b and not a for a, b in checked)
-        metrics["quality/accuracy_delta"] = (gained - lost) / len(checked)
-        low, high = bootstrap_mean([float(a) - float(b) for a, b in checked])
-        metrics |= {"quality/accuracy_delta_low": low, "quality/accuracy_delta_high": high}
-        metrics["quality/mcnemar_p"] = mcnemar_p(gained, lost)
-    return metrics
-
-
-def _quality(records: Sequence[Record]) -> dict[str, float]:
-    checked = [bool(r["correct"]) for r in records if r["correct"] is not None]
-    if not checked:
-        return {}
-    low, high = wilson(sum(checked), len(checked))
-    return {
-        "quality/accuracy": sum(checked) / len(checked),
-        "quality/accuracy_low": low,
-        "quality/accuracy_high": high,
-    }

@@ -6,8 +6,11 @@ data.json          where the prompts came from, and their hash
 judges.json        which judges decoded, and what they were made for
 environments.json  what was loaded and where it ran, by the name that records give it
 costs.json         measured seconds per call
+shares.json        where the time goes, by an instrumented run of its own
 mlflow.json        what names the MLflow runs made for it
 summary.json       metrics by run name, once all is done
+report.html        what all this comes to
+figures/           the report's figures
 trees-NAME.png     how deep a tree method's accepted paths go, and by which of the draft's choices
 """
 

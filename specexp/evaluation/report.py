@@ -1,79 +1,104 @@
-"""What an evaluation shows when it is done: the table in the terminal, summary.json, and the MLflow runs."""
+"""What an evaluation shows when it is done: table and verdict in the terminal, report.html, and the MLflow runs."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from specexp import tracking
 from specexp.config import TREES, MethodConfig
+from specexp.evaluation import charts, page, split, table
+from specexp.evaluation.comparison import Comparison, compare, is_lossless
 from specexp.evaluation.figures import draw_trees
-from specexp.evaluation.methods import LOSSLESS
 from specexp.evaluation.output import OutputFolder
-from specexp.evaluation.records import Record
-from specexp.evaluation.runner import Prepared, Summary
+from specexp.evaluation.records import Record, write_whole
+from specexp.evaluation.runner import Prepared, Summary, summary
+from specexp.evaluation.verdict import verdict
+from specexp.evaluation.words import plain
 
-COLUMNS = (
-    ("tok/s", "speed/tokens_per_second", "{:.0f}"),
-    ("speed-up", "speed/speedup", "{:.2f}x"),
-    ("attainable", "speed/attainable", "{:.2f}x"),
-    ("prompts/s", "batch/prompts_per_second", "{:.2f}"),
-    ("tok/s", "batch/tokens_per_second", "{:.0f}"),
-    ("vs baseline", "batch/speedup", "{:.2f}x"),
-    ("tokens/call", "accept/mean_length", "{:.2f}"),
-    ("alpha", "accept/alpha", "{:.3f}"),
-    ("accuracy", "quality/accuracy", "{:.1%}"),
-    ("= baseline", "quality/equal_to_baseline", "{:.0%}"),
-)
+PAGE = "report.html"
+TOKENS = "tokens.html"
+OUTPUTS = "outputs.json"  # of a flat run: prompts and outputs, for the UI's side-by-side view
+MOST_OUTPUTS = 50
 
 
-def table(metrics: dict[str, dict[str, float]], greedy: bool, batch: int = 1) -> str:
-    """Metrics by run name, as aligned text; an empty cell is a metric the method does not have.
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was shown, for the runs to hold: metrics by label and repeat, and everything together."""
 
-    Sampled outputs differ from the baseline's even where their distribution is the same: no column compares them.
-    Speeds of prompts that were decoded in a `batch` say so in their heads, and have no column of batch 1 beside them.
+    summary: Summary
+    comparison: Comparison
+    charts: Sequence[charts.Chart]
+    verdict: Sequence[str]
+
+
+def show(prepared: Prepared, output: OutputFolder, records: Sequence[Record], commands: Sequence[str]) -> Report:
+    """Print table and verdict; write summary.json, figures and report.html, from what the folder holds.
+
+    `commands` run the whole again, and show it again.
     """
-    other = "batch/" if batch == 1 else "speed/"
-    columns = [
-        (f"{head}, batch {batch}" if key.startswith("batch/") else head, key, form)
-        for head, key, form in COLUMNS
-        if not key.startswith(other) and (greedy or key != "quality/equal_to_baseline")
-    ]
-    rows = [["", *(head for head, _, _ in columns)]]
-    for name, found in metrics.items():
-        rows.append([name, *(form.format(found[key]) if key in found else "" for _, key, form in columns)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for name, *cells in rows:
-        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *padded]))
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def show(prepared: Prepared, output: OutputFolder, found: Summary) -> None:
-    """Print the table, and write summary.json."""
-    repeats = prepared.experiment.repeats
-    named = {_name(label, repeat, repeats): metrics for (label, repeat), metrics in found.items()}
+    experiment = prepared.experiment
+    found = summary(prepared, output, records)
+    named = {_name(label, repeat, experiment.repeats): metrics for (label, repeat), metrics in found.items()}
     output.write_json("summary.json", named)
-    print(table(named, prepared.experiment.temperature == 0, prepared.experiment.batch))
-    disturbed = [name for name, metrics in named.items() if _disturbed(metrics)]
-    if disturbed:
-        print(
-            f"warning: {', '.join(disturbed)}: faster than the measured calls allow; something else was running."
+    comparison = compare(prepared, output, records)
+    drawn = charts.draw(comparison, output.path / "figures")
+    warnings = _warnings(comparison, output, named)
+    said = [plain(sentence) for sentence in verdict(comparison)]
+    files = ("environments", "costs", "shares", "data", "judges")
+    folder = page.Folder(
+        {name: output.read_json(f"{name}.json") for name in files},
+        [(TOKENS, "Token by token: where each token came from")] if (output.path / TOKENS).exists() else [],
+        commands,
+        warnings,
+    )
+    write_whole(output.path / PAGE, page.render(comparison, folder, drawn))
+    together = {entry.label: entry.metrics for entry in comparison.entries}
+    print(table.terminal(together, experiment.temperature == 0, experiment.batch, experiment.repeats))
+    for warning in warnings:
+        print(f"warning: {warning}")
+    print(f"verdict: {said[0]}")
+    print(f"report: {output.path / PAGE}")
+    return Report(found, comparison, drawn, said)
+
+
+def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dict[str, float]]) -> list[str]:
+    """What a reader should know before the numbers."""
+    experiment = comparison.experiment
+    found = []
+    if disturbed := [name for name, metrics in named.items() if _disturbed(metrics)]:
+        found.append(
+            f"{', '.join(disturbed)}: faster than the measured calls allow; something else was running."
             " Measure again on a quiet machine."
         )
+    if experiment.temperature == 0:
+        key = "quality/equal_to_baseline"
+        unequal = [e.label for e in comparison.entries if e.lossless and e.metrics.get(key, 1.0) < 1]
+        if unequal and experiment.history == "baseline":
+            found.append(f"{', '.join(unequal)}: lossless, but not every greedy output equals plain decoding's.")
+    if len(output.read_json("environments.json") or {}) > 1:
+        found.append("The records come from several environments (below): speeds of one may not be those of another.")
+    if experiment.batch > 1:
+        found.append(
+            f"Prompts were decoded {experiment.batch} together: speeds are of the batch, and no latency of a prompt."
+        )
+    elif output.read_json(split.FILE) is None:
+        found.append(f"The time split was left out: it would have taken more than {split.SECONDS:.0f} seconds.")
+    if experiment.history != "baseline":
+        found.append("From the second turn on each method answers behind its own history: only first turns are paired.")
+    return found
 
 
-def publish(
-    prepared: Prepared, output: OutputFolder, records: Sequence[Record], found: Summary, run_id: str, uid: str
-) -> None:
+def publish(prepared: Prepared, output: OutputFolder, records: Sequence[Record], report: Report, run_id: str,
+            uid: str) -> None:  # fmt: skip
     """Log all runs. Called again after a kill, it completes what is missing and repeats nothing."""
     experiment = prepared.experiment
     methods = {setting.config.label: setting.config for setting in prepared.settings}
-    for (label, repeat), metrics in found.items():
+    shares = {entry.label: entry.shares for entry in report.comparison.entries}
+    for (label, repeat), metrics in report.summary.items():
         mine = [r for r in records if (r["label"], r["repeat"]) == (label, repeat)]
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "records.jsonl"
@@ -82,7 +107,7 @@ def publish(
                 name=_name(label, repeat, experiment.repeats),
                 tags=_tags(prepared, methods[label], metrics),
                 params=_params(prepared, methods[label], mine[0]["seed"]),
-                metrics=metrics,
+                metrics={**metrics, **{f"share/{part}": share for part, share in shares[label].items()}},
                 files=[
                     path,
                     output.path / "config.json",
@@ -90,18 +115,34 @@ def publish(
                     *_figures(output, methods[label], _name(label, repeat, experiment.repeats), mine),
                 ],
                 dataset=prepared.task.dataset(),
+                tables={OUTPUTS: _outputs(prepared, mine)},
             )
             tracking.log_flat(f"{uid}/{label}/{repeat}", content, run_id)
-    exact = [label for label, method in methods.items() if method.method in LOSSLESS - {"baseline"}]
-    gains = [m["speed/speedup"] for (label, _), m in found.items() if label in exact and "speed/speedup" in m]
-    files = [
-        output.path / name
-        for name in ("records.jsonl", "config.json", "data.json", "environments.json", "summary.json", "costs.json")
-    ]
-    if prepared.judges:
-        files.append(output.path / "judges.json")
-    best = {"speed/best_lossless_speedup": max(gains)} if gains else {}
-    tracking.log_comparison(run_id, best, files, prepared.task.dataset())
+    names = ("records.jsonl", "config.json", "data.json", "environments.json", "summary.json", "costs.json")
+    files = [output.path / name for name in (*names, PAGE)]
+    files += [path for name in ("judges.json", split.FILE) if (path := output.path / name).exists()]
+    tracking.log_comparison(run_id, _best(report.comparison), files, prepared.task.dataset(), report.verdict)
+    tracking.log_folder(run_id, "figures", [chart.path for chart in report.charts])
+
+
+def _best(comparison: Comparison) -> dict[str, float]:
+    exact = [e for e in comparison.entries if e.lossless and e.config.method != "baseline"]
+    gains = [e.metrics["speed/speedup"] for e in exact if "speed/speedup" in e.metrics]
+    return {"speed/best_lossless_speedup": max(gains)} if gains else {}
+
+
+def _outputs(prepared: Prepared, records: Sequence[Record]) -> dict[str, list[str]]:
+    """The first prompts and what came of them, as columns of text."""
+    turns = {example.prompt_id: example.turns for example in prepared.examples}
+    order = {prompt_id: place for place, prompt_id in enumerate(turns)}
+    some = sorted(records, key=lambda r: (order[r["prompt_id"]], r["turn"]))[:MOST_OUTPUTS]
+    known = {name: ["" if r[name] is None else str(r[name]) for r in some] for name in ("answer", "gold", "correct")}
+    return {
+        "prompt": [turns[r["prompt_id"]][r["turn"]] for r in some],
+        "output": [r["text"] for r in some],
+        **known,
+        "prompt_id": [r["prompt_id"] for r in some],
+    }
 
 
 def _figures(output: OutputFolder, method: MethodConfig, name: str, records: Sequence[Record]) -> list[Path]:
@@ -125,7 +166,7 @@ def _tags(prepared: Prepared, method: MethodConfig, metrics: dict[str, float]) -
         "group": method.label,
         "pair": experiment.pair,
         "task": experiment.task,
-        "lossless": str(method.method in LOSSLESS).lower(),
+        "lossless": str(is_lossless(method, experiment.temperature)).lower(),
         "batch": str(experiment.batch),
     }
     if experiment.history != "baseline":

@@ -248,22 +248,30 @@ def _environment(prepared: Prepared, output: OutputFolder) -> str:
 def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> Summary:
     """Metrics by (label, repeat)."""
     found = costs_of(output.read_json("costs.json"))
-    groups: dict[tuple[str, int], list[Record]] = {}
+    repeats: dict[int, list[Record]] = {}
     for record in records:
-        groups.setdefault((record["label"], record["repeat"]), []).append(record)
-    plain = {key[1]: group for key, group in groups.items() if group[0]["method"] == "baseline"}
+        repeats.setdefault(record["repeat"], []).append(record)
+    metrics = {repeat: pooled(prepared, found, group) for repeat, group in sorted(repeats.items())}
+    return {(label, repeat): metrics[repeat][label] for label in metrics[0] for repeat in metrics}
+
+
+def pooled(prepared: Prepared, measured: costs.Costs | None, records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """Metrics by label, of all these records: of one repeat, or of several together."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record["label"], []).append(record)
+    plain = next((group for group in groups.values() if group[0]["method"] == "baseline"), [])
     return {
-        (setting.config.label, repeat): summarise(
-            groups[setting.config.label, repeat],
-            plain.get(repeat, []),
-            found,
+        setting.config.label: summarise(
+            groups[setting.config.label],
+            plain,
+            measured,
             setting.config.gamma,
             setting.config.gamma + setting.own,
             setting.varies,
             prepared.experiment.batch,
         )
         for setting in prepared.settings
-        for repeat in range(prepared.experiment.repeats)
     }
 
 

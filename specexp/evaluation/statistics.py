@@ -1,40 +1,83 @@
 """The statistics that are reported, from scipy and numpy; nothing here knows what is being compared.
 
+The unit is the prompt: what stands on one prompt, its turns and its repeats, is drawn, swapped and counted together,
+since repeats of a prompt tell little more about other prompts. Everything random has a fixed seed.
+
 Shapes: P prompts, R repeats, B bootstrap samples.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import norm
 
 Array = np.ndarray[Any, Any]
+SIGNIFICANT = 0.05
+POWER = 0.8
+RESAMPLES = 2000
+PERCENTILES = (2.5, 97.5)
+ALL_SWAPS = 12  # prompts up to which every way to swap is tried
+SWAPS = 4999  # and how many are drawn beyond
+CHUNK = 500  # of them at a time: a matrix of all would be large
 
 
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for a share."""
-    interval = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+def wilson(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for a share (Wilson 1927).
+
+    With several repeats of a prompt, `trials` is the number of prompts and `successes` their mean shares' sum, no whole
+    number: the interval is then too wide rather than too narrow.
+    """
+    z = float(norm.ppf((1 + confidence) / 2))
+    share = successes / trials
+    middle = share + z * z / (2 * trials)
+    reach = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    low, high = ((middle + sign * reach) / (1 + z * z / trials) for sign in (-1, 1))
+    return (low if successes > 0 else 0.0), (high if successes < trials else 1.0)
 
 
-def mcnemar_p(gained: int, lost: int) -> float:
-    """Exact two-sided McNemar p of a paired comparison, from its discordant pairs."""
-    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+def sign_flip_p(differences: Sequence[int]) -> float:
+    """Exact two-sided p of a paired comparison: one whole-numbered difference for each prompt.
+
+    Under the null hypothesis each difference could as well have had the other sign: p is the share of all sign
+    patterns whose sum is as far from 0. With differences of -1, 0 and 1 this is the exact McNemar test; with repeats,
+    where a prompt's differences are summed first, McNemar's would count a prompt several times.
+    """
+    sizes = [abs(d) for d in differences if d]
+    whole = sum(sizes)
+    chance = np.zeros(2 * whole + 1)  # of each sum, from -whole on
+    chance[whole] = 1.0
+    for size in sizes:
+        chance = 0.5 * (np.roll(chance, size) + np.roll(chance, -size))  # no sum reaches the ends too early
+    far = np.abs(np.arange(-whole, whole + 1)) >= abs(sum(differences))
+    return min(1.0, float(chance[far].sum()))
 
 
-def bootstrap_mean(values: Sequence[float], confidence: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean; the same values always give the same interval."""
-    if len(set(values)) == 1:
-        return float(values[0]), float(values[0])
-    found = bootstrap(
-        (np.asarray(values, dtype=float),), np.mean, confidence_level=confidence, n_resamples=resamples,
-        method="percentile", rng=np.random.default_rng(0),
-    ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)
+def prompts_needed(discordance: float, difference: float = 0.01) -> int:
+    """Prompts at which a paired test at the 5 % level finds this difference of two shares with 80 % power.
+
+    `discordance` is the share of prompts on which the two differ, with repeats the mean of the squared mean difference.
+    n = (z_0.975 sqrt(d) + z_0.8 sqrt(d - delta^2))^2 / delta^2, Connor 1987 (Biometrics 43, 207-211), after Miettinen
+    1968. Below `difference` of discordant prompts there cannot be such a difference: d is taken as no less, which is
+    the fewest prompts that any pair of methods would need. Where no discordant prompt was seen, that is a lower bound.
+    """
+    d = max(discordance, difference)
+    level, power = float(norm.ppf(1 - SIGNIFICANT / 2)), float(norm.ppf(POWER))
+    root = level * math.sqrt(d) + power * math.sqrt(d - difference**2)
+    return math.ceil((root / difference) ** 2)
+
+
+def bootstrap_mean(values: Sequence[float]) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a mean; the same values always give the same interval."""
+    every = np.asarray(values, dtype=float)
+    drawn = every[np.random.default_rng(0).integers(len(every), size=(RESAMPLES, len(every)))].mean(axis=1)
+    low, high = np.percentile(drawn, PERCENTILES)
+    return float(low), float(high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +107,56 @@ def rate_ratio(ours: Timed, theirs: Timed) -> Interval:
     return _interval(lambda prompts, repeats: _rates(ours, prompts, repeats) / _rates(theirs, prompts, repeats), ours)
 
 
+def swap_p(ours: Timed, theirs: Timed) -> float:
+    """Two-sided p of `rate_ratio` being 1, R = 1: a permutation test that swaps the two on whole prompts.
+
+    Under the null hypothesis ours and theirs could be swapped on any prompt. p is the share of swaps whose ratio is as
+    far from 1; of all swaps up to 12 prompts, beyond them of 4,999 drawn ones and the one that was seen. It cannot be
+    below 2 / 2^P: with fewer than 6 prompts nothing is significant.
+    """
+    mine, other = (np.column_stack([x.tokens, np.asarray(x.seconds)[:, 0]]).astype(float) for x in (ours, theirs))
+    num_prompts = len(mine)
+    seen = _far(np.zeros((1, num_prompts)), mine, other)[0]
+    enough = seen * (1 - 1e-9)  # the mirrored swap's rounding differs
+    if num_prompts <= ALL_SWAPS:
+        swaps = np.array(list(product((0.0, 1.0), repeat=num_prompts)))
+        return float(np.mean(_far(swaps, mine, other) >= enough))
+    rng = np.random.default_rng(0)
+    hits = 0
+    for start in range(0, SWAPS, CHUNK):
+        swaps = rng.integers(2, size=(min(CHUNK, SWAPS - start), num_prompts)).astype(float)
+        hits += int(np.sum(_far(swaps, mine, other) >= enough))
+    return (1 + hits) / (1 + SWAPS)
+
+
+def _far(swaps: Array, mine: Array, other: Array) -> Array:
+    """|log ratio| of rates for each row of swaps[B, P]; mine[P, 2] and other[P, 2] are tokens and seconds."""
+    moved = swaps @ (other - mine)
+    a, b = mine.sum(axis=0) + moved, other.sum(axis=0) - moved
+    found: Array = np.abs(np.log(a[:, 0] / a[:, 1]) - np.log(b[:, 0] / b[:, 1]))
+    return found
+
+
 def _rates(timed: Timed, prompts: Array, repeats: Array) -> Array:
     """One rate for each row of prompts[B, P] and repeats[B, R]."""
-    middle_PB = np.median(np.asarray(timed.seconds)[:, repeats], axis=-1)
-    seconds = np.take_along_axis(middle_PB.T, prompts, axis=1).sum(axis=1)
+    every_PR = np.asarray(timed.seconds)
+    if every_PR.shape[1] == 1:
+        seconds = every_PR[:, 0][prompts].sum(axis=1)
+    else:
+        middle_PB = np.median(every_PR[:, repeats], axis=-1)
+        seconds = np.take_along_axis(middle_PB.T, prompts, axis=1).sum(axis=1)
     found: Array = np.asarray(timed.tokens)[prompts].sum(axis=1) / seconds
     return found
 
 
-def _interval(rates: Callable[[Array, Array], Array], like: Timed, resamples: int = 2000) -> Interval:
+def _interval(rates: Callable[[Array, Array], Array], like: Timed) -> Interval:
     """Percentile bootstrap over prompts and repeats; the same timings always give the same interval."""
     num_prompts, num_repeats = np.asarray(like.seconds).shape
     whole = rates(np.arange(num_prompts)[None], np.arange(num_repeats)[None])
     rng = np.random.default_rng(0)
     drawn = rates(
-        rng.integers(num_prompts, size=(resamples, num_prompts)),
-        rng.integers(num_repeats, size=(resamples, num_repeats)),
+        rng.integers(num_prompts, size=(RESAMPLES, num_prompts)),
+        rng.integers(num_repeats, size=(RESAMPLES, num_repeats)),
     )
-    low, high = np.percentile(drawn, (2.5, 97.5))
+    low, high = np.percentile(drawn, PERCENTILES)
     return Interval(float(whole[0]), float(low), float(high))

@@ -1,0 +1,333 @@
+"""The comparison's figures, as PNG files about 900 pixels wide: settings are numbered, and named beside the plot.
+
+Drawn from metrics alone. A figure that has nothing to show is not drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from specexp.evaluation.comparison import Comparison, Entry
+from specexp.evaluation.figures import save
+from specexp.evaluation.placing import Point, places
+from specexp.evaluation.shares import HOST, PARTS
+
+WIDTH = 7.5  # inches, at 120 dots each
+BESIDE = 2.15  # of them for the names
+COLORS = {
+    "baseline": "#444444", "draft_only": "#999999", "speculative": "#0072b2", "lookup": "#56b4e9",
+    "autojudge": "#d55e00", "topk": "#e69f00", "specexec": "#009e73",
+}  # fmt: skip
+PART_COLORS = dict(zip(PARTS, ("#e69f00", "#0072b2", "#d55e00", "#cc79a7", "#bbbbbb"), strict=True))
+PART_NAMES = {"sampling": "sampling, accepting", HOST: "the rest"}
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A figure that was drawn."""
+
+    name: str
+    title: str
+    caption: str
+    path: Path
+
+
+def draw(comparison: Comparison, folder: Path) -> list[Chart]:
+    """All figures that have something to show, into `folder`."""
+    import matplotlib
+
+    folder.mkdir(exist_ok=True)
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        found: list[Chart] = []
+        for name, (title, caption, painter) in CHARTS.items():
+            figure = painter(comparison)
+            if figure is not None:
+                path = folder / f"{name}.png"
+                save(figure, path)
+                found.append(Chart(name, title, caption, path))
+    return found
+
+
+def accepted_shares(entry: Entry) -> list[float]:
+    """Share of rounds that accept 0, 1, 2, ... drafted tokens; empty where nothing is drafted and checked."""
+    longest = max((len(r["accepted_histogram"]) for r in entry.records), default=0)
+    counts = [sum(r["accepted_histogram"][i] for r in entry.records if i < len(r["accepted_histogram"]))
+              for i in range(longest)]  # fmt: skip
+    return [n / sum(counts) for n in counts]
+
+
+def reach(entry: Entry) -> list[float]:
+    """Share of rounds whose first 1, 2, ... drafts, or levels of a tree, are all accepted."""
+    metric = "tree/depth_" if entry.config.tree else "accept/position_"
+    found: list[float] = []
+    while (key := f"{metric}{len(found) + 1}") in entry.metrics:
+        found.append(entry.metrics[key])
+    return found
+
+
+def _frontier(comparison: Comparison) -> Any:
+    x, y = comparison.speed, comparison.quality
+    shown = [entry for entry in comparison.entries if x in entry.metrics and y in entry.metrics]
+    if not y or not shown:
+        return None
+    near = [entry for entry in shown if entry.config.method != "draft_only"]
+    apart = 1 < len(near) < len(shown)  # the draft alone is far from all else: it would leave them no room
+    figure, axes = _beside(shown, 6.6 if apart else 4.6, below=1.9 if apart else 0.0)
+    _frontier_panel(comparison, axes[0], near if apart else shown, near if apart else shown)
+    if apart:
+        _frontier_panel(comparison, axes[1], shown, [entry for entry in shown if entry not in near])
+        axes[1].set(title="with the draft alone")
+        axes[1].title.set(fontsize=8, color="#666666")
+    axes[-1].set_xlabel(_speed_words(comparison))
+    return figure
+
+
+def _frontier_panel(comparison: Comparison, axes: Any, shown: Sequence[Entry], numbered: Sequence[Entry]) -> None:
+    x, y = comparison.speed, comparison.quality
+    for line in _lines(shown):
+        color = _color(line[0])
+        axes.plot([e.metrics[x] for e in line], [100 * e.metrics[y] for e in line], color=color, alpha=0.5, lw=1)
+    for entry in shown:
+        _error_bars(axes, entry, x, y)
+        axes.plot(entry.metrics[x], 100 * entry.metrics[y], ls="", ms=7, mec=_color(entry), **_shape(entry))
+    if comparison.baseline is not None and x.endswith("speedup"):
+        axes.axvline(1, color="#bbbbbb", lw=0.8, zorder=0)
+    what = "accuracy" if y == "quality/accuracy" else "outputs equal to plain's"
+    axes.set(ylabel=f"{what}, %")
+    axes.set_xlim(left=0)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.02 * (high - low), min(high, 100) + 0.08 * (min(high, 100) - low))
+    _number(axes, numbered, [(e.metrics[x], 100 * e.metrics[y]) for e in numbered])
+
+
+def _lines(shown: Sequence[Entry]) -> list[list[Entry]]:
+    """What belongs on one line: a method's dial (threshold, K, budget) at one length, else its lengths."""
+    found = []
+    for method in dict.fromkeys(entry.config.method for entry in shown):
+        mine = [entry for entry in shown if entry.config.method == method]
+        lengths = dict.fromkeys(_length(entry) for entry in mine)
+        if len(lengths) < len(mine):
+            found += [sorted((e for e in mine if _length(e) == length), key=_dial) for length in lengths]
+        else:
+            found.append(sorted(mine, key=_length))
+    return [line for line in found if len(line) > 1]
+
+
+def _length(entry: Entry) -> int:
+    tree = entry.config.tree
+    return tree.max_depth if tree else entry.config.gamma
+
+
+def _dial(entry: Entry) -> float:
+    config = entry.config
+    if config.tree:
+        return config.tree.tree_budget
+    return config.accept_k or (
+        config.threshold if config.threshold is not None else entry.metrics["accept/mean_length"]
+    )
+
+
+def _error_bars(axes: Any, entry: Entry, x: str, y: str) -> None:
+    spans = []
+    for key, scale in ((x, 1), (y, 100)):
+        value, ends = entry.metrics[key], entry.interval(key) or (entry.metrics[key],) * 2
+        spans.append([[scale * max(0.0, value - ends[0])], [scale * max(0.0, ends[1] - value)]])
+    axes.errorbar(
+        entry.metrics[x], 100 * entry.metrics[y], xerr=spans[0], yerr=spans[1],
+        fmt="none", ecolor=_color(entry), alpha=0.4, lw=1,
+    )  # fmt: skip
+
+
+def _histogram(comparison: Comparison) -> Any:
+    shown = [(entry, shares) for entry in comparison.entries if (shares := accepted_shares(entry))]
+    if not shown:
+        return None
+    figure, axes = _rows([entry for entry, _ in shown], 0.36)
+    tallest = max(max(shares) for _, shares in shown)
+    longest = max(len(shares) for _, shares in shown)
+    for row, (entry, shares) in enumerate(shown):
+        heights = [0.86 * share / tallest for share in shares]
+        axes.bar(range(len(shares)), [-h for h in heights], bottom=row + 0.45, width=0.8, color=_color(entry))
+        axes.axhline(row + 0.45, color="#dddddd", lw=0.6, zorder=0)
+        text = f"{entry.metrics['accept/mean_length']:.2f}"
+        axes.text(longest - 0.3, row + 0.3, text, ha="left", va="baseline")
+    axes.text(longest - 0.3, -0.62, "tokens/call", ha="left", va="baseline", fontsize=8, color="#666666")
+    axes.set(xlim=(-0.7, longest - 0.4), xlabel=f"drafted tokens accepted in a round (tallest bar: {tallest:.0%})")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def _positions(comparison: Comparison) -> Any:
+    shown = [entry for entry in comparison.entries if reach(entry)]
+    if not shown:
+        return None
+    figure, (axes,) = _beside(shown, 4.4, filled=True)
+    for entry in shown:
+        shares = [100 * share for share in reach(entry)]
+        style = "--" if entry.config.tree else "-"
+        axes.plot(range(1, len(shares) + 1), shares, style, color=_color(entry), marker=".", lw=1.2, alpha=0.8)
+    axes.set(xlabel="position in the draft (dashed: level of the tree)", ylabel="rounds accepted up to here, %")
+    axes.set_ylim(0, 106)
+    axes.set_xlim(0.6, max(len(reach(entry)) for entry in shown) + 1)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    drawn = [[(i, 100 * share) for i, share in enumerate(reach(e), 1)] for e in shown]
+    _number(axes, shown, [line[-1] for line in drawn], _along(drawn))
+    return figure
+
+
+def _time(comparison: Comparison) -> Any:
+    shown = [entry for entry in comparison.entries if entry.shares and "speed/tokens_per_second" in entry.metrics]
+    if not shown:
+        return None
+    figure, axes = _rows(shown, 0.3)
+    left = [0.0] * len(shown)
+    per_token = [1000 / entry.metrics["speed/tokens_per_second"] for entry in shown]
+    for part in PARTS:
+        widths = [entry.shares[part] * ms for entry, ms in zip(shown, per_token, strict=True)]
+        axes.barh(range(len(shown)), widths, left=left, height=0.7, color=PART_COLORS[part],
+                  label=PART_NAMES.get(part, part))  # fmt: skip
+        for row, (entry, width) in enumerate(zip(shown, widths, strict=True)):
+            if width > 0.07 * max(per_token):
+                axes.text(left[row] + width / 2, row, f"{entry.shares[part]:.0%}", ha="center", va="center",
+                          fontsize=8, color="white" if part in ("target", "judge") else "black")  # fmt: skip
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.set(xlabel="milliseconds a token, as timed, split by an instrumented run's shares")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(PARTS), fontsize=8, frameon=False, borderpad=0,
+                handlelength=1, columnspacing=1)  # fmt: skip
+    return figure
+
+
+def _predicted(comparison: Comparison) -> Any:
+    y = "speed/speedup"
+    shown = [entry for entry in comparison.entries if "speed/attainable" in entry.metrics and y in entry.metrics]
+    if not shown:
+        return None
+    figure, (axes,) = _beside(shown, 4.6, filled=True)
+    most, drawn = 0.0, []
+    for entry in shown:
+        value, ends = entry.metrics[y], entry.interval(y) or (entry.metrics[y],) * 2
+        attainable = entry.metrics["speed/attainable"]
+        predicted = entry.metrics.get("speed/predicted_speedup", attainable)
+        axes.plot([attainable, predicted], [value, value], color=_color(entry), lw=0.8, alpha=0.5)
+        axes.errorbar(attainable, value, yerr=[[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]],
+                      fmt=_shape(entry)["marker"], ms=5, color=_color(entry), lw=1)  # fmt: skip
+        if "speed/predicted_speedup" in entry.metrics:
+            axes.plot(predicted, value, _shape(entry)["marker"], ms=5, mfc="white", mec=_color(entry))
+        most = max(most, attainable, predicted, value, ends[1])
+        drawn += [[(attainable, value), (predicted, value)], [(attainable, ends[0]), (attainable, ends[1])]]
+    axes.plot([0, 1.05 * most], [0, 1.05 * most], color="#bbbbbb", lw=0.8, zorder=0)
+    axes.set(xlim=(0, 1.05 * most), ylim=(0, 1.05 * most), ylabel="measured speed-up",
+             xlabel="speed-up by the calls alone (filled: attainable, hollow: i.i.d. formula)")  # fmt: skip
+    _number(axes, shown, [(e.metrics["speed/attainable"], e.metrics[y]) for e in shown], _along(drawn))
+    return figure
+
+
+def _along(lines: Sequence[Sequence[Point]]) -> list[Point]:
+    """Points on these lines, close enough that no number fits between two."""
+    found = [point for line in lines for point in line]
+    for line in lines:
+        for a, b in pairwise(line):
+            found += [(a[0] + (b[0] - a[0]) * i / 8, a[1] + (b[1] - a[1]) * i / 8) for i in range(1, 8)]
+    return found
+
+
+def _beside(shown: Sequence[Entry], height: float, below: float = 0.0, filled: bool = False) -> tuple[Any, list[Any]]:
+    """A plot with the numbered names beside it, as high as these need, and one more `below`, that many inches high."""
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no window
+    from matplotlib.lines import Line2D
+
+    height = max(height, 0.19 * len(shown) + 0.5)
+    figure = Figure(figsize=(WIDTH, height))
+    left, wide = 0.62 / WIDTH, (WIDTH - BESIDE - 0.72) / WIDTH
+    bottom = below + 0.35 if below else 0.5
+    axes = [figure.add_axes((left, bottom / height, wide, (height - bottom - 0.15) / height))]
+    if below:
+        axes.append(figure.add_axes((left, 0.5 / height, wide, (below - 0.75) / height)))
+    handles = [
+        Line2D([], [], ls="", ms=6, mec=_color(e), label=f"{e.number}  {_short(e.label, 24)}", **_shape(e, filled))
+        for e in shown
+    ]
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(1 - BESIDE / WIDTH, 1 - 0.1 / height), fontsize=8,
+                  frameon=False, handletextpad=0.2, borderaxespad=0, labelspacing=0.45)  # fmt: skip
+    return figure, axes
+
+
+def _rows(shown: Sequence[Entry], each: float) -> tuple[Any, Any]:
+    """A plot with a row for each setting, its number and name before it."""
+    from matplotlib.figure import Figure
+
+    height = each * len(shown) + 0.95
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.add_axes((BESIDE / WIDTH, 0.5 / height, (WIDTH - BESIDE - 0.85) / WIDTH, each * len(shown) / height))
+    axes.set_yticks(range(len(shown)), [f"{entry.number}  {_short(entry.label, 28)}" for entry in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    return figure, axes
+
+
+def _number(axes: Any, shown: Sequence[Entry], at: Sequence[Point], others: Sequence[Point] = ()) -> None:
+    """Each setting's number beside its point, off every other number and point."""
+    figure = axes.figure
+    dots, more = ([tuple(axes.transData.transform(point)) for point in points] for points in (at, others))
+    room = axes.get_window_extent().extents
+    em = figure.dpi / 72 * 8
+    for entry, dot, place in zip(shown, dots, places(dots, 1.3 * em, 1.1 * em, tuple(room), more), strict=True):
+        away = ((place[0] - dot[0]) ** 2 + (place[1] - dot[1]) ** 2) ** 0.5
+        axes.annotate(
+            str(entry.number), axes.transData.inverted().transform(dot),
+            xytext=axes.transData.inverted().transform(place), ha="center", va="center", fontsize=8,
+            color=_color(entry),
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#999999", "shrinkA": 4, "shrinkB": 2}
+            if away > 1.5 * em else None,
+        )  # fmt: skip
+
+
+def _shape(entry: Entry, filled: bool = False) -> dict[str, Any]:
+    """A square is plain decoding, a disc lossless, a diamond lossy: hollow, unless all are `filled`."""
+    marker = "s" if entry.config.method == "baseline" else "o" if entry.lossless else "D"
+    return {"marker": marker, "mfc": _color(entry) if filled or entry.lossless else "white"}
+
+
+def _color(entry: Entry) -> str:
+    return COLORS.get(entry.config.method, "#cc79a7")
+
+
+def _short(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: most - 8]}…{name[-7:]}"
+
+
+def _speed_words(comparison: Comparison) -> str:
+    batch = comparison.experiment.batch
+    together = "" if batch == 1 else f" in batches of {batch}"
+    return ("times plain decoding" if comparison.baseline else "tokens a second") + together
+
+
+CHARTS: dict[str, tuple[str, str, Callable[[Comparison], Any]]] = {
+    "frontier": (
+        "Speed and quality",
+        "Every setting with its 95 % intervals; discs are lossless, hollow diamonds lossy, the square plain decoding."
+        " Lines join what differs in one dial: thresholds, K, budgets, or draft lengths.",
+        _frontier,
+    ),
+    "accepted": ("Accepted tokens", "Share of rounds by how many drafted tokens they accept.", _histogram),
+    "positions": (
+        "Acceptance by position",
+        "Share of rounds whose drafts are all accepted up to a position, or level of a tree.",
+        _positions,
+    ),
+    "time": (
+        "Where the time goes",
+        "Draft and target forwards, judge, sampling with accepting, and the rest: the host's own work.",
+        _time,
+    ),
+    "predicted": (
+        "Predicted and measured",
+        "What the calls alone would allow, from costs measured in the run, against the speed-up that was measured. On"
+        " the diagonal all of it is realised.",
+        _predicted,
+    ),
+}  # fmt: skip

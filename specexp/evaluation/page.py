@@ -1,0 +1,214 @@
+"""`report.html`: one self-contained page on a comparison, rendered again whenever its folder is.
+
+Texts come from people's files and models, and are escaped; figures are embedded. Every number that was computed from
+records, costs or shares says which metric of which run it is (`data-metric`, `data-run`, `data-value`).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from specexp.evaluation.charts import Chart, accepted_shares, reach
+from specexp.evaluation.comparison import Comparison, Entry
+from specexp.evaluation.paired import paired
+from specexp.evaluation.records import Record
+from specexp.evaluation.shares import PARTS
+from specexp.evaluation.table import columns
+from specexp.evaluation.verdict import answers, speed, verdict
+from specexp.evaluation.words import Number, Sentence, of, percent, span
+
+CHANGED = 12  # answers that are listed
+CLIP = 80  # characters of an answer
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """What an output folder says besides its records: JSON by file name, without the ending."""
+
+    files: Mapping[str, Any]
+    links: Sequence[tuple[str, str]]  # file beside the page, and what it is
+    commands: Sequence[str]
+    warnings: Sequence[str]
+
+
+def render(comparison: Comparison, folder: Folder, charts: Sequence[Chart]) -> str:
+    """The whole page."""
+    environment = Environment(
+        loader=PackageLoader("specexp.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    said = verdict(comparison)
+    return environment.get_template("report.html").render(
+        experiment=comparison.experiment,
+        num_prompts=comparison.num_prompts,
+        headline=said[0],
+        said=said[1:],
+        tables=[_table(comparison, calls) for calls in (False, True)],
+        words=[(entry, list(_in_words(comparison, entry))) for entry in comparison.entries],
+        charts=[(chart, _embedded(chart), _numbers(comparison, chart.name)) for chart in charts],
+        changed=list(_changed(comparison)),
+        most_changed=CHANGED,
+        settings=list(_settings(comparison)),
+        methods=[(entry, _method(entry)) for entry in comparison.entries],
+        environments=_environments(folder.files.get("environments") or {}),
+        costs=list(_costs(folder.files.get("costs"))),
+        context=(folder.files.get("costs") or {}).get("context"),
+        split=folder.files.get("shares"),
+        folder=folder,
+        data=folder.files.get("data"),
+        judges=folder.files.get("judges") or {},
+    )
+
+
+Cell = tuple[Number | None, Sentence]  # a value and its interval
+
+
+def _table(comparison: Comparison, calls: bool) -> tuple[list[str], list[tuple[Entry, list[Cell]]]]:
+    """Heads, and each entry's cells: columns about calls or the others, each with its interval."""
+    experiment = comparison.experiment
+    metrics = {entry.label: entry.metrics for entry in comparison.entries}
+    known = columns(metrics, experiment.temperature == 0, experiment.batch, experiment.repeats)
+    chosen = [column for column in known if column.calls == calls]
+    rows = []
+    for entry in comparison.entries:
+        cells: list[Cell] = []
+        for column in chosen:
+            value = of(entry, column.key, column.form) if column.key in entry.metrics else None
+            ends = span(entry, column.key, column.end or column.form) if entry.interval(column.key) else []
+            cells.append((value, ends))
+        rows.append((entry, cells))
+    return [column.head for column in chosen], rows
+
+
+def _in_words(comparison: Comparison, entry: Entry) -> Iterator[Sentence]:
+    """What an entry's numbers say."""
+    plain = comparison.baseline
+    if entry is plain or plain is None:
+        return
+    yield speed(comparison, entry)
+    if not entry.lossless or comparison.experiment.temperature > 0 or "quality/accuracy_delta" in entry.metrics:
+        yield answers(comparison, entry)
+
+
+def _numbers(comparison: Comparison, chart: str) -> tuple[list[str], list[tuple[str, list[Number | None]]]] | None:
+    """What a chart draws, where the big table does not have it: heads and rows."""
+    rows: list[tuple[Entry, list[Number]]] = []
+    for entry in comparison.entries:
+        found: dict[str, float] = {}
+        if chart == "accepted":
+            found = {f"accept/histogram_{i}": share for i, share in enumerate(accepted_shares(entry))}
+        elif chart == "positions":
+            name = "tree/depth" if entry.config.tree else "accept/position"
+            found = {f"{name}_{i}": share for i, share in enumerate(reach(entry), 1)}
+        elif chart == "time":
+            found = {f"share/{part}": entry.shares[part] for part in PARTS if part in entry.shares}
+        if found:
+            rows.append((entry, [Number(name, entry.label, value, percent(value)) for name, value in found.items()]))
+    if not rows:
+        return None
+    heads = max((cells for _, cells in rows), key=len)
+    names = [cell.metric.rpartition("/")[2].rpartition("_")[2] for cell in heads]
+    padded = [(entry.label, [*cells, *[None] * (len(heads) - len(cells))]) for entry, cells in rows]
+    return names, padded
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A graded answer that plain decoding had right and a setting wrong, or the other way."""
+
+    label: str
+    record: Record
+    plain: Record
+
+    @property
+    def texts(self) -> list[str]:
+        """Gold, plain decoding's answer, this setting's."""
+        return [_clipped(text) for text in (self.record["gold"], self.plain["answer"], self.record["answer"])]
+
+
+def _changed(comparison: Comparison) -> Iterator[Changed]:
+    """Those of methods first, of the draft alone last."""
+    if comparison.baseline is None:
+        return
+    for entry in sorted(comparison.entries, key=lambda e: e.config.method == "draft_only"):
+        for mine, plain in paired(entry.records, comparison.baseline.records):
+            if mine["correct"] is not None and mine["paired"] and mine["correct"] != plain["correct"]:
+                yield Changed(entry.label, mine, plain)
+
+
+def _clipped(text: object) -> str:
+    shown = "no answer" if text is None else str(text)
+    return shown if len(shown) <= CLIP else shown[: CLIP - 1] + "…"
+
+
+def _embedded(chart: Chart) -> str:
+    return "data:image/png;base64," + base64.b64encode(chart.path.read_bytes()).decode()
+
+
+def _settings(comparison: Comparison) -> Iterator[tuple[str, str]]:
+    """The experiment's own settings, those of models and methods apart."""
+    experiment = comparison.experiment
+    found = {key: value for key, value in asdict(experiment).items() if key not in ("target", "draft", "methods")}
+    yield "settings_hash", experiment.hash
+    for key, value in found.items():
+        if value is not None:
+            yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _method(entry: Entry) -> str:
+    """A setting's own settings, those that say something."""
+    config = {**asdict(entry.config), **(asdict(entry.config.tree) if entry.config.tree else {})}
+    dull = ("method", "preset", "label", "tree")
+    said = {key: value for key, value in config.items() if key not in dull and value not in (None, "", 0, True)}
+    if entry.config.method == "autojudge" and entry.config.threshold is None:
+        said["threshold"] = "calibrated"
+    elif entry.config.method == "autojudge":
+        said["threshold"] = entry.config.threshold
+    return ", ".join(f"{key} {value}" for key, value in said.items())
+
+
+def _environments(found: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Where records were made: the machine and the code, then what was loaded."""
+    shown = []
+    for name, facts in found.items():
+        rows = [
+            ("processor", str(facts["processor"])),
+            ("platform", str(facts["platform"])),
+            ("python", str(facts["python"])),
+            ("packages", ", ".join(f"{package} {version}" for package, version in facts["packages"].items())),
+            ("commit", f"{facts['commit'] or 'none'}{', with changes' if facts['dirty'] else ''}"),
+            ("tokenizer", _flat(facts["tokenizer"])),
+        ]
+        rows += [(str(role), _flat(model)) for role, model in facts["models"].items()]
+        shown.append((name, rows))
+    return shown
+
+
+def _flat(facts: Mapping[str, Any]) -> str:
+    """What is known, in a line."""
+    return ", ".join(f"{key} {value}" for key, value in facts.items() if value not in (None, "", {}, []))
+
+
+KINDS = {"target": "target call on", "tree_draft": "draft call in a tree on", "tree_target": "target call on a tree of"}
+
+
+def _costs(found: Mapping[str, Any] | None) -> Iterator[tuple[str, Number]]:
+    """Seconds per call, in milliseconds."""
+    if not found:
+        return
+    if found["draft"] is not None:
+        yield "draft step", _milliseconds("costs/draft", found["draft"])
+    for kind, words in KINDS.items():
+        for size, seconds in sorted(found[kind].items(), key=lambda item: int(item[0])):
+            positions = "1 position" if int(size) == 1 else f"{size} positions"
+            yield f"{words} {positions}", _milliseconds(f"costs/{kind}/{size}", seconds)
+
+
+def _milliseconds(metric: str, seconds: float) -> Number:
+    return Number(metric, "costs.json", seconds, f"{1000 * seconds:.2f} ms")

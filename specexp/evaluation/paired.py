@@ -1,0 +1,132 @@
+"""A setting beside plain decoding on the same prompts: speed from sums, answers and outputs pairwise.
+
+What a prompt's turns and repeats say is put together before anything is drawn or tested. Speeds of prompts that were
+decoded in a batch have neither interval nor p: they share the steps that were timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from specexp.evaluation.records import Record
+from specexp.evaluation.statistics import (
+    Timed,
+    bootstrap_mean,
+    prompts_needed,
+    rate_ratio,
+    sign_flip_p,
+    swap_p,
+    wilson,
+)
+
+Pairs = Sequence[tuple[Record, Record]]
+
+
+def paired(records: Sequence[Record], baseline: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """Each record with plain decoding's of the same prompt, turn and repeat."""
+    theirs = {(r["prompt_id"], r["turn"], r["repeat"]): r for r in baseline}
+    return [(r, theirs[r["prompt_id"], r["turn"], r["repeat"]]) for r in records]
+
+
+def by_prompt(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records of each prompt, in the order in which prompts first come."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record["prompt_id"], []).append(record)
+    return found
+
+
+def timed(records: Sequence[Record], *keys: str) -> Timed:
+    """Tokens of each prompt, and the sum of what stands under `keys`: seconds, or rounds. Prompts in order of id."""
+    groups = sorted(by_prompt(records).items())
+    tokens = [sum(len(record["token_ids"]) for record in group) for _, group in groups]
+    return Timed(tokens, [[sum(record[key] for record in group for key in keys)] for _, group in groups])
+
+
+def speedup(pairs: Pairs, *keys: str) -> float:
+    """Tokens a second of the first of each pair over those of the second; `keys` are the seconds that count."""
+
+    def rate(side: int) -> float:
+        return sum(len(p[side]["token_ids"]) for p in pairs) / float(sum(p[side][k] for p in pairs for k in keys))
+
+    return rate(0) / rate(1)
+
+
+def against(records: Sequence[Record], baseline: Sequence[Record], batch: int) -> dict[str, float]:
+    """Compared with plain decoding in the same batch. Plain decoding itself is not tested against itself."""
+    pairs = paired(records, baseline)
+    itself = records[0]["method"] == "baseline"
+    metrics = {}
+    if batch == 1:
+        metrics["speed/speedup"] = speedup(pairs, "seconds")
+        if not itself:
+            metrics |= _faster(pairs)
+        metrics["speed/speedup_end_to_end"] = speedup(pairs, "seconds", "prefill_seconds")
+    else:
+        metrics["batch/speedup"] = speedup(pairs, "seconds")
+    # Behind a history of its own a method answers another prompt than the baseline.
+    same = [pair for pair in pairs if pair[0]["paired"]]
+    metrics["quality/equal_to_baseline"] = sum(a["token_ids"] == b["token_ids"] for a, b in same) / len(same)
+    graded = [pair for pair in same if pair[0]["correct"] is not None]
+    if graded:
+        return metrics | _answers(graded, itself)
+    return metrics if itself else metrics | _agreement(same)
+
+
+def _faster(pairs: Pairs) -> dict[str, float]:
+    ours, theirs = (timed([pair[side] for pair in pairs], "seconds") for side in (0, 1))
+    if len(ours.tokens) < 2:
+        return {}
+    found = rate_ratio(ours, theirs)
+    return {
+        "speed/speedup_low": found.low,
+        "speed/speedup_high": found.high,
+        "speed/speedup_p": swap_p(ours, theirs),
+    }
+
+
+def _answers(graded: Pairs, itself: bool) -> dict[str, float]:
+    """The paired difference in accuracy: per prompt, what was gained less what was lost in its repeats."""
+    gains, repeats = _per_prompt(graded, lambda a, b: int(bool(a["correct"])) - int(bool(b["correct"])))
+    means = [gain / n for gain, n in zip(gains, repeats, strict=True)]
+    low, high = bootstrap_mean(means)
+    found = {
+        "quality/accuracy_delta": sum(gains) / sum(repeats),
+        "quality/accuracy_delta_low": low,
+        "quality/accuracy_delta_high": high,
+        "quality/mcnemar_p": sign_flip_p(gains),
+    }
+    if not itself:
+        found["quality/prompts_for_one_point"] = prompts_needed(sum(mean * mean for mean in means) / len(means))
+    return found
+
+
+def _agreement(same: Pairs) -> dict[str, float]:
+    """Wilson's interval of the outputs that are equal, for tasks without a checkable answer."""
+    equal, outputs = _per_prompt(same, lambda a, b: int(a["token_ids"] == b["token_ids"]))
+    low, high = wilson(len(equal) * sum(equal) / sum(outputs), len(equal))
+    return {"quality/equal_to_baseline_low": low, "quality/equal_to_baseline_high": high}
+
+
+def _per_prompt(pairs: Pairs, value: Callable[[Record, Record], int]) -> tuple[list[int], list[int]]:
+    """The sum of `value` over each prompt's pairs, and how many these are."""
+    sums: dict[str, list[int]] = {}
+    for a, b in pairs:
+        sums.setdefault(a["prompt_id"], []).append(value(a, b))
+    return [sum(values) for values in sums.values()], [len(values) for values in sums.values()]
+
+
+def accuracy(records: Sequence[Record]) -> dict[str, float]:
+    """Share of right answers, over `count/graded` prompts; a prompt's repeats count as one in the interval."""
+    graded = [record for record in records if record["correct"] is not None]
+    if not graded:
+        return {}
+    prompts = len(by_prompt(graded))
+    share = sum(bool(record["correct"]) for record in graded) / len(graded)
+    low, high = wilson(prompts * share, prompts)
+    return {
+        "count/graded": prompts,
+        "quality/accuracy": share,
+        "quality/accuracy_low": low,
+        "quality/accuracy_high": high,
+    }

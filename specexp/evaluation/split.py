@@ -1,0 +1,104 @@
+"""The time split of an evaluation's settings: instrumented runs of a few prompts, apart from the timed ones.
+
+They wait for the device between parts, and so are no timings: only the shares are used. `shares.json` holds seconds of
+each part by label, measured once and kept when a run is resumed. How many prompts and tokens are spent on it follows
+from the timed runs, so that it takes no more than about a minute, or is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from specexp.decoding.dice import dice_for
+from specexp.engine import Decoder, Engine
+from specexp.evaluation.output import OutputFolder
+from specexp.evaluation.records import Record
+from specexp.evaluation.runner import Prepared
+from specexp.evaluation.shares import Stopwatch, TimedDecoder, TimedDice, TimedModel, shares
+
+FILE = "shares.json"
+PROMPTS = 4
+SECONDS = 60.0  # that all settings together may take, by what the timed runs took
+FEWEST_TOKENS = 16  # of a prompt: less says nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Of every setting, the first `num_prompts` are decoded to at most `max_new_tokens`."""
+
+    num_prompts: int
+    max_new_tokens: int
+
+
+def plan(records: Sequence[Record], max_new_tokens: int, seconds: float = SECONDS) -> Plan | None:
+    """What fits into `seconds`: fewer prompts first, then fewer tokens; None where a few tokens already do not."""
+    tokens: dict[str, int] = {}
+    decode: dict[str, float] = {}
+    prefill: dict[str, list[float]] = {}
+    for record in records:
+        label = record["label"]
+        tokens[label] = tokens.get(label, 0) + len(record["token_ids"])
+        decode[label] = decode.get(label, 0.0) + record["seconds"]
+        prefill.setdefault(label, []).append(record["prefill_seconds"])
+    outputs = sum(len(each) for each in prefill.values()) / len(prefill)
+    before = sum(sum(each) / len(each) for each in prefill.values())  # of one prompt with every setting
+    whole = sum(decode.values()) / outputs
+    if before + whole <= seconds:
+        return Plan(min(PROMPTS, int(seconds / (before + whole))), max_new_tokens)
+    room = int((seconds - before) / sum(decode[label] / tokens[label] for label in tokens))
+    return Plan(1, min(room, max_new_tokens)) if room >= FEWEST_TOKENS else None
+
+
+def measure(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> None:
+    """Write shares.json, unless it stands there already or would take too long."""
+    if output.read_json(FILE) is not None:
+        return
+    experiment = prepared.experiment
+    chosen = plan(records, experiment.max_new_tokens)
+    if chosen is None:
+        return
+    prompts = min(chosen.num_prompts, len(prepared.examples))
+    found = {}
+    with tqdm(
+        total=prompts * len(prepared.settings), desc="time split", unit="run", dynamic_ncols=True, leave=False
+    ) as bar:
+        for setting in prepared.settings:
+            bar.set_postfix_str(setting.config.label, refresh=False)
+            found[setting.config.label] = seconds(
+                prepared, setting.decoder, prompts, chosen.max_new_tokens, experiment.temperature, bar.update
+            )
+    output.write_json(FILE, {"num_prompts": prompts, "max_new_tokens": chosen.max_new_tokens, "seconds": found})
+
+
+def seconds(
+    prepared: Prepared,
+    decoder: Decoder,
+    num_prompts: int,
+    max_new_tokens: int,
+    temperature: float,
+    after_each: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
+    """Seconds of each part while the first prompts' first turns are decoded."""
+    models = prepared.pair.models
+
+    def wait() -> None:
+        for model in models.values():
+            model.wait()
+
+    watch = Stopwatch(wait=wait)
+    engine = Engine({role: TimedModel(model, role, watch) for role, model in models.items()}, prepared.pair.eos_ids)
+    for example, ids in list(zip(prepared.examples, prepared.prompts, strict=True))[:num_prompts]:
+        dice = dice_for(temperature, prepared.experiment.seed, example.prompt_id)
+        engine.generate(TimedDecoder(decoder, watch), ids, max_new_tokens, TimedDice(dice, watch))
+        after_each()
+    return watch.seconds()
+
+
+def read(output: OutputFolder) -> dict[str, dict[str, float]]:
+    """Each setting's shares, by label; nothing where none were measured."""
+    found: dict[str, Any] = output.read_json(FILE) or {"seconds": {}}
+    return {label: shares(parts) for label, parts in found["seconds"].items()}

@@ -1,0 +1,95 @@
+"""The comparison as a table: the same columns in the terminal and on the report's page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from specexp.evaluation.words import Form, chance, count, hundredths, percent, points, times
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A metric under a head. `terminal` columns stand in the terminal too, with their interval if it is `spanned`.
+
+    On the page, columns about `calls` have a table of their own, behind that of speed and quality.
+    """
+
+    head: str
+    key: str
+    form: Form
+    terminal: bool = True
+    spanned: bool = False
+    calls: bool = False
+    end: Form | None = None  # of an interval's ends, where not as the value
+    short: Form | None = None  # in the terminal
+
+
+COLUMNS = (
+    Column("tok/s", "speed/tokens_per_second", count),
+    Column("speed-up", "speed/speedup", times, spanned=True),
+    Column("speed-up p", "speed/speedup_p", chance, terminal=False),
+    Column("attainable", "speed/attainable", times, calls=True),
+    Column("realised", "speed/realised", percent, terminal=False, calls=True),
+    Column("predicted", "speed/predicted_speedup", times, terminal=False, calls=True),
+    Column("prompts/s", "batch/prompts_per_second", "{:.2f}".format),
+    Column("tok/s", "batch/tokens_per_second", count),
+    Column("vs baseline", "batch/speedup", times),
+    Column("tokens/call", "accept/mean_length", "{:.2f}".format, calls=True),
+    Column("alpha", "accept/alpha", "{:.3f}".format, calls=True),
+    Column("c", "speed/c", "{:.3f}".format, terminal=False, calls=True),
+    Column("v", "speed/v", "{:.2f}".format, terminal=False, calls=True),
+    Column("with prefill", "speed/speedup_end_to_end", times, terminal=False, calls=True),
+    Column("target calls/token", "calls/target_per_token", "{:.3f}".format, terminal=False, calls=True),
+    Column("draft calls/token", "calls/draft_per_token", "{:.3f}".format, terminal=False, calls=True),
+    Column("accuracy", "quality/accuracy", percent, end=hundredths, short="{:.1%}".format),
+    Column("difference, points", "quality/accuracy_delta", points, terminal=False),
+    Column("McNemar p", "quality/mcnemar_p", chance),
+    Column("= baseline", "quality/equal_to_baseline", percent, short="{:.0%}".format),
+)
+
+
+def columns(metrics: Mapping[str, Mapping[str, float]], greedy: bool, batch: int, repeats: int) -> list[Column]:
+    """Those that any of these settings has.
+
+    Sampled outputs differ from the baseline's even where their distribution is the same: no column compares them.
+    Speeds of prompts that were decoded in a batch say so in their heads. McNemar's test is of one repeat; of several,
+    prompts are what the paired test flips.
+    """
+    found = []
+    for column in COLUMNS:
+        if column.key == "quality/equal_to_baseline" and not greedy:
+            continue
+        if not any(column.key in each for each in metrics.values()):
+            continue
+        head = f"{column.head}, batch {batch}" if column.key.startswith("batch/") else column.head
+        head = "accuracy p" if column.key == "quality/mcnemar_p" and repeats > 1 else head
+        found.append(replace(column, head=head))
+    return found
+
+
+def terminal(metrics: Mapping[str, Mapping[str, float]], greedy: bool, batch: int = 1, repeats: int = 1) -> str:
+    """Metrics by name as aligned text; an empty cell is a metric the method does not have."""
+    heads, cells = [""], [[name] for name in metrics]
+    for column in columns(metrics, greedy, batch, repeats):
+        if not column.terminal:
+            continue
+        form = column.short or column.form
+        heads.append(column.head)
+        for row, found in zip(cells, metrics.values(), strict=True):
+            row.append(form(found[column.key]) if column.key in found else "")
+        ends = [f"{column.key}_{end}" for end in ("low", "high")]
+        if column.spanned and any(ends[0] in found for found in metrics.values()):
+            heads.append("95 %")
+            for row, found in zip(cells, metrics.values(), strict=True):
+                row.append("-".join(f"{found[end]:.2f}" for end in ends) if ends[0] in found else "")
+    return _aligned([heads, *cells])
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for name, *cells in rows:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *padded]).rstrip())
+    return "\n".join(lines)

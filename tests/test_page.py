@@ -1,0 +1,91 @@
+"""The report's page: whole at any size, self-contained, and harmless whatever texts it is given."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from comparing import ONE, SIX, made_up, settings, twenty
+from reading import Page, read
+from specexp.config import MethodConfig
+from specexp.evaluation import charts, page
+from specexp.evaluation.charts import Chart
+from specexp.evaluation.comparison import Comparison
+
+EVIL = "<script>alert('ß')</script> & \"x\" " + "w" * 4000
+FACTS = {
+    "processor": EVIL, "platform": "p", "python": "3", "packages": {"numpy": "2"}, "commit": "", "dirty": False,
+    "tokenizer": {"class": EVIL}, "models": {"target": {"model": EVIL, "threads": 1}},
+}  # fmt: skip
+FILES = {"environments": {"abc": FACTS}, "data": {"name": "prompts", "source": EVIL, "digest": "d", "num_rows": 1}}
+
+
+def rendered(comparison: Comparison, folder: Path, **files: object) -> Page:
+    """The page with its figures' numbers, and bytes in place of the figures."""
+    (folder / "x.png").write_bytes(b"no picture")
+    drawn = [Chart(name, title, caption, folder / "x.png") for name, (title, caption, _) in charts.CHARTS.items()]
+    return embedded(comparison, drawn, **files)
+
+
+def embedded(comparison: Comparison, drawn: Sequence[Chart], **files: object) -> Page:
+    facts = page.Folder(files, [("tokens.html", "tokens")], ["command " + EVIL], ["warning " + EVIL])
+    return read(page.render(comparison, facts, drawn))
+
+
+@pytest.mark.parametrize("name,num_prompts", [(ONE, 1), (ONE, 3), (SIX, 1), (SIX, 3), (SIX, 500), ("twenty", 40)])
+def test_it_is_whole_with_few_and_many(name: str, num_prompts: int, tmp_path: Path) -> None:
+    methods = twenty() if name == "twenty" else settings(name)
+    found = rendered(made_up(methods, num_prompts), tmp_path)
+    for method in methods:
+        assert method.label in found.text
+    rows = [shown for shown in found.numbers if shown.metric == "speed/tokens_per_second"]
+    assert {shown.run for shown in rows} >= {method.label for method in methods}
+    assert "nan" not in {shown.text.lower() for shown in found.numbers}
+    assert "None" not in found.text
+    assert all(shown.agrees() for shown in found.numbers)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"repeats": 3}, {"batch": 4}, {"graded": False}, {"graded": False, "temperature": 0.7}],
+    ids=["repeats", "a batch", "nothing graded", "sampled"],
+)
+def test_it_is_whole_in_every_kind_of_run(more: dict[str, object], tmp_path: Path) -> None:
+    for methods in (SIX, "speculative,topk"):
+        found = rendered(made_up(settings(methods), 6, **more), tmp_path)  # type: ignore[arg-type]
+        speed = "batch/" if "batch" in more else "speed/"
+        sections = {shown.metric.partition("/")[0] + "/" for shown in found.numbers}
+        assert speed in sections
+        assert ({"batch/", "speed/"} - {speed}).isdisjoint(sections)
+        assert ("accuracy" in {shown.metric.partition("/")[2] for shown in found.numbers}) == more.get("graded", True)
+
+
+def test_texts_of_others_are_shown_and_do_nothing(tmp_path: Path) -> None:
+    methods = [MethodConfig("baseline", "b", "baseline"), MethodConfig("topk", "t", EVIL, gamma=2, accept_k=2)]
+    comparison = made_up(methods, 30, prompt=EVIL + "{}", name=EVIL, pair=EVIL)
+    found = rendered(comparison, tmp_path, **FILES)
+    assert "script" not in found.tags
+    assert found.text.count(EVIL) >= 8
+    assert "Answers that changed" in found.text
+
+
+def test_nothing_is_fetched_from_elsewhere(tmp_path: Path) -> None:
+    made = made_up(settings(SIX), 6)
+    found = embedded(made, charts.draw(made, tmp_path))
+    assert found.addresses == [*(["tokens.html"]), *(a for a in found.addresses if a.startswith("data:image/png"))]
+    assert len(found.addresses) == 1 + len(charts.CHARTS)
+    assert "link" not in found.tags
+
+
+def test_it_needs_no_interval_and_warns_of_nothing_on_three_prompts() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for n in (1, 2, 3):
+            for entry in made_up(settings(SIX), n).entries:
+                assert all(value == value and abs(value) != float("inf") for value in entry.metrics.values())
+                assert ("accept/mean_length_low" in entry.metrics) == (
+                    n > 1 and entry.config.method not in ("baseline", "draft_only")
+                )
