@@ -48,12 +48,13 @@ class Contender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """A method of this project."""
+    """A method of this project. `clock` is read in seconds."""
 
     name: str
     prepared: Prepared
     setting: Setting
     temperature: float = 0.0
+    clock: Callable[[], float] = time.perf_counter
 
     @property
     def gamma(self) -> int:
@@ -62,12 +63,12 @@ class Own:
     def time(self, index: int, repeat: int) -> Timing:
         prepared, config = self.prepared, self.setting.config
         experiment = prepared.experiment
-        engine = Engine(prepared.pair.models, prepared.pair.eos_ids)
+        engine = Engine(prepared.pair.models, prepared.pair.eos_ids, clock=self.clock)
         dice = dice_for(self.temperature, experiment.seed, prepared.examples[index].prompt_id)
         prepared.pair.models["target"].wait()
-        start = time.perf_counter()
+        start = self.clock()
         out = engine.generate(self.setting.decoder, prepared.prompts[index], experiment.max_new_tokens, dice)
-        seconds = time.perf_counter() - start
+        seconds = self.clock() - start
         record = record_of(prepared, Job(index, 0, self.setting, repeat), out)
         check_identities(record, config.tree, config.bonus)
         return Timing(out.token_ids, seconds, record)
@@ -77,7 +78,7 @@ class Own:
         making = Making(Warp(temperature), self.prepared.judges, self.prepared.pair.eos_ids)
         decoder: Decoder = decoder_for(self.setting.config, making)
         setting = replace(self.setting, decoder=decoder)
-        return Own(sampled(self.name, temperature), self.prepared, setting, temperature)
+        return replace(self, name=sampled(self.name, temperature), setting=setting, temperature=temperature)
 
 
 Timings = Mapping[str, Sequence[Sequence[Timing]]]  # by name: [P][R]
