@@ -198,7 +198,7 @@ def test_a_lossy_candidate_is_weighed_with_its_own_step_and_said_to_be_lossy() -
     assert advice.best is not None
     assert not advice.best.endswith("_t1.5")
     assert any("above what its judge was calibrated to" in note for note in notes(advice))
-    assert sweep(advice).best_measured != "autojudge_k8_t1.5"
+    assert not sweep(advice).best_measured.endswith("_t1.5")
 
 
 def test_a_lossy_recommendation_says_what_it_may_cost_and_names_the_lossless_one() -> None:

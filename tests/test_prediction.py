@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from dataclasses import replace
 from statistics import fmean, variance
@@ -154,15 +156,65 @@ def test_expected_rounds_are_the_counted_ones_of_sampled_chains_in_the_mean(gamm
     assert variance(expected) > 0.5, "outputs of one length and luck tell nothing"
 
 
+def exact_rounds(models: Any, warp: Warp, ids: list[int], room: int, gamma: int) -> float:
+    """Expected rounds of a sampled chain without EOS, by summing over all that it may draft, accept and emit."""
+
+    known: dict[Any, Any] = {}
+
+    def row(role: Any, ids: list[int]) -> Any:
+        key = role, tuple(ids)
+        if key not in known:
+            known[key] = warp(Engine(models).look(role, ids, [])[0])[0].tolist()
+        return known[key]
+
+    def within(ids: list[int], left: int, room: int) -> float:
+        """Rounds to come, where `left` more drafts are to be tested in this one."""
+        if not room:
+            return 0.0
+        p = row("target", ids)
+        if not left:
+            return sum(p[x] * started([*ids, x], room - 1) for x in range(len(p)))
+        q = row("draft", ids)
+        return sum(
+            min(p[x], q[x]) * within([*ids, x], left - 1, room - 1)
+            + max(p[x] - q[x], 0.0) * started([*ids, x], room - 1)
+            for x in range(len(p))
+        )
+
+    def started(ids: list[int], room: int) -> float:
+        return 1 + within(ids, min(gamma, room - 1), room) if room else 0.0
+
+    return float(started(ids, room))
+
+
+def test_the_expectation_over_all_outputs_is_exact() -> None:
+    """Sum over outputs y of p(y) times the expectation given y, against a sum over all that a chain may do. With
+    sum_x min(p, q) in place of b it is another number: what is accepted decides what follows."""
+    models: Any = {"target": ToyModel(3, context=512), "draft": ToyModel(3, draft_noise=0.9, context=512)}
+    prepared = prepared_toy(models, eos_ids=(), temperature=0.9, max_new_tokens=5, toy="vocab_size=3", limit=1)
+    warp, ids = Warp(0.9), prepared.prompts[0]
+    for gamma in (1, 2, 3):
+        want = exact_rounds(models, warp, ids, 5, gamma)
+        found = instead = 0.0
+        for output in itertools.product(range(3), repeat=5):
+            p = warp(Engine(models).look("target", ids, output[:-1])[0])
+            chance = math.prod(float(p[i, token]) for i, token in enumerate(output))
+            seen = agreement(prepared, 0, output)
+            found += chance * chain_rounds([seen.trace], gamma).rounds
+            instead += chance * chain_rounds([replace(seen.trace, accepted=seen.overlap)], gamma).rounds
+        assert found == pytest.approx(want, abs=1e-12)
+        assert abs(instead - want) > 5e-4
+
+
 def test_what_a_lossy_chain_accepts_is_the_same_at_every_draft_length_without_bonus() -> None:
     judge = judge_for("toy_quick", features.mode("both"))
     prepared = prepared_toy(
-        judges={"j": judge}, methods="autojudge", judge="j", threshold="0.8", gamma="2,3,5,9", toy="vocab_size=24"
+        judges={"j": judge}, methods="autojudge", judge="j", threshold="1.5", gamma="2,3,5,9", toy="vocab_size=24"
     )
     judged = {s.config.gamma: s.decoder for s in prepared.settings if s.config.method == "autojudge"}
     some = 0
     for index in range(4):
-        trace = watched(prepared, index, judged[9])  # type: ignore[arg-type]
+        trace = watched(prepared, index, judged[2])  # type: ignore[arg-type]
         plain = agreement(prepared, index, plainly(prepared, index).token_ids).trace
         some += trace.accepted != plain.accepted
         for gamma, decoder in judged.items():

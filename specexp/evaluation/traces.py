@@ -108,5 +108,5 @@ class Watching:
                 return
             if isinstance(ask, Round):
                 num, num_accepted = int(ask.num_tokens), int(ask.counts["num_accepted"])
-                self.accepted += [1.0] * min(num, num_accepted) + [0.0] * max(0, num - num_accepted)
+                self.accepted += [1.0] * num_accepted + [0.0] * (num - num_accepted)
             answer = yield ask
