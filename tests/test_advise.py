@@ -23,6 +23,7 @@ from specexp.evaluation.advice import Advice, measure, settled
 from specexp.evaluation.advice_figure import draw_advice
 from specexp.evaluation.advice_report import as_json, metrics, table
 from specexp.evaluation.candidates import Candidate, spread, to_probe
+from specexp.evaluation.choice import Option
 from specexp.evaluation.recommended import recommended
 from specexp.evaluation.verdict import notes, recommendation, sweep
 from specexp.judge import features
@@ -88,6 +89,17 @@ def test_the_best_of_a_full_sweep_is_recommended(draft_step: float, noise: float
     assert (swept.best_measured, swept.best_predicted) == (advice.best, advice.best)
     assert swept.short_measured == swept.short_predicted == 0
     assert swept.ratio.value == 1
+
+
+def test_what_a_sweep_runs_besides_the_best_three_is_not_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def poorest(options: list[Option]) -> list[Option]:
+        return sorted(options, key=lambda option: option.predicted)[:3]
+
+    monkeypatch.setattr("specexp.evaluation.advice.worth_checking", poorest)
+    advice = advised(methods="speculative", gamma="1,2,3,4,5,6,8")
+    assert len(advice.checked) == 7
+    assert advice.best in advice.best_three
+    assert sweep(advice).short_measured > 0.05
 
 
 def test_the_best_draft_length_depends_on_what_a_draft_costs() -> None:

@@ -209,7 +209,7 @@ def test_the_expectation_over_all_outputs_is_exact() -> None:
 def test_what_a_lossy_chain_accepts_is_the_same_at_every_draft_length_without_bonus() -> None:
     judge = judge_for("toy_quick", features.mode("both"))
     prepared = prepared_toy(
-        judges={"j": judge}, methods="autojudge", judge="j", threshold="1.5", gamma="2,3,5,9", toy="vocab_size=24"
+        judges={"j": judge}, methods="autojudge", judge="j", threshold="1.5", gamma="2,3,5,9", eos_ids=()
     )
     judged = {s.config.gamma: s.decoder for s in prepared.settings if s.config.method == "autojudge"}
     some = 0
