@@ -25,7 +25,7 @@ from specexp.evaluation.advice_report import as_json, metrics, table
 from specexp.evaluation.candidates import Candidate, spread, to_probe
 from specexp.evaluation.choice import Option
 from specexp.evaluation.recommended import recommended
-from specexp.evaluation.verdict import notes, recommendation, sweep
+from specexp.evaluation.advice_words import notes, recommendation, sweep
 from specexp.judge import features
 
 TOY = {"vocab_size": 24, "context": 512}

@@ -10,7 +10,7 @@ from specexp.evaluation.advice import PLAIN, Advice
 from specexp.evaluation.candidates import Candidate
 from specexp.evaluation.statistics import rate
 from specexp.evaluation.timing import decoding
-from specexp.evaluation.verdict import notes, recommendation, sweep, sweep_line
+from specexp.evaluation.advice_words import notes, recommendation, sweep, sweep_line
 
 SHOWN = 12  # rows of the table, besides those that ran
 DEFINITIONS = {

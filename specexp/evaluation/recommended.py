@@ -12,7 +12,7 @@ import yaml
 from specexp import config
 from specexp.config import CALIBRATED, Experiment, MethodConfig
 from specexp.evaluation.advice import PLAIN, Advice
-from specexp.evaluation.verdict import notes, recommendation
+from specexp.evaluation.advice_words import notes, recommendation
 
 NAME = "recommended.yaml"
 SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
