@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 COMMANDS = {
+    "advise": "what should I run? predict every setting, check the best, recommend one",
     "benchmark": "time decoding beside generate() and beside what the hardware allows",
     "collect_labels": "mine the draft's mismatches that change an answer",
     "evaluate": "decode a task's prompts with several methods and compare them",

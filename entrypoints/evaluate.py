@@ -52,7 +52,7 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
     folder = OutputFolder(folder_path, resolved, resume)
     from specexp.evaluation import report, runner, split
 
-    prepared = runner.prepare(resolved, _judges(resolved))
+    prepared = runner.prepare(resolved, judges_of(resolved))
     with folder.open() as records:
         runner.note_inputs(prepared, folder)
         from specexp import tracking
@@ -87,7 +87,7 @@ def commands_of(experiment: str, folder: Path, flags: Mapping[str, str]) -> list
     return [shlex.join([*line, "--output", str(again)]), shlex.join([*line, "--output", str(folder), "--resume"])]
 
 
-def _judges(resolved: config.Experiment) -> dict[str, Judge]:
+def judges_of(resolved: config.Experiment) -> dict[str, Judge]:
     """The judges that the methods name; nothing of MLflow is loaded where none does."""
     names = sorted({method.judge for method in resolved.methods if method.judge})
     if not names:

@@ -14,8 +14,8 @@ from specexp import config
 from specexp.engine import Engine
 from specexp.evaluation import batching, benchmark
 from specexp.evaluation.benchmark_report import table
-from specexp.evaluation.contenders import Own
 from specexp.evaluation.runner import Prepared
+from specexp.evaluation.timing import Own
 from test_benchmark import SMALL, run, small_copies  # noqa: F401
 
 

@@ -20,10 +20,11 @@ from specexp import config
 from specexp.decoding import chain, rules
 from specexp.engine import Engine
 from specexp.evaluation import benchmark, peers
-from specexp.evaluation.contenders import Theirs, Timing, rotated
+from specexp.evaluation.contenders import Theirs
 from specexp.evaluation.equality import differences
 from specexp.evaluation.peers import Peer
 from specexp.evaluation.runner import Prepared
+from specexp.evaluation.timing import Timing, rotated
 from specexp.lm.hf import HFModel
 
 ROOT = Path(__file__).resolve().parent.parent

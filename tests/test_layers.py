@@ -70,6 +70,9 @@ def test_mlflow_is_imported_in_few_places() -> None:
     "arguments",
     [
         ["--help"],
+        ["advise", "--help"],
+        ["advise", "--experiment", "nothing"],
+        ["advise", "--tree-budget", "none", "--gamma", "0"],
         ["evaluate", "--help"],
         ["evaluate", "--experiment", "nothing"],
         ["benchmark", "--help"],

@@ -26,6 +26,11 @@ BENCHMARK = [
     "batch", "config", "output", "quick", "compiled", "json",
 ]  # fmt: skip
 
+ADVISE = [
+    "experiment", "pair", "target", "draft", "toy", "task", "data", "gamma", "tree_budget", "temperature", "top_k",
+    "top_p", "max_new_tokens", "limit", "seed", "repeats", "judge", "threshold", "config", "output", "sweep",
+]  # fmt: skip
+
 
 def load(name: str) -> Any:
     return yaml.safe_load((ROOT / name).read_text())
@@ -54,6 +59,7 @@ def test_an_entry_point_passes_every_parameter_to_its_command(name: str) -> None
 def test_the_names_that_stay() -> None:
     assert list(load("MLproject")["entry_points"]["evaluate"]["parameters"]) == EVALUATE
     assert list(load("MLproject")["entry_points"]["benchmark"]["parameters"]) == BENCHMARK
+    assert list(load("MLproject")["entry_points"]["advise"]["parameters"]) == ADVISE
     looking_only = {"presets", "validate", "speed_check"}  # they make no run
     assert set(load("MLproject")["entry_points"]) == set(COMMANDS) - looking_only
 

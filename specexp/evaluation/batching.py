@@ -17,10 +17,10 @@ import torch
 from specexp.decoding.dice import CertainDice
 from specexp.engine import Engine, Request
 from specexp.errors import ModelError, PromptError
-from specexp.evaluation.contenders import Own, rotated
 from specexp.evaluation.equality import Difference, differences
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.statistics import Timed, rate, rate_ratio
+from specexp.evaluation.timing import Own, rotated
 from specexp.lm.hf import HFModel
 
 BATCHES = 3  # at least so many of prompts: rows that are done go on with the next one

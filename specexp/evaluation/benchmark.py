@@ -8,28 +8,27 @@ repeat. What the numbers come to is in `benchmark_report.py`; nothing here knows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from specexp import config
 from specexp.errors import ModelError
 from specexp.evaluation import batching, environment, floor, peers, runner, split
-from specexp.evaluation.contenders import Contender, Own, Theirs, Timing, rotated, sampled
+from specexp.evaluation.contenders import Theirs
 from specexp.evaluation.equality import Difference, differences
 from specexp.evaluation.peers import Peer
 from specexp.evaluation.runner import Prepared
-from specexp.evaluation.statistics import Timed, rate
+from specexp.evaluation.statistics import rate
+from specexp.evaluation.timing import Contender, Own, Timings, decoding, once, sampled, timings
 from specexp.lm.hf import HFModel
 
 PLAIN, GENERATE, FIRST_TOKEN, COMPILED = "plain", "generate", "generate_first_token", "generate_compiled"
 OTHERS = ("specexec", "lookup")  # at their presets
 TEMPERATURE = 0.7
 SPLIT_PROMPTS = 8  # of the instrumented runs
-Timings = Mapping[str, Sequence[Sequence[Timing]]]  # by name: [P][R]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def measure(prepared: Prepared, with_compiled: bool) -> Measured:
         sampling: list[Contender] = [own[name].at(TEMPERATURE) for name in (PLAIN, best)]
         sampling += [_sampling(theirs[name]) for name in (GENERATE, f"assisted_k{gamma}")]
         for contender in sampling:
-            _time(contender, 0, 0)
+            once(contender, 0, 0)
         measured: list[Mapping[str, Any]] = []
         timed = timings([*chosen, *sampling], num_prompts, repeats, bar, lambda: measured.append(_costs(prepared)))
         batched = batching.measure(prepared, [own[PLAIN], own[best]], size, bar) if size > 1 else None
@@ -151,7 +150,7 @@ def _outputs(
         bar.set_postfix_str(name)
         if name == COMPILED:
             try:
-                _time(contender, longest, 0)  # its static cache is then never too short, nor compiled again
+                once(contender, longest, 0)  # its static cache is then never too short, nor compiled again
             except ModelError:
                 raise
             except Exception as error:  # a compiler is a program of its own, and fails as it likes
@@ -160,7 +159,7 @@ def _outputs(
                 continue
         outputs[name] = []
         for index in everyone:
-            outputs[name].append(_time(contender, index, 0).token_ids)
+            outputs[name].append(once(contender, index, 0).token_ids)
             bar.update()
     del outputs[FIRST_TOKEN]
     return outputs, failed
@@ -173,25 +172,6 @@ def _differences(prepared: Prepared, outputs: Mapping[str, list[list[int]]]) -> 
     return differences(prepared.pair, model.module.dtype, ids, outputs, GENERATE)
 
 
-def timings(
-    contenders: Sequence[Contender],
-    num_prompts: int,
-    repeats: int,
-    bar: Any,
-    before: Callable[[], None] = lambda: None,
-) -> Timings:
-    """Each contender on each prompt in each repeat, interleaved; `before` is called once a repeat."""
-    found: dict[str, list[list[Timing]]] = {c.name: [[] for _ in range(num_prompts)] for c in contenders}
-    for repeat in range(repeats):
-        before()
-        for index in range(num_prompts):
-            for contender in rotated(contenders, repeat, index):
-                bar.set_postfix_str(contender.name, refresh=False)
-                found[contender.name][index].append(_time(contender, index, repeat))
-                bar.update()
-    return found
-
-
 def _costs(prepared: Prepared) -> Mapping[str, Any]:
     found = runner.measure_costs(prepared)
     assert found is not None, "a benchmark has chains"
@@ -202,27 +182,3 @@ def _split(contender: Own) -> dict[str, float]:
     """Seconds of each part of a greedy run that is instrumented, on some of the prompts."""
     prepared = contender.prepared
     return split.seconds(prepared, contender.setting.decoder, SPLIT_PROMPTS, prepared.experiment.max_new_tokens, 0.0)
-
-
-def _time(contender: Contender, index: int, repeat: int) -> Timing:
-    try:
-        return contender.time(index, repeat)
-    except torch.OutOfMemoryError as error:
-        words = (str(error).strip().splitlines() or ["out of memory"])[0]
-        raise ModelError(
-            f"{contender.name}: {words} Lower max_new_tokens or gamma, or choose a smaller dtype or quantization nf4."
-        ) from error
-
-
-def whole(timings: Sequence[Sequence[Timing]]) -> Timed:
-    """Tokens and seconds end to end."""
-    return _timed(timings, lambda timing: timing.seconds)
-
-
-def decoding(timings: Sequence[Sequence[Timing]]) -> Timed:
-    """Tokens and decode seconds, of a method of this project."""
-    return _timed(timings, lambda timing: timing.record["seconds"] if timing.record else float("nan"))
-
-
-def _timed(timings: Sequence[Sequence[Timing]], seconds: Callable[[Timing], float]) -> Timed:
-    return Timed([len(row[0].token_ids) for row in timings], [[seconds(timing) for timing in row] for row in timings])

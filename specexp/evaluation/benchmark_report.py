@@ -12,15 +12,12 @@ from specexp.evaluation.benchmark import (
     PLAIN,
     TEMPERATURE,
     Measured,
-    Timings,
-    decoding,
-    whole,
 )
-from specexp.evaluation.contenders import sampled
 from specexp.evaluation.metrics import summarise
 from specexp.evaluation.runner import costs_of
 from specexp.evaluation.shares import HOST, shares
 from specexp.evaluation.statistics import Interval, Timed, rate, rate_ratio
+from specexp.evaluation.timing import Timings, decoding, sampled, whole
 
 HEADLINES = {
     "plain_vs_generate": "plain decoding / generate(), end-to-end tokens a second",

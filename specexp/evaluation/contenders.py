@@ -1,81 +1,15 @@
-"""Those that a benchmark times, this project's methods and transformers' alike: one prompt in, ids and seconds out.
-
-Both sides are timed the same way: the whole call, prefill included, from an idle device to an idle device.
-"""
+"""Transformers' ways as those that a benchmark times beside this project's own (timing.py), in the same way."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from specexp.decoding.dice import dice_for
-from specexp.decoding.rules import Warp
-from specexp.engine import Decoder, Engine
-from specexp.evaluation.methods import Making, decoder_for
-from specexp.evaluation.metrics import check_identities
+from specexp.engine import Engine
 from specexp.evaluation.peers import Peer
-from specexp.evaluation.records import Record
-from specexp.evaluation.runner import Job, Prepared, Setting, record_of
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """What one call emitted and took. `record` is that of a method of this project, with its decode seconds."""
-
-    token_ids: list[int]
-    seconds: float
-    record: Record | None = None
-
-
-class Contender(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def gamma(self) -> int: ...
-
-    @property
-    def temperature(self) -> float: ...
-
-    def time(self, index: int, repeat: int) -> Timing:
-        """Decode the prompt of this index, with the same dice in every repeat."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Own:
-    """A method of this project."""
-
-    name: str
-    prepared: Prepared
-    setting: Setting
-    temperature: float = 0.0
-
-    @property
-    def gamma(self) -> int:
-        return self.setting.config.gamma
-
-    def time(self, index: int, repeat: int) -> Timing:
-        prepared, config = self.prepared, self.setting.config
-        experiment = prepared.experiment
-        engine = Engine(prepared.pair.models, prepared.pair.eos_ids)
-        dice = dice_for(self.temperature, experiment.seed, prepared.examples[index].prompt_id)
-        prepared.pair.models["target"].wait()
-        start = time.perf_counter()
-        out = engine.generate(self.setting.decoder, prepared.prompts[index], experiment.max_new_tokens, dice)
-        seconds = time.perf_counter() - start
-        record = record_of(prepared, Job(index, 0, self.setting, repeat), out)
-        check_identities(record, config.tree, config.bonus)
-        return Timing(out.token_ids, seconds, record)
-
-    def at(self, temperature: float) -> Own:
-        """The same method, sampling."""
-        making = Making(Warp(temperature), self.prepared.judges, self.prepared.pair.eos_ids)
-        decoder: Decoder = decoder_for(self.setting.config, making)
-        setting = replace(self.setting, decoder=decoder)
-        return Own(sampled(self.name, temperature), self.prepared, setting, temperature)
+from specexp.evaluation.runner import Prepared
+from specexp.evaluation.timing import Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +46,3 @@ def timed(peer: Peer, ids: Sequence[int], max_new_tokens: int, seed: int) -> Tim
         target.wait()
         seconds = time.perf_counter() - start
     return Timing(call.emitted(found), seconds)
-
-
-def sampled(name: str, temperature: float) -> str:
-    return f"{name}_t{temperature:g}"
-
-
-def rotated(contenders: Sequence[Any], repeat: int, index: int) -> Iterator[Any]:
-    """All of them, from another one on in every repeat and for every prompt."""
-    first = (repeat + index) % len(contenders)
-    yield from contenders[first:]
-    yield from contenders[:first]

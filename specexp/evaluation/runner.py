@@ -7,7 +7,8 @@ the next. Each run starts from an empty cache; prefill is timed apart. Nothing h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -317,7 +318,7 @@ def _warm_up(prepared: Prepared, engine: Engine) -> None:
             pass
 
 
-def measure_costs(prepared: Prepared) -> dict[str, Any] | None:
+def measure_costs(prepared: Prepared, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any] | None:
     """Seconds per call where the middle of an output stands; None when nothing is verified."""
     gammas = sorted(set().union(*(setting.lengths for setting in prepared.settings)))
     trees = list({x.nodes: x for setting in prepared.settings for x in setting.rounds}.values())
@@ -328,7 +329,7 @@ def measure_costs(prepared: Prepared) -> dict[str, Any] | None:
     ids = prepared.prompts[0]
     room = min(model.context for model in prepared.pair.models.values()) - ahead
     behind = (ids * (length // len(ids) + 2))[: min(length + 32, room)]
-    found = costs.measure(prepared.pair.models, behind, gammas, trees)
+    found = costs.measure(prepared.pair.models, behind, gammas, trees, clock=clock)
     return {
         "context": len(behind),
         "draft": found.draft_step,

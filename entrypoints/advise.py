@@ -1,0 +1,99 @@
+"""advise: what should I run? Predicts every draft length and tree budget, checks the best, recommends one setting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from entrypoints.common import Flag, guarded, settings_options, uid_of
+from entrypoints.evaluate import SETTINGS as EVALUATE
+from entrypoints.evaluate import judges_of
+from specexp import config
+from specexp.errors import ConfigError, OutputError
+
+NAMES = (
+    "pair", "target", "draft", "toy", "task", "data", "gamma", "tree_budget", "temperature", "top_k", "top_p",
+    "max_new_tokens", "limit", "seed", "repeats", "judge", "threshold", "config",
+)  # fmt: skip
+DEFAULTS = {
+    "methods": ["speculative", "specexec"],
+    "gamma": list(range(1, 17)),
+    "tree_budget": [8, 16, 32, 64, 128],
+    "max_depth": 8,
+    "parallel_branches": 8,
+    "limit": 8,
+    "repeats": 5,
+}
+NO_TREES = ("0", "none")
+SETTINGS = {
+    **{name: EVALUATE[name] for name in NAMES},
+    "gamma": "Draft lengths to weigh, separated by commas [1 to 16].",
+    "tree_budget": "Nodes of the trees to weigh, separated by commas; none leaves trees out [8,16,32,64,128].",
+    "limit": f"How many prompts to measure on [{DEFAULTS['limit']}].",
+    "repeats": f"How often the candidates that are checked are timed on every prompt [{DEFAULTS['repeats']}].",
+    "judge": "Weigh AutoJudge (lossy), too: models:/NAME@champion, models:/NAME/VERSION, runs:/ID/NAME or a folder.",
+    "threshold": "Of the judge, or several separated by commas [calibrated].",
+}
+
+
+def advise(experiment: str, output: str, sweep: bool, flags: Mapping[str, str]) -> None:
+    """Resolve, measure, recommend, write and log. Raises SpecexpError."""
+    resolved, with_trees = resolve(experiment, flags)
+    folder_path = Path(output) if output else Path("runs") / time.strftime("advise-%Y%m%d-%H%M%S")
+    if folder_path.is_dir() and any(folder_path.iterdir()):
+        raise OutputError(f"output folder '{folder_path}' exists; name another one.")
+    # Imports that load torch and mlflow wait until the settings are known to be good.
+    from specexp.evaluation import advice as advising
+
+    resolved = advising.settled(resolved, with_trees)
+    from specexp.evaluation import advice_report as report
+    from specexp.evaluation import runner
+    from specexp.evaluation.advice_figure import draw_advice
+    from specexp.evaluation.output import OutputFolder
+    from specexp.evaluation.recommended import NAME, recommended
+    from specexp.evaluation.records import write_whole
+
+    folder = OutputFolder(folder_path, resolved, resume=False, maker="advise")
+    prepared = runner.prepare(resolved, judges_of(resolved))
+    found = advising.measure(prepared, sweep)
+    result = report.as_json(found)
+    click.echo(report.table(result))
+    with folder.hold():
+        folder.write_json("advice.json", result)
+        draw_advice(folder.path / "advice.png", result)
+        write_whole(folder.path / NAME, recommended(found, folder.path / NAME))
+        from specexp import tracking  # behind the timings, which its threads would disturb
+
+        tags = {"method": "advise", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
+        files = [folder.path / name for name in ("advice.json", "advice.png", NAME, "config.json")]
+        with tracking.comparison(f"{uid_of(folder)}/advise", f"advise {resolved.name}", tags) as run_id:
+            tracking.log_comparison(run_id, report.metrics(found), files, prepared.task.dataset())
+        address = tracking.chart_address(run_id)
+    click.echo(f"settings: {folder.path / NAME}")
+    click.echo(f"charts (after `make ui`): {address}")
+
+
+def resolve(experiment: str, flags: Mapping[str, str]) -> tuple[config.Experiment, bool]:
+    """The candidates as an experiment, and whether trees are among them. Raises ConfigError with every fault."""
+    if flags.get("threshold") and not flags.get("judge") and not flags.get("config"):
+        raise ConfigError("threshold is given without a judge; name one with judge, or leave threshold out.")
+    with_trees = flags.get("tree_budget", "").strip().lower() not in NO_TREES
+    asked = {key: value for key, value in flags.items() if with_trees or key != "tree_budget"}
+    return config.resolve(experiment, asked, DEFAULTS), with_trees
+
+
+@click.command("advise", help=__doc__)
+@settings_options("arith_quick", SETTINGS)
+@click.option(
+    "--sweep", type=Flag(), default=False, is_flag=False, flag_value=True,
+    help="Time every candidate, and say how far the recommendation is from the best.",
+)  # fmt: skip
+def command(experiment: str, output: str, sweep: bool, **flags: str) -> None:
+    guarded(lambda: advise(experiment, output, sweep, flags), "Advice records nothing before its end: start it again.")
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m entrypoints.advise")

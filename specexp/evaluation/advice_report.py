@@ -1,0 +1,147 @@
+"""What advice leaves: every number as JSON, the table in the terminal, metrics for MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from specexp.evaluation.advice import PLAIN, Advice
+from specexp.evaluation.advice_words import notes, recommendation, sweep, sweep_line
+from specexp.evaluation.candidates import Candidate
+from specexp.evaluation.statistics import rate
+from specexp.evaluation.timing import decoding
+
+SHOWN = 12  # rows of the table, besides those that ran
+DEFINITIONS = {
+    "predicted": "speed-up expected of decoding, overhead of rounds and drafted tokens included",
+    "attainable": "mean_length / (gamma c + v(gamma + 1)): what the calls alone would allow",
+    "mean_length": "tokens emitted per verifying target call, as expected",
+    "lengths": "where mean_length comes from: simulated or expected along plain decoding's outputs, watched along the"
+    " lossy method's own, counted in runs, or interpolated between counts",
+    "measured.speedup": "tokens a decode second / plain decoding's, interleaved, with a 95 % bootstrap interval",
+    "measured.end_to_end": "the same with both prefills",
+    "plain_seconds": "of a token of plain decoding in the runs that predictions are made from",
+    "overheads": "seconds of a round, and of each drafted token, beside its calls",
+    "sweep.short_measured": "1 - the recommendation's speed / that of the best measured candidate",
+    "sweep.short_predicted": "1 - the recommendation's predicted speed-up / the best predicted one",
+}
+
+
+def as_json(advice: Advice) -> dict[str, Any]:
+    """Every number, the recommendation at the top."""
+    found, experiment = advice.forecast, advice.prepared.experiment
+    swept = sweep(advice) if advice.swept else None
+    ranked = sorted(advice.candidates, key=lambda c: -found.predicted[c.label].speedup)
+    return {
+        "recommended": advice.best or PLAIN,
+        "speculate": advice.best is not None,
+        "sentence": recommendation(advice),
+        "notes": notes(advice),
+        "alpha": advice.alpha,
+        "c": found.costs.c,
+        "v": {str(n): found.costs.v(n) for n in sorted(found.costs.target)},
+        "plain_tokens_per_second": asdict(rate(decoding(advice.timed[PLAIN]))),
+        "best_three": list(advice.best_three),
+        "candidates": [_candidate(advice, candidate) for candidate in ranked],
+        "sweep": asdict(swept) if swept else None,
+        "sweep_sentence": sweep_line(swept) if swept else None,
+        "definitions": DEFINITIONS,
+        "plain_seconds": found.plain_seconds,
+        "overheads": {method: asdict(overhead) for method, overhead in found.overheads.items()},
+        "costs": {
+            "draft_step": found.costs.draft_step,
+            **{name: _by_text(getattr(found.costs, name)) for name in ("target", "tree_draft", "tree_target")},
+        },
+        "setting": {
+            **experiment.as_dict(),
+            "settings_hash": experiment.hash,
+            "prompts": len(advice.prepared.prompts),
+        },
+        "environment": dict(advice.environment),
+    }
+
+
+def _by_text(seconds: Mapping[int, float]) -> dict[str, float]:
+    return {str(n): each for n, each in sorted(seconds.items())}
+
+
+def _candidate(advice: Advice, candidate: Candidate) -> dict[str, Any]:
+    method, checked = candidate.setting.config, advice.checked.get(candidate.label)
+    return {
+        "label": candidate.label,
+        "method": method.method,
+        "kind": candidate.kind,
+        "lossless": candidate.lossless,
+        "size": candidate.size,
+        "threshold": method.threshold,
+        **asdict(advice.forecast.predicted[candidate.label]),
+        "measured": None if checked is None else asdict(checked),
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Candidates ranked by prediction, those that ran with their intervals; then the recommendation in words."""
+    rows = [each for i, each in enumerate(result["candidates"]) if i < SHOWN or each["measured"]]
+    width = max(len(PLAIN), *(len(each["label"]) for each in rows))
+    head = f"{'':<{width}}{'predicted':>11}{'attainable':>12}{'tokens/call':>13}{'measured':>10}  {'95 %':<11}  output"
+    plain = result["plain_tokens_per_second"]
+    lines = [
+        head,
+        f"{PLAIN:<{width}}{'1.00x':>11}{'1.00x':>12}{'1.00':>13}{'1.00x':>10}  {plain['value']:.0f} tokens/s",
+    ]
+    for each in rows:
+        line = (
+            f"{each['label']:<{width}}{each['speedup']:>10.2f}x{each['attainable']:>11.2f}x{each['mean_length']:>13.2f}"
+        )
+        line += _measured(each["measured"])
+        lines.append(f"{line}  {'lossless' if each['lossless'] else _kept(each['measured'])}".rstrip())
+    if left := len(result["candidates"]) - len(rows):
+        lines.append(f"and {left} more that are predicted to be slower")
+    lines += ["", result["sentence"], *(f"- {note}" for note in result["notes"])]
+    lines += [f"- {result['sweep_sentence']}"] if result["sweep"] else []
+    return "\n".join(lines)
+
+
+def _measured(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return f"{'':>10}  {'':<11}"
+    speedup = found["speedup"]
+    span = f"{speedup['low']:.2f}-{speedup['high']:.2f}"
+    return f"{speedup['value']:>9.2f}x  {span:<11}"
+
+
+def _kept(found: Mapping[str, Any] | None) -> str:
+    """What a lossy setting did to the answers."""
+    if found is None:
+        return "lossy"
+    if not found["checked"]:
+        return f"lossy: {found['equal']:.0%} of outputs equal"
+    return f"lossy: {found['lost']} of {found['checked']} answers lost, {found['gained']} gained"
+
+
+def metrics(advice: Advice) -> dict[str, float]:
+    """For MLflow."""
+    found = {
+        "advice/speculate": float(advice.best is not None),
+        "advice/alpha": advice.alpha,
+        "advice/c": advice.forecast.costs.c,
+        "advice/plain_tokens_per_second": rate(decoding(advice.timed[PLAIN])).value,
+        "advice/candidates": len(advice.candidates),
+        "advice/prompts": len(advice.prepared.prompts),
+    }
+    label = advice.best or advice.best_three[0]
+    predicted, checked = advice.forecast.predicted[label], advice.checked[label]
+    found |= {
+        "advice/predicted_speedup": predicted.speedup,
+        "advice/attainable": predicted.attainable,
+        "advice/mean_length": predicted.mean_length,
+        "advice/measured_speedup": checked.speedup.value,
+        "advice/measured_speedup_low": checked.speedup.low,
+        "advice/measured_speedup_high": checked.speedup.high,
+        "advice/measured_speedup_end_to_end": checked.end_to_end.value,
+    }
+    if advice.swept:
+        swept = sweep(advice)
+        found |= {"advice/short_measured": swept.short_measured, "advice/short_predicted": swept.short_predicted}
+    return found

@@ -1,0 +1,175 @@
+"""What advice says in words: one sentence of recommendation, how sure it is, and what to mind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from specexp.evaluation.advice import PLAIN, Advice
+from specexp.evaluation.candidates import Candidate
+from specexp.evaluation.choice import harmless, pays
+from specexp.evaluation.statistics import Interval, rate_ratio, wilson
+from specexp.evaluation.timing import decoding
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """How far the recommendation is from the best of all candidates that were measured beside it, and may be run.
+
+    `ratio` is the recommendation's rate / the best one's, `short_measured` 1 - that, `short_predicted` the same of the
+    predicted speed-ups. Plain decoding counts with 1.
+    """
+
+    best_measured: str
+    best_predicted: str
+    ratio: Interval
+    short_measured: float
+    short_predicted: float
+
+
+def sweep(advice: Advice) -> Sweep:
+    """Of an advice that checked every candidate."""
+    may = {PLAIN: 1.0}
+    for candidate in advice.candidates:
+        found = advice.checked[candidate.label]
+        if candidate.lossless or harmless(found):
+            may[candidate.label] = found.speedup.value
+    predicted = {label: advice.forecast.predicted[label].speedup if label != PLAIN else 1.0 for label in may}
+    mine = advice.best or PLAIN
+    fastest, promised = (max(values, key=values.__getitem__) for values in (may, predicted))
+    ratio = rate_ratio(decoding(advice.timed[mine]), decoding(advice.timed[fastest]))
+    return Sweep(fastest, promised, ratio, 1 - ratio.value, 1 - predicted[mine] / predicted[promised])
+
+
+def recommendation(advice: Advice) -> str:
+    """One sentence."""
+    prompts = f"{len(advice.prepared.prompts)} prompts"
+    if advice.best is None:
+        found = {label: advice.checked[label] for label in advice.best_three}
+        label = max(found, key=lambda name: found[name].speedup.value)
+        return (
+            f"Do not speculate: none of the best candidates is faster than plain decoding beyond doubt;"
+            f" {label} ran at {_times(found[label].speedup)}, predicted {_predicted(advice, label)}, on {prompts}."
+        )
+    candidate = next(c for c in advice.candidates if c.label == advice.best)
+    return (
+        f"Run {advice.best} ({described(candidate)}): {_times(advice.checked[advice.best].speedup)} as fast as plain"
+        f" decoding, predicted {_predicted(advice, advice.best)}, on {prompts}."
+    )
+
+
+def described(candidate: Candidate) -> str:
+    """`specexec, 32 nodes, depth 8`."""
+    tree = candidate.setting.config.tree
+    if tree is not None:
+        return f"{candidate.kind}, {tree.tree_budget} nodes, depth {tree.max_depth}"
+    return f"{candidate.kind}, gamma {candidate.size}"
+
+
+def notes(advice: Advice) -> list[str]:
+    """How sure it is and what to mind, a sentence each."""
+    return [*_how_sure(advice), *_why_not(advice), *_lossy(advice), *_disagreements(advice), *_limits(advice)]
+
+
+def _how_sure(advice: Advice) -> Iterator[str]:
+    if advice.best is None:
+        return
+    found = advice.checked[advice.best]
+    yield (
+        f"Both prefills included it is {_times(found.end_to_end)}; that both intervals lie above 1 is what makes it"
+        " recommended."
+    )
+    equals = [
+        label
+        for label in advice.best_three
+        if label != advice.best
+        and rate_ratio(decoding(advice.timed[advice.best]), decoding(advice.timed[label])).low <= 1
+    ]
+    if equals:
+        yield f"It could not be told apart from {', '.join(equals)} in these runs: more prompts would tell."
+    others = [label for label in advice.best_three if label not in (advice.best, *equals)]
+    if others:
+        yield f"It is faster than {', '.join(others)} beyond the 95 % interval."
+
+
+def _why_not(advice: Advice) -> Iterator[str]:
+    """What keeps speculation from paying, or why something faster is passed over."""
+    for label in advice.best_three:
+        candidate, found = _candidate(advice, label), advice.checked[label]
+        if not candidate.lossless and pays(found) and not harmless(found):
+            why = (
+                f"it lost {found.lost} answers of {found.checked} and gained {found.gained}"
+                if found.checked
+                else "this task has no answers to check, and its threshold is above what its judge was calibrated to"
+            )
+            yield f"{label} ran at {_times(found.speedup)}, but {why}."
+    if advice.best is not None:
+        return
+    costs = advice.forecast.costs
+    fingerprints = {model.facts()["fingerprint"] for model in advice.prepared.pair.models.values()}
+    if len(fingerprints) == 1:
+        yield "The draft is the target itself: it drafts well, at the price of a target step a token."
+    shortest = min(costs.target.keys() - {1}, default=2)
+    yield (
+        f"The draft agrees with alpha {advice.alpha:.3f}, a draft step costs c = {costs.c:.3f} target steps, and"
+        f" verifying {shortest} positions {costs.v(shortest):.2f}."
+    )
+
+
+def _lossy(advice: Advice) -> Iterator[str]:
+    """What a lossy recommendation may cost, and the lossless one beside it."""
+    if advice.best is None or _candidate(advice, advice.best).lossless:
+        return
+    found = advice.checked[advice.best]
+    if found.checked:
+        most = wilson(found.lost, found.checked)[1]
+        yield (
+            f"It is lossy: it lost {found.lost} of {found.checked} answers and gained {found.gained}; the share of lost"
+            f" answers may be as high as {most:.0%} (95 %). {found.equal:.0%} of its outputs are plain decoding's."
+        )
+    else:
+        kept = f"{found.equal:.0%} of its outputs are plain decoding's"
+        yield f"It is lossy, and this task has no answers to check: {kept}."
+    exact = [label for label, each in advice.checked.items() if _candidate(advice, label).lossless and pays(each)]
+    if exact:
+        label = max(exact, key=lambda name: advice.checked[name].speedup.value)
+        yield f"The fastest lossless one that ran is {label}, {_times(advice.checked[label].speedup)}."
+
+
+def _disagreements(advice: Advice) -> Iterator[str]:
+    """Predictions outside what was measured."""
+    for label in advice.best_three:
+        interval = advice.checked[label].speedup
+        if not interval.low <= advice.forecast.predicted[label].speedup <= interval.high:
+            yield f"{label}: predicted {_predicted(advice, label)}, which is outside the measured {_times(interval)}."
+
+
+def _limits(advice: Advice) -> Iterator[str]:
+    experiment = advice.prepared.experiment
+    if len(advice.prepared.prompts) == 1 or experiment.repeats == 1:
+        yield "Measured on one prompt, or once: its interval says little; raise limit and repeats."
+    if any(len(example.turns) > 1 for example in advice.prepared.examples):
+        yield "Measured on first turns alone."
+    if any(found.lengths == "interpolated" for found in advice.forecast.predicted.values()):
+        yield "Mean lengths of some tree budgets lie between counted ones."
+
+
+def sweep_line(found: Sweep) -> str:
+    """Where the recommendation stands among all that were measured."""
+    return (
+        f"Sweep: the best measured is {found.best_measured}, the best predicted {found.best_predicted}; the"
+        f" recommendation is {found.short_measured:.1%} short of the one"
+        f" ({found.ratio.low:.2f}-{found.ratio.high:.2f} of its speed), {found.short_predicted:.1%} of the other."
+    )
+
+
+def _candidate(advice: Advice, label: str) -> Candidate:
+    return next(c for c in advice.candidates if c.label == label)
+
+
+def _predicted(advice: Advice, label: str) -> str:
+    return f"{advice.forecast.predicted[label].speedup:.2f}x"
+
+
+def _times(interval: Interval) -> str:
+    return f"{interval.value:.2f}x (95 % {interval.low:.2f}-{interval.high:.2f})"

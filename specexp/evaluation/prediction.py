@@ -1,0 +1,194 @@
+"""What a method would gain, from how often the target agrees with the draft and from what calls cost: arithmetic alone.
+
+Which drafted tokens are accepted does not depend on the draft length: given the output, the token at position i is
+accepted, if it is drafted and reached, with probability
+
+    b_i = P(accepted | x_i is emitted) = min(p_i(x_i), q_i(x_i)) / p_i(x_i) = min(1, q_i(x_i) / p_i(x_i)),
+
+independently from position to position. At temperature 0, where both are one-hot, b_i says whether the draft's first
+choice is the target's. So one output and its b tell the rounds of every draft length: expected ones given this output,
+and at temperature 0 those very rounds that decoding makes. (The mean of b_i over what may be emitted is the
+sum_x min(p, q) of `accept/alpha`; it would not do in its place, since what is accepted also decides what follows.)
+
+No model, no clock and no method is known here. Seconds of a round are those of its calls and an overhead that is a
+straight line in the number of drafted tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from specexp.engine.costs import Costs
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One output: b of each of its tokens, and what trims a draft.
+
+    `room` tokens could be emitted behind the prompt, and the draft's context holds a draft of `reach` tokens there,
+    one less with every token emitted since.
+    """
+
+    accepted: Sequence[float]
+    room: int
+    reach: int
+
+
+@dataclass(slots=True)
+class Rounds:
+    """Expected numbers of rounds, over all traces, by what they drafted and by what was accepted before the end."""
+
+    tokens: int = 0
+    by_drafted: dict[int, float] = field(default_factory=dict)
+    by_accepted: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def rounds(self) -> float:
+        return math.fsum(self.by_drafted.values())
+
+    @property
+    def drafted(self) -> float:
+        return math.fsum(number * rounds for number, rounds in self.by_drafted.items())
+
+    @property
+    def mean_length(self) -> float:
+        """Tokens emitted per verifying target call."""
+        return self.tokens / self.rounds
+
+
+def chain_rounds(traces: Sequence[Trace], gamma: int, bonus: bool = True) -> Rounds:
+    """What chains of `gamma` drafted tokens come to along these outputs, trimmed as the engine trims them."""
+    found = Rounds()
+    for trace in traces:
+        found.tokens += len(trace.accepted)
+        _along(trace, gamma, bonus, found)
+    return found
+
+
+def _along(trace: Trace, gamma: int, bonus: bool, found: Rounds) -> None:
+    """Add one trace: the probability that a round starts at a place is passed on to where the next one starts."""
+    length = len(trace.accepted)
+    starts = [0.0] * length
+    starts[0] = 1.0
+    for place, weight in enumerate(starts):
+        if not weight:
+            continue
+        drafted = max(0, min(gamma, trace.room - place - bonus, trace.reach - place))
+        _add(found.by_drafted, drafted, weight)
+        num_left = min(drafted, length - place)  # behind an EOS nothing is emitted
+        going = weight
+        for num_accepted in range(num_left):
+            passed = going * trace.accepted[place + num_accepted]
+            _end(starts, place + num_accepted + 1, found, num_accepted, going - passed)
+            going = passed
+            if not going:
+                break
+        else:
+            more = bonus or not drafted  # the target's token behind a full chain, or a plain step
+            _end(starts, place + num_left + more, found, num_left, going)
+
+
+def _end(starts: list[float], following: int, found: Rounds, num_accepted: int, weight: float) -> None:
+    """Of the rounds that start at a place, `weight` end like this and the next one is `following`."""
+    if weight:
+        _add(found.by_accepted, num_accepted, weight)
+        if following < len(starts):
+            starts[following] += weight
+
+
+def _add(histogram: dict[int, float], key: int, weight: float) -> None:
+    histogram[key] = histogram.get(key, 0.0) + weight
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRounds:
+    """Sums over the rounds of a tree method, as they were counted or lie between counted ones."""
+
+    tokens: float
+    rounds: float
+    nodes: float
+    draft_calls: float
+    draft_positions: float
+
+    @property
+    def mean_length(self) -> float:
+        return self.tokens / self.rounds
+
+
+def tree_between(counted: Mapping[int, TreeRounds], budget: int) -> TreeRounds:
+    """A budget's rounds: as counted, or on a straight line in log(budget) between the nearest two; else the nearest's.
+
+    Means of a round are interpolated, and the mean length never falls as the budget grows.
+    """
+    if budget in counted:
+        return counted[budget]
+    below = max((n for n in counted if n < budget), default=min(counted))
+    above = min((n for n in counted if n > budget), default=max(counted))
+    if below >= above:
+        return counted[above]
+    share = math.log(budget / below) / math.log(above / below)
+    one, other = counted[below], counted[above]
+
+    def between(name: str) -> float:
+        low, high = (getattr(each, name) / each.rounds for each in (one, other))
+        if name == "tokens":
+            high = max(low, high)
+        return float(low + share * (high - low))
+
+    rounds = one.tokens / between("tokens")
+    return TreeRounds(
+        one.tokens, rounds, *(rounds * between(name) for name in ("nodes", "draft_calls", "draft_positions"))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """Seconds of a round beside its calls, a straight line in what it drafts. Below zero where calls in a row cost less
+    than those that were measured by themselves."""
+
+    per_round: float = 0.0
+    per_drafted: float = 0.0
+
+    def of(self, rounds: float, drafted: float) -> float:
+        """Seconds of so many rounds that drafted so many tokens in all."""
+        return self.per_round * rounds + self.per_drafted * drafted
+
+
+def fit_overhead(points: Sequence[tuple[float, float]]) -> Overhead:
+    """The least-squares line through (drafted tokens a round, seconds a round beside its calls); one point: a level."""
+    middle = math.fsum(x for x, _ in points) / len(points)
+    level = math.fsum(y for _, y in points) / len(points)
+    spread = math.fsum((x - middle) ** 2 for x, _ in points)
+    if not spread:
+        return Overhead(level)
+    slope = math.fsum((x - middle) * (y - level) for x, y in points) / spread
+    return Overhead(level - slope * middle, slope)
+
+
+def chain_calls(rounds: Rounds, costs: Costs, own: bool = False) -> float:
+    """Seconds of the calls of a chain's rounds; with `own`, the draft makes one step more in each that drafts."""
+    assert costs.draft_step is not None, "no draft was measured"
+    step, plain = costs.draft_step, costs.target[1]
+    return math.fsum(
+        number * ((drafted + (own and drafted > 0)) * step + costs.v(drafted + 1) * plain)
+        for drafted, number in rounds.by_drafted.items()
+    )
+
+
+def tree_calls(rounds: TreeRounds, costs: Costs) -> float:
+    """Seconds of the calls of a tree's rounds, each at its mean size."""
+    plain = costs.target[1]
+    draft = rounds.draft_calls * costs.c_tree(rounds.draft_positions / rounds.draft_calls) if rounds.draft_calls else 0
+    return plain * (draft + rounds.rounds * costs.v_tree(rounds.nodes / rounds.rounds + 1))
+
+
+def chain_attainable(rounds: Rounds, gamma: int, costs: Costs, own: bool = False) -> float:
+    """mean_length / (gamma c + v(gamma + 1)): what the calls alone would allow."""
+    return rounds.mean_length / ((gamma + own) * costs.c + costs.v(gamma + 1))
+
+
+def tree_attainable(rounds: TreeRounds, costs: Costs) -> float:
+    """mean_length / (draft calls a round x c + v), as counted."""
+    return rounds.tokens * costs.target[1] / tree_calls(rounds, costs)

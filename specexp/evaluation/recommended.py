@@ -1,0 +1,94 @@
+"""A recommendation as a file of settings that `evaluate --config` takes as it is, its header like a preset's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from specexp import config
+from specexp.config import CALIBRATED, Experiment, MethodConfig
+from specexp.evaluation.advice import PLAIN, Advice
+from specexp.evaluation.advice_words import notes, recommendation
+
+NAME = "recommended.yaml"
+SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+
+
+def recommended(advice: Advice, path: Path) -> str:
+    """The file's text; `path` is where it will stand, for the command in its header."""
+    experiment = advice.prepared.experiment
+    header = [
+        f"What advise recommends for pair {experiment.pair} on task {experiment.task}.",
+        f"Command:  python -m entrypoints.evaluate --config {path}",
+        f"          mlflow run . --env-manager local -e evaluate -P config={path}",
+        f"Hardware: {hardware(advice.environment)}",
+        f"Result:   {recommendation(advice)}",
+        *(f"          {note}" for note in notes(advice)),
+    ]
+    settings = yaml.safe_dump(
+        _settings(advice), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110
+    )
+    # A name may hold any sign, and a comment ends with its line.
+    return "".join(f"# {' '.join(line.splitlines())}\n" for line in header) + settings
+
+
+def _settings(advice: Advice) -> dict[str, Any]:
+    experiment = advice.prepared.experiment
+    found = {**_models(experiment), "task": experiment.task}
+    if experiment.data is not None:
+        found["data"] = {key: value for key, value in asdict(experiment.data).items() if value}
+    if experiment.shots:
+        found["shots"] = experiment.shots
+    if experiment.history != "baseline":
+        found["history"] = experiment.history
+    chosen = [c.setting.config for c in advice.candidates if c.label == advice.best]
+    found["methods"] = [PLAIN, *(method.preset for method in chosen)]
+    for method in chosen:
+        found |= _method(method)
+    return found | {name: getattr(experiment, name) for name in SAMPLING}
+
+
+def _models(experiment: Experiment) -> dict[str, Any]:
+    """The pair by its preset's name where it is one, else both models in full."""
+    if experiment.toy is not None:
+        return {"pair": experiment.pair, "toy": asdict(experiment.toy)}
+    if experiment.pair in config.preset_names("models"):
+        return {"pair": experiment.pair}
+    models = {"target": experiment.target, "draft": experiment.draft}
+    return {role: {key: value for key, value in asdict(model).items() if value != ""} for role, model in models.items()}
+
+
+def _method(method: MethodConfig) -> dict[str, Any]:
+    """What a method is made with, besides its preset."""
+    if method.tree is not None:
+        return {key: value for key, value in asdict(method.tree).items() if value is not None}
+    found: dict[str, Any] = {"gamma": method.gamma}
+    if not method.bonus:
+        found["bonus"] = False
+    if method.judge:
+        found |= {"judge": method.judge, "threshold": CALIBRATED if method.threshold is None else method.threshold}
+    return found
+
+
+def hardware(environment: Mapping[str, Any]) -> str:
+    """Where it was measured, in a line."""
+    return ", ".join(_hardware(environment))
+
+
+def _hardware(environment: Mapping[str, Any]) -> Iterator[str]:
+    models = environment["models"].values()
+    yield environment["processor"] or environment["platform"]
+    if devices := sorted(
+        {f"{x['device']} {x['device_name']}".strip() for x in models if x.get("device", "cpu") != "cpu"}
+    ):
+        yield ", ".join(devices)
+    if threads := environment["models"]["target"].get("threads"):
+        yield f"{threads} thread{'s' * (threads > 1)}"
+    if dtypes := sorted({x["dtype"] for x in models if "dtype" in x}):
+        yield ", ".join(dtypes)
+    if "torch" in environment["packages"]:
+        yield f"PyTorch {environment['packages']['torch']}"

@@ -1,0 +1,141 @@
+"""Timing methods of this project beside each other: one prompt in, ids and seconds out, interleaved.
+
+Everyone is timed the same way: the whole call, prefill included, from an idle device to an idle device; a record holds
+the decode seconds. It knows neither torch nor MLflow.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from specexp.decoding.dice import dice_for
+from specexp.decoding.rules import Warp
+from specexp.engine import Decoder, Engine
+from specexp.errors import ModelError
+from specexp.evaluation.methods import Making, decoder_for
+from specexp.evaluation.metrics import check_identities
+from specexp.evaluation.records import Record
+from specexp.evaluation.runner import Job, Prepared, Setting, record_of
+from specexp.evaluation.statistics import Timed
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What one call emitted and took. `record` is that of a method of this project, with its decode seconds."""
+
+    token_ids: list[int]
+    seconds: float
+    record: Record | None = None
+
+
+class Contender(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def gamma(self) -> int: ...
+
+    @property
+    def temperature(self) -> float: ...
+
+    def time(self, index: int, repeat: int) -> Timing:
+        """Decode the prompt of this index, with the same dice in every repeat."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A method of this project. `clock` is read in seconds."""
+
+    name: str
+    prepared: Prepared
+    setting: Setting
+    temperature: float = 0.0
+    clock: Callable[[], float] = time.perf_counter
+
+    @property
+    def gamma(self) -> int:
+        return self.setting.config.gamma
+
+    def time(self, index: int, repeat: int) -> Timing:
+        prepared, config = self.prepared, self.setting.config
+        experiment = prepared.experiment
+        engine = Engine(prepared.pair.models, prepared.pair.eos_ids, clock=self.clock)
+        dice = dice_for(self.temperature, experiment.seed, prepared.examples[index].prompt_id)
+        prepared.pair.models["target"].wait()
+        start = self.clock()
+        out = engine.generate(self.setting.decoder, prepared.prompts[index], experiment.max_new_tokens, dice)
+        seconds = self.clock() - start
+        record = record_of(prepared, Job(index, 0, self.setting, repeat), out)
+        check_identities(record, config.tree, config.bonus)
+        return Timing(out.token_ids, seconds, record)
+
+    def at(self, temperature: float) -> Own:
+        """The same method, sampling."""
+        making = Making(Warp(temperature), self.prepared.judges, self.prepared.pair.eos_ids)
+        decoder: Decoder = decoder_for(self.setting.config, making)
+        setting = replace(self.setting, decoder=decoder)
+        return replace(self, name=sampled(self.name, temperature), setting=setting, temperature=temperature)
+
+
+Timings = Mapping[str, Sequence[Sequence[Timing]]]  # by name: [P][R]
+
+
+def sampled(name: str, temperature: float) -> str:
+    return f"{name}_t{temperature:g}"
+
+
+def rotated(contenders: Sequence[Any], repeat: int, index: int) -> Iterator[Any]:
+    """All of them, from another one on in every repeat and for every prompt."""
+    first = (repeat + index) % len(contenders)
+    yield from contenders[first:]
+    yield from contenders[:first]
+
+
+def timings(
+    contenders: Sequence[Contender],
+    num_prompts: int,
+    repeats: int,
+    bar: Any,
+    before: Callable[[], None] = lambda: None,
+) -> Timings:
+    """Each contender on each prompt in each repeat, interleaved; `before` is called once a repeat."""
+    found: dict[str, list[list[Timing]]] = {c.name: [[] for _ in range(num_prompts)] for c in contenders}
+    for repeat in range(repeats):
+        before()
+        for index in range(num_prompts):
+            for contender in rotated(contenders, repeat, index):
+                bar.set_postfix_str(contender.name, refresh=False)
+                found[contender.name][index].append(once(contender, index, repeat))
+                bar.update()
+    return found
+
+
+def once(contender: Contender, index: int, repeat: int) -> Timing:
+    """One timing; raises ModelError when memory runs out."""
+    try:
+        return contender.time(index, repeat)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to ask for it
+            raise
+        words = (str(error).strip().splitlines() or ["out of memory"])[0]
+        raise ModelError(
+            f"{contender.name}: {words} Lower max_new_tokens or gamma, or choose a smaller dtype or quantization nf4."
+        ) from error
+
+
+def whole(timings: Sequence[Sequence[Timing]]) -> Timed:
+    """Tokens and seconds end to end."""
+    return _timed(timings, lambda timing: timing.seconds)
+
+
+def decoding(timings: Sequence[Sequence[Timing]]) -> Timed:
+    """Tokens and decode seconds, of a method of this project."""
+    return _timed(timings, lambda timing: timing.record["seconds"] if timing.record else float("nan"))
+
+
+def _timed(timings: Sequence[Sequence[Timing]], seconds: Callable[[Timing], float]) -> Timed:
+    return Timed([len(row[0].token_ids) for row in timings], [[seconds(timing) for timing in row] for row in timings])

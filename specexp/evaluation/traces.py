@@ -1,0 +1,112 @@
+"""Where target and draft agree along an output, as `prediction.py` wants to know it: traces read off real models.
+
+Of a lossless chain, teacher-forced passes over plain decoding's outputs tell: one of the draft, and where tokens are
+sampled one of the target. What a lossy rule accepts is watched while it decodes without bonus tokens: then every token
+was drafted, and none depends on the draft length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from array_api_compat import array_namespace, device, to_device
+
+from specexp.decoding.asks import Array, Role, Round, Steps
+from specexp.decoding.chain import Chain
+from specexp.decoding.dice import dice_for
+from specexp.decoding.rules import Warp
+from specexp.engine import Decoder, Engine
+from specexp.evaluation.prediction import Trace
+from specexp.evaluation.runner import Prepared
+
+PIECE = 64  # positions looked at together: rows of logits are as wide as the vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """A trace, and sum_x min(p, q) at each of its positions that the draft can reach."""
+
+    trace: Trace
+    overlap: list[float]
+
+
+def agreement(prepared: Prepared, index: int, output: Sequence[int]) -> Agreement:
+    """Look at plain decoding's `output` behind a prompt with the draft, and with the target unless it is greedy."""
+    models, ids = prepared.pair.models, prepared.prompts[index]
+    experiment = prepared.experiment
+    warp = Warp(experiment.temperature, experiment.top_k, experiment.top_p)
+    reach = models["draft"].context - len(ids) + 1
+    seen = list(output[: max(0, reach)])
+    accepted: list[float] = []
+    overlap: list[float] = []
+    engine = Engine(models, reuse=True)
+    for start in range(0, len(seen), PIECE):
+        piece = seen[start : start + PIECE]
+        behind = [*ids, *seen[:start]]
+        if warp.greedy:
+            first = warp.first(_rows(engine, "draft", behind, piece)).tolist()
+            found = [float(token == mine) for token, mine in zip(piece, first, strict=True)]
+            accepted += found
+            overlap += found
+        else:
+            p, q = (warp(_rows(engine, role, behind, piece)) for role in ("target", "draft"))
+            for mine, both in _shared(p, to_device(q, device(p)), prepared.pair.models["target"].ids(piece)):
+                accepted.append(mine)
+                overlap.append(both)
+    accepted += [0.0] * (len(output) - len(seen))  # beyond the draft's context nothing is drafted
+    room = engine.room_for(ids, experiment.max_new_tokens)
+    return Agreement(Trace(accepted, room, reach), overlap)
+
+
+def _rows(engine: Engine, role: Role, behind: Sequence[int], tokens: Sequence[int]) -> Array:
+    """logits[N, V] from which each of tokens[N] would be drawn."""
+    return engine.look(role, behind, tokens[:-1])[0]
+
+
+def _shared(p: Array, q: Array, tokens: Array) -> Iterator[tuple[float, float]]:
+    """min(1, q(x) / p(x)) of each of tokens[N], and sum_x min(p, q), from p[N, V] and q[N, V]."""
+    xp = array_namespace(p)
+    mine, drafts = (xp.take_along_axis(rows, tokens[:, None], axis=-1)[:, 0].tolist() for rows in (p, q))
+    both = xp.sum(xp.minimum(p, q), axis=-1).tolist()
+    for one, other, shared in zip(mine, drafts, both, strict=True):
+        # A token was drawn from p, so that p(x) > 0; another forward may round the smallest one to 0.
+        yield (min(1.0, other / one) if one else 1.0), shared
+
+
+def watched(prepared: Prepared, index: int, decoder: Chain) -> Trace:
+    """Decode a prompt with this chain without bonus tokens, and note of each token whether it was an accepted draft."""
+    experiment, ids = prepared.experiment, prepared.prompts[index]
+    watching = Watching(replace(decoder, bonus=False))
+    engine = Engine(prepared.pair.models, prepared.pair.eos_ids)
+    dice = dice_for(experiment.temperature, experiment.seed, prepared.examples[index].prompt_id)
+    out = engine.generate(watching, ids, experiment.max_new_tokens, dice)
+    room = engine.room_for(ids, experiment.max_new_tokens)
+    reach = prepared.pair.models["draft"].context - len(ids) + 1
+    return Trace(watching.accepted[: len(out.token_ids)], room, reach)
+
+
+class Watching:
+    """A decoder whose rounds are noted as they pass: `accepted` has 1 for an accepted draft, 0 for another token."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self.accepted: list[float] = []
+
+    @property
+    def models(self) -> tuple[Role, ...]:
+        return self._decoder.models
+
+    def steps(self, dice: Any, room: int) -> Steps:
+        steps = self._decoder.steps(dice, room)
+        answer: Any = None
+        while True:
+            try:
+                ask = steps.send(answer)
+            except StopIteration:
+                return
+            if isinstance(ask, Round):
+                num, num_accepted = int(ask.num_tokens), int(ask.counts["num_accepted"])
+                self.accepted += [1.0] * num_accepted + [0.0] * (num - num_accepted)
+            answer = yield ask

@@ -1,0 +1,71 @@
+"""A toy pair whose calls move a clock by as much as one likes: what is measured is then known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from specexp import config
+from specexp.decoding.asks import Role
+from specexp.evaluation import runner
+from specexp.evaluation.advice import settled
+from specexp.evaluation.runner import Prepared
+from specexp.judge.judge import Judge
+from specexp.lm.model import Array, Branches, Model
+from specexp.lm.toy import ToyModel, ToySession
+
+
+@dataclass
+class Clock:
+    now: float = 0.0
+    waits: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class ClockedToy(ToyModel):
+    """A call takes `per_call` and `per_token` seconds, and each change of its cache `per_keep`, which no measurement
+    of calls sees: an overhead of every round."""
+
+    def __init__(self, clock: Clock, per_call: float, per_token: float, per_keep: float = 0.0, **toy: Any) -> None:
+        super().__init__(**toy)
+        self.clock, self.per_call, self.per_token, self.per_keep = clock, per_call, per_token, per_keep
+
+    def sessions(self, count: int, capacity: int = 0) -> list[ToySession]:
+        return [ClockedSession(self) for _ in range(count)]
+
+    def session(self) -> ToySession:
+        return ClockedSession(self)
+
+
+class ClockedSession(ToySession):
+    def __init__(self, model: ClockedToy) -> None:
+        super().__init__(model)
+        self._clocked = model
+
+    def feed(
+        self, tokens: Array, rows: int, hidden: bool = False, branches: Branches | None = None
+    ) -> tuple[Array, Array | None]:
+        self._clocked.clock.now += self._clocked.per_call + self._clocked.per_token * len(tokens)
+        return super().feed(tokens, rows, hidden, branches)
+
+    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
+        self._clocked.clock.now += self._clocked.per_keep
+        super().keep(length, slots)
+
+
+def prepared_toy(
+    models: dict[Role, Model] | None = None,
+    judges: dict[str, Judge] | None = None,
+    eos_ids: Sequence[int] | None = None,
+    **flags: Any,
+) -> Prepared:
+    """The toy pair with these candidates; `models` in place of its own."""
+    given = {"methods": "speculative", "limit": 4, "max_new_tokens": 24, "repeats": 2, **flags}
+    resolved = settled(config.resolve("toy_quick", given), with_trees=True)
+    found = runner.prepare(resolved, judges)
+    pair = replace(found.pair, models=models or found.pair.models)
+    pair = replace(pair, eos_ids=pair.eos_ids if eos_ids is None else tuple(eos_ids))
+    return replace(found, pair=pair)
