@@ -41,17 +41,27 @@ SETTINGS = {
 }
 
 
-def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str]) -> None:
+SHOW = click.option(
+    "--show",
+    default="3",
+    show_default=True,
+    help="Prompts to show token by token in tokens.html: how many, or their ids separated by commas; 0 for none.",
+)
+
+
+def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str], show: str = "") -> None:
     """Resolve, run and log one experiment. Raises SpecexpError."""
     resolved = config.resolve(experiment, flags)
     folder_path = Path(output) if output else Path("runs") / f"{resolved.name}-{resolved.hash}"
     # Imports that load torch and mlflow wait until the settings are known to be good.
     from specexp.evaluation.output import OutputFolder
+    from specexp.evaluation.showing import Shown
 
+    shown = Shown.parse(show)
     folder = OutputFolder(folder_path, resolved, resume)
-    from specexp.evaluation import report, runner
+    from specexp.evaluation import report, runner, token_view
 
-    prepared = runner.prepare(resolved, _judges(resolved))
+    prepared = runner.prepare(resolved, _judges(resolved), shown.check)
     with folder.open() as records:
         runner.note_inputs(prepared, folder)
         from specexp import tracking
@@ -60,12 +70,14 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
         whole = not tracking.attached() and not runner.missing(prepared, records)
         run_id = tracking.find(key, finished=True) if whole else None
         if run_id:
+            tracking.log_folder(run_id, "", token_view.write(prepared, folder, records, shown))
             report.show(prepared, folder, runner.summary(prepared, folder, records.records))
         else:
             tags = {"method": "comparison", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
             tags["batch"] = str(resolved.batch)
             with tracking.comparison(key, f"compare {resolved.name}", tags) as run_id:
                 runner.run(prepared, folder, records)
+                token_view.write(prepared, folder, records, shown)
                 found = runner.summary(prepared, folder, records.records)
                 report.show(prepared, folder, found)
                 report.publish(prepared, folder, records.records, found, run_id, uid_of(folder))
@@ -87,8 +99,9 @@ def _judges(resolved: config.Experiment) -> dict[str, Judge]:
 @click.command("evaluate", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
 @RESUME
-def command(experiment: str, output: str, resume: bool, **flags: str) -> None:
-    guarded(lambda: evaluate(experiment, output, resume, flags))
+@SHOW
+def command(experiment: str, output: str, resume: bool, show: str, **flags: str) -> None:
+    guarded(lambda: evaluate(experiment, output, resume, flags, show))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ environments.json  what was loaded and where it ran, by the name that records gi
 costs.json         measured seconds per call
 mlflow.json        what names the MLflow runs made for it
 summary.json       metrics by run name, once all is done
+tokens.json        chosen prompts, with whom each token came from; tokens.html shows it
 trees-NAME.png     how deep a tree method's accepted paths go, and by which of the draft's choices
 """
 

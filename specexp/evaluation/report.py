@@ -10,6 +10,7 @@ from pathlib import Path
 
 from specexp import tracking
 from specexp.config import TREES, MethodConfig
+from specexp.evaluation import token_view
 from specexp.evaluation.figures import draw_trees
 from specexp.evaluation.methods import LOSSLESS
 from specexp.evaluation.output import OutputFolder
@@ -100,6 +101,7 @@ def publish(
     ]
     if prepared.judges:
         files.append(output.path / "judges.json")
+    files += token_view.files(output)
     best = {"speed/best_lossless_speedup": max(gains)} if gains else {}
     tracking.log_comparison(run_id, best, files, prepared.task.dataset())
 
