@@ -16,7 +16,7 @@ TEXT, PART, SPECIAL = "text", "part", "special"
 _BROKEN = "\ufffd"  # what decoders write for bytes that are no character, or not yet
 _LONGEST = 8  # tokens that are waited for until a character is whole: one has four bytes at most, and broken ones end
 _JOINERS = "\u200c\u200d"  # part of how words and emoji are written
-_MARKED = {" ": "·", "\t": "⇥", "\n": "↵", "\r": "␍"}
+_MARKED = {" ": "·", "\t": "⇥", "\n": "↵"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,9 @@ def named(sign: str) -> str:
     kind = unicodedata.category(sign)
     if kind not in ("Cc", "Cf", "Cs", "Zl", "Zp") or sign in _JOINERS or sign in "\n\t":
         return ""
-    code = ord(sign)
-    return chr(0x2400 + code) if code < 32 else f"⟨U+{code:04X}⟩"
+    return f"⟨U+{ord(sign):04X}⟩"
 
 
 def plain(text: str) -> str:
     """On one line, with marks in place of what cannot be seen: for a hint or a list."""
-    return "".join(_MARKED.get(sign, "") if sign in "\n\t\r" else named(sign) or sign for sign in text)
+    return "".join(_MARKED[sign] if sign in "\n\t" else named(sign) or sign for sign in text)

@@ -208,7 +208,7 @@ def _hint(row: Mapping[str, Any], whole: str, method: Mapping[str, Any]) -> str:
     lines = [name, ORIGINS[row["origin"]]]
     lines.append(f"position {row['position']}, round {row['round']}, token {row['place']} of it, id {row['id']}")
     if row["p"] is not None:
-        lines.append(f"p = {row['p']:.3g} by the target, its no. {row['p_rank']}")
+        lines.append(f"p = {row['p']:.3g} by the target, {_choice(row['p_rank'])}")
     if row["q"] is not None:
         lines.append(f"q = {row['q']:.3g} by the draft")
     if row["rank"] is not None:
@@ -223,9 +223,15 @@ def _hint(row: Mapping[str, Any], whole: str, method: Mapping[str, Any]) -> str:
         lines.append(", ".join(p + q))
         if row["rejected_score"] is not None:
             lines.append(_score(row["rejected_score"], method))
+            if row["rejected_score"] < method["threshold"]:
+                lines.append("but a drafted end is never the judge's to accept")
     if row["p_rank"] is not None and row["p_rank"] > 1:
         lines += [f"the target's likeliest, p = {row['first_p']:.3g}:", plain(row["first"])]
     return "\n".join(line for line in lines if line)
+
+
+def _choice(rank: int) -> str:
+    return "its first choice" if rank == 1 else f"its no. {rank}"
 
 
 def _score(score: float, method: Mapping[str, Any]) -> str:
