@@ -42,17 +42,27 @@ SETTINGS = {
 }
 
 
-def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str]) -> None:
+SHOW = click.option(
+    "--show",
+    default="3",
+    show_default=True,
+    help="Prompts to show token by token in tokens.html: how many, or their ids separated by commas; 0 for none.",
+)
+
+
+def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str], show: str = "") -> None:
     """Resolve, run and log one experiment. Raises SpecexpError."""
     resolved = config.resolve(experiment, flags)
     folder_path = Path(output) if output else Path("runs") / f"{resolved.name}-{resolved.hash}"
     # Imports that load torch and mlflow wait until the settings are known to be good.
     from specexp.evaluation.output import OutputFolder
+    from specexp.evaluation.showing import Shown
 
+    shown = Shown.parse(show)
     folder = OutputFolder(folder_path, resolved, resume)
-    from specexp.evaluation import report, runner, split
+    from specexp.evaluation import report, runner, split, token_view
 
-    prepared = runner.prepare(resolved, judges_of(resolved))
+    prepared = runner.prepare(resolved, judges_of(resolved), shown.check)
     with folder.open() as records:
         runner.note_inputs(prepared, folder)
         from specexp import tracking
@@ -62,6 +72,7 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
         run_id = tracking.find(key, finished=True) if whole else None
         commands = commands_of(experiment, folder_path, flags)
         if run_id:
+            tracking.log_folder(run_id, "", token_view.write(prepared, folder, records, shown))
             report.show(prepared, folder, records.records, commands)
         else:
             tags = {"method": "comparison", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
@@ -70,8 +81,9 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
                 runner.run(prepared, folder, records)
                 if resolved.batch == 1:
                     split.measure(prepared, folder, records.records)
-                shown = report.show(prepared, folder, records.records, commands)
-                report.publish(prepared, folder, records.records, shown, run_id, uid_of(folder))
+                token_view.write(prepared, folder, records, shown)
+                found = report.show(prepared, folder, records.records, commands)
+                report.publish(prepared, folder, records.records, found, run_id, uid_of(folder))
         address = tracking.chart_address(run_id)
     click.echo(f"records: {folder.path / 'records.jsonl'}")
     click.echo(f"charts (after `make ui`): {address}")
@@ -100,8 +112,9 @@ def judges_of(resolved: config.Experiment) -> dict[str, Judge]:
 @click.command("evaluate", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
 @RESUME
-def command(experiment: str, output: str, resume: bool, **flags: str) -> None:
-    guarded(lambda: evaluate(experiment, output, resume, flags))
+@SHOW
+def command(experiment: str, output: str, resume: bool, show: str, **flags: str) -> None:
+    guarded(lambda: evaluate(experiment, output, resume, flags, show))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import click
 
 from entrypoints.collect_labels import collect_labels
 from entrypoints.common import RESUME, guarded, settings_options
-from entrypoints.evaluate import SETTINGS, evaluate
+from entrypoints.evaluate import SETTINGS, SHOW, evaluate
 from entrypoints.train_judge import order, train_judge
 from specexp import config
 
@@ -20,17 +20,18 @@ CHAMPION = "models:/autojudge@champion"  # what the presets of AutoJudge name: h
 OF_LABELS = ("pair", "target", "draft", "task", "data", "shots", "max_new_tokens", "config")
 
 
-def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[str, str]) -> None:
+def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[str, str], show: str = "") -> None:
     """Labels, judge, evaluation; without the first two where no method wants a judge, or one is named."""
     resolved = config.resolve(experiment, flags)
     if not any(method.judge == CHAMPION for method in resolved.methods):
-        evaluate(experiment, output, resume, flags)
+        evaluate(experiment, output, resume, flags, show)
         return
     folder = Path(output) if output else Path("runs") / f"{resolved.name}-{resolved.hash}"
     given = {key: value for key, value in flags.items() if key in OF_LABELS} | {"limit": mine}
     if resolved.data is not None and config.resolve_mining(experiment, given).experiment.data == resolved.data:
         given["skip"] = str(resolved.limit)  # the same rows: those that the evaluation asks are left to it
     config.resolve_mining(experiment, given)  # every fault before any work
+    _check(show, resolved)
     from specexp import tracking
 
     with tracking.detached():
@@ -42,15 +43,26 @@ def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[s
             address = train_judge(asked)
             note.write_text(address, encoding="utf-8")
     judge = note.read_text(encoding="utf-8")
-    evaluate(experiment, str(folder / "evaluation"), resume, {**flags, "judge": judge})
+    evaluate(experiment, str(folder / "evaluation"), resume, {**flags, "judge": judge}, show)
+
+
+def _check(show: str, resolved: config.Experiment) -> None:
+    """Raise ConfigError for prompts to show that the evaluation, which comes last, will not have."""
+    from specexp.evaluation.showing import Shown
+    from specexp.tasks.task import task
+
+    shown = Shown.parse(show)
+    if shown.number is None:
+        shown.check(task(resolved.task, resolved.data, resolved.shots).examples(resolved.limit))
 
 
 @click.command("main", help=__doc__)
 @settings_options(EXPERIMENT, SETTINGS)
 @RESUME
 @click.option("--mine", default=MINE, show_default=True, help="How many prompts to mine labels from.")
-def command(experiment: str, output: str, resume: bool, mine: str, **flags: str) -> None:
-    guarded(lambda: tell(experiment, output, resume, mine, flags))
+@SHOW
+def command(experiment: str, output: str, resume: bool, mine: str, show: str, **flags: str) -> None:
+    guarded(lambda: tell(experiment, output, resume, mine, flags, show))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ EVALUATE = [
     "experiment", "pair", "target", "draft", "toy", "task", "data", "shots", "history", "methods", "gamma",
     "tree_budget",
     "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "repeats", "batch", "judge", "threshold",
-    "accept_k", "config", "output", "resume",
+    "accept_k", "config", "output", "resume", "show",
 ]  # fmt: skip
 
 BENCHMARK = [

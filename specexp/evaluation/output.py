@@ -11,6 +11,7 @@ mlflow.json        what names the MLflow runs made for it
 summary.json       metrics by run name, once all is done
 report.html        what all this comes to
 figures/           the report's figures
+tokens.json        chosen prompts, with whom each token came from; tokens.html shows it
 trees-NAME.png     how deep a tree method's accepted paths go, and by which of the draft's choices
 """
 

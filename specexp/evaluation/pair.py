@@ -29,6 +29,10 @@ class Text(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
+    def piece(self, token: int) -> str:
+        """The name of a token in the vocabulary, which is not what it reads as."""
+        ...
+
     def facts(self) -> dict[str, Any]: ...
 
 
@@ -60,6 +64,9 @@ class TokenizerText:
         """Text of generated ids, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def piece(self, token: int) -> str:
+        return str(self.tokenizer.convert_ids_to_tokens(token) or f"<{token}>")
+
     def facts(self) -> dict[str, Any]:
         template = self.tokenizer.get_chat_template() if self.chat else ""
         return {
@@ -80,6 +87,9 @@ class ToyText:
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(str(i) for i in ids)
+
+    def piece(self, token: int) -> str:
+        return str(token)
 
     def facts(self) -> dict[str, Any]:
         return {"class": "ToyText", "vocabulary": str(self.vocab_size), "chat_template": None}

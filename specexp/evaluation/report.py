@@ -10,7 +10,7 @@ from pathlib import Path
 
 from specexp import tracking
 from specexp.config import TREES, MethodConfig
-from specexp.evaluation import charts, page, split, table
+from specexp.evaluation import charts, page, split, table, token_view
 from specexp.evaluation.comparison import Comparison, compare, is_lossless
 from specexp.evaluation.figures import draw_trees
 from specexp.evaluation.output import OutputFolder
@@ -20,7 +20,6 @@ from specexp.evaluation.verdict import verdict
 from specexp.evaluation.words import plain
 
 PAGE = "report.html"
-TOKENS = "tokens.html"
 OUTPUTS = "outputs.json"  # of a flat run: prompts and outputs, for the UI's side-by-side view
 MOST_OUTPUTS = 50
 
@@ -51,7 +50,11 @@ def show(prepared: Prepared, output: OutputFolder, records: Sequence[Record], co
     files = ("environments", "costs", "shares", "data", "judges")
     folder = page.Folder(
         {name: output.read_json(f"{name}.json") for name in files},
-        [(TOKENS, "Token by token: where each token came from")] if (output.path / TOKENS).exists() else [],
+        [
+            (p.name, "Token by token: where each token came from")
+            for p in token_view.files(output)
+            if p.suffix == ".html"
+        ],
         commands,
         warnings,
     )
@@ -121,6 +124,7 @@ def publish(prepared: Prepared, output: OutputFolder, records: Sequence[Record],
     names = ("records.jsonl", "config.json", "data.json", "environments.json", "summary.json", "costs.json")
     files = [output.path / name for name in (*names, PAGE)]
     files += [path for name in ("judges.json", split.FILE) if (path := output.path / name).exists()]
+    files += token_view.files(output)
     tracking.log_comparison(run_id, _best(report.comparison), files, prepared.task.dataset(), report.verdict)
     tracking.log_folder(run_id, "figures", [chart.path for chart in report.charts])
 

@@ -98,14 +98,19 @@ class Prepared:
     judges: Mapping[str, Judge]
 
 
-def prepare(experiment: Experiment, judges: Mapping[str, Judge] | None = None) -> Prepared:
+def prepare(
+    experiment: Experiment,
+    judges: Mapping[str, Judge] | None = None,
+    check: Callable[[Sequence[Example]], None] = lambda examples: None,
+) -> Prepared:
     """Load models and task, check that every prompt fits and every judge is this pair's. Writes nothing.
 
-    `judges` are those that the methods name.
+    `judges` are those that the methods name. `check` sees the examples before any model is loaded, and may raise.
     """
     judges = judges or {}
     chosen = task(experiment.task, experiment.data, experiment.shots)
     examples = chosen.examples(experiment.limit)
+    check(examples)
     pair = load_pair(experiment, set().union(*(roles_of(method) for method in experiment.methods)))
     for judge in judges.values():
         judge.check(identity(pair, experiment))
@@ -196,7 +201,7 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
             config = jobs[0].setting.config
             bar.set_postfix_str(config.label, refresh=False)
             try:
-                for place, out in engine.generate_all(_requests(prepared, records, jobs)):
+                for place, out in engine.generate_all(requests(prepared, records, jobs)):
                     record = record_of(prepared, jobs[place], out) | {"environment": where}
                     check_identities(record, config.tree, config.bonus)
                     records.append(record)
@@ -207,7 +212,8 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
                 raise _out_of_memory(error, prepared, jobs) from error
 
 
-def _requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job]) -> Iterator[Request]:
+def requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job]) -> Iterator[Request]:
+    """What the engine is asked for each job; a later turn wants the records of the earlier ones."""
     experiment = prepared.experiment
     for job in jobs:
         name = prepared.examples[job.index].prompt_id

@@ -1,0 +1,91 @@
+"""Which prompts a person is shown token by token: those of an evaluation that were asked for, or the telling ones.
+
+A matter of looking only: no setting of the run, and no part of its hash.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specexp.errors import ConfigError
+from specexp.evaluation.records import Record
+from specexp.tasks.example import Example
+
+DEFAULT = "3"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """`number` prompts of the run's choosing, or those that `text` names by their ids, separated by commas.
+
+    An id that is a number itself is named with a comma behind it.
+    """
+
+    text: str
+    number: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> Shown:
+        """A whole number, or ids; "" is the default. Raises ConfigError for a number below 0."""
+        text = text.strip() or DEFAULT
+        try:
+            number = int(text)
+        except ValueError:
+            return cls(text, None)
+        if number < 0:
+            raise ConfigError(f"show is '{text}'; it must be a number >= 0, or prompt ids separated by commas.")
+        return cls(text, number)
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Raise ConfigError, with every fault, unless all prompts that are named are among these."""
+        if self.number is not None:
+            return
+        known = [example.prompt_id for example in examples]
+        names = self._names(known)
+        faults = [] if names else [f"show is '{self.text}', which names no prompt; give ids separated by commas."]
+        for name in names:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f", did you mean '{close[0]}'?" if close else "."
+                faults.append(
+                    f"show names prompt '{name}', which is not among this run's {len(known)}"
+                    f" ('{known[0]}' to '{known[-1]}'){hint}"
+                )
+        if faults:
+            raise ConfigError(faults)
+
+    def choose(self, examples: Sequence[Example], records: Sequence[Record]) -> list[int]:
+        """Places among `examples`, in the order of showing.
+
+        Of a number, in the task's order: first come prompts that are `telling`, then the first of the others.
+        """
+        ids = [example.prompt_id for example in examples]
+        if self.number is None:
+            return [ids.index(name) for name in self._names(ids)]
+        found = telling(records)
+        ranked = sorted(range(len(ids)), key=lambda i: (ids[i] not in found, i))
+        return sorted(ranked[: self.number])
+
+    def _names(self, known: Sequence[str]) -> list[str]:
+        if self.text in known:
+            return [self.text]  # an id may have commas of its own
+        return list(dict.fromkeys(name.strip() for name in self.text.split(",") if name.strip()))
+
+
+def telling(records: Sequence[Record]) -> set[str]:
+    """Ids of the prompts on which, in the first repeat, a drafted token was accepted against the lossless rule, or a
+    method that has the target emitted other tokens than plain decoding behind the same prompt."""
+    first = [record for record in records if record["repeat"] == 0]
+    plain = {(r["prompt_id"], r["turn"]): r["token_ids"] for r in first if r["method"] == "baseline"}
+    return {
+        r["prompt_id"]
+        for r in first
+        if r["num_judged"]
+        or (
+            r["method"] != "draft_only"
+            and r["paired"]
+            and r["token_ids"] != plain.get((r["prompt_id"], r["turn"]), r["token_ids"])
+        )
+    }

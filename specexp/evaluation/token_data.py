@@ -1,0 +1,220 @@
+"""tokens.json: the chosen prompts, decoded once more by traced decoders, with every token's origin and probabilities.
+
+Same seed, same dice: the tokens are those of the records, which is checked and noted where it does not hold. Nothing
+here is timed, and nothing here is a record. The page is another module's (`token_view.py`).
+
+A cell is one setting's output for one prompt and turn, in the first repeat. Its `tokens` are columns of one length:
+
+position   from 0, as everywhere          kind       text, part (of a character that stands with a later token), special
+id, text   the token and what it adds     origin     a key of tracing.ORIGINS
+round      from 1                         place      as which token of its round, from 1
+p, q       the target's, the draft's probability of the token behind what precedes it; null without that model
+p_rank     its place among the target's likeliest, from 1
+first, first_id, first_p   the target's likeliest token there
+score      the judge's p(important) of a drafted token
+rank       of a tree's node among its siblings by the draft, from 0
+rejected, rejected_id, rejected_p, rejected_q, rejected_score   the draft in whose place a corrected token stands
+
+`counts` has the tokens by origin, `cut` those that the engine dropped behind an EOS or the limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tqdm import tqdm
+
+from specexp.decoding.asks import Role
+from specexp.decoding.chain import Chain
+from specexp.decoding.judged import Judged
+from specexp.decoding.rules import Warp
+from specexp.engine import Engine, Generation
+from specexp.evaluation import runner
+from specexp.evaluation.hindsight import Opinion, opinions, soft
+from specexp.evaluation.methods import LOSSLESS
+from specexp.evaluation.records import Record, RecordFile
+from specexp.evaluation.runner import Job, Prepared, Setting
+from specexp.evaluation.spelling import alone, spelled
+from specexp.evaluation.tracing import Emitted, TracedDecoder, tally
+
+VERSION = 1
+COUNTS = ("num_rounds", "num_drafted", "num_accepted", "num_judged", "num_cut", "num_full", "finish_reason")
+Cell = dict[str, Any]
+
+
+def trace(prepared: Prepared, records: RecordFile, chosen: Sequence[int]) -> dict[str, Any]:
+    """What tokens.json holds of these examples; their records must be there."""
+    experiment = prepared.experiment
+    engine = Engine(prepared.pair.models, prepared.pair.eos_ids, reuse=True)
+    turns = [(index, turn) for index in chosen for turn in range(len(prepared.examples[index].turns))]
+    prompts = []
+    bar = tqdm(total=len(turns) * len(prepared.settings), desc="token view", unit="output", delay=1, dynamic_ncols=True)
+    with bar:
+        for index, turn in turns:
+            jobs = [Job(index, turn, setting, 0) for setting in prepared.settings]
+            prompts.append(_prompt(prepared, records, engine, jobs, bar))
+    return {
+        "version": VERSION,
+        "experiment": experiment.name,
+        "settings_hash": experiment.hash,
+        "task": experiment.task,
+        "pair": experiment.pair,
+        "history": experiment.history,
+        **{name: getattr(experiment, name) for name in ("temperature", "top_k", "top_p", "seed", "repeats", "batch")},
+        "models": sorted(prepared.pair.models),
+        "methods": [_method(setting) for setting in prepared.settings],
+        "prompts": prompts,
+    }
+
+
+def _method(setting: Setting) -> dict[str, Any]:
+    config, decoder = setting.config, setting.decoder
+    judged = isinstance(decoder, Chain) and isinstance(decoder.rule, Judged)
+    return {
+        "label": config.label,
+        "method": config.method,
+        "lossless": config.method in LOSSLESS,
+        "bonus": config.bonus,
+        "gamma": config.gamma or None,
+        "threshold": decoder.rule.threshold if judged else None,  # type: ignore[attr-defined]
+        "accept_k": config.accept_k or None,
+    }
+
+
+def _prompt(prepared: Prepared, records: RecordFile, engine: Engine, jobs: Sequence[Job], bar: Any) -> dict[str, Any]:
+    """One prompt's turn, with a cell for each setting."""
+    example, turn = prepared.examples[jobs[0].index], jobs[0].turn
+    decoded = []
+    for traced in _decoded(prepared, records, engine, jobs):
+        decoded.append(traced)
+        bar.update()
+    said = _opinions(prepared, engine, decoded)
+    last = turn == len(example.turns) - 1
+    return {
+        "prompt_id": example.prompt_id,
+        "turn": turn,
+        "num_turns": len(example.turns),
+        "num_shots": len(example.shots),
+        "text": example.turns[turn],
+        "gold": example.answer if last else None,
+        "cells": [
+            _cell(prepared, traced, records.find((example.prompt_id, turn, traced.label, 0)), said)
+            for traced in decoded
+        ],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Traced:
+    """One setting's output and where it came from; `dropped` was committed and cut off."""
+
+    label: str
+    prompt: tuple[int, ...]
+    out: Generation
+    tokens: Sequence[Emitted]
+    dropped: Sequence[Emitted]
+
+    @property
+    def behind(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What the models are asked about, and behind what: many settings' are the same."""
+        return self.prompt, tuple(self.out.token_ids)
+
+
+def _decoded(prepared: Prepared, records: RecordFile, engine: Engine, jobs: Sequence[Job]) -> Iterator[_Traced]:
+    asked = [(request, TracedDecoder(request.decoder)) for request in runner.requests(prepared, records, jobs)]
+    for place, out in engine.generate_all(replace(request, decoder=traced) for request, traced in asked):
+        request, traced = asked[place]
+        tokens, dropped = traced.tokens[: len(out.token_ids)], traced.tokens[len(out.token_ids) :]
+        assert [token.token for token in tokens] == out.token_ids, "what was traced is not what was emitted"
+        yield _Traced(jobs[place].setting.config.label, tuple(request.prompt_ids), out, tokens, dropped)
+
+
+Opinions = dict[tuple[tuple[int, ...], tuple[int, ...]], dict[Role, list[Opinion | None]]]
+
+
+def _opinions(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced]) -> Opinions:
+    """Each model's of each text that was emitted, and of all tokens that were rejected on the way there."""
+    experiment = prepared.experiment
+    warp = soft(Warp(experiment.temperature, experiment.top_k, experiment.top_p))
+    found: Opinions = {}
+    for behind in dict.fromkeys(traced.behind for traced in decoded):
+        others: dict[int, dict[int, None]] = {}
+        for traced in decoded:
+            if traced.behind == behind:
+                for position, token in enumerate(traced.tokens):
+                    if token.rejected is not None:
+                        others.setdefault(position, {})[token.rejected] = None
+        asked = {position: list(tokens) for position, tokens in others.items()}
+        found[behind] = {
+            role: opinions(engine, role, model.context, warp, *behind, asked)
+            for role, model in prepared.pair.models.items()
+        }
+    return found
+
+
+def _cell(prepared: Prepared, traced: _Traced, record: Record, said: Opinions) -> Cell:
+    calls = record["num_target_calls"]
+    return {
+        "label": traced.label,
+        "answer": record["answer"],
+        "correct": record["correct"],
+        "paired": record["paired"],
+        "finish_reason": traced.out.finish_reason,
+        "num_rounds": traced.out.num_rounds,
+        "tokens_per_call": len(traced.out.token_ids) / traced.out.num_target_calls if calls else None,
+        "difference": _difference(prepared, traced.out, record),
+        "counts": tally(traced.tokens),
+        "cut": tally(traced.dropped),
+        "tokens": _columns(prepared, traced, said[traced.behind]),
+    }
+
+
+def _difference(prepared: Prepared, out: Generation, record: Record) -> dict[str, Any] | None:
+    """Where what was decoded now departs from the record; None if nowhere."""
+    if out.token_ids == record["token_ids"]:
+        other = [name for name in COUNTS if getattr(out, name) != record[name]]
+        return {"position": None, "counts": other} if other else None
+    pairs = zip(out.token_ids, record["token_ids"], strict=False)
+    at = next((i for i, (here, there) in enumerate(pairs) if here != there), None)
+    at = min(len(out.token_ids), len(record["token_ids"])) if at is None else at
+    text = prepared.pair.text
+    here, there = (alone(text, ids[at]) if at < len(ids) else None for ids in (out.token_ids, record["token_ids"]))
+    return {"position": at, "recorded": there, "traced": here, "num_recorded": len(record["token_ids"])}
+
+
+def _columns(prepared: Prepared, traced: _Traced, said: dict[Role, list[Opinion | None]]) -> dict[str, list[Any]]:
+    text, ids = prepared.pair.text, traced.out.token_ids
+    pieces = spelled(text, ids, prepared.pair.eos_ids)
+    nobody: list[Opinion | None] = [None] * len(ids)
+    target, draft = said.get("target", nobody), said.get("draft", nobody)
+    rejected = [token.rejected for token in traced.tokens]
+    return {
+        "position": list(range(len(ids))),
+        "id": list(ids),
+        "text": [piece.text for piece in pieces],
+        "kind": [piece.kind for piece in pieces],
+        **{name: [getattr(token, name) for token in traced.tokens] for name in ("origin", "round", "place", "rank")},
+        "score": [_short(token.score) for token in traced.tokens],
+        "p": [None if one is None else _short(one.probability) for one in target],
+        "q": [None if one is None else _short(one.probability) for one in draft],
+        "p_rank": [None if one is None else one.rank for one in target],
+        "first_id": [None if one is None else one.first for one in target],
+        "first": [None if one is None else alone(text, one.first) for one in target],
+        "first_p": [None if one is None else _short(one.first_probability) for one in target],
+        "rejected_id": rejected,
+        "rejected": [None if token is None else alone(text, token) for token in rejected],
+        "rejected_p": [_other(one, token) for one, token in zip(target, rejected, strict=True)],
+        "rejected_q": [_other(one, token) for one, token in zip(draft, rejected, strict=True)],
+        "rejected_score": [_short(token.rejected_score) for token in traced.tokens],
+    }
+
+
+def _other(one: Opinion | None, token: int | None) -> float | None:
+    return None if one is None or token is None else _short(one.others[token])
+
+
+def _short(value: float | None) -> float | None:
+    """Six digits: a file of many numbers is read by people too."""
+    return None if value is None else float(f"{value:.6g}")

@@ -1,0 +1,238 @@
+"""tokens.html: what tokens.json holds, as one page that needs nothing else and works without scripts.
+
+It decides how much is shown and in which words; how it looks is the template's. It decodes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from specexp.evaluation.output import OutputFolder
+from specexp.evaluation.records import RecordFile, write_whole
+from specexp.evaluation.runner import Prepared
+from specexp.evaluation.showing import Shown
+from specexp.evaluation.spelling import PART, SPECIAL, TEXT, marked, plain
+from specexp.evaluation.token_data import trace
+from specexp.evaluation.tracing import ORIGINS
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+JSON, HTML = "tokens.json", "tokens.html"
+CELL_TOKENS, PAGE_TOKENS, PROMPT_SIGNS = 2_000, 40_000, 20_000  # most that a page shows; the file has everything
+COLUMNS = 4  # methods side by side; more stand below each other
+_SHOWN_SIGNS = "\n\t"  # those that stand behind their marks
+
+
+def write(prepared: Prepared, output: OutputFolder, records: RecordFile, shown: Shown) -> list[Path]:
+    """Make both files for the prompts that are to be shown, and name them; none if they show these prompts already."""
+    chosen = shown.choose(prepared.examples, records.records)
+    data, page = output.path / JSON, output.path / HTML
+    wanted = [prepared.examples[index].prompt_id for index in chosen]
+    if not wanted or (page.is_file() and wanted == _prompts_of(output.read_json(JSON))):
+        return []
+    page.unlink(missing_ok=True)  # a page stands only beside the data it was made from
+    found = {**trace(prepared, records, chosen), "chosen": "by number" if shown.number is not None else "by id"}
+    write_whole(data, json.dumps(found, separators=(",", ":")) + "\n")
+    write_whole(page, render(found))
+    return [page, data]
+
+
+def files(output: OutputFolder) -> list[Path]:
+    """Those of the two files that stand in the folder."""
+    return [path for path in (output.path / HTML, output.path / JSON) if path.is_file()]
+
+
+def _prompts_of(data: Mapping[str, Any] | None) -> list[str]:
+    return list(dict.fromkeys(prompt["prompt_id"] for prompt in data["prompts"])) if data else []
+
+
+def render(data: Mapping[str, Any]) -> str:
+    """The page of what `trace` found."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    methods = {method["label"]: method for method in data["methods"]}
+    prompts: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    room = PAGE_TOKENS
+    for number, prompt in enumerate(data["prompts"], 1):
+        room -= sum(min(CELL_TOKENS, len(cell["tokens"]["id"])) for cell in prompt["cells"])
+        if room >= 0 or not prompts:
+            prompts.append(_prompt(prompt, f"p{number}", methods, data["history"]))
+        else:
+            left_out.append(_named(prompt))
+    used = {origin for prompt in data["prompts"] for cell in prompt["cells"] for origin in cell["counts"]}
+    return environment.get_template("tokens.html.j2").render(
+        data=data,
+        sampling=_sampling(data),
+        origins={origin: words for origin, words in ORIGINS.items() if origin in used},
+        legend=_legend(data),
+        prompts=prompts,
+        left_out=left_out,
+        stacked=len(methods) > COLUMNS,
+    )
+
+
+def _sampling(data: Mapping[str, Any]) -> str:
+    """How the tokens were chosen, and of which distribution the probabilities are."""
+    if data["temperature"] == 0:
+        return "Greedy; probabilities are those at temperature 1."
+    warps = [f"temperature {data['temperature']:g}"]
+    warps += [f"top_k {data['top_k']}"] if data["top_k"] else []
+    warps += [f"top_p {data['top_p']:g}"] if data["top_p"] < 1 else []
+    return f"Sampled at {', '.join(warps)}, seed {data['seed']}; probabilities are those of this distribution."
+
+
+def _named(prompt: Mapping[str, Any]) -> str:
+    name = plain(prompt["prompt_id"])
+    return name if prompt["num_turns"] == 1 else f"{name}, turn {prompt['turn'] + 1}"
+
+
+def _legend(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Sums over the prompts of the file, a row for each method."""
+    rows = []
+    for place, method in enumerate(data["methods"]):
+        cells = [prompt["cells"][place] for prompt in data["prompts"]]
+        counts: Counter[str] = Counter()
+        for cell in cells:
+            counts.update(cell["counts"])
+        calls = sum(len(c["tokens"]["id"]) / c["tokens_per_call"] for c in cells if c["tokens_per_call"])
+        rows.append(
+            {
+                "label": method["label"],
+                "num_tokens": counts.total(),
+                "per_call": f"{counts.total() / calls:.2f}" if calls else "",
+                "counts": counts,
+                "lossless": method["lossless"],
+            }
+        )
+    return rows
+
+
+def _prompt(
+    prompt: Mapping[str, Any], anchor: str, methods: Mapping[str, Mapping[str, Any]], history: str
+) -> dict[str, Any]:
+    text = prompt["text"][:PROMPT_SIGNS]
+    notes = []
+    if len(text) < len(prompt["text"]):
+        notes.append(f"its first {PROMPT_SIGNS:,} characters")
+    if prompt["num_shots"]:
+        notes.append(f"behind {prompt['num_shots']} solved examples")
+    if prompt["turn"]:
+        whose = "plain decoding's answers" if history == "baseline" else "each method's own answers"
+        notes.append(f"behind {whose} to the turns before")
+    return {
+        "anchor": anchor,
+        "name": _named(prompt),
+        "notes": notes,
+        "parts": _parts([text])[0],
+        "gold": None if prompt["gold"] is None else plain(prompt["gold"]),
+        "cells": [_cell(cell, methods[cell["label"]]) for cell in prompt["cells"]],
+    }
+
+
+def _cell(cell: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, Any]:
+    num = len(cell["tokens"]["id"])
+    facts = [f"{num} token{'' if num == 1 else 's'}"]
+    if cell["tokens_per_call"]:
+        facts.append(f"{cell['tokens_per_call']:.2f} a target call")
+    if cell["finish_reason"] != "stop":
+        facts.append({"length": "cut at the limit", "context": "cut where the context ends"}[cell["finish_reason"]])
+    return {
+        "label": cell["label"],
+        "facts": facts,
+        "answer": None if cell["answer"] is None else plain(cell["answer"]),
+        "correct": cell["correct"],
+        "difference": _difference(cell["difference"]),
+        "cut": num - CELL_TOKENS,
+        "tokens": _tokens(cell["tokens"], method, rounds=cell["num_rounds"] < num),
+    }
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    """A sentence; "" where what is shown is what was recorded."""
+    if found is None:
+        return ""
+    if found["position"] is None:
+        return f"The recorded output, but by other rounds than it was recorded with ({', '.join(found['counts'])})."
+    here, there = (
+        "its end" if token is None else f"“{plain(token)}”" for token in (found["traced"], found["recorded"])
+    )
+    return (
+        f"Decoded again, this departs from the record at position {found['position']}: {here} here, {there} there"
+        f" ({found['num_recorded']} tokens recorded). Coarse arithmetic, or a batch, may decide near ties otherwise."
+        " The answer is the record's."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """As the template draws it: parts (what stands there, its mark)."""
+
+    classes: str
+    hint: str
+    parts: Sequence[tuple[str, str]]
+
+
+def _tokens(columns: Mapping[str, Sequence[Any]], method: Mapping[str, Any], rounds: bool) -> list[Token]:
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)][:CELL_TOKENS]
+    parts = _parts([row["text"] if row["kind"] == TEXT else "" for row in rows])
+    found, whole = [], ""
+    for row, mine in zip(reversed(rows), reversed(parts), strict=True):
+        whole = row["text"] if row["kind"] == TEXT else whole  # where a part's character stands, behind it
+        classes = [row["origin"], *([row["kind"]] if row["kind"] != TEXT else [])]
+        if rounds and row["place"] == 1:
+            classes.append("first")
+        shown = [(plain(row["text"]), "")] if row["kind"] == SPECIAL else mine
+        found.append(Token(" ".join(classes), _hint(row, whole, method), shown))
+    return found[::-1]
+
+
+def _parts(texts: Sequence[str]) -> list[list[tuple[str, str]]]:
+    """Marked texts, without what its mark stands for."""
+    return [
+        [(sign if not mark or sign in _SHOWN_SIGNS else "", mark) for sign, mark in parts] for parts in marked(texts)
+    ]
+
+
+def _hint(row: Mapping[str, Any], whole: str, method: Mapping[str, Any]) -> str:
+    """What is known of a token, a line each; the texts of tokens have lines of their own, whatever their direction."""
+    name = f"part of {plain(whole)}" if row["kind"] == PART else plain(row["text"])
+    lines = [name, ORIGINS[row["origin"]]]
+    lines.append(f"position {row['position']}, round {row['round']}, token {row['place']} of it, id {row['id']}")
+    if row["p"] is not None:
+        lines.append(f"p = {row['p']:.3g} by the target, {_choice(row['p_rank'])}")
+    if row["q"] is not None:
+        lines.append(f"q = {row['q']:.3g} by the draft")
+    if row["rank"] is not None:
+        lines.append(f"the draft's no. {row['rank'] + 1} among its siblings")
+    if row["score"] is not None:
+        lines.append(_score(row["score"], method))
+    if row["rejected"] is not None:
+        met = "in the tree instead" if method["method"] == "specexec" else "rejected"
+        lines += [f"{met}:", plain(row["rejected"])]
+        p = [f"p = {row['rejected_p']:.3g}"] if row["rejected_p"] is not None else []
+        q = [f"q = {row['rejected_q']:.3g}"] if row["rejected_q"] is not None else []
+        lines.append(", ".join(p + q))
+        if row["rejected_score"] is not None:
+            lines.append(_score(row["rejected_score"], method))
+            if row["rejected_score"] < method["threshold"]:
+                lines.append("but a drafted end is never the judge's to accept")
+    if row["p_rank"] is not None and row["p_rank"] > 1:
+        lines += [f"the target's likeliest, p = {row['first_p']:.3g}:", plain(row["first"])]
+    return "\n".join(line for line in lines if line)
+
+
+def _choice(rank: int) -> str:
+    return "its first choice" if rank == 1 else f"its no. {rank}"
+
+
+def _score(score: float, method: Mapping[str, Any]) -> str:
+    return f"judge: p(important) = {score:.3g}, threshold {method['threshold']:.3g}"

@@ -1,0 +1,179 @@
+"""Who each token of an output came from: a decoder that decodes as before, and notes it round by round.
+
+It wraps what stands at the narrow boundaries (the decoder's generator, its judge, the dice it throws) and reads every
+array to the host as it passes: nothing that is timed may run through it. What it notes does not depend on the models.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from specexp.decoding.asks import Array, Draft, Recall, Role, Round, Score, Steps
+from specexp.decoding.chain import Chain
+from specexp.decoding.dice import Dice
+from specexp.decoding.judged import Judged
+from specexp.engine import Decoder
+
+ACCEPTED, JUDGED, LOOKED_UP, TREE = "accepted", "judged", "looked_up", "tree"
+CORRECTED, BONUS, TARGET, DRAFT = "corrected", "bonus", "target", "draft"
+# In the order of a legend: drafted ones first, then those that a model emitted by itself.
+ORIGINS = {
+    ACCEPTED: "drafted, accepted by the lossless rule",
+    JUDGED: "drafted, accepted against the lossless rule, by the judge or Top-K",
+    LOOKED_UP: "looked up in the text so far, accepted by the lossless rule",
+    TREE: "node of the draft's tree that the target's own draw met",
+    CORRECTED: "the target's, in place of a draft that was rejected",
+    BONUS: "the target's, behind a draft of which nothing was rejected",
+    TARGET: "the target's, where nothing was drafted",
+    DRAFT: "the draft model's, unchecked",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """A committed token: in which round (from 1), and as which of its tokens (from 1).
+
+    `score` is what the judge made of it; `rank` its place among its siblings by the draft (from 0), in a tree.
+    `rejected` is the drafted token in whose place it stands, of a tree the draft's favourite there.
+    """
+
+    token: int
+    origin: str
+    round: int
+    place: int
+    score: float | None = None
+    rank: int | None = None
+    rejected: int | None = None
+    rejected_score: float | None = None
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What passed by in a round, on the host."""
+
+    drafted: list[int] = field(default_factory=list)
+    looked_up: bool = False
+    parents: Sequence[int] = ()  # of a tree's nodes, whose tokens stand in `drafted`
+    passed: list[bool] | None = None  # by the lossless rule, where a die was thrown for it
+    scores: list[float] | None = None
+
+
+class TracedDecoder:
+    """Decodes one prompt, once; `tokens` holds what was committed, those that the engine then cut off included."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.tokens: list[Emitted] = []
+        self._seen = _Seen()
+        self._num_rounds = 0
+        if isinstance(decoder, Chain) and isinstance(decoder.rule, Judged):
+            decoder = replace(decoder, rule=replace(decoder.rule, score=self._scored(decoder.rule)))
+        self._decoder = decoder
+
+    @property
+    def models(self) -> tuple[Role, ...]:
+        return self._decoder.models
+
+    def steps(self, dice: Dice, room: int) -> Steps:
+        steps = self._decoder.steps(_Overheard(dice, self._seen), room)
+        answer: Any = None
+        while True:
+            try:
+                ask = steps.send(answer)
+            except StopIteration:
+                return
+            if isinstance(ask, Score) and ask.model == "target" and ask.parents is not None:
+                self._seen.drafted, self._seen.parents = _host(ask.tokens), ask.parents
+            if isinstance(ask, Round):
+                self._note(ask)
+            answer = yield ask
+            if isinstance(ask, Draft | Recall):
+                self._seen.drafted, self._seen.looked_up = _host(answer.tokens), isinstance(ask, Recall)
+
+    def _scored(self, rule: Judged) -> Any:
+        def score(features: Array) -> Array:
+            found = rule.score(features)
+            self._seen.scores = _host(found)
+            return found
+
+        return score
+
+    def _note(self, ask: Round) -> None:
+        self._num_rounds += 1
+        counts = {name: _host(value) for name, value in ask.counts.items()}
+        tokens: list[int] = _host(ask.tokens)[: _host(ask.num_tokens)]
+        if "num_drafted" in counts:
+            found = self._chain(tokens, counts)
+        elif "num_nodes" in counts:
+            found = self._tree(tokens, counts)
+        else:
+            alone = DRAFT if self.models[0] == "draft" else TARGET
+            found = [Emitted(token, alone, self._num_rounds, place) for place, token in enumerate(tokens, 1)]
+        self.tokens += found
+        seen = self._seen  # the dice write to this very one
+        seen.drafted, seen.looked_up, seen.parents, seen.passed, seen.scores = [], False, (), None, None
+
+    def _chain(self, tokens: Sequence[int], counts: Mapping[str, Any]) -> list[Emitted]:
+        seen, accepted = self._seen, counts["num_accepted"]
+        # At temperature 0 no die is thrown, and the overlap of two one-hot rows says whether they agree.
+        passed = [bool(same) for same in counts["overlap"]] if seen.passed is None else seen.passed
+        scores: Sequence[float | None] = seen.scores or [None] * len(seen.drafted)
+        found = []
+        for i, token in enumerate(tokens[:accepted]):
+            origin = JUDGED if not passed[i] else LOOKED_UP if seen.looked_up else ACCEPTED
+            found.append(Emitted(token, origin, self._num_rounds, i + 1, scores[i]))
+        for token in tokens[accepted:]:  # one, or none
+            origin, rejected = (BONUS if seen.drafted else TARGET), None
+            if accepted < len(seen.drafted):
+                origin, rejected = CORRECTED, accepted
+            found.append(self._own(token, origin, accepted + 1, rejected))
+            if rejected is not None:
+                found[-1] = replace(found[-1], rejected_score=scores[rejected])
+        return found
+
+    def _tree(self, tokens: Sequence[int], counts: Mapping[str, Any]) -> list[Emitted]:
+        accepted, ranks = counts["num_accepted"], counts["ranks"]
+        found = [
+            Emitted(token, TREE, self._num_rounds, i + 1, rank=ranks[i]) for i, token in enumerate(tokens[:accepted])
+        ]
+        last = counts["path"][accepted - 1] if accepted else -1
+        others = [node for node, parent in enumerate(self._seen.parents) if parent == last]
+        origin = CORRECTED if others else BONUS if self._seen.drafted else TARGET
+        return [*found, self._own(tokens[accepted], origin, accepted + 1, others[0] if others else None)]
+
+    def _own(self, token: int, origin: str, place: int, rejected: int | None) -> Emitted:
+        """A token that the target emitted itself."""
+        instead = None if rejected is None else self._seen.drafted[rejected]
+        return Emitted(token, origin, self._num_rounds, place, rejected=instead)
+
+
+def tally(tokens: Sequence[Emitted]) -> dict[str, int]:
+    """How many came from whom, of those who have any."""
+    found = Counter(token.origin for token in tokens)
+    return {origin: found[origin] for origin in ORIGINS if found[origin]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Overheard:
+    """Passes every throw on, and notes which drafted tokens the lossless rule let pass."""
+
+    dice: Dice
+    seen: _Seen
+
+    def pick(self, weights: Array, position: int, purpose: int) -> Array:
+        return self.dice.pick(weights, position, purpose)
+
+    def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
+        return self.dice.after(weights, position, num_accepted, num_drafted)
+
+    def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:
+        num_accepted, passed = self.dice.streak(prob, waived, position)
+        self.seen.passed = _host(passed)
+        return num_accepted, passed
+
+
+def _host(value: Any) -> Any:
+    """An array as numbers or a list of them; what is on the host already, as it is."""
+    return value if isinstance(value, int | float | list | tuple) else value.tolist()
