@@ -51,7 +51,7 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
     folder = OutputFolder(folder_path, resolved, resume)
     from specexp.evaluation import report, runner
 
-    prepared = runner.prepare(resolved, _judges(resolved))
+    prepared = runner.prepare(resolved, judges_of(resolved))
     with folder.open() as records:
         runner.note_inputs(prepared, folder)
         from specexp import tracking
@@ -74,7 +74,7 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
     click.echo(f"charts (after `make ui`): {address}")
 
 
-def _judges(resolved: config.Experiment) -> dict[str, Judge]:
+def judges_of(resolved: config.Experiment) -> dict[str, Judge]:
     """The judges that the methods name; nothing of MLflow is loaded where none does."""
     names = sorted({method.judge for method in resolved.methods if method.judge})
     if not names:
