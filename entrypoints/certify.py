@@ -42,6 +42,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
     folder = OutputFolder(path, asked, resume, "certify")
     from specexp.evaluation import certificate as examining
     from specexp.evaluation import environment, runner
+    from specexp.evaluation.checks import Check
 
     subject = examining.prepare(asked, judges_of(asked.experiment))
     with folder.hold():
@@ -54,7 +55,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
 
         checks = report.checks_of(folder.read_json(report.CHECKS), where)
 
-        def note(check: examining.Check) -> None:
+        def note(check: Check) -> None:
             checks[check.name] = check
             found = [asdict(each) for each in checks.values()]
             folder.write_json(report.CHECKS, {"environment": where, "checks": found})

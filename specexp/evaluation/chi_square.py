@@ -58,7 +58,7 @@ class Cells:
         return node.other
 
     def probability(self, tilt: float = 0.0) -> Array:
-        """Probability[C] of each cell, when at every draw the likeliest token weighs 1 + `tilt` times what it should."""
+        """Probability[C] of each cell, when at every draw the likeliest token weighs 1 + `tilt` times as much."""
         found = np.zeros(len(self.names))
         todo: list[tuple[_Node, float]] = [(self.root, 1.0)]
         while todo:

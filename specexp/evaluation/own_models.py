@@ -42,11 +42,10 @@ def decode(subject: Subject, setting: Setting, tick: Tick) -> list[list[int]]:
     rows = experiment.batch if setting is subject.setting else 1
     engine = Engine(pair.models, pair.eos_ids, rows=rows)
     prompts = subject.prompts()
+    dices = [dice_for(experiment.temperature, experiment.seed, name) for name in prompts]
     requests = (
-        Request(
-            setting.decoder, ids, experiment.max_new_tokens, dice_for(experiment.temperature, experiment.seed, name)
-        )
-        for name, ids in prompts.items()
+        Request(setting.decoder, ids, experiment.max_new_tokens, dice)
+        for ids, dice in zip(prompts.values(), dices, strict=True)
     )
     found: dict[int, list[int]] = {}
     with in_memory(subject):
@@ -95,7 +94,7 @@ def check_equality(subject: Subject, plain: Texts, tick: Tick) -> Check:
 def _judged(
     name: str, subject: Subject, found: Sequence[Difference], texts: Texts, same: str, other: str
 ) -> Check:  # fmt: skip
-    """The verdict on first differences: each must be a near tie in an exact dtype, and be one of rounding in another."""
+    """The verdict on first differences: each is a near tie in an exact dtype, and may come of rounding in another."""
     total, tokens = len(texts), sum(len(text) for text in texts)
     far = [each for each in found if not each.near_tie]
     exact = subject.arithmetic in EXACT_DTYPES

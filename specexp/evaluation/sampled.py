@@ -135,10 +135,9 @@ def _sample(subject: Subject, decoder: Decoder, target: Target, salt: str, sampl
     experiment, pair = subject.prepared.experiment, subject.prepared.pair
     rows = experiment.batch if experiment.batch > 1 else ROWS
     engine = Engine(pair.models, pair.eos_ids, rows=rows, reuse=True)
-    requests = (
-        asking(Request(decoder, target.place.ids, target.length, dice_for(experiment.temperature, experiment.seed, f"{salt}/{i}")))
-        for i in range(samples)
-    )  # fmt: skip
+    ids, length = target.place.ids, target.length
+    dices = (dice_for(experiment.temperature, experiment.seed, f"{salt}/{i}") for i in range(samples))
+    requests = (asking(Request(decoder, ids, length, dice)) for dice in dices)
     counts = np.zeros(len(target.cells.names), dtype=int)
     for _, out in engine.run_all(requests, fresh=False):
         counts[target.cells.of(out.token_ids)] += 1
@@ -163,8 +162,8 @@ def _judged(subject: Subject, outcomes: Sequence[Outcome], samples: int) -> Chec
         words = f"{where} do not follow the target: p {p:.1e} is below {LEVEL:g}. {_told(subject, worst, samples)}"
         return Check(NAME, FAILED, words, numbers, details)
     if control < LEVEL:
-        words = f"{where} follow the target: p {p:.2g}, level {LEVEL:g}. {found.format('is found')}."
-        return Check(NAME, PASSED, words[0].upper() + words[1:], numbers, details)
+        words = f"{where} follow the target: p {p:.2g}, level {LEVEL:g}; {found.format('is found')}."
+        return Check(NAME, PASSED, words, numbers, details)
     words = (
         f"{where} show no bias (p {p:.2g}), but {found.format('is not found either')}, so that says nothing."
         f" {_way_out(outcomes)}"

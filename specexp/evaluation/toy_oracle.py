@@ -54,7 +54,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The largest gap, where it was, and how many outputs were compared; `broken` is what the decoder broke off with."""
+    """The largest gap, where it was, and how many outputs were compared; `broken` is why the decoder broke off."""
 
     gap: float
     worst: str
