@@ -10,6 +10,7 @@ import click
 COMMANDS = {
     "advise": "what should I run? predict every setting, check the best, recommend one",
     "benchmark": "time decoding beside generate() and beside what the hardware allows",
+    "certify": "check whether a method's output is exactly the target's, on your models and sampling",
     "collect_labels": "mine the draft's mismatches that change an answer",
     "evaluate": "decode a task's prompts with several methods and compare them",
     "main": "the whole story on the embedded pair",

@@ -165,6 +165,31 @@ def newest(tags: Mapping[str, str]) -> str | None:
     return str(found[0].info.run_id) if found else None
 
 
+def finished(tags: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """Id and parameters of every finished run with these tags, in any experiment of the store."""
+    client = MlflowClient()
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    found: list[tuple[str, dict[str, str]]] = []
+    token = None
+    while True:
+        page = client.search_runs(experiments, f"{wanted} and attributes.status = 'FINISHED'", page_token=token)
+        found += [(str(run.info.run_id), dict(run.data.params)) for run in page]
+        token = page.token
+        if not token:
+            return found
+
+
+def tag(run_id: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+    """Add tags and metrics to a run, in the place of those of the same names."""
+    now = int(time.time() * 1000)
+    MlflowClient().log_batch(
+        run_id,
+        metrics=[Metric(key, float(value), now, 0) for key, value in metrics.items()],
+        tags=[RunTag(key, value) for key, value in tags.items()],
+    )
+
+
 def fetch(address: str, folder: Path) -> Path:
     """Artifacts by address (runs:/ID/name), downloaded below `folder`. Raises OutputError."""
     try:

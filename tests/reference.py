@@ -1,47 +1,11 @@
-"""What the tests compare with: the target's own distribution, in plain Python, sharing no line with decoding."""
+"""What the tests compare trees with: a slow search, sharing no line with decoding."""
 
 from __future__ import annotations
 
-import itertools
 import math
 
+from specexp.evaluation.reference import warp
 from specexp.lm.toy import ToyModel
-
-
-def warp(logits: list[float], temperature: float, top_k: int = 0, top_p: float = 1.0) -> list[float]:
-    """Temperature, top-k, top-p, one row, the slow way."""
-    ranked = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
-    if temperature == 0:
-        return [float(i == ranked[0]) for i in range(len(logits))]
-    weights = [math.exp((x - max(logits)) / temperature) for x in logits]
-    keep = ranked[:top_k] if top_k else ranked
-    mass = sum(weights[i] for i in keep)
-    nucleus, reached = [], 0.0
-    for i in keep:
-        if reached >= top_p:
-            break
-        nucleus.append(i)
-        reached += weights[i] / mass
-    total = sum(weights[i] for i in nucleus)
-    return [weights[i] / total if i in nucleus else 0.0 for i in range(len(logits))]
-
-
-def sequence_distribution(
-    model: ToyModel, prompt: list[int], length: int, eos: int | None, **sampling: float
-) -> dict[tuple[int, ...], float]:
-    """Probability of every output of `model` on `prompt`: up to `length` tokens, or to the EOS."""
-    found: dict[tuple[int, ...], float] = {}
-    for output in itertools.product(range(model.vocab_size), repeat=length):
-        if eos in output:
-            output = output[: output.index(eos) + 1]
-        if output in found:
-            continue
-        logits, _ = model.session().feed(model.ids([*prompt, *output[:-1]]), rows=len(output))
-        prob = 1.0
-        for row, token in zip(logits.tolist(), output, strict=True):
-            prob *= warp(row, **sampling)[token]  # type: ignore[arg-type]
-        found[output] = prob
-    return {output: prob for output, prob in found.items() if prob > 0}
 
 
 def tree(
@@ -64,8 +28,3 @@ def tree(
                 if q[token] >= threshold * max(q) and score >= floor:
                     found[*path, token] = (score, len(found))
     return set(sorted(found, key=lambda path: (-found[path][0], found[path][1]))[:budget])
-
-
-def gap(one: dict[tuple[int, ...], float], other: dict[tuple[int, ...], float]) -> float:
-    """The largest difference of two distributions at any output."""
-    return max(abs(one.get(k, 0.0) - other.get(k, 0.0)) for k in one.keys() | other.keys())

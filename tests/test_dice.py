@@ -91,10 +91,10 @@ def test_the_token_behind_a_full_chain_shares_its_luck_with_plain_decoding() -> 
 
 def test_sampling_on_torch_follows_the_targets_distribution() -> None:
     """Joint distribution of two tokens, by chi-square; a biased control must fail the same test."""
-    import reference
     from specexp.decoding.chain import Chain, DraftModel, Lossless
     from specexp.decoding.rules import Warp
     from specexp.engine import Engine
+    from specexp.evaluation import reference
     from specexp.lm.toy import ToyModel
 
     target, draft = ToyModel(4, 5), ToyModel(4, 5, draft_noise=0.7)

@@ -21,10 +21,10 @@ from sklearn.preprocessing import StandardScaler
 
 from conftest import build
 from mutants import JUDGED_BUGS, Bug, mutated
-from reference import gap, warp
 from specexp.decoding.asks import Drafted, Scored
 from specexp.decoding.dice import ACCEPT, HashDice
 from specexp.decoding.judged import Judged, TopK
+from specexp.evaluation.reference import gap, warp
 from specexp.judge.features import MODES
 from specexp.judge.network import Network
 from specexp.lm.hf import HFModel

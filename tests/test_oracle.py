@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mutants import BUGS, EARLY_STOP_BUGS, LOOKUP_BUGS, Bug, mutated
-from reference import gap, sequence_distribution
+from specexp.evaluation.reference import gap, sequence_distribution
 
 EXACT = 1e-12
 EOS = 0

@@ -26,6 +26,12 @@ BENCHMARK = [
     "batch", "config", "output", "quick", "compiled", "json",
 ]  # fmt: skip
 
+CERTIFY = [
+    "experiment", "method", "pair", "target", "draft", "toy", "task", "data", "shots", "gamma", "tree_budget",
+    "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "batch", "judge", "threshold", "accept_k",
+    "samples", "config", "output", "resume",
+]  # fmt: skip
+
 ADVISE = [
     "experiment", "pair", "target", "draft", "toy", "task", "data", "gamma", "tree_budget", "temperature", "top_k",
     "top_p", "max_new_tokens", "limit", "seed", "repeats", "judge", "threshold", "config", "output", "sweep",
@@ -60,6 +66,7 @@ def test_the_names_that_stay() -> None:
     assert list(load("MLproject")["entry_points"]["evaluate"]["parameters"]) == EVALUATE
     assert list(load("MLproject")["entry_points"]["benchmark"]["parameters"]) == BENCHMARK
     assert list(load("MLproject")["entry_points"]["advise"]["parameters"]) == ADVISE
+    assert list(load("MLproject")["entry_points"]["certify"]["parameters"]) == CERTIFY
     looking_only = {"presets", "validate", "speed_check"}  # they make no run
     assert set(load("MLproject")["entry_points"]) == set(COMMANDS) - looking_only
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-import reference
 from specexp.decoding.dice import CertainDice, HashDice
 from specexp.decoding.rules import Warp, verify
 from specexp.errors import ConfigError
+from specexp.evaluation import reference
 
 logit_rows = arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(2, 9)), elements=st.integers(-4, 4).map(float))
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from mutants import TREE_BUGS, Bug, mutated
-from reference import gap, sequence_distribution, tree
+from reference import tree
+from specexp.evaluation.reference import gap, sequence_distribution
 from test_oracle import EOS, EXACT, SAMPLINGS, names
 
 # Vocabulary, output length and whether cached: two rounds at least, behind a full path too.

@@ -1,0 +1,96 @@
+"""certify: check whether a method's output is exactly the target's, for your models and sampling; 0 yes, 1 no."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from entrypoints.common import RESUME, guarded, settings_options, uid_of
+from entrypoints.evaluate import SETTINGS as EVALUATE
+from entrypoints.evaluate import judges_of
+from specexp.evaluation import certificate_config
+
+NAMES = (
+    "pair", "target", "draft", "toy", "task", "data", "shots", "gamma", "tree_budget", "temperature", "top_k", "top_p",
+    "max_new_tokens", "limit", "seed", "batch", "judge", "threshold", "accept_k", "samples", "config",
+)  # fmt: skip
+SETTINGS = {
+    "method": "Preset of the method that is examined.",
+    **{name: EVALUATE.get(name, "") for name in NAMES},
+    "gamma": "Draft length.",
+    "tree_budget": "Nodes of a tree.",
+    "limit": "How many prompts are compared token for token.",
+    "batch": "Prompts decoded together [1], and samples [32].",
+    "threshold": "Of the judge; 'calibrated' is its own.",
+    "accept_k": "K of topk.",
+    "samples": f"Outputs drawn at each place, at a temperature above 0 [{certificate_config.SAMPLES}].",
+}
+EXIT_CODES = {"lossless": 0}
+
+
+def certify(experiment: str, method: str, samples: str, output: str, resume: bool, flags: Mapping[str, str]) -> str:
+    """Resolve, examine, show, write and log one certificate; returns its verdict. Raises SpecexpError."""
+    asked = certificate_config.resolve(experiment, method, samples, flags)
+    path = Path(output) if output else Path("runs") / f"certify-{asked.method.label}-{asked.hash}"
+    # Imports that load torch and mlflow wait until the settings are known to be good.
+    from specexp.evaluation.output import OutputFolder
+
+    folder = OutputFolder(path, asked, resume, "certify")
+    from specexp.evaluation import certificate as examining
+    from specexp.evaluation import environment, runner
+    from specexp.evaluation.checks import Check
+
+    subject = examining.prepare(asked, judges_of(asked.experiment))
+    with folder.hold():
+        runner.note_inputs(subject.prepared, folder)
+        facts = environment.describe(subject.prepared.pair.models, subject.prepared.pair.text.facts())
+        where = environment.name_of(facts)
+        folder.write_json("environments.json", {**(folder.read_json("environments.json") or {}), where: facts})
+        from specexp import tracking
+        from specexp.evaluation import certificate_report as report
+
+        checks = report.checks_of(folder.read_json(report.CHECKS), where)
+
+        def note(check: Check) -> None:
+            checks[check.name] = check
+            found = [asdict(each) for each in checks.values()]
+            folder.write_json(report.CHECKS, {"environment": where, "checks": found})
+
+        key = f"{uid_of(folder)}/certificate"
+        whole = not tracking.attached() and len(checks) == len(examining.NAMES)
+        if whole and tracking.find(key, finished=True):
+            found = examining.examine(subject, asked.samples, checks)
+        else:
+            with tracking.comparison(key, f"certify {asked.method.label}", report.tags_of(subject)) as run_id:
+                found = examining.examine(subject, asked.samples, dict(checks), note)
+                folder.write_json(report.FILE, report.as_json(subject, found, asked, where))
+                report.publish(subject, found, folder, run_id)
+        tagged = report.tag_runs(subject, found)
+    click.echo(report.text(subject, found))
+    click.echo(_tagged(tagged, found.verdict))
+    click.echo(f"certificate: {path / report.FILE}")
+    return found.verdict
+
+
+def _tagged(number: int, verdict: str) -> str:
+    if not number:
+        return "No finished run of `evaluate` in this store has these settings: none was tagged."
+    runs = "1 finished run of `evaluate` has" if number == 1 else f"{number} finished runs of `evaluate` have"
+    return f"{runs} these settings: tagged certificate = {verdict}."
+
+
+@click.command("certify", help=__doc__)
+@settings_options("arith_quick", SETTINGS)
+@RESUME
+def command(experiment: str, method: str, samples: str, output: str, resume: bool, **flags: str) -> None:
+    verdict = []
+    guarded(lambda: verdict.append(certify(experiment, method, samples, output, resume, flags)))
+    sys.exit(EXIT_CODES.get(verdict[0], 1))
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m entrypoints.certify")

@@ -1,0 +1,133 @@
+"""The exactness certificate of a method, on a pair and at a sampling setting: is its output the target's own?
+
+Four checks, in this order: the exhaustive oracle on the method's decoder at toy size; plain decoding on a person's own
+models against one forward over the whole text; the method against plain decoding, token for token; and for sampling a
+chi-square test beside a planted bias. Lossless holds if every check that applies passes. Nothing here knows MLflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from specexp.evaluation import own_models, runner, sampled, toy_oracle
+from specexp.evaluation.certificate_config import CertificateConfig
+from specexp.evaluation.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check, Subject
+from specexp.evaluation.runner import Prepared
+from specexp.judge.judge import Judge
+
+ORACLE = "oracle"
+NAMES = (ORACLE, own_models.PLAIN, own_models.EQUAL, sampled.NAME)
+LOSSLESS, NOT_LOSSLESS = "lossless", "not lossless"
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What all checks come to. `lossy` says why a method is not meant to be lossless, where it is not."""
+
+    checks: tuple[Check, ...]
+    lossy: str
+
+    @property
+    def verdict(self) -> str:
+        """lossless, not lossless or inconclusive."""
+        found = {check.verdict for check in self.checks}
+        if FAILED in found:
+            return NOT_LOSSLESS
+        return INCONCLUSIVE if INCONCLUSIVE in found or self.lossy else LOSSLESS
+
+    @property
+    def reason(self) -> str:
+        """The verdict in a sentence."""
+        failed = [check.name for check in self.checks if check.verdict == FAILED]
+        open_ = [check.name for check in self.checks if check.verdict == INCONCLUSIVE]
+        design = f" The method is lossy by design: {self.lossy}." if self.lossy else ""
+        if failed:
+            return f"{_listed(failed)} failed.{design}"
+        if open_:
+            return f"{_listed(open_)} could not tell.{design}"
+        if self.lossy:
+            return f"no check found a difference.{design}"
+        reported = [check.name for check in self.checks if check.verdict == REPORTED]
+        note = f"; {_listed(reported)} found divergences within rounding" if reported else ""
+        return f"every check that applies passed{note}."
+
+    def metrics(self) -> dict[str, float]:
+        """`certificate/*`; the definitions are the README's."""
+        by_name = {check.name: check.numbers for check in self.checks}
+        equality, plain = by_name[own_models.EQUAL], by_name[own_models.PLAIN]
+        found: dict[str, float | int | None] = {
+            "lossless": int(self.verdict == LOSSLESS),
+            "oracle_gap": by_name[ORACLE].get("gap"),
+            "prompts": plain.get("prompts"),
+            "equal_share": equality.get("equal_share"),
+            "near_ties": plain.get("near_ties", 0) + equality.get("near_ties", 0),
+            "samples": by_name[sampled.NAME].get("samples"),
+            "chi_square_p": by_name[sampled.NAME].get("p"),
+            "control_p": by_name[sampled.NAME].get("control_p"),
+            "control_variation": by_name[sampled.NAME].get("control_variation"),
+        }
+        return {f"certificate/{name}": float(value) for name, value in found.items() if value is not None}
+
+
+def prepare(config: CertificateConfig, judges: Mapping[str, Judge] | None = None) -> Subject:
+    """Load everything and check that it fits. Raises SpecexpError."""
+    prepared: Prepared = runner.prepare(config.experiment, judges)
+    return Subject(prepared, prepared.settings[0], prepared.settings[-1])
+
+
+def examine(
+    subject: Subject, samples: int, done: Mapping[str, Check] | None = None, note: Callable[[Check], None] | None = None
+) -> Certificate:
+    """Make every check that is not `done`; each is handed to `note` as soon as it is made. Raises ModelError."""
+    checks = dict(done or {})
+    prompts = len(subject.prepared.prompts)
+    compared = subject.certain or subject.method.tree is not None
+    total = toy_oracle.num_runs(subject.method, subject.warp) + prompts * (1 + compared)
+    total += sampled.num_ticks(subject, samples)
+    with tqdm(total=total, desc=f"certify {subject.method.label}", unit="run", dynamic_ncols=True) as bar:
+
+        def made(name: str, make: Callable[[], Check]) -> None:
+            if name not in checks:
+                bar.set_postfix_str(name)
+                checks[name] = make()
+                if note is not None:
+                    note(checks[name])
+
+        made(ORACLE, lambda: check_oracle(subject, bar.update))
+        if any(name not in checks for name in NAMES):
+            texts = own_models.decode(subject, subject.plain, bar.update)
+            made(own_models.PLAIN, lambda: own_models.check_plain(subject, texts))
+            made(own_models.EQUAL, lambda: own_models.check_equality(subject, texts, bar.update))
+            made(sampled.NAME, lambda: sampled.check_samples(subject, texts, samples, bar.update))
+        bar.set_postfix_str("")
+    return Certificate(tuple(checks[name] for name in NAMES), subject.lossy)
+
+
+def check_oracle(subject: Subject, tick: Callable[[], Any]) -> Check:
+    """Whether the decoder's exact output distribution on toy models is the target's own."""
+    found = toy_oracle.examine(subject.method, subject.warp, subject.judge, tick)
+    sizes = " and at ".join(found.sizes)
+    details = {"sizes": list(found.sizes), "worst": found.worst, "broken": found.broken}
+    if found.broken:
+        words = f"the decoder broke off on toy models ({found.worst}): {found.broken}"
+        return Check(ORACLE, FAILED, words, {}, details)
+    numbers = {"gap": found.gap, "outputs": found.num_outputs, "bound": toy_oracle.EXACT}
+    if found.gap < toy_oracle.EXACT:
+        words = (
+            "every way the dice can fall, on toy models: the decoder's output distribution is the target's own (largest"
+            f" gap {found.gap:.2g} over {found.num_outputs} outputs, below {toy_oracle.EXACT:g}; at {sizes})."
+        )
+        return Check(ORACLE, PASSED, words, numbers, details)
+    words = (
+        "the decoder's output distribution on toy models is not the target's: an output's probability is off by"
+        f" {found.gap:.2g} (at {found.worst})."
+    )
+    return Check(ORACLE, FAILED, words, numbers, details)
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

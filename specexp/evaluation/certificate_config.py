@@ -1,0 +1,76 @@
+"""What a certificate is asked of: one method of an experiment, and how many samples. Light: no model library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from specexp import config
+from specexp.config import Experiment, MethodConfig
+from specexp.errors import ConfigError
+
+SAMPLES = 1000  # of each place, unless given otherwise
+FEWEST_SAMPLES = 100
+PLAIN = "baseline"
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateConfig:
+    """An experiment with plain decoding and the method that is examined, which may be the same."""
+
+    experiment: Experiment
+    samples: int
+
+    @property
+    def method(self) -> MethodConfig:
+        return self.experiment.methods[-1]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**self.experiment.as_dict(), "samples": self.samples}
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits that name this configuration."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def resolve(experiment: str, method: str, samples: str, flags: Mapping[str, Any]) -> CertificateConfig:
+    """One method of an experiment, beside plain decoding. Raises ConfigError with every fault."""
+    faults = _faults(method)
+    number = SAMPLES
+    if samples:
+        number = int(samples) if samples.isdigit() else 0
+        if number < FEWEST_SAMPLES:
+            faults.append(f"samples is {samples!r}; it must be a whole number >= {FEWEST_SAMPLES}.")
+    # Plain decoding goes with it: it is the measure, and tasks of several turns ask for it.
+    names = method if method == PLAIN or faults else f"{PLAIN},{method}"
+    try:
+        resolved = config.resolve(experiment, {**flags, "methods": names})
+    except ConfigError as error:
+        raise ConfigError([*faults, *error.faults]) from None
+    labels = [found.label for found in resolved.methods if found.method != PLAIN or method == PLAIN]
+    if len(labels) > 1:
+        faults.append(
+            f"method '{method}' makes {len(labels)} settings here ({', '.join(labels)}); a certificate is of one: give"
+            " one value of gamma, tree_budget, threshold and accept_k."
+        )
+    if samples and resolved.temperature == 0:
+        faults.append(f"samples is {samples}, but temperature is 0: nothing is sampled; leave it out.")
+    if faults:
+        raise ConfigError(faults)
+    return CertificateConfig(replace(resolved, repeats=1), number)
+
+
+def _faults(method: str) -> list[str]:
+    if not method:
+        return ["method is not given; name the preset to examine, such as speculative."]
+    if "," in method:
+        return [f"method is {method!r}; a certificate is of one method: name one preset."]
+    path = config.PRESETS / "methods" / f"{method}.yaml"
+    several = config.load_yaml(path).get("methods", []) if path.is_file() else []
+    return (
+        [f"method '{method}' stands for {len(several)} methods; name one of {', '.join(several)}."] if several else []
+    )

@@ -1,0 +1,108 @@
+"""What a certificate shows when it is done: the text, certificate.json, and the MLflow runs, its own and the method's.
+
+The method's runs are the finished flat runs of `evaluate` in the store that decoded with the same models, settings of
+the method and sampling, whatever the prompts.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from specexp import tracking
+from specexp.evaluation import report
+from specexp.evaluation.certificate import Certificate
+from specexp.evaluation.certificate_config import CertificateConfig
+from specexp.evaluation.checks import Check, Subject
+from specexp.evaluation.output import OutputFolder
+
+FILE, CHECKS = "certificate.json", "checks.json"
+TAG = "certificate"
+WIDTH, INDENT = 110, 34
+# Logged parameters that do not say how tokens are drawn: a run with others is of the same method all the same.
+_OTHER = (
+    "preset", "seed", "task", "experiment", "settings_hash", "limit", "max_new_tokens", "batch", "data", "shots",
+)  # fmt: skip
+
+
+def text(subject: Subject, certificate: Certificate) -> str:
+    """The certificate as a person reads it."""
+    lines = [f"certificate: {_headline(subject)}", ""]
+    for check in certificate.checks:
+        words = textwrap.wrap(check.sentence, WIDTH - INDENT, break_long_words=False, break_on_hyphens=False)
+        head = f"  {check.name:<16}{check.verdict:<16}"
+        lines += [f"{head:<{INDENT}}{words[0]}", *(" " * INDENT + line for line in words[1:])]
+    lines += ["", *textwrap.wrap(f"verdict: {certificate.verdict.upper()}: {certificate.reason}", WIDTH)]
+    return "\n".join(lines)
+
+
+def _headline(subject: Subject) -> str:
+    """What was examined."""
+    experiment, warp = subject.prepared.experiment, subject.warp
+    sampling = "greedy" if warp.greedy else f"temperature {warp.temperature:g}"
+    sampling += f", top-k {warp.top_k}" if warp.top_k else ""
+    sampling += f", top-p {warp.top_p:g}" if warp.top_p < 1 else ""
+    return f"{subject.method.label} on pair {experiment.pair}, task {experiment.task}, {sampling}, {subject.arithmetic}"
+
+
+def as_json(subject: Subject, certificate: Certificate, config: CertificateConfig, environment: str) -> dict[str, Any]:
+    """All there is to know."""
+    return {
+        "verdict": certificate.verdict,
+        "reason": certificate.reason,
+        "lossy_by_design": certificate.lossy,
+        "of": _headline(subject),
+        "method": asdict(config.method),
+        "arithmetic": subject.arithmetic,
+        "checks": [asdict(check) for check in certificate.checks],
+        "metrics": certificate.metrics(),
+        "settings_hash": config.hash,
+        "environment": environment,
+    }
+
+
+def checks_of(found: Mapping[str, Any] | None, environment: str) -> dict[str, Check]:
+    """The checks that an interrupted certificate made in this very environment."""
+    if found is None or found["environment"] != environment:
+        return {}
+    return {each["name"]: Check(**each) for each in found["checks"]}
+
+
+def tags_of(subject: Subject) -> dict[str, str]:
+    """Of the certificate's own run."""
+    experiment, method = subject.prepared.experiment, subject.method
+    return {
+        "method": "certify", "preset": method.preset, "group": method.label, "pair": experiment.pair,
+        "task": experiment.task,
+    }  # fmt: skip
+
+
+def publish(subject: Subject, certificate: Certificate, folder: OutputFolder, run_id: str) -> None:
+    """Log the certificate's own run."""
+    if not tracking.attached():  # `mlflow run` has logged what it was given, raw, under the same names
+        tracking.log_settings(run_id, {k: v for k, v in _params(subject).items() if v not in (None, "")})
+    tracking.tag(run_id, {TAG: certificate.verdict}, {})
+    files = [folder.path / name for name in (FILE, "config.json", "data.json", "environments.json")]
+    tracking.log_comparison(run_id, certificate.metrics(), files, subject.prepared.task.dataset())
+
+
+def tag_runs(subject: Subject, certificate: Certificate) -> int:
+    """Tag the method's finished runs with the verdict, and log it as metrics there; how many they are."""
+    wanted = {key: str(value) for key, value in _params(subject).items() if key not in _OTHER}
+    runs = tracking.finished({"method": subject.method.method})
+    mine = [run_id for run_id, params in runs if _same(wanted, params)]
+    for run_id in mine:
+        tracking.tag(run_id, {TAG: certificate.verdict}, certificate.metrics())
+    return len(mine)
+
+
+def _params(subject: Subject) -> dict[str, object]:
+    """What a flat run of this method logs."""
+    return report._params(subject.prepared, subject.method, subject.prepared.experiment.seed)
+
+
+def _same(wanted: Mapping[str, str], params: Mapping[str, str]) -> bool:
+    """Whether a run's parameters are those; what is empty is not logged."""
+    return all(params.get(key, "") == ("" if value == "None" else value) for key, value in wanted.items())

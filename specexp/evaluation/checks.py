@@ -1,0 +1,139 @@
+"""What every check of a certificate is about, and what it says: the method, plain decoding beside it, and a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from specexp.config import MethodConfig
+from specexp.decoding.dice import dice_for
+from specexp.decoding.rules import Warp
+from specexp.errors import ModelError
+from specexp.evaluation.equality import Draws
+from specexp.evaluation.runner import Prepared, Setting
+from specexp.judge.judge import Judge
+from specexp.lm.runtime import ModelConfig
+
+PASSED, FAILED, INCONCLUSIVE, REPORTED, SKIPPED = "passed", "failed", "inconclusive", "reported", "does not apply"
+EXACT_DTYPES = ("float32", "float64")  # in which rounding is too small to be taken for a bug
+# What a decoder with a bug may raise; a device's own errors are none of them.
+BREAKS = (AssertionError, ArithmeticError, LookupError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A verdict, a sentence in words, and the numbers behind them, as JSON."""
+
+    name: str
+    verdict: str
+    sentence: str
+    numbers: Mapping[str, float | int] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A method that is examined, beside plain decoding, with everything loaded."""
+
+    prepared: Prepared
+    plain: Setting
+    setting: Setting
+
+    @property
+    def method(self) -> MethodConfig:
+        return self.setting.config
+
+    @property
+    def warp(self) -> Warp:
+        experiment = self.prepared.experiment
+        return Warp(experiment.temperature, experiment.top_k, experiment.top_p)
+
+    @property
+    def certain(self) -> bool:
+        """Whether no die has a say: every distribution is one-hot."""
+        return self.warp.greedy or self.warp.top_k == 1
+
+    @property
+    def draws(self) -> Draws:
+        experiment = self.prepared.experiment
+        return Draws(self.warp, lambda prompt_id: dice_for(experiment.temperature, experiment.seed, prompt_id))
+
+    @property
+    def judge(self) -> Judge | None:
+        return self.prepared.judges.get(self.method.judge)
+
+    @property
+    def threshold(self) -> float:
+        """What the judge's probabilities are compared with; 0 without a judge."""
+        if self.judge is None:
+            return 0.0
+        return self.judge.facts.threshold if self.method.threshold is None else self.method.threshold
+
+    @property
+    def arithmetic(self) -> str:
+        """The dtype that the target computes in."""
+        return "float64" if self.prepared.experiment.toy is not None else arithmetic(self.prepared.experiment.target)
+
+    def prompts(self) -> dict[str, list[int]]:
+        """Ids of every prompt by its name."""
+        prepared = self.prepared
+        return {x.prompt_id: ids for x, ids in zip(prepared.examples, prepared.prompts, strict=True)}
+
+    def word(self, token: int | None) -> str:
+        """A token as a person reads it."""
+        return "the end" if token is None else repr(self.decode([token]))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text = self.prepared.pair.text.decode(ids)
+        return text or " ".join(f"<{i}>" for i in ids)  # special tokens have no text
+
+    @property
+    def lossy(self) -> str:
+        """Why this method's output is not the target's by design; "" where it is."""
+        method = self.method
+        if method.method == "draft_only":
+            return "draft_only decodes with the draft model alone"
+        if method.method == "topk" and (method.accept_k > 1 or not self.certain):
+            likeliest = "likeliest token" if method.accept_k == 1 else f"{method.accept_k} likeliest tokens"
+            return f"Top-K also accepts a drafted token among the target's {likeliest}"
+        if method.method == "autojudge" and self.threshold > 0:
+            return f"AutoJudge also accepts mismatches that its judge gives a probability below {self.threshold:g}"
+        return ""
+
+
+def arithmetic(model: ModelConfig) -> str:
+    """The dtype that a model computes in: int8 casts to float16 at every call."""
+    if model.quantization == "int8":
+        return "float16"
+    return model.compute_dtype or model.dtype
+
+
+@contextmanager
+def in_memory(subject: Subject) -> Iterator[None]:
+    """Raise ModelError where memory runs out."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to ask for it
+            raise
+        words = (str(error).strip().splitlines() or ["out of memory"])[0]
+        raise ModelError(
+            f"{subject.method.label}: {words} Lower batch (samples are drawn so many at a time), max_new_tokens, gamma"
+            " or tree_budget, or choose a smaller dtype or quantization nf4."
+        ) from error
+
+
+def broken(name: str, error: BaseException, while_: str) -> Check:
+    """The check of a decoder that broke off."""
+    words = (str(error).strip().splitlines() or [""])[0]
+    return Check(name, FAILED, f"the decoder broke off {while_}: {type(error).__name__}: {words}")
+
+
+def count(number: int, what: str) -> str:
+    """`1 prompt`, `1,204 tokens`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+Tick = Callable[[], Any]

@@ -1,0 +1,196 @@
+"""Whether sampled outputs follow the target: a chi-square test on how they begin, and how large a bias it would find.
+
+Outputs are put into cells by their first tokens. The cells are the leaves of a prefix tree that is split where the
+target says that enough outputs go on: their probabilities are exact, and there are never more than MOST_CELLS of them.
+What a prefix has left over joins the cell of whatever else follows the prefix before it. Nothing here decodes.
+
+A planted bias has a known size too: at every draw the likeliest token weighs 1 + tilt times what it should, which moves
+each cell's probability by a known factor, and from that follows the power of the test.
+
+Shapes: V vocabulary, C cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from scipy.stats import binom, chi2, ncx2
+
+Array = np.ndarray[Any, Any]
+Prefix = tuple[int, ...]
+MOST_CELLS = 40
+LEAST_EXPECTED = 5  # outputs in a cell, for the chi-square distribution to hold
+_LARGEST_TILT = 1e6
+_NEVER = 1e-12  # a probability that stands for none: an output that cannot be is found by a single one
+
+
+@dataclass(slots=True)
+class _Node:
+    """A prefix that was split: the shares of the tokens behind it that lead somewhere, and the cell of all others."""
+
+    top: int  # the likeliest token
+    top_share: float
+    shares: dict[int, float] = field(default_factory=dict)
+    children: dict[int, _Node | int] = field(default_factory=dict)
+    other: int = -1  # settled once it is known which cells there are
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """All outputs, by how they begin. The last cell is what belongs nowhere else; `names` are the cells' prefixes."""
+
+    root: _Node
+    names: tuple[tuple[Prefix, bool], ...]  # whether the cell is everything else behind the prefix
+
+    def of(self, output: Sequence[int]) -> int:
+        """The cell of an output; one that ended too early is among the others of where it ended."""
+        node: _Node = self.root
+        for token in output:
+            child = node.children.get(token)
+            if child is None:
+                break
+            if isinstance(child, int):
+                return child
+            node = child
+        return node.other
+
+    def probability(self, tilt: float = 0.0) -> Array:
+        """Probability[C] of each cell, when at every draw the likeliest token weighs 1 + `tilt` times as much."""
+        found = np.zeros(len(self.names))
+        todo: list[tuple[_Node, float]] = [(self.root, 1.0)]
+        while todo:
+            node, mass = todo.pop()
+            left = 1.0
+            for token, share in node.shares.items():
+                share *= (1 + tilt if token == node.top else 1.0) / (1 + tilt * node.top_share)
+                left -= share
+                child = node.children[token]
+                if isinstance(child, int):
+                    found[child] += mass * share
+                else:
+                    todo.append((child, mass * share))
+            found[node.other] += mass * max(left, 0.0)
+        return found
+
+
+def split(row: Callable[[Prefix], Array], length: int, ends: Collection[int], num_samples: int) -> Cells:
+    """The cells of `num_samples` outputs of up to `length` tokens, fewer where one of `ends` stands.
+
+    `row(prefix)` gives the exact probabilities[V] of what follows. It is called for what more than two cells' worth of
+    outputs begin with.
+    """
+    least = max(LEAST_EXPECTED / num_samples, 1 / MOST_CELLS)
+    names: list[tuple[Prefix, bool]] = []
+
+    def grow(prefix: Prefix, mass: float) -> tuple[_Node, float, list[_Node]]:
+        """The node of a prefix; and what is left of its mass for the prefix before it, from which nodes."""
+        p = row(prefix)
+        node = _Node(int(p.argmax()), float(p.max()))
+        kept, left, homeless = 0.0, 0.0, [node]
+        for token in np.flatnonzero(mass * p >= least).tolist():
+            share = float(p[token])
+            node.shares[token] = share
+            kept += share
+            behind = (*prefix, token)
+            if len(behind) == length or token in ends or mass * share < 2 * least:
+                node.children[token] = len(names)
+                names.append((behind, False))
+            else:
+                child, more, theirs = grow(behind, mass * share)
+                node.children[token] = child
+                left += more
+                homeless += theirs
+        left += mass * max(1 - kept, 0.0)
+        if left < least and prefix:
+            return node, left, homeless
+        for each in homeless:
+            each.other = len(names)
+        names.append((prefix, True))
+        return node, 0.0, []
+
+    root, _, _ = grow((), 1.0)
+    return Cells(root, tuple(names))
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """What a chi-square test says. `worst` is the cell that strays most for its size."""
+
+    statistic: float
+    degrees: int
+    p: float
+    worst: int
+
+
+def compare(counts: Array, probability: Array) -> Tested:
+    """Test counts[C] against probability[C]: chi-square, and for a leftover cell that is hardly ever met, whether it is
+    met too often (an exact binomial tail): the p of both together, by Bonferroni.
+    """
+    n = int(counts.sum())
+    observed, share = _merged(counts.astype(float), probability, n)
+    terms = (observed - n * share) ** 2 / (n * share)
+    degrees = len(share) - 1
+    p = float(chi2.sf(terms.sum(), degrees)) if degrees else 1.0
+    if _rare(probability, n):
+        often = float(binom.sf(counts[-1] - 1, n, max(float(probability[-1]), _NEVER)))
+        p = min(1.0, 2 * min(p, often))
+    spread = np.sqrt(n * np.maximum(probability, _NEVER))
+    return Tested(float(terms.sum()), degrees, p, int((np.abs(counts - n * probability) / spread).argmax()))
+
+
+def _rare(probability: Array, num_samples: int) -> bool:
+    """Whether the leftover cell expects too few outputs."""
+    return len(probability) > 1 and bool(num_samples * probability[-1] < LEAST_EXPECTED)
+
+
+def _merged(counts: Array, probability: Array, num_samples: int) -> tuple[Array, Array]:
+    """Both over cells that all expect enough outputs: a rare leftover cell joins the rarest other one."""
+    if _rare(probability, num_samples):
+        into = int(probability[:-1].argmin())
+        counts, probability = (np.append(each[:-1], 0.0) + each[-1] * (np.arange(len(each)) == into)
+                               for each in (counts, probability))  # fmt: skip
+        counts, probability = counts[:-1], probability[:-1]
+    return counts, probability / probability.sum()
+
+
+def distance(one: Array, other: Array) -> float:
+    """Total variation of two distributions over cells."""
+    return float(np.abs(one - other).sum() / 2)
+
+
+def tilt_for(cells: Cells, variation: float) -> float:
+    """The tilt whose outputs are this total variation from the target's; the largest there is where none is so far."""
+    fair = cells.probability()
+    low, high = 0.0, _LARGEST_TILT
+    for _ in range(200):
+        middle = (low + high) / 2 if high < 1 else (max(low, 1e-6) * high) ** 0.5
+        if distance(cells.probability(middle), fair) < variation:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def power(cells: Cells, tilt: float, num_samples: int, level: float) -> float:
+    """Probability that so many samples of the planted bias are told from the target's at this level."""
+    moved, share = _merged(cells.probability(tilt), cells.probability(), num_samples)
+    if len(share) == 1:
+        return 0.0
+    strength = num_samples * float(((moved - share) ** 2 / share).sum())
+    return float(ncx2.sf(chi2.isf(level, len(share) - 1), len(share) - 1, strength))
+
+
+def bonferroni(ps: Sequence[float]) -> float:
+    """The smallest of several p, corrected for their number."""
+    return min(1.0, len(ps) * min(ps))
+
+
+def named(cells: Cells, cell: int, decode: Callable[[Sequence[int]], str]) -> str:
+    """A cell in words."""
+    prefix, other = cells.names[cell]
+    if not prefix:
+        return "anything else"
+    return f"{decode(prefix)!r}{' and anything else' if other else ''}"

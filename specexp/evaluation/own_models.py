@@ -1,0 +1,142 @@
+"""What a certificate looks at on a person's own models, token for token: plain decoding against one forward over the
+whole text, and the method against plain decoding.
+
+Plain decoding is read again by teacher forcing: no cache, no steps, the same draws. A method is compared with it where
+both must draw the same: at temperature 0, with top-k 1, and of trees at any temperature, since a tree is walked by the
+target's own draws. A chain's sampled tokens come of draws of its own: what they follow is `sampled.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from specexp.config import TREES
+from specexp.decoding.dice import dice_for
+from specexp.engine import Engine, Request
+from specexp.evaluation.checks import (
+    BREAKS,
+    EXACT_DTYPES,
+    FAILED,
+    PASSED,
+    REPORTED,
+    SKIPPED,
+    Check,
+    Subject,
+    Tick,
+    broken,
+    count,
+    in_memory,
+)  # fmt: skip
+from specexp.evaluation.equality import Difference, differences, reread
+from specexp.evaluation.runner import Setting
+
+PLAIN, EQUAL = "plain decoding", "equality"
+COARSE = 8  # a gap so many times what rounding puts between two logits is no rounding in any dtype
+Texts = Sequence[Sequence[int]]
+
+
+def decode(subject: Subject, setting: Setting, tick: Tick) -> list[list[int]]:
+    """Outputs of one setting on every prompt, as `evaluate` decodes them."""
+    experiment, pair = subject.prepared.experiment, subject.prepared.pair
+    rows = experiment.batch if setting is subject.setting else 1
+    engine = Engine(pair.models, pair.eos_ids, rows=rows)
+    prompts = subject.prompts()
+    dices = [dice_for(experiment.temperature, experiment.seed, name) for name in prompts]
+    requests = (
+        Request(setting.decoder, ids, experiment.max_new_tokens, dice)
+        for ids, dice in zip(prompts.values(), dices, strict=True)
+    )
+    found: dict[int, list[int]] = {}
+    with in_memory(subject):
+        for place, out in engine.generate_all(requests):
+            found[place] = out.token_ids
+            tick()
+    return [found[place] for place in range(len(prompts))]
+
+
+def check_plain(subject: Subject, texts: Texts) -> Check:
+    """Whether every token of plain decoding is drawn again from one forward over the whole text."""
+    pair, prompts = subject.prepared.pair, subject.prompts()
+    with in_memory(subject):
+        again = [
+            reread(pair, subject.draws, name, ids, text).tokens
+            for (name, ids), text in zip(prompts.items(), texts, strict=True)
+        ]
+        found = differences(
+            pair, subject.arithmetic, prompts, {PLAIN: texts, "forward": again}, "forward", subject.draws
+        )
+    return _judged(PLAIN, subject, found, texts, "tokens are those that one forward over the whole text gives", "it")
+
+
+def check_equality(subject: Subject, plain: Texts, tick: Tick) -> Check:
+    """Whether the method decodes what plain decoding does."""
+    if subject.method.method == "baseline":
+        return Check(EQUAL, SKIPPED, "the method is plain decoding, which is looked at above.")
+    if not subject.certain and subject.method.method not in TREES:
+        return Check(
+            EQUAL, SKIPPED, "at this temperature the method makes draws of its own: its tokens need not be plain"
+            " decoding's, only their distribution, which is looked at below.",
+        )  # fmt: skip
+    try:
+        texts = decode(subject, subject.setting, tick)
+    except BREAKS as error:
+        return broken(EQUAL, error, "on these prompts")
+    with in_memory(subject):
+        found = differences(
+            subject.prepared.pair, subject.arithmetic, subject.prompts(), {EQUAL: texts, PLAIN: plain}, PLAIN,
+            subject.draws,
+        )  # fmt: skip
+    same = "same tokens as plain decoding" if subject.certain else "same tokens as plain decoding with the same seed"
+    return _judged(EQUAL, subject, found, texts, same, "plain decoding")
+
+
+def _judged(
+    name: str, subject: Subject, found: Sequence[Difference], texts: Texts, same: str, other: str
+) -> Check:  # fmt: skip
+    """The verdict on first differences: each is a near tie in an exact dtype, and may come of rounding in another."""
+    total, tokens = len(texts), sum(len(text) for text in texts)
+    far = [each for each in found if not each.near_tie]
+    exact = subject.arithmetic in EXACT_DTYPES
+    wrong = far if exact else [each for each in far if _beyond_rounding(each)]
+    ties = len(found) - len(far)
+    numbers = {
+        "prompts": total, "tokens": tokens, "equal": total - len(found), "near_ties": ties, "far": len(far),
+        "beyond_rounding": len(wrong), "equal_share": 1 - len(found) / total,
+    }  # fmt: skip
+    words = f"{total - len(found)} of {count(total, 'prompt')}: the {same} ({count(tokens, 'token')})."
+    if ties:
+        gaps = [each.gap for each in found if each.near_tie and each.gap is not None]
+        widest = f", at most {max(gaps):.1e} logits apart" if gaps else ""
+        words += f" {ties} first part{'s' if ties == 1 else ''} at a near tie{widest}: rounding, not the method."
+    if wrong:
+        words += f" {len(wrong)} differ{'s' if len(wrong) == 1 else ''}: {_told(subject, wrong[0], other)}"
+    elif far:
+        words += (
+            f" {len(far)} part where {subject.arithmetic} rounds: {_told(subject, far[0], other)} Reported, not judged:"
+            " only in float32 is every divergence a near tie or a bug."
+        )
+    verdict = FAILED if wrong else REPORTED if far else PASSED
+    return Check(name, verdict, words, numbers, {"differences": [_as_json(subject, each) for each in found]})
+
+
+def _beyond_rounding(each: Difference) -> bool:
+    """Whether no dtype's rounding explains it: one of them ended, or the tokens are far apart."""
+    if each.token is None or each.reference is None:
+        return True
+    return each.gap is not None and each.gap > COARSE * each.noise
+
+
+def _told(subject: Subject, each: Difference, other: str) -> str:
+    """The first difference in words."""
+    gap = "one of them has ended"
+    if each.token is not None and each.reference is not None:
+        gap = "cut off by top-k or top-p" if each.gap is None else f"{each.gap:.3g} logits apart"
+    return (
+        f"first prompt '{each.prompt_id}', token {each.position}: {subject.word(each.token)} where {other} has"
+        f" {subject.word(each.reference)}, {gap}, no near tie."
+    )
+
+
+def _as_json(subject: Subject, each: Difference) -> dict[str, object]:
+    return {**asdict(each), "text": subject.word(each.token), "reference_text": subject.word(each.reference)}

@@ -1,0 +1,146 @@
+"""The exhaustive oracle on a method's own decoder, at a size that can be followed: numpy models of two or three tokens.
+
+The decoder is the one that decodes on a person's models, from the same settings, made smaller where every way the dice
+can fall would be too many: draft lengths to 4, trees to 12 nodes on 3 levels, top-k to 2. A judge reads hidden states
+of its own pair; in its place a judge of random weights reads the toy's, with the same features and threshold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from specexp.config import MethodConfig
+from specexp.decoding.asks import Role
+from specexp.decoding.rules import Warp
+from specexp.engine import Engine
+from specexp.evaluation.methods import Making, decoder_for
+from specexp.evaluation.oracle import output_distribution
+from specexp.evaluation.reference import gap, sequence_distribution
+from specexp.judge import features
+from specexp.judge.judge import Judge
+from specexp.judge.network import LAYERS, Network
+from specexp.lm.model import Model
+from specexp.lm.toy import HIDDEN, ToyModel
+
+EXACT = 1e-12
+# Seeds of the toy pairs: many where no die is thrown and each has a single output.
+SEEDS, GREEDY_SEEDS = range(3, 5), range(3, 19)
+EOS, PROMPT, DRAFT_NOISE = 0, [1, 1], 0.8
+TOP_K = 2  # the most that cuts anything off three tokens
+_WIDTH = 5  # of a toy judge's hidden layer
+# What a decoder with a bug may raise under the oracle, which asserts its own rules.
+BREAKS = (AssertionError, ArithmeticError, LookupError, TypeError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A method made small, the toy's vocabulary, and the tokens of an output."""
+
+    method: MethodConfig
+    vocab: int
+    length: int
+
+    def __str__(self) -> str:
+        tree, gamma = self.method.tree, self.method.gamma
+        shape = f"gamma {gamma}, " if gamma else ""
+        if tree is not None:
+            shape = f"{tree.tree_budget} nodes on {tree.max_depth} levels, "
+        return f"{shape}{self.vocab} tokens, {self.length} long"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The largest gap, where it was, and how many outputs were compared; `broken` is why the decoder broke off."""
+
+    gap: float
+    worst: str
+    sizes: tuple[str, ...]
+    num_outputs: int
+    broken: str = ""
+
+
+def sizes(method: MethodConfig) -> list[Size]:
+    """What can be followed of a method's settings in about a second."""
+    if method.tree is not None:
+        tree = method.tree
+        small = replace(
+            tree,
+            tree_budget=min(tree.tree_budget, 12),
+            max_depth=min(tree.max_depth, 3),
+            parallel_branches=min(tree.parallel_branches, 4),
+        )
+        return [Size(replace(method, tree=small), vocab, length) for vocab, length in ((3, 4), (2, 6))]
+    if not method.gamma:
+        return [Size(method, 3, 5)]
+    found = [Size(replace(method, gamma=min(method.gamma, 2)), 3, 5)]
+    if method.gamma > 2:
+        gamma = min(method.gamma, 4)
+        found.append(Size(replace(method, gamma=gamma), 2, gamma + 3))
+    return found
+
+
+def examine(method: MethodConfig, warp: Warp, judge: Judge | None, tick: Callable[[], None]) -> Found:
+    """Compare with the target's own distribution, on several toy pairs; `tick` is called behind each."""
+    small = replace(warp, top_k=min(warp.top_k, TOP_K))
+    worst, where, outputs = 0.0, "", 0
+    ran = tuple(str(size) for size in sizes(method))
+    for size, seed in _runs(method, warp):
+        sampling = {"temperature": small.temperature, "top_k": small.top_k, "top_p": small.top_p}
+        models = _toy_pair(size.vocab, seed)
+        judges = {} if judge is None else {method.judge: toy_judge(judge, method.threshold, seed)}
+        decoder = decoder_for(size.method, Making(small, judges, (EOS,)))
+        try:
+            got = output_distribution(lambda pair=models: Engine(pair, [EOS]), decoder, PROMPT, size.length)  # type: ignore[misc]
+        except BREAKS as error:
+            words = (str(error).strip().splitlines() or [""])[0]
+            return Found(worst, f"{size}", ran, outputs, f"{type(error).__name__}: {words}")
+        want = sequence_distribution(models["target"], PROMPT, size.length, EOS, **sampling)
+        outputs += len(want)
+        found = gap(got, want)
+        if math.isnan(found):
+            return Found(worst, f"{size}", ran, outputs, "its probabilities are not numbers")
+        if found > worst:
+            worst, where = found, f"{size}"
+        tick()
+    return Found(worst, where, ran, outputs)
+
+
+def num_runs(method: MethodConfig, warp: Warp) -> int:
+    """How often `examine` calls `tick`."""
+    return len(list(_runs(method, warp)))
+
+
+def _runs(method: MethodConfig, warp: Warp) -> Iterator[tuple[Size, int]]:
+    for size in sizes(method):
+        for seed in GREEDY_SEEDS if warp.greedy else SEEDS:
+            yield size, seed
+
+
+def _toy_pair(vocab: int, seed: int) -> dict[Role, Model]:
+    return {"target": ToyModel(vocab, seed), "draft": ToyModel(vocab, seed, draft_noise=DRAFT_NOISE)}
+
+
+def toy_judge(judge: Judge, threshold: float | None, seed: int) -> Judge:
+    """A judge of the toy's hidden states that lets about two in three mismatches pass at this threshold.
+
+    A real judge's weights fit no other models. Kind, features and calibrated threshold are its.
+    """
+    bar = judge.facts.threshold if threshold is None else threshold
+    mode = features.mode(judge.facts.features)
+    size = mode.size({"target": HIDDEN, "draft": HIDDEN})
+    rng = np.random.default_rng([seed, size])
+    arrays = {"mean": np.zeros(size), "scale": np.ones(size)}
+    width = size
+    for layer in range(1, LAYERS[judge.facts.kind]):
+        arrays |= {f"weight_{layer}": rng.normal(size=(_WIDTH, width)), f"bias_{layer}": rng.normal(size=_WIDTH)}
+        width = _WIDTH
+    last = LAYERS[judge.facts.kind]
+    weights = rng.normal(size=(1, width))
+    sure = min(max(bar, 1e-34), 0.9)
+    arrays |= {f"weight_{last}": weights, f"bias_{last}": np.array([math.log(sure / (1 - sure)) - 1.0])}
+    network = Network(judge.facts.kind, {name: array.astype(np.float32) for name, array in arrays.items()})
+    return Judge(network, replace(judge.facts, num_features=size))
