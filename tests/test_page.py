@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,6 +79,29 @@ def test_nothing_is_fetched_from_elsewhere(tmp_path: Path) -> None:
     assert found.addresses == [*(["tokens.html"]), *(a for a in found.addresses if a.startswith("data:image/png"))]
     assert len(found.addresses) == 1 + len(charts.CHARTS)
     assert "link" not in found.tags
+
+
+def test_the_template_ships_with_the_package() -> None:
+    root = Path(page.__file__).parents[2]
+    shipped = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["specexp"]
+    files = {path for pattern in shipped for path in (root / "specexp").glob(pattern)}
+    assert root / "specexp" / "evaluation" / "templates" / "report.html" in files
+
+
+def test_judges_and_costs_are_told(tmp_path: Path) -> None:
+    judge = {"weights": "w" * 64, "kind": "mlp", "features": "target", "threshold": 0.25}
+    costs = {"context": 90, "draft": 0.001, "target": {"1": 0.01, "17": 0.02, "9": 0.015}, "tree_draft": {},
+             "tree_target": {"33": 0.03}}  # fmt: skip
+    shares = {"num_prompts": 1, "max_new_tokens": 16, "seconds": {}}
+    made = made_up(settings(SIX), 6)
+    found = rendered(made, tmp_path, judges={"models:/<b>@x": judge}, costs=costs, shares=shares)
+    assert "models:/<b>@x: mlp on target, calibrated threshold 0.25" in found.text
+    told = {shown.metric: shown.text for shown in found.numbers if shown.run == "costs.json"}
+    assert told == {
+        "costs/draft": "1.00 ms", "costs/target/1": "10.00 ms", "costs/target/9": "15.00 ms",
+        "costs/target/17": "20.00 ms", "costs/tree_target/33": "30.00 ms",
+    }  # fmt: skip
+    assert "an instrumented run of 1\nprompt, 16 tokens each" in found.text
 
 
 def test_it_needs_no_interval_and_warns_of_nothing_on_three_prompts() -> None:

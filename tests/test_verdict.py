@@ -100,6 +100,21 @@ def test_a_lossy_setting_that_loses_answers_gives_way_to_one_that_does_not() -> 
     assert ", significant at n = 40 (McNemar p = 0.002)" in line
 
 
+def test_among_lossy_settings_a_loss_that_is_not_yet_significant_counts_too() -> None:
+    found = with_seconds({"speculative": 0.6, "topk_k4": 0.5, "topk": 0.4}, "baseline,speculative,topk_k4,topk")
+    records = {entry.label: list(entry.records) for entry in found.entries}
+    for r in records["topk"][:2]:
+        r["correct"] = False  # 5 points of 40 prompts, p = 0.5
+    (line,) = [line for line in said(compared(found.experiment, records, 40)) if "Lossy" in line]
+    assert line.startswith("Lossy, topk_k4 decodes at ")
+    # Of such settings alone, the fastest.
+    del records["topk_k4"]
+    alone = replace(found.experiment, methods=settings("baseline,speculative,topk"))
+    (line,) = [line for line in said(compared(alone, records, 40)) if "Lossy" in line]
+    assert "accuracy −5.0 points" in line
+    assert "not significant at n = 40 (McNemar p = 0.50)" in line
+
+
 def test_without_plain_decoding_no_gain_is_told() -> None:
     (line,) = said(made_up(settings("speculative,topk"), 5))
     assert line.startswith("Plain decoding was not run, so that no gain can be told: add baseline to the methods.")

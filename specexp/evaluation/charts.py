@@ -7,21 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from specexp.evaluation import canvas
 from specexp.evaluation.comparison import Comparison, Entry
 from specexp.evaluation.figures import save
-from specexp.evaluation.placing import Point, places
 from specexp.evaluation.shares import HOST, PARTS
 
-WIDTH = 7.5  # inches, at 120 dots each
-BESIDE = 2.15  # of them for the names
-COLORS = {
-    "baseline": "#444444", "draft_only": "#999999", "speculative": "#0072b2", "lookup": "#56b4e9",
-    "autojudge": "#d55e00", "topk": "#e69f00", "specexec": "#009e73",
-}  # fmt: skip
 PART_COLORS = dict(zip(PARTS, ("#e69f00", "#0072b2", "#d55e00", "#cc79a7", "#bbbbbb"), strict=True))
 PART_NAMES = {"sampling": "sampling, accepting", HOST: "the rest"}
 
@@ -76,7 +69,7 @@ def _frontier(comparison: Comparison) -> Any:
         return None
     near = [entry for entry in shown if entry.config.method != "draft_only"]
     apart = 1 < len(near) < len(shown)  # the draft alone is far from all else: it would leave them no room
-    figure, axes = _beside(shown, 6.6 if apart else 4.6, below=1.9 if apart else 0.0)
+    figure, axes = canvas.beside(shown, 6.6 if apart else 4.6, below=1.9 if apart else 0.0)
     _frontier_panel(comparison, axes[0], near if apart else shown, near if apart else shown)
     if apart:
         _frontier_panel(comparison, axes[1], shown, [entry for entry in shown if entry not in near])
@@ -89,11 +82,11 @@ def _frontier(comparison: Comparison) -> Any:
 def _frontier_panel(comparison: Comparison, axes: Any, shown: Sequence[Entry], numbered: Sequence[Entry]) -> None:
     x, y = comparison.speed, comparison.quality
     for line in _lines(shown):
-        color = _color(line[0])
+        color = canvas.color(line[0])
         axes.plot([e.metrics[x] for e in line], [100 * e.metrics[y] for e in line], color=color, alpha=0.5, lw=1)
     for entry in shown:
         _error_bars(axes, entry, x, y)
-        axes.plot(entry.metrics[x], 100 * entry.metrics[y], ls="", ms=7, mec=_color(entry), **_shape(entry))
+        axes.plot(entry.metrics[x], 100 * entry.metrics[y], ls="", ms=7, mec=canvas.color(entry), **canvas.shape(entry))
     if comparison.baseline is not None and x.endswith("speedup"):
         axes.axvline(1, color="#bbbbbb", lw=0.8, zorder=0)
     what = "accuracy" if y == "quality/accuracy" else "outputs equal to plain's"
@@ -101,7 +94,7 @@ def _frontier_panel(comparison: Comparison, axes: Any, shown: Sequence[Entry], n
     axes.set_xlim(left=0)
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.02 * (high - low), min(high, 100) + 0.08 * (min(high, 100) - low))
-    _number(axes, numbered, [(e.metrics[x], 100 * e.metrics[y]) for e in numbered])
+    canvas.number(axes, numbered, [(e.metrics[x], 100 * e.metrics[y]) for e in numbered])
 
 
 def _lines(shown: Sequence[Entry]) -> list[list[Entry]]:
@@ -138,7 +131,7 @@ def _error_bars(axes: Any, entry: Entry, x: str, y: str) -> None:
         spans.append([[scale * max(0.0, value - ends[0])], [scale * max(0.0, ends[1] - value)]])
     axes.errorbar(
         entry.metrics[x], 100 * entry.metrics[y], xerr=spans[0], yerr=spans[1],
-        fmt="none", ecolor=_color(entry), alpha=0.4, lw=1,
+        fmt="none", ecolor=canvas.color(entry), alpha=0.4, lw=1,
     )  # fmt: skip
 
 
@@ -146,12 +139,12 @@ def _histogram(comparison: Comparison) -> Any:
     shown = [(entry, shares) for entry in comparison.entries if (shares := accepted_shares(entry))]
     if not shown:
         return None
-    figure, axes = _rows([entry for entry, _ in shown], 0.36)
+    figure, axes = canvas.rows([entry for entry, _ in shown], 0.36)
     tallest = max(max(shares) for _, shares in shown)
     longest = max(len(shares) for _, shares in shown)
     for row, (entry, shares) in enumerate(shown):
         heights = [0.86 * share / tallest for share in shares]
-        axes.bar(range(len(shares)), [-h for h in heights], bottom=row + 0.45, width=0.8, color=_color(entry))
+        axes.bar(range(len(shares)), [-h for h in heights], bottom=row + 0.45, width=0.8, color=canvas.color(entry))
         axes.axhline(row + 0.45, color="#dddddd", lw=0.6, zorder=0)
         text = f"{entry.metrics['accept/mean_length']:.2f}"
         axes.text(longest - 0.3, row + 0.3, text, ha="left", va="baseline")
@@ -165,17 +158,17 @@ def _positions(comparison: Comparison) -> Any:
     shown = [entry for entry in comparison.entries if reach(entry)]
     if not shown:
         return None
-    figure, (axes,) = _beside(shown, 4.4, filled=True)
+    figure, (axes,) = canvas.beside(shown, 4.4, filled=True)
     for entry in shown:
         shares = [100 * share for share in reach(entry)]
         style = "--" if entry.config.tree else "-"
-        axes.plot(range(1, len(shares) + 1), shares, style, color=_color(entry), marker=".", lw=1.2, alpha=0.8)
+        axes.plot(range(1, len(shares) + 1), shares, style, color=canvas.color(entry), marker=".", lw=1.2, alpha=0.8)
     axes.set(xlabel="position in the draft (dashed: level of the tree)", ylabel="rounds accepted up to here, %")
     axes.set_ylim(0, 106)
     axes.set_xlim(0.6, max(len(reach(entry)) for entry in shown) + 1)
     axes.xaxis.get_major_locator().set_params(integer=True)
     drawn = [[(i, 100 * share) for i, share in enumerate(reach(e), 1)] for e in shown]
-    _number(axes, shown, [line[-1] for line in drawn], _along(drawn))
+    canvas.number(axes, shown, [line[-1] for line in drawn], canvas.along(drawn))
     return figure
 
 
@@ -183,7 +176,7 @@ def _time(comparison: Comparison) -> Any:
     shown = [entry for entry in comparison.entries if entry.shares and "speed/tokens_per_second" in entry.metrics]
     if not shown:
         return None
-    figure, axes = _rows(shown, 0.3)
+    figure, axes = canvas.rows(shown, 0.3)
     left = [0.0] * len(shown)
     per_token = [1000 / entry.metrics["speed/tokens_per_second"] for entry in shown]
     for part in PARTS:
@@ -206,98 +199,24 @@ def _predicted(comparison: Comparison) -> Any:
     shown = [entry for entry in comparison.entries if "speed/attainable" in entry.metrics and y in entry.metrics]
     if not shown:
         return None
-    figure, (axes,) = _beside(shown, 4.6, filled=True)
+    figure, (axes,) = canvas.beside(shown, 4.6, filled=True)
     most, drawn = 0.0, []
     for entry in shown:
         value, ends = entry.metrics[y], entry.interval(y) or (entry.metrics[y],) * 2
         attainable = entry.metrics["speed/attainable"]
         predicted = entry.metrics.get("speed/predicted_speedup", attainable)
-        axes.plot([attainable, predicted], [value, value], color=_color(entry), lw=0.8, alpha=0.5)
+        axes.plot([attainable, predicted], [value, value], color=canvas.color(entry), lw=0.8, alpha=0.5)
         axes.errorbar(attainable, value, yerr=[[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]],
-                      fmt=_shape(entry)["marker"], ms=5, color=_color(entry), lw=1)  # fmt: skip
+                      fmt=canvas.shape(entry)["marker"], ms=5, color=canvas.color(entry), lw=1)  # fmt: skip
         if "speed/predicted_speedup" in entry.metrics:
-            axes.plot(predicted, value, _shape(entry)["marker"], ms=5, mfc="white", mec=_color(entry))
+            axes.plot(predicted, value, canvas.shape(entry)["marker"], ms=5, mfc="white", mec=canvas.color(entry))
         most = max(most, attainable, predicted, value, ends[1])
         drawn += [[(attainable, value), (predicted, value)], [(attainable, ends[0]), (attainable, ends[1])]]
     axes.plot([0, 1.05 * most], [0, 1.05 * most], color="#bbbbbb", lw=0.8, zorder=0)
     axes.set(xlim=(0, 1.05 * most), ylim=(0, 1.05 * most), ylabel="measured speed-up",
              xlabel="speed-up by the calls alone (filled: attainable, hollow: i.i.d. formula)")  # fmt: skip
-    _number(axes, shown, [(e.metrics["speed/attainable"], e.metrics[y]) for e in shown], _along(drawn))
+    canvas.number(axes, shown, [(e.metrics["speed/attainable"], e.metrics[y]) for e in shown], canvas.along(drawn))
     return figure
-
-
-def _along(lines: Sequence[Sequence[Point]]) -> list[Point]:
-    """Points on these lines, close enough that no number fits between two."""
-    found = [point for line in lines for point in line]
-    for line in lines:
-        for a, b in pairwise(line):
-            found += [(a[0] + (b[0] - a[0]) * i / 8, a[1] + (b[1] - a[1]) * i / 8) for i in range(1, 8)]
-    return found
-
-
-def _beside(shown: Sequence[Entry], height: float, below: float = 0.0, filled: bool = False) -> tuple[Any, list[Any]]:
-    """A plot with the numbered names beside it, as high as these need, and one more `below`, that many inches high."""
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no window
-    from matplotlib.lines import Line2D
-
-    height = max(height, 0.19 * len(shown) + 0.5)
-    figure = Figure(figsize=(WIDTH, height))
-    left, wide = 0.62 / WIDTH, (WIDTH - BESIDE - 0.72) / WIDTH
-    bottom = below + 0.35 if below else 0.5
-    axes = [figure.add_axes((left, bottom / height, wide, (height - bottom - 0.15) / height))]
-    if below:
-        axes.append(figure.add_axes((left, 0.5 / height, wide, (below - 0.75) / height)))
-    handles = [
-        Line2D([], [], ls="", ms=6, mec=_color(e), label=f"{e.number}  {_short(e.label, 24)}", **_shape(e, filled))
-        for e in shown
-    ]
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(1 - BESIDE / WIDTH, 1 - 0.1 / height), fontsize=8,
-                  frameon=False, handletextpad=0.2, borderaxespad=0, labelspacing=0.45)  # fmt: skip
-    return figure, axes
-
-
-def _rows(shown: Sequence[Entry], each: float) -> tuple[Any, Any]:
-    """A plot with a row for each setting, its number and name before it."""
-    from matplotlib.figure import Figure
-
-    height = each * len(shown) + 0.95
-    figure = Figure(figsize=(WIDTH, height))
-    axes = figure.add_axes((BESIDE / WIDTH, 0.5 / height, (WIDTH - BESIDE - 0.85) / WIDTH, each * len(shown) / height))
-    axes.set_yticks(range(len(shown)), [f"{entry.number}  {_short(entry.label, 28)}" for entry in shown])
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
-    return figure, axes
-
-
-def _number(axes: Any, shown: Sequence[Entry], at: Sequence[Point], others: Sequence[Point] = ()) -> None:
-    """Each setting's number beside its point, off every other number and point."""
-    figure = axes.figure
-    dots, more = ([tuple(axes.transData.transform(point)) for point in points] for points in (at, others))
-    room = axes.get_window_extent().extents
-    em = figure.dpi / 72 * 8
-    for entry, dot, place in zip(shown, dots, places(dots, 1.3 * em, 1.1 * em, tuple(room), more), strict=True):
-        away = ((place[0] - dot[0]) ** 2 + (place[1] - dot[1]) ** 2) ** 0.5
-        axes.annotate(
-            str(entry.number), axes.transData.inverted().transform(dot),
-            xytext=axes.transData.inverted().transform(place), ha="center", va="center", fontsize=8,
-            color=_color(entry),
-            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#999999", "shrinkA": 4, "shrinkB": 2}
-            if away > 1.5 * em else None,
-        )  # fmt: skip
-
-
-def _shape(entry: Entry, filled: bool = False) -> dict[str, Any]:
-    """A square is plain decoding, a disc lossless, a diamond lossy: hollow, unless all are `filled`."""
-    marker = "s" if entry.config.method == "baseline" else "o" if entry.lossless else "D"
-    return {"marker": marker, "mfc": _color(entry) if filled or entry.lossless else "white"}
-
-
-def _color(entry: Entry) -> str:
-    return COLORS.get(entry.config.method, "#cc79a7")
-
-
-def _short(name: str, most: int) -> str:
-    return name if len(name) <= most else f"{name[: most - 8]}…{name[-7:]}"
 
 
 def _speed_words(comparison: Comparison) -> str:

@@ -18,11 +18,14 @@ def places(
 
     The nearest free place is taken; where everything is taken, the one that covers least.
     """
-    dots = [_box(point, 0.6 * height, 0.6 * height) for point in (*points, *others)]
+    known = list(dict.fromkeys((round(x, 1), round(y, 1)) for x, y in (*points, *others)))
+    farthest = RINGS[-1] * height + width
     taken: list[Box] = []
     found: list[Point] = []
     for x, y in points:
         best: tuple[float, Point] | None = None
+        near = [point for point in known if max(abs(point[0] - x), abs(point[1] - y)) <= farthest]
+        dots = [_box(point, 0.6 * height, 0.6 * height) for point in near]
         for number in range(len(RINGS) * DIRECTIONS):
             reach, turn = RINGS[number // DIRECTIONS] * height, 2 * math.pi * (number % DIRECTIONS) / DIRECTIONS
             # Up to the right first.

@@ -56,9 +56,10 @@ def columns(metrics: Mapping[str, Mapping[str, float]], greedy: bool, batch: int
     Speeds of prompts that were decoded in a batch say so in their heads. McNemar's test is of one repeat; of several,
     prompts are what the paired test flips.
     """
+    other = "batch/" if batch == 1 else "speed/"
     found = []
     for column in COLUMNS:
-        if column.key == "quality/equal_to_baseline" and not greedy:
+        if column.key.startswith(other) or (column.key == "quality/equal_to_baseline" and not greedy):
             continue
         if not any(column.key in each for each in metrics.values()):
             continue

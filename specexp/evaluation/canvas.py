@@ -1,0 +1,94 @@
+"""What the comparison's figures are drawn on: 900 pixels wide, settings numbered, named beside the plot or its rows.
+
+Margins are laid out in inches, by how many settings there are; nothing here knows what a figure shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from specexp.evaluation.comparison import Entry
+from specexp.evaluation.placing import Point, places
+
+WIDTH = 7.5  # inches, at 120 dots each
+BESIDE = 2.15  # of them for the names
+COLORS = {
+    "baseline": "#444444", "draft_only": "#999999", "speculative": "#0072b2", "lookup": "#56b4e9",
+    "autojudge": "#d55e00", "topk": "#e69f00", "specexec": "#009e73",
+}  # fmt: skip
+
+
+def beside(shown: Sequence[Entry], height: float, below: float = 0.0, filled: bool = False) -> tuple[Any, list[Any]]:
+    """A plot with the numbered names beside it, as high as these need, and one more `below`, that many inches high."""
+    from matplotlib.figure import Figure  # no pyplot: nothing global, no window
+    from matplotlib.lines import Line2D
+
+    height = max(height, 0.19 * len(shown) + 0.5)
+    figure = Figure(figsize=(WIDTH, height))
+    left, wide = 0.62 / WIDTH, (WIDTH - BESIDE - 0.72) / WIDTH
+    bottom = below + 0.35 if below else 0.5
+    axes = [figure.add_axes((left, bottom / height, wide, (height - bottom - 0.15) / height))]
+    if below:
+        axes.append(figure.add_axes((left, 0.5 / height, wide, (below - 0.75) / height)))
+    handles = [
+        Line2D([], [], ls="", ms=6, mec=color(e), label=f"{e.number}  {short(e.label, 24)}", **shape(e, filled))
+        for e in shown
+    ]
+    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(1 - BESIDE / WIDTH, 1 - 0.1 / height), fontsize=8,
+                  frameon=False, handletextpad=0.2, borderaxespad=0, labelspacing=0.45)  # fmt: skip
+    return figure, axes
+
+
+def rows(shown: Sequence[Entry], each: float) -> tuple[Any, Any]:
+    """A plot with a row for each setting, its number and name before it."""
+    from matplotlib.figure import Figure
+
+    height = each * len(shown) + 0.95
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.add_axes((BESIDE / WIDTH, 0.5 / height, (WIDTH - BESIDE - 0.85) / WIDTH, each * len(shown) / height))
+    axes.set_yticks(range(len(shown)), [f"{entry.number}  {short(entry.label, 28)}" for entry in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    return figure, axes
+
+
+def number(axes: Any, shown: Sequence[Entry], at: Sequence[Point], others: Sequence[Point] = ()) -> None:
+    """Each setting's number beside its point, off every other number and point."""
+    figure = axes.figure
+    dots, more = ([tuple(axes.transData.transform(point)) for point in points] for points in (at, others))
+    room = axes.get_window_extent().extents
+    em = figure.dpi / 72 * 8
+    for entry, dot, place in zip(shown, dots, places(dots, 1.3 * em, 1.1 * em, tuple(room), more), strict=True):
+        away = ((place[0] - dot[0]) ** 2 + (place[1] - dot[1]) ** 2) ** 0.5
+        axes.annotate(
+            str(entry.number), axes.transData.inverted().transform(dot),
+            xytext=axes.transData.inverted().transform(place), ha="center", va="center", fontsize=8,
+            color=color(entry),
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#999999", "shrinkA": 4, "shrinkB": 2}
+            if away > 1.5 * em else None,
+        )  # fmt: skip
+
+
+def along(lines: Sequence[Sequence[Point]]) -> list[Point]:
+    """Points on these lines, close enough that no number fits between two."""
+    found = [point for line in lines for point in line]
+    for line in lines:
+        for a, b in pairwise(line):
+            found += [(a[0] + (b[0] - a[0]) * i / 8, a[1] + (b[1] - a[1]) * i / 8) for i in range(1, 8)]
+    return found
+
+
+def shape(entry: Entry, filled: bool = False) -> dict[str, Any]:
+    """A square is plain decoding, a disc lossless, a diamond lossy: hollow, unless all are `filled`."""
+    marker = "s" if entry.config.method == "baseline" else "o" if entry.lossless else "D"
+    return {"marker": marker, "mfc": color(entry) if filled or entry.lossless else "white"}
+
+
+def color(entry: Entry) -> str:
+    return COLORS.get(entry.config.method, "#cc79a7")
+
+
+def short(name: str, most: int) -> str:
+    return name if len(name) <= most else f"{name[: most - 8]}…{name[-7:]}"
