@@ -1,6 +1,6 @@
 """The environment of an image: the pins of pyproject.toml with one build of torch, listed for pip and checked after it.
 
-python pins.py list BUILD pyproject.toml       prints requirements; BUILD is a suffix of torch's versions: cpu, cu130
+python pins.py list BUILD pyproject.toml       prints requirements; BUILD is cpu, or cu130 for CUDA 13.0
 python pins.py check BUILD requirements.txt    exits with 1 and says why, if the environment is another one
 """
 
@@ -18,9 +18,9 @@ _CUDA_ONLY = re.compile(r"(nvidia|cuda|triton)(-|$)|pytorch-triton")
 
 
 def requirements(pyproject: str, build: str) -> list[str]:
-    """The project's dependencies; torch's names its build, so that no other can come."""
+    """The project's dependencies; for CPUs torch's names its build, so that PyPI's, which is CUDA's, cannot come."""
     pins: list[str] = tomllib.loads(pyproject)["project"]["dependencies"]
-    return [f"{pin}+{build}" if pin.startswith("torch==") else pin for pin in pins]
+    return [f"{pin}+{CPU}" if build == CPU and pin.startswith("torch==") else pin for pin in pins]
 
 
 def faults(pins: Iterable[str], installed: Mapping[str, str], build: str, cuda: str | None) -> list[str]:
@@ -28,8 +28,9 @@ def faults(pins: Iterable[str], installed: Mapping[str, str], build: str, cuda: 
     found = []
     for pin in pins:
         name, version = pin.split("==")
-        if installed.get(_normal(name)) != version:
-            found.append(f"{pin} is pinned, {installed.get(_normal(name), 'nothing')} is installed")
+        there = installed.get(_normal(name), "nothing")
+        if version not in (there, there.partition("+")[0]):  # a pin without a build takes any, as in pip
+            found.append(f"{pin} is pinned, {there} is installed")
     if build == CPU:
         found += [f"{name} is of CUDA, in an image for CPUs" for name in sorted(installed) if _CUDA_ONLY.match(name)]
     wanted = None if build == CPU else f"{build[2:-1]}.{build[-1]}"
