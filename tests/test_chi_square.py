@@ -1,4 +1,4 @@
-"""The chi-square test of a certificate: exact cells, the right size under the target itself, and the power it claims."""
+"""The chi-square test of a certificate: exact cells, the right size under the target, and the power it claims."""
 
 from __future__ import annotations
 
