@@ -8,6 +8,7 @@
 # make labels, make judge   mine labels, then train and register a judge (ARGS as above)
 # make docker-cpu, make docker-gpu   build an image; docker/MLproject runs the one built last
 # make docker-project   write docker/MLproject anew from MLproject
+# make screenshots   the README's pictures, of the newest comparison here (wants chromium and chromium-driver)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
@@ -19,7 +20,8 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all check ui presets evaluate benchmark labels judge docker-cpu docker-gpu docker-project clean
+.PHONY: demo test test-all check ui presets evaluate benchmark labels judge screenshots clean
+.PHONY: docker-cpu docker-gpu docker-project
 
 demo: $(VENV)/.installed
 	mlflow run . --env-manager local -P output=runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -70,6 +72,10 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-test: $(VENV)/.installed
 	pip install --quiet --editable '.[test]'
 	touch $@
+
+screenshots: $(VENV)/.installed
+	pip install --quiet --editable '.[screenshots]'
+	python .ci/screenshots.py $(NAMES)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
