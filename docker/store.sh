@@ -9,6 +9,10 @@ sqlite:////*)
     # MLflow mounts this folder, and Docker would make it as root: nobody else could write into it.
     mkdir -p "$folder/mlruns/$MLFLOW_EXPERIMENT_ID/$MLFLOW_RUN_ID/artifacts"
     ;;
+sqlite:*)
+    echo "error: '$MLFLOW_TRACKING_URI' is a relative address; inside it would be another: give an absolute one." >&2
+    exit 1
+    ;;
 *)
     folder=$(cd .. && pwd)
     ;;

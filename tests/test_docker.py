@@ -105,6 +105,13 @@ def test_a_server_leaves_no_folder(tmp_path: Path) -> None:
     assert [path.name for path in repository.iterdir()] == ["docker"]
 
 
+def test_a_relative_store_is_refused() -> None:
+    environment = {"PATH": os.environ["PATH"], "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
+    found = subprocess.run(["sh", "store.sh"], cwd=DOCKER, env=environment, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert "'sqlite:///mlflow.db' is a relative address" in found.stderr
+
+
 def test_the_address_of_the_store_is_handed_on_as_it_is() -> None:
     environment = yaml.safe_load((DOCKER / "MLproject").read_text())["docker_env"]["environment"]
     assert environment == [["MLFLOW_TRACKING_URI", "$MLFLOW_TRACKING_URI"]]
