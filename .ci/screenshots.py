@@ -30,7 +30,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 WIDTH = 1500
-TELLING = "mean_length$|accept/alpha|speedup$|tokens_per_second|realised|accuracy$"  # metrics of the charts' picture
+TELLING = "mean_length$|alpha$|speed/speedup$|tokens_per_second$|quality/accuracy$"  # metrics of the charts' picture
 SETTLE = 2.5  # seconds for figures to be drawn behind what was waited for
 PATIENCE = 60
 QUIET = (
@@ -58,7 +58,7 @@ def pages(base: str, client: MlflowClient) -> Iterator[Page]:
     run = runs[0]
     artifacts = f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts"
     charts = f"{base}/#/experiments/{run.info.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-    yield Page("charts", charts, 1500, "accept", search(TELLING))
+    yield Page("charts", charts, 1650, "accept", search(TELLING))
     yield Page("comparison", f"{artifacts}/figures/frontier.png", 1050, "frontier.png")
     yield Page("report", f"{artifacts}/report.html", 1300, "report.html")
     yield Page("tokens", f"{artifacts}/tokens.html", 1300, "tokens.html", scroll_to("p1"))
