@@ -17,6 +17,7 @@ import pytest
 import yaml
 from mlflow.projects.docker import validate_docker_env
 from mlflow.projects.utils import load_project
+from mlflow.tracking import MlflowClient
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER = ROOT / "docker"
@@ -71,45 +72,49 @@ def test_the_folder_does_not_hide_dockers_own_package() -> None:
     assert found.returncode == 0, found.stderr
 
 
-def mount(uri: str, folder: Path) -> str:
-    """What docker/MLproject's volumes of the store become in the shell that MLflow starts in docker/."""
-    environment = {
-        "PATH": os.environ["PATH"], "MLFLOW_TRACKING_URI": uri, "MLFLOW_EXPERIMENT_ID": "7", "MLFLOW_RUN_ID": "abc"
-    }  # fmt: skip
+def mounts(uri: str, folder: Path, run_id: str = "abc") -> subprocess.CompletedProcess[str]:
+    """What docker/MLproject's volumes become in the shell that MLflow starts in docker/."""
     volumes = yaml.safe_load((DOCKER / "MLproject").read_text())["docker_env"]["volumes"]
     made = folder / "repository" / "docker"
     made.mkdir(parents=True)
-    shutil.copy(DOCKER / "store.sh", made)
-    found = subprocess.run(
-        ["bash", "-c", f"echo {' '.join(volumes)}"],
-        cwd=made,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
+    shutil.copy(DOCKER / "store.py", made)
+    environment = {"PATH": os.environ["PATH"], "MLFLOW_TRACKING_URI": uri, "MLFLOW_RUN_ID": run_id}
+    command = " ".join(f"-v {volume}" for volume in volumes)
+    return subprocess.run(
+        ["bash", "-c", f"echo {command}"], cwd=made, env=environment, capture_output=True, text=True, check=False
     )
-    code, store = found.stdout.split()
-    assert code == f"{made}/..:/mlflow/projects/code"
-    return store
 
 
-def test_a_local_store_is_mounted_at_its_own_path_with_a_folder_for_the_run(tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    assert mount(f"sqlite:///{store}/mlflow.db", tmp_path) == f"{store}:{store}"
-    assert (store / "mlruns" / "7" / "abc" / "artifacts").is_dir(), "Docker would make it as root"
+def test_a_local_store_is_mounted_at_its_own_paths_with_a_folder_for_the_run(tmp_path: Path) -> None:
+    store, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
+    store.mkdir()
+    client = MlflowClient(f"sqlite:///{store}/mlflow.db")
+    for name, location in (
+        ("beside", str(store / "mlruns" / "1")),
+        ("apart", elsewhere.as_uri()),
+        ("away", "s3://x/y"),
+    ):
+        client.create_experiment(name, artifact_location=location)
+    apart = client.get_experiment_by_name("apart")
+    assert apart is not None
+    run = client.create_run(apart.experiment_id)
+    found = mounts(f"sqlite:///{store}/mlflow.db", tmp_path, run.info.run_id)
+    code = f"{tmp_path}/repository/docker/..:/mlflow/projects/code"
+    assert found.stdout.split() == ["-v", code, "-v", f"{store}:{store}", "-v", f"{elsewhere}:{elsewhere}"]
+    assert (elsewhere / run.info.run_id / "artifacts").is_dir(), "Docker would make it as root"
 
 
 def test_a_server_leaves_no_folder(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    assert mount("http://127.0.0.1:5000", tmp_path) == f"{repository}:{repository}"
+    found = mounts("http://127.0.0.1:5000", tmp_path)
+    assert found.stdout.split()[-1] == f"{repository}:{repository}"
     assert [path.name for path in repository.iterdir()] == ["docker"]
 
 
-def test_a_relative_store_is_refused() -> None:
-    environment = {"PATH": os.environ["PATH"], "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
-    found = subprocess.run(["sh", "store.sh"], cwd=DOCKER, env=environment, capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stdout) == (1, "")
-    assert "'sqlite:///mlflow.db' is a relative address" in found.stderr
+def test_a_relative_store_is_refused_in_one_line(tmp_path: Path) -> None:
+    found = mounts("sqlite:///mlflow.db", tmp_path)
+    assert found.stderr.startswith("error: 'sqlite:///mlflow.db' is a relative address")
+    assert len(found.stderr.splitlines()) == 1
 
 
 def test_the_address_of_the_store_is_handed_on_as_it_is() -> None:
