@@ -18,7 +18,7 @@ docker_env:
   volumes:
     - "$PWD/..:/mlflow/projects/code"
     - "$(python3 store.py)"
-  # A local store is mounted at its own path: the address outside is the address inside. SQLite then keeps its journal
+  # A local store is mounted at its own paths: the address outside is the address inside. SQLite then keeps its journal
   # beside the database, where every process finds it, and judges registered inside are found outside.
   environment: [["MLFLOW_TRACKING_URI", "$MLFLOW_TRACKING_URI"]]
 """

@@ -1,7 +1,7 @@
 """Prints docker/MLproject's mounts of the store that MLflow's addresses name: its folders, at their own paths.
 
 Of a SQLite database these are its own folder and those of the experiments' artifacts; a tracking server needs none, and
-the repository stands in. It runs outside, in docker/, while MLflow's shell fills in the command, without MLflow's package.
+the repository stands in. It runs outside, in docker/, as MLflow's shell fills in the command, and needs no MLflow.
 """
 
 from __future__ import annotations
