@@ -75,6 +75,8 @@ def test_mlflow_is_imported_in_few_places() -> None:
         ["advise", "--tree-budget", "none", "--gamma", "0"],
         ["evaluate", "--help"],
         ["evaluate", "--experiment", "nothing"],
+        ["generate", "--help"],
+        ["generate", "x", "--method", "nothing"],
         ["benchmark", "--help"],
         ["benchmark", "--experiment", "nothing"],
         ["speed_check", "--help"],
