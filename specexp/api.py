@@ -110,7 +110,8 @@ class LoadedPair:
             raise PromptError(f"the prompt holds {wrong!r}, half of a character; give it as UTF-8 text.")
         method = asked.methods[0]
         warp = Warp(asked.temperature, asked.top_k, asked.top_p)
-        decoder = decoder_for(method, Making(warp, self._judges(method), self._pair.eos_ids))
+        self.judge_of(method)
+        decoder = decoder_for(method, Making(warp, self._known, self._pair.eos_ids))
         ids = self._pair.text.encode([{"role": "user", "content": prompt}])
         self._engine.room_for(ids, asked.max_new_tokens, decoder.models[0])
         dice = dice_for(asked.temperature, asked.seed, prompt_id)
@@ -138,14 +139,17 @@ class LoadedPair:
             **{f"{role}_revision": revision for role, revision in found.items()},
         }
 
-    def _judges(self, method: MethodConfig) -> dict[str, Judge]:
-        if method.judge and method.judge not in self._known:
+    def judge_of(self, method: MethodConfig) -> Judge | None:
+        """The judge that a method names, loaded once and checked against this pair. Raises JudgeError."""
+        if not method.judge:
+            return None
+        if method.judge not in self._known:
             from specexp.judge import registry  # MLflow, for those who name a judge
 
             judge = registry.load(method.judge)
             judge.check(identity(self._pair, self.experiment))
             self._known[method.judge] = judge
-        return self._known
+        return self._known[method.judge]
 
 
 def load(experiment: str = "arith_quick", **settings: Any) -> LoadedPair:

@@ -1,4 +1,4 @@
-"""`generate`: the API's tokens, text that comes in whole characters as it is final, and one clear line for bad input."""
+"""`generate`: the API's tokens, text in whole characters as it is final, and one clear line for bad input."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Engine:
         A row that is done goes on with the next prompt. The answers are those of `generate`. While rows are free,
         `requests` is asked for more behind every step: one that has nothing now may have something later.
         """
-        return self.run_all(asking(request) for request in requests)
+        return self.run_all(map(asking, requests))  # which asks again where a generator would have ended
 
     def look(
         self, role: Role, ids: Sequence[int], tokens: Sequence[int], hidden: bool = False
