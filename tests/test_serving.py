@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Iterat
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         patch.delenv("MLFLOW_RUN_ID", raising=False)
+        patch.setattr(sys, "path", [*sys.path])  # MLflow puts a model's code before it
         result = log("--method", "speculative", "--gamma", "4")
         assert result.exit_code == 0, result.output
         assert "serve it: mlflow models serve -m models:/decoder/1 --env-manager local" in result.output
@@ -197,7 +199,7 @@ def test_the_model_says_what_it_is_and_holds_no_weights(store: Path, model: Any)
     assert sum(path.stat().st_size for path in files) < 3_000_000
     (found,) = [path for path in files if path.name == "decoder.json"]
     assert Reference.load(found.parent).identity["target"] == model.metadata.metadata["target"]
-    pins = [path for path in files if path.name == "requirements.txt"][0].read_text()
+    pins = next(path for path in files if path.name == "requirements.txt").read_text()
     assert f"mlflow=={mlflow.__version__}" in pins
     run = MlflowClient().search_runs(["0"])[0]
     assert (run.info.status, run.data.tags["method"]) == ("FINISHED", "log_decoder")
@@ -238,10 +240,10 @@ def test_models_of_ones_own_are_found_again_and_refused_once_they_are_others(
     monkeypatch.chdir(workplace / "elsewhere")
     assert mlflow.pyfunc.load_model("models:/decoder/1").predict({"prompt": "a"}).num_tokens[0] > 0
     build("llama", seed=1, vocab_size=592).save_pretrained(workplace / "model")
-    with pytest.raises(mlflow.MlflowException, match="the target's weights .* are not what this decoder was logged"):
+    with pytest.raises(mlflow.MlflowException, match=r"the target's weights .* are not what this decoder was logged"):
         mlflow.pyfunc.load_model("models:/decoder/1")
     shutil.rmtree(workplace / "model")
-    with pytest.raises(mlflow.MlflowException, match="model folder '.*model' does not exist"):
+    with pytest.raises(mlflow.MlflowException, match=r"model folder '.*model' does not exist"):
         mlflow.pyfunc.load_model("models:/decoder/1")
 
 
