@@ -35,6 +35,7 @@ def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mappi
     """Resolve, load, decode and show. Raises SpecexpError."""
     asked = single.resolve(experiment, method, flags)
     prompt = read(prompt)
+    single.check_prompt(prompt)
     # Imports that load torch wait until the settings are known to be good.
     from specexp.api import LoadedPair
     from specexp.evaluation.methods import roles_of

@@ -40,7 +40,7 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
     registry.check_name(name)
     pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
     pair.decode(registry.EXAMPLE, replace(asked, max_new_tokens=TRIED))
-    most = int(most_new_tokens or pair.context)
+    most = int(most_new_tokens or max(pair.context, asked.max_new_tokens))
     reference = referring.refer(pair, asked, most)
     label = asked.methods[0].label
     tags = {"method": "log_decoder", "group": asked.name, "pair": asked.pair, "task": asked.task}

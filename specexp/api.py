@@ -12,10 +12,11 @@ from specexp.decoding.asks import Role
 from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation, Request
-from specexp.errors import ConfigError, PromptError
+from specexp.errors import ConfigError
 from specexp.evaluation.methods import Making, decoder_for
 from specexp.evaluation.pair import Pair, identity, load_pair
 from specexp.evaluation.pieces import Pieces
+from specexp.evaluation.single import check_prompt
 from specexp.judge.judge import Judge
 
 
@@ -104,10 +105,7 @@ class LoadedPair:
         told: Callable[[Sequence[int]], object] | None = None,
     ) -> Request:
         """What an engine is asked for. Raises PromptError for a prompt that is empty, no text, or does not fit."""
-        if not prompt.strip():
-            raise PromptError("the prompt is empty; give it some text.")
-        if wrong := next((c for c in prompt if "\ud800" <= c <= "\udfff"), None):
-            raise PromptError(f"the prompt holds {wrong!r}, half of a character; give it as UTF-8 text.")
+        check_prompt(prompt)
         method = asked.methods[0]
         warp = Warp(asked.temperature, asked.top_k, asked.top_p)
         self.judge_of(method)

@@ -7,7 +7,7 @@ from typing import Any
 
 from specexp import config
 from specexp.config import Experiment
-from specexp.errors import ConfigError
+from specexp.errors import ConfigError, PromptError
 
 # What prompts the experiment would ask, and what that would take, is beside the point.
 _NO_TASK = {"task": "prompts", "data": "-", "shots": 0, "history": "baseline"}
@@ -25,3 +25,11 @@ def resolve(experiment: str, method: str, flags: Mapping[str, Any]) -> Experimen
             " gamma, tree_budget, threshold and accept_k."
         )
     return found
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse a prompt that says nothing, or is no text. Raises PromptError."""
+    if not prompt.strip():
+        raise PromptError("the prompt is empty; give it some text.")
+    if half := next((c for c in prompt if "\ud800" <= c <= "\udfff"), None):
+        raise PromptError(f"the prompt holds {half!r}, half of a character; give it as UTF-8 text.")

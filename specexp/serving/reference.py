@@ -17,7 +17,7 @@ from typing import Any
 
 from specexp.api import LoadedPair, Output
 from specexp.config import Experiment, MethodConfig, TreeConfig
-from specexp.errors import ModelError, PromptError, RequestError
+from specexp.errors import ModelError
 from specexp.evaluation.methods import roles_of
 from specexp.evaluation.records import write_whole
 from specexp.lm.runtime import ModelConfig, ToyConfig
@@ -62,7 +62,8 @@ class Reference:
 
 def refer(pair: LoadedPair, asked: Experiment, most_new_tokens: int) -> Reference:
     """The reference of a loaded pair, with folders made absolute and revisions of the hub pinned."""
-    identity = pair.identity()
+    roles = roles_of(asked.methods[0])
+    identity = {key: value for key, value in pair.identity().items() if key not in ("target", "draft") or key in roles}
     folders = {}
     models: dict[str, ModelConfig] = {"target": asked.target, "draft": asked.draft}
     for role, model in models.items() if asked.toy is None else ():
@@ -109,11 +110,8 @@ class ServedDecoder:
         wanted = []
         with self._lock:
             for number, prompt in enumerate(prompts, 1):
-                try:
+                with requests.numbered(number, len(prompts)):
                     wanted.append(self._pair.request(prompt, asked))
-                except PromptError as error:
-                    which = f"prompt {number}: " if len(prompts) > 1 else ""
-                    raise RequestError(f"{which}{error}") from None
         found = self._batcher.decode(wanted)
         with self._lock:
             return [self._pair.output(out) for out in found]
@@ -124,7 +122,7 @@ def check(found: Mapping[str, Any], reference: Reference) -> None:
     faults = []
     for key, name in MUST_FIT.items():
         was, now = reference.identity.get(key), found.get(key)
-        if was != now:
+        if key in reference.identity and was != now:
             faults.append(f"{name} ({key} was {was!r:.20}, is {now!r:.20})")
     if faults:
         experiment = reference.experiment

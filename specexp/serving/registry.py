@@ -12,13 +12,12 @@ import mlflow
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
-from pandas import DataFrame
 
 from specexp.config import Experiment
 from specexp.errors import ConfigError
 from specexp.evaluation.methods import LOSSLESS, roles_of
 from specexp.judge.judge import Judge
-from specexp.serving.reference import JUDGE, Reference
+from specexp.serving.reference import JUDGE, ROWS, Reference
 from specexp.serving.requests import COLUMN
 
 HERE = Path(__file__).resolve().parent
@@ -56,7 +55,8 @@ def log(reference: Reference, judge: Judge | None) -> str:
             code_paths=[str(_code(Path(scratch)))],
             artifacts={"decoder": str(folder)},
             signature=signature(asked),
-            input_example=DataFrame({COLUMN: [EXAMPLE]}),
+            model_config={"rows": ROWS, "device": ""},  # what may be chosen at loading
+            input_example=[{COLUMN: EXAMPLE}],
             pip_requirements=requirements(asked),
             metadata={
                 "method": method.label,

@@ -7,13 +7,15 @@ nulls before a model sees them. So the body is read here, and handed on in one f
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from specexp import config
 from specexp.config import Experiment
-from specexp.errors import ConfigError, RequestError, unknown
+from specexp.errors import ConfigError, PromptError, RequestError, unknown
+from specexp.evaluation.single import check_prompt
 
 COLUMN = "prompt"
 PARAMETERS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
@@ -61,7 +63,18 @@ def prompts_of(given: Sequence[object]) -> list[str]:
     for number, cell in enumerate(flat, 1):
         if not isinstance(cell, str):
             raise RequestError(f"prompt {number} is {_named(cell)}; it must be text.")
+        with numbered(number, len(flat)):
+            check_prompt(cell)
     return [str(cell) for cell in flat]
+
+
+@contextmanager
+def numbered(number: int, count: int) -> Iterator[None]:
+    """A PromptError inside is a RequestError that says which of `count` prompts is meant."""
+    try:
+        yield
+    except PromptError as error:
+        raise RequestError(f"prompt {number}: {error}" if count > 1 else str(error)) from None
 
 
 def settings(experiment: Experiment, params: Mapping[str, Any] | None, most_new_tokens: int) -> Experiment:

@@ -41,7 +41,7 @@ class Served(PythonModel):  # type: ignore[misc]
             insist()
 
     # MLflow reads type hints as a schema; the one that holds is the signature it was logged with.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict(self, context, model_input: DataFrame, params=None):  # type: ignore[no-untyped-def]
         try:
             prompts = requests.prompts_of(_cells(model_input))
             found = self._decoder.decode(prompts, params)
