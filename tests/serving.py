@@ -65,7 +65,7 @@ BAD: dict[str, tuple[bytes, str | None, str]] = {
     "a seed below 0": (one("a", seed=-1), JSON, "seed is -1; it must be a whole number >= 0."),
     "no tokens": (one("a", max_new_tokens=0), JSON, "max_new_tokens is 0; it must be a whole number >= 1."),
     "too many tokens": (one("a", max_new_tokens=10**9), JSON, "max_new_tokens is 1000000000; this decoder emits at"),
-    "a fraction of tokens": (one("a", max_new_tokens=7.0), JSON, "`<class 'float'>` to `DataType.long` for value `7.0`"),
+    "a fraction of tokens": (one("a", max_new_tokens=7.0), JSON, "`<class 'float'>` to `DataType.long`"),
     "tokens as text": (one("a", max_new_tokens="7"), JSON, "`<class 'str'>` to `DataType.long` for value `7`"),
     "tokens as a switch": (one("a", max_new_tokens=True), JSON, "`<class 'bool'>` to `DataType.long` for value"),
     "tokens as a list": (one("a", max_new_tokens=[7]), JSON, "Value must be a scalar for type `DataType.long`"),
