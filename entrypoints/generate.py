@@ -118,13 +118,13 @@ def words(found: Mapping[str, Any]) -> str:
 
 @click.command("generate", help=__doc__)
 @click.argument("prompt")
-@settings_options("arith_quick", {"method": "Method preset [speculative].", **SETTINGS}, output=False)
+@settings_options("arith_quick", {"method": "Method preset.", **SETTINGS}, {"method": "speculative"}, output=False)
 @click.option(
     "--json", type=Flag(), default=False, is_flag=False, flag_value=True, help="One JSON object in the text's place."
 )
 def command(prompt: str, experiment: str, method: str, json: bool, **flags: str) -> None:
     """PROMPT may be - for standard input."""
-    guarded(lambda: generate(prompt, experiment, method or "speculative", json, flags), "", "")
+    guarded(lambda: generate(prompt, experiment, method, json, flags), "", "")
 
 
 if __name__ == "__main__":

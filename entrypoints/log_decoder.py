@@ -18,6 +18,7 @@ SETTINGS = {
     **GENERATE,
     "max_new_tokens": "Most tokens to emit, unless a request says otherwise.",
     "most_new_tokens": "Most tokens that a request may ask for [what the models' context holds].",
+    "name": "Registered model to make a version of.",
 }
 TRIED = 8  # tokens that are decoded before anything is logged
 
@@ -52,10 +53,10 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
 
 
 @click.command("log_decoder", help=__doc__)
-@settings_options("arith_quick", {**SETTINGS, "name": "Registered model to make a version of [decoder]."}, output=False)
+@settings_options("arith_quick", SETTINGS, {"method": "speculative", "name": "decoder"}, output=False)
 def command(experiment: str, method: str, name: str, most_new_tokens: str, **flags: str) -> None:
     guarded(
-        lambda: log_decoder(experiment, method or "speculative", name or "decoder", most_new_tokens, flags),
+        lambda: log_decoder(experiment, method, name, most_new_tokens, flags),
         "Start it again.",
     )
 
