@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from specexp.decoding.dice import Dice
 
 Array = Any
+MOST_TOP_K = 2**31 - 1  # array libraries compare ranks with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Warp:
             found.append(f"temperature is {temperature}; it must be a number >= 0 (0 = greedy).")
         if top_k < 0:
             found.append(f"top_k is {top_k}; it must be >= 0 (0 = off).")
+        if top_k > MOST_TOP_K:
+            found.append(f"top_k is {top_k}; it must be at most {MOST_TOP_K}, which is more than any vocabulary has.")
         if not 0 < top_p <= 1:
             found.append(f"top_p is {top_p}; it must be in (0, 1] (1 = off).")
         return found
