@@ -1,0 +1,38 @@
+"""upload: send an output folder's runs to the tracking store, after it did not answer; what is there is not doubled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from entrypoints.common import guarded
+from specexp.errors import OutputError
+
+
+def upload(output: str) -> None:
+    """Send what `output` has to send, under its lock. Raises SpecexpError."""
+    path = Path(output)
+    if not path.is_dir():
+        raise OutputError(f"output '{output}' is not a folder; name one that a command has written.")
+    from specexp import store
+    from specexp.evaluation import outbox
+    from specexp.evaluation.output import locked
+
+    with locked(path):
+        sent = outbox.upload(path)
+    if sent is None:
+        click.echo(f"nothing to do: the store at {store.address()} has all of '{output}'.")
+        return
+    click.echo(f"sent: {sent.num_runs} runs to {store.address()}" if sent.num_runs > 1 else "sent: 1 run")
+    click.echo(f"charts (after `make ui`): {sent.address}")
+
+
+@click.command("upload", help=__doc__)
+@click.option("--output", required=True, help="Folder that evaluate or another command has written.")
+def command(output: str) -> None:
+    guarded(lambda: upload(output), "Run the same command again.")
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m entrypoints.upload")
