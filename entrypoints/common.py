@@ -20,6 +20,14 @@ from specexp.lm.memory import is_exhausted, way_out
 if TYPE_CHECKING:
     from specexp.evaluation.output import OutputFolder
 
+# MLflow's settings, where the user has none.
+MLFLOW = {
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # bars over a handful of small files would break up ours
+    # At every call MLflow would ask a server that does not answer for minutes: so it is some ten seconds.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
 
 
@@ -68,8 +76,8 @@ def uid_of(folder: OutputFolder) -> str:
 def guarded(work: Callable[[], None], way_on: str = "Go on with --resume (-P resume=true).") -> None:
     """Run `work`; print a SpecexpError's lines and exit with its code, an interruption's and exit with 130 or 143."""
     signal.signal(signal.SIGTERM, _terminate)
-    # Its bars over a handful of small files would break up ours.
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, value in MLFLOW.items():
+        os.environ.setdefault(name, value)
     try:
         work()
     except SpecexpError as error:

@@ -23,24 +23,12 @@ from mlflow.tracking import MlflowClient
 from specexp.errors import StoreError
 
 T = TypeVar("T")
-# MLflow's own settings, where the user has none: it would ask a dead server for minutes at every call.
-PATIENCE = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-}
 LOCKED_TRIES = 5  # of a locked SQLite database, each behind MLflow's own wait of 20 seconds
 _LOUD = ("urllib3.connectionpool", "mlflow.store.db.utils", "mlflow.system_metrics")
 # Of what a store's client raises, besides MLflow's own exceptions and those of the system.
 _CLIENTS = ("sqlalchemy", "urllib3", "requests", "botocore", "boto3", "google", "azure")
 _CREDENTIALS = re.compile(r"//[^/@\s]+@")
-_REFUSED = re.compile(r"error code 4(?!08|29)\d\d ")  # but for those that ask for another try
-
-
-def be_patient() -> None:
-    """Set how long MLflow asks a server that does not answer, unless the user has said it."""
-    for name, value in PATIENCE.items():
-        os.environ.setdefault(name, value)
+_REFUSED = re.compile(r"error code 4(?!08|29)\d\d ")
 
 
 def address() -> str:
@@ -53,14 +41,13 @@ def reach() -> str | None:
 
     Raises StoreError for an address that is none, and where the store answers and refuses.
     """
-    be_patient()
     try:
-        with _quiet(), _alone():
+        with quiet(), _alone():
             patiently(lambda: MlflowClient().search_experiments(max_results=1))
     except Exception as error:
         if not is_of_store(error):
             raise
-        if _is_silence(error):
+        if is_silence(error):
             return words(error)
         raise StoreError(
             f"the tracking store at {address()} cannot be used: {words(error)}. Mend it, or name another one in"
@@ -73,7 +60,7 @@ def reach() -> str | None:
 def telling(tell: Callable[[str], Exception]) -> Iterator[None]:
     """Inside, a failure of the store becomes what `tell` makes of its words."""
     try:
-        with _quiet():
+        with quiet():
             yield
     except Exception as error:
         if not is_of_store(error):
@@ -110,16 +97,17 @@ def words(error: BaseException) -> str:
     return _CREDENTIALS.sub("//", found or first)[:300].rstrip(". ")
 
 
-def _is_silence(error: BaseException) -> bool:
+def is_silence(error: BaseException) -> bool:
     """Whether a later try may find the store as it should be: no answer, or a server that is broken just now."""
     if mlflow.get_tracking_uri().startswith("http"):
-        client = isinstance(error, MlflowException) and 400 <= error.get_http_status_code() < 500
-        return not bool(client) and _REFUSED.search(f"{error} ") is None
+        status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
+        refused = 400 <= status < 500 and status not in (408, 429)  # which ask for another try
+        return not refused and _REFUSED.search(f"{error} ") is None
     return bool(isinstance(error, MlflowException) and error.error_code == "TEMPORARILY_UNAVAILABLE")
 
 
 def _is_sqlite() -> bool:
-    return mlflow.get_tracking_uri().startswith("sqlite:")
+    return bool(mlflow.get_tracking_uri().startswith("sqlite:"))
 
 
 @contextmanager
@@ -141,7 +129,7 @@ def _alone() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Inside, clients do not tell of every try, nor show a traceback of what is about to be told in one line."""
     loggers = [logging.getLogger(name) for name in _LOUD]
     before = [logger.level for logger in loggers]

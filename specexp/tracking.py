@@ -20,6 +20,7 @@ from mlflow import entities
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
 
+from specexp import store
 from specexp.errors import OutputError
 from specexp.sheets import File, Input, Mark, Sheet
 from specexp.tasks.example import Dataset
@@ -200,8 +201,8 @@ def fetch(address: str, folder: Path) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=str(folder)))
     except (mlflow.MlflowException, OSError, ValueError) as error:
-        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise OutputError(f"'{address}' is not in the store at {mlflow.get_tracking_uri()}: {words}") from error
+        words = store.words(error)
+        raise OutputError(f"'{address}' cannot be had from the store at {store.address()}: {words}.") from error
 
 
 @contextmanager
