@@ -35,9 +35,9 @@ class Server:
         self._folder.mkdir(exist_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PYTEST_"))}
         command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port), "--workers", "1",
-            "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db", "--serve-artifacts", "--artifacts-destination",
-            str(self._folder / "artifacts"),
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port),
+            "--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db",
+            "--serve-artifacts", "--artifacts-destination", str(self._folder / "artifacts"),
         ]  # fmt: skip
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
