@@ -75,7 +75,7 @@ def advise(experiment: str, output: str, sweep: bool, flags: Mapping[str, str]) 
             inputs = [Input.of(prepared.task.dataset(), "evaluation")]
             sent = outbox.send(outbox.main(report.metrics(found), files, inputs))
     click.echo(f"settings: {folder.path / NAME}")
-    click.echo(f"charts (after `make ui`): {sent.address}")
+    click.echo(sent.charts)
 
 
 def resolve(experiment: str, flags: Mapping[str, str]) -> tuple[config.Experiment, bool]:

@@ -83,7 +83,7 @@ def benchmark(
             with outbox.open():
                 inputs = [Input.of(prepared.task.dataset(), "evaluation")]
                 sent = outbox.send(outbox.main(report.metrics(result), files, inputs))
-            click.echo(f"charts (after `make ui`): {sent.address}")
+            click.echo(sent.charts)
     click.echo(f"numbers: {json or folder.path / 'benchmark.json'}")
 
 

@@ -85,7 +85,7 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
                 main = report.main(prepared, folder, found, outbox)
                 sent = outbox.send(main, report.sheets(prepared, folder, records.records, found, uid_of(folder)))
     click.echo(f"records: {folder.path / 'records.jsonl'}")
-    click.echo(f"charts (after `make ui`): {sent.address}")
+    click.echo(sent.charts)
 
 
 def commands_of(experiment: str, folder: Path, flags: Mapping[str, str]) -> list[str]:

@@ -25,7 +25,7 @@ def upload(output: str) -> None:
         click.echo(f"nothing to do: the store at {store.address()} has all of '{output}'.")
         return
     click.echo(f"sent: {sent.num_runs} runs to {store.address()}" if sent.num_runs > 1 else "sent: 1 run")
-    click.echo(f"charts (after `make ui`): {sent.address}")
+    click.echo(sent.charts)
 
 
 @click.command("upload", help=__doc__)

@@ -58,9 +58,7 @@ def test_the_comparison_run_has_the_peak_of_the_process(workplace: Path) -> None
     peak = run.data.metrics["memory/peak_rss_bytes"]
     assert 20e6 < peak <= memory.rss()
     assert json.loads((workplace / "out" / "memory.json").read_text())["all"]["rss"] == peak
-    assert not any(key.startswith("memory/") for key in flat_runs()["baseline"].data.metrics), (
-        "one mark for all methods"
-    )
+    assert not any(key.startswith("memory/") for key in flat_runs()["baseline"].data.metrics), "all share it"
 
 
 def test_each_device_has_a_peak_and_each_method_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def failing(behind: int, answer_lost: bool = False) -> Iterator[None]:
-    """A store that takes `behind` writes and fails from then on; the first that fails may have been done nevertheless."""
+    """A store that takes `behind` writes and fails from then on; the first that fails may have been done."""
     left = behind
 
     def faulty(real: Any) -> Any:

@@ -38,6 +38,12 @@ class Sent:
     num_runs: int
     num_marked: int
 
+    @property
+    def charts(self) -> str:
+        """A line that says where the charts are."""
+        how = "" if store.address().startswith("http") else " (after `make ui`)"
+        return f"charts{how}: {self.address}"
+
 
 class Outbox:
     """The main run of one folder, and the flat ones beside it. Says so at once where the store does not answer."""

@@ -7,6 +7,7 @@ judges.json        which judges decoded, and what they were made for
 environments.json  what was loaded and where it ran, by the name that records give it
 costs.json         measured seconds per call
 shares.json        where the time goes, by an instrumented run of its own
+memory.json        peak bytes of the process, and of each CUDA device, by method too
 mlflow.json        what names the MLflow runs made for it, their ids, and whether all of them were sent
 upload.json        what these runs hold, once all is done; `upload/` has the files made for them alone
 summary.json       metrics by run name, once all is done
