@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 # MLflow's settings, where the user has none.
 MLFLOW = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # bars over a handful of small files would break up ours
-    # At every call MLflow would ask a server that does not answer for minutes: so it is some ten seconds.
+    # MLflow would go on asking a server that is gone for minutes: so it is some ten seconds, and four minutes where a
+    # server takes a request and says nothing.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
 }
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
 

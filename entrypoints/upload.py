@@ -11,7 +11,7 @@ from specexp.errors import OutputError
 
 
 def upload(output: str) -> None:
-    """Send what `output` has to send, under its lock. Raises SpecexpError."""
+    """Send what `output` has to send, each folder under its lock. Raises SpecexpError."""
     path = Path(output)
     if not path.is_dir():
         raise OutputError(f"output '{output}' is not a folder; name one that a command has written.")
@@ -19,13 +19,15 @@ def upload(output: str) -> None:
     from specexp.evaluation import outbox
     from specexp.evaluation.output import locked
 
-    with locked(path):
-        sent = outbox.upload(path)
-    if sent is None:
-        click.echo(f"nothing to do: the store at {store.address()} has all of '{output}'.")
-        return
-    click.echo(f"sent: {sent.num_runs} runs to {store.address()}" if sent.num_runs > 1 else "sent: 1 run")
-    click.echo(sent.charts)
+    for folder in outbox.folders(path):
+        with locked(folder):
+            sent = outbox.upload(folder)
+        if sent is None:
+            click.echo(f"nothing to do: the store at {store.address()} has all of '{folder}'.")
+        else:
+            runs = "1 run" if sent.num_runs == 1 else f"{sent.num_runs} runs"
+            click.echo(f"sent: {runs} of '{folder}' to {store.address()}")
+            click.echo(sent.charts)
 
 
 @click.command("upload", help=__doc__)

@@ -54,13 +54,14 @@ def begin(key: str, name: str, tags: Mapping[str, str], system_metrics: bool | N
         tags["resumed_from"] = before.info.run_id
         if before.info.status == "RUNNING":
             client.set_terminated(before.info.run_id, "KILLED")
-    given = attached()
-    mlflow.start_run(run_name=None if given else name, tags=None if given else tags, log_system_metrics=system_metrics)
+    # MLflow would take the id out of the environment before it asks the store, which may want to be asked again.
+    given = os.environ.get("MLFLOW_RUN_ID")
+    how = {"run_id": given, "run_name": None if given else name, "log_system_metrics": system_metrics}
+    store.patiently(lambda: mlflow.start_run(tags=dict(tags), **how))
     run = mlflow.active_run()
-    if given:
-        mlflow.set_tags(tags)
-        if _GENERATED_NAME.match(run.info.run_name or ""):
-            mlflow.set_tag("mlflow.runName", name)
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    if given and _GENERATED_NAME.match(run.info.run_name or ""):
+        store.patiently(lambda: mlflow.set_tag("mlflow.runName", name))
     return run
 
 

@@ -36,9 +36,6 @@ class Devices:
     def __init__(self, *peaks: int) -> None:
         self.peaks = list(peaks)
 
-    def is_available(self) -> bool:
-        return True
-
     def is_initialized(self) -> bool:
         return True
 

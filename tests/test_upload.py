@@ -139,7 +139,7 @@ def test_a_store_that_is_not_there_stops_no_decoding(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", here)
     result = upload()
     assert result.exit_code == 0, result.output
-    assert result.output.splitlines()[0] == f"sent: 3 runs to {here}"
+    assert result.output.splitlines()[0] == f"sent: 3 runs of 'out' to {here}"
     assert sorted(flat_runs()) == ["baseline", "speculative_k3"]
     assert [run.info.status for run in comparison_runs()] == ["FINISHED"]
     before = all_held(workplace / "before")

@@ -62,7 +62,7 @@ class Outbox:
     @property
     def is_sent(self) -> bool:
         """Whether the store has it all from an earlier attempt. What `mlflow run` makes a run for is done again."""
-        if tracking.attached() or self._silence is not None:
+        if tracking.attached() or self._silence is not None or not (self.path / PLAN).exists():
             return False
         with self._telling():
             return tracking.find(self._key, finished=True) is not None
@@ -134,6 +134,13 @@ def unsent(path: Path, words: str) -> str:
         f"the runs of '{path}' are not all in the tracking store at {store.address()}: {words}. Nothing is lost:"
         f" everything is in '{path}', what the runs are to hold in {PLAN} there. When the store answers: {command}"
     )
+
+
+def folders(path: Path) -> list[Path]:
+    """What has something to send: the folder itself, or those that `main` has made in it."""
+    if (path / PLAN).exists():
+        return [path]
+    return sorted(found.parent for found in path.glob(f"*/{PLAN}")) or [path]
 
 
 def upload(path: Path) -> Sent | None:

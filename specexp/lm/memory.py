@@ -77,7 +77,7 @@ def cuda() -> dict[str, int]:
 
 def _devices() -> range:
     torch = _torch()
-    in_use = torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized()
+    in_use = torch is not None and torch.cuda.is_initialized()
     return range(torch.cuda.device_count() if in_use else 0)
 
 
