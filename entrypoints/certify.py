@@ -88,7 +88,7 @@ def _tagged(number: int, verdict: str) -> str:
 
 
 @click.command("certify", help=__doc__)
-@settings_options("arith_quick", SETTINGS)
+@settings_options("arith_quick", SETTINGS, {"method": "speculative"})
 @RESUME
 def command(experiment: str, method: str, samples: str, output: str, resume: bool, **flags: str) -> None:
     verdict = []

@@ -52,14 +52,19 @@ RESUME = click.option(
 )
 
 
-def settings_options(experiment: str, settings: Mapping[str, str]) -> Callable[[Any], Any]:
+def settings_options(
+    experiment: str, settings: Mapping[str, str], defaults: Mapping[str, str] | None = None
+) -> Callable[[Any], Any]:
     """`experiment`, `settings` (name: help) and `output` as text options, in MLproject's order."""
+    given = defaults or {}
 
     def decorate(function: Any) -> Any:
         function = click.option("--output", default="", help="Folder to write [one below runs/].")(function)
         for name, text in reversed(list(settings.items())):
             spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
-            function = click.option(*spellings, name, default="", help=text)(function)
+            default = given.get(name, "")
+            option = click.option(*spellings, name, default=default, show_default=bool(default), help=text)
+            function = option(function)
         return click.option("--experiment", default=experiment, show_default=True, help="Experiment preset.")(function)
 
     return decorate

@@ -109,7 +109,9 @@ def test_prompts_are_decoded_together(workplace: Path, monkeypatch: pytest.Monke
         return real(self, role, runs)
 
     monkeypatch.setattr(Engine, "_score", score)
-    assert evaluate(*SMALL[:4], "--methods", "baseline", "--batch", "4", "--output", "out").exit_code == 0
+    assert (
+        evaluate(*SMALL[:4], "--methods", "baseline", "--batch", "4", "--show", "0", "--output", "out").exit_code == 0
+    )
     assert max(seen) == 4
     assert sum(seen) / len(seen) > 2.5
 

@@ -127,7 +127,7 @@ def caught_by(bug: Bug, proposing: Proposing = DRAFT) -> str | None:
 
 @pytest.mark.parametrize("proposing", [DRAFT, EARLY, LOOKUP], ids=["draft", "early", "lookup"])
 def test_the_unchanged_package_passes_the_same_checks(proposing: Proposing) -> None:
-    harmless = Bug("nothing", "specexp.decoding.rules", "return weights / xp.sum", "return weights / xp.sum")
+    harmless = Bug("nothing", "specexp.decoding.rules", "p = weights / xp.sum", "p = weights / xp.sum")
     assert caught_by(harmless, proposing) is None
 
 

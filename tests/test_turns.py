@@ -35,7 +35,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def test_second_turns_go_on_behind_the_baselines_answer_for_every_method(
     workplace: Path, asked: list[list[str]]
 ) -> None:
-    assert evaluate(*QUICK).exit_code == 0
+    assert evaluate(*QUICK, "--show", "0").exit_code == 0  # showing decodes again
     found = {(r["prompt_id"], r["turn"], r["label"]): r for r in records(workplace / "out")}
     assert len(found) == 3 * 2 * 3
     second = [messages for messages in asked if len(messages) == 3 and messages[1] != "-"]
