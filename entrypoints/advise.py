@@ -71,9 +71,8 @@ def advise(experiment: str, output: str, sweep: bool, flags: Mapping[str, str]) 
         tags = {"method": "advise", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
         files = [folder.path / name for name in ("advice.json", "advice.png", NAME, "config.json")]
         outbox = Outbox(folder.path, f"{uid_of(folder)}/advise", f"advise {resolved.name}", tags)
-        with outbox.open():
-            inputs = [Input.of(prepared.task.dataset(), "evaluation")]
-            sent = outbox.send(outbox.main(report.metrics(found), files, inputs))
+        inputs = [Input.of(prepared.task.dataset(), "evaluation")]
+        sent = outbox.send(outbox.main(report.metrics(found), files, inputs))
     click.echo(f"settings: {folder.path / NAME}")
     click.echo(sent.charts)
 

@@ -80,9 +80,8 @@ def benchmark(
             tags = {"method": "benchmark", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
             files = [folder.path / name for name in ("benchmark.json", "benchmark.png", "config.json")]
             outbox = outboxes.Outbox(folder.path, f"{uid_of(folder)}/benchmark", f"bench {resolved.name}", tags)
-            with outbox.open():
-                inputs = [Input.of(prepared.task.dataset(), "evaluation")]
-                sent = outbox.send(outbox.main(report.metrics(result), files, inputs))
+            inputs = [Input.of(prepared.task.dataset(), "evaluation")]
+            sent = outbox.send(outbox.main(report.metrics(result), files, inputs))
             click.echo(sent.charts)
     click.echo(f"numbers: {json or folder.path / 'benchmark.json'}")
 

@@ -113,9 +113,7 @@ def _train(asked: Order) -> str:
     _show(candidates, chosen)
     click.echo(f"{asked.name} version {verdict.version} is {verdict.alias}: {verdict.reason}")
     outbox = Outbox(folder, f"judge/{labels.hash}/{verdict.version}", f"judge {asked.features}", shown)
-    with outbox.open():
-        inputs = [Input.of(_dataset(labels, source), "evaluation")]
-        outbox.send(outbox.main(candidates[chosen].metrics, files, inputs))
+    outbox.send(outbox.main(candidates[chosen].metrics, files, [Input.of(_dataset(labels, source), "evaluation")]))
     click.echo(f"judge: {folder} (figures there), models:/{asked.name}/{verdict.version}")
     return f"models:/{asked.name}/{verdict.version}"
 

@@ -72,7 +72,7 @@ def end(status: str) -> None:
 
 
 def _all(client: MlflowClient, key: str, most: int) -> list[Run]:
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
     query = f"tags.`{KEY}` = '{key}'"
     return list(client.search_runs(experiments, query, max_results=most, order_by=["start_time DESC"]))
 
@@ -174,7 +174,7 @@ def log_dataset(run_id: str, dataset: Dataset, context: str) -> None:
 def newest(tags: Mapping[str, str]) -> str | None:
     """Id of the newest finished run with these tags, in any experiment of the store."""
     client = MlflowClient()
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     found = client.search_runs(
         experiments, f"{wanted} and attributes.status = 'FINISHED'", max_results=1, order_by=["start_time DESC"]
@@ -185,7 +185,7 @@ def newest(tags: Mapping[str, str]) -> str | None:
 def finished(tags: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
     """Id and parameters of every finished run with these tags, in any experiment of the store."""
     client = MlflowClient()
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     found: list[tuple[str, dict[str, str]]] = []
     token = None

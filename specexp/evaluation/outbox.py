@@ -46,18 +46,12 @@ class Sent:
 
 
 class Outbox:
-    """The main run of one folder, and the flat ones beside it. Says so at once where the store does not answer."""
+    """The main run of one folder, and the flat ones beside it. Raises StoreError for a store that refuses."""
 
     def __init__(self, path: Path, key: str, name: str, tags: Mapping[str, str]) -> None:
         self.path = path
         self._key, self._name, self._tags = key, name, dict(tags)
         self._silence = store.reach()
-        if self._silence is not None:
-            print(
-                f"note: the tracking store at {store.address()} does not answer ({self._silence}). The work goes on"
-                f" all the same: everything is written to '{path}', and sent at the end if the store answers then.",
-                file=sys.stderr,
-            )
 
     @property
     def is_sent(self) -> bool:
@@ -74,12 +68,19 @@ class Outbox:
         Unless the work is `timed`, MLflow samples what the machine does: timings would be disturbed.
         """
         self._note(self._key, os.environ.get("MLFLOW_RUN_ID"))
-        if self._silence is None:
+        silence = self._silence
+        if silence is None:
             try:
                 with store.telling(StoreError):
                     self._note(self._key, _begin(self._key, self._name, self._tags, timed).info.run_id)
             except StoreError as error:
-                print(f"note: no run could be made in the tracking store ({error}).", file=sys.stderr)
+                silence = str(error)
+        if silence is not None:
+            print(
+                f"note: the tracking store at {store.address()} does not answer ({silence}). The work goes on all the"
+                f" same: everything is written to '{self.path}', and sent at the end if the store answers then.",
+                file=sys.stderr,
+            )
         try:
             yield
         except BaseException:
@@ -95,7 +96,7 @@ class Outbox:
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, object] | None = None,
     ) -> Sheet:
-        """The sheet of the main run; files keep their folder's name below `path`, except those of `upload`."""
+        """The sheet of the main run; files in a folder below `path` go to one of the same name."""
         where = [file.relative_to(self.path) for file in files]
         return Sheet(
             self._key, self._name, {**self._tags, **(tags or {})}, sheets.logged(params or {}), dict(metrics),
@@ -104,11 +105,12 @@ class Outbox:
         )  # fmt: skip
 
     def send(self, main: Sheet, flat: Sequence[Sheet] = (), marks: Sequence[Mark] = ()) -> Sent:
-        """Write down what all runs are to hold, and send it. Raises Unsent where the store fails."""
+        """Write down what all runs are to hold, and send it; the main run is made if it was not. Raises Unsent."""
         experiment = {name: os.environ[name] for name in EXPERIMENT if os.environ.get(name)}
         write_json(self.path / PLAN, Plan(main, flat, marks, experiment).as_dict())
+        self._note(self._key, os.environ.get("MLFLOW_RUN_ID"))
         with self._telling():
-            return send(self.path)
+            return _sent_or_ended(self.path)
 
     def add(self, files: Sequence[Path], marks: Sequence[Mark] = ()) -> Sent:
         """Further files of the main run, or newer ones, and newer marks, once all is sent."""
@@ -117,7 +119,7 @@ class Outbox:
         main = replace(plan.main, files=[*(file for file in plan.main.files if file not in new), *new])
         write_json(self.path / PLAN, replace(plan, main=main, marks=marks).as_dict())
         with self._telling():
-            return send(self.path, new)
+            return _sent_or_ended(self.path, new)
 
     def _note(self, key: str, run_id: str | None) -> None:
         if run_id is not None:
@@ -155,10 +157,16 @@ def upload(path: Path) -> Sent | None:
     with store.telling(lambda words: Unsent(unsent(path, words))):
         if _state(path).get("sent") and tracking.find(plan.main.key, finished=True):
             return None
-        try:
-            return send(path)
-        finally:
-            _end("FAILED")  # of a run that was made here; a finished one has been ended
+        return _sent_or_ended(path)
+
+
+def _sent_or_ended(path: Path, only: Sequence[File] | None = None) -> Sent:
+    """Send; a main run that was made here does not stand open if that fails."""
+    try:
+        return send(path, only)
+    except BaseException:
+        _end("FAILED")
+        raise
 
 
 def send(path: Path, only: Sequence[File] | None = None) -> Sent:
