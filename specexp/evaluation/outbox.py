@@ -175,7 +175,7 @@ def send(path: Path, only: Sequence[File] | None = None) -> Sent:
     _check_files(path, plan)
     main = plan.main
     found = store.patiently(lambda: tracking.known(ids.get(main.key), main.key))
-    if found is None:
+    if found is None or found.info.run_id == os.environ.get("MLFLOW_RUN_ID"):  # one that nobody has begun
         found = store.patiently(lambda: _begin(main.key, main.name, main.tags, True))
     _note(path, {main.key: found.info.run_id}, False)
     if only is not None:
