@@ -390,7 +390,7 @@ def test_a_server_killed_in_the_middle_of_logging_gets_the_rest_later_and_once(
 def test_the_whole_story_of_a_judge_on_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(tmp_path / "server") as server:
         for arguments in (
-            ["collect_labels", "--limit", "24", "--output", "labels"],
+            ["collect_labels", "--limit", "60", "--output", "labels"],
             ["train_judge", "--features", "target"],  # of the newest labels in the store
             ["evaluate", "--judge", "models:/autojudge@champion", "--limit", "2", "--methods",
              "baseline,autojudge", "--output", "out"],
