@@ -23,11 +23,13 @@ from mlflow.tracking import MlflowClient
 from specexp.errors import StoreError
 
 T = TypeVar("T")
-LOCKED_TRIES = 5  # of a locked SQLite database, each behind MLflow's own wait of 20 seconds
+TRIES = 5  # of what collides; for a locked database, MLflow itself waits 20 seconds at each
 _LOUD = ("urllib3.connectionpool", "mlflow.store.db.utils", "mlflow.system_metrics")
 # Of what a store's client raises, besides MLflow's own exceptions and those of the system.
 _CLIENTS = ("sqlalchemy", "urllib3", "requests", "botocore", "boto3", "google", "azure")
 _CREDENTIALS = re.compile(r"//[^/@\s]+@")
+# Two processes that log the same dataset at once both find it missing, and one of them is told so, by any database.
+_RACE = re.compile(r"IntegrityError|UniqueViolation|Duplicate entry")
 _REFUSED = re.compile(r"error code 4(?!08|29)\d\d ")
 
 
@@ -69,12 +71,13 @@ def telling(tell: Callable[[str], Exception]) -> Iterator[None]:
 
 
 def patiently(work: Callable[[], T]) -> T:
-    """Do `work`, which may be done twice, again if a SQLite database is locked by others."""
-    for number in range(1, LOCKED_TRIES):
+    """Do `work`, which may be done twice, again where others were faster, or hold a SQLite database."""
+    for number in range(1, TRIES):
         try:
             return work()
         except MlflowException as error:
-            if error.error_code != "TEMPORARILY_UNAVAILABLE" or not _is_sqlite():
+            locked = error.error_code == "TEMPORARILY_UNAVAILABLE" and _is_sqlite()
+            if not locked and not _RACE.search(str(error)):
                 raise
             time.sleep(0.1 * number)
     return work()

@@ -99,12 +99,13 @@ def make(sheet: Sheet, experiment: str) -> Run:
     return made
 
 
-def fill(run: Run, sheet: Sheet, folder: Path) -> None:
+def fill(run_id: str, sheet: Sheet, folder: Path) -> None:
     """Give a run all that its sheet says, from the files of `folder`, and finish it. What it has is not doubled."""
-    client, run_id = MlflowClient(), run.info.run_id
+    client = MlflowClient()
+    there = client.get_run(run_id).data.metrics
     tags = [RunTag(key, value) for key, value in {KEY: sheet.key, **sheet.tags}.items()]
     params = [Param(key, value) for key, value in sheet.params.items()]
-    new = [Metric(k, v, sheet.time, 0) for k, v in sheet.metrics.items() if k not in run.data.metrics]
+    new = [Metric(k, v, sheet.time, 0) for k, v in sheet.metrics.items() if k not in there]
     client.log_batch(run_id, metrics=new, tags=tags)
     for start in range(0, len(params), _BATCH):
         client.log_batch(run_id, params=params[start : start + _BATCH])

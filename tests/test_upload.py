@@ -184,6 +184,23 @@ def test_runs_that_were_made_twice_because_an_answer_got_lost_are_one(workplace:
     assert sorted(flat_runs()) == ["baseline", "speculative_k3"]
 
 
+def test_others_that_log_the_same_data_at_once_are_no_failure(workplace: Path) -> None:
+    real, calls = MlflowClient.log_inputs, 0
+
+    def race(*arguments: Any, **more: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise MlflowException("BAD_REQUEST: (sqlite3.IntegrityError) UNIQUE constraint failed: datasets.digest")
+        real(*arguments, **more)
+
+    with mock.patch.object(MlflowClient, "log_inputs", race):
+        assert evaluate(*TOY, "--output", "out").exit_code == 0
+    assert calls == 4
+    for found in all_held(workplace / "found").values():
+        assert all(len(history) == 1 for history in found["metrics"].values())
+
+
 def test_the_run_that_mlflow_made_is_the_one_that_is_uploaded_to(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,7 +183,7 @@ def send(path: Path, only: Sequence[File] | None = None) -> Sent:
     else:
         for sheet in plan.flat:
             _send_flat(path, sheet, ids.get(sheet.key), found.info.experiment_id)
-        store.patiently(lambda: tracking.fill(found, main, path))
+        store.patiently(lambda: tracking.fill(found.info.run_id, main, path))
     num_marked = sum(store.patiently(partial(tracking.mark, mark)) for mark in plan.marks)
     tracking.end("FINISHED")
     _note(path, {}, True)
@@ -196,7 +196,7 @@ def _send_flat(path: Path, sheet: Sheet, known: str | None, experiment: str) -> 
     run = store.patiently(lambda: tracking.known(known, sheet.key) or tracking.make(sheet, experiment))
     _note(path, {sheet.key: run.info.run_id}, False)
     if run.info.status != "FINISHED":
-        store.patiently(lambda: tracking.fill(run, sheet, path))
+        store.patiently(lambda: tracking.fill(run.info.run_id, sheet, path))
 
 
 def _begin(key: str, name: str, tags: Mapping[str, str], timed: bool) -> Run:
