@@ -6,6 +6,7 @@
 # make evaluate ARGS="-P experiment=arith_compare"
 # make benchmark ARGS="-P quick=true"   how fast decoding is, beside generate() and the hardware's limit
 # make labels, make judge   mine labels, then train and register a judge (ARGS as above)
+# make screenshots   the README's pictures, of the newest comparison here (wants chromium and chromium-driver)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
@@ -16,7 +17,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all check ui presets evaluate benchmark labels judge clean
+.PHONY: demo test test-all check ui presets evaluate benchmark labels judge screenshots clean
 
 demo: $(VENV)/.installed
 	mlflow run . --env-manager local -P output=runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -58,6 +59,10 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-test: $(VENV)/.installed
 	pip install --quiet --editable '.[test]'
 	touch $@
+
+screenshots: $(VENV)/.installed
+	pip install --quiet --editable '.[screenshots]'
+	python .ci/screenshots.py $(NAMES)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -25,10 +25,12 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 WIDTH = 1500
+TELLING = "mean_length$|alpha$|speed/speedup$|tokens_per_second$|quality/accuracy$"  # metrics of the charts' picture
 SETTLE = 2.5  # seconds for figures to be drawn behind what was waited for
 PATIENCE = 60
 QUIET = (
@@ -56,24 +58,38 @@ def pages(base: str, client: MlflowClient) -> Iterator[Page]:
     run = runs[0]
     artifacts = f"{base}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/artifacts"
     charts = f"{base}/#/experiments/{run.info.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-    yield Page("charts", charts, 1400, "accept", fold("Model metrics", "System metrics"))
-    yield Page("comparison", f"{artifacts}/figures/frontier.png", 900, "frontier.png")
+    yield Page("charts", charts, 1650, "accept", search(TELLING))
+    yield Page("comparison", f"{artifacts}/figures/frontier.png", 1050, "frontier.png")
     yield Page("report", f"{artifacts}/report.html", 1300, "report.html")
-    yield Page("tokens", f"{artifacts}/tokens.html", 1000, "tokens.html")
+    yield Page("tokens", f"{artifacts}/tokens.html", 1300, "tokens.html", scroll_to("p1"))
     for model in client.search_registered_models(max_results=1):
-        yield Page("judge", f"{base}/#/models/{model.name}", 800, "champion")
+        yield Page("judge", f"{base}/#/models/{model.name}", 850, "champion")
 
 
-def fold(*names: str) -> Callable[[Any], None]:
-    """Close notes that the UI shows on a first visit; sections of these names too."""
+def close_notes(driver: Any) -> None:
+    """What the UI opens beside a page on a first visit."""
+    for button in driver.find_elements(By.XPATH, "//button[@aria-label='Close']"):
+        with contextlib.suppress(WebDriverException):  # gone by itself, or not to be seen
+            button.click()
+
+
+def search(pattern: str) -> Callable[[Any], None]:
+    """Leave the charts whose metric matches."""
 
     def work(driver: Any) -> None:
-        for label in ("Close", "Dismiss", "Got it"):
-            for button in driver.find_elements(
-                By.XPATH, f"//button[@aria-label='{label}' or normalize-space()='{label}']"
-            ):
-                with contextlib.suppress(Exception):
-                    button.click()
+        driver.find_element(By.CSS_SELECTOR, "input[placeholder='Search metric charts']").send_keys(pattern)
+        time.sleep(SETTLE)
+
+    return work
+
+
+def scroll_to(name: str) -> Callable[[Any], None]:
+    """Show an HTML artifact, which stands in a frame, from the element of this id on."""
+
+    def work(driver: Any) -> None:
+        driver.switch_to.frame(driver.find_element(By.TAG_NAME, "iframe"))
+        driver.execute_script("document.getElementById(arguments[0]).scrollIntoView()", name)
+        driver.switch_to.default_content()
 
     return work
 
@@ -134,6 +150,7 @@ def take(window: Any, page: Page, folder: Path) -> None:
     window.get(page.address)
     WebDriverWait(window, PATIENCE).until(lambda w: page.shows in w.find_element(By.TAG_NAME, "body").text)
     time.sleep(SETTLE)
+    close_notes(window)
     page.prepare(window)
     time.sleep(SETTLE)
     path = folder / f"{page.name}.png"

@@ -255,7 +255,9 @@ def test_everyone_is_timed_on_every_prompt_in_every_repeat_interleaved(monkeypat
         def set_postfix_str(self, *_: Any, **__: Any) -> None: ...
 
     calls: list[tuple[int, int, str]] = []
-    found = benchmark.timings([Named("a"), Named("b")], 3, 2, Bar())
+    before: list[int] = []
+    found = benchmark.timings([Named("a"), Named("b")], 3, 2, Bar(), lambda: before.append(len(calls)))
+    assert before == [0, 2, 4, 6, 8, 10], "ahead of each prompt"
     assert [call[:2] for call in calls] == [(r, i) for r in range(2) for i in range(3) for _ in "ab"]
     assert [call[2] for call in calls[:6]] == ["a", "b", "b", "a", "a", "b"]
     assert {name: [len(row) for row in rows] for name, rows in found.items()} == {"a": [2, 2, 2], "b": [2, 2, 2]}

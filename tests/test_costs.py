@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
+from specexp.decoding.asks import Draft, Drafted
+from specexp.decoding.dice import Dice
 from specexp.engine import costs
 from specexp.engine.costs import Costs, TreeRound, measure
-from specexp.lm.model import Array, Branches
+from specexp.lm.model import Array, Branches, Feed
 from specexp.lm.toy import ToyModel, ToySession
 
 IDS = [1, 2, 3, 4, 5]
@@ -90,3 +92,23 @@ def test_sizes_between_are_on_a_straight_line_and_beyond_the_ends_the_ends() -> 
     assert [found.v(n) for n in (1, 3, 5, 7, 9, 12)] == pytest.approx([1.0, 1.2, 1.4, 2.2, 3.0, 3.0])
     assert [found.v_tree(n) for n in (1, 9, 17, 40)] == pytest.approx([1.0, 1.8, 2.6, 2.6])
     assert [found.c_tree(n) for n in (1, 2.5, 4)] == pytest.approx([0.2, 0.35, 0.5])
+
+
+class WholeChains(SlowToy):
+    """It drafts a chain in one go, which costs less than its steps do."""
+
+    def drafts(self, ask: Draft, dice: Dice) -> bool:
+        return True
+
+    def draft(self, feed: Feed, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
+        self.now[0] += 0.05 * length
+        return Drafted(self.ids([0] * length), None)
+
+
+def test_a_draft_that_makes_whole_chains_is_timed_making_them() -> None:
+    target, draft = SlowToy(), WholeChains(0.1)
+    draft.now = target.now
+    found = measure({"target": target, "draft": draft}, IDS, [2, 4], clock=lambda: target.now[0])
+    assert found.draft_step == pytest.approx(0.05)
+    assert draft.fed.count(1) == 0, "no step by itself"
+    assert found.target == pytest.approx({1: 1.1, 3: 1.3, 5: 1.5})

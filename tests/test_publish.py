@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from reading import read
 from running import comparison_runs, evaluate, flat_runs, records
+from specexp.evaluation.canvas import COLORS
 from specexp.evaluation.report import MOST_OUTPUTS
 
 TOY = ["--experiment", "toy_quick", "--methods", "baseline,speculative", "--gamma", "3", "--max-new-tokens", "8"]
@@ -58,6 +60,15 @@ def test_outputs_stand_side_by_side_in_the_ui(workplace: Path) -> None:
         assert found["output"] == [texts[name, prompt_id] for prompt_id in found["prompt_id"]]
         assert not any(value is None for column in found.values() for value in column)
         assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "outputs.json", "type": "table"}]
+
+
+def test_every_setting_has_a_color_of_its_own_in_the_ui(workplace: Path) -> None:
+    methods = ["--methods", "baseline,speculative,specexec,topk", "--gamma", "1,2,3,4", "--show", "0"]
+    assert evaluate(*TOY, *methods, "--limit", "1", "--output", "out").exit_code == 0
+    colors = {name: run.data.tags["mlflow.runColor"] for name, run in flat_runs().items()}
+    assert len(set(colors.values())) == len(colors) == 13
+    assert all(re.fullmatch(r"#[0-9a-f]{6}", color) for color in colors.values())
+    assert colors["speculative_k4"] == COLORS["speculative"], "the figures'"
 
 
 def test_dying_behind_the_outputs_does_not_double_them(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ PLAIN, GENERATE, FIRST_TOKEN, COMPILED = "plain", "generate", "generate_first_to
 OTHERS = ("specexec", "lookup")  # at their presets
 TEMPERATURE = 0.7
 SPLIT_PROMPTS = 8  # of the instrumented runs
+EVERY = 4  # prompts between two measurements of what calls cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Measured:
     gamma: int
     search: Timings
     timed: Timings
+    search_costs: Mapping[str, Any]  # measured among the timings of `search`, and `costs` among those of `timed`
     costs: Mapping[str, Any]
     parts: Mapping[str, Mapping[str, float]]  # seconds of an instrumented run, of plain decoding and the chain
     floor: floor.Floor
@@ -74,7 +76,8 @@ def measure(prepared: Prepared, with_compiled: bool) -> Measured:
         outputs, failed = _outputs(prepared, greedy, bar)
         skipped |= failed
         found = _differences(prepared, outputs)
-        search = timings([greedy[name] for name in (PLAIN, *chains, *assisted)], num_prompts, repeats, bar)
+        searching, timing = _Costing(prepared), _Costing(prepared)
+        search = timings([greedy[name] for name in (PLAIN, *chains, *assisted)], num_prompts, repeats, bar, searching)
         best = max(chains, key=lambda name: rate(decoding(search[name])).value)
         gamma = own[best].gamma
         chosen = [c for name, c in greedy.items() if name not in {*chains, *assisted, *skipped} or c.gamma == gamma]
@@ -82,8 +85,7 @@ def measure(prepared: Prepared, with_compiled: bool) -> Measured:
         sampling += [_sampling(theirs[name]) for name in (GENERATE, f"assisted_k{gamma}")]
         for contender in sampling:
             once(contender, 0, 0)
-        measured: list[Mapping[str, Any]] = []
-        timed = timings([*chosen, *sampling], num_prompts, repeats, bar, lambda: measured.append(_costs(prepared)))
+        timed = timings([*chosen, *sampling], num_prompts, repeats, bar, timing)
         batched = batching.measure(prepared, [own[PLAIN], own[best]], size, bar) if size > 1 else None
     model = prepared.pair.models["target"]
     assert isinstance(model, HFModel)
@@ -96,7 +98,8 @@ def measure(prepared: Prepared, with_compiled: bool) -> Measured:
         gamma,
         search,
         timed,
-        runner.median_of(measured),
+        searching.found(),
+        timing.found(),
         {name: _split(own[name]) for name in (PLAIN, best)},
         floor.measure(model, sum(middle) / len(middle)),
         batched,
@@ -172,10 +175,25 @@ def _differences(prepared: Prepared, outputs: Mapping[str, list[list[int]]]) -> 
     return differences(prepared.pair, model.module.dtype, ids, outputs, GENERATE)
 
 
-def _costs(prepared: Prepared) -> Mapping[str, Any]:
-    found = runner.measure_costs(prepared)
-    assert found is not None, "a benchmark has chains"
-    return found
+class _Costing:
+    """Called ahead of each prompt, it measures what calls cost at every EVERY-th."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared = prepared
+        self._num_called = 0
+        self._measured: list[Mapping[str, Any]] = []
+
+    def __call__(self) -> None:
+        if self._num_called % EVERY == 0:
+            found = runner.measure_costs(self._prepared)
+            assert found is not None, "a benchmark has chains"
+            self._measured.append(found)
+        self._num_called += 1
+
+    def found(self) -> Mapping[str, Any]:
+        """Medians of what was measured."""
+        found: Mapping[str, Any] = runner.median_of(self._measured)
+        return found
 
 
 def _split(contender: Own) -> dict[str, float]:

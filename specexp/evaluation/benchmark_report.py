@@ -36,8 +36,8 @@ KEPT = ("accept/alpha", "accept/mean_length", "speed/c", "speed/v", "speed/attai
 def as_json(measured: Measured) -> dict[str, Any]:
     """Every number, the headlines at the top."""
     timed, chain = measured.timed, f"chain_k{measured.gamma}"
-    by_gamma = {c.gamma: _gamma(measured, measured.search, c.gamma) for c in _chains(measured)}
-    best = _gamma(measured, timed, measured.gamma)
+    by_gamma = {c.gamma: _gamma(measured, measured.search, measured.search_costs, c.gamma) for c in _chains(measured)}
+    best = _gamma(measured, timed, measured.costs, measured.gamma)
     parts = {name: shares(seconds) for name, seconds in measured.parts.items()}
     step = 1 / rate(decoding(timed[PLAIN])).value
     ratios = {
@@ -117,12 +117,12 @@ def _behind_first(timed: Timings, name: str) -> Timed:
     return Timed([len(row[0].token_ids) - 1 for row in timed[name]], seconds)
 
 
-def _gamma(measured: Measured, timings: Timings, gamma: int) -> dict[str, float]:
+def _gamma(measured: Measured, timings: Timings, costs: Mapping[str, Any], gamma: int) -> dict[str, float]:
     """A chain's acceptance and costs, and its speed-up beside what these allow; beside assisted generation's speed."""
     chain, assisted = timings[f"chain_k{gamma}"], timings[f"assisted_k{gamma}"]
     records = [timing.record for row in chain for timing in row if timing.record]
     plain = [timing.record for row in timings[PLAIN] for timing in row if timing.record]
-    metrics = summarise(records, plain, costs_of(measured.costs), gamma)
+    metrics = summarise(records, plain, costs_of(costs), gamma)
     found = {name.rpartition("/")[2]: metrics[name] for name in KEPT if name in metrics}
     speedup = rate_ratio(decoding(chain), decoding(timings[PLAIN])).value
     return {

@@ -18,6 +18,8 @@ COLORS = {
     "baseline": "#444444", "draft_only": "#999999", "speculative": "#0072b2", "lookup": "#56b4e9",
     "autojudge": "#d55e00", "topk": "#e69f00", "specexec": "#009e73",
 }  # fmt: skip
+OTHER = "#cc79a7"
+LIGHTEST = 0.6  # of the way to white
 
 
 def beside(shown: Sequence[Entry], height: float, below: float = 0.0, filled: bool = False) -> tuple[Any, list[Any]]:
@@ -87,7 +89,14 @@ def shape(entry: Entry, filled: bool = False) -> dict[str, Any]:
 
 
 def color(entry: Entry) -> str:
-    return COLORS.get(entry.config.method, "#cc79a7")
+    return COLORS.get(entry.config.method, OTHER)
+
+
+def shade(method: str, place: int, count: int) -> str:
+    """A color of its own for each of a method's `count` settings, from light to the method's own, as #rrggbb."""
+    value, white = COLORS.get(method, OTHER), LIGHTEST * (count - 1 - place) / max(1, count - 1)
+    parts = (int(value[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(part + (255 - part) * white):02x}" for part in parts)
 
 
 def short(name: str, most: int) -> str:

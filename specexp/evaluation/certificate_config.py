@@ -52,7 +52,7 @@ def resolve(experiment: str, method: str, samples: str, flags: Mapping[str, Any]
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
     labels = [found.label for found in resolved.methods if found.method != PLAIN or method == PLAIN]
-    if len(labels) > 1:
+    if len(labels) > 1 and not _faults(method):
         faults.append(
             f"method '{method}' makes {len(labels)} settings here ({', '.join(labels)}); a certificate is of one: give"
             " one value of gamma, tree_budget, threshold and accept_k."

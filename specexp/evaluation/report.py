@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specexp.config import TREES, MethodConfig
-from specexp.evaluation import charts, page, split, table, token_view
+from specexp.evaluation import canvas, charts, page, split, table, token_view
 from specexp.evaluation.comparison import Comparison, compare, is_lossless
 from specexp.evaluation.figures import draw_trees
 from specexp.evaluation.outbox import Outbox
@@ -196,12 +196,18 @@ def _tags(prepared: Prepared, method: MethodConfig, metrics: dict[str, float]) -
         "task": experiment.task,
         "lossless": str(is_lossless(method, experiment.temperature)).lower(),
         "batch": str(experiment.batch),
+        "mlflow.runColor": _color(prepared, method),  # by which the UI draws a run in every chart
     }
     if experiment.history != "baseline":
         tags["paired"] = "false"  # from the second turn on, each method answers behind its own history
     if _disturbed(metrics):
         tags["warning"] = "faster than the measured calls allow: the clock was disturbed"
     return tags
+
+
+def _color(prepared: Prepared, method: MethodConfig) -> str:
+    alike = [setting.config.label for setting in prepared.settings if setting.config.method == method.method]
+    return canvas.shade(method.method, alike.index(method.label), len(alike))
 
 
 def _judge(prepared: Prepared, method: MethodConfig) -> dict[str, object]:

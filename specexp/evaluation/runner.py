@@ -38,6 +38,9 @@ WARM_UP_TOKENS = 24
 BATCHES = 4  # in a row of one setting: rows idle only behind the last of them
 LOWER = "max_new_tokens, gamma or tree_budget"
 SIZES = ("target", "tree_draft", "tree_target")  # of costs: seconds by positions
+MOMENTS = 12  # of a run at which costs are measured: what else the machine does comes and goes
+ROUNDS = 3  # of each kind that are timed at a moment
+SHARE = 0.2  # of the time of a run that measuring costs may take, behind the first moment
 Summary = dict[tuple[str, int], dict[str, float]]
 
 
@@ -208,13 +211,15 @@ def _decode(
     total = sum(len(x.turns) for x in prepared.examples) * len(prepared.settings) * experiment.repeats
     begun = output.read_json("costs.json")
     measured = [] if begun is None else [begun]
-    # At the start, in the middle and at the end: what else the machine does may pass.
-    moments = {0, len(groups) // 2, len(groups) - 1}
+    moments = {i * (len(groups) - 1) // (MOMENTS - 1) for i in range(MOMENTS)}
+    start, spent = time.perf_counter(), 0.0
     with tqdm(total=total, initial=total - left, desc=experiment.name, unit="run", dynamic_ncols=True) as bar:
         for number, jobs in enumerate(groups):
-            if number in moments:
+            now = time.perf_counter()
+            if number in moments and spent <= SHARE * (now - start):
                 with memory.told("measuring calls", LOWER, loaded(experiment)):
                     found = measure_costs(prepared) if experiment.batch == 1 else None
+                spent += time.perf_counter() - now
                 measured += [] if found is None else [found]
                 output.write_json("costs.json", median_of(measured) if measured else None)
             config = jobs[0].setting.config
@@ -353,7 +358,7 @@ def measure_costs(prepared: Prepared, clock: Callable[[], float] = time.perf_cou
     ids = prepared.prompts[0]
     room = min(model.context for model in prepared.pair.models.values()) - ahead
     behind = (ids * (length // len(ids) + 2))[: min(length + 32, room)]
-    found = costs.measure(prepared.pair.models, behind, gammas, trees, clock=clock)
+    found = costs.measure(prepared.pair.models, behind, gammas, trees, ROUNDS, clock)
     return {
         "context": len(behind),
         "draft": found.draft_step,

@@ -262,7 +262,7 @@ def _worth(subject: Subject, name: str, ids: Sequence[int], text: Sequence[int])
     unlike = np.ones(len(text))
     if subject.method.method == "lookup":
         unlike = _unlike_lookup(subject, ids, text, p)
-    elif set(subject.setting.decoder.models) == set(models) and len(ids) + len(text) <= models["draft"].context:
+    elif {"target", "draft"} <= set(subject.setting.decoder.models) and len(ids) + len(text) <= models["draft"].context:
         rows, _ = models["draft"].session().feed(models["draft"].ids([*ids, *text[:-1]]), len(text))
         unlike = np.abs(p - np.asarray(draws.warp(rows).tolist())).sum(axis=-1) / 2
     return [h * (0.1 + float(u)) for h, u in zip(entropies(draws, logits), unlike, strict=True)]

@@ -102,11 +102,11 @@ def timings(
     bar: Any,
     before: Callable[[], None] = lambda: None,
 ) -> Timings:
-    """Each contender on each prompt in each repeat, interleaved; `before` is called once a repeat."""
+    """Each contender on each prompt in each repeat, interleaved; `before` is called ahead of each prompt."""
     found: dict[str, list[list[Timing]]] = {c.name: [[] for _ in range(num_prompts)] for c in contenders}
     for repeat in range(repeats):
-        before()
         for index in range(num_prompts):
+            before()
             for contender in rotated(contenders, repeat, index):
                 bar.set_postfix_str(contender.name, refresh=False)
                 found[contender.name][index].append(once(contender, index, repeat))
