@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -296,6 +298,46 @@ def test_a_server_that_refuses_is_none_that_may_come_back(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
     said = MlflowException(f"API request to endpoint /api failed with error code {status} != 200. Response body: ''")
     assert store.is_silence(said) is goes_on
+
+
+@contextmanager
+def answering(status: int) -> Iterator[str]:
+    """The address of a server that answers everything with this status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_POST = do_PUT = do_GET  # noqa: N815
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("status,code", [(401, 2), (404, 2), (503, 3)])
+def test_a_server_that_answers_with_an_error(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, impatient: None, status: int, code: int
+) -> None:
+    with answering(status) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        result = evaluate(*TOY, "--output", "out")
+    assert result.exit_code == code, result.output
+    (line,) = (line for line in result.output.splitlines() if line.startswith("error: "))
+    assert address in line
+    assert str(status) in line
+    assert (workplace / "out" / "records.jsonl").exists() is (code == 3)
 
 
 def test_what_cannot_be_uploaded_is_refused(workplace: Path) -> None:

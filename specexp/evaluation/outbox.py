@@ -17,8 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-
-from mlflow.entities import Run
+from typing import Any
 
 from specexp import sheets, store, tracking
 from specexp.errors import OutputError, StoreError, Unsent
@@ -199,7 +198,7 @@ def _send_flat(path: Path, sheet: Sheet, known: str | None, experiment: str) -> 
         store.patiently(lambda: tracking.fill(run.info.run_id, sheet, path))
 
 
-def _begin(key: str, name: str, tags: Mapping[str, str], timed: bool) -> Run:
+def _begin(key: str, name: str, tags: Mapping[str, str], timed: bool) -> Any:
     asked = timed or "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING" in os.environ
     return tracking.begin(key, name, tags, None if asked else True)
 
