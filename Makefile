@@ -6,11 +6,14 @@
 # make evaluate ARGS="-P experiment=arith_compare"
 # make benchmark ARGS="-P quick=true"   how fast decoding is, beside generate() and the hardware's limit
 # make labels, make judge   mine labels, then train and register a judge (ARGS as above)
+# make docker-cpu, make docker-gpu   build an image; docker/MLproject runs the one built last
+# make docker-project   write docker/MLproject anew from MLproject
 # make screenshots   the README's pictures, of the newest comparison here (wants chromium and chromium-driver)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 PORT ?= 5000
+DOCKER ?= docker
 # Two tests at a time, each on one thread: these models are too small to share one forward among cores.
 PYTEST := OMP_NUM_THREADS=1 pytest -n 2
 export MLFLOW_DISABLE_TELEMETRY ?= true
@@ -18,6 +21,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export PATH := $(BIN):$(PATH)
 
 .PHONY: demo test test-all check ui presets evaluate benchmark labels judge screenshots clean
+.PHONY: docker-cpu docker-gpu docker-project
 
 demo: $(VENV)/.installed
 	mlflow run . --env-manager local -P output=runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -50,6 +54,15 @@ labels: $(VENV)/.installed
 
 judge: $(VENV)/.installed
 	mlflow run . --env-manager local -e train_judge $(ARGS)
+
+# DOCKER_ARGS: further arguments, say --build-arg BASE=... for a mirror. The user inside is the one who builds.
+docker-cpu docker-gpu: docker-%:
+	$(DOCKER) build --file docker/Dockerfile.$* --tag specexp-base:$* --tag specexp-base:latest \
+		--build-arg USER_ID=$(shell id -u) --build-arg GROUP_ID=$(shell id -g) \
+		--build-arg REVISION=$(shell git rev-parse HEAD) $(DOCKER_ARGS) .
+
+docker-project:
+	$(PYTHON) docker/project.py
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

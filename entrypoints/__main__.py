@@ -13,6 +13,8 @@ COMMANDS = {
     "certify": "check whether a method's output is exactly the target's, on your models and sampling",
     "collect_labels": "mine the draft's mismatches that change an answer",
     "evaluate": "decode a task's prompts with several methods and compare them",
+    "generate": "decode one prompt, and watch its text come",
+    "log_decoder": "log a pair and a method as a model that MLflow serves",
     "main": "the whole story on the embedded pair",
     "presets": "list the presets, or show one",
     "speed_check": "decoding against the hardware's limits, for random models of a well-known shape",

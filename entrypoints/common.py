@@ -53,13 +53,14 @@ RESUME = click.option(
 
 
 def settings_options(
-    experiment: str, settings: Mapping[str, str], defaults: Mapping[str, str] | None = None
+    experiment: str, settings: Mapping[str, str], defaults: Mapping[str, str] | None = None, output: bool = True
 ) -> Callable[[Any], Any]:
     """`experiment`, `settings` (name: help) and `output` as text options, in MLproject's order."""
     given = defaults or {}
 
     def decorate(function: Any) -> Any:
-        function = click.option("--output", default="", help="Folder to write [one below runs/].")(function)
+        if output:
+            function = click.option("--output", default="", help="Folder to write [one below runs/].")(function)
         for name, text in reversed(list(settings.items())):
             spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
             default = given.get(name, "")
@@ -79,7 +80,11 @@ def uid_of(folder: OutputFolder) -> str:
     return str(state["uid"])
 
 
-def guarded(work: Callable[[], None], way_on: str = "Go on with --resume (-P resume=true).") -> None:
+def guarded(
+    work: Callable[[], None],
+    way_on: str = "Go on with --resume (-P resume=true).",
+    kept: str = "what was recorded stays.",
+) -> None:
     """Run `work`; print a SpecexpError's lines and exit with its code, an interruption's and exit with 130 or 143."""
     signal.signal(signal.SIGTERM, _terminate)
     for name, value in MLFLOW.items():
@@ -96,10 +101,10 @@ def guarded(work: Callable[[], None], way_on: str = "Go on with --resume (-P res
         click.echo(f"error: {way_out(error, 'limit, batch or max_new_tokens')}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        click.echo(f"interrupted; what was recorded stays. {way_on}", err=True)
+        click.echo(" ".join(filter(None, ("interrupted;", kept, way_on))).rstrip(";"), err=True)
         sys.exit(130)
     except _Terminated:
-        click.echo(f"terminated; what was recorded stays. {way_on}", err=True)
+        click.echo(" ".join(filter(None, ("terminated;", kept, way_on))).rstrip(";"), err=True)
         sys.exit(143)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from entrypoints.common import guarded
-from specexp.errors import ConfigError, JudgeError, OutputError, StoreError, Unsent, unknown
+from specexp.errors import ConfigError, JudgeError, OutputError, unknown
 
 if TYPE_CHECKING:
     from specexp.judge.comparing import Candidate
@@ -69,13 +69,7 @@ def train_judge(asked: Order) -> str:
     """Train, calibrate, compare, log and register; returns the new version's address. Raises SpecexpError."""
     from specexp import store
 
-    silence = store.reach()
-    if silence is not None:
-        raise StoreError(
-            f"the tracking store at {store.address()} does not answer ({silence}), and a judge is registered there;"
-            " start it, or name another one in MLFLOW_TRACKING_URI."
-        )
-    with store.telling(lambda words: Unsent(f"the tracking store at {store.address()} failed: {words}. {WAY_ON}")):
+    with store.wanted("a judge is registered there", WAY_ON):
         return _train(asked)
 
 

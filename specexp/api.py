@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from specexp import config
 from specexp.config import Experiment, MethodConfig
+from specexp.decoding.asks import Role
 from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
-from specexp.engine import Engine, Generation
+from specexp.engine import Engine, Generation, Request
 from specexp.errors import ConfigError
 from specexp.evaluation.methods import Making, decoder_for
 from specexp.evaluation.pair import Pair, identity, load_pair
+from specexp.evaluation.pieces import Pieces
+from specexp.evaluation.single import check_prompt
 from specexp.judge.judge import Judge
 
 
@@ -34,14 +37,19 @@ class Output:
 
 
 class LoadedPair:
-    """A target and a draft model, ready to decode. Made by `specexp.load`."""
+    """A target and a draft model, ready to decode. Made by `specexp.load`; `roles` are the models that are loaded."""
 
-    def __init__(self, experiment: Experiment, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        settings: Mapping[str, Any] | None = None,
+        roles: Set[Role] = frozenset({"target", "draft"}),
+    ) -> None:
         self.experiment = experiment
         self._settings = {key: value for key, value in (settings or {}).items() if key in config.TAKERS}
         self._known: dict[str, Judge] = {}
-        self._pair: Pair = load_pair(experiment, {"target", "draft"})
-        self._engine = Engine(self._pair.models, self._pair.eos_ids)
+        self._pair: Pair = load_pair(experiment, roles)
+        self._engine = self.engine()
 
     def generate(
         self,
@@ -55,11 +63,13 @@ class LoadedPair:
         max_new_tokens: int | None = None,
         seed: int | None = None,
         prompt_id: str = "",
+        on_text: Callable[[str], object] | None = None,
     ) -> Output:
         """Decode one prompt with a method preset; what is not given is as `load` was given it, or the experiment's.
 
-        The same prompt, seed and `prompt_id` give the same tokens. Raises ConfigError with every fault of the
-        settings, PromptError for a prompt that does not fit.
+        `on_text` is given the text piece by piece, as rounds are committed. The same prompt, seed and `prompt_id` give
+        the same tokens. Raises ConfigError with every fault of the settings, PromptError for a prompt that does not
+        fit.
         """
         given = {
             "methods": method, "gamma": gamma, "temperature": temperature, "top_k": top_k, "top_p": top_p,
@@ -68,24 +78,76 @@ class LoadedPair:
         asked = config.adjusted(self.experiment, given, self._settings)
         if len(asked.methods) != 1:
             raise ConfigError(f"method '{method}' names {len(asked.methods)} settings; name one.")
+        return self.decode(prompt, asked, prompt_id, on_text)
+
+    def decode(
+        self, prompt: str, asked: Experiment, prompt_id: str = "", on_text: Callable[[str], object] | None = None
+    ) -> Output:
+        """Decode one prompt as `asked`, whose pair is this one and whose first method is used."""
+        pieces = Pieces(self._pair.text, self._pair.eos_ids, on_text) if on_text else None
+        request = self.request(prompt, asked, prompt_id, pieces.add if pieces else None)
+        out = self._engine.generate(
+            request.decoder, request.prompt_ids, request.max_new_tokens, request.dice, request.told
+        )
+        if pieces:
+            pieces.close()
+        return self.output(out)
+
+    def engine(self, rows: int = 1) -> Engine:
+        """Another engine on these models, for `rows` requests at a time."""
+        return Engine(self._pair.models, self._pair.eos_ids, rows=rows)
+
+    def request(
+        self,
+        prompt: str,
+        asked: Experiment,
+        prompt_id: str = "",
+        told: Callable[[Sequence[int]], object] | None = None,
+    ) -> Request:
+        """What an engine is asked for. Raises PromptError for a prompt that is empty, no text, or does not fit."""
+        check_prompt(prompt)
+        method = asked.methods[0]
         warp = Warp(asked.temperature, asked.top_k, asked.top_p)
-        decoder = decoder_for(asked.methods[0], Making(warp, self._judges(asked.methods[0]), self._pair.eos_ids))
+        self.judge_of(method)
+        decoder = decoder_for(method, Making(warp, self._known, self._pair.eos_ids))
         ids = self._pair.text.encode([{"role": "user", "content": prompt}])
+        self._engine.room_for(ids, asked.max_new_tokens, decoder.models[0])
         dice = dice_for(asked.temperature, asked.seed, prompt_id)
-        out: Generation = self._engine.generate(decoder, ids, asked.max_new_tokens, dice)
+        return Request(decoder, ids, asked.max_new_tokens, dice, told)
+
+    def output(self, out: Generation) -> Output:
+        """What an engine made of a request, as text."""
         counts = asdict(out)
         tokens, reason = counts.pop("token_ids"), counts.pop("finish_reason")
         text = self._pair.text.decode(tokens[:-1] if reason == "stop" else tokens)
         return Output(text, tokens, reason, counts)
 
-    def _judges(self, method: MethodConfig) -> dict[str, Judge]:
-        if method.judge and method.judge not in self._known:
+    @property
+    def context(self) -> int:
+        """The most positions a sequence may have."""
+        return min(model.context for model in self._pair.models.values())
+
+    def identity(self) -> dict[str, Any]:
+        """What was loaded: fingerprints of the weights, hashes of tokenizer and template, names and revisions."""
+        text = self._pair.text.facts()
+        found = {role: model.facts().get("revision") or "" for role, model in self._pair.models.items()}
+        return {
+            **identity(self._pair, self.experiment),
+            "chat_template": text["chat_template"] or "",
+            **{f"{role}_revision": revision for role, revision in found.items()},
+        }
+
+    def judge_of(self, method: MethodConfig) -> Judge | None:
+        """The judge that a method names, loaded once and checked against this pair. Raises JudgeError."""
+        if not method.judge:
+            return None
+        if method.judge not in self._known:
             from specexp.judge import registry  # MLflow, for those who name a judge
 
             judge = registry.load(method.judge)
             judge.check(identity(self._pair, self.experiment))
             self._known[method.judge] = judge
-        return self._known
+        return self._known[method.judge]
 
 
 def load(experiment: str = "arith_quick", **settings: Any) -> LoadedPair:

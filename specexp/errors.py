@@ -5,6 +5,7 @@
     ├── ModelError               a model or tokenizer cannot be loaded, or cannot do what a method needs
     ├── TaskError                a data set, a split or a prompt is wrong
     ├── PromptError              one prompt is empty, or does not fit the model's context
+    ├── RequestError             a request to a served decoder is malformed
     ├── JudgeError               a judge or its labels are missing, broken, or made for another pair
     ├── OutputError              an output folder is in the way, or belongs to another configuration
     └── StoreError               the tracking store refuses, or does not answer where nothing goes on without it
@@ -43,6 +44,10 @@ class TaskError(SpecexpError):
 
 class PromptError(SpecexpError):
     """A prompt cannot be decoded: it is empty, or longer than the model's context."""
+
+
+class RequestError(SpecexpError):
+    """A request to a served decoder cannot be read, or asks for what it does not offer."""
 
 
 class JudgeError(SpecexpError):

@@ -20,7 +20,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from specexp.errors import StoreError
+from specexp.errors import StoreError, Unsent
 
 T = TypeVar("T")
 TRIES = 5  # of what collides; for a locked database, MLflow itself waits 20 seconds at each
@@ -68,6 +68,19 @@ def telling(tell: Callable[[str], Exception]) -> Iterator[None]:
         if not is_of_store(error):
             raise
         raise tell(words(error)) from error
+
+
+@contextmanager
+def wanted(why: str, way_on: str) -> Iterator[None]:
+    """Inside is what goes on in the store alone. Raises StoreError where it does not answer, Unsent where it fails."""
+    silence = reach()
+    if silence is not None:
+        raise StoreError(
+            f"the tracking store at {address()} does not answer ({silence}), and {why}; start it, or name another one"
+            " in MLFLOW_TRACKING_URI."
+        )
+    with telling(lambda said: Unsent(f"the tracking store at {address()} failed: {said}. {way_on}")):
+        yield
 
 
 def patiently(work: Callable[[], T]) -> T:

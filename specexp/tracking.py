@@ -65,6 +65,18 @@ def begin(key: str, name: str, tags: Mapping[str, str], system_metrics: bool | N
     return run
 
 
+@contextmanager
+def comparison(key: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+    """A main run of which nothing is written down first; FAILED if the block is left by an exception."""
+    run = begin(key, name, tags)
+    try:
+        yield str(run.info.run_id)
+    except BaseException:
+        end("FAILED")
+        raise
+    end("FINISHED")
+
+
 def end(status: str) -> None:
     """End the run that `begin` started, if it was started."""
     if mlflow.active_run() is not None:

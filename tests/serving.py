@@ -1,74 +1,75 @@
-"""An MLflow tracking server of one's own, on a free port of this machine: started, killed and started again."""
+"""Requests to a served decoder: good ones in every form, and bad ones in every way."""
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import json
+from typing import Any
 
-WAIT = 120.0  # seconds, for a server to come up on a busy machine
-
-
-class Server:
-    """Over SQLite, artifacts by its own proxy: the client sees addresses only."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
-
-    def start(self) -> None:
-        self._folder.mkdir(exist_ok=True)
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PYTEST_"))}
-        command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port),
-            "--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db",
-            "--serve-artifacts", "--artifacts-destination", str(self._folder / "artifacts"),
-        ]  # fmt: skip
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        end = time.monotonic() + WAIT
-        while not self._answers():
-            assert self._process.poll() is None, (self._folder / "server.log").read_text()
-            assert time.monotonic() < end, "the server does not come up"
-            time.sleep(0.2)
-
-    def kill(self) -> None:
-        """SIGKILL, workers included: nothing is finished."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.address}/health", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+GOOD_FORMS = {
+    "records": lambda prompts, params: {"dataframe_records": [{"prompt": p} for p in prompts], "params": params},
+    "split": lambda prompts, params: {
+        "dataframe_split": {"columns": ["prompt"], "data": [[p] for p in prompts]}, "params": params,
+    },
+    "a list": lambda prompts, params: {"inputs": prompts, "params": params},
+    "a list of rows": lambda prompts, params: {"inputs": [{"prompt": p} for p in prompts], "params": params},
+    "a column": lambda prompts, params: {"inputs": {"prompt": prompts}, "params": params},
+    "instances": lambda prompts, params: {"instances": prompts, "params": params},
+    "bare": lambda prompts, params: {"prompt": prompts, **params},
+}  # fmt: skip
 
 
-@contextmanager
-def serving(folder: Path) -> Iterator[Server]:
-    server = Server(folder)
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
+def one(prompt: Any, **params: Any) -> bytes:
+    return json.dumps({"dataframe_records": [{"prompt": prompt}], "params": params}).encode()
+
+
+JSON = "application/json"
+# Name: (body, content type, what the reason says).
+BAD: dict[str, tuple[bytes, str | None, str]] = {
+    "no JSON": (b'{"inputs": ["a"', JSON, "the body is not JSON: Expecting ',' delimiter"),
+    "an empty body": (b"", JSON, "the body is not JSON: Expecting value"),
+    "no UTF-8": (b'{"inputs": ["\xff"]}', JSON, "the body is not UTF-8 text (byte 13)."),
+    "too deep": (b'{"inputs": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", JSON, "the body is nested too deep."),
+    "a list": (b'["a"]', JSON, "the body must be an object such as"),
+    "a key twice": (b'{"inputs": ["a"], "inputs": ["b"]}', JSON, "'inputs' is given twice; give it once."),
+    "another content type": (b'{"inputs": ["a"]}', "text/plain", "must be application/json; got text/plain"),
+    "no content type": (b'{"inputs": ["a"]}', None, "The content type must be application/json; there is none"),
+    "another charset": (b'{"inputs": ["a"]}', f"{JSON}; charset=latin-1", "only supports UTF-8"),
+    "no fields": (b"{}", JSON, "prompts are taken in one of dataframe_records, "),
+    "params alone": (b'{"params": {}}', JSON, "or prompt, got 'params'."),
+    "two fields": (b'{"inputs": ["a"], "instances": ["a"]}', JSON, "got inputs and instances together."),
+    "parameters misplaced": (b'{"inputs": ["a"], "seed": 1}', JSON, "unknown key 'seed' beside 'inputs'; parameters"),
+    "no prompts": (b'{"inputs": []}', JSON, "no prompt is given; give one at least."),
+    "too many prompts": (json.dumps({"inputs": ["a"] * 257}).encode(), JSON, "a request may have 256: send several."),
+    "an unknown column": (
+        b'{"dataframe_records": [{"prompt": "a", "prmpt": "b"}]}', JSON, "unknown column 'prmpt', did you mean",
+    ),
+    "an unknown column of a split": (
+        b'{"dataframe_split": {"columns": ["prompt", "x"], "data": [["a", 1]]}}', JSON, "unknown column 'x'",
+    ),
+    "a split without columns": (b'{"dataframe_split": {"data": [["a"]]}}', JSON, "needs the lists columns and data."),
+    "a column missing": (b'{"dataframe_records": [{}]}', JSON, "column prompt is missing."),
+    "null": (one(None), JSON, "prompt 1 is null; it must be text."),
+    "a number": (one(5), JSON, "prompt 1 is 5; it must be text."),
+    "a switch": (b'{"inputs": ["a", true]}', JSON, "prompt 2 is true or false; it must be text."),
+    "an object": (one({"a": 1}), JSON, "prompt 1 is an object; it must be text."),
+    "an empty prompt": (one(" \n"), JSON, "the prompt is empty; give it some text."),
+    "one of two empty": (b'{"inputs": ["a", ""]}', JSON, "prompt 2: the prompt is empty; give it some text."),
+    "half a character": (b'{"inputs": ["\\ud800"]}', JSON, "'\\ud800', half of a character"),
+    "too long a prompt": (one("Mia has 4 apples. " * 300), JSON, "but the target model's context is 512; shorten it"),
+    "cold": (one("a", temperature=-1.0), JSON, "temperature is -1.0; it must be a number >= 0"),
+    "no number": (b'{"inputs": ["a"], "params": {"temperature": NaN}}', JSON, "temperature is nan; it must be a"),
+    "endless": (b'{"inputs": ["a"], "params": {"temperature": Infinity}}', JSON, "temperature is inf; it must be a"),
+    "top_p above 1": (one("a", top_p=1.5), JSON, "top_p is 1.5; it must be a number in (0, 1] (1 = off)."),
+    "top_p of 0": (one("a", top_p=0.0), JSON, "top_p is 0.0; it must be a number in (0, 1] (1 = off)."),
+    "top_k below 0": (one("a", top_k=-1), JSON, "top_k is -1; it must be a whole number >= 0"),
+    "a seed below 0": (one("a", seed=-1), JSON, "seed is -1; it must be a whole number >= 0."),
+    "no tokens": (one("a", max_new_tokens=0), JSON, "max_new_tokens is 0; it must be a whole number >= 1."),
+    "too many tokens": (one("a", max_new_tokens=10**9), JSON, "max_new_tokens is 1000000000; this decoder emits at"),
+    "a fraction of tokens": (one("a", max_new_tokens=7.0), JSON, "`<class 'float'>` to `DataType.long`"),
+    "tokens as text": (one("a", max_new_tokens="7"), JSON, "`<class 'str'>` to `DataType.long` for value `7`"),
+    "tokens as a switch": (one("a", max_new_tokens=True), JSON, "`<class 'bool'>` to `DataType.long` for value"),
+    "tokens as a list": (one("a", max_new_tokens=[7]), JSON, "Value must be a scalar for type `DataType.long`"),
+    "an unknown parameter": (one("a", temprature=1.0), JSON, "unknown parameter 'temprature', did you mean"),
+    "params as a list": (b'{"inputs": ["a"], "params": [1]}', JSON, "params must be an object, got a list."),
+    "an unknown bare parameter": (b'{"prompt": "a", "n": 2}', JSON, "unknown parameter 'n'."),
+}  # fmt: skip

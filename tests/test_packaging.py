@@ -67,7 +67,7 @@ def test_the_names_that_stay() -> None:
     assert list(load("MLproject")["entry_points"]["benchmark"]["parameters"]) == BENCHMARK
     assert list(load("MLproject")["entry_points"]["advise"]["parameters"]) == ADVISE
     assert list(load("MLproject")["entry_points"]["certify"]["parameters"]) == CERTIFY
-    without = {"presets", "validate", "speed_check", "upload"}  # no run is to be made for them
+    without = {"presets", "validate", "speed_check", "upload", "generate"}  # no run is to be made for them
     assert set(load("MLproject")["entry_points"]) == set(COMMANDS) - without
 
 

@@ -27,8 +27,8 @@ from entrypoints.train_judge import command as train_judge
 from entrypoints.upload import command
 from judges import label_set
 from running import comparison_runs, evaluate, flat_runs, records, refused, runs
-from serving import serving
 from specexp import store
+from tracking_server import serving
 
 ROOT = Path(__file__).resolve().parent.parent
 TOY = [

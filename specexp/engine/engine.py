@@ -79,9 +79,16 @@ class Engine:
             )
         return min(max_new_tokens, context - len(prompt_ids))
 
-    def generate(self, decoder: Decoder, prompt_ids: Sequence[int], max_new_tokens: int, dice: Dice) -> Generation:
-        """Decode one prompt until an EOS or the limit."""
-        request = Request(decoder, prompt_ids, max_new_tokens, dice)
+    def generate(
+        self,
+        decoder: Decoder,
+        prompt_ids: Sequence[int],
+        max_new_tokens: int,
+        dice: Dice,
+        told: Callable[[Sequence[int]], object] | None = None,
+    ) -> Generation:
+        """Decode one prompt until an EOS or the limit; `told` is given the tokens of each round as they are final."""
+        request = Request(decoder, prompt_ids, max_new_tokens, dice, told)
         out: Generation
         ((_, out),) = self.run_all([asking(request)], fresh=False)
         return out
@@ -89,9 +96,10 @@ class Engine:
     def generate_all(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generation]]:
         """Decode prompts, `rows` at a time: (place among `requests`, what came of it), each as soon as it is done.
 
-        A row that is done goes on with the next prompt. The answers are those of `generate`.
+        A row that is done goes on with the next prompt. The answers are those of `generate`. While rows are free,
+        `requests` is asked for more behind every step: one that has nothing now may have something later.
         """
-        return self.run_all(asking(request) for request in requests)
+        return self.run_all(map(asking, requests))  # which asks again where a generator would have ended
 
     def look(
         self, role: Role, ids: Sequence[int], tokens: Sequence[int], hidden: bool = False
@@ -123,6 +131,9 @@ class Engine:
                 return
             active = [task.now for task in tasks if task.now is not None]
             self._advance_timed(active)
+            for each in active:
+                if isinstance(each, Run):
+                    each.tell()
             for task in [task for task in tasks if task.now is None or task.now.ask is None]:
                 if task.now is not None:
                     self._resume(task, task.now.out)
@@ -188,7 +199,7 @@ class Engine:
         """Prefill, and the first ask."""
         main = request.decoder.models[0]
         room = self.room_for(request.prompt_ids, request.max_new_tokens, main)
-        run = Run(request.decoder, list(request.prompt_ids), request.dice, room)
+        run = Run(request.decoder, list(request.prompt_ids), request.dice, room, request.told)
         run.out.finish_reason = "length" if room == request.max_new_tokens else "context"
         run.began = self._clock()
         for role in request.decoder.models:

@@ -6,7 +6,7 @@ the engine to itself from its first wish to its end: with `reuse`, its later wis
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -21,12 +21,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One prompt to decode: answered with its `Generation`."""
+    """One prompt to decode: answered with its `Generation`.
+
+    `told` is given the tokens of each round as they are final, cut at an EOS and the limit; clocks stand still for it.
+    """
 
     decoder: Decoder
     prompt_ids: Sequence[int]
     max_new_tokens: int
     dice: Dice
+    told: Callable[[Sequence[int]], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)

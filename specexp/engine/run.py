@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -52,8 +52,16 @@ class Generation:
 class Run:
     """The state of one run; the engine answers `ask` by `send`, until it is None."""
 
-    def __init__(self, decoder: Decoder, ids: list[int], dice: Dice, room: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        ids: list[int],
+        dice: Dice,
+        room: int,
+        told: Callable[[Sequence[int]], object] | None = None,
+    ) -> None:
         self.decoder, self.ids, self.dice, self.room = decoder, ids, dice, room
+        self._told, self._num_told = told, 0
         self.num_prompt = len(ids)
         self.contexts: dict[Role, Context] = {}
         self.ngrams: Ngrams | None = None  # of this sequence, for who asks what it says itself
@@ -70,6 +78,12 @@ class Run:
             self.ask = self._steps.send(answer)
         except StopIteration:
             self.ask = None
+
+    def tell(self) -> None:
+        """Give away what was committed since the last time."""
+        if self._told is not None and (new := self.out.token_ids[self._num_told :]):
+            self._num_told += len(new)
+            self._told(new)
 
     def fed(self, role: Role, positions: int) -> None:
         """Count a call."""

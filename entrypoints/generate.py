@@ -1,0 +1,131 @@
+"""generate: decode one prompt with one method, and watch its text come; makes no run."""
+
+from __future__ import annotations
+
+import json as as_json
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from entrypoints.common import Flag, guarded, settings_options
+from entrypoints.evaluate import SETTINGS as EVALUATE
+from specexp.errors import PromptError
+from specexp.evaluation import single
+
+if TYPE_CHECKING:
+    from specexp.api import Output
+
+NAMES = (
+    "pair", "target", "draft", "toy", "gamma", "tree_budget", "temperature", "top_k", "top_p", "max_new_tokens", "seed",
+    "judge", "threshold", "accept_k", "config",
+)  # fmt: skip
+SETTINGS = {
+    **{name: EVALUATE[name] for name in NAMES},
+    "gamma": "Draft length.",
+    "tree_budget": "Nodes of a tree.",
+    "max_new_tokens": "Most tokens to emit.",
+    "threshold": "Of the judge; 'calibrated' is its own.",
+    "accept_k": "K of topk.",
+}
+
+
+def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mapping[str, str]) -> None:
+    """Resolve, load, decode and show. Raises SpecexpError."""
+    asked = single.resolve(experiment, method, flags)
+    prompt = read(prompt)
+    single.check_prompt(prompt)
+    # Imports that load torch wait until the settings are known to be good.
+    from specexp.api import LoadedPair
+    from specexp.evaluation.methods import roles_of
+
+    pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
+    shown = Shown()
+    try:
+        out = pair.decode(prompt, asked, on_text=None if json else shown.add)
+    except KeyboardInterrupt:
+        shown.end()
+        click.echo(f"interrupted after {len(shown.text)} characters.", err=True)
+        sys.exit(130)
+    shown.end()
+    found = facts(out)
+    if json:
+        text = {"text": out.text, "token_ids": out.token_ids, "method": asked.methods[0].label}
+        click.echo(as_json.dumps({**text, **found}, ensure_ascii=False))
+    else:
+        click.echo(words(found), err=True)
+
+
+def read(prompt: str) -> str:
+    """The prompt itself, or what stands on standard input for `-`. Raises PromptError."""
+    if prompt != "-":
+        return prompt
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"standard input is not UTF-8 text (byte {error.start}); give it as UTF-8.") from error
+
+
+class Shown:
+    """Text on standard output, as it comes."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def add(self, piece: str) -> None:
+        self.text += piece
+        click.echo(piece, nl=False)  # which flushes
+
+    def end(self) -> None:
+        """On a screen the line is ended; a pipe gets the text alone."""
+        if self.text and not self.text.endswith("\n") and sys.stdout.isatty():
+            click.echo()
+
+
+def facts(out: Output) -> dict[str, Any]:
+    """What it took; a rate is null where nothing was drafted, and there are no calls of a target that was not asked."""
+    counts = out.counts
+    seconds, drafted, tokens = counts["seconds"], counts["num_drafted"], len(out.token_ids)
+    return {
+        "num_tokens": tokens,
+        "target_calls": counts["num_target_calls"],
+        "tokens_per_call": out.tokens_per_call,
+        "draft_calls": counts["num_draft_calls"],
+        "num_drafted": drafted,
+        "num_accepted": counts["num_accepted"],
+        "accept_rate": counts["num_accepted"] / drafted if drafted else None,
+        "seconds": seconds,
+        "prefill_seconds": counts["prefill_seconds"],
+        "tokens_per_second": tokens / seconds if seconds else None,
+        "finish_reason": out.finish_reason,
+    }
+
+
+def words(found: Mapping[str, Any]) -> str:
+    """The facts in one line."""
+    parts = [f"{found['num_tokens']} tokens"]
+    if found["target_calls"]:
+        parts.append(f"{found['target_calls']} target calls ({found['tokens_per_call']:.2f} tokens a call)")
+    if found["accept_rate"] is not None:
+        accepted = f"{found['num_accepted']} of {found['num_drafted']} drafted"
+        parts.append(f"accepted {accepted} ({found['accept_rate']:.0%})")
+    if found["tokens_per_second"] is not None:
+        speed = f"{found['seconds']:.2f} s behind {found['prefill_seconds']:.2f} s of prefill"
+        parts.append(f"{speed} ({found['tokens_per_second']:.0f} tokens/s, cold)")
+    return ", ".join([*parts, f"finished by {found['finish_reason']}"])
+
+
+@click.command("generate", help=__doc__)
+@click.argument("prompt")
+@settings_options("arith_quick", {"method": "Method preset.", **SETTINGS}, {"method": "speculative"}, output=False)
+@click.option(
+    "--json", type=Flag(), default=False, is_flag=False, flag_value=True, help="One JSON object in the text's place."
+)
+def command(prompt: str, experiment: str, method: str, json: bool, **flags: str) -> None:
+    """PROMPT may be - for standard input."""
+    guarded(lambda: generate(prompt, experiment, method, json, flags), "", "")
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m entrypoints.generate")

@@ -1,0 +1,66 @@
+"""log_decoder: log and register a pair and a method as a model that MLflow serves, by reference to the weights."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+
+import click
+
+from entrypoints.common import guarded, settings_options
+from entrypoints.generate import SETTINGS as GENERATE
+from specexp.errors import ConfigError
+from specexp.evaluation import single
+
+SETTINGS = {
+    "method": "Preset of the method.",
+    **GENERATE,
+    "max_new_tokens": "Most tokens to emit, unless a request says otherwise.",
+    "most_new_tokens": "Most tokens that a request may ask for [what the models' context holds].",
+    "name": "Registered model to make a version of.",
+}
+TRIED = 8  # tokens that are decoded before anything is logged
+
+
+def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, flags: Mapping[str, str]) -> None:
+    """Resolve, load, try, log and register. Raises SpecexpError."""
+    asked = single.resolve(experiment, method, flags)
+    if most_new_tokens and not (most_new_tokens.isdigit() and int(most_new_tokens) >= asked.max_new_tokens):
+        raise ConfigError(
+            f"most_new_tokens is {most_new_tokens!r}; it must be a whole number >= max_new_tokens,"
+            f" which is {asked.max_new_tokens}."
+        )
+    # Imports that load torch and mlflow wait until the settings are known to be good.
+    from specexp import store, tracking
+    from specexp.api import LoadedPair
+    from specexp.evaluation.methods import roles_of
+    from specexp.serving import reference as referring
+    from specexp.serving import registry
+
+    registry.check_name(name)
+    pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
+    pair.decode(registry.EXAMPLE, replace(asked, max_new_tokens=TRIED))
+    most = int(most_new_tokens or max(pair.context, asked.max_new_tokens))
+    reference = referring.refer(pair, asked, most)
+    label = asked.methods[0].label
+    tags = {"method": "log_decoder", "group": asked.name, "pair": asked.pair, "task": asked.task}
+    with store.wanted("a decoder is registered there", "When the store answers, run the same command again."):
+        with tracking.comparison(f"{uuid.uuid4().hex}/decoder", f"decoder {label}", tags):
+            uri = registry.log(reference, pair.judge_of(asked.methods[0]))
+        version = registry.register(uri, name, reference)
+    click.echo(f"{label} on {asked.pair}: {name} version {version}")
+    click.echo(f"serve it: mlflow models serve -m models:/{name}/{version} --env-manager local")
+
+
+@click.command("log_decoder", help=__doc__)
+@settings_options("arith_quick", SETTINGS, {"method": "speculative", "name": "decoder"}, output=False)
+def command(experiment: str, method: str, name: str, most_new_tokens: str, **flags: str) -> None:
+    guarded(
+        lambda: log_decoder(experiment, method, name, most_new_tokens, flags),
+        "Start it again.",
+    )
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m entrypoints.log_decoder")

@@ -1,0 +1,112 @@
+"""Decoders in MLflow: logged as models from code by reference to their weights, and registered."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+from specexp.config import Experiment
+from specexp.errors import ConfigError
+from specexp.evaluation.methods import LOSSLESS, roles_of
+from specexp.judge.judge import Judge
+from specexp.serving.reference import JUDGE, ROWS, Reference
+from specexp.serving.requests import COLUMN
+
+HERE = Path(__file__).resolve().parent
+PACKAGE = HERE.parent
+EXAMPLE = "Mia has 4 apples. Then she buys 3 more. How many is that in the end?\n"
+# What decoding imports; what a pair needs besides, such as bitsandbytes, goes with its settings.
+REQUIREMENTS = (
+    "accelerate", "array-api-compat", "Jinja2", "mlflow", "numpy", "pyarrow", "PyYAML", "safetensors", "scipy",
+    "tokenizers", "torch", "transformers",
+)  # fmt: skip
+_ABOUT = """Decoders of specexp: prompts in, texts and counts out, each version one method on one pair of models.
+
+Serve one: `mlflow models serve -m models:/{name}/1 --env-manager local`. A version names its models and holds no copy
+of them; it is refused where they are not what they were when it was logged."""
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no registered model may have. Raises ConfigError."""
+    if not name.strip() or re.search(r"[/:]", name):
+        raise ConfigError(f"name is {name!r}; it must be a name without / and :.")
+
+
+def log(reference: Reference, judge: Judge | None) -> str:
+    """Log a decoder as a model of the active run; returns its address."""
+    asked = reference.experiment
+    method = asked.methods[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "decoder"
+        reference.save(folder)
+        if judge is not None:
+            judge.save(folder / JUDGE)
+        info = mlflow.pyfunc.log_model(
+            name="decoder",
+            python_model=str(HERE / "served.py"),
+            code_paths=[str(_code(Path(scratch)))],
+            artifacts={"decoder": str(folder)},
+            signature=signature(asked),
+            model_config={"rows": ROWS, "device": ""},  # what may be chosen at loading
+            input_example=[{COLUMN: EXAMPLE}],
+            pip_requirements=requirements(asked),
+            metadata={
+                "method": method.label,
+                **{key: value for key, value in reference.identity.items() if isinstance(value, str) and value},
+            },
+        )
+    return str(info.model_uri)
+
+
+def signature(asked: Experiment) -> ModelSignature:
+    """A prompt in, text and counts out; parameters with the experiment's values as defaults."""
+    kinds = {
+        "max_new_tokens": "long", "temperature": "double", "top_k": "long", "top_p": "double", "seed": "long",
+    }  # fmt: skip
+    outputs = {
+        "text": "string", "num_tokens": "long", "target_calls": "long", "tokens_per_call": "double",
+        "finish_reason": "string",
+    }  # fmt: skip
+    return ModelSignature(
+        inputs=Schema([ColSpec("string", COLUMN)]),
+        outputs=Schema([ColSpec(kind, name) for name, kind in outputs.items()]),
+        params=ParamSchema([ParamSpec(name, kind, getattr(asked, name)) for name, kind in kinds.items()]),
+    )
+
+
+def requirements(asked: Experiment) -> list[str]:
+    """The packages that decode, at the versions that are installed."""
+    more = [] if asked.target.quantization == asked.draft.quantization == "none" else ["bitsandbytes"]
+    return [f"{package}=={version(package)}" for package in (*REQUIREMENTS, *more)]
+
+
+def register(uri: str, name: str, reference: Reference) -> str:
+    """A new version of the registered model `name`, tagged with what it decodes; its page says what it is for."""
+    client, made = MlflowClient(), mlflow.register_model(uri, name)
+    asked = reference.experiment
+    method = asked.methods[0]
+    tags = {"method": method.label, "lossless": str(method.method in LOSSLESS).lower()}
+    tags |= {role: getattr(asked, role).model for role in sorted(roles_of(method))}
+    for key, value in tags.items():
+        client.set_model_version_tag(name, made.version, key, value)
+    if not client.get_registered_model(name).description:
+        client.update_registered_model(name, _ABOUT.format(name=name))
+    return str(made.version)
+
+
+def _code(scratch: Path) -> Path:
+    """A copy of this package without the embedded weights, which are no part of its code."""
+    folder = scratch / "code" / PACKAGE.name
+    shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
+    for part in (folder / "zoo").iterdir():
+        if part.is_dir():
+            shutil.rmtree(part)
+    return folder

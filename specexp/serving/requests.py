@@ -1,0 +1,163 @@
+"""What a served decoder may be asked, and the refusal of all else, which MLflow would drop or turn into text.
+
+MLflow's scoring server ignores columns, parameters and keys that no signature names, and makes text of numbers and
+nulls before a model sees them. So the body is read here, and handed on in one form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from specexp import config
+from specexp.config import Experiment
+from specexp.errors import ConfigError, PromptError, RequestError, unknown
+from specexp.evaluation.single import check_prompt
+
+COLUMN = "prompt"
+PARAMETERS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+FORMATS = ("dataframe_records", "dataframe_split", "inputs", "instances")
+MOST_PROMPTS = 256  # of one request
+_MOST_TOP_K = 1 << 30
+_LIKE = '{"dataframe_records": [{"prompt": "..."}], "params": {"temperature": 0.7}}'
+
+
+def canonical(data: bytes | str) -> dict[str, Any]:
+    """A request's body as `{"dataframe_split": ..., "params": ...}`. Raises RequestError."""
+    body = _read(data)
+    if COLUMN in body:
+        given = cells(body[COLUMN])
+        params = {key: value for key, value in body.items() if key != COLUMN}
+    else:
+        formats = [name for name in FORMATS if name in body]
+        if len(formats) != 1:
+            found = f"{' and '.join(formats)} together" if formats else f"{', '.join(map(repr, body)) or 'nothing'}"
+            raise RequestError(f"prompts are taken in one of {', '.join(FORMATS)} or prompt, got {found}.")
+        if strays := [key for key in body if key not in (*FORMATS, "params")]:
+            raise RequestError(
+                f"unknown key '{strays[0]}' beside '{formats[0]}'; parameters stand in params, as in {_LIKE}."
+            )
+        params = {} if body.get("params") is None else body["params"]
+        if not isinstance(params, dict):
+            raise RequestError(f"params must be an object, got {_named(params)}.")
+        given = _split(body[formats[0]]) if formats[0] == "dataframe_split" else cells(body[formats[0]])
+    for key in params:
+        if key not in PARAMETERS:
+            raise RequestError(unknown("parameter", key, PARAMETERS))
+    rows = [[prompt] for prompt in prompts_of(given)]
+    return {"dataframe_split": {"columns": [COLUMN], "data": rows}, "params": params}
+
+
+def prompts_of(given: Sequence[object]) -> list[str]:
+    """Prompts, each a text of its own; a list of texts in the place of one stands for several. Raises RequestError."""
+    flat: list[object] = []
+    for cell in given:
+        flat += cell if isinstance(cell, list) else [cell]
+    if not flat:
+        raise RequestError("no prompt is given; give one at least.")
+    if len(flat) > MOST_PROMPTS:
+        raise RequestError(f"{len(flat)} prompts are given; a request may have {MOST_PROMPTS}: send several.")
+    for number, cell in enumerate(flat, 1):
+        if not isinstance(cell, str):
+            raise RequestError(f"prompt {number} is {_named(cell)}; it must be text.")
+        with numbered(number, len(flat)):
+            check_prompt(cell)
+    return [str(cell) for cell in flat]
+
+
+@contextmanager
+def numbered(number: int, count: int) -> Iterator[None]:
+    """A PromptError inside is a RequestError that says which of `count` prompts is meant."""
+    try:
+        yield
+    except PromptError as error:
+        raise RequestError(f"prompt {number}: {error}" if count > 1 else str(error)) from None
+
+
+def settings(experiment: Experiment, params: Mapping[str, Any] | None, most_new_tokens: int) -> Experiment:
+    """The experiment with a request's parameters; None is unset. Raises RequestError with every fault."""
+    given = dict(params or {})
+    faults = [unknown("parameter", key, PARAMETERS) for key in given if key not in PARAMETERS]
+    for key, value in given.items():
+        if isinstance(value, str):
+            faults.append(f"{key} is {value!r}; it must be a number.")
+    given = {key: value for key, value in given.items() if key in PARAMETERS and not isinstance(value, str)}
+    try:
+        asked = config.adjusted(experiment, given)
+    except ConfigError as error:
+        raise RequestError("\n".join([*faults, *error.faults])) from None
+    if asked.max_new_tokens > most_new_tokens:
+        faults.append(f"max_new_tokens is {asked.max_new_tokens}; this decoder emits at most {most_new_tokens}.")
+    if faults:
+        raise RequestError("\n".join(faults))
+    # Beyond any vocabulary all are alike, but for arrays, which hold no such number.
+    return replace(asked, top_k=min(asked.top_k, _MOST_TOP_K))
+
+
+def _read(data: bytes | str) -> dict[str, Any]:
+    try:
+        body = json.loads(data.decode("utf-8") if isinstance(data, bytes) else data, object_pairs_hook=_once)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the body is not UTF-8 text (byte {error.start}).") from error
+    except RecursionError as error:
+        raise RequestError("the body is nested too deep.") from error
+    except ValueError as error:
+        raise RequestError(f"the body is not JSON: {error}; send an object such as {_LIKE}.") from error
+    if not isinstance(body, dict):
+        raise RequestError(f"the body must be an object such as {_LIKE}, got {_named(body)}.")
+    return body
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise RequestError(f"'{next(name for name in names if names.count(name) > 1)}' is given twice; give it once.")
+    return found
+
+
+def cells(value: object) -> list[object]:
+    """Of `"a"`, `["a", "b"]`, `[{"prompt": "a"}, ...]` or `{"prompt": ...}`: what stands for prompts."""
+    if isinstance(value, dict):
+        return cells(_column(value))
+    if not isinstance(value, list):
+        return [value]
+    return [_column(row) if isinstance(row, dict) else row for row in value]
+
+
+def _split(value: object) -> list[object]:
+    """Of `{"columns": ["prompt"], "data": [["a"], ["b"]]}`."""
+    if not isinstance(value, dict):
+        raise RequestError(f"dataframe_split must be an object with columns and data, got {_named(value)}.")
+    _known(value.keys(), ("columns", "data", "index"), "key")
+    columns, data = value.get("columns"), value.get("data")
+    if not isinstance(columns, list) or not isinstance(data, list):
+        raise RequestError("dataframe_split needs the lists columns and data.")
+    _known([str(column) for column in columns], (COLUMN,), "column")
+    if columns != [COLUMN] or not all(isinstance(row, list) and len(row) == 1 for row in data):
+        raise RequestError(f"dataframe_split needs one column, {COLUMN}, and rows of one text each.")
+    return [row[0] for row in data]
+
+
+def _column(row: Mapping[str, object]) -> object:
+    _known(row.keys(), (COLUMN,), "column")
+    if COLUMN not in row:
+        raise RequestError(f"column {COLUMN} is missing.")
+    return row[COLUMN]
+
+
+def _known(given: Collection[str], known: Sequence[str], kind: str) -> None:
+    for name in given:
+        if name not in known:
+            raise RequestError(unknown(kind, name, known))
+
+
+def _named(value: object) -> str:
+    """A value as a message shows it."""
+    if value is None or value != value:
+        return "null"
+    kinds: dict[type, str] = {bool: "true or false", dict: "an object", list: "a list", str: "text"}
+    return kinds.get(type(value), f"{value!r:.40}")
