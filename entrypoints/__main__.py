@@ -20,6 +20,7 @@ COMMANDS = {
     "speed_check": "decoding against the hardware's limits, for random models of a well-known shape",
     "train_judge": "train, calibrate and register a judge on mined labels",
     "train_pair": "train the embedded pair again",
+    "upload": "send an output folder's runs to the tracking store, where that was not possible before",
     "validate": "check the presets that ship, or files of one's own",
 }
 

@@ -65,15 +65,16 @@ def advise(experiment: str, output: str, sweep: bool, flags: Mapping[str, str]) 
         folder.write_json("advice.json", result)
         draw_advice(folder.path / "advice.png", result)
         write_whole(folder.path / NAME, recommended(found, folder.path / NAME))
-        from specexp import tracking  # behind the timings, which its threads would disturb
+        from specexp.evaluation.outbox import Outbox  # behind the timings, which its threads would disturb
+        from specexp.sheets import Input
 
         tags = {"method": "advise", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
         files = [folder.path / name for name in ("advice.json", "advice.png", NAME, "config.json")]
-        with tracking.comparison(f"{uid_of(folder)}/advise", f"advise {resolved.name}", tags) as run_id:
-            tracking.log_comparison(run_id, report.metrics(found), files, prepared.task.dataset())
-        address = tracking.chart_address(run_id)
+        outbox = Outbox(folder.path, f"{uid_of(folder)}/advise", f"advise {resolved.name}", tags)
+        inputs = [Input.of(prepared.task.dataset(), "evaluation")]
+        sent = outbox.send(outbox.main(report.metrics(found), files, inputs))
     click.echo(f"settings: {folder.path / NAME}")
-    click.echo(f"charts (after `make ui`): {address}")
+    click.echo(sent.charts)
 
 
 def resolve(experiment: str, flags: Mapping[str, str]) -> tuple[config.Experiment, bool]:

@@ -71,15 +71,18 @@ def benchmark(
         draw_benchmark(folder.path / "benchmark.png", result)
         if json:
             write_whole(Path(json), json_format.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        tracking = _tracking()  # behind the timings, which its threads would disturb
-        if tracking is None:
+        outboxes = _outboxes()  # behind the timings, which its threads would disturb
+        if outboxes is None:
             click.echo("mlflow is not installed: no run was made.")
         else:
+            from specexp.sheets import Input
+
             tags = {"method": "benchmark", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
             files = [folder.path / name for name in ("benchmark.json", "benchmark.png", "config.json")]
-            with tracking.comparison(f"{uid_of(folder)}/benchmark", f"bench {resolved.name}", tags) as run_id:
-                tracking.log_comparison(run_id, report.metrics(result), files, prepared.task.dataset())
-            click.echo(f"charts (after `make ui`): {tracking.chart_address(run_id)}")
+            outbox = outboxes.Outbox(folder.path, f"{uid_of(folder)}/benchmark", f"bench {resolved.name}", tags)
+            inputs = [Input.of(prepared.task.dataset(), "evaluation")]
+            sent = outbox.send(outbox.main(report.metrics(result), files, inputs))
+            click.echo(sent.charts)
     click.echo(f"numbers: {json or folder.path / 'benchmark.json'}")
 
 
@@ -90,13 +93,13 @@ def _check_file(json: str) -> None:
         raise OutputError(f"json '{json}' cannot be written; name a file in a folder that exists and can be written.")
 
 
-def _tracking() -> ModuleType | None:
-    """Where runs are logged; None where MLflow is not installed."""
+def _outboxes() -> ModuleType | None:
+    """The way to the tracking store; None where MLflow is not installed."""
     try:
-        from specexp import tracking
+        from specexp.evaluation import outbox
     except ImportError:
         return None
-    return tracking
+    return outbox
 
 
 @click.command("benchmark", help=__doc__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -50,8 +51,8 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
         facts = environment.describe(subject.prepared.pair.models, subject.prepared.pair.text.facts())
         where = environment.name_of(facts)
         folder.write_json("environments.json", {**(folder.read_json("environments.json") or {}), where: facts})
-        from specexp import tracking
         from specexp.evaluation import certificate_report as report
+        from specexp.evaluation.outbox import Outbox
 
         checks = report.checks_of(folder.read_json(report.CHECKS), where)
 
@@ -61,17 +62,20 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
             folder.write_json(report.CHECKS, {"environment": where, "checks": found})
 
         key = f"{uid_of(folder)}/certificate"
-        whole = not tracking.attached() and len(checks) == len(examining.NAMES)
-        if whole and tracking.find(key, finished=True):
+        outbox = Outbox(path, key, f"certify {asked.method.label}", report.tags_of(subject))
+        if len(checks) == len(examining.NAMES) and outbox.is_sent:
             found = examining.examine(subject, asked.samples, checks)
+            click.echo(report.text(subject, found))
+            sent = outbox.add([], [report.mark(subject, found)])
         else:
-            with tracking.comparison(key, f"certify {asked.method.label}", report.tags_of(subject)) as run_id:
+            attached = "MLFLOW_RUN_ID" in os.environ
+            with outbox.open(timed=False):
                 found = examining.examine(subject, asked.samples, dict(checks), note)
                 folder.write_json(report.FILE, report.as_json(subject, found, asked, where))
-                report.publish(subject, found, folder, run_id)
-        tagged = report.tag_runs(subject, found)
-    click.echo(report.text(subject, found))
-    click.echo(_tagged(tagged, found.verdict))
+                click.echo(report.text(subject, found))
+                main = report.main(subject, found, folder, outbox, attached)
+                sent = outbox.send(main, marks=[report.mark(subject, found)])
+    click.echo(_tagged(sent.num_marked, found.verdict))
     click.echo(f"certificate: {path / report.FILE}")
     return found.verdict
 

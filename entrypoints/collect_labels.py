@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -43,29 +44,31 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     from specexp.evaluation.output import OutputFolder
 
     folder = OutputFolder(path, resolved, resume, "collect_labels")
-    from specexp import tracking
+    from specexp.evaluation.outbox import Outbox
     from specexp.judge import collecting
     from specexp.judge.labels import FEATURES, LABELS, MANIFEST
+    from specexp.sheets import File, Input
     from specexp.tasks.example import Dataset
 
     prepared = collecting.prepare(resolved)
     mine = resolved.experiment
     with folder.hold():
         collecting.note_inputs(prepared, folder)
-        key = f"{uid_of(folder)}/labels"
-        whole = not tracking.attached() and (path / MANIFEST).exists()
-        if not (whole and tracking.find(key, finished=True)):
-            tags = {"method": "collect_labels", "group": "labels", "pair": mine.pair, "task": mine.task}
-            with tracking.comparison(key, f"labels {mine.task}", tags) as run_id:
-                labels = collecting.collect(prepared, folder)
-                metrics = collecting.summarise(labels)
-                tracking.log_comparison(run_id, metrics, [path / "config.json"], prepared.task.dataset())
-                tracking.log_folder(run_id, "labels", [path / name for name in (LABELS, FEATURES, MANIFEST)])
-                found = Dataset("labels", str(path), labels.hash, len(labels.labels))
-                tracking.log_dataset(run_id, found, "labels")
-        else:
+        tags = {"method": "collect_labels", "group": "labels", "pair": mine.pair, "task": mine.task}
+        outbox = Outbox(path, f"{uid_of(folder)}/labels", f"labels {mine.task}", tags)
+        if (path / MANIFEST).exists() and outbox.is_sent:
             labels = collecting.collect(prepared, folder)
             metrics = collecting.summarise(labels)
+        else:
+            with outbox.open(timed=False):
+                labels = collecting.collect(prepared, folder)
+                metrics = collecting.summarise(labels)
+                # Wherever the store is, the labels are among the run's own artifacts.
+                made = Dataset("labels", "runs:/{run_id}/labels", labels.hash, len(labels.labels))
+                inputs = [Input.of(prepared.task.dataset(), "evaluation"), Input.of(made, "labels")]
+                main = outbox.main(metrics, [path / "config.json"], inputs)
+                files = [File(name, "labels") for name in (LABELS, FEATURES, MANIFEST)]
+                outbox.send(replace(main, files=[*main.files, *files]))
     for name, metric, form in COLUMNS:
         click.echo(f"{name:>33}  {form.format(metrics[metric])}")
     click.echo(f"labels: {path}")

@@ -1,4 +1,7 @@
-"""What entry points do alike: one clear line and exit code 2 for what a person can mend, a clean end on SIGTERM."""
+"""What entry points do alike: one clear line and exit code 2 for what a person can mend, a clean end on SIGTERM.
+
+Exit code 3 says that the work is done and on disk, and that its runs have yet to be uploaded.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specexp.errors import SpecexpError
+from specexp.lm.memory import is_exhausted, way_out
 
 if TYPE_CHECKING:
     from specexp.evaluation.output import OutputFolder
 
+# MLflow's settings, where the user has none.
+MLFLOW = {
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # bars over a handful of small files would break up ours
+    # MLflow would go on asking a server that is gone for minutes: so it is some ten seconds, and four minutes where a
+    # server takes a request and says nothing.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+}
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
 
 
@@ -72,15 +85,20 @@ def guarded(
     way_on: str = "Go on with --resume (-P resume=true).",
     kept: str = "what was recorded stays.",
 ) -> None:
-    """Run `work`; print a SpecexpError's lines and exit with 2, an interruption's and exit with 130 or 143."""
+    """Run `work`; print a SpecexpError's lines and exit with its code, an interruption's and exit with 130 or 143."""
     signal.signal(signal.SIGTERM, _terminate)
-    # Its bars over a handful of small files would break up ours.
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name, value in MLFLOW.items():
+        os.environ.setdefault(name, value)
     try:
         work()
     except SpecexpError as error:
         for line in str(error).splitlines():
             click.echo(f"error: {line}", err=True)
+        sys.exit(error.exit_code)
+    except (RuntimeError, MemoryError) as error:
+        if not is_exhausted(error):
+            raise
+        click.echo(f"error: {way_out(error, 'limit, batch or max_new_tokens')}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         click.echo(" ".join(filter(None, ("interrupted;", kept, way_on))).rstrip(";"), err=True)

@@ -65,28 +65,27 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
     prepared = runner.prepare(resolved, judges_of(resolved), shown.check)
     with folder.open() as records:
         runner.note_inputs(prepared, folder)
-        from specexp import tracking
+        from specexp.evaluation.outbox import Outbox
 
-        key = f"{uid_of(folder)}/comparison"
-        whole = not tracking.attached() and not runner.missing(prepared, records)
-        run_id = tracking.find(key, finished=True) if whole else None
+        tags = {"method": "comparison", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
+        tags["batch"] = str(resolved.batch)
+        outbox = Outbox(folder.path, f"{uid_of(folder)}/comparison", f"compare {resolved.name}", tags)
         commands = commands_of(experiment, folder_path, flags)
-        if run_id:
-            tracking.log_folder(run_id, "", token_view.write(prepared, folder, records, shown))
+        if not runner.missing(prepared, records) and outbox.is_sent:
+            files = token_view.write(prepared, folder, records, shown)
             report.show(prepared, folder, records.records, commands)
+            sent = outbox.add(files)
         else:
-            tags = {"method": "comparison", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
-            tags["batch"] = str(resolved.batch)
-            with tracking.comparison(key, f"compare {resolved.name}", tags) as run_id:
+            with outbox.open(timed=resolved.batch == 1):
                 runner.run(prepared, folder, records)
                 if resolved.batch == 1:
                     split.measure(prepared, folder, records.records)
                 token_view.write(prepared, folder, records, shown)
                 found = report.show(prepared, folder, records.records, commands)
-                report.publish(prepared, folder, records.records, found, run_id, uid_of(folder))
-        address = tracking.chart_address(run_id)
+                main = report.main(prepared, folder, found, outbox)
+                sent = outbox.send(main, report.sheets(prepared, folder, records.records, found, uid_of(folder)))
     click.echo(f"records: {folder.path / 'records.jsonl'}")
-    click.echo(f"charts (after `make ui`): {address}")
+    click.echo(sent.charts)
 
 
 def commands_of(experiment: str, folder: Path, flags: Mapping[str, str]) -> list[str]:

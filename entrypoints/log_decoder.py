@@ -32,7 +32,7 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
             f" which is {asked.max_new_tokens}."
         )
     # Imports that load torch and mlflow wait until the settings are known to be good.
-    from specexp import tracking
+    from specexp import store, tracking
     from specexp.api import LoadedPair
     from specexp.evaluation.methods import roles_of
     from specexp.serving import reference as referring
@@ -45,9 +45,10 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
     reference = referring.refer(pair, asked, most)
     label = asked.methods[0].label
     tags = {"method": "log_decoder", "group": asked.name, "pair": asked.pair, "task": asked.task}
-    with tracking.comparison(f"{uuid.uuid4().hex}/decoder", f"decoder {label}", tags):
-        uri = registry.log(reference, pair.judge_of(asked.methods[0]))
-    version = registry.register(uri, name, reference)
+    with store.wanted("a decoder is registered there", "When the store answers, run the same command again."):
+        with tracking.comparison(f"{uuid.uuid4().hex}/decoder", f"decoder {label}", tags):
+            uri = registry.log(reference, pair.judge_of(asked.methods[0]))
+        version = registry.register(uri, name, reference)
     click.echo(f"{label} on {asked.pair}: {name} version {version}")
     click.echo(f"serve it: mlflow models serve -m models:/{name}/{version} --env-manager local")
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from specexp.judge.comparing import Candidate
     from specexp.judge.labels import LabelSet
 
+WAY_ON = "The labels are where they were; when the store answers, run the same command again."
 KINDS = ("mlp", "logistic")
 COLUMNS = (
     ("ROC-AUC", "judge/roc_auc", "{:.4f}"),
@@ -66,8 +67,17 @@ def order(labels: str, features: str, recall: str, kinds: str, name: str, output
 
 def train_judge(asked: Order) -> str:
     """Train, calibrate, compare, log and register; returns the new version's address. Raises SpecexpError."""
+    from specexp import store
+
+    with store.wanted("a judge is registered there", WAY_ON):
+        return _train(asked)
+
+
+def _train(asked: Order) -> str:
     from specexp import tracking
+    from specexp.evaluation.outbox import Outbox
     from specexp.judge import comparing, features, registry
+    from specexp.sheets import Input
 
     labels, source = _labels(asked.labels)
     folder = Path(asked.output) if asked.output else Path("runs") / _name(asked, labels)
@@ -94,10 +104,10 @@ def train_judge(asked: Order) -> str:
     present = registry.champion(asked.name)
     verdict = _register(asked.name, addresses[chosen], candidates[chosen], present, labels)
     shown = {"method": "judge_comparison", **tags, "judge": f"{asked.name}/{verdict.version}", "verdict": verdict.alias}
-    with tracking.comparison(f"judge/{labels.hash}/{verdict.version}", f"judge {asked.features}", shown) as run_id:
-        tracking.log_comparison(run_id, candidates[chosen].metrics, files, _dataset(labels, source))
     _show(candidates, chosen)
     click.echo(f"{asked.name} version {verdict.version} is {verdict.alias}: {verdict.reason}")
+    outbox = Outbox(folder, f"judge/{labels.hash}/{verdict.version}", f"judge {asked.features}", shown)
+    outbox.send(outbox.main(candidates[chosen].metrics, files, [Input.of(_dataset(labels, source), "evaluation")]))
     click.echo(f"judge: {folder} (figures there), models:/{asked.name}/{verdict.version}")
     return f"models:/{asked.name}/{verdict.version}"
 

@@ -1,13 +1,15 @@
 """Every error that specexp raises on purpose, in one tree.
 
-    SpecexpError                 something a person can mend; the entry points print it and exit with 2
+    SpecexpError                 something a person can mend; the entry points print it and exit with its `exit_code`, 2
     ├── ConfigError              a setting, a preset or a combination of them is wrong (all faults at once)
     ├── ModelError               a model or tokenizer cannot be loaded, or cannot do what a method needs
     ├── TaskError                a data set, a split or a prompt is wrong
     ├── PromptError              one prompt is empty, or does not fit the model's context
     ├── RequestError             a request to a served decoder is malformed
     ├── JudgeError               a judge or its labels are missing, broken, or made for another pair
-    └── OutputError              an output folder is in the way, or belongs to another configuration
+    ├── OutputError              an output folder is in the way, or belongs to another configuration
+    └── StoreError               the tracking store refuses, or does not answer where nothing goes on without it
+        └── Unsent               the work is done and on disk, and its runs are not in the store: exit code 3
 
 A programmer's mistake (a broken identity of counts, a crop beyond the cache) is an AssertionError, not one of these.
 """
@@ -20,6 +22,8 @@ from collections.abc import Iterable
 
 class SpecexpError(Exception):
     """Base of all errors a person can mend: the message names the value, the rule and the way out."""
+
+    exit_code = 2
 
 
 class ConfigError(SpecexpError):
@@ -52,6 +56,16 @@ class JudgeError(SpecexpError):
 
 class OutputError(SpecexpError):
     """An output folder cannot be used as asked."""
+
+
+class StoreError(SpecexpError):
+    """The tracking store cannot be used."""
+
+
+class Unsent(StoreError):
+    """What was to be logged is in the output folder, and not, or not wholly, in the store: to be uploaded."""
+
+    exit_code = 3
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
 """What specexp writes to MLflow: the comparison run, and one flat run per method and setting.
 
-Everything is written after timing, in batches. Runs are made once: each carries a key, set as it is made, by which a
-later attempt finds it again.
+Everything is written after timing, in batches, from sheets that the output folder holds: what is interrupted can be
+sent again. Runs are made once: each carries a key, set as it is made, by which a later attempt finds it again.
 """
 
 from __future__ import annotations
@@ -9,37 +9,25 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow import entities
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
-from pandas import DataFrame
 
+from specexp import store
 from specexp.errors import OutputError
+from specexp.sheets import File, Input, Mark, Sheet
 from specexp.tasks.example import Dataset
 
 KEY = "specexp.key"  # tag: names one run of one output folder
 _GENERATED_NAME = re.compile(r"^[a-z]+-[a-z]+-\d+$")  # what MLflow calls a run that nobody named
 _BATCH = 100  # params and tags a log_batch call takes
-
-
-@dataclass(frozen=True, slots=True)
-class RunContent:
-    """All that one flat run holds."""
-
-    name: str
-    tags: Mapping[str, str]
-    params: Mapping[str, object]
-    metrics: Mapping[str, float]
-    files: Sequence[Path] = ()
-    dataset: Dataset | None = None
-    tables: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)  # columns by artifact name
 
 
 def find(key: str, finished: bool = False) -> str | None:
@@ -53,11 +41,11 @@ def attached() -> bool:
     return "MLFLOW_RUN_ID" in os.environ
 
 
-@contextmanager
-def comparison(key: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
-    """The comparison run: the one `mlflow run` made, or a new one; FAILED if the block is left by an exception.
+def begin(key: str, name: str, tags: Mapping[str, str], system_metrics: bool | None = None) -> Run:
+    """Start the run that holds what several runs come to: the one `mlflow run` made, or a new one.
 
     An earlier run of this key, from an interrupted attempt, is closed as KILLED if it still stands open, and linked.
+    `system_metrics` says whether MLflow samples the machine meanwhile; by None, its own settings do.
     """
     client = MlflowClient()
     before = _newest(client, key)
@@ -66,76 +54,124 @@ def comparison(key: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
         tags["resumed_from"] = before.info.run_id
         if before.info.status == "RUNNING":
             client.set_terminated(before.info.run_id, "KILLED")
-    given = attached()
-    with mlflow.start_run(run_name=None if given else name, tags=None if given else tags) as run:
-        if given:
-            mlflow.set_tags(tags)
-            if _GENERATED_NAME.match(run.info.run_name or ""):
-                mlflow.set_tag("mlflow.runName", name)
+    # MLflow would take the id out of the environment before it asks the store, which may want to be asked again.
+    given = os.environ.get("MLFLOW_RUN_ID")
+    how = {"run_id": given, "run_name": None if given else name, "log_system_metrics": system_metrics}
+    store.patiently(lambda: mlflow.start_run(tags=dict(tags), **how))
+    run = mlflow.active_run()
+    os.environ.pop("MLFLOW_RUN_ID", None)
+    if given and _GENERATED_NAME.match(run.info.run_name or ""):
+        store.patiently(lambda: mlflow.set_tag("mlflow.runName", name))
+    return run
+
+
+@contextmanager
+def comparison(key: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+    """A main run of which nothing is written down first; FAILED if the block is left by an exception."""
+    run = begin(key, name, tags)
+    try:
         yield str(run.info.run_id)
+    except BaseException:
+        end("FAILED")
+        raise
+    end("FINISHED")
+
+
+def end(status: str) -> None:
+    """End the run that `begin` started, if it was started."""
+    if mlflow.active_run() is not None:
+        mlflow.end_run(status)
+
+
+def _all(client: MlflowClient, key: str, most: int) -> list[Run]:
+    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
+    query = f"tags.`{KEY}` = '{key}'"
+    return list(client.search_runs(experiments, query, max_results=most, order_by=["start_time DESC"]))
 
 
 def _newest(client: MlflowClient, key: str) -> Run | None:
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    found = client.search_runs(experiments, f"tags.`{KEY}` = '{key}'", max_results=1, order_by=["start_time DESC"])
-    return found[0] if found else None
+    return next(iter(_all(client, key, 1)), None)
 
 
-def log_comparison(
-    run_id: str, metrics: Mapping[str, float], files: Sequence[Path], dataset: Dataset, verdict: Sequence[str] = ()
-) -> None:
-    """Metrics, files and data of the comparison run; the first sentence of a verdict is a tag, all are its description.
-
-    Its parameters are those that `mlflow run` logs, raw.
-    """
-    tags = {"verdict": verdict[0], "mlflow.note.content": "\n\n".join(verdict)} if verdict else {}
-    _fill(MlflowClient(), run_id, RunContent("", tags, {}, metrics, files, dataset))
-
-
-def log_flat(key: str, content: RunContent, parent_id: str) -> str:
-    """Make the flat run that `key` names, or finish it if it was begun; leave a finished one alone. Returns its id."""
+def known(run_id: str | None, key: str) -> Run | None:
+    """The run of this id, if this store has it, or else the newest that carries the key."""
     client = MlflowClient()
-    found = _newest(client, key)
-    if found is not None and found.info.status == "FINISHED":
-        return str(found.info.run_id)
-    if found is None:
-        experiment = client.get_run(parent_id).info.experiment_id
-        found = client.create_run(experiment, run_name=content.name, tags={KEY: key, **content.tags})
-    _fill(client, found.info.run_id, content, skip_metrics=bool(found.data.metrics))
-    client.set_terminated(found.info.run_id, "FINISHED")
-    return str(found.info.run_id)
+    if _active(client, run_id):
+        return client.get_run(run_id)
+    return _newest(client, key)
 
 
-def _fill(client: MlflowClient, run_id: str, content: RunContent, skip_metrics: bool = False) -> None:
-    now = int(time.time() * 1000)
-    params = [Param(key, str(value)) for key, value in content.params.items() if value not in (None, "")]
-    metrics = [Metric(key, float(value), now, 0) for key, value in content.metrics.items()]
-    if content.tags:
-        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in content.tags.items()])
+def make(sheet: Sheet, experiment: str) -> Run:
+    """An empty run for this sheet: one, even if the answer to the first request for it was lost."""
+    client = MlflowClient()
+    made = client.create_run(experiment, run_name=sheet.name, tags={KEY: sheet.key, **sheet.tags})
+    for other in _all(client, sheet.key, 10):
+        if other.info.run_id != made.info.run_id and other.info.status == "RUNNING" and not other.data.metrics:
+            client.delete_run(other.info.run_id)
+    return made
+
+
+def fill(run_id: str, sheet: Sheet, folder: Path) -> None:
+    """Give a run all that its sheet says, from the files of `folder`, and finish it. What it has is not doubled."""
+    client = MlflowClient()
+    there = client.get_run(run_id).data.metrics
+    tags = [RunTag(key, value) for key, value in {KEY: sheet.key, **sheet.tags}.items()]
+    params = [Param(key, value) for key, value in sheet.params.items()]
+    new = [Metric(k, v, sheet.time, 0) for k, v in sheet.metrics.items() if k not in there]
+    client.log_batch(run_id, metrics=new, tags=tags)
     for start in range(0, len(params), _BATCH):
         client.log_batch(run_id, params=params[start : start + _BATCH])
-    if not skip_metrics:
-        client.log_batch(run_id, metrics=metrics)
-    if content.dataset is not None:
-        client.log_inputs(run_id, datasets=[_input(content.dataset, "evaluation")])
-    for path in content.files:
-        client.log_artifact(run_id, str(path))
-    there = {file.path for file in client.list_artifacts(run_id)} if content.tables else set()
-    for name, columns in content.tables.items():
-        if name not in there:  # MLflow would put the rows behind those of an attempt before
-            client.log_table(run_id, DataFrame(dict(columns), dtype=object), name)
+    if sheet.inputs:
+        client.log_inputs(run_id, datasets=[_input(each, run_id) for each in sheet.inputs])
+    put(run_id, sheet.files, folder)
+    client.set_terminated(run_id, "FINISHED")
 
 
-def _input(dataset: Dataset, context: str) -> DatasetInput:
-    """A task's data as an MLflow dataset; MLflow keeps 36 characters of a digest."""
+def put(run_id: str, files: Sequence[File], folder: Path) -> None:
+    """Files of `folder` among a run's artifacts, in the place of those of the same names."""
+    for file in files:
+        path = folder / file.path
+        with tempfile.TemporaryDirectory() as scratch:
+            if file.only:
+                path = Path(scratch) / path.name
+                with path.open("w", encoding="utf-8") as some:
+                    some.writelines(_lines(folder / file.path, file.only))
+            MlflowClient().log_artifact(run_id, str(path), file.to or None)
+
+
+def _lines(path: Path, only: Mapping[str, Any]) -> Iterator[str]:
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            found = json.loads(line)
+            if all(found[key] == value for key, value in only.items()):
+                yield line
+
+
+def _input(dataset: Input, run_id: str) -> DatasetInput:
+    """MLflow keeps 36 characters of a digest."""
     found = entities.Dataset(
         name=dataset.name,
         digest=dataset.digest[:32],
-        source_type="local" if Path(dataset.source).exists() else "external",
-        source=json.dumps({"uri": dataset.source, "sha256": dataset.digest}),
+        source_type=dataset.source_type,
+        source=json.dumps({"uri": dataset.source.replace("{run_id}", run_id), "sha256": dataset.digest}),
         profile=json.dumps({"num_rows": dataset.num_rows}),
     )
-    return DatasetInput(found, [InputTag("mlflow.data.context", context)])
+    return DatasetInput(found, [InputTag("mlflow.data.context", dataset.context)])
+
+
+def mark(asked: Mark) -> int:
+    """Mark the runs that are asked for; returns how many there are."""
+    # What is empty is not logged as a parameter.
+    wanted = {key: "" if value == "None" else value for key, value in asked.params.items()}
+    runs = finished(asked.where)
+    mine = [run_id for run_id, params in runs if all(params.get(key, "") == value for key, value in wanted.items())]
+    for run_id in mine:
+        MlflowClient().log_batch(
+            run_id,
+            metrics=[Metric(key, value, asked.time, 0) for key, value in asked.metrics.items()],
+            tags=[RunTag(key, value) for key, value in asked.tags.items()],
+        )
+    return len(mine)
 
 
 def log_settings(run_id: str, settings: Mapping[str, object]) -> None:
@@ -143,21 +179,15 @@ def log_settings(run_id: str, settings: Mapping[str, object]) -> None:
     MlflowClient().log_batch(run_id, params=[Param(key, str(value)) for key, value in settings.items()])
 
 
-def log_folder(run_id: str, name: str, paths: Sequence[Path]) -> None:
-    """Files below `name` among a run's artifacts."""
-    for path in paths:
-        MlflowClient().log_artifact(run_id, str(path), name)
-
-
 def log_dataset(run_id: str, dataset: Dataset, context: str) -> None:
     """A further input of a run; `context` says what it is to it."""
-    MlflowClient().log_inputs(run_id, datasets=[_input(dataset, context)])
+    MlflowClient().log_inputs(run_id, datasets=[_input(Input.of(dataset, context), run_id)])
 
 
 def newest(tags: Mapping[str, str]) -> str | None:
     """Id of the newest finished run with these tags, in any experiment of the store."""
     client = MlflowClient()
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     found = client.search_runs(
         experiments, f"{wanted} and attributes.status = 'FINISHED'", max_results=1, order_by=["start_time DESC"]
@@ -168,7 +198,7 @@ def newest(tags: Mapping[str, str]) -> str | None:
 def finished(tags: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
     """Id and parameters of every finished run with these tags, in any experiment of the store."""
     client = MlflowClient()
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     found: list[tuple[str, dict[str, str]]] = []
     token = None
@@ -180,23 +210,13 @@ def finished(tags: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
             return found
 
 
-def tag(run_id: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
-    """Add tags and metrics to a run, in the place of those of the same names."""
-    now = int(time.time() * 1000)
-    MlflowClient().log_batch(
-        run_id,
-        metrics=[Metric(key, float(value), now, 0) for key, value in metrics.items()],
-        tags=[RunTag(key, value) for key, value in tags.items()],
-    )
-
-
 def fetch(address: str, folder: Path) -> Path:
     """Artifacts by address (runs:/ID/name), downloaded below `folder`. Raises OutputError."""
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=str(folder)))
     except (mlflow.MlflowException, OSError, ValueError) as error:
-        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise OutputError(f"'{address}' is not in the store at {mlflow.get_tracking_uri()}: {words}") from error
+        words = store.words(error)
+        raise OutputError(f"'{address}' cannot be had from the store at {store.address()}: {words}.") from error
 
 
 @contextmanager

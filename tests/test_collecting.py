@@ -49,7 +49,7 @@ def test_labels_are_files_artifacts_and_a_dataset(workplace: Path) -> None:
     result = collect(*SMALL, "--output", "labels")
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in (workplace / "labels").iterdir() if not p.name.startswith(".")) == sorted(
-        [*FILES, "config.json", "inputs.json", "mlflow.json"]
+        [*FILES, "config.json", "inputs.json", "mlflow.json", "upload.json"]
     ), "progress is gone once all is told"
     labels = LabelSet.read(workplace / "labels")
     assert labels.labels

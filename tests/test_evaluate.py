@@ -166,7 +166,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(
 
 
 def test_dying_while_logging_repeats_no_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = tracking._fill, 0
+    real, calls = tracking.fill, 0
 
     def dies(*arguments: Any, **more: Any) -> None:
         nonlocal calls
@@ -177,7 +177,7 @@ def test_dying_while_logging_repeats_no_run(workplace: Path, monkeypatch: pytest
 
     arguments = [*SMALL, "--methods", "baseline,speculative", "--output", "out"]
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "_fill", dies)
+        patch.setattr(tracking, "fill", dies)
         assert isinstance(evaluate(*arguments).exception, RuntimeError)
     assert evaluate(*arguments, "--resume").exit_code == 0
     for run in flat_runs().values():

@@ -12,15 +12,14 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
-import torch
-
 from specexp.decoding.dice import CertainDice
 from specexp.engine import Engine, Request
-from specexp.errors import ModelError, PromptError
+from specexp.errors import PromptError
 from specexp.evaluation.equality import Difference, differences
-from specexp.evaluation.runner import Prepared
+from specexp.evaluation.runner import Prepared, loaded
 from specexp.evaluation.statistics import Timed, rate, rate_ratio
 from specexp.evaluation.timing import Own, rotated
+from specexp.lm import memory
 from specexp.lm.hf import HFModel
 
 BATCHES = 3  # at least so many of prompts: rows that are done go on with the next one
@@ -106,12 +105,8 @@ def _pass(
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids, rows=rows)
     prepared.pair.models["target"].wait()
     start = time.perf_counter()
-    try:
+    what = f"{contender.name}, {rows} prompts at a time"
+    with memory.told(what, "batch or max_new_tokens", loaded(prepared.experiment)):
         requests = (Request(contender.setting.decoder, ids, limit, CertainDice()) for ids in prompts)
         found = dict(engine.generate_all(requests))
-    except torch.OutOfMemoryError as error:
-        words = (str(error).strip().splitlines() or ["out of memory"])[0]
-        raise ModelError(
-            f"{contender.name}, {rows} prompts at a time: {words} Lower batch or max_new_tokens."
-        ) from error
     return time.perf_counter() - start, [found[place].token_ids for place in range(len(prompts))]

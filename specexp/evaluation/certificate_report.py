@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from specexp import tracking
 from specexp.evaluation import report
 from specexp.evaluation.certificate import Certificate
 from specexp.evaluation.certificate_config import CertificateConfig
 from specexp.evaluation.checks import Check, Subject
+from specexp.evaluation.outbox import Outbox
 from specexp.evaluation.output import OutputFolder
+from specexp.sheets import Input, Mark, Sheet, now
 
 FILE, CHECKS = "certificate.json", "checks.json"
 TAG = "certificate"
@@ -79,30 +80,20 @@ def tags_of(subject: Subject) -> dict[str, str]:
     }  # fmt: skip
 
 
-def publish(subject: Subject, certificate: Certificate, folder: OutputFolder, run_id: str) -> None:
-    """Log the certificate's own run."""
-    if not tracking.attached():  # `mlflow run` has logged what it was given, raw, under the same names
-        tracking.log_settings(run_id, {k: v for k, v in _params(subject).items() if v not in (None, "")})
-    tracking.tag(run_id, {TAG: certificate.verdict}, {})
+def main(subject: Subject, certificate: Certificate, folder: OutputFolder, outbox: Outbox, attached: bool) -> Sheet:
+    """The certificate's own run. `mlflow run` has logged what it was given, raw, under the names of our parameters."""
     files = [folder.path / name for name in (FILE, "config.json", "data.json", "environments.json")]
-    tracking.log_comparison(run_id, certificate.metrics(), files, subject.prepared.task.dataset())
+    inputs = [Input.of(subject.prepared.task.dataset(), "evaluation")]
+    tags = {TAG: certificate.verdict}
+    return outbox.main(certificate.metrics(), files, inputs, tags, {} if attached else _params(subject))
 
 
-def tag_runs(subject: Subject, certificate: Certificate) -> int:
-    """Tag the method's finished runs with the verdict, and log it as metrics there; how many they are."""
+def mark(subject: Subject, certificate: Certificate) -> Mark:
+    """The verdict, as tag and metrics of the method's finished runs."""
     wanted = {key: str(value) for key, value in _params(subject).items() if key not in _OTHER}
-    runs = tracking.finished({"method": subject.method.method})
-    mine = [run_id for run_id, params in runs if _same(wanted, params)]
-    for run_id in mine:
-        tracking.tag(run_id, {TAG: certificate.verdict}, certificate.metrics())
-    return len(mine)
+    return Mark({"method": subject.method.method}, wanted, {TAG: certificate.verdict}, certificate.metrics(), now())
 
 
 def _params(subject: Subject) -> dict[str, object]:
     """What a flat run of this method logs."""
     return report._params(subject.prepared, subject.method, subject.prepared.experiment.seed)
-
-
-def _same(wanted: Mapping[str, str], params: Mapping[str, str]) -> bool:
-    """Whether a run's parameters are those; what is empty is not logged."""
-    return all(params.get(key, "") == ("" if value == "None" else value) for key, value in wanted.items())

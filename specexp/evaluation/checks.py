@@ -10,10 +10,10 @@ from typing import Any
 from specexp.config import MethodConfig
 from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
-from specexp.errors import ModelError
 from specexp.evaluation.equality import Draws
-from specexp.evaluation.runner import Prepared, Setting
+from specexp.evaluation.runner import Prepared, Setting, loaded
 from specexp.judge.judge import Judge
+from specexp.lm import memory
 from specexp.lm.runtime import ModelConfig
 
 PASSED, FAILED, INCONCLUSIVE, REPORTED, SKIPPED = "passed", "failed", "inconclusive", "reported", "does not apply"
@@ -113,16 +113,9 @@ def arithmetic(model: ModelConfig) -> str:
 @contextmanager
 def in_memory(subject: Subject) -> Iterator[None]:
     """Raise ModelError where memory runs out."""
-    try:
+    lower = "batch (samples are drawn so many at a time), max_new_tokens, gamma or tree_budget"
+    with memory.told(subject.method.label, lower, loaded(subject.prepared.experiment)):
         yield
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to ask for it
-            raise
-        words = (str(error).strip().splitlines() or ["out of memory"])[0]
-        raise ModelError(
-            f"{subject.method.label}: {words} Lower batch (samples are drawn so many at a time), max_new_tokens, gamma"
-            " or tree_budget, or choose a smaller dtype or quantization nf4."
-        ) from error
 
 
 def broken(name: str, error: BaseException, while_: str) -> Check:

@@ -7,7 +7,9 @@ judges.json        which judges decoded, and what they were made for
 environments.json  what was loaded and where it ran, by the name that records give it
 costs.json         measured seconds per call
 shares.json        where the time goes, by an instrumented run of its own
-mlflow.json        what names the MLflow runs made for it
+memory.json        peak bytes of the process, and of each CUDA device, by method too
+mlflow.json        what names the MLflow runs made for it, their ids, and whether all of them were sent
+upload.json        what these runs hold, once all is done; `upload/` has the files made for them alone
 summary.json       metrics by run name, once all is done
 report.html        what all this comes to
 figures/           the report's figures
@@ -82,26 +84,18 @@ class OutputFolder:
         """Hold the folder for this process."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / LOCK).open("w")
         except OSError as error:
             raise OutputError(f"output '{self.path}' cannot be made: {error.strerror or error}.") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise OutputError(
-                    f"output folder '{self.path}' is in use by another run; wait for it or stop it."
-                ) from error
+        with locked(self.path):
             self.write_json("config.json", {**self._settings.as_dict(), "settings_hash": self._settings.hash})
             yield
 
     def read_json(self, name: str) -> Any:
         """A JSON file of this folder, or None."""
-        path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return read_json(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
-        write_whole(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.path / name, value)
 
     def _check_owner(self) -> None:
         try:
@@ -121,3 +115,28 @@ class OutputFolder:
                 " resume with the settings it was started with, or name another output folder."
             )
         RecordFile(records, self._settings.hash)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an output folder that exists for this process."""
+    try:
+        lock = (path / LOCK).open("w")
+    except OSError as error:
+        raise OutputError(f"output '{path}' cannot be made: {error.strerror or error}.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(f"output folder '{path}' is in use by another run; wait for it or stop it.") from error
+        yield
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, or None where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

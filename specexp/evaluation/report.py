@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from specexp import tracking
 from specexp.config import TREES, MethodConfig
 from specexp.evaluation import canvas, charts, page, split, table, token_view
 from specexp.evaluation.comparison import Comparison, compare, is_lossless
 from specexp.evaluation.figures import draw_trees
+from specexp.evaluation.outbox import Outbox
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.records import Record, write_whole
 from specexp.evaluation.runner import Prepared, Summary, summary
 from specexp.evaluation.verdict import verdict
 from specexp.evaluation.words import plain
+from specexp.lm import memory
+from specexp.sheets import File, Input, Sheet, logged, now
 
 PAGE = "report.html"
 OUTPUTS = "outputs.json"  # of a flat run: prompts and outputs, for the UI's side-by-side view
 MOST_OUTPUTS = 50
+_TABLE = json.dumps([{"path": OUTPUTS, "type": "table"}])
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,38 +98,58 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
     return found
 
 
-def publish(prepared: Prepared, output: OutputFolder, records: Sequence[Record], report: Report, run_id: str,
-            uid: str) -> None:  # fmt: skip
-    """Log all runs. Called again after a kill, it completes what is missing and repeats nothing."""
+def sheets(
+    prepared: Prepared, output: OutputFolder, records: Sequence[Record], report: Report, uid: str
+) -> list[Sheet]:
+    """What the flat runs are to hold, one for each method and repeat; files of theirs alone are made below `upload`."""
     experiment = prepared.experiment
     methods = {setting.config.label: setting.config for setting in prepared.settings}
     shares = {entry.label: entry.shares for entry in report.comparison.entries}
+    peaks = memory.peaks_of(output.read_json(memory.FILE))
+    found = []
     for (label, repeat), metrics in report.summary.items():
         mine = [r for r in records if (r["label"], r["repeat"]) == (label, repeat)]
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "records.jsonl"
-            path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in mine), encoding="utf-8")
-            content = tracking.RunContent(
-                name=_name(label, repeat, experiment.repeats),
-                tags=_tags(prepared, methods[label], metrics),
-                params=_params(prepared, methods[label], mine[0]["seed"]),
-                metrics={**metrics, **{f"share/{part}": share for part, share in shares[label].items()}},
-                files=[
-                    path,
-                    output.path / "config.json",
-                    output.path / "environments.json",
-                    *_figures(output, methods[label], _name(label, repeat, experiment.repeats), mine),
-                ],
-                dataset=prepared.task.dataset(),
-                tables={OUTPUTS: _outputs(prepared, mine)},
-            )
-            tracking.log_flat(f"{uid}/{label}/{repeat}", content, run_id)
+        name = _name(label, repeat, experiment.repeats)
+        own = Path("upload") / name / OUTPUTS
+        (output.path / own).parent.mkdir(parents=True, exist_ok=True)
+        output.write_json(str(own), _outputs(prepared, mine))
+        files = [
+            File("records.jsonl", only={"label": label, "repeat": repeat}),
+            *(File(each) for each in ("config.json", "environments.json", str(own))),
+            *(File(path.name) for path in _figures(output, methods[label], name, mine)),
+        ]
+        sheet = Sheet(
+            key=f"{uid}/{label}/{repeat}",
+            name=name,
+            # By the tag, MLflow's UI knows the file for a table of outputs.
+            tags={**_tags(prepared, methods[label], metrics), "mlflow.loggedArtifacts": _TABLE},
+            params=logged(_params(prepared, methods[label], mine[0]["seed"])),
+            metrics={
+                **metrics,
+                **{f"share/{part}": share for part, share in shares[label].items()},
+                **memory.metrics(peaks.of(label)),
+            },
+            files=files,
+            inputs=[Input.of(prepared.task.dataset(), "evaluation")],
+            time=now(),
+        )
+        found.append(sheet)
+    return found
+
+
+def main(prepared: Prepared, output: OutputFolder, report: Report, outbox: Outbox) -> Sheet:
+    """What the comparison run is to hold; the first sentence of the verdict is a tag, all are its description.
+
+    Its parameters are those that `mlflow run` logs, raw.
+    """
     names = ("records.jsonl", "config.json", "data.json", "environments.json", "summary.json", "costs.json")
     files = [output.path / name for name in (*names, PAGE)]
-    files += [path for name in ("judges.json", split.FILE) if (path := output.path / name).exists()]
-    files += token_view.files(output)
-    tracking.log_comparison(run_id, _best(report.comparison), files, prepared.task.dataset(), report.verdict)
-    tracking.log_folder(run_id, "figures", [chart.path for chart in report.charts])
+    files += [path for name in ("judges.json", split.FILE, memory.FILE) if (path := output.path / name).exists()]
+    files += [*token_view.files(output), *(chart.path for chart in report.charts)]
+    tags = {"verdict": report.verdict[0], "mlflow.note.content": "\n\n".join(report.verdict)} if report.verdict else {}
+    peaks = memory.peaks_of(output.read_json(memory.FILE))
+    metrics = {**_best(report.comparison), **memory.metrics(peaks.all)}
+    return outbox.main(metrics, files, [Input.of(prepared.task.dataset(), "evaluation")], tags)
 
 
 def _best(comparison: Comparison) -> dict[str, float]:
@@ -135,18 +158,19 @@ def _best(comparison: Comparison) -> dict[str, float]:
     return {"speed/best_lossless_speedup": max(gains)} if gains else {}
 
 
-def _outputs(prepared: Prepared, records: Sequence[Record]) -> dict[str, list[str]]:
-    """The first prompts and what came of them, as columns of text."""
+def _outputs(prepared: Prepared, records: Sequence[Record]) -> dict[str, list[Any]]:
+    """The first prompts and what came of them, in text, as MLflow has tables."""
     turns = {example.prompt_id: example.turns for example in prepared.examples}
     order = {prompt_id: place for place, prompt_id in enumerate(turns)}
     some = sorted(records, key=lambda r: (order[r["prompt_id"]], r["turn"]))[:MOST_OUTPUTS]
     known = {name: ["" if r[name] is None else str(r[name]) for r in some] for name in ("answer", "gold", "correct")}
-    return {
+    columns = {
         "prompt": [turns[r["prompt_id"]][r["turn"]] for r in some],
         "output": [r["text"] for r in some],
         **known,
         "prompt_id": [r["prompt_id"] for r in some],
     }
+    return {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
 
 
 def _figures(output: OutputFolder, method: MethodConfig, name: str, records: Sequence[Record]) -> list[Path]:

@@ -29,11 +29,14 @@ from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.pair import Pair, identity, load_pair
 from specexp.evaluation.records import Record, RecordFile
 from specexp.judge.judge import Judge
+from specexp.lm import memory
+from specexp.lm.runtime import ModelConfig
 from specexp.tasks.example import Example, Task
 from specexp.tasks.task import task
 
 WARM_UP_TOKENS = 24
 BATCHES = 4  # in a row of one setting: rows idle only behind the last of them
+LOWER = "max_new_tokens, gamma or tree_budget"
 SIZES = ("target", "tree_draft", "tree_target")  # of costs: seconds by positions
 MOMENTS = 12  # of a run at which costs are measured: what else the machine does comes and goes
 ROUNDS = 3  # of each kind that are timed at a moment
@@ -186,11 +189,26 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     experiment = prepared.experiment
     groups = list(_groups(prepared, records))
     left = sum(len(jobs) for jobs in groups)
-    total = sum(len(x.turns) for x in prepared.examples) * len(prepared.settings) * experiment.repeats
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids, rows=experiment.batch)
     where = _environment(prepared, output)
-    if left:
-        _warm_up(prepared, engine)
+    peaks = memory.peaks_of(output.read_json(memory.FILE))
+    try:
+        if left:
+            with memory.told("warming up", LOWER, loaded(experiment)):
+                _warm_up(prepared, engine)
+        _decode(prepared, output, records, groups, engine, where, peaks)
+    finally:
+        peaks.take()
+        output.write_json(memory.FILE, peaks.as_dict())
+
+
+def _decode(
+    prepared: Prepared, output: OutputFolder, records: RecordFile, groups: Sequence[Sequence[Job]], engine: Engine,
+    where: str, peaks: memory.Peaks,
+) -> None:  # fmt: skip
+    experiment = prepared.experiment
+    left = sum(len(jobs) for jobs in groups)
+    total = sum(len(x.turns) for x in prepared.examples) * len(prepared.settings) * experiment.repeats
     begun = output.read_json("costs.json")
     measured = [] if begun is None else [begun]
     moments = {i * (len(groups) - 1) // (MOMENTS - 1) for i in range(MOMENTS)}
@@ -199,22 +217,19 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
         for number, jobs in enumerate(groups):
             now = time.perf_counter()
             if number in moments and spent <= SHARE * (now - start):
-                found = measure_costs(prepared) if experiment.batch == 1 else None
+                with memory.told("measuring calls", LOWER, loaded(experiment)):
+                    found = measure_costs(prepared) if experiment.batch == 1 else None
                 spent += time.perf_counter() - now
                 measured += [] if found is None else [found]
                 output.write_json("costs.json", median_of(measured) if measured else None)
             config = jobs[0].setting.config
             bar.set_postfix_str(config.label, refresh=False)
-            try:
+            with memory.told(*_at(prepared, jobs)), peaks.watching(config.label):
                 for place, out in engine.generate_all(requests(prepared, records, jobs)):
                     record = record_of(prepared, jobs[place], out) | {"environment": where}
                     check_identities(record, config.tree, config.bonus)
                     records.append(record)
                     bar.update()
-            except RuntimeError as error:
-                if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to ask for it
-                    raise
-                raise _out_of_memory(error, prepared, jobs) from error
 
 
 def requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job]) -> Iterator[Request]:
@@ -226,15 +241,18 @@ def requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job]) -> It
         yield Request(job.setting.decoder, _prompt(prepared, records, job), experiment.max_new_tokens, dice)
 
 
-def _out_of_memory(error: RuntimeError, prepared: Prepared, jobs: Sequence[Job]) -> ModelError:
-    words = (str(error).strip().splitlines() or ["out of memory"])[0]
+def _at(prepared: Prepared, jobs: Sequence[Job]) -> tuple[str, str, dict[str, ModelConfig]]:
+    """For who runs out of memory at these jobs: where that is, what to lower, and what is loaded."""
     names = [f"'{prepared.examples[job.index].prompt_id}'" for job in jobs]
     batch = prepared.experiment.batch
     which = f"prompt {names[0]}" if batch == 1 else f"prompts {names[0]} to {names[-1]}, {batch} at a time,"
-    return ModelError(
-        f"{which} with {jobs[0].setting.config.label}: {words} Lower {'' if batch == 1 else 'batch, '}max_new_tokens,"
-        " gamma or tree_budget, or choose a smaller dtype or quantization nf4."
-    )
+    lower = LOWER if batch == 1 else f"batch, {LOWER}"
+    return f"{which} with {jobs[0].setting.config.label}", lower, loaded(prepared.experiment)
+
+
+def loaded(experiment: Experiment) -> dict[str, ModelConfig]:
+    """The models as they were asked for."""
+    return {"target": experiment.target, "draft": experiment.draft}
 
 
 def _prompt(prepared: Prepared, records: RecordFile, job: Job) -> list[int]:

@@ -17,8 +17,9 @@ from specexp.decoding.dice import dice_for
 from specexp.engine import Decoder, Engine
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.records import Record
-from specexp.evaluation.runner import Prepared
+from specexp.evaluation.runner import LOWER, Prepared, loaded
 from specexp.evaluation.shares import Stopwatch, TimedDecoder, TimedDice, TimedModel, shares
+from specexp.lm import memory
 
 FILE = "shares.json"
 PROMPTS = 4
@@ -68,9 +69,10 @@ def measure(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
     ) as bar:
         for setting in prepared.settings:
             bar.set_postfix_str(setting.config.label, refresh=False)
-            found[setting.config.label] = seconds(
-                prepared, setting.decoder, prompts, chosen.max_new_tokens, experiment.temperature, bar.update
-            )
+            with memory.told(f"the time split of {setting.config.label}", LOWER, loaded(experiment)):
+                found[setting.config.label] = seconds(
+                    prepared, setting.decoder, prompts, chosen.max_new_tokens, experiment.temperature, bar.update
+                )
     output.write_json(FILE, {"num_prompts": prompts, "max_new_tokens": chosen.max_new_tokens, "seconds": found})
 
 

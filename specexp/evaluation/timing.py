@@ -14,12 +14,12 @@ from typing import Any, Protocol
 from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
-from specexp.errors import ModelError
 from specexp.evaluation.methods import Making, decoder_for
 from specexp.evaluation.metrics import check_identities
 from specexp.evaluation.records import Record
 from specexp.evaluation.runner import Job, Prepared, Setting, record_of
 from specexp.evaluation.statistics import Timed
+from specexp.lm import memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +116,8 @@ def timings(
 
 def once(contender: Contender, index: int, repeat: int) -> Timing:
     """One timing; raises ModelError when memory runs out."""
-    try:
+    with memory.told(contender.name, "max_new_tokens or gamma"):
         return contender.time(index, repeat)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to ask for it
-            raise
-        words = (str(error).strip().splitlines() or ["out of memory"])[0]
-        raise ModelError(
-            f"{contender.name}: {words} Lower max_new_tokens or gamma, or choose a smaller dtype or quantization nf4."
-        ) from error
 
 
 def whole(timings: Sequence[Sequence[Timing]]) -> Timed:

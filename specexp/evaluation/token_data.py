@@ -35,9 +35,10 @@ from specexp.evaluation import runner
 from specexp.evaluation.hindsight import Opinion, opinions, soft
 from specexp.evaluation.methods import LOSSLESS
 from specexp.evaluation.records import Record, RecordFile
-from specexp.evaluation.runner import Job, Prepared, Setting
+from specexp.evaluation.runner import LOWER, Job, Prepared, Setting, loaded
 from specexp.evaluation.spelling import alone, spelled
 from specexp.evaluation.tracing import Emitted, TracedDecoder, tally
+from specexp.lm import memory
 
 VERSION = 1
 COUNTS = ("num_rounds", "num_drafted", "num_accepted", "num_judged", "num_cut", "num_full", "finish_reason")
@@ -54,7 +55,8 @@ def trace(prepared: Prepared, records: RecordFile, chosen: Sequence[int]) -> dic
     with bar:
         for index, turn in turns:
             jobs = [Job(index, turn, setting, 0) for setting in prepared.settings]
-            prompts.append(_prompt(prepared, records, engine, jobs, bar))
+            with memory.told("the token view", LOWER, loaded(experiment)):
+                prompts.append(_prompt(prepared, records, engine, jobs, bar))
     return {
         "version": VERSION,
         "experiment": experiment.name,

@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from specexp.config import MiningConfig
 from specexp.engine import Engine
-from specexp.errors import ModelError, OutputError, PromptError, TaskError
+from specexp.errors import OutputError, PromptError, TaskError
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.pair import Pair, identity, load_pair
 from specexp.judge import features
 from specexp.judge.labels import MANIFEST, LabelSet, pack, unpack
 from specexp.judge.mining import MINED, NO_ANSWER, UNFINISHED, Mined, Miner
+from specexp.lm import memory
 from specexp.tasks.example import Example, Task
 from specexp.tasks.task import task
 
@@ -90,18 +91,12 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
     with tqdm(
         total=len(paths), initial=len(paths) - len(missing), desc="mining", unit="prompt", dynamic_ncols=True
     ) as bar:
-        try:
+        mine = config.experiment
+        loaded = {"target": mine.target, "draft": mine.draft}
+        with memory.told(f"mining {config.batch} prompts at a time", "batch or max_new_tokens", loaded):
             for place, mined in miner.mine_all(prepared.examples[index] for index in missing):
                 _write(paths[missing[place]], mined)
                 bar.update()
-        except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported to ask for it
-                raise
-            words = (str(error).strip().splitlines() or ["out of memory"])[0]
-            raise ModelError(
-                f"mining {config.batch} prompts at a time: {words} Lower batch or max_new_tokens, or choose a smaller"
-                " dtype or quantization nf4."
-            ) from error
     found = assemble(prepared, paths)
     found.write(output.path)
     shutil.rmtree(progress)

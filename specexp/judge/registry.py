@@ -20,6 +20,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
+from specexp import store
 from specexp.errors import JudgeError
 from specexp.judge.judge import FACTS, Facts, Judge
 
@@ -91,7 +92,7 @@ def champion(name: str) -> tuple[str, Judge | None] | None:
     except mlflow.MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
-        raise JudgeError(f"the registry at {mlflow.get_tracking_uri()} does not answer: {error.message}") from error
+        raise
     try:
         return str(found.version), load(f"models:/{name}/{found.version}")
     except JudgeError:
@@ -119,14 +120,21 @@ def load(address: str) -> Judge:
         return Judge.load(_inside(folder))
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            found = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch)
+            with store.quiet():
+                found = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch)
         except (mlflow.MlflowException, OSError, ValueError) as error:
-            words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise JudgeError(
-                f"judge '{address}' is not in the store at {mlflow.get_tracking_uri()}: {words.rstrip('.')}."
-                " Train one: collect_labels, then train_judge."
-            ) from error
+            raise JudgeError(_missing(address, error)) from error
         return Judge.load(_inside(Path(found)))
+
+
+def _missing(address: str, error: Exception) -> str:
+    where, words = store.address(), store.words(error)
+    if where.startswith("http") and store.is_silence(error):
+        return (
+            f"judge '{address}' is in the store at {where}, which does not answer: {words}. Start it, name another one"
+            " in MLFLOW_TRACKING_URI, or give the judge's folder."
+        )
+    return f"judge '{address}' is not in the store at {where}: {words}. Train one: collect_labels, then train_judge."
 
 
 def _inside(folder: Path) -> Path:

@@ -29,6 +29,7 @@ from specexp.errors import ModelError
 from specexp.lm.drafting import draft_chain
 from specexp.lm.graphs import SPARE, Capture, CudaGraphs, Graphs, GraphSession
 from specexp.lm.kv import OwnSession, Pool, near, together, tune, visible
+from specexp.lm.memory import is_exhausted
 from specexp.lm.model import CHUNK, Branches, Feed, Session, in_pieces, one_by_one
 from specexp.lm.offload import Offload, stored
 from specexp.lm.own import OwnForward, refusal
@@ -82,14 +83,14 @@ def load_model(config: ModelConfig, known: int | None = None) -> HFModel:
             module, found = AutoModelForCausalLM.from_pretrained(
                 path, output_loading_info=True, **_source(config, "model"), **placement
             )
-    except torch.OutOfMemoryError as error:
+    except Exception as error:  # whatever a broken folder makes of a loader: its own words, in one line
+        if not is_exhausted(error):
+            raise ModelError(f"model '{config.model}' cannot be loaded ({how}): {_first_line(error)}") from error
         raise ModelError(
             f"model '{config.model}' does not fit ({how}): its weights need about {_needed(path, config)};"
             f" {_first_line(error)} Choose a smaller dtype, quantization nf4, device auto, offload cpu or disk, or a"
             " smaller model."
         ) from error
-    except Exception as error:  # whatever a broken folder makes of a loader: its own words, in one line
-        raise ModelError(f"model '{config.model}' cannot be loaded ({how}): {_first_line(error)}") from error
     if found["missing_keys"]:
         some = ", ".join(sorted(found["missing_keys"])[:3])
         raise ModelError(

@@ -1,0 +1,40 @@
+"""upload: send an output folder's runs to the tracking store, after it did not answer; what is there is not doubled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from entrypoints.common import guarded
+from specexp.errors import OutputError
+
+
+def upload(output: str) -> None:
+    """Send what `output` has to send, each folder under its lock. Raises SpecexpError."""
+    path = Path(output)
+    if not path.is_dir():
+        raise OutputError(f"output '{output}' is not a folder; name one that a command has written.")
+    from specexp import store
+    from specexp.evaluation import outbox
+    from specexp.evaluation.output import locked
+
+    for folder in outbox.folders(path):
+        with locked(folder):
+            sent = outbox.upload(folder)
+        if sent is None:
+            click.echo(f"nothing to do: the store at {store.address()} has all of '{folder}'.")
+        else:
+            runs = "1 run" if sent.num_runs == 1 else f"{sent.num_runs} runs"
+            click.echo(f"sent: {runs} of '{folder}' to {store.address()}")
+            click.echo(sent.charts)
+
+
+@click.command("upload", help=__doc__)
+@click.option("--output", required=True, help="Folder that evaluate or another command has written.")
+def command(output: str) -> None:
+    guarded(lambda: upload(output), "Run the same command again.")
+
+
+if __name__ == "__main__":
+    command(prog_name="python -m entrypoints.upload")

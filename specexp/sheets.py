@@ -1,0 +1,102 @@
+"""What the MLflow runs of one output folder are to hold, written down before it is sent; nothing here knows MLflow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from specexp.tasks.example import Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of the output folder, by its path there, and the artifact folder it goes to.
+
+    With `only`, the lines of a JSONL file that hold these values.
+    """
+
+    path: str
+    to: str = ""
+    only: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A dataset as MLflow has it: a source with {run_id} is in the run itself; `context` says what it is to the run."""
+
+    name: str
+    digest: str  # SHA-256
+    source: str
+    source_type: str
+    num_rows: int
+    context: str
+
+    @classmethod
+    def of(cls, dataset: Dataset, context: str) -> Input:
+        kind = "local" if Path(dataset.source).exists() else "external"
+        return cls(dataset.name, dataset.digest, dataset.source, kind, dataset.num_rows, context)
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """All that one run is to hold. Sent twice, it leaves the same run: `time` (ms) is when its metrics were taken."""
+
+    key: str
+    name: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    files: Sequence[File]
+    inputs: Sequence[Input]
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Tags and metrics for the finished runs that carry `where` and have the parameters `params`."""
+
+    where: Mapping[str, str]
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The flat runs of a folder, and the main run, which is sent last: it is finished when all is there.
+
+    `experiment` is what the environment said of MLflow's experiment.
+    """
+
+    main: Sheet
+    flat: Sequence[Sheet] = ()
+    marks: Sequence[Mark] = ()
+    experiment: Mapping[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, found: Mapping[str, Any]) -> Plan:
+        """From `as_dict`, through JSON. Raises KeyError or TypeError."""
+        flat = [_sheet(each) for each in found["flat"]]
+        return cls(_sheet(found["main"]), flat, [Mark(**each) for each in found["marks"]], found["experiment"])
+
+
+def _sheet(found: Mapping[str, Any]) -> Sheet:
+    files, inputs = [File(**each) for each in found["files"]], [Input(**each) for each in found["inputs"]]
+    return Sheet(**{**found, "files": files, "inputs": inputs})
+
+
+def now() -> int:
+    """Milliseconds since the epoch, as MLflow dates metrics."""
+    return int(time.time() * 1000)
+
+
+def logged(params: Mapping[str, object]) -> dict[str, str]:
+    """Parameters as text; those that are nothing are not logged."""
+    return {key: str(value) for key, value in params.items() if value not in (None, "")}
