@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from specexp import config
@@ -21,7 +20,6 @@ COLUMN = "prompt"
 PARAMETERS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
 FORMATS = ("dataframe_records", "dataframe_split", "inputs", "instances")
 MOST_PROMPTS = 256  # of one request
-_MOST_TOP_K = 1 << 30
 _LIKE = '{"dataframe_records": [{"prompt": "..."}], "params": {"temperature": 0.7}}'
 
 
@@ -93,8 +91,7 @@ def settings(experiment: Experiment, params: Mapping[str, Any] | None, most_new_
         faults.append(f"max_new_tokens is {asked.max_new_tokens}; this decoder emits at most {most_new_tokens}.")
     if faults:
         raise RequestError("\n".join(faults))
-    # Beyond any vocabulary all are alike, but for arrays, which hold no such number.
-    return replace(asked, top_k=min(asked.top_k, _MOST_TOP_K))
+    return asked
 
 
 def _read(data: bytes | str) -> dict[str, Any]:
