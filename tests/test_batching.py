@@ -30,7 +30,10 @@ def measured(prepared: Prepared) -> batching.Batched:
         Own(name, prepared, setting) for name, setting in zip(("plain", "chain_k3"), prepared.settings, strict=False)
     ]
     with tqdm(disable=True) as bar:
-        return batching.measure(prepared, own, 4, bar)
+        made = batching.Batching(prepared, own, 4, bar)
+        for _ in range(batching.num_turns(prepared)):
+            made.turn()
+        return made.found()
 
 
 def test_both_methods_are_timed_at_both_sizes_on_several_batches_of_prompts(

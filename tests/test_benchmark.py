@@ -274,3 +274,12 @@ def test_what_cannot_be_compiled_is_left_out_with_the_reason(workplace: Path, mo
     assert "generate_compiled" not in found["methods"]
     assert "no_such_cache" in found["skipped"]["generate_compiled"]
     assert "generate_compiled" in result.output
+
+
+def test_what_is_done_between_timings_is_spread_over_them() -> None:
+    done: dict[str, list[int]] = {"costs": [], "batch": []}
+    now = [0]
+    spread = benchmark._Spread(20, {lambda: done["costs"].append(now[0]): 5, lambda: done["batch"].append(now[0]): 2})
+    for now[0] in range(20):
+        spread()
+    assert done == {"costs": [0, 4, 8, 12, 16], "batch": [0, 10]}

@@ -48,35 +48,47 @@ class Batched:
         return {"size": self.size, "prompts": self.num_prompts, "methods": methods}
 
 
-def measure(prepared: Prepared, contenders: Sequence[Own], size: int, bar: Any) -> Batched:
-    """Time these methods at both sizes. Raises ModelError when memory runs out."""
-    prompts = _prompts(prepared, BATCHES * size)
-    passes: list[tuple[Own, int]] = list(product(contenders, (1, size)))
-    for contender, rows in passes:
-        _pass(prepared, contender, rows, list(prompts.values())[:size], WARM_UP_TOKENS)
-    seconds: dict[Pass, list[float]] = {(contender.name, rows): [] for contender, rows in passes}
-    outputs: dict[str, list[list[int]]] = {}
-    for repeat in range(_repeats(prepared)):
-        for contender, rows in rotated(passes, repeat, 0):
-            bar.set_postfix_str(named(contender.name, rows))
-            limit = prepared.experiment.max_new_tokens
-            taken, found = _pass(prepared, contender, rows, list(prompts.values()), limit)
-            seconds[contender.name, rows].append(taken)
-            outputs[named(contender.name, rows)] = found
-            bar.update()
-    model = prepared.pair.models["target"]
-    assert isinstance(model, HFModel)
-    reference = named(contenders[0].name, 1)
-    unequal = differences(prepared.pair, model.module.dtype, prompts, outputs, reference)
-    return Batched(size, len(prompts), seconds, unequal)
+class Batching:
+    """These methods at both sizes, a turn at a time: turns stand apart, since what else the machine does passes.
+
+    Raises ModelError when memory runs out.
+    """
+
+    def __init__(self, prepared: Prepared, contenders: Sequence[Own], size: int, bar: Any) -> None:
+        self._prepared, self._size, self._bar = prepared, size, bar
+        self._prompts = _prompts(prepared, BATCHES * size)
+        self._passes: list[tuple[Own, int]] = list(product(contenders, (1, size)))
+        self._seconds: dict[Pass, list[float]] = {(contender.name, rows): [] for contender, rows in self._passes}
+        self._outputs: dict[str, list[list[int]]] = {}
+        for contender, rows in self._passes:
+            _pass(prepared, contender, rows, list(self._prompts.values())[:size], WARM_UP_TOKENS)
+
+    def turn(self) -> None:
+        """Time every pass once, beginning with another one than the turn before."""
+        done = len(self._seconds[self._passes[0][0].name, 1])
+        for contender, rows in rotated(self._passes, done, 0):
+            self._bar.set_postfix_str(named(contender.name, rows))
+            limit = self._prepared.experiment.max_new_tokens
+            taken, found = _pass(self._prepared, contender, rows, list(self._prompts.values()), limit)
+            self._seconds[contender.name, rows].append(taken)
+            self._outputs[named(contender.name, rows)] = found
+            self._bar.update()
+
+    def found(self) -> Batched:
+        """All turns, and whether both sizes emitted the same."""
+        model = self._prepared.pair.models["target"]
+        assert isinstance(model, HFModel)
+        reference = named(self._passes[0][0].name, 1)
+        unequal = differences(self._prepared.pair, model.module.dtype, self._prompts, self._outputs, reference)
+        return Batched(self._size, len(self._prompts), self._seconds, unequal)
 
 
 def num_passes(prepared: Prepared, num_contenders: int) -> int:
-    return 2 * num_contenders * _repeats(prepared)
+    return 2 * num_contenders * num_turns(prepared)
 
 
-def _repeats(prepared: Prepared) -> int:
-    """Half as many as of single prompts: a pass is long."""
+def num_turns(prepared: Prepared) -> int:
+    """Half as many as repeats of single prompts: a pass is long."""
     return max(1, prepared.experiment.repeats // 2)
 
 

@@ -8,7 +8,7 @@ repeat. What the numbers come to is in `benchmark_report.py`; nothing here knows
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,8 +76,9 @@ def measure(prepared: Prepared, with_compiled: bool) -> Measured:
         outputs, failed = _outputs(prepared, greedy, bar)
         skipped |= failed
         found = _differences(prepared, outputs)
-        searching, timing = _Costing(prepared), _Costing(prepared)
-        search = timings([greedy[name] for name in (PLAIN, *chains, *assisted)], num_prompts, repeats, bar, searching)
+        costing = _Costing(prepared)
+        asked = [greedy[name] for name in (PLAIN, *chains, *assisted)]
+        search = timings(asked, num_prompts, repeats, bar, _Spread(repeats * num_prompts, costing.by_times))
         best = max(chains, key=lambda name: rate(decoding(search[name])).value)
         gamma = own[best].gamma
         chosen = [c for name, c in greedy.items() if name not in {*chains, *assisted, *skipped} or c.gamma == gamma]
@@ -85,24 +86,29 @@ def measure(prepared: Prepared, with_compiled: bool) -> Measured:
         sampling += [_sampling(theirs[name]) for name in (GENERATE, f"assisted_k{gamma}")]
         for contender in sampling:
             once(contender, 0, 0)
-        timed = timings([*chosen, *sampling], num_prompts, repeats, bar, timing)
-        batched = batching.measure(prepared, [own[PLAIN], own[best]], size, bar) if size > 1 else None
+        recosting = _Costing(prepared)
+        between = dict(recosting.by_times)
+        batched = batching.Batching(prepared, [own[PLAIN], own[best]], size, bar) if size > 1 else None
+        if batched is not None:
+            between[batched.turn] = batching.num_turns(prepared)
+        timed = timings([*chosen, *sampling], num_prompts, repeats, bar, _Spread(repeats * num_prompts, between))
+    together = batched.found() if batched is not None else None
     model = prepared.pair.models["target"]
     assert isinstance(model, HFModel)
     middle = [len(ids) + len(t[0].token_ids) / 2 for ids, t in zip(prepared.prompts, timed[PLAIN], strict=True)]
     return Measured(
         prepared,
         environment.describe(prepared.pair.models, prepared.pair.text.facts()),
-        [*found, *(batched.differences if batched else ())],
+        [*found, *(together.differences if together else ())],
         skipped,
         gamma,
         search,
         timed,
-        searching.found(),
-        timing.found(),
+        costing.found(),
+        recosting.found(),
         {name: _split(own[name]) for name in (PLAIN, best)},
         floor.measure(model, sum(middle) / len(middle)),
-        batched,
+        together,
     )
 
 
@@ -176,24 +182,40 @@ def _differences(prepared: Prepared, outputs: Mapping[str, list[list[int]]]) -> 
 
 
 class _Costing:
-    """Called ahead of each prompt, it measures what calls cost at every EVERY-th."""
+    """What calls cost, measured at several moments."""
 
     def __init__(self, prepared: Prepared) -> None:
         self._prepared = prepared
-        self._num_called = 0
         self._measured: list[Mapping[str, Any]] = []
 
-    def __call__(self) -> None:
-        if self._num_called % EVERY == 0:
-            found = runner.measure_costs(self._prepared)
-            assert found is not None, "a benchmark has chains"
-            self._measured.append(found)
-        self._num_called += 1
+    @property
+    def by_times(self) -> dict[Callable[[], None], int]:
+        """One measurement, and how many a phase of timings is to have."""
+        return {self.measure: -(-self._prepared.experiment.repeats * len(self._prepared.prompts) // EVERY)}
+
+    def measure(self) -> None:
+        found = runner.measure_costs(self._prepared)
+        assert found is not None, "a benchmark has chains"
+        self._measured.append(found)
 
     def found(self) -> Mapping[str, Any]:
         """Medians of what was measured."""
         found: Mapping[str, Any] = runner.median_of(self._measured)
         return found
+
+
+class _Spread:
+    """Called `calls` times, it does each work so many times, evenly spread."""
+
+    def __init__(self, calls: int, by_times: Mapping[Callable[[], None], int]) -> None:
+        self._moments = [(work, {i * calls // times for i in range(times)}) for work, times in by_times.items()]
+        self._num_called = 0
+
+    def __call__(self) -> None:
+        for work, moments in self._moments:
+            if self._num_called in moments:
+                work()
+        self._num_called += 1
 
 
 def _split(contender: Own) -> dict[str, float]:
