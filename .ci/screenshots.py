@@ -73,6 +73,12 @@ def close_notes(driver: Any) -> None:
             button.click()
 
 
+def hide_paths(driver: Any) -> None:
+    """Where the artifacts stand on this machine is nobody's business."""
+    for line in driver.find_elements(By.XPATH, "//*[starts-with(normalize-space(text()), 'Path:')]"):
+        driver.execute_script("arguments[0].style.visibility = 'hidden'", line)
+
+
 def search(pattern: str) -> Callable[[Any], None]:
     """Leave the charts whose metric matches."""
 
@@ -151,6 +157,7 @@ def take(window: Any, page: Page, folder: Path) -> None:
     WebDriverWait(window, PATIENCE).until(lambda w: page.shows in w.find_element(By.TAG_NAME, "body").text)
     time.sleep(SETTLE)
     close_notes(window)
+    hide_paths(window)
     page.prepare(window)
     time.sleep(SETTLE)
     path = folder / f"{page.name}.png"
