@@ -37,7 +37,7 @@ SETTINGS = {
     "batch": "Prompts together in the timing of a batch; everything else is timed one prompt at a time [16].",
 }
 FULL = {"repeats": 5, "gamma": [2, 4, 6, 8, 12, 16], "batch": 16}
-QUICK = {"repeats": 3, "gamma": [4, 8], "limit": 3, "max_new_tokens": 64, "batch": 16}
+QUICK = {"repeats": 2, "gamma": [4, 8], "limit": 3, "max_new_tokens": 48, "batch": 16}
 # Greedy; temperature 0.7 is timed beside it.
 FIXED = {"methods": "baseline,speculative", "temperature": "0", "top_k": "0", "top_p": "1"}
 

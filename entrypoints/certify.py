@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -51,6 +50,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
         facts = environment.describe(subject.prepared.pair.models, subject.prepared.pair.text.facts())
         where = environment.name_of(facts)
         folder.write_json("environments.json", {**(folder.read_json("environments.json") or {}), where: facts})
+        from specexp import tracking
         from specexp.evaluation import certificate_report as report
         from specexp.evaluation.outbox import Outbox
 
@@ -68,7 +68,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
             click.echo(report.text(subject, found))
             sent = outbox.add([], [report.mark(subject, found)])
         else:
-            attached = "MLFLOW_RUN_ID" in os.environ
+            attached = tracking.attached()
             with outbox.open(timed=False):
                 found = examining.examine(subject, asked.samples, dict(checks), note)
                 folder.write_json(report.FILE, report.as_json(subject, found, asked, where))

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -20,6 +20,9 @@ from specexp.errors import ConfigError, unknown
 from specexp.lm.runtime import ATTENTIONS, CHAT_TEMPLATES, DTYPES, OFFLOADS, QUANTIZATIONS, TOY, ModelConfig, ToyConfig
 from specexp.tasks.gsm8k import SHOTS
 from specexp.tasks.source import DataConfig
+
+if TYPE_CHECKING:
+    from specexp.decoding.asks import Role
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 KINDS = ("experiments", "models", "methods", "templates")
@@ -103,6 +106,11 @@ class Experiment:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def models(self) -> dict[Role, ModelConfig]:
+        """Both models, by role."""
+        return {"target": self.target, "draft": self.draft}
 
     @property
     def hash(self) -> str:

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import click
 from click.testing import CliRunner, Result
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
@@ -21,12 +22,17 @@ CLOCKS = ("seconds", "prefill_seconds", "time_to_first_token", "environment")
 SMALL = ["--limit", "2", "--max-new-tokens", "30"]
 
 
-def evaluate(*arguments: str) -> Result:
+def invoke(command: click.Command, *arguments: str, stdin: bytes | None = None) -> Result:
+    """Run an entry point; what it does on SIGTERM ends with it."""
     before = signal.getsignal(signal.SIGTERM)
     try:
-        return CliRunner().invoke(command, list(arguments))
+        return CliRunner().invoke(command, list(arguments), input=stdin)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def evaluate(*arguments: str) -> Result:
+    return invoke(command, *arguments)
 
 
 def records(output: Path) -> list[dict[str, Any]]:

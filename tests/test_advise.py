@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from clocked import Clock, ClockedToy, prepared_toy
 from entrypoints import validate
 from entrypoints.advise import command, resolve
 from judges import judge_for
-from running import evaluate, records, refused, runs
+from running import evaluate, invoke, records, refused, runs
 from specexp import config
 from specexp.evaluation import runner
 from specexp.evaluation.advice import Advice, measure, settled
@@ -34,11 +33,7 @@ SMALL = ["--experiment", "toy_quick", "--limit", "3", "--max-new-tokens", "20", 
 
 
 def advise(*arguments: str) -> Result:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        return CliRunner().invoke(command, list(arguments))
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return invoke(command, *arguments)
 
 
 def advised(

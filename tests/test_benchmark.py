@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from entrypoints.benchmark import command
-from running import refused, runs
+from running import invoke, refused, runs
 from specexp import config
 from specexp.decoding import chain, rules
 from specexp.engine import Engine
@@ -41,11 +40,7 @@ def small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: str) -> Result:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        return CliRunner().invoke(command, list(arguments))
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return invoke(command, *arguments)
 
 
 @pytest.fixture(scope="module")

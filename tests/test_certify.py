@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from mlflow.tracking import MlflowClient
 
 from entrypoints import certify as entry
 from judges import judge_for
-from running import evaluate, flat_runs, refused, runs
+from running import evaluate, flat_runs, invoke, refused, runs
 from specexp.decoding import chain, specexec
 from specexp.evaluation import certificate, own_models, sampled
 from specexp.judge import features
@@ -27,11 +26,7 @@ ORACLE, PLAIN, EQUAL, SAMPLES = certificate.NAMES
 
 
 def certify(*arguments: str) -> Result:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        return CliRunner().invoke(entry.command, list(arguments))
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return invoke(entry.command, *arguments)
 
 
 def written(folder: Path = Path("out")) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -17,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from mlflow.tracking import MlflowClient
 from safetensors.numpy import load_file
 
 from entrypoints import collect_labels, main
-from running import evaluate, flat_runs, records, runs, tiny
+from running import evaluate, flat_runs, invoke, records, runs, tiny
 from specexp.engine import Engine
 from specexp.judge import collecting, registry
 from specexp.judge.labels import LabelSet
@@ -31,14 +30,6 @@ from specexp.tasks import arith
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("labels.parquet", "features.safetensors", "manifest.json")
 SMALL = ["--limit", "5", "--max-new-tokens", "120"]
-
-
-def invoke(command: Any, *arguments: str) -> Result:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        return CliRunner().invoke(command, list(arguments))
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def collect(*arguments: str) -> Result:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 import specexp
 from entrypoints import generate
+from running import invoke
 from specexp.engine import Engine
 from specexp.evaluation.pair import TokenizerText
 from specexp.evaluation.pieces import Pieces
@@ -22,11 +23,7 @@ METHODS = ("baseline", "draft_only", "speculative", "lookup", "topk", "specexec"
 
 
 def run(*arguments: str, stdin: bytes | None = None) -> Result:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        return CliRunner().invoke(generate.command, list(arguments), input=stdin)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return invoke(generate.command, *arguments, stdin=stdin)
 
 
 @pytest.fixture(scope="module")

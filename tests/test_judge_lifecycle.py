@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from mlflow.tracking import MlflowClient
 
 from entrypoints import train_judge
 from judges import judge_for, label_set
-from running import evaluate, flat_runs, records, refused, runs
+from running import evaluate, flat_runs, invoke, records, refused, runs
 from specexp.errors import JudgeError
 from specexp.judge import calibration, comparing, features, registry
 from specexp.judge.judge import Judge
@@ -26,11 +25,7 @@ from specexp.judge.training import Splits, train_logistic, train_mlp
 
 
 def train(*arguments: str) -> Result:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        return CliRunner().invoke(train_judge.command, list(arguments))
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return invoke(train_judge.command, *arguments)
 
 
 def quiet(metrics: dict[str, float], step: int) -> None:

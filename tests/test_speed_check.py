@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from entrypoints.speed_check import command
+from running import invoke
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(*arguments: str) -> Result:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        return CliRunner().invoke(command, list(arguments))
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return invoke(command, *arguments)
 
 
 def test_a_tiny_pair_is_measured_on_a_cpu(tmp_path: Path) -> None:

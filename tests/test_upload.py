@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
@@ -26,7 +25,7 @@ from entrypoints.collect_labels import command as collect_labels
 from entrypoints.train_judge import command as train_judge
 from entrypoints.upload import command
 from judges import label_set
-from running import comparison_runs, evaluate, flat_runs, records, refused, runs
+from running import comparison_runs, evaluate, flat_runs, invoke, records, refused, runs
 from specexp import store
 from tracking_server import serving
 
@@ -37,14 +36,6 @@ TOY = [
 ]  # fmt: skip
 DEAD = "http://127.0.0.1:9"  # the port of `discard`, where no one listens
 WRITES = ("create_run", "log_batch", "log_inputs", "log_artifact", "set_terminated")
-
-
-def invoke(command: Any, *arguments: str) -> Result:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        return CliRunner().invoke(command, list(arguments))
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def upload(*arguments: str) -> Result:

@@ -2,10 +2,9 @@
 
 Forwards alone, without sampling or accepting, so that what a method loses outside them shows as unrealised speed. Plain
 steps are timed in a row, as plain decoding makes them; draft calls and verifying calls in rounds: a model that runs
-behind another finds less of itself in the processor's caches. A draft that makes its chain in one go is timed doing so,
-greedily, its argmax included. Each row and round is timed behind an untimed one of its
-kind, for the same reason. Chains and trees are measured apart, since a tree's call
-takes a mask.
+behind another finds less of itself in the processor's caches. A draft that makes its chain in one go is timed doing
+so, greedily, its argmax included. Each row and round is timed behind an untimed one of its kind, for the same reason.
+Chains and trees are measured apart, since a tree's call takes a mask.
 """
 
 from __future__ import annotations

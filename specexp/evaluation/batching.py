@@ -16,7 +16,7 @@ from specexp.decoding.dice import CertainDice
 from specexp.engine import Engine, Request
 from specexp.errors import PromptError
 from specexp.evaluation.equality import Difference, differences
-from specexp.evaluation.runner import Prepared, loaded
+from specexp.evaluation.runner import Prepared
 from specexp.evaluation.statistics import Timed, rate, rate_ratio
 from specexp.evaluation.timing import Own, rotated
 from specexp.lm import memory
@@ -118,7 +118,7 @@ def _pass(
     prepared.pair.models["target"].wait()
     start = time.perf_counter()
     what = f"{contender.name}, {rows} prompts at a time"
-    with memory.told(what, "batch or max_new_tokens", loaded(prepared.experiment)):
+    with memory.told(what, "batch or max_new_tokens", prepared.experiment.models):
         requests = (Request(contender.setting.decoder, ids, limit, CertainDice()) for ids in prompts)
         found = dict(engine.generate_all(requests))
     return time.perf_counter() - start, [found[place].token_ids for place in range(len(prompts))]

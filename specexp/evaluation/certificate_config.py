@@ -39,7 +39,8 @@ class CertificateConfig:
 
 def resolve(experiment: str, method: str, samples: str, flags: Mapping[str, Any]) -> CertificateConfig:
     """One method of an experiment, beside plain decoding. Raises ConfigError with every fault."""
-    faults = _faults(method)
+    wrong = _faults(method)
+    faults = [*wrong]
     number = SAMPLES
     if samples:
         number = int(samples) if samples.isdigit() else 0
@@ -52,7 +53,7 @@ def resolve(experiment: str, method: str, samples: str, flags: Mapping[str, Any]
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
     labels = [found.label for found in resolved.methods if found.method != PLAIN or method == PLAIN]
-    if len(labels) > 1 and not _faults(method):
+    if len(labels) > 1 and not wrong:
         faults.append(
             f"method '{method}' makes {len(labels)} settings here ({', '.join(labels)}); a certificate is of one: give"
             " one value of gamma, tree_budget, threshold and accept_k."

@@ -11,7 +11,7 @@ from specexp.config import MethodConfig
 from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
 from specexp.evaluation.equality import Draws
-from specexp.evaluation.runner import Prepared, Setting, loaded
+from specexp.evaluation.runner import Prepared, Setting
 from specexp.judge.judge import Judge
 from specexp.lm import memory
 from specexp.lm.runtime import ModelConfig
@@ -114,7 +114,7 @@ def arithmetic(model: ModelConfig) -> str:
 def in_memory(subject: Subject) -> Iterator[None]:
     """Raise ModelError where memory runs out."""
     lower = "batch (samples are drawn so many at a time), max_new_tokens, gamma or tree_budget"
-    with memory.told(subject.method.label, lower, loaded(subject.prepared.experiment)):
+    with memory.told(subject.method.label, lower, subject.prepared.experiment.models):
         yield
 
 

@@ -12,7 +12,7 @@ from specexp.config import Experiment
 from specexp.decoding.asks import Role
 from specexp.errors import ModelError
 from specexp.lm.model import Model
-from specexp.lm.runtime import ModelConfig, ToyConfig, check_vocabulary, shared_vocabulary
+from specexp.lm.runtime import ToyConfig, check_vocabulary, shared_vocabulary
 from specexp.lm.toy import ToyModel
 from specexp.tasks.example import Message
 
@@ -127,7 +127,7 @@ def load_pair(experiment: Experiment, roles: Set[Role]) -> Pair:
             f"model '{experiment.target.model}' needs the package '{error.name}', which is not installed;"
             f" pip install {error.name}, or try the numpy pair (experiment toy_quick)."
         ) from error
-    configs: dict[Role, ModelConfig] = {"target": experiment.target, "draft": experiment.draft}
+    configs = experiment.models
     tokenizer = hf.load_tokenizer(experiment.target)
     chat = experiment.target.chat_template == "own"
     if chat and not tokenizer.chat_template:

@@ -58,8 +58,10 @@ def _models(experiment: Experiment) -> dict[str, Any]:
         return {"pair": experiment.pair, "toy": asdict(experiment.toy)}
     if experiment.pair in config.preset_names("models"):
         return {"pair": experiment.pair}
-    models = {"target": experiment.target, "draft": experiment.draft}
-    return {role: {key: value for key, value in asdict(model).items() if value != ""} for role, model in models.items()}
+    return {
+        role: {key: value for key, value in asdict(model).items() if value != ""}
+        for role, model in experiment.models.items()
+    }
 
 
 def _method(method: MethodConfig) -> dict[str, Any]:

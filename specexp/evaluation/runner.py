@@ -194,7 +194,7 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     peaks = memory.peaks_of(output.read_json(memory.FILE))
     try:
         if left:
-            with memory.told("warming up", LOWER, loaded(experiment)):
+            with memory.told("warming up", LOWER, experiment.models):
                 _warm_up(prepared, engine)
         _decode(prepared, output, records, groups, engine, where, peaks)
     finally:
@@ -217,7 +217,7 @@ def _decode(
         for number, jobs in enumerate(groups):
             now = time.perf_counter()
             if number in moments and spent <= SHARE * (now - start):
-                with memory.told("measuring calls", LOWER, loaded(experiment)):
+                with memory.told("measuring calls", LOWER, experiment.models):
                     found = measure_costs(prepared) if experiment.batch == 1 else None
                 spent += time.perf_counter() - now
                 measured += [] if found is None else [found]
@@ -241,18 +241,13 @@ def requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job]) -> It
         yield Request(job.setting.decoder, _prompt(prepared, records, job), experiment.max_new_tokens, dice)
 
 
-def _at(prepared: Prepared, jobs: Sequence[Job]) -> tuple[str, str, dict[str, ModelConfig]]:
+def _at(prepared: Prepared, jobs: Sequence[Job]) -> tuple[str, str, dict[Role, ModelConfig]]:
     """For who runs out of memory at these jobs: where that is, what to lower, and what is loaded."""
     names = [f"'{prepared.examples[job.index].prompt_id}'" for job in jobs]
     batch = prepared.experiment.batch
     which = f"prompt {names[0]}" if batch == 1 else f"prompts {names[0]} to {names[-1]}, {batch} at a time,"
     lower = LOWER if batch == 1 else f"batch, {LOWER}"
-    return f"{which} with {jobs[0].setting.config.label}", lower, loaded(prepared.experiment)
-
-
-def loaded(experiment: Experiment) -> dict[str, ModelConfig]:
-    """The models as they were asked for."""
-    return {"target": experiment.target, "draft": experiment.draft}
+    return f"{which} with {jobs[0].setting.config.label}", lower, prepared.experiment.models
 
 
 def _prompt(prepared: Prepared, records: RecordFile, job: Job) -> list[int]:

@@ -17,7 +17,7 @@ from specexp.decoding.dice import dice_for
 from specexp.engine import Decoder, Engine
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.records import Record
-from specexp.evaluation.runner import LOWER, Prepared, loaded
+from specexp.evaluation.runner import LOWER, Prepared
 from specexp.evaluation.shares import Stopwatch, TimedDecoder, TimedDice, TimedModel, shares
 from specexp.lm import memory
 
@@ -69,7 +69,7 @@ def measure(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
     ) as bar:
         for setting in prepared.settings:
             bar.set_postfix_str(setting.config.label, refresh=False)
-            with memory.told(f"the time split of {setting.config.label}", LOWER, loaded(experiment)):
+            with memory.told(f"the time split of {setting.config.label}", LOWER, experiment.models):
                 found[setting.config.label] = seconds(
                     prepared, setting.decoder, prompts, chosen.max_new_tokens, experiment.temperature, bar.update
                 )

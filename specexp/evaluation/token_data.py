@@ -35,7 +35,7 @@ from specexp.evaluation import runner
 from specexp.evaluation.hindsight import Opinion, opinions, soft
 from specexp.evaluation.methods import LOSSLESS
 from specexp.evaluation.records import Record, RecordFile
-from specexp.evaluation.runner import LOWER, Job, Prepared, Setting, loaded
+from specexp.evaluation.runner import LOWER, Job, Prepared, Setting
 from specexp.evaluation.spelling import alone, spelled
 from specexp.evaluation.tracing import Emitted, TracedDecoder, tally
 from specexp.lm import memory
@@ -55,7 +55,7 @@ def trace(prepared: Prepared, records: RecordFile, chosen: Sequence[int]) -> dic
     with bar:
         for index, turn in turns:
             jobs = [Job(index, turn, setting, 0) for setting in prepared.settings]
-            with memory.told("the token view", LOWER, loaded(experiment)):
+            with memory.told("the token view", LOWER, experiment.models):
                 prompts.append(_prompt(prepared, records, engine, jobs, bar))
     return {
         "version": VERSION,

@@ -91,9 +91,8 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
     with tqdm(
         total=len(paths), initial=len(paths) - len(missing), desc="mining", unit="prompt", dynamic_ncols=True
     ) as bar:
-        mine = config.experiment
-        loaded = {"target": mine.target, "draft": mine.draft}
-        with memory.told(f"mining {config.batch} prompts at a time", "batch or max_new_tokens", loaded):
+        models, what = config.experiment.models, f"mining {config.batch} prompts at a time"
+        with memory.told(what, "batch or max_new_tokens", models):
             for place, mined in miner.mine_all(prepared.examples[index] for index in missing):
                 _write(paths[missing[place]], mined)
                 bar.update()

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from specexp.decoding.asks import Role
 from specexp.errors import ModelError
 from specexp.lm.runtime import ModelConfig
 
@@ -96,7 +97,7 @@ def is_exhausted(error: BaseException) -> bool:
     return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in _OF_CPU))
 
 
-def way_out(error: BaseException, lower: str, models: Mapping[str, ModelConfig] | None = None) -> str:
+def way_out(error: BaseException, lower: str, models: Mapping[Role, ModelConfig] | None = None) -> str:
     """What ran out, what to lower and what to load otherwise, in one line; `models` are those that are loaded."""
     first = (str(error).strip().splitlines() or ["out of memory"])[0]
     loaded = ", ".join(f"{role} {_how(config)}" for role, config in (models or {}).items())
@@ -113,7 +114,7 @@ def _how(config: ModelConfig) -> str:
 
 
 @contextmanager
-def told(what: str, lower: str, models: Mapping[str, ModelConfig] | None = None) -> Iterator[None]:
+def told(what: str, lower: str, models: Mapping[Role, ModelConfig] | None = None) -> Iterator[None]:
     """Inside, memory that runs out is a ModelError: at what, with which models, and what to change."""
     try:
         yield

@@ -64,8 +64,8 @@ def refer(pair: LoadedPair, asked: Experiment, most_new_tokens: int) -> Referenc
     """The reference of a loaded pair, with folders made absolute and revisions of the hub pinned."""
     roles = roles_of(asked.methods[0])
     identity = {key: value for key, value in pair.identity().items() if key not in ("target", "draft") or key in roles}
-    folders = {}
-    models: dict[str, ModelConfig] = {"target": asked.target, "draft": asked.draft}
+    folders: dict[str, str] = {}
+    models = asked.models
     for role, model in models.items() if asked.toy is None else ():
         from specexp.lm import hf
 
@@ -139,7 +139,7 @@ def _here(reference: Reference, device: str) -> Experiment:
         return experiment
     from specexp.lm import hf
 
-    models: dict[str, ModelConfig] = {"target": experiment.target, "draft": experiment.draft}
+    models = experiment.models
     for role, model in models.items():
         if model.model.startswith(hf.ZOO_PREFIX) and not Path(hf.resolve(model.model)).is_dir():
             model = replace(model, model=reference.folders[role])
