@@ -1,6 +1,7 @@
 # make demo      install, then run the main job on the embedded pair
 # make test      install with the test tools, then ruff, mypy and the fast tests
-# make test-all  the same with every test
+# make test-all  ruff, mypy, and every test that CI can bear
+# make test-nightly  what is too long for CI: matrices of models, long kills, runs over real data sets
 # make ui        open the MLflow UI on what was run
 # make presets   list what ships by name
 # make evaluate ARGS="-P experiment=arith_compare"
@@ -20,17 +21,20 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all check ui presets evaluate benchmark labels judge screenshots clean
+.PHONY: demo test test-all test-nightly check ui presets evaluate benchmark labels judge screenshots clean
 .PHONY: docker-cpu docker-gpu docker-project
 
 demo: $(VENV)/.installed
 	mlflow run . --env-manager local -P output=runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 test: check
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not nightly"
 
 test-all: check
-	$(PYTEST)
+	$(PYTEST) -m "not nightly"
+
+test-nightly: check
+	$(PYTEST) -m nightly
 
 check: $(VENV)/.installed-test
 	ruff check .
