@@ -1,7 +1,8 @@
 """Seeded bugs: the package with one line of its source changed, imported beside the real one.
 
 `mutated(bug)` yields a fresh import of specexp in which `bug.old` (which must stand exactly once in its file) reads
-`bug.new`; afterwards the real modules are back.
+`bug.new`; afterwards the real modules are back. `tests/test_seeded_bugs.py` runs whole test files on the bugs of
+`FILE_BUGS`, each in a process of its own (`seeded_bug.py`).
 """
 
 from __future__ import annotations
@@ -49,6 +50,13 @@ class _Finder(importlib.abc.MetaPathFinder):
         loader.bug = self.bug
         spec.loader = loader
         return spec
+
+
+def install(bug: Bug) -> None:
+    """Import the package with this bug in it from now on, in a process that has not imported it yet."""
+    if any(name.split(".")[0] == "specexp" for name in sys.modules):
+        raise RuntimeError("specexp is imported already: the bug would not be in it")
+    sys.meta_path.insert(0, _Finder(bug))
 
 
 @contextlib.contextmanager
@@ -276,3 +284,71 @@ BATCH_BUGS = [
     Bug("hidden rows of another chain", ENGINE, 'self._feed("draft", [c.run for c in behind], fed), strict=True)', 'self._feed("draft", [c.run for c in behind], fed)[::-1], strict=True)'),
     Bug("the best tokens of another row", ENGINE, "        for pair in ranked:\n", "        for pair in ranked[::-1]:\n"),
 ]  # fmt: skip
+
+PAIRED, STATISTICS, METRICS = (
+    "specexp.evaluation.paired", "specexp.evaluation.statistics", "specexp.evaluation.metrics",
+)  # fmt: skip
+CALIBRATION, LABELS = "specexp.judge.calibration", "specexp.judge.labels"
+
+# Bugs that the tests of these files must catch by themselves: `pytest` on them fails.
+FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
+    ("test_paired.py",): [
+        Bug("pairing of repeats is ignored", PAIRED, 'theirs[r["prompt_id"], r["turn"], r["repeat"]])', 'theirs[r["prompt_id"], r["turn"], 0])'),
+        Bug("pairing of turns is ignored", PAIRED, 'theirs[r["prompt_id"], r["turn"], r["repeat"]])', 'theirs[r["prompt_id"], 0, r["repeat"]])'),
+        Bug("a speed-up is upside down", PAIRED, "return rate(0) / rate(1)", "return rate(1) / rate(0)"),
+        Bug("a speed-up is of seconds alone", PAIRED, 'sum(len(p[side]["token_ids"]) for p in pairs) / float', "1 / float"),
+        Bug("the end-to-end speed-up leaves out the prefill", PAIRED, 'speedup(pairs, "seconds", "prefill_seconds")', 'speedup(pairs, "seconds")'),
+        Bug("outputs after other histories are compared", PAIRED, 'same = [pair for pair in pairs if pair[0]["paired"]]', "same = pairs"),
+        Bug("turns of a prompt are drawn apart", PAIRED, 'found.setdefault(record["prompt_id"], [])', 'found.setdefault((record["prompt_id"], record["turn"]), [])'),
+        Bug("tokens of one record stand for a prompt's", PAIRED, 'sum(len(record["token_ids"]) for record in group)', 'len(group[0]["token_ids"])'),
+        Bug("an answer lost counts as gained", PAIRED, 'int(bool(a["correct"])) - int(bool(b["correct"]))', 'int(bool(b["correct"])) - int(bool(a["correct"]))'),
+        Bug("repeats make a test of answers stronger", PAIRED, '"quality/mcnemar_p": sign_flip_p(gains)', '"quality/mcnemar_p": sign_flip_p([int(bool(a["correct"])) - int(bool(b["correct"])) for a, b in graded])'),
+        Bug("agreement counts records, not prompts", PAIRED, "wilson(len(equal) * sum(equal) / sum(outputs), len(equal))", "wilson(sum(equal), sum(outputs))"),
+        Bug("ungraded answers are wrong answers", PAIRED, 'graded = [record for record in records if record["correct"] is not None]', "graded = list(records)"),
+    ],
+    ("test_statistics.py",): [
+        Bug("Wilson's interval has no continuity of z", STATISTICS, "z * z / (4 * trials * trials)", "z * z / (4 * trials)"),
+        Bug("a one-sided p", STATISTICS, "np.abs(np.arange(-whole, whole + 1)) >= abs(sum(differences))", "np.arange(-whole, whole + 1) >= abs(sum(differences))"),
+        Bug("p leaves out what was seen", STATISTICS, ">= abs(sum(differences))", "> abs(sum(differences))"),
+        Bug("swaps of a drawn test leave out the one seen", STATISTICS, "return (1 + hits) / (1 + SWAPS)", "return hits / SWAPS"),
+        Bug("the mirrored swap is missed", STATISTICS, "np.abs(np.log(a[:, 0] / a[:, 1]) - np.log(b[:, 0] / b[:, 1]))", "np.log(a[:, 0] / a[:, 1]) - np.log(b[:, 0] / b[:, 1])"),
+        Bug("a mean of rates instead of a ratio of sums", STATISTICS, "np.asarray(timed.tokens)[prompts].sum(axis=1) / seconds", "(np.asarray(timed.tokens)[prompts] / np.asarray(timed.seconds)[:, 0][prompts]).mean(axis=1)"),
+        Bug("the best repeat instead of the median", STATISTICS, "np.median(every_PR[:, repeats], axis=-1)", "np.min(every_PR[:, repeats], axis=-1)"),
+        Bug("both sides of a ratio are drawn apart", STATISTICS, "_rates(ours, prompts, repeats) / _rates(theirs, prompts, repeats)", "_rates(ours, prompts, repeats) / _rates(theirs, prompts[::-1], repeats)"),
+        Bug("power without the null's spread", STATISTICS, "level * math.sqrt(d) + power", "level * math.sqrt(d - difference**2) + power"),
+    ],
+    ("test_run.py",): [
+        Bug("seconds of a batch are not divided by its rows", ENGINE, "share = (self._clock() - start) / len(active)", "share = self._clock() - start"),
+        Bug("time to the first token from the second", ENGINE, "run.out.num_rounds == 1:", "run.out.num_rounds == 2:"),
+        Bug("a rejected token is not tested", RUN, "min(num_accepted + 1, num_drafted, num_kept)", "min(num_accepted, num_drafted, num_kept)"),
+        Bug("what is behind an EOS is tested", RUN, "min(num_accepted + 1, num_drafted, num_kept)", "min(num_accepted + 1, num_drafted)"),
+        Bug("overlap of untested positions", RUN, 'sum(counts["overlap"][:num_tested])', 'sum(counts["overlap"])'),
+        Bug("an empty round is full", RUN, "num_drafted > 0 and num_accepted == num_drafted", "num_accepted == num_drafted"),
+        Bug("cut tokens stay in the sequence", RUN, "        self.ids += tokens\n", "        self.ids += block[:num_tokens]\n"),
+        Bug("an EOS beyond the limit stops", RUN, "tokens = tokens[: self.room]\n        for i, token in enumerate(tokens):", "for i, token in enumerate(tokens):"),
+        Bug("told twice", RUN, "            self._num_told += len(new)\n", ""),
+        Bug("the histogram forgets rounds without a draft", RUN, "        self._count_accepted(num_accepted)\n\n    def _count_tree", "        if num_drafted:\n            self._count_accepted(num_accepted)\n\n    def _count_tree"),
+    ],
+    ("test_context.py",): [
+        Bug("the last prompt token is prefilled, too", CONTEXT, "self._model.ids(ids[common:-1]), rows=0", "self._model.ids(ids[common:]), rows=0"),
+        Bug("nothing is reused", CONTEXT, "            common += 1\n", "            break\n"),
+        Bug("a prompt beyond the context is fed", CONTEXT, "if common < len(ids) - 1 <= self._model.context:", "if common < len(ids) - 1:"),
+        Bug("row 0 is answered at each ask", CONTEXT, "        self._begun = True\n", ""),
+        Bug("reused tokens count as fed", CONTEXT, "self._count(len(ids) - 1 - common)", "self._count(len(ids) - 1)"),
+        Bug("slots are counted from the start of the cache", CONTEXT, "[self._cached + slot for slot in slots]", "list(slots)"),
+        Bug("a round's slots are not forgotten", CONTEXT, "self._begun, self._fed, self._parents, self._num_slots = False, [], None, 0", "self._begun, self._fed, self._parents = False, [], None"),
+        Bug("uncached asks forget what the round fed", CONTEXT, "[self._model.ids(self._ids), *self._fed]", "[self._model.ids(self._ids)]"),
+        Bug("forgetting keeps the ids", CONTEXT, "        self._ids, self._cached = [], 0\n", "        self._cached = len(self._ids) - 1\n"),
+    ],
+    ("test_calibration.py", "test_features.py"): [
+        Bug("the calibration term is missing from the margin", CALIBRATION, "(1 / num_calibration + 1 / num_test)", "(1 / num_test)"),
+        Bug("a mismatch at the threshold is waved through", CALIBRATION, "(p[important] >= threshold)", "(p[important] > threshold)"),
+        Bug("accepted counts what is at the threshold", CALIBRATION, "(p < threshold).mean()", "(p <= threshold).mean()"),
+        Bug("feature order of `both` without a new version", FEATURES, 'Mode("both", ("draft_token", "target_token"))', 'Mode("both", ("target_token", "draft_token"))'),
+        Bug("columns in the order of storage", LABELS, "for part in mode.parts], axis=1", "for part in sorted(mode.parts, reverse=True)], axis=1"),
+        Bug("undecided mismatches are labels", LABELS, "label.split == split and label.important is not None", "label.split == split"),
+    ],
+    ("test_rules.py",): [
+        Bug("a nucleus holds one more at an exact mass", RULES, "before < self.top_p", "before <= self.top_p"),
+    ],
+}  # fmt: skip

@@ -123,3 +123,13 @@ def test_a_tiny_temperature_is_greedy_not_nan() -> None:
 def test_top_p_1_is_off_behind_top_k() -> None:
     p = Warp(1.0, top_k=100)(np.zeros((1, 200), dtype=np.float32))
     assert np.count_nonzero(p) == 100
+
+
+@pytest.mark.parametrize("array", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+@pytest.mark.parametrize("top_p,kept", [(0.5, 1), (0.5 + 2**-30, 2), (0.75, 2), (0.875, 3), (1.0, 4)])
+def test_a_nucleus_ends_with_the_token_that_reaches_its_mass(array: Any, top_p: float, kept: int) -> None:
+    """Probabilities of 1/2, 1/4, 1/8, 1/8, exact in binary: the mass is reached, not passed."""
+    logits = np.log2(np.array([[1 / 4, 1 / 8, 1 / 2, 1 / 8]])) * np.log(2.0)
+    assert np.allclose(Warp(1.0)(logits), [[1 / 4, 1 / 8, 1 / 2, 1 / 8]], atol=1e-15)
+    p = Warp(1.0, top_p=top_p)(array(logits))
+    assert int((p > 0).sum()) == kept
