@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 READS = ("aten.item", "aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.lift_fresh", "aten.equal")
 
 
-class _Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
+    """Writes down every operation: its function, arguments flattened, how to put them together again, and results."""
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, list[Any], Any, list[Any]]] = []
@@ -37,7 +39,7 @@ class Tape:
 
     def __call__(self, function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> Any:
         self.num_recorded += 1
-        with torch.inference_mode(), _Recorder() as recorder:
+        with torch.inference_mode(), Recorder() as recorder:
             outputs = function(*inputs)
         calls = recorder.calls  # they keep every tensor alive, so that ids stay unique
 

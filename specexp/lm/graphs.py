@@ -51,13 +51,17 @@ class Capture(Protocol):
 
 
 class CudaGraphs:
-    """CUDA graphs that share one memory pool: they are replayed one after another, and outputs are copied at once."""
+    """CUDA graphs that share one memory pool: they are replayed one after another, and outputs are copied at once.
+
+    The pool ends with the last graph in it, and nothing can be captured into it afterwards: the first graph is kept as
+    long as this object, whatever becomes of the recordings.
+    """
 
     WARM_UPS = 3  # as PyTorch advises: libraries choose kernels and take workspaces in the first runs
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._memory: Any = None
+        self._first: Any = None
 
     def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Replay:
         with torch.cuda.device(self._device):
@@ -69,9 +73,10 @@ class CudaGraphs:
                     function(*inputs)
             main.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._memory):
+            with torch.cuda.graph(graph, pool=self._first.pool() if self._first is not None else None):
                 outputs = function(*inputs)
-            self._memory = self._memory or graph.pool()
+            if self._first is None:
+                self._first = graph
 
         def replay() -> tuple[Tensor, ...]:
             graph.replay()

@@ -22,6 +22,7 @@ from specexp.lm.place import integers, sent
 from specexp.lm.threads import Threads, fastest
 
 LEAST = 64
+ALIGNMENT = 16  # bytes at which CUDA reads a mask; no smaller number of values, so that any dtype's rows begin there
 
 
 @dataclass(slots=True, eq=False)
@@ -69,18 +70,20 @@ class Pool:
         self._view()
 
     def band(self, num: int, start: int, window: int) -> Tensor:
-        """What `num` tokens from slot `start` on see of slots 0 .. start + num - 1: a view [num, start + num] of zeros
-        and minus infinities, which is there already. A row for each head that shares a key."""
+        """What `num` tokens from slot `start` on see of slots 0 .. start + num - 1: [num, start + num] of zeros and
+        minus infinities, a row for each head that shares a key. A view of what is there already, where it is aligned.
+        """
         size = 1 << (num - 1).bit_length()
         found = self._bands.get((size, window))
         own = self.forward
+        left = _rounded_up(self.capacity)
         if found is None:
-            i = torch.arange(size, device=own.device)[:, None] + self.capacity
-            j = torch.arange(self.capacity + size, device=own.device)[None, :]
+            i = torch.arange(size, device=own.device)[:, None] + left
+            j = torch.arange(_rounded_up(left + size), device=own.device)[None, :]
             seen = j <= i if not window else (j <= i) & (j > i - window)
             rows = additive(seen, own.dtype).repeat_interleave(own.heads // own.kv_heads, dim=0)
             found = self._bands[size, window] = rows
-        return found[: num * own.heads // own.kv_heads, self.capacity - start : self.capacity + num]
+        return aligned(found[: num * own.heads // own.kv_heads, left - start : left + num])
 
     def keep(self, row: int, length: int, slots: Sequence[int]) -> None:
         """Keep the first `length` slots of a row and behind them `slots`."""
@@ -213,6 +216,21 @@ def near(sees: Tensor, at: Tensor, window: int) -> Tensor:
 def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to scores: 0 where something is seen, else minus infinity."""
     return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, float("-inf"))
+
+
+def aligned(mask: Tensor) -> Tensor:
+    """The mask, or a copy of it where its first value is not aligned: attention on CUDA takes no other.
+
+    The copy's rows are aligned as well, else every layer's call would copy it once more.
+    """
+    if mask.data_ptr() % ALIGNMENT == 0:
+        return mask
+    rows, width = mask.shape
+    return mask.new_empty(rows, _rounded_up(width))[:, :width].copy_(mask)
+
+
+def _rounded_up(width: int) -> int:
+    return -(-width // ALIGNMENT) * ALIGNMENT
 
 
 def grouped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
