@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from specexp.decoding.rules import is_greedy
 from specexp.errors import ConfigError, unknown
 from specexp.lm.runtime import ATTENTIONS, CHAT_TEMPLATES, DTYPES, OFFLOADS, QUANTIZATIONS, TOY, ModelConfig, ToyConfig
 from specexp.tasks.gsm8k import SHOTS
@@ -588,6 +589,12 @@ def _toy(value: Any) -> dict[str, Any]:
     )
 
 
+def _temperature(value: Any) -> float:
+    """0 for every temperature that is greedy: all that asks whether tokens are drawn gets one answer."""
+    number = _real(lambda x: 0 <= x < math.inf, ">= 0 (0 = greedy)")(value)
+    return 0.0 if is_greedy(number) else number
+
+
 def _shots(value: Any) -> int:
     number = _whole(0, "that is 0 or 8")(value)
     if number not in SHOTS:
@@ -634,7 +641,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "judge": _text,
     "limit": _whole(1, ">= 1"),
     "max_new_tokens": _whole(1, ">= 1"),
-    "temperature": _real(lambda x: 0 <= x < math.inf, ">= 0 (0 = greedy)"),
+    "temperature": _temperature,
     "top_k": _whole(0, ">= 0 (0 = off)"),
     "top_p": _real(lambda x: 0 < x <= 1, "in (0, 1] (1 = off)"),
     "seed": _whole(0, ">= 0"),

@@ -11,10 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from specexp.decoding.dice import CertainDice, HashDice
-from specexp.decoding.rules import Warp, verify
+from specexp import config
+from specexp.decoding.baseline import Baseline
+from specexp.decoding.chain import Chain, DraftModel, Lossless
+from specexp.decoding.dice import CertainDice, HashDice, dice_for
+from specexp.decoding.rules import LEAST_TEMPERATURE, Warp, verify
+from specexp.engine import Engine
 from specexp.errors import ConfigError
 from specexp.evaluation import reference
+from specexp.serving import requests
 
 logit_rows = arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(2, 9)), elements=st.integers(-4, 4).map(float))
 
@@ -118,6 +123,48 @@ def test_a_tiny_temperature_is_greedy_not_nan() -> None:
     logits = np.array([[1.0, 3.0, 2.0]], dtype=np.float32)
     with np.errstate(over="ignore"):  # minus infinity is what the others' exponents should be
         assert Warp(1e-38)(logits).tolist() == [[0.0, 1.0, 0.0]]
+
+
+TINY = (LEAST_TEMPERATURE / 2, 1e-38, 1e-40, 1e-45, 1e-46, 1e-320, 5e-324)
+ROW = [[1.0, 3.0, 3.0, float("-inf"), -2e38]]
+AS_ARRAYS: dict[str, Any] = {
+    "numpy float64": lambda: np.array(ROW),
+    "numpy float32": lambda: np.array(ROW, dtype=np.float32),
+    "torch float32": lambda: torch.tensor(ROW),
+    "torch bfloat16": lambda: torch.tensor(ROW, dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("kind", AS_ARRAYS)
+def test_temperatures_that_underflow_are_greedy(kind: str) -> None:
+    logits = AS_ARRAYS[kind]()
+    for temperature in TINY:
+        for warp in (Warp(temperature), Warp(temperature, top_k=2, top_p=0.5)):
+            assert warp.greedy
+            assert warp(logits).tolist() == Warp(0.0)(logits).tolist() == [[0, 1, 0, 0, 0]]
+        assert isinstance(dice_for(temperature, 0, "p"), CertainDice)
+    with np.errstate(over="ignore"):
+        least = Warp(LEAST_TEMPERATURE)(logits)
+    assert not Warp(LEAST_TEMPERATURE).greedy
+    assert least.tolist() == [[0, 0.5, 0.5, 0, 0]]
+
+
+def test_a_setting_or_a_request_below_the_least_temperature_is_temperature_0() -> None:
+    for temperature in TINY:
+        assert config.resolve("toy_quick", {"temperature": temperature}).temperature == 0
+        assert requests.settings(config.resolve("toy_quick"), {"temperature": temperature}, 64).temperature == 0
+    assert config.resolve("toy_quick", {"temperature": LEAST_TEMPERATURE}).temperature == LEAST_TEMPERATURE
+
+
+def test_a_model_in_float32_decodes_text_at_a_temperature_that_underflows(pair: Any) -> None:
+    engine = Engine(pair("llama"))
+    outputs = [
+        engine.generate(decoder, [5, 9, 11], 12, dice_for(temperature, 0, "p")).token_ids
+        for temperature in (0.0, 1e-320)
+        for decoder in (Baseline(Warp(temperature)), Chain(DraftModel(4), Lossless(), Warp(temperature)))
+    ]
+    assert outputs[0] == outputs[1] == outputs[2] == outputs[3]
+    assert len(set(outputs[0])) > 2
 
 
 def test_top_p_1_is_off_behind_top_k() -> None:

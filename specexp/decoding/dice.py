@@ -17,6 +17,8 @@ from typing import Any, Protocol
 
 from array_api_compat import array_namespace, device
 
+from specexp.decoding.rules import is_greedy
+
 Array = Any
 
 DRAFT, ACCEPT, RESIDUAL, TARGET = 1, 2, 3, 4  # purposes; the baseline, SpecExec and the bonus token share TARGET
@@ -144,7 +146,7 @@ def pick_each(dices: Sequence[Dice], weights: Array, positions: Sequence[int], p
 
 def dice_for(temperature: float, seed: int, prompt_id: str, turn: int = 0) -> Dice:
     """The dice of one prompt's turn at this temperature."""
-    return CertainDice() if temperature == 0 else HashDice.of(seed, prompt_id, turn)
+    return CertainDice() if is_greedy(temperature) else HashDice.of(seed, prompt_id, turn)
 
 
 def _leading(xp: Any, passed: Array, waived: Array | None) -> Array:

@@ -20,14 +20,23 @@ if TYPE_CHECKING:
 
 Array = Any
 MOST_TOP_K = 2**31 - 1  # array libraries compare ranks with it
+# A lower temperature is greedy: it could only tell apart logits that rounding mixes up anyway, and far below this the
+# division is undefined (1e-46 is 0 in float32, and 1e-40 has no finite reciprocal).
+LEAST_TEMPERATURE = 1e-5
+
+
+def is_greedy(temperature: float) -> bool:
+    """Whether the first largest logit is chosen at this temperature, and nothing is drawn."""
+    return temperature < LEAST_TEMPERATURE
 
 
 @dataclass(frozen=True, slots=True)
 class Warp:
     """Logits to the distribution that is sampled: temperature, then top-k, then top-p.
 
-    `temperature` 0 is exactly one-hot on the first largest logit. `top_k` 0 and `top_p` 1 are off. Of equal logits the
-    lower id ranks first, so that top-k keeps exactly k tokens. top-p keeps the smallest set that reaches its mass.
+    `temperature` 0, and any below `LEAST_TEMPERATURE`, is exactly one-hot on the first largest logit. `top_k` 0 and
+    `top_p` 1 are off. Of equal logits the lower id ranks first, so that top-k keeps exactly k tokens. top-p keeps the
+    smallest set that reaches its mass.
     """
 
     temperature: float = 0.0
@@ -55,7 +64,7 @@ class Warp:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0
+        return is_greedy(self.temperature)
 
     def first(self, logits: Array) -> Array:
         """logits[R, V] -> the tokens[R] that temperature 0 draws: the only ones there are."""
