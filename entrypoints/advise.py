@@ -8,14 +8,15 @@ from pathlib import Path
 
 import click
 
-from entrypoints.common import Flag, guarded, settings_options, uid_of
+from entrypoints.common import Flag, guarded, settings_options, tell, uid_of
 from entrypoints.evaluate import SETTINGS as EVALUATE
 from entrypoints.evaluate import judges_of
 from specexp import config
 from specexp.errors import ConfigError, OutputError
 
 NAMES = (
-    "pair", "target", "draft", "toy", "task", "data", "gamma", "tree_budget", "temperature", "top_k", "top_p",
+    "pair", "target", "draft", "toy", "chat_template",
+    "task", "data", "gamma", "tree_budget", "temperature", "top_k", "top_p",
     "max_new_tokens", "limit", "seed", "repeats", "judge", "threshold", "config",
 )  # fmt: skip
 DEFAULTS = {
@@ -58,6 +59,7 @@ def advise(experiment: str, output: str, sweep: bool, flags: Mapping[str, str]) 
 
     folder = OutputFolder(folder_path, resolved, resume=False, maker="advise")
     prepared = runner.prepare(resolved, judges_of(resolved))
+    tell(prepared.notes)
     found = advising.measure(prepared, sweep)
     result = report.as_json(found)
     click.echo(report.table(result))

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import click
 
-from entrypoints.common import Flag, guarded, settings_options, uid_of
+from entrypoints.common import Flag, guarded, settings_options, tell, uid_of
 from entrypoints.evaluate import SETTINGS as EVALUATE
 from specexp import config
 from specexp.errors import ConfigError, OutputError
@@ -20,6 +20,7 @@ NAMES = (
     "pair",
     "target",
     "draft",
+    "chat_template",
     "task",
     "data",
     "gamma",
@@ -30,14 +31,15 @@ NAMES = (
     "batch",
     "config",
 )
+FULL = {"repeats": 5, "gamma": [2, 4, 6, 8, 12, 16], "limit": 20, "batch": 16}
+QUICK = {"repeats": 2, "gamma": [4, 8], "limit": 3, "max_new_tokens": 48, "batch": 16}
 SETTINGS = {
     **{name: EVALUATE[name] for name in NAMES},
     "gamma": "Draft lengths to search, separated by commas.",
+    "limit": f"How many prompts [{FULL['limit']}].",
     "repeats": "How often everyone is timed on every prompt.",
     "batch": "Prompts together in the timing of a batch; everything else is timed one prompt at a time [16].",
 }
-FULL = {"repeats": 5, "gamma": [2, 4, 6, 8, 12, 16], "batch": 16}
-QUICK = {"repeats": 2, "gamma": [4, 8], "limit": 3, "max_new_tokens": 48, "batch": 16}
 # Greedy; temperature 0.7 is timed beside it.
 FIXED = {"methods": "baseline,speculative", "temperature": "0", "top_k": "0", "top_p": "1"}
 
@@ -63,6 +65,7 @@ def benchmark(
     from specexp.evaluation.records import write_whole
 
     prepared = measuring.prepare(resolved)
+    tell(prepared.notes)
     measured = measuring.measure(prepared, not quick if compiled is None else compiled)
     result = report.as_json(measured)
     click.echo(report.table(result))

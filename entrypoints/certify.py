@@ -9,13 +9,14 @@ from pathlib import Path
 
 import click
 
-from entrypoints.common import RESUME, guarded, settings_options, uid_of
+from entrypoints.common import RESUME, guarded, settings_options, tell, uid_of
 from entrypoints.evaluate import SETTINGS as EVALUATE
 from entrypoints.evaluate import judges_of
 from specexp.evaluation import certificate_config
 
 NAMES = (
-    "pair", "target", "draft", "toy", "task", "data", "shots", "gamma", "tree_budget", "temperature", "top_k", "top_p",
+    "pair", "target", "draft", "toy", "chat_template",
+    "task", "data", "shots", "gamma", "tree_budget", "temperature", "top_k", "top_p",
     "max_new_tokens", "limit", "seed", "batch", "judge", "threshold", "accept_k", "samples", "config",
 )  # fmt: skip
 SETTINGS = {
@@ -45,6 +46,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
     from specexp.evaluation.checks import Check
 
     subject = examining.prepare(asked, judges_of(asked.experiment))
+    tell(subject.prepared.notes)
     with folder.hold():
         runner.note_inputs(subject.prepared, folder)
         facts = environment.describe(subject.prepared.pair.models, subject.prepared.pair.text.facts())

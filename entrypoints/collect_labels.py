@@ -8,13 +8,14 @@ from pathlib import Path
 
 import click
 
-from entrypoints.common import RESUME, guarded, settings_options, uid_of
+from entrypoints.common import RESUME, guarded, settings_options, tell, uid_of
 from specexp import config
 
 SETTINGS = {
     "pair": "Model preset.",
     "target": "Target model: a folder or a hub id.",
     "draft": "Draft model: a folder or a hub id.",
+    "chat_template": "Prompts in the target tokenizer's chat template: auto, none or own [auto].",
     "task": f"Where prompts come from: {', '.join(config.CHECKABLE)}.",
     "data": "The task's rows: a file, a folder, an address or a hub id.",
     "shots": "Solved examples before a problem of gsm8k: 0 or 8.",
@@ -51,6 +52,7 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     from specexp.tasks.example import Dataset
 
     prepared = collecting.prepare(resolved)
+    tell(prepared.pair.notes)
     mine = resolved.experiment
     with folder.hold():
         collecting.note_inputs(prepared, folder)

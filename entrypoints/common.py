@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -72,6 +72,12 @@ def settings_options(
         return click.option("--experiment", default=experiment, show_default=True, help="Experiment preset.")(function)
 
     return decorate
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Notes on standard error, a line each."""
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
 
 
 def uid_of(folder: OutputFolder) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from entrypoints.common import RESUME, guarded, settings_options, uid_of
+from entrypoints.common import RESUME, guarded, settings_options, tell, uid_of
 from specexp import config
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ SETTINGS = {
     "target": "Target model: a folder or a hub id.",
     "draft": "Draft model: a folder or a hub id.",
     "toy": "Of the toy pair: vocab_size=24,draft_noise=0.5,seed=0.",
+    "chat_template": "Prompts in the target tokenizer's chat template: auto, none or own [auto].",
     "task": "Where prompts and answers come from.",
     "data": "The task's rows: a file, a folder, an address or a hub id.",
     "shots": "Solved examples before a problem of gsm8k: 0 or 8.",
@@ -50,7 +51,9 @@ SHOW = click.option(
 )
 
 
-def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str], show: str = "") -> None:
+def evaluate(
+    experiment: str, output: str, resume: bool, flags: Mapping[str, str], show: str = "", with_notes: bool = True
+) -> None:
     """Resolve, run and log one experiment. Raises SpecexpError."""
     resolved = config.resolve(experiment, flags)
     folder_path = Path(output) if output else Path("runs") / f"{resolved.name}-{resolved.hash}"
@@ -63,6 +66,7 @@ def evaluate(experiment: str, output: str, resume: bool, flags: Mapping[str, str
     from specexp.evaluation import report, runner, split, token_view
 
     prepared = runner.prepare(resolved, judges_of(resolved), shown.check)
+    tell(prepared.notes if with_notes else ())
     with folder.open() as records:
         runner.note_inputs(prepared, folder)
         from specexp.evaluation.outbox import Outbox

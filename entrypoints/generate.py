@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from entrypoints.common import Flag, guarded, settings_options
+from entrypoints.common import Flag, guarded, settings_options, tell
 from entrypoints.evaluate import SETTINGS as EVALUATE
 from specexp.errors import PromptError
 from specexp.evaluation import single
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from specexp.api import Output
 
 NAMES = (
-    "pair", "target", "draft", "toy", "gamma", "tree_budget", "temperature", "top_k", "top_p", "max_new_tokens", "seed",
+    "pair", "target", "draft", "toy", "chat_template",
+    "gamma", "tree_budget", "temperature", "top_k", "top_p", "max_new_tokens", "seed",
     "judge", "threshold", "accept_k", "config",
 )  # fmt: skip
 SETTINGS = {
@@ -41,6 +42,8 @@ def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mappi
     from specexp.evaluation.methods import roles_of
 
     pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
+    pair.judge_of(asked.methods[0])
+    tell(pair.notes)
     shown = Shown()
     try:
         out = pair.decode(prompt, asked, on_text=None if json else shown.add)
@@ -49,6 +52,8 @@ def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mappi
         click.echo(f"interrupted after {len(shown.text)} characters.", err=True)
         sys.exit(130)
     shown.end()
+    if not out.text:
+        tell([f"the text is empty: the model ended it after {len(out.token_ids)} tokens that show nothing."])
     found = facts(out)
     if json:
         text = {"text": out.text, "token_ids": out.token_ids, "method": asked.methods[0].label}

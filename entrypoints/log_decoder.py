@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import click
 
-from entrypoints.common import guarded, settings_options
+from entrypoints.common import guarded, settings_options, tell
 from entrypoints.generate import SETTINGS as GENERATE
 from specexp.errors import ConfigError
 from specexp.evaluation import single
@@ -40,6 +40,8 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
 
     registry.check_name(name)
     pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
+    pair.judge_of(asked.methods[0])
+    tell(pair.notes)
     pair.decode(registry.EXAMPLE, replace(asked, max_new_tokens=TRIED))
     most = int(most_new_tokens or max(pair.context, asked.max_new_tokens))
     reference = referring.refer(pair, asked, most)

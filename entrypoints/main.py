@@ -17,7 +17,7 @@ EXPERIMENT = "arith_judge"
 MINE = "150"
 CHAMPION = "models:/autojudge@champion"  # what the presets of AutoJudge name: here it is made first
 # What labels depend on besides the experiment.
-OF_LABELS = ("pair", "target", "draft", "task", "data", "shots", "max_new_tokens", "config")
+OF_LABELS = ("pair", "target", "draft", "chat_template", "task", "data", "shots", "max_new_tokens", "config")
 
 
 def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[str, str], show: str = "") -> None:
@@ -43,7 +43,8 @@ def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[s
             address = train_judge(asked)
             note.write_text(address, encoding="utf-8")
     judge = note.read_text(encoding="utf-8")
-    evaluate(experiment, str(folder / "evaluation"), resume, {**flags, "judge": judge}, show)
+    given_judge = {**flags, "judge": judge}
+    evaluate(experiment, str(folder / "evaluation"), resume, given_judge, show, with_notes=False)  # mining told them
 
 
 def _check(show: str, resolved: config.Experiment) -> None:

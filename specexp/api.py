@@ -48,7 +48,8 @@ class LoadedPair:
         self.experiment = experiment
         self._settings = {key: value for key, value in (settings or {}).items() if key in config.TAKERS}
         self._known: dict[str, Judge] = {}
-        self._pair: Pair = load_pair(experiment, roles)
+        self._pair: Pair = load_pair(experiment, roles, own_prompts=True)
+        self.notes = list(self._pair.notes)  # on how prompts are made, and on judges that were mined otherwise
         self._engine = self.engine()
 
     def generate(
@@ -129,11 +130,9 @@ class LoadedPair:
 
     def identity(self) -> dict[str, Any]:
         """What was loaded: fingerprints of the weights, hashes of tokenizer and template, names and revisions."""
-        text = self._pair.text.facts()
         found = {role: model.facts().get("revision") or "" for role, model in self._pair.models.items()}
         return {
             **identity(self._pair, self.experiment),
-            "chat_template": text["chat_template"] or "",
             **{f"{role}_revision": revision for role, revision in found.items()},
         }
 
@@ -145,7 +144,9 @@ class LoadedPair:
             from specexp.judge import registry  # MLflow, for those who name a judge
 
             judge = registry.load(method.judge)
-            judge.check(identity(self._pair, self.experiment))
+            mine = identity(self._pair, self.experiment)
+            judge.check(mine)
+            self.notes += judge.notes(mine)
             self._known[method.judge] = judge
         return self._known[method.judge]
 

@@ -18,7 +18,20 @@ import yaml
 
 from specexp.decoding.rules import is_greedy
 from specexp.errors import ConfigError, unknown
-from specexp.lm.runtime import ATTENTIONS, CHAT_TEMPLATES, DTYPES, OFFLOADS, QUANTIZATIONS, TOY, ModelConfig, ToyConfig
+from specexp.lm.runtime import (
+    ATTENTIONS,
+    AUTO,
+    CHAT_TEMPLATES,
+    DTYPES,
+    NO_TEMPLATE,
+    OFFLOADS,
+    OWN_TEMPLATE,
+    QUANTIZATIONS,
+    TOY,
+    ModelConfig,
+    ToyConfig,
+)
+from specexp.tasks.defaults import DEFAULTS
 from specexp.tasks.gsm8k import SHOTS
 from specexp.tasks.source import DataConfig
 
@@ -51,6 +64,8 @@ MINED_TOGETHER = 16  # likewise
 FEATURE_DTYPES = ("float32", "float16")
 SEVERAL_TURNS = ("mtbench", "spec_bench")
 HISTORIES = ("baseline", "own")
+OF_TASK = ("data", "shots", "history", "limit", "max_new_tokens")  # what a preset says for its own task alone
+ROLES = ("target", "draft")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +131,21 @@ class Experiment:
     @property
     def hash(self) -> str:
         """Twelve hex digits that name this configuration."""
-        text = json.dumps(self.as_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return settings_hash(self.as_dict())
+
+
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    """Twelve hex digits that name an experiment's settings, as JSON has them.
+
+    A chat template that `auto` cannot use counts as `none`, and the draft's only where the target's is `auto`, so that
+    these settings keep the names they had when `none` was the default.
+    """
+    canonical = dict(settings)
+    unused = settings["toy"] is not None or DEFAULTS[settings["task"]].completions
+    for role in ROLES:
+        if settings[role]["chat_template"] == AUTO and (unused or settings["target"]["chat_template"] != AUTO):
+            canonical[role] = {**settings[role], "chat_template": NO_TEMPLATE}
+    return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def preset_text(kind: str, name: str) -> str:
@@ -174,7 +202,10 @@ def resolve(name: str, flags: Mapping[str, Any] | None = None, defaults: Mapping
     reader = _Reader(faults)
     known = name in preset_names("experiments")
     if known:
-        reader.lay("", {**load_yaml(PRESETS / "experiments" / f"{name}.yaml"), **(defaults or {})}, preset=True)
+        preset = load_yaml(PRESETS / "experiments" / f"{name}.yaml")
+        reader.lay("", {**preset, **(defaults or {})}, preset=True)
+        reader.task = preset.get("task", "")
+        reader.inherited = preset.keys() - (defaults or {}).keys()
     else:
         faults.append(unknown("experiment", name, preset_names("experiments")))
     if "config" in flags:
@@ -211,7 +242,7 @@ class MiningConfig:
 
     @property
     def hash(self) -> str:
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        return settings_hash(self.as_dict())
 
 
 def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
@@ -268,6 +299,8 @@ class _Reader:
     faults: list[str]
     values: dict[str, Any] = field(default_factory=dict)
     own: set[str] = field(default_factory=set)  # settings that come from no experiment preset
+    task: str = ""  # the experiment preset's
+    inherited: set[str] = field(default_factory=set)  # settings that are still the experiment preset's
 
     def lay(self, where: str, layer: Mapping[str, Any], preset: bool = False) -> None:
         for key, value in layer.items():
@@ -276,6 +309,7 @@ class _Reader:
                 self.faults.append(f"{where}{given} and {key} are the same setting; give one of them.")
             if not preset:
                 self.own.add(key)
+                self.inherited.discard(key)
             if key not in _PARSERS:
                 self.faults.append(where + unknown("setting", key, _PARSERS))
                 continue
@@ -288,12 +322,24 @@ class _Reader:
                 self.values[key] = found
             except (ValueError, ConfigError) as error:
                 self.faults.append(f"{where}{key} is {value!r}; {error}")
+        self._template(where, layer)
+
+    def _template(self, where: str, layer: Mapping[str, Any]) -> None:
+        """`chat_template` is for both models; a later layer's wins, whichever way it is given."""
+        both = layer.get("chat_template")
+        for role in ROLES:
+            one = layer[role].get("chat_template") if isinstance(layer.get(role), dict) else None
+            if one is not None and both not in (None, one):
+                self.faults.append(f"{where}chat_template is {both!r}, but {role}'s is {one!r}; give one of them.")
+            elif one is not None and role == "target":
+                self.values.pop("chat_template", None)
 
     def finish(self, name: str) -> Experiment | None:
         values = dict(self.values)
         for key in ("task", "pair", "methods"):
             if key not in values and not any(f.startswith(key) for f in self.faults):
                 self.faults.append(f"setting '{key}' is missing.")
+        name = self._named(name, values)
         models = self._models(values.pop("pair", None), values)
         names = tuple(values.pop("methods", ()))
         judged = any(name.startswith("autojudge") for name in _expanded(names))
@@ -305,6 +351,17 @@ class _Reader:
             return None
         return Experiment(name=name, methods=tuple(methods), **models, **values)
 
+    def _named(self, name: str, values: dict[str, Any]) -> str:
+        """The experiment's name. A task of one's own takes the place of the preset's, with its name and lengths."""
+        task = values.get("task")
+        if "task" not in self.own or task not in DEFAULTS or task == self.task:
+            return name
+        for key in self.inherited.intersection(OF_TASK):
+            values.pop(key, None)
+        values.setdefault("limit", DEFAULTS[task].limit)
+        values.setdefault("max_new_tokens", DEFAULTS[task].max_new_tokens)
+        return str(task)
+
     def _models(self, pair: str | None, values: dict[str, Any]) -> dict[str, Any]:
         if pair is None:
             return {}
@@ -312,17 +369,21 @@ class _Reader:
             self.faults.append(unknown("pair", pair, preset_names("models")))
             return {}
         found = load_yaml(PRESETS / "models" / f"{pair}.yaml")
-        given = {role: values.pop(role) for role in ("target", "draft") if role in values}
+        given = {role: values.pop(role) for role in ROLES if role in values}
         toy = values.pop("toy", None)
+        template = values.pop("chat_template", None)
         if "toy" in found:
             if given:
                 self.faults.append(f"{' and '.join(given)}: pair '{pair}' has none to replace; name another pair.")
-            models = {role: ModelConfig(f"{TOY}{role}") for role in ("target", "draft")}
+            if template == OWN_TEMPLATE:
+                self.faults.append(f"chat_template is {template}, but pair '{pair}' has no template; leave it out.")
+            models = {role: ModelConfig(f"{TOY}{role}") for role in ROLES}
             return {"pair": pair, "toy": ToyConfig(**{**_toy(found["toy"]), **(toy or {})}), **models}
         if toy is not None:
             self.faults.append(f"toy is given, but pair '{pair}' is none; name pair toy, or leave it out.")
+        both = {} if template is None else {"chat_template": template}
         models = {
-            role: ModelConfig(**_laid_over(_model(found[role]), given.get(role, {}))) for role in ("target", "draft")
+            role: ModelConfig(**{**_laid_over(_model(found[role]), given.get(role, {})), **both}) for role in ROLES
         }
         self.faults += [f"{role}: {fault}" for role, model in models.items() for fault in model.faults()]
         return {"pair": pair if not given else f"{models['target'].model}+{models['draft'].model}", **models}
@@ -636,6 +697,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "pair": _text,
     "target": _model,
     "draft": _model,
+    "chat_template": _one_of("chat_template", CHAT_TEMPLATES),
     "methods": _names,
     "gamma": _several("length"),
     "judge": _text,

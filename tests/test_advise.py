@@ -297,7 +297,7 @@ def test_models_of_ones_own_stand_in_the_file_in_full() -> None:
     assert found["target"]["model"] == "a/b"
     assert found["draft"] == {
         "model": "c/d", "revision": "abc", "device": "cpu", "dtype": "float16", "quantization": "none",
-        "offload": "none", "chat_template": "none", "trust_remote_code": False,
+        "offload": "none", "chat_template": "auto", "trust_remote_code": False,
     }  # fmt: skip
     assert found["data"] == {"source": "x.jsonl"}
     assert "pair" not in found

@@ -15,25 +15,29 @@ from entrypoints.__main__ import COMMANDS, Entrypoints
 
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATE = [
-    "experiment", "pair", "target", "draft", "toy", "task", "data", "shots", "history", "methods", "gamma",
+    "experiment", "pair", "target", "draft", "toy", "chat_template",
+    "task", "data", "shots", "history", "methods", "gamma",
     "tree_budget",
     "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "repeats", "batch", "judge", "threshold",
     "accept_k", "config", "output", "resume", "show",
 ]  # fmt: skip
 
 BENCHMARK = [
-    "experiment", "pair", "target", "draft", "task", "data", "gamma", "max_new_tokens", "limit", "seed", "repeats",
+    "experiment", "pair", "target", "draft", "chat_template",
+    "task", "data", "gamma", "max_new_tokens", "limit", "seed", "repeats",
     "batch", "config", "output", "quick", "compiled", "json",
 ]  # fmt: skip
 
 CERTIFY = [
-    "experiment", "method", "pair", "target", "draft", "toy", "task", "data", "shots", "gamma", "tree_budget",
+    "experiment", "method", "pair", "target", "draft", "toy", "chat_template",
+    "task", "data", "shots", "gamma", "tree_budget",
     "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "batch", "judge", "threshold", "accept_k",
     "samples", "config", "output", "resume",
 ]  # fmt: skip
 
 ADVISE = [
-    "experiment", "pair", "target", "draft", "toy", "task", "data", "gamma", "tree_budget", "temperature", "top_k",
+    "experiment", "pair", "target", "draft", "toy", "chat_template",
+    "task", "data", "gamma", "tree_budget", "temperature", "top_k",
     "top_p", "max_new_tokens", "limit", "seed", "repeats", "judge", "threshold", "config", "output", "sweep",
 ]  # fmt: skip
 

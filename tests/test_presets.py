@@ -10,8 +10,9 @@ import yaml
 
 from specexp import config
 from specexp.decoding.rules import Warp
+from specexp.evaluation.chat import TODAY
 from specexp.evaluation.methods import Making, decoder_for
-from specexp.evaluation.pair import TODAY, TokenizerText, ToyText
+from specexp.evaluation.pair import TokenizerText, ToyText
 from specexp.judge.judge import Facts, Judge
 from specexp.judge.network import Network
 from specexp.lm.hf import load_tokenizer

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from specexp.evaluation import unfinished
 from specexp.evaluation.advice import PLAIN, Advice
 from specexp.evaluation.candidates import Candidate
 from specexp.evaluation.choice import harmless, pays
 from specexp.evaluation.statistics import Interval, rate_ratio, wilson
-from specexp.evaluation.timing import decoding
+from specexp.evaluation.timing import decoding, records_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,7 @@ def _limits(advice: Advice) -> Iterator[str]:
         yield "Measured on first turns alone."
     if any(found.lengths == "interpolated" for found in advice.forecast.predicted.values()):
         yield "Mean lengths of some tree budgets lie between counted ones."
+    yield from unfinished.warnings({PLAIN: records_of(advice.timed, PLAIN)}, experiment.max_new_tokens)
 
 
 def sweep_line(found: Sweep) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +32,7 @@ class CertificateConfig:
     @property
     def hash(self) -> str:
         """Twelve hex digits that name this configuration."""
-        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        return config.settings_hash(self.as_dict())
 
 
 def resolve(experiment: str, method: str, samples: str, flags: Mapping[str, Any]) -> CertificateConfig:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from specexp.config import TREES, TreeConfig
 from specexp.engine.costs import Costs
+from specexp.evaluation import unfinished
 from specexp.evaluation.paired import accuracy, against, paired, speedup, timed
 from specexp.evaluation.records import Record
 from specexp.evaluation.statistics import rate
@@ -97,6 +98,7 @@ def summarise(
         metrics
         | _alone(records, bool(baseline), batch)
         | accuracy(records)
+        | unfinished.metrics(records)
         | _by_category(records, baseline if batch == 1 else ())
     )
 

@@ -98,10 +98,12 @@ class OutputFolder:
         write_json(self.path / name, value)
 
     def _check_owner(self) -> None:
+        before: dict[str, Any] = {}
         try:
-            found = (self.read_json("config.json") or {}).get("settings_hash")
+            before = self.read_json("config.json") or {}
+            found = before.get("settings_hash")
         except (ValueError, AttributeError):
-            found = "unreadable"
+            before, found = {}, "unreadable"
         records = self.path / "records.jsonl"
         if (
             found is None
@@ -110,11 +112,32 @@ class OutputFolder:
         ):
             raise OutputError(f"'{self.path}' was not made by {self._maker}; name another output folder.")
         if found is not None and found != self._settings.hash:
+            changed = differences(before, json.loads(json.dumps(self._settings.as_dict())))
             raise OutputError(
-                f"'{self.path}' belongs to configuration {found}, this one is {self._settings.hash};"
+                f"'{self.path}' belongs to configuration {found}, this one is {self._settings.hash}"
+                f"{f' ({changed})' if changed else ''};"
                 " resume with the settings it was started with, or name another output folder."
             )
         RecordFile(records, self._settings.hash)
+
+
+def differences(before: Any, now: Any, most: int = 3) -> str:
+    """`target.chat_template was "none", is "auto"; limit was 5, is 8`: settings of one JSON object and another.
+
+    What one of them does not have, a setting of another version, is left out.
+    """
+    found = list(_differing("", before, now))
+    more = f"; {len(found) - most} more" if len(found) > most else ""
+    return "; ".join(f"{name} was {was:.60}, is {has:.60}" for name, was, has in found[:most]) + more
+
+
+def _differing(name: str, before: Any, now: Any) -> Iterator[tuple[str, str, str]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in now:
+            if key in before:
+                yield from _differing(f"{name}.{key}" if name else key, before[key], now[key])
+    elif before != now:
+        yield name, json.dumps(before, ensure_ascii=False), json.dumps(now, ensure_ascii=False)
 
 
 @contextmanager

@@ -11,14 +11,13 @@ from typing import Any, Protocol
 from specexp.config import Experiment
 from specexp.decoding.asks import Role
 from specexp.errors import ModelError
+from specexp.evaluation import chat
 from specexp.lm.model import Model
 from specexp.lm.runtime import ToyConfig, check_vocabulary, shared_vocabulary
 from specexp.lm.toy import ToyModel
+from specexp.tasks.defaults import DEFAULTS
 from specexp.tasks.example import Message
 
-# Some templates write today's date into every prompt; a prompt may not change from one day to the next.
-TODAY = "2024-07-26"
-_FIXED_DATE = f"{{%- macro strftime_now(format) -%}}{TODAY}{{%- endmacro -%}}"
 TOY_CONTEXT = 512
 
 
@@ -38,27 +37,21 @@ class Text(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenizerText:
-    """A transformers tokenizer. With `chat`, messages are put into its own template; else they are joined plainly."""
+    """A transformers tokenizer. With `chat`, messages are put into its own template; else they are joined plainly.
+
+    `setting` is what was asked for, and `system` what the template says where there is no system message.
+    """
 
     tokenizer: Any
     chat: bool
+    setting: str = ""
+    system: str = ""
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a prompt, with what the tokenizer or the template puts before it."""
         if not self.chat:
             return [int(i) for i in self.tokenizer(joined(messages))["input_ids"]]
-        try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages),
-                add_generation_prompt=True,
-                tokenize=False,
-                chat_template=_FIXED_DATE + self.tokenizer.get_chat_template(),
-                date_string=TODAY,
-            )
-        except Exception as error:  # a template is a program of its own, and raises what it likes
-            words = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ModelError(f"the chat template cannot render this conversation: {words}") from error
-        return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+        return chat.ids_of(self.tokenizer, chat.render(self.tokenizer, messages))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out."""
@@ -68,11 +61,13 @@ class TokenizerText:
         return str(self.tokenizer.convert_ids_to_tokens(token) or f"<{token}>")
 
     def facts(self) -> dict[str, Any]:
-        template = self.tokenizer.get_chat_template() if self.chat else ""
+        template = chat.template_of(self.tokenizer) if self.chat else ""
         return {
             "class": type(self.tokenizer).__name__,
             "vocabulary": vocabulary_hash(self.tokenizer.get_vocab()),
             "chat_template": hashlib.sha256(template.encode()).hexdigest() if template else None,
+            "chat_template_setting": self.setting,
+            "system_prompt": self.system,
         }
 
 
@@ -109,15 +104,22 @@ def vocabulary_hash(vocabulary: Mapping[str, int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The models behind their roles and what turns text into their ids. `eos_ids` are the target's stopping tokens."""
+    """The models behind their roles and what turns text into their ids. `eos_ids` are the target's stopping tokens.
+
+    `notes` are what a person should be told of how prompts are made.
+    """
 
     text: Text
     models: Mapping[Role, Model]
     eos_ids: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
 
-def load_pair(experiment: Experiment, roles: Set[Role]) -> Pair:
-    """Load the models of these roles. Raises ModelError before any weights when the tokenizers do not agree."""
+def load_pair(experiment: Experiment, roles: Set[Role], own_prompts: bool = False) -> Pair:
+    """Load the models of these roles; with `own_prompts`, for a person's own prompts and not the experiment's task.
+
+    Raises ModelError before any weights when the tokenizers do not agree.
+    """
     if experiment.toy is not None:
         return _toy_pair(experiment.toy, roles)
     try:
@@ -129,16 +131,23 @@ def load_pair(experiment: Experiment, roles: Set[Role]) -> Pair:
         ) from error
     configs = experiment.models
     tokenizer = hf.load_tokenizer(experiment.target)
-    chat = experiment.target.chat_template == "own"
-    if chat and not tokenizer.chat_template:
-        name = experiment.target.tokenizer or experiment.target.model
-        raise ModelError(f"chat_template is own, but the tokenizer of '{name}' has none; set chat_template to none.")
+    text, notes = _text(experiment, tokenizer, not own_prompts and DEFAULTS[experiment.task].completions)
     other = hf.load_tokenizer(experiment.draft).get_vocab() if "draft" in roles else None
     known = shared_vocabulary(tokenizer.get_vocab(), other)
     check_vocabulary(known, {configs[role].model: hf.vocabulary_size(configs[role]) for role in roles})
     models = {role: hf.load_model(configs[role], known) for role in configs if role in roles}
     eos_ids = models["target" if "target" in roles else "draft"].eos_ids
-    return Pair(TokenizerText(tokenizer, chat), models, eos_ids)
+    return Pair(text, models, eos_ids, notes)
+
+
+def _text(experiment: Experiment, tokenizer: Any, completions: bool) -> tuple[TokenizerText, tuple[str, ...]]:
+    """What makes prompts, and notes on it."""
+    target = experiment.target
+    used = chat.is_used(target.chat_template, tokenizer, completions, target.tokenizer or target.model)
+    system = chat.system_text(tokenizer) if used else ""
+    why_not = f"the prompts of task '{experiment.task}' are completions"
+    note = chat.note(target.chat_template, tokenizer, used, system, why_not)
+    return TokenizerText(tokenizer, used, target.chat_template, system), (note,) if note else ()
 
 
 def identity(pair: Pair, experiment: Experiment) -> dict[str, Any]:
@@ -146,6 +155,7 @@ def identity(pair: Pair, experiment: Experiment) -> dict[str, Any]:
     return {
         **{role: model.facts()["fingerprint"] for role, model in pair.models.items()},
         "tokenizer": pair.text.facts()["vocabulary"],
+        "chat_template": pair.text.facts()["chat_template"] or "",
         "target_name": experiment.target.model,
         "draft_name": experiment.draft.model,
         "target_revision": experiment.target.revision,

@@ -13,6 +13,7 @@ from specexp import config
 from specexp.config import CALIBRATED, Experiment, MethodConfig
 from specexp.evaluation.advice import PLAIN, Advice
 from specexp.evaluation.advice_words import notes, recommendation
+from specexp.lm.runtime import AUTO
 
 NAME = "recommended.yaml"
 SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
@@ -57,7 +58,10 @@ def _models(experiment: Experiment) -> dict[str, Any]:
     if experiment.toy is not None:
         return {"pair": experiment.pair, "toy": asdict(experiment.toy)}
     if experiment.pair in config.preset_names("models"):
-        return {"pair": experiment.pair}
+        preset = config.load_yaml(config.PRESETS / "models" / f"{experiment.pair}.yaml")["target"]
+        template = experiment.target.chat_template
+        given = {} if template == preset.get("chat_template", AUTO) else {"chat_template": template}
+        return {"pair": experiment.pair, **given}
     return {
         role: {key: value for key, value in asdict(model).items() if value != ""}
         for role, model in experiment.models.items()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specexp.config import TREES, MethodConfig
-from specexp.evaluation import canvas, charts, page, split, table, token_view
+from specexp.evaluation import canvas, charts, page, split, table, token_view, unfinished
 from specexp.evaluation.comparison import Comparison, compare, is_lossless
 from specexp.evaluation.figures import draw_trees
 from specexp.evaluation.outbox import Outbox
@@ -85,6 +85,8 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
         unequal = [e.label for e in comparison.entries if e.lossless and e.metrics.get(key, 1.0) < 1]
         if unequal and experiment.history == "baseline":
             found.append(f"{', '.join(unequal)}: lossless, but not every greedy output equals plain decoding's.")
+    outputs = {entry.label: entry.records for entry in comparison.entries}
+    found += unfinished.warnings(outputs, experiment.max_new_tokens)
     if len(output.read_json("environments.json") or {}) > 1:
         found.append("The records come from several environments (below): speeds of one may not be those of another.")
     if experiment.batch > 1:

@@ -92,7 +92,7 @@ class Job:
 class Prepared:
     """An experiment that can run: everything that could be wrong with it has been looked at.
 
-    `prompts` are the ids of every example's first turn.
+    `prompts` are the ids of every example's first turn, `notes` what a person should be told before the numbers.
     """
 
     experiment: Experiment
@@ -102,6 +102,7 @@ class Prepared:
     settings: list[Setting]
     pair: Pair
     judges: Mapping[str, Judge]
+    notes: Sequence[str] = ()
 
 
 def prepare(
@@ -118,8 +119,11 @@ def prepare(
     examples = chosen.examples(experiment.limit)
     check(examples)
     pair = load_pair(experiment, set().union(*(roles_of(method) for method in experiment.methods)))
+    mine = identity(pair, experiment)
+    notes = list(pair.notes)
     for judge in judges.values():
-        judge.check(identity(pair, experiment))
+        judge.check(mine)
+        notes += judge.notes(mine)
     making = Making(Warp(experiment.temperature, experiment.top_k, experiment.top_p), judges, pair.eos_ids)
     settings = [Setting(method, decoder_for(method, making)) for method in experiment.methods]
     _check_lengths(settings, pair)
@@ -130,7 +134,7 @@ def prepare(
             prompts.append(_checked(example, experiment, pair, roles))
         except (PromptError, ModelError) as error:
             raise type(error)(f"prompt '{example.prompt_id}': {error}") from None
-    return Prepared(experiment, chosen, examples, prompts, settings, pair, judges)
+    return Prepared(experiment, chosen, examples, prompts, settings, pair, judges, notes)
 
 
 def _checked(example: Example, experiment: Experiment, pair: Pair, roles: Sequence[Role]) -> list[int]:

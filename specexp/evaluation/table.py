@@ -46,6 +46,8 @@ COLUMNS = (
     Column("difference, points", "quality/accuracy_delta", points, terminal=False),
     Column("McNemar p", "quality/mcnemar_p", chance),
     Column("= baseline", "quality/equal_to_baseline", percent, short="{:.0%}".format),
+    Column("cut off", "quality/cut_share", percent, short="{:.0%}".format),
+    Column("no answer", "quality/unparsed_share", percent, short="{:.0%}".format),
 )
 
 

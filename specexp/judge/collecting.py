@@ -69,9 +69,10 @@ def prepare(config: MiningConfig) -> Prepared:
 def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
     """Write inputs.json; raises OutputError when the folder was begun on other rows or another pair."""
     mine = identity(prepared.pair, prepared.config.experiment)
-    now = {"data": prepared.task.dataset().digest, **{key: mine[key] for key in ("target", "draft", "tokenizer")}}
+    keys = ("target", "draft", "tokenizer", "chat_template")
+    now = {"data": prepared.task.dataset().digest, **{key: mine[key] for key in keys}}
     before = output.read_json("inputs.json")
-    if before is not None and before != now:
+    if before is not None and before != {key: now[key] for key in before if key in now}:
         changed = " and ".join(key for key in now if now[key] != before.get(key))
         raise OutputError(f"'{output.path}' was begun with another {changed}; name another output folder.")
     output.write_json("inputs.json", now)

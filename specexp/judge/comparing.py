@@ -41,7 +41,7 @@ def train(kind: str, labels: LabelSet, mode: Mode, recall: float, seed: int, log
     found = calibration.report(threshold, p, important_test)
     identity = labels.manifest["identity"]
     facts = Facts(
-        **{key: identity[key] for key in IDENTITY},
+        **{key: identity[key] for key in IDENTITY}, chat_template=identity.get("chat_template"),
         features=mode.name, feature_version=features.VERSION, num_features=trained.network.num_features,
         task=labels.manifest["task"], kind=kind, threshold=threshold, requested_recall=recall, recall=found["recall"],
         labels=labels.hash,

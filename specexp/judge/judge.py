@@ -43,6 +43,7 @@ class Facts:
     threshold: float = 0.0  # calibrated: p below it counts as unimportant
     requested_recall: float = 0.0
     recall: float = 0.0  # on the test split
+    chat_template: str | None = None  # hash of the template that prompts were put into; "" is none, None not known
     labels: str = ""  # hash of the label set: of the files' hashes that its manifest lists
 
 
@@ -104,3 +105,13 @@ class Judge:
             faults.append(f"its features are '{self.facts.features}', of {', '.join(features.MODES)}")
         if faults:
             raise JudgeError(f"the judge was made for another pair: {'; '.join(faults)}. Train one for this pair.")
+
+    def notes(self, pair: Mapping[str, Any]) -> list[str]:
+        """Where this judge was mined with other prompts than this pair's, which does not make it unusable."""
+        mined, here = self.facts.chat_template, pair["chat_template"]
+        if mined is None or mined == here:
+            return []
+        how = {(False, True): "without the chat template that prompts are put into here",
+               (True, False): "with prompts in a chat template, which is not used here",
+               (True, True): "with prompts in another chat template"}  # fmt: skip
+        return [f"the judge was mined {how[bool(mined), bool(here)]}: its threshold was calibrated on other prompts."]

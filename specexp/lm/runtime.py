@@ -15,7 +15,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
 OFFLOADS = ("none", "cpu", "disk")
 ATTENTIONS = ("sdpa", "eager")
-CHAT_TEMPLATES = ("none", "own")
+# `auto` is the tokenizer's own where it has one and the task's prompts are not completions.
+AUTO, NO_TEMPLATE, OWN_TEMPLATE = CHAT_TEMPLATES = ("auto", "none", "own")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +26,8 @@ class ModelConfig:
     `revision` and `tokenizer` default to the newest and the model's own; `device` is cpu, cuda:0, ... or auto, which
     spreads the layers by accelerate; `quantization` is done by bitsandbytes as the weights are read, with arithmetic in
     `compute_dtype` (default: `dtype`); `offload` leaves the layers' weights in CPU memory or on disk, from where each
-    is brought to the device at every call; `attention` defaults to what transformers chooses. With `chat_template` own,
-    a prompt is put into the chat template of the tokenizer; the target's counts, for both.
+    is brought to the device at every call; `attention` defaults to what transformers chooses. `chat_template` says
+    whether prompts are put into the chat template of the tokenizer; the target's counts, for both.
     """
 
     model: str
@@ -38,7 +39,7 @@ class ModelConfig:
     compute_dtype: str = ""
     offload: str = "none"
     attention: str = ""
-    chat_template: str = "none"
+    chat_template: str = AUTO
     trust_remote_code: bool = False
 
     def faults(self) -> list[str]:

@@ -20,7 +20,7 @@ from specexp.config import Experiment, MethodConfig, TreeConfig
 from specexp.errors import ModelError
 from specexp.evaluation.methods import roles_of
 from specexp.evaluation.records import write_whole
-from specexp.lm.runtime import ModelConfig, ToyConfig
+from specexp.lm.runtime import NO_TEMPLATE, OWN_TEMPLATE, ModelConfig, ToyConfig
 from specexp.serving import requests
 from specexp.serving.batcher import Batcher
 from specexp.tasks.source import DataConfig
@@ -78,6 +78,9 @@ def refer(pair: LoadedPair, asked: Experiment, most_new_tokens: int) -> Referenc
             models[role] = replace(model, revision=identity[f"{role}_revision"])
         if model.tokenizer and Path(model.tokenizer).expanduser().is_dir():
             models[role] = replace(models[role], tokenizer=str(Path(model.tokenizer).expanduser().resolve()))
+    if asked.toy is None:  # what `auto` came to is part of the version
+        template = OWN_TEMPLATE if identity["chat_template"] else NO_TEMPLATE
+        models = {role: replace(model, chat_template=template) for role, model in models.items()}
     asked = replace(asked, target=models["target"], draft=models["draft"])
     return Reference(asked, identity, most_new_tokens, folders)
 
