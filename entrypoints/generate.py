@@ -91,20 +91,31 @@ class Shown:
 def facts(out: Output) -> dict[str, Any]:
     """What it took; a rate is null where nothing was drafted, and there are no calls of a target that was not asked."""
     counts = out.counts
-    seconds, drafted, tokens = counts["seconds"], counts["num_drafted"], len(out.token_ids)
+    seconds, tokens = counts["seconds"], len(out.token_ids)
+    accepted, drafted = before_end(counts)
     return {
         "num_tokens": tokens,
         "target_calls": counts["num_target_calls"],
         "tokens_per_call": out.tokens_per_call,
         "draft_calls": counts["num_draft_calls"],
         "num_drafted": drafted,
-        "num_accepted": counts["num_accepted"],
-        "accept_rate": counts["num_accepted"] / drafted if drafted else None,
+        "num_accepted": accepted,
+        "accept_rate": accepted / drafted if drafted else None,
         "seconds": seconds,
         "prefill_seconds": counts["prefill_seconds"],
         "tokens_per_second": tokens / seconds if seconds else None,
         "finish_reason": out.finish_reason,
     }
+
+
+def before_end(counts: Mapping[str, Any]) -> tuple[int, int]:
+    """Accepted and drafted tokens, of a chain without those behind an EOS or the limit."""
+    if counts["trees"] or not counts["drafted_before_end"]:
+        return counts["num_accepted"], counts["num_drafted"]
+    accepted, drafted = (
+        sum(i * rounds for i, rounds in enumerate(counts[f"{name}_before_end"])) for name in ("accepted", "drafted")
+    )
+    return accepted, drafted
 
 
 def words(found: Mapping[str, Any]) -> str:

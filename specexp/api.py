@@ -88,7 +88,7 @@ class LoadedPair:
         pieces = Pieces(self._pair.text, self._pair.eos_ids, on_text) if on_text else None
         request = self.request(prompt, asked, prompt_id, pieces.add if pieces else None)
         out = self._engine.generate(
-            request.decoder, request.prompt_ids, request.max_new_tokens, request.dice, request.told
+            request.decoder, request.prompt_ids, request.max_new_tokens, request.dice, request.told, request.name
         )
         if pieces:
             pieces.close()
@@ -114,7 +114,7 @@ class LoadedPair:
         ids = self._pair.text.encode([{"role": "user", "content": prompt}])
         self._engine.room_for(ids, asked.max_new_tokens, decoder.models[0])
         dice = dice_for(asked.temperature, asked.seed, prompt_id)
-        return Request(decoder, ids, asked.max_new_tokens, dice, told)
+        return Request(decoder, ids, asked.max_new_tokens, dice, told, prompt_id)
 
     def output(self, out: Generation) -> Output:
         """What an engine made of a request, as text."""

@@ -247,7 +247,7 @@ JUDGED_BUGS = [
     Bug("judged tokens behind a rejection count", RULES, "accepted & ~passed", "~passed if waived is None else waived & ~passed"),
     Bug("a waived token needs the lossless rule as well, greedily", RULES, "xp.astype(passed | waived, drafted.dtype)", "xp.astype(passed & waived, drafted.dtype)"),
     Bug("what is waived is the target's choice all the same", RULES, "tokens = xp.where(accepted, xp.concat([drafted, _zero(xp, drafted)]), choice)", "tokens = choice"),
-    Bug("greedily judged tokens are not told apart", RULES, "accepted[:-1] & ~passed, drafted", "accepted[:-1], drafted"),
+    Bug("greedily judged tokens are not told apart", RULES, "accepted[:-1] & ~passed, same", "accepted[:-1], same"),
     Bug("a waived token needs the lossless rule as well", DICE, "passed if waived is None else passed | waived", "passed if waived is None else passed & waived"),
     Bug("a waived correction is drawn from p", RULES, "weights = xp.where(xp.any(residual > 0), residual, row)",
         "weights = xp.where(xp.any(residual > 0), residual, row) if waived is None else row"),

@@ -28,6 +28,7 @@ def chain(prompt: str, **more: Any) -> dict[str, Any]:
     counts = {
         "num_rounds": 3, "num_drafted": 12, "num_accepted": 8, "num_cut": 1, "num_full": 1, "num_tested": 10,
         "overlap": 7.5, "num_target_calls": 3, "num_draft_calls": 12, "accepted_histogram": [0, 1, 0, 1, 1],
+        "drafted_before_end": [0, 0, 0, 0, 3], "accepted_before_end": [0, 1, 0, 1, 1], "num_judged_before_end": 0,
         "seconds": 0.5, "num_target_positions": 15,
     }  # fmt: skip
     return record("speculative", prompt, **{**counts, **more})

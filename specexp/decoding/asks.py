@@ -106,12 +106,13 @@ class Drafted:
     it is one-hot on the tokens.
 
     hidden[G, H] are the rows q was read from, when asked for; with `own`, hidden[G + 1, H] has that behind the last
-    token too.
+    token too. peaks[G] are the largest logits of these rows, for the engine alone; None where no model drafted.
     """
 
     tokens: Array
     q: Array | None
     hidden: Array | None = None
+    peaks: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,9 @@ class Round:
 
     `kept[model]` says which slots hold the committed tokens, in their order: a count n (0-d array or int) for slots
     0 .. n - 1, or an array of slots, padded with -1. The engine drops all others. A model that is not named keeps none.
-    `counts` are for the record: numbers or 0-d arrays, but `overlap`[G], one value for each drafted position, and what
-    a tree says of its accepted path, padded with -1. Those of a tree (`num_nodes`) are recorded round by round.
+    `counts` are for the record: numbers or 0-d arrays, but `overlap`[G] and `judged`[G], one value for each drafted
+    position, and what a tree says of its accepted path, padded with -1. Those of a tree (`num_nodes`) are recorded
+    round by round.
     """
 
     tokens: Array

@@ -141,7 +141,7 @@ class Chain:
                 {
                     "num_accepted": verdict.num_accepted,
                     "num_drafted": num_drafted,
-                    "num_judged": verdict.num_judged,
+                    "judged": verdict.judged,
                     "overlap": verdict.overlap,
                 },
             )

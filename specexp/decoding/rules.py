@@ -105,12 +105,19 @@ def best(logits: Array, count: int) -> tuple[Array, Array]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
-    """What became of a drafted chain. All but `tokens`[G + 1] and `overlap`[G] are 0-d arrays."""
+    """What became of a drafted chain: arrays, `num_accepted` a 0-d one."""
 
-    tokens: Array  # the accepted drafts, then the correction or the bonus token, then what is left of the drafts
+    tokens: Array  # [G + 1]: the accepted drafts, then the correction or the bonus token, then the rest of the drafts
     num_accepted: Array
-    num_judged: Array | int  # accepted although the lossless rule rejected them
+    judged: Array | int  # [G], bools: accepted although the lossless rule rejected them; 0 where no rule waives
     overlap: Array  # [G]: sum_x min(p, q) at every drafted position, tested or not
+
+    @property
+    def num_judged(self) -> Array | int:
+        if isinstance(self.judged, int):
+            return self.judged
+        xp = array_namespace(self.judged)
+        return xp.sum(xp.astype(self.judged, xp.int64))
 
 
 def verify(p: Array, q: Array, drafted: Array, waived: Array | None, dice: Dice, position: int) -> Verdict:
@@ -140,7 +147,7 @@ def verify(p: Array, q: Array, drafted: Array, waived: Array | None, dice: Dice,
     return Verdict(
         tokens=tokens,
         num_accepted=num_accepted,
-        num_judged=xp.sum(xp.astype(accepted & ~passed, ids.dtype)),
+        judged=0 if waived is None else accepted & ~passed,
         overlap=xp.sum(xp.minimum(p[:-1], q), axis=-1),
     )
 
@@ -160,7 +167,7 @@ def verify_greedy(logits: Array, drafted: Array, waived: Array | None) -> Verdic
         return Verdict(choice, num_accepted, 0, same)
     accepted = xp.arange(choice.shape[0], device=device(logits)) < num_accepted
     tokens = xp.where(accepted, xp.concat([drafted, _zero(xp, drafted)]), choice)
-    return Verdict(tokens, num_accepted, xp.sum(xp.astype(accepted[:-1] & ~passed, drafted.dtype)), same)
+    return Verdict(tokens, num_accepted, accepted[:-1] & ~passed, same)
 
 
 def _zero(xp: Any, like: Array) -> Array:

@@ -90,6 +90,12 @@ class Context:
         self.num_positions += num
 
     @property
+    def model_name(self) -> str:
+        """For messages."""
+        facts = self._model.facts()
+        return str(facts.get("model", facts["class"]))
+
+    @property
     def num_slots(self) -> int:
         """Slots fed since the last round."""
         return self._num_slots

@@ -8,6 +8,7 @@ a row, the later ones depending on the earlier, is a procedure (`procedure.py`) 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -21,7 +22,7 @@ from specexp.decoding.rules import Warp, best
 from specexp.engine.context import Context
 from specexp.engine.procedure import Look, Looking, Procedure, Request, Spent, Task, asking
 from specexp.engine.recall import Ngrams, continuation
-from specexp.engine.run import Decoder, Generation, Run, is_number, parts_of
+from specexp.engine.run import Decoder, Generation, Peaks, Run, is_number, parts_of
 from specexp.errors import PromptError
 from specexp.lm.model import Array, Drafts, Model
 
@@ -86,9 +87,13 @@ class Engine:
         max_new_tokens: int,
         dice: Dice,
         told: Callable[[Sequence[int]], object] | None = None,
+        name: str = "",
     ) -> Generation:
-        """Decode one prompt until an EOS or the limit; `told` is given the tokens of each round as they are final."""
-        request = Request(decoder, prompt_ids, max_new_tokens, dice, told)
+        """Decode one prompt until an EOS or the limit; `told` is given the tokens of each round as they are final.
+
+        Raises ModelError where logits are NaN or infinite, naming the model, the prompt by `name`, and the position.
+        """
+        request = Request(decoder, prompt_ids, max_new_tokens, dice, told, name)
         out: Generation
         ((_, out),) = self.run_all([asking(request)], fresh=False)
         return out
@@ -199,7 +204,7 @@ class Engine:
         """Prefill, and the first ask."""
         main = request.decoder.models[0]
         room = self.room_for(request.prompt_ids, request.max_new_tokens, main)
-        run = Run(request.decoder, list(request.prompt_ids), request.dice, room, request.told)
+        run = Run(request.decoder, list(request.prompt_ids), request.dice, room, request.told, request.name)
         run.out.finish_reason = "length" if room == request.max_new_tokens else "context"
         run.began = self._clock()
         for role in request.decoder.models:
@@ -268,14 +273,17 @@ class Engine:
                 flat += [array_namespace(part).reshape(part, (-1,)) for part in pair]
         values = iter(self._read(flat) if flat else ())
         answers = []
-        for (logits, states), pair, slot, more in zip(found, ranked, slots, beside, strict=True):
+        for run, (logits, states), pair, slot, more in zip(runs, found, ranked, slots, beside, strict=True):
             if pair is None:
+                _look_out(run, role, logits)
                 answers.append(Scored(logits, states, slot, beside=more))
                 continue
             width, scores, tokens = pair[1].shape[1], next(values), next(values)
             starts = range(0, len(scores), width)
             logprob = [scores[i : i + width] for i in starts]
             ids = [[int(token) for token in tokens[i : i + width]] for i in starts]
+            if bad := [row[0] for row in logprob if not math.isfinite(row[0])]:
+                raise run.not_finite(role, bad[0])
             answers.append(Scored(None, states, slot, logprob, ids, more))
         return answers
 
@@ -328,10 +336,12 @@ class Engine:
             found = self._feed("draft", [chain.run for chain in going], fed)
             logits = _joined([_last(rows) for rows, _ in found])
             q = logits if greedy else ask.warp(logits)
+            peaks = array_namespace(logits).max(logits, axis=-1)
             # Of a one-hot row every die falls alike: none is thrown, and the tokens say what q is.
             picks = ask.warp.first(logits) if greedy else _draw(going, q, step)
             for i, (chain, (_, states)) in enumerate(zip(going, found, strict=True)):
                 chain.tokens.append(_row(picks, i))
+                chain.peaks.append(_row(peaks, i))
                 if not greedy or ask.min_probability:
                     chain.rows.append(_row(q, i))
                 if states is not None:
@@ -357,8 +367,10 @@ class Engine:
         for positions in (feed.tokens.shape[0], *[1] * (length - 1 + ask.own)):
             run.fed("draft", positions)
         place = device(self._nothing)
-        parts = (found.tokens, found.q, found.hidden)
-        return Drafted(*(None if part is None else to_device(part, place) for part in parts))
+        parts = (found.tokens, found.q, found.hidden, found.peaks)
+        whole = Drafted(*(None if part is None else to_device(part, place) for part in parts))
+        run.peaks.append(Peaks("draft", whole.peaks, drafts=True))
+        return whole
 
     def _stop(self, ask: Draft, chains: Sequence[_Chain]) -> None:
         """End the chains whose last token the draft gave less than it takes to go on behind it; read to the host."""
@@ -380,15 +392,18 @@ class Engine:
             return Drafted(
                 self._nothing, xp.zeros((0, self._models["draft"].vocab_size), dtype=xp.float32, device=place)
             )
+        chain.run.peaks.append(Peaks("draft", to_device(_joined(chain.peaks), place), drafts=True))
         q = None if greedy else to_device(_joined(chain.rows), place)
         hidden = to_device(_joined(chain.hidden), place) if chain.hidden else None
         return Drafted(to_device(_joined(chain.tokens), place), q, hidden)
 
     def _commit(self, runs: Sequence[Run]) -> list[int]:
-        values = iter(self._read([part for run in runs for part in parts_of(run.ask)]))
+        asked = [part for run in runs for part in parts_of(run.ask)]
+        read = self._read([*asked, *(each.values for run in runs for each in run.peaks)])
+        values, peaks = iter(read[: len(asked)]), iter(read[len(asked) :])
         rooms = []
         for run in runs:
-            rooms.append(run.commit(run.ask, values, self._eos))
+            rooms.append(run.commit(run.ask, values, peaks, self._eos))
             if run.out.num_rounds == 1:
                 run.out.time_to_first_token = self._clock() - run.began
         return rooms
@@ -420,13 +435,20 @@ class Engine:
 class _Chain:
     """A chain being drafted."""
 
-    __slots__ = ("hidden", "length", "rows", "run", "tokens")
+    __slots__ = ("hidden", "length", "peaks", "rows", "run", "tokens")
 
     def __init__(self, run: Run, length: int) -> None:
         self.run, self.length = run, length
         self.tokens: list[Array] = []  # [1] each
+        self.peaks: list[Array] = []  # [1] each: the largest logit of the row it was drawn from
         self.rows: list[Array] = []  # q [1, V] each; at temperature 0, logits
         self.hidden: list[Array] = []
+
+
+def _look_out(run: Run, role: Role, logits: Array) -> None:
+    """Have the largest of each row of logits[R, V] read with the round: the host is not to wait for it alone."""
+    first = run.contexts[role].num_slots + 1 - logits.shape[0]
+    run.peaks.append(Peaks(role, array_namespace(logits).max(logits, axis=-1), first))
 
 
 def _alike(one: Draft, other: Draft) -> bool:

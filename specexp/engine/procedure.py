@@ -24,6 +24,7 @@ class Request:
     """One prompt to decode: answered with its `Generation`.
 
     `told` is given the tokens of each round as they are final, cut at an EOS and the limit; clocks stand still for it.
+    `name` is the prompt's, for error messages.
     """
 
     decoder: Decoder
@@ -31,6 +32,7 @@ class Request:
     max_new_tokens: int
     dice: Dice
     told: Callable[[Sequence[int]], object] | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from specexp.decoding.asks import Array, Ask, Role, Round, Steps
 from specexp.decoding.dice import Dice
 from specexp.engine.context import Context
 from specexp.engine.recall import Ngrams
+from specexp.errors import ModelError
 
 
 class Decoder(Protocol):
@@ -43,10 +45,29 @@ class Generation:
     num_draft_calls: int = 0
     num_draft_positions: int = 0
     accepted_histogram: list[int] = field(default_factory=list)  # rounds by number of accepted drafts
+    # Of chains, without drafts after an EOS of the output or after the limit: rounds by number of drafts, rounds by
+    # number of accepted drafts, and how many were accepted by a judge.
+    drafted_before_end: list[int] = field(default_factory=list)
+    accepted_before_end: list[int] = field(default_factory=list)
+    num_judged_before_end: int = 0
     trees: list[dict[str, int | list[int]]] = field(default_factory=list)  # each round's shape, for methods with trees
     seconds: float = 0.0
     prefill_seconds: float = 0.0
     time_to_first_token: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """The largest logits of some rows: finite unless a row holds NaN or infinity. -inf alone is a masked token.
+
+    `values`[R] are of rows `first` and on; row 0 follows the last committed token, row i + 1 the token in slot i. With
+    `drafts`, of the rows that a chain was drafted from.
+    """
+
+    role: Role
+    values: Array
+    first: int = 0
+    drafts: bool = False
 
 
 class Run:
@@ -59,8 +80,9 @@ class Run:
         dice: Dice,
         room: int,
         told: Callable[[Sequence[int]], object] | None = None,
+        name: str = "",
     ) -> None:
-        self.decoder, self.ids, self.dice, self.room = decoder, ids, dice, room
+        self.decoder, self.ids, self.dice, self.room, self.name = decoder, ids, dice, room, name
         self._told, self._num_told = told, 0
         self.num_prompt = len(ids)
         self.contexts: dict[Role, Context] = {}
@@ -68,6 +90,7 @@ class Run:
         self.out = Generation()
         self.began = 0.0
         self.ask: Any = None
+        self.peaks: list[Peaks] = []  # of this round's logits
 
     def start(self) -> None:
         self._steps = self.decoder.steps(self.dice, self.room)
@@ -94,18 +117,24 @@ class Run:
             self.out.num_draft_calls += 1
             self.out.num_draft_positions += positions
 
-    def commit(self, ask: Round, values: Iterator[list[float]], eos: Collection[int]) -> int:
-        """Take over what a round committed, as it was read from `parts_of(ask)`; the room left."""
+    def commit(
+        self, ask: Round, values: Iterator[list[float]], peaks: Iterator[list[float]], eos: Collection[int]
+    ) -> int:
+        """Take over what a round committed, as it was read from `parts_of(ask)` and from its peaks; the room left.
+
+        Raises ModelError where they were drawn from logits that are not finite.
+        """
         out = self.out
         block, num_tokens = [int(t) for t in next(values)], int(next(values)[0])
         slots = {role: _slots(kept, next(values)) for role, kept in ask.kept.items()}
         counts = {name: next(values) for name in ask.counts}
         tokens = self._cut(block[:num_tokens], eos)
+        self._check([(each, next(peaks)) for each in self.peaks], slots, len(tokens))
         out.num_rounds += 1
         out.num_cut += num_tokens - len(tokens)
         out.token_ids += tokens
         if "num_drafted" in counts:
-            self._count_chain(counts, len(tokens))
+            self._count_chain(counts, len(tokens), len(tokens) if out.finish_reason == "stop" else self.room)
         elif "num_nodes" in counts:
             self._count_tree(ask, counts)
         self.ids += tokens
@@ -114,7 +143,34 @@ class Run:
         self.room = 0 if out.finish_reason == "stop" else self.room - len(tokens)
         return self.room
 
-    def _count_chain(self, counts: Mapping[str, list[float]], num_kept: int) -> None:
+    def _check(
+        self, peaks: Sequence[tuple[Peaks, list[float]]], slots: Mapping[Role, Sequence[int]], num_kept: int
+    ) -> None:
+        """Raise ModelError where logits that this round's tokens were drawn from are not finite.
+
+        Of a model that scores, those are row 0 and the rows of the slots that are kept: what was scored after a
+        rejection is no part of the output. Of drafts, all rows are looked at.
+        """
+        self.peaks = []
+        for each, values in peaks:
+            rows = [0, *(slot + 1 for slot in slots.get(each.role, ()))][:num_kept]
+            for place, row in enumerate(range(len(values)) if each.drafts else rows):
+                at = row - each.first
+                if 0 <= at < len(values) and not math.isfinite(values[at]):
+                    raise self.not_finite(each.role, values[at], place)
+
+    def not_finite(self, role: Role, value: float, place: int = 0) -> ModelError:
+        """The error of logits after this round's first `place` tokens, the largest of which is `value`."""
+        before, word = len(self.ids) + place, "NaN" if math.isnan(value) else "infinite"
+        prompt = f"prompt '{self.name}'" if self.name else "the prompt"
+        return ModelError(
+            f"{prompt}: the {role} model '{self.contexts[role].model_name}' gives {word} logits at position"
+            f" {before - self.num_prompt} of the output (after {before} tokens, prompt included). Check its weights;"
+            " float16 overflows at 65504, where bfloat16 and float32 do not."
+        )
+
+    def _count_chain(self, counts: Mapping[str, list[float]], num_kept: int, end: int) -> None:
+        """`end`: places of this round's tokens up to an EOS or the limit."""
         out = self.out
         num_drafted, num_accepted = int(counts["num_drafted"][0]), int(counts["num_accepted"][0])
         # The rule was asked about the accepted tokens and the first rejected one. Behind an EOS they are no part of the
@@ -123,10 +179,14 @@ class Run:
         out.num_drafted += num_drafted
         out.num_accepted += num_accepted
         out.num_full += num_drafted > 0 and num_accepted == num_drafted
-        out.num_judged += int(counts["num_judged"][0])
+        judged = [int(value) for value in counts["judged"]]
+        out.num_judged += sum(judged)
+        out.num_judged_before_end += sum(judged[:end])
         out.num_tested += num_tested
         out.overlap += sum(counts["overlap"][:num_tested])
-        self._count_accepted(num_accepted)
+        _count(out.accepted_histogram, num_accepted)
+        _count(out.drafted_before_end, min(num_drafted, end))
+        _count(out.accepted_before_end, min(num_accepted, end))
 
     def _count_tree(self, ask: Round, counts: Mapping[str, list[float]]) -> None:
         out = self.out
@@ -138,12 +198,7 @@ class Run:
         out.num_drafted += int(counts["num_nodes"][0])
         out.num_accepted += num_accepted
         out.trees.append(shape)
-        self._count_accepted(num_accepted)
-
-    def _count_accepted(self, num_accepted: int) -> None:
-        histogram = self.out.accepted_histogram
-        histogram += [0] * (num_accepted + 1 - len(histogram))
-        histogram[num_accepted] += 1
+        _count(out.accepted_histogram, num_accepted)
 
     def _cut(self, tokens: list[int], eos: Collection[int]) -> list[int]:
         tokens = tokens[: self.room]
@@ -152,6 +207,12 @@ class Run:
                 self.out.finish_reason = "stop"
                 return tokens[: i + 1]
         return tokens
+
+
+def _count(histogram: list[int], value: int) -> None:
+    """Count one more of this value."""
+    histogram += [0] * (value + 1 - len(histogram))
+    histogram[value] += 1
 
 
 def parts_of(ask: Ask) -> list[Array | int]:

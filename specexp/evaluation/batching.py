@@ -61,7 +61,7 @@ class Batching:
         self._seconds: dict[Pass, list[float]] = {(contender.name, rows): [] for contender, rows in self._passes}
         self._outputs: dict[str, list[list[int]]] = {}
         for contender, rows in self._passes:
-            _pass(prepared, contender, rows, list(self._prompts.values())[:size], WARM_UP_TOKENS)
+            _pass(prepared, contender, rows, dict(list(self._prompts.items())[:size]), WARM_UP_TOKENS)
 
     def turn(self) -> None:
         """Time every pass once, beginning with another one than the turn before."""
@@ -69,7 +69,7 @@ class Batching:
         for contender, rows in rotated(self._passes, done, 0):
             self._bar.set_postfix_str(named(contender.name, rows))
             limit = self._prepared.experiment.max_new_tokens
-            taken, found = _pass(self._prepared, contender, rows, list(self._prompts.values()), limit)
+            taken, found = _pass(self._prepared, contender, rows, self._prompts, limit)
             self._seconds[contender.name, rows].append(taken)
             self._outputs[named(contender.name, rows)] = found
             self._bar.update()
@@ -111,7 +111,7 @@ def _prompts(prepared: Prepared, most: int) -> dict[str, list[int]]:
 
 
 def _pass(
-    prepared: Prepared, contender: Own, rows: int, prompts: Sequence[list[int]], limit: int
+    prepared: Prepared, contender: Own, rows: int, prompts: Mapping[str, list[int]], limit: int
 ) -> tuple[float, list[list[int]]]:
     """Seconds over all prompts, and what came of each."""
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids, rows=rows)
@@ -119,6 +119,7 @@ def _pass(
     start = time.perf_counter()
     what = f"{contender.name}, {rows} prompts at a time"
     with memory.told(what, "batch or max_new_tokens", prepared.experiment.models):
-        requests = (Request(contender.setting.decoder, ids, limit, CertainDice()) for ids in prompts)
+        decoder, dice = contender.setting.decoder, CertainDice()
+        requests = (Request(decoder, ids, limit, dice, name=name) for name, ids in prompts.items())
         found = dict(engine.generate_all(requests))
     return time.perf_counter() - start, [found[place].token_ids for place in range(len(prompts))]

@@ -25,6 +25,7 @@ def check_identities(record: Record, tree: TreeConfig | None = None, bonus: bool
     assert emitted == accepted + rounds - record["num_cut"] - full, f"emitted {emitted} tokens, but {record}"
     assert 0 <= accepted <= record["num_drafted"], record
     assert record["num_judged"] <= accepted, record
+    _check_before_end(record)
     if record["method"] in TREES:  # which tests no token: the target's own draw meets a node or does not
         check_trees(record, tree)
     else:
@@ -38,6 +39,30 @@ def check_identities(record: Record, tree: TreeConfig | None = None, bonus: bool
         assert sum(i * n for i, n in enumerate(histogram)) == accepted, record
     if record["method"] == "draft_only":
         assert record["num_target_calls"] == 0, record
+
+
+def _check_before_end(record: Record) -> None:
+    """What lies before the end is no more than all there is, and of no more rounds."""
+    if not has_ends([record]):
+        return
+    drafted, accepted = record["drafted_before_end"], record["accepted_before_end"]
+    assert sum(drafted) == sum(accepted) == (record["num_rounds"] if drafted else 0), record
+    assert total(accepted) <= min(total(drafted), record["num_accepted"]), record
+    assert total(drafted) <= record["num_drafted"], record
+    assert record["num_judged_before_end"] <= min(total(accepted), record["num_judged"]), record
+    if drafted:  # what was cut: accepted drafts, and the target's own token unless a full chain has none
+        lost = record["num_accepted"] - total(accepted)
+        assert max(0, record["num_cut"] - 1) <= lost <= record["num_cut"], record
+
+
+def has_ends(records: Sequence[Record]) -> bool:
+    """Whether these say which drafts lie after the end of an output: those of earlier versions do not."""
+    return all("drafted_before_end" in record for record in records)
+
+
+def total(histogram: Sequence[int]) -> int:
+    """The sum of all values that were counted."""
+    return sum(value * times for value, times in enumerate(histogram))
 
 
 def summarise(
@@ -58,38 +83,34 @@ def summarise(
     prompts decoded in a `batch`, no latency of one prompt can be told: `batch/` says how fast they came all together.
     """
 
-    def total(key: str) -> float:
+    def summed(key: str) -> float:
         return float(sum(record[key] for record in records))
 
     emitted = sum(len(record["token_ids"]) for record in records)
-    rounds, drafted, accepted = total("num_rounds"), total("num_drafted"), total("num_accepted")
+    rounds, drafted = summed("num_rounds"), summed("num_drafted")
     metrics = {
-        "calls/target_per_token": total("num_target_calls") / emitted,
-        "calls/draft_per_token": total("num_draft_calls") / emitted,
+        "calls/target_per_token": summed("num_target_calls") / emitted,
+        "calls/draft_per_token": summed("num_draft_calls") / emitted,
         "count/prompts": len(records),
         "count/tokens": emitted,
     }
     if batch == 1:
-        metrics["speed/tokens_per_second"] = emitted / total("seconds")
-        metrics["speed/prefill_seconds"] = total("prefill_seconds") / len(records)
-        metrics["speed/time_to_first_token"] = total("time_to_first_token") / len(records)
+        metrics["speed/tokens_per_second"] = emitted / summed("seconds")
+        metrics["speed/prefill_seconds"] = summed("prefill_seconds") / len(records)
+        metrics["speed/time_to_first_token"] = summed("time_to_first_token") / len(records)
     else:
-        metrics["batch/tokens_per_second"] = emitted / total("seconds")
-        metrics["batch/prompts_per_second"] = len(records) / (total("seconds") + total("prefill_seconds"))
-    if calls := total("num_target_calls"):
-        metrics["tree/effective_parallelism"] = total("num_target_positions") / calls
+        metrics["batch/tokens_per_second"] = emitted / summed("seconds")
+        metrics["batch/prompts_per_second"] = len(records) / (summed("seconds") + summed("prefill_seconds"))
+    if calls := summed("num_target_calls"):
+        metrics["tree/effective_parallelism"] = summed("num_target_positions") / calls
     if records[0]["method"] in TREES:
         metrics |= tree_metrics(records)
     drafts_chain = gamma > 0
     if records[0]["method"] != "draft_only":
         metrics["accept/mean_length"] = emitted / rounds
     if drafts_chain and drafted:
-        metrics["accept/alpha"] = total("overlap") / max(1, total("num_tested"))
-        metrics["accept/draft_rate"] = accepted / drafted
-        metrics["accept/judged_rate"] = total("num_judged") / drafted
-        for i in range(1, gamma + 1):
-            reached = sum(sum(record["accepted_histogram"][i:]) for record in records)
-            metrics[f"accept/position_{i}"] = reached / rounds
+        metrics["accept/alpha"] = summed("overlap") / max(1, summed("num_tested"))
+        metrics |= _drafts(records, gamma) if has_ends(records) else {}
     if baseline:
         metrics |= against(records, baseline, batch)
     if baseline and costs is not None and batch == 1 and (drafts_chain or records[0]["method"] in TREES):
@@ -101,6 +122,25 @@ def summarise(
         | unfinished.metrics(records)
         | _by_category(records, baseline if batch == 1 else ())
     )
+
+
+def _drafts(records: Sequence[Record], gamma: int) -> dict[str, float]:
+    """What became of drafted tokens, without those after an EOS of the output or after the limit.
+
+    Tokens after a rejection were drafted and not accepted. position_i is of rounds that had i drafts before the end.
+    """
+    drafted = sum(total(record["drafted_before_end"]) for record in records)
+    if not drafted:
+        return {}
+    found = {
+        "accept/draft_rate": sum(total(record["accepted_before_end"]) for record in records) / drafted,
+        "accept/judged_rate": sum(record["num_judged_before_end"] for record in records) / drafted,
+    }
+    for i in range(1, gamma + 1):
+        tried = sum(sum(record["drafted_before_end"][i:]) for record in records)
+        if tried:
+            found[f"accept/position_{i}"] = sum(sum(r["accepted_before_end"][i:]) for r in records) / tried
+    return found
 
 
 def _alone(records: Sequence[Record], compared: bool, batch: int) -> dict[str, float]:

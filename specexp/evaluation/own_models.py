@@ -44,8 +44,8 @@ def decode(subject: Subject, setting: Setting, tick: Tick) -> list[list[int]]:
     prompts = subject.prompts()
     dices = [dice_for(experiment.temperature, experiment.seed, name) for name in prompts]
     requests = (
-        Request(setting.decoder, ids, experiment.max_new_tokens, dice)
-        for ids, dice in zip(prompts.values(), dices, strict=True)
+        Request(setting.decoder, ids, experiment.max_new_tokens, dice, name=name)
+        for (name, ids), dice in zip(prompts.items(), dices, strict=True)
     )
     found: dict[int, list[int]] = {}
     with in_memory(subject):

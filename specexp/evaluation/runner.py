@@ -242,7 +242,8 @@ def requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job]) -> It
     for job in jobs:
         name = prepared.examples[job.index].prompt_id
         dice = dice_for(experiment.temperature, experiment.seed + job.repeat, name, job.turn)
-        yield Request(job.setting.decoder, _prompt(prepared, records, job), experiment.max_new_tokens, dice)
+        ids = _prompt(prepared, records, job)
+        yield Request(job.setting.decoder, ids, experiment.max_new_tokens, dice, name=name)
 
 
 def _at(prepared: Prepared, jobs: Sequence[Job]) -> tuple[str, str, dict[Role, ModelConfig]]:
@@ -340,9 +341,11 @@ def _groups(prepared: Prepared, records: RecordFile) -> Iterator[list[Job]]:
 
 def _warm_up(prepared: Prepared, engine: Engine) -> None:
     dice = dice_for(prepared.experiment.temperature, 0, "warm-up")
-    some = prepared.prompts[: max(2, prepared.experiment.batch)]
+    names = [example.prompt_id for example in prepared.examples]
+    some = list(zip(names, prepared.prompts, strict=True))[: max(2, prepared.experiment.batch)]
     for setting in prepared.settings:
-        for _ in engine.generate_all(Request(setting.decoder, ids, WARM_UP_TOKENS, dice) for ids in some):
+        requests = (Request(setting.decoder, ids, WARM_UP_TOKENS, dice, name=name) for name, ids in some)
+        for _ in engine.generate_all(requests):
             pass
 
 

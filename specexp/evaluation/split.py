@@ -95,7 +95,8 @@ def seconds(
     engine = Engine({role: TimedModel(model, role, watch) for role, model in models.items()}, prepared.pair.eos_ids)
     for example, ids in list(zip(prepared.examples, prepared.prompts, strict=True))[:num_prompts]:
         dice = dice_for(temperature, prepared.experiment.seed, example.prompt_id)
-        engine.generate(TimedDecoder(decoder, watch), ids, max_new_tokens, TimedDice(dice, watch))
+        timed = TimedDecoder(decoder, watch), TimedDice(dice, watch)
+        engine.generate(timed[0], ids, max_new_tokens, timed[1], name=example.prompt_id)
         after_each()
     return watch.seconds()
 

@@ -64,10 +64,11 @@ class Own:
         prepared, config = self.prepared, self.setting.config
         experiment = prepared.experiment
         engine = Engine(prepared.pair.models, prepared.pair.eos_ids, clock=self.clock)
-        dice = dice_for(self.temperature, experiment.seed, prepared.examples[index].prompt_id)
+        name, ids = prepared.examples[index].prompt_id, prepared.prompts[index]
+        dice = dice_for(self.temperature, experiment.seed, name)
         prepared.pair.models["target"].wait()
         start = self.clock()
-        out = engine.generate(self.setting.decoder, prepared.prompts[index], experiment.max_new_tokens, dice)
+        out = engine.generate(self.setting.decoder, ids, experiment.max_new_tokens, dice, name=name)
         seconds = self.clock() - start
         record = record_of(prepared, Job(index, 0, self.setting, repeat), out)
         check_identities(record, config.tree, config.bonus)

@@ -80,8 +80,9 @@ def watched(prepared: Prepared, index: int, decoder: Chain) -> Trace:
     experiment, ids = prepared.experiment, prepared.prompts[index]
     watching = Watching(replace(decoder, bonus=False))
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids)
-    dice = dice_for(experiment.temperature, experiment.seed, prepared.examples[index].prompt_id)
-    out = engine.generate(watching, ids, experiment.max_new_tokens, dice)
+    name = prepared.examples[index].prompt_id
+    dice = dice_for(experiment.temperature, experiment.seed, name)
+    out = engine.generate(watching, ids, experiment.max_new_tokens, dice, name=name)
     room = engine.room_for(ids, experiment.max_new_tokens)
     reach = prepared.pair.models["draft"].context - len(ids) + 1
     return Trace(watching.accepted[: len(out.token_ids)], room, reach)

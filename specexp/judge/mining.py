@@ -73,7 +73,7 @@ class Miner:
     def _mining(self, example: Example) -> Procedure[Mined]:
         prompt = self._pair.text.encode(example.messages())
         start = yield Spent()
-        first = yield Request(self._respond, prompt, self._limit, CertainDice())
+        first = yield Request(self._respond, prompt, self._limit, CertainDice(), name=example.prompt_id)
         before = yield Spent()
         if first.finish_reason != "stop":
             return Mined(UNFINISHED, counts=_less(before, start))
@@ -106,7 +106,7 @@ class Miner:
         return previous, own
 
     def swapped(
-        self, prompt: Sequence[int], response: Sequence[int], position: int, token: int
+        self, prompt: Sequence[int], response: Sequence[int], position: int, token: int, name: str = ""
     ) -> Procedure[tuple[list[int], bool]]:
         """The response with `token` at `position` and the target's continuation, and whether that one ended."""
         head = [*response[:position], token]
@@ -116,7 +116,7 @@ class Miner:
             return head, False
         replay = Replay((*prompt, *response), WIDTH, DraftModel(GAMMA))
         decoder = Chain(replay, Lossless(), Warp())
-        out = yield Request(decoder, [*prompt, *head], self._limit - len(head), CertainDice())
+        out = yield Request(decoder, [*prompt, *head], self._limit - len(head), CertainDice(), name=name)
         return [*head, *out.token_ids], out.finish_reason == "stop"
 
     def text_of(self, token: int) -> str:
@@ -151,7 +151,7 @@ class _Search:
                 return
             token = choices[position]
             yield from self._look(position, token)
-            after, finished = yield from miner.swapped(prompt, self.response, position, token)
+            after, finished = yield from miner.swapped(prompt, self.response, position, token, self._prompt_id)
             self._count_slow(position, len(after))
             found = miner.answer(after) if finished else None
             important = None if not finished else found != answer

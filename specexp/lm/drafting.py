@@ -27,6 +27,7 @@ def draft_chain(session: OwnSession, tokens: Tensor, ask: Draft, length: int, di
     pool.reach(start + steps)
     cos, sin = own.angles(start + steps)
     drawn: list[Tensor] = []
+    scored: list[Tensor] = []
     rows: list[Tensor] = []
     states: list[Tensor] = []
     with Threads(own.threads[False]):
@@ -37,6 +38,7 @@ def draft_chain(session: OwnSession, tokens: Tensor, ask: Draft, length: int, di
             if step == length:  # only for the hidden row behind the last token
                 break
             logits = pool.logits(x)
+            scored.append(logits)
             if warp.greedy:
                 tokens = warp.first(logits)
             else:
@@ -45,4 +47,5 @@ def draft_chain(session: OwnSession, tokens: Tensor, ask: Draft, length: int, di
             drawn.append(tokens)
     pool.lengths[session.row] = start + steps
     hidden = torch.cat(states) if ask.hidden or ask.own else None
-    return Drafted(torch.cat(drawn), None if warp.greedy else torch.cat(rows), hidden)
+    peaks = torch.cat(scored).amax(-1)
+    return Drafted(torch.cat(drawn), None if warp.greedy else torch.cat(rows), hidden, peaks)

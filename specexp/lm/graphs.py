@@ -145,10 +145,12 @@ class Graphs:
         bucket = self.reach(start + num + gamma)
         seeds = dice.key if isinstance(dice, HashDice) else (0, 0)
         key = ("draft", num, gamma, bucket, ask.warp, ask.own)
-        drafted, q, x = self._answer(key, lambda: self._drafting(num, bucket, ask), (tokens, start, position, *seeds))
+        given = (tokens, start, position, *seeds)
+        drafted, q, x, peaks = self._answer(key, lambda: self._drafting(num, bucket, ask), given)
         self.pool.lengths[0] = start + num + length - 1 + ask.own
         hidden = x[: length + ask.own].clone() if ask.hidden or ask.own else None
-        return Drafted(drafted[:length].clone(), None if ask.warp.greedy else q[:length].clone(), hidden)
+        q_kept = None if ask.warp.greedy else q[:length].clone()
+        return Drafted(drafted[:length].clone(), q_kept, hidden, peaks[:length].clone())
 
     def reach(self, slots: int) -> int:
         """Have room for so many slots; the bucket that holds them. Capacities are buckets, which kernels like even."""
@@ -208,6 +210,7 @@ class Graphs:
         def run(tokens: Tensor, start: Tensor, position: Tensor, *seeds: Tensor) -> tuple[Tensor, ...]:
             dice, fed = HashDice((seeds[0], seeds[1])), tokens
             drawn: list[Tensor] = []
+            scored: list[Tensor] = []
             rows: list[Tensor] = []
             states: list[Tensor] = []
             for step in range(gamma + ask.own):
@@ -217,13 +220,14 @@ class Graphs:
                     break
                 start = start + fed.shape[0]
                 logits = forward.logits(x)
+                scored.append(logits)
                 if warp.greedy:
                     fed = warp.first(logits)
                 else:
                     rows.append(warp(logits))
                     fed = dice.pick_at(rows[-1], position + step, DRAFT)
                 drawn.append(fed)
-            return torch.cat(drawn), torch.cat(rows or drawn), torch.cat(states)
+            return torch.cat(drawn), torch.cat(rows or drawn), torch.cat(states), torch.cat(scored).amax(-1)
 
         return _Recording(run, (self._zeros(num), *(self._zeros(1) for _ in range(4))))
 
