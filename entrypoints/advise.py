@@ -1,4 +1,4 @@
-"""advise: what should I run? Predicts every draft length and tree budget, checks the best, recommends one setting."""
+"""advise: what should I run? Predicts draft lengths, prompt lookup and tree budgets, checks the best, recommends one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ NAMES = (
     "max_new_tokens", "limit", "seed", "repeats", "judge", "threshold", "config",
 )  # fmt: skip
 DEFAULTS = {
-    "methods": ["speculative", "specexec"],
+    "methods": ["speculative", "lookup", "specexec"],
     "gamma": list(range(1, 17)),
+    "min_draft_probability": [0, 0.4],
     "tree_budget": [8, 16, 32, 64, 128],
     "max_depth": 8,
     "parallel_branches": 8,
@@ -29,8 +30,10 @@ DEFAULTS = {
     "repeats": 5,
 }
 NO_TREES = ("0", "none")
+NO_DRAFT = "none"
 SETTINGS = {
     **{name: EVALUATE[name] for name in NAMES},
+    "draft": f"Draft model: a folder or a hub id; {NO_DRAFT} weighs prompt lookup alone.",
     "gamma": "Draft lengths to weigh, separated by commas [1 to 16].",
     "tree_budget": "Nodes of the trees to weigh, separated by commas; none leaves trees out [8,16,32,64,128].",
     "limit": f"How many prompts to measure on [{DEFAULTS['limit']}].",
@@ -42,14 +45,14 @@ SETTINGS = {
 
 def advise(experiment: str, output: str, sweep: bool, flags: Mapping[str, str]) -> None:
     """Resolve, measure, recommend, write and log. Raises SpecexpError."""
-    resolved, with_trees = resolve(experiment, flags)
+    resolved, with_trees, with_draft = resolve(experiment, flags)
     folder_path = Path(output) if output else Path("runs") / time.strftime("advise-%Y%m%d-%H%M%S")
     if folder_path.is_dir() and any(folder_path.iterdir()):
         raise OutputError(f"output folder '{folder_path}' exists; name another one.")
     # Imports that load torch and mlflow wait until the settings are known to be good.
     from specexp.evaluation import advice as advising
 
-    resolved = advising.settled(resolved, with_trees)
+    resolved = advising.settled(resolved, with_trees, with_draft)
     from specexp.evaluation import advice_report as report
     from specexp.evaluation import runner
     from specexp.evaluation.advice_figure import draw_advice
@@ -79,13 +82,20 @@ def advise(experiment: str, output: str, sweep: bool, flags: Mapping[str, str]) 
     click.echo(sent.charts)
 
 
-def resolve(experiment: str, flags: Mapping[str, str]) -> tuple[config.Experiment, bool]:
-    """The candidates as an experiment, and whether trees are among them. Raises ConfigError with every fault."""
+def resolve(experiment: str, flags: Mapping[str, str]) -> tuple[config.Experiment, bool, bool]:
+    """The candidates as an experiment, and whether trees and methods with a draft are among them.
+
+    Raises ConfigError with every fault.
+    """
     if flags.get("threshold") and not flags.get("judge") and not flags.get("config"):
         raise ConfigError("threshold is given without a judge; name one with judge, or leave threshold out.")
     with_trees = flags.get("tree_budget", "").strip().lower() not in NO_TREES
-    asked = {key: value for key, value in flags.items() if with_trees or key != "tree_budget"}
-    return config.resolve(experiment, asked, DEFAULTS), with_trees
+    with_draft = flags.get("draft", "").strip().lower() != NO_DRAFT
+    if flags.get("judge") and not with_draft:
+        raise ConfigError("judge is given, but draft is none; name a draft, or leave judge out.")
+    left_out = {name for name, kept in (("tree_budget", with_trees), ("draft", with_draft)) if not kept}
+    asked = {key: value for key, value in flags.items() if key not in left_out}
+    return config.resolve(experiment, asked, DEFAULTS), with_trees, with_draft
 
 
 @click.command("advise", help=__doc__)

@@ -466,16 +466,21 @@ def _chains(preset: str, found: Mapping[str, Any], given: Mapping[str, Any]) -> 
     elif method == "topk":
         dial = [(f"_top{k}", {"accept_k": k}) for k in given.get("accept_k", (found["accept_k"],))]
     elif method == "lookup":
-        dial = [("", {"max_ngram": given.get("max_ngram", found.get("max_ngram", MAX_NGRAM))})]
-    more = {}
+        runs = given.get("max_ngram", (found.get("max_ngram", MAX_NGRAM),))
+        dial = [(f"_n{n}" if len(runs) > 1 else "", {"max_ngram": n}) for n in runs]
+    stops: tuple[float, ...] = (0.0,)
     if method in TAKERS["min_draft_probability"]:
-        more["min_draft_probability"] = given.get("min_draft_probability", found.get("min_draft_probability", 0.0))
-    named = "threshold" in given or "accept_k" in given
+        stops = given.get("min_draft_probability", (found.get("min_draft_probability", 0.0),))
+    named = "threshold" in given or "accept_k" in given or method == "lookup"
     return [
-        MethodConfig(method, preset, label + (suffix if named else ""), gamma, bonus=bonus, **more, **dialled)
+        MethodConfig(
+            method, preset, label + (suffix if named else "") + (f"_p{stop:g}" if len(stops) > 1 and stop else ""),
+            gamma, bonus=bonus, min_draft_probability=stop, **dialled,
+        )
         for label, gamma in lengths.items()
         for suffix, dialled in dial
-    ]
+        for stop in stops
+    ]  # fmt: skip
 
 
 def _trees(preset: str, gammas: tuple[int, ...] | None, found: Mapping[str, Any]) -> list[MethodConfig]:
@@ -545,6 +550,16 @@ def _thresholds(value: Any) -> tuple[float | str, ...]:
     if not texts or len({str(text) for text in texts}) < len(texts):
         raise ValueError("it must name one threshold at least, and each once.")
     return tuple(text if text == CALIBRATED else number(text) for text in texts)
+
+
+def _probabilities(value: Any) -> tuple[float, ...]:
+    """One probability below which drafts stop, or several: each is a setting."""
+    parts = value if isinstance(value, list) else [value]
+    number = _real(lambda x: 0 <= x < 1, "in [0, 1) (0 = off), or a list of several")
+    found = tuple(number(part) for part in parts)
+    if not found or len(set(found)) < len(found):
+        raise ValueError("it must name one probability at least, and each once.")
+    return found
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -687,8 +702,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "bonus": _switch,
     "threshold": _thresholds,
     "accept_k": _several("K"),
-    "max_ngram": _whole(1, ">= 1"),
-    "min_draft_probability": _real(lambda x: 0 <= x < 1, "in [0, 1) (0 = off)"),
+    "max_ngram": _several("run"),
+    "min_draft_probability": _probabilities,
     "task": _one_of("task", TASKS),
     "data": _data,
     "toy": _toy,

@@ -258,14 +258,16 @@ def test_the_table_ranks_by_prediction_and_keeps_those_that_ran(tmp_path: Path) 
     "flags",
     [
         {"methods": "speculative", "gamma": "3", "bonus": False, "top_p": "0.9", "temperature": "0.7"},
+        {"methods": "speculative", "gamma": "3", "min_draft_probability": 0.3},
+        {"methods": "lookup", "gamma": "3", "max_ngram": 2},
         {"methods": "specexec", "tree_budget": "6", "max_depth": "3", "parallel_branches": "3", "min_log_prob": "-9.5"},
         {"methods": "autojudge", "gamma": "4", "judge": "j", "threshold": "0.25"},
         {"methods": "autojudge", "gamma": "4", "judge": "j", "threshold": "calibrated"},
     ],
-    ids=lambda flags: flags["methods"],
+    ids=lambda flags: "-".join(flags)[len("methods-") :],
 )
 def test_a_recommended_file_resolves_to_what_was_measured(workplace: Path, flags: dict[str, Any]) -> None:
-    switch = {"bonus": flags.pop("bonus")} if "bonus" in flags else {}
+    switch = {name: flags.pop(name) for name in ("bonus", "min_draft_probability", "max_ngram") if name in flags}
     (workplace / "mine.yaml").write_text(yaml.safe_dump({"seed": 3, "toy": {"draft_noise": 0.3}, **switch}))
     judges = {"j": judge_for("toy_quick", features.mode("target"))} if "judge" in flags else {}
     experiment = settled(config.resolve("toy_quick", {**flags, "config": "mine.yaml", "limit": 1, "repeats": 2}), True)
@@ -307,7 +309,8 @@ def test_it_leaves_numbers_a_figure_a_file_to_run_and_one_run(workplace: Path) -
     result = advise(*SMALL, "--output", "out", "--sweep")
     assert result.exit_code == 0, result.output
     found = json.loads((workplace / "out/advice.json").read_text())
-    labels = {"speculative_k2", "speculative_k4", "specexec_b4"}
+    labels = {*(f"speculative_k{n}{stop}" for n in (2, 4) for stop in ("", "_p0.4")), "lookup_k2", "lookup_k4",
+              "specexec_b4"}  # fmt: skip
     assert {each["label"] for each in found["candidates"]} == labels
     assert all(
         each["measured"]["speedup"]["low"] <= each["measured"]["speedup"]["high"] for each in found["candidates"]
@@ -354,24 +357,32 @@ def test_not_to_speculate_is_a_file_that_runs_too(workplace: Path) -> None:
 
 def test_a_judge_brings_autojudge_among_the_candidates(workplace: Path) -> None:
     judge_for("toy_quick", features.mode("both")).save(workplace / "judge")
-    result = advise(*SMALL, "--judge", "judge", "--output", "out")
+    result = advise(*SMALL, "--judge", "judge", "--output", "out", "--sweep")
     assert result.exit_code == 0, result.output
     found = json.loads((workplace / "out/advice.json").read_text())
-    assert {each["label"] for each in found["candidates"] if not each["lossless"]} == {"autojudge_k2", "autojudge_k4"}
+    assert {each["label"] for each in found["candidates"] if not each["lossless"]} == {
+        "autojudge_k2", "autojudge_k2_p0.4", "autojudge_k4", "autojudge_k4_p0.4",
+    }  # fmt: skip
     assert "lossy: " in result.output
 
 
 def test_candidates_are_the_defaults_unless_they_are_given() -> None:
-    found, with_trees = resolve("arith_quick", {})
-    assert with_trees
+    found, *with_all = resolve("arith_quick", {})
+    assert with_all == [True, True]
     labels = [method.label for method in found.methods]
-    assert labels == [*(f"speculative_k{n}" for n in range(1, 17)), *(f"specexec_b{n}" for n in (8, 16, 32, 64, 128))]
+    chains = [f"speculative_k{n}{stop}" for n in range(1, 17) for stop in ("", "_p0.4")]
+    lookups = [f"lookup_k{n}" for n in range(1, 17)]
+    assert labels == [*chains, *lookups, *(f"specexec_b{n}" for n in (8, 16, 32, 64, 128))]
     assert (found.limit, found.repeats) == (8, 5)
-    found, with_trees = resolve("arith_quick", {"gamma": "2,5", "tree_budget": "None", "limit": "3"})
+    found, with_trees, with_draft = resolve("arith_quick", {"gamma": "2,5", "tree_budget": "None", "limit": "3"})
     assert not with_trees
-    assert [method.label for method in settled(found, with_trees).methods] == [
-        "baseline", "speculative_k2", "speculative_k5",
+    assert [method.label for method in settled(found, with_trees, with_draft).methods] == [
+        "baseline", "speculative_k2", "speculative_k2_p0.4", "speculative_k5", "speculative_k5_p0.4", "lookup_k2",
+        "lookup_k5",
     ]  # fmt: skip
+    found, with_trees, with_draft = resolve("arith_quick", {"gamma": "2,5", "draft": "None"})
+    assert not with_draft
+    assert [m.label for m in settled(found, with_trees, with_draft).methods] == ["baseline", "lookup_k2", "lookup_k5"]
 
 
 @pytest.mark.parametrize(
@@ -384,16 +395,18 @@ def test_candidates_are_the_defaults_unless_they_are_given() -> None:
         (["--judge", "nowhere"], "'nowhere'"),
         (["--sweep", "maybe"], "'maybe' is neither true nor false."),
         (["--target", "./nowhere"], "target: pair 'toy' has none to replace; name another pair."),
-        (["--config", "topk.yaml"], "methods has topk; advice weighs speculative, specexec, autojudge"),
-        (["--config", "early.yaml"], "min_draft_probability is given, but drafts that stop early are not predicted"),
+        (["--config", "topk.yaml"], "methods has topk; advice weighs speculative, lookup, specexec, autojudge"),
+        (["--config", "early.yaml"], "min_draft_probability is [0.4, 1.0]; it must be a number in [0, 1) (0 = off)"),
+        (["--config", "chains.yaml", "--draft", "none"], "without a draft model only lookup is weighed: add it."),
+        (["--judge", "nowhere", "--draft", "none"], "judge is given, but draft is none; name a draft, or leave judge"),
         (["--config", "batch.yaml"], "batch is 4, but advice is for one prompt at a time; leave it out."),
         (["--config", "trees.yaml", "--tree-budget", "0"], "no candidate is left; give gamma or tree_budget."),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else "",
 )
 def test_bad_settings_are_refused(workplace: Path, arguments: list[str], message: str) -> None:
-    files = {"topk": "methods: [topk]\ngamma: 4", "early": "min_draft_probability: 0.4", "batch": "batch: 4",
-             "trees": "methods: [specexec]"}  # fmt: skip
+    files = {"topk": "methods: [topk]\ngamma: 4", "early": "min_draft_probability: [0.4, 1.0]", "batch": "batch: 4",
+             "trees": "methods: [specexec]", "chains": "methods: [speculative]"}  # fmt: skip
     for name, text in files.items():
         (workplace / f"{name}.yaml").write_text(text + "\n")
     result = advise("--experiment", "toy_quick", *arguments)

@@ -25,7 +25,7 @@ def draw_advice(path: Path, result: Mapping[str, Any]) -> None:
         for color, (kind, mine) in zip(_cycled(len(kinds)), kinds.items(), strict=True):
             _draw(axes, kind, mine, color, result["recommended"])
         axes.axhline(1, color="#888888", linewidth=1, linestyle=":")
-        axes.set(xlabel="tree budget, nodes" if trees else "gamma, drafted tokens a round", ylim=(0, None))
+        axes.set(xlabel="tree budget, nodes" if trees else "gamma, most drafted tokens a round", ylim=(0, None))
         if trees:
             axes.set_xscale("log", base=2)
         sizes = sorted({each["size"] for mine in kinds.values() for each in mine})

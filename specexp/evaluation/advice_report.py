@@ -15,13 +15,15 @@ from specexp.evaluation.timing import decoding
 SHOWN = 12  # rows of the table, besides those that ran
 DEFINITIONS = {
     "predicted": "speed-up expected of decoding, overhead of rounds and drafted tokens included",
-    "attainable": "mean_length / (gamma c + v(gamma + 1)): what the calls alone would allow",
+    "attainable": "mean_length / (gamma c + v(gamma + 1)): what the calls alone would allow; where drafts differ in"
+    " length, mean_length / (draft calls a round x c + v(mean number of positions))",
     "mean_length": "tokens emitted per verifying target call, as expected",
     "lengths": "where mean_length comes from: simulated or expected along plain decoding's outputs, watched along the"
     " lossy method's own, counted in runs, or interpolated between counts",
     "measured.speedup": "tokens a decode second / plain decoding's, interleaved, with a 95 % bootstrap interval",
     "measured.end_to_end": "the same with both prefills",
     "plain_seconds": "of a token of plain decoding in the runs that predictions are made from",
+    "alpha": "mean of sum_x min(p, q) along plain decoding's outputs; null without a draft model, as c",
     "overheads": "seconds of a round, and of each drafted token, beside its calls",
     "sweep.short_measured": "1 - the recommendation's speed / that of the best measured candidate",
     "sweep.short_predicted": "1 - the recommendation's predicted speed-up / the best predicted one",
@@ -39,7 +41,7 @@ def as_json(advice: Advice) -> dict[str, Any]:
         "sentence": recommendation(advice),
         "notes": notes(advice),
         "alpha": advice.alpha,
-        "c": found.costs.c,
+        "c": found.costs.c if found.costs.draft_step is not None else None,
         "v": {str(n): found.costs.v(n) for n in sorted(found.costs.target)},
         "plain_tokens_per_second": asdict(rate(decoding(advice.timed[PLAIN]))),
         "best_three": list(advice.best_three),
@@ -75,6 +77,8 @@ def _candidate(advice: Advice, candidate: Candidate) -> dict[str, Any]:
         "lossless": candidate.lossless,
         "size": candidate.size,
         "threshold": method.threshold,
+        "max_ngram": method.max_ngram or None,
+        "min_draft_probability": method.min_draft_probability,
         **asdict(advice.forecast.predicted[candidate.label]),
         "measured": None if checked is None else asdict(checked),
     }
@@ -124,12 +128,12 @@ def metrics(advice: Advice) -> dict[str, float]:
     """For MLflow."""
     found = {
         "advice/speculate": float(advice.best is not None),
-        "advice/alpha": advice.alpha,
-        "advice/c": advice.forecast.costs.c,
         "advice/plain_tokens_per_second": rate(decoding(advice.timed[PLAIN])).value,
         "advice/candidates": len(advice.candidates),
         "advice/prompts": len(advice.prepared.prompts),
     }
+    if advice.alpha is not None:
+        found |= {"advice/alpha": advice.alpha, "advice/c": advice.forecast.costs.c}
     label = advice.best or advice.best_three[0]
     predicted, checked = advice.forecast.predicted[label], advice.checked[label]
     found |= {

@@ -106,11 +106,13 @@ def _why_not(advice: Advice) -> Iterator[str]:
             yield f"{label} ran at {_times(found.speedup)}, but {why}."
     if advice.best is not None:
         return
-    costs = advice.forecast.costs
-    fingerprints = {model.facts()["fingerprint"] for model in advice.prepared.pair.models.values()}
-    if len(fingerprints) == 1:
+    costs, models = advice.forecast.costs, advice.prepared.pair.models
+    if len(models) == 2 and len({model.facts()["fingerprint"] for model in models.values()}) == 1:
         yield "The draft is the target itself: it drafts well, at the price of a target step a token."
     shortest = min(costs.target.keys() - {1}, default=2)
+    if advice.alpha is None:
+        yield f"Verifying {shortest} positions costs {costs.v(shortest):.2f} target steps."
+        return
     yield (
         f"The draft agrees with alpha {advice.alpha:.3f}, a draft step costs c = {costs.c:.3f} target steps, and"
         f" verifying {shortest} positions {costs.v(shortest):.2f}."
@@ -151,6 +153,8 @@ def _limits(advice: Advice) -> Iterator[str]:
         yield "Measured on one prompt, or once: its interval says little; raise limit and repeats."
     if any(len(example.turns) > 1 for example in advice.prepared.examples):
         yield "Measured on first turns alone."
+    if advice.alpha is None:
+        yield "No draft model was given: only prompt lookup was weighed."
     if any(found.lengths == "interpolated" for found in advice.forecast.predicted.values()):
         yield "Mean lengths of some tree budgets lie between counted ones."
     yield from unfinished.warnings({PLAIN: records_of(advice.timed, PLAIN)}, experiment.max_new_tokens)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from specexp.config import MAX_NGRAM
 from specexp.evaluation.methods import LOSSLESS
 from specexp.evaluation.runner import Setting
 
 # How many settings of a method are run at most for what its rounds take beside their calls, and for a tree's counts.
-PROBED = {"speculative": 3, "autojudge": 2, "specexec": 5}
+PROBED = {"speculative": 3, "lookup": 2, "autojudge": 2, "specexec": 5}
+PROBED_STOPPING = 2  # of each probability below which a draft stops early
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A setting that may be recommended. `kind` is its method, with the threshold of a lossy one."""
+    """A setting that may be recommended. `kind` is its method with all that sets it apart but the draft length or the
+    budget: the threshold of a lossy one, what ends a draft early, how long a run of tokens is looked up."""
 
     setting: Setting
 
@@ -28,10 +31,30 @@ class Candidate:
 
     @property
     def kind(self) -> str:
-        threshold = self.setting.config.threshold
-        if self.lossless:
-            return self.method
-        return f"{self.method}, {'its own threshold' if threshold is None else f'threshold {threshold:g}'}"
+        config, said = self.setting.config, [self.method]
+        if not self.lossless:
+            said.append("its own threshold" if config.threshold is None else f"threshold {config.threshold:g}")
+        if self.method == "lookup" and config.max_ngram != MAX_NGRAM:
+            said.append(f"max_ngram {config.max_ngram}")
+        if self.stops:
+            said.append(f"stops below {config.min_draft_probability:g}")
+        return ", ".join(said)
+
+    @property
+    def stops(self) -> bool:
+        """Whether a draft may end before gamma tokens, by what the draft model thinks of them."""
+        return self.setting.config.min_draft_probability > 0
+
+    @property
+    def rounds_like(self) -> str:
+        """Names those whose rounds take alike beside their calls: a method, and apart from it drafts that stop early,
+        which are made step by step."""
+        return f"{self.method}, stopping early" if self.stops else self.method
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it asks a draft model."""
+        return "draft" in self.setting.decoder.models
 
     @property
     def size(self) -> int:
@@ -53,12 +76,15 @@ def by_kind(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 
 
 def to_probe(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The ends, and some between, of each method's lengths or budgets; one threshold stands for all."""
+    """The ends, and some between, of each method's lengths or budgets; one threshold or n-gram stands for all, but
+    every probability below which drafts stop is run: it decides how far they go where nothing tells it beforehand."""
     found: list[Candidate] = []
     for method, most in PROBED.items():
-        kinds = list(by_kind([c for c in candidates if c.method == method]).values())
+        kinds = list(by_kind([c for c in candidates if c.method == method and not c.stops]).values())
         if kinds:
             found += spread(kinds[len(kinds) // 2], most)
+        for mine in by_kind([c for c in candidates if c.method == method and c.stops]).values():
+            found += spread(mine, PROBED_STOPPING)
     return found
 
 

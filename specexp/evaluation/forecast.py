@@ -11,22 +11,30 @@ from specexp.config import TREES
 from specexp.engine.costs import Costs
 from specexp.evaluation.candidates import Candidate
 from specexp.evaluation.prediction import (
+    NEVER,
+    LookupTrace,
     Overhead,
+    Rounds,
+    Stop,
     Trace,
     TreeRounds,
     chain_attainable,
     chain_calls,
     chain_rounds,
     fit_overhead,
+    fit_stop,
+    lookup_rounds,
     tree_attainable,
     tree_between,
     tree_calls,
+    varying_attainable,
+    verifying_calls,
 )
 from specexp.evaluation.records import Record
 from specexp.evaluation.timing import Timings, decoding
 
-# Where a mean length comes from: a chain's from plain decoding's outputs, greedy or sampled; a lossy one's from its own
-# output; a tree's from runs.
+# Where a mean length comes from: that of a chain or of looked-up drafts from plain decoding's outputs, greedy or
+# sampled; a lossy one's from its own output; a tree's from runs.
 SIMULATED, EXPECTED, WATCHED = "simulated", "expected", "watched"
 COUNTED, INTERPOLATED = "counted", "interpolated"
 
@@ -42,9 +50,19 @@ class Predicted:
 
 
 @dataclass(frozen=True, slots=True)
+class Traces:
+    """What outputs tell: `chains` of a lossless chain under "" and of each lossy kind; `lookups` by n-gram. `greedy`
+    says whether they are the outputs that will be decoded again, or some among many."""
+
+    chains: Mapping[str, Sequence[Trace]]
+    lookups: Mapping[int, Sequence[LookupTrace]]
+    greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Forecast:
-    """All that is predicted with: `costs` of calls, seconds of plain decoding's token, overheads by method; then what
-    that comes to, by label."""
+    """All that is predicted with: `costs` of calls, seconds of plain decoding's token, overheads by what rounds are
+    like; then what that comes to, by label."""
 
     costs: Costs
     plain_seconds: float
@@ -58,21 +76,21 @@ def forecast(
     probed: Timings,
     plain: str,
     costs: Costs,
-    traces: Mapping[str, Sequence[Trace]],
+    traces: Traces,
 ) -> Forecast:
-    """`traces` are those of a lossless chain under "", and of each lossy kind; `probed` are timings of the probes and
-    of plain decoding, which goes by the name `plain`."""
+    """`probed` are timings of the probes and of plain decoding, which goes by the name `plain`."""
     plain_seconds = seconds_of(probed, plain) / sum(len(r["token_ids"]) for r in records_of(probed, plain))
-    overheads = _overheads(probes, probed, costs)
+    stops = _stops(probes, probed, traces)
+    overheads = _overheads(probes, probed, costs, traces, stops)
     trees = {c.size: _counted(records_of(probed, c.label)) for c in probes if c.method in TREES}
     found = {}
     for candidate in candidates:
-        overhead = overheads[candidate.method]
+        overhead = overheads[candidate.rounds_like]
         if candidate.method in TREES:
             found[candidate.label] = _tree(candidate, trees, costs, overhead, plain_seconds)
         else:
-            mine = traces["" if candidate.lossless else candidate.kind]
-            found[candidate.label] = _chain(candidate, mine, costs, overhead, plain_seconds)
+            rounds = _rounds(candidate, traces, stops.get(candidate.kind, NEVER))
+            found[candidate.label] = _chain(candidate, rounds, traces.greedy, costs, overhead, plain_seconds)
     return Forecast(costs, plain_seconds, overheads, found)
 
 
@@ -86,24 +104,53 @@ def records_of(timed: Timings, name: str) -> list[Record]:
     return [row[0].record for row in timed[name] if row[0].record is not None]
 
 
-def _overheads(probes: Sequence[Candidate], probed: Timings, costs: Costs) -> dict[str, Overhead]:
-    """By method: what its rounds took beside their counted calls."""
+def _rounds(candidate: Candidate, traces: Traces, stop: Stop) -> Rounds:
+    """What a chain's rounds are expected to be."""
+    config = candidate.setting.config
+    if candidate.method == "lookup":
+        return lookup_rounds(traces.lookups[config.max_ngram], candidate.size, config.bonus)
+    return chain_rounds(traces.chains[trace_of(candidate)], candidate.size, config.bonus, stop)
+
+
+def trace_of(candidate: Candidate) -> str:
+    """The key of a chain's traces: what is accepted depends on no draft length, and not on where drafts stop."""
+    return "" if candidate.lossless else candidate.kind.partition(", stops below ")[0]
+
+
+def _stops(probes: Sequence[Candidate], probed: Timings, traces: Traces) -> dict[str, Stop]:
+    """By kind, of drafts that stop early: how far they go off the output, from the longest that was run."""
+    found = {}
+    for candidate in sorted(probes, key=lambda c: c.size):
+        if candidate.stops:
+            least = candidate.setting.config.min_draft_probability
+            rounds = _rounds(candidate, traces, Stop(least, 0.0))
+            counted = _counted(records_of(probed, candidate.label))
+            found[candidate.kind] = fit_stop(least, rounds, counted.nodes / counted.rounds * rounds.rounds)
+    return found
+
+
+def _overheads(
+    probes: Sequence[Candidate], probed: Timings, costs: Costs, traces: Traces, stops: Mapping[str, Stop]
+) -> dict[str, Overhead]:
+    """By what rounds are like: what they took beside their counted calls."""
     points: dict[str, list[tuple[float, float]]] = {}
     for candidate in probes:
-        records = records_of(probed, candidate.label)
-        counted = _counted(records)
-        beside = seconds_of(probed, candidate.label) - _calls(candidate, counted, costs)
-        points.setdefault(candidate.method, []).append((counted.nodes / counted.rounds, beside / counted.rounds))
-    return {method: fit_overhead(found) for method, found in points.items()}
+        counted = _counted(records_of(probed, candidate.label))
+        rounds = None if candidate.method in TREES else _rounds(candidate, traces, stops.get(candidate.kind, NEVER))
+        beside = seconds_of(probed, candidate.label) - _calls(candidate, counted, rounds, costs)
+        points.setdefault(candidate.rounds_like, []).append((counted.nodes / counted.rounds, beside / counted.rounds))
+    return {like: fit_overhead(found) for like, found in points.items()}
 
 
-def _calls(candidate: Candidate, counted: TreeRounds, costs: Costs) -> float:
-    """Seconds of calls as they were counted."""
-    if candidate.method in TREES:
+def _calls(candidate: Candidate, counted: TreeRounds, rounds: Rounds | None, costs: Costs) -> float:
+    """Seconds of calls as they were counted; verifying ones at the sizes that `rounds` has where these vary."""
+    if rounds is None:
         return tree_calls(counted, costs)
-    assert costs.draft_step is not None, "no draft was measured"
-    verified = counted.rounds * costs.v(counted.nodes / counted.rounds + 1) * costs.target[1]
-    return counted.draft_calls * costs.draft_step + verified
+    if candidate.setting.varies:
+        verified = verifying_calls(rounds, costs) / rounds.rounds * counted.rounds
+    else:
+        verified = counted.rounds * costs.v(counted.nodes / counted.rounds + 1) * costs.target[1]
+    return counted.draft_calls * (costs.draft_step or 0.0) + verified
 
 
 def _counted(records: Sequence[Record]) -> TreeRounds:
@@ -128,12 +175,15 @@ def _tree(
 
 
 def _chain(
-    candidate: Candidate, traces: Sequence[Trace], costs: Costs, overhead: Overhead, plain_seconds: float
+    candidate: Candidate, rounds: Rounds, greedy: bool, costs: Costs, overhead: Overhead, plain_seconds: float
 ) -> Predicted:
-    own, bonus = candidate.setting.own, candidate.setting.config.bonus
-    rounds = chain_rounds(traces, candidate.size, bonus)
-    seconds = chain_calls(rounds, costs, own) + overhead.of(rounds.rounds, rounds.drafted)
-    attainable = chain_attainable(rounds, candidate.size, costs, own)
-    certain = all(b in (0.0, 1.0) for trace in traces for b in trace.accepted)
-    lengths = WATCHED if not candidate.lossless else SIMULATED if certain else EXPECTED
+    own = candidate.setting.own
+    calls = chain_calls(rounds, costs, own) if candidate.drafts else verifying_calls(rounds, costs)
+    seconds = calls + overhead.of(rounds.rounds, rounds.drafted)
+    if candidate.setting.varies:
+        steps = rounds.drafted + own * rounds.rounds if candidate.drafts else 0.0
+        attainable = varying_attainable(rounds, costs, steps)
+    else:
+        attainable = chain_attainable(rounds, candidate.size, costs, own)
+    lengths = WATCHED if not candidate.lossless else SIMULATED if greedy else EXPECTED
     return Predicted(lengths, rounds.mean_length, attainable, plain_seconds * rounds.tokens / seconds)

@@ -10,6 +10,11 @@ choice is the target's. So one output and its b tell the rounds of every draft l
 and at temperature 0 those very rounds that decoding makes. (The mean of b_i over what may be emitted is the
 sum_x min(p, q) of `accept/alpha`; it would not do in its place, since what is accepted also decides what follows.)
 
+A looked-up draft is one-hot, so that at every temperature its b is 1 where it proposes the token that was emitted, and
+0 elsewhere: given the output, its rounds are certain. A draft that stops early stops by tokens that it keeps, whose
+probabilities the output tells; how far it goes on after a token that is then rejected lies off the output, and is
+fitted to counted runs (`Stop`).
+
 No model, no clock and no method is known here. Seconds of a round are those of its calls and an overhead that is a
 straight line in the number of drafted tokens.
 """
@@ -19,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from specexp.engine.costs import Costs
 
@@ -34,15 +40,29 @@ class Trace:
     accepted: Sequence[float]
     room: int
     reach: int
+    certainty: Sequence[float] = ()  # what the draft gave each token if it was drafted; for drafts that stop early
+
+
+@dataclass(frozen=True, slots=True)
+class LookupTrace:
+    """One output, as looked-up drafts meet it: `agreed` has, for a round that starts at each of its tokens, how many
+    proposed tokens the output then has, or None where nothing is found. `room` as in `Trace`."""
+
+    agreed: Sequence[int | None]
+    room: int
 
 
 @dataclass(slots=True)
 class Rounds:
-    """Expected numbers of rounds, over all traces, by what they drafted and by what was accepted before the end."""
+    """Expected numbers of rounds, over all traces, by what they drafted and by what was accepted before the end.
+
+    `by_tail` has the rounds whose draft leaves the output, by the most tokens that it may have there.
+    """
 
     tokens: int = 0
-    by_drafted: dict[int, float] = field(default_factory=dict)
+    by_drafted: dict[float, float] = field(default_factory=dict)
     by_accepted: dict[int, float] = field(default_factory=dict)
+    by_tail: dict[int, float] = field(default_factory=dict)
 
     @property
     def rounds(self) -> float:
@@ -58,16 +78,59 @@ class Rounds:
         return self.tokens / self.rounds
 
 
-def chain_rounds(traces: Sequence[Trace], gamma: int, bonus: bool = True) -> Rounds:
-    """What chains of `gamma` drafted tokens come to along these outputs, trimmed as the engine trims them."""
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A draft ends after a token that it gave less than `least`. Where it has left the output, each token is followed
+    by another with probability `goes_on`."""
+
+    least: float = 0.0
+    goes_on: float = 1.0
+
+    def tail(self, most: int) -> float:
+        """Tokens expected off the output, `most` at most."""
+        r = self.goes_on
+        return float(most) if r == 1 else r * (1 - r**most) / (1 - r)
+
+
+NEVER = Stop()
+
+
+def fit_stop(least: float, rounds: Rounds, drafted: float) -> Stop:
+    """With the `goes_on` by which these rounds, simulated with `goes_on` 0, come to so many drafted tokens."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        tails = math.fsum(weight * Stop(least, middle).tail(most) for most, weight in rounds.by_tail.items())
+        low, high = (middle, high) if rounds.drafted + tails < drafted else (low, middle)
+    return Stop(least, low)
+
+
+def chain_rounds(traces: Sequence[Trace], gamma: int, bonus: bool = True, stop: Stop = NEVER) -> Rounds:
+    """What chains of at most `gamma` drafted tokens come to along these outputs, trimmed as the engine trims them."""
     found = Rounds()
     for trace in traces:
         found.tokens += len(trace.accepted)
-        _along(trace, gamma, bonus, found)
+        _along(trace, gamma, bonus, stop, found)
     return found
 
 
-def _along(trace: Trace, gamma: int, bonus: bool, found: Rounds) -> None:
+def lookup_rounds(traces: Sequence[LookupTrace], gamma: int, bonus: bool = True) -> Rounds:
+    """What looked-up drafts of `gamma` tokens come to along these outputs."""
+    found = Rounds()
+    for trace in traces:
+        length, place = len(trace.agreed), 0
+        found.tokens += length
+        while place < length:
+            agreed = trace.agreed[place]
+            drafted = 0 if agreed is None else max(0, min(gamma, trace.room - place - bonus))
+            num_accepted = min(agreed or 0, drafted, length - place)
+            _add(found.by_drafted, drafted, 1.0)
+            _add(found.by_accepted, num_accepted, 1.0)
+            place += num_accepted + (1 if bonus or num_accepted < drafted or not drafted else 0)
+    return found
+
+
+def _along(trace: Trace, gamma: int, bonus: bool, stop: Stop, found: Rounds) -> None:
     """Add one trace: the probability that a round starts at a place is passed on to where the next one starts."""
     length = len(trace.accepted)
     starts = [0.0] * length
@@ -75,19 +138,32 @@ def _along(trace: Trace, gamma: int, bonus: bool, found: Rounds) -> None:
     for place, weight in enumerate(starts):
         if not weight:
             continue
-        drafted = max(0, min(gamma, trace.room - place - bonus, trace.reach - place))
-        _add(found.by_drafted, drafted, weight)
+        most = max(0, min(gamma, trace.room - place - bonus, trace.reach - place))
+        drafted = most
+        if stop.least:
+            unsure = (i for i in range(min(most, length - place)) if trace.certainty[place + i] < stop.least)
+            drafted = next(unsure, most - 1) + 1
         num_left = min(drafted, length - place)  # behind an EOS nothing is emitted
         going = weight
         for num_accepted in range(num_left):
             passed = going * trace.accepted[place + num_accepted]
+            _left(found, num_accepted + 1, most, stop, going - passed)
             _end(starts, place + num_accepted + 1, found, num_accepted, going - passed)
             going = passed
             if not going:
                 break
         else:
+            _left(found, num_left, drafted, stop, going)
             more = bonus or not drafted  # the target's token behind a full chain, or a plain step
             _end(starts, place + num_left + more, found, num_left, going)
+
+
+def _left(found: Rounds, followed: int, most: int, stop: Stop, weight: float) -> None:
+    """Of these rounds, the draft followed the output for so many tokens of the `most` that it may have."""
+    if weight:
+        _add(found.by_drafted, followed + stop.tail(most - followed), weight)
+        if most > followed:
+            _add(found.by_tail, most - followed, weight)
 
 
 def _end(starts: list[float], following: int, found: Rounds, num_accepted: int, weight: float) -> None:
@@ -98,7 +174,7 @@ def _end(starts: list[float], following: int, found: Rounds, num_accepted: int, 
             starts[following] += weight
 
 
-def _add(histogram: dict[int, float], key: int, weight: float) -> None:
+def _add(histogram: dict[Any, float], key: float, weight: float) -> None:
     histogram[key] = histogram.get(key, 0.0) + weight
 
 
@@ -170,11 +246,13 @@ def fit_overhead(points: Sequence[tuple[float, float]]) -> Overhead:
 def chain_calls(rounds: Rounds, costs: Costs, own: bool = False) -> float:
     """Seconds of the calls of a chain's rounds; with `own`, the draft makes one step more in each that drafts."""
     assert costs.draft_step is not None, "no draft was measured"
-    step, plain = costs.draft_step, costs.target[1]
-    return math.fsum(
-        number * ((drafted + (own and drafted > 0)) * step + costs.v(drafted + 1) * plain)
-        for drafted, number in rounds.by_drafted.items()
-    )
+    steps = math.fsum(number * (drafted + (own and drafted > 0)) for drafted, number in rounds.by_drafted.items())
+    return steps * costs.draft_step + verifying_calls(rounds, costs)
+
+
+def verifying_calls(rounds: Rounds, costs: Costs) -> float:
+    """Seconds of the target's calls alone: all of the calls, where drafts are looked up."""
+    return math.fsum(number * costs.v(drafted + 1) * costs.target[1] for drafted, number in rounds.by_drafted.items())
 
 
 def tree_calls(rounds: TreeRounds, costs: Costs) -> float:
@@ -187,6 +265,13 @@ def tree_calls(rounds: TreeRounds, costs: Costs) -> float:
 def chain_attainable(rounds: Rounds, gamma: int, costs: Costs, own: bool = False) -> float:
     """mean_length / (gamma c + v(gamma + 1)): what the calls alone would allow."""
     return rounds.mean_length / ((gamma + own) * costs.c + costs.v(gamma + 1))
+
+
+def varying_attainable(rounds: Rounds, costs: Costs, draft_calls: float) -> float:
+    """mean_length / (draft calls a round x c + v), where rounds differ: at their mean numbers of calls and positions,
+    as `speed/attainable` of a run."""
+    draft = draft_calls / rounds.rounds * costs.c if draft_calls else 0.0
+    return rounds.mean_length / (draft + costs.v(rounds.drafted / rounds.rounds + 1))
 
 
 def tree_attainable(rounds: TreeRounds, costs: Costs) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import yaml
 
 from specexp import config
 from specexp.config import CALIBRATED, Experiment, MethodConfig
+from specexp.decoding.asks import Role
 from specexp.evaluation.advice import PLAIN, Advice
 from specexp.evaluation.advice_words import notes, recommendation
 from specexp.lm.runtime import AUTO
@@ -39,7 +40,7 @@ def recommended(advice: Advice, path: Path) -> str:
 
 def _settings(advice: Advice) -> dict[str, Any]:
     experiment = advice.prepared.experiment
-    found = {**_models(experiment), "task": experiment.task}
+    found = {**_models(experiment, advice.prepared.pair.models), "task": experiment.task}
     if experiment.data is not None:
         found["data"] = {key: value for key, value in asdict(experiment.data).items() if value}
     if experiment.shots:
@@ -53,8 +54,8 @@ def _settings(advice: Advice) -> dict[str, Any]:
     return found | {name: getattr(experiment, name) for name in SAMPLING}
 
 
-def _models(experiment: Experiment) -> dict[str, Any]:
-    """The pair by its preset's name where it is one, else both models in full."""
+def _models(experiment: Experiment, loaded: Collection[Role]) -> dict[str, Any]:
+    """The pair by its preset's name where it is one, else the models that were loaded, in full."""
     if experiment.toy is not None:
         return {"pair": experiment.pair, "toy": asdict(experiment.toy)}
     if experiment.pair in config.preset_names("models"):
@@ -65,6 +66,7 @@ def _models(experiment: Experiment) -> dict[str, Any]:
     return {
         role: {key: value for key, value in asdict(model).items() if value != ""}
         for role, model in experiment.models.items()
+        if role in loaded
     }
 
 
@@ -73,6 +75,10 @@ def _method(method: MethodConfig) -> dict[str, Any]:
     if method.tree is not None:
         return {key: value for key, value in asdict(method.tree).items() if value is not None}
     found: dict[str, Any] = {"gamma": method.gamma}
+    if method.method == "lookup":
+        found["max_ngram"] = method.max_ngram
+    if method.min_draft_probability:
+        found["min_draft_probability"] = method.min_draft_probability
     if not method.bonus:
         found["bonus"] = False
     if method.judge:

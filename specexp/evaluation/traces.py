@@ -1,8 +1,9 @@
 """Where target and draft agree along an output, as `prediction.py` wants to know it: traces read off real models.
 
 Of a lossless chain, teacher-forced passes over plain decoding's outputs tell: one of the draft, and where tokens are
-sampled one of the target. What a lossy rule accepts is watched while it decodes without bonus tokens: then every token
-was drafted, and none depends on the draft length.
+sampled one of the target. Looked-up drafts need no model: the search is made again along the output. What a lossy rule
+accepts is watched while it decodes without bonus tokens: then every token was drafted, and none depends on the draft
+length.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from specexp.decoding.chain import Chain
 from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
-from specexp.evaluation.prediction import Trace
+from specexp.engine.recall import Ngrams
+from specexp.evaluation.prediction import LookupTrace, Trace
 from specexp.evaluation.runner import Prepared
 
 PIECE = 64  # positions looked at together: rows of logits are as wide as the vocabulary
@@ -26,10 +28,13 @@ PIECE = 64  # positions looked at together: rows of logits are as wide as the vo
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A trace, and sum_x min(p, q) at each of its positions that the draft can reach."""
+    """A trace; sum_x min(p, q) at each of its positions that the draft can reach; and what the draft gave the token
+    there if it was its own: its first choice at temperature 1 where it is greedy, the output's token in q where tokens
+    are sampled."""
 
     trace: Trace
     overlap: list[float]
+    certainty: list[float]
 
 
 def agreement(prepared: Prepared, index: int, output: Sequence[int]) -> Agreement:
@@ -41,23 +46,40 @@ def agreement(prepared: Prepared, index: int, output: Sequence[int]) -> Agreemen
     seen = list(output[: max(0, reach)])
     accepted: list[float] = []
     overlap: list[float] = []
+    certainty: list[float] = []
     engine = Engine(models, reuse=True)
     for start in range(0, len(seen), PIECE):
         piece = seen[start : start + PIECE]
         behind = [*ids, *seen[:start]]
         if warp.greedy:
-            first = warp.first(_rows(engine, "draft", behind, piece)).tolist()
-            found = [float(token == mine) for token, mine in zip(piece, first, strict=True)]
+            logits = _rows(engine, "draft", behind, piece)
+            first = warp.first(logits)
+            found = [float(token == mine) for token, mine in zip(piece, first.tolist(), strict=True)]
             accepted += found
             overlap += found
+            certainty += _chosen(Warp(1.0)(logits), first)
         else:
             p, q = (warp(_rows(engine, role, behind, piece)) for role in ("target", "draft"))
-            for mine, both in _shared(p, to_device(q, device(p)), prepared.pair.models["target"].ids(piece)):
+            q, tokens = to_device(q, device(p)), models["target"].ids(piece)
+            for mine, both in _shared(p, q, tokens):
                 accepted.append(mine)
                 overlap.append(both)
+            certainty += _chosen(q, tokens)
     accepted += [0.0] * (len(output) - len(seen))  # beyond the draft's context nothing is drafted
     room = engine.room_for(ids, experiment.max_new_tokens)
-    return Agreement(Trace(accepted, room, reach), overlap)
+    return Agreement(Trace(accepted, room, reach), overlap, certainty + [0.0] * (len(output) - len(seen)))
+
+
+def looked_up(prepared: Prepared, index: int, output: Sequence[int], ngram: int, gamma: int) -> LookupTrace:
+    """What drafts of at most `gamma` tokens would have found along `output`, by the search that decoding makes."""
+    ids = prepared.prompts[index]
+    search, agreed = Ngrams(ngram), []
+    for place in range(len(output)):
+        drafted = search.continuation([*ids, *output[:place]], gamma)
+        pairs = zip(drafted, output[place:], strict=False)
+        same = next((i for i, (mine, theirs) in enumerate(pairs) if mine != theirs), None)
+        agreed.append(None if not drafted else min(gamma, len(output) - place) if same is None else same)
+    return LookupTrace(agreed, Engine(prepared.pair.models).room_for(ids, prepared.experiment.max_new_tokens))
 
 
 def _rows(engine: Engine, role: Role, behind: Sequence[int], tokens: Sequence[int]) -> Array:
@@ -65,10 +87,16 @@ def _rows(engine: Engine, role: Role, behind: Sequence[int], tokens: Sequence[in
     return engine.look(role, behind, tokens[:-1])[0]
 
 
+def _chosen(rows: Array, tokens: Array) -> list[float]:
+    """rows[N, V] at tokens[N]."""
+    found: list[float] = array_namespace(rows).take_along_axis(rows, tokens[:, None], axis=-1)[:, 0].tolist()
+    return found
+
+
 def _shared(p: Array, q: Array, tokens: Array) -> Iterator[tuple[float, float]]:
     """min(1, q(x) / p(x)) of each of tokens[N], and sum_x min(p, q), from p[N, V] and q[N, V]."""
     xp = array_namespace(p)
-    mine, drafts = (xp.take_along_axis(rows, tokens[:, None], axis=-1)[:, 0].tolist() for rows in (p, q))
+    mine, drafts = _chosen(p, tokens), _chosen(q, tokens)
     both = xp.sum(xp.minimum(p, q), axis=-1).tolist()
     for one, other, shared in zip(mine, drafts, both, strict=True):
         # A token was drawn from p, so that p(x) > 0; another forward may round the smallest one to 0.
@@ -77,6 +105,11 @@ def _shared(p: Array, q: Array, tokens: Array) -> Iterator[tuple[float, float]]:
 
 def watched(prepared: Prepared, index: int, decoder: Chain) -> Trace:
     """Decode a prompt with this chain without bonus tokens, and note of each token whether it was an accepted draft."""
+    return watched_output(prepared, index, decoder)[0]
+
+
+def watched_output(prepared: Prepared, index: int, decoder: Chain) -> tuple[Trace, list[int]]:
+    """`watched`, and the output."""
     experiment, ids = prepared.experiment, prepared.prompts[index]
     watching = Watching(replace(decoder, bonus=False))
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids)
@@ -85,7 +118,7 @@ def watched(prepared: Prepared, index: int, decoder: Chain) -> Trace:
     out = engine.generate(watching, ids, experiment.max_new_tokens, dice, name=name)
     room = engine.room_for(ids, experiment.max_new_tokens)
     reach = prepared.pair.models["draft"].context - len(ids) + 1
-    return Trace(watching.accepted[: len(out.token_ids)], room, reach)
+    return Trace(watching.accepted[: len(out.token_ids)], room, reach), out.token_ids
 
 
 class Watching:
