@@ -1,4 +1,4 @@
-"""advise: what should I run? Predicts draft lengths, prompt lookup and tree budgets, checks the best, recommends one."""
+"""advise: what should I run? Predicts drafts, prompt lookup and tree budgets, checks the best, recommends one."""
 
 from __future__ import annotations
 

@@ -9,8 +9,9 @@ from specexp.evaluation import unfinished
 from specexp.evaluation.advice import PLAIN, Advice
 from specexp.evaluation.candidates import Candidate
 from specexp.evaluation.choice import harmless, pays
+from specexp.evaluation.forecast import records_of
 from specexp.evaluation.statistics import Interval, rate_ratio, wilson
-from specexp.evaluation.timing import decoding, records_of
+from specexp.evaluation.timing import decoding
 
 
 @dataclass(frozen=True, slots=True)
