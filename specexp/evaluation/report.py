@@ -85,6 +85,7 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
         unequal = [e.label for e in comparison.entries if e.lossless and e.metrics.get(key, 1.0) < 1]
         if unequal and experiment.history == "baseline":
             found.append(f"{', '.join(unequal)}: lossless, but not every greedy output equals plain decoding's.")
+    found += _unread(comparison)
     if len(output.read_json("environments.json") or {}) > 1:
         found.append("The records come from several environments (below): speeds of one may not be those of another.")
     if experiment.batch > 1:
@@ -96,6 +97,21 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
     if experiment.history != "baseline":
         found.append("From the second turn on each method answers behind its own history: only first turns are paired.")
     return found
+
+
+def _unread(comparison: Comparison) -> list[str]:
+    """Of prompts of one's own: how many outputs hold no answer that could be read, and the setting that may help."""
+    experiment = comparison.experiment
+    key = "count/without_answer"
+    counts = {e.label: int(e.metrics[key]) for e in comparison.entries if e.metrics.get(key)}
+    if experiment.task != "prompts" or not counts:
+        return []
+    outputs = next(e.metrics for e in comparison.entries if key in e.metrics)["count/graded"] * experiment.repeats
+    listed = ", ".join(f"{label} {count}" for label, count in counts.items())
+    return [
+        f"No answer could be read in some of {outputs:g} outputs ({listed}), which count as wrong; answer_rule is"
+        f" {experiment.answer_rule}: see answer_rule and answer_pattern for other ways."
+    ]
 
 
 def sheets(
@@ -247,6 +263,8 @@ def _params(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, ob
         },
         "data": experiment.data or "",
         "shots": experiment.shots or "",
+        "answer_rule": "" if experiment.answer_rule == "auto" else experiment.answer_rule,
+        "answer_pattern": experiment.answer_pattern,
         **{f"toy.{key}": value for key, value in (asdict(experiment.toy) if experiment.toy else {}).items()},
         **{f"target.{key}": value for key, value in asdict(experiment.target).items()},
         **{f"draft.{key}": value for key, value in asdict(experiment.draft).items()},
