@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from entrypoints.common import RESUME, guarded, settings_options, tell, uid_of
+from entrypoints.evaluate import SETTINGS as EVALUATE
 from specexp import config
 
 SETTINGS = {
@@ -19,6 +20,8 @@ SETTINGS = {
     "task": f"Where prompts come from: {', '.join(config.CHECKABLE)}.",
     "data": "The task's rows: a file, a folder, an address or a hub id.",
     "shots": "Solved examples before a problem of gsm8k: 0 or 8.",
+    "answer_rule": EVALUATE["answer_rule"],
+    "answer_pattern": EVALUATE["answer_pattern"],
     "max_new_tokens": "Most tokens of a response.",
     "limit": f"How many prompts [{config.MINED_PROMPTS}].",
     "skip": "How many prompts to leave out before them, for an evaluation on the same rows.",

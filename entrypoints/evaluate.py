@@ -11,6 +11,7 @@ import click
 
 from entrypoints.common import RESUME, guarded, settings_options, tell, uid_of
 from specexp import config
+from specexp.tasks.answers import RULES
 
 if TYPE_CHECKING:
     from specexp.judge.judge import Judge
@@ -25,6 +26,8 @@ SETTINGS = {
     "data": "The task's rows: a file, a folder, an address or a hub id.",
     "shots": "Solved examples before a problem of gsm8k: 0 or 8.",
     "history": "What second turns go on behind: baseline (every method the same) or own.",
+    "answer_rule": f"How answers are read, of task prompts: {', '.join(RULES)} [auto].",
+    "answer_pattern": "A regular expression whose last match, or the group in it, is the answer, of task prompts.",
     "methods": "Presets, separated by commas.",
     "gamma": "Draft length, or several separated by commas.",
     "tree_budget": "Nodes of a tree, or several numbers separated by commas.",

@@ -17,7 +17,19 @@ EXPERIMENT = "arith_judge"
 MINE = "150"
 CHAMPION = "models:/autojudge@champion"  # what the presets of AutoJudge name: here it is made first
 # What labels depend on besides the experiment.
-OF_LABELS = ("pair", "target", "draft", "chat_template", "task", "data", "shots", "max_new_tokens", "config")
+OF_LABELS = (
+    "pair",
+    "target",
+    "draft",
+    "chat_template",
+    "task",
+    "data",
+    "shots",
+    "answer_rule",
+    "answer_pattern",
+    "max_new_tokens",
+    "config",
+)
 
 
 def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[str, str], show: str = "") -> None:

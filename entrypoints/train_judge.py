@@ -78,12 +78,15 @@ def _train(asked: Order) -> str:
     from specexp.evaluation.outbox import Outbox
     from specexp.judge import comparing, features, registry
     from specexp.sheets import Input
+    from specexp.tasks.answers import version_note
 
     labels, source = _labels(asked.labels)
     folder = Path(asked.output) if asked.output else Path("runs") / _name(asked, labels)
     _check(folder)
     mode = features.mode(asked.features)
     comparing.check(labels, mode)
+    if note := version_note(f"label set '{source}'", labels.answer_version):
+        click.echo(note, err=True)
     tags = {"group": "judge", "task": labels.manifest["task"], "pair": labels.manifest["settings"]["pair"]}
     example = labels.select(mode, "test")[0]
     candidates: dict[str, Candidate] = {}

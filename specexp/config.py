@@ -31,6 +31,7 @@ from specexp.lm.runtime import (
     ModelConfig,
     ToyConfig,
 )
+from specexp.tasks.answers import RULES, check_pattern
 from specexp.tasks.defaults import DEFAULTS
 from specexp.tasks.gsm8k import SHOTS
 from specexp.tasks.source import DataConfig
@@ -66,6 +67,7 @@ SEVERAL_TURNS = ("mtbench", "spec_bench")
 HISTORIES = ("baseline", "own")
 OF_TASK = ("data", "shots", "history", "limit", "max_new_tokens")  # what a preset says for its own task alone
 ROLES = ("target", "draft")
+LONGEST_PATTERN = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ class Experiment:
     data: DataConfig | None = None
     shots: int = 0
     history: str = "baseline"
+    answer_rule: str = "auto"
+    answer_pattern: str = ""
     limit: int = 20
     max_new_tokens: int = 160
     temperature: float = 0.0
@@ -236,7 +240,10 @@ class MiningConfig:
 
     def as_dict(self) -> dict[str, Any]:
         mine = self.experiment
-        kept = ("name", "task", "pair", "target", "draft", "toy", "data", "shots", "limit", "max_new_tokens")
+        kept = (
+            "name", "task", "pair", "target", "draft", "toy", "data", "shots", "answer_rule", "answer_pattern", "limit",
+            "max_new_tokens",
+        )  # fmt: skip
         found = {key: value for key, value in mine.as_dict().items() if key in kept}
         return {**found, "dtype": self.dtype, "skip": self.skip}
 
@@ -402,12 +409,28 @@ class _Reader:
             values.setdefault("data", source)
         if values.get("shots") and name != "gsm8k":
             self.faults.append(f"shots is {values['shots']}, but task '{name}' has no solved examples; leave it out.")
+        self._answers(values, name)
         if values.get("history", "baseline") != "baseline" and name not in SEVERAL_TURNS:
             self.faults.append(f"history is given, but task '{name}' has one turn only; leave it out.")
         elif name in SEVERAL_TURNS and values.get("history", "baseline") == "baseline" and "baseline" not in methods:
             self.faults.append(
                 f"task '{name}' goes on behind the baseline's answers; add baseline to methods, or set history own."
             )
+
+    def _answers(self, values: dict[str, Any], task: str) -> None:
+        """How answers are read; a pattern alone says that it is by this pattern."""
+        given = [key for key in ("answer_rule", "answer_pattern") if key in values]
+        if given and task != "prompts":
+            self.faults.append(
+                f"{' and '.join(given)}: task '{task}' reads its answers in its own way; leave it out, or choose task"
+                " prompts."
+            )
+        if "answer_pattern" in values and values.setdefault("answer_rule", "pattern") != "pattern":
+            self.faults.append(
+                f"answer_pattern is given, but answer_rule is {values['answer_rule']}; leave one of them out."
+            )
+        if values.get("answer_rule") == "pattern" and "answer_pattern" not in values:
+            self.faults.append("answer_rule is pattern; give a regular expression as answer_pattern.")
 
     def _methods(self, names: tuple[str, ...], values: dict[str, Any]) -> list[MethodConfig]:
         """The settings of these methods; takes what is theirs out of `values`."""
@@ -584,6 +607,13 @@ def _text(value: Any) -> str:
     return value
 
 
+def _pattern(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_PATTERN:
+        raise ValueError(f"it must be a regular expression of at most {LONGEST_PATTERN} characters.")
+    check_pattern(value)
+    return value
+
+
 def _switch(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError("it must be true or false.")
@@ -709,6 +739,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "toy": _toy,
     "shots": _shots,
     "history": _one_of("history", HISTORIES),
+    "answer_rule": _one_of("answer rule", RULES),
+    "answer_pattern": _pattern,
     "pair": _text,
     "target": _model,
     "draft": _model,

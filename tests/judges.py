@@ -14,6 +14,7 @@ from specexp.judge.features import Mode
 from specexp.judge.judge import Facts, Judge
 from specexp.judge.labels import Label, LabelSet, split_of
 from specexp.judge.network import Network
+from specexp.tasks import answers
 
 TINY_HIDDEN = {"target": 5, "draft": 3}
 
@@ -40,7 +41,7 @@ def label_set(folder: Path, num_prompts: int = 120, noise: float = 0.3, seed: in
            "target_revision": "", "draft_revision": "", "dtype": "float32", **identity_of}  # fmt: skip
     manifest: dict[str, Any] = {
         "identity": who, "task": "arith", "settings": {"pair": "made-up"}, "num_prompts": num_prompts,
-        "hidden_sizes": TINY_HIDDEN,
+        "hidden_sizes": TINY_HIDDEN, "answer_version": answers.VERSION,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     LabelSet(labels, {part: np.stack(rows) for part, rows in parts.items()}, manifest).write(folder)
@@ -70,5 +71,14 @@ def judge_for(experiment: str, mode: Mode, kind: str = "mlp", **facts: Any) -> J
     who = {key: value for key, value in identity(pair, resolved).items() if key in Facts.__dataclass_fields__}
     num = mode.size(hidden)
     given = {"threshold": 0.5, "kind": kind, **facts}
-    made = Facts(**{**who, "features": mode.name, "feature_version": features.VERSION, "num_features": num, **given})
+    made = Facts(
+        **{
+            **who,
+            "features": mode.name,
+            "feature_version": features.VERSION,
+            "answer_version": answers.VERSION,
+            "num_features": num,
+            **given,
+        }
+    )
     return Judge(random_network(kind, num), made)

@@ -198,7 +198,7 @@ MINING_BUGS = [
     Bug("a swap that loses the answer is unimportant", MINING, "else found != answer", "else found is not None and found != answer"),
     Bug("an unfinished response is mined", MINING, 'if first.finish_reason != "stop":', 'if first.finish_reason == "context":'),
     Bug("an unfinished swap gets a label", MINING, "important = None if not finished else found != answer", "important = found != answer"),
-    Bug("an unfinished swap's answer is read", MINING, "found = miner.answer(after) if finished else None", "found = miner.answer(after)"),
+    Bug("an unfinished swap's answer is read", MINING, "found = miner.answer(after, self._gold) if finished else None", "found = miner.answer(after, self._gold)"),
     Bug("mismatches are not found anew", MINING, "choices = [*choices[: position + 1], *behind]",
         "choices = [*choices, *after][: len(after)]"),
     Bug("the draft's choices are a place off", MINING, "[*prompt, *response[:start]], response[start:-1])", "[*prompt[:1], *prompt, *response[:start]], response[start:-1])"),

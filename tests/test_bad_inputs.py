@@ -52,7 +52,7 @@ DATA = {
     "no number": ("gsm8k", '{"question": "a", "answer": "#### many"}\n', "line 1: 'answer' must end with #### and a"),
     "no question": ("gsm8k", '{"problem": "a", "answer": "#### 1"}\n', "line 1: 'question' must be a text"),
     "an empty file": ("gsm8k", "\n", "mine.jsonl: holds no rows; give one JSON object a line."),
-    "another key": ("prompts", '{"promt": "a"}\n', "mine.jsonl, line 1: unknown key 'promt'."),
+    "another key": ("prompts", '{"promt": "a"}\n', "mine.jsonl, line 1: has no 'prompt', but 'promt'."),
 }
 
 

@@ -382,7 +382,7 @@ def test_an_empty_prompt_is_refused(workplace: Path, monkeypatch: pytest.MonkeyP
         def examples(self, limit: int) -> list[Example]:
             return [Example("silent-0", (" ",))]
 
-        def extract(self, text: str, finished: bool) -> str | None:
+        def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
             return None
 
     monkeypatch.setitem(TASKS, "arith", lambda data, shots, split: Silent())
@@ -467,7 +467,7 @@ def test_prompts_of_ones_own_are_decoded_and_checked_where_they_have_an_answer(w
     [
         (["{"], "mine.jsonl, line 1: not JSON"),
         ([{"prompt": "a"}, {"prompt": " "}], "mine.jsonl, line 2: 'prompt' must be a text that is not empty, got ' '."),
-        ([{"question": "a"}], "mine.jsonl, line 1: unknown key 'question'. Known: answer, id, prompt."),
+        ([{"question": "a"}], "mine.jsonl, line 1: has no 'prompt', but 'question'. Used are: prompt, answer, id."),
         ([[1]], "mine.jsonl, line 1: must be an object, got list."),
         ([{"prompt": "a", "answer": [1]}], "line 1: 'answer' is [1]; it must be a text or a number"),
         ([{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}], "id 'x' is given twice"),

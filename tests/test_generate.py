@@ -107,6 +107,9 @@ class Bytes:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return f"byte {token}"
+
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize(

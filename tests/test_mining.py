@@ -43,7 +43,7 @@ class Reads:
     def examples(self, limit: int) -> list[Any]:
         return []
 
-    def extract(self, text: str, finished: bool) -> str | None:
+    def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
         return RULES[self.rule]([int(number) for number in text.split()])
 
     def dataset(self) -> Any:

@@ -15,9 +15,8 @@ from entrypoints.__main__ import COMMANDS, Entrypoints
 
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATE = [
-    "experiment", "pair", "target", "draft", "toy", "chat_template",
-    "task", "data", "shots", "history", "methods", "gamma",
-    "tree_budget",
+    "experiment", "pair", "target", "draft", "toy", "chat_template", "task", "data", "shots", "history", "answer_rule",
+    "answer_pattern", "methods", "gamma", "tree_budget",
     "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "repeats", "batch", "judge", "threshold",
     "accept_k", "config", "output", "resume", "show",
 ]  # fmt: skip

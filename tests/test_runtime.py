@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -168,3 +169,18 @@ def test_too_little_memory_says_what_to_change(wide: dict[str, Path], monkeypatc
     ) as found:
         load_model(ModelConfig(str(wide["target"]), dtype="bfloat16"))
     assert "\n" not in str(found.value)
+
+
+def test_a_kernel_that_bitsandbytes_lacks_is_no_matter_for_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its warning goes to whoever listens to logs, and to standard error where nobody does, unless it is told."""
+    name = "bitsandbytes.backends.cpu.ops"
+    monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+    hf._placement(ModelConfig("x", quantization="nf4"))
+    with monkeypatch.context() as nobody:
+        nobody.setattr(logging.getLogger(), "handlers", [])
+        logging.getLogger(name).warning("Failed to load CPU gemm_4bit_forward from kernels-community")
+    assert capsys.readouterr().err == ""
+    logging.getLogger(name).warning("Failed to load CPU gemm_4bit_forward from kernels-community")
+    assert "Failed to load CPU gemm" in caplog.text

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from specexp.errors import TaskError
-from specexp.tasks import gsm8k
+from specexp.tasks import arith, gsm8k
 from specexp.tasks.source import DataConfig, read
 from specexp.tasks.task import task
 
@@ -41,6 +41,40 @@ full = pytest.mark.skipif(not (FULL / "gsm8k_test.jsonl").exists(), reason="SPEC
 )
 def test_a_gsm8k_answer_is_read_only_where_the_text_says_so(text: str, finished: bool, answer: str | None) -> None:
     assert gsm8k.extract_answer(text, finished) == answer
+
+
+@pytest.mark.parametrize(
+    "said,number",
+    [
+        ("9{,}500", "9500"), (r"9\,500", "9500"), ("12 000", "12000"), ("1/2", "0.5"), ("1e3", "1000"),
+        ("3-9500", None),
+        ("-$5", "-5"), ("$ 5", "5"), ("\u22125", "-5"), (r"\(5\)", "5"), ("+5", "5"), ("5 + 3 = 8", "8"), ("1,5", None),
+        ("123456789012345678901234567890123", "123456789012345678901234567890123"), ("2:30", None), ("5²", None),
+    ],
+)  # fmt: skip
+def test_every_task_reads_a_number_whole_or_not_at_all(said: str, number: str | None) -> None:
+    spec_bench = task("spec_bench", DataConfig(str(DATA / "spec_bench.jsonl")))
+    for text in (f"The final answer is {said}.", f"So far so good.\n#### {said}"):
+        assert gsm8k.extract_answer(text) == number
+        assert spec_bench.extract(text, True) == number
+    assert arith.extract_answer(f"#### {said}") == number
+    assert spec_bench.extract(f"What comes out is {said}", True) == number
+
+
+@pytest.mark.parametrize(
+    "text", ["The final answer is 12.", "#### 12", "#### 12 0", "#### 5\nThe final answer is", "####"]
+)
+def test_an_unfinished_text_has_no_number_that_may_go_on(text: str) -> None:
+    assert gsm8k.extract_answer(text, finished=False) is None
+    assert task("spec_bench", DataConfig(str(DATA / "spec_bench.jsonl"))).extract(text, False) is None
+
+
+@pytest.mark.parametrize("said", ["3-9500", "2:30"])
+def test_a_marked_answer_that_is_no_number_is_not_replaced_by_another(said: str) -> None:
+    """What stands before the last marker, or elsewhere in the text, is not what the text calls its answer."""
+    text = f"4 and 5. #### 5\nNo: the final answer is {said}. There are 7 days."
+    assert gsm8k.extract_answer(text) is None
+    assert task("spec_bench", DataConfig(str(DATA / "spec_bench.jsonl"))).extract(text, True) is None
 
 
 def test_gsm8k_golds_are_read_from_the_data() -> None:

@@ -25,6 +25,7 @@ WIDTH, INDENT = 110, 34
 # Logged parameters that do not say how tokens are drawn: a run with others is of the same method all the same.
 _OTHER = (
     "preset", "seed", "task", "experiment", "settings_hash", "limit", "max_new_tokens", "batch", "data", "shots",
+    "answer_rule", "answer_pattern",
 )  # fmt: skip
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any, Protocol
 
 from specexp.config import Experiment
@@ -19,6 +21,10 @@ from specexp.tasks.defaults import DEFAULTS
 from specexp.tasks.example import Message
 
 TOY_CONTEXT = 512
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+# What decoders write for bytes that make no character yet; and beginnings of what transformers' tidying of blanks joins
+# to the word before (" .", " ' ", " n't", " 've", ...).
+_UNSETTLED = re.compile(r"(?:\ufffd+| (?:n'?|'[vr]?)?)\Z")
 
 
 class Text(Protocol):
@@ -27,6 +33,10 @@ class Text(Protocol):
     def encode(self, messages: Sequence[Message]) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
+
+    def settled(self, ids: Sequence[int]) -> str:
+        """The beginning of what `ids` decode to that no later token changes."""
+        ...
 
     def piece(self, token: int) -> str:
         """The name of a token in the vocabulary, which is not what it reads as."""
@@ -57,6 +67,20 @@ class TokenizerText:
         """Text of generated ids, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def settled(self, ids: Sequence[int]) -> str:
+        """Without bytes that make no character yet, and without blanks that a tokenizer may still tidy up.
+
+        Bytes that are tokens of their own (`<0xE2>`) are decoded together: a broken one breaks all that it follows
+        without another token between.
+        """
+        end = len(ids)
+        while end and (_BYTE.fullmatch(self.piece(ids[end - 1])) or not self.decode([ids[end - 1]])):
+            end -= 1
+        found = self.decode(ids)
+        if end < len(ids):
+            found = commonprefix([found, self.decode(ids[:end])])  # noqa: RUF071 (of texts, not of paths)
+        return _UNSETTLED.sub("", found)
+
     def piece(self, token: int) -> str:
         return str(self.tokenizer.convert_ids_to_tokens(token) or f"<{token}>")
 
@@ -82,6 +106,9 @@ class ToyText:
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(str(i) for i in ids)
+
+    def settled(self, ids: Sequence[int]) -> str:
+        return self.decode(ids)
 
     def piece(self, token: int) -> str:
         return str(token)

@@ -126,6 +126,7 @@ def accuracy(records: Sequence[Record]) -> dict[str, float]:
     low, high = wilson(prompts * share, prompts)
     return {
         "count/graded": prompts,
+        "count/without_answer": sum(record["answer"] is None for record in graded),
         "quality/accuracy": share,
         "quality/accuracy_low": low,
         "quality/accuracy_high": high,

@@ -47,6 +47,10 @@ def _settings(advice: Advice) -> dict[str, Any]:
         found["shots"] = experiment.shots
     if experiment.history != "baseline":
         found["history"] = experiment.history
+    if experiment.answer_rule != "auto":
+        found["answer_rule"] = experiment.answer_rule
+    if experiment.answer_pattern:
+        found["answer_pattern"] = experiment.answer_pattern
     chosen = [c.setting.config for c in advice.candidates if c.label == advice.best]
     found["methods"] = [PLAIN, *(method.preset for method in chosen)]
     for method in chosen:

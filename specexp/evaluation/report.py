@@ -86,7 +86,8 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
         if unequal and experiment.history == "baseline":
             found.append(f"{', '.join(unequal)}: lossless, but not every greedy output equals plain decoding's.")
     outputs = {entry.label: entry.records for entry in comparison.entries}
-    found += unfinished.warnings(outputs, experiment.max_new_tokens)
+    answer_rule = experiment.answer_rule if experiment.task == "prompts" else ""
+    found += unfinished.warnings(outputs, experiment.max_new_tokens, answer_rule)
     if len(output.read_json("environments.json") or {}) > 1:
         found.append("The records come from several environments (below): speeds of one may not be those of another.")
     if experiment.batch > 1:
@@ -249,6 +250,8 @@ def _params(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, ob
         },
         "data": experiment.data or "",
         "shots": experiment.shots or "",
+        "answer_rule": "" if experiment.answer_rule == "auto" else experiment.answer_rule,
+        "answer_pattern": experiment.answer_pattern,
         **{f"toy.{key}": value for key, value in (asdict(experiment.toy) if experiment.toy else {}).items()},
         **{f"target.{key}": value for key, value in asdict(experiment.target).items()},
         **{f"draft.{key}": value for key, value in asdict(experiment.draft).items()},

@@ -31,6 +31,7 @@ from specexp.evaluation.records import Record, RecordFile
 from specexp.judge.judge import Judge
 from specexp.lm import memory
 from specexp.lm.runtime import ModelConfig
+from specexp.tasks.answers import UNRECORDED, VERSION, AnswerRule, version_words
 from specexp.tasks.example import Example, Task
 from specexp.tasks.task import task
 
@@ -115,7 +116,8 @@ def prepare(
     `judges` are those that the methods name. `check` sees the examples before any model is loaded, and may raise.
     """
     judges = judges or {}
-    chosen = task(experiment.task, experiment.data, experiment.shots)
+    rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
+    chosen = task(experiment.task, experiment.data, experiment.shots, rule=rule)
     examples = chosen.examples(experiment.limit)
     check(examples)
     pair = load_pair(experiment, set().union(*(roles_of(method) for method in experiment.methods)))
@@ -157,15 +159,21 @@ def _checked(example: Example, experiment: Experiment, pair: Pair, roles: Sequen
 
 
 def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
-    """Write data.json and judges.json; raises OutputError when the folder was begun on other rows or judges."""
+    """Write data.json and judges.json; raises OutputError when the folder was begun on other rows or judges, or with
+    another version of the answer rule."""
     judges = {name: {"weights": judge.digest(), **asdict(judge.facts)} for name, judge in prepared.judges.items()}
     begun = output.read_json("judges.json")
     if begun is not None and begun != judges:
         raise OutputError(
             f"'{output.path}' was begun with another judge than '{', '.join(judges)}' is now; name another folder."
         )
-    now = asdict(prepared.task.dataset())
+    now = {**asdict(prepared.task.dataset()), "answer_version": VERSION}
     before = output.read_json("data.json")
+    if before is not None and (was := before.get("answer_version", UNRECORDED)) != VERSION:
+        raise OutputError(
+            f"'{output.path}' was begun with {version_words(was)} of the answer rule, and this is version {VERSION};"
+            " name another output folder."
+        )
     if before is not None and before != now:
         raise OutputError(
             f"'{output.path}' was begun on other rows (SHA-256 {before['digest'][:12]}, now {now['digest'][:12]});"
@@ -386,7 +394,7 @@ def record_of(prepared: Prepared, job: Job, out: Generation) -> Record:
     text = prepared.pair.text.decode(out.token_ids[:-1] if out.finish_reason == "stop" else out.token_ids)
     last = job.turn == len(example.turns) - 1  # the turn that a gold answer belongs to
     gold = example.answer if last else None
-    answer = prepared.task.extract(text, out.finish_reason == "stop") if last else None
+    answer = prepared.task.extract(text, out.finish_reason == "stop", gold) if last else None
     return {
         "prompt_id": example.prompt_id,
         "turn": job.turn,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
 from specexp.evaluation.pair import Text
 
@@ -31,6 +32,39 @@ class Piece:
 def spelled(text: Text, ids: Sequence[int], ends: Collection[int] = ()) -> list[Piece]:
     """One piece a token. The texts are together what `text` decodes, but for `ends`, which are special whatever it
     makes of them."""
+    pieces = _spelled(text, ids, ends)
+    whole = text.decode([token for token in ids if token not in ends])
+    # Where a token changes the text of those before it, what each adds shows only beside the whole.
+    return pieces if _texts(pieces) == whole else _parts_of(whole, text, ids, ends)
+
+
+def _texts(pieces: Sequence[Piece]) -> str:
+    return "".join(piece.text for piece in pieces if piece.kind == TEXT)
+
+
+def _parts_of(whole: str, text: Text, ids: Sequence[int], ends: Collection[int]) -> list[Piece]:
+    """Each token's part of the whole text: how much of its beginning is there with the token, less what was before."""
+    pieces: list[Piece] = []
+    known: list[int] = []
+    done, last = 0, None
+    for token in ids:
+        if token in ends:
+            pieces.append(Piece(SPECIAL, text.piece(token)))
+            continue
+        known.append(token)
+        upto = max(done, len(commonprefix([text.decode(known), whole])))  # noqa: RUF071 (of texts, not of paths)
+        if upto > done:
+            pieces.append(Piece(TEXT, whole[done:upto]))
+        else:
+            pieces.append(Piece(PART if text.decode([token]) else SPECIAL, text.piece(token)))
+        done, last = upto, len(pieces) - 1
+    if done < len(whole) and last is not None:
+        begun = pieces[last].text if pieces[last].kind == TEXT else ""
+        pieces[last] = Piece(TEXT, begun + whole[done:])
+    return pieces
+
+
+def _spelled(text: Text, ids: Sequence[int], ends: Collection[int]) -> list[Piece]:
     pieces: list[Piece] = []
     before, read = 0, 0  # the window's begin, and how far texts were given out
     for place, token in enumerate(ids):

@@ -31,8 +31,11 @@ def metrics(records: Sequence[Record]) -> dict[str, float]:
     return found
 
 
-def warnings(records: Mapping[str, Sequence[Record]], max_new_tokens: int) -> Iterator[str]:
-    """A sentence for each thing that is wrong with a tenth of some setting's outputs or more; `records` by label."""
+def warnings(records: Mapping[str, Sequence[Record]], max_new_tokens: int, answer_rule: str = "") -> Iterator[str]:
+    """A sentence for each thing that is wrong with a tenth of some setting's outputs or more; `records` by label.
+
+    `answer_rule` is the setting by which answers are read, where the task has one.
+    """
     if found := _many(records, lambda record: bool(record["finish_reason"] == LENGTH)):
         yield f"{found} of the outputs were cut off at max_new_tokens ({max_new_tokens}); raise max_new_tokens."
     if found := _many(records, lambda record: bool(record["finish_reason"] == CONTEXT)):
@@ -44,7 +47,8 @@ def warnings(records: Mapping[str, Sequence[Record]], max_new_tokens: int) -> It
     if found := _many(graded, is_unparsed):
         unread = [record for each in graded.values() for record in each if is_unparsed(record)]
         why = "most of them were cut off" if _share(unread, is_cut) >= 0.5 else "look at some in the records"
-        yield f"{found} of the graded outputs hold no answer that could be read and count as wrong; {why}."
+        other = f" (answer_rule is {answer_rule}; answer_rule and answer_pattern say how else)" if answer_rule else ""
+        yield f"{found} of the graded outputs hold no answer that could be read{other} and count as wrong; {why}."
 
 
 def _many(records: Mapping[str, Sequence[Record]], what: Callable[[Record], bool]) -> str:

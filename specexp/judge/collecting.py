@@ -7,10 +7,12 @@ labels.py, in the prompts' order, so that an interrupted run leaves the very lab
 from __future__ import annotations
 
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -24,6 +26,7 @@ from specexp.judge import features
 from specexp.judge.labels import MANIFEST, LabelSet, pack, unpack
 from specexp.judge.mining import MINED, NO_ANSWER, UNFINISHED, Mined, Miner
 from specexp.lm import memory
+from specexp.tasks.answers import UNRECORDED, VERSION, AnswerRule, version_note, version_words
 from specexp.tasks.example import Example, Task
 from specexp.tasks.task import task
 
@@ -43,7 +46,8 @@ class Prepared:
 def prepare(config: MiningConfig) -> Prepared:
     """Load both models and the task, and check that every prompt fits. Writes nothing."""
     experiment = config.experiment
-    chosen = task(experiment.task, experiment.data, experiment.shots, "mining")
+    rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
+    chosen = task(experiment.task, experiment.data, experiment.shots, "mining", rule)
     examples = chosen.examples(config.skip + experiment.limit)[config.skip :]
     if not examples:
         raise TaskError(f"skip is {config.skip}, but task '{experiment.task}' has no prompt behind it; lower it.")
@@ -67,22 +71,34 @@ def prepare(config: MiningConfig) -> Prepared:
 
 
 def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
-    """Write inputs.json; raises OutputError when the folder was begun on other rows or another pair."""
+    """Write inputs.json; raises OutputError when the folder was begun on other rows or another pair, or with another
+    version of the answer rule: labels of two are never in one set. A set that is finished stays as it is."""
     mine = identity(prepared.pair, prepared.config.experiment)
     keys = ("target", "draft", "tokenizer", "chat_template")
-    now = {"data": prepared.task.dataset().digest, **{key: mine[key] for key in keys}}
+    now: dict[str, Any] = {"data": prepared.task.dataset().digest, **{key: mine[key] for key in keys}}
     before = output.read_json("inputs.json")
+    was = UNRECORDED if before is None else before.pop("answer_version", UNRECORDED)
+    finished = (output.path / MANIFEST).exists()
+    if before is not None and not finished and was != VERSION:
+        raise OutputError(
+            f"'{output.path}' was begun with {version_words(was)} of the answer rule, and this is version {VERSION};"
+            " labels of two versions are not mixed: name another output folder."
+        )
     if before is not None and before != {key: now[key] for key in before if key in now}:
         changed = " and ".join(key for key in now if now[key] != before.get(key))
         raise OutputError(f"'{output.path}' was begun with another {changed}; name another output folder.")
-    output.write_json("inputs.json", now)
+    if not finished:
+        output.write_json("inputs.json", {**now, "answer_version": VERSION})
 
 
 def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
     """Mine what is still missing, and write the label set."""
     if (output.path / MANIFEST).exists():
         shutil.rmtree(output.path / PROGRESS, ignore_errors=True)
-        return LabelSet.read(output.path)
+        found = LabelSet.read(output.path)
+        if note := version_note(f"label set '{output.path}'", found.answer_version):
+            print(note, file=sys.stderr)
+        return found
     progress = output.path / PROGRESS
     progress.mkdir(exist_ok=True)
     paths = [progress / f"{index:06d}.safetensors" for index in range(len(prepared.examples))]
@@ -134,6 +150,7 @@ def assemble(prepared: Prepared, paths: list[Path]) -> LabelSet:
         "settings": config.as_dict(),
         "settings_hash": config.hash,
         "feature_version": features.VERSION,
+        "answer_version": VERSION,
         "feature_dtype": config.dtype,
         "hidden_sizes": {role: int(joined[f"{role}_token"].shape[1]) for role in ("target", "draft")},
         "num_prompts": len(paths),

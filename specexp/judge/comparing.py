@@ -44,7 +44,7 @@ def train(kind: str, labels: LabelSet, mode: Mode, recall: float, seed: int, log
         **{key: identity[key] for key in IDENTITY}, chat_template=identity.get("chat_template"),
         features=mode.name, feature_version=features.VERSION, num_features=trained.network.num_features,
         task=labels.manifest["task"], kind=kind, threshold=threshold, requested_recall=recall, recall=found["recall"],
-        labels=labels.hash,
+        labels=labels.hash, answer_version=labels.answer_version,
     )  # fmt: skip
     metrics = {f"judge/{key}": value for key, value in found.items()}
     metrics |= {

@@ -18,6 +18,7 @@ from specexp.errors import JudgeError
 from specexp.evaluation.records import write_whole
 from specexp.judge import features
 from specexp.judge.network import Network
+from specexp.tasks.answers import UNRECORDED
 
 WEIGHTS, FACTS = "judge.safetensors", "judge.json"
 
@@ -45,6 +46,7 @@ class Facts:
     recall: float = 0.0  # on the test split
     chat_template: str | None = None  # hash of the template that prompts were put into; "" is none, None not known
     labels: str = ""  # hash of the label set: of the files' hashes that its manifest lists
+    answer_version: int = UNRECORDED  # of the rule by which the labels' answers were read
 
 
 @dataclass(frozen=True, slots=True)

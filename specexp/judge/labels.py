@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save
 from specexp.errors import JudgeError
 from specexp.evaluation.records import write_whole
 from specexp.judge.features import PARTS, Mode
+from specexp.tasks.answers import UNRECORDED
 
 LABELS, FEATURES, MANIFEST = "labels.parquet", "features.safetensors", "manifest.json"
 # Shares of 20: the judge's weights, when to stop and which C, the threshold, and the report each see their own prompts.
@@ -106,6 +107,12 @@ class LabelSet:
     def hash(self) -> str:
         """Names this set: the SHA-256 of its files' hashes."""
         return hashlib.sha256(json.dumps(self.manifest["files"], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def answer_version(self) -> int:
+        """The version of the rule by which answers were read."""
+        found = self.manifest.get("answer_version")
+        return found if isinstance(found, int) else UNRECORDED
 
     def select(self, mode: Mode, split: str) -> tuple[np.ndarray, np.ndarray, list[Label]]:
         """features[N, F] float32, important[N] bool and the labels of one split, unfinished ones left out."""

@@ -77,21 +77,21 @@ class Miner:
         before = yield Spent()
         if first.finish_reason != "stop":
             return Mined(UNFINISHED, counts=_less(before, start))
-        answer = self.answer(first.token_ids)
+        answer = self.answer(first.token_ids, example.answer)
         if answer is None:
             return Mined(NO_ANSWER, counts=_less(before, start))
-        found = _Search(self, example.prompt_id, prompt, first.token_ids)
+        found = _Search(self, example, prompt, first.token_ids)
         yield from found.run(answer)
         after = yield Spent()
         search = {f"mining_{key}": value for key, value in _less(after, before).items()}
         features = {part: np.stack(rows).astype(self._dtype) for part, rows in found.features.items()}
         return Mined(MINED, found.labels, features, _less(after, start) | search | found.slow, found.response)
 
-    def answer(self, response: Sequence[int]) -> str | None:
-        """What the task reads out of a response's ids."""
+    def answer(self, response: Sequence[int], gold: str | None) -> str | None:
+        """What the task reads out of a response's ids, in the form of the gold answer."""
         finished = bool(response) and response[-1] in self._pair.eos_ids
         text = self._pair.text.decode(list(response[:-1] if finished else response))
-        return self._task.extract(text, finished)
+        return self._task.extract(text, finished, gold)
 
     def draft_choices(self, prompt: Sequence[int], response: Sequence[int], start: int) -> Procedure[list[int]]:
         """The draft's argmax at every position of `response` from `start` on, each behind the true prefix."""
@@ -130,9 +130,9 @@ def _less(after: dict[str, int], before: dict[str, int]) -> dict[str, int]:
 class _Search:
     """The walk over one response."""
 
-    def __init__(self, miner: Miner, prompt_id: str, prompt: list[int], response: list[int]) -> None:
+    def __init__(self, miner: Miner, example: Example, prompt: list[int], response: list[int]) -> None:
         self._miner = miner
-        self._prompt_id = prompt_id
+        self._prompt_id, self._gold = example.prompt_id, example.answer
         self._prompt = prompt
         self.response = response  # y
         self.labels: list[Label] = []
@@ -153,7 +153,7 @@ class _Search:
             yield from self._look(position, token)
             after, finished = yield from miner.swapped(prompt, self.response, position, token, self._prompt_id)
             self._count_slow(position, len(after))
-            found = miner.answer(after) if finished else None
+            found = miner.answer(after, self._gold) if finished else None
             important = None if not finished else found != answer
             self._record(position, token, important, answer, found)
             if important is False:

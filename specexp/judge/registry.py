@@ -6,6 +6,7 @@ through MLflow's wrapper: `load` gives the judge itself.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from mlflow.types import Schema, TensorSpec
 from specexp import store
 from specexp.errors import JudgeError
 from specexp.judge.judge import FACTS, Facts, Judge
+from specexp.tasks.answers import version_note
 
 NAME = "autojudge"
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -77,6 +79,7 @@ def register(uri: str, name: str, facts: Facts) -> str:
     for key, value in (
         ("target", facts.target_name), ("draft", facts.draft_name), ("task", facts.task), ("kind", facts.kind),
         ("features", facts.features), ("threshold", f"{facts.threshold:.4g}"), ("recall", f"{facts.recall:.4g}"),
+        ("answer_version", facts.answer_version),
     ):  # fmt: skip
         if value:
             client.set_model_version_tag(name, made.version, key, value)
@@ -94,7 +97,7 @@ def champion(name: str) -> tuple[str, Judge | None] | None:
             return None
         raise
     try:
-        return str(found.version), load(f"models:/{name}/{found.version}")
+        return str(found.version), _load(f"models:/{name}/{found.version}")
     except JudgeError:
         return str(found.version), None
 
@@ -110,7 +113,17 @@ def crown(name: str, new: str, better: bool, reason: str) -> Verdict:
 
 
 def load(address: str) -> Judge:
-    """A judge by `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/ID/NAME`, or a folder. Raises JudgeError."""
+    """A judge by `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/ID/NAME`, or a folder. Raises JudgeError.
+
+    Says so on standard error where its labels were mined with another version of the answer rule.
+    """
+    judge = _load(address)
+    if note := version_note(f"judge '{address}'", judge.facts.answer_version):
+        print(note, file=sys.stderr)
+    return judge
+
+
+def _load(address: str) -> Judge:
     folder = Path(address).expanduser()
     if "://" not in address and not address.startswith(("models:", "runs:")):
         if not folder.is_dir():

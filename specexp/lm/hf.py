@@ -122,6 +122,8 @@ def _placement(config: ModelConfig) -> dict[str, Any]:
         found["attn_implementation"] = config.attention
     if config.device != "cpu" or config.quantization != "none":
         found["device_map"] = "auto" if config.device == "auto" else {"": torch.device(config.device)}
+    if config.quantization != "none":
+        _log_only("bitsandbytes.backends.cpu.ops")  # it warns of a kernel that it can do without
     if config.quantization == "int8":
         # It casts to float16 at every call, and says so at every call.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
@@ -168,6 +170,13 @@ def _quiet() -> Iterator[None]:
         dispatching.setLevel(level)
         if shown:
             transformers_logging.enable_progress_bar()
+
+
+def _log_only(name: str) -> None:
+    """Leave a logger's warnings to handlers that someone has set up: Python prints those that nobody handles."""
+    logger = logging.getLogger(name)
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
 
 
 def _checked(name: str) -> str:

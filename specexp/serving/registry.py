@@ -25,7 +25,7 @@ PACKAGE = HERE.parent
 EXAMPLE = "Mia has 4 apples. Then she buys 3 more. How many is that in the end?\n"
 # What decoding imports; what a pair needs besides, such as bitsandbytes, goes with its settings.
 REQUIREMENTS = (
-    "accelerate", "array-api-compat", "Jinja2", "mlflow", "numpy", "pyarrow", "PyYAML", "safetensors", "scipy",
+    "accelerate", "array-api-compat", "Jinja2", "mlflow", "numpy", "pyarrow", "PyYAML", "regex", "safetensors", "scipy",
     "tokenizers", "torch", "transformers",
 )  # fmt: skip
 _ABOUT = """Decoders of specexp: prompts in, texts and counts out, each version one method on one pair of models.

@@ -19,12 +19,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specexp.errors import TaskError
+from specexp.tasks.answers import marked
 
 Split = Literal["train", "mining", "calibration", "test"]
 # Of 8 hash buckets: the share of all possible problems that each split owns.
 SPLITS: dict[str, tuple[int, ...]] = {"test": (0,), "calibration": (1,), "mining": (2, 3), "train": (4, 5, 6, 7)}
 MAX_VALUE = 250
-ANSWER = re.compile(r"####\s*(-?\d+)")
+MARKER = re.compile(r"####")
 
 NAMES = {
     "she": ("Mia", "Ann", "Zoe", "Lily", "Nora", "Ruth", "Eva", "Ida", "Jane", "Rosa"),
@@ -100,12 +101,9 @@ def distinct(split: Split | str, count: int, seed: int = 0) -> list[Problem]:
 def extract_answer(text: str, finished: bool = True) -> str | None:
     """The number after the last `####` of a generated text, or None.
 
-    An unfinished text may end inside its number, so a number that touches the end of one does not count.
+    An unfinished text may end inside its number, which does not count then.
     """
-    matches = list(ANSWER.finditer(text))
-    if not matches or (not finished and matches[-1].end() == len(text)):
-        return None
-    return str(int(matches[-1].group(1)))
+    return marked(text, finished, MARKER)[1]
 
 
 def _problem(split: str, seed: int, index: int) -> Problem:

@@ -51,8 +51,11 @@ class Task(Protocol):
         """The first `limit` examples, always the same ones."""
         ...
 
-    def extract(self, text: str, finished: bool) -> str | None:
-        """The answer in a generated text; `finished` says whether it ended by itself."""
+    def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
+        """The answer in a generated text; `finished` says whether it ended by itself.
+
+        `gold`, if there is one, tells which kind of answer is looked for; what it is has no influence.
+        """
         ...
 
     def dataset(self) -> Dataset:

@@ -6,19 +6,14 @@ the last `The final answer is` or `####`, and nothing else: a text that never sa
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal, InvalidOperation
-
 from specexp.errors import TaskError
+from specexp.tasks import numbers
+from specexp.tasks.answers import marked
 from specexp.tasks.example import Dataset, Example
 from specexp.tasks.source import DataConfig, Row, Rows, read, text_of
 
 SHOTS = (0, 8)
 INSTRUCTION = 'Solve the problem step by step. End with "The final answer is N", where N is a number.'
-_MARK = r"(?:####|[Tt]he final answer is)[\s:*]*"
-_NUMBER = r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
-ANSWER = re.compile(rf"{_MARK}(?:\\?\$)?(?:\\boxed\{{)?(?:\\?\$)?({_NUMBER})")
-GOLD = re.compile(rf"####\s*\$?({_NUMBER})\s*$")
 
 # The eight solved problems of chain-of-thought prompting (Wei et al. 2201.11903, appendix, CC BY 4.0).
 COT = (
@@ -86,11 +81,12 @@ class GSM8K:
             Example(f"gsm8k-{row.number}", (ask(text_of(row, "question")),), gold(row), "", self._shots)
             for row in self._rows.rows
         ]
+        self.notes = self._rows.unused(("question", "answer"))
 
     def examples(self, limit: int) -> list[Example]:
         return self._examples[:limit]
 
-    def extract(self, text: str, finished: bool) -> str | None:
+    def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
         return extract_answer(text, finished)
 
     def dataset(self) -> Dataset:
@@ -103,29 +99,19 @@ def ask(question: str) -> str:
 
 
 def extract_answer(text: str, finished: bool = True) -> str | None:
-    """The number behind the last mark, in its plainest form, or None.
-
-    An unfinished text may end inside its number, so a number that touches the end of one does not count.
-    """
-    matches = list(ANSWER.finditer(text))
-    if not matches or (not finished and matches[-1].end() == len(text)):
-        return None
-    return plain(matches[-1].group(1))
+    """The number behind the last mark in its canonical form, or None. An unfinished text may end inside its number."""
+    return marked(text, finished)[1]
 
 
-def plain(number: str) -> str | None:
-    """1,234.50 as 1234.5, and None for what is no number."""
-    try:
-        value = Decimal(number.replace(",", ""))
-    except InvalidOperation:
-        return None
-    return f"{value.normalize():f}"
+def gold_of(text: str) -> str | None:
+    """The number that a reference ends with, behind `####`; None where it does not end so."""
+    _, mark, number = text.rpartition("####")
+    return numbers.whole(number) if mark else None
 
 
 def gold(row: Row) -> str:
     """The gold number of a row's `answer`; raises TaskError."""
-    match = GOLD.search(text_of(row, "answer"))
-    answer = plain(match.group(1)) if match else None
+    answer = gold_of(text_of(row, "answer"))
     if answer is None:
         raise TaskError(f"{row.where}: 'answer' must end with #### and a number.")
     return answer

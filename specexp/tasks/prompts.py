@@ -1,20 +1,20 @@
-"""Task `prompts`: a JSONL file of one's own, one object a line, with "prompt" and, if it can be checked, "answer".
+"""Task `prompts`: rows of one's own, in JSONL one object a line, with "prompt" and, if it can be checked, "answer".
 
     {"prompt": "What is 2 + 3? End with #### and the number.", "answer": "5", "id": "sum-1"}
 
-An output's answer is what follows the last `####` or `The final answer is` on its line. Ids default to the line number.
+How an output's answer is found is a setting (`answers.py`). Where the gold answer is a number, numbers are compared,
+else texts. Ids default to the line number; other columns are not used.
 """
 
 from __future__ import annotations
 
-import re
-
 from specexp.errors import TaskError
+from specexp.tasks import numbers
+from specexp.tasks.answers import AnswerRule, normal
 from specexp.tasks.example import Dataset, Example
 from specexp.tasks.source import DataConfig, Row, Rows, first_twice, read, text_of
 
-KEYS = {"prompt", "answer", "id"}
-ANSWER = re.compile(r"(?:####|[Tt]he final answer is:?)[ \t]*([^\n]*)")
+KEYS = ("prompt", "answer", "id")
 
 
 class Prompts:
@@ -22,39 +22,38 @@ class Prompts:
 
     name = "prompts"
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, rule: AnswerRule | None = None) -> None:
+        self._rule = rule or AnswerRule()
         self._rows: Rows = read(config)
         self._examples = [_example(row) for row in self._rows.rows]
         if twice := first_twice(example.prompt_id for example in self._examples):
             raise TaskError(f"{config.source}: id {twice!r} is given twice; every prompt needs its own.")
+        self.notes = self._rows.unused(KEYS)
+        if self._rule.rule == "last_number":
+            self._check_numbers()
 
     def examples(self, limit: int) -> list[Example]:
         return self._examples[:limit]
 
-    def extract(self, text: str, finished: bool) -> str | None:
-        return extract_answer(text, finished)
+    def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
+        return self._rule.read(text, finished, gold)
 
     def dataset(self) -> Dataset:
         return self._rows.dataset(self.name)
 
-
-def extract_answer(text: str, finished: bool = True) -> str | None:
-    """What stands behind the last mark on its line, or None; in an unfinished text that line must have ended."""
-    matches = list(ANSWER.finditer(text))
-    if not matches or (not finished and matches[-1].end() == len(text)):
-        return None
-    return normal(matches[-1].group(1)) or None
-
-
-def normal(answer: str) -> str:
-    """An answer without what is not part of it: a final period, a currency sign, commas between digits."""
-    bare = answer.strip().rstrip(".").strip().removeprefix("$")
-    return re.sub(r"(?<=\d),(?=\d{3})", "", bare)
+    def _check_numbers(self) -> None:
+        for row, example in zip(self._rows.rows, self._examples, strict=True):
+            if example.answer is not None and not numbers.is_number(example.answer):
+                raise TaskError(
+                    f"{row.where}: 'answer' is {row.values['answer']!r}, no number; answer_rule last_number compares"
+                    " numbers: give one, or choose another answer_rule."
+                )
 
 
 def _example(row: Row) -> Example:
-    if unknown := sorted(row.values.keys() - KEYS):
-        raise TaskError(f"{row.where}: unknown key '{unknown[0]}'. Known: {', '.join(sorted(KEYS))}.")
+    if "prompt" not in row.values:
+        names = ", ".join(repr(str(name)) for name in row.values) or "nothing"
+        raise TaskError(f"{row.where}: has no 'prompt', but {names}. Used are: {', '.join(KEYS)}.")
     answer = row.values.get("answer")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         raise TaskError(f"{row.where}: 'answer' is {answer!r}; it must be a text or a number, or be left out.")

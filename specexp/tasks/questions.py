@@ -7,17 +7,17 @@ Open questions have no answer here; for them an evaluation reports agreement wit
 
 from __future__ import annotations
 
-import re
-
 from specexp.errors import TaskError
+from specexp.tasks import numbers
+from specexp.tasks.answers import marked
 from specexp.tasks.example import Dataset, Example
-from specexp.tasks.gsm8k import GOLD, extract_answer, plain
+from specexp.tasks.gsm8k import gold_of
 from specexp.tasks.source import DataConfig, Row, Rows, first_twice, read
 
 # Spec-Bench's file (Xia et al. 2401.07851) begins with MT-Bench (Zheng et al. 2306.05685), by these categories.
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 CHECKED = "math_reasoning"
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+KEYS = ("question_id", "prompt_id", "category", "turns", "prompt", "reference")
 
 
 class Questions:
@@ -32,18 +32,16 @@ class Questions:
             raise TaskError(f"data '{config}' holds no question of {name}'s categories ({', '.join(categories)}).")
         if twice := first_twice(example.prompt_id for example in self._examples):
             raise TaskError(f"data '{config}': question {twice!r} is given twice; every question needs its own id.")
+        self.notes = self._rows.unused(KEYS)
 
     def examples(self, limit: int) -> list[Example]:
         return self._examples[:limit]
 
-    def extract(self, text: str, finished: bool) -> str | None:
+    def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
         """The number that a text says is its answer, else the last number of a finished text: nothing in these prompts
         asks for a form."""
-        said = extract_answer(text, finished)
-        if said is not None or not finished:
-            return said
-        numbers = _NUMBER.findall(text)
-        return plain(numbers[-1]) if numbers else None
+        found, said = marked(text, finished)
+        return said if found or not finished else numbers.last(text)
 
     def dataset(self) -> Dataset:
         return self._rows.dataset(self.name)
@@ -60,9 +58,8 @@ def _example(task: str, row: Row) -> Example:
     answer = None
     reference = found.get("reference")
     if category == CHECKED and isinstance(reference, list) and reference:
-        match = GOLD.search(str(reference[-1]))
-        if match is None:
+        answer = gold_of(str(reference[-1]))
+        if answer is None:
             raise TaskError(f"{row.where}: 'reference' of a {CHECKED} question must end with #### and a number.")
-        answer = plain(match.group(1))
     name = found.get("question_id", found.get("prompt_id", row.number))
     return Example(f"{task}-{name}", tuple(turns), answer, category)

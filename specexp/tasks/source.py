@@ -4,9 +4,10 @@ folder, a CSV or Parquet file). Plain rows out, each with the place it came from
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,19 @@ class Rows:
     def dataset(self, name: str) -> Dataset:
         """These rows as the data of the task `name`."""
         return Dataset(name, str(self.config), self.digest, len(self.rows))
+
+    def unused(self, used: Sequence[str]) -> list[str]:
+        """A note on the columns that a task does not use, if there are any."""
+        names = list(dict.fromkeys(str(name) for row in self.rows for name in row.values))
+        extra = [name for name in names if name not in used]
+        if not extra:
+            return []
+        missing = [name for name in used if name not in names]
+        shown = []
+        for name in extra:
+            close = difflib.get_close_matches(name, missing, n=1)
+            shown.append(repr(name) + (f" (did you mean '{close[0]}'?)" if close else ""))
+        return [f"data '{self.config}': columns {', '.join(shown)} are not used. Used are: {', '.join(used)}."]
 
 
 def read(config: DataConfig) -> Rows:

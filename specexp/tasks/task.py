@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from specexp.errors import TaskError, unknown
 from specexp.tasks import arith, questions
+from specexp.tasks.answers import AnswerRule
 from specexp.tasks.example import Dataset, Example, Task
 from specexp.tasks.gsm8k import GSM8K
 from specexp.tasks.prompts import Prompts
@@ -32,7 +34,7 @@ class Arith:
             for p in arith.distinct(self.split, limit)
         ]
 
-    def extract(self, text: str, finished: bool) -> str | None:
+    def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
         return arith.extract_answer(text, finished)
 
     def dataset(self) -> Dataset:
@@ -51,7 +53,7 @@ class Toy:
         rng = random.Random("toy")
         return [Example(f"toy-{i}", (" ".join(str(rng.randrange(10)) for _ in range(8)),)) for i in range(limit)]
 
-    def extract(self, text: str, finished: bool) -> str | None:
+    def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
         return None
 
     def dataset(self) -> Dataset:
@@ -75,11 +77,19 @@ TASKS: dict[str, Callable[[DataConfig, int, str], Task]] = {
 }
 
 
-def task(name: str, data: DataConfig | None = None, shots: int = 0, split: str = "test") -> Task:
-    """The task of this name, reading `data` where it needs any; `split` is of tasks that make their own problems.
+def task(
+    name: str, data: DataConfig | None = None, shots: int = 0, split: str = "test", rule: AnswerRule | None = None
+) -> Task:
+    """The task of this name, reading `data` where it needs any; `split` is of tasks that make their own problems, and
+    `rule` of `prompts`, where answers may be read in several ways.
 
     Raises TaskError.
     """
     if name not in TASKS:
         raise TaskError(unknown("task", name, TASKS))
-    return TASKS[name](data or DataConfig(""), shots, split)
+    data = data or DataConfig("")
+    found = Prompts(data, rule) if name == "prompts" else TASKS[name](data, shots, split)
+    if isinstance(found, Prompts | GSM8K | Questions):
+        for note in found.notes:
+            print(f"note: {note}", file=sys.stderr)
+    return found

@@ -1,0 +1,154 @@
+"""How an answer is read out of a generated text: behind a marker, as its last number or line, or by a pattern.
+
+An answer is a text that can be compared with `==`: numbers in their canonical form (`numbers.py`), anything else
+without what is not part of it. Where the gold answer is a number, only numbers are read.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import regex
+
+from specexp.tasks import numbers
+
+# Changes whenever some text would be read otherwise. Label sets and judges carry the version they were made with, and
+# results of two versions are never mixed. Version 1 ended inside numbers (9{,}500 was 9).
+VERSION = 2
+UNRECORDED = 0  # of what was made before versions were recorded, by version 1
+
+RULES = ("auto", "marker", "last_number", "last_line", "pattern")
+MARKER = re.compile(r"####|[Tt]he final answer is:?")
+LONGEST_TEXT = 20_000  # characters at a text's end that a pattern is tried on
+SECONDS = 1.0  # that a pattern may take for a text
+# Texts on which a pattern that backtracks without end shows it.
+_TRIAL = 1_000  # characters
+_TRIALS = [
+    (each * _TRIAL)[:_TRIAL] + end for each in ("a", "1", " ", "a ", "1,", "x = 1\n") for end in ("", "!", "\n#")
+]
+_OWN = 20  # characters of a pattern of which more such texts are made
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRule:
+    """`rule` is one of RULES; `pattern` is the regular expression of the rule `pattern`.
+
+    auto         what follows the last marker; without one, the last number where the gold answer is a number, else the
+                 last line
+    marker       what follows the last `####` or `The final answer is` on its line
+    last_number  the last number of the text
+    last_line    the last line that is not empty; where the gold answer is a number, the last number in it
+    pattern      the last match: its group, or all of it where it has none
+    """
+
+    rule: str = "auto"
+    pattern: str = ""
+
+    def read(self, text: str, finished: bool, gold: str | None) -> str | None:
+        """The answer in a generated text, or None. `gold` is in the form that `normal` returns.
+
+        An unfinished text has no last line or number yet, and what touches its end may go on.
+        """
+        if self.rule == "pattern":
+            return _by_pattern(self.pattern, text, finished, gold)
+        if self.rule in ("auto", "marker"):
+            found, answer = _by_marker(text, finished, gold)
+            if found or self.rule == "marker" or gold is None:
+                return answer
+        if not finished:
+            return None
+        if self.rule == "last_number" or (self.rule == "auto" and numbers.is_number(gold)):
+            return numbers.last(text)
+        lines = text.strip().splitlines()
+        return _in(lines[-1], gold) if lines else None
+
+
+def version_note(what: str, version: object) -> str | None:
+    """A note for what was mined with another version of this module, or None."""
+    if version == VERSION:
+        return None
+    return (
+        f"note: {what} was mined with {version_words(version)} of the answer rule, and this is version {VERSION}: some"
+        " texts have another answer now. It can be used as it is; for labels of today's answers, mine and train again."
+    )
+
+
+def version_words(version: object) -> str:
+    """`version 2`, or what is known where none is recorded."""
+    return f"version {version}" if version else "version 1 (none is recorded)"
+
+
+def marked(text: str, finished: bool, marker: re.Pattern[str] = MARKER) -> tuple[bool, str | None]:
+    """Whether a number follows a marker, and the one that follows the last such marker (None: it is not one number)."""
+    end = len(text)
+    for match in reversed(list(marker.finditer(text))):
+        found, answer = numbers.leading(text[match.end() : end], finished or end < len(text))
+        if found:
+            return True, answer
+        end = match.start()
+    return False, None
+
+
+def normal(answer: str) -> str:
+    """An answer without what is not part of it: a number's own form, a final period, a currency sign."""
+    number = numbers.whole(answer)
+    if number is not None:
+        return number
+    bare = answer.strip().rstrip(".").strip().removeprefix("$")
+    return re.sub(r"(?<=\d),(?=\d{3})", "", bare)
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise ValueError, with the rule it breaks, for a pattern that cannot be used."""
+    try:
+        compiled = regex.compile(pattern)
+    except (regex.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"it must be a regular expression: {error}.") from None
+    if compiled.groups > 1:
+        raise ValueError(
+            f"it has {compiled.groups} groups; one at most is the answer: write (?:...) for those that only group."
+        )
+    own = sorted({c for c in pattern if c.isalnum()})[:_OWN]
+    for trial in [*_TRIALS, *(c * _TRIAL + "!" for c in own)]:
+        try:
+            compiled.search(trial, timeout=SECONDS / 2)
+        except TimeoutError:
+            raise ValueError(
+                f"it takes more than {SECONDS / 2:g} seconds on a text of {len(trial)} characters such as"
+                f" {trial[:6]!r}...; write it without repetitions inside repetitions."
+            ) from None
+
+
+def _by_marker(text: str, finished: bool, gold: str | None) -> tuple[bool, str | None]:
+    """Whether there is a marker, and what follows the last one on its line, which must have ended."""
+    matches = list(MARKER.finditer(text))
+    if not matches:
+        return False, None
+    if numbers.is_number(gold):
+        found, answer = marked(text, finished)
+        if found:
+            return True, answer
+    line, ended, _ = text[matches[-1].end() :].partition("\n")
+    return True, _in(line, gold) if finished or ended else None
+
+
+def _by_pattern(pattern: str, text: str, finished: bool, gold: str | None) -> str | None:
+    text = text[-LONGEST_TEXT:]
+    last = None
+    try:
+        for last in regex.finditer(pattern, text, timeout=SECONDS):  # noqa: B007 - the last one is meant
+            pass
+    except TimeoutError:
+        return None
+    if last is None or (not finished and last.end() == len(text)):
+        return None
+    found = last.group(last.re.groups)
+    return None if found is None else _in(found, gold)
+
+
+def _in(text: str, gold: str | None) -> str | None:
+    """The answer that a short text is, or the number in it where the gold answer is one."""
+    if not numbers.is_number(gold):
+        return normal(text) or None
+    return numbers.whole(text) or numbers.last(text)
