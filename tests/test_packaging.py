@@ -23,7 +23,7 @@ EVALUATE = [
 
 BENCHMARK = [
     "experiment", "pair", "target", "draft", "task", "data", "gamma", "max_new_tokens", "limit", "seed", "repeats",
-    "batch", "config", "output", "quick", "compiled", "json",
+    "batch", "config", "output", "resume", "quick", "compiled", "json",
 ]  # fmt: skip
 
 CERTIFY = [
@@ -34,7 +34,8 @@ CERTIFY = [
 
 ADVISE = [
     "experiment", "pair", "target", "draft", "toy", "task", "data", "gamma", "tree_budget", "temperature", "top_k",
-    "top_p", "max_new_tokens", "limit", "seed", "repeats", "judge", "threshold", "config", "output", "sweep",
+    "top_p", "max_new_tokens", "limit", "seed", "repeats", "judge", "threshold", "config", "output", "resume",
+    "sweep",
 ]  # fmt: skip
 
 
