@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import click
 
-from entrypoints.common import Flag, guarded, settings_options, tell, uid_of
+from entrypoints.common import RESUME, Flag, folder_of, guarded, settings_options, tell, uid_of
 from entrypoints.evaluate import SETTINGS as EVALUATE
 from entrypoints.evaluate import judges_of
 from specexp import config
-from specexp.errors import ConfigError, OutputError
+from specexp.errors import ConfigError
 
 NAMES = (
     "pair", "target", "draft", "toy", "chat_template",
@@ -43,30 +41,31 @@ SETTINGS = {
 }
 
 
-def advise(experiment: str, output: str, sweep: bool, flags: Mapping[str, str]) -> None:
+def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mapping[str, str]) -> None:
     """Resolve, measure, recommend, write and log. Raises SpecexpError."""
     resolved, with_trees, with_draft = resolve(experiment, flags)
-    folder_path = Path(output) if output else Path("runs") / time.strftime("advise-%Y%m%d-%H%M%S")
-    if folder_path.is_dir() and any(folder_path.iterdir()):
-        raise OutputError(f"output folder '{folder_path}' exists; name another one.")
     # Imports that load torch and mlflow wait until the settings are known to be good.
     from specexp.evaluation import advice as advising
 
     resolved = advising.settled(resolved, with_trees, with_draft)
+    path = folder_of("advise", output, resume, resolved.hash)
     from specexp.evaluation import advice_report as report
-    from specexp.evaluation import runner
+    from specexp.evaluation import duration, runner
     from specexp.evaluation.advice_figure import draw_advice
+    from specexp.evaluation.journal import FILE, Journal
     from specexp.evaluation.output import OutputFolder
     from specexp.evaluation.recommended import NAME, recommended
     from specexp.evaluation.records import write_whole
 
-    folder = OutputFolder(folder_path, resolved, resume=False, maker="advise")
+    folder = OutputFolder(path, resolved, resume, maker="advise")
     prepared = runner.prepare(resolved, judges_of(resolved))
     tell(prepared.notes)
-    found = advising.measure(prepared, sweep)
-    result = report.as_json(found)
-    click.echo(report.table(result))
-    with folder.hold():
+    facts = {**runner.inputs_of(prepared), "sweep": sweep}
+    with folder.hold(), Journal.open(folder.path / FILE, facts) as journal:
+        duration.announce_runs(prepared, advising.num_left(prepared, sweep, journal))
+        found = advising.measure(prepared, sweep, journal=journal)
+        result = report.as_json(found)
+        click.echo(report.table(result))
         folder.write_json("advice.json", result)
         draw_advice(folder.path / "advice.png", result)
         write_whole(folder.path / NAME, recommended(found, folder.path / NAME))
@@ -77,7 +76,8 @@ def advise(experiment: str, output: str, sweep: bool, flags: Mapping[str, str]) 
         files = [folder.path / name for name in ("advice.json", "advice.png", NAME, "config.json")]
         outbox = Outbox(folder.path, f"{uid_of(folder)}/advise", f"advise {resolved.name}", tags)
         inputs = [Input.of(prepared.task.dataset(), "evaluation")]
-        sent = outbox.send(outbox.main(report.metrics(found), files, inputs))
+        main = outbox.main(report.metrics(found), files, inputs)
+        sent = outbox.add(files) if outbox.is_sent else outbox.send(main)
     click.echo(f"settings: {folder.path / NAME}")
     click.echo(sent.charts)
 
@@ -100,12 +100,13 @@ def resolve(experiment: str, flags: Mapping[str, str]) -> tuple[config.Experimen
 
 @click.command("advise", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
+@RESUME
 @click.option(
     "--sweep", type=Flag(), default=False, is_flag=False, flag_value=True,
     help="Time every candidate, and say how far the recommendation is from the best.",
 )  # fmt: skip
-def command(experiment: str, output: str, sweep: bool, **flags: str) -> None:
-    guarded(lambda: advise(experiment, output, sweep, flags), "Advice records nothing before its end: start it again.")
+def command(experiment: str, output: str, resume: bool, sweep: bool, **flags: str) -> None:
+    guarded(lambda: advise(experiment, output, resume, sweep, flags))
 
 
 if __name__ == "__main__":

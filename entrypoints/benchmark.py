@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json as json_format
 import os
-import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from entrypoints.common import Flag, guarded, settings_options, tell, uid_of
+from entrypoints.common import RESUME, Flag, folder_of, guarded, settings_options, tell, uid_of
 from entrypoints.evaluate import SETTINGS as EVALUATE
 from specexp import config
 from specexp.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from specexp.evaluation.journal import Journal
+    from specexp.evaluation.runner import Prepared
 
 NAMES = (
     "pair",
@@ -32,7 +37,7 @@ NAMES = (
     "config",
 )
 FULL = {"repeats": 5, "gamma": [2, 4, 6, 8, 12, 16], "limit": 20, "batch": 16}
-QUICK = {"repeats": 2, "gamma": [4, 8], "limit": 3, "max_new_tokens": 48, "batch": 16}
+QUICK: dict[str, Any] = {"repeats": 2, "gamma": [4, 8], "limit": 3, "max_new_tokens": 48, "batch": 16}
 SETTINGS = {
     **{name: EVALUATE[name] for name in NAMES},
     "gamma": "Draft lengths to search, separated by commas.",
@@ -45,31 +50,33 @@ FIXED = {"methods": "baseline,speculative", "temperature": "0", "top_k": "0", "t
 
 
 def benchmark(
-    experiment: str, output: str, quick: bool, compiled: bool | None, json: str, flags: Mapping[str, str]
+    experiment: str, output: str, resume: bool, quick: bool, compiled: bool | None, json: str, flags: Mapping[str, str]
 ) -> None:
     """Resolve, measure, show, write and log. Raises SpecexpError."""
     resolved = config.resolve(experiment, {**flags, **FIXED}, QUICK if quick else FULL)
     if resolved.toy is not None:
         raise ConfigError(f"pair '{resolved.pair}' is none that transformers decodes; name a pair of real models.")
-    folder_path = Path(output) if output else Path("runs") / time.strftime("benchmark-%Y%m%d-%H%M%S")
-    if folder_path.is_dir() and any(folder_path.iterdir()):
-        raise OutputError(f"output folder '{folder_path}' exists; name another one.")
+    path = folder_of("benchmark", output, resume, resolved.hash)
     _check_file(json)
     from specexp.evaluation.output import OutputFolder
 
-    folder = OutputFolder(folder_path, resolved, resume=False, maker="benchmark")
+    folder = OutputFolder(path, resolved, resume, maker="benchmark")
     # Imports that load torch and mlflow wait until the settings are known to be good.
     from specexp.evaluation import benchmark as measuring
     from specexp.evaluation import benchmark_report as report
     from specexp.evaluation.figures import draw_benchmark
+    from specexp.evaluation.journal import FILE, Journal
     from specexp.evaluation.records import write_whole
+    from specexp.evaluation.runner import inputs_of
 
     prepared = measuring.prepare(resolved)
     tell(prepared.notes)
-    measured = measuring.measure(prepared, not quick if compiled is None else compiled)
-    result = report.as_json(measured)
-    click.echo(report.table(result))
-    with folder.hold():
+    with_compiled = not quick if compiled is None else compiled
+    facts = {**inputs_of(prepared), "quick": quick, "compiled": with_compiled}
+    with folder.hold(), Journal.open(folder.path / FILE, facts) as journal:
+        prepared = _fitted(prepared, journal, quick, with_compiled, flags)
+        result = report.as_json(measuring.measure(prepared, with_compiled, journal))
+        click.echo(report.table(result))
         folder.write_json("benchmark.json", result)
         draw_benchmark(folder.path / "benchmark.png", result)
         if json:
@@ -83,10 +90,30 @@ def benchmark(
             tags = {"method": "benchmark", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
             files = [folder.path / name for name in ("benchmark.json", "benchmark.png", "config.json")]
             outbox = outboxes.Outbox(folder.path, f"{uid_of(folder)}/benchmark", f"bench {resolved.name}", tags)
-            inputs = [Input.of(prepared.task.dataset(), "evaluation")]
-            sent = outbox.send(outbox.main(report.metrics(result), files, inputs))
+            main = outbox.main(report.metrics(result), files, [Input.of(prepared.task.dataset(), "evaluation")])
+            sent = outbox.add(files) if outbox.is_sent else outbox.send(main)
             click.echo(sent.charts)
     click.echo(f"numbers: {json or folder.path / 'benchmark.json'}")
+
+
+def _fitted(
+    prepared: Prepared, journal: Journal, quick: bool, with_compiled: bool, flags: Mapping[str, str]
+) -> Prepared:
+    """What is going to be measured, and how long that takes: a quick benchmark is made to fit, by what was not set."""
+    from specexp.evaluation import quick as fitting
+
+    asked, paces = prepared.experiment, None if ("plan",) in journal else fitting.paces(prepared)
+    if quick:
+        given = {name for name in fitting.NAMES if flags.get(name) or getattr(asked, name) != QUICK[name]}
+        plan = journal.unit(("plan",), lambda: asdict(fitting.plan(prepared, given, paces or fitting.paces(prepared))))
+        prepared = fitting.shortened(prepared, plan["settings"])
+        if said := fitting.note(asked, plan["settings"]):
+            click.echo(said, err=True)
+    else:
+        journal.unit(("plan",), lambda: None)
+    if paces is not None:
+        fitting.announce(prepared, paces, with_compiled)
+    return prepared
 
 
 def _check_file(json: str) -> None:
@@ -107,16 +134,15 @@ def _outboxes() -> ModuleType | None:
 
 @click.command("benchmark", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
+@RESUME
 @click.option(
-    "--quick", type=Flag(), default=False, is_flag=False, flag_value=True, help="Few prompts, in under a minute."
-)
+    "--quick", type=Flag(), default=False, is_flag=False, flag_value=True,
+    help="Few prompts, repeats and tokens: about a minute, where the models allow it.",
+)  # fmt: skip
 @click.option("--compiled", default="", help="Time generate() compiled, too: true or false [true unless quick].")
 @click.option("--json", default="", help="File to write the numbers to.")
-def command(experiment: str, output: str, quick: bool, compiled: str, json: str, **flags: str) -> None:
-    guarded(
-        lambda: benchmark(experiment, output, quick, _switch(compiled), json, flags),
-        "A benchmark records nothing before its end: start it again.",
-    )
+def command(experiment: str, output: str, resume: bool, quick: bool, compiled: str, json: str, **flags: str) -> None:
+    guarded(lambda: benchmark(experiment, output, resume, quick, _switch(compiled), json, flags))
 
 
 def _switch(text: str) -> bool | None:

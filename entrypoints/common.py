@@ -5,16 +5,20 @@ Exit code 3 says that the work is done and on disk, and that its runs have yet t
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from specexp.errors import SpecexpError
+from specexp.errors import OutputError, SpecexpError
 from specexp.lm.memory import is_exhausted, way_out
 
 if TYPE_CHECKING:
@@ -78,6 +82,23 @@ def tell(notes: Iterable[str]) -> None:
     """Notes on standard error, a line each."""
     for note in notes:
         click.echo(f"note: {note}", err=True)
+
+
+def folder_of(maker: str, output: str, resume: bool, settings_hash: str) -> Path:
+    """The folder to write: `output`, else one that is named by the time below runs/; to resume, the newest of these
+    that was begun with these settings. Raises OutputError where there is none."""
+    if output:
+        return Path(output)
+    if not resume:
+        return Path("runs") / time.strftime(f"{maker}-%Y%m%d-%H%M%S")
+    found = []
+    for path in Path("runs").glob(f"{maker}-*/config.json"):
+        with suppress(OSError, ValueError, AttributeError):
+            if json.loads(path.read_text(encoding="utf-8")).get("settings_hash") == settings_hash:
+                found.append(path.parent)
+    if not found:
+        raise OutputError(f"no folder below 'runs' was begun by {maker} with these settings; name one with output.")
+    return max(found, key=lambda path: path.name)
 
 
 def uid_of(folder: OutputFolder) -> str:

@@ -422,5 +422,7 @@ def test_a_folder_that_is_taken_is_left_alone(workplace: Path) -> None:
     (workplace / "out/mine.txt").write_text("mine")
     result = advise(*SMALL, "--output", "out")
     assert result.exit_code == 2
-    assert result.output.splitlines() == ["error: output folder 'out' exists; name another one."]
+    assert result.output.splitlines() == [
+        "error: output folder 'out' exists; give resume=true to go on there, or another output."
+    ]
     assert [path.name for path in (workplace / "out").iterdir()] == ["mine.txt"]

@@ -22,9 +22,8 @@ EVALUATE = [
 ]  # fmt: skip
 
 BENCHMARK = [
-    "experiment", "pair", "target", "draft", "chat_template",
-    "task", "data", "gamma", "max_new_tokens", "limit", "seed", "repeats",
-    "batch", "config", "output", "quick", "compiled", "json",
+    "experiment", "pair", "target", "draft", "chat_template", "task", "data", "gamma", "max_new_tokens", "limit",
+    "seed", "repeats", "batch", "config", "output", "resume", "quick", "compiled", "json",
 ]  # fmt: skip
 
 CERTIFY = [
@@ -35,9 +34,9 @@ CERTIFY = [
 ]  # fmt: skip
 
 ADVISE = [
-    "experiment", "pair", "target", "draft", "toy", "chat_template",
-    "task", "data", "gamma", "tree_budget", "temperature", "top_k",
-    "top_p", "max_new_tokens", "limit", "seed", "repeats", "judge", "threshold", "config", "output", "sweep",
+    "experiment", "pair", "target", "draft", "toy", "chat_template", "task", "data", "gamma", "tree_budget",
+    "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "repeats", "judge", "threshold", "config",
+    "output", "resume", "sweep",
 ]  # fmt: skip
 
 

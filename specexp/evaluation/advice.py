@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ParamSpec, TypeVar
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
 
 from tqdm import tqdm
 
@@ -26,19 +27,17 @@ from specexp.evaluation import environment, runner
 from specexp.evaluation.candidates import Candidate, to_probe
 from specexp.evaluation.choice import NUM_CHECKED, Checked, Option, best, worth_checking
 from specexp.evaluation.forecast import Forecast, Traces, forecast, records_of, trace_of
+from specexp.evaluation.journal import Journal, Key
 from specexp.evaluation.methods import roles_of
 from specexp.evaluation.prediction import Trace
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.statistics import rate, rate_ratio
-from specexp.evaluation.timing import Own, Timings, decoding, once, timings, whole
-from specexp.evaluation.traces import Agreement, agreement, looked_up, watched_output
+from specexp.evaluation.timing import Own, Phase, Timings, decoding, once, timings, whole
+from specexp.evaluation.traces import agreement, looked_up, watched_output
 
 PLAIN = "baseline"
 WEIGHED = ("speculative", "lookup", "specexec", "autojudge")  # methods that advice knows to predict
 PROBES = 2  # how often settings are run for overheads and counts
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,28 +81,54 @@ def settled(experiment: Experiment, with_trees: bool, with_draft: bool = True) -
     return replace(experiment, methods=(*plain, *methods))
 
 
-def measure(prepared: Prepared, sweep: bool, clock: Callable[[], float] = time.perf_counter) -> Advice:
-    """Look, probe, predict, check. `sweep` checks every candidate in the same run. Raises ModelError when memory runs
-    out."""
+def num_runs(prepared: Prepared, sweep: bool) -> int:
+    """Outputs that are decoded, or looked at, in all; and those that warm up."""
+    return _num_noted(prepared, sweep) + _num_warm(prepared, sweep)
+
+
+def num_left(prepared: Prepared, sweep: bool, journal: Journal) -> int:
+    """Of `num_runs`, those that the journal does not have."""
+    left = _num_noted(prepared, sweep) - journal.count({"plain", "draft", "watched", "probe", "check"})
+    return left + _num_warm(prepared, sweep) if left > 0 else 0
+
+
+def _num_noted(prepared: Prepared, sweep: bool) -> int:
+    candidates = _candidates(prepared)
+    num_checked = len(candidates) if sweep else min(len(candidates), NUM_CHECKED)
+    timed = PROBES * (len(to_probe(candidates)) + 1) + prepared.experiment.repeats * (num_checked + 1)
+    looked = 1 + ("draft" in prepared.pair.models) + len(_longest(candidates))
+    return len(prepared.prompts) * (looked + timed)
+
+
+def _num_warm(prepared: Prepared, sweep: bool) -> int:
+    candidates = _candidates(prepared)
+    return len(to_probe(candidates)) + (len(candidates) if sweep else min(len(candidates), NUM_CHECKED)) + 2
+
+
+def measure(
+    prepared: Prepared,
+    sweep: bool,
+    clock: Callable[[], float] = time.perf_counter,
+    journal: Journal | None = None,
+) -> Advice:
+    """Look, probe, predict, check. `sweep` checks every candidate in the same run. What the journal has is not measured
+    again. Raises ModelError when memory runs out."""
+    journal = Journal() if journal is None else journal
     temperature = prepared.experiment.temperature
     owns = {s.config.label: Own(s.config.label, prepared, s, temperature, clock) for s in prepared.settings}
-    candidates = [Candidate(setting) for setting in prepared.settings if setting.config.label != PLAIN]
-    longest = _longest(candidates)
+    candidates = _candidates(prepared)
     probes = to_probe(candidates)
-    num_prompts, repeats = len(prepared.prompts), prepared.experiment.repeats
-    num_checked = len(candidates) if sweep else min(len(candidates), NUM_CHECKED)
-    total = num_prompts * (2 + len(longest) + PROBES * (len(probes) + 1) + repeats * (num_checked + 1))
-    with tqdm(total=total + len(probes) + num_checked, desc="advise", unit="run", dynamic_ncols=True) as bar:
-        overlap, traces = _look(prepared, owns[PLAIN], candidates, bar)
-        watched = {key: _watch(prepared, candidate, bar) for key, candidate in longest.items()}
+    repeats = prepared.experiment.repeats
+    with tqdm(total=num_runs(prepared, sweep), desc="advise", unit="run", dynamic_ncols=True) as bar:
+        steps = _Steps(prepared, journal, bar)
+        overlap, traces = _look(steps, owns[PLAIN], candidates)
+        watched = {key: _watch(steps, candidate) for key, candidate in _longest(candidates).items()}
         traces = replace(traces, chains={**traces.chains, **watched})
 
-        measured: list[Any] = []
-        _warm([owns[c.label] for c in probes], bar)
+        costs_now = _Costs(prepared, journal, clock)
         asked = [owns[PLAIN], *(owns[c.label] for c in probes)]
-        costs_now = lambda: measured.append(runner.measure_costs(prepared, clock))  # noqa: E731
-        probed = timings(asked, num_prompts, PROBES, bar, costs_now)
-        costs = runner.costs_of(runner.median_of(measured))
+        probed = steps.timings("probe", asked, PROBES, costs_now)
+        costs = runner.costs_of(runner.median_of(costs_now.measured))
         assert costs is not None, "candidates are verified"
         found = forecast(candidates, probes, probed, PLAIN, costs, traces)
 
@@ -111,8 +136,7 @@ def measure(prepared: Prepared, sweep: bool, clock: Callable[[], float] = time.p
         options = [Option(c.label, c.kind, c.size, c.lossless, speedups[c.label]) for c in candidates]
         three = [option.label for option in worth_checking(options)]
         labels = [c.label for c in candidates] if sweep else three
-        _warm([owns[label] for label in labels], bar)
-        timed = timings([owns[label] for label in (PLAIN, *labels)], num_prompts, repeats, bar)
+        timed = steps.timings("check", [owns[label] for label in (PLAIN, *labels)], repeats)
     checked = {c.label: _check(prepared, c, timed) for c in candidates if c.label in labels}
     chosen = best({c.label: c.lossless for c in candidates}, {label: checked[label] for label in three})
     where = environment.describe(prepared.pair.models, prepared.pair.text.facts())
@@ -120,12 +144,51 @@ def measure(prepared: Prepared, sweep: bool, clock: Callable[[], float] = time.p
     return Advice(prepared, where, candidates, alpha, found, three, timed, checked, chosen, sweep)
 
 
-def _shown(bar: Any, name: str, work: Callable[P, R], *arguments: P.args, **more: P.kwargs) -> R:
-    """Do some work, as one step of the bar."""
-    bar.set_postfix_str(name, refresh=False)
-    found = work(*arguments, **more)
-    bar.update()
-    return found
+def _candidates(prepared: Prepared) -> list[Candidate]:
+    return [Candidate(setting) for setting in prepared.settings if setting.config.label != PLAIN]
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps:
+    """Measuring, step by step: each is noted in the journal, and one step of the bar."""
+
+    prepared: Prepared
+    journal: Journal
+    bar: Any
+
+    def step(self, key: Key, name: str, make: Callable[[], Any]) -> Any:
+        """One unit, as JSON."""
+        self.bar.set_postfix_str(name, refresh=False)
+        found = self.journal.unit(key, make)
+        self.bar.update()
+        return found
+
+    def timings(
+        self, name: str, contenders: Sequence[Own], repeats: int, before: Callable[[], None] = lambda: None
+    ) -> Timings:
+        """Timings, after each contender ran once on the longest prompt, untimed: what is made at the first call is made
+        then."""
+        num_prompts, phase = len(self.prepared.prompts), Phase(self.journal, name)
+        left = not phase.is_done(contenders, num_prompts, repeats)
+        longest = max(range(num_prompts), key=lambda index: len(self.prepared.prompts[index]))
+        for contender in contenders:
+            self.bar.set_postfix_str(contender.name, refresh=False)
+            if left and (contender.name != PLAIN or self.journal.resumed):
+                once(contender, longest, 0)
+            self.bar.update()
+        return timings(contenders, num_prompts, repeats, self.bar, before, phase)
+
+
+class _Costs:
+    """What calls cost, measured whenever it is called."""
+
+    def __init__(self, prepared: Prepared, journal: Journal, clock: Callable[[], float]) -> None:
+        self._prepared, self._journal, self._clock = prepared, journal, clock
+        self.measured: list[Any] = []
+
+    def __call__(self) -> None:
+        key = "costs", len(self.measured)
+        self.measured.append(self._journal.unit(key, lambda: runner.measure_costs(self._prepared, self._clock)))
 
 
 def _longest(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
@@ -133,41 +196,38 @@ def _longest(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
     return {trace_of(c): c for c in sorted(candidates, key=lambda c: c.size) if not c.lossless}
 
 
-def _look(prepared: Prepared, plain: Own, candidates: Sequence[Candidate], bar: Any) -> tuple[list[float], Traces]:
+def _look(steps: _Steps, plain: Own, candidates: Sequence[Candidate]) -> tuple[list[float], Traces]:
     """sum_x min(p, q) along plain decoding's outputs, and the traces of lossless chains and of lookups."""
-    experiment, indices = prepared.experiment, range(len(prepared.prompts))
-    outputs = [_shown(bar, PLAIN, once, plain, index, 0).token_ids for index in indices]
-    seen: list[Agreement] = []
+    prepared, experiment = steps.prepared, steps.prepared.experiment
+    indices = range(len(prepared.prompts))
+    decode = lambda i: once(plain, i, 0).token_ids  # noqa: E731
+    outputs = [steps.step(("plain", i), PLAIN, partial(decode, i)) for i in indices]
+    seen: list[dict[str, Any]] = []
     if "draft" in prepared.pair.models:
-        seen = [_shown(bar, "draft", agreement, prepared, index, outputs[index]) for index in indices]
+        look = lambda i: asdict(agreement(prepared, i, outputs[i]))  # noqa: E731
+        seen = [steps.step(("draft", i), "draft", partial(look, i)) for i in indices]
     mine = [c for c in candidates if c.method == "lookup"]
     most = max((c.size for c in mine), default=0)
     lookups = {
-        ngram: [looked_up(prepared, index, outputs[index], ngram, most) for index in indices]
+        ngram: [looked_up(prepared, i, outputs[i], ngram, most) for i in indices]
         for ngram in sorted({c.setting.config.max_ngram for c in mine})
     }
-    chains = {"": [replace(one.trace, certainty=one.certainty) for one in seen]}
+    chains = {"": [Trace(**{**one["trace"], "certainty": one["certainty"]}) for one in seen]}
     certain = experiment.temperature == 0 or experiment.top_k == 1
-    return [each for one in seen for each in one.overlap], Traces(chains, lookups, certain)
+    return [each for one in seen for each in one["overlap"]], Traces(chains, lookups, certain)
 
 
-def _watch(prepared: Prepared, longest: Candidate, bar: Any) -> list[Trace]:
+def _watch(steps: _Steps, longest: Candidate) -> list[Trace]:
     """The traces of a lossy kind, from its longest chain."""
-    decoder = longest.setting.decoder
+    prepared, decoder = steps.prepared, longest.setting.decoder
     assert isinstance(decoder, Chain), f"{longest.label} is no chain"
 
-    def watch(index: int) -> Trace:
+    def watch(index: int) -> dict[str, Any]:
         trace, output = watched_output(prepared, index, decoder)
-        return replace(trace, certainty=agreement(prepared, index, output).certainty)
+        return asdict(replace(trace, certainty=agreement(prepared, index, output).certainty))
 
-    return [_shown(bar, longest.kind, watch, index) for index in range(len(prepared.prompts))]
-
-
-def _warm(owns: Sequence[Own], bar: Any) -> None:
-    """Each once on the longest prompt, untimed: what is made at the first call is made."""
-    for own in owns:
-        lengths = [len(ids) for ids in own.prepared.prompts]
-        _shown(bar, own.name, once, own, lengths.index(max(lengths)), 0)
+    indices, key = range(len(prepared.prompts)), trace_of(longest)
+    return [Trace(**steps.step(("watched", key, i), longest.kind, partial(watch, i))) for i in indices]
 
 
 def _check(prepared: Prepared, candidate: Candidate, timed: Timings) -> Checked:

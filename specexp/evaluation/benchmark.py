@@ -9,7 +9,8 @@ repeat. What the numbers come to is in `benchmark_report.py`; nothing here knows
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -19,14 +20,16 @@ from specexp.errors import ModelError
 from specexp.evaluation import batching, environment, floor, peers, runner, split
 from specexp.evaluation.contenders import Theirs
 from specexp.evaluation.equality import Difference, differences
+from specexp.evaluation.journal import Journal
 from specexp.evaluation.peers import Peer
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.statistics import rate
-from specexp.evaluation.timing import Contender, Own, Timings, decoding, once, sampled, timings
+from specexp.evaluation.timing import Contender, Own, Phase, Timings, decoding, once, sampled, timings
 from specexp.lm.hf import HFModel
 
 PLAIN, GENERATE, FIRST_TOKEN, COMPILED = "plain", "generate", "generate_first_token", "generate_compiled"
 OTHERS = ("specexec", "lookup")  # at their presets
+PEERS = 3  # of transformers, besides its assisted generation and a compiled forward
 TEMPERATURE = 0.7
 SPLIT_PROMPTS = 8  # of the instrumented runs
 EVERY = 4  # prompts between two measurements of what calls cost
@@ -57,8 +60,19 @@ def prepare(experiment: config.Experiment) -> Prepared:
     return runner.prepare(replace(experiment, methods=(*experiment.methods, *more)))
 
 
-def measure(prepared: Prepared, with_compiled: bool) -> Measured:
-    """Compare, search, time, and look where the time goes. Raises ModelError when memory runs out."""
+def num_runs(prepared: Prepared, with_compiled: bool) -> int:
+    """Outputs that are decoded one at a time, apart from instrumented runs and a batch's passes."""
+    experiment, num_chains = prepared.experiment, sum(s.config.method == "speculative" for s in prepared.settings)
+    greedy = len(prepared.settings) + PEERS + with_compiled + num_chains
+    rest = greedy - 2 * num_chains + 2
+    runs = greedy + experiment.repeats * (1 + 2 * num_chains + rest + 4)
+    return runs * len(prepared.prompts)
+
+
+def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = None) -> Measured:
+    """Compare, search, time, and look where the time goes. What the journal has is not measured again. Raises
+    ModelError when memory runs out."""
+    journal = Journal() if journal is None else journal
     own = _own(prepared)
     theirs = _theirs(prepared)
     skipped = {} if with_compiled else {COMPILED: "not asked for"}
@@ -68,34 +82,40 @@ def measure(prepared: Prepared, with_compiled: bool) -> Measured:
     repeats, num_prompts = prepared.experiment.repeats, len(prepared.prompts)
     chains = [name for name, contender in own.items() if contender.setting.config.method == "speculative"]
     assisted = [name for name, contender in theirs.items() if contender.gamma]
-    rest = len(greedy) - len(chains) - len(assisted) + 2
-    total = len(greedy) + repeats * (1 + len(chains) + len(assisted)) + repeats * (rest + 4)
     size = prepared.experiment.batch
     passes = batching.num_passes(prepared, 2) if size > 1 else 0
-    with tqdm(total=total * num_prompts + passes, desc=prepared.experiment.name, unit="run", dynamic_ncols=True) as bar:
-        outputs, failed = _outputs(prepared, greedy, bar)
+    total = num_runs(prepared, with_compiled) + passes
+    longest = max(range(num_prompts), key=lambda i: len(prepared.prompts[i]))
+    cold = set(greedy) if journal.resumed else set()
+    with tqdm(total=total, desc=prepared.experiment.name, unit="run", dynamic_ncols=True) as bar:
+        outputs, failed = _outputs(prepared, greedy, journal, cold, longest, bar)
         skipped |= failed
         found = _differences(prepared, outputs)
-        costing = _Costing(prepared)
+        costing = _Costing(prepared, journal, "search")
         asked = [greedy[name] for name in (PLAIN, *chains, *assisted)]
-        search = timings(asked, num_prompts, repeats, bar, _Spread(repeats * num_prompts, costing.by_times))
+        phase = Phase(journal, "search", cold, longest)
+        search = timings(asked, num_prompts, repeats, bar, _Spread(repeats * num_prompts, costing.by_times), phase)
         best = max(chains, key=lambda name: rate(decoding(search[name])).value)
         gamma = own[best].gamma
         chosen = [c for name, c in greedy.items() if name not in {*chains, *assisted, *skipped} or c.gamma == gamma]
         sampling: list[Contender] = [own[name].at(TEMPERATURE) for name in (PLAIN, best)]
         sampling += [_sampling(theirs[name]) for name in (GENERATE, f"assisted_k{gamma}")]
-        for contender in sampling:
-            once(contender, 0, 0)
-        recosting = _Costing(prepared)
+        phase = Phase(journal, "timed", cold, longest)
+        if not phase.is_done(sampling, num_prompts, repeats):
+            for contender in sampling:
+                once(contender, 0, 0)
+        recosting = _Costing(prepared, journal, "timed")
         between = dict(recosting.by_times)
-        batched = batching.Batching(prepared, [own[PLAIN], own[best]], size, bar) if size > 1 else None
+        batched = batching.Batching(prepared, [own[PLAIN], own[best]], size, bar, journal) if size > 1 else None
         if batched is not None:
             between[batched.turn] = batching.num_turns(prepared)
-        timed = timings([*chosen, *sampling], num_prompts, repeats, bar, _Spread(repeats * num_prompts, between))
+        spread = _Spread(repeats * num_prompts, between)
+        timed = timings([*chosen, *sampling], num_prompts, repeats, bar, spread, phase)
     together = batched.found() if batched is not None else None
     model = prepared.pair.models["target"]
     assert isinstance(model, HFModel)
     middle = [len(ids) + len(t[0].token_ids) / 2 for ids, t in zip(prepared.prompts, timed[PLAIN], strict=True)]
+    context = sum(middle) / len(middle)
     return Measured(
         prepared,
         environment.describe(prepared.pair.models, prepared.pair.text.facts()),
@@ -106,8 +126,8 @@ def measure(prepared: Prepared, with_compiled: bool) -> Measured:
         timed,
         costing.found(),
         recosting.found(),
-        {name: _split(own[name]) for name in (PLAIN, best)},
-        floor.measure(model, sum(middle) / len(middle)),
+        {name: journal.unit(("split", name), partial(_split, own[name])) for name in (PLAIN, best)},
+        floor.Floor(**journal.unit(("floor",), lambda: asdict(floor.measure(model, context)))),
         together,
     )
 
@@ -121,14 +141,19 @@ def _own(prepared: Prepared) -> dict[str, Own]:
     return named
 
 
-def _theirs(prepared: Prepared) -> dict[str, Theirs]:
-    """Transformers' ways, its assisted generation at every draft length of the chains."""
+def plain_peer(prepared: Prepared) -> Peer:
+    """Transformers' `generate()` on these models, greedy."""
     models: dict[str, HFModel] = {}
     for role, model in prepared.pair.models.items():
         assert isinstance(model, HFModel), "transformers decodes models of its own only"
         models[role] = model
-    eos_ids = prepared.pair.eos_ids
-    plain = Peer(models, eos_ids)
+    return Peer(models, prepared.pair.eos_ids)
+
+
+def _theirs(prepared: Prepared) -> dict[str, Theirs]:
+    """Transformers' ways, its assisted generation at every draft length of the chains."""
+    plain = plain_peer(prepared)
+    models, eos_ids = plain.models, plain.eos_ids
     found = {
         GENERATE: Theirs(GENERATE, prepared, plain),
         FIRST_TOKEN: Theirs(FIRST_TOKEN, prepared, plain, most=1),
@@ -148,30 +173,47 @@ def _sampling(contender: Theirs) -> Theirs:
 
 
 def _outputs(
-    prepared: Prepared, contenders: Mapping[str, Contender], bar: Any
+    prepared: Prepared,
+    contenders: Mapping[str, Contender],
+    journal: Journal,
+    cold: set[str],
+    longest: int,
+    bar: Any,
 ) -> tuple[dict[str, list[list[int]]], dict[str, str]]:
-    """Greedy ids of each on every prompt; and who could not be compiled, with the reason."""
+    """Greedy ids of each on every prompt; and who could not be compiled, with the reason. Who runs here is not cold."""
     everyone = range(len(prepared.prompts))
-    longest = max(everyone, key=lambda i: len(prepared.prompts[i]))
     outputs: dict[str, list[list[int]]] = {}
     failed: dict[str, str] = {}
+
+    def run(contender: Contender, index: int) -> list[int]:
+        cold.discard(contender.name)
+        return once(contender, index, 0).token_ids
+
     for name, contender in contenders.items():
         bar.set_postfix_str(name)
         if name == COMPILED:
-            try:
-                once(contender, longest, 0)  # its static cache is then never too short, nor compiled again
-            except ModelError:
-                raise
-            except Exception as error:  # a compiler is a program of its own, and fails as it likes
-                failed[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = journal.unit(("compiled",), partial(_compile_fault, contender, longest))
+            if reason is not None:
+                failed[name] = reason
                 bar.update(len(everyone) * (1 + prepared.experiment.repeats))
                 continue
         outputs[name] = []
         for index in everyone:
-            outputs[name].append(once(contender, index, 0).token_ids)
+            outputs[name].append(journal.unit(("output", name, index), partial(run, contender, index)))
             bar.update()
     del outputs[FIRST_TOKEN]
     return outputs, failed
+
+
+def _compile_fault(contender: Contender, longest: int) -> str | None:
+    """Run it on the longest prompt: its static cache is then never too short, nor compiled again. Why it cannot be."""
+    try:
+        once(contender, longest, 0)
+    except ModelError:
+        raise
+    except Exception as error:  # a compiler is a program of its own, and fails as it likes
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return None
 
 
 def _differences(prepared: Prepared, outputs: Mapping[str, list[list[int]]]) -> list[Difference]:
@@ -182,10 +224,10 @@ def _differences(prepared: Prepared, outputs: Mapping[str, list[list[int]]]) -> 
 
 
 class _Costing:
-    """What calls cost, measured at several moments."""
+    """What calls cost, measured at several moments of a phase."""
 
-    def __init__(self, prepared: Prepared) -> None:
-        self._prepared = prepared
+    def __init__(self, prepared: Prepared, journal: Journal, phase: str) -> None:
+        self._prepared, self._journal, self._phase = prepared, journal, phase
         self._measured: list[Mapping[str, Any]] = []
 
     @property
@@ -194,7 +236,8 @@ class _Costing:
         return {self.measure: -(-self._prepared.experiment.repeats * len(self._prepared.prompts) // EVERY)}
 
     def measure(self) -> None:
-        found = runner.measure_costs(self._prepared)
+        key = "costs", self._phase, len(self._measured)
+        found = self._journal.unit(key, partial(runner.measure_costs, self._prepared))
         assert found is not None, "a benchmark has chains"
         self._measured.append(found)
 

@@ -158,6 +158,18 @@ def _checked(example: Example, experiment: Experiment, pair: Pair, roles: Sequen
     return first
 
 
+def inputs_of(prepared: Prepared) -> dict[str, Any]:
+    """What timings are of: models, tokenizer, rows, judges, and the machine."""
+    facts = environment.describe(prepared.pair.models, prepared.pair.text.facts())
+    devices = sorted(str(model.get("device_name", "")) for model in facts["models"].values())
+    return {
+        **identity(prepared.pair, prepared.experiment),
+        "data": prepared.task.dataset().digest,
+        "judges": {name: judge.digest() for name, judge in prepared.judges.items()},
+        "machine": [facts["processor"], *devices],
+    }
+
+
 def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
     """Write data.json and judges.json; raises OutputError when the folder was begun on other rows or judges, or with
     another version of the answer rule."""

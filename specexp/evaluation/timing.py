@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from typing import Any, Protocol
 
 from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
+from specexp.evaluation.journal import Journal, Key
 from specexp.evaluation.methods import Making, decoder_for
 from specexp.evaluation.metrics import check_identities
 from specexp.evaluation.records import Record
@@ -96,21 +98,50 @@ def rotated(contenders: Sequence[Any], repeat: int, index: int) -> Iterator[Any]
     yield from contenders[:first]
 
 
+@dataclass(slots=True)
+class Phase:
+    """Timings that are noted in a journal under this name. `cold` are contenders that have not run in this process
+    though they did in an earlier one: each runs once, untimed, on prompt `longest` before it is timed."""
+
+    journal: Journal = field(default_factory=Journal)
+    name: str = "timed"
+    cold: set[str] = field(default_factory=set)
+    longest: int = 0
+
+    def key(self, contender: Contender, index: int, repeat: int) -> Key:
+        return self.name, contender.name, index, repeat
+
+    def is_done(self, contenders: Sequence[Contender], num_prompts: int, repeats: int) -> bool:
+        """Whether the journal has all of these timings."""
+        jobs = product(contenders, range(num_prompts), range(repeats))
+        return all(self.key(*job) in self.journal for job in jobs)
+
+    def timing(self, contender: Contender, index: int, repeat: int) -> Timing:
+        key = self.key(contender, index, repeat)
+        if contender.name in self.cold and key not in self.journal:
+            once(contender, self.longest, 0)
+        if key not in self.journal:
+            self.cold.discard(contender.name)
+        return Timing(**self.journal.unit(key, lambda: asdict(once(contender, index, repeat))))
+
+
 def timings(
     contenders: Sequence[Contender],
     num_prompts: int,
     repeats: int,
     bar: Any,
     before: Callable[[], None] = lambda: None,
+    phase: Phase | None = None,
 ) -> Timings:
     """Each contender on each prompt in each repeat, interleaved; `before` is called ahead of each prompt."""
+    phase = phase or Phase()
     found: dict[str, list[list[Timing]]] = {c.name: [[] for _ in range(num_prompts)] for c in contenders}
     for repeat in range(repeats):
         for index in range(num_prompts):
             before()
             for contender in rotated(contenders, repeat, index):
                 bar.set_postfix_str(contender.name, refresh=False)
-                found[contender.name][index].append(once(contender, index, repeat))
+                found[contender.name][index].append(phase.timing(contender, index, repeat))
                 bar.update()
     return found
 

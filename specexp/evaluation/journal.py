@@ -1,0 +1,88 @@
+"""What a command has measured so far, one JSON line a unit: an interrupted command goes on after its last whole line.
+
+A unit is named by a key and made once. The first line says what was measured (models, data, machine): a folder that was
+begun with something else is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from specexp.errors import OutputError
+
+FILE = "progress.jsonl"
+Key = tuple[str | int, ...]
+_FACTS: Key = ("facts",)
+
+
+class Journal:
+    """Units by key. Without a file they are kept in memory only."""
+
+    def __init__(self) -> None:
+        self._units: dict[Key, Any] = {}
+        self._file: TextIO | None = None
+        self.resumed = False
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, facts: Mapping[str, Any]) -> Iterator[Journal]:
+        """The journal in a file, for who holds its folder. Raises OutputError if it was begun with other facts."""
+        journal = cls()
+        good = journal._read(path)
+        journal.resumed = bool(journal._units)
+        before = journal._units.get(_FACTS)
+        now = json.loads(json.dumps(facts))
+        if journal.resumed and before != now:
+            names = sorted({*now, *(before or {})})
+            changed = " and ".join(name for name in names if (before or {}).get(name) != now.get(name))
+            raise OutputError(f"'{path.parent}' was begun with another {changed}; name another output folder.")
+        if path.exists() and good < path.stat().st_size:
+            print(f"warning: the last line of {path} is cut off; it is dropped and measured again.", file=sys.stderr)
+            with path.open("rb+") as file:
+                file.truncate(good)
+        with path.open("a", encoding="utf-8") as journal._file:
+            if not journal.resumed:
+                journal._add(_FACTS, now)
+            yield journal
+        journal._file = None
+
+    def count(self, kinds: Collection[str]) -> int:
+        """Units whose key begins with one of these words."""
+        return sum(key[0] in kinds for key in self._units)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._units
+
+    def unit(self, key: Key, make: Callable[[], Any]) -> Any:
+        """The value of a unit, as JSON: from the file where it is there, else made now and appended."""
+        if key not in self._units:
+            self._add(key, make())
+        return self._units[key]
+
+    def _add(self, key: Key, value: Any) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps({"key": key, "value": value}, ensure_ascii=False) + "\n")
+            self._file.flush()
+        self._units[key] = value
+
+    def _read(self, path: Path) -> int:
+        """Take over a file's units; the bytes of its whole lines."""
+        good = 0
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else (), 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                found = json.loads(line)
+                self._units[tuple(found["key"])] = found["value"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise OutputError(
+                    f"{path}, line {number} cannot be read ({type(error).__name__}: {error}); the file was changed by"
+                    " hand. Start again in another output folder."
+                ) from error
+            good += len(line)
+        return good

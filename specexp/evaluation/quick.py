@@ -1,0 +1,109 @@
+"""How long a benchmark takes, and a quick one that stays near a minute.
+
+What a person has set stays. Only a few tokens are timed here; the numbers are those of the benchmark that follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from specexp.config import Experiment
+from specexp.evaluation import batching, benchmark, duration, runner
+from specexp.evaluation.contenders import Theirs
+from specexp.evaluation.duration import Pace, pace
+from specexp.evaluation.runner import Prepared
+
+BUDGET = 45.0  # seconds of decoding; loading and the limits of the hardware come on top
+NAMES = ("batch", "limit", "repeats", "max_new_tokens")
+LADDER = ((16, 3, 2, 48), (4, 3, 2, 48), (1, 3, 2, 48), (1, 2, 2, 48), (1, 2, 2, 32), (1, 2, 1, 32), (1, 1, 1, 32),
+          (1, 1, 1, 16))  # fmt: skip
+TOKENS = 6  # of a timed call of generate()
+TOGETHER = 0.5  # of a pass one at a time, a pass of a batch takes no more
+INSTRUMENTED = 2.0  # a run that waits between its parts, in plain ones
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured, and the seconds that are expected at most."""
+
+    settings: Mapping[str, int]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Paces:
+    """Of plain decoding and of `generate()`."""
+
+    ours: Pace
+    theirs: Pace
+
+
+def paces(prepared: Prepared) -> Paces:
+    """From a few tokens on the first prompt."""
+    peer = benchmark.plain_peer(prepared)
+    first, more = (Theirs("pace", prepared, peer, most) for most in (1, TOKENS))
+    more.time(0, 0)
+    start, end = first.time(0, 0), more.time(0, 0)
+    each = (end.seconds - start.seconds) / max(1, len(end.token_ids) - 1)
+    return Paces(pace(prepared.pair.models, prepared.prompts), Pace(start.seconds, max(0.0, each)))
+
+
+def announce(prepared: Prepared, paces: Paces, with_compiled: bool) -> None:
+    """Say how long the benchmark takes at most."""
+    experiment = prepared.experiment
+    what = (
+        f"{benchmark.num_runs(prepared, with_compiled)} outputs of up to {experiment.max_new_tokens} tokens (plain"
+        f" decoding {1 / paces.ours.token:.3g} tokens/s), and passes over batches"
+    )
+    taken = seconds(prepared, paces, with_compiled)
+    duration.announce(taken, what, "limit, repeats, max_new_tokens or batch, or give quick,")
+
+
+def note(before: Experiment, settings: Mapping[str, int]) -> str | None:
+    """What was lowered, in a line; None if nothing was."""
+    changed = [f"{name} {value} instead of {getattr(before, name)}" for name, value in settings.items()
+               if value != getattr(before, name)]  # fmt: skip
+    if not changed:
+        return None
+    return f"quick: {', '.join(changed)}, since more would take over a minute with these models."
+
+
+def plan(prepared: Prepared, given: Collection[str], paces: Paces) -> Plan:
+    """The first rung that fits the budget, else the last one. `given` are settings that stay as they are."""
+    experiment = prepared.experiment
+    found: Plan | None = None
+    for rung in LADDER:
+        settings = {name: value for name, value in zip(NAMES, rung, strict=True) if name not in given}
+        # Never more than was asked for.
+        settings = {name: min(value, getattr(experiment, name)) for name, value in settings.items()}
+        found = Plan(settings, seconds(shortened(prepared, settings), paces))
+        if found.seconds <= BUDGET:
+            break
+    assert found is not None
+    return found
+
+
+def seconds(prepared: Prepared, paces: Paces, with_compiled: bool = False) -> float:
+    """Of the benchmark, where every output is as long as it may be and a chain no faster than plain decoding."""
+    experiment, ours, theirs = prepared.experiment, paces.ours, paces.theirs
+    tokens, prompts = experiment.max_new_tokens, len(prepared.prompts)
+    run = (ours.seconds(tokens) + theirs.seconds(tokens)) / 2
+    split = 2 * INSTRUMENTED * min(benchmark.SPLIT_PROMPTS, prompts) * ours.seconds(tokens)
+    kinds = len({length for setting in prepared.settings for length in setting.lengths}) + 2
+    costs = 2 * -(-experiment.repeats * prompts // benchmark.EVERY) * (runner.ROUNDS + 1) * 8 * kinds * ours.token
+    batch = 0.0
+    if experiment.batch > 1:
+        each = batching.BATCHES * experiment.batch * ours.seconds(tokens)
+        batch = 2 * batching.num_turns(prepared) * each * (1 + TOGETHER)
+    return benchmark.num_runs(prepared, with_compiled) * run + split + costs + batch
+
+
+def shortened(prepared: Prepared, settings: Mapping[str, Any]) -> Prepared:
+    """The same with these settings."""
+    experiment = replace(prepared.experiment, **settings)
+    limit = experiment.limit
+    return replace(
+        prepared, experiment=experiment, examples=prepared.examples[:limit], prompts=prepared.prompts[:limit]
+    )
