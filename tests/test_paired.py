@@ -15,7 +15,7 @@ from specexp.evaluation.paired import accuracy, against, by_prompt, paired, spee
 def record(prompt: str, repeat: int = 0, turn: int = 0, **more: Any) -> dict[str, Any]:
     base = {
         "prompt_id": prompt, "turn": turn, "repeat": repeat, "paired": True, "method": "speculative",
-        "token_ids": [1, 2, 3], "seconds": 1.0, "prefill_seconds": 0.25, "num_rounds": 2, "correct": True,
+        "token_ids": [1, 2, 3], "seconds": 1.0, "prefill_seconds": 0.25, "num_rounds": 2, "correct": True, "answer": "5",
     }  # fmt: skip
     return {**base, **more}
 
@@ -87,6 +87,13 @@ def test_repeats_of_a_prompt_count_once_in_the_test_of_answers() -> None:
     # Of the sign patterns of (2, 1), |sum| is 1 or 3: all four are as far from 0 as -1.
     assert found["quality/mcnemar_p"] == 1.0
     assert found["quality/accuracy_delta_low"] <= -1 / 9 <= found["quality/accuracy_delta_high"]
+
+
+def test_one_prompt_lost_in_every_repeat_is_one_prompt_lost() -> None:
+    """Three lost records of one prompt would be p = 0.25 if each counted."""
+    ours = [record(p, r, correct=p != "a") for p in "ab" for r in range(3)]
+    theirs = [plain(p, r) for p in "ab" for r in range(3)]
+    assert against(ours, theirs, 1)["quality/mcnemar_p"] == 1.0
 
 
 def test_answers_after_a_history_of_its_own_are_not_compared() -> None:

@@ -24,10 +24,10 @@ def begun(room: int = 20, told: Any = None) -> Run:
 
 def commit(run: Run, tokens: list[int], num_tokens: int, overlap: list[float], **counts: int) -> int:
     """Commit a chain's round of len(overlap) drafted tokens."""
-    drafted = {"num_drafted": len(overlap), "num_accepted": num_tokens - 1, "num_judged": 0, **counts}
+    drafted = {"num_drafted": len(overlap), "num_accepted": num_tokens - 1, "judged": 0, **counts}
     ask = Round(tokens, num_tokens, {}, {**drafted, "overlap": overlap})  # type: ignore[arg-type]
     values = [[float(v) for v in part] if isinstance(part, list) else [float(part)] for part in parts_of(ask)]  # type: ignore[attr-defined]
-    return run.commit(ask, iter(values), {EOS})
+    return run.commit(ask, iter(values), iter(()), {EOS})
 
 
 def test_a_rejected_round_counts_what_was_tested() -> None:
@@ -57,6 +57,7 @@ def test_an_eos_inside_a_block_ends_the_run_there() -> None:
     assert commit(run, [1, EOS, 3, 4], 4, [0.5, 0.5, 0.5]) == 0
     out = run.out
     assert out.token_ids == [1, EOS]
+    assert run.ids == [5, 6, 1, EOS]
     assert (out.num_cut, out.finish_reason, out.num_accepted) == (2, "stop", 3)
     assert (out.num_tested, out.overlap) == (2, 1.0), "alpha leaves out what is no part of the sequence"
 
@@ -96,3 +97,13 @@ def test_the_seconds_of_prompts_decoded_together_add_up_to_what_passed(rows: int
     assert clock.now > 0
     assert sum(out.seconds + out.prefill_seconds for out in found) == pytest.approx(clock.now)
     assert all(0 < out.time_to_first_token <= clock.now for out in found)
+
+
+def test_the_first_token_comes_after_the_prefill_and_one_round() -> None:
+    """A call takes half a second, and a quarter for each position: two prompt tokens are prefilled, the third asks."""
+    clock = Clock()
+    target = ClockedToy(clock, 0.5, 0.25, vocab_size=12, seed=1, context=160)
+    out = Engine({"target": target}, clock=clock).generate(Baseline(Warp()), [1, 2, 3], 5, CertainDice())  # type: ignore[dict-item]
+    assert out.prefill_seconds == pytest.approx(0.5 + 2 * 0.25)
+    assert out.time_to_first_token == pytest.approx(1.0 + 0.75)
+    assert out.seconds == pytest.approx(5 * 0.75)

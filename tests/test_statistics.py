@@ -114,6 +114,14 @@ def test_a_length_is_a_ratio_of_sums_whose_interval_holds_it() -> None:
     assert rate(Timed([40, 40], [[10], [10]])) == rate(Timed([4, 4], [[1], [1]]))
 
 
+def test_of_repeats_the_median_counts() -> None:
+    """One slow and one fast repeat of a prompt say nothing: 10 tokens in 4 seconds, 20 in 5."""
+    found = rate(Timed([10, 20], [[4, 1, 90], [80, 5, 2]]))
+    assert found.value == pytest.approx(30 / 9)
+    ratio = rate_ratio(Timed([10], [[1.0, 2.0, 9.0]]), Timed([10], [[8.0, 4.0, 1.0]]))
+    assert ratio.value == pytest.approx(2.0)
+
+
 def test_a_mean_of_equals_has_no_width() -> None:
     assert bootstrap_mean([0.0, 0.0, 0.0]) == (0.0, 0.0)
     assert bootstrap_mean([-1.0]) == (-1.0, -1.0)
