@@ -53,9 +53,10 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     from specexp.judge.labels import FEATURES, LABELS, MANIFEST
     from specexp.sheets import File, Input
     from specexp.tasks.example import Dataset
+    from specexp.tasks.task import notes_of
 
     prepared = collecting.prepare(resolved)
-    tell(prepared.pair.notes)
+    tell([*prepared.pair.notes, *notes_of(prepared.task)])
     mine = resolved.experiment
     with folder.hold():
         collecting.note_inputs(prepared, folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from entrypoints.common import guarded
+from entrypoints.common import guarded, tell
 from specexp.errors import ConfigError, JudgeError, OutputError, unknown
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _train(asked: Order) -> str:
     mode = features.mode(asked.features)
     comparing.check(labels, mode)
     if note := version_note(f"label set '{source}'", labels.answer_version):
-        click.echo(note, err=True)
+        tell([note])
     tags = {"group": "judge", "task": labels.manifest["task"], "pair": labels.manifest["settings"]["pair"]}
     example = labels.select(mode, "test")[0]
     candidates: dict[str, Candidate] = {}

@@ -14,9 +14,9 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation, Request
 from specexp.errors import ConfigError
 from specexp.evaluation.methods import Making, decoder_for
-from specexp.evaluation.pair import Pair, identity, load_pair
+from specexp.evaluation.pair import Pair, Text, identity, load_pair
 from specexp.evaluation.pieces import Pieces
-from specexp.evaluation.single import check_prompt
+from specexp.evaluation.single import check_bytes, check_prompt, most_bytes
 from specexp.judge.judge import Judge
 
 
@@ -51,6 +51,7 @@ class LoadedPair:
         self._pair: Pair = load_pair(experiment, roles, own_prompts=True)
         self.notes = list(self._pair.notes)  # on how prompts are made, and on judges that were mined otherwise
         self._engine = self.engine()
+        self._longest = self._pair.text.longest()
 
     def generate(
         self,
@@ -104,24 +105,38 @@ class LoadedPair:
         asked: Experiment,
         prompt_id: str = "",
         told: Callable[[Sequence[int]], object] | None = None,
+        text: Text | None = None,
     ) -> Request:
-        """What an engine is asked for. Raises PromptError for a prompt that is empty, no text, or does not fit."""
+        """What an engine is asked for. Raises PromptError for a prompt that is empty, no text, or does not fit.
+
+        `text` is a copy of this pair's, for a thread of its own.
+        """
         check_prompt(prompt)
         method = asked.methods[0]
         warp = Warp(asked.temperature, asked.top_k, asked.top_p)
         self.judge_of(method)
         decoder = decoder_for(method, Making(warp, self._known, self._pair.eos_ids))
-        ids = self._pair.text.encode([{"role": "user", "content": prompt}])
+        check_bytes(prompt, self.most_bytes(decoder.models[0]))
+        ids = (text or self._pair.text).encode([{"role": "user", "content": prompt}])
         self._engine.room_for(ids, asked.max_new_tokens, decoder.models[0])
         dice = dice_for(asked.temperature, asked.seed, prompt_id)
         return Request(decoder, ids, asked.max_new_tokens, dice, told, prompt_id)
 
-    def output(self, out: Generation) -> Output:
+    def most_bytes(self, role: Role) -> int:
+        """Bytes of a prompt beyond which it is not looked at: it would not fit this model's context."""
+        return most_bytes(self._pair.models[role].context, self._longest)
+
+    @property
+    def text(self) -> Text:
+        """What turns texts into ids and back."""
+        return self._pair.text
+
+    def output(self, out: Generation, text: Text | None = None) -> Output:
         """What an engine made of a request, as text."""
         counts = asdict(out)
         tokens, reason = counts.pop("token_ids"), counts.pop("finish_reason")
-        text = self._pair.text.decode(tokens[:-1] if reason == "stop" else tokens)
-        return Output(text, tokens, reason, counts)
+        read = (text or self._pair.text).decode(tokens[:-1] if reason == "stop" else tokens)
+        return Output(read, tokens, reason, counts)
 
     @property
     def context(self) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from specexp.decoding.rules import is_greedy
+from specexp.decoding.rules import MOST_TOP_K, is_greedy
 from specexp.errors import ConfigError, unknown
 from specexp.lm.runtime import (
     ATTENTIONS,
@@ -524,13 +524,13 @@ def _trees(preset: str, gammas: tuple[int, ...] | None, found: Mapping[str, Any]
     return methods
 
 
-def _whole(least: int, rule: str) -> Callable[[Any], int]:
+def _whole(least: int, rule: str, most: float = math.inf) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
         try:
             number = int(value) if isinstance(value, str) else value
         except ValueError:
             number = None
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
             raise ValueError(f"it must be a whole number {rule}.")
         return number
 
@@ -751,7 +751,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "limit": _whole(1, ">= 1"),
     "max_new_tokens": _whole(1, ">= 1"),
     "temperature": _temperature,
-    "top_k": _whole(0, ">= 0 (0 = off)"),
+    "top_k": _whole(0, f">= 0 (0 = off) and at most {MOST_TOP_K}, more than any vocabulary has", MOST_TOP_K),
     "top_p": _real(lambda x: 0 < x <= 1, "in (0, 1] (1 = off)"),
     "seed": _whole(0, ">= 0"),
     "repeats": _whole(1, ">= 1"),

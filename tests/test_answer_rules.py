@@ -128,16 +128,10 @@ NEWER = f"version 7 of the answer rule, and this is version {answers.VERSION}"
 
 
 @pytest.mark.parametrize("recorded,words", [(None, OLDER), (7, NEWER), (answers.VERSION, "")])
-def test_a_judge_of_another_version_decodes_with_a_note(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], recorded: int | None, words: str
-) -> None:
+def test_a_judge_of_another_version_decodes_with_a_note(tmp_path: Path, recorded: int | None, words: str) -> None:
     judge_for("toy_quick", features.mode("target")).save(tmp_path)
     change(tmp_path / FACTS, answer_version=recorded)
     pair = specexp.load("toy_quick", judge=str(tmp_path), methods="autojudge")
     assert pair.generate("1 2 3", "autojudge", max_new_tokens=8).token_ids
-    said = capsys.readouterr().err
-    if words:
-        assert said.startswith(f"note: judge '{tmp_path}' was mined with {words}: some texts have another answer now.")
-        assert said.count("\n") == 1
-    else:
-        assert said == ""
+    noted = [note for note in pair.notes if note.startswith("the judge")]
+    assert [note.split(":")[0] for note in noted] == ([f"the judge was mined with {words}"] if words else [])

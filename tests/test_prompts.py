@@ -12,7 +12,7 @@ from specexp import config
 from specexp.errors import ConfigError, TaskError
 from specexp.tasks.answers import LONGEST_TEXT, AnswerRule, check_pattern, normal
 from specexp.tasks.source import DataConfig
-from specexp.tasks.task import task
+from specexp.tasks.task import notes_of, task
 
 MARKED = [
     ("so\n#### 1,234", True, "1234"),
@@ -182,16 +182,14 @@ def test_last_number_refuses_a_gold_answer_that_is_none(tmp_path: Path) -> None:
         ("mtbench", {"turns": ["a"], "category": "math", "difficulty": 1}, "columns 'difficulty' are not used."),
     ],
 )  # fmt: skip
-def test_columns_that_are_not_used_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, row: dict[str, Any], note: str
-) -> None:
+def test_columns_that_are_not_used_are_named(tmp_path: Path, name: str, row: dict[str, Any], note: str) -> None:
     data = rows(tmp_path, row)
-    assert len(task(name, data).examples(9)) == 1
-    said = capsys.readouterr().err
-    assert said.startswith(f"note: data '{data}': {note}")
-    assert said.count("\n") == 1
+    chosen = task(name, data)
+    assert len(chosen.examples(9)) == 1
+    (said,) = notes_of(chosen)
+    assert said.startswith(f"data '{data}': {note}")
 
 
-def test_nothing_is_said_where_every_column_is_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    task("prompts", rows(tmp_path, {"prompt": "a", "answer": "b", "id": 1}, {"prompt": "a"}))
-    assert capsys.readouterr().err == ""
+def test_nothing_is_said_where_every_column_is_used(tmp_path: Path) -> None:
+    assert notes_of(task("prompts", rows(tmp_path, {"prompt": "a", "answer": "b", "id": 1}, {"prompt": "a"}))) == []
+    assert notes_of(task("arith")) == []

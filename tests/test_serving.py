@@ -27,13 +27,15 @@ from judges import judge_for
 from running import tiny
 from serving import BAD, GOOD_FORMS, JSON, one
 from specexp.engine import Engine, Generation, Request
-from specexp.errors import ModelError, RequestError
+from specexp.errors import ModelError, PromptError, RequestError
 from specexp.evaluation import single
+from specexp.evaluation.pair import TokenizerText
 from specexp.judge import features
 from specexp.lm import hf
 from specexp.serving import requests
 from specexp.serving.batcher import Batcher
 from specexp.serving.reference import Reference, ServedDecoder, refer
+from specexp.serving.texts import LONG, Texts
 from specexp.tasks.task import task
 
 PROMPTS = [example.turns[0] for example in task("arith").examples(4)]
@@ -99,7 +101,7 @@ def serve(model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     from specexp.serving import served
 
     monkeypatch.setattr(scoring_server, "invocations", scoring_server.invocations)  # to have it back afterwards
-    served.insist()
+    served.insist(model.unwrap_python_model()._decoder.most_bytes)
 
     def ask(body: bytes, content_type: str | None = JSON) -> tuple[int, str]:
         schema = model.metadata.get_input_schema()
@@ -133,7 +135,7 @@ def test_bad_requests_are_refused_with_a_reason(serve: Any, what: str) -> None:
     [
         {"temperature": 5e-324}, {"temperature": 1e-300}, {"temperature": 1e308},
         {"temperature": 1.0, "top_k": 2**31 - 1},
-        {"temperature": 1.0, "top_p": 5e-324}, {"temperature": 1.0, "seed": 10**30},
+        {"temperature": 1.0, "top_p": 5e-324}, {"temperature": 1.0, "seed": 10**30}, {"temperature": -0.0},
         {"temperature": None, "max_new_tokens": 3}, {"max_new_tokens": 512},
     ],
     ids=str,
@@ -142,6 +144,79 @@ def test_what_is_allowed_never_breaks_a_batch(serve: Any, params: dict[str, Any]
     status, answer = serve(json.dumps({"prompt": PROMPTS[:2], **params}).encode())
     assert status == 200, answer
     assert [found["num_tokens"] > 0 for found in json.loads(answer)["predictions"]] == [True, True]
+
+
+def test_the_least_top_p_is_the_likeliest_token(serve: Any, pair: specexp.LoadedPair) -> None:
+    """5e-324 is 0 in float32: a nucleus without any token would be no distribution."""
+    status, answer = serve(json.dumps({"prompt": PROMPTS[0], "temperature": 1.0, "top_p": 5e-324}).encode())
+    assert status == 200, answer
+    assert json.loads(answer)["predictions"][0]["text"] == pair.generate(PROMPTS[0], temperature=0).text
+
+
+def test_a_long_prompt_is_not_turned_into_tokens(pair: specexp.LoadedPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(*arguments: object) -> list[int]:
+        raise AssertionError("it was looked at")
+
+    monkeypatch.setattr(TokenizerText, "encode", encode)
+    with pytest.raises(PromptError, match=r"the prompt has 60000 bytes; the model's context takes at most 6144"):
+        pair.generate("é" * 30_000)
+
+
+@pytest.mark.parametrize(
+    "context,longest,most",
+    [(512, 12, 6144), (131_072, 256, 2 << 20), (2048, 4, 8192), (8192, 512, 1 << 20), (1 << 30, 128, 8 << 20)],
+)
+def test_how_long_a_prompt_may_be(context: int, longest: int, most: int) -> None:
+    assert single.most_bytes(context, longest) == most
+
+
+def test_long_prompts_keep_no_short_one_waiting() -> None:
+    """However many long prompts are being encoded, a tokenizer is free for others, and none is used by two threads."""
+    begun, release = [], threading.Event()
+
+    class Slow:
+        def __init__(self) -> None:
+            self.busy = threading.Lock()
+
+        def __deepcopy__(self, memo: object) -> Slow:
+            return Slow()
+
+        def encode(self, size: int) -> int:
+            assert self.busy.acquire(blocking=False), "two threads use one tokenizer"
+            begun.append(size)
+            if size >= LONG:
+                release.wait(60)
+            self.busy.release()
+            return size
+
+    texts = Texts(Slow())  # type: ignore[arg-type]
+
+    def work(size: int) -> int:
+        with texts.lend(size) as text:
+            return int(text.encode(size))  # type: ignore[call-overload, arg-type]
+
+    with ThreadPoolExecutor(24) as threads:
+        long = [threads.submit(work, LONG + number) for number in range(8)]
+        short = [threads.submit(work, number) for number in range(12)]
+        try:
+            assert [each.result(timeout=60) for each in short] == list(range(12))
+            assert not any(each.done() for each in long)
+        finally:
+            release.set()
+        assert [each.result(timeout=60) for each in long] == [LONG + number for number in range(8)]
+    assert sum(size >= LONG for size in begun) == 8
+
+
+def test_a_tokenizer_that_cannot_be_copied_is_lent_to_one_after_another() -> None:
+    class Alone:
+        def __deepcopy__(self, memo: object) -> Alone:
+            raise TypeError("no copies")
+
+    alone = Alone()
+    texts = Texts(alone)  # type: ignore[arg-type]
+    for _ in range(3):
+        with texts.lend() as text:
+            assert text is alone
 
 
 def test_an_error_while_decoding_is_not_called_the_requests_fault(

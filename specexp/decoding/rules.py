@@ -89,7 +89,8 @@ class Warp:
             ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)
         if self.top_p < 1:
             before = xp.cumulative_sum(ranked, axis=-1) - ranked
-            ranked = xp.where(before < self.top_p, ranked, xp.zeros_like(ranked))
+            # The first stays, however small top_p: 5e-324 is 0 in float32.
+            ranked = xp.where((before < self.top_p) | (before == 0), ranked, xp.zeros_like(ranked))
             ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)
         return xp.take_along_axis(ranked, xp.argsort(order, axis=-1), axis=-1)
 

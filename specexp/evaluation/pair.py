@@ -38,6 +38,10 @@ class Text(Protocol):
         """The beginning of what `ids` decode to that no later token changes."""
         ...
 
+    def longest(self) -> int:
+        """Bytes of the longest text that one token may stand for, or more."""
+        ...
+
     def piece(self, token: int) -> str:
         """The name of a token in the vocabulary, which is not what it reads as."""
         ...
@@ -81,6 +85,9 @@ class TokenizerText:
             found = commonprefix([found, self.decode(ids[:end])])  # noqa: RUF071 (of texts, not of paths)
         return _UNSETTLED.sub("", found)
 
+    def longest(self) -> int:
+        return max(len(token.encode("utf-8", "surrogatepass")) for token in self.tokenizer.get_vocab())
+
     def piece(self, token: int) -> str:
         return str(self.tokenizer.convert_ids_to_tokens(token) or f"<{token}>")
 
@@ -109,6 +116,9 @@ class ToyText:
 
     def settled(self, ids: Sequence[int]) -> str:
         return self.decode(ids)
+
+    def longest(self) -> int:
+        return 4  # a character
 
     def piece(self, token: int) -> str:
         return str(token)

@@ -33,7 +33,7 @@ from specexp.lm import memory
 from specexp.lm.runtime import ModelConfig
 from specexp.tasks.answers import UNRECORDED, VERSION, AnswerRule, version_words
 from specexp.tasks.example import Example, Task
-from specexp.tasks.task import task
+from specexp.tasks.task import notes_of, task
 
 WARM_UP_TOKENS = 24
 BATCHES = 4  # in a row of one setting: rows idle only behind the last of them
@@ -122,7 +122,7 @@ def prepare(
     check(examples)
     pair = load_pair(experiment, set().union(*(roles_of(method) for method in experiment.methods)))
     mine = identity(pair, experiment)
-    notes = list(pair.notes)
+    notes = [*pair.notes, *notes_of(chosen)]
     for judge in judges.values():
         judge.check(mine)
         notes += judge.notes(mine)

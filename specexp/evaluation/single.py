@@ -9,6 +9,8 @@ from specexp import config
 from specexp.config import Experiment
 from specexp.errors import ConfigError, PromptError
 
+MEGABYTE = 1 << 20
+TOKEN_BYTES = 16
 # What prompts the experiment would ask, and what that would take, is beside the point.
 _NO_TASK = {"task": "prompts", "data": "-", "shots": 0, "history": "baseline"}
 
@@ -31,5 +33,23 @@ def check_prompt(prompt: str) -> None:
     """Refuse a prompt that says nothing, or is no text. Raises PromptError."""
     if not prompt.strip():
         raise PromptError("the prompt is empty; give it some text.")
-    if half := next((c for c in prompt if "\ud800" <= c <= "\udfff"), None):
-        raise PromptError(f"the prompt holds {half!r}, half of a character; give it as UTF-8 text.")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = prompt[error.start]
+        raise PromptError(f"the prompt holds {half!r}, half of a character; give it as UTF-8 text.") from None
+
+
+def most_bytes(context: int, longest: int) -> int:
+    """Bytes of the longest prompt that is turned into tokens, where a token stands for `longest` bytes at most.
+
+    Beyond a megabyte also 16 bytes for each token of the context, four times what texts have, up to 8 MB.
+    """
+    return min(context * longest, max(MEGABYTE, min(context * TOKEN_BYTES, 8 * MEGABYTE)))
+
+
+def check_bytes(prompt: str, most: int) -> None:
+    """Refuse a prompt that is too long to be looked at. Raises PromptError."""
+    size = len(prompt.encode("utf-8"))
+    if size > most:
+        raise PromptError(f"the prompt has {size} bytes; the model's context takes at most {most}: shorten it.")

@@ -97,7 +97,7 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
         shutil.rmtree(output.path / PROGRESS, ignore_errors=True)
         found = LabelSet.read(output.path)
         if note := version_note(f"label set '{output.path}'", found.answer_version):
-            print(note, file=sys.stderr)
+            print(f"note: {note}", file=sys.stderr)
         return found
     progress = output.path / PROGRESS
     progress.mkdir(exist_ok=True)

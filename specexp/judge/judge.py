@@ -18,7 +18,7 @@ from specexp.errors import JudgeError
 from specexp.evaluation.records import write_whole
 from specexp.judge import features
 from specexp.judge.network import Network
-from specexp.tasks.answers import UNRECORDED
+from specexp.tasks.answers import UNRECORDED, version_note
 
 WEIGHTS, FACTS = "judge.safetensors", "judge.json"
 
@@ -109,11 +109,17 @@ class Judge:
             raise JudgeError(f"the judge was made for another pair: {'; '.join(faults)}. Train one for this pair.")
 
     def notes(self, pair: Mapping[str, Any]) -> list[str]:
-        """Where this judge was mined with other prompts than this pair's, which does not make it unusable."""
+        """Where this judge was mined with other prompts than this pair's, or with other answers, which does not make it
+        unusable."""
+        note = version_note("the judge", self.facts.answer_version)
+        found = [] if note is None else [note]
         mined, here = self.facts.chat_template, pair["chat_template"]
         if mined is None or mined == here:
-            return []
+            return found
         how = {(False, True): "without the chat template that prompts are put into here",
                (True, False): "with prompts in a chat template, which is not used here",
                (True, True): "with prompts in another chat template"}  # fmt: skip
-        return [f"the judge was mined {how[bool(mined), bool(here)]}: its threshold was calibrated on other prompts."]
+        return [
+            *found,
+            f"the judge was mined {how[bool(mined), bool(here)]}: its threshold was calibrated on other prompts.",
+        ]

@@ -6,7 +6,6 @@ through MLflow's wrapper: `load` gives the judge itself.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,7 +23,6 @@ from mlflow.types import Schema, TensorSpec
 from specexp import store
 from specexp.errors import JudgeError
 from specexp.judge.judge import FACTS, Facts, Judge
-from specexp.tasks.answers import version_note
 
 NAME = "autojudge"
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -97,7 +95,7 @@ def champion(name: str) -> tuple[str, Judge | None] | None:
             return None
         raise
     try:
-        return str(found.version), _load(f"models:/{name}/{found.version}")
+        return str(found.version), load(f"models:/{name}/{found.version}")
     except JudgeError:
         return str(found.version), None
 
@@ -113,17 +111,7 @@ def crown(name: str, new: str, better: bool, reason: str) -> Verdict:
 
 
 def load(address: str) -> Judge:
-    """A judge by `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/ID/NAME`, or a folder. Raises JudgeError.
-
-    Says so on standard error where its labels were mined with another version of the answer rule.
-    """
-    judge = _load(address)
-    if note := version_note(f"judge '{address}'", judge.facts.answer_version):
-        print(note, file=sys.stderr)
-    return judge
-
-
-def _load(address: str) -> Judge:
+    """A judge by `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/ID/NAME`, or a folder. Raises JudgeError."""
     folder = Path(address).expanduser()
     if "://" not in address and not address.startswith(("models:", "runs:")):
         if not folder.is_dir():

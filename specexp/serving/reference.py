@@ -8,7 +8,6 @@ knows MLflow.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from specexp.evaluation.records import write_whole
 from specexp.lm.runtime import NO_TEMPLATE, OWN_TEMPLATE, ModelConfig, ToyConfig
 from specexp.serving import requests
 from specexp.serving.batcher import Batcher
+from specexp.serving.texts import Texts
 from specexp.tasks.source import DataConfig
 
 FILE, JUDGE = "decoder.json", "judge"
@@ -101,7 +101,8 @@ class ServedDecoder:
         self._pair = LoadedPair(experiment, roles=roles_of(experiment.methods[0]))
         check(self._pair.identity(), self.reference)
         self._experiment = experiment
-        self._lock = threading.Lock()  # of tokenizers, which are not made for several threads
+        self._pair.judge_of(experiment.methods[0])  # before any thread asks
+        self._texts = Texts(self._pair.text)
         self._batcher = Batcher(lambda: self._pair.engine(rows))
 
     def decode(self, prompts: Sequence[str], params: Mapping[str, Any] | None = None) -> list[Output]:
@@ -111,13 +112,19 @@ class ServedDecoder:
         """
         asked = requests.settings(self._experiment, params, self.reference.most_new_tokens)
         wanted = []
-        with self._lock:
+        with self._texts.lend(sum(map(len, prompts))) as text:
             for number, prompt in enumerate(prompts, 1):
                 with requests.numbered(number, len(prompts)):
-                    wanted.append(self._pair.request(prompt, asked))
+                    wanted.append(self._pair.request(prompt, asked, text=text))
         found = self._batcher.decode(wanted)
-        with self._lock:
-            return [self._pair.output(out) for out in found]
+        with self._texts.lend() as text:
+            return [self._pair.output(out, text) for out in found]
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes that the body of a request may have: those of its prompts, as JSON may write them."""
+        prompt = max(self._pair.most_bytes(role) for role in roles_of(self._experiment.methods[0]))
+        return min(requests.LONGEST_BODY, requests.SMALL_BODY + requests.MOST_PROMPTS * 6 * prompt)
 
 
 def check(found: Mapping[str, Any], reference: Reference) -> None:

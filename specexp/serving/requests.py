@@ -20,11 +20,21 @@ COLUMN = "prompt"
 PARAMETERS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
 FORMATS = ("dataframe_records", "dataframe_split", "inputs", "instances")
 MOST_PROMPTS = 256  # of one request
+LONGEST_BODY = 64 << 20  # bytes
+SMALL_BODY = 1 << 16  # bytes that any body may have, whatever a prompt may
 _LIKE = '{"dataframe_records": [{"prompt": "..."}], "params": {"temperature": 0.7}}'
 
 
-def canonical(data: bytes | str) -> dict[str, Any]:
-    """A request's body as `{"dataframe_split": ..., "params": ...}`. Raises RequestError."""
+def canonical(data: bytes | str, most_bytes: int = LONGEST_BODY) -> dict[str, Any]:
+    """A request's body as `{"dataframe_split": ..., "params": ...}`. Raises RequestError.
+
+    A body of more than `most_bytes` is not read.
+    """
+    if len(data) > most_bytes:
+        raise RequestError(
+            f"the body has {len(data)} bytes; this decoder takes at most {most_bytes}: send shorter prompts, or fewer"
+            " in a request."
+        )
     body = _read(data)
     if COLUMN in body:
         given = cells(body[COLUMN])

@@ -38,7 +38,7 @@ class Served(PythonModel):  # type: ignore[misc]
         except SpecexpError as error:
             raise mlflow.MlflowException(str(error)) from error
         if SERVER in sys.modules:
-            insist()
+            insist(self._decoder.most_bytes)
 
     # MLflow reads type hints as a schema; the one that holds is the signature it was logged with.
     def predict(self, context, model_input: DataFrame, params=None):  # type: ignore[no-untyped-def]
@@ -74,8 +74,8 @@ def _cells(given: Any) -> list[object]:
     return requests.cells(given if isinstance(given, str) else list(given))
 
 
-def insist() -> None:
-    """Have the scoring server of this process read bodies by `requests.canonical`."""
+def insist(most_bytes: int = requests.LONGEST_BODY) -> None:
+    """Have the scoring server of this process read bodies of at most `most_bytes` by `requests.canonical`."""
     inner = scoring_server.invocations
 
     def invocations(data: Any, content_type: str | None, model: Any, input_schema: Any) -> Any:
@@ -84,7 +84,7 @@ def insist() -> None:
             got = f"got {content_type}" if content_type else "there is none"
             return scoring_server.InvocationsResponse(f"The content type must be {JSON}; {got}.", 415, "text/plain")
         try:
-            body = requests.canonical(data)
+            body = requests.canonical(data, most_bytes)
         except RequestError as error:
             raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
         return inner(body, content_type, model, input_schema)

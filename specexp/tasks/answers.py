@@ -69,7 +69,7 @@ def version_note(what: str, version: object) -> str | None:
     if version == VERSION:
         return None
     return (
-        f"note: {what} was mined with {version_words(version)} of the answer rule, and this is version {VERSION}: some"
+        f"{what} was mined with {version_words(version)} of the answer rule, and this is version {VERSION}: some"
         " texts have another answer now. It can be used as it is; for labels of today's answers, mine and train again."
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -88,8 +87,9 @@ def task(
     if name not in TASKS:
         raise TaskError(unknown("task", name, TASKS))
     data = data or DataConfig("")
-    found = Prompts(data, rule) if name == "prompts" else TASKS[name](data, shots, split)
-    if isinstance(found, Prompts | GSM8K | Questions):
-        for note in found.notes:
-            print(f"note: {note}", file=sys.stderr)
-    return found
+    return Prompts(data, rule) if name == "prompts" else TASKS[name](data, shots, split)
+
+
+def notes_of(task: Task) -> list[str]:
+    """What is to be said of a task's rows."""
+    return task.notes if isinstance(task, Prompts | GSM8K | Questions) else []

@@ -1,0 +1,56 @@
+"""Tokenizers for several threads: they are not made for more than one at a time, and a long prompt takes seconds.
+
+Copies are made as they are needed. However many long prompts there are, one tokenizer stays for short ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from queue import Empty, LifoQueue
+
+from specexp.evaluation.pair import Text
+
+MOST = 4  # tokenizers
+LONG = 1 << 16  # characters from which prompts are long
+
+
+class Texts:
+    """Lends a text, or a copy of it, to one thread at a time."""
+
+    def __init__(self, text: Text, most: int = MOST) -> None:
+        self._free: LifoQueue[Text] = LifoQueue()
+        self._free.put(text)
+        self._lock = threading.Lock()  # of what follows
+        self._model = text  # never lent, so that it can be copied at any time
+        self._left = most - 1
+        try:
+            self._model = copy.deepcopy(text)
+        except Exception:  # a tokenizer of someone's own that cannot be copied: it is lent to one after another
+            self._left = 0
+        self._long = threading.Semaphore(max(1, self._left))
+
+    @contextmanager
+    def lend(self, size: int = 0) -> Iterator[Text]:
+        """A text for this thread alone, to encode `size` characters."""
+        with self._long if size >= LONG else nullcontext():
+            text = self._take()
+            try:
+                yield text
+            finally:
+                self._free.put(text)
+
+    def _take(self) -> Text:
+        try:
+            return self._free.get_nowait()
+        except Empty:
+            return self._another() or self._free.get()
+
+    def _another(self) -> Text | None:
+        with self._lock:
+            if not self._left:
+                return None
+            self._left -= 1
+            return copy.deepcopy(self._model)
