@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from specexp.decoding.asks import Role
 from specexp.evaluation import duration, own_models, runner, sampled, toy_oracle
 from specexp.evaluation.certificate_config import CertificateConfig
 from specexp.evaluation.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check, Subject, in_memory
@@ -113,7 +114,9 @@ def _announce(subject: Subject, outputs: int, num_samples: int) -> None:
     """Say how long the checks on a person's own models take at most."""
     models, most = subject.prepared.pair.models, subject.prepared.experiment.max_new_tokens
     with in_memory(subject):
-        found = duration.pace(models, subject.prepared.prompts, "target" if "target" in models else "draft")
+        prompts = subject.prompts()
+        role: Role = "target" if "target" in models else "draft"
+        found = duration.pace(models, list(prompts.values()), role, names=list(prompts))
     what = f"{outputs} outputs of up to {most} tokens"
     lower = "limit or max_new_tokens"
     if num_samples:

@@ -48,13 +48,15 @@ def pace(
     prompts: Sequence[Sequence[int]],
     role: Role = "target",
     clock: Callable[[], float] = time.perf_counter,
+    names: Sequence[str] = (),
 ) -> Pace:
-    """Of plain decoding, from a few tokens on the prompt of middle length."""
-    ids = sorted(prompts, key=len)[len(prompts) // 2]
+    """Of plain decoding, from a few tokens on the prompt of middle length; `names` are the prompts', for errors."""
+    middle = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))[len(prompts) // 2]
+    ids, name = prompts[middle], names[middle] if names else ""
 
     def run() -> Pace:
         engine = Engine({role: models[role]}, clock=clock)
-        return Pace.of(engine.generate(Baseline(Warp(), role), ids, TOKENS, CertainDice()))
+        return Pace.of(engine.generate(Baseline(Warp(), role), ids, TOKENS, CertainDice(), name=name))
 
     first = run()
     return first if first.seconds(TOKENS) > SLOW else run()
@@ -101,7 +103,8 @@ def announce_runs(prepared: Prepared, outputs: int) -> None:
     if not outputs:
         return
     with memory.told("a few timed calls", "max_new_tokens", prepared.experiment.models):
-        found = pace(prepared.pair.models, prepared.prompts)
+        names = [example.prompt_id for example in prepared.examples]
+        found = pace(prepared.pair.models, prepared.prompts, names=names)
     most = prepared.experiment.max_new_tokens
     what = f"{outputs} outputs of up to {most} tokens, each as slow as plain decoding ({1 / found.token:.3g} tokens/s)"
     announce(outputs * found.seconds(most), what, "limit, max_new_tokens or the number of settings")

@@ -134,7 +134,8 @@ def _announce(prepared: Prepared, num_prompts: int) -> None:
     if not num_prompts:
         return
     texts = [prepared.pair.text.encode(example.messages()) for example in prepared.examples]
-    found, most = pace(prepared.pair.models, texts), prepared.config.experiment.max_new_tokens
+    names = [example.prompt_id for example in prepared.examples]
+    found, most = pace(prepared.pair.models, texts, names=names), prepared.config.experiment.max_new_tokens
     what = (
         f"{num_prompts} responses of up to {most} tokens one after another; the search in them takes longer the more"
         " mismatches they have, and is estimated once some are done"
