@@ -11,6 +11,7 @@ import click
 
 from entrypoints.common import RESUME, guarded, settings_options, tell, uid_of
 from specexp import config
+from specexp.errors import Unsent
 from specexp.tasks.answers import RULES
 
 if TYPE_CHECKING:
@@ -79,18 +80,25 @@ def evaluate(
         outbox = Outbox(folder.path, f"{uid_of(folder)}/comparison", f"compare {resolved.name}", tags)
         commands = commands_of(experiment, folder_path, flags)
         if not runner.missing(prepared, records) and outbox.is_sent:
-            files = token_view.write(prepared, folder, records, shown)
-            report.show(prepared, folder, records.records, commands)
-            sent = outbox.add(files)
+            found = report.show(prepared, folder, records.records, commands)
+            sent = outbox.add([])
         else:
             with outbox.open(timed=resolved.batch == 1):
                 runner.run(prepared, folder, records)
                 if resolved.batch == 1:
                     split.measure(prepared, folder, records.records)
-                token_view.write(prepared, folder, records, shown)
                 found = report.show(prepared, folder, records.records, commands)
                 main = report.main(prepared, folder, found, outbox)
-                sent = outbox.send(main, report.sheets(prepared, folder, records.records, found, uid_of(folder)))
+                flat = report.sheets(prepared, folder, records.records, found, uid_of(folder))
+                try:
+                    sent = outbox.send(main, flat)
+                except Unsent:
+                    if files := token_view.write(prepared, folder, records, shown):
+                        outbox.put_down([report.write_page(folder, found), *files])
+                    raise
+        # After everything else: it is looked at, no result depends on it.
+        if files := token_view.write(prepared, folder, records, shown):
+            sent = outbox.add([report.write_page(folder, found), *files])
     click.echo(f"records: {folder.path / 'records.jsonl'}")
     click.echo(sent.charts)
 

@@ -6,7 +6,7 @@ settings are run beside plain decoding, with the costs of single calls measured 
 its calls is the overhead of a round and of a drafted token, and the rounds of trees, which grow off the output, are
 counted. `forecast.py` makes predictions of all this, `choice.py` says which are worth a run, and these are timed,
 interleaved with plain decoding, on timings of their own: choosing among noisy numbers flatters the chosen one. Nothing
-here knows MLflow, or writes.
+here knows MLflow; what is measured goes into the journal that is given.
 """
 
 from __future__ import annotations

@@ -13,9 +13,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from specexp.evaluation import own_models, runner, sampled, toy_oracle
+from specexp.decoding.asks import Role
+from specexp.evaluation import duration, own_models, runner, sampled, toy_oracle
 from specexp.evaluation.certificate_config import CertificateConfig
-from specexp.evaluation.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check, Subject
+from specexp.evaluation.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check, Subject, in_memory
 from specexp.evaluation.runner import Prepared
 from specexp.judge.judge import Judge
 
@@ -88,6 +89,8 @@ def examine(
     compared = subject.certain or subject.method.tree is not None
     total = toy_oracle.num_runs(subject.method, subject.warp) + prompts * (1 + compared)
     total += sampled.num_ticks(subject, samples)
+    if any(name not in checks for name in NAMES):
+        _announce(subject, prompts * (1 + compared), sampled.num_ticks(subject, samples))
     with tqdm(total=total, desc=f"certify {subject.method.label}", unit="run", dynamic_ncols=True) as bar:
 
         def made(name: str, make: Callable[[], Check]) -> None:
@@ -105,6 +108,22 @@ def examine(
             made(sampled.NAME, lambda: sampled.check_samples(subject, texts, samples, bar.update))
         bar.set_postfix_str("")
     return Certificate(tuple(checks[name] for name in NAMES), subject.lossy)
+
+
+def _announce(subject: Subject, outputs: int, num_samples: int) -> None:
+    """Say how long the checks on a person's own models take at most."""
+    models, most = subject.prepared.pair.models, subject.prepared.experiment.max_new_tokens
+    with in_memory(subject):
+        prompts = subject.prompts()
+        role: Role = "target" if "target" in models else "draft"
+        found = duration.pace(models, list(prompts.values()), role, names=list(prompts))
+    what = f"{outputs} outputs of up to {most} tokens"
+    lower = "limit or max_new_tokens"
+    if num_samples:
+        what += f" and {num_samples} samples of {sampled.LENGTH} tokens"
+        lower = "limit, max_new_tokens or samples"
+    taken = outputs * found.seconds(most) + num_samples * sampled.LENGTH * found.token
+    duration.announce(taken, f"{what}, each as slow as plain decoding one at a time", lower)
 
 
 def check_oracle(subject: Subject, tick: Callable[[], Any]) -> Check:

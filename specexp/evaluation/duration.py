@@ -5,7 +5,6 @@ The first number is a bound: every output as long as it may be. The second one k
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from specexp.decoding.baseline import Baseline
 from specexp.decoding.dice import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
+from specexp.lm import memory
 from specexp.lm.model import Model
 
 if TYPE_CHECKING:
@@ -48,13 +48,15 @@ def pace(
     prompts: Sequence[Sequence[int]],
     role: Role = "target",
     clock: Callable[[], float] = time.perf_counter,
+    names: Sequence[str] = (),
 ) -> Pace:
-    """Of plain decoding, from a few tokens on the prompt of middle length."""
-    ids = sorted(prompts, key=len)[len(prompts) // 2]
+    """Of plain decoding, from a few tokens on the prompt of middle length; `names` are the prompts', for errors."""
+    middle = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))[len(prompts) // 2]
+    ids, name = prompts[middle], names[middle] if names else ""
 
     def run() -> Pace:
         engine = Engine({role: models[role]}, clock=clock)
-        return Pace.of(engine.generate(Baseline(Warp(), role), ids, TOKENS, CertainDice()))
+        return Pace.of(engine.generate(Baseline(Warp(), role), ids, TOKENS, CertainDice(), name=name))
 
     first = run()
     return first if first.seconds(TOKENS) > SLOW else run()
@@ -77,7 +79,7 @@ def announce(seconds: float, what: str, lower: str) -> None:
 
 
 class Progress:
-    """Says once, when `early` of `total` units are done, how long all of them take."""
+    """Says once, when `early` of `total` units are done, how long all of them take: about as long each as those."""
 
     def __init__(
         self, total: float, early: float, what: str, say: Callable[[str], object], clock: Callable[[], float]
@@ -85,19 +87,24 @@ class Progress:
         self._total, self._early, self._what, self._say, self._clock = total, early, what, say, clock
         self._begun, self._said = clock(), False
 
-    def seen(self, done: float) -> None:
-        if self._said or done < self._early or done >= self._total:
+    def seen(self, done: float, total: float | None = None) -> None:
+        """So many are done; `total` where more is known of it by now."""
+        total = self._total if total is None else total
+        if self._said or not done or done < self._early or done >= total:
             return
         self._said = True
-        whole = (self._clock() - self._begun) * self._total / done
-        if math.isfinite(whole) and whole > LONG:
-            self._say(f"time: about {span(whole)} in all, by the first {done:g} of {self._total:g} {self._what}.")
+        whole = (self._clock() - self._begun) * total / done
+        if whole > LONG:
+            self._say(f"time: about {span(whole)} in all, by the first {done:.0f} of {total:.0f} {self._what}.")
 
 
 def announce_runs(prepared: Prepared, outputs: int) -> None:
     """`announce` so many outputs of an experiment, each taken to be as slow as plain decoding."""
     if not outputs:
         return
-    found, most = pace(prepared.pair.models, prepared.prompts), prepared.experiment.max_new_tokens
+    with memory.told("a few timed calls", "max_new_tokens", prepared.experiment.models):
+        names = [example.prompt_id for example in prepared.examples]
+        found = pace(prepared.pair.models, prepared.prompts, names=names)
+    most = prepared.experiment.max_new_tokens
     what = f"{outputs} outputs of up to {most} tokens, each as slow as plain decoding ({1 / found.token:.3g} tokens/s)"
     announce(outputs * found.seconds(most), what, "limit, max_new_tokens or the number of settings")

@@ -113,12 +113,17 @@ class Outbox:
 
     def add(self, files: Sequence[Path], marks: Sequence[Mark] = ()) -> Sent:
         """Further files of the main run, or newer ones, and newer marks, once all is sent."""
+        new = self.put_down(files, marks)
+        with self._telling():
+            return _sent_or_ended(self.path, new)
+
+    def put_down(self, files: Sequence[Path], marks: Sequence[Mark] = ()) -> Sequence[File]:
+        """Write down further files of the main run, to be sent with what has not been sent yet."""
         plan = _plan(self.path)
         new = self.main({}, files, ()).files
         main = replace(plan.main, files=[*(file for file in plan.main.files if file not in new), *new])
         write_json(self.path / PLAN, replace(plan, main=main, marks=marks).as_dict())
-        with self._telling():
-            return _sent_or_ended(self.path, new)
+        return new
 
     def _note(self, key: str, run_id: str | None) -> None:
         if run_id is not None:

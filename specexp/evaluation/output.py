@@ -13,7 +13,8 @@ upload.json        what these runs hold, once all is done; `upload/` has the fil
 summary.json       metrics by run name, once all is done
 report.html        what all this comes to
 figures/           the report's figures
-tokens.json        chosen prompts, with whom each token came from; tokens.html shows it
+tokens.json        chosen prompts, with whom each token came from; tokens.html shows it; tokens.jsonl while it is made
+progress.jsonl     what advise or benchmark has measured so far
 trees-NAME.png     how deep a tree method's accepted paths go, and by which of the draft's choices
 """
 

@@ -35,6 +35,8 @@ class Report:
     comparison: Comparison
     charts: Sequence[charts.Chart]
     verdict: Sequence[str]
+    commands: Sequence[str]
+    warnings: Sequence[str]
 
 
 def show(prepared: Prepared, output: OutputFolder, records: Sequence[Record], commands: Sequence[str]) -> Report:
@@ -50,25 +52,29 @@ def show(prepared: Prepared, output: OutputFolder, records: Sequence[Record], co
     drawn = charts.draw(comparison, output.path / "figures")
     warnings = _warnings(comparison, output, named)
     said = [plain(sentence) for sentence in verdict(comparison)]
-    files = ("environments", "costs", "shares", "data", "judges")
-    folder = page.Folder(
-        {name: output.read_json(f"{name}.json") for name in files},
-        [
-            (p.name, "Token by token: where each token came from")
-            for p in token_view.files(output)
-            if p.suffix == ".html"
-        ],
-        commands,
-        warnings,
-    )
-    write_whole(output.path / PAGE, page.render(comparison, folder, drawn))
+    report = Report(found, comparison, drawn, said, commands, warnings)
+    write_page(output, report)
     together = {entry.label: entry.metrics for entry in comparison.entries}
     print(table.terminal(together, experiment.temperature == 0, experiment.batch, experiment.repeats))
     for warning in warnings:
         print(f"warning: {warning}")
     print(f"verdict: {said[0]}")
     print(f"report: {output.path / PAGE}")
-    return Report(found, comparison, drawn, said)
+    return report
+
+
+def write_page(output: OutputFolder, report: Report) -> Path:
+    """report.html, with a link to the token view where there is one by now."""
+    files = ("environments", "costs", "shares", "data", "judges")
+    links = [
+        (path.name, "Token by token: where each token came from")
+        for path in token_view.files(output)
+        if path.suffix == ".html"
+    ]
+    read = {name: output.read_json(f"{name}.json") for name in files}
+    folder = page.Folder(read, links, report.commands, report.warnings)
+    write_whole(output.path / PAGE, page.render(report.comparison, folder, report.charts))
+    return output.path / PAGE
 
 
 def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dict[str, float]]) -> list[str]:

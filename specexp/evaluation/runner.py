@@ -7,9 +7,11 @@ the next. Each run starts from an empty cache; prefill is timed apart. Nothing h
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -23,6 +25,7 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Generation, Request, costs
 from specexp.errors import ConfigError, ModelError, OutputError, PromptError
 from specexp.evaluation import environment
+from specexp.evaluation.duration import Pace, Progress, announce
 from specexp.evaluation.methods import Making, decoder_for, roles_of
 from specexp.evaluation.metrics import check_identities, summarise
 from specexp.evaluation.output import OutputFolder
@@ -36,6 +39,7 @@ from specexp.tasks.example import Example, Task
 from specexp.tasks.task import notes_of, task
 
 WARM_UP_TOKENS = 24
+EARLY = 3  # prompts whose outputs tell how long all of them take
 BATCHES = 4  # in a row of one setting: rows idle only behind the last of them
 LOWER = "max_new_tokens, gamma or tree_budget"
 SIZES = ("target", "tree_draft", "tree_target")  # of costs: seconds by positions
@@ -219,7 +223,9 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     try:
         if left:
             with memory.told("warming up", LOWER, experiment.models):
-                _warm_up(prepared, engine)
+                paces = _warm_up(prepared, engine)
+            if paces:
+                _announce(prepared, groups, paces)
         _decode(prepared, output, records, groups, engine, where, peaks)
     finally:
         peaks.take()
@@ -237,7 +243,11 @@ def _decode(
     measured = [] if begun is None else [begun]
     moments = {i * (len(groups) - 1) // (MOMENTS - 1) for i in range(MOMENTS)}
     start, spent = time.perf_counter(), 0.0
+    early = EARLY * len(prepared.settings) * experiment.batch
     with tqdm(total=total, initial=total - left, desc=experiment.name, unit="run", dynamic_ncols=True) as bar:
+        say = partial(bar.write, file=sys.stderr)
+        progress = Progress(left, early, "outputs", say, time.perf_counter)
+        num_done = 0
         for number, jobs in enumerate(groups):
             now = time.perf_counter()
             if number in moments and spent <= SHARE * (now - start):
@@ -254,6 +264,8 @@ def _decode(
                     check_identities(record, config.tree, config.bonus)
                     records.append(record)
                     bar.update()
+                    num_done += 1
+                    progress.seen(num_done)
 
 
 def requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job]) -> Iterator[Request]:
@@ -359,14 +371,26 @@ def _groups(prepared: Prepared, records: RecordFile) -> Iterator[list[Job]]:
                         yield jobs
 
 
-def _warm_up(prepared: Prepared, engine: Engine) -> None:
+def _warm_up(prepared: Prepared, engine: Engine) -> dict[str, Pace]:
+    """Decode a few tokens with every setting; how fast that was, by label, from the fastest output."""
     dice = dice_for(prepared.experiment.temperature, 0, "warm-up")
     names = [example.prompt_id for example in prepared.examples]
     some = list(zip(names, prepared.prompts, strict=True))[: max(2, prepared.experiment.batch)]
+    paces = {}
     for setting in prepared.settings:
-        requests = (Request(setting.decoder, ids, WARM_UP_TOKENS, dice, name=name) for name, ids in some)
-        for _ in engine.generate_all(requests):
-            pass
+        requests = [Request(setting.decoder, ids, WARM_UP_TOKENS, dice, name=name) for name, ids in some]
+        found = [Pace.of(out) for _, out in engine.generate_all(requests)]
+        paces[setting.config.label] = min(found, key=lambda each: each.seconds(WARM_UP_TOKENS))
+    return paces
+
+
+def _announce(prepared: Prepared, groups: Sequence[Sequence[Job]], paces: Mapping[str, Pace]) -> None:
+    """Say how long the missing records take, as long and as slow as the warm-up makes one expect."""
+    most = prepared.experiment.max_new_tokens
+    labels = [job.setting.config.label for jobs in groups for job in jobs]
+    what = f"{len(labels)} outputs of up to {most} tokens, as fast as the first {WARM_UP_TOKENS} were"
+    lower = "limit, max_new_tokens, repeats or the number of settings"
+    announce(sum(paces[label].seconds(most) for label in labels), what, lower)
 
 
 def measure_costs(prepared: Prepared, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any] | None:

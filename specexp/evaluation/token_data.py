@@ -15,13 +15,16 @@ score      the judge's p(important) of a drafted token
 rank       of a tree's node among its siblings by the draft, from 0
 rejected, rejected_id, rejected_p, rejected_q, rejected_score   the draft in whose place a corrected token stands
 
-`counts` has the tokens by origin, `cut` those that the engine dropped behind an EOS or the limit.
+`counts` has the tokens by origin, `cut` those that the engine dropped behind an EOS or the limit. `left_out` are
+prompts that would have taken more of the run's time than the token view may.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tqdm import tqdm
@@ -33,6 +36,7 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
 from specexp.evaluation import runner
 from specexp.evaluation.hindsight import Opinion, opinions, soft
+from specexp.evaluation.journal import Journal, Key
 from specexp.evaluation.methods import LOSSLESS
 from specexp.evaluation.records import Record, RecordFile
 from specexp.evaluation.runner import LOWER, Job, Prepared, Setting
@@ -45,18 +49,57 @@ COUNTS = ("num_rounds", "num_drafted", "num_accepted", "num_judged", "num_cut", 
 Cell = dict[str, Any]
 
 
-def trace(prepared: Prepared, records: RecordFile, chosen: Sequence[int]) -> dict[str, Any]:
-    """What tokens.json holds of these examples; their records must be there."""
+@dataclass(slots=True)
+class Budget:
+    """Seconds that decoding once more may take, measured as it goes.
+
+    `ratio` is what a prompt takes here / what its records took: it is read to the host token by token. It is guessed
+    for the first one.
+    """
+
+    seconds: float
+    clock: Callable[[], float] = time.perf_counter
+    ratio: float = 2.0
+    spent: float = 0.0
+    recorded: float = 0.0
+
+    def allows(self, recorded: float) -> bool:
+        """Whether there is time left for a prompt whose records took so long."""
+        return self.spent + self.ratio * recorded <= self.seconds
+
+    def note(self, recorded: float, begun: float) -> None:
+        self.spent += self.clock() - begun
+        self.recorded += recorded
+        self.ratio = self.spent / self.recorded if self.recorded else self.ratio
+
+
+def trace(
+    prepared: Prepared, records: RecordFile, chosen: Sequence[int], journal: Journal, budget: Budget
+) -> dict[str, Any]:
+    """What tokens.json holds of these examples; their records must be there. What the journal has is not decoded again,
+    and where the budget ends, prompts are `left_out`."""
     experiment = prepared.experiment
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids, reuse=True)
-    turns = [(index, turn) for index in chosen for turn in range(len(prepared.examples[index].turns))]
-    prompts = []
-    bar = tqdm(total=len(turns) * len(prepared.settings), desc="token view", unit="output", delay=1, dynamic_ncols=True)
+    prompts: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    whole = sum(len(prepared.examples[index].turns) for index in chosen) * len(prepared.settings)
+    bar = tqdm(total=whole, desc="token view", unit="output", delay=1, dynamic_ncols=True)
     with bar:
-        for index, turn in turns:
-            jobs = [Job(index, turn, setting, 0) for setting in prepared.settings]
-            with memory.told("the token view", LOWER, experiment.models):
-                prompts.append(_prompt(prepared, records, engine, jobs, bar))
+        for index in chosen:
+            example = prepared.examples[index]
+            keys: list[Key] = [(example.prompt_id, turn) for turn in range(len(example.turns))]
+            missing = [key for key in keys if key not in journal]
+            recorded = sum(_recorded(prepared, records, key) for key in missing)
+            if missing and not budget.allows(recorded):
+                left_out.append(example.prompt_id)
+                continue
+            begun = budget.clock()
+            for turn, key in enumerate(keys):
+                jobs = [Job(index, turn, setting, 0) for setting in prepared.settings]
+                with memory.told("the token view", LOWER, experiment.models):
+                    prompts.append(journal.unit(key, partial(_prompt, prepared, records, engine, jobs, bar)))
+            if missing:
+                budget.note(recorded, begun)
     return {
         "version": VERSION,
         "experiment": experiment.name,
@@ -68,7 +111,15 @@ def trace(prepared: Prepared, records: RecordFile, chosen: Sequence[int]) -> dic
         "models": sorted(prepared.pair.models),
         "methods": [_method(setting) for setting in prepared.settings],
         "prompts": prompts,
+        "left_out": left_out,
     }
+
+
+def _recorded(prepared: Prepared, records: RecordFile, key: Key) -> float:
+    """Seconds that the first repeat took for all settings on one turn of a prompt."""
+    prompt_id, turn = str(key[0]), int(key[1])
+    found = [records.find((prompt_id, turn, setting.config.label, 0)) for setting in prepared.settings]
+    return float(sum(record["seconds"] + record["prefill_seconds"] for record in found))
 
 
 def _method(setting: Setting) -> dict[str, Any]:

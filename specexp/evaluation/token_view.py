@@ -6,41 +6,85 @@ It decides how much is shown and in which words; how it looks is the template's.
 from __future__ import annotations
 
 import json
+import math
+import sys
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from specexp.evaluation.journal import Journal
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.records import RecordFile, write_whole
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.showing import Shown
 from specexp.evaluation.spelling import PART, SPECIAL, TEXT, marked, plain
-from specexp.evaluation.token_data import trace
+from specexp.evaluation.token_data import VERSION, Budget, trace
 from specexp.evaluation.tracing import ORIGINS
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 JSON, HTML = "tokens.json", "tokens.html"
+DECODED = "tokens.jsonl"  # prompt by prompt, until both files are there
+SHARE, LEAST = 0.2, 30.0  # of the time that decoding took, and seconds that are always allowed
 CELL_TOKENS, PAGE_TOKENS, PROMPT_SIGNS = 2_000, 40_000, 20_000  # most that a page shows; the file has everything
 COLUMNS = 4  # methods side by side; more stand below each other
 _SHOWN_SIGNS = "\n\t"  # those that stand behind their marks
 
 
-def write(prepared: Prepared, output: OutputFolder, records: RecordFile, shown: Shown) -> list[Path]:
-    """Make both files for the prompts that are to be shown, and name them; none if they show these prompts already."""
+def write(
+    prepared: Prepared,
+    output: OutputFolder,
+    records: RecordFile,
+    shown: Shown,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Path]:
+    """Make both files for the prompts that are to be shown, and name them; none if they show these prompts already.
+
+    What was decoded for them before is not decoded again. Of a number of prompts, as many are shown as fit a share of
+    the run's decode time; prompts that are named are shown whatever it takes.
+    """
     chosen = shown.choose(prepared.examples, records.records)
     data, page = output.path / JSON, output.path / HTML
     wanted = [prepared.examples[index].prompt_id for index in chosen]
-    if not wanted or (page.is_file() and wanted == _prompts_of(output.read_json(JSON))):
+    before = output.read_json(JSON)
+    if not wanted or (page.is_file() and wanted == _prompts_of(before)):
+        return []
+    facts = {"version": VERSION, "settings_hash": prepared.experiment.hash}
+    with Journal.open(output.path / DECODED, facts) as journal:
+        _take_over(before, facts, journal)
+        seconds = max(LEAST, SHARE * sum(r["seconds"] + r["prefill_seconds"] for r in records.records))
+        budget = Budget(math.inf if shown.number is None else seconds, clock)
+        found = trace(prepared, records, chosen, journal, budget)
+    if found["left_out"]:
+        print(_left_out(found, len(wanted)), file=sys.stderr)
+    if not found["prompts"] or (page.is_file() and _prompts_of(found) == _prompts_of(before)):
+        (output.path / DECODED).unlink()  # all that it holds is in tokens.json
         return []
     page.unlink(missing_ok=True)  # a page stands only beside the data it was made from
-    found = {**trace(prepared, records, chosen), "chosen": "by number" if shown.number is not None else "by id"}
+    found["chosen"] = "by number" if shown.number is not None else "by id"
     write_whole(data, json.dumps(found, separators=(",", ":")) + "\n")
     write_whole(page, render(found))
+    (output.path / DECODED).unlink()
     return [page, data]
+
+
+def _take_over(data: Mapping[str, Any] | None, facts: Mapping[str, Any], journal: Journal) -> None:
+    """The prompts that a tokens.json of the same settings has, in the journal."""
+    if data is not None and all(data.get(name) == value for name, value in facts.items()):
+        for prompt in data["prompts"]:
+            journal.unit((prompt["prompt_id"], prompt["turn"]), lambda prompt=prompt: prompt)  # type: ignore[misc]
+
+
+def _left_out(data: Mapping[str, Any], num_wanted: int) -> str:
+    shown = num_wanted - len(data["left_out"])
+    return (
+        f"note: the token view shows {shown} of {num_wanted} prompts: more would take over {SHARE:.0%} of the time that"
+        " decoding took. Going on with --resume shows more, and show with their ids any."
+    )
 
 
 def files(output: OutputFolder) -> list[Path]:
@@ -76,6 +120,7 @@ def render(data: Mapping[str, Any]) -> str:
         legend=_legend(data),
         prompts=prompts,
         left_out=left_out,
+        skipped=[plain(name) for name in data["left_out"]],
         stacked=len(methods) > COLUMNS,
     )
 

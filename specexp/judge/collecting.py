@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,20 @@ from tqdm import tqdm
 from specexp.config import MiningConfig
 from specexp.engine import Engine
 from specexp.errors import OutputError, PromptError, TaskError
+from specexp.evaluation.duration import Progress, announce, pace
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.pair import Pair, identity, load_pair
 from specexp.judge import features
 from specexp.judge.labels import MANIFEST, LabelSet, pack, unpack
 from specexp.judge.mining import MINED, NO_ANSWER, UNFINISHED, Mined, Miner
+from specexp.judge.search_progress import SearchProgress
 from specexp.lm import memory
 from specexp.tasks.answers import UNRECORDED, VERSION, AnswerRule, version_note, version_words
 from specexp.tasks.example import Example, Task
 from specexp.tasks.task import task
 
 PROGRESS = "progress"
+EARLY = 10  # prompts that tell how long all of them take
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +110,37 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
     missing = [index for index, path in enumerate(paths) if not path.exists()]
     config = prepared.config
     miner = Miner(prepared.pair, prepared.task, config.experiment.max_new_tokens, config.dtype, config.batch)
-    with tqdm(
-        total=len(paths), initial=len(paths) - len(missing), desc="mining", unit="prompt", dynamic_ncols=True
-    ) as bar:
+    total = len(missing) * config.experiment.max_new_tokens
+    with tqdm(total=total, desc="mining", unit="token", dynamic_ncols=True) as bar:
+        search = SearchProgress(bar, len(missing))
+        duration = Progress(0, 0, "tokens to try", partial(bar.write, file=sys.stderr), time.perf_counter)
         models, what = config.experiment.models, f"mining {config.batch} prompts at a time"
         with memory.told(what, "batch or max_new_tokens", models):
-            for place, mined in miner.mine_all(prepared.examples[index] for index in missing):
+            _announce(prepared, len(missing))
+            mining = miner.mine_all((prepared.examples[index] for index in missing), search.tell)
+            for number, (place, mined) in enumerate(mining, 1):
                 _write(paths[missing[place]], mined)
-                bar.update()
+                bar.set_postfix_str(f"{len(paths) - len(missing) + number} of {len(paths)} prompts", refresh=False)
+                if number >= EARLY:
+                    duration.seen(bar.n, bar.total)
     found = assemble(prepared, paths)
     found.write(output.path)
     shutil.rmtree(progress)
     return LabelSet.read(output.path)
+
+
+def _announce(prepared: Prepared, num_prompts: int) -> None:
+    """Say how long the responses take at most; how long the search takes depends on what is in them."""
+    if not num_prompts:
+        return
+    texts = [prepared.pair.text.encode(example.messages()) for example in prepared.examples]
+    names = [example.prompt_id for example in prepared.examples]
+    found, most = pace(prepared.pair.models, texts, names=names), prepared.config.experiment.max_new_tokens
+    what = (
+        f"{num_prompts} responses of up to {most} tokens one after another; the search in them takes longer the more"
+        " mismatches they have, and is estimated once some are done"
+    )
+    announce(num_prompts * found.seconds(most), what, "limit or max_new_tokens")
 
 
 def _write(path: Path, mined: Mined) -> None:

@@ -13,8 +13,9 @@ engine of its own. `tests/slow_miner.py` is the literal procedure, and its oracl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from specexp.tasks.example import Example, Task
 GAMMA = 6  # of the chain that generates the response, and of drafts where the old continuation has nothing to offer
 WIDTH = 24  # the most of the old continuation that one call verifies
 MINED, NO_ANSWER, UNFINISHED = "mined", "no_answer", "unfinished"
+Tell = Callable[[int, int, int], object]  # place of a prompt, tokens of its response that were tried, all of them
 
 
 @dataclass(slots=True)
@@ -66,22 +68,29 @@ class Miner:
         ((_, found),) = self.mine_all([example])
         return found
 
-    def mine_all(self, examples: Iterable[Example]) -> Iterator[tuple[int, Mined]]:
-        """Algorithm 1 on each: (place among them, what it gave), each as soon as it is done."""
-        return self._engine.run_all(self._mining(example) for example in examples)
+    def mine_all(self, examples: Iterable[Example], tell: Tell = lambda *_: None) -> Iterator[tuple[int, Mined]]:
+        """Algorithm 1 on each: (place among them, what it gave), each as soon as it is done. `tell` is told how far the
+        searches are."""
+        return self._engine.run_all(
+            self._mining(example, partial(tell, place)) for place, example in enumerate(examples)
+        )
 
-    def _mining(self, example: Example) -> Procedure[Mined]:
+    def _mining(self, example: Example, tell: Callable[[int, int], object]) -> Procedure[Mined]:
         prompt = self._pair.text.encode(example.messages())
         start = yield Spent()
         first = yield Request(self._respond, prompt, self._limit, CertainDice(), name=example.prompt_id)
         before = yield Spent()
+        whole = len(first.token_ids)
         if first.finish_reason != "stop":
+            tell(whole, whole)
             return Mined(UNFINISHED, counts=_less(before, start))
         answer = self.answer(first.token_ids, example.answer)
         if answer is None:
+            tell(whole, whole)
             return Mined(NO_ANSWER, counts=_less(before, start))
         found = _Search(self, example, prompt, first.token_ids)
-        yield from found.run(answer)
+        tell(0, whole)
+        yield from found.run(answer, tell)
         after = yield Spent()
         search = {f"mining_{key}": value for key, value in _less(after, before).items()}
         features = {part: np.stack(rows).astype(self._dtype) for part, rows in found.features.items()}
@@ -140,7 +149,7 @@ class _Search:
         # What the literal procedure would have spent on the target: a prefill of all that is kept, then a call a token.
         self.slow = {"slow_target_calls": 0, "slow_target_positions": 0}
 
-    def run(self, answer: str) -> Procedure[None]:
+    def run(self, answer: str, tell: Callable[[int, int], object]) -> Procedure[None]:
         miner, prompt = self._miner, self._prompt
         start = 0
         choices = yield from miner.draft_choices(prompt, self.response, 0)
@@ -148,6 +157,7 @@ class _Search:
             mismatches = (t for t in range(start, len(self.response)) if choices[t] != self.response[t])
             position = next(mismatches, None)
             if position is None:
+                tell(len(self.response), len(self.response))
                 return
             token = choices[position]
             yield from self._look(position, token)
@@ -162,6 +172,7 @@ class _Search:
                     behind = yield from miner.draft_choices(prompt, after, position + 1)
                     choices = [*choices[: position + 1], *behind]
             start = position + 1
+            tell(start, len(self.response))
 
     def _look(self, position: int, token: int) -> Procedure[None]:
         ids = [*self._prompt, *self.response[:position]]

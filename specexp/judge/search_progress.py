@@ -1,0 +1,24 @@
+"""How far mining is, in tokens of responses that have been tried: prompts that are mined together end together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class SearchProgress:
+    """Moves a bar by tokens. Its total is that of the responses that were begun, and the mean of these for each of the
+    others."""
+
+    def __init__(self, bar: Any, num_prompts: int) -> None:
+        self._bar, self._num_prompts = bar, num_prompts
+        self._at: dict[int, tuple[int, int]] = {}
+        self._known = 0
+
+    def tell(self, place: int, tried: int, length: int) -> None:
+        """Of this prompt's response of `length` tokens, so many have been tried."""
+        before, known = self._at.get(place, (0, 0))
+        self._at[place] = tried, length
+        self._known += length - known
+        mean = self._known / len(self._at)
+        self._bar.total = round(self._known + mean * (self._num_prompts - len(self._at)))
+        self._bar.update(tried - before)
