@@ -10,6 +10,7 @@ import pytest
 
 from running import SMALL, evaluate, flat_runs
 from specexp.evaluation import unfinished
+from specexp.evaluation.table import columns, terminal
 
 
 def record(reason: str = "stop", answer: str | None = "4", correct: bool | None = True) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def test_a_short_limit_shows_in_terminal_report_and_runs(workplace: Path) -> Non
     assert result.exit_code == 0, result.output
     head, row = next((a, b) for a, b in zip(result.stdout.splitlines(), result.stdout.splitlines()[1:], strict=False)
                      if a.lstrip().startswith("tok/s"))  # fmt: skip
-    assert head.endswith("cut off  no answer")
+    assert head.endswith("cut off  blank")
     assert row.split()[-2:] == ["100%", "100%"]
     warning = "baseline: 100 % of the outputs were cut off at max_new_tokens (12); raise max_new_tokens."
     assert f"warning: {warning}" in result.stdout
@@ -68,3 +69,13 @@ def test_a_short_limit_shows_in_terminal_report_and_runs(workplace: Path) -> Non
     assert 'data-metric="quality/cut_share"' in page
     assert json.loads((workplace / "out/summary.json").read_text())["baseline"]["quality/unparsed_share"] == 1
     assert flat_runs()["baseline"].data.metrics["quality/cut_share"] == 1
+
+
+def test_the_terminal_has_the_columns_where_there_is_something_to_say_and_the_page_always() -> None:
+    clean = {"a": {"quality/cut_share": 0.0, "quality/unparsed_share": 0.0, "accept/mean_length": 2.0}}
+    assert terminal(clean, greedy=True).split() == ["tokens/call", "a", "2.00"]
+    assert [c.head for c in columns(clean, True, 1, 1)] == ["tokens/call", "cut off", "blank"]
+    some = {**clean, "b": {"quality/cut_share": 0.25, "quality/unparsed_share": 0.0, "accept/mean_length": 2.0}}
+    assert [line.split() for line in terminal(some, greedy=True).splitlines()] == [
+        ["tokens/call", "cut", "off"], ["a", "2.00", "0%"], ["b", "2.00", "25%"],
+    ]  # fmt: skip

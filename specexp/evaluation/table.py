@@ -10,7 +10,8 @@ from specexp.evaluation.words import Form, chance, count, hundredths, percent, p
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A metric under a head. `terminal` columns stand in the terminal too, with their interval if it is `spanned`.
+    """A metric under a head. `terminal` columns stand in the terminal too, with their interval if it is `spanned`, and
+    those of a `fault` only where some setting has it.
 
     On the page, columns about `calls` have a table of their own, behind that of speed and quality.
     """
@@ -23,6 +24,7 @@ class Column:
     calls: bool = False
     end: Form | None = None  # of an interval's ends, where not as the value
     short: Form | None = None  # in the terminal
+    fault: bool = False
 
 
 COLUMNS = (
@@ -46,8 +48,8 @@ COLUMNS = (
     Column("difference, points", "quality/accuracy_delta", points, terminal=False),
     Column("McNemar p", "quality/mcnemar_p", chance),
     Column("= baseline", "quality/equal_to_baseline", percent, short="{:.0%}".format),
-    Column("cut off", "quality/cut_share", percent, short="{:.0%}".format),
-    Column("no answer", "quality/unparsed_share", percent, short="{:.0%}".format),
+    Column("cut off", "quality/cut_share", percent, short="{:.0%}".format, fault=True),
+    Column("blank", "quality/unparsed_share", percent, short="{:.0%}".format, fault=True),
 )
 
 
@@ -75,7 +77,7 @@ def terminal(metrics: Mapping[str, Mapping[str, float]], greedy: bool, batch: in
     """Metrics by name as aligned text; an empty cell is a metric the method does not have."""
     heads, cells = [""], [[name] for name in metrics]
     for column in columns(metrics, greedy, batch, repeats):
-        if not column.terminal:
+        if not column.terminal or (column.fault and not any(found.get(column.key) for found in metrics.values())):
             continue
         form = column.short or column.form
         heads.append(column.head)

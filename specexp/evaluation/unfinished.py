@@ -15,12 +15,12 @@ LENGTH, CONTEXT = "length", "context"  # why an output ended that did not end by
 
 def is_cut(record: Record) -> bool:
     """Whether an output ended at a limit, that of `max_new_tokens` or of the context, and not by itself."""
-    return record["finish_reason"] in (LENGTH, CONTEXT)
+    return record.get("finish_reason") in (LENGTH, CONTEXT)
 
 
 def is_unparsed(record: Record) -> bool:
     """Whether an output that is graded holds no answer that could be read; it counts as wrong."""
-    return record["correct"] is not None and record["answer"] is None
+    return record["correct"] is not None and record.get("answer") is None
 
 
 def metrics(records: Sequence[Record]) -> dict[str, float]:
@@ -36,9 +36,9 @@ def warnings(records: Mapping[str, Sequence[Record]], max_new_tokens: int, answe
 
     `answer_rule` is the setting by which answers are read, where the task has one.
     """
-    if found := _many(records, lambda record: bool(record["finish_reason"] == LENGTH)):
+    if found := _many(records, lambda record: bool(record.get("finish_reason") == LENGTH)):
         yield f"{found} of the outputs were cut off at max_new_tokens ({max_new_tokens}); raise max_new_tokens."
-    if found := _many(records, lambda record: bool(record["finish_reason"] == CONTEXT)):
+    if found := _many(records, lambda record: bool(record.get("finish_reason") == CONTEXT)):
         yield (
             f"{found} of the outputs were cut off where the model's context ends; shorten the prompts, or take models"
             " with a longer context."
