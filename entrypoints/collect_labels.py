@@ -34,7 +34,8 @@ COLUMNS = (
     ("without answer", "labels/prompts_without_answer", "{:.0f}"),
     ("unfinished", "labels/prompts_unfinished", "{:.0f}"),
     ("mismatches a prompt", "labels/mismatches_per_prompt", "{:.2f}"),
-    ("important", "labels/important_share", "{:.1%}"),
+    ("undecided swaps", "labels/unfinished_swaps", "{:.0f}"),
+    ("important, of those decided", "labels/important_share", "{:.1%}"),
     ("target calls of the slow way", "labels/target_calls_of_slow_way", "{:.1%}"),
     ("target positions of the slow way", "labels/target_positions_of_slow_way", "{:.1%}"),
 )
@@ -49,7 +50,7 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
 
     folder = OutputFolder(path, resolved, resume, "collect_labels")
     from specexp.evaluation.outbox import Outbox
-    from specexp.judge import collecting
+    from specexp.judge import collecting, yields
     from specexp.judge.labels import FEATURES, LABELS, MANIFEST
     from specexp.sheets import File, Input
     from specexp.tasks.example import Dataset
@@ -77,6 +78,8 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
                 outbox.send(replace(main, files=[*main.files, *files]))
     for name, metric, form in COLUMNS:
         click.echo(f"{name:>33}  {form.format(metrics[metric])}")
+    for warning in yields.warnings(labels):
+        click.echo(f"warning: {warning}")
     click.echo(f"labels: {path}")
     return path
 

@@ -65,7 +65,8 @@ MINED_TOGETHER = 16  # likewise
 FEATURE_DTYPES = ("float32", "float16")
 SEVERAL_TURNS = ("mtbench", "spec_bench")
 HISTORIES = ("baseline", "own")
-OF_TASK = ("data", "shots", "history", "limit", "max_new_tokens")  # what a preset says for its own task alone
+# What a preset says for its own task alone.
+OF_TASK = ("data", "shots", "history", "answer_rule", "answer_pattern", "limit", "max_new_tokens")
 ROLES = ("target", "draft")
 LONGEST_PATTERN = 1000
 

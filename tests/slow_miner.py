@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from specexp.judge.labels import split_of
+from specexp.judge.splits import split_of
 
 Ids = list[int]
 # Asks for the target's greedy continuation of these ids, of at most so many tokens, the EOS its last one.

@@ -20,7 +20,8 @@ from running import evaluate, flat_runs, invoke, records, refused, runs
 from specexp.errors import JudgeError
 from specexp.judge import calibration, comparing, features, registry
 from specexp.judge.judge import Judge
-from specexp.judge.labels import SPLITS, LabelSet, split_of
+from specexp.judge.labels import LabelSet
+from specexp.judge.splits import SPLITS, split_of
 from specexp.judge.training import Splits, train_logistic, train_mlp
 
 

@@ -114,9 +114,10 @@ class OutputFolder:
             raise OutputError(f"'{self.path}' was not made by {self._maker}; name another output folder.")
         if found is not None and found != self._settings.hash:
             changed = differences(before, json.loads(json.dumps(self._settings.as_dict())))
+            changed = changed or "it was made by another version"
             raise OutputError(
                 f"'{self.path}' belongs to configuration {found}, this one is {self._settings.hash}"
-                f"{f' ({changed})' if changed else ''};"
+                f" ({changed});"
                 " resume with the settings it was started with, or name another output folder."
             )
         RecordFile(records, self._settings.hash)

@@ -29,6 +29,8 @@ from specexp.judge import features
 from specexp.judge.labels import MANIFEST, LabelSet, pack, unpack
 from specexp.judge.mining import MINED, NO_ANSWER, UNFINISHED, Mined, Miner
 from specexp.judge.search_progress import SearchProgress
+from specexp.judge.splits import filled
+from specexp.judge.yields import FIRST, Yield, status_of
 from specexp.lm import memory
 from specexp.tasks.answers import UNRECORDED, VERSION, AnswerRule, version_note, version_words
 from specexp.tasks.example import Example, Task
@@ -109,6 +111,9 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
     paths = [progress / f"{index:06d}.safetensors" for index in range(len(prepared.examples))]
     missing = [index for index, path in enumerate(paths) if not path.exists()]
     config = prepared.config
+    seen = _Seen(config.experiment.max_new_tokens)
+    for path in (path for path in paths if path.exists()):
+        seen.add(path)
     miner = Miner(prepared.pair, prepared.task, config.experiment.max_new_tokens, config.dtype, config.batch)
     total = len(missing) * config.experiment.max_new_tokens
     with tqdm(total=total, desc="mining", unit="token", dynamic_ncols=True) as bar:
@@ -120,6 +125,7 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
             mining = miner.mine_all((prepared.examples[index] for index in missing), search.tell)
             for number, (place, mined) in enumerate(mining, 1):
                 _write(paths[missing[place]], mined)
+                seen.add(paths[missing[place]])
                 bar.set_postfix_str(f"{len(paths) - len(missing) + number} of {len(paths)} prompts", refresh=False)
                 if number >= EARLY:
                     duration.seen(bar.n, bar.total)
@@ -143,6 +149,23 @@ def _announce(prepared: Prepared, num_prompts: int) -> None:
     announce(num_prompts * found.seconds(most), what, "limit or max_new_tokens")
 
 
+class _Seen:
+    """What the first prompts yielded, told once, while mining can still be begun again."""
+
+    def __init__(self, max_new_tokens: int) -> None:
+        self._limit = max_new_tokens
+        self._found = Yield()
+
+    def add(self, path: Path) -> None:
+        """Look at the findings of one prompt more."""
+        if self._found.num_prompts == FIRST:
+            return
+        labels, _, counts = unpack(path)
+        self._found.add(labels, counts, status_of(counts))
+        if self._found.num_prompts == FIRST and (warning := self._found.early_warning(self._limit)):
+            tqdm.write(f"warning: {warning}", file=sys.stderr)
+
+
 def _write(path: Path, mined: Mined) -> None:
     partial = path.with_suffix(".partial")
     partial.write_bytes(pack(mined.labels, mined.features, {**mined.counts, f"num_{mined.status}": 1}))
@@ -152,17 +175,21 @@ def _write(path: Path, mined: Mined) -> None:
 def assemble(prepared: Prepared, paths: list[Path]) -> LabelSet:
     """One label set of all prompts' findings."""
     labels, counts = [], Counter({f"num_{status}": 0 for status in (MINED, NO_ANSWER, UNFINISHED)})
+    whole = Yield()
     parts: dict[str, list[np.ndarray]] = {}
     for path in paths:
         found, arrays, spent = unpack(path)
         labels += found
         counts.update(spent)
+        whole.add(found, spent, status_of(spent))
         for part, rows in arrays.items():
             parts.setdefault(part, []).append(rows)
+    limit = prepared.config.experiment.max_new_tokens
     if not labels:
+        enough = f", from {limit} to about {whole.enough_tokens(limit)}" if whole.unfinished else ""
         raise TaskError(
             f"no mismatch was found in {len(paths)} prompts ({counts[f'num_{NO_ANSWER}']} had no answer,"
-            f" {counts[f'num_{UNFINISHED}']} did not end); mine more prompts, or raise max_new_tokens."
+            f" {counts[f'num_{UNFINISHED}']} did not end); mine more prompts, or raise max_new_tokens{enough}."
         )
     joined = {part: np.concatenate(rows) for part, rows in parts.items()}
     config = prepared.config
@@ -179,9 +206,10 @@ def assemble(prepared: Prepared, paths: list[Path]) -> LabelSet:
         "hidden_sizes": {role: int(joined[f"{role}_token"].shape[1]) for role in ("target", "draft")},
         "num_prompts": len(paths),
         "num_labels": len(labels),
-        "counts": dict(sorted(counts.items())),
+        "counts": dict(sorted({**counts, "num_undecided": whole.undecided}.items())),
+        "enough_tokens": whole.enough_tokens(limit),
     }
-    return LabelSet(labels, joined, manifest)
+    return LabelSet(filled(labels), joined, manifest)
 
 
 def summarise(labels: LabelSet) -> dict[str, float]:
@@ -198,6 +226,7 @@ def summarise(labels: LabelSet) -> dict[str, float]:
         "labels/mismatches": tested,
         "labels/mismatches_per_prompt": tested / max(1, mined),
         "labels/unfinished_swaps": tested - len(decided),
+        "labels/undecided_share": (tested - len(decided)) / tested,
         "labels/important_share": sum(bool(label.important) for label in decided) / max(1, len(decided)),
         "labels/target_calls_per_label": counts["mining_target_calls"] / tested,
         "labels/target_positions_per_label": counts["mining_target_positions"] / tested,

@@ -4,7 +4,7 @@ labels.parquet          one row per tested mismatch (see `Label`)
 features.safetensors    one matrix per part of judge/features.py, whose rows are those of labels.parquet
 manifest.json           what it was mined from and with (hashes of models, tokenizer, data), settings, counts
 
-Splits are by prompt, and a prompt's split depends on its id alone: whoever mines it again finds it there.
+Splits are by prompt (see splits.py).
 """
 
 from __future__ import annotations
@@ -24,21 +24,10 @@ from safetensors.numpy import load_file, save
 from specexp.errors import JudgeError
 from specexp.evaluation.records import write_whole
 from specexp.judge.features import PARTS, Mode
+from specexp.judge.splits import filled
 from specexp.tasks.answers import UNRECORDED
 
 LABELS, FEATURES, MANIFEST = "labels.parquet", "features.safetensors", "manifest.json"
-# Shares of 20: the judge's weights, when to stop and which C, the threshold, and the report each see their own prompts.
-SPLITS = {"train": 11, "validation": 2, "calibration": 3, "test": 4}
-
-
-def split_of(prompt_id: str) -> str:
-    """The one split that owns a prompt."""
-    bucket = hashlib.sha256(f"label {prompt_id}".encode()).digest()[0] % sum(SPLITS.values())
-    for name, share in SPLITS.items():
-        if bucket < share:
-            return name
-        bucket -= share
-    raise AssertionError("shares cover every bucket")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +90,8 @@ class LabelSet:
             found = load_file(folder / FEATURES)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise JudgeError(f"the label set in '{folder}' cannot be read: {error}") from error
-        return cls([Label(**row) for row in rows], found, manifest)
+        # A set of before may have a split that its other prompts can fill.
+        return cls(filled([Label(**row) for row in rows]), found, manifest)
 
     @property
     def hash(self) -> str:

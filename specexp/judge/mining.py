@@ -27,7 +27,8 @@ from specexp.decoding.dice import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Look, Procedure, Request, Spent
 from specexp.evaluation.pair import Pair
-from specexp.judge.labels import Label, split_of
+from specexp.judge.labels import Label
+from specexp.judge.splits import split_of
 from specexp.tasks.example import Example, Task
 
 GAMMA = 6  # of the chain that generates the response, and of drafts where the old continuation has nothing to offer
@@ -41,7 +42,8 @@ class Mined:
     """What one prompt gave.
 
     `counts` are forwards and positions, prefill included: all that the prompt cost, the search alone (`mining_`), and
-    what the literal procedure would have spent on the target for that search (`slow_`).
+    what the literal procedure would have spent on the target for that search (`slow_`); `num_tokens` are those of the
+    target's own response, of which `response` is the last form.
     """
 
     status: str  # mined, no_answer, unfinished
@@ -81,20 +83,22 @@ class Miner:
         first = yield Request(self._respond, prompt, self._limit, CertainDice(), name=example.prompt_id)
         before = yield Spent()
         whole = len(first.token_ids)
+        length = {"num_tokens": whole}
         if first.finish_reason != "stop":
             tell(whole, whole)
-            return Mined(UNFINISHED, counts=_less(before, start))
+            return Mined(UNFINISHED, counts=_less(before, start) | length)
         answer = self.answer(first.token_ids, example.answer)
         if answer is None:
             tell(whole, whole)
-            return Mined(NO_ANSWER, counts=_less(before, start))
+            return Mined(NO_ANSWER, counts=_less(before, start) | length)
         found = _Search(self, example, prompt, first.token_ids)
         tell(0, whole)
         yield from found.run(answer, tell)
         after = yield Spent()
         search = {f"mining_{key}": value for key, value in _less(after, before).items()}
         features = {part: np.stack(rows).astype(self._dtype) for part, rows in found.features.items()}
-        return Mined(MINED, found.labels, features, _less(after, start) | search | found.slow, found.response)
+        counts = _less(after, start) | search | found.slow | length
+        return Mined(MINED, found.labels, features, counts, found.response)
 
     def answer(self, response: Sequence[int], gold: str | None) -> str | None:
         """What the task reads out of a response's ids, in the form of the gold answer."""

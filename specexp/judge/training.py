@@ -18,6 +18,7 @@ from specexp.errors import JudgeError
 from specexp.judge.features import Mode
 from specexp.judge.labels import LabelSet
 from specexp.judge.network import Network
+from specexp.judge.yields import what_is_missing
 
 C_GRID = tuple(10.0**-i for i in range(8))  # the paper's
 Log = Callable[[dict[str, float], int], None]
@@ -57,15 +58,9 @@ class Splits:
     @classmethod
     def of(cls, labels: LabelSet, mode: Mode) -> Splits:
         """Raises JudgeError when a split is empty or holds one kind of mismatch only."""
-        found = {}
-        for split in ("train", "validation", "calibration", "test"):
-            x, important, _ = labels.select(mode, split)
-            if not len(important) or important.all() or not important.any():
-                raise JudgeError(
-                    f"split {split} has {len(important)} mismatches, {int(important.sum())} of them important;"
-                    " a judge needs both kinds in every split: mine more prompts."
-                )
-            found[split] = x, important
+        if missing := what_is_missing(labels):
+            raise JudgeError(missing)
+        found = {split: labels.select(mode, split)[:2] for split in ("train", "validation")}
         scaler = StandardScaler().fit(found["train"][0])
         return cls(scaler, *((scaler.transform(found[s][0]), found[s][1]) for s in ("train", "validation")))
 

@@ -1,0 +1,131 @@
+"""What mining yields: prompts that give labels and prompts that give none, and what to change where these are many.
+
+A prompt whose response does not end within `max_new_tokens`, or holds no answer that can be read, gives no label; a
+swap whose continuation does not end is undecided, and counts for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist, linear_regression
+from typing import Any
+
+from specexp.judge.labels import Label, LabelSet
+from specexp.judge.mining import MINED, NO_ANSWER, UNFINISHED
+from specexp.judge.splits import SPLITS, kinds_of, lacking, more_prompts, num_fillable
+
+FIRST = 10  # prompts after which mining says what they yielded
+WARNED = 0.1  # share of prompts or swaps that came to nothing, from which a warning says so at the end
+EARLY = 0.5  # the same of the first prompts, while mining can still be begun again
+ENDS = 0.95  # share of responses that the suggested length should let end
+FEWEST_LENGTHS = 5  # finished responses below which no length is estimated, but the limit doubled
+MOST = 8  # times the limit: further than that nothing seen tells
+
+
+@dataclass(slots=True)
+class Yield:
+    """Counts over prompts; `lengths` are tokens of the responses that ended."""
+
+    num_prompts: int = 0
+    unfinished: int = 0
+    no_answer: int = 0
+    swaps: int = 0
+    undecided: int = 0
+    lengths: list[int] = field(default_factory=list)
+
+    def add(self, labels: Sequence[Label], counts: Mapping[str, Any], status: str) -> None:
+        """One prompt more."""
+        self.num_prompts += 1
+        self.unfinished += status == UNFINISHED
+        self.no_answer += status == NO_ANSWER
+        self.swaps += len(labels)
+        self.undecided += sum(label.important is None for label in labels)
+        if status != UNFINISHED and "num_tokens" in counts:  # which older findings do not have
+            self.lengths.append(int(counts["num_tokens"]))
+
+    def early_warning(self, limit: int) -> str:
+        """Of the first prompts, that most came to nothing; "" if they did not."""
+        lost = self.unfinished + self.no_answer
+        if lost < EARLY * self.num_prompts and self.undecided < max(1, EARLY * self.swaps):
+            return ""
+        found = [
+            (self.unfinished, f"{self.unfinished} did not end within max_new_tokens ({limit})"),
+            (self.no_answer, f"{self.no_answer} had no answer that could be read"),
+            (self.undecided, f"{self.undecided} of {self.swaps} swaps were left undecided"),
+        ]
+        said = ", ".join(words for number, words in found if number)
+        way = f"raise max_new_tokens to about {self.enough_tokens(limit)}" if self.unfinished or self.undecided else ""
+        ways = " and ".join(filter(None, (way, "look at what the model answers" if self.no_answer else "")))
+        return f"of the first {self.num_prompts} prompts {said}; they give no labels. Stop, {ways}, and mine again."
+
+    def enough_tokens(self, limit: int) -> int:
+        """Tokens within which about 95 % of the responses would end, as far as those that ended tell.
+
+        Their lengths are taken for lognormal, cut off at `limit`: a line through their logarithms at their normal
+        scores among all prompts.
+        """
+        least = 1.5 * limit if self.unfinished or self.undecided else 0
+        lengths = sorted(self.lengths)
+        if len(lengths) < FEWEST_LENGTHS or lengths[0] == lengths[-1]:
+            return _rounded(max(2 * limit, least))
+        normal = NormalDist()
+        scores = [normal.inv_cdf((place + 0.5) / self.num_prompts) for place in range(len(lengths))]
+        line = linear_regression(scores, [math.log(max(1, length)) for length in lengths])
+        needed = math.exp(min(line.intercept + line.slope * normal.inv_cdf(ENDS), math.log(MOST * limit)))
+        return _rounded(max(needed, least))
+
+
+def warnings(labels: LabelSet) -> Iterator[str]:
+    """What a person should know before training on these labels, a sentence each."""
+    counts, limit = labels.manifest["counts"], labels.manifest["settings"]["max_new_tokens"]
+    prompts, swaps = labels.manifest["num_prompts"], len(labels.labels)
+    unfinished, no_answer = counts[f"num_{UNFINISHED}"], counts[f"num_{NO_ANSWER}"]
+    undecided = sum(label.important is None for label in labels.labels)
+    enough = labels.manifest.get("enough_tokens") or _rounded(2 * limit)
+    if unfinished >= WARNED * prompts:
+        yield (
+            f"{unfinished} of {prompts} prompts did not end within max_new_tokens ({limit}) and gave no labels; about"
+            f" {enough} would let nearly all end."
+        )
+    if no_answer >= WARNED * prompts:
+        yield (
+            f"{no_answer} of {prompts} prompts had no answer that could be read and gave no labels; look at what the"
+            " model answers, and whether the task reads it."
+        )
+    if undecided >= WARNED * swaps:
+        yield (
+            f"{undecided} of {swaps} swaps are undecided, since what followed did not end within max_new_tokens"
+            f" ({limit}); they are left out of the important share and of training; about {enough} would decide nearly"
+            " all."
+        )
+    if missing := what_is_missing(labels):
+        yield f"train_judge will refuse these labels: {missing}"
+
+
+def what_is_missing(labels: LabelSet) -> str:
+    """Why no judge can be trained, and how many prompts more it would take; "" where one can."""
+    found = list(lacking(labels.labels))
+    if not found:
+        return ""
+    kinds = list(kinds_of(labels.labels).values())
+    both, important, unimportant = (kinds.count(frozenset(k)) for k in ((True, False), (True,), (False,)))
+    fillable, prompts = num_fillable(kinds_of(labels.labels)), int(labels.manifest["num_prompts"])
+    unfinished = labels.manifest.get("counts", {}).get(f"num_{UNFINISHED}", 0)
+    also = f", or raise max_new_tokens, at which {unfinished} of them did not end" if unfinished else ""
+    return (
+        f"{'; '.join(found)}; a judge needs both kinds in every split. Of {prompts} prompts {both} have both kinds,"
+        f" {important} important mismatches alone and {unimportant} unimportant ones alone: enough for {fillable} of"
+        f" {len(SPLITS)} splits. Mine about {more_prompts(fillable, prompts)} more prompts{also}."
+    )
+
+
+def status_of(counts: Mapping[str, Any]) -> str:
+    """What became of a prompt, from its stored counts."""
+    return next(status for status in (MINED, NO_ANSWER, UNFINISHED) if counts.get(f"num_{status}"))
+
+
+def _rounded(tokens: float) -> int:
+    """Up to a multiple of 32."""
+    return 32 * math.ceil(tokens / 32)
