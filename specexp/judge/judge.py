@@ -80,8 +80,9 @@ def facts_of(found: Any, where: str) -> Facts:
             faults += [f"{field.name} is missing"] if field.default is MISSING else []
             continue
         values[field.name] = value = found[field.name]
-        is_good, rule = _RULES.get(field.name) or _TYPES[str(field.type)]
-        if not is_good(value):
+        kind, _, optional = str(field.type).partition(" | ")
+        is_good, rule = _RULES.get(field.name) or _TYPES[kind]
+        if not is_good(value) and not (optional and value is None):
             faults.append(f"{field.name} is {shown(value)}; it must be {rule}")
     if faults:
         raise JudgeError(f"{where} cannot be read: in {FACTS}, {', '.join(faults)}. Train it again.")
