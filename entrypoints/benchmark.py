@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json as json_format
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from entrypoints.common import RESUME, Flag, folder_of, guarded, settings_options, tell, uid_of
+from entrypoints.common import RESUME, Flag, file_of, folder_of, guarded, settings_options, tell, uid_of
 from entrypoints.evaluate import SETTINGS as EVALUATE
 from specexp import config
-from specexp.errors import ConfigError, OutputError
+from specexp.errors import ConfigError
 
 if TYPE_CHECKING:
     from specexp.evaluation.journal import Journal
@@ -57,7 +55,7 @@ def benchmark(
     if resolved.toy is not None:
         raise ConfigError(f"pair '{resolved.pair}' is none that transformers decodes; name a pair of real models.")
     path = folder_of("benchmark", output, resume, resolved.hash)
-    _check_file(json)
+    json_path = file_of(json, "json") if json else None
     from specexp.evaluation.output import OutputFolder
 
     folder = OutputFolder(path, resolved, resume, maker="benchmark")
@@ -79,8 +77,8 @@ def benchmark(
         click.echo(report.table(result))
         folder.write_json("benchmark.json", result)
         draw_benchmark(folder.path / "benchmark.png", result)
-        if json:
-            write_whole(Path(json), json_format.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        if json_path:
+            write_whole(json_path, json_format.dumps(result, indent=2, ensure_ascii=False) + "\n")
         outboxes = _outboxes()  # behind the timings, which its threads would disturb
         if outboxes is None:
             click.echo("mlflow is not installed: no run was made.")
@@ -114,13 +112,6 @@ def _fitted(
     if paces is not None:
         fitting.announce(prepared, paces, with_compiled)
     return prepared
-
-
-def _check_file(json: str) -> None:
-    """Refuse a file that cannot be written, before anything is measured."""
-    path = Path(json).absolute()
-    if json and (path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK)):
-        raise OutputError(f"json '{json}' cannot be written; name a file in a folder that exists and can be written.")
 
 
 def _outboxes() -> ModuleType | None:

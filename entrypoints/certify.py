@@ -5,11 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
-from entrypoints.common import RESUME, guarded, settings_options, tell, uid_of
+from entrypoints.common import RESUME, guarded, output_path, settings_options, tell, uid_of
 from entrypoints.evaluate import SETTINGS as EVALUATE
 from entrypoints.evaluate import judges_of
 from specexp.evaluation import certificate_config
@@ -36,7 +35,7 @@ EXIT_CODES = {"lossless": 0}
 def certify(experiment: str, method: str, samples: str, output: str, resume: bool, flags: Mapping[str, str]) -> str:
     """Resolve, examine, show, write and log one certificate; returns its verdict. Raises SpecexpError."""
     asked = certificate_config.resolve(experiment, method, samples, flags)
-    path = Path(output) if output else Path("runs") / f"certify-{asked.method.label}-{asked.hash}"
+    path = output_path(output, f"certify-{asked.method.label}-{asked.hash}")
     # Imports that load torch and mlflow wait until the settings are known to be good.
     from specexp.evaluation.output import OutputFolder
 

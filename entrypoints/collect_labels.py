@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from entrypoints.common import RESUME, guarded, settings_options, tell, uid_of
+from entrypoints.common import RESUME, guarded, output_path, settings_options, tell, uid_of
 from entrypoints.evaluate import SETTINGS as EVALUATE
 from specexp import config
 
@@ -44,7 +44,7 @@ COLUMNS = (
 def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[str, str]) -> Path:
     """Resolve, mine and log one label set; returns its folder. Raises SpecexpError."""
     resolved = config.resolve_mining(experiment, flags)
-    path = Path(output) if output else Path("runs") / f"labels-{resolved.experiment.task}-{resolved.hash}"
+    path = output_path(output, f"labels-{resolved.experiment.task}-{resolved.hash}")
     # Imports that load torch and mlflow wait until the settings are known to be good.
     from specexp.evaluation.output import OutputFolder
 

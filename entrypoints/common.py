@@ -1,10 +1,11 @@
 """What entry points do alike: one clear line and exit code 2 for what a person can mend, a clean end on SIGTERM.
 
-Exit code 3 says that the work is done and on disk, and that its runs have yet to be uploaded.
+Exit code 3 says that the work is done and on disk, and that its runs have yet to be uploaded; 70 is a bug in specexp.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from specexp.errors import OutputError, SpecexpError
+from entrypoints import bugs
+from specexp import reading
+from specexp.errors import ConfigError, OutputError, SpecexpError
 from specexp.lm.memory import is_exhausted, way_out
 
 if TYPE_CHECKING:
@@ -88,7 +91,7 @@ def folder_of(maker: str, output: str, resume: bool, settings_hash: str) -> Path
     """The folder to write: `output`, else one that is named by the time below runs/; to resume, the newest of these
     that was begun with these settings. Raises OutputError where there is none."""
     if output:
-        return Path(output)
+        return reading.path_of(output, "output", OutputError)
     if not resume:
         return Path("runs") / time.strftime(f"{maker}-%Y%m%d-%H%M%S")
     found = []
@@ -122,22 +125,56 @@ def guarded(
     if "OMP_WAIT_POLICY" not in os.environ:  # read as PyTorch is loaded, which `work` does
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
     try:
+        _check_arguments()
         work()
     except SpecexpError as error:
-        for line in str(error).splitlines():
-            click.echo(f"error: {line}", err=True)
+        for fault in error.faults if isinstance(error, ConfigError) else [str(error)]:
+            click.echo(f"error: {' '.join(fault.splitlines())}", err=True)
         sys.exit(error.exit_code)
-    except (RuntimeError, MemoryError) as error:
-        if not is_exhausted(error):
-            raise
-        click.echo(f"error: {way_out(error, 'limit, batch or max_new_tokens')}", err=True)
-        sys.exit(2)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            raise  # whoever read the output is gone; click ends the command without a word
+        if isinstance(error, RuntimeError | MemoryError) and is_exhausted(error):
+            click.echo(f"error: {way_out(error, 'limit, batch or max_new_tokens')}", err=True)
+            sys.exit(2)
+        click.echo(f"error: {bugs.report(error)}", err=True)
+        sys.exit(bugs.EXIT_CODE)
     except KeyboardInterrupt:
         click.echo(" ".join(filter(None, ("interrupted;", kept, way_on))).rstrip(";"), err=True)
         sys.exit(130)
     except _Terminated:
         click.echo(" ".join(filter(None, ("terminated;", kept, way_on))).rstrip(";"), err=True)
         sys.exit(143)
+
+
+def output_path(output: str, default: str) -> Path:
+    """The output folder that is asked for, or the one of this name below runs/. Raises OutputError."""
+    return reading.path_of(output, "output", OutputError) if output else Path("runs") / default
+
+
+def file_of(name: str, what: str) -> Path:
+    """A file to be written in the end, looked at before any work. Raises OutputError where it cannot be."""
+    path = reading.path_of(name, what, OutputError)
+    parent = path.absolute().parent
+    if path.is_dir() or not parent.is_dir() or not os.access(path if path.exists() else parent, os.W_OK):
+        raise OutputError(f"{what} '{name}' cannot be written; name a file in a folder that exists and can be written.")
+    return path
+
+
+def _check_arguments() -> None:
+    """Refuse what no file, store or tokenizer takes, wherever it stands on the command line. Raises ConfigError."""
+    context = click.get_current_context(silent=True)
+    faults = []
+    for name, value in (context.params if context else {}).items():
+        what = "the prompt" if name == "prompt" else name
+        for text in value if isinstance(value, tuple) else (value,):
+            try:
+                if isinstance(text, str):
+                    reading.check_text(text, what, ConfigError, from_bytes=True)
+            except ConfigError as error:
+                faults += error.faults
+    if faults:
+        raise ConfigError(faults)
 
 
 class _Terminated(BaseException):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from entrypoints.common import RESUME, guarded, settings_options, tell, uid_of
+from entrypoints.common import RESUME, guarded, output_path, settings_options, tell, uid_of
 from specexp import config
 from specexp.errors import Unsent
 from specexp.tasks.answers import RULES
@@ -60,7 +60,7 @@ def evaluate(
 ) -> None:
     """Resolve, run and log one experiment. Raises SpecexpError."""
     resolved = config.resolve(experiment, flags)
-    folder_path = Path(output) if output else Path("runs") / f"{resolved.name}-{resolved.hash}"
+    folder_path = output_path(output, f"{resolved.name}-{resolved.hash}")
     # Imports that load torch and mlflow wait until the settings are known to be good.
     from specexp.evaluation.output import OutputFolder
     from specexp.evaluation.showing import Shown

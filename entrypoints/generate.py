@@ -11,6 +11,7 @@ import click
 
 from entrypoints.common import Flag, guarded, settings_options, tell
 from entrypoints.evaluate import SETTINGS as EVALUATE
+from specexp import reading
 from specexp.errors import PromptError
 from specexp.evaluation import single
 
@@ -35,8 +36,7 @@ SETTINGS = {
 def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mapping[str, str]) -> None:
     """Resolve, load, decode and show. Raises SpecexpError."""
     asked = single.resolve(experiment, method, flags)
-    prompt = read(prompt)
-    single.check_prompt(prompt)
+    prompt = single.checked_prompt(read(prompt))
     # Imports that load torch wait until the settings are known to be good.
     from specexp.api import LoadedPair
     from specexp.evaluation.methods import roles_of
@@ -66,10 +66,7 @@ def read(prompt: str) -> str:
     """The prompt itself, or what stands on standard input for `-`. Raises PromptError."""
     if prompt != "-":
         return prompt
-    try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"standard input is not UTF-8 text (byte {error.start}); give it as UTF-8.") from error
+    return reading.decode(sys.stdin.buffer.read(), "standard input", PromptError, "; give it as UTF-8.")
 
 
 class Shown:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import click
 
 from entrypoints.collect_labels import collect_labels
-from entrypoints.common import RESUME, guarded, settings_options
+from entrypoints.common import RESUME, guarded, output_path, settings_options
 from entrypoints.evaluate import SETTINGS, SHOW, evaluate
 from entrypoints.train_judge import order, train_judge
 from specexp import config
@@ -38,7 +37,7 @@ def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[s
     if not any(method.judge == CHAMPION for method in resolved.methods):
         evaluate(experiment, output, resume, flags, show)
         return
-    folder = Path(output) if output else Path("runs") / f"{resolved.name}-{resolved.hash}"
+    folder = output_path(output, f"{resolved.name}-{resolved.hash}")
     given = {key: value for key, value in flags.items() if key in OF_LABELS} | {"limit": mine}
     if resolved.data is not None and config.resolve_mining(experiment, given).experiment.data == resolved.data:
         given["skip"] = str(resolved.limit)  # the same rows: those that the evaluation asks are left to it

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json as json_format
-from pathlib import Path
 
 import click
 
-from entrypoints.common import guarded
-from specexp.errors import ConfigError, OutputError
+from entrypoints.common import file_of, guarded
+from specexp.errors import ConfigError
 from specexp.evaluation.shapes import SHAPES
 from specexp.lm.runtime import DTYPES
 
@@ -24,11 +23,11 @@ def speed_check(shape: str, device: str, dtype: str, gamma: int, compiled: bool,
         faults.append(f"gamma is {gamma}; it must be >= 1.")
     if faults:
         raise ConfigError(faults)
-    if json and not Path(json).absolute().parent.is_dir():
-        raise OutputError(f"json '{json}' cannot be written; name a file in a folder that exists.")
+    json_path = file_of(json, "json") if json else None
     import torch
 
     from specexp.evaluation import speed_check as measuring
+    from specexp.evaluation.records import write_whole
 
     place = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     small = shape == "tiny"
@@ -37,8 +36,8 @@ def speed_check(shape: str, device: str, dtype: str, gamma: int, compiled: bool,
     )
     result = measuring.measure(check)
     click.echo(measuring.table(result))
-    if json:
-        Path(json).write_text(json_format.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if json_path:
+        write_whole(json_path, json_format.dumps(result, indent=2) + "\n")
 
 
 @click.command("speed_check", help=__doc__)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from entrypoints.common import guarded, tell
+from entrypoints.common import guarded, output_path, tell
+from specexp import reading
 from specexp.errors import ConfigError, JudgeError, OutputError, unknown
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _train(asked: Order) -> str:
     from specexp.tasks.answers import version_note
 
     labels, source = _labels(asked.labels)
-    folder = Path(asked.output) if asked.output else Path("runs") / _name(asked, labels)
+    folder = output_path(asked.output, _name(asked, labels))
     _check(folder)
     mode = features.mode(asked.features)
     comparing.check(labels, mode)
@@ -146,7 +147,7 @@ def _labels(address: str) -> tuple[LabelSet, str]:
             )
         address = f"runs:/{run_id}/labels"
     if not address.startswith("runs:"):
-        return LabelSet.read(Path(address).expanduser()), address
+        return LabelSet.read(reading.folder_of(address, "labels", JudgeError, "or runs:/ID/labels")), address
     with tempfile.TemporaryDirectory() as scratch:
         return LabelSet.read(tracking.fetch(address, Path(scratch))), address
 

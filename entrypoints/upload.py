@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from entrypoints.common import guarded
+from specexp import reading
 from specexp.errors import OutputError
 
 
 def upload(output: str) -> None:
     """Send what `output` has to send, each folder under its lock. Raises SpecexpError."""
-    path = Path(output)
+    path = reading.path_of(output, "output", OutputError)
     if not path.is_dir():
         raise OutputError(f"output '{output}' is not a folder; name one that a command has written.")
     from specexp import store

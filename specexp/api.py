@@ -14,9 +14,9 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation, Request
 from specexp.errors import ConfigError
 from specexp.evaluation.methods import Making, decoder_for
-from specexp.evaluation.pair import Pair, Text, identity, load_pair
+from specexp.evaluation.pair import Pair, Text, hidden_sizes, identity, load_pair
 from specexp.evaluation.pieces import Pieces
-from specexp.evaluation.single import check_bytes, check_prompt, most_bytes
+from specexp.evaluation.single import check_bytes, checked_prompt, most_bytes
 from specexp.judge.judge import Judge
 
 
@@ -111,7 +111,7 @@ class LoadedPair:
 
         `text` is a copy of this pair's, for a thread of its own.
         """
-        check_prompt(prompt)
+        prompt = checked_prompt(prompt)
         method = asked.methods[0]
         warp = Warp(asked.temperature, asked.top_k, asked.top_p)
         self.judge_of(method)
@@ -160,7 +160,7 @@ class LoadedPair:
 
             judge = registry.load(method.judge)
             mine = identity(self._pair, self.experiment)
-            judge.check(mine)
+            judge.check(mine, hidden_sizes(self._pair))
             self.notes += judge.notes(mine)
             self._known[method.judge] = judge
         return self._known[method.judge]

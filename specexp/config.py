@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from specexp import reading
 from specexp.decoding.rules import MOST_TOP_K, is_greedy
-from specexp.errors import ConfigError, unknown
+from specexp.errors import ConfigError, shown, unknown
 from specexp.lm.runtime import (
     ATTENTIONS,
     AUTO,
@@ -47,6 +46,11 @@ CALIBRATED = "calibrated"  # the threshold that a judge comes with
 TREES = ("specexec",)  # methods that grow a tree
 PARALLEL_BRANCHES = 4
 MAX_NGRAM = 3
+MOST = (1 << 63) - 1  # of a whole number: what arrays and databases hold
+MOST_NODES = 1 << 16  # of a tree
+MOST_TOGETHER = 1 << 12  # prompts of a batch
+MOST_REPEATS = 10_000
+MOST_TOY_TOKENS = 1 << 12  # the toy's table has a row and a column for each
 # Tasks, and where their rows come from unless `data` says so; None is for those that make their own.
 MUST_BE_GIVEN = DataConfig("")
 TASKS: dict[str, DataConfig | None] = {
@@ -163,33 +167,13 @@ def preset_names(kind: str) -> list[str]:
     return sorted(path.stem for path in (PRESETS / kind).glob("*.yaml"))
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which the plain loader keeps the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise yaml.constructor.ConstructorError(None, None, f"{key} cannot be a key", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping; ConfigError names the file and the place."""
-    try:
-        found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-    except OSError as error:
-        raise ConfigError(f"config file '{path}' cannot be read: {error.strerror or error}.") from error
-    except (yaml.YAMLError, ValueError) as error:  # the latter of a date that does not exist
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    found = reading.parse_yaml(
+        reading.decode(reading.read_bytes(path, "config file", ConfigError), str(path), ConfigError),
+        str(path),
+        ConfigError,
+    )
     if found is None:
         raise ConfigError(f"{path}: is empty; give it settings, or leave it out.")
     if not isinstance(found, dict):
@@ -214,8 +198,8 @@ def resolve(name: str, flags: Mapping[str, Any] | None = None, defaults: Mapping
     else:
         faults.append(unknown("experiment", name, preset_names("experiments")))
     if "config" in flags:
-        path = Path(str(flags.pop("config"))).expanduser()
         try:
+            path = reading.path_of(str(flags.pop("config")), "config file", ConfigError)
             reader.lay(f"{path}: ", load_yaml(path))
         except ConfigError as error:
             faults += error.faults
@@ -265,7 +249,7 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
     try:
         skip = _whole(0, ">= 0")(skip)
     except ValueError as error:
-        faults.append(f"skip is {skip!r}; {error}")
+        faults.append(f"skip is {shown(skip)}; {error}")
     try:
         experiment = resolve(name, given, {"limit": MINED_PROMPTS, "batch": MINED_TOGETHER})
     except ConfigError as error:
@@ -329,7 +313,7 @@ class _Reader:
                     found = _laid_over(before, found)
                 self.values[key] = found
             except (ValueError, ConfigError) as error:
-                self.faults.append(f"{where}{key} is {value!r}; {error}")
+                self.faults.append(f"{where}{key} is {shown(value)}; {error}")
         self._template(where, layer)
 
     def _template(self, where: str, layer: Mapping[str, Any]) -> None:
@@ -467,9 +451,15 @@ def _expanded(names: Sequence[str]) -> list[str]:
     """Names of methods, those of a preset that stands for several in its place."""
     found: list[str] = []
     for name in names:
-        path = PRESETS / "methods" / f"{name}.yaml"
-        found += load_yaml(path)["methods"] if path.is_file() and "methods" in load_yaml(path) else [name]
+        found += group_of(name) or [name]
     return found
+
+
+def group_of(name: str) -> list[str]:
+    """The methods that a preset of several stands for; none for any other name."""
+    if name not in preset_names("methods"):
+        return []
+    return list(load_yaml(PRESETS / "methods" / f"{name}.yaml").get("methods", []))
 
 
 def _chains(preset: str, found: Mapping[str, Any], given: Mapping[str, Any]) -> list[MethodConfig]:
@@ -525,14 +515,18 @@ def _trees(preset: str, gammas: tuple[int, ...] | None, found: Mapping[str, Any]
     return methods
 
 
-def _whole(least: int, rule: str, most: float = math.inf) -> Callable[[Any], int]:
+def _whole(least: int, rule: str, most: int = MOST) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
         try:
             number = int(value) if isinstance(value, str) else value
         except ValueError:
             number = None
-        if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise ValueError(f"it must be a whole number {rule}.")
+        if number > most:
+            raise ValueError(
+                f"it must be a whole number {rule}." if "at most" in rule else f"it must be at most {most:,}."
+            )
         return number
 
     return parse
@@ -542,7 +536,7 @@ def _real(good: Callable[[float], bool], rule: str) -> Callable[[Any], float]:
     def parse(value: Any) -> float:
         try:
             number = float(value) if not isinstance(value, bool) else math.nan
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not good(number):
             raise ValueError(f"it must be a number {rule}.")
@@ -551,17 +545,18 @@ def _real(good: Callable[[float], bool], rule: str) -> Callable[[Any], float]:
     return parse
 
 
-def _several(what: str) -> Callable[[Any], tuple[int, ...]]:
+def _several(what: str, most: int = MOST) -> Callable[[Any], tuple[int, ...]]:
     """One whole number, or several: each is a setting."""
 
     def parse(value: Any) -> tuple[int, ...]:
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-        number = _whole(1, ">= 1, or several separated by commas")
-        if len({str(part).strip() for part in parts}) < len(parts):
-            raise ValueError(f"it must name each {what} once.")
+        number = _whole(1, ">= 1, or several separated by commas", most)
         if not parts:
             raise ValueError(f"it must name one {what} at least.")
-        return tuple(number(part.strip() if isinstance(part, str) else part) for part in parts)
+        found = tuple(number(part.strip() if isinstance(part, str) else part) for part in parts)
+        if len(set(found)) < len(found):
+            raise ValueError(f"it must name each {what} once.")
+        return found
 
     return parse
 
@@ -603,8 +598,10 @@ def _one_of(kind: str, known: Collection[str]) -> Callable[[Any], str]:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value.strip():
         raise ValueError("it must be a name.")
+    if "\0" in value:
+        raise ValueError("it holds a NUL character, which no name has.")
     return value
 
 
@@ -638,7 +635,7 @@ _MODEL_PARSERS: dict[str, Callable[[Any], Any]] = {
 
 def _model(value: Any) -> dict[str, Any]:
     if isinstance(value, str) and value:
-        return {"model": value}
+        return {"model": _text(value)}
     if not isinstance(value, dict):
         raise ValueError("it must be a folder, a hub id, or a mapping with 'model'.")
     found = _keys("model", value, _MODEL_PARSERS)
@@ -664,7 +661,7 @@ def _keys(kind: str, value: Mapping[str, Any], parsers: Mapping[str, Callable[[A
         try:
             found[key] = parsers[key](part)
         except ValueError as error:
-            faults.append(f"{key} is {part!r}: {error}")
+            faults.append(f"{key} is {shown(part)}: {error}")
     if faults:
         raise ValueError(" ".join(faults))
     return found
@@ -672,7 +669,7 @@ def _keys(kind: str, value: Mapping[str, Any], parsers: Mapping[str, Callable[[A
 
 def _data(value: Any) -> DataConfig:
     if isinstance(value, str) and value:
-        return DataConfig(value)
+        return DataConfig(_text(value))
     if not isinstance(value, dict) or not value.get("source"):
         raise ValueError("it must be a file, a folder, an address, a hub id, or a mapping with 'source'.")
     return DataConfig(**_keys("data", value, dict.fromkeys(("source", "subset", "split", "revision"), _text)))
@@ -683,14 +680,16 @@ def _toy(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         parts = [part.partition("=") for part in value.split(",")]
         value = {key.strip(): text.strip() for key, _, text in parts}
+        if len(value) < len(parts):
+            raise ValueError("it must give each of vocab_size, draft_noise and seed once.")
     if not isinstance(value, dict):
         raise ValueError("it must be a mapping of vocab_size, draft_noise and seed.")
     return _keys(
         "toy",
         value,
         {
-            "vocab_size": _whole(2, ">= 2"),
-            "draft_noise": _real(lambda x: 0 <= x < math.inf, ">= 0 (0 = the target itself)"),
+            "vocab_size": _whole(2, ">= 2", MOST_TOY_TOKENS),
+            "draft_noise": _real(lambda x: 0 <= x <= 1e6, "in [0, 1000000] (0 = the target itself)"),
             "seed": _whole(0, ">= 0"),
         },
     )
@@ -710,10 +709,10 @@ def _shots(value: Any) -> int:
 
 
 _TREE_PARSERS: dict[str, Callable[[Any], Any]] = {
-    "tree_budget": _several("budget"),
+    "tree_budget": _several("budget", MOST_NODES),
     "max_depth": _whole(1, ">= 1"),
-    "parallel_branches": _whole(1, ">= 1"),
-    "branch_width": _whole(1, ">= 1"),
+    "parallel_branches": _whole(1, ">= 1", MOST_NODES),
+    "branch_width": _whole(1, ">= 1", MOST_NODES),
     "branch_prune_threshold": _real(lambda x: 0 <= x <= 1, "in [0, 1] (0 = off)"),
     "min_log_prob": _real(lambda x: -math.inf < x <= 0, "<= 0"),
 }
@@ -755,6 +754,6 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "top_k": _whole(0, f">= 0 (0 = off) and at most {MOST_TOP_K}, more than any vocabulary has", MOST_TOP_K),
     "top_p": _real(lambda x: 0 < x <= 1, "in (0, 1] (1 = off)"),
     "seed": _whole(0, ">= 0"),
-    "repeats": _whole(1, ">= 1"),
-    "batch": _whole(1, ">= 1"),
+    "repeats": _whole(1, ">= 1", MOST_REPEATS),
+    "batch": _whole(1, ">= 1", MOST_TOGETHER),
 }

@@ -19,6 +19,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_SHOWN = 100  # characters of a value in a message
+
 
 class SpecexpError(Exception):
     """Base of all errors a person can mend: the message names the value, the rule and the way out."""
@@ -73,4 +75,11 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f", did you mean '{close[0]}'?" if close else "."
-    return f"unknown {kind} '{name}'{hint} Known: {', '.join(names) or 'none'}."
+    given = str(name) if str(name).isprintable() and len(str(name)) <= _SHOWN else shown(str(name))[1:-1]
+    return f"unknown {kind} '{given}'{hint} Known: {', '.join(names) or 'none'}."
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: its repr, cut in the middle where that is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 20]}...{text[-10:]}"

@@ -123,3 +123,15 @@ def workplace(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weights are read."""
+
+    def load_model(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    from specexp.lm import hf
+
+    monkeypatch.setattr(hf, "load_model", load_model)

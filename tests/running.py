@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import signal
@@ -83,3 +84,20 @@ def tiny(folder: Path, **more: Any) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(ZOO / "target" / name, folder)
     return folder
+
+
+def run(name: str, *arguments: str, stdin: bytes | None = None) -> Result:
+    """Run an entry point by its name."""
+    return invoke(importlib.import_module(f"entrypoints.{name}").command, *arguments, stdin=stdin)
+
+
+def is_refused(result: Result, message: str) -> None:
+    """One line, which says `message`, and exit code 2; neither output nor a traceback."""
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert "Traceback" not in line
+    assert len(line) < 1200

@@ -68,8 +68,7 @@ def _faults(method: str) -> list[str]:
         return ["method is not given; name the preset to examine, such as speculative."]
     if "," in method:
         return [f"method is {method!r}; a certificate is of one method: name one preset."]
-    path = config.PRESETS / "methods" / f"{method}.yaml"
-    several = config.load_yaml(path).get("methods", []) if path.is_file() else []
+    several = config.group_of(method)
     return (
         [f"method '{method}' stands for {len(several)} methods; name one of {', '.join(several)}."] if several else []
     )

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from os.path import commonprefix
+from types import ModuleType
 from typing import Any, Protocol
 
 from specexp.config import Experiment
@@ -64,8 +65,16 @@ class TokenizerText:
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a prompt, with what the tokenizer or the template puts before it."""
         if not self.chat:
-            return [int(i) for i in self.tokenizer(joined(messages))["input_ids"]]
+            return self._plain_ids(joined(messages))
         return chat.ids_of(self.tokenizer, chat.render(self.tokenizer, messages))
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """Token ids with what the tokenizer adds; a text that begins with the BOS already is not given another."""
+        ids, bos = [int(i) for i in self.tokenizer(text)["input_ids"]], self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            own = [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+            return ids[1:] if ids[1 : len(own) + 1] == own else ids
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out."""
@@ -152,13 +161,15 @@ class Pair:
     notes: tuple[str, ...] = ()
 
 
-def load_pair(experiment: Experiment, roles: Set[Role], own_prompts: bool = False) -> Pair:
-    """Load the models of these roles; with `own_prompts`, for a person's own prompts and not the experiment's task.
-
-    Raises ModelError before any weights when the tokenizers do not agree.
-    """
+def contexts(experiment: Experiment, roles: Set[Role]) -> dict[Role, int]:
+    """The most positions of each model's sequences, by its config: nothing is loaded. Raises ModelError."""
     if experiment.toy is not None:
-        return _toy_pair(experiment.toy, roles)
+        return dict.fromkeys(roles, TOY_CONTEXT)
+    hf = _hf(experiment)
+    return {role: hf.context_size(experiment.models[role]) for role in roles}
+
+
+def _hf(experiment: Experiment) -> ModuleType:
     try:
         from specexp.lm import hf  # torch and transformers, for those who decode with them
     except ModuleNotFoundError as error:
@@ -166,12 +177,25 @@ def load_pair(experiment: Experiment, roles: Set[Role], own_prompts: bool = Fals
             f"model '{experiment.target.model}' needs the package '{error.name}', which is not installed;"
             f" pip install {error.name}, or try the numpy pair (experiment toy_quick)."
         ) from error
+    return hf
+
+
+def load_pair(experiment: Experiment, roles: Set[Role], own_prompts: bool = False) -> Pair:
+    """Load the models of these roles; with `own_prompts`, for a person's own prompts and not the experiment's task.
+
+    Raises ModelError before any weights when the tokenizers do not agree.
+    """
+    if experiment.toy is not None:
+        return _toy_pair(experiment.toy, roles)
+    hf = _hf(experiment)
     configs = experiment.models
+    # Before the tokenizers, whose loader reads configs too, and takes a broken one for a tokenizer's fault.
+    sizes = {configs[role].model: hf.vocabulary_size(configs[role]) for role in roles}
     tokenizer = hf.load_tokenizer(experiment.target)
     text, notes = _text(experiment, tokenizer, not own_prompts and DEFAULTS[experiment.task].completions)
     other = hf.load_tokenizer(experiment.draft).get_vocab() if "draft" in roles else None
     known = shared_vocabulary(tokenizer.get_vocab(), other)
-    check_vocabulary(known, {configs[role].model: hf.vocabulary_size(configs[role]) for role in roles})
+    check_vocabulary(known, sizes)
     models = {role: hf.load_model(configs[role], known) for role in configs if role in roles}
     eos_ids = models["target" if "target" in roles else "draft"].eos_ids
     return Pair(text, models, eos_ids, notes)
@@ -200,6 +224,11 @@ def identity(pair: Pair, experiment: Experiment) -> dict[str, Any]:
         "dtype": experiment.target.dtype,
         "quantization": {"target": experiment.target.quantization, "draft": experiment.draft.quantization},
     }
+
+
+def hidden_sizes(pair: Pair) -> dict[str, int]:
+    """Width of each model's hidden states, which a judge reads."""
+    return {role: model.facts()["hidden_size"] for role, model in pair.models.items()}
 
 
 def _toy_pair(config: ToyConfig, roles: Set[Role]) -> Pair:

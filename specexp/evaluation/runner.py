@@ -29,7 +29,7 @@ from specexp.evaluation.duration import Pace, Progress, announce
 from specexp.evaluation.methods import Making, decoder_for, roles_of
 from specexp.evaluation.metrics import check_identities, summarise
 from specexp.evaluation.output import OutputFolder
-from specexp.evaluation.pair import Pair, identity, load_pair
+from specexp.evaluation.pair import Pair, contexts, hidden_sizes, identity, load_pair
 from specexp.evaluation.records import Record, RecordFile
 from specexp.judge.judge import Judge
 from specexp.lm import memory
@@ -124,20 +124,24 @@ def prepare(
     chosen = task(experiment.task, experiment.data, experiment.shots, rule=rule)
     examples = chosen.examples(experiment.limit)
     check(examples)
-    pair = load_pair(experiment, set().union(*(roles_of(method) for method in experiment.methods)))
-    mine = identity(pair, experiment)
+    roles = set[Role]().union(*(roles_of(method) for method in experiment.methods))
+    _check_lengths(experiment.methods, min(contexts(experiment, roles).values()))
+    pair = load_pair(experiment, roles)
+    mine, widths = identity(pair, experiment), hidden_sizes(pair) if judges else {}
     notes = [*pair.notes, *notes_of(chosen)]
     for judge in judges.values():
-        judge.check(mine)
+        judge.check(mine, widths)
         notes += judge.notes(mine)
     making = Making(Warp(experiment.temperature, experiment.top_k, experiment.top_p), judges, pair.eos_ids)
     settings = [Setting(method, decoder_for(method, making)) for method in experiment.methods]
-    _check_lengths(settings, pair)
+    for setting in settings:
+        for role in setting.decoder.models if setting.config.tree else ():
+            pair.models[role].check_trees()
     prompts = []
-    roles = sorted({setting.decoder.models[0] for setting in settings}, reverse=True)
+    main_roles = sorted({setting.decoder.models[0] for setting in settings}, reverse=True)
     for example in examples:
         try:
-            prompts.append(_checked(example, experiment, pair, roles))
+            prompts.append(_checked(example, experiment, pair, main_roles))
         except (PromptError, ModelError) as error:
             raise type(error)(f"prompt '{example.prompt_id}': {error}") from None
     return Prepared(experiment, chosen, examples, prompts, settings, pair, judges, notes)
@@ -200,16 +204,14 @@ def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
         output.write_json("judges.json", judges)
 
 
-def _check_lengths(settings: Sequence[Setting], pair: Pair) -> None:
-    """Refuse drafts that the contexts cannot hold, and models that take no tree where one is grown."""
-    context = min(model.context for model in pair.models.values())
-    for setting in settings:
-        tree = setting.config.tree
-        name, length = ("max_depth", tree.max_depth) if tree else ("gamma", setting.config.gamma)
+def _check_lengths(methods: Sequence[MethodConfig], context: int) -> None:
+    """Refuse drafts that the smaller context cannot hold. Raises ConfigError."""
+    for method in methods:
+        name, length = ("max_depth", method.tree.max_depth) if method.tree else ("gamma", method.gamma)
+        if length and context < 2:
+            raise ConfigError(f"the models' context is {context}, which holds no draft; name models with a longer one.")
         if length > context // 2:
             raise ConfigError(f"{name} is {length}; with a context of {context} it must be at most {context // 2}.")
-        for role in setting.decoder.models if tree else ():
-            pair.models[role].check_trees()
 
 
 def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:

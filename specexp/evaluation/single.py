@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from specexp import config
+from specexp import config, reading
 from specexp.config import Experiment
 from specexp.errors import ConfigError, PromptError
 
@@ -29,15 +29,13 @@ def resolve(experiment: str, method: str, flags: Mapping[str, Any]) -> Experimen
     return found
 
 
-def check_prompt(prompt: str) -> None:
-    """Refuse a prompt that says nothing, or is no text. Raises PromptError."""
+def checked_prompt(prompt: str) -> str:
+    """The prompt without a byte order mark. Raises PromptError where it says nothing, or is no text."""
+    prompt = prompt.removeprefix(reading.BOM)
     if not prompt.strip():
         raise PromptError("the prompt is empty; give it some text.")
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = prompt[error.start]
-        raise PromptError(f"the prompt holds {half!r}, half of a character; give it as UTF-8 text.") from None
+    reading.check_text(prompt, "the prompt", PromptError)
+    return prompt
 
 
 def most_bytes(context: int, longest: int) -> int:

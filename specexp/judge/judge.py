@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from safetensors.numpy import load_file, save
 
-from specexp.errors import JudgeError
+from specexp import reading
+from specexp.errors import JudgeError, shown
 from specexp.evaluation.records import write_whole
 from specexp.judge import features
 from specexp.judge.network import Network
@@ -49,6 +51,44 @@ class Facts:
     answer_version: int = UNRECORDED  # of the rule by which the labels' answers were read
 
 
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# What a value of judge.json must be, by its type in `Facts`; and by its name, where more is asked of it.
+_TYPES: dict[str, Rule] = {
+    "str": (lambda x: isinstance(x, str), "a text"),
+    "int": (lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 0, "a whole number >= 0"),
+    "float": (_is_number, "a number"),
+}
+_RULES: dict[str, Rule] = {
+    "threshold": (lambda x: _is_number(x) and x >= 0, "a number >= 0"),
+    **dict.fromkeys(("requested_recall", "recall"), (lambda x: _is_number(x) and 0 <= x <= 1, "a number in [0, 1]")),
+}
+
+
+def facts_of(found: Any, where: str) -> Facts:
+    """`Facts` from what judge.json holds; keys of other versions are ignored. Raises JudgeError with every fault."""
+    if not isinstance(found, dict):
+        raise JudgeError(f"{where} cannot be read: {FACTS} must be an object, got {type(found).__name__}.")
+    faults, values = [], {}
+    for field in fields(Facts):
+        if field.name not in found:
+            faults += [f"{field.name} is missing"] if field.default is MISSING else []
+            continue
+        values[field.name] = value = found[field.name]
+        kind, _, optional = str(field.type).partition(" | ")
+        is_good, rule = _RULES.get(field.name) or _TYPES[kind]
+        if not is_good(value) and not (optional and value is None):
+            faults.append(f"{field.name} is {shown(value)}; it must be {rule}")
+    if faults:
+        raise JudgeError(f"{where} cannot be read: in {FACTS}, {', '.join(faults)}. Train it again.")
+    return Facts(**values)
+
+
 @dataclass(frozen=True, slots=True)
 class Judge:
     """A network and the facts about it."""
@@ -69,28 +109,34 @@ class Judge:
         return hashlib.sha256(save(dict(sorted(self.network.arrays.items())))).hexdigest()
 
     @classmethod
-    def load(cls, folder: Path) -> Judge:
-        """Read a judge's folder. Raises JudgeError."""
+    def load(cls, folder: Path, name: str = "") -> Judge:
+        """Read a judge's folder; messages call it `name`. Raises JudgeError."""
+        name = name or str(folder)
         if not (folder / FACTS).is_file() or not (folder / WEIGHTS).is_file():
-            raise JudgeError(f"'{folder}' holds no judge: it needs {FACTS} and {WEIGHTS}, as train_judge writes them.")
+            raise JudgeError(f"'{name}' holds no judge: it needs {FACTS} and {WEIGHTS}, as train_judge writes them.")
+        where = f"the judge in '{name}'"
+        text = reading.decode(
+            reading.read_bytes(folder / FACTS, "judge file", JudgeError),
+            f"{where} cannot be read: {FACTS}",
+            JudgeError,
+        )
+        facts = facts_of(reading.parse_json(text, f"{where} cannot be read: {FACTS}", JudgeError), where)
         try:
-            found = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-            known = {field.name for field in fields(Facts)}
-            facts = Facts(**{key: value for key, value in found.items() if key in known})
             network = Network(facts.kind, load_file(folder / WEIGHTS))
         except Exception as error:  # a file that was cut off or changed by hand
-            raise JudgeError(f"the judge in '{folder}' cannot be read: {error}") from error
+            raise JudgeError(f"{where} cannot be read: {error}") from error
         if network.num_features != facts.num_features:
             raise JudgeError(
-                f"the judge in '{folder}' says {facts.num_features} features, but its weights have"
+                f"{where} says {facts.num_features} features, but its weights have"
                 f" {network.num_features}; its files are not of one judge."
             )
         return cls(network, facts)
 
-    def check(self, pair: Mapping[str, Any]) -> None:
+    def check(self, pair: Mapping[str, Any], hidden_sizes: Mapping[str, int]) -> None:
         """Raise JudgeError, naming the field, unless this judge was made for this pair.
 
-        `pair` has the fields of `Facts` that must agree: target, draft, tokenizer, and the models' names.
+        `pair` has the fields of `Facts` that must agree: target, draft, tokenizer, and the models' names;
+        `hidden_sizes` are those of its models.
         """
         faults = []
         for role in ("target", "draft"):
@@ -105,6 +151,10 @@ class Judge:
             faults.append(f"its feature_version is {self.facts.feature_version}, not {features.VERSION}")
         if self.facts.features not in features.MODES:
             faults.append(f"its features are '{self.facts.features}', of {', '.join(features.MODES)}")
+        elif (size := features.MODES[self.facts.features].size(hidden_sizes)) != self.facts.num_features:
+            faults.append(
+                f"it reads {self.facts.num_features} features, but '{self.facts.features}' of this pair are {size}"
+            )
         if faults:
             raise JudgeError(f"the judge was made for another pair: {'; '.join(faults)}. Train one for this pair.")
 

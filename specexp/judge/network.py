@@ -38,6 +38,21 @@ class Network:
             names += [f"weight_{i}", f"bias_{i}"]
         if sorted(self.arrays) != sorted(names):
             raise ValueError(f"a judge of kind {self.kind} has {', '.join(names)}; got {', '.join(self.arrays)}.")
+        self._check_arrays()
+
+    def _check_arrays(self) -> None:
+        """Raise ValueError for shapes that do not go together, and for values that are no numbers."""
+        sizes = [self.arrays["mean"].size]
+        shapes: dict[str, tuple[int, ...]] = {"mean": (sizes[0],), "scale": (sizes[0],)}
+        for i in range(1, LAYERS[self.kind] + 1):
+            sizes.append(1 if i == LAYERS[self.kind] else self.arrays[f"bias_{i}"].size)
+            shapes |= {f"weight_{i}": (sizes[i], sizes[i - 1]), f"bias_{i}": (sizes[i],)}
+        for name, shape in shapes.items():
+            found = self.arrays[name]
+            if found.shape != shape or found.dtype != np.float32:
+                raise ValueError(f"{name} is {found.dtype}{list(found.shape)}; it must be float32{list(shape)}.")
+            if not np.isfinite(found).all() or (name == "scale" and not (found > 0).all()):
+                raise ValueError(f"{name} holds values that are not {'above 0' if name == 'scale' else 'finite'}.")
 
     @property
     def num_features(self) -> int:

@@ -6,26 +6,29 @@ through MLflow's wrapper: `load` gives the judge itself.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 import mlflow
 import numpy as np
 from mlflow.entities import Dataset
-from mlflow.models import Model, ModelSignature
+from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
-from specexp import store
+from specexp import reading, store
 from specexp.errors import JudgeError
-from specexp.judge.judge import FACTS, Facts, Judge
+from specexp.judge.judge import FACTS, WEIGHTS, Facts, Judge
 
 NAME = "autojudge"
 CHAMPION, CHALLENGER = "champion", "challenger"
+STORED = ("models:", "runs:")  # how an address in the tracking store begins
+MLMODEL = "MLmodel"  # what describes an MLflow model, in its folder
+MOST_BYTES = 1 << 30  # of a judge's file; two hidden states of 16,384 make 64 MB
 HERE = Path(__file__).resolve().parent
 REQUIREMENTS = ("mlflow", "numpy", "safetensors", "array-api-compat")
 _ABOUT = """Judges of AutoJudge (arXiv 2504.20039): each says of a drafted token that the target would not have chosen
@@ -112,20 +115,37 @@ def crown(name: str, new: str, better: bool, reason: str) -> Verdict:
 
 def load(address: str) -> Judge:
     """A judge by `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/ID/NAME`, or a folder. Raises JudgeError."""
-    folder = Path(address).expanduser()
-    if "://" not in address and not address.startswith(("models:", "runs:")):
-        if not folder.is_dir():
-            raise JudgeError(
-                f"judge '{address}' does not exist; give a folder, models:/NAME@champion, or runs:/ID/judge."
-            )
-        return Judge.load(_inside(folder))
+    if not address.startswith(STORED):
+        folder = reading.folder_of(address, "judge", JudgeError, "models:/NAME@champion, or runs:/ID/judge")
+        return Judge.load(folder / _place(folder / MLMODEL, address) if _is_model(folder) else folder, address)
     with tempfile.TemporaryDirectory() as scratch:
         try:
             with store.quiet():
-                found = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch)
+                found = _fetch(address, Path(scratch))
         except (mlflow.MlflowException, OSError, ValueError) as error:
             raise JudgeError(_missing(address, error)) from error
-        return Judge.load(_inside(Path(found)))
+        return Judge.load(found, address)
+
+
+def _fetch(address: str, scratch: Path) -> Path:
+    """The judge's two files, downloaded, and nothing else of what may stand at the address."""
+    listed = {PurePosixPath(file.path).name: file for file in mlflow.artifacts.list_artifacts(artifact_uri=address)}
+    place = ""
+    if FACTS not in listed and MLMODEL in listed:
+        path = mlflow.artifacts.download_artifacts(artifact_uri=f"{address}/{MLMODEL}", dst_path=str(scratch))
+        place = f"/{_place(Path(path), address)}"
+        inside = mlflow.artifacts.list_artifacts(artifact_uri=f"{address}{place}")
+        listed = {PurePosixPath(file.path).name: file for file in inside}
+    folder = scratch / "files of the judge"
+    folder.mkdir()
+    for name in (FACTS, WEIGHTS):
+        if name not in listed:
+            raise JudgeError(f"'{address}' holds no judge: it needs {FACTS} and {WEIGHTS}, as train_judge writes them.")
+        if (listed[name].file_size or 0) > MOST_BYTES:
+            raise JudgeError(f"'{address}' holds no judge: its {name} has more than {MOST_BYTES:,} bytes.")
+        path = mlflow.artifacts.download_artifacts(artifact_uri=f"{address}{place}/{name}", dst_path=str(scratch))
+        shutil.copyfile(path, folder / name)
+    return folder
 
 
 def _missing(address: str, error: Exception) -> str:
@@ -138,12 +158,17 @@ def _missing(address: str, error: Exception) -> str:
     return f"judge '{address}' is not in the store at {where}: {words}. Train one: collect_labels, then train_judge."
 
 
-def _inside(folder: Path) -> Path:
-    """Where the judge's own files are: here, or inside an MLflow model."""
-    if (folder / FACTS).is_file() or not (folder / "MLmodel").is_file():
-        return folder
-    flavor: Mapping[str, Any] = Model.load(str(folder)).flavors.get("python_function", {})
-    path = flavor.get("artifacts", {}).get("judge", {}).get("path")
-    if path is None:
-        raise JudgeError(f"the MLflow model in '{folder}' is no judge; train_judge makes them.")
-    return folder / str(path)
+def _is_model(folder: Path) -> bool:
+    return not (folder / FACTS).is_file() and (folder / MLMODEL).is_file()
+
+
+def _place(path: Path, address: str) -> str:
+    """Where the judge's own files are inside the MLflow model whose MLmodel is `path`. Raises JudgeError."""
+    where = f"judge '{address}': {MLMODEL}"
+    text = reading.decode(reading.read_bytes(path, "judge file", JudgeError), where, JudgeError)
+    found = reading.parse_yaml(text, where, JudgeError)
+    for key in ("flavors", "python_function", "artifacts", "judge", "path"):
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, str) or PurePosixPath(found).is_absolute() or ".." in PurePosixPath(found).parts:
+        raise JudgeError(f"the MLflow model in '{address}' is no judge; train_judge makes them.")
+    return found

@@ -11,14 +11,21 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PretrainedConfig,
+)
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import logging as transformers_logging
 
@@ -26,6 +33,7 @@ from specexp.decoding.asks import Draft, Drafted
 from specexp.decoding.dice import Dice, HashDice
 from specexp.decoding.rules import Warp
 from specexp.errors import ModelError
+from specexp.lm.config_check import check_config, check_sizes, check_stops
 from specexp.lm.drafting import draft_chain
 from specexp.lm.graphs import SPARE, Capture, CudaGraphs, Graphs, GraphSession
 from specexp.lm.kv import OwnSession, Pool, near, together, tune, visible
@@ -35,6 +43,7 @@ from specexp.lm.offload import Offload, stored
 from specexp.lm.own import OwnForward, refusal
 from specexp.lm.place import integers, sent
 from specexp.lm.runtime import ModelConfig
+from specexp.reading import path_of
 
 Array = torch.Tensor
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,17 +66,45 @@ def load_tokenizer(config: ModelConfig) -> Any:
     try:
         return AutoTokenizer.from_pretrained(path, **_source(config, "tokenizer"))
     except Exception as error:
-        raise ModelError(f"'{name}' has no tokenizer that can be loaded: {_first_line(error)}") from error
+        raise ModelError(f"'{name}' has no tokenizer that can be loaded: {_words(error)}") from error
 
 
-def vocabulary_size(config: ModelConfig) -> int:
-    """How many ids the model scores, padding included; read from its config, before any weights."""
+def read_config(config: ModelConfig) -> Any:
+    """A model's config, checked, before any weights are read. Raises ModelError."""
     path = _checked(config.model)
     try:
         found = AutoConfig.from_pretrained(path, **_source(config, "model"))
     except Exception as error:
-        raise ModelError(f"model '{config.model}' has no config that can be loaded: {_first_line(error)}") from error
-    return int(found.get_text_config(decoder=True).vocab_size)
+        with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
+            # Its class divides by them, or says of what type they should have been and not which file that is.
+            check_sizes(PretrainedConfig.get_config_dict(path, **_source(config, "model"))[0], config.model)
+        raise ModelError(f"model '{config.model}' has no config that can be loaded: {_words(error)}") from error
+    check_config(found, config.model)
+    vocab_size = found.get_text_config(decoder=True).vocab_size
+    try:
+        check_stops(GenerationConfig.from_pretrained(path, **_source(config, "model")), vocab_size, config.model)
+    except OSError:
+        if Path(path, "generation_config.json").is_file():
+            raise ModelError(f"model '{config.model}': its generation_config.json cannot be read.") from None
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"model '{config.model}': its generation_config.json is no good: {_words(error)}") from error
+    return found
+
+
+def vocabulary_size(config: ModelConfig) -> int:
+    """How many ids the model scores, padding included; read from its config, before any weights."""
+    return int(read_config(config).get_text_config(decoder=True).vocab_size)
+
+
+def context_size(config: ModelConfig) -> int:
+    """The most positions a sequence may have; read from the model's config, before any weights."""
+    return _context(read_config(config).get_text_config(decoder=True))
+
+
+def _context(text_config: Any) -> int:
+    return int(getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT)
 
 
 def load_model(config: ModelConfig, known: int | None = None) -> HFModel:
@@ -182,11 +219,18 @@ def _log_only(name: str) -> None:
 def _checked(name: str) -> str:
     path = resolve(name)
     looks_local = path.startswith((".", "/", "~")) or name.startswith(ZOO_PREFIX) or path.count("/") > 1
+    if path_of(path, "model", ModelError).is_file():
+        raise ModelError(f"'{name}' is a file; a model or a tokenizer is the folder that its files are in: give that.")
     if looks_local and not Path(path).expanduser().is_dir():
         raise ModelError(f"model folder '{name}' does not exist; give a folder with a config.json, or a hub id.")
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ModelError(f"folder '{name}' has no config.json; give a folder made by save_pretrained().")
     return str(Path(path).expanduser()) if looks_local else path
+
+
+def _words(error: BaseException) -> str:
+    """An error's words in one line: a validation error names the field in its first line, and the fault in the next."""
+    return f"{' '.join(str(error).split()) or type(error).__name__:.300}"
 
 
 def _first_line(error: BaseException) -> str:
@@ -219,7 +263,7 @@ class HFModel:
         if isinstance(self.graphs, str) and self.graphs not in ("auto", "off"):
             raise ValueError(f"graphs is {self.graphs!r}; it must be 'auto', 'off' or a way of capturing.")
         self.vocab_size = self.known or int(self._text_config.vocab_size)
-        self.context = int(getattr(self._text_config, "max_position_embeddings", None) or _NO_LIMIT)
+        self.context = _context(self._text_config)
         self.device = torch.device(self.module.device)
         self.keeps_rows = "logits_to_keep" in inspect.signature(self.module.forward).parameters
         layers = getattr(DynamicCache(config=self.module.config), "layers", [])
@@ -372,7 +416,7 @@ class HFModel:
             "device": str(self.device),
             "device_name": torch.cuda.get_device_name(self.device) if cuda else "cpu",
             "device_map": {k: str(v) for k, v in (getattr(self.module, "hf_device_map", None) or {}).items()},
-            "quantization": quantization.to_dict() if quantization is not None else None,
+            "quantization": quantization if isinstance(quantization, dict | None) else quantization.to_dict(),
             "attention": config._attn_implementation,
             "vocab_size": self.vocab_size,
             "scored_ids": int(self._text_config.vocab_size),

@@ -6,15 +6,14 @@ nulls before a model sees them. So the body is read here, and handed on in one f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from specexp import config
+from specexp import config, reading
 from specexp.config import Experiment
 from specexp.errors import ConfigError, PromptError, RequestError, unknown
-from specexp.evaluation.single import check_prompt
+from specexp.evaluation.single import checked_prompt
 
 COLUMN = "prompt"
 PARAMETERS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
@@ -68,12 +67,13 @@ def prompts_of(given: Sequence[object]) -> list[str]:
         raise RequestError("no prompt is given; give one at least.")
     if len(flat) > MOST_PROMPTS:
         raise RequestError(f"{len(flat)} prompts are given; a request may have {MOST_PROMPTS}: send several.")
+    found = []
     for number, cell in enumerate(flat, 1):
         if not isinstance(cell, str):
             raise RequestError(f"prompt {number} is {_named(cell)}; it must be text.")
         with numbered(number, len(flat)):
-            check_prompt(cell)
-    return [str(cell) for cell in flat]
+            found.append(checked_prompt(cell))
+    return found
 
 
 @contextmanager
@@ -105,25 +105,12 @@ def settings(experiment: Experiment, params: Mapping[str, Any] | None, most_new_
 
 
 def _read(data: bytes | str) -> dict[str, Any]:
-    try:
-        body = json.loads(data.decode("utf-8") if isinstance(data, bytes) else data, object_pairs_hook=_once)
-    except UnicodeDecodeError as error:
-        raise RequestError(f"the body is not UTF-8 text (byte {error.start}).") from error
-    except RecursionError as error:
-        raise RequestError("the body is nested too deep.") from error
-    except ValueError as error:
-        raise RequestError(f"the body is not JSON: {error}; send an object such as {_LIKE}.") from error
+    if isinstance(data, bytes):
+        data = reading.decode(data, "the body", RequestError, ".")
+    body = reading.parse_json(data, "the body", RequestError, f"; send an object such as {_LIKE}", True)
     if not isinstance(body, dict):
         raise RequestError(f"the body must be an object such as {_LIKE}, got {_named(body)}.")
     return body
-
-
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise RequestError(f"'{next(name for name in names if names.count(name) > 1)}' is given twice; give it once.")
-    return found
 
 
 def cells(value: object) -> list[object]:

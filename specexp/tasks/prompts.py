@@ -8,11 +8,13 @@ else texts. Ids default to the line number; other columns are not used.
 
 from __future__ import annotations
 
-from specexp.errors import TaskError
+import math
+
+from specexp.errors import TaskError, shown
 from specexp.tasks import numbers
 from specexp.tasks.answers import AnswerRule, normal
 from specexp.tasks.example import Dataset, Example
-from specexp.tasks.source import DataConfig, Row, Rows, first_twice, read, text_of
+from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read, text_of
 
 KEYS = ("prompt", "answer", "id")
 
@@ -27,7 +29,7 @@ class Prompts:
         self._rows: Rows = read(config)
         self._examples = [_example(row) for row in self._rows.rows]
         if twice := first_twice(example.prompt_id for example in self._examples):
-            raise TaskError(f"{config.source}: id {twice!r} is given twice; every prompt needs its own.")
+            raise TaskError(f"{config.source}: id {shown(twice)} is given twice; every prompt needs its own.")
         self.notes = self._rows.unused(KEYS)
         if self._rule.rule == "last_number":
             self._check_numbers()
@@ -55,9 +57,10 @@ def _example(row: Row) -> Example:
         names = ", ".join(repr(str(name)) for name in row.values) or "nothing"
         raise TaskError(f"{row.where}: has no 'prompt', but {names}. Used are: {', '.join(KEYS)}.")
     answer = row.values.get("answer")
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
-        raise TaskError(f"{row.where}: 'answer' is {answer!r}; it must be a text or a number, or be left out.")
+    endless = isinstance(answer, float) and math.isinf(answer)
+    if isinstance(answer, bool) or endless or not isinstance(answer, str | int | float | None):
+        raise TaskError(f"{row.where}: 'answer' is {shown(answer)}; it must be a text or a number, or be left out.")
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)  # a column of whole numbers with a gap in it comes as floats
     gold = None if answer is None or answer != answer else normal(str(answer))
-    return Example(str(row.values.get("id", f"line-{row.number}")), (text_of(row, "prompt"),), gold)
+    return Example(name_of(row, ("id",), f"line-{row.number}"), (text_of(row, "prompt"),), gold)

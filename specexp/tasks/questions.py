@@ -7,12 +7,13 @@ Open questions have no answer here; for them an evaluation reports agreement wit
 
 from __future__ import annotations
 
-from specexp.errors import TaskError
+from specexp.errors import TaskError, shown
+from specexp.reading import BOM
 from specexp.tasks import numbers
 from specexp.tasks.answers import marked
 from specexp.tasks.example import Dataset, Example
 from specexp.tasks.gsm8k import gold_of
-from specexp.tasks.source import DataConfig, Row, Rows, first_twice, read
+from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read
 
 # Spec-Bench's file (Xia et al. 2401.07851) begins with MT-Bench (Zheng et al. 2306.05685), by these categories.
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
@@ -31,7 +32,9 @@ class Questions:
         if not self._examples:
             raise TaskError(f"data '{config}' holds no question of {name}'s categories ({', '.join(categories)}).")
         if twice := first_twice(example.prompt_id for example in self._examples):
-            raise TaskError(f"data '{config}': question {twice!r} is given twice; every question needs its own id.")
+            raise TaskError(
+                f"data '{config}': question {shown(twice)} is given twice; every question needs its own id."
+            )
         self.notes = self._rows.unused(KEYS)
 
     def examples(self, limit: int) -> list[Example]:
@@ -51,7 +54,7 @@ def _example(task: str, row: Row) -> Example:
     found = row.values
     turns = found.get("turns", found.get("prompt"))
     if not isinstance(turns, list) or not turns:
-        raise TaskError(f"{row.where}: 'turns' must be a list of one question or more, got {turns!r}.")
+        raise TaskError(f"{row.where}: 'turns' must be a list of one question or more, got {shown(turns)}.")
     if not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise TaskError(f"{row.where}: 'turns' must hold texts that are not empty.")
     category = str(found.get("category") or "")
@@ -61,5 +64,5 @@ def _example(task: str, row: Row) -> Example:
         answer = gold_of(str(reference[-1]))
         if answer is None:
             raise TaskError(f"{row.where}: 'reference' of a {CHECKED} question must end with #### and a number.")
-    name = found.get("question_id", found.get("prompt_id", row.number))
-    return Example(f"{task}-{name}", tuple(turns), answer, category)
+    name = name_of(row, ("question_id", "prompt_id"), str(row.number))
+    return Example(f"{task}-{name}", tuple(turn.removeprefix(BOM) for turn in turns), answer, category)

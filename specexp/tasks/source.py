@@ -1,5 +1,8 @@
-"""Where a task's rows come from: a JSONL file, or whatever the library `datasets` reads (a hub id, an address, a
-folder, a CSV or Parquet file). Plain rows out, each with the place it came from, and a hash of the whole.
+"""Where a task's rows come from: a JSONL or JSON file, or whatever the library `datasets` reads (a hub id, an address,
+a folder, a CSV or Parquet file). Plain rows out, each with the place it came from, and a hash of the whole.
+
+All rows are checked as they are read, whichever way they came: what a text may not hold is refused with its place
+before anything is loaded or decoded.
 """
 
 from __future__ import annotations
@@ -7,15 +10,19 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specexp.errors import TaskError
+from specexp import reading
+from specexp.errors import TaskError, shown
+from specexp.tasks import files
 from specexp.tasks.example import Dataset
 
 LINES = (".jsonl", ".ndjson")
+TEXTS = {**dict.fromkeys(LINES, files.rows_of_lines), ".json": files.rows_of_document}  # local files, read here
 BUILDERS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -69,9 +76,11 @@ class Rows:
 
 def read(config: DataConfig) -> Rows:
     """All rows. Raises TaskError that names the file and line, or what `datasets` says of the source."""
-    path = Path(config.source).expanduser()
-    if path.suffix in LINES and "://" not in config.source:
-        return _read_lines(config, path)
+    if "://" in config.source:
+        return _read_by_library(config, Path(config.source))
+    path = reading.path_of(config.source, "data", TaskError)
+    if _suffix(path) in TEXTS and not path.is_dir():
+        return _read_text(config, path)
     return _read_by_library(config, path)
 
 
@@ -89,47 +98,71 @@ def text_of(row: Row, key: str) -> str:
     """A row's text that is not empty; raises TaskError."""
     value = row.values.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise TaskError(f"{row.where}: '{key}' must be a text that is not empty, got {value!r}.")
-    return value
+        raise TaskError(f"{row.where}: '{key}' must be a text that is not empty, got {shown(value)}.")
+    return value.removeprefix(reading.BOM)
 
 
-def _read_lines(config: DataConfig, path: Path) -> Rows:
-    try:
-        content = path.read_bytes()
-        lines = content.decode("utf-8").split("\n")  # and at no other sign: JSON texts may hold those
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8.") from error
-    except OSError as error:
-        raise TaskError(f"data file '{path}' cannot be read: {error.strerror or error}.") from error
-    if more := [name for name in ("subset", "split", "revision") if getattr(config, name)]:
-        raise TaskError(f"{path}: {more[0]} is given, but a JSONL file has none; leave it out.")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
+def name_of(row: Row, keys: Sequence[str], default: str) -> str:
+    """A row's id by the first of `keys` that it has. Null is as good as none: tables cannot tell them apart."""
+    for key in keys:
+        value = row.values.get(key)
+        if value is None or value != value:
             continue
-        where = f"{path}, line {number}"
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise TaskError(f"{where}: not JSON ({error}).") from error
-        if not isinstance(values, dict):
-            raise TaskError(f"{where}: must be an object, got {type(values).__name__}.")
-        rows.append(Row(where, number, values))
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # a column of whole numbers with a gap in it comes as floats
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number and not (isinstance(value, str) and value.strip()):
+            raise TaskError(f"{row.where}: '{key}' is {shown(value)}; it must be a text or a number, or be left out.")
+        return str(value)
+    return default
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _read_text(config: DataConfig, path: Path) -> Rows:
+    content = _content(config, path)
+    text = reading.decode(content, str(path), TaskError)
+    rows = [Row(*found) for found in TEXTS[_suffix(path)](text, str(path))]
     if not rows:
         raise TaskError(f"{path}: holds no rows; give one JSON object a line.")
     return Rows(config, rows, hashlib.sha256(content).hexdigest())
+
+
+def _content(config: DataConfig, path: Path) -> bytes:
+    """The bytes of a local file, of which `datasets` knows no parts."""
+    content = reading.read_bytes(path, "data file", TaskError, None)
+    if more := [name for name in ("subset", "split", "revision") if getattr(config, name)]:
+        kind = "JSONL" if _suffix(path) in LINES else _suffix(path).removeprefix(".").upper()
+        raise TaskError(f"{path}: {more[0]} is given, but a {kind} file has none; leave it out.")
+    return content
 
 
 def _read_by_library(config: DataConfig, path: Path) -> Rows:
     local = path.exists()
     if not local and config.source.startswith((".", "/", "~")):
         raise TaskError(f"data '{config.source}' does not exist; give a file, a folder, an address or a hub id.")
+    if local and _suffix(path) == ".csv" and path.is_file():
+        files.check_csv(reading.decode(_content(config, path), str(path), TaskError), str(path))
+    found = _loaded(config, path, local)
+    rows = [Row(f"{config.source}, row {number}", number, dict(values)) for number, values in enumerate(found, 1)]
+    if not rows:
+        raise TaskError(f"data '{config}' holds no rows.")
+    for row in rows:
+        reading.check_value(row.values, row.where, TaskError)
+    content = json.dumps([row.values for row in rows], sort_keys=True, default=str)
+    return Rows(config, rows, hashlib.sha256(content.encode()).hexdigest())
+
+
+def _loaded(config: DataConfig, path: Path, local: bool) -> list[dict[str, Any]]:
+    """What the library makes of a source."""
     import datasets  # pandas and pyarrow come along: only for those who ask
 
     datasets.disable_progress_bars()
-    builder = BUILDERS.get(Path(config.source.split("?")[0]).suffix)
-    if config.source.split("?")[0].endswith(LINES):
-        builder = "json"
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it raises is told here, in one line
+    suffix = _suffix(Path(config.source.split("?")[0]))
+    builder = "json" if suffix in LINES else BUILDERS.get(suffix)
     more: dict[str, Any] = {"split": config.split or "train"}
     if builder:
         more |= {"path": builder, "data_files": {more["split"]: str(path) if local else config.source}}
@@ -137,12 +170,31 @@ def _read_by_library(config: DataConfig, path: Path) -> Rows:
         more |= {"path": str(path) if local else config.source, "revision": config.revision or None}
         more |= {"name": config.subset or None}
     try:
-        found = datasets.load_dataset(**more)
+        return list(datasets.load_dataset(**more))
     except Exception as error:  # whatever the library makes of a source: its own words, in one line
+        if cache := _cache_that_fails(error):
+            raise TaskError(f"data '{config}' cannot be loaded: {cache}") from error
+        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # the first in a row of errors says what it is
         words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "corresponds to no data" in words:
+            words = "it holds no rows."
         raise TaskError(f"data '{config}' cannot be loaded: {words}") from error
-    rows = [Row(f"{config.source}, row {number}", number, dict(values)) for number, values in enumerate(found, 1)]
-    if not rows:
-        raise TaskError(f"data '{config}' holds no rows.")
-    content = json.dumps([row.values for row in rows], sort_keys=True, default=str)
-    return Rows(config, rows, hashlib.sha256(content.encode()).hexdigest())
+
+
+def _cache_that_fails(error: BaseException | None) -> str | None:
+    """Where the library's cache is and what names another, if an error is of that folder."""
+    import datasets
+
+    cache = str(datasets.config.HF_DATASETS_CACHE)
+    while error is not None:
+        name = getattr(error, "filename", None)
+        of_cache = isinstance(name, str) and (name.startswith(cache) or cache.startswith(name.rstrip("/") + "/"))
+        if isinstance(error, OSError) and of_cache:
+            reason = error.strerror or error
+            return (
+                f"the cache of the library datasets, '{cache}', cannot be written ({reason}); name another folder in"
+                " HF_DATASETS_CACHE, or in HF_HOME."
+            )
+        error = error.__cause__ or error.__context__
+    return None

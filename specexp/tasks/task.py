@@ -16,6 +16,8 @@ from specexp.tasks.prompts import Prompts
 from specexp.tasks.questions import Questions
 from specexp.tasks.source import DataConfig
 
+MOST_GENERATED = 100_000  # prompts of a task that makes its own
+
 
 @dataclass(frozen=True, slots=True)
 class Arith:
@@ -28,6 +30,7 @@ class Arith:
         return "arith"
 
     def examples(self, limit: int) -> list[Example]:
+        _check_limit(limit, self)
         return [
             Example(f"arith-{self.split}-{p.index}", (arith.prompt(p),), str(p.answer))
             for p in arith.distinct(self.split, limit)
@@ -49,6 +52,7 @@ class Toy:
         return "toy"
 
     def examples(self, limit: int) -> list[Example]:
+        _check_limit(limit, self)
         rng = random.Random("toy")
         return [Example(f"toy-{i}", (" ".join(str(rng.randrange(10)) for _ in range(8)),)) for i in range(limit)]
 
@@ -57,6 +61,14 @@ class Toy:
 
     def dataset(self) -> Dataset:
         return _generated(self, "specexp.tasks.task Toy")
+
+
+def _check_limit(limit: int, task: Task) -> None:
+    if limit > MOST_GENERATED:
+        raise TaskError(
+            f"{limit} prompts of task '{task.name}' are asked for; it makes at most {MOST_GENERATED:,}: lower limit or"
+            " skip."
+        )
 
 
 def _generated(task: Task, source: str) -> Dataset:

@@ -1,0 +1,72 @@
+"""What a model's config must say before its weights are read: sizes that are sizes, and tokens to stop at that are ids.
+
+transformers builds a module from whatever stands in a config; what it then raises names neither the file nor the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from specexp.errors import ModelError, shown
+
+SIZES = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
+    "head_dim",
+)  # fmt: skip
+STOPS = "eos_token_id"
+WINDOW = "sliding_window"
+
+
+def check_sizes(values: Mapping[str, Any], name: str) -> None:
+    """Refuse what a config.json holds, or a loaded config, whose sizes make no model. Raises ModelError."""
+    faults = _faults_of_sizes(values)
+    if faults:
+        raise _no_good(name, "config.json", faults)
+
+
+def check_config(config: Any, name: str) -> None:
+    """Refuse a loaded config that makes no model. Raises ModelError with every fault."""
+    text = config.get_text_config(decoder=True)
+    found = {field: getattr(text, field, None) for field in (*SIZES, WINDOW)}
+    faults = _faults_of_sizes(found)
+    if found[WINDOW] is not None and not _is_whole(found[WINDOW], 0):
+        faults.append(f"{WINDOW} is {shown(found[WINDOW])}; it must be a whole number >= 0, or null")
+    if not faults:
+        faults += _faults_of_stops(getattr(text, STOPS, None), text.vocab_size)
+    if faults:
+        raise _no_good(name, "config.json", faults)
+
+
+def check_stops(generation_config: Any, vocab_size: int, name: str) -> None:
+    """Refuse a generation config whose tokens to stop at are no ids of this vocabulary. Raises ModelError."""
+    faults = _faults_of_stops(getattr(generation_config, STOPS, None), vocab_size)
+    if faults:
+        raise _no_good(name, "generation_config.json", faults)
+
+
+def _no_good(name: str, file: str, faults: Sequence[str]) -> ModelError:
+    return ModelError(f"model '{name}': in its {file}, {', '.join(faults)}; get the file as it was published.")
+
+
+def _faults_of_sizes(values: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{field} is {shown(value)}; it must be a whole number >= 1"
+        for field in SIZES
+        if (value := values.get(field)) is not None and not _is_whole(value, 1)
+    ]
+
+
+def _faults_of_stops(value: Any, vocab_size: int) -> list[str]:
+    """Ids may lie beyond the vocabulary: such a token is never emitted, and some published configs have one."""
+    stops = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    if all(isinstance(each, int) and _is_whole(each, 0) for each in stops):
+        return []
+    return [f"{STOPS} is {shown(value)}; it must be a token id in 0 to {vocab_size - 1}, or a list of them"]
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    """Some families have a list, one value a layer."""
+    if isinstance(value, list | tuple):
+        return all(_is_whole(each, least) for each in value)
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -1,0 +1,73 @@
+"""Rows of a local text file: JSON lines, one JSON document, and what a CSV file must be before a library reads it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from specexp import reading
+from specexp.errors import TaskError, shown
+
+Placed = tuple[str, int, dict[str, Any]]  # where the row is, its number, its values
+
+
+def rows_of_lines(text: str, where: str) -> Iterator[Placed]:
+    """One object a line. A line ends at a line feed, and at no other sign: JSON texts may hold those."""
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.removeprefix(reading.BOM)  # of a file that was appended to another
+        if line.strip():
+            place = f"{where}, line {number}"
+            yield place, number, _object(reading.parse_json(line, place, TaskError), place)
+
+
+def rows_of_document(text: str, where: str) -> Iterator[Placed]:
+    """A list of objects, a single object, or one object a line."""
+    if not text.lstrip().startswith("[") and _is_object(text.lstrip().split("\n", 1)[0]):
+        yield from rows_of_lines(text, where)
+        return
+    found = reading.parse_json(text, where, TaskError)
+    for number, values in enumerate(found if isinstance(found, list) else [found], 1):
+        place = f"{where}, row {number}"
+        yield place, number, _object(values, place)
+
+
+def check_csv(text: str, where: str) -> None:
+    """Refuse what the library would read as something else, or refuse in words of its own: a column named twice, a row
+    with more fields than there are columns. Raises TaskError."""
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""))
+        names = next((row for row in reader if row), [])
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise TaskError(f"{where}: column {shown(twice)} is given twice; give every column a name of its own.")
+        number = 0
+        for number, row in enumerate((row for row in reader if row), 1):
+            if len(row) > len(names):
+                raise TaskError(
+                    f"{where}, row {number}: has {len(row)} fields, but there are {len(names)} columns; put texts with"
+                    ' commas in "".'
+                )
+    except csv.Error as error:
+        raise TaskError(f"{where}, line {reader.line_num}: not CSV ({error}).") from error
+    finally:
+        csv.field_size_limit(limit)
+    if not number:
+        raise TaskError(f"{where}: holds no rows; give column names, and a row below them.")
+
+
+def _object(values: Any, where: str) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise TaskError(f"{where}: must be an object, got {type(values).__name__}.")
+    return values
+
+
+def _is_object(line: str) -> bool:
+    """Whether a line is a JSON object by itself."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
