@@ -67,7 +67,7 @@ def evaluate(
 
     shown = Shown.parse(show)
     folder = OutputFolder(folder_path, resolved, resume)
-    from specexp.evaluation import report, runner, split, token_view
+    from specexp.evaluation import divergence, report, runner, split, token_view
 
     prepared = runner.prepare(resolved, judges_of(resolved), shown.check)
     tell(prepared.notes if with_notes else ())
@@ -80,6 +80,7 @@ def evaluate(
         outbox = Outbox(folder.path, f"{uid_of(folder)}/comparison", f"compare {resolved.name}", tags)
         commands = commands_of(experiment, folder_path, flags)
         if not runner.missing(prepared, records) and outbox.is_sent:
+            divergence.examine(prepared, folder, records)
             found = report.show(prepared, folder, records.records, commands)
             sent = outbox.add([])
         else:
@@ -87,6 +88,7 @@ def evaluate(
                 runner.run(prepared, folder, records)
                 if resolved.batch == 1:
                     split.measure(prepared, folder, records.records)
+                divergence.examine(prepared, folder, records)
                 found = report.show(prepared, folder, records.records, commands)
                 main = report.main(prepared, folder, found, outbox)
                 flat = report.sheets(prepared, folder, records.records, found, uid_of(folder))

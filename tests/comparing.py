@@ -44,6 +44,8 @@ def record(rng: random.Random, method: MethodConfig, prompt: str, repeat: int, g
         "answer": "7" if right else None, "gold": "7" if graded else None, "correct": right if graded else None,
         "num_rounds": rounds, "num_drafted": nodes * sum(histogram),
         "num_accepted": sum(i * n for i, n in enumerate(histogram)), "num_judged": 0, "num_cut": 0, "num_full": 0,
+        "drafted_before_end": [0] * nodes + [sum(histogram)] if histogram else [], "accepted_before_end": histogram,
+        "num_judged_before_end": 0,
         "num_tested": 20, "overlap": 17.0, "num_target_calls": 0 if method.method == "draft_only" else rounds,
         "num_target_positions": rounds * (nodes + 1), "num_draft_calls": length * rounds,
         "num_draft_positions": length * rounds * 4, "accepted_histogram": histogram,

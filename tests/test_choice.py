@@ -77,3 +77,9 @@ def test_what_pays_in_decoding_alone_is_not_recommended() -> None:
 def test_a_lossy_candidate_must_have_done_no_harm(found: Checked, want: bool) -> None:
     assert harmless(found) is want
     assert best({"j": False, "k": True}, {"j": found, "k": ran(1.5, 1.4)}) == ("j" if want else "k")
+
+
+def test_a_lossless_candidate_whose_outputs_refute_it_is_not_recommended() -> None:
+    wrong = ran(3, 2.9, unexplained=1)
+    assert best({"k": True, "b": True}, {"k": wrong, "b": ran(1.5, 1.4)}) == "b"
+    assert best({"k": True}, {"k": wrong}) is None

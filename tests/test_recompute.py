@@ -93,6 +93,22 @@ class Again:
         sign = -1 if metric.endswith("_low") else 1
         return min(1.0, max(0.0, (share + z * z / (2 * n) + sign * reach) / (1 + z * z / n)))
 
+    def newcombe(self, run: str) -> tuple[float, float]:
+        """Method 10 on the fourfold table of prompts, repeats in their shares."""
+        n, cells = len(self.prompts), {(x, y): 0.0 for x in (True, False) for y in (True, False)}
+        for mine, plain in self.pairs(run):
+            cells[bool(mine["correct"]), bool(plain["correct"])] += n / len(self.of(run))
+        a, b, c, d = (cells[key] for key in ((True, True), (True, False), (False, True), (False, False)))
+        p, q = (a + b) / n, (a + c) / n
+        below_p, above_p, below_q, above_q = (
+            abs(self.wilson(share, end) - share) for share in (p, q) for end in ("_low", "_high")
+        )
+        rows, top = (a + b) * (c + d) * (a + c) * (b + d), a * d - b * c
+        phi = (top if top < 0 else max(0.0, top - n / 2)) / math.sqrt(rows) if rows > 0 else 0.0
+        low = math.sqrt(below_p**2 - 2 * phi * below_p * above_q + above_q**2)
+        high = math.sqrt(below_q**2 - 2 * phi * below_q * above_p + above_p**2)
+        return p - q - low, p - q + high
+
     def seconds(self, kind: str, size: float) -> float:
         known = {int(n): s for n, s in self.costs[kind].items()}
         known |= {1: self.costs["target"]["1"]} if kind == "tree_target" else {}
@@ -123,6 +139,9 @@ class Again:
             one, _, other = run.partition("|")
             if name == "same_speed_p":
                 return self.swap_p(one, other)
+            if name in ("ratio_low", "ratio_high"):
+                rates = [self.rate(one, some, "seconds") / self.rate(other, some, "seconds") for some in self.drawn()]
+                return self.end(rates, name)
             assert name == "over"
             return self.rate(one, self.prompts, "seconds") / self.rate(other, self.prompts, "seconds")
         mine = self.of(run)
@@ -174,10 +193,7 @@ class Again:
             case "quality/accuracy_delta":
                 return accuracy - sum(bool(r["correct"]) for r in self.plain()) / len(mine)
             case "quality/accuracy_delta_low" | "quality/accuracy_delta_high":
-                # Prompts in the order in which the records first name them.
-                every = [sum(d) / len(d) for d in self.differences(run).values()]
-                places = np.random.default_rng(0).integers(len(every), size=(2000, len(every)))
-                return self.end([sum(every[i] for i in row) / len(every) for row in places.tolist()], metric)
+                return self.newcombe(run)[metric.endswith("_high")]
             case "quality/mcnemar_p":
                 sums = [sum(d) for d in self.differences(run).values()]
                 signs = list(product((1, -1), repeat=len(sums)))
@@ -189,7 +205,13 @@ class Again:
                 return math.ceil(((Z(0.975) * math.sqrt(d) + Z(0.8) * math.sqrt(d - 1e-4)) / 0.01) ** 2)
         if metric.startswith("accept/histogram_"):
             return histogram.count(int(metric.rpartition("_")[2])) / len(histogram)
-        if metric.startswith(("accept/position_", "tree/depth_")):
+        if metric.startswith("accept/position_"):
+            tried, passed = (
+                sum(sum(r[f"{name}_before_end"][int(metric.rpartition("_")[2]) :]) for r in mine)
+                for name in ("drafted", "accepted")
+            )
+            return passed / tried  # type: ignore[no-any-return]
+        if metric.startswith("tree/depth_"):
             return sum(a >= int(metric.rpartition("_")[2]) for a in histogram) / len(histogram)
         raise AssertionError(f"the report shows {metric} of {run}, which this test does not know")
 

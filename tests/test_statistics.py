@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 
 from specexp.evaluation.statistics import (
     Timed,
-    bootstrap_mean,
+    paired_difference,
     prompts_needed,
     rate,
     rate_ratio,
@@ -122,9 +122,36 @@ def test_of_repeats_the_median_counts() -> None:
     assert ratio.value == pytest.approx(2.0)
 
 
-def test_a_mean_of_equals_has_no_width() -> None:
-    assert bootstrap_mean([0.0, 0.0, 0.0]) == (0.0, 0.0)
-    assert bootstrap_mean([-1.0]) == (-1.0, -1.0)
-    low, high = bootstrap_mean([0.0, 1.0] * 50)
-    assert low == pytest.approx(0.4, abs=0.02)
-    assert high == pytest.approx(0.6, abs=0.02)
+@pytest.mark.parametrize(
+    ("table", "want"),
+    [
+        # Newcombe (1998), Stat. Med. 17, 2635-2650, table II, method 10.
+        ((36, 12, 2, 0), (0.0569, 0.3404)),
+        ((36, 14, 0, 0), (0.1528, 0.4167)),
+        ((18, 14, 0, 18), (0.1441, 0.3963)),
+        ((54, 0, 0, 0), (-0.0664, 0.0664)),
+        ((30, 0, 0, 24), (-0.0358, 0.0358)),
+        # Fagerland, Lydersen, Laake (2014), Stat. Med. 33, 2850-2875: airway hyper-responsiveness.
+        ((1, 1, 7, 12), (-0.507, -0.026)),
+    ],
+)
+def test_paired_shares_differ_by_newcombes_published_intervals(
+    table: tuple[int, int, int, int], want: tuple[float, float]
+) -> None:
+    places = 3 if table == (1, 1, 7, 12) else 4
+    assert [round(end, places) for end in paired_difference(*table)] == pytest.approx(want)
+    low, high = paired_difference(table[0], table[2], table[1], table[3])
+    assert [round(-high, places), round(-low, places)] == pytest.approx(want), "the other way round"
+
+
+def test_an_interval_of_a_difference_is_never_a_point_and_holds_the_truth() -> None:
+    for n in (1, 2, 5, 20, 500):
+        for right in {0, 1, n}:
+            low, high = paired_difference(right, 0, 0, n - right)
+            assert -1 <= low < 0 < high <= 1
+    rng = np.random.default_rng(5)
+    held = 0
+    for table in rng.multinomial(60, [0.8, 0.03, 0.08, 0.09], size=400).tolist():
+        low, high = paired_difference(*table)
+        held += low <= 0.03 - 0.08 <= high
+    assert 0.93 < held / 400 < 0.99

@@ -126,10 +126,56 @@ def test_plain_decoding_alone_is_no_comparison() -> None:
     assert line.startswith("Nothing speculates here. Plain decoding emits 10 tokens a second")
 
 
-def test_of_a_batch_no_interval_is_claimed() -> None:
-    first = said(made_up(settings(METHODS), 8, batch=4))[0]
-    assert "in batches of 4 (no interval: prompts share the steps that were timed)" in first
-    assert "95 %" not in first
+def test_of_a_batch_the_interval_is_over_prompts_and_decides() -> None:
+    fast = said(with_seconds({"speculative": 0.5, "topk": 2.0}, batch=4))[0]
+    assert fast.startswith("Use speculative, which is lossless: it decodes at 2.0")
+    assert "the speed of plain decoding in batches of 4 (95 %: 1.9" in fast
+    assert fast.endswith(", over prompts, which share the steps that were timed).")
+    assert "p " not in fast.partition("batches")[2].replace("prompts", "")
+    vague = said(with_seconds({"speculative": 0.99, "topk": 2.0}, batch=4))[0]
+    assert vague.startswith("Perhaps speculative")
+    assert "not significant at n = 40" in vague
+    one = said(with_seconds({"speculative": 0.5, "topk": 2.0}, num_prompts=1, batch=4))[0]
+    assert one.startswith("Perhaps speculative")
+    assert "(one prompt: no interval)" in one
+
+
+def test_one_prompt_is_no_evidence_for_use() -> None:
+    first = said(with_seconds({"speculative": 0.5, "topk": 2.0}, num_prompts=1))[0]
+    assert first.startswith("Perhaps speculative")
+    assert "(one prompt: no interval)" in first
+
+
+def test_where_no_test_can_tell_settings_apart_intervals_do() -> None:
+    methods = "baseline,speculative_k4,speculative_k8,specexec"
+    few = said(with_seconds({"speculative_k4": 0.5, "speculative_k8": 0.501, "specexec": 4.3}, methods, num_prompts=5))
+    assert "with fewer than 6 prompts" in " ".join(few).replace("fewer than 6 prompts cannot", "")
+    (line,) = [line for line in few if line.startswith("Not told apart")]
+    assert "speculative_k" in line
+    assert "of which it is 0." in line
+    assert "specexec" not in line, "0.23x, and its interval far from 1"
+    clear = said(with_seconds({"speculative_k4": 0.5, "speculative_k8": 0.9, "specexec": 4.3}, methods, num_prompts=5))
+    assert "Every other lossless setting is slower (95 % intervals exclude 1; n = 5 is too few for the test)." in clear
+    batched = said(with_seconds({"speculative_k4": 0.5, "speculative_k8": 0.9, "specexec": 4.3}, methods, batch=4))
+    assert "Every other lossless setting is slower (95 % intervals exclude 1)." in batched
+
+
+def test_few_prompts_are_said_to_be_too_few_for_the_test_where_the_interval_is_clear() -> None:
+    first = said(with_seconds({"speculative": 0.5, "topk": 2.0}, num_prompts=3))[0]
+    assert "p = 0.25; fewer than 6 prompts cannot give less than 0.05, but the interval excludes 1)" in first
+    vague = said(with_seconds({"speculative": 0.99, "topk": 2.0}, num_prompts=3))[0]
+    assert "excludes 1" not in vague
+
+
+def test_answers_that_do_not_change_have_an_interval_all_the_same() -> None:
+    found = with_seconds({"speculative": 0.6, "topk": 0.4}, num_prompts=40)
+    (line,) = [line for line in said(found) if "Lossy" in line]
+    assert "no answer changes from right to wrong or back (95 %: −8.8 to +8.8 points): accuracy 100.0 %" in line
+    records = {entry.label: list(entry.records) for entry in found.entries}
+    records["topk"][0]["correct"] = records["baseline"][1]["correct"] = False  # one lost, one gained
+    (line,) = [line for line in said(compared(found.experiment, records, 40)) if "Lossy" in line]
+    assert "accuracy 0.0 points (95 %: " in line
+    assert "no answer changes" not in line
 
 
 def test_ungraded_outputs_are_compared_where_they_can_be() -> None:

@@ -22,14 +22,16 @@ from tqdm import tqdm
 from specexp import config
 from specexp.config import Experiment
 from specexp.decoding.chain import Chain
+from specexp.engine import Engine
 from specexp.errors import ConfigError
-from specexp.evaluation import environment, runner
+from specexp.evaluation import divergence, environment, runner
 from specexp.evaluation.candidates import Candidate, to_probe
 from specexp.evaluation.choice import NUM_CHECKED, Checked, Option, best, worth_checking
 from specexp.evaluation.forecast import Forecast, Traces, forecast, records_of, trace_of
 from specexp.evaluation.journal import Journal, Key
 from specexp.evaluation.methods import roles_of
 from specexp.evaluation.prediction import Trace
+from specexp.evaluation.records import Record
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.statistics import rate, rate_ratio
 from specexp.evaluation.timing import Own, Phase, Timings, decoding, once, timings, whole
@@ -246,4 +248,25 @@ def _check(prepared: Prepared, candidate: Candidate, timed: Timings) -> Checked:
         sum(b and not a for a, b in pairs),
         sum(a and not b for a, b in pairs),
         trusted,
+        _unexplained(prepared, candidate, records, theirs),
     )
+
+
+def _unexplained(prepared: Prepared, candidate: Candidate, records: Sequence[Record], plain: Sequence[Record]) -> int:
+    """Prompts whose output is not plain decoding's though it must be, where no near tie explains it."""
+    if not divergence.comparable(candidate.setting.config, prepared.experiment):
+        return 0
+    engine, ids = Engine(prepared.pair.models), dict(zip(_names(prepared), prepared.prompts, strict=True))
+    differ: dict[str, tuple[Record, Record]] = {}
+    for mine, other in zip(records, plain, strict=True):
+        if mine["token_ids"] != other["token_ids"]:
+            differ.setdefault(mine["prompt_id"], (mine, other))  # repeats emit the same
+    reasons = [
+        divergence.why(engine, prepared.experiment, ids[name], mine, other["token_ids"])
+        for name, (mine, other) in differ.items()
+    ]
+    return reasons.count(divergence.UNEXPLAINED)
+
+
+def _names(prepared: Prepared) -> list[str]:
+    return [example.prompt_id for example in prepared.examples]

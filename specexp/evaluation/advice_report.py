@@ -9,6 +9,7 @@ from typing import Any
 from specexp.evaluation.advice import PLAIN, Advice
 from specexp.evaluation.advice_words import notes, recommendation, sweep, sweep_line
 from specexp.evaluation.candidates import Candidate
+from specexp.evaluation.divergence_words import NOT_LOSSLESS
 from specexp.evaluation.statistics import rate
 from specexp.evaluation.timing import decoding
 
@@ -99,12 +100,19 @@ def table(result: Mapping[str, Any]) -> str:
             f"{each['label']:<{width}}{each['speedup']:>10.2f}x{each['attainable']:>11.2f}x{each['mean_length']:>13.2f}"
         )
         line += _measured(each["measured"])
-        lines.append(f"{line}  {'lossless' if each['lossless'] else _kept(each['measured'])}".rstrip())
+        lines.append(f"{line}  {_output(each)}".rstrip())
     if left := len(result["candidates"]) - len(rows):
         lines.append(f"and {left} more that are predicted to be slower")
     lines += ["", result["sentence"], *(f"- {note}" for note in result["notes"])]
     lines += [f"- {result['sweep_sentence']}"] if result["sweep"] else []
     return "\n".join(lines)
+
+
+def _output(each: Mapping[str, Any]) -> str:
+    """What a candidate's output is, as its row says it."""
+    if not each["lossless"]:
+        return _kept(each["measured"])
+    return NOT_LOSSLESS if each["measured"] and each["measured"]["unexplained"] else "lossless"
 
 
 def _measured(found: Mapping[str, Any] | None) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from specexp.evaluation import unfinished
+from specexp.evaluation import environment, unfinished
 from specexp.evaluation.advice import PLAIN, Advice
 from specexp.evaluation.candidates import Candidate
-from specexp.evaluation.choice import harmless, pays
+from specexp.evaluation.choice import harmless, may_run, pays
+from specexp.evaluation.divergence_words import NOT_LOSSLESS
 from specexp.evaluation.forecast import records_of
 from specexp.evaluation.statistics import Interval, rate_ratio, wilson
 from specexp.evaluation.timing import decoding
@@ -34,7 +35,7 @@ def sweep(advice: Advice) -> Sweep:
     may = {PLAIN: 1.0}
     for candidate in advice.candidates:
         found = advice.checked[candidate.label]
-        if candidate.lossless or harmless(found):
+        if may_run(candidate.lossless, found):
             may[candidate.label] = found.speedup.value
     predicted = {label: advice.forecast.predicted[label].speedup if label != PLAIN else 1.0 for label in may}
     mine = advice.best or PLAIN
@@ -98,6 +99,11 @@ def _why_not(advice: Advice) -> Iterator[str]:
     """What keeps speculation from paying, or why something faster is passed over."""
     for label in advice.best_three:
         candidate, found = _candidate(advice, label), advice.checked[label]
+        if found.unexplained:
+            yield (
+                f"{label} is {NOT_LOSSLESS}: outputs of {found.unexplained} prompts differ from plain decoding's where"
+                f" no near tie explains it. `python -m entrypoints certify --method {candidate.method}` examines it."
+            )
         if not candidate.lossless and pays(found) and not harmless(found):
             why = (
                 f"it lost {found.lost} answers of {found.checked} and gained {found.gained}"
@@ -134,7 +140,11 @@ def _lossy(advice: Advice) -> Iterator[str]:
     else:
         kept = f"{found.equal:.0%} of its outputs are plain decoding's"
         yield f"It is lossy, and this task has no answers to check: {kept}."
-    exact = [label for label, each in advice.checked.items() if _candidate(advice, label).lossless and pays(each)]
+    exact = [
+        label
+        for label, each in advice.checked.items()
+        if _candidate(advice, label).lossless and may_run(True, each) and pays(each)
+    ]
     if exact:
         label = max(exact, key=lambda name: advice.checked[name].speedup.value)
         yield f"The fastest lossless one that ran is {label}, {_times(advice.checked[label].speedup)}."
@@ -156,6 +166,11 @@ def _limits(advice: Advice) -> Iterator[str]:
         yield "Measured on first turns alone."
     if advice.alpha is None:
         yield "No draft model was given: only prompt lookup was weighed."
+    if environment.on_cuda(advice.environment):
+        yield (
+            "On CUDA a call that is timed by itself costs up to 1.5 times what it costs among others: attainable and"
+            " predicted speed-ups are rough, and what was measured counts."
+        )
     if any(found.lengths == "interpolated" for found in advice.forecast.predicted.values()):
         yield "Mean lengths of some tree budgets lie between counted ones."
     yield from unfinished.warnings({PLAIN: records_of(advice.timed, PLAIN)}, experiment.max_new_tokens)

@@ -113,7 +113,9 @@ def _prompts(prepared: Prepared, most: int) -> dict[str, list[int]]:
     """The prepared prompts, and more of the task where it has more that fit."""
     found = {example.prompt_id: ids for example, ids in zip(prepared.examples, prepared.prompts, strict=True)}
     engine = Engine(prepared.pair.models)
-    for example in prepared.task.examples(max(most, len(found)))[len(found) :]:
+    for example in prepared.task.examples(max(most, len(found))):
+        if example.prompt_id in found:
+            continue
         ids = prepared.pair.text.encode(example.messages())
         try:
             engine.room_for(ids, prepared.experiment.max_new_tokens)

@@ -228,14 +228,16 @@ def _speed_words(comparison: Comparison) -> str:
 CHARTS: dict[str, tuple[str, str, Callable[[Comparison], Any]]] = {
     "frontier": (
         "Speed and quality",
-        "Every setting with its 95 % intervals; discs are lossless, hollow diamonds lossy, the square plain decoding."
+        "Every setting with its 95 % intervals; discs are lossless, hollow diamonds lossy or refuted by their outputs,"
+        " the square is plain decoding."
         " Lines join what differs in one dial: thresholds, K, budgets, or draft lengths.",
         _frontier,
     ),
     "accepted": ("Accepted tokens", "Share of rounds by how many drafted tokens they accept.", _histogram),
     "positions": (
         "Acceptance by position",
-        "Share of rounds whose drafts are all accepted up to a position, or level of a tree.",
+        "Share of rounds whose drafts are all accepted up to a position, of those that have so many before an EOS; or"
+        " up to a level of a tree.",
         _positions,
     ),
     "time": (

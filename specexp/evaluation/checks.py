@@ -11,13 +11,11 @@ from specexp.config import MethodConfig
 from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
 from specexp.evaluation.equality import Draws
-from specexp.evaluation.runner import Prepared, Setting
+from specexp.evaluation.runner import Prepared, Setting, arithmetic_of
 from specexp.judge.judge import Judge
 from specexp.lm import memory
-from specexp.lm.runtime import ModelConfig
 
 PASSED, FAILED, INCONCLUSIVE, REPORTED, SKIPPED = "passed", "failed", "inconclusive", "reported", "does not apply"
-EXACT_DTYPES = ("float32", "float64")  # in which rounding is too small to be taken for a bug
 # What a decoder with a bug may raise; a device's own errors are none of them.
 BREAKS = (AssertionError, ArithmeticError, LookupError, TypeError, ValueError)
 
@@ -74,7 +72,7 @@ class Subject:
     @property
     def arithmetic(self) -> str:
         """The dtype that the target computes in."""
-        return "float64" if self.prepared.experiment.toy is not None else arithmetic(self.prepared.experiment.target)
+        return arithmetic_of(self.prepared.experiment)
 
     def prompts(self) -> dict[str, list[int]]:
         """Ids of every prompt by its name."""
@@ -101,13 +99,6 @@ class Subject:
         if method.method == "autojudge" and self.threshold > 0:
             return f"AutoJudge also accepts mismatches that its judge gives a probability below {self.threshold:g}"
         return ""
-
-
-def arithmetic(model: ModelConfig) -> str:
-    """The dtype that a model computes in: int8 casts to float16 at every call."""
-    if model.quantization == "int8":
-        return "float16"
-    return model.compute_dtype or model.dtype
 
 
 @contextmanager

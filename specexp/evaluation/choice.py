@@ -53,7 +53,8 @@ class Checked:
 
     `lost` and `gained` are answers that were right with plain decoding alone, or with the candidate alone, of `checked`
     that can be right or wrong; `equal` is the share of outputs that are plain decoding's. `trusted` says whether a
-    lossy setting is within what its judge was calibrated for.
+    lossy setting is within what its judge was calibrated for. `unexplained` counts outputs that are not plain
+    decoding's though they must be, and at no near tie.
     """
 
     speedup: Interval
@@ -65,6 +66,7 @@ class Checked:
     lost: int = 0
     gained: int = 0
     trusted: bool = True
+    unexplained: int = 0
 
 
 def pays(found: Checked) -> bool:
@@ -78,7 +80,12 @@ def harmless(found: Checked) -> bool:
     return found.gained >= found.lost if found.checked else found.trusted
 
 
+def may_run(lossless: bool, found: Checked) -> bool:
+    """Whether a setting may be recommended for what it emits: a lossless one unless its outputs refute that."""
+    return not found.unexplained if lossless else harmless(found)
+
+
 def best(lossless: Mapping[str, bool], found: Mapping[str, Checked]) -> str | None:
-    """The fastest of those that ran, of those that pay and, if lossy, did no harm; None: do not speculate."""
-    good = [label for label, each in found.items() if pays(each) and (lossless[label] or harmless(each))]
+    """The fastest of those that ran, of those that pay and did no harm; None: do not speculate."""
+    good = [label for label, each in found.items() if pays(each) and may_run(lossless[label], each)]
     return max(good, key=lambda label: found[label].speedup.value, default=None)

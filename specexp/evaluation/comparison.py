@@ -9,16 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from specexp.config import Experiment, MethodConfig
-from specexp.evaluation import split
-from specexp.evaluation.methods import LOSSLESS
+from specexp.evaluation import divergence, split
+from specexp.evaluation.divergence import Divergence
+from specexp.evaluation.methods import is_lossless as is_lossless
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.records import Record
-from specexp.evaluation.runner import Prepared, costs_of, pooled
+from specexp.evaluation.runner import Prepared, arithmetic_of, claims_attainable, costs_of, pooled
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One setting. `number` names it in figures; `metrics` are of all its repeats; `shares` may be empty."""
+    """One setting. `number` names it in figures; `metrics` are of all its repeats; `shares` may be empty.
+
+    `lossless` is one that is by design, and that no output refutes: `divergence` has those that are not plain
+    decoding's, of a setting that must emit its tokens.
+    """
 
     number: int
     config: MethodConfig
@@ -26,10 +31,16 @@ class Entry:
     metrics: Mapping[str, float]
     records: Sequence[Record]
     shares: Mapping[str, float]
+    divergence: Divergence | None = None
 
     @property
     def label(self) -> str:
         return self.config.label
+
+    @property
+    def refuted(self) -> bool:
+        """Whether it is lossless by design and was not in this run."""
+        return self.divergence is not None and self.divergence.refuted
 
     def interval(self, key: str) -> tuple[float, float] | None:
         """The 95 % interval of a metric that has one."""
@@ -39,15 +50,21 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All settings of one experiment, on the same prompts."""
+    """All settings of one experiment, on the same prompts. `claimed` says whether attainable speed-ups are."""
 
     experiment: Experiment
     entries: Sequence[Entry]
     num_prompts: int
+    claimed: bool = True
 
     @property
     def baseline(self) -> Entry | None:
         return next((entry for entry in self.entries if entry.config.method == "baseline"), None)
+
+    @property
+    def arithmetic(self) -> str:
+        """The dtype that the target computes in."""
+        return arithmetic_of(self.experiment)
 
     @property
     def speed(self) -> str:
@@ -64,26 +81,23 @@ class Comparison:
 
 def compare(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> Comparison:
     """Put together what an output folder holds."""
-    metrics = pooled(prepared, costs_of(output.read_json("costs.json")), records)
+    claimed = claims_attainable(output)
+    metrics = pooled(prepared, costs_of(output.read_json("costs.json")), records, claimed)
     shares = split.read(output)
-    entries = [
-        Entry(
-            number,
-            setting.config,
-            is_lossless(setting.config, prepared.experiment.temperature),
-            metrics[setting.config.label],
-            [record for record in records if record["label"] == setting.config.label],
-            shares.get(setting.config.label, {}),
+    differing = divergence.by_label(prepared.experiment, output.read_json(divergence.FILE), records)
+    entries = []
+    for number, setting in enumerate(prepared.settings, 1):
+        config = setting.config
+        found = differing.get(config.label)
+        entries.append(
+            Entry(
+                number,
+                config,
+                is_lossless(config, prepared.experiment.temperature) and not (found is not None and found.refuted),
+                metrics[config.label] | (found.metrics() if found is not None else {}),
+                [record for record in records if record["label"] == config.label],
+                shares.get(config.label, {}),
+                found,
+            )
         )
-        for number, setting in enumerate(prepared.settings, 1)
-    ]
-    return Comparison(prepared.experiment, entries, len(prepared.examples))
-
-
-def is_lossless(method: MethodConfig, temperature: float) -> bool:
-    """Whether the output has the target's distribution, a lossy method's dial at its lossless end included."""
-    if method.method == "autojudge":
-        return method.threshold == 0
-    if method.method == "topk":
-        return method.accept_k == 1 and temperature == 0
-    return method.method in LOSSLESS
+    return Comparison(prepared.experiment, entries, len(prepared.examples), claimed)

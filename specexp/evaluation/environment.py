@@ -33,6 +33,11 @@ def describe(models: Mapping[Any, Model], tokenizer: Mapping[str, Any]) -> dict[
     }
 
 
+def on_cuda(facts: Mapping[str, Any]) -> bool:
+    """Whether one of these models ran on CUDA."""
+    return any(str(model.get("device", "")).startswith("cuda") for model in facts["models"].values())
+
+
 def name_of(facts: Mapping[str, Any]) -> str:
     """Twelve hex digits that name these facts in a record."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]

@@ -24,6 +24,8 @@ NOISE = 1e-4  # of logits in float32; in a coarser dtype it grows with them
 EPS = {
     "float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7, "float8_e5m2": 2.0**-2,
 }  # fmt: skip
+EXACT_DTYPES = ("float32", "float64")  # in which rounding is too small to be taken for a bug
+COARSE = 8  # a gap so many times what rounding puts between two logits is no rounding in any dtype
 Array = Any
 Outputs = Sequence[Sequence[int]]  # ids of each prompt
 
@@ -92,20 +94,47 @@ def differences(
     found = []
     for name, theirs in outputs.items():
         for (prompt_id, ids), mine, want in zip(prompts.items(), theirs, outputs[reference], strict=True):
-            if list(mine) == list(want):
-                continue
-            shorter = min(len(mine), len(want))
-            at = next((i for i in range(shorter) if mine[i] != want[i]), shorter)
-            token, other = (out[at] if at < len(out) else None for out in (mine, want))
-            if token is None or other is None:
-                found.append(Difference(name, prompt_id, at, token, other, None, False))
-                continue
-            logits = engine.look("target", [*ids, *want[:at]], [])[0][-1]
-            noise = noise_of(dtype, logits)
-            gap = draws.gap(logits, prompt_id, at, [token, other])
-            near = _near_tie(draws, logits, prompt_id, at, (token, other), noise)
-            found.append(Difference(name, prompt_id, at, token, other, gap, near, noise))
-    return found
+            found.append(difference(engine, dtype, name, prompt_id, ids, mine, want, draws))
+    return [each for each in found if each is not None]
+
+
+def difference(
+    engine: Engine,
+    dtype: object,
+    name: str,
+    prompt_id: str,
+    ids: Sequence[int],
+    mine: Sequence[int],
+    want: Sequence[int],
+    draws: Draws = GREEDY,
+) -> Difference | None:
+    """Where the output of a prompt of these `ids` first parts from the wanted one; None where it is the same."""
+    if list(mine) == list(want):
+        return None
+    shorter = min(len(mine), len(want))
+    at = next((i for i in range(shorter) if mine[i] != want[i]), shorter)
+    token, other = (out[at] if at < len(out) else None for out in (mine, want))
+    if token is None or other is None:
+        return Difference(name, prompt_id, at, token, other, None, False)
+    logits = engine.look("target", [*ids, *want[:at]], [])[0][-1]
+    noise = noise_of(dtype, logits)
+    gap = draws.gap(logits, prompt_id, at, [token, other])
+    near = _near_tie(draws, logits, prompt_id, at, (token, other), noise)
+    return Difference(name, prompt_id, at, token, other, gap, near, noise)
+
+
+def explanation(found: Difference, dtype: str) -> str:
+    """`near tie`; `rounding`, where a coarse dtype may have made the gap; or `unexplained`."""
+    if found.near_tie:
+        return "near tie"
+    return "unexplained" if dtype in EXACT_DTYPES or beyond_rounding(found) else "rounding"
+
+
+def beyond_rounding(found: Difference) -> bool:
+    """Whether no dtype's rounding explains it: one of them ended, or the tokens are far apart."""
+    if found.token is None or found.reference is None:
+        return True
+    return found.gap is not None and found.gap > COARSE * found.noise
 
 
 def _near_tie(

@@ -58,6 +58,15 @@ BUILDERS: dict[str, Callable[[MethodConfig, Making], Decoder]] = {
 LOSSLESS = frozenset({"baseline", "speculative", "lookup", "specexec"})
 
 
+def is_lossless(method: MethodConfig, temperature: float) -> bool:
+    """Whether the output has the target's distribution, a lossy method's dial at its lossless end included."""
+    if method.method == "autojudge":
+        return method.threshold == 0
+    if method.method == "topk":
+        return method.accept_k == 1 and temperature == 0
+    return method.method in LOSSLESS
+
+
 def roles_of(method: MethodConfig) -> set[Role]:
     """The models that a method asks, known before any is loaded."""
     alone: dict[str, set[Role]] = {"baseline": {"target"}, "lookup": {"target"}, "draft_only": {"draft"}}

@@ -3,6 +3,7 @@
 config.json        the resolved settings and their hash
 records.jsonl      one line per prompt and setting
 data.json          where the prompts came from, and their hash
+differences.json   outputs that are not plain decoding's though they must be, and what explains each
 judges.json        which judges decoded, and what they were made for
 environments.json  what was loaded and where it ran, by the name that records give it
 costs.json         measured seconds per call

@@ -16,7 +16,6 @@ from specexp.decoding.dice import dice_for
 from specexp.engine import Engine, Request
 from specexp.evaluation.checks import (
     BREAKS,
-    EXACT_DTYPES,
     FAILED,
     PASSED,
     REPORTED,
@@ -28,11 +27,10 @@ from specexp.evaluation.checks import (
     count,
     in_memory,
 )  # fmt: skip
-from specexp.evaluation.equality import Difference, differences, reread
+from specexp.evaluation.equality import EXACT_DTYPES, Difference, beyond_rounding, differences, reread
 from specexp.evaluation.runner import Setting
 
 PLAIN, EQUAL = "plain decoding", "equality"
-COARSE = 8  # a gap so many times what rounding puts between two logits is no rounding in any dtype
 Texts = Sequence[Sequence[int]]
 
 
@@ -98,7 +96,7 @@ def _judged(
     total, tokens = len(texts), sum(len(text) for text in texts)
     far = [each for each in found if not each.near_tie]
     exact = subject.arithmetic in EXACT_DTYPES
-    wrong = far if exact else [each for each in far if _beyond_rounding(each)]
+    wrong = far if exact else [each for each in far if beyond_rounding(each)]
     ties = len(found) - len(far)
     numbers = {
         "prompts": total, "tokens": tokens, "equal": total - len(found), "near_ties": ties, "far": len(far),
@@ -118,13 +116,6 @@ def _judged(
         )
     verdict = FAILED if wrong else REPORTED if far else PASSED
     return Check(name, verdict, words, numbers, {"differences": [_as_json(subject, each) for each in found]})
-
-
-def _beyond_rounding(each: Difference) -> bool:
-    """Whether no dtype's rounding explains it: one of them ended, or the tokens are far apart."""
-    if each.token is None or each.reference is None:
-        return True
-    return each.gap is not None and each.gap > COARSE * each.noise
 
 
 def _told(subject: Subject, each: Difference, other: str) -> str:

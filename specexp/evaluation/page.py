@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from specexp.evaluation.charts import Chart, accepted_shares, reach
 from specexp.evaluation.comparison import Comparison, Entry
+from specexp.evaluation.divergence_words import equality, mark
 from specexp.evaluation.paired import paired
 from specexp.evaluation.records import Record
 from specexp.evaluation.shares import PARTS
@@ -44,6 +45,7 @@ def render(comparison: Comparison, folder: Folder, charts: Sequence[Chart]) -> s
         lstrip_blocks=True,
     )  # fmt: skip
     said = verdict(comparison)
+    environment.globals["mark"] = mark
     return environment.get_template("report.html").render(
         experiment=comparison.experiment,
         num_prompts=comparison.num_prompts,
@@ -94,6 +96,9 @@ def _in_words(comparison: Comparison, entry: Entry) -> Iterator[Sentence]:
     yield speed(comparison, entry)
     if not entry.lossless or comparison.experiment.temperature > 0 or "quality/accuracy_delta" in entry.metrics:
         yield answers(comparison, entry)
+    if words := equality(comparison, entry):
+        *words, last = words
+        yield [*words, str(last).removesuffix(".")]
 
 
 def _numbers(comparison: Comparison, chart: str) -> tuple[list[str], list[tuple[str, list[Number | None]]]] | None:

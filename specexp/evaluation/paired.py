@@ -1,17 +1,20 @@
 """A setting beside plain decoding on the same prompts: speed from sums, answers and outputs pairwise.
 
 What a prompt's turns and repeats say is put together before anything is drawn or tested. Speeds of prompts that were
-decoded in a batch have neither interval nor p: they share the steps that were timed.
+decoded in a batch have an interval over prompts, whose seconds are shares of common steps, and no p: a test that swaps
+prompts takes them for timed apart.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import product
 
 from specexp.evaluation.records import Record
 from specexp.evaluation.statistics import (
     Timed,
-    bootstrap_mean,
+    paired_difference,
     prompts_needed,
     rate_ratio,
     sign_flip_p,
@@ -60,10 +63,14 @@ def against(records: Sequence[Record], baseline: Sequence[Record], batch: int) -
     if batch == 1:
         metrics["speed/speedup"] = speedup(pairs, "seconds")
         if not itself:
-            metrics |= _faster(pairs)
+            metrics |= _faster(pairs, "speed/speedup")
         metrics["speed/speedup_end_to_end"] = speedup(pairs, "seconds", "prefill_seconds")
     else:
         metrics["batch/speedup"] = speedup(pairs, "seconds")
+        if not itself:
+            found = _faster(pairs, "batch/speedup")
+            found.pop("batch/speedup_p", None)
+            metrics |= found
     # Behind a history of its own a method answers another prompt than the baseline.
     same = [pair for pair in pairs if pair[0]["paired"]]
     metrics["quality/equal_to_baseline"] = sum(a["token_ids"] == b["token_ids"] for a, b in same) / len(same)
@@ -73,23 +80,19 @@ def against(records: Sequence[Record], baseline: Sequence[Record], batch: int) -
     return metrics if itself else metrics | _agreement(same)
 
 
-def _faster(pairs: Pairs) -> dict[str, float]:
+def _faster(pairs: Pairs, key: str) -> dict[str, float]:
     ours, theirs = (timed([pair[side] for pair in pairs], "seconds") for side in (0, 1))
     if len(ours.tokens) < 2:
         return {}
     found = rate_ratio(ours, theirs)
-    return {
-        "speed/speedup_low": found.low,
-        "speed/speedup_high": found.high,
-        "speed/speedup_p": swap_p(ours, theirs),
-    }
+    return {f"{key}_low": found.low, f"{key}_high": found.high, f"{key}_p": swap_p(ours, theirs)}
 
 
 def _answers(graded: Pairs, itself: bool) -> dict[str, float]:
     """The paired difference in accuracy: per prompt, what was gained less what was lost in its repeats."""
     gains, repeats = _per_prompt(graded, lambda a, b: int(bool(a["correct"])) - int(bool(b["correct"])))
     means = [gain / n for gain, n in zip(gains, repeats, strict=True)]
-    low, high = bootstrap_mean(means)
+    low, high = paired_difference(*_fourfold(graded))
     found = {
         "quality/accuracy_delta": sum(gains) / sum(repeats),
         "quality/accuracy_delta_low": low,
@@ -99,6 +102,17 @@ def _answers(graded: Pairs, itself: bool) -> dict[str, float]:
     if not itself:
         found["quality/prompts_for_one_point"] = prompts_needed(sum(mean * mean for mean in means) / len(means))
     return found
+
+
+def _fourfold(graded: Pairs) -> tuple[float, ...]:
+    """Prompts on which both are right, the setting alone, plain decoding alone, neither; repeats in their shares."""
+    repeats = Counter(a["prompt_id"] for a, _ in graded)
+    found = []
+    for first, second in product((True, False), repeat=2):
+        alike = [(a, b) for a, b in graded if (bool(a["correct"]), bool(b["correct"])) == (first, second)]
+        counts = Counter(a["prompt_id"] for a, _ in alike)
+        found.append(sum(counts[name] / n for name, n in repeats.items()))
+    return tuple(found)
 
 
 def _agreement(same: Pairs) -> dict[str, float]:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from specexp.config import TREES, MethodConfig
-from specexp.evaluation import canvas, charts, page, split, table, token_view, unfinished
-from specexp.evaluation.comparison import Comparison, compare, is_lossless
+from specexp.evaluation import canvas, charts, divergence, page, split, table, token_view, unfinished
+from specexp.evaluation.comparison import Comparison, compare
+from specexp.evaluation.divergence_words import NOT_LOSSLESS, marks
 from specexp.evaluation.figures import draw_trees
+from specexp.evaluation.methods import is_lossless
+from specexp.evaluation.metrics import has_ends
 from specexp.evaluation.outbox import Outbox
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.records import Record, write_whole
@@ -24,6 +27,7 @@ from specexp.sheets import File, Input, Sheet, logged, now
 PAGE = "report.html"
 OUTPUTS = "outputs.json"  # of a flat run: prompts and outputs, for the UI's side-by-side view
 MOST_OUTPUTS = 50
+REFUTED = f"{NOT_LOSSLESS}: outputs differ from plain decoding's, and no near tie explains it"
 _TABLE = json.dumps([{"path": OUTPUTS, "type": "table"}])
 
 
@@ -45,7 +49,7 @@ def show(prepared: Prepared, output: OutputFolder, records: Sequence[Record], co
     `commands` run the whole again, and show it again.
     """
     experiment = prepared.experiment
-    found = summary(prepared, output, records)
+    found = _with_differences(prepared, output, records, summary(prepared, output, records))
     named = {_name(label, repeat, experiment.repeats): metrics for (label, repeat), metrics in found.items()}
     output.write_json("summary.json", named)
     comparison = compare(prepared, output, records)
@@ -55,7 +59,8 @@ def show(prepared: Prepared, output: OutputFolder, records: Sequence[Record], co
     report = Report(found, comparison, drawn, said, commands, warnings)
     write_page(output, report)
     together = {entry.label: entry.metrics for entry in comparison.entries}
-    print(table.terminal(together, experiment.temperature == 0, experiment.batch, experiment.repeats))
+    outputs = marks(comparison)
+    print(table.terminal(together, experiment.temperature == 0, experiment.batch, experiment.repeats, outputs))
     for warning in warnings:
         print(f"warning: {warning}")
     print(f"verdict: {said[0]}")
@@ -77,20 +82,48 @@ def write_page(output: OutputFolder, report: Report) -> Path:
     return output.path / PAGE
 
 
+def _with_differences(prepared: Prepared, output: OutputFolder, records: Sequence[Record], found: Summary) -> Summary:
+    """A summary with what each repeat's outputs that differ from plain decoding's come to."""
+    entries = output.read_json(divergence.FILE)
+    more: Summary = {}
+    for repeat in {repeat for _, repeat in found}:
+        mine = [record for record in records if record["repeat"] == repeat]
+        for label, each in divergence.by_label(prepared.experiment, entries, mine).items():
+            more[label, repeat] = each.metrics()
+    return {key: metrics | more.get(key, {}) for key, metrics in found.items()}
+
+
 def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dict[str, float]]) -> list[str]:
     """What a reader should know before the numbers."""
     experiment = comparison.experiment
     found = []
-    if disturbed := [name for name, metrics in named.items() if _disturbed(metrics)]:
+    disturbed = [name for name, metrics in named.items() if _disturbed(metrics)]
+    if disturbed and comparison.claimed:
         found.append(
             f"{', '.join(disturbed)}: faster than the measured calls allow; something else was running."
             " Measure again on a quiet machine."
         )
+    if not comparison.claimed:
+        found.append(
+            "Attainable and predicted speed-ups are not shown on CUDA: a call that is timed by itself costs up to 1.5"
+            " times what it costs among others."
+        )
     if experiment.temperature == 0:
         key = "quality/equal_to_baseline"
-        unequal = [e.label for e in comparison.entries if e.lossless and e.metrics.get(key, 1.0) < 1]
+        unknown = [e for e in comparison.entries if e.lossless and e.divergence is None]
+        unequal = [e.label for e in unknown if e.metrics.get(key, 1.0) < 1]
         if unequal and experiment.history == "baseline":
             found.append(f"{', '.join(unequal)}: lossless, but not every greedy output equals plain decoding's.")
+    if wrong := [e.label for e in comparison.entries if e.refuted]:
+        found.append(
+            f"{', '.join(wrong)}: {NOT_LOSSLESS}: outputs differ from plain decoding's, and no near tie explains it"
+            f" ({divergence.FILE})."
+        )
+    if old := [e.label for e in comparison.entries if not has_ends(e.records)]:
+        found.append(
+            f"{', '.join(old)}: records of an earlier version do not say which drafts lie after the end of an output;"
+            " accept/draft_rate, accept/position_i and accept/judged_rate are left out."
+        )
     outputs = {entry.label: entry.records for entry in comparison.entries}
     answer_rule = experiment.answer_rule if experiment.task == "prompts" else ""
     found += unfinished.warnings(outputs, experiment.max_new_tokens, answer_rule)
@@ -114,6 +147,8 @@ def sheets(
     experiment = prepared.experiment
     methods = {setting.config.label: setting.config for setting in prepared.settings}
     shares = {entry.label: entry.shares for entry in report.comparison.entries}
+    comparison = report.comparison
+    refuted = {entry.label for entry in comparison.entries if entry.refuted}
     peaks = memory.peaks_of(output.read_json(memory.FILE))
     found = []
     for (label, repeat), metrics in report.summary.items():
@@ -127,11 +162,12 @@ def sheets(
             *(File(each) for each in ("config.json", "environments.json", str(own))),
             *(File(path.name) for path in _figures(output, methods[label], name, mine)),
         ]
+        flaws = _flaws(metrics, label in refuted, comparison.claimed)
         sheet = Sheet(
             key=f"{uid}/{label}/{repeat}",
             name=name,
             # By the tag, MLflow's UI knows the file for a table of outputs.
-            tags={**_tags(prepared, methods[label], metrics), "mlflow.loggedArtifacts": _TABLE},
+            tags={**_tags(prepared, methods[label], flaws), "mlflow.loggedArtifacts": _TABLE},
             params=logged(_params(prepared, methods[label], mine[0]["seed"])),
             metrics={
                 **metrics,
@@ -152,8 +188,9 @@ def main(prepared: Prepared, output: OutputFolder, report: Report, outbox: Outbo
     Its parameters are those that `mlflow run` logs, raw.
     """
     names = ("records.jsonl", "config.json", "data.json", "environments.json", "summary.json", "costs.json")
+    more = ("judges.json", divergence.FILE, split.FILE, memory.FILE)
     files = [output.path / name for name in (*names, PAGE)]
-    files += [path for name in ("judges.json", split.FILE, memory.FILE) if (path := output.path / name).exists()]
+    files += [path for name in more if (path := output.path / name).exists()]
     files += [*token_view.files(output), *(chart.path for chart in report.charts)]
     tags = {"verdict": report.verdict[0], "mlflow.note.content": "\n\n".join(report.verdict)} if report.verdict else {}
     peaks = memory.peaks_of(output.read_json(memory.FILE))
@@ -195,7 +232,15 @@ def _name(label: str, repeat: int, repeats: int) -> str:
     return label if repeats == 1 else f"{label}_r{repeat}"
 
 
-def _tags(prepared: Prepared, method: MethodConfig, metrics: dict[str, float]) -> dict[str, str]:
+def _flaws(metrics: dict[str, float], refuted: bool, claimed: bool) -> list[str]:
+    """What a run's numbers or outputs give to doubt."""
+    found = [REFUTED] if refuted else []
+    if claimed and _disturbed(metrics):
+        found.append("faster than the measured calls allow: the clock was disturbed")
+    return found
+
+
+def _tags(prepared: Prepared, method: MethodConfig, flaws: Sequence[str]) -> dict[str, str]:
     experiment = prepared.experiment
     tags = {
         "method": method.method,
@@ -203,15 +248,13 @@ def _tags(prepared: Prepared, method: MethodConfig, metrics: dict[str, float]) -
         "group": method.label,
         "pair": experiment.pair,
         "task": experiment.task,
-        "lossless": str(is_lossless(method, experiment.temperature)).lower(),
+        "lossless": str(is_lossless(method, experiment.temperature) and REFUTED not in flaws).lower(),
         "batch": str(experiment.batch),
         "mlflow.runColor": _color(prepared, method),  # by which the UI draws a run in every chart
     }
     if experiment.history != "baseline":
         tags["paired"] = "false"  # from the second turn on, each method answers behind its own history
-    if _disturbed(metrics):
-        tags["warning"] = "faster than the measured calls allow: the clock was disturbed"
-    return tags
+    return tags | ({"warning": "; ".join(flaws)} if flaws else {})
 
 
 def _color(prepared: Prepared, method: MethodConfig) -> str:

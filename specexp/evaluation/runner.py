@@ -36,6 +36,7 @@ from specexp.lm import memory
 from specexp.lm.runtime import ModelConfig
 from specexp.tasks.answers import UNRECORDED, VERSION, AnswerRule, version_words
 from specexp.tasks.example import Example, Task
+from specexp.tasks.sampling import selection
 from specexp.tasks.task import notes_of, task
 
 WARM_UP_TOKENS = 24
@@ -187,12 +188,19 @@ def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
         raise OutputError(
             f"'{output.path}' was begun with another judge than '{', '.join(judges)}' is now; name another folder."
         )
-    now = {**asdict(prepared.task.dataset()), "answer_version": VERSION}
+    now: dict[str, Any] = {**asdict(prepared.task.dataset()), "answer_version": VERSION}
+    if words := selection(prepared.task, prepared.experiment.limit):
+        now["selection"] = words
     before = output.read_json("data.json")
     if before is not None and (was := before.get("answer_version", UNRECORDED)) != VERSION:
         raise OutputError(
             f"'{output.path}' was begun with {version_words(was)} of the answer rule, and this is version {VERSION};"
             " name another output folder."
+        )
+    if before is not None and before.get("selection") != now.get("selection"):
+        raise OutputError(
+            f"'{output.path}' was begun on {before.get('selection') or 'the first rows'}, which are now"
+            f" {now.get('selection') or 'the first rows'}. Name another output folder."
         )
     if before is not None and before != now:
         raise OutputError(
@@ -276,8 +284,16 @@ def requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job]) -> It
     for job in jobs:
         name = prepared.examples[job.index].prompt_id
         dice = dice_for(experiment.temperature, experiment.seed + job.repeat, name, job.turn)
-        ids = _prompt(prepared, records, job)
+        ids = prompt_of(prepared, records, job)
         yield Request(job.setting.decoder, ids, experiment.max_new_tokens, dice, name=name)
+
+
+def arithmetic_of(experiment: Experiment) -> str:
+    """The dtype that the target computes in: int8 casts to float16 at every call."""
+    model = experiment.target
+    if experiment.toy is not None:
+        return "float64"
+    return "float16" if model.quantization == "int8" else model.compute_dtype or model.dtype
 
 
 def _at(prepared: Prepared, jobs: Sequence[Job]) -> tuple[str, str, dict[Role, ModelConfig]]:
@@ -289,7 +305,7 @@ def _at(prepared: Prepared, jobs: Sequence[Job]) -> tuple[str, str, dict[Role, M
     return f"{which} with {jobs[0].setting.config.label}", lower, prepared.experiment.models
 
 
-def _prompt(prepared: Prepared, records: RecordFile, job: Job) -> list[int]:
+def prompt_of(prepared: Prepared, records: RecordFile, job: Job) -> list[int]:
     """Ids of a turn: behind the baseline's earlier answers, the same for every method, or behind the method's own."""
     if job.turn == 0:
         return prepared.prompts[job.index]
@@ -311,15 +327,22 @@ def _environment(prepared: Prepared, output: OutputFolder) -> str:
 
 def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> Summary:
     """Metrics by (label, repeat)."""
-    found = costs_of(output.read_json("costs.json"))
+    found, claimed = costs_of(output.read_json("costs.json")), claims_attainable(output)
     repeats: dict[int, list[Record]] = {}
     for record in records:
         repeats.setdefault(record["repeat"], []).append(record)
-    metrics = {repeat: pooled(prepared, found, group) for repeat, group in sorted(repeats.items())}
+    metrics = {repeat: pooled(prepared, found, group, claimed) for repeat, group in sorted(repeats.items())}
     return {(label, repeat): metrics[repeat][label] for label in metrics[0] for repeat in metrics}
 
 
-def pooled(prepared: Prepared, measured: costs.Costs | None, records: Sequence[Record]) -> dict[str, dict[str, float]]:
+def claims_attainable(output: OutputFolder) -> bool:
+    """Whether calls cost in decoding what they cost when timed, which no run on CUDA can say."""
+    return not any(environment.on_cuda(each) for each in (output.read_json("environments.json") or {}).values())
+
+
+def pooled(
+    prepared: Prepared, measured: costs.Costs | None, records: Sequence[Record], claimed: bool = True
+) -> dict[str, dict[str, float]]:
     """Metrics by label, of all these records: of one repeat, or of several together."""
     groups: dict[str, list[Record]] = {}
     for record in records:
@@ -334,6 +357,7 @@ def pooled(prepared: Prepared, measured: costs.Costs | None, records: Sequence[R
             setting.config.gamma + setting.own,
             setting.varies,
             prepared.experiment.batch,
+            claimed,
         )
         for setting in prepared.settings
     }

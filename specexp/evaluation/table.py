@@ -36,7 +36,7 @@ COLUMNS = (
     Column("predicted", "speed/predicted_speedup", times, terminal=False, calls=True),
     Column("prompts/s", "batch/prompts_per_second", "{:.2f}".format),
     Column("tok/s", "batch/tokens_per_second", count),
-    Column("vs baseline", "batch/speedup", times),
+    Column("vs baseline", "batch/speedup", times, spanned=True),
     Column("tokens/call", "accept/mean_length", "{:.2f}".format, calls=True),
     Column("alpha", "accept/alpha", "{:.3f}".format, calls=True),
     Column("c", "speed/c", "{:.3f}".format, terminal=False, calls=True),
@@ -73,8 +73,17 @@ def columns(metrics: Mapping[str, Mapping[str, float]], greedy: bool, batch: int
     return found
 
 
-def terminal(metrics: Mapping[str, Mapping[str, float]], greedy: bool, batch: int = 1, repeats: int = 1) -> str:
-    """Metrics by name as aligned text; an empty cell is a metric the method does not have."""
+def terminal(
+    metrics: Mapping[str, Mapping[str, float]],
+    greedy: bool,
+    batch: int = 1,
+    repeats: int = 1,
+    outputs: Mapping[str, str] | None = None,
+) -> str:
+    """Metrics by name as aligned text; an empty cell is a metric the method does not have.
+
+    `outputs` say of each name in words what its output is: the last column.
+    """
     heads, cells = [""], [[name] for name in metrics]
     for column in columns(metrics, greedy, batch, repeats):
         if not column.terminal or (column.fault and not any(found.get(column.key) for found in metrics.values())):
@@ -88,13 +97,20 @@ def terminal(metrics: Mapping[str, Mapping[str, float]], greedy: bool, batch: in
             heads.append("95 %")
             for row, found in zip(cells, metrics.values(), strict=True):
                 row.append("-".join(f"{found[end]:.2f}" for end in ends) if ends[0] in found else "")
-    return _aligned([heads, *cells])
+    if outputs is not None:
+        heads.append("output")
+        for row, name in zip(cells, metrics, strict=True):
+            row.append(outputs[name])
+    return _aligned([heads, *cells], outputs is not None)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def _aligned(rows: Sequence[Sequence[str]], words: bool = False) -> str:
+    """Names to the left, numbers to the right; the last column to the left if it holds `words`."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for name, *cells in rows:
         padded = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        if words:
+            padded[-1] = cells[-1]
         lines.append("  ".join([name.ljust(widths[0]), *padded]).rstrip())
     return "\n".join(lines)

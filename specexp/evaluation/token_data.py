@@ -37,7 +37,7 @@ from specexp.engine import Engine, Generation
 from specexp.evaluation import runner
 from specexp.evaluation.hindsight import Opinion, opinions, soft
 from specexp.evaluation.journal import Journal, Key
-from specexp.evaluation.methods import LOSSLESS
+from specexp.evaluation.methods import is_lossless
 from specexp.evaluation.records import Record, RecordFile
 from specexp.evaluation.runner import LOWER, Job, Prepared, Setting
 from specexp.evaluation.spelling import alone, spelled
@@ -109,7 +109,7 @@ def trace(
         "history": experiment.history,
         **{name: getattr(experiment, name) for name in ("temperature", "top_k", "top_p", "seed", "repeats", "batch")},
         "models": sorted(prepared.pair.models),
-        "methods": [_method(setting) for setting in prepared.settings],
+        "methods": [_method(setting, experiment.temperature) for setting in prepared.settings],
         "prompts": prompts,
         "left_out": left_out,
     }
@@ -122,13 +122,13 @@ def _recorded(prepared: Prepared, records: RecordFile, key: Key) -> float:
     return float(sum(record["seconds"] + record["prefill_seconds"] for record in found))
 
 
-def _method(setting: Setting) -> dict[str, Any]:
+def _method(setting: Setting, temperature: float) -> dict[str, Any]:
     config, decoder = setting.config, setting.decoder
     judged = isinstance(decoder, Chain) and isinstance(decoder.rule, Judged)
     return {
         "label": config.label,
         "method": config.method,
-        "lossless": config.method in LOSSLESS,
+        "lossless": is_lossless(config, temperature),
         "bonus": config.bonus,
         "gamma": config.gamma or None,
         "threshold": decoder.rule.threshold if judged else None,  # type: ignore[attr-defined]

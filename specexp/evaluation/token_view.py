@@ -17,6 +17,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from specexp.evaluation import divergence
+from specexp.evaluation.divergence_words import NOT_LOSSLESS
 from specexp.evaluation.journal import Journal
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.records import RecordFile, write_whole
@@ -66,6 +68,9 @@ def write(
         return []
     page.unlink(missing_ok=True)  # a page stands only beside the data it was made from
     found["chosen"] = "by number" if shown.number is not None else "by id"
+    differing = divergence.by_label(prepared.experiment, output.read_json(divergence.FILE), records.records)
+    for method in found["methods"]:
+        method["refuted"] = method["label"] in differing and differing[method["label"]].refuted
     write_whole(data, json.dumps(found, separators=(",", ":")) + "\n")
     write_whole(page, render(found))
     (output.path / DECODED).unlink()
@@ -155,7 +160,7 @@ def _legend(data: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "num_tokens": counts.total(),
                 "per_call": f"{counts.total() / calls:.2f}" if calls else "",
                 "counts": counts,
-                "lossless": method["lossless"],
+                "mark": NOT_LOSSLESS if method.get("refuted") else "" if method["lossless"] else "lossy",
             }
         )
     return rows

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specexp.evaluation.comparison import Comparison, Entry
-from specexp.evaluation.paired import timed
-from specexp.evaluation.statistics import SIGNIFICANT, swap_p
+from specexp.evaluation.divergence_words import equality, refuted
+from specexp.evaluation.paired import paired, timed
+from specexp.evaluation.statistics import SIGNIFICANT, rate_ratio, swap_p
 from specexp.evaluation.words import Number, Sentence, count, of, p_equals, percent, points, span, times
 
 ROUGH = 20  # prompts below which a bootstrap interval is a rough guide
@@ -25,17 +26,20 @@ def verdict(comparison: Comparison) -> list[Sentence]:
     if plain is None:
         return [_without_baseline(comparison)]
     key = comparison.speed
-    mine = [entry for entry in comparison.entries if key in entry.metrics and entry is not plain]
+    wrong = refuted(comparison.entries)
+    mine = [e for e in comparison.entries if key in e.metrics and e is not plain and not e.refuted]
     exact = sorted((e for e in mine if e.lossless), key=lambda e: -e.metrics[key])
     lossy = [e for e in mine if not e.lossless and e.config.method != "draft_only"]
     if not exact and not lossy:
         rate = of(plain, comparison.speed.replace("speedup", "tokens_per_second"), count)
-        return [["Nothing speculates here. Plain decoding emits ", rate, " tokens a second; add methods that draft."]]
+        start = "Nothing else speculates here." if wrong else "Nothing speculates here."
+        return [[*wrong, f"{start} Plain decoding emits ", rate, " tokens a second; add methods that draft."]]
     best = exact[0] if exact and exact[0].metrics[key] > 1 else None
     other = _best_lossy(lossy, key)
-    found: list[Sentence] = [_headline(comparison, exact, other)]
+    found: list[Sentence] = [[*wrong, *_headline(comparison, exact, other)]]
+    found += [sentence for entry in exact if (sentence := equality(comparison, entry))]
     if best is not None:
-        found += [s for s in (_equal(comparison, best), _told_apart(comparison, best, exact[1:])) if s]
+        found += [s for s in (_told_apart(comparison, best, exact[1:]),) if s]
     if other is not None:
         found.append(_lossy(comparison, other, best))
     return found + _how_sure(comparison, len(mine), other)
@@ -69,22 +73,32 @@ def _headline(comparison: Comparison, exact: Sequence[Entry], other: Entry | Non
 
 
 def _unsure(entry: Entry, key: str) -> bool:
-    """Whether a gain was tested and not found significant."""
-    return entry.metrics.get(f"{key}_p", 0.0) >= SIGNIFICANT
+    """Whether a gain was not found significant: by its test, or by its interval where there is no test."""
+    if f"{key}_p" in entry.metrics:
+        return entry.metrics[f"{key}_p"] >= SIGNIFICANT
+    return not _excludes_one(entry, key)
+
+
+def _excludes_one(entry: Entry, key: str) -> bool:
+    ends = entry.interval(key)
+    return ends is not None and not ends[0] <= 1 <= ends[1]
 
 
 def speed(comparison: Comparison, entry: Entry) -> list[str | Number]:
     """`1.92x plain decoding (95 %: 1.80x to 2.05x, p < 0.001)`, and whether that is significant."""
     key = comparison.speed
     found: list[str | Number] = [of(entry, key, times), " the speed of plain decoding"]
-    if comparison.experiment.batch > 1:
-        together = comparison.experiment.batch
-        return [*found, f" in batches of {together} (no interval: prompts share the steps that were timed)"]
+    batch, n = comparison.experiment.batch, comparison.num_prompts
+    found += [f" in batches of {batch}"] if batch > 1 else []
     if entry.interval(key) is None:
         return [*found, " (one prompt: no interval)"]
     if _unsure(entry, key):
-        found.append(f", not significant at n = {comparison.num_prompts}")
-    return [*found, " (95 %: ", *span(entry, key, times), ", ", of(entry, f"{key}_p", p_equals), ")"]
+        found.append(f", not significant at n = {n}")
+    found += [" (95 %: ", *span(entry, key, times)]
+    if batch > 1:
+        return [*found, ", over prompts, which share the steps that were timed)"]
+    few = f"; fewer than {FEWEST} prompts cannot give less than {SIGNIFICANT}, but the interval excludes 1"
+    return [*found, ", ", of(entry, f"{key}_p", p_equals), few if n < FEWEST and _excludes_one(entry, key) else "", ")"]
 
 
 def answers(comparison: Comparison, entry: Entry) -> list[str | Number]:
@@ -92,16 +106,25 @@ def answers(comparison: Comparison, entry: Entry) -> list[str | Number]:
     delta = "quality/accuracy_delta"
     if delta not in entry.metrics:
         return _agreement(comparison, entry)
-    ends, test = entry.interval(delta), "McNemar" if comparison.experiment.repeats == 1 else "paired"
+    test = "McNemar" if comparison.experiment.repeats == 1 else "paired"
     graded = f"{entry.metrics['count/graded']:.0f}"
-    if entry.metrics[delta] == 0 and ends is not None and not any(ends):
-        return ["accuracy ", of(entry, "quality/accuracy", percent), f" like plain decoding's, on each of {graded}"]
+    if not _changes(comparison, entry):
+        return [
+            "no answer changes from right to wrong or back (95 %: ", *span(entry, delta, points), " points): accuracy ",
+            of(entry, "quality/accuracy", percent), f" like plain decoding's, on each of {graded}",
+        ]  # fmt: skip
     sure = entry.metrics["quality/mcnemar_p"] < SIGNIFICANT
     return [
         "accuracy ", of(entry, delta, points), " points (95 %: ", *span(entry, delta, points),
         f"), {'' if sure else 'not '}significant at n = {graded} ({test} ", of(entry, "quality/mcnemar_p", p_equals),
         ")",
     ]  # fmt: skip
+
+
+def _changes(comparison: Comparison, entry: Entry) -> bool:
+    """Whether any answer is right with this setting alone, or with plain decoding alone."""
+    plain = comparison.baseline
+    return plain is not None and any(a["correct"] != b["correct"] for a, b in paired(entry.records, plain.records))
 
 
 def _agreement(comparison: Comparison, entry: Entry) -> list[str | Number]:
@@ -113,30 +136,35 @@ def _agreement(comparison: Comparison, entry: Entry) -> list[str | Number]:
     return ["no answers to grade; ", of(entry, key, percent), " of the outputs equal plain decoding's"]
 
 
-def _equal(comparison: Comparison, best: Entry) -> Sentence:
-    """Whether greedy lossless outputs are the very same."""
-    share = of(best, "quality/equal_to_baseline", percent)
-    if comparison.experiment.temperature > 0 or share.value == 1:
-        return []
-    return [
-        "Yet only ", share, f" of {best.label}'s outputs equal plain decoding's, token for token: near ties of the"
-        " arithmetic, or a mistake. `python -m entrypoints certify` tells which.",
-    ]  # fmt: skip
-
-
 def _told_apart(comparison: Comparison, best: Entry, rest: Sequence[Entry]) -> Sentence:
     """Lossless settings that are as fast, as far as these prompts tell."""
-    if comparison.experiment.batch > 1 or comparison.num_prompts < 2:
+    n, batch = comparison.num_prompts, comparison.experiment.batch
+    if n < 2 or not rest:
         return []
-    mine = timed(best.records, "seconds")
-    same = [(e, p) for e in rest if (p := swap_p(mine, timed(e.records, "seconds"))) >= SIGNIFICANT]
+    tested = batch == 1 and n >= FEWEST
+    same = [(entry, words) for entry in rest if (words := _as_fast(best, entry, tested))]
     if not same:
-        return [f"Every other lossless setting is slower (p < {SIGNIFICANT} each)."] if rest else []
+        by_intervals = "95 % intervals exclude 1" + ("" if batch > 1 else f"; n = {n} is too few for the test")
+        return [f"Every other lossless setting is slower ({f'p < {SIGNIFICANT} each' if tested else by_intervals})."]
     found: list[str | Number] = ["Not told apart from it in speed: "]
-    for place, (entry, p) in enumerate(same[:NAMED]):
-        number = Number("verdict/same_speed_p", f"{best.label}|{entry.label}", p, p_equals(p))
-        found += [", " if place else "", f"{entry.label} (", of(entry, comparison.speed, times), ", ", number, ")"]
+    for place, (entry, words) in enumerate(same[:NAMED]):
+        found += [", " if place else "", f"{entry.label} (", of(entry, comparison.speed, times), ", ", *words, ")"]
     return [*found, f" and {len(same) - NAMED} more." if len(same) > NAMED else "."]
+
+
+def _as_fast(best: Entry, entry: Entry, tested: bool) -> Sentence:
+    """Why a setting may be as fast as the best: a p, or where no test can tell an interval; else nothing."""
+    mine, other = (timed(each.records, "seconds") for each in (best, entry))
+    both = f"{best.label}|{entry.label}"
+    if tested:
+        p = swap_p(mine, other)
+        return [Number("verdict/same_speed_p", both, p, p_equals(p))] if p >= SIGNIFICANT else []
+    ratio = rate_ratio(mine, other)
+    if not ratio.low <= 1 <= ratio.high:
+        return []
+    ends = {"low": ratio.low, "high": ratio.high}
+    low, high = (Number(f"verdict/ratio_{end}", both, value, times(value)) for end, value in ends.items())
+    return ["of which it is ", low, " to ", high]
 
 
 def _best_lossy(lossy: Sequence[Entry], key: str) -> Entry | None:

@@ -34,6 +34,7 @@ from specexp.judge.yields import FIRST, Yield, status_of
 from specexp.lm import memory
 from specexp.tasks.answers import UNRECORDED, VERSION, AnswerRule, version_note, version_words
 from specexp.tasks.example import Example, Task
+from specexp.tasks.sampling import selection
 from specexp.tasks.task import task
 
 PROGRESS = "progress"
@@ -55,7 +56,7 @@ def prepare(config: MiningConfig) -> Prepared:
     experiment = config.experiment
     rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
     chosen = task(experiment.task, experiment.data, experiment.shots, "mining", rule)
-    examples = chosen.examples(config.skip + experiment.limit)[config.skip :]
+    examples = after_skipped(chosen, config.skip, experiment.limit)
     if not examples:
         raise TaskError(f"skip is {config.skip}, but task '{experiment.task}' has no prompt behind it; lower it.")
     pair = load_pair(experiment, {"target", "draft"})
@@ -77,12 +78,22 @@ def prepare(config: MiningConfig) -> Prepared:
     return Prepared(config, chosen, examples, pair)
 
 
+def after_skipped(chosen: Task, skip: int, limit: int) -> list[Example]:
+    """`limit` examples that are not among those that a limit of `skip` takes."""
+    # By name: all rows together come in their own order, some of them in that of a sample.
+    before = {example.prompt_id for example in chosen.examples(skip)}
+    return [example for example in chosen.examples(skip + limit) if example.prompt_id not in before]
+
+
 def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
     """Write inputs.json; raises OutputError when the folder was begun on other rows or another pair, or with another
     version of the answer rule: labels of two are never in one set. A set that is finished stays as it is."""
     mine = identity(prepared.pair, prepared.config.experiment)
     keys = ("target", "draft", "tokenizer", "chat_template")
     now: dict[str, Any] = {"data": prepared.task.dataset().digest, **{key: mine[key] for key in keys}}
+    config = prepared.config
+    if words := selection(prepared.task, config.skip + config.experiment.limit):
+        now["selection"] = words
     before = output.read_json("inputs.json")
     was = UNRECORDED if before is None else before.pop("answer_version", UNRECORDED)
     finished = (output.path / MANIFEST).exists()
@@ -90,6 +101,11 @@ def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
         raise OutputError(
             f"'{output.path}' was begun with {version_words(was)} of the answer rule, and this is version {VERSION};"
             " labels of two versions are not mixed: name another output folder."
+        )
+    if before is not None and not finished and before.get("selection") != now.get("selection"):
+        raise OutputError(
+            f"'{output.path}' was begun on {before.get('selection') or 'the first rows'}, which are now"
+            f" {now.get('selection') or 'the first rows'}. Name another output folder."
         )
     if before is not None and before != {key: now[key] for key in before if key in now}:
         changed = " and ".join(key for key in now if now[key] != before.get(key))

@@ -48,7 +48,7 @@ class Task(Protocol):
     def name(self) -> str: ...
 
     def examples(self, limit: int) -> list[Example]:
-        """The first `limit` examples, always the same ones."""
+        """`limit` examples, always the same ones: a larger limit keeps those of a smaller one."""
         ...
 
     def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:

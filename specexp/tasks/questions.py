@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from specexp.errors import TaskError, shown
 from specexp.reading import BOM
-from specexp.tasks import numbers
+from specexp.tasks import numbers, sampling
 from specexp.tasks.answers import marked
 from specexp.tasks.example import Dataset, Example
 from specexp.tasks.gsm8k import gold_of
@@ -38,7 +38,10 @@ class Questions:
         self.notes = self._rows.unused(KEYS)
 
     def examples(self, limit: int) -> list[Example]:
-        return self._examples[:limit]
+        return sampling.chosen(self._examples, limit)
+
+    def selection(self, limit: int) -> str:
+        return sampling.words(self._examples, limit)
 
     def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
         """The number that a text says is its answer, else the last number of a finished text: nothing in these prompts

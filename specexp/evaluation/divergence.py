@@ -1,0 +1,128 @@
+"""Whether settings that must emit plain decoding's tokens did, and what explains the first token where one did not.
+
+The tokens must be the same where nothing is drawn, and of trees at every temperature. As in a certificate
+(`equality.py`), the target is asked once more at the first divergence: a near tie is rounding; in a dtype coarser than
+float32 so is a gap that its rounding explains; anything else means that the method is not lossless here. Made after all
+timing.
+
+differences.json holds every output that differs, by prompt, turn, setting and repeat: a resume examines new ones only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from specexp.config import TREES, Experiment, MethodConfig
+from specexp.decoding.dice import dice_for
+from specexp.decoding.rules import Warp
+from specexp.engine import Engine
+from specexp.evaluation.equality import Draws, difference, explanation
+from specexp.evaluation.methods import is_lossless
+from specexp.evaluation.output import OutputFolder
+from specexp.evaluation.records import Key, Record, RecordFile, key_of
+from specexp.evaluation.runner import LOWER, Job, Prepared, arithmetic_of, prompt_of
+from specexp.lm import memory
+
+FILE = "differences.json"
+NEAR_TIE, ROUNDING, UNEXPLAINED = "near tie", "rounding", "unexplained"
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """How many of `num_outputs` equal plain decoding's; what explains the others, and the first that nothing does."""
+
+    num_outputs: int
+    found: Sequence[Mapping[str, Any]]  # entries of differences.json
+
+    @property
+    def num_equal(self) -> int:
+        return self.num_outputs - len(self.found)
+
+    def num(self, why: str) -> int:
+        return sum(each["why"] == why for each in self.found)
+
+    @property
+    def refuted(self) -> bool:
+        """Whether an output differs and no rounding explains it."""
+        return self.num(UNEXPLAINED) > 0
+
+    @property
+    def first(self) -> Mapping[str, Any]:
+        """The first that nothing explains; there must be one."""
+        return next(each for each in self.found if each["why"] == UNEXPLAINED)
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "quality/near_ties": self.num(NEAR_TIE),
+            "quality/within_rounding": self.num(ROUNDING),
+            "quality/unexplained": self.num(UNEXPLAINED),
+        }
+
+
+def comparable(method: MethodConfig, experiment: Experiment) -> bool:
+    """Whether this method must emit plain decoding's very tokens."""
+    if method.method == "baseline" or not is_lossless(method, experiment.temperature):
+        return False
+    certain = experiment.temperature == 0 or experiment.top_k == 1
+    return certain or method.method in TREES
+
+
+def examine(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
+    """Write differences.json. Raises ModelError when memory runs out."""
+    entries: list[dict[str, Any]] = output.read_json(FILE) or []
+    known = {key_of(each) for each in entries}
+    engine, experiment = Engine(prepared.pair.models), prepared.experiment
+    with memory.told("looking at outputs that differ from plain decoding's", LOWER, experiment.models):
+        for mine, plain in _pairs(experiment, records.records):
+            if mine["token_ids"] != plain["token_ids"] and key_of(mine) not in known:
+                ids = prompt_of(prepared, records, _job(prepared, mine))
+                entries.append(_entry(engine, experiment, ids, mine, plain["token_ids"]))
+    output.write_json(FILE, entries)
+
+
+def why(engine: Engine, experiment: Experiment, ids: Sequence[int], record: Record, plain: Sequence[int]) -> str:
+    """What explains that the output of a record, whose prompt has these `ids`, is not plain decoding's."""
+    return str(_entry(engine, experiment, ids, record, plain)["why"])
+
+
+def _entry(
+    engine: Engine, experiment: Experiment, ids: Sequence[int], record: Record, plain: Sequence[int]
+) -> dict[str, Any]:
+    warp, dtype = Warp(experiment.temperature, experiment.top_k, experiment.top_p), arithmetic_of(experiment)
+    draws = Draws(warp, lambda name: dice_for(experiment.temperature, record["seed"], name, record["turn"]))
+    prompt_id, turn, label, repeat = key_of(record)
+    found = difference(engine, dtype, label, prompt_id, ids, record["token_ids"], plain, draws)
+    assert found is not None, "equal outputs have no difference"
+    values = {key: value for key, value in asdict(found).items() if key != "name"}
+    return {**values, "turn": turn, "label": label, "repeat": repeat, "why": explanation(found, dtype)}
+
+
+def by_label(
+    experiment: Experiment, entries: Sequence[Mapping[str, Any]] | None, records: Sequence[Record]
+) -> dict[str, Divergence]:
+    """Of each setting that must emit plain decoding's tokens, on these records; nothing where none were examined."""
+    if entries is None:
+        return {}
+    compared: dict[str, set[Key]] = {}
+    for mine, _ in _pairs(experiment, records):
+        compared.setdefault(mine["label"], set()).add(key_of(mine))
+    found = {key_of(dict(each)): each for each in entries}
+    return {label: Divergence(len(keys), [found[k] for k in found if k in keys]) for label, keys in compared.items()}
+
+
+def _pairs(experiment: Experiment, records: Sequence[Record]) -> Iterable[tuple[Record, Record]]:
+    """Records whose tokens must be those of plain decoding, each with plain decoding's."""
+    plain = {(r["prompt_id"], r["turn"], r["repeat"]): r for r in records if r["method"] == "baseline"}
+    labels = {method.label for method in experiment.methods if comparable(method, experiment)}
+    for record in records:
+        other = plain.get((record["prompt_id"], record["turn"], record["repeat"]))
+        if record["label"] in labels and record["paired"] and other is not None:
+            yield record, other
+
+
+def _job(prepared: Prepared, record: Record) -> Job:
+    index = next(i for i, each in enumerate(prepared.examples) if each.prompt_id == record["prompt_id"])
+    setting = next(each for each in prepared.settings if each.config.label == record["label"])
+    return Job(index, record["turn"], setting, record["repeat"])

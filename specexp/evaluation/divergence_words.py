@@ -1,0 +1,84 @@
+"""What an evaluation says of settings that must emit plain decoding's tokens: in a row, and in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from specexp.evaluation.comparison import Comparison, Entry
+from specexp.evaluation.divergence import NEAR_TIE, ROUNDING, UNEXPLAINED, Divergence
+from specexp.evaluation.words import Number, Sentence, of, percent
+
+NOT_LOSSLESS = "not lossless here"
+
+
+def mark(entry: Entry) -> str:
+    """What a setting's output is, as its row says it."""
+    if entry.config.method == "baseline":
+        return "plain decoding"
+    found = entry.divergence
+    if found is None:
+        return "lossless" if entry.lossless else "lossy"
+    equal = f"equal on {found.num_equal} of {found.num_outputs}"
+    reasons = [f"{n} {words}" for why, words in ((NEAR_TIE, "at near ties"), (ROUNDING, "within rounding"))
+               if (n := found.num(why))]  # fmt: skip
+    return (f"{NOT_LOSSLESS}: " if found.refuted else "") + ", ".join([equal, *reasons])
+
+
+def marks(comparison: Comparison) -> dict[str, str]:
+    """By label."""
+    return {entry.label: mark(entry) for entry in comparison.entries}
+
+
+def refuted(entries: Sequence[Entry]) -> list[str | Number]:
+    """`Not lossless here: ...`, with the first output that shows it; nothing where no setting is refuted."""
+    wrong = [
+        (entry, entry.divergence) for entry in entries if entry.divergence is not None and entry.divergence.refuted
+    ]
+    if not wrong:
+        return []
+    words: list[str | Number] = ["Not lossless here: "]
+    for place, (entry, found) in enumerate(wrong):
+        words += ["; " if place else "", f"{entry.label} (", *_count(entry, found), ")"]
+    label = wrong[0][0].config.preset
+    return [*words, f". `python -m entrypoints certify --method {label}` examines it. "]
+
+
+def _count(entry: Entry, found: Divergence) -> list[str | Number]:
+    first, num = found.first, found.num(UNEXPLAINED)
+    unexplained = Number("quality/unexplained", entry.label, num, str(num))
+    gap = "one of them has ended" if first["token"] is None or first["reference"] is None else "cut by top-k or top-p"
+    if first["gap"] is not None:
+        gap = f"logits {first['gap']:.2g} apart"
+    words = "outputs differ" if num > 1 else "output differs"
+    return [unexplained, f" of {found.num_outputs} {words} from plain decoding's where no near tie explains it, first"
+            f" prompt '{first['prompt_id']}' at token {first['position']}, {gap}"]  # fmt: skip
+
+
+def equality(comparison: Comparison, entry: Entry) -> Sentence:
+    """How many outputs are plain decoding's, and what explains the others; nothing where all are."""
+    found = entry.divergence
+    if found is None:
+        share = of(entry, "quality/equal_to_baseline", percent)
+        if comparison.experiment.temperature > 0 or share.value == 1 or not entry.lossless:
+            return []
+        return [
+            "Yet only ", share, f" of {entry.label}'s outputs equal plain decoding's, token for token: near ties of the"
+            " arithmetic, or a mistake. `python -m entrypoints certify` tells which.",
+        ]  # fmt: skip
+    differ = len(found.found)
+    if not differ or found.refuted:
+        return []
+    ties, rounded = found.num(NEAR_TIE), found.num(ROUNDING)
+    dtype = comparison.arithmetic
+    words: list[str | Number] = [
+        f"Of {entry.label}'s {found.num_outputs} outputs {found.num_equal} equal plain decoding's",
+        f"; of the other {differ} ",
+        Number("quality/near_ties", entry.label, ties, f"{ties} ({ties / differ:.0%})"),
+        f" first differ{'s' if ties == 1 else ''} at near ties of {dtype}",
+    ]
+    if rounded:
+        words += [", ", Number("quality/within_rounding", entry.label, rounded, str(rounded)),
+                  f" by a gap that {dtype} may round away"]  # fmt: skip
+    gaps = [each["gap"] for each in found.found if each["gap"] is not None]
+    widest = f" (logits at most {max(gaps):.2g} apart)" if gaps else ""
+    return [*words, f"{widest}: rounding, not the method."]
