@@ -15,7 +15,8 @@ from specexp.evaluation.paired import accuracy, against, by_prompt, paired, spee
 def record(prompt: str, repeat: int = 0, turn: int = 0, **more: Any) -> dict[str, Any]:
     base = {
         "prompt_id": prompt, "turn": turn, "repeat": repeat, "paired": True, "method": "speculative",
-        "token_ids": [1, 2, 3], "seconds": 1.0, "prefill_seconds": 0.25, "num_rounds": 2, "correct": True, "answer": "5",
+        "token_ids": [1, 2, 3], "seconds": 1.0, "prefill_seconds": 0.25, "num_rounds": 2, "correct": True,
+        "answer": "5",
     }  # fmt: skip
     return {**base, **more}
 
