@@ -40,6 +40,7 @@ def record(rng: random.Random, method: MethodConfig, prompt: str, repeat: int, g
     found = [a for a, n in enumerate(histogram) for _ in range(n)]
     return {
         "prompt_id": prompt, "turn": 0, "category": "", "paired": True, "method": method.method, "label": method.label,
+        "finish_reason": "stop",
         "repeat": repeat, "token_ids": tokens if not lossy else [*tokens[:-1], rng.randrange(40)], "text": "…",
         "answer": "7" if right else None, "gold": "7" if graded else None, "correct": right if graded else None,
         "num_rounds": rounds, "num_drafted": nodes * sum(histogram),

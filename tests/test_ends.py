@@ -44,7 +44,7 @@ def rates(out: Generation, gamma: int = GAMMA, bonus: bool = True) -> dict[str, 
     """What a run of one prompt shows, its identities asserted."""
     record = {
         **asdict(out), "prompt_id": "p", "turn": 0, "repeat": 0, "method": "speculative", "label": "speculative",
-        "category": "", "correct": None, "seconds": 1.0,
+        "category": "", "correct": None, "answer": None, "seconds": 1.0,
     }  # fmt: skip
     check_identities(record, bonus=bonus)
     return summarise([record], [], None, gamma)
@@ -173,7 +173,7 @@ def test_what_a_judge_accepted_after_an_eos_is_left_out_too() -> None:
 def test_records_of_earlier_versions_show_no_rate_that_they_cannot_tell() -> None:
     out = decoded({}, {3: 9}, eos=6)
     record = {**asdict(out), "prompt_id": "p", "turn": 0, "repeat": 0, "method": "speculative", "label": "s",
-              "category": "", "correct": None, "seconds": 1.0}  # fmt: skip
+              "category": "", "correct": None, "answer": None, "seconds": 1.0}  # fmt: skip
     old = {key: value for key, value in record.items() if not key.endswith("before_end")}
     check_identities(old)
     for records in ([old], [old, record]):

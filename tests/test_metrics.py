@@ -18,6 +18,7 @@ def record(label: str, prompt: str, **more: Any) -> dict[str, Any]:
         "num_rounds": 10, "num_drafted": 0, "num_accepted": 0, "num_judged": 0, "num_cut": 0, "num_full": 0,
         "num_tested": 0, "overlap": 0.0, "num_target_calls": 10, "num_draft_calls": 0, "accepted_histogram": [],
         "seconds": 1.0, "prefill_seconds": 0.5, "time_to_first_token": 0.6, "correct": True,
+        "answer": "7", "finish_reason": "stop",
         "num_target_positions": 10,
     }  # fmt: skip
     return {**base, **more}

@@ -188,6 +188,10 @@ class Again:
                 return accuracy
             case "quality/accuracy_low" | "quality/accuracy_high":
                 return self.wilson(accuracy, metric)
+            case "quality/cut_share":
+                return sum(r["finish_reason"] in ("length", "context") for r in mine) / len(mine)
+            case "quality/unparsed_share":
+                return sum(r["answer"] is None for r in mine) / len(mine)
             case "quality/equal_to_baseline":
                 return sum(a["token_ids"] == b["token_ids"] for a, b in self.pairs(run)) / len(mine)
             case "quality/accuracy_delta":
