@@ -48,19 +48,57 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Models whose rotary angles depend on the length, which tests/test_rope.py is about.
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.2, 1.5, 2.0],
+    "long_factor": [3.0, 5.0, 8.0, 12.0], "original_max_position_embeddings": 64,
+}  # fmt: skip
+LENGTH_DEPENDENT: dict[str, tuple[str, dict[str, Any]]] = {
+    "phi3": (
+        "Phi3",
+        {
+            **LLAMA_LIKE, "max_position_embeddings": 640, "original_max_position_embeddings": 64,
+            "rope_parameters": LONGROPE,
+        },
+    ),
+    "phimoe": (
+        "Phimoe",
+        {
+            **LLAMA_LIKE, "max_position_embeddings": 640, "num_local_experts": 4,
+            "rope_parameters": {**LONGROPE, "short_mscale": 1.0, "long_mscale": 1.4, "factor": 10.0},
+        },
+    ),
+}  # fmt: skip
+
+
 def build(family: str, seed: int = 0, **more: Any) -> Any:
     """A random model of this family with a wide spread of logits, so that greedy choices are no near ties."""
+    import copy
+
     import torch
     import transformers
 
-    name, sizes = FAMILIES[family]
+    name, sizes = (FAMILIES | LENGTH_DEPENDENT)[family]
     torch.manual_seed(seed)
-    config = getattr(transformers, f"{name}Config")(**{**COMMON, **sizes, **more})
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
+    config = getattr(transformers, f"{name}Config")(**copy.deepcopy({**COMMON, **sizes, **more}))
+    return randomised(transformers.AutoModelForCausalLM.from_config(config).eval(), seed)
+
+
+def randomised(module: Any, seed: int = 0) -> Any:
+    """With random values where transformers begins with one for all, which are biases of 0 and norms of 1: what leaves
+    them out, or takes one for another, would else go unnoticed."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if bool((parameter == parameter.flatten()[0]).all()):
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return module
 
 
 def disturbed(module: Any, noise: float, seed: int = 1) -> Any:
-    """The same model with noise on its weights: a draft that agrees often, not always."""
+    """The same model with noise on its weights, biases and norms: a draft that agrees often, not always."""
     import copy
 
     import torch
@@ -69,7 +107,9 @@ def disturbed(module: Any, noise: float, seed: int = 1) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in other.parameters():
-            parameter += noise * parameter.std() * torch.randn(parameter.shape, generator=generator)
+            # Of weights that are all alike, how large they are.
+            spread = parameter.std() if parameter.numel() > 1 and parameter.std() > 0 else parameter.abs().mean()
+            parameter += noise * spread * torch.randn(parameter.shape, generator=generator)
     return other
 
 

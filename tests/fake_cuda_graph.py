@@ -69,8 +69,8 @@ def fake_cuda() -> Iterator[FakeCuda]:
     with (
         mock.patch.object(torch.cuda, "CUDAGraph", FakeGraph),
         mock.patch.object(torch.cuda, "graph", cuda.capture),
-        mock.patch.object(torch.cuda, "device", lambda device: nullcontext()),
-        mock.patch.object(torch.cuda, "stream", lambda stream: nullcontext()),
+        mock.patch.object(torch.cuda, "device", return_value=nullcontext()),
+        mock.patch.object(torch.cuda, "stream", return_value=nullcontext()),
         mock.patch.object(torch.cuda, "Stream", mock.Mock),
         mock.patch.object(torch.cuda, "current_stream", mock.Mock),
     ):

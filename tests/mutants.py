@@ -352,3 +352,63 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a nucleus holds one more at an exact mass", RULES, "before < self.top_p", "before <= self.top_p"),
     ],
 }  # fmt: skip
+
+ROPE = "specexp.lm.rope"
+
+ROPE_BUGS = [
+    Bug("the boundary is a token late", ROPE, "place >= self._boundary", "place > self._boundary"),
+    Bug("the boundary is a token early", ROPE, "place >= self._boundary", "place >= self._boundary - 1"),
+    Bug("a piece before the boundary is turned by the short factors", ROPE, "torch.cat([positions, positions.new_full((positions.shape[0], 1), boundary)], dim=1)", "torch.cat([positions, positions[:, -1:]], dim=1)"),
+    Bug("a tree past the boundary is turned by the long factors in both caches", ROPE, "positions.clamp(max=boundary - 1)", "positions"),
+    Bug("a cache is not cut back", ROPE, "for cache in self._caches.values():", "for cache in list(self._caches.values())[1:]:"),
+    Bug("what a cache lacks is not fed", ROPE, "cache.feed(self._tokens[cache.length :], rows", "cache.feed(self._tokens[start:], rows"),
+    Bug("a path is kept in the order of a chain", ROPE, "[slot for slot in slots if slot < cache.length]", "list(range(length, length + len(slots)))"),
+    Bug("tokens of a path are those of a chain", ROPE, "self._tokens[kept]]", "self._tokens[length : length + len(slots)]]"),
+    Bug("all rows are those of the long factors", ROPE, "return torch.where(chosen, many, few), torch", "return many, torch"),
+    Bug("a tree's rows count slots", ROPE, "slot if slot < base else base + branches.depths[slot - base]", "slot"),
+]  # fmt: skip
+
+OWN, BUCKETED, GRAPHS, DRAFTING, HF = (
+    "specexp.lm.own", "specexp.lm.bucketed", "specexp.lm.graphs", "specexp.lm.drafting", "specexp.lm.hf",
+)  # fmt: skip
+
+FORWARD_BUGS = [
+    Bug("Qwen2's biases are dropped", OWN, "bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])", "bias = None"),
+    Bug("the window of one piece is one too wide", KV, "seen = j <= i if not window else (j <= i) & (j > i - window)", "seen = j <= i if not window else (j <= i) & (j >= i - window)"),
+    Bug("the window of several tokens is one too wide", KV, "mask = pool.band(num, start, window)", "mask = pool.band(num, start, window + (window > 0 and num > 1))"),
+    Bug("a tree's window is one too wide", KV, "sees & (at[None, :] > positions[:, None] - window) if window", "sees & (at[None, :] >= positions[:, None] - window) if window"),
+    Bug("the window of rows together is one too wide", KV, "(column if at is None else at[:, None, :]) > positions", "(column if at is None else at[:, None, :]) >= positions"),
+    Bug("a recorded window is one too wide", BUCKETED, "self._columns > slots[:, None] - window", "self._columns >= slots[:, None] - window"),
+    Bug("a window in full layers, too", OWN, "if kinds is None or kinds[i] == ", "if kinds is None or kinds[i] or "),
+    Bug("a plain step has no window", KV, "elif num > 1 or (window and self.stop > window):", "elif num > 1:"),
+    Bug("a tree of transformers' has a window in every layer", HF, "0 if kind == FULL else window", "window"),
+    Bug("the MLP has attention's norm", OWN, "self._norm_weight(layer.post_attention_layernorm.weight)", "self._norm_weight(layer.input_layernorm.weight)"),
+    Bug("the last norm is not scaled", OWN, "self._final = self._norm_weight(stack.norm.weight)", "self._final = self._norm_weight(torch.ones_like(stack.norm.weight))"),
+    Bug("the output projection's bias is dropped", OWN, "Linear(*_joined(attention.o_proj), pack)", "Linear(_joined(attention.o_proj)[0], None, pack)"),
+    Bug("few rows go without a bias", OWN, "x.shape[0] >= PACK_ROWS) or self.bias is not None:", "x.shape[0] >= PACK_ROWS):"),
+    Bug("gate and up are exchanged", OWN, "_joined(mlp.gate_proj, mlp.up_proj)", "_joined(mlp.up_proj, mlp.gate_proj)"),
+    Bug("angles begin anew where their table grows", OWN, "torch.arange(have, end, device", "torch.arange(0, end - have, device"),
+    Bug("the other half turns", OWN, "more[1, :, :, 0].neg_()", "more[1, :, :, 1].neg_()"),
+    Bug("a long piece has the mask of another start", KV, "if made_for != shift:", "if made_for < 0:"),
+    Bug("masks begin a column early", KV, "left - start : left + num]", "left - start - 1 : left + num - 1]"),
+    Bug("a path is kept backwards", KV, "here.index_select(1, kept)", "here.index_select(1, kept.flip(0))"),
+    Bug("a draft's steps all stand at its first", DRAFTING, "cos[at : at + 1], sin[at : at + 1]", "cos[start : start + 1], sin[start : start + 1]"),
+    Bug("a draft's recorded steps all stand at its first", GRAPHS, "                start = start + fed.shape[0]\n", ""),
+    Bug("padding of a recording counts as fed", GRAPHS, "        self.pool.lengths[0] = start + num\n        # The", "        self.pool.lengths[0] = start + size\n        # The"),
+    Bug("answers of a recording are its padding's", GRAPHS, "wanted = slice(num - rows, num)", "wanted = slice(size - rows, size)"),
+    Bug("recordings outlive their buffers", GRAPHS, "            self._kept.clear()\n", ""),
+    Bug("heads that share a key have the first one's mask", BUCKETED, "mask[:, None].expand(-1, group, -1).reshape(-1, mask.shape[1])", "mask.repeat(group, 1)"),
+]  # fmt: skip
+
+ALIGNMENT_BUGS = [
+    Bug("a mask begins anywhere", KV, "start % (ALIGNMENT // own.dtype.itemsize)", "0"),
+    Bug("a mask begins at whole values of half the size", KV, "ALIGNMENT // own.dtype.itemsize", "ALIGNMENT // own.dtype.itemsize // 2"),
+    Bug("bands begin anywhere", KV, "left = _rounded_up(self.capacity) + shift", "left = self.capacity + 1 + shift"),
+]  # fmt: skip
+
+CUDA_MEMORY = Bug(
+    "a handle is kept without its graph",
+    GRAPHS,
+    "                self._first = graph\n",
+    "                self._first = type('Handle', (), {'pool': staticmethod(lambda handle=graph.pool(): handle)})\n",
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from conftest import build, disturbed
 from fake_cuda_graph import FakeCuda, FakeGraph, fake_cuda
+from mutants import CUDA_MEMORY, mutated
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.dice import dice_for
 from specexp.decoding.rules import Warp
@@ -110,3 +112,13 @@ def test_the_fake_ends_a_pool_with_its_last_graph(cuda: FakeCuda) -> None:
     gc.collect()
     with pytest.raises(RuntimeError, match="use_count > 0 INTERNAL ASSERT FAILED"), cuda.capture(FakeGraph(), handle):
         pass
+
+
+@pytest.mark.slow
+def test_a_handle_without_a_graph_is_caught() -> None:
+    with mutated(CUDA_MEMORY), fake_cuda():
+        found = importlib.import_module("specexp.lm.graphs").CudaGraphs(torch.device("cuda"))
+        found(lambda x: (x + 1,), (torch.ones(2),))
+        gc.collect()
+        with pytest.raises(RuntimeError, match="use_count > 0 INTERNAL ASSERT FAILED"):
+            found(lambda x: (x + 1,), (torch.ones(2),))

@@ -6,6 +6,7 @@ uneven width by itself, but never looks at where one starts. A CPU reads both, s
 
 from __future__ import annotations
 
+import importlib
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from conftest import build, disturbed
+from mutants import ALIGNMENT_BUGS, Bug, mutated
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless, Replay
 from specexp.decoding.dice import CertainDice
@@ -194,3 +196,13 @@ def test_a_misaligned_mask_is_noticed(masks: Masks) -> None:
     for start in (1, 2, 3, 5):
         with pytest.raises(AssertionError, match=r"the mask \(8, 8\) is misaligned"):
             call(x, x, x, attn_mask=mask[:, start : start + 8])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", ALIGNMENT_BUGS, ids=lambda bug: bug.name)
+def test_a_seeded_bug_is_caught(masks: Masks, bug: Bug) -> None:
+    family, sizes = SHAPES["a window, one head a key"]
+    with mutated(bug):
+        model = importlib.import_module("specexp.lm.hf").HFModel(build(family, **sizes), "m")
+        with pytest.raises(AssertionError, match="is misaligned"):
+            everything(model)

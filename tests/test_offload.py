@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from conftest import COMMON, LLAMA_LIKE, build
+from conftest import COMMON, LLAMA_LIKE, build, randomised
 from specexp import config
 from specexp.decoding.asks import Role
 from specexp.decoding.baseline import Baseline
@@ -105,7 +105,7 @@ def test_specexec_gives_the_baselines_tokens(
 def test_files_that_can_be_mapped_are_and_the_rest_goes_with_the_model(folder: Folder, tmp_path: Path) -> None:
     """Mixtral's experts are put together as they are read."""
     sizes = {**COMMON, **LLAMA_LIKE, "num_local_experts": 2, "num_experts_per_tok": 1}
-    mixture = transformers.AutoModelForCausalLM.from_config(transformers.MixtralConfig(**sizes)).eval()
+    mixture = randomised(transformers.AutoModelForCausalLM.from_config(transformers.MixtralConfig(**sizes)).eval())
     mixture.save_pretrained(tmp_path)
     want = HFModel(mixture, "in memory")
     for path, written in ((folder("llama"), False), (tmp_path, True)):

@@ -2,7 +2,8 @@
 
 Llama, Qwen2 and Mistral are decoded by this project's own forward (`own.py`), every other by transformers' own: each
 session then has a full-length `DynamicCache`, which is cut back by cropping; sliding-window layers keep all their keys
-and mask them. A model whose cache cannot be cut back to any length (recurrent and convolutional states) is refused.
+and mask them. Where rotary angles depend on the length, `rope.py` does what generate() does. A model whose cache cannot
+be cut back to any length (recurrent and convolutional states) is refused.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -42,6 +44,7 @@ from specexp.lm.model import CHUNK, Branches, Feed, Session, in_pieces, one_by_o
 from specexp.lm.offload import Offload, stored
 from specexp.lm.own import OwnForward, refusal
 from specexp.lm.place import integers, sent
+from specexp.lm.rope import LongRopeSession, boundary_of, note
 from specexp.lm.runtime import ModelConfig
 from specexp.reading import path_of
 
@@ -104,7 +107,9 @@ def context_size(config: ModelConfig) -> int:
 
 
 def _context(text_config: Any) -> int:
-    return int(getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT)
+    size = int(getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT)
+    boundary = boundary_of(text_config)
+    return size if boundary is None or boundary.recomputed else min(size, boundary.length)
 
 
 def load_model(config: ModelConfig, known: int | None = None) -> HFModel:
@@ -112,6 +117,9 @@ def load_model(config: ModelConfig, known: int | None = None) -> HFModel:
     path = _checked(config.model)
     how = f"{config.dtype}{'' if config.quantization == 'none' else ', ' + config.quantization} on {config.device}"
     try:
+        found_config = AutoConfig.from_pretrained(path, **_source(config, "model"))
+        if said := note(config.model, found_config.get_text_config(decoder=True)):
+            print(said, file=sys.stderr)
         placement = _placement(config)
         offload = Offload(config.offload, torch.device(config.device)) if config.offload != "none" else None
         if offload:
@@ -257,6 +265,7 @@ class HFModel:
     # Read at every step: looking them up in the module takes as long as a small layer.
     vocab_size: int = field(init=False)
     context: int = field(init=False)
+    recomputed_at: int | None = field(init=False)  # the length beyond which its rotary angles are others
     device: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
@@ -264,6 +273,8 @@ class HFModel:
             raise ValueError(f"graphs is {self.graphs!r}; it must be 'auto', 'off' or a way of capturing.")
         self.vocab_size = self.known or int(self._text_config.vocab_size)
         self.context = _context(self._text_config)
+        boundary = boundary_of(self._text_config)
+        self.recomputed_at = boundary.length if boundary is not None and boundary.recomputed else None
         self.device = torch.device(self.module.device)
         self.keeps_rows = "logits_to_keep" in inspect.signature(self.module.forward).parameters
         layers = getattr(DynamicCache(config=self.module.config), "layers", [])
@@ -339,6 +350,9 @@ class HFModel:
 
     @torch.inference_mode()
     def sessions(self, count: int, capacity: int = 0) -> Sequence[Session]:
+        if self.recomputed_at is not None:
+            rotary, length = self.module.model.rotary_emb, self.recomputed_at
+            return [LongRopeSession(HFSession(self), HFSession(self), rotary, length) for _ in range(count)]
         if self.own is None:
             return [HFSession(self) for _ in range(count)]
         if self.capture is not None and count == 1:

@@ -22,7 +22,8 @@ from specexp.lm.place import integers, sent
 from specexp.lm.threads import Threads, fastest
 
 LEAST = 64
-ALIGNMENT = 16  # bytes at which CUDA reads a mask; no smaller number of values, so that any dtype's rows begin there
+ALIGNMENT = 16  # bytes: attention on CUDA takes no mask that begins elsewhere, and copies one whose rows do
+SHORT = 64  # tokens of a band that is kept for every alignment
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +38,7 @@ class Pool:
     values: Tensor = field(init=False)
     flat: list[list[Tensor]] = field(init=False)  # [row][layer]: [C, W]
     split: list[list[tuple[Tensor, Tensor]]] = field(init=False)  # keys and values [1, K, C, d]
-    _bands: dict[tuple[int, int], Tensor] = field(init=False, default_factory=dict)
+    _bands: dict[tuple[int, int, int], tuple[int, Tensor]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.lengths = [0] * self.rows
@@ -70,20 +71,24 @@ class Pool:
         self._view()
 
     def band(self, num: int, start: int, window: int) -> Tensor:
-        """What `num` tokens from slot `start` on see of slots 0 .. start + num - 1: [num, start + num] of zeros and
-        minus infinities, a row for each head that shares a key. A view of what is there already, where it is aligned.
+        """What `num` tokens from slot `start` on see of slots 0 .. start + num - 1: a view [num, start + num] of zeros
+        and minus infinities, which is there already. A row for each head that shares a key.
+
+        It begins at an aligned address: for each start modulo the alignment there is a band that is shifted by as much.
+        Of long ones, which prompts take, the latest is kept.
         """
-        size = 1 << (num - 1).bit_length()
-        found = self._bands.get((size, window))
         own = self.forward
-        left = _rounded_up(self.capacity)
-        if found is None:
+        size, shift = 1 << (num - 1).bit_length(), start % (ALIGNMENT // own.dtype.itemsize)
+        key = (size, window, shift if size <= SHORT else 0)
+        left = _rounded_up(self.capacity) + shift
+        made_for, rows = self._bands.get(key, (-1, self.values))
+        if made_for != shift:
             i = torch.arange(size, device=own.device)[:, None] + left
             j = torch.arange(_rounded_up(left + size), device=own.device)[None, :]
             seen = j <= i if not window else (j <= i) & (j > i - window)
             rows = additive(seen, own.dtype).repeat_interleave(own.heads // own.kv_heads, dim=0)
-            found = self._bands[size, window] = rows
-        return aligned(found[: num * own.heads // own.kv_heads, left - start : left + num])
+            self._bands[key] = shift, rows
+        return rows[: num * own.heads // own.kv_heads, left - start : left + num]
 
     def keep(self, row: int, length: int, slots: Sequence[int]) -> None:
         """Keep the first `length` slots of a row and behind them `slots`."""
@@ -218,18 +223,8 @@ def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, float("-inf"))
 
 
-def aligned(mask: Tensor) -> Tensor:
-    """The mask, or a copy of it where its first value is not aligned: attention on CUDA takes no other.
-
-    The copy's rows are aligned as well, else every layer's call would copy it once more.
-    """
-    if mask.data_ptr() % ALIGNMENT == 0:
-        return mask
-    rows, width = mask.shape
-    return mask.new_empty(rows, _rounded_up(width))[:, :width].copy_(mask)
-
-
 def _rounded_up(width: int) -> int:
+    """To whole alignments, in values: enough in any dtype."""
     return -(-width // ALIGNMENT) * ALIGNMENT
 
 
