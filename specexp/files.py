@@ -7,15 +7,18 @@ is cut off, was changed by hand, or holds something else than its shape says. No
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from specexp.errors import OutputError
 
+CHECKSUM = "checksum"  # of a line of JSON
 # What the system says where there is no room, or no right to write: a person can mend it.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (*NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG)
@@ -57,6 +60,33 @@ def writing(path: Path) -> Iterator[Path]:
         if isinstance(error, Exception) and (isinstance(error, OSError) or is_unwritable(error)):
             raise unwritable(path, error) from error
         raise
+
+
+def append_line(file: FileIO, path: Path, line: str) -> None:
+    """Write one line to a file without a buffer: nothing is left to be written later, which may fail too.
+
+    Raises OutputError; what was written of the line then has no end, and is told by that.
+    """
+    left = memoryview(f"{line}\n".encode())
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def open_lines(path: Path) -> FileIO:
+    """Open a file of lines to append to. Raises OutputError."""
+    try:
+        return path.open("ab", buffering=0)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def checksum(value: Mapping[str, Any]) -> str:
+    """Sixteen hex digits that name what a JSON object holds besides its checksum, however it is laid out."""
+    rest = {key: each for key, each in value.items() if key != CHECKSUM}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

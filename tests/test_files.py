@@ -14,8 +14,19 @@ from typing import Any
 import pytest
 
 from specexp.errors import OutputError
-from specexp.evaluation.records import CHECKSUM, RecordFile, checksum
-from specexp.files import is_unwritable, make_folder, misfit, read_json, write_json, write_whole, writing
+from specexp.evaluation.journal import Journal
+from specexp.evaluation.records import RecordFile
+from specexp.files import (
+    CHECKSUM,
+    checksum,
+    is_unwritable,
+    make_folder,
+    misfit,
+    read_json,
+    write_json,
+    write_whole,
+    writing,
+)
 
 RECORD = {
     "prompt_id": "ä", "turn": 0, "label": "baseline", "repeat": 0, "settings_hash": "h", "token_ids": [3, 1, 4],
@@ -178,3 +189,14 @@ def test_a_checksum_does_not_depend_on_how_a_line_is_laid_out(tmp_path: Path) ->
     laid_out = json.dumps(dict(reversed(json.loads(lines(RECORD)).items())), ensure_ascii=False, separators=(",", ":"))
     (tmp_path / "records.jsonl").write_text(laid_out + "\n", encoding="utf-8")
     assert RecordFile(tmp_path / "records.jsonl", "h").records == [RECORD]
+
+
+def test_a_journals_edited_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "progress.jsonl"
+    with Journal.open(path, {"a": 1}) as journal:
+        assert journal.unit(("x", 1), lambda: 0.5) == 0.5
+    with Journal.open(path, {"a": 1}) as journal:
+        assert journal.unit(("x", 1), lambda: 0.7) == 0.5
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    with pytest.raises(OutputError, match=r"line 2 cannot be read \(ValueError: it does not fit"):
+        Journal.open(path, {"a": 1}).__enter__()

@@ -8,7 +8,6 @@ first in a file that is resumed, never after a line with one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterator
@@ -17,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from specexp.errors import OutputError
-from specexp.files import misfit, unwritable
+from specexp.files import CHECKSUM, append_line, checksum, misfit, open_lines, unwritable
 from specexp.files import write_whole as write_whole
 
 Record = dict[str, Any]
 Key = tuple[str, int, str, int]  # prompt_id, turn, label, repeat
-CHECKSUM = "checksum"
 # What every record holds, of any version; the checksum covers the rest.
 SHAPE = {
     "prompt_id": str, "turn": int, "label": str, "repeat": int, "settings_hash": str, "method?": str, "text?": str,
@@ -36,12 +34,6 @@ _WAY_OUT = (
 
 def key_of(record: Record) -> Key:
     return record["prompt_id"], record["turn"], record["label"], record["repeat"]
-
-
-def checksum(record: Record) -> str:
-    """Sixteen hex digits that name what a record holds, however its JSON is laid out."""
-    rest = {key: value for key, value in record.items() if key != CHECKSUM}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class RecordFile:
@@ -86,15 +78,9 @@ class RecordFile:
 
     def append(self, record: Record) -> None:
         """Write one line, which is in the file when this returns. Raises OutputError."""
-        line = json.dumps({**record, CHECKSUM: checksum(record)}, ensure_ascii=False) + "\n"
-        left = memoryview(line.encode("utf-8"))
-        try:
-            if self._file is None:
-                self._file = self._path.open("ab", buffering=0)  # nothing is left to be written later, which may fail
-            while left:
-                left = left[self._file.write(left) :]
-        except OSError as error:
-            raise unwritable(self._path, error) from error
+        if self._file is None:
+            self._file = open_lines(self._path)
+        append_line(self._file, self._path, json.dumps({**record, CHECKSUM: checksum(record)}, ensure_ascii=False))
         self.records.append(record)
         self._by_key[key_of(record)] = record
 

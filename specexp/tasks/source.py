@@ -72,7 +72,9 @@ class Rows:
         for name in extra:
             close = difflib.get_close_matches(name, missing, n=1)
             shown.append(repr(name) + (f" (did you mean '{close[0]}'?)" if close else ""))
-        return [f"data '{mask(str(self.config))}': columns {', '.join(shown)} are not used. Used are: {', '.join(used)}."]
+        return [
+            f"data '{mask(str(self.config))}': columns {', '.join(shown)} are not used. Used are: {', '.join(used)}."
+        ]
 
 
 def read(config: DataConfig) -> Rows:
