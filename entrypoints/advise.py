@@ -49,6 +49,7 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
 
     resolved = advising.settled(resolved, with_trees, with_draft)
     path = folder_of("advise", output, resume, resolved.hash)
+    from specexp import store
     from specexp.evaluation import advice_report as report
     from specexp.evaluation import duration, runner
     from specexp.evaluation.advice_figure import draw_advice
@@ -58,6 +59,7 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     from specexp.evaluation.records import write_whole
 
     folder = OutputFolder(path, resolved, resume, maker="advise")
+    silence = store.ready()
     prepared = runner.prepare(resolved, judges_of(resolved))
     tell(prepared.notes)
     facts = {**runner.inputs_of(prepared), "sweep": sweep}
@@ -69,12 +71,12 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
         folder.write_json("advice.json", result)
         draw_advice(folder.path / "advice.png", result)
         write_whole(folder.path / NAME, recommended(found, folder.path / NAME))
-        from specexp.evaluation.outbox import Outbox  # behind the timings, which its threads would disturb
+        from specexp.evaluation.outbox import Outbox
         from specexp.sheets import Input
 
         tags = {"method": "advise", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
         files = [folder.path / name for name in ("advice.json", "advice.png", NAME, "config.json")]
-        outbox = Outbox(folder.path, f"{uid_of(folder)}/advise", f"advise {resolved.name}", tags)
+        outbox = Outbox(folder.path, f"{uid_of(folder)}/advise", f"advise {resolved.name}", tags, silence)
         inputs = [Input.of(prepared.task.dataset(), "evaluation")]
         main = outbox.main(report.metrics(found), files, inputs)
         sent = outbox.add(files) if outbox.is_sent else outbox.send(main)

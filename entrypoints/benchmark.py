@@ -67,6 +67,7 @@ def benchmark(
     from specexp.evaluation.records import write_whole
     from specexp.evaluation.runner import inputs_of
 
+    outboxes, silence = _outboxes()
     prepared = measuring.prepare(resolved)
     tell(prepared.notes)
     with_compiled = not quick if compiled is None else compiled
@@ -79,7 +80,6 @@ def benchmark(
         draw_benchmark(folder.path / "benchmark.png", result)
         if json_path:
             write_whole(json_path, json_format.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        outboxes = _outboxes()  # behind the timings, which its threads would disturb
         if outboxes is None:
             click.echo("mlflow is not installed: no run was made.")
         else:
@@ -87,7 +87,8 @@ def benchmark(
 
             tags = {"method": "benchmark", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
             files = [folder.path / name for name in ("benchmark.json", "benchmark.png", "config.json")]
-            outbox = outboxes.Outbox(folder.path, f"{uid_of(folder)}/benchmark", f"bench {resolved.name}", tags)
+            key, name = f"{uid_of(folder)}/benchmark", f"bench {resolved.name}"
+            outbox = outboxes.Outbox(folder.path, key, name, tags, silence)
             main = outbox.main(report.metrics(result), files, [Input.of(prepared.task.dataset(), "evaluation")])
             sent = outbox.add(files) if outbox.is_sent else outbox.send(main)
             click.echo(sent.charts)
@@ -114,13 +115,14 @@ def _fitted(
     return prepared
 
 
-def _outboxes() -> ModuleType | None:
-    """The way to the tracking store; None where MLflow is not installed."""
+def _outboxes() -> tuple[ModuleType | None, str | None]:
+    """The way to the tracking store, and why it does not answer; None where MLflow is not installed."""
     try:
+        from specexp import store
         from specexp.evaluation import outbox
     except ImportError:
-        return None
-    return outbox
+        return None, None
+    return outbox, store.ready()
 
 
 @click.command("benchmark", help=__doc__)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import sys
 import tempfile
 import time
@@ -12,18 +11,19 @@ import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from specexp.addresses import mask
+
 EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h: an internal error
 SHOW = "SPECEXP_TRACEBACK"  # set: the traceback on standard error, too
 _PACKAGES = ("specexp", "torch", "transformers", "mlflow", "datasets")
-_CREDENTIALS = re.compile(r"//[^/@\s]+@")
 
 
 def report(error: BaseException) -> str:
     """One line about an exception; its traceback goes to a file in the folder for temporary files."""
-    trace = _CREDENTIALS.sub("//", "".join(traceback.format_exception(error)))
+    trace = mask("".join(traceback.format_exception(error)))
     if os.environ.get(SHOW):
         print(trace, end="", file=sys.stderr)
-    first = (_CREDENTIALS.sub("//", str(error)).strip().splitlines() or [""])[0]
+    first = (mask(str(error)).strip().splitlines() or [""])[0]
     what = f"{type(error).__name__}: {first:.200}" if first else type(error).__name__
     try:
         where = f"The traceback is in '{_write(trace)}'"

@@ -49,6 +49,7 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     from specexp.evaluation.output import OutputFolder
 
     folder = OutputFolder(path, resolved, resume, "collect_labels")
+    from specexp import store
     from specexp.evaluation.outbox import Outbox
     from specexp.judge import collecting, yields
     from specexp.judge.labels import FEATURES, LABELS, MANIFEST
@@ -56,13 +57,14 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     from specexp.tasks.example import Dataset
     from specexp.tasks.task import notes_of
 
+    silence = store.ready()
     prepared = collecting.prepare(resolved)
     tell([*prepared.pair.notes, *notes_of(prepared.task)])
     mine = resolved.experiment
     with folder.hold():
         collecting.note_inputs(prepared, folder)
         tags = {"method": "collect_labels", "group": "labels", "pair": mine.pair, "task": mine.task}
-        outbox = Outbox(path, f"{uid_of(folder)}/labels", f"labels {mine.task}", tags)
+        outbox = Outbox(path, f"{uid_of(folder)}/labels", f"labels {mine.task}", tags, silence)
         if (path / MANIFEST).exists() and outbox.is_sent:
             labels = collecting.collect(prepared, folder)
             metrics = collecting.summarise(labels)

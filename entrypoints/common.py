@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from entrypoints import bugs
-from specexp import reading
+from specexp import files, reading, signals
+from specexp.addresses import mask, without_credentials
 from specexp.errors import ConfigError, OutputError, SpecexpError
 from specexp.lm.memory import is_exhausted, way_out
 
@@ -106,11 +106,9 @@ def folder_of(maker: str, output: str, resume: bool, settings_hash: str) -> Path
 
 def uid_of(folder: OutputFolder) -> str:
     """What tells this output folder's MLflow runs from any other's."""
-    state = folder.read_json("mlflow.json")
-    if state is None:
-        state = {"uid": uuid.uuid4().hex}
-        folder.write_json("mlflow.json", state)
-    return str(state["uid"])
+    from specexp.evaluation import output
+
+    return output.uid_of(folder.path)
 
 
 def guarded(
@@ -119,17 +117,18 @@ def guarded(
     kept: str = "what was recorded stays.",
 ) -> None:
     """Run `work`; print a SpecexpError's lines and exit with its code, an interruption's and exit with 130 or 143."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, signals.terminate)
     for name, value in MLFLOW.items():
         os.environ.setdefault(name, value)
     if "OMP_WAIT_POLICY" not in os.environ:  # read as PyTorch is loaded, which `work` does
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
     try:
         _check_arguments()
-        work()
+        with without_credentials():
+            work()
     except SpecexpError as error:
         for fault in error.faults if isinstance(error, ConfigError) else [str(error)]:
-            click.echo(f"error: {' '.join(fault.splitlines())}", err=True)
+            click.echo(f"error: {mask(' '.join(fault.splitlines()))}", err=True)
         sys.exit(error.exit_code)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
@@ -137,12 +136,15 @@ def guarded(
         if isinstance(error, RuntimeError | MemoryError) and is_exhausted(error):
             click.echo(f"error: {way_out(error, 'limit, batch or max_new_tokens')}", err=True)
             sys.exit(2)
+        if isinstance(error, OSError) and files.is_unwritable(error):
+            click.echo(f"error: {mask(str(files.unwritable(error.filename or 'a file', error)))}", err=True)
+            sys.exit(2)
         click.echo(f"error: {bugs.report(error)}", err=True)
         sys.exit(bugs.EXIT_CODE)
     except KeyboardInterrupt:
         click.echo(" ".join(filter(None, ("interrupted;", kept, way_on))).rstrip(";"), err=True)
         sys.exit(130)
-    except _Terminated:
+    except signals.Terminated:
         click.echo(" ".join(filter(None, ("terminated;", kept, way_on))).rstrip(";"), err=True)
         sys.exit(143)
 

@@ -11,6 +11,7 @@ import click
 
 from entrypoints.common import RESUME, guarded, output_path, settings_options, tell, uid_of
 from specexp import config
+from specexp.addresses import mask
 from specexp.errors import Unsent
 from specexp.tasks.answers import RULES
 
@@ -67,8 +68,10 @@ def evaluate(
 
     shown = Shown.parse(show)
     folder = OutputFolder(folder_path, resolved, resume)
+    from specexp import store
     from specexp.evaluation import divergence, report, runner, split, token_view
 
+    silence = store.ready()
     prepared = runner.prepare(resolved, judges_of(resolved), shown.check)
     tell(prepared.notes if with_notes else ())
     with folder.open() as records:
@@ -77,9 +80,10 @@ def evaluate(
 
         tags = {"method": "comparison", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
         tags["batch"] = str(resolved.batch)
-        outbox = Outbox(folder.path, f"{uid_of(folder)}/comparison", f"compare {resolved.name}", tags)
+        outbox = Outbox(folder.path, f"{uid_of(folder)}/comparison", f"compare {resolved.name}", tags, silence)
         commands = commands_of(experiment, folder_path, flags)
         if not runner.missing(prepared, records) and outbox.is_sent:
+            runner.complete(prepared, folder)
             divergence.examine(prepared, folder, records)
             found = report.show(prepared, folder, records.records, commands)
             sent = outbox.add([])
@@ -110,7 +114,7 @@ def commands_of(experiment: str, folder: Path, flags: Mapping[str, str]) -> list
     given = {"experiment": experiment, **{name: value for name, value in flags.items() if value}}
     line = ["python", "-m", "entrypoints", "evaluate"]
     for name, value in given.items():
-        line += [f"--{name.replace('_', '-')}", str(value)]
+        line += [f"--{name.replace('_', '-')}", mask(str(value))]
     again = folder.with_name(f"{folder.name}-again")
     return [shlex.join([*line, "--output", str(again)]), shlex.join([*line, "--output", str(folder), "--resume"])]
 

@@ -39,6 +39,9 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
     from specexp.serving import registry
 
     registry.check_name(name)
+    way_on = "When the store answers, run the same command again."
+    with store.wanted("a decoder is registered there", way_on):
+        pass  # told before models are loaded
     pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
     pair.judge_of(asked.methods[0])
     tell(pair.notes)
@@ -47,7 +50,7 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
     reference = referring.refer(pair, asked, most)
     label = asked.methods[0].label
     tags = {"method": "log_decoder", "group": asked.name, "pair": asked.pair, "task": asked.task}
-    with store.wanted("a decoder is registered there", "When the store answers, run the same command again."):
+    with store.wanted("a decoder is registered there", way_on):
         with tracking.comparison(f"{uuid.uuid4().hex}/decoder", f"decoder {label}", tags):
             uri = registry.log(reference, pair.judge_of(asked.methods[0]))
         version = registry.register(uri, name, reference)

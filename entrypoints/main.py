@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import click
 
@@ -11,6 +12,7 @@ from entrypoints.common import RESUME, guarded, output_path, settings_options
 from entrypoints.evaluate import SETTINGS, SHOW, evaluate
 from entrypoints.train_judge import order, train_judge
 from specexp import config
+from specexp.errors import OutputError
 
 EXPERIMENT = "arith_judge"
 MINE = "150"
@@ -43,8 +45,9 @@ def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[s
         given["skip"] = str(resolved.limit)  # the same rows: those that the evaluation asks are left to it
     config.resolve_mining(experiment, given)  # every fault before any work
     _check(show, resolved)
-    from specexp import tracking
+    from specexp import files, store, tracking
 
+    store.ready()
     with tracking.detached():
         labels = collect_labels(experiment, str(folder / "labels"), resume, given)
         note = folder / "judge" / "address.txt"
@@ -52,10 +55,20 @@ def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[s
             # The target's rows alone: they come with the verifying call, and no draft step is spent on them.
             asked = order(str(labels), "target", "0.99", "mlp,logistic", "autojudge", str(folder / "judge"), "0")
             address = train_judge(asked)
-            note.write_text(address, encoding="utf-8")
-    judge = note.read_text(encoding="utf-8")
-    given_judge = {**flags, "judge": judge}
-    evaluate(experiment, str(folder / "evaluation"), resume, given_judge, show, with_notes=False)  # mining told them
+            files.write_whole(note, address)
+    given = {**flags, "judge": _noted(note)}
+    evaluate(experiment, str(folder / "evaluation"), resume, given, show, with_notes=False)  # mining told them
+
+
+def _noted(note: Path) -> str:
+    """The address of the judge that was trained. Raises OutputError."""
+    try:
+        found = note.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutputError(f"{note} cannot be read ({error}); remove it, and the judge is trained again.") from error
+    if not found.startswith("models:/") or len(found.splitlines()) != 1:
+        raise OutputError(f"{note} holds no judge's address; remove it, and the judge is trained again.")
+    return found
 
 
 def _check(show: str, resolved: config.Experiment) -> None:

@@ -75,26 +75,38 @@ def train_judge(asked: Order) -> str:
 
 
 def _train(asked: Order) -> str:
-    from specexp import tracking
-    from specexp.evaluation.outbox import Outbox
-    from specexp.judge import comparing, features, registry
-    from specexp.sheets import Input
+    from specexp import files
+    from specexp.evaluation.output import locked
+    from specexp.judge import comparing, features
     from specexp.tasks.answers import version_note
 
     labels, source = _labels(asked.labels)
     folder = output_path(asked.output, _name(asked, labels))
     _check(folder)
-    mode = features.mode(asked.features)
-    comparing.check(labels, mode)
+    comparing.check(labels, features.mode(asked.features))
     if note := version_note(f"label set '{source}'", labels.answer_version):
         tell([note])
+    files.make_folder(folder)
+    with locked(folder):
+        return _train_in(folder, asked, labels, source)
+
+
+def _train_in(folder: Path, asked: Order, labels: LabelSet, source: str) -> str:
+    from specexp import tracking
+    from specexp.evaluation.outbox import Outbox
+    from specexp.evaluation.output import uid_of
+    from specexp.judge import comparing, features, registry
+    from specexp.sheets import Input
+
+    mode = features.mode(asked.features)
     tags = {"group": "judge", "task": labels.manifest["task"], "pair": labels.manifest["settings"]["pair"]}
     example = labels.select(mode, "test")[0]
     candidates: dict[str, Candidate] = {}
     addresses: dict[str, str] = {}
     for kind in asked.kinds:
         params = {"kind": kind, "features": asked.features, "requested_recall": asked.recall, "labels": labels.hash}
-        with tracking.training(f"judge_{kind}", {**tags, "method": "train_judge"}, params, None) as (run_id, log):
+        shown, key = {**tags, "method": "train_judge"}, f"{uid_of(folder)}/train/{kind}"
+        with tracking.training(f"judge_{kind}", shown, params, key) as (run_id, log):
             candidate = comparing.train(kind, labels, mode, asked.recall, asked.seed, log)
             tracking.log_settings(run_id, candidate.settings)
             tracking.log_dataset(run_id, _dataset(labels, source), "training")
@@ -103,14 +115,14 @@ def _train(asked: Order) -> str:
             )
             candidates[kind] = candidate
     chosen = max(candidates, key=lambda kind: candidates[kind].validation_auc)
-    folder.mkdir(parents=True, exist_ok=True)
     files = comparing.write(folder, candidates, chosen, labels, mode)
     present = registry.champion(asked.name)
     verdict = _register(asked.name, addresses[chosen], candidates[chosen], present, labels)
     shown = {"method": "judge_comparison", **tags, "judge": f"{asked.name}/{verdict.version}", "verdict": verdict.alias}
     _show(candidates, chosen)
     click.echo(f"{asked.name} version {verdict.version} is {verdict.alias}: {verdict.reason}")
-    outbox = Outbox(folder, f"judge/{labels.hash}/{verdict.version}", f"judge {asked.features}", shown)
+    key = f"judge/{labels.hash}/{verdict.version}"
+    outbox = Outbox(folder, key, f"judge {asked.features}", shown, None)
     outbox.send(outbox.main(candidates[chosen].metrics, files, [Input.of(_dataset(labels, source), "evaluation")]))
     click.echo(f"judge: {folder} (figures there), models:/{asked.name}/{verdict.version}")
     return f"models:/{asked.name}/{verdict.version}"
@@ -159,9 +171,12 @@ def _dataset(labels: LabelSet, source: str) -> Any:
 
 
 def _check(folder: Path) -> None:
+    from specexp.evaluation.output import LOCK, STATE
     from specexp.judge.judge import FACTS
 
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / FACTS).is_file())):
+    begun = {LOCK, STATE, f"{STATE}.partial"}  # all that an interrupted training leaves
+    taken = folder.is_dir() and any(path.name not in begun for path in folder.iterdir())
+    if (folder.exists() and not folder.is_dir()) or (taken and not (folder / FACTS).is_file()):
         raise OutputError(f"'{folder}' was not made by train_judge; name another output folder.")
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from entrypoints.common import guarded
 from specexp.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from specexp.zoo.training import Recipe
+
+WAY_ON = "Run the same command to go on."
 
 
 @click.command("train_pair", help=__doc__)
@@ -18,7 +23,7 @@ from specexp.errors import ConfigError, unknown
 @click.option("--output", default="runs/train_pair/zoo", show_default=True, help="Folder for the finished models.")
 @click.option("--steps", default="", help="Training steps, instead of the recipe's.")
 def command(models: str, work: str, output: str, steps: str) -> None:
-    guarded(lambda: train_pair(models.split(","), Path(work), Path(output), steps), "Run the same command to go on.")
+    guarded(lambda: train_pair(models.split(","), Path(work), Path(output), steps), WAY_ON)
 
 
 def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> None:
@@ -29,10 +34,8 @@ def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> N
     if faults:
         raise ConfigError(faults)
 
-    from specexp import tracking
-    from specexp.evaluation.records import write_whole
-    from specexp.lm.hf import load_model
-    from specexp.lm.runtime import ModelConfig
+    from specexp import files, store
+    from specexp.evaluation.output import STATE, locked, read_json
     from specexp.zoo import training
 
     recipes = {name: training.RECIPES[name] for name in names}
@@ -40,20 +43,35 @@ def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> N
         recipes = {name: replace(recipe, steps=int(steps)) for name, recipe in recipes.items()}
     for name, recipe in recipes.items():
         training.load_checkpoint(recipe, work / name)  # refused before anything is written
-    tokenizer = training.build_tokenizer()
-    output.mkdir(parents=True, exist_ok=True)
-    for name, recipe in recipes.items():
-        folder, note = work / name, work / name / "mlflow.json"
-        before = json.loads(note.read_text())["run_id"] if note.exists() else None
-        folder.mkdir(parents=True, exist_ok=True)
-        tags = {"method": "train_pair", "group": name, "task": "arith"}
-        with tracking.training(f"train {name}", tags, asdict(recipe), before) as (run_id, log):
-            write_whole(note, json.dumps({"run_id": run_id}))
-            model = training.train(recipe, tokenizer, folder, log)
-            training.save(model, tokenizer, output / name)
-            solved = training.solve_rate(load_model(ModelConfig(str(output / name))), tokenizer)
-            log({"quality/accuracy": solved}, recipe.steps)
-        click.echo(f"{name}: solves {solved:.1%} of 200 unseen problems; saved in {output / name}")
+        read_json(work / name / STATE)
+    with store.wanted("a training is logged there as it goes", f"Checkpoints stay. When it answers: {WAY_ON}"):
+        files.make_folder(output)
+        tokenizer = training.build_tokenizer()
+        for name, recipe in recipes.items():
+            files.make_folder(work / name)
+            with locked(work / name):
+                solved = _train(name, recipe, tokenizer, work / name, output / name)
+            click.echo(f"{name}: solves {solved:.1%} of 200 unseen problems; saved in {output / name}")
+
+
+def _train(name: str, recipe: Recipe, tokenizer: Any, folder: Path, output: Path) -> float:
+    """Train one model in its own run, and save it; returns what share of the problems it solves."""
+    from specexp import files, tracking
+    from specexp.evaluation.output import STATE, read_json, uid_of
+    from specexp.lm.hf import load_model
+    from specexp.lm.runtime import ModelConfig
+    from specexp.zoo import training
+
+    note = folder / STATE
+    uid, before = uid_of(folder), (read_json(note) or {}).get("run_id")
+    tags = {"method": "train_pair", "group": name, "task": "arith"}
+    with tracking.training(f"train {name}", tags, asdict(recipe), f"{uid}/train", before) as (run_id, log):
+        files.write_json(note, {"uid": uid, "run_id": run_id})
+        model = training.train(recipe, tokenizer, folder, log)
+        training.save(model, tokenizer, output)
+        solved = training.solve_rate(load_model(ModelConfig(str(output))), tokenizer)
+        log({"quality/accuracy": solved}, recipe.steps)
+    return solved
 
 
 if __name__ == "__main__":

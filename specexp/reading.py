@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from urllib.request import url2pathname
 
 import yaml
 
+from specexp.addresses import mask
 from specexp.errors import SpecexpError, shown
 
 BOM = "\ufeff"
@@ -47,7 +47,7 @@ def folder_of(address: str, what: str, error: Error, others: str) -> Path:
     """A folder that is there, by path or file address; `others` are the addresses that are read elsewhere."""
     scheme, _, rest = address.partition("://")
     if rest and scheme != "file":
-        named = re.sub(r"//[^/@\s]+@", "//", address)
+        named = mask(address)
         raise error(
             f"{what} '{named:.200}' is an address of kind {scheme:.40}, which is not read; give a folder, {others}."
         )

@@ -10,6 +10,21 @@ from typing import Any
 
 from specexp.tasks.example import Dataset
 
+_TEXTS = {str: str}
+_METRIC = (float, bool)
+_FILE = {"path": str, "to": str, "only": {str: object}}
+_INPUT = {"name": str, "digest": str, "source": str, "source_type": str, "num_rows": int, "context": str}
+_SHEET = {
+    "key": str, "name": str, "tags": _TEXTS, "params": _TEXTS, "metrics": {str: _METRIC}, "files": [_FILE],
+    "inputs": [_INPUT], "time": int,
+}  # fmt: skip
+_MARK = {"where": _TEXTS, "params": _TEXTS, "tags": _TEXTS, "metrics": {str: _METRIC}, "time": int}
+# A plan as JSON has it.
+SHAPE = {
+    "main": _SHEET, "flat": [_SHEET], "marks": [_MARK],
+    "experiment": {"MLFLOW_EXPERIMENT_ID?": str, "MLFLOW_EXPERIMENT_NAME?": str},
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class File:

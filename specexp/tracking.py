@@ -10,8 +10,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ from mlflow import entities
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
 
-from specexp import store
-from specexp.errors import OutputError
+from specexp import signals, store
+from specexp.errors import OutputError, StoreError
 from specexp.sheets import File, Input, Mark, Sheet
 from specexp.tasks.example import Dataset
 
 KEY = "specexp.key"  # tag: names one run of one output folder
 _GENERATED_NAME = re.compile(r"^[a-z]+-[a-z]+-\d+$")  # what MLflow calls a run that nobody named
 _BATCH = 100  # params and tags a log_batch call takes
+_MOST = 200  # runs of one key, or open ones, that are looked at
 
 
 def find(key: str, finished: bool = False) -> str | None:
@@ -38,28 +39,31 @@ def find(key: str, finished: bool = False) -> str | None:
 
 def attached() -> bool:
     """Whether `mlflow run` made a run for this process."""
-    return "MLFLOW_RUN_ID" in os.environ
+    return bool(os.environ.get("MLFLOW_RUN_ID"))
 
 
 def begin(key: str, name: str, tags: Mapping[str, str], system_metrics: bool | None = None) -> Run:
     """Start the run that holds what several runs come to: the one `mlflow run` made, or a new one.
 
-    An earlier run of this key, from an interrupted attempt, is closed as KILLED if it still stands open, and linked.
-    `system_metrics` says whether MLflow samples the machine meanwhile; by None, its own settings do.
+    Earlier runs of this key, from interrupted attempts, are closed as KILLED if they still stand open, and the newest
+    is linked. `system_metrics` says whether MLflow samples the machine meanwhile; by None, its own settings do.
     """
     client = MlflowClient()
-    before = _newest(client, key)
-    tags = {KEY: key, **tags}
-    if before is not None and before.info.run_id != os.environ.get("MLFLOW_RUN_ID"):
-        tags["resumed_from"] = before.info.run_id
-        if before.info.status == "RUNNING":
-            client.set_terminated(before.info.run_id, "KILLED")
     # MLflow would take the id out of the environment before it asks the store, which may want to be asked again.
-    given = os.environ.get("MLFLOW_RUN_ID")
+    given = os.environ.get("MLFLOW_RUN_ID") or None
+    before = [run for run in _all(client, key, _MOST) if run.info.run_id != given]
+    tags = {KEY: key, **tags}
+    if before:
+        tags["resumed_from"] = before[0].info.run_id
+    for run in before:
+        if run.info.status == "RUNNING":
+            client.set_terminated(run.info.run_id, "KILLED")
     how = {"run_id": given, "run_name": None if given else name, "log_system_metrics": system_metrics}
-    store.patiently(lambda: mlflow.start_run(tags=dict(tags), **how))
-    run = mlflow.active_run()
-    os.environ.pop("MLFLOW_RUN_ID", None)
+    with signals.held():
+        store.patiently(lambda: mlflow.start_run(tags=dict(tags), **how))
+        run = mlflow.active_run()
+        os.environ.pop("MLFLOW_RUN_ID", None)
+    delete_doubles(key, {run.info.run_id, *(each.info.run_id for each in before)})
     if given and _GENERATED_NAME.match(run.info.run_name or ""):
         store.patiently(lambda: mlflow.set_tag("mlflow.runName", name))
     return run
@@ -68,11 +72,10 @@ def begin(key: str, name: str, tags: Mapping[str, str], system_metrics: bool | N
 @contextmanager
 def comparison(key: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
     """A main run of which nothing is written down first; FAILED if the block is left by an exception."""
-    run = begin(key, name, tags)
     try:
-        yield str(run.info.run_id)
+        yield str(begin(key, name, tags).info.run_id)
     except BaseException:
-        end("FAILED")
+        close((key,))
         raise
     end("FINISHED")
 
@@ -80,13 +83,31 @@ def comparison(key: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
 def end(status: str) -> None:
     """End the run that `begin` started, if it was started."""
     if mlflow.active_run() is not None:
-        mlflow.end_run(status)
+        with signals.held():
+            mlflow.end_run(status)
+
+
+def close(keys: Collection[str]) -> None:
+    """End what was begun here, and every other run of these keys that is open, as FAILED, if the store lets us.
+
+    It may be the store why we end; so nothing is waited for that takes long.
+    """
+    with suppress(StoreError), store.telling(StoreError), store.briefly():
+        end("FAILED")
+        client = MlflowClient()
+        for run in _search(client, "attributes.status = 'RUNNING'", _MOST):
+            if run.data.tags.get(KEY) in keys:
+                client.set_terminated(run.info.run_id, "FAILED")
+
+
+def _search(client: MlflowClient, query: str, most: int) -> list[Run]:
+    """Runs in any experiment of the store, the newest first."""
+    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
+    return list(client.search_runs(experiments, query, max_results=most, order_by=["start_time DESC"]))
 
 
 def _all(client: MlflowClient, key: str, most: int) -> list[Run]:
-    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
-    query = f"tags.`{KEY}` = '{key}'"
-    return list(client.search_runs(experiments, query, max_results=most, order_by=["start_time DESC"]))
+    return _search(client, f"tags.`{KEY}` = '{key}'", most)
 
 
 def _newest(client: MlflowClient, key: str) -> Run | None:
@@ -94,25 +115,34 @@ def _newest(client: MlflowClient, key: str) -> Run | None:
 
 
 def known(run_id: str | None, key: str) -> Run | None:
-    """The run of this id, if this store has it, or else the newest that carries the key."""
+    """The run of this id, if this store has it and it carries no other key, or else the newest that carries the key."""
     client = MlflowClient()
     if _active(client, run_id):
-        return client.get_run(run_id)
+        run = client.get_run(run_id)
+        if run.data.tags.get(KEY, key) == key:  # one that `mlflow run` made carries none before it is begun
+            return run
     return _newest(client, key)
 
 
 def make(sheet: Sheet, experiment: str) -> Run:
-    """An empty run for this sheet: one, even if the answer to the first request for it was lost."""
+    """An empty run for this sheet."""
+    return MlflowClient().create_run(experiment, run_name=sheet.name, tags={KEY: sheet.key, **sheet.tags})
+
+
+def delete_doubles(key: str, keep: Collection[str]) -> None:
+    """Delete empty runs of this key that were made because the answer to a first request was lost, or not awaited."""
     client = MlflowClient()
-    made = client.create_run(experiment, run_name=sheet.name, tags={KEY: sheet.key, **sheet.tags})
-    for other in _all(client, sheet.key, 10):
-        if other.info.run_id != made.info.run_id and other.info.status == "RUNNING" and not other.data.metrics:
+    for other in _all(client, key, _MOST):
+        empty = not other.data.metrics and other.info.status in ("RUNNING", "FAILED")
+        if empty and other.info.run_id not in keep:
             client.delete_run(other.info.run_id)
-    return made
 
 
 def fill(run_id: str, sheet: Sheet, folder: Path) -> None:
-    """Give a run all that its sheet says, from the files of `folder`, and finish it. What it has is not doubled."""
+    """Give a run all that its sheet says, from the files of `folder`, and finish it. What it has is not doubled.
+
+    A signal that is held meanwhile comes through between two steps.
+    """
     client = MlflowClient()
     there = client.get_run(run_id).data.metrics
     tags = [RunTag(key, value) for key, value in {KEY: sheet.key, **sheet.tags}.items()]
@@ -121,15 +151,18 @@ def fill(run_id: str, sheet: Sheet, folder: Path) -> None:
     client.log_batch(run_id, metrics=new, tags=tags)
     for start in range(0, len(params), _BATCH):
         client.log_batch(run_id, params=params[start : start + _BATCH])
+    signals.check()
     if sheet.inputs:
         client.log_inputs(run_id, datasets=[_input(each, run_id) for each in sheet.inputs])
     put(run_id, sheet.files, folder)
+    signals.check()
     client.set_terminated(run_id, "FINISHED")
 
 
 def put(run_id: str, files: Sequence[File], folder: Path) -> None:
     """Files of `folder` among a run's artifacts, in the place of those of the same names."""
     for file in files:
+        signals.check()
         path = folder / file.path
         with tempfile.TemporaryDirectory() as scratch:
             if file.only:
@@ -233,7 +266,7 @@ def detached() -> Iterator[None]:
 def chart_address(run_id: str) -> str:
     """Where `make ui` shows the runs of this experiment as charts."""
     experiment = MlflowClient().get_run(run_id).info.experiment_id
-    base = mlflow.get_tracking_uri()
+    base = store.address()
     host = base.rstrip("/") if base.startswith("http") else "http://127.0.0.1:5000"
     return f"{host}/#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
 
@@ -243,29 +276,37 @@ Log = Callable[[Mapping[str, float], int], None]
 
 @contextmanager
 def training(
-    name: str, tags: Mapping[str, str], params: Mapping[str, object], before: str | None
+    name: str, tags: Mapping[str, str], params: Mapping[str, object], key: str, before: str | None = None
 ) -> Iterator[tuple[str, Log]]:
     """The run of one training: its id, and `log(metrics, step)`.
 
     `before` is the run of an interrupted attempt, which goes on if this store still has it; what it logged is not
-    logged again.
+    logged again. Other runs of this key that stand open are closed as KILLED: who trains under one key is alone.
     """
     client = MlflowClient()
     known = _active(client, before)
     last: dict[str, int] = {}
-    # The run that `mlflow run` made covers several trainings.
-    with detached(), mlflow.start_run(run_id=before if known else None, run_name=None if known else name) as run:
-        run_id = str(run.info.run_id)
-        if not known:
-            mlflow.set_tags(dict(tags))
-            mlflow.log_params(dict(params))
 
-        def log(metrics: Mapping[str, float], step: int) -> None:
-            for key in metrics.keys() - last.keys():
-                last[key] = max((m.step for m in client.get_metric_history(run_id, key)), default=-1)
-            mlflow.log_metrics({key: value for key, value in metrics.items() if step > last[key]}, step=step)
+    def log(metrics: Mapping[str, float], step: int) -> None:
+        for key in metrics.keys() - last.keys():
+            last[key] = max((m.step for m in client.get_metric_history(run_id, key)), default=-1)
+        mlflow.log_metrics({key: value for key, value in metrics.items() if step > last[key]}, step=step)
 
-        yield run_id, log
+    with detached():  # the run that `mlflow run` made covers several trainings
+        try:
+            for run in _all(client, key, _MOST):
+                if run.info.status == "RUNNING" and run.info.run_id != before:
+                    client.set_terminated(run.info.run_id, "KILLED")
+            with signals.held():
+                given = {"run_id": before} if known else {"run_name": name, "tags": {KEY: key, **tags}}
+                run_id = str(mlflow.start_run(**given).info.run_id)
+            if not known:
+                mlflow.log_params(dict(params))
+            yield run_id, log
+        except BaseException:
+            close((key,))
+            raise
+        end("FINISHED")
 
 
 def _active(client: MlflowClient, run_id: str | None) -> bool:

@@ -19,7 +19,7 @@ from entrypoints.evaluate import command
 from specexp.lm.hf import ZOO
 
 # What two runs of one configuration may differ in; a test run may see a commit being made.
-CLOCKS = ("seconds", "prefill_seconds", "time_to_first_token", "environment")
+CLOCKS = ("checksum", "seconds", "prefill_seconds", "time_to_first_token", "environment")
 SMALL = ["--limit", "2", "--max-new-tokens", "30"]
 
 

@@ -292,11 +292,13 @@ def test_a_server_that_refuses_is_none_that_may_come_back(
 
 
 @contextmanager
-def answering(status: int) -> Iterator[str]:
-    """The address of a server that answers everything with this status."""
+def answering(status: int, heard: list[str | None] | None = None) -> Iterator[str]:
+    """The address of a server that answers everything with this status; `heard` gets each request's authorization."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if heard is not None:
+                heard.append(self.headers.get("Authorization"))
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self.send_response(status)
             self.send_header("Content-Length", "0")

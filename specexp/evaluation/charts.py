@@ -14,6 +14,7 @@ from specexp.evaluation import canvas
 from specexp.evaluation.comparison import Comparison, Entry
 from specexp.evaluation.figures import save
 from specexp.evaluation.shares import HOST, PARTS
+from specexp.files import make_folder
 
 PART_COLORS = dict(zip(PARTS, ("#e69f00", "#0072b2", "#d55e00", "#cc79a7", "#bbbbbb"), strict=True))
 PART_NAMES = {"sampling": "sampling, accepting", HOST: "the rest"}
@@ -33,7 +34,7 @@ def draw(comparison: Comparison, folder: Path) -> list[Chart]:
     """All figures that have something to show, into `folder`."""
     import matplotlib
 
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         found: list[Chart] = []
         for name, (title, caption, painter) in CHARTS.items():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from specexp.evaluation.records import Record
 from specexp.evaluation.trees import by_rank, reached
+from specexp.files import writing
 
 
 def draw_trees(path: Path, name: str, records: Sequence[Record]) -> None:
@@ -67,6 +67,5 @@ def draw_benchmark(path: Path, result: Mapping[str, Any]) -> None:
 
 def save(figure: Any, path: Path) -> None:
     """Write a PNG whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    figure.savefig(partial, dpi=120, format="png")
-    os.replace(partial, path)
+    with writing(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")

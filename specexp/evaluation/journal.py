@@ -10,10 +10,12 @@ import json
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from specexp.errors import OutputError
+from specexp.files import CHECKSUM, append_line, checksum, open_lines
 
 FILE = "progress.jsonl"
 Key = tuple[str | int, ...]
@@ -25,7 +27,8 @@ class Journal:
 
     def __init__(self) -> None:
         self._units: dict[Key, Any] = {}
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
+        self._path = Path()
         self.resumed = False
 
     @classmethod
@@ -45,7 +48,8 @@ class Journal:
             print(f"warning: the last line of {path} is cut off; it is dropped and measured again.", file=sys.stderr)
             with path.open("rb+") as file:
                 file.truncate(good)
-        with path.open("a", encoding="utf-8") as journal._file:
+        journal._path = path
+        with open_lines(path) as journal._file:
             if not journal.resumed:
                 journal._add(_FACTS, now)
             yield journal
@@ -66,8 +70,8 @@ class Journal:
 
     def _add(self, key: Key, value: Any) -> None:
         if self._file is not None:
-            self._file.write(json.dumps({"key": key, "value": value}, ensure_ascii=False) + "\n")
-            self._file.flush()
+            line = {"key": list(key), "value": value}
+            append_line(self._file, self._path, json.dumps({**line, CHECKSUM: checksum(line)}, ensure_ascii=False))
         self._units[key] = value
 
     def _read(self, path: Path) -> int:
@@ -78,8 +82,10 @@ class Journal:
                 break
             try:
                 found = json.loads(line)
+                if CHECKSUM in found and found[CHECKSUM] != checksum(found):
+                    raise ValueError("it does not fit its checksum")
                 self._units[tuple(found["key"])] = found["value"]
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise OutputError(
                     f"{path}, line {number} cannot be read ({type(error).__name__}: {error}); the file was changed by"
                     " hand. Start again in another output folder."

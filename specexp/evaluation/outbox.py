@@ -16,15 +16,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from specexp import sheets, store, tracking
+from specexp import sheets, signals, store, tracking
 from specexp.errors import OutputError, StoreError, Unsent
-from specexp.evaluation.output import read_json, write_json
+from specexp.evaluation.output import PLAN, STATE, read_json
+from specexp.files import write_json
 from specexp.sheets import File, Input, Mark, Plan, Sheet
 
-PLAN, STATE = "upload.json", "mlflow.json"
 EXPERIMENT = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
 
 
@@ -45,12 +45,15 @@ class Sent:
 
 
 class Outbox:
-    """The main run of one folder, and the flat ones beside it. Raises StoreError for a store that refuses."""
+    """The main run of one folder, and the flat ones beside it.
 
-    def __init__(self, path: Path, key: str, name: str, tags: Mapping[str, str]) -> None:
+    `silence` is what `store.ready` said, which is asked before anything is loaded or decoded.
+    """
+
+    def __init__(self, path: Path, key: str, name: str, tags: Mapping[str, str], silence: str | None) -> None:
         self.path = path
         self._key, self._name, self._tags = key, name, dict(tags)
-        self._silence = store.reach()
+        self._silence = silence
 
     @property
     def is_sent(self) -> bool:
@@ -64,28 +67,41 @@ class Outbox:
     def open(self, timed: bool = True) -> Iterator[None]:
         """Meanwhile the main run stands open in the store; FAILED if the block is left by an exception.
 
-        Unless the work is `timed`, MLflow samples what the machine does: timings would be disturbed.
+        Unless the work is `timed`, MLflow samples what the machine does: timings would be disturbed. Raises StoreError
+        where the store refuses the run.
         """
         self._note(self._key, os.environ.get("MLFLOW_RUN_ID"))
-        silence = self._silence
-        if silence is None:
-            try:
-                with store.telling(StoreError):
-                    self._note(self._key, _begin(self._key, self._name, self._tags, timed).info.run_id)
-            except StoreError as error:
-                silence = str(error)
-        if silence is not None:
-            print(
-                f"note: the tracking store at {store.address()} does not answer ({silence}). The work goes on all the"
-                f" same: everything is written to '{self.path}', and sent at the end if the store answers then.",
-                file=sys.stderr,
-            )
         try:
+            silence = self._silence or self._begun(timed)
+            if silence is not None:
+                print(
+                    f"note: the tracking store at {store.address()} does not answer ({silence}). The work goes on all"
+                    f" the same: everything is written to '{self.path}', and sent at the end if the store answers"
+                    " then.",
+                    file=sys.stderr,
+                )
             yield
         except BaseException:
-            _end("FAILED")
+            tracking.close((self._key,))
             raise
-        _end("FINISHED")
+        with suppress(StoreError), store.telling(StoreError):
+            tracking.end("FINISHED")
+
+    def _begun(self, timed: bool) -> str | None:
+        """Begin the main run; returns why the store does not answer."""
+        try:
+            with store.quiet(), signals.held():
+                self._note(self._key, _begin(self._key, self._name, self._tags, timed).info.run_id)
+        except Exception as error:
+            if not store.is_of_store(error):
+                raise
+            if store.is_refusal(error):
+                raise StoreError(
+                    f"the tracking store at {store.address()} takes no run: {store.words(error)}. Mend that, or name"
+                    " another store in MLFLOW_TRACKING_URI."
+                ) from error
+            return store.words(error)
+        return None
 
     def main(
         self,
@@ -143,19 +159,22 @@ def unsent(path: Path, words: str) -> str:
 
 
 def folders(path: Path) -> list[Path]:
-    """What has something to send: the folder itself, or those that `main` has made in it."""
+    """What has something to send: the folder itself, or those that `main` has made in it. Raises OutputError."""
     if (path / PLAN).exists():
         return [path]
-    return sorted(found.parent for found in path.glob(f"*/{PLAN}")) or [path]
+    found = sorted(found.parent for found in path.glob(f"*/{PLAN}"))
+    for folder in found:
+        _check_inside(path, folder.name, f"'{folder}'")
+    return found or [path]
 
 
 def upload(path: Path) -> Sent | None:
-    """Send what a folder has to send; None where the store has it all. Raises Unsent, OutputError."""
+    """Send what a folder has to send; None where the store has it all. Raises StoreError, Unsent, OutputError."""
     plan = _plan(path)
-    for name, value in plan.experiment.items():
-        if not any(os.environ.get(each) for each in EXPERIMENT):
-            os.environ[name] = value
-    silence = store.reach()
+    _check_files(path, _files(plan))
+    if not any(os.environ.get(name) for name in EXPERIMENT):
+        os.environ.update({name: plan.experiment[name] for name in EXPERIMENT if name in plan.experiment})
+    silence = store.ready()
     if silence is not None:
         raise Unsent(unsent(path, silence))
     with store.telling(lambda words: Unsent(unsent(path, words))):
@@ -165,23 +184,25 @@ def upload(path: Path) -> Sent | None:
 
 
 def _sent_or_ended(path: Path, only: Sequence[File] | None = None) -> Sent:
-    """Send; a main run that was made here does not stand open if that fails."""
+    """Send; no run that was made here stands open if that fails or is interrupted."""
     try:
         return send(path, only)
     except BaseException:
-        _end("FAILED")
+        plan = _plan(path)
+        tracking.close({plan.main.key, *(sheet.key for sheet in plan.flat)})
         raise
 
 
 def send(path: Path, only: Sequence[File] | None = None) -> Sent:
     """Send a folder's plan, or of its runs these files of the main one only. Raises what the store raises."""
     plan, ids = _plan(path), _state(path).get("runs", {})
-    _check_files(path, plan)
+    _check_files(path, _files(plan) if only is None else only)
     main = plan.main
-    found = store.patiently(lambda: tracking.known(ids.get(main.key), main.key))
-    if found is None or found.info.run_id == os.environ.get("MLFLOW_RUN_ID"):  # one that nobody has begun
-        found = store.patiently(lambda: _begin(main.key, main.name, main.tags, True))
-    _note(path, {main.key: found.info.run_id}, False)
+    with signals.held():
+        found = store.patiently(lambda: tracking.known(ids.get(main.key), main.key))
+        if found is None or found.info.run_id == os.environ.get("MLFLOW_RUN_ID"):  # one that nobody has begun
+            found = store.patiently(lambda: _begin(main.key, main.name, main.tags, True))
+        _note(path, {main.key: found.info.run_id}, False)
     if only is not None:
         store.patiently(lambda: tracking.put(found.info.run_id, only, path))
     else:
@@ -197,21 +218,17 @@ def send(path: Path, only: Sequence[File] | None = None) -> Sent:
 
 def _send_flat(path: Path, sheet: Sheet, known: str | None, experiment: str) -> None:
     """Make the run of this sheet, or finish it if it was begun; leave a finished one alone."""
-    run = store.patiently(lambda: tracking.known(known, sheet.key) or tracking.make(sheet, experiment))
-    _note(path, {sheet.key: run.info.run_id}, False)
+    with signals.held():
+        run = store.patiently(lambda: tracking.known(known, sheet.key) or tracking.make(sheet, experiment))
+        _note(path, {sheet.key: run.info.run_id}, False)
     if run.info.status != "FINISHED":
+        store.patiently(lambda: tracking.delete_doubles(sheet.key, {run.info.run_id}))
         store.patiently(lambda: tracking.fill(run.info.run_id, sheet, path))
 
 
 def _begin(key: str, name: str, tags: Mapping[str, str], timed: bool) -> Any:
     asked = timed or "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING" in os.environ
     return tracking.begin(key, name, tags, None if asked else True)
-
-
-def _end(status: str) -> None:
-    """End the main run, if the store lets us: it may be why we end."""
-    with suppress(StoreError), store.telling(StoreError):
-        tracking.end(status)
 
 
 def _plan(path: Path) -> Plan:
@@ -227,19 +244,44 @@ def _plan(path: Path) -> Plan:
         raise OutputError(f"{path / PLAN} was changed by hand ({type(error).__name__}: {error}).") from error
 
 
-def _check_files(path: Path, plan: Plan) -> None:
-    names = {file.path for sheet in (plan.main, *plan.flat) for file in sheet.files}
-    gone = sorted(name for name in names if not (path / name).is_file())
+def _files(plan: Plan) -> list[File]:
+    return [file for sheet in (plan.main, *plan.flat) for file in sheet.files]
+
+
+def _check_files(path: Path, files: Sequence[File]) -> None:
+    """Refuse what is missing, and what is not of this folder: nothing else is sent, whatever the plan names."""
+    for file in files:
+        _check_inside(path, file.path, f"{path / PLAN} names '{file.path}'")
+        to = PurePosixPath(file.to)
+        if to.is_absolute() or ".." in to.parts:
+            raise OutputError(
+                f"{path / PLAN} sends '{file.path}' to '{file.to}', which is no folder below a run's own."
+            )
+    gone = sorted({file.path for file in files if not (path / file.path).is_file()})
     if gone:
         raise OutputError(f"'{path}' lacks {', '.join(gone)}, which {PLAN} there names; put back what was removed.")
 
 
-def _state(path: Path) -> dict[str, dict[str, str]]:
+def _check_inside(path: Path, name: str, said: str) -> None:
+    """Refuse a path that leads out of the folder: absolute, upwards, or by a link."""
+    inner = Path(name)
+    try:
+        outside = inner.is_absolute() or ".." in inner.parts or not (path / inner).resolve().is_relative_to(
+            path.resolve())  # fmt: skip
+    except (OSError, ValueError, RuntimeError):  # a link to itself, a name that no file may have
+        outside = True
+    if outside:
+        raise OutputError(
+            f"{said}, which is outside the folder: nothing was sent. Put back {PLAN} and the files as they were."
+        )
+
+
+def _state(path: Path) -> dict[str, Any]:
     return read_json(path / STATE) or {}
 
 
 def _note(path: Path, ids: Mapping[str, str], sent: bool) -> None:
-    """Run ids as they get known, in the store that they are in."""
+    """Run ids as they get known, in the store that they are in. Raises OutputError."""
     state = _state(path)
     runs = {**state.get("runs", {}), **ids}
     write_json(path / STATE, {**state, "runs": runs, "sent": sent, "store": store.address()})

@@ -24,15 +24,46 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from specexp import files, sheets
+from specexp.addresses import mask
 from specexp.errors import OutputError
-from specexp.evaluation.records import RecordFile, write_whole
+from specexp.evaluation.records import RecordFile
 
-LOCK = ".lock"
+LOCK, CONFIG, STATE, PLAN = ".lock", "config.json", "mlflow.json", "upload.json"
+_SECONDS = {int: float}
+_AGAIN = "Put it back as it was, or remove it: it is made again."
+# What each file of a folder must hold to be read again, and the way out where it does not.
+SHAPES: dict[str, tuple[files.Shape, str]] = {
+    CONFIG: ({"settings_hash?": str}, "Put it back as it was, or name another output folder."),
+    STATE: (
+        {"uid?": str, "run_id?": str, "runs?": {str: str}, "sent?": bool, "store?": str},
+        "Put it back as it was, or remove it: runs are then made anew, beside those that the store may have.",
+    ),
+    PLAN: (sheets.SHAPE, "Put it back as it was, or remove it and go on with the command that made it and --resume."),
+    "costs.json": (
+        ({"context": float, "draft": (float, type(None)), "target": _SECONDS, "tree_draft": _SECONDS,
+          "tree_target": _SECONDS}, type(None)), _AGAIN,
+    ),
+    "shares.json": ({"num_prompts": int, "max_new_tokens": int, "seconds": {str: {str: float}}}, _AGAIN),
+    "memory.json": ({"all": {str: int}, "methods": {str: {str: int}}}, _AGAIN),
+    "environments.json": (
+        {str: {}}, "Put it back as it was, or remove it: where earlier records were made is then not known any more.",
+    ),
+    "data.json": ({"name": str, "source": str, "digest": str, "num_rows": int}, _AGAIN),
+    "judges.json": ({str: {"weights": str}}, _AGAIN),
+    "inputs.json": ({"data": str, "target": str, "draft": str, "tokenizer": str}, _AGAIN),
+    "checks.json": (
+        {"environment": str, "checks": [{"name": str, "verdict": str, "sentence": str, "numbers": {}, "details": {}}]},
+        _AGAIN,
+    ),
+    "tokens.json": ({"prompts": [{"prompt_id": str}]}, _AGAIN),
+}  # fmt: skip
 
 
 class Settings(Protocol):
@@ -68,6 +99,8 @@ class OutputFolder:
             )
         if taken:
             self._check_owner()
+            for name in SHAPES:  # what is broken is told before anything is loaded
+                self.read_json(name)
         nearest = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK):
             raise OutputError(f"output '{self.path}' cannot be made: '{nearest}' is not a folder that can be written.")
@@ -89,32 +122,34 @@ class OutputFolder:
         except OSError as error:
             raise OutputError(f"output '{self.path}' cannot be made: {error.strerror or error}.") from error
         with locked(self.path):
-            self.write_json("config.json", {**self._settings.as_dict(), "settings_hash": self._settings.hash})
+            self.write_json(CONFIG, {**masked(self._settings.as_dict()), "settings_hash": self._settings.hash})
             yield
 
     def read_json(self, name: str) -> Any:
-        """A JSON file of this folder, or None."""
+        """A JSON file of this folder, or None. Raises OutputError for one that is broken."""
         return read_json(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
-        write_json(self.path / name, value)
+        files.write_json(self.path / name, value)
 
     def _check_owner(self) -> None:
         before: dict[str, Any] = {}
-        try:
-            before = self.read_json("config.json") or {}
-            found = before.get("settings_hash")
-        except (ValueError, AttributeError):
-            before, found = {}, "unreadable"
         records = self.path / "records.jsonl"
+        try:
+            before = self.read_json(CONFIG) or {}
+        except OutputError as error:
+            if records.exists():  # whose lines name the configuration, too
+                raise OutputError(f"{error} Or remove it: it is written again from the settings given.") from error
+            raise
+        found = before.get("settings_hash")
         if (
             found is None
             and not records.exists()
-            and any(p.name not in (LOCK, "config.json.partial") for p in self.path.iterdir())
+            and any(p.name not in (LOCK, f"{CONFIG}.partial") for p in self.path.iterdir())
         ):
             raise OutputError(f"'{self.path}' was not made by {self._maker}; name another output folder.")
         if found is not None and found != self._settings.hash:
-            changed = differences(before, json.loads(json.dumps(self._settings.as_dict())))
+            changed = differences(before, json.loads(json.dumps(masked(self._settings.as_dict()))))
             changed = changed or "it was made by another version"
             raise OutputError(
                 f"'{self.path}' belongs to configuration {found}, this one is {self._settings.hash}"
@@ -159,10 +194,24 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, or None where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """What a JSON file of an output folder holds, or None where there is none. Raises OutputError for a broken one."""
+    shape, way_out = SHAPES[path.name]
+    return files.read_json(path, shape, way_out)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def uid_of(path: Path) -> str:
+    """What tells this output folder's MLflow runs from any other's. Raises OutputError."""
+    state = read_json(path / STATE) or {}
+    if "uid" not in state:
+        state = {**state, "uid": uuid.uuid4().hex}
+        files.write_json(path / STATE, state)
+    return str(state["uid"])
+
+
+def masked(value: Any) -> Any:
+    """JSON with all addresses as they may be shown."""
+    if isinstance(value, dict):
+        return {key: masked(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked(each) for each in value]
+    return mask(value) if isinstance(value, str) else value

@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from specexp.addresses import mask
 from specexp.evaluation.charts import Chart, accepted_shares, reach
 from specexp.evaluation.comparison import Comparison, Entry
 from specexp.evaluation.divergence_words import equality, mark
@@ -163,7 +164,7 @@ def _settings(comparison: Comparison) -> Iterator[tuple[str, str]]:
     yield "settings_hash", experiment.hash
     for key, value in found.items():
         if value is not None:
-            yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield key, mask(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _method(entry: Entry) -> str:

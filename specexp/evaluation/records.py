@@ -1,32 +1,39 @@
 """One JSON line per prompt and setting, appended and flushed; the only truth an evaluation leaves behind.
 
 Records hold integers, ids, texts and seconds. Ratios are computed from sums of them, in `metrics.py`.
+
+Each line ends with a checksum of the rest of it. Lines without one are of a version that wrote none: they may come
+first in a file that is resumed, never after a line with one.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from specexp.errors import OutputError
+from specexp.files import CHECKSUM, append_line, checksum, misfit, open_lines, unwritable
+from specexp.files import write_whole as write_whole
 
 Record = dict[str, Any]
 Key = tuple[str, int, str, int]  # prompt_id, turn, label, repeat
+# What every record holds, of any version; the checksum covers the rest.
+SHAPE = {
+    "prompt_id": str, "turn": int, "label": str, "repeat": int, "settings_hash": str, "method?": str, "text?": str,
+    "token_ids?": [int], "seconds?": float, "prefill_seconds?": float,
+}  # fmt: skip
+_WAY_OUT = (
+    "Put back the line as it was written, or take it out, and it is computed again; or start again in another output"
+    " folder."
+)
 
 
 def key_of(record: Record) -> Key:
     return record["prompt_id"], record["turn"], record["label"], record["repeat"]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 class RecordFile:
@@ -39,9 +46,10 @@ class RecordFile:
         self._path = path
         self._settings = settings
         self._good = 0  # bytes of whole lines
+        self._num_unchecked = 0  # lines without a checksum
         self.records: list[Record] = list(self._read())
         self._by_key = {key_of(record): record for record in self.records}
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
 
     @property
     def done(self) -> set[Key]:
@@ -52,18 +60,27 @@ class RecordFile:
         return self._by_key[key]
 
     def repair(self) -> None:
-        """Cut the file behind its last whole line. Only for who holds the folder."""
+        """Cut the file behind its last whole line, and say what cannot be checked. Only for who holds the folder."""
+        if self._num_unchecked:
+            print(
+                f"note: {self._num_unchecked} records of {self._path} have no checksum: a version that wrote none made"
+                " them. They are taken as they are.",
+                file=sys.stderr,
+            )
         if self._path.exists() and self._good < self._path.stat().st_size:
             where = f"{self._path}, line {len(self.records) + 1}"
             print(f"warning: {where} is cut off; it is dropped and computed again.", file=sys.stderr)
-            with self._path.open("rb+") as file:
-                file.truncate(self._good)
+            try:
+                with self._path.open("rb+") as file:
+                    file.truncate(self._good)
+            except OSError as error:
+                raise unwritable(self._path, error) from error
 
     def append(self, record: Record) -> None:
+        """Write one line, which is in the file when this returns. Raises OutputError."""
         if self._file is None:
-            self._file = self._path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
+            self._file = open_lines(self._path)
+        append_line(self._file, self._path, json.dumps({**record, CHECKSUM: checksum(record)}, ensure_ascii=False))
         self.records.append(record)
         self._by_key[key_of(record)] = record
 
@@ -73,25 +90,51 @@ class RecordFile:
             self._file = None
 
     def _read(self) -> Iterator[Record]:
-        if not self._path.exists():
-            return
-        lines = self._path.read_bytes().splitlines(keepends=True)
+        try:
+            lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
+        except OSError as error:
+            raise OutputError(f"{self._path} cannot be read: {error.strerror or error}; make it readable.") from error
+        seen: set[Key] = set()
+        checked = False  # whether a line before had a checksum
         for number, line in enumerate(lines, 1):
             if number == len(lines) and not line.endswith(b"\n"):
                 return
-            try:
-                record = json.loads(line)
-                key_of(record)
-                found = record["settings_hash"]
-            except (ValueError, KeyError, TypeError) as error:
+            where = f"{self._path}, line {number}"
+            record = _parsed(line, where)
+            checked = _check(record, where, checked)
+            self._num_unchecked += not checked
+            if record["settings_hash"] != self._settings:
                 raise OutputError(
-                    f"{self._path}, line {number} is not a record ({type(error).__name__}: {error});"
-                    " the file was changed by hand. Start again in another output folder."
-                ) from error
-            if found != self._settings:
-                raise OutputError(
-                    f"{self._path}, line {number} belongs to configuration {found}, this one is {self._settings};"
+                    f"{where} belongs to configuration {record['settings_hash']}, this one is {self._settings};"
                     " resume with the settings it was started with, or name another output folder."
                 )
+            if key_of(record) in seen:
+                raise OutputError(f"{where} is a record that an earlier line has already; take one of them out.")
+            seen.add(key_of(record))
             self._good += len(line)
             yield record
+
+
+def _parsed(line: bytes, where: str) -> Record:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        fault = f"{type(error).__name__}: {error}"
+    else:
+        fault = misfit(found, SHAPE)
+        if not fault:
+            return dict(found)
+    raise OutputError(f"{where} is not a record ({fault}); the file was changed by hand. {_WAY_OUT}")
+
+
+def _check(record: Record, where: str, checked: bool) -> bool:
+    """Take the checksum out of a record, if it is right; returns whether there was one."""
+    if CHECKSUM not in record:
+        if checked:
+            raise OutputError(
+                f"{where} has no checksum, which lines before it have; it was changed by hand. {_WAY_OUT}"
+            )
+        return False
+    if record.pop(CHECKSUM) != checksum(record):
+        raise OutputError(f"{where} does not fit its checksum; it was changed by hand. {_WAY_OUT}")
+    return True

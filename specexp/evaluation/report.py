@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from specexp.addresses import mask
 from specexp.config import TREES, MethodConfig
 from specexp.evaluation import canvas, charts, divergence, page, split, table, token_view, unfinished
 from specexp.evaluation.comparison import Comparison, compare
@@ -21,6 +22,7 @@ from specexp.evaluation.records import Record, write_whole
 from specexp.evaluation.runner import Prepared, Summary, summary
 from specexp.evaluation.verdict import verdict
 from specexp.evaluation.words import plain
+from specexp.files import make_folder
 from specexp.lm import memory
 from specexp.sheets import File, Input, Sheet, logged, now
 
@@ -155,7 +157,7 @@ def sheets(
         mine = [r for r in records if (r["label"], r["repeat"]) == (label, repeat)]
         name = _name(label, repeat, experiment.repeats)
         own = Path("upload") / name / OUTPUTS
-        (output.path / own).parent.mkdir(parents=True, exist_ok=True)
+        make_folder((output.path / own).parent)
         output.write_json(str(own), _outputs(prepared, mine))
         files = [
             File("records.jsonl", only={"label": label, "repeat": repeat}),
@@ -297,7 +299,7 @@ def _params(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, ob
             name: getattr(experiment, name)
             for name in ("limit", "max_new_tokens", "temperature", "top_k", "top_p", "batch")
         },
-        "data": experiment.data or "",
+        "data": mask(str(experiment.data or "")),
         "shots": experiment.shots or "",
         "answer_rule": "" if experiment.answer_rule == "auto" else experiment.answer_rule,
         "answer_pattern": experiment.answer_pattern,

@@ -264,6 +264,7 @@ def _decode(
                 with memory.told("measuring calls", LOWER, experiment.models):
                     found = measure_costs(prepared) if experiment.batch == 1 else None
                 spent += time.perf_counter() - now
+                _check_sizes(output, begun, found)
                 measured += [] if found is None else [found]
                 output.write_json("costs.json", median_of(measured) if measured else None)
             config = jobs[0].setting.config
@@ -276,6 +277,27 @@ def _decode(
                     bar.update()
                     num_done += 1
                     progress.seen(num_done)
+    complete(prepared, output)
+
+
+def complete(prepared: Prepared, output: OutputFolder) -> None:
+    """Measure costs once where costs.json was removed after the last record was made."""
+    if not (output.path / "costs.json").exists():
+        with memory.told("measuring calls", LOWER, prepared.experiment.models):
+            found = measure_costs(prepared) if prepared.experiment.batch == 1 else None
+        output.write_json("costs.json", found)
+
+
+def _check_sizes(output: OutputFolder, begun: Any, found: Any) -> None:
+    """Costs are put together with those of an interrupted run, which must be of the same calls."""
+    if begun is None:
+        return
+    calls = [each and (each["draft"] is None, *(set(each[kind]) for kind in SIZES)) for each in (begun, found)]
+    if calls[0] != calls[1]:
+        raise OutputError(
+            f"{output.path / 'costs.json'} is of other calls than these settings make; it was changed by hand. Put it"
+            " back as it was, or remove it: costs are measured again."
+        )
 
 
 def requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job]) -> Iterator[Request]:

@@ -25,6 +25,7 @@ from specexp.errors import OutputError, PromptError, TaskError
 from specexp.evaluation.duration import Progress, announce, pace
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.pair import Pair, identity, load_pair
+from specexp.files import make_folder, write_whole
 from specexp.judge import features
 from specexp.judge.labels import MANIFEST, LabelSet, pack, unpack
 from specexp.judge.mining import MINED, NO_ANSWER, UNFINISHED, Mined, Miner
@@ -123,9 +124,12 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
             print(f"note: {note}", file=sys.stderr)
         return found
     progress = output.path / PROGRESS
-    progress.mkdir(exist_ok=True)
+    make_folder(progress)
     paths = [progress / f"{index:06d}.safetensors" for index in range(len(prepared.examples))]
     missing = [index for index, path in enumerate(paths) if not path.exists()]
+    for path in paths:
+        if path.exists():
+            unpack(path)  # what is broken is told before anything is mined
     config = prepared.config
     seen = _Seen(config.experiment.max_new_tokens)
     for path in (path for path in paths if path.exists()):
@@ -183,9 +187,7 @@ class _Seen:
 
 
 def _write(path: Path, mined: Mined) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(pack(mined.labels, mined.features, {**mined.counts, f"num_{mined.status}": 1}))
-    partial.replace(path)
+    write_whole(path, pack(mined.labels, mined.features, {**mined.counts, f"num_{mined.status}": 1}))
 
 
 def assemble(prepared: Prepared, paths: list[Path]) -> LabelSet:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from specexp.files import writing
 from specexp.judge import calibration, features, figures
 from specexp.judge.features import Mode
 from specexp.judge.judge import Facts, Judge
@@ -107,7 +108,7 @@ def token_classes(labels: Sequence[Label], p: np.ndarray, threshold: float) -> l
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Rows as CSV."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with writing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from specexp.files import writing
 from specexp.judge.calibration import accepted_at, recall_at
 
 BINS = 10
@@ -31,7 +32,8 @@ def draw(folder: Path, judges: Mapping[str, tuple[float, np.ndarray]], important
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(framealpha=0.9, edgecolor="none")
         path = folder / f"{name}.png"
-        figure.savefig(path, dpi=120)
+        with writing(path) as partial:
+            figure.savefig(partial, dpi=120, format="png")
         paths.append(path)
     return paths
 

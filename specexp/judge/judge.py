@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save
 
 from specexp import reading
 from specexp.errors import JudgeError, shown
-from specexp.evaluation.records import write_whole
+from specexp.files import make_folder, write_whole
 from specexp.judge import features
 from specexp.judge.network import Network
 from specexp.tasks.answers import UNRECORDED, version_note
@@ -98,10 +98,8 @@ class Judge:
 
     def save(self, folder: Path) -> None:
         """Write both files, each whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{WEIGHTS}.partial"
-        partial.write_bytes(save(dict(self.network.arrays)))
-        partial.replace(folder / WEIGHTS)
+        make_folder(folder)
+        write_whole(folder / WEIGHTS, save(dict(self.network.arrays)))
         write_whole(folder / FACTS, json.dumps(asdict(self.facts), indent=2) + "\n")
 
     def digest(self) -> str:

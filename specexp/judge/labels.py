@@ -22,7 +22,7 @@ import pyarrow.parquet
 from safetensors.numpy import load_file, save
 
 from specexp.errors import JudgeError
-from specexp.evaluation.records import write_whole
+from specexp.files import write_whole, writing
 from specexp.judge.features import PARTS, Mode
 from specexp.judge.splits import filled
 from specexp.tasks.answers import UNRECORDED
@@ -66,12 +66,10 @@ class LabelSet:
         """Write the three files, each whole or not at all, the manifest last: a folder that has one is complete."""
         columns = {field.name: [getattr(label, field.name) for label in self.labels] for field in fields(Label)}
         table = pyarrow.table(columns, schema=SCHEMA)
-        partial = folder / f"{LABELS}.partial"
-        pyarrow.parquet.write_table(table, partial, compression="zstd")
-        partial.replace(folder / LABELS)
-        partial = folder / f"{FEATURES}.partial"
-        partial.write_bytes(save({part: np.ascontiguousarray(rows) for part, rows in self.features.items()}))
-        partial.replace(folder / FEATURES)
+        with writing(folder / LABELS) as partial:
+            pyarrow.parquet.write_table(table, partial, compression="zstd")
+        arrays = {part: np.ascontiguousarray(rows) for part, rows in self.features.items()}
+        write_whole(folder / FEATURES, save(arrays))
         hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (LABELS, FEATURES)}
         write_whole(folder / MANIFEST, json.dumps({**self.manifest, "files": hashes}, indent=2) + "\n")
 
@@ -116,14 +114,30 @@ def pack(labels: Sequence[Label], features: Mapping[str, np.ndarray], counts: Ma
     """One prompt's findings as one safetensors file, labels and counts in its header."""
     facts = {"labels": json.dumps([asdict(label) for label in labels]), "counts": json.dumps(dict(counts))}
     arrays = {part: np.ascontiguousarray(features[part]) for part in PARTS if part in features}
-    return bytes(save(arrays, metadata=facts))
+    return bytes(save(arrays, metadata={**facts, "checksum": _checksum(facts, arrays)}))
 
 
 def unpack(path: Path) -> tuple[list[Label], dict[str, np.ndarray], dict[str, Any]]:
-    """What `pack` packed."""
+    """What `pack` packed; a version before packed no checksum. Raises JudgeError for a file that is broken."""
     from safetensors import safe_open
 
-    with safe_open(path, framework="numpy") as file:
-        facts = file.metadata()
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    return [Label(**row) for row in json.loads(facts["labels"])], arrays, json.loads(facts["counts"])
+    try:
+        with safe_open(path, framework="numpy") as file:
+            facts = dict(file.metadata())
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        found = facts.pop("checksum", None)
+        if found is not None and found != _checksum(facts, arrays):
+            raise ValueError("it does not fit its checksum")
+        return [Label(**row) for row in json.loads(facts["labels"])], arrays, json.loads(facts["counts"])
+    except Exception as error:  # a file that was cut off or changed: by the library, whatever it makes of it
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise JudgeError(f"{path} cannot be read: {said}. Remove it, and its prompt is mined again.") from error
+
+
+def _checksum(facts: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+    """Names what one prompt's file holds."""
+    found = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
+    for name in sorted(arrays):
+        found.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        found.update(arrays[name].tobytes())
+    return found.hexdigest()

@@ -18,7 +18,7 @@ from specexp.api import LoadedPair, Output
 from specexp.config import Experiment, MethodConfig, TreeConfig
 from specexp.errors import ModelError
 from specexp.evaluation.methods import roles_of
-from specexp.evaluation.records import write_whole
+from specexp.files import make_folder, write_whole
 from specexp.lm.runtime import NO_TEMPLATE, OWN_TEMPLATE, ModelConfig, ToyConfig
 from specexp.serving import requests
 from specexp.serving.batcher import Batcher
@@ -46,7 +46,7 @@ class Reference:
     folders: Mapping[str, str]
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         found = {**asdict(self), "specexp": version("specexp")}
         write_whole(folder / FILE, json.dumps(found, indent=2) + "\n")
 

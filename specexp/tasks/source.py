@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from specexp import reading
+from specexp.addresses import mask
 from specexp.errors import TaskError, shown
 from specexp.tasks import files
 from specexp.tasks.example import Dataset
@@ -58,7 +59,7 @@ class Rows:
 
     def dataset(self, name: str) -> Dataset:
         """These rows as the data of the task `name`."""
-        return Dataset(name, str(self.config), self.digest, len(self.rows))
+        return Dataset(name, mask(str(self.config)), self.digest, len(self.rows))
 
     def unused(self, used: Sequence[str]) -> list[str]:
         """A note on the columns that a task does not use, if there are any."""
@@ -71,7 +72,9 @@ class Rows:
         for name in extra:
             close = difflib.get_close_matches(name, missing, n=1)
             shown.append(repr(name) + (f" (did you mean '{close[0]}'?)" if close else ""))
-        return [f"data '{self.config}': columns {', '.join(shown)} are not used. Used are: {', '.join(used)}."]
+        return [
+            f"data '{mask(str(self.config))}': columns {', '.join(shown)} are not used. Used are: {', '.join(used)}."
+        ]
 
 
 def read(config: DataConfig) -> Rows:

@@ -11,7 +11,6 @@ from it, and reads the same batches as an uninterrupted run, because batch `step
 from __future__ import annotations
 
 import math
-import os
 import random
 import shutil
 import time
@@ -30,6 +29,7 @@ from specexp.decoding.dice import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.errors import OutputError
+from specexp.files import is_unwritable, make_folder, unwritable, writing
 from specexp.lm.hf import HFModel
 from specexp.tasks import arith
 
@@ -161,9 +161,16 @@ def load_checkpoint(recipe: Recipe, work: Path) -> dict[str, Any] | None:
     path = work / CHECKPOINT
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, weights_only=True)
+    way_out = "remove it to train from the start, or name another work."
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        fault = "" if {"recipe", "step", "model", "optimizers"} <= state.keys() else "it is no checkpoint"
+    except Exception as error:  # a file that was cut off or changed: whatever the library makes of it
+        fault = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if fault:
+        raise OutputError(f"{path} cannot be read ({fault}); {way_out}")
     if state["recipe"] != asdict(recipe):
-        raise OutputError(f"{path} was made by another recipe: {state['recipe']}; remove it, or name another work.")
+        raise OutputError(f"{path} was made by another recipe: {state['recipe']}; {way_out}")
     return state
 
 
@@ -171,7 +178,7 @@ def train(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, work: Path, log: Callable[[dict[str, float], int], None]
 ) -> LlamaForCausalLM:
     """Train one model, or go on with the checkpoint in `work`. `log(metrics, step)` is called every 20 steps."""
-    work.mkdir(parents=True, exist_ok=True)
+    make_folder(work)
     model = build_model(recipe, tokenizer).train()
     optimizers = _optimizers(model, recipe)
     checkpoint, start = work / CHECKPOINT, 0
@@ -204,8 +211,8 @@ def train(
                 "recipe": asdict(recipe), "step": step + 1, "model": model.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             }  # fmt: skip
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+            with writing(checkpoint) as partial, partial.open("wb") as file:
+                torch.save(state, file)
     bar.close()
     return model.eval()
 
@@ -214,12 +221,17 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     """Write a model folder, bfloat16 weights and tokenizer, whole or not at all."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    for path in partial.iterdir():
-        path.chmod(0o644)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    try:
+        model.to(torch.bfloat16).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        for path in partial.iterdir():
+            path.chmod(0o644)
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    except Exception as error:  # the library that writes weights has errors of its own
+        if not is_unwritable(error):
+            raise
+        raise unwritable(folder, error) from error
 
 
 def solve_rate(
