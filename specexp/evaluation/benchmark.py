@@ -25,6 +25,7 @@ from specexp.evaluation.peers import Peer
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.statistics import rate
 from specexp.evaluation.timing import Contender, Own, Phase, Timings, decoding, once, sampled, timings
+from specexp.lm import hf
 from specexp.lm.hf import HFModel
 
 PLAIN, GENERATE, FIRST_TOKEN, COMPILED = "plain", "generate", "generate_first_token", "generate_compiled"
@@ -54,10 +55,25 @@ class Measured:
 
 
 def prepare(experiment: config.Experiment) -> Prepared:
-    """Load the pair and the task, with the methods that a benchmark has beside plain decoding and chains."""
-    names = [name for name in OTHERS if name in config.METHODS]
+    """Load the pair and the task, with the methods that a benchmark has besides plain decoding and chains.
+
+    Trees are left out where a model's config says that it scores none.
+    """
+    left_out = without_trees(experiment)
+    names = [name for name in OTHERS if name in config.METHODS and not (left_out and name in config.TREES)]
     more = config.adjusted(experiment, {"methods": names}).methods
     return runner.prepare(replace(experiment, methods=(*experiment.methods, *more)))
+
+
+def without_trees(experiment: config.Experiment) -> str:
+    """Why one of the models scores no trees, as its config says; nothing where both may."""
+    if experiment.toy is None:
+        try:
+            for model in experiment.models.values():
+                hf.check_decodable(model, trees=True)
+        except ModelError as error:
+            return str(error)
+    return ""
 
 
 def num_runs(prepared: Prepared, with_compiled: bool) -> int:
@@ -76,6 +92,8 @@ def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = N
     own = _own(prepared)
     theirs = _theirs(prepared)
     skipped = {} if with_compiled else {COMPILED: "not asked for"}
+    if reason := without_trees(prepared.experiment):
+        skipped |= dict.fromkeys(config.TREES, reason)
     if not with_compiled:
         del theirs[COMPILED]
     greedy: dict[str, Contender] = {**own, **theirs}

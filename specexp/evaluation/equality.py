@@ -78,7 +78,9 @@ GREEDY = Draws(Warp(), lambda prompt_id: CertainDice())
 
 def noise_of(dtype: object, logits: Array) -> float:
     """How far apart rounding may put two logits, in a model of this dtype (torch's, or its name)."""
-    return max(NOISE, EPS[str(dtype).removeprefix("torch.")] * float(abs(logits).max()))
+    xp = array_namespace(logits)
+    scored = xp.where(logits == -xp.inf, xp.zeros_like(logits), logits)  # suppressed ids have no logit
+    return max(NOISE, EPS[str(dtype).removeprefix("torch.")] * float(abs(scored).max()))
 
 
 def differences(

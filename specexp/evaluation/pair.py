@@ -11,7 +11,7 @@ from os.path import commonprefix
 from types import ModuleType
 from typing import Any, Protocol
 
-from specexp.config import Experiment
+from specexp.config import TREES, Experiment
 from specexp.decoding.asks import Role
 from specexp.errors import ModelError
 from specexp.evaluation import chat
@@ -196,9 +196,16 @@ def load_pair(experiment: Experiment, roles: Set[Role], own_prompts: bool = Fals
     other = hf.load_tokenizer(experiment.draft).get_vocab() if "draft" in roles else None
     known = shared_vocabulary(tokenizer.get_vocab(), other)
     check_vocabulary(known, sizes)
-    models = {role: hf.load_model(configs[role], known) for role in configs if role in roles}
-    eos_ids = models["target" if "target" in roles else "draft"].eos_ids
-    return Pair(text, models, eos_ids, notes)
+    trees = any(method.method in TREES for method in experiment.methods)
+    for role in roles:
+        hf.check_decodable(configs[role], trees)
+    # The ids that may be emitted are the target's affair, for both models and whichever of them is loaded.
+    suppressed = hf.suppressed_ids(experiment.target)
+    models = {role: hf.load_model(configs[role], known, suppressed) for role in configs if role in roles}
+    for model in models.values():
+        model.check_cache()
+    main = models["target" if "target" in roles else "draft"]
+    return Pair(text, models, main.eos_ids, (*notes, *main.notes))
 
 
 def _text(experiment: Experiment, tokenizer: Any, completions: bool) -> tuple[TokenizerText, tuple[str, ...]]:

@@ -1,12 +1,11 @@
 """What people would use instead: transformers' `generate()`, plain, compiled, assisted and with prompt lookup.
 
-Every setting that could differ is given: a model's own generation_config fills in what is left out. Nothing here
-changes a model for good; the assistant's generation_config is put back behind every call.
+A model's own generation_config fills in what is left out, so that it is replaced for the time of a call, and every
+setting that could differ is given. Nothing here changes a model for good.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -33,9 +32,10 @@ class Peer:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, max_new_tokens: int) -> GenerationConfig:
-        """All of them, so that none is the model's own."""
+        """All that could differ; the ids that are suppressed are those that no method here emits."""
         target = self.models["target"]
         scored = int(target.module.config.get_text_config(decoder=True).vocab_size)
+        suppressed = [*target.suppressed, *range(target.vocab_size, scored)]
         sampled = self.temperature > 0
         return GenerationConfig(
             do_sample=sampled,
@@ -47,7 +47,8 @@ class Peer:
             max_new_tokens=max_new_tokens,
             eos_token_id=list(self.eos_ids) or None,
             pad_token_id=self.eos_ids[0] if self.eos_ids else 0,
-            suppress_tokens=list(range(target.vocab_size, scored)) or None,
+            suppress_tokens=suppressed or None,
+            use_cache=True,
             **self.options,
         )
 
@@ -73,6 +74,7 @@ class Call:
         peer = self.peer
         device = peer.models["target"].device
         with (
+            without_settings(peer.models["target"].module),
             constant_schedule(peer.models["draft"].module, peer.gamma) if peer.gamma else nullcontext(),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             torch.inference_mode(),
@@ -111,15 +113,22 @@ def constant_schedule(assistant: Any, gamma: int) -> Iterator[None]:
     `generate` reads the number from the assistant's generation_config alone, moves it from round to round unless the
     schedule is constant, and stops a draft early by a confidence threshold unless that is 0.
     """
-    before = assistant.generation_config
-    assistant.generation_config = copy.deepcopy(before)
-    assistant.generation_config.num_assistant_tokens = gamma
-    assistant.generation_config.num_assistant_tokens_schedule = "constant"
-    assistant.generation_config.assistant_confidence_threshold = 0.0
+    with without_settings(assistant):
+        assistant.generation_config.num_assistant_tokens = gamma
+        assistant.generation_config.num_assistant_tokens_schedule = "constant"
+        assistant.generation_config.assistant_confidence_threshold = 0.0
+        yield
+
+
+@contextmanager
+def without_settings(module: Any) -> Iterator[None]:
+    """Inside, this module has a generation_config that sets nothing."""
+    before = module.generation_config
+    module.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        assistant.generation_config = before
+        module.generation_config = before
 
 
 def compiled() -> dict[str, Any]:

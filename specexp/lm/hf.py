@@ -28,32 +28,32 @@ from transformers import (
     GenerationConfig,
     PretrainedConfig,
 )
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from specexp.decoding.asks import Draft, Drafted
 from specexp.decoding.dice import Dice, HashDice
 from specexp.decoding.rules import Warp
 from specexp.errors import ModelError
+from specexp.lm import forward_check, generation_config, model_config
 from specexp.lm.config_check import check_config, check_sizes, check_stops
 from specexp.lm.drafting import draft_chain
 from specexp.lm.graphs import SPARE, Capture, CudaGraphs, Graphs, GraphSession
-from specexp.lm.kv import OwnSession, Pool, near, together, tune, visible
+from specexp.lm.kv import OwnSession, Pool, together, tune
 from specexp.lm.memory import is_exhausted
 from specexp.lm.model import CHUNK, Branches, Feed, Session, in_pieces, one_by_one
 from specexp.lm.offload import Offload, stored
 from specexp.lm.own import OwnForward, refusal
-from specexp.lm.place import integers, sent
+from specexp.lm.place import integers
 from specexp.lm.rope import LongRopeSession, boundary_of, note
 from specexp.lm.runtime import ModelConfig
+from specexp.lm.tree_mask import tree_mask
 from specexp.reading import path_of
 
 Array = torch.Tensor
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
 ZOO_PREFIX = "zoo:"
-FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of layer types
-_NO_LIMIT = 1 << 30
 _FINGERPRINT_VALUES = 64
 
 
@@ -103,17 +103,28 @@ def vocabulary_size(config: ModelConfig) -> int:
 
 def context_size(config: ModelConfig) -> int:
     """The most positions a sequence may have; read from the model's config, before any weights."""
-    return _context(read_config(config).get_text_config(decoder=True))
+    found = read_config(config)
+    model_config.check(found, config.model)
+    return model_config.context_of(found, config.model)
 
 
-def _context(text_config: Any) -> int:
-    size = int(getattr(text_config, "max_position_embeddings", None) or _NO_LIMIT)
-    boundary = boundary_of(text_config)
-    return size if boundary is None or boundary.recomputed else min(size, boundary.length)
+def check_decodable(config: ModelConfig, trees: bool) -> None:
+    """Refuse a model that cannot decode, or with `trees` score a token tree, by its config, before any weights."""
+    found = read_config(config)
+    model_config.check(found, config.model)
+    if trees:
+        model_config.check_trees(found, config.model)
 
 
-def load_model(config: ModelConfig, known: int | None = None) -> HFModel:
-    """Weights of this folder or hub id, ready to decode. Of the ids it scores, the first `known` are used."""
+def suppressed_ids(config: ModelConfig) -> tuple[int, ...]:
+    """The ids that the folder's or hub id's generation_config.json wants never emitted."""
+    found = generation_config.read(_checked(config.model), read_config(config), config.revision)
+    return generation_config.suppressed(found, config.model)
+
+
+def load_model(config: ModelConfig, known: int | None = None, suppressed: Sequence[int] = ()) -> HFModel:
+    """Weights of this folder or hub id, ready to decode. Of the ids it scores, the first `known` are used, and those in
+    `suppressed` never."""
     path = _checked(config.model)
     how = f"{config.dtype}{'' if config.quantization == 'none' else ', ' + config.quantization} on {config.device}"
     try:
@@ -141,7 +152,7 @@ def load_model(config: ModelConfig, known: int | None = None) -> HFModel:
         raise ModelError(
             f"model '{config.model}' lacks {len(found['missing_keys'])} of its weights ({some}); get all its files."
         )
-    model = HFModel(module.eval(), config.model, known, offload)
+    model = HFModel(module.eval(), config.model, known, offload, suppressed=suppressed)
     if model.own is not None:
         tune(model.own)
     return model
@@ -255,8 +266,10 @@ class HFModel:
     offload: Offload | None = None
     forward: str = "auto"  # this project's own where it applies; or "transformers"
     graphs: str | Capture = "auto"  # on CUDA, where the forward is our own; "off"; or a way of capturing
+    suppressed: Sequence[int] = ()  # ids that are never emitted
     keeps_rows: bool = field(init=False)  # whether forward can leave out the logits of rows nobody asked for
     own: OwnForward | None = field(init=False, default=None)
+    _trees_checked: bool = field(init=False, default=False)
     why_not_own: str | None = field(init=False)
     capture: Capture | None = field(init=False, default=None)
     pools: list[Graphs] = field(
@@ -272,22 +285,16 @@ class HFModel:
         if isinstance(self.graphs, str) and self.graphs not in ("auto", "off"):
             raise ValueError(f"graphs is {self.graphs!r}; it must be 'auto', 'off' or a way of capturing.")
         self.vocab_size = self.known or int(self._text_config.vocab_size)
-        self.context = _context(self._text_config)
+        self.suppressed = [i for i in self.suppressed if i < self.vocab_size]
+        model_config.check(self.module.config, self.name)
+        self.context = model_config.context_of(self.module.config, self.name)
         boundary = boundary_of(self._text_config)
         self.recomputed_at = boundary.length if boundary is not None and boundary.recomputed else None
         self.device = torch.device(self.module.device)
         self.keeps_rows = "logits_to_keep" in inspect.signature(self.module.forward).parameters
-        layers = getattr(DynamicCache(config=self.module.config), "layers", [])
-        refused = sorted({type(x).__name__ for x in layers if type(x) not in (DynamicLayer, DynamicSlidingWindowLayer)})
-        if refused or self.module._is_stateful:
-            kinds = ", ".join(refused) or "a recurrent state"
-            raise ModelError(
-                f"model '{self.name}' ({self.module.config.model_type}) keeps {kinds} in its cache, which cannot be"
-                " rewound to an earlier token; speculative methods need a model with attention layers only."
-            )
         self.why_not_own = refusal(self.module) if self.forward == "auto" else "it was not asked for"
         if self.why_not_own is None:
-            self.own = OwnForward(self.module)
+            self.own = OwnForward(self.module, self.suppressed)
             if not isinstance(self.graphs, str):
                 self.capture = self.graphs
             elif self.graphs == "auto" and self.device.type == "cuda":
@@ -299,6 +306,12 @@ class HFModel:
         return any(parameter.device.type == "meta" for parameter in self.module.parameters())
 
     @property
+    def notes(self) -> list[str]:
+        """What a person should be told of settings in the folder that are not applied."""
+        unused = generation_config.not_applied(self.module.generation_config)
+        return [generation_config.note(unused, self.name)] if unused else []
+
+    @property
     def eos_ids(self) -> tuple[int, ...]:
         """Every token at which this model stops."""
         found = self.module.generation_config.eos_token_id
@@ -306,40 +319,27 @@ class HFModel:
             found = self._text_config.eos_token_id
         return () if found is None else tuple(found) if isinstance(found, list | tuple) else (int(found),)
 
-    def tree_mask(self, start: int, num: int, branches: Branches) -> tuple[Array | dict[str, Array], Array]:
-        """Attention mask[1, 1, num, start + num] and positions[num] of tokens fed into slots `start` and on.
+    def check_cache(self) -> None:
+        """Raise ModelError when tokens behind cached ones are not scored as in one piece, by transformers' forward."""
+        if self.own is None:
+            forward_check.check_cache(self, self.name)
 
-        sdpa takes booleans, which are exact; eager takes floats and would misread booleans without a word. A model
-        with layers of several kinds takes a mask for each; a sliding window counts positions, not slots.
-        """
-        kinds = self.check_trees()
-        sees, at = visible(start, num, branches)
-        window = int(getattr(self._text_config, "sliding_window", None) or 0)
-        masks = {
-            kind: self._as_mask(sent(near(sees, at, 0 if kind == FULL else window), self.device)) for kind in kinds
-        }
-        return masks if len(masks) > 1 else masks[kinds[0]], sent(at[start:], self.device)
-
-    def check_trees(self) -> list[str]:
-        """The kinds of attention layers; ModelError when tokens that are no chain cannot be masked in one of them."""
-        config = self._text_config
+    def check_trees(self) -> None:
+        """Raise ModelError when a token tree cannot be masked here, or is not scored as its paths are one by one."""
+        if self._trees_checked:
+            return
         attention = self.module.config._attn_implementation
         if attention not in ("sdpa", "eager"):
             raise ModelError(
                 f"model '{self.name}' uses {attention} attention, which takes no tree mask; use sdpa or eager."
             )
-        windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-        kinds = sorted(set(getattr(config, "layer_types", None) or [SLIDING if windowed else FULL]))
-        if other := [kind for kind in kinds if kind not in (FULL, SLIDING)]:
-            raise ModelError(f"model '{self.name}' has {other[0]} layers, which take no tree mask; use a chain method.")
-        return kinds
-
-    def _as_mask(self, sees: Array) -> Array:
-        mask = sees[None, None]
-        if self.module.config._attn_implementation == "sdpa":
-            return mask
-        dtype = self.module.dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        model_config.check_trees(self.module.config, self.name)
+        self._trees_checked = True  # measuring feeds a tree itself
+        try:
+            forward_check.check_trees(self, self.name)
+        except BaseException:
+            self._trees_checked = False
+            raise
 
     @property
     def _text_config(self) -> Any:
@@ -436,6 +436,10 @@ class HFModel:
             "scored_ids": int(self._text_config.vocab_size),
             "context": self.context,
             "eos_ids": list(self.eos_ids),
+            "generation_config": {
+                "suppress_tokens": list(self.suppressed),
+                "not_applied": generation_config.not_applied(self.module.generation_config),
+            },
             "forward": "own" if self.own is not None else f"transformers ({self.why_not_own})",
             "graphs": "captured" if self.capture is not None else "off",
             "threads": torch.get_num_threads(),
@@ -469,7 +473,8 @@ class HFSession:
         positions = torch.arange(self._length, self._length + num, device=tokens.device)
         more: dict[str, Any] = {}
         if branches is not None:
-            more["attention_mask"], positions = self._model.tree_mask(self._length, num, branches)
+            self._model.check_trees()
+            more["attention_mask"], positions = tree_mask(self._model.module, self._length, num, branches)
         if self._model.keeps_rows:
             more["logits_to_keep"] = max(rows, 1)  # 0 would mean all of them
         out = self._model.module(
@@ -483,7 +488,10 @@ class HFSession:
         self._length += num
         logits = out.logits[0, :, : self._model.known]
         states = out.hidden_states[-1][0, num - rows :] if hidden else None
-        return logits[logits.shape[0] - rows :].float(), states
+        logits = logits[logits.shape[0] - rows :].float()
+        if self._model.suppressed:
+            logits[:, self._model.suppressed] = float("-inf")
+        return logits, states
 
     @torch.inference_mode()
     def keep(self, length: int, slots: Sequence[int] = ()) -> None:

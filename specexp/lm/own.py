@@ -11,7 +11,7 @@ Shapes: T tokens of all rows, D hidden, H heads, K key-value heads, d head size,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -79,9 +79,12 @@ class Layer:
 
 
 class OwnForward:
-    """The decoder stack. Rotary angles are kept for every position that was ever used."""
+    """The decoder stack. Rotary angles are kept for every position that was ever used.
 
-    def __init__(self, module: Any) -> None:
+    The head gives minus infinity to the ids in `suppressed`.
+    """
+
+    def __init__(self, module: Any, suppressed: Sequence[int] = ()) -> None:
         config = module.config
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
@@ -106,7 +109,12 @@ class OwnForward:
             self._norm = self._norm_fused
         self.layers = [self._layer(layer, pack) for layer in stack.layers]
         self._final = self._norm_weight(stack.norm.weight)
-        self.head = Linear(module.lm_head.weight.detach(), None, pack)
+        weight = module.lm_head.weight.detach()
+        bias = None
+        if suppressed:
+            bias = torch.zeros(weight.shape[0], dtype=self.dtype, device=self.device)
+            bias[list(suppressed)] = float("-inf")
+        self.head = Linear(weight, bias, pack)
 
     def _layer(self, layer: Any, pack: bool) -> Layer:
         attention, mlp = layer.self_attn, layer.mlp

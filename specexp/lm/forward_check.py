@@ -1,0 +1,138 @@
+"""Whether a loaded model scores tokens behind a cache, and in a tree, as it does one after another in one piece.
+
+Configs name the families that are known not to (`model_config.py`); this measures the others, once, on a few tokens:
+six small forwards. Rounding is not told from a fault row by row, since an expert may be chosen at a near tie: the
+median row decides, against what the arithmetic of the model's dtype explains.
+
+Shapes: P tokens of a prefix, N of a path, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from specexp.errors import ModelError
+from specexp.lm.memory import is_exhausted
+from specexp.lm.model import Branches, Session
+
+PREFIX, PATH = 24, 4
+# The largest difference that rounding explains, as a share of the largest logit. Activations of int8 are as coarse as
+# bfloat16, whatever the other weights are in.
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.0075, torch.bfloat16: 0.03}
+COARSEST = 0.03
+AS_MUCH = 4  # times that for a cache; and a tree may be off by as many times what the cached chain is off by
+
+
+class Loaded(Protocol):
+    """Of `HFModel`, what this takes."""
+
+    module: Any
+    vocab_size: int
+    context: int
+
+    def ids(self, tokens: Sequence[int]) -> Tensor: ...
+
+    def sessions(self, count: int, capacity: int = 0) -> Sequence[Session]: ...
+
+
+def check_cache(model: Loaded, name: str) -> None:
+    """Raise ModelError when a chain behind cached tokens is not scored as in one piece."""
+    found = _measured(model, name, "tokens behind cached ones", _chain_gap)
+    if found is not None and found[0] > found[1]:
+        raise ModelError(
+            f"model '{name}' ({model.module.config.model_type}) scores tokens behind cached ones otherwise than in one"
+            f" piece: logits differ by {found[0]:.2g} where rounding explains {found[1]:.2g}; its cache cannot be used."
+        )
+
+
+def check_trees(model: Loaded, name: str) -> None:
+    """Raise ModelError when the nodes of a tree are not scored as their paths are."""
+    found = _measured(model, name, "a token tree", _tree_gap)
+    if found is not None and found[0] > found[1]:
+        raise ModelError(
+            f"model '{name}' ({model.module.config.model_type}) scores a token tree otherwise than its paths one by"
+            f" one: logits differ by {found[0]:.2g} where rounding explains {found[1]:.2g}; its layers do not place"
+            " tokens by their positions alone. Use a chain method (speculative, lookup)."
+        )
+
+
+Gaps = tuple[float, float]  # measured, and what rounding explains
+
+
+def _measured(model: Loaded, name: str, what: str, measure: Callable[[Loaded], Gaps]) -> Gaps | None:
+    """None where nothing can be said: a context too short, or logits that are no numbers, which a run reports."""
+    if model.context < PREFIX + PATH or model.vocab_size < 2:
+        return None
+    try:
+        found = measure(model)
+    except Exception as error:  # another architecture may fail in any way
+        if is_exhausted(error):
+            raise
+        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"model '{name}' ({model.module.config.model_type}) cannot score {what}: {type(error).__name__}: {words}"
+        ) from error
+    return None if any(value != value for value in found) else found
+
+
+def _chain_gap(model: Loaded) -> Gaps:
+    prefix, path, _ = _tokens(model)
+    session = model.sessions(2)[0]
+    plain, _ = session.feed(model.ids([*prefix, *path]), PATH)
+    session.keep(0)
+    cached = _behind(model, session, prefix, path)
+    return _gap(cached, plain), AS_MUCH * _rounding(model, plain)
+
+
+def _tree_gap(model: Loaded) -> Gaps:
+    """Two paths below one prefix, their nodes in turns: all but the first stand in a slot that is not their position.
+
+    Behind them one path is kept, and what follows it is scored, too.
+    """
+    prefix, one, other = _tokens(model)
+    session = model.sessions(2)[0]
+    plain = []
+    for path in (one, other):
+        plain.append(session.feed(model.ids([*prefix, *path]), PATH)[0])
+        session.keep(0)
+    noise = _gap(_behind(model, session, prefix, other), plain[1])
+    session.keep(PREFIX)
+    nodes = [token for pair in zip(one, other, strict=True) for token in pair]
+    depths = [i // 2 for i in range(len(nodes))]
+    ancestors = [list(range(i % 2, i + 1, 2)) for i in range(len(nodes))]
+    tree, _ = session.feed(model.ids(nodes), len(nodes), False, Branches(PREFIX, depths, ancestors))
+    session.keep(PREFIX, [PREFIX + 2 * depth + 1 for depth in range(PATH - 1)])
+    last, _ = session.feed(model.ids(other[-1:]), 1)
+    paths = _gap(torch.cat([tree[::2], tree[1::2]]), torch.cat(plain))
+    return max(paths, _gap(last, plain[1][-1:])), max(AS_MUCH * noise, _rounding(model, plain[1]))
+
+
+def _behind(model: Loaded, session: Session, prefix: Sequence[int], path: Sequence[int]) -> Tensor:
+    """What follows a path that is fed behind its prefix."""
+    session.feed(model.ids(prefix), 0)
+    logits: Tensor = session.feed(model.ids(path), PATH)[0]
+    return logits
+
+
+def _tokens(model: Loaded) -> tuple[list[int], list[int], list[int]]:
+    """A prefix and two paths behind it."""
+    ids = [(11 + 7 * i + i * i) % model.vocab_size for i in range(PREFIX + 2 * PATH)]
+    return ids[:PREFIX], ids[PREFIX:-PATH], ids[-PATH:]
+
+
+def _gap(rows: Tensor, others: Tensor) -> float:
+    """The median row's largest difference. Suppressed ids are minus infinity on both sides."""
+    differences = (rows - others).masked_fill(torch.isneginf(others) & torch.isneginf(rows), 0.0)
+    return float(median(differences.abs().amax(dim=1).tolist()))
+
+
+def _rounding(model: Loaded, rows: Tensor) -> float:
+    largest = float(rows.masked_fill(torch.isneginf(rows), 0.0).abs().max())
+    quantization = getattr(model.module.config, "quantization_config", None)
+    coarse = getattr(quantization, "load_in_8bit", False)
+    return largest * (COARSEST if coarse else ROUNDING.get(model.module.dtype, COARSEST))

@@ -1,0 +1,148 @@
+"""What a model's config says before its weights are read: how long a context is, and what the model cannot decode.
+
+Two kinds of decoding are told apart: chains (plain decoding is one of length 1), which need a cache that can be cut
+back, and trees, which also need layers that place tokens by their position ids and mask, not by their slot in it.
+What no config says is measured on the loaded model: `forward_check.py`. docs/families.md lists what comes of both.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from specexp.errors import ModelError
+from specexp.lm.rope import boundary_of
+
+NO_LIMIT = 1 << 30
+FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of layer types
+# Names of the context length, in the order in which they are asked for.
+CONTEXT_NAMES = (
+    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "max_seq_length",
+    "max_target_positions", "seq_length", "model_max_length", "context_length",
+)  # fmt: skip
+# Layers of a cache that can be cut back; a placeholder holds nothing.
+REWINDABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+# Encoders that attend to later tokens, too, unless their config says `is_decoder`.
+ENCODERS = frozenset({
+    "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert",
+    "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
+})  # fmt: skip
+# Families whose forward has a cache that several tokens cannot be appended to.
+CLOSED_CACHES = {
+    "cpmant": "puts a prompt of its own before the tokens of every call, cached ones included",
+    "prophetnet": "takes one token at a time behind a cache",
+    "moshi": "needs audio codes beside the text at every step",
+}
+
+
+def check(config: Any, name: str) -> None:
+    """Raise ModelError when a model with this config cannot be decoded token by token, or has no valid context."""
+    if reason := refusal(config):
+        raise ModelError(f"model '{name}' ({config.model_type}) {reason}.")
+    context_of(config, name)
+
+
+def check_trees(config: Any, name: str) -> None:
+    """Raise ModelError when this config's layers would misplace the tokens of a tree."""
+    if reason := tree_refusal(config):
+        raise ModelError(f"model '{name}' ({config.model_type}) {reason}; use a chain method (speculative, lookup).")
+
+
+def context_of(config: Any, name: str) -> int:
+    """The most positions a sequence may have; `NO_LIMIT` where the config names none. Raises ModelError.
+
+    It ends where rotary angles change that cannot be followed (`rope.py`).
+    """
+    text = config.get_text_config(decoder=True)
+    stated, boundary = _stated_context(text, name), boundary_of(text)
+    return stated if boundary is None or boundary.recomputed else min(stated, boundary.length)
+
+
+def _stated_context(text: Any, name: str) -> int:
+    for key in CONTEXT_NAMES:
+        value = getattr(text, key, None)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ModelError(
+                f"model '{name}' has {key} {value!r} in its config; the context must be a whole number >= 1 of tokens:"
+                " correct it, or remove it for a model without a limit."
+            )
+        return min(value, NO_LIMIT)
+    return NO_LIMIT
+
+
+def refusal(config: Any) -> str | None:
+    """Why nothing can be decoded with a model of this config; None when it can."""
+    text = config.get_text_config(decoder=True)
+    kind = str(config.model_type)
+    if config.is_encoder_decoder:
+        return "is an encoder-decoder model, whose decoder continues no prompt by itself; use a decoder-only model"
+    if kind in ENCODERS and not getattr(text, "is_decoder", False):
+        return (
+            "is an encoder: each token attends to later ones; use a decoder-only model, or set is_decoder to true in"
+            " the config of one that was trained as a decoder"
+        )
+    if kind in CLOSED_CACHES:
+        return f"{CLOSED_CACHES[kind]}; use a decoder-only model with a key-value cache"
+    if kind == "xmod" and not getattr(text, "default_language", None):
+        return "has an adapter for each language and no default_language in its config; set one"
+    parameters = _forward(config)
+    try:
+        layers = DynamicCache(config=config).layers
+    except Exception as error:  # a config that lacks what every cache is made from
+        return f"has a config that no cache can be made from ({_first_line(error)})"
+    others = sorted({type(layer).__name__ for layer in layers if type(layer) not in REWINDABLE})
+    if others or getattr(_class(config), "_is_stateful", False):
+        return (
+            f"keeps {', '.join(others) or 'a recurrent state'} in its cache, which cannot be rewound to an earlier"
+            " token; speculative methods need a model with attention layers only"
+        )
+    if parameters is not None and "past_key_values" not in parameters:
+        return "has no key-value cache, so that each token would be decoded without its context; use a model with one"
+    return None
+
+
+def tree_refusal(config: Any) -> str | None:
+    """Why a model of this config cannot score a token tree; None when no reason is known."""
+    text = config.get_text_config(decoder=True)
+    parameters = _forward(config)
+    if parameters is not None and "position_ids" not in parameters:
+        return "places tokens by their slot in the cache and takes no positions, so that it scores no token trees"
+    if config.model_type == "falcon" and text.alibi:
+        return "weighs tokens by their slot in the cache (ALiBi), so that it scores no token trees"
+    if config.model_type == "gpt_neo" and "local" in text.attention_layers:
+        return "has local layers, whose window counts slots of the cache, so that it scores no token trees"
+    if getattr(text, "attn_temperature_tuning", False) and not all(getattr(text, "no_rope_layers", None) or [0]):
+        return "scales attention by slots of the cache (attn_temperature_tuning), so that it scores no token trees"
+    if other := [kind for kind in attention_kinds(config) if kind not in (FULL, SLIDING)]:
+        return f"has {other[0]} layers, which take no tree mask"
+    return None
+
+
+def attention_kinds(config: Any) -> list[str]:
+    """The kinds of attention layers, sorted; each takes a mask of its own."""
+    text = config.get_text_config(decoder=True)
+    windowed = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
+    return sorted(set(getattr(text, "layer_types", None) or [SLIDING if windowed else FULL]))
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no words'])[0]}"
+
+
+def _class(config: Any) -> Any:
+    """The class that AutoModelForCausalLM makes of it; None where that is code of the model's own repository."""
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return found[0] if isinstance(found, list | tuple) else found
+
+
+def _forward(config: Any) -> frozenset[str] | None:
+    """Parameters of that class's forward."""
+    found = _class(config)
+    return None if found is None else frozenset(inspect.signature(found.forward).parameters)

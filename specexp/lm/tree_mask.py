@@ -1,0 +1,36 @@
+"""Attention masks of token trees for transformers' own forwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specexp.lm.kv import near, visible
+from specexp.lm.model import Branches
+from specexp.lm.model_config import FULL, attention_kinds
+from specexp.lm.place import sent
+
+
+def tree_mask(module: Any, start: int, num: int, branches: Branches) -> tuple[Tensor | dict[str, Tensor], Tensor]:
+    """Attention mask[1, 1, num, start + num] and positions[num] of tokens fed into slots `start` and on.
+
+    sdpa takes booleans, which are exact; eager takes floats and would misread booleans without a word. A model with
+    layers of several kinds takes a mask for each; a sliding window counts positions, not slots.
+    """
+    kinds = attention_kinds(module.config)
+    sees, at = visible(start, num, branches)
+    window = int(getattr(module.config.get_text_config(decoder=True), "sliding_window", None) or 0)
+    masks = {
+        kind: _as_mask(module, sent(near(sees, at, 0 if kind == FULL else window), module.device)) for kind in kinds
+    }
+    return masks if len(masks) > 1 else masks[kinds[0]], sent(at[start:], module.device)
+
+
+def _as_mask(module: Any, sees: Tensor) -> Tensor:
+    mask = sees[None, None]
+    if module.config._attn_implementation == "sdpa":
+        return mask
+    dtype = module.dtype
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

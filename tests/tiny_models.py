@@ -1,0 +1,107 @@
+"""A tiny random model of any causal family of transformers, from its config alone: two layers, 96 tokens.
+
+Sizes are set by the names that configs use for them. Every parameter is disturbed, since transformers initialises
+biases to 0 and norms to 1, and a forward that drops them would not be noticed.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+VOCAB, CONTEXT, WINDOW = 96, 160, 8
+SIZES: dict[str, Any] = {
+    **dict.fromkeys(("vocab_size", "n_words", "vocab_size_per_layer_input"), VOCAB),
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "embed_dim", "embedding_size", "emb_dim"), 32),
+    **dict.fromkeys(
+        ("intermediate_size", "ffn_dim", "d_ff", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner", "ffn_hidden_size",
+         "hidden_dim", "dim_feedforward"), 48,
+    ),
+    **dict.fromkeys(
+        ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "encoder_layers", "decoder_layers",
+         "num_encoder_layers", "num_decoder_layers"), 2,
+    ),
+    **dict.fromkeys(
+        ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads",
+         "num_encoder_attention_heads", "num_decoder_attention_heads"), 4,
+    ),
+    **dict.fromkeys(("num_key_value_heads", "num_global_key_value_heads"), 2),
+    **dict.fromkeys(
+        ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions"), CONTEXT
+    ),
+    **dict.fromkeys(("sliding_window", "attention_window"), WINDOW),
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "moe_k"), 2),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 32),
+    **dict.fromkeys(
+        ("head_dim", "global_head_dim", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim",
+         "hidden_size_per_layer_input", "laurel_rank"), 8,
+    ),
+    **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_head_dim"), 16),
+    **dict.fromkeys(("n_group", "topk_group", "first_k_dense_replace", "num_experts_shared"), 1),
+    **dict.fromkeys(("initializer_range", "init_std"), 0.25),
+    "is_decoder": True, "is_encoder_decoder": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "rotary_dim": 4, "dropout": 0.0,
+}  # fmt: skip
+LATENT = ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "dots3_note", "dots3_note_text", "glm4_moe_lite", "minicpm3",
+          "youtu")  # fmt: skip
+FULL, HALVES = ["full_attention"] * 2, ["sliding_attention", "full_attention"] * 2
+SHARED: dict[str, Any] = {"num_kv_shared_layers": 2, "num_hidden_layers": 4, "layer_types": HALVES}
+LLAMA_4: dict[str, Any] = {
+    "floor_scale": 4, "layer_types": FULL, "no_rope_layers": [1, 0], "attn_temperature_tuning": True
+}  # fmt: skip
+# What a family takes besides, or instead.
+MORE: dict[str, dict[str, Any]] = {
+    **{kind: {"num_key_value_heads": 4} for kind in LATENT},
+    **{kind: SHARED | {"activation_sparsity_pattern": None} for kind in ("gemma3n", "gemma3n_text")},
+    **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), SHARED),
+    **dict.fromkeys(("llama4", "llama4_text"), LLAMA_4),
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "cohere_compass_text": {"layer_types": FULL},
+    "dots1": {"layer_types": None, "n_shared_experts": 1},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 20]},
+    "xmod": {"default_language": "en_XX"},
+    "zaya": {"num_experts_per_tok": 1},
+}
+
+
+def config(kind: str, **more: Any) -> Any:
+    """A tiny config of this model type; of one with several parts, the text part's."""
+    family = type(CONFIG_MAPPING[kind]().get_text_config(decoder=True))
+    names = set(inspect.signature(family.__init__).parameters) | set(vars(family())) | set(family.__annotations__)
+    renamed = getattr(family, "attribute_map", {})
+    sizes = {name: value for name, value in SIZES.items() if name in names and name not in renamed}
+    return family(**{**sizes, **MORE.get(kind, {}), **more})
+
+
+def build(kind: str, seed: int = 0, **more: Any) -> Any:
+    """A random model with a wide spread of logits, in float32."""
+    torch.manual_seed(seed)
+    module = transformers.AutoModelForCausalLM.from_config(config(kind, **more)).eval()
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() < 2 or parameter.std() < 0.1:
+                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return module
+
+
+def disturbed(module: Any, noise: float = 0.05, seed: int = 2) -> Any:
+    """A draft that agrees often, not always."""
+    other = copy.deepcopy(module)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += noise * parameter.std().nan_to_num(0) * torch.randn(parameter.shape, generator=generator)
+    return other
