@@ -58,7 +58,7 @@ def test_what_a_preset_says_for_its_own_task_is_no_fault_of_another() -> None:
 def test_what_a_command_says_by_itself_goes_before_the_task() -> None:
     mined = config.resolve_mining("arith_quick", {"task": "gsm8k"}).experiment
     assert lengths(mined) == ("gsm8k", config.MINED_PROMPTS, GSM8K.max_new_tokens)
-    advised, _ = advise.resolve("arith_quick", {"task": "gsm8k"})
+    advised = advise.resolve("arith_quick", {"task": "gsm8k"})[0]
     assert lengths(advised) == ("gsm8k", 8, GSM8K.max_new_tokens)
     quick = config.resolve("arith_quick", {"task": "gsm8k"}, benchmark.QUICK)
     assert lengths(quick) == ("gsm8k", 3, 48)

@@ -42,7 +42,7 @@ def test_no_split_is_left_without_a_kind_while_prompts_can_fill_it() -> None:
     rng = random.Random(0)
     kinds: list[list[bool | None]] = [[None], [True], [False], [True, False]]
     checked = 0
-    for case in range(3000):
+    for case in range(800):
         labels = [
             label(f"{case}-{n}", important, split)
             for n in range(rng.randint(3, 9))
@@ -60,7 +60,7 @@ def test_no_split_is_left_without_a_kind_while_prompts_can_fill_it() -> None:
         else:
             assert found == labels, "what cannot be filled stays as it is"
             assert not whole
-    assert checked > 200
+    assert checked > 60
 
 
 def test_how_many_splits_can_be_filled_is_what_trying_finds() -> None:

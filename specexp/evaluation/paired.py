@@ -21,6 +21,7 @@ from specexp.evaluation.statistics import (
     swap_p,
     wilson,
 )
+from specexp.evaluation.unfinished import is_unparsed
 
 Pairs = Sequence[tuple[Record, Record]]
 
@@ -140,7 +141,7 @@ def accuracy(records: Sequence[Record]) -> dict[str, float]:
     low, high = wilson(prompts * share, prompts)
     return {
         "count/graded": prompts,
-        "count/without_answer": sum(record["answer"] is None for record in graded),
+        "count/without_answer": sum(is_unparsed(record) for record in graded),
         "quality/accuracy": share,
         "quality/accuracy_low": low,
         "quality/accuracy_high": high,
