@@ -62,6 +62,7 @@ SHAPES: dict[str, tuple[files.Shape, str]] = {
         {"environment": str, "checks": [{"name": str, "verdict": str, "sentence": str, "numbers": {}, "details": {}}]},
         _AGAIN,
     ),
+    "differences.json": ([{"prompt_id": str, "turn": int, "label": str, "repeat": int}], _AGAIN),
     "tokens.json": ({"prompts": [{"prompt_id": str}]}, _AGAIN),
 }  # fmt: skip
 
@@ -195,7 +196,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def read_json(path: Path) -> Any:
     """What a JSON file of an output folder holds, or None where there is none. Raises OutputError for a broken one."""
-    shape, way_out = SHAPES[path.name]
+    shape, way_out = SHAPES.get(path.name, (object, _AGAIN))
     return files.read_json(path, shape, way_out)
 
 
