@@ -58,7 +58,7 @@ NOTHING: dict[str, tuple[dict[str, Any], str]] = {
     "prophetnet": ({"is_encoder_decoder": False}, "takes one token at a time"),
     "cpmant": ({}, "puts a prompt of its own before the tokens"),
     "xmod": ({"is_decoder": True}, "no default_language in its config"),
-    "mamba": ({}, "keeps a recurrent state in its cache, which cannot be rewound"),
+    "mamba": ({}, "keeps LinearAttentionLayer in its cache, which cannot be rewound"),
     "deepseek_v32": ({}, "keeps DynamicIndexedLayer in its cache, which cannot be rewound"),
 }
 
