@@ -55,11 +55,10 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     from specexp.judge.labels import FEATURES, LABELS, MANIFEST
     from specexp.sheets import File, Input
     from specexp.tasks.example import Dataset
-    from specexp.tasks.task import notes_of
 
     silence = store.ready()
     prepared = collecting.prepare(resolved)
-    tell([*prepared.pair.notes, *notes_of(prepared.task)])
+    tell(prepared.notes)
     mine = resolved.experiment
     with folder.hold():
         collecting.note_inputs(prepared, folder)

@@ -116,7 +116,27 @@ def test_mining_takes_no_row_that_an_evaluation_of_the_skipped_ones_has(tmp_path
     evaluated = {example.prompt_id for example in bench.examples(skip)}
     from specexp.judge.collecting import after_skipped
 
-    mined = [example.prompt_id for example in after_skipped(bench, skip, 10)]
+    mined = [example.prompt_id for example in after_skipped(bench, skip, 10)[0]]
     assert len(mined) == 10
     assert not evaluated & set(mined)
-    assert len(after_skipped(bench, skip, 1000)) == 40 - skip
+    assert len(after_skipped(bench, skip, 1000)[0]) == 40 - skip
+
+
+def test_mining_leaves_out_prompts_of_several_turns_and_takes_others_for_them(tmp_path: Path) -> None:
+    """Of the sample's rows most have two turns; as many as were asked for are mined, and of every kind there is."""
+    from specexp.judge.collecting import after_skipped
+
+    path = tmp_path / "mixed.jsonl"
+    turns = {"writing": ["?", "And?"], "math": ["?", "And?"], "qa": ["?"], "rag": ["?"]}
+    lines = [
+        json.dumps({"question_id": f"{name}-{i}", "category": name, "turns": turns[name]})
+        for name, size in {"writing": 30, "math": 30, "qa": 8, "rag": 4}.items()
+        for i in range(size)
+    ]
+    path.write_text("\n".join(lines))
+    bench = task("spec_bench", DataConfig(str(path)))
+    found, left_out = after_skipped(bench, 4, 6)
+    assert left_out
+    assert counted(found) == {"qa": 4, "rag": 2}
+    assert not {example.prompt_id for example in bench.examples(4)} & {example.prompt_id for example in found}
+    assert after_skipped(task("arith"), 3, 5) == (task("arith").examples(8)[3:], False)

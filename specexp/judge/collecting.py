@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,10 +33,10 @@ from specexp.judge.search_progress import SearchProgress
 from specexp.judge.splits import filled
 from specexp.judge.yields import FIRST, Yield, status_of
 from specexp.lm import memory
+from specexp.tasks import sampling
 from specexp.tasks.answers import UNRECORDED, VERSION, AnswerRule, version_note, version_words
 from specexp.tasks.example import Example, Task
-from specexp.tasks.sampling import selection
-from specexp.tasks.task import task
+from specexp.tasks.task import notes_of, task
 
 PROGRESS = "progress"
 EARLY = 10  # prompts that tell how long all of them take
@@ -50,6 +50,7 @@ class Prepared:
     task: Task
     examples: list[Example]
     pair: Pair
+    notes: Sequence[str] = ()  # what a person should be told before the work begins
 
 
 def prepare(config: MiningConfig) -> Prepared:
@@ -57,14 +58,14 @@ def prepare(config: MiningConfig) -> Prepared:
     experiment = config.experiment
     rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
     chosen = task(experiment.task, experiment.data, experiment.shots, "mining", rule)
-    examples = after_skipped(chosen, config.skip, experiment.limit)
+    examples, left_out = after_skipped(chosen, config.skip, experiment.limit)
+    notes = ["prompts of several turns are left out: mining takes those of one turn."] if left_out else []
     if not examples:
-        raise TaskError(f"skip is {config.skip}, but task '{experiment.task}' has no prompt behind it; lower it.")
+        kind = "prompt of one turn" if left_out else "prompt"
+        raise TaskError(f"skip is {config.skip}, but task '{experiment.task}' has no {kind} behind it; lower it.")
     pair = load_pair(experiment, {"target", "draft"})
     engine = Engine(pair.models)
     for example in examples:
-        if len(example.turns) > 1:
-            raise TaskError(f"prompt '{example.prompt_id}' has several turns; mining takes prompts of one turn.")
         ids = pair.text.encode(example.messages())
         for role in ("target", "draft"):
             try:
@@ -76,14 +77,21 @@ def prepare(config: MiningConfig) -> Prepared:
                     f"prompt '{example.prompt_id}' leaves {room} tokens of the {role} model's context; lower"
                     f" max_new_tokens to at most that."
                 )
-    return Prepared(config, chosen, examples, pair)
+    return Prepared(config, chosen, examples, pair, [*pair.notes, *notes_of(chosen), *notes])
 
 
-def after_skipped(chosen: Task, skip: int, limit: int) -> list[Example]:
-    """`limit` examples that are not among those that a limit of `skip` takes."""
+def after_skipped(chosen: Task, skip: int, limit: int) -> tuple[list[Example], bool]:
+    """`limit` examples of one turn that are not among those that a limit of `skip` takes; whether others were met."""
     # By name: all rows together come in their own order, some of them in that of a sample.
     before = {example.prompt_id for example in chosen.examples(skip)}
-    return [example for example in chosen.examples(skip + limit) if example.prompt_id not in before]
+    size = skip + limit
+    while True:
+        rows = chosen.examples(size)
+        found = [example for example in rows if example.prompt_id not in before]
+        usable = [example for example in found if len(example.turns) == 1]
+        if len(usable) >= limit or len(rows) < size:
+            return sampling.chosen(usable, limit), len(usable) < len(found)
+        size *= 2
 
 
 def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
@@ -93,7 +101,7 @@ def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
     keys = ("target", "draft", "tokenizer", "chat_template")
     now: dict[str, Any] = {"data": prepared.task.dataset().digest, **{key: mine[key] for key in keys}}
     config = prepared.config
-    if words := selection(prepared.task, config.skip + config.experiment.limit):
+    if words := sampling.selection(prepared.task, config.skip + config.experiment.limit):
         now["selection"] = words
     before = output.read_json("inputs.json")
     was = UNRECORDED if before is None else before.pop("answer_version", UNRECORDED)
