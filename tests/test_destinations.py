@@ -129,6 +129,7 @@ def test_every_command_that_writes_to_the_store_refuses_first(
     assert not runs()
 
 
+@pytest.mark.slow
 def test_upload_refuses_the_experiment_that_was_deleted_meanwhile(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +145,7 @@ def test_upload_refuses_the_experiment_that_was_deleted_meanwhile(
     assert upload().exit_code == 0
 
 
+@pytest.mark.slow
 def test_ids_that_are_another_folders_are_not_taken(workplace: Path) -> None:
     """A run that carries another key is another folder's, whatever mlflow.json says."""
     foreign = MlflowClient().create_run("0", tags={"specexp.key": "another/comparison"})

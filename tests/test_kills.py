@@ -92,7 +92,8 @@ def test_a_signal_at_any_write_of_an_upload_leaves_no_run_open(
     assert all_held(workplace / "found") == undisturbed(workplace / "out", workplace, empty_store)
 
 
-@pytest.mark.parametrize("write", [1, *(pytest.param(write, marks=pytest.mark.slow) for write in (2, 5, 11))])
+@pytest.mark.parametrize("write", [1, 2, 5, 11])
+@pytest.mark.slow
 def test_sigterm_as_evaluate_makes_its_runs_leaves_none_open(workplace: Path, write: int) -> None:
     with at_write(write, terminate) as begun:
         result = evaluate(*TOY, "--output", "out")
@@ -108,6 +109,7 @@ def killed() -> None:
     raise Killed
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_write_leaves_nothing_open_after_the_next_upload(workplace: Path, empty_store: Path) -> None:
     pending(workplace / "out")
     for write in (1, 2, 3, 5, 6):
@@ -124,6 +126,7 @@ def test_a_kill_at_any_write_leaves_nothing_open_after_the_next_upload(workplace
     assert all_held(workplace / "found") == undisturbed(workplace / "out", workplace, empty_store)
 
 
+@pytest.mark.slow
 def test_a_main_run_that_was_made_twice_because_an_answer_got_lost_is_one(workplace: Path) -> None:
     real = MlflowClient.create_run
 

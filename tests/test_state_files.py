@@ -64,6 +64,7 @@ def test_a_resume_names_the_file_that_is_broken_and_the_way_out(workplace: Path)
     assert sorted(flat_runs()) == ["baseline", "speculative_k3"]
 
 
+@pytest.mark.slow
 def test_an_upload_names_the_file_that_is_broken(workplace: Path) -> None:
     with failing(behind=1):
         assert evaluate(*TOY, "--output", "out").exit_code == 3
@@ -77,6 +78,7 @@ def test_an_upload_names_the_file_that_is_broken(workplace: Path) -> None:
     assert upload().exit_code == 0
 
 
+@pytest.mark.slow
 def test_an_edited_record_is_named_and_not_counted(workplace: Path) -> None:
     result = evaluate(*TOY, "--output", "out")
     assert result.exit_code == 0, result.output
@@ -104,7 +106,7 @@ class Settings:
 def test_every_file_that_a_resume_reads_is_looked_at_first(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text('{"settings_hash": "h"}')
     (tmp_path / name).write_text('"text"')
-    with pytest.raises(OutputError, match=f'{name} was changed by hand: the file is "text", not an object'):
+    with pytest.raises(OutputError, match=f'{name} was changed by hand: the file is "text", not a'):
         OutputFolder(tmp_path, Settings(), resume=True)
 
 
@@ -112,6 +114,7 @@ def full(*arguments: Any, **more: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_records_and_is_gone_on_from(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Figure, "savefig", full)
@@ -233,6 +236,7 @@ def test_an_upload_sends_nothing_from_outside_its_folder(workplace: Path) -> Non
     one_line(upload("--output", "story"), "'story/evaluation', which is outside the folder")
 
 
+@pytest.mark.slow
 def test_links_inside_a_folder_and_to_a_folder_are_as_good_as_files(workplace: Path) -> None:
     with failing(behind=1):
         assert evaluate(*TOY, "--output", "out").exit_code == 3

@@ -353,7 +353,8 @@ def test_what_cannot_be_uploaded_is_refused(workplace: Path) -> None:
 def test_a_programs_own_mistake_is_no_failure_of_the_store(workplace: Path) -> None:
     with mock.patch.object(MlflowClient, "log_batch", side_effect=AssertionError("counts are broken")):
         result = evaluate(*TOY, "--output", "out")
-    assert isinstance(result.exception, AssertionError)
+    assert result.exit_code == 70, result.output
+    assert "this is a bug in specexp: AssertionError: counts are broken" in result.output
 
 
 # With a server, and with several processes: slow.
