@@ -327,9 +327,10 @@ def test_a_served_decoder_keeps_the_template_it_was_logged_with(
 def test_a_recommendation_carries_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     from specexp.evaluation.recommended import _models
 
+    both = ("target", "draft")
     make: Callable[..., config.Experiment] = config.resolve
-    assert _models(make("arith_quick")) == {"pair": "embedded"}
-    assert _models(make("arith_quick", {"chat_template": "own"})) == {"pair": "embedded", "chat_template": "own"}
-    assert _models(make("gsm8k_llama_8b_1b")) == {"pair": "llama_8b_1b"}
-    off = _models(make("gsm8k_llama_8b_1b", {"chat_template": "none"}))
+    assert _models(make("arith_quick"), both) == {"pair": "embedded"}
+    assert _models(make("arith_quick", {"chat_template": "own"}), both) == {"pair": "embedded", "chat_template": "own"}
+    assert _models(make("gsm8k_llama_8b_1b"), both) == {"pair": "llama_8b_1b"}
+    off = _models(make("gsm8k_llama_8b_1b", {"chat_template": "none"}), both)
     assert off == {"pair": "llama_8b_1b", "chat_template": "none"}

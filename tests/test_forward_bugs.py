@@ -120,7 +120,7 @@ def caught_by(bug: Bug) -> str | None:
     with mutated(bug):
         try:
             return next(checks(), None)
-        except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        except (AssertionError, IndexError, RuntimeError, ValueError, module("errors").ModelError) as error:
             if bug.name in str(error):  # it could not be seeded
                 raise
             return f"{type(error).__name__}: {error}"[:120]

@@ -129,7 +129,7 @@ def hf_lab(models: dict[str, Any]) -> Lab:
         rng = random.Random(seed)
         prompts.append([rng.randrange(3, 96) for _ in range(length)])
     # Every eleventh token ends a text, so that texts do end.
-    return Lab(models, tuple(range(2, 96, 11)), prompts, 1e-5, {"target": 32, "draft": 32}, 96, 18, every_kind=False)
+    return Lab(models, tuple(range(5, 96, 11)), prompts, 1e-5, {"target": 32, "draft": 32}, 96, 18, every_kind=False)
 
 
 @pytest.fixture(params=["toy", *FAMILIES])

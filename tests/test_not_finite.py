@@ -176,8 +176,9 @@ def test_every_forward_tells(forward: str, method: str, temperature: float, role
         Engine(poisoned("llama", role, tokens[at], **more)).generate(decoder, PROMPT, 12, dice, name="x")
     prompt, found, position = where(error)
     assert (prompt, found) == ("x", role)
-    # What a call feeds after a place counts as 0 there, and 0 x NaN is NaN: the first row of that call may tell.
-    assert at - 3 <= position <= at + 1
+    # What a call feeds after a place counts as 0 there, and 0 x NaN is NaN: the first row of that call may tell. A tree
+    # may hold the token on a branch long before it is emitted.
+    assert (0 if method == "specexec" else at - 3) <= position <= at + 1
 
 
 def test_learned_positions_overflow_late() -> None:
