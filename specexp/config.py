@@ -515,7 +515,7 @@ def _trees(preset: str, gammas: tuple[int, ...] | None, found: Mapping[str, Any]
     return methods
 
 
-def _whole(least: int, rule: str, most: int = MOST) -> Callable[[Any], int]:
+def _whole(least: int, rule: str, most: float = MOST) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
         try:
             number = int(value) if isinstance(value, str) else value
@@ -690,7 +690,7 @@ def _toy(value: Any) -> dict[str, Any]:
         {
             "vocab_size": _whole(2, ">= 2", MOST_TOY_TOKENS),
             "draft_noise": _real(lambda x: 0 <= x <= 1e6, "in [0, 1000000] (0 = the target itself)"),
-            "seed": _whole(0, ">= 0"),
+            "seed": _whole(0, ">= 0", math.inf),
         },
     )
 
@@ -753,7 +753,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "temperature": _temperature,
     "top_k": _whole(0, f">= 0 (0 = off) and at most {MOST_TOP_K}, more than any vocabulary has", MOST_TOP_K),
     "top_p": _real(lambda x: 0 < x <= 1, "in (0, 1] (1 = off)"),
-    "seed": _whole(0, ">= 0"),
+    "seed": _whole(0, ">= 0", math.inf),  # which is hashed
     "repeats": _whole(1, ">= 1", MOST_REPEATS),
     "batch": _whole(1, ">= 1", MOST_TOGETHER),
 }

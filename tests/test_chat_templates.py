@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from specexp.errors import ConfigError
 from specexp.evaluation import chat
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.pair import load_pair
+from specexp.evaluation.recommended import _models
 from specexp.judge import comparing, features
 from specexp.lm.hf import load_tokenizer
 from specexp.lm.runtime import ModelConfig
@@ -324,13 +324,12 @@ def test_a_served_decoder_keeps_the_template_it_was_logged_with(
     assert old.token_ids == bare.generate("hi", "baseline", max_new_tokens=4).token_ids
 
 
-def test_a_recommendation_carries_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    from specexp.evaluation.recommended import _models
+def test_a_recommendation_carries_the_setting() -> None:
+    def written(name: str, **flags: str) -> dict[str, Any]:
+        return _models(config.resolve(name, flags), ("target", "draft"))
 
-    both = ("target", "draft")
-    make: Callable[..., config.Experiment] = config.resolve
-    assert _models(make("arith_quick"), both) == {"pair": "embedded"}
-    assert _models(make("arith_quick", {"chat_template": "own"}), both) == {"pair": "embedded", "chat_template": "own"}
-    assert _models(make("gsm8k_llama_8b_1b"), both) == {"pair": "llama_8b_1b"}
-    off = _models(make("gsm8k_llama_8b_1b", {"chat_template": "none"}), both)
+    assert written("arith_quick") == {"pair": "embedded"}
+    assert written("arith_quick", chat_template="own") == {"pair": "embedded", "chat_template": "own"}
+    assert written("gsm8k_llama_8b_1b") == {"pair": "llama_8b_1b"}
+    off = written("gsm8k_llama_8b_1b", chat_template="none")
     assert off == {"pair": "llama_8b_1b", "chat_template": "none"}

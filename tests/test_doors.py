@@ -149,7 +149,6 @@ FLAGS = {
     "endless repeats": flags("--repeats", "1" + "0" * 12, message="repeats is '1000000000000'; it must be at most"),
     "an endless batch": flags("--batch", "1" + "0" * 12, message="batch is '1000000000000'; it must be at most 4,096."),
     "an endless tree": flags("--tree-budget", "1" + "0" * 12, message="'1000000000000'; it must be at most 65,536."),
-    "an endless seed": flags("--seed", "1" + "0" * 30, message="0'; it must be at most 9,223,372,036,854,775,807."),
     "a large toy": flags("--experiment", "toy_quick", "--toy", "vocab_size=9999", message="it must be at most 4,096."),
     "a noisy toy": flags("--experiment", "toy_quick", "--toy", "draft_noise=1e308", message="number in [0, 1000000]"),
     "a toy's seed twice": flags("--experiment", "toy_quick", "--toy", "seed=1,seed=2", message="it must give each of"),

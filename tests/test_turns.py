@@ -14,7 +14,7 @@ from specexp.evaluation import pair as pairs
 from specexp.evaluation import runner
 
 DATA = Path(__file__).resolve().parent / "data"
-QUICK = ["--task", "mtbench", "--data", str(DATA / "mtbench.jsonl"), "--limit", "3", "--max-new-tokens", "12",
+QUICK = ["--task", "mtbench", "--data", str(DATA / "mtbench.jsonl"), "--limit", "5", "--max-new-tokens", "12",
          "--gamma", "3", "--output", "out"]  # fmt: skip
 
 
@@ -37,10 +37,10 @@ def test_second_turns_go_on_behind_the_baselines_answer_for_every_method(
 ) -> None:
     assert evaluate(*QUICK, "--show", "0").exit_code == 0  # showing decodes again
     found = {(r["prompt_id"], r["turn"], r["label"]): r for r in records(workplace / "out")}
-    assert len(found) == 3 * 2 * 3
+    assert len(found) == 5 * 2 * 3
     second = [messages for messages in asked if len(messages) == 3 and messages[1] != "-"]
-    assert len(second) == 9
-    replies = {found[f"mtbench-{i}", 0, "baseline"]["text"] for i in (81, 82, 83)}
+    assert len(second) == 15
+    replies = {found[f"mtbench-{i}", 0, "baseline"]["text"] for i in range(81, 86)}
     assert {messages[1] for messages in second} == replies
     for (prompt, turn, label), record in found.items():
         assert record["paired"] is True
@@ -54,7 +54,7 @@ def test_a_history_of_its_own_is_a_setting_and_says_so(workplace: Path, asked: l
     assert evaluate(*QUICK, "--history", "own").exit_code == 0
     found = {(r["prompt_id"], r["turn"], r["label"]): r for r in records(workplace / "out")}
     second = {(m[0], m[1]) for m in asked if len(m) == 3 and m[1] != "-"}
-    own = {found[f"mtbench-{i}", 0, label]["text"] for i in (81, 82, 83) for label in ("baseline", "draft_only")}
+    own = {found[f"mtbench-{i}", 0, label]["text"] for i in range(81, 86) for label in ("baseline", "draft_only")}
     assert {reply for _, reply in second} == own
     assert {r["paired"] for key, r in found.items() if key[1] == 1} == {False}
     for run in flat_runs().values():

@@ -93,11 +93,15 @@ def settings(experiment: Experiment, params: Mapping[str, Any] | None, most_new_
         if isinstance(value, str):
             faults.append(f"{key} is {value!r}; it must be a number.")
     given = {key: value for key, value in given.items() if key in PARAMETERS and not isinstance(value, str)}
+    length = given.get("max_new_tokens")
+    if isinstance(length, int) and length > most_new_tokens:
+        faults.append(f"max_new_tokens is {length}; this decoder emits at most {most_new_tokens}.")
+        del given["max_new_tokens"]
     try:
         asked = config.adjusted(experiment, given)
     except ConfigError as error:
         raise RequestError("\n".join([*faults, *error.faults])) from None
-    if asked.max_new_tokens > most_new_tokens:
+    if length is None and asked.max_new_tokens > most_new_tokens:
         faults.append(f"max_new_tokens is {asked.max_new_tokens}; this decoder emits at most {most_new_tokens}.")
     if faults:
         raise RequestError("\n".join(faults))
