@@ -1,6 +1,6 @@
 # make demo      install, then run the main job on the embedded pair
 # make test      install with the test tools, then ruff, mypy and the fast tests
-# make test-all  ruff, mypy, and every test that CI can bear
+# make test-all  every other test that CI can bear
 # make test-nightly  what is too long for CI: matrices of models, long kills, runs over real data sets
 # make ui        open the MLflow UI on what was run
 # make presets   list what ships by name
@@ -31,7 +31,7 @@ test: check
 	$(PYTEST) -m "not slow and not nightly"
 
 test-all: check
-	$(PYTEST) -m "not nightly"
+	$(PYTEST) -m "slow and not nightly"
 
 test-nightly: check
 	$(PYTEST) -m nightly

@@ -128,6 +128,7 @@ def test_every_method_gives_together_what_it_gives_alone(lab: Lab, temperature: 
     assert min(ends["stop"], ends["length"]) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("lab", ["toy", "llama", "gpt2"], indirect=True)
 def test_methods_may_be_mixed_on_any_number_of_rows(lab: Lab, temperature: float) -> None:
@@ -384,10 +385,12 @@ def engine_checks(lab: Lab, what: str) -> Iterator[str]:
                 yield f"{what}, {name} at {temperature:g}: {found}"[:160]
 
 
+@pytest.mark.slow
 def test_the_unchanged_package_passes_the_same_checks() -> None:
     assert caught_by(Bug("nothing", "specexp.lm.kv", "LEAST = 64", "LEAST = 64")) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", BATCH_BUGS, ids=lambda bug: bug.name)
 def test_a_seeded_bug_is_caught(bug: Bug, capsys: pytest.CaptureFixture[str]) -> None:
     how = caught_by(bug)

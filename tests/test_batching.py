@@ -78,6 +78,7 @@ def test_a_batch_that_emits_something_else_is_found_out(prepared: Prepared, monk
     assert any(one.gap is not None and not one.near_tie for one in found)
 
 
+@pytest.mark.slow
 def test_it_is_part_of_a_benchmark(workplace: Path) -> None:
     result = run(*SMALL, "--batch", "3", "--json", "found.json", "--output", "out")
     assert result.exit_code == 0, result.output
@@ -94,6 +95,7 @@ def test_it_is_part_of_a_benchmark(workplace: Path) -> None:
     assert "batch/prompts_per_second_plain" in made.data.metrics
 
 
+@pytest.mark.slow
 def test_a_batch_of_one_is_not_timed(workplace: Path) -> None:
     result = run(*SMALL, "--batch", "1", "--json", "found.json")
     assert result.exit_code == 0, result.output

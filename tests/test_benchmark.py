@@ -81,6 +81,7 @@ def test_it_leaves_numbers_a_figure_and_one_run(workplace: Path) -> None:
     assert {"bench/outputs_equal", "speed/attainable", "accept/alpha", "share/host"} <= set(made.data.metrics)
 
 
+@pytest.mark.slow
 def test_a_decoder_with_a_bug_is_found_out(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = rules.verify_greedy
 
@@ -98,6 +99,7 @@ def test_a_decoder_with_a_bug_is_found_out(workplace: Path, monkeypatch: pytest.
     assert "outputs differ from generate()'s" in result.output
 
 
+@pytest.mark.slow
 def test_without_mlflow_it_prints_and_writes_and_makes_no_run(workplace: Path) -> None:
     code = (
         "import sys\n"
@@ -260,6 +262,7 @@ def test_everyone_is_timed_on_every_prompt_in_every_repeat_interleaved(monkeypat
     assert {name: [len(row) for row in rows] for name, rows in found.items()} == {"a": [2, 2, 2], "b": [2, 2, 2]}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compiled_is_left_out_with_the_reason(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> dict[str, Any]:
         return {"cache_implementation": "no_such_cache"}

@@ -42,6 +42,7 @@ def certificate_runs() -> list[Any]:
     return [run for run in runs() if run.data.tags["method"] == "certify"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["baseline", "speculative", "lookup", "specexec"])
 @pytest.mark.parametrize("sampling", [[], SAMPLED], ids=["greedy", "sampled"])
 def test_lossless_methods_pass(workplace: Path, method: str, sampling: list[str]) -> None:
@@ -111,6 +112,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, changed: Ca
     monkeypatch.setattr(module, name, lambda *arguments: changed(real, *arguments))
 
 
+@pytest.mark.slow
 def test_a_residual_that_is_left_out_fails_where_tokens_are_drawn(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +180,7 @@ def test_a_decoder_that_breaks_off_fails(workplace: Path, monkeypatch: pytest.Mo
     assert "Traceback" not in result.output
 
 
+@pytest.mark.slow
 def test_too_few_samples_to_tell_is_inconclusive_and_says_how_many_would_do(workplace: Path) -> None:
     result = certify("--method", "speculative", "--gamma", "3", *TOY, "--temperature", "0.4", "--samples", "100")
     assert result.exit_code == 1, result.output

@@ -112,6 +112,7 @@ def test_an_interrupted_mining_goes_on_and_leaves_the_same_labels(
     assert states == [("FAILED", False), ("FAILED", True), ("FINISHED", False), ("FINISHED", True)]
 
 
+@pytest.mark.slow
 def test_labels_and_counts_do_not_depend_on_the_batch_nor_on_a_change_of_it(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

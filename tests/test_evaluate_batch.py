@@ -30,6 +30,7 @@ def contents(folder: Path) -> list[dict[str, Any]]:
     return [{k: round(v, 3) if k == "overlap" else v for k, v in r.items() if k != "settings_hash"} for r in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", ["0", "0.8"])
 def test_a_batch_records_what_batch_1_records(workplace: Path, temperature: str) -> None:
     for batch in ("1", "3"):
@@ -41,6 +42,7 @@ def test_a_batch_records_what_batch_1_records(workplace: Path, temperature: str)
     assert len(hashes) == 2, "a batch is part of the configuration"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("history", ["baseline", "own"])
 def test_second_turns_go_on_behind_first_ones_in_a_batch_too(workplace: Path, history: str) -> None:
     for batch in ("1", "2"):
@@ -70,6 +72,7 @@ def test_its_speed_is_labelled_and_no_prompts_latency_is_claimed(workplace: Path
     assert rate == pytest.approx(7 / seconds)
 
 
+@pytest.mark.slow
 def test_batch_1_keeps_its_names(workplace: Path) -> None:
     assert evaluate(*SMALL[:-2], "--limit", "2", "--output", "out").exit_code == 0
     for run in flat_runs().values():
@@ -116,6 +119,7 @@ def test_prompts_are_decoded_together(workplace: Path, monkeypatch: pytest.Monke
     assert sum(seen) / len(seen) > 2.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [SMALL, TURNS], ids=["one turn", "two turns"])
 def test_an_interrupted_batch_goes_on_and_ends_as_if_nothing_had_happened(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]

@@ -126,10 +126,12 @@ def caught_by(bug: Bug) -> str | None:
             return f"{type(error).__name__}: {error}"[:120]
 
 
+@pytest.mark.slow
 def test_the_unchanged_forward_passes_the_same_checks() -> None:
     assert caught_by(Bug("nothing", "specexp.lm.kv", "LEAST = 64", "LEAST = 64")) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", CASES)
 def test_a_seeded_bug_is_caught(bug: Bug, capsys: pytest.CaptureFixture[str]) -> None:
     how = caught_by(bug)

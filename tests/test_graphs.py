@@ -72,6 +72,7 @@ def decoders(warp: Warp) -> Iterator[Decoder]:
     yield SpecExec(24, 4, warp)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("warp", WARPS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_captured_decoding_gives_the_same_tokens_and_counts(both: Any, family: str, warp: str) -> None:

@@ -71,6 +71,7 @@ def test_the_cache_changes_nothing(pair: Pair, family: str) -> None:
             assert with_cache.accepted_histogram == without.accepted_histogram
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_eos_inside_an_accepted_block_ends_the_output_there(pair: Pair, family: str) -> None:
     models = pair(family)

@@ -71,6 +71,7 @@ def test_a_broken_label_set_is_refused(tmp_path: Path, name: str, damage: bytes 
         LabelSet.read(tmp_path / "labels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", features.MODES)
 def test_both_kinds_learn_what_can_be_learnt_from_every_feature_mode(tmp_path: Path, mode: str) -> None:
     labels = label_set(tmp_path / "labels", noise=0.2)
@@ -242,6 +243,7 @@ def test_a_champion_whose_files_are_gone_makes_room(workplace: Path) -> None:
     assert "version 2 is champion: the files of version 1, the champion until now, are gone" in again.output
 
 
+@pytest.mark.slow
 def test_a_judge_of_another_pair_does_not_dethrone_the_champion(workplace: Path) -> None:
     label_set(workplace / "labels")
     label_set(workplace / "others", target="x" * 16)

@@ -494,6 +494,7 @@ def test_random_models_give_the_same_labels_several_at_a_time(pair: Callable[[st
             assert list(batch_disagreements(mined, alone[place], 1e-4)) == []
 
 
+@pytest.mark.slow
 def test_arith_prompts_give_the_same_labels_sixteen_at_a_time() -> None:
     ready = prepared(18)
     room = ready.config.experiment.max_new_tokens
@@ -589,6 +590,7 @@ def test_the_unchanged_miner_passes_the_same_checks() -> None:
     assert caught_by(Bug("nothing", "specexp.judge.mining", "GAMMA = 6", "GAMMA = 6")) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", MINING_BUGS, ids=lambda bug: bug.name)
 def test_a_seeded_bug_is_caught(bug: Bug, capsys: pytest.CaptureFixture[str]) -> None:
     how = caught_by(bug)

@@ -80,6 +80,7 @@ def test_it_holds_without_an_eos_without_the_bonus_and_without_a_cache(
     assert gap(got, want) < EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
 @pytest.mark.parametrize("gamma,vocab,length", SIZES)
 @pytest.mark.parametrize("proposing", [EARLY, LOOKUP], ids=["a draft that stops early", "lookup"])
@@ -91,6 +92,7 @@ def test_it_holds_whatever_proposes(gamma: int, vocab: int, length: int, proposi
         assert gap(got, want) < EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [GREEDY, {"temperature": 1.0}], ids=names)
 def test_several_models(sampling: Any) -> None:
     for seed in range(10, 16):
@@ -125,12 +127,14 @@ def caught_by(bug: Bug, proposing: Proposing = DRAFT) -> str | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proposing", [DRAFT, EARLY, LOOKUP], ids=["draft", "early", "lookup"])
 def test_the_unchanged_package_passes_the_same_checks(proposing: Proposing) -> None:
     harmless = Bug("nothing", "specexp.decoding.rules", "p = weights / xp.sum", "p = weights / xp.sum")
     assert caught_by(harmless, proposing) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bug,proposing",
     [(bug, DRAFT) for bug in BUGS] + [(bug, EARLY) for bug in EARLY_STOP_BUGS] + [(bug, LOOKUP) for bug in LOOKUP_BUGS],

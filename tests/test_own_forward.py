@@ -247,6 +247,7 @@ def test_what_was_in_a_buffer_before_is_not_seen() -> None:
     assert differ(fresh, used) == 0
 
 
+@pytest.mark.slow
 def test_a_long_prompt_goes_through_in_pieces() -> None:
     """32,768 tokens, of which the widest thing between two layers holds a piece."""
     model = HFModel(build("llama", max_position_embeddings=1 << 15, hidden_size=16, intermediate_size=16), "m")

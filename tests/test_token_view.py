@@ -113,6 +113,7 @@ def check_columns(tokens: Mapping[str, list[Any]], models: list[str], method: Ma
             assert (row["p_rank"] == 1) <= (row["first_id"] == row["id"] or row["first_p"] == row["p"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", ["0", "0.9"])
 def test_every_count_of_the_records_is_found_again(workplace: Path, temperature: str) -> None:
     judge_for("toy_quick", features.mode("both")).save(workplace / "judge")
@@ -127,6 +128,7 @@ def test_every_count_of_the_records_is_found_again(workplace: Path, temperature:
         assert seen >= {"accepted", "judged", "tree", "corrected", "target", "draft", "bonus"}
 
 
+@pytest.mark.slow
 def test_the_embedded_pair_is_shown_and_logged_with_the_comparison(workplace: Path) -> None:
     result = evaluate("--limit", "2", "--methods", "baseline,speculative,topk,specexec", "--gamma", "4", "--show", "2",
                       "--output", "out")  # fmt: skip
@@ -163,6 +165,7 @@ def test_turns_repeats_and_batches_show_the_first_repeat_of_every_turn(workplace
     assert "Recorded in batches of 2" in text
 
 
+@pytest.mark.slow
 def test_which_prompts_are_shown_is_no_setting_and_may_change_afterwards(workplace: Path) -> None:
     assert evaluate(*TOY, "--show", "0").exit_code == 0
     folder = workplace / "out"

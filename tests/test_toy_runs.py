@@ -59,6 +59,7 @@ def test_a_hugging_face_model_without_torch_names_what_is_missing(workplace: Pat
     assert not (workplace / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_pair_is_made_as_its_settings_say(workplace: Path) -> None:
     quick = ["--experiment", "toy_quick", "--limit", "3", "--gamma", "4"]
     (workplace / "same.yaml").write_text("toy: {draft_noise: 0}\n")

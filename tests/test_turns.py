@@ -63,6 +63,7 @@ def test_a_history_of_its_own_is_a_setting_and_says_so(workplace: Path, asked: l
     assert evaluate(*QUICK[:-1], "alone", "--history", "own", "--methods", "speculative").exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_conversation_goes_on_after_an_interruption(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert evaluate(*QUICK[:-1], "whole").exit_code == 0
     for count in (4, 7):  # between the turns of the first conversation, and inside those of the second
