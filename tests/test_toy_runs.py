@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from judges import judge_for
 from running import evaluate, flat_runs, records
 from specexp import config
