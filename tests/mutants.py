@@ -327,7 +327,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("cut tokens stay in the sequence", RUN, "        self.ids += tokens\n", "        self.ids += block[:num_tokens]\n"),
         Bug("an EOS beyond the limit stops", RUN, "tokens = tokens[: self.room]\n        for i, token in enumerate(tokens):", "for i, token in enumerate(tokens):"),
         Bug("told twice", RUN, "            self._num_told += len(new)\n", ""),
-        Bug("the histogram forgets rounds without a draft", RUN, "        self._count_accepted(num_accepted)\n\n    def _count_tree", "        if num_drafted:\n            self._count_accepted(num_accepted)\n\n    def _count_tree"),
+        Bug("the histogram forgets rounds without a draft", RUN, "        _count(out.accepted_histogram, num_accepted)\n        _count(out.drafted", "        if num_drafted:\n            _count(out.accepted_histogram, num_accepted)\n        _count(out.drafted"),
     ],
     ("test_context.py",): [
         Bug("the last prompt token is prefilled, too", CONTEXT, "self._model.ids(ids[common:-1]), rows=0", "self._model.ids(ids[common:]), rows=0"),
@@ -368,8 +368,9 @@ ROPE_BUGS = [
     Bug("a tree's rows count slots", ROPE, "slot if slot < base else base + branches.depths[slot - base]", "slot"),
 ]  # fmt: skip
 
-OWN, BUCKETED, GRAPHS, DRAFTING, HF = (
+OWN, BUCKETED, GRAPHS, DRAFTING, HF, TREE_MASK = (
     "specexp.lm.own", "specexp.lm.bucketed", "specexp.lm.graphs", "specexp.lm.drafting", "specexp.lm.hf",
+    "specexp.lm.tree_mask",
 )  # fmt: skip
 
 FORWARD_BUGS = [
@@ -381,7 +382,7 @@ FORWARD_BUGS = [
     Bug("a recorded window is one too wide", BUCKETED, "self._columns > slots[:, None] - window", "self._columns >= slots[:, None] - window"),
     Bug("a window in full layers, too", OWN, "if kinds is None or kinds[i] == ", "if kinds is None or kinds[i] or "),
     Bug("a plain step has no window", KV, "elif num > 1 or (window and self.stop > window):", "elif num > 1:"),
-    Bug("a tree of transformers' has a window in every layer", HF, "0 if kind == FULL else window", "window"),
+    Bug("a tree of transformers' has a window in every layer", TREE_MASK, "0 if kind == FULL else window", "window"),
     Bug("the MLP has attention's norm", OWN, "self._norm_weight(layer.post_attention_layernorm.weight)", "self._norm_weight(layer.input_layernorm.weight)"),
     Bug("the last norm is not scaled", OWN, "self._final = self._norm_weight(stack.norm.weight)", "self._final = self._norm_weight(torch.ones_like(stack.norm.weight))"),
     Bug("the output projection's bias is dropped", OWN, "Linear(*_joined(attention.o_proj), pack)", "Linear(_joined(attention.o_proj)[0], None, pack)"),
