@@ -20,7 +20,8 @@ from specexp.lm.runtime import ModelConfig
 from specexp.tasks.source import DataConfig
 from specexp.tasks.task import task
 
-ARRAYS = {"mean": np.zeros(2), "scale": np.ones(2), "weight_1": np.zeros((1, 2)), "bias_1": np.zeros(1)}
+SHAPES = {"mean": 2, "scale": 2, "weight_1": (1, 2), "bias_1": 1}
+ARRAYS = {name: np.ones(shape, dtype=np.float32) for name, shape in SHAPES.items()}
 JUDGE = Judge(Network("logistic", ARRAYS), Facts("", "", "", "both", 1, 2))
 DATA = Path(__file__).resolve().parent / "data"
 HEADER = ("Command:", "Hardware:", "Result:")
