@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,18 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from specexp.lm.hf import HFModel
+
+
+def pytest_configure() -> None:
+    """Some tests send Ctrl-C, which is ignored in what a shell script runs in its background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def slow_for(values: Iterable[str], *slow: str) -> list[Any]:
+    """A test's parameters, of which those in `slow` run in the slow tier."""
+    return [pytest.param(value, marks=pytest.mark.slow) if value in slow else value for value in values]
+
 
 VOCAB = 96
 COMMON: dict[str, Any] = {

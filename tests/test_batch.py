@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conftest import build, disturbed
+from conftest import build, disturbed, slow_for
 from mutants import BATCH_BUGS, Bug, mutated
 from test_judged import network_arrays
 
@@ -116,7 +116,7 @@ def disagreements(lab: Lab, rows: int, requests: Sequence[Any], want: Sequence[d
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("lab", ["toy", *FAMILIES], indirect=True)
+@pytest.mark.parametrize("lab", slow_for(["toy", *FAMILIES], "gpt2"), indirect=True)
 def test_every_method_gives_together_what_it_gives_alone(lab: Lab, temperature: float) -> None:
     """Seven prompts on three rows: each row is used again while the others are half way."""
     ends: Counter[str] = Counter()

@@ -65,6 +65,7 @@ def test_prompts_per_second_are_prompts_over_seconds_and_their_ratio_the_speed_u
     assert found["methods"]["plain"]["speedup"]["value"] == 3
 
 
+@pytest.mark.slow
 def test_a_batch_that_emits_something_else_is_found_out(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
     real = Engine._score
 

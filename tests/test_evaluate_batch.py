@@ -51,6 +51,7 @@ def test_second_turns_go_on_behind_first_ones_in_a_batch_too(workplace: Path, hi
     assert contents(workplace / "2") == contents(workplace / "1")
 
 
+@pytest.mark.slow
 def test_its_speed_is_labelled_and_no_prompts_latency_is_claimed(workplace: Path) -> None:
     result = evaluate(*SMALL, "--batch", "4", "--output", "out")
     assert result.exit_code == 0, result.output

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import FAMILIES, build
+from conftest import FAMILIES, build, slow_for
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.dice import CertainDice, dice_for
@@ -60,7 +60,7 @@ def test_greedy_output_equals_generate(pair: Pair, family: str, decoder: str) ->
         assert accepted > 0, "no draft was ever accepted: the test says little"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_for(FAMILIES, "gpt_oss"))
 def test_the_cache_changes_nothing(pair: Pair, family: str) -> None:
     models = pair(family)
     for decoder in DECODERS.values():
@@ -88,7 +88,7 @@ def test_an_eos_inside_an_accepted_block_ends_the_output_there(pair: Pair, famil
     assert inside > 0, "no EOS ever fell inside a block: the test says little"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", slow_for(FAMILIES, "gpt_oss"))
 def test_a_limit_inside_a_block_is_met_exactly(pair: Pair, family: str) -> None:
     models = pair(family)
     whole = generate(models["target"], [5, 9, 11], 20, None)

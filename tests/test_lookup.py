@@ -104,6 +104,7 @@ def test_it_asks_for_the_target_alone() -> None:
     assert roles_of(method) == {"target"}
 
 
+@pytest.mark.slow
 def test_an_evaluation_measures_no_draft_and_claims_no_cost_of_one(workplace: Any) -> None:
     settings = ["--methods", "baseline,lookup", "--limit", "2", "--max_new_tokens", "60", "--output", "out"]
     (workplace / "mine.yaml").write_text("max_ngram: 2\n")

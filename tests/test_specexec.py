@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import build
+from conftest import build, slow_for
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.dice import TARGET, CertainDice, Dice, dice_for
 from specexp.decoding.rules import Warp
@@ -69,7 +69,7 @@ def compare(models: dict[str, HFModel], count: int, length: int) -> tuple[int, i
     return compared, parted
 
 
-@pytest.mark.parametrize("family", [*SAME_TOKENS, *WINDOWED])
+@pytest.mark.parametrize("family", slow_for([*SAME_TOKENS, *WINDOWED], "gpt_oss", "gpt_neox"))
 def test_the_same_seed_gives_the_baselines_tokens(pair: Pair, family: str) -> None:
     compared, parted = compare(pair(family), 10, 8)
     assert compared == 90

@@ -44,6 +44,7 @@ def test_wrong_settings_are_reported_together() -> None:
     assert "gamma is 0; it must be >= 1." in done.output
 
 
+@pytest.mark.slow
 def test_it_does_not_import_mlflow() -> None:
     code = "import sys; from specexp.evaluation import speed_check; print('mlflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -150,6 +150,7 @@ def test_the_embedded_pair_is_shown_and_logged_with_the_comparison(workplace: Pa
     assert {f"#{name}" for name in page.ids} == set(page.links), "a link leads nowhere"
 
 
+@pytest.mark.slow
 def test_turns_repeats_and_batches_show_the_first_repeat_of_every_turn(workplace: Path) -> None:
     result = evaluate("--task", "mtbench", "--data", str(DATA / "mtbench.jsonl"), "--limit", "5", "--max-new-tokens",
                       "12", "--gamma", "3", "--temperature", "0.8", "--repeats", "2", "--batch", "2", "--history",

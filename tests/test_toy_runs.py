@@ -35,6 +35,7 @@ def without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_method_runs_without_torch(workplace: Path) -> None:
     judge_for("toy_quick", features.mode("both")).save(workplace / "judge")
     done = without_torch("--experiment", "toy_quick", "--limit", "5", "--methods", "compare_all_k4", "--judge", "judge",
@@ -51,6 +52,7 @@ def test_every_method_runs_without_torch(workplace: Path) -> None:
     assert sorted(flat_runs()) == sorted(labels)
 
 
+@pytest.mark.slow
 def test_a_hugging_face_model_without_torch_names_what_is_missing(workplace: Path) -> None:
     done = without_torch("--experiment", "arith_quick")
     assert done.returncode == 2

@@ -50,6 +50,7 @@ def test_second_turns_go_on_behind_the_baselines_answer_for_every_method(
     assert all("paired" not in run.data.tags for run in flat_runs().values())
 
 
+@pytest.mark.slow
 def test_a_history_of_its_own_is_a_setting_and_says_so(workplace: Path, asked: list[list[str]]) -> None:
     assert evaluate(*QUICK, "--history", "own").exit_code == 0
     found = {(r["prompt_id"], r["turn"], r["label"]): r for r in records(workplace / "out")}
