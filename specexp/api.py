@@ -8,8 +8,8 @@ from typing import Any
 
 from specexp import config
 from specexp.config import Experiment, MethodConfig
-from specexp.decoding.asks import Role
-from specexp.decoding.dice import dice_for
+from specexp.decoding.protocol import Role
+from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation, Request
 from specexp.errors import ConfigError

@@ -36,7 +36,7 @@ from specexp.tasks.gsm8k import SHOTS
 from specexp.tasks.source import DataConfig
 
 if TYPE_CHECKING:
-    from specexp.decoding.asks import Role
+    from specexp.decoding.protocol import Role
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 KINDS = ("experiments", "models", "methods", "templates")

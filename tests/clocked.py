@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from specexp import config
-from specexp.decoding.asks import Role
+from specexp.decoding.protocol import Role
 from specexp.evaluation import runner
 from specexp.evaluation.advice import settled
 from specexp.evaluation.runner import Prepared

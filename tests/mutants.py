@@ -138,7 +138,7 @@ LOOKUP_BUGS = [  # that change the output; what is found is tests/test_lookup.py
     Bug("q is of the token before", ENGINE, "tokens[:, None] == vocabulary[None, :]", "xp.roll(tokens, 1)[:, None] == vocabulary[None, :]"),
 ]  # fmt: skip
 
-RECALL = "specexp.engine.recall"
+RECALL = "specexp.engine.ngram_lookup"
 
 SEARCH_BUGS = [
     Bug("the end finds itself", RECALL, "range(self._indexed, len(ids))", "range(self._indexed, len(ids) + 1)"),
@@ -219,7 +219,7 @@ MINING_BUGS = [
 ]  # fmt: skip
 
 JUDGED, NETWORK, DICE, FEATURES = (
-    "specexp.decoding.judged", "specexp.judge.network", "specexp.decoding.dice", "specexp.judge.features",
+    "specexp.decoding.lossy_rules", "specexp.judge.network", "specexp.decoding.rng", "specexp.judge.features",
 )  # fmt: skip
 
 JUDGED_BUGS = [

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from specexp.decoding.asks import Draft, Drafted
-from specexp.decoding.dice import Dice
+from specexp.decoding.protocol import Draft, Drafted
+from specexp.decoding.rng import Dice
 from specexp.engine import costs
 from specexp.engine.costs import Costs, TreeRound, measure
 from specexp.lm.model import Array, Branches, Feed

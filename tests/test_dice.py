@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from specexp.decoding.dice import ACCEPT, DRAFT, RESIDUAL, TARGET, HashDice
+from specexp.decoding.rng import ACCEPT, DRAFT, RESIDUAL, TARGET, HashDice
 
 UNLIKELY = 1e-6
 

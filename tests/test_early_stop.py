@@ -11,9 +11,9 @@ import pytest
 
 from running import evaluate, flat_runs, records
 from specexp import config
-from specexp.decoding.asks import Ask, Drafted, Needs, Role, Scored
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.dice import CertainDice, Dice, dice_for
+from specexp.decoding.protocol import Ask, Drafted, Needs, Role, Scored
+from specexp.decoding.rng import CertainDice, Dice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.errors import ConfigError

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specexp.decoding.asks import Draft, Recall, Role, Round, Steps
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
-from specexp.decoding.dice import Dice, dice_for
-from specexp.decoding.judged import TopK
+from specexp.decoding.lossy_rules import TopK
+from specexp.decoding.protocol import Draft, Recall, Role, Round, Steps
+from specexp.decoding.rng import Dice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
 from specexp.evaluation.metrics import check_identities, summarise, total

@@ -17,7 +17,7 @@ from running import evaluate, records, refused, tiny
 from specexp import config
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
-from specexp.decoding.dice import CertainDice, dice_for
+from specexp.decoding.rng import CertainDice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine

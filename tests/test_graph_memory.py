@@ -13,7 +13,7 @@ from conftest import build, disturbed
 from fake_cuda_graph import FakeCuda, FakeGraph, fake_cuda
 from mutants import CUDA_MEMORY, mutated
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.dice import dice_for
+from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.lm import graphs

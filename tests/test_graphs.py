@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from conftest import build, disturbed
-from specexp.decoding.asks import Draft, Needs
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.dice import CertainDice, dice_for
-from specexp.decoding.judged import Judged
+from specexp.decoding.lossy_rules import Judged
+from specexp.decoding.protocol import Draft, Needs
+from specexp.decoding.rng import CertainDice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine

@@ -12,7 +12,7 @@ import torch
 from conftest import FAMILIES, build, slow_for
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.dice import CertainDice, dice_for
+from specexp.decoding.rng import CertainDice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Generation
 from specexp.errors import ModelError

@@ -21,9 +21,9 @@ from sklearn.preprocessing import StandardScaler
 
 from conftest import build
 from mutants import JUDGED_BUGS, Bug, mutated
-from specexp.decoding.asks import Drafted, Scored
-from specexp.decoding.dice import ACCEPT, HashDice
-from specexp.decoding.judged import Judged, TopK
+from specexp.decoding.lossy_rules import Judged, TopK
+from specexp.decoding.protocol import Drafted, Scored
+from specexp.decoding.rng import ACCEPT, HashDice
 from specexp.evaluation.reference import gap, warp
 from specexp.judge.features import MODES
 from specexp.judge.network import Network

@@ -15,10 +15,10 @@ from running import evaluate, flat_runs, records
 from specexp import config
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, Lookup, Lossless
-from specexp.decoding.dice import CertainDice
+from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
-from specexp.engine.recall import Ngrams
+from specexp.engine.ngram_lookup import Ngrams
 from specexp.evaluation.methods import roles_of
 from specexp.lm.hf import HFModel
 from specexp.lm.toy import ToyModel
@@ -61,7 +61,7 @@ def test_the_latest_place_of_the_longest_run_is_found() -> None:
 def test_a_seeded_bug_in_the_search_is_caught(bug: Bug) -> None:
     with mutated(bug):
         try:
-            how = wrong(importlib.import_module("specexp.engine.recall").Ngrams)
+            how = wrong(importlib.import_module("specexp.engine.ngram_lookup").Ngrams)
         except (IndexError, ZeroDivisionError) as error:
             how = str(error)
     assert how is not None

@@ -21,7 +21,7 @@ from conftest import build, disturbed
 from mutants import ALIGNMENT_BUGS, Bug, mutated
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless, Replay
-from specexp.decoding.dice import CertainDice
+from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Look, Request

@@ -17,7 +17,7 @@ import pytest
 import slow_miner
 from mutants import MINING_BUGS, Bug, mutated
 from slow_miner import Found
-from specexp.engine.recall import continuation
+from specexp.engine.ngram_lookup import continuation
 from specexp.judge.features import PARTS
 from specexp.lm.model import Feed, one_by_one
 

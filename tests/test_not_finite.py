@@ -13,11 +13,11 @@ import torch
 
 from conftest import build
 from running import evaluate, invoke, refused, tiny, with_models
-from specexp.decoding.asks import Draft, Role
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
-from specexp.decoding.dice import Dice, dice_for
-from specexp.decoding.judged import TopK
+from specexp.decoding.lossy_rules import TopK
+from specexp.decoding.protocol import Draft, Role
+from specexp.decoding.rng import Dice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Request

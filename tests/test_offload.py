@@ -12,10 +12,10 @@ import transformers
 
 from conftest import COMMON, LLAMA_LIKE, build, randomised
 from specexp import config
-from specexp.decoding.asks import Role
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.dice import dice_for
+from specexp.decoding.protocol import Role
+from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from conftest import build, disturbed
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.dice import CertainDice
+from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.lm import kv, own

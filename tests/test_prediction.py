@@ -14,7 +14,7 @@ import pytest
 from clocked import prepared_toy
 from judges import judge_for
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.dice import dice_for
+from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
 from specexp.engine.costs import Costs

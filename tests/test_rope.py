@@ -23,7 +23,7 @@ from conftest import LONGROPE, build, disturbed
 from mutants import ROPE_BUGS, Bug, mutated
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
-from specexp.decoding.dice import CertainDice
+from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Request

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from specexp import config
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.dice import CertainDice, HashDice, dice_for
+from specexp.decoding.rng import CertainDice, HashDice, dice_for
 from specexp.decoding.rules import LEAST_TEMPERATURE, Warp, verify
 from specexp.engine import Engine
 from specexp.errors import ConfigError

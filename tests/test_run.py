@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from clocked import Clock, ClockedToy
-from specexp.decoding.asks import Round
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.dice import CertainDice
+from specexp.decoding.protocol import Round
+from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Request
 from specexp.engine.run import Run, parts_of

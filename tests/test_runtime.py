@@ -18,7 +18,7 @@ from conftest import build, disturbed
 from specexp.config import resolve
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.dice import CertainDice, dice_for
+from specexp.decoding.rng import CertainDice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.errors import ModelError

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from conftest import build, disturbed
-from specexp.decoding.asks import Draft
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.dice import CertainDice, dice_for
+from specexp.decoding.protocol import Draft
+from specexp.decoding.rng import CertainDice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
 from specexp.evaluation import floor

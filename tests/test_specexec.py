@@ -12,7 +12,7 @@ import torch
 
 from conftest import build, slow_for
 from specexp.decoding.baseline import Baseline
-from specexp.decoding.dice import TARGET, CertainDice, Dice, dice_for
+from specexp.decoding.rng import TARGET, CertainDice, Dice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Generation

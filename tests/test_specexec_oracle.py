@@ -77,10 +77,10 @@ def test_it_holds_where_the_drafts_context_ends(context: int) -> None:
 def grown_as_by_a_slow_search(shape: dict[str, Any], *, cached: bool = True, seed: int = 3) -> bool:
     """Whether every tree that the target is asked about is the one a search without a cache finds."""
     toy = importlib.import_module("specexp.lm.toy")
-    asks = importlib.import_module("specexp.decoding.asks")
+    asks = importlib.import_module("specexp.decoding.protocol")
     engine = importlib.import_module("specexp.engine")
     rules = importlib.import_module("specexp.decoding.rules")
-    dice = importlib.import_module("specexp.decoding.dice")
+    dice = importlib.import_module("specexp.decoding.rng")
     specexec = importlib.import_module("specexp.decoding.specexec")
     target, draft = toy.ToyModel(5, seed), toy.ToyModel(5, seed, draft_noise=0.4)
     inner = specexec.SpecExec(warp=rules.Warp(1.0), **shape)

@@ -15,8 +15,8 @@ import torch
 from fake_device import counting, on_fake_device
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
-from specexp.decoding.dice import dice_for
-from specexp.decoding.judged import TopK
+from specexp.decoding.lossy_rules import TopK
+from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from judges import random_network
-from specexp.decoding.asks import Role
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
-from specexp.decoding.dice import ACCEPT, dice_for
-from specexp.decoding.judged import Judged, TopK
+from specexp.decoding.lossy_rules import Judged, TopK
+from specexp.decoding.protocol import Role
+from specexp.decoding.rng import ACCEPT, dice_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine

@@ -15,7 +15,7 @@ from specexp import config
 from specexp.config import TreeConfig
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.dice import dice_for
+from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from conftest import FAMILIES, build
-from specexp.decoding.asks import Role, Round, Score, Scored, Steps
-from specexp.decoding.dice import CertainDice, Dice
+from specexp.decoding.protocol import Role, Round, Score, Scored, Steps
+from specexp.decoding.rng import CertainDice, Dice
 from specexp.decoding.rules import best
 from specexp.engine import Engine
 from specexp.errors import ModelError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specexp.decoding.asks import Role, Round, Score, Scored, Steps
-from specexp.decoding.dice import TARGET, Dice
+from specexp.decoding.protocol import Role, Round, Score, Scored, Steps
+from specexp.decoding.rng import TARGET, Dice
 from specexp.decoding.rules import Warp
 
 

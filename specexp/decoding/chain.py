@@ -2,7 +2,7 @@
 
 One loop for every chain method. What is proposed and what is accepted are arguments: a proposer (the draft model, a
 text that is probably said again, or the sequence so far), and a rule, which may *waive* tokens that the lossless test
-of `rules.verify` rejects (judged.py has those that do).
+of `rules.verify` rejects (lossy_rules.py has those that do).
 
 Expected tokens per target call at acceptance alpha: (1 - alpha**(gamma + 1)) / (1 - alpha).
 """
@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from array_api_compat import array_namespace
 
-from specexp.decoding.asks import Array, Ask, Draft, Drafted, Needs, Recall, Role, Round, Score, Scored, Steps
-from specexp.decoding.dice import Dice
+from specexp.decoding.protocol import Array, Ask, Draft, Drafted, Needs, Recall, Role, Round, Score, Scored, Steps
+from specexp.decoding.rng import Dice
 from specexp.decoding.rules import Warp, verify, verify_greedy
 
 

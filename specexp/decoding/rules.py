@@ -1,7 +1,7 @@
 """The arithmetic of speculative sampling: warping logits, and verifying a drafted chain.
 
 Pure array functions; they import neither numpy nor torch and never branch on an array's value, so that the lines which
-the exact tests check are the lines that run on a GPU. Which die falls how is the caller's: see `dice.py`.
+the exact tests check are the lines that run on a GPU. Which die falls how is the caller's: see `rng.py`.
 
 Shapes: G drafted tokens, V vocabulary, R rows.
 """
@@ -16,7 +16,7 @@ from array_api_compat import array_namespace, device
 from specexp.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specexp.decoding.dice import Dice
+    from specexp.decoding.rng import Dice
 
 Array = Any
 MOST_TOP_K = 2**31 - 1  # array libraries compare ranks with it

@@ -16,8 +16,8 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from specexp.decoding.asks import Array, Ask, Depth, Role, Round, Score, Scored, Steps
-from specexp.decoding.dice import TARGET, Dice
+from specexp.decoding.protocol import Array, Ask, Depth, Role, Round, Score, Scored, Steps
+from specexp.decoding.rng import TARGET, Dice
 from specexp.decoding.rules import Warp
 from specexp.decoding.tree import Node, Tree
 from specexp.errors import ConfigError

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from specexp.decoding.asks import Draft, Role
-from specexp.decoding.dice import CertainDice
+from specexp.decoding.protocol import Draft, Role
+from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.lm.model import Branches, Drafts, Feed, Model, Session
 

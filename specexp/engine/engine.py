@@ -3,7 +3,7 @@
 It knows no method. Prompts are decoded one at a time, or several together: whatever asks are open at a time and of one
 kind are answered by one forward, each row at its own length. Every round is read to the host once for all rows, each
 ask for the best tokens once, and one value a draft step where a draft may stop early. Whoever decodes several things in
-a row, the later ones depending on the earlier, is a procedure (`procedure.py`) on a row of its own.
+a row, the later ones depending on the earlier, is a procedure (`request.py`) on a row of its own.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 
 from array_api_compat import array_namespace, device, to_device
 
-from specexp.decoding.asks import Depth, Draft, Drafted, Recall, Role, Round, Score, Scored
-from specexp.decoding.dice import DRAFT, Dice, pick_each
+from specexp.decoding.protocol import Depth, Draft, Drafted, Recall, Role, Round, Score, Scored
+from specexp.decoding.rng import DRAFT, Dice, pick_each
 from specexp.decoding.rules import Warp, best
 from specexp.engine.context import Context
-from specexp.engine.procedure import Look, Looking, Procedure, Request, Spent, Task, asking
-from specexp.engine.recall import Ngrams, continuation
+from specexp.engine.ngram_lookup import Ngrams, continuation
+from specexp.engine.request import Look, Looking, Procedure, Request, Spent, Task, asking
 from specexp.engine.run import Decoder, Generation, Peaks, Run, is_number, parts_of
 from specexp.errors import PromptError
 from specexp.lm.model import Array, Drafts, Model

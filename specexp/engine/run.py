@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from specexp.decoding.asks import Array, Ask, Role, Round, Steps
-from specexp.decoding.dice import Dice
+from specexp.decoding.protocol import Array, Ask, Role, Round, Steps
+from specexp.decoding.rng import Dice
 from specexp.engine.context import Context
-from specexp.engine.recall import Ngrams
+from specexp.engine.ngram_lookup import Ngrams
 from specexp.errors import ModelError
 
 

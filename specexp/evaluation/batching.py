@@ -13,7 +13,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from specexp.decoding.dice import CertainDice
+from specexp.decoding.rng import CertainDice
 from specexp.engine import Engine, Request
 from specexp.errors import PromptError
 from specexp.evaluation.equality import Difference, differences

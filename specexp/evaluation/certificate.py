@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from specexp.decoding.asks import Role
+from specexp.decoding.protocol import Role
 from specexp.evaluation import duration, own_models, runner, sampled, toy_oracle
 from specexp.evaluation.certificate_config import CertificateConfig
 from specexp.evaluation.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check, Subject, in_memory

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specexp.config import MethodConfig
-from specexp.decoding.dice import dice_for
+from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.evaluation.equality import Draws
 from specexp.evaluation.runner import Prepared, Setting, arithmetic_of

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specexp.config import TREES, Experiment, MethodConfig
-from specexp.decoding.dice import dice_for
+from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.evaluation.equality import Draws, difference, explanation

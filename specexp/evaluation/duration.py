@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from specexp.decoding.asks import Role
 from specexp.decoding.baseline import Baseline
-from specexp.decoding.dice import CertainDice
+from specexp.decoding.protocol import Role
+from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
 from specexp.lm import memory

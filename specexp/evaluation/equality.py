@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from specexp.decoding.dice import TARGET, CertainDice, Dice, HashDice
+from specexp.decoding.rng import TARGET, CertainDice, Dice, HashDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.evaluation.pair import Pair

@@ -11,7 +11,7 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from specexp.decoding.asks import Role
+from specexp.decoding.protocol import Role
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.lm.model import Array

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
 from specexp.config import MethodConfig
-from specexp.decoding.asks import Needs, Role
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless, Rule
-from specexp.decoding.judged import Judged, TopK
+from specexp.decoding.lossy_rules import Judged, TopK
+from specexp.decoding.protocol import Needs, Role
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder

@@ -16,8 +16,8 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from specexp.decoding.asks import Role, Round, Steps
-from specexp.decoding.dice import ACCEPT, RESIDUAL, TARGET, Array, Dice
+from specexp.decoding.protocol import Role, Round, Steps
+from specexp.decoding.rng import ACCEPT, RESIDUAL, TARGET, Array, Dice
 from specexp.engine import Decoder, Engine
 
 Distribution = dict[tuple[int, ...], float]

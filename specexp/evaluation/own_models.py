@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from specexp.config import TREES
-from specexp.decoding.dice import dice_for
+from specexp.decoding.rng import dice_for
 from specexp.engine import Engine, Request
 from specexp.evaluation.checks import (
     BREAKS,

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from specexp.config import TREES, Experiment
-from specexp.decoding.asks import Role
+from specexp.decoding.protocol import Role
 from specexp.errors import ModelError
 from specexp.evaluation import chat
 from specexp.lm.model import Model

@@ -11,7 +11,7 @@ import yaml
 
 from specexp import config
 from specexp.config import CALIBRATED, Experiment, MethodConfig
-from specexp.decoding.asks import Role
+from specexp.decoding.protocol import Role
 from specexp.evaluation.advice import PLAIN, Advice
 from specexp.evaluation.advice_words import notes, recommendation
 from specexp.lm.runtime import AUTO

@@ -18,9 +18,9 @@ from typing import Any
 from tqdm import tqdm
 
 from specexp.config import Experiment, MethodConfig
-from specexp.decoding.asks import Role
 from specexp.decoding.chain import Chain
-from specexp.decoding.dice import dice_for
+from specexp.decoding.protocol import Role
+from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Generation, Request, costs
 from specexp.errors import ConfigError, ModelError, OutputError, PromptError

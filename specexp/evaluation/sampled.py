@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from specexp.decoding.asks import Role, Round, Score, Scored, Steps
-from specexp.decoding.dice import TARGET, Dice, dice_for
+from specexp.decoding.protocol import Role, Round, Score, Scored, Steps
+from specexp.decoding.rng import TARGET, Dice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Request
-from specexp.engine.procedure import asking
-from specexp.engine.recall import Ngrams
+from specexp.engine.ngram_lookup import Ngrams
+from specexp.engine.request import asking
 from specexp.evaluation import chi_square, reference
 from specexp.evaluation.checks import (
     BREAKS,

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
-from specexp.decoding.asks import Draft, Drafted, Needs, Role, Scored, Steps
 from specexp.decoding.chain import Chain, Rule
-from specexp.decoding.dice import Dice
+from specexp.decoding.protocol import Draft, Drafted, Needs, Role, Scored, Steps
+from specexp.decoding.rng import Dice
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder
 from specexp.lm.model import Array, Branches, Drafts, Feed, Model, Session, one_by_one

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from specexp.decoding.asks import Role
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.dice import CertainDice
+from specexp.decoding.protocol import Role
+from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, costs
 from specexp.engine.run import Decoder

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from specexp.decoding.dice import dice_for
+from specexp.decoding.rng import dice_for
 from specexp.engine import Decoder, Engine
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.records import Record

@@ -29,9 +29,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from specexp.decoding.asks import Role
 from specexp.decoding.chain import Chain
-from specexp.decoding.judged import Judged
+from specexp.decoding.lossy_rules import Judged
+from specexp.decoding.protocol import Role
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
 from specexp.evaluation import runner

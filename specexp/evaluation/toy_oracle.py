@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from specexp.config import MethodConfig
-from specexp.decoding.asks import Role
+from specexp.decoding.protocol import Role
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.evaluation.methods import Making, decoder_for

@@ -14,12 +14,12 @@ from typing import Any
 
 from array_api_compat import array_namespace, device, to_device
 
-from specexp.decoding.asks import Array, Role, Round, Steps
 from specexp.decoding.chain import Chain
-from specexp.decoding.dice import dice_for
+from specexp.decoding.protocol import Array, Role, Round, Steps
+from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
-from specexp.engine.recall import Ngrams
+from specexp.engine.ngram_lookup import Ngrams
 from specexp.evaluation.prediction import LookupTrace, Trace
 from specexp.evaluation.runner import Prepared
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from specexp.decoding.asks import Array, Draft, Recall, Role, Round, Score, Steps
 from specexp.decoding.chain import Chain
-from specexp.decoding.dice import Dice
-from specexp.decoding.judged import Judged
+from specexp.decoding.lossy_rules import Judged
+from specexp.decoding.protocol import Array, Draft, Recall, Role, Round, Score, Steps
+from specexp.decoding.rng import Dice
 from specexp.engine import Decoder
 
 ACCEPTED, JUDGED, LOOKED_UP, TREE = "accepted", "judged", "looked_up", "tree"

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from specexp.decoding.asks import Needs
+from specexp.decoding.protocol import Needs
 from specexp.errors import ConfigError, unknown
 
 Array = Any

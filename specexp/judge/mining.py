@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, to_device
 
-from specexp.decoding.asks import Role
 from specexp.decoding.chain import Chain, DraftModel, Lossless, Replay
-from specexp.decoding.dice import CertainDice
+from specexp.decoding.protocol import Role
+from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Look, Procedure, Request, Spent
 from specexp.evaluation.pair import Pair

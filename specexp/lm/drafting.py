@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from specexp.decoding.asks import Draft, Drafted
-from specexp.decoding.dice import DRAFT, Dice
+from specexp.decoding.protocol import Draft, Drafted
+from specexp.decoding.rng import DRAFT, Dice
 from specexp.lm.kv import Alone, OwnSession
 from specexp.lm.threads import Threads
 

@@ -22,8 +22,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from specexp.decoding.asks import Draft, Drafted
-from specexp.decoding.dice import DRAFT, Dice, HashDice
+from specexp.decoding.protocol import Draft, Drafted
+from specexp.decoding.rng import DRAFT, Dice, HashDice
 from specexp.lm.bucketed import BucketForward, kinds, tree_masks
 from specexp.lm.kv import OwnSession, Pool
 from specexp.lm.model import Branches

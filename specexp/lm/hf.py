@@ -31,8 +31,8 @@ from transformers import (
 from transformers.cache_utils import DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from specexp.decoding.asks import Draft, Drafted
-from specexp.decoding.dice import Dice, HashDice
+from specexp.decoding.protocol import Draft, Drafted
+from specexp.decoding.rng import Dice, HashDice
 from specexp.decoding.rules import Warp
 from specexp.errors import ModelError
 from specexp.lm import forward_check, generation_config, model_config

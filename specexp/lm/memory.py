@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from specexp.decoding.asks import Role
+from specexp.decoding.protocol import Role
 from specexp.errors import ModelError
 from specexp.lm.runtime import ModelConfig
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from array_api_compat import array_namespace
 
-from specexp.decoding.asks import Draft, Drafted
-from specexp.decoding.dice import Dice
+from specexp.decoding.protocol import Draft, Drafted
+from specexp.decoding.rng import Dice
 
 Array = Any
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specexp.decoding.baseline import Baseline
-from specexp.decoding.dice import CertainDice
+from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.errors import OutputError

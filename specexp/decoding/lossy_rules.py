@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from array_api_compat import array_namespace, device, to_device
 
-from specexp.decoding.asks import Array, Drafted, Needs, Scored
+from specexp.decoding.protocol import Array, Drafted, Needs, Scored
 
 # What a judge reads, by the names of specexp/judge/features.py, and probabilities[N] from features[N, F].
 Score = Callable[[Array], Array]

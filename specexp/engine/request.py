@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from specexp.decoding.asks import Role
-from specexp.decoding.dice import Dice
+from specexp.decoding.protocol import Role
+from specexp.decoding.rng import Dice
 from specexp.engine.context import Context
 from specexp.engine.run import Decoder, Run
 from specexp.lm.model import Array
