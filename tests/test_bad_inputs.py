@@ -11,8 +11,8 @@ import pytest
 
 from conftest import build
 from running import evaluate, refused, tiny
-from specexp.lm import hf
-from specexp.lm.hf import ZOO
+from specexp.lm import loading
+from specexp.lm.loading import ZOO
 
 QUESTION = '{"question_id": 1, "category": "math", "turns": ["a", "b"]}\n'
 SETTINGS = {
@@ -141,7 +141,7 @@ def test_bad_models(workplace: Path, breaker: Any) -> None:
 
 
 def test_a_quantization_without_its_package(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     (workplace / "mine.yaml").write_text("target: {quantization: int8}\n")
     refused(
         evaluate("--config", "mine.yaml", "--output", "out"),

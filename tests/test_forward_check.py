@@ -12,8 +12,10 @@ import tiny_models
 from conftest import build
 from specexp.errors import ModelError
 from specexp.lm import forward_check, model_config
-from specexp.lm.hf import HFModel, HFSession, load_model
+from specexp.lm.hf import HFModel
+from specexp.lm.hf_session import HFSession
 from specexp.lm.kv import OwnSession
+from specexp.lm.loading import load_model
 from specexp.lm.runtime import ModelConfig
 
 BY_SLOT: dict[str, tuple[dict[str, Any], str]] = {

@@ -25,7 +25,8 @@ from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Look, Request
-from specexp.lm.hf import HFModel, load_model
+from specexp.lm.hf import HFModel
+from specexp.lm.loading import load_model
 from specexp.lm.model import CHUNK, Branches, Feed
 from specexp.lm.runtime import ModelConfig
 from tape import Tape

@@ -20,7 +20,7 @@ from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine
-from specexp.lm import hf, memory
+from specexp.lm import loading, memory
 from specexp.lm.hf import HFModel
 
 TOY = [
@@ -132,7 +132,7 @@ def test_memory_that_runs_out_while_loading_is_one_line(workplace: Path, monkeyp
     def full(*arguments: Any, **more: Any) -> None:
         raise RuntimeError(ON_CPU)
 
-    monkeypatch.setattr(hf.AutoModelForCausalLM, "from_pretrained", full)
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", full)
     result = evaluate(*SMALL, "--output", "out")
     assert result.exit_code == 2
     (line,) = result.output.strip().splitlines()

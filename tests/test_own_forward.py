@@ -19,7 +19,8 @@ from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.lm import kv, own
-from specexp.lm.hf import HFModel, load_model
+from specexp.lm.hf import HFModel
+from specexp.lm.loading import load_model
 from specexp.lm.model import CHUNK, Branches, Feed
 from specexp.lm.runtime import ModelConfig
 from specexp.lm.threads import Threads, fastest

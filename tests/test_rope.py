@@ -29,7 +29,8 @@ from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Request
 from specexp.errors import ModelError, PromptError
 from specexp.evaluation.pair import Pair, ToyText
-from specexp.lm.hf import HFModel, load_model
+from specexp.lm.hf import HFModel
+from specexp.lm.loading import load_model
 from specexp.lm.model import Branches
 from specexp.lm.rope import boundary_of, note
 from specexp.lm.runtime import ModelConfig

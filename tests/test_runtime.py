@@ -23,8 +23,9 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.errors import ModelError
 from specexp.evaluation.pair import load_pair
-from specexp.lm import hf
-from specexp.lm.hf import HFModel, load_model
+from specexp.lm import loading
+from specexp.lm.hf import HFModel
+from specexp.lm.loading import load_model
 from specexp.lm.runtime import ModelConfig, check_vocabulary, shared_vocabulary
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128}
@@ -137,13 +138,13 @@ def test_tokenizers_and_vocabularies_are_compared_before_any_weights(
     small = tmp_path / "small"
     build("llama", vocab_size=500).save_pretrained(small)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(hf.ZOO / "target" / name, small)
+        shutil.copy(loading.ZOO / "target" / name, small)
     experiment = replace(resolve("arith_quick"), draft=ModelConfig(str(small)))
 
     def fail(*arguments: Any, **more: Any) -> None:
         pytest.fail("weights were loaded")
 
-    monkeypatch.setattr(hf.AutoModelForCausalLM, "from_pretrained", fail)
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", fail)
     with pytest.raises(ModelError, match=r"ids up to 591, but model '.*small' has 500 tokens"):
         load_pair(experiment, {"target", "draft"})
     spec = json.loads((small / "tokenizer.json").read_text())
@@ -155,14 +156,14 @@ def test_tokenizers_and_vocabularies_are_compared_before_any_weights(
 
 def test_a_tokenizer_from_elsewhere_can_be_named(folder: Callable[..., Path]) -> None:
     config = ModelConfig(str(folder("llama")), tokenizer="zoo:target")
-    assert hf.load_tokenizer(config).get_vocab() == hf.load_tokenizer(ModelConfig("zoo:draft")).get_vocab()
+    assert loading.load_tokenizer(config).get_vocab() == loading.load_tokenizer(ModelConfig("zoo:draft")).get_vocab()
 
 
 def test_too_little_memory_says_what_to_change(wide: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any, **more: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 14.96 GiB. GPU 0 has 9.10 GiB free.\nmore")
 
-    monkeypatch.setattr(hf.AutoModelForCausalLM, "from_pretrained", full)
+    monkeypatch.setattr(loading.AutoModelForCausalLM, "from_pretrained", full)
     with pytest.raises(
         ModelError,
         match=r"does not fit \(bfloat16 on cpu\): its weights need about 0.00 GiB; CUDA.*9.10 GiB free.* Choose",
@@ -177,7 +178,7 @@ def test_a_kernel_that_bitsandbytes_lacks_is_no_matter_for_the_terminal(
     """Its warning goes to whoever listens to logs, and to standard error where nobody does, unless it is told."""
     name = "bitsandbytes.backends.cpu.ops"
     monkeypatch.setattr(logging.getLogger(name), "handlers", [])
-    hf._placement(ModelConfig("x", quantization="nf4"))
+    loading._placement(ModelConfig("x", quantization="nf4"))
     with monkeypatch.context() as nobody:
         nobody.setattr(logging.getLogger(), "handlers", [])
         logging.getLogger(name).warning("Failed to load CPU gemm_4bit_forward from kernels-community")

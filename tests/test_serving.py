@@ -31,7 +31,7 @@ from specexp.errors import ModelError, PromptError, RequestError
 from specexp.evaluation import single
 from specexp.evaluation.pair import TokenizerText
 from specexp.judge import features
-from specexp.lm import hf
+from specexp.lm import loading
 from specexp.serving import requests
 from specexp.serving.batcher import Batcher
 from specexp.serving.reference import Reference, ServedDecoder, refer
@@ -331,7 +331,7 @@ def test_the_embedded_pair_is_found_where_it_was(
     tmp_path: Path, pair: specexp.LoadedPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refer(pair, single.resolve("arith_quick", "speculative", {}), 512).save(tmp_path)
-    monkeypatch.setattr(hf, "ZOO", tmp_path / "a copy of the code without weights")
+    monkeypatch.setattr(loading, "ZOO", tmp_path / "a copy of the code without weights")
     assert ServedDecoder(tmp_path).decode(PROMPTS[:1])[0].text == pair.generate(PROMPTS[0]).text
 
 

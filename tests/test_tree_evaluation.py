@@ -92,14 +92,14 @@ def test_wrong_shapes_are_all_reported_at_once(tmp_path: Path) -> None:
 
 
 def test_a_model_that_takes_no_trees_is_refused_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    from specexp.lm import hf
+    from specexp.lm import hf, loading
 
     def loaded(*_: Any) -> hf.HFModel:
         model = hf.HFModel(build("llama", vocab_size=592, max_position_embeddings=512), "tiny", 592)
         model.module.config._attn_implementation_internal = "flash_attention_2"
         return model
 
-    monkeypatch.setattr(hf, "load_model", loaded)
+    monkeypatch.setattr(loading, "load_model", loaded)
     with pytest.raises(ModelError, match="model 'tiny' uses flash_attention_2 attention, which takes no tree mask"):
         runner.prepare(config.resolve("arith_quick", {"methods": "baseline,specexec"}))
     assert runner.prepare(config.resolve("arith_quick", {"methods": "baseline,speculative"}))

@@ -25,7 +25,7 @@ from specexp.evaluation.peers import Peer
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.statistics import rate
 from specexp.evaluation.timing import Contender, Own, Phase, Timings, decoding, once, sampled, timings
-from specexp.lm import hf
+from specexp.lm import loading
 from specexp.lm.hf import HFModel
 
 PLAIN, GENERATE, FIRST_TOKEN, COMPILED = "plain", "generate", "generate_first_token", "generate_compiled"
@@ -70,7 +70,7 @@ def without_trees(experiment: config.Experiment) -> str:
     if experiment.toy is None:
         try:
             for model in experiment.models.values():
-                hf.check_decodable(model, trees=True)
+                loading.check_decodable(model, trees=True)
         except ModelError as error:
             return str(error)
     return ""

@@ -165,19 +165,19 @@ def contexts(experiment: Experiment, roles: Set[Role]) -> dict[Role, int]:
     """The most positions of each model's sequences, by its config: nothing is loaded. Raises ModelError."""
     if experiment.toy is not None:
         return dict.fromkeys(roles, TOY_CONTEXT)
-    hf = _hf(experiment)
-    return {role: hf.context_size(experiment.models[role]) for role in roles}
+    loading = _loading(experiment)
+    return {role: loading.context_size(experiment.models[role]) for role in roles}
 
 
-def _hf(experiment: Experiment) -> ModuleType:
+def _loading(experiment: Experiment) -> ModuleType:
     try:
-        from specexp.lm import hf  # torch and transformers, for those who decode with them
+        from specexp.lm import loading  # torch and transformers, for those who decode with them
     except ModuleNotFoundError as error:
         raise ModelError(
             f"model '{experiment.target.model}' needs the package '{error.name}', which is not installed;"
             f" pip install {error.name}, or try the numpy pair (experiment toy_quick)."
         ) from error
-    return hf
+    return loading
 
 
 def load_pair(experiment: Experiment, roles: Set[Role], own_prompts: bool = False) -> Pair:
@@ -187,21 +187,21 @@ def load_pair(experiment: Experiment, roles: Set[Role], own_prompts: bool = Fals
     """
     if experiment.toy is not None:
         return _toy_pair(experiment.toy, roles)
-    hf = _hf(experiment)
+    loading = _loading(experiment)
     configs = experiment.models
     # Before the tokenizers, whose loader reads configs too, and takes a broken one for a tokenizer's fault.
-    sizes = {configs[role].model: hf.vocabulary_size(configs[role]) for role in roles}
-    tokenizer = hf.load_tokenizer(experiment.target)
+    sizes = {configs[role].model: loading.vocabulary_size(configs[role]) for role in roles}
+    tokenizer = loading.load_tokenizer(experiment.target)
     text, notes = _text(experiment, tokenizer, not own_prompts and DEFAULTS[experiment.task].completions)
-    other = hf.load_tokenizer(experiment.draft).get_vocab() if "draft" in roles else None
+    other = loading.load_tokenizer(experiment.draft).get_vocab() if "draft" in roles else None
     known = shared_vocabulary(tokenizer.get_vocab(), other)
     check_vocabulary(known, sizes)
     trees = any(method.method in TREES for method in experiment.methods)
     for role in roles:
-        hf.check_decodable(configs[role], trees)
+        loading.check_decodable(configs[role], trees)
     # The ids that may be emitted are the target's affair, for both models and whichever of them is loaded.
-    suppressed = hf.suppressed_ids(experiment.target)
-    models = {role: hf.load_model(configs[role], known, suppressed) for role in configs if role in roles}
+    suppressed = loading.suppressed_ids(experiment.target)
+    models = {role: loading.load_model(configs[role], known, suppressed) for role in configs if role in roles}
     for model in models.values():
         model.check_cache()
     main = models["target" if "target" in roles else "draft"]

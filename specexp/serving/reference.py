@@ -67,12 +67,12 @@ def refer(pair: LoadedPair, asked: Experiment, most_new_tokens: int) -> Referenc
     folders: dict[str, str] = {}
     models = asked.models
     for role, model in models.items() if asked.toy is None else ():
-        from specexp.lm import hf
+        from specexp.lm import loading
 
-        local = Path(hf.resolve(model.model)).expanduser()
+        local = Path(loading.resolve(model.model)).expanduser()
         if local.is_dir():
             folders[role] = str(local.resolve())
-            if not model.model.startswith(hf.ZOO_PREFIX):
+            if not model.model.startswith(loading.ZOO_PREFIX):
                 models[role] = replace(model, model=folders[role])
         elif identity.get(f"{role}_revision"):
             models[role] = replace(model, revision=identity[f"{role}_revision"])
@@ -147,11 +147,11 @@ def _here(reference: Reference, device: str) -> Experiment:
     experiment = reference.experiment
     if experiment.toy is not None:
         return experiment
-    from specexp.lm import hf
+    from specexp.lm import loading
 
     models = experiment.models
     for role, model in models.items():
-        if model.model.startswith(hf.ZOO_PREFIX) and not Path(hf.resolve(model.model)).is_dir():
+        if model.model.startswith(loading.ZOO_PREFIX) and not Path(loading.resolve(model.model)).is_dir():
             model = replace(model, model=reference.folders[role])
         models[role] = replace(model, device=device or model.device)
     return replace(experiment, target=models["target"], draft=models["draft"])
