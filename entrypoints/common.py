@@ -22,7 +22,7 @@ from entrypoints import bugs
 from specexp import files, reading, signals
 from specexp.addresses import mask, without_credentials
 from specexp.errors import ConfigError, OutputError, SpecexpError
-from specexp.lm.memory import is_exhausted, way_out
+from specexp.lm.out_of_memory import is_exhausted, way_out
 
 if TYPE_CHECKING:
     from specexp.evaluation.output import OutputFolder

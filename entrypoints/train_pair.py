@@ -58,7 +58,7 @@ def _train(name: str, recipe: Recipe, tokenizer: Any, folder: Path, output: Path
     """Train one model in its own run, and save it; returns what share of the problems it solves."""
     from specexp import files, tracking
     from specexp.evaluation.output import STATE, read_json, uid_of
-    from specexp.lm.loading import load_model
+    from specexp.lm.hf.loading import load_model
     from specexp.lm.runtime import ModelConfig
     from specexp.zoo import training
 

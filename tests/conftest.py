@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from specexp.lm.hf import HFModel
+from specexp.lm.hf.hf_model import HFModel
 
 
 def pytest_configure() -> None:
@@ -145,7 +145,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def pair(folder: Callable[..., Path]) -> Callable[[str], dict[str, HFModel]]:
     """`pair("llama")`: target and draft, loaded from their folders in fp32."""
-    from specexp.lm.loading import load_model
+    from specexp.lm.hf.loading import load_model
     from specexp.lm.runtime import ModelConfig
 
     loaded: dict[str, dict[str, HFModel]] = {}
@@ -185,6 +185,6 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_model(*arguments: Any, **more: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    from specexp.lm import loading
+    from specexp.lm.hf import loading
 
     monkeypatch.setattr(loading, "load_model", load_model)

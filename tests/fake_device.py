@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from conftest import build
-from specexp.lm import hf
-from specexp.lm.hf import HFModel
+from specexp.lm.hf import hf_model
+from specexp.lm.hf.hf_model import HFModel
 
 VALUE = 1.0  # what every read finds
 COPIES = ("aten.to.", "aten._to_copy", "aten.copy_")
@@ -65,7 +65,7 @@ class Brings(TorchFunctionMode):
 
 def on_fake_device(seed: int = 0, **more: Any) -> HFModel:
     """A model whose weights are on no device."""
-    with mock.patch.object(hf, "refusal", return_value=None):
+    with mock.patch.object(hf_model, "refusal", return_value=None):
         return HFModel(build("llama", seed).to("meta"), "fake", **more)
 
 

@@ -257,7 +257,7 @@ JUDGED_BUGS = [
         "xp.concat([self.score(row[None]) for row in xp.concat(rows, axis=-1)]) <"),
 ]  # fmt: skip
 
-KV = "specexp.lm.kv"
+KV = "specexp.lm.native.kv_cache"
 
 BATCH_BUGS = [
     Bug("rows fed into the slots of the first", KV, "kv[self.rows, self.slots]", "kv[self.rows * 0 + self.used[0], self.slots]"),
@@ -353,7 +353,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
     ],
 }  # fmt: skip
 
-ROPE = "specexp.lm.rope"
+ROPE = "specexp.lm.hf.rope"
 
 ROPE_BUGS = [
     Bug("the boundary is a token late", ROPE, "place >= self._boundary", "place > self._boundary"),
@@ -369,8 +369,8 @@ ROPE_BUGS = [
 ]  # fmt: skip
 
 OWN, BUCKETED, GRAPHS, DRAFTING, HF, TREE_MASK = (
-    "specexp.lm.own", "specexp.lm.bucketed", "specexp.lm.graphs", "specexp.lm.drafting", "specexp.lm.hf",
-    "specexp.lm.tree_mask",
+    "specexp.lm.native.native_forward", "specexp.lm.native.bucketed_forward", "specexp.lm.native.cuda_graphs", "specexp.lm.native.draft_loop", "specexp.lm.hf.hf_model",
+    "specexp.lm.hf.tree_mask",
 )  # fmt: skip
 
 FORWARD_BUGS = [

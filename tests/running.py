@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from conftest import build
 from entrypoints.evaluate import command
-from specexp.lm.loading import ZOO
+from specexp.lm.hf.loading import ZOO
 
 # What two runs of one configuration may differ in; a test run may see a commit being made.
 CLOCKS = ("checksum", "seconds", "prefill_seconds", "time_to_first_token", "environment")

@@ -27,8 +27,8 @@ from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
 from specexp.errors import ModelError
-from specexp.lm import model_config
-from specexp.lm.hf import HFModel
+from specexp.lm.hf import model_config
+from specexp.lm.hf.hf_model import HFModel
 
 DOCS = Path(__file__).resolve().parent.parent / "docs" / "families.md"
 RIGHT, REFUSED, UNTRIED = "right", "refused", "not tried"

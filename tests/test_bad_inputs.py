@@ -11,8 +11,8 @@ import pytest
 
 from conftest import build
 from running import evaluate, refused, tiny
-from specexp.lm import loading
-from specexp.lm.loading import ZOO
+from specexp.lm.hf import loading
+from specexp.lm.hf.loading import ZOO
 
 QUESTION = '{"question_id": 1, "category": "math", "turns": ["a", "b"]}\n'
 SETTINGS = {

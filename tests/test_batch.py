@@ -47,7 +47,7 @@ class Lab:
 
     def decoders(self, temperature: float) -> dict[str, Mutable]:
         """Every method, by name."""
-        chain, judged, rules = module("decoding.chain"), module("decoding.judged"), module("decoding.rules")
+        chain, judged, rules = module("decoding.chain"), module("decoding.lossy_rules"), module("decoding.rules")
         baseline, specexec = module("decoding.baseline").Baseline, module("decoding.specexec").SpecExec
         warp, lossless = rules.Warp(temperature), chain.Lossless()
         mode = module("judge.features").MODES["both"]
@@ -71,7 +71,7 @@ class Lab:
 
     def requests(self, decoder: Mutable, temperature: float, name: str = "") -> list[Mutable]:
         rng = random.Random(5)
-        dice_for, request = module("decoding.dice").dice_for, module("engine").Request
+        dice_for, request = module("decoding.rng").dice_for, module("engine").Request
         return [
             request(decoder, [rng.randrange(3, self.vocab) for _ in range(length)], limit,
                     dice_for(temperature, 5, f"{name} {length}"))
@@ -177,7 +177,7 @@ class Watched:
 def test_a_round_of_a_full_batch_takes_gamma_drafts_one_verification_and_one_read(lab: Lab, gamma: int) -> None:
     """All prompts are equally long and accept all: every row is in the same round from the first to the last."""
     same = {role: Watched(lab.models["target"]) for role in ("target", "draft")}
-    chain, rules, dice = module("decoding.chain"), module("decoding.rules"), module("decoding.dice")
+    chain, rules, dice = module("decoding.chain"), module("decoding.rules"), module("decoding.rng")
     decoder = chain.Chain(chain.DraftModel(gamma), chain.Lossless(), rules.Warp())
     engine = module("engine").Engine(same, (), rows=5)
     requests = [module("engine").Request(decoder, [i + 3, 4, 5], 3 * (gamma + 1), dice.CertainDice()) for i in range(5)]
@@ -191,7 +191,7 @@ def test_a_round_of_a_full_batch_takes_gamma_drafts_one_verification_and_one_rea
 
 @pytest.mark.parametrize("lab", ["llama", "qwen2", "mistral_window"], indirect=True)
 def test_a_joint_forward_is_one_pass_over_the_weights(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = module("lm.own").OwnForward
+    own = module("lm.native.native_forward").OwnForward
     passes, real = [], own.__call__
 
     def counted(self: Any, tokens: Any, *more: Any) -> Any:
@@ -200,7 +200,7 @@ def test_a_joint_forward_is_one_pass_over_the_weights(lab: Lab, monkeypatch: pyt
 
     monkeypatch.setattr(own, "__call__", counted)
     decoder = lab.decoders(0.0)["baseline"]
-    request, dice = module("engine").Request, module("decoding.dice").CertainDice()
+    request, dice = module("engine").Request, module("decoding.rng").CertainDice()
     list(
         module("engine")
         .Engine(lab.models, (), rows=4)
@@ -212,7 +212,7 @@ def test_a_joint_forward_is_one_pass_over_the_weights(lab: Lab, monkeypatch: pyt
 def test_methods_that_are_mixed_verify_together(pair: Callable[[str], dict[str, Any]]) -> None:
     lab = hf_lab({role: Watched(model) for role, model in pair("llama").items()})
     decoders = lab.decoders(0.0)
-    dice, request = module("decoding.dice").CertainDice(), module("engine").Request
+    dice, request = module("decoding.rng").CertainDice(), module("engine").Request
     names = ["baseline", "gamma 4", "lookup", "specexec"]
     lab.eos = ()
     done = dict(lab.engine(4).generate_all(request(decoders[name], [5, 6, 7], 12, dice) for name in names))
@@ -313,7 +313,7 @@ def test_growing_makes_room_for_the_padding_of_a_short_row(pair: Callable[[str],
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_a_procedure_keeps_its_row_and_its_caches(lab: Lab, rows: int) -> None:
     """Each decodes, looks at what it decoded and goes on from there; it pays only for what its row does not hold."""
-    engine_module, dice = module("engine"), module("decoding.dice").CertainDice()
+    engine_module, dice = module("engine"), module("decoding.rng").CertainDice()
     decoder = lab.decoders(0.0)["gamma 4"]
 
     def procedure(number: int) -> Any:
@@ -366,7 +366,7 @@ def caught_by(bug: Bug) -> str | None:
 
 
 def checks() -> Iterator[str]:
-    hf = module("lm.hf")
+    hf = module("lm.hf.hf_model")
     for family in ("llama", "mistral_window"):
         target = build(family)
         models = {"draft": hf.HFModel(disturbed(target, 0.06), "draft"), "target": hf.HFModel(target, "target")}
@@ -387,7 +387,7 @@ def engine_checks(lab: Lab, what: str) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_the_unchanged_package_passes_the_same_checks() -> None:
-    assert caught_by(Bug("nothing", "specexp.lm.kv", "LEAST = 64", "LEAST = 64")) is None
+    assert caught_by(Bug("nothing", "specexp.lm.native.kv_cache", "LEAST = 64", "LEAST = 64")) is None
 
 
 @pytest.mark.slow

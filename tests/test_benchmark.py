@@ -24,7 +24,7 @@ from specexp.evaluation.equality import differences
 from specexp.evaluation.peers import Peer
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.timing import Timing, rotated
-from specexp.lm.hf import HFModel
+from specexp.lm.hf.hf_model import HFModel
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--quick", "--limit", "2", "--max-new-tokens", "24", "--repeats", "2", "--gamma", "3,5"]

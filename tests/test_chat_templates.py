@@ -22,7 +22,7 @@ from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.pair import load_pair
 from specexp.evaluation.recommended import _models
 from specexp.judge import comparing, features
-from specexp.lm.loading import load_tokenizer
+from specexp.lm.hf.loading import load_tokenizer
 from specexp.lm.runtime import ModelConfig
 from specexp.serving.reference import FILE, Reference, ServedDecoder, refer
 

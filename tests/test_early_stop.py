@@ -17,7 +17,7 @@ from specexp.decoding.rng import CertainDice, Dice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.errors import ConfigError
-from specexp.lm.hf import HFModel
+from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.toy import ToyModel
 from test_hf_equality import LENGTH, generate, prompts
 

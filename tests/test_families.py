@@ -20,8 +20,8 @@ from running import evaluate, records
 from specexp import config
 from specexp.evaluation.pair import load_pair
 from specexp.evaluation.runner import prepare
-from specexp.lm.hf import HFModel
-from specexp.lm.loading import ZOO, load_model
+from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.hf.loading import ZOO, load_model
 from specexp.lm.runtime import ModelConfig
 
 DATA = Path(__file__).resolve().parent / "data"

@@ -61,7 +61,7 @@ def feeds(long: bool) -> Iterator[tuple[list[int], int, Any, list[int]]]:
 
 
 def checks() -> Iterator[str]:
-    hf, graphs = module("lm.hf"), module("lm.graphs")
+    hf, graphs = module("lm.hf.hf_model"), module("lm.native.cuda_graphs")
     graphs.LEAST_BUCKET = 16
     for name, (family, more) in SHAPES.items():
         made = build(family, **more)
@@ -93,7 +93,7 @@ def checks() -> Iterator[str]:
 
 def trees_in_module() -> Iterator[str]:
     """A tree of one branch through transformers' forward is the chain, in layers with and without a window."""
-    model = module("lm.hf").HFModel(build("qwen2", **LAYERS), "theirs", forward="transformers")
+    model = module("lm.hf.hf_model").HFModel(build("qwen2", **LAYERS), "theirs", forward="transformers")
     chain, tree = model.session(), model.session()
     for session in (chain, tree):
         session.feed(torch.arange(3, 23), 0)
@@ -106,7 +106,7 @@ def trees_in_module() -> Iterator[str]:
 
 def drafted(model: Any, drafts: bool = True) -> list[Any]:
     """What the target says with itself as a draft, or plainly; with a buffer that has to grow for the second prompt."""
-    chain, rules, dice = module("decoding.chain"), module("decoding.rules"), module("decoding.dice")
+    chain, rules, dice = module("decoding.chain"), module("decoding.rules"), module("decoding.rng")
     engine, warp = module("engine").Engine({"target": model, "draft": model}), rules.Warp()
     decoder = chain.Chain(chain.DraftModel(4), chain.Lossless(), warp)
     if not drafts:
@@ -128,7 +128,7 @@ def caught_by(bug: Bug) -> str | None:
 
 @pytest.mark.slow
 def test_the_unchanged_forward_passes_the_same_checks() -> None:
-    assert caught_by(Bug("nothing", "specexp.lm.kv", "LEAST = 64", "LEAST = 64")) is None
+    assert caught_by(Bug("nothing", "specexp.lm.native.kv_cache", "LEAST = 64", "LEAST = 64")) is None
 
 
 @pytest.mark.slow

@@ -11,11 +11,11 @@ import torch
 import tiny_models
 from conftest import build
 from specexp.errors import ModelError
-from specexp.lm import forward_check, model_config
-from specexp.lm.hf import HFModel
-from specexp.lm.hf_session import HFSession
-from specexp.lm.kv import OwnSession
-from specexp.lm.loading import load_model
+from specexp.lm.hf import forward_check, model_config
+from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.hf.hf_session import HFSession
+from specexp.lm.hf.loading import load_model
+from specexp.lm.native.kv_cache import OwnSession
 from specexp.lm.runtime import ModelConfig
 
 BY_SLOT: dict[str, tuple[dict[str, Any], str]] = {
@@ -81,14 +81,14 @@ def test_both_forwards_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_own_forward_that_misplaces_a_tree_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from specexp.lm import kv
+    from specexp.lm.native import kv_cache
 
     def by_slot(start: int, num: int, branches: Any) -> Any:
         sees, at = visible(start, num, branches)
         return sees, torch.arange(at.shape[0])
 
-    visible = kv.visible
-    monkeypatch.setattr(kv, "visible", by_slot)
+    visible = kv_cache.visible
+    monkeypatch.setattr(kv_cache, "visible", by_slot)
     with pytest.raises(ModelError, match="scores a token tree otherwise"):
         HFModel(build("llama"), "llama").check_trees()
 

@@ -16,7 +16,7 @@ from running import invoke
 from specexp.engine import Engine
 from specexp.evaluation.pair import TokenizerText
 from specexp.evaluation.pieces import Pieces
-from specexp.lm.loading import ZOO
+from specexp.lm.hf.loading import ZOO
 from specexp.tasks.task import task
 
 METHODS = ("baseline", "draft_only", "speculative", "lookup", "topk", "specexec")

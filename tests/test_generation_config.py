@@ -25,8 +25,8 @@ from specexp.evaluation import peers
 from specexp.evaluation.equality import noise_of
 from specexp.evaluation.pair import load_pair
 from specexp.evaluation.peers import Peer
-from specexp.lm import generation_config
-from specexp.lm.hf import HFModel
+from specexp.lm.hf import generation_config
+from specexp.lm.hf.hf_model import HFModel
 
 GREEDY = Warp()
 LENGTH = 14

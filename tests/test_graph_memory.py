@@ -16,9 +16,9 @@ from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
-from specexp.lm import graphs
-from specexp.lm.graphs import CudaGraphs
-from specexp.lm.hf import HFModel
+from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.native import cuda_graphs
+from specexp.lm.native.cuda_graphs import CudaGraphs
 
 Pair = dict[str, HFModel]
 PROMPT = [5, 9, 11, 40]
@@ -26,7 +26,7 @@ PROMPT = [5, 9, 11, 40]
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    monkeypatch.setattr(graphs, "LEAST_BUCKET", 16)
+    monkeypatch.setattr(cuda_graphs, "LEAST_BUCKET", 16)
     with fake_cuda() as found:
         yield found
 
@@ -117,7 +117,7 @@ def test_the_fake_ends_a_pool_with_its_last_graph(cuda: FakeCuda) -> None:
 @pytest.mark.slow
 def test_a_handle_without_a_graph_is_caught() -> None:
     with mutated(CUDA_MEMORY), fake_cuda():
-        found = importlib.import_module("specexp.lm.graphs").CudaGraphs(torch.device("cuda"))
+        found = importlib.import_module("specexp.lm.native.cuda_graphs").CudaGraphs(torch.device("cuda"))
         found(lambda x: (x + 1,), (torch.ones(2),))
         gc.collect()
         with pytest.raises(RuntimeError, match="use_count > 0 INTERNAL ASSERT FAILED"):

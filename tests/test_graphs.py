@@ -22,10 +22,10 @@ from specexp.decoding.rng import CertainDice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
-from specexp.lm import graphs
-from specexp.lm.bucketed import tree_masks
-from specexp.lm.hf import HFModel
+from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.model import Branches, Feed
+from specexp.lm.native import cuda_graphs
+from specexp.lm.native.bucketed_forward import tree_masks
 from tape import Tape
 
 FAMILIES = ("llama", "qwen2", "mistral_window")
@@ -38,7 +38,7 @@ Pair = dict[str, HFModel]
 @pytest.fixture(autouse=True)
 def _short_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences of tests go through several."""
-    monkeypatch.setattr(graphs, "LEAST_BUCKET", 16)
+    monkeypatch.setattr(cuda_graphs, "LEAST_BUCKET", 16)
 
 
 def models(family: str, device: str, capture: Any) -> Pair:
@@ -118,7 +118,7 @@ def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(both: Any, wa
                 fed = (
                     ask.warp.first(logits)
                     if ask.warp.greedy
-                    else dice.pick(q[-1][0], 7 + seed + step, graphs.DRAFT)[None]
+                    else dice.pick(q[-1][0], 7 + seed + step, cuda_graphs.DRAFT)[None]
                 )
                 tokens.append(int(fed[0]))
             assert captured.drafts(ask, dice)

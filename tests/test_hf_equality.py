@@ -16,7 +16,7 @@ from specexp.decoding.rng import CertainDice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Generation
 from specexp.errors import ModelError
-from specexp.lm.hf import HFModel
+from specexp.lm.hf.hf_model import HFModel
 
 GREEDY = Warp()
 LENGTH = 48

@@ -27,7 +27,7 @@ from specexp.decoding.rng import ACCEPT, HashDice
 from specexp.evaluation.reference import gap, warp
 from specexp.judge.features import MODES
 from specexp.judge.network import Network
-from specexp.lm.hf import HFModel
+from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.toy import ToyModel
 from test_mining import Reads
 
@@ -80,21 +80,21 @@ class Lab:
 
     def judged(self, mode: str, threshold: float, score: Callable[[Any], Any]) -> Mutable:
         found = self.module("judge.features").MODES[mode]
-        return self.module("decoding.judged").Judged(score, found.parts, threshold, self.eos, found.needs)
+        return self.module("decoding.lossy_rules").Judged(score, found.parts, threshold, self.eos, found.needs)
 
     def chain(self, rule: Mutable, gamma: int = 4, temperature: float = 0.0, bonus: bool = True) -> Mutable:
         chain, rules = self.module("decoding.chain"), self.module("decoding.rules")
         return chain.Chain(chain.DraftModel(gamma), rule, rules.Warp(temperature), bonus)
 
     def generate(self, decoder: Mutable, prompt: list[int], temperature: float = 0.0) -> Mutable:
-        dice = self.module("decoding.dice").dice_for(temperature, 5, "p")
+        dice = self.module("decoding.rng").dice_for(temperature, 5, "p")
         return self.engine().generate(decoder, prompt, self.length, dice)
 
     def lossless(self) -> Mutable:
         return self.module("decoding.chain").Lossless()
 
     def top_k(self, k: int) -> Mutable:
-        return self.module("decoding.judged").TopK(k)
+        return self.module("decoding.lossy_rules").TopK(k)
 
     def favourite(self, role: str, ids: list[int]) -> int:
         """A fresh forward's first choice."""

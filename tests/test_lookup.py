@@ -20,7 +20,7 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.engine.ngram_lookup import Ngrams
 from specexp.evaluation.methods import roles_of
-from specexp.lm.hf import HFModel
+from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.toy import ToyModel
 from test_hf_equality import LENGTH, generate, prompts
 

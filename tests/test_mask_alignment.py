@@ -25,8 +25,8 @@ from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Look, Request
-from specexp.lm.hf import HFModel
-from specexp.lm.loading import load_model
+from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.hf.loading import load_model
 from specexp.lm.model import CHUNK, Branches, Feed
 from specexp.lm.runtime import ModelConfig
 from tape import Tape
@@ -204,6 +204,6 @@ def test_a_misaligned_mask_is_noticed(masks: Masks) -> None:
 def test_a_seeded_bug_is_caught(masks: Masks, bug: Bug) -> None:
     family, sizes = SHAPES["a window, one head a key"]
     with mutated(bug):
-        model = importlib.import_module("specexp.lm.hf").HFModel(build(family, **sizes), "m")
+        model = importlib.import_module("specexp.lm.hf.hf_model").HFModel(build(family, **sizes), "m")
         with pytest.raises(AssertionError, match="is misaligned"):
             everything(model)

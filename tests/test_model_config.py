@@ -13,8 +13,8 @@ from transformers import AutoConfig
 import tiny_models
 from running import evaluate, refused
 from specexp.errors import ModelError
-from specexp.lm import model_config
-from specexp.lm.loading import ZOO
+from specexp.lm.hf import model_config
+from specexp.lm.hf.loading import ZOO
 
 CONTEXTS = {
     "llama": ("max_position_embeddings", 77), "gpt2": ("n_positions", 78), "mpt": ("max_seq_len", 79),

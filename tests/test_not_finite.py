@@ -22,7 +22,7 @@ from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Request
 from specexp.errors import ModelError
-from specexp.lm.hf import HFModel
+from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.model import Array, Feed
 from specexp.lm.toy import ToyModel
 from tape import Tape

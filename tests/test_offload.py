@@ -21,8 +21,8 @@ from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine
 from specexp.errors import ConfigError, ModelError
 from specexp.evaluation.pair import load_pair
-from specexp.lm.hf import HFModel
-from specexp.lm.loading import load_model
+from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.hf.loading import load_model
 from specexp.lm.runtime import ModelConfig
 from test_hf_equality import generate, prompts
 

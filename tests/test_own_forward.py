@@ -18,10 +18,10 @@ from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
-from specexp.lm import kv, own
-from specexp.lm.hf import HFModel
-from specexp.lm.loading import load_model
+from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.hf.loading import load_model
 from specexp.lm.model import CHUNK, Branches, Feed
+from specexp.lm.native import kv_cache, native_forward
 from specexp.lm.runtime import ModelConfig
 from specexp.lm.threads import Threads, fastest
 
@@ -150,11 +150,11 @@ def test_in_a_reduced_dtype_it_is_as_near_to_the_exact_weights_as_transformers_i
 @pytest.mark.parametrize("packed", [True, False])
 def test_few_rows_and_many_go_through_products_that_agree(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not packed:
-        monkeypatch.setattr(own, "PACK_LIMIT", 0)
+        monkeypatch.setattr(native_forward, "PACK_LIMIT", 0)
     model = HFModel(build("llama"), "m")
     assert model.own is not None
     assert model.own.packed is packed
-    ids = torch.arange(3, 3 + 3 * own.PACK_ROWS)
+    ids = torch.arange(3, 3 + 3 * native_forward.PACK_ROWS)
     one_by_one = model.session()
     rows = torch.cat([one_by_one.feed(ids[i : i + 1], 1)[0] for i in range(len(ids))])
     assert float((model.session().feed(ids, len(ids))[0] - rows).abs().max()) < CLOSE
@@ -218,7 +218,7 @@ def test_no_step_allocates_keys_and_values() -> None:
     largest = []
     for session in (model.session(), HFModel(model.module, "t", forward="transformers").session()):
         session.feed(torch.arange(3, 90).repeat(12), 0)
-        if isinstance(session, kv.OwnSession):
+        if isinstance(session, kv_cache.OwnSession):
             session.pool.reach(session.length + 100)
         session.feed(torch.tensor([5]), 1)
         session.feed(torch.tensor([5, 6, 7]), 3)
@@ -253,9 +253,9 @@ def test_a_long_prompt_goes_through_in_pieces() -> None:
     """32,768 tokens, of which the widest thing between two layers holds a piece."""
     model = HFModel(build("llama", max_position_embeddings=1 << 15, hidden_size=16, intermediate_size=16), "m")
     widest = 0
-    run = own.OwnForward.__call__
+    run = native_forward.OwnForward.__call__
 
-    class Watching(own.OwnForward):
+    class Watching(native_forward.OwnForward):
         def __call__(self, tokens: Any, *more: Any) -> Any:
             nonlocal widest
             widest = max(widest, tokens.shape[0])

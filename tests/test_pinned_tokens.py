@@ -18,7 +18,7 @@ from judges import judge_for
 from specexp import config
 from specexp.api import LoadedPair
 from specexp.judge import features
-from specexp.lm.hf import HFModel
+from specexp.lm.hf.hf_model import HFModel
 from specexp.tasks.task import Arith
 
 KEPT = Path(__file__).resolve().parent / "data" / "pinned_tokens.json"

@@ -15,7 +15,7 @@ from specexp.evaluation.methods import Making, decoder_for
 from specexp.evaluation.pair import TokenizerText, ToyText
 from specexp.judge.judge import Facts, Judge
 from specexp.judge.network import Network
-from specexp.lm.loading import load_tokenizer
+from specexp.lm.hf.loading import load_tokenizer
 from specexp.lm.runtime import ModelConfig
 from specexp.tasks.source import DataConfig
 from specexp.tasks.task import task

@@ -14,7 +14,7 @@ from running import invoke
 from specexp import config, reading
 from specexp.errors import ConfigError, TaskError, shown
 from specexp.evaluation.pair import TokenizerText
-from specexp.lm.loading import ZOO
+from specexp.lm.hf.loading import ZOO
 from specexp.serving import requests
 from specexp.tasks.source import DataConfig
 from specexp.tasks.task import task

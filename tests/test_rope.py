@@ -29,10 +29,10 @@ from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Request
 from specexp.errors import ModelError, PromptError
 from specexp.evaluation.pair import Pair, ToyText
-from specexp.lm.hf import HFModel
-from specexp.lm.loading import load_model
+from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.hf.loading import load_model
+from specexp.lm.hf.rope import boundary_of, note
 from specexp.lm.model import Branches
-from specexp.lm.rope import boundary_of, note
 from specexp.lm.runtime import ModelConfig
 from test_mining import Reads, miner, toy_examples
 from test_mining import disagreements as of_labels
@@ -280,7 +280,7 @@ def test_dynamic_angles_change_only_where_the_context_has_ended(method: str) -> 
 
 def caught_by(bug: Bug) -> str | None:
     with mutated(bug):
-        model = importlib.import_module("specexp.lm.hf").HFModel(build("phi3"), "m")
+        model = importlib.import_module("specexp.lm.hf.hf_model").HFModel(build("phi3"), "m")
         refused = importlib.import_module("specexp.errors").ModelError  # by the check before the first tree
         try:
             worst = max(gaps(model, 0))

@@ -23,9 +23,9 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.errors import ModelError
 from specexp.evaluation.pair import load_pair
-from specexp.lm import loading
-from specexp.lm.hf import HFModel
-from specexp.lm.loading import load_model
+from specexp.lm.hf import loading
+from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.hf.loading import load_model
 from specexp.lm.runtime import ModelConfig, check_vocabulary, shared_vocabulary
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128}

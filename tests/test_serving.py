@@ -31,7 +31,7 @@ from specexp.errors import ModelError, PromptError, RequestError
 from specexp.evaluation import single
 from specexp.evaluation.pair import TokenizerText
 from specexp.judge import features
-from specexp.lm import loading
+from specexp.lm.hf import loading
 from specexp.serving import requests
 from specexp.serving.batcher import Batcher
 from specexp.serving.reference import Reference, ServedDecoder, refer

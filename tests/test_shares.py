@@ -26,7 +26,7 @@ from specexp.evaluation.shares import (
     shares,
 )
 from specexp.evaluation.statistics import Timed, rate, rate_ratio
-from specexp.lm.hf import HFModel
+from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.model import Feed
 from specexp.lm.toy import ToyModel, ToySession
 from tape import Tape

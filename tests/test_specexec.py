@@ -19,7 +19,7 @@ from specexp.engine import Engine, Generation
 from specexp.errors import ConfigError
 from specexp.evaluation.records import Record
 from specexp.evaluation.trees import check_trees
-from specexp.lm.hf import HFModel
+from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.toy import ToyModel
 
 Pair = Callable[[str], dict[str, HFModel]]

@@ -291,7 +291,7 @@ def text() -> Any:
     from transformers import AutoTokenizer
 
     from specexp.evaluation.pair import TokenizerText
-    from specexp.lm.loading import ZOO
+    from specexp.lm.hf.loading import ZOO
 
     return TokenizerText(AutoTokenizer.from_pretrained(ZOO / "target"), chat=False)
 

@@ -16,7 +16,7 @@ from specexp.decoding.rng import CertainDice, Dice
 from specexp.decoding.rules import best
 from specexp.engine import Engine
 from specexp.errors import ModelError
-from specexp.lm.hf import HFModel
+from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.model import Model
 from specexp.lm.toy import ToyModel
 

@@ -21,8 +21,8 @@ from specexp.evaluation.journal import Journal, Key
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.statistics import Timed, rate, rate_ratio
 from specexp.evaluation.timing import Own, rotated
-from specexp.lm import memory
-from specexp.lm.hf import HFModel
+from specexp.lm import out_of_memory
+from specexp.lm.hf.hf_model import HFModel
 
 BATCHES = 3  # at least so many of prompts: rows that are done go on with the next one
 WARM_UP_TOKENS = 8
@@ -133,7 +133,7 @@ def _pass(
     prepared.pair.models["target"].wait()
     start = time.perf_counter()
     what = f"{contender.name}, {rows} prompts at a time"
-    with memory.told(what, "batch or max_new_tokens", prepared.experiment.models):
+    with out_of_memory.told(what, "batch or max_new_tokens", prepared.experiment.models):
         decoder, dice = contender.setting.decoder, CertainDice()
         requests = (Request(decoder, ids, limit, dice, name=name) for name, ids in prompts.items())
         found = dict(engine.generate_all(requests))

@@ -25,8 +25,8 @@ from specexp.evaluation.peers import Peer
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.statistics import rate
 from specexp.evaluation.timing import Contender, Own, Phase, Timings, decoding, once, sampled, timings
-from specexp.lm import loading
-from specexp.lm.hf import HFModel
+from specexp.lm.hf import loading
+from specexp.lm.hf.hf_model import HFModel
 
 PLAIN, GENERATE, FIRST_TOKEN, COMPILED = "plain", "generate", "generate_first_token", "generate_compiled"
 OTHERS = ("specexec", "lookup")  # at their presets

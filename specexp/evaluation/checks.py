@@ -13,7 +13,7 @@ from specexp.decoding.rules import Warp
 from specexp.evaluation.equality import Draws
 from specexp.evaluation.runner import Prepared, Setting, arithmetic_of
 from specexp.judge.judge import Judge
-from specexp.lm import memory
+from specexp.lm import out_of_memory
 
 PASSED, FAILED, INCONCLUSIVE, REPORTED, SKIPPED = "passed", "failed", "inconclusive", "reported", "does not apply"
 # What a decoder with a bug may raise; a device's own errors are none of them.
@@ -105,7 +105,7 @@ class Subject:
 def in_memory(subject: Subject) -> Iterator[None]:
     """Raise ModelError where memory runs out."""
     lower = "batch (samples are drawn so many at a time), max_new_tokens, gamma or tree_budget"
-    with memory.told(subject.method.label, lower, subject.prepared.experiment.models):
+    with out_of_memory.told(subject.method.label, lower, subject.prepared.experiment.models):
         yield
 
 

@@ -23,7 +23,7 @@ from specexp.evaluation.methods import is_lossless
 from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.records import Key, Record, RecordFile, key_of
 from specexp.evaluation.runner import LOWER, Job, Prepared, arithmetic_of, prompt_of
-from specexp.lm import memory
+from specexp.lm import out_of_memory
 
 FILE = "differences.json"
 NEAR_TIE, ROUNDING, UNEXPLAINED = "near tie", "rounding", "unexplained"
@@ -74,7 +74,7 @@ def examine(prepared: Prepared, output: OutputFolder, records: RecordFile) -> No
     entries: list[dict[str, Any]] = output.read_json(FILE) or []
     known = {key_of(each) for each in entries}
     engine, experiment = Engine(prepared.pair.models), prepared.experiment
-    with memory.told("looking at outputs that differ from plain decoding's", LOWER, experiment.models):
+    with out_of_memory.told("looking at outputs that differ from plain decoding's", LOWER, experiment.models):
         for mine, plain in _pairs(experiment, records.records):
             if mine["token_ids"] != plain["token_ids"] and key_of(mine) not in known:
                 ids = prompt_of(prepared, records, _job(prepared, mine))

@@ -16,7 +16,7 @@ from specexp.decoding.protocol import Role
 from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
-from specexp.lm import memory
+from specexp.lm import out_of_memory
 from specexp.lm.model import Model
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def announce_runs(prepared: Prepared, outputs: int) -> None:
     """`announce` so many outputs of an experiment, each taken to be as slow as plain decoding."""
     if not outputs:
         return
-    with memory.told("a few timed calls", "max_new_tokens", prepared.experiment.models):
+    with out_of_memory.told("a few timed calls", "max_new_tokens", prepared.experiment.models):
         names = [example.prompt_id for example in prepared.examples]
         found = pace(prepared.pair.models, prepared.prompts, names=names)
     most = prepared.experiment.max_new_tokens

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from specexp.lm.hf import HFModel
+from specexp.lm.hf.hf_model import HFModel
 
 LARGE = 512 << 20  # bytes of a working set that no last-level cache holds
 ONCE = 64 << 20  # bytes that one measurement copies at least

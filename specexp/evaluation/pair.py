@@ -171,7 +171,7 @@ def contexts(experiment: Experiment, roles: Set[Role]) -> dict[Role, int]:
 
 def _loading(experiment: Experiment) -> ModuleType:
     try:
-        from specexp.lm import loading  # torch and transformers, for those who decode with them
+        from specexp.lm.hf import loading
     except ModuleNotFoundError as error:
         raise ModelError(
             f"model '{experiment.target.model}' needs the package '{error.name}', which is not installed;"

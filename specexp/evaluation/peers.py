@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import CompileConfig
 from transformers.utils import logging as transformers_logging
 
-from specexp.lm.hf import HFModel
+from specexp.lm.hf.hf_model import HFModel
 
 LOOKUP_TOKENS = 10  # transformers' own choice for prompt lookup
 

@@ -14,7 +14,7 @@ from specexp.evaluation import batching, benchmark, duration, runner
 from specexp.evaluation.contenders import Theirs
 from specexp.evaluation.duration import Pace, pace
 from specexp.evaluation.runner import Prepared
-from specexp.lm import memory
+from specexp.lm import out_of_memory
 
 BUDGET = 45.0  # seconds of decoding; loading and the limits of the hardware come on top
 NAMES = ("batch", "limit", "repeats", "max_new_tokens")
@@ -45,7 +45,7 @@ def paces(prepared: Prepared) -> Paces:
     """From a few tokens on the first prompt."""
     peer = benchmark.plain_peer(prepared)
     first, more = (Theirs("pace", prepared, peer, most) for most in (1, TOKENS))
-    with memory.told("a few timed calls", "max_new_tokens", prepared.experiment.models):
+    with out_of_memory.told("a few timed calls", "max_new_tokens", prepared.experiment.models):
         more.time(0, 0)
         start, end = first.time(0, 0), more.time(0, 0)
     each = (end.seconds - start.seconds) / max(1, len(end.token_ids) - 1)

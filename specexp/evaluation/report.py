@@ -23,7 +23,7 @@ from specexp.evaluation.runner import Prepared, Summary, summary
 from specexp.evaluation.verdict import verdict
 from specexp.evaluation.words import plain
 from specexp.files import make_folder
-from specexp.lm import memory
+from specexp.lm import out_of_memory
 from specexp.sheets import File, Input, Sheet, logged, now
 
 PAGE = "report.html"
@@ -151,7 +151,7 @@ def sheets(
     shares = {entry.label: entry.shares for entry in report.comparison.entries}
     comparison = report.comparison
     refuted = {entry.label for entry in comparison.entries if entry.refuted}
-    peaks = memory.peaks_of(output.read_json(memory.FILE))
+    peaks = out_of_memory.peaks_of(output.read_json(out_of_memory.FILE))
     found = []
     for (label, repeat), metrics in report.summary.items():
         mine = [r for r in records if (r["label"], r["repeat"]) == (label, repeat)]
@@ -174,7 +174,7 @@ def sheets(
             metrics={
                 **metrics,
                 **{f"share/{part}": share for part, share in shares[label].items()},
-                **memory.metrics(peaks.of(label)),
+                **out_of_memory.metrics(peaks.of(label)),
             },
             files=files,
             inputs=[Input.of(prepared.task.dataset(), "evaluation")],
@@ -190,13 +190,13 @@ def main(prepared: Prepared, output: OutputFolder, report: Report, outbox: Outbo
     Its parameters are those that `mlflow run` logs, raw.
     """
     names = ("records.jsonl", "config.json", "data.json", "environments.json", "summary.json", "costs.json")
-    more = ("judges.json", divergence.FILE, split.FILE, memory.FILE)
+    more = ("judges.json", divergence.FILE, split.FILE, out_of_memory.FILE)
     files = [output.path / name for name in (*names, PAGE)]
     files += [path for name in more if (path := output.path / name).exists()]
     files += [*token_view.files(output), *(chart.path for chart in report.charts)]
     tags = {"verdict": report.verdict[0], "mlflow.note.content": "\n\n".join(report.verdict)} if report.verdict else {}
-    peaks = memory.peaks_of(output.read_json(memory.FILE))
-    metrics = {**_best(report.comparison), **memory.metrics(peaks.all)}
+    peaks = out_of_memory.peaks_of(output.read_json(out_of_memory.FILE))
+    metrics = {**_best(report.comparison), **out_of_memory.metrics(peaks.all)}
     return outbox.main(metrics, files, [Input.of(prepared.task.dataset(), "evaluation")], tags)
 
 

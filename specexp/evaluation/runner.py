@@ -32,7 +32,7 @@ from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.pair import Pair, contexts, hidden_sizes, identity, load_pair
 from specexp.evaluation.records import Record, RecordFile
 from specexp.judge.judge import Judge
-from specexp.lm import memory
+from specexp.lm import out_of_memory
 from specexp.lm.runtime import ModelConfig
 from specexp.tasks.answers import UNRECORDED, VERSION, AnswerRule, version_words
 from specexp.tasks.example import Example, Task
@@ -229,22 +229,22 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     left = sum(len(jobs) for jobs in groups)
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids, rows=experiment.batch)
     where = _environment(prepared, output)
-    peaks = memory.peaks_of(output.read_json(memory.FILE))
+    peaks = out_of_memory.peaks_of(output.read_json(out_of_memory.FILE))
     try:
         if left:
-            with memory.told("warming up", LOWER, experiment.models):
+            with out_of_memory.told("warming up", LOWER, experiment.models):
                 paces = _warm_up(prepared, engine)
             if paces:
                 _announce(prepared, groups, paces)
         _decode(prepared, output, records, groups, engine, where, peaks)
     finally:
         peaks.take()
-        output.write_json(memory.FILE, peaks.as_dict())
+        output.write_json(out_of_memory.FILE, peaks.as_dict())
 
 
 def _decode(
     prepared: Prepared, output: OutputFolder, records: RecordFile, groups: Sequence[Sequence[Job]], engine: Engine,
-    where: str, peaks: memory.Peaks,
+    where: str, peaks: out_of_memory.Peaks,
 ) -> None:  # fmt: skip
     experiment = prepared.experiment
     left = sum(len(jobs) for jobs in groups)
@@ -261,7 +261,7 @@ def _decode(
         for number, jobs in enumerate(groups):
             now = time.perf_counter()
             if number in moments and spent <= SHARE * (now - start):
-                with memory.told("measuring calls", LOWER, experiment.models):
+                with out_of_memory.told("measuring calls", LOWER, experiment.models):
                     found = measure_costs(prepared) if experiment.batch == 1 else None
                 spent += time.perf_counter() - now
                 _check_sizes(output, begun, found)
@@ -269,7 +269,7 @@ def _decode(
                 output.write_json("costs.json", median_of(measured) if measured else None)
             config = jobs[0].setting.config
             bar.set_postfix_str(config.label, refresh=False)
-            with memory.told(*_at(prepared, jobs)), peaks.watching(config.label):
+            with out_of_memory.told(*_at(prepared, jobs)), peaks.watching(config.label):
                 for place, out in engine.generate_all(requests(prepared, records, jobs)):
                     record = record_of(prepared, jobs[place], out) | {"environment": where}
                     check_identities(record, config.tree, config.bonus)
@@ -283,7 +283,7 @@ def _decode(
 def complete(prepared: Prepared, output: OutputFolder) -> None:
     """Measure costs once where costs.json was removed after the last record was made."""
     if not (output.path / "costs.json").exists():
-        with memory.told("measuring calls", LOWER, prepared.experiment.models):
+        with out_of_memory.told("measuring calls", LOWER, prepared.experiment.models):
             found = measure_costs(prepared) if prepared.experiment.batch == 1 else None
         output.write_json("costs.json", found)
 

@@ -26,8 +26,8 @@ from specexp.evaluation import floor, peers
 from specexp.evaluation.contenders import timed
 from specexp.evaluation.peers import Peer
 from specexp.evaluation.shapes import SHAPES
-from specexp.lm.hf import HFModel
-from specexp.lm.loading import DTYPES
+from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.hf.loading import DTYPES
 from specexp.lm.model import Model
 
 TREES = (costs.TreeRound(16, 4, 4), costs.TreeRound(64, 8, 8), costs.TreeRound(128, 8, 16))

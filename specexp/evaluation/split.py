@@ -19,7 +19,7 @@ from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.records import Record
 from specexp.evaluation.runner import LOWER, Prepared
 from specexp.evaluation.shares import Stopwatch, TimedDecoder, TimedDice, TimedModel, shares
-from specexp.lm import memory
+from specexp.lm import out_of_memory
 
 FILE = "shares.json"
 PROMPTS = 4
@@ -69,7 +69,7 @@ def measure(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
     ) as bar:
         for setting in prepared.settings:
             bar.set_postfix_str(setting.config.label, refresh=False)
-            with memory.told(f"the time split of {setting.config.label}", LOWER, experiment.models):
+            with out_of_memory.told(f"the time split of {setting.config.label}", LOWER, experiment.models):
                 found[setting.config.label] = seconds(
                     prepared, setting.decoder, prompts, chosen.max_new_tokens, experiment.temperature, bar.update
                 )

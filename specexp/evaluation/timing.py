@@ -21,7 +21,7 @@ from specexp.evaluation.metrics import check_identities
 from specexp.evaluation.records import Record
 from specexp.evaluation.runner import Job, Prepared, Setting, record_of
 from specexp.evaluation.statistics import Timed
-from specexp.lm import memory
+from specexp.lm import out_of_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ def timings(
 
 def once(contender: Contender, index: int, repeat: int) -> Timing:
     """One timing; raises ModelError when memory runs out."""
-    with memory.told(contender.name, "max_new_tokens or gamma"):
+    with out_of_memory.told(contender.name, "max_new_tokens or gamma"):
         return contender.time(index, repeat)
 
 

@@ -42,7 +42,7 @@ from specexp.evaluation.records import Record, RecordFile
 from specexp.evaluation.runner import LOWER, Job, Prepared, Setting
 from specexp.evaluation.spelling import alone, spelled
 from specexp.evaluation.tracing import Emitted, TracedDecoder, tally
-from specexp.lm import memory
+from specexp.lm import out_of_memory
 
 VERSION = 1
 COUNTS = ("num_rounds", "num_drafted", "num_accepted", "num_judged", "num_cut", "num_full", "finish_reason")
@@ -96,7 +96,7 @@ def trace(
             begun = budget.clock()
             for turn, key in enumerate(keys):
                 jobs = [Job(index, turn, setting, 0) for setting in prepared.settings]
-                with memory.told("the token view", LOWER, experiment.models):
+                with out_of_memory.told("the token view", LOWER, experiment.models):
                     prompts.append(journal.unit(key, partial(_prompt, prepared, records, engine, jobs, bar)))
             if missing:
                 budget.note(recorded, begun)

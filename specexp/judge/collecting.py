@@ -32,7 +32,7 @@ from specexp.judge.mining import MINED, NO_ANSWER, UNFINISHED, Mined, Miner
 from specexp.judge.search_progress import SearchProgress
 from specexp.judge.splits import filled
 from specexp.judge.yields import FIRST, Yield, status_of
-from specexp.lm import memory
+from specexp.lm import out_of_memory
 from specexp.tasks import sampling
 from specexp.tasks.answers import UNRECORDED, VERSION, AnswerRule, version_note, version_words
 from specexp.tasks.example import Example, Task
@@ -148,7 +148,7 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
         search = SearchProgress(bar, len(missing))
         duration = Progress(0, 0, "tokens to try", partial(bar.write, file=sys.stderr), time.perf_counter)
         models, what = config.experiment.models, f"mining {config.batch} prompts at a time"
-        with memory.told(what, "batch or max_new_tokens", models):
+        with out_of_memory.told(what, "batch or max_new_tokens", models):
             _announce(prepared, len(missing))
             mining = miner.mine_all((prepared.examples[index] for index in missing), search.tell)
             for number, (place, mined) in enumerate(mining, 1):

@@ -67,7 +67,7 @@ def refer(pair: LoadedPair, asked: Experiment, most_new_tokens: int) -> Referenc
     folders: dict[str, str] = {}
     models = asked.models
     for role, model in models.items() if asked.toy is None else ():
-        from specexp.lm import loading
+        from specexp.lm.hf import loading
 
         local = Path(loading.resolve(model.model)).expanduser()
         if local.is_dir():
@@ -147,7 +147,7 @@ def _here(reference: Reference, device: str) -> Experiment:
     experiment = reference.experiment
     if experiment.toy is not None:
         return experiment
-    from specexp.lm import loading
+    from specexp.lm.hf import loading
 
     models = experiment.models
     for role, model in models.items():

@@ -30,7 +30,7 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.errors import OutputError
 from specexp.files import is_unwritable, make_folder, unwritable, writing
-from specexp.lm.hf import HFModel
+from specexp.lm.hf.hf_model import HFModel
 from specexp.tasks import arith
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"

@@ -6,7 +6,7 @@ tokens, first slot, for a tree its mask and positions. What a chain's draft does
 recording too. Fewer tokens than a recording holds are padded: padding is written behind the sequence, where nothing
 sees it and the next tokens overwrite it. Attention runs over the whole bucket, under a mask made from the first slot.
 
-Prompts, several rows at once, and chains beyond `CHAINS` are not captured: `kv.py` runs them as they come. A pool that
+Prompts, several rows at once, and chains beyond `CHAINS` are not captured: `kv_cache.py` runs them as they come. A pool that
 grows makes its recordings void.
 
 Shapes: N tokens of a recording, n <= N those that are fed, C bucket, V vocabulary, D hidden, G drafted tokens.
@@ -24,10 +24,10 @@ from torch import Tensor
 
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import DRAFT, Dice, HashDice
-from specexp.lm.bucketed import BucketForward, kinds, tree_masks
-from specexp.lm.kv import OwnSession, Pool
 from specexp.lm.model import Branches
-from specexp.lm.place import sent
+from specexp.lm.native.bucketed_forward import BucketForward, kinds, tree_masks
+from specexp.lm.native.kv_cache import OwnSession, Pool
+from specexp.lm.transfer import sent
 
 CHAINS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 24, 32, 33, 64, 65)  # tokens of a chain's recordings
 TREE_STEP = 16  # a tree's are padded to a multiple of it, which matrix units like,

@@ -1,7 +1,7 @@
 """A draft's whole chain on one row of a pool, step by step, with nothing between its forwards but the sampling.
 
 What `engine.py` does for any model and any number of rows, for the one case that is timed: here no step goes through
-the engine, plans a feed or enters a context of its own. It is not recorded; `graphs.py` does that where it can be done.
+the engine, plans a feed or enters a context of its own. It is not recorded; `cuda_graphs.py` does that where it can be done.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import DRAFT, Dice
-from specexp.lm.kv import Alone, OwnSession
+from specexp.lm.native.kv_cache import Alone, OwnSession
 from specexp.lm.threads import Threads
 
 

@@ -14,7 +14,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from specexp.errors import ModelError
-from specexp.lm.rope import boundary_of
+from specexp.lm.hf.rope import boundary_of
 
 NO_LIMIT = 1 << 30
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of layer types

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specexp.lm.kv import near, visible
+from specexp.lm.hf.model_config import FULL, attention_kinds
 from specexp.lm.model import Branches
-from specexp.lm.model_config import FULL, attention_kinds
-from specexp.lm.place import sent
+from specexp.lm.native.kv_cache import near, visible
+from specexp.lm.transfer import sent
 
 
 def tree_mask(module: Any, start: int, num: int, branches: Branches) -> tuple[Tensor | dict[str, Tensor], Tensor]:

@@ -25,18 +25,18 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from specexp.errors import ModelError
-from specexp.lm import generation_config, model_config
-from specexp.lm.config_check import check_config, check_sizes, check_stops
-from specexp.lm.hf import HFModel
-from specexp.lm.kv import tune
-from specexp.lm.memory import is_exhausted
-from specexp.lm.offload import Offload
-from specexp.lm.rope import note
+from specexp.lm.hf import generation_config, model_config
+from specexp.lm.hf.config_check import check_config, check_sizes, check_stops
+from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.hf.offload import Offload
+from specexp.lm.hf.rope import note
+from specexp.lm.native.kv_cache import tune
+from specexp.lm.out_of_memory import is_exhausted
 from specexp.lm.runtime import ModelConfig
 from specexp.reading import path_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ZOO = Path(__file__).resolve().parent.parent / "zoo"
+ZOO = Path(__file__).resolve().parents[2] / "zoo"
 ZOO_PREFIX = "zoo:"
 
 

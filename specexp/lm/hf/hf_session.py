@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import DynamicCache
 
+from specexp.lm.hf.tree_mask import tree_mask
 from specexp.lm.model import CHUNK, Branches, in_pieces
-from specexp.lm.place import integers
-from specexp.lm.tree_mask import tree_mask
+from specexp.lm.transfer import integers
 
 if TYPE_CHECKING:
-    from specexp.lm.hf import HFModel
+    from specexp.lm.hf.hf_model import HFModel
 
 Array = torch.Tensor
 

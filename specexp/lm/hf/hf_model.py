@@ -1,6 +1,6 @@
 """Hugging Face causal language models behind `Model`: any `AutoModelForCausalLM` folder or hub id.
 
-Llama, Qwen2 and Mistral are decoded by this project's own forward (`own.py`), every other by transformers' own: each
+Llama, Qwen2 and Mistral are decoded by this project's own forward (`native_forward.py`), every other by transformers' own: each
 session then has a full-length `DynamicCache`, which is cut back by cropping; sliding-window layers keep all their keys
 and mask them. Where rotary angles depend on the length, `rope.py` does what generate() does. A model whose cache cannot
 be cut back to any length (recurrent and convolutional states) is refused.
@@ -20,16 +20,16 @@ from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import Dice, HashDice
 from specexp.decoding.rules import Warp
 from specexp.errors import ModelError
-from specexp.lm import forward_check, generation_config, model_config
-from specexp.lm.drafting import draft_chain
-from specexp.lm.graphs import SPARE, Capture, CudaGraphs, Graphs, GraphSession
-from specexp.lm.hf_session import HFSession
-from specexp.lm.kv import OwnSession, Pool, together
+from specexp.lm.hf import forward_check, generation_config, model_config
+from specexp.lm.hf.hf_session import HFSession
+from specexp.lm.hf.offload import Offload, stored
+from specexp.lm.hf.rope import LongRopeSession, boundary_of
 from specexp.lm.model import Feed, Session, one_by_one
-from specexp.lm.offload import Offload, stored
-from specexp.lm.own import OwnForward, refusal
-from specexp.lm.place import integers
-from specexp.lm.rope import LongRopeSession, boundary_of
+from specexp.lm.native.cuda_graphs import SPARE, Capture, CudaGraphs, Graphs, GraphSession
+from specexp.lm.native.draft_loop import draft_chain
+from specexp.lm.native.kv_cache import OwnSession, Pool, together
+from specexp.lm.native.native_forward import OwnForward, refusal
+from specexp.lm.transfer import integers
 
 Array = torch.Tensor
 _FINGERPRINT_VALUES = 64

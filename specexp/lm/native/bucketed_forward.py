@@ -1,7 +1,7 @@
 """A forward of one row over a bucket of slots, free of host values: what can be recorded and replayed.
 
 Where tokens stand is a tensor; keys and values are written by index; attention runs over the first slots of the row,
-as many as the bucket has, under a mask. The numbers are those of `kv.py` but for the rounding of sums that masked zeros
+as many as the bucket has, under a mask. The numbers are those of `kv_cache.py` but for the rounding of sums that masked zeros
 are added to.
 
 Shapes: N tokens, C bucket, H heads, K key-value heads, d head size, D hidden, V vocabulary.
@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from specexp.lm.kv import Pool, additive, grouped, near, visible
 from specexp.lm.model import Branches
-from specexp.lm.own import OwnForward
+from specexp.lm.native.kv_cache import Pool, additive, grouped, near, visible
+from specexp.lm.native.native_forward import OwnForward
 
 
 class BucketForward:

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from specexp.lm.model import CHUNK, Branches, Feed, in_pieces
-from specexp.lm.own import OwnForward
-from specexp.lm.place import integers, sent
+from specexp.lm.native.native_forward import OwnForward
 from specexp.lm.threads import Threads, fastest
+from specexp.lm.transfer import integers, sent
 
 LEAST = 64
 ALIGNMENT = 16  # bytes: attention on CUDA takes no mask that begins elsewhere, and copies one whose rows do

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from specexp.lm.model import Branches, Session
-from specexp.lm.place import integers, sent
+from specexp.lm.transfer import integers, sent
 
 RECOMPUTING = ("phi3", "phimoe")  # whose generate() drops the cache at the boundary
 

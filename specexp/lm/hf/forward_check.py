@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from specexp.errors import ModelError
-from specexp.lm.memory import is_exhausted
 from specexp.lm.model import Branches, Session
+from specexp.lm.out_of_memory import is_exhausted
 
 PREFIX, PATH = 24, 4
 # The largest difference that rounding explains, as a share of the largest logit. Activations of int8 are as coarse as
