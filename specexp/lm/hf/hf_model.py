@@ -1,9 +1,9 @@
 """Hugging Face causal language models behind `Model`: any `AutoModelForCausalLM` folder or hub id.
 
-Llama, Qwen2 and Mistral are decoded by this project's own forward (`native_forward.py`), every other by transformers' own: each
-session then has a full-length `DynamicCache`, which is cut back by cropping; sliding-window layers keep all their keys
-and mask them. Where rotary angles depend on the length, `rope.py` does what generate() does. A model whose cache cannot
-be cut back to any length (recurrent and convolutional states) is refused.
+Llama, Qwen2 and Mistral are decoded by this project's own forward (`native_forward.py`), every other by transformers'
+own: each session then has a full-length `DynamicCache`, which is cut back by cropping; sliding-window layers keep all
+their keys and mask them. Where rotary angles depend on the length, `rope.py` does what generate() does. A model whose
+cache cannot be cut back to any length (recurrent and convolutional states) is refused.
 """
 
 from __future__ import annotations

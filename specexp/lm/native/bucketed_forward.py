@@ -1,8 +1,8 @@
 """A forward of one row over a bucket of slots, free of host values: what can be recorded and replayed.
 
 Where tokens stand is a tensor; keys and values are written by index; attention runs over the first slots of the row,
-as many as the bucket has, under a mask. The numbers are those of `kv_cache.py` but for the rounding of sums that masked zeros
-are added to.
+as many as the bucket has, under a mask. The numbers are those of `kv_cache.py` but for the rounding of sums that masked
+zeros are added to.
 
 Shapes: N tokens, C bucket, H heads, K key-value heads, d head size, D hidden, V vocabulary.
 """

@@ -6,8 +6,8 @@ tokens, first slot, for a tree its mask and positions. What a chain's draft does
 recording too. Fewer tokens than a recording holds are padded: padding is written behind the sequence, where nothing
 sees it and the next tokens overwrite it. Attention runs over the whole bucket, under a mask made from the first slot.
 
-Prompts, several rows at once, and chains beyond `CHAINS` are not captured: `kv_cache.py` runs them as they come. A pool that
-grows makes its recordings void.
+Prompts, several rows at once, and chains beyond `CHAINS` are not captured: `kv_cache.py` runs them as they come. A pool
+that grows makes its recordings void.
 
 Shapes: N tokens of a recording, n <= N those that are fed, C bucket, V vocabulary, D hidden, G drafted tokens.
 """

@@ -1,7 +1,8 @@
 """A draft's whole chain on one row of a pool, step by step, with nothing between its forwards but the sampling.
 
 What `engine.py` does for any model and any number of rows, for the one case that is timed: here no step goes through
-the engine, plans a feed or enters a context of its own. It is not recorded; `cuda_graphs.py` does that where it can be done.
+the engine, plans a feed or enters a context of its own. It is not recorded; `cuda_graphs.py` does that where it can be
+done.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """This project's own forward for Llama, Qwen2 and Mistral, over the weights that transformers loaded.
 
 Same arithmetic, less work around it: query, key and value projections are one product, and so are gate and up; keys and
-values go into buffers that are there already (`kv_cache.py`); nothing is computed in a step that does not depend on the step.
-The loaded module keeps working: its parameters become views of the joined ones. Where it does not apply (another
+values go into buffers that are there already (`kv_cache.py`); nothing is computed in a step that does not depend on the
+step. The loaded module keeps working: its parameters become views of the joined ones. Where it does not apply (another
 architecture, quantized, offloaded or scattered weights, rotary angles that depend on the length), `forward_of` says
 why, and transformers' forward is used.
 
