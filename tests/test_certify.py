@@ -61,7 +61,9 @@ def test_lossless_methods_pass(workplace: Path, method: str, sampling: list[str]
     if sampling:
         assert metrics["certificate/control_p"] < sampled.LEVEL <= metrics["certificate/chi_square_p"]
     (run,) = certificate_runs()
-    assert run.data.metrics == pytest.approx(metrics)
+    # In a run of ten seconds and more MLflow samples the machine.
+    logged = {key: value for key, value in run.data.metrics.items() if not key.startswith("system/")}
+    assert logged == pytest.approx(metrics)
     assert run.data.tags["certificate"] == "lossless"
 
 
