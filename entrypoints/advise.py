@@ -49,17 +49,17 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
 
     resolved = advising.settled(resolved, with_trees, with_draft)
     path = folder_of("advise", output, resume, resolved.hash)
-    from specexp import store
     from specexp.evaluation import advice_report as report
     from specexp.evaluation import duration, runner
     from specexp.evaluation.advice_figure import draw_advice
-    from specexp.evaluation.journal import FILE, Journal
-    from specexp.evaluation.output import OutputFolder
     from specexp.evaluation.recommended import NAME, recommended
-    from specexp.evaluation.records import write_whole
+    from specexp.storage.journal import FILE, Journal
+    from specexp.storage.records import write_whole
+    from specexp.storage.run_folder import OutputFolder
+    from specexp.tracking import backend
 
     folder = OutputFolder(path, resolved, resume, maker="advise")
-    silence = store.ready()
+    silence = backend.ready()
     prepared = runner.prepare(resolved, judges_of(resolved))
     tell(prepared.notes)
     facts = {**runner.inputs_of(prepared), "sweep": sweep}
@@ -71,8 +71,8 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
         folder.write_json("advice.json", result)
         draw_advice(folder.path / "advice.png", result)
         write_whole(folder.path / NAME, recommended(found, folder.path / NAME))
-        from specexp.evaluation.outbox import Outbox
-        from specexp.sheets import Input
+        from specexp.storage.run_plan import Input
+        from specexp.tracking.outbox import Outbox
 
         tags = {"method": "advise", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
         files = [folder.path / name for name in ("advice.json", "advice.png", NAME, "config.json")]

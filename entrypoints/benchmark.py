@@ -16,8 +16,8 @@ from specexp import config
 from specexp.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specexp.evaluation.journal import Journal
     from specexp.evaluation.runner import Prepared
+    from specexp.storage.journal import Journal
 
 NAMES = (
     "pair",
@@ -56,16 +56,16 @@ def benchmark(
         raise ConfigError(f"pair '{resolved.pair}' is none that transformers decodes; name a pair of real models.")
     path = folder_of("benchmark", output, resume, resolved.hash)
     json_path = file_of(json, "json") if json else None
-    from specexp.evaluation.output import OutputFolder
+    from specexp.storage.run_folder import OutputFolder
 
     folder = OutputFolder(path, resolved, resume, maker="benchmark")
     # Imports that load torch and mlflow wait until the settings are known to be good.
     from specexp.evaluation import benchmark as measuring
     from specexp.evaluation import benchmark_report as report
     from specexp.evaluation.figures import draw_benchmark
-    from specexp.evaluation.journal import FILE, Journal
-    from specexp.evaluation.records import write_whole
     from specexp.evaluation.runner import inputs_of
+    from specexp.storage.journal import FILE, Journal
+    from specexp.storage.records import write_whole
 
     outboxes, silence = _outboxes()
     prepared = measuring.prepare(resolved)
@@ -83,7 +83,7 @@ def benchmark(
         if outboxes is None:
             click.echo("mlflow is not installed: no run was made.")
         else:
-            from specexp.sheets import Input
+            from specexp.storage.run_plan import Input
 
             tags = {"method": "benchmark", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
             files = [folder.path / name for name in ("benchmark.json", "benchmark.png", "config.json")]
@@ -118,11 +118,10 @@ def _fitted(
 def _outboxes() -> tuple[ModuleType | None, str | None]:
     """The way to the tracking store, and why it does not answer; None where MLflow is not installed."""
     try:
-        from specexp import store
-        from specexp.evaluation import outbox
+        from specexp.tracking import backend, outbox
     except ImportError:
         return None, None
-    return outbox, store.ready()
+    return outbox, backend.ready()
 
 
 @click.command("benchmark", help=__doc__)

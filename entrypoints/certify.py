@@ -37,15 +37,16 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
     asked = certificate_config.resolve(experiment, method, samples, flags)
     path = output_path(output, f"certify-{asked.method.label}-{asked.hash}")
     # Imports that load torch and mlflow wait until the settings are known to be good.
-    from specexp.evaluation.output import OutputFolder
+    from specexp.storage.run_folder import OutputFolder
 
     folder = OutputFolder(path, asked, resume, "certify")
-    from specexp import store
     from specexp.evaluation import certificate as examining
-    from specexp.evaluation import environment, runner
+    from specexp.evaluation import runner
     from specexp.evaluation.checks import Check
+    from specexp.storage import environment
+    from specexp.tracking import backend
 
-    silence = store.ready()
+    silence = backend.ready()
     subject = examining.prepare(asked, judges_of(asked.experiment))
     tell(subject.prepared.notes)
     with folder.hold():
@@ -53,9 +54,9 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
         facts = environment.describe(subject.prepared.pair.models, subject.prepared.pair.text.facts())
         where = environment.name_of(facts)
         folder.write_json("environments.json", {**(folder.read_json("environments.json") or {}), where: facts})
-        from specexp import tracking
         from specexp.evaluation import certificate_report as report
-        from specexp.evaluation.outbox import Outbox
+        from specexp.tracking import client
+        from specexp.tracking.outbox import Outbox
 
         checks = report.checks_of(folder.read_json(report.CHECKS), where)
 
@@ -71,7 +72,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
             click.echo(report.text(subject, found))
             sent = outbox.add([], [report.mark(subject, found)])
         else:
-            attached = tracking.attached()
+            attached = client.attached()
             with outbox.open(timed=False):
                 found = examining.examine(subject, asked.samples, dict(checks), note)
                 folder.write_json(report.FILE, report.as_json(subject, found, asked, where))

@@ -46,17 +46,17 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     resolved = config.resolve_mining(experiment, flags)
     path = output_path(output, f"labels-{resolved.experiment.task}-{resolved.hash}")
     # Imports that load torch and mlflow wait until the settings are known to be good.
-    from specexp.evaluation.output import OutputFolder
+    from specexp.storage.run_folder import OutputFolder
 
     folder = OutputFolder(path, resolved, resume, "collect_labels")
-    from specexp import store
-    from specexp.evaluation.outbox import Outbox
     from specexp.judge import collecting, yields
     from specexp.judge.labels import FEATURES, LABELS, MANIFEST
-    from specexp.sheets import File, Input
+    from specexp.storage.run_plan import File, Input
     from specexp.tasks.example import Dataset
+    from specexp.tracking import backend
+    from specexp.tracking.outbox import Outbox
 
-    silence = store.ready()
+    silence = backend.ready()
     prepared = collecting.prepare(resolved)
     tell(prepared.notes)
     mine = resolved.experiment

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from entrypoints import bugs
-from specexp import files, reading, signals
+from specexp import reading, signals
 from specexp.addresses import mask, without_credentials
 from specexp.errors import ConfigError, OutputError, SpecexpError
 from specexp.lm.out_of_memory import is_exhausted, way_out
+from specexp.storage import files
 
 if TYPE_CHECKING:
-    from specexp.evaluation.output import OutputFolder
+    from specexp.storage.run_folder import OutputFolder
 
 # MLflow's settings, where the user has none.
 MLFLOW = {
@@ -106,9 +107,9 @@ def folder_of(maker: str, output: str, resume: bool, settings_hash: str) -> Path
 
 def uid_of(folder: OutputFolder) -> str:
     """What tells this output folder's MLflow runs from any other's."""
-    from specexp.evaluation import output
+    from specexp.storage import run_folder
 
-    return output.uid_of(folder.path)
+    return run_folder.uid_of(folder.path)
 
 
 def guarded(

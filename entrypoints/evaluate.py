@@ -63,20 +63,20 @@ def evaluate(
     resolved = config.resolve(experiment, flags)
     folder_path = output_path(output, f"{resolved.name}-{resolved.hash}")
     # Imports that load torch and mlflow wait until the settings are known to be good.
-    from specexp.evaluation.output import OutputFolder
     from specexp.evaluation.showing import Shown
+    from specexp.storage.run_folder import OutputFolder
 
     shown = Shown.parse(show)
     folder = OutputFolder(folder_path, resolved, resume)
-    from specexp import store
     from specexp.evaluation import divergence, report, runner, split, token_view
+    from specexp.tracking import backend
 
-    silence = store.ready()
+    silence = backend.ready()
     prepared = runner.prepare(resolved, judges_of(resolved), shown.check)
     tell(prepared.notes if with_notes else ())
     with folder.open() as records:
         runner.note_inputs(prepared, folder)
-        from specexp.evaluation.outbox import Outbox
+        from specexp.tracking.outbox import Outbox
 
         tags = {"method": "comparison", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
         tags["batch"] = str(resolved.batch)

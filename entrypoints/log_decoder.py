@@ -32,15 +32,15 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
             f" which is {asked.max_new_tokens}."
         )
     # Imports that load torch and mlflow wait until the settings are known to be good.
-    from specexp import store, tracking
     from specexp.api import LoadedPair
     from specexp.evaluation.methods import roles_of
     from specexp.serving import reference as referring
     from specexp.serving import registry
+    from specexp.tracking import backend, client
 
     registry.check_name(name)
     way_on = "When the store answers, run the same command again."
-    with store.wanted("a decoder is registered there", way_on):
+    with backend.wanted("a decoder is registered there", way_on):
         pass  # told before models are loaded
     pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
     pair.judge_of(asked.methods[0])
@@ -50,8 +50,8 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
     reference = referring.refer(pair, asked, most)
     label = asked.methods[0].label
     tags = {"method": "log_decoder", "group": asked.name, "pair": asked.pair, "task": asked.task}
-    with store.wanted("a decoder is registered there", way_on):
-        with tracking.comparison(f"{uuid.uuid4().hex}/decoder", f"decoder {label}", tags):
+    with backend.wanted("a decoder is registered there", way_on):
+        with client.comparison(f"{uuid.uuid4().hex}/decoder", f"decoder {label}", tags):
             uri = registry.log(reference, pair.judge_of(asked.methods[0]))
         version = registry.register(uri, name, reference)
     click.echo(f"{label} on {asked.pair}: {name} version {version}")

@@ -45,10 +45,11 @@ def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[s
         given["skip"] = str(resolved.limit)  # the same rows: those that the evaluation asks are left to it
     config.resolve_mining(experiment, given)  # every fault before any work
     _check(show, resolved)
-    from specexp import files, store, tracking
+    from specexp.storage import files
+    from specexp.tracking import backend, client
 
-    store.ready()
-    with tracking.detached():
+    backend.ready()
+    with client.detached():
         labels = collect_labels(experiment, str(folder / "labels"), resume, given)
         note = folder / "judge" / "address.txt"
         if not (resume and note.is_file()):

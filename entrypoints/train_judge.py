@@ -68,16 +68,16 @@ def order(labels: str, features: str, recall: str, kinds: str, name: str, output
 
 def train_judge(asked: Order) -> str:
     """Train, calibrate, compare, log and register; returns the new version's address. Raises SpecexpError."""
-    from specexp import store
+    from specexp.tracking import backend
 
-    with store.wanted("a judge is registered there", WAY_ON):
+    with backend.wanted("a judge is registered there", WAY_ON):
         return _train(asked)
 
 
 def _train(asked: Order) -> str:
-    from specexp import files
-    from specexp.evaluation.output import locked
     from specexp.judge import comparing, features
+    from specexp.storage import files
+    from specexp.storage.run_folder import locked
     from specexp.tasks.answers import version_note
 
     labels, source = _labels(asked.labels)
@@ -92,11 +92,11 @@ def _train(asked: Order) -> str:
 
 
 def _train_in(folder: Path, asked: Order, labels: LabelSet, source: str) -> str:
-    from specexp import tracking
-    from specexp.evaluation.outbox import Outbox
-    from specexp.evaluation.output import uid_of
     from specexp.judge import comparing, features, registry
-    from specexp.sheets import Input
+    from specexp.storage.run_folder import uid_of
+    from specexp.storage.run_plan import Input
+    from specexp.tracking import client
+    from specexp.tracking.outbox import Outbox
 
     mode = features.mode(asked.features)
     tags = {"group": "judge", "task": labels.manifest["task"], "pair": labels.manifest["settings"]["pair"]}
@@ -106,10 +106,10 @@ def _train_in(folder: Path, asked: Order, labels: LabelSet, source: str) -> str:
     for kind in asked.kinds:
         params = {"kind": kind, "features": asked.features, "requested_recall": asked.recall, "labels": labels.hash}
         shown, key = {**tags, "method": "train_judge"}, f"{uid_of(folder)}/train/{kind}"
-        with tracking.training(f"judge_{kind}", shown, params, key) as (run_id, log):
+        with client.training(f"judge_{kind}", shown, params, key) as (run_id, log):
             candidate = comparing.train(kind, labels, mode, asked.recall, asked.seed, log)
-            tracking.log_settings(run_id, candidate.settings)
-            tracking.log_dataset(run_id, _dataset(labels, source), "training")
+            client.log_settings(run_id, candidate.settings)
+            client.log_dataset(run_id, _dataset(labels, source), "training")
             addresses[kind] = registry.log(
                 candidate.judge, "judge", candidate.metrics, example, ("labels", labels.hash[:32])
             )
@@ -147,11 +147,11 @@ def _register(name: str, address: str, judge: Candidate, present: Any, labels: L
 
 def _labels(address: str) -> tuple[LabelSet, str]:
     """A label set by folder or address; without one, that of the newest collect_labels run in the store."""
-    from specexp import tracking
     from specexp.judge.labels import LabelSet
+    from specexp.tracking import client
 
     if not address:
-        run_id = tracking.newest({"method": "collect_labels"})
+        run_id = client.newest({"method": "collect_labels"})
         if run_id is None:
             raise JudgeError(
                 "labels is not given, and this store has no finished collect_labels run; run collect_labels first, or"
@@ -161,7 +161,7 @@ def _labels(address: str) -> tuple[LabelSet, str]:
     if not address.startswith("runs:"):
         return LabelSet.read(reading.folder_of(address, "labels", JudgeError, "or runs:/ID/labels")), address
     with tempfile.TemporaryDirectory() as scratch:
-        return LabelSet.read(tracking.fetch(address, Path(scratch))), address
+        return LabelSet.read(client.fetch(address, Path(scratch))), address
 
 
 def _dataset(labels: LabelSet, source: str) -> Any:
@@ -171,8 +171,8 @@ def _dataset(labels: LabelSet, source: str) -> Any:
 
 
 def _check(folder: Path) -> None:
-    from specexp.evaluation.output import LOCK, STATE
     from specexp.judge.judge import FACTS
+    from specexp.storage.run_folder import LOCK, STATE
 
     begun = {LOCK, STATE, f"{STATE}.partial"}  # all that an interrupted training leaves
     taken = folder.is_dir() and any(path.name not in begun for path in folder.iterdir())

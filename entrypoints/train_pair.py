@@ -34,8 +34,9 @@ def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> N
     if faults:
         raise ConfigError(faults)
 
-    from specexp import files, store
-    from specexp.evaluation.output import STATE, locked, read_json
+    from specexp.storage import files
+    from specexp.storage.run_folder import STATE, locked, read_json
+    from specexp.tracking import backend
     from specexp.zoo import training
 
     recipes = {name: training.RECIPES[name] for name in names}
@@ -44,7 +45,7 @@ def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> N
     for name, recipe in recipes.items():
         training.load_checkpoint(recipe, work / name)  # refused before anything is written
         read_json(work / name / STATE)
-    with store.wanted("a training is logged there as it goes", f"Checkpoints stay. When it answers: {WAY_ON}"):
+    with backend.wanted("a training is logged there as it goes", f"Checkpoints stay. When it answers: {WAY_ON}"):
         files.make_folder(output)
         tokenizer = training.build_tokenizer()
         for name, recipe in recipes.items():
@@ -56,16 +57,17 @@ def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> N
 
 def _train(name: str, recipe: Recipe, tokenizer: Any, folder: Path, output: Path) -> float:
     """Train one model in its own run, and save it; returns what share of the problems it solves."""
-    from specexp import files, tracking
-    from specexp.evaluation.output import STATE, read_json, uid_of
     from specexp.lm.hf.loading import load_model
     from specexp.lm.runtime import ModelConfig
+    from specexp.storage import files
+    from specexp.storage.run_folder import STATE, read_json, uid_of
+    from specexp.tracking import client
     from specexp.zoo import training
 
     note = folder / STATE
     uid, before = uid_of(folder), (read_json(note) or {}).get("run_id")
     tags = {"method": "train_pair", "group": name, "task": "arith"}
-    with tracking.training(f"train {name}", tags, asdict(recipe), f"{uid}/train", before) as (run_id, log):
+    with client.training(f"train {name}", tags, asdict(recipe), f"{uid}/train", before) as (run_id, log):
         files.write_json(note, {"uid": uid, "run_id": run_id})
         model = training.train(recipe, tokenizer, folder, log)
         training.save(model, tokenizer, output)

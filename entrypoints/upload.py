@@ -14,18 +14,17 @@ def upload(output: str) -> None:
     path = reading.path_of(output, "output", OutputError)
     if not path.is_dir():
         raise OutputError(f"output '{output}' is not a folder; name one that a command has written.")
-    from specexp import store
-    from specexp.evaluation import outbox
-    from specexp.evaluation.output import locked
+    from specexp.storage.run_folder import locked
+    from specexp.tracking import backend, outbox
 
     for folder in outbox.folders(path):
         with locked(folder):
             sent = outbox.upload(folder)
         if sent is None:
-            click.echo(f"nothing to do: the store at {store.address()} has all of '{folder}'.")
+            click.echo(f"nothing to do: the store at {backend.address()} has all of '{folder}'.")
         else:
             runs = "1 run" if sent.num_runs == 1 else f"{sent.num_runs} runs"
-            click.echo(f"sent: {runs} of '{folder}' to {store.address()}")
+            click.echo(f"sent: {runs} of '{folder}' to {backend.address()}")
             click.echo(sent.charts)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 def main() -> None:
     number, seconds, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
-    from specexp.evaluation import outbox
+    from specexp.tracking import outbox
 
     real = outbox.send
 

@@ -9,8 +9,9 @@ from unittest import mock
 import pytest
 
 from running import evaluate, invoke
-from specexp import addresses, store, tracking
+from specexp import addresses
 from specexp.addresses import mask, without_credentials
+from specexp.tracking import backend, client
 from test_upload import TOY, answering, upload
 from tracking_server import serving
 
@@ -83,9 +84,9 @@ def test_other_addresses_are_left_to_mlflow(address: str) -> None:
 def test_the_line_that_says_where_the_charts_are_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000/")
     run = mock.Mock(**{"info.experiment_id": "7"})
-    with mock.patch.object(tracking.MlflowClient, "get_run", return_value=run):
-        assert tracking.chart_address("r").startswith("http://host:5000/#/experiments/7/runs?")
-    assert store.address() == "http://host:5000/"
+    with mock.patch.object(client.MlflowClient, "get_run", return_value=run):
+        assert client.chart_address("r").startswith("http://host:5000/#/experiments/7/runs?")
+    assert backend.address() == "http://host:5000/"
 
 
 def said_nowhere(secrets: tuple[str, ...], said: str, folder: Path) -> None:

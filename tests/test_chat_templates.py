@@ -18,13 +18,13 @@ from running import evaluate, invoke, refused, tiny
 from specexp import config
 from specexp.errors import ConfigError
 from specexp.evaluation import chat
-from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.pair import load_pair
 from specexp.evaluation.recommended import _models
 from specexp.judge import comparing, features
 from specexp.lm.hf.loading import load_tokenizer
 from specexp.lm.runtime import ModelConfig
 from specexp.serving.reference import FILE, Reference, ServedDecoder, refer
+from specexp.storage.run_folder import OutputFolder
 
 TURNS = "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}\n{% endfor %}"
 REPLY = "{% if add_generation_prompt %}[assistant] {% endif %}"

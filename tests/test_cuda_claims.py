@@ -11,9 +11,10 @@ import pytest
 from clocked import prepared_toy
 from comparing import COSTS, compared, made_up, settings
 from running import evaluate, flat_runs
-from specexp.evaluation import benchmark_report, environment, report
+from specexp.evaluation import benchmark_report, report
 from specexp.evaluation.advice_words import _limits
 from specexp.evaluation.metrics import summarise
+from specexp.storage import environment
 
 TOY = ["--experiment", "toy_quick", "--methods", "baseline,speculative", "--gamma", "2", "--limit", "3",
        "--max-new-tokens", "8", "--show", "0", "--output", "out"]  # fmt: skip

@@ -30,11 +30,11 @@ from running import (
     with_models,
     without_clocks,
 )
-from specexp import tracking
 from specexp.evaluation import runner
 from specexp.evaluation.metrics import check_identities
 from specexp.tasks import arith
 from specexp.tasks.task import TASKS, Example
+from specexp.tracking import client
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD_KEYS = {
@@ -166,7 +166,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(
 
 
 def test_dying_while_logging_repeats_no_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = tracking.fill, 0
+    real, calls = client.fill, 0
 
     def dies(*arguments: Any, **more: Any) -> None:
         nonlocal calls
@@ -177,7 +177,7 @@ def test_dying_while_logging_repeats_no_run(workplace: Path, monkeypatch: pytest
 
     arguments = [*SMALL, "--methods", "baseline,speculative", "--output", "out"]
     with monkeypatch.context() as patch:
-        patch.setattr(tracking, "fill", dies)
+        patch.setattr(client, "fill", dies)
         assert evaluate(*arguments).exit_code == 70
     assert evaluate(*arguments, "--resume").exit_code == 0
     for run in flat_runs().values():

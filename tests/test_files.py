@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 
 from specexp.errors import OutputError
-from specexp.evaluation.journal import Journal
-from specexp.evaluation.records import RecordFile
-from specexp.files import (
+from specexp.storage.files import (
     CHECKSUM,
     checksum,
     is_unwritable,
@@ -27,6 +25,8 @@ from specexp.files import (
     write_whole,
     writing,
 )
+from specexp.storage.journal import Journal
+from specexp.storage.records import RecordFile
 
 RECORD = {
     "prompt_id": "ä", "turn": 0, "label": "baseline", "repeat": 0, "settings_hash": "h", "token_ids": [3, 1, 4],

@@ -22,7 +22,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.tracking.fluent import _active_run_stack
 
 from running import evaluate, flat_runs, runs
-from specexp import signals, store, tracking
+from specexp import signals
+from specexp.tracking import backend, client
 from test_upload import TOY, WRITES, all_held, failing, held, undisturbed, upload
 from tracking_server import serving
 
@@ -115,7 +116,7 @@ def test_a_kill_at_any_write_leaves_nothing_open_after_the_next_upload(workplace
     for write in (1, 2, 3, 5, 6):
         with (
             at_write(write, killed),
-            mock.patch.object(tracking, "close"),
+            mock.patch.object(client, "close"),
             mock.patch.object(mlflow, "end_run"),
             pytest.raises(Killed),
         ):
@@ -141,7 +142,7 @@ def test_a_main_run_that_was_made_twice_because_an_answer_got_lost_is_one(workpl
 
 def test_sigterm_ends_a_command_whose_store_hangs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "GRACE", 0.1)
-    monkeypatch.setattr(store, "_LAST_TIMEOUT", 0.1)
+    monkeypatch.setattr(backend, "_LAST_TIMEOUT", 0.1)
     woken = []
 
     def hangs(*arguments: Any, **more: Any) -> None:
@@ -178,7 +179,7 @@ def values(found: dict[str, Any]) -> dict[str, Any]:
     """What does not depend on when a run was sent."""
     numbers = {key: [value for value, _, _ in history] for key, history in found["metrics"].items()}
     mine = {key: value for key, value in numbers.items() if not key.startswith("memory/")}
-    return {**found, "metrics": mine, "files": sorted(found["files"])}
+    return {**found, "metrics": mine, "storage.files": sorted(found["storage.files"])}
 
 
 def kept(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import pytest
 
 from reading import Shown, read
 from running import evaluate, records
-from specexp.files import CHECKSUM
+from specexp.storage.files import CHECKSUM
 
 Z = NormalDist().inv_cdf
 Record = dict[str, Any]

@@ -26,7 +26,7 @@ from specexp.evaluation import quick
 from specexp.evaluation.advice import Advice, measure
 from specexp.evaluation.advice_report import as_json
 from specexp.evaluation.duration import Pace
-from specexp.evaluation.journal import Journal
+from specexp.storage.journal import Journal
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--experiment", "toy_quick", "--limit", "2", "--max-new-tokens", "12", "--gamma", "2", "--repeats", "2",

@@ -17,10 +17,10 @@ from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Generation
 from specexp.errors import ConfigError
-from specexp.evaluation.records import Record
 from specexp.evaluation.trees import check_trees
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.toy import ToyModel
+from specexp.storage.records import Record
 
 Pair = Callable[[str], dict[str, HFModel]]
 SAME_TOKENS = ("llama", "qwen2", "gpt2", "gpt_neox")

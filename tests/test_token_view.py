@@ -19,8 +19,8 @@ from specexp.evaluation import token_view
 from specexp.evaluation.pair import ToyText
 from specexp.evaluation.showing import Shown
 from specexp.evaluation.spelling import PART, SPECIAL, TEXT, Piece, marked, named, plain, spelled
-from specexp.files import CHECKSUM
 from specexp.judge import features
+from specexp.storage.files import CHECKSUM
 from specexp.tasks.example import Example
 from test_tracing import check_counts
 

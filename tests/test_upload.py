@@ -26,7 +26,7 @@ from entrypoints.train_judge import command as train_judge
 from entrypoints.upload import command
 from judges import label_set
 from running import comparison_runs, evaluate, flat_runs, invoke, records, refused, runs
-from specexp import store
+from specexp.tracking import backend
 from tracking_server import serving
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +84,7 @@ def held(run: Run, folder: Path) -> dict[str, Any]:
         "params": run.data.params,
         "tags": {key: value for key, value in ours.items() if not key.startswith("mlflow.source")},
         "metrics": metrics,
-        "files": {str(p.relative_to(files)): p.read_bytes() for p in sorted(files.rglob("*")) if p.is_file()},
+        "storage.files": {str(p.relative_to(files)): p.read_bytes() for p in sorted(files.rglob("*")) if p.is_file()},
         "inputs": [(i.dataset.name, i.dataset.digest, i.dataset.source_type) for i in run.inputs.dataset_inputs],
     }
 
@@ -288,7 +288,7 @@ def test_a_server_that_refuses_is_none_that_may_come_back(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
     said = MlflowException(f"API request to endpoint /api failed with error code {status} != 200. Response body: ''")
-    assert store.is_silence(said) is goes_on
+    assert backend.is_silence(said) is goes_on
 
 
 @contextmanager

@@ -24,18 +24,19 @@ from specexp.config import Experiment
 from specexp.decoding.chain import Chain
 from specexp.engine import Engine
 from specexp.errors import ConfigError
-from specexp.evaluation import divergence, environment, runner
+from specexp.evaluation import divergence, runner
 from specexp.evaluation.candidates import Candidate, to_probe
 from specexp.evaluation.choice import NUM_CHECKED, Checked, Option, best, worth_checking
 from specexp.evaluation.forecast import Forecast, Traces, forecast, records_of, trace_of
-from specexp.evaluation.journal import Journal, Key
 from specexp.evaluation.methods import roles_of
 from specexp.evaluation.prediction import Trace
-from specexp.evaluation.records import Record
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.statistics import rate, rate_ratio
 from specexp.evaluation.timing import Own, Phase, Timings, decoding, once, timings, whole
 from specexp.evaluation.traces import agreement, looked_up, watched_output
+from specexp.storage import environment
+from specexp.storage.journal import Journal, Key
+from specexp.storage.records import Record
 
 PLAIN = "baseline"
 WEIGHED = ("speculative", "lookup", "specexec", "autojudge")  # methods that advice knows to predict

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from specexp.evaluation import environment, unfinished
+from specexp.evaluation import unfinished
 from specexp.evaluation.advice import PLAIN, Advice
 from specexp.evaluation.candidates import Candidate
 from specexp.evaluation.choice import harmless, may_run, pays
@@ -13,6 +13,7 @@ from specexp.evaluation.divergence_words import NOT_LOSSLESS
 from specexp.evaluation.forecast import records_of
 from specexp.evaluation.statistics import Interval, rate_ratio, wilson
 from specexp.evaluation.timing import decoding
+from specexp.storage import environment
 
 
 @dataclass(frozen=True, slots=True)

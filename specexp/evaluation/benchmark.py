@@ -17,16 +17,17 @@ from tqdm import tqdm
 
 from specexp import config
 from specexp.errors import ModelError
-from specexp.evaluation import batching, environment, floor, peers, runner, split
+from specexp.evaluation import batching, floor, peers, runner, split
 from specexp.evaluation.contenders import Theirs
 from specexp.evaluation.equality import Difference, differences
-from specexp.evaluation.journal import Journal
 from specexp.evaluation.peers import Peer
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.statistics import rate
 from specexp.evaluation.timing import Contender, Own, Phase, Timings, decoding, once, sampled, timings
 from specexp.lm.hf import loading
 from specexp.lm.hf.hf_model import HFModel
+from specexp.storage import environment
+from specexp.storage.journal import Journal
 
 PLAIN, GENERATE, FIRST_TOKEN, COMPILED = "plain", "generate", "generate_first_token", "generate_compiled"
 OTHERS = ("specexec", "lookup")  # at their presets

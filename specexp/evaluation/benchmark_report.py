@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from specexp.evaluation import environment
 from specexp.evaluation.benchmark import (
     FIRST_TOKEN,
     GENERATE,
@@ -19,6 +18,7 @@ from specexp.evaluation.runner import costs_of
 from specexp.evaluation.shares import HOST, shares
 from specexp.evaluation.statistics import Interval, Timed, rate, rate_ratio
 from specexp.evaluation.timing import Timings, decoding, sampled, whole
+from specexp.storage import environment
 
 HEADLINES = {
     "plain_vs_generate": "plain decoding / generate(), end-to-end tokens a second",

@@ -15,9 +15,9 @@ from specexp.evaluation import report
 from specexp.evaluation.certificate import Certificate
 from specexp.evaluation.certificate_config import CertificateConfig
 from specexp.evaluation.checks import Check, Subject
-from specexp.evaluation.outbox import Outbox
-from specexp.evaluation.output import OutputFolder
-from specexp.sheets import Input, Mark, Sheet, now
+from specexp.storage.run_folder import OutputFolder
+from specexp.storage.run_plan import Input, Mark, Sheet, now
+from specexp.tracking.outbox import Outbox
 
 FILE, CHECKS = "certificate.json", "checks.json"
 TAG = "certificate"

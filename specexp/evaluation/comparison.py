@@ -12,9 +12,9 @@ from specexp.config import Experiment, MethodConfig
 from specexp.evaluation import divergence, split
 from specexp.evaluation.divergence import Divergence
 from specexp.evaluation.methods import is_lossless as is_lossless
-from specexp.evaluation.output import OutputFolder
-from specexp.evaluation.records import Record
 from specexp.evaluation.runner import Prepared, arithmetic_of, claims_attainable, costs_of, pooled
+from specexp.storage.records import Record
+from specexp.storage.run_folder import OutputFolder
 
 
 @dataclass(frozen=True, slots=True)

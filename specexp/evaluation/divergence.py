@@ -20,10 +20,10 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.evaluation.equality import Draws, difference, explanation
 from specexp.evaluation.methods import is_lossless
-from specexp.evaluation.output import OutputFolder
-from specexp.evaluation.records import Key, Record, RecordFile, key_of
 from specexp.evaluation.runner import LOWER, Job, Prepared, arithmetic_of, prompt_of
 from specexp.lm import out_of_memory
+from specexp.storage.records import Key, Record, RecordFile, key_of
+from specexp.storage.run_folder import OutputFolder
 
 FILE = "differences.json"
 NEAR_TIE, ROUNDING, UNEXPLAINED = "near tie", "rounding", "unexplained"

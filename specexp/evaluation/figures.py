@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specexp.evaluation.records import Record
 from specexp.evaluation.trees import by_rank, reached
-from specexp.files import writing
+from specexp.storage.files import writing
+from specexp.storage.records import Record
 
 
 def draw_trees(path: Path, name: str, records: Sequence[Record]) -> None:

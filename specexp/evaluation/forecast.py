@@ -30,8 +30,8 @@ from specexp.evaluation.prediction import (
     varying_attainable,
     verifying_calls,
 )
-from specexp.evaluation.records import Record
 from specexp.evaluation.timing import Timings, decoding
+from specexp.storage.records import Record
 
 # Where a mean length comes from: that of a chain or of looked-up drafts from plain decoding's outputs, greedy or
 # sampled; a lossy one's from its own output; a tree's from runs.

@@ -12,9 +12,9 @@ from specexp.config import TREES, TreeConfig
 from specexp.engine.costs import Costs
 from specexp.evaluation import unfinished
 from specexp.evaluation.paired import accuracy, against, paired, speedup, timed
-from specexp.evaluation.records import Record
 from specexp.evaluation.statistics import rate
 from specexp.evaluation.trees import check_trees, tree_metrics
+from specexp.storage.records import Record
 
 
 def check_identities(record: Record, tree: TreeConfig | None = None, bonus: bool = True) -> None:

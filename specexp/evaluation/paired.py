@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import product
 
-from specexp.evaluation.records import Record
 from specexp.evaluation.statistics import (
     Timed,
     paired_difference,
@@ -22,6 +21,7 @@ from specexp.evaluation.statistics import (
     wilson,
 )
 from specexp.evaluation.unfinished import is_unparsed
+from specexp.storage.records import Record
 
 Pairs = Sequence[tuple[Record, Record]]
 

@@ -16,15 +16,15 @@ from specexp.evaluation.divergence_words import NOT_LOSSLESS, marks
 from specexp.evaluation.figures import draw_trees
 from specexp.evaluation.methods import is_lossless
 from specexp.evaluation.metrics import has_ends
-from specexp.evaluation.outbox import Outbox
-from specexp.evaluation.output import OutputFolder
-from specexp.evaluation.records import Record, write_whole
 from specexp.evaluation.runner import Prepared, Summary, summary
 from specexp.evaluation.verdict import verdict
 from specexp.evaluation.words import plain
-from specexp.files import make_folder
 from specexp.lm import out_of_memory
-from specexp.sheets import File, Input, Sheet, logged, now
+from specexp.storage.files import make_folder
+from specexp.storage.records import Record, write_whole
+from specexp.storage.run_folder import OutputFolder
+from specexp.storage.run_plan import File, Input, Sheet, logged, now
+from specexp.tracking.outbox import Outbox
 
 PAGE = "report.html"
 OUTPUTS = "outputs.json"  # of a flat run: prompts and outputs, for the UI's side-by-side view

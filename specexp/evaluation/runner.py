@@ -24,16 +24,16 @@ from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Generation, Request, costs
 from specexp.errors import ConfigError, ModelError, OutputError, PromptError
-from specexp.evaluation import environment
 from specexp.evaluation.duration import Pace, Progress, announce
 from specexp.evaluation.methods import Making, decoder_for, roles_of
 from specexp.evaluation.metrics import check_identities, summarise
-from specexp.evaluation.output import OutputFolder
 from specexp.evaluation.pair import Pair, contexts, hidden_sizes, identity, load_pair
-from specexp.evaluation.records import Record, RecordFile
 from specexp.judge.judge import Judge
 from specexp.lm import out_of_memory
 from specexp.lm.runtime import ModelConfig
+from specexp.storage import environment
+from specexp.storage.records import Record, RecordFile
+from specexp.storage.run_folder import OutputFolder
 from specexp.tasks.answers import UNRECORDED, VERSION, AnswerRule, version_words
 from specexp.tasks.example import Example, Task
 from specexp.tasks.sampling import selection

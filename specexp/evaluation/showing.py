@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specexp.errors import ConfigError
-from specexp.evaluation.records import Record
+from specexp.storage.records import Record
 from specexp.tasks.example import Example
 
 DEFAULT = "3"

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from specexp.decoding.rng import dice_for
 from specexp.engine import Decoder, Engine
-from specexp.evaluation.output import OutputFolder
-from specexp.evaluation.records import Record
 from specexp.evaluation.runner import LOWER, Prepared
 from specexp.evaluation.shares import Stopwatch, TimedDecoder, TimedDice, TimedModel, shares
 from specexp.lm import out_of_memory
+from specexp.storage.records import Record
+from specexp.storage.run_folder import OutputFolder
 
 FILE = "shares.json"
 PROMPTS = 4

@@ -36,13 +36,13 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
 from specexp.evaluation import runner
 from specexp.evaluation.hindsight import Opinion, opinions, soft
-from specexp.evaluation.journal import Journal, Key
 from specexp.evaluation.methods import is_lossless
-from specexp.evaluation.records import Record, RecordFile
 from specexp.evaluation.runner import LOWER, Job, Prepared, Setting
 from specexp.evaluation.spelling import alone, spelled
 from specexp.evaluation.tracing import Emitted, TracedDecoder, tally
 from specexp.lm import out_of_memory
+from specexp.storage.journal import Journal, Key
+from specexp.storage.records import Record, RecordFile
 
 VERSION = 1
 COUNTS = ("num_rounds", "num_drafted", "num_accepted", "num_judged", "num_cut", "num_full", "finish_reason")

@@ -19,14 +19,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from specexp.evaluation import divergence
 from specexp.evaluation.divergence_words import NOT_LOSSLESS
-from specexp.evaluation.journal import Journal
-from specexp.evaluation.output import OutputFolder
-from specexp.evaluation.records import RecordFile, write_whole
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.showing import Shown
 from specexp.evaluation.spelling import PART, SPECIAL, TEXT, marked, plain
 from specexp.evaluation.token_data import VERSION, Budget, trace
 from specexp.evaluation.tracing import ORIGINS
+from specexp.storage.journal import Journal
+from specexp.storage.records import RecordFile, write_whole
+from specexp.storage.run_folder import OutputFolder
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 JSON, HTML = "tokens.json", "tokens.html"

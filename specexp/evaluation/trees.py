@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specexp.config import TreeConfig
-from specexp.evaluation.records import Record
+from specexp.storage.records import Record
 
 PRUNED = ("pruned_by_threshold", "pruned_by_log_prob", "pruned_by_budget")
 

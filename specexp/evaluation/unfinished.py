@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from specexp.evaluation.records import Record
+from specexp.storage.records import Record
 
 WARNED = 0.1  # share of a setting's outputs from which a warning says so
 LENGTH, CONTEXT = "length", "context"  # why an output ended that did not end by itself

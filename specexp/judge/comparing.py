@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from specexp.files import writing
 from specexp.judge import calibration, features, figures
 from specexp.judge.features import Mode
 from specexp.judge.judge import Facts, Judge
 from specexp.judge.labels import Label, LabelSet
 from specexp.judge.training import Log, Recipe, Splits, Trained, train_logistic, train_mlp
+from specexp.storage.files import writing
 
 IDENTITY = ("target", "draft", "tokenizer", "target_name", "draft_name", "target_revision", "draft_revision", "dtype")
 SWEEP = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)  # recalls whose thresholds are shown beside the requested one

@@ -10,8 +10,8 @@ import numpy as np
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from specexp.files import writing
 from specexp.judge.calibration import accepted_at, recall_at
+from specexp.storage.files import writing
 
 BINS = 10
 

@@ -17,9 +17,9 @@ from safetensors.numpy import load_file, save
 
 from specexp import reading
 from specexp.errors import JudgeError, shown
-from specexp.files import make_folder, write_whole
 from specexp.judge import features
 from specexp.judge.network import Network
+from specexp.storage.files import make_folder, write_whole
 from specexp.tasks.answers import UNRECORDED, version_note
 
 WEIGHTS, FACTS = "judge.safetensors", "judge.json"

@@ -20,9 +20,10 @@ from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
-from specexp import reading, store
+from specexp import reading
 from specexp.errors import JudgeError
 from specexp.judge.judge import FACTS, WEIGHTS, Facts, Judge
+from specexp.tracking import backend
 
 NAME = "autojudge"
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -120,7 +121,7 @@ def load(address: str) -> Judge:
         return Judge.load(folder / _place(folder / MLMODEL, address) if _is_model(folder) else folder, address)
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            with store.quiet():
+            with backend.quiet():
                 found = _fetch(address, Path(scratch))
         except (mlflow.MlflowException, OSError, ValueError) as error:
             raise JudgeError(_missing(address, error)) from error
@@ -149,8 +150,8 @@ def _fetch(address: str, scratch: Path) -> Path:
 
 
 def _missing(address: str, error: Exception) -> str:
-    where, words = store.address(), store.words(error)
-    if where.startswith("http") and store.is_silence(error):
+    where, words = backend.address(), backend.words(error)
+    if where.startswith("http") and backend.is_silence(error):
         return (
             f"judge '{address}' is in the store at {where}, which does not answer: {words}. Start it, name another one"
             " in MLFLOW_TRACKING_URI, or give the judge's folder."

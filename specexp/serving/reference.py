@@ -18,11 +18,11 @@ from specexp.api import LoadedPair, Output
 from specexp.config import Experiment, MethodConfig, TreeConfig
 from specexp.errors import ModelError
 from specexp.evaluation.methods import roles_of
-from specexp.files import make_folder, write_whole
 from specexp.lm.runtime import NO_TEMPLATE, OWN_TEMPLATE, ModelConfig, ToyConfig
 from specexp.serving import requests
 from specexp.serving.batcher import Batcher
 from specexp.serving.texts import Texts
+from specexp.storage.files import make_folder, write_whole
 from specexp.tasks.source import DataConfig
 
 FILE, JUDGE = "decoder.json", "judge"

@@ -29,8 +29,8 @@ from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.errors import OutputError
-from specexp.files import is_unwritable, make_folder, unwritable, writing
 from specexp.lm.hf.hf_model import HFModel
+from specexp.storage.files import is_unwritable, make_folder, unwritable, writing
 from specexp.tasks import arith
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from specexp.errors import OutputError
-from specexp.files import CHECKSUM, append_line, checksum, misfit, open_lines, unwritable
-from specexp.files import write_whole as write_whole
+from specexp.storage.files import CHECKSUM, append_line, checksum, misfit, open_lines, unwritable
+from specexp.storage.files import write_whole as write_whole
 
 Record = dict[str, Any]
 Key = tuple[str, int, str, int]  # prompt_id, turn, label, repeat

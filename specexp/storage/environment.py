@@ -15,7 +15,7 @@ from typing import Any
 from specexp.lm.model import Model
 
 PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "datasets", "numpy", "mlflow")
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def describe(models: Mapping[Any, Model], tokenizer: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,10 +20,11 @@ from mlflow import entities
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.tracking import MlflowClient
 
-from specexp import signals, store
+from specexp import signals
 from specexp.errors import OutputError, StoreError
-from specexp.sheets import File, Input, Mark, Sheet
+from specexp.storage.run_plan import File, Input, Mark, Sheet
 from specexp.tasks.example import Dataset
+from specexp.tracking import backend
 
 KEY = "specexp.key"  # tag: names one run of one output folder
 _GENERATED_NAME = re.compile(r"^[a-z]+-[a-z]+-\d+$")  # what MLflow calls a run that nobody named
@@ -60,12 +61,12 @@ def begin(key: str, name: str, tags: Mapping[str, str], system_metrics: bool | N
             client.set_terminated(run.info.run_id, "KILLED")
     how = {"run_id": given, "run_name": None if given else name, "log_system_metrics": system_metrics}
     with signals.held():
-        store.patiently(lambda: mlflow.start_run(tags=dict(tags), **how))
+        backend.patiently(lambda: mlflow.start_run(tags=dict(tags), **how))
         run = mlflow.active_run()
         os.environ.pop("MLFLOW_RUN_ID", None)
     delete_doubles(key, {run.info.run_id, *(each.info.run_id for each in before)})
     if given and _GENERATED_NAME.match(run.info.run_name or ""):
-        store.patiently(lambda: mlflow.set_tag("mlflow.runName", name))
+        backend.patiently(lambda: mlflow.set_tag("mlflow.runName", name))
     return run
 
 
@@ -92,7 +93,7 @@ def close(keys: Collection[str]) -> None:
 
     It may be the store why we end; so nothing is waited for that takes long.
     """
-    with suppress(StoreError), store.telling(StoreError), store.briefly():
+    with suppress(StoreError), backend.telling(StoreError), backend.briefly():
         end("FAILED")
         client = MlflowClient()
         for run in _search(client, "attributes.status = 'RUNNING'", _MOST):
@@ -248,8 +249,8 @@ def fetch(address: str, folder: Path) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=str(folder)))
     except (mlflow.MlflowException, OSError, ValueError) as error:
-        words = store.words(error)
-        raise OutputError(f"'{address}' cannot be had from the store at {store.address()}: {words}.") from error
+        words = backend.words(error)
+        raise OutputError(f"'{address}' cannot be had from the store at {backend.address()}: {words}.") from error
 
 
 @contextmanager
@@ -266,7 +267,7 @@ def detached() -> Iterator[None]:
 def chart_address(run_id: str) -> str:
     """Where `make ui` shows the runs of this experiment as charts."""
     experiment = MlflowClient().get_run(run_id).info.experiment_id
-    base = store.address()
+    base = backend.address()
     host = base.rstrip("/") if base.startswith("http") else "http://127.0.0.1:5000"
     return f"{host}/#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
 

@@ -30,10 +30,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from specexp import files, sheets
 from specexp.addresses import mask
 from specexp.errors import OutputError
-from specexp.evaluation.records import RecordFile
+from specexp.storage import files, run_plan
+from specexp.storage.records import RecordFile
 
 LOCK, CONFIG, STATE, PLAN = ".lock", "config.json", "mlflow.json", "upload.json"
 _SECONDS = {int: float}
@@ -45,7 +45,7 @@ SHAPES: dict[str, tuple[files.Shape, str]] = {
         {"uid?": str, "run_id?": str, "runs?": {str: str}, "sent?": bool, "store?": str},
         "Put it back as it was, or remove it: runs are then made anew, beside those that the store may have.",
     ),
-    PLAN: (sheets.SHAPE, "Put it back as it was, or remove it and go on with the command that made it and --resume."),
+    PLAN: (run_plan.SHAPE, "Put it back as it was, or remove it and go on with the command that made it and --resume."),
     "costs.json": (
         ({"context": float, "draft": (float, type(None)), "target": _SECONDS, "tree_draft": _SECONDS,
           "tree_target": _SECONDS}, type(None)), _AGAIN,

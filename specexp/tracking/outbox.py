@@ -1,6 +1,6 @@
 """The way from an output folder to the tracking store: all is written into the folder first, and sent from there.
 
-    upload.json   what the runs are to hold (`sheets.Plan`)
+    upload.json   what the runs are to hold (`run_plan.Plan`)
     mlflow.json   their ids in the store, as they are made, and whether all was sent
 
 A store that does not answer stops no work. What could not be sent goes later, by the same code, as often as it takes:
@@ -19,11 +19,13 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from specexp import sheets, signals, store, tracking
+from specexp import signals
 from specexp.errors import OutputError, StoreError, Unsent
-from specexp.evaluation.output import PLAN, STATE, read_json
-from specexp.files import write_json
-from specexp.sheets import File, Input, Mark, Plan, Sheet
+from specexp.storage import run_plan
+from specexp.storage.files import write_json
+from specexp.storage.run_folder import PLAN, STATE, read_json
+from specexp.storage.run_plan import File, Input, Mark, Plan, Sheet
+from specexp.tracking import backend, client
 
 EXPERIMENT = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
 
@@ -40,14 +42,14 @@ class Sent:
     @property
     def charts(self) -> str:
         """A line that says where the charts are."""
-        how = "" if store.address().startswith("http") else " (after `make ui`)"
+        how = "" if backend.address().startswith("http") else " (after `make ui`)"
         return f"charts{how}: {self.address}"
 
 
 class Outbox:
     """The main run of one folder, and the flat ones beside it.
 
-    `silence` is what `store.ready` said, which is asked before anything is loaded or decoded.
+    `silence` is what `backend.ready` said, which is asked before anything is loaded or decoded.
     """
 
     def __init__(self, path: Path, key: str, name: str, tags: Mapping[str, str], silence: str | None) -> None:
@@ -58,10 +60,10 @@ class Outbox:
     @property
     def is_sent(self) -> bool:
         """Whether the store has it all from an earlier attempt. What `mlflow run` makes a run for is done again."""
-        if tracking.attached() or self._silence is not None or not (self.path / PLAN).exists():
+        if client.attached() or self._silence is not None or not (self.path / PLAN).exists():
             return False
         with self._telling():
-            return tracking.find(self._key, finished=True) is not None
+            return client.find(self._key, finished=True) is not None
 
     @contextmanager
     def open(self, timed: bool = True) -> Iterator[None]:
@@ -75,32 +77,32 @@ class Outbox:
             silence = self._silence or self._begun(timed)
             if silence is not None:
                 print(
-                    f"note: the tracking store at {store.address()} does not answer ({silence}). The work goes on all"
+                    f"note: the tracking store at {backend.address()} does not answer ({silence}). The work goes on all"
                     f" the same: everything is written to '{self.path}', and sent at the end if the store answers"
                     " then.",
                     file=sys.stderr,
                 )
             yield
         except BaseException:
-            tracking.close((self._key,))
+            client.close((self._key,))
             raise
-        with suppress(StoreError), store.telling(StoreError):
-            tracking.end("FINISHED")
+        with suppress(StoreError), backend.telling(StoreError):
+            client.end("FINISHED")
 
     def _begun(self, timed: bool) -> str | None:
         """Begin the main run; returns why the store does not answer."""
         try:
-            with store.quiet(), signals.held():
+            with backend.quiet(), signals.held():
                 self._note(self._key, _begin(self._key, self._name, self._tags, timed).info.run_id)
         except Exception as error:
-            if not store.is_of_store(error):
+            if not backend.is_of_store(error):
                 raise
-            if store.is_refusal(error):
+            if backend.is_refusal(error):
                 raise StoreError(
-                    f"the tracking store at {store.address()} takes no run: {store.words(error)}. Mend that, or name"
-                    " another store in MLFLOW_TRACKING_URI."
+                    f"the tracking store at {backend.address()} takes no run: {backend.words(error)}. Mend that, or"
+                    " name another store in MLFLOW_TRACKING_URI."
                 ) from error
-            return store.words(error)
+            return backend.words(error)
         return None
 
     def main(
@@ -114,9 +116,9 @@ class Outbox:
         """The sheet of the main run; files in a folder below `path` go to one of the same name."""
         where = [file.relative_to(self.path) for file in files]
         return Sheet(
-            self._key, self._name, {**self._tags, **(tags or {})}, sheets.logged(params or {}), dict(metrics),
+            self._key, self._name, {**self._tags, **(tags or {})}, run_plan.logged(params or {}), dict(metrics),
             [File(str(file), "" if file.parent == Path() else str(file.parent)) for file in where], inputs,
-            sheets.now(),
+            run_plan.now(),
         )  # fmt: skip
 
     def send(self, main: Sheet, flat: Sequence[Sheet] = (), marks: Sequence[Mark] = ()) -> Sent:
@@ -146,14 +148,14 @@ class Outbox:
             _note(self.path, {key: run_id}, False)
 
     def _telling(self) -> AbstractContextManager[None]:
-        return store.telling(lambda words: Unsent(unsent(self.path, words)))
+        return backend.telling(lambda words: Unsent(unsent(self.path, words)))
 
 
 def unsent(path: Path, words: str) -> str:
     """What is on disk, and the way on."""
     command = shlex.join(["python", "-m", "entrypoints", "upload", "--output", str(path)])
     return (
-        f"the runs of '{path}' are not all in the tracking store at {store.address()}: {words}. Nothing is lost:"
+        f"the runs of '{path}' are not all in the tracking store at {backend.address()}: {words}. Nothing is lost:"
         f" everything is in '{path}', what the runs are to hold in {PLAN} there. When the store answers: {command}"
     )
 
@@ -174,11 +176,11 @@ def upload(path: Path) -> Sent | None:
     _check_files(path, _files(plan))
     if not any(os.environ.get(name) for name in EXPERIMENT):
         os.environ.update({name: plan.experiment[name] for name in EXPERIMENT if name in plan.experiment})
-    silence = store.ready()
+    silence = backend.ready()
     if silence is not None:
         raise Unsent(unsent(path, silence))
-    with store.telling(lambda words: Unsent(unsent(path, words))):
-        if _state(path).get("sent") and tracking.find(plan.main.key, finished=True):
+    with backend.telling(lambda words: Unsent(unsent(path, words))):
+        if _state(path).get("sent") and client.find(plan.main.key, finished=True):
             return None
         return _sent_or_ended(path)
 
@@ -189,7 +191,7 @@ def _sent_or_ended(path: Path, only: Sequence[File] | None = None) -> Sent:
         return send(path, only)
     except BaseException:
         plan = _plan(path)
-        tracking.close({plan.main.key, *(sheet.key for sheet in plan.flat)})
+        client.close({plan.main.key, *(sheet.key for sheet in plan.flat)})
         raise
 
 
@@ -199,36 +201,36 @@ def send(path: Path, only: Sequence[File] | None = None) -> Sent:
     _check_files(path, _files(plan) if only is None else only)
     main = plan.main
     with signals.held():
-        found = store.patiently(lambda: tracking.known(ids.get(main.key), main.key))
+        found = backend.patiently(lambda: client.known(ids.get(main.key), main.key))
         if found is None or found.info.run_id == os.environ.get("MLFLOW_RUN_ID"):  # one that nobody has begun
-            found = store.patiently(lambda: _begin(main.key, main.name, main.tags, True))
+            found = backend.patiently(lambda: _begin(main.key, main.name, main.tags, True))
         _note(path, {main.key: found.info.run_id}, False)
     if only is not None:
-        store.patiently(lambda: tracking.put(found.info.run_id, only, path))
+        backend.patiently(lambda: client.put(found.info.run_id, only, path))
     else:
         for sheet in plan.flat:
             _send_flat(path, sheet, ids.get(sheet.key), found.info.experiment_id)
-        store.patiently(lambda: tracking.fill(found.info.run_id, main, path))
-    num_marked = sum(store.patiently(partial(tracking.mark, mark)) for mark in plan.marks)
-    tracking.end("FINISHED")
+        backend.patiently(lambda: client.fill(found.info.run_id, main, path))
+    num_marked = sum(backend.patiently(partial(client.mark, mark)) for mark in plan.marks)
+    client.end("FINISHED")
     _note(path, {}, True)
-    address = tracking.chart_address(found.info.run_id)
+    address = client.chart_address(found.info.run_id)
     return Sent(found.info.run_id, address, 1 + len(plan.flat), num_marked)
 
 
 def _send_flat(path: Path, sheet: Sheet, known: str | None, experiment: str) -> None:
     """Make the run of this sheet, or finish it if it was begun; leave a finished one alone."""
     with signals.held():
-        run = store.patiently(lambda: tracking.known(known, sheet.key) or tracking.make(sheet, experiment))
+        run = backend.patiently(lambda: client.known(known, sheet.key) or client.make(sheet, experiment))
         _note(path, {sheet.key: run.info.run_id}, False)
     if run.info.status != "FINISHED":
-        store.patiently(lambda: tracking.delete_doubles(sheet.key, {run.info.run_id}))
-        store.patiently(lambda: tracking.fill(run.info.run_id, sheet, path))
+        backend.patiently(lambda: client.delete_doubles(sheet.key, {run.info.run_id}))
+        backend.patiently(lambda: client.fill(run.info.run_id, sheet, path))
 
 
 def _begin(key: str, name: str, tags: Mapping[str, str], timed: bool) -> Any:
     asked = timed or "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING" in os.environ
-    return tracking.begin(key, name, tags, None if asked else True)
+    return client.begin(key, name, tags, None if asked else True)
 
 
 def _plan(path: Path) -> Plan:
@@ -284,4 +286,4 @@ def _note(path: Path, ids: Mapping[str, str], sent: bool) -> None:
     """Run ids as they get known, in the store that they are in. Raises OutputError."""
     state = _state(path)
     runs = {**state.get("runs", {}), **ids}
-    write_json(path / STATE, {**state, "runs": runs, "sent": sent, "store": store.address()})
+    write_json(path / STATE, {**state, "runs": runs, "sent": sent, "tracking.backend": backend.address()})

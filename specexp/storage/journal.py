@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from specexp.errors import OutputError
-from specexp.files import CHECKSUM, append_line, checksum, open_lines
+from specexp.storage.files import CHECKSUM, append_line, checksum, open_lines
 
 FILE = "progress.jsonl"
 Key = tuple[str | int, ...]
