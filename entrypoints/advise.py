@@ -50,9 +50,10 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     resolved = advising.settled(resolved, with_trees, with_draft)
     path = folder_of("advise", output, resume, resolved.hash)
     from specexp.evaluation import advice_report as report
-    from specexp.evaluation import duration, runner
+    from specexp.evaluation import runner
     from specexp.evaluation.advice_figure import draw_advice
     from specexp.evaluation.recommended import NAME, recommended
+    from specexp.profiling import time_estimate
     from specexp.storage.journal import FILE, Journal
     from specexp.storage.records import write_whole
     from specexp.storage.run_folder import OutputFolder
@@ -64,7 +65,7 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     tell(prepared.notes)
     facts = {**runner.inputs_of(prepared), "sweep": sweep}
     with folder.hold(), Journal.open(folder.path / FILE, facts) as journal:
-        duration.announce_runs(prepared, advising.num_left(prepared, sweep, journal))
+        time_estimate.announce_runs(prepared, advising.num_left(prepared, sweep, journal))
         found = advising.measure(prepared, sweep, journal=journal)
         result = report.as_json(found)
         click.echo(report.table(result))

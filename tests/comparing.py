@@ -9,9 +9,9 @@ from typing import Any
 
 from specexp import config
 from specexp.config import Experiment, MethodConfig
-from specexp.engine.costs import Costs
 from specexp.evaluation.comparison import Comparison, Entry, is_lossless
-from specexp.evaluation.metrics import summarise
+from specexp.metrics.summary import summarise
+from specexp.profiling.call_costs import Costs
 
 COSTS = Costs(0.01, {n: 0.1 + 0.004 * (n - 1) for n in (1, 3, 5, 9, 17)}, {4: 0.02}, {9: 0.2, 33: 0.3})
 SHARES = {"draft": 0.3, "target": 0.4, "judge": 0.05, "sampling": 0.1, "host": 0.15}

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from specexp import config
-from specexp.evaluation.pair import identity, load_pair
 from specexp.judge import features
 from specexp.judge.features import Mode
 from specexp.judge.judge import Facts, Judge
 from specexp.judge.labels import Label, LabelSet
 from specexp.judge.network import Network
 from specexp.judge.splits import split_of
+from specexp.pair.loading import identity, load_pair
 from specexp.tasks import answers
 
 TINY_HIDDEN = {"target": 5, "draft": 3}

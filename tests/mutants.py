@@ -286,7 +286,7 @@ BATCH_BUGS = [
 ]  # fmt: skip
 
 PAIRED, STATISTICS, METRICS = (
-    "specexp.evaluation.paired", "specexp.evaluation.statistics", "specexp.evaluation.metrics",
+    "specexp.metrics.paired", "specexp.metrics.statistics", "specexp.metrics.summary",
 )  # fmt: skip
 CALIBRATION, LABELS = "specexp.judge.calibration", "specexp.judge.labels"
 

@@ -35,8 +35,8 @@ PROMISED = {
 
 @pytest.fixture(autouse=True)
 def small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specexp.evaluation.floor.LARGE", 1 << 20)
-    monkeypatch.setattr("specexp.evaluation.floor.ONCE", 1 << 20)
+    monkeypatch.setattr("specexp.profiling.bandwidth.LARGE", 1 << 20)
+    monkeypatch.setattr("specexp.profiling.bandwidth.ONCE", 1 << 20)
 
 
 def run(*arguments: str) -> Result:

@@ -17,12 +17,12 @@ from judges import judge_for, label_set
 from running import evaluate, invoke, refused, tiny
 from specexp import config
 from specexp.errors import ConfigError
-from specexp.evaluation import chat
-from specexp.evaluation.pair import load_pair
 from specexp.evaluation.recommended import _models
 from specexp.judge import comparing, features
 from specexp.lm.hf.loading import load_tokenizer
 from specexp.lm.runtime import ModelConfig
+from specexp.pair import chat_template
+from specexp.pair.loading import load_pair
 from specexp.serving.reference import FILE, Reference, ServedDecoder, refer
 from specexp.storage.run_folder import OutputFolder
 
@@ -73,7 +73,7 @@ def tokenizer_with(template: str) -> Any:
         (WITH_BOS, ""),
         (NO_SYSTEM, ""),
         (DEFAULT, "You are Tiny,\n a helpful model."),
-        (ALWAYS, f"Today is {chat.TODAY}."),
+        (ALWAYS, f"Today is {chat_template.TODAY}."),
         (PREFACE, "A chat with an expert."),
         ("{{ raise_exception('nothing goes') }}", ""),
     ],
@@ -81,8 +81,8 @@ def tokenizer_with(template: str) -> Any:
 )
 def test_what_a_template_tells_the_model_by_itself_is_found_by_rendering(template: str, system: str) -> None:
     tokenizer = tokenizer_with(template)
-    assert chat.system_text(tokenizer) == system
-    said = chat.note("auto", tokenizer, True, system, "")
+    assert chat_template.system_text(tokenizer) == system
+    said = chat_template.note("auto", tokenizer, True, system, "")
     assert ("adds no system prompt" in said) == (not system)
     assert " ".join(system.split()) in said
 
@@ -92,10 +92,10 @@ def test_a_tokenizer_that_adds_a_bos_adds_none_to_a_rendered_prompt(template: st
     tokenizer = tokenizer_with(template)
     assert tokenizer(QUESTION)["input_ids"][0] == tokenizer.bos_token_id, "it does add one to plain text"
     messages = [{"role": "user", "content": QUESTION}]
-    ids = chat.ids_of(tokenizer, chat.render(tokenizer, messages))
+    ids = chat_template.ids_of(tokenizer, chat_template.render(tokenizer, messages))
     assert ids.count(tokenizer.bos_token_id) == count
     assert ids == tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, date_string=chat.TODAY, return_dict=False
+        messages, add_generation_prompt=True, date_string=chat_template.TODAY, return_dict=False
     )
     assert tokenizer.decode(ids).endswith("[assistant] ")
 
@@ -166,7 +166,7 @@ def test_generate_asks_a_chat_model_in_its_template_and_says_so_once(workplace: 
 
 
 def test_an_empty_text_is_said_to_be_one(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from specexp.evaluation.pair import TokenizerText
+    from specexp.pair.loading import TokenizerText
 
     monkeypatch.setattr(TokenizerText, "decode", lambda self, ids: "")
     result = invoke(generate.command, "Mia", "--max-new-tokens", "2", "--json")
@@ -270,8 +270,8 @@ def test_several_templates_without_a_default_are_refused(workplace: Path, base_f
     tokenizer = tokenizer_with(PLAIN)
     tokenizer.chat_template = {"tools": PLAIN, "rag": PLAIN}
     with pytest.raises(ModelError, match="has several chat templates and no default one; set chat_template to none"):
-        chat.is_used("auto", tokenizer, completions=False, name="x")
-    assert not chat.is_used("none", tokenizer, completions=False, name="x")
+        chat_template.is_used("auto", tokenizer, completions=False, name="x")
+    assert not chat_template.is_used("none", tokenizer, completions=False, name="x")
 
 
 def test_a_judge_says_when_it_was_mined_with_other_prompts(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from specexp.evaluation.choice import Checked, Option, best, harmless, pays, worth_checking
-from specexp.evaluation.statistics import Interval
+from specexp.metrics.statistics import Interval
 
 
 def chains(**predicted: float) -> list[Option]:

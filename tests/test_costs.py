@@ -8,10 +8,10 @@ import pytest
 
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import Dice
-from specexp.engine import costs
-from specexp.engine.costs import Costs, TreeRound, measure
 from specexp.lm.model import Array, Branches, Feed
 from specexp.lm.toy import ToyModel, ToySession
+from specexp.profiling import call_costs
+from specexp.profiling.call_costs import Costs, TreeRound, measure
 
 IDS = [1, 2, 3, 4, 5]
 
@@ -81,10 +81,10 @@ def test_trees_alone_have_a_draft_step_and_a_plain_one_too() -> None:
 
 
 def test_slow_calls_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs, "PATIENCE", 5.0)
+    monkeypatch.setattr(call_costs, "PATIENCE", 5.0)
     target, draft = pair()
     measure({"target": target, "draft": draft}, IDS, [2], clock=lambda: target.now[0])
-    assert target.fed.count(3) == 2 * (costs.WARM_UP + 1)
+    assert target.fed.count(3) == 2 * (call_costs.WARM_UP + 1)
 
 
 def test_sizes_between_are_on_a_straight_line_and_beyond_the_ends_the_ends() -> None:

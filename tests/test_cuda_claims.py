@@ -13,7 +13,7 @@ from comparing import COSTS, compared, made_up, settings
 from running import evaluate, flat_runs
 from specexp.evaluation import benchmark_report, report
 from specexp.evaluation.advice_words import _limits
-from specexp.evaluation.metrics import summarise
+from specexp.metrics.summary import summarise
 from specexp.storage import environment
 
 TOY = ["--experiment", "toy_quick", "--methods", "baseline,speculative", "--gamma", "2", "--limit", "3",

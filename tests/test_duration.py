@@ -13,11 +13,12 @@ from mlflow.tracking import MlflowClient
 from clocked import Clock, ClockedToy
 from entrypoints import certify
 from running import comparison_runs, evaluate, invoke
-from specexp.evaluation import duration, runner, token_data, token_view
-from specexp.evaluation.duration import Pace, Progress, announce, pace, span
+from specexp.evaluation import runner, token_data, token_view
 from specexp.evaluation.token_data import Budget
 from specexp.judge import collecting
 from specexp.judge.search_progress import SearchProgress
+from specexp.profiling import time_estimate
+from specexp.profiling.time_estimate import Pace, Progress, announce, pace, span
 from test_collecting import collect
 
 TOY = ["--experiment", "toy_quick", "--limit", "4", "--output", "out"]
@@ -40,7 +41,7 @@ def test_a_pace_is_that_of_calls_as_they_are() -> None:
     calls = clock.now
     slow: Any = {"target": ClockedToy(clock, 20.0, 0.5, vocab_size=24, context=512)}
     pace(slow, [[1] * 5], clock=clock)
-    assert clock.now - calls == 22.0 + duration.TOKENS * 20.5, "slow calls are not made twice"
+    assert clock.now - calls == 22.0 + time_estimate.TOKENS * 20.5, "slow calls are not made twice"
 
 
 def test_a_bound_says_what_to_lower_only_if_it_is_long(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +69,7 @@ def test_what_is_expected_is_said_once_when_some_is_seen() -> None:
 def test_an_evaluation_says_how_long_it_takes_and_again_when_lengths_are_seen(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duration, "LONG", 0.0)
+    monkeypatch.setattr(time_estimate, "LONG", 0.0)
     given = [*TOY, "--methods", "baseline,speculative", "--max-new-tokens", "20", "--show", "0"]
     first = evaluate(*given)
     assert first.exit_code == 0, first.output
@@ -88,7 +89,7 @@ def test_the_bound_of_an_evaluation_is_that_of_its_settings(
 
 
 def test_a_certificate_says_how_long_it_takes(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duration, "LONG", 0.0)
+    monkeypatch.setattr(time_estimate, "LONG", 0.0)
     small = ["--experiment", "toy_quick", "--limit", "2", "--max-new-tokens", "8", "--gamma", "2", "--output", "out"]
     found = invoke(certify.command, *small)
     assert "4 outputs of up to 8 tokens, each as slow as plain decoding one at a time. Lower limit or " in found.stderr
@@ -130,7 +131,7 @@ def test_mining_tells_how_far_every_search_is_and_how_long_all_take(
         real(self, *found)
 
     monkeypatch.setattr(SearchProgress, "tell", tell)
-    monkeypatch.setattr(duration, "LONG", 0.0)
+    monkeypatch.setattr(time_estimate, "LONG", 0.0)
     monkeypatch.setattr(collecting, "EARLY", 1)
     found = collect("--limit", "3", "--max-new-tokens", "120", "--output", "labels", "--batch", "2")
     assert found.exit_code == 0, found.output

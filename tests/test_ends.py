@@ -20,9 +20,9 @@ from specexp.decoding.protocol import Draft, Recall, Role, Round, Steps
 from specexp.decoding.rng import Dice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
-from specexp.evaluation.metrics import check_identities, summarise, total
 from specexp.lm.model import Array
 from specexp.lm.toy import ToyModel
+from specexp.metrics.summary import check_identities, summarise, total
 
 GAMMA = 4
 

@@ -31,7 +31,7 @@ from running import (
     without_clocks,
 )
 from specexp.evaluation import runner
-from specexp.evaluation.metrics import check_identities
+from specexp.metrics.summary import check_identities
 from specexp.tasks import arith
 from specexp.tasks.task import TASKS, Example
 from specexp.tracking import client
@@ -498,7 +498,7 @@ def test_a_chat_template_is_used_or_its_absence_refused(workplace: Path) -> None
     result = evaluate(*arguments, "--methods", "baseline")
     assert result.exit_code == 0, result.output
     from specexp import config
-    from specexp.evaluation.pair import load_pair
+    from specexp.pair.loading import load_pair
 
     pair = load_pair(config.resolve("arith_quick", {"config": "mine.yaml"}), {"target"})
     assert pair.text.tokenizer.decode(pair.text.encode([{"role": "user", "content": "hello"}])) == "<user>hello<bot>"

@@ -18,11 +18,11 @@ import yaml
 from conftest import build, disturbed
 from running import evaluate, records
 from specexp import config
-from specexp.evaluation.pair import load_pair
 from specexp.evaluation.runner import prepare
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.loading import ZOO, load_model
 from specexp.lm.runtime import ModelConfig
+from specexp.pair.loading import load_pair
 
 DATA = Path(__file__).resolve().parent / "data"
 TASKS = ("gsm8k", "mtbench", "spec_bench")

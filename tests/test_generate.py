@@ -14,9 +14,9 @@ import specexp
 from entrypoints import generate
 from running import invoke
 from specexp.engine import Engine
-from specexp.evaluation.pair import TokenizerText
-from specexp.evaluation.pieces import Pieces
 from specexp.lm.hf.loading import ZOO
+from specexp.pair.detokenizer import Pieces
+from specexp.pair.loading import TokenizerText
 from specexp.tasks.task import task
 
 METHODS = ("baseline", "draft_only", "speculative", "lookup", "topk", "specexec")

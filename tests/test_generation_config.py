@@ -23,10 +23,10 @@ from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
 from specexp.evaluation import peers
 from specexp.evaluation.equality import noise_of
-from specexp.evaluation.pair import load_pair
 from specexp.evaluation.peers import Peer
 from specexp.lm.hf import generation_config
 from specexp.lm.hf.hf_model import HFModel
+from specexp.pair.loading import load_pair
 
 GREEDY = Warp()
 LENGTH = 14

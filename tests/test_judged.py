@@ -300,7 +300,7 @@ def check_a_drafted_eos_is_never_waived(lab: Lab) -> None:
 
 def check_decoding_reads_the_features_that_mining_kept(lab: Lab) -> None:
     """At every drafted position of every round, tested or not, and in the order of the mode's parts."""
-    pair = lab.module("evaluation.pair")
+    pair = lab.module("pair.loading")
     miner = lab.module("judge.mining").Miner(pair.Pair(pair.ToyText(96), lab.models, lab.eos), Reads("every token"), 1)
     for mode, kind, prompt in settings(lab):
         judge = lab.judge(mode, kind)

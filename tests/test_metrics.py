@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from specexp.engine.costs import Costs
-from specexp.evaluation.metrics import check_identities, summarise
+from specexp.metrics.summary import check_identities, summarise
+from specexp.profiling.call_costs import Costs
 
 
 def record(label: str, prompt: str, **more: Any) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Reads:
 
 def toy_pair(vocab: int, seed: int, noise: float) -> Any:
     """Imports what is current."""
-    toy, pair = importlib.import_module("specexp.lm.toy"), importlib.import_module("specexp.evaluation.pair")
+    toy, pair = importlib.import_module("specexp.lm.toy"), importlib.import_module("specexp.pair.loading")
     models = {"target": toy.ToyModel(vocab, seed), "draft": toy.ToyModel(vocab, seed, draft_noise=noise)}
     return pair.Pair(pair.ToyText(vocab), models, (0,))
 
@@ -271,7 +271,7 @@ class ScriptedSession:
 
 def scripted(target: Mapping[tuple[int, ...], int], draft: Mapping[tuple[int, ...], int], ends: int = 0) -> Any:
     """A pair that reads the prompt "0" as the one id 4."""
-    pair = importlib.import_module("specexp.evaluation.pair")
+    pair = importlib.import_module("specexp.pair.loading")
     return pair.Pair(pair.ToyText(10), {"target": Scripted(target, ends), "draft": Scripted(draft, ends)}, (0,))
 
 
@@ -460,7 +460,7 @@ def test_a_replayed_text_never_changes_what_is_said(minings: list[Mining]) -> No
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_random_models_give_the_literal_procedures_labels(pair: Callable[[str], Any], family: str) -> None:
     """Several tokens end a text; the literal procedure's forwards are counted one by one."""
-    module = importlib.import_module("specexp.evaluation.pair")
+    module = importlib.import_module("specexp.pair.loading")
     models = module.Pair(module.ToyText(96), pair(family), tuple(range(5, 96, 7)))
     task = Reads("the sum modulo 3")
     fast = miner(models, task)
@@ -484,7 +484,7 @@ def test_random_models_give_the_literal_procedures_labels(pair: Callable[[str], 
 
 @pytest.mark.parametrize("family", ["llama", "mistral_window", "gpt2"])
 def test_random_models_give_the_same_labels_several_at_a_time(pair: Callable[[str], Any], family: str) -> None:
-    module = importlib.import_module("specexp.evaluation.pair")
+    module = importlib.import_module("specexp.pair.loading")
     models = module.Pair(module.ToyText(96), pair(family), tuple(range(5, 96, 7)))
     task, examples = Reads("the sum modulo 3"), toy_examples(12)
     alone = [miner(models, task).mine(example) for example in examples]

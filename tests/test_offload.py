@@ -20,10 +20,10 @@ from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine
 from specexp.errors import ConfigError, ModelError
-from specexp.evaluation.pair import load_pair
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.loading import load_model
 from specexp.lm.runtime import ModelConfig
+from specexp.pair.loading import load_pair
 from test_hf_equality import generate, prompts
 
 KINDS = ("cpu", "disk")

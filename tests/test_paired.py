@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from specexp.evaluation.paired import accuracy, against, by_prompt, paired, speedup, timed
+from specexp.metrics.paired import accuracy, against, by_prompt, paired, speedup, timed
 
 
 def record(prompt: str, repeat: int = 0, turn: int = 0, **more: Any) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def test_ungraded_records_are_left_out_of_accuracy() -> None:
 
 def test_tasks_without_answers_get_an_interval_of_agreement_by_prompts() -> None:
     """Prompt a agrees in one of two repeats, b in both: 1.5 of 2 prompts, not 3 of 4 records."""
-    from specexp.evaluation.statistics import wilson
+    from specexp.metrics.statistics import wilson
 
     ours = [record("a", 0, correct=None), record("a", 1, correct=None, token_ids=[9]), record("b", 0, correct=None),
             record("b", 1, correct=None)]  # fmt: skip

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specexp.evaluation.pair import TokenizerText
-from specexp.evaluation.pieces import Pieces
-from specexp.evaluation.spelling import PART, SPECIAL, TEXT, spelled
+from specexp.pair.detokenizer import Pieces
+from specexp.pair.loading import TokenizerText
+from specexp.pair.token_text import PART, SPECIAL, TEXT, spelled
 
 EOS, PAD = "</s>", "<pad>"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

@@ -17,7 +17,6 @@ from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
-from specexp.engine.costs import Costs
 from specexp.evaluation.prediction import (
     Overhead,
     Trace,
@@ -34,6 +33,7 @@ from specexp.evaluation.runner import Prepared
 from specexp.evaluation.traces import Watching, agreement, watched
 from specexp.judge import features
 from specexp.lm.toy import ToyModel
+from specexp.profiling.call_costs import Costs
 
 SIGMAS = 5  # a difference beyond it has a chance of 6e-7
 SAMPLES = 400

@@ -10,13 +10,13 @@ import yaml
 
 from specexp import config
 from specexp.decoding.rules import Warp
-from specexp.evaluation.chat import TODAY
 from specexp.evaluation.methods import Making, decoder_for
-from specexp.evaluation.pair import TokenizerText, ToyText
 from specexp.judge.judge import Facts, Judge
 from specexp.judge.network import Network
 from specexp.lm.hf.loading import load_tokenizer
 from specexp.lm.runtime import ModelConfig
+from specexp.pair.chat_template import TODAY
+from specexp.pair.loading import TokenizerText, ToyText
 from specexp.tasks.source import DataConfig
 from specexp.tasks.task import task
 

@@ -13,8 +13,8 @@ from entrypoints import generate
 from running import invoke
 from specexp import config, reading
 from specexp.errors import ConfigError, TaskError, shown
-from specexp.evaluation.pair import TokenizerText
 from specexp.lm.hf.loading import ZOO
+from specexp.pair.loading import TokenizerText
 from specexp.serving import requests
 from specexp.tasks.source import DataConfig
 from specexp.tasks.task import task

@@ -25,7 +25,7 @@ from specexp.evaluation import benchmark as measuring
 from specexp.evaluation import quick
 from specexp.evaluation.advice import Advice, measure
 from specexp.evaluation.advice_report import as_json
-from specexp.evaluation.duration import Pace
+from specexp.profiling.time_estimate import Pace
 from specexp.storage.journal import Journal
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,8 +36,8 @@ QUICK = ["--quick", "--limit", "1", "--max-new-tokens", "8", "--repeats", "1", "
 
 @pytest.fixture(autouse=True)
 def small_copies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specexp.evaluation.floor.LARGE", 1 << 20)
-    monkeypatch.setattr("specexp.evaluation.floor.ONCE", 1 << 20)
+    monkeypatch.setattr("specexp.profiling.bandwidth.LARGE", 1 << 20)
+    monkeypatch.setattr("specexp.profiling.bandwidth.ONCE", 1 << 20)
 
 
 class Stopped(Journal):

@@ -28,12 +28,12 @@ from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Request
 from specexp.errors import ModelError, PromptError
-from specexp.evaluation.pair import Pair, ToyText
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.loading import load_model
 from specexp.lm.hf.rope import boundary_of, note
 from specexp.lm.model import Branches
 from specexp.lm.runtime import ModelConfig
+from specexp.pair.loading import Pair, ToyText
 from test_mining import Reads, miner, toy_examples
 from test_mining import disagreements as of_labels
 

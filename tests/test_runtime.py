@@ -22,11 +22,11 @@ from specexp.decoding.rng import CertainDice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.errors import ModelError
-from specexp.evaluation.pair import load_pair
 from specexp.lm.hf import loading
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.loading import load_model
 from specexp.lm.runtime import ModelConfig, check_vocabulary, shared_vocabulary
+from specexp.pair.loading import load_pair
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128}
 CHAIN = Chain(DraftModel(4), Lossless(), Warp())

@@ -29,9 +29,9 @@ from serving import BAD, GOOD_FORMS, JSON, one
 from specexp.engine import Engine, Generation, Request
 from specexp.errors import ModelError, PromptError, RequestError
 from specexp.evaluation import single
-from specexp.evaluation.pair import TokenizerText
 from specexp.judge import features
 from specexp.lm.hf import loading
+from specexp.pair.loading import TokenizerText
 from specexp.serving import requests
 from specexp.serving.batcher import Batcher
 from specexp.serving.reference import Reference, ServedDecoder, refer

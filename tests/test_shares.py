@@ -14,8 +14,12 @@ from specexp.decoding.protocol import Draft
 from specexp.decoding.rng import CertainDice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
-from specexp.evaluation import floor
-from specexp.evaluation.shares import (
+from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.model import Feed
+from specexp.lm.toy import ToyModel, ToySession
+from specexp.metrics.statistics import Timed, rate, rate_ratio
+from specexp.profiling import bandwidth
+from specexp.profiling.time_breakdown import (
     PARTS,
     Stopwatch,
     TimedDecoder,
@@ -25,10 +29,6 @@ from specexp.evaluation.shares import (
     TimedWarp,
     shares,
 )
-from specexp.evaluation.statistics import Timed, rate, rate_ratio
-from specexp.lm.hf.hf_model import HFModel
-from specexp.lm.model import Feed
-from specexp.lm.toy import ToyModel, ToySession
 from tape import Tape
 
 FEED, THROW = 100.0, 10.0  # seconds that the hand turns the clock by
@@ -180,8 +180,8 @@ def test_a_step_reads_every_weight_but_the_embeddings_other_rows() -> None:
     tied, untied = (build("llama", tie_word_embeddings=tie) for tie in (True, False))
     rows, width = tied.get_input_embeddings().weight.shape
     whole = {m: sum(p.numel() * 4 for p in m.parameters()) for m in (tied, untied)}
-    assert floor.weight_bytes(tied) == whole[tied]
-    assert floor.weight_bytes(untied) == whole[untied] - (rows - 1) * width * 4 == whole[tied] + width * 4
+    assert bandwidth.weight_bytes(tied) == whole[tied]
+    assert bandwidth.weight_bytes(untied) == whole[untied] - (rows - 1) * width * 4 == whole[tied] + width * 4
 
 
 def test_of_a_mixture_only_the_chosen_experts_count() -> None:
@@ -190,7 +190,7 @@ def test_of_a_mixture_only_the_chosen_experts_count() -> None:
     rest = sum(p.numel() * 4 for p in module.parameters()) - experts
     used = module.config.num_experts_per_tok / module.config.num_local_experts
     embedding = module.get_input_embeddings().weight
-    assert floor.weight_bytes(module) == rest + experts * used - (embedding.shape[0] - 1) * embedding.shape[1] * 4
+    assert bandwidth.weight_bytes(module) == rest + experts * used - (embedding.shape[0] - 1) * embedding.shape[1] * 4
 
 
 def test_a_cache_holds_keys_and_values_of_every_layer() -> None:
@@ -198,4 +198,4 @@ def test_a_cache_holds_keys_and_values_of_every_layer() -> None:
     with torch.inference_mode():
         cache = module(torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
     held = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
-    assert floor.cache_bytes(module, 3) == held
+    assert bandwidth.cache_bytes(module, 3) == held

@@ -17,9 +17,9 @@ from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Generation
 from specexp.errors import ConfigError
-from specexp.evaluation.trees import check_trees
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.toy import ToyModel
+from specexp.metrics.trees import check_trees
 from specexp.storage.records import Record
 
 Pair = Callable[[str], dict[str, HFModel]]

@@ -10,8 +10,8 @@ import pytest
 
 from running import comparison_runs, evaluate, flat_runs
 from specexp.evaluation import split
-from specexp.evaluation.shares import PARTS
 from specexp.evaluation.split import Plan, plan
+from specexp.profiling.time_breakdown import PARTS
 
 TOY = ["--experiment", "toy_quick", "--methods", "baseline,speculative", "--gamma", "3"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from specexp.evaluation.statistics import (
+from specexp.metrics.statistics import (
     Timed,
     paired_difference,
     prompts_needed,

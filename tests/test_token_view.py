@@ -16,10 +16,10 @@ from judges import judge_for
 from running import comparison_runs, evaluate, records, refused
 from specexp.errors import ConfigError
 from specexp.evaluation import token_view
-from specexp.evaluation.pair import ToyText
 from specexp.evaluation.showing import Shown
-from specexp.evaluation.spelling import PART, SPECIAL, TEXT, Piece, marked, named, plain, spelled
 from specexp.judge import features
+from specexp.pair.loading import ToyText
+from specexp.pair.token_text import PART, SPECIAL, TEXT, Piece, marked, named, plain, spelled
 from specexp.storage.files import CHECKSUM
 from specexp.tasks.example import Example
 from test_tracing import check_counts
@@ -290,8 +290,8 @@ def test_a_page_ends_where_it_would_grow_too_long(workplace: Path, monkeypatch: 
 def text() -> Any:
     from transformers import AutoTokenizer
 
-    from specexp.evaluation.pair import TokenizerText
     from specexp.lm.hf.loading import ZOO
+    from specexp.pair.loading import TokenizerText
 
     return TokenizerText(AutoTokenizer.from_pretrained(ZOO / "target"), chat=False)
 

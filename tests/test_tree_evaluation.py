@@ -19,13 +19,13 @@ from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
-from specexp.engine.costs import Costs
 from specexp.errors import ConfigError, ModelError
 from specexp.evaluation import runner
 from specexp.evaluation.figures import draw_trees
-from specexp.evaluation.metrics import check_identities, summarise
-from specexp.evaluation.pair import load_pair
-from specexp.evaluation.trees import by_rank, reached
+from specexp.metrics.summary import check_identities, summarise
+from specexp.metrics.trees import by_rank, reached
+from specexp.pair.loading import load_pair
+from specexp.profiling.call_costs import Costs
 from specexp.tasks.task import task
 
 

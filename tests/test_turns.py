@@ -10,8 +10,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from running import comparison_runs, evaluate, flat_runs, records, refused, runs, without_clocks
-from specexp.evaluation import pair as pairs
 from specexp.evaluation import runner
+from specexp.pair import loading as pairs
 
 DATA = Path(__file__).resolve().parent / "data"
 QUICK = ["--task", "mtbench", "--data", str(DATA / "mtbench.jsonl"), "--limit", "5", "--max-new-tokens", "12",

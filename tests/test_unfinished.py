@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from running import SMALL, evaluate, flat_runs
-from specexp.evaluation import unfinished
 from specexp.evaluation.table import columns, terminal
+from specexp.metrics import incomplete
 
 
 def record(reason: str = "stop", answer: str | None = "4", correct: bool | None = True) -> dict[str, Any]:
@@ -21,17 +21,17 @@ def record(reason: str = "stop", answer: str | None = "4", correct: bool | None 
 def test_shares_count_what_was_cut_and_what_could_not_be_read() -> None:
     ended, length, context = record(), record("length", None, False), record("context", "5", False)
     ungraded = record("stop", None, None)
-    assert unfinished.metrics([ended, length, context, ungraded]) == {
+    assert incomplete.metrics([ended, length, context, ungraded]) == {
         "quality/cut_share": 0.5,
         "quality/unparsed_share": pytest.approx(1 / 3),
     }
-    assert unfinished.metrics([ungraded, record("length", None, None)]) == {"quality/cut_share": 0.5}
-    assert [unfinished.is_unparsed(each) for each in (ended, length, context, ungraded)] == [False, True, False, False]
+    assert incomplete.metrics([ungraded, record("length", None, None)]) == {"quality/cut_share": 0.5}
+    assert [incomplete.is_unparsed(each) for each in (ended, length, context, ungraded)] == [False, True, False, False]
 
 
 def test_a_tenth_is_worth_a_warning_that_names_the_setting() -> None:
     def warned(*found: dict[str, Any], others: int) -> list[str]:
-        return list(unfinished.warnings({"baseline": [*found, *[record()] * others], "other": [record()]}, 160))
+        return list(incomplete.warnings({"baseline": [*found, *[record()] * others], "other": [record()]}, 160))
 
     assert warned(record("length"), others=10) == []
     assert warned(record("length"), others=9) == [
@@ -52,7 +52,7 @@ def test_a_tenth_is_worth_a_warning_that_names_the_setting() -> None:
 
 def test_settings_with_as_many_share_a_warning() -> None:
     both = {"a": [record("length")], "b": [record("length"), record()], "c": [record()]}
-    (found,) = unfinished.warnings(both, 7)
+    (found,) = incomplete.warnings(both, 7)
     assert found.startswith("a, b: up to 100 % of the outputs")
 
 

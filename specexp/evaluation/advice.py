@@ -31,9 +31,9 @@ from specexp.evaluation.forecast import Forecast, Traces, forecast, records_of, 
 from specexp.evaluation.methods import roles_of
 from specexp.evaluation.prediction import Trace
 from specexp.evaluation.runner import Prepared
-from specexp.evaluation.statistics import rate, rate_ratio
 from specexp.evaluation.timing import Own, Phase, Timings, decoding, once, timings, whole
 from specexp.evaluation.traces import agreement, looked_up, watched_output
+from specexp.metrics.statistics import rate, rate_ratio
 from specexp.storage import environment
 from specexp.storage.journal import Journal, Key
 from specexp.storage.records import Record

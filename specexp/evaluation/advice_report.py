@@ -10,8 +10,8 @@ from specexp.evaluation.advice import PLAIN, Advice
 from specexp.evaluation.advice_words import notes, recommendation, sweep, sweep_line
 from specexp.evaluation.candidates import Candidate
 from specexp.evaluation.divergence_words import NOT_LOSSLESS
-from specexp.evaluation.statistics import rate
 from specexp.evaluation.timing import decoding
+from specexp.metrics.statistics import rate
 
 SHOWN = 12  # rows of the table, besides those that ran
 DEFINITIONS = {

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from specexp.evaluation import unfinished
 from specexp.evaluation.advice import PLAIN, Advice
 from specexp.evaluation.candidates import Candidate
 from specexp.evaluation.choice import harmless, may_run, pays
 from specexp.evaluation.divergence_words import NOT_LOSSLESS
 from specexp.evaluation.forecast import records_of
-from specexp.evaluation.statistics import Interval, rate_ratio, wilson
 from specexp.evaluation.timing import decoding
+from specexp.metrics import incomplete
+from specexp.metrics.statistics import Interval, rate_ratio, wilson
 from specexp.storage import environment
 
 
@@ -174,7 +174,7 @@ def _limits(advice: Advice) -> Iterator[str]:
         )
     if any(found.lengths == "interpolated" for found in advice.forecast.predicted.values()):
         yield "Mean lengths of some tree budgets lie between counted ones."
-    yield from unfinished.warnings({PLAIN: records_of(advice.timed, PLAIN)}, experiment.max_new_tokens)
+    yield from incomplete.warnings({PLAIN: records_of(advice.timed, PLAIN)}, experiment.max_new_tokens)
 
 
 def sweep_line(found: Sweep) -> str:

@@ -18,10 +18,10 @@ from specexp.engine import Engine, Request
 from specexp.errors import PromptError
 from specexp.evaluation.equality import Difference, differences
 from specexp.evaluation.runner import Prepared
-from specexp.evaluation.statistics import Timed, rate, rate_ratio
 from specexp.evaluation.timing import Own, rotated
 from specexp.lm import out_of_memory
 from specexp.lm.hf.hf_model import HFModel
+from specexp.metrics.statistics import Timed, rate, rate_ratio
 from specexp.storage.journal import Journal, Key
 
 BATCHES = 3  # at least so many of prompts: rows that are done go on with the next one

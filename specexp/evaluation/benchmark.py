@@ -17,15 +17,16 @@ from tqdm import tqdm
 
 from specexp import config
 from specexp.errors import ModelError
-from specexp.evaluation import batching, floor, peers, runner, split
+from specexp.evaluation import batching, peers, runner, split
 from specexp.evaluation.contenders import Theirs
 from specexp.evaluation.equality import Difference, differences
 from specexp.evaluation.peers import Peer
 from specexp.evaluation.runner import Prepared
-from specexp.evaluation.statistics import rate
 from specexp.evaluation.timing import Contender, Own, Phase, Timings, decoding, once, sampled, timings
 from specexp.lm.hf import loading
 from specexp.lm.hf.hf_model import HFModel
+from specexp.metrics.statistics import rate
+from specexp.profiling import bandwidth
 from specexp.storage import environment
 from specexp.storage.journal import Journal
 
@@ -51,7 +52,7 @@ class Measured:
     search_costs: Mapping[str, Any]  # measured among the timings of `search`, and `costs` among those of `timed`
     costs: Mapping[str, Any]
     parts: Mapping[str, Mapping[str, float]]  # seconds of an instrumented run, of plain decoding and the chain
-    floor: floor.Floor
+    floor: bandwidth.Floor
     batched: batching.Batched | None  # None where a batch is one prompt
 
 
@@ -146,7 +147,7 @@ def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = N
         costing.found(),
         recosting.found(),
         {name: journal.unit(("split", name), partial(_split, own[name])) for name in (PLAIN, best)},
-        floor.Floor(**journal.unit(("floor",), lambda: asdict(floor.measure(model, context)))),
+        bandwidth.Floor(**journal.unit(("floor",), lambda: asdict(bandwidth.measure(model, context)))),
         together,
     )
 

@@ -13,11 +13,11 @@ from specexp.evaluation.benchmark import (
     TEMPERATURE,
     Measured,
 )
-from specexp.evaluation.metrics import summarise
 from specexp.evaluation.runner import costs_of
-from specexp.evaluation.shares import HOST, shares
-from specexp.evaluation.statistics import Interval, Timed, rate, rate_ratio
 from specexp.evaluation.timing import Timings, decoding, sampled, whole
+from specexp.metrics.statistics import Interval, Timed, rate, rate_ratio
+from specexp.metrics.summary import summarise
+from specexp.profiling.time_breakdown import HOST, shares
 from specexp.storage import environment
 
 HEADLINES = {

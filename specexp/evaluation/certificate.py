@@ -14,11 +14,12 @@ from typing import Any
 from tqdm import tqdm
 
 from specexp.decoding.protocol import Role
-from specexp.evaluation import duration, own_models, runner, sampled, toy_oracle
+from specexp.evaluation import own_models, runner, sampled, toy_oracle
 from specexp.evaluation.certificate_config import CertificateConfig
 from specexp.evaluation.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check, Subject, in_memory
 from specexp.evaluation.runner import Prepared
 from specexp.judge.judge import Judge
+from specexp.profiling import time_estimate
 
 ORACLE = "oracle"
 NAMES = (ORACLE, own_models.PLAIN, own_models.EQUAL, sampled.NAME)
@@ -116,14 +117,14 @@ def _announce(subject: Subject, outputs: int, num_samples: int) -> None:
     with in_memory(subject):
         prompts = subject.prompts()
         role: Role = "target" if "target" in models else "draft"
-        found = duration.pace(models, list(prompts.values()), role, names=list(prompts))
+        found = time_estimate.pace(models, list(prompts.values()), role, names=list(prompts))
     what = f"{outputs} outputs of up to {most} tokens"
     lower = "limit or max_new_tokens"
     if num_samples:
         what += f" and {num_samples} samples of {sampled.LENGTH} tokens"
         lower = "limit, max_new_tokens or samples"
     taken = outputs * found.seconds(most) + num_samples * sampled.LENGTH * found.token
-    duration.announce(taken, f"{what}, each as slow as plain decoding one at a time", lower)
+    time_estimate.announce(taken, f"{what}, each as slow as plain decoding one at a time", lower)
 
 
 def check_oracle(subject: Subject, tick: Callable[[], Any]) -> Check:

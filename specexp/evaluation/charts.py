@@ -13,7 +13,7 @@ from typing import Any
 from specexp.evaluation import canvas
 from specexp.evaluation.comparison import Comparison, Entry
 from specexp.evaluation.figures import save
-from specexp.evaluation.shares import HOST, PARTS
+from specexp.profiling.time_breakdown import HOST, PARTS
 from specexp.storage.files import make_folder
 
 PART_COLORS = dict(zip(PARTS, ("#e69f00", "#0072b2", "#d55e00", "#cc79a7", "#bbbbbb"), strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from specexp.evaluation.statistics import Interval
+from specexp.metrics.statistics import Interval
 
 NUM_CHECKED = 3
 NEAR = 0.10  # predicted within this share of the best

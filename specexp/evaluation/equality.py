@@ -17,7 +17,7 @@ from array_api_compat import array_namespace, device
 from specexp.decoding.rng import TARGET, CertainDice, Dice, HashDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
-from specexp.evaluation.pair import Pair
+from specexp.pair.loading import Pair
 
 NOISE = 1e-4  # of logits in float32; in a coarser dtype it grows with them
 # Spacing of numbers at 1, by the names that torch gives its dtypes.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specexp.evaluation.trees import by_rank, reached
+from specexp.metrics.trees import by_rank, reached
 from specexp.storage.files import writing
 from specexp.storage.records import Record
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from statistics import median
 
 from specexp.config import TREES
-from specexp.engine.costs import Costs
 from specexp.evaluation.candidates import Candidate
 from specexp.evaluation.prediction import (
     NEVER,
@@ -31,6 +30,7 @@ from specexp.evaluation.prediction import (
     verifying_calls,
 )
 from specexp.evaluation.timing import Timings, decoding
+from specexp.profiling.call_costs import Costs
 from specexp.storage.records import Record
 
 # Where a mean length comes from: that of a chain or of looked-up drafts from plain decoding's outputs, greedy or

@@ -18,11 +18,11 @@ from specexp.addresses import mask
 from specexp.evaluation.charts import Chart, accepted_shares, reach
 from specexp.evaluation.comparison import Comparison, Entry
 from specexp.evaluation.divergence_words import equality, mark
-from specexp.evaluation.paired import paired
-from specexp.evaluation.shares import PARTS
 from specexp.evaluation.table import columns
 from specexp.evaluation.verdict import answers, speed, verdict
 from specexp.evaluation.words import Number, Sentence, of, percent, span
+from specexp.metrics.paired import paired
+from specexp.profiling.time_breakdown import PARTS
 from specexp.storage.records import Record
 
 CHANGED = 12  # answers that are listed

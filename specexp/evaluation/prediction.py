@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from specexp.engine.costs import Costs
+from specexp.profiling.call_costs import Costs
 
 
 @dataclass(frozen=True, slots=True)

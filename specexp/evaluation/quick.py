@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specexp.config import Experiment
-from specexp.evaluation import batching, benchmark, duration, runner
+from specexp.evaluation import batching, benchmark, runner
 from specexp.evaluation.contenders import Theirs
-from specexp.evaluation.duration import Pace, pace
 from specexp.evaluation.runner import Prepared
 from specexp.lm import out_of_memory
+from specexp.profiling import time_estimate
+from specexp.profiling.time_estimate import Pace, pace
 
 BUDGET = 45.0  # seconds of decoding; loading and the limits of the hardware come on top
 NAMES = ("batch", "limit", "repeats", "max_new_tokens")
@@ -60,7 +61,7 @@ def announce(prepared: Prepared, paces: Paces, with_compiled: bool) -> None:
         f" decoding {1 / paces.ours.token:.3g} tokens/s), and passes over batches"
     )
     taken = seconds(prepared, paces, with_compiled)
-    duration.announce(taken, what, "limit, repeats, max_new_tokens or batch, or give quick,")
+    time_estimate.announce(taken, what, "limit, repeats, max_new_tokens or batch, or give quick,")
 
 
 def note(before: Experiment, settings: Mapping[str, int]) -> str | None:

@@ -10,16 +10,17 @@ from typing import Any
 
 from specexp.addresses import mask
 from specexp.config import TREES, MethodConfig
-from specexp.evaluation import canvas, charts, divergence, page, split, table, token_view, unfinished
+from specexp.evaluation import canvas, charts, divergence, page, split, table, token_view
 from specexp.evaluation.comparison import Comparison, compare
 from specexp.evaluation.divergence_words import NOT_LOSSLESS, marks
 from specexp.evaluation.figures import draw_trees
 from specexp.evaluation.methods import is_lossless
-from specexp.evaluation.metrics import has_ends
 from specexp.evaluation.runner import Prepared, Summary, summary
 from specexp.evaluation.verdict import verdict
 from specexp.evaluation.words import plain
 from specexp.lm import out_of_memory
+from specexp.metrics import incomplete
+from specexp.metrics.summary import has_ends
 from specexp.storage.files import make_folder
 from specexp.storage.records import Record, write_whole
 from specexp.storage.run_folder import OutputFolder
@@ -128,7 +129,7 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
         )
     outputs = {entry.label: entry.records for entry in comparison.entries}
     answer_rule = experiment.answer_rule if experiment.task == "prompts" else ""
-    found += unfinished.warnings(outputs, experiment.max_new_tokens, answer_rule)
+    found += incomplete.warnings(outputs, experiment.max_new_tokens, answer_rule)
     if len(output.read_json("environments.json") or {}) > 1:
         found.append("The records come from several environments (below): speeds of one may not be those of another.")
     if experiment.batch > 1:

@@ -22,15 +22,16 @@ from specexp.decoding.chain import Chain
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
-from specexp.engine import Decoder, Engine, Generation, Request, costs
+from specexp.engine import Decoder, Engine, Generation, Request
 from specexp.errors import ConfigError, ModelError, OutputError, PromptError
-from specexp.evaluation.duration import Pace, Progress, announce
 from specexp.evaluation.methods import Making, decoder_for, roles_of
-from specexp.evaluation.metrics import check_identities, summarise
-from specexp.evaluation.pair import Pair, contexts, hidden_sizes, identity, load_pair
 from specexp.judge.judge import Judge
 from specexp.lm import out_of_memory
 from specexp.lm.runtime import ModelConfig
+from specexp.metrics.summary import check_identities, summarise
+from specexp.pair.loading import Pair, contexts, hidden_sizes, identity, load_pair
+from specexp.profiling import call_costs
+from specexp.profiling.time_estimate import Pace, Progress, announce
 from specexp.storage import environment
 from specexp.storage.records import Record, RecordFile
 from specexp.storage.run_folder import OutputFolder
@@ -75,13 +76,13 @@ class Setting:
         return ({gamma} | between) - {0}
 
     @property
-    def rounds(self) -> list[costs.TreeRound]:
+    def rounds(self) -> list[call_costs.TreeRound]:
         """Trees whose calls are to be measured: a full one, and a quarter, since a tree need not fill its budget."""
         tree = self.config.tree
         if tree is None:
             return []
         sizes = sorted({tree.tree_budget, -(-tree.tree_budget // 4)})
-        return [costs.TreeRound(size, tree.max_depth, tree.parallel_branches) for size in sizes]
+        return [call_costs.TreeRound(size, tree.max_depth, tree.parallel_branches) for size in sizes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,7 +364,7 @@ def claims_attainable(output: OutputFolder) -> bool:
 
 
 def pooled(
-    prepared: Prepared, measured: costs.Costs | None, records: Sequence[Record], claimed: bool = True
+    prepared: Prepared, measured: call_costs.Costs | None, records: Sequence[Record], claimed: bool = True
 ) -> dict[str, dict[str, float]]:
     """Metrics by label, of all these records: of one repeat, or of several together."""
     groups: dict[str, list[Record]] = {}
@@ -385,12 +386,12 @@ def pooled(
     }
 
 
-def costs_of(measured: Mapping[str, Any] | None) -> costs.Costs | None:
+def costs_of(measured: Mapping[str, Any] | None) -> call_costs.Costs | None:
     """What `measure_costs` found, as costs; from JSON too, where sizes are text."""
     if measured is None:
         return None
     sizes = ({int(n): seconds for n, seconds in measured[kind].items()} for kind in SIZES)
-    return costs.Costs(measured["draft"], *sizes)
+    return call_costs.Costs(measured["draft"], *sizes)
 
 
 def missing(prepared: Prepared, records: RecordFile) -> int:
@@ -447,12 +448,12 @@ def measure_costs(prepared: Prepared, clock: Callable[[], float] = time.perf_cou
     trees = list({x.nodes: x for setting in prepared.settings for x in setting.rounds}.values())
     if not gammas and not trees:
         return None
-    ahead = max(costs.ROW, *gammas, *(tree.depth for tree in trees)) + 1
+    ahead = max(call_costs.ROW, *gammas, *(tree.depth for tree in trees)) + 1
     length = max(len(ids) for ids in prepared.prompts)
     ids = prepared.prompts[0]
     room = min(model.context for model in prepared.pair.models.values()) - ahead
     behind = (ids * (length // len(ids) + 2))[: min(length + 32, room)]
-    found = costs.measure(prepared.pair.models, behind, gammas, trees, ROUNDS, clock)
+    found = call_costs.measure(prepared.pair.models, behind, gammas, trees, ROUNDS, clock)
     return {
         "context": len(behind),
         "draft": found.draft_step,

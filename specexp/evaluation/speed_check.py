@@ -20,17 +20,18 @@ from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
-from specexp.engine import Engine, costs
+from specexp.engine import Engine
 from specexp.engine.run import Decoder
-from specexp.evaluation import floor, peers
+from specexp.evaluation import peers
 from specexp.evaluation.contenders import timed
 from specexp.evaluation.peers import Peer
 from specexp.evaluation.shapes import SHAPES
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.loading import DTYPES
 from specexp.lm.model import Model
+from specexp.profiling import bandwidth, call_costs
 
-TREES = (costs.TreeRound(16, 4, 4), costs.TreeRound(64, 8, 8), costs.TreeRound(128, 8, 16))
+TREES = (call_costs.TreeRound(16, 4, 4), call_costs.TreeRound(64, 8, 8), call_costs.TreeRound(128, 8, 16))
 WANTED = {"share_of_copy": 0.8, "v(5)": 1.1, "round_over_parts": 1.05}
 
 
@@ -67,7 +68,7 @@ def measure(check: Check) -> dict[str, Any]:
     target = models["target"]
     ids = [3 + (7 * i) % 200 for i in range(check.context)]
     gammas, trees = range(1, check.gamma + 1), TREES
-    found = costs.measure(models, ids, gammas, trees, check.repeats)
+    found = call_costs.measure(models, ids, gammas, trees, check.repeats)
     chain: Decoder = Chain(DraftModel(check.gamma), Lossless(), Warp())
     # Before the clock: each shape is captured when it first comes up.
     decoded = [
@@ -77,7 +78,7 @@ def measure(check: Check) -> dict[str, Any]:
         }
         for _ in range(check.repeats + 1)
     ][1:]
-    at = floor.measure(target, check.context + 1)
+    at = bandwidth.measure(target, check.context + 1)
     assert found.draft_step is not None
     plain, whole = (median(each[name] for each in decoded) for name in ("plain", "round"))
     parts = check.gamma * found.draft_step + found.target[check.gamma + 1]
@@ -118,7 +119,7 @@ def _not_captured(models: Mapping[Role, HFModel], ids: Sequence[int], check: Che
         return None
     capture, target.capture = target.capture, None
     try:
-        return costs.measure({"target": target}, ids, (), repeats=check.repeats).target[1]
+        return call_costs.measure({"target": target}, ids, (), repeats=check.repeats).target[1]
     finally:
         target.capture = capture
 

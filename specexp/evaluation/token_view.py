@@ -21,9 +21,9 @@ from specexp.evaluation import divergence
 from specexp.evaluation.divergence_words import NOT_LOSSLESS
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.showing import Shown
-from specexp.evaluation.spelling import PART, SPECIAL, TEXT, marked, plain
 from specexp.evaluation.token_data import VERSION, Budget, trace
 from specexp.evaluation.tracing import ORIGINS
+from specexp.pair.token_text import PART, SPECIAL, TEXT, marked, plain
 from specexp.storage.journal import Journal
 from specexp.storage.records import RecordFile, write_whole
 from specexp.storage.run_folder import OutputFolder

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from specexp.evaluation.comparison import Comparison, Entry
 from specexp.evaluation.divergence_words import equality, refuted
-from specexp.evaluation.paired import paired, timed
-from specexp.evaluation.statistics import SIGNIFICANT, rate_ratio, swap_p
 from specexp.evaluation.words import Number, Sentence, count, of, p_equals, percent, points, span, times
+from specexp.metrics.paired import paired, timed
+from specexp.metrics.statistics import SIGNIFICANT, rate_ratio, swap_p
 
 ROUGH = 20  # prompts below which a bootstrap interval is a rough guide
 FEWEST = 6  # prompts below which no paired two-sided test can reach 5 %

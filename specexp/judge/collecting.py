@@ -22,8 +22,6 @@ from tqdm import tqdm
 from specexp.config import MiningConfig
 from specexp.engine import Engine
 from specexp.errors import OutputError, PromptError, TaskError
-from specexp.evaluation.duration import Progress, announce, pace
-from specexp.evaluation.pair import Pair, identity, load_pair
 from specexp.judge import features
 from specexp.judge.labels import MANIFEST, LabelSet, pack, unpack
 from specexp.judge.mining import MINED, NO_ANSWER, UNFINISHED, Mined, Miner
@@ -31,6 +29,8 @@ from specexp.judge.search_progress import SearchProgress
 from specexp.judge.splits import filled
 from specexp.judge.yields import FIRST, Yield, status_of
 from specexp.lm import out_of_memory
+from specexp.pair.loading import Pair, identity, load_pair
+from specexp.profiling.time_estimate import Progress, announce, pace
 from specexp.storage.files import make_folder, write_whole
 from specexp.storage.run_folder import OutputFolder
 from specexp.tasks import sampling

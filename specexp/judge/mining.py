@@ -26,9 +26,9 @@ from specexp.decoding.protocol import Role
 from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Look, Procedure, Request, Spent
-from specexp.evaluation.pair import Pair
 from specexp.judge.labels import Label
 from specexp.judge.splits import split_of
+from specexp.pair.loading import Pair
 from specexp.tasks.example import Example, Task
 
 GAMMA = 6  # of the chain that generates the response, and of drafts where the old continuation has nothing to offer

@@ -1,6 +1,6 @@
 """One JSON line per prompt and setting, appended and flushed; the only truth an evaluation leaves behind.
 
-Records hold integers, ids, texts and seconds. Ratios are computed from sums of them, in `metrics.py`.
+Records hold integers, ids, texts and seconds. Ratios are computed from sums of them, in `metrics/summary.py`.
 
 Each line ends with a checksum of the rest of it. Lines without one are of a version that wrote none: they may come
 first in a file that is resumed, never after a line with one.

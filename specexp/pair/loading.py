@@ -14,10 +14,10 @@ from typing import Any, Protocol
 from specexp.config import TREES, Experiment
 from specexp.decoding.protocol import Role
 from specexp.errors import ModelError
-from specexp.evaluation import chat
 from specexp.lm.model import Model
 from specexp.lm.runtime import ToyConfig, check_vocabulary, shared_vocabulary
 from specexp.lm.toy import ToyModel
+from specexp.pair import chat_template
 from specexp.tasks.defaults import DEFAULTS
 from specexp.tasks.example import Message
 
@@ -66,7 +66,7 @@ class TokenizerText:
         """Token ids of a prompt, with what the tokenizer or the template puts before it."""
         if not self.chat:
             return self._plain_ids(joined(messages))
-        return chat.ids_of(self.tokenizer, chat.render(self.tokenizer, messages))
+        return chat_template.ids_of(self.tokenizer, chat_template.render(self.tokenizer, messages))
 
     def _plain_ids(self, text: str) -> list[int]:
         """Token ids with what the tokenizer adds; a text that begins with the BOS already is not given another."""
@@ -101,7 +101,7 @@ class TokenizerText:
         return str(self.tokenizer.convert_ids_to_tokens(token) or f"<{token}>")
 
     def facts(self) -> dict[str, Any]:
-        template = chat.template_of(self.tokenizer) if self.chat else ""
+        template = chat_template.template_of(self.tokenizer) if self.chat else ""
         return {
             "class": type(self.tokenizer).__name__,
             "vocabulary": vocabulary_hash(self.tokenizer.get_vocab()),
@@ -211,10 +211,10 @@ def load_pair(experiment: Experiment, roles: Set[Role], own_prompts: bool = Fals
 def _text(experiment: Experiment, tokenizer: Any, completions: bool) -> tuple[TokenizerText, tuple[str, ...]]:
     """What makes prompts, and notes on it."""
     target = experiment.target
-    used = chat.is_used(target.chat_template, tokenizer, completions, target.tokenizer or target.model)
-    system = chat.system_text(tokenizer) if used else ""
+    used = chat_template.is_used(target.chat_template, tokenizer, completions, target.tokenizer or target.model)
+    system = chat_template.system_text(tokenizer) if used else ""
     why_not = f"the prompts of task '{experiment.task}' are completions"
-    note = chat.note(target.chat_template, tokenizer, used, system, why_not)
+    note = chat_template.note(target.chat_template, tokenizer, used, system, why_not)
     return TokenizerText(tokenizer, used, target.chat_template, system), (note,) if note else ()
 
 

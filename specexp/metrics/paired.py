@@ -11,16 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import product
 
-from specexp.evaluation.statistics import (
-    Timed,
-    paired_difference,
-    prompts_needed,
-    rate_ratio,
-    sign_flip_p,
-    swap_p,
-    wilson,
-)
-from specexp.evaluation.unfinished import is_unparsed
+from specexp.metrics.incomplete import is_unparsed
+from specexp.metrics.statistics import Timed, paired_difference, prompts_needed, rate_ratio, sign_flip_p, swap_p, wilson
 from specexp.storage.records import Record
 
 Pairs = Sequence[tuple[Record, Record]]

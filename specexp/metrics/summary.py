@@ -9,11 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 from specexp.config import TREES, TreeConfig
-from specexp.engine.costs import Costs
-from specexp.evaluation import unfinished
-from specexp.evaluation.paired import accuracy, against, paired, speedup, timed
-from specexp.evaluation.statistics import rate
-from specexp.evaluation.trees import check_trees, tree_metrics
+from specexp.metrics import incomplete
+from specexp.metrics.paired import accuracy, against, paired, speedup, timed
+from specexp.metrics.statistics import rate
+from specexp.metrics.trees import check_trees, tree_metrics
+from specexp.profiling.call_costs import Costs
 from specexp.storage.records import Record
 
 
@@ -122,7 +122,7 @@ def summarise(
         metrics
         | _alone(records, bool(baseline), batch)
         | accuracy(records)
-        | unfinished.metrics(records)
+        | incomplete.metrics(records)
         | _by_category(records, baseline if batch == 1 else ())
     )
 
