@@ -49,7 +49,7 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     from specexp.storage.run_folder import OutputFolder
 
     folder = OutputFolder(path, resolved, resume, "collect_labels")
-    from specexp.judge import collecting, yields
+    from specexp.judge import collection, mining_yield
     from specexp.judge.labels import FEATURES, LABELS, MANIFEST
     from specexp.storage.run_plan import File, Input
     from specexp.tasks.example import Dataset
@@ -57,20 +57,20 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     from specexp.tracking.outbox import Outbox
 
     silence = backend.ready()
-    prepared = collecting.prepare(resolved)
+    prepared = collection.prepare(resolved)
     tell(prepared.notes)
     mine = resolved.experiment
     with folder.hold():
-        collecting.note_inputs(prepared, folder)
+        collection.note_inputs(prepared, folder)
         tags = {"method": "collect_labels", "group": "labels", "pair": mine.pair, "task": mine.task}
         outbox = Outbox(path, f"{uid_of(folder)}/labels", f"labels {mine.task}", tags, silence)
         if (path / MANIFEST).exists() and outbox.is_sent:
-            labels = collecting.collect(prepared, folder)
-            metrics = collecting.summarise(labels)
+            labels = collection.collect(prepared, folder)
+            metrics = collection.summarise(labels)
         else:
             with outbox.open(timed=False):
-                labels = collecting.collect(prepared, folder)
-                metrics = collecting.summarise(labels)
+                labels = collection.collect(prepared, folder)
+                metrics = collection.summarise(labels)
                 # Wherever the store is, the labels are among the run's own artifacts.
                 made = Dataset("labels", "runs:/{run_id}/labels", labels.hash, len(labels.labels))
                 inputs = [Input.of(prepared.task.dataset(), "evaluation"), Input.of(made, "labels")]
@@ -79,7 +79,7 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
                 outbox.send(replace(main, files=[*main.files, *files]))
     for name, metric, form in COLUMNS:
         click.echo(f"{name:>33}  {form.format(metrics[metric])}")
-    for warning in yields.warnings(labels):
+    for warning in mining_yield.warnings(labels):
         click.echo(f"warning: {warning}")
     click.echo(f"labels: {path}")
     return path

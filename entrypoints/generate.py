@@ -39,7 +39,7 @@ def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mappi
     prompt = single.checked_prompt(read(prompt))
     # Imports that load torch wait until the settings are known to be good.
     from specexp.api import LoadedPair
-    from specexp.evaluation.methods import roles_of
+    from specexp.methods import roles_of
 
     pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
     pair.judge_of(asked.methods[0])

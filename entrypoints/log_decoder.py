@@ -33,8 +33,8 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
         )
     # Imports that load torch and mlflow wait until the settings are known to be good.
     from specexp.api import LoadedPair
-    from specexp.evaluation.methods import roles_of
-    from specexp.serving import reference as referring
+    from specexp.methods import roles_of
+    from specexp.serving import decoder_spec as referring
     from specexp.serving import registry
     from specexp.tracking import backend, client
 

@@ -14,8 +14,8 @@ from specexp import reading
 from specexp.errors import ConfigError, JudgeError, OutputError, unknown
 
 if TYPE_CHECKING:
-    from specexp.judge.comparing import Candidate
     from specexp.judge.labels import LabelSet
+    from specexp.judge.selection import Candidate
 
 WAY_ON = "The labels are where they were; when the store answers, run the same command again."
 KINDS = ("mlp", "logistic")
@@ -75,7 +75,7 @@ def train_judge(asked: Order) -> str:
 
 
 def _train(asked: Order) -> str:
-    from specexp.judge import comparing, features
+    from specexp.judge import features, selection
     from specexp.storage import files
     from specexp.storage.run_folder import locked
     from specexp.tasks.answers import version_note
@@ -83,7 +83,7 @@ def _train(asked: Order) -> str:
     labels, source = _labels(asked.labels)
     folder = output_path(asked.output, _name(asked, labels))
     _check(folder)
-    comparing.check(labels, features.mode(asked.features))
+    selection.check(labels, features.mode(asked.features))
     if note := version_note(f"label set '{source}'", labels.answer_version):
         tell([note])
     files.make_folder(folder)
@@ -92,7 +92,7 @@ def _train(asked: Order) -> str:
 
 
 def _train_in(folder: Path, asked: Order, labels: LabelSet, source: str) -> str:
-    from specexp.judge import comparing, features, registry
+    from specexp.judge import features, registry, selection
     from specexp.storage.run_folder import uid_of
     from specexp.storage.run_plan import Input
     from specexp.tracking import client
@@ -107,7 +107,7 @@ def _train_in(folder: Path, asked: Order, labels: LabelSet, source: str) -> str:
         params = {"kind": kind, "features": asked.features, "requested_recall": asked.recall, "labels": labels.hash}
         shown, key = {**tags, "method": "train_judge"}, f"{uid_of(folder)}/train/{kind}"
         with client.training(f"judge_{kind}", shown, params, key) as (run_id, log):
-            candidate = comparing.train(kind, labels, mode, asked.recall, asked.seed, log)
+            candidate = selection.train(kind, labels, mode, asked.recall, asked.seed, log)
             client.log_settings(run_id, candidate.settings)
             client.log_dataset(run_id, _dataset(labels, source), "training")
             addresses[kind] = registry.log(
@@ -115,7 +115,7 @@ def _train_in(folder: Path, asked: Order, labels: LabelSet, source: str) -> str:
             )
             candidates[kind] = candidate
     chosen = max(candidates, key=lambda kind: candidates[kind].validation_auc)
-    files = comparing.write(folder, candidates, chosen, labels, mode)
+    files = selection.write(folder, candidates, chosen, labels, mode)
     present = registry.champion(asked.name)
     verdict = _register(asked.name, addresses[chosen], candidates[chosen], present, labels)
     shown = {"method": "judge_comparison", **tags, "judge": f"{asked.name}/{verdict.version}", "verdict": verdict.alias}
@@ -133,7 +133,7 @@ def _name(asked: Order, labels: LabelSet) -> str:
 
 
 def _register(name: str, address: str, judge: Candidate, present: Any, labels: LabelSet) -> Any:
-    from specexp.judge import comparing, registry
+    from specexp.judge import registry, selection
 
     version = registry.register(address, name, judge.judge.facts)
     if present is None:
@@ -141,7 +141,7 @@ def _register(name: str, address: str, judge: Candidate, present: Any, labels: L
     old, champion = present
     if champion is None:
         return registry.crown(name, version, True, f"the files of version {old}, the champion until now, are gone")
-    wins, says = comparing.better(judge.judge, champion, labels)
+    wins, says = selection.better(judge.judge, champion, labels)
     return registry.crown(name, version, wins, f"{says} (version {old})")
 
 

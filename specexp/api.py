@@ -13,9 +13,9 @@ from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation, Request
 from specexp.errors import ConfigError
-from specexp.evaluation.methods import Making, decoder_for
 from specexp.evaluation.single import check_bytes, checked_prompt, most_bytes
 from specexp.judge.judge import Judge
+from specexp.methods import Making, decoder_for
 from specexp.pair.detokenizer import Pieces
 from specexp.pair.loading import Pair, Text, hidden_sizes, identity, load_pair
 

@@ -13,7 +13,7 @@ from entrypoints.collect_labels import command as collect_labels
 from entrypoints.train_judge import command as train_judge
 from judges import judge_for, label_set
 from running import evaluate, flat_runs, invoke, records
-from specexp.judge import collecting, comparing, features
+from specexp.judge import collection, features, selection
 from specexp.judge.judge import FACTS, Judge
 from specexp.judge.labels import LabelSet
 from specexp.tasks import answers
@@ -74,7 +74,7 @@ def test_labels_of_two_versions_are_not_mixed(workplace: Path, monkeypatch: pyte
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(collecting, "_write", dies)
+        patch.setattr(collection, "_write", dies)
         assert invoke(collect_labels, *asked).exit_code == 130
     change(workplace / "out" / "inputs.json", answer_version=None)
     again = invoke(collect_labels, *asked, "--resume")
@@ -99,7 +99,7 @@ def test_a_judge_carries_the_version_of_its_labels(tmp_path: Path) -> None:
     for version in (answers.VERSION, None):
         label_set(tmp_path / "labels")
         change(tmp_path / "labels" / "manifest.json", answer_version=version)
-        found = comparing.train(
+        found = selection.train(
             "logistic", LabelSet.read(tmp_path / "labels"), mode, 0.9, 0, lambda metrics, step: None
         )
         found.judge.save(tmp_path / "judge")

@@ -18,12 +18,12 @@ from running import evaluate, invoke, refused, tiny
 from specexp import config
 from specexp.errors import ConfigError
 from specexp.evaluation.recommended import _models
-from specexp.judge import comparing, features
+from specexp.judge import features, selection
 from specexp.lm.hf.loading import load_tokenizer
 from specexp.lm.runtime import ModelConfig
 from specexp.pair import chat_template
 from specexp.pair.loading import load_pair
-from specexp.serving.reference import FILE, Reference, ServedDecoder, refer
+from specexp.serving.decoder_spec import FILE, Reference, ServedDecoder, refer
 from specexp.storage.run_folder import OutputFolder
 
 TURNS = "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}\n{% endfor %}"
@@ -287,7 +287,7 @@ def test_a_judge_says_when_it_was_mined_with_other_prompts(tmp_path: Path) -> No
         "an older one does not know"
     )
     labels = label_set(tmp_path / "labels", chat_template="c" * 64)
-    made = comparing.train("logistic", labels, features.mode("target"), 0.9, 0, lambda *_: None)
+    made = selection.train("logistic", labels, features.mode("target"), 0.9, 0, lambda *_: None)
     assert made.judge.facts.chat_template == "c" * 64
 
 

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from entrypoints import collect_labels, main
 from running import evaluate, flat_runs, invoke, records, runs, tiny
 from specexp.engine import Engine
-from specexp.judge import collecting, registry
+from specexp.judge import collection, registry
 from specexp.judge.labels import LabelSet
 from specexp.tasks import arith
 
@@ -91,7 +91,7 @@ def test_an_interrupted_mining_goes_on_and_leaves_the_same_labels(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert collect(*SMALL, "--output", "whole").exit_code == 0
-    real, calls = collecting._write, 0
+    real, calls = collection._write, 0
 
     def dies(path: Path, mined: Any) -> None:
         nonlocal calls
@@ -101,7 +101,7 @@ def test_an_interrupted_mining_goes_on_and_leaves_the_same_labels(
             raise KeyboardInterrupt
         real(path, mined)
 
-    monkeypatch.setattr(collecting, "_write", dies)
+    monkeypatch.setattr(collection, "_write", dies)
     for _ in range(2):
         stopped = collect(*SMALL, "--output", "out", "--resume")
         assert stopped.exit_code == 130
@@ -118,7 +118,7 @@ def test_labels_and_counts_do_not_depend_on_the_batch_nor_on_a_change_of_it(
 ) -> None:
     assert collect(*SMALL, "--batch", "1", "--output", "one").exit_code == 0
     assert collect(*SMALL, "--batch", "4", "--output", "four").exit_code == 0
-    real, left = collecting._write, iter(range(2))
+    real, left = collection._write, iter(range(2))
 
     def dies(path: Path, mined: Any) -> None:
         if next(left, None) is None:
@@ -126,7 +126,7 @@ def test_labels_and_counts_do_not_depend_on_the_batch_nor_on_a_change_of_it(
         real(path, mined)
 
     with monkeypatch.context() as patch:
-        patch.setattr(collecting, "_write", dies)
+        patch.setattr(collection, "_write", dies)
         assert collect(*SMALL, "--batch", "3", "--output", "both").exit_code == 130
     assert len(list((workplace / "both" / "progress").glob("*.safetensors"))) == 2
     assert collect(*SMALL, "--output", "both", "--resume").exit_code == 0
@@ -146,7 +146,7 @@ def test_a_folder_begun_on_other_rows_is_refused(workplace: Path, monkeypatch: p
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(collecting, "_write", dies)
+        patch.setattr(collection, "_write", dies)
         assert collect(*mine).exit_code == 130
     text = (workplace / "mine.jsonl").read_text()
     (workplace / "mine.jsonl").write_text(text.replace('"prompt": "', '"prompt": "Now '))

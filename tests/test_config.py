@@ -9,8 +9,8 @@ import pytest
 
 from specexp import config
 from specexp.errors import ConfigError
-from specexp.evaluation.methods import BUILDERS
 from specexp.lm.runtime import ToyConfig
+from specexp.methods import BUILDERS
 from specexp.tasks.source import DataConfig
 from specexp.tasks.task import TASKS
 

@@ -15,8 +15,8 @@ from entrypoints import certify
 from running import comparison_runs, evaluate, invoke
 from specexp.evaluation import runner, token_data, token_view
 from specexp.evaluation.token_data import Budget
-from specexp.judge import collecting
-from specexp.judge.search_progress import SearchProgress
+from specexp.judge import collection
+from specexp.judge.mining_progress import SearchProgress
 from specexp.profiling import time_estimate
 from specexp.profiling.time_estimate import Pace, Progress, announce, pace, span
 from test_collecting import collect
@@ -132,7 +132,7 @@ def test_mining_tells_how_far_every_search_is_and_how_long_all_take(
 
     monkeypatch.setattr(SearchProgress, "tell", tell)
     monkeypatch.setattr(time_estimate, "LONG", 0.0)
-    monkeypatch.setattr(collecting, "EARLY", 1)
+    monkeypatch.setattr(collection, "EARLY", 1)
     found = collect("--limit", "3", "--max-new-tokens", "120", "--output", "labels", "--batch", "2")
     assert found.exit_code == 0, found.output
     assert "3 responses of up to 120 tokens one after another; the search in them takes longer" in found.stderr

@@ -19,9 +19,9 @@ from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.engine.ngram_lookup import Ngrams
-from specexp.evaluation.methods import roles_of
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.toy import ToyModel
+from specexp.methods import roles_of
 from test_hf_equality import LENGTH, generate, prompts
 
 LOOKING = Chain(Lookup(6), Lossless(), Warp())

@@ -504,7 +504,7 @@ def test_arith_prompts_give_the_same_labels_sixteen_at_a_time() -> None:
 
 
 def prepared(limit: int) -> Any:
-    config, collecting = (importlib.import_module(f"specexp.{name}") for name in ("config", "judge.collecting"))
+    config, collecting = (importlib.import_module(f"specexp.{name}") for name in ("config", "judge.collection"))
     return collecting.prepare(config.resolve_mining("arith_quick", {"limit": limit}))
 
 

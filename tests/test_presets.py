@@ -10,11 +10,11 @@ import yaml
 
 from specexp import config
 from specexp.decoding.rules import Warp
-from specexp.evaluation.methods import Making, decoder_for
 from specexp.judge.judge import Facts, Judge
 from specexp.judge.network import Network
 from specexp.lm.hf.loading import load_tokenizer
 from specexp.lm.runtime import ModelConfig
+from specexp.methods import Making, decoder_for
 from specexp.pair.chat_template import TODAY
 from specexp.pair.loading import TokenizerText, ToyText
 from specexp.tasks.source import DataConfig

@@ -114,7 +114,7 @@ def test_a_benchmarks_batches_add_rows_to_the_sample(tmp_path: Path) -> None:
 def test_mining_takes_no_row_that_an_evaluation_of_the_skipped_ones_has(tmp_path: Path, skip: int) -> None:
     bench = task("spec_bench", DataConfig(str(written(tmp_path))))
     evaluated = {example.prompt_id for example in bench.examples(skip)}
-    from specexp.judge.collecting import after_skipped
+    from specexp.judge.collection import after_skipped
 
     mined = [example.prompt_id for example in after_skipped(bench, skip, 10)[0]]
     assert len(mined) == 10
@@ -124,7 +124,7 @@ def test_mining_takes_no_row_that_an_evaluation_of_the_skipped_ones_has(tmp_path
 
 def test_mining_leaves_out_prompts_of_several_turns_and_takes_others_for_them(tmp_path: Path) -> None:
     """Of the sample's rows most have two turns; as many as were asked for are mined, and of every kind there is."""
-    from specexp.judge.collecting import after_skipped
+    from specexp.judge.collection import after_skipped
 
     path = tmp_path / "mixed.jsonl"
     turns = {"writing": ["?", "And?"], "math": ["?", "And?"], "qa": ["?"], "rag": ["?"]}

@@ -34,8 +34,8 @@ from specexp.lm.hf import loading
 from specexp.pair.loading import TokenizerText
 from specexp.serving import requests
 from specexp.serving.batcher import Batcher
-from specexp.serving.reference import Reference, ServedDecoder, refer
-from specexp.serving.texts import LONG, Texts
+from specexp.serving.decoder_spec import Reference, ServedDecoder, refer
+from specexp.serving.tokenizers import LONG, Texts
 from specexp.tasks.task import task
 
 PROMPTS = [example.turns[0] for example in task("arith").examples(4)]
@@ -98,10 +98,10 @@ def test_it_answers_as_the_python_door_does(model: Any, pair: specexp.LoadedPair
 @pytest.fixture
 def serve(model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What the scoring server does with a body: (status, answer)."""
-    from specexp.serving import served
+    from specexp.serving import pyfunc
 
     monkeypatch.setattr(scoring_server, "invocations", scoring_server.invocations)  # to have it back afterwards
-    served.insist(model.unwrap_python_model()._decoder.most_bytes)
+    pyfunc.insist(model.unwrap_python_model()._decoder.most_bytes)
 
     def ask(body: bytes, content_type: str | None = JSON) -> tuple[int, str]:
         schema = model.metadata.get_input_schema()

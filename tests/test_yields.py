@@ -16,12 +16,12 @@ from entrypoints import collect_labels, train_judge
 from judges import label_set
 from running import invoke, runs
 from specexp.errors import JudgeError
-from specexp.judge import features, splits, yields
+from specexp.judge import features, mining_yield, splits
 from specexp.judge.labels import Label, LabelSet
 from specexp.judge.mining import MINED, NO_ANSWER, UNFINISHED
+from specexp.judge.mining_yield import Yield
 from specexp.judge.splits import SPLITS, filled, kinds_of, num_fillable, split_of
 from specexp.judge.training import Splits
-from specexp.judge.yields import Yield
 
 
 def label(prompt: str, important: bool | None, split: str = "") -> Label:
@@ -129,7 +129,7 @@ def test_the_length_that_would_do_is_told_from_those_that_ended() -> None:
     assert seen([500] * 10, 220).enough_tokens(220) == 448, "of none that ended nothing is told but that it is more"
     assert seen([30, 40, 50, 60, 70, 80], 220, undecided=3).enough_tokens(220) >= 330, "swaps did not end"
     wild = seen([1, 1, 1, 1, 2, 9000, 9000, 9000, 9000, 9000], 220)
-    assert wild.enough_tokens(220) <= 32 * -(-yields.MOST * 220 // 32)
+    assert wild.enough_tokens(220) <= 32 * -(-mining_yield.MOST * 220 // 32)
 
 
 def test_most_of_the_first_prompts_coming_to_nothing_is_worth_a_warning() -> None:

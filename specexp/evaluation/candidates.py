@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specexp.config import MAX_NGRAM
-from specexp.evaluation.methods import LOSSLESS
 from specexp.evaluation.runner import Setting
+from specexp.methods import LOSSLESS
 
 # How many settings of a method are run at most for what its rounds take beside their calls, and for a tree's counts.
 PROBED = {"speculative": 3, "lookup": 2, "autojudge": 2, "specexec": 5}

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from specexp.config import Experiment, MethodConfig
 from specexp.evaluation import divergence, split
 from specexp.evaluation.divergence import Divergence
-from specexp.evaluation.methods import is_lossless as is_lossless
 from specexp.evaluation.runner import Prepared, arithmetic_of, claims_attainable, costs_of, pooled
+from specexp.methods import is_lossless as is_lossless
 from specexp.storage.records import Record
 from specexp.storage.run_folder import OutputFolder
 

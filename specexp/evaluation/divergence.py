@@ -19,9 +19,9 @@ from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.evaluation.equality import Draws, difference, explanation
-from specexp.evaluation.methods import is_lossless
 from specexp.evaluation.runner import LOWER, Job, Prepared, arithmetic_of, prompt_of
 from specexp.lm import out_of_memory
+from specexp.methods import is_lossless
 from specexp.storage.records import Key, Record, RecordFile, key_of
 from specexp.storage.run_folder import OutputFolder
 

@@ -14,11 +14,11 @@ from specexp.evaluation import canvas, charts, divergence, page, split, table, t
 from specexp.evaluation.comparison import Comparison, compare
 from specexp.evaluation.divergence_words import NOT_LOSSLESS, marks
 from specexp.evaluation.figures import draw_trees
-from specexp.evaluation.methods import is_lossless
 from specexp.evaluation.runner import Prepared, Summary, summary
 from specexp.evaluation.verdict import verdict
 from specexp.evaluation.words import plain
 from specexp.lm import out_of_memory
+from specexp.methods import is_lossless
 from specexp.metrics import incomplete
 from specexp.metrics.summary import has_ends
 from specexp.storage.files import make_folder

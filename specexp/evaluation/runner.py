@@ -24,10 +24,10 @@ from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Generation, Request
 from specexp.errors import ConfigError, ModelError, OutputError, PromptError
-from specexp.evaluation.methods import Making, decoder_for, roles_of
 from specexp.judge.judge import Judge
 from specexp.lm import out_of_memory
 from specexp.lm.runtime import ModelConfig
+from specexp.methods import Making, decoder_for, roles_of
 from specexp.metrics.summary import check_identities, summarise
 from specexp.pair.loading import Pair, contexts, hidden_sizes, identity, load_pair
 from specexp.profiling import call_costs

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
-from specexp.evaluation.methods import Making, decoder_for
 from specexp.evaluation.runner import Job, Prepared, Setting, record_of
 from specexp.lm import out_of_memory
+from specexp.methods import Making, decoder_for
 from specexp.metrics.statistics import Timed
 from specexp.metrics.summary import check_identities
 from specexp.storage.journal import Journal, Key

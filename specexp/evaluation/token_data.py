@@ -36,10 +36,10 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
 from specexp.evaluation import runner
 from specexp.evaluation.hindsight import Opinion, opinions, soft
-from specexp.evaluation.methods import is_lossless
 from specexp.evaluation.runner import LOWER, Job, Prepared, Setting
 from specexp.evaluation.tracing import Emitted, TracedDecoder, tally
 from specexp.lm import out_of_memory
+from specexp.methods import is_lossless
 from specexp.pair.token_text import alone, spelled
 from specexp.storage.journal import Journal, Key
 from specexp.storage.records import Record, RecordFile

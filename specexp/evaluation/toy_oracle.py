@@ -17,7 +17,6 @@ from specexp.config import MethodConfig
 from specexp.decoding.protocol import Role
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
-from specexp.evaluation.methods import Making, decoder_for
 from specexp.evaluation.oracle import output_distribution
 from specexp.evaluation.reference import gap, sequence_distribution
 from specexp.judge import features
@@ -25,6 +24,7 @@ from specexp.judge.judge import Judge
 from specexp.judge.network import LAYERS, Network
 from specexp.lm.model import Model
 from specexp.lm.toy import HIDDEN, ToyModel
+from specexp.methods import Making, decoder_for
 
 EXACT = 1e-12
 # Seeds of the toy pairs: many where no die is thrown and each has a single output.

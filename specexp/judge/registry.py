@@ -1,6 +1,6 @@
 """Judges in MLflow: logged as models with everything they need, registered, and loaded again by any address.
 
-A judge is an MLflow model from code (served.py) with safetensors weights; nothing is pickled. Decoding does not go
+A judge is an MLflow model from code (pyfunc.py) with safetensors weights; nothing is pickled. Decoding does not go
 through MLflow's wrapper: `load` gives the judge itself.
 """
 
@@ -62,7 +62,7 @@ def log(
         judge.save(folder)
         info = mlflow.pyfunc.log_model(
             name=name,
-            python_model=str(HERE / "served.py"),
+            python_model=str(HERE / "pyfunc.py"),
             code_paths=[str(HERE / "network.py")],
             artifacts={"judge": str(folder)},
             signature=signature,

@@ -17,8 +17,8 @@ from sklearn.preprocessing import StandardScaler
 from specexp.errors import JudgeError
 from specexp.judge.features import Mode
 from specexp.judge.labels import LabelSet
+from specexp.judge.mining_yield import what_is_missing
 from specexp.judge.network import Network
-from specexp.judge.yields import what_is_missing
 
 C_GRID = tuple(10.0**-i for i in range(8))  # the paper's
 Log = Callable[[dict[str, float], int], None]

@@ -15,9 +15,9 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from specexp.config import Experiment
 from specexp.errors import ConfigError
-from specexp.evaluation.methods import LOSSLESS, roles_of
 from specexp.judge.judge import Judge
-from specexp.serving.reference import JUDGE, ROWS, Reference
+from specexp.methods import LOSSLESS, roles_of
+from specexp.serving.decoder_spec import JUDGE, ROWS, Reference
 from specexp.serving.requests import COLUMN
 
 HERE = Path(__file__).resolve().parent
@@ -51,7 +51,7 @@ def log(reference: Reference, judge: Judge | None) -> str:
             judge.save(folder / JUDGE)
         info = mlflow.pyfunc.log_model(
             name="decoder",
-            python_model=str(HERE / "served.py"),
+            python_model=str(HERE / "pyfunc.py"),
             code_paths=[str(_code(Path(scratch)))],
             artifacts={"decoder": str(folder)},
             signature=signature(asked),

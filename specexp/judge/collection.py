@@ -25,9 +25,9 @@ from specexp.errors import OutputError, PromptError, TaskError
 from specexp.judge import features
 from specexp.judge.labels import MANIFEST, LabelSet, pack, unpack
 from specexp.judge.mining import MINED, NO_ANSWER, UNFINISHED, Mined, Miner
-from specexp.judge.search_progress import SearchProgress
+from specexp.judge.mining_progress import SearchProgress
+from specexp.judge.mining_yield import FIRST, Yield, status_of
 from specexp.judge.splits import filled
-from specexp.judge.yields import FIRST, Yield, status_of
 from specexp.lm import out_of_memory
 from specexp.pair.loading import Pair, identity, load_pair
 from specexp.profiling.time_estimate import Progress, announce, pace

@@ -16,7 +16,7 @@ from pandas import DataFrame
 
 from specexp.errors import RequestError, SpecexpError
 from specexp.serving import requests
-from specexp.serving.reference import ROWS, ServedDecoder
+from specexp.serving.decoder_spec import ROWS, ServedDecoder
 
 SERVER = "mlflow.pyfunc.scoring_server.app"  # loaded in a server's process, which serves this model and no other
 JSON = "application/json"

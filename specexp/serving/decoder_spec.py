@@ -1,0 +1,175 @@
+"""What a served decoder is, by reference: the settings of its pair and its method, and what the weights must be.
+
+`decoder.json` names models by folder, hub id and revision, or as the embedded ones, and keeps no copy of them; a judge
+is small, and is kept beside it. What is loaded later is compared with what was loaded when it was written. Nothing here
+knows MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from specexp.api import LoadedPair, Output
+from specexp.config import Experiment, MethodConfig, TreeConfig
+from specexp.errors import ModelError
+from specexp.lm.runtime import NO_TEMPLATE, OWN_TEMPLATE, ModelConfig, ToyConfig
+from specexp.methods import roles_of
+from specexp.serving import requests
+from specexp.serving.batcher import Batcher
+from specexp.serving.tokenizers import Texts
+from specexp.storage.files import make_folder, write_whole
+from specexp.tasks.source import DataConfig
+
+FILE, JUDGE = "decoder.json", "judge"
+ROWS = 8  # prompts decoded together
+# What must be as it was, and how a message calls it.
+MUST_FIT = {
+    "target": "the target's weights",
+    "draft": "the draft's weights",
+    "tokenizer": "the tokenizer's vocabulary",
+    "chat_template": "the chat template",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One setting of one method on one pair. `folders` are where local models were, by role."""
+
+    experiment: Experiment
+    identity: Mapping[str, Any]
+    most_new_tokens: int
+    folders: Mapping[str, str]
+
+    def save(self, folder: Path) -> None:
+        make_folder(folder)
+        found = {**asdict(self), "specexp": version("specexp")}
+        write_whole(folder / FILE, json.dumps(found, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Reference:
+        """Read what `save` wrote. Raises ModelError."""
+        try:
+            found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            return cls(_experiment(found["experiment"]), found["identity"], found["most_new_tokens"], found["folders"])
+        except Exception as error:  # a file that is missing, cut off or changed by hand
+            raise ModelError(f"the decoder in '{folder}' cannot be read: {type(error).__name__}: {error}") from error
+
+
+def refer(pair: LoadedPair, asked: Experiment, most_new_tokens: int) -> Reference:
+    """The reference of a loaded pair, with folders made absolute and revisions of the hub pinned."""
+    roles = roles_of(asked.methods[0])
+    identity = {key: value for key, value in pair.identity().items() if key not in ("target", "draft") or key in roles}
+    folders: dict[str, str] = {}
+    models = asked.models
+    for role, model in models.items() if asked.toy is None else ():
+        from specexp.lm.hf import loading
+
+        local = Path(loading.resolve(model.model)).expanduser()
+        if local.is_dir():
+            folders[role] = str(local.resolve())
+            if not model.model.startswith(loading.ZOO_PREFIX):
+                models[role] = replace(model, model=folders[role])
+        elif identity.get(f"{role}_revision"):
+            models[role] = replace(model, revision=identity[f"{role}_revision"])
+        if model.tokenizer and Path(model.tokenizer).expanduser().is_dir():
+            models[role] = replace(models[role], tokenizer=str(Path(model.tokenizer).expanduser().resolve()))
+    if asked.toy is None:  # what `auto` came to is part of the version
+        template = OWN_TEMPLATE if identity["chat_template"] else NO_TEMPLATE
+        models = {role: replace(model, chat_template=template) for role, model in models.items()}
+    asked = replace(asked, target=models["target"], draft=models["draft"])
+    return Reference(asked, identity, most_new_tokens, folders)
+
+
+class ServedDecoder:
+    """A decoder by reference, loaded and checked, that several threads may ask at a time."""
+
+    def __init__(self, folder: Path, rows: int = ROWS, device: str = "") -> None:
+        """Load what `decoder.json` in `folder` names, on `device` in the place of the logged ones if it is given.
+
+        Raises SpecexpError: ModelError where the weights or the tokenizer are not those that were logged.
+        """
+        self.reference = Reference.load(folder)
+        experiment = _here(self.reference, device)
+        if experiment.methods[0].judge:
+            judged = replace(experiment.methods[0], judge=str(folder / JUDGE))
+            experiment = replace(experiment, methods=(judged,))
+        self._pair = LoadedPair(experiment, roles=roles_of(experiment.methods[0]))
+        check(self._pair.identity(), self.reference)
+        self._experiment = experiment
+        self._pair.judge_of(experiment.methods[0])  # before any thread asks
+        self._texts = Texts(self._pair.text)
+        self._batcher = Batcher(lambda: self._pair.engine(rows))
+
+    def decode(self, prompts: Sequence[str], params: Mapping[str, Any] | None = None) -> list[Output]:
+        """What `specexp.LoadedPair.generate` gives for each prompt with these parameters.
+
+        Raises RequestError with every fault of the parameters, or for the first prompt that cannot be decoded.
+        """
+        asked = requests.settings(self._experiment, params, self.reference.most_new_tokens)
+        wanted = []
+        with self._texts.lend(sum(map(len, prompts))) as text:
+            for number, prompt in enumerate(prompts, 1):
+                with requests.numbered(number, len(prompts)):
+                    wanted.append(self._pair.request(prompt, asked, text=text))
+        found = self._batcher.decode(wanted)
+        with self._texts.lend() as text:
+            return [self._pair.output(out, text) for out in found]
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes that the body of a request may have: those of its prompts, as JSON may write them."""
+        prompt = max(self._pair.most_bytes(role) for role in roles_of(self._experiment.methods[0]))
+        return min(requests.LONGEST_BODY, requests.SMALL_BODY + requests.MOST_PROMPTS * 6 * prompt)
+
+
+def check(found: Mapping[str, Any], reference: Reference) -> None:
+    """Refuse models that are not those of the reference. Raises ModelError with every difference."""
+    faults = []
+    for key, name in MUST_FIT.items():
+        was, now = reference.identity.get(key), found.get(key)
+        if key in reference.identity and was != now:
+            faults.append(f"{name} ({key} was {was!r:.20}, is {now!r:.20})")
+    if faults:
+        experiment = reference.experiment
+        raise ModelError(
+            f"{' and '.join(faults)} are not what this decoder was logged with; put the logged ones back at"
+            f" '{experiment.target.model}' and '{experiment.draft.model}', or log the decoder again."
+        )
+
+
+def _here(reference: Reference, device: str) -> Experiment:
+    """The experiment as it is loaded here: the embedded models from where they were, if this package has none."""
+    experiment = reference.experiment
+    if experiment.toy is not None:
+        return experiment
+    from specexp.lm.hf import loading
+
+    models = experiment.models
+    for role, model in models.items():
+        if model.model.startswith(loading.ZOO_PREFIX) and not Path(loading.resolve(model.model)).is_dir():
+            model = replace(model, model=reference.folders[role])
+        models[role] = replace(model, device=device or model.device)
+    return replace(experiment, target=models["target"], draft=models["draft"])
+
+
+def _experiment(found: Mapping[str, Any]) -> Experiment:
+    """An `Experiment` from what `asdict` made of it."""
+    methods = tuple(
+        MethodConfig(**{**each, "tree": TreeConfig(**each["tree"]) if each["tree"] else None})
+        for each in found["methods"]
+    )
+    return Experiment(
+        **{
+            **found,
+            "methods": methods,
+            "target": ModelConfig(**found["target"]),
+            "draft": ModelConfig(**found["draft"]),
+            "toy": ToyConfig(**found["toy"]) if found["toy"] else None,
+            "data": DataConfig(**found["data"]) if found["data"] else None,
+        }
+    )
