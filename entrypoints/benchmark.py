@@ -62,7 +62,7 @@ def benchmark(
     # Imports that load torch and mlflow wait until the settings are known to be good.
     from specexp.evaluation import benchmark as measuring
     from specexp.evaluation import benchmark_report as report
-    from specexp.evaluation.figures import draw_benchmark
+    from specexp.evaluation.report.figures import draw_benchmark
     from specexp.evaluation.runner import inputs_of
     from specexp.storage.journal import FILE, Journal
     from specexp.storage.records import write_whole

@@ -63,12 +63,14 @@ def evaluate(
     resolved = config.resolve(experiment, flags)
     folder_path = output_path(output, f"{resolved.name}-{resolved.hash}")
     # Imports that load torch and mlflow wait until the settings are known to be good.
-    from specexp.evaluation.showing import Shown
+    from specexp.evaluation.token_view.selection import Shown
     from specexp.storage.run_folder import OutputFolder
 
     shown = Shown.parse(show)
     folder = OutputFolder(folder_path, resolved, resume)
-    from specexp.evaluation import divergence, report, runner, split, token_view
+    from specexp.evaluation import divergence, runner, time_split
+    from specexp.evaluation.report import publish
+    from specexp.evaluation.token_view import token_page
     from specexp.tracking import backend
 
     silence = backend.ready()
@@ -85,26 +87,26 @@ def evaluate(
         if not runner.missing(prepared, records) and outbox.is_sent:
             runner.complete(prepared, folder)
             divergence.examine(prepared, folder, records)
-            found = report.show(prepared, folder, records.records, commands)
+            found = publish.show(prepared, folder, records.records, commands)
             sent = outbox.add([])
         else:
             with outbox.open(timed=resolved.batch == 1):
                 runner.run(prepared, folder, records)
                 if resolved.batch == 1:
-                    split.measure(prepared, folder, records.records)
+                    time_split.measure(prepared, folder, records.records)
                 divergence.examine(prepared, folder, records)
-                found = report.show(prepared, folder, records.records, commands)
-                main = report.main(prepared, folder, found, outbox)
-                flat = report.sheets(prepared, folder, records.records, found, uid_of(folder))
+                found = publish.show(prepared, folder, records.records, commands)
+                main = publish.main(prepared, folder, found, outbox)
+                flat = publish.sheets(prepared, folder, records.records, found, uid_of(folder))
                 try:
                     sent = outbox.send(main, flat)
                 except Unsent:
-                    if files := token_view.write(prepared, folder, records, shown):
-                        outbox.put_down([report.write_page(folder, found), *files])
+                    if files := token_page.write(prepared, folder, records, shown):
+                        outbox.put_down([publish.write_page(folder, found), *files])
                     raise
         # After everything else: it is looked at, no result depends on it.
-        if files := token_view.write(prepared, folder, records, shown):
-            sent = outbox.add([report.write_page(folder, found), *files])
+        if files := token_page.write(prepared, folder, records, shown):
+            sent = outbox.add([publish.write_page(folder, found), *files])
     click.echo(f"records: {folder.path / 'records.jsonl'}")
     click.echo(sent.charts)
 

@@ -74,7 +74,7 @@ def _noted(note: Path) -> str:
 
 def _check(show: str, resolved: config.Experiment) -> None:
     """Raise ConfigError for prompts to show that the evaluation, which comes last, will not have."""
-    from specexp.evaluation.showing import Shown
+    from specexp.evaluation.token_view.selection import Shown
     from specexp.tasks.task import task
 
     shown = Shown.parse(show)

@@ -9,7 +9,7 @@ from typing import Any
 
 from specexp import config
 from specexp.config import Experiment, MethodConfig
-from specexp.evaluation.comparison import Comparison, Entry, is_lossless
+from specexp.evaluation.report.comparison import Comparison, Entry, is_lossless
 from specexp.metrics.summary import summarise
 from specexp.profiling.call_costs import Costs
 

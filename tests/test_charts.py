@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from comparing import ONE, SIX, made_up, settings, twenty
-from specexp.evaluation import charts
-from specexp.evaluation.placing import places
+from specexp.evaluation.report import charts
+from specexp.evaluation.report.label_placement import places
 
 ALL = {"frontier", "accepted", "positions", "time", "predicted"}
 

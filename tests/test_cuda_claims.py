@@ -11,8 +11,9 @@ import pytest
 from clocked import prepared_toy
 from comparing import COSTS, compared, made_up, settings
 from running import evaluate, flat_runs
-from specexp.evaluation import benchmark_report, report
+from specexp.evaluation import benchmark_report
 from specexp.evaluation.advice_words import _limits
+from specexp.evaluation.report import publish
 from specexp.metrics.summary import summarise
 from specexp.storage import environment
 
@@ -36,7 +37,7 @@ def test_an_evaluation_claims_no_attainable_speed_up_on_cuda(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     kind(device, monkeypatch)
-    monkeypatch.setattr(report, "_disturbed", lambda metrics: True)
+    monkeypatch.setattr(publish, "_disturbed", lambda metrics: True)
     result = evaluate(*TOY)
     assert result.exit_code == 0, result.output
     found = json.loads((workplace / "out" / "summary.json").read_text())["speculative_k2"]

@@ -12,12 +12,13 @@ import pytest
 from comparing import made_up, settings
 from running import comparison_runs, evaluate, flat_runs
 from specexp.decoding import chain, specexec
-from specexp.evaluation import equality, page, table
-from specexp.evaluation.comparison import Comparison, Entry
+from specexp.evaluation import equality
 from specexp.evaluation.divergence import Divergence
-from specexp.evaluation.divergence_words import mark, marks
-from specexp.evaluation.verdict import verdict
-from specexp.evaluation.words import plain
+from specexp.evaluation.report import html_page, table
+from specexp.evaluation.report.comparison import Comparison, Entry
+from specexp.evaluation.report.divergence_text import mark, marks
+from specexp.evaluation.report.formatting import plain
+from specexp.evaluation.report.verdict import verdict
 
 TOY = ["--experiment", "toy_quick", "--methods", "baseline,speculative,specexec", "--gamma", "2", "--limit", "4",
        "--max-new-tokens", "12"]  # fmt: skip
@@ -148,7 +149,7 @@ def test_a_refuted_setting_is_recommended_as_nothing_not_even_as_lossy() -> None
         "baseline": "plain decoding", "speculative": "not lossless here: equal on 18 of 20, 1 at near ties",
         "lookup": "equal on 20 of 20", "topk": "lossy",
     }  # fmt: skip
-    html = page.render(one, page.Folder({}, [], [], []), [])
+    html = html_page.render(one, html_page.Folder({}, [], [], []), [])
     assert '<span class="mark">not lossless here: equal on 18 of 20, 1 at near ties</span>' in html
 
 

@@ -13,8 +13,9 @@ from mlflow.tracking import MlflowClient
 from clocked import Clock, ClockedToy
 from entrypoints import certify
 from running import comparison_runs, evaluate, invoke
-from specexp.evaluation import runner, token_data, token_view
-from specexp.evaluation.token_data import Budget
+from specexp.evaluation import runner
+from specexp.evaluation.token_view import data, token_page
+from specexp.evaluation.token_view.data import Budget
 from specexp.judge import collection
 from specexp.judge.mining_progress import SearchProgress
 from specexp.profiling import time_estimate
@@ -168,13 +169,13 @@ def test_the_token_view_stays_in_a_share_of_the_time_and_goes_on_later(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    real = token_data._prompt
+    real = data._prompt
 
     def prompt(prepared: Any, records: Any, engine: Any, jobs: Any, bar: Any) -> Any:
         seen.append(prepared.examples[jobs[0].index].prompt_id)
         return real(prepared, records, engine, jobs, bar)
 
-    monkeypatch.setattr(token_data, "_prompt", prompt)
+    monkeypatch.setattr(data, "_prompt", prompt)
     allowed: list[bool] = [True, True, False, False]
     monkeypatch.setattr(Budget, "allows", lambda self, recorded: allowed.pop(0))
     folder = workplace / "out"
@@ -192,7 +193,7 @@ def test_the_token_view_stays_in_a_share_of_the_time_and_goes_on_later(
     assert evaluate(*TOY, "--methods", "baseline,speculative", "--show", "4", "--resume").exit_code == 0
     assert seen == ["toy-0", "toy-1", "toy-2", "toy-3"]
     assert "Left out" not in (folder / "tokens.html").read_text()
-    assert not (folder / token_view.DECODED).exists()
+    assert not (folder / token_page.DECODED).exists()
     (run,) = comparison_runs()
     assert {"tokens.html", "tokens.json"} <= {f.path for f in MlflowClient().list_artifacts(run.info.run_id)}
 
@@ -204,8 +205,8 @@ def test_a_short_run_is_shown_whole_and_prompts_that_are_named_always(
     given = [*TOY, "--methods", "baseline"]
     assert evaluate(*given, "--show", "3").exit_code == 0
     assert len(prompts(workplace / "out")) == 3
-    monkeypatch.setattr(token_view, "LEAST", 0.0)
-    monkeypatch.setattr(token_view, "SHARE", 1e-9)
+    monkeypatch.setattr(token_page, "LEAST", 0.0)
+    monkeypatch.setattr(token_page, "SHARE", 1e-9)
     more = evaluate(*given, "--show", "4", "--resume")
     assert "shows 3 of 4 prompts" in more.stderr
     assert len(prompts(workplace / "out")) == 3
@@ -217,7 +218,7 @@ def test_a_short_run_is_shown_whole_and_prompts_that_are_named_always(
 def test_an_interruption_of_the_token_view_leaves_finished_runs_and_is_made_up_for(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = token_data._prompt, list[str]()
+    real, seen = data._prompt, list[str]()
 
     def stops(prepared: Any, records: Any, engine: Any, jobs: Any, bar: Any) -> Any:
         if len(seen) == 1:
@@ -227,7 +228,7 @@ def test_an_interruption_of_the_token_view_leaves_finished_runs_and_is_made_up_f
 
     given = [*TOY, "--methods", "baseline,speculative", "--show", "3"]
     with monkeypatch.context() as patch:
-        patch.setattr(token_data, "_prompt", stops)
+        patch.setattr(data, "_prompt", stops)
         assert evaluate(*given).exit_code == 130
     folder = workplace / "out"
     (run,) = comparison_runs()

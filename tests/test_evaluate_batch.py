@@ -14,7 +14,7 @@ import pytest
 from running import comparison_runs, evaluate, flat_runs, records, refused, without_clocks
 from specexp.engine import Engine
 from specexp.evaluation import runner
-from specexp.evaluation.table import terminal
+from specexp.evaluation.report.table import terminal
 from test_evaluate import finish, start, wait_for_lines
 
 DATA = Path(__file__).resolve().parent / "data"

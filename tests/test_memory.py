@@ -145,12 +145,12 @@ def test_memory_that_runs_out_while_loading_is_one_line(workplace: Path, monkeyp
 def test_memory_that_runs_out_where_nobody_expects_it_is_one_line(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from specexp.evaluation import report
+    from specexp.evaluation.report import publish
 
     def full(*arguments: Any, **more: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(report, "show", full)
+    monkeypatch.setattr(publish, "show", full)
     result = evaluate(*TOY, "--output", "out")
     assert result.exit_code == 2
     assert result.output.strip().splitlines()[-1].startswith("error: CUDA out of memory. Lower limit, batch or")

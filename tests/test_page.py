@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import specexp
 from comparing import ONE, SIX, made_up, settings, twenty
 from reading import Page, read
 from specexp.config import MethodConfig
-from specexp.evaluation import charts, page
-from specexp.evaluation.charts import Chart
-from specexp.evaluation.comparison import Comparison
+from specexp.evaluation.report import charts, html_page
+from specexp.evaluation.report.charts import Chart
+from specexp.evaluation.report.comparison import Comparison
 
 EVIL = "<script>alert('ß')</script> & \"x\" " + "w" * 4000
 FACTS = {
@@ -32,8 +33,8 @@ def rendered(comparison: Comparison, folder: Path, **files: object) -> Page:
 
 
 def embedded(comparison: Comparison, drawn: Sequence[Chart], **files: object) -> Page:
-    facts = page.Folder(files, [("tokens.html", "tokens")], ["command " + EVIL], ["warning " + EVIL])
-    return read(page.render(comparison, facts, drawn))
+    facts = html_page.Folder(files, [("tokens.html", "tokens")], ["command " + EVIL], ["warning " + EVIL])
+    return read(html_page.render(comparison, facts, drawn))
 
 
 @pytest.mark.parametrize("name,num_prompts", [(ONE, 1), (ONE, 3), (SIX, 1), (SIX, 3), (SIX, 500), ("twenty", 40)])
@@ -81,11 +82,13 @@ def test_nothing_is_fetched_from_elsewhere(tmp_path: Path) -> None:
     assert "link" not in found.tags
 
 
-def test_the_template_ships_with_the_package() -> None:
-    root = Path(page.__file__).parents[2]
+def test_the_templates_ship_with_the_package() -> None:
+    root = Path(specexp.__file__).parents[1]
     shipped = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["specexp"]
     files = {path for pattern in shipped for path in (root / "specexp").glob(pattern)}
-    assert root / "specexp" / "evaluation" / "templates" / "report.html" in files
+    templates = {path for path in (root / "specexp/evaluation").rglob("templates/*") if path.is_file()}
+    assert {path.name for path in templates} == {"report.html", "tokens.html.j2"}
+    assert templates <= files
 
 
 def test_judges_and_costs_are_told(tmp_path: Path) -> None:

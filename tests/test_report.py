@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from comparing import made_up, settings
-from specexp.evaluation.report import _disturbed
-from specexp.evaluation.table import terminal
+from specexp.evaluation.report.publish import _disturbed
+from specexp.evaluation.report.table import terminal
 
 METRICS = {
     "baseline": {"speed/tokens_per_second": 200.0, "speed/speedup": 1.0, "quality/equal_to_baseline": 1.0},

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from running import comparison_runs, evaluate, flat_runs
-from specexp.evaluation import split
-from specexp.evaluation.split import Plan, plan
+from specexp.evaluation import time_split
+from specexp.evaluation.time_split import Plan, plan
 from specexp.profiling.time_breakdown import PARTS
 
 TOY = ["--experiment", "toy_quick", "--methods", "baseline,speculative", "--gamma", "3"]
@@ -68,7 +68,7 @@ def test_in_a_batch_nothing_is_split(workplace: Path) -> None:
 
 
 def test_what_would_take_too_long_is_left_out_and_said_so(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(split, "plan", lambda records, max_new_tokens: None)
+    monkeypatch.setattr(time_split, "plan", lambda records, max_new_tokens: None)
     result = evaluate(*TOY, "--limit", "2", "--output", "out")
     assert result.exit_code == 0, result.output
     said = "The time split was left out: it would have taken more than 60 seconds."

@@ -15,8 +15,8 @@ from mlflow.tracking import MlflowClient
 from judges import judge_for
 from running import comparison_runs, evaluate, records, refused
 from specexp.errors import ConfigError
-from specexp.evaluation import token_view
-from specexp.evaluation.showing import Shown
+from specexp.evaluation.token_view import token_page
+from specexp.evaluation.token_view.selection import Shown
 from specexp.judge import features
 from specexp.pair.loading import ToyText
 from specexp.pair.token_text import PART, SPECIAL, TEXT, Piece, marked, named, plain, spelled
@@ -274,8 +274,8 @@ def test_a_page_shows_odd_text_as_text_and_reaches_nothing_outside(workplace: Pa
 
 
 def test_a_page_ends_where_it_would_grow_too_long(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_view, "CELL_TOKENS", 5)
-    monkeypatch.setattr(token_view, "PAGE_TOKENS", 12)
+    monkeypatch.setattr(token_page, "CELL_TOKENS", 5)
+    monkeypatch.setattr(token_page, "PAGE_TOKENS", 12)
     assert evaluate(*TOY, "--methods", "baseline", "--show", "toy-0,toy-1,toy-3,toy-4").exit_code == 0
     data, page = data_of(workplace / "out"), page_of(workplace / "out")
     lengths = [len(prompt["cells"][0]["tokens"]["id"]) for prompt in data["prompts"]]

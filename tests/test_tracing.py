@@ -19,9 +19,9 @@ from specexp.decoding.rng import ACCEPT, dice_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
-from specexp.evaluation import hindsight
-from specexp.evaluation.hindsight import opinions, soft
-from specexp.evaluation.tracing import TracedDecoder, tally
+from specexp.evaluation.token_view import teacher_forcing
+from specexp.evaluation.token_view.origins import TracedDecoder, tally
+from specexp.evaluation.token_view.teacher_forcing import opinions, soft
 from specexp.judge.features import MODES
 from specexp.lm.toy import HIDDEN, ToyModel
 
@@ -185,7 +185,7 @@ def test_a_looked_up_token_is_no_drafts(monkeypatch: pytest.MonkeyPatch) -> None
 def test_probabilities_are_those_of_one_forward_whatever_it_is_cut_into(
     warp: Warp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hindsight, "ROWS", 3)
+    monkeypatch.setattr(teacher_forcing, "ROWS", 3)
     prompt, tokens = [1, 2, 3], [4, 1, 7, 7, 2, 0, 5, 3]
     pair = models()
     engine = Engine(pair, reuse=True)

@@ -21,7 +21,7 @@ from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
 from specexp.errors import ConfigError, ModelError
 from specexp.evaluation import runner
-from specexp.evaluation.figures import draw_trees
+from specexp.evaluation.report.figures import draw_trees
 from specexp.metrics.summary import check_identities, summarise
 from specexp.metrics.trees import by_rank, reached
 from specexp.pair.loading import load_pair

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from running import SMALL, evaluate, flat_runs
-from specexp.evaluation.table import columns, terminal
+from specexp.evaluation.report.table import columns, terminal
 from specexp.metrics import incomplete
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from comparing import compared, made_up, record, settings
 from specexp import config
-from specexp.evaluation.comparison import Comparison, is_lossless
-from specexp.evaluation.verdict import answers, speed, verdict
-from specexp.evaluation.words import p_equals, plain, points
+from specexp.evaluation.report.comparison import Comparison, is_lossless
+from specexp.evaluation.report.formatting import p_equals, plain, points
+from specexp.evaluation.report.verdict import answers, speed, verdict
 
 METHODS = "baseline,draft_only,speculative,topk"
 

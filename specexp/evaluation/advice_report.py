@@ -9,7 +9,7 @@ from typing import Any
 from specexp.evaluation.advice import PLAIN, Advice
 from specexp.evaluation.advice_words import notes, recommendation, sweep, sweep_line
 from specexp.evaluation.candidates import Candidate
-from specexp.evaluation.divergence_words import NOT_LOSSLESS
+from specexp.evaluation.divergence import NOT_LOSSLESS
 from specexp.evaluation.timing import decoding
 from specexp.metrics.statistics import rate
 

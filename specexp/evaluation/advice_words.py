@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from specexp.evaluation.advice import PLAIN, Advice
 from specexp.evaluation.candidates import Candidate
 from specexp.evaluation.choice import harmless, may_run, pays
-from specexp.evaluation.divergence_words import NOT_LOSSLESS
+from specexp.evaluation.divergence import NOT_LOSSLESS
 from specexp.evaluation.forecast import records_of
 from specexp.evaluation.timing import decoding
 from specexp.metrics import incomplete

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from specexp import config
 from specexp.errors import ModelError
-from specexp.evaluation import batching, peers, runner, split
+from specexp.evaluation import batching, peers, runner, time_split
 from specexp.evaluation.contenders import Theirs
 from specexp.evaluation.equality import Difference, differences
 from specexp.evaluation.peers import Peer
@@ -284,4 +284,6 @@ class _Spread:
 def _split(contender: Own) -> dict[str, float]:
     """Seconds of each part of a greedy run that is instrumented, on some of the prompts."""
     prepared = contender.prepared
-    return split.seconds(prepared, contender.setting.decoder, SPLIT_PROMPTS, prepared.experiment.max_new_tokens, 0.0)
+    return time_split.seconds(
+        prepared, contender.setting.decoder, SPLIT_PROMPTS, prepared.experiment.max_new_tokens, 0.0
+    )

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from specexp.evaluation import report
 from specexp.evaluation.certificate import Certificate
 from specexp.evaluation.certificate_config import CertificateConfig
 from specexp.evaluation.checks import Check, Subject
+from specexp.evaluation.report import publish
 from specexp.storage.run_folder import OutputFolder
 from specexp.storage.run_plan import Input, Mark, Sheet, now
 from specexp.tracking.outbox import Outbox
@@ -97,4 +97,4 @@ def mark(subject: Subject, certificate: Certificate) -> Mark:
 
 def _params(subject: Subject) -> dict[str, object]:
     """What a flat run of this method logs."""
-    return report._params(subject.prepared, subject.method, subject.prepared.experiment.seed)
+    return publish._params(subject.prepared, subject.method, subject.prepared.experiment.seed)

@@ -26,6 +26,7 @@ from specexp.storage.records import Key, Record, RecordFile, key_of
 from specexp.storage.run_folder import OutputFolder
 
 FILE = "differences.json"
+NOT_LOSSLESS = "not lossless here"  # of a setting with an unexplained difference
 NEAR_TIE, ROUNDING, UNEXPLAINED = "near tie", "rounding", "unexplained"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from specexp.evaluation.words import Form, chance, count, hundredths, percent, points, times
+from specexp.evaluation.report.formatting import Form, chance, count, hundredths, percent, points, times
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specexp.evaluation.comparison import Comparison, Entry
-from specexp.evaluation.divergence import NEAR_TIE, ROUNDING, UNEXPLAINED, Divergence
-from specexp.evaluation.words import Number, Sentence, of, percent
-
-NOT_LOSSLESS = "not lossless here"
+from specexp.evaluation.divergence import NEAR_TIE, NOT_LOSSLESS, ROUNDING, UNEXPLAINED, Divergence
+from specexp.evaluation.report.comparison import Comparison, Entry
+from specexp.evaluation.report.formatting import Number, Sentence, of, percent
 
 
 def mark(entry: Entry) -> str:

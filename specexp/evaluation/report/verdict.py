@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specexp.evaluation.comparison import Comparison, Entry
-from specexp.evaluation.divergence_words import equality, refuted
-from specexp.evaluation.words import Number, Sentence, count, of, p_equals, percent, points, span, times
+from specexp.evaluation.report.comparison import Comparison, Entry
+from specexp.evaluation.report.divergence_text import equality, refuted
+from specexp.evaluation.report.formatting import Number, Sentence, count, of, p_equals, percent, points, span, times
 from specexp.metrics.paired import paired, timed
 from specexp.metrics.statistics import SIGNIFICANT, rate_ratio, swap_p
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from specexp.evaluation.comparison import Entry
-from specexp.evaluation.placing import Point, places
+from specexp.evaluation.report.comparison import Entry
+from specexp.evaluation.report.label_placement import Point, places
 
 WIDTH = 7.5  # inches, at 120 dots each
 BESIDE = 2.15  # of them for the names

@@ -10,13 +10,16 @@ from typing import Any
 
 from specexp.addresses import mask
 from specexp.config import TREES, MethodConfig
-from specexp.evaluation import canvas, charts, divergence, page, split, table, token_view
-from specexp.evaluation.comparison import Comparison, compare
-from specexp.evaluation.divergence_words import NOT_LOSSLESS, marks
-from specexp.evaluation.figures import draw_trees
+from specexp.evaluation import divergence, time_split
+from specexp.evaluation.divergence import NOT_LOSSLESS
+from specexp.evaluation.report import chart_style, charts, html_page, table
+from specexp.evaluation.report.comparison import Comparison, compare
+from specexp.evaluation.report.divergence_text import marks
+from specexp.evaluation.report.figures import draw_trees
+from specexp.evaluation.report.formatting import plain
+from specexp.evaluation.report.verdict import verdict
 from specexp.evaluation.runner import Prepared, Summary, summary
-from specexp.evaluation.verdict import verdict
-from specexp.evaluation.words import plain
+from specexp.evaluation.token_view import token_page
 from specexp.lm import out_of_memory
 from specexp.methods import is_lossless
 from specexp.metrics import incomplete
@@ -76,12 +79,12 @@ def write_page(output: OutputFolder, report: Report) -> Path:
     files = ("environments", "costs", "shares", "data", "judges")
     links = [
         (path.name, "Token by token: where each token came from")
-        for path in token_view.files(output)
+        for path in token_page.files(output)
         if path.suffix == ".html"
     ]
     read = {name: output.read_json(f"{name}.json") for name in files}
-    folder = page.Folder(read, links, report.commands, report.warnings)
-    write_whole(output.path / PAGE, page.render(report.comparison, folder, report.charts))
+    folder = html_page.Folder(read, links, report.commands, report.warnings)
+    write_whole(output.path / PAGE, html_page.render(report.comparison, folder, report.charts))
     return output.path / PAGE
 
 
@@ -118,10 +121,7 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
         if unequal and experiment.history == "baseline":
             found.append(f"{', '.join(unequal)}: lossless, but not every greedy output equals plain decoding's.")
     if wrong := [e.label for e in comparison.entries if e.refuted]:
-        found.append(
-            f"{', '.join(wrong)}: {NOT_LOSSLESS}: outputs differ from plain decoding's, and no near tie explains it"
-            f" ({divergence.FILE})."
-        )
+        found.append(f"{', '.join(wrong)}: {REFUTED} ({divergence.FILE}).")
     if old := [e.label for e in comparison.entries if not has_ends(e.records)]:
         found.append(
             f"{', '.join(old)}: records of an earlier version do not say which drafts lie after the end of an output;"
@@ -136,8 +136,8 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
         found.append(
             f"Prompts were decoded {experiment.batch} together: speeds are of the batch, and no latency of a prompt."
         )
-    elif output.read_json(split.FILE) is None:
-        found.append(f"The time split was left out: it would have taken more than {split.SECONDS:.0f} seconds.")
+    elif output.read_json(time_split.FILE) is None:
+        found.append(f"The time split was left out: it would have taken more than {time_split.SECONDS:.0f} seconds.")
     if experiment.history != "baseline":
         found.append("From the second turn on each method answers behind its own history: only first turns are paired.")
     return found
@@ -191,10 +191,10 @@ def main(prepared: Prepared, output: OutputFolder, report: Report, outbox: Outbo
     Its parameters are those that `mlflow run` logs, raw.
     """
     names = ("records.jsonl", "config.json", "data.json", "environments.json", "summary.json", "costs.json")
-    more = ("judges.json", divergence.FILE, split.FILE, out_of_memory.FILE)
+    more = ("judges.json", divergence.FILE, time_split.FILE, out_of_memory.FILE)
     files = [output.path / name for name in (*names, PAGE)]
     files += [path for name in more if (path := output.path / name).exists()]
-    files += [*token_view.files(output), *(chart.path for chart in report.charts)]
+    files += [*token_page.files(output), *(chart.path for chart in report.charts)]
     tags = {"verdict": report.verdict[0], "mlflow.note.content": "\n\n".join(report.verdict)} if report.verdict else {}
     peaks = out_of_memory.peaks_of(output.read_json(out_of_memory.FILE))
     metrics = {**_best(report.comparison), **out_of_memory.metrics(peaks.all)}
@@ -262,7 +262,7 @@ def _tags(prepared: Prepared, method: MethodConfig, flaws: Sequence[str]) -> dic
 
 def _color(prepared: Prepared, method: MethodConfig) -> str:
     alike = [setting.config.label for setting in prepared.settings if setting.config.method == method.method]
-    return canvas.shade(method.method, alike.index(method.label), len(alike))
+    return chart_style.shade(method.method, alike.index(method.label), len(alike))
 
 
 def _judge(prepared: Prepared, method: MethodConfig) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """tokens.json: the chosen prompts, decoded once more by traced decoders, with every token's origin and probabilities.
 
 Same seed, same dice: the tokens are those of the records, which is checked and noted where it does not hold. Nothing
-here is timed, and nothing here is a record. The page is another module's (`token_view.py`).
+here is timed, and nothing here is a record. The page is another module's (`token_page.py`).
 
 A cell is one setting's output for one prompt and turn, in the first repeat. Its `tokens` are columns of one length:
 
@@ -35,9 +35,9 @@ from specexp.decoding.protocol import Role
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
 from specexp.evaluation import runner
-from specexp.evaluation.hindsight import Opinion, opinions, soft
 from specexp.evaluation.runner import LOWER, Job, Prepared, Setting
-from specexp.evaluation.tracing import Emitted, TracedDecoder, tally
+from specexp.evaluation.token_view.origins import Emitted, TracedDecoder, tally
+from specexp.evaluation.token_view.teacher_forcing import Opinion, opinions, soft
 from specexp.lm import out_of_memory
 from specexp.methods import is_lossless
 from specexp.pair.token_text import alone, spelled

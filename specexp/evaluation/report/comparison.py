@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from specexp.config import Experiment, MethodConfig
-from specexp.evaluation import divergence, split
+from specexp.evaluation import divergence, time_split
 from specexp.evaluation.divergence import Divergence
 from specexp.evaluation.runner import Prepared, arithmetic_of, claims_attainable, costs_of, pooled
 from specexp.methods import is_lossless as is_lossless
@@ -83,7 +83,7 @@ def compare(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
     """Put together what an output folder holds."""
     claimed = claims_attainable(output)
     metrics = pooled(prepared, costs_of(output.read_json("costs.json")), records, claimed)
-    shares = split.read(output)
+    shares = time_split.read(output)
     differing = divergence.by_label(prepared.experiment, output.read_json(divergence.FILE), records)
     entries = []
     for number, setting in enumerate(prepared.settings, 1):

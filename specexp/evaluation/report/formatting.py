@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from specexp.evaluation.comparison import Entry
+from specexp.evaluation.report.comparison import Entry
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from specexp.evaluation import canvas
-from specexp.evaluation.comparison import Comparison, Entry
-from specexp.evaluation.figures import save
+from specexp.evaluation.report import chart_style
+from specexp.evaluation.report.comparison import Comparison, Entry
+from specexp.evaluation.report.figures import save
 from specexp.profiling.time_breakdown import HOST, PARTS
 from specexp.storage.files import make_folder
 
@@ -70,7 +70,7 @@ def _frontier(comparison: Comparison) -> Any:
         return None
     near = [entry for entry in shown if entry.config.method != "draft_only"]
     apart = 1 < len(near) < len(shown)  # the draft alone is far from all else: it would leave them no room
-    figure, axes = canvas.beside(shown, 6.6 if apart else 4.6, below=1.9 if apart else 0.0)
+    figure, axes = chart_style.beside(shown, 6.6 if apart else 4.6, below=1.9 if apart else 0.0)
     _frontier_panel(comparison, axes[0], near if apart else shown, near if apart else shown)
     if apart:
         _frontier_panel(comparison, axes[1], shown, [entry for entry in shown if entry not in near])
@@ -83,11 +83,18 @@ def _frontier(comparison: Comparison) -> Any:
 def _frontier_panel(comparison: Comparison, axes: Any, shown: Sequence[Entry], numbered: Sequence[Entry]) -> None:
     x, y = comparison.speed, comparison.quality
     for line in _lines(shown):
-        color = canvas.color(line[0])
+        color = chart_style.color(line[0])
         axes.plot([e.metrics[x] for e in line], [100 * e.metrics[y] for e in line], color=color, alpha=0.5, lw=1)
     for entry in shown:
         _error_bars(axes, entry, x, y)
-        axes.plot(entry.metrics[x], 100 * entry.metrics[y], ls="", ms=7, mec=canvas.color(entry), **canvas.shape(entry))
+        axes.plot(
+            entry.metrics[x],
+            100 * entry.metrics[y],
+            ls="",
+            ms=7,
+            mec=chart_style.color(entry),
+            **chart_style.shape(entry),
+        )
     if comparison.baseline is not None and x.endswith("speedup"):
         axes.axvline(1, color="#bbbbbb", lw=0.8, zorder=0)
     what = "accuracy" if y == "quality/accuracy" else "outputs equal to plain's"
@@ -95,7 +102,7 @@ def _frontier_panel(comparison: Comparison, axes: Any, shown: Sequence[Entry], n
     axes.set_xlim(left=0)
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.02 * (high - low), min(high, 100) + 0.08 * (min(high, 100) - low))
-    canvas.number(axes, numbered, [(e.metrics[x], 100 * e.metrics[y]) for e in numbered])
+    chart_style.number(axes, numbered, [(e.metrics[x], 100 * e.metrics[y]) for e in numbered])
 
 
 def _lines(shown: Sequence[Entry]) -> list[list[Entry]]:
@@ -132,7 +139,7 @@ def _error_bars(axes: Any, entry: Entry, x: str, y: str) -> None:
         spans.append([[scale * max(0.0, value - ends[0])], [scale * max(0.0, ends[1] - value)]])
     axes.errorbar(
         entry.metrics[x], 100 * entry.metrics[y], xerr=spans[0], yerr=spans[1],
-        fmt="none", ecolor=canvas.color(entry), alpha=0.4, lw=1,
+        fmt="none", ecolor=chart_style.color(entry), alpha=0.4, lw=1,
     )  # fmt: skip
 
 
@@ -140,12 +147,14 @@ def _histogram(comparison: Comparison) -> Any:
     shown = [(entry, shares) for entry in comparison.entries if (shares := accepted_shares(entry))]
     if not shown:
         return None
-    figure, axes = canvas.rows([entry for entry, _ in shown], 0.36)
+    figure, axes = chart_style.rows([entry for entry, _ in shown], 0.36)
     tallest = max(max(shares) for _, shares in shown)
     longest = max(len(shares) for _, shares in shown)
     for row, (entry, shares) in enumerate(shown):
         heights = [0.86 * share / tallest for share in shares]
-        axes.bar(range(len(shares)), [-h for h in heights], bottom=row + 0.45, width=0.8, color=canvas.color(entry))
+        axes.bar(
+            range(len(shares)), [-h for h in heights], bottom=row + 0.45, width=0.8, color=chart_style.color(entry)
+        )
         axes.axhline(row + 0.45, color="#dddddd", lw=0.6, zorder=0)
         text = f"{entry.metrics['accept/mean_length']:.2f}"
         axes.text(longest - 0.3, row + 0.3, text, ha="left", va="baseline")
@@ -159,17 +168,19 @@ def _positions(comparison: Comparison) -> Any:
     shown = [entry for entry in comparison.entries if reach(entry)]
     if not shown:
         return None
-    figure, (axes,) = canvas.beside(shown, 4.4, filled=True)
+    figure, (axes,) = chart_style.beside(shown, 4.4, filled=True)
     for entry in shown:
         shares = [100 * share for share in reach(entry)]
         style = "--" if entry.config.tree else "-"
-        axes.plot(range(1, len(shares) + 1), shares, style, color=canvas.color(entry), marker=".", lw=1.2, alpha=0.8)
+        axes.plot(
+            range(1, len(shares) + 1), shares, style, color=chart_style.color(entry), marker=".", lw=1.2, alpha=0.8
+        )
     axes.set(xlabel="position in the draft (dashed: level of the tree)", ylabel="rounds accepted up to here, %")
     axes.set_ylim(0, 106)
     axes.set_xlim(0.6, max(len(reach(entry)) for entry in shown) + 1)
     axes.xaxis.get_major_locator().set_params(integer=True)
     drawn = [[(i, 100 * share) for i, share in enumerate(reach(e), 1)] for e in shown]
-    canvas.number(axes, shown, [line[-1] for line in drawn], canvas.along(drawn))
+    chart_style.number(axes, shown, [line[-1] for line in drawn], chart_style.along(drawn))
     return figure
 
 
@@ -177,7 +188,7 @@ def _time(comparison: Comparison) -> Any:
     shown = [entry for entry in comparison.entries if entry.shares and "speed/tokens_per_second" in entry.metrics]
     if not shown:
         return None
-    figure, axes = canvas.rows(shown, 0.3)
+    figure, axes = chart_style.rows(shown, 0.3)
     left = [0.0] * len(shown)
     per_token = [1000 / entry.metrics["speed/tokens_per_second"] for entry in shown]
     for part in PARTS:
@@ -200,23 +211,27 @@ def _predicted(comparison: Comparison) -> Any:
     shown = [entry for entry in comparison.entries if "speed/attainable" in entry.metrics and y in entry.metrics]
     if not shown:
         return None
-    figure, (axes,) = canvas.beside(shown, 4.6, filled=True)
+    figure, (axes,) = chart_style.beside(shown, 4.6, filled=True)
     most, drawn = 0.0, []
     for entry in shown:
         value, ends = entry.metrics[y], entry.interval(y) or (entry.metrics[y],) * 2
         attainable = entry.metrics["speed/attainable"]
         predicted = entry.metrics.get("speed/predicted_speedup", attainable)
-        axes.plot([attainable, predicted], [value, value], color=canvas.color(entry), lw=0.8, alpha=0.5)
+        axes.plot([attainable, predicted], [value, value], color=chart_style.color(entry), lw=0.8, alpha=0.5)
         axes.errorbar(attainable, value, yerr=[[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]],
-                      fmt=canvas.shape(entry)["marker"], ms=5, color=canvas.color(entry), lw=1)  # fmt: skip
+                      fmt=chart_style.shape(entry)["marker"], ms=5, color=chart_style.color(entry), lw=1)  # fmt: skip
         if "speed/predicted_speedup" in entry.metrics:
-            axes.plot(predicted, value, canvas.shape(entry)["marker"], ms=5, mfc="white", mec=canvas.color(entry))
+            axes.plot(
+                predicted, value, chart_style.shape(entry)["marker"], ms=5, mfc="white", mec=chart_style.color(entry)
+            )
         most = max(most, attainable, predicted, value, ends[1])
         drawn += [[(attainable, value), (predicted, value)], [(attainable, ends[0]), (attainable, ends[1])]]
     axes.plot([0, 1.05 * most], [0, 1.05 * most], color="#bbbbbb", lw=0.8, zorder=0)
     axes.set(xlim=(0, 1.05 * most), ylim=(0, 1.05 * most), ylabel="measured speed-up",
              xlabel="speed-up by the calls alone (filled: attainable, hollow: i.i.d. formula)")  # fmt: skip
-    canvas.number(axes, shown, [(e.metrics["speed/attainable"], e.metrics[y]) for e in shown], canvas.along(drawn))
+    chart_style.number(
+        axes, shown, [(e.metrics["speed/attainable"], e.metrics[y]) for e in shown], chart_style.along(drawn)
+    )
     return figure
 
 

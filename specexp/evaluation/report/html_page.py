@@ -15,12 +15,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from specexp.addresses import mask
-from specexp.evaluation.charts import Chart, accepted_shares, reach
-from specexp.evaluation.comparison import Comparison, Entry
-from specexp.evaluation.divergence_words import equality, mark
-from specexp.evaluation.table import columns
-from specexp.evaluation.verdict import answers, speed, verdict
-from specexp.evaluation.words import Number, Sentence, of, percent, span
+from specexp.evaluation.report.charts import Chart, accepted_shares, reach
+from specexp.evaluation.report.comparison import Comparison, Entry
+from specexp.evaluation.report.divergence_text import equality, mark
+from specexp.evaluation.report.formatting import Number, Sentence, of, percent, span
+from specexp.evaluation.report.table import columns
+from specexp.evaluation.report.verdict import answers, speed, verdict
 from specexp.metrics.paired import paired
 from specexp.profiling.time_breakdown import PARTS
 from specexp.storage.records import Record
@@ -42,7 +42,7 @@ class Folder:
 def render(comparison: Comparison, folder: Folder, charts: Sequence[Chart]) -> str:
     """The whole page."""
     environment = Environment(
-        loader=PackageLoader("specexp.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=PackageLoader("specexp.evaluation.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     said = verdict(comparison)

@@ -18,11 +18,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from specexp.evaluation import divergence
-from specexp.evaluation.divergence_words import NOT_LOSSLESS
+from specexp.evaluation.divergence import NOT_LOSSLESS
 from specexp.evaluation.runner import Prepared
-from specexp.evaluation.showing import Shown
-from specexp.evaluation.token_data import VERSION, Budget, trace
-from specexp.evaluation.tracing import ORIGINS
+from specexp.evaluation.token_view.data import VERSION, Budget, trace
+from specexp.evaluation.token_view.origins import ORIGINS
+from specexp.evaluation.token_view.selection import Shown
 from specexp.pair.token_text import PART, SPECIAL, TEXT, marked, plain
 from specexp.storage.journal import Journal
 from specexp.storage.records import RecordFile, write_whole
