@@ -10,7 +10,7 @@ from specexp.errors import ConfigError
 
 
 @click.command("validate", help=__doc__)
-@click.argument("storage.files", nargs=-1)
+@click.argument("files", nargs=-1)
 @click.option("--experiment", default="arith_quick", show_default=True, help="What the files are laid over.")
 def command(files: tuple[str, ...], experiment: str) -> None:
     guarded(lambda: validate(files, experiment))

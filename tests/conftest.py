@@ -162,7 +162,7 @@ def pair(folder: Callable[..., Path]) -> Callable[[str], dict[str, HFModel]]:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database with its tables made: making them takes seconds."""
-    path = tmp_path_factory.mktemp("tracking.backend") / "mlflow.db"
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
     with contextlib.chdir(path.parent):  # where the store will have its artifacts put
         MlflowClient(f"sqlite:///{path}").search_experiments()
     return path

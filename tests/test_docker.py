@@ -88,7 +88,7 @@ def mounts(uri: str, folder: Path, run_id: str = "abc") -> subprocess.CompletedP
 def test_a_local_store_is_mounted_at_its_own_paths_with_a_folder_for_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, elsewhere = tmp_path / "tracking.backend", tmp_path / "elsewhere"
+    store, elsewhere = tmp_path / "store", tmp_path / "elsewhere"
     store.mkdir()
     monkeypatch.chdir(store)  # the first experiment's artifacts are put below the current folder
     client = MlflowClient(f"sqlite:///{store}/mlflow.db")

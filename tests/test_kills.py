@@ -179,7 +179,7 @@ def values(found: dict[str, Any]) -> dict[str, Any]:
     """What does not depend on when a run was sent."""
     numbers = {key: [value for value, _, _ in history] for key, history in found["metrics"].items()}
     mine = {key: value for key, value in numbers.items() if not key.startswith("memory/")}
-    return {**found, "metrics": mine, "storage.files": sorted(found["storage.files"])}
+    return {**found, "metrics": mine, "files": sorted(found["files"])}
 
 
 def kept(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ NOTHING = Bug("the unchanged package", "specexp.no_such_module", "", "")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("storage.files", FILE_BUGS, ids="+".join)
+@pytest.mark.parametrize("files", FILE_BUGS, ids="+".join)
 def test_seeded_bugs_fail_the_tests_of_their_files(files: tuple[str, ...]) -> None:
     bugs = [NOTHING, *FILE_BUGS[files]]
     found = subprocess.run(

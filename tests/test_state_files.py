@@ -215,17 +215,17 @@ def test_an_upload_sends_nothing_from_outside_its_folder(workplace: Path) -> Non
     for what, path in OUTSIDE.items():
         for sheet in ("main", "flat"):
             plan = json.loads(json.dumps(whole))
-            files = plan["main"]["storage.files"] if sheet == "main" else plan["flat"][0]["storage.files"]
+            files = plan["main"]["files"] if sheet == "main" else plan["flat"][0]["files"]
             files.append({"path": path(outside), "to": "", "only": {}})
             (out / "upload.json").write_text(json.dumps(plan))
             one_line(upload(), f"names '{path(outside)}', which is outside the folder: nothing was sent.")
             assert not runs(), what
     plan = json.loads(json.dumps(whole))
-    plan["main"]["storage.files"][0]["to"] = "../elsewhere"
+    plan["main"]["files"][0]["to"] = "../elsewhere"
     (out / "upload.json").write_text(json.dumps(plan))
     one_line(upload(), "to '../elsewhere', which is no folder below a run's own.")
     assert not runs()
-    plan["main"]["storage.files"][0]["to"] = ""
+    plan["main"]["files"][0]["to"] = ""
     plan["experiment"] = {"LD_PRELOAD": "x"}
     (out / "upload.json").write_text(json.dumps(plan))
     assert upload().exit_code == 0

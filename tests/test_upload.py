@@ -84,7 +84,7 @@ def held(run: Run, folder: Path) -> dict[str, Any]:
         "params": run.data.params,
         "tags": {key: value for key, value in ours.items() if not key.startswith("mlflow.source")},
         "metrics": metrics,
-        "storage.files": {str(p.relative_to(files)): p.read_bytes() for p in sorted(files.rglob("*")) if p.is_file()},
+        "files": {str(p.relative_to(files)): p.read_bytes() for p in sorted(files.rglob("*")) if p.is_file()},
         "inputs": [(i.dataset.name, i.dataset.digest, i.dataset.source_type) for i in run.inputs.dataset_inputs],
     }
 

@@ -71,7 +71,7 @@ class LabelSet:
         arrays = {part: np.ascontiguousarray(rows) for part, rows in self.features.items()}
         write_whole(folder / FEATURES, save(arrays))
         hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (LABELS, FEATURES)}
-        write_whole(folder / MANIFEST, json.dumps({**self.manifest, "storage.files": hashes}, indent=2) + "\n")
+        write_whole(folder / MANIFEST, json.dumps({**self.manifest, "files": hashes}, indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> LabelSet:
@@ -82,7 +82,7 @@ class LabelSet:
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             for name in (LABELS, FEATURES):
-                if hashlib.sha256((folder / name).read_bytes()).hexdigest() != manifest["storage.files"][name]:
+                if hashlib.sha256((folder / name).read_bytes()).hexdigest() != manifest["files"][name]:
                     raise JudgeError(f"'{folder / name}' is not the file its manifest was written for; mine it again.")
             rows = pyarrow.parquet.read_table(folder / LABELS).to_pylist()
             found = load_file(folder / FEATURES)
@@ -94,7 +94,7 @@ class LabelSet:
     @property
     def hash(self) -> str:
         """Names this set: the SHA-256 of its files' hashes."""
-        return hashlib.sha256(json.dumps(self.manifest["storage.files"], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.manifest["files"], sort_keys=True).encode()).hexdigest()
 
     @property
     def answer_version(self) -> int:

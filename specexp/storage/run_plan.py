@@ -15,7 +15,7 @@ _METRIC = (float, bool)
 _FILE = {"path": str, "to": str, "only": {str: object}}
 _INPUT = {"name": str, "digest": str, "source": str, "source_type": str, "num_rows": int, "context": str}
 _SHEET = {
-    "key": str, "name": str, "tags": _TEXTS, "params": _TEXTS, "metrics": {str: _METRIC}, "storage.files": [_FILE],
+    "key": str, "name": str, "tags": _TEXTS, "params": _TEXTS, "metrics": {str: _METRIC}, "files": [_FILE],
     "inputs": [_INPUT], "time": int,
 }  # fmt: skip
 _MARK = {"where": _TEXTS, "params": _TEXTS, "tags": _TEXTS, "metrics": {str: _METRIC}, "time": int}
@@ -103,8 +103,8 @@ class Plan:
 
 
 def _sheet(found: Mapping[str, Any]) -> Sheet:
-    files, inputs = [File(**each) for each in found["storage.files"]], [Input(**each) for each in found["inputs"]]
-    return Sheet(**{**found, "storage.files": files, "inputs": inputs})
+    files, inputs = [File(**each) for each in found["files"]], [Input(**each) for each in found["inputs"]]
+    return Sheet(**{**found, "files": files, "inputs": inputs})
 
 
 def now() -> int:

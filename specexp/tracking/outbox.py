@@ -286,4 +286,4 @@ def _note(path: Path, ids: Mapping[str, str], sent: bool) -> None:
     """Run ids as they get known, in the store that they are in. Raises OutputError."""
     state = _state(path)
     runs = {**state.get("runs", {}), **ids}
-    write_json(path / STATE, {**state, "runs": runs, "sent": sent, "tracking.backend": backend.address()})
+    write_json(path / STATE, {**state, "runs": runs, "sent": sent, "store": backend.address()})
