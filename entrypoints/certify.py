@@ -11,7 +11,7 @@ import click
 from entrypoints.common import RESUME, guarded, output_path, settings_options, tell, uid_of
 from entrypoints.evaluate import SETTINGS as EVALUATE
 from entrypoints.evaluate import judges_of
-from specexp.evaluation import certificate_config
+from specexp.certify import certificate_config
 
 NAMES = (
     "pair", "target", "draft", "toy", "chat_template",
@@ -40,9 +40,9 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
     from specexp.storage.run_folder import OutputFolder
 
     folder = OutputFolder(path, asked, resume, "certify")
-    from specexp.evaluation import certificate as examining
+    from specexp.certify import certificate as examining
+    from specexp.certify.checks import Check
     from specexp.evaluation import runner
-    from specexp.evaluation.checks import Check
     from specexp.storage import environment
     from specexp.tracking import backend
 
@@ -54,7 +54,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
         facts = environment.describe(subject.prepared.pair.models, subject.prepared.pair.text.facts())
         where = environment.name_of(facts)
         folder.write_json("environments.json", {**(folder.read_json("environments.json") or {}), where: facts})
-        from specexp.evaluation import certificate_report as report
+        from specexp.certify import certificate_report as report
         from specexp.tracking import client
         from specexp.tracking.outbox import Outbox
 

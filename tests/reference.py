@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from specexp.evaluation.reference import warp
+from specexp.certify.reference_distribution import warp
 from specexp.lm.toy import ToyModel
 
 

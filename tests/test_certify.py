@@ -14,8 +14,8 @@ from mlflow.tracking import MlflowClient
 from entrypoints import certify as entry
 from judges import judge_for
 from running import evaluate, flat_runs, invoke, refused, runs
+from specexp.certify import certificate, own_models, sampled
 from specexp.decoding import chain, specexec
-from specexp.evaluation import certificate, own_models, sampled
 from specexp.judge import features
 from specexp.lm.toy import ToySession
 

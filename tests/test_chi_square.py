@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from specexp.evaluation import chi_square
-from specexp.evaluation.chi_square import Cells, Prefix
+from specexp.certify import chi_square
+from specexp.certify.chi_square import Cells, Prefix
 
 V, LENGTH, EOS = 7, 3, 0
 SAMPLES = 2000

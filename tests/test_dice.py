@@ -91,10 +91,10 @@ def test_the_token_behind_a_full_chain_shares_its_luck_with_plain_decoding() -> 
 
 def test_sampling_on_torch_follows_the_targets_distribution() -> None:
     """Joint distribution of two tokens, by chi-square; a biased control must fail the same test."""
+    from specexp.certify import reference_distribution
     from specexp.decoding.chain import Chain, DraftModel, Lossless
     from specexp.decoding.rules import Warp
     from specexp.engine import Engine
-    from specexp.evaluation import reference
     from specexp.lm.toy import ToyModel
 
     target, draft = ToyModel(4, 5), ToyModel(4, 5, draft_noise=0.7)
@@ -104,7 +104,7 @@ def test_sampling_on_torch_follows_the_targets_distribution() -> None:
     outputs = [tuple(engine.generate(chain, [1], 2, HashDice.of(s, "p")).token_ids) for s in range(runs)]
 
     def p_value(temperature: float) -> float:
-        want = reference.sequence_distribution(target, [1], 2, None, temperature=temperature)
+        want = reference_distribution.sequence_distribution(target, [1], 2, None, temperature=temperature)
         return float(stats.chisquare([outputs.count(k) for k in want], [runs * v for v in want.values()]).pvalue)
 
     assert p_value(0.9) > UNLIKELY

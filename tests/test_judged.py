@@ -21,10 +21,10 @@ from sklearn.preprocessing import StandardScaler
 
 from conftest import build
 from mutants import JUDGED_BUGS, Bug, mutated
+from specexp.certify.reference_distribution import gap, warp
 from specexp.decoding.lossy_rules import Judged, TopK
 from specexp.decoding.protocol import Drafted, Scored
 from specexp.decoding.rng import ACCEPT, HashDice
-from specexp.evaluation.reference import gap, warp
 from specexp.judge.features import MODES
 from specexp.judge.network import Network
 from specexp.lm.hf.hf_model import HFModel
@@ -499,7 +499,7 @@ def lossy_distribution(
 def exactly(lab: Lab, rule: Mutable, waives: Callable[[list[int], int], bool], gamma: int, bonus: bool) -> float:
     """The gap between what a chain says with this rule and what the recursion says it should."""
     length, temperature = 4, 0.8
-    oracle = lab.module("evaluation.oracle")
+    oracle = lab.module("certify.oracle")
     decoder = lab.chain(rule, gamma, temperature, bonus)
     got = oracle.output_distribution(lab.engine, decoder, [1], length)
     assert sum(got.values()) == pytest.approx(1, abs=EXACT)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mutants import BUGS, EARLY_STOP_BUGS, LOOKUP_BUGS, Bug, mutated
-from specexp.evaluation.reference import gap, sequence_distribution
+from specexp.certify.reference_distribution import gap, sequence_distribution
 
 EXACT = 1e-12
 EOS = 0
@@ -47,7 +47,7 @@ def distributions(
     rules = importlib.import_module("specexp.decoding.rules")
     chain = importlib.import_module("specexp.decoding.chain")
     baseline = importlib.import_module("specexp.decoding.baseline")
-    oracle = importlib.import_module("specexp.evaluation.oracle")
+    oracle = importlib.import_module("specexp.certify.oracle")
     target = toy.ToyModel(vocab, seed)
     draft = toy.ToyModel(vocab, seed, draft_noise=0.8)
     warp = rules.Warp(**sampling)
@@ -101,7 +101,7 @@ def test_several_models(sampling: Any) -> None:
 
 
 def test_a_biased_sampler_fails() -> None:
-    bias = Bug("a sampler that likes token 1", "specexp.evaluation.oracle", "mass = float(weights.sum())",
+    bias = Bug("a sampler that likes token 1", "specexp.certify.oracle", "mass = float(weights.sum())",
                "weights = weights * (1 + 1e-6 * (array_namespace(weights).arange(weights.shape[0]) == 1));"
                " mass = float(weights.sum())")  # fmt: skip
     with mutated(bias):

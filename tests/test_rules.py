@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from specexp import config
+from specexp.certify import reference_distribution
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.rng import CertainDice, HashDice, dice_for
 from specexp.decoding.rules import LEAST_TEMPERATURE, Warp, verify
 from specexp.engine import Engine
 from specexp.errors import ConfigError
-from specexp.evaluation import reference
 from specexp.serving import requests
 
 logit_rows = arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(2, 9)), elements=st.integers(-4, 4).map(float))
@@ -30,10 +30,10 @@ def test_warps_follow_the_definition_ties_included(logits: Any, temperature: flo
     """Integer logits tie often; of equal ones the lower id ranks first."""
     got = Warp(temperature, top_k, top_p)(logits)
     for row, p in zip(logits, got, strict=True):
-        want = reference.warp(row.tolist(), temperature, top_k, top_p)
+        want = reference_distribution.warp(row.tolist(), temperature, top_k, top_p)
         # A nucleus that ends exactly at top_p may go either way in the last bit of a sum.
         if top_p < 1 and np.count_nonzero(p) != np.count_nonzero(want):
-            mass = np.sort(reference.warp(row.tolist(), temperature, top_k))[::-1].cumsum()
+            mass = np.sort(reference_distribution.warp(row.tolist(), temperature, top_k))[::-1].cumsum()
             assert np.min(np.abs(mass - top_p)) < 1e-12
         else:
             assert np.allclose(p, want, atol=1e-14)

@@ -11,7 +11,7 @@ import pytest
 
 from mutants import TREE_BUGS, Bug, mutated
 from reference import tree
-from specexp.evaluation.reference import gap, sequence_distribution
+from specexp.certify.reference_distribution import gap, sequence_distribution
 from test_oracle import EOS, EXACT, SAMPLINGS, names
 
 # Vocabulary, output length and whether cached: two rounds at least, behind a full path too.
@@ -40,7 +40,7 @@ def distributions(
     engine = importlib.import_module("specexp.engine")
     rules = importlib.import_module("specexp.decoding.rules")
     specexec = importlib.import_module("specexp.decoding.specexec")
-    oracle = importlib.import_module("specexp.evaluation.oracle")
+    oracle = importlib.import_module("specexp.certify.oracle")
     target = toy.ToyModel(vocab, seed)
     draft = toy.ToyModel(vocab, seed, draft_noise=0.8, context=draft_context)
     stops = [EOS] if eos else []

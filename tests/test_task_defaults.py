@@ -9,7 +9,8 @@ import pytest
 from entrypoints import advise, benchmark
 from running import evaluate
 from specexp import config
-from specexp.evaluation import certificate_config, single
+from specexp.certify import certificate_config
+from specexp.evaluation import single
 from specexp.tasks.defaults import DEFAULTS
 
 GSM8K = DEFAULTS["gsm8k"]

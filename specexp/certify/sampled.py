@@ -16,14 +16,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from specexp.decoding.protocol import Role, Round, Score, Scored, Steps
-from specexp.decoding.rng import TARGET, Dice, dice_for
-from specexp.decoding.rules import Warp
-from specexp.engine import Decoder, Engine, Request
-from specexp.engine.ngram_lookup import Ngrams
-from specexp.engine.request import asking
-from specexp.evaluation import chi_square, reference
-from specexp.evaluation.checks import (
+from specexp.certify import chi_square, reference_distribution
+from specexp.certify.checks import (
     BREAKS,
     FAILED,
     INCONCLUSIVE,
@@ -35,8 +29,14 @@ from specexp.evaluation.checks import (
     broken,
     count,
     in_memory,
-)  # fmt: skip
-from specexp.evaluation.chi_square import Cells, Prefix, Tested
+)
+from specexp.certify.chi_square import Cells, Prefix, Tested
+from specexp.decoding.protocol import Role, Round, Score, Scored, Steps
+from specexp.decoding.rng import TARGET, Dice, dice_for
+from specexp.decoding.rules import Warp
+from specexp.engine import Decoder, Engine, Request
+from specexp.engine.ngram_lookup import Ngrams
+from specexp.engine.request import asking
 from specexp.evaluation.equality import entropies, noise_of, reread
 
 NAME = "chi-square"
@@ -285,9 +285,9 @@ def _target(subject: Subject, place: Place, samples: int) -> Target:
     near: list[bool] = []
 
     def row(prefix: Prefix) -> Array:
-        (logits,) = reference.logits_behind(pair.models["target"], [*place.ids, *prefix], 1)
+        (logits,) = reference_distribution.logits_behind(pair.models["target"], [*place.ids, *prefix], 1)
         near.append(_near_cut(logits, warp, noise_of(subject.arithmetic, logits)))
-        return reference.warp(logits, warp.temperature, warp.top_k, warp.top_p)
+        return reference_distribution.warp(logits, warp.temperature, warp.top_k, warp.top_p)
 
     length = min(LENGTH, _context(subject) - len(place.ids))
     return Target(place, length, chi_square.split(row, length, pair.eos_ids, samples), any(near))
@@ -298,5 +298,5 @@ def _near_cut(logits: Array, warp: Warp, noise: float) -> bool:
     ranked = np.sort(logits)[::-1]
     if warp.top_k and warp.top_k < len(ranked) and ranked[warp.top_k - 1] - ranked[warp.top_k] <= noise:
         return True
-    mass = np.cumsum(np.sort(reference.warp(logits, warp.temperature, warp.top_k))[::-1])
+    mass = np.cumsum(np.sort(reference_distribution.warp(logits, warp.temperature, warp.top_k))[::-1])
     return warp.top_p < 1 and bool(np.abs(mass - warp.top_p).min() <= noise / warp.temperature)

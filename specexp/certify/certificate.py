@@ -13,10 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from specexp.certify import own_models, sampled, toy_oracle
+from specexp.certify.certificate_config import CertificateConfig
+from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check, Subject, in_memory
 from specexp.decoding.protocol import Role
-from specexp.evaluation import own_models, runner, sampled, toy_oracle
-from specexp.evaluation.certificate_config import CertificateConfig
-from specexp.evaluation.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check, Subject, in_memory
+from specexp.evaluation import runner
 from specexp.evaluation.runner import Prepared
 from specexp.judge.judge import Judge
 from specexp.profiling import time_estimate

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from specexp.evaluation.certificate import Certificate
-from specexp.evaluation.certificate_config import CertificateConfig
-from specexp.evaluation.checks import Check, Subject
+from specexp.certify.certificate import Certificate
+from specexp.certify.certificate_config import CertificateConfig
+from specexp.certify.checks import Check, Subject
 from specexp.evaluation.report import publish
 from specexp.storage.run_folder import OutputFolder
 from specexp.storage.run_plan import Input, Mark, Sheet, now

@@ -11,10 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from specexp.config import TREES
-from specexp.decoding.rng import dice_for
-from specexp.engine import Engine, Request
-from specexp.evaluation.checks import (
+from specexp.certify.checks import (
     BREAKS,
     FAILED,
     PASSED,
@@ -26,7 +23,10 @@ from specexp.evaluation.checks import (
     broken,
     count,
     in_memory,
-)  # fmt: skip
+)
+from specexp.config import TREES
+from specexp.decoding.rng import dice_for
+from specexp.engine import Engine, Request
 from specexp.evaluation.equality import EXACT_DTYPES, Difference, beyond_rounding, differences, reread
 from specexp.evaluation.runner import Setting
 

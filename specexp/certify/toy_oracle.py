@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from specexp.certify.oracle import output_distribution
+from specexp.certify.reference_distribution import gap, sequence_distribution
 from specexp.config import MethodConfig
 from specexp.decoding.protocol import Role
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
-from specexp.evaluation.oracle import output_distribution
-from specexp.evaluation.reference import gap, sequence_distribution
 from specexp.judge import features
 from specexp.judge.judge import Judge
 from specexp.judge.network import LAYERS, Network
