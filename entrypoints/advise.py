@@ -45,14 +45,14 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     """Resolve, measure, recommend, write and log. Raises SpecexpError."""
     resolved, with_trees, with_draft = resolve(experiment, flags)
     # Imports that load torch and mlflow wait until the settings are known to be good.
-    from specexp.evaluation import advice as advising
+    from specexp.advise import advice as advising
 
     resolved = advising.settled(resolved, with_trees, with_draft)
     path = folder_of("advise", output, resume, resolved.hash)
-    from specexp.evaluation import advice_report as report
+    from specexp.advise import advice_report as report
+    from specexp.advise.advice_figure import draw_advice
+    from specexp.advise.recommended import NAME, recommended
     from specexp.evaluation import runner
-    from specexp.evaluation.advice_figure import draw_advice
-    from specexp.evaluation.recommended import NAME, recommended
     from specexp.profiling import time_estimate
     from specexp.storage.journal import FILE, Journal
     from specexp.storage.records import write_whole

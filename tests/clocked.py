@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from specexp import config
+from specexp.advise.advice import settled
 from specexp.decoding.protocol import Role
 from specexp.evaluation import runner
-from specexp.evaluation.advice import settled
 from specexp.evaluation.runner import Prepared
 from specexp.judge.judge import Judge
 from specexp.lm.model import Array, Branches, Model

@@ -17,14 +17,14 @@ from entrypoints.advise import command, resolve
 from judges import judge_for
 from running import evaluate, invoke, records, refused, runs
 from specexp import config
+from specexp.advise.advice import Advice, measure, settled
+from specexp.advise.advice_figure import draw_advice
+from specexp.advise.advice_report import as_json, metrics, table
+from specexp.advise.advice_text import notes, recommendation, sweep
+from specexp.advise.candidates import Candidate, spread, to_probe
+from specexp.advise.choice import Option
+from specexp.advise.recommended import recommended
 from specexp.evaluation import runner
-from specexp.evaluation.advice import Advice, measure, settled
-from specexp.evaluation.advice_figure import draw_advice
-from specexp.evaluation.advice_report import as_json, metrics, table
-from specexp.evaluation.advice_words import notes, recommendation, sweep
-from specexp.evaluation.candidates import Candidate, spread, to_probe
-from specexp.evaluation.choice import Option
-from specexp.evaluation.recommended import recommended
 from specexp.judge import features
 
 TOY = {"vocab_size": 24, "context": 512}
@@ -90,7 +90,7 @@ def test_what_a_sweep_runs_besides_the_best_three_is_not_recommended(monkeypatch
     def poorest(options: list[Option]) -> list[Option]:
         return sorted(options, key=lambda option: option.predicted)[:3]
 
-    monkeypatch.setattr("specexp.evaluation.advice.worth_checking", poorest)
+    monkeypatch.setattr("specexp.advise.advice.worth_checking", poorest)
     advice = advised(methods="speculative", gamma="1,2,3,4,5,6,8")
     assert len(advice.checked) == 7
     assert advice.best in advice.best_three

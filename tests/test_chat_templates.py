@@ -16,8 +16,8 @@ from entrypoints.__main__ import Entrypoints
 from judges import judge_for, label_set
 from running import evaluate, invoke, refused, tiny
 from specexp import config
+from specexp.advise.recommended import _models
 from specexp.errors import ConfigError
-from specexp.evaluation.recommended import _models
 from specexp.judge import features, selection
 from specexp.lm.hf.loading import load_tokenizer
 from specexp.lm.runtime import ModelConfig

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from specexp.evaluation.choice import Checked, Option, best, harmless, pays, worth_checking
+from specexp.advise.choice import Checked, Option, best, harmless, pays, worth_checking
 from specexp.metrics.statistics import Interval
 
 

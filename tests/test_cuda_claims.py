@@ -11,8 +11,8 @@ import pytest
 from clocked import prepared_toy
 from comparing import COSTS, compared, made_up, settings
 from running import evaluate, flat_runs
+from specexp.advise.advice_text import _limits
 from specexp.evaluation import benchmark_report
-from specexp.evaluation.advice_words import _limits
 from specexp.evaluation.report import publish
 from specexp.metrics.summary import summarise
 from specexp.storage import environment
@@ -80,7 +80,7 @@ def test_a_benchmarks_table_leaves_empty_what_it_does_not_claim() -> None:
 def test_advice_says_that_its_predictions_are_rough() -> None:
     from dataclasses import replace
 
-    from specexp.evaluation.advice import measure
+    from specexp.advise.advice import measure
 
     advice = measure(prepared_toy(gamma="2", limit=2, repeats=1, max_new_tokens=6), False)
     assert not any("CUDA" in words for words in _limits(advice))

@@ -15,13 +15,13 @@ import yaml
 
 from clocked import prepared_toy
 from specexp import config
+from specexp.advise.forecast import records_of
+from specexp.advise.prediction import NEVER, LookupTrace, Rounds, Stop, chain_rounds, fit_stop, lookup_rounds
+from specexp.advise.traces import agreement, looked_up
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
-from specexp.evaluation.forecast import records_of
-from specexp.evaluation.prediction import NEVER, LookupTrace, Rounds, Stop, chain_rounds, fit_stop, lookup_rounds
 from specexp.evaluation.runner import Prepared
-from specexp.evaluation.traces import agreement, looked_up
 from specexp.lm.toy import ToyModel
 from test_advise import SMALL, advise, advised, measured, predicted
 from test_prediction import Noting, decode, plainly, toy_models

@@ -13,11 +13,7 @@ import pytest
 
 from clocked import prepared_toy
 from judges import judge_for
-from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.rng import dice_for
-from specexp.decoding.rules import Warp
-from specexp.engine import Engine, Generation
-from specexp.evaluation.prediction import (
+from specexp.advise.prediction import (
     Overhead,
     Trace,
     TreeRounds,
@@ -29,8 +25,12 @@ from specexp.evaluation.prediction import (
     tree_between,
     tree_calls,
 )
+from specexp.advise.traces import Watching, agreement, watched
+from specexp.decoding.chain import Chain, DraftModel, Lossless
+from specexp.decoding.rng import dice_for
+from specexp.decoding.rules import Warp
+from specexp.engine import Engine, Generation
 from specexp.evaluation.runner import Prepared
-from specexp.evaluation.traces import Watching, agreement, watched
 from specexp.judge import features
 from specexp.lm.toy import ToyModel
 from specexp.profiling.call_costs import Costs
@@ -129,7 +129,7 @@ def test_a_long_output_is_looked_at_in_pieces_like_in_one(monkeypatch: pytest.Mo
     prepared = prepared_toy(toy_models(0.4), eos_ids=(), max_new_tokens=90, toy="vocab_size=12", temperature=0.8)
     output = plainly(prepared, 0).token_ids
     whole = agreement(prepared, 0, output)
-    monkeypatch.setattr("specexp.evaluation.traces.PIECE", 7)
+    monkeypatch.setattr("specexp.advise.traces.PIECE", 7)
     pieces = agreement(prepared, 0, output)
     assert pieces.trace.accepted == pytest.approx(whole.trace.accepted, abs=1e-12)
     assert pieces.overlap == pytest.approx(whole.overlap, abs=1e-12)

@@ -20,11 +20,11 @@ from clocked import Clock, ClockedToy, prepared_toy
 from entrypoints import advise, benchmark
 from running import invoke, runs
 from specexp import config
+from specexp.advise.advice import Advice, measure
+from specexp.advise.advice_report import as_json
 from specexp.errors import OutputError
 from specexp.evaluation import benchmark as measuring
 from specexp.evaluation import quick
-from specexp.evaluation.advice import Advice, measure
-from specexp.evaluation.advice_report import as_json
 from specexp.profiling.time_estimate import Pace
 from specexp.storage.journal import Journal
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from specexp.config import TREES
-from specexp.evaluation.candidates import Candidate
-from specexp.evaluation.prediction import (
+from specexp.advise.candidates import Candidate
+from specexp.advise.prediction import (
     NEVER,
     LookupTrace,
     Overhead,
@@ -29,6 +28,7 @@ from specexp.evaluation.prediction import (
     varying_attainable,
     verifying_calls,
 )
+from specexp.config import TREES
 from specexp.evaluation.timing import Timings, decoding
 from specexp.profiling.call_costs import Costs
 from specexp.storage.records import Record

@@ -14,13 +14,13 @@ from typing import Any
 
 from array_api_compat import array_namespace, device, to_device
 
+from specexp.advise.prediction import LookupTrace, Trace
 from specexp.decoding.chain import Chain
 from specexp.decoding.protocol import Array, Role, Round, Steps
 from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
 from specexp.engine.ngram_lookup import Ngrams
-from specexp.evaluation.prediction import LookupTrace, Trace
 from specexp.evaluation.runner import Prepared
 
 PIECE = 64  # positions looked at together: rows of logits are as wide as the vocabulary

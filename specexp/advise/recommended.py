@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from specexp import config
+from specexp.advise.advice import PLAIN, Advice
+from specexp.advise.advice_text import notes, recommendation
 from specexp.config import CALIBRATED, Experiment, MethodConfig
 from specexp.decoding.protocol import Role
-from specexp.evaluation.advice import PLAIN, Advice
-from specexp.evaluation.advice_words import notes, recommendation
 from specexp.lm.runtime import AUTO
 
 NAME = "recommended.yaml"

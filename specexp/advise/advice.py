@@ -20,18 +20,18 @@ from typing import Any
 from tqdm import tqdm
 
 from specexp import config
+from specexp.advise.candidates import Candidate, to_probe
+from specexp.advise.choice import NUM_CHECKED, Checked, Option, best, worth_checking
+from specexp.advise.forecast import Forecast, Traces, forecast, records_of, trace_of
+from specexp.advise.prediction import Trace
+from specexp.advise.traces import agreement, looked_up, watched_output
 from specexp.config import Experiment
 from specexp.decoding.chain import Chain
 from specexp.engine import Engine
 from specexp.errors import ConfigError
 from specexp.evaluation import divergence, runner
-from specexp.evaluation.candidates import Candidate, to_probe
-from specexp.evaluation.choice import NUM_CHECKED, Checked, Option, best, worth_checking
-from specexp.evaluation.forecast import Forecast, Traces, forecast, records_of, trace_of
-from specexp.evaluation.prediction import Trace
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.timing import Own, Phase, Timings, decoding, once, timings, whole
-from specexp.evaluation.traces import agreement, looked_up, watched_output
 from specexp.methods import roles_of
 from specexp.metrics.statistics import rate, rate_ratio
 from specexp.storage import environment

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from specexp.evaluation.advice import PLAIN, Advice
-from specexp.evaluation.candidates import Candidate
-from specexp.evaluation.choice import harmless, may_run, pays
+from specexp.advise.advice import PLAIN, Advice
+from specexp.advise.candidates import Candidate
+from specexp.advise.choice import harmless, may_run, pays
+from specexp.advise.forecast import records_of
 from specexp.evaluation.divergence import NOT_LOSSLESS
-from specexp.evaluation.forecast import records_of
 from specexp.evaluation.timing import decoding
 from specexp.metrics import incomplete
 from specexp.metrics.statistics import Interval, rate_ratio, wilson
