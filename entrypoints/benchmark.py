@@ -60,8 +60,8 @@ def benchmark(
 
     folder = OutputFolder(path, resolved, resume, maker="benchmark")
     # Imports that load torch and mlflow wait until the settings are known to be good.
-    from specexp.evaluation import benchmark as measuring
-    from specexp.evaluation import benchmark_report as report
+    from specexp.benchmark import benchmark as measuring
+    from specexp.benchmark import benchmark_report as report
     from specexp.evaluation.report.figures import draw_benchmark
     from specexp.evaluation.runner import inputs_of
     from specexp.storage.journal import FILE, Journal
@@ -99,7 +99,7 @@ def _fitted(
     prepared: Prepared, journal: Journal, quick: bool, with_compiled: bool, flags: Mapping[str, str]
 ) -> Prepared:
     """What is going to be measured, and how long that takes: a quick benchmark is made to fit, by what was not set."""
-    from specexp.evaluation import quick as fitting
+    from specexp.benchmark import quick as fitting
 
     asked, paces = prepared.experiment, None if ("plan",) in journal else fitting.paces(prepared)
     if quick:

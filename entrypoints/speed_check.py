@@ -7,8 +7,8 @@ import json as json_format
 import click
 
 from entrypoints.common import file_of, guarded
+from specexp.benchmark.shapes import SHAPES
 from specexp.errors import ConfigError
-from specexp.evaluation.shapes import SHAPES
 from specexp.lm.runtime import DTYPES
 
 
@@ -26,7 +26,7 @@ def speed_check(shape: str, device: str, dtype: str, gamma: int, compiled: bool,
     json_path = file_of(json, "json") if json else None
     import torch
 
-    from specexp.evaluation import speed_check as measuring
+    from specexp.benchmark import hardware_check as measuring
     from specexp.storage.records import write_whole
 
     place = device or ("cuda:0" if torch.cuda.is_available() else "cpu")

@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from running import refused, runs
 from specexp import config
+from specexp.benchmark import benchmark, throughput
+from specexp.benchmark.benchmark_report import table
 from specexp.engine import Engine
-from specexp.evaluation import batching, benchmark
-from specexp.evaluation.benchmark_report import table
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.timing import Own
 from test_benchmark import SMALL, run, small_copies  # noqa: F401
@@ -25,13 +25,13 @@ def prepared() -> Prepared:
     return benchmark.prepare(config.resolve("arith_quick", flags, {"repeats": 4}))
 
 
-def measured(prepared: Prepared) -> batching.Batched:
+def measured(prepared: Prepared) -> throughput.Batched:
     own = [
         Own(name, prepared, setting) for name, setting in zip(("plain", "chain_k3"), prepared.settings, strict=False)
     ]
     with tqdm(disable=True) as bar:
-        made = batching.Batching(prepared, own, 4, bar)
-        for _ in range(batching.num_turns(prepared)):
+        made = throughput.Batching(prepared, own, 4, bar)
+        for _ in range(throughput.num_turns(prepared)):
             made.turn()
         return made.found()
 
@@ -59,7 +59,7 @@ def test_both_methods_are_timed_at_both_sizes_on_several_batches_of_prompts(
 
 
 def test_prompts_per_second_are_prompts_over_seconds_and_their_ratio_the_speed_up() -> None:
-    found = batching.Batched(8, 24, {("plain", 1): [6.0, 6.0], ("plain", 8): [2.0, 2.0]}, []).as_json()
+    found = throughput.Batched(8, 24, {("plain", 1): [6.0, 6.0], ("plain", 8): [2.0, 2.0]}, []).as_json()
     assert found["methods"]["plain"]["prompts_per_second"]["value"] == 12
     assert found["methods"]["plain"]["prompts_per_second_alone"]["value"] == 4
     assert found["methods"]["plain"]["speedup"]["value"] == 3

@@ -16,12 +16,12 @@ from click.testing import Result
 from entrypoints.benchmark import command
 from running import invoke, refused, runs
 from specexp import config
+from specexp.benchmark import benchmark, peers
+from specexp.benchmark.contenders import Theirs
+from specexp.benchmark.peers import Peer
 from specexp.decoding import chain, rules
 from specexp.engine import Engine
-from specexp.evaluation import benchmark, peers
-from specexp.evaluation.contenders import Theirs
 from specexp.evaluation.equality import differences
-from specexp.evaluation.peers import Peer
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.timing import Timing, rotated
 from specexp.lm.hf.hf_model import HFModel

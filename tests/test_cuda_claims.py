@@ -12,7 +12,7 @@ from clocked import prepared_toy
 from comparing import COSTS, compared, made_up, settings
 from running import evaluate, flat_runs
 from specexp.advise.advice_text import _limits
-from specexp.evaluation import benchmark_report
+from specexp.benchmark import benchmark_report
 from specexp.evaluation.report import publish
 from specexp.metrics.summary import summarise
 from specexp.storage import environment

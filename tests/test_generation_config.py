@@ -15,15 +15,15 @@ from transformers import GenerationConfig
 
 from running import evaluate, records, refused, tiny
 from specexp import config
+from specexp.benchmark import peers
+from specexp.benchmark.peers import Peer
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
 from specexp.decoding.rng import CertainDice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
-from specexp.evaluation import peers
 from specexp.evaluation.equality import noise_of
-from specexp.evaluation.peers import Peer
 from specexp.lm.hf import generation_config
 from specexp.lm.hf.hf_model import HFModel
 from specexp.pair.loading import load_pair

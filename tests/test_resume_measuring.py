@@ -22,9 +22,9 @@ from running import invoke, runs
 from specexp import config
 from specexp.advise.advice import Advice, measure
 from specexp.advise.advice_report import as_json
+from specexp.benchmark import benchmark as measuring
+from specexp.benchmark import quick
 from specexp.errors import OutputError
-from specexp.evaluation import benchmark as measuring
-from specexp.evaluation import quick
 from specexp.profiling.time_estimate import Pace
 from specexp.storage.journal import Journal
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from running import evaluate, records
-from specexp.evaluation.batching import _prompts
+from specexp.benchmark.throughput import _prompts
 from specexp.tasks.example import Example
 from specexp.tasks.sampling import chosen, selection, words
 from specexp.tasks.source import DataConfig

@@ -6,13 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from specexp.evaluation.benchmark import (
-    FIRST_TOKEN,
-    GENERATE,
-    PLAIN,
-    TEMPERATURE,
-    Measured,
-)
+from specexp.benchmark.benchmark import FIRST_TOKEN, GENERATE, PLAIN, TEMPERATURE, Measured
 from specexp.evaluation.runner import costs_of
 from specexp.evaluation.timing import Timings, decoding, sampled, whole
 from specexp.metrics.statistics import Interval, Timed, rate, rate_ratio

@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from specexp.benchmark.peers import Peer
 from specexp.engine import Engine
-from specexp.evaluation.peers import Peer
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.timing import Timing
 

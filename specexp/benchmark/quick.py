@@ -9,9 +9,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from specexp.benchmark import benchmark, throughput
+from specexp.benchmark.contenders import Theirs
 from specexp.config import Experiment
-from specexp.evaluation import batching, benchmark, runner
-from specexp.evaluation.contenders import Theirs
+from specexp.evaluation import runner
 from specexp.evaluation.runner import Prepared
 from specexp.lm import out_of_memory
 from specexp.profiling import time_estimate
@@ -98,8 +99,8 @@ def seconds(prepared: Prepared, paces: Paces, with_compiled: bool = False) -> fl
     costs = 2 * -(-experiment.repeats * prompts // benchmark.EVERY) * (runner.ROUNDS + 1) * 8 * kinds * ours.token
     batch = 0.0
     if experiment.batch > 1:
-        each = batching.BATCHES * experiment.batch * ours.seconds(tokens)
-        batch = 2 * batching.num_turns(prepared) * each * (1 + TOGETHER)
+        each = throughput.BATCHES * experiment.batch * ours.seconds(tokens)
+        batch = 2 * throughput.num_turns(prepared) * each * (1 + TOGETHER)
     return benchmark.num_runs(prepared, with_compiled) * run + split + costs + batch
 
 

@@ -15,6 +15,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from specexp.benchmark import peers
+from specexp.benchmark.contenders import timed
+from specexp.benchmark.peers import Peer
+from specexp.benchmark.shapes import SHAPES
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.protocol import Role
@@ -22,10 +26,6 @@ from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.engine.run import Decoder
-from specexp.evaluation import peers
-from specexp.evaluation.contenders import timed
-from specexp.evaluation.peers import Peer
-from specexp.evaluation.shapes import SHAPES
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.loading import DTYPES
 from specexp.lm.model import Model

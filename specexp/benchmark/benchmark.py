@@ -16,11 +16,12 @@ from typing import Any
 from tqdm import tqdm
 
 from specexp import config
+from specexp.benchmark import peers, throughput
+from specexp.benchmark.contenders import Theirs
+from specexp.benchmark.peers import Peer
 from specexp.errors import ModelError
-from specexp.evaluation import batching, peers, runner, time_split
-from specexp.evaluation.contenders import Theirs
+from specexp.evaluation import runner, time_split
 from specexp.evaluation.equality import Difference, differences
-from specexp.evaluation.peers import Peer
 from specexp.evaluation.runner import Prepared
 from specexp.evaluation.timing import Contender, Own, Phase, Timings, decoding, once, sampled, timings
 from specexp.lm.hf import loading
@@ -53,7 +54,7 @@ class Measured:
     costs: Mapping[str, Any]
     parts: Mapping[str, Mapping[str, float]]  # seconds of an instrumented run, of plain decoding and the chain
     floor: bandwidth.Floor
-    batched: batching.Batched | None  # None where a batch is one prompt
+    batched: throughput.Batched | None  # None where a batch is one prompt
 
 
 def prepare(experiment: config.Experiment) -> Prepared:
@@ -103,7 +104,7 @@ def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = N
     chains = [name for name, contender in own.items() if contender.setting.config.method == "speculative"]
     assisted = [name for name, contender in theirs.items() if contender.gamma]
     size = prepared.experiment.batch
-    passes = batching.num_passes(prepared, 2) if size > 1 else 0
+    passes = throughput.num_passes(prepared, 2) if size > 1 else 0
     total = num_runs(prepared, with_compiled) + passes
     longest = max(range(num_prompts), key=lambda i: len(prepared.prompts[i]))
     cold = set(greedy) if journal.resumed else set()
@@ -126,9 +127,9 @@ def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = N
                 once(contender, 0, 0)
         recosting = _Costing(prepared, journal, "timed")
         between = dict(recosting.by_times)
-        batched = batching.Batching(prepared, [own[PLAIN], own[best]], size, bar, journal) if size > 1 else None
+        batched = throughput.Batching(prepared, [own[PLAIN], own[best]], size, bar, journal) if size > 1 else None
         if batched is not None:
-            between[batched.turn] = batching.num_turns(prepared)
+            between[batched.turn] = throughput.num_turns(prepared)
         spread = _Spread(repeats * num_prompts, between)
         timed = timings([*chosen, *sampling], num_prompts, repeats, bar, spread, phase)
     together = batched.found() if batched is not None else None
