@@ -12,8 +12,8 @@ import click
 from entrypoints.common import Flag, guarded, settings_options, tell
 from entrypoints.evaluate import SETTINGS as EVALUATE
 from specexp import reading
+from specexp.config import single
 from specexp.errors import PromptError
-from specexp.evaluation import single
 
 if TYPE_CHECKING:
     from specexp.api import Output

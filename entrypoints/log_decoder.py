@@ -10,8 +10,8 @@ import click
 
 from entrypoints.common import guarded, settings_options, tell
 from entrypoints.generate import SETTINGS as GENERATE
+from specexp.config import single
 from specexp.errors import ConfigError
-from specexp.evaluation import single
 
 SETTINGS = {
     "method": "Preset of the method.",

@@ -8,12 +8,12 @@ from typing import Any
 
 from specexp import config
 from specexp.config import Experiment, MethodConfig
+from specexp.config.single import check_bytes, checked_prompt, most_bytes
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation, Request
 from specexp.errors import ConfigError
-from specexp.evaluation.single import check_bytes, checked_prompt, most_bytes
 from specexp.judge.judge import Judge
 from specexp.methods import Making, decoder_for
 from specexp.pair.detokenizer import Pieces

@@ -186,7 +186,7 @@ def test_the_toy_and_experiments_with_other_tasks_take_a_prompt() -> None:
     assert shown.exit_code == 0, shown.output
     want = specexp.load("toy_quick").generate("hello", "specexec", gamma=2, max_new_tokens=9)
     assert shown.stdout == want.text
-    from specexp.evaluation import single
+    from specexp.config import single
 
     for experiment in ("mtbench_llama_8b_1b", "gsm8k_8shot_llama_8b_1b", "gsm8k_judge_llama_8b_1b"):
         assert single.resolve(experiment, "speculative", {"gamma": "3"}).methods[0].gamma == 3

@@ -26,9 +26,9 @@ from entrypoints import log_decoder
 from judges import judge_for
 from running import tiny
 from serving import BAD, GOOD_FORMS, JSON, one
+from specexp.config import single
 from specexp.engine import Engine, Generation, Request
 from specexp.errors import ModelError, PromptError, RequestError
-from specexp.evaluation import single
 from specexp.judge import features
 from specexp.lm.hf import loading
 from specexp.pair.loading import TokenizerText

@@ -10,7 +10,7 @@ from entrypoints import advise, benchmark
 from running import evaluate
 from specexp import config
 from specexp.certify import certificate_config
-from specexp.evaluation import single
+from specexp.config import single
 from specexp.tasks.defaults import DEFAULTS
 
 GSM8K = DEFAULTS["gsm8k"]

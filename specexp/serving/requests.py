@@ -12,8 +12,8 @@ from typing import Any
 
 from specexp import config, reading
 from specexp.config import Experiment
+from specexp.config.single import checked_prompt
 from specexp.errors import ConfigError, PromptError, RequestError, unknown
-from specexp.evaluation.single import checked_prompt
 
 COLUMN = "prompt"
 PARAMETERS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")

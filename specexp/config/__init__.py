@@ -1,0 +1,30 @@
+"""Settings, from presets, files and flags to one frozen `Experiment`. Imports no model library and no MLflow."""
+
+from specexp.config.experiment import (
+    CALIBRATED,
+    DRAFTING,
+    MAX_NGRAM,
+    METHODS,
+    TREES,
+    Experiment,
+    MethodConfig,
+    TreeConfig,
+    settings_hash,
+)
+from specexp.config.mining import (
+    CHECKABLE,
+    FEATURE_DTYPES,
+    MINED_PROMPTS,
+    MINED_TOGETHER,
+    MiningConfig,
+    resolve_mining,
+)
+from specexp.config.presets import KINDS, PRESETS, group_of, load_yaml, preset_names, preset_text
+from specexp.config.resolver import adjusted, resolve
+from specexp.config.schema import TAKERS, TASKS
+
+__all__ = [
+    "CALIBRATED", "CHECKABLE", "DRAFTING", "FEATURE_DTYPES", "KINDS", "MAX_NGRAM", "METHODS", "MINED_PROMPTS",
+    "MINED_TOGETHER", "PRESETS", "TAKERS", "TASKS", "TREES", "Experiment", "MethodConfig", "MiningConfig", "TreeConfig",
+    "adjusted", "group_of", "load_yaml", "preset_names", "preset_text", "resolve", "resolve_mining", "settings_hash",
+]  # fmt: skip

@@ -1,0 +1,112 @@
+"""Everything a run depends on, resolved and frozen: an experiment, its methods' settings, and the hash of both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from specexp.lm.runtime import (
+    AUTO,
+    NO_TEMPLATE,
+    ModelConfig,
+    ToyConfig,
+)
+from specexp.tasks.defaults import DEFAULTS
+from specexp.tasks.source import DataConfig
+
+if TYPE_CHECKING:
+    from specexp.decoding.protocol import Role
+
+
+METHODS = ("baseline", "draft_only", "speculative", "lookup", "autojudge", "topk", "specexec")
+DRAFTING = ("speculative", "lookup", "autojudge", "topk", "specexec")  # methods that take gamma
+CALIBRATED = "calibrated"  # the threshold that a judge comes with
+TREES = ("specexec",)  # methods that grow a tree
+PARALLEL_BRANCHES = 4
+MAX_NGRAM = 3
+ROLES = ("target", "draft")
+
+
+@dataclass(frozen=True, slots=True)
+class TreeConfig:
+    """The shape of a method's trees; `specexp.decoding.specexec` says what each number does."""
+
+    tree_budget: int
+    max_depth: int
+    parallel_branches: int = PARALLEL_BRANCHES
+    branch_width: int | None = None
+    branch_prune_threshold: float = 0.0
+    min_log_prob: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MethodConfig:
+    """One setting of one method. `label` names it in records, runs and tables; it has `gamma` or `tree`, or neither."""
+
+    method: str
+    preset: str
+    label: str
+    gamma: int = 0
+    tree: TreeConfig | None = None
+    bonus: bool = True
+    judge: str = ""
+    threshold: float | None = None  # None is the judge's own
+    accept_k: int = 0
+    max_ngram: int = 0
+    min_draft_probability: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """Everything a run depends on, resolved."""
+
+    name: str
+    task: str
+    pair: str
+    target: ModelConfig
+    draft: ModelConfig
+    methods: tuple[MethodConfig, ...]
+    toy: ToyConfig | None = None
+    data: DataConfig | None = None
+    shots: int = 0
+    history: str = "baseline"
+    answer_rule: str = "auto"
+    answer_pattern: str = ""
+    limit: int = 20
+    max_new_tokens: int = 160
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    repeats: int = 1
+    batch: int = 1  # prompts decoded together
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def models(self) -> dict[Role, ModelConfig]:
+        """Both models, by role."""
+        return {"target": self.target, "draft": self.draft}
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits that name this configuration."""
+        return settings_hash(self.as_dict())
+
+
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    """Twelve hex digits that name an experiment's settings, as JSON has them.
+
+    A chat template that `auto` cannot use counts as `none`, and the draft's only where the target's is `auto`, so that
+    these settings keep the names they had when `none` was the default.
+    """
+    canonical = dict(settings)
+    unused = settings["toy"] is not None or DEFAULTS[settings["task"]].completions
+    for role in ROLES:
+        if settings[role]["chat_template"] == AUTO and (unused or settings["target"]["chat_template"] != AUTO):
+            canonical[role] = {**settings[role], "chat_template": NO_TEMPLATE}
+    return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,79 @@
+"""An experiment as a source of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from specexp.config.experiment import (
+    Experiment,
+    settings_hash,
+)
+from specexp.config.resolver import resolve
+from specexp.config.schema import (
+    TASKS,
+    whole,
+)
+from specexp.errors import ConfigError, shown, unknown
+
+CHECKABLE = ("arith", "gsm8k", "prompts")  # tasks whose answers a judge can be mined on
+MINED_PROMPTS = 600  # unless a file or a flag says otherwise
+MINED_TOGETHER = 16  # likewise
+FEATURE_DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class MiningConfig:
+    """What labels are mined from and with: an experiment's pair and task, without its first `skip` prompts.
+
+    `dtype` is what features are kept in. The labels do not depend on `batch`, how many prompts are mined together: it
+    is no part of the hash.
+    """
+
+    experiment: Experiment
+    dtype: str = "float32"
+    skip: int = 0
+    batch: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        mine = self.experiment
+        kept = (
+            "name", "task", "pair", "target", "draft", "toy", "data", "shots", "answer_rule", "answer_pattern", "limit",
+            "max_new_tokens",
+        )  # fmt: skip
+        found = {key: value for key, value in mine.as_dict().items() if key in kept}
+        return {**found, "dtype": self.dtype, "skip": self.skip}
+
+    @property
+    def hash(self) -> str:
+        return settings_hash(self.as_dict())
+
+
+def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
+    """An experiment as a source of labels: prompts that no evaluation asks, and answers that can be read.
+
+    Raises ConfigError with every fault.
+    """
+    given = {key: value for key, value in flags.items() if value not in (None, "")}
+    dtype = given.pop("dtype", FEATURE_DTYPES[0])
+    faults = [] if dtype in FEATURE_DTYPES else [unknown("dtype", dtype, FEATURE_DTYPES)]
+    skip = given.pop("skip", "0")
+    try:
+        skip = whole(0, ">= 0")(skip)
+    except ValueError as error:
+        faults.append(f"skip is {shown(skip)}; {error}")
+    try:
+        experiment = resolve(name, given, {"limit": MINED_PROMPTS, "batch": MINED_TOGETHER})
+    except ConfigError as error:
+        raise ConfigError([*faults, *error.faults]) from None
+    if experiment.task not in CHECKABLE:
+        faults.append(f"task '{experiment.task}' has no answers to read; mine on {', '.join(CHECKABLE)}.")
+    if faults:
+        raise ConfigError(faults)
+    source = TASKS[experiment.task]
+    mine = experiment.data
+    if source and mine and mine.source == source.source and mine.split in ("", "test") and source.split == "test":
+        experiment = replace(experiment, data=replace(mine, subset=source.subset, split="train"))
+    kept = replace(experiment, methods=(), seed=0, temperature=0.0, top_k=0, top_p=1.0, batch=1)
+    return MiningConfig(kept, dtype, skip, experiment.batch)

@@ -1,0 +1,255 @@
+"""Settings: presets, a file of one's own and flags, resolved into one frozen `Experiment`, with all faults at once.
+
+Later sources win: experiment preset, then `config` file, then flags; "" is unset. Nothing here imports torch,
+transformers or mlflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from specexp import reading
+from specexp.config.experiment import (
+    ROLES,
+    TREES,
+    Experiment,
+    MethodConfig,
+)
+from specexp.config.methods import chains, trees
+from specexp.config.presets import PRESETS, expanded, load_yaml, preset_names
+from specexp.config.schema import (
+    ALIASES,
+    MUST_BE_GIVEN,
+    PARSERS,
+    SEVERAL_TURNS,
+    TAKERS,
+    TASKS,
+    TREE_PARSERS,
+    laid_over,
+    model_settings,
+    toy_settings,
+)
+from specexp.errors import ConfigError, shown, unknown
+from specexp.lm.runtime import (
+    OWN_TEMPLATE,
+    TOY,
+    ModelConfig,
+    ToyConfig,
+)
+from specexp.tasks.defaults import DEFAULTS
+
+# What a preset says for its own task alone.
+OF_TASK = ("data", "shots", "history", "answer_rule", "answer_pattern", "limit", "max_new_tokens")
+
+
+def resolve(name: str, flags: Mapping[str, Any] | None = None, defaults: Mapping[str, Any] | None = None) -> Experiment:
+    """The experiment preset `name` with `defaults`, a `config` file and flags laid over it, in this order.
+
+    Raises ConfigError with every fault.
+    """
+    flags = {key: value for key, value in (flags or {}).items() if value not in (None, "")}
+    faults: list[str] = []
+    reader = _Reader(faults)
+    known = name in preset_names("experiments")
+    if known:
+        preset = load_yaml(PRESETS / "experiments" / f"{name}.yaml")
+        reader.lay("", {**preset, **(defaults or {})}, preset=True)
+        reader.task = preset.get("task", "")
+        reader.inherited = preset.keys() - (defaults or {}).keys()
+    else:
+        faults.append(unknown("experiment", name, preset_names("experiments")))
+    if "config" in flags:
+        try:
+            path = reading.path_of(str(flags.pop("config")), "config file", ConfigError)
+            reader.lay(f"{path}: ", load_yaml(path))
+        except ConfigError as error:
+            faults += error.faults
+    reader.lay("", flags)
+    experiment = reader.finish(name) if known else None
+    if faults or experiment is None:
+        raise ConfigError(faults)
+    return experiment
+
+
+def adjusted(experiment: Experiment, settings: Mapping[str, Any], under: Mapping[str, Any] | None = None) -> Experiment:
+    """The same pair and task with other methods or sampling; None is unset. `under` are settings of methods below them.
+
+    Raises ConfigError with every fault.
+    """
+    faults: list[str] = []
+    reader = _Reader(faults)
+    reader.lay("", under or {}, preset=True)
+    reader.lay("", {key: value for key, value in settings.items() if value is not None})
+    values = reader.values
+    if "methods" in values:
+        values["methods"] = tuple(reader._methods(values["methods"], values))
+    values = {key: value for key, value in values.items() if key not in TAKERS}
+    if faults:
+        raise ConfigError(faults)
+    return replace(experiment, **values)
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Lays settings over each other and collects what is wrong with them."""
+
+    faults: list[str]
+    values: dict[str, Any] = field(default_factory=dict)
+    own: set[str] = field(default_factory=set)  # settings that come from no experiment preset
+    task: str = ""  # the experiment preset's
+    inherited: set[str] = field(default_factory=set)  # settings that are still the experiment preset's
+
+    def lay(self, where: str, layer: Mapping[str, Any], preset: bool = False) -> None:
+        for key, value in layer.items():
+            given, key = key, ALIASES.get(key, key)
+            if given != key and key in layer:
+                self.faults.append(f"{where}{given} and {key} are the same setting; give one of them.")
+            if not preset:
+                self.own.add(key)
+                self.inherited.discard(key)
+            if key not in PARSERS:
+                self.faults.append(where + unknown("setting", key, PARSERS))
+                continue
+            try:
+                found = PARSERS[key](value)
+                before = self.values.get(key)
+                # Parts of a model or the toy are settings of their own: what this layer leaves out stays.
+                if key in ("target", "draft", "toy") and before is not None:
+                    found = laid_over(before, found)
+                self.values[key] = found
+            except (ValueError, ConfigError) as error:
+                self.faults.append(f"{where}{key} is {shown(value)}; {error}")
+        self._template(where, layer)
+
+    def _template(self, where: str, layer: Mapping[str, Any]) -> None:
+        """`chat_template` is for both models; a later layer's wins, whichever way it is given."""
+        both = layer.get("chat_template")
+        for role in ROLES:
+            one = layer[role].get("chat_template") if isinstance(layer.get(role), dict) else None
+            if one is not None and both not in (None, one):
+                self.faults.append(f"{where}chat_template is {both!r}, but {role}'s is {one!r}; give one of them.")
+            elif one is not None and role == "target":
+                self.values.pop("chat_template", None)
+
+    def finish(self, name: str) -> Experiment | None:
+        values = dict(self.values)
+        for key in ("task", "pair", "methods"):
+            if key not in values and not any(f.startswith(key) for f in self.faults):
+                self.faults.append(f"setting '{key}' is missing.")
+        name = self._named(name, values)
+        models = self._models(values.pop("pair", None), values)
+        names = tuple(values.pop("methods", ()))
+        judged = any(name.startswith("autojudge") for name in expanded(names))
+        if "judge" in self.own and "methods" not in self.own and not judged:
+            names += ("autojudge",)  # who names a judge and no methods wants to see it
+        methods = self._methods(names, values)
+        self._task(values, [method.method for method in methods])
+        if self.faults:
+            return None
+        return Experiment(name=name, methods=tuple(methods), **models, **values)
+
+    def _named(self, name: str, values: dict[str, Any]) -> str:
+        """The experiment's name. A task of one's own takes the place of the preset's, with its name and lengths."""
+        task = values.get("task")
+        if "task" not in self.own or task not in DEFAULTS or task == self.task:
+            return name
+        for key in self.inherited.intersection(OF_TASK):
+            values.pop(key, None)
+        values.setdefault("limit", DEFAULTS[task].limit)
+        values.setdefault("max_new_tokens", DEFAULTS[task].max_new_tokens)
+        return str(task)
+
+    def _models(self, pair: str | None, values: dict[str, Any]) -> dict[str, Any]:
+        if pair is None:
+            return {}
+        if pair not in preset_names("models"):
+            self.faults.append(unknown("pair", pair, preset_names("models")))
+            return {}
+        found = load_yaml(PRESETS / "models" / f"{pair}.yaml")
+        given = {role: values.pop(role) for role in ROLES if role in values}
+        toy = values.pop("toy", None)
+        template = values.pop("chat_template", None)
+        if "toy" in found:
+            if given:
+                self.faults.append(f"{' and '.join(given)}: pair '{pair}' has none to replace; name another pair.")
+            if template == OWN_TEMPLATE:
+                self.faults.append(f"chat_template is {template}, but pair '{pair}' has no template; leave it out.")
+            models = {role: ModelConfig(f"{TOY}{role}") for role in ROLES}
+            return {"pair": pair, "toy": ToyConfig(**{**toy_settings(found["toy"]), **(toy or {})}), **models}
+        if toy is not None:
+            self.faults.append(f"toy is given, but pair '{pair}' is none; name pair toy, or leave it out.")
+        both = {} if template is None else {"chat_template": template}
+        models = {
+            role: ModelConfig(**{**laid_over(model_settings(found[role]), given.get(role, {})), **both})
+            for role in ROLES
+        }
+        self.faults += [f"{role}: {fault}" for role, model in models.items() for fault in model.faults()]
+        return {"pair": pair if not given else f"{models['target'].model}+{models['draft'].model}", **models}
+
+    def _task(self, values: dict[str, Any], methods: list[str]) -> None:
+        """What a task needs, and what goes with no other."""
+        name = values.get("task")
+        if name not in TASKS:
+            return
+        source = TASKS[name]
+        if source is None and values.get("data"):
+            self.faults.append(f"data is given, but task '{name}' reads no file; leave it out.")
+        elif source is MUST_BE_GIVEN and not values.get("data"):
+            self.faults.append(f"task '{name}' reads a file; name it with data.")
+        elif source is not None:
+            values.setdefault("data", source)
+        if values.get("shots") and name != "gsm8k":
+            self.faults.append(f"shots is {values['shots']}, but task '{name}' has no solved examples; leave it out.")
+        self._answers(values, name)
+        if values.get("history", "baseline") != "baseline" and name not in SEVERAL_TURNS:
+            self.faults.append(f"history is given, but task '{name}' has one turn only; leave it out.")
+        elif name in SEVERAL_TURNS and values.get("history", "baseline") == "baseline" and "baseline" not in methods:
+            self.faults.append(
+                f"task '{name}' goes on behind the baseline's answers; add baseline to methods, or set history own."
+            )
+
+    def _answers(self, values: dict[str, Any], task: str) -> None:
+        """How answers are read; a pattern alone says that it is by this pattern."""
+        given = [key for key in ("answer_rule", "answer_pattern") if key in values]
+        if given and task != "prompts":
+            self.faults.append(
+                f"{' and '.join(given)}: task '{task}' reads its answers in its own way; leave it out, or choose task"
+                " prompts."
+            )
+        if "answer_pattern" in values and values.setdefault("answer_rule", "pattern") != "pattern":
+            self.faults.append(
+                f"answer_pattern is given, but answer_rule is {values['answer_rule']}; leave one of them out."
+            )
+        if values.get("answer_rule") == "pattern" and "answer_pattern" not in values:
+            self.faults.append("answer_rule is pattern; give a regular expression as answer_pattern.")
+
+    def _methods(self, names: tuple[str, ...], values: dict[str, Any]) -> list[MethodConfig]:
+        """The settings of these methods; takes what is theirs out of `values`."""
+        given = {key: values.pop(key) for key in TAKERS if key in values}
+        methods: list[MethodConfig] = []
+        for name in expanded(names):
+            if name not in preset_names("methods"):
+                self.faults.append(unknown("method", name, preset_names("methods")))
+                continue
+            found = load_yaml(PRESETS / "methods" / f"{name}.yaml")
+            if found["method"] in TREES:
+                shape = {key: given[key] for key in TREE_PARSERS if key in given}
+                methods += trees(name, given.get("gamma"), {**found, **shape})
+            else:
+                methods += chains(name, found, given)
+        labels = [method.label for method in methods]
+        for label in sorted({x for x in labels if labels.count(x) > 1}):
+            self.faults.append(f"method '{label}' is named {labels.count(label)} times; name it once.")
+        self._unused(given.keys() & self.own, {method.method for method in methods})
+        return methods
+
+    def _unused(self, keys: Collection[str], methods: Collection[str]) -> None:
+        """A setting of one's own that no method takes is a mistake, not something to drop."""
+        for key in sorted(keys):
+            takers = TAKERS[key]
+            if methods and not any(method in takers for method in methods):
+                self.faults.append(
+                    f"{key} is given, but no method here takes one; leave it out, or add {' or '.join(takers)}."
+                )
