@@ -52,8 +52,7 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     from specexp.advise import advice_report as report
     from specexp.advise.advice_figure import draw_advice
     from specexp.advise.recommended import NAME, recommended
-    from specexp.evaluation import runner
-    from specexp.profiling import time_estimate
+    from specexp.evaluation import preparation
     from specexp.storage.journal import FILE, Journal
     from specexp.storage.records import write_whole
     from specexp.storage.run_folder import OutputFolder
@@ -61,11 +60,11 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
 
     folder = OutputFolder(path, resolved, resume, maker="advise")
     silence = backend.ready()
-    prepared = runner.prepare(resolved, judges_of(resolved))
+    prepared = preparation.prepare(resolved, judges_of(resolved))
     tell(prepared.notes)
-    facts = {**runner.inputs_of(prepared), "sweep": sweep}
+    facts = {**preparation.inputs_of(prepared), "sweep": sweep}
     with folder.hold(), Journal.open(folder.path / FILE, facts) as journal:
-        time_estimate.announce_runs(prepared, advising.num_left(prepared, sweep, journal))
+        preparation.announce_runs(prepared, advising.num_left(prepared, sweep, journal))
         found = advising.measure(prepared, sweep, journal=journal)
         result = report.as_json(found)
         click.echo(report.table(result))

@@ -16,7 +16,7 @@ from specexp import config
 from specexp.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specexp.evaluation.runner import Prepared
+    from specexp.evaluation.preparation import Prepared
     from specexp.storage.journal import Journal
 
 NAMES = (
@@ -62,8 +62,8 @@ def benchmark(
     # Imports that load torch and mlflow wait until the settings are known to be good.
     from specexp.benchmark import benchmark as measuring
     from specexp.benchmark import benchmark_report as report
+    from specexp.evaluation.preparation import inputs_of
     from specexp.evaluation.report.figures import draw_benchmark
-    from specexp.evaluation.runner import inputs_of
     from specexp.storage.journal import FILE, Journal
     from specexp.storage.records import write_whole
 

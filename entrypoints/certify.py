@@ -42,7 +42,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
     folder = OutputFolder(path, asked, resume, "certify")
     from specexp.certify import certificate as examining
     from specexp.certify.checks import Check
-    from specexp.evaluation import runner
+    from specexp.evaluation import preparation
     from specexp.storage import environment
     from specexp.tracking import backend
 
@@ -50,7 +50,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
     subject = examining.prepare(asked, judges_of(asked.experiment))
     tell(subject.prepared.notes)
     with folder.hold():
-        runner.note_inputs(subject.prepared, folder)
+        preparation.note_inputs(subject.prepared, folder)
         facts = environment.describe(subject.prepared.pair.models, subject.prepared.pair.text.facts())
         where = environment.name_of(facts)
         folder.write_json("environments.json", {**(folder.read_json("environments.json") or {}), where: facts})

@@ -68,23 +68,23 @@ def evaluate(
 
     shown = Shown.parse(show)
     folder = OutputFolder(folder_path, resolved, resume)
-    from specexp.evaluation import divergence, runner, time_split
+    from specexp.evaluation import divergence, preparation, runner, scheduling, time_split
     from specexp.evaluation.report import publish
     from specexp.evaluation.token_view import token_page
     from specexp.tracking import backend
 
     silence = backend.ready()
-    prepared = runner.prepare(resolved, judges_of(resolved), shown.check)
+    prepared = preparation.prepare(resolved, judges_of(resolved), shown.check)
     tell(prepared.notes if with_notes else ())
     with folder.open() as records:
-        runner.note_inputs(prepared, folder)
+        preparation.note_inputs(prepared, folder)
         from specexp.tracking.outbox import Outbox
 
         tags = {"method": "comparison", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
         tags["batch"] = str(resolved.batch)
         outbox = Outbox(folder.path, f"{uid_of(folder)}/comparison", f"compare {resolved.name}", tags, silence)
         commands = commands_of(experiment, folder_path, flags)
-        if not runner.missing(prepared, records) and outbox.is_sent:
+        if not scheduling.missing(prepared, records) and outbox.is_sent:
             runner.complete(prepared, folder)
             divergence.examine(prepared, folder, records)
             found = publish.show(prepared, folder, records.records, commands)

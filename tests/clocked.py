@@ -9,8 +9,8 @@ from typing import Any
 from specexp import config
 from specexp.advise.advice import settled
 from specexp.decoding.protocol import Role
-from specexp.evaluation import runner
-from specexp.evaluation.runner import Prepared
+from specexp.evaluation import preparation
+from specexp.evaluation.preparation import Prepared
 from specexp.judge.judge import Judge
 from specexp.lm.model import Array, Branches, Model
 from specexp.lm.toy import ToyModel, ToySession
@@ -65,7 +65,7 @@ def prepared_toy(
     """The toy pair with these candidates; `models` in place of its own."""
     given = {"methods": "speculative", "limit": 4, "max_new_tokens": 24, "repeats": 2, **flags}
     resolved = settled(config.resolve("toy_quick", given), with_trees=True)
-    found = runner.prepare(resolved, judges)
+    found = preparation.prepare(resolved, judges)
     pair = replace(found.pair, models=models or found.pair.models)
     pair = replace(pair, eos_ids=pair.eos_ids if eos_ids is None else tuple(eos_ids))
     return replace(found, pair=pair)

@@ -24,7 +24,7 @@ from specexp.advise.advice_text import notes, recommendation, sweep
 from specexp.advise.candidates import Candidate, spread, to_probe
 from specexp.advise.choice import Option
 from specexp.advise.recommended import recommended
-from specexp.evaluation import runner
+from specexp.evaluation import preparation
 from specexp.judge import features
 
 TOY = {"vocab_size": 24, "context": 512}
@@ -273,7 +273,7 @@ def test_a_recommended_file_resolves_to_what_was_measured(workplace: Path, flags
     experiment = settled(config.resolve("toy_quick", {**flags, "config": "mine.yaml", "limit": 1, "repeats": 2}), True)
     # The judge was made for the pair of another noise.
     plain = replace(experiment, toy=config.ToyConfig()) if judges else experiment
-    advice = measure(runner.prepare(plain, judges), sweep=False)
+    advice = measure(preparation.prepare(plain, judges), sweep=False)
     chosen = advice.candidates[0]
     text = recommended(replace(advice, best=chosen.label), Path("recommended.yaml"))
     (workplace / "recommended.yaml").write_text(text)

@@ -14,7 +14,7 @@ from specexp import config
 from specexp.benchmark import benchmark, throughput
 from specexp.benchmark.benchmark_report import table
 from specexp.engine import Engine
-from specexp.evaluation.runner import Prepared
+from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.timing import Own
 from test_benchmark import SMALL, run, small_copies  # noqa: F401
 

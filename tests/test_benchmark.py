@@ -22,7 +22,7 @@ from specexp.benchmark.peers import Peer
 from specexp.decoding import chain, rules
 from specexp.engine import Engine
 from specexp.evaluation.equality import differences
-from specexp.evaluation.runner import Prepared
+from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.timing import Timing, rotated
 from specexp.lm.hf.hf_model import HFModel
 

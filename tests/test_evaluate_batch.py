@@ -13,7 +13,7 @@ import pytest
 
 from running import comparison_runs, evaluate, flat_runs, records, refused, without_clocks
 from specexp.engine import Engine
-from specexp.evaluation import runner
+from specexp.evaluation import runner, scheduling
 from specexp.evaluation.report.table import terminal
 from test_evaluate import finish, start, wait_for_lines
 
@@ -98,7 +98,7 @@ def test_categories_have_no_speed_in_a_batch(workplace: Path) -> None:
 
 def test_settings_take_turns_batches_at_a_time(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is first changes from one group of batches to the next."""
-    monkeypatch.setattr(runner, "BATCHES", 1)
+    monkeypatch.setattr(scheduling, "BATCHES", 1)
     assert evaluate(*SMALL[:4], "--methods", "baseline,speculative", "--batch", "3", "--output", "out").exit_code == 0
     labels = [record["label"] for record in records(workplace / "out")]
     assert labels == ["baseline"] * 3 + ["speculative"] * 6 + ["baseline"] * 3 + ["baseline"] + ["speculative"]

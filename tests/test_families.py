@@ -18,7 +18,7 @@ import yaml
 from conftest import build, disturbed
 from running import evaluate, records
 from specexp import config
-from specexp.evaluation.runner import prepare
+from specexp.evaluation.preparation import prepare
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.loading import ZOO, load_model
 from specexp.lm.runtime import ModelConfig

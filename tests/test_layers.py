@@ -1,56 +1,126 @@
-"""Imports run down only, algorithms stay free of torch, and looking at settings loads neither torch nor mlflow."""
+"""Rooms import downwards only and in no circle; algorithms stay free of torch; looking at settings loads no library.
+
+A room is a package, a subpackage, or a module at the top of `specexp`. docs/architecture.md draws these rows.
+"""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# From the ground up. A module may import from its own layer's row and from rows above it in this list.
-LAYERS = [
-    {"errors", "reading", "addresses", "files", "signals"},
-    {"decoding"},
+# From the ground up. A room imports from rooms in rows above its own in this list, and from others in its own row.
+ROWS = [
+    {"errors"},
+    {"addresses", "signals"},
+    {"reading"},
+    {"tasks", "decoding"},
     {"lm"},
-    {"engine", "tasks", "sheets", "store", "tracking", "config"},
-    {"evaluation", "judge", "zoo"},
-    {"api", "specexp"},
-    {"serving"},  # what is served is what the Python door gives
+    {"lm.native"},
+    {"lm.hf"},
+    {"engine", "config", "storage"},
+    {"pair", "tracking", "profiling"},
+    {"judge", "metrics", "zoo"},
+    {"methods"},
+    {"evaluation", "evaluation.token_view", "evaluation.report", "api"},
+    {"certify", "advise", "benchmark", "serving"},
+    {"specexp"},
     {"entrypoints"},
 ]
+# Stories of their own, which never import each other.
+STORIES = {"certify", "advise", "benchmark", "serving"}
 SOURCES = sorted([*(ROOT / "specexp").rglob("*.py"), *(ROOT / "entrypoints").rglob("*.py")])
 HEAVY = {"torch", "transformers", "mlflow", "numpy"}
+MOST_FILES, MOST_SHARE, MOST_LINES = 16, 0.2, 300
 
 
-def layer_of(parts: tuple[str, ...]) -> int:
-    """Row of a module named by its path or dotted name; the package's own __init__ is its Python door."""
-    name = "entrypoints" if parts[0] == "entrypoints" else (parts[1] if len(parts) > 1 else "specexp")
-    name = "specexp" if name == "__init__" else name
-    return next(i for i, row in enumerate(LAYERS) if name in row)
+def dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {dotted(path): path for path in SOURCES}
+PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+
+
+def room_of(module: str) -> str:
+    """The package that a module is in, or the module itself at the top."""
+    if module.split(".")[0] == "entrypoints":
+        return "entrypoints"
+    package = module if module in PACKAGES else module.rpartition(".")[0]
+    return package.removeprefix("specexp.") if package != "specexp" else module.removeprefix("specexp.")
 
 
 def imports(path: Path) -> set[str]:
+    """Dotted names, and for `from package import name` the module that this is, if it is one."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name for name in inner if name in MODULES}
+            if any(name not in MODULES for name in inner):
+                found.add(node.module)
     return found
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_run_down_only(path: Path) -> None:
-    mine = layer_of(path.relative_to(ROOT).with_suffix("").parts)
-    for name in imports(path):
-        parts = tuple(name.split("."))
-        if name == "specexp" and parts[0] == "specexp":
-            continue  # `from specexp import errors` says so twice: by the package and by the module
-        if parts[0] in ("specexp", "entrypoints"):
-            assert layer_of(parts) <= mine, f"{path.name} imports {name}, which stands above it"
+def arrows() -> Iterator[tuple[str, str, str]]:
+    """(module, its room, the room that it imports from)."""
+    for module, path in MODULES.items():
+        for name in imports(path):
+            if name in MODULES and room_of(name) != room_of(module):
+                yield module, room_of(module), room_of(name)
+
+
+def row_of(room: str) -> int:
+    return next(i for i, row in enumerate(ROWS) if room in row)
+
+
+def test_every_room_has_its_row() -> None:
+    assert {room_of(module) for module in MODULES} == set().union(*ROWS)
+
+
+def test_imports_run_down_only() -> None:
+    wrong = [f"{module} imports {other}" for module, room, other in arrows() if row_of(other) > row_of(room)]
+    assert not sorted(wrong)
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for _, room, other in arrows():
+        graph.setdefault(room, set()).add(other)
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, with the circle
+
+
+def test_stories_do_not_import_each_other() -> None:
+    assert not [(module, other) for module, room, other in arrows() if {room, other} <= STORIES]
+
+
+def test_no_name_with_an_underscore_leaves_its_module() -> None:
+    wrong = []
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("specexp", "entrypoints"):
+                wrong += [f"{module}: {alias.name}" for alias in node.names if alias.name.startswith("_")]
+    assert not wrong
+
+
+def test_rooms_and_files_stay_small() -> None:
+    sizes = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
+    rooms: dict[str, list[str]] = {}
+    for module in sizes:
+        rooms.setdefault(room_of(module), []).append(module)
+    total = sum(sizes.values())
+    assert not {room: len(found) for room, found in rooms.items() if len(found) > MOST_FILES}
+    assert not [room for room, found in rooms.items() if sum(sizes[m] for m in found) > MOST_SHARE * total]
+    assert not {module: size for module, size in sizes.items() if size > MOST_LINES}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "specexp/decoding").glob("*.py")), ids=lambda p: p.name)
@@ -59,15 +129,19 @@ def test_algorithms_import_no_array_library(path: Path) -> None:
 
 
 def test_mlflow_is_imported_in_few_places() -> None:
-    users = [p for p in SOURCES if any(name.split(".")[0] == "mlflow" for name in imports(p))]
-    assert [str(p.relative_to(ROOT)) for p in users] == [
-        "specexp/judge/registry.py",
-        "specexp/judge/pyfunc.py",  # which MLflow runs
-        "specexp/serving/registry.py",
-        "specexp/serving/pyfunc.py",  # which MLflow runs
-        "specexp/tracking/backend.py",
-        "specexp/tracking/client.py",
-    ]
+    users = {module for module, path in MODULES.items() if "mlflow" in {n.split(".")[0] for n in imports(path)}}
+    files = {"specexp.judge.registry", "specexp.judge.pyfunc", "specexp.serving.registry", "specexp.serving.pyfunc"}
+    assert {module for module in users if room_of(module) != "tracking"} == files
+
+
+def test_torch_and_transformers_are_imported_where_models_are() -> None:
+    users = {
+        module
+        for module, path in MODULES.items()
+        if {"torch", "transformers"} & {n.split(".")[0] for n in imports(path)}
+    }
+    rooms = {room_of(module) for module in users if not room_of(module).startswith("lm")}
+    assert rooms == set()
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from specexp.advise.traces import agreement, looked_up
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
-from specexp.evaluation.runner import Prepared
+from specexp.evaluation.preparation import Prepared
 from specexp.lm.toy import ToyModel
 from test_advise import SMALL, advise, advised, measured, predicted
 from test_prediction import Noting, decode, plainly, toy_models

@@ -30,7 +30,7 @@ from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
-from specexp.evaluation.runner import Prepared
+from specexp.evaluation.preparation import Prepared
 from specexp.judge import features
 from specexp.lm.toy import ToyModel
 from specexp.profiling.call_costs import Costs

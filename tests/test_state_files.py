@@ -141,9 +141,9 @@ def test_a_limit_of_the_system_is_one_line_too(workplace: Path, monkeypatch: pyt
 
 
 def test_a_disk_that_fills_where_no_file_is_ours_is_one_line(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from specexp.evaluation import runner
+    from specexp.evaluation import preparation
 
-    monkeypatch.setattr(runner, "prepare", full)
+    monkeypatch.setattr(preparation, "prepare", full)
     one_line(evaluate(*TOY, "--output", "out"), "error: 'a file' cannot be written: No space left on device.")
 
 

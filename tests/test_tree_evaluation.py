@@ -20,7 +20,7 @@ from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
 from specexp.errors import ConfigError, ModelError
-from specexp.evaluation import runner
+from specexp.evaluation import preparation
 from specexp.evaluation.report.figures import draw_trees
 from specexp.metrics.summary import check_identities, summarise
 from specexp.metrics.trees import by_rank, reached
@@ -101,10 +101,10 @@ def test_a_model_that_takes_no_trees_is_refused_before_anything_is_written(monke
 
     monkeypatch.setattr(loading, "load_model", loaded)
     with pytest.raises(ModelError, match="model 'tiny' uses flash_attention_2 attention, which takes no tree mask"):
-        runner.prepare(config.resolve("arith_quick", {"methods": "baseline,specexec"}))
-    assert runner.prepare(config.resolve("arith_quick", {"methods": "baseline,speculative"}))
+        preparation.prepare(config.resolve("arith_quick", {"methods": "baseline,specexec"}))
+    assert preparation.prepare(config.resolve("arith_quick", {"methods": "baseline,speculative"}))
     with pytest.raises(ConfigError, match="max_depth is 300; with a context of 512 it must be at most 256"):
-        runner.prepare(config.resolve("arith_quick", {"methods": "specexec", "gamma": "300"}))
+        preparation.prepare(config.resolve("arith_quick", {"methods": "specexec", "gamma": "300"}))
 
 
 def tree(path: list[int], ranks: list[int], **more: Any) -> dict[str, Any]:

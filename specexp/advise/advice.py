@@ -29,8 +29,8 @@ from specexp.config import Experiment
 from specexp.decoding.chain import Chain
 from specexp.engine import Engine
 from specexp.errors import ConfigError
-from specexp.evaluation import divergence, runner
-from specexp.evaluation.runner import Prepared
+from specexp.evaluation import divergence, measured_costs
+from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.timing import Own, Phase, Timings, decoding, once, timings, whole
 from specexp.methods import roles_of
 from specexp.metrics.statistics import rate, rate_ratio
@@ -131,7 +131,7 @@ def measure(
         costs_now = _Costs(prepared, journal, clock)
         asked = [owns[PLAIN], *(owns[c.label] for c in probes)]
         probed = steps.timings("probe", asked, PROBES, costs_now)
-        costs = runner.costs_of(runner.median_of(costs_now.measured))
+        costs = measured_costs.costs_of(measured_costs.median_of(costs_now.measured))
         assert costs is not None, "candidates are verified"
         found = forecast(candidates, probes, probed, PLAIN, costs, traces)
 
@@ -191,7 +191,7 @@ class _Costs:
 
     def __call__(self) -> None:
         key = "costs", len(self.measured)
-        self.measured.append(self._journal.unit(key, lambda: runner.measure_costs(self._prepared, self._clock)))
+        self.measured.append(self._journal.unit(key, lambda: measured_costs.measure_costs(self._prepared, self._clock)))
 
 
 def _longest(candidates: Sequence[Candidate]) -> dict[str, Candidate]:

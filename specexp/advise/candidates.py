@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specexp.config import MAX_NGRAM
-from specexp.evaluation.runner import Setting
+from specexp.evaluation.preparation import Setting
 from specexp.methods import LOSSLESS
 
 # How many settings of a method are run at most for what its rounds take beside their calls, and for a tree's counts.

@@ -21,7 +21,7 @@ from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
 from specexp.engine.ngram_lookup import Ngrams
-from specexp.evaluation.runner import Prepared
+from specexp.evaluation.preparation import Prepared
 
 PIECE = 64  # positions looked at together: rows of logits are as wide as the vocabulary
 

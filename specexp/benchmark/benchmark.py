@@ -20,9 +20,9 @@ from specexp.benchmark import peers, throughput
 from specexp.benchmark.contenders import Theirs
 from specexp.benchmark.peers import Peer
 from specexp.errors import ModelError
-from specexp.evaluation import runner, time_split
+from specexp.evaluation import measured_costs, preparation, time_split
 from specexp.evaluation.equality import Difference, differences
-from specexp.evaluation.runner import Prepared
+from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.timing import Contender, Own, Phase, Timings, decoding, once, sampled, timings
 from specexp.lm.hf import loading
 from specexp.lm.hf.hf_model import HFModel
@@ -65,7 +65,7 @@ def prepare(experiment: config.Experiment) -> Prepared:
     left_out = without_trees(experiment)
     names = [name for name in OTHERS if name in config.METHODS and not (left_out and name in config.TREES)]
     more = config.adjusted(experiment, {"methods": names}).methods
-    return runner.prepare(replace(experiment, methods=(*experiment.methods, *more)))
+    return preparation.prepare(replace(experiment, methods=(*experiment.methods, *more)))
 
 
 def without_trees(experiment: config.Experiment) -> str:
@@ -258,13 +258,13 @@ class _Costing:
 
     def measure(self) -> None:
         key = "costs", self._phase, len(self._measured)
-        found = self._journal.unit(key, partial(runner.measure_costs, self._prepared))
+        found = self._journal.unit(key, partial(measured_costs.measure_costs, self._prepared))
         assert found is not None, "a benchmark has chains"
         self._measured.append(found)
 
     def found(self) -> Mapping[str, Any]:
         """Medians of what was measured."""
-        found: Mapping[str, Any] = runner.median_of(self._measured)
+        found: Mapping[str, Any] = measured_costs.median_of(self._measured)
         return found
 
 

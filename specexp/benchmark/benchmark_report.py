@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from specexp.benchmark.benchmark import FIRST_TOKEN, GENERATE, PLAIN, TEMPERATURE, Measured
-from specexp.evaluation.runner import costs_of
+from specexp.evaluation.measured_costs import costs_of
 from specexp.evaluation.timing import Timings, decoding, sampled, whole
 from specexp.metrics.statistics import Interval, Timed, rate, rate_ratio
 from specexp.metrics.summary import summarise

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from specexp.benchmark.peers import Peer
 from specexp.engine import Engine
-from specexp.evaluation.runner import Prepared
+from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.timing import Timing
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from specexp.benchmark import benchmark, throughput
 from specexp.benchmark.contenders import Theirs
 from specexp.config import Experiment
-from specexp.evaluation import runner
-from specexp.evaluation.runner import Prepared
+from specexp.evaluation import measured_costs
+from specexp.evaluation.preparation import Prepared
 from specexp.lm import out_of_memory
 from specexp.profiling import time_estimate
 from specexp.profiling.time_estimate import Pace, pace
@@ -96,7 +96,9 @@ def seconds(prepared: Prepared, paces: Paces, with_compiled: bool = False) -> fl
     run = (ours.seconds(tokens) + theirs.seconds(tokens)) / 2
     split = 2 * INSTRUMENTED * min(benchmark.SPLIT_PROMPTS, prompts) * ours.seconds(tokens)
     kinds = len({length for setting in prepared.settings for length in setting.lengths}) + 2
-    costs = 2 * -(-experiment.repeats * prompts // benchmark.EVERY) * (runner.ROUNDS + 1) * 8 * kinds * ours.token
+    costs = (
+        2 * -(-experiment.repeats * prompts // benchmark.EVERY) * (measured_costs.ROUNDS + 1) * 8 * kinds * ours.token
+    )
     batch = 0.0
     if experiment.batch > 1:
         each = throughput.BATCHES * experiment.batch * ours.seconds(tokens)

@@ -17,7 +17,7 @@ from specexp.decoding.rng import CertainDice
 from specexp.engine import Engine, Request
 from specexp.errors import PromptError
 from specexp.evaluation.equality import Difference, differences
-from specexp.evaluation.runner import Prepared
+from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.timing import Own, rotated
 from specexp.lm import out_of_memory
 from specexp.lm.hf.hf_model import HFModel

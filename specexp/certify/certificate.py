@@ -17,8 +17,8 @@ from specexp.certify import own_models, sampled, toy_oracle
 from specexp.certify.certificate_config import CertificateConfig
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check, Subject, in_memory
 from specexp.decoding.protocol import Role
-from specexp.evaluation import runner
-from specexp.evaluation.runner import Prepared
+from specexp.evaluation import preparation
+from specexp.evaluation.preparation import Prepared
 from specexp.judge.judge import Judge
 from specexp.profiling import time_estimate
 
@@ -78,7 +78,7 @@ class Certificate:
 
 def prepare(config: CertificateConfig, judges: Mapping[str, Judge] | None = None) -> Subject:
     """Load everything and check that it fits. Raises SpecexpError."""
-    prepared: Prepared = runner.prepare(config.experiment, judges)
+    prepared: Prepared = preparation.prepare(config.experiment, judges)
     return Subject(prepared, prepared.settings[0], prepared.settings[-1])
 
 

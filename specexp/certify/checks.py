@@ -11,7 +11,7 @@ from specexp.config import MethodConfig
 from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.evaluation.equality import Draws
-from specexp.evaluation.runner import Prepared, Setting, arithmetic_of
+from specexp.evaluation.preparation import Prepared, Setting, arithmetic_of
 from specexp.judge.judge import Judge
 from specexp.lm import out_of_memory
 

@@ -28,7 +28,7 @@ from specexp.config import TREES
 from specexp.decoding.rng import dice_for
 from specexp.engine import Engine, Request
 from specexp.evaluation.equality import EXACT_DTYPES, Difference, beyond_rounding, differences, reread
-from specexp.evaluation.runner import Setting
+from specexp.evaluation.preparation import Setting
 
 PLAIN, EQUAL = "plain decoding", "equality"
 Texts = Sequence[Sequence[int]]

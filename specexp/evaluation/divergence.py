@@ -19,7 +19,8 @@ from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.evaluation.equality import Draws, difference, explanation
-from specexp.evaluation.runner import LOWER, Job, Prepared, arithmetic_of, prompt_of
+from specexp.evaluation.preparation import Prepared, arithmetic_of
+from specexp.evaluation.scheduling import LOWER, Job, prompt_of
 from specexp.lm import out_of_memory
 from specexp.methods import is_lossless
 from specexp.storage.records import Key, Record, RecordFile, key_of

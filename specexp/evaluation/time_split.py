@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from specexp.decoding.rng import dice_for
 from specexp.engine import Decoder, Engine
-from specexp.evaluation.runner import LOWER, Prepared
+from specexp.evaluation.preparation import Prepared
+from specexp.evaluation.scheduling import LOWER
 from specexp.lm import out_of_memory
 from specexp.profiling.time_breakdown import Stopwatch, TimedDecoder, TimedDice, TimedModel, shares
 from specexp.storage.records import Record

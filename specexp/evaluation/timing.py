@@ -15,7 +15,9 @@ from typing import Any, Protocol
 from specexp.decoding.rng import dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
-from specexp.evaluation.runner import Job, Prepared, Setting, record_of
+from specexp.evaluation.preparation import Prepared, Setting
+from specexp.evaluation.runner import record_of
+from specexp.evaluation.scheduling import Job
 from specexp.lm import out_of_memory
 from specexp.methods import Making, decoder_for
 from specexp.metrics.statistics import Timed

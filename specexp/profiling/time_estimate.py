@@ -9,18 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import CertainDice
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
-from specexp.lm import out_of_memory
 from specexp.lm.model import Model
-
-if TYPE_CHECKING:
-    from specexp.evaluation.runner import Prepared
 
 LONG = 60.0  # seconds from which on a line says what to lower, and a second one follows
 TOKENS = 4  # of a timed output
@@ -96,15 +91,3 @@ class Progress:
         whole = (self._clock() - self._begun) * total / done
         if whole > LONG:
             self._say(f"time: about {span(whole)} in all, by the first {done:.0f} of {total:.0f} {self._what}.")
-
-
-def announce_runs(prepared: Prepared, outputs: int) -> None:
-    """`announce` so many outputs of an experiment, each taken to be as slow as plain decoding."""
-    if not outputs:
-        return
-    with out_of_memory.told("a few timed calls", "max_new_tokens", prepared.experiment.models):
-        names = [example.prompt_id for example in prepared.examples]
-        found = pace(prepared.pair.models, prepared.prompts, names=names)
-    most = prepared.experiment.max_new_tokens
-    what = f"{outputs} outputs of up to {most} tokens, each as slow as plain decoding ({1 / found.token:.3g} tokens/s)"
-    announce(outputs * found.seconds(most), what, "limit, max_new_tokens or the number of settings")

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from specexp.config import Experiment, MethodConfig
 from specexp.evaluation import divergence, time_split
 from specexp.evaluation.divergence import Divergence
-from specexp.evaluation.runner import Prepared, arithmetic_of, claims_attainable, costs_of, pooled
+from specexp.evaluation.measured_costs import costs_of
+from specexp.evaluation.preparation import Prepared, arithmetic_of
+from specexp.evaluation.summaries import claims_attainable, pooled
 from specexp.methods import is_lossless as is_lossless
 from specexp.storage.records import Record
 from specexp.storage.run_folder import OutputFolder

@@ -12,13 +12,14 @@ from specexp.addresses import mask
 from specexp.config import TREES, MethodConfig
 from specexp.evaluation import divergence, time_split
 from specexp.evaluation.divergence import NOT_LOSSLESS
+from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.report import chart_style, charts, html_page, table
 from specexp.evaluation.report.comparison import Comparison, compare
 from specexp.evaluation.report.divergence_text import marks
 from specexp.evaluation.report.figures import draw_trees
 from specexp.evaluation.report.formatting import plain
 from specexp.evaluation.report.verdict import verdict
-from specexp.evaluation.runner import Prepared, Summary, summary
+from specexp.evaluation.summaries import Summary, summary
 from specexp.evaluation.token_view import token_page
 from specexp.lm import out_of_memory
 from specexp.methods import is_lossless

@@ -34,8 +34,9 @@ from specexp.decoding.lossy_rules import Judged
 from specexp.decoding.protocol import Role
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
-from specexp.evaluation import runner
-from specexp.evaluation.runner import LOWER, Job, Prepared, Setting
+from specexp.evaluation import scheduling
+from specexp.evaluation.preparation import Prepared, Setting
+from specexp.evaluation.scheduling import LOWER, Job
 from specexp.evaluation.token_view.origins import Emitted, TracedDecoder, tally
 from specexp.evaluation.token_view.teacher_forcing import Opinion, opinions, soft
 from specexp.lm import out_of_memory
@@ -176,7 +177,7 @@ class _Traced:
 
 
 def _decoded(prepared: Prepared, records: RecordFile, engine: Engine, jobs: Sequence[Job]) -> Iterator[_Traced]:
-    asked = [(request, TracedDecoder(request.decoder)) for request in runner.requests(prepared, records, jobs)]
+    asked = [(request, TracedDecoder(request.decoder)) for request in scheduling.requests(prepared, records, jobs)]
     for place, out in engine.generate_all(replace(request, decoder=traced) for request, traced in asked):
         request, traced = asked[place]
         tokens, dropped = traced.tokens[: len(out.token_ids)], traced.tokens[len(out.token_ids) :]

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from specexp.evaluation import divergence
 from specexp.evaluation.divergence import NOT_LOSSLESS
-from specexp.evaluation.runner import Prepared
+from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.token_view.data import VERSION, Budget, trace
 from specexp.evaluation.token_view.origins import ORIGINS
 from specexp.evaluation.token_view.selection import Shown

@@ -1,0 +1,69 @@
+"""Seconds per call of an experiment's models, measured where the middle of an output stands; costs.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from specexp.errors import OutputError
+from specexp.evaluation.preparation import (
+    Prepared,
+)
+from specexp.profiling import call_costs
+from specexp.storage.run_folder import OutputFolder
+
+SIZES = ("target", "tree_draft", "tree_target")  # of costs: seconds by positions
+ROUNDS = 3  # of each kind that are timed at a moment
+
+
+def check_sizes(output: OutputFolder, begun: Any, found: Any) -> None:
+    """Costs are put together with those of an interrupted run, which must be of the same calls."""
+    if begun is None:
+        return
+    calls = [each and (each["draft"] is None, *(set(each[kind]) for kind in SIZES)) for each in (begun, found)]
+    if calls[0] != calls[1]:
+        raise OutputError(
+            f"{output.path / 'costs.json'} is of other calls than these settings make; it was changed by hand. Put it"
+            " back as it was, or remove it: costs are measured again."
+        )
+
+
+def costs_of(measured: Mapping[str, Any] | None) -> call_costs.Costs | None:
+    """What `measure_costs` found, as costs; from JSON too, where sizes are text."""
+    if measured is None:
+        return None
+    sizes = ({int(n): seconds for n, seconds in measured[kind].items()} for kind in SIZES)
+    return call_costs.Costs(measured["draft"], *sizes)
+
+
+def measure_costs(prepared: Prepared, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any] | None:
+    """Seconds per call where the middle of an output stands; None when nothing is verified."""
+    gammas = sorted(set().union(*(setting.lengths for setting in prepared.settings)))
+    trees = list({x.nodes: x for setting in prepared.settings for x in setting.rounds}.values())
+    if not gammas and not trees:
+        return None
+    ahead = max(call_costs.ROW, *gammas, *(tree.depth for tree in trees)) + 1
+    length = max(len(ids) for ids in prepared.prompts)
+    ids = prepared.prompts[0]
+    room = min(model.context for model in prepared.pair.models.values()) - ahead
+    behind = (ids * (length // len(ids) + 2))[: min(length + 32, room)]
+    found = call_costs.measure(prepared.pair.models, behind, gammas, trees, ROUNDS, clock)
+    return {
+        "context": len(behind),
+        "draft": found.draft_step,
+        **{kind: _by_text(getattr(found, kind)) for kind in SIZES},
+    }
+
+
+def _by_text(seconds: Mapping[int, float]) -> dict[str, float]:
+    """Sizes as JSON has them."""
+    return {str(n): each for n, each in seconds.items()}
+
+
+def median_of(measured: Sequence[Any]) -> Any:
+    """Of numbers; and of the numbers in mappings of one shape, one by one."""
+    if isinstance(measured[0], Mapping):
+        return {key: median_of([each[key] for each in measured]) for key in measured[0]}
+    return None if measured[0] is None else median(measured)

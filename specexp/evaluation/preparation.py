@@ -1,0 +1,211 @@
+"""From an experiment to all that it takes to run it: models, task, prompts, decoders and judges, loaded and checked.
+
+What can be told before anything is loaded is told then. Writes nothing, but for what a folder was begun with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from specexp.config import Experiment, MethodConfig
+from specexp.decoding.chain import Chain
+from specexp.decoding.protocol import Role
+from specexp.decoding.rules import Warp
+from specexp.engine import Decoder, Engine
+from specexp.errors import ConfigError, ModelError, OutputError, PromptError
+from specexp.judge.judge import Judge
+from specexp.lm import out_of_memory
+from specexp.methods import Making, decoder_for, roles_of
+from specexp.pair.loading import Pair, contexts, hidden_sizes, identity, load_pair
+from specexp.profiling import call_costs
+from specexp.profiling.time_estimate import announce, pace
+from specexp.storage import environment
+from specexp.storage.run_folder import OutputFolder
+from specexp.tasks.answers import UNRECORDED, VERSION, AnswerRule, version_words
+from specexp.tasks.example import Example, Task
+from specexp.tasks.sampling import selection
+from specexp.tasks.task import notes_of, task
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One method at one draft length, with its decoder."""
+
+    config: MethodConfig
+    decoder: Decoder
+
+    @property
+    def own(self) -> bool:
+        """Whether a round takes one more draft step, for the row behind its last token."""
+        return isinstance(self.decoder, Chain) and self.decoder.rule.needs.own
+
+    @property
+    def varies(self) -> bool:
+        """Whether a chain may end before gamma tokens by itself."""
+        return self.config.method == "lookup" or self.config.min_draft_probability > 0
+
+    @property
+    def lengths(self) -> set[int]:
+        """Draft lengths whose verifying calls are to be measured: gamma's, and where a draft may stop, some between."""
+        gamma = self.config.gamma
+        between = {gamma // 2, gamma // 4, gamma // 8} if self.config.min_draft_probability else set()
+        return ({gamma} | between) - {0}
+
+    @property
+    def rounds(self) -> list[call_costs.TreeRound]:
+        """Trees whose calls are to be measured: a full one, and a quarter, since a tree need not fill its budget."""
+        tree = self.config.tree
+        if tree is None:
+            return []
+        sizes = sorted({tree.tree_budget, -(-tree.tree_budget // 4)})
+        return [call_costs.TreeRound(size, tree.max_depth, tree.parallel_branches) for size in sizes]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An experiment that can run: everything that could be wrong with it has been looked at.
+
+    `prompts` are the ids of every example's first turn, `notes` what a person should be told before the numbers.
+    """
+
+    experiment: Experiment
+    task: Task
+    examples: list[Example]
+    prompts: list[list[int]]
+    settings: list[Setting]
+    pair: Pair
+    judges: Mapping[str, Judge]
+    notes: Sequence[str] = ()
+
+
+def prepare(
+    experiment: Experiment,
+    judges: Mapping[str, Judge] | None = None,
+    check: Callable[[Sequence[Example]], None] = lambda examples: None,
+) -> Prepared:
+    """Load models and task, check that every prompt fits and every judge is this pair's. Writes nothing.
+
+    `judges` are those that the methods name. `check` sees the examples before any model is loaded, and may raise.
+    """
+    judges = judges or {}
+    rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
+    chosen = task(experiment.task, experiment.data, experiment.shots, rule=rule)
+    examples = chosen.examples(experiment.limit)
+    check(examples)
+    roles = set[Role]().union(*(roles_of(method) for method in experiment.methods))
+    check_lengths(experiment.methods, min(contexts(experiment, roles).values()))
+    pair = load_pair(experiment, roles)
+    mine, widths = identity(pair, experiment), hidden_sizes(pair) if judges else {}
+    notes = [*pair.notes, *notes_of(chosen)]
+    for judge in judges.values():
+        judge.check(mine, widths)
+        notes += judge.notes(mine)
+    making = Making(Warp(experiment.temperature, experiment.top_k, experiment.top_p), judges, pair.eos_ids)
+    settings = [Setting(method, decoder_for(method, making)) for method in experiment.methods]
+    for setting in settings:
+        for role in setting.decoder.models if setting.config.tree else ():
+            pair.models[role].check_trees()
+    prompts = []
+    main_roles = sorted({setting.decoder.models[0] for setting in settings}, reverse=True)
+    for example in examples:
+        try:
+            prompts.append(_checked(example, experiment, pair, main_roles))
+        except (PromptError, ModelError) as error:
+            raise type(error)(f"prompt '{example.prompt_id}': {error}") from None
+    return Prepared(experiment, chosen, examples, prompts, settings, pair, judges, notes)
+
+
+def _checked(example: Example, experiment: Experiment, pair: Pair, roles: Sequence[Role]) -> list[int]:
+    """Ids of the first turn; raises PromptError when a turn is empty, or cannot fit with answers before it."""
+    if not all(turn.strip() for turn in example.turns):
+        raise PromptError("it is empty; give it some text or leave it out.")
+    engine = Engine(pair.models)
+    first = pair.text.encode(example.messages())
+    for role in roles:
+        engine.room_for(first, experiment.max_new_tokens, role)
+        if later := len(example.turns) - 1:
+            asked = len(pair.text.encode(example.messages(("-",) * later)))
+            context = pair.models[role].context
+            if asked + later * experiment.max_new_tokens >= context:
+                raise PromptError(
+                    f"its {later + 1} turns have {asked} tokens, which with {experiment.max_new_tokens} for each answer"
+                    f" between them do not fit the {role} model's context of {context}; lower max_new_tokens."
+                )
+    return first
+
+
+def inputs_of(prepared: Prepared) -> dict[str, Any]:
+    """What timings are of: models, tokenizer, rows, judges, and the machine."""
+    facts = environment.describe(prepared.pair.models, prepared.pair.text.facts())
+    devices = sorted(str(model.get("device_name", "")) for model in facts["models"].values())
+    return {
+        **identity(prepared.pair, prepared.experiment),
+        "data": prepared.task.dataset().digest,
+        "judges": {name: judge.digest() for name, judge in prepared.judges.items()},
+        "machine": [facts["processor"], *devices],
+    }
+
+
+def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
+    """Write data.json and judges.json; raises OutputError when the folder was begun on other rows or judges, or with
+    another version of the answer rule."""
+    judges = {name: {"weights": judge.digest(), **asdict(judge.facts)} for name, judge in prepared.judges.items()}
+    begun = output.read_json("judges.json")
+    if begun is not None and begun != judges:
+        raise OutputError(
+            f"'{output.path}' was begun with another judge than '{', '.join(judges)}' is now; name another folder."
+        )
+    now: dict[str, Any] = {**asdict(prepared.task.dataset()), "answer_version": VERSION}
+    if words := selection(prepared.task, prepared.experiment.limit):
+        now["selection"] = words
+    before = output.read_json("data.json")
+    if before is not None and (was := before.get("answer_version", UNRECORDED)) != VERSION:
+        raise OutputError(
+            f"'{output.path}' was begun with {version_words(was)} of the answer rule, and this is version {VERSION};"
+            " name another output folder."
+        )
+    if before is not None and before.get("selection") != now.get("selection"):
+        raise OutputError(
+            f"'{output.path}' was begun on {before.get('selection') or 'the first rows'}, which are now"
+            f" {now.get('selection') or 'the first rows'}. Name another output folder."
+        )
+    if before is not None and before != now:
+        raise OutputError(
+            f"'{output.path}' was begun on other rows (SHA-256 {before['digest'][:12]}, now {now['digest'][:12]});"
+            " the data has changed since. Name another output folder."
+        )
+    output.write_json("data.json", now)
+    if judges:
+        output.write_json("judges.json", judges)
+
+
+def check_lengths(methods: Sequence[MethodConfig], context: int) -> None:
+    """Refuse drafts that the smaller context cannot hold. Raises ConfigError."""
+    for method in methods:
+        name, length = ("max_depth", method.tree.max_depth) if method.tree else ("gamma", method.gamma)
+        if length and context < 2:
+            raise ConfigError(f"the models' context is {context}, which holds no draft; name models with a longer one.")
+        if length > context // 2:
+            raise ConfigError(f"{name} is {length}; with a context of {context} it must be at most {context // 2}.")
+
+
+def arithmetic_of(experiment: Experiment) -> str:
+    """The dtype that the target computes in: int8 casts to float16 at every call."""
+    model = experiment.target
+    if experiment.toy is not None:
+        return "float64"
+    return "float16" if model.quantization == "int8" else model.compute_dtype or model.dtype
+
+
+def announce_runs(prepared: Prepared, outputs: int) -> None:
+    """`announce` so many outputs of an experiment, each taken to be as slow as plain decoding."""
+    if not outputs:
+        return
+    with out_of_memory.told("a few timed calls", "max_new_tokens", prepared.experiment.models):
+        names = [example.prompt_id for example in prepared.examples]
+        found = pace(prepared.pair.models, prepared.prompts, names=names)
+    most = prepared.experiment.max_new_tokens
+    what = f"{outputs} outputs of up to {most} tokens, each as slow as plain decoding ({1 / found.token:.3g} tokens/s)"
+    announce(outputs * found.seconds(most), what, "limit, max_new_tokens or the number of settings")

@@ -1,0 +1,55 @@
+"""Metrics of an experiment's settings, from the records and the costs that a folder holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from specexp.evaluation.measured_costs import costs_of
+from specexp.evaluation.preparation import (
+    Prepared,
+)
+from specexp.metrics.summary import summarise
+from specexp.profiling import call_costs
+from specexp.storage import environment
+from specexp.storage.records import Record
+from specexp.storage.run_folder import OutputFolder
+
+Summary = dict[tuple[str, int], dict[str, float]]
+
+
+def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> Summary:
+    """Metrics by (label, repeat)."""
+    found, claimed = costs_of(output.read_json("costs.json")), claims_attainable(output)
+    repeats: dict[int, list[Record]] = {}
+    for record in records:
+        repeats.setdefault(record["repeat"], []).append(record)
+    metrics = {repeat: pooled(prepared, found, group, claimed) for repeat, group in sorted(repeats.items())}
+    return {(label, repeat): metrics[repeat][label] for label in metrics[0] for repeat in metrics}
+
+
+def claims_attainable(output: OutputFolder) -> bool:
+    """Whether calls cost in decoding what they cost when timed, which no run on CUDA can say."""
+    return not any(environment.on_cuda(each) for each in (output.read_json("environments.json") or {}).values())
+
+
+def pooled(
+    prepared: Prepared, measured: call_costs.Costs | None, records: Sequence[Record], claimed: bool = True
+) -> dict[str, dict[str, float]]:
+    """Metrics by label, of all these records: of one repeat, or of several together."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record["label"], []).append(record)
+    plain = next((group for group in groups.values() if group[0]["method"] == "baseline"), [])
+    return {
+        setting.config.label: summarise(
+            groups[setting.config.label],
+            plain,
+            measured,
+            setting.config.gamma,
+            setting.config.gamma + setting.own,
+            setting.varies,
+            prepared.experiment.batch,
+            claimed,
+        )
+        for setting in prepared.settings
+    }
