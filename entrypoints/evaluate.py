@@ -69,7 +69,7 @@ def evaluate(
     shown = Shown.parse(show)
     folder = OutputFolder(folder_path, resolved, resume)
     from specexp.evaluation import divergence, preparation, runner, scheduling, time_split
-    from specexp.evaluation.report import publish
+    from specexp.evaluation.report import publish, run_sheets
     from specexp.evaluation.token_view import token_page
     from specexp.tracking import backend
 
@@ -96,8 +96,8 @@ def evaluate(
                     time_split.measure(prepared, folder, records.records)
                 divergence.examine(prepared, folder, records)
                 found = publish.show(prepared, folder, records.records, commands)
-                main = publish.main(prepared, folder, found, outbox)
-                flat = publish.sheets(prepared, folder, records.records, found, uid_of(folder))
+                main = run_sheets.main(prepared, folder, found, outbox)
+                flat = run_sheets.sheets(prepared, folder, records.records, found, uid_of(folder))
                 try:
                     sent = outbox.send(main, flat)
                 except Unsent:

@@ -148,10 +148,10 @@ def _register(name: str, address: str, judge: Candidate, present: Any, labels: L
 def _labels(address: str) -> tuple[LabelSet, str]:
     """A label set by folder or address; without one, that of the newest collect_labels run in the store."""
     from specexp.judge.labels import LabelSet
-    from specexp.tracking import client
+    from specexp.tracking import client, search
 
     if not address:
-        run_id = client.newest({"method": "collect_labels"})
+        run_id = search.newest({"method": "collect_labels"})
         if run_id is None:
             raise JudgeError(
                 "labels is not given, and this store has no finished collect_labels run; run collect_labels first, or"

@@ -17,7 +17,8 @@ from specexp.errors import ConfigError
 from specexp.judge.judge import Judge
 from specexp.methods import Making, decoder_for
 from specexp.pair.detokenizer import Pieces
-from specexp.pair.loading import Pair, Text, hidden_sizes, identity, load_pair
+from specexp.pair.loading import Pair, hidden_sizes, identity, load_pair
+from specexp.pair.tokenization import Text
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,7 +166,7 @@ def test_generate_asks_a_chat_model_in_its_template_and_says_so_once(workplace: 
 
 
 def test_an_empty_text_is_said_to_be_one(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from specexp.pair.loading import TokenizerText
+    from specexp.pair.tokenization import TokenizerText
 
     monkeypatch.setattr(TokenizerText, "decode", lambda self, ids: "")
     result = invoke(generate.command, "Mia", "--max-new-tokens", "2", "--json")

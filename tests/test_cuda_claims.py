@@ -13,7 +13,7 @@ from comparing import COSTS, compared, made_up, settings
 from running import evaluate, flat_runs
 from specexp.advise.advice_text import _limits
 from specexp.benchmark import benchmark_report
-from specexp.evaluation.report import publish
+from specexp.evaluation.report import run_facts
 from specexp.metrics.summary import summarise
 from specexp.storage import environment
 
@@ -37,7 +37,7 @@ def test_an_evaluation_claims_no_attainable_speed_up_on_cuda(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     kind(device, monkeypatch)
-    monkeypatch.setattr(publish, "_disturbed", lambda metrics: True)
+    monkeypatch.setattr(run_facts, "is_disturbed", lambda metrics: True)
     result = evaluate(*TOY)
     assert result.exit_code == 0, result.output
     found = json.loads((workplace / "out" / "summary.json").read_text())["speculative_k2"]

@@ -16,7 +16,7 @@ from running import invoke
 from specexp.engine import Engine
 from specexp.lm.hf.loading import ZOO
 from specexp.pair.detokenizer import Pieces
-from specexp.pair.loading import TokenizerText
+from specexp.pair.tokenization import TokenizerText
 from specexp.tasks.task import task
 
 METHODS = ("baseline", "draft_only", "speculative", "lookup", "topk", "specexec")

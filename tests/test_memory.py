@@ -23,6 +23,7 @@ from specexp.engine import Engine
 from specexp.lm import out_of_memory
 from specexp.lm.hf import loading
 from specexp.lm.hf.hf_model import HFModel
+from specexp.profiling import memory
 
 TOY = [
     "--experiment", "toy_quick", "--methods", "baseline,speculative", "--gamma", "3", "--max-new-tokens", "8",
@@ -54,24 +55,24 @@ def test_the_comparison_run_has_the_peak_of_the_process(workplace: Path) -> None
     assert evaluate(*TOY, "--output", "out").exit_code == 0
     (run,) = comparison_runs()
     peak = run.data.metrics["memory/peak_rss_bytes"]
-    assert 20e6 < peak <= out_of_memory.rss()
+    assert 20e6 < peak <= memory.rss()
     assert json.loads((workplace / "out" / "memory.json").read_text())["all"]["rss"] == peak
     assert not any(key.startswith("memory/") for key in flat_runs()["baseline"].data.metrics), "all share it"
 
 
 def test_each_device_has_a_peak_and_each_method_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = Devices(100, 0, 0)
-    monkeypatch.setattr(out_of_memory, "_torch", lambda: SimpleNamespace(cuda=devices))
-    peaks = out_of_memory.Peaks()
+    monkeypatch.setattr(memory, "_torch", lambda: SimpleNamespace(cuda=devices))
+    peaks = memory.Peaks()
     for label, first, second in (("baseline", 70, 0), ("chain", 80, 40), ("baseline", 60, 0)):
         with peaks.watching(label):
             devices.peaks[:2] = [first, second]
     peaks.take()
     assert peaks.methods == {"baseline": {"cuda0": 70}, "chain": {"cuda0": 80, "cuda1": 40}}
-    assert out_of_memory.metrics(peaks.all) == {
-        "memory/peak_cuda0_bytes": 100.0, "memory/peak_cuda1_bytes": 40.0, "memory/peak_rss_bytes": out_of_memory.rss(),
+    assert memory.metrics(peaks.all) == {
+        "memory/peak_cuda0_bytes": 100.0, "memory/peak_cuda1_bytes": 40.0, "memory/peak_rss_bytes": memory.rss(),
     }  # fmt: skip
-    assert out_of_memory.peaks_of(json.loads(json.dumps(peaks.as_dict()))) == peaks
+    assert memory.peaks_of(json.loads(json.dumps(peaks.as_dict()))) == peaks
 
 
 def test_an_interrupted_runs_peaks_count(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,6 +205,6 @@ def test_models_on_different_devices_decode_as_on_one(name: str, target: str, dr
     )
     found = [each.generate(DECODERS[name](warp), [5, 6, 7], 24, dice_for(0, 1, "x")) for each in (one, two)]
     assert found[0].token_ids == found[1].token_ids
-    assert {place for place in out_of_memory.cuda() if place != out_of_memory.RSS} >= {
+    assert {place for place in memory.cuda() if place != memory.RSS} >= {
         x.replace(":", "") for x in (target, draft) if x != "cpu"
     }

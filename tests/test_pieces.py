@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specexp.pair.detokenizer import Pieces
-from specexp.pair.loading import TokenizerText
 from specexp.pair.token_text import PART, SPECIAL, TEXT, spelled
+from specexp.pair.tokenization import TokenizerText
 
 EOS, PAD = "</s>", "<pad>"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

@@ -16,7 +16,7 @@ from specexp.lm.hf.loading import load_tokenizer
 from specexp.lm.runtime import ModelConfig
 from specexp.methods import Making, decoder_for
 from specexp.pair.chat_template import TODAY
-from specexp.pair.loading import TokenizerText, ToyText
+from specexp.pair.tokenization import TokenizerText, ToyText
 from specexp.tasks.source import DataConfig
 from specexp.tasks.task import task
 

@@ -14,7 +14,7 @@ from running import invoke
 from specexp import config, reading
 from specexp.errors import ConfigError, TaskError, shown
 from specexp.lm.hf.loading import ZOO
-from specexp.pair.loading import TokenizerText
+from specexp.pair.tokenization import TokenizerText
 from specexp.serving import requests
 from specexp.tasks.source import DataConfig
 from specexp.tasks.task import task

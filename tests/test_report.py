@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from comparing import made_up, settings
-from specexp.evaluation.report.publish import _disturbed
+from specexp.evaluation.report.run_facts import is_disturbed
 from specexp.evaluation.report.table import terminal
 
 METRICS = {
@@ -39,7 +39,7 @@ def test_the_widest_table_fits_a_terminal() -> None:
 
 def test_a_speed_that_its_calls_do_not_allow_is_noticed() -> None:
     good = {"speed/speedup": 1.9, "accept/mean_length": 5.7, "speed/realised": 0.95}
-    assert not _disturbed(good)
-    assert not _disturbed({"speed/speedup": 5.5}), "draft_only has no calls to compare with"
-    assert _disturbed({**good, "speed/realised": 8.3})
-    assert _disturbed({**good, "accept/mean_length": 1.5})
+    assert not is_disturbed(good)
+    assert not is_disturbed({"speed/speedup": 5.5}), "draft_only has no calls to compare with"
+    assert is_disturbed({**good, "speed/realised": 8.3})
+    assert is_disturbed({**good, "accept/mean_length": 1.5})

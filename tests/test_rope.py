@@ -33,7 +33,8 @@ from specexp.lm.hf.loading import load_model
 from specexp.lm.hf.rope import boundary_of, note
 from specexp.lm.model import Branches
 from specexp.lm.runtime import ModelConfig
-from specexp.pair.loading import Pair, ToyText
+from specexp.pair.loading import Pair
+from specexp.pair.tokenization import ToyText
 from test_mining import Reads, miner, toy_examples
 from test_mining import disagreements as of_labels
 

@@ -31,7 +31,7 @@ from specexp.engine import Engine, Generation, Request
 from specexp.errors import ModelError, PromptError, RequestError
 from specexp.judge import features
 from specexp.lm.hf import loading
-from specexp.pair.loading import TokenizerText
+from specexp.pair.tokenization import TokenizerText
 from specexp.serving import requests
 from specexp.serving.batcher import Batcher
 from specexp.serving.decoder_spec import Reference, ServedDecoder, refer

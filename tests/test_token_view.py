@@ -18,8 +18,8 @@ from specexp.errors import ConfigError
 from specexp.evaluation.token_view import token_page
 from specexp.evaluation.token_view.selection import Shown
 from specexp.judge import features
-from specexp.pair.loading import ToyText
 from specexp.pair.token_text import PART, SPECIAL, TEXT, Piece, marked, named, plain, spelled
+from specexp.pair.tokenization import ToyText
 from specexp.storage.files import CHECKSUM
 from specexp.tasks.example import Example
 from test_tracing import check_counts
@@ -291,7 +291,7 @@ def text() -> Any:
     from transformers import AutoTokenizer
 
     from specexp.lm.hf.loading import ZOO
-    from specexp.pair.loading import TokenizerText
+    from specexp.pair.tokenization import TokenizerText
 
     return TokenizerText(AutoTokenizer.from_pretrained(ZOO / "target"), chat=False)
 

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from running import comparison_runs, evaluate, flat_runs, records, refused, runs, without_clocks
 from specexp.evaluation import runner
-from specexp.pair import loading as pairs
+from specexp.pair import tokenization
 
 DATA = Path(__file__).resolve().parent / "data"
 QUICK = ["--task", "mtbench", "--data", str(DATA / "mtbench.jsonl"), "--limit", "5", "--max-new-tokens", "12",
@@ -22,13 +22,13 @@ QUICK = ["--task", "mtbench", "--data", str(DATA / "mtbench.jsonl"), "--limit", 
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The contents of every conversation that was encoded."""
     found: list[list[str]] = []
-    real = pairs.TokenizerText.encode
+    real = tokenization.TokenizerText.encode
 
     def encode(self: Any, messages: Any) -> list[int]:
         found.append([message["content"] for message in messages])
         return real(self, messages)
 
-    monkeypatch.setattr(pairs.TokenizerText, "encode", encode)
+    monkeypatch.setattr(tokenization.TokenizerText, "encode", encode)
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from specexp.certify import own_models, sampled, toy_oracle
+from specexp.certify import own_models, places, sampled, toy_oracle
 from specexp.certify.certificate_config import CertificateConfig
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check, Subject, in_memory
 from specexp.decoding.protocol import Role
@@ -122,9 +122,9 @@ def _announce(subject: Subject, outputs: int, num_samples: int) -> None:
     what = f"{outputs} outputs of up to {most} tokens"
     lower = "limit or max_new_tokens"
     if num_samples:
-        what += f" and {num_samples} samples of {sampled.LENGTH} tokens"
+        what += f" and {num_samples} samples of {places.LENGTH} tokens"
         lower = "limit, max_new_tokens or samples"
-    taken = outputs * found.seconds(most) + num_samples * sampled.LENGTH * found.token
+    taken = outputs * found.seconds(most) + num_samples * places.LENGTH * found.token
     time_estimate.announce(taken, f"{what}, each as slow as plain decoding one at a time", lower)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from specexp.certify.certificate import Certificate
 from specexp.certify.certificate_config import CertificateConfig
 from specexp.certify.checks import Check, Subject
-from specexp.evaluation.report import publish
+from specexp.evaluation.report import run_sheets
 from specexp.storage.run_folder import OutputFolder
 from specexp.storage.run_plan import Input, Mark, Sheet, now
 from specexp.tracking.outbox import Outbox
@@ -97,4 +97,4 @@ def mark(subject: Subject, certificate: Certificate) -> Mark:
 
 def _params(subject: Subject) -> dict[str, object]:
     """What a flat run of this method logs."""
-    return publish._params(subject.prepared, subject.method, subject.prepared.experiment.seed)
+    return run_sheets._params(subject.prepared, subject.method, subject.prepared.experiment.seed)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from specexp.certify import chi_square, reference_distribution
+from specexp.certify import chi_square
 from specexp.certify.checks import (
     BREAKS,
     FAILED,
@@ -30,44 +30,26 @@ from specexp.certify.checks import (
     count,
     in_memory,
 )
-from specexp.certify.chi_square import Cells, Prefix, Tested
+from specexp.certify.chi_square import Tested
+from specexp.certify.places import (
+    LENGTH,
+    PLACES,
+    Target,
+    targets_of,
+)
 from specexp.decoding.protocol import Role, Round, Score, Scored, Steps
 from specexp.decoding.rng import TARGET, Dice, dice_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Request
-from specexp.engine.ngram_lookup import Ngrams
 from specexp.engine.request import asking
-from specexp.evaluation.equality import entropies, noise_of, reread
 
 NAME = "chi-square"
 LEVEL = 0.001  # of all places together: a correct method fails once in a thousand certificates
-LENGTH = 5  # tokens of an output
-PLACES = 2
-TRIED = 6  # places whose cuts are looked at
 VARIATION = 0.15  # total variation of the planted bias
 ROWS = 32  # outputs decoded together, unless the experiment says
 SURELY = 0.999  # power that is called enough
 MOST_SAMPLES = 1_000_000
 Array = Any
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Behind a prompt and the first `position` tokens of plain decoding's output."""
-
-    prompt_id: str
-    position: int
-    ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The exact distribution of what follows a place, in cells; and whether a cut of it is a near tie itself."""
-
-    place: Place
-    length: int  # tokens of an output
-    cells: Cells
-    near_cut: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +97,7 @@ def check_samples(subject: Subject, texts: Sequence[Sequence[int]], samples: int
         return Check(NAME, SKIPPED, why)
     outcomes = []
     with in_memory(subject):
-        for number, target in enumerate(_targets(subject, texts, samples)):
+        for number, target in enumerate(targets_of(subject, texts, samples)):
             try:
                 counts = _sample(subject, subject.setting.decoder, target, f"method/{number}", samples, tick)
             except BREAKS as error:
@@ -221,82 +203,3 @@ def _as_json(subject: Subject, each: Outcome, samples: int) -> dict[str, Any]:
 
 
 # Where a test starts.
-
-
-def _targets(subject: Subject, texts: Sequence[Sequence[int]], samples: int) -> list[Target]:
-    """The best places, those first whose cuts by top-k and top-p rounding cannot move."""
-    found: list[Target] = []
-    for place in _places(subject, texts)[:TRIED]:
-        if sum(not target.near_cut for target in found) == PLACES:
-            break
-        found.append(_target(subject, place, samples))
-    return sorted(found, key=lambda target: target.near_cut)[:PLACES]
-
-
-def _places(subject: Subject, texts: Sequence[Sequence[int]]) -> list[Place]:
-    """The most telling window of every prompt's plain output, the best first; then others of the same outputs."""
-    ranked: list[tuple[int, float, Place]] = []
-    for (name, ids), text in zip(subject.prompts().items(), texts, strict=True):
-        worth = _worth(subject, name, ids, text)
-        fits = min(len(text) - LENGTH, _context(subject) - LENGTH - len(ids))
-        windows = [sum(worth[at : at + LENGTH]) for at in range(max(1, fits + 1))]
-        taken: list[int] = []
-        for at in sorted(range(len(windows)), key=lambda at: -windows[at]):
-            if all(abs(at - other) >= LENGTH for other in taken) and len(taken) < TRIED:
-                ranked.append((len(taken), -windows[at], Place(name, at, (*ids, *text[:at]))))
-                taken.append(at)
-    return [place for _, _, place in sorted(ranked, key=lambda each: each[:2])]
-
-
-def _context(subject: Subject) -> int:
-    """Of the model that a text must fit."""
-    models = subject.prepared.pair.models
-    return min(models["target"].context, models[subject.setting.decoder.models[0]].context)
-
-
-def _worth(subject: Subject, name: str, ids: Sequence[int], text: Sequence[int]) -> list[float]:
-    """How much each position of an output tells: the target's entropy x how unlike it the proposal is."""
-    draws, models = subject.draws, subject.prepared.pair.models
-    logits = reread(subject.prepared.pair, draws, name, ids, text).logits
-    p = np.asarray(draws.warp(logits).tolist())
-    unlike = np.ones(len(text))
-    if subject.method.method == "lookup":
-        unlike = _unlike_lookup(subject, ids, text, p)
-    elif {"target", "draft"} <= set(subject.setting.decoder.models) and len(ids) + len(text) <= models["draft"].context:
-        rows, _ = models["draft"].session().feed(models["draft"].ids([*ids, *text[:-1]]), len(text))
-        unlike = np.abs(p - np.asarray(draws.warp(rows).tolist())).sum(axis=-1) / 2
-    return [h * (0.1 + float(u)) for h, u in zip(entropies(draws, logits), unlike, strict=True)]
-
-
-def _unlike_lookup(subject: Subject, ids: Sequence[int], text: Sequence[int], p: Array) -> Array:
-    """1 - p of the token that is looked up at each position, 0 where none is found."""
-    known = Ngrams(subject.method.max_ngram)
-    found = np.zeros(len(text))
-    for at in range(len(text)):
-        proposed = known.continuation([*ids, *text[:at]], 1)
-        if proposed:
-            found[at] = 1 - p[at, proposed[0]]
-    return found
-
-
-def _target(subject: Subject, place: Place, samples: int) -> Target:
-    """The exact distribution of what follows a place."""
-    pair, warp = subject.prepared.pair, subject.warp
-    near: list[bool] = []
-
-    def row(prefix: Prefix) -> Array:
-        (logits,) = reference_distribution.logits_behind(pair.models["target"], [*place.ids, *prefix], 1)
-        near.append(_near_cut(logits, warp, noise_of(subject.arithmetic, logits)))
-        return reference_distribution.warp(logits, warp.temperature, warp.top_k, warp.top_p)
-
-    length = min(LENGTH, _context(subject) - len(place.ids))
-    return Target(place, length, chi_square.split(row, length, pair.eos_ids, samples), any(near))
-
-
-def _near_cut(logits: Array, warp: Warp, noise: float) -> bool:
-    """Whether rounding could move a token across the cut of top-k or top-p."""
-    ranked = np.sort(logits)[::-1]
-    if warp.top_k and warp.top_k < len(ranked) and ranked[warp.top_k - 1] - ranked[warp.top_k] <= noise:
-        return True
-    mass = np.cumsum(np.sort(reference_distribution.warp(logits, warp.temperature, warp.top_k))[::-1])
-    return warp.top_p < 1 and bool(np.abs(mass - warp.top_p).min() <= noise / warp.temperature)

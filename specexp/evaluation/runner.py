@@ -23,6 +23,7 @@ from specexp.evaluation.preparation import (
 from specexp.evaluation.scheduling import LOWER, Job, groups_of, place_of, requests
 from specexp.lm import out_of_memory
 from specexp.metrics.summary import check_identities
+from specexp.profiling import memory
 from specexp.profiling.time_estimate import Pace, Progress, announce
 from specexp.storage import environment
 from specexp.storage.records import Record, RecordFile
@@ -41,7 +42,7 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     left = sum(len(jobs) for jobs in groups)
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids, rows=experiment.batch)
     where = _environment(prepared, output)
-    peaks = out_of_memory.peaks_of(output.read_json(out_of_memory.FILE))
+    peaks = memory.peaks_of(output.read_json(memory.FILE))
     try:
         if left:
             with out_of_memory.told("warming up", LOWER, experiment.models):
@@ -51,12 +52,12 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
         _decode(prepared, output, records, groups, engine, where, peaks)
     finally:
         peaks.take()
-        output.write_json(out_of_memory.FILE, peaks.as_dict())
+        output.write_json(memory.FILE, peaks.as_dict())
 
 
 def _decode(
     prepared: Prepared, output: OutputFolder, records: RecordFile, groups: Sequence[Sequence[Job]], engine: Engine,
-    where: str, peaks: out_of_memory.Peaks,
+    where: str, peaks: memory.Peaks,
 ) -> None:  # fmt: skip
     experiment = prepared.experiment
     left = sum(len(jobs) for jobs in groups)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from specexp.pair.loading import Text
+from specexp.pair.tokenization import Text
 
 _LONG = 96  # tokens that are decoded again for every piece, at most
 _KEPT = 32  # of these, what is kept when there are more

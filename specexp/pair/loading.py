@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
-from os.path import commonprefix
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from specexp.config import TREES, Experiment
 from specexp.decoding.protocol import Role
@@ -18,134 +14,10 @@ from specexp.lm.model import Model
 from specexp.lm.runtime import ToyConfig, check_vocabulary, shared_vocabulary
 from specexp.lm.toy import ToyModel
 from specexp.pair import chat_template
+from specexp.pair.tokenization import Text, TokenizerText, ToyText
 from specexp.tasks.defaults import DEFAULTS
-from specexp.tasks.example import Message
 
 TOY_CONTEXT = 512
-_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-# What decoders write for bytes that make no character yet; and beginnings of what transformers' tidying of blanks joins
-# to the word before (" .", " ' ", " n't", " 've", ...).
-_UNSETTLED = re.compile(r"(?:\ufffd+| (?:n'?|'[vr]?)?)\Z")
-
-
-class Text(Protocol):
-    """From messages to token ids and back."""
-
-    def encode(self, messages: Sequence[Message]) -> list[int]: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-    def settled(self, ids: Sequence[int]) -> str:
-        """The beginning of what `ids` decode to that no later token changes."""
-        ...
-
-    def longest(self) -> int:
-        """Bytes of the longest text that one token may stand for, or more."""
-        ...
-
-    def piece(self, token: int) -> str:
-        """The name of a token in the vocabulary, which is not what it reads as."""
-        ...
-
-    def facts(self) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class TokenizerText:
-    """A transformers tokenizer. With `chat`, messages are put into its own template; else they are joined plainly.
-
-    `setting` is what was asked for, and `system` what the template says where there is no system message.
-    """
-
-    tokenizer: Any
-    chat: bool
-    setting: str = ""
-    system: str = ""
-
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a prompt, with what the tokenizer or the template puts before it."""
-        if not self.chat:
-            return self._plain_ids(joined(messages))
-        return chat_template.ids_of(self.tokenizer, chat_template.render(self.tokenizer, messages))
-
-    def _plain_ids(self, text: str) -> list[int]:
-        """Token ids with what the tokenizer adds; a text that begins with the BOS already is not given another."""
-        ids, bos = [int(i) for i in self.tokenizer(text)["input_ids"]], self.tokenizer.bos_token_id
-        if bos is not None and ids[:2] == [bos, bos]:
-            own = [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
-            return ids[1:] if ids[1 : len(own) + 1] == own else ids
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids, special tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-
-    def settled(self, ids: Sequence[int]) -> str:
-        """Without bytes that make no character yet, and without blanks that a tokenizer may still tidy up.
-
-        Bytes that are tokens of their own (`<0xE2>`) are decoded together: a broken one breaks all that it follows
-        without another token between.
-        """
-        end = len(ids)
-        while end and (_BYTE.fullmatch(self.piece(ids[end - 1])) or not self.decode([ids[end - 1]])):
-            end -= 1
-        found = self.decode(ids)
-        if end < len(ids):
-            found = commonprefix([found, self.decode(ids[:end])])  # noqa: RUF071 (of texts, not of paths)
-        return _UNSETTLED.sub("", found)
-
-    def longest(self) -> int:
-        return max(len(token.encode("utf-8", "surrogatepass")) for token in self.tokenizer.get_vocab())
-
-    def piece(self, token: int) -> str:
-        return str(self.tokenizer.convert_ids_to_tokens(token) or f"<{token}>")
-
-    def facts(self) -> dict[str, Any]:
-        template = chat_template.template_of(self.tokenizer) if self.chat else ""
-        return {
-            "class": type(self.tokenizer).__name__,
-            "vocabulary": vocabulary_hash(self.tokenizer.get_vocab()),
-            "chat_template": hashlib.sha256(template.encode()).hexdigest() if template else None,
-            "chat_template_setting": self.setting,
-            "system_prompt": self.system,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class ToyText:
-    """Characters by code point, modulo the vocabulary; ids read as numbers. Id 0 ends a text and begins none."""
-
-    vocab_size: int
-
-    def encode(self, messages: Sequence[Message]) -> list[int]:
-        return [1 + ord(c) % (self.vocab_size - 1) for c in joined(messages)]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return " ".join(str(i) for i in ids)
-
-    def settled(self, ids: Sequence[int]) -> str:
-        return self.decode(ids)
-
-    def longest(self) -> int:
-        return 4  # a character
-
-    def piece(self, token: int) -> str:
-        return str(token)
-
-    def facts(self) -> dict[str, Any]:
-        return {"class": "ToyText", "vocabulary": str(self.vocab_size), "chat_template": None}
-
-
-def joined(messages: Sequence[Message]) -> str:
-    """A single message as it stands; several, each with an empty line behind it, so that an answer may follow."""
-    if len(messages) == 1:
-        return messages[0]["content"]
-    return "".join(message["content"].rstrip() + "\n\n" for message in messages)
-
-
-def vocabulary_hash(vocabulary: Mapping[str, int]) -> str:
-    """SHA-256 of a tokenizer's map from tokens to ids."""
-    return hashlib.sha256(json.dumps(sorted(vocabulary.items())).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 
-from specexp.pair.loading import Text
+from specexp.pair.tokenization import Text
 
 TEXT, PART, SPECIAL = "text", "part", "special"
 _BROKEN = "\ufffd"  # what decoders write for bytes that are no character, or not yet

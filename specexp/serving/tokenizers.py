@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from queue import Empty, LifoQueue
 
-from specexp.pair.loading import Text
+from specexp.pair.tokenization import Text
 
 MOST = 4  # tokenizers
 LONG = 1 << 16  # characters from which prompts are long

@@ -25,17 +25,10 @@ from specexp.errors import OutputError, StoreError
 from specexp.storage.run_plan import File, Input, Mark, Sheet
 from specexp.tasks.example import Dataset
 from specexp.tracking import backend
+from specexp.tracking.search import KEY, MOST, all_of, finished, search
 
-KEY = "specexp.key"  # tag: names one run of one output folder
 _GENERATED_NAME = re.compile(r"^[a-z]+-[a-z]+-\d+$")  # what MLflow calls a run that nobody named
 _BATCH = 100  # params and tags a log_batch call takes
-_MOST = 200  # runs of one key, or open ones, that are looked at
-
-
-def find(key: str, finished: bool = False) -> str | None:
-    """Id of the newest run that carries this key, in any experiment of the store."""
-    run = _newest(MlflowClient(), key)
-    return None if run is None or (finished and run.info.status != "FINISHED") else str(run.info.run_id)
 
 
 def attached() -> bool:
@@ -52,7 +45,7 @@ def begin(key: str, name: str, tags: Mapping[str, str], system_metrics: bool | N
     client = MlflowClient()
     # MLflow would take the id out of the environment before it asks the store, which may want to be asked again.
     given = os.environ.get("MLFLOW_RUN_ID") or None
-    before = [run for run in _all(client, key, _MOST) if run.info.run_id != given]
+    before = [run for run in all_of(client, key, MOST) if run.info.run_id != given]
     tags = {KEY: key, **tags}
     if before:
         tags["resumed_from"] = before[0].info.run_id
@@ -96,33 +89,9 @@ def close(keys: Collection[str]) -> None:
     with suppress(StoreError), backend.telling(StoreError), backend.briefly():
         end("FAILED")
         client = MlflowClient()
-        for run in _search(client, "attributes.status = 'RUNNING'", _MOST):
+        for run in search(client, "attributes.status = 'RUNNING'", MOST):
             if run.data.tags.get(KEY) in keys:
                 client.set_terminated(run.info.run_id, "FAILED")
-
-
-def _search(client: MlflowClient, query: str, most: int) -> list[Run]:
-    """Runs in any experiment of the store, the newest first."""
-    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
-    return list(client.search_runs(experiments, query, max_results=most, order_by=["start_time DESC"]))
-
-
-def _all(client: MlflowClient, key: str, most: int) -> list[Run]:
-    return _search(client, f"tags.`{KEY}` = '{key}'", most)
-
-
-def _newest(client: MlflowClient, key: str) -> Run | None:
-    return next(iter(_all(client, key, 1)), None)
-
-
-def known(run_id: str | None, key: str) -> Run | None:
-    """The run of this id, if this store has it and it carries no other key, or else the newest that carries the key."""
-    client = MlflowClient()
-    if _active(client, run_id):
-        run = client.get_run(run_id)
-        if run.data.tags.get(KEY, key) == key:  # one that `mlflow run` made carries none before it is begun
-            return run
-    return _newest(client, key)
 
 
 def make(sheet: Sheet, experiment: str) -> Run:
@@ -133,7 +102,7 @@ def make(sheet: Sheet, experiment: str) -> Run:
 def delete_doubles(key: str, keep: Collection[str]) -> None:
     """Delete empty runs of this key that were made because the answer to a first request was lost, or not awaited."""
     client = MlflowClient()
-    for other in _all(client, key, _MOST):
+    for other in all_of(client, key, MOST):
         empty = not other.data.metrics and other.info.status in ("RUNNING", "FAILED")
         if empty and other.info.run_id not in keep:
             client.delete_run(other.info.run_id)
@@ -218,32 +187,6 @@ def log_dataset(run_id: str, dataset: Dataset, context: str) -> None:
     MlflowClient().log_inputs(run_id, datasets=[_input(Input.of(dataset, context), run_id)])
 
 
-def newest(tags: Mapping[str, str]) -> str | None:
-    """Id of the newest finished run with these tags, in any experiment of the store."""
-    client = MlflowClient()
-    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
-    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    found = client.search_runs(
-        experiments, f"{wanted} and attributes.status = 'FINISHED'", max_results=1, order_by=["start_time DESC"]
-    )
-    return str(found[0].info.run_id) if found else None
-
-
-def finished(tags: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
-    """Id and parameters of every finished run with these tags, in any experiment of the store."""
-    client = MlflowClient()
-    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
-    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    found: list[tuple[str, dict[str, str]]] = []
-    token = None
-    while True:
-        page = client.search_runs(experiments, f"{wanted} and attributes.status = 'FINISHED'", page_token=token)
-        found += [(str(run.info.run_id), dict(run.data.params)) for run in page]
-        token = page.token
-        if not token:
-            return found
-
-
 def fetch(address: str, folder: Path) -> Path:
     """Artifacts by address (runs:/ID/name), downloaded below `folder`. Raises OutputError."""
     try:
@@ -295,7 +238,7 @@ def training(
 
     with detached():  # the run that `mlflow run` made covers several trainings
         try:
-            for run in _all(client, key, _MOST):
+            for run in all_of(client, key, MOST):
                 if run.info.status == "RUNNING" and run.info.run_id != before:
                     client.set_terminated(run.info.run_id, "KILLED")
             with signals.held():

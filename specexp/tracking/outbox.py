@@ -25,7 +25,7 @@ from specexp.storage import run_plan
 from specexp.storage.files import write_json
 from specexp.storage.run_folder import PLAN, STATE, read_json
 from specexp.storage.run_plan import File, Input, Mark, Plan, Sheet
-from specexp.tracking import backend, client
+from specexp.tracking import backend, client, search
 
 EXPERIMENT = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
 
@@ -63,7 +63,7 @@ class Outbox:
         if client.attached() or self._silence is not None or not (self.path / PLAN).exists():
             return False
         with self._telling():
-            return client.find(self._key, finished=True) is not None
+            return search.find(self._key, finished=True) is not None
 
     @contextmanager
     def open(self, timed: bool = True) -> Iterator[None]:
@@ -180,7 +180,7 @@ def upload(path: Path) -> Sent | None:
     if silence is not None:
         raise Unsent(unsent(path, silence))
     with backend.telling(lambda words: Unsent(unsent(path, words))):
-        if _state(path).get("sent") and client.find(plan.main.key, finished=True):
+        if _state(path).get("sent") and search.find(plan.main.key, finished=True):
             return None
         return _sent_or_ended(path)
 
@@ -201,7 +201,7 @@ def send(path: Path, only: Sequence[File] | None = None) -> Sent:
     _check_files(path, _files(plan) if only is None else only)
     main = plan.main
     with signals.held():
-        found = backend.patiently(lambda: client.known(ids.get(main.key), main.key))
+        found = backend.patiently(lambda: search.known(ids.get(main.key), main.key))
         if found is None or found.info.run_id == os.environ.get("MLFLOW_RUN_ID"):  # one that nobody has begun
             found = backend.patiently(lambda: _begin(main.key, main.name, main.tags, True))
         _note(path, {main.key: found.info.run_id}, False)
@@ -221,7 +221,7 @@ def send(path: Path, only: Sequence[File] | None = None) -> Sent:
 def _send_flat(path: Path, sheet: Sheet, known: str | None, experiment: str) -> None:
     """Make the run of this sheet, or finish it if it was begun; leave a finished one alone."""
     with signals.held():
-        run = backend.patiently(lambda: client.known(known, sheet.key) or client.make(sheet, experiment))
+        run = backend.patiently(lambda: search.known(known, sheet.key) or client.make(sheet, experiment))
         _note(path, {sheet.key: run.info.run_id}, False)
     if run.info.status != "FINISHED":
         backend.patiently(lambda: client.delete_doubles(sheet.key, {run.info.run_id}))

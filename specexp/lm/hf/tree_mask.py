@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specexp.lm.hf.model_config import FULL, attention_kinds
 from specexp.lm.model import Branches
-from specexp.lm.native.kv_cache import near, visible
+from specexp.lm.native.attention import visible, window_mask
 from specexp.lm.transfer import sent
 
 
@@ -23,7 +23,8 @@ def tree_mask(module: Any, start: int, num: int, branches: Branches) -> tuple[Te
     sees, at = visible(start, num, branches)
     window = int(getattr(module.config.get_text_config(decoder=True), "sliding_window", None) or 0)
     masks = {
-        kind: _as_mask(module, sent(near(sees, at, 0 if kind == FULL else window), module.device)) for kind in kinds
+        kind: _as_mask(module, sent(window_mask(sees, at, 0 if kind == FULL else window), module.device))
+        for kind in kinds
     }
     return masks if len(masks) > 1 else masks[kinds[0]], sent(at[start:], module.device)
 

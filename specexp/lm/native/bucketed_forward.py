@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from specexp.lm.model import Branches
-from specexp.lm.native.kv_cache import Pool, additive, grouped, near, visible
+from specexp.lm.native.attention import additive, grouped, visible, window_mask
+from specexp.lm.native.kv_cache import Pool
 from specexp.lm.native.native_forward import OwnForward
 
 
@@ -88,7 +89,7 @@ def tree_masks(
     masks = []
     for window in kinds(own):
         mask = torch.zeros(size, bucket, dtype=torch.bool)
-        mask[:num, : start + num] = near(sees, at, window)
+        mask[:num, : start + num] = window_mask(sees, at, window)
         mask[num:, 0] = True
         masks.append(mask)
     return masks, at[start:]

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import DRAFT, Dice
-from specexp.lm.native.kv_cache import Alone, OwnSession
+from specexp.lm.native.attention import SingleRowAttention
+from specexp.lm.native.kv_cache import OwnSession
 from specexp.lm.threads import Threads
 
 
@@ -34,7 +35,7 @@ def draft_chain(session: OwnSession, tokens: Tensor, ask: Draft, length: int, di
     with Threads(own.threads[False]):
         for step in range(steps):
             at = start + step
-            x = own(tokens, cos[at : at + 1], sin[at : at + 1], Alone(pool, session.row, at, 1))
+            x = own(tokens, cos[at : at + 1], sin[at : at + 1], SingleRowAttention(pool, session.row, at, 1))
             states.append(x)
             if step == length:  # only for the hidden row behind the last token
                 break

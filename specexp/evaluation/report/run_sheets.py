@@ -1,0 +1,188 @@
+"""What the MLflow runs of an evaluation are to hold: one for each setting and repeat, and the comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from specexp.addresses import mask
+from specexp.config import TREES, MethodConfig
+from specexp.evaluation import divergence, time_split
+from specexp.evaluation.preparation import Prepared
+from specexp.evaluation.report import chart_style
+from specexp.evaluation.report.comparison import Comparison
+from specexp.evaluation.report.figures import draw_trees
+from specexp.evaluation.report.publish import PAGE, REFUTED, Report
+from specexp.evaluation.report.run_facts import is_disturbed, run_name
+from specexp.evaluation.token_view import token_page
+from specexp.methods import is_lossless
+from specexp.profiling import memory
+from specexp.storage.files import make_folder
+from specexp.storage.records import Record
+from specexp.storage.run_folder import OutputFolder
+from specexp.storage.run_plan import File, Input, Sheet, logged, now
+from specexp.tracking.outbox import Outbox
+
+OUTPUTS = "outputs.json"  # of a flat run: prompts and outputs, for the UI's side-by-side view
+MOST_OUTPUTS = 50
+_TABLE = json.dumps([{"path": OUTPUTS, "type": "table"}])
+
+
+def sheets(
+    prepared: Prepared, output: OutputFolder, records: Sequence[Record], report: Report, uid: str
+) -> list[Sheet]:
+    """What the flat runs are to hold, one for each method and repeat; files of theirs alone are made below `upload`."""
+    experiment = prepared.experiment
+    methods = {setting.config.label: setting.config for setting in prepared.settings}
+    shares = {entry.label: entry.shares for entry in report.comparison.entries}
+    comparison = report.comparison
+    refuted = {entry.label for entry in comparison.entries if entry.refuted}
+    peaks = memory.peaks_of(output.read_json(memory.FILE))
+    found = []
+    for (label, repeat), metrics in report.summary.items():
+        mine = [r for r in records if (r["label"], r["repeat"]) == (label, repeat)]
+        name = run_name(label, repeat, experiment.repeats)
+        own = Path("upload") / name / OUTPUTS
+        make_folder((output.path / own).parent)
+        output.write_json(str(own), _outputs(prepared, mine))
+        files = [
+            File("records.jsonl", only={"label": label, "repeat": repeat}),
+            *(File(each) for each in ("config.json", "environments.json", str(own))),
+            *(File(path.name) for path in _figures(output, methods[label], name, mine)),
+        ]
+        flaws = _flaws(metrics, label in refuted, comparison.claimed)
+        sheet = Sheet(
+            key=f"{uid}/{label}/{repeat}",
+            name=name,
+            # By the tag, MLflow's UI knows the file for a table of outputs.
+            tags={**_tags(prepared, methods[label], flaws), "mlflow.loggedArtifacts": _TABLE},
+            params=logged(_params(prepared, methods[label], mine[0]["seed"])),
+            metrics={
+                **metrics,
+                **{f"share/{part}": share for part, share in shares[label].items()},
+                **memory.metrics(peaks.of(label)),
+            },
+            files=files,
+            inputs=[Input.of(prepared.task.dataset(), "evaluation")],
+            time=now(),
+        )
+        found.append(sheet)
+    return found
+
+
+def main(prepared: Prepared, output: OutputFolder, report: Report, outbox: Outbox) -> Sheet:
+    """What the comparison run is to hold; the first sentence of the verdict is a tag, all are its description.
+
+    Its parameters are those that `mlflow run` logs, raw.
+    """
+    names = ("records.jsonl", "config.json", "data.json", "environments.json", "summary.json", "costs.json")
+    more = ("judges.json", divergence.FILE, time_split.FILE, memory.FILE)
+    files = [output.path / name for name in (*names, PAGE)]
+    files += [path for name in more if (path := output.path / name).exists()]
+    files += [*token_page.files(output), *(chart.path for chart in report.charts)]
+    tags = {"verdict": report.verdict[0], "mlflow.note.content": "\n\n".join(report.verdict)} if report.verdict else {}
+    peaks = memory.peaks_of(output.read_json(memory.FILE))
+    metrics = {**_best(report.comparison), **memory.metrics(peaks.all)}
+    return outbox.main(metrics, files, [Input.of(prepared.task.dataset(), "evaluation")], tags)
+
+
+def _best(comparison: Comparison) -> dict[str, float]:
+    exact = [e for e in comparison.entries if e.lossless and e.config.method != "baseline"]
+    gains = [e.metrics["speed/speedup"] for e in exact if "speed/speedup" in e.metrics]
+    return {"speed/best_lossless_speedup": max(gains)} if gains else {}
+
+
+def _outputs(prepared: Prepared, records: Sequence[Record]) -> dict[str, list[Any]]:
+    """The first prompts and what came of them, in text, as MLflow has tables."""
+    turns = {example.prompt_id: example.turns for example in prepared.examples}
+    order = {prompt_id: place for place, prompt_id in enumerate(turns)}
+    some = sorted(records, key=lambda r: (order[r["prompt_id"]], r["turn"]))[:MOST_OUTPUTS]
+    known = {name: ["" if r[name] is None else str(r[name]) for r in some] for name in ("answer", "gold", "correct")}
+    columns = {
+        "prompt": [turns[r["prompt_id"]][r["turn"]] for r in some],
+        "output": [r["text"] for r in some],
+        **known,
+        "prompt_id": [r["prompt_id"] for r in some],
+    }
+    return {"columns": list(columns), "data": [list(row) for row in zip(*columns.values(), strict=True)]}
+
+
+def _figures(output: OutputFolder, method: MethodConfig, name: str, records: Sequence[Record]) -> list[Path]:
+    """Draw what this method has figures of, into the output folder."""
+    if method.method not in TREES:
+        return []
+    path = output.path / f"trees-{name}.png"
+    draw_trees(path, name, records)
+    return [path]
+
+
+def _flaws(metrics: dict[str, float], refuted: bool, claimed: bool) -> list[str]:
+    """What a run's numbers or outputs give to doubt."""
+    found = [REFUTED] if refuted else []
+    if claimed and is_disturbed(metrics):
+        found.append("faster than the measured calls allow: the clock was disturbed")
+    return found
+
+
+def _tags(prepared: Prepared, method: MethodConfig, flaws: Sequence[str]) -> dict[str, str]:
+    experiment = prepared.experiment
+    tags = {
+        "method": method.method,
+        "preset": method.preset,
+        "group": method.label,
+        "pair": experiment.pair,
+        "task": experiment.task,
+        "lossless": str(is_lossless(method, experiment.temperature) and REFUTED not in flaws).lower(),
+        "batch": str(experiment.batch),
+        "mlflow.runColor": _color(prepared, method),  # by which the UI draws a run in every chart
+    }
+    if experiment.history != "baseline":
+        tags["paired"] = "false"  # from the second turn on, each method answers behind its own history
+    return tags | ({"warning": "; ".join(flaws)} if flaws else {})
+
+
+def _color(prepared: Prepared, method: MethodConfig) -> str:
+    alike = [setting.config.label for setting in prepared.settings if setting.config.method == method.method]
+    return chart_style.shade(method.method, alike.index(method.label), len(alike))
+
+
+def _judge(prepared: Prepared, method: MethodConfig) -> dict[str, object]:
+    """Which judge, and the threshold it decoded with."""
+    if not method.judge:
+        return {}
+    facts = prepared.judges[method.judge].facts
+    threshold = facts.threshold if method.threshold is None else method.threshold
+    return {"judge": method.judge, "threshold": threshold, "judge.features": facts.features, "judge.kind": facts.kind}
+
+
+def _params(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, object]:
+    experiment = prepared.experiment
+    return {
+        "method": method.method,
+        "preset": method.preset,
+        "gamma": method.gamma or "",
+        "bonus": "" if method.bonus else False,
+        "accept_k": method.accept_k or "",
+        "max_ngram": method.max_ngram or "",
+        "min_draft_probability": method.min_draft_probability or "",
+        **_judge(prepared, method),
+        **(asdict(method.tree) if method.tree else {}),
+        "seed": seed,
+        "task": experiment.task,
+        "experiment": experiment.name,
+        "settings_hash": experiment.hash,
+        **{
+            name: getattr(experiment, name)
+            for name in ("limit", "max_new_tokens", "temperature", "top_k", "top_p", "batch")
+        },
+        "data": mask(str(experiment.data or "")),
+        "shots": experiment.shots or "",
+        "answer_rule": "" if experiment.answer_rule == "auto" else experiment.answer_rule,
+        "answer_pattern": experiment.answer_pattern,
+        **{f"toy.{key}": value for key, value in (asdict(experiment.toy) if experiment.toy else {}).items()},
+        **{f"target.{key}": value for key, value in asdict(experiment.target).items()},
+        **{f"draft.{key}": value for key, value in asdict(experiment.draft).items()},
+    }

@@ -1,0 +1,86 @@
+"""Peak memory, of the process and of each CUDA device.
+
+PyTorch is asked only where something else has loaded it, and CUDA only where it is in use: nothing here waits for a
+device. A method's own peak is known on CUDA alone, where the allocator's mark can be set back; a process has one mark.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+FILE = "memory.json"  # of an output folder
+RSS = "rss"
+
+
+@dataclass(slots=True)
+class Peaks:
+    """Bytes by place (`rss`, `cuda0`, ...): of all that was done, and of each method."""
+
+    all: dict[str, int] = field(default_factory=dict)
+    methods: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def of(self, label: str) -> dict[str, int]:
+        return self.methods.get(label, {})
+
+    @contextmanager
+    def watching(self, label: str) -> Iterator[None]:
+        """Inside, what CUDA devices hold counts for this method, too."""
+        _take(self.all, cuda())
+        for index in _devices():
+            _torch().cuda.reset_peak_memory_stats(index)
+        try:
+            yield
+        finally:
+            found = cuda()
+            if found:
+                _take(self.methods.setdefault(label, {}), found)
+            _take(self.all, found)
+
+    def take(self) -> None:
+        """Look at the process as a whole."""
+        _take(self.all, {RSS: rss(), **cuda()})
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"all": self.all, "methods": self.methods}
+
+
+def peaks_of(found: Mapping[str, Any] | None) -> Peaks:
+    """From JSON; of nothing, none."""
+    return Peaks() if found is None else Peaks(dict(found["all"]), {k: dict(v) for k, v in found["methods"].items()})
+
+
+def metrics(peaks: Mapping[str, int]) -> dict[str, float]:
+    """`memory/peak_rss_bytes`, `memory/peak_cuda0_bytes`, ..."""
+    return {f"memory/peak_{place}_bytes": float(size) for place, size in peaks.items()}
+
+
+def rss() -> int:
+    """Most bytes that this process has had in memory since it began."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def cuda() -> dict[str, int]:
+    """Most bytes that tensors have taken on each CUDA device in use since its mark was set back."""
+    peaks = {f"cuda{index}": int(_torch().cuda.max_memory_allocated(index)) for index in _devices()}
+    return {place: size for place, size in peaks.items() if size}
+
+
+def _devices() -> range:
+    torch = _torch()
+    in_use = torch is not None and torch.cuda.is_initialized()
+    return range(torch.cuda.device_count() if in_use else 0)
+
+
+def _torch() -> Any:
+    return sys.modules.get("torch")
+
+
+def _take(into: dict[str, int], found: Mapping[str, int]) -> None:
+    for place, size in found.items():
+        into[place] = max(size, into.get(place, 0))

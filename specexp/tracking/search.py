@@ -1,0 +1,72 @@
+"""Finds runs in the tracking store: by key, by tags, the newest or those that are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from specexp.tracking.client import (
+    _active,
+)
+
+KEY = "specexp.key"  # tag: names one run of one output folder
+MOST = 200  # runs of one key, or open ones, that are looked at
+
+
+def find(key: str, finished: bool = False) -> str | None:
+    """Id of the newest run that carries this key, in any experiment of the store."""
+    run = newest_of(MlflowClient(), key)
+    return None if run is None or (finished and run.info.status != "FINISHED") else str(run.info.run_id)
+
+
+def search(client: MlflowClient, query: str, most: int) -> list[Run]:
+    """Runs in any experiment of the store, the newest first."""
+    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
+    return list(client.search_runs(experiments, query, max_results=most, order_by=["start_time DESC"]))
+
+
+def all_of(client: MlflowClient, key: str, most: int) -> list[Run]:
+    return search(client, f"tags.`{KEY}` = '{key}'", most)
+
+
+def newest_of(client: MlflowClient, key: str) -> Run | None:
+    return next(iter(all_of(client, key, 1)), None)
+
+
+def known(run_id: str | None, key: str) -> Run | None:
+    """The run of this id, if this store has it and it carries no other key, or else the newest that carries the key."""
+    client = MlflowClient()
+    if _active(client, run_id):
+        run = client.get_run(run_id)
+        if run.data.tags.get(KEY, key) == key:  # one that `mlflow run` made carries none before it is begun
+            return run
+    return newest_of(client, key)
+
+
+def newest(tags: Mapping[str, str]) -> str | None:
+    """Id of the newest finished run with these tags, in any experiment of the store."""
+    client = MlflowClient()
+    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
+    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    found = client.search_runs(
+        experiments, f"{wanted} and attributes.status = 'FINISHED'", max_results=1, order_by=["start_time DESC"]
+    )
+    return str(found[0].info.run_id) if found else None
+
+
+def finished(tags: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """Id and parameters of every finished run with these tags, in any experiment of the store."""
+    client = MlflowClient()
+    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
+    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    found: list[tuple[str, dict[str, str]]] = []
+    token = None
+    while True:
+        page = client.search_runs(experiments, f"{wanted} and attributes.status = 'FINISHED'", page_token=token)
+        found += [(str(run.info.run_id), dict(run.data.params)) for run in page]
+        token = page.token
+        if not token:
+            return found
