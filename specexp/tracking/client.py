@@ -228,7 +228,7 @@ def training(
     logged again. Other runs of this key that stand open are closed as KILLED: who trains under one key is alone.
     """
     client = MlflowClient()
-    known = _active(client, before)
+    known = search.is_active(client, before)
     last: dict[str, int] = {}
 
     def log(metrics: Mapping[str, float], step: int) -> None:
@@ -251,10 +251,3 @@ def training(
             close((key,))
             raise
         end("FINISHED")
-
-
-def _active(client: MlflowClient, run_id: str | None) -> bool:
-    try:
-        return run_id is not None and client.get_run(run_id).info.lifecycle_stage == "active"
-    except mlflow.MlflowException:
-        return False  # another store

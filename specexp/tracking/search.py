@@ -8,10 +8,6 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from specexp.tracking.client import (
-    _active,
-)
-
 KEY = "specexp.key"  # tag: names one run of one output folder
 MOST = 200  # runs of one key, or open ones, that are looked at
 
@@ -39,7 +35,7 @@ def newest_of(client: MlflowClient, key: str) -> Run | None:
 def known(run_id: str | None, key: str) -> Run | None:
     """The run of this id, if this store has it and it carries no other key, or else the newest that carries the key."""
     client = MlflowClient()
-    if _active(client, run_id):
+    if is_active(client, run_id):
         run = client.get_run(run_id)
         if run.data.tags.get(KEY, key) == key:  # one that `mlflow run` made carries none before it is begun
             return run
@@ -70,3 +66,11 @@ def finished(tags: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
         token = page.token
         if not token:
             return found
+
+
+def is_active(client: MlflowClient, run_id: str | None) -> bool:
+    """Whether this store has the run, and has not deleted it."""
+    try:
+        return run_id is not None and client.get_run(run_id).info.lifecycle_stage == "active"
+    except mlflow.MlflowException:
+        return False  # another store
