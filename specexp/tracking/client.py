@@ -25,7 +25,7 @@ from specexp.errors import OutputError, StoreError
 from specexp.storage.run_plan import File, Input, Mark, Sheet
 from specexp.tasks.example import Dataset
 from specexp.tracking import backend
-from specexp.tracking.search import KEY, MOST, all_of, finished, search
+from specexp.tracking.search import KEY, MOST, all_of, finished, is_active, search_runs
 
 _GENERATED_NAME = re.compile(r"^[a-z]+-[a-z]+-\d+$")  # what MLflow calls a run that nobody named
 _BATCH = 100  # params and tags a log_batch call takes
@@ -89,7 +89,7 @@ def close(keys: Collection[str]) -> None:
     with suppress(StoreError), backend.telling(StoreError), backend.briefly():
         end("FAILED")
         client = MlflowClient()
-        for run in search(client, "attributes.status = 'RUNNING'", MOST):
+        for run in search_runs(client, "attributes.status = 'RUNNING'", MOST):
             if run.data.tags.get(KEY) in keys:
                 client.set_terminated(run.info.run_id, "FAILED")
 
@@ -228,7 +228,7 @@ def training(
     logged again. Other runs of this key that stand open are closed as KILLED: who trains under one key is alone.
     """
     client = MlflowClient()
-    known = search.is_active(client, before)
+    known = is_active(client, before)
     last: dict[str, int] = {}
 
     def log(metrics: Mapping[str, float], step: int) -> None:

@@ -18,14 +18,14 @@ def find(key: str, finished: bool = False) -> str | None:
     return None if run is None or (finished and run.info.status != "FINISHED") else str(run.info.run_id)
 
 
-def search(client: MlflowClient, query: str, most: int) -> list[Run]:
+def search_runs(client: MlflowClient, query: str, most: int) -> list[Run]:
     """Runs in any experiment of the store, the newest first."""
     experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
     return list(client.search_runs(experiments, query, max_results=most, order_by=["start_time DESC"]))
 
 
 def all_of(client: MlflowClient, key: str, most: int) -> list[Run]:
-    return search(client, f"tags.`{KEY}` = '{key}'", most)
+    return search_runs(client, f"tags.`{KEY}` = '{key}'", most)
 
 
 def newest_of(client: MlflowClient, key: str) -> Run | None:
