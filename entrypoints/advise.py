@@ -59,7 +59,7 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     from specexp.tracking import backend
 
     folder = OutputFolder(path, resolved, resume, maker="advise")
-    silence = backend.ready()
+    unreachable = backend.ready()
     prepared = preparation.prepare(resolved, judges_of(resolved))
     tell(prepared.notes)
     facts = {**preparation.inputs_of(prepared), "sweep": sweep}
@@ -76,7 +76,7 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
 
         tags = {"method": "advise", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
         files = [folder.path / name for name in ("advice.json", "advice.png", NAME, "config.json")]
-        outbox = Outbox(folder.path, f"{uid_of(folder)}/advise", f"advise {resolved.name}", tags, silence)
+        outbox = Outbox(folder.path, f"{uid_of(folder)}/advise", f"advise {resolved.name}", tags, unreachable)
         inputs = [Input.of(prepared.task.dataset(), "evaluation")]
         main = outbox.main(report.metrics(found), files, inputs)
         sent = outbox.add(files) if outbox.is_sent else outbox.send(main)

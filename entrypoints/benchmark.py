@@ -67,7 +67,7 @@ def benchmark(
     from specexp.storage.journal import FILE, Journal
     from specexp.storage.records import write_whole
 
-    outboxes, silence = _outboxes()
+    outboxes, unreachable = _outboxes()
     prepared = measuring.prepare(resolved)
     tell(prepared.notes)
     with_compiled = not quick if compiled is None else compiled
@@ -88,7 +88,7 @@ def benchmark(
             tags = {"method": "benchmark", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
             files = [folder.path / name for name in ("benchmark.json", "benchmark.png", "config.json")]
             key, name = f"{uid_of(folder)}/benchmark", f"bench {resolved.name}"
-            outbox = outboxes.Outbox(folder.path, key, name, tags, silence)
+            outbox = outboxes.Outbox(folder.path, key, name, tags, unreachable)
             main = outbox.main(report.metrics(result), files, [Input.of(prepared.task.dataset(), "evaluation")])
             sent = outbox.add(files) if outbox.is_sent else outbox.send(main)
             click.echo(sent.charts)

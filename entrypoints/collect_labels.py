@@ -56,14 +56,14 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     from specexp.tracking import backend
     from specexp.tracking.outbox import Outbox
 
-    silence = backend.ready()
+    unreachable = backend.ready()
     prepared = collection.prepare(resolved)
     tell(prepared.notes)
     mine = resolved.experiment
     with folder.hold():
         collection.note_inputs(prepared, folder)
         tags = {"method": "collect_labels", "group": "labels", "pair": mine.pair, "task": mine.task}
-        outbox = Outbox(path, f"{uid_of(folder)}/labels", f"labels {mine.task}", tags, silence)
+        outbox = Outbox(path, f"{uid_of(folder)}/labels", f"labels {mine.task}", tags, unreachable)
         if (path / MANIFEST).exists() and outbox.is_sent:
             labels = collection.collect(prepared, folder)
             metrics = collection.summarise(labels)

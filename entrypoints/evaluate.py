@@ -38,7 +38,7 @@ SETTINGS = {
     "top_p": "1 is off.",
     "max_new_tokens": "Most tokens to emit for a prompt.",
     "limit": "How many prompts.",
-    "seed": "Of the dice.",
+    "seed": "Of the rng.",
     "repeats": "How often, with seeds seed, seed + 1, ...",
     "batch": "Prompts decoded together; beyond 1 the run is for answers and acceptance, its speed is labelled so [1].",
     "judge": "models:/NAME@champion, models:/NAME/VERSION, runs:/ID/NAME or a folder, for methods that take one.",
@@ -73,7 +73,7 @@ def evaluate(
     from specexp.evaluation.token_view import token_page
     from specexp.tracking import backend
 
-    silence = backend.ready()
+    unreachable = backend.ready()
     prepared = preparation.prepare(resolved, judges_of(resolved), shown.check)
     tell(prepared.notes if with_notes else ())
     with folder.open() as records:
@@ -82,7 +82,7 @@ def evaluate(
 
         tags = {"method": "comparison", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
         tags["batch"] = str(resolved.batch)
-        outbox = Outbox(folder.path, f"{uid_of(folder)}/comparison", f"compare {resolved.name}", tags, silence)
+        outbox = Outbox(folder.path, f"{uid_of(folder)}/comparison", f"compare {resolved.name}", tags, unreachable)
         commands = commands_of(experiment, folder_path, flags)
         if not scheduling.missing(prepared, records) and outbox.is_sent:
             runner.complete(prepared, folder)

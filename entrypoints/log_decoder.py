@@ -47,7 +47,7 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
     tell(pair.notes)
     pair.decode(registry.EXAMPLE, replace(asked, max_new_tokens=TRIED))
     most = int(most_new_tokens or max(pair.context, asked.max_new_tokens))
-    reference = referring.refer(pair, asked, most)
+    reference = referring.make_decoder_spec(pair, asked, most)
     label = asked.methods[0].label
     tags = {"method": "log_decoder", "group": asked.name, "pair": asked.pair, "task": asked.task}
     with backend.wanted("a decoder is registered there", way_on):

@@ -30,7 +30,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class TrainJudgeConfig:
     """What is asked for, checked."""
 
     labels: str
@@ -42,7 +42,7 @@ class Order:
     seed: int
 
 
-def order(labels: str, features: str, recall: str, kinds: str, name: str, output: str, seed: str) -> Order:
+def order(labels: str, features: str, recall: str, kinds: str, name: str, output: str, seed: str) -> TrainJudgeConfig:
     """Settings from text. Raises ConfigError with every fault."""
     from specexp.judge.features import MODES
 
@@ -63,10 +63,10 @@ def order(labels: str, features: str, recall: str, kinds: str, name: str, output
         faults.append(f"seed is {seed!r}; it must be a whole number >= 0.")
     if faults:
         raise ConfigError(faults)
-    return Order(labels, features, share, tuple(dict.fromkeys(names)), name, output, int(seed))
+    return TrainJudgeConfig(labels, features, share, tuple(dict.fromkeys(names)), name, output, int(seed))
 
 
-def train_judge(asked: Order) -> str:
+def train_judge(asked: TrainJudgeConfig) -> str:
     """Train, calibrate, compare, log and register; returns the new version's address. Raises SpecexpError."""
     from specexp.tracking import backend
 
@@ -74,7 +74,7 @@ def train_judge(asked: Order) -> str:
         return _train(asked)
 
 
-def _train(asked: Order) -> str:
+def _train(asked: TrainJudgeConfig) -> str:
     from specexp.judge import features, selection
     from specexp.storage import files
     from specexp.storage.run_folder import locked
@@ -91,7 +91,7 @@ def _train(asked: Order) -> str:
         return _train_in(folder, asked, labels, source)
 
 
-def _train_in(folder: Path, asked: Order, labels: LabelSet, source: str) -> str:
+def _train_in(folder: Path, asked: TrainJudgeConfig, labels: LabelSet, source: str) -> str:
     from specexp.judge import features, registry, selection
     from specexp.storage.run_folder import uid_of
     from specexp.storage.run_plan import Input
@@ -128,7 +128,7 @@ def _train_in(folder: Path, asked: Order, labels: LabelSet, source: str) -> str:
     return f"models:/{asked.name}/{verdict.version}"
 
 
-def _name(asked: Order, labels: LabelSet) -> str:
+def _name(asked: TrainJudgeConfig, labels: LabelSet) -> str:
     return f"judge-{labels.hash[:12]}-{asked.features}-r{asked.recall:g}-s{asked.seed}"
 
 
@@ -137,12 +137,12 @@ def _register(name: str, address: str, judge: Candidate, present: Any, labels: L
 
     version = registry.register(address, name, judge.judge.facts)
     if present is None:
-        return registry.crown(name, version, True, "the first of this name")
+        return registry.promote(name, version, True, "the first of this name")
     old, champion = present
     if champion is None:
-        return registry.crown(name, version, True, f"the files of version {old}, the champion until now, are gone")
+        return registry.promote(name, version, True, f"the files of version {old}, the champion until now, are gone")
     wins, says = selection.better(judge.judge, champion, labels)
-    return registry.crown(name, version, wins, f"{says} (version {old})")
+    return registry.promote(name, version, wins, f"{says} (version {old})")
 
 
 def _labels(address: str) -> tuple[LabelSet, str]:

@@ -10,12 +10,12 @@ from specexp import config
 from specexp.config import Experiment, MethodConfig
 from specexp.config.single import check_bytes, checked_prompt, most_bytes
 from specexp.decoding.protocol import Role
-from specexp.decoding.rng import dice_for
+from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation, Request
 from specexp.errors import ConfigError
 from specexp.judge.judge import Judge
-from specexp.methods import Making, decoder_for
+from specexp.methods import BuildContext, decoder_for
 from specexp.pair.detokenizer import Pieces
 from specexp.pair.loading import Pair, hidden_sizes, identity, load_pair
 from specexp.pair.tokenization import Text
@@ -90,7 +90,7 @@ class LoadedPair:
         pieces = Pieces(self._pair.text, self._pair.eos_ids, on_text) if on_text else None
         request = self.request(prompt, asked, prompt_id, pieces.add if pieces else None)
         out = self._engine.generate(
-            request.decoder, request.prompt_ids, request.max_new_tokens, request.dice, request.told, request.name
+            request.decoder, request.prompt_ids, request.max_new_tokens, request.rng, request.told, request.name
         )
         if pieces:
             pieces.close()
@@ -116,12 +116,12 @@ class LoadedPair:
         method = asked.methods[0]
         warp = Warp(asked.temperature, asked.top_k, asked.top_p)
         self.judge_of(method)
-        decoder = decoder_for(method, Making(warp, self._known, self._pair.eos_ids))
+        decoder = decoder_for(method, BuildContext(warp, self._known, self._pair.eos_ids))
         check_bytes(prompt, self.most_bytes(decoder.models[0]))
         ids = (text or self._pair.text).encode([{"role": "user", "content": prompt}])
         self._engine.room_for(ids, asked.max_new_tokens, decoder.models[0])
-        dice = dice_for(asked.temperature, asked.seed, prompt_id)
-        return Request(decoder, ids, asked.max_new_tokens, dice, told, prompt_id)
+        rng = rng_for(asked.temperature, asked.seed, prompt_id)
+        return Request(decoder, ids, asked.max_new_tokens, rng, told, prompt_id)
 
     def most_bytes(self, role: Role) -> int:
         """Bytes of a prompt beyond which it is not looked at: it would not fit this model's context."""

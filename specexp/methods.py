@@ -9,7 +9,7 @@ from specexp.config import MethodConfig
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless, Rule
 from specexp.decoding.lossy_rules import Judged, TopK
-from specexp.decoding.protocol import Needs, Role
+from specexp.decoding.protocol import RequiredHidden, Role
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder
@@ -18,7 +18,7 @@ from specexp.judge.judge import Judge
 
 
 @dataclass(frozen=True, slots=True)
-class Making:
+class BuildContext:
     """What a method is made with besides its own settings."""
 
     warp: Warp
@@ -26,24 +26,24 @@ class Making:
     eos_ids: tuple[int, ...] = ()
 
 
-def _chain(method: MethodConfig, making: Making, rule: Rule) -> Chain:
+def _chain(method: MethodConfig, making: BuildContext, rule: Rule) -> Chain:
     return Chain(DraftModel(method.gamma, method.min_draft_probability), rule, making.warp, method.bonus)
 
 
-def _autojudge(method: MethodConfig, making: Making) -> Chain:
+def _autojudge(method: MethodConfig, making: BuildContext) -> Chain:
     judge = making.judges[method.judge]
     mode = features.mode(judge.facts.features)
     threshold = judge.facts.threshold if method.threshold is None else method.threshold
-    needs = mode.needs if threshold > 0 else Needs()  # at 0 it is the lossless chain, at its price
+    needs = mode.needs if threshold > 0 else RequiredHidden()  # at 0 it is the lossless chain, at its price
     return _chain(method, making, Judged(judge.network, mode.parts, threshold, making.eos_ids, needs))
 
 
-def _specexec(method: MethodConfig, making: Making) -> SpecExec:
+def _specexec(method: MethodConfig, making: BuildContext) -> SpecExec:
     assert method.tree is not None, f"{method.label} has no tree"
     return SpecExec(warp=making.warp, **asdict(method.tree))
 
 
-BUILDERS: dict[str, Callable[[MethodConfig, Making], Decoder]] = {
+BUILDERS: dict[str, Callable[[MethodConfig, BuildContext], Decoder]] = {
     "baseline": lambda method, making: Baseline(making.warp),
     "draft_only": lambda method, making: Baseline(making.warp, "draft"),
     "speculative": lambda method, making: _chain(method, making, Lossless()),
@@ -73,5 +73,5 @@ def roles_of(method: MethodConfig) -> set[Role]:
     return alone.get(method.method, {"target", "draft"})
 
 
-def decoder_for(method: MethodConfig, making: Making) -> Decoder:
+def decoder_for(method: MethodConfig, making: BuildContext) -> Decoder:
     return BUILDERS[method.method](method, making)

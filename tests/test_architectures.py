@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 import tiny_models
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
-from specexp.decoding.rng import CertainDice
+from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
@@ -100,11 +100,11 @@ def outcome(kind: str, **more: Any) -> tuple[str, str]:
     engine, trees = Engine(models), RIGHT
     for prompt in prompts():
         want = generated(module, prompt)
-        assert engine.generate(Baseline(GREEDY), prompt, LENGTH, CertainDice()).token_ids == want, "plain decoding"
+        assert engine.generate(Baseline(GREEDY), prompt, LENGTH, CertainRng()).token_ids == want, "plain decoding"
         for name, chain in CHAINS.items():
-            assert engine.generate(chain, prompt, LENGTH, CertainDice()).token_ids == want, name
+            assert engine.generate(chain, prompt, LENGTH, CertainRng()).token_ids == want, name
         try:
-            got = Engine(models).generate(TREE, prompt, LENGTH, CertainDice()).token_ids
+            got = Engine(models).generate(TREE, prompt, LENGTH, CertainRng()).token_ids
         except ModelError:
             trees = REFUSED
         else:
@@ -129,7 +129,7 @@ def test_the_cache_of_layers_that_share_keys_changes_nothing(kind: str) -> None:
     models: Any = {"target": HFModel(module, kind), "draft": HFModel(tiny_models.disturbed(module), kind)}
     for decoder in (CHAINS["speculative"], TREE):
         cached, without = (
-            Engine(models, cached=cached).generate(decoder, [5, 9, 11, 40], 12, CertainDice())
+            Engine(models, cached=cached).generate(decoder, [5, 9, 11, 40], 12, CertainRng())
             for cached in (True, False)
         )
         assert cached.token_ids == without.token_ids == generated(module, [5, 9, 11, 40])[:12]

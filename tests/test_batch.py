@@ -70,11 +70,11 @@ class Lab:
         }
 
     def requests(self, decoder: Mutable, temperature: float, name: str = "") -> list[Mutable]:
-        rng = random.Random(5)
-        dice_for, request = module("decoding.rng").dice_for, module("engine").Request
+        numbers = random.Random(5)
+        rng_for, request = module("decoding.rng").rng_for, module("engine").Request
         return [
-            request(decoder, [rng.randrange(3, self.vocab) for _ in range(length)], limit,
-                    dice_for(temperature, 5, f"{name} {length}"))
+            request(decoder, [numbers.randrange(3, self.vocab) for _ in range(length)], limit,
+                    rng_for(temperature, 5, f"{name} {length}"))
             for length, limit in SIZES
         ]  # fmt: skip
 
@@ -100,7 +100,7 @@ def told(out: Any) -> dict[str, Any]:
 
 
 def alone(lab: Lab, requests: Sequence[Any]) -> list[dict[str, Any]]:
-    return [told(lab.engine().generate(r.decoder, r.prompt_ids, r.max_new_tokens, r.dice)) for r in requests]
+    return [told(lab.engine().generate(r.decoder, r.prompt_ids, r.max_new_tokens, r.rng)) for r in requests]
 
 
 def disagreements(lab: Lab, rows: int, requests: Sequence[Any], want: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -147,7 +147,7 @@ def test_methods_may_be_mixed_on_any_number_of_rows(lab: Lab, temperature: float
 def test_a_prompt_that_leaves_no_room_ends_at_once(lab: Lab) -> None:
     decoder = lab.decoders(0.0)["gamma 4"]
     requests = lab.requests(decoder, 0.0)
-    requests.insert(1, module("engine").Request(decoder, [5, 6], 0, requests[0].dice))
+    requests.insert(1, module("engine").Request(decoder, [5, 6], 0, requests[0].rng))
     found = dict(lab.engine(3).generate_all(requests))
     assert found[1].token_ids == []
     del requests[1]
@@ -177,10 +177,10 @@ class Watched:
 def test_a_round_of_a_full_batch_takes_gamma_drafts_one_verification_and_one_read(lab: Lab, gamma: int) -> None:
     """All prompts are equally long and accept all: every row is in the same round from the first to the last."""
     same = {role: Watched(lab.models["target"]) for role in ("target", "draft")}
-    chain, rules, dice = module("decoding.chain"), module("decoding.rules"), module("decoding.rng")
+    chain, rules, rng = module("decoding.chain"), module("decoding.rules"), module("decoding.rng")
     decoder = chain.Chain(chain.DraftModel(gamma), chain.Lossless(), rules.Warp())
     engine = module("engine").Engine(same, (), rows=5)
-    requests = [module("engine").Request(decoder, [i + 3, 4, 5], 3 * (gamma + 1), dice.CertainDice()) for i in range(5)]
+    requests = [module("engine").Request(decoder, [i + 3, 4, 5], 3 * (gamma + 1), rng.CertainRng()) for i in range(5)]
     for _, out in engine.generate_all(requests):
         assert (out.num_rounds, out.num_full) == (3, 3)
         assert (out.num_target_calls, out.num_draft_calls) == (3, 3 * gamma)
@@ -200,11 +200,11 @@ def test_a_joint_forward_is_one_pass_over_the_weights(lab: Lab, monkeypatch: pyt
 
     monkeypatch.setattr(own, "__call__", counted)
     decoder = lab.decoders(0.0)["baseline"]
-    request, dice = module("engine").Request, module("decoding.rng").CertainDice()
+    request, rng = module("engine").Request, module("decoding.rng").CertainRng()
     list(
         module("engine")
         .Engine(lab.models, (), rows=4)
-        .generate_all(request(decoder, [i + 3], 10, dice) for i in range(4))
+        .generate_all(request(decoder, [i + 3], 10, rng) for i in range(4))
     )
     assert passes == [4] * 10
 
@@ -212,10 +212,10 @@ def test_a_joint_forward_is_one_pass_over_the_weights(lab: Lab, monkeypatch: pyt
 def test_methods_that_are_mixed_verify_together(pair: Callable[[str], dict[str, Any]]) -> None:
     lab = hf_lab({role: Watched(model) for role, model in pair("llama").items()})
     decoders = lab.decoders(0.0)
-    dice, request = module("decoding.rng").CertainDice(), module("engine").Request
+    rng, request = module("decoding.rng").CertainRng(), module("engine").Request
     names = ["baseline", "gamma 4", "lookup", "specexec"]
     lab.eos = ()
-    done = dict(lab.engine(4).generate_all(request(decoders[name], [5, 6, 7], 12, dice) for name in names))
+    done = dict(lab.engine(4).generate_all(request(decoders[name], [5, 6, 7], 12, rng) for name in names))
     assert len(done) == 4
     assert lab.models["target"].sizes[:2] == [4, 4]
 
@@ -225,32 +225,32 @@ def test_methods_that_are_mixed_verify_together(pair: Callable[[str], dict[str, 
 
 def tree(base: int, num: int, seed: int) -> Any:
     """`num` nodes behind slot base - 1, each below an earlier one or the root."""
-    rng, paths = random.Random(seed), list[list[int]]()
+    numbers, paths = random.Random(seed), list[list[int]]()
     for i in range(num):
-        parent = i - 1 if rng.random() < 0.8 else rng.randrange(-1, i)  # deeper than a window
+        parent = i - 1 if numbers.random() < 0.8 else numbers.randrange(-1, i)  # deeper than a window
         paths.append([*(paths[parent] if parent >= 0 else []), i])
     return module("lm.model").Branches(base, [len(path) - 1 for path in paths], paths)
 
 
 def fed_both_ways(model: Any, rounds: int = 12, tokens: int = 30) -> Iterator[tuple[Any, Any]]:
     """The answers of joint and of single feeds: chains and trees on some of five rows at a time, cut back at random."""
-    rng, feed = random.Random(7), module("lm.model").Feed
+    numbers, feed = random.Random(7), module("lm.model").Feed
     joint, single = model.sessions(5, 8), [model.session() for _ in range(5)]
     for number in range(rounds):
-        used = sorted(rng.sample(range(5), rng.randrange(1, 6)))
+        used = sorted(numbers.sample(range(5), numbers.randrange(1, 6)))
         feeds, want = [], []
         for row in used:
-            length, num, hidden = single[row].length, rng.randrange(1, tokens), rng.random() < 0.5
-            ids = model.ids([rng.randrange(3, 90) for _ in range(num)])
-            branches = tree(length, num, number) if rng.random() < 0.4 and length else None
-            rows = rng.randrange(1, num + 1)
+            length, num, hidden = single[row].length, numbers.randrange(1, tokens), numbers.random() < 0.5
+            ids = model.ids([numbers.randrange(3, 90) for _ in range(num)])
+            branches = tree(length, num, number) if numbers.random() < 0.4 and length else None
+            rows = numbers.randrange(1, num + 1)
             feeds.append(feed(joint[row], ids, rows, hidden, branches))
             want.append(single[row].feed(ids, rows, hidden, branches))
             if branches is not None:  # the longest path stays
                 path = max(branches.ancestors, key=len)
                 feeds[-1] = (feeds[-1], min(100, length), [length + i for i in path])
             else:
-                feeds[-1] = (feeds[-1], min(100, rng.randrange(length, length + num + 1)), [])
+                feeds[-1] = (feeds[-1], min(100, numbers.randrange(length, length + num + 1)), [])
         yield model.feed([f for f, _, _ in feeds]), want
         for row, (_, length, slots) in zip(used, feeds, strict=True):
             joint[row].keep(length, slots)
@@ -312,18 +312,19 @@ def test_growing_makes_room_for_the_padding_of_a_short_row(pair: Callable[[str],
 @pytest.mark.parametrize("lab", ["toy", "llama"], indirect=True)
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_a_procedure_keeps_its_row_and_its_caches(lab: Lab, rows: int) -> None:
-    """Each decodes, looks at what it decoded and goes on from there; it pays only for what its row does not hold."""
-    engine_module, dice = module("engine"), module("decoding.rng").CertainDice()
+    """Each decodes, looks at what it decoded and goes on from there; it is_faster only for what its row does not
+    hold."""
+    engine_module, rng = module("engine"), module("decoding.rng").CertainRng()
     decoder = lab.decoders(0.0)["gamma 4"]
 
     def procedure(number: int) -> Any:
         ids = [3 + (number + i) % 5 for i in range(3 + 7 * number)]
-        before = yield engine_module.Spent()
-        out = yield engine_module.Request(decoder, ids, 12, dice)
-        middle = yield engine_module.Spent()
-        logits, hidden = yield engine_module.Look("target", ids, out.token_ids, hidden=True)
-        after = yield engine_module.Spent()
-        again = yield engine_module.Request(decoder, [*ids, *out.token_ids[:3]], 8, dice)
+        before = yield engine_module.UsageQuery()
+        out = yield engine_module.Request(decoder, ids, 12, rng)
+        middle = yield engine_module.UsageQuery()
+        logits, hidden = yield engine_module.ScoreRequest("target", ids, out.token_ids, hidden=True)
+        after = yield engine_module.UsageQuery()
+        again = yield engine_module.Request(decoder, [*ids, *out.token_ids[:3]], 8, rng)
         assert middle["target_calls"] - before["target_calls"] == out.num_target_calls + 1, "one prefill"
         assert after["target_positions"] - middle["target_positions"] <= len(out.token_ids) + len(ids)
         return ids, out.token_ids, again.token_ids, logits, hidden
@@ -331,8 +332,8 @@ def test_a_procedure_keeps_its_row_and_its_caches(lab: Lab, rows: int) -> None:
     found = dict(lab.engine(rows, reuse=True).run_all(procedure(i) for i in range(6)))
     assert sorted(found) == list(range(6))
     for ids, first, second, logits, hidden in found.values():
-        assert lab.engine().generate(decoder, ids, 12, dice).token_ids == first
-        assert lab.engine().generate(decoder, [*ids, *first[:3]], 8, dice).token_ids == second
+        assert lab.engine().generate(decoder, ids, 12, rng).token_ids == first
+        assert lab.engine().generate(decoder, [*ids, *first[:3]], 8, rng).token_ids == second
         model = lab.models["target"]
         want = model.session().feed(model.ids([*ids, *first]), len(first) + 1, True)
         assert gap([(logits, hidden)], [want]) < 1e-4
@@ -340,7 +341,7 @@ def test_a_procedure_keeps_its_row_and_its_caches(lab: Lab, rows: int) -> None:
 
 def test_looks_of_several_procedures_are_answered_together(pair: Callable[[str], dict[str, Any]]) -> None:
     lab = hf_lab({role: Watched(model) for role, model in pair("llama").items()})
-    look = module("engine").Look
+    look = module("engine").ScoreRequest
 
     def procedure(number: int) -> Any:
         for role in ("draft", "target"):

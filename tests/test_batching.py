@@ -15,7 +15,7 @@ from specexp.benchmark import benchmark, throughput
 from specexp.benchmark.benchmark_report import table
 from specexp.engine import Engine
 from specexp.evaluation.preparation import Prepared
-from specexp.evaluation.timing import Own
+from specexp.evaluation.timing import SpecexpContender
 from test_benchmark import SMALL, run, small_copies  # noqa: F401
 
 
@@ -27,7 +27,8 @@ def prepared() -> Prepared:
 
 def measured(prepared: Prepared) -> throughput.Batched:
     own = [
-        Own(name, prepared, setting) for name, setting in zip(("plain", "chain_k3"), prepared.settings, strict=False)
+        SpecexpContender(name, prepared, setting)
+        for name, setting in zip(("plain", "chain_k3"), prepared.settings, strict=False)
     ]
     with tqdm(disable=True) as bar:
         made = throughput.Batching(prepared, own, 4, bar)

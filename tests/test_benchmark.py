@@ -17,7 +17,7 @@ from entrypoints.benchmark import command
 from running import invoke, refused, runs
 from specexp import config
 from specexp.benchmark import benchmark, peers
-from specexp.benchmark.contenders import Theirs
+from specexp.benchmark.contenders import HFContender
 from specexp.benchmark.peers import Peer
 from specexp.decoding import chain, rules
 from specexp.engine import Engine
@@ -85,7 +85,7 @@ def test_it_leaves_numbers_a_figure_and_one_run(workplace: Path) -> None:
 def test_a_decoder_with_a_bug_is_found_out(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = rules.verify_greedy
 
-    def accepts_all(logits: Any, drafted: Any, waived: Any) -> Any:
+    def accepts_all(logits: Any, drafted: Any, accepted_anyway: Any) -> Any:
         return right(logits, drafted, torch.ones_like(drafted, dtype=torch.bool))
 
     monkeypatch.setattr(chain, "verify_greedy", accepts_all)
@@ -150,7 +150,7 @@ def test_a_folder_that_is_taken_is_left_alone(workplace: Path) -> None:
     assert [path.name for path in (workplace / "out").iterdir()] == ["mine.txt"]
 
 
-def forwards(model: HFModel, contender: Theirs) -> tuple[int, Timing]:
+def forwards(model: HFModel, contender: HFContender) -> tuple[int, Timing]:
     """Calls of a model while a contender decodes the first prompt."""
     seen: list[None] = []
     handle = model.module.register_forward_pre_hook(lambda *_: seen.append(None))
@@ -165,7 +165,7 @@ def forwards(model: HFModel, contender: Theirs) -> tuple[int, Timing]:
 def test_assisted_generation_drafts_gamma_tokens_every_round(prepared: Prepared, gamma: int) -> None:
     models: Any = prepared.pair.models
     before = models["draft"].module.generation_config
-    assisted = Theirs("assisted", prepared, Peer(models, (), gamma))  # no EOS, at which a draft would end early
+    assisted = HFContender("assisted", prepared, Peer(models, (), gamma))  # no EOS, at which a draft would end early
     drafted, timing = forwards(models["draft"], assisted)
     rounds, _ = forwards(models["target"], assisted)
     assert len(timing.token_ids) == prepared.experiment.max_new_tokens
@@ -180,7 +180,7 @@ def test_a_models_own_generation_settings_do_not_leak_into_peers(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models: Any = prepared.pair.models
-    plain = Theirs("generate", prepared, Peer(models, prepared.pair.eos_ids))
+    plain = HFContender("generate", prepared, Peer(models, prepared.pair.eos_ids))
     want = plain.time(0, 0).token_ids
     own = models["target"].module.generation_config
     monkeypatch.setattr(own, "repetition_penalty", 3.0)
@@ -197,7 +197,7 @@ def test_padded_ids_are_suppressed(prepared: Prepared, monkeypatch: pytest.Monke
 
 
 def test_sampling_peers_draw_the_same_in_every_repeat(prepared: Prepared) -> None:
-    sampling = Theirs("generate", prepared, Peer(prepared.pair.models, prepared.pair.eos_ids, temperature=1.0))  # type: ignore[arg-type]
+    sampling = HFContender("generate", prepared, Peer(prepared.pair.models, prepared.pair.eos_ids, temperature=1.0))  # type: ignore[arg-type]
     state = torch.get_rng_state()
     assert sampling.time(0, 0).token_ids == sampling.time(0, 1).token_ids
     assert torch.equal(torch.get_rng_state(), state)
@@ -206,7 +206,7 @@ def test_sampling_peers_draw_the_same_in_every_repeat(prepared: Prepared) -> Non
 def test_a_divergence_is_found_at_its_place_and_a_near_tie_told_from_another(prepared: Prepared) -> None:
     models: Any = prepared.pair.models
     ids = prepared.prompts[0]
-    want = Theirs("generate", prepared, Peer(models, prepared.pair.eos_ids)).time(0, 0).token_ids
+    want = HFContender("generate", prepared, Peer(models, prepared.pair.eos_ids)).time(0, 0).token_ids
     logits = Engine(models).look("target", [*ids, *want[:5]], [])[0][-1]
     second = int(logits.topk(2).indices[1])
     outputs = {

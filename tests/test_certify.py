@@ -120,14 +120,16 @@ def test_a_residual_that_is_left_out_fails_where_tokens_are_drawn(
 ) -> None:
     """After a rejection the target's row is drawn from as it is: likely tokens, wrong shares."""
 
-    def from_whole_rows(verify: Any, p: Any, q: Any, drafted: Any, waived: Any, dice: Any, position: int) -> Any:
+    def from_whole_rows(
+        verify: Any, p: Any, q: Any, drafted: Any, accepted_anyway: Any, rng: Any, position: int
+    ) -> Any:
         class Whole:
-            streak = staticmethod(dice.streak)
+            accept_prefix = staticmethod(rng.accept_prefix)
 
             def after(self, weights: Any, position: int, num_accepted: Any, num_drafted: int) -> Any:
-                return dice.after(p[int(num_accepted)], position, num_accepted, num_drafted)
+                return rng.after(p[int(num_accepted)], position, num_accepted, num_drafted)
 
-        return verify(p, q, drafted, waived, Whole(), position)
+        return verify(p, q, drafted, accepted_anyway, Whole(), position)
 
     planted(monkeypatch, chain, "verify", from_whole_rows)
     result = certify("--method", "speculative", "--gamma", "3", *TOY, "--temperature", "0.8", "--samples", "800")
@@ -141,7 +143,7 @@ def test_a_residual_that_is_left_out_fails_where_tokens_are_drawn(
 def test_a_bug_that_only_a_persons_own_models_show_fails(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens from 12 on are always accepted: the oracle's models have three."""
 
-    def waves_through(verify: Any, logits: Any, drafted: Any, waived: Any) -> Any:
+    def waves_through(verify: Any, logits: Any, drafted: Any, accepted_anyway: Any) -> Any:
         return verify(logits, drafted, drafted >= 12)
 
     planted(monkeypatch, chain, "verify_greedy", waves_through)

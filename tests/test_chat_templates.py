@@ -23,7 +23,7 @@ from specexp.lm.hf.loading import load_tokenizer
 from specexp.lm.runtime import ModelConfig
 from specexp.pair import chat_template
 from specexp.pair.loading import load_pair
-from specexp.serving.decoder_spec import FILE, Reference, ServedDecoder, refer
+from specexp.serving.decoder_spec import FILE, Reference, ServedDecoder, make_decoder_spec
 from specexp.storage.run_folder import OutputFolder
 
 TURNS = "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}\n{% endfor %}"
@@ -306,7 +306,7 @@ def test_a_served_decoder_keeps_the_template_it_was_logged_with(
     def logged(folder: Path) -> Reference:
         flags = {"target": str(folder), "draft": str(folder), "methods": "baseline"}
         pair = specexp.load("arith_quick", **flags)
-        return refer(pair, config.resolve("arith_quick", flags), 8)
+        return make_decoder_spec(pair, config.resolve("arith_quick", flags), 8)
 
     chatty = logged(chat_folder)
     assert (chatty.experiment.target.chat_template, logged(base_folder).experiment.target.chat_template) == (

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from specexp.advise.choice import Checked, Option, best, harmless, pays, worth_checking
+from specexp.advise.choice import Checked, Option, accuracy_preserved, best, is_faster, worth_checking
 from specexp.metrics.statistics import Interval
 
 
@@ -58,8 +58,8 @@ def test_the_fastest_that_pays_beyond_doubt_is_recommended() -> None:
 
 
 def test_what_pays_in_decoding_alone_is_not_recommended() -> None:
-    assert not pays(ran(1.2, 1.1, end_to_end=1.05))
-    assert pays(ran(1.2, 1.1, end_to_end=1.15))
+    assert not is_faster(ran(1.2, 1.1, end_to_end=1.05))
+    assert is_faster(ran(1.2, 1.1, end_to_end=1.15))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_what_pays_in_decoding_alone_is_not_recommended() -> None:
     ],
 )
 def test_a_lossy_candidate_must_have_done_no_harm(found: Checked, want: bool) -> None:
-    assert harmless(found) is want
+    assert accuracy_preserved(found) is want
     assert best({"j": False, "k": True}, {"j": found, "k": ran(1.5, 1.4)}) == ("j" if want else "k")
 
 

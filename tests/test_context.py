@@ -11,7 +11,7 @@ import pytest
 from specexp.engine.context import Context
 
 
-class Sheet:
+class RunSpec:
     """Holds the ids it is fed."""
 
     def __init__(self) -> None:
@@ -38,12 +38,12 @@ class Model:
 
 
 @pytest.fixture
-def sheet() -> Sheet:
-    return Sheet()
+def sheet() -> RunSpec:
+    return RunSpec()
 
 
 @pytest.fixture
-def context(sheet: Sheet) -> Context:
+def context(sheet: RunSpec) -> Context:
     return Context(Model(), sheet)  # type: ignore[arg-type]
 
 
@@ -53,7 +53,7 @@ def feed(context: Context, tokens: list[int] | None = None, parents: list[int] |
     return planned
 
 
-def test_a_prompt_is_held_but_for_its_last_token(context: Context, sheet: Sheet) -> None:
+def test_a_prompt_is_held_but_for_its_last_token(context: Context, sheet: RunSpec) -> None:
     context.open([1, 2, 3], reuse=False)
     assert sheet.held == [1, 2]
     assert (context.num_calls, context.num_positions) == (1, 2)
@@ -64,13 +64,13 @@ def test_a_prompt_is_held_but_for_its_last_token(context: Context, sheet: Sheet)
     assert (context.num_calls, context.num_positions) == (3, 6)
 
 
-def test_a_prompt_of_one_token_feeds_nothing(context: Context, sheet: Sheet) -> None:
+def test_a_prompt_of_one_token_feeds_nothing(context: Context, sheet: RunSpec) -> None:
     context.open([1], reuse=False)
     assert (sheet.held, context.num_calls) == ([], 0)
     assert feed(context).tokens.tolist() == [1]
 
 
-def test_the_longest_common_prefix_is_reused_and_no_more(context: Context, sheet: Sheet) -> None:
+def test_the_longest_common_prefix_is_reused_and_no_more(context: Context, sheet: RunSpec) -> None:
     context.open([1, 2, 3, 4, 5], reuse=True)
     context.open([1, 2, 9, 4, 5], reuse=True)
     assert sheet.held == [1, 2, 9, 4]
@@ -81,14 +81,14 @@ def test_the_longest_common_prefix_is_reused_and_no_more(context: Context, sheet
     assert (sheet.held, context.num_positions) == ([1, 2], 8)
 
 
-def test_a_prompt_beyond_the_context_is_not_fed(context: Context, sheet: Sheet) -> None:
+def test_a_prompt_beyond_the_context_is_not_fed(context: Context, sheet: RunSpec) -> None:
     context.open(list(range(13)), reuse=False)
     assert len(sheet.held) == 12, "12 fit, with no room to go on"
     context.open(list(range(20, 34)), reuse=False)
     assert sheet.held == []
 
 
-def test_a_round_keeps_the_accepted_slots_without_the_last_committed_token(context: Context, sheet: Sheet) -> None:
+def test_a_round_keeps_the_accepted_slots_without_the_last_committed_token(context: Context, sheet: RunSpec) -> None:
     context.open([1, 2], reuse=False)
     feed(context, [3, 4, 5])  # slots 0, 1, 2
     context.commit([3, 4, 8], range(2))
@@ -98,7 +98,7 @@ def test_a_round_keeps_the_accepted_slots_without_the_last_committed_token(conte
     assert sheet.held == [1, 2, 3, 4, 8, 6]
 
 
-def test_a_fully_accepted_chain_keeps_its_last_token_out(context: Context, sheet: Sheet) -> None:
+def test_a_fully_accepted_chain_keeps_its_last_token_out(context: Context, sheet: RunSpec) -> None:
     """All was fed and all committed, no bonus: the next round asks for the last token's row."""
     context.open([1, 2], reuse=False)
     feed(context, [3, 4])
@@ -107,7 +107,7 @@ def test_a_fully_accepted_chain_keeps_its_last_token_out(context: Context, sheet
     assert feed(context).tokens.tolist() == [4]
 
 
-def test_a_trees_path_is_moved_together(context: Context, sheet: Sheet) -> None:
+def test_a_trees_path_is_moved_together(context: Context, sheet: RunSpec) -> None:
     """root 2; children 3 (slot 0) and 4 (slot 1); 5 (slot 2) under 4."""
     context.open([1, 2], reuse=False)
     planned = feed(context, [3, 4, 5], [-1, -1, 1])
@@ -119,7 +119,7 @@ def test_a_trees_path_is_moved_together(context: Context, sheet: Sheet) -> None:
     assert context.num_slots == 0
 
 
-def test_slots_that_were_never_fed_are_not_kept(context: Context, sheet: Sheet) -> None:
+def test_slots_that_were_never_fed_are_not_kept(context: Context, sheet: RunSpec) -> None:
     """A draft model that did not feed its last token holds one slot less than was accepted."""
     context.open([1, 2], reuse=False)
     feed(context, [3])
@@ -128,7 +128,7 @@ def test_slots_that_were_never_fed_are_not_kept(context: Context, sheet: Sheet) 
     assert feed(context).tokens.tolist() == [4, 5], "what is missing is fed first"
 
 
-def test_without_a_cache_everything_is_fed_at_each_ask(sheet: Sheet) -> None:
+def test_without_a_cache_everything_is_fed_at_each_ask(sheet: RunSpec) -> None:
     context = Context(Model(), sheet, cached=False)  # type: ignore[arg-type]
     context.open([1, 2, 3], reuse=False)
     assert (sheet.held, context.num_calls) == ([], 0)
@@ -138,7 +138,7 @@ def test_without_a_cache_everything_is_fed_at_each_ask(sheet: Sheet) -> None:
     assert feed(context).tokens.tolist() == [1, 2, 3, 7, 9]
 
 
-def test_forgetting_empties_the_cache(context: Context, sheet: Sheet) -> None:
+def test_forgetting_empties_the_cache(context: Context, sheet: RunSpec) -> None:
     context.open([1, 2, 3], reuse=True)
     context.forget()
     assert sheet.held == []

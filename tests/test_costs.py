@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from specexp.decoding.protocol import Draft, Drafted
-from specexp.decoding.rng import Dice
+from specexp.decoding.rng import Rng
 from specexp.lm.model import Array, Branches, Feed
 from specexp.lm.toy import ToyModel, ToySession
 from specexp.profiling import call_costs
@@ -97,10 +97,10 @@ def test_sizes_between_are_on_a_straight_line_and_beyond_the_ends_the_ends() -> 
 class WholeChains(SlowToy):
     """It drafts a chain in one go, which costs less than its steps do."""
 
-    def drafts(self, ask: Draft, dice: Dice) -> bool:
+    def drafts(self, ask: Draft, rng: Rng) -> bool:
         return True
 
-    def draft(self, feed: Feed, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
+    def draft(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
         self.now[0] += 0.05 * length
         return Drafted(self.ids([0] * length), None)
 

@@ -1,4 +1,4 @@
-"""The dice: fair, independent, keyed by what they are for, and the same on numpy and torch.
+"""The rng: fair, independent, keyed by what they are for, and the same on numpy and torch.
 
 Statistical tests run on fixed seeds, so they cannot flake; their bounds are those of a correct generator at 1e-6.
 """
@@ -10,24 +10,24 @@ import pytest
 import torch
 from scipy import stats
 
-from specexp.decoding.rng import ACCEPT, DRAFT, RESIDUAL, TARGET, HashDice
+from specexp.decoding.rng import ACCEPT, DRAFT, RESIDUAL, TARGET, HashRng
 
 UNLIKELY = 1e-6
 
 
-def noise(dice: HashDice, positions: int = 64, tokens: int = 512, purpose: int = DRAFT) -> np.ndarray:
+def noise(rng: HashRng, positions: int = 64, tokens: int = 512, purpose: int = DRAFT) -> np.ndarray:
     where, token = np.arange(positions)[:, None], np.arange(tokens)[None, :]
-    return dice.uniform(where, where * 0 + purpose, token)
+    return rng.uniform(where, where * 0 + purpose, token)
 
 
 def test_noise_is_uniform_and_uncorrelated() -> None:
-    u = noise(HashDice.of(0, "p"))
+    u = noise(HashRng.of(0, "p"))
     assert stats.kstest(u.ravel(), "uniform").pvalue > UNLIKELY
     others = [
-        noise(HashDice.of(1, "p")),
-        noise(HashDice.of(0, "q")),
-        noise(HashDice.of(0, "p", turn=1)),
-        noise(HashDice.of(0, "p"), purpose=ACCEPT),
+        noise(HashRng.of(1, "p")),
+        noise(HashRng.of(0, "q")),
+        noise(HashRng.of(0, "p", turn=1)),
+        noise(HashRng.of(0, "p"), purpose=ACCEPT),
     ]
     for a, b in [(u[:-1], u[1:]), (u[:, :-1], u[:, 1:]), *((u, other) for other in others)]:
         assert stats.pearsonr(a.ravel(), b.ravel()).pvalue > UNLIKELY
@@ -35,21 +35,24 @@ def test_noise_is_uniform_and_uncorrelated() -> None:
 
 def test_no_two_keys_share_their_noise() -> None:
     values = np.concatenate(
-        [noise(HashDice.of(s, "p"), purpose=purpose).ravel() for s in range(2) for purpose in (1, 2, 3, 4)]
+        [noise(HashRng.of(s, "p"), purpose=purpose).ravel() for s in range(2) for purpose in (1, 2, 3, 4)]
     )
     # 2**18 draws of 32 bits: about 8 pairs agree by chance.
     assert len(values) - len(np.unique(values)) < 30
 
 
 def test_numpy_and_torch_throw_the_same() -> None:
-    dice = HashDice.of(7, "prompt")
-    rng = np.random.default_rng(0)
+    rng = HashRng.of(7, "prompt")
+    numbers = np.random.default_rng(0)
     where, token = torch.arange(64)[:, None], torch.arange(512)[None, :]
-    assert np.array_equal(dice.uniform(where, where * 0 + DRAFT, token).numpy(), noise(dice))
+    assert np.array_equal(rng.uniform(where, where * 0 + DRAFT, token).numpy(), noise(rng))
     for position in range(50):
-        p = rng.dirichlet(np.ones(40) * 0.3)
-        assert int(dice.pick(p, position, TARGET)) == int(dice.pick(torch.from_numpy(p), position, TARGET))
-        a, b = dice.streak(p[:8] * 8, None, position), dice.streak(torch.from_numpy(p[:8] * 8), None, position)
+        p = numbers.dirichlet(np.ones(40) * 0.3)
+        assert int(rng.pick(p, position, TARGET)) == int(rng.pick(torch.from_numpy(p), position, TARGET))
+        a, b = (
+            rng.accept_prefix(p[:8] * 8, None, position),
+            rng.accept_prefix(torch.from_numpy(p[:8] * 8), None, position),
+        )
         assert int(a[0]) == int(b[0])
         assert a[1].tolist() == b[1].tolist()
 
@@ -57,8 +60,8 @@ def test_numpy_and_torch_throw_the_same() -> None:
 @pytest.mark.parametrize("purpose", [DRAFT, RESIDUAL, TARGET])
 def test_picks_follow_the_weights(purpose: int) -> None:
     weights = np.array([0.5, 0.0, 3.0, 1.0, 0.5])  # not normalised
-    dice = HashDice.of(3, "p")
-    counts = np.bincount([int(dice.pick(weights, i, purpose)) for i in range(4000)], minlength=5)
+    rng = HashRng.of(3, "p")
+    counts = np.bincount([int(rng.pick(weights, i, purpose)) for i in range(4000)], minlength=5)
     assert counts[1] == 0
     seen = weights > 0
     assert stats.chisquare(counts[seen], 4000 * weights[seen] / weights.sum()).pvalue > UNLIKELY
@@ -66,27 +69,27 @@ def test_picks_follow_the_weights(purpose: int) -> None:
 
 def test_a_streak_stops_at_the_first_failure_unless_it_is_waived() -> None:
     prob = np.array([1.0, 0.0, 1.0, 0.0])
-    dice = HashDice.of(0, "p")
-    num, passed = dice.streak(prob, None, 0)
+    rng = HashRng.of(0, "p")
+    num, passed = rng.accept_prefix(prob, None, 0)
     assert (int(num), passed.tolist()) == (1, [True, False, True, False])
-    assert int(dice.streak(prob, np.array([False, True, False, False]), 0)[0]) == 3
-    assert int(dice.streak(prob, np.ones(4, dtype=bool), 0)[0]) == 4
+    assert int(rng.accept_prefix(prob, np.array([False, True, False, False]), 0)[0]) == 3
+    assert int(rng.accept_prefix(prob, np.ones(4, dtype=bool), 0)[0]) == 4
 
 
 def test_streak_lengths_follow_the_probabilities() -> None:
-    dice, prob = HashDice.of(1, "p"), np.array([0.8, 0.5, 0.9])
-    lengths = np.bincount([int(dice.streak(prob, None, 3 * i)[0]) for i in range(4000)], minlength=4)
+    rng, prob = HashRng.of(1, "p"), np.array([0.8, 0.5, 0.9])
+    lengths = np.bincount([int(rng.accept_prefix(prob, None, 3 * i)[0]) for i in range(4000)], minlength=4)
     want = np.array([0.2, 0.8 * 0.5, 0.4 * 0.1, 0.4 * 0.9])
     assert stats.chisquare(lengths, 4000 * want).pvalue > UNLIKELY
 
 
 def test_the_token_behind_a_full_chain_shares_its_luck_with_plain_decoding() -> None:
-    dice, weights = HashDice.of(2, "p"), np.array([0.3, 0.3, 0.4])
+    rng, weights = HashRng.of(2, "p"), np.array([0.3, 0.3, 0.4])
     for start in range(40):
-        behind_all = dice.after(weights, start, np.asarray(5), 5)
-        assert int(behind_all) == int(dice.pick(weights, start + 5, TARGET))
-        corrected = dice.after(weights, start, np.asarray(2), 5)
-        assert int(corrected) == int(dice.pick(weights, start + 2, RESIDUAL))
+        behind_all = rng.after(weights, start, np.asarray(5), 5)
+        assert int(behind_all) == int(rng.pick(weights, start + 5, TARGET))
+        corrected = rng.after(weights, start, np.asarray(2), 5)
+        assert int(corrected) == int(rng.pick(weights, start + 2, RESIDUAL))
 
 
 def test_sampling_on_torch_follows_the_targets_distribution() -> None:
@@ -101,7 +104,7 @@ def test_sampling_on_torch_follows_the_targets_distribution() -> None:
     runs, warp = 3000, Warp(0.9)
     engine = Engine({"target": target, "draft": draft})
     chain = Chain(DraftModel(3), Lossless(), warp)
-    outputs = [tuple(engine.generate(chain, [1], 2, HashDice.of(s, "p")).token_ids) for s in range(runs)]
+    outputs = [tuple(engine.generate(chain, [1], 2, HashRng.of(s, "p")).token_ids) for s in range(runs)]
 
     def p_value(temperature: float) -> float:
         want = reference_distribution.sequence_distribution(target, [1], 2, None, temperature=temperature)

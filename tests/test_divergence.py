@@ -28,8 +28,8 @@ def planted(monkeypatch: pytest.MonkeyPatch, every: bool = True) -> None:
     """A chain that sometimes accepts one token too many."""
     right = chain.verify_greedy
 
-    def wrong(logits: Any, drafted: Any, waived: Any) -> Any:
-        found = right(logits, drafted, waived)
+    def wrong(logits: Any, drafted: Any, accepted_anyway: Any) -> Any:
+        found = right(logits, drafted, accepted_anyway)
         if len(drafted) > 1 and not bool(found.overlap[0]):
             tokens = found.tokens.copy()
             tokens[0] = drafted[0]
@@ -107,7 +107,7 @@ def test_a_tree_must_emit_plain_decodings_tokens_when_it_samples_too(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = specexec.walk
-    monkeypatch.setattr(specexec, "walk", lambda *given: right(*given[:-1], given[-1] + 1))  # dice of another position
+    monkeypatch.setattr(specexec, "walk", lambda *given: right(*given[:-1], given[-1] + 1))  # rng of another position
     result = evaluate(*TOY, "--temperature", "1", "--output", "out", "--show", "0")
     assert result.exit_code == 0, result.output
     rows = table_of(result.output)

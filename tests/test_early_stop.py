@@ -12,8 +12,8 @@ import pytest
 from running import evaluate, flat_runs, records
 from specexp import config
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.protocol import Ask, Drafted, Needs, Role, Scored
-from specexp.decoding.rng import CertainDice, Dice, dice_for
+from specexp.decoding.protocol import Ask, Drafted, RequiredHidden, Role, Scored
+from specexp.decoding.rng import CertainRng, Rng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.errors import ConfigError
@@ -35,7 +35,7 @@ class Watching:
     def models(self) -> tuple[Role, ...]:
         return self.inner.models
 
-    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Generator[Ask, Any, Drafted]:
+    def propose(self, warp: Warp, reserve: int, needs: RequiredHidden) -> Generator[Ask, Any, Drafted]:
         drafted = yield from self.inner.propose(warp, reserve, needs)
         self.seen.append(drafted)
         return drafted
@@ -48,8 +48,8 @@ def toys() -> dict[Role, ToyModel]:
 @pytest.mark.parametrize("warp", [Warp(1.0), Warp(0.6, top_k=3)], ids=str)
 def test_all_but_the_last_token_of_a_draft_are_likely_enough(warp: Warp) -> None:
     proposer = Watching(DraftModel(GAMMA, LEAST))
-    dice: Dice = dice_for(1.0, 0, "p")
-    out = Engine(toys()).generate(Chain(proposer, Lossless(), warp), [1, 2], 300, dice)
+    rng: Rng = rng_for(1.0, 0, "p")
+    out = Engine(toys()).generate(Chain(proposer, Lossless(), warp), [1, 2], 300, rng)
     lengths = [len(drafted.tokens) for drafted in proposer.seen]
     assert set(range(1, GAMMA + 1)) <= set(lengths), "drafts of every length: the test says something"
     assert out.num_draft_calls == sum(lengths) == out.num_drafted
@@ -62,7 +62,7 @@ def test_all_but_the_last_token_of_a_draft_are_likely_enough(warp: Warp) -> None
 def test_at_temperature_0_it_is_the_probability_at_temperature_1() -> None:
     proposer, models = Watching(DraftModel(GAMMA, LEAST)), toys()
     engine = Engine(models)
-    out = engine.generate(Chain(proposer, Lossless(), Warp()), [1, 2], 60, CertainDice())
+    out = engine.generate(Chain(proposer, Lossless(), Warp()), [1, 2], 60, CertainRng())
     done, short = [1, 2], 0
     rounds = iter(out.token_ids)
     for drafted in proposer.seen[:-GAMMA]:
@@ -85,7 +85,7 @@ def test_it_reads_one_value_for_each_token_that_another_may_follow() -> None:
     for least, reads in ((0.0, 0), (1e-9, GAMMA - 1)):
         limit = 5 * (GAMMA + 1)
         same = Engine({"target": toys()["target"], "draft": toys()["target"]})
-        out = same.generate(Chain(DraftModel(GAMMA, least), Lossless(), Warp()), [1], limit, CertainDice())
+        out = same.generate(Chain(DraftModel(GAMMA, least), Lossless(), Warp()), [1], limit, CertainRng())
         assert (out.num_rounds, out.num_drafted) == (5, 5 * GAMMA)
         assert same.num_host_reads == 5 * (1 + reads)
 
@@ -94,17 +94,17 @@ class Reading:
     """A rule that reads the draft's rows, its own behind the last token too, and waives nothing."""
 
     @property
-    def needs(self) -> Needs:
-        return Needs(draft=True, own=True)
+    def needs(self) -> RequiredHidden:
+        return RequiredHidden(draft=True, own=True)
 
-    def waive(self, drafted: Drafted, scored: Scored) -> None:
+    def accept_anyway(self, drafted: Drafted, scored: Scored) -> None:
         assert drafted.hidden is not None
         assert drafted.hidden.shape[0] == drafted.tokens.shape[0] + 1
 
 
 def test_a_judge_gets_the_rows_of_as_many_tokens_as_were_drafted() -> None:
-    plain = Engine(toys()).generate(Chain(DraftModel(GAMMA, LEAST), Lossless(), Warp()), [1, 2], 40, CertainDice())
-    out = Engine(toys()).generate(Chain(DraftModel(GAMMA, LEAST), Reading(), Warp()), [1, 2], 40, CertainDice())
+    plain = Engine(toys()).generate(Chain(DraftModel(GAMMA, LEAST), Lossless(), Warp()), [1, 2], 40, CertainRng())
+    out = Engine(toys()).generate(Chain(DraftModel(GAMMA, LEAST), Reading(), Warp()), [1, 2], 40, CertainRng())
     assert out.token_ids == plain.token_ids
     assert out.num_drafted < GAMMA * out.num_rounds
     assert out.num_draft_calls <= out.num_drafted + out.num_rounds
@@ -117,7 +117,7 @@ def test_greedy_output_equals_generate(pair: Callable[[str], dict[str, HFModel]]
     for prompt in prompts():
         for least in (0.5, 0.0):
             decoder = Chain(DraftModel(8, least), Lossless(), Warp())
-            out = Engine(models).generate(decoder, prompt, LENGTH, CertainDice())
+            out = Engine(models).generate(decoder, prompt, LENGTH, CertainRng())
             assert out.token_ids == generate(models["target"], prompt, LENGTH, None)
             early += out.num_draft_calls * (least > 0)
             plain += out.num_draft_calls * (least == 0)

@@ -17,7 +17,7 @@ import pytest
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
 from specexp.decoding.lossy_rules import TopK
 from specexp.decoding.protocol import Draft, Recall, Role, Round, Steps
-from specexp.decoding.rng import Dice, dice_for
+from specexp.decoding.rng import Rng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
 from specexp.lm.model import Array
@@ -52,7 +52,7 @@ def rates(out: Generation, gamma: int = GAMMA, bonus: bool = True) -> dict[str, 
 
 def decoded(target: Mapping[int, int], draft: Mapping[int, int], eos: int, gamma: int = GAMMA) -> Generation:
     models: dict[Role, Any] = {"target": Written(target), "draft": Written(draft)}
-    return Engine(models, [eos]).generate(Chain(DraftModel(gamma), Lossless(), Warp()), [0], 30, dice_for(0, 0, "p"))
+    return Engine(models, [eos]).generate(Chain(DraftModel(gamma), Lossless(), Warp()), [0], 30, rng_for(0, 0, "p"))
 
 
 def test_drafts_after_an_eos_inside_a_block_count_for_neither_rate() -> None:
@@ -98,8 +98,8 @@ class Noting:
     def models(self) -> tuple[Role, ...]:
         return self._inner.models  # type: ignore[no-any-return]
 
-    def steps(self, dice: Dice, room: int) -> Steps:
-        steps, answer, drafts = self._inner.steps(dice, room), None, []
+    def steps(self, rng: Rng, room: int) -> Steps:
+        steps, answer, drafts = self._inner.steps(rng, room), None, []
         while True:
             try:
                 ask = steps.send(answer)
@@ -144,14 +144,14 @@ CHAINS: dict[str, Callable[[Warp], Chain]] = {
 @pytest.mark.parametrize("warp", [Warp(), Warp(0.9)], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("name", CHAINS)
 def test_rates_are_those_of_a_literal_recount(name: str, warp: Warp) -> None:
-    rng, told_apart = random.Random(name), 0
+    numbers, told_apart = random.Random(name), 0
     for seed in range(25):
         models: dict[Role, Any] = {
             role: ToyModel(6, seed, noise) for role, noise in (("target", 0.0), ("draft", 0.4))
         }  # fmt: skip
-        eos, limit, prompt = rng.randrange(6), rng.randint(1, 14), [rng.randrange(6) for _ in range(5)]
+        eos, limit, prompt = numbers.randrange(6), numbers.randint(1, 14), [numbers.randrange(6) for _ in range(5)]
         noting = Noting(CHAINS[name](warp))
-        out = Engine(models, [eos]).generate(noting, prompt, limit, dice_for(warp.temperature, seed, "p"))
+        out = Engine(models, [eos]).generate(noting, prompt, limit, rng_for(warp.temperature, seed, "p"))
         rate, positions = literal(noting.rounds, eos, limit)
         found = rates(out, bonus=name != "no bonus")
         assert found.get("accept/draft_rate") == (None if rate is None else pytest.approx(float(rate)))
@@ -164,7 +164,7 @@ def test_rates_are_those_of_a_literal_recount(name: str, warp: Warp) -> None:
 def test_what_a_judge_accepted_after_an_eos_is_left_out_too() -> None:
     """Top-12 accepts whatever is drafted: 1 2 9 10, of which 9 is the EOS; 9 and 10 are both against the rule."""
     models: dict[Role, Any] = {"target": Written({9: 5}), "draft": Written({2: 9})}
-    out = Engine(models, [9]).generate(Chain(DraftModel(4), TopK(12), Warp()), [0], 30, dice_for(0, 0, "p"))
+    out = Engine(models, [9]).generate(Chain(DraftModel(4), TopK(12), Warp()), [0], 30, rng_for(0, 0, "p"))
     assert out.token_ids == [1, 2, 9]
     assert (out.num_judged, out.num_judged_before_end) == (2, 1)
     assert rates(out)["accept/judged_rate"] == pytest.approx(1 / 3)

@@ -41,10 +41,10 @@ def module(name: str) -> Any:
 
 def feeds(long: bool) -> Iterator[tuple[list[int], int, Any, list[int]]]:
     """(tokens, rows that are asked for, branches, what is kept: a length, then slots)."""
-    branches, rng = module("lm.model").Branches, random.Random(0)
+    branches, numbers = module("lm.model").Branches, random.Random(0)
 
     def tokens(num: int) -> list[int]:
-        return [rng.randrange(3, 96) for _ in range(num)]
+        return [numbers.randrange(3, 96) for _ in range(num)]
 
     yield tokens(21), 21, None, [21]
     yield tokens(1), 1, None, [22]
@@ -106,13 +106,13 @@ def trees_in_module() -> Iterator[str]:
 
 def drafted(model: Any, drafts: bool = True) -> list[Any]:
     """What the target says with itself as a draft, or plainly; with a buffer that has to grow for the second prompt."""
-    chain, rules, dice = module("decoding.chain"), module("decoding.rules"), module("decoding.rng")
+    chain, rules, rng = module("decoding.chain"), module("decoding.rules"), module("decoding.rng")
     engine, warp = module("engine").Engine({"target": model, "draft": model}), rules.Warp()
     decoder = chain.Chain(chain.DraftModel(4), chain.Lossless(), warp)
     if not drafts:
         decoder = module("decoding.baseline").Baseline(warp)
     prompts = (([5, 6, 7], 20), ([9, 8], 130), ([11, 12, 13, 14], 20))
-    return [engine.generate(decoder, prompt, length, dice.CertainDice()) for prompt, length in prompts]
+    return [engine.generate(decoder, prompt, length, rng.CertainRng()) for prompt, length in prompts]
 
 
 def caught_by(bug: Bug) -> str | None:

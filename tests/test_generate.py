@@ -84,7 +84,7 @@ def test_every_round_is_told_once_it_is_final_and_clocks_stand_still(pair: spece
     rounds: list[list[int]] = []
     engine = Engine(pair._pair.models, pair._pair.eos_ids, clock=lambda: now[0])
     request = pair.request(prompt, pair.experiment)
-    out = engine.generate(request.decoder, request.prompt_ids, request.max_new_tokens, request.dice, told)
+    out = engine.generate(request.decoder, request.prompt_ids, request.max_new_tokens, request.rng, told)
     assert out.finish_reason == "stop"
     assert [token for tokens in rounds for token in tokens] == out.token_ids
     assert len(rounds) == out.num_rounds

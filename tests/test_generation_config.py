@@ -19,7 +19,7 @@ from specexp.benchmark import peers
 from specexp.benchmark.peers import Peer
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
-from specexp.decoding.rng import CertainDice, dice_for
+from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
@@ -76,12 +76,12 @@ def test_suppressed_ids_are_emitted_by_no_method(pair: Pair, family: str) -> Non
     assert (models["target"].own is None) == (family == "gpt2")
     for name, decoder in DECODERS.items():
         role: Any = "draft" if name == "draft_only" else "target"
-        out = Engine(models).generate(decoder, PROMPT, LENGTH, CertainDice()).token_ids
+        out = Engine(models).generate(decoder, PROMPT, LENGTH, CertainRng()).token_ids
         assert out == plain(models[role], ids), name
         assert not set(out) & set(ids)
     warp = Warp(1.0)
     for decoder in (Baseline(warp), Chain(DraftModel(4), Lossless(), warp), SpecExec(8, 2, warp, 4)):
-        out = Engine(models).generate(decoder, PROMPT, LENGTH, dice_for(1.0, 3, "p")).token_ids
+        out = Engine(models).generate(decoder, PROMPT, LENGTH, rng_for(1.0, 3, "p")).token_ids
         assert len(out) == LENGTH
         assert not set(out) & set(ids)
 
@@ -101,7 +101,7 @@ def test_no_setting_of_a_folder_reaches_a_peer_or_a_method(pair: Pair) -> None:
     quiet = pair("llama")
     models = {role: HFModel(loud(model.module), model.name) for role, model in quiet.items()}
     want = plain(quiet["target"], [])
-    assert Engine(models).generate(DECODERS["speculative"], PROMPT, LENGTH, CertainDice()).token_ids == want
+    assert Engine(models).generate(DECODERS["speculative"], PROMPT, LENGTH, CertainRng()).token_ids == want
     calls = {
         "generate": Peer(models, ()),
         "assisted": Peer(models, (), 4),

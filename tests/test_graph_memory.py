@@ -13,7 +13,7 @@ from conftest import build, disturbed
 from fake_cuda_graph import FakeCuda, FakeGraph, fake_cuda
 from mutants import CUDA_MEMORY, mutated
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.rng import dice_for
+from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.lm.hf.hf_model import HFModel
@@ -40,7 +40,7 @@ def models(captured: bool) -> Pair:
 
 
 def decode(engine: Engine, length: int) -> list[int]:
-    return engine.generate(Chain(DraftModel(4), Lossless(), Warp(0.7)), PROMPT, length, dice_for(0.7, 1, "p")).token_ids
+    return engine.generate(Chain(DraftModel(4), Lossless(), Warp(0.7)), PROMPT, length, rng_for(0.7, 1, "p")).token_ids
 
 
 def pools(pair: Pair) -> list[int]:

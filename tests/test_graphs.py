@@ -17,8 +17,8 @@ from conftest import build, disturbed
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.lossy_rules import Judged
-from specexp.decoding.protocol import Draft, Needs
-from specexp.decoding.rng import CertainDice, dice_for
+from specexp.decoding.protocol import Draft, RequiredHidden
+from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
@@ -67,7 +67,9 @@ def decoders(warp: Warp) -> Iterator[Decoder]:
     yield Chain(DraftModel(4), Lossless(), warp, bonus=False)
     yield Chain(DraftModel(4, min_probability=0.2), Lossless(), warp)
     parts = ("target_token", "draft_token")
-    judged = Judged(lambda x: torch.sigmoid(x.sum(-1)), parts, 0.4, (2,), Needs(target=True, draft=True, own=True))
+    judged = Judged(
+        lambda x: torch.sigmoid(x.sum(-1)), parts, 0.4, (2,), RequiredHidden(target=True, draft=True, own=True)
+    )
     yield Chain(DraftModel(4), judged, warp)
     yield SpecExec(24, 4, warp)
 
@@ -81,8 +83,8 @@ def test_captured_decoding_gives_the_same_tokens_and_counts(both: Any, family: s
     for decoder in decoders(WARPS[warp]):
         engines = Engine(plain), Engine(captured)
         for number, prompt in enumerate(PROMPTS):
-            dice = dice_for(WARPS[warp].temperature, 3, str(number))
-            want, got = (engine.generate(decoder, prompt, 40, dice) for engine in engines)
+            rng = rng_for(WARPS[warp].temperature, 3, str(number))
+            want, got = (engine.generate(decoder, prompt, 40, rng) for engine in engines)
             assert got.token_ids == want.token_ids
             for name in (
                 "num_rounds",
@@ -106,7 +108,7 @@ def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(both: Any, wa
     ask = Draft(5, WARPS[warp], hidden=True, own=True)
     for seed, length in ((0, 5), (1, 5), (2, 3)):
         for fresh in ([8], [8, 30]):
-            dice = dice_for(ask.warp.temperature, seed, "p")
+            rng = rng_for(ask.warp.temperature, seed, "p")
             steps, whole = plain.session(), captured.session()
             for model, session in ((plain, steps), (captured, whole)):
                 session.feed(model.ids([4, 5, 6] * (seed + 1)), rows=0)
@@ -118,11 +120,11 @@ def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(both: Any, wa
                 fed = (
                     ask.warp.first(logits)
                     if ask.warp.greedy
-                    else dice.pick(q[-1][0], 7 + seed + step, cuda_graphs.DRAFT)[None]
+                    else rng.pick(q[-1][0], 7 + seed + step, cuda_graphs.DRAFT)[None]
                 )
                 tokens.append(int(fed[0]))
-            assert captured.drafts(ask, dice)
-            found: Any = captured.draft(Feed(whole, captured.ids(fresh), 1, True), ask, length, dice, 7 + seed)
+            assert captured.drafts(ask, rng)
+            found: Any = captured.draft(Feed(whole, captured.ids(fresh), 1, True), ask, length, rng, 7 + seed)
             assert found.tokens.tolist() == tokens[:length]
             assert whole.length == steps.length
             assert torch.allclose(found.hidden, torch.cat(states)[: length + 1], atol=1e-5)
@@ -168,7 +170,7 @@ def test_each_shape_is_recorded_once_and_recordings_outlive_an_engine() -> None:
     for seed in range(3):
         engine = Engine(pair)
         for prompt in PROMPTS:
-            engine.generate(decoder, prompt, 30, dice_for(0.7, seed, "p"))
+            engine.generate(decoder, prompt, 30, rng_for(0.7, seed, "p"))
         counts.append(tape.num_recorded)
         del engine
         gc.collect()
@@ -178,12 +180,12 @@ def test_each_shape_is_recorded_once_and_recordings_outlive_an_engine() -> None:
 
 def test_two_engines_at_a_time_do_not_share_a_cache() -> None:
     pair = models("llama", "cpu", Tape())
-    decoder, dice = Chain(DraftModel(4), Lossless(), Warp()), CertainDice()
-    want = Engine(models("llama", "cpu", "off")).generate(decoder, [5, 6, 7], 20, dice).token_ids
+    decoder, rng = Chain(DraftModel(4), Lossless(), Warp()), CertainRng()
+    want = Engine(models("llama", "cpu", "off")).generate(decoder, [5, 6, 7], 20, rng).token_ids
     one, other = Engine(pair, reuse=True), Engine(pair)
-    one.generate(decoder, [5, 6, 7], 10, dice)
-    other.generate(decoder, [9, 9, 9], 20, dice)
-    assert one.generate(decoder, [5, 6, 7], 20, dice).token_ids == want
+    one.generate(decoder, [5, 6, 7], 10, rng)
+    other.generate(decoder, [9, 9, 9], 20, rng)
+    assert one.generate(decoder, [5, 6, 7], 20, rng).token_ids == want
 
 
 def test_a_pool_that_grows_forgets_its_recordings() -> None:
@@ -191,17 +193,17 @@ def test_a_pool_that_grows_forgets_its_recordings() -> None:
     engine = Engine(pair)
     # The second does not fit what the first asked for; the third comes by the first one's shapes.
     for prompt, length in (([5, 6, 7], 8), (PROMPTS[2], 80), ([5, 6, 7], 8)):
-        want = Engine(models("llama", "cpu", "off")).generate(Baseline(Warp()), prompt, length, CertainDice())
-        assert engine.generate(Baseline(Warp()), prompt, length, CertainDice()).token_ids == want.token_ids
+        want = Engine(models("llama", "cpu", "off")).generate(Baseline(Warp()), prompt, length, CertainRng())
+        assert engine.generate(Baseline(Warp()), prompt, length, CertainRng()).token_ids == want.token_ids
 
 
 def test_several_rows_are_decoded_as_they_come() -> None:
     from specexp.engine.engine import Request
 
     pair = models("llama", "cpu", Tape())
-    decoder, dice = Chain(DraftModel(4), Lossless(), Warp()), CertainDice()
-    want = [Engine(models("llama", "cpu", "off")).generate(decoder, p, 20, dice).token_ids for p in PROMPTS]
-    found = dict(Engine(pair, rows=2).generate_all([Request(decoder, p, 20, dice) for p in PROMPTS]))
+    decoder, rng = Chain(DraftModel(4), Lossless(), Warp()), CertainRng()
+    want = [Engine(models("llama", "cpu", "off")).generate(decoder, p, 20, rng).token_ids for p in PROMPTS]
+    found = dict(Engine(pair, rows=2).generate_all([Request(decoder, p, 20, rng) for p in PROMPTS]))
     assert [found[i].token_ids for i in range(len(PROMPTS))] == want
 
 

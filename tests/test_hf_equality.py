@@ -12,7 +12,7 @@ import torch
 from conftest import FAMILIES, build, slow_for
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.rng import CertainDice, dice_for
+from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Generation
 from specexp.errors import ModelError
@@ -52,7 +52,7 @@ def test_greedy_output_equals_generate(pair: Pair, family: str, decoder: str) ->
     engine = Engine(models)
     accepted = 0
     for prompt in prompts():
-        out = engine.generate(DECODERS[decoder], prompt, LENGTH, CertainDice())
+        out = engine.generate(DECODERS[decoder], prompt, LENGTH, CertainRng())
         assert out.token_ids == generate(models["target"], prompt, LENGTH, None)
         assert out.finish_reason == "length"
         accepted += out.num_accepted
@@ -65,8 +65,8 @@ def test_the_cache_changes_nothing(pair: Pair, family: str) -> None:
     models = pair(family)
     for decoder in DECODERS.values():
         for prompt in ([7], [5, 9, 11, 40]):
-            with_cache = Engine(models).generate(decoder, prompt, 24, CertainDice())
-            without = Engine(models, cached=False).generate(decoder, prompt, 24, CertainDice())
+            with_cache = Engine(models).generate(decoder, prompt, 24, CertainRng())
+            without = Engine(models, cached=False).generate(decoder, prompt, 24, CertainRng())
             assert with_cache.token_ids == without.token_ids == generate(models["target"], prompt, 24, None)
             assert with_cache.accepted_histogram == without.accepted_histogram
 
@@ -80,7 +80,7 @@ def test_an_eos_inside_an_accepted_block_ends_the_output_there(pair: Pair, famil
         free = generate(models["target"], prompt, LENGTH, None)
         for place in range(2, 24, 3):
             eos = [free[place]]
-            out = Engine(models, eos).generate(DECODERS["gamma 9"], prompt, LENGTH, CertainDice())
+            out = Engine(models, eos).generate(DECODERS["gamma 9"], prompt, LENGTH, CertainRng())
             assert out.token_ids == generate(models["target"], prompt, LENGTH, eos)
             assert out.finish_reason == "stop"
             assert out.token_ids[-1:] == eos
@@ -93,7 +93,7 @@ def test_a_limit_inside_a_block_is_met_exactly(pair: Pair, family: str) -> None:
     models = pair(family)
     whole = generate(models["target"], [5, 9, 11], 20, None)
     for limit in range(1, 21):
-        out = Engine(models).generate(DECODERS["gamma 9"], [5, 9, 11], limit, CertainDice())
+        out = Engine(models).generate(DECODERS["gamma 9"], [5, 9, 11], limit, CertainRng())
         assert out.token_ids == whole[:limit]
         assert out.num_cut == 0, "a chain is trimmed to what is left, not cut"
 
@@ -102,7 +102,7 @@ def test_a_prompt_reuses_caches_across_runs_without_changing_the_answer(pair: Pa
     models = pair("llama")
     kept = Engine(models, reuse=True)
     for prompt in ([4, 5, 6, 7, 8], [4, 5, 6, 9], [4, 5, 6, 7, 8, 10, 11], [30]):
-        out = kept.generate(DECODERS["gamma 4"], prompt, 20, CertainDice())
+        out = kept.generate(DECODERS["gamma 4"], prompt, 20, CertainRng())
         assert out.token_ids == generate(models["target"], prompt, 20, None)
 
 
@@ -110,12 +110,12 @@ def test_a_prompt_reuses_caches_across_runs_without_changing_the_answer(pair: Pa
 def test_the_same_prompt_and_seed_give_the_same_tokens_whatever_ran_before(pair: Pair, temperature: float) -> None:
     models = pair("llama")
     decoder = Chain(DraftModel(4), Lossless(), Warp(temperature, top_p=0.95))
-    alone = Engine(models).generate(decoder, [9, 8, 7], 32, dice_for(temperature, 5, "p"))
+    alone = Engine(models).generate(decoder, [9, 8, 7], 32, rng_for(temperature, 5, "p"))
     for reuse in (False, True):
         busy = Engine(models, reuse=reuse)
         for other in ([1, 2, 3], [9, 8, 6, 5]):
-            busy.generate(decoder, other, 12, dice_for(temperature, 5, "other"))
-        assert busy.generate(decoder, [9, 8, 7], 32, dice_for(temperature, 5, "p")).token_ids == alone.token_ids
+            busy.generate(decoder, other, 12, rng_for(temperature, 5, "other"))
+        assert busy.generate(decoder, [9, 8, 7], 32, rng_for(temperature, 5, "p")).token_ids == alone.token_ids
 
 
 def test_counts_of_a_chain(pair: Pair) -> None:
@@ -123,7 +123,7 @@ def test_counts_of_a_chain(pair: Pair) -> None:
     models = pair("llama")
     same = {"target": models["target"], "draft": models["target"]}
     engine = Engine(same)
-    out: Generation = engine.generate(DECODERS["gamma 4"], [5, 6, 7], 50, CertainDice())
+    out: Generation = engine.generate(DECODERS["gamma 4"], [5, 6, 7], 50, CertainRng())
     assert (out.num_rounds, out.num_accepted, out.num_full) == (10, 40, 10)
     assert (out.num_target_calls, out.num_target_positions) == (10, 10 * 5)
     assert (out.num_draft_calls, out.num_draft_positions) == (40, 4 + 9 * 5)
@@ -134,13 +134,13 @@ def test_drafting_ends_where_the_drafts_context_ends(pair: Pair) -> None:
     target = pair("llama")["target"]
     short = HFModel(build("llama", max_position_embeddings=20), "short")
     for prompt in ([5] * 4, [5] * 25):  # the second prompt does not even fit the draft
-        out = Engine({"target": target, "draft": short}).generate(DECODERS["gamma 4"], prompt, 40, CertainDice())
+        out = Engine({"target": target, "draft": short}).generate(DECODERS["gamma 4"], prompt, 40, CertainRng())
         assert out.token_ids == generate(target, prompt, 40, None)
 
 
 def test_the_targets_context_bounds_the_output(pair: Pair) -> None:
     target = pair("gpt2")["target"]  # learned positions: one too many would crash
-    out = Engine({"target": target}).generate(Baseline(GREEDY), [5] * 150, 40, CertainDice())
+    out = Engine({"target": target}).generate(Baseline(GREEDY), [5] * 150, 40, CertainRng())
     assert len(out.token_ids) == 10
     assert out.finish_reason == "context"
 

@@ -24,7 +24,7 @@ from mutants import JUDGED_BUGS, Bug, mutated
 from specexp.certify.reference_distribution import gap, warp
 from specexp.decoding.lossy_rules import Judged, TopK
 from specexp.decoding.protocol import Drafted, Scored
-from specexp.decoding.rng import ACCEPT, HashDice
+from specexp.decoding.rng import ACCEPT, HashRng
 from specexp.judge.features import MODES
 from specexp.judge.network import Network
 from specexp.lm.hf.hf_model import HFModel
@@ -44,13 +44,13 @@ Mutable = Any  # a module, class or instance of the package as it is imported no
 
 def network_arrays(kind: str, size: int, seed: int = 0, spread: float = 1.5) -> dict[str, np.ndarray]:
     """A random judge that is sure of something either way: probabilities all over (0, 1)."""
-    rng = np.random.default_rng([seed, size])
+    numbers = np.random.default_rng([seed, size])
     width = 5 if kind == "mlp" else size
-    arrays = {"mean": rng.normal(size=size), "scale": rng.uniform(0.5, 2, size)}
+    arrays = {"mean": numbers.normal(size=size), "scale": numbers.uniform(0.5, 2, size)}
     if kind == "mlp":
-        arrays |= {"weight_1": rng.normal(size=(width, size)) / size**0.5, "bias_1": rng.normal(size=width)}
+        arrays |= {"weight_1": numbers.normal(size=(width, size)) / size**0.5, "bias_1": numbers.normal(size=width)}
     last = 2 if kind == "mlp" else 1
-    arrays |= {f"weight_{last}": spread * rng.normal(size=(1, width)), f"bias_{last}": rng.normal(size=1)}
+    arrays |= {f"weight_{last}": spread * numbers.normal(size=(1, width)), f"bias_{last}": numbers.normal(size=1)}
     return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
@@ -87,8 +87,8 @@ class Lab:
         return chain.Chain(chain.DraftModel(gamma), rule, rules.Warp(temperature), bonus)
 
     def generate(self, decoder: Mutable, prompt: list[int], temperature: float = 0.0) -> Mutable:
-        dice = self.module("decoding.rng").dice_for(temperature, 5, "p")
-        return self.engine().generate(decoder, prompt, self.length, dice)
+        rng = self.module("decoding.rng").rng_for(temperature, 5, "p")
+        return self.engine().generate(decoder, prompt, self.length, rng)
 
     def lossless(self) -> Mutable:
         return self.module("decoding.chain").Lossless()
@@ -118,7 +118,7 @@ def toy_lab(seed: int = 6, vocab: int = 8, noise: float = 0.5) -> Lab:
 
 
 def tiny_lab() -> Lab:
-    """Small enough to follow every way the dice can fall."""
+    """Small enough to follow every way the rng can fall."""
     return toy_lab(3, 3, 0.8)
 
 
@@ -126,8 +126,8 @@ def hf_lab(models: dict[str, Any]) -> Lab:
     # Behind the last one every draft here ends its text where its target does not.
     prompts = []
     for seed, length in ((0, 1), (8, 11), (23, 20)):
-        rng = random.Random(seed)
-        prompts.append([rng.randrange(3, 96) for _ in range(length)])
+        numbers = random.Random(seed)
+        prompts.append([numbers.randrange(3, 96) for _ in range(length)])
     # Every eleventh token ends a text, so that texts do end.
     return Lab(models, tuple(range(5, 96, 11)), prompts, 1e-5, {"target": 32, "draft": 32}, 96, 18, every_kind=False)
 
@@ -160,8 +160,8 @@ class Watched:
         models: tuple[str, ...] = self.inner.models
         return models
 
-    def steps(self, dice: Any, room: int) -> Any:
-        steps, answer = self.inner.steps(dice, room), None
+    def steps(self, rng: Any, room: int) -> Any:
+        steps, answer = self.inner.steps(rng, room), None
         while True:
             try:
                 ask = steps.send(answer)
@@ -356,13 +356,13 @@ def check_what_a_round_costs(lab: Lab) -> None:
 
 
 def check_judged_tokens_are_those_the_lossless_rule_rejects(lab: Lab) -> None:
-    """Counted over the accepted ones, from fresh forwards of both models and the dice of each position."""
+    """Counted over the accepted ones, from fresh forwards of both models and the rng of each position."""
     total = 0
     for prompt, temperature in itertools.product(lab.prompts, TEMPERATURES):
         rule = lab.judged("both", 0.6, lab.judge("both", "mlp"))
         watched = Watched(lab.chain(rule, temperature=temperature))
         out = lab.generate(watched, prompt, temperature)
-        dice = HashDice.of(5, "p")
+        rng = HashRng.of(5, "p")
         rejected = 0
         for (ids, drafted, accepted), q in zip(watched.rounds(prompt), watched.q, strict=True):
             for at in range(accepted):
@@ -370,7 +370,7 @@ def check_judged_tokens_are_those_the_lossless_rule_rejects(lab: Lab) -> None:
                 logits, _ = model.session().feed(model.ids([*ids, *drafted[:at]]), rows=1)
                 p = warp(logits[-1].tolist(), temperature)[drafted[at]]
                 where = np.asarray(len(ids) - len(prompt) + at)
-                noise = float(dice.uniform(where, where * 0 + ACCEPT, where * 0)) if temperature else 0.5
+                noise = float(rng.uniform(where, where * 0 + ACCEPT, where * 0)) if temperature else 0.5
                 rejected += noise >= p / q[at][drafted[at]]
         assert out.num_judged == rejected
         total += rejected
@@ -571,9 +571,9 @@ def test_ties_in_top_k_go_to_the_lowest_id(make: Callable[[Any], Any]) -> None:
     drafted = Drafted(make([0, 1, 2, 3, 4]), None)
     best = [[False, True, False, False, False], [False, True, True, False, False], [False, True, True, True, False]]
     for k, want in enumerate([*best, [True, True, True, True, False], [True] * 5], start=1):
-        waived = TopK(k).waive(drafted, Scored(logits))
-        assert waived is not None
-        assert waived.tolist() == want
+        accepted_anyway = TopK(k).accept_anyway(drafted, Scored(logits))
+        assert accepted_anyway is not None
+        assert accepted_anyway.tolist() == want
 
 
 @pytest.mark.parametrize("make", NAMESPACES, ids=["numpy", "torch"])
@@ -584,9 +584,9 @@ def test_a_threshold_waives_what_is_strictly_below_it_and_no_eos(make: Callable[
     drafted = Drafted(make([3, 4, 0, 9, 5]), None)
     scored = Scored(None, make([[0.0], [0.5], [0.1], [0.1], [0.1], [0.9]]))
     rule = Judged(score, ("target_token",), 0.5, (0, 9), MODES["target"].needs)
-    waived = rule.waive(drafted, scored)
-    assert waived is not None
-    assert waived.tolist() == [False, True, False, False, False]
+    accepted_anyway = rule.accept_anyway(drafted, scored)
+    assert accepted_anyway is not None
+    assert accepted_anyway.tolist() == [False, True, False, False, False]
 
 
 def test_an_empty_chain_asks_no_judge() -> None:
@@ -595,8 +595,8 @@ def test_an_empty_chain_asks_no_judge() -> None:
 
     nothing = Drafted(np.zeros(0, dtype=np.int64), np.zeros((0, 5)))
     scored = Scored(np.zeros((1, 5)), np.zeros((1, 6)))
-    assert Judged(never, ("target_token",), 0.5, (0,), MODES["target"].needs).waive(nothing, scored) is None
-    assert TopK(2).waive(nothing, scored) is None
+    assert Judged(never, ("target_token",), 0.5, (0,), MODES["target"].needs).accept_anyway(nothing, scored) is None
+    assert TopK(2).accept_anyway(nothing, scored) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -612,9 +612,9 @@ def test_numpy_and_torch_give_the_same_probabilities(kind: str) -> None:
 
 
 def test_a_logistic_judge_is_scikit_learns() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(3, 2, size=(300, 7)).astype(np.float32)
-    y = x @ rng.normal(size=7) + rng.normal(size=300) > 3
+    numbers = np.random.default_rng(0)
+    x = numbers.normal(3, 2, size=(300, 7)).astype(np.float32)
+    y = x @ numbers.normal(size=7) + numbers.normal(size=300) > 3
     scaler = StandardScaler().fit(x)
     model = LogisticRegression().fit(scaler.transform(x), y)
     arrays = {"mean": scaler.mean_, "scale": scaler.scale_, "weight_1": model.coef_, "bias_1": model.intercept_}

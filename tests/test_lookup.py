@@ -15,7 +15,7 @@ from running import evaluate, flat_runs, records
 from specexp import config
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, Lookup, Lossless
-from specexp.decoding.rng import CertainDice
+from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.engine.ngram_lookup import Ngrams
@@ -79,7 +79,7 @@ def test_greedy_output_equals_generate_without_a_draft(pair: Callable[[str], dic
     target = pair(family)["target"]
     accepted = 0
     for prompt in prompts():
-        out = Engine({"target": target}).generate(LOOKING, prompt, LENGTH, CertainDice())
+        out = Engine({"target": target}).generate(LOOKING, prompt, LENGTH, CertainRng())
         assert out.token_ids == generate(target, prompt, LENGTH, None)
         assert out.num_draft_calls == out.num_draft_positions == 0
         assert out.num_target_positions == out.num_rounds + out.num_drafted
@@ -89,10 +89,10 @@ def test_greedy_output_equals_generate_without_a_draft(pair: Callable[[str], dic
 
 def test_where_nothing_is_found_a_round_is_a_plain_step() -> None:
     target = ToyModel(200, seed=5)
-    plain = Engine({"target": target}).generate(Baseline(Warp()), [1], 8, CertainDice())
+    plain = Engine({"target": target}).generate(Baseline(Warp()), [1], 8, CertainRng())
     assert len(set(plain.token_ids)) == 8, "a toy that repeats nothing"
     engine = Engine({"target": target})
-    out = engine.generate(LOOKING, [1], 8, CertainDice())
+    out = engine.generate(LOOKING, [1], 8, CertainRng())
     assert out.token_ids == plain.token_ids
     assert (out.num_rounds, out.num_drafted, out.num_target_positions) == (8, 0, 8)
     assert engine.num_host_reads == 8

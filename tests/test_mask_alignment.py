@@ -21,10 +21,10 @@ from conftest import build, disturbed
 from mutants import ALIGNMENT_BUGS, Bug, mutated
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless, Replay
-from specexp.decoding.rng import CertainDice
+from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
-from specexp.engine import Engine, Look, Request
+from specexp.engine import Engine, Request, ScoreRequest
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.loading import load_model
 from specexp.lm.model import CHUNK, Branches, Feed
@@ -164,9 +164,9 @@ def test_rows_of_different_lengths(masks: Masks, shape: str, dtype: torch.dtype)
 def test_methods(masks: Masks, method: str, captured: bool) -> None:
     models = pair_of("a window", torch.float32, graphs=Tape() if captured else "off")
     for prompt in ([7, 8], list(TEXT[:21])):
-        Engine(models).generate(DECODERS[method], prompt, 24, CertainDice())
+        Engine(models).generate(DECODERS[method], prompt, 24, CertainRng())
     if not captured:
-        requests = [Request(DECODERS[method], list(TEXT[:n]), 24, CertainDice()) for n in (2, 9, 30, 5)]
+        requests = [Request(DECODERS[method], list(TEXT[:n]), 24, CertainRng()) for n in (2, 9, 30, 5)]
         assert len(list(Engine(models, rows=3).generate_all(requests))) == 4
     assert masks.shapes
 
@@ -178,9 +178,9 @@ def test_a_search_for_labels(masks: Masks) -> None:
     def searching(prompt: list[int]) -> Iterator[Any]:
         for cut in range(1, 18):
             head = [*prompt, *TEXT[:cut]]
-            yield Look("draft", head, list(TEXT[cut : cut + 9]))
-            yield Look("target", head, [5], hidden=True)
-            yield Request(DECODERS["replay"], [*head, 5], 8, CertainDice())
+            yield ScoreRequest("draft", head, list(TEXT[cut : cut + 9]))
+            yield ScoreRequest("target", head, [5], hidden=True)
+            yield Request(DECODERS["replay"], [*head, 5], 8, CertainRng())
 
     for rows in (1, 2):
         engine = Engine(models, reuse=True, rows=rows)

@@ -16,7 +16,7 @@ from fake_device import counting, on_fake_device
 from running import SMALL, comparison_runs, evaluate, flat_runs, records, runs, without_clocks
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.lossy_rules import TopK
-from specexp.decoding.rng import dice_for
+from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine
@@ -176,7 +176,7 @@ def test_a_draft_on_the_host_serves_a_target_on_a_device(name: str, warp: Warp, 
     """No operation mixes the two: on a device without values, PyTorch refuses what does."""
     running = Engine({"target": on_fake_device(), "draft": pair("llama")["draft"]})
     with counting() as waits:
-        out = running.generate(DECODERS[name](warp), [5, 6, 7], 8, dice_for(warp.temperature, 1, "x"))
+        out = running.generate(DECODERS[name](warp), [5, 6, 7], 8, rng_for(warp.temperature, 1, "x"))
     assert len(out.token_ids) == 8
     assert waits.found["tolist"] >= out.num_rounds
 
@@ -203,7 +203,7 @@ def test_models_on_different_devices_decode_as_on_one(name: str, target: str, dr
         Engine({"target": _moved(models["target"], a), "draft": _moved(models["draft"], b)})
         for a, b in ((target, target), (target, draft))
     )
-    found = [each.generate(DECODERS[name](warp), [5, 6, 7], 24, dice_for(0, 1, "x")) for each in (one, two)]
+    found = [each.generate(DECODERS[name](warp), [5, 6, 7], 24, rng_for(0, 1, "x")) for each in (one, two)]
     assert found[0].token_ids == found[1].token_ids
     assert {place for place in memory.cuda() if place != memory.RSS} >= {
         x.replace(":", "") for x in (target, draft) if x != "cpu"

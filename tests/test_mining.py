@@ -374,7 +374,7 @@ def test_looking_gives_the_rows_of_a_fresh_forward_whatever_was_looked_at_before
         ids = [rng.randrange(1, 4) for _ in range(rng.randrange(1, 12))]
         tokens = [rng.randrange(1, 4) for _ in range(rng.randrange(0, 6))]
         if number % 5 == 4:
-            out = lab.engine.generate(decoder, ids, 8, mining.CertainDice())
+            out = lab.engine.generate(decoder, ids, 8, mining.CertainRng())
             assert out.token_ids == slow_miner.greedy(lab.models["target"], (0,), ids, 8)[0]
             continue
         role = rng.choice(["draft", "target"])
@@ -448,7 +448,7 @@ def test_a_replayed_text_never_changes_what_is_said(minings: list[Mining]) -> No
         text = tuple(rng.randrange(one.pair.text.vocab_size) for _ in range(60))
         decoder = mining.Chain(mining.Replay(text, 7, mining.DraftModel(2)), mining.Lossless(), rules.Warp())
         prompt = one.pair.text.encode(one.example.messages())
-        out = engine(one.pair.models, (0,)).generate(decoder, prompt, LIMIT, mining.CertainDice())
+        out = engine(one.pair.models, (0,)).generate(decoder, prompt, LIMIT, mining.CertainRng())
         assert out.token_ids == slow_miner.greedy(one.pair.models["target"], (0,), prompt, LIMIT)[0]
         recalled += out.num_drafted - out.num_draft_calls
     assert recalled > 100

@@ -17,7 +17,7 @@ from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
 from specexp.decoding.lossy_rules import TopK
 from specexp.decoding.protocol import Draft, Role
-from specexp.decoding.rng import Dice, dice_for
+from specexp.decoding.rng import Rng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Request
@@ -80,11 +80,11 @@ def where(error: pytest.ExceptionInfo[ModelError]) -> tuple[str, str, int]:
 def test_a_late_overflow_of_the_model_that_decides_ends_the_run(method: str, value: str, temperature: float) -> None:
     role: Role = "draft" if method == "draft_only" else "target"
     engine = Engine(toys(role, NOT_FINITE[value]))
-    decoder, dice = METHODS[method](Warp(temperature)), dice_for(temperature, 3, "late")
-    fine = engine.generate(decoder, PROMPT, BAD - len(PROMPT) + 1, dice, name="late")
+    decoder, rng = METHODS[method](Warp(temperature)), rng_for(temperature, 3, "late")
+    fine = engine.generate(decoder, PROMPT, BAD - len(PROMPT) + 1, rng, name="late")
     assert len(fine.token_ids) == 6, "up to there nothing is wrong"
     with pytest.raises(ModelError) as error:
-        engine.generate(decoder, PROMPT, 20, dice, name="late")
+        engine.generate(decoder, PROMPT, 20, rng, name="late")
     assert where(error) == ("late", role, BAD - len(PROMPT) + 1)
 
 
@@ -93,7 +93,7 @@ def test_a_late_overflow_of_the_model_that_decides_ends_the_run(method: str, val
 def test_a_draft_that_overflows_ends_the_run_too(method: str, temperature: float) -> None:
     engine = Engine(toys("draft"))
     with pytest.raises(ModelError) as error:
-        engine.generate(METHODS[method](Warp(temperature)), PROMPT, 20, dice_for(temperature, 3, "x"), name="late")
+        engine.generate(METHODS[method](Warp(temperature)), PROMPT, 20, rng_for(temperature, 3, "x"), name="late")
     prompt, role, position = where(error)
     assert (prompt, role) == ("late", "draft")
     assert BAD - len(PROMPT) - 2 <= position <= BAD - len(PROMPT) + 1, "a tree names the first place of its round"
@@ -111,8 +111,8 @@ def test_a_masked_token_is_no_fault(method: str) -> None:
 
     models: dict[Role, Any] = {"target": Masked(6, 1), "draft": Masked(6, 1, 0.3)}
     for temperature in (0.0, 0.8):
-        dice = dice_for(temperature, 3, "x")
-        out = Engine(models).generate(METHODS[method](Warp(temperature)), PROMPT, 20, dice)
+        rng = rng_for(temperature, 3, "x")
+        out = Engine(models).generate(METHODS[method](Warp(temperature)), PROMPT, 20, rng)
         assert 4 not in out.token_ids
 
 
@@ -127,9 +127,9 @@ def test_what_is_scored_after_a_rejection_is_not_looked_at() -> None:
             return logits, hidden
 
     models: dict[Role, Any] = {"target": Behind(6, 1), "draft": ToyModel(6, 1, 0.5)}
-    plain = Engine(models).generate(Baseline(Warp()), PROMPT, 25, dice_for(0, 0, "x"))
+    plain = Engine(models).generate(Baseline(Warp()), PROMPT, 25, rng_for(0, 0, "x"))
     for method in ("chain", "specexec"):
-        assert Engine(models).generate(METHODS[method](Warp()), PROMPT, 25, dice_for(0, 0, "x")).token_ids == (
+        assert Engine(models).generate(METHODS[method](Warp()), PROMPT, 25, rng_for(0, 0, "x")).token_ids == (
             plain.token_ids
         )
 
@@ -137,11 +137,11 @@ def test_what_is_scored_after_a_rejection_is_not_looked_at() -> None:
 def test_in_a_batch_it_is_the_prompt_that_is_named() -> None:
     """Three prompts, of which one is long enough to reach the place."""
     engine = Engine(toys("target"), rows=3)
-    decoder, dice = METHODS["chain"](Warp()), dice_for(0, 0, "x")
-    requests = [Request(decoder, PROMPT[:length], 4, dice, name=f"p{length}") for length in (2, 3)]
+    decoder, rng = METHODS["chain"](Warp()), rng_for(0, 0, "x")
+    requests = [Request(decoder, PROMPT[:length], 4, rng, name=f"p{length}") for length in (2, 3)]
     assert len(list(engine.generate_all(requests))) == 2
     with pytest.raises(ModelError) as error:
-        list(engine.generate_all([*requests, Request(decoder, PROMPT, 20, dice, name="p4")]))
+        list(engine.generate_all([*requests, Request(decoder, PROMPT, 20, rng, name="p4")]))
     assert where(error)[:2] == ("p4", "target")
 
 
@@ -173,7 +173,7 @@ class Noting(HFModel):
         self.fed += [(self.emitted, feed.tokens.tolist()) for feed in feeds]
         return super().feed(feeds)
 
-    def drafts(self, ask: Draft, dice: Dice) -> bool:
+    def drafts(self, ask: Draft, rng: Rng) -> bool:
         return False  # step by step, each through `feed`
 
 
@@ -187,11 +187,11 @@ def test_every_forward_tells(forward: str, method: str, temperature: float, role
     more = {"own": {}, "transformers": {"forward": "transformers"}, "captured": {"graphs": Tape()}}[forward]
     decoder = METHODS[method](Warp(temperature))
     models: dict[Role, Noting] = {"target": Noting(build("llama"), "target"), "draft": Noting(build("llama"), "draft")}
-    dice, noting = dice_for(temperature, 3, "x"), models[role]
-    tokens = Engine(models).generate(decoder, PROMPT, 12, dice, noting.told).token_ids
+    rng, noting = rng_for(temperature, 3, "x"), models[role]
+    tokens = Engine(models).generate(decoder, PROMPT, 12, rng, noting.told).token_ids
     at = max(i for i, token in enumerate(tokens[:10]) if token not in [*PROMPT, *tokens[:i]])
     with pytest.raises(ModelError) as error:
-        Engine(poisoned("llama", role, tokens[at], **more)).generate(decoder, PROMPT, 12, dice, name="x")
+        Engine(poisoned("llama", role, tokens[at], **more)).generate(decoder, PROMPT, 12, rng, name="x")
     prompt, found, position = where(error)
     assert (prompt, found) == ("x", role)
     # What a call feeds after a place counts as 0 there, and 0 x NaN is NaN: any row of the round that first feeds the
@@ -203,7 +203,7 @@ def test_every_forward_tells(forward: str, method: str, temperature: float, role
 def test_learned_positions_overflow_late() -> None:
     for decoder in (METHODS["baseline"](Warp()), METHODS["chain"](Warp())):
         with pytest.raises(ModelError) as error:
-            Engine(poisoned("gpt2", "target")).generate(decoder, PROMPT, 20, dice_for(0, 0, "x"), name="x")
+            Engine(poisoned("gpt2", "target")).generate(decoder, PROMPT, 20, rng_for(0, 0, "x"), name="x")
         assert BAD - len(PROMPT) - 2 <= where(error)[2] <= BAD - len(PROMPT) + 1
 
 

@@ -15,7 +15,7 @@ from specexp import config
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.protocol import Role
-from specexp.decoding.rng import dice_for
+from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine
@@ -85,7 +85,7 @@ def test_greedy_output_equals_generate(held: Callable[[str, str], HFModel], pair
     for prompt in prompts():
         want = generate(pair(family)["target"], prompt, 20, None)
         for decoder in (Baseline(Warp()), Chain(DraftModel(4), Lossless(), Warp()), SpecExec(12, 4, Warp())):
-            assert Engine(models).generate(decoder, prompt, 20, dice_for(0, 0, "p")).token_ids == want
+            assert Engine(models).generate(decoder, prompt, 20, rng_for(0, 0, "p")).token_ids == want
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -95,9 +95,9 @@ def test_specexec_gives_the_baselines_tokens(
     models: dict[Role, HFModel] = {"target": held("llama", "disk"), "draft": pair("llama")["draft"]}
     accepted = 0
     for seed in range(4):
-        dice = dice_for(temperature, seed, "p")
-        plain = Engine(models).generate(Baseline(Warp(temperature)), [5, 9, 11], 32, dice)
-        tree = Engine(models).generate(SpecExec(24, 5, Warp(temperature)), [5, 9, 11], 32, dice)
+        rng = rng_for(temperature, seed, "p")
+        plain = Engine(models).generate(Baseline(Warp(temperature)), [5, 9, 11], 32, rng)
+        tree = Engine(models).generate(SpecExec(24, 5, Warp(temperature)), [5, 9, 11], 32, rng)
         assert tree.token_ids == plain.token_ids
         accepted += tree.num_accepted
     assert accepted > 0

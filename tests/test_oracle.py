@@ -1,4 +1,4 @@
-"""Exactness by exhaustion: every way the dice can fall, through the real engine, against the target's distribution."""
+"""Exactness by exhaustion: every way the rng can fall, through the real engine, against the target's distribution."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ def caught_by(bug: Bug, proposing: Proposing = DRAFT) -> str | None:
 @pytest.mark.slow
 @pytest.mark.parametrize("proposing", [DRAFT, EARLY, LOOKUP], ids=["draft", "early", "lookup"])
 def test_the_unchanged_package_passes_the_same_checks(proposing: Proposing) -> None:
-    harmless = Bug("nothing", "specexp.decoding.rules", "p = weights / xp.sum", "p = weights / xp.sum")
-    assert caught_by(harmless, proposing) is None
+    accuracy_preserved = Bug("nothing", "specexp.decoding.rules", "p = weights / xp.sum", "p = weights / xp.sum")
+    assert caught_by(accuracy_preserved, proposing) is None
 
 
 @pytest.mark.slow

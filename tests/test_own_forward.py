@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from conftest import build, disturbed
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.rng import CertainDice
+from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.lm.hf.hf_model import HFModel
@@ -231,11 +231,11 @@ def test_no_step_allocates_keys_and_values() -> None:
     assert largest[0] < keys / 4
     assert largest[1] > keys, "a cache that concatenates is seen to do so"
     engine = Engine({"target": model, "draft": draft})
-    engine.generate(Chain(DraftModel(4), Lossless(), Warp()), [5, 6, 7], 60, CertainDice())
+    engine.generate(Chain(DraftModel(4), Lossless(), Warp()), [5, 6, 7], 60, CertainRng())
     contexts = engine._contexts
     before = [c._session.pool.values.data_ptr() for rows in contexts.values() for c in rows]  # type: ignore[attr-defined]
     for prompt in ([5, 6], [9, 8, 7, 6]):
-        engine.generate(Chain(DraftModel(4), Lossless(), Warp()), prompt, 50, CertainDice())
+        engine.generate(Chain(DraftModel(4), Lossless(), Warp()), prompt, 50, CertainRng())
     assert [c._session.pool.values.data_ptr() for rows in contexts.values() for c in rows] == before  # type: ignore[attr-defined]
 
 
@@ -343,6 +343,6 @@ def test_counts_of_a_chain_do_not_depend_on_whose_forward_it_is(folder: Callable
             for role, more in (("target", {}), ("draft", {"noise": 0.06}))
         }
         for decoder in (Baseline(Warp()), Chain(DraftModel(5), Lossless(), Warp())):
-            out = Engine(models).generate(decoder, [5, 6, 7], 40, CertainDice())
+            out = Engine(models).generate(decoder, [5, 6, 7], 40, CertainRng())
             counts.append((out.token_ids, out.num_rounds, out.num_target_calls, out.num_draft_positions))
     assert counts[:2] == counts[2:]

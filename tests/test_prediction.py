@@ -27,7 +27,7 @@ from specexp.advise.prediction import (
 )
 from specexp.advise.traces import Watching, agreement, watched
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.rng import dice_for
+from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
 from specexp.evaluation.preparation import Prepared
@@ -42,9 +42,9 @@ SAMPLES = 400
 class Noting(Watching):
     """Notes how many drafts every round accepted."""
 
-    def steps(self, dice: Any, room: int) -> Any:
+    def steps(self, rng: Any, room: int) -> Any:
         self.rounds: list[int] = []
-        steps, answer = super().steps(dice, room), None
+        steps, answer = super().steps(rng, room), None
         while True:
             try:
                 ask = steps.send(answer)
@@ -64,9 +64,9 @@ def toy_models(noise: float, draft_context: int = 512, seed: int = 0) -> dict[An
 
 def decode(prepared: Prepared, decoder: Any, index: int, seed: int = 0) -> Generation:
     experiment = prepared.experiment
-    dice = dice_for(experiment.temperature, seed, prepared.examples[index].prompt_id)
+    rng = rng_for(experiment.temperature, seed, prepared.examples[index].prompt_id)
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids)
-    return engine.generate(decoder, prepared.prompts[index], experiment.max_new_tokens, dice)
+    return engine.generate(decoder, prepared.prompts[index], experiment.max_new_tokens, rng)
 
 
 def plainly(prepared: Prepared, index: int, seed: int = 0) -> Generation:

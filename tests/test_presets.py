@@ -14,7 +14,7 @@ from specexp.judge.judge import Facts, Judge
 from specexp.judge.network import Network
 from specexp.lm.hf.loading import load_tokenizer
 from specexp.lm.runtime import ModelConfig
-from specexp.methods import Making, decoder_for
+from specexp.methods import BuildContext, decoder_for
 from specexp.pair.chat_template import TODAY
 from specexp.pair.tokenization import TokenizerText, ToyText
 from specexp.tasks.source import DataConfig
@@ -52,7 +52,7 @@ def test_an_experiment_resolves_and_its_prompts_are_rendered(name: str) -> None:
             assert found.endswith("<assistant>")
     for method in experiment.methods:
         warp = Warp(experiment.temperature, experiment.top_k, experiment.top_p)
-        decoder_for(method, Making(warp, {method.judge: JUDGE}))
+        decoder_for(method, BuildContext(warp, {method.judge: JUDGE}))
 
 
 @pytest.mark.parametrize("name", config.preset_names("templates"))

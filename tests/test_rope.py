@@ -23,7 +23,7 @@ from conftest import LONGROPE, build, disturbed
 from mutants import ROPE_BUGS, Bug, mutated
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
-from specexp.decoding.rng import CertainDice
+from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Request
@@ -86,7 +86,7 @@ def generate(model: HFModel, ids: Sequence[int], length: int) -> list[int]:
 def test_output_past_the_boundary_is_that_of_generate(family: str, method: str) -> None:
     accepted = 0
     for size in SIZES:
-        out = Engine(models(family)).generate(DECODERS[method], prompt(size), LENGTH, CertainDice())
+        out = Engine(models(family)).generate(DECODERS[method], prompt(size), LENGTH, CertainRng())
         assert out.token_ids == generated(family, size), size
         accepted += out.num_accepted
     assert accepted > 0 or method == "baseline"
@@ -96,7 +96,7 @@ def test_output_past_the_boundary_is_that_of_generate(family: str, method: str) 
 def test_several_rows_say_what_each_says_alone(family: str) -> None:
     methods = ("gamma 4", "specexec", "baseline", "lookup", "gamma 4")
     requests = [
-        Request(DECODERS[m], prompt(size), LENGTH, CertainDice()) for m, size in zip(methods, SIZES, strict=True)
+        Request(DECODERS[m], prompt(size), LENGTH, CertainRng()) for m, size in zip(methods, SIZES, strict=True)
     ]
     for place, out in Engine(models(family), rows=3).generate_all(requests):
         assert out.token_ids == generated(family, SIZES[place])
@@ -107,7 +107,7 @@ def test_caches_that_are_kept_or_that_are_none_change_nothing(cached: bool) -> N
     """With `reuse` a sequence that had passed the boundary is cut back to before it."""
     engine = Engine(models("phi3"), cached=cached, reuse=cached)
     for size, length in ((62, 12), (70, 4), (62, 12), (40, 28), (66, 4)):
-        out = engine.generate(DECODERS["gamma 4"], prompt(100)[:size], length, CertainDice())
+        out = engine.generate(DECODERS["gamma 4"], prompt(100)[:size], length, CertainRng())
         assert out.token_ids == generate(models("phi3")["target"], prompt(100)[:size], length)
 
 
@@ -194,12 +194,12 @@ def test_a_context_ends_where_what_follows_depends_on_the_grouping(case: str) ->
     pair: Models = {"target": HFModel(target, "t"), "draft": HFModel(disturbed(target, 0.06), "d")}
     for method in ("baseline", "gamma 4", "specexec"):
         for size in (54, 63):
-            out = Engine(pair).generate(DECODERS[method], prompt(size), LENGTH, CertainDice())
+            out = Engine(pair).generate(DECODERS[method], prompt(size), LENGTH, CertainRng())
             assert out.finish_reason == "context"
             assert len(out.token_ids) == BOUNDARY - size
             assert out.token_ids == generate(pair["target"], prompt(size), LENGTH)[: BOUNDARY - size]
     with pytest.raises(PromptError, match="the prompt has 64 tokens, but the target model's context is 64"):
-        Engine(pair).generate(DECODERS["baseline"], prompt(64), LENGTH, CertainDice())
+        Engine(pair).generate(DECODERS["baseline"], prompt(64), LENGTH, CertainRng())
 
 
 def test_it_is_said_before_weights_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,7 +271,7 @@ def test_dynamic_angles_change_only_where_the_context_has_ended(method: str) -> 
     target = build("llama", rope_parameters=rope, max_position_embeddings=64)
     pair: Models = {"target": HFModel(target, "t"), "draft": HFModel(disturbed(target, 0.06), "d")}
     for size in (54, 60):
-        out = Engine(pair).generate(DECODERS[method], prompt(size), LENGTH, CertainDice())
+        out = Engine(pair).generate(DECODERS[method], prompt(size), LENGTH, CertainRng())
         assert out.token_ids == generate(pair["target"], prompt(size), 64 - size)
         assert out.finish_reason == "context"
 

@@ -15,7 +15,7 @@ from specexp import config
 from specexp.certify import reference_distribution
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.rng import CertainDice, HashDice, dice_for
+from specexp.decoding.rng import CertainRng, HashRng, rng_for
 from specexp.decoding.rules import LEAST_TEMPERATURE, Warp, verify
 from specexp.engine import Engine
 from specexp.errors import ConfigError
@@ -61,21 +61,24 @@ def test_impossible_warps_are_refused(bad: dict[str, Any]) -> None:
 
 
 def example(seed: int, drafted: int = 3, vocab: int = 7, temperature: float = 1.0) -> tuple[Any, Any, Any]:
-    rng = np.random.default_rng(seed)
+    numbers = np.random.default_rng(seed)
     warp = Warp(temperature)
-    p, q = warp(2 * rng.standard_normal((drafted + 1, vocab))), warp(2 * rng.standard_normal((drafted, vocab)))
-    tokens = np.array([HashDice.of(seed, "draft").pick(row, i, 1) for i, row in enumerate(q)], dtype=np.int64)
+    p, q = warp(2 * numbers.standard_normal((drafted + 1, vocab))), warp(2 * numbers.standard_normal((drafted, vocab)))
+    tokens = np.array([HashRng.of(seed, "draft").pick(row, i, 1) for i, row in enumerate(q)], dtype=np.int64)
     return p, q, tokens
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_numpy_and_torch_verify_alike(seed: int) -> None:
     p, q, tokens = example(seed)
-    for waived in (None, np.array([True, False, True])):
-        dice = HashDice.of(seed, "x")
-        one = verify(p, q, tokens, waived, dice, 4)
+    for accepted_anyway in (None, np.array([True, False, True])):
+        rng = HashRng.of(seed, "x")
+        one = verify(p, q, tokens, accepted_anyway, rng, 4)
         other = verify(
-            *map(torch.from_numpy, (p, q, tokens)), None if waived is None else torch.from_numpy(waived), dice, 4
+            *map(torch.from_numpy, (p, q, tokens)),
+            None if accepted_anyway is None else torch.from_numpy(accepted_anyway),
+            rng,
+            4,
         )
         assert one.tokens.tolist() == other.tokens.tolist()
         for name in ("num_accepted", "num_judged"):
@@ -86,7 +89,7 @@ def test_numpy_and_torch_verify_alike(seed: int) -> None:
 def test_certain_dice_fall_like_any_other_on_one_hot_distributions() -> None:
     for seed in range(50):
         p, q, tokens = example(seed, temperature=0.0)
-        one, other = (verify(p, q, tokens, None, dice, 0) for dice in (CertainDice(), HashDice.of(seed, "x")))
+        one, other = (verify(p, q, tokens, None, rng, 0) for rng in (CertainRng(), HashRng.of(seed, "x")))
         assert one.tokens.tolist() == other.tokens.tolist()
         assert int(one.num_accepted) == int(other.num_accepted)
 
@@ -94,7 +97,7 @@ def test_certain_dice_fall_like_any_other_on_one_hot_distributions() -> None:
 def test_a_waived_token_is_accepted_and_counted_as_judged() -> None:
     p = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     q = np.array([[0.0, 1.0], [1.0, 0.0]])
-    verdict = verify(p, q, np.array([1, 0]), np.array([True, False]), CertainDice(), 0)
+    verdict = verify(p, q, np.array([1, 0]), np.array([True, False]), CertainRng(), 0)
     assert verdict.tokens.tolist() == [1, 0, 1]
     assert (int(verdict.num_accepted), int(verdict.num_judged)) == (2, 1)
     assert verdict.overlap.tolist() == [0.0, 1.0]
@@ -102,7 +105,7 @@ def test_a_waived_token_is_accepted_and_counted_as_judged() -> None:
 
 def test_nothing_drafted_is_one_plain_step() -> None:
     p = np.array([[0.0, 1.0, 0.0]])
-    verdict = verify(p, np.zeros((0, 3)), np.zeros(0, dtype=np.int64), None, CertainDice(), 0)
+    verdict = verify(p, np.zeros((0, 3)), np.zeros(0, dtype=np.int64), None, CertainRng(), 0)
     assert verdict.tokens.tolist() == [1]
     assert int(verdict.num_accepted) == 0
 
@@ -110,8 +113,8 @@ def test_nothing_drafted_is_one_plain_step() -> None:
 def test_a_residual_without_mass_falls_back_to_p() -> None:
     """p = q up to rounding, yet rejected: there is nothing left to draw from but p."""
 
-    class Rejecting(CertainDice):
-        def streak(self, prob: Any, waived: Any, position: int) -> Any:
+    class Rejecting(CertainRng):
+        def accept_prefix(self, prob: Any, accepted_anyway: Any, position: int) -> Any:
             return np.asarray(0), np.zeros(prob.shape[0], dtype=bool)
 
     p = np.array([[0.25, 0.75], [0.5, 0.5]])
@@ -142,7 +145,7 @@ def test_temperatures_that_underflow_are_greedy(kind: str) -> None:
         for warp in (Warp(temperature), Warp(temperature, top_k=2, top_p=0.5)):
             assert warp.greedy
             assert warp(logits).tolist() == Warp(0.0)(logits).tolist() == [[0, 1, 0, 0, 0]]
-        assert isinstance(dice_for(temperature, 0, "p"), CertainDice)
+        assert isinstance(rng_for(temperature, 0, "p"), CertainRng)
     with np.errstate(over="ignore"):
         least = Warp(LEAST_TEMPERATURE)(logits)
     assert not Warp(LEAST_TEMPERATURE).greedy
@@ -159,7 +162,7 @@ def test_a_setting_or_a_request_below_the_least_temperature_is_temperature_0() -
 def test_a_model_in_float32_decodes_text_at_a_temperature_that_underflows(pair: Any) -> None:
     engine = Engine(pair("llama"))
     outputs = [
-        engine.generate(decoder, [5, 9, 11], 12, dice_for(temperature, 0, "p")).token_ids
+        engine.generate(decoder, [5, 9, 11], 12, rng_for(temperature, 0, "p")).token_ids
         for temperature in (0.0, 1e-320)
         for decoder in (Baseline(Warp(temperature)), Chain(DraftModel(4), Lossless(), Warp(temperature)))
     ]

@@ -1,4 +1,4 @@
-"""One run's counts, round by round, as the engine reads them; and who pays for a step that several rows share."""
+"""One run's counts, round by round, as the engine reads them; and who is_faster for a step that several rows share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clocked import Clock, ClockedToy
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.protocol import Round
-from specexp.decoding.rng import CertainDice
+from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Request
 from specexp.engine.run import Run, parts_of
@@ -19,7 +19,7 @@ EOS = 9
 
 
 def begun(room: int = 20, told: Any = None) -> Run:
-    return Run(Baseline(Warp()), [5, 6], CertainDice(), room, told)
+    return Run(Baseline(Warp()), [5, 6], CertainRng(), room, told)
 
 
 def commit(run: Run, tokens: list[int], num_tokens: int, overlap: list[float], **counts: int) -> int:
@@ -86,13 +86,13 @@ def test_tokens_are_told_once_each() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_seconds_of_prompts_decoded_together_add_up_to_what_passed(rows: int) -> None:
-    """Each row pays its share of every step: as many seconds as the clock moved, however many rows there were."""
+    """Each row is_faster its share of every step: as many seconds as the clock moved, however many rows there were."""
     clock = Clock()
     models = {role: ClockedToy(clock, 0.5, 0.25, vocab_size=12, seed=1, draft_noise=noise, context=160)
               for role, noise in (("target", 0.0), ("draft", 0.4))}  # fmt: skip
     engine = Engine(models, rows=rows, clock=clock)  # type: ignore[arg-type]
     decoder = Chain(DraftModel(3), Lossless(), Warp())
-    requests = [Request(decoder, [1 + i, 2], 6 + 5 * i, CertainDice()) for i in range(5)]
+    requests = [Request(decoder, [1 + i, 2], 6 + 5 * i, CertainRng()) for i in range(5)]
     found = [out for _, out in engine.generate_all(iter(requests))]
     assert clock.now > 0
     assert sum(out.seconds + out.prefill_seconds for out in found) == pytest.approx(clock.now)
@@ -103,7 +103,7 @@ def test_the_first_token_comes_after_the_prefill_and_one_round() -> None:
     """A call takes half a second, and a quarter for each position: two prompt tokens are prefilled, the third asks."""
     clock = Clock()
     target = ClockedToy(clock, 0.5, 0.25, vocab_size=12, seed=1, context=160)
-    out = Engine({"target": target}, clock=clock).generate(Baseline(Warp()), [1, 2, 3], 5, CertainDice())  # type: ignore[dict-item]
+    out = Engine({"target": target}, clock=clock).generate(Baseline(Warp()), [1, 2, 3], 5, CertainRng())  # type: ignore[dict-item]
     assert out.prefill_seconds == pytest.approx(0.5 + 2 * 0.25)
     assert out.time_to_first_token == pytest.approx(1.0 + 0.75)
     assert out.seconds == pytest.approx(5 * 0.75)

@@ -18,7 +18,7 @@ from conftest import build, disturbed
 from specexp.config import resolve
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.rng import CertainDice, dice_for
+from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.errors import ModelError
@@ -70,7 +70,7 @@ def test_a_quantized_pair_decodes_as_generate_does(wide: dict[str, Path], target
         target.get("quantization", ""), "Linear"
     )
     for decoder in (Baseline(Warp()), CHAIN):
-        out = Engine(models).generate(decoder, PROMPT, 32, CertainDice())
+        out = Engine(models).generate(decoder, PROMPT, 32, CertainRng())
         assert out.token_ids == generate(models["target"], 32)
 
 
@@ -80,8 +80,8 @@ def test_a_first_divergence_in_bfloat16_is_a_near_tie(wide: dict[str, Path]) -> 
     assert models["target"].module.dtype == torch.bfloat16
     for start in range(12):
         prompt = [*PROMPT, start]
-        plain = Engine(models).generate(Baseline(Warp()), prompt, 32, CertainDice()).token_ids
-        chain = Engine(models).generate(CHAIN, prompt, 32, CertainDice()).token_ids
+        plain = Engine(models).generate(Baseline(Warp()), prompt, 32, CertainRng()).token_ids
+        chain = Engine(models).generate(CHAIN, prompt, 32, CertainRng()).token_ids
         same = list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(plain, chain, strict=True)))
         if len(same) < len(plain):
             logits, _ = models["target"].session().feed(models["target"].ids([*prompt, *plain[: len(same)]]), rows=1)
@@ -94,7 +94,7 @@ def test_a_first_divergence_in_bfloat16_is_a_near_tie(wide: dict[str, Path]) -> 
 def test_the_attention_that_was_asked_for_is_used(wide: dict[str, Path], attention: str) -> None:
     model = load_model(ModelConfig(str(wide["target"]), attention=attention))
     assert model.module.config._attn_implementation == attention
-    out = Engine({"target": model}).generate(Baseline(Warp()), PROMPT, 24, CertainDice())
+    out = Engine({"target": model}).generate(Baseline(Warp()), PROMPT, 24, CertainRng())
     assert out.token_ids == generate(model, 24)
 
 
@@ -108,11 +108,11 @@ def test_padding_ids_are_never_emitted_and_the_shared_part_is_used() -> None:
     models = {"target": target, "draft": draft}
     want = generate(target, 40, suppress_tokens=padding)
     for decoder in (Baseline(Warp()), CHAIN):
-        assert Engine(models).generate(decoder, PROMPT, 40, CertainDice()).token_ids == want
+        assert Engine(models).generate(decoder, PROMPT, 40, CertainRng()).token_ids == want
     free = HFModel(target.module, "free")
     emitted: set[int] = set()
     for seed, model in itertools.product(range(4), (target, free)):
-        out = Engine({"target": model}).generate(Baseline(Warp(5.0)), PROMPT, 100, dice_for(5.0, seed, "p"))
+        out = Engine({"target": model}).generate(Baseline(Warp(5.0)), PROMPT, 100, rng_for(5.0, seed, "p"))
         if model is target:
             assert max(out.token_ids) < known
         else:

@@ -34,7 +34,7 @@ from specexp.lm.hf import loading
 from specexp.pair.tokenization import TokenizerText
 from specexp.serving import requests
 from specexp.serving.batcher import Batcher
-from specexp.serving.decoder_spec import Reference, ServedDecoder, refer
+from specexp.serving.decoder_spec import Reference, ServedDecoder, make_decoder_spec
 from specexp.serving.tokenizers import LONG, Texts
 from specexp.tasks.task import task
 
@@ -289,7 +289,7 @@ def test_the_model_says_what_it_is_and_holds_no_weights(model: Any, tmp_path: Pa
 def test_every_method_comes_back_from_its_reference(tmp_path: Path, pair: specexp.LoadedPair, method: str) -> None:
     gamma = {} if method in ("baseline", "draft_only") else {"gamma": "3"}
     asked = single.resolve("arith_quick", method, gamma)
-    reference = refer(pair, asked, 512)
+    reference = make_decoder_spec(pair, asked, 512)
     reference.save(tmp_path)
     assert Reference.load(tmp_path) == reference
     want = pair.decode(PROMPTS[0], asked)
@@ -330,7 +330,7 @@ def test_models_of_ones_own_are_found_again_and_refused_once_they_are_others(
 def test_the_embedded_pair_is_found_where_it_was(
     tmp_path: Path, pair: specexp.LoadedPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refer(pair, single.resolve("arith_quick", "speculative", {}), 512).save(tmp_path)
+    make_decoder_spec(pair, single.resolve("arith_quick", "speculative", {}), 512).save(tmp_path)
     monkeypatch.setattr(loading, "ZOO", tmp_path / "a copy of the code without weights")
     assert ServedDecoder(tmp_path).decode(PROMPTS[:1])[0].text == pair.generate(PROMPTS[0]).text
 
@@ -380,7 +380,7 @@ def toy_requests(pair: specexp.LoadedPair, number: int) -> list[Request]:
 def test_many_threads_get_each_its_own_answer() -> None:
     pair = specexp.load("toy_quick", gamma=3)
     wanted = toy_requests(pair, 60)
-    want = [pair.engine().generate(r.decoder, r.prompt_ids, r.max_new_tokens, r.dice).token_ids for r in wanted]
+    want = [pair.engine().generate(r.decoder, r.prompt_ids, r.max_new_tokens, r.rng).token_ids for r in wanted]
     batcher = Batcher(lambda: pair.engine(rows=4))
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda request: batcher.decode([request])[0].token_ids, wanted))
@@ -416,7 +416,7 @@ class Breaking(Engine):
     def generate_all(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generation]]:
         taken = iter(requests)
         first = next(taken)
-        yield 0, self.generate(first.decoder, first.prompt_ids, first.max_new_tokens, first.dice)
+        yield 0, self.generate(first.decoder, first.prompt_ids, first.max_new_tokens, first.rng)
         if next(taken, None) is not None:
             raise RuntimeError("out of memory")
 

@@ -11,7 +11,7 @@ from conftest import build, disturbed
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.protocol import Draft
-from specexp.decoding.rng import CertainDice, dice_for
+from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
 from specexp.lm.hf.hf_model import HFModel
@@ -70,7 +70,7 @@ def instrumented(hand: Hand, decoder: Decoder, prompt: list[int]) -> tuple[dict[
         "target": TimedModel(ToyModel(8), "target", watch),
         "draft": TimedModel(ToyModel(8, draft_noise=0.4), "draft", watch),
     }
-    out = Engine(models).generate(TimedDecoder(decoder, watch), prompt, 12, TimedDice(CertainDice(), watch))
+    out = Engine(models).generate(TimedDecoder(decoder, watch), prompt, 12, TimedDice(CertainRng(), watch))
     return watch.seconds(), out
 
 
@@ -94,7 +94,7 @@ def test_plain_decoding_has_no_draft(hand: Hand) -> None:
 
 def test_a_judge_is_charged_apart_from_accepting(hand: Hand) -> None:
     class Slow(Lossless):
-        def waive(self, drafted: Any, scored: Any) -> None:
+        def accept_anyway(self, drafted: Any, scored: Any) -> None:
             hand.now += 7.0
 
     seconds, out = instrumented(hand, Chain(DraftModel(3), Slow(), Warp()), [1, 2, 3])
@@ -125,11 +125,11 @@ def test_a_chain_that_a_model_drafts_in_one_go_is_charged_as_it_is_made(temperat
     session = drafts.session()
     session.pool.forward = Slow()  # type: ignore[attr-defined]
     timed = TimedModel(drafts, "draft", watch)
-    dice = TimedDice(dice_for(temperature, 0, "p"), watch)
+    rng = TimedDice(rng_for(temperature, 0, "p"), watch)
     ask = Draft(4, TimedWarp(temperature, watch=watch))
-    assert timed.drafts(ask, dice)
+    assert timed.drafts(ask, rng)
     watch.begin()
-    found = timed.draft(Feed(TimedSession(session, "draft", watch), drafts.ids([5, 6]), 1), ask, 4, dice, 0)
+    found = timed.draft(Feed(TimedSession(session, "draft", watch), drafts.ids([5, 6]), 1), ask, 4, rng, 0)
     watch.end()
     assert (len(calls), found.tokens.shape[0]) == (5, 4)
     seconds = watch.seconds()
@@ -142,9 +142,9 @@ def test_a_chain_that_a_model_drafts_in_one_go_is_charged_as_it_is_made(temperat
 def test_a_recording_takes_no_watched_dice_or_warps() -> None:
     captured = HFModel(build("llama"), "draft", graphs=Tape())
     watch = Stopwatch()
-    assert captured.drafts(Draft(4, Warp()), CertainDice())
-    assert not captured.drafts(Draft(4, TimedWarp(watch=watch)), CertainDice())
-    assert not captured.drafts(Draft(4, Warp(0.7)), TimedDice(dice_for(0.7, 0, "p"), watch))
+    assert captured.drafts(Draft(4, Warp()), CertainRng())
+    assert not captured.drafts(Draft(4, TimedWarp(watch=watch)), CertainRng())
+    assert not captured.drafts(Draft(4, Warp(0.7)), TimedDice(rng_for(0.7, 0, "p"), watch))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
@@ -153,9 +153,9 @@ def test_an_instrumented_decoder_decodes_the_same(temperature: float) -> None:
     models: Any = {"target": ToyModel(8), "draft": ToyModel(8, draft_noise=0.4)}
     watch = Stopwatch()
     timed: Any = {role: TimedModel(model, role, watch) for role, model in models.items()}
-    dice = dice_for(temperature, 0, "a prompt")
-    want = Engine(models).generate(decoder, [1, 2], 20, dice)
-    found = Engine(timed).generate(TimedDecoder(decoder, watch), [1, 2], 20, TimedDice(dice, watch))
+    rng = rng_for(temperature, 0, "a prompt")
+    want = Engine(models).generate(decoder, [1, 2], 20, rng)
+    found = Engine(timed).generate(TimedDecoder(decoder, watch), [1, 2], 20, TimedDice(rng, watch))
     assert found.token_ids == want.token_ids
     assert found.accepted_histogram == want.accepted_histogram
 

@@ -12,7 +12,7 @@ import torch
 
 from conftest import build, slow_for
 from specexp.decoding.baseline import Baseline
-from specexp.decoding.rng import TARGET, CertainDice, Dice, dice_for
+from specexp.decoding.rng import TARGET, CertainRng, Rng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Generation
@@ -38,15 +38,15 @@ def tree(budget: int, temperature: float = 0.0, **more: Any) -> SpecExec:
 
 
 def prompts(count: int) -> list[list[int]]:
-    rng = random.Random(0)
-    return [[rng.randrange(3, 96) for _ in range(rng.randrange(1, 24))] for _ in range(count)]
+    numbers = random.Random(0)
+    return [[numbers.randrange(3, 96) for _ in range(numbers.randrange(1, 24))] for _ in range(count)]
 
 
-def a_near_tie(model: HFModel, ids: list[int], tokens: set[int], warp: Warp, dice: Dice, position: int) -> bool:
+def a_near_tie(model: HFModel, ids: list[int], tokens: set[int], warp: Warp, rng: Rng, position: int) -> bool:
     """Whether logits that differ from a plain forward's by no more than NOISE draw each of `tokens` here."""
     logits, _ = model.session().feed(model.ids(ids), rows=1)
     noise = NOISE * (2 * torch.rand(256, logits.shape[1], generator=torch.Generator().manual_seed(0)) - 1)
-    return tokens <= {int(dice.pick(row, position, TARGET)) for row in warp(logits + noise)}
+    return tokens <= {int(rng.pick(row, position, TARGET)) for row in warp(logits + noise)}
 
 
 def compare(models: dict[str, HFModel], count: int, length: int) -> tuple[int, int]:
@@ -55,16 +55,16 @@ def compare(models: dict[str, HFModel], count: int, length: int) -> tuple[int, i
     compared = parted = 0
     for temperature, warp in WARPS.items():
         for number, prompt in enumerate(prompts(count)):
-            dice = dice_for(temperature, 7, f"p{number}")
-            want = engine.generate(Baseline(warp), prompt, length, dice).token_ids
+            rng = rng_for(temperature, 7, f"p{number}")
+            want = engine.generate(Baseline(warp), prompt, length, rng).token_ids
             for budget in BUDGETS:
-                got = engine.generate(tree(budget, temperature), prompt, length, dice).token_ids
+                got = engine.generate(tree(budget, temperature), prompt, length, rng).token_ids
                 compared += 1
                 if got == want:
                     continue
                 at = next(i for i, (a, b) in enumerate(zip(got, want, strict=True)) if a != b)
                 tokens = {got[at], want[at]}
-                assert a_near_tie(models["target"], prompt + want[:at], tokens, warp, dice, at), (prompt, at, budget)
+                assert a_near_tie(models["target"], prompt + want[:at], tokens, warp, rng, at), (prompt, at, budget)
                 parted += 1
     return compared, parted
 
@@ -92,16 +92,16 @@ def test_a_divergence_that_is_no_near_tie_is_told_from_one(pair: Pair) -> None:
     model = pair("llama")["target"]
     logits, _ = model.session().feed(model.ids([5, 6]), rows=1)
     first, second = torch.topk(logits[0], 2).indices.tolist()
-    assert a_near_tie(model, [5, 6], {first}, WARPS[0.0], CertainDice(), 0)
-    assert not a_near_tie(model, [5, 6], {first, second}, WARPS[0.0], CertainDice(), 0)
+    assert a_near_tie(model, [5, 6], {first}, WARPS[0.0], CertainRng(), 0)
+    assert not a_near_tie(model, [5, 6], {first, second}, WARPS[0.0], CertainRng(), 0)
 
 
 def test_the_cache_changes_neither_output_nor_trees(pair: Pair) -> None:
     models: Any = pair("llama")
     for temperature in WARPS:
-        dice = dice_for(temperature, 1, "p")
+        rng = rng_for(temperature, 1, "p")
         cached, without = (
-            Engine(models, cached=cached).generate(tree(16, temperature), [5, 9, 11], 24, dice)
+            Engine(models, cached=cached).generate(tree(16, temperature), [5, 9, 11], 24, rng)
             for cached in (True, False)
         )
         assert cached.token_ids == without.token_ids
@@ -118,7 +118,7 @@ def test_counts_of_a_tree(pair: Pair, budget: int) -> None:
     models: Any = pair("llama")
     engine = Engine(models)
     decoder = tree(budget)
-    out = engine.generate(decoder, [5, 6, 7], 40, CertainDice())
+    out = engine.generate(decoder, [5, 6, 7], 40, CertainRng())
     assert len(out.token_ids) == 40
     assert out.num_cut == 0, "a path is trimmed to what is left, not cut"
     assert out.num_target_calls == out.num_rounds == len(out.trees) < 40
@@ -134,7 +134,7 @@ def test_counts_of_a_tree(pair: Pair, budget: int) -> None:
 
 def test_the_draft_scores_its_root_and_no_node_twice(pair: Pair) -> None:
     models: Any = pair("llama")
-    out = Engine(models).generate(tree(16), [5, 6, 7], 40, CertainDice())
+    out = Engine(models).generate(tree(16), [5, 6, 7], 40, CertainRng())
     # Behind a path that ended in a leaf, the draft has not read the leaf yet.
     unread = out.num_draft_positions - sum(int(t["num_expanded"]) for t in out.trees)
     assert 0 <= unread <= out.num_rounds
@@ -147,11 +147,11 @@ def test_pruning_and_budget_change_the_calls_and_never_the_output(pair: Pair) ->
         {"min_log_prob": -3.0}, {"max_depth": 1}, {"max_depth": 9},
     ]  # fmt: skip
     rounds = set()
-    dice = dice_for(0.6, 3, "p")
-    want = Engine(models).generate(Baseline(WARPS[0.6]), [9, 8, 7], 40, dice).token_ids
+    rng = rng_for(0.6, 3, "p")
+    want = Engine(models).generate(Baseline(WARPS[0.6]), [9, 8, 7], 40, rng).token_ids
     for shape in shapes:
         for budget in (16, 128) if not shape else (16,):
-            out = Engine(models).generate(tree(budget, 0.6, **shape), [9, 8, 7], 40, dice)
+            out = Engine(models).generate(tree(budget, 0.6, **shape), [9, 8, 7], 40, rng)
             assert out.token_ids == want
             check_trees(as_record(out))
             rounds.add(out.num_rounds)
@@ -160,11 +160,11 @@ def test_pruning_and_budget_change_the_calls_and_never_the_output(pair: Pair) ->
 
 def test_an_eos_inside_a_path_ends_the_output_there(pair: Pair) -> None:
     models: Any = pair("llama")
-    free = Engine(models).generate(Baseline(WARPS[0.0]), [5, 9], 40, CertainDice()).token_ids
+    free = Engine(models).generate(Baseline(WARPS[0.0]), [5, 9], 40, CertainRng()).token_ids
     cut = 0
     for place in range(2, 30, 3):
         eos = [free[place]]
-        out = Engine(models, eos).generate(tree(128), [5, 9], 40, CertainDice())
+        out = Engine(models, eos).generate(tree(128), [5, 9], 40, CertainRng())
         assert out.token_ids == free[: free.index(eos[0]) + 1]
         assert out.finish_reason == "stop"
         check_trees(as_record(out))
@@ -174,9 +174,9 @@ def test_an_eos_inside_a_path_ends_the_output_there(pair: Pair) -> None:
 
 def test_a_limit_is_met_exactly(pair: Pair) -> None:
     models: Any = pair("llama")
-    whole = Engine(models).generate(Baseline(WARPS[0.0]), [5, 9], 14, CertainDice()).token_ids
+    whole = Engine(models).generate(Baseline(WARPS[0.0]), [5, 9], 14, CertainRng()).token_ids
     for limit in range(1, 15):
-        out = Engine(models).generate(tree(128), [5, 9], limit, CertainDice())
+        out = Engine(models).generate(tree(128), [5, 9], limit, CertainRng())
         assert out.token_ids == whole[:limit]
         assert out.num_cut == 0
         assert out.trees[-1]["depth"] <= limit - 1
@@ -187,8 +187,8 @@ def test_a_tree_ends_where_the_drafts_context_ends(pair: Pair) -> None:
     short = HFModel(build("gpt2", n_positions=20), "short")  # learned positions: one too many would crash
     for prompt in ([5] * 4, [5] * 25):  # the second prompt does not even fit the draft
         models: Any = {"target": target, "draft": short}
-        want = Engine(models).generate(Baseline(WARPS[0.0]), prompt, 40, CertainDice()).token_ids
-        out = Engine(models).generate(tree(16), prompt, 40, CertainDice())
+        want = Engine(models).generate(Baseline(WARPS[0.0]), prompt, 40, CertainRng()).token_ids
+        out = Engine(models).generate(tree(16), prompt, 40, CertainRng())
         assert out.token_ids == want
         assert out.trees[-1] == {**out.trees[-1], "num_nodes": 0, "num_draft_calls": 0, "path": [], "ranks": []}
         assert (out.num_draft_calls > 0) == (len(prompt) < 20)
@@ -196,7 +196,7 @@ def test_a_tree_ends_where_the_drafts_context_ends(pair: Pair) -> None:
 
 def test_the_targets_context_bounds_a_tree(pair: Pair) -> None:
     models: Any = pair("gpt2")
-    out = Engine(models).generate(tree(16), [5] * 150, 40, CertainDice())
+    out = Engine(models).generate(tree(16), [5] * 150, 40, CertainRng())
     assert len(out.token_ids) == 10
     assert out.finish_reason == "context"
 
@@ -205,7 +205,7 @@ def test_a_favourites_only_tree_is_a_chain_of_the_drafts_favourites() -> None:
     """Threshold 1 keeps the best child alone, as a width of one does."""
     model, other = ToyModel(9, 1), ToyModel(9, 1, draft_noise=0.3)
     outs = [
-        Engine({"target": model, "draft": other}).generate(decoder, [1, 2], 30, CertainDice())
+        Engine({"target": model, "draft": other}).generate(decoder, [1, 2], 30, CertainRng())
         for decoder in (
             SpecExec(8, 4, Warp(), branch_prune_threshold=1.0),
             SpecExec(8, 4, Warp(), branch_width=1),
@@ -223,7 +223,7 @@ def test_candidates_are_charged_in_order() -> None:
     models: Any = {"target": ToyModel(9, 1), "draft": ToyModel(9, 1, draft_noise=0.3)}
 
     def pruned(**more: Any) -> np.ndarray:
-        out = Engine(models).generate(SpecExec(4, 1, Warp(), 6, **more), [1, 2], 2, CertainDice())
+        out = Engine(models).generate(SpecExec(4, 1, Warp(), 6, **more), [1, 2], 2, CertainRng())
         names = ("num_candidates", "num_nodes", "pruned_by_threshold", "pruned_by_log_prob", "pruned_by_budget")
         return np.array([out.trees[0][name] for name in names])
 

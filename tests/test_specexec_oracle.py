@@ -1,4 +1,4 @@
-"""SpecExec under the exhaustive oracle: every way the dice can fall, for trees of many shapes, and seeded bugs."""
+"""SpecExec under the exhaustive oracle: every way the rng can fall, for trees of many shapes, and seeded bugs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def grown_as_by_a_slow_search(shape: dict[str, Any], *, cached: bool = True, see
     asks = importlib.import_module("specexp.decoding.protocol")
     engine = importlib.import_module("specexp.engine")
     rules = importlib.import_module("specexp.decoding.rules")
-    dice = importlib.import_module("specexp.decoding.rng")
+    rng = importlib.import_module("specexp.decoding.rng")
     specexec = importlib.import_module("specexp.decoding.specexec")
     target, draft = toy.ToyModel(5, seed), toy.ToyModel(5, seed, draft_noise=0.4)
     inner = specexec.SpecExec(warp=rules.Warp(1.0), **shape)
@@ -89,8 +89,8 @@ def grown_as_by_a_slow_search(shape: dict[str, Any], *, cached: bool = True, see
     class Spy:
         models = inner.models
 
-        def steps(self, dice: Any, room: int) -> Any:
-            steps, answer, ids = inner.steps(dice, room), None, [1]
+        def steps(self, rng: Any, room: int) -> Any:
+            steps, answer, ids = inner.steps(rng, room), None, [1]
             while True:
                 try:
                     ask = steps.send(answer)
@@ -109,7 +109,7 @@ def grown_as_by_a_slow_search(shape: dict[str, Any], *, cached: bool = True, see
                 answer = yield ask
 
     driver = engine.Engine({"target": target, "draft": draft}, cached=cached)
-    driver.generate(Spy(), [1], length, dice.HashDice.of(seed, "p"))
+    driver.generate(Spy(), [1], length, rng.HashRng.of(seed, "p"))
     assert len(pairs) > 1
     return all(got == want for got, want in pairs)
 

@@ -16,7 +16,7 @@ from fake_device import counting, on_fake_device
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
 from specexp.decoding.lossy_rules import TopK
-from specexp.decoding.rng import dice_for
+from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine
@@ -44,7 +44,7 @@ def engine(captured: bool, **more: Any) -> Engine:
 def test_a_round_waits_once(method: str, warp: str, captured: bool) -> None:
     decoder, running = CHAINS[method](WARPS[warp]), engine(captured)
     with counting() as waits:
-        out = running.generate(decoder, [5, 6, 7], LENGTH, dice_for(decoder.warp.temperature, 1, "x"))
+        out = running.generate(decoder, [5, 6, 7], LENGTH, rng_for(decoder.warp.temperature, 1, "x"))
     assert out.num_rounds == LENGTH, "every read finds a 1: a token a round"
     assert waits.found == {"tolist": out.num_rounds}
     assert running.num_host_reads == out.num_rounds
@@ -55,7 +55,7 @@ def test_a_round_waits_once(method: str, warp: str, captured: bool) -> None:
 def test_a_trees_round_waits_once_a_draft_forward_and_once_more(warp: str, captured: bool) -> None:
     decoder, running = SpecExec(8, 3, WARPS[warp]), engine(captured)
     with counting() as waits:
-        out = running.generate(decoder, [5, 6, 7], LENGTH, dice_for(decoder.warp.temperature, 1, "x"))
+        out = running.generate(decoder, [5, 6, 7], LENGTH, rng_for(decoder.warp.temperature, 1, "x"))
     assert waits.found == {"tolist": out.num_draft_calls + out.num_rounds}
     assert running.num_host_reads == out.num_draft_calls + out.num_rounds
     assert out.num_draft_calls > out.num_rounds, "trees of one level say little"
@@ -63,7 +63,7 @@ def test_a_trees_round_waits_once_a_draft_forward_and_once_more(warp: str, captu
 
 def test_rows_that_are_decoded_together_wait_together() -> None:
     running, decoder = engine(False, rows=3), CHAINS["chain"](WARPS["greedy"])
-    requests = [Request(decoder, [5, 6, 7 + i], LENGTH, dice_for(0, 1, "x")) for i in range(3)]
+    requests = [Request(decoder, [5, 6, 7 + i], LENGTH, rng_for(0, 1, "x")) for i in range(3)]
     with counting() as waits:
         list(running.generate_all(requests))
     assert waits.found == {"tolist": LENGTH}

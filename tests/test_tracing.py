@@ -1,4 +1,4 @@
-"""Who each token came from, told by the traced decoder and found again from the models and the dice alone."""
+"""Who each token came from, told by the traced decoder and found again from the models and the rng alone."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
 from specexp.decoding.lossy_rules import Judged, TopK
 from specexp.decoding.protocol import Role
-from specexp.decoding.rng import ACCEPT, dice_for
+from specexp.decoding.rng import ACCEPT, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
 from specexp.evaluation.token_view import teacher_forcing
 from specexp.evaluation.token_view.origins import TracedDecoder, tally
-from specexp.evaluation.token_view.teacher_forcing import opinions, soft
+from specexp.evaluation.token_view.teacher_forcing import soft, teacher_forced_probs
 from specexp.judge.features import MODES
 from specexp.lm.toy import HIDDEN, ToyModel
 
@@ -80,10 +80,10 @@ def test_a_traced_decoder_decodes_the_same_and_its_origins_add_up_to_the_counts(
     seen: Counter[str] = Counter()
     for name, decoder, bonus in decoders(temperature):
         for number, prompt in enumerate(PROMPTS):
-            dice = dice_for(temperature, 1, f"prompt {number}")
-            want = asdict(Engine(models(), eos).generate(decoder, prompt, ROOM, dice))
+            rng = rng_for(temperature, 1, f"prompt {number}")
+            want = asdict(Engine(models(), eos).generate(decoder, prompt, ROOM, rng))
             traced = TracedDecoder(decoder)
-            found = asdict(Engine(models(), eos).generate(traced, prompt, ROOM, dice))
+            found = asdict(Engine(models(), eos).generate(traced, prompt, ROOM, rng))
             assert {k: v for k, v in found.items() if k not in CLOCKS} == {
                 k: v for k, v in want.items() if k not in CLOCKS
             }, name
@@ -107,14 +107,14 @@ def rows(model: ToyModel, prompt: list[int], tokens: list[int]) -> np.ndarray[An
 def test_what_the_lossless_rule_would_have_rejected_is_judged_and_nothing_else(rule: Any, temperature: float) -> None:
     warp, pair, seen = Warp(temperature), models(), set()
     for number, prompt in enumerate(PROMPTS):
-        dice: Any = dice_for(temperature, 1, f"prompt {number}")
+        rng: Any = rng_for(temperature, 1, f"prompt {number}")
         traced = TracedDecoder(Chain(DraftModel(4), rule, warp))
-        ids = Engine(pair).generate(traced, prompt, ROOM, dice).token_ids
+        ids = Engine(pair).generate(traced, prompt, ROOM, rng).token_ids
         p, q = (warp(rows(pair[role], prompt, ids)) for role in ("target", "draft"))
         for position, token in enumerate(traced.tokens[: len(ids)]):
             if token.origin in ("accepted", "judged"):
                 ratio = p[position, token.token] / q[position, token.token]
-                noise = dice.uniform(*(np.asarray([x]) for x in (position, ACCEPT, 0)))[0] if temperature else 0.5
+                noise = rng.uniform(*(np.asarray([x]) for x in (position, ACCEPT, 0)))[0] if temperature else 0.5
                 assert token.origin == ("accepted" if noise < ratio else "judged")
                 seen.add(token.origin)
     assert seen == {"accepted", "judged"}
@@ -124,14 +124,14 @@ def test_a_corrected_token_names_the_draft_in_whose_place_it_stands() -> None:
     pair, num = models(), 0
     for prompt in PROMPTS:
         traced = TracedDecoder(Chain(DraftModel(4), judge(0.6), Warp()))
-        ids = Engine(pair).generate(traced, prompt, ROOM, dice_for(0, 0, "")).token_ids
+        ids = Engine(pair).generate(traced, prompt, ROOM, rng_for(0, 0, "")).token_ids
         target, draft = (rows(pair[role], prompt, ids).argmax(axis=-1) for role in ("target", "draft"))
         for position, token in enumerate(traced.tokens[: len(ids)]):
             assert (token.rejected is not None) == (token.origin == "corrected")
             if token.rejected is not None:
                 assert token.rejected == draft[position] != target[position] == token.token
                 assert token.rejected_score is not None
-                assert token.rejected_score >= 0.6 or token.rejected == 0, "the judge would have waived it"
+                assert token.rejected_score >= 0.6 or token.rejected == 0, "the judge would have accepted_anyway it"
                 num += 1
             if token.origin == "judged":
                 assert token.score is not None
@@ -143,7 +143,7 @@ def test_a_corrected_token_names_the_draft_in_whose_place_it_stands() -> None:
 def test_the_judges_score_is_of_the_rows_behind_the_drafted_token() -> None:
     pair, rule, prompt = models(), judge(2.0), PROMPTS[0]
     traced = TracedDecoder(Chain(DraftModel(4), rule, Warp()))
-    ids = Engine(pair).generate(traced, prompt, ROOM, dice_for(0, 0, "")).token_ids
+    ids = Engine(pair).generate(traced, prompt, ROOM, rng_for(0, 0, "")).token_ids
     hidden = [
         np.asarray(pair[part.split("_")[0]].session().feed(np.asarray([*prompt, *ids]), len(ids), hidden=True)[1])
         for part in rule.parts
@@ -159,8 +159,8 @@ def test_a_tree_names_ranks_by_the_draft_and_what_it_had_instead(temperature: fl
     pair, seen = models(), Counter[str]()
     for number, prompt in enumerate(PROMPTS):
         traced = TracedDecoder(SpecExec(8, 3, Warp(temperature)))
-        dice = dice_for(temperature, 1, f"prompt {number}")
-        ids = Engine(pair).generate(traced, prompt, ROOM, dice).token_ids
+        rng = rng_for(temperature, 1, f"prompt {number}")
+        ids = Engine(pair).generate(traced, prompt, ROOM, rng).token_ids
         order = np.argsort(-rows(pair["draft"], prompt, ids), axis=-1, kind="stable")
         for position, token in enumerate(traced.tokens[: len(ids)]):
             seen[token.origin] += 1
@@ -177,7 +177,7 @@ def test_a_tree_names_ranks_by_the_draft_and_what_it_had_instead(temperature: fl
 
 def test_a_looked_up_token_is_no_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     traced = TracedDecoder(Chain(Lookup(4), Lossless(), Warp()))
-    Engine({"target": ToyModel(8, 3)}).generate(traced, [1, 2, 3, 1, 2, 3, 1, 2], ROOM, dice_for(0, 0, ""))
+    Engine({"target": ToyModel(8, 3)}).generate(traced, [1, 2, 3, 1, 2, 3, 1, 2], ROOM, rng_for(0, 0, ""))
     assert {"looked_up", "corrected"} <= tally(traced.tokens).keys() <= {"looked_up", "corrected", "bonus", "target"}
 
 
@@ -194,7 +194,9 @@ def test_probabilities_are_those_of_one_forward_whatever_it_is_cut_into(
         logits = rows(model, prompt, tokens)
         p = soft(warp)(logits)
         assert 0 < p[0].max() < 1
-        for i, found in enumerate(opinions(engine, role, model.context, soft(warp), prompt, tokens, others)):
+        for i, found in enumerate(
+            teacher_forced_probs(engine, role, model.context, soft(warp), prompt, tokens, others)
+        ):
             assert found is not None
             assert found.probability == pytest.approx(p[i, tokens[i]], abs=1e-6)
             assert found.rank == 1 + sum(logits[i] > logits[i, tokens[i]])
@@ -204,6 +206,8 @@ def test_probabilities_are_those_of_one_forward_whatever_it_is_cut_into(
 
 def test_a_model_has_no_opinion_beyond_its_context() -> None:
     small = ToyModel(8, 3, context=6)
-    found = opinions(Engine({"draft": small}, reuse=True), "draft", 6, Warp(1.0), [1, 2, 3], [4, 5, 6, 7, 1, 2], {})
+    found = teacher_forced_probs(
+        Engine({"draft": small}, reuse=True), "draft", 6, Warp(1.0), [1, 2, 3], [4, 5, 6, 7, 1, 2], {}
+    )
     assert [one is not None for one in found] == [True] * 4 + [False] * 2
-    assert opinions(Engine({"draft": small}, reuse=True), "draft", 6, Warp(1.0), [1] * 9, [4], {}) == [None]
+    assert teacher_forced_probs(Engine({"draft": small}, reuse=True), "draft", 6, Warp(1.0), [1] * 9, [4], {}) == [None]

@@ -15,7 +15,7 @@ from specexp import config
 from specexp.config import TreeConfig
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.rng import dice_for
+from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
@@ -258,7 +258,7 @@ def test_on_the_embedded_pair_tokens_per_call_grow_with_the_budget(capsys: pytes
     def decode(decoder: Decoder, temperature: float) -> tuple[float, list[list[int]]]:
         outs = [
             engine.generate(
-                decoder, pair.text.encode(x.messages()), 160, dice_for(temperature, experiment.seed, x.prompt_id)
+                decoder, pair.text.encode(x.messages()), 160, rng_for(temperature, experiment.seed, x.prompt_id)
             )
             for x in examples
         ]

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import FAMILIES, build
 from specexp.decoding.protocol import Role, Round, Score, Scored, Steps
-from specexp.decoding.rng import CertainDice, Dice
+from specexp.decoding.rng import CertainRng, Rng
 from specexp.decoding.rules import best
 from specexp.engine import Engine
 from specexp.errors import ModelError
@@ -28,7 +28,7 @@ class Wanderer:
     """Asks about random trees, compares every row with a plain forward, and commits a random path."""
 
     model: Model
-    rng: random.Random
+    numbers: random.Random
     tolerance: float
     models: tuple[Role, ...] = ("target",)
     committed: list[int] = field(default_factory=lambda: list(PROMPT))
@@ -39,7 +39,7 @@ class Wanderer:
         logits, _ = self.model.session().feed(self.model.ids([*self.committed, *path]), rows=1)
         return np.asarray(logits[0])
 
-    def steps(self, dice: Dice, room: int) -> Steps:
+    def steps(self, rng: Rng, room: int) -> Steps:
         while room:
             tokens: list[int] = []
             parents: list[int] = []
@@ -72,7 +72,7 @@ def test_rows_of_a_tree_are_those_of_a_plain_forward_on_the_toy(cached: bool) ->
     for seed in range(20):
         model = ToyModel(5, seed)
         decoder = Wanderer(model, random.Random(seed), 1e-12)
-        out = Engine({"target": model}, cached=cached).generate(decoder, PROMPT, 20, CertainDice())
+        out = Engine({"target": model}, cached=cached).generate(decoder, PROMPT, 20, CertainRng())
         assert decoder.committed == PROMPT + out.token_ids
         assert len(out.token_ids) == 20
         assert decoder.kept_away_from_the_front
@@ -91,7 +91,7 @@ def test_rows_of_a_tree_are_those_of_a_plain_forward(
     try:
         for seed in range(3):
             decoder = Wanderer(model, random.Random(seed), 1e-4)
-            Engine({"target": model}).generate(decoder, PROMPT, 20, CertainDice())
+            Engine({"target": model}).generate(decoder, PROMPT, 20, CertainRng())
             assert decoder.kept_away_from_the_front
     finally:
         model.module.set_attn_implementation(before)

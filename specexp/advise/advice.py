@@ -31,7 +31,7 @@ from specexp.engine import Engine
 from specexp.errors import ConfigError
 from specexp.evaluation import divergence, measured_costs
 from specexp.evaluation.preparation import Prepared
-from specexp.evaluation.timing import Own, Phase, Timings, decoding, once, timings, whole
+from specexp.evaluation.timing import Phase, SpecexpContender, Timings, decoding, once, timings, whole
 from specexp.methods import roles_of
 from specexp.metrics.statistics import rate, rate_ratio
 from specexp.storage import environment
@@ -118,7 +118,9 @@ def measure(
     again. Raises ModelError when memory runs out."""
     journal = Journal() if journal is None else journal
     temperature = prepared.experiment.temperature
-    owns = {s.config.label: Own(s.config.label, prepared, s, temperature, clock) for s in prepared.settings}
+    owns = {
+        s.config.label: SpecexpContender(s.config.label, prepared, s, temperature, clock) for s in prepared.settings
+    }
     candidates = _candidates(prepared)
     probes = to_probe(candidates)
     repeats = prepared.experiment.repeats
@@ -167,7 +169,7 @@ class _Steps:
         return found
 
     def timings(
-        self, name: str, contenders: Sequence[Own], repeats: int, before: Callable[[], None] = lambda: None
+        self, name: str, contenders: Sequence[SpecexpContender], repeats: int, before: Callable[[], None] = lambda: None
     ) -> Timings:
         """Timings, after each contender ran once on the longest prompt, untimed: what is made at the first call is made
         then."""
@@ -199,7 +201,7 @@ def _longest(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
     return {trace_of(c): c for c in sorted(candidates, key=lambda c: c.size) if not c.lossless}
 
 
-def _look(steps: _Steps, plain: Own, candidates: Sequence[Candidate]) -> tuple[list[float], Traces]:
+def _look(steps: _Steps, plain: SpecexpContender, candidates: Sequence[Candidate]) -> tuple[list[float], Traces]:
     """sum_x min(p, q) along plain decoding's outputs, and the traces of lossless chains and of lookups."""
     prepared, experiment = steps.prepared, steps.prepared.experiment
     indices = range(len(prepared.prompts))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from specexp.advise.advice import PLAIN, Advice
 from specexp.advise.candidates import Candidate
-from specexp.advise.choice import harmless, may_run, pays
+from specexp.advise.choice import accuracy_preserved, is_faster, may_run
 from specexp.advise.forecast import records_of
 from specexp.evaluation.divergence import NOT_LOSSLESS
 from specexp.evaluation.timing import decoding
@@ -105,7 +105,7 @@ def _why_not(advice: Advice) -> Iterator[str]:
                 f"{label} is {NOT_LOSSLESS}: outputs of {found.unexplained} prompts differ from plain decoding's where"
                 f" no near tie explains it. `python -m entrypoints certify --method {candidate.method}` examines it."
             )
-        if not candidate.lossless and pays(found) and not harmless(found):
+        if not candidate.lossless and is_faster(found) and not accuracy_preserved(found):
             why = (
                 f"it lost {found.lost} answers of {found.checked} and gained {found.gained}"
                 if found.checked
@@ -144,7 +144,7 @@ def _lossy(advice: Advice) -> Iterator[str]:
     exact = [
         label
         for label, each in advice.checked.items()
-        if _candidate(advice, label).lossless and may_run(True, each) and pays(each)
+        if _candidate(advice, label).lossless and may_run(True, each) and is_faster(each)
     ]
     if exact:
         label = max(exact, key=lambda name: advice.checked[name].speedup.value)

@@ -69,12 +69,12 @@ class Checked:
     unexplained: int = 0
 
 
-def pays(found: Checked) -> bool:
+def is_faster(found: Checked) -> bool:
     """Whether it is faster than plain decoding beyond doubt, the draft's prefill included."""
     return found.speedup.low > 1 and found.end_to_end.low > 1
 
 
-def harmless(found: Checked) -> bool:
+def accuracy_preserved(found: Checked) -> bool:
     """Whether a lossy setting may be recommended: no answer fewer; where none can be checked, a threshold no higher
     than the judge's own."""
     return found.gained >= found.lost if found.checked else found.trusted
@@ -82,10 +82,10 @@ def harmless(found: Checked) -> bool:
 
 def may_run(lossless: bool, found: Checked) -> bool:
     """Whether a setting may be recommended for what it emits: a lossless one unless its outputs refute that."""
-    return not found.unexplained if lossless else harmless(found)
+    return not found.unexplained if lossless else accuracy_preserved(found)
 
 
 def best(lossless: Mapping[str, bool], found: Mapping[str, Checked]) -> str | None:
     """The fastest of those that ran, of those that pay and did no harm; None: do not speculate."""
-    good = [label for label, each in found.items() if pays(each) and may_run(lossless[label], each)]
+    good = [label for label, each in found.items() if is_faster(each) and may_run(lossless[label], each)]
     return max(good, key=lambda label: found[label].speedup.value, default=None)

@@ -17,7 +17,7 @@ from array_api_compat import array_namespace, device, to_device
 from specexp.advise.prediction import LookupTrace, Trace
 from specexp.decoding.chain import Chain
 from specexp.decoding.protocol import Array, Role, Round, Steps
-from specexp.decoding.rng import dice_for
+from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
 from specexp.engine.ngram_lookup import Ngrams
@@ -114,8 +114,8 @@ def watched_output(prepared: Prepared, index: int, decoder: Chain) -> tuple[Trac
     watching = Watching(replace(decoder, bonus=False))
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids)
     name = prepared.examples[index].prompt_id
-    dice = dice_for(experiment.temperature, experiment.seed, name)
-    out = engine.generate(watching, ids, experiment.max_new_tokens, dice, name=name)
+    rng = rng_for(experiment.temperature, experiment.seed, name)
+    out = engine.generate(watching, ids, experiment.max_new_tokens, rng, name=name)
     room = engine.room_for(ids, experiment.max_new_tokens)
     reach = prepared.pair.models["draft"].context - len(ids) + 1
     return Trace(watching.accepted[: len(out.token_ids)], room, reach), out.token_ids
@@ -132,8 +132,8 @@ class Watching:
     def models(self) -> tuple[Role, ...]:
         return self._decoder.models
 
-    def steps(self, dice: Any, room: int) -> Steps:
-        steps = self._decoder.steps(dice, room)
+    def steps(self, rng: Any, room: int) -> Steps:
+        steps = self._decoder.steps(rng, room)
         answer: Any = None
         while True:
             try:

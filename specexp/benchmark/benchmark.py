@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from specexp import config
 from specexp.benchmark import peers, throughput
-from specexp.benchmark.contenders import Theirs
+from specexp.benchmark.contenders import HFContender
 from specexp.benchmark.peers import Peer
 from specexp.errors import ModelError
 from specexp.evaluation import measured_costs, preparation, time_split
 from specexp.evaluation.equality import Difference, differences
 from specexp.evaluation.preparation import Prepared
-from specexp.evaluation.timing import Contender, Own, Phase, Timings, decoding, once, sampled, timings
+from specexp.evaluation.timing import Contender, Phase, SpecexpContender, Timings, decoding, once, sampled, timings
 from specexp.lm.hf import loading
 from specexp.lm.hf.hf_model import HFModel
 from specexp.metrics.statistics import rate
@@ -153,12 +153,12 @@ def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = N
     )
 
 
-def _own(prepared: Prepared) -> dict[str, Own]:
+def _own(prepared: Prepared) -> dict[str, SpecexpContender]:
     named = {}
     for setting in prepared.settings:
         method = setting.config
         name = {"baseline": PLAIN, "speculative": f"chain_k{method.gamma}"}.get(method.method, method.method)
-        named[name] = Own(name, prepared, setting)
+        named[name] = SpecexpContender(name, prepared, setting)
     return named
 
 
@@ -171,26 +171,26 @@ def plain_peer(prepared: Prepared) -> Peer:
     return Peer(models, prepared.pair.eos_ids)
 
 
-def _theirs(prepared: Prepared) -> dict[str, Theirs]:
+def _theirs(prepared: Prepared) -> dict[str, HFContender]:
     """Transformers' ways, its assisted generation at every draft length of the chains."""
     plain = plain_peer(prepared)
     models, eos_ids = plain.models, plain.eos_ids
     found = {
-        GENERATE: Theirs(GENERATE, prepared, plain),
-        FIRST_TOKEN: Theirs(FIRST_TOKEN, prepared, plain, most=1),
-        COMPILED: Theirs(COMPILED, prepared, Peer(models, eos_ids, options=peers.compiled())),
-        "prompt_lookup": Theirs("prompt_lookup", prepared, Peer(models, eos_ids, options=peers.lookup())),
+        GENERATE: HFContender(GENERATE, prepared, plain),
+        FIRST_TOKEN: HFContender(FIRST_TOKEN, prepared, plain, most=1),
+        COMPILED: HFContender(COMPILED, prepared, Peer(models, eos_ids, options=peers.compiled())),
+        "prompt_lookup": HFContender("prompt_lookup", prepared, Peer(models, eos_ids, options=peers.lookup())),
     }
     for setting in prepared.settings:
         if setting.config.method == "speculative":
             name = f"assisted_k{setting.config.gamma}"
-            found[name] = Theirs(name, prepared, Peer(models, eos_ids, setting.config.gamma))
+            found[name] = HFContender(name, prepared, Peer(models, eos_ids, setting.config.gamma))
     return found
 
 
-def _sampling(contender: Theirs) -> Theirs:
+def _sampling(contender: HFContender) -> HFContender:
     peer = replace(contender.peer, temperature=TEMPERATURE)
-    return Theirs(sampled(contender.name, TEMPERATURE), contender.prepared, peer)
+    return HFContender(sampled(contender.name, TEMPERATURE), contender.prepared, peer)
 
 
 def _outputs(
@@ -282,7 +282,7 @@ class _Spread:
         self._num_called += 1
 
 
-def _split(contender: Own) -> dict[str, float]:
+def _split(contender: SpecexpContender) -> dict[str, float]:
     """Seconds of each part of a greedy run that is instrumented, on some of the prompts."""
     prepared = contender.prepared
     return time_split.seconds(

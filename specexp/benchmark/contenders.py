@@ -13,7 +13,7 @@ from specexp.evaluation.timing import Timing
 
 
 @dataclass(frozen=True, slots=True)
-class Theirs:
+class HFContender:
     """A call of transformers; with `most`, of so many tokens only."""
 
     name: str

@@ -22,7 +22,7 @@ from specexp.benchmark.shapes import SHAPES
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.protocol import Role
-from specexp.decoding.rng import CertainDice
+from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.engine.run import Decoder
@@ -108,7 +108,7 @@ def measure(check: Check) -> dict[str, Any]:
 
 def _decoded(models: Mapping[Role, Model], decoder: Decoder, ids: Sequence[int], check: Check) -> float:
     """Seconds of a round, prefill apart."""
-    out = Engine(models).generate(decoder, ids, check.new_tokens, CertainDice())
+    out = Engine(models).generate(decoder, ids, check.new_tokens, CertainRng())
     return out.seconds / out.num_rounds
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specexp.benchmark import benchmark, throughput
-from specexp.benchmark.contenders import Theirs
+from specexp.benchmark.contenders import HFContender
 from specexp.config import Experiment
 from specexp.evaluation import measured_costs
 from specexp.evaluation.preparation import Prepared
@@ -46,7 +46,7 @@ class Paces:
 def paces(prepared: Prepared) -> Paces:
     """From a few tokens on the first prompt."""
     peer = benchmark.plain_peer(prepared)
-    first, more = (Theirs("pace", prepared, peer, most) for most in (1, TOKENS))
+    first, more = (HFContender("pace", prepared, peer, most) for most in (1, TOKENS))
     with out_of_memory.told("a few timed calls", "max_new_tokens", prepared.experiment.models):
         more.time(0, 0)
         start, end = first.time(0, 0), more.time(0, 0)

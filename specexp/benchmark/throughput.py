@@ -13,12 +13,12 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from specexp.decoding.rng import CertainDice
+from specexp.decoding.rng import CertainRng
 from specexp.engine import Engine, Request
 from specexp.errors import PromptError
 from specexp.evaluation.equality import Difference, differences
 from specexp.evaluation.preparation import Prepared
-from specexp.evaluation.timing import Own, rotated
+from specexp.evaluation.timing import SpecexpContender, rotated
 from specexp.lm import out_of_memory
 from specexp.lm.hf.hf_model import HFModel
 from specexp.metrics.statistics import Timed, rate, rate_ratio
@@ -57,12 +57,17 @@ class Batching:
     """
 
     def __init__(
-        self, prepared: Prepared, contenders: Sequence[Own], size: int, bar: Any, journal: Journal | None = None
+        self,
+        prepared: Prepared,
+        contenders: Sequence[SpecexpContender],
+        size: int,
+        bar: Any,
+        journal: Journal | None = None,
     ) -> None:
         self._prepared, self._size, self._bar = prepared, size, bar
         self._journal = Journal() if journal is None else journal
         self._prompts = _prompts(prepared, BATCHES * size)
-        self._passes: list[tuple[Own, int]] = list(product(contenders, (1, size)))
+        self._passes: list[tuple[SpecexpContender, int]] = list(product(contenders, (1, size)))
         self._seconds: dict[Pass, list[float]] = {(contender.name, rows): [] for contender, rows in self._passes}
         self._outputs: dict[str, list[list[int]]] = {}
         last = num_turns(prepared) - 1
@@ -92,7 +97,7 @@ class Batching:
         return Batched(self._size, len(self._prompts), self._seconds, unequal)
 
 
-def _key(contender: Own, rows: int, turn: int) -> Key:
+def _key(contender: SpecexpContender, rows: int, turn: int) -> Key:
     return "batch", contender.name, rows, turn
 
 
@@ -126,7 +131,7 @@ def _prompts(prepared: Prepared, most: int) -> dict[str, list[int]]:
 
 
 def _pass(
-    prepared: Prepared, contender: Own, rows: int, prompts: Mapping[str, list[int]], limit: int
+    prepared: Prepared, contender: SpecexpContender, rows: int, prompts: Mapping[str, list[int]], limit: int
 ) -> tuple[float, list[list[int]]]:
     """Seconds over all prompts, and what came of each."""
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids, rows=rows)
@@ -134,7 +139,7 @@ def _pass(
     start = time.perf_counter()
     what = f"{contender.name}, {rows} prompts at a time"
     with out_of_memory.told(what, "batch or max_new_tokens", prepared.experiment.models):
-        decoder, dice = contender.setting.decoder, CertainDice()
-        requests = (Request(decoder, ids, limit, dice, name=name) for name, ids in prompts.items())
+        decoder, rng = contender.setting.decoder, CertainRng()
+        requests = (Request(decoder, ids, limit, rng, name=name) for name, ids in prompts.items())
         found = dict(engine.generate_all(requests))
     return time.perf_counter() - start, [found[place].token_ids for place in range(len(prompts))]

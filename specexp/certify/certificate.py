@@ -139,7 +139,7 @@ def check_oracle(subject: Subject, tick: Callable[[], Any]) -> Check:
     numbers = {"gap": found.gap, "outputs": found.num_outputs, "bound": toy_oracle.EXACT}
     if found.gap < toy_oracle.EXACT:
         words = (
-            "every way the dice can fall, on toy models: the decoder's output distribution is the target's own (largest"
+            "every way the rng can fall, on toy models: the decoder's output distribution is the target's own (largest"
             f" gap {found.gap:.2g} over {found.num_outputs} outputs, below {toy_oracle.EXACT:g}; at {sizes})."
         )
         return Check(ORACLE, PASSED, words, numbers, details)

@@ -16,7 +16,7 @@ from specexp.certify.certificate_config import CertificateConfig
 from specexp.certify.checks import Check, Subject
 from specexp.evaluation.report import run_sheets
 from specexp.storage.run_folder import OutputFolder
-from specexp.storage.run_plan import Input, Mark, Sheet, now
+from specexp.storage.run_plan import Input, RunSpec, RunUpdate, now
 from specexp.tracking.outbox import Outbox
 
 FILE, CHECKS = "certificate.json", "checks.json"
@@ -81,7 +81,7 @@ def tags_of(subject: Subject) -> dict[str, str]:
     }  # fmt: skip
 
 
-def main(subject: Subject, certificate: Certificate, folder: OutputFolder, outbox: Outbox, attached: bool) -> Sheet:
+def main(subject: Subject, certificate: Certificate, folder: OutputFolder, outbox: Outbox, attached: bool) -> RunSpec:
     """The certificate's own run. `mlflow run` has logged what it was given, raw, under the names of our parameters."""
     files = [folder.path / name for name in (FILE, "config.json", "data.json", "environments.json")]
     inputs = [Input.of(subject.prepared.task.dataset(), "evaluation")]
@@ -89,10 +89,12 @@ def main(subject: Subject, certificate: Certificate, folder: OutputFolder, outbo
     return outbox.main(certificate.metrics(), files, inputs, tags, {} if attached else _params(subject))
 
 
-def mark(subject: Subject, certificate: Certificate) -> Mark:
+def mark(subject: Subject, certificate: Certificate) -> RunUpdate:
     """The verdict, as tag and metrics of the method's finished runs."""
     wanted = {key: str(value) for key, value in _params(subject).items() if key not in _OTHER}
-    return Mark({"method": subject.method.method}, wanted, {TAG: certificate.verdict}, certificate.metrics(), now())
+    return RunUpdate(
+        {"method": subject.method.method}, wanted, {TAG: certificate.verdict}, certificate.metrics(), now()
+    )
 
 
 def _params(subject: Subject) -> dict[str, object]:

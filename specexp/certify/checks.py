@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specexp.config import MethodConfig
-from specexp.decoding.rng import dice_for
+from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.evaluation.equality import Draws
 from specexp.evaluation.preparation import Prepared, Setting, arithmetic_of
@@ -50,13 +50,13 @@ class Subject:
 
     @property
     def certain(self) -> bool:
-        """Whether no die has a say: every distribution is one-hot."""
+        """True if every distribution is one-hot, so that nothing is drawn at random."""
         return self.warp.greedy or self.warp.top_k == 1
 
     @property
     def draws(self) -> Draws:
         experiment = self.prepared.experiment
-        return Draws(self.warp, lambda prompt_id: dice_for(experiment.temperature, experiment.seed, prompt_id))
+        return Draws(self.warp, lambda prompt_id: rng_for(experiment.temperature, experiment.seed, prompt_id))
 
     @property
     def judge(self) -> Judge | None:

@@ -1,10 +1,10 @@
-"""The exhaustive oracle: the exact output distribution of a decoder, by replaying every way its dice can fall.
+"""The exhaustive oracle: the exact output distribution of a decoder, by replaying every way its rng can fall.
 
-It runs the real engine over models with real caches; only the dice are replaced, by ones that follow a script of
+It runs the real engine over models with real caches; only the rng are replaced, by ones that follow a script of
 choices and list the alternatives. Paths are merged where they reach the same state at a round boundary: the same
 committed tokens and the same cache contents. Feasible for tiny vocabularies and a few tokens only.
 
-While it looks it asserts that no die is drawn twice in a round, and none whose position is already committed.
+While it looks it asserts that no key is drawn twice in a round, and none whose position is already committed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from specexp.decoding.protocol import Role, Round, Steps
-from specexp.decoding.rng import ACCEPT, RESIDUAL, TARGET, Array, Dice
+from specexp.decoding.rng import ACCEPT, RESIDUAL, TARGET, Array, Rng
 from specexp.engine import Decoder, Engine
 
 Distribution = dict[tuple[int, ...], float]
@@ -67,26 +67,26 @@ def _rounds(
     """Every way through round number `rounds`, the earlier ones going as `script` says."""
     todo = [list(script)]
     while todo:
-        dice = _ScriptedDice(todo.pop())
-        watched = _Watched(decoder, dice, rounds)
+        rng = _ScriptedDice(todo.pop())
+        watched = _Watched(decoder, rng, rounds)
         engine = make_engine()
-        out = engine.generate(watched, prompt, limit, dice)
+        out = engine.generate(watched, prompt, limit, rng)
         prob = 1.0
-        for made in dice.made[len(script) :]:
+        for made in rng.made[len(script) :]:
             prob *= made.probs[made.chosen]
-        path = [made.chosen for made in dice.made]
+        path = [made.chosen for made in rng.made]
         state = (tuple(out.token_ids), watched.room, engine.fingerprint())
         yield _Leaf(prob, path, tuple(out.token_ids), state, watched.room == 0)
-        for at in range(len(dice.script), len(dice.made)):
-            todo += [[*path[:at], other] for other in range(1, len(dice.made[at].probs))]
+        for at in range(len(rng.script), len(rng.made)):
+            todo += [[*path[:at], other] for other in range(1, len(rng.made[at].probs))]
 
 
 @dataclass(slots=True)
 class _Watched:
-    """The decoder, stopped after a number of rounds; it tells the dice when a round ends."""
+    """The decoder, stopped after a number of rounds; it tells the rng when a round ends."""
 
     decoder: Decoder
-    dice: _ScriptedDice
+    rng: _ScriptedDice
     rounds: int
     room: int = -1
 
@@ -94,8 +94,8 @@ class _Watched:
     def models(self) -> tuple[Role, ...]:
         return self.decoder.models
 
-    def steps(self, dice: Dice, room: int) -> Steps:
-        inner = self.decoder.steps(dice, room)
+    def steps(self, rng: Rng, room: int) -> Steps:
+        inner = self.decoder.steps(rng, room)
         whole, answer = room, None
         while True:
             try:
@@ -106,7 +106,7 @@ class _Watched:
             if isinstance(ask, Round):
                 self.room = int(answer)
                 self.rounds -= 1
-                self.dice.next_round(whole - self.room)
+                self.rng.next_round(whole - self.room)
                 if self.rounds == 0:
                     return
 
@@ -140,12 +140,12 @@ class _ScriptedDice:
         purpose = TARGET if int(num_accepted) == num_drafted else RESIDUAL
         return self.pick(weights, position + int(num_accepted), purpose)
 
-    def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:
+    def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: int) -> tuple[Array, Array]:
         xp = array_namespace(prob)
         options, alive = [], 1.0
         for i, a in enumerate(float(a) for a in prob):
             self._use(position + i, ACCEPT)
-            chance = 1.0 if waived is not None and waived[i] else a
+            chance = 1.0 if accepted_anyway is not None and accepted_anyway[i] else a
             options.append((i, alive * (1 - chance)))
             alive *= chance
         options.append((prob.shape[0], alive))
@@ -153,8 +153,8 @@ class _ScriptedDice:
         return num, (xp.arange(prob.shape[0]) < num) & (prob > 0)
 
     def _use(self, position: int, purpose: int) -> None:
-        assert (position, purpose) not in self.drawn, f"die {(position, purpose)} drawn twice in a round"
-        assert position >= self.committed, f"die {(position, purpose)} drawn for a committed position"
+        assert (position, purpose) not in self.drawn, f"key {(position, purpose)} drawn twice in a round"
+        assert position >= self.committed, f"key {(position, purpose)} drawn for a committed position"
         self.drawn.add((position, purpose))
 
     def _choose(self, xp: Any, options: list[tuple[int, float]]) -> Array:

@@ -25,7 +25,7 @@ from specexp.certify.checks import (
     in_memory,
 )
 from specexp.config import TREES
-from specexp.decoding.rng import dice_for
+from specexp.decoding.rng import rng_for
 from specexp.engine import Engine, Request
 from specexp.evaluation.equality import EXACT_DTYPES, Difference, beyond_rounding, differences, reread
 from specexp.evaluation.preparation import Setting
@@ -40,10 +40,10 @@ def decode(subject: Subject, setting: Setting, tick: Tick) -> list[list[int]]:
     rows = experiment.batch if setting is subject.setting else 1
     engine = Engine(pair.models, pair.eos_ids, rows=rows)
     prompts = subject.prompts()
-    dices = [dice_for(experiment.temperature, experiment.seed, name) for name in prompts]
+    rngs = [rng_for(experiment.temperature, experiment.seed, name) for name in prompts]
     requests = (
-        Request(setting.decoder, ids, experiment.max_new_tokens, dice, name=name)
-        for (name, ids), dice in zip(prompts.items(), dices, strict=True)
+        Request(setting.decoder, ids, experiment.max_new_tokens, rng, name=name)
+        for (name, ids), rng in zip(prompts.items(), rngs, strict=True)
     )
     found: dict[int, list[int]] = {}
     with in_memory(subject):

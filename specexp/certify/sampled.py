@@ -38,10 +38,10 @@ from specexp.certify.places import (
     targets_of,
 )
 from specexp.decoding.protocol import Role, Round, Score, Scored, Steps
-from specexp.decoding.rng import TARGET, Dice, dice_for
+from specexp.decoding.rng import TARGET, Rng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine, Request
-from specexp.engine.request import asking
+from specexp.engine.request import single_request
 
 NAME = "chi-square"
 LEVEL = 0.001  # of all places together: a correct method fails once in a thousand certificates
@@ -63,14 +63,14 @@ class Tilted:
     def models(self) -> tuple[Role, ...]:
         return ("target",)
 
-    def steps(self, dice: Dice, room: int) -> Steps:
+    def steps(self, rng: Rng, room: int) -> Steps:
         whole = room
         while room:
             scored: Scored = yield Score("target")
             p = self.warp(scored.logits)[0]
             xp = array_namespace(p)
             favoured = xp.astype(xp.arange(p.shape[0], device=device(p)) == xp.argmax(p), p.dtype)
-            token = dice.pick(p * (1 + self.tilt * favoured), whole - room, TARGET)
+            token = rng.pick(p * (1 + self.tilt * favoured), whole - room, TARGET)
             room = yield Round(token[None], 1)
 
 
@@ -113,13 +113,13 @@ def check_samples(subject: Subject, texts: Sequence[Sequence[int]], samples: int
 
 
 def _sample(subject: Subject, decoder: Decoder, target: Target, salt: str, samples: int, tick: Tick) -> Array:
-    """counts[C] of outputs, each with dice of its own. Caches keep the text that all of them stand behind."""
+    """counts[C] of outputs, each with rng of its own. Caches keep the text that all of them stand behind."""
     experiment, pair = subject.prepared.experiment, subject.prepared.pair
     rows = experiment.batch if experiment.batch > 1 else ROWS
     engine = Engine(pair.models, pair.eos_ids, rows=rows, reuse=True)
     ids, length = target.place.ids, target.length
-    dices = (dice_for(experiment.temperature, experiment.seed, f"{salt}/{i}") for i in range(samples))
-    requests = (asking(Request(decoder, ids, length, dice)) for dice in dices)
+    rngs = (rng_for(experiment.temperature, experiment.seed, f"{salt}/{i}") for i in range(samples))
+    requests = (single_request(Request(decoder, ids, length, rng)) for rng in rngs)
     counts = np.zeros(len(target.cells.names), dtype=int)
     for _, out in engine.run_all(requests, fresh=False):
         counts[target.cells.of(out.token_ids)] += 1

@@ -1,6 +1,6 @@
 """The exhaustive oracle on a method's own decoder, at a size that can be followed: numpy models of two or three tokens.
 
-The decoder is the one that decodes on a person's models, from the same settings, made smaller where every way the dice
+The decoder is the one that decodes on a person's models, from the same settings, made smaller where every way the rng
 can fall would be too many: draft lengths to 4, trees to 12 nodes on 3 levels, top-k to 2. A judge reads hidden states
 of its own pair; in its place a judge of random weights reads the toy's, with the same features and threshold.
 """
@@ -24,10 +24,10 @@ from specexp.judge.judge import Judge
 from specexp.judge.network import LAYERS, Network
 from specexp.lm.model import Model
 from specexp.lm.toy import HIDDEN, ToyModel
-from specexp.methods import Making, decoder_for
+from specexp.methods import BuildContext, decoder_for
 
 EXACT = 1e-12
-# Seeds of the toy pairs: many where no die is thrown and each has a single output.
+# Seeds of the toy pairs: many where nothing is drawn at random and each has a single output.
 SEEDS, GREEDY_SEEDS = range(3, 5), range(3, 19)
 EOS, PROMPT, DRAFT_NOISE = 0, [1, 1], 0.8
 TOP_K = 2  # the most that cuts anything off three tokens
@@ -92,7 +92,7 @@ def examine(method: MethodConfig, warp: Warp, judge: Judge | None, tick: Callabl
         sampling = {"temperature": small.temperature, "top_k": small.top_k, "top_p": small.top_p}
         models = _toy_pair(size.vocab, seed)
         judges = {} if judge is None else {method.judge: toy_judge(judge, method.threshold, seed)}
-        decoder = decoder_for(size.method, Making(small, judges, (EOS,)))
+        decoder = decoder_for(size.method, BuildContext(small, judges, (EOS,)))
         try:
             got = output_distribution(lambda pair=models: Engine(pair, [EOS]), decoder, PROMPT, size.length)  # type: ignore[misc]
         except BREAKS as error:
@@ -132,14 +132,17 @@ def toy_judge(judge: Judge, threshold: float | None, seed: int) -> Judge:
     bar = judge.facts.threshold if threshold is None else threshold
     mode = features.mode(judge.facts.features)
     size = mode.size({"target": HIDDEN, "draft": HIDDEN})
-    rng = np.random.default_rng([seed, size])
+    numbers = np.random.default_rng([seed, size])
     arrays = {"mean": np.zeros(size), "scale": np.ones(size)}
     width = size
     for layer in range(1, LAYERS[judge.facts.kind]):
-        arrays |= {f"weight_{layer}": rng.normal(size=(_WIDTH, width)), f"bias_{layer}": rng.normal(size=_WIDTH)}
+        arrays |= {
+            f"weight_{layer}": numbers.normal(size=(_WIDTH, width)),
+            f"bias_{layer}": numbers.normal(size=_WIDTH),
+        }
         width = _WIDTH
     last = LAYERS[judge.facts.kind]
-    weights = rng.normal(size=(1, width))
+    weights = numbers.normal(size=(1, width))
     sure = min(max(bar, 1e-34), 0.9)
     arrays |= {f"weight_{last}": weights, f"bias_{last}": np.array([math.log(sure / (1 - sure)) - 1.0])}
     network = Network(judge.facts.kind, {name: array.astype(np.float32) for name, array in arrays.items()})

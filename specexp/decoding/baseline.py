@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from specexp.decoding.protocol import Role, Round, Score, Scored, Steps
-from specexp.decoding.rng import TARGET, Dice
+from specexp.decoding.rng import TARGET, Rng
 from specexp.decoding.rules import Warp
 
 
@@ -20,12 +20,12 @@ class Baseline:
     def models(self) -> tuple[Role, ...]:
         return (self.model,)
 
-    def steps(self, dice: Dice, room: int) -> Steps:
+    def steps(self, rng: Rng, room: int) -> Steps:
         whole = room
         while room:
             scored: Scored = yield Score(self.model)
             if self.warp.greedy:
                 token = self.warp.first(scored.logits)
             else:
-                token = dice.pick(self.warp(scored.logits)[0], whole - room, TARGET)[None]
+                token = rng.pick(self.warp(scored.logits)[0], whole - room, TARGET)[None]
             room = yield Round(token, 1)

@@ -15,8 +15,20 @@ from typing import Any, Protocol
 
 from array_api_compat import array_namespace
 
-from specexp.decoding.protocol import Array, Ask, Draft, Drafted, Needs, Recall, Role, Round, Score, Scored, Steps
-from specexp.decoding.rng import Dice
+from specexp.decoding.protocol import (
+    Array,
+    Ask,
+    Draft,
+    Drafted,
+    Recall,
+    RequiredHidden,
+    Role,
+    Round,
+    Score,
+    Scored,
+    Steps,
+)
+from specexp.decoding.rng import Rng
 from specexp.decoding.rules import Warp, verify, verify_greedy
 
 
@@ -26,16 +38,16 @@ class Proposer(Protocol):
     @property
     def models(self) -> tuple[Role, ...]: ...
 
-    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Generator[Ask, Any, Drafted]: ...
+    def propose(self, warp: Warp, reserve: int, needs: RequiredHidden) -> Generator[Ask, Any, Drafted]: ...
 
 
 class Rule(Protocol):
     """Which drafted tokens are accepted though the lossless test rejects them."""
 
     @property
-    def needs(self) -> Needs: ...
+    def needs(self) -> RequiredHidden: ...
 
-    def waive(self, drafted: Drafted, scored: Scored) -> Array | None:
+    def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         """waived[G] of bools, or None for none."""
         ...
 
@@ -51,7 +63,7 @@ class DraftModel:
     def models(self) -> tuple[Role, ...]:
         return ("draft",)
 
-    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Generator[Ask, Any, Drafted]:
+    def propose(self, warp: Warp, reserve: int, needs: RequiredHidden) -> Generator[Ask, Any, Drafted]:
         drafted: Drafted = yield Draft(self.gamma, warp, reserve, needs.draft, needs.own, self.min_probability)
         return drafted
 
@@ -68,7 +80,7 @@ class Replay:
     def models(self) -> tuple[Role, ...]:
         return self.otherwise.models
 
-    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Generator[Ask, Any, Drafted]:
+    def propose(self, warp: Warp, reserve: int, needs: RequiredHidden) -> Generator[Ask, Any, Drafted]:
         drafted: Drafted = yield Recall(self.text, self.gamma, reserve)
         if not drafted.tokens.shape[0]:
             drafted = yield from self.otherwise.propose(warp, reserve, needs)
@@ -89,7 +101,7 @@ class Lookup:
     def models(self) -> tuple[Role, ...]:
         return ()
 
-    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Generator[Ask, Any, Drafted]:
+    def propose(self, warp: Warp, reserve: int, needs: RequiredHidden) -> Generator[Ask, Any, Drafted]:
         drafted: Drafted = yield Recall(None, self.gamma, reserve, self.ngram)
         return drafted
 
@@ -99,10 +111,10 @@ class Lossless:
     """Nothing is waived: the output distribution is the target's."""
 
     @property
-    def needs(self) -> Needs:
-        return Needs()
+    def needs(self) -> RequiredHidden:
+        return RequiredHidden()
 
-    def waive(self, drafted: Drafted, scored: Scored) -> Array | None:
+    def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         return None
 
 
@@ -119,17 +131,17 @@ class Chain:
     def models(self) -> tuple[Role, ...]:
         return ("target", *self.proposer.models)
 
-    def steps(self, dice: Dice, room: int) -> Steps:
+    def steps(self, rng: Rng, room: int) -> Steps:
         whole = room
         while room:
             drafted = yield from self.proposer.propose(self.warp, int(self.bonus), self.rule.needs)
             scored: Scored = yield Score("target", drafted.tokens, hidden=self.rule.needs.target)
-            waived = self.rule.waive(drafted, scored)
+            accepted_anyway = self.rule.accept_anyway(drafted, scored)
             if self.warp.greedy:
-                verdict = verify_greedy(scored.logits, drafted.tokens, waived)
+                verdict = verify_greedy(scored.logits, drafted.tokens, accepted_anyway)
             else:
                 p = self.warp(scored.logits)
-                verdict = verify(p, drafted.q, drafted.tokens, waived, dice, whole - room)
+                verdict = verify(p, drafted.q, drafted.tokens, accepted_anyway, rng, whole - room)
             num_drafted = drafted.tokens.shape[0]
             num_tokens = verdict.num_accepted + 1
             if num_drafted and not self.bonus:

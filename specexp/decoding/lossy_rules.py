@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from array_api_compat import array_namespace, device, to_device
 
-from specexp.decoding.protocol import Array, Drafted, Needs, Scored
+from specexp.decoding.protocol import Array, Drafted, RequiredHidden, Scored
 
 # What a judge reads, by the names of specexp/judge/features.py, and probabilities[N] from features[N, F].
 Score = Callable[[Array], Array]
@@ -29,18 +29,18 @@ class Judged:
     parts: tuple[str, ...]
     threshold: float
     eos_ids: tuple[int, ...]
-    needs: Needs
+    needs: RequiredHidden
 
-    def waive(self, drafted: Drafted, scored: Scored) -> Array | None:
+    def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         num_drafted = drafted.tokens.shape[0]
         if not num_drafted or self.threshold <= 0:
             return None
         xp = array_namespace(drafted.tokens)
         rows = [self._rows(part, drafted, scored, num_drafted) for part in self.parts]
-        waived = self.score(xp.concat(rows, axis=-1)) < self.threshold
+        accepted_anyway = self.score(xp.concat(rows, axis=-1)) < self.threshold
         for eos in self.eos_ids:
-            waived = waived & (drafted.tokens != eos)
-        return waived
+            accepted_anyway = accepted_anyway & (drafted.tokens != eos)
+        return accepted_anyway
 
     def _rows(self, part: str, drafted: Drafted, scored: Scored, num_drafted: int) -> Array:
         """[G, H] float32: the rows that both models have behind each drafted token, or behind the one before it."""
@@ -60,10 +60,10 @@ class TopK:
     k: int
 
     @property
-    def needs(self) -> Needs:
-        return Needs()
+    def needs(self) -> RequiredHidden:
+        return RequiredHidden()
 
-    def waive(self, drafted: Drafted, scored: Scored) -> Array | None:
+    def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         num_drafted = drafted.tokens.shape[0]
         if not num_drafted:
             return None

@@ -57,7 +57,7 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class RequiredHidden:
     """Hidden rows that an acceptance rule reads: the target's, the draft's, and the draft's behind its last token."""
 
     target: bool = False

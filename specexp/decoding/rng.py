@@ -1,6 +1,6 @@
-"""Randomness as an argument: the noise of a die is a hash of what it is for, not of when it is thrown.
+"""Randomness as an argument: the noise of a draw is a hash of what it is for, not of when it is made.
 
-A die is keyed by (seed, prompt, turn, position, purpose) and, where it chooses a token, by the token. So the same
+A draw is keyed by (seed, prompt, turn, position, purpose) and, where it chooses a token, by the token. So the same
 prompt gives the same tokens alone, in any batch, after a resume, on numpy and on torch; and two methods that share a
 purpose share their luck. Choosing is an exponential race, argmin(E_x / p_x) with E_x ~ Exp(1): exact, needs no
 normalised p, and calm where cached and full forwards differ in the last bits (an inverse CDF would amplify them).
@@ -26,7 +26,7 @@ _MASK = 0xFFFFFFFF
 _BLOCK, _BLOCK_ROWS, _BLOCKS = 1 << 16, 16, 12  # values and positions of noise made at a time; blocks kept
 
 
-class Dice(Protocol):
+class Rng(Protocol):
     """What a decoder draws from. Positions count the generated tokens, from 0."""
 
     def pick(self, weights: Array, position: int, purpose: int) -> Array:
@@ -37,7 +37,7 @@ class Dice(Protocol):
         """The token behind `num_accepted` drafts from `position` on: RESIDUAL, or TARGET when all were accepted."""
         ...
 
-    def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:
+    def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: int) -> tuple[Array, Array]:
         """Test prob[G] one after another from `position` on; stop at the first that neither passes nor is waived.
 
         Returns (num_accepted, a 0-d integer array; passed[G], bools that hold up to and with the first rejection).
@@ -46,14 +46,14 @@ class Dice(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class HashDice:
-    """Counter-based dice of one prompt's turn."""
+class HashRng:
+    """Counter-based rng of one prompt's turn."""
 
     key: tuple[Array, Array]  # two integers of 32 bits; as arrays[1] they may change under a recording
     _blocks: dict[tuple[Any, ...], Array] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, seed: int, prompt_id: str, turn: int = 0) -> HashDice:
+    def of(cls, seed: int, prompt_id: str, turn: int = 0) -> HashRng:
         digest = hashlib.blake2b(f"{seed}/{turn}/{prompt_id}".encode(), digest_size=8).digest()
         return cls((int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")))
 
@@ -78,11 +78,11 @@ class HashDice:
         tokens = xp.arange(weights.shape[-1], dtype=xp.int64, device=device(weights))
         return _race(weights, -xp.log(self.uniform(num_accepted + position, purpose, tokens)))
 
-    def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:
+    def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: int) -> tuple[Array, Array]:
         xp = array_namespace(prob)
         num = prob.shape[0]
         passed = self._noise(prob[:1], position, num, ACCEPT)[:, 0] < prob if num else prob > 0  # float64: 1.0 passes
-        return _leading(xp, passed, waived), passed
+        return _leading(xp, passed, accepted_anyway), passed
 
     def _noise(self, like: Array, position: int, count: int, purpose: int) -> Array:
         """[count, V] for `count` positions: what to divide weights[V] by; to accept, V = 1, the noise itself.
@@ -120,8 +120,8 @@ def _race(weights: Array, noise: Array) -> Array:
 
 
 @dataclass(frozen=True, slots=True)
-class CertainDice:
-    """For temperature 0, where every distribution is one-hot: the same outcomes as any other dice, without noise."""
+class CertainRng:
+    """For temperature 0, where every distribution is one-hot: the same outcomes as any other rng, without noise."""
 
     def pick(self, weights: Array, position: int, purpose: int) -> Array:
         return array_namespace(weights).argmax(weights)
@@ -129,28 +129,28 @@ class CertainDice:
     def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
         return array_namespace(weights).argmax(weights)
 
-    def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:
+    def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: int) -> tuple[Array, Array]:
         passed = prob > 0
-        return _leading(array_namespace(prob), passed, waived), passed
+        return _leading(array_namespace(prob), passed, accepted_anyway), passed
 
 
-def pick_each(dices: Sequence[Dice], weights: Array, positions: Sequence[int], purpose: int) -> Array:
-    """tokens[A], each drawn from its row of weights[A, V] at its position by dice of its own, as `pick` would."""
+def pick_each(rngs: Sequence[Rng], weights: Array, positions: Sequence[int], purpose: int) -> Array:
+    """tokens[A], each drawn from its row of weights[A, V] at its position by rng of its own, as `pick` would."""
     xp = array_namespace(weights)
-    hashed = [dice for dice in dices if isinstance(dice, HashDice)]
-    if len(dices) == 1 or len(hashed) < len(dices):
-        return xp.stack([d.pick(w, p, purpose) for d, w, p in zip(dices, weights, positions, strict=True)])
-    noise = [dice._noise(weights, position, 1, purpose) for dice, position in zip(hashed, positions, strict=True)]
+    hashed = [rng for rng in rngs if isinstance(rng, HashRng)]
+    if len(rngs) == 1 or len(hashed) < len(rngs):
+        return xp.stack([d.pick(w, p, purpose) for d, w, p in zip(rngs, weights, positions, strict=True)])
+    noise = [rng._noise(weights, position, 1, purpose) for rng, position in zip(hashed, positions, strict=True)]
     return _race(weights, xp.concat(noise))
 
 
-def dice_for(temperature: float, seed: int, prompt_id: str, turn: int = 0) -> Dice:
-    """The dice of one prompt's turn at this temperature."""
-    return CertainDice() if is_greedy(temperature) else HashDice.of(seed, prompt_id, turn)
+def rng_for(temperature: float, seed: int, prompt_id: str, turn: int = 0) -> Rng:
+    """The rng of one prompt's turn at this temperature."""
+    return CertainRng() if is_greedy(temperature) else HashRng.of(seed, prompt_id, turn)
 
 
-def _leading(xp: Any, passed: Array, waived: Array | None) -> Array:
-    good = passed if waived is None else passed | waived
+def _leading(xp: Any, passed: Array, accepted_anyway: Array | None) -> Array:
+    good = passed if accepted_anyway is None else passed | accepted_anyway
     return xp.sum(xp.cumulative_prod(xp.astype(good, xp.int64)))
 
 

@@ -1,7 +1,7 @@
 """The arithmetic of speculative sampling: warping logits, and verifying a drafted chain.
 
 Pure array functions; they import neither numpy nor torch and never branch on an array's value, so that the lines which
-the exact tests check are the lines that run on a GPU. Which die falls how is the caller's: see `rng.py`.
+the exact tests check are the lines that run on a GPU. The random numbers are the caller's: see `rng.py`.
 
 Shapes: G drafted tokens, V vocabulary, R rows.
 """
@@ -16,7 +16,7 @@ from array_api_compat import array_namespace, device
 from specexp.errors import ConfigError
 
 if TYPE_CHECKING:
-    from specexp.decoding.rng import Dice
+    from specexp.decoding.rng import Rng
 
 Array = Any
 MOST_TOP_K = 2**31 - 1  # array libraries compare ranks with it
@@ -121,7 +121,7 @@ class Verdict:
         return xp.sum(xp.astype(self.judged, xp.int64))
 
 
-def verify(p: Array, q: Array, drafted: Array, waived: Array | None, dice: Dice, position: int) -> Verdict:
+def verify(p: Array, q: Array, drafted: Array, accepted_anyway: Array | None, rng: Rng, position: int) -> Verdict:
     """Accept x_i with probability min(1, p_i(x_i) / q_i(x_i)), or because it is waived; after the first rejection draw
     from norm(max(p - q, 0)), after none from p (Leviathan et al. 2211.17192, Algorithm 1).
 
@@ -133,14 +133,14 @@ def verify(p: Array, q: Array, drafted: Array, waived: Array | None, dice: Dice,
     where = drafted[:, None]
     ratio = xp.take_along_axis(p[:-1], where, axis=-1) / xp.take_along_axis(q, where, axis=-1)
     prob = xp.clip(ratio[:, 0], 0, 1)
-    num_accepted, passed = dice.streak(prob, waived, position)
+    num_accepted, passed = rng.accept_prefix(prob, accepted_anyway, position)
 
     # Row `num_accepted` of p, less that row of q. Behind the last draft q is zero, which leaves p: the bonus row.
     row = xp.take(p, num_accepted[None], axis=0)[0]
     nothing = xp.zeros_like(p[:1])
     residual = xp.clip(row - xp.take(xp.concat([q, nothing]), num_accepted[None], axis=0)[0], 0, None)
     weights = xp.where(xp.any(residual > 0), residual, row)
-    token = dice.after(weights, position, num_accepted, num_drafted)
+    token = rng.after(weights, position, num_accepted, num_drafted)
 
     ids = xp.arange(num_drafted + 1, device=device(p))
     tokens = xp.where(ids == num_accepted, token, xp.concat([drafted, _zero(xp, drafted)]))
@@ -148,13 +148,13 @@ def verify(p: Array, q: Array, drafted: Array, waived: Array | None, dice: Dice,
     return Verdict(
         tokens=tokens,
         num_accepted=num_accepted,
-        judged=0 if waived is None else accepted & ~passed,
+        judged=0 if accepted_anyway is None else accepted & ~passed,
         overlap=xp.sum(xp.minimum(p[:-1], q), axis=-1),
     )
 
 
-def verify_greedy(logits: Array, drafted: Array, waived: Array | None) -> Verdict:
-    """`verify` at temperature 0, where p and q are one-hot and no die has a say: x_i passes if it is the target's
+def verify_greedy(logits: Array, drafted: Array, accepted_anyway: Array | None) -> Verdict:
+    """`verify` at temperature 0, where p and q are one-hot and nothing is drawn: x_i passes if it is the target's
     first choice, and what follows the accepted tokens is the target's.
 
     logits[G + 1, V], drafted[G], waived[G] of bools.
@@ -163,8 +163,9 @@ def verify_greedy(logits: Array, drafted: Array, waived: Array | None) -> Verdic
     choice = xp.argmax(logits, axis=-1)
     passed = choice[:-1] == drafted
     same = xp.astype(passed, drafted.dtype)
-    num_accepted = xp.sum(xp.cumulative_prod(same if waived is None else xp.astype(passed | waived, drafted.dtype)))
-    if waived is None:
+    kept = same if accepted_anyway is None else xp.astype(passed | accepted_anyway, drafted.dtype)
+    num_accepted = xp.sum(xp.cumulative_prod(kept))
+    if accepted_anyway is None:
         return Verdict(choice, num_accepted, 0, same)
     accepted = xp.arange(choice.shape[0], device=device(logits)) < num_accepted
     tokens = xp.where(accepted, xp.concat([drafted, _zero(xp, drafted)]), choice)

@@ -1,7 +1,7 @@
 """SpecExec: the draft grows a tree of likely continuations, the target scores all of it in one call, and the target's
 own draws walk it (Svirschevski et al. 2406.02532).
 
-The draws are those of plain decoding: same warp, same dice, same positions. The output for a seed is therefore that of
+The draws are those of plain decoding: same warp, same rng, same positions. The output for a seed is therefore that of
 plain decoding with that seed, token for token, at any temperature; the tree decides only how many draws a call yields.
 There is no acceptance test and no residual here, and q is never sampled from.
 
@@ -17,7 +17,7 @@ from typing import Any
 from array_api_compat import array_namespace, device
 
 from specexp.decoding.protocol import Array, Ask, Depth, Role, Round, Score, Scored, Steps
-from specexp.decoding.rng import TARGET, Dice
+from specexp.decoding.rng import TARGET, Rng
 from specexp.decoding.rules import Warp
 from specexp.decoding.tree import Node, Tree
 from specexp.errors import ConfigError
@@ -65,14 +65,14 @@ class SpecExec:
     def models(self) -> tuple[Role, ...]:
         return ("target", "draft")
 
-    def steps(self, dice: Dice, room: int) -> Steps:
+    def steps(self, rng: Rng, room: int) -> Steps:
         whole = room
         while room:
             tree = yield from self._grow()
             grown = tree.grown()
             tokens, parents = [node.token for node, _ in grown], [parent for _, parent in grown]
             scored: Scored = yield Score("target", tokens or None, parents or None, beside=by_row(grown))
-            path = walk(scored.logits, scored.beside, tree.depth, self.warp, dice, whole - room)
+            path = walk(scored.logits, scored.beside, tree.depth, self.warp, rng, whole - room)
             room = yield Round(
                 path.tokens,
                 path.num_accepted + 1,
@@ -117,7 +117,7 @@ def by_row(grown: Sequence[tuple[Node, int]]) -> list[list[int]]:
     return [[-1, *values] for values in columns]
 
 
-def walk(logits: Array, table: Array, depth: int, warp: Warp, dice: Dice, position: int) -> Path:
+def walk(logits: Array, table: Array, depth: int, warp: Warp, rng: Rng, position: int) -> Path:
     """Draw at the root, go to the child that was drawn if there is one, draw there, and so on.
 
     logits[N + 1, V], row 0 the root's; `table`[4, N + 1] is `by_row` of a tree of depth D = `depth`; `position` is that
@@ -133,7 +133,7 @@ def walk(logits: Array, table: Array, depth: int, warp: Warp, dice: Dice, positi
     rows: list[Array] = []
     for step in range(depth + 1):
         p = warp(xp.take(logits, row[None], axis=0))[0]
-        drawn.append(dice.pick(xp.where(inside, p, certain), position + step, TARGET))
+        drawn.append(rng.pick(xp.where(inside, p, certain), position + step, TARGET))
         child = (parents == row) & (tokens == drawn[-1]) & inside
         inside = xp.any(child)
         row = xp.where(inside, xp.argmax(xp.astype(child, xp.int64)), row)

@@ -81,7 +81,7 @@ class Context:
         self._count(fed.shape[0])
         return Feed(self._session, fed, rows, hidden, self._branches())
 
-    def went_on(self, num: int) -> None:
+    def advance(self, num: int) -> None:
         """Note that the model fed `num` more tokens of a chain by itself, behind what was planned."""
         assert self._use_cache, "tokens that were not planned stand in the cache alone"
         assert self._parents is None, "a chain goes on behind a tree"

@@ -17,11 +17,19 @@ from typing import Any, TypeVar
 from array_api_compat import array_namespace, device, to_device
 
 from specexp.decoding.protocol import Depth, Draft, Drafted, Recall, Role, Round, Score, Scored
-from specexp.decoding.rng import DRAFT, Dice, pick_each
+from specexp.decoding.rng import DRAFT, Rng, pick_each
 from specexp.decoding.rules import Warp, best
 from specexp.engine.context import Context
 from specexp.engine.ngram_lookup import Ngrams, continuation
-from specexp.engine.request import Look, Looking, Procedure, Request, Spent, Task, asking
+from specexp.engine.request import (
+    PendingScore,
+    Request,
+    RequestCoroutine,
+    ScoreRequest,
+    Task,
+    UsageQuery,
+    single_request,
+)
 from specexp.engine.run import Decoder, Generation, Peaks, Run, is_number, parts_of
 from specexp.errors import PromptError
 from specexp.lm.model import Array, Drafts, Model
@@ -85,7 +93,7 @@ class Engine:
         decoder: Decoder,
         prompt_ids: Sequence[int],
         max_new_tokens: int,
-        dice: Dice,
+        rng: Rng,
         told: Callable[[Sequence[int]], object] | None = None,
         name: str = "",
     ) -> Generation:
@@ -93,9 +101,9 @@ class Engine:
 
         Raises ModelError where logits are NaN or infinite, naming the model, the prompt by `name`, and the position.
         """
-        request = Request(decoder, prompt_ids, max_new_tokens, dice, told, name)
+        request = Request(decoder, prompt_ids, max_new_tokens, rng, told, name)
         out: Generation
-        ((_, out),) = self.run_all([asking(request)], fresh=False)
+        ((_, out),) = self.run_all([single_request(request)], fresh=False)
         return out
 
     def generate_all(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generation]]:
@@ -104,7 +112,7 @@ class Engine:
         A row that is done goes on with the next prompt. The answers are those of `generate`. While rows are free,
         `requests` is asked for more behind every step: one that has nothing now may have something later.
         """
-        return self.run_all(map(asking, requests))  # which asks again where a generator would have ended
+        return self.run_all(map(single_request, requests))  # which asks again where a generator would have ended
 
     def look(
         self, role: Role, ids: Sequence[int], tokens: Sequence[int], hidden: bool = False
@@ -114,10 +122,10 @@ class Engine:
         With `reuse`, only what the cache does not hold is fed, and all but the last token stay in it.
         """
         found: tuple[Array, Array | None]
-        ((_, found),) = self.run_all([asking(Look(role, ids, tokens, hidden))], fresh=False)
+        ((_, found),) = self.run_all([single_request(ScoreRequest(role, ids, tokens, hidden))], fresh=False)
         return found
 
-    def run_all(self, procedures: Iterable[Procedure[T]], fresh: bool = True) -> Iterator[tuple[int, T]]:
+    def run_all(self, procedures: Iterable[RequestCoroutine[T]], fresh: bool = True) -> Iterator[tuple[int, T]]:
         """Run procedures, `rows` at a time: (place among them, what it returned), each as soon as it is done.
 
         With `fresh` each begins with empty caches, so that what it spends does not depend on who had its row before;
@@ -151,19 +159,19 @@ class Engine:
         """Go on with a procedure up to the next wish that takes a forward, or to its end."""
         while True:
             try:
-                wish = task.procedure.send(answer)
+                request = task.procedure.send(answer)
             except StopIteration as end:
                 task.now, task.result = None, end.value
                 return
-            if isinstance(wish, Spent):
+            if isinstance(request, UsageQuery):
                 answer = self.spent(task.row)
                 continue
-            task.now = self._begin(task.row, wish) if isinstance(wish, Request) else self._open(task.row, wish)
+            task.now = self._begin(task.row, request) if isinstance(request, Request) else self._open(task.row, request)
             if task.now.ask is not None:
                 return
             answer = task.now.out  # no room for a single token
 
-    def _advance_timed(self, active: Sequence[Run | Looking]) -> None:
+    def _advance_timed(self, active: Sequence[Run | PendingScore]) -> None:
         if not active:
             return
         start = self._clock()
@@ -195,16 +203,16 @@ class Engine:
             self._contexts[role] = [Context(model, session, self._cached) for session in sessions]
         return self._contexts[role][row]
 
-    def _open(self, row: int, look: Look) -> Looking:
+    def _open(self, row: int, look: ScoreRequest) -> PendingScore:
         context = self._context(look.role, row, len(look.ids) + len(look.tokens))
         context.open(list(look.ids), self._reuse)
-        return Looking(look, context)
+        return PendingScore(look, context)
 
     def _begin(self, row: int, request: Request) -> Run:
         """Prefill, and the first ask."""
         main = request.decoder.models[0]
         room = self.room_for(request.prompt_ids, request.max_new_tokens, main)
-        run = Run(request.decoder, list(request.prompt_ids), request.dice, room, request.told, request.name)
+        run = Run(request.decoder, list(request.prompt_ids), request.rng, room, request.told, request.name)
         run.out.finish_reason = "length" if room == request.max_new_tokens else "context"
         run.began = self._clock()
         for role in request.decoder.models:
@@ -219,9 +227,9 @@ class Engine:
     def _used(self, runs: Sequence[Run]) -> list[Model]:
         return [self._models[role] for role in {role: None for run in runs for role in run.decoder.models}]
 
-    def _advance(self, active: Sequence[Run | Looking]) -> None:
+    def _advance(self, active: Sequence[Run | PendingScore]) -> None:
         """Answer the asks of the first kind that is open, all of them together."""
-        looks = [each for each in active if isinstance(each, Looking)]
+        looks = [each for each in active if isinstance(each, PendingScore)]
         # Looks wait for each other: for as many as are decoding meanwhile.
         if 2 * len(looks) >= len(active):
             self._look(looks)
@@ -243,7 +251,7 @@ class Engine:
         for run, answer in zip(runs, answers, strict=True):
             run.send(answer)
 
-    def _look(self, looks: Sequence[Looking]) -> None:
+    def _look(self, looks: Sequence[PendingScore]) -> None:
         """Answer the looks into one model, the one that most look into, that are about as long as the shortest."""
         asked = [(each, each.ask) for each in looks if each.ask is not None]
         roles = [ask.role for _, ask in asked]
@@ -337,7 +345,7 @@ class Engine:
             logits = _joined([_last(rows) for rows, _ in found])
             q = logits if greedy else ask.warp(logits)
             peaks = array_namespace(logits).max(logits, axis=-1)
-            # Of a one-hot row every die falls alike: none is thrown, and the tokens say what q is.
+            # A one-hot row needs no draw, and its token says what q is.
             picks = ask.warp.first(logits) if greedy else _draw(going, q, step)
             for i, (chain, (_, states)) in enumerate(zip(going, found, strict=True)):
                 chain.tokens.append(_row(picks, i))
@@ -359,11 +367,11 @@ class Engine:
         """The chain in one go, by a model that does it; None if this one does not."""
         model, context = self._drafts, run.contexts["draft"]
         length = self._fitting(run, ask.gamma, ask.reserve, ask.own)
-        if model is None or not length or not model.drafts(ask, run.dice):
+        if model is None or not length or not model.drafts(ask, run.rng):
             return None
         feed = context.plan(None, None, ask.hidden)
-        found = model.draft(feed, ask, length, run.dice, len(run.ids) - run.num_prompt)
-        context.went_on(length - 1 + ask.own)
+        found = model.draft(feed, ask, length, run.rng, len(run.ids) - run.num_prompt)
+        context.advance(length - 1 + ask.own)
         for positions in (feed.tokens.shape[0], *[1] * (length - 1 + ask.own)):
             run.fed("draft", positions)
         place = device(self._nothing)
@@ -458,9 +466,9 @@ def _alike(one: Draft, other: Draft) -> bool:
 
 
 def _draw(chains: Sequence[_Chain], q: Array, step: int) -> Array:
-    """tokens[A], each drawn from its row of q[A, V] by its run's dice."""
+    """tokens[A], each drawn from its row of q[A, V] by its run's rng."""
     positions = [len(chain.run.ids) - chain.run.num_prompt + step for chain in chains]
-    return pick_each([chain.run.dice for chain in chains], q, positions, DRAFT)
+    return pick_each([chain.run.rng for chain in chains], q, positions, DRAFT)
 
 
 def _last(rows: Array) -> Array:

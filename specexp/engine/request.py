@@ -1,7 +1,8 @@
 """What an engine is asked for, and procedures that ask for several things in a row.
 
-A procedure is a generator that yields `Request`, `Look` and `Spent`, and is sent what came of each. It has one row of
-the engine to itself from its first wish to its end: with `reuse`, its later wishes find its earlier ones' caches.
+A procedure is a generator that yields `Request`, `ScoreRequest` and `UsageQuery`, and is sent what came of each. It has
+one row of the engine to itself from its first wish to its end: with `reuse`, its later wishes find its earlier ones'
+caches.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from specexp.decoding.protocol import Role
-from specexp.decoding.rng import Dice
+from specexp.decoding.rng import Rng
 from specexp.engine.context import Context
 from specexp.engine.run import Decoder, Run
 from specexp.lm.model import Array
@@ -30,13 +31,13 @@ class Request:
     decoder: Decoder
     prompt_ids: Sequence[int]
     max_new_tokens: int
-    dice: Dice
+    rng: Rng
     told: Callable[[Sequence[int]], object] | None = None
     name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ScoreRequest:
     """What a model thinks after `ids` and after each of `tokens`[N]: (logits[N + 1, V], hidden[N + 1, H] or None)."""
 
     role: Role
@@ -46,24 +47,24 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class UsageQuery:
     """All that a row was ever fed, prefill included: `{"target_calls": ..., "target_positions": ..., ...}`."""
 
 
-Procedure = Generator[Request | Look | Spent, Any, T]
+RequestCoroutine = Generator[Request | ScoreRequest | UsageQuery, Any, T]
 
 
-def asking(wish: Request | Look) -> Procedure[Any]:
+def single_request(request: Request | ScoreRequest) -> RequestCoroutine[Any]:
     """The procedure of a single wish."""
-    answer = yield wish
+    answer = yield request
     return answer
 
 
-class Looking:
+class PendingScore:
     """A look that is under way; the engine answers `ask` by `send`, as a run's."""
 
-    def __init__(self, ask: Look, context: Context) -> None:
-        self.ask: Look | None = ask
+    def __init__(self, ask: ScoreRequest, context: Context) -> None:
+        self.ask: ScoreRequest | None = ask
         self.context = context
         self.out: tuple[Array, Array | None]
 
@@ -74,7 +75,7 @@ class Looking:
 class Task(Generic[T]):
     """A procedure on its row, and what it waits for."""
 
-    def __init__(self, row: int, index: int, procedure: Procedure[T]) -> None:
+    def __init__(self, row: int, index: int, procedure: RequestCoroutine[T]) -> None:
         self.row, self.index, self.procedure = row, index, procedure
-        self.now: Run | Looking | None = None
+        self.now: Run | PendingScore | None = None
         self.result: Any = None

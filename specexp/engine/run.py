@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from specexp.decoding.protocol import Array, Ask, Role, Round, Steps
-from specexp.decoding.rng import Dice
+from specexp.decoding.rng import Rng
 from specexp.engine.context import Context
 from specexp.engine.ngram_lookup import Ngrams
 from specexp.errors import ModelError
@@ -20,7 +20,7 @@ class Decoder(Protocol):
     @property
     def models(self) -> tuple[Role, ...]: ...
 
-    def steps(self, dice: Dice, room: int) -> Steps: ...
+    def steps(self, rng: Rng, room: int) -> Steps: ...
 
 
 @dataclass(slots=True)
@@ -77,12 +77,12 @@ class Run:
         self,
         decoder: Decoder,
         ids: list[int],
-        dice: Dice,
+        rng: Rng,
         room: int,
         told: Callable[[Sequence[int]], object] | None = None,
         name: str = "",
     ) -> None:
-        self.decoder, self.ids, self.dice, self.room, self.name = decoder, ids, dice, room, name
+        self.decoder, self.ids, self.rng, self.room, self.name = decoder, ids, rng, room, name
         self._told, self._num_told = told, 0
         self.num_prompt = len(ids)
         self.contexts: dict[Role, Context] = {}
@@ -93,7 +93,7 @@ class Run:
         self.peaks: list[Peaks] = []  # of this round's logits
 
     def start(self) -> None:
-        self._steps = self.decoder.steps(self.dice, self.room)
+        self._steps = self.decoder.steps(self.rng, self.room)
         self.ask = next(self._steps, None)
 
     def send(self, answer: Any) -> None:

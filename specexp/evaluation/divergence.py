@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specexp.config import TREES, Experiment, MethodConfig
-from specexp.decoding.rng import dice_for
+from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.evaluation.equality import Draws, difference, explanation
@@ -93,7 +93,7 @@ def _entry(
     engine: Engine, experiment: Experiment, ids: Sequence[int], record: Record, plain: Sequence[int]
 ) -> dict[str, Any]:
     warp, dtype = Warp(experiment.temperature, experiment.top_k, experiment.top_p), arithmetic_of(experiment)
-    draws = Draws(warp, lambda name: dice_for(experiment.temperature, record["seed"], name, record["turn"]))
+    draws = Draws(warp, lambda name: rng_for(experiment.temperature, record["seed"], name, record["turn"]))
     prompt_id, turn, label, repeat = key_of(record)
     found = difference(engine, dtype, label, prompt_id, ids, record["token_ids"], plain, draws)
     assert found is not None, "equal outputs have no difference"

@@ -1,6 +1,6 @@
 """Whether everyone decodes the same tokens: outputs side by side, and how near a tie a divergence is.
 
-At temperature 0 that is a matter of logits. Where tokens are drawn, whoever shares the dice shares the exponential
+At temperature 0 that is a matter of logits. Where tokens are drawn, whoever shares the rng shares the exponential
 race argmin(E_x / p_x): it is a near tie where logits that differ by no more than rounding give it another winner.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from specexp.decoding.rng import TARGET, CertainDice, Dice, HashDice
+from specexp.decoding.rng import TARGET, CertainRng, HashRng, Rng
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.pair.loading import Pair
@@ -51,29 +51,29 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """How everyone draws the target's tokens: greedily, or by the same dice."""
+    """How everyone draws the target's tokens: greedily, or by the same rng."""
 
     warp: Warp
-    dice: Callable[[str], Dice]  # of a prompt
+    rng: Callable[[str], Rng]  # of a prompt
 
     def token(self, logits: Array, prompt_id: str, position: int) -> int:
         """What is drawn from logits[V] at this position."""
-        return int(self.dice(prompt_id).pick(self.warp(logits[None])[0], position, TARGET))
+        return int(self.rng(prompt_id).pick(self.warp(logits[None])[0], position, TARGET))
 
     def gap(self, logits: Array, prompt_id: str, position: int, tokens: Sequence[int]) -> float | None:
         """How far apart two tokens end in the race, in logits; None where one of them does not run."""
-        dice = self.dice(prompt_id)
-        if self.warp.greedy or not isinstance(dice, HashDice):
+        rng = self.rng(prompt_id)
+        if self.warp.greedy or not isinstance(rng, HashRng):
             return abs(float(logits[tokens[0]] - logits[tokens[1]]))
         p = [float(weight) for weight in self.warp(logits[None])[0][tokens]]
         if not all(p):
             return None
         places = [np.asarray(value, dtype=np.int64) for value in ([position], [TARGET], tokens)]
-        keys = np.log(p) - np.log(-np.log(dice.uniform(*places)))
+        keys = np.log(p) - np.log(-np.log(rng.uniform(*places)))
         return float(self.warp.temperature * abs(keys[0] - keys[1]))
 
 
-GREEDY = Draws(Warp(), lambda prompt_id: CertainDice())
+GREEDY = Draws(Warp(), lambda prompt_id: CertainRng())
 
 
 def noise_of(dtype: object, logits: Array) -> float:

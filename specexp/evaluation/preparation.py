@@ -17,7 +17,7 @@ from specexp.engine import Decoder, Engine
 from specexp.errors import ConfigError, ModelError, OutputError, PromptError
 from specexp.judge.judge import Judge
 from specexp.lm import out_of_memory
-from specexp.methods import Making, decoder_for, roles_of
+from specexp.methods import BuildContext, decoder_for, roles_of
 from specexp.pair.loading import Pair, contexts, hidden_sizes, identity, load_pair
 from specexp.profiling import call_costs
 from specexp.profiling.time_estimate import announce, pace
@@ -102,7 +102,7 @@ def prepare(
     for judge in judges.values():
         judge.check(mine, widths)
         notes += judge.notes(mine)
-    making = Making(Warp(experiment.temperature, experiment.top_k, experiment.top_p), judges, pair.eos_ids)
+    making = BuildContext(Warp(experiment.temperature, experiment.top_k, experiment.top_p), judges, pair.eos_ids)
     settings = [Setting(method, decoder_for(method, making)) for method in experiment.methods]
     for setting in settings:
         for role in setting.decoder.models if setting.config.tree else ():

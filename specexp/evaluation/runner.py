@@ -14,7 +14,7 @@ from functools import partial
 
 from tqdm import tqdm
 
-from specexp.decoding.rng import dice_for
+from specexp.decoding.rng import rng_for
 from specexp.engine import Engine, Generation, Request
 from specexp.evaluation.measured_costs import check_sizes, measure_costs, median_of
 from specexp.evaluation.preparation import (
@@ -111,12 +111,12 @@ def _environment(prepared: Prepared, output: OutputFolder) -> str:
 
 def _warm_up(prepared: Prepared, engine: Engine) -> dict[str, Pace]:
     """Decode a few tokens with every setting; how fast that was, by label, from the fastest output."""
-    dice = dice_for(prepared.experiment.temperature, 0, "warm-up")
+    rng = rng_for(prepared.experiment.temperature, 0, "warm-up")
     names = [example.prompt_id for example in prepared.examples]
     some = list(zip(names, prepared.prompts, strict=True))[: max(2, prepared.experiment.batch)]
     paces = {}
     for setting in prepared.settings:
-        requests = [Request(setting.decoder, ids, WARM_UP_TOKENS, dice, name=name) for name, ids in some]
+        requests = [Request(setting.decoder, ids, WARM_UP_TOKENS, rng, name=name) for name, ids in some]
         found = [Pace.of(out) for _, out in engine.generate_all(requests)]
         paces[setting.config.label] = min(found, key=lambda each: each.seconds(WARM_UP_TOKENS))
     return paces

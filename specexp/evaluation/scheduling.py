@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from specexp.decoding.protocol import Role
-from specexp.decoding.rng import dice_for
+from specexp.decoding.rng import rng_for
 from specexp.engine import Request
 from specexp.evaluation.preparation import (
     Prepared,
@@ -37,9 +37,9 @@ def requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job]) -> It
     experiment = prepared.experiment
     for job in jobs:
         name = prepared.examples[job.index].prompt_id
-        dice = dice_for(experiment.temperature, experiment.seed + job.repeat, name, job.turn)
+        rng = rng_for(experiment.temperature, experiment.seed + job.repeat, name, job.turn)
         ids = prompt_of(prepared, records, job)
-        yield Request(job.setting.decoder, ids, experiment.max_new_tokens, dice, name=name)
+        yield Request(job.setting.decoder, ids, experiment.max_new_tokens, rng, name=name)
 
 
 def place_of(prepared: Prepared, jobs: Sequence[Job]) -> tuple[str, str, dict[Role, ModelConfig]]:

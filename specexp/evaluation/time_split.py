@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from specexp.decoding.rng import dice_for
+from specexp.decoding.rng import rng_for
 from specexp.engine import Decoder, Engine
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.scheduling import LOWER
@@ -95,8 +95,8 @@ def seconds(
     watch = Stopwatch(wait=wait)
     engine = Engine({role: TimedModel(model, role, watch) for role, model in models.items()}, prepared.pair.eos_ids)
     for example, ids in list(zip(prepared.examples, prepared.prompts, strict=True))[:num_prompts]:
-        dice = dice_for(temperature, prepared.experiment.seed, example.prompt_id)
-        timed = TimedDecoder(decoder, watch), TimedDice(dice, watch)
+        rng = rng_for(temperature, prepared.experiment.seed, example.prompt_id)
+        timed = TimedDecoder(decoder, watch), TimedDice(rng, watch)
         engine.generate(timed[0], ids, max_new_tokens, timed[1], name=example.prompt_id)
         after_each()
     return watch.seconds()

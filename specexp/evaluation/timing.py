@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Any, Protocol
 
-from specexp.decoding.rng import dice_for
+from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
 from specexp.evaluation.preparation import Prepared, Setting
 from specexp.evaluation.runner import record_of
 from specexp.evaluation.scheduling import Job
 from specexp.lm import out_of_memory
-from specexp.methods import Making, decoder_for
+from specexp.methods import BuildContext, decoder_for
 from specexp.metrics.statistics import Timed
 from specexp.metrics.summary import check_identities
 from specexp.storage.journal import Journal, Key
@@ -46,12 +46,12 @@ class Contender(Protocol):
     def temperature(self) -> float: ...
 
     def time(self, index: int, repeat: int) -> Timing:
-        """Decode the prompt of this index, with the same dice in every repeat."""
+        """Decode the prompt of this index, with the same rng in every repeat."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class SpecexpContender:
     """A method of this project. `clock` is read in seconds."""
 
     name: str
@@ -69,18 +69,18 @@ class Own:
         experiment = prepared.experiment
         engine = Engine(prepared.pair.models, prepared.pair.eos_ids, clock=self.clock)
         name, ids = prepared.examples[index].prompt_id, prepared.prompts[index]
-        dice = dice_for(self.temperature, experiment.seed, name)
+        rng = rng_for(self.temperature, experiment.seed, name)
         prepared.pair.models["target"].wait()
         start = self.clock()
-        out = engine.generate(self.setting.decoder, ids, experiment.max_new_tokens, dice, name=name)
+        out = engine.generate(self.setting.decoder, ids, experiment.max_new_tokens, rng, name=name)
         seconds = self.clock() - start
         record = record_of(prepared, Job(index, 0, self.setting, repeat), out)
         check_identities(record, config.tree, config.bonus)
         return Timing(out.token_ids, seconds, record)
 
-    def at(self, temperature: float) -> Own:
+    def at(self, temperature: float) -> SpecexpContender:
         """The same method, sampling."""
-        making = Making(Warp(temperature), self.prepared.judges, self.prepared.pair.eos_ids)
+        making = BuildContext(Warp(temperature), self.prepared.judges, self.prepared.pair.eos_ids)
         decoder: Decoder = decoder_for(self.setting.config, making)
         setting = replace(self.setting, decoder=decoder)
         return replace(self, name=sampled(self.name, temperature), setting=setting, temperature=temperature)

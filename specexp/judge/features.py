@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from specexp.decoding.protocol import Needs
+from specexp.decoding.protocol import RequiredHidden
 from specexp.errors import ConfigError, unknown
 
 Array = Any
@@ -29,9 +29,9 @@ class Mode:
     parts: tuple[str, ...]
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> RequiredHidden:
         """What decoding must ask the models for."""
-        return Needs(
+        return RequiredHidden(
             target="target_token" in self.parts or "target_previous" in self.parts,
             draft="draft_token" in self.parts or "draft_previous" in self.parts,
             own="draft_token" in self.parts,

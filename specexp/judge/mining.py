@@ -23,9 +23,9 @@ from array_api_compat import array_namespace, to_device
 
 from specexp.decoding.chain import Chain, DraftModel, Lossless, Replay
 from specexp.decoding.protocol import Role
-from specexp.decoding.rng import CertainDice
+from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
-from specexp.engine import Engine, Look, Procedure, Request, Spent
+from specexp.engine import Engine, Request, RequestCoroutine, ScoreRequest, UsageQuery
 from specexp.judge.labels import Label
 from specexp.judge.splits import split_of
 from specexp.pair.loading import Pair
@@ -77,11 +77,11 @@ class Miner:
             self._mining(example, partial(tell, place)) for place, example in enumerate(examples)
         )
 
-    def _mining(self, example: Example, tell: Callable[[int, int], object]) -> Procedure[Mined]:
+    def _mining(self, example: Example, tell: Callable[[int, int], object]) -> RequestCoroutine[Mined]:
         prompt = self._pair.text.encode(example.messages())
-        start = yield Spent()
-        first = yield Request(self._respond, prompt, self._limit, CertainDice(), name=example.prompt_id)
-        before = yield Spent()
+        start = yield UsageQuery()
+        first = yield Request(self._respond, prompt, self._limit, CertainRng(), name=example.prompt_id)
+        before = yield UsageQuery()
         whole = len(first.token_ids)
         length = {"num_tokens": whole}
         if first.finish_reason != "stop":
@@ -94,7 +94,7 @@ class Miner:
         found = _Search(self, example, prompt, first.token_ids)
         tell(0, whole)
         yield from found.run(answer, tell)
-        after = yield Spent()
+        after = yield UsageQuery()
         search = {f"mining_{key}": value for key, value in _less(after, before).items()}
         features = {part: np.stack(rows).astype(self._dtype) for part, rows in found.features.items()}
         counts = _less(after, start) | search | found.slow | length
@@ -106,21 +106,21 @@ class Miner:
         text = self._pair.text.decode(list(response[:-1] if finished else response))
         return self._task.extract(text, finished, gold)
 
-    def draft_choices(self, prompt: Sequence[int], response: Sequence[int], start: int) -> Procedure[list[int]]:
+    def draft_choices(self, prompt: Sequence[int], response: Sequence[int], start: int) -> RequestCoroutine[list[int]]:
         """The draft's argmax at every position of `response` from `start` on, each behind the true prefix."""
-        logits, _ = yield Look("draft", [*prompt, *response[:start]], response[start:-1])
+        logits, _ = yield ScoreRequest("draft", [*prompt, *response[:start]], response[start:-1])
         return [int(i) for i in array_namespace(logits).argmax(logits, axis=-1).tolist()]
 
-    def rows(self, role: Role, ids: Sequence[int], token: int) -> Procedure[tuple[np.ndarray, np.ndarray]]:
+    def rows(self, role: Role, ids: Sequence[int], token: int) -> RequestCoroutine[tuple[np.ndarray, np.ndarray]]:
         """Hidden rows after `ids` and after `token` behind them: the features `previous` and `token`."""
-        _, hidden = yield Look(role, ids, [token], hidden=True)
+        _, hidden = yield ScoreRequest(role, ids, [token], hidden=True)
         assert hidden is not None
         previous, own = _host(hidden)
         return previous, own
 
     def swapped(
         self, prompt: Sequence[int], response: Sequence[int], position: int, token: int, name: str = ""
-    ) -> Procedure[tuple[list[int], bool]]:
+    ) -> RequestCoroutine[tuple[list[int], bool]]:
         """The response with `token` at `position` and the target's continuation, and whether that one ended."""
         head = [*response[:position], token]
         if token in self._pair.eos_ids:
@@ -129,7 +129,7 @@ class Miner:
             return head, False
         replay = Replay((*prompt, *response), WIDTH, DraftModel(GAMMA))
         decoder = Chain(replay, Lossless(), Warp())
-        out = yield Request(decoder, [*prompt, *head], self._limit - len(head), CertainDice(), name=name)
+        out = yield Request(decoder, [*prompt, *head], self._limit - len(head), CertainRng(), name=name)
         return [*head, *out.token_ids], out.finish_reason == "stop"
 
     def text_of(self, token: int) -> str:
@@ -153,7 +153,7 @@ class _Search:
         # What the literal procedure would have spent on the target: a prefill of all that is kept, then a call a token.
         self.slow = {"slow_target_calls": 0, "slow_target_positions": 0}
 
-    def run(self, answer: str, tell: Callable[[int, int], object]) -> Procedure[None]:
+    def run(self, answer: str, tell: Callable[[int, int], object]) -> RequestCoroutine[None]:
         miner, prompt = self._miner, self._prompt
         start = 0
         choices = yield from miner.draft_choices(prompt, self.response, 0)
@@ -178,7 +178,7 @@ class _Search:
             start = position + 1
             tell(start, len(self.response))
 
-    def _look(self, position: int, token: int) -> Procedure[None]:
+    def _look(self, position: int, token: int) -> RequestCoroutine[None]:
         ids = [*self._prompt, *self.response[:position]]
         for role in ("draft", "target"):
             previous, own = yield from self._miner.rows(role, ids, token)

@@ -104,7 +104,7 @@ def champion(name: str) -> tuple[str, Judge | None] | None:
         return str(found.version), None
 
 
-def crown(name: str, new: str, better: bool, reason: str) -> Verdict:
+def promote(name: str, new: str, better: bool, reason: str) -> Verdict:
     """Give version `new` the alias that it earned, and say why on the version itself."""
     alias = CHAMPION if better else CHALLENGER
     client = MlflowClient()

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from array_api_compat import array_namespace
 
 from specexp.decoding.protocol import Draft, Drafted
-from specexp.decoding.rng import Dice
+from specexp.decoding.rng import Rng
 
 Array = Any
 
@@ -134,11 +134,11 @@ class Model(Protocol):
 class Drafts(Protocol):
     """What a model may offer besides: a chain drafted in one go, sampling included, by a session that is fed alone."""
 
-    def drafts(self, ask: Draft, dice: Dice) -> bool:
+    def drafts(self, ask: Draft, rng: Rng) -> bool:
         """Whether it answers this ask; if not, the chain is drafted step by step."""
         ...
 
-    def draft(self, feed: Feed, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
+    def draft(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
         """The chain of `length` <= gamma tokens behind those of `feed`, the first of which is drawn at `position`.
 
         They are fed, and all drafted tokens but the last; with `own`, that one too.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from specexp.decoding.protocol import Draft, Role
-from specexp.decoding.rng import CertainDice
+from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.lm.model import Branches, Drafts, Feed, Model, Session
 
@@ -164,13 +164,13 @@ class _Bench:
 
     def _drafted(self, gamma: int) -> float:
         """Seconds of each step of a chain, made as decoding makes it."""
-        model, ask, dice = self._models["draft"], Draft(gamma, Warp()), CertainDice()
-        if not (isinstance(model, Drafts) and model.drafts(ask, dice)):
+        model, ask, rng = self._models["draft"], Draft(gamma, Warp()), CertainRng()
+        if not (isinstance(model, Drafts) and model.drafts(ask, rng)):
             return self._timed("draft", [1] * gamma)
         feed = Feed(self._sessions["draft"], model.ids(self._ids[:1]), 1)
         model.wait()
         start = self._clock()
-        model.draft(feed, ask, gamma, dice, 0)
+        model.draft(feed, ask, gamma, rng, 0)
         model.wait()
         return (self._clock() - start) / gamma
 

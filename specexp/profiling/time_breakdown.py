@@ -1,7 +1,7 @@
 """Where a decoder's time goes: draft forwards, target forwards, judge, sampling and accepting, and the host (the rest).
 
 An instrumented run, apart from the timed ones. It wraps what stands at the narrow boundaries (models' sessions, the
-decoder's generator, its rule, dice and warps) and knows nothing of what is behind them. Every moment from the first ask
+decoder's generator, its rule, rng and warps) and knows nothing of what is behind them. Every moment from the first ask
 to the last round is charged to one part, so the shares sum to 1; what the clock itself costs is measured and taken off.
 """
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
 from specexp.decoding.chain import Chain, Rule
-from specexp.decoding.protocol import Draft, Drafted, Needs, Role, Scored, Steps
-from specexp.decoding.rng import Dice
+from specexp.decoding.protocol import Draft, Drafted, RequiredHidden, Role, Scored, Steps
+from specexp.decoding.rng import Rng
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder
 from specexp.lm.model import Array, Branches, Drafts, Feed, Model, Session, one_by_one
@@ -124,14 +124,14 @@ class TimedModel:
     def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
         return one_by_one(feeds)
 
-    def drafts(self, ask: Draft, dice: Dice) -> bool:
-        return isinstance(self._model, Drafts) and self._model.drafts(ask, dice)
+    def drafts(self, ask: Draft, rng: Rng) -> bool:
+        return isinstance(self._model, Drafts) and self._model.drafts(ask, rng)
 
-    def draft(self, feed: Feed, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
+    def draft(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
         assert isinstance(self._model, Drafts), "asked of a model that drafts nothing by itself"
         assert isinstance(feed.session, TimedSession), "a session of another model"
         inner = replace(feed, session=feed.session.inner)
-        return self._watch.timed(self._role, self._model.draft)(inner, ask, length, dice, position)
+        return self._watch.timed(self._role, self._model.draft)(inner, ask, length, rng, position)
 
     def ids(self, tokens: Sequence[int]) -> Array:
         return self._model.ids(tokens)
@@ -173,10 +173,10 @@ class TimedSession:
 class TimedDice:
     """Passes every throw on, charged to sampling: for the engine, which draws the drafts itself."""
 
-    def __init__(self, dice: Dice, watch: Stopwatch) -> None:
-        self._pick = watch.timed(SAMPLING, dice.pick)
-        self._after = watch.timed(SAMPLING, dice.after)
-        self._streak = watch.timed(SAMPLING, dice.streak)
+    def __init__(self, rng: Rng, watch: Stopwatch) -> None:
+        self._pick = watch.timed(SAMPLING, rng.pick)
+        self._after = watch.timed(SAMPLING, rng.after)
+        self._streak = watch.timed(SAMPLING, rng.accept_prefix)
 
     def pick(self, weights: Array, position: int, purpose: int) -> Array:
         return self._pick(weights, position, purpose)
@@ -184,8 +184,8 @@ class TimedDice:
     def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
         return self._after(weights, position, num_accepted, num_drafted)
 
-    def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:
-        return self._streak(prob, waived, position)
+    def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: int) -> tuple[Array, Array]:
+        return self._streak(prob, accepted_anyway, position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,13 +208,13 @@ class TimedRule:
 
     def __init__(self, rule: Rule, watch: Stopwatch) -> None:
         self._rule = rule
-        self._waive = watch.timed(JUDGE, rule.waive)
+        self._waive = watch.timed(JUDGE, rule.accept_anyway)
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> RequiredHidden:
         return self._rule.needs
 
-    def waive(self, drafted: Drafted, scored: Scored) -> Array | None:
+    def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         return self._waive(drafted, scored)
 
 
@@ -230,10 +230,10 @@ class TimedDecoder:
     def models(self) -> tuple[Role, ...]:
         return self._decoder.models
 
-    def steps(self, dice: Dice, room: int) -> Steps:
+    def steps(self, rng: Rng, room: int) -> Steps:
         # The engine asks for the first step behind the prefill, which is thus nobody's.
         self._watch.begin()
-        step = self._watch.timed(SAMPLING, self._decoder.steps(dice, room).send)
+        step = self._watch.timed(SAMPLING, self._decoder.steps(rng, room).send)
         answer: Any = None
         while True:
             try:

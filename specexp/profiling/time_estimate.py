@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.protocol import Role
-from specexp.decoding.rng import CertainDice
+from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
 from specexp.lm.model import Model
@@ -51,7 +51,7 @@ def pace(
 
     def run() -> Pace:
         engine = Engine({role: models[role]}, clock=clock)
-        return Pace.of(engine.generate(Baseline(Warp(), role), ids, TOKENS, CertainDice(), name=name))
+        return Pace.of(engine.generate(Baseline(Warp(), role), ids, TOKENS, CertainRng(), name=name))
 
     first = run()
     return first if first.seconds(TOKENS) > SLOW else run()

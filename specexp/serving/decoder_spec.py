@@ -60,7 +60,7 @@ class Reference:
             raise ModelError(f"the decoder in '{folder}' cannot be read: {type(error).__name__}: {error}") from error
 
 
-def refer(pair: LoadedPair, asked: Experiment, most_new_tokens: int) -> Reference:
+def make_decoder_spec(pair: LoadedPair, asked: Experiment, most_new_tokens: int) -> Reference:
     """The reference of a loaded pair, with folders made absolute and revisions of the hub pinned."""
     roles = roles_of(asked.methods[0])
     identity = {key: value for key, value in pair.identity().items() if key not in ("target", "draft") or key in roles}

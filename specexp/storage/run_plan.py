@@ -56,7 +56,7 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class RunSpec:
     """All that one run is to hold. Sent twice, it leaves the same run: `time` (ms) is when its metrics were taken."""
 
     key: str
@@ -70,7 +70,7 @@ class Sheet:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class RunUpdate:
     """Tags and metrics for the finished runs that carry `where` and have the parameters `params`."""
 
     where: Mapping[str, str]
@@ -81,30 +81,30 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class UploadPlan:
     """The flat runs of a folder, and the main run, which is sent last: it is finished when all is there.
 
     `experiment` is what the environment said of MLflow's experiment.
     """
 
-    main: Sheet
-    flat: Sequence[Sheet] = ()
-    marks: Sequence[Mark] = ()
+    main: RunSpec
+    flat: Sequence[RunSpec] = ()
+    marks: Sequence[RunUpdate] = ()
     experiment: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def parse(cls, found: Mapping[str, Any]) -> Plan:
+    def parse(cls, found: Mapping[str, Any]) -> UploadPlan:
         """From `as_dict`, through JSON. Raises KeyError or TypeError."""
         flat = [_sheet(each) for each in found["flat"]]
-        return cls(_sheet(found["main"]), flat, [Mark(**each) for each in found["marks"]], found["experiment"])
+        return cls(_sheet(found["main"]), flat, [RunUpdate(**each) for each in found["marks"]], found["experiment"])
 
 
-def _sheet(found: Mapping[str, Any]) -> Sheet:
+def _sheet(found: Mapping[str, Any]) -> RunSpec:
     files, inputs = [File(**each) for each in found["files"]], [Input(**each) for each in found["inputs"]]
-    return Sheet(**{**found, "files": files, "inputs": inputs})
+    return RunSpec(**{**found, "files": files, "inputs": inputs})
 
 
 def now() -> int:

@@ -62,7 +62,7 @@ def ready() -> str | None:
 def _silence(work: Callable[[], object]) -> str | None:
     try:
         with quiet(), _alone():
-            patiently(work)
+            with_retries(work)
     except Exception as error:
         if not is_of_store(error):
             raise
@@ -152,17 +152,17 @@ def telling(tell: Callable[[str], Exception]) -> Iterator[None]:
 @contextmanager
 def wanted(why: str, way_on: str) -> Iterator[None]:
     """Inside is what goes on in the store alone. Raises StoreError where it does not answer, Unsent where it fails."""
-    silence = ready()
-    if silence is not None:
+    unreachable = ready()
+    if unreachable is not None:
         raise StoreError(
-            f"the tracking store at {address()} does not answer ({silence}), and {why}; start it, or name another one"
-            f" in {TRACKING}."
+            f"the tracking store at {address()} does not answer ({unreachable}), and {why}; start it, or name another"
+            f" one in {TRACKING}."
         )
     with telling(lambda said: Unsent(f"the tracking store at {address()} failed: {said}. {way_on}")):
         yield
 
 
-def patiently(work: Callable[[], T]) -> T:
+def with_retries(work: Callable[[], T]) -> T:
     """Do `work`, which may be done twice, again where others were faster, or hold a SQLite database.
 
     Signals wait for its end: the store may do what is asked whether or not its answer is awaited.

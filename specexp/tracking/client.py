@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 
 from specexp import signals
 from specexp.errors import OutputError, StoreError
-from specexp.storage.run_plan import File, Input, Mark, Sheet
+from specexp.storage.run_plan import File, Input, RunSpec, RunUpdate
 from specexp.tasks.example import Dataset
 from specexp.tracking import backend
 from specexp.tracking.search import KEY, MOST, all_of, finished, is_active, search_runs
@@ -54,12 +54,12 @@ def begin(key: str, name: str, tags: Mapping[str, str], system_metrics: bool | N
             client.set_terminated(run.info.run_id, "KILLED")
     how = {"run_id": given, "run_name": None if given else name, "log_system_metrics": system_metrics}
     with signals.held():
-        backend.patiently(lambda: mlflow.start_run(tags=dict(tags), **how))
+        backend.with_retries(lambda: mlflow.start_run(tags=dict(tags), **how))
         run = mlflow.active_run()
         os.environ.pop("MLFLOW_RUN_ID", None)
     delete_doubles(key, {run.info.run_id, *(each.info.run_id for each in before)})
     if given and _GENERATED_NAME.match(run.info.run_name or ""):
-        backend.patiently(lambda: mlflow.set_tag("mlflow.runName", name))
+        backend.with_retries(lambda: mlflow.set_tag("mlflow.runName", name))
     return run
 
 
@@ -94,7 +94,7 @@ def close(keys: Collection[str]) -> None:
                 client.set_terminated(run.info.run_id, "FAILED")
 
 
-def make(sheet: Sheet, experiment: str) -> Run:
+def make(sheet: RunSpec, experiment: str) -> Run:
     """An empty run for this sheet."""
     return MlflowClient().create_run(experiment, run_name=sheet.name, tags={KEY: sheet.key, **sheet.tags})
 
@@ -108,7 +108,7 @@ def delete_doubles(key: str, keep: Collection[str]) -> None:
             client.delete_run(other.info.run_id)
 
 
-def fill(run_id: str, sheet: Sheet, folder: Path) -> None:
+def fill(run_id: str, sheet: RunSpec, folder: Path) -> None:
     """Give a run all that its sheet says, from the files of `folder`, and finish it. What it has is not doubled.
 
     A signal that is held meanwhile comes through between two steps.
@@ -162,7 +162,7 @@ def _input(dataset: Input, run_id: str) -> DatasetInput:
     return DatasetInput(found, [InputTag("mlflow.data.context", dataset.context)])
 
 
-def mark(asked: Mark) -> int:
+def mark(asked: RunUpdate) -> int:
     """Mark the runs that are asked for; returns how many there are."""
     # What is empty is not logged as a parameter.
     wanted = {key: "" if value == "None" else value for key, value in asked.params.items()}

@@ -24,7 +24,7 @@ from specexp.errors import OutputError, StoreError, Unsent
 from specexp.storage import run_plan
 from specexp.storage.files import write_json
 from specexp.storage.run_folder import PLAN, STATE, read_json
-from specexp.storage.run_plan import File, Input, Mark, Plan, Sheet
+from specexp.storage.run_plan import File, Input, RunSpec, RunUpdate, UploadPlan
 from specexp.tracking import backend, client, search
 
 EXPERIMENT = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
@@ -49,18 +49,18 @@ class Sent:
 class Outbox:
     """The main run of one folder, and the flat ones beside it.
 
-    `silence` is what `backend.ready` said, which is asked before anything is loaded or decoded.
+    `unreachable` is what `backend.ready` said, which is asked before anything is loaded or decoded.
     """
 
-    def __init__(self, path: Path, key: str, name: str, tags: Mapping[str, str], silence: str | None) -> None:
+    def __init__(self, path: Path, key: str, name: str, tags: Mapping[str, str], unreachable: str | None) -> None:
         self.path = path
         self._key, self._name, self._tags = key, name, dict(tags)
-        self._silence = silence
+        self._unreachable = unreachable
 
     @property
     def is_sent(self) -> bool:
         """Whether the store has it all from an earlier attempt. What `mlflow run` makes a run for is done again."""
-        if client.attached() or self._silence is not None or not (self.path / PLAN).exists():
+        if client.attached() or self._unreachable is not None or not (self.path / PLAN).exists():
             return False
         with self._telling():
             return search.find(self._key, finished=True) is not None
@@ -74,11 +74,11 @@ class Outbox:
         """
         self._note(self._key, os.environ.get("MLFLOW_RUN_ID"))
         try:
-            silence = self._silence or self._begun(timed)
-            if silence is not None:
+            unreachable = self._unreachable or self._begun(timed)
+            if unreachable is not None:
                 print(
-                    f"note: the tracking store at {backend.address()} does not answer ({silence}). The work goes on all"
-                    f" the same: everything is written to '{self.path}', and sent at the end if the store answers"
+                    f"note: the tracking store at {backend.address()} does not answer ({unreachable}). The work goes on"
+                    f" all the same: everything is written to '{self.path}', and sent at the end if the store answers"
                     " then.",
                     file=sys.stderr,
                 )
@@ -112,30 +112,30 @@ class Outbox:
         inputs: Sequence[Input],
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, object] | None = None,
-    ) -> Sheet:
+    ) -> RunSpec:
         """The sheet of the main run; files in a folder below `path` go to one of the same name."""
         where = [file.relative_to(self.path) for file in files]
-        return Sheet(
+        return RunSpec(
             self._key, self._name, {**self._tags, **(tags or {})}, run_plan.logged(params or {}), dict(metrics),
             [File(str(file), "" if file.parent == Path() else str(file.parent)) for file in where], inputs,
             run_plan.now(),
         )  # fmt: skip
 
-    def send(self, main: Sheet, flat: Sequence[Sheet] = (), marks: Sequence[Mark] = ()) -> Sent:
+    def send(self, main: RunSpec, flat: Sequence[RunSpec] = (), marks: Sequence[RunUpdate] = ()) -> Sent:
         """Write down what all runs are to hold, and send it; the main run is made if it was not. Raises Unsent."""
         experiment = {name: os.environ[name] for name in EXPERIMENT if os.environ.get(name)}
-        write_json(self.path / PLAN, Plan(main, flat, marks, experiment).as_dict())
+        write_json(self.path / PLAN, UploadPlan(main, flat, marks, experiment).as_dict())
         self._note(self._key, os.environ.get("MLFLOW_RUN_ID"))
         with self._telling():
             return _sent_or_ended(self.path)
 
-    def add(self, files: Sequence[Path], marks: Sequence[Mark] = ()) -> Sent:
+    def add(self, files: Sequence[Path], marks: Sequence[RunUpdate] = ()) -> Sent:
         """Further files of the main run, or newer ones, and newer marks, once all is sent."""
         new = self.put_down(files, marks)
         with self._telling():
             return _sent_or_ended(self.path, new)
 
-    def put_down(self, files: Sequence[Path], marks: Sequence[Mark] = ()) -> Sequence[File]:
+    def put_down(self, files: Sequence[Path], marks: Sequence[RunUpdate] = ()) -> Sequence[File]:
         """Write down further files of the main run, to be sent with what has not been sent yet."""
         plan = _plan(self.path)
         new = self.main({}, files, ()).files
@@ -176,9 +176,9 @@ def upload(path: Path) -> Sent | None:
     _check_files(path, _files(plan))
     if not any(os.environ.get(name) for name in EXPERIMENT):
         os.environ.update({name: plan.experiment[name] for name in EXPERIMENT if name in plan.experiment})
-    silence = backend.ready()
-    if silence is not None:
-        raise Unsent(unsent(path, silence))
+    unreachable = backend.ready()
+    if unreachable is not None:
+        raise Unsent(unsent(path, unreachable))
     with backend.telling(lambda words: Unsent(unsent(path, words))):
         if _state(path).get("sent") and search.find(plan.main.key, finished=True):
             return None
@@ -201,31 +201,31 @@ def send(path: Path, only: Sequence[File] | None = None) -> Sent:
     _check_files(path, _files(plan) if only is None else only)
     main = plan.main
     with signals.held():
-        found = backend.patiently(lambda: search.known(ids.get(main.key), main.key))
+        found = backend.with_retries(lambda: search.known(ids.get(main.key), main.key))
         if found is None or found.info.run_id == os.environ.get("MLFLOW_RUN_ID"):  # one that nobody has begun
-            found = backend.patiently(lambda: _begin(main.key, main.name, main.tags, True))
+            found = backend.with_retries(lambda: _begin(main.key, main.name, main.tags, True))
         _note(path, {main.key: found.info.run_id}, False)
     if only is not None:
-        backend.patiently(lambda: client.put(found.info.run_id, only, path))
+        backend.with_retries(lambda: client.put(found.info.run_id, only, path))
     else:
         for sheet in plan.flat:
             _send_flat(path, sheet, ids.get(sheet.key), found.info.experiment_id)
-        backend.patiently(lambda: client.fill(found.info.run_id, main, path))
-    num_marked = sum(backend.patiently(partial(client.mark, mark)) for mark in plan.marks)
+        backend.with_retries(lambda: client.fill(found.info.run_id, main, path))
+    num_marked = sum(backend.with_retries(partial(client.mark, mark)) for mark in plan.marks)
     client.end("FINISHED")
     _note(path, {}, True)
     address = client.chart_address(found.info.run_id)
     return Sent(found.info.run_id, address, 1 + len(plan.flat), num_marked)
 
 
-def _send_flat(path: Path, sheet: Sheet, known: str | None, experiment: str) -> None:
+def _send_flat(path: Path, sheet: RunSpec, known: str | None, experiment: str) -> None:
     """Make the run of this sheet, or finish it if it was begun; leave a finished one alone."""
     with signals.held():
-        run = backend.patiently(lambda: search.known(known, sheet.key) or client.make(sheet, experiment))
+        run = backend.with_retries(lambda: search.known(known, sheet.key) or client.make(sheet, experiment))
         _note(path, {sheet.key: run.info.run_id}, False)
     if run.info.status != "FINISHED":
-        backend.patiently(lambda: client.delete_doubles(sheet.key, {run.info.run_id}))
-        backend.patiently(lambda: client.fill(run.info.run_id, sheet, path))
+        backend.with_retries(lambda: client.delete_doubles(sheet.key, {run.info.run_id}))
+        backend.with_retries(lambda: client.fill(run.info.run_id, sheet, path))
 
 
 def _begin(key: str, name: str, tags: Mapping[str, str], timed: bool) -> Any:
@@ -233,7 +233,7 @@ def _begin(key: str, name: str, tags: Mapping[str, str], timed: bool) -> Any:
     return client.begin(key, name, tags, None if asked else True)
 
 
-def _plan(path: Path) -> Plan:
+def _plan(path: Path) -> UploadPlan:
     found = read_json(path / PLAN)
     if found is None:
         raise OutputError(
@@ -241,12 +241,12 @@ def _plan(path: Path) -> Plan:
             " it and --resume; it sends what it has."
         )
     try:
-        return Plan.parse(found)
+        return UploadPlan.parse(found)
     except (KeyError, TypeError, AttributeError) as error:
         raise OutputError(f"{path / PLAN} was changed by hand ({type(error).__name__}: {error}).") from error
 
 
-def _files(plan: Plan) -> list[File]:
+def _files(plan: UploadPlan) -> list[File]:
     return [file for sheet in (plan.main, *plan.flat) for file in sheet.files]
 
 

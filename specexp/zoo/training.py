@@ -25,7 +25,7 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specexp.decoding.baseline import Baseline
-from specexp.decoding.rng import CertainDice
+from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.errors import OutputError
@@ -242,7 +242,7 @@ def solve_rate(
     solved = 0
     for problem in tqdm(arith.distinct("test", count), desc=f"solve {model.name}", unit="problem", dynamic_ncols=True):
         ids = tokenizer(arith.prompt(problem))["input_ids"]
-        out = engine.generate(Baseline(Warp()), ids, max_new_tokens, CertainDice())
+        out = engine.generate(Baseline(Warp()), ids, max_new_tokens, CertainRng())
         text = tokenizer.decode(out.token_ids, skip_special_tokens=True)
         solved += arith.extract_answer(text, out.finish_reason == "stop") == str(problem.answer)
     return solved / count

@@ -23,7 +23,7 @@ from specexp.profiling import memory
 from specexp.storage.files import make_folder
 from specexp.storage.records import Record
 from specexp.storage.run_folder import OutputFolder
-from specexp.storage.run_plan import File, Input, Sheet, logged, now
+from specexp.storage.run_plan import File, Input, RunSpec, logged, now
 from specexp.tracking.outbox import Outbox
 
 OUTPUTS = "outputs.json"  # of a flat run: prompts and outputs, for the UI's side-by-side view
@@ -33,7 +33,7 @@ _TABLE = json.dumps([{"path": OUTPUTS, "type": "table"}])
 
 def sheets(
     prepared: Prepared, output: OutputFolder, records: Sequence[Record], report: Report, uid: str
-) -> list[Sheet]:
+) -> list[RunSpec]:
     """What the flat runs are to hold, one for each method and repeat; files of theirs alone are made below `upload`."""
     experiment = prepared.experiment
     methods = {setting.config.label: setting.config for setting in prepared.settings}
@@ -54,7 +54,7 @@ def sheets(
             *(File(path.name) for path in _figures(output, methods[label], name, mine)),
         ]
         flaws = _flaws(metrics, label in refuted, comparison.claimed)
-        sheet = Sheet(
+        sheet = RunSpec(
             key=f"{uid}/{label}/{repeat}",
             name=name,
             # By the tag, MLflow's UI knows the file for a table of outputs.
@@ -73,7 +73,7 @@ def sheets(
     return found
 
 
-def main(prepared: Prepared, output: OutputFolder, report: Report, outbox: Outbox) -> Sheet:
+def main(prepared: Prepared, output: OutputFolder, report: Report, outbox: Outbox) -> RunSpec:
     """What the comparison run is to hold; the first sentence of the verdict is a tag, all are its description.
 
     Its parameters are those that `mlflow run` logs, raw.

@@ -1,6 +1,6 @@
 """tokens.json: the chosen prompts, decoded once more by traced decoders, with every token's origin and probabilities.
 
-Same seed, same dice: the tokens are those of the records, which is checked and noted where it does not hold. Nothing
+Same seed, same rng: the tokens are those of the records, which is checked and noted where it does not hold. Nothing
 here is timed, and nothing here is a record. The page is another module's (`token_page.py`).
 
 A cell is one setting's output for one prompt and turn, in the first repeat. Its `tokens` are columns of one length:
@@ -38,7 +38,7 @@ from specexp.evaluation import scheduling
 from specexp.evaluation.preparation import Prepared, Setting
 from specexp.evaluation.scheduling import LOWER, Job
 from specexp.evaluation.token_view.origins import Emitted, TracedDecoder, tally
-from specexp.evaluation.token_view.teacher_forcing import Opinion, opinions, soft
+from specexp.evaluation.token_view.teacher_forcing import Opinion, soft, teacher_forced_probs
 from specexp.lm import out_of_memory
 from specexp.methods import is_lossless
 from specexp.pair.token_text import alone, spelled
@@ -202,7 +202,7 @@ def _opinions(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced]) ->
                         others.setdefault(position, {})[token.rejected] = None
         asked = {position: list(tokens) for position, tokens in others.items()}
         found[behind] = {
-            role: opinions(engine, role, model.context, warp, *behind, asked)
+            role: teacher_forced_probs(engine, role, model.context, warp, *behind, asked)
             for role, model in prepared.pair.models.items()
         }
     return found

@@ -1,6 +1,6 @@
 """Who each token of an output came from: a decoder that decodes as before, and notes it round by round.
 
-It wraps what stands at the narrow boundaries (the decoder's generator, its judge, the dice it throws) and reads every
+It wraps what stands at the narrow boundaries (the decoder's generator, its judge, the rng it throws) and reads every
 array to the host as it passes: nothing that is timed may run through it. What it notes does not depend on the models.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from specexp.decoding.chain import Chain
 from specexp.decoding.lossy_rules import Judged
 from specexp.decoding.protocol import Array, Draft, Recall, Role, Round, Score, Steps
-from specexp.decoding.rng import Dice
+from specexp.decoding.rng import Rng
 from specexp.engine import Decoder
 
 ACCEPTED, JUDGED, LOOKED_UP, TREE = "accepted", "judged", "looked_up", "tree"
@@ -57,7 +57,7 @@ class _Seen:
     drafted: list[int] = field(default_factory=list)
     looked_up: bool = False
     parents: Sequence[int] = ()  # of a tree's nodes, whose tokens stand in `drafted`
-    passed: list[bool] | None = None  # by the lossless rule, where a die was thrown for it
+    passed: list[bool] | None = None  # by the lossless rule, where it was drawn
     scores: list[float] | None = None
 
 
@@ -76,8 +76,8 @@ class TracedDecoder:
     def models(self) -> tuple[Role, ...]:
         return self._decoder.models
 
-    def steps(self, dice: Dice, room: int) -> Steps:
-        steps = self._decoder.steps(_Overheard(dice, self._seen), room)
+    def steps(self, rng: Rng, room: int) -> Steps:
+        steps = self._decoder.steps(_Overheard(rng, self._seen), room)
         answer: Any = None
         while True:
             try:
@@ -112,12 +112,12 @@ class TracedDecoder:
             alone = DRAFT if self.models[0] == "draft" else TARGET
             found = [Emitted(token, alone, self._num_rounds, place) for place, token in enumerate(tokens, 1)]
         self.tokens += found
-        seen = self._seen  # the dice write to this very one
+        seen = self._seen  # the rng write to this very one
         seen.drafted, seen.looked_up, seen.parents, seen.passed, seen.scores = [], False, (), None, None
 
     def _chain(self, tokens: Sequence[int], counts: Mapping[str, Any]) -> list[Emitted]:
         seen, accepted = self._seen, counts["num_accepted"]
-        # At temperature 0 no die is thrown, and the overlap of two one-hot rows says whether they agree.
+        # At temperature 0 nothing is drawn, and the overlap of two one-hot rows says whether they agree.
         passed = [bool(same) for same in counts["overlap"]] if seen.passed is None else seen.passed
         scores: Sequence[float | None] = seen.scores or [None] * len(seen.drafted)
         found = []
@@ -159,17 +159,17 @@ def tally(tokens: Sequence[Emitted]) -> dict[str, int]:
 class _Overheard:
     """Passes every throw on, and notes which drafted tokens the lossless rule let pass."""
 
-    dice: Dice
+    rng: Rng
     seen: _Seen
 
     def pick(self, weights: Array, position: int, purpose: int) -> Array:
-        return self.dice.pick(weights, position, purpose)
+        return self.rng.pick(weights, position, purpose)
 
     def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
-        return self.dice.after(weights, position, num_accepted, num_drafted)
+        return self.rng.after(weights, position, num_accepted, num_drafted)
 
-    def streak(self, prob: Array, waived: Array | None, position: int) -> tuple[Array, Array]:
-        num_accepted, passed = self.dice.streak(prob, waived, position)
+    def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: int) -> tuple[Array, Array]:
+        num_accepted, passed = self.rng.accept_prefix(prob, accepted_anyway, position)
         self.seen.passed = _host(passed)
         return num_accepted, passed
 

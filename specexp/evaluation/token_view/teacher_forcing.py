@@ -39,7 +39,7 @@ def soft(warp: Warp) -> Warp:
     return Warp(1.0) if warp.greedy else warp
 
 
-def opinions(
+def teacher_forced_probs(
     engine: Engine,
     role: Role,
     context: int,

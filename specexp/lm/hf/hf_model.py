@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from specexp.decoding.protocol import Draft, Drafted
-from specexp.decoding.rng import Dice, HashDice
+from specexp.decoding.rng import HashRng, Rng
 from specexp.decoding.rules import Warp
 from specexp.errors import ModelError
 from specexp.lm.hf import forward_check, generation_config, model_config
@@ -158,18 +158,18 @@ class HFModel:
             return one_by_one(feeds)
         return together(feeds)
 
-    def drafts(self, ask: Draft, dice: Dice) -> bool:
+    def drafts(self, ask: Draft, rng: Rng) -> bool:
         if self.own is None or ask.min_probability:
             return False
-        # A recording holds the warp and the dice themselves: those that do more than they say cannot go into one.
-        plain = type(ask.warp) is Warp and (ask.warp.greedy or isinstance(dice, HashDice))
+        # A recording holds the warp and the rng themselves: those that do more than they say cannot go into one.
+        plain = type(ask.warp) is Warp and (ask.warp.greedy or isinstance(rng, HashRng))
         return self.capture is None or plain
 
-    def draft(self, feed: Feed, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
+    def draft(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
         if isinstance(feed.session, GraphSession):
-            return feed.session.draft(feed.tokens, ask, length, dice, position)
+            return feed.session.draft(feed.tokens, ask, length, rng, position)
         assert isinstance(feed.session, OwnSession)
-        return draft_chain(feed.session, feed.tokens, ask, length, dice, position)
+        return draft_chain(feed.session, feed.tokens, ask, length, rng, position)
 
     def ids(self, tokens: Sequence[int]) -> Array:
         return integers(tokens, self.device)

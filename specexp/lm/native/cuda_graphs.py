@@ -2,7 +2,7 @@
 
 A decode step of one row is a few hundred small kernels; launched one by one they take longer than the weights take to
 be read. So for each number of tokens and each bucket of attention length one recording is made, over static inputs:
-tokens, first slot, for a tree its mask and positions. What a chain's draft does, forwards, warping and dice, is one
+tokens, first slot, for a tree its mask and positions. What a chain's draft does, forwards, warping and rng, is one
 recording too. Fewer tokens than a recording holds are padded: padding is written behind the sequence, where nothing
 sees it and the next tokens overwrite it. Attention runs over the whole bucket, under a mask made from the first slot.
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from specexp.decoding.protocol import Draft, Drafted
-from specexp.decoding.rng import DRAFT, Dice, HashDice
+from specexp.decoding.rng import DRAFT, HashRng, Rng
 from specexp.lm.model import Branches
 from specexp.lm.native.bucketed_forward import BucketForward, kinds, tree_masks
 from specexp.lm.native.kv_cache import OwnSession, Pool
@@ -136,14 +136,14 @@ class Graphs:
         wanted = slice(num - rows, num)
         return logits[wanted].clone(), x[wanted].clone() if hidden else None
 
-    def draft(self, tokens: Tensor, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
+    def draft(self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
         """A chain of `length` tokens behind `tokens`[1 or 2], from one replay.
 
         Recorded for the whole gamma: where less of it fits, its beginning is what is asked for.
         """
         num, start, gamma = tokens.shape[0], self.pool.lengths[0], ask.gamma
         bucket = self.reach(start + num + gamma)
-        seeds = dice.key if isinstance(dice, HashDice) else (0, 0)
+        seeds = rng.key if isinstance(rng, HashRng) else (0, 0)
         key = ("draft", num, gamma, bucket, ask.warp, ask.own)
         given = (tokens, start, position, *seeds)
         drafted, q, x, peaks = self._answer(key, lambda: self._drafting(num, bucket, ask), given)
@@ -208,7 +208,7 @@ class Graphs:
         forward, gamma, warp = BucketForward(self.pool, bucket), ask.gamma, ask.warp
 
         def run(tokens: Tensor, start: Tensor, position: Tensor, *seeds: Tensor) -> tuple[Tensor, ...]:
-            dice, fed = HashDice((seeds[0], seeds[1])), tokens
+            rng, fed = HashRng((seeds[0], seeds[1])), tokens
             drawn: list[Tensor] = []
             scored: list[Tensor] = []
             rows: list[Tensor] = []
@@ -225,7 +225,7 @@ class Graphs:
                     fed = warp.first(logits)
                 else:
                     rows.append(warp(logits))
-                    fed = dice.pick_at(rows[-1], position + step, DRAFT)
+                    fed = rng.pick_at(rows[-1], position + step, DRAFT)
                 drawn.append(fed)
             return torch.cat(drawn), torch.cat(rows or drawn), torch.cat(states), torch.cat(scored).amax(-1)
 
@@ -253,12 +253,12 @@ class GraphSession:
         return self.graphs.feed(tokens, rows, hidden, branches)
 
     @torch.inference_mode()
-    def draft(self, tokens: Tensor, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
+    def draft(self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
         """`Drafts.draft`, behind tokens[n]."""
         if tokens.shape[0] > 2:
             self.feed(tokens[:-1], rows=0)
             tokens = tokens[-1:]
-        return self.graphs.draft(tokens, ask, length, dice, position)
+        return self.graphs.draft(tokens, ask, length, rng, position)
 
     def keep(self, length: int, slots: Sequence[int] = ()) -> None:
         self.inner.keep(length, slots)

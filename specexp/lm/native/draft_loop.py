@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from specexp.decoding.protocol import Draft, Drafted
-from specexp.decoding.rng import DRAFT, Dice
+from specexp.decoding.rng import DRAFT, Rng
 from specexp.lm.native.attention import SingleRowAttention
 from specexp.lm.native.kv_cache import OwnSession
 from specexp.lm.threads import Threads
 
 
 @torch.inference_mode()
-def draft_chain(session: OwnSession, tokens: Tensor, ask: Draft, length: int, dice: Dice, position: int) -> Drafted:
+def draft_chain(session: OwnSession, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
     """`Drafts.draft` behind tokens[n]: length drafted tokens, the first drawn at `position`."""
     pool, own, warp = session.pool, session.pool.forward, ask.warp
     steps = length + ask.own
@@ -45,7 +45,7 @@ def draft_chain(session: OwnSession, tokens: Tensor, ask: Draft, length: int, di
                 tokens = warp.first(logits)
             else:
                 rows.append(warp(logits))
-                tokens = dice.pick(rows[-1][0], position + step, DRAFT)[None]
+                tokens = rng.pick(rows[-1][0], position + step, DRAFT)[None]
             drawn.append(tokens)
     pool.lengths[session.row] = start + steps
     hidden = torch.cat(states) if ask.hidden or ask.own else None
