@@ -82,6 +82,7 @@ RULES, CHAIN, ENGINE, RUN, CONTEXT, BASELINE = (
     "specexp.decoding.rules", "specexp.decoding.chain", "specexp.engine.engine", "specexp.engine.run",
     "specexp.engine.context", "specexp.decoding.baseline",
 )  # fmt: skip
+DRAFTING, FORWARDS = "specexp.engine.drafting", "specexp.engine.forwards"
 
 BUGS = [
     Bug("residual not used", RULES, "xp.where(xp.any(residual > 0), residual, row)", "row"),
@@ -97,7 +98,7 @@ BUGS = [
     Bug("a greedy chain is verified by the row behind", RULES, "passed = choice[:-1] == drafted", "passed = choice[1:] == drafted"),
     Bug("a greedy chain takes what was drafted behind a rejection", RULES, "xp.sum(xp.cumulative_prod(kept))", "xp.sum(kept)"),
     Bug("a greedy correction comes from the first row", RULES, "return Verdict(choice, num_accepted, 0, same)", "return Verdict(xp.take(choice, xp.zeros_like(choice), axis=0), num_accepted, 0, same)"),
-    Bug("q is not what the draft was sampled from", ENGINE, "_draw(going, q, step)",
+    Bug("q is not what the draft was sampled from", DRAFTING, "_draw(going, q, step)",
         "_draw(going, type(ask.warp)(2.0)(logits), step)"),
     Bug("warp on one model only", CHAIN, "p = self.warp(scored.logits)", "p = Warp(1.0)(scored.logits)"),
     Bug("top-k keeps one token too many", RULES, "ranks[None, :] < self.top_k", "ranks[None, :] <= self.top_k"),
@@ -120,7 +121,7 @@ BUGS = [
         "accepted_anyway, rng, whole - room)\n                rng.after(p[0], whole - room, verdict.num_accepted,"
         " drafted.tokens.shape[0])\n"),
     Bug("rng of committed positions reused", CHAIN, "accepted_anyway, rng, whole - room)", "accepted_anyway, rng, 0)"),
-    Bug("draft rng for the wrong positions", ENGINE, "chain.run.num_prompt + step for", "chain.run.num_prompt for"),
+    Bug("draft rng for the wrong positions", DRAFTING, "chain.run.num_prompt + step for", "chain.run.num_prompt for"),
     Bug("plain decoding reads the first row for ever", BASELINE, "Score(self.model)", "Score(self.model, None)\n"
         "            first = locals().get('first', scored)\n            scored = first"),
 ]  # fmt: skip
@@ -128,14 +129,14 @@ BUGS = [
 STOP = "                chain.length = len(chain.tokens)\n"
 
 EARLY_STOP_BUGS = [  # that change the output; where a draft ends is tests/test_early_stop.py's
-    Bug("the unlikely token is dropped", ENGINE, STOP, "                chain.tokens.pop(), chain.rows.pop()\n" + STOP),
-    Bug("the unlikely token is drawn again", ENGINE, STOP, STOP + "                chain.tokens[-1] = chain.rows[-1].argmax()[None]\n"),
-    Bug("q is another than it was drawn from", ENGINE, STOP, STOP + "                chain.rows[-1] = chain.rows[-1] ** 0.5\n"),
+    Bug("the unlikely token is dropped", DRAFTING, STOP, "                chain.tokens.pop(), chain.rows.pop()\n" + STOP),
+    Bug("the unlikely token is drawn again", DRAFTING, STOP, STOP + "                chain.tokens[-1] = chain.rows[-1].argmax()[None]\n"),
+    Bug("q is another than it was drawn from", DRAFTING, STOP, STOP + "                chain.rows[-1] = chain.rows[-1] ** 0.5\n"),
 ]  # fmt: skip
 
 LOOKUP_BUGS = [  # that change the output; what is found is tests/test_lookup.py's
-    Bug("q is no distribution of what was found", ENGINE, "tokens[:, None] == vocabulary[None, :]", "tokens[:, None] >= vocabulary[None, :]"),
-    Bug("q is of the token before", ENGINE, "tokens[:, None] == vocabulary[None, :]", "xp.roll(tokens, 1)[:, None] == vocabulary[None, :]"),
+    Bug("q is no distribution of what was found", DRAFTING, "tokens[:, None] == vocabulary[None, :]", "tokens[:, None] >= vocabulary[None, :]"),
+    Bug("q is of the token before", DRAFTING, "tokens[:, None] == vocabulary[None, :]", "xp.roll(tokens, 1)[:, None] == vocabulary[None, :]"),
 ]  # fmt: skip
 
 RECALL = "specexp.engine.ngram_lookup"
@@ -213,8 +214,8 @@ MINING_BUGS = [
     Bug("the prefill of the literal procedure is free", MINING, "+= len(self._prompt) + position + generated", "+= generated"),
     Bug("a swap that is an EOS costs the literal procedure a prefill", MINING, "        if generated:\n", "        if True:\n"),
     Bug("a cache from another prompt is taken for this one's", CONTEXT, "            if old != new:\n", "            if False:\n"),
-    Bug("a look reads the row before", ENGINE, "            each.send(found)\n",
-        "            each.send((found[0], None if found[1] is None else found[1][[0, *range(len(ask.tokens))]]))\n"),
+    Bug("a look reads the row before", FORWARDS, "        each.send(found)\n",
+        "        each.send((found[0], None if found[1] is None else found[1][[0, *range(len(ask.tokens))]]))\n"),
     Bug("a look forgets what it fed but not that it fed it", CONTEXT, "                self._session.keep(self._cached + len(slots))\n", "                self._session.keep(self._cached)\n"),
 ]  # fmt: skip
 
@@ -237,8 +238,8 @@ JUDGED_BUGS = [
     Bug("top-k takes one more", JUDGED, "axis=-1) < self.k", "axis=-1) <= self.k"),
     Bug("top-k a row late", JUDGED, "rows, where = logits[:num_drafted]", "rows, where = logits[1:]"),
     Bug("top-k is of the draft", JUDGED, "rows, where = logits[:num_drafted]", "rows, where = logits[:num_drafted] if drafted.q is None else drafted.q"),
-    Bug("the last drafted token is not fed", ENGINE, "chain.hidden.append(states)\n", "chain.hidden.append(chain.hidden[-1])\n"),
-    Bug("the last drafted token is always fed", ENGINE, "        if ask.own and (", "        if ask.hidden and ("),
+    Bug("the last drafted token is not fed", DRAFTING, "chain.hidden.append(states)\n", "chain.hidden.append(chain.hidden[-1])\n"),
+    Bug("the last drafted token is always fed", DRAFTING, "        if ask.own and (", "        if ask.hidden and ("),
     Bug("the last drafted token is fed twice", CONTEXT, "slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1]",
         "slots = [slot for slot in kept if slot < self._num_slots][: max(0, len(tokens) - 2)]"),
     Bug("accepted_anyway tokens are moved by one", CHAIN, "            if self.warp.greedy:",
@@ -277,13 +278,13 @@ BATCH_BUGS = [
     Bug("growing forgets what was there", KV, "        self.values[:, :, :used] = old[:, :, :used]\n", "        self.values[:, :1, :used] = old[:, :1, :used]\n"),
     Bug("slots are not reset when a row is used again", CONTEXT, "        self._session.keep(common)\n        self._cached = common", "        self._session.keep(self._session.length)\n        self._cached = common"),
     Bug("a context beyond its row", ENGINE, "return self._contexts[role][row]", "return self._contexts[role][max(0, row - 1)]"),
-    Bug("the rng of the first row for every row", ENGINE, "[chain.run.rng for chain in chains]", "[chains[0].run.rng for _ in chains]"),
-    Bug("positions of the first row's rng for every row", ENGINE, "[len(chain.run.ids) - chain.run.num_prompt + step for chain in chains]", "[len(chains[0].run.ids) - chains[0].run.num_prompt + step for chain in chains]"),
-    Bug("every row drafts as far as the first", ENGINE, "[_Chain(run, self._fitting(run, run.ask.gamma, ask.reserve, ask.own)) for run in runs]", "[_Chain(run, self._fitting(runs[0], run.ask.gamma, ask.reserve, ask.own)) for run in runs]"),
-    Bug("chains that end early are mistaken for each other", ENGINE, "zip(chains, found, strict=True):\n            if value <", "zip(chains, reversed(found), strict=True):\n            if value <"),
-    Bug("a round's values are read in another order", ENGINE, "for run in runs for part in parts_of(run.ask)", "for run in reversed(runs) for part in parts_of(run.ask)"),
-    Bug("hidden rows of another chain", ENGINE, 'self._feed("draft", [c.run for c in behind], fed), strict=True)', 'self._feed("draft", [c.run for c in behind], fed)[::-1], strict=True)'),
-    Bug("the best tokens of another row", ENGINE, "        for pair in ranked:\n", "        for pair in ranked[::-1]:\n"),
+    Bug("the rng of the first row for every row", DRAFTING, "[chain.run.rng for chain in chains]", "[chains[0].run.rng for _ in chains]"),
+    Bug("positions of the first row's rng for every row", DRAFTING, "[len(chain.run.ids) - chain.run.num_prompt + step for chain in chains]", "[len(chains[0].run.ids) - chains[0].run.num_prompt + step for chain in chains]"),
+    Bug("every row drafts as far as the first", DRAFTING, "self._fitting(run, each.gamma, ask.reserve, ask.own)) for", "self._fitting(asked[0][0], each.gamma, ask.reserve, ask.own)) for"),
+    Bug("chains that end early are mistaken for each other", DRAFTING, "zip(chains, found, strict=True):\n            if value <", "zip(chains, reversed(found), strict=True):\n            if value <"),
+    Bug("a round's values are read in another order", ENGINE, "for _, ask in asked for part in parts_of(ask)", "for _, ask in reversed(asked) for part in parts_of(ask)"),
+    Bug("hidden rows of another chain", DRAFTING, '[c.run for c in behind], last), strict', '[c.run for c in behind], last)[::-1], strict'),
+    Bug("the best tokens of another row", FORWARDS, "    for pair in ranked:\n", "    for pair in ranked[::-1]:\n"),
 ]  # fmt: skip
 
 PAIRED, STATISTICS, METRICS = (

@@ -146,4 +146,6 @@ class Round:
 
 
 Ask = Score | Draft | Recall | Depth | Round
+Answer = Scored | Drafted | int
+# A decoder's generator. Each ask has its own kind of answer, which no type of generator can say.
 Steps = Generator[Ask, Any, None]

@@ -8,19 +8,16 @@ a row, the later ones depending on the earlier, is a procedure (`request.py`) on
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any, TypeVar
 
-from array_api_compat import array_namespace, device, to_device
-
-from specexp.decoding.protocol import Depth, Draft, Drafted, Recall, Role, Round, Score, Scored
-from specexp.decoding.rng import DRAFT, Rng, pick_each
-from specexp.decoding.rules import Warp, best
+from specexp.decoding.protocol import Answer, Depth, Draft, Drafted, Recall, Role, Round, Score
+from specexp.decoding.rng import Rng
 from specexp.engine.context import Context
-from specexp.engine.ngram_lookup import Ngrams, continuation
+from specexp.engine.drafting import Drafting
+from specexp.engine.forwards import score, score_pending
+from specexp.engine.host_transfer import HostTransfer
 from specexp.engine.request import (
     PendingScore,
     Request,
@@ -30,13 +27,11 @@ from specexp.engine.request import (
     UsageQuery,
     single_request,
 )
-from specexp.engine.run import Decoder, Generation, Peaks, Run, is_number, parts_of
+from specexp.engine.run import Decoder, Generation, Run, parts_of
+from specexp.engine.scheduler import Phase, next_phase, with_asks
 from specexp.errors import PromptError
-from specexp.lm.model import Array, Drafts, Model
+from specexp.lm.model import Array, Model
 
-_SOFT = Warp(1.0)
-# What is answered first: drafts before verifying calls, so that rows which began at different times come together.
-_ORDER: dict[type, int] = {Depth: 0, Recall: 0, Draft: 1, Score: 2, Round: 4}
 _SLACK = 32  # slots beyond a sequence's longest: drafted tokens that are not committed
 
 
@@ -67,14 +62,13 @@ class Engine:
         self._rows = rows
         self._clock = clock
         self._contexts: dict[Role, list[Context]] = {}
-        draft: object = models.get("draft") if rows == 1 and cached else None
-        self._drafts = draft if isinstance(draft, Drafts) else None
-        self.num_host_reads = 0
+        self._transfer = HostTransfer()
+        self._drafting = Drafting(models, self._transfer, whole=rows == 1 and cached)
 
-    @cached_property
-    def _nothing(self) -> Array:
-        """No token, where the target is and verifying happens."""
-        return self._models["target"].ids([])
+    @property
+    def num_host_reads(self) -> int:
+        """How often the host waited for values of the device."""
+        return self._transfer.num_reads
 
     def room_for(self, prompt_ids: Sequence[int], max_new_tokens: int, role: Role = "target") -> int:
         """Tokens that can be emitted behind this prompt: `max_new_tokens`, or what the model's context leaves."""
@@ -228,256 +222,41 @@ class Engine:
         return [self._models[role] for role in {role: None for run in runs for role in run.decoder.models}]
 
     def _advance(self, active: Sequence[Run | PendingScore]) -> None:
-        """Answer the asks of the first kind that is open, all of them together."""
-        looks = [each for each in active if isinstance(each, PendingScore)]
-        # Looks wait for each other: for as many as are decoding meanwhile.
-        if 2 * len(looks) >= len(active):
-            self._look(looks)
+        """Answer the asks of the earliest phase that is open, all of them together."""
+        pending = [each for each in active if isinstance(each, PendingScore)]
+        # Score requests wait for each other, while as many rows decode.
+        if 2 * len(pending) >= len(active):
+            score_pending(self._models, pending)
             return
-        decoding = [each for each in active if isinstance(each, Run)]
-        kinds = [_ORDER[type(run.ask)] + (type(run.ask) is Score and run.ask.model == "target") for run in decoding]
-        first = min(kinds)
-        runs = [run for run, kind in zip(decoding, kinds, strict=True) if kind == first]
-        if first == 0:
-            answers: Sequence[Any] = [self._host(run) for run in runs]
-        elif first == 1:
-            # Rows that draft alike; others have their turn next.
-            runs = [run for run in runs if _alike(run.ask, runs[0].ask)]
-            answers = self._draft(runs)
-        elif first == 4:
-            answers = self._commit(runs)
-        else:
-            answers = self._score(runs[0].ask.model, runs)
-        for run, answer in zip(runs, answers, strict=True):
+        phase, runs = next_phase([each for each in active if isinstance(each, Run)])
+        for run, answer in zip(runs, self._answers(phase, runs), strict=True):
             run.send(answer)
 
-    def _look(self, looks: Sequence[PendingScore]) -> None:
-        """Answer the looks into one model, the one that most look into, that are about as long as the shortest."""
-        asked = [(each, each.ask) for each in looks if each.ask is not None]
-        roles = [ask.role for _, ask in asked]
-        role = max(roles, key=roles.count)
-        least = min(len(ask.tokens) for _, ask in asked if ask.role == role)
-        asked = [(each, ask) for each, ask in asked if ask.role == role and len(ask.tokens) <= 2 * least + 1]
-        model, feeds = self._models[role], []
-        for each, ask in asked:
-            feeds.append(each.context.plan(model.ids(ask.tokens) if ask.tokens else None, None, ask.hidden))
-        for (each, ask), found in zip(asked, model.feed(feeds), strict=True):
-            each.context.commit(list(ask.tokens), range(len(ask.tokens)))
-            each.send(found)
+    def _answers(self, phase: Phase, runs: Sequence[Run]) -> Sequence[Answer]:
+        match phase:
+            case Phase.LENGTH:
+                return [self._length(run) for run in runs]
+            case Phase.DRAFT:
+                return self._drafting.draft(with_asks(runs, Draft))
+            case Phase.COMMIT:
+                return self._commit(with_asks(runs, Round))
+            case _:
+                asked = with_asks(runs, Score)
+                return score(self._models[asked[0][1].model], asked, self._transfer)
 
-    def _host(self, run: Run) -> Drafted | int:
-        ask = run.ask
-        return self._fitting(run, ask.most, ask.reserve) if isinstance(ask, Depth) else self._recall(run, ask)
+    def _length(self, run: Run) -> Drafted | int:
+        if isinstance(run.ask, Depth):
+            return self._drafting.depth(run, run.ask)
+        assert isinstance(run.ask, Recall)
+        return self._drafting.recall(run, run.ask)
 
-    def _score(self, role: Role, runs: Sequence[Run]) -> list[Scored]:
-        asks: list[Score] = [run.ask for run in runs]
-        slots = [run.contexts[role].num_slots for run in runs]
-        beside = [self._beside(role, ask) for ask in asks]
-        found = self._feed(role, runs, [(ask.tokens, ask.parents, ask.hidden) for ask in asks])
-        ranked = [best(logits, ask.top) if ask.top else None for (logits, _), ask in zip(found, asks, strict=True)]
-        flat = []
-        for pair in ranked:
-            if pair is not None:
-                flat += [array_namespace(part).reshape(part, (-1,)) for part in pair]
-        values = iter(self._read(flat) if flat else ())
-        answers = []
-        for run, (logits, states), pair, slot, more in zip(runs, found, ranked, slots, beside, strict=True):
-            if pair is None:
-                _look_out(run, role, logits)
-                answers.append(Scored(logits, states, slot, beside=more))
-                continue
-            width, scores, tokens = pair[1].shape[1], next(values), next(values)
-            starts = range(0, len(scores), width)
-            logprob = [scores[i : i + width] for i in starts]
-            ids = [[int(token) for token in tokens[i : i + width]] for i in starts]
-            if bad := [row[0] for row in logprob if not math.isfinite(row[0])]:
-                raise run.not_finite(role, bad[0])
-            answers.append(Scored(None, states, slot, logprob, ids, more))
-        return answers
-
-    def _beside(self, role: Role, ask: Score) -> Array | None:
-        if not ask.beside:
-            return None
-        flat = self._models[role].ids([value for row in ask.beside for value in row])
-        return array_namespace(flat).reshape(flat, (len(ask.beside), -1))
-
-    def _feed(
-        self,
-        role: Role,
-        runs: Sequence[Run],
-        wants: Sequence[tuple[Array | Sequence[int] | None, Sequence[int] | None, bool]],
-    ) -> list[tuple[Array, Array | None]]:
-        """Logits and hidden rows for (tokens, parents, hidden) of each run, from one forward."""
-        model, feeds = self._models[role], []
-        for run, (tokens, parents, hidden) in zip(runs, wants, strict=True):
-            given = model.ids(tokens) if isinstance(tokens, list | tuple) else tokens
-            feeds.append(run.contexts[role].plan(given, parents, hidden))
-            run.fed(role, feeds[-1].tokens.shape[0])
-        return model.feed(feeds)
-
-    def _fitting(self, run: Run, most: int, reserve: int, own: bool = False) -> int:
-        """How far the draft may go ahead: `most`, what is left but `reserve`, and what its context holds."""
-        fits = self._models["draft"].context - len(run.ids) + (not own)  # the last one is fed only for its row
-        return max(0, min(most, run.room - reserve, fits))
-
-    def _recall(self, run: Run, ask: Recall) -> Drafted:
-        model = self._models["target"]
-        most = max(0, min(ask.gamma, run.room - ask.reserve))
-        if ask.text is not None:
-            tokens = model.ids(continuation(run.ids, ask.text, most))
-        else:
-            run.ngrams = run.ngrams or Ngrams(ask.ngram)
-            tokens = model.ids(run.ngrams.continuation(run.ids, most))
-        xp = array_namespace(tokens)
-        vocabulary = xp.arange(model.vocab_size, device=device(tokens))
-        return Drafted(tokens, xp.astype(tokens[:, None] == vocabulary[None, :], xp.float32))
-
-    def _draft(self, runs: Sequence[Run]) -> list[Drafted]:
-        """The draft's chains, step by step, all rows in one forward a step."""
-        ask: Draft = runs[0].ask
-        if self._drafts is not None and (whole := self._draft_whole(runs[0], ask)) is not None:
-            return [whole]
-        chains = [_Chain(run, self._fitting(run, run.ask.gamma, ask.reserve, ask.own)) for run in runs]
-        step, greedy = 0, ask.warp.greedy
-        while going := [chain for chain in chains if step < chain.length]:
-            fed = [(chain.tokens[-1] if chain.tokens else None, None, ask.hidden) for chain in going]
-            found = self._feed("draft", [chain.run for chain in going], fed)
-            logits = _joined([_last(rows) for rows, _ in found])
-            q = logits if greedy else ask.warp(logits)
-            peaks = array_namespace(logits).max(logits, axis=-1)
-            # A one-hot row needs no draw, and its token says what q is.
-            picks = ask.warp.first(logits) if greedy else _draw(going, q, step)
-            for i, (chain, (_, states)) in enumerate(zip(going, found, strict=True)):
-                chain.tokens.append(_row(picks, i))
-                chain.peaks.append(_row(peaks, i))
-                if not greedy or ask.min_probability:
-                    chain.rows.append(_row(q, i))
-                if states is not None:
-                    chain.hidden.append(_last(states))
-            step += 1
-            if ask.min_probability:
-                self._stop(ask, [chain for chain in going if step < chain.length])
-        if ask.own and (behind := [chain for chain in chains if chain.length]):
-            fed = [(chain.tokens[-1], None, True) for chain in behind]
-            for chain, (_, states) in zip(behind, self._feed("draft", [c.run for c in behind], fed), strict=True):
-                chain.hidden.append(states)
-        return [self._drafted(chain, greedy) for chain in chains]
-
-    def _draft_whole(self, run: Run, ask: Draft) -> Drafted | None:
-        """The chain in one go, by a model that does it; None if this one does not."""
-        model, context = self._drafts, run.contexts["draft"]
-        length = self._fitting(run, ask.gamma, ask.reserve, ask.own)
-        if model is None or not length or not model.drafts(ask, run.rng):
-            return None
-        feed = context.plan(None, None, ask.hidden)
-        found = model.draft(feed, ask, length, run.rng, len(run.ids) - run.num_prompt)
-        context.advance(length - 1 + ask.own)
-        for positions in (feed.tokens.shape[0], *[1] * (length - 1 + ask.own)):
-            run.fed("draft", positions)
-        place = device(self._nothing)
-        parts = (found.tokens, found.q, found.hidden, found.peaks)
-        whole = Drafted(*(None if part is None else to_device(part, place) for part in parts))
-        run.peaks.append(Peaks("draft", whole.peaks, drafts=True))
-        return whole
-
-    def _stop(self, ask: Draft, chains: Sequence[_Chain]) -> None:
-        """End the chains whose last token the draft gave less than it takes to go on behind it; read to the host."""
-        if not chains:
-            return
-        rows, tokens = _joined([c.rows[-1] for c in chains]), _joined([c.tokens[-1] for c in chains])
-        probability = _SOFT(rows) if ask.warp.greedy else rows
-        xp = array_namespace(rows)
-        (found,) = self._read([xp.take_along_axis(probability, tokens[:, None], axis=-1)[:, 0]])
-        for chain, value in zip(chains, found, strict=True):
-            if value < ask.min_probability:
-                chain.length = len(chain.tokens)
-
-    def _drafted(self, chain: _Chain, greedy: bool) -> Drafted:
-        # Verifying happens where the target is.
-        place = device(self._nothing)
-        if not chain.tokens:
-            xp = array_namespace(self._nothing)
-            return Drafted(
-                self._nothing, xp.zeros((0, self._models["draft"].vocab_size), dtype=xp.float32, device=place)
-            )
-        chain.run.peaks.append(Peaks("draft", to_device(_joined(chain.peaks), place), drafts=True))
-        q = None if greedy else to_device(_joined(chain.rows), place)
-        hidden = to_device(_joined(chain.hidden), place) if chain.hidden else None
-        return Drafted(to_device(_joined(chain.tokens), place), q, hidden)
-
-    def _commit(self, runs: Sequence[Run]) -> list[int]:
-        asked = [part for run in runs for part in parts_of(run.ask)]
-        read = self._read([*asked, *(each.values for run in runs for each in run.peaks)])
-        values, peaks = iter(read[: len(asked)]), iter(read[len(asked) :])
+    def _commit(self, asked: Sequence[tuple[Run, Round]]) -> list[int]:
+        parts = [part for _, ask in asked for part in parts_of(ask)]
+        read = self._transfer.read([*parts, *(each.values for run, _ in asked for each in run.peaks)])
+        values, peaks = iter(read[: len(parts)]), iter(read[len(parts) :])
         rooms = []
-        for run in runs:
-            rooms.append(run.commit(run.ask, values, peaks, self._eos))
+        for run, ask in asked:
+            rooms.append(run.commit(ask, values, peaks, self._eos))
             if run.out.num_rounds == 1:
                 run.out.time_to_first_token = self._clock() - run.began
         return rooms
-
-    def _read(self, arrays: Sequence[Array | int | float]) -> list[list[float]]:
-        """Values of all arrays, in one transfer. Integers below 2**53 survive float64."""
-        # The same array stands for several things: it is read once.
-        distinct = {id(a): a for a in arrays if not isinstance(a, int | float)}
-        if not distinct:
-            return [[a] for a in arrays]
-        self.num_host_reads += 1
-        values: dict[int, list[float]] = {}
-        if str(device(next(iter(distinct.values())))) == "cpu":  # nothing to transfer
-            for key, a in distinct.items():
-                found = a.tolist()
-                values[key] = found if isinstance(found, list) else [found]
-            return [[a] if isinstance(a, int | float) else values[id(a)] for a in arrays]
-        xp = array_namespace(next(iter(distinct.values())))
-        parts = [xp.reshape(xp.astype(a, xp.float64), (-1,)) for a in distinct.values()]
-        flat = xp.concat(parts).tolist()
-        start = 0
-        for key, a in distinct.items():
-            size = 1 if is_number(a) else a.shape[0]
-            values[key] = flat[start : start + size]
-            start += size
-        return [[a] if isinstance(a, int | float) else values[id(a)] for a in arrays]
-
-
-class _Chain:
-    """A chain being drafted."""
-
-    __slots__ = ("hidden", "length", "peaks", "rows", "run", "tokens")
-
-    def __init__(self, run: Run, length: int) -> None:
-        self.run, self.length = run, length
-        self.tokens: list[Array] = []  # [1] each
-        self.peaks: list[Array] = []  # [1] each: the largest logit of the row it was drawn from
-        self.rows: list[Array] = []  # q [1, V] each; at temperature 0, logits
-        self.hidden: list[Array] = []
-
-
-def _look_out(run: Run, role: Role, logits: Array) -> None:
-    """Have the largest of each row of logits[R, V] read with the round: the host is not to wait for it alone."""
-    first = run.contexts[role].num_slots + 1 - logits.shape[0]
-    run.peaks.append(Peaks(role, array_namespace(logits).max(logits, axis=-1), first))
-
-
-def _alike(one: Draft, other: Draft) -> bool:
-    return (one.warp, one.reserve, one.hidden, one.own, one.min_probability) == (
-        other.warp, other.reserve, other.hidden, other.own, other.min_probability
-    )  # fmt: skip
-
-
-def _draw(chains: Sequence[_Chain], q: Array, step: int) -> Array:
-    """tokens[A], each drawn from its row of q[A, V] by its run's rng."""
-    positions = [len(chain.run.ids) - chain.run.num_prompt + step for chain in chains]
-    return pick_each([chain.run.rng for chain in chains], q, positions, DRAFT)
-
-
-def _last(rows: Array) -> Array:
-    return rows if rows.shape[0] == 1 else rows[-1:]
-
-
-def _row(rows: Array, i: int) -> Array:
-    return rows if rows.shape[0] == 1 else rows[i : i + 1]
-
-
-def _joined(parts: Sequence[Array]) -> Array:
-    return parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts)

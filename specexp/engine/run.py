@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from specexp.decoding.protocol import Array, Ask, Role, Round, Steps
+from specexp.decoding.protocol import Answer, Array, Ask, Role, Round, Steps
 from specexp.decoding.rng import Rng
 from specexp.engine.context import Context
 from specexp.engine.ngram_lookup import Ngrams
@@ -89,14 +89,14 @@ class Run:
         self.ngrams: Ngrams | None = None  # of this sequence, for who asks what it says itself
         self.out = Generation()
         self.began = 0.0
-        self.ask: Any = None
+        self.ask: Ask | None = None
         self.peaks: list[Peaks] = []  # of this round's logits
 
     def start(self) -> None:
         self._steps = self.decoder.steps(self.rng, self.room)
         self.ask = next(self._steps, None)
 
-    def send(self, answer: Any) -> None:
+    def send(self, answer: Answer) -> None:
         try:
             self.ask = self._steps.send(answer)
         except StopIteration:
@@ -215,9 +215,8 @@ def _count(histogram: list[int], value: int) -> None:
     histogram[value] += 1
 
 
-def parts_of(ask: Ask) -> list[Array | int]:
+def parts_of(ask: Round) -> list[Array | int]:
     """What a round says, in the order in which `Run.commit` takes it."""
-    assert isinstance(ask, Round)
     return [ask.tokens, ask.num_tokens, *ask.kept.values(), *ask.counts.values()]
 
 

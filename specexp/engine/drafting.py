@@ -1,0 +1,166 @@
+"""Answers `Draft`, `Recall` and `Depth`: how far to go ahead of the target, and with which tokens.
+
+The draft's chains grow step by step, all rows in one forward a step; or a model drafts a chain in one go (`Drafts`).
+
+Shapes: G drafted tokens, V vocabulary, H hidden size, A rows that still draft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from array_api_compat import array_namespace, device, to_device
+
+from specexp.decoding.protocol import Depth, Draft, Drafted, Recall, Role
+from specexp.decoding.rng import DRAFT, pick_each
+from specexp.decoding.rules import Warp
+from specexp.engine.forwards import feed_runs
+from specexp.engine.host_transfer import HostTransfer
+from specexp.engine.ngram_lookup import Ngrams, continuation
+from specexp.engine.run import Peaks, Run
+from specexp.lm.model import Array, Drafts, Model
+
+_UNIT_TEMPERATURE = Warp(1.0)
+
+
+class Drafting:
+    """Drafts for runs. `whole` says that a chain may be drafted in one go, where the model does that."""
+
+    def __init__(self, models: Mapping[Role, Model], transfer: HostTransfer, whole: bool) -> None:
+        self._models, self._transfer = models, transfer
+        draft: object = models.get("draft") if whole else None
+        self._drafts = draft if isinstance(draft, Drafts) else None
+
+    @cached_property
+    def _nothing(self) -> Array:
+        """No token, where the target is and verifying happens."""
+        return self._models["target"].ids([])
+
+    def depth(self, run: Run, ask: Depth) -> int:
+        """How deep a tree may grow."""
+        return self._fitting(run, ask.most, ask.reserve)
+
+    def recall(self, run: Run, ask: Recall) -> Drafted:
+        """What a text goes on with, or the sequence itself: one-hot."""
+        model = self._models["target"]
+        most = max(0, min(ask.gamma, run.room - ask.reserve))
+        if ask.text is not None:
+            tokens = model.ids(continuation(run.ids, ask.text, most))
+        else:
+            run.ngrams = run.ngrams or Ngrams(ask.ngram)
+            tokens = model.ids(run.ngrams.continuation(run.ids, most))
+        xp = array_namespace(tokens)
+        vocabulary = xp.arange(model.vocab_size, device=device(tokens))
+        return Drafted(tokens, xp.astype(tokens[:, None] == vocabulary[None, :], xp.float32))
+
+    def draft(self, asked: Sequence[tuple[Run, Draft]]) -> list[Drafted]:
+        """The draft's chains, for asks that differ in gamma alone."""
+        ask = asked[0][1]
+        if self._drafts is not None and (whole := self._draft_whole(self._drafts, *asked[0])) is not None:
+            return [whole]
+        chains = [_Chain(run, self._fitting(run, each.gamma, ask.reserve, ask.own)) for run, each in asked]
+        step, greedy, model = 0, ask.warp.greedy, self._models["draft"]
+        while going := [chain for chain in chains if step < chain.length]:
+            fed = [(chain.tokens[-1] if chain.tokens else None, None, ask.hidden) for chain in going]
+            found = feed_runs(model, "draft", [chain.run for chain in going], fed)
+            logits = _joined([_last(rows) for rows, _ in found])
+            q = logits if greedy else ask.warp(logits)
+            peaks = array_namespace(logits).max(logits, axis=-1)
+            # A one-hot row needs no draw, and its token says what q is.
+            picks = ask.warp.first(logits) if greedy else _draw(going, q, step)
+            for i, (chain, (_, states)) in enumerate(zip(going, found, strict=True)):
+                chain.tokens.append(_row(picks, i))
+                chain.peaks.append(_row(peaks, i))
+                if not greedy or ask.min_probability:
+                    chain.rows.append(_row(q, i))
+                if states is not None:
+                    chain.hidden.append(_last(states))
+            step += 1
+            if ask.min_probability:
+                self._stop(ask, [chain for chain in going if step < chain.length])
+        if ask.own and (behind := [chain for chain in chains if chain.length]):
+            last = [(chain.tokens[-1], None, True) for chain in behind]
+            for chain, (_, states) in zip(
+                behind, feed_runs(model, "draft", [c.run for c in behind], last), strict=True
+            ):
+                chain.hidden.append(states)
+        return [self._drafted(chain, greedy) for chain in chains]
+
+    def _fitting(self, run: Run, most: int, reserve: int, own: bool = False) -> int:
+        """How far the draft may go ahead: `most`, what is left but `reserve`, and what its context holds."""
+        fits = self._models["draft"].context - len(run.ids) + (not own)  # the last one is fed only for its row
+        return max(0, min(most, run.room - reserve, fits))
+
+    def _draft_whole(self, model: Drafts, run: Run, ask: Draft) -> Drafted | None:
+        """The chain in one go; None if the model does not answer this ask so."""
+        context = run.contexts["draft"]
+        length = self._fitting(run, ask.gamma, ask.reserve, ask.own)
+        if not length or not model.drafts(ask, run.rng):
+            return None
+        feed = context.plan(None, None, ask.hidden)
+        found = model.draft(feed, ask, length, run.rng, len(run.ids) - run.num_prompt)
+        context.advance(length - 1 + ask.own)
+        for positions in (feed.tokens.shape[0], *[1] * (length - 1 + ask.own)):
+            run.fed("draft", positions)
+        place = device(self._nothing)
+        parts = (found.tokens, found.q, found.hidden, found.peaks)
+        whole = Drafted(*(None if part is None else to_device(part, place) for part in parts))
+        run.peaks.append(Peaks("draft", whole.peaks, drafts=True))
+        return whole
+
+    def _stop(self, ask: Draft, chains: Sequence[_Chain]) -> None:
+        """End the chains whose last token the draft gave less than it takes to go on; read to the host."""
+        if not chains:
+            return
+        rows, tokens = _joined([c.rows[-1] for c in chains]), _joined([c.tokens[-1] for c in chains])
+        probability = _UNIT_TEMPERATURE(rows) if ask.warp.greedy else rows
+        xp = array_namespace(rows)
+        (found,) = self._transfer.read([xp.take_along_axis(probability, tokens[:, None], axis=-1)[:, 0]])
+        for chain, value in zip(chains, found, strict=True):
+            if value < ask.min_probability:
+                chain.length = len(chain.tokens)
+
+    def _drafted(self, chain: _Chain, greedy: bool) -> Drafted:
+        # Verifying happens where the target is.
+        place = device(self._nothing)
+        if not chain.tokens:
+            xp = array_namespace(self._nothing)
+            return Drafted(
+                self._nothing, xp.zeros((0, self._models["draft"].vocab_size), dtype=xp.float32, device=place)
+            )
+        chain.run.peaks.append(Peaks("draft", to_device(_joined(chain.peaks), place), drafts=True))
+        q = None if greedy else to_device(_joined(chain.rows), place)
+        hidden = to_device(_joined(chain.hidden), place) if chain.hidden else None
+        return Drafted(to_device(_joined(chain.tokens), place), q, hidden)
+
+
+class _Chain:
+    """A chain being drafted."""
+
+    __slots__ = ("hidden", "length", "peaks", "rows", "run", "tokens")
+
+    def __init__(self, run: Run, length: int) -> None:
+        self.run, self.length = run, length
+        self.tokens: list[Array] = []  # [1] each
+        self.peaks: list[Array] = []  # [1] each: the largest logit of the row it was drawn from
+        self.rows: list[Array] = []  # q [1, V] each; at temperature 0, logits
+        self.hidden: list[Array] = []
+
+
+def _draw(chains: Sequence[_Chain], q: Array, step: int) -> Array:
+    """tokens[A], each drawn from its row of q[A, V] by its run's rng."""
+    positions = [len(chain.run.ids) - chain.run.num_prompt + step for chain in chains]
+    return pick_each([chain.run.rng for chain in chains], q, positions, DRAFT)
+
+
+def _last(rows: Array) -> Array:
+    return rows if rows.shape[0] == 1 else rows[-1:]
+
+
+def _row(rows: Array, i: int) -> Array:
+    return rows if rows.shape[0] == 1 else rows[i : i + 1]
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts)

@@ -1,0 +1,90 @@
+"""Answers `Score` and `ScoreRequest`: one forward for all rows that ask the same model.
+
+Shapes: N tokens of an ask, R rows of its answer, V vocabulary, H hidden size, W best tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from array_api_compat import array_namespace
+
+from specexp.decoding.protocol import Role, Score, Scored
+from specexp.decoding.rules import best
+from specexp.engine.host_transfer import HostTransfer
+from specexp.engine.request import PendingScore, ScoreRequest
+from specexp.engine.run import Peaks, Run
+from specexp.lm.model import Array, Model
+
+Wanted = tuple[Array | Sequence[int] | None, Sequence[int] | None, bool]  # tokens, parents, hidden
+
+
+def feed_runs(
+    model: Model, role: Role, runs: Sequence[Run], wanted: Sequence[Wanted]
+) -> list[tuple[Array, Array | None]]:
+    """Logits[R, V] and hidden[R, H] for what each run wants, from one forward, which is counted."""
+    feeds = []
+    for run, (tokens, parents, hidden) in zip(runs, wanted, strict=True):
+        given = model.ids(tokens) if isinstance(tokens, list | tuple) else tokens
+        feeds.append(run.contexts[role].plan(given, parents, hidden))
+        run.fed(role, feeds[-1].tokens.shape[0])
+    return model.feed(feeds)
+
+
+def score(model: Model, asked: Sequence[tuple[Run, Score]], transfer: HostTransfer) -> list[Scored]:
+    """Answer asks of one model. The best tokens of all of them are read to the host together."""
+    role = asked[0][1].model
+    runs = [run for run, _ in asked]
+    first_slots = [run.contexts[role].num_slots for run in runs]
+    beside = [_on_device(model, ask.beside) for _, ask in asked]
+    found = feed_runs(model, role, runs, [(ask.tokens, ask.parents, ask.hidden) for _, ask in asked])
+    ranked = [best(logits, ask.top) if ask.top else None for (logits, _), (_, ask) in zip(found, asked, strict=True)]
+    flat = []
+    for pair in ranked:
+        if pair is not None:
+            flat += [array_namespace(part).reshape(part, (-1,)) for part in pair]
+    values = iter(transfer.read(flat) if flat else ())
+    answers = []
+    for run, (logits, states), pair, slot, more in zip(runs, found, ranked, first_slots, beside, strict=True):
+        if pair is None:
+            _watch(run, role, logits)
+            answers.append(Scored(logits, states, slot, beside=more))
+            continue
+        width, scores, tokens = pair[1].shape[1], next(values), next(values)
+        starts = range(0, len(scores), width)
+        logprob = [scores[i : i + width] for i in starts]
+        ids = [[int(token) for token in tokens[i : i + width]] for i in starts]
+        if bad := [row[0] for row in logprob if not math.isfinite(row[0])]:
+            raise run.not_finite(role, bad[0])
+        answers.append(Scored(None, states, slot, logprob, ids, more))
+    return answers
+
+
+def score_pending(models: Mapping[Role, Model], pending: Sequence[PendingScore]) -> None:
+    """Answer the score requests to one model, the one most of them ask, that are about as long as the shortest."""
+    asked: list[tuple[PendingScore, ScoreRequest]] = [(each, each.ask) for each in pending if each.ask is not None]
+    roles = [ask.role for _, ask in asked]
+    role = max(roles, key=roles.count)
+    least = min(len(ask.tokens) for _, ask in asked if ask.role == role)
+    asked = [(each, ask) for each, ask in asked if ask.role == role and len(ask.tokens) <= 2 * least + 1]
+    model, feeds = models[role], []
+    for each, ask in asked:
+        feeds.append(each.context.plan(model.ids(ask.tokens) if ask.tokens else None, None, ask.hidden))
+    for (each, ask), found in zip(asked, model.feed(feeds), strict=True):
+        each.context.commit(list(ask.tokens), range(len(ask.tokens)))
+        each.send(found)
+
+
+def _on_device(model: Model, rows: Sequence[Sequence[int]]) -> Array | None:
+    """Host integers, as an array where the model is; None for none."""
+    if not rows:
+        return None
+    flat = model.ids([value for row in rows for value in row])
+    return array_namespace(flat).reshape(flat, (len(rows), -1))
+
+
+def _watch(run: Run, role: Role, logits: Array) -> None:
+    """Have the largest of each row of logits[R, V] read with the round: the host is not to wait for it alone."""
+    first = run.contexts[role].num_slots + 1 - logits.shape[0]
+    run.peaks.append(Peaks(role, array_namespace(logits).max(logits, axis=-1), first))

@@ -1,0 +1,40 @@
+"""From the device to the host: everything that a step reads comes in one transfer, and transfers are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from array_api_compat import array_namespace, device
+
+from specexp.engine.run import is_number
+from specexp.lm.model import Array
+
+
+class HostTransfer:
+    """Reads arrays to the host. `num_reads` counts how often the host waited for the device."""
+
+    def __init__(self) -> None:
+        self.num_reads = 0
+
+    def read(self, arrays: Sequence[Array | int | float]) -> list[list[float]]:
+        """Values of all arrays, in one transfer. Integers below 2**53 survive float64."""
+        # An array that is named several times is read once.
+        distinct = {id(a): a for a in arrays if not isinstance(a, int | float)}
+        if not distinct:
+            return [[a] for a in arrays]
+        self.num_reads += 1
+        values: dict[int, list[float]] = {}
+        if str(device(next(iter(distinct.values())))) == "cpu":  # nothing to transfer
+            for key, a in distinct.items():
+                found = a.tolist()
+                values[key] = found if isinstance(found, list) else [found]
+            return [[a] if isinstance(a, int | float) else values[id(a)] for a in arrays]
+        xp = array_namespace(next(iter(distinct.values())))
+        parts = [xp.reshape(xp.astype(a, xp.float64), (-1,)) for a in distinct.values()]
+        flat = xp.concat(parts).tolist()
+        start = 0
+        for key, a in distinct.items():
+            size = 1 if is_number(a) else a.shape[0]
+            values[key] = flat[start : start + size]
+            start += size
+        return [[a] if isinstance(a, int | float) else values[id(a)] for a in arrays]

@@ -1,0 +1,57 @@
+"""Which open asks are answered next: those of the earliest phase, all rows that can share a forward together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import TypeVar
+
+from specexp.decoding.protocol import Ask, Depth, Draft, Recall, Round, Score
+from specexp.engine.run import Run
+
+A = TypeVar("A", Score, Draft, Recall, Depth, Round)
+
+
+class Phase(IntEnum):
+    """The order of answers: drafts come before verifying calls, so that rows which began at different times meet."""
+
+    LENGTH = 0  # Depth and Recall, which take no forward
+    DRAFT = 1
+    SCORE_DRAFT = 2
+    SCORE_TARGET = 3
+    COMMIT = 4
+
+
+_PHASES: dict[type, Phase] = {Depth: Phase.LENGTH, Recall: Phase.LENGTH, Draft: Phase.DRAFT, Round: Phase.COMMIT}
+
+
+def phase_of(ask: Ask) -> Phase:
+    """The phase in which an ask is answered."""
+    if isinstance(ask, Score):
+        return Phase.SCORE_TARGET if ask.model == "target" else Phase.SCORE_DRAFT
+    return _PHASES[type(ask)]
+
+
+def next_phase(active: Sequence[Run]) -> tuple[Phase, list[Run]]:
+    """The earliest phase of any open ask, and the runs to answer in it, in their order.
+
+    Drafts must be alike in all but gamma: those that are not take their turn in a later step.
+    """
+    phases = [phase_of(run.ask) for run in active if run.ask is not None]
+    phase = min(phases)
+    runs = [run for run, each in zip(active, phases, strict=True) if each == phase]
+    if phase == Phase.DRAFT:
+        asked = with_asks(runs, Draft)
+        runs = [run for run, ask in asked if _alike(ask, asked[0][1])]
+    return phase, runs
+
+
+def with_asks(runs: Sequence[Run], kind: type[A]) -> list[tuple[Run, A]]:
+    """Each run with its ask, all of which are of this kind."""
+    return [(run, ask) for run in runs if isinstance(ask := run.ask, kind)]
+
+
+def _alike(one: Draft, other: Draft) -> bool:
+    return (one.warp, one.reserve, one.hidden, one.own, one.min_probability) == (
+        other.warp, other.reserve, other.hidden, other.own, other.min_probability
+    )  # fmt: skip
