@@ -8,12 +8,12 @@ from unittest import mock
 
 import pytest
 
-from running import evaluate, invoke
+from helpers.cli_runner import evaluate, invoke
+from helpers.tracking_server import serving
+from helpers.uploads import TOY, answering, upload
 from specexp import addresses
 from specexp.addresses import mask, without_credentials
 from specexp.tracking import backend, client
-from test_upload import TOY, answering, upload
-from tracking_server import serving
 
 SECRET = "s3cr%40t%2F"  # as one writes it in an address; a server gets s3cr@t/
 MASKED = {

@@ -10,7 +10,7 @@ import pytest
 
 import specexp
 from entrypoints import generate
-from running import invoke
+from helpers.cli_runner import invoke
 from specexp import config, reading
 from specexp.errors import ConfigError, TaskError, shown
 from specexp.lm.hf.loading import ZOO

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mutants import FILE_BUGS, Bug
+from helpers.seeded_bugs import FILE_BUGS, Bug
 
 TESTS = Path(__file__).resolve().parent
 FAILED = 1  # pytest's exit code where tests ran and some failed; a bug that breaks the import is none
@@ -22,7 +22,7 @@ NOTHING = Bug("the unchanged package", "specexp.no_such_module", "", "")
 def test_seeded_bugs_fail_the_tests_of_their_files(files: tuple[str, ...]) -> None:
     bugs = [NOTHING, *FILE_BUGS[files]]
     found = subprocess.run(
-        [sys.executable, str(TESTS / "seeded_bug.py")],
+        [sys.executable, str(TESTS / "helpers" / "run_seeded_bugs.py")],
         input=json.dumps([files, [asdict(bug) for bug in bugs]]),
         cwd=TESTS.parent, capture_output=True, text=True, check=True,
     )  # fmt: skip

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,13 +15,11 @@ from specexp.certify.checks import (
     Subject,
 )
 from specexp.certify.chi_square import Cells, Prefix
-from specexp.certify.sampled import (
-    Array,
-)
 from specexp.decoding.rules import Warp
 from specexp.engine.ngram_lookup import Ngrams
 from specexp.evaluation.equality import entropies, noise_of, reread
 
+Array = Any
 LENGTH = 5  # tokens of an output
 PLACES = 2
 TRIED = 6  # places whose cuts are looked at

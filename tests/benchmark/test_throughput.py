@@ -1,0 +1,111 @@
+"""The benchmark's batch: what is timed, that both sizes emit the same, and how it is told when they do not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tqdm import tqdm
+
+from helpers.benchmarks import SMALL, run
+from helpers.cli_runner import refused, runs
+from specexp import config
+from specexp.benchmark import benchmark, throughput
+from specexp.benchmark.benchmark_report import table
+from specexp.engine import Engine
+from specexp.evaluation.preparation import Prepared
+from specexp.evaluation.timing import SpecexpContender
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Prepared:
+    flags = {"methods": "baseline,speculative", "gamma": "3", "limit": "2", "max_new_tokens": "24", "batch": "4"}
+    return benchmark.prepare(config.resolve("arith_quick", flags, {"repeats": 4}))
+
+
+def measured(prepared: Prepared) -> throughput.Batched:
+    own = [
+        SpecexpContender(name, prepared, setting)
+        for name, setting in zip(("plain", "chain_k3"), prepared.settings, strict=False)
+    ]
+    with tqdm(disable=True) as bar:
+        made = throughput.Batching(prepared, own, 4, bar)
+        for _ in range(throughput.num_turns(prepared)):
+            made.turn()
+        return made.found()
+
+
+def test_both_methods_are_timed_at_both_sizes_on_several_batches_of_prompts(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: dict[int, list[int]] = {1: [], 4: []}
+    real = Engine.generate_all
+
+    def watched(self: Any, requests: Any) -> Any:
+        given = list(requests)
+        sizes[self._rows].append(len(given))
+        return real(self, given)
+
+    monkeypatch.setattr(Engine, "generate_all", watched)
+    found = measured(prepared)
+    assert (found.size, found.num_prompts) == (4, 12), "more prompts than the two that are prepared"
+    assert sizes == {1: [4] * 2 + [12] * 4, 4: [4] * 2 + [12] * 4}, "warm-ups, then two repeats of two methods"
+    assert set(found.seconds) == {(name, size) for name in ("plain", "chain_k3") for size in (1, 4)}
+    assert found.differences == []
+    for method in found.as_json()["methods"].values():
+        ratio = method["prompts_per_second"]["value"] / method["prompts_per_second_alone"]["value"]
+        assert method["speedup"]["value"] == pytest.approx(ratio)
+
+
+def test_prompts_per_second_are_prompts_over_seconds_and_their_ratio_the_speed_up() -> None:
+    found = throughput.Batched(8, 24, {("plain", 1): [6.0, 6.0], ("plain", 8): [2.0, 2.0]}, []).as_json()
+    assert found["methods"]["plain"]["prompts_per_second"]["value"] == 12
+    assert found["methods"]["plain"]["prompts_per_second_alone"]["value"] == 4
+    assert found["methods"]["plain"]["speedup"]["value"] == 3
+
+
+@pytest.mark.slow
+def test_a_batch_that_emits_something_else_is_found_out(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Engine._score
+
+    def shifted(self: Any, role: Any, runs: Any) -> Any:
+        answers = real(self, role, runs)
+        return answers if len(runs) == 1 else [type(a)(a.logits.roll(1, -1)) for a in answers]
+
+    monkeypatch.setattr(Engine, "_score", shifted)
+    found = measured(prepared).differences
+    assert {one.name for one in found} <= {"plain_batch4", "chain_k3_batch4"}
+    assert any(one.gap is not None and not one.near_tie for one in found)
+
+
+@pytest.mark.slow
+def test_it_is_part_of_a_benchmark(workplace: Path) -> None:
+    result = run(*SMALL, "--batch", "3", "--json", "found.json", "--output", "out")
+    assert result.exit_code == 0, result.output
+    found = json.loads((workplace / "found.json").read_text())
+    assert (found["batch"]["size"], found["batch"]["prompts"]) == (3, 9)
+    chain = f"chain_k{found['best_gamma']}"
+    assert set(found["batch"]["methods"]) == {"plain", chain}
+    assert found["batch_speedup"] == found["batch"]["methods"]["plain"]["speedup"]["value"] > 0
+    assert found["batch_speedup_chain"] == found["batch"]["methods"][chain]["speedup"]["value"]
+    assert found["outputs_equal"] is True
+    assert "3 together" in result.output
+    [made] = runs()
+    assert made.data.metrics["bench/batch_speedup"] == pytest.approx(found["batch_speedup"])
+    assert "batch/prompts_per_second_plain" in made.data.metrics
+
+
+@pytest.mark.slow
+def test_a_batch_of_one_is_not_timed(workplace: Path) -> None:
+    result = run(*SMALL, "--batch", "1", "--json", "found.json")
+    assert result.exit_code == 0, result.output
+    found = json.loads((workplace / "found.json").read_text())
+    assert found["batch"] is None
+    assert "batch_speedup" not in found
+    assert "together" not in table(found)
+
+
+def test_a_batch_that_is_no_whole_number_is_refused(workplace: Path) -> None:
+    refused(run("--quick", "--batch", "0"), "batch is '0'; it must be a whole number >= 1.", workplace)

@@ -1,0 +1,133 @@
+"""Exactness by exhaustion: every way the rng can fall, through the real engine, against the target's distribution."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from helpers.sampling import EOS, EXACT, GREEDY, SAMPLINGS, names
+from helpers.seeded_bugs import BUGS, EARLY_STOP_BUGS, LOOKUP_BUGS, Bug, mutated
+from specexp.certify.reference_distribution import gap, sequence_distribution
+
+# gamma, vocabulary, output length: as large as a second or two allows. Length >= gamma + 2, for two rounds at least.
+SIZES = [(1, 3, 5), (2, 3, 5), (3, 2, 6), (4, 2, 7)]
+# From the module of the chain and gamma to a proposer.
+Proposing = Callable[[Any, int], Any]
+DRAFT: Proposing = lambda chain, gamma: chain.DraftModel(gamma)  # noqa: E731
+EARLY: Proposing = lambda chain, gamma: chain.DraftModel(gamma, min_probability=0.4)  # noqa: E731
+LOOKUP: Proposing = lambda chain, gamma: chain.Lookup(gamma, ngram=2)  # noqa: E731
+
+
+def distributions(
+    gamma: int | None, vocab: int, length: int, sampling: dict[str, Any], *, eos: bool = True, cached: bool = True,
+    bonus: bool = True, seed: int = 3, proposing: Proposing = DRAFT,
+) -> tuple[dict[Any, float], dict[Any, float]]:  # fmt: skip
+    """(the decoder's, the target's own) output distribution; gamma None is plain decoding. Imports what is current."""
+    toy = importlib.import_module("specexp.lm.toy")
+    engine = importlib.import_module("specexp.engine")
+    rules = importlib.import_module("specexp.decoding.rules")
+    chain = importlib.import_module("specexp.decoding.chain")
+    baseline = importlib.import_module("specexp.decoding.baseline")
+    oracle = importlib.import_module("specexp.certify.oracle")
+    target = toy.ToyModel(vocab, seed)
+    draft = toy.ToyModel(vocab, seed, draft_noise=0.8)
+    warp = rules.Warp(**sampling)
+    if gamma is None:
+        decoder = baseline.Baseline(warp)
+    else:
+        decoder = chain.Chain(proposing(chain, gamma), chain.Lossless(), warp, bonus=bonus)
+    stops = [EOS] if eos else []
+    got = oracle.output_distribution(
+        lambda: engine.Engine({"target": target, "draft": draft}, stops, cached=cached), decoder, [1], length
+    )
+    return got, sequence_distribution(target, [1], length, EOS if eos else None, **sampling)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
+@pytest.mark.parametrize("gamma,vocab,length", [(None, 3, 5), *SIZES])
+def test_the_output_distribution_is_the_targets(gamma: int | None, vocab: int, length: int, sampling: Any) -> None:
+    got, want = distributions(gamma, vocab, length, sampling)
+    assert sum(got.values()) == pytest.approx(1, abs=EXACT)
+    assert gap(got, want) < EXACT
+
+
+@pytest.mark.parametrize("gamma,vocab,length", [(1, 3, 4), (2, 3, 4), (3, 2, 5)])
+@pytest.mark.parametrize("bonus", [True, False])
+@pytest.mark.parametrize("cached", [True, False])
+def test_it_holds_without_an_eos_without_the_bonus_and_without_a_cache(
+    gamma: int, vocab: int, length: int, bonus: bool, cached: bool
+) -> None:
+    got, want = distributions(gamma, vocab, length, {"temperature": 1.0}, eos=False, cached=cached, bonus=bonus)
+    assert gap(got, want) < EXACT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
+@pytest.mark.parametrize("gamma,vocab,length", SIZES)
+@pytest.mark.parametrize("proposing", [EARLY, LOOKUP], ids=["a draft that stops early", "lookup"])
+def test_it_holds_whatever_proposes(gamma: int, vocab: int, length: int, proposing: Proposing, sampling: Any) -> None:
+    got, want = distributions(gamma, vocab, length, sampling, proposing=proposing)
+    assert gap(got, want) < EXACT
+    for options in ({"bonus": False}, {"cached": False}, {"eos": False}):
+        got, want = distributions(gamma, vocab, length - 1, sampling, proposing=proposing, **options)
+        assert gap(got, want) < EXACT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampling", [GREEDY, {"temperature": 1.0}], ids=names)
+def test_several_models(sampling: Any) -> None:
+    for seed in range(10, 16):
+        got, want = distributions(2, 3, 5, sampling, seed=seed)
+        assert gap(got, want) < EXACT
+
+
+def test_a_biased_sampler_fails() -> None:
+    bias = Bug("a sampler that likes token 1", "specexp.certify.oracle", "mass = float(weights.sum())",
+               "weights = weights * (1 + 1e-6 * (array_namespace(weights).arange(weights.shape[0]) == 1));"
+               " mass = float(weights.sum())")  # fmt: skip
+    with mutated(bias):
+        got, want = distributions(2, 3, 5, {"temperature": 1.0})
+    assert gap(got, want) > 1e-9
+
+
+def caught_by(bug: Bug, proposing: Proposing = DRAFT) -> str | None:
+    """The first check that notices the bug, or None."""
+    checks = itertools.product(
+        (3, 11), [(2, 3, 5), (4, 2, 7), (None, 3, 4)], SAMPLINGS[:2] + SAMPLINGS[3:], (True, False)
+    )
+    with mutated(bug), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a bug may divide by zero; what comes out of it is the test
+        for seed, size, sampling, eos in checks:
+            where = f"gamma {size[0]}, {names(sampling)}"
+            try:
+                got, want = distributions(*size, sampling, eos=eos, seed=seed, proposing=proposing)
+            except (AssertionError, IndexError, ValueError) as error:
+                return f"{type(error).__name__} at {where}: {error}"
+            if not gap(got, want) < EXACT:
+                return f"gap {gap(got, want):.1e} at {where}"
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("proposing", [DRAFT, EARLY, LOOKUP], ids=["draft", "early", "lookup"])
+def test_the_unchanged_package_passes_the_same_checks(proposing: Proposing) -> None:
+    accuracy_preserved = Bug("nothing", "specexp.decoding.rules", "p = weights / xp.sum", "p = weights / xp.sum")
+    assert caught_by(accuracy_preserved, proposing) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "bug,proposing",
+    [(bug, DRAFT) for bug in BUGS] + [(bug, EARLY) for bug in EARLY_STOP_BUGS] + [(bug, LOOKUP) for bug in LOOKUP_BUGS],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_a_seeded_bug_is_caught(bug: Bug, proposing: Proposing, capsys: pytest.CaptureFixture[str]) -> None:
+    how = caught_by(bug, proposing)
+    with capsys.disabled():
+        print(f"\n  seeded bug: {bug.name}: {'caught, ' + how if how else 'NOT CAUGHT'}", end="")
+    assert how is not None

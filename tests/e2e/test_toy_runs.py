@@ -1,0 +1,81 @@
+"""The toy pair runs through the same `evaluate`, where neither torch nor transformers is installed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.cli_runner import evaluate, flat_runs, records
+from helpers.judges import judge_for
+from specexp import config
+from specexp.judge import features
+
+ROOT = Path(__file__).resolve().parents[2]
+# As in an environment without them: no module of these names can be found.
+WITHOUT = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+from entrypoints.evaluate import command
+command(prog_name="evaluate")
+"""
+
+
+def without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT, *arguments, "--output", "out"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_method_runs_without_torch(workplace: Path) -> None:
+    judge_for("toy_quick", features.mode("both")).save(workplace / "judge")
+    done = without_torch("--experiment", "toy_quick", "--limit", "5", "--methods", "compare_all_k4", "--judge", "judge",
+                         "--gamma", "4")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = {(r["prompt_id"], r["label"]): r["token_ids"] for r in records(workplace / "out")}
+    labels = {label for _, label in found}
+    drafting = ("speculative", "lookup", "autojudge", "topk", "specexec")
+    assert labels == {"baseline", "draft_only", *(f"{method}_k4" for method in drafting)}
+    assert {method.split("_k")[0] for method in labels} == set(config.METHODS)
+    for (prompt, label), tokens in found.items():
+        if label in ("speculative_k4", "lookup_k4", "specexec_k4"):
+            assert tokens == found[prompt, "baseline"]
+    assert sorted(flat_runs()) == sorted(labels)
+
+
+@pytest.mark.slow
+def test_a_hugging_face_model_without_torch_names_what_is_missing(workplace: Path) -> None:
+    done = without_torch("--experiment", "arith_quick")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: model 'zoo:target' needs the package 'torch', which is not installed; pip install torch, or try the"
+        " numpy pair (experiment toy_quick)."
+    )
+    assert not (workplace / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_pair_is_made_as_its_settings_say(workplace: Path) -> None:
+    quick = ["--experiment", "toy_quick", "--limit", "3", "--gamma", "4"]
+    (workplace / "same.yaml").write_text("toy: {draft_noise: 0}\n")
+    assert evaluate(*quick, "--config", "same.yaml", "--output", "same").exit_code == 0
+    chains = [r for r in records(workplace / "same") if r["label"] == "speculative_k4"]
+    assert all(r["num_accepted"] == r["num_drafted"] for r in chains), "without noise the draft is the target"
+    for name, text in (("wide", "{vocab_size: 300}"), ("other", "{seed: 1}"), ("plain", "{}")):
+        (workplace / f"{name}.yaml").write_text(f"toy: {text}\n")
+        assert evaluate(*quick, "--config", f"{name}.yaml", "--output", name).exit_code == 0
+
+    def plainly(name: str) -> list[list[int]]:
+        return [r["token_ids"] for r in records(workplace / name) if r["label"] == "baseline"]
+
+    assert max(max(ids) for ids in plainly("wide")) >= 24
+    assert plainly("other") != plainly("plain")

@@ -1,0 +1,95 @@
+"""How often the host waits for the device: once a round of a chain or a plain step, once a draft forward of a tree.
+
+Counted on a device that has no values (fake_device.py), where reading one without saying so fails; `num_host_reads`,
+the engine's own count, must be all there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.fake_device import counting, on_fake_device
+from helpers.tape import Tape
+from specexp.decoding.baseline import Baseline
+from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
+from specexp.decoding.lossy_rules import TopK
+from specexp.decoding.rng import rng_for
+from specexp.decoding.rules import Warp
+from specexp.decoding.specexec import SpecExec
+from specexp.engine import Engine
+from specexp.engine.engine import Request
+
+WARPS = {"greedy": Warp(), "sampled": Warp(0.7, top_k=20, top_p=0.9)}
+CHAINS: dict[str, Callable[[Warp], Any]] = {
+    "baseline": Baseline,
+    "chain": lambda warp: Chain(DraftModel(4), Lossless(), warp),
+    "chain, no bonus": lambda warp: Chain(DraftModel(4), Lossless(), warp, bonus=False),
+    "top-k": lambda warp: Chain(DraftModel(4), TopK(2), warp),
+    "lookup": lambda warp: Chain(Lookup(4), Lossless(), warp),
+}
+LENGTH = 8
+
+
+def engine(captured: bool, **more: Any) -> Engine:
+    return Engine({role: on_fake_device(graphs=Tape() if captured else "off") for role in ("target", "draft")}, **more)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("warp", WARPS)
+@pytest.mark.parametrize("method", CHAINS)
+def test_a_round_waits_once(method: str, warp: str, captured: bool) -> None:
+    decoder, running = CHAINS[method](WARPS[warp]), engine(captured)
+    with counting() as waits:
+        out = running.generate(decoder, [5, 6, 7], LENGTH, rng_for(decoder.warp.temperature, 1, "x"))
+    assert out.num_rounds == LENGTH, "every read finds a 1: a token a round"
+    assert waits.found == {"tolist": out.num_rounds}
+    assert running.num_host_reads == out.num_rounds
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("warp", WARPS)
+def test_a_trees_round_waits_once_a_draft_forward_and_once_more(warp: str, captured: bool) -> None:
+    decoder, running = SpecExec(8, 3, WARPS[warp]), engine(captured)
+    with counting() as waits:
+        out = running.generate(decoder, [5, 6, 7], LENGTH, rng_for(decoder.warp.temperature, 1, "x"))
+    assert waits.found == {"tolist": out.num_draft_calls + out.num_rounds}
+    assert running.num_host_reads == out.num_draft_calls + out.num_rounds
+    assert out.num_draft_calls > out.num_rounds, "trees of one level say little"
+
+
+def test_rows_that_are_decoded_together_wait_together() -> None:
+    running, decoder = engine(False, rows=3), CHAINS["chain"](WARPS["greedy"])
+    requests = [Request(decoder, [5, 6, 7 + i], LENGTH, rng_for(0, 1, "x")) for i in range(3)]
+    with counting() as waits:
+        list(running.generate_all(requests))
+    assert waits.found == {"tolist": LENGTH}
+
+
+def test_keeping_a_path_of_a_tree_waits_for_nothing() -> None:
+    for captured in (False, True):
+        session = on_fake_device(graphs=Tape() if captured else "off").session()
+        with counting() as waits:
+            session.feed(torch.ones(9, dtype=torch.int64, device="meta"), rows=1)
+            session.keep(3, [5, 8])
+        assert not waits.found
+
+
+def test_what_waits_is_noticed() -> None:
+    """Else the tests above would show nothing."""
+    x = torch.ones(3, device="meta")
+    with counting() as waits:
+        x.tolist()
+        torch.tensor([1, 2], device="meta")
+        torch.ones(3).to("meta")
+        torch.tensor(1, device="meta")
+        x.copy_(torch.ones(3))
+    assert sum(waits.found.values()) == 5
+    for read in (lambda: x[x > 0], lambda: x.sum().item(), lambda: bool(x[0]), lambda: int(x[0]), lambda: x.cpu()):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            read()
+    with counting(), pytest.raises((AssertionError, RuntimeError), match="device"):
+        torch.add(x, torch.ones(3))

@@ -1,0 +1,103 @@
+"""Running `evaluate` in a test, and looking at what it left."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+from click.testing import CliRunner, Result
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from entrypoints.evaluate import command
+from helpers.model_folders import build
+from specexp.lm.hf.loading import ZOO
+
+# What two runs of one configuration may differ in; a test run may see a commit being made.
+CLOCKS = ("checksum", "seconds", "prefill_seconds", "time_to_first_token", "environment")
+SMALL = ["--limit", "2", "--max-new-tokens", "30"]
+
+
+def invoke(command: click.Command, *arguments: str, stdin: bytes | None = None) -> Result:
+    """Run an entry point; what it does on SIGTERM ends with it."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return CliRunner().invoke(command, list(arguments), input=stdin)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def evaluate(*arguments: str) -> Result:
+    return invoke(command, *arguments)
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "records.jsonl").read_text().splitlines()]
+
+
+def without_clocks(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(
+        ({k: v for k, v in r.items() if k not in CLOCKS} for r in found),
+        key=lambda r: (r["prompt_id"], r["turn"], r["label"], r["repeat"]),
+    )
+
+
+def runs() -> list[Run]:
+    return list(MlflowClient().search_runs(["0"]))
+
+
+def flat_runs() -> dict[str, Run]:
+    found = [run for run in runs() if run.data.tags["method"] != "comparison"]
+    names = {run.info.run_name: run for run in found}
+    assert len(names) == len(found), "a run was made twice"
+    return names
+
+
+def comparison_runs() -> list[Run]:
+    return [run for run in runs() if run.data.tags.get("method") == "comparison"]
+
+
+def refused(result: Result, message: str, workplace: Path) -> None:
+    """One clear line, exit code 2, no traceback, nothing written, no run made."""
+    assert result.exit_code == 2, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert len(result.output.strip().splitlines()) == 1
+    assert message in result.output
+    assert not (workplace / "out").exists()
+    assert not (workplace / "runs").exists()
+    assert not runs()
+
+
+def with_models(workplace: Path, target: Path | str, draft: Path | str) -> list[str]:
+    (workplace / "mine.yaml").write_text(f"target: {{model: '{target}'}}\ndraft: {{model: '{draft}'}}\nlimit: 2\n")
+    return ["--config", "mine.yaml", "--output", "out"]
+
+
+def tiny(folder: Path, **more: Any) -> Path:
+    """A random model folder with the embedded pair's tokenizer."""
+    build("llama", vocab_size=592, **more).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ZOO / "target" / name, folder)
+    return folder
+
+
+def run(name: str, *arguments: str, stdin: bytes | None = None) -> Result:
+    """Run an entry point by its name."""
+    return invoke(importlib.import_module(f"entrypoints.{name}").command, *arguments, stdin=stdin)
+
+
+def is_refused(result: Result, message: str) -> None:
+    """One line, which says `message`, and exit code 2; neither output nor a traceback."""
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert "Traceback" not in line
+    assert len(line) < 1200

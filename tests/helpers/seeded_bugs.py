@@ -1,0 +1,417 @@
+"""Seeded bugs: the package with one line of its source changed, imported beside the real one.
+
+`mutated(bug)` yields a fresh import of specexp in which `bug.old` (which must stand exactly once in its file) reads
+`bug.new`; afterwards the real modules are back. `tests/test_seeded_bugs.py` runs whole test files on the bugs of
+`FILE_BUGS`, each in a process of its own (`run_seeded_bugs.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    module: str
+    old: str
+    new: str
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    bug: Bug
+
+    def get_code(self, fullname: str) -> Any:
+        source = self.get_data(self.path).decode()
+        if source.count(self.bug.old) != 1:  # no AssertionError: that would pass for a bug caught
+            raise RuntimeError(f"{self.bug.name}: {self.bug.old!r} stands {source.count(self.bug.old)}x in its file")
+        return compile(source.replace(self.bug.old, self.bug.new), self.path, "exec")
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, bug: Bug) -> None:
+        self.bug = bug
+
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> Any:
+        if fullname != self.bug.module:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+        assert spec is not None
+        assert spec.origin is not None
+        loader = _Loader(fullname, spec.origin)
+        loader.bug = self.bug
+        spec.loader = loader
+        return spec
+
+
+def install(bug: Bug) -> None:
+    """Import the package with this bug in it from now on, in a process that has not imported it yet."""
+    if any(name.split(".")[0] == "specexp" for name in sys.modules):
+        raise RuntimeError("specexp is imported already: the bug would not be in it")
+    sys.meta_path.insert(0, _Finder(bug))
+
+
+@contextlib.contextmanager
+def mutated(bug: Bug | None) -> Iterator[None]:
+    """Inside, `import specexp...` gives modules with the bug in them (None: unchanged fresh ones)."""
+    mine = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "specexp"}
+    for name in mine:
+        del sys.modules[name]
+    finder = _Finder(bug) if bug else None
+    if finder:
+        sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        if finder:
+            sys.meta_path.remove(finder)
+        for name in [n for n in sys.modules if n.split(".")[0] == "specexp"]:
+            del sys.modules[name]
+        sys.modules.update(mine)
+
+
+RULES, CHAIN, ENGINE, RUN, CONTEXT, BASELINE = (
+    "specexp.decoding.rules", "specexp.decoding.chain", "specexp.engine.engine", "specexp.engine.run",
+    "specexp.engine.context", "specexp.decoding.baseline",
+)  # fmt: skip
+DRAFTING, FORWARDS = "specexp.engine.drafting", "specexp.engine.forwards"
+
+BUGS = [
+    Bug("residual not used", RULES, "xp.where(xp.any(residual > 0), residual, row)", "row"),
+    Bug("residual not clipped", RULES, "axis=0)[0], 0, None)", "axis=0)[0], -1, None) ** 2"),
+    Bug("accept on p instead of p/q", RULES, " / xp.take_along_axis(q, where, axis=-1)", ""),
+    Bug("q's rows shifted by one", RULES, "xp.take_along_axis(q, where", "xp.take_along_axis(xp.roll(q, 1, axis=0), where"),
+    Bug("p's rows shifted by one", RULES, "take_along_axis(p[:-1], where", "take_along_axis(p[1:], where"),
+    Bug("correction drawn from the next row", RULES, "row = xp.take(p, num_accepted[None]",
+        "row = xp.take(p, xp.clip(num_accepted + 1, 0, num_drafted)[None]"),
+    Bug("bonus from the wrong row", CHAIN, "p = self.warp(scored.logits)",
+        "p = self.warp(array_namespace(scored.logits).concat([scored.logits[:-1], scored.logits[-2:-1]])"
+        " if scored.logits.shape[0] > 1 else scored.logits)"),
+    Bug("a greedy chain is verified by the row behind", RULES, "passed = choice[:-1] == drafted", "passed = choice[1:] == drafted"),
+    Bug("a greedy chain takes what was drafted behind a rejection", RULES, "xp.sum(xp.cumulative_prod(kept))", "xp.sum(kept)"),
+    Bug("a greedy correction comes from the first row", RULES, "return Verdict(choice, num_accepted, 0, same)", "return Verdict(xp.take(choice, xp.zeros_like(choice), axis=0), num_accepted, 0, same)"),
+    Bug("q is not what the draft was sampled from", DRAFTING, "_draw(going, q, step)",
+        "_draw(going, type(ask.warp)(2.0)(logits), step)"),
+    Bug("warp on one model only", CHAIN, "p = self.warp(scored.logits)", "p = Warp(1.0)(scored.logits)"),
+    Bug("top-k keeps one token too many", RULES, "ranks[None, :] < self.top_k", "ranks[None, :] <= self.top_k"),
+    Bug("top-p drops the token that reaches its mass", RULES, "before < self.top_p",
+        "(before + ranked < self.top_p) | (before == 0)"),
+    Bug("top-k after top-p's mass is not renormalised", RULES,
+        "            ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)\n        if", "        if"),
+    Bug("target cache not rewound", CONTEXT, "                self._session.keep(self._cached + len(slots))\n", "                pass\n"),
+    Bug("cache keeps the rejected token", CONTEXT, "slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1]",
+        "slots = [*range(self._num_slots)][: len(tokens)]"),
+    Bug("cache keeps the wrong length after a rejection", CONTEXT, "self._session.keep(self._cached + len(slots))",
+        "self._session.keep(self._cached)"),
+    Bug("EOS inside the block ignored", RUN, "if token in eos:", "if token in eos and i == 0:"),
+    Bug("length overshoot", RUN, "else self.room - len(tokens)", "else self.room - max(1, len(tokens) - 1)"),
+    Bug("correction not emitted", CHAIN, "num_tokens = verdict.num_accepted + 1",
+        "num_tokens = verdict.num_accepted + (verdict.num_accepted == 0)"),
+    Bug("one token too many accepted", CHAIN, "num_tokens = verdict.num_accepted + 1",
+        "num_tokens = array_namespace(drafted.tokens).clip(verdict.num_accepted + 2, None, num_drafted + 1)"),
+    Bug("a die drawn twice", CHAIN, "accepted_anyway, rng, whole - room)\n",
+        "accepted_anyway, rng, whole - room)\n                rng.after(p[0], whole - room, verdict.num_accepted,"
+        " drafted.tokens.shape[0])\n"),
+    Bug("rng of committed positions reused", CHAIN, "accepted_anyway, rng, whole - room)", "accepted_anyway, rng, 0)"),
+    Bug("draft rng for the wrong positions", DRAFTING, "chain.run.num_prompt + step for", "chain.run.num_prompt for"),
+    Bug("plain decoding reads the first row for ever", BASELINE, "Score(self.model)", "Score(self.model, None)\n"
+        "            first = locals().get('first', scored)\n            scored = first"),
+]  # fmt: skip
+
+STOP = "                chain.length = len(chain.tokens)\n"
+
+EARLY_STOP_BUGS = [  # that change the output; where a draft ends is tests/engine/test_early_stop.py's
+    Bug("the unlikely token is dropped", DRAFTING, STOP, "                chain.tokens.pop(), chain.rows.pop()\n" + STOP),
+    Bug("the unlikely token is drawn again", DRAFTING, STOP, STOP + "                chain.tokens[-1] = chain.rows[-1].argmax()[None]\n"),
+    Bug("q is another than it was drawn from", DRAFTING, STOP, STOP + "                chain.rows[-1] = chain.rows[-1] ** 0.5\n"),
+]  # fmt: skip
+
+LOOKUP_BUGS = [  # that change the output; what is found is tests/engine/test_lookup.py's
+    Bug("q is no distribution of what was found", DRAFTING, "tokens[:, None] == vocabulary[None, :]", "tokens[:, None] >= vocabulary[None, :]"),
+    Bug("q is of the token before", DRAFTING, "tokens[:, None] == vocabulary[None, :]", "xp.roll(tokens, 1)[:, None] == vocabulary[None, :]"),
+]  # fmt: skip
+
+RECALL = "specexp.engine.ngram_lookup"
+
+SEARCH_BUGS = [
+    Bug("the end finds itself", RECALL, "range(self._indexed, len(ids))", "range(self._indexed, len(ids) + 1)"),
+    Bug("the earliest place wins", RECALL, "self._behind[tuple(ids[place - length : place])] = place", "self._behind.setdefault(tuple(ids[place - length : place]), place)"),
+    Bug("the shortest run wins", RECALL, "range(min(self._longest, len(ids) - 1), 0, -1)", "range(1, min(self._longest, len(ids) - 1) + 1)"),
+    Bug("the copy ends with the sequence", RECALL, "ids[found + i % period] for i in range(most)", "ids[found + i] for i in range(min(most, period))"),
+    Bug("a place is left out at every call", RECALL, "self._indexed = max(self._indexed, len(ids))", "self._indexed = max(self._indexed, len(ids) + 1)"),
+    Bug("runs are too short", RECALL, "range(1, min(self._longest, place) + 1)", "range(1, min(self._longest, place))"),
+    Bug("nothing new is indexed", RECALL, "for place in range(self._indexed, len(ids)):", "for place in range(self._indexed, len(ids) if self._indexed == 1 else 0):"),
+]  # fmt: skip
+
+SPECEXEC, TREE, TOY = "specexp.decoding.specexec", "specexp.decoding.tree", "specexp.lm.toy"
+
+TREE_BUGS = [
+    Bug("the target's parents shifted by one", SPECEXEC, "[parent for _, parent in grown]\n",
+        "[max(-1, parent - 1) for _, parent in grown]\n"),
+    Bug("all nodes scored as children of the root", SPECEXEC, "[parent for _, parent in grown]\n", "[-1 for _ in grown]\n"),
+    Bug("the walk's parents shifted by one", SPECEXEC, "[parent + 1 for _, parent in grown]", "[max(0, parent) for _, parent in grown]"),
+    Bug("the tree fed as a chain", SPECEXEC, "parents = [node.token for node, _ in grown], [parent for _, parent in grown]",
+        "parents = [node.token for node, _ in grown], None"),
+    Bug("wrong path kept in the target", SPECEXEC, "slots=visited - 1,", "slots=xp.where(visited > 0, xp.arange(visited.shape[0]), -1),"),
+    Bug("wrong path kept in the draft", SPECEXEC, '"draft": path.draft_slots', '"draft": path.slots'),
+    Bug("the draft's parents shifted by one", TREE, "self.nodes[n.parent].slot for n", "max(0, self.nodes[n.parent].slot - 1) for n"),
+    Bug("the best branches are not the ones expanded", TREE, "i in self.kept if self.nodes[i].slot < 0", "i in sorted(self.kept) if self.nodes[i].slot < 0"),
+    Bug("the threshold compares with the parent", TREE, "math.exp(score - scores[0]) <", "math.exp(score) <"),
+    Bug("siblings see each other", CONTEXT, "paths.append([*(paths[parent] if parent >= 0 else []), slot])",
+        "paths.append([*(paths[parent] if parent >= 0 else []), *range(max(parent + 1, slot - 1), slot), slot])"),
+    Bug("siblings share a cache", TOY, "            sees[branches.base :, branches.base :] = False\n", ""),
+    Bug("positions by index instead of depth", CONTEXT, "[len(path) - 1 for path in paths]", "list(range(len(paths)))"),
+    Bug("a node is drawn twice", SPECEXEC, "        drawn.append(rng.pick(", "        rng.pick(p, position + step, TARGET)\n        drawn.append(rng.pick("),
+    Bug("drawn at the root's position all the way", SPECEXEC, "position + step, TARGET", "position, TARGET"),
+    Bug("drawn from the parent's row", SPECEXEC, "row = xp.where(inside, xp.argmax(xp.astype(child, xp.int64)), row)\n        rows.append(xp.where(inside, row, xp.zeros_like(row)))",
+        "rows.append(xp.where(inside, xp.argmax(xp.astype(child, xp.int64)), xp.zeros_like(row)))"),
+    Bug("a child of another node accepted", SPECEXEC, "child = (parents == row) & (tokens", "child = (tokens"),
+    Bug("the draw that leaves the tree is not emitted", SPECEXEC, "path.num_accepted + 1,", "path.num_accepted + (path.num_accepted == 0),"),
+    Bug("a token emitted behind the draw that left", SPECEXEC, "path.num_accepted + 1,", "path.num_accepted + 2,"),
+    Bug("pruning changes the output: a sibling is drawn only if it stayed", SPECEXEC, "xp.where(inside, p, certain)",
+        "xp.where(inside, xp.where(xp.any((parents == row)[:, None] & (tokens[:, None] == xp.arange(p.shape[0])[None, :]), axis=0)"
+        " | ~xp.any(parents == row), p, 0 * p), certain)"),
+    Bug("the draft's favourite taken without a draw", SPECEXEC, "child = (parents == row) & (tokens == drawn[-1]) & inside",
+        "child = (parents == row) & inside\n        drawn[-1] = xp.where(xp.any(child), tokens[xp.argmax(xp.astype(child, xp.int64))], drawn[-1])"),
+    Bug("a warp at temperature 1", SPECEXEC, "p = warp(xp.take", "p = Warp(1.0)(xp.take"),
+    Bug("a node kept without its parent", TREE, "key=lambda i: (-self.nodes[i].score, i)", "key=lambda i: (-self.nodes[i].depth, i)"),
+]  # fmt: skip
+
+MINING = "specexp.judge.mining"
+
+MINING_BUGS = [
+    Bug("y stays after an unimportant swap", MINING, "if important is False:", "if False:"),
+    Bug("y is replaced after an important swap", MINING, "if important is False:", "if important is not None:"),
+    Bug("y is replaced after an unfinished swap", MINING, "if important is False:", "if not important:"),
+    Bug("mismatches to the left are tested again", MINING, "            start = position + 1\n",
+        "            start = position + 1 if important is not False else 0\n"),
+    Bug("a position is skipped", MINING, "            start = position + 1\n", "            start = position + 2\n"),
+    Bug("compared with gold", MINING, "found.run(answer, tell)", "found.run(example.answer, tell)"),
+    Bug("no answer is an answer", MINING, "        if answer is None:\n", "        if answer is None and False:\n"),
+    Bug("a swap that loses the answer is unimportant", MINING, "else found != answer", "else found is not None and found != answer"),
+    Bug("an unfinished response is mined", MINING, 'if first.finish_reason != "stop":', 'if first.finish_reason == "context":'),
+    Bug("an unfinished swap gets a label", MINING, "important = None if not finished else found != answer", "important = found != answer"),
+    Bug("an unfinished swap's answer is read", MINING, "found = miner.answer(after, self._gold) if finished else None", "found = miner.answer(after, self._gold)"),
+    Bug("mismatches are not found anew", MINING, "choices = [*choices[: position + 1], *behind]",
+        "choices = [*choices, *after][: len(after)]"),
+    Bug("the draft's choices are a place off", MINING, "[*prompt, *response[:start]], response[start:-1])", "[*prompt[:1], *prompt, *response[:start]], response[start:-1])"),
+    Bug("a swap that is an EOS goes on", MINING, "        if token in self._pair.eos_ids:\n", "        if token in self._pair.eos_ids and False:\n"),
+    Bug("every swap has the whole limit", MINING, "self._limit - len(head), CertainRng", "self._limit, CertainRng"),
+    Bug("the swap is the target's own token", MINING, "head = [*response[:position], token]", "head = [*response[: position + 1]]"),
+    Bug("the answer is read with its EOS", MINING, "response[:-1] if finished else response", "response"),
+    Bug("the two places of the features are swapped", MINING, "previous, own = _host(hidden)", "own, previous = _host(hidden)"),
+    Bug("features of the target's token", MINING, "self._look(position, token)", "self._look(position, self.response[position])"),
+    Bug("features one place to the right", MINING, "*self.response[:position]]", "*self.response[: position + 1]]"),
+    Bug("both models' features are the target's", MINING, "self._miner.rows(role, ids", 'self._miner.rows("target", ids'),
+    Bug("the prefill of the literal procedure is free", MINING, "+= len(self._prompt) + position + generated", "+= generated"),
+    Bug("a swap that is an EOS costs the literal procedure a prefill", MINING, "        if generated:\n", "        if True:\n"),
+    Bug("a cache from another prompt is taken for this one's", CONTEXT, "            if old != new:\n", "            if False:\n"),
+    Bug("a look reads the row before", FORWARDS, "        each.send(found)\n",
+        "        each.send((found[0], None if found[1] is None else found[1][[0, *range(len(ask.tokens))]]))\n"),
+    Bug("a look forgets what it fed but not that it fed it", CONTEXT, "                self._session.keep(self._cached + len(slots))\n", "                self._session.keep(self._cached)\n"),
+]  # fmt: skip
+
+JUDGED, NETWORK, DICE, FEATURES = (
+    "specexp.decoding.lossy_rules", "specexp.judge.network", "specexp.decoding.rng", "specexp.judge.features",
+)  # fmt: skip
+
+JUDGED_BUGS = [
+    Bug("token features a row early", JUDGED, 'first = 1 if place == "token" else 0', "first = 0"),
+    Bug("previous features a row late", JUDGED, 'first = 1 if place == "token" else 0', 'first = 1 if place == "token" or role == "target" else 0'),
+    Bug("one model's rows for the other's", JUDGED, 'scored.hidden if role == "target" else drafted.hidden',
+        "drafted.hidden if drafted.hidden is not None and drafted.hidden.shape[0] > num_drafted else scored.hidden"),
+    Bug("parts in another order", JUDGED, "for part in self.parts]", "for part in sorted(self.parts, reverse=True)]"),
+    Bug("an EOS is accepted anyway", JUDGED, "            accepted_anyway = accepted_anyway & (drafted.tokens != eos)\n", "            pass\n"),
+    Bug("an EOS that the target wants is rejected", CHAIN, "                verdict = verify(p, drafted.q,",
+        "                p[:-1, 0] = p[:-1, 0] * (accepted_anyway is None)\n                verdict = verify(p, drafted.q,"),
+    Bug("what is important is accepted_anyway", JUDGED, "self.score(xp.concat(rows, axis=-1)) < self.threshold", "self.score(xp.concat(rows, axis=-1)) > self.threshold"),
+    Bug("a judge at threshold 0 waives", JUDGED, "or self.threshold <= 0:", "or self.threshold < 0:\n            return None\n        if self.threshold == 0:\n"
+        "            return drafted.tokens == drafted.tokens[:1]\n        if False:"),
+    Bug("top-k takes one more", JUDGED, "axis=-1) < self.k", "axis=-1) <= self.k"),
+    Bug("top-k a row late", JUDGED, "rows, where = logits[:num_drafted]", "rows, where = logits[1:]"),
+    Bug("top-k is of the draft", JUDGED, "rows, where = logits[:num_drafted]", "rows, where = logits[:num_drafted] if drafted.q is None else drafted.q"),
+    Bug("the last drafted token is not fed", DRAFTING, "chain.hidden.append(states)\n", "chain.hidden.append(chain.hidden[-1])\n"),
+    Bug("the last drafted token is always fed", DRAFTING, "        if ask.own and (", "        if ask.hidden and ("),
+    Bug("the last drafted token is fed twice", CONTEXT, "slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1]",
+        "slots = [slot for slot in kept if slot < self._num_slots][: max(0, len(tokens) - 2)]"),
+    Bug("accepted_anyway tokens are moved by one", CHAIN, "            if self.warp.greedy:",
+        "            accepted_anyway = None if accepted_anyway is None else array_namespace(accepted_anyway).roll(accepted_anyway, 1)\n            if self.warp.greedy:"),
+    Bug("accepted_anyway means accepted by the lossless rule too", RULES, "accepted & ~passed", "accepted & (~passed if accepted_anyway is None else accepted_anyway)"),
+    Bug("judged tokens behind a rejection count", RULES, "accepted & ~passed", "~passed if accepted_anyway is None else accepted_anyway & ~passed"),
+    Bug("a accepted_anyway token needs the lossless rule as well, greedily", RULES, "xp.astype(passed | accepted_anyway, drafted.dtype)", "xp.astype(passed & accepted_anyway, drafted.dtype)"),
+    Bug("what is accepted_anyway is the target's choice all the same", RULES, "tokens = xp.where(accepted, xp.concat([drafted, _zero(xp, drafted)]), choice)", "tokens = choice"),
+    Bug("greedily judged tokens are not told apart", RULES, "accepted[:-1] & ~passed, same", "accepted[:-1], same"),
+    Bug("a accepted_anyway token needs the lossless rule as well", DICE, "passed if accepted_anyway is None else passed | accepted_anyway", "passed if accepted_anyway is None else passed & accepted_anyway"),
+    Bug("a accepted_anyway correction is drawn from p", RULES, "weights = xp.where(xp.any(residual > 0), residual, row)",
+        "weights = xp.where(xp.any(residual > 0), residual, row) if accepted_anyway is None else row"),
+    Bug("no standardising", NETWORK, '(xp.astype(features, xp.float32) - where["mean"]) / where["scale"]', "xp.astype(features, xp.float32)"),
+    Bug("a mode asks for the wrong hidden rows", FEATURES, 'own="draft_token" in self.parts', 'own="target_token" in self.parts'),
+    Bug("a judge for each position", JUDGED, "self.score(xp.concat(rows, axis=-1)) <",
+        "xp.concat([self.score(row[None]) for row in xp.concat(rows, axis=-1)]) <"),
+]  # fmt: skip
+
+KV = "specexp.lm.native.kv_cache"
+ATTENTION = "specexp.lm.native.attention"
+
+BATCH_BUGS = [
+    Bug("rows fed into the slots of the first", ATTENTION, "kv[self.rows, self.slots]", "kv[self.rows * 0 + self.used[0], self.slots]"),
+    Bug("a row's tokens stand in the row before", ATTENTION, "fed += range(i * self.num, i * self.num + sizes[i])", "fed += range(max(0, i - 1) * self.num, max(0, i - 1) * self.num + sizes[i])"),
+    Bug("keys of the first rows of the pool", ATTENTION, "slice(used[0], used[0] + self.count) if beside", "slice(0, self.count) if beside"),
+    Bug("idle rows between are read as if they were fed", ATTENTION, "index_select(0, self.used)", "narrow(0, 0, self.count)"),
+    Bug("padding is attended", ATTENTION, "sees = slots.clone(), column <= slots[:, :, None]", "sees = slots.clone(), (column <= slots[:, :, None]) | (column <= slots[:, -1:, None])"),
+    Bug("positions of the longest row", ATTENTION, "positions, sees = slots.clone(),", "positions, sees = slots * 0 + slots.max(0).values,"),
+    Bug("the answers are the next row's", ATTENTION, "range(len(fed) - feed.rows, len(fed))", "range(len(fed) - feed.rows + (i == 0), len(fed) + (i == 0))"),
+    Bug("a padded row is as long as the longest", KV, "self.lengths[row] += feed.tokens.shape[0]", "self.lengths[row] += many.num"),
+    Bug("a window by slots where there is a tree", ATTENTION, "(column if at is None else at[:, None, :]) > positions", "column > positions"),
+    Bug("a tree's nodes stand in a chain", ATTENTION, "            positions[i, :size] = at[i, start : start + size]\n", ""),
+    Bug("a tree's siblings see each other in a batch", ATTENTION, "            sees[i, :size, : start + size] = sent(own_sees, place)\n", "            sees[i, :size] = column <= slots[i, :size, None]\n"),
+    Bug("what attention found is not brought back to its tokens", ATTENTION, "return found if self.dense else found.index_select(0, self.fed)", "return found[: len(self.fed)]"),
+    Bug("hidden rows of the row before", KV, "torch.split(logits, sizes), torch.split(chosen, sizes)", "torch.split(logits, sizes), torch.split(chosen.roll(1, 0), sizes)"),
+    Bug("growing forgets what was there", KV, "        self.values[:, :, :used] = old[:, :, :used]\n", "        self.values[:, :1, :used] = old[:, :1, :used]\n"),
+    Bug("slots are not reset when a row is used again", CONTEXT, "        self._session.keep(common)\n        self._cached = common", "        self._session.keep(self._session.length)\n        self._cached = common"),
+    Bug("a context beyond its row", ENGINE, "return self._contexts[role][row]", "return self._contexts[role][max(0, row - 1)]"),
+    Bug("the rng of the first row for every row", DRAFTING, "[chain.run.rng for chain in chains]", "[chains[0].run.rng for _ in chains]"),
+    Bug("positions of the first row's rng for every row", DRAFTING, "[len(chain.run.ids) - chain.run.num_prompt + step for chain in chains]", "[len(chains[0].run.ids) - chains[0].run.num_prompt + step for chain in chains]"),
+    Bug("every row drafts as far as the first", DRAFTING, "self._fitting(run, each.gamma, ask.reserve, ask.own)) for", "self._fitting(asked[0][0], each.gamma, ask.reserve, ask.own)) for"),
+    Bug("chains that end early are mistaken for each other", DRAFTING, "zip(chains, found, strict=True):\n            if value <", "zip(chains, reversed(found), strict=True):\n            if value <"),
+    Bug("a round's values are read in another order", ENGINE, "for _, ask in asked for part in parts_of(ask)", "for _, ask in reversed(asked) for part in parts_of(ask)"),
+    Bug("hidden rows of another chain", DRAFTING, '[c.run for c in behind], last), strict', '[c.run for c in behind], last)[::-1], strict'),
+    Bug("the best tokens of another row", FORWARDS, "    for pair in ranked:\n", "    for pair in ranked[::-1]:\n"),
+]  # fmt: skip
+
+PAIRED, STATISTICS, METRICS = (
+    "specexp.metrics.paired", "specexp.metrics.statistics", "specexp.metrics.summary",
+)  # fmt: skip
+CALIBRATION, LABELS = "specexp.judge.calibration", "specexp.judge.labels"
+
+# Bugs that the tests of these files must catch by themselves: `pytest` on them fails.
+FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
+    ("metrics/test_paired.py",): [
+        Bug("pairing of repeats is ignored", PAIRED, 'theirs[r["prompt_id"], r["turn"], r["repeat"]])', 'theirs[r["prompt_id"], r["turn"], 0])'),
+        Bug("pairing of turns is ignored", PAIRED, 'theirs[r["prompt_id"], r["turn"], r["repeat"]])', 'theirs[r["prompt_id"], 0, r["repeat"]])'),
+        Bug("a speed-up is upside down", PAIRED, "return rate(0) / rate(1)", "return rate(1) / rate(0)"),
+        Bug("a speed-up is of seconds alone", PAIRED, 'sum(len(p[side]["token_ids"]) for p in pairs) / float', "1 / float"),
+        Bug("the end-to-end speed-up leaves out the prefill", PAIRED, 'speedup(pairs, "seconds", "prefill_seconds")', 'speedup(pairs, "seconds")'),
+        Bug("outputs after other histories are compared", PAIRED, 'same = [pair for pair in pairs if pair[0]["paired"]]', "same = pairs"),
+        Bug("turns of a prompt are drawn apart", PAIRED, 'found.setdefault(record["prompt_id"], [])', 'found.setdefault((record["prompt_id"], record["turn"]), [])'),
+        Bug("tokens of one record stand for a prompt's", PAIRED, 'sum(len(record["token_ids"]) for record in group)', 'len(group[0]["token_ids"])'),
+        Bug("an answer lost counts as gained", PAIRED, 'int(bool(a["correct"])) - int(bool(b["correct"]))', 'int(bool(b["correct"])) - int(bool(a["correct"]))'),
+        Bug("repeats make a test of answers stronger", PAIRED, '"quality/mcnemar_p": sign_flip_p(gains)', '"quality/mcnemar_p": sign_flip_p([int(bool(a["correct"])) - int(bool(b["correct"])) for a, b in graded])'),
+        Bug("agreement counts records, not prompts", PAIRED, "wilson(len(equal) * sum(equal) / sum(outputs), len(equal))", "wilson(sum(equal), sum(outputs))"),
+        Bug("ungraded answers are wrong answers", PAIRED, 'graded = [record for record in records if record["correct"] is not None]', "graded = list(records)"),
+    ],
+    ("metrics/test_statistics.py",): [
+        Bug("Wilson's interval has no continuity of z", STATISTICS, "z * z / (4 * trials * trials)", "z * z / (4 * trials)"),
+        Bug("a one-sided p", STATISTICS, "np.abs(np.arange(-whole, whole + 1)) >= abs(sum(differences))", "np.arange(-whole, whole + 1) >= abs(sum(differences))"),
+        Bug("p leaves out what was seen", STATISTICS, ">= abs(sum(differences))", "> abs(sum(differences))"),
+        Bug("swaps of a drawn test leave out the one seen", STATISTICS, "return (1 + hits) / (1 + SWAPS)", "return hits / SWAPS"),
+        Bug("the mirrored swap is missed", STATISTICS, "np.abs(np.log(a[:, 0] / a[:, 1]) - np.log(b[:, 0] / b[:, 1]))", "np.log(a[:, 0] / a[:, 1]) - np.log(b[:, 0] / b[:, 1])"),
+        Bug("a mean of rates instead of a ratio of sums", STATISTICS, "np.asarray(timed.tokens)[prompts].sum(axis=1) / seconds", "(np.asarray(timed.tokens)[prompts] / np.asarray(timed.seconds)[:, 0][prompts]).mean(axis=1)"),
+        Bug("the best repeat instead of the median", STATISTICS, "np.median(every_PR[:, repeats], axis=-1)", "np.min(every_PR[:, repeats], axis=-1)"),
+        Bug("both sides of a ratio are drawn apart", STATISTICS, "_rates(ours, prompts, repeats) / _rates(theirs, prompts, repeats)", "_rates(ours, prompts, repeats) / _rates(theirs, prompts[::-1], repeats)"),
+        Bug("power without the null's spread", STATISTICS, "level * math.sqrt(d) + power", "level * math.sqrt(d - difference**2) + power"),
+    ],
+    ("engine/test_run.py",): [
+        Bug("seconds of a batch are not divided by its rows", ENGINE, "share = (self._clock() - start) / len(active)", "share = self._clock() - start"),
+        Bug("time to the first token from the second", ENGINE, "run.out.num_rounds == 1:", "run.out.num_rounds == 2:"),
+        Bug("a rejected token is not tested", RUN, "min(num_accepted + 1, num_drafted, num_kept)", "min(num_accepted, num_drafted, num_kept)"),
+        Bug("what is behind an EOS is tested", RUN, "min(num_accepted + 1, num_drafted, num_kept)", "min(num_accepted + 1, num_drafted)"),
+        Bug("overlap of untested positions", RUN, 'sum(counts["overlap"][:num_tested])', 'sum(counts["overlap"])'),
+        Bug("an empty round is full", RUN, "num_drafted > 0 and num_accepted == num_drafted", "num_accepted == num_drafted"),
+        Bug("cut tokens stay in the sequence", RUN, "        self.ids += tokens\n", "        self.ids += block[:num_tokens]\n"),
+        Bug("an EOS beyond the limit stops", RUN, "tokens = tokens[: self.room]\n        for i, token in enumerate(tokens):", "for i, token in enumerate(tokens):"),
+        Bug("told twice", RUN, "            self._num_told += len(new)\n", ""),
+        Bug("the histogram forgets rounds without a draft", RUN, "        _count(out.accepted_histogram, num_accepted)\n        _count(out.drafted", "        if num_drafted:\n            _count(out.accepted_histogram, num_accepted)\n        _count(out.drafted"),
+    ],
+    ("engine/test_context.py",): [
+        Bug("the last prompt token is prefilled, too", CONTEXT, "self._model.ids(ids[common:-1]), rows=0", "self._model.ids(ids[common:]), rows=0"),
+        Bug("nothing is reused", CONTEXT, "            common += 1\n", "            break\n"),
+        Bug("a prompt beyond the context is fed", CONTEXT, "if common < len(ids) - 1 <= self._model.context:", "if common < len(ids) - 1:"),
+        Bug("row 0 is answered at each ask", CONTEXT, "        self._begun = True\n", ""),
+        Bug("reused tokens count as fed", CONTEXT, "self._count(len(ids) - 1 - common)", "self._count(len(ids) - 1)"),
+        Bug("slots are counted from the start of the cache", CONTEXT, "[self._cached + slot for slot in slots]", "list(slots)"),
+        Bug("a round's slots are not forgotten", CONTEXT, "self._begun, self._fed, self._parents, self._num_slots = False, [], None, 0", "self._begun, self._fed, self._parents = False, [], None"),
+        Bug("uncached asks forget what the round fed", CONTEXT, "[self._model.ids(self._ids), *self._fed]", "[self._model.ids(self._ids)]"),
+        Bug("forgetting keeps the ids", CONTEXT, "        self._ids, self._cached = [], 0\n", "        self._cached = len(self._ids) - 1\n"),
+    ],
+    ("judge/test_calibration.py", "judge/test_features.py"): [
+        Bug("the calibration term is missing from the margin", CALIBRATION, "(1 / num_calibration + 1 / num_test)", "(1 / num_test)"),
+        Bug("a mismatch at the threshold is waved through", CALIBRATION, "(p[important] >= threshold)", "(p[important] > threshold)"),
+        Bug("accepted counts what is at the threshold", CALIBRATION, "(p < threshold).mean()", "(p <= threshold).mean()"),
+        Bug("feature order of `both` without a new version", FEATURES, 'Mode("both", ("draft_token", "target_token"))', 'Mode("both", ("target_token", "draft_token"))'),
+        Bug("columns in the order of storage", LABELS, "for part in mode.parts], axis=1", "for part in sorted(mode.parts, reverse=True)], axis=1"),
+        Bug("undecided mismatches are labels", LABELS, "label.split == split and label.important is not None", "label.split == split"),
+    ],
+    ("decoding/test_rules.py",): [
+        Bug("a nucleus holds one more at an exact mass", RULES, "before < self.top_p", "before <= self.top_p"),
+    ],
+}  # fmt: skip
+
+ROPE = "specexp.lm.hf.rope"
+
+ROPE_BUGS = [
+    Bug("the boundary is a token late", ROPE, "place >= self._boundary", "place > self._boundary"),
+    Bug("the boundary is a token early", ROPE, "place >= self._boundary", "place >= self._boundary - 1"),
+    Bug("a piece before the boundary is turned by the short factors", ROPE, "torch.cat([positions, positions.new_full((positions.shape[0], 1), boundary)], dim=1)", "torch.cat([positions, positions[:, -1:]], dim=1)"),
+    Bug("a tree past the boundary is turned by the long factors in both caches", ROPE, "positions.clamp(max=boundary - 1)", "positions"),
+    Bug("a cache is not cut back", ROPE, "for cache in self._caches.values():", "for cache in list(self._caches.values())[1:]:"),
+    Bug("what a cache lacks is not fed", ROPE, "cache.feed(self._tokens[cache.length :], rows", "cache.feed(self._tokens[start:], rows"),
+    Bug("a path is kept in the order of a chain", ROPE, "[slot for slot in slots if slot < cache.length]", "list(range(length, length + len(slots)))"),
+    Bug("tokens of a path are those of a chain", ROPE, "self._tokens[kept]]", "self._tokens[length : length + len(slots)]]"),
+    Bug("all rows are those of the long factors", ROPE, "return torch.where(chosen, many, few), torch", "return many, torch"),
+    Bug("a tree's rows count slots", ROPE, "slot if slot < base else base + branches.depths[slot - base]", "slot"),
+]  # fmt: skip
+
+OWN, BUCKETED, GRAPHS, DRAFTING, HF, TREE_MASK = (
+    "specexp.lm.native.native_forward", "specexp.lm.native.bucketed_forward", "specexp.lm.native.cuda_graphs", "specexp.lm.native.draft_loop", "specexp.lm.hf.hf_model",
+    "specexp.lm.hf.tree_mask",
+)  # fmt: skip
+
+FORWARD_BUGS = [
+    Bug("Qwen2's biases are dropped", OWN, "bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])", "bias = None"),
+    Bug("the window of one piece is one too wide", KV, "seen = j <= i if not window else (j <= i) & (j > i - window)", "seen = j <= i if not window else (j <= i) & (j >= i - window)"),
+    Bug("the window of several tokens is one too wide", ATTENTION, "mask = pool.band(num, start, window)", "mask = pool.band(num, start, window + (window > 0 and num > 1))"),
+    Bug("a tree's window is one too wide", ATTENTION, "sees & (at[None, :] > positions[:, None] - window) if window", "sees & (at[None, :] >= positions[:, None] - window) if window"),
+    Bug("the window of rows together is one too wide", ATTENTION, "(column if at is None else at[:, None, :]) > positions", "(column if at is None else at[:, None, :]) >= positions"),
+    Bug("a recorded window is one too wide", BUCKETED, "self._columns > slots[:, None] - window", "self._columns >= slots[:, None] - window"),
+    Bug("a window in full layers, too", OWN, "if kinds is None or kinds[i] == ", "if kinds is None or kinds[i] or "),
+    Bug("a plain step has no window", ATTENTION, "elif num > 1 or (window and self.stop > window):", "elif num > 1:"),
+    Bug("a tree of transformers' has a window in every layer", TREE_MASK, "0 if kind == FULL else window", "window"),
+    Bug("the MLP has attention's norm", OWN, "self._norm_weight(layer.post_attention_layernorm.weight)", "self._norm_weight(layer.input_layernorm.weight)"),
+    Bug("the last norm is not scaled", OWN, "self._final = self._norm_weight(stack.norm.weight)", "self._final = self._norm_weight(torch.ones_like(stack.norm.weight))"),
+    Bug("the output projection's bias is dropped", OWN, "Linear(*_joined(attention.o_proj), pack)", "Linear(_joined(attention.o_proj)[0], None, pack)"),
+    Bug("few rows go without a bias", OWN, "x.shape[0] >= PACK_ROWS) or self.bias is not None:", "x.shape[0] >= PACK_ROWS):"),
+    Bug("gate and up are exchanged", OWN, "_joined(mlp.gate_proj, mlp.up_proj)", "_joined(mlp.up_proj, mlp.gate_proj)"),
+    Bug("angles begin anew where their table grows", OWN, "torch.arange(have, end, device", "torch.arange(0, end - have, device"),
+    Bug("the other half turns", OWN, "more[1, :, :, 0].neg_()", "more[1, :, :, 1].neg_()"),
+    Bug("a long piece has the mask of another start", KV, "if made_for != shift:", "if made_for < 0:"),
+    Bug("masks begin a column early", KV, "left - start : left + num]", "left - start - 1 : left + num - 1]"),
+    Bug("a path is kept backwards", KV, "here.index_select(1, kept)", "here.index_select(1, kept.flip(0))"),
+    Bug("a draft's steps all stand at its first", DRAFTING, "cos[at : at + 1], sin[at : at + 1]", "cos[start : start + 1], sin[start : start + 1]"),
+    Bug("a draft's recorded steps all stand at its first", GRAPHS, "                start = start + fed.shape[0]\n", ""),
+    Bug("padding of a recording counts as fed", GRAPHS, "        self.pool.lengths[0] = start + num\n        # The", "        self.pool.lengths[0] = start + size\n        # The"),
+    Bug("answers of a recording are its padding's", GRAPHS, "wanted = slice(num - rows, num)", "wanted = slice(size - rows, size)"),
+    Bug("recordings outlive their buffers", GRAPHS, "            self._kept.clear()\n", ""),
+    Bug("heads that share a key have the first one's mask", BUCKETED, "mask[:, None].expand(-1, group, -1).reshape(-1, mask.shape[1])", "mask.repeat(group, 1)"),
+]  # fmt: skip
+
+ALIGNMENT_BUGS = [
+    Bug("a mask begins anywhere", KV, "start % (ALIGNMENT // own.dtype.itemsize)", "0"),
+    Bug("a mask begins at whole values of half the size", KV, "ALIGNMENT // own.dtype.itemsize", "ALIGNMENT // own.dtype.itemsize // 2"),
+    Bug("bands begin anywhere", KV, "left = _rounded_up(self.capacity) + shift", "left = self.capacity + 1 + shift"),
+]  # fmt: skip
+
+CUDA_MEMORY = Bug(
+    "a handle is kept without its graph",
+    GRAPHS,
+    "                self._first = graph\n",
+    "                self._first = type('Handle', (), {'pool': staticmethod(lambda handle=graph.pool(): handle)})\n",
+)

@@ -1,0 +1,235 @@
+"""Captured forwards give the answers of the forward as it comes; a tape stands in for CUDA graphs where there are none.
+
+What depends on a host value is frozen by the tape as by a graph: every output here comes from replays at other places
+of the sequence, for other prompts and other seeds than those that were recorded.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.model_folders import build, disturbed
+from helpers.tape import Tape
+from specexp.decoding.baseline import Baseline
+from specexp.decoding.chain import Chain, DraftModel, Lossless
+from specexp.decoding.lossy_rules import Judged
+from specexp.decoding.protocol import Draft, RequiredHidden
+from specexp.decoding.rng import CertainRng, rng_for
+from specexp.decoding.rules import Warp
+from specexp.decoding.specexec import SpecExec
+from specexp.engine import Decoder, Engine
+from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.model import Branches, Feed
+from specexp.lm.native import cuda_graphs
+from specexp.lm.native.bucketed_forward import tree_masks
+
+FAMILIES = ("llama", "qwen2", "mistral_window")
+WARPS = {"greedy": Warp(), "warm": Warp(0.8), "top": Warp(0.9, top_k=20, top_p=0.9)}
+PROMPTS = ([7], [5, 9, 11, 40], [(17 * i) % 90 + 3 for i in range(60)])
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
+Pair = dict[str, HFModel]
+
+
+@pytest.fixture(autouse=True)
+def _short_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences of tests go through several."""
+    monkeypatch.setattr(cuda_graphs, "LEAST_BUCKET", 16)
+
+
+def models(family: str, device: str, capture: Any) -> Pair:
+    made = {"target": build(family), "draft": disturbed(build(family), 0.06)}
+    return {role: HFModel(module.to(device), role, graphs=capture) for role, module in made.items()}
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def both(request: pytest.FixtureRequest) -> Callable[[str], tuple[Pair, Pair]]:
+    """A pair without recordings, and the same with them."""
+    device, made = request.param, {}
+
+    def pairs(family: str) -> tuple[Pair, Pair]:
+        if family not in made:
+            capture = Tape() if device == "cpu" else "auto"
+            made[family] = models(family, device, "off"), models(family, device, capture)
+        return made[family]
+
+    return pairs
+
+
+def decoders(warp: Warp) -> Iterator[Decoder]:
+    yield Baseline(warp)
+    for gamma in (1, 4, 9):
+        yield Chain(DraftModel(gamma), Lossless(), warp)
+    yield Chain(DraftModel(4), Lossless(), warp, bonus=False)
+    yield Chain(DraftModel(4, min_probability=0.2), Lossless(), warp)
+    parts = ("target_token", "draft_token")
+    judged = Judged(
+        lambda x: torch.sigmoid(x.sum(-1)), parts, 0.4, (2,), RequiredHidden(target=True, draft=True, own=True)
+    )
+    yield Chain(DraftModel(4), judged, warp)
+    yield SpecExec(24, 4, warp)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("warp", WARPS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captured_decoding_gives_the_same_tokens_and_counts(both: Any, family: str, warp: str) -> None:
+    plain, captured = both(family)
+    accepted = 0
+    for decoder in decoders(WARPS[warp]):
+        engines = Engine(plain), Engine(captured)
+        for number, prompt in enumerate(PROMPTS):
+            rng = rng_for(WARPS[warp].temperature, 3, str(number))
+            want, got = (engine.generate(decoder, prompt, 40, rng) for engine in engines)
+            assert got.token_ids == want.token_ids
+            for name in (
+                "num_rounds",
+                "num_accepted",
+                "num_draft_calls",
+                "num_draft_positions",
+                "num_target_positions",
+            ):
+                assert getattr(got, name) == getattr(want, name), name
+            accepted += got.num_full
+        assert engines[0].num_host_reads == engines[1].num_host_reads
+    assert accepted > 0, "no chain was ever accepted whole: two tokens were never fed first"
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("warp", WARPS)
+def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(both: Any, warp: str, recorded: bool) -> None:
+    """Tokens, q and hidden rows, from a prompt's end and behind two tokens, at two places of the sequence."""
+    plain, captured = (pair["draft"] for pair in both("llama"))
+    captured = captured if recorded else plain
+    ask = Draft(5, WARPS[warp], hidden=True, own=True)
+    for seed, length in ((0, 5), (1, 5), (2, 3)):
+        for fresh in ([8], [8, 30]):
+            rng = rng_for(ask.warp.temperature, seed, "p")
+            steps, whole = plain.session(), captured.session()
+            for model, session in ((plain, steps), (captured, whole)):
+                session.feed(model.ids([4, 5, 6] * (seed + 1)), rows=0)
+            tokens, q, states, fed = [], [], [], plain.ids(fresh)
+            for step in range(length + 1):
+                logits, hidden = steps.feed(fed, rows=1, hidden=True)
+                states.append(hidden)
+                q.append(ask.warp(logits))
+                fed = (
+                    ask.warp.first(logits)
+                    if ask.warp.greedy
+                    else rng.pick(q[-1][0], 7 + seed + step, cuda_graphs.DRAFT)[None]
+                )
+                tokens.append(int(fed[0]))
+            assert captured.drafts(ask, rng)
+            found: Any = captured.draft(Feed(whole, captured.ids(fresh), 1, True), ask, length, rng, 7 + seed)
+            assert found.tokens.tolist() == tokens[:length]
+            assert whole.length == steps.length
+            assert torch.allclose(found.hidden, torch.cat(states)[: length + 1], atol=1e-5)
+            assert (found.q is None) == ask.warp.greedy
+            if found.q is not None:
+                assert torch.allclose(found.q, torch.cat(q)[:length], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trees_are_masked_as_they_come(both: Any, family: str) -> None:
+    plain, captured = (pair["target"] for pair in both(family))
+    stand = Branches(9, [0, 0, 1, 1, 2], [[0], [1], [0, 2], [1, 3], [0, 2, 4]])
+    answers = []
+    for model in (plain, captured):
+        session = model.session()
+        session.feed(model.ids(range(3, 12)), rows=0)
+        first = session.feed(model.ids([20, 21, 22]), rows=2, hidden=True, branches=stand)
+        second = session.feed(model.ids([23, 24]), rows=2, branches=stand)
+        session.keep(9, [9, 11, 13])
+        answers += [*first, second[0], session.feed(model.ids([30]), rows=1)[0]]
+    for want, got in zip(answers[:4], answers[4:], strict=True):
+        assert torch.allclose(want, got, atol=1e-4)
+
+
+def test_padding_of_a_tree_sees_something() -> None:
+    """Else its keys and values are no numbers, on devices where a row that sees nothing is none."""
+    own = HFModel(build("mistral_window"), "x").own
+    assert own is not None
+    masks, positions = tree_masks(own, 20, 2, Branches(20, [0, 0], [[0], [1]]), 16, 32)
+    assert positions.tolist() == [20, 20]
+    for mask in masks:
+        assert mask.shape == (16, 32)
+        assert mask.any(1).all()
+        assert mask[0].sum() == mask[1].sum() == 12, "the window"
+    assert not masks[0][0, 21]
+
+
+def test_each_shape_is_recorded_once_and_recordings_outlive_an_engine() -> None:
+    tape = Tape()
+    pair = models("llama", "cpu", tape)
+    decoder = Chain(DraftModel(4), Lossless(), Warp(0.7))
+    counts = []
+    for seed in range(3):
+        engine = Engine(pair)
+        for prompt in PROMPTS:
+            engine.generate(decoder, prompt, 30, rng_for(0.7, seed, "p"))
+        counts.append(tape.num_recorded)
+        del engine
+        gc.collect()
+    assert counts[2] <= counts[0] + 4, "only shapes that did not come up before"
+    assert len(pair["draft"].pools) == 1
+
+
+def test_two_engines_at_a_time_do_not_share_a_cache() -> None:
+    pair = models("llama", "cpu", Tape())
+    decoder, rng = Chain(DraftModel(4), Lossless(), Warp()), CertainRng()
+    want = Engine(models("llama", "cpu", "off")).generate(decoder, [5, 6, 7], 20, rng).token_ids
+    one, other = Engine(pair, reuse=True), Engine(pair)
+    one.generate(decoder, [5, 6, 7], 10, rng)
+    other.generate(decoder, [9, 9, 9], 20, rng)
+    assert one.generate(decoder, [5, 6, 7], 20, rng).token_ids == want
+
+
+def test_a_pool_that_grows_forgets_its_recordings() -> None:
+    pair = models("llama", "cpu", Tape())
+    engine = Engine(pair)
+    # The second does not fit what the first asked for; the third comes by the first one's shapes.
+    for prompt, length in (([5, 6, 7], 8), (PROMPTS[2], 80), ([5, 6, 7], 8)):
+        want = Engine(models("llama", "cpu", "off")).generate(Baseline(Warp()), prompt, length, CertainRng())
+        assert engine.generate(Baseline(Warp()), prompt, length, CertainRng()).token_ids == want.token_ids
+
+
+def test_several_rows_are_decoded_as_they_come() -> None:
+    from specexp.engine.engine import Request
+
+    pair = models("llama", "cpu", Tape())
+    decoder, rng = Chain(DraftModel(4), Lossless(), Warp()), CertainRng()
+    want = [Engine(models("llama", "cpu", "off")).generate(decoder, p, 20, rng).token_ids for p in PROMPTS]
+    found = dict(Engine(pair, rows=2).generate_all([Request(decoder, p, 20, rng) for p in PROMPTS]))
+    assert [found[i].token_ids for i in range(len(PROMPTS))] == want
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_of_a_gpu_is_the_librarys_but_for_rounding(dtype: torch.dtype) -> None:
+    own = HFModel(build("llama").to(dtype), "x").own
+    assert own is not None
+    x, weight = torch.randn(5, 32).to(dtype), torch.randn(32).to(dtype)
+    want = own._norm_wide(x, weight)
+    assert torch.allclose(own._norm_fused(x, weight), want, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_the_tape_freezes_host_values_and_refuses_to_read() -> None:
+    """Else the tests above would show nothing."""
+    place, at = torch.zeros(1, dtype=torch.int64), [1]
+    frozen = Tape()(lambda x: (x + at[0],), (place,))
+    at[0] = 5
+    place.fill_(3)
+    assert frozen()[0].tolist() == [4]
+    with pytest.raises(AssertionError, match="host value"):
+        Tape()(lambda x: (x + int(x[0]),), (place,))
+
+
+def test_graphs_are_for_cuda_unless_asked_for() -> None:
+    assert HFModel(build("llama"), "x").facts()["graphs"] == "off"
+    assert HFModel(build("llama"), "x", graphs=Tape()).facts()["graphs"] == "captured"
+    assert HFModel(build("gpt2"), "x", graphs=Tape()).facts()["graphs"] == "off", "not a forward of our own"
+    with pytest.raises(ValueError, match="graphs is 'on'; it must be 'auto', 'off' or a way of capturing"):
+        HFModel(build("llama"), "x", graphs="on")

@@ -1,0 +1,128 @@
+"""What a config says before any weights are read: the context, and what the model cannot decode."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from helpers import tiny_models
+from helpers.cli_runner import evaluate, refused
+from specexp.errors import ModelError
+from specexp.lm.hf import model_config
+from specexp.lm.hf.loading import ZOO
+
+CONTEXTS = {
+    "llama": ("max_position_embeddings", 77), "gpt2": ("n_positions", 78), "mpt": ("max_seq_len", 79),
+    "whisper": ("max_target_positions", 80), "bloom": ("seq_length", 81), "ctrl": ("n_positions", 82),
+}  # fmt: skip
+
+
+def read(folder: Path, kind: str, **more: Any) -> Any:
+    """A config as it is found in a folder."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": kind, **more}))
+    return AutoConfig.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", CONTEXTS)
+def test_the_context_is_read_under_each_familys_name_for_it(tmp_path: Path, kind: str) -> None:
+    name, value = CONTEXTS[kind]
+    assert model_config.context_of(read(tmp_path, kind, **{name: value}), "x") == value
+
+
+def test_a_config_without_a_context_has_no_limit(tmp_path: Path) -> None:
+    assert model_config.context_of(read(tmp_path, "bloom"), "x") == model_config.NO_LIMIT
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_context_that_is_none_is_refused(tmp_path: Path, value: int) -> None:
+    for kind, name in (("llama", "max_position_embeddings"), ("mpt", "max_seq_len")):
+        with pytest.raises(ModelError, match=f"has {name} {value} in its config; the context must be a whole number"):
+            model_config.check(read(tmp_path, kind, **{name: value}), "x")
+
+
+NOTHING: dict[str, tuple[dict[str, Any], str]] = {
+    "openai-gpt": ({}, "has no key-value cache"),
+    "xlm": ({}, "has no key-value cache"),
+    "xlnet": ({}, "has no key-value cache"),
+    "reformer": ({"is_decoder": True}, "has no key-value cache"),
+    "bert": ({}, "is an encoder: each token attends to later ones"),
+    "roberta": ({"is_decoder": False}, "is an encoder: each token attends to later ones"),
+    "t5": ({}, "is an encoder-decoder model"),
+    "bart": ({"is_encoder_decoder": True}, "is an encoder-decoder model"),
+    "prophetnet": ({"is_encoder_decoder": False}, "takes one token at a time"),
+    "cpmant": ({}, "puts a prompt of its own before the tokens"),
+    "xmod": ({"is_decoder": True}, "no default_language in its config"),
+    "mamba": ({}, "keeps LinearAttentionLayer in its cache, which cannot be rewound"),
+    "deepseek_v32": ({}, "keeps DynamicIndexedLayer in its cache, which cannot be rewound"),
+}
+
+
+@pytest.mark.parametrize("kind", NOTHING)
+def test_what_cannot_decode_is_refused_by_its_config(tmp_path: Path, kind: str) -> None:
+    more, message = NOTHING[kind]
+    assert message in str(model_config.refusal(read(tmp_path, kind, **more)))
+
+
+CHAINS: dict[str, tuple[dict[str, Any], str]] = {
+    "mpt": ({}, "places tokens by their slot"),
+    "bloom": ({}, "places tokens by their slot"),
+    "bart": ({"is_encoder_decoder": False}, "places tokens by their slot"),
+    "whisper": ({"is_encoder_decoder": False}, "places tokens by their slot"),
+    "falcon": ({"alibi": True}, "weighs tokens by their slot in the cache (ALiBi)"),
+    "gpt_neo": ({}, "has local layers, whose window counts slots"),
+    "llama4": ({"text_config": {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}}, "scales attention"),
+    "llama4_text": ({"attn_temperature_tuning": False}, "has chunked_attention layers, which take no tree mask"),
+}
+BOTH: dict[str, dict[str, Any]] = {
+    "llama": {}, "falcon": {"alibi": False}, "opt": {}, "bert": {"is_decoder": True},
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global"], 2]]},
+    "gemma3n_text": {}, "gemma4_text": {"num_kv_shared_layers": 2},
+    "llama4_text": {
+        "num_hidden_layers": 4, "layer_types": ["full_attention"] * 4, "attn_temperature_tuning": False,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CHAINS)
+def test_what_scores_no_trees_is_refused_for_trees_alone(tmp_path: Path, kind: str) -> None:
+    more, message = CHAINS[kind]
+    found = read(tmp_path, kind, **more)
+    assert model_config.refusal(found) is None
+    assert message in str(model_config.tree_refusal(found))
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_what_decodes_either_way_is_not_refused(tmp_path: Path, kind: str) -> None:
+    found = read(tmp_path, kind, **BOTH[kind])
+    assert model_config.refusal(found) is None
+    assert model_config.tree_refusal(found) is None
+
+
+def without_weights(folder: Path, kind: str) -> Path:
+    """A folder with a config and the embedded pair's tokenizer, and nothing else."""
+    tiny_models.config(kind, vocab_size=592).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ZOO / "target" / name, folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind, methods, message",
+    [
+        ("openai-gpt", "baseline", "(openai-gpt) has no key-value cache"),
+        ("mpt", "baseline,specexec", "(mpt) places tokens by their slot in the cache"),
+        ("mpt", "baseline,speculative", "cannot be loaded (float32 on cpu)"),  # the weights are asked for
+    ],
+)
+def test_a_refusal_comes_before_any_weights(
+    workplace: Path, tmp_path: Path, kind: str, methods: str, message: str
+) -> None:
+    folder = without_weights(tmp_path / "model", kind)
+    (workplace / "mine.yaml").write_text(f"target: {folder}\ndraft: {folder}\nlimit: 2\n")
+    refused(evaluate("--config", "mine.yaml", "--methods", methods, "--output", "out"), message, workplace)
