@@ -43,7 +43,7 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
     with backend.wanted("a decoder is registered there", way_on):
         pass  # told before models are loaded
     pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
-    pair.judge_of(asked.methods[0])
+    judge = pair.judge_of(asked.methods[0])
     tell(pair.notes)
     pair.decode(registry.EXAMPLE, replace(asked, max_new_tokens=TRIED))
     most = int(most_new_tokens or max(pair.context, asked.max_new_tokens))
@@ -52,8 +52,8 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
     tags = {"method": "log_decoder", "group": asked.name, "pair": asked.pair, "task": asked.task}
     with backend.wanted("a decoder is registered there", way_on):
         with client.comparison(f"{uuid.uuid4().hex}/decoder", f"decoder {label}", tags):
-            uri = registry.log(reference, pair.judge_of(asked.methods[0]))
-        version = registry.register(uri, name, reference)
+            uri = registry.log(reference, judge)
+        version = registry.register(uri, name, reference, judge)
     click.echo(f"{label} on {asked.pair}: {name} version {version}")
     click.echo(f"serve it: mlflow models serve -m models:/{name}/{version} --env-manager local")
 

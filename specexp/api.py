@@ -11,10 +11,10 @@ from specexp.config import Experiment, MethodConfig
 from specexp.config.single import check_bytes, checked_prompt, most_bytes
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import rng_for
-from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation, Request
 from specexp.errors import ConfigError
 from specexp.judge.judge import Judge
+from specexp.method_specs import takers
 from specexp.methods import BuildContext, decoder_for
 from specexp.pair.detokenizer import Pieces
 from specexp.pair.loading import Pair, hidden_sizes, identity, load_pair
@@ -47,7 +47,7 @@ class LoadedPair:
         roles: Set[Role] = frozenset({"target", "draft"}),
     ) -> None:
         self.experiment = experiment
-        self._settings = {key: value for key, value in (settings or {}).items() if key in config.TAKERS}
+        self._settings = {key: value for key, value in (settings or {}).items() if key in takers()}
         self._known: dict[str, Judge] = {}
         self._pair: Pair = load_pair(experiment, roles, own_prompts=True)
         self.notes = list(self._pair.notes)  # on how prompts are made, and on judges that were mined otherwise
@@ -114,7 +114,7 @@ class LoadedPair:
         """
         prompt = checked_prompt(prompt)
         method = asked.methods[0]
-        warp = Warp(asked.temperature, asked.top_k, asked.top_p)
+        warp = asked.warp
         self.judge_of(method)
         decoder = decoder_for(method, BuildContext(warp, self._known, self._pair.eos_ids))
         check_bytes(prompt, self.most_bytes(decoder.models[0]))

@@ -15,6 +15,7 @@ from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder
 from specexp.judge import features
 from specexp.judge.judge import Judge
+from specexp.method_specs import installed, spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,52 +27,59 @@ class BuildContext:
     eos_ids: tuple[int, ...] = ()
 
 
-def _chain(method: MethodConfig, making: BuildContext, rule: Rule) -> Chain:
-    return Chain(DraftModel(method.gamma, method.min_draft_probability), rule, making.warp, method.bonus)
+def _chain(method: MethodConfig, context: BuildContext, rule: Rule) -> Chain:
+    return Chain(DraftModel(method.gamma, method.min_draft_probability), rule, context.warp, method.bonus)
 
 
-def _autojudge(method: MethodConfig, making: BuildContext) -> Chain:
-    judge = making.judges[method.judge]
+def _autojudge(method: MethodConfig, context: BuildContext) -> Chain:
+    judge = context.judges[method.judge]
     mode = features.mode(judge.facts.features)
-    threshold = judge.facts.threshold if method.threshold is None else method.threshold
+    threshold = effective_threshold(method, judge)
+    assert threshold is not None, "a judge has a threshold"
     needs = mode.needs if threshold > 0 else RequiredHidden()  # at 0 it is the lossless chain, at its price
-    return _chain(method, making, Judged(judge.network, mode.parts, threshold, making.eos_ids, needs))
+    return _chain(method, context, Judged(judge.network, mode.parts, threshold, context.eos_ids, needs))
 
 
-def _specexec(method: MethodConfig, making: BuildContext) -> SpecExec:
+def _specexec(method: MethodConfig, context: BuildContext) -> SpecExec:
     assert method.tree is not None, f"{method.label} has no tree"
-    return SpecExec(warp=making.warp, **asdict(method.tree))
+    return SpecExec(warp=context.warp, **asdict(method.tree))
 
 
 BUILDERS: dict[str, Callable[[MethodConfig, BuildContext], Decoder]] = {
-    "baseline": lambda method, making: Baseline(making.warp),
-    "draft_only": lambda method, making: Baseline(making.warp, "draft"),
-    "speculative": lambda method, making: _chain(method, making, Lossless()),
-    "lookup": lambda method, making: Chain(
-        Lookup(method.gamma, method.max_ngram), Lossless(), making.warp, method.bonus
+    "baseline": lambda method, context: Baseline(context.warp),
+    "draft_only": lambda method, context: Baseline(context.warp, "draft"),
+    "speculative": lambda method, context: _chain(method, context, Lossless()),
+    "lookup": lambda method, context: Chain(
+        Lookup(method.gamma, method.max_ngram), Lossless(), context.warp, method.bonus
     ),
     "autojudge": _autojudge,
-    "topk": lambda method, making: _chain(method, making, TopK(method.accept_k)),
+    "topk": lambda method, context: _chain(method, context, TopK(method.accept_k)),
     "specexec": _specexec,
 }
-# Methods whose output distribution is the target's.
-LOSSLESS = frozenset({"baseline", "speculative", "lookup", "specexec"})
 
 
-def is_lossless(method: MethodConfig, temperature: float) -> bool:
+def effective_threshold(method: MethodConfig, judge: Judge | None) -> float | None:
+    """What the judge's probabilities are compared with: the setting's, or the judge's own; None where neither is known.
+
+    At 0 no mismatch is accepted: the method is the lossless chain.
+    """
+    if method.threshold is not None:
+        return method.threshold
+    return None if judge is None else judge.facts.threshold
+
+
+def is_lossless(method: MethodConfig, warp: Warp, judge: Judge | None = None) -> bool:
     """Whether the output has the target's distribution, a lossy method's dial at its lossless end included."""
-    if method.method == "autojudge":
-        return method.threshold == 0
-    if method.method == "topk":
-        return method.accept_k == 1 and temperature == 0
-    return method.method in LOSSLESS
+    return spec(method.method).lossless(method, warp, effective_threshold(method, judge))
 
 
 def roles_of(method: MethodConfig) -> set[Role]:
     """The models that a method asks, known before any is loaded."""
-    alone: dict[str, set[Role]] = {"baseline": {"target"}, "lookup": {"target"}, "draft_only": {"draft"}}
-    return alone.get(method.method, {"target", "draft"})
+    return set(spec(method.method).models)
 
 
-def decoder_for(method: MethodConfig, making: BuildContext) -> Decoder:
-    return BUILDERS[method.method](method, making)
+def decoder_for(method: MethodConfig, context: BuildContext) -> Decoder:
+    """The decoder of a method's settings: built here, or by the package that brings the method."""
+    build = BUILDERS.get(method.method) or installed()[method.method].build
+    decoder: Decoder = build(method, context)
+    return decoder

@@ -218,7 +218,7 @@ def _look(steps: _Steps, plain: SpecexpContender, candidates: Sequence[Candidate
         for ngram in sorted({c.setting.config.max_ngram for c in mine})
     }
     chains = {"": [Trace(**{**one["trace"], "certainty": one["certainty"]}) for one in seen]}
-    certain = experiment.temperature == 0 or experiment.top_k == 1
+    certain = experiment.warp.one_hot
     return [each for one in seen for each in one["overlap"]], Traces(chains, lookups, certain)
 
 
@@ -257,7 +257,7 @@ def _check(prepared: Prepared, candidate: Candidate, timed: Timings) -> Checked:
 
 def _unexplained(prepared: Prepared, candidate: Candidate, records: Sequence[Record], plain: Sequence[Record]) -> int:
     """Prompts whose output is not plain decoding's though it must be, where no near tie explains it."""
-    if not divergence.comparable(candidate.setting.config, prepared.experiment):
+    if not divergence.comparable(candidate.setting, prepared.experiment):
         return 0
     engine, ids = Engine(prepared.pair.models), dict(zip(_names(prepared), prepared.prompts, strict=True))
     differ: dict[str, tuple[Record, Record]] = {}

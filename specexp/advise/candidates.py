@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from specexp.config import MAX_NGRAM
 from specexp.evaluation.preparation import Setting
-from specexp.methods import LOSSLESS
 
 # How many settings of a method are run at most for what its rounds take beside their calls, and for a tree's counts.
 PROBED = {"speculative": 3, "lookup": 2, "autojudge": 2, "specexec": 5}
@@ -64,7 +63,7 @@ class Candidate:
 
     @property
     def lossless(self) -> bool:
-        return self.method in LOSSLESS
+        return self.setting.lossless
 
 
 def by_kind(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:

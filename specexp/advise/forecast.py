@@ -28,7 +28,6 @@ from specexp.advise.prediction import (
     varying_attainable,
     verifying_calls,
 )
-from specexp.config import TREES
 from specexp.evaluation.timing import Timings, decoding
 from specexp.profiling.call_costs import Costs
 from specexp.storage.records import Record
@@ -82,11 +81,11 @@ def forecast(
     plain_seconds = seconds_of(probed, plain) / sum(len(r["token_ids"]) for r in records_of(probed, plain))
     stops = _stops(probes, probed, traces)
     overheads = _overheads(probes, probed, costs, traces, stops)
-    trees = {c.size: _counted(records_of(probed, c.label)) for c in probes if c.method in TREES}
+    trees = {c.size: _counted(records_of(probed, c.label)) for c in probes if c.setting.facts.grows_tree}
     found = {}
     for candidate in candidates:
         overhead = overheads[candidate.rounds_like]
-        if candidate.method in TREES:
+        if candidate.setting.facts.grows_tree:
             found[candidate.label] = _tree(candidate, trees, costs, overhead, plain_seconds)
         else:
             rounds = _rounds(candidate, traces, stops.get(candidate.kind, NEVER))
@@ -136,7 +135,9 @@ def _overheads(
     points: dict[str, list[tuple[float, float]]] = {}
     for candidate in probes:
         counted = _counted(records_of(probed, candidate.label))
-        rounds = None if candidate.method in TREES else _rounds(candidate, traces, stops.get(candidate.kind, NEVER))
+        rounds = (
+            None if candidate.setting.facts.grows_tree else _rounds(candidate, traces, stops.get(candidate.kind, NEVER))
+        )
         beside = seconds_of(probed, candidate.label) - _calls(candidate, counted, rounds, costs)
         points.setdefault(candidate.rounds_like, []).append((counted.nodes / counted.rounds, beside / counted.rounds))
     return {like: fit_overhead(found) for like, found in points.items()}

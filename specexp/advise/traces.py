@@ -41,7 +41,7 @@ def agreement(prepared: Prepared, index: int, output: Sequence[int]) -> Agreemen
     """Look at plain decoding's `output` behind a prompt with the draft, and with the target unless it is greedy."""
     models, ids = prepared.pair.models, prepared.prompts[index]
     experiment = prepared.experiment
-    warp = Warp(experiment.temperature, experiment.top_k, experiment.top_p)
+    warp = experiment.warp
     reach = models["draft"].context - len(ids) + 1
     seen = list(output[: max(0, reach)])
     accepted: list[float] = []

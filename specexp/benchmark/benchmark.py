@@ -26,6 +26,7 @@ from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.timing import Contender, Phase, SpecexpContender, Timings, decoding, once, sampled, timings
 from specexp.lm.hf import loading
 from specexp.lm.hf.hf_model import HFModel
+from specexp.method_specs import spec
 from specexp.metrics.statistics import rate
 from specexp.profiling import bandwidth
 from specexp.storage import environment
@@ -63,7 +64,7 @@ def prepare(experiment: config.Experiment) -> Prepared:
     Trees are left out where a model's config says that it scores none.
     """
     left_out = without_trees(experiment)
-    names = [name for name in OTHERS if name in config.METHODS and not (left_out and name in config.TREES)]
+    names = [name for name in OTHERS if not (left_out and spec(name).grows_tree)]
     more = config.adjusted(experiment, {"methods": names}).methods
     return preparation.prepare(replace(experiment, methods=(*experiment.methods, *more)))
 
@@ -96,7 +97,7 @@ def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = N
     theirs = _theirs(prepared)
     skipped = {} if with_compiled else {COMPILED: "not asked for"}
     if reason := without_trees(prepared.experiment):
-        skipped |= dict.fromkeys(config.TREES, reason)
+        skipped |= {name: reason for name in OTHERS if spec(name).grows_tree}
     if not with_compiled:
         del theirs[COMPILED]
     greedy: dict[str, Contender] = {**own, **theirs}

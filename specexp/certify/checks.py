@@ -14,6 +14,8 @@ from specexp.evaluation.equality import Draws
 from specexp.evaluation.preparation import Prepared, Setting, arithmetic_of
 from specexp.judge.judge import Judge
 from specexp.lm import out_of_memory
+from specexp.method_specs import spec
+from specexp.methods import effective_threshold, is_lossless
 
 PASSED, FAILED, INCONCLUSIVE, REPORTED, SKIPPED = "passed", "failed", "inconclusive", "reported", "does not apply"
 # What a decoder with a bug may raise; a device's own errors are none of them.
@@ -46,7 +48,7 @@ class Subject:
     @property
     def warp(self) -> Warp:
         experiment = self.prepared.experiment
-        return Warp(experiment.temperature, experiment.top_k, experiment.top_p)
+        return experiment.warp
 
     @property
     def certain(self) -> bool:
@@ -65,9 +67,7 @@ class Subject:
     @property
     def threshold(self) -> float:
         """What the judge's probabilities are compared with; 0 without a judge."""
-        if self.judge is None:
-            return 0.0
-        return self.judge.facts.threshold if self.method.threshold is None else self.method.threshold
+        return effective_threshold(self.method, self.judge) or 0.0
 
     @property
     def arithmetic(self) -> str:
@@ -91,14 +91,16 @@ class Subject:
     def lossy(self) -> str:
         """Why this method's output is not the target's by design; "" where it is."""
         method = self.method
-        if method.method == "draft_only":
-            return "draft_only decodes with the draft model alone"
-        if method.method == "topk" and (method.accept_k > 1 or not self.certain):
+        if is_lossless(method, self.warp, self.judge):
+            return ""
+        if not spec(method.method).verifies:
+            return f"{method.method} decodes with the draft model alone"
+        if method.method == "topk":
             likeliest = "likeliest token" if method.accept_k == 1 else f"{method.accept_k} likeliest tokens"
             return f"Top-K also accepts a drafted token among the target's {likeliest}"
-        if method.method == "autojudge" and self.threshold > 0:
+        if method.method == "autojudge":
             return f"AutoJudge also accepts mismatches that its judge gives a probability below {self.threshold:g}"
-        return ""
+        return f"{method.method} says of itself that it is lossy at these settings"
 
 
 @contextmanager

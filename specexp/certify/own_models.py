@@ -24,11 +24,11 @@ from specexp.certify.checks import (
     count,
     in_memory,
 )
-from specexp.config import TREES
 from specexp.decoding.rng import rng_for
 from specexp.engine import Engine, Request
 from specexp.evaluation.equality import EXACT_DTYPES, Difference, beyond_rounding, differences, reread
 from specexp.evaluation.preparation import Setting
+from specexp.method_specs import spec
 
 PLAIN, EQUAL = "plain decoding", "equality"
 Texts = Sequence[Sequence[int]]
@@ -69,9 +69,9 @@ def check_plain(subject: Subject, texts: Texts) -> Check:
 
 def check_equality(subject: Subject, plain: Texts, tick: Tick) -> Check:
     """Whether the method decodes what plain decoding does."""
-    if subject.method.method == "baseline":
+    if not spec(subject.method.method).drafts:
         return Check(EQUAL, SKIPPED, "the method is plain decoding, which is looked at above.")
-    if not subject.certain and subject.method.method not in TREES:
+    if not subject.certain and not spec(subject.method.method).grows_tree:
         return Check(
             EQUAL, SKIPPED, "at this temperature the method makes draws of its own: its tokens need not be plain"
             " decoding's, only their distribution, which is looked at below.",

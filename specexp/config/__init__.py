@@ -2,10 +2,7 @@
 
 from specexp.config.experiment import (
     CALIBRATED,
-    DRAFTING,
     MAX_NGRAM,
-    METHODS,
-    TREES,
     Experiment,
     MethodConfig,
     TreeConfig,
@@ -19,12 +16,12 @@ from specexp.config.mining import (
     MiningConfig,
     resolve_mining,
 )
-from specexp.config.presets import KINDS, PRESETS, group_of, load_yaml, preset_names, preset_text
+from specexp.config.presets import KINDS, PRESETS, group_of, load_yaml, method_preset, preset_names, preset_text
 from specexp.config.resolver import adjusted, resolve
-from specexp.config.schema import TAKERS, TASKS
+from specexp.config.schema import TASKS
 
 __all__ = [
-    "CALIBRATED", "CHECKABLE", "DRAFTING", "FEATURE_DTYPES", "KINDS", "MAX_NGRAM", "METHODS", "MINED_PROMPTS",
-    "MINED_TOGETHER", "PRESETS", "TAKERS", "TASKS", "TREES", "Experiment", "MethodConfig", "MiningConfig", "TreeConfig",
-    "adjusted", "group_of", "load_yaml", "preset_names", "preset_text", "resolve", "resolve_mining", "settings_hash",
+    "CALIBRATED", "CHECKABLE", "FEATURE_DTYPES", "KINDS", "MAX_NGRAM", "MINED_PROMPTS", "MINED_TOGETHER", "PRESETS",
+    "TASKS", "Experiment", "MethodConfig", "MiningConfig", "TreeConfig", "adjusted", "group_of", "load_yaml",
+    "method_preset", "preset_names", "preset_text", "resolve", "resolve_mining", "settings_hash",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from specexp.decoding.rules import Warp
 from specexp.lm.runtime import (
     AUTO,
     NO_TEMPLATE,
@@ -21,10 +22,7 @@ if TYPE_CHECKING:
     from specexp.decoding.protocol import Role
 
 
-METHODS = ("baseline", "draft_only", "speculative", "lookup", "autojudge", "topk", "specexec")
-DRAFTING = ("speculative", "lookup", "autojudge", "topk", "specexec")  # methods that take gamma
 CALIBRATED = "calibrated"  # the threshold that a judge comes with
-TREES = ("specexec",)  # methods that grow a tree
 PARALLEL_BRANCHES = 4
 MAX_NGRAM = 3
 ROLES = ("target", "draft")
@@ -91,6 +89,11 @@ class Experiment:
     def models(self) -> dict[Role, ModelConfig]:
         """Both models, by role."""
         return {"target": self.target, "draft": self.draft}
+
+    @property
+    def warp(self) -> Warp:
+        """From logits to the distribution that is sampled."""
+        return Warp(self.temperature, self.top_k, self.top_p)
 
     @property
     def hash(self) -> str:

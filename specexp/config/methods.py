@@ -7,22 +7,20 @@ from typing import Any
 
 from specexp.config.experiment import (
     CALIBRATED,
-    DRAFTING,
     MAX_NGRAM,
     PARALLEL_BRANCHES,
     MethodConfig,
     TreeConfig,
 )
-from specexp.config.schema import (
-    TAKERS,
-    TREE_PARSERS,
-)
+from specexp.config.schema import TREE_PARSERS
+from specexp.method_specs import spec
 
 
 def chains(preset: str, found: Mapping[str, Any], given: Mapping[str, Any]) -> list[MethodConfig]:
     """A setting for each draft length and each threshold or K; only what was given several of is in a label."""
     method = found["method"]
-    if method not in DRAFTING:
+    facts = spec(method)
+    if not facts.drafts:
         return [MethodConfig(method, preset, preset)]
     lengths = {preset: found["gamma"]} if "gamma" not in given else {f"{method}_k{g}": g for g in given["gamma"]}
     bonus = given.get("bonus", found.get("bonus", True))
@@ -40,7 +38,7 @@ def chains(preset: str, found: Mapping[str, Any], given: Mapping[str, Any]) -> l
         runs = given.get("max_ngram", (found.get("max_ngram", MAX_NGRAM),))
         dial = [(f"_n{n}" if len(runs) > 1 else "", {"max_ngram": n}) for n in runs]
     stops: tuple[float, ...] = (0.0,)
-    if method in TAKERS["min_draft_probability"]:
+    if "min_draft_probability" in facts.settings:
         stops = given.get("min_draft_probability", (found.get("min_draft_probability", 0.0),))
     named = "threshold" in given or "accept_k" in given or method == "lookup"
     return [

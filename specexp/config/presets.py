@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from specexp import reading
 from specexp.errors import ConfigError
+from specexp.method_specs import MethodSpec, installed
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 KINDS = ("experiments", "models", "methods", "templates")
 
 
 def preset_text(kind: str, name: str) -> str:
-    """A preset as it stands in its file, header and all."""
-    return (PRESETS / kind / f"{name}.yaml").read_text(encoding="utf-8")
+    """A preset as its file has it, header included; of a method of an installed package, the same written anew."""
+    path = PRESETS / kind / f"{name}.yaml"
+    if kind == "methods" and not path.exists():
+        method = _of_packages()[name]
+        settings = "".join(f"{key}: {json.dumps(value)}\n" for key, value in method_preset(name).items())
+        return f"# {method.summary}\n{settings}"
+    return path.read_text(encoding="utf-8")
 
 
 def preset_names(kind: str) -> list[str]:
-    """Names of the presets of a kind."""
-    return sorted(path.stem for path in (PRESETS / kind).glob("*.yaml"))
+    """Names of the presets of a kind, those of installed packages' methods included."""
+    shipped = {path.stem for path in (PRESETS / kind).glob("*.yaml")}
+    return sorted(shipped | (_of_packages().keys() if kind == "methods" else set()))
+
+
+def method_preset(name: str) -> dict[str, Any]:
+    """The settings of a method preset, `method` among them; or `methods`, of one that stands for several."""
+    if method := _of_packages().get(name):
+        return {"method": method.name, **method.presets[name]}
+    return load_yaml(PRESETS / "methods" / f"{name}.yaml")
+
+
+def _of_packages() -> dict[str, MethodSpec]:
+    """The method of each preset that an installed package brings."""
+    return {name: method.spec for method in installed().values() for name in method.spec.presets}
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
@@ -49,4 +69,4 @@ def group_of(name: str) -> list[str]:
     """The methods that a preset of several stands for; none for any other name."""
     if name not in preset_names("methods"):
         return []
-    return list(load_yaml(PRESETS / "methods" / f"{name}.yaml").get("methods", []))
+    return list(method_preset(name).get("methods", []))

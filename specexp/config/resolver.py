@@ -13,18 +13,16 @@ from typing import Any
 from specexp import reading
 from specexp.config.experiment import (
     ROLES,
-    TREES,
     Experiment,
     MethodConfig,
 )
 from specexp.config.methods import chains, trees
-from specexp.config.presets import PRESETS, expanded, load_yaml, preset_names
+from specexp.config.presets import PRESETS, expanded, load_yaml, method_preset, preset_names
 from specexp.config.schema import (
     ALIASES,
     MUST_BE_GIVEN,
     PARSERS,
     SEVERAL_TURNS,
-    TAKERS,
     TASKS,
     TREE_PARSERS,
     laid_over,
@@ -38,6 +36,7 @@ from specexp.lm.runtime import (
     ModelConfig,
     ToyConfig,
 )
+from specexp.method_specs import spec, takers
 from specexp.tasks.defaults import DEFAULTS
 
 # What a preset says for its own task alone.
@@ -85,7 +84,7 @@ def adjusted(experiment: Experiment, settings: Mapping[str, Any], under: Mapping
     values = reader.values
     if "methods" in values:
         values["methods"] = tuple(reader._methods(values["methods"], values))
-    values = {key: value for key, value in values.items() if key not in TAKERS}
+    values = {key: value for key, value in values.items() if key not in takers()}
     if faults:
         raise ConfigError(faults)
     return replace(experiment, **values)
@@ -227,14 +226,14 @@ class _Reader:
 
     def _methods(self, names: tuple[str, ...], values: dict[str, Any]) -> list[MethodConfig]:
         """The settings of these methods; takes what is theirs out of `values`."""
-        given = {key: values.pop(key) for key in TAKERS if key in values}
+        given = {key: values.pop(key) for key in takers() if key in values}
         methods: list[MethodConfig] = []
         for name in expanded(names):
             if name not in preset_names("methods"):
                 self.faults.append(unknown("method", name, preset_names("methods")))
                 continue
-            found = load_yaml(PRESETS / "methods" / f"{name}.yaml")
-            if found["method"] in TREES:
+            found = method_preset(name)
+            if spec(found["method"]).grows_tree:
                 shape = {key: given[key] for key in TREE_PARSERS if key in given}
                 methods += trees(name, given.get("gamma"), {**found, **shape})
             else:
@@ -248,8 +247,8 @@ class _Reader:
     def _unused(self, keys: Collection[str], methods: Collection[str]) -> None:
         """A setting of one's own that no method takes is a mistake, not something to drop."""
         for key in sorted(keys):
-            takers = TAKERS[key]
-            if methods and not any(method in takers for method in methods):
+            taking = takers()[key]
+            if methods and not any(method in taking for method in methods):
                 self.faults.append(
-                    f"{key} is given, but no method here takes one; leave it out, or add {' or '.join(takers)}."
+                    f"{key} is given, but no method here takes one; leave it out, or add {' or '.join(taking)}."
                 )

@@ -1,4 +1,4 @@
-"""The settings: how each is read from YAML or from text, and which methods take it.
+"""The settings: how each is read from YAML or from text.
 
 Flags arrive as text, since MLflow passes text. A parser raises ValueError with the rule.
 """
@@ -11,8 +11,6 @@ from typing import Any
 
 from specexp.config.experiment import (
     CALIBRATED,
-    DRAFTING,
-    TREES,
 )
 from specexp.decoding.rules import MOST_TOP_K, is_greedy
 from specexp.errors import shown, unknown
@@ -251,16 +249,6 @@ TREE_PARSERS: dict[str, Callable[[Any], Any]] = {
     "min_log_prob": real(lambda x: -math.inf < x <= 0, "<= 0"),
 }
 ALIASES = {"judge.threshold": "threshold"}
-TAKERS: dict[str, tuple[str, ...]] = {  # settings of methods, and which take them
-    "gamma": DRAFTING,
-    "bonus": ("speculative", "lookup", "autojudge", "topk"),
-    "judge": ("autojudge",),
-    "threshold": ("autojudge",),
-    "accept_k": ("topk",),
-    "max_ngram": ("lookup",),
-    "min_draft_probability": ("speculative", "autojudge", "topk"),
-    **dict.fromkeys(TREE_PARSERS, TREES),
-}
 PARSERS: dict[str, Callable[[Any], Any]] = {
     **TREE_PARSERS,
     "bonus": _switch,

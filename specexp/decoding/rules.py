@@ -66,6 +66,11 @@ class Warp:
     def greedy(self) -> bool:
         return is_greedy(self.temperature)
 
+    @property
+    def one_hot(self) -> bool:
+        """True if every distribution is one-hot, so that nothing is drawn at random."""
+        return self.greedy or self.top_k == 1
+
     def first(self, logits: Array) -> Array:
         """logits[R, V] -> the tokens[R] that temperature 0 draws: the only ones there are."""
         return array_namespace(logits).argmax(logits, axis=-1)

@@ -14,15 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from specexp.config import TREES, Experiment, MethodConfig
+from specexp.config import Experiment
 from specexp.decoding.rng import rng_for
-from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.evaluation.equality import Draws, difference, explanation
-from specexp.evaluation.preparation import Prepared, arithmetic_of
+from specexp.evaluation.preparation import Prepared, Setting, arithmetic_of
 from specexp.evaluation.scheduling import LOWER, Job, prompt_of
 from specexp.lm import out_of_memory
-from specexp.methods import is_lossless
 from specexp.storage.records import Key, Record, RecordFile, key_of
 from specexp.storage.run_folder import OutputFolder
 
@@ -63,12 +61,11 @@ class Divergence:
         }
 
 
-def comparable(method: MethodConfig, experiment: Experiment) -> bool:
-    """Whether this method must emit plain decoding's very tokens."""
-    if method.method == "baseline" or not is_lossless(method, experiment.temperature):
+def comparable(setting: Setting, experiment: Experiment) -> bool:
+    """Whether this setting must emit plain decoding's very tokens: a tree's are drawn as plain decoding draws them."""
+    if not setting.facts.drafts or not setting.lossless:
         return False
-    certain = experiment.temperature == 0 or experiment.top_k == 1
-    return certain or method.method in TREES
+    return experiment.warp.one_hot or setting.facts.grows_tree
 
 
 def examine(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
@@ -77,7 +74,7 @@ def examine(prepared: Prepared, output: OutputFolder, records: RecordFile) -> No
     known = {key_of(each) for each in entries}
     engine, experiment = Engine(prepared.pair.models), prepared.experiment
     with out_of_memory.told("looking at outputs that differ from plain decoding's", LOWER, experiment.models):
-        for mine, plain in _pairs(experiment, records.records):
+        for mine, plain in _pairs(prepared, records.records):
             if mine["token_ids"] != plain["token_ids"] and key_of(mine) not in known:
                 ids = prompt_of(prepared, records, _job(prepared, mine))
                 entries.append(_entry(engine, experiment, ids, mine, plain["token_ids"]))
@@ -92,7 +89,7 @@ def why(engine: Engine, experiment: Experiment, ids: Sequence[int], record: Reco
 def _entry(
     engine: Engine, experiment: Experiment, ids: Sequence[int], record: Record, plain: Sequence[int]
 ) -> dict[str, Any]:
-    warp, dtype = Warp(experiment.temperature, experiment.top_k, experiment.top_p), arithmetic_of(experiment)
+    warp, dtype = experiment.warp, arithmetic_of(experiment)
     draws = Draws(warp, lambda name: rng_for(experiment.temperature, record["seed"], name, record["turn"]))
     prompt_id, turn, label, repeat = key_of(record)
     found = difference(engine, dtype, label, prompt_id, ids, record["token_ids"], plain, draws)
@@ -102,22 +99,22 @@ def _entry(
 
 
 def by_label(
-    experiment: Experiment, entries: Sequence[Mapping[str, Any]] | None, records: Sequence[Record]
+    prepared: Prepared, entries: Sequence[Mapping[str, Any]] | None, records: Sequence[Record]
 ) -> dict[str, Divergence]:
     """Of each setting that must emit plain decoding's tokens, on these records; nothing where none were examined."""
     if entries is None:
         return {}
     compared: dict[str, set[Key]] = {}
-    for mine, _ in _pairs(experiment, records):
+    for mine, _ in _pairs(prepared, records):
         compared.setdefault(mine["label"], set()).add(key_of(mine))
     found = {key_of(dict(each)): each for each in entries}
     return {label: Divergence(len(keys), [found[k] for k in found if k in keys]) for label, keys in compared.items()}
 
 
-def _pairs(experiment: Experiment, records: Sequence[Record]) -> Iterable[tuple[Record, Record]]:
+def _pairs(prepared: Prepared, records: Sequence[Record]) -> Iterable[tuple[Record, Record]]:
     """Records whose tokens must be those of plain decoding, each with plain decoding's."""
     plain = {(r["prompt_id"], r["turn"], r["repeat"]): r for r in records if r["method"] == "baseline"}
-    labels = {method.label for method in experiment.methods if comparable(method, experiment)}
+    labels = {each.config.label for each in prepared.settings if comparable(each, prepared.experiment)}
     for record in records:
         other = plain.get((record["prompt_id"], record["turn"], record["repeat"]))
         if record["label"] in labels and record["paired"] and other is not None:

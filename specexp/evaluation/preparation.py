@@ -12,12 +12,12 @@ from typing import Any
 from specexp.config import Experiment, MethodConfig
 from specexp.decoding.chain import Chain
 from specexp.decoding.protocol import Role
-from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
 from specexp.errors import ConfigError, ModelError, OutputError, PromptError
 from specexp.judge.judge import Judge
 from specexp.lm import out_of_memory
-from specexp.methods import BuildContext, decoder_for, roles_of
+from specexp.method_specs import MethodSpec, spec
+from specexp.methods import BuildContext, decoder_for, is_lossless, roles_of
 from specexp.pair.loading import Pair, contexts, hidden_sizes, identity, load_pair
 from specexp.profiling import call_costs
 from specexp.profiling.time_estimate import announce, pace
@@ -35,6 +35,12 @@ class Setting:
 
     config: MethodConfig
     decoder: Decoder
+    lossless: bool = True  # whether the output has the target's distribution
+
+    @property
+    def facts(self) -> MethodSpec:
+        """What is true of the method, whatever its settings."""
+        return spec(self.config.method)
 
     @property
     def own(self) -> bool:
@@ -44,7 +50,7 @@ class Setting:
     @property
     def varies(self) -> bool:
         """Whether a chain may end before gamma tokens by itself."""
-        return self.config.method == "lookup" or self.config.min_draft_probability > 0
+        return self.facts.may_end_early or self.config.min_draft_probability > 0
 
     @property
     def lengths(self) -> set[int]:
@@ -102,8 +108,11 @@ def prepare(
     for judge in judges.values():
         judge.check(mine, widths)
         notes += judge.notes(mine)
-    making = BuildContext(Warp(experiment.temperature, experiment.top_k, experiment.top_p), judges, pair.eos_ids)
-    settings = [Setting(method, decoder_for(method, making)) for method in experiment.methods]
+    context = BuildContext(experiment.warp, judges, pair.eos_ids)
+    settings = [
+        Setting(method, decoder_for(method, context), is_lossless(method, experiment.warp, judges.get(method.judge)))
+        for method in experiment.methods
+    ]
     for setting in settings:
         for role in setting.decoder.models if setting.config.tree else ():
             pair.models[role].check_trees()

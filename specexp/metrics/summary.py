@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from specexp.config import TREES, TreeConfig
+from specexp.config import TreeConfig
+from specexp.method_specs import spec
 from specexp.metrics import incomplete
 from specexp.metrics.paired import accuracy, against, paired, speedup, timed
 from specexp.metrics.statistics import rate
@@ -26,18 +27,18 @@ def check_identities(record: Record, tree: TreeConfig | None = None, bonus: bool
     assert 0 <= accepted <= record["num_drafted"], record
     assert record["num_judged"] <= accepted, record
     _check_before_end(record)
-    if record["method"] in TREES:  # which tests no token: the target's own draw meets a node or does not
+    if spec(record["method"]).grows_tree:  # which tests no token: the target's own draw meets a node or does not
         check_trees(record, tree)
     else:
         assert accepted - record["num_cut"] <= record["num_tested"] <= record["num_drafted"], record
     histogram = record["accepted_histogram"]
-    if record["method"] in ("baseline", "draft_only"):
+    if not spec(record["method"]).drafts:
         assert histogram == [], record
         assert accepted == 0, record
     else:
         assert sum(histogram) == rounds == record["num_target_calls"], record
         assert sum(i * n for i, n in enumerate(histogram)) == accepted, record
-    if record["method"] == "draft_only":
+    if not spec(record["method"]).verifies:
         assert record["num_target_calls"] == 0, record
 
 
@@ -105,17 +106,17 @@ def summarise(
         metrics["batch/prompts_per_second"] = len(records) / (summed("seconds") + summed("prefill_seconds"))
     if calls := summed("num_target_calls"):
         metrics["tree/effective_parallelism"] = summed("num_target_positions") / calls
-    if records[0]["method"] in TREES:
+    if spec(records[0]["method"]).grows_tree:
         metrics |= tree_metrics(records)
     drafts_chain = gamma > 0
-    if records[0]["method"] != "draft_only":
+    if spec(records[0]["method"]).verifies:
         metrics["accept/mean_length"] = emitted / rounds
     if drafts_chain and drafted:
         metrics["accept/alpha"] = summed("overlap") / max(1, summed("num_tested"))
         metrics |= _drafts(records, gamma) if has_ends(records) else {}
     if baseline:
         metrics |= against(records, baseline, batch)
-    if baseline and costs is not None and batch == 1 and (drafts_chain or records[0]["method"] in TREES):
+    if baseline and costs is not None and batch == 1 and spec(records[0]["method"]).drafts:
         found = _attainable(records, costs, gamma, 0 if varies else steps or gamma, metrics)
         metrics |= found if claimed else {key: value for key, value in found.items() if key in ("speed/c", "speed/v")}
     return (
@@ -149,7 +150,7 @@ def _drafts(records: Sequence[Record], gamma: int) -> dict[str, float]:
 def _alone(records: Sequence[Record], compared: bool, batch: int) -> dict[str, float]:
     """Intervals of what needs no other method: a length, and a speed where nothing is `compared`."""
     found = {}
-    if records[0]["method"] not in ("baseline", "draft_only"):
+    if spec(records[0]["method"]).drafts:
         found["accept/mean_length"] = timed(records, "num_rounds")
     if batch == 1 and not compared:
         found["speed/tokens_per_second"] = timed(records, "seconds")
@@ -173,7 +174,7 @@ def _attainable(
     rounds = sum(record["num_rounds"] for record in records)
     draft_calls = sum(record["num_draft_calls"] for record in records)
     positions = sum(record["num_target_positions"] for record in records) / rounds
-    if records[0]["method"] in TREES:
+    if spec(records[0]["method"]).grows_tree:
         found["speed/v"] = costs.v_tree(positions)
         found["speed/c"] = costs.c_tree(sum(record["num_draft_positions"] for record in records) / draft_calls)
         call = draft_calls / rounds * found["speed/c"] + found["speed/v"]
@@ -205,7 +206,7 @@ def _by_category(records: Sequence[Record], baseline: Sequence[Record]) -> dict[
     metrics = {}
     for name, group in groups.items():
         rounds = sum(r["num_rounds"] for r in group)
-        if group[0]["method"] != "draft_only":
+        if spec(group[0]["method"]).verifies:
             metrics[f"category/mean_length_{name}"] = sum(len(r["token_ids"]) for r in group) / rounds
         if baseline:
             metrics[f"category/speedup_{name}"] = speedup(paired(group, baseline), "seconds")

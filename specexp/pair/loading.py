@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from specexp.config import TREES, Experiment
+from specexp.config import Experiment
 from specexp.decoding.protocol import Role
 from specexp.errors import ModelError
 from specexp.lm.model import Model
 from specexp.lm.runtime import ToyConfig, check_vocabulary, shared_vocabulary
 from specexp.lm.toy import ToyModel
+from specexp.method_specs import spec
 from specexp.pair import chat_template
 from specexp.pair.tokenization import Text, TokenizerText, ToyText
 from specexp.tasks.defaults import DEFAULTS
@@ -68,7 +69,7 @@ def load_pair(experiment: Experiment, roles: Set[Role], own_prompts: bool = Fals
     other = loading.load_tokenizer(experiment.draft).get_vocab() if "draft" in roles else None
     known = shared_vocabulary(tokenizer.get_vocab(), other)
     check_vocabulary(known, sizes)
-    trees = any(method.method in TREES for method in experiment.methods)
+    trees = any(spec(method.method).grows_tree for method in experiment.methods)
     for role in roles:
         loading.check_decodable(configs[role], trees)
     # The ids that may be emitted are the target's affair, for both models and whichever of them is loaded.

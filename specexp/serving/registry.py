@@ -16,7 +16,7 @@ from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from specexp.config import Experiment
 from specexp.errors import ConfigError
 from specexp.judge.judge import Judge
-from specexp.methods import LOSSLESS, roles_of
+from specexp.methods import is_lossless, roles_of
 from specexp.serving.decoder_spec import JUDGE, ROWS, Reference
 from specexp.serving.requests import COLUMN
 
@@ -88,12 +88,12 @@ def requirements(asked: Experiment) -> list[str]:
     return [f"{package}=={version(package)}" for package in (*REQUIREMENTS, *more)]
 
 
-def register(uri: str, name: str, reference: Reference) -> str:
+def register(uri: str, name: str, reference: Reference, judge: Judge | None = None) -> str:
     """A new version of the registered model `name`, tagged with what it decodes; its page says what it is for."""
     client, made = MlflowClient(), mlflow.register_model(uri, name)
     asked = reference.experiment
     method = asked.methods[0]
-    tags = {"method": method.label, "lossless": str(method.method in LOSSLESS).lower()}
+    tags = {"method": method.label, "lossless": str(is_lossless(method, asked.warp, judge)).lower()}
     tags |= {role: getattr(asked, role).model for role in sorted(roles_of(method))}
     for key, value in tags.items():
         client.set_model_version_tag(name, made.version, key, value)

@@ -244,7 +244,7 @@ def test_a_recommended_file_resolves_to_what_was_measured(workplace: Path, flags
     judges = {"j": judge_for("toy_quick", features.mode("target"))} if "judge" in flags else {}
     experiment = settled(config.resolve("toy_quick", {**flags, "config": "mine.yaml", "limit": 1, "repeats": 2}), True)
     # The judge was made for the pair of another noise.
-    plain = replace(experiment, toy=config.ToyConfig()) if judges else experiment
+    plain = replace(experiment, toy=ToyConfig()) if judges else experiment
     advice = measure(preparation.prepare(plain, judges), sweep=False)
     chosen = advice.candidates[0]
     text = recommended(replace(advice, best=chosen.label), Path("recommended.yaml"))

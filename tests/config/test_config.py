@@ -10,6 +10,7 @@ import pytest
 from specexp import config
 from specexp.errors import ConfigError
 from specexp.lm.runtime import ToyConfig
+from specexp.method_specs import specs
 from specexp.methods import BUILDERS
 from specexp.tasks.source import DataConfig
 from specexp.tasks.task import TASKS
@@ -35,8 +36,8 @@ def test_every_preset_says_what_it_is_for(kind: str) -> None:
 
 
 def test_every_method_is_a_preset_of_its_own_name_and_can_be_built() -> None:
-    assert set(config.METHODS) == set(BUILDERS)
-    assert set(config.METHODS) <= set(config.preset_names("methods"))
+    assert set(specs()) == set(BUILDERS)
+    assert set(specs()) <= set(config.preset_names("methods"))
     assert set(config.TASKS) == set(TASKS)
 
 

@@ -14,6 +14,7 @@ from specexp.judge.judge import Facts, Judge
 from specexp.judge.network import Network
 from specexp.lm.hf.loading import load_tokenizer
 from specexp.lm.runtime import ModelConfig
+from specexp.method_specs import specs, takers
 from specexp.methods import BuildContext, decoder_for
 from specexp.pair.chat_template import TODAY
 from specexp.pair.tokenization import TokenizerText, ToyText
@@ -62,7 +63,7 @@ def test_a_template_is_a_settings_file_that_names_everything_its_method_has(name
     method = name.removeprefix("template_")
     assert method in {found.method for found in resolved.methods}
     settings = yaml.safe_load(path.read_text())
-    mine = {key for key, takers in config.TAKERS.items() if method in takers}
+    mine = {key for key, names in takers().items() if method in names}
     assert mine <= settings.keys(), "a template leaves none of its method's settings out"
     header = path.read_text()
     wanted = {
@@ -117,8 +118,8 @@ def test_every_preset_of_a_method_has_only_settings_of_that_method() -> None:
         if "methods" in found:
             assert [method.label for method in resolved] == found["methods"]
             continue
-        assert found.pop("method") in config.METHODS
+        assert found.pop("method") in specs()
         budgets = found.get("tree_budget", [])
         assert [method.label for method in resolved] == ([f"{name}_b{budget}" for budget in budgets] or [name])
         for key in found:
-            assert resolved[0].method in config.TAKERS[key], f"{name}: {key} is no setting of this method"
+            assert resolved[0].method in takers()[key], f"{name}: {key} is no setting of this method"

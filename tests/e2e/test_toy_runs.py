@@ -11,8 +11,8 @@ import pytest
 
 from helpers.cli_runner import evaluate, flat_runs, records
 from helpers.judges import judge_for
-from specexp import config
 from specexp.judge import features
+from specexp.method_specs import specs
 
 ROOT = Path(__file__).resolve().parents[2]
 # As in an environment without them: no module of these names can be found.
@@ -45,7 +45,7 @@ def test_every_method_runs_without_torch(workplace: Path) -> None:
     labels = {label for _, label in found}
     drafting = ("speculative", "lookup", "autojudge", "topk", "specexec")
     assert labels == {"baseline", "draft_only", *(f"{method}_k4" for method in drafting)}
-    assert {method.split("_k")[0] for method in labels} == set(config.METHODS)
+    assert {method.split("_k")[0] for method in labels} == set(specs())
     for (prompt, label), tokens in found.items():
         if label in ("speculative_k4", "lookup_k4", "specexec_k4"):
             assert tokens == found[prompt, "baseline"]

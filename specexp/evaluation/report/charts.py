@@ -13,6 +13,7 @@ from typing import Any
 from specexp.evaluation.report import chart_style
 from specexp.evaluation.report.comparison import Comparison, Entry
 from specexp.evaluation.report.figures import save
+from specexp.method_specs import spec
 from specexp.profiling.time_breakdown import HOST, PARTS
 from specexp.storage.files import make_folder
 
@@ -68,7 +69,7 @@ def _frontier(comparison: Comparison) -> Any:
     shown = [entry for entry in comparison.entries if x in entry.metrics and y in entry.metrics]
     if not y or not shown:
         return None
-    near = [entry for entry in shown if entry.config.method != "draft_only"]
+    near = [entry for entry in shown if spec(entry.config.method).verifies]
     apart = 1 < len(near) < len(shown)  # the draft alone is far from all else: it would leave them no room
     figure, axes = chart_style.beside(shown, 6.6 if apart else 4.6, below=1.9 if apart else 0.0)
     _frontier_panel(comparison, axes[0], near if apart else shown, near if apart else shown)

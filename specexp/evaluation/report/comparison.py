@@ -86,7 +86,7 @@ def compare(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
     claimed = claims_attainable(output)
     metrics = pooled(prepared, costs_of(output.read_json("costs.json")), records, claimed)
     shares = time_split.read(output)
-    differing = divergence.by_label(prepared.experiment, output.read_json(divergence.FILE), records)
+    differing = divergence.by_label(prepared, output.read_json(divergence.FILE), records)
     entries = []
     for number, setting in enumerate(prepared.settings, 1):
         config = setting.config
@@ -95,7 +95,7 @@ def compare(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
             Entry(
                 number,
                 config,
-                is_lossless(config, prepared.experiment.temperature) and not (found is not None and found.refuted),
+                setting.lossless and not (found is not None and found.refuted),
                 metrics[config.label] | (found.metrics() if found is not None else {}),
                 [record for record in records if record["label"] == config.label],
                 shares.get(config.label, {}),

@@ -83,7 +83,7 @@ def _with_differences(prepared: Prepared, output: OutputFolder, records: Sequenc
     more: Summary = {}
     for repeat in {repeat for _, repeat in found}:
         mine = [record for record in records if record["repeat"] == repeat]
-        for label, each in divergence.by_label(prepared.experiment, entries, mine).items():
+        for label, each in divergence.by_label(prepared, entries, mine).items():
             more[label, repeat] = each.metrics()
     return {key: metrics | more.get(key, {}) for key, metrics in found.items()}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specexp.addresses import mask
-from specexp.config import TREES, MethodConfig
+from specexp.config import MethodConfig
 from specexp.evaluation import divergence, time_split
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.report import chart_style
@@ -18,7 +18,7 @@ from specexp.evaluation.report.figures import draw_trees
 from specexp.evaluation.report.publish import PAGE, REFUTED, Report
 from specexp.evaluation.report.run_facts import is_disturbed, run_name
 from specexp.evaluation.token_view import token_page
-from specexp.methods import is_lossless
+from specexp.method_specs import spec
 from specexp.profiling import memory
 from specexp.storage.files import make_folder
 from specexp.storage.records import Record
@@ -90,7 +90,7 @@ def main(prepared: Prepared, output: OutputFolder, report: Report, outbox: Outbo
 
 
 def _best(comparison: Comparison) -> dict[str, float]:
-    exact = [e for e in comparison.entries if e.lossless and e.config.method != "baseline"]
+    exact = [e for e in comparison.entries if e.lossless and spec(e.config.method).drafts]
     gains = [e.metrics["speed/speedup"] for e in exact if "speed/speedup" in e.metrics]
     return {"speed/best_lossless_speedup": max(gains)} if gains else {}
 
@@ -112,7 +112,7 @@ def _outputs(prepared: Prepared, records: Sequence[Record]) -> dict[str, list[An
 
 def _figures(output: OutputFolder, method: MethodConfig, name: str, records: Sequence[Record]) -> list[Path]:
     """Draw what this method has figures of, into the output folder."""
-    if method.method not in TREES:
+    if not spec(method.method).grows_tree:
         return []
     path = output.path / f"trees-{name}.png"
     draw_trees(path, name, records)
@@ -129,13 +129,14 @@ def _flaws(metrics: dict[str, float], refuted: bool, claimed: bool) -> list[str]
 
 def _tags(prepared: Prepared, method: MethodConfig, flaws: Sequence[str]) -> dict[str, str]:
     experiment = prepared.experiment
+    lossless = next(each.lossless for each in prepared.settings if each.config is method)
     tags = {
         "method": method.method,
         "preset": method.preset,
         "group": method.label,
         "pair": experiment.pair,
         "task": experiment.task,
-        "lossless": str(is_lossless(method, experiment.temperature) and REFUTED not in flaws).lower(),
+        "lossless": str(lossless and REFUTED not in flaws).lower(),
         "batch": str(experiment.batch),
         "mlflow.runColor": _color(prepared, method),  # by which the UI draws a run in every chart
     }

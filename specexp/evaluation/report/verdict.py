@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from specexp.evaluation.report.comparison import Comparison, Entry
 from specexp.evaluation.report.divergence_text import equality, refuted
 from specexp.evaluation.report.formatting import Number, Sentence, count, of, p_equals, percent, points, span, times
+from specexp.method_specs import spec
 from specexp.metrics.paired import paired, timed
 from specexp.metrics.statistics import SIGNIFICANT, rate_ratio, swap_p
 
@@ -29,7 +30,7 @@ def verdict(comparison: Comparison) -> list[Sentence]:
     wrong = refuted(comparison.entries)
     mine = [e for e in comparison.entries if key in e.metrics and e is not plain and not e.refuted]
     exact = sorted((e for e in mine if e.lossless), key=lambda e: -e.metrics[key])
-    lossy = [e for e in mine if not e.lossless and e.config.method != "draft_only"]
+    lossy = [e for e in mine if not e.lossless and spec(e.config.method).verifies]
     if not exact and not lossy:
         rate = of(plain, comparison.speed.replace("speedup", "tokens_per_second"), count)
         start = "Nothing else speculates here." if wrong else "Nothing speculates here."

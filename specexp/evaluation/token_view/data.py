@@ -32,7 +32,6 @@ from tqdm import tqdm
 from specexp.decoding.chain import Chain
 from specexp.decoding.lossy_rules import Judged
 from specexp.decoding.protocol import Role
-from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
 from specexp.evaluation import scheduling
 from specexp.evaluation.preparation import Prepared, Setting
@@ -40,7 +39,6 @@ from specexp.evaluation.scheduling import LOWER, Job
 from specexp.evaluation.token_view.origins import Emitted, TracedDecoder, tally
 from specexp.evaluation.token_view.teacher_forcing import Opinion, soft, teacher_forced_probs
 from specexp.lm import out_of_memory
-from specexp.methods import is_lossless
 from specexp.pair.token_text import alone, spelled
 from specexp.storage.journal import Journal, Key
 from specexp.storage.records import Record, RecordFile
@@ -110,7 +108,7 @@ def trace(
         "history": experiment.history,
         **{name: getattr(experiment, name) for name in ("temperature", "top_k", "top_p", "seed", "repeats", "batch")},
         "models": sorted(prepared.pair.models),
-        "methods": [_method(setting, experiment.temperature) for setting in prepared.settings],
+        "methods": [_method(setting) for setting in prepared.settings],
         "prompts": prompts,
         "left_out": left_out,
     }
@@ -123,13 +121,13 @@ def _recorded(prepared: Prepared, records: RecordFile, key: Key) -> float:
     return float(sum(record["seconds"] + record["prefill_seconds"] for record in found))
 
 
-def _method(setting: Setting, temperature: float) -> dict[str, Any]:
+def _method(setting: Setting) -> dict[str, Any]:
     config, decoder = setting.config, setting.decoder
     judged = isinstance(decoder, Chain) and isinstance(decoder.rule, Judged)
     return {
         "label": config.label,
         "method": config.method,
-        "lossless": is_lossless(config, temperature),
+        "lossless": setting.lossless,
         "bonus": config.bonus,
         "gamma": config.gamma or None,
         "threshold": decoder.rule.threshold if judged else None,  # type: ignore[attr-defined]
@@ -191,7 +189,7 @@ Opinions = dict[tuple[tuple[int, ...], tuple[int, ...]], dict[Role, list[Opinion
 def _opinions(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced]) -> Opinions:
     """Each model's of each text that was emitted, and of all tokens that were rejected on the way there."""
     experiment = prepared.experiment
-    warp = soft(Warp(experiment.temperature, experiment.top_k, experiment.top_p))
+    warp = soft(experiment.warp)
     found: Opinions = {}
     for behind in dict.fromkeys(traced.behind for traced in decoded):
         others: dict[int, dict[int, None]] = {}

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specexp.errors import ConfigError
+from specexp.method_specs import spec
 from specexp.storage.records import Record
 from specexp.tasks.example import Example
 
@@ -84,7 +85,7 @@ def telling(records: Sequence[Record]) -> set[str]:
         for r in first
         if r["num_judged"]
         or (
-            r["method"] != "draft_only"
+            spec(r["method"]).verifies
             and r["paired"]
             and r["token_ids"] != plain.get((r["prompt_id"], r["turn"]), r["token_ids"])
         )

@@ -23,6 +23,7 @@ from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.token_view.data import VERSION, Budget, trace
 from specexp.evaluation.token_view.origins import ORIGINS
 from specexp.evaluation.token_view.selection import Shown
+from specexp.method_specs import spec
 from specexp.pair.token_text import PART, SPECIAL, TEXT, marked, plain
 from specexp.storage.journal import Journal
 from specexp.storage.records import RecordFile, write_whole
@@ -68,7 +69,7 @@ def write(
         return []
     page.unlink(missing_ok=True)  # a page stands only beside the data it was made from
     found["chosen"] = "by number" if shown.number is not None else "by id"
-    differing = divergence.by_label(prepared.experiment, output.read_json(divergence.FILE), records.records)
+    differing = divergence.by_label(prepared, output.read_json(divergence.FILE), records.records)
     for method in found["methods"]:
         method["refuted"] = method["label"] in differing and differing[method["label"]].refuted
     write_whole(data, json.dumps(found, separators=(",", ":")) + "\n")
@@ -266,7 +267,7 @@ def _hint(row: Mapping[str, Any], whole: str, method: Mapping[str, Any]) -> str:
     if row["score"] is not None:
         lines.append(_score(row["score"], method))
     if row["rejected"] is not None:
-        met = "in the tree instead" if method["method"] == "specexec" else "rejected"
+        met = "in the tree instead" if spec(method["method"]).grows_tree else "rejected"
         lines += [f"{met}:", plain(row["rejected"])]
         p = [f"p = {row['rejected_p']:.3g}"] if row["rejected_p"] is not None else []
         q = [f"q = {row['rejected_q']:.3g}"] if row["rejected_q"] is not None else []

@@ -1,0 +1,164 @@
+"""Facts about every method, stated once: what it asks, what it takes, what it grows, and when it is lossless.
+
+The methods are those of this package and those of installed packages, which name a `Method` in the entry-point group
+`specexp.methods`. How a method is built is with its decoder: `specexp.methods` for this package's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Literal, Protocol
+
+from specexp.decoding.protocol import Role
+from specexp.decoding.rules import Warp
+from specexp.errors import ConfigError, unknown
+
+GROUP = "specexp.methods"  # of entry points
+BOTH: frozenset[Role] = frozenset({"target", "draft"})
+TARGET: frozenset[Role] = frozenset({"target"})
+DRAFT: frozenset[Role] = frozenset({"draft"})
+CHAIN = ("gamma", "bonus", "min_draft_probability")  # what every chain of a draft model takes
+TREE = ("gamma", "tree_budget", "max_depth", "parallel_branches", "branch_width", "branch_prune_threshold",
+        "min_log_prob")  # fmt: skip
+
+
+class MethodSettings(Protocol):
+    """What is asked of a method's settings: `MethodConfig` has it."""
+
+    @property
+    def accept_k(self) -> int: ...
+
+
+# Whether the output has the target's distribution, by the settings, the warp, and the threshold of a judge (None: the
+# judge's own, and no judge is at hand to say it).
+LosslessRule = Callable[[MethodSettings, Warp, float | None], bool]
+
+
+def always(settings: MethodSettings, warp: Warp, threshold: float | None) -> bool:
+    return True
+
+
+def never(settings: MethodSettings, warp: Warp, threshold: float | None) -> bool:
+    return False
+
+
+def _nothing_is_accepted_anyway(settings: MethodSettings, warp: Warp, threshold: float | None) -> bool:
+    return threshold == 0
+
+
+def _best_token_alone(settings: MethodSettings, warp: Warp, threshold: float | None) -> bool:
+    return settings.accept_k == 1 and warp.one_hot
+
+
+@dataclass(frozen=True, slots=True)
+class MethodSpec:
+    """What the rest of the package has to know of a method.
+
+    `kind` is what a round verifies: nothing but the target's own token, a chain, or a tree. `settings` are those that
+    it takes besides an experiment's. `presets` are an installed package's: settings by the name that a person gives.
+    """
+
+    name: str
+    summary: str  # a sentence
+    kind: Literal["plain", "chain", "tree"]
+    models: frozenset[Role] = BOTH
+    settings: tuple[str, ...] = ()
+    lossless: LosslessRule = always
+    may_end_early: bool = False  # its chains may be shorter than gamma by themselves
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def grows_tree(self) -> bool:
+        return self.kind == "tree"
+
+    @property
+    def drafts(self) -> bool:
+        """Whether tokens are proposed and verified."""
+        return self.kind != "plain"
+
+    @property
+    def verifies(self) -> bool:
+        """Whether the target has the last word."""
+        return "target" in self.models
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method of an installed package: its facts, and `build(settings: MethodConfig, context: BuildContext)`."""
+
+    spec: MethodSpec
+    build: Callable[[Any, Any], Any]
+
+
+BUILT_IN = (
+    MethodSpec("baseline", "Plain decoding: the target, one token a call.", "plain", TARGET),
+    MethodSpec("draft_only", "The draft model alone, one token a call.", "plain", DRAFT, lossless=never),
+    MethodSpec(
+        "speculative", "Speculative sampling: the draft proposes a chain, the target verifies it in one call.", "chain",
+        settings=CHAIN,
+    ),
+    MethodSpec(
+        "lookup", "Prompt lookup: the chain is what followed the last tokens where they occurred before.", "chain",
+        TARGET, ("gamma", "bonus", "max_ngram"), may_end_early=True,
+    ),
+    MethodSpec(
+        "autojudge", "AutoJudge: a trained judge also accepts mismatches that do not matter.", "chain",
+        settings=(*CHAIN, "judge", "threshold"), lossless=_nothing_is_accepted_anyway,
+    ),
+    MethodSpec(
+        "topk", "Top-K: also accepts tokens among the target's K likeliest.", "chain",
+        settings=(*CHAIN, "accept_k"), lossless=_best_token_alone,
+    ),
+    MethodSpec(
+        "specexec", "SpecExec: the draft grows a tree of likely continuations, the target scores it in one call.",
+        "tree", settings=TREE,
+    ),
+)  # fmt: skip
+
+
+@cache
+def installed() -> Mapping[str, Method]:
+    """Methods of installed packages, by name. Raises ConfigError for one that cannot be used, naming its package."""
+    found: dict[str, Method] = {}
+    taken = {spec.name for spec in BUILT_IN}
+    for point in entry_points(group=GROUP):
+        where = f"method '{point.name}' of package '{point.dist.name if point.dist else '?'}'"
+        try:
+            method = point.load()
+        except Exception as error:  # a package of somebody else's may fail in any way
+            raise ConfigError(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
+        if not isinstance(method, Method):
+            raise ConfigError(f"{where} is {type(method).__name__}; it must be a specexp.method_specs.Method.")
+        if method.spec.name in taken:
+            raise ConfigError(f"{where}: another method has the name '{method.spec.name}'; uninstall one of them.")
+        taken.add(method.spec.name)
+        found[method.spec.name] = method
+    return found
+
+
+def specs() -> dict[str, MethodSpec]:
+    """Every method's facts, by name."""
+    return {spec.name: spec for spec in (*BUILT_IN, *(method.spec for method in installed().values()))}
+
+
+def spec(name: str) -> MethodSpec:
+    """The facts of one method. Raises ConfigError for a name that no method has."""
+    found = _BY_NAME.get(name) or specs().get(name)
+    if found is None:
+        raise ConfigError(unknown("method", name, specs()))
+    return found
+
+
+_BY_NAME = {each.name: each for each in BUILT_IN}
+
+
+def takers() -> dict[str, tuple[str, ...]]:
+    """Settings of methods, and which methods take each."""
+    found: dict[str, tuple[str, ...]] = {}
+    for each in specs().values():
+        for setting in each.settings:
+            found[setting] = (*found.get(setting, ()), each.name)
+    return found
