@@ -27,6 +27,7 @@ from specexp.advise.choice import Option
 from specexp.advise.recommended import recommended
 from specexp.evaluation import preparation
 from specexp.judge import features
+from specexp.lm.runtime import ToyConfig
 
 
 def test_with_costs_that_hold_what_is_predicted_is_what_is_measured() -> None:

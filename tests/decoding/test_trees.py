@@ -47,8 +47,8 @@ class Wanderer:
             for size in (3, 4):
                 first = len(tokens)
                 for slot in range(first, first + size):
-                    parents.append(self.rng.randrange(-1, slot))
-                    tokens.append(self.rng.randrange(self.model.vocab_size))
+                    parents.append(self.numbers.randrange(-1, slot))
+                    tokens.append(self.numbers.randrange(self.model.vocab_size))
                     paths.append([*(paths[parents[slot]] if parents[slot] >= 0 else []), slot])
                 scored: Scored = yield Score("target", self.model.ids(tokens[first:]), parents[first:])
                 assert scored.first_slot == first
@@ -59,9 +59,9 @@ class Wanderer:
                     assert np.allclose(scored.logits[0], self.plain([]), atol=self.tolerance)
                 for row, path in zip(rows, paths[first:], strict=True):
                     assert np.allclose(row, self.plain([tokens[s] for s in path]), atol=self.tolerance)
-            path = self.rng.choice(paths)[: room - 1]
+            path = self.numbers.choice(paths)[: room - 1]
             self.kept_away_from_the_front += path != list(range(len(path)))
-            block = [*(tokens[s] for s in path), self.rng.randrange(self.model.vocab_size)]
+            block = [*(tokens[s] for s in path), self.numbers.randrange(self.model.vocab_size)]
             self.committed += block
             padded = self.model.ids([*path, *[-1] * (8 - len(path))])
             room = yield Round(self.model.ids(block), len(block), {"target": padded})
