@@ -80,6 +80,11 @@ class MethodSpec:
         return self.kind != "plain"
 
     @property
+    def is_plain_decoding(self) -> bool:
+        """Whether it is what every other method is compared with."""
+        return not self.drafts and self.verifies
+
+    @property
     def verifies(self) -> bool:
         """Whether the target has the last word."""
         return "target" in self.models

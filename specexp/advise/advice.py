@@ -238,7 +238,8 @@ def _watch(steps: _Steps, longest: Candidate) -> list[Trace]:
 def _check(prepared: Prepared, candidate: Candidate, timed: Timings) -> Checked:
     mine, plain = timed[candidate.label], timed[PLAIN]
     records, theirs = records_of(timed, candidate.label), records_of(timed, PLAIN)
-    pairs = [(a["correct"], b["correct"]) for a, b in zip(records, theirs, strict=True) if a["correct"] is not None]
+    checked = [(a, b) for a, b in zip(records, theirs, strict=True) if a["correct"] is not None]
+    pairs = [(bool(a["correct"]), bool(b["correct"])) for a, b in checked]
     method = candidate.setting.config
     trusted = method.threshold is None or method.threshold <= prepared.judges[method.judge].facts.threshold
     return Checked(

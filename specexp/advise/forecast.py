@@ -30,7 +30,7 @@ from specexp.advise.prediction import (
 )
 from specexp.evaluation.timing import Timings, decoding
 from specexp.profiling.call_costs import Costs
-from specexp.storage.records import Record
+from specexp.storage.records import Count, Record
 
 # Where a mean length comes from: that of a chain or of looked-up drafts from plain decoding's outputs, greedy or
 # sampled; a lossy one's from its own output; a tree's from runs.
@@ -157,11 +157,11 @@ def _calls(candidate: Candidate, counted: TreeRounds, rounds: Rounds | None, cos
 def _counted(records: Sequence[Record]) -> TreeRounds:
     """Of a chain, its drafted tokens are the nodes."""
 
-    def total(key: str) -> int:
+    def total(key: Count) -> int:
         return sum(record[key] for record in records)
 
     emitted = sum(len(record["token_ids"]) for record in records)
-    counts = ("num_rounds", "num_drafted", "num_draft_calls", "num_draft_positions")
+    counts: tuple[Count, ...] = ("num_rounds", "num_drafted", "num_draft_calls", "num_draft_positions")
     return TreeRounds(emitted, *(total(key) for key in counts))
 
 

@@ -69,7 +69,7 @@ def check_plain(subject: Subject, texts: Texts) -> Check:
 
 def check_equality(subject: Subject, plain: Texts, tick: Tick) -> Check:
     """Whether the method decodes what plain decoding does."""
-    if not spec(subject.method.method).drafts:
+    if spec(subject.method.method).is_plain_decoding:
         return Check(EQUAL, SKIPPED, "the method is plain decoding, which is looked at above.")
     if not subject.certain and not spec(subject.method.method).grows_tree:
         return Check(

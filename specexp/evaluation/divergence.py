@@ -71,7 +71,7 @@ def comparable(setting: Setting, experiment: Experiment) -> bool:
 def examine(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     """Write differences.json. Raises ModelError when memory runs out."""
     entries: list[dict[str, Any]] = output.read_json(FILE) or []
-    known = {key_of(each) for each in entries}
+    known = {_key(each) for each in entries}
     engine, experiment = Engine(prepared.pair.models), prepared.experiment
     with out_of_memory.told("looking at outputs that differ from plain decoding's", LOWER, experiment.models):
         for mine, plain in _pairs(prepared, records.records):
@@ -107,7 +107,7 @@ def by_label(
     compared: dict[str, set[Key]] = {}
     for mine, _ in _pairs(prepared, records):
         compared.setdefault(mine["label"], set()).add(key_of(mine))
-    found = {key_of(dict(each)): each for each in entries}
+    found = {_key(each): each for each in entries}
     return {label: Divergence(len(keys), [found[k] for k in found if k in keys]) for label, keys in compared.items()}
 
 
@@ -125,3 +125,8 @@ def _job(prepared: Prepared, record: Record) -> Job:
     index = next(i for i, each in enumerate(prepared.examples) if each.prompt_id == record["prompt_id"])
     setting = next(each for each in prepared.settings if each.config.label == record["label"])
     return Job(index, record["turn"], setting, record["repeat"])
+
+
+def _key(entry: Mapping[str, Any]) -> Key:
+    """Of the record that an entry of differences.json is about."""
+    return entry["prompt_id"], entry["turn"], entry["label"], entry["repeat"]

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from tqdm import tqdm
 
@@ -26,7 +27,7 @@ from specexp.metrics.summary import check_identities
 from specexp.profiling import memory
 from specexp.profiling.time_estimate import Pace, Progress, announce
 from specexp.storage import environment
-from specexp.storage.records import Record, RecordFile
+from specexp.storage.records import SCHEMA_VERSION, Record, RecordFile, TreeShape
 from specexp.storage.run_folder import OutputFolder
 
 WARM_UP_TOKENS = 24
@@ -139,6 +140,7 @@ def record_of(prepared: Prepared, job: Job, out: Generation) -> Record:
     gold = example.answer if last else None
     answer = prepared.task.extract(text, out.finish_reason == "stop", gold) if last else None
     return {
+        "schema_version": SCHEMA_VERSION,
         "prompt_id": example.prompt_id,
         "turn": job.turn,
         "category": example.category,
@@ -152,6 +154,45 @@ def record_of(prepared: Prepared, job: Job, out: Generation) -> Record:
         "answer": answer,
         "gold": gold,
         "correct": None if gold is None else answer == gold,
-        **{name: getattr(out, name) for name in Generation.__dataclass_fields__},
+        "token_ids": out.token_ids,
+        "finish_reason": out.finish_reason,
+        "num_rounds": out.num_rounds,
+        "num_drafted": out.num_drafted,
+        "num_accepted": out.num_accepted,
+        "num_judged": out.num_judged,
+        "num_cut": out.num_cut,
+        "num_full": out.num_full,
+        "num_tested": out.num_tested,
+        "overlap": out.overlap,
+        "num_target_calls": out.num_target_calls,
+        "num_target_positions": out.num_target_positions,
+        "num_draft_calls": out.num_draft_calls,
+        "num_draft_positions": out.num_draft_positions,
+        "accepted_histogram": out.accepted_histogram,
+        "drafted_before_end": out.drafted_before_end,
+        "accepted_before_end": out.accepted_before_end,
+        "num_judged_before_end": out.num_judged_before_end,
+        "trees": [_tree_shape(tree) for tree in out.trees],
+        "seconds": out.seconds,
+        "prefill_seconds": out.prefill_seconds,
+        "time_to_first_token": out.time_to_first_token,
         "settings_hash": prepared.experiment.hash,
+    }
+
+
+def _tree_shape(counts: Mapping[str, Any]) -> TreeShape:
+    """One round's tree, from what its decoder counted."""
+    return {
+        "num_nodes": counts["num_nodes"],
+        "depth": counts["depth"],
+        "num_draft_calls": counts["num_draft_calls"],
+        "max_active": counts["max_active"],
+        "num_expanded": counts["num_expanded"],
+        "num_candidates": counts["num_candidates"],
+        "pruned_by_threshold": counts["pruned_by_threshold"],
+        "pruned_by_log_prob": counts["pruned_by_log_prob"],
+        "pruned_by_budget": counts["pruned_by_budget"],
+        "num_accepted": counts["num_accepted"],
+        "path": counts["path"],
+        "ranks": counts["ranks"],
     }

@@ -13,7 +13,7 @@ from itertools import product
 
 from specexp.metrics.incomplete import is_unparsed
 from specexp.metrics.statistics import Timed, paired_difference, prompts_needed, rate_ratio, sign_flip_p, swap_p, wilson
-from specexp.storage.records import Record
+from specexp.storage.records import Record, Seconds, Summed
 
 Pairs = Sequence[tuple[Record, Record]]
 
@@ -32,14 +32,15 @@ def by_prompt(records: Sequence[Record]) -> dict[str, list[Record]]:
     return found
 
 
-def timed(records: Sequence[Record], *keys: str) -> Timed:
+def timed(records: Sequence[Record], *keys: Summed) -> Timed:
     """Tokens of each prompt, and the sum of what stands under `keys`: seconds, or rounds. Prompts in order of id."""
     groups = sorted(by_prompt(records).items())
     tokens = [sum(len(record["token_ids"]) for record in group) for _, group in groups]
-    return Timed(tokens, [[sum(record[key] for record in group for key in keys)] for _, group in groups])
+    values = [[float(sum(record[key] for record in group for key in keys))] for _, group in groups]
+    return Timed(tokens, values)
 
 
-def speedup(pairs: Pairs, *keys: str) -> float:
+def speedup(pairs: Pairs, *keys: Seconds) -> float:
     """Tokens a second of the first of each pair over those of the second; `keys` are the seconds that count."""
 
     def rate(side: int) -> float:

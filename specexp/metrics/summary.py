@@ -15,7 +15,7 @@ from specexp.metrics.paired import accuracy, against, paired, speedup, timed
 from specexp.metrics.statistics import rate
 from specexp.metrics.trees import check_trees, tree_metrics
 from specexp.profiling.call_costs import Costs
-from specexp.storage.records import Record
+from specexp.storage.records import Record, Summed
 
 
 def check_identities(record: Record, tree: TreeConfig | None = None, bonus: bool = True) -> None:
@@ -86,7 +86,7 @@ def summarise(
     Where calls cost more timed one by one than back to back, what they would allow is not `claimed`.
     """
 
-    def summed(key: str) -> float:
+    def summed(key: Summed) -> float:
         return float(sum(record[key] for record in records))
 
     emitted = sum(len(record["token_ids"]) for record in records)

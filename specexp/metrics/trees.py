@@ -1,19 +1,15 @@
-"""What the shapes of a method's trees say: their identities and the metrics `tree/*`, from the sums of the records.
-
-A record's `trees` hold one mapping of integers a round: `num_nodes` verified, on `depth` levels, grown in
-`num_draft_calls` forwards of at most `max_active` nodes, `num_expanded` in all with the root; of `num_candidates`
-proposed, those `pruned_by_threshold`, `_by_log_prob` and `_by_budget`; the accepted `path` as places among the nodes,
-and the `ranks` of its nodes among their siblings, by the draft.
-"""
+"""What the shapes of a method's trees say: their identities and the metrics `tree/*`, from the sums of the records."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from specexp.config import TreeConfig
 from specexp.storage.records import Record
 
-PRUNED = ("pruned_by_threshold", "pruned_by_log_prob", "pruned_by_budget")
+Pruned = Literal["pruned_by_threshold", "pruned_by_log_prob", "pruned_by_budget"]
+PRUNED: tuple[Pruned, ...] = ("pruned_by_threshold", "pruned_by_log_prob", "pruned_by_budget")
 
 
 def check_trees(record: Record, limits: TreeConfig | None = None) -> None:
@@ -34,9 +30,9 @@ def check_trees(record: Record, limits: TreeConfig | None = None) -> None:
             assert tree["max_active"] <= limits.parallel_branches, tree
             assert tree["num_candidates"] <= tree["num_expanded"] * width, tree
             assert all(rank < width for rank in tree["ranks"]), tree
-    sums = {"num_accepted": "num_accepted", "num_nodes": "num_drafted", "num_draft_calls": "num_draft_calls"}
-    for part, whole in sums.items():
-        assert sum(tree[part] for tree in trees) == record[whole], (part, record)
+    assert sum(tree["num_accepted"] for tree in trees) == record["num_accepted"], record
+    assert sum(tree["num_nodes"] for tree in trees) == record["num_drafted"], record
+    assert sum(tree["num_draft_calls"] for tree in trees) == record["num_draft_calls"], record
     assert record["num_target_positions"] == record["num_drafted"] + record["num_rounds"], record
 
 

@@ -83,7 +83,7 @@ def open_lines(path: Path) -> FileIO:
         raise unwritable(path, error) from error
 
 
-def checksum(value: Mapping[str, Any]) -> str:
+def checksum(value: Mapping[str, object]) -> str:
     """Sixteen hex digits that name what a JSON object holds besides its checksum, however it is laid out."""
     rest = {key: each for key, each in value.items() if key != CHECKSUM}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]

@@ -13,18 +13,93 @@ import sys
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Literal, NotRequired, TypedDict, cast
 
 from specexp.errors import OutputError
 from specexp.storage.files import CHECKSUM, append_line, checksum, misfit, open_lines, unwritable
 from specexp.storage.files import write_whole as write_whole
 
-Record = dict[str, Any]
+SCHEMA_VERSION = 2  # of records; version 1 wrote none
+
+
+class TreeShape(TypedDict):
+    """One round's tree, in integers.
+
+    `num_nodes` verified on `depth` levels, grown in `num_draft_calls` forwards of at most `max_active` nodes,
+    `num_expanded` in all with the root; of `num_candidates` proposed, those that were pruned, by reason; the accepted
+    `path` as places among the nodes, and the `ranks` of its nodes among their siblings, by the draft.
+    """
+
+    num_nodes: int
+    depth: int
+    num_draft_calls: int
+    max_active: int
+    num_expanded: int
+    num_candidates: int
+    pruned_by_threshold: int
+    pruned_by_log_prob: int
+    pruned_by_budget: int
+    num_accepted: int
+    path: list[int]
+    ranks: list[int]
+
+
+class Record(TypedDict):
+    """One output: a prompt's turn, decoded with one setting. docs/records.md says what each field means."""
+
+    schema_version: NotRequired[int]
+    prompt_id: str
+    turn: int
+    category: str
+    paired: bool
+    method: str
+    preset: str
+    label: str
+    repeat: int
+    seed: int
+    text: str
+    answer: str | None
+    gold: str | None
+    correct: bool | None
+    token_ids: list[int]
+    finish_reason: str
+    num_rounds: int
+    num_drafted: int
+    num_accepted: int
+    num_judged: int
+    num_cut: int
+    num_full: int
+    num_tested: int
+    overlap: float
+    num_target_calls: int
+    num_target_positions: int
+    num_draft_calls: int
+    num_draft_positions: int
+    accepted_histogram: list[int]
+    drafted_before_end: NotRequired[list[int]]
+    accepted_before_end: NotRequired[list[int]]
+    num_judged_before_end: NotRequired[int]
+    trees: list[TreeShape]
+    seconds: float
+    prefill_seconds: float
+    time_to_first_token: float
+    settings_hash: str
+    environment: NotRequired[str]
+    checksum: NotRequired[str]
+
+
+# Names of a record's numbers, for sums over records.
+Count = Literal[
+    "num_rounds", "num_drafted", "num_accepted", "num_judged", "num_cut", "num_full", "num_tested", "num_target_calls",
+    "num_target_positions", "num_draft_calls", "num_draft_positions",
+]  # fmt: skip
+Seconds = Literal["seconds", "prefill_seconds", "time_to_first_token"]
+Summed = Literal[Count, Seconds, "overlap"]
 Key = tuple[str, int, str, int]  # prompt_id, turn, label, repeat
 # What every record holds, of any version; the checksum covers the rest.
 SHAPE = {
-    "prompt_id": str, "turn": int, "label": str, "repeat": int, "settings_hash": str, "method?": str, "text?": str,
-    "token_ids?": [int], "seconds?": float, "prefill_seconds?": float,
+    "prompt_id": str, "turn": int, "label": str, "repeat": int, "settings_hash": str, "schema_version?": int,
+    "method?": str, "text?": str, "token_ids?": [int], "seconds?": float, "prefill_seconds?": float,
 }  # fmt: skip
 _WAY_OUT = (
     "Put back the line as it was written, or take it out, and it is computed again; or start again in another output"
@@ -122,8 +197,13 @@ def _parsed(line: bytes, where: str) -> Record:
         fault = f"{type(error).__name__}: {error}"
     else:
         fault = misfit(found, SHAPE)
+        if not fault and (version := found.get("schema_version", 1)) > SCHEMA_VERSION:
+            raise OutputError(
+                f"{where} is a record of schema version {version}, and this specexp reads up to {SCHEMA_VERSION};"
+                " install the version that wrote it, or name another output folder."
+            )
         if not fault:
-            return dict(found)
+            return cast(Record, found)
     raise OutputError(f"{where} is not a record ({fault}); the file was changed by hand. {_WAY_OUT}")
 
 
@@ -135,6 +215,6 @@ def _check(record: Record, where: str, checked: bool) -> bool:
                 f"{where} has no checksum, which lines before it have; it was changed by hand. {_WAY_OUT}"
             )
         return False
-    if record.pop(CHECKSUM) != checksum(record):
+    if record.pop("checksum") != checksum(record):
         raise OutputError(f"{where} does not fit its checksum; it was changed by hand. {_WAY_OUT}")
     return True

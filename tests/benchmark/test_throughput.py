@@ -14,7 +14,7 @@ from helpers.cli_runner import refused, runs
 from specexp import config
 from specexp.benchmark import benchmark, throughput
 from specexp.benchmark.benchmark_report import table
-from specexp.engine import Engine
+from specexp.engine import Engine, engine
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.timing import SpecexpContender
 
@@ -68,13 +68,13 @@ def test_prompts_per_second_are_prompts_over_seconds_and_their_ratio_the_speed_u
 
 @pytest.mark.slow
 def test_a_batch_that_emits_something_else_is_found_out(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Engine._score
+    real = engine.score
 
-    def shifted(self: Any, role: Any, runs: Any) -> Any:
-        answers = real(self, role, runs)
-        return answers if len(runs) == 1 else [type(a)(a.logits.roll(1, -1)) for a in answers]
+    def shifted(model: Any, asked: Any, transfer: Any) -> Any:
+        answers = real(model, asked, transfer)
+        return answers if len(asked) == 1 else [type(a)(a.logits.roll(1, -1)) for a in answers]
 
-    monkeypatch.setattr(Engine, "_score", shifted)
+    monkeypatch.setattr(engine, "score", shifted)
     found = measured(prepared).differences
     assert {one.name for one in found} <= {"plain_batch4", "chain_k3_batch4"}
     assert any(one.gap is not None and not one.near_tie for one in found)

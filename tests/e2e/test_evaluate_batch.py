@@ -13,7 +13,7 @@ import pytest
 
 from helpers.cli_runner import comparison_runs, evaluate, flat_runs, records, refused, without_clocks
 from helpers.processes import finish, start, wait_for_lines
-from specexp.engine import Engine
+from specexp.engine import engine
 from specexp.evaluation import runner, scheduling
 from specexp.evaluation.report.table import terminal
 
@@ -106,13 +106,13 @@ def test_settings_take_turns_batches_at_a_time(workplace: Path, monkeypatch: pyt
 
 def test_prompts_are_decoded_together(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    real = Engine._score
+    real = engine.score
 
-    def score(self: Any, role: Any, runs: Any) -> Any:
-        seen.append(len(runs))
-        return real(self, role, runs)
+    def score(model: Any, asked: Any, transfer: Any) -> Any:
+        seen.append(len(asked))
+        return real(model, asked, transfer)
 
-    monkeypatch.setattr(Engine, "_score", score)
+    monkeypatch.setattr(engine, "score", score)
     assert (
         evaluate(*SMALL[:4], "--methods", "baseline", "--batch", "4", "--show", "0", "--output", "out").exit_code == 0
     )
@@ -163,7 +163,7 @@ def test_memory_that_runs_out_names_a_lower_batch(workplace: Path, monkeypatch: 
         raise OutOfMemoryError("no 3 GiB left")
 
     monkeypatch.setattr(runner, "_warm_up", lambda *_: None)
-    monkeypatch.setattr(Engine, "_score", out)
+    monkeypatch.setattr(engine, "score", out)
     result = evaluate(*SMALL[:4], "--methods", "baseline", "--batch", "3", "--output", "out")
     assert result.exit_code == 2
     assert "prompts 'arith-test-" in result.output

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from entrypoints import main
 from helpers.cli_runner import evaluate, flat_runs, invoke, records, runs, tiny
 from helpers.mining_runs import collect
-from specexp.engine import Engine
+from specexp.engine import engine
 from specexp.judge import collection, registry
 from specexp.judge.labels import LabelSet
 from specexp.tasks import arith
@@ -186,7 +186,7 @@ def test_memory_that_runs_out_names_a_lower_batch(workplace: Path, monkeypatch: 
     def out(*_: Any) -> Any:
         raise OutOfMemoryError("no 3 GiB left")
 
-    monkeypatch.setattr(Engine, "_score", out)
+    monkeypatch.setattr(engine, "score", out)
     result = collect(*SMALL, "--output", "out")
     assert result.exit_code == 2
     assert "mining 16 prompts at a time: no 3 GiB left Lower batch or max_new_tokens" in result.output

@@ -19,7 +19,7 @@ from specexp.decoding.lossy_rules import TopK
 from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
-from specexp.engine import Engine
+from specexp.engine import Engine, engine
 from specexp.lm import out_of_memory
 from specexp.lm.hf import loading
 from specexp.lm.hf.hf_model import HFModel
@@ -106,7 +106,7 @@ def test_the_machine_is_sampled_where_nothing_is_timed(workplace: Path, monkeypa
 def test_memory_that_runs_out_is_one_line_and_keeps_the_records(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    real, path = Engine._score, workplace / "out" / "records.jsonl"
+    real, path = engine.score, workplace / "out" / "records.jsonl"
 
     def full(*arguments: Any) -> Any:
         if path.exists() and len(records(workplace / "out")) == 3:
@@ -114,7 +114,7 @@ def test_memory_that_runs_out_is_one_line_and_keeps_the_records(
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "_score", full)
+        patch.setattr(engine, "score", full)
         result = evaluate(*TOY, "--output", "out")
     assert result.exit_code == 2
     assert isinstance(result.exception, SystemExit)

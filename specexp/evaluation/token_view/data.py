@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -41,10 +41,13 @@ from specexp.evaluation.token_view.teacher_forcing import Opinion, soft, teacher
 from specexp.lm import out_of_memory
 from specexp.pair.token_text import alone, spelled
 from specexp.storage.journal import Journal, Key
-from specexp.storage.records import Record, RecordFile
+from specexp.storage.records import Count, Record, RecordFile
 
 VERSION = 1
-COUNTS = ("num_rounds", "num_drafted", "num_accepted", "num_judged", "num_cut", "num_full", "finish_reason")
+Compared = Literal[Count, "finish_reason"]
+COUNTS: tuple[Compared, ...] = (
+    "num_rounds", "num_drafted", "num_accepted", "num_judged", "num_cut", "num_full", "finish_reason",
+)  # fmt: skip
 Cell = dict[str, Any]
 
 
