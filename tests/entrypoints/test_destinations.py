@@ -15,7 +15,7 @@ from helpers.cli_runner import evaluate, invoke, runs
 from helpers.judges import label_set
 from helpers.tracking_server import serving
 from helpers.uploads import TOY, failing, upload
-from specexp.evaluation import runner
+from specexp.evaluation import preparation
 
 UNKNOWN = "0123456789abcdef0123456789abcdef"
 
@@ -75,7 +75,10 @@ CASES: dict[str, Case] = {
 def refused_at_once(case: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     make, environment, message = CASES[case]
     made = make()
-    with monkeypatch.context() as patch, mock.patch.object(runner, "prepare", side_effect=AssertionError("loaded")):
+    with (
+        monkeypatch.context() as patch,
+        mock.patch.object(preparation, "prepare", side_effect=AssertionError("loaded")),
+    ):
         for name, value in environment.items():
             patch.setenv(name, value.format(made))
         result = evaluate(*TOY, "--output", "out")

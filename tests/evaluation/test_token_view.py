@@ -197,9 +197,9 @@ def test_which_prompts_are_shown_is_no_setting_and_may_change_afterwards(workpla
 def test_prompts_that_are_not_there_are_refused_before_any_work(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, show: str, message: str
 ) -> None:
-    from specexp.evaluation import runner
+    from specexp.evaluation import preparation
 
-    monkeypatch.setattr(runner, "load_pair", lambda *arguments: pytest.fail("models were loaded"))
+    monkeypatch.setattr(preparation, "load_pair", lambda *arguments: pytest.fail("models were loaded"))
     refused(evaluate(*TOY, "--show", show), message, workplace)
 
 

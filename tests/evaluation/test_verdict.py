@@ -10,7 +10,7 @@ import pytest
 
 from helpers.comparisons import compared, made_up, record, settings
 from specexp import config
-from specexp.evaluation.report.comparison import Comparison, is_lossless
+from specexp.evaluation.report.comparison import Comparison
 from specexp.evaluation.report.formatting import p_equals, plain, points
 from specexp.evaluation.report.verdict import answers, speed, verdict
 
@@ -194,14 +194,6 @@ def test_a_handful_of_prompts_is_enough_for_words(num_prompts: int) -> None:
     assert "nan" not in text.lower()
     assert "None" not in text
     assert ("no interval" in text) == (num_prompts == 1)
-
-
-def test_what_is_lossless_at_the_end_of_a_dial() -> None:
-    lossless = {m.label for m in settings("autojudge,topk", gamma="4", threshold="0,0.5", accept_k="1,2")
-                if is_lossless(m, 0.0)}  # fmt: skip
-    assert lossless == {"autojudge_k4_t0", "topk_k4_top1"}
-    (one,) = settings("topk", accept_k="1")
-    assert not is_lossless(one, 0.7), "sampling, the target's likeliest token is not its distribution"
 
 
 def test_numbers_read_as_they_are() -> None:

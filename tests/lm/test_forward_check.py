@@ -81,14 +81,14 @@ def test_both_forwards_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_own_forward_that_misplaces_a_tree_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from specexp.lm.native import attention
+    from specexp.lm.native import kv_cache
 
     def by_slot(start: int, num: int, branches: Any) -> Any:
         sees, at = visible(start, num, branches)
         return sees, torch.arange(at.shape[0])
 
-    visible = attention.visible
-    monkeypatch.setattr(attention, "visible", by_slot)
+    visible = kv_cache.visible
+    monkeypatch.setattr(kv_cache, "visible", by_slot)
     with pytest.raises(ModelError, match="scores a token tree otherwise"):
         HFModel(build("llama"), "llama").check_trees()
 
