@@ -1,4 +1,4 @@
-"""Pictures of the MLflow UI for the README: real pages of a real store, through headless Chromium.
+"""Pictures of the MLflow UI for README.md and docs: real pages of a real store, through headless Chromium.
 
     make demo screenshots
 
@@ -51,7 +51,7 @@ class Page:
 
 
 def pages(base: str, client: MlflowClient) -> Iterator[Page]:
-    """What the README shows; of the newest comparison run, and of the registered judge where there is one."""
+    """What README.md and docs show; of the newest comparison run, and of the registered judge where there is one."""
     runs = client.search_runs(["0"], "tags.method = 'comparison' and attributes.status = 'FINISHED'", max_results=1)
     if not runs:
         sys.exit("error: the store here holds no comparison run; run `make demo` first.")

@@ -1,11 +1,12 @@
 """Rooms import downwards only and in no circle; algorithms stay free of torch; looking at settings loads no library.
 
-A room is a package, a subpackage, or a module at the top of `specexp`. docs/architecture.md draws these rows.
+A room is a package, a subpackage, or a module at the top of `specexp`. docs/architecture.md lists these rows.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,6 +90,14 @@ def row_of(room: str) -> int:
 
 def test_every_room_has_its_row() -> None:
     assert {room_of(module) for module in MODULES} == set().union(*ROWS)
+
+
+def test_the_architecture_page_lists_these_rows() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```text rooms\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 1
+    listed = [set(re.split(r" {2,}", line)[0].split(", ")) for line in blocks[0].splitlines()]
+    assert listed == ROWS
 
 
 def test_imports_run_down_only() -> None:

@@ -1,0 +1,277 @@
+"""The documents agree with the code and with each other, and the blocks that they mark as runnable run."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from specexp.engine import Generation
+from specexp.evaluation import runner
+from specexp.storage import run_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
+SOURCES = sorted([*(ROOT / "specexp").rglob("*.py"), *(ROOT / "entrypoints").rglob("*.py")])
+MOST_LINES, LINE_LENGTH = 150, 120
+# Where the settings of an entry point are named that `evaluate` does not have.
+DOCUMENTED_IN = {
+    "main": "settings.md",
+    "evaluate": "settings.md",
+    "benchmark": "results.md",
+    "advise": "advise.md",
+    "certify": "certify.md",
+    "collect_labels": "judges.md",
+    "train_judge": "judges.md",
+    "log_decoder": "serving.md",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A fenced block: the words after its fence, its text, and the line of the fence."""
+
+    page: Path
+    line: int
+    info: tuple[str, ...]
+    text: str
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    start = None
+    for number, line in enumerate(lines):
+        if not line.startswith("```"):
+            continue
+        if start is None:
+            start = number
+        else:
+            text = "".join(f"{each}\n" for each in lines[start + 1 : number])
+            yield Block(page, start + 1, tuple(lines[start].removeprefix("```").split()), text)
+            start = None
+    assert start is None, f"{page.name}, line {start}: a block without an end"
+
+
+def prose_of(page: Path) -> list[str]:
+    """The lines of a page, empty ones in place of fenced blocks."""
+    found, inside = [], False
+    for line in page.read_text(encoding="utf-8").splitlines():
+        inside ^= line.startswith("```")
+        found.append("" if inside or line.startswith("```") else line)
+    return found
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that a code host gives the headings of a page."""
+    found: Counter[str] = Counter()
+    anchors = set()
+    for line in prose_of(page):
+        if heading := re.match(r"#{1,6} (.+)", line):
+            name = re.sub(r"[^\w\- ]", "", heading[1].strip().lower()).replace(" ", "-")
+            anchors.add(f"{name}-{found[name]}" if found[name] else name)
+            found[name] += 1
+    return anchors
+
+
+def links_of(page: Path) -> Iterator[str]:
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", "\n".join(prose_of(page)))):
+        if not re.match(r"[a-z]+:", target):
+            yield target
+
+
+def first_cells(page: Path) -> Iterator[str]:
+    """The first cell of every row of every table."""
+    for line in prose_of(page):
+        if line.startswith("|"):
+            yield line.split("|")[1]
+
+
+def quoted(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_to_files_and_headings(page: Path) -> None:
+    broken = []
+    for link in links_of(page):
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (anchor and anchor not in anchors_of(target)):
+            broken.append(link)
+    assert not broken
+
+
+def test_the_readme_names_every_document() -> None:
+    assert {f"docs/{page.name}" for page in DOCS.glob("*.md")} <= {link.partition("#")[0] for link in links_of(README)}
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_are_no_longer_than_the_limit(page: Path) -> None:
+    """A row of a table is one line, however long."""
+    assert not [
+        (number, line)
+        for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > LINE_LENGTH and not line.startswith("|")
+    ]
+
+
+@pytest.mark.parametrize("entry_point", DOCUMENTED_IN)
+def test_every_setting_of_an_entry_point_is_documented(entry_point: str) -> None:
+    points = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+    page = DOCS / DOCUMENTED_IN[entry_point]
+    settings = set(points[entry_point]["parameters"])
+    if entry_point == "evaluate":
+        named = {name for cell in first_cells(page) for name in quoted(cell)}
+    else:
+        settings -= set(points["evaluate"]["parameters"])
+        named = {name.removeprefix("--") for name in quoted("\n".join(prose_of(page)))}
+    assert not settings - named
+
+
+def test_every_field_of_a_record_is_documented() -> None:
+    tree = ast.parse(Path(runner.__file__).read_text())
+    (function,) = (f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name == "record_of")
+    (made,) = (d for d in ast.walk(function) if isinstance(d, ast.Dict) and len(d.keys) > 5)
+    fields = {key.value for key in made.keys if isinstance(key, ast.Constant)} | set(Generation.__dataclass_fields__)
+    assert "prompt_id" in fields
+    assert not fields - {name for cell in first_cells(DOCS / "records.md") for name in quoted(cell)}
+
+
+def test_every_file_of_an_output_folder_is_documented() -> None:
+    listed = re.findall(r"^(\S+\.\w+|\w+/)  +", run_folder.__doc__ or "", re.MULTILINE)
+    assert "records.jsonl" in listed
+    assert not set(listed) - {name for cell in first_cells(DOCS / "records.md") for name in quoted(cell)}
+
+
+class Strings:
+    """What the source says in strings: constants, and f-strings as patterns and by their ends."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.constants: set[str] = set()
+        self.patterns: set[str] = set()
+        self.heads: set[str] = set()  # of f-strings that are a head and one value
+        self.tails: set[str] = set()
+        for path in paths:
+            tree = ast.parse(path.read_text())
+            inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inner:
+                    self.constants.add(node.value)
+                elif isinstance(node, ast.JoinedStr):
+                    self._add([part.value if isinstance(part, ast.Constant) else None for part in node.values])
+
+    def _add(self, parts: list[object]) -> None:
+        texts = ["[^/]+" if part is None else re.escape(str(part)) for part in parts]
+        if parts[-1] is not None:
+            self.tails.add(str(parts[-1]))
+        if len(parts) == 2 and str(parts[0]).endswith("/"):
+            self.heads.add(str(parts[0]))
+        elif parts[0] is not None and "/" in str(parts[0]):
+            self.patterns.add("".join(texts))
+
+    def has(self, key: str) -> bool:
+        """Whether the source has this key in one piece, as an f-string, or as a head and a name."""
+        head, _, name = key.partition("/")
+        return (
+            key in self.constants
+            or any(re.fullmatch(pattern, key) for pattern in self.patterns)
+            or (f"{head}/" in self.heads and name in self.constants)
+        )
+
+
+def documented_metrics() -> list[tuple[str, str]]:
+    """(key, suffix) of the first column of the table of metrics; a suffix belongs to the key before it."""
+    lines = prose_of(DOCS / "metrics.md")
+    start = lines.index("## Definitions")
+    end = next(number for number in range(start + 1, len(lines)) if lines[number].startswith("## "))
+    found: list[tuple[str, str]] = []
+    for line in lines[start:end]:
+        for name in quoted(line.split("|")[1]) if line.startswith("| `") else ():
+            found.append((found[-1][0], name) if name.startswith("_") else (name, ""))
+    return found
+
+
+def test_every_documented_metric_exists() -> None:
+    source = Strings(SOURCES)
+    missing = []
+    for key, suffix in documented_metrics():
+        if key.endswith("/..."):
+            there = any(text.startswith(key[:-3]) for text in source.constants | source.heads)
+        else:
+            there = source.has(re.sub(r"_i$", "_1", key).replace("cuda0", "cuda1"))
+        if suffix:
+            there = there and (key + suffix in source.constants or suffix in source.tails)
+        if not there:
+            missing.append(key + suffix)
+    assert len(documented_metrics()) > 50
+    assert not missing
+
+
+def test_every_metric_of_the_summary_is_documented() -> None:
+    known = [
+        re.escape(key + suffix).replace(r"_i", r"_\w+").replace("NAME", ".+").replace(r"\.\.\.", ".+")
+        for key, suffix in documented_metrics()
+    ]
+    told = quoted("\n".join(prose_of(DOCS / "metrics.md")))
+    made = Strings(sorted((ROOT / "specexp/metrics").glob("*.py"))).constants
+    keys = {text for text in made if re.fullmatch(r"[a-z]+/[a-z_]+", text)} - {"batch/speedup_p"}  # which is taken out
+    assert "accept/alpha" in keys
+    assert not {key for key in keys if key not in told and not any(re.fullmatch(each, key) for each in known)}
+
+
+def test_the_architecture_page_shows_the_loop_as_it_is() -> None:
+    tree = ast.parse((ROOT / "specexp/decoding/chain.py").read_text())
+    (chain,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Chain")
+    (steps,) = (node for node in chain.body if isinstance(node, ast.FunctionDef) and node.name == "steps")
+    (shown,) = (block for block in blocks_of(DOCS / "architecture.md") if block.text.startswith("def steps"))
+    assert ast.dump(ast.parse(shown.text).body[0]) == ast.dump(steps)
+
+
+def test_files_that_the_architecture_page_names_exist() -> None:
+    told = quoted("\n".join(prose_of(DOCS / "architecture.md")))
+    names = [name for name in told if re.fullmatch(r"\w+/[\w/.]+", name)]
+    assert "specexp/decoding/chain.py" in names
+    assert not [name for name in names if not (ROOT / name).exists()]
+
+
+def runnable() -> list[object]:
+    found: list[object] = []
+    for page in PAGES:
+        for block in blocks_of(page):
+            if "runnable" in block.info:
+                marks = [pytest.mark.slow] if "slow" in block.info else []
+                found.append(pytest.param(block, id=f"{page.name}:{block.line}", marks=marks))
+    return found
+
+
+def test_marks_of_blocks_are_known() -> None:
+    infos = {block.info[1:] for page in PAGES for block in blocks_of(page)}
+    assert infos <= {(), ("rooms",), ("runnable",), ("runnable", "slow")}
+    assert ("runnable",) in infos
+
+
+@pytest.mark.parametrize("block", runnable())
+def test_runnable_blocks_run(block: Block, workplace: Path) -> None:
+    command = {
+        "bash": ["bash", "-c", f"set -euo pipefail\n{block.text}"],
+        "python": [sys.executable, "-c", block.text],
+    }[block.info[0]]
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    out = subprocess.run(command, cwd=workplace, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert out.returncode == 0, out.stdout + out.stderr
