@@ -1,7 +1,7 @@
 """The environment of an image: pyproject.toml's dependencies as requirements.lock has them, with one build of torch.
 
-python pins.py list BUILD pyproject.toml requirements.lock    prints requirements; BUILD is cpu, or cu130 for CUDA 13.0
-python pins.py check BUILD requirements.txt                   exits with 1 and says why, if the environment is another one
+python pins.py list BUILD pyproject.toml requirements.lock   prints requirements; BUILD is cpu, or cu130 for CUDA 13.0
+python pins.py check BUILD requirements.txt                  exits with 1 and says why, if it is another environment
 """
 
 from __future__ import annotations
