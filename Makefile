@@ -1,7 +1,8 @@
 # make demo      install, then run the main job on the embedded pair
-# make test      install with the test tools, then ruff, mypy and the fast tests
+# make test      install with the test tools, then ruff, codespell, mypy and the fast tests
 # make test-all  every other test that CI can bear
 # make test-nightly  what is too long for CI: matrices of models, long kills, runs over real data sets
+# make test-oldest   the fast tests in an environment of their own, .venv-oldest, with the oldest dependencies allowed
 # make ui        open the MLflow UI on what was run
 # make presets   list what ships by name
 # make evaluate ARGS="-P experiment=arith_compare"
@@ -12,23 +13,29 @@
 # make screenshots   the README's pictures, of the newest comparison here (wants chromium and chromium-driver)
 PYTHON ?= python3
 VENV ?= .venv
+# The versions that are installed, within pyproject.toml's ranges.
+LOCK ?= requirements.lock
 BIN := $(abspath $(VENV))/bin
 PORT ?= 5000
 DOCKER ?= docker
 # Two tests at a time, each on one thread: these models are too small to share one forward among cores.
 PYTEST := OMP_NUM_THREADS=1 pytest -n 2
+FAST := "not slow and not nightly"
 export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all test-nightly check ui presets evaluate benchmark labels judge screenshots clean
+.PHONY: demo test test-all test-nightly test-oldest fast check ui presets evaluate benchmark labels judge screenshots clean
 .PHONY: docker-cpu docker-gpu docker-project
 
 demo: $(VENV)/.installed
 	mlflow run . --env-manager local -P output=runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 test: check
-	$(PYTEST) -m "not slow and not nightly"
+	$(PYTEST) -m $(FAST)
+
+fast: $(VENV)/.installed-test
+	$(PYTEST) -m $(FAST)
 
 test-all: check
 	$(PYTEST) -m "slow and not nightly"
@@ -36,9 +43,16 @@ test-all: check
 test-nightly: check
 	$(PYTEST) -m nightly
 
+test-oldest: requirements-oldest.txt
+	$(MAKE) fast VENV=.venv-oldest LOCK=requirements-oldest.txt
+
+requirements-oldest.txt: pyproject.toml .ci/oldest.py
+	$(PYTHON) .ci/oldest.py > $@
+
 check: $(VENV)/.installed-test
 	ruff check .
 	ruff format --check .
+	codespell
 	mypy
 
 ui: $(VENV)/.installed
@@ -68,18 +82,18 @@ docker-cpu docker-gpu: docker-%:
 docker-project:
 	$(PYTHON) docker/project.py
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml setup.py $(LOCK)
 	$(PYTHON) -m venv $(VENV)
-	pip install --quiet --editable .
+	pip install --quiet --constraint $(LOCK) --editable .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	pip install --quiet --editable '.[test]'
+	pip install --quiet --constraint $(LOCK) --editable '.[test]'
 	touch $@
 
 screenshots: $(VENV)/.installed
-	pip install --quiet --editable '.[screenshots]'
+	pip install --quiet --constraint $(LOCK) --editable '.[screenshots]'
 	python .ci/screenshots.py $(NAMES)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-oldest requirements-oldest.txt .mypy_cache .ruff_cache .pytest_cache

@@ -4,7 +4,7 @@
 
 It takes the newest comparison run of the store in the current folder, serves the UI on a free port of this machine and
 writes PNG files to .images. It needs Debian's chromium and chromium-driver (or CHROMIUM and CHROMEDRIVER naming them)
-and the package selenium (`pip install -e '.[screenshots]'`). It changes no run.
+and the package selenium (`pip install -c requirements.lock -e '.[screenshots]'`). It changes no run.
 """
 
 from __future__ import annotations

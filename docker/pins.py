@@ -1,7 +1,7 @@
-"""The environment of an image: the pins of pyproject.toml with one build of torch, listed for pip and checked after it.
+"""The environment of an image: pyproject.toml's dependencies as requirements.lock has them, with one build of torch.
 
-python pins.py list BUILD pyproject.toml       prints requirements; BUILD is cpu, or cu130 for CUDA 13.0
-python pins.py check BUILD requirements.txt    exits with 1 and says why, if the environment is another one
+python pins.py list BUILD pyproject.toml requirements.lock   prints requirements; BUILD is cpu, or cu130 for CUDA 13.0
+python pins.py check BUILD requirements.txt                  exits with 1 and says why, if it is another environment
 """
 
 from __future__ import annotations
@@ -14,12 +14,20 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 CPU = "cpu"
+_NAME = re.compile(r"[\w.-]+")
 _CUDA_ONLY = re.compile(r"(nvidia|cuda|triton)(-|$)|pytorch-triton")
 
 
-def requirements(pyproject: str, build: str) -> list[str]:
-    """The project's dependencies; for CPUs torch's names its build, so that PyPI's, which is CUDA's, cannot come."""
-    pins: list[str] = tomllib.loads(pyproject)["project"]["dependencies"]
+def requirements(pyproject: str, lock: str, build: str) -> list[str]:
+    """The locked dependencies; for CPUs torch's names its build, so that PyPI's, which is CUDA's, cannot come.
+
+    Raises ValueError for a dependency without a lock.
+    """
+    names = [_normal(_NAME.match(line)[0]) for line in tomllib.loads(pyproject)["project"]["dependencies"]]
+    locked = {_normal(line.partition("==")[0]): line for line in lock.splitlines() if "==" in line and line[0] != "#"}
+    if missing := [name for name in names if name not in locked]:
+        raise ValueError(f"requirements.lock has no {', '.join(missing)}.")
+    pins = [locked[name] for name in names]
     return [f"{pin}+{CPU}" if build == CPU and pin.startswith("torch==") else pin for pin in pins]
 
 
@@ -51,12 +59,12 @@ def _check(pins: list[str], build: str) -> list[str]:
     return faults(pins, installed, build, torch.version.cuda)
 
 
-def main(command: str, build: str, path: str) -> int:
-    text = Path(path).read_text(encoding="utf-8")
+def main(command: str, build: str, *paths: str) -> int:
+    texts = [Path(path).read_text(encoding="utf-8") for path in paths]
     if command == "list":
-        print("\n".join(requirements(text, build)))
+        print("\n".join(requirements(*texts, build)))
         return 0
-    found = _check(text.split(), build)
+    found = _check(texts[0].split(), build)
     print("\n".join(found) or f"the pins, and torch for {build}")
     return 1 if found else 0
 

@@ -1,1 +1,2 @@
-"""Command line entry points: parse, resolve, call, exit code. `python -m entrypoints` lists them."""
+"""Command line entry points: parse, resolve, call, exit code. `specexp` lists them; installed, this is
+`specexp.entrypoints`."""

@@ -1,4 +1,8 @@
-"""`python -m entrypoints` lists the entry points; `python -m entrypoints NAME ...` runs one."""
+"""`specexp` lists the entry points; `specexp NAME ...` runs one.
+
+Not installed it is `python -m entrypoints` in a checkout: there this package is `entrypoints`, installed it is
+`specexp.entrypoints`, and its modules import each other by relative names.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,7 @@ class Entrypoints(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: Any = importlib.import_module(f"entrypoints.{cmd_name}").command
+        command: Any = importlib.import_module(f".{cmd_name}", __package__).command
         return command  # type: ignore[no-any-return]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -52,4 +56,4 @@ def cli(context: click.Context) -> None:
 
 
 if __name__ == "__main__":
-    cli(prog_name="python -m entrypoints")
+    cli()

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 import click
 
-from entrypoints.common import RESUME, Flag, folder_of, guarded, settings_options, tell, uid_of
-from entrypoints.evaluate import SETTINGS as EVALUATE
-from entrypoints.evaluate import judges_of
 from specexp import config
 from specexp.errors import ConfigError
+
+from .common import RESUME, Flag, folder_of, guarded, settings_options, tell, uid_of
+from .evaluate import SETTINGS as EVALUATE
+from .evaluate import judges_of
 
 NAMES = (
     "pair", "target", "draft", "toy", "chat_template",
@@ -112,4 +113,4 @@ def command(experiment: str, output: str, resume: bool, sweep: bool, **flags: st
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m entrypoints.advise")
+    command()

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from entrypoints.common import RESUME, Flag, file_of, folder_of, guarded, settings_options, tell, uid_of
-from entrypoints.evaluate import SETTINGS as EVALUATE
 from specexp import config
 from specexp.errors import ConfigError
+
+from .common import RESUME, Flag, file_of, folder_of, guarded, settings_options, tell, uid_of
+from .evaluate import SETTINGS as EVALUATE
 
 if TYPE_CHECKING:
     from specexp.evaluation.preparation import Prepared
@@ -144,4 +145,4 @@ def _switch(text: str) -> bool | None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m entrypoints.benchmark")
+    command()

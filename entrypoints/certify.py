@@ -8,10 +8,11 @@ from dataclasses import asdict
 
 import click
 
-from entrypoints.common import RESUME, guarded, output_path, settings_options, tell, uid_of
-from entrypoints.evaluate import SETTINGS as EVALUATE
-from entrypoints.evaluate import judges_of
 from specexp.certify import certificate_config
+
+from .common import RESUME, guarded, output_path, settings_options, tell, uid_of
+from .evaluate import SETTINGS as EVALUATE
+from .evaluate import judges_of
 
 NAMES = (
     "pair", "target", "draft", "toy", "chat_template",
@@ -101,4 +102,4 @@ def command(experiment: str, method: str, samples: str, output: str, resume: boo
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m entrypoints.certify")
+    command()

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import click
 
-from entrypoints.common import RESUME, guarded, output_path, settings_options, tell, uid_of
-from entrypoints.evaluate import SETTINGS as EVALUATE
 from specexp import config
+
+from .common import RESUME, guarded, output_path, settings_options, tell, uid_of
+from .evaluate import SETTINGS as EVALUATE
 
 SETTINGS = {
     "pair": "Model preset.",
@@ -96,4 +97,4 @@ def command(experiment: str, output: str, resume: bool, **flags: str) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m entrypoints.collect_labels")
+    command()

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from entrypoints import bugs
 from specexp import reading, signals
 from specexp.addresses import mask, without_credentials
 from specexp.errors import ConfigError, OutputError, SpecexpError
 from specexp.lm.out_of_memory import is_exhausted, way_out
 from specexp.storage import files
+
+from . import bugs
 
 if TYPE_CHECKING:
     from specexp.storage.run_folder import OutputFolder

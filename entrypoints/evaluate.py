@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from entrypoints.common import RESUME, guarded, output_path, settings_options, tell, uid_of
 from specexp import config
 from specexp.addresses import mask
 from specexp.errors import Unsent
 from specexp.tasks.answers import RULES
+
+from .common import RESUME, guarded, output_path, settings_options, tell, uid_of
 
 if TYPE_CHECKING:
     from specexp.judge.judge import Judge
@@ -114,7 +115,7 @@ def evaluate(
 def commands_of(experiment: str, folder: Path, flags: Mapping[str, str]) -> list[str]:
     """What decodes the same again into another folder, and what shows this one again."""
     given = {"experiment": experiment, **{name: value for name, value in flags.items() if value}}
-    line = ["python", "-m", "entrypoints", "evaluate"]
+    line = ["python", "-m", "specexp", "evaluate"]
     for name, value in given.items():
         line += [f"--{name.replace('_', '-')}", mask(str(value))]
     again = folder.with_name(f"{folder.name}-again")
@@ -140,4 +141,4 @@ def command(experiment: str, output: str, resume: bool, show: str, **flags: str)
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m entrypoints.evaluate")
+    command()

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from entrypoints.common import Flag, guarded, settings_options, tell
-from entrypoints.evaluate import SETTINGS as EVALUATE
 from specexp import reading
 from specexp.config import single
 from specexp.errors import PromptError
+
+from .common import Flag, guarded, settings_options, tell
+from .evaluate import SETTINGS as EVALUATE
 
 if TYPE_CHECKING:
     from specexp.api import Output
@@ -141,4 +142,4 @@ def command(prompt: str, experiment: str, method: str, json: bool, **flags: str)
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m entrypoints.generate")
+    command()

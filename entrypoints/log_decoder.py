@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import click
 
-from entrypoints.common import guarded, settings_options, tell
-from entrypoints.generate import SETTINGS as GENERATE
 from specexp.config import single
 from specexp.errors import ConfigError
+
+from .common import guarded, settings_options, tell
+from .generate import SETTINGS as GENERATE
 
 SETTINGS = {
     "method": "Preset of the method.",
@@ -68,4 +69,4 @@ def command(experiment: str, method: str, name: str, most_new_tokens: str, **fla
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m entrypoints.log_decoder")
+    command()

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
-from entrypoints.collect_labels import collect_labels
-from entrypoints.common import RESUME, guarded, output_path, settings_options
-from entrypoints.evaluate import SETTINGS, SHOW, evaluate
-from entrypoints.train_judge import order, train_judge
 from specexp import config
 from specexp.errors import OutputError
+
+from .collect_labels import collect_labels
+from .common import RESUME, guarded, output_path, settings_options
+from .evaluate import SETTINGS, SHOW, evaluate
+from .train_judge import order, train_judge
 
 EXPERIMENT = "arith_judge"
 MINE = "150"
@@ -92,4 +93,4 @@ def command(experiment: str, output: str, resume: bool, mine: str, show: str, **
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m entrypoints.main")
+    command()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from entrypoints.common import guarded
 from specexp import config
 from specexp.errors import ConfigError, unknown
+
+from .common import guarded
 
 
 @click.command("presets", help=__doc__)
@@ -35,4 +36,4 @@ def show(name: str) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m entrypoints.presets")
+    command()

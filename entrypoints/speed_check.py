@@ -6,10 +6,11 @@ import json as json_format
 
 import click
 
-from entrypoints.common import file_of, guarded
 from specexp.benchmark.shapes import SHAPES
 from specexp.errors import ConfigError
 from specexp.lm.runtime import DTYPES
+
+from .common import file_of, guarded
 
 
 def speed_check(shape: str, device: str, dtype: str, gamma: int, compiled: bool, json: str) -> None:
@@ -55,4 +56,4 @@ def command(shape: str, device: str, dtype: str, gamma: int, compiled: bool, jso
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m entrypoints.speed_check")
+    command()

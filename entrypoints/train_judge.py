@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from entrypoints.common import guarded, output_path, tell
 from specexp import reading
 from specexp.errors import ConfigError, JudgeError, OutputError, unknown
+
+from .common import guarded, output_path, tell
 
 if TYPE_CHECKING:
     from specexp.judge.labels import LabelSet
@@ -206,4 +207,4 @@ def command(**settings: str) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m entrypoints.train_judge")
+    command()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from entrypoints.common import guarded
 from specexp.errors import ConfigError, unknown
+
+from .common import guarded
 
 if TYPE_CHECKING:
     from specexp.zoo.training import Recipe
@@ -77,4 +78,4 @@ def _train(name: str, recipe: Recipe, tokenizer: Any, folder: Path, output: Path
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m entrypoints.train_pair")
+    command()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from entrypoints.common import guarded
 from specexp import reading
 from specexp.errors import OutputError
+
+from .common import guarded
 
 
 def upload(output: str) -> None:
@@ -35,4 +36,4 @@ def command(output: str) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m entrypoints.upload")
+    command()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from entrypoints.common import guarded
 from specexp import config
 from specexp.errors import ConfigError
+
+from .common import guarded
 
 
 @click.command("validate", help=__doc__)
@@ -43,4 +44,4 @@ def validate(files: tuple[str, ...], experiment: str) -> None:
 
 
 if __name__ == "__main__":
-    command(prog_name="python -m entrypoints.validate")
+    command()

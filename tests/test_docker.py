@@ -126,10 +126,28 @@ def test_the_address_of_the_store_is_handed_on_as_it_is() -> None:
 
 
 def test_an_image_gets_the_projects_pins_and_one_for_cpus_names_that_build_of_torch() -> None:
-    text = (ROOT / "pyproject.toml").read_text()
-    theirs = tomllib.loads(text)["project"]["dependencies"]
-    assert pins.requirements(text, "cu130") == theirs
-    assert pins.requirements(text, "cpu") == [f"{pin}+cpu" if pin.startswith("torch==") else pin for pin in theirs]
+    text, lock = (ROOT / "pyproject.toml").read_text(), (ROOT / "requirements.lock").read_text()
+    names = [line.partition(">=")[0] for line in tomllib.loads(text)["project"]["dependencies"]]
+    theirs = [next(line for line in lock.splitlines() if line.startswith(f"{name}==")) for name in names]
+    assert pins.requirements(text, lock, "cu130") == theirs
+    cpu = [f"{pin}+cpu" if pin.startswith("torch==") else pin for pin in theirs]
+    assert pins.requirements(text, lock, "cpu") == cpu
+    assert pins.requirements('[project]\ndependencies = ["Py_YAML >=6"]', "# PyYAML==7\npy-yaml==6.1\n", "cpu") == [
+        "py-yaml==6.1"
+    ]
+    with pytest.raises(ValueError, match=r"requirements\.lock has no tqdm\."):
+        pins.requirements(text, lock.replace("tqdm", "tq"), "cpu")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_list_is_made_as_the_images_make_it(kind: str) -> None:
+    line = re.search(r"^RUN python3 (pins\.py list) \"\$\{TORCH_BUILD\}\" (.+) > ", dockerfile(kind), re.MULTILINE)
+    build = re.search(r"^ARG TORCH_BUILD=(\w+)$", dockerfile(kind), re.MULTILINE)
+    assert line is not None
+    assert build is not None
+    command = [sys.executable, str(DOCKER / "pins.py"), "list", build[1], *line[2].split()]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ("torch==2.13.0+cpu" if kind == "cpu" else "torch==2.13.0") in found.stdout.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ ROWS = [
     {"certify", "advise", "benchmark", "serving"},
     {"specexp"},
     {"entrypoints"},
+    {"__main__"},
 ]
 # Stories of their own, which never import each other.
 STORIES = {"certify", "advise", "benchmark", "serving"}
@@ -58,6 +59,14 @@ def room_of(module: str) -> str:
     return package.removeprefix("specexp.") if package != "specexp" else module.removeprefix("specexp.")
 
 
+def origin(node: ast.ImportFrom, path: Path) -> str:
+    """The dotted name of what `from ... import` imports from; relative names are resolved."""
+    if not node.level:
+        return node.module or ""
+    package = dotted(path.parent / "__init__.py").split(".")
+    return ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+
+
 def imports(path: Path, loading: bool = False) -> set[str]:
     """Dotted names, and for `from package import name` the module that this is, if it is one.
 
@@ -68,11 +77,12 @@ def imports(path: Path, loading: bool = False) -> set[str]:
     for node in tree.body if loading else ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = origin(node, path)
+            inner = {f"{base}.{alias.name}" for alias in node.names}
             found |= {name for name in inner if name in MODULES}
             if any(name not in MODULES for name in inner):
-                found.add(node.module)
+                found.add(base)
     return found
 
 
@@ -86,6 +96,22 @@ def arrows() -> Iterator[tuple[str, str, str]]:
 
 def row_of(room: str) -> int:
     return next(i for i, row in enumerate(ROWS) if room in row)
+
+
+def test_relative_imports_are_seen_and_are_the_commands_way_to_each_other() -> None:
+    """The commands' package has two names: `entrypoints` in a checkout, `specexp.entrypoints` where it is installed."""
+    seen = imports(ROOT / "entrypoints/common.py")
+    assert "entrypoints.bugs" in seen, "from . import bugs"
+    assert "entrypoints.common" in imports(ROOT / "entrypoints/evaluate.py"), "from .common import ..."
+    node = ast.parse("from ..lm import forward").body[0]
+    assert isinstance(node, ast.ImportFrom)
+    assert origin(node, ROOT / "specexp/pair/x.py") == "specexp.lm"
+    assert origin(node, ROOT / "specexp/pair/__init__.py") == "specexp.lm"
+    for path in SOURCES:
+        for found in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in found.names] if isinstance(found, ast.Import) else []
+            names += [found.module or ""] if isinstance(found, ast.ImportFrom) and not found.level else []
+            assert not [name for name in names if name.split(".")[0] == "entrypoints"], path
 
 
 def test_every_room_has_its_row() -> None:
@@ -128,7 +154,7 @@ def test_no_name_with_an_underscore_leaves_its_module() -> None:
     wrong = []
     for module, path in MODULES.items():
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("specexp", "entrypoints"):
+            if isinstance(node, ast.ImportFrom) and origin(node, path).split(".")[0] in ("specexp", "entrypoints"):
                 wrong += [f"{module}: {alias.name}" for alias in node.names if alias.name.startswith("_")]
     assert not wrong
 

@@ -103,7 +103,7 @@ def _why_not(advice: Advice) -> Iterator[str]:
         if found.unexplained:
             yield (
                 f"{label} is {NOT_LOSSLESS}: outputs of {found.unexplained} prompts differ from plain decoding's where"
-                f" no near tie explains it. `python -m entrypoints certify --method {candidate.method}` examines it."
+                f" no near tie explains it. `python -m specexp certify --method {candidate.method}` examines it."
             )
         if not candidate.lossless and is_faster(found) and not accuracy_preserved(found):
             why = (

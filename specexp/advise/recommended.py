@@ -25,7 +25,7 @@ def recommended(advice: Advice, path: Path) -> str:
     experiment = advice.prepared.experiment
     header = [
         f"What advise recommends for pair {experiment.pair} on task {experiment.task}.",
-        f"Command:  python -m entrypoints.evaluate --config {path}",
+        f"Command:  python -m specexp evaluate --config {path}",
         f"          mlflow run . --env-manager local -e evaluate -P config={path}",
         f"Hardware: {hardware(advice.environment)}",
         f"Result:   {recommendation(advice)}",

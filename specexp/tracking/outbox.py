@@ -153,7 +153,7 @@ class Outbox:
 
 def unsent(path: Path, words: str) -> str:
     """What is on disk, and the way on."""
-    command = shlex.join(["python", "-m", "entrypoints", "upload", "--output", str(path)])
+    command = shlex.join(["python", "-m", "specexp", "upload", "--output", str(path)])
     return (
         f"the runs of '{path}' are not all in the tracking store at {backend.address()}: {words}. Nothing is lost:"
         f" everything is in '{path}', what the runs are to hold in {PLAN} there. When the store answers: {command}"

@@ -302,7 +302,7 @@ def test_it_leaves_numbers_a_figure_a_file_to_run_and_one_run(workplace: Path) -
     assert {"advice/speculate", "advice/predicted_speedup", "advice/short_measured"} <= set(made.data.metrics)
 
     header = (workplace / "out/recommended.yaml").read_text().splitlines()
-    assert header[1] == "# Command:  python -m entrypoints.evaluate --config out/recommended.yaml"
+    assert header[1] == "# Command:  python -m specexp evaluate --config out/recommended.yaml"
     assert any(line.startswith("# Hardware: ") for line in header)
     assert any(line.startswith("# Result:   ") and found["sentence"] in line for line in header)
     good = CliRunner().invoke(validate.command, ["out/recommended.yaml"])

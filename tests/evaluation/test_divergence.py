@@ -140,7 +140,7 @@ def test_a_refuted_setting_is_recommended_as_nothing_not_even_as_lossy() -> None
     said = [plain(sentence) for sentence in verdict(one)]
     assert said[0].startswith(
         "Not lossless here: speculative (1 of 20 output differs from plain decoding's where no near tie explains it,"
-        " first prompt 'p0' at token 3, logits 0.5 apart). `python -m entrypoints certify --method speculative`"
+        " first prompt 'p0' at token 3, logits 0.5 apart). `python -m specexp certify --method speculative`"
         " examines it. "
     )
     assert "lookup" in said[0]

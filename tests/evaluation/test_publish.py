@@ -104,7 +104,7 @@ def test_the_commands_of_a_report_do_what_they_say(workplace: Path) -> None:
     (workplace / "my settings.yaml").write_text("limit: 2\n")
     assert evaluate(*TOY, "--config", "my settings.yaml", "--seed", "3", "--output", "out").exit_code == 0
     text = read((workplace / "out" / "report.html").read_text()).text
-    anew, show = (shlex.split(line) for line in text.splitlines() if line.startswith("python -m entrypoints evaluate"))
+    anew, show = (shlex.split(line) for line in text.splitlines() if line.startswith("python -m specexp evaluate"))
     assert evaluate(*anew[4:]).exit_code == 0
     hashes = {r["settings_hash"] for name in ("out", "out-again") for r in records(workplace / name)}
     assert len(hashes) == 1

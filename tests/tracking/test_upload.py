@@ -45,7 +45,7 @@ def test_a_store_that_is_not_there_stops_no_decoding(
     (last,) = (line for line in result.output.splitlines() if line.startswith("error: "))
     assert first.startswith(f"note: the tracking store at {DEAD} does not answer (Connection refused).")
     assert last.startswith(f"error: the runs of 'out' are not all in the tracking store at {DEAD}: Connection refused.")
-    assert last.endswith("When the store answers: python -m entrypoints upload --output out")
+    assert last.endswith("When the store answers: python -m specexp upload --output out")
     assert len(records(workplace / "out")) == 4
     assert (workplace / "out" / "report.html").exists()
     again = upload()

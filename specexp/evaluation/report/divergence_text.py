@@ -38,7 +38,7 @@ def refuted(entries: Sequence[Entry]) -> list[str | Number]:
     for place, (entry, found) in enumerate(wrong):
         words += ["; " if place else "", f"{entry.label} (", *_count(entry, found), ")"]
     label = wrong[0][0].config.preset
-    return [*words, f". `python -m entrypoints certify --method {label}` examines it. "]
+    return [*words, f". `python -m specexp certify --method {label}` examines it. "]
 
 
 def _count(entry: Entry, found: Divergence) -> list[str | Number]:
@@ -61,7 +61,7 @@ def equality(comparison: Comparison, entry: Entry) -> Sentence:
             return []
         return [
             "Yet only ", share, f" of {entry.label}'s outputs equal plain decoding's, token for token: near ties of the"
-            " arithmetic, or a mistake. `python -m entrypoints certify` tells which.",
+            " arithmetic, or a mistake. `python -m specexp certify` tells which.",
         ]  # fmt: skip
     differ = len(found.found)
     if not differ or found.refuted:

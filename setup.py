@@ -1,0 +1,5 @@
+"""The packages, which pyproject.toml cannot find by itself: specexp's, and the commands in a folder beside them."""
+
+from setuptools import find_packages, setup
+
+setup(packages=[*find_packages(include=["specexp", "specexp.*"]), "specexp.entrypoints"])
