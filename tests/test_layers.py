@@ -22,7 +22,7 @@ ROWS = [
     {"addresses", "signals"},
     {"reading"},
     {"tasks", "decoding"},
-    {"lm"},
+    {"method_specs", "lm"},
     {"lm.native"},
     {"lm.hf"},
     {"engine", "config", "storage"},
