@@ -48,7 +48,7 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     # Imports that load torch and mlflow wait until the settings are known to be good.
     from specexp.advise import advice as advising
 
-    resolved = advising.settled(resolved, with_trees, with_draft)
+    resolved = advising.validated(resolved, with_trees, with_draft)
     path = folder_of("advise", output, resume, resolved.hash)
     from specexp.advise import advice_report as report
     from specexp.advise.advice_figure import draw_advice

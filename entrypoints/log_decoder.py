@@ -41,7 +41,7 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
 
     registry.check_name(name)
     way_on = "When the store answers, run the same command again."
-    with backend.wanted("a decoder is registered there", way_on):
+    with backend.require_store("a decoder is registered there", way_on):
         pass  # told before models are loaded
     pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
     judge = pair.judge_of(asked.methods[0])
@@ -51,7 +51,7 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
     reference = referring.make_decoder_spec(pair, asked, most)
     label = asked.methods[0].label
     tags = {"method": "log_decoder", "group": asked.name, "pair": asked.pair, "task": asked.task}
-    with backend.wanted("a decoder is registered there", way_on):
+    with backend.require_store("a decoder is registered there", way_on):
         with client.comparison(f"{uuid.uuid4().hex}/decoder", f"decoder {label}", tags):
             uri = registry.log(reference, judge)
         version = registry.register(uri, name, reference, judge)

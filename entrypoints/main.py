@@ -13,7 +13,7 @@ from specexp.errors import OutputError
 from .collect_labels import collect_labels
 from .common import RESUME, guarded, output_path, settings_options
 from .evaluate import SETTINGS, SHOW, evaluate
-from .train_judge import order, train_judge
+from .train_judge import parse, train_judge
 
 EXPERIMENT = "arith_judge"
 MINE = "150"
@@ -55,7 +55,7 @@ def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[s
         note = folder / "judge" / "address.txt"
         if not (resume and note.is_file()):
             # The target's rows alone: they come with the verifying call, and no draft step is spent on them.
-            asked = order(str(labels), "target", "0.99", "mlp,logistic", "autojudge", str(folder / "judge"), "0")
+            asked = parse(str(labels), "target", "0.99", "mlp,logistic", "autojudge", str(folder / "judge"), "0")
             address = train_judge(asked)
             files.write_whole(note, address)
     given = {**flags, "judge": _noted(note)}

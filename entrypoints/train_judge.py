@@ -43,7 +43,7 @@ class TrainJudgeConfig:
     seed: int
 
 
-def order(labels: str, features: str, recall: str, kinds: str, name: str, output: str, seed: str) -> TrainJudgeConfig:
+def parse(labels: str, features: str, recall: str, kinds: str, name: str, output: str, seed: str) -> TrainJudgeConfig:
     """Settings from text. Raises ConfigError with every fault."""
     from specexp.judge.features import MODES
 
@@ -71,7 +71,7 @@ def train_judge(asked: TrainJudgeConfig) -> str:
     """Train, calibrate, compare, log and register; returns the new version's address. Raises SpecexpError."""
     from specexp.tracking import backend
 
-    with backend.wanted("a judge is registered there", WAY_ON):
+    with backend.require_store("a judge is registered there", WAY_ON):
         return _train(asked)
 
 
@@ -201,7 +201,7 @@ def _show(candidates: dict[str, Candidate], chosen: str) -> None:
 @click.option("--seed", default="0", show_default=True, help="Of the MLP.")
 def command(**settings: str) -> None:
     def work() -> None:
-        train_judge(order(**settings))
+        train_judge(parse(**settings))
 
     guarded(work, "Run the same command again.")
 

@@ -46,7 +46,7 @@ def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> N
     for name, recipe in recipes.items():
         training.load_checkpoint(recipe, work / name)  # refused before anything is written
         read_json(work / name / STATE)
-    with backend.wanted("a training is logged there as it goes", f"Checkpoints stay. When it answers: {WAY_ON}"):
+    with backend.require_store("a training is logged there as it goes", f"Checkpoints stay. When it answers: {WAY_ON}"):
         files.make_folder(output)
         tokenizer = training.build_tokenizer()
         for name, recipe in recipes.items():

@@ -90,7 +90,7 @@ class LoadedPair:
         pieces = Pieces(self._pair.text, self._pair.eos_ids, on_text) if on_text else None
         request = self.request(prompt, asked, prompt_id, pieces.add if pieces else None)
         out = self._engine.generate(
-            request.decoder, request.prompt_ids, request.max_new_tokens, request.rng, request.told, request.name
+            request.decoder, request.prompt_ids, request.max_new_tokens, request.rng, request.on_tokens, request.name
         )
         if pieces:
             pieces.close()
@@ -105,7 +105,7 @@ class LoadedPair:
         prompt: str,
         asked: Experiment,
         prompt_id: str = "",
-        told: Callable[[Sequence[int]], object] | None = None,
+        on_tokens: Callable[[Sequence[int]], object] | None = None,
         text: Text | None = None,
     ) -> Request:
         """What an engine is asked for. Raises PromptError for a prompt that is empty, no text, or does not fit.
@@ -121,7 +121,7 @@ class LoadedPair:
         ids = (text or self._pair.text).encode([{"role": "user", "content": prompt}])
         self._engine.room_for(ids, asked.max_new_tokens, decoder.models[0])
         rng = rng_for(asked.temperature, asked.seed, prompt_id)
-        return Request(decoder, ids, asked.max_new_tokens, rng, told, prompt_id)
+        return Request(decoder, ids, asked.max_new_tokens, rng, on_tokens, prompt_id)
 
     def most_bytes(self, role: Role) -> int:
         """Bytes of a prompt beyond which it is not looked at: it would not fit this model's context."""

@@ -61,7 +61,7 @@ class Advice:
     swept: bool
 
 
-def settled(experiment: Experiment, with_trees: bool, with_draft: bool = True) -> Experiment:
+def validated(experiment: Experiment, with_trees: bool, with_draft: bool = True) -> Experiment:
     """The experiment with plain decoding and what advice weighs; raises ConfigError for what it cannot predict.
 
     Without a draft model prompt lookup alone is left.

@@ -47,7 +47,7 @@ def paces(prepared: Prepared) -> Paces:
     """From a few tokens on the first prompt."""
     peer = benchmark.plain_peer(prepared)
     first, more = (HFContender("pace", prepared, peer, most) for most in (1, TOKENS))
-    with out_of_memory.told("a few timed calls", "max_new_tokens", prepared.experiment.models):
+    with out_of_memory.translate_oom("a few timed calls", "max_new_tokens", prepared.experiment.models):
         more.time(0, 0)
         start, end = first.time(0, 0), more.time(0, 0)
     each = (end.seconds - start.seconds) / max(1, len(end.token_ids) - 1)

@@ -138,7 +138,7 @@ def _pass(
     prepared.pair.models["target"].wait()
     start = time.perf_counter()
     what = f"{contender.name}, {rows} prompts at a time"
-    with out_of_memory.told(what, "batch or max_new_tokens", prepared.experiment.models):
+    with out_of_memory.translate_oom(what, "batch or max_new_tokens", prepared.experiment.models):
         decoder, rng = contender.setting.decoder, CertainRng()
         requests = (Request(decoder, ids, limit, rng, name=name) for name, ids in prompts.items())
         found = dict(engine.generate_all(requests))

@@ -107,7 +107,7 @@ class Subject:
 def in_memory(subject: Subject) -> Iterator[None]:
     """Raise ModelError where memory runs out."""
     lower = "batch (samples are drawn so many at a time), max_new_tokens, gamma or tree_budget"
-    with out_of_memory.told(subject.method.label, lower, subject.prepared.experiment.models):
+    with out_of_memory.translate_oom(subject.method.label, lower, subject.prepared.experiment.models):
         yield
 
 

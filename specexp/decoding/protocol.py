@@ -28,7 +28,7 @@ class Score:
     on behind the newest slot. The first ask of a round answers R = N + 1 rows (row 0 follows the last committed token),
     later ones R = N. `tokens=None` asks for row 0 alone. Tokens may be host ids: who chose them on the host need not
     know the model's device. With `top`, rows hold the W = min(top, V) best tokens only, and are read to the host.
-    `beside` are host integers, lists of one length, that will be needed where the logits are.
+    `row_metadata` are host integers, lists of one length, that will be needed where the logits are.
     """
 
     model: Role
@@ -36,7 +36,7 @@ class Score:
     parents: Sequence[int] | None = None
     top: int | None = None
     hidden: bool = False
-    beside: Sequence[Sequence[int]] = ()
+    row_metadata: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +45,7 @@ class Scored:
 
     These two are lists on the host, read in one transfer: who asks for the best tokens is about to choose among them.
     `hidden`[R, H], the last layer after its norm, when asked for. The first of `tokens` stands in slot `first_slot`.
-    `beside` is an array with a row for each list of the ask's, on the device of the logits.
+    `row_metadata` is an array with a row for each list of the ask's, on the device of the logits.
     """
 
     logits: Array | None
@@ -53,7 +53,7 @@ class Scored:
     first_slot: int = 0
     logprob: Sequence[Sequence[float]] = ()
     ids: Sequence[Sequence[int]] = ()
-    beside: Array | None = None
+    row_metadata: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)

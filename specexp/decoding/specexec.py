@@ -71,8 +71,8 @@ class SpecExec:
             tree = yield from self._grow()
             grown = tree.grown()
             tokens, parents = [node.token for node, _ in grown], [parent for _, parent in grown]
-            scored: Scored = yield Score("target", tokens or None, parents or None, beside=by_row(grown))
-            path = walk(scored.logits, scored.beside, tree.depth, self.warp, rng, whole - room)
+            scored: Scored = yield Score("target", tokens or None, parents or None, row_metadata=by_row(grown))
+            path = walk(scored.logits, scored.row_metadata, tree.depth, self.warp, rng, whole - room)
             room = yield Round(
                 path.tokens,
                 path.num_accepted + 1,

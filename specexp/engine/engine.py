@@ -88,14 +88,14 @@ class Engine:
         prompt_ids: Sequence[int],
         max_new_tokens: int,
         rng: Rng,
-        told: Callable[[Sequence[int]], object] | None = None,
+        on_tokens: Callable[[Sequence[int]], object] | None = None,
         name: str = "",
     ) -> Generation:
         """Decode one prompt until an EOS or the limit; `told` is given the tokens of each round as they are final.
 
         Raises ModelError where logits are NaN or infinite, naming the model, the prompt by `name`, and the position.
         """
-        request = Request(decoder, prompt_ids, max_new_tokens, rng, told, name)
+        request = Request(decoder, prompt_ids, max_new_tokens, rng, on_tokens, name)
         out: Generation
         ((_, out),) = self.run_all([single_request(request)], fresh=False)
         return out
@@ -140,7 +140,7 @@ class Engine:
             self._advance_timed(active)
             for each in active:
                 if isinstance(each, Run):
-                    each.tell()
+                    each.emit()
             for task in [task for task in tasks if task.now is None or task.now.ask is None]:
                 if task.now is not None:
                     self._resume(task, task.now.out)
@@ -206,7 +206,7 @@ class Engine:
         """Prefill, and the first ask."""
         main = request.decoder.models[0]
         room = self.room_for(request.prompt_ids, request.max_new_tokens, main)
-        run = Run(request.decoder, list(request.prompt_ids), request.rng, room, request.told, request.name)
+        run = Run(request.decoder, list(request.prompt_ids), request.rng, room, request.on_tokens, request.name)
         run.out.finish_reason = "length" if room == request.max_new_tokens else "context"
         run.began = self._clock()
         for role in request.decoder.models:

@@ -37,7 +37,7 @@ def score(model: Model, asked: Sequence[tuple[Run, Score]], transfer: HostTransf
     role = asked[0][1].model
     runs = [run for run, _ in asked]
     first_slots = [run.contexts[role].num_slots for run in runs]
-    beside = [_on_device(model, ask.beside) for _, ask in asked]
+    beside = [_on_device(model, ask.row_metadata) for _, ask in asked]
     found = feed_runs(model, role, runs, [(ask.tokens, ask.parents, ask.hidden) for _, ask in asked])
     ranked = [best(logits, ask.top) if ask.top else None for (logits, _), (_, ask) in zip(found, asked, strict=True)]
     flat = []
@@ -49,7 +49,7 @@ def score(model: Model, asked: Sequence[tuple[Run, Score]], transfer: HostTransf
     for run, (logits, states), pair, slot, more in zip(runs, found, ranked, first_slots, beside, strict=True):
         if pair is None:
             _watch(run, role, logits)
-            answers.append(Scored(logits, states, slot, beside=more))
+            answers.append(Scored(logits, states, slot, row_metadata=more))
             continue
         width, scores, tokens = pair[1].shape[1], next(values), next(values)
         starts = range(0, len(scores), width)

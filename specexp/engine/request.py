@@ -32,7 +32,7 @@ class Request:
     prompt_ids: Sequence[int]
     max_new_tokens: int
     rng: Rng
-    told: Callable[[Sequence[int]], object] | None = None
+    on_tokens: Callable[[Sequence[int]], object] | None = None
     name: str = ""
 
 

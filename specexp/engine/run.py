@@ -79,11 +79,11 @@ class Run:
         ids: list[int],
         rng: Rng,
         room: int,
-        told: Callable[[Sequence[int]], object] | None = None,
+        on_tokens: Callable[[Sequence[int]], object] | None = None,
         name: str = "",
     ) -> None:
         self.decoder, self.ids, self.rng, self.room, self.name = decoder, ids, rng, room, name
-        self._told, self._num_told = told, 0
+        self._on_tokens, self._num_emitted = on_tokens, 0
         self.num_prompt = len(ids)
         self.contexts: dict[Role, Context] = {}
         self.ngrams: Ngrams | None = None  # of this sequence, for who asks what it says itself
@@ -102,11 +102,11 @@ class Run:
         except StopIteration:
             self.ask = None
 
-    def tell(self) -> None:
+    def emit(self) -> None:
         """Give away what was committed since the last time."""
-        if self._told is not None and (new := self.out.token_ids[self._num_told :]):
-            self._num_told += len(new)
-            self._told(new)
+        if self._on_tokens is not None and (new := self.out.token_ids[self._num_emitted :]):
+            self._num_emitted += len(new)
+            self._on_tokens(new)
 
     def fed(self, role: Role, positions: int) -> None:
         """Count a call."""

@@ -212,7 +212,7 @@ def announce_runs(prepared: Prepared, outputs: int) -> None:
     """`announce` so many outputs of an experiment, each taken to be as slow as plain decoding."""
     if not outputs:
         return
-    with out_of_memory.told("a few timed calls", "max_new_tokens", prepared.experiment.models):
+    with out_of_memory.translate_oom("a few timed calls", "max_new_tokens", prepared.experiment.models):
         names = [example.prompt_id for example in prepared.examples]
         found = pace(prepared.pair.models, prepared.prompts, names=names)
     most = prepared.experiment.max_new_tokens

@@ -46,7 +46,7 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     peaks = memory.peaks_of(output.read_json(memory.FILE))
     try:
         if left:
-            with out_of_memory.told("warming up", LOWER, experiment.models):
+            with out_of_memory.translate_oom("warming up", LOWER, experiment.models):
                 paces = _warm_up(prepared, engine)
             if paces:
                 _announce(prepared, groups, paces)
@@ -75,7 +75,7 @@ def _decode(
         for number, jobs in enumerate(groups):
             now = time.perf_counter()
             if number in moments and spent <= SHARE * (now - start):
-                with out_of_memory.told("measuring calls", LOWER, experiment.models):
+                with out_of_memory.translate_oom("measuring calls", LOWER, experiment.models):
                     found = measure_costs(prepared) if experiment.batch == 1 else None
                 spent += time.perf_counter() - now
                 check_sizes(output, begun, found)
@@ -83,7 +83,7 @@ def _decode(
                 output.write_json("costs.json", median_of(measured) if measured else None)
             config = jobs[0].setting.config
             bar.set_postfix_str(config.label, refresh=False)
-            with out_of_memory.told(*place_of(prepared, jobs)), peaks.watching(config.label):
+            with out_of_memory.translate_oom(*place_of(prepared, jobs)), peaks.watching(config.label):
                 for place, out in engine.generate_all(requests(prepared, records, jobs)):
                     record = record_of(prepared, jobs[place], out) | {"environment": where}
                     check_identities(record, config.tree, config.bonus)
@@ -97,7 +97,7 @@ def _decode(
 def complete(prepared: Prepared, output: OutputFolder) -> None:
     """Measure costs once where costs.json was removed after the last record was made."""
     if not (output.path / "costs.json").exists():
-        with out_of_memory.told("measuring calls", LOWER, prepared.experiment.models):
+        with out_of_memory.translate_oom("measuring calls", LOWER, prepared.experiment.models):
             found = measure_costs(prepared) if prepared.experiment.batch == 1 else None
         output.write_json("costs.json", found)
 

@@ -70,7 +70,7 @@ def measure(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
     ) as bar:
         for setting in prepared.settings:
             bar.set_postfix_str(setting.config.label, refresh=False)
-            with out_of_memory.told(f"the time split of {setting.config.label}", LOWER, experiment.models):
+            with out_of_memory.translate_oom(f"the time split of {setting.config.label}", LOWER, experiment.models):
                 found[setting.config.label] = seconds(
                     prepared, setting.decoder, prompts, chosen.max_new_tokens, experiment.temperature, bar.update
                 )

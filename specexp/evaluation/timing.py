@@ -150,7 +150,7 @@ def timings(
 
 def once(contender: Contender, index: int, repeat: int) -> Timing:
     """One timing; raises ModelError when memory runs out."""
-    with out_of_memory.told(contender.name, "max_new_tokens or gamma"):
+    with out_of_memory.translate_oom(contender.name, "max_new_tokens or gamma"):
         return contender.time(index, repeat)
 
 

@@ -148,7 +148,7 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
         search = SearchProgress(bar, len(missing))
         duration = Progress(0, 0, "tokens to try", partial(bar.write, file=sys.stderr), time.perf_counter)
         models, what = config.experiment.models, f"mining {config.batch} prompts at a time"
-        with out_of_memory.told(what, "batch or max_new_tokens", models):
+        with out_of_memory.translate_oom(what, "batch or max_new_tokens", models):
             _announce(prepared, len(missing))
             mining = miner.mine_all((prepared.examples[index] for index in missing), search.tell)
             for number, (place, mined) in enumerate(mining, 1):

@@ -39,7 +39,7 @@ def _how(config: ModelConfig) -> str:
 
 
 @contextmanager
-def told(what: str, lower: str, models: Mapping[Role, ModelConfig] | None = None) -> Iterator[None]:
+def translate_oom(what: str, lower: str, models: Mapping[Role, ModelConfig] | None = None) -> Iterator[None]:
     """Inside, memory that runs out is a ModelError: at what, with which models, and what to change."""
     try:
         yield

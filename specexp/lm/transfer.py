@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def sent(host: Tensor, device: torch.device) -> Tensor:
+def to_device(host: Tensor, device: torch.device) -> Tensor:
     """A host tensor on the device. From pageable memory CUDA copies only once the device has done all before it."""
     if device.type in ("cpu", "mps"):
         return host.to(device)
@@ -17,4 +17,4 @@ def sent(host: Tensor, device: torch.device) -> Tensor:
 
 def integers(values: Sequence[int], device: torch.device) -> Tensor:
     """Host integers as int64 on the device."""
-    return sent(torch.tensor(values, dtype=torch.int64), device)
+    return to_device(torch.tensor(values, dtype=torch.int64), device)

@@ -43,7 +43,7 @@ def address() -> str:
     return mask(mlflow.get_tracking_uri())
 
 
-def reach() -> str | None:
+def connection_error() -> str | None:
     """Why the store does not answer, in a few words; None where it does. Makes the tables of a new database.
 
     Raises StoreError for an address that is none, and where the store answers and refuses.
@@ -52,11 +52,12 @@ def reach() -> str | None:
 
 
 def ready() -> str | None:
-    """As `reach`; and looks at the experiment and the run that the environment names, before anything is done for them.
+    """As `connection_error`; and looks at the experiment and the run that the environment names, before anything is
+    done for them.
 
     Raises StoreError where the store has no such experiment or run, or only a deleted one.
     """
-    return reach() or _silence(_check_destination)
+    return connection_error() or _silence(_check_destination)
 
 
 def _silence(work: Callable[[], object]) -> str | None:
@@ -138,7 +139,7 @@ def _if_there(ask: Callable[[], T]) -> T | None:
 
 
 @contextmanager
-def telling(tell: Callable[[str], Exception]) -> Iterator[None]:
+def translate_errors(tell: Callable[[str], Exception]) -> Iterator[None]:
     """Inside, a failure of the store becomes what `tell` makes of its words."""
     try:
         with quiet():
@@ -150,7 +151,7 @@ def telling(tell: Callable[[str], Exception]) -> Iterator[None]:
 
 
 @contextmanager
-def wanted(why: str, way_on: str) -> Iterator[None]:
+def require_store(why: str, way_on: str) -> Iterator[None]:
     """Inside is what goes on in the store alone. Raises StoreError where it does not answer, Unsent where it fails."""
     unreachable = ready()
     if unreachable is not None:
@@ -158,7 +159,7 @@ def wanted(why: str, way_on: str) -> Iterator[None]:
             f"the tracking store at {address()} does not answer ({unreachable}), and {why}; start it, or name another"
             f" one in {TRACKING}."
         )
-    with telling(lambda said: Unsent(f"the tracking store at {address()} failed: {said}. {way_on}")):
+    with translate_errors(lambda said: Unsent(f"the tracking store at {address()} failed: {said}. {way_on}")):
         yield
 
 

@@ -86,7 +86,7 @@ def close(keys: Collection[str]) -> None:
 
     It may be the store why we end; so nothing is waited for that takes long.
     """
-    with suppress(StoreError), backend.telling(StoreError), backend.briefly():
+    with suppress(StoreError), backend.translate_errors(StoreError), backend.briefly():
         end("FAILED")
         client = MlflowClient()
         for run in search_runs(client, "attributes.status = 'RUNNING'", MOST):

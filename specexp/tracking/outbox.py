@@ -86,7 +86,7 @@ class Outbox:
         except BaseException:
             client.close((self._key,))
             raise
-        with suppress(StoreError), backend.telling(StoreError):
+        with suppress(StoreError), backend.translate_errors(StoreError):
             client.end("FINISHED")
 
     def _begun(self, timed: bool) -> str | None:
@@ -148,7 +148,7 @@ class Outbox:
             _note(self.path, {key: run_id}, False)
 
     def _telling(self) -> AbstractContextManager[None]:
-        return backend.telling(lambda words: Unsent(unsent(self.path, words)))
+        return backend.translate_errors(lambda words: Unsent(unsent(self.path, words)))
 
 
 def unsent(path: Path, words: str) -> str:
@@ -179,7 +179,7 @@ def upload(path: Path) -> Sent | None:
     unreachable = backend.ready()
     if unreachable is not None:
         raise Unsent(unsent(path, unreachable))
-    with backend.telling(lambda words: Unsent(unsent(path, words))):
+    with backend.translate_errors(lambda words: Unsent(unsent(path, words))):
         if _state(path).get("sent") and search.find(plan.main.key, finished=True):
             return None
         return _sent_or_ended(path)

@@ -18,7 +18,7 @@ from helpers.cli_runner import evaluate, records, refused, runs
 from helpers.fake_clock import Clock, ClockedToy, prepared_toy
 from helpers.judges import judge_for
 from specexp import config
-from specexp.advise.advice import Advice, measure, settled
+from specexp.advise.advice import Advice, measure, validated
 from specexp.advise.advice_figure import draw_advice
 from specexp.advise.advice_report import as_json, metrics, table
 from specexp.advise.advice_text import notes, recommendation, sweep
@@ -243,7 +243,9 @@ def test_a_recommended_file_resolves_to_what_was_measured(workplace: Path, flags
     switch = {name: flags.pop(name) for name in ("bonus", "min_draft_probability", "max_ngram") if name in flags}
     (workplace / "mine.yaml").write_text(yaml.safe_dump({"seed": 3, "toy": {"draft_noise": 0.3}, **switch}))
     judges = {"j": judge_for("toy_quick", features.mode("target"))} if "judge" in flags else {}
-    experiment = settled(config.resolve("toy_quick", {**flags, "config": "mine.yaml", "limit": 1, "repeats": 2}), True)
+    experiment = validated(
+        config.resolve("toy_quick", {**flags, "config": "mine.yaml", "limit": 1, "repeats": 2}), True
+    )
     # The judge was made for the pair of another noise.
     plain = replace(experiment, toy=ToyConfig()) if judges else experiment
     advice = measure(preparation.prepare(plain, judges), sweep=False)
@@ -349,13 +351,13 @@ def test_candidates_are_the_defaults_unless_they_are_given() -> None:
     assert (found.limit, found.repeats) == (8, 5)
     found, with_trees, with_draft = resolve("arith_quick", {"gamma": "2,5", "tree_budget": "None", "limit": "3"})
     assert not with_trees
-    assert [method.label for method in settled(found, with_trees, with_draft).methods] == [
+    assert [method.label for method in validated(found, with_trees, with_draft).methods] == [
         "baseline", "speculative_k2", "speculative_k2_p0.4", "speculative_k5", "speculative_k5_p0.4", "lookup_k2",
         "lookup_k5",
     ]  # fmt: skip
     found, with_trees, with_draft = resolve("arith_quick", {"gamma": "2,5", "draft": "None"})
     assert not with_draft
-    assert [m.label for m in settled(found, with_trees, with_draft).methods] == ["baseline", "lookup_k2", "lookup_k5"]
+    assert [m.label for m in validated(found, with_trees, with_draft).methods] == ["baseline", "lookup_k2", "lookup_k5"]
 
 
 @pytest.mark.parametrize(

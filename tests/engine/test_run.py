@@ -74,7 +74,7 @@ def test_the_limit_cuts_at_its_token_and_keeps_its_reason() -> None:
 
 def test_tokens_are_told_once_each() -> None:
     heard: list[list[int]] = []
-    run = begun(told=lambda tokens: heard.append(list(tokens)))
+    run = begun(on_tokens=lambda tokens: heard.append(list(tokens)))
     run.tell()
     commit(run, [1, 2], 2, [1.0])
     run.tell()

@@ -95,7 +95,7 @@ def test_of_several_rows_each_is_told_its_own(pair: specexp.LoadedPair) -> None:
     heard: list[list[int]] = [[], [], []]
     examples = task("arith").examples(3)
     requests = [
-        pair.request(example.turns[0], pair.experiment, told=heard[i].extend) for i, example in enumerate(examples)
+        pair.request(example.turns[0], pair.experiment, on_tokens=heard[i].extend) for i, example in enumerate(examples)
     ]
     for place, out in pair.engine(rows=2).generate_all(requests):
         assert heard[place] == out.token_ids

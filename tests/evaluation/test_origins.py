@@ -22,7 +22,7 @@ from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
 from specexp.evaluation.token_view import teacher_forcing
 from specexp.evaluation.token_view.origins import TracedDecoder, tally
-from specexp.evaluation.token_view.teacher_forcing import soft, teacher_forced_probs
+from specexp.evaluation.token_view.teacher_forcing import teacher_forced_probs, unit_temperature
 from specexp.judge.features import MODES
 from specexp.lm.toy import HIDDEN, ToyModel
 
@@ -177,10 +177,10 @@ def test_probabilities_are_those_of_one_forward_whatever_it_is_cut_into(
     others = {1: [6, 1], 7: [2]}
     for role, model in pair.items():
         logits = rows(model, prompt, tokens)
-        p = soft(warp)(logits)
+        p = unit_temperature(warp)(logits)
         assert 0 < p[0].max() < 1
         for i, found in enumerate(
-            teacher_forced_probs(engine, role, model.context, soft(warp), prompt, tokens, others)
+            teacher_forced_probs(engine, role, model.context, unit_temperature(warp), prompt, tokens, others)
         ):
             assert found is not None
             assert found.probability == pytest.approx(p[i, tokens[i]], abs=1e-6)

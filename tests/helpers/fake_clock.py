@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from specexp import config
-from specexp.advise.advice import settled
+from specexp.advise.advice import validated
 from specexp.decoding.protocol import Role
 from specexp.evaluation import preparation
 from specexp.evaluation.preparation import Prepared
@@ -64,7 +64,7 @@ def prepared_toy(
 ) -> Prepared:
     """The toy pair with these candidates; `models` in place of its own."""
     given = {"methods": "speculative", "limit": 4, "max_new_tokens": 24, "repeats": 2, **flags}
-    resolved = settled(config.resolve("toy_quick", given), with_trees=True)
+    resolved = validated(config.resolve("toy_quick", given), with_trees=True)
     found = preparation.prepare(resolved, judges)
     pair = replace(found.pair, models=models or found.pair.models)
     pair = replace(pair, eos_ids=pair.eos_ids if eos_ids is None else tuple(eos_ids))

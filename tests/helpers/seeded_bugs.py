@@ -272,7 +272,7 @@ BATCH_BUGS = [
     Bug("a padded row is as long as the longest", KV, "self.lengths[row] += feed.tokens.shape[0]", "self.lengths[row] += many.num"),
     Bug("a window by slots where there is a tree", ATTENTION, "(column if at is None else at[:, None, :]) > positions", "column > positions"),
     Bug("a tree's nodes stand in a chain", ATTENTION, "            positions[i, :size] = at[i, start : start + size]\n", ""),
-    Bug("a tree's siblings see each other in a batch", ATTENTION, "            sees[i, :size, : start + size] = sent(own_sees, place)\n", "            sees[i, :size] = column <= slots[i, :size, None]\n"),
+    Bug("a tree's siblings see each other in a batch", ATTENTION, "            sees[i, :size, : start + size] = to_device(own_sees, place)\n", "            sees[i, :size] = column <= slots[i, :size, None]\n"),
     Bug("what attention found is not brought back to its tokens", ATTENTION, "return found if self.dense else found.index_select(0, self.fed)", "return found[: len(self.fed)]"),
     Bug("hidden rows of the row before", KV, "torch.split(logits, sizes), torch.split(chosen, sizes)", "torch.split(logits, sizes), torch.split(chosen.roll(1, 0), sizes)"),
     Bug("growing forgets what was there", KV, "        self.values[:, :, :used] = old[:, :, :used]\n", "        self.values[:, :1, :used] = old[:, :1, :used]\n"),
@@ -328,7 +328,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("an empty round is full", RUN, "num_drafted > 0 and num_accepted == num_drafted", "num_accepted == num_drafted"),
         Bug("cut tokens stay in the sequence", RUN, "        self.ids += tokens\n", "        self.ids += block[:num_tokens]\n"),
         Bug("an EOS beyond the limit stops", RUN, "tokens = tokens[: self.room]\n        for i, token in enumerate(tokens):", "for i, token in enumerate(tokens):"),
-        Bug("told twice", RUN, "            self._num_told += len(new)\n", ""),
+        Bug("told twice", RUN, "            self._num_emitted += len(new)\n", ""),
         Bug("the histogram forgets rounds without a draft", RUN, "        _count(out.accepted_histogram, num_accepted)\n        _count(out.drafted", "        if num_drafted:\n            _count(out.accepted_histogram, num_accepted)\n        _count(out.drafted"),
     ],
     ("engine/test_context.py",): [
@@ -378,7 +378,7 @@ OWN, BUCKETED, GRAPHS, DRAFTING, HF, TREE_MASK = (
 FORWARD_BUGS = [
     Bug("Qwen2's biases are dropped", OWN, "bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])", "bias = None"),
     Bug("the window of one piece is one too wide", KV, "seen = j <= i if not window else (j <= i) & (j > i - window)", "seen = j <= i if not window else (j <= i) & (j >= i - window)"),
-    Bug("the window of several tokens is one too wide", ATTENTION, "mask = pool.band(num, start, window)", "mask = pool.band(num, start, window + (window > 0 and num > 1))"),
+    Bug("the window of several tokens is one too wide", ATTENTION, "mask = pool.causal_mask(num, start, window)", "mask = pool.causal_mask(num, start, window + (window > 0 and num > 1))"),
     Bug("a tree's window is one too wide", ATTENTION, "sees & (at[None, :] > positions[:, None] - window) if window", "sees & (at[None, :] >= positions[:, None] - window) if window"),
     Bug("the window of rows together is one too wide", ATTENTION, "(column if at is None else at[:, None, :]) > positions", "(column if at is None else at[:, None, :]) >= positions"),
     Bug("a recorded window is one too wide", BUCKETED, "self._columns > slots[:, None] - window", "self._columns >= slots[:, None] - window"),

@@ -159,7 +159,7 @@ def test_memory_that_runs_out_where_nobody_expects_it_is_one_line(
 
 def test_another_runtime_error_is_no_lack_of_memory() -> None:
     assert not out_of_memory.is_exhausted(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    with pytest.raises(RuntimeError, match="shapes"), out_of_memory.told("x", "y"):
+    with pytest.raises(RuntimeError, match="shapes"), out_of_memory.translate_oom("x", "y"):
         raise RuntimeError("shapes")
 
 

@@ -398,13 +398,13 @@ def test_who_comes_later_joins_those_that_are_being_decoded() -> None:
     def on_early(tokens: Sequence[int]) -> None:
         events.append("early")
         if not threads:
-            later = replace(late, told=lambda tokens: events.append("late"))
+            later = replace(late, on_tokens=lambda tokens: events.append("late"))
             threads.append(threading.Thread(target=batcher.decode, args=([later],)))
             threads[0].start()
             while not batcher._waiting:  # the queue is filled while this round is under way
                 pass
 
-    batcher.decode([replace(early, max_new_tokens=40, told=on_early)])
+    batcher.decode([replace(early, max_new_tokens=40, on_tokens=on_early)])
     threads[0].join()
     last = len(events) - 1 - events[::-1].index("early")
     assert events.index("late") < last

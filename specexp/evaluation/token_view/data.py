@@ -37,7 +37,7 @@ from specexp.evaluation import scheduling
 from specexp.evaluation.preparation import Prepared, Setting
 from specexp.evaluation.scheduling import LOWER, Job
 from specexp.evaluation.token_view.origins import Emitted, TracedDecoder, tally
-from specexp.evaluation.token_view.teacher_forcing import Opinion, soft, teacher_forced_probs
+from specexp.evaluation.token_view.teacher_forcing import Opinion, teacher_forced_probs, unit_temperature
 from specexp.lm import out_of_memory
 from specexp.pair.token_text import alone, spelled
 from specexp.storage.journal import Journal, Key
@@ -98,7 +98,7 @@ def trace(
             begun = budget.clock()
             for turn, key in enumerate(keys):
                 jobs = [Job(index, turn, setting, 0) for setting in prepared.settings]
-                with out_of_memory.told("the token view", LOWER, experiment.models):
+                with out_of_memory.translate_oom("the token view", LOWER, experiment.models):
                     prompts.append(journal.unit(key, partial(_prompt, prepared, records, engine, jobs, bar)))
             if missing:
                 budget.note(recorded, begun)
@@ -192,7 +192,7 @@ Opinions = dict[tuple[tuple[int, ...], tuple[int, ...]], dict[Role, list[Opinion
 def _opinions(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced]) -> Opinions:
     """Each model's of each text that was emitted, and of all tokens that were rejected on the way there."""
     experiment = prepared.experiment
-    warp = soft(experiment.warp)
+    warp = unit_temperature(experiment.warp)
     found: Opinions = {}
     for behind in dict.fromkeys(traced.behind for traced in decoded):
         others: dict[int, dict[int, None]] = {}

@@ -65,7 +65,7 @@ class Shown:
         ids = [example.prompt_id for example in examples]
         if self.number is None:
             return [ids.index(name) for name in self._names(ids)]
-        found = telling(records)
+        found = informative_prompts(records)
         ranked = sorted(range(len(ids)), key=lambda i: (ids[i] not in found, i))
         return sorted(ranked[: self.number])
 
@@ -75,7 +75,7 @@ class Shown:
         return list(dict.fromkeys(name.strip() for name in self.text.split(",") if name.strip()))
 
 
-def telling(records: Sequence[Record]) -> set[str]:
+def informative_prompts(records: Sequence[Record]) -> set[str]:
     """Ids of the prompts on which, in the first repeat, a drafted token was accepted against the lossless rule, or a
     method that has the target emitted other tokens than plain decoding behind the same prompt."""
     first = [record for record in records if record["repeat"] == 0]

@@ -33,7 +33,7 @@ class Opinion:
     others: Mapping[int, float]
 
 
-def soft(warp: Warp) -> Warp:
+def unit_temperature(warp: Warp) -> Warp:
     """The distribution that probabilities are told of: the run's own where it samples, temperature 1 where it is greedy
     and every probability would be 0 or 1."""
     return Warp(1.0) if warp.greedy else warp

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from specexp.lm.model import Branches, Session
-from specexp.lm.transfer import integers, sent
+from specexp.lm.transfer import integers, to_device
 
 RECOMPUTING = ("phi3", "phimoe")  # whose generate() drops the cache at the boundary
 
@@ -101,7 +101,7 @@ class LongRopeSession:
         answers = {kind: self._feed(kind, start, rows, hidden, branches) for kind in sorted(set(long))}
         if len(answers) == 1:
             return answers[long[0]]
-        chosen = sent(torch.tensor(long), tokens.device)[:, None]
+        chosen = to_device(torch.tensor(long), tokens.device)[:, None]
         (few, few_states), (many, many_states) = answers[False], answers[True]
         if few_states is None or many_states is None:
             return torch.where(chosen, many, few), None

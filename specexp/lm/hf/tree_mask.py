@@ -10,7 +10,7 @@ from torch import Tensor
 from specexp.lm.hf.model_config import FULL, attention_kinds
 from specexp.lm.model import Branches
 from specexp.lm.native.attention import visible, window_mask
-from specexp.lm.transfer import sent
+from specexp.lm.transfer import to_device
 
 
 def tree_mask(module: Any, start: int, num: int, branches: Branches) -> tuple[Tensor | dict[str, Tensor], Tensor]:
@@ -23,10 +23,10 @@ def tree_mask(module: Any, start: int, num: int, branches: Branches) -> tuple[Te
     sees, at = visible(start, num, branches)
     window = int(getattr(module.config.get_text_config(decoder=True), "sliding_window", None) or 0)
     masks = {
-        kind: _as_mask(module, sent(window_mask(sees, at, 0 if kind == FULL else window), module.device))
+        kind: _as_mask(module, to_device(window_mask(sees, at, 0 if kind == FULL else window), module.device))
         for kind in kinds
     }
-    return masks if len(masks) > 1 else masks[kinds[0]], sent(at[start:], module.device)
+    return masks if len(masks) > 1 else masks[kinds[0]], to_device(at[start:], module.device)
 
 
 def _as_mask(module: Any, sees: Tensor) -> Tensor:

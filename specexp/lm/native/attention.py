@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from specexp.lm.model import Branches, Feed
-from specexp.lm.transfer import integers, sent
+from specexp.lm.transfer import integers, to_device
 
 if TYPE_CHECKING:
     from specexp.lm.native.kv_cache import Pool
@@ -73,10 +73,10 @@ class SingleRowAttention:
         for window in set(own.windows):
             mask = None
             if tree is not None:
-                mask = additive(sent(window_mask(*tree, window), own.device), own.dtype)
+                mask = additive(to_device(window_mask(*tree, window), own.device), own.dtype)
                 mask = mask.repeat_interleave(group, dim=0)
             elif num > 1 or (window and self.stop > window):
-                mask = pool.band(num, start, window)
+                mask = pool.causal_mask(num, start, window)
             self.masks[window] = mask
         self.windows = own.windows
 
@@ -127,8 +127,8 @@ class BatchAttention:
             start, size = starts[i], sizes[i]
             own_sees, own_at = visible(start, size, feed.branches)
             sees[i, :size] = False
-            sees[i, :size, : start + size] = sent(own_sees, place)
-            at[i, : start + size] = sent(own_at, place)
+            sees[i, :size, : start + size] = to_device(own_sees, place)
+            at[i, : start + size] = to_device(own_at, place)
             positions[i, :size] = at[i, start : start + size]
         self.group, self.kv_heads = own.heads // own.kv_heads, own.kv_heads
         self.windows = own.windows

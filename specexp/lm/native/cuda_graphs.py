@@ -27,7 +27,7 @@ from specexp.decoding.rng import DRAFT, HashRng, Rng
 from specexp.lm.model import Branches
 from specexp.lm.native.bucketed_forward import BucketForward, kinds, tree_masks
 from specexp.lm.native.kv_cache import OwnSession, Pool
-from specexp.lm.transfer import sent
+from specexp.lm.transfer import to_device
 
 CHAINS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 24, 32, 33, 64, 65)  # tokens of a chain's recordings
 TREE_STEP = 16  # a tree's are padded to a multiple of it, which matrix units like,
@@ -129,7 +129,11 @@ class Graphs:
             size = -(-num // TREE_STEP) * TREE_STEP
             bucket = self.reach(start + size)
             masks, positions = tree_masks(self._own, start, num, branches, size, bucket)
-            given: list[Tensor | int] = [tokens, start, *(sent(each, tokens.device) for each in (positions, *masks))]
+            given: list[Tensor | int] = [
+                tokens,
+                start,
+                *(to_device(each, tokens.device) for each in (positions, *masks)),
+            ]
             x, logits = self._answer(("tree", size, bucket), lambda: self._branches(size, bucket), given)
         self.pool.lengths[0] = start + num
         # The next replay overwrites what this one gave.

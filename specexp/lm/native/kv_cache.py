@@ -19,7 +19,7 @@ from specexp.lm.model import CHUNK, Branches, Feed, in_pieces
 from specexp.lm.native.attention import BatchAttention, SingleRowAttention, additive, visible
 from specexp.lm.native.native_forward import OwnForward
 from specexp.lm.threads import Threads, fastest
-from specexp.lm.transfer import integers, sent
+from specexp.lm.transfer import integers, to_device
 
 LEAST = 64
 ALIGNMENT = 16  # bytes: attention on CUDA takes no mask that begins elsewhere, and copies one whose rows do
@@ -70,7 +70,7 @@ class Pool:
         self.values[:, :, :used] = old[:, :, :used]
         self._view()
 
-    def band(self, num: int, start: int, window: int) -> Tensor:
+    def causal_mask(self, num: int, start: int, window: int) -> Tensor:
         """What `num` tokens from slot `start` on see of slots 0 .. start + num - 1: a view [num, start + num] of zeros
         and minus infinities, which is there already. A row for each head that shares a key.
 
@@ -150,7 +150,7 @@ class OwnSession:
             cos, sin, tree = cos[start : start + num], sin[start : start + num], None
         else:
             tree = visible(start, num, branches)
-            positions = sent(tree[1][start:], own.device)
+            positions = to_device(tree[1][start:], own.device)
             cos, sin = cos.index_select(0, positions), sin.index_select(0, positions)
         alone = SingleRowAttention(pool, self.row, start, num, tree)
         with Threads(own.threads[num > 1]):
