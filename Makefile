@@ -10,7 +10,7 @@
 # make labels, make judge   mine labels, then train and register a judge (ARGS as above)
 # make docker-cpu, make docker-gpu   build an image; docker/MLproject runs the one built last
 # make docker-project   write docker/MLproject anew from MLproject
-# make screenshots   the README's pictures, of the newest comparison here (wants chromium and chromium-driver)
+# make screenshots   the pictures of README and docs, of the newest comparison here (wants chromium and chromium-driver)
 PYTHON ?= python3
 VENV ?= .venv
 # The versions that are installed, within pyproject.toml's ranges.

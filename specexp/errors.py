@@ -83,3 +83,9 @@ def shown(value: object) -> str:
     """A value as a message shows it: its repr, cut in the middle where that is long."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 20]}...{text[-10:]}"
+
+
+def first_line(error: BaseException, otherwise: str | None = None) -> str:
+    """The first line of an exception's message; without one, `otherwise`, which defaults to its type's name."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__ if otherwise is None else otherwise

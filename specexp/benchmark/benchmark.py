@@ -19,7 +19,7 @@ from specexp import config
 from specexp.benchmark import peers, throughput
 from specexp.benchmark.contenders import HFContender
 from specexp.benchmark.peers import Peer
-from specexp.errors import ModelError
+from specexp.errors import ModelError, first_line
 from specexp.evaluation import measured_costs, preparation, time_split
 from specexp.evaluation.equality import Difference, differences
 from specexp.evaluation.preparation import Prepared
@@ -234,7 +234,7 @@ def _compile_fault(contender: Contender, longest: int) -> str | None:
     except ModelError:
         raise
     except Exception as error:  # a compiler is a program of its own, and fails as it likes
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return None
 
 

@@ -26,6 +26,7 @@ from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.engine.run import Decoder
+from specexp.errors import first_line
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.loading import DTYPES
 from specexp.lm.model import Model
@@ -139,7 +140,7 @@ def _generate(models: Mapping[Role, HFModel], ids: Sequence[int], check: Check) 
             try:
                 took = timed(way, ids, check.new_tokens, 0).seconds
             except Exception as error:  # a compiler is a program of its own, and fails as it likes
-                failed[name] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                failed[name] = first_line(error)
                 continue
             seconds[name] += [took / check.new_tokens] if repeat else []
     return {name: failed.get(name) or median(times) for name, times in seconds.items()}

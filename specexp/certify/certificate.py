@@ -59,7 +59,7 @@ class Certificate:
         return f"every check that applies passed{note}."
 
     def metrics(self) -> dict[str, float]:
-        """`certificate/*`; the definitions are the README's."""
+        """`certificate/*`; docs/metrics.md has the definitions."""
         by_name = {check.name: check.numbers for check in self.checks}
         equality, plain = by_name[own_models.EQUAL], by_name[own_models.PLAIN]
         found: dict[str, float | int | None] = {

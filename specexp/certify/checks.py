@@ -10,6 +10,7 @@ from typing import Any
 from specexp.config import MethodConfig
 from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
+from specexp.errors import first_line
 from specexp.evaluation.equality import Draws
 from specexp.evaluation.preparation import Prepared, Setting, arithmetic_of
 from specexp.judge.judge import Judge
@@ -113,7 +114,7 @@ def in_memory(subject: Subject) -> Iterator[None]:
 
 def broken(name: str, error: BaseException, while_: str) -> Check:
     """The check of a decoder that broke off."""
-    words = (str(error).strip().splitlines() or [""])[0]
+    words = first_line(error, "")
     return Check(name, FAILED, f"the decoder broke off {while_}: {type(error).__name__}: {words}")
 
 

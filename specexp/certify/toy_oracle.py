@@ -19,6 +19,7 @@ from specexp.config import MethodConfig
 from specexp.decoding.protocol import Role
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
+from specexp.errors import first_line
 from specexp.judge import features
 from specexp.judge.judge import Judge
 from specexp.judge.network import LAYERS, Network
@@ -96,7 +97,7 @@ def examine(method: MethodConfig, warp: Warp, judge: Judge | None, tick: Callabl
         try:
             got = output_distribution(lambda pair=models: Engine(pair, [EOS]), decoder, PROMPT, size.length)  # type: ignore[misc]
         except BREAKS as error:
-            words = (str(error).strip().splitlines() or [""])[0]
+            words = first_line(error, "")
             return Found(worst, f"{size}", ran, outputs, f"{type(error).__name__}: {words}")
         want = sequence_distribution(models["target"], PROMPT, size.length, EOS, **sampling)
         outputs += len(want)

@@ -21,7 +21,7 @@ import pyarrow
 import pyarrow.parquet
 from safetensors.numpy import load_file, save
 
-from specexp.errors import JudgeError
+from specexp.errors import JudgeError, first_line
 from specexp.judge.features import PARTS, Mode
 from specexp.judge.splits import filled
 from specexp.storage.files import write_whole, writing
@@ -130,7 +130,7 @@ def unpack(path: Path) -> tuple[list[Label], dict[str, np.ndarray], dict[str, An
             raise ValueError("it does not fit its checksum")
         return [Label(**row) for row in json.loads(facts["labels"])], arrays, json.loads(facts["counts"])
     except Exception as error:  # a file that was cut off or changed: by the library, whatever it makes of it
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         raise JudgeError(f"{path} cannot be read: {said}. Remove it, and its prompt is mined again.") from error
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from specexp.decoding.protocol import Role
-from specexp.errors import ModelError
+from specexp.errors import ModelError, first_line
 from specexp.lm.runtime import ModelConfig
 
 _OF_CPU = ("DefaultCPUAllocator", "can't allocate memory", "Cannot allocate memory")
@@ -24,7 +24,7 @@ def is_exhausted(error: BaseException) -> bool:
 
 def way_out(error: BaseException, lower: str, models: Mapping[Role, ModelConfig] | None = None) -> str:
     """What ran out, what to lower and what to load otherwise, in one line; `models` are those that are loaded."""
-    first = (str(error).strip().splitlines() or ["out of memory"])[0]
+    first = first_line(error, "out of memory")
     loaded = ", ".join(f"{role} {_how(config)}" for role, config in (models or {}).items())
     return (
         f"{first} Lower {lower}, or choose a smaller dtype, quantization nf4, offload cpu or disk, or another device."

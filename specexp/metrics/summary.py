@@ -1,4 +1,4 @@
-"""From records to metrics: sums first, each ratio once. Names and definitions are the README's glossary.
+"""From records to metrics: sums first, each ratio once. docs/metrics.md has names and definitions.
 
 The identities of the counts are asserted on every record; a speed is never compared with a constant.
 """

@@ -37,7 +37,7 @@ def check_trees(record: Record, limits: TreeConfig | None = None) -> None:
 
 
 def tree_metrics(records: Sequence[Record]) -> dict[str, float]:
-    """`tree/*` of one setting; the definitions are the README's."""
+    """`tree/*` of one setting; docs/metrics.md has the definitions."""
     trees = [tree for record in records for tree in record["trees"]]
     rounds = len(trees)
     accepted = sum(tree["num_accepted"] for tree in trees)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from specexp.errors import ModelError
+from specexp.errors import ModelError, first_line
 from specexp.lm.runtime import AUTO, NO_TEMPLATE
 from specexp.tasks.example import Message
 
@@ -62,7 +62,7 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> str:
     except ModelError:
         raise
     except Exception as error:  # a template is a program of its own, and raises what it likes
-        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        words = first_line(error)
         raise ModelError(f"the chat template cannot render this conversation: {words}") from error
 
 

@@ -14,7 +14,7 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from mlflow.pyfunc import PythonModel, PythonModelContext, scoring_server
 from pandas import DataFrame
 
-from specexp.errors import RequestError, SpecexpError
+from specexp.errors import RequestError, SpecexpError, first_line
 from specexp.serving import requests
 from specexp.serving.decoder_spec import ROWS, ServedDecoder
 
@@ -48,7 +48,7 @@ class Served(PythonModel):  # type: ignore[misc]
         except RequestError as error:
             raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
         except Exception as error:  # which MLflow would call the request's fault
-            words = (str(error).strip().splitlines() or [""])[0]
+            words = first_line(error, "")
             raise mlflow.MlflowException(
                 f"decoding broke off: {type(error).__name__}: {words}", error_code=INTERNAL_ERROR
             ) from error

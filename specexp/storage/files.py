@@ -16,7 +16,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from specexp.errors import OutputError
+from specexp.errors import OutputError, first_line
 
 CHECKSUM = "checksum"  # of a line of JSON
 # What the system says where there is no room, or no right to write: a person can mend it.
@@ -40,7 +40,7 @@ def is_unwritable(error: BaseException) -> bool:
 
 def unwritable(path: Path | str, error: BaseException) -> OutputError:
     """The error for a file that could not be written."""
-    reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = getattr(error, "strerror", None) or first_line(error)
     return OutputError(
         f"'{path}' cannot be written: {reason}. What was written before stays; make room there, or make it writable,"
         " and go on."

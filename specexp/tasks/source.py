@@ -18,7 +18,7 @@ from typing import Any
 
 from specexp import reading
 from specexp.addresses import mask
-from specexp.errors import TaskError, shown
+from specexp.errors import TaskError, first_line, shown
 from specexp.tasks import files
 from specexp.tasks.example import Dataset
 
@@ -179,7 +179,7 @@ def _loaded(config: DataConfig, path: Path, local: bool) -> list[dict[str, Any]]
             raise TaskError(f"data '{config}' cannot be loaded: {cache}") from error
         while error.__cause__ is not None and isinstance(error.__cause__, Exception):
             error = error.__cause__  # the first in a row of errors says what it is
-        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        words = first_line(error)
         if "corresponds to no data" in words:
             words = "it holds no rows."
         raise TaskError(f"data '{config}' cannot be loaded: {words}") from error

@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 
 from specexp import signals
 from specexp.addresses import TRACKING, mask
-from specexp.errors import StoreError, Unsent
+from specexp.errors import StoreError, Unsent, first_line
 
 T = TypeVar("T")
 TRIES = 5  # of what collides; for a locked database, MLflow itself waits 20 seconds at each
@@ -194,7 +194,7 @@ def words(error: BaseException) -> str:
         if isinstance(inner, OSError) and inner.strerror:
             found = inner.strerror
         inner = inner.__cause__ or inner.__context__
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    first = first_line(error)
     return mask(found or first)[:300].rstrip(". ")
 
 

@@ -28,7 +28,7 @@ from specexp.decoding.baseline import Baseline
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
-from specexp.errors import OutputError
+from specexp.errors import OutputError, first_line
 from specexp.lm.hf.hf_model import HFModel
 from specexp.storage.files import is_unwritable, make_folder, unwritable, writing
 from specexp.tasks import arith
@@ -166,7 +166,7 @@ def load_checkpoint(recipe: Recipe, work: Path) -> dict[str, Any] | None:
         state: dict[str, Any] = torch.load(path, weights_only=True)
         fault = "" if {"recipe", "step", "model", "optimizers"} <= state.keys() else "it is no checkpoint"
     except Exception as error:  # a file that was cut off or changed: whatever the library makes of it
-        fault = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        fault = first_line(error)
     if fault:
         raise OutputError(f"{path} cannot be read ({fault}); {way_out}")
     if state["recipe"] != asdict(recipe):

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from specexp.errors import ModelError
+from specexp.errors import ModelError, first_line
 from specexp.lm.model import Branches, Session
 from specexp.lm.out_of_memory import is_exhausted
 
@@ -73,7 +73,7 @@ def _measured(model: Loaded, name: str, what: str, measure: Callable[[Loaded], G
     except Exception as error:  # another architecture may fail in any way
         if is_exhausted(error):
             raise
-        words = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        words = first_line(error)
         raise ModelError(
             f"model '{name}' ({model.module.config.model_type}) cannot score {what}: {type(error).__name__}: {words}"
         ) from error

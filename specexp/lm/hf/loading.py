@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from specexp.errors import ModelError
+from specexp.errors import ModelError, first_line
 from specexp.lm.hf import generation_config, model_config
 from specexp.lm.hf.config_check import check_config, check_sizes, check_stops
 from specexp.lm.hf.hf_model import HFModel
@@ -124,10 +124,10 @@ def load_model(config: ModelConfig, known: int | None = None, suppressed: Sequen
             )
     except Exception as error:  # whatever a broken folder makes of a loader: its own words, in one line
         if not is_exhausted(error):
-            raise ModelError(f"model '{config.model}' cannot be loaded ({how}): {_first_line(error)}") from error
+            raise ModelError(f"model '{config.model}' cannot be loaded ({how}): {first_line(error)}") from error
         raise ModelError(
             f"model '{config.model}' does not fit ({how}): its weights need about {_needed(path, config)};"
-            f" {_first_line(error)} Choose a smaller dtype, quantization nf4, device auto, offload cpu or disk, or a"
+            f" {first_line(error)} Choose a smaller dtype, quantization nf4, device auto, offload cpu or disk, or a"
             " smaller model."
         ) from error
     if found["missing_keys"]:
@@ -233,7 +233,3 @@ def _checked(name: str) -> str:
 def _words(error: BaseException) -> str:
     """An error's words in one line: a validation error names the field in its first line, and the fault in the next."""
     return f"{' '.join(str(error).split()) or type(error).__name__:.300}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

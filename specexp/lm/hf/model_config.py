@@ -13,7 +13,7 @@ from typing import Any
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from specexp.errors import ModelError
+from specexp.errors import ModelError, first_line
 from specexp.lm.hf.rope import boundary_of
 
 NO_LIMIT = 1 << 30
@@ -94,7 +94,7 @@ def refusal(config: Any) -> str | None:
     try:
         layers = DynamicCache(config=config).layers
     except Exception as error:  # a config that lacks what every cache is made from
-        return f"has a config that no cache can be made from ({_first_line(error)})"
+        return f"has a config that no cache can be made from ({type(error).__name__}: {first_line(error, 'no words')})"
     others = sorted({type(layer).__name__ for layer in layers if type(layer) not in REWINDABLE})
     if others or getattr(_class(config), "_is_stateful", False):
         return (
@@ -128,10 +128,6 @@ def attention_kinds(config: Any) -> list[str]:
     text = config.get_text_config(decoder=True)
     windowed = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
     return sorted(set(getattr(text, "layer_types", None) or [SLIDING if windowed else FULL]))
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no words'])[0]}"
 
 
 def _class(config: Any) -> Any:
