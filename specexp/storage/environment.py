@@ -14,7 +14,7 @@ from typing import Any
 
 from specexp.lm.model import Model
 
-PACKAGES = ("torch", "transformers", "bitsandbytes", "accelerate", "datasets", "numpy", "mlflow")
+PACKAGES = ("specexp", "torch", "transformers", "bitsandbytes", "accelerate", "datasets", "numpy", "mlflow")
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -62,7 +62,9 @@ def _processor() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What git says of this checkout; nothing outside one."""
+    """What git says of this checkout; nothing outside one, where another repository may be around the package."""
+    if not (ROOT / ".git").exists():
+        return ""
     try:
         found = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

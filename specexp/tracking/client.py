@@ -208,7 +208,7 @@ def detached() -> Iterator[None]:
 
 
 def chart_address(run_id: str) -> str:
-    """Where `make ui` shows the runs of this experiment as charts."""
+    """Where the MLflow UI shows the runs of this experiment as charts."""
     experiment = MlflowClient().get_run(run_id).info.experiment_id
     base = backend.address()
     host = base.rstrip("/") if base.startswith("http") else "http://127.0.0.1:5000"

@@ -42,7 +42,8 @@ class Sent:
     @property
     def charts(self) -> str:
         """A line that says where the charts are."""
-        how = "" if backend.address().startswith("http") else " (after `make ui`)"
+        command = "make ui" if Path("MLproject").exists() else "mlflow ui"
+        how = "" if backend.address().startswith("http") else f" (after `{command}`)"
         return f"charts{how}: {self.address}"
 
 
