@@ -32,13 +32,15 @@ NO_TREES = ("0", "none")
 NO_DRAFT = "none"
 SETTINGS = {
     **{name: EVALUATE[name] for name in NAMES},
-    "draft": f"Draft model: a folder or a hub id; {NO_DRAFT} weighs prompt lookup alone.",
-    "gamma": "Draft lengths to weigh, separated by commas [1 to 16].",
-    "tree_budget": "Nodes of the trees to weigh, separated by commas; none leaves trees out [8,16,32,64,128].",
-    "limit": f"How many prompts to measure on [{DEFAULTS['limit']}].",
-    "repeats": f"How often the candidates that are checked are timed on every prompt [{DEFAULTS['repeats']}].",
-    "judge": "Weigh AutoJudge (lossy), too: models:/NAME@champion, models:/NAME/VERSION, runs:/ID/NAME or a folder.",
-    "threshold": "Of the judge, or several separated by commas [calibrated].",
+    "draft": f"Give the draft model: a folder or a hub id; {NO_DRAFT} weighs prompt lookup alone.",
+    "gamma": "Set the draft lengths to weigh, separated by commas. Default: 1 to 16.",
+    "tree_budget": "Set the nodes of the trees to weigh, separated by commas; none leaves trees out."
+    " Default: 8,16,32,64,128.",
+    "limit": f"Set how many prompts are measured. Default: {DEFAULTS['limit']}.",
+    "repeats": f"Set how often prompts are timed with each candidate that is checked. Default: {DEFAULTS['repeats']}.",
+    "judge": "Weigh AutoJudge, which is lossy, with this judge: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/NAME"
+    " or a folder.",
+    "threshold": "Set the judge's threshold, or several separated by commas. Default: calibrated.",
 }
 
 

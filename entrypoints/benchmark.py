@@ -39,10 +39,10 @@ FULL = {"repeats": 5, "gamma": [2, 4, 6, 8, 12, 16], "limit": 20, "batch": 16}
 QUICK: dict[str, Any] = {"repeats": 2, "gamma": [4, 8], "limit": 3, "max_new_tokens": 48, "batch": 16}
 SETTINGS = {
     **{name: EVALUATE[name] for name in NAMES},
-    "gamma": "Draft lengths to search, separated by commas.",
-    "limit": f"How many prompts [{FULL['limit']}].",
-    "repeats": "How often everyone is timed on every prompt.",
-    "batch": "Prompts together in the timing of a batch; everything else is timed one prompt at a time [16].",
+    "gamma": "Set the draft lengths to search, separated by commas.",
+    "limit": f"Set how many prompts are timed. Default: {FULL['limit']}.",
+    "repeats": "Set how often every prompt is timed with each contender.",
+    "batch": "Set how many prompts a batch has in its timing; all else is timed one at a time. Default: 16.",
 }
 # Greedy; temperature 0.7 is timed beside it.
 FIXED = {"methods": "baseline,speculative", "temperature": "0", "top_k": "0", "top_p": "1"}
@@ -130,10 +130,12 @@ def _outboxes() -> tuple[ModuleType | None, str | None]:
 @RESUME
 @click.option(
     "--quick", type=Flag(), default=False, is_flag=False, flag_value=True,
-    help="Few prompts, repeats and tokens: about a minute, where the models allow it.",
+    help="Time few prompts, repeats and tokens: about a minute, where the models allow it.",
 )  # fmt: skip
-@click.option("--compiled", default="", help="Time generate() compiled, too: true or false [true unless quick].")
-@click.option("--json", default="", help="File to write the numbers to.")
+@click.option(
+    "--compiled", default="", help="Also time generate() compiled: true or false. Default: true unless quick."
+)
+@click.option("--json", default="", help="Write the numbers to this file, too.")
 def command(experiment: str, output: str, resume: bool, quick: bool, compiled: str, json: str, **flags: str) -> None:
     guarded(lambda: benchmark(experiment, output, resume, quick, _switch(compiled), json, flags))
 

@@ -20,15 +20,15 @@ NAMES = (
     "max_new_tokens", "limit", "seed", "batch", "judge", "threshold", "accept_k", "samples", "config",
 )  # fmt: skip
 SETTINGS = {
-    "method": "Preset of the method that is examined.",
+    "method": "Name the method preset to examine.",
     **{name: EVALUATE.get(name, "") for name in NAMES},
-    "gamma": "Draft length.",
-    "tree_budget": "Nodes of a tree.",
-    "limit": "How many prompts are compared token for token.",
-    "batch": "Prompts decoded together [1], and samples [32].",
-    "threshold": "Of the judge; 'calibrated' is its own.",
-    "accept_k": "K of topk.",
-    "samples": f"Outputs drawn at each place, at a temperature above 0 [{certificate_config.SAMPLES}].",
+    "gamma": "Set the draft length.",
+    "tree_budget": "Set the nodes of a tree.",
+    "limit": "Set how many prompts are compared token for token.",
+    "batch": "Set how many prompts (default: 1) and samples (default: 32) are decoded together.",
+    "threshold": "Set the judge's threshold; 'calibrated' is its own.",
+    "accept_k": "Set K of topk.",
+    "samples": f"Set how many outputs are drawn at each place that is sampled. Default: {certificate_config.SAMPLES}.",
 }
 EXIT_CODES = {"lossless": 0}
 

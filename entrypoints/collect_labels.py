@@ -9,26 +9,21 @@ from pathlib import Path
 import click
 
 from specexp import config
+from specexp.config.schema import help_texts
 
 from .common import RESUME, guarded, output_path, settings_options, tell, uid_of
-from .evaluate import SETTINGS as EVALUATE
+from .evaluate import CONFIG
 
 SETTINGS = {
-    "pair": "Model preset.",
-    "target": "Target model: a folder or a hub id.",
-    "draft": "Draft model: a folder or a hub id.",
-    "chat_template": "Prompts in the target tokenizer's chat template: auto, none or own [auto].",
-    "task": f"Where prompts come from: {', '.join(config.CHECKABLE)}.",
-    "data": "The task's rows: a file, a folder, an address or a hub id.",
-    "shots": "Solved examples before a problem of gsm8k: 0 or 8.",
-    "answer_rule": EVALUATE["answer_rule"],
-    "answer_pattern": EVALUATE["answer_pattern"],
-    "max_new_tokens": "Most tokens of a response.",
-    "limit": f"How many prompts [{config.MINED_PROMPTS}].",
-    "skip": "How many prompts to leave out before them, for an evaluation on the same rows.",
-    "batch": f"How many prompts are mined together; the labels do not depend on it [{config.MINED_TOGETHER}].",
-    "dtype": f"What features are kept in: {', '.join(config.FEATURE_DTYPES)}.",
-    "config": "A YAML file of settings, laid over the experiment's.",
+    **help_texts(("pair", "target", "draft", "chat_template")),
+    "task": f"Choose where prompts come from: {', '.join(config.CHECKABLE)}.",
+    **help_texts(("data", "shots", "answer_rule", "answer_pattern")),
+    "max_new_tokens": "Set the most tokens of a response.",
+    "limit": f"Set how many prompts are mined. Default: {config.MINED_PROMPTS}.",
+    "skip": "Leave out so many prompts before them, for an evaluation on the same rows.",
+    "batch": f"Set how many prompts are mined together, with the same labels. Default: {config.MINED_TOGETHER}.",
+    "dtype": f"Choose what features are kept in: {', '.join(config.FEATURE_DTYPES)}.",
+    "config": CONFIG,
 }
 COLUMNS = (
     ("prompts", "labels/prompts", "{:.0f}"),

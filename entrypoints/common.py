@@ -60,7 +60,12 @@ class Flag(click.ParamType[bool]):
 
 
 RESUME = click.option(
-    "--resume", type=Flag(), default=False, is_flag=False, flag_value=True, help="Go on in the output folder."
+    "--resume",
+    type=Flag(),
+    default=False,
+    is_flag=False,
+    flag_value=True,
+    help="Continue in the output folder after an interruption.",
 )
 
 
@@ -72,13 +77,17 @@ def settings_options(
 
     def decorate(function: Any) -> Any:
         if output:
-            function = click.option("--output", default="", help="Folder to write [one below runs/].")(function)
+            function = click.option("--output", default="", help="Write to this folder. Default: a new one in runs/.")(
+                function
+            )
         for name, text in reversed(list(settings.items())):
             spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
             default = given.get(name, "")
             option = click.option(*spellings, name, default=default, show_default=bool(default), help=text)
             function = option(function)
-        return click.option("--experiment", default=experiment, show_default=True, help="Experiment preset.")(function)
+        return click.option("--experiment", default=experiment, show_default=True, help="Name the experiment preset.")(
+            function
+        )
 
     return decorate
 

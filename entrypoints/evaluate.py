@@ -11,49 +11,23 @@ import click
 
 from specexp import config
 from specexp.addresses import mask
+from specexp.config.schema import help_texts, option_names
 from specexp.errors import Unsent
-from specexp.tasks.answers import RULES
 
 from .common import RESUME, guarded, output_path, settings_options, tell, uid_of
 
 if TYPE_CHECKING:
     from specexp.judge.judge import Judge
 
-SETTINGS = {
-    "pair": "Model preset.",
-    "target": "Target model: a folder or a hub id.",
-    "draft": "Draft model: a folder or a hub id.",
-    "toy": "Of the toy pair: vocab_size=24,draft_noise=0.5,seed=0.",
-    "chat_template": "Prompts in the target tokenizer's chat template: auto, none or own [auto].",
-    "task": "Where prompts and answers come from.",
-    "data": "The task's rows: a file, a folder, an address or a hub id.",
-    "shots": "Solved examples before a problem of gsm8k: 0 or 8.",
-    "history": "What second turns go on behind: baseline (every method the same) or own.",
-    "answer_rule": f"How answers are read, of task prompts: {', '.join(RULES)} [auto].",
-    "answer_pattern": "A regular expression whose last match, or the group in it, is the answer, of task prompts.",
-    "methods": "Presets, separated by commas.",
-    "gamma": "Draft length, or several separated by commas.",
-    "tree_budget": "Nodes of a tree, or several numbers separated by commas.",
-    "temperature": "0 is greedy.",
-    "top_k": "0 is off.",
-    "top_p": "1 is off.",
-    "max_new_tokens": "Most tokens to emit for a prompt.",
-    "limit": "How many prompts.",
-    "seed": "Of the rng.",
-    "repeats": "How often, with seeds seed, seed + 1, ...",
-    "batch": "Prompts decoded together; beyond 1 the run is for answers and acceptance, its speed is labelled so [1].",
-    "judge": "models:/NAME@champion, models:/NAME/VERSION, runs:/ID/NAME or a folder, for methods that take one.",
-    "threshold": "Of the judge, or several separated by commas; 'calibrated' is its own.",
-    "accept_k": "K of topk, or several separated by commas.",
-    "config": "A YAML file of settings, laid over the experiment's.",
-}
+CONFIG = "Give a YAML file of settings, which are laid over the experiment's."
+SETTINGS = {**help_texts(option_names()), "config": CONFIG}
 
 
 SHOW = click.option(
     "--show",
     default="3",
     show_default=True,
-    help="Prompts to show token by token in tokens.html: how many, or their ids separated by commas; 0 for none.",
+    help="Show prompts token by token in tokens.html: how many, or their ids separated by commas; 0 shows none.",
 )
 
 

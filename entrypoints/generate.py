@@ -26,11 +26,11 @@ NAMES = (
 )  # fmt: skip
 SETTINGS = {
     **{name: EVALUATE[name] for name in NAMES},
-    "gamma": "Draft length.",
-    "tree_budget": "Nodes of a tree.",
-    "max_new_tokens": "Most tokens to emit.",
-    "threshold": "Of the judge; 'calibrated' is its own.",
-    "accept_k": "K of topk.",
+    "gamma": "Set the draft length.",
+    "tree_budget": "Set the nodes of a tree.",
+    "max_new_tokens": "Set the most tokens to emit.",
+    "threshold": "Set the judge's threshold; 'calibrated' is its own.",
+    "accept_k": "Set K of topk.",
 }
 
 
@@ -132,9 +132,16 @@ def words(found: Mapping[str, Any]) -> str:
 
 @click.command("generate", help=__doc__)
 @click.argument("prompt")
-@settings_options("arith_quick", {"method": "Method preset.", **SETTINGS}, {"method": "speculative"}, output=False)
+@settings_options(
+    "arith_quick", {"method": "Name the method preset.", **SETTINGS}, {"method": "speculative"}, output=False
+)
 @click.option(
-    "--json", type=Flag(), default=False, is_flag=False, flag_value=True, help="One JSON object in the text's place."
+    "--json",
+    type=Flag(),
+    default=False,
+    is_flag=False,
+    flag_value=True,
+    help="Print one JSON object in place of the text.",
 )
 def command(prompt: str, experiment: str, method: str, json: bool, **flags: str) -> None:
     """PROMPT may be - for standard input."""

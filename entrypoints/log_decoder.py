@@ -15,11 +15,11 @@ from .common import guarded, settings_options, tell
 from .generate import SETTINGS as GENERATE
 
 SETTINGS = {
-    "method": "Preset of the method.",
+    "method": "Name the method preset.",
     **GENERATE,
-    "max_new_tokens": "Most tokens to emit, unless a request says otherwise.",
-    "most_new_tokens": "Most tokens that a request may ask for [what the models' context holds].",
-    "name": "Registered model to make a version of.",
+    "max_new_tokens": "Set the most tokens to emit, unless a request says otherwise.",
+    "most_new_tokens": "Set the most tokens that a request may ask for. Default: what the models' context holds.",
+    "name": "Name the registered model that gets a new version.",
 }
 TRIED = 8  # tokens that are decoded before anything is logged
 

@@ -86,7 +86,7 @@ def _check(show: str, resolved: config.Experiment) -> None:
 @click.command("main", help=__doc__)
 @settings_options(EXPERIMENT, SETTINGS)
 @RESUME
-@click.option("--mine", default=MINE, show_default=True, help="How many prompts to mine labels from.")
+@click.option("--mine", default=MINE, show_default=True, help="Set how many prompts labels are mined from.")
 @SHOW
 def command(experiment: str, output: str, resume: bool, mine: str, show: str, **flags: str) -> None:
     guarded(lambda: tell(experiment, output, resume, mine, flags, show))

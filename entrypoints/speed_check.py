@@ -42,12 +42,14 @@ def speed_check(shape: str, device: str, dtype: str, gamma: int, compiled: bool,
 
 
 @click.command("speed_check", help=__doc__)
-@click.option("--shape", default="llama-8b-1b", show_default=True, help=f"One of {', '.join(SHAPES)}.")
-@click.option("--device", default="", help="cuda:0, cpu, ... [cuda:0 where there is one]")
-@click.option("--dtype", default="bfloat16", show_default=True, help=f"One of {', '.join(DTYPES)}.")
-@click.option("--gamma", default=4, show_default=True, help="Draft length of a round.")
-@click.option("--compiled/--no-compiled", default=True, help="Time generate() compiled, too.")
-@click.option("--json", default="", help="File to write the numbers to.")
+@click.option(
+    "--shape", default="llama-8b-1b", show_default=True, help=f"Choose the models' shape: {', '.join(SHAPES)}."
+)
+@click.option("--device", default="", help="Choose the device: cuda:0, cpu, ... Default: cuda:0 where there is one.")
+@click.option("--dtype", default="bfloat16", show_default=True, help=f"Choose the dtype: {', '.join(DTYPES)}.")
+@click.option("--gamma", default=4, show_default=True, help="Set the draft length of a round.")
+@click.option("--compiled/--no-compiled", default=True, help="Also time generate() compiled.")
+@click.option("--json", default="", help="Write the numbers to this file, too.")
 def command(shape: str, device: str, dtype: str, gamma: int, compiled: bool, json: str) -> None:
     guarded(
         lambda: speed_check(shape, device, dtype, gamma, compiled, json),

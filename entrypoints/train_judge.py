@@ -190,15 +190,29 @@ def _show(candidates: dict[str, Candidate], chosen: str) -> None:
 
 
 @click.command("train_judge", help=__doc__)
-@click.option("--labels", default="", help="A folder of collect_labels, or runs:/ID/labels [the newest in the store].")
 @click.option(
-    "--features", default="both", show_default=True, help="both, target, draft, or one of them with _previous."
+    "--labels",
+    default="",
+    help="Give labels: a folder of collect_labels, or runs:/ID/labels. Default: the newest in the store.",
 )
-@click.option("--recall", default="0.99", show_default=True, help="Of important mismatches, on the calibration split.")
-@click.option("--kinds", default="mlp,logistic", show_default=True, help="What to train and compare.")
-@click.option("--name", default="autojudge", show_default=True, help="Of the registered model.")
-@click.option("--output", default="", help="Folder to write [one below runs/].")
-@click.option("--seed", default="0", show_default=True, help="Of the MLP.")
+@click.option(
+    "--features",
+    default="both",
+    show_default=True,
+    help="Choose the features: both, target, draft, or one of them with _previous.",
+)
+@click.option(
+    "--recall",
+    default="0.99",
+    show_default=True,
+    help="Set the recall of important mismatches, on the calibration split.",
+)
+@click.option(
+    "--kinds", default="mlp,logistic", show_default=True, help="Name the kinds of judge to train and compare."
+)
+@click.option("--name", default="autojudge", show_default=True, help="Name the registered model.")
+@click.option("--output", default="", help="Write to this folder. Default: a new one in runs/.")
+@click.option("--seed", default="0", show_default=True, help="Set the seed of the MLP.")
 def command(**settings: str) -> None:
     def work() -> None:
         train_judge(parse(**settings))

@@ -19,10 +19,14 @@ WAY_ON = "Run the same command to go on."
 
 
 @click.command("train_pair", help=__doc__)
-@click.option("--models", default="draft,target", show_default=True, help="Which of the two, separated by commas.")
-@click.option("--work", default="runs/train_pair", show_default=True, help="Folder of checkpoints.")
-@click.option("--output", default="runs/train_pair/zoo", show_default=True, help="Folder for the finished models.")
-@click.option("--steps", default="", help="Training steps, instead of the recipe's.")
+@click.option(
+    "--models", default="draft,target", show_default=True, help="Name the models to train, separated by commas."
+)
+@click.option("--work", default="runs/train_pair", show_default=True, help="Keep checkpoints in this folder.")
+@click.option(
+    "--output", default="runs/train_pair/zoo", show_default=True, help="Write the finished models to this folder."
+)
+@click.option("--steps", default="", help="Set the training steps, instead of the recipe's.")
 def command(models: str, work: str, output: str, steps: str) -> None:
     guarded(lambda: train_pair(models.split(","), Path(work), Path(output), steps), WAY_ON)
 

@@ -30,7 +30,7 @@ def upload(output: str) -> None:
 
 
 @click.command("upload", help=__doc__)
-@click.option("--output", required=True, help="Folder that evaluate or another command has written.")
+@click.option("--output", required=True, help="Give the folder that evaluate or another command has written.")
 def command(output: str) -> None:
     guarded(lambda: upload(output), "Run the same command again.")
 

@@ -12,7 +12,12 @@ from .common import guarded
 
 @click.command("validate", help=__doc__)
 @click.argument("files", nargs=-1)
-@click.option("--experiment", default="arith_quick", show_default=True, help="What the files are laid over.")
+@click.option(
+    "--experiment",
+    default="arith_quick",
+    show_default=True,
+    help="Name the experiment preset that the files are laid over.",
+)
 def command(files: tuple[str, ...], experiment: str) -> None:
     guarded(lambda: validate(files, experiment))
 

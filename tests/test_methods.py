@@ -74,7 +74,7 @@ def test_report_tag_token_view_and_certificate_agree(workplace: Path, accept_k: 
 
 
 def test_every_setting_of_a_method_is_one_that_can_be_given() -> None:
-    from specexp.config.schema import PARSERS
+    from specexp.config.schema import SETTINGS
 
-    assert {setting for spec in specs().values() for setting in spec.settings} <= PARSERS.keys()
+    assert {setting for spec in specs().values() for setting in spec.settings} <= SETTINGS.keys()
     assert all(spec.summary.endswith(".") for spec in specs().values())

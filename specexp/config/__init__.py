@@ -16,9 +16,9 @@ from specexp.config.mining import (
     MiningConfig,
     resolve_mining,
 )
+from specexp.config.parsers import TASKS
 from specexp.config.presets import KINDS, PRESETS, group_of, load_yaml, method_preset, preset_names, preset_text
 from specexp.config.resolver import adjusted, resolve
-from specexp.config.schema import TASKS
 
 __all__ = [
     "CALIBRATED", "CHECKABLE", "FEATURE_DTYPES", "KINDS", "MAX_NGRAM", "MINED_PROMPTS", "MINED_TOGETHER", "PRESETS",

@@ -12,7 +12,7 @@ from specexp.config.experiment import (
     MethodConfig,
     TreeConfig,
 )
-from specexp.config.schema import TREE_PARSERS
+from specexp.config.schema import TREE_SHAPE
 from specexp.method_specs import spec
 
 
@@ -55,7 +55,7 @@ def chains(preset: str, found: Mapping[str, Any], given: Mapping[str, Any]) -> l
 def trees(preset: str, gammas: tuple[int, ...] | None, found: Mapping[str, Any]) -> list[MethodConfig]:
     """A setting for each depth and budget. The depth is gamma, unless `max_depth` says one for all."""
     method = found["method"]
-    more = {key: found[key] for key in TREE_PARSERS if key in found and key not in ("tree_budget", "max_depth")}
+    more = {key: found[key] for key in TREE_SHAPE if key in found and key not in ("tree_budget", "max_depth")}
     if "max_depth" in found:
         depths = {preset: found["max_depth"]}
     else:

@@ -10,11 +10,11 @@ from specexp.config.experiment import (
     Experiment,
     settings_hash,
 )
-from specexp.config.resolver import resolve
-from specexp.config.schema import (
+from specexp.config.parsers import (
     TASKS,
     whole,
 )
+from specexp.config.resolver import resolve
 from specexp.errors import ConfigError, shown, unknown
 
 CHECKABLE = ("arith", "gsm8k", "prompts")  # tasks whose answers a judge can be mined on

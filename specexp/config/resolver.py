@@ -17,18 +17,9 @@ from specexp.config.experiment import (
     MethodConfig,
 )
 from specexp.config.methods import chains, trees
+from specexp.config.parsers import MUST_BE_GIVEN, SEVERAL_TURNS, TASKS, laid_over, model_settings, toy_settings
 from specexp.config.presets import PRESETS, expanded, load_yaml, method_preset, preset_names
-from specexp.config.schema import (
-    ALIASES,
-    MUST_BE_GIVEN,
-    PARSERS,
-    SEVERAL_TURNS,
-    TASKS,
-    TREE_PARSERS,
-    laid_over,
-    model_settings,
-    toy_settings,
-)
+from specexp.config.schema import ALIASES, SETTINGS, TREE_SHAPE
 from specexp.errors import ConfigError, shown, unknown
 from specexp.lm.runtime import (
     OWN_TEMPLATE,
@@ -108,11 +99,11 @@ class _Reader:
             if not preset:
                 self.own.add(key)
                 self.inherited.discard(key)
-            if key not in PARSERS:
-                self.faults.append(where + unknown("setting", key, PARSERS))
+            if key not in SETTINGS:
+                self.faults.append(where + unknown("setting", key, SETTINGS))
                 continue
             try:
-                found = PARSERS[key](value)
+                found = SETTINGS[key].parse(value)
                 before = self.values.get(key)
                 # Parts of a model or the toy are settings of their own: what this layer leaves out stays.
                 if key in ("target", "draft", "toy") and before is not None:
@@ -234,7 +225,7 @@ class _Reader:
                 continue
             found = method_preset(name)
             if spec(found["method"]).grows_tree:
-                shape = {key: given[key] for key in TREE_PARSERS if key in given}
+                shape = {key: given[key] for key in TREE_SHAPE if key in given}
                 methods += trees(name, given.get("gamma"), {**found, **shape})
             else:
                 methods += chains(name, found, given)

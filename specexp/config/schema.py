@@ -1,281 +1,147 @@
-"""The settings: how each is read from YAML or from text.
+"""The table of settings: how each is read, what it means, and its default. Commands, presets and files take them from
+here.
 
-Flags arrive as text, since MLflow passes text. A parser raises ValueError with the rule.
+`method_specs` says which methods take the settings of methods.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from specexp.config.experiment import (
-    CALIBRATED,
+from specexp.config.parsers import (
+    HISTORIES,
+    MOST_NODES,
+    MOST_REPEATS,
+    MOST_TOGETHER,
+    TASKS,
+    data_settings,
+    model_settings,
+    names,
+    one_of,
+    pattern,
+    probabilities,
+    real,
+    several,
+    shots,
+    switch,
+    temperature,
+    text,
+    thresholds,
+    toy_settings,
+    whole,
 )
-from specexp.decoding.rules import MOST_TOP_K, is_greedy
-from specexp.errors import shown, unknown
-from specexp.lm.runtime import (
-    ATTENTIONS,
-    CHAT_TEMPLATES,
-    DTYPES,
-    OFFLOADS,
-    QUANTIZATIONS,
-)
-from specexp.tasks.answers import RULES, check_pattern
-from specexp.tasks.gsm8k import SHOTS
-from specexp.tasks.source import DataConfig
+from specexp.decoding.rules import MOST_TOP_K
+from specexp.lm.runtime import CHAT_TEMPLATES
+from specexp.tasks.answers import RULES
 
-MOST = (1 << 63) - 1  # of a whole number: what arrays and databases hold
-MOST_NODES = 1 << 16  # of a tree
-MOST_TOGETHER = 1 << 12  # prompts of a batch
-MOST_REPEATS = 10_000
-MOST_TOY_TOKENS = 1 << 12  # the toy's table has a row and a column for each
-# Tasks, and where their rows come from unless `data` says so; None is for those that make their own.
-MUST_BE_GIVEN = DataConfig("")
-TASKS: dict[str, DataConfig | None] = {
-    "arith": None,
-    "gsm8k": DataConfig("openai/gsm8k", "main", "test"),
-    "mtbench": DataConfig("HuggingFaceH4/mt_bench_prompts", split="train"),
-    "prompts": MUST_BE_GIVEN,
-    "spec_bench": DataConfig(
-        "https://raw.githubusercontent.com/hemingkx/Spec-Bench/main/data/spec_bench/question.jsonl"
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting. `help` is a sentence; `default` is text, "" where the preset of an experiment or method has it."""
+
+    parse: Callable[[Any], Any]
+    help: str
+    default: str = ""
+    in_files_only: bool = False  # no option of a command
+
+
+SETTINGS: dict[str, Setting] = {
+    "pair": Setting(text, "Name the preset of the models."),
+    "target": Setting(model_settings, "Give the target model: a folder or a hub id."),
+    "draft": Setting(model_settings, "Give the draft model: a folder or a hub id."),
+    "toy": Setting(toy_settings, "Set the toy pair: vocab_size=24,draft_noise=0.5,seed=0."),
+    "chat_template": Setting(
+        one_of("chat_template", CHAT_TEMPLATES),
+        "Put prompts in the target tokenizer's chat template: auto, none or own.", "auto",
     ),
-    "toy": None,
-}
-SEVERAL_TURNS = ("mtbench", "spec_bench")
-HISTORIES = ("baseline", "own")
-LONGEST_PATTERN = 1000
-
-
-def whole(least: int, rule: str, most: float = MOST) -> Callable[[Any], int]:
-    def parse(value: Any) -> int:
-        try:
-            number = int(value) if isinstance(value, str) else value
-        except ValueError:
-            number = None
-        if isinstance(number, bool) or not isinstance(number, int) or number < least:
-            raise ValueError(f"it must be a whole number {rule}.")
-        if number > most:
-            raise ValueError(
-                f"it must be a whole number {rule}." if "at most" in rule else f"it must be at most {most:,}."
-            )
-        return number
-
-    return parse
-
-
-def real(good: Callable[[float], bool], rule: str) -> Callable[[Any], float]:
-    def parse(value: Any) -> float:
-        try:
-            number = float(value) if not isinstance(value, bool) else math.nan
-        except (TypeError, ValueError, OverflowError):
-            number = math.nan
-        if not good(number):
-            raise ValueError(f"it must be a number {rule}.")
-        return number
-
-    return parse
-
-
-def _several(what: str, most: int = MOST) -> Callable[[Any], tuple[int, ...]]:
-    """One whole number, or several: each is a setting."""
-
-    def parse(value: Any) -> tuple[int, ...]:
-        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-        number = whole(1, ">= 1, or several separated by commas", most)
-        if not parts:
-            raise ValueError(f"it must name one {what} at least.")
-        found = tuple(number(part.strip() if isinstance(part, str) else part) for part in parts)
-        if len(set(found)) < len(found):
-            raise ValueError(f"it must name each {what} once.")
-        return found
-
-    return parse
-
-
-def _thresholds(value: Any) -> tuple[float | str, ...]:
-    """One threshold, or several: each is a setting. `calibrated` is the judge's own."""
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
-    number = real(lambda x: 0 <= x < math.inf, ">= 0, or 'calibrated'; several are separated by commas")
-    texts = [part.strip() if isinstance(part, str) else part for part in parts]
-    if not texts or len({str(text) for text in texts}) < len(texts):
-        raise ValueError("it must name one threshold at least, and each once.")
-    return tuple(text if text == CALIBRATED else number(text) for text in texts)
-
-
-def _probabilities(value: Any) -> tuple[float, ...]:
-    """One probability below which drafts stop, or several: each is a setting."""
-    parts = value if isinstance(value, list) else [value]
-    number = real(lambda x: 0 <= x < 1, "in [0, 1) (0 = off), or a list of several")
-    found = tuple(number(part) for part in parts)
-    if not found or len(set(found)) < len(found):
-        raise ValueError("it must name one probability at least, and each once.")
-    return found
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts) or not all(parts):
-        raise ValueError("it must be one or more preset names separated by commas.")
-    return tuple(part.strip() for part in parts)
-
-
-def _one_of(kind: str, known: Collection[str]) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        if not isinstance(value, str) or value not in known:
-            raise ValueError(unknown(kind, value, known))
-        return str(value)
-
-    return parse
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("it must be a name.")
-    if "\0" in value:
-        raise ValueError("it holds a NUL character, which no name has.")
-    return value
-
-
-def _pattern(value: Any) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_PATTERN:
-        raise ValueError(f"it must be a regular expression of at most {LONGEST_PATTERN} characters.")
-    check_pattern(value)
-    return value
-
-
-def _switch(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("it must be true or false.")
-    return value
-
-
-_MODEL_PARSERS: dict[str, Callable[[Any], Any]] = {
-    "model": _text,
-    "revision": _text,
-    "tokenizer": _text,
-    "device": _text,
-    "dtype": _one_of("dtype", DTYPES),
-    "quantization": _one_of("quantization", QUANTIZATIONS),
-    "compute_dtype": _one_of("dtype", DTYPES),
-    "offload": _one_of("offload", OFFLOADS),
-    "attention": _one_of("attention", ATTENTIONS),
-    "chat_template": _one_of("chat_template", CHAT_TEMPLATES),
-    "trust_remote_code": _switch,
-}
-
-
-def model_settings(value: Any) -> dict[str, Any]:
-    if isinstance(value, str) and value:
-        return {"model": _text(value)}
-    if not isinstance(value, dict):
-        raise ValueError("it must be a folder, a hub id, or a mapping with 'model'.")
-    found = _keys("model", value, _MODEL_PARSERS)
-    if found.get("compute_dtype") and found.get("quantization", "none") not in ("nf4", "fp4"):
-        raise ValueError("compute_dtype goes with quantization nf4 or fp4 only.")
-    return found
-
-
-def laid_over(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a model over a preset's; another model has no use for the first one's revision and tokenizer."""
-    if given.get("model", preset.get("model")) != preset.get("model"):
-        preset = {key: value for key, value in preset.items() if key not in ("revision", "tokenizer")}
-    return {**preset, **given}
-
-
-def _keys(kind: str, value: Mapping[str, Any], parsers: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
-    """A mapping's values, parsed; ValueError says all that is wrong with them."""
-    faults, found = [], {}
-    for key, part in value.items():
-        if key not in parsers:
-            faults.append(unknown(f"{kind} setting", key, parsers))
-            continue
-        try:
-            found[key] = parsers[key](part)
-        except ValueError as error:
-            faults.append(f"{key} is {shown(part)}: {error}")
-    if faults:
-        raise ValueError(" ".join(faults))
-    return found
-
-
-def _data(value: Any) -> DataConfig:
-    if isinstance(value, str) and value:
-        return DataConfig(_text(value))
-    if not isinstance(value, dict) or not value.get("source"):
-        raise ValueError("it must be a file, a folder, an address, a hub id, or a mapping with 'source'.")
-    return DataConfig(**_keys("data", value, dict.fromkeys(("source", "subset", "split", "revision"), _text)))
-
-
-def toy_settings(value: Any) -> dict[str, Any]:
-    """`{vocab_size: 24, draft_noise: 0.5, seed: 0}`, or vocab_size=24,draft_noise=0.5 as text."""
-    if isinstance(value, str):
-        parts = [part.partition("=") for part in value.split(",")]
-        value = {key.strip(): text.strip() for key, _, text in parts}
-        if len(value) < len(parts):
-            raise ValueError("it must give each of vocab_size, draft_noise and seed once.")
-    if not isinstance(value, dict):
-        raise ValueError("it must be a mapping of vocab_size, draft_noise and seed.")
-    return _keys(
-        "toy",
-        value,
-        {
-            "vocab_size": whole(2, ">= 2", MOST_TOY_TOKENS),
-            "draft_noise": real(lambda x: 0 <= x <= 1e6, "in [0, 1000000] (0 = the target itself)"),
-            "seed": whole(0, ">= 0", math.inf),
-        },
-    )
-
-
-def _temperature(value: Any) -> float:
-    """0 for every temperature that is greedy: all that asks whether tokens are drawn gets one answer."""
-    number = real(lambda x: 0 <= x < math.inf, ">= 0 (0 = greedy)")(value)
-    return 0.0 if is_greedy(number) else number
-
-
-def _shots(value: Any) -> int:
-    number = whole(0, "that is 0 or 8")(value)
-    if number not in SHOTS:
-        raise ValueError("it must be 0 or 8.")
-    return number
-
-
-TREE_PARSERS: dict[str, Callable[[Any], Any]] = {
-    "tree_budget": _several("budget", MOST_NODES),
-    "max_depth": whole(1, ">= 1"),
-    "parallel_branches": whole(1, ">= 1", MOST_NODES),
-    "branch_width": whole(1, ">= 1", MOST_NODES),
-    "branch_prune_threshold": real(lambda x: 0 <= x <= 1, "in [0, 1] (0 = off)"),
-    "min_log_prob": real(lambda x: -math.inf < x <= 0, "<= 0"),
-}
+    "task": Setting(one_of("task", TASKS), f"Choose where prompts and answers come from: {', '.join(TASKS)}."),
+    "data": Setting(data_settings, "Give the task's rows: a file, a folder, an address or a hub id."),
+    "shots": Setting(shots, "Set how many solved examples precede a problem of gsm8k: 0 or 8.", "0"),
+    "history": Setting(
+        one_of("history", HISTORIES),
+        "Choose the answers that second turns follow: baseline (the same for every method) or own.", "baseline",
+    ),
+    "answer_rule": Setting(
+        one_of("answer rule", RULES), f"Choose how answers of task prompts are read: {', '.join(RULES)}.", "auto"
+    ),
+    "answer_pattern": Setting(
+        pattern, "Give a regular expression whose last match, or its group, is the answer of task prompts."
+    ),
+    "methods": Setting(names, "Name method presets, separated by commas."),
+    "gamma": Setting(several("length"), "Set the draft length, or several separated by commas."),
+    "tree_budget": Setting(
+        several("budget", MOST_NODES), "Set the nodes of a tree, or several numbers separated by commas."
+    ),
+    "temperature": Setting(temperature, "Set the temperature; 0 is greedy.", "0"),
+    "top_k": Setting(
+        whole(0, f">= 0 (0 = off) and at most {MOST_TOP_K}, more than any vocabulary has", MOST_TOP_K),
+        "Sample from the k likeliest tokens; 0 is off.", "0",
+    ),
+    "top_p": Setting(
+        real(lambda x: 0 < x <= 1, "in (0, 1] (1 = off)"),
+        "Sample from the smallest set of tokens that has this mass; 1 is off.", "1",
+    ),
+    "max_new_tokens": Setting(whole(1, ">= 1"), "Set the most tokens to emit for a prompt."),
+    "limit": Setting(whole(1, ">= 1"), "Set how many prompts are decoded."),
+    "seed": Setting(whole(0, ">= 0", math.inf), "Set the seed of every draw.", "0"),  # which is hashed
+    "repeats": Setting(
+        whole(1, ">= 1", MOST_REPEATS), "Set how often each setting runs, with seeds seed, seed + 1, ...", "1"
+    ),
+    "batch": Setting(
+        whole(1, ">= 1", MOST_TOGETHER),
+        "Set how many prompts are decoded together; speeds are then those of a batch, and named so.", "1",
+    ),
+    "judge": Setting(
+        text, "Give the judge of autojudge: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/NAME or a folder."
+    ),
+    "threshold": Setting(
+        thresholds, "Set the judge's threshold, or several separated by commas; 'calibrated' is its own.", "calibrated"
+    ),
+    "accept_k": Setting(several("K"), "Set K of topk, or several separated by commas."),
+    "bonus": Setting(
+        switch, "Draw one more token from the target after a fully accepted chain.", "true", in_files_only=True
+    ),
+    "max_ngram": Setting(
+        several("run"), "Set the longest run of last tokens that lookup looks for.", "3", in_files_only=True
+    ),
+    "min_draft_probability": Setting(
+        probabilities, "End a draft after a token that the draft gave less than this; 0 is off.", "0",
+        in_files_only=True,
+    ),
+    "max_depth": Setting(whole(1, ">= 1"), "Set the levels of a tree.", in_files_only=True),
+    "parallel_branches": Setting(
+        whole(1, ">= 1", MOST_NODES), "Set how many nodes one draft forward expands.", "4", in_files_only=True
+    ),
+    "branch_width": Setting(
+        whole(1, ">= 1", MOST_NODES), "Set how many children a node proposes.", in_files_only=True
+    ),
+    "branch_prune_threshold": Setting(
+        real(lambda x: 0 <= x <= 1, "in [0, 1] (0 = off)"),
+        "Keep a child only with this share of its best sibling's probability.", "0", in_files_only=True,
+    ),
+    "min_log_prob": Setting(
+        real(lambda x: -math.inf < x <= 0, "<= 0"), "Set the lowest log-probability of a path under the draft.",
+        in_files_only=True,
+    ),
+}  # fmt: skip
 ALIASES = {"judge.threshold": "threshold"}
-PARSERS: dict[str, Callable[[Any], Any]] = {
-    **TREE_PARSERS,
-    "bonus": _switch,
-    "threshold": _thresholds,
-    "accept_k": _several("K"),
-    "max_ngram": _several("run"),
-    "min_draft_probability": _probabilities,
-    "task": _one_of("task", TASKS),
-    "data": _data,
-    "toy": toy_settings,
-    "shots": _shots,
-    "history": _one_of("history", HISTORIES),
-    "answer_rule": _one_of("answer rule", RULES),
-    "answer_pattern": _pattern,
-    "pair": _text,
-    "target": model_settings,
-    "draft": model_settings,
-    "chat_template": _one_of("chat_template", CHAT_TEMPLATES),
-    "methods": _names,
-    "gamma": _several("length"),
-    "judge": _text,
-    "limit": whole(1, ">= 1"),
-    "max_new_tokens": whole(1, ">= 1"),
-    "temperature": _temperature,
-    "top_k": whole(0, f">= 0 (0 = off) and at most {MOST_TOP_K}, more than any vocabulary has", MOST_TOP_K),
-    "top_p": real(lambda x: 0 < x <= 1, "in (0, 1] (1 = off)"),
-    "seed": whole(0, ">= 0", math.inf),  # which is hashed
-    "repeats": whole(1, ">= 1", MOST_REPEATS),
-    "batch": whole(1, ">= 1", MOST_TOGETHER),
-}
+TREE_SHAPE = (
+    "tree_budget", "max_depth", "parallel_branches", "branch_width", "branch_prune_threshold", "min_log_prob",
+)  # fmt: skip
+
+
+def help_texts(settings: Iterable[str]) -> dict[str, str]:
+    """What a command's `--help` says of each of these settings, with its default where it is the same everywhere."""
+    return {name: SETTINGS[name].help + _default(SETTINGS[name].default) for name in settings}
+
+
+def option_names() -> tuple[str, ...]:
+    """The settings that `evaluate` takes as options, in the order of the table."""
+    return tuple(name for name, setting in SETTINGS.items() if not setting.in_files_only)
+
+
+def _default(default: str) -> str:
+    return f" Default: {default}." if default else ""

@@ -6,14 +6,19 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+from entrypoints.evaluate import SETTINGS as EVALUATE
 from specexp import config
+from specexp.config.schema import SETTINGS, option_names
 from specexp.errors import ConfigError
 from specexp.lm.runtime import ToyConfig
 from specexp.method_specs import specs
 from specexp.methods import BUILDERS
 from specexp.tasks.source import DataConfig
 from specexp.tasks.task import TASKS
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def faults(name: str = "arith_quick", **flags: str) -> list[str]:
@@ -195,3 +200,38 @@ def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_bytes(b"limit: \xff\n")
     assert faults(config=str(file)) == [f"{file}: not UTF-8 text (byte 7); save it as UTF-8."]
+
+
+def test_the_table_of_settings_says_the_defaults_that_hold() -> None:
+    found = config.resolve("arith_quick", {"methods": "speculative"})
+    for name, setting in SETTINGS.items():
+        assert setting.help[0].isupper(), f"{name}: a help text is a sentence"
+        assert setting.help.endswith("."), f"{name}: a help text is a sentence"
+        if name in (
+            "toy",
+            "batch",
+            "repeats",
+            "seed",
+            "history",
+            "shots",
+            "answer_rule",
+            "temperature",
+            "top_k",
+            "top_p",
+        ):
+            value = getattr(found, name)
+            assert setting.default == (
+                "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+            )
+    assert SETTINGS["bonus"].default == str(found.methods[0].bonus).lower()
+    assert SETTINGS["parallel_branches"].default == str(config.TreeConfig(1, 1).parallel_branches)
+    assert SETTINGS["branch_prune_threshold"].default == f"{config.TreeConfig(1, 1).branch_prune_threshold:g}"
+    assert SETTINGS["max_ngram"].default == str(config.MAX_NGRAM)
+    assert SETTINGS["threshold"].default == config.CALIBRATED
+
+
+def test_commands_and_mlproject_take_the_options_of_the_table() -> None:
+    project = yaml.safe_load((ROOT / "MLproject").read_text())
+    given = list(project["entry_points"]["evaluate"]["parameters"])
+    assert [name for name in given if name in SETTINGS] == list(option_names())
+    assert list(EVALUATE) == [*option_names(), "config"]

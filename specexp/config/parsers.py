@@ -1,0 +1,240 @@
+"""How values of settings are read from YAML or from text.
+
+Flags arrive as text, since MLflow passes text. A parser raises ValueError with the rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from specexp.config.experiment import (
+    CALIBRATED,
+)
+from specexp.decoding.rules import is_greedy
+from specexp.errors import shown, unknown
+from specexp.lm.runtime import (
+    ATTENTIONS,
+    CHAT_TEMPLATES,
+    DTYPES,
+    OFFLOADS,
+    QUANTIZATIONS,
+)
+from specexp.tasks.answers import check_pattern
+from specexp.tasks.gsm8k import SHOTS
+from specexp.tasks.source import DataConfig
+
+MOST = (1 << 63) - 1  # of a whole number: what arrays and databases hold
+MOST_NODES = 1 << 16  # of a tree
+MOST_TOGETHER = 1 << 12  # prompts of a batch
+MOST_REPEATS = 10_000
+MOST_TOY_TOKENS = 1 << 12  # the toy's table has a row and a column for each
+# Tasks, and where their rows come from unless `data` says so; None is for those that make their own.
+MUST_BE_GIVEN = DataConfig("")
+TASKS: dict[str, DataConfig | None] = {
+    "arith": None,
+    "gsm8k": DataConfig("openai/gsm8k", "main", "test"),
+    "mtbench": DataConfig("HuggingFaceH4/mt_bench_prompts", split="train"),
+    "prompts": MUST_BE_GIVEN,
+    "spec_bench": DataConfig(
+        "https://raw.githubusercontent.com/hemingkx/Spec-Bench/main/data/spec_bench/question.jsonl"
+    ),
+    "toy": None,
+}
+SEVERAL_TURNS = ("mtbench", "spec_bench")
+HISTORIES = ("baseline", "own")
+LONGEST_PATTERN = 1000
+
+
+def whole(least: int, rule: str, most: float = MOST) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        try:
+            number = int(value) if isinstance(value, str) else value
+        except ValueError:
+            number = None
+        if isinstance(number, bool) or not isinstance(number, int) or number < least:
+            raise ValueError(f"it must be a whole number {rule}.")
+        if number > most:
+            raise ValueError(
+                f"it must be a whole number {rule}." if "at most" in rule else f"it must be at most {most:,}."
+            )
+        return number
+
+    return parse
+
+
+def real(good: Callable[[float], bool], rule: str) -> Callable[[Any], float]:
+    def parse(value: Any) -> float:
+        try:
+            number = float(value) if not isinstance(value, bool) else math.nan
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not good(number):
+            raise ValueError(f"it must be a number {rule}.")
+        return number
+
+    return parse
+
+
+def several(what: str, most: int = MOST) -> Callable[[Any], tuple[int, ...]]:
+    """One whole number, or several: each is a setting."""
+
+    def parse(value: Any) -> tuple[int, ...]:
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        number = whole(1, ">= 1, or several separated by commas", most)
+        if not parts:
+            raise ValueError(f"it must name one {what} at least.")
+        found = tuple(number(part.strip() if isinstance(part, str) else part) for part in parts)
+        if len(set(found)) < len(found):
+            raise ValueError(f"it must name each {what} once.")
+        return found
+
+    return parse
+
+
+def thresholds(value: Any) -> tuple[float | str, ...]:
+    """One threshold, or several: each is a setting. `calibrated` is the judge's own."""
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    number = real(lambda x: 0 <= x < math.inf, ">= 0, or 'calibrated'; several are separated by commas")
+    texts = [part.strip() if isinstance(part, str) else part for part in parts]
+    if not texts or len({str(text) for text in texts}) < len(texts):
+        raise ValueError("it must name one threshold at least, and each once.")
+    return tuple(text if text == CALIBRATED else number(text) for text in texts)
+
+
+def probabilities(value: Any) -> tuple[float, ...]:
+    """One probability below which drafts stop, or several: each is a setting."""
+    parts = value if isinstance(value, list) else [value]
+    number = real(lambda x: 0 <= x < 1, "in [0, 1) (0 = off), or a list of several")
+    found = tuple(number(part) for part in parts)
+    if not found or len(set(found)) < len(found):
+        raise ValueError("it must name one probability at least, and each once.")
+    return found
+
+
+def names(value: Any) -> tuple[str, ...]:
+    parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts) or not all(parts):
+        raise ValueError("it must be one or more preset names separated by commas.")
+    return tuple(part.strip() for part in parts)
+
+
+def one_of(kind: str, known: Collection[str]) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(unknown(kind, value, known))
+        return str(value)
+
+    return parse
+
+
+def text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("it must be a name.")
+    if "\0" in value:
+        raise ValueError("it holds a NUL character, which no name has.")
+    return value
+
+
+def pattern(value: Any) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= LONGEST_PATTERN:
+        raise ValueError(f"it must be a regular expression of at most {LONGEST_PATTERN} characters.")
+    check_pattern(value)
+    return value
+
+
+def switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("it must be true or false.")
+    return value
+
+
+_MODEL_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "model": text,
+    "revision": text,
+    "tokenizer": text,
+    "device": text,
+    "dtype": one_of("dtype", DTYPES),
+    "quantization": one_of("quantization", QUANTIZATIONS),
+    "compute_dtype": one_of("dtype", DTYPES),
+    "offload": one_of("offload", OFFLOADS),
+    "attention": one_of("attention", ATTENTIONS),
+    "chat_template": one_of("chat_template", CHAT_TEMPLATES),
+    "trust_remote_code": switch,
+}
+
+
+def model_settings(value: Any) -> dict[str, Any]:
+    if isinstance(value, str) and value:
+        return {"model": text(value)}
+    if not isinstance(value, dict):
+        raise ValueError("it must be a folder, a hub id, or a mapping with 'model'.")
+    found = _keys("model", value, _MODEL_PARSERS)
+    if found.get("compute_dtype") and found.get("quantization", "none") not in ("nf4", "fp4"):
+        raise ValueError("compute_dtype goes with quantization nf4 or fp4 only.")
+    return found
+
+
+def laid_over(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a model over a preset's; another model has no use for the first one's revision and tokenizer."""
+    if given.get("model", preset.get("model")) != preset.get("model"):
+        preset = {key: value for key, value in preset.items() if key not in ("revision", "tokenizer")}
+    return {**preset, **given}
+
+
+def _keys(kind: str, value: Mapping[str, Any], parsers: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    """A mapping's values, parsed; ValueError says all that is wrong with them."""
+    faults, found = [], {}
+    for key, part in value.items():
+        if key not in parsers:
+            faults.append(unknown(f"{kind} setting", key, parsers))
+            continue
+        try:
+            found[key] = parsers[key](part)
+        except ValueError as error:
+            faults.append(f"{key} is {shown(part)}: {error}")
+    if faults:
+        raise ValueError(" ".join(faults))
+    return found
+
+
+def data_settings(value: Any) -> DataConfig:
+    if isinstance(value, str) and value:
+        return DataConfig(text(value))
+    if not isinstance(value, dict) or not value.get("source"):
+        raise ValueError("it must be a file, a folder, an address, a hub id, or a mapping with 'source'.")
+    return DataConfig(**_keys("data", value, dict.fromkeys(("source", "subset", "split", "revision"), text)))
+
+
+def toy_settings(value: Any) -> dict[str, Any]:
+    """`{vocab_size: 24, draft_noise: 0.5, seed: 0}`, or vocab_size=24,draft_noise=0.5 as text."""
+    if isinstance(value, str):
+        parts = [part.partition("=") for part in value.split(",")]
+        value = {key.strip(): text.strip() for key, _, text in parts}
+        if len(value) < len(parts):
+            raise ValueError("it must give each of vocab_size, draft_noise and seed once.")
+    if not isinstance(value, dict):
+        raise ValueError("it must be a mapping of vocab_size, draft_noise and seed.")
+    return _keys(
+        "toy",
+        value,
+        {
+            "vocab_size": whole(2, ">= 2", MOST_TOY_TOKENS),
+            "draft_noise": real(lambda x: 0 <= x <= 1e6, "in [0, 1000000] (0 = the target itself)"),
+            "seed": whole(0, ">= 0", math.inf),
+        },
+    )
+
+
+def temperature(value: Any) -> float:
+    """0 for every temperature that is greedy: all that asks whether tokens are drawn gets one answer."""
+    number = real(lambda x: 0 <= x < math.inf, ">= 0 (0 = greedy)")(value)
+    return 0.0 if is_greedy(number) else number
+
+
+def shots(value: Any) -> int:
+    number = whole(0, "that is 0 or 8")(value)
+    if number not in SHOTS:
+        raise ValueError("it must be 0 or 8.")
+    return number
