@@ -19,7 +19,7 @@ EOS = 9
 
 
 def begun(room: int = 20, told: Any = None) -> Run:
-    return Run(Baseline(Warp()), [5, 6], CertainRng(), room, told)
+    return Run(Baseline(Warp()), [5, 6], CertainRng(), room, on_tokens)
 
 
 def commit(run: Run, tokens: list[int], num_tokens: int, overlap: list[float], **counts: int) -> int:
@@ -75,12 +75,12 @@ def test_the_limit_cuts_at_its_token_and_keeps_its_reason() -> None:
 def test_tokens_are_told_once_each() -> None:
     heard: list[list[int]] = []
     run = begun(on_tokens=lambda tokens: heard.append(list(tokens)))
-    run.tell()
+    run.emit()
     commit(run, [1, 2], 2, [1.0])
-    run.tell()
-    run.tell()
+    run.emit()
+    run.emit()
     commit(run, [3], 1, [])
-    run.tell()
+    run.emit()
     assert heard == [[1, 2], [3]]
 
 
