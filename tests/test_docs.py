@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from specexp.metrics import catalogue
 from specexp.storage import run_folder
 from specexp.storage.records import Record, TreeShape
 
@@ -189,44 +190,30 @@ class Strings:
         )
 
 
-def documented_metrics() -> list[tuple[str, str]]:
-    """(key, suffix) of the first column of the table of metrics; a suffix belongs to the key before it."""
-    lines = prose_of(DOCS / "metrics.md")
-    start = lines.index("## Definitions")
-    end = next(number for number in range(start + 1, len(lines)) if lines[number].startswith("## "))
-    found: list[tuple[str, str]] = []
-    for line in lines[start:end]:
-        for name in quoted(line.split("|")[1]) if line.startswith("| `") else ():
-            found.append((found[-1][0], name) if name.startswith("_") else (name, ""))
-    return found
+def test_the_table_of_metrics_is_the_catalogue() -> None:
+    assert catalogue.table() in (DOCS / "metrics.md").read_text()
 
 
-def test_every_documented_metric_exists() -> None:
-    source = Strings(SOURCES)
-    missing = []
-    for key, suffix in documented_metrics():
-        if key.endswith("/..."):
-            there = any(text.startswith(key[:-3]) for text in source.constants | source.heads)
-        else:
-            there = source.has(re.sub(r"_i$", "_1", key).replace("cuda0", "cuda1"))
-        if suffix:
-            there = there and (key + suffix in source.constants or suffix in source.tails)
-        if not there:
-            missing.append(key + suffix)
-    assert len(documented_metrics()) > 50
+def test_every_metric_of_the_catalogue_exists() -> None:
+    source, missing = Strings(SOURCES), []
+    for metric in catalogue.METRICS:
+        for name in metric.names:
+            if name.endswith("/..."):
+                there = any(text.startswith(name[:-3]) for text in source.constants | source.heads)
+            else:
+                there = source.has(re.sub(r"(?<=_)I$|(?<=cuda)N", "1", name))
+            missing += [] if there else [name]
+    assert len(catalogue.METRICS) > 40
     assert not missing
 
 
-def test_every_metric_of_the_summary_is_documented() -> None:
-    known = [
-        re.escape(key + suffix).replace(r"_i", r"_\w+").replace("NAME", ".+").replace(r"\.\.\.", ".+")
-        for key, suffix in documented_metrics()
-    ]
-    told = quoted("\n".join(prose_of(DOCS / "metrics.md")))
-    made = Strings(sorted((ROOT / "specexp/metrics").glob("*.py"))).constants
+def test_every_metric_of_the_summary_is_in_the_catalogue() -> None:
+    made = Strings(
+        sorted(path for path in (ROOT / "specexp/metrics").glob("*.py") if path.stem != "catalogue")
+    ).constants
     keys = {text for text in made if re.fullmatch(r"[a-z]+/[a-z_]+", text)} - {"batch/speedup_p"}  # which is taken out
     assert "accept/alpha" in keys
-    assert not {key for key in keys if key not in told and not any(re.fullmatch(each, key) for each in known)}
+    assert not catalogue.unknown(keys)
 
 
 def test_the_architecture_page_shows_the_loop_as_it_is() -> None:

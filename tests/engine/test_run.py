@@ -18,7 +18,7 @@ from specexp.engine.run import Run, parts_of
 EOS = 9
 
 
-def begun(room: int = 20, told: Any = None) -> Run:
+def begun(room: int = 20, on_tokens: Any = None) -> Run:
     return Run(Baseline(Warp()), [5, 6], CertainRng(), room, on_tokens)
 
 

@@ -17,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from entrypoints.evaluate import command
 from helpers.model_folders import build
 from specexp.lm.hf.loading import ZOO
+from specexp.metrics import catalogue
 
 # What two runs of one configuration may differ in; a test run may see a commit being made.
 CLOCKS = ("checksum", "seconds", "prefill_seconds", "time_to_first_token", "environment")
@@ -48,7 +49,11 @@ def without_clocks(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def runs() -> list[Run]:
-    return list(MlflowClient().search_runs(["0"]))
+    """All runs of the store, whose metrics must be in the catalogue; `system/` is MLflow's own."""
+    found = list(MlflowClient().search_runs(["0"]))
+    keys = {key for run in found for key in run.data.metrics if not key.startswith("system/")}
+    assert not catalogue.unknown(keys)
+    return found
 
 
 def flat_runs() -> dict[str, Run]:

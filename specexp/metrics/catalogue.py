@@ -1,0 +1,263 @@
+"""Every metric that a run may log: its name, definition, unit, and which direction is better.
+
+docs/metrics.md has `table()`; `unknown` finds keys that no entry explains. In a name, `I` and `N` stand for a number,
+`NAME` for any text, and `...` for any rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """Metrics of one definition. `ends` are appended to the last name: its interval, or the p of a test."""
+
+    names: tuple[str, ...]
+    definition: str
+    unit: str
+    better: Literal["higher", "lower", ""]  # "" where neither is
+    ends: tuple[str, ...] = ()
+
+    def all_names(self) -> tuple[str, ...]:
+        """All its names, ends included."""
+        return (*self.names, *(self.names[-1] + end for end in self.ends))
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(("accept/alpha",),
+        "mean over tested positions of sum_x min(p, q), those after an EOS left out: a property of the "
+        "pair and the task",
+        "probability", "higher",
+    ),
+    Metric(("accept/draft_rate",),
+        "accepted / drafted tokens, both without those after an EOS of the output or after the limit; "
+        "what was drafted after a rejection counts in the denominator",
+        "share", "higher",
+    ),
+    Metric(("accept/mean_length",),
+        "tokens emitted per verifying target call (1 for the baseline)",
+        "tokens per call", "higher", ends=("_low", "_high"),
+    ),
+    Metric(("accept/position_I",),
+        "share of rounds whose first i drafts were all accepted, of the rounds that had i drafts before "
+        "an EOS or the limit",
+        "share", "higher",
+    ),
+    Metric(("accept/judged_rate",),
+        "tokens accepted by a judge against the lossless rule / drafted, without those after the end "
+        "either",
+        "share", "",
+    ),
+    Metric(("tree/effective_parallelism",),
+        "positions fed to verifying target calls, each call's root included / those calls (1 for the "
+        "baseline, at most gamma + 1 for a chain, nodes + 1 for a tree)",
+        "positions per call", "",
+    ),
+    Metric(("tree/max_active_branches",),
+        "most nodes expanded in one draft forward: at most `parallel_branches`",
+        "nodes", "",
+    ),
+    Metric(("tree/branch_prune_rate",),
+        "1 - nodes verified / candidates proposed; the sum of `tree/pruned_by_threshold`, "
+        "`tree/pruned_by_log_prob` and `tree/pruned_by_budget`, charged in this order",
+        "share", "",
+    ),
+    Metric(("tree/depth_I",),
+        "share of rounds whose accepted path reaches depth i",
+        "share", "higher",
+    ),
+    Metric(("tree/cache_hit_rate",),
+        "h = accepted nodes / (accepted nodes + rounds): a round yields 1 / (1 - h) tokens, before "
+        "cutting",
+        "share", "higher",
+    ),
+    Metric(("calls/target_per_token", "calls/draft_per_token"),
+        "forwards without prefill / emitted tokens",
+        "calls per token", "lower",
+    ),
+    Metric(("speed/tokens_per_second",),
+        "emitted ids / decode seconds",
+        "tokens/s", "higher",
+    ),
+    Metric(("speed/prefill_seconds", "speed/time_to_first_token"),
+        "mean per prompt",
+        "s", "lower",
+    ),
+    Metric(("speed/speedup",),
+        "against the baseline's records of this run, paired by prompt (p of a test that swaps them)",
+        "ratio", "higher", ends=("_low", "_high", "_p"),
+    ),
+    Metric(("speed/speedup_end_to_end",),
+        "`speed/speedup` with both prefills",
+        "ratio", "higher",
+    ),
+    Metric(("speed/c", "speed/v"),
+        "draft step / target step; target call on gamma + 1 positions / on one. Of rounds that differ "
+        "(`lookup`, `min_draft_probability`, trees): on the mean number of positions, of a tree's draft "
+        "calls too, on a straight line between measured sizes",
+        "target steps", "lower",
+    ),
+    Metric(("speed/attainable",),
+        "mean_length / (gamma c + v), with one draft step more for a judge that reads the draft's own "
+        "row: what the calls alone would allow. Of rounds that differ: mean_length / (draft calls a round "
+        "x c + v), as counted; `lookup` has no c",
+        "ratio", "higher",
+    ),
+    Metric(("speed/realised",),
+        "speedup / attainable",
+        "share", "higher",
+    ),
+    Metric(("speed/predicted_speedup",),
+        "(1 - alpha^(gamma+1)) / (1 - alpha) / (gamma c + v), where all rounds draft gamma",
+        "ratio", "higher",
+    ),
+    Metric(("batch/prompts_per_second", "batch/tokens_per_second", "batch/speedup"),
+        "with `batch` > 1, in place of all `speed/` and `category/speedup_`: prompts / (decode + prefill "
+        "seconds); emitted ids / decode seconds; that / the baseline's in the same batch. A prompt's "
+        "`seconds` are its share of steps made together: no latency",
+        "1/s; ratio", "higher", ends=("_low", "_high"),
+    ),
+    Metric(("quality/accuracy",),
+        "with Wilson's 95 % interval",
+        "share", "higher", ends=("_low", "_high"),
+    ),
+    Metric(("quality/accuracy_delta",),
+        "paired difference to the baseline, with Newcombe's 95 % interval of paired shares (1998, method "
+        "10), which has a width where no answer changes, too",
+        "share", "higher", ends=("_low", "_high"),
+    ),
+    Metric(("quality/mcnemar_p",),
+        "exact McNemar p of that difference",
+        "probability", "",
+    ),
+    Metric(("quality/cut_share", "quality/unparsed_share"),
+        "outputs that ended at `max_new_tokens` or at the context's end / outputs; graded outputs without "
+        "an answer that could be read / graded outputs, which count as wrong. From 10 % on a warning "
+        "names what to raise",
+        "share", "lower",
+    ),
+    Metric(("quality/equal_to_baseline",),
+        "share of outputs equal to the baseline's, token for token (of those after the same prompt), with "
+        "Wilson's 95 % interval for tasks without an answer that can be checked",
+        "share", "higher", ends=("_low", "_high"),
+    ),
+    Metric(("quality/near_ties", "quality/within_rounding", "quality/unexplained"),
+        "of a setting that must emit the baseline's tokens (a lossless one when greedy, a tree at any "
+        "temperature), outputs that do not, by what explains the first difference "
+        "([below](#outputs-that-differ))",
+        "outputs", "lower",
+    ),
+    Metric(("quality/prompts_for_one_point",),
+        "prompts that a difference of one point in accuracy would need, at a level of 5 % and a power of "
+        "80 %, with as many changed answers as here",
+        "prompts", "lower",
+    ),
+    Metric(("share/draft", "share/target", "share/judge", "share/sampling", "share/host"),
+        "of decode time, in an instrumented run of a few prompts; `host` is what is none of the others",
+        "share", "lower",
+    ),
+    Metric(("certificate/lossless",),
+        "of `certify`: 1 if every check passed",
+        "0 or 1", "higher",
+    ),
+    Metric(("certificate/oracle_gap",),
+        "of `certify`: the oracle's largest gap",
+        "probability", "lower",
+    ),
+    Metric(("certificate/equal_share", "certificate/near_ties"),
+        "of `certify`: outputs equal to plain decoding's; first divergences at near ties",
+        "share; outputs", "higher",
+    ),
+    Metric(("certificate/samples", "certificate/chi_square_p"),
+        "of `certify`: outputs at each place, and their p",
+        "outputs; probability", "",
+    ),
+    Metric(("certificate/control_p", "certificate/control_variation"),
+        "of `certify`: p of the planted bias, and its total variation",
+        "probability", "lower",
+    ),
+    Metric(("advice/...",),
+        "of `advise`: alpha, c, `predicted_speedup`, `measured_speedup` with its interval, `mean_length`, "
+        "`attainable`; with `sweep`, `short_measured` and `short_predicted`: how far the recommendation "
+        "is from the best of all",
+        "as named", "",
+    ),
+    Metric(("memory/peak_rss_bytes", "memory/peak_cudaN_bytes"),
+        "most bytes of the process since it began; most bytes of tensors on a CUDA device, of the whole "
+        "run and of each method",
+        "bytes", "lower",
+    ),
+    Metric(("category/speedup_NAME", "category/mean_length_NAME"),
+        "of the questions of one category, where a task has several",
+        "ratio; tokens per call", "higher",
+    ),
+    Metric(("labels/...",),
+        "of a label set: prompts, those without answer and unfinished, mismatches per prompt, undecided "
+        "swaps and their share, important share of the decided ones, forwards and positions per label, "
+        "and their share of the literal procedure's",
+        "as named", "",
+    ),
+    Metric(("judge/...",),
+        "of a judge on test prompts: ROC-AUC, PR-AUC, Brier score, recall at its threshold and its 95 % "
+        "margin, share of mismatches accepted, the threshold; while training, loss and ROC-AUC on the "
+        "validation split",
+        "as named", "",
+    ),
+    Metric(("count/graded",),
+        "prompts with an answer that can be checked",
+        "prompts", "",
+    ),
+    Metric(("count/without_answer",),
+        "of their outputs, those that no answer could be read from",
+        "outputs", "lower",
+    ),
+    Metric(("count/prompts", "count/tokens"),
+        "of a run",
+        "prompts; tokens", "",
+    ),
+    Metric(("speed/best_lossless_speedup",),
+        "of the comparison run",
+        "ratio", "higher",
+    ),
+    Metric(("tree/pruned_by_threshold", "tree/pruned_by_log_prob", "tree/pruned_by_budget"),
+        "children pruned for this reason / candidates proposed",
+        "share", "",
+    ),
+    Metric(("bench/...",),
+        "headlines of `benchmark`: [results.md](results.md#the-benchmark) defines them",
+        "as named", "",
+    ),
+)  # fmt: skip
+
+
+def unknown(keys: Iterable[str]) -> list[str]:
+    """Those of a run's keys that no metric here has, sorted."""
+    return sorted(key for key in keys if not any(pattern.fullmatch(key) for pattern in _patterns()))
+
+
+def table() -> str:
+    """The catalogue as a Markdown table."""
+    rows = ["| name | definition | unit | better |", "|---|---|---|---|"]
+    for metric in METRICS:
+        names = ", ".join(f"`{name}`" for name in (*metric.names, *metric.ends))
+        rows.append(f"| {names} | {metric.definition} | {metric.unit} | {metric.better} |")
+    return "\n".join(rows)
+
+
+@cache
+def _patterns() -> tuple[re.Pattern[str], ...]:
+    return tuple(_pattern(name) for metric in METRICS for name in metric.all_names())
+
+
+def _pattern(name: str) -> re.Pattern[str]:
+    text = re.escape(name).replace("NAME", ".+").replace(r"\.\.\.", ".+")
+    return re.compile(re.sub("(?<=_)I$|(?<=cuda)N", r"\\d+", text))
+
+
+if __name__ == "__main__":
+    print(table())
