@@ -37,6 +37,7 @@ def prepared() -> Prepared:
     return benchmark.prepare(config.resolve("arith_quick", flags))
 
 
+@pytest.mark.slow
 def test_it_leaves_numbers_a_figure_and_one_run(workplace: Path) -> None:
     result = run(*SMALL, "--json", "found.json", "--output", "out")
     assert result.exit_code == 0, result.output

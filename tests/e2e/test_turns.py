@@ -92,6 +92,7 @@ def test_the_file_is_an_input_of_every_run_with_its_hash(workplace: Path) -> Non
         assert json.loads(one.dataset.source)["sha256"] == written["digest"]
 
 
+@pytest.mark.slow
 def test_a_folder_begun_on_other_rows_is_refused(workplace: Path) -> None:
     mine = workplace / "mine.jsonl"
     mine.write_text((DATA / "mtbench.jsonl").read_text())

@@ -133,6 +133,7 @@ def test_labels_and_counts_do_not_depend_on_the_batch_nor_on_a_change_of_it(
         assert manifests[0]["settings_hash"] == manifests[1]["settings_hash"]
 
 
+@pytest.mark.slow
 def test_a_folder_begun_on_other_rows_is_refused(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"prompt": arith.prompt(p)} for p in arith.distinct("mining", 4)]
     (workplace / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -56,6 +56,7 @@ def test_a_pool_that_grows_is_captured_anew(cuda: FakeCuda) -> None:
     assert len(set(cuda.handles)) == 2, "one memory for each model"
 
 
+@pytest.mark.slow
 def test_a_new_pool_in_place_of_a_small_one_is_captured(cuda: FakeCuda) -> None:
     pair = models(True)
     for length in (8, 150, 8):
