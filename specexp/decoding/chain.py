@@ -33,7 +33,7 @@ from specexp.decoding.rules import Warp, verify, verify_greedy
 
 
 class Proposer(Protocol):
-    """Where a chain comes from."""
+    """Proposes the chain of a round."""
 
     @property
     def models(self) -> tuple[Role, ...]: ...
@@ -42,19 +42,19 @@ class Proposer(Protocol):
 
 
 class Rule(Protocol):
-    """Which drafted tokens are accepted though the lossless test rejects them."""
+    """Decides which drafted tokens are accepted although the lossless test rejects them."""
 
     @property
     def needs(self) -> RequiredHidden: ...
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
-        """waived[G] of bools, or None for none."""
+        """accepted_anyway[G] of bools, or None for none."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class DraftModel:
-    """The draft model's own chain of at most gamma tokens, which ends behind one less likely than `min_probability`."""
+    """The draft model's own chain of at most gamma tokens; it ends after a token less likely than `min_probability`."""
 
     gamma: int
     min_probability: float = 0.0
@@ -70,7 +70,7 @@ class DraftModel:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What `text` goes on with, at most gamma tokens of it; where it has nothing to say, the other proposer's chain."""
+    """The continuation found in `text`, at most gamma tokens; where none is found, the other proposer's chain."""
 
     text: tuple[int, ...]
     gamma: int
@@ -89,9 +89,9 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """Prompt lookup (Saxena 2023): what followed the last tokens, `ngram` at most, where they stood before.
+    """Prompt lookup (Saxena 2023): what followed the last tokens, at most `ngram`, where they occurred before.
 
-    No draft model. Where they stood nowhere before, nothing is proposed and the round is a plain step.
+    It needs no draft model. Without an earlier occurrence nothing is proposed, and the round is a plain step.
     """
 
     gamma: int
@@ -108,7 +108,7 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True)
 class Lossless:
-    """Nothing is waived: the output distribution is the target's."""
+    """Accepts nothing else: the output distribution is the target's."""
 
     @property
     def needs(self) -> RequiredHidden:
@@ -120,7 +120,8 @@ class Lossless:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Draft a chain, verify it, commit the accepted tokens and one more (without `bonus`, none behind a full chain)."""
+    """Drafts a chain, verifies it, commits the accepted tokens and one more (without `bonus`, none after a full
+    chain)."""
 
     proposer: Proposer
     rule: Rule

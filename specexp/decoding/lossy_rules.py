@@ -1,8 +1,8 @@
 """Lossy acceptance rules for the chain: AutoJudge (2504.20039) and the Top-K rule it is compared with.
 
-Both accept what the lossless rule accepts and *waive* more, so they are the lossless rule at one end of their dial:
-threshold 0, and K = 1 at temperature 0. At the other end, a threshold above 1 or K = |V|, everything drafted is
-accepted. Whatever is accepted beyond the lossless rule is counted as judged.
+Both accept what the lossless rule accepts, and more. At one end of their setting they equal the lossless rule:
+threshold 0, or K = 1 at temperature 0. At the other end, a threshold above 1 or K = |V|, they accept every drafted
+token. A token that only they accept is counted as judged.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Score = Callable[[Array], Array]
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Waive a drafted token whose mismatch the judge finds important with a probability below `threshold`.
+    """Accepts a drafted token whose mismatch the judge finds important with a probability below `threshold`.
 
-    A drafted EOS is never waived: ending early loses the answer, whatever a judge makes of the token.
+    It never accepts a drafted EOS this way: ending early loses the answer, whatever the judge says of the token.
     """
 
     score: Score
@@ -43,7 +43,7 @@ class Judged:
         return accepted_anyway
 
     def _rows(self, part: str, drafted: Drafted, scored: Scored, num_drafted: int) -> Array:
-        """[G, H] float32: the rows that both models have behind each drafted token, or behind the one before it."""
+        """[G, H] float32: a model's hidden rows at each drafted token, or at the token before it."""
         role, place = part.split("_")
         hidden = scored.hidden if role == "target" else drafted.hidden
         assert hidden is not None, "the rule's needs were not asked for"
@@ -55,7 +55,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """Waive a drafted token that is among the target's `k` most likely ones; of equal ones the lower id ranks first."""
+    """Accepts a drafted token among the target's `k` most likely ones; of equal ones the lower id ranks first."""
 
     k: int
 

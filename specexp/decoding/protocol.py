@@ -1,4 +1,4 @@
-"""What a decoder may ask, and what it is told.
+"""What a decoder may ask of the engine, and what the engine answers.
 
 A decoder is a generator. It yields `Score`, `Draft` and `Depth` to learn what a model thinks and how far to go, and
 `Round` to say what it committed; the engine (`specexp.engine`) answers. A decoder never sees a KV cache, a device, a
@@ -24,9 +24,9 @@ class Score:
     """Ask what `model` thinks after the last committed token and after each of `tokens`[N].
 
     Slots number the tokens fed to this model since the last `Round`, from 0; -1 is the last committed token. Token i
-    stands behind slot `parents[i]`, which may be an earlier token of this very ask; `parents=None` is a chain that goes
-    on behind the newest slot. The first ask of a round answers R = N + 1 rows (row 0 follows the last committed token),
-    later ones R = N. `tokens=None` asks for row 0 alone. Tokens may be host ids: who chose them on the host need not
+    follows slot `parents[i]`, which may be an earlier token of the same ask; `parents=None` is a chain that follows the
+    newest slot. The first ask of a round answers R = N + 1 rows (row 0 follows the last committed token), later ones
+    R = N. `tokens=None` asks for row 0 alone. Tokens may be host ids: who chose them on the host need not
     know the model's device. With `top`, rows hold the W = min(top, V) best tokens only, and are read to the host.
     `row_metadata` are host integers, lists of one length, that will be needed where the logits are.
     """
@@ -44,7 +44,7 @@ class Scored:
     """`logits`[R, V]; or, when `top` was given, `logprob`[R, W] and `ids`[R, W], best first, at temperature 1.
 
     These two are lists on the host, read in one transfer: who asks for the best tokens is about to choose among them.
-    `hidden`[R, H], the last layer after its norm, when asked for. The first of `tokens` stands in slot `first_slot`.
+    `hidden`[R, H], the last layer after its norm, when asked for. The first of `tokens` is in slot `first_slot`.
     `row_metadata` is an array with a row for each list of the ask's, on the device of the logits.
     """
 
@@ -58,7 +58,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class RequiredHidden:
-    """Hidden rows that an acceptance rule reads: the target's, the draft's, and the draft's behind its last token."""
+    """Hidden rows that an acceptance rule reads: the target's, the draft's, and the draft's at its last token."""
 
     target: bool = False
     draft: bool = False
@@ -70,9 +70,9 @@ class Draft:
     """Ask for a chain of at most `gamma` tokens sampled from the draft under `warp`.
 
     The engine trims it so that the chain and `reserve` more tokens fit what is left to emit, and the draft's context.
-    With `own`, the last token is fed too, for the hidden row behind it: one more forward, which the next round saves.
+    With `own`, the last token is fed too, for its hidden row: one more forward, which the next round saves.
 
-    With `min_probability` it ends behind the first token whose probability in q is below it; at temperature 0, where q
+    With `min_probability` it ends after the first token whose probability in q is below it; at temperature 0, where q
     is one-hot, the draft's at temperature 1. The token itself stays: dropping what was drawn because of what it is
     would leave tokens that are not drawn from q.
     """
@@ -87,10 +87,10 @@ class Draft:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recall:
-    """Ask for at most `gamma` tokens that `text` goes on with, where it says what was committed last.
+    """Ask for at most `gamma` tokens that follow, in `text`, what was committed last.
 
-    `text=None` is the sequence itself, prompt and output: what followed where its last tokens, `ngram` at most, stood
-    before. Nothing is sampled: q is one-hot. There may be no such place, and then no token. Trimmed as `Draft` is, but
+    `text=None` is the sequence itself, prompt and output: what followed an earlier occurrence of its last tokens, at
+    most `ngram`. Nothing is sampled: q is one-hot. Without an occurrence there is no token. Trimmed as `Draft` is, but
     for the draft's context, which plays no part.
     """
 
@@ -105,7 +105,7 @@ class Drafted:
     """tokens[G], each drawn from its row of q[G, V]; 0 <= G <= gamma. A draft model's q is None at temperature 0, where
     it is one-hot on the tokens.
 
-    hidden[G, H] are the rows q was read from, when asked for; with `own`, hidden[G + 1, H] has that behind the last
+    hidden[G, H] are the rows q was read from, when asked for; with `own`, hidden[G + 1, H] has that of the last
     token too. peaks[G] are the largest logits of these rows, for the engine alone; None where no model drafted.
     """
 

@@ -34,7 +34,8 @@ class Rng(Protocol):
         ...
 
     def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
-        """The token behind `num_accepted` drafts from `position` on: RESIDUAL, or TARGET when all were accepted."""
+        """The token after `num_accepted` drafts, counted from `position`: RESIDUAL, or TARGET when all were
+        accepted."""
         ...
 
     def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: int) -> tuple[Array, Array]:
@@ -71,7 +72,7 @@ class HashRng:
         return _race(weights, -xp.log(self.uniform(position[:, None], purpose, tokens)))
 
     def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
-        # One row, wherever it stands: noise of every position that it might be costs many times as much.
+        # One row, at whichever position: noise for every position that it might be costs many times as much.
         xp = array_namespace(weights)
         all_accepted = xp.astype(num_accepted == num_drafted, xp.int64)
         purpose = RESIDUAL + (TARGET - RESIDUAL) * all_accepted

@@ -22,7 +22,7 @@ class Node:
     depth: int  # 1 below the root
     rank: int  # among its siblings; 0 is the draft's favourite
     score: float  # log-probability of its path under the draft, at temperature 1
-    slot: int = -1  # where it stands in the draft's cache, once it was expanded
+    slot: int = -1  # its place in the draft's cache, once it was expanded
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class Tree:
         return [i for i in unexpanded if not full or self.nodes[i].score > bar][:count]
 
     def to_score(self, places: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Tokens of these nodes, and the slots of the draft behind which they stand; the root needs no token."""
+        """Tokens of these nodes, and the draft's slots that they follow; the root needs no token."""
         nodes = [self.nodes[place] for place in places if place != ROOT]
         return [n.token for n in nodes], [ROOT if n.parent == ROOT else self.nodes[n.parent].slot for n in nodes]
 

@@ -12,7 +12,7 @@ from specexp.lm.model import Array, Branches, Feed, Model, Session
 class Context:
     """Committed ids, of which the first `cached` are in the session, then the slots fed since the last round.
 
-    The last committed token is never in the cache at the start of a round: its row is what the first ask wants.
+    The last committed token is never in the cache at the start of a round: the first ask needs its row.
     """
 
     def __init__(self, model: Model, session: Session, cached: bool = True) -> None:
@@ -56,7 +56,7 @@ class Context:
         self._new_round()
 
     def plan(self, tokens: Array | None, parents: Sequence[int] | None, hidden: bool) -> Feed:
-        """What is to be fed for `tokens`[N] behind the slots `parents`; the caller feeds it before it plans again.
+        """What is to be fed for `tokens`[N] that follow the slots `parents`; the caller feeds it before it plans again.
 
         It answers R = N + 1 rows at the first ask of a round, whose row 0 follows the last committed token, else N.
         """
@@ -82,9 +82,9 @@ class Context:
         return Feed(self._session, fed, rows, hidden, self._branches())
 
     def advance(self, num: int) -> None:
-        """Note that the model fed `num` more tokens of a chain by itself, behind what was planned."""
-        assert self._use_cache, "tokens that were not planned stand in the cache alone"
-        assert self._parents is None, "a chain goes on behind a tree"
+        """Note that the model fed `num` more tokens of a chain by itself, after what was planned."""
+        assert self._use_cache, "tokens that were not planned are in the cache alone"
+        assert self._parents is None, "a chain follows a tree"
         self._num_slots += num
         self.num_calls += num
         self.num_positions += num
@@ -101,7 +101,7 @@ class Context:
         return self._num_slots
 
     def _grow(self, num: int, parents: Sequence[int] | None) -> None:
-        """Note where the next `num` slots stand; a round's earlier ones were a chain if none was noted."""
+        """Note the parents of the next `num` slots; a round's earlier ones were a chain if none was noted."""
         known = list(range(-1, self._num_slots - 1)) if self._parents is None else self._parents
         newest = self._num_slots - 1
         if parents is not None:
@@ -118,7 +118,7 @@ class Context:
         return Branches(len(self._ids), [len(path) - 1 for path in paths], paths)
 
     def commit(self, tokens: list[int], kept: Sequence[int]) -> None:
-        """Append committed tokens; `kept` are the slots they stand in, in order, as far as they were fed."""
+        """Append committed tokens; `kept` are their slots, in order, as far as they were fed."""
         if self._begun and self._use_cache:
             # One committed token stays out, even when all were fed: the next round asks for its row.
             slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1]

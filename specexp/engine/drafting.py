@@ -42,7 +42,7 @@ class Drafting:
         return self._fitting(run, ask.most, ask.reserve)
 
     def recall(self, run: Run, ask: Recall) -> Drafted:
-        """What a text goes on with, or the sequence itself: one-hot."""
+        """The continuation found in a text, or in the sequence itself: one-hot."""
         model = self._models["target"]
         most = max(0, min(ask.gamma, run.room - ask.reserve))
         if ask.text is not None:

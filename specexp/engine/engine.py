@@ -1,9 +1,9 @@
-"""Drives decoders over models: answers what they ask, owns caches, trimming, stopping, counting and timing.
+"""Drives decoders over models: answers their asks, and owns caches, trimming, stopping, counting and timing.
 
-It knows no method. Prompts are decoded one at a time, or several together: whatever asks are open at a time and of one
-kind are answered by one forward, each row at its own length. Every round is read to the host once for all rows, each
-ask for the best tokens once, and one value a draft step where a draft may stop early. Whoever decodes several things in
-a row, the later ones depending on the earlier, is a procedure (`request.py`) on a row of its own.
+The engine knows no method. It decodes prompts one at a time or several together: one forward answers all open asks of
+one phase (`scheduler.py`), each row at its own length. It reads every round to the host once for all rows
+(`host_transfer.py`), each ask for the best tokens once, and one value a draft step where a draft may stop early. Work
+in which later prompts depend on earlier outputs is a coroutine of requests (`request.py`) with a row of its own.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Engine:
         return self._transfer.num_reads
 
     def room_for(self, prompt_ids: Sequence[int], max_new_tokens: int, role: Role = "target") -> int:
-        """Tokens that can be emitted behind this prompt: `max_new_tokens`, or what the model's context leaves."""
+        """Tokens that can be emitted after this prompt: `max_new_tokens`, or what the model's context leaves."""
         context = self._models[role].context
         if not prompt_ids:
             raise PromptError("the prompt is empty; it must have at least one token.")
@@ -103,8 +103,8 @@ class Engine:
     def generate_all(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generation]]:
         """Decode prompts, `rows` at a time: (place among `requests`, what came of it), each as soon as it is done.
 
-        A row that is done goes on with the next prompt. The answers are those of `generate`. While rows are free,
-        `requests` is asked for more behind every step: one that has nothing now may have something later.
+        A row that is done takes the next prompt. The answers are those of `generate`. While rows are free, `requests`
+        is asked for more after every step: an iterator that has nothing now may have something later.
         """
         return self.run_all(map(single_request, requests))  # which asks again where a generator would have ended
 

@@ -23,7 +23,7 @@ Wanted = tuple[Array | Sequence[int] | None, Sequence[int] | None, bool]  # toke
 def feed_runs(
     model: Model, role: Role, runs: Sequence[Run], wanted: Sequence[Wanted]
 ) -> list[tuple[Array, Array | None]]:
-    """Logits[R, V] and hidden[R, H] for what each run wants, from one forward, which is counted."""
+    """Logits[R, V] and hidden[R, H] of what each run asks, from one forward, which is counted."""
     feeds = []
     for run, (tokens, parents, hidden) in zip(runs, wanted, strict=True):
         given = model.ids(tokens) if isinstance(tokens, list | tuple) else tokens
@@ -37,7 +37,7 @@ def score(model: Model, asked: Sequence[tuple[Run, Score]], transfer: HostTransf
     role = asked[0][1].model
     runs = [run for run, _ in asked]
     first_slots = [run.contexts[role].num_slots for run in runs]
-    beside = [_on_device(model, ask.row_metadata) for _, ask in asked]
+    metadata = [_on_device(model, ask.row_metadata) for _, ask in asked]
     found = feed_runs(model, role, runs, [(ask.tokens, ask.parents, ask.hidden) for _, ask in asked])
     ranked = [best(logits, ask.top) if ask.top else None for (logits, _), (_, ask) in zip(found, asked, strict=True)]
     flat = []
@@ -46,7 +46,7 @@ def score(model: Model, asked: Sequence[tuple[Run, Score]], transfer: HostTransf
             flat += [array_namespace(part).reshape(part, (-1,)) for part in pair]
     values = iter(transfer.read(flat) if flat else ())
     answers = []
-    for run, (logits, states), pair, slot, more in zip(runs, found, ranked, first_slots, beside, strict=True):
+    for run, (logits, states), pair, slot, more in zip(runs, found, ranked, first_slots, metadata, strict=True):
         if pair is None:
             _watch(run, role, logits)
             answers.append(Scored(logits, states, slot, row_metadata=more))

@@ -1,15 +1,15 @@
-"""Where a text goes on: prompt lookup's search in the sequence itself, and one in a text that is being changed."""
+"""Finds continuations: prompt lookup's search in the sequence itself, and a search in a text that is being changed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 LONGEST = 12  # how far back an agreement is looked at
-TRUST, AFTER_SWAP = 2, 3  # tokens offered for each one that agrees, and behind a replaced one
+TRUST, AFTER_SWAP = 2, 3  # tokens offered for each one that agrees, and after a replaced one
 
 
 def continuation(ids: Sequence[int], text: Sequence[int], most: int) -> Sequence[int]:
-    """What `text` goes on with where it says what `ids` ends on; nothing where it does not say it.
+    """The tokens of `text` that follow where it has the end of `ids`; none where it has it nowhere.
 
     The longest agreement with the end of `ids` wins, one that skips a single replaced token a little behind; of equal
     ones that nearest to the same place in both, since a changed text usually falls back into step. A short agreement

@@ -1,8 +1,8 @@
-"""What an engine is asked for, and procedures that ask for several things in a row.
+"""What an engine is asked for, and coroutines of requests: work that asks for several things in a row.
 
-A procedure is a generator that yields `Request`, `ScoreRequest` and `UsageQuery`, and is sent what came of each. It has
-one row of the engine to itself from its first wish to its end: with `reuse`, its later wishes find its earlier ones'
-caches.
+A coroutine is a generator that yields `Request`, `ScoreRequest` and `UsageQuery`, and is sent the answer to each. It
+has one row of the engine to itself from its first request to its end: with `reuse`, later requests find the caches of
+earlier ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 class Request:
     """One prompt to decode: answered with its `Generation`.
 
-    `told` is given the tokens of each round as they are final, cut at an EOS and the limit; clocks stand still for it.
+    `on_tokens` gets the tokens of each round once they are final, cut at an EOS and the limit; clocks pause meanwhile.
     `name` is the prompt's, for error messages.
     """
 
@@ -38,7 +38,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """What a model thinks after `ids` and after each of `tokens`[N]: (logits[N + 1, V], hidden[N + 1, H] or None)."""
+    """Ask what a model scores after `ids` and after each of `tokens`[N]: (logits[N + 1, V], hidden[N + 1, H] or
+    None)."""
 
     role: Role
     ids: Sequence[int]
@@ -48,20 +49,20 @@ class ScoreRequest:
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """All that a row was ever fed, prefill included: `{"target_calls": ..., "target_positions": ..., ...}`."""
+    """Ask for all that a row was ever fed, prefill included: `{"target_calls": ..., "target_positions": ..., ...}`."""
 
 
 RequestCoroutine = Generator[Request | ScoreRequest | UsageQuery, Any, T]
 
 
 def single_request(request: Request | ScoreRequest) -> RequestCoroutine[Any]:
-    """The procedure of a single wish."""
+    """The coroutine of a single request."""
     answer = yield request
     return answer
 
 
 class PendingScore:
-    """A look that is under way; the engine answers `ask` by `send`, as a run's."""
+    """A score request that is under way; the engine answers `ask` by `send`, as a run's."""
 
     def __init__(self, ask: ScoreRequest, context: Context) -> None:
         self.ask: ScoreRequest | None = ask
@@ -73,7 +74,7 @@ class PendingScore:
 
 
 class Task(Generic[T]):
-    """A procedure on its row, and what it waits for."""
+    """A coroutine on its row, and what it waits for."""
 
     def __init__(self, row: int, index: int, procedure: RequestCoroutine[T]) -> None:
         self.row, self.index, self.procedure = row, index, procedure

@@ -36,7 +36,7 @@ class Generation:
     num_drafted: int = 0
     num_accepted: int = 0  # before cutting
     num_judged: int = 0
-    num_cut: int = 0  # committed tokens dropped behind an EOS or the limit
+    num_cut: int = 0  # committed tokens dropped after an EOS or the limit
     num_full: int = 0  # rounds in which every drafted token was accepted
     num_tested: int = 0
     overlap: float = 0.0
