@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.register_assert_rewrite("helpers")  # before they are imported
+
 from mlflow.tracking import MlflowClient
 
 from helpers.model_folders import (
