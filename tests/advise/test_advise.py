@@ -122,6 +122,7 @@ def test_a_prediction_outside_the_measured_interval_is_pointed_out() -> None:
     assert any(f"{label}: predicted 9.87x, which is outside" in note for note in notes(off))
 
 
+@pytest.mark.slow
 def test_sampled_chains_are_expected_and_trees_counted() -> None:
     advice = advised(methods="speculative,specexec", gamma="1,4", tree_budget="8", max_depth="4", temperature="0.8",
                      limit="6", max_new_tokens="60", eos_ids=())  # fmt: skip
@@ -163,6 +164,7 @@ def judged(threshold: str, **flags: Any) -> Advice:
     return measure(prepared_toy(models, {"j": judge}, **given), True, clock)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_lossy_candidate_is_weighed_with_its_own_step_and_said_to_be_lossy() -> None:
     advice = judged("0.5,1.5", max_new_tokens="60")
     assert advice.candidates[-1].setting.own

@@ -81,6 +81,7 @@ def test_a_conversation_goes_on_after_an_interruption(workplace: Path, monkeypat
     assert without_clocks(records(workplace / "out")) == without_clocks(records(workplace / "whole"))
 
 
+@pytest.mark.slow
 def test_the_file_is_an_input_of_every_run_with_its_hash(workplace: Path) -> None:
     assert evaluate(*QUICK).exit_code == 0
     written = json.loads((workplace / "out" / "data.json").read_text())

@@ -62,6 +62,7 @@ def test_outputs_stand_side_by_side_in_the_ui(workplace: Path) -> None:
         assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "outputs.json", "type": "table"}]
 
 
+@pytest.mark.slow
 def test_every_setting_has_a_color_of_its_own_in_the_ui(workplace: Path) -> None:
     methods = ["--methods", "baseline,speculative,specexec,topk", "--gamma", "1,2,3,4", "--show", "0"]
     assert evaluate(*TOY, *methods, "--limit", "1", "--output", "out").exit_code == 0

@@ -213,6 +213,7 @@ def test_bad_settings_of_a_training_are_refused_all_at_once(workplace: Path) -> 
     ]
 
 
+@pytest.mark.slow
 def test_only_a_better_judge_becomes_champion(workplace: Path) -> None:
     label_set(workplace / "labels", noise=0.8)
     arguments = ["--labels", "labels", "--kinds", "logistic"]

@@ -478,6 +478,7 @@ def mine_both_ways(limit: int, features: bool, batch: int = 100) -> list[Any]:
     return found
 
 
+@pytest.mark.slow
 def test_arith_prompts_give_the_literal_procedures_labels_for_less() -> None:
     calls, positions, labels = cost(mine_both_ways(6, features=True))
     assert labels > 20

@@ -103,6 +103,7 @@ def test_the_machine_is_sampled_where_nothing_is_timed(workplace: Path, monkeypa
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore"),
                                    RuntimeError(ON_CPU), MemoryError()], ids=lambda e: type(e).__name__)  # fmt: skip
+@pytest.mark.slow
 def test_memory_that_runs_out_is_one_line_and_keeps_the_records(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
