@@ -1,4 +1,4 @@
-"""The Python door: load an experiment's pair once, then decode prompts with any method. It writes nothing."""
+"""The Python API: load an experiment's pair once, then decode prompts with any method. It writes no files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from specexp.pair.tokenization import Text
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a method made of a prompt. `counts` are the integers and seconds of an evaluation's records."""
+    """The output of a method for a prompt. `counts` are the integers and seconds of an evaluation's records."""
 
     text: str
     token_ids: list[int]
@@ -32,7 +32,7 @@ class Output:
 
     @property
     def tokens_per_call(self) -> float:
-        """Tokens emitted per verifying target call; 0 for a method that calls no target."""
+        """Tokens emitted per verifying target call; 0 for a method without target calls."""
         calls = self.counts["num_target_calls"]
         return len(self.token_ids) / calls if calls else 0.0
 
@@ -50,7 +50,7 @@ class LoadedPair:
         self._settings = {key: value for key, value in (settings or {}).items() if key in takers()}
         self._known: dict[str, Judge] = {}
         self._pair: Pair = load_pair(experiment, roles, own_prompts=True)
-        self.notes = list(self._pair.notes)  # on how prompts are made, and on judges that were mined otherwise
+        self.notes = list(self._pair.notes)  # on how prompts are encoded, and on judges that were mined differently
         self._engine = self.engine()
         self._longest = self._pair.text.longest()
 
@@ -68,10 +68,10 @@ class LoadedPair:
         prompt_id: str = "",
         on_text: Callable[[str], object] | None = None,
     ) -> Output:
-        """Decode one prompt with a method preset; what is not given is as `load` was given it, or the experiment's.
+        """Decode one prompt with a method preset; settings left out are those given to `load`, else the experiment's.
 
-        `on_text` is given the text piece by piece, as rounds are committed. The same prompt, seed and `prompt_id` give
-        the same tokens. Raises ConfigError with every fault of the settings, PromptError for a prompt that does not
+        `on_text` receives the text piece by piece, as rounds are committed. The same prompt, seed and `prompt_id` give
+        the same tokens. Raises ConfigError with every fault of the settings, and PromptError for a prompt that does not
         fit.
         """
         given = {
@@ -86,7 +86,7 @@ class LoadedPair:
     def decode(
         self, prompt: str, asked: Experiment, prompt_id: str = "", on_text: Callable[[str], object] | None = None
     ) -> Output:
-        """Decode one prompt as `asked`, whose pair is this one and whose first method is used."""
+        """Decode one prompt with the first method of `asked`, an experiment with the same pair."""
         pieces = Pieces(self._pair.text, self._pair.eos_ids, on_text) if on_text else None
         request = self.request(prompt, asked, prompt_id, pieces.add if pieces else None)
         out = self._engine.generate(
@@ -97,7 +97,7 @@ class LoadedPair:
         return self.output(out)
 
     def engine(self, rows: int = 1) -> Engine:
-        """Another engine on these models, for `rows` requests at a time."""
+        """Return another engine on these models, for `rows` requests at a time."""
         return Engine(self._pair.models, self._pair.eos_ids, rows=rows)
 
     def request(
@@ -108,9 +108,9 @@ class LoadedPair:
         on_tokens: Callable[[Sequence[int]], object] | None = None,
         text: Text | None = None,
     ) -> Request:
-        """What an engine is asked for. Raises PromptError for a prompt that is empty, no text, or does not fit.
+        """Return an engine's request. Raises PromptError for a prompt that is empty, not a text, or does not fit.
 
-        `text` is a copy of this pair's, for a thread of its own.
+        `text` is a copy of this pair's `text`, for use in another thread.
         """
         prompt = checked_prompt(prompt)
         method = asked.methods[0]
@@ -124,16 +124,16 @@ class LoadedPair:
         return Request(decoder, ids, asked.max_new_tokens, rng, on_tokens, prompt_id)
 
     def most_bytes(self, role: Role) -> int:
-        """Bytes of a prompt beyond which it is not looked at: it would not fit this model's context."""
+        """Return the most bytes of a prompt that is encoded at all: a longer one cannot fit this model's context."""
         return most_bytes(self._pair.models[role].context, self._longest)
 
     @property
     def text(self) -> Text:
-        """What turns texts into ids and back."""
+        """The tokenization: converts texts to ids and back."""
         return self._pair.text
 
     def output(self, out: Generation, text: Text | None = None) -> Output:
-        """What an engine made of a request, as text."""
+        """Convert an engine's result to an output with text."""
         counts = asdict(out)
         tokens, reason = counts.pop("token_ids"), counts.pop("finish_reason")
         read = (text or self._pair.text).decode(tokens[:-1] if reason == "stop" else tokens)
@@ -141,11 +141,11 @@ class LoadedPair:
 
     @property
     def context(self) -> int:
-        """The most positions a sequence may have."""
+        """The most positions that a sequence may have."""
         return min(model.context for model in self._pair.models.values())
 
     def identity(self) -> dict[str, Any]:
-        """What was loaded: fingerprints of the weights, hashes of tokenizer and template, names and revisions."""
+        """Return what was loaded: fingerprints of weights, hashes of tokenizer and template, names and revisions."""
         found = {role: model.facts().get("revision") or "" for role, model in self._pair.models.items()}
         return {
             **identity(self._pair, self.experiment),
@@ -153,11 +153,11 @@ class LoadedPair:
         }
 
     def judge_of(self, method: MethodConfig) -> Judge | None:
-        """The judge that a method names, loaded once and checked against this pair. Raises JudgeError."""
+        """Return the judge that a method names, loaded once and checked against this pair. Raises JudgeError."""
         if not method.judge:
             return None
         if method.judge not in self._known:
-            from specexp.judge import registry  # MLflow, for those who name a judge
+            from specexp.judge import registry  # imports MLflow, so only if a judge is named
 
             judge = registry.load(method.judge)
             mine = identity(self._pair, self.experiment)
@@ -168,9 +168,9 @@ class LoadedPair:
 
 
 def load(experiment: str = "arith_quick", **settings: Any) -> LoadedPair:
-    """Load the pair of an experiment preset, with settings laid over it as `mlflow run -P` would.
+    """Load the pair of an experiment preset; settings override the preset as with `mlflow run -P`.
 
     `specexp.load("arith_quick", target="./my-target", draft="./my-draft", temperature=0.7)`. Raises ConfigError with
-    every fault of the settings, ModelError when a model cannot be loaded.
+    every fault of the settings, and ModelError if a model cannot be loaded.
     """
     return LoadedPair(config.resolve(experiment, settings), settings)

@@ -1,7 +1,7 @@
-"""Facts about every method, stated once: what it asks, what it takes, what it grows, and when it is lossless.
+"""Facts about every method: which models it uses, which settings it takes, what it drafts, and when it is lossless.
 
 The methods are those of this package and those of installed packages, which name a `Method` in the entry-point group
-`specexp.methods`. How a method is built is with its decoder: `specexp.methods` for this package's.
+`specexp.methods`. Decoders are built elsewhere: for this package's methods in `specexp.methods`.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from specexp.decoding.protocol import Role
 from specexp.decoding.rules import Warp
 from specexp.errors import ConfigError, unknown
 
-GROUP = "specexp.methods"  # of entry points
+GROUP = "specexp.methods"  # the entry-point group
 BOTH: frozenset[Role] = frozenset({"target", "draft"})
 TARGET: frozenset[Role] = frozenset({"target"})
 DRAFT: frozenset[Role] = frozenset({"draft"})
-CHAIN = ("gamma", "bonus", "min_draft_probability")  # what every chain of a draft model takes
+CHAIN = ("gamma", "bonus", "min_draft_probability")  # the settings of every chain of a draft model
 TREE = ("gamma", "tree_budget", "max_depth", "parallel_branches", "branch_width", "branch_prune_threshold",
         "min_log_prob")  # fmt: skip
 
 
 class MethodSettings(Protocol):
-    """What is asked of a method's settings: `MethodConfig` has it."""
+    """The part of a method's settings that is needed here; `MethodConfig` implements it."""
 
     @property
     def accept_k(self) -> int: ...
 
 
-# Whether the output has the target's distribution, by the settings, the warp, and the threshold of a judge (None: the
-# judge's own, and no judge is at hand to say it).
+# True if the output has the target's distribution, given the settings, the warp, and the threshold of a judge. The
+# threshold is None if it is the judge's own and the judge is not loaded.
 LosslessRule = Callable[[MethodSettings, Warp, float | None], bool]
 
 
@@ -55,14 +55,14 @@ def _best_token_alone(settings: MethodSettings, warp: Warp, threshold: float | N
 
 @dataclass(frozen=True, slots=True)
 class MethodSpec:
-    """What the rest of the package has to know of a method.
+    """What the rest of the package needs to know about a method.
 
     `kind` is what a round verifies: nothing but the target's own token, a chain, or a tree. `settings` are those that
-    it takes besides an experiment's. `presets` are an installed package's: settings by the name that a person gives.
+    it takes in addition to an experiment's. `presets` are those of an installed package: settings by preset name.
     """
 
     name: str
-    summary: str  # a sentence
+    summary: str  # one sentence
     kind: Literal["plain", "chain", "tree"]
     models: frozenset[Role] = BOTH
     settings: tuple[str, ...] = ()
@@ -76,17 +76,17 @@ class MethodSpec:
 
     @property
     def drafts(self) -> bool:
-        """Whether tokens are proposed and verified."""
+        """True if tokens are proposed and verified."""
         return self.kind != "plain"
 
     @property
     def is_plain_decoding(self) -> bool:
-        """Whether it is what every other method is compared with."""
+        """True if it is the method that every other method is compared with."""
         return not self.drafts and self.verifies
 
     @property
     def verifies(self) -> bool:
-        """Whether the target has the last word."""
+        """True if the target decides which tokens are emitted."""
         return "target" in self.models
 
 
@@ -126,14 +126,14 @@ BUILT_IN = (
 
 @cache
 def installed() -> Mapping[str, Method]:
-    """Methods of installed packages, by name. Raises ConfigError for one that cannot be used, naming its package."""
+    """Return methods of installed packages, by name. Raises ConfigError, naming the package, for an unusable one."""
     found: dict[str, Method] = {}
     taken = {spec.name for spec in BUILT_IN}
     for point in entry_points(group=GROUP):
         where = f"method '{point.name}' of package '{point.dist.name if point.dist else '?'}'"
         try:
             method = point.load()
-        except Exception as error:  # a package of somebody else's may fail in any way
+        except Exception as error:  # code of another package may raise anything
             raise ConfigError(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
         if not isinstance(method, Method):
             raise ConfigError(f"{where} is {type(method).__name__}; it must be a specexp.method_specs.Method.")
@@ -145,12 +145,12 @@ def installed() -> Mapping[str, Method]:
 
 
 def specs() -> dict[str, MethodSpec]:
-    """Every method's facts, by name."""
+    """Return every method's facts, by name."""
     return {spec.name: spec for spec in (*BUILT_IN, *(method.spec for method in installed().values()))}
 
 
 def spec(name: str) -> MethodSpec:
-    """The facts of one method. Raises ConfigError for a name that no method has."""
+    """Return the facts of one method. Raises ConfigError for an unknown name."""
     found = _BY_NAME.get(name) or specs().get(name)
     if found is None:
         raise ConfigError(unknown("method", name, specs()))
@@ -161,7 +161,7 @@ _BY_NAME = {each.name: each for each in BUILT_IN}
 
 
 def takers() -> dict[str, tuple[str, ...]]:
-    """Settings of methods, and which methods take each."""
+    """Return the settings of methods, and which methods take each."""
     found: dict[str, tuple[str, ...]] = {}
     for each in specs().values():
         for setting in each.settings:

@@ -1,4 +1,4 @@
-"""From a method's name to its decoder: the one place that lists them."""
+"""Builds the decoder of a method; the only place that lists the builders."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from specexp.method_specs import installed, spec
 
 @dataclass(frozen=True, slots=True)
 class BuildContext:
-    """What a method is made with besides its own settings."""
+    """What a method is built with in addition to its own settings."""
 
     warp: Warp
-    judges: Mapping[str, Judge] = field(default_factory=dict)  # by the name that a method gives
+    judges: Mapping[str, Judge] = field(default_factory=dict)  # by the name in the method's settings
     eos_ids: tuple[int, ...] = ()
 
 
@@ -36,7 +36,7 @@ def _autojudge(method: MethodConfig, context: BuildContext) -> Chain:
     mode = features.mode(judge.facts.features)
     threshold = effective_threshold(method, judge)
     assert threshold is not None, "a judge has a threshold"
-    needs = mode.needs if threshold > 0 else RequiredHidden()  # at 0 it is the lossless chain, at its price
+    needs = mode.needs if threshold > 0 else RequiredHidden()  # at 0 it is the lossless chain, at the same cost
     return _chain(method, context, Judged(judge.network, mode.parts, threshold, context.eos_ids, needs))
 
 
@@ -59,7 +59,7 @@ BUILDERS: dict[str, Callable[[MethodConfig, BuildContext], Decoder]] = {
 
 
 def effective_threshold(method: MethodConfig, judge: Judge | None) -> float | None:
-    """What the judge's probabilities are compared with: the setting's, or the judge's own; None where neither is known.
+    """Return the threshold for the judge's probabilities: the setting's, else the judge's own, or None if unknown.
 
     At 0 no mismatch is accepted: the method is the lossless chain.
     """
@@ -69,17 +69,17 @@ def effective_threshold(method: MethodConfig, judge: Judge | None) -> float | No
 
 
 def is_lossless(method: MethodConfig, warp: Warp, judge: Judge | None = None) -> bool:
-    """Whether the output has the target's distribution, a lossy method's dial at its lossless end included."""
+    """True if the output has the target's distribution, also for a lossy method whose setting makes it lossless."""
     return spec(method.method).lossless(method, warp, effective_threshold(method, judge))
 
 
 def roles_of(method: MethodConfig) -> set[Role]:
-    """The models that a method asks, known before any is loaded."""
+    """Return the models that a method uses, before any is loaded."""
     return set(spec(method.method).models)
 
 
 def decoder_for(method: MethodConfig, context: BuildContext) -> Decoder:
-    """The decoder of a method's settings: built here, or by the package that brings the method."""
+    """Build the decoder of a method's settings, here or by the package that provides the method."""
     build = BUILDERS.get(method.method) or installed()[method.method].build
     decoder: Decoder = build(method, context)
     return decoder

@@ -1,9 +1,9 @@
-"""Whether settings that must emit plain decoding's tokens did, and what explains the first token where one did not.
+"""Checks that settings which must emit plain decoding's tokens did, and explains the first token where one did not.
 
-The tokens must be the same where nothing is drawn, and of trees at every temperature. As in a certificate
-(`equality.py`), the target is asked once more at the first divergence: a near tie is rounding; in a dtype coarser than
-float32 so is a gap that its rounding explains; anything else means that the method is not lossless here. Made after all
-timing.
+The tokens must be equal where nothing is drawn at random, and for trees at every temperature. As in a certificate
+(`equality.py`), the target computes its logits at the first divergence once more: a near tie is rounding; in a dtype
+coarser than float32, so is a gap that its rounding explains; any other difference means that the method is not lossless
+here. Runs after all timing.
 
 differences.json holds every output that differs, by prompt, turn, setting and repeat: a resume examines new ones only.
 """
@@ -25,13 +25,13 @@ from specexp.storage.records import Key, Record, RecordFile, key_of
 from specexp.storage.run_folder import OutputFolder
 
 FILE = "differences.json"
-NOT_LOSSLESS = "not lossless here"  # of a setting with an unexplained difference
+NOT_LOSSLESS = "not lossless here"  # marks a setting with an unexplained difference
 NEAR_TIE, ROUNDING, UNEXPLAINED = "near tie", "rounding", "unexplained"
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """How many of `num_outputs` equal plain decoding's; what explains the others, and the first that nothing does."""
+    """How many of `num_outputs` equal plain decoding's, and the reasons for the others."""
 
     num_outputs: int
     found: Sequence[Mapping[str, Any]]  # entries of differences.json
@@ -45,12 +45,12 @@ class Divergence:
 
     @property
     def refuted(self) -> bool:
-        """Whether an output differs and no rounding explains it."""
+        """True if an output differs and rounding does not explain it."""
         return self.num(UNEXPLAINED) > 0
 
     @property
     def first(self) -> Mapping[str, Any]:
-        """The first that nothing explains; there must be one."""
+        """The first unexplained difference; there must be one."""
         return next(each for each in self.found if each["why"] == UNEXPLAINED)
 
     def metrics(self) -> dict[str, float]:
@@ -62,14 +62,14 @@ class Divergence:
 
 
 def comparable(setting: Setting, experiment: Experiment) -> bool:
-    """Whether this setting must emit plain decoding's very tokens: a tree's are drawn as plain decoding draws them."""
+    """True if this setting must emit plain decoding's tokens: a tree draws its tokens just as plain decoding does."""
     if not setting.facts.drafts or not setting.lossless:
         return False
     return experiment.warp.one_hot or setting.facts.grows_tree
 
 
 def examine(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
-    """Write differences.json. Raises ModelError when memory runs out."""
+    """Write differences.json. Raises ModelError if memory runs out."""
     entries: list[dict[str, Any]] = output.read_json(FILE) or []
     known = {_key(each) for each in entries}
     engine, experiment = Engine(prepared.pair.models), prepared.experiment
@@ -82,7 +82,7 @@ def examine(prepared: Prepared, output: OutputFolder, records: RecordFile) -> No
 
 
 def why(engine: Engine, experiment: Experiment, ids: Sequence[int], record: Record, plain: Sequence[int]) -> str:
-    """What explains that the output of a record, whose prompt has these `ids`, is not plain decoding's."""
+    """Return the reason why a record's output, for a prompt with these `ids`, is not plain decoding's."""
     return str(_entry(engine, experiment, ids, record, plain)["why"])
 
 
@@ -101,7 +101,7 @@ def _entry(
 def by_label(
     prepared: Prepared, entries: Sequence[Mapping[str, Any]] | None, records: Sequence[Record]
 ) -> dict[str, Divergence]:
-    """Of each setting that must emit plain decoding's tokens, on these records; nothing where none were examined."""
+    """Return the divergence of each setting that must emit plain decoding's tokens; empty if none was examined."""
     if entries is None:
         return {}
     compared: dict[str, set[Key]] = {}
@@ -112,7 +112,7 @@ def by_label(
 
 
 def _pairs(prepared: Prepared, records: Sequence[Record]) -> Iterable[tuple[Record, Record]]:
-    """Records whose tokens must be those of plain decoding, each with plain decoding's."""
+    """Yield records whose tokens must be those of plain decoding, each with plain decoding's record."""
     plain = {(r["prompt_id"], r["turn"], r["repeat"]): r for r in records if r["method"] == "baseline"}
     labels = {each.config.label for each in prepared.settings if comparable(each, prepared.experiment)}
     for record in records:
@@ -128,5 +128,5 @@ def _job(prepared: Prepared, record: Record) -> Job:
 
 
 def _key(entry: Mapping[str, Any]) -> Key:
-    """Of the record that an entry of differences.json is about."""
+    """Return the key of the record that an entry of differences.json is about."""
     return entry["prompt_id"], entry["turn"], entry["label"], entry["repeat"]

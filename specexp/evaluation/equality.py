@@ -1,7 +1,7 @@
-"""Whether everyone decodes the same tokens: outputs side by side, and how near a tie a divergence is.
+"""Compares outputs token by token, and decides if a divergence is a near tie.
 
-At temperature 0 that is a matter of logits. Where tokens are drawn, whoever shares the rng shares the exponential
-race argmin(E_x / p_x): it is a near tie where logits that differ by no more than rounding give it another winner.
+At temperature 0 this depends on the logits alone. Where tokens are drawn, methods that share the rng share the
+exponential race argmin(E_x / p_x): it is a near tie if logits that differ by rounding only give it another winner.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.pair.loading import Pair
 
-NOISE = 1e-4  # of logits in float32; in a coarser dtype it grows with them
-# Spacing of numbers at 1, by the names that torch gives its dtypes.
+NOISE = 1e-4  # of logits in float32; in a coarser dtype it grows with the logits
+# Machine epsilon of each dtype, by the names that torch gives them.
 EPS = {
     "float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7, "float8_e5m2": 2.0**-2,
 }  # fmt: skip
-EXACT_DTYPES = ("float32", "float64")  # in which rounding is too small to be taken for a bug
-COARSE = 8  # a gap so many times what rounding puts between two logits is no rounding in any dtype
+EXACT_DTYPES = ("float32", "float64")  # their rounding is too small to be mistaken for a bug
+COARSE = 8  # a gap of more than so many times the rounding between two logits is not rounding in any dtype
 Array = Any
-Outputs = Sequence[Sequence[int]]  # ids of each prompt
+Outputs = Sequence[Sequence[int]]  # ids of each prompt's output
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where an output first parts from the reference; a token is None where one of them has ended.
+    """Where an output first differs from the reference; a token is None if that output has ended.
 
-    `gap` is that between the target's logits of the two tokens, behind what both have emitted; where tokens are drawn,
-    between their places in the race, in logits. It is None where a token was cut off by top-k or top-p. `noise` is how
-    far apart rounding may put two logits there.
+    `gap` is the distance of the two tokens' target logits, after the common prefix; where tokens are drawn, of their
+    places in the race, in logits. It is None if top-k or top-p excludes a token. `noise` is how far apart rounding may
+    put two logits there.
     """
 
     name: str
@@ -51,17 +51,17 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """How everyone draws the target's tokens: greedily, or by the same rng."""
+    """How all methods draw the target's tokens: greedily, or with the same rng."""
 
     warp: Warp
-    rng: Callable[[str], Rng]  # of a prompt
+    rng: Callable[[str], Rng]  # by prompt id
 
     def token(self, logits: Array, prompt_id: str, position: int) -> int:
-        """What is drawn from logits[V] at this position."""
+        """Return the token drawn from logits[V] at this position."""
         return int(self.rng(prompt_id).pick(self.warp(logits[None])[0], position, TARGET))
 
     def gap(self, logits: Array, prompt_id: str, position: int, tokens: Sequence[int]) -> float | None:
-        """How far apart two tokens end in the race, in logits; None where one of them does not run."""
+        """Return the distance of two tokens in the race, in logits; None if one of them has probability 0."""
         rng = self.rng(prompt_id)
         if self.warp.greedy or not isinstance(rng, HashRng):
             return abs(float(logits[tokens[0]] - logits[tokens[1]]))
@@ -77,9 +77,9 @@ GREEDY = Draws(Warp(), lambda prompt_id: CertainRng())
 
 
 def noise_of(dtype: object, logits: Array) -> float:
-    """How far apart rounding may put two logits, in a model of this dtype (torch's, or its name)."""
+    """Return how far apart rounding may put two logits in a model of this dtype (torch's, or its name)."""
     xp = array_namespace(logits)
-    scored = xp.where(logits == -xp.inf, xp.zeros_like(logits), logits)  # suppressed ids have no logit
+    scored = xp.where(logits == -xp.inf, xp.zeros_like(logits), logits)  # suppressed ids have a logit of -inf
     return max(NOISE, EPS[str(dtype).removeprefix("torch.")] * float(abs(scored).max()))
 
 
@@ -91,7 +91,7 @@ def differences(
     reference: str,
     draws: Draws = GREEDY,
 ) -> list[Difference]:
-    """One for each output that is not `reference`'s: `outputs` by name, each in the order of `prompts`."""
+    """Return one difference per output that is not `reference`'s: `outputs` by name, each in the order of `prompts`."""
     engine = Engine(pair.models)
     found = []
     for name, theirs in outputs.items():
@@ -110,7 +110,7 @@ def difference(
     want: Sequence[int],
     draws: Draws = GREEDY,
 ) -> Difference | None:
-    """Where the output of a prompt of these `ids` first parts from the wanted one; None where it is the same."""
+    """Return where the output of a prompt with these `ids` first differs from the wanted one; None if it is equal."""
     if list(mine) == list(want):
         return None
     shorter = min(len(mine), len(want))
@@ -126,14 +126,14 @@ def difference(
 
 
 def explanation(found: Difference, dtype: str) -> str:
-    """`near tie`; `rounding`, where a coarse dtype may have made the gap; or `unexplained`."""
+    """Return `near tie`; `rounding` if a coarse dtype may have made the gap; else `unexplained`."""
     if found.near_tie:
         return "near tie"
     return "unexplained" if dtype in EXACT_DTYPES or beyond_rounding(found) else "rounding"
 
 
 def beyond_rounding(found: Difference) -> bool:
-    """Whether no dtype's rounding explains it: one of them ended, or the tokens are far apart."""
+    """True if no dtype's rounding explains the difference: one output ended, or the tokens are far apart."""
     if found.token is None or found.reference is None:
         return True
     return found.gap is not None and found.gap > COARSE * found.noise
@@ -142,7 +142,7 @@ def beyond_rounding(found: Difference) -> bool:
 def _near_tie(
     draws: Draws, logits: Array, prompt_id: str, position: int, tokens: tuple[int, int], noise: float
 ) -> bool:
-    """Whether either token is drawn from logits that rounding may have made of these."""
+    """True if each of the two tokens is drawn from some logits that equal these up to rounding."""
     winners = {
         draws.token(moved, prompt_id, position)
         for one, other in (tokens, tokens[::-1])
@@ -152,9 +152,9 @@ def _near_tie(
 
 
 def _moved(logits: Array, token: int, rival: int, by: float) -> Iterator[Array]:
-    """logits[V], each moved by `by` at most, in the ways that favour `token` over `rival` most.
+    """Yield logits[V], each moved by at most `by`, in the ways that favour `token` over `rival` most.
 
-    In the race and in top-k's ranks the two themselves count; in top-p also what ranks before them.
+    In the race and in top-k's ranks only these two tokens matter; in top-p also those that rank before them.
     """
     xp = array_namespace(logits)
     ids = xp.arange(logits.shape[0], device=device(logits))
@@ -165,7 +165,7 @@ def _moved(logits: Array, token: int, rival: int, by: float) -> Iterator[Array]:
 
 @dataclass(frozen=True, slots=True)
 class Reread:
-    """What one forward over prompt and output makes of each position: the token drawn there, and logits[N, V]."""
+    """The result of one forward over prompt and output: the token drawn at each position, and logits[N, V]."""
 
     tokens: list[int]
     logits: Array
@@ -179,5 +179,5 @@ def reread(pair: Pair, draws: Draws, prompt_id: str, ids: Sequence[int], output:
 
 
 def entropies(draws: Draws, logits: Array) -> list[float]:
-    """Of the warped distribution in each row of logits[N, V], in nats."""
+    """Return the entropy of the warped distribution of each row of logits[N, V], in nats."""
     return [-sum(p * math.log(p) for p in row if p > 0) for row in draws.warp(logits).tolist()]

@@ -1,4 +1,4 @@
-"""Seconds per call of an experiment's models, measured where the middle of an output stands; costs.json."""
+"""Measures seconds per call of an experiment's models, with a context as long as in mid-output, for costs.json."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from specexp.evaluation.preparation import (
 from specexp.profiling import call_costs
 from specexp.storage.run_folder import OutputFolder
 
-SIZES = ("target", "tree_draft", "tree_target")  # of costs: seconds by positions
-ROUNDS = 3  # of each kind that are timed at a moment
+SIZES = ("target", "tree_draft", "tree_target")  # kinds of costs that are seconds by number of positions
+ROUNDS = 3  # rounds of each kind that are timed per measurement
 
 
 def check_sizes(output: OutputFolder, begun: Any, found: Any) -> None:
-    """Costs are put together with those of an interrupted run, which must be of the same calls."""
+    """Raise OutputError unless costs have the calls of an interrupted run's costs, with which they are combined."""
     if begun is None:
         return
     calls = [each and (each["draft"] is None, *(set(each[kind]) for kind in SIZES)) for each in (begun, found)]
@@ -31,7 +31,7 @@ def check_sizes(output: OutputFolder, begun: Any, found: Any) -> None:
 
 
 def costs_of(measured: Mapping[str, Any] | None) -> call_costs.Costs | None:
-    """What `measure_costs` found, as costs; from JSON too, where sizes are text."""
+    """Return the result of `measure_costs` as costs; also from JSON, whose keys are text."""
     if measured is None:
         return None
     sizes = ({int(n): seconds for n, seconds in measured[kind].items()} for kind in SIZES)
@@ -39,7 +39,7 @@ def costs_of(measured: Mapping[str, Any] | None) -> call_costs.Costs | None:
 
 
 def measure_costs(prepared: Prepared, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any] | None:
-    """Seconds per call where the middle of an output stands; None when nothing is verified."""
+    """Measure seconds per call with a context as long as in mid-output. Returns None if no setting verifies tokens."""
     gammas = sorted(set().union(*(setting.lengths for setting in prepared.settings)))
     trees = list({x.nodes: x for setting in prepared.settings for x in setting.rounds}.values())
     if not gammas and not trees:
@@ -58,12 +58,12 @@ def measure_costs(prepared: Prepared, clock: Callable[[], float] = time.perf_cou
 
 
 def _by_text(seconds: Mapping[int, float]) -> dict[str, float]:
-    """Sizes as JSON has them."""
+    """Return a mapping with its sizes as text, for JSON."""
     return {str(n): each for n, each in seconds.items()}
 
 
 def median_of(measured: Sequence[Any]) -> Any:
-    """Of numbers; and of the numbers in mappings of one shape, one by one."""
+    """Return the median of numbers; of mappings with equal keys, the median of each value."""
     if isinstance(measured[0], Mapping):
         return {key: median_of([each[key] for each in measured]) for key in measured[0]}
     return None if measured[0] is None else median(measured)

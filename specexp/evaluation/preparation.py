@@ -1,6 +1,6 @@
-"""From an experiment to all that it takes to run it: models, task, prompts, decoders and judges, loaded and checked.
+"""Prepares an experiment's run: loads and checks models, task, prompts, decoders and judges.
 
-What can be told before anything is loaded is told then. Writes nothing, but for what a folder was begun with.
+What can be checked before models are loaded is checked first. Writes nothing but the inputs that a folder started with.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ class Setting:
 
     config: MethodConfig
     decoder: Decoder
-    lossless: bool = True  # whether the output has the target's distribution
+    lossless: bool = True  # True if the output has the target's distribution
 
     @property
     def facts(self) -> MethodSpec:
-        """What is true of the method, whatever its settings."""
+        """The facts about the method that do not depend on its settings."""
         return spec(self.config.method)
 
     @property
     def own(self) -> bool:
-        """Whether a round takes one more draft step, for the row behind its last token."""
+        """True if a round takes one more draft step, for the hidden state of its last token."""
         return isinstance(self.decoder, Chain) and self.decoder.rule.needs.own
 
     @property
     def varies(self) -> bool:
-        """Whether a chain may end before gamma tokens by itself."""
+        """True if a chain may by itself end before gamma tokens."""
         return self.facts.may_end_early or self.config.min_draft_probability > 0
 
     @property
     def lengths(self) -> set[int]:
-        """Draft lengths whose verifying calls are to be measured: gamma's, and where a draft may stop, some between."""
+        """Draft lengths whose verifying calls are measured: gamma, and some shorter ones if a draft may stop early."""
         gamma = self.config.gamma
         between = {gamma // 2, gamma // 4, gamma // 8} if self.config.min_draft_probability else set()
         return ({gamma} | between) - {0}
 
     @property
     def rounds(self) -> list[call_costs.TreeRound]:
-        """Trees whose calls are to be measured: a full one, and a quarter, since a tree need not fill its budget."""
+        """Trees whose calls are measured: a full one and a quarter of it, since a tree need not fill its budget."""
         tree = self.config.tree
         if tree is None:
             return []
@@ -71,9 +71,9 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An experiment that can run: everything that could be wrong with it has been looked at.
+    """An experiment that is loaded, checked and ready to run.
 
-    `prompts` are the ids of every example's first turn, `notes` what a person should be told before the numbers.
+    `prompts` are the ids of every example's first turn; `notes` are messages for the user, shown before the results.
     """
 
     experiment: Experiment
@@ -91,9 +91,10 @@ def prepare(
     judges: Mapping[str, Judge] | None = None,
     check: Callable[[Sequence[Example]], None] = lambda examples: None,
 ) -> Prepared:
-    """Load models and task, check that every prompt fits and every judge is this pair's. Writes nothing.
+    """Load models and task; check that every prompt fits and every judge was made for this pair. Writes nothing.
 
-    `judges` are those that the methods name. `check` sees the examples before any model is loaded, and may raise.
+    `judges` are those that the methods name. `check` is called with the examples before any model is loaded and may
+    raise.
     """
     judges = judges or {}
     rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
@@ -127,7 +128,7 @@ def prepare(
 
 
 def _checked(example: Example, experiment: Experiment, pair: Pair, roles: Sequence[Role]) -> list[int]:
-    """Ids of the first turn; raises PromptError when a turn is empty, or cannot fit with answers before it."""
+    """Return ids of the first turn. Raises PromptError if a turn is empty or cannot fit after the earlier answers."""
     if not all(turn.strip() for turn in example.turns):
         raise PromptError("it is empty; give it some text or leave it out.")
     engine = Engine(pair.models)
@@ -146,7 +147,7 @@ def _checked(example: Example, experiment: Experiment, pair: Pair, roles: Sequen
 
 
 def inputs_of(prepared: Prepared) -> dict[str, Any]:
-    """What timings are of: models, tokenizer, rows, judges, and the machine."""
+    """Return what timings depend on: models, tokenizer, rows, judges, and the machine."""
     facts = environment.describe(prepared.pair.models, prepared.pair.text.facts())
     devices = sorted(str(model.get("device_name", "")) for model in facts["models"].values())
     return {
@@ -158,7 +159,7 @@ def inputs_of(prepared: Prepared) -> dict[str, Any]:
 
 
 def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
-    """Write data.json and judges.json; raises OutputError when the folder was begun on other rows or judges, or with
+    """Write data.json and judges.json. Raises OutputError if the folder was started with other rows or judges, or with
     another version of the answer rule."""
     judges = {name: {"weights": judge.digest(), **asdict(judge.facts)} for name, judge in prepared.judges.items()}
     begun = output.read_json("judges.json")
@@ -191,7 +192,7 @@ def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
 
 
 def check_lengths(methods: Sequence[MethodConfig], context: int) -> None:
-    """Refuse drafts that the smaller context cannot hold. Raises ConfigError."""
+    """Raise ConfigError for drafts that do not fit the smallest context."""
     for method in methods:
         name, length = ("max_depth", method.tree.max_depth) if method.tree else ("gamma", method.gamma)
         if length and context < 2:
@@ -201,7 +202,7 @@ def check_lengths(methods: Sequence[MethodConfig], context: int) -> None:
 
 
 def arithmetic_of(experiment: Experiment) -> str:
-    """The dtype that the target computes in: int8 casts to float16 at every call."""
+    """Return the dtype that the target computes in: int8 casts to float16 at every call."""
     model = experiment.target
     if experiment.toy is not None:
         return "float64"
@@ -209,7 +210,7 @@ def arithmetic_of(experiment: Experiment) -> str:
 
 
 def announce_runs(prepared: Prepared, outputs: int) -> None:
-    """`announce` so many outputs of an experiment, each taken to be as slow as plain decoding."""
+    """Call `announce` for this number of outputs, each assumed to be as slow as plain decoding."""
     if not outputs:
         return
     with out_of_memory.translate_oom("a few timed calls", "max_new_tokens", prepared.experiment.models):

@@ -1,8 +1,8 @@
 """Runs an experiment: every setting on every prompt, interleaved prompt by prompt, one record each.
 
-The order of the settings turns by one from prompt to prompt, so that none always runs behind the same other. With a
-`batch`, several prompts stand in the place of one: a setting decodes them together, a row that is done going on with
-the next. Each run starts from an empty cache; prefill is timed apart. Nothing here knows MLflow.
+The order of the settings rotates by one from prompt to prompt, so that none always runs after the same other. With a
+`batch`, several prompts take the place of one: a setting decodes them together, and a row that is done continues with
+the next. Each run starts from an empty cache; prefill is timed separately. This module does not use MLflow.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from specexp.storage.records import SCHEMA_VERSION, Record, RecordFile, TreeShap
 from specexp.storage.run_folder import OutputFolder
 
 WARM_UP_TOKENS = 24
-EARLY = 3  # prompts whose outputs tell how long all of them take
-MOMENTS = 12  # of a run at which costs are measured: what else the machine does comes and goes
-SHARE = 0.2  # of the time of a run that measuring costs may take, behind the first moment
+EARLY = 3  # prompts after which the total time is estimated from their outputs
+MOMENTS = 12  # times in a run at which costs are measured, since the load of the machine varies
+SHARE = 0.2  # share of the run's time that measuring costs may take, after the first time
 
 
 def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
-    """Append every record that is still missing. An interruption leaves whole records only."""
+    """Append every record that is still missing. An interruption leaves complete records only."""
     experiment = prepared.experiment
     groups = list(groups_of(prepared, records))
     left = sum(len(jobs) for jobs in groups)
@@ -95,7 +95,7 @@ def _decode(
 
 
 def complete(prepared: Prepared, output: OutputFolder) -> None:
-    """Measure costs once where costs.json was removed after the last record was made."""
+    """Measure costs if costs.json was removed after the last record was made."""
     if not (output.path / "costs.json").exists():
         with out_of_memory.translate_oom("measuring calls", LOWER, prepared.experiment.models):
             found = measure_costs(prepared) if prepared.experiment.batch == 1 else None
@@ -111,7 +111,7 @@ def _environment(prepared: Prepared, output: OutputFolder) -> str:
 
 
 def _warm_up(prepared: Prepared, engine: Engine) -> dict[str, Pace]:
-    """Decode a few tokens with every setting; how fast that was, by label, from the fastest output."""
+    """Decode a few tokens with every setting; return the pace of the fastest output, by label."""
     rng = rng_for(prepared.experiment.temperature, 0, "warm-up")
     names = [example.prompt_id for example in prepared.examples]
     some = list(zip(names, prepared.prompts, strict=True))[: max(2, prepared.experiment.batch)]
@@ -124,7 +124,7 @@ def _warm_up(prepared: Prepared, engine: Engine) -> dict[str, Pace]:
 
 
 def _announce(prepared: Prepared, groups: Sequence[Sequence[Job]], paces: Mapping[str, Pace]) -> None:
-    """Say how long the missing records take, as long and as slow as the warm-up makes one expect."""
+    """Print how long the missing records take, at full length and at the pace of the warm-up."""
     most = prepared.experiment.max_new_tokens
     labels = [job.setting.config.label for jobs in groups for job in jobs]
     what = f"{len(labels)} outputs of up to {most} tokens, as fast as the first {WARM_UP_TOKENS} were"
@@ -133,10 +133,10 @@ def _announce(prepared: Prepared, groups: Sequence[Sequence[Job]], paces: Mappin
 
 
 def record_of(prepared: Prepared, job: Job, out: Generation) -> Record:
-    """One job's record, without where it was made."""
+    """Return one job's record, without its environment."""
     example, method = prepared.examples[job.index], job.setting.config
     text = prepared.pair.text.decode(out.token_ids[:-1] if out.finish_reason == "stop" else out.token_ids)
-    last = job.turn == len(example.turns) - 1  # the turn that a gold answer belongs to
+    last = job.turn == len(example.turns) - 1  # a gold answer belongs to the last turn
     gold = example.answer if last else None
     answer = prepared.task.extract(text, out.finish_reason == "stop", gold) if last else None
     return {
@@ -181,7 +181,7 @@ def record_of(prepared: Prepared, job: Job, out: Generation) -> Record:
 
 
 def _tree_shape(counts: Mapping[str, Any]) -> TreeShape:
-    """One round's tree, from what its decoder counted."""
+    """Return the shape of one round's tree, from what its decoder counted."""
     return {
         "num_nodes": counts["num_nodes"],
         "depth": counts["depth"],

@@ -1,6 +1,6 @@
-"""The order in which an experiment's outputs are decoded, and what the engine is asked for each.
+"""The order in which an experiment's outputs are decoded, and the engine's request for each.
 
-The order of the settings turns by one from prompt to prompt, so that none always follows the same other.
+The order of the settings rotates by one from prompt to prompt, so that none always follows the same other.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from specexp.evaluation.preparation import (
 from specexp.lm.runtime import ModelConfig
 from specexp.storage.records import RecordFile
 
-BATCHES = 4  # in a row of one setting: rows idle only behind the last of them
+BATCHES = 4  # batches of one setting in a row: rows idle only after the last of them
 LOWER = "max_new_tokens, gamma or tree_budget"
 
 
@@ -33,7 +33,7 @@ class Job:
 
 
 def requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job]) -> Iterator[Request]:
-    """What the engine is asked for each job; a later turn wants the records of the earlier ones."""
+    """Yield the engine's request for each job; a later turn needs the records of the earlier ones."""
     experiment = prepared.experiment
     for job in jobs:
         name = prepared.examples[job.index].prompt_id
@@ -43,7 +43,7 @@ def requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job]) -> It
 
 
 def place_of(prepared: Prepared, jobs: Sequence[Job]) -> tuple[str, str, dict[Role, ModelConfig]]:
-    """For who runs out of memory at these jobs: where that is, what to lower, and what is loaded."""
+    """Return the facts for an out-of-memory message at these jobs: the place, what to lower, and what is loaded."""
     names = [f"'{prepared.examples[job.index].prompt_id}'" for job in jobs]
     batch = prepared.experiment.batch
     which = f"prompt {names[0]}" if batch == 1 else f"prompts {names[0]} to {names[-1]}, {batch} at a time,"
@@ -52,7 +52,7 @@ def place_of(prepared: Prepared, jobs: Sequence[Job]) -> tuple[str, str, dict[Ro
 
 
 def prompt_of(prepared: Prepared, records: RecordFile, job: Job) -> list[int]:
-    """Ids of a turn: behind the baseline's earlier answers, the same for every method, or behind the method's own."""
+    """Return a turn's ids, after the baseline's earlier answers, the same for all methods, or the method's own."""
     if job.turn == 0:
         return prepared.prompts[job.index]
     label = job.setting.config.label
@@ -64,12 +64,12 @@ def prompt_of(prepared: Prepared, records: RecordFile, job: Job) -> list[int]:
 
 
 def missing(prepared: Prepared, records: RecordFile) -> int:
-    """How many records this experiment still lacks."""
+    """Return how many records this experiment still lacks."""
     return sum(len(jobs) for jobs in groups_of(prepared, records))
 
 
 def groups_of(prepared: Prepared, records: RecordFile) -> Iterator[list[Job]]:
-    """The missing records by what is decoded in one go: jobs of one setting and turn, behind those of earlier turns."""
+    """Yield the missing records, grouped by what is decoded together: one setting and turn, earlier turns first."""
     done, settings, examples = records.done, prepared.settings, prepared.examples
     batch = prepared.experiment.batch
     size = 1 if batch == 1 else BATCHES * batch

@@ -1,4 +1,4 @@
-"""Metrics of an experiment's settings, from the records and the costs that a folder holds."""
+"""Computes the metrics of an experiment's settings from the records and costs in its folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Summary = dict[tuple[str, int], dict[str, float]]
 
 
 def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> Summary:
-    """Metrics by (label, repeat)."""
+    """Return metrics by (label, repeat)."""
     found, claimed = costs_of(output.read_json("costs.json")), claims_attainable(output)
     repeats: dict[int, list[Record]] = {}
     for record in records:
@@ -28,14 +28,14 @@ def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
 
 
 def claims_attainable(output: OutputFolder) -> bool:
-    """Whether calls cost in decoding what they cost when timed, which no run on CUDA can say."""
+    """True if calls cost the same while decoding as when timed alone, which cannot be assumed for a run on CUDA."""
     return not any(environment.on_cuda(each) for each in (output.read_json("environments.json") or {}).values())
 
 
 def pooled(
     prepared: Prepared, measured: call_costs.Costs | None, records: Sequence[Record], claimed: bool = True
 ) -> dict[str, dict[str, float]]:
-    """Metrics by label, of all these records: of one repeat, or of several together."""
+    """Return metrics by label over all these records: of one repeat, or of several together."""
     groups: dict[str, list[Record]] = {}
     for record in records:
         groups.setdefault(record["label"], []).append(record)

@@ -1,8 +1,8 @@
-"""The time split of an evaluation's settings: instrumented runs of a few prompts, apart from the timed ones.
+"""The time split of an evaluation's settings: instrumented runs of a few prompts, separate from the timed ones.
 
-They wait for the device between parts, and so are no timings: only the shares are used. `shares.json` holds seconds of
-each part by label, measured once and kept when a run is resumed. How many prompts and tokens are spent on it follows
-from the timed runs, so that it takes no more than about a minute, or is left out.
+They wait for the device between parts, so only the shares are used, not the times. `shares.json` holds the seconds of
+each part by label, measured once and kept on a resume. The timed runs decide how many prompts and tokens are used, so
+that the time split takes no more than about a minute; else it is left out.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from specexp.storage.run_folder import OutputFolder
 
 FILE = "shares.json"
 PROMPTS = 4
-SECONDS = 60.0  # that all settings together may take, by what the timed runs took
-FEWEST_TOKENS = 16  # of a prompt: less says nothing
+SECONDS = 60.0  # limit for all settings together, estimated from the timed runs
+FEWEST_TOKENS = 16  # of a prompt: fewer are not meaningful
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Of every setting, the first `num_prompts` are decoded to at most `max_new_tokens`."""
+    """With every setting, the first `num_prompts` are decoded to at most `max_new_tokens`."""
 
     num_prompts: int
     max_new_tokens: int
 
 
 def plan(records: Sequence[Record], max_new_tokens: int, seconds: float = SECONDS) -> Plan | None:
-    """What fits into `seconds`: fewer prompts first, then fewer tokens; None where a few tokens already do not."""
+    """Return what fits into `seconds`: fewer prompts first, then fewer tokens; None if even a few tokens do not fit."""
     tokens: dict[str, int] = {}
     decode: dict[str, float] = {}
     prefill: dict[str, list[float]] = {}
@@ -56,7 +56,7 @@ def plan(records: Sequence[Record], max_new_tokens: int, seconds: float = SECOND
 
 
 def measure(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> None:
-    """Write shares.json, unless it stands there already or would take too long."""
+    """Write shares.json, unless it exists or would take too long."""
     if output.read_json(FILE) is not None:
         return
     experiment = prepared.experiment
@@ -85,7 +85,7 @@ def seconds(
     temperature: float,
     after_each: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
-    """Seconds of each part while the first prompts' first turns are decoded."""
+    """Return the seconds of each part while the first prompts' first turns are decoded."""
     models = prepared.pair.models
 
     def wait() -> None:
@@ -103,6 +103,6 @@ def seconds(
 
 
 def read(output: OutputFolder) -> dict[str, dict[str, float]]:
-    """Each setting's shares, by label; nothing where none were measured."""
+    """Return each setting's shares, by label; empty if none were measured."""
     found: dict[str, Any] = output.read_json(FILE) or {"seconds": {}}
     return {label: shares(parts) for label, parts in found["seconds"].items()}

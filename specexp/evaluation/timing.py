@@ -1,7 +1,7 @@
-"""Timing methods of this project beside each other: one prompt in, ids and seconds out, interleaved.
+"""Times methods of this project side by side: one prompt in, ids and seconds out, interleaved.
 
-Everyone is timed the same way: the whole call, prefill included, from an idle device to an idle device; a record holds
-the decode seconds. It knows neither torch nor MLflow.
+All are timed in the same way: the whole call, prefill included, from an idle device to an idle device; a record holds
+the decode seconds. This module uses neither torch nor MLflow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from specexp.storage.records import Record
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What one call emitted and took. `record` is that of a method of this project, with its decode seconds."""
+    """What one call emitted and took. `record` is set for a method of this project, with its decode seconds."""
 
     token_ids: list[int]
     seconds: float
@@ -79,7 +79,7 @@ class SpecexpContender:
         return Timing(out.token_ids, seconds, record)
 
     def at(self, temperature: float) -> SpecexpContender:
-        """The same method, sampling."""
+        """Return the same method, sampling at this temperature."""
         making = BuildContext(Warp(temperature), self.prepared.judges, self.prepared.pair.eos_ids)
         decoder: Decoder = decoder_for(self.setting.config, making)
         setting = replace(self.setting, decoder=decoder)
@@ -94,7 +94,7 @@ def sampled(name: str, temperature: float) -> str:
 
 
 def rotated(contenders: Sequence[Any], repeat: int, index: int) -> Iterator[Any]:
-    """All of them, from another one on in every repeat and for every prompt."""
+    """Yield all of them, starting with another one in every repeat and for every prompt."""
     first = (repeat + index) % len(contenders)
     yield from contenders[first:]
     yield from contenders[:first]
@@ -102,8 +102,8 @@ def rotated(contenders: Sequence[Any], repeat: int, index: int) -> Iterator[Any]
 
 @dataclass(slots=True)
 class Phase:
-    """Timings that are noted in a journal under this name. `cold` are contenders that have not run in this process
-    though they did in an earlier one: each runs once, untimed, on prompt `longest` before it is timed."""
+    """Timings that are stored in a journal under this name. `cold` are contenders that ran in an earlier process but
+    not yet in this one: each runs once, untimed, on prompt `longest` before it is timed."""
 
     journal: Journal = field(default_factory=Journal)
     name: str = "timed"
@@ -114,7 +114,7 @@ class Phase:
         return self.name, contender.name, index, repeat
 
     def is_done(self, contenders: Sequence[Contender], num_prompts: int, repeats: int) -> bool:
-        """Whether the journal has all of these timings."""
+        """True if the journal has all of these timings."""
         jobs = product(contenders, range(num_prompts), range(repeats))
         return all(self.key(*job) in self.journal for job in jobs)
 
@@ -135,7 +135,7 @@ def timings(
     before: Callable[[], None] = lambda: None,
     phase: Phase | None = None,
 ) -> Timings:
-    """Each contender on each prompt in each repeat, interleaved; `before` is called ahead of each prompt."""
+    """Time each contender on each prompt in each repeat, interleaved; `before` is called before each prompt."""
     phase = phase or Phase()
     found: dict[str, list[list[Timing]]] = {c.name: [[] for _ in range(num_prompts)] for c in contenders}
     for repeat in range(repeats):
@@ -149,18 +149,18 @@ def timings(
 
 
 def once(contender: Contender, index: int, repeat: int) -> Timing:
-    """One timing; raises ModelError when memory runs out."""
+    """Make one timing. Raises ModelError if memory runs out."""
     with out_of_memory.translate_oom(contender.name, "max_new_tokens or gamma"):
         return contender.time(index, repeat)
 
 
 def whole(timings: Sequence[Sequence[Timing]]) -> Timed:
-    """Tokens and seconds end to end."""
+    """Return tokens and end-to-end seconds."""
     return _timed(timings, lambda timing: timing.seconds)
 
 
 def decoding(timings: Sequence[Sequence[Timing]]) -> Timed:
-    """Tokens and decode seconds, of a method of this project."""
+    """Return tokens and decode seconds, for a method of this project."""
     return _timed(timings, lambda timing: timing.record["seconds"] if timing.record else float("nan"))
 
 

@@ -1,4 +1,4 @@
-"""The threshold that keeps a requested recall, and what a judge is worth: on splits that its weights never saw."""
+"""Computes the threshold for a requested recall, and a judge's metrics on splits that its weights never saw."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Z = 1.959963984540054  # two-sided 95 %
 
 
 def threshold_for(recall: float, p: np.ndarray, important: np.ndarray) -> float:
-    """A threshold at which at least `recall` of the important mismatches have p >= threshold, and as few others.
+    """Return a threshold at which `recall` of the important mismatches or more, and as few others, have p >= threshold.
 
-    p[N] probabilities, important[N] bools, of the calibration split. Any value between the last important mismatch that
-    must be caught and the next lower p would do the same here; the middle of that gap, in log-odds, leaves room on
-    either side for what was not seen. Raises JudgeError where nothing is important.
+    p[N] are probabilities and important[N] bools, both of the calibration split. Any value between the lowest p that
+    must be caught and the next lower p gives the same result on this split. The middle of that gap, in log-odds, leaves
+    a margin on both sides for unseen data. Raises JudgeError if no mismatch is important.
     """
     found = np.sort(p[important].astype(np.float64))
     if not len(found):
@@ -35,17 +35,17 @@ def threshold_for(recall: float, p: np.ndarray, important: np.ndarray) -> float:
 
 
 def recall_at(threshold: float, p: np.ndarray, important: np.ndarray) -> float:
-    """Share of the important mismatches that are not waved through."""
+    """Return the share of the important mismatches that the judge rejects."""
     return float((p[important] >= threshold).mean())
 
 
 def accepted_at(threshold: float, p: np.ndarray) -> float:
-    """Share of all mismatches that are waved through."""
+    """Return the share of all mismatches that the judge accepts."""
     return float((p < threshold).mean())
 
 
 def report(threshold: float, p: np.ndarray, important: np.ndarray) -> dict[str, float]:
-    """Metrics of a split. ROC-AUC and PR-AUC need both kinds of mismatch; JudgeError says so where one is missing."""
+    """Return the metrics of a split. Raises JudgeError if a kind of mismatch is missing: the AUCs need both kinds."""
     if important.all() or not important.any():
         raise JudgeError("a split holds only one kind of mismatch; mine more prompts.")
     return {
@@ -60,13 +60,13 @@ def report(threshold: float, p: np.ndarray, important: np.ndarray) -> dict[str, 
 
 
 def recall_margin(recall: float, num_calibration: int, num_test: int) -> float:
-    """How far a recall on one sample may fall below that on another by chance: 95 %, both samples' error."""
+    """Return how far recall on one sample may fall below that on another by chance: 95 %, with both samples' error."""
     spread = recall * (1 - recall) * (1 / num_calibration + 1 / num_test)
     return Z * math.sqrt(spread)
 
 
 def sweep(p: np.ndarray, important: np.ndarray, recalls: tuple[float, ...]) -> list[dict[str, float]]:
-    """What each requested recall costs and gives on one split."""
+    """Return the threshold and the share of accepted mismatches for each requested recall on one split."""
     rows = []
     for recall in recalls:
         threshold = threshold_for(recall, p, important)

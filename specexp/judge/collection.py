@@ -1,7 +1,8 @@
-"""Mines a task's prompts into a label set; a kill at any moment loses the prompts it was at, no more.
+"""Mines a task's prompts into a label set. A run that is killed loses only the prompts it was working on.
 
-progress/NNNNNN.safetensors holds one prompt's findings, written whole. When all are there they become the label set of
-labels.py, in the prompts' order, so that an interrupted run leaves the very labels of an uninterrupted one.
+progress/NNNNNN.safetensors holds the results of one prompt and is written atomically. When all of them exist, they are
+joined in the order of the prompts into the label set of labels.py, so an interrupted run gives the same labels as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -39,22 +40,22 @@ from specexp.tasks.example import Example, Task
 from specexp.tasks.task import notes_of, task
 
 PROGRESS = "progress"
-EARLY = 10  # prompts that tell how long all of them take
+EARLY = 10  # finished prompts from which the total time is estimated
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What mining needs, looked at."""
+    """The loaded and checked inputs of a mining run."""
 
     config: MiningConfig
     task: Task
     examples: list[Example]
     pair: Pair
-    notes: Sequence[str] = ()  # what a person should be told before the work begins
+    notes: Sequence[str] = ()  # messages for the user, shown before mining starts
 
 
 def prepare(config: MiningConfig) -> Prepared:
-    """Load both models and the task, and check that every prompt fits. Writes nothing."""
+    """Load both models and the task, and check that every prompt fits the context. Writes nothing."""
     experiment = config.experiment
     rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
     chosen = task(experiment.task, experiment.data, experiment.shots, "mining", rule)
@@ -81,8 +82,8 @@ def prepare(config: MiningConfig) -> Prepared:
 
 
 def after_skipped(chosen: Task, skip: int, limit: int) -> tuple[list[Example], bool]:
-    """`limit` examples of one turn that are not among those that a limit of `skip` takes; whether others were met."""
-    # By name: all rows together come in their own order, some of them in that of a sample.
+    """Return `limit` single-turn examples outside the first `skip`, and whether multi-turn ones were passed over."""
+    # Compare by id: if a limit covers all rows, they come in file order, and a smaller one in the order of a sample.
     before = {example.prompt_id for example in chosen.examples(skip)}
     size = skip + limit
     while True:
@@ -95,8 +96,8 @@ def after_skipped(chosen: Task, skip: int, limit: int) -> tuple[list[Example], b
 
 
 def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
-    """Write inputs.json; raises OutputError when the folder was begun on other rows or another pair, or with another
-    version of the answer rule: labels of two are never in one set. A set that is finished stays as it is."""
+    """Write inputs.json. Raises OutputError if the folder was started with other rows, another pair or another version
+    of the answer rule: a label set never mixes two. A finished set is not changed."""
     mine = identity(prepared.pair, prepared.config.experiment)
     keys = ("target", "draft", "tokenizer", "chat_template")
     now: dict[str, Any] = {"data": prepared.task.dataset().digest, **{key: mine[key] for key in keys}}
@@ -124,7 +125,7 @@ def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
 
 
 def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
-    """Mine what is still missing, and write the label set."""
+    """Mine the prompts that have no results yet, and write the label set."""
     if (output.path / MANIFEST).exists():
         shutil.rmtree(output.path / PROGRESS, ignore_errors=True)
         found = LabelSet.read(output.path)
@@ -137,7 +138,7 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
     missing = [index for index, path in enumerate(paths) if not path.exists()]
     for path in paths:
         if path.exists():
-            unpack(path)  # what is broken is told before anything is mined
+            unpack(path)  # reports a broken file before mining starts
     config = prepared.config
     seen = _Seen(config.experiment.max_new_tokens)
     for path in (path for path in paths if path.exists()):
@@ -164,7 +165,7 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
 
 
 def _announce(prepared: Prepared, num_prompts: int) -> None:
-    """Say how long the responses take at most; how long the search takes depends on what is in them."""
+    """Print the longest time that the responses can take. The time of the search depends on their mismatches."""
     if not num_prompts:
         return
     texts = [prepared.pair.text.encode(example.messages()) for example in prepared.examples]
@@ -178,14 +179,14 @@ def _announce(prepared: Prepared, num_prompts: int) -> None:
 
 
 class _Seen:
-    """What the first prompts yielded, told once, while mining can still be begun again."""
+    """Warns once about a low yield of the first prompts, while restarting is still cheap."""
 
     def __init__(self, max_new_tokens: int) -> None:
         self._limit = max_new_tokens
         self._found = Yield()
 
     def add(self, path: Path) -> None:
-        """Look at the findings of one prompt more."""
+        """Add the results of one more prompt."""
         if self._found.num_prompts == FIRST:
             return
         labels, _, counts = unpack(path)
@@ -199,7 +200,7 @@ def _write(path: Path, mined: Mined) -> None:
 
 
 def assemble(prepared: Prepared, paths: list[Path]) -> LabelSet:
-    """One label set of all prompts' findings."""
+    """Join the results of all prompts into one label set."""
     labels, counts = [], Counter({f"num_{status}": 0 for status in (MINED, NO_ANSWER, UNFINISHED)})
     whole = Yield()
     parts: dict[str, list[np.ndarray]] = {}
@@ -239,7 +240,7 @@ def assemble(prepared: Prepared, paths: list[Path]) -> LabelSet:
 
 
 def summarise(labels: LabelSet) -> dict[str, float]:
-    """Metrics of a label set; what mining spent is compared with the literal procedure's spending."""
+    """Return the metrics of a label set; the cost of mining is given relative to that of the literal procedure."""
     counts: Mapping[str, int] = labels.manifest["counts"]
     tested = len(labels.labels)
     decided = [label for label in labels.labels if label.important is not None]

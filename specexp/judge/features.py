@@ -1,10 +1,11 @@
-"""What a judge looks at: hidden states of the last layer after its norm, of target and draft, at one of two places.
+"""The inputs of a judge: last-layer hidden states after the final norm, of target and draft, at one of two positions.
 
-A drafted token d stands at position t. `token` features are the rows after d was fed, at t itself; `previous` ones
-those after the token before it, at t - 1, which exist anyway when the draft proposes and the target verifies. `both`
-is the draft's row followed by the target's (AutoJudge 2504.20039, section 3.2).
+For a drafted token d at position t, `token` features are the hidden states at t, after d was fed. `previous` features
+are those at t - 1, after the token before d; they exist anyway when the draft proposes and the target verifies. `both`
+is the draft's hidden state followed by the target's (AutoJudge 2504.20039, section 3.2).
 
-VERSION changes whenever features of the same name would come out otherwise; a judge of another version is refused.
+VERSION must be raised whenever features of the same name would have other values; a judge of another version is
+refused.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from specexp.errors import ConfigError, unknown
 
 Array = Any
 VERSION = 1
-PARTS = ("draft_token", "draft_previous", "target_token", "target_previous")  # what a label set keeps
+PARTS = ("draft_token", "draft_previous", "target_token", "target_previous")  # stored in a label set
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """Which rows, in their order."""
+    """Selects the hidden states that are concatenated into the features, in their order."""
 
     name: str
     parts: tuple[str, ...]
 
     @property
     def needs(self) -> RequiredHidden:
-        """What decoding must ask the models for."""
+        """Return which hidden states decoding must request from the models."""
         return RequiredHidden(
             target="target_token" in self.parts or "target_previous" in self.parts,
             draft="draft_token" in self.parts or "draft_previous" in self.parts,
@@ -38,7 +39,7 @@ class Mode:
         )
 
     def size(self, hidden: Mapping[str, int]) -> int:
-        """Number of features, from the hidden sizes by role."""
+        """Return the number of features, given the hidden size of each role."""
         return sum(hidden[part.split("_")[0]] for part in self.parts)
 
 
@@ -56,7 +57,7 @@ MODES = {
 
 
 def mode(name: str) -> Mode:
-    """The feature mode of this name. Raises ConfigError."""
+    """Return the feature mode of this name. Raises ConfigError if it is unknown."""
     if name not in MODES:
         raise ConfigError(unknown("feature mode", name, MODES))
     return MODES[name]

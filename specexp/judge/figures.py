@@ -1,4 +1,4 @@
-"""Figures of a judge on its test split, as PNG files; matplotlib is loaded where they are drawn."""
+"""Draws figures of judges on the test split as PNG files; imports matplotlib only when drawing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BINS = 10
 
 
 def draw(folder: Path, judges: Mapping[str, tuple[float, np.ndarray]], important: np.ndarray) -> list[Path]:
-    """ROC, precision-recall, reliability and threshold sweep of judges (name: threshold, p[N]) on the same labels."""
+    """Draw ROC, precision-recall, reliability and threshold sweep of judges (name: threshold, p[N]) on equal labels."""
     from matplotlib.figure import Figure
 
     paths = []
@@ -50,7 +50,7 @@ def _roc(axes, judge, threshold, p, important, color):  # type: ignore[no-untype
 
 
 def accepted_complement(threshold: float, p: np.ndarray, important: np.ndarray) -> float:
-    """Share of the unimportant mismatches that are refused all the same."""
+    """Return the share of the unimportant mismatches that the judge rejects nevertheless."""
     return 1 - accepted_at(threshold, p[~important])
 
 

@@ -1,6 +1,6 @@
-"""A judge as it is kept: `judge.safetensors` and `judge.json` in a folder, and the check that it fits a pair.
+"""A judge on disk: `judge.safetensors` and `judge.json` in a folder, and the check that it fits a pair of models.
 
-Nothing here knows MLflow (see registry.py) or trains (see training.py).
+This module does not use MLflow (see registry.py) and does not train (see training.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WEIGHTS, FACTS = "judge.safetensors", "judge.json"
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a judge was made for, with, and from. The first block must fit the pair that decodes with it."""
+    """What a judge was trained for and on. The first block must match the pair that decodes with it."""
 
     target: str  # fingerprints of the loaded models
     draft: str
@@ -46,9 +46,9 @@ class Facts:
     threshold: float = 0.0  # calibrated: p below it counts as unimportant
     requested_recall: float = 0.0
     recall: float = 0.0  # on the test split
-    chat_template: str | None = None  # hash of the template that prompts were put into; "" is none, None not known
-    labels: str = ""  # hash of the label set: of the files' hashes that its manifest lists
-    answer_version: int = UNRECORDED  # of the rule by which the labels' answers were read
+    chat_template: str | None = None  # hash of the template applied to prompts; "" if none was applied, None if unknown
+    labels: str = ""  # hash of the label set: of the file hashes in its manifest
+    answer_version: int = UNRECORDED  # version of the rule that read the labels' answers
 
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -58,7 +58,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-# What a value of judge.json must be, by its type in `Facts`; and by its name, where more is asked of it.
+# What a value of judge.json must be: by its type in `Facts`, or by its name if the rule for it is stricter.
 _TYPES: dict[str, Rule] = {
     "str": (lambda x: isinstance(x, str), "a text"),
     "int": (lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 0, "a whole number >= 0"),
@@ -71,7 +71,7 @@ _RULES: dict[str, Rule] = {
 
 
 def facts_of(found: Any, where: str) -> Facts:
-    """`Facts` from what judge.json holds; keys of other versions are ignored. Raises JudgeError with every fault."""
+    """Return `Facts` from the content of judge.json; unknown keys are ignored. Raises JudgeError with every fault."""
     if not isinstance(found, dict):
         raise JudgeError(f"{where} cannot be read: {FACTS} must be an object, got {type(found).__name__}.")
     faults, values = [], {}
@@ -91,24 +91,24 @@ def facts_of(found: Any, where: str) -> Facts:
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """A network and the facts about it."""
+    """A network and its facts."""
 
     network: Network
     facts: Facts
 
     def save(self, folder: Path) -> None:
-        """Write both files, each whole or not at all."""
+        """Write both files, each of them atomically."""
         make_folder(folder)
         write_whole(folder / WEIGHTS, save(dict(self.network.arrays)))
         write_whole(folder / FACTS, json.dumps(asdict(self.facts), indent=2) + "\n")
 
     def digest(self) -> str:
-        """SHA-256 of the weights."""
+        """Return the SHA-256 of the weights."""
         return hashlib.sha256(save(dict(sorted(self.network.arrays.items())))).hexdigest()
 
     @classmethod
     def load(cls, folder: Path, name: str = "") -> Judge:
-        """Read a judge's folder; messages call it `name`. Raises JudgeError."""
+        """Read a judge's folder; error messages refer to it as `name`. Raises JudgeError."""
         name = name or str(folder)
         if not (folder / FACTS).is_file() or not (folder / WEIGHTS).is_file():
             raise JudgeError(f"'{name}' holds no judge: it needs {FACTS} and {WEIGHTS}, as train_judge writes them.")
@@ -121,7 +121,7 @@ class Judge:
         facts = facts_of(reading.parse_json(text, f"{where} cannot be read: {FACTS}", JudgeError), where)
         try:
             network = Network(facts.kind, load_file(folder / WEIGHTS))
-        except Exception as error:  # a file that was cut off or changed by hand
+        except Exception as error:  # the file was truncated or edited by hand
             raise JudgeError(f"{where} cannot be read: {error}") from error
         if network.num_features != facts.num_features:
             raise JudgeError(
@@ -131,9 +131,9 @@ class Judge:
         return cls(network, facts)
 
     def check(self, pair: Mapping[str, Any], hidden_sizes: Mapping[str, int]) -> None:
-        """Raise JudgeError, naming the field, unless this judge was made for this pair.
+        """Raise JudgeError, naming the fields, if this judge was not made for this pair.
 
-        `pair` has the fields of `Facts` that must agree: target, draft, tokenizer, and the models' names;
+        `pair` has the fields of `Facts` that must match (target, draft, tokenizer) and the models' names. The
         `hidden_sizes` are those of its models.
         """
         faults = []
@@ -157,8 +157,8 @@ class Judge:
             raise JudgeError(f"the judge was made for another pair: {'; '.join(faults)}. Train one for this pair.")
 
     def notes(self, pair: Mapping[str, Any]) -> list[str]:
-        """Where this judge was mined with other prompts than this pair's, or with other answers, which does not make it
-        unusable."""
+        """Return notes if this judge was mined with other prompts than this pair's or another answer rule: it remains
+        usable."""
         note = version_note("the judge", self.facts.answer_version)
         found = [] if note is None else [note]
         mined, here = self.facts.chat_template, pair["chat_template"]

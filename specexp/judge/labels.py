@@ -1,8 +1,8 @@
-"""A label set: what mining found, as files that anyone can read.
+"""A label set: the result of mining, as files in standard formats.
 
 labels.parquet          one row per tested mismatch (see `Label`)
-features.safetensors    one matrix per part of judge/features.py, whose rows are those of labels.parquet
-manifest.json           what it was mined from and with (hashes of models, tokenizer, data), settings, counts
+features.safetensors    one matrix per part of judge/features.py, with the same rows as labels.parquet
+manifest.json           hashes of the models, tokenizer and data it was mined with, settings, counts
 
 Splits are by prompt (see splits.py).
 """
@@ -34,7 +34,7 @@ LABELS, FEATURES, MANIFEST = "labels.parquet", "features.safetensors", "manifest
 class Label:
     """One tested mismatch. `position` counts the response's tokens from 0.
 
-    `important` is None when the swapped continuation did not end within the limit: no label, but on record.
+    `important` is None if the swapped continuation did not end within the limit: the mismatch is stored with no label.
     """
 
     prompt_id: str
@@ -56,14 +56,14 @@ SCHEMA = pyarrow.schema([(field.name, _TYPES.get(field.name, pyarrow.string())) 
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:
-    """Labels and, by part, features[N, H] whose rows are theirs."""
+    """Labels and, for each part, features[N, H] with one row per label."""
 
     labels: list[Label]
     features: Mapping[str, np.ndarray]
     manifest: Mapping[str, Any]
 
     def write(self, folder: Path) -> None:
-        """Write the three files, each whole or not at all, the manifest last: a folder that has one is complete."""
+        """Write the three files, each atomically and the manifest last: a folder with a manifest is complete."""
         columns = {field.name: [getattr(label, field.name) for label in self.labels] for field in fields(Label)}
         table = pyarrow.table(columns, schema=SCHEMA)
         with writing(folder / LABELS) as partial:
@@ -88,22 +88,22 @@ class LabelSet:
             found = load_file(folder / FEATURES)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise JudgeError(f"the label set in '{folder}' cannot be read: {error}") from error
-        # A set of before may have a split that its other prompts can fill.
+        # A set written by an earlier version may have a split that prompts of other splits can fill.
         return cls(filled([Label(**row) for row in rows]), found, manifest)
 
     @property
     def hash(self) -> str:
-        """Names this set: the SHA-256 of its files' hashes."""
+        """Return the hash that identifies this set: the SHA-256 of its files' hashes."""
         return hashlib.sha256(json.dumps(self.manifest["files"], sort_keys=True).encode()).hexdigest()
 
     @property
     def answer_version(self) -> int:
-        """The version of the rule by which answers were read."""
+        """Return the version of the rule that read the answers."""
         found = self.manifest.get("answer_version")
         return found if isinstance(found, int) else UNRECORDED
 
     def select(self, mode: Mode, split: str) -> tuple[np.ndarray, np.ndarray, list[Label]]:
-        """features[N, F] float32, important[N] bool and the labels of one split, unfinished ones left out."""
+        """Return features[N, F] float32, important[N] bool and the labels of one split, without the undecided ones."""
         rows = [i for i, label in enumerate(self.labels) if label.split == split and label.important is not None]
         labels = [self.labels[i] for i in rows]
         x = np.concatenate([self.features[part][rows].astype(np.float32) for part in mode.parts], axis=1)
@@ -111,14 +111,14 @@ class LabelSet:
 
 
 def pack(labels: Sequence[Label], features: Mapping[str, np.ndarray], counts: Mapping[str, Any]) -> bytes:
-    """One prompt's findings as one safetensors file, labels and counts in its header."""
+    """Return the results of one prompt as one safetensors file, with labels and counts in its header."""
     facts = {"labels": json.dumps([asdict(label) for label in labels]), "counts": json.dumps(dict(counts))}
     arrays = {part: np.ascontiguousarray(features[part]) for part in PARTS if part in features}
     return bytes(save(arrays, metadata={**facts, "checksum": _checksum(facts, arrays)}))
 
 
 def unpack(path: Path) -> tuple[list[Label], dict[str, np.ndarray], dict[str, Any]]:
-    """What `pack` packed; a version before packed no checksum. Raises JudgeError for a file that is broken."""
+    """Read a file written from `pack`; earlier versions wrote no checksum. Raises JudgeError if the file is broken."""
     from safetensors import safe_open
 
     try:
@@ -129,13 +129,13 @@ def unpack(path: Path) -> tuple[list[Label], dict[str, np.ndarray], dict[str, An
         if found is not None and found != _checksum(facts, arrays):
             raise ValueError("it does not fit its checksum")
         return [Label(**row) for row in json.loads(facts["labels"])], arrays, json.loads(facts["counts"])
-    except Exception as error:  # a file that was cut off or changed: by the library, whatever it makes of it
+    except Exception as error:  # the library raises various errors for a truncated or edited file
         said = first_line(error)
         raise JudgeError(f"{path} cannot be read: {said}. Remove it, and its prompt is mined again.") from error
 
 
 def _checksum(facts: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
-    """Names what one prompt's file holds."""
+    """Return the checksum of the content of one prompt's file."""
     found = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
     for name in sorted(arrays):
         found.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())

@@ -1,14 +1,14 @@
-"""Finds the mismatches between draft and target that matter: AutoJudge 2504.20039, Algorithm 1, prompt by prompt.
+"""Labels the mismatches between draft and target as important or not: AutoJudge 2504.20039, Algorithm 1, per prompt.
 
     y = the target's greedy response, a = its answer
     for every position t, left to right, where the draft's argmax d differs from y_t:
         y' = y[:t], d, and the target's greedy continuation;  a' = its answer
         a' = a: the mismatch is unimportant, and y' becomes y;  else it is important, and y stays
 
-What makes it cheap changes no label: prefixes stay in the caches, the draft's choices are read in one pass over y, and
-the continuation behind a swap is verified against the old one, which it usually falls back into, instead of being
-generated token by token. A search is sequential, but several prompts' searches advance together, each on a row of the
-engine of its own. `tests/slow_miner.py` is the literal procedure, and its oracle.
+Three optimisations change no label: prefixes stay in the caches; the draft's choices are computed in one pass over y;
+and the continuation after a swap is verified against the old one, which it usually rejoins, instead of being generated
+token by token. The search of one prompt is sequential, but the searches of several prompts advance together, each on
+its own row of the engine. `tests/slow_miner.py` is the literal procedure and serves as the oracle.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from specexp.judge.splits import split_of
 from specexp.pair.loading import Pair
 from specexp.tasks.example import Example, Task
 
-GAMMA = 6  # of the chain that generates the response, and of drafts where the old continuation has nothing to offer
-WIDTH = 24  # the most of the old continuation that one call verifies
+GAMMA = 6  # of the chain that generates the response, and of drafts where the old continuation proposes nothing
+WIDTH = 24  # the most tokens of the old continuation that one call verifies
 MINED, NO_ANSWER, UNFINISHED = "mined", "no_answer", "unfinished"
-Tell = Callable[[int, int, int], object]  # place of a prompt, tokens of its response that were tried, all of them
+Tell = Callable[[int, int, int], object]  # index of a prompt, tokens of its response that were tried, response length
 
 
 @dataclass(slots=True)
 class Mined:
-    """What one prompt gave.
+    """The result of one prompt.
 
-    `counts` are forwards and positions, prefill included: all that the prompt cost, the search alone (`mining_`), and
-    what the literal procedure would have spent on the target for that search (`slow_`); `num_tokens` are those of the
-    target's own response, of which `response` is the last form.
+    `counts` are forwards and positions, prefill included: the total of the prompt, the search alone (`mining_`), and
+    what the literal procedure would have spent on the target for that search (`slow_`). `num_tokens` is the length of
+    the target's own response; `response` is its final form.
     """
 
     status: str  # mined, no_answer, unfinished
     labels: list[Label] = field(default_factory=list)
     features: dict[str, np.ndarray] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    response: list[int] = field(default_factory=list)  # y at the end: the draft's own, if nothing it chose mattered
+    response: list[int] = field(default_factory=list)  # y at the end: the draft's own if none of its choices mattered
 
 
 class Miner:
-    """Mines prompts, `rows` of them at a time. Greedy, in the dtype the models were loaded in; features are kept as
-    `dtype`."""
+    """Mines prompts, `rows` of them at a time. Decodes greedily, in the dtype the models were loaded in, and stores
+    features as `dtype`."""
 
     def __init__(self, pair: Pair, task: Task, max_new_tokens: int, dtype: str = "float32", rows: int = 1) -> None:
         self._pair = pair
@@ -66,13 +66,13 @@ class Miner:
         self._respond = Chain(DraftModel(GAMMA), Lossless(), Warp())
 
     def mine(self, example: Example) -> Mined:
-        """Algorithm 1 on one prompt."""
+        """Run Algorithm 1 on one prompt."""
         ((_, found),) = self.mine_all([example])
         return found
 
     def mine_all(self, examples: Iterable[Example], tell: Tell = lambda *_: None) -> Iterator[tuple[int, Mined]]:
-        """Algorithm 1 on each: (place among them, what it gave), each as soon as it is done. `tell` is told how far the
-        searches are."""
+        """Run Algorithm 1 on each example and yield (index, result) as soon as one is done. `tell` is called with the
+        progress of the searches."""
         return self._engine.run_all(
             self._mining(example, partial(tell, place)) for place, example in enumerate(examples)
         )
@@ -101,18 +101,18 @@ class Miner:
         return Mined(MINED, found.labels, features, counts, found.response)
 
     def answer(self, response: Sequence[int], gold: str | None) -> str | None:
-        """What the task reads out of a response's ids, in the form of the gold answer."""
+        """Return the answer that the task reads from a response's ids, in the form of the gold answer."""
         finished = bool(response) and response[-1] in self._pair.eos_ids
         text = self._pair.text.decode(list(response[:-1] if finished else response))
         return self._task.extract(text, finished, gold)
 
     def draft_choices(self, prompt: Sequence[int], response: Sequence[int], start: int) -> RequestCoroutine[list[int]]:
-        """The draft's argmax at every position of `response` from `start` on, each behind the true prefix."""
+        """Return the draft's argmax at every position of `response` from `start` on, each given the true prefix."""
         logits, _ = yield ScoreRequest("draft", [*prompt, *response[:start]], response[start:-1])
         return [int(i) for i in array_namespace(logits).argmax(logits, axis=-1).tolist()]
 
     def rows(self, role: Role, ids: Sequence[int], token: int) -> RequestCoroutine[tuple[np.ndarray, np.ndarray]]:
-        """Hidden rows after `ids` and after `token` behind them: the features `previous` and `token`."""
+        """Return the hidden states after `ids` and after `token` that follows them: features `previous` and `token`."""
         _, hidden = yield ScoreRequest(role, ids, [token], hidden=True)
         assert hidden is not None
         previous, own = _host(hidden)
@@ -121,7 +121,7 @@ class Miner:
     def swapped(
         self, prompt: Sequence[int], response: Sequence[int], position: int, token: int, name: str = ""
     ) -> RequestCoroutine[tuple[list[int], bool]]:
-        """The response with `token` at `position` and the target's continuation, and whether that one ended."""
+        """Return the response with `token` at `position` and the target's continuation, and whether that ended."""
         head = [*response[:position], token]
         if token in self._pair.eos_ids:
             return head, True
@@ -141,7 +141,7 @@ def _less(after: dict[str, int], before: dict[str, int]) -> dict[str, int]:
 
 
 class _Search:
-    """The walk over one response."""
+    """The search over one response."""
 
     def __init__(self, miner: Miner, example: Example, prompt: list[int], response: list[int]) -> None:
         self._miner = miner
@@ -150,7 +150,7 @@ class _Search:
         self.response = response  # y
         self.labels: list[Label] = []
         self.features: dict[str, list[np.ndarray]] = {}
-        # What the literal procedure would have spent on the target: a prefill of all that is kept, then a call a token.
+        # What the literal procedure would have spent on the target: a prefill of what is kept, then one call a token.
         self.slow = {"slow_target_calls": 0, "slow_target_positions": 0}
 
     def run(self, answer: str, tell: Callable[[int, int], object]) -> RequestCoroutine[None]:

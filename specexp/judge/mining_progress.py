@@ -1,4 +1,4 @@
-"""How far mining is, in tokens of responses that have been tried: prompts that are mined together end together."""
+"""Progress of mining, in tokens of responses that were tried: prompts mined together finish together."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 
 class SearchProgress:
-    """Moves a bar by tokens. Its total is that of the responses that were begun, and the mean of these for each of the
-    others."""
+    """Advances a progress bar by tokens. Its total is the length of the started responses, plus their mean length for
+    each of the others."""
 
     def __init__(self, bar: Any, num_prompts: int) -> None:
         self._bar, self._num_prompts = bar, num_prompts
@@ -15,7 +15,7 @@ class SearchProgress:
         self._known = 0
 
     def tell(self, place: int, tried: int, length: int) -> None:
-        """Of this prompt's response of `length` tokens, so many have been tried."""
+        """Note that `tried` tokens of this prompt's response of `length` tokens have been tried."""
         before, known = self._at.get(place, (0, 0))
         self._at[place] = tried, length
         self._known += length - known

@@ -1,7 +1,7 @@
-"""What mining yields: prompts that give labels and prompts that give none, and what to change where these are many.
+"""The yield of mining: counts of the prompts that give labels and that give none, and what to change if many give none.
 
-A prompt whose response does not end within `max_new_tokens`, or holds no answer that can be read, gives no label; a
-swap whose continuation does not end is undecided, and counts for nothing.
+A prompt gives no label if its response does not end within `max_new_tokens` or holds no readable answer. A swap whose
+continuation does not end is undecided and is not used.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from specexp.judge.labels import Label, LabelSet
 from specexp.judge.mining import MINED, NO_ANSWER, UNFINISHED
 from specexp.judge.splits import SPLITS, kinds_of, lacking, more_prompts, num_fillable
 
-FIRST = 10  # prompts after which mining says what they yielded
-WARNED = 0.1  # share of prompts or swaps that came to nothing, from which a warning says so at the end
-EARLY = 0.5  # the same of the first prompts, while mining can still be begun again
-ENDS = 0.95  # share of responses that the suggested length should let end
-FEWEST_LENGTHS = 5  # finished responses below which no length is estimated, but the limit doubled
-MOST = 8  # times the limit: further than that nothing seen tells
+FIRST = 10  # prompts after which mining checks what they yielded
+WARNED = 0.1  # share of prompts or swaps without a result from which a warning is given at the end
+EARLY = 0.5  # the same for the first prompts, while restarting is still cheap
+ENDS = 0.95  # share of responses that should end within the suggested length
+FEWEST_LENGTHS = 5  # with fewer finished responses, no length is estimated and the limit is doubled
+MOST = 8  # times the limit: the most that is suggested, since the observed lengths say nothing about longer ones
 
 
 @dataclass(slots=True)
 class Yield:
-    """Counts over prompts; `lengths` are tokens of the responses that ended."""
+    """Counts over prompts; `lengths` are the token counts of the responses that ended."""
 
     num_prompts: int = 0
     unfinished: int = 0
@@ -36,17 +36,17 @@ class Yield:
     lengths: list[int] = field(default_factory=list)
 
     def add(self, labels: Sequence[Label], counts: Mapping[str, Any], status: str) -> None:
-        """One prompt more."""
+        """Add one prompt."""
         self.num_prompts += 1
         self.unfinished += status == UNFINISHED
         self.no_answer += status == NO_ANSWER
         self.swaps += len(labels)
         self.undecided += sum(label.important is None for label in labels)
-        if status != UNFINISHED and "num_tokens" in counts:  # which older findings do not have
+        if status != UNFINISHED and "num_tokens" in counts:  # older results do not have it
             self.lengths.append(int(counts["num_tokens"]))
 
     def early_warning(self, limit: int) -> str:
-        """Of the first prompts, that most came to nothing; "" if they did not."""
+        """Return a warning if most of the first prompts gave no labels, else ""."""
         lost = self.unfinished + self.no_answer
         if lost < EARLY * self.num_prompts and self.undecided < max(1, EARLY * self.swaps):
             return ""
@@ -61,9 +61,9 @@ class Yield:
         return f"of the first {self.num_prompts} prompts {said}; they give no labels. Stop, {ways}, and mine again."
 
     def enough_tokens(self, limit: int) -> int:
-        """Tokens within which about 95 % of the responses would end, as far as those that ended tell.
+        """Estimate the tokens within which about 95 % of the responses would end, from the lengths of those that ended.
 
-        Their lengths are taken for lognormal, cut off at `limit`: a line through their logarithms at their normal
+        Assumes that lengths are lognormal and cut off at `limit`: fits a line through their logarithms at their normal
         scores among all prompts.
         """
         least = 1.5 * limit if self.unfinished or self.undecided else 0
@@ -78,7 +78,7 @@ class Yield:
 
 
 def warnings(labels: LabelSet) -> Iterator[str]:
-    """What a person should know before training on these labels, a sentence each."""
+    """Yield what the user should know before training on these labels, one sentence each."""
     counts, limit = labels.manifest["counts"], labels.manifest["settings"]["max_new_tokens"]
     prompts, swaps = labels.manifest["num_prompts"], len(labels.labels)
     unfinished, no_answer = counts[f"num_{UNFINISHED}"], counts[f"num_{NO_ANSWER}"]
@@ -105,7 +105,7 @@ def warnings(labels: LabelSet) -> Iterator[str]:
 
 
 def what_is_missing(labels: LabelSet) -> str:
-    """Why no judge can be trained, and how many prompts more it would take; "" where one can."""
+    """Return why no judge can be trained and about how many more prompts are needed; "" if one can be trained."""
     found = list(lacking(labels.labels))
     if not found:
         return ""
@@ -122,10 +122,10 @@ def what_is_missing(labels: LabelSet) -> str:
 
 
 def status_of(counts: Mapping[str, Any]) -> str:
-    """What became of a prompt, from its stored counts."""
+    """Return the status of a prompt from its stored counts."""
     return next(status for status in (MINED, NO_ANSWER, UNFINISHED) if counts.get(f"num_{status}"))
 
 
 def _rounded(tokens: float) -> int:
-    """Up to a multiple of 32."""
+    """Round up to a multiple of 32."""
     return 32 * math.ceil(tokens / 32)

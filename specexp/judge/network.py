@@ -1,7 +1,7 @@
-"""The judge as it decodes: arrays read from safetensors, and the few lines that turn features into probabilities.
+"""The judge at inference: arrays read from safetensors, and the code that turns features into probabilities.
 
-Pure array code of whatever namespace the features have, so that the lines which calibration saw are those that run on
-the toy without torch, beside a model on a GPU, and behind `mlflow models serve`. It trains nothing: see training.py.
+This is array code that runs in the namespace of the features. Calibration, the toy without torch, decoding with a model
+on a GPU and `mlflow models serve` therefore run the same lines. It does not train: see training.py.
 
     p(important) = sigmoid(W2 relu(W1 x + b1) + b2)  (kind mlp)     or  sigmoid(w x + b)  (kind logistic),
     x = (features - mean) / scale
@@ -19,12 +19,12 @@ from array_api_compat import array_namespace, device
 Array = Any
 KINDS = ("mlp", "logistic")
 LAYERS = {"mlp": 2, "logistic": 1}
-_LARGEST = 80.0  # exponent: exp of a few more overflows float32
+_LARGEST = 80.0  # largest exponent: exp of a few more overflows float32
 
 
 @dataclass(slots=True)
 class Network:
-    """mean[F], scale[F], then weight_i[out, in] and bias_i[out] of each layer, all float32; `kind` says how many."""
+    """mean[F], scale[F], then weight_i[out, in] and bias_i[out] of each layer, all float32; `kind` gives the number."""
 
     kind: str
     arrays: Mapping[str, np.ndarray]
@@ -41,7 +41,7 @@ class Network:
         self._check_arrays()
 
     def _check_arrays(self) -> None:
-        """Raise ValueError for shapes that do not go together, and for values that are no numbers."""
+        """Raise ValueError for shapes that do not match, and for values that are not finite."""
         sizes = [self.arrays["mean"].size]
         shapes: dict[str, tuple[int, ...]] = {"mean": (sizes[0],), "scale": (sizes[0],)}
         for i in range(1, LAYERS[self.kind] + 1):
@@ -59,7 +59,7 @@ class Network:
         return int(self.arrays["mean"].shape[0])
 
     def __call__(self, features: Array) -> Array:
-        """Probabilities[N] that the mismatch behind each row of features[N, F] is important."""
+        """Return probabilities[N] that the mismatch of each row of features[N, F] is important."""
         xp = array_namespace(features)
         where = self._on(features)
         x = (xp.astype(features, xp.float32) - where["mean"]) / where["scale"]
@@ -70,7 +70,7 @@ class Network:
         return 1 / (1 + xp.exp(xp.clip(-logits, None, _LARGEST)))
 
     def _on(self, like: Array) -> dict[str, Array]:
-        """The arrays in the namespace and on the device of `like`; moved once."""
+        """Return the arrays in the namespace and on the device of `like`; they are moved once."""
         xp = array_namespace(like)
         key = xp.__name__, str(device(like))
         if key not in self._placed:

@@ -1,6 +1,6 @@
-"""The judge as an MLflow model: features in, probabilities out. MLflow runs this file when it logs and when it loads.
+"""The judge as an MLflow model: features in, probabilities out. MLflow runs this file on logging and on loading.
 
-It needs numpy, safetensors and array-api-compat, not the rest of this package: network.py travels with it.
+It needs numpy, safetensors and array-api-compat, not the rest of this package: network.py is logged with it.
 """
 
 import json
@@ -12,7 +12,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from safetensors.numpy import load_file
 
 try:
-    from network import Network  # type: ignore[import-not-found]  # beside this file, where the model was unpacked
+    from network import Network  # type: ignore[import-not-found]  # next to this file in the unpacked model
 except ModuleNotFoundError:
     from specexp.judge.network import Network
 
@@ -25,7 +25,7 @@ class ServedJudge(PythonModel):  # type: ignore[misc]
         facts = json.loads((folder / "judge.json").read_text(encoding="utf-8"))
         self._network = Network(facts["kind"], load_file(folder / "judge.safetensors"))
 
-    # MLflow reads type hints as a schema; the one that holds is the signature it was logged with.
+    # MLflow would read type hints as a schema; the schema in force is the signature that was logged.
     def predict(self, context, model_input: np.ndarray, params=None):  # type: ignore[no-untyped-def]
         features = np.asarray(model_input, dtype=np.float32)
         if features.ndim != 2 or features.shape[1] != self._network.num_features:

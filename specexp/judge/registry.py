@@ -1,7 +1,7 @@
-"""Judges in MLflow: logged as models with everything they need, registered, and loaded again by any address.
+"""Judges in MLflow: logs them as models with all they need, registers them, and loads them from any address.
 
-A judge is an MLflow model from code (pyfunc.py) with safetensors weights; nothing is pickled. Decoding does not go
-through MLflow's wrapper: `load` gives the judge itself.
+A judge is an MLflow model from code (pyfunc.py) with safetensors weights; nothing is pickled. Decoding does not use
+MLflow's wrapper: `load` returns the judge itself.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from specexp.tracking import backend
 
 NAME = "autojudge"
 CHAMPION, CHALLENGER = "champion", "challenger"
-STORED = ("models:", "runs:")  # how an address in the tracking store begins
-MLMODEL = "MLmodel"  # what describes an MLflow model, in its folder
-MOST_BYTES = 1 << 30  # of a judge's file; two hidden states of 16,384 make 64 MB
+STORED = ("models:", "runs:")  # prefixes of addresses in the tracking store
+MLMODEL = "MLmodel"  # the file that describes an MLflow model, in its folder
+MOST_BYTES = 1 << 30  # limit for each file of a judge; for comparison, two hidden states of 16,384 make 64 MB
 HERE = Path(__file__).resolve().parent
 REQUIREMENTS = ("mlflow", "numpy", "safetensors", "array-api-compat")
 _ABOUT = """Judges of AutoJudge (arXiv 2504.20039): each says of a drafted token that the target would not have chosen
@@ -41,7 +41,7 @@ the features that its version's tags name, and is refused by any other."""
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of a newly registered judge."""
+    """The alias of a newly registered judge, and the reason for it."""
 
     version: str
     alias: str
@@ -51,7 +51,7 @@ class Verdict:
 def log(
     judge: Judge, name: str, metrics: Mapping[str, float], example: np.ndarray, labels: tuple[str, str] | None = None
 ) -> str:
-    """Log a judge as a model of the active run, with its metrics on `labels` (name, digest); returns its address."""
+    """Log a judge as a model of the active run, with its metrics on `labels` (name, digest); return its address."""
     num = judge.network.num_features
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype("float32"), (-1, num))]),
@@ -76,7 +76,7 @@ def log(
 
 
 def register(uri: str, name: str, facts: Facts) -> str:
-    """A new version of the registered model `name`, tagged with what it fits; its page says what it is for."""
+    """Register a new version of model `name`, tagged with what it fits; describe the model if it has no description."""
     client, made = MlflowClient(), mlflow.register_model(uri, name)
     for key, value in (
         ("target", facts.target_name), ("draft", facts.draft_name), ("task", facts.task), ("kind", facts.kind),
@@ -91,7 +91,7 @@ def register(uri: str, name: str, facts: Facts) -> str:
 
 
 def champion(name: str) -> tuple[str, Judge | None] | None:
-    """The registered champion's version and the judge itself (None if its files are gone), if there is one."""
+    """Return the registered champion's version and judge (None if its files are gone), or None without a champion."""
     try:
         found = MlflowClient().get_model_version_by_alias(name, CHAMPION)
     except mlflow.MlflowException as error:
@@ -105,7 +105,7 @@ def champion(name: str) -> tuple[str, Judge | None] | None:
 
 
 def promote(name: str, new: str, better: bool, reason: str) -> Verdict:
-    """Give version `new` the alias that it earned, and say why on the version itself."""
+    """Set the alias of version `new`, and store the reason on that version."""
     alias = CHAMPION if better else CHALLENGER
     client = MlflowClient()
     client.set_registered_model_alias(name, alias, new)
@@ -115,7 +115,7 @@ def promote(name: str, new: str, better: bool, reason: str) -> Verdict:
 
 
 def load(address: str) -> Judge:
-    """A judge by `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/ID/NAME`, or a folder. Raises JudgeError."""
+    """Load a judge by `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/ID/NAME`, or a folder. Raises JudgeError."""
     if not address.startswith(STORED):
         folder = reading.folder_of(address, "judge", JudgeError, "models:/NAME@champion, or runs:/ID/judge")
         return Judge.load(folder / _place(folder / MLMODEL, address) if _is_model(folder) else folder, address)
@@ -129,7 +129,7 @@ def load(address: str) -> Judge:
 
 
 def _fetch(address: str, scratch: Path) -> Path:
-    """The judge's two files, downloaded, and nothing else of what may stand at the address."""
+    """Download the judge's two files, and nothing else that is stored at the address."""
     listed = {PurePosixPath(file.path).name: file for file in mlflow.artifacts.list_artifacts(artifact_uri=address)}
     place = ""
     if FACTS not in listed and MLMODEL in listed:
@@ -164,7 +164,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def _place(path: Path, address: str) -> str:
-    """Where the judge's own files are inside the MLflow model whose MLmodel is `path`. Raises JudgeError."""
+    """Return where the judge's files are inside the MLflow model whose MLmodel is `path`. Raises JudgeError."""
     where = f"judge '{address}': {MLMODEL}"
     text = reading.decode(reading.read_bytes(path, "judge file", JudgeError), where, JudgeError)
     found = reading.parse_yaml(text, where, JudgeError)

@@ -1,4 +1,4 @@
-"""Trains the judges of one label set, calibrates and compares them. Writes a folder; knows no MLflow."""
+"""Trains the judges of one label set, calibrates and compares them. Writes a folder; does not use MLflow."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from specexp.judge.training import Log, Recipe, Splits, Trained, train_logistic,
 from specexp.storage.files import writing
 
 IDENTITY = ("target", "draft", "tokenizer", "target_name", "draft_name", "target_revision", "draft_revision", "dtype")
-SWEEP = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)  # recalls whose thresholds are shown beside the requested one
+SWEEP = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)  # recalls whose thresholds are listed in addition to the requested one
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A trained judge with its settings and what it is worth on the test split."""
+    """A trained judge with its settings and its metrics on the test split."""
 
     judge: Judge
     validation_auc: float
@@ -32,7 +32,7 @@ class Candidate:
 
 
 def train(kind: str, labels: LabelSet, mode: Mode, recall: float, seed: int, log: Log) -> Candidate:
-    """Train one kind, calibrate it to `recall`, and look at the test split once. Raises JudgeError."""
+    """Train one kind, calibrate it to `recall`, and evaluate it once on the test split. Raises JudgeError."""
     splits = Splits.of(labels, mode)
     trained: Trained = train_logistic(splits, log) if kind == "logistic" else train_mlp(splits, log, Recipe(seed=seed))
     x, important, _ = labels.select(mode, "calibration")
@@ -62,7 +62,7 @@ def check(labels: LabelSet, mode: Mode) -> None:
 
 
 def better(candidate: Judge, champion: Judge, labels: LabelSet) -> tuple[bool, str]:
-    """Whether a judge beats the champion on this label set's test split, by ROC-AUC, then Brier score; and why."""
+    """Return whether a judge beats the champion on the test split, by ROC-AUC, then Brier score; and the reason."""
     same = ("target", "draft", "tokenizer")
     other = [key for key in same if getattr(candidate.facts, key) != getattr(champion.facts, key)]
     if other:
@@ -81,7 +81,7 @@ def better(candidate: Judge, champion: Judge, labels: LabelSet) -> tuple[bool, s
 
 
 def class_of(text: str) -> str:
-    """digit, word, sign or end: what kind of token this is. Special tokens decode to nothing."""
+    """Return the class of a token: digit, word, sign, space or end. Special tokens decode to nothing and are `end`."""
     bare = text.strip()
     if not bare:
         return "end" if not text else "space"
@@ -91,7 +91,7 @@ def class_of(text: str) -> str:
 
 
 def token_classes(labels: Sequence[Label], p: np.ndarray, threshold: float) -> list[dict[str, float | int | str]]:
-    """Of each class of the target's token: how many mismatches, how many important, how many accepted."""
+    """Return, for each class of the target's token, how many mismatches there are, are important, and are accepted."""
     rows = []
     classes = np.array([class_of(label.target_text) for label in labels])
     important = np.array([bool(label.important) for label in labels])
@@ -107,7 +107,7 @@ def token_classes(labels: Sequence[Label], p: np.ndarray, threshold: float) -> l
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Rows as CSV."""
+    """Write rows as CSV."""
     with writing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -115,10 +115,10 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def write(folder: Path, candidates: Mapping[str, Candidate], chosen: str, labels: LabelSet, mode: Mode) -> list[Path]:
-    """The chosen judge in `folder`, every one below it, figures and tables; returns the files to look at."""
+    """Write the chosen judge to `folder`, every judge to a subfolder, figures and tables; return the files to show."""
     _, important, rows = labels.select(mode, "test")
     best = candidates[chosen]
-    best.judge.save(folder)  # first: it is what tells the folder for ours
+    best.judge.save(folder)  # first, because the judge's files mark the folder as written by this package
     for kind, candidate in candidates.items():
         candidate.judge.save(folder / kind)
     paths = figures.draw(folder, {kind: (c.judge.facts.threshold, c.p) for kind, c in candidates.items()}, important)

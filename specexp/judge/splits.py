@@ -1,8 +1,8 @@
-"""Which prompts a judge learns from, and which it is stopped, calibrated and examined on.
+"""Assigns prompts to splits: to train a judge, to stop its training, to calibrate it and to test it.
 
-A prompt's split depends on its id alone, so that whoever mines it again finds it there. Only where a split would lack
-one kind of mismatch, without which there is no training, is it given prompts of others that keep both: as few as
-needed, and the same ones for the same labels.
+A prompt's split depends on its id alone, so mining it again puts it into the same split. There is one exception: if a
+split lacks one kind of mismatch, which training needs, prompts are moved to it from splits that keep both kinds. As
+few as needed are moved, and the same labels always give the same result.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from specexp.judge.labels import Label
 
-# Shares of 20: the judge's weights, when to stop and which C, the threshold, and the report each see their own prompts.
+# Shares of 20. The judge's weights, the time to stop and C, the threshold, and the report each use their own prompts.
 SPLITS = {"train": 11, "validation": 2, "calibration": 3, "test": 4}
 BOTH = frozenset((True, False))  # kinds of mismatches: important, unimportant
 Kinds = frozenset[bool]
 
 
 def split_of(prompt_id: str) -> str:
-    """The one split that owns a prompt."""
+    """Return the split that a prompt belongs to."""
     bucket = _digest(prompt_id)[0] % sum(SPLITS.values())
     for name, share in SPLITS.items():
         if bucket < share:
@@ -34,7 +34,7 @@ def split_of(prompt_id: str) -> str:
 
 
 def filled(labels: Sequence[Label]) -> list[Label]:
-    """The labels, with prompts moved so that every split has both kinds; as they are where they have or cannot."""
+    """Return the labels with prompts moved so that every split has both kinds; unchanged if they do or cannot."""
     kinds = kinds_of(labels)
     if num_fillable(kinds) < len(SPLITS):
         return list(labels)
@@ -45,7 +45,7 @@ def filled(labels: Sequence[Label]) -> list[Label]:
 
 
 def kinds_of(labels: Sequence[Label]) -> dict[str, Kinds]:
-    """The kinds of decided mismatches that each prompt has."""
+    """Return the kinds of decided mismatches that each prompt has."""
     found: dict[str, set[bool]] = {label.prompt_id: set() for label in labels}
     for label in labels:
         if label.important is not None:
@@ -54,20 +54,20 @@ def kinds_of(labels: Sequence[Label]) -> dict[str, Kinds]:
 
 
 def num_fillable(kinds: Mapping[str, Kinds]) -> int:
-    """How many splits can have both kinds: each takes a prompt with both, or two with one kind each."""
+    """Return how many splits can have both kinds: each needs a prompt with both, or two with one kind each."""
     counts = Counter(kinds.values())
     return counts[BOTH] + min(counts[frozenset((True,))], counts[frozenset((False,))])
 
 
 def more_prompts(fillable: int, num_prompts: int) -> int:
-    """How many prompts more, mined like the first ones, would about fill every split; at least as many again where
-    nothing was found."""
+    """Return about how many more prompts, mined like the first ones, would fill every split; if no split can be filled,
+    as many as there are."""
     needed = math.ceil(num_prompts * len(SPLITS) / fillable) if fillable else 2 * num_prompts
     return max(needed, num_prompts + 1) - num_prompts
 
 
 def _fill(name: str, splits: dict[str, str], kinds: Mapping[str, Kinds]) -> None:
-    """Give one split what it lacks, from splits that lose no kind by it."""
+    """Move prompts to one split until it has both kinds, from splits that keep their kinds."""
     while lacking := BOTH - _kinds_in(name, splits, kinds):
         candidates = [
             prompt
@@ -76,7 +76,7 @@ def _fill(name: str, splits: dict[str, str], kinds: Mapping[str, Kinds]) -> None
         ]
         if not candidates:
             return
-        # What is lacking and no more comes first: a prompt with both kinds may have to fill a split alone.
+        # Prefer prompts with just the lacking kinds: a prompt with both kinds may have to fill another split alone.
         splits[min(candidates, key=lambda p: (kinds[p] & lacking != lacking, kinds[p] != lacking, _digest(p)))] = name
 
 
@@ -85,7 +85,7 @@ def _kinds_in(name: str, splits: Mapping[str, str], kinds: Mapping[str, Kinds]) 
 
 
 def _is_spare(prompt: str, splits: Mapping[str, str], kinds: Mapping[str, Kinds]) -> bool:
-    """Whether a prompt's split has its kinds from other prompts, too."""
+    """True if other prompts of the prompt's split have its kinds, too."""
     others = {each: split for each, split in splits.items() if each != prompt}
     return kinds[prompt] <= _kinds_in(splits[prompt], others, kinds)
 
@@ -95,7 +95,7 @@ def _digest(prompt_id: str) -> bytes:
 
 
 def lacking(labels: Sequence[Label]) -> Iterator[str]:
-    """The splits without both kinds, and what they have."""
+    """Yield the splits without both kinds, and what they have."""
     for name in SPLITS:
         mine = [label.important for label in labels if label.split == name and label.important is not None]
         if len(set(mine)) < len(BOTH):

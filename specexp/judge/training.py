@@ -1,7 +1,7 @@
 """Trains judges on a label set: the AutoJudge MLP (torch) and logistic regression (scikit-learn), for comparison.
 
-Both see standardised features of the `train` split only; `validation` decides when the MLP stops and which C the
-regression takes. Thresholds are not made here: see calibration.py.
+Both are fitted to standardised features of the `train` split only; the `validation` split decides when the MLP stops
+and which C the regression uses. calibration.py sets the thresholds.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from specexp.judge.labels import LabelSet
 from specexp.judge.mining_yield import what_is_missing
 from specexp.judge.network import Network
 
-C_GRID = tuple(10.0**-i for i in range(8))  # the paper's
+C_GRID = tuple(10.0**-i for i in range(8))  # as in the paper
 Log = Callable[[dict[str, float], int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Of the MLP."""
+    """Hyperparameters of the MLP."""
 
     hidden: int = 64
     learning_rate: float = 1e-3
@@ -40,7 +40,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A network with its validation ROC-AUC and what it was made with."""
+    """A network with its validation ROC-AUC and training settings."""
 
     network: Network
     validation_auc: float
@@ -49,7 +49,7 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """Standardised features and labels of the two splits that training sees."""
+    """Standardised features and labels of the two splits used in training."""
 
     scaler: StandardScaler
     train: tuple[np.ndarray, np.ndarray]
@@ -57,7 +57,7 @@ class Splits:
 
     @classmethod
     def of(cls, labels: LabelSet, mode: Mode) -> Splits:
-        """Raises JudgeError when a split is empty or holds one kind of mismatch only."""
+        """Select both splits. Raises JudgeError if a split is empty or holds one kind of mismatch only."""
         if missing := what_is_missing(labels):
             raise JudgeError(missing)
         found = {split: labels.select(mode, split)[:2] for split in ("train", "validation")}
@@ -69,7 +69,7 @@ class Splits:
 
 
 def train_logistic(splits: Splits, log: Log) -> Trained:
-    """One regression for each C; the best by validation ROC-AUC, the strongest regularisation of equals."""
+    """Fit one regression per C; return the best by validation ROC-AUC, and of equals the most regularised one."""
     best: tuple[float, float, LogisticRegression] | None = None
     for step, c in enumerate(C_GRID):
         model = LogisticRegression(C=c, max_iter=2000).fit(*splits.train)
@@ -84,9 +84,10 @@ def train_logistic(splits: Splits, log: Log) -> Trained:
 
 
 def train_mlp(splits: Splits, log: Log, recipe: Recipe | None = None) -> Trained:
-    """Binary cross-entropy, AdamW; keeps the weights of the epoch with the lowest validation loss.
+    """Train with binary cross-entropy and AdamW; keep the weights of the epoch with the lowest validation loss.
 
-    The loss and not the ROC-AUC, which a few hundred mismatches bring to 1 long before probabilities mean anything.
+    The criterion is the loss, not the ROC-AUC: with a few hundred mismatches, the ROC-AUC reaches 1 long before the
+    probabilities are meaningful.
     """
     import torch
     from torch import nn

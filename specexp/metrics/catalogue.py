@@ -1,7 +1,7 @@
 """Every metric that a run may log: its name, definition, unit, and which direction is better.
 
-docs/metrics.md has `table()`; `unknown` finds keys that no entry explains. In a name, `I` and `N` stand for a number,
-`NAME` for any text, and `...` for any rest.
+docs/metrics.md contains `table()`; `unknown` returns keys without an entry. In a name, `I` and `N` stand for a number,
+`NAME` for any text, and `...` for any ending.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Metrics of one definition. `ends` are appended to the last name: its interval, or the p of a test."""
+    """Metrics with one definition. `ends` are suffixes of the last name: of its interval, or of the p of a test."""
 
     names: tuple[str, ...]
     definition: str
     unit: str
-    better: Literal["higher", "lower", ""]  # "" where neither is
+    better: Literal["higher", "lower", ""]  # "" if neither is
     ends: tuple[str, ...] = ()
 
     def all_names(self) -> tuple[str, ...]:
-        """All its names, ends included."""
+        """Return all its names, including those with `ends`."""
         return (*self.names, *(self.names[-1] + end for end in self.ends))
 
 
@@ -244,12 +244,12 @@ METRICS: tuple[Metric, ...] = (
 
 
 def unknown(keys: Iterable[str]) -> list[str]:
-    """Those of a run's keys that no metric here has, sorted."""
+    """Return the keys of a run that no metric in the catalogue has, sorted."""
     return sorted(key for key in keys if not any(pattern.fullmatch(key) for pattern in _patterns()))
 
 
 def table() -> str:
-    """The catalogue as a Markdown table."""
+    """Return the catalogue as a Markdown table."""
     rows = ["| name | definition | unit | better |", "|---|---|---|---|"]
     for metric in METRICS:
         names = ", ".join(f"`{name}`" for name in (*metric.names, *metric.ends))

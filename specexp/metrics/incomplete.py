@@ -1,6 +1,6 @@
-"""Outputs that a limit cut off, and outputs without an answer that could be read: how many, and what to raise.
+"""Counts outputs that a limit cut off and outputs without a readable answer, and says which setting to raise.
 
-Both count as they are, so that an accuracy says little where there are many.
+Both are graded as they are, so accuracy says little if there are many of them.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from specexp.storage.records import Record
 
-WARNED = 0.1  # share of a setting's outputs from which a warning says so
-LENGTH, CONTEXT = "length", "context"  # why an output ended that did not end by itself
+WARNED = 0.1  # share of a setting's outputs from which a warning is given
+LENGTH, CONTEXT = "length", "context"  # finish reasons of outputs that did not end by themselves
 
 
 def is_cut(record: Record) -> bool:
-    """Whether an output ended at a limit, that of `max_new_tokens` or of the context, and not by itself."""
+    """True if an output ended at the limit of `max_new_tokens` or of the context, and not by itself."""
     return record.get("finish_reason") in (LENGTH, CONTEXT)
 
 
 def is_unparsed(record: Record) -> bool:
-    """Whether an output that is graded holds no answer that could be read; it counts as wrong."""
+    """True if a graded output holds no readable answer; it counts as wrong."""
     return record["correct"] is not None and record.get("answer") is None
 
 
 def metrics(records: Sequence[Record]) -> dict[str, float]:
-    """The share that was cut, of all outputs, and the share without an answer, of those that are graded."""
+    """Return the share of all outputs that were cut off, and the share of graded outputs without an answer."""
     found = {"quality/cut_share": _share(records, is_cut)}
     if graded := [record for record in records if record["correct"] is not None]:
         found["quality/unparsed_share"] = _share(graded, is_unparsed)
@@ -32,9 +32,9 @@ def metrics(records: Sequence[Record]) -> dict[str, float]:
 
 
 def warnings(records: Mapping[str, Sequence[Record]], max_new_tokens: int, answer_rule: str = "") -> Iterator[str]:
-    """A sentence for each thing that is wrong with a tenth of some setting's outputs or more; `records` by label.
+    """Yield a sentence for each problem that a tenth or more of some setting's outputs have; `records` are by label.
 
-    `answer_rule` is the setting by which answers are read, where the task has one.
+    `answer_rule` is the setting that decides how answers are read, if the task has one.
     """
     if found := _many(records, lambda record: bool(record.get("finish_reason") == LENGTH)):
         yield f"{found} of the outputs were cut off at max_new_tokens ({max_new_tokens}); raise max_new_tokens."
@@ -52,7 +52,7 @@ def warnings(records: Mapping[str, Sequence[Record]], max_new_tokens: int, answe
 
 
 def _many(records: Mapping[str, Sequence[Record]], what: Callable[[Record], bool]) -> str:
-    """`a, b: up to 83 %` of the settings with so many that they are worth a warning; "" where there is none."""
+    """Return the settings with a share worth a warning, as `a, b: up to 83 %`; "" if there are none."""
     shares = {label: _share(each, what) for label, each in records.items()}
     over = [label for label, share in shares.items() if share >= WARNED]
     if not over:

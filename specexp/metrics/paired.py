@@ -1,8 +1,8 @@
-"""A setting beside plain decoding on the same prompts: speed from sums, answers and outputs pairwise.
+"""Compares a setting with plain decoding on the same prompts: speed from sums, answers and outputs pairwise.
 
-What a prompt's turns and repeats say is put together before anything is drawn or tested. Speeds of prompts that were
-decoded in a batch have an interval over prompts, whose seconds are shares of common steps, and no p: a test that swaps
-prompts takes them for timed apart.
+The turns and repeats of a prompt are combined before anything is resampled or tested. For prompts decoded in a batch,
+seconds are shares of common steps: their speeds have an interval over prompts and no p, because the test that swaps
+prompts assumes that they were timed separately.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ Pairs = Sequence[tuple[Record, Record]]
 
 
 def paired(records: Sequence[Record], baseline: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """Each record with plain decoding's of the same prompt, turn and repeat."""
+    """Pair each record with plain decoding's record of the same prompt, turn and repeat."""
     theirs = {(r["prompt_id"], r["turn"], r["repeat"]): r for r in baseline}
     return [(r, theirs[r["prompt_id"], r["turn"], r["repeat"]]) for r in records]
 
 
 def by_prompt(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records of each prompt, in the order in which prompts first come."""
+    """Group records by prompt, in the order of each prompt's first record."""
     found: dict[str, list[Record]] = {}
     for record in records:
         found.setdefault(record["prompt_id"], []).append(record)
@@ -33,7 +33,7 @@ def by_prompt(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def timed(records: Sequence[Record], *keys: Summed) -> Timed:
-    """Tokens of each prompt, and the sum of what stands under `keys`: seconds, or rounds. Prompts in order of id."""
+    """Return each prompt's tokens, and the sum of its `keys` (seconds, or rounds), with prompts ordered by id."""
     groups = sorted(by_prompt(records).items())
     tokens = [sum(len(record["token_ids"]) for record in group) for _, group in groups]
     values = [[float(sum(record[key] for record in group for key in keys))] for _, group in groups]
@@ -41,7 +41,7 @@ def timed(records: Sequence[Record], *keys: Summed) -> Timed:
 
 
 def speedup(pairs: Pairs, *keys: Seconds) -> float:
-    """Tokens a second of the first of each pair over those of the second; `keys` are the seconds that count."""
+    """Return tokens per second of each pair's first record over that of its second; `keys` are the seconds to count."""
 
     def rate(side: int) -> float:
         return sum(len(p[side]["token_ids"]) for p in pairs) / float(sum(p[side][k] for p in pairs for k in keys))
@@ -50,7 +50,7 @@ def speedup(pairs: Pairs, *keys: Seconds) -> float:
 
 
 def against(records: Sequence[Record], baseline: Sequence[Record], batch: int) -> dict[str, float]:
-    """Compared with plain decoding in the same batch. Plain decoding itself is not tested against itself."""
+    """Compare with plain decoding in the same batch; plain decoding is not tested against itself."""
     pairs = paired(records, baseline)
     itself = records[0]["method"] == "baseline"
     metrics = {}
@@ -65,7 +65,7 @@ def against(records: Sequence[Record], baseline: Sequence[Record], batch: int) -
             found = _faster(pairs, "batch/speedup")
             found.pop("batch/speedup_p", None)
             metrics |= found
-    # Behind a history of its own a method answers another prompt than the baseline.
+    # With its own history, a method answers another prompt than the baseline does.
     same = [pair for pair in pairs if pair[0]["paired"]]
     metrics["quality/equal_to_baseline"] = sum(a["token_ids"] == b["token_ids"] for a, b in same) / len(same)
     graded = [pair for pair in same if pair[0]["correct"] is not None]
@@ -83,7 +83,7 @@ def _faster(pairs: Pairs, key: str) -> dict[str, float]:
 
 
 def _answers(graded: Pairs, itself: bool) -> dict[str, float]:
-    """The paired difference in accuracy: per prompt, what was gained less what was lost in its repeats."""
+    """Return the paired difference in accuracy: per prompt, repeats that became right minus those that became wrong."""
     gains, repeats = _per_prompt(graded, lambda a, b: int(bool(a["correct"])) - int(bool(b["correct"])))
     means = [gain / n for gain, n in zip(gains, repeats, strict=True)]
     low, high = paired_difference(*_fourfold(graded))
@@ -99,7 +99,7 @@ def _answers(graded: Pairs, itself: bool) -> dict[str, float]:
 
 
 def _fourfold(graded: Pairs) -> tuple[float, ...]:
-    """Prompts on which both are right, the setting alone, plain decoding alone, neither; repeats in their shares."""
+    """Count prompts on which both are right, the setting alone, plain decoding alone, neither; repeats as shares."""
     repeats = Counter(a["prompt_id"] for a, _ in graded)
     found = []
     for first, second in product((True, False), repeat=2):
@@ -110,14 +110,14 @@ def _fourfold(graded: Pairs) -> tuple[float, ...]:
 
 
 def _agreement(same: Pairs) -> dict[str, float]:
-    """Wilson's interval of the outputs that are equal, for tasks without a checkable answer."""
+    """Return Wilson's interval of the share of equal outputs, for tasks without a checkable answer."""
     equal, outputs = _per_prompt(same, lambda a, b: int(a["token_ids"] == b["token_ids"]))
     low, high = wilson(len(equal) * sum(equal) / sum(outputs), len(equal))
     return {"quality/equal_to_baseline_low": low, "quality/equal_to_baseline_high": high}
 
 
 def _per_prompt(pairs: Pairs, value: Callable[[Record, Record], int]) -> tuple[list[int], list[int]]:
-    """The sum of `value` over each prompt's pairs, and how many these are."""
+    """Return the sum of `value` over each prompt's pairs, and the number of these pairs."""
     sums: dict[str, list[int]] = {}
     for a, b in pairs:
         sums.setdefault(a["prompt_id"], []).append(value(a, b))
@@ -125,7 +125,7 @@ def _per_prompt(pairs: Pairs, value: Callable[[Record, Record], int]) -> tuple[l
 
 
 def accuracy(records: Sequence[Record]) -> dict[str, float]:
-    """Share of right answers, over `count/graded` prompts; a prompt's repeats count as one in the interval."""
+    """Return the share of right answers over `count/graded` prompts; the interval counts a prompt's repeats as one."""
     graded = [record for record in records if record["correct"] is not None]
     if not graded:
         return {}

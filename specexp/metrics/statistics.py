@@ -1,7 +1,7 @@
-"""The statistics that are reported, from scipy and numpy; nothing here knows what is being compared.
+"""The statistics that are reported, from scipy and numpy; independent of what is compared.
 
-The unit is the prompt: what stands on one prompt, its turns and its repeats, is drawn, swapped and counted together,
-since repeats of a prompt tell little more about other prompts. Everything random has a fixed seed.
+The unit is the prompt: all turns and repeats of a prompt are resampled, swapped and counted together, since repeats of
+a prompt say little more about other prompts. All random numbers have a fixed seed.
 
 Shapes: P prompts, R repeats, B bootstrap samples.
 """
@@ -22,16 +22,16 @@ SIGNIFICANT = 0.05
 POWER = 0.8
 RESAMPLES = 2000
 PERCENTILES = (2.5, 97.5)
-ALL_SWAPS = 12  # prompts up to which every way to swap is tried
-SWAPS = 4999  # and how many are drawn beyond
-CHUNK = 500  # of them at a time: a matrix of all would be large
+ALL_SWAPS = 12  # up to so many prompts, all possible swaps are evaluated
+SWAPS = 4999  # the number of random swaps for more prompts
+CHUNK = 500  # swaps evaluated at a time, since a matrix of all would be large
 
 
 def wilson(successes: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for a share (Wilson 1927).
+    """Return Wilson's interval for a share (Wilson 1927).
 
-    With several repeats of a prompt, `trials` is the number of prompts and `successes` their mean shares' sum, no whole
-    number: the interval is then too wide rather than too narrow.
+    With several repeats of a prompt, `trials` is the number of prompts and `successes` the sum of their mean shares,
+    not an integer: the interval is then too wide rather than too narrow.
     """
     z = float(norm.ppf((1 + confidence) / 2))
     share = successes / trials
@@ -42,12 +42,12 @@ def wilson(successes: float, trials: float, confidence: float = 0.95) -> tuple[f
 
 
 def paired_difference(both: float, first: float, second: float, neither: float) -> tuple[float, float]:
-    """95 % interval of the difference p1 - p2 of two shares on the same prompts.
+    """Return the 95 % interval of the difference p1 - p2 of two shares on the same prompts.
 
-    The counts are of prompts on which both are right, the first alone, the second alone, neither: Newcombe 1998 (Stat.
-    Med. 17, 2635-2650), method 10, from Wilson's intervals of both shares and their correlation. It has a width where
-    no prompt is discordant, too. With several repeats of a prompt the counts are sums of its mean shares, no whole
-    numbers; as in `wilson`, it is then too wide rather than too narrow.
+    The counts are of prompts on which both are right, the first alone, the second alone, neither. Newcombe 1998 (Stat.
+    Med. 17, 2635-2650), method 10, from Wilson's intervals of both shares and their correlation. The interval has a
+    width even if no prompt is discordant. With several repeats of a prompt, the counts are sums of mean shares, not
+    integers; as in `wilson`, the interval is then too wide rather than too narrow.
     """
     n = both + first + second + neither
     p1, p2 = (both + first) / n, (both + second) / n
@@ -64,33 +64,33 @@ def paired_difference(both: float, first: float, second: float, neither: float) 
 
 def _wilson(share: float, trials: float) -> tuple[float, float]:
     low, high = wilson(share * trials, trials)
-    return min(low, share), max(high, share)  # no rounding beyond the share itself
+    return min(low, share), max(high, share)  # keep rounding from excluding the share itself
 
 
 def sign_flip_p(differences: Sequence[int]) -> float:
-    """Exact two-sided p of a paired comparison: one whole-numbered difference for each prompt.
+    """Return the exact two-sided p of a paired comparison, from one integer difference per prompt.
 
-    Under the null hypothesis each difference could as well have had the other sign: p is the share of all sign
-    patterns whose sum is as far from 0. With differences of -1, 0 and 1 this is the exact McNemar test; with repeats,
-    where a prompt's differences are summed first, McNemar's would count a prompt several times.
+    Under the null hypothesis, each difference could have had the other sign: p is the share of all sign patterns whose
+    sum is at least as far from 0. With differences of -1, 0 and 1 this is the exact McNemar test. With repeats, the
+    differences of a prompt are summed first; McNemar's test would count the prompt several times.
     """
     sizes = [abs(d) for d in differences if d]
     whole = sum(sizes)
-    chance = np.zeros(2 * whole + 1)  # of each sum, from -whole on
+    chance = np.zeros(2 * whole + 1)  # probability of each sum, from -whole on
     chance[whole] = 1.0
     for size in sizes:
-        chance = 0.5 * (np.roll(chance, size) + np.roll(chance, -size))  # no sum reaches the ends too early
+        chance = 0.5 * (np.roll(chance, size) + np.roll(chance, -size))  # no sum wraps around
     far = np.abs(np.arange(-whole, whole + 1)) >= abs(sum(differences))
     return min(1.0, float(chance[far].sum()))
 
 
 def prompts_needed(discordance: float, difference: float = 0.01) -> int:
-    """Prompts at which a paired test at the 5 % level finds this difference of two shares with 80 % power.
+    """Return the prompts at which a paired test at the 5 % level detects this difference of two shares with 80 % power.
 
-    `discordance` is the share of prompts on which the two differ, with repeats the mean of the squared mean difference.
+    `discordance` is the share of prompts on which the two differ; with repeats, the mean squared mean difference.
     n = (z_0.975 sqrt(d) + z_0.8 sqrt(d - delta^2))^2 / delta^2, Connor 1987 (Biometrics 43, 207-211), after Miettinen
-    1968. Below `difference` of discordant prompts there cannot be such a difference: d is taken as no less, which is
-    the fewest prompts that any pair of methods would need. Where no discordant prompt was seen, that is a lower bound.
+    1968. A smaller share of discordant prompts than `difference` cannot give that difference, so d is at least
+    `difference`: the fewest prompts that any pair of methods needs. Without discordant prompts, it is a lower bound.
     """
     d = max(discordance, difference)
     level, power = float(norm.ppf(1 - SIGNIFICANT / 2)), float(norm.ppf(POWER))
@@ -100,7 +100,7 @@ def prompts_needed(discordance: float, difference: float = 0.01) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A number and its 95 % bootstrap interval."""
+    """A value and its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -116,26 +116,26 @@ class Timed:
 
 
 def rate(timed: Timed) -> Interval:
-    """Tokens a second: the sum over prompts / the sum of each prompt's median over repeats."""
+    """Return tokens per second: the sum over prompts / the sum of each prompt's median seconds over repeats."""
     return _interval(lambda prompts, repeats: _rates(timed, prompts, repeats), timed)
 
 
 def rate_ratio(ours: Timed, theirs: Timed) -> Interval:
-    """`rate` of the one / of the other, on the same prompts in the same repeats: both are drawn together."""
+    """Return the `rate` of `ours` / that of `theirs`, for the same prompts and repeats: both are resampled together."""
     return _interval(lambda prompts, repeats: _rates(ours, prompts, repeats) / _rates(theirs, prompts, repeats), ours)
 
 
 def swap_p(ours: Timed, theirs: Timed) -> float:
-    """Two-sided p of `rate_ratio` being 1, R = 1: a permutation test that swaps the two on whole prompts.
+    """Return the two-sided p for `rate_ratio` = 1 with R = 1: a permutation test that swaps the two on whole prompts.
 
-    Under the null hypothesis ours and theirs could be swapped on any prompt. p is the share of swaps whose ratio is as
-    far from 1; of all swaps up to 12 prompts, beyond them of 4,999 drawn ones and the one that was seen. It cannot be
-    below 2 / 2^P: with fewer than 6 prompts nothing is significant.
+    Under the null hypothesis, ours and theirs could be swapped on any prompt. p is the share of swaps whose ratio is at
+    least as far from 1: of all swaps for up to 12 prompts, else of 4,999 random ones and the observed one. p cannot be
+    below 2 / 2^P, so with fewer than 6 prompts nothing is significant.
     """
     mine, other = (np.column_stack([x.tokens, np.asarray(x.seconds)[:, 0]]).astype(float) for x in (ours, theirs))
     num_prompts = len(mine)
     seen = _far(np.zeros((1, num_prompts)), mine, other)[0]
-    enough = seen * (1 - 1e-9)  # the mirrored swap's rounding differs
+    enough = seen * (1 - 1e-9)  # the mirrored swap rounds differently
     if num_prompts <= ALL_SWAPS:
         swaps = np.array(list(product((0.0, 1.0), repeat=num_prompts)))
         return float(np.mean(_far(swaps, mine, other) >= enough))
@@ -148,7 +148,7 @@ def swap_p(ours: Timed, theirs: Timed) -> float:
 
 
 def _far(swaps: Array, mine: Array, other: Array) -> Array:
-    """|log ratio| of rates for each row of swaps[B, P]; mine[P, 2] and other[P, 2] are tokens and seconds."""
+    """Return |log ratio| of rates for each row of swaps[B, P]; mine[P, 2] and other[P, 2] are tokens and seconds."""
     moved = swaps @ (other - mine)
     a, b = mine.sum(axis=0) + moved, other.sum(axis=0) - moved
     found: Array = np.abs(np.log(a[:, 0] / a[:, 1]) - np.log(b[:, 0] / b[:, 1]))
@@ -156,7 +156,7 @@ def _far(swaps: Array, mine: Array, other: Array) -> Array:
 
 
 def _rates(timed: Timed, prompts: Array, repeats: Array) -> Array:
-    """One rate for each row of prompts[B, P] and repeats[B, R]."""
+    """Return one rate for each row of prompts[B, P] and repeats[B, R]."""
     every_PR = np.asarray(timed.seconds)
     if every_PR.shape[1] == 1:
         seconds = every_PR[:, 0][prompts].sum(axis=1)
@@ -168,7 +168,7 @@ def _rates(timed: Timed, prompts: Array, repeats: Array) -> Array:
 
 
 def _interval(rates: Callable[[Array, Array], Array], like: Timed) -> Interval:
-    """Percentile bootstrap over prompts and repeats; the same timings always give the same interval."""
+    """Return the percentile bootstrap interval over prompts and repeats; equal timings always give equal intervals."""
     num_prompts, num_repeats = np.asarray(like.seconds).shape
     whole = rates(np.arange(num_prompts)[None], np.arange(num_repeats)[None])
     rng = np.random.default_rng(0)

@@ -1,6 +1,6 @@
-"""From records to metrics: sums first, each ratio once. docs/metrics.md has names and definitions.
+"""Computes metrics from records: sums first, then each ratio once. docs/metrics.md has names and definitions.
 
-The identities of the counts are asserted on every record; a speed is never compared with a constant.
+The identities of the counts are asserted on every record; no speed is compared with a constant.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from specexp.storage.records import Record, Summed
 
 
 def check_identities(record: Record, tree: TreeConfig | None = None, bonus: bool = True) -> None:
-    """Assert what must hold of any record's counts (shared by every method), and within the limits of its `tree`."""
+    """Assert the identities of a record's counts, which hold for every method, and the limits of its `tree`."""
     emitted = len(record["token_ids"])
     rounds, accepted = record["num_rounds"], record["num_accepted"]
     full = 0 if bonus else record["num_full"]
@@ -27,7 +27,7 @@ def check_identities(record: Record, tree: TreeConfig | None = None, bonus: bool
     assert 0 <= accepted <= record["num_drafted"], record
     assert record["num_judged"] <= accepted, record
     _check_before_end(record)
-    if spec(record["method"]).grows_tree:  # which tests no token: the target's own draw meets a node or does not
+    if spec(record["method"]).grows_tree:  # a tree tests no token: the target's own draw matches a node or not
         check_trees(record, tree)
     else:
         assert accepted - record["num_cut"] <= record["num_tested"] <= record["num_drafted"], record
@@ -43,7 +43,7 @@ def check_identities(record: Record, tree: TreeConfig | None = None, bonus: bool
 
 
 def _check_before_end(record: Record) -> None:
-    """What lies before the end is no more than all there is, and of no more rounds."""
+    """Assert that the counts before the end are at most the total counts, over at most as many rounds."""
     if not has_ends([record]):
         return
     drafted, accepted = record["drafted_before_end"], record["accepted_before_end"]
@@ -57,12 +57,12 @@ def _check_before_end(record: Record) -> None:
 
 
 def has_ends(records: Sequence[Record]) -> bool:
-    """Whether these say which drafts lie after the end of an output: those of earlier versions do not."""
+    """True if the records say which drafts lie after the end of an output; records of earlier versions do not."""
     return all("drafted_before_end" in record for record in records)
 
 
 def total(histogram: Sequence[int]) -> int:
-    """The sum of all values that were counted."""
+    """Return the sum of all values that a histogram counts."""
     return sum(value * times for value, times in enumerate(histogram))
 
 
@@ -76,14 +76,14 @@ def summarise(
     batch: int = 1,
     claimed: bool = True,
 ) -> dict[str, float]:
-    """Metrics of one setting (`gamma` 0: it drafts no chain). `baseline` holds plain decoding on the same prompts.
+    """Return the metrics of one setting (`gamma` 0: no chain is drafted), with plain decoding's records as `baseline`.
 
-    Of one repeat, or of several together: intervals and tests count each prompt once.
+    The records are of one repeat or of several together: intervals and tests count each prompt once.
 
-    `steps` are the draft's forwards in a round of a chain: gamma, or one more for a judge that reads the draft's own
-    row. Where a chain's length `varies` by itself, its rounds are taken as they were counted; so are a tree's. Of
-    prompts decoded in a `batch`, no latency of one prompt can be told: `batch/` says how fast they came all together.
-    Where calls cost more timed one by one than back to back, what they would allow is not `claimed`.
+    `steps` is the number of draft forwards in a round of a chain: gamma, or one more for a judge that reads the draft's
+    hidden state of the last drafted token. If a chain's length `varies` by itself, and for trees, the rounds are taken
+    as counted. With a `batch`, one prompt has no latency of its own; `batch/` metrics are of all prompts together.
+    `claimed` is False if calls timed one by one cost more than back to back: attainable speed-ups are then left out.
     """
 
     def summed(key: Summed) -> float:
@@ -129,9 +129,9 @@ def summarise(
 
 
 def _drafts(records: Sequence[Record], gamma: int) -> dict[str, float]:
-    """What became of drafted tokens, without those after an EOS of the output or after the limit.
+    """Return the metrics of drafted tokens, without those after an EOS of the output or after the limit.
 
-    Tokens after a rejection were drafted and not accepted. position_i is of rounds that had i drafts before the end.
+    Tokens after a rejection count as drafted and not accepted. position_i is over rounds with i drafts before the end.
     """
     drafted = sum(total(record["drafted_before_end"]) for record in records)
     if not drafted:
@@ -148,7 +148,7 @@ def _drafts(records: Sequence[Record], gamma: int) -> dict[str, float]:
 
 
 def _alone(records: Sequence[Record], compared: bool, batch: int) -> dict[str, float]:
-    """Intervals of what needs no other method: a length, and a speed where nothing is `compared`."""
+    """Return intervals that need no other method: of the mean length, and of the speed if nothing is `compared`."""
     found = {}
     if spec(records[0]["method"]).drafts:
         found["accept/mean_length"] = timed(records, "num_rounds")
@@ -156,7 +156,7 @@ def _alone(records: Sequence[Record], compared: bool, batch: int) -> dict[str, f
         found["speed/tokens_per_second"] = timed(records, "seconds")
     ends: dict[str, float] = {}
     for name, each in found.items():
-        if len(each.tokens) > 1:  # of one prompt nothing can be drawn
+        if len(each.tokens) > 1:  # one prompt cannot be resampled
             interval = rate(each)
             ends |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
     return ends
@@ -165,10 +165,10 @@ def _alone(records: Sequence[Record], compared: bool, batch: int) -> dict[str, f
 def _attainable(
     records: Sequence[Record], costs: Costs, gamma: int, steps: int, metrics: Mapping[str, float]
 ) -> dict[str, float]:
-    """What a round's calls cost in target steps, and the speed-up that they alone would allow.
+    """Return the cost of a round's calls in target steps, and the speed-up that the calls alone would allow.
 
-    Rounds that differ are priced at their mean number of draft calls and of positions: exact where a call's seconds
-    are a straight line between the measured sizes.
+    Rounds that differ are priced at their mean number of draft calls and of positions. That is exact if the seconds of
+    a call are linear between the measured sizes.
     """
     found: dict[str, float] = {}
     rounds = sum(record["num_rounds"] for record in records)
@@ -186,7 +186,7 @@ def _attainable(
     else:
         found |= {"speed/v": costs.v(gamma + 1), "speed/c": costs.c}
         call = steps * costs.c + found["speed/v"]
-        # The formula is of rounds that are alike.
+        # The formula assumes that all rounds are alike.
         alpha = metrics.get("accept/alpha", 0.0)
         expected = gamma + 1 if alpha >= 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
         found["speed/predicted_speedup"] = expected / call
@@ -196,10 +196,10 @@ def _attainable(
 
 
 def _by_category(records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, float]:
-    """Speed-up and tokens per call of each category, where a task has several."""
+    """Return speed-up and tokens per call of each category, if a task has several."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        # MLflow takes letters, digits and a few signs in a metric's name.
+        # MLflow allows only letters, digits and a few other characters in a metric's name.
         groups.setdefault(re.sub(r"[^A-Za-z0-9_.\- ]", "_", record["category"] or "none"), []).append(record)
     if len(groups) < 2:
         return {}

@@ -1,4 +1,4 @@
-"""What the shapes of a method's trees say: their identities and the metrics `tree/*`, from the sums of the records."""
+"""Metrics `tree/*` of a method's trees, from the sums of the records, and the identities that trees must satisfy."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ PRUNED: tuple[Pruned, ...] = ("pruned_by_threshold", "pruned_by_log_prob", "prun
 
 
 def check_trees(record: Record, limits: TreeConfig | None = None) -> None:
-    """Assert what must hold of every round's tree, and that the rounds add up to the record's counts."""
+    """Assert the identities of every round's tree, and that the rounds add up to the record's counts."""
     trees = record["trees"]
     assert len(trees) == record["num_rounds"] <= len(record["token_ids"]), record
     for tree in trees:
         assert tree["num_candidates"] == tree["num_nodes"] + sum(tree[name] for name in PRUNED), tree
         assert tree["num_accepted"] == len(tree["path"]) == len(tree["ranks"]) <= tree["depth"], tree
         assert tree["depth"] <= min(tree["num_nodes"], tree["num_draft_calls"]), tree
-        assert tree["path"] == sorted(set(tree["path"])), tree  # parents stand before their children
+        assert tree["path"] == sorted(set(tree["path"])), tree  # parents precede their children
         assert all(place < tree["num_nodes"] for place in tree["path"]), tree
         assert tree["num_expanded"] <= tree["num_draft_calls"] * tree["max_active"], tree
         if limits is not None:
@@ -37,7 +37,7 @@ def check_trees(record: Record, limits: TreeConfig | None = None) -> None:
 
 
 def tree_metrics(records: Sequence[Record]) -> dict[str, float]:
-    """`tree/*` of one setting; docs/metrics.md has the definitions."""
+    """Return `tree/*` of one setting; docs/metrics.md has the definitions."""
     trees = [tree for record in records for tree in record["trees"]]
     rounds = len(trees)
     accepted = sum(tree["num_accepted"] for tree in trees)
@@ -53,14 +53,14 @@ def tree_metrics(records: Sequence[Record]) -> dict[str, float]:
 
 
 def reached(records: Sequence[Record]) -> list[float]:
-    """Share of rounds whose accepted path reaches depth 1, 2, ... down to the deepest tree."""
+    """Return the share of rounds whose accepted path reaches depth 1, 2, ... up to that of the deepest tree."""
     trees = [tree for record in records for tree in record["trees"]]
     deepest = max((tree["depth"] for tree in trees), default=0)
     return [sum(tree["num_accepted"] >= i for tree in trees) / len(trees) for i in range(1, deepest + 1)]
 
 
 def by_rank(records: Sequence[Record]) -> list[float]:
-    """Share of draws that met the child of draft rank 0, 1, ...: together the cache hit rate."""
+    """Return the share of draws that matched the child of draft rank 0, 1, ...; their sum is the cache hit rate."""
     trees = [tree for record in records for tree in record["trees"]]
     ranks = [rank for tree in trees for rank in tree["ranks"]]
     draws = len(ranks) + len(trees)

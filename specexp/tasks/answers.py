@@ -1,7 +1,7 @@
-"""How an answer is read out of a generated text: behind a marker, as its last number or line, or by a pattern.
+"""Reads the answer from a generated text: after a marker, as its last number or line, or by a pattern.
 
-An answer is a text that can be compared with `==`: numbers in their canonical form (`numbers.py`), anything else
-without what is not part of it. Where the gold answer is a number, only numbers are read.
+An answer is a text that can be compared with `==`: a number in its canonical form (`numbers.py`), or another text
+stripped of what is not part of it. If the gold answer is a number, only numbers are read.
 """
 
 from __future__ import annotations
@@ -13,42 +13,42 @@ import regex
 
 from specexp.tasks import numbers
 
-# Changes whenever some text would be read otherwise. Label sets and judges carry the version they were made with, and
-# results of two versions are never mixed. Version 1 ended inside numbers (9{,}500 was 9).
+# Must be raised whenever some text would be read differently. Label sets and judges store the version they were made
+# with, and results of two versions are never mixed. Version 1 stopped inside numbers (it read 9{,}500 as 9).
 VERSION = 2
-UNRECORDED = 0  # of what was made before versions were recorded, by version 1
+UNRECORDED = 0  # for results from before versions were recorded, made by version 1
 
 RULES = ("auto", "marker", "last_number", "last_line", "pattern")
 MARKER = re.compile(r"####|[Tt]he final answer is:?")
-LONGEST_TEXT = 20_000  # characters at a text's end that a pattern is tried on
-SECONDS = 1.0  # that a pattern may take for a text
-# Texts on which a pattern that backtracks without end shows it.
+LONGEST_TEXT = 20_000  # only so many characters at the end of a text are matched against a pattern
+SECONDS = 1.0  # time limit of a pattern for one text
+# Texts on which a pattern with catastrophic backtracking is slow.
 _TRIAL = 1_000  # characters
 _TRIALS = [
     (each * _TRIAL)[:_TRIAL] + end for each in ("a", "1", " ", "a ", "1,", "x = 1\n") for end in ("", "!", "\n#")
 ]
-_OWN = 20  # characters of a pattern of which more such texts are made
+_OWN = 20  # characters of the pattern itself from which more such texts are made
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerRule:
     """`rule` is one of RULES; `pattern` is the regular expression of the rule `pattern`.
 
-    auto         what follows the last marker; without one, the last number where the gold answer is a number, else the
-                 last line
+    auto         what follows the last marker; without a marker, the last number if the gold answer is a number, else
+                 the last line
     marker       what follows the last `####` or `The final answer is` on its line
     last_number  the last number of the text
-    last_line    the last line that is not empty; where the gold answer is a number, the last number in it
-    pattern      the last match: its group, or all of it where it has none
+    last_line    the last line that is not empty; if the gold answer is a number, the last number in it
+    pattern      the last match: its group, or the whole match if the pattern has no group
     """
 
     rule: str = "auto"
     pattern: str = ""
 
     def read(self, text: str, finished: bool, gold: str | None) -> str | None:
-        """The answer in a generated text, or None. `gold` is in the form that `normal` returns.
+        """Return the answer in a generated text, or None. `gold` is in the form that `normal` returns.
 
-        An unfinished text has no last line or number yet, and what touches its end may go on.
+        An unfinished text has no last line or number yet, and text at its very end may be incomplete.
         """
         if self.rule == "pattern":
             return _by_pattern(self.pattern, text, finished, gold)
@@ -65,7 +65,7 @@ class AnswerRule:
 
 
 def version_note(what: str, version: object) -> str | None:
-    """A note for what was mined with another version of this module, or None."""
+    """Return a note if `what` was mined with another version of this module, else None."""
     if version == VERSION:
         return None
     return (
@@ -75,12 +75,12 @@ def version_note(what: str, version: object) -> str | None:
 
 
 def version_words(version: object) -> str:
-    """`version 2`, or what is known where none is recorded."""
+    """Return `version 2`, or words for an unrecorded version."""
     return f"version {version}" if version else "version 1 (none is recorded)"
 
 
 def marked(text: str, finished: bool, marker: re.Pattern[str] = MARKER) -> tuple[bool, str | None]:
-    """Whether a number follows a marker, and the one that follows the last such marker (None: it is not one number)."""
+    """Return whether a number follows a marker, and the number after the last such marker (None: not one number)."""
     end = len(text)
     for match in reversed(list(marker.finditer(text))):
         found, answer = numbers.leading(text[match.end() : end], finished or end < len(text))
@@ -91,7 +91,7 @@ def marked(text: str, finished: bool, marker: re.Pattern[str] = MARKER) -> tuple
 
 
 def normal(answer: str) -> str:
-    """An answer without what is not part of it: a number's own form, a final period, a currency sign."""
+    """Return an answer in canonical form: numbers normalised, without a final period or a currency sign."""
     number = numbers.whole(answer)
     if number is not None:
         return number
@@ -121,7 +121,7 @@ def check_pattern(pattern: str) -> None:
 
 
 def _by_marker(text: str, finished: bool, gold: str | None) -> tuple[bool, str | None]:
-    """Whether there is a marker, and what follows the last one on its line, which must have ended."""
+    """Return whether there is a marker, and what follows the last one on its line, which must be complete."""
     matches = list(MARKER.finditer(text))
     if not matches:
         return False, None
@@ -148,7 +148,7 @@ def _by_pattern(pattern: str, text: str, finished: bool, gold: str | None) -> st
 
 
 def _in(text: str, gold: str | None) -> str | None:
-    """The answer that a short text is, or the number in it where the gold answer is one."""
+    """Return a short text as an answer, or the number in it if the gold answer is a number."""
     if not numbers.is_number(gold):
         return normal(text) or None
     return numbers.whole(text) or numbers.last(text)

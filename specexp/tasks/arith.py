@@ -1,11 +1,11 @@
-"""Task `arith`: word problems made from a seed, with a chain of thought and one checkable number.
+"""Task `arith`: word problems generated from a seed, with a chain of thought and one checkable number.
 
-The wording of a solution is free (several ways to say each thing, drawn evenly), its numbers are exact. Two models
-trained on it disagree often on words, where it does not matter, and sometimes on digits, where it does: what AutoJudge
-is about. This file makes and reads problems; it knows no tokenizer and no model.
+The wording of a solution is free (several phrases for each statement, drawn uniformly); its numbers are exact. Two
+models trained on it disagree often on words, which does not matter, and sometimes on digits, which does: the case that
+AutoJudge is for. This file makes and reads problems; it uses no tokenizer and no model.
 
-The splits are disjoint by construction: a problem belongs to the split that the hash of its numbers falls into, so no
-arithmetic of a test problem was ever seen in training, whatever names or wording it came with.
+The splits are disjoint by construction: the hash of a problem's numbers decides its split, so the arithmetic of a test
+problem never occurs in training, with any names or wording.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from specexp.errors import TaskError
 from specexp.tasks.answers import marked
 
 Split = Literal["train", "mining", "calibration", "test"]
-# Of 8 hash buckets: the share of all possible problems that each split owns.
+# Of 8 hash buckets: the share of all possible problems that belongs to each split.
 SPLITS: dict[str, tuple[int, ...]] = {"test": (0,), "calibration": (1,), "mining": (2, 3), "train": (4, 5, 6, 7)}
 MAX_VALUE = 250
 MARKER = re.compile(r"####")
@@ -68,18 +68,18 @@ class Problem:
 
 
 def prompt(problem: Problem) -> str:
-    """The problem as a model sees it; its solution follows."""
+    """Return the problem as the model's prompt; its solution follows."""
     return problem.question + "\n"
 
 
 def split_of(numbers: tuple[int | str, ...]) -> str:
-    """The one split that owns a problem with these numbers."""
+    """Return the split that a problem with these numbers belongs to."""
     bucket = hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()[0] % 8
     return next(name for name, buckets in SPLITS.items() if bucket in buckets)
 
 
 def problems(split: Split | str, seed: int = 0, start: int = 0) -> Iterator[Problem]:
-    """Endless stream of the split's problems; problem `index` depends on (split, seed, index) alone."""
+    """Yield the split's problems without end; problem `index` depends on (split, seed, index) alone."""
     if split not in SPLITS:
         raise TaskError(f"arith has no split '{split}'. Known: {', '.join(SPLITS)}.")
     index = start
@@ -89,7 +89,7 @@ def problems(split: Split | str, seed: int = 0, start: int = 0) -> Iterator[Prob
 
 
 def distinct(split: Split | str, count: int, seed: int = 0) -> list[Problem]:
-    """The first `count` problems of the stream, leaving out those whose numbers already came."""
+    """Return the first `count` problems of the stream, without those whose numbers occurred before."""
     found: dict[tuple[int | str, ...], Problem] = {}
     for problem in problems(split, seed):
         if len(found) == count:
@@ -99,9 +99,9 @@ def distinct(split: Split | str, count: int, seed: int = 0) -> list[Problem]:
 
 
 def extract_answer(text: str, finished: bool = True) -> str | None:
-    """The number after the last `####` of a generated text, or None.
+    """Return the number after the last `####` of a generated text, or None.
 
-    An unfinished text may end inside its number, which does not count then.
+    An unfinished text may end inside its number; such a number is not read.
     """
     return marked(text, finished, MARKER)[1]
 

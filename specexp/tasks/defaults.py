@@ -1,6 +1,6 @@
-"""What each task says of its prompts and its runs, where neither a settings file nor a flag does.
+"""Each task's defaults for its prompts and runs, used if neither a settings file nor a flag sets them.
 
-An experiment preset's own lengths are for its own task: under another task these take their place.
+The lengths in an experiment preset are for its own task: with another task, these replace them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class TaskDefaults:
-    """`completions`: prompts are texts to go on with, which no chat template is put around unless it is asked for."""
+    """`completions` is True if prompts are texts to continue, to which no chat template is applied by default."""
 
     limit: int
     max_new_tokens: int

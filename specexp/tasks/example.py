@@ -1,4 +1,4 @@
-"""What every task deals in: examples of one or more turns, and how an answer is read out of a generated text."""
+"""The common types of tasks: examples of one or more turns, and the interface that reads answers from texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Message = dict[str, str]  # role: user or assistant; content
 class Example:
     """A conversation's user turns. `answer` is the gold answer to the last one, in the form that `extract` returns.
 
-    `shots` are solved examples (question, answer) that come before.
+    `shots` are solved examples (question, answer) that precede them.
     """
 
     prompt_id: str
@@ -23,7 +23,7 @@ class Example:
     shots: tuple[tuple[str, str], ...] = ()
 
     def messages(self, replies: Sequence[str] = ()) -> list[Message]:
-        """What a model sees at turn len(replies), where `replies` are the assistant's earlier ones."""
+        """Return the messages at turn len(replies), where `replies` are the assistant's earlier answers."""
         found: list[Message] = []
         asked = self.turns[: len(replies) + 1]
         for question, answer in [*self.shots, *zip(asked, replies, strict=False)]:
@@ -33,7 +33,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Where a task's examples came from, as MLflow wants to know it."""
+    """Where a task's examples came from, with the fields of an MLflow dataset."""
 
     name: str
     source: str
@@ -42,22 +42,22 @@ class Dataset:
 
 
 class Task(Protocol):
-    """Reads nothing but generated text when it looks for an answer."""
+    """A source of examples. Its answers are read from generated text alone."""
 
     @property
     def name(self) -> str: ...
 
     def examples(self, limit: int) -> list[Example]:
-        """`limit` examples, always the same ones: a larger limit keeps those of a smaller one."""
+        """Return `limit` examples, always the same ones: a larger limit keeps those of a smaller one."""
         ...
 
     def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
-        """The answer in a generated text; `finished` says whether it ended by itself.
+        """Return the answer in a generated text; `finished` is True if the text ended by itself.
 
-        `gold`, if there is one, tells which kind of answer is looked for; what it is has no influence.
+        `gold`, if given, decides which kind of answer is read; its value has no influence.
         """
         ...
 
     def dataset(self) -> Dataset:
-        """What `examples` reads."""
+        """Describe what `examples` reads."""
         ...

@@ -1,4 +1,4 @@
-"""Rows of a local text file: JSON lines, one JSON document, and what a CSV file must be before a library reads it."""
+"""Reads rows of a local file of JSON lines or one JSON document, and checks a CSV file before a library reads it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Placed = tuple[str, int, dict[str, Any]]  # where the row is, its number, its va
 
 
 def rows_of_lines(text: str, where: str) -> Iterator[Placed]:
-    """One object a line. A line ends at a line feed, and at no other sign: JSON texts may hold those."""
+    """Yield one object per line. Only a line feed ends a line: JSON texts may hold other line separators."""
     for number, line in enumerate(text.split("\n"), 1):
-        line = line.removeprefix(reading.BOM)  # of a file that was appended to another
+        line = line.removeprefix(reading.BOM)  # inside a file if another file was appended
         if line.strip():
             place = f"{where}, line {number}"
             yield place, number, _object(reading.parse_json(line, place, TaskError), place)
 
 
 def rows_of_document(text: str, where: str) -> Iterator[Placed]:
-    """A list of objects, a single object, or one object a line."""
+    """Yield rows from a list of objects, a single object, or one object per line."""
     if not text.lstrip().startswith("[") and _is_object(text.lstrip().split("\n", 1)[0]):
         yield from rows_of_lines(text, where)
         return
@@ -36,7 +36,7 @@ def rows_of_document(text: str, where: str) -> Iterator[Placed]:
 
 
 def check_csv(text: str, where: str) -> None:
-    """Refuse what the library would read as something else, or refuse in words of its own: a column named twice, a row
+    """Check a CSV file for faults that the library would misread or report less clearly: a column named twice, a row
     with more fields than there are columns. Raises TaskError."""
     limit = csv.field_size_limit(sys.maxsize)
     try:
@@ -66,7 +66,7 @@ def _object(values: Any, where: str) -> dict[str, Any]:
 
 
 def _is_object(line: str) -> bool:
-    """Whether a line is a JSON object by itself."""
+    """True if a line is a JSON object by itself."""
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):

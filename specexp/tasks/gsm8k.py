@@ -1,7 +1,7 @@
 """Task `gsm8k`: grade-school word problems (Cobbe et al. 2110.14168), without examples or with eight solved ones.
 
-Rows have `question` and `answer`; the gold number follows `####` in `answer`. An output's answer is the number behind
-the last `The final answer is` or `####`, and nothing else: a text that never says so has no answer.
+Rows have `question` and `answer`; the gold number follows `####` in `answer`. An output's answer is the number after
+the last `The final answer is` or `####`; an output without either has no answer.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ COT = (
 
 
 class GSM8K:
-    """`shots` 0 or 8. Rows are read and checked at once."""
+    """The task with 0 or 8 `shots`. The constructor reads and checks all rows."""
 
     name = "gsm8k"
 
@@ -94,23 +94,23 @@ class GSM8K:
 
 
 def ask(question: str) -> str:
-    """A problem as a model sees it."""
+    """Return a problem as the model's prompt."""
     return f"{question.strip()}\n{INSTRUCTION}\n"
 
 
 def extract_answer(text: str, finished: bool = True) -> str | None:
-    """The number behind the last mark in its canonical form, or None. An unfinished text may end inside its number."""
+    """Return the canonical number after the last marker, or None. An unfinished text may end inside its number."""
     return marked(text, finished)[1]
 
 
 def gold_of(text: str) -> str | None:
-    """The number that a reference ends with, behind `####`; None where it does not end so."""
+    """Return the number after `####` at the end of a reference, or None if it does not end that way."""
     _, mark, number = text.rpartition("####")
     return numbers.whole(number) if mark else None
 
 
 def gold(row: Row) -> str:
-    """The gold number of a row's `answer`; raises TaskError."""
+    """Return the gold number of a row's `answer`. Raises TaskError."""
     answer = gold_of(text_of(row, "answer"))
     if answer is None:
         raise TaskError(f"{row.where}: 'answer' must end with #### and a number.")

@@ -1,11 +1,11 @@
-r"""Reads a number out of generated text, exactly or not at all.
+r"""Reads a number from generated text, exactly or not at all.
 
-The rule: no pattern ends inside a number. From its first digit on, everything that looks like a part of one number is
-taken (digits, separators, signs, operators between numbers, exponents), and this run either means one number or none:
+The rule: no pattern ends inside a number. From the first digit on, everything that may be part of one number is taken
+(digits, separators, signs, operators between numbers, exponents), and this run is either one number or none:
 `9{,}500`, `9\,500`, `12 000`, `1/2` and `1e3` are numbers; `3-9500`, `5, 6`, `1,5`, `2:30`, `3 million` and
-`5\sqrt{2}` are not. Of an equation, the number is what follows its last `=`. Conventions are those of English text: a
-comma separates thousands and a point decimals; the European form is read only where nothing else can be meant
-(`1.234,50`). Currency signs and percent signs are units: `8%` is 8.
+`5\sqrt{2}` are not. Of an equation, the number is what follows its last `=`. The conventions are those of English text:
+a comma separates thousands and a point decimals; the European form is read only if it is unambiguous (`1.234,50`).
+Currency signs and percent signs are units: `8%` is 8.
 
 Numbers are compared by their one canonical text: a decimal without trailing zeros, or a fraction in lowest terms.
 """
@@ -16,13 +16,13 @@ import re
 import unicodedata
 from fractions import Fraction
 
-LONGEST_RUN = 300  # characters; far beyond any answer, and below Python's limit for integers
+LONGEST_RUN = 300  # characters; longer than any answer, and below Python's limit for integers
 LARGEST_EXPONENT = 300
 
-_MARK = "\x01"  # in the place of markup: invisible at the edges of a number, and no part of one
+_MARK = "\x01"  # replaces markup: ignored at the edges of a number, and never part of one
 _SPACES = "\t\xa0\u2000-\u200a\u202f\u205f\u3000"
 _STYLES = "boxed|underline|fbox|text|textbf|textit|textrm|mathbf|mathrm|mathit|mathsf|mbox|emph|bf|rm"
-# Each form of markup and what stands for it. Order matters.
+# Each form of markup and its replacement. Order matters.
 _CLEANING: tuple[tuple[str, str], ...] = (
     (r"\{,\}", ","),
     (r"\\!|[\u200b\u2060\ufeff\xad]", ""),
@@ -49,7 +49,7 @@ _UNITS = (
     "hours?|hrs?|minutes?|mins?|seconds?|secs?|days?|weeks?|months?|years?|dollars?|cents?|feet|foot|ft|inch(?:es)?|yards?"
     "|miles?|pounds?|lbs?|ounces?|oz|thousand|million|billion|trillion|hundred|dozens?"
 )
-# What may stand between two numbers and makes one run of them.
+# What may separate two numbers and join them to one run.
 _LINK = (
     rf"(?:[{_MARK}%°)\] ]*+"
     rf"(?:[.’'](?=\d)|\.\("
@@ -60,7 +60,7 @@ _LINK = (
 _RUN = re.compile(rf"(?:[-+](?:{_MARK} ?)*+)?+\.?(?=[\d{_VULGAR}]){_ATOM}(?:{_LINK}\.?{_ATOM})*+")
 _OPENING = re.compile(rf"(?:[\s{_MARK}:_']|[a-zA-Z] ?=)*+")
 
-# What must not stand before a number, or after it: there it is a part of something else.
+# What must not directly precede or follow a number: with it, the number is part of something else.
 _BEFORE = re.compile(
     rf"(?:[\w./^√±–—-]|[^\s:=(] +[-–—] +|\\[a-zA-Z]+{_MARK}+|\\(?:sqrt|sin|cos|tan|log|ln|exp|pm|mp)[{_MARK} ]*)\Z"
 )
@@ -79,7 +79,7 @@ _AFTER = re.compile(
     rf")"
 )
 _ELLIPSIS = re.compile(r"\.\.|…")
-# What shows, after a number in an unfinished text, that it cannot go on: the end of a line or sentence, or words.
+# What shows that a number in an unfinished text is complete: the end of a line or sentence, or words after it.
 _CLOSED = re.compile(r"[^\n]*\n|[^\w\s]*[.!?][^\w\s]*[ ]|(?:[^\w\n]*+\w++){3}[^\w\n]++\w")
 
 _DECIMAL = re.compile(r"(?:\d+(?:\.\d+)?|\.\d+)")
@@ -91,9 +91,9 @@ _POWER = re.compile(r"10 ?\^[\x01 (]*([-+]?\d+)")
 
 
 def whole(text: str) -> str | None:
-    """The number that a whole text is, with signs of currency and markup around it; None for any other text.
+    """Return the number if a whole text is one, with currency signs and markup around it; None for any other text.
 
-    An equation is no number.
+    An equation is not a number.
     """
     clean = _cleaned(text)
     start = _OPENING.match(clean)
@@ -106,10 +106,10 @@ def whole(text: str) -> str | None:
 
 
 def leading(text: str, finished: bool = True) -> tuple[bool, str | None]:
-    """Whether a text begins with a number, after markup alone, and which one (None: it is not one number).
+    """Return whether a text begins with a number, after markup alone, and which one (None: it is not one number).
 
-    An unfinished text may end inside its number, or before it: what could still go on is taken for a number, and for
-    none that is known.
+    An unfinished text may end inside or before its number: if the text could still continue it, the result is True with
+    None.
     """
     clean = _cleaned(text)
     start = _OPENING.match(clean)
@@ -122,7 +122,7 @@ def leading(text: str, finished: bool = True) -> tuple[bool, str | None]:
 
 
 def last(text: str) -> str | None:
-    """The last number of a finished text; None where it holds none, or where what comes last is not one number."""
+    """Return the last number of a finished text; None if there is none, or if the last run is not one number."""
     clean = _cleaned(text)
     run = None
     for run in _RUN.finditer(clean):  # noqa: B007 - the last one is meant
@@ -131,12 +131,12 @@ def last(text: str) -> str | None:
 
 
 def is_number(text: str | None) -> bool:
-    """Whether a text is a number in its canonical form."""
+    """True if a text is a number in its canonical form."""
     return text is not None and whole(text) == text
 
 
 def canonical(value: Fraction) -> str:
-    """The one text of a number: 1234.5, -7, 1/3."""
+    """Return the canonical text of a number: 1234.5, -7, 1/3."""
     rest, places = value.denominator, 0
     for factor in (2, 5):
         times = 0
@@ -151,14 +151,14 @@ def canonical(value: Fraction) -> str:
 
 
 def _cleaned(text: str) -> str:
-    """A text without markup: what is left are spaces, digits, operators and words."""
+    """Return a text without markup: spaces, digits, operators and words remain."""
     for pattern, by in _RULES:
         text = pattern.sub(by, text)
     return text
 
 
 def _value(clean: str, run: re.Match[str]) -> tuple[str | None, int]:
-    """The canonical number that a run means, or None; and where it ends."""
+    """Return the canonical number of a run, or None, and where the number ends."""
     found, end = run.group(), run.end()
     before = clean[max(0, run.start() - 40) : run.start()]
     _, equation, number = found.rpartition("=")
@@ -172,7 +172,7 @@ def _value(clean: str, run: re.Match[str]) -> tuple[str | None, int]:
 
 
 def _parsed(run: str) -> Fraction | None:
-    """The value of a run that is one number, sign and all."""
+    """Return the value of a run that is one number, including its sign, or None."""
     run = run.strip(f"{_MARK} ")
     sign = -1 if run.startswith("-") else 1
     bare = (run[1:] if run[:1] in ("-", "+") else run).strip(f"{_MARK} ")
@@ -188,7 +188,7 @@ def _parsed(run: str) -> Fraction | None:
 
 
 def _plain(digits: str) -> Fraction | None:
-    """A decimal number, with separated thousands or without."""
+    """Return a decimal number, with or without separated thousands, or None."""
     if _DECIMAL.fullmatch(digits):
         return Fraction(digits)
     if _GROUPED.fullmatch(digits):
@@ -199,7 +199,7 @@ def _plain(digits: str) -> Fraction | None:
 
 
 def _mixed(match: re.Match[str]) -> Fraction | None:
-    """`1/2`, `1 1/2`, `½` and `1½`."""
+    """Return the value of `1/2`, `1 1/2`, `½` or `1½`."""
     ones, above, below, sign = match.groups()
     if sign:
         part = Fraction(unicodedata.numeric(sign)).limit_denominator(10)

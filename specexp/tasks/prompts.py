@@ -1,8 +1,8 @@
-"""Task `prompts`: rows of one's own, in JSONL one object a line, with "prompt" and, if it can be checked, "answer".
+"""Task `prompts`: rows of the user, in JSONL one object per line, with "prompt" and, if it can be checked, "answer".
 
     {"prompt": "What is 2 + 3? End with #### and the number.", "answer": "5", "id": "sum-1"}
 
-How an output's answer is found is a setting (`answers.py`). Where the gold answer is a number, numbers are compared,
+A setting decides how an output's answer is read (`answers.py`). If the gold answer is a number, numbers are compared,
 else texts. Ids default to the line number; other columns are not used.
 """
 
@@ -20,7 +20,7 @@ KEYS = ("prompt", "answer", "id")
 
 
 class Prompts:
-    """The prompts of a file. Rows are read and checked at once."""
+    """The prompts of a file. The constructor reads and checks all rows."""
 
     name = "prompts"
 
@@ -61,6 +61,6 @@ def _example(row: Row) -> Example:
     if isinstance(answer, bool) or endless or not isinstance(answer, str | int | float | None):
         raise TaskError(f"{row.where}: 'answer' is {shown(answer)}; it must be a text or a number, or be left out.")
     if isinstance(answer, float) and answer.is_integer():
-        answer = int(answer)  # a column of whole numbers with a gap in it comes as floats
+        answer = int(answer)  # a column of integers with a missing value is read as floats
     gold = None if answer is None or answer != answer else normal(str(answer))
     return Example(name_of(row, ("id",), f"line-{row.number}"), (text_of(row, "prompt"),), gold)

@@ -1,8 +1,8 @@
-"""Tasks `mtbench` and `spec_bench`: questions by category, of one turn or two.
+"""Tasks `mtbench` and `spec_bench`: questions by category, with one turn or two.
 
 Rows have `question_id`, `category`, `turns` and sometimes `reference` (the hub's MT-Bench calls them `prompt_id` and
-`prompt`). What can be checked is checked: Spec-Bench's `math_reasoning` against the number at the end of its reference.
-Open questions have no answer here; for them an evaluation reports agreement with plain decoding.
+`prompt`). Only Spec-Bench's `math_reasoning` is graded, against the number at the end of its reference. Open questions
+have no gold answer here; for them, an evaluation reports agreement with plain decoding.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from specexp.tasks.example import Dataset, Example
 from specexp.tasks.gsm8k import gold_of
 from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read
 
-# Spec-Bench's file (Xia et al. 2401.07851) begins with MT-Bench (Zheng et al. 2306.05685), by these categories.
+# Spec-Bench's file (Xia et al. 2401.07851) begins with MT-Bench (Zheng et al. 2306.05685), in these categories.
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 CHECKED = "math_reasoning"
 KEYS = ("question_id", "prompt_id", "category", "turns", "prompt", "reference")
 
 
 class Questions:
-    """The questions of a file; `categories` leaves out all others."""
+    """The questions of a file; if `categories` is given, those of other categories are left out."""
 
     def __init__(self, name: str, config: DataConfig, categories: tuple[str, ...] = ()) -> None:
         self.name = name
@@ -44,8 +44,8 @@ class Questions:
         return sampling.words(self._examples, limit)
 
     def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
-        """The number that a text says is its answer, else the last number of a finished text: nothing in these prompts
-        asks for a form."""
+        """Return the number that a text marks as its answer, else the last number of a finished text: these prompts ask
+        for no particular form."""
         found, said = marked(text, finished)
         return said if found or not finished else numbers.last(text)
 

@@ -1,8 +1,8 @@
-"""Which examples a `limit` takes: of a task with categories some of each, of any other the first ones.
+"""Selects the examples that a `limit` takes: a stratified sample of a task with categories, else the first ones.
 
-Rows of such tasks come category by category, so that the first ones would be of one kind. The sample is drawn by a
-fixed seed, not by a run's: settings, seeds and resumed runs see the same prompts, and a larger limit keeps those of a
-smaller one. It begins with one example of each category and goes on in proportion to their sizes.
+Rows of such tasks are ordered by category, so the first ones would be of one kind. The sample has a fixed seed of its
+own: settings, seeds and resumed runs see the same prompts, and a larger limit keeps those of a smaller one. It begins
+with one example of each category and continues in proportion to their sizes.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ SEED = 0
 
 @runtime_checkable
 class Sampled(Protocol):
-    """What a task may offer besides."""
+    """An optional extension of a task."""
 
     def selection(self, limit: int) -> str:
-        """How it takes `limit` of its rows, in words; "" where they are the first ones, or all."""
+        """Describe how the task takes `limit` of its rows; "" if they are the first ones, or all."""
         ...
 
 
 def selection(task: Task, limit: int) -> str:
-    """How a task takes `limit` of its rows, if not the first ones."""
+    """Describe how a task takes `limit` of its rows; "" if they are the first ones."""
     return task.selection(limit) if isinstance(task, Sampled) else ""
 
 
 def chosen(examples: Sequence[Example], limit: int) -> list[Example]:
-    """`limit` of these examples; all of them in their own order, if that is all."""
+    """Return `limit` of these examples; if that is all of them, in their own order."""
     if limit >= len(examples) or len(_categories(examples)) < 2:
         return list(examples[:limit])
     return [examples[place] for place in _order([example.category for example in examples])[:limit]]
 
 
 def words(examples: Sequence[Example], limit: int) -> str:
-    """How `chosen` takes `limit` of these."""
+    """Describe how `chosen` takes `limit` of these examples."""
     num = len(_categories(examples))
     if limit >= len(examples) or num < 2:
         return ""
@@ -53,7 +53,7 @@ def _categories(examples: Sequence[Example]) -> set[str]:
 
 
 def _order(categories: Sequence[str]) -> list[int]:
-    """Places of all examples, so that the first ones of any number are a stratified sample."""
+    """Return the indices of all examples, ordered so that every prefix is a stratified sample."""
     rng = random.Random(SEED)
     groups: dict[str, list[int]] = {}
     for place, category in enumerate(categories):
@@ -61,6 +61,6 @@ def _order(categories: Sequence[str]) -> list[int]:
     ranked: list[tuple[float, float, int, int]] = []
     for group in groups.values():
         rng.shuffle(group)
-        tie = rng.random()  # categories of one size take turns in an order of their own
+        tie = rng.random()  # orders categories of equal size
         ranked += [((i + 0.5) / len(group) if i else 0.0, tie, i, place) for i, place in enumerate(group)]
     return [place for *_, place in sorted(ranked)]

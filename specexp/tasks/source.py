@@ -1,8 +1,8 @@
-"""Where a task's rows come from: a JSONL or JSON file, or whatever the library `datasets` reads (a hub id, an address,
-a folder, a CSV or Parquet file). Plain rows out, each with the place it came from, and a hash of the whole.
+"""Reads a task's rows from a JSONL or JSON file, or through the library `datasets` (a hub id, an address, a folder, a
+CSV or Parquet file). Returns plain rows, each with the place it came from, and a hash of all of them.
 
-All rows are checked as they are read, whichever way they came: what a text may not hold is refused with its place
-before anything is loaded or decoded.
+All rows are checked when they are read, from any source: a text with forbidden content is refused with its place,
+before any model is loaded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BUILDERS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
-    """`source` is a file, folder, address or hub id; `subset`, `split` and `revision` are what `datasets` calls so."""
+    """`source` is a file, folder, address or hub id; `subset`, `split` and `revision` are as in `datasets`."""
 
     source: str
     subset: str = ""
@@ -42,7 +42,7 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row and where it stands, for messages."""
+    """One row and its place, for error messages."""
 
     where: str
     number: int
@@ -51,18 +51,18 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """All rows of a source. `digest` is the SHA-256 of the file, or of the rows where there is no single file."""
+    """All rows of a source. `digest` is the SHA-256 of the file, or of the rows if there is no single file."""
 
     config: DataConfig
     rows: list[Row]
     digest: str
 
     def dataset(self, name: str) -> Dataset:
-        """These rows as the data of the task `name`."""
+        """Describe these rows as the data of the task `name`."""
         return Dataset(name, mask(str(self.config)), self.digest, len(self.rows))
 
     def unused(self, used: Sequence[str]) -> list[str]:
-        """A note on the columns that a task does not use, if there are any."""
+        """Return a note on the columns that a task does not use, if there are any."""
         names = list(dict.fromkeys(str(name) for row in self.rows for name in row.values))
         extra = [name for name in names if name not in used]
         if not extra:
@@ -78,7 +78,7 @@ class Rows:
 
 
 def read(config: DataConfig) -> Rows:
-    """All rows. Raises TaskError that names the file and line, or what `datasets` says of the source."""
+    """Read all rows. Raises TaskError that names the file and line, or gives the error of `datasets`."""
     if "://" in config.source:
         return _read_by_library(config, Path(config.source))
     path = reading.path_of(config.source, "data", TaskError)
@@ -88,7 +88,7 @@ def read(config: DataConfig) -> Rows:
 
 
 def first_twice(names: Iterable[str]) -> str | None:
-    """The first name that was given before."""
+    """Return the first name that occurred before, or None."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -98,7 +98,7 @@ def first_twice(names: Iterable[str]) -> str | None:
 
 
 def text_of(row: Row, key: str) -> str:
-    """A row's text that is not empty; raises TaskError."""
+    """Return a row's text, which must not be empty. Raises TaskError."""
     value = row.values.get(key)
     if not isinstance(value, str) or not value.strip():
         raise TaskError(f"{row.where}: '{key}' must be a text that is not empty, got {shown(value)}.")
@@ -106,13 +106,13 @@ def text_of(row: Row, key: str) -> str:
 
 
 def name_of(row: Row, keys: Sequence[str], default: str) -> str:
-    """A row's id by the first of `keys` that it has. Null is as good as none: tables cannot tell them apart."""
+    """Return a row's id by the first of `keys` that it has. Null counts as missing: in a table they are the same."""
     for key in keys:
         value = row.values.get(key)
         if value is None or value != value:
             continue
         if isinstance(value, float) and value.is_integer():
-            value = int(value)  # a column of whole numbers with a gap in it comes as floats
+            value = int(value)  # a column of integers with a missing value is read as floats
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not number and not (isinstance(value, str) and value.strip()):
             raise TaskError(f"{row.where}: '{key}' is {shown(value)}; it must be a text or a number, or be left out.")
@@ -134,7 +134,7 @@ def _read_text(config: DataConfig, path: Path) -> Rows:
 
 
 def _content(config: DataConfig, path: Path) -> bytes:
-    """The bytes of a local file, of which `datasets` knows no parts."""
+    """Return the bytes of a local file. Raises TaskError if a subset, split or revision is given: a file has none."""
     content = reading.read_bytes(path, "data file", TaskError, None)
     if more := [name for name in ("subset", "split", "revision") if getattr(config, name)]:
         kind = "JSONL" if _suffix(path) in LINES else _suffix(path).removeprefix(".").upper()
@@ -159,11 +159,11 @@ def _read_by_library(config: DataConfig, path: Path) -> Rows:
 
 
 def _loaded(config: DataConfig, path: Path, local: bool) -> list[dict[str, Any]]:
-    """What the library makes of a source."""
-    import datasets  # pandas and pyarrow come along: only for those who ask
+    """Load a source with the library `datasets`."""
+    import datasets  # imports pandas and pyarrow, so only if needed
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it raises is told here, in one line
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors are reported below, in one line
     suffix = _suffix(Path(config.source.split("?")[0]))
     builder = "json" if suffix in LINES else BUILDERS.get(suffix)
     more: dict[str, Any] = {"split": config.split or "train"}
@@ -174,11 +174,11 @@ def _loaded(config: DataConfig, path: Path, local: bool) -> list[dict[str, Any]]
         more |= {"name": config.subset or None}
     try:
         return list(datasets.load_dataset(**more))
-    except Exception as error:  # whatever the library makes of a source: its own words, in one line
+    except Exception as error:  # the library raises various errors; its message is passed on, in one line
         if cache := _cache_that_fails(error):
             raise TaskError(f"data '{config}' cannot be loaded: {cache}") from error
         while error.__cause__ is not None and isinstance(error.__cause__, Exception):
-            error = error.__cause__  # the first in a row of errors says what it is
+            error = error.__cause__  # the root cause has the useful message
         words = first_line(error)
         if "corresponds to no data" in words:
             words = "it holds no rows."
@@ -186,7 +186,7 @@ def _loaded(config: DataConfig, path: Path, local: bool) -> list[dict[str, Any]]
 
 
 def _cache_that_fails(error: BaseException | None) -> str | None:
-    """Where the library's cache is and what names another, if an error is of that folder."""
+    """Return where the library's cache is and how to name another one, if an error is about that folder, else None."""
     import datasets
 
     cache = str(datasets.config.HF_DATASETS_CACHE)

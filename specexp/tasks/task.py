@@ -1,4 +1,4 @@
-"""From a task's name to the task, given its settings."""
+"""Returns the task of a given name and settings."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from specexp.tasks.prompts import Prompts
 from specexp.tasks.questions import Questions
 from specexp.tasks.source import DataConfig
 
-MOST_GENERATED = 100_000  # prompts of a task that makes its own
+MOST_GENERATED = 100_000  # the most prompts of a task that generates them
 
 
 @dataclass(frozen=True, slots=True)
 class Arith:
-    """Seeded word problems (`specexp.tasks.arith`); `test` is the split that no model or judge is trained on."""
+    """Seeded word problems (`specexp.tasks.arith`); no model or judge is trained on the split `test`."""
 
     split: str = "test"
 
@@ -45,7 +45,7 @@ class Arith:
 
 @dataclass(frozen=True, slots=True)
 class Toy:
-    """Short seeded digit strings, for the toy pair: nothing in them can be right or wrong."""
+    """Short seeded digit strings for the toy pair; they have no gold answers."""
 
     @property
     def name(self) -> str:
@@ -72,7 +72,7 @@ def _check_limit(limit: int, task: Task) -> None:
 
 
 def _generated(task: Task, source: str) -> Dataset:
-    """A generator's hash is that of its first hundred examples."""
+    """Describe a generator; its hash is that of its first hundred examples."""
     first = task.examples(100)
     text = "\n".join(f"{x.prompt_id} {x.turns} {x.answer}" for x in first)
     return Dataset(task.name, source, hashlib.sha256(text.encode()).hexdigest(), len(first))
@@ -91,8 +91,8 @@ TASKS: dict[str, Callable[[DataConfig, int, str], Task]] = {
 def task(
     name: str, data: DataConfig | None = None, shots: int = 0, split: str = "test", rule: AnswerRule | None = None
 ) -> Task:
-    """The task of this name, reading `data` where it needs any; `split` is of tasks that make their own problems, and
-    `rule` of `prompts`, where answers may be read in several ways.
+    """Return the task of this name. It reads `data` if it needs any; `split` applies to tasks that generate problems,
+    and `rule` to `prompts`, where answers may be read in several ways.
 
     Raises TaskError.
     """
@@ -103,5 +103,5 @@ def task(
 
 
 def notes_of(task: Task) -> list[str]:
-    """What is to be said of a task's rows."""
+    """Return the notes on a task's rows for the user."""
     return task.notes if isinstance(task, Prompts | GSM8K | Questions) else []

@@ -1,11 +1,11 @@
-"""How the embedded pair was made: a tokenizer, and two Llama models trained on task `arith`.
+"""Trains the embedded pair: a tokenizer, and two Llama models for task `arith`.
 
-It trains what `specexp/zoo/` ships and nothing larger: one process, one CPU or GPU, no mixed-in data. Training sees the
+It trains what `specexp/zoo/` ships and nothing larger: one process, one CPU or GPU, no mixed-in data. Training uses the
 `train` split only, and its loss covers the solution, not the question. Hidden matrices are trained with Muon, the
 embedding and the norms with AdamW, both on one warm-up and cosine schedule.
 
-Progress lives in `<work>/checkpoint.pt`, replaced whole every `checkpoint_every` steps; a run that finds one goes on
-from it, and reads the same batches as an uninterrupted run, because batch `step` is a function of (seed, step).
+`<work>/checkpoint.pt` holds the progress and is replaced atomically every `checkpoint_every` steps. A run that finds
+one continues from it with the same batches as an uninterrupted run, because batch `step` is a function of (seed, step).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ RECIPES = {
 
 
 def build_tokenizer(problems: int = 20_000, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """A byte-level BPE in which every digit is a token of its own and no token crosses a word."""
+    """Train a byte-level BPE in which every digit is a separate token and no token crosses a word."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -92,7 +92,7 @@ def render(problem: arith.Problem) -> str:
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A random Llama of the recipe's size; its weights depend on the recipe's seed alone."""
+    """Build a randomly initialised Llama of the recipe's size; its weights depend on the recipe's seed alone."""
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -111,7 +111,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 
 
 def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, start: int) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Batches (ids[B, T], labels[B, T]) from step `start` on. Problems of like length share a batch."""
+    """Yield batches (ids[B, T], labels[B, T]) from step `start` on. Problems of similar length share a batch."""
     group = 16
     for first in range(start // group * group, recipe.steps, group):
         stream = arith.problems("train", recipe.seed, first * recipe.batch)
@@ -157,7 +157,7 @@ def _rate(step: int, recipe: Recipe) -> float:
 
 
 def load_checkpoint(recipe: Recipe, work: Path) -> dict[str, Any] | None:
-    """What an interrupted training left in `work`, or None; one of another recipe is refused."""
+    """Return the checkpoint of an interrupted training in `work`, or None. Raises OutputError for another recipe's."""
     path = work / CHECKPOINT
     if not path.exists():
         return None
@@ -165,7 +165,7 @@ def load_checkpoint(recipe: Recipe, work: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
         fault = "" if {"recipe", "step", "model", "optimizers"} <= state.keys() else "it is no checkpoint"
-    except Exception as error:  # a file that was cut off or changed: whatever the library makes of it
+    except Exception as error:  # torch raises various errors for a truncated or edited file
         fault = first_line(error)
     if fault:
         raise OutputError(f"{path} cannot be read ({fault}); {way_out}")
@@ -177,7 +177,7 @@ def load_checkpoint(recipe: Recipe, work: Path) -> dict[str, Any] | None:
 def train(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, work: Path, log: Callable[[dict[str, float], int], None]
 ) -> LlamaForCausalLM:
-    """Train one model, or go on with the checkpoint in `work`. `log(metrics, step)` is called every 20 steps."""
+    """Train one model, or continue from the checkpoint in `work`. Calls `log(metrics, step)` every 20 steps."""
     make_folder(work)
     model = build_model(recipe, tokenizer).train()
     optimizers = _optimizers(model, recipe)
@@ -228,7 +228,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
             path.chmod(0o644)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
-    except Exception as error:  # the library that writes weights has errors of its own
+    except Exception as error:  # the library that writes weights has its own error types
         if not is_unwritable(error):
             raise
         raise unwritable(folder, error) from error
@@ -237,7 +237,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 def solve_rate(
     model: HFModel, tokenizer: PreTrainedTokenizerFast, count: int = 200, max_new_tokens: int = 160
 ) -> float:
-    """Share of the first `count` test problems that plain greedy decoding solves."""
+    """Return the share of the first `count` test problems that plain greedy decoding solves."""
     engine = Engine({"target": model}, model.eos_ids)
     solved = 0
     for problem in tqdm(arith.distinct("test", count), desc=f"solve {model.name}", unit="problem", dynamic_ncols=True):

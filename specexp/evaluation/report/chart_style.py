@@ -1,6 +1,6 @@
-"""What the comparison's figures are drawn on: 900 pixels wide, settings numbered, named beside the plot or its rows.
+"""The layout of the comparison's figures: 900 pixels wide, settings numbered, with a legend or named rows.
 
-Margins are laid out in inches, by how many settings there are; nothing here knows what a figure shows.
+Margins are set in inches, by the number of settings; this module does not depend on what a figure shows.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Any
 from specexp.evaluation.report.comparison import Entry
 from specexp.evaluation.report.label_placement import Point, places
 
-WIDTH = 7.5  # inches, at 120 dots each
-BESIDE = 2.15  # of them for the names
+WIDTH = 7.5  # inches, at 120 dots per inch
+BESIDE = 2.15  # inches of the width that the names take
 COLORS = {
     "baseline": "#444444", "draft_only": "#999999", "speculative": "#0072b2", "lookup": "#56b4e9",
     "autojudge": "#d55e00", "topk": "#e69f00", "specexec": "#009e73",
 }  # fmt: skip
 OTHER = "#cc79a7"
-LIGHTEST = 0.6  # of the way to white
+LIGHTEST = 0.6  # share of the way from a method's color to white
 
 
 def beside(shown: Sequence[Entry], height: float, below: float = 0.0, filled: bool = False) -> tuple[Any, list[Any]]:
-    """A plot with the numbered names beside it, as high as these need, and one more `below`, that many inches high."""
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no window
+    """Make a plot with the numbered names next to it; if `below` > 0, with a second plot of so many inches under it."""
+    from matplotlib.figure import Figure  # not pyplot: no global state, no window
     from matplotlib.lines import Line2D
 
     height = max(height, 0.19 * len(shown) + 0.5)
@@ -44,7 +44,7 @@ def beside(shown: Sequence[Entry], height: float, below: float = 0.0, filled: bo
 
 
 def rows(shown: Sequence[Entry], each: float) -> tuple[Any, Any]:
-    """A plot with a row for each setting, its number and name before it."""
+    """Make a plot with one row per setting, labelled with its number and name."""
     from matplotlib.figure import Figure
 
     height = each * len(shown) + 0.95
@@ -57,7 +57,7 @@ def rows(shown: Sequence[Entry], each: float) -> tuple[Any, Any]:
 
 
 def number(axes: Any, shown: Sequence[Entry], at: Sequence[Point], others: Sequence[Point] = ()) -> None:
-    """Each setting's number beside its point, off every other number and point."""
+    """Write each setting's number next to its point, without covering other numbers and points."""
     figure = axes.figure
     dots, more = ([tuple(axes.transData.transform(point)) for point in points] for points in (at, others))
     room = axes.get_window_extent().extents
@@ -74,7 +74,7 @@ def number(axes: Any, shown: Sequence[Entry], at: Sequence[Point], others: Seque
 
 
 def along(lines: Sequence[Sequence[Point]]) -> list[Point]:
-    """Points on these lines, close enough that no number fits between two."""
+    """Return points on these lines, so close together that no number fits between two of them."""
     found = [point for line in lines for point in line]
     for line in lines:
         for a, b in pairwise(line):
@@ -83,7 +83,7 @@ def along(lines: Sequence[Sequence[Point]]) -> list[Point]:
 
 
 def shape(entry: Entry, filled: bool = False) -> dict[str, Any]:
-    """A square is plain decoding, a disc lossless, a diamond lossy: hollow, unless all are `filled`."""
+    """Return a square for plain decoding, a disc for lossless, a diamond for lossy, hollow unless `filled`."""
     marker = "s" if entry.config.method == "baseline" else "o" if entry.lossless else "D"
     return {"marker": marker, "mfc": color(entry) if filled or entry.lossless else "white"}
 
@@ -93,7 +93,7 @@ def color(entry: Entry) -> str:
 
 
 def shade(method: str, place: int, count: int) -> str:
-    """A color of its own for each of a method's `count` settings, from light to the method's own, as #rrggbb."""
+    """Return a distinct color for each of a method's `count` settings, from light to the method's own, as #rrggbb."""
     value, white = COLORS.get(method, OTHER), LIGHTEST * (count - 1 - place) / max(1, count - 1)
     parts = (int(value[i : i + 2], 16) for i in (1, 3, 5))
     return "#" + "".join(f"{round(part + (255 - part) * white):02x}" for part in parts)

@@ -1,6 +1,6 @@
-"""The comparison's figures, as PNG files about 900 pixels wide: settings are numbered, and named beside the plot.
+"""The comparison's figures, as PNG files about 900 pixels wide: settings are numbered and named in a legend or in rows.
 
-Drawn from metrics alone. A figure that has nothing to show is not drawn.
+They are drawn from metrics alone. A figure without data is not drawn.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Chart:
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Chart]:
-    """All figures that have something to show, into `folder`."""
+    """Draw all figures that have data into `folder`."""
     import matplotlib
 
     make_folder(folder)
@@ -48,7 +48,7 @@ def draw(comparison: Comparison, folder: Path) -> list[Chart]:
 
 
 def accepted_shares(entry: Entry) -> list[float]:
-    """Share of rounds that accept 0, 1, 2, ... drafted tokens; empty where nothing is drafted and checked."""
+    """Return the share of rounds that accept 0, 1, 2, ... drafted tokens; empty if nothing is drafted and verified."""
     longest = max((len(r["accepted_histogram"]) for r in entry.records), default=0)
     counts = [sum(r["accepted_histogram"][i] for r in entry.records if i < len(r["accepted_histogram"]))
               for i in range(longest)]  # fmt: skip
@@ -56,7 +56,7 @@ def accepted_shares(entry: Entry) -> list[float]:
 
 
 def reach(entry: Entry) -> list[float]:
-    """Share of rounds whose first 1, 2, ... drafts, or levels of a tree, are all accepted."""
+    """Return the share of rounds whose first 1, 2, ... drafts, or tree levels, are all accepted."""
     metric = "tree/depth_" if entry.config.tree else "accept/position_"
     found: list[float] = []
     while (key := f"{metric}{len(found) + 1}") in entry.metrics:
@@ -70,7 +70,7 @@ def _frontier(comparison: Comparison) -> Any:
     if not y or not shown:
         return None
     near = [entry for entry in shown if spec(entry.config.method).verifies]
-    apart = 1 < len(near) < len(shown)  # the draft alone is far from all else: it would leave them no room
+    apart = 1 < len(near) < len(shown)  # the draft alone is far from the others and would compress their range
     figure, axes = chart_style.beside(shown, 6.6 if apart else 4.6, below=1.9 if apart else 0.0)
     _frontier_panel(comparison, axes[0], near if apart else shown, near if apart else shown)
     if apart:
@@ -107,7 +107,7 @@ def _frontier_panel(comparison: Comparison, axes: Any, shown: Sequence[Entry], n
 
 
 def _lines(shown: Sequence[Entry]) -> list[list[Entry]]:
-    """What belongs on one line: a method's dial (threshold, K, budget) at one length, else its lengths."""
+    """Return the settings to join by a line: a method's dial (threshold, K, budget) at one length, else its lengths."""
     found = []
     for method in dict.fromkeys(entry.config.method for entry in shown):
         mine = [entry for entry in shown if entry.config.method == method]

@@ -1,6 +1,6 @@
-"""An evaluation's settings side by side, as table, figures, report and verdict see them: repeats together, numbered.
+"""An evaluation's settings side by side, for table, figures, report and verdict: repeats pooled, settings numbered.
 
-Nothing here loads a model or draws; what an entry holds can be computed again from its records.
+Nothing here loads a model or draws; the content of an entry can be computed again from its records.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from specexp.storage.run_folder import OutputFolder
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One setting. `number` names it in figures; `metrics` are of all its repeats; `shares` may be empty.
+    """One setting. `number` identifies it in figures; `metrics` are over all its repeats; `shares` may be empty.
 
-    `lossless` is one that is by design, and that no output refutes: `divergence` has those that are not plain
-    decoding's, of a setting that must emit its tokens.
+    `lossless` is True for a setting that is lossless by design, unless an output refutes it. `divergence` has the
+    outputs that differ from plain decoding's, for a setting that must emit its tokens.
     """
 
     number: int
@@ -41,18 +41,18 @@ class Entry:
 
     @property
     def refuted(self) -> bool:
-        """Whether it is lossless by design and was not in this run."""
+        """True if it is lossless by design but was not in this run."""
         return self.divergence is not None and self.divergence.refuted
 
     def interval(self, key: str) -> tuple[float, float] | None:
-        """The 95 % interval of a metric that has one."""
+        """Return the 95 % interval of a metric, or None if it has none."""
         low, high = (self.metrics.get(f"{key}_{end}") for end in ("low", "high"))
         return None if low is None or high is None else (low, high)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All settings of one experiment, on the same prompts. `claimed` says whether attainable speed-ups are."""
+    """All settings of one experiment, on the same prompts. `claimed` is True if attainable speed-ups are reported."""
 
     experiment: Experiment
     entries: Sequence[Entry]
@@ -70,19 +70,19 @@ class Comparison:
 
     @property
     def speed(self) -> str:
-        """The metric of speed: against plain decoding where that is there, and never of one prompt in a batch."""
+        """The metric of speed: relative to plain decoding if it was run; with a batch, of the whole batch."""
         section = "speed" if self.experiment.batch == 1 else "batch"
         return f"{section}/{'speedup' if self.baseline else 'tokens_per_second'}"
 
     @property
     def quality(self) -> str:
-        """The metric of quality: accuracy, else agreement with plain decoding, else none."""
+        """The metric of quality: accuracy, else agreement with plain decoding, else ""."""
         keys = ("quality/accuracy", "quality/equal_to_baseline")
         return next((key for key in keys if any(key in entry.metrics for entry in self.entries)), "")
 
 
 def compare(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> Comparison:
-    """Put together what an output folder holds."""
+    """Build the comparison from an output folder and its records."""
     claimed = claims_attainable(output)
     metrics = pooled(prepared, costs_of(output.read_json("costs.json")), records, claimed)
     shares = time_split.read(output)

@@ -1,4 +1,4 @@
-"""What an evaluation says of settings that must emit plain decoding's tokens: in a row, and in a sentence."""
+"""Describes how the outputs of settings that must emit plain decoding's tokens compare: in a cell, or a sentence."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from specexp.evaluation.report.formatting import Number, Sentence, of, percent
 
 
 def mark(entry: Entry) -> str:
-    """What a setting's output is, as its row says it."""
+    """Describe a setting's output for its table row."""
     if entry.config.method == "baseline":
         return "plain decoding"
     found = entry.divergence
@@ -23,12 +23,12 @@ def mark(entry: Entry) -> str:
 
 
 def marks(comparison: Comparison) -> dict[str, str]:
-    """By label."""
+    """Return the mark of each entry, by label."""
     return {entry.label: mark(entry) for entry in comparison.entries}
 
 
 def refuted(entries: Sequence[Entry]) -> list[str | Number]:
-    """`Not lossless here: ...`, with the first output that shows it; nothing where no setting is refuted."""
+    """Return `Not lossless here: ...` with the first output that shows it; empty if no setting is refuted."""
     wrong = [
         (entry, entry.divergence) for entry in entries if entry.divergence is not None and entry.divergence.refuted
     ]
@@ -53,7 +53,7 @@ def _count(entry: Entry, found: Divergence) -> list[str | Number]:
 
 
 def equality(comparison: Comparison, entry: Entry) -> Sentence:
-    """How many outputs are plain decoding's, and what explains the others; nothing where all are."""
+    """Say how many outputs are plain decoding's, and what explains the others; empty if all are."""
     found = entry.divergence
     if found is None:
         share = of(entry, "quality/equal_to_baseline", percent)

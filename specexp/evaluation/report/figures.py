@@ -1,4 +1,4 @@
-"""Figures of evaluations and benchmarks, as PNG files; matplotlib is loaded where the first one is drawn."""
+"""Figures of evaluations and benchmarks, as PNG files; imports matplotlib only when drawing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from specexp.storage.records import Record
 
 
 def draw_trees(path: Path, name: str, records: Sequence[Record]) -> None:
-    """How deep the accepted paths of a setting's trees go, and which of the draft's choices they take."""
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no window
+    """Draw how deep the accepted paths of a setting's trees go, and which of the draft's choices they take."""
+    from matplotlib.figure import Figure  # not pyplot: no global state, no window
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -31,7 +31,7 @@ def draw_trees(path: Path, name: str, records: Sequence[Record]) -> None:
 
 
 def draw_benchmark(path: Path, result: Mapping[str, Any]) -> None:
-    """A benchmark's rates with their intervals, where the time goes, and speed-up beside attainable by draft length."""
+    """Draw a benchmark's rates with intervals, time split, and measured and attainable speed-up by draft length."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 4.6), layout="constrained")
@@ -40,7 +40,7 @@ def draw_benchmark(path: Path, result: Mapping[str, Any]) -> None:
     names = list(result["methods"])[::-1]
     found = [result["methods"][name]["end_to_end_tokens_per_second"] for name in names]
     values = [one["value"] for one in found]
-    # A bootstrap interval need not hold the value it is of.
+    # A bootstrap interval need not contain its value.
     errors = [[max(0.0, x["value"] - x["low"]) for x in found], [max(0.0, x["high"] - x["value"]) for x in found]]
     colors = ["#4c72b0" if "tokens_per_second" in result["methods"][name] else "#b0b0b0" for name in names]
     rates.barh(names, values, xerr=errors, color=colors)
@@ -66,6 +66,6 @@ def draw_benchmark(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a PNG whole or not at all."""
+    """Write a PNG atomically."""
     with writing(path) as partial:
         figure.savefig(partial, dpi=120, format="png")

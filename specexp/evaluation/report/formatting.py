@@ -1,4 +1,4 @@
-"""Numbers as a person reads them, and sentences that keep what each of their numbers is."""
+"""Formats numbers for readers, and builds sentences that keep the metric of each of their numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from specexp.evaluation.report.comparison import Entry
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A metric's value of one run, or of two (`a|b`), as it is shown."""
+    """A metric's value of one run, or of two (`a|b`), with its text."""
 
     metric: str
     run: str
@@ -35,18 +35,18 @@ def percent(value: float) -> str:
 
 
 def hundredths(value: float) -> str:
-    """A share, where its head or its neighbour says %."""
+    """Format a share without the sign %, which a head or a neighbouring cell has."""
     return f"{100 * value:.1f}"
 
 
 def points(value: float) -> str:
-    """A difference of two shares, in points."""
+    """Format a difference of two shares, in points."""
     text = f"{100 * value:+.1f}"
     return "0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
 def chance(value: float) -> str:
-    """A p, where it stands in a table."""
+    """Format a p for a table."""
     return "<.001" if value < 0.001 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
 
 
@@ -59,10 +59,10 @@ def count(value: float) -> str:
 
 
 def of(entry: Entry, metric: str, form: Form) -> Number:
-    """An entry's metric."""
+    """Return an entry's metric as a number."""
     return Number(metric, entry.label, entry.metrics[metric], form(entry.metrics[metric]))
 
 
 def span(entry: Entry, metric: str, form: Form) -> list[str | Number]:
-    """A metric's 95 % interval: `1.80x to 2.05x`."""
+    """Return a metric's 95 % interval: `1.80x to 2.05x`."""
     return [of(entry, f"{metric}_low", form), " to ", of(entry, f"{metric}_high", form)]

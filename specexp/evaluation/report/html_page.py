@@ -1,7 +1,7 @@
-"""`report.html`: one self-contained page on a comparison, rendered again whenever its folder is.
+"""`report.html`: one self-contained page on a comparison, rendered again whenever its folder is shown.
 
-Texts come from people's files and models, and are escaped; figures are embedded. Every number that was computed from
-records, costs or shares says which metric of which run it is (`data-metric`, `data-run`, `data-value`).
+Texts come from users' files and models, and are escaped; figures are embedded. Every number that was computed from
+records, costs or shares names its metric and run (`data-metric`, `data-run`, `data-value`).
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from specexp.metrics.paired import paired
 from specexp.profiling.time_breakdown import PARTS
 from specexp.storage.records import Record
 
-CHANGED = 12  # answers that are listed
-CLIP = 80  # characters of an answer
+CHANGED = 12  # most answers that are listed
+CLIP = 80  # most characters of an answer
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """What an output folder says besides its records: JSON by file name, without the ending."""
+    """The content of an output folder except its records: JSON by file name, without the extension."""
 
     files: Mapping[str, Any]
-    links: Sequence[tuple[str, str]]  # file beside the page, and what it is
+    links: Sequence[tuple[str, str]]  # file in the page's folder, and its description
     commands: Sequence[str]
     warnings: Sequence[str]
 
 
 def render(comparison: Comparison, folder: Folder, charts: Sequence[Chart]) -> str:
-    """The whole page."""
+    """Render the whole page."""
     environment = Environment(
         loader=PackageLoader("specexp.evaluation.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -73,7 +73,7 @@ Cell = tuple[Number | None, Sentence]  # a value and its interval
 
 
 def _table(comparison: Comparison, calls: bool) -> tuple[list[str], list[tuple[Entry, list[Cell]]]]:
-    """Heads, and each entry's cells: columns about calls or the others, each with its interval."""
+    """Return heads, and each entry's cells: of the columns about calls, or of the others, each with its interval."""
     experiment = comparison.experiment
     metrics = {entry.label: entry.metrics for entry in comparison.entries}
     known = columns(metrics, experiment.temperature == 0, experiment.batch, experiment.repeats)
@@ -90,7 +90,7 @@ def _table(comparison: Comparison, calls: bool) -> tuple[list[str], list[tuple[E
 
 
 def _in_words(comparison: Comparison, entry: Entry) -> Iterator[Sentence]:
-    """What an entry's numbers say."""
+    """Yield sentences on an entry's numbers."""
     plain = comparison.baseline
     if entry is plain or plain is None:
         return
@@ -103,7 +103,7 @@ def _in_words(comparison: Comparison, entry: Entry) -> Iterator[Sentence]:
 
 
 def _numbers(comparison: Comparison, chart: str) -> tuple[list[str], list[tuple[str, list[Number | None]]]] | None:
-    """What a chart draws, where the big table does not have it: heads and rows."""
+    """Return heads and rows of the numbers that a chart draws, unless the main table has them; None if it does."""
     rows: list[tuple[Entry, list[Number]]] = []
     for entry in comparison.entries:
         found: dict[str, float] = {}
@@ -126,7 +126,7 @@ def _numbers(comparison: Comparison, chart: str) -> tuple[list[str], list[tuple[
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A graded answer that plain decoding had right and a setting wrong, or the other way."""
+    """A graded answer that is right with plain decoding and wrong with a setting, or the other way round."""
 
     label: str
     record: Record
@@ -134,12 +134,12 @@ class Changed:
 
     @property
     def texts(self) -> list[str]:
-        """Gold, plain decoding's answer, this setting's."""
+        """The gold answer, plain decoding's, and this setting's."""
         return [_clipped(text) for text in (self.record["gold"], self.plain["answer"], self.record["answer"])]
 
 
 def _changed(comparison: Comparison) -> Iterator[Changed]:
-    """Those of methods first, of the draft alone last."""
+    """Yield changed answers, those of the draft alone last."""
     if comparison.baseline is None:
         return
     for entry in sorted(comparison.entries, key=lambda e: e.config.method == "draft_only"):
@@ -158,7 +158,7 @@ def _embedded(chart: Chart) -> str:
 
 
 def _settings(comparison: Comparison) -> Iterator[tuple[str, str]]:
-    """The experiment's own settings, those of models and methods apart."""
+    """Yield the experiment's own settings, without those of models and methods."""
     experiment = comparison.experiment
     found = {key: value for key, value in asdict(experiment).items() if key not in ("target", "draft", "methods")}
     yield "settings_hash", experiment.hash
@@ -168,7 +168,7 @@ def _settings(comparison: Comparison) -> Iterator[tuple[str, str]]:
 
 
 def _method(entry: Entry) -> str:
-    """A setting's own settings, those that say something."""
+    """Return a setting's own settings, without those that are empty, 0 or True."""
     config = {**asdict(entry.config), **(asdict(entry.config.tree) if entry.config.tree else {})}
     dull = ("method", "preset", "label", "tree")
     said = {key: value for key, value in config.items() if key not in dull and value not in (None, "", 0, True)}
@@ -180,7 +180,7 @@ def _method(entry: Entry) -> str:
 
 
 def _environments(found: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Where records were made: the machine and the code, then what was loaded."""
+    """Describe where records were made: the machine and the code, then what was loaded."""
     shown = []
     for name, facts in found.items():
         rows = [
@@ -197,7 +197,7 @@ def _environments(found: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, s
 
 
 def _flat(facts: Mapping[str, Any]) -> str:
-    """What is known, in a line."""
+    """Return the known facts in one line."""
     return ", ".join(f"{key} {value}" for key, value in facts.items() if value not in (None, "", {}, []))
 
 
@@ -205,7 +205,7 @@ KINDS = {"target": "target call on", "tree_draft": "draft call in a tree on", "t
 
 
 def _costs(found: Mapping[str, Any] | None) -> Iterator[tuple[str, Number]]:
-    """Seconds per call, in milliseconds."""
+    """Yield the costs per call, in milliseconds."""
     if not found:
         return
     if found["draft"] is not None:

@@ -1,4 +1,4 @@
-"""Where the numbers beside points go, so that none lies on another, nor on a point: greedy, and always the same."""
+"""Places labels next to points so that none covers another label or a point: greedy and deterministic."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Sequence
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 DIRECTIONS = 16
-RINGS = (1.0, 1.7, 2.5, 3.4, 4.4, 5.5)  # distances to try, in heights of a label
+RINGS = (1.0, 1.7, 2.5, 3.4, 4.4, 5.5)  # distances to try, in label heights
 
 
 def places(
     points: Sequence[Point], width: float, height: float, room: Box, others: Sequence[Point] = ()
 ) -> list[Point]:
-    """The middle of each point's label, in the points' units, inside `room` and off these points and `others`.
+    """Return the centre of each point's label, in the points' units, inside `room` and off these points and `others`.
 
-    The nearest free place is taken; where everything is taken, the one that covers least.
+    The nearest free place is taken; if none is free, the one that covers least.
     """
     known = list(dict.fromkeys((round(x, 1), round(y, 1)) for x, y in (*points, *others)))
     farthest = RINGS[-1] * height + width
@@ -28,7 +28,7 @@ def places(
         dots = [_box(point, 0.6 * height, 0.6 * height) for point in near]
         for number in range(len(RINGS) * DIRECTIONS):
             reach, turn = RINGS[number // DIRECTIONS] * height, 2 * math.pi * (number % DIRECTIONS) / DIRECTIONS
-            # Up to the right first.
+            # start at the upper right
             middle = (x + reach * math.cos(turn + math.pi / 4), y + reach * math.sin(turn + math.pi / 4))
             box = _box(middle, width, height)
             cost = sum(_shared(box, other) for other in (*taken, *dots)) + _outside(box, room)
@@ -51,5 +51,5 @@ def _shared(a: Box, b: Box) -> float:
 
 
 def _outside(box: Box, room: Box) -> float:
-    """How much of a box lies outside, as an area."""
+    """Return the area of a box that lies outside the room."""
     return (box[2] - box[0]) * (box[3] - box[1]) - _shared(box, room)

@@ -1,4 +1,4 @@
-"""What an evaluation shows when it is done: table and verdict in the terminal, report.html, and the MLflow runs."""
+"""Publishes a finished evaluation: table and verdict in the terminal, report.html, and content for MLflow runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REFUTED = f"{NOT_LOSSLESS}: outputs differ from plain decoding's, and no near ti
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was shown, for the runs to hold: metrics by label and repeat, and everything together."""
+    """What was shown, for the MLflow runs: metrics by label and repeat, and the comparison of all settings."""
 
     summary: Summary
     comparison: Comparison
@@ -39,9 +39,9 @@ class Report:
 
 
 def show(prepared: Prepared, output: OutputFolder, records: Sequence[Record], commands: Sequence[str]) -> Report:
-    """Print table and verdict; write summary.json, figures and report.html, from what the folder holds.
+    """Print table and verdict; write summary.json, figures and report.html, from the content of the folder.
 
-    `commands` run the whole again, and show it again.
+    `commands` are those that run the evaluation again, and that show it again.
     """
     experiment = prepared.experiment
     found = _with_differences(prepared, output, records, summary(prepared, output, records))
@@ -64,7 +64,7 @@ def show(prepared: Prepared, output: OutputFolder, records: Sequence[Record], co
 
 
 def write_page(output: OutputFolder, report: Report) -> Path:
-    """report.html, with a link to the token view where there is one by now."""
+    """Write report.html, with a link to the token view if that exists."""
     files = ("environments", "costs", "shares", "data", "judges")
     links = [
         (path.name, "Token by token: where each token came from")
@@ -78,7 +78,7 @@ def write_page(output: OutputFolder, report: Report) -> Path:
 
 
 def _with_differences(prepared: Prepared, output: OutputFolder, records: Sequence[Record], found: Summary) -> Summary:
-    """A summary with what each repeat's outputs that differ from plain decoding's come to."""
+    """Return the summary with the metrics of each repeat's outputs that differ from plain decoding's."""
     entries = output.read_json(divergence.FILE)
     more: Summary = {}
     for repeat in {repeat for _, repeat in found}:
@@ -89,7 +89,7 @@ def _with_differences(prepared: Prepared, output: OutputFolder, records: Sequenc
 
 
 def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dict[str, float]]) -> list[str]:
-    """What a reader should know before the numbers."""
+    """Return what a reader should know before the numbers."""
     experiment = comparison.experiment
     found = []
     disturbed = [name for name, metrics in named.items() if is_disturbed(metrics)]

@@ -1,4 +1,4 @@
-"""What is said of each run by name: its name in MLflow, and whether something else was running while it was timed."""
+"""The name of each run in MLflow, and the check for disturbed timings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ def run_name(label: str, repeat: int, repeats: int) -> str:
 
 
 def is_disturbed(metrics: dict[str, float]) -> bool:
-    """Whether a speed-up is above what its own calls would allow, beyond noise: the clock measured something else."""
+    """True if a speed-up exceeds what its calls would allow, beyond noise: something else disturbed the clock."""
     length = metrics.get("accept/mean_length", float("inf"))
     return metrics.get("speed/speedup", 0.0) > 1.05 * length or metrics.get("speed/realised", 0.0) > 1.2

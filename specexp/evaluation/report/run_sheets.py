@@ -1,4 +1,4 @@
-"""What the MLflow runs of an evaluation are to hold: one for each setting and repeat, and the comparison."""
+"""The content of an evaluation's MLflow runs: one for each setting and repeat, and the comparison."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from specexp.storage.run_folder import OutputFolder
 from specexp.storage.run_plan import File, Input, RunSpec, logged, now
 from specexp.tracking.outbox import Outbox
 
-OUTPUTS = "outputs.json"  # of a flat run: prompts and outputs, for the UI's side-by-side view
+OUTPUTS = "outputs.json"  # of a setting's run: prompts and outputs, for the UI's side-by-side view
 MOST_OUTPUTS = 50
 _TABLE = json.dumps([{"path": OUTPUTS, "type": "table"}])
 
@@ -34,7 +34,7 @@ _TABLE = json.dumps([{"path": OUTPUTS, "type": "table"}])
 def sheets(
     prepared: Prepared, output: OutputFolder, records: Sequence[Record], report: Report, uid: str
 ) -> list[RunSpec]:
-    """What the flat runs are to hold, one for each method and repeat; files of theirs alone are made below `upload`."""
+    """Return the specs of the flat runs, one per method and repeat; files of one run alone are made below `upload`."""
     experiment = prepared.experiment
     methods = {setting.config.label: setting.config for setting in prepared.settings}
     shares = {entry.label: entry.shares for entry in report.comparison.entries}
@@ -57,7 +57,7 @@ def sheets(
         sheet = RunSpec(
             key=f"{uid}/{label}/{repeat}",
             name=name,
-            # By the tag, MLflow's UI knows the file for a table of outputs.
+            # By this tag, MLflow's UI recognises the file as a table of outputs.
             tags={**_tags(prepared, methods[label], flaws), "mlflow.loggedArtifacts": _TABLE},
             params=logged(_params(prepared, methods[label], mine[0]["seed"])),
             metrics={
@@ -74,9 +74,9 @@ def sheets(
 
 
 def main(prepared: Prepared, output: OutputFolder, report: Report, outbox: Outbox) -> RunSpec:
-    """What the comparison run is to hold; the first sentence of the verdict is a tag, all are its description.
+    """Return the spec of the comparison run: the verdict's first sentence is a tag, the whole verdict its description.
 
-    Its parameters are those that `mlflow run` logs, raw.
+    Its parameters are those that `mlflow run` logs, unchanged.
     """
     names = ("records.jsonl", "config.json", "data.json", "environments.json", "summary.json", "costs.json")
     more = ("judges.json", divergence.FILE, time_split.FILE, memory.FILE)
@@ -96,7 +96,7 @@ def _best(comparison: Comparison) -> dict[str, float]:
 
 
 def _outputs(prepared: Prepared, records: Sequence[Record]) -> dict[str, list[Any]]:
-    """The first prompts and what came of them, in text, as MLflow has tables."""
+    """Return the first prompts and their outputs as text, in the form of an MLflow table."""
     turns = {example.prompt_id: example.turns for example in prepared.examples}
     order = {prompt_id: place for place, prompt_id in enumerate(turns)}
     some = sorted(records, key=lambda r: (order[r["prompt_id"]], r["turn"]))[:MOST_OUTPUTS]
@@ -111,7 +111,7 @@ def _outputs(prepared: Prepared, records: Sequence[Record]) -> dict[str, list[An
 
 
 def _figures(output: OutputFolder, method: MethodConfig, name: str, records: Sequence[Record]) -> list[Path]:
-    """Draw what this method has figures of, into the output folder."""
+    """Draw the figures that this method has, into the output folder."""
     if not spec(method.method).grows_tree:
         return []
     path = output.path / f"trees-{name}.png"
@@ -120,7 +120,7 @@ def _figures(output: OutputFolder, method: MethodConfig, name: str, records: Seq
 
 
 def _flaws(metrics: dict[str, float], refuted: bool, claimed: bool) -> list[str]:
-    """What a run's numbers or outputs give to doubt."""
+    """Return reasons to doubt a run's numbers or outputs."""
     found = [REFUTED] if refuted else []
     if claimed and is_disturbed(metrics):
         found.append("faster than the measured calls allow: the clock was disturbed")
@@ -138,10 +138,10 @@ def _tags(prepared: Prepared, method: MethodConfig, flaws: Sequence[str]) -> dic
         "task": experiment.task,
         "lossless": str(lossless and REFUTED not in flaws).lower(),
         "batch": str(experiment.batch),
-        "mlflow.runColor": _color(prepared, method),  # by which the UI draws a run in every chart
+        "mlflow.runColor": _color(prepared, method),  # the UI's color of the run in every chart
     }
     if experiment.history != "baseline":
-        tags["paired"] = "false"  # from the second turn on, each method answers behind its own history
+        tags["paired"] = "false"  # from the second turn on, each method continues its own history
     return tags | ({"warning": "; ".join(flaws)} if flaws else {})
 
 
@@ -151,7 +151,7 @@ def _color(prepared: Prepared, method: MethodConfig) -> str:
 
 
 def _judge(prepared: Prepared, method: MethodConfig) -> dict[str, object]:
-    """Which judge, and the threshold it decoded with."""
+    """Return the judge, and the threshold it decoded with."""
     if not method.judge:
         return {}
     facts = prepared.judges[method.judge].facts

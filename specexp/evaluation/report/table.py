@@ -10,10 +10,10 @@ from specexp.evaluation.report.formatting import Form, chance, count, hundredths
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A metric under a head. `terminal` columns stand in the terminal too, with their interval if it is `spanned`, and
-    those of a `fault` only where some setting has it.
+    """A metric under a head. `terminal` columns are shown in the terminal too, with their interval if `spanned`, and
+    those of a `fault` only if some setting has it.
 
-    On the page, columns about `calls` have a table of their own, behind that of speed and quality.
+    On the page, columns about `calls` are in a second table, after that of speed and quality.
     """
 
     head: str
@@ -22,8 +22,8 @@ class Column:
     terminal: bool = True
     spanned: bool = False
     calls: bool = False
-    end: Form | None = None  # of an interval's ends, where not as the value
-    short: Form | None = None  # in the terminal
+    end: Form | None = None  # for an interval's ends, if not as for the value
+    short: Form | None = None  # for the terminal
     fault: bool = False
 
 
@@ -54,11 +54,11 @@ COLUMNS = (
 
 
 def columns(metrics: Mapping[str, Mapping[str, float]], greedy: bool, batch: int, repeats: int) -> list[Column]:
-    """Those that any of these settings has.
+    """Return the columns that any of these settings has.
 
-    Sampled outputs differ from the baseline's even where their distribution is the same: no column compares them.
-    Speeds of prompts that were decoded in a batch say so in their heads. McNemar's test is of one repeat; of several,
-    prompts are what the paired test flips.
+    Sampled outputs differ from the baseline's even if their distribution is the same: no column compares them. Speeds
+    of prompts that were decoded in a batch have the batch in their heads. McNemar's test is for one repeat; for
+    several, the paired test flips prompts.
     """
     other = "batch/" if batch == 1 else "speed/"
     found = []
@@ -80,9 +80,9 @@ def terminal(
     repeats: int = 1,
     outputs: Mapping[str, str] | None = None,
 ) -> str:
-    """Metrics by name as aligned text; an empty cell is a metric the method does not have.
+    """Format metrics by name as aligned text; an empty cell is a metric that the method does not have.
 
-    `outputs` say of each name in words what its output is: the last column.
+    `outputs` describe the output of each name in words: the last column.
     """
     heads, cells = [""], [[name] for name in metrics]
     for column in columns(metrics, greedy, batch, repeats):
@@ -105,7 +105,7 @@ def terminal(
 
 
 def _aligned(rows: Sequence[Sequence[str]], words: bool = False) -> str:
-    """Names to the left, numbers to the right; the last column to the left if it holds `words`."""
+    """Align names to the left and numbers to the right; the last column to the left if it holds `words`."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for name, *cells in rows:

@@ -1,7 +1,7 @@
-"""What an evaluation says, in words: which method to use, what it gains, and how sure one can be.
+"""Says in words what an evaluation shows: which method to use, what it gains, and how certain that is.
 
-The choice is by speed alone among lossless settings; lossy ones stand beside it with what they add and what they cost.
-Drafting alone is no candidate: it is there to show what the draft can do.
+Lossless settings are chosen by speed alone; of lossy ones, the verdict adds what they gain and what they cost. Drafting
+alone is not a candidate: it only shows what the draft can do.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from specexp.method_specs import spec
 from specexp.metrics.paired import paired, timed
 from specexp.metrics.statistics import SIGNIFICANT, rate_ratio, swap_p
 
-ROUGH = 20  # prompts below which a bootstrap interval is a rough guide
-FEWEST = 6  # prompts below which no paired two-sided test can reach 5 %
-NEAR = 0.01  # accuracy that a lossy setting may lose before others are preferred
-NAMED = 3  # that are listed by name
+ROUGH = 20  # with fewer prompts, a bootstrap interval is a rough guide
+FEWEST = 6  # with fewer prompts, no paired two-sided test can reach 5 %
+NEAR = 0.01  # loss of accuracy up to which a lossy setting is preferred by speed
+NAMED = 3  # most settings that are listed by name
 
 
 def verdict(comparison: Comparison) -> list[Sentence]:
-    """The headline first, then what stands behind it."""
+    """Return the headline, then the sentences that support it."""
     plain = comparison.baseline
     if plain is None:
         return [_without_baseline(comparison)]
@@ -74,7 +74,7 @@ def _headline(comparison: Comparison, exact: Sequence[Entry], other: Entry | Non
 
 
 def _unsure(entry: Entry, key: str) -> bool:
-    """Whether a gain was not found significant: by its test, or by its interval where there is no test."""
+    """True if a gain is not significant: by its test, or by its interval if there is no test."""
     if f"{key}_p" in entry.metrics:
         return entry.metrics[f"{key}_p"] >= SIGNIFICANT
     return not _excludes_one(entry, key)
@@ -86,7 +86,7 @@ def _excludes_one(entry: Entry, key: str) -> bool:
 
 
 def speed(comparison: Comparison, entry: Entry) -> list[str | Number]:
-    """`1.92x plain decoding (95 %: 1.80x to 2.05x, p < 0.001)`, and whether that is significant."""
+    """Return `1.92x plain decoding (95 %: 1.80x to 2.05x, p < 0.001)`, with a remark if that is not significant."""
     key = comparison.speed
     found: list[str | Number] = [of(entry, key, times), " the speed of plain decoding"]
     batch, n = comparison.experiment.batch, comparison.num_prompts
@@ -103,7 +103,7 @@ def speed(comparison: Comparison, entry: Entry) -> list[str | Number]:
 
 
 def answers(comparison: Comparison, entry: Entry) -> list[str | Number]:
-    """`accuracy -0.5 points, not significant at n = 40 (McNemar p = 0.62)`, or agreement where nothing is graded."""
+    """Return `accuracy -0.5 points, not significant at n = 40 (McNemar p = 0.62)`; agreement if nothing is graded."""
     delta = "quality/accuracy_delta"
     if delta not in entry.metrics:
         return _agreement(comparison, entry)
@@ -123,7 +123,7 @@ def answers(comparison: Comparison, entry: Entry) -> list[str | Number]:
 
 
 def _changes(comparison: Comparison, entry: Entry) -> bool:
-    """Whether any answer is right with this setting alone, or with plain decoding alone."""
+    """True if any answer is right with this setting alone, or with plain decoding alone."""
     plain = comparison.baseline
     return plain is not None and any(a["correct"] != b["correct"] for a, b in paired(entry.records, plain.records))
 
@@ -138,7 +138,7 @@ def _agreement(comparison: Comparison, entry: Entry) -> list[str | Number]:
 
 
 def _told_apart(comparison: Comparison, best: Entry, rest: Sequence[Entry]) -> Sentence:
-    """Lossless settings that are as fast, as far as these prompts tell."""
+    """Name the lossless settings that may be as fast as the best, given these prompts."""
     n, batch = comparison.num_prompts, comparison.experiment.batch
     if n < 2 or not rest:
         return []
@@ -154,7 +154,7 @@ def _told_apart(comparison: Comparison, best: Entry, rest: Sequence[Entry]) -> S
 
 
 def _as_fast(best: Entry, entry: Entry, tested: bool) -> Sentence:
-    """Why a setting may be as fast as the best: a p, or where no test can tell an interval; else nothing."""
+    """Return why a setting may be as fast as the best: a p, or an interval if it is not tested; else nothing."""
     mine, other = (timed(each.records, "seconds") for each in (best, entry))
     both = f"{best.label}|{entry.label}"
     if tested:
@@ -169,8 +169,8 @@ def _as_fast(best: Entry, entry: Entry, tested: bool) -> Sentence:
 
 
 def _best_lossy(lossy: Sequence[Entry], key: str) -> Entry | None:
-    """The fastest that loses no more than a point, nor significantly; then that loses nothing significantly; then the
-    one that loses least. Where nothing is graded, the fastest."""
+    """Return the fastest lossy setting that loses at most a point, and not significantly; else the fastest without a
+    significant loss; else the one that loses least. If nothing is graded, the fastest."""
     kept = [e for e in lossy if not _loses(e)]
     near = [e for e in kept if e.metrics.get("quality/accuracy_delta", 0.0) >= -NEAR]
     if near or kept:

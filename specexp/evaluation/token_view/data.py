@@ -1,22 +1,22 @@
 """tokens.json: the chosen prompts, decoded once more by traced decoders, with every token's origin and probabilities.
 
-Same seed, same rng: the tokens are those of the records, which is checked and noted where it does not hold. Nothing
-here is timed, and nothing here is a record. The page is another module's (`token_page.py`).
+With the same seed and rng, the tokens are those of the records; this is checked, and differences are noted. Nothing
+here is timed, and nothing here is a record. `token_page.py` makes the page.
 
 A cell is one setting's output for one prompt and turn, in the first repeat. Its `tokens` are columns of one length:
 
-position   from 0, as everywhere          kind       text, part (of a character that stands with a later token), special
-id, text   the token and what it adds     origin     a key of tracing.ORIGINS
-round      from 1                         place      as which token of its round, from 1
-p, q       the target's, the draft's probability of the token behind what precedes it; null without that model
-p_rank     its place among the target's likeliest, from 1
+position   from 0, as everywhere          kind       text, part (of a character shown at a later token), special
+id, text   the token and what it adds     origin     a key of origins.ORIGINS
+round      from 1                         place      index of the token in its round, from 1
+p, q       the target's and the draft's probability of the token given its prefix; null without that model
+p_rank     its rank among the target's likeliest tokens, from 1
 first, first_id, first_p   the target's likeliest token there
 score      the judge's p(important) of a drafted token
 rank       of a tree's node among its siblings by the draft, from 0
-rejected, rejected_id, rejected_p, rejected_q, rejected_score   the draft in whose place a corrected token stands
+rejected, rejected_id, rejected_p, rejected_q, rejected_score   the draft that a corrected token replaces
 
-`counts` has the tokens by origin, `cut` those that the engine dropped behind an EOS or the limit. `left_out` are
-prompts that would have taken more of the run's time than the token view may.
+`counts` has the tokens by origin, `cut` those that the engine dropped after an EOS or the limit. `left_out` are prompts
+that would have taken more of the run's time than the token view may use.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ Cell = dict[str, Any]
 
 @dataclass(slots=True)
 class Budget:
-    """Seconds that decoding once more may take, measured as it goes.
+    """The seconds that decoding once more may take, measured as it proceeds.
 
-    `ratio` is what a prompt takes here / what its records took: it is read to the host token by token. It is guessed
-    for the first one.
+    `ratio` is the time of a prompt here / that of its records: here tokens are read to the host one by one. Its initial
+    value is a guess.
     """
 
     seconds: float
@@ -66,7 +66,7 @@ class Budget:
     recorded: float = 0.0
 
     def allows(self, recorded: float) -> bool:
-        """Whether there is time left for a prompt whose records took so long."""
+        """True if there is time left for a prompt whose records took so long."""
         return self.spent + self.ratio * recorded <= self.seconds
 
     def note(self, recorded: float, begun: float) -> None:
@@ -78,8 +78,8 @@ class Budget:
 def trace(
     prepared: Prepared, records: RecordFile, chosen: Sequence[int], journal: Journal, budget: Budget
 ) -> dict[str, Any]:
-    """What tokens.json holds of these examples; their records must be there. What the journal has is not decoded again,
-    and where the budget ends, prompts are `left_out`."""
+    """Return the content of tokens.json for these examples, which must have records. Prompts in the journal are not
+    decoded again; once the budget is used up, prompts are `left_out`."""
     experiment = prepared.experiment
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids, reuse=True)
     prompts: list[dict[str, Any]] = []
@@ -118,7 +118,7 @@ def trace(
 
 
 def _recorded(prepared: Prepared, records: RecordFile, key: Key) -> float:
-    """Seconds that the first repeat took for all settings on one turn of a prompt."""
+    """Return the seconds that the first repeat took for all settings on one turn of a prompt."""
     prompt_id, turn = str(key[0]), int(key[1])
     found = [records.find((prompt_id, turn, setting.config.label, 0)) for setting in prepared.settings]
     return float(sum(record["seconds"] + record["prefill_seconds"] for record in found))
@@ -139,7 +139,7 @@ def _method(setting: Setting) -> dict[str, Any]:
 
 
 def _prompt(prepared: Prepared, records: RecordFile, engine: Engine, jobs: Sequence[Job], bar: Any) -> dict[str, Any]:
-    """One prompt's turn, with a cell for each setting."""
+    """Return one prompt's turn, with a cell for each setting."""
     example, turn = prepared.examples[jobs[0].index], jobs[0].turn
     decoded = []
     for traced in _decoded(prepared, records, engine, jobs):
@@ -163,7 +163,7 @@ def _prompt(prepared: Prepared, records: RecordFile, engine: Engine, jobs: Seque
 
 @dataclass(frozen=True, slots=True)
 class _Traced:
-    """One setting's output and where it came from; `dropped` was committed and cut off."""
+    """One setting's output with its tokens' origins; `dropped` tokens were committed and cut off."""
 
     label: str
     prompt: tuple[int, ...]
@@ -173,7 +173,7 @@ class _Traced:
 
     @property
     def behind(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """What the models are asked about, and behind what: many settings' are the same."""
+        """The prompt and output that the models score: the same for many settings."""
         return self.prompt, tuple(self.out.token_ids)
 
 
@@ -190,7 +190,7 @@ Opinions = dict[tuple[tuple[int, ...], tuple[int, ...]], dict[Role, list[Opinion
 
 
 def _opinions(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced]) -> Opinions:
-    """Each model's of each text that was emitted, and of all tokens that were rejected on the way there."""
+    """Return each model's opinions on each emitted text, and on all tokens that were rejected in it."""
     experiment = prepared.experiment
     warp = unit_temperature(experiment.warp)
     found: Opinions = {}
@@ -227,7 +227,7 @@ def _cell(prepared: Prepared, traced: _Traced, record: Record, said: Opinions) -
 
 
 def _difference(prepared: Prepared, out: Generation, record: Record) -> dict[str, Any] | None:
-    """Where what was decoded now departs from the record; None if nowhere."""
+    """Return where the output decoded now differs from the record; None if it does not."""
     if out.token_ids == record["token_ids"]:
         other = [name for name in COUNTS if getattr(out, name) != record[name]]
         return {"position": None, "counts": other} if other else None
@@ -271,5 +271,5 @@ def _other(one: Opinion | None, token: int | None) -> float | None:
 
 
 def _short(value: float | None) -> float | None:
-    """Six digits: a file of many numbers is read by people too."""
+    """Round to six digits, to keep the file readable."""
     return None if value is None else float(f"{value:.6g}")

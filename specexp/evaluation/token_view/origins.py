@@ -1,7 +1,7 @@
-"""Who each token of an output came from: a decoder that decodes as before, and notes it round by round.
+"""Notes the origin of each token of an output: a decoder that decodes as before and observes every round.
 
-It wraps what stands at the narrow boundaries (the decoder's generator, its judge, the rng it throws) and reads every
-array to the host as it passes: nothing that is timed may run through it. What it notes does not depend on the models.
+It wraps the decoder's interfaces (its generator, its judge, its rng) and copies every array to the host, so that timed
+work must not run through it. What it notes does not depend on the models.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from specexp.engine import Decoder
 
 ACCEPTED, JUDGED, LOOKED_UP, TREE = "accepted", "judged", "looked_up", "tree"
 CORRECTED, BONUS, TARGET, DRAFT = "corrected", "bonus", "target", "draft"
-# In the order of a legend: drafted ones first, then those that a model emitted by itself.
+# In the order of a legend: drafted tokens first, then those that a model emitted by itself.
 ORIGINS = {
     ACCEPTED: "drafted, accepted by the lossless rule",
     JUDGED: "drafted, accepted against the lossless rule, by the judge or Top-K",
@@ -34,10 +34,10 @@ ORIGINS = {
 
 @dataclass(frozen=True, slots=True)
 class Emitted:
-    """A committed token: in which round (from 1), and as which of its tokens (from 1).
+    """A committed token: its round (from 1), and its place in that round (from 1).
 
-    `score` is what the judge made of it; `rank` its place among its siblings by the draft (from 0), in a tree.
-    `rejected` is the drafted token in whose place it stands, of a tree the draft's favourite there.
+    `score` is the judge's score; `rank` its rank among its siblings by the draft (from 0), in a tree. `rejected` is the
+    drafted token that it replaces; in a tree, the draft's favourite there.
     """
 
     token: int
@@ -52,17 +52,17 @@ class Emitted:
 
 @dataclass(slots=True)
 class _Seen:
-    """What passed by in a round, on the host."""
+    """What was observed in a round, on the host."""
 
     drafted: list[int] = field(default_factory=list)
     looked_up: bool = False
-    parents: Sequence[int] = ()  # of a tree's nodes, whose tokens stand in `drafted`
-    passed: list[bool] | None = None  # by the lossless rule, where it was drawn
+    parents: Sequence[int] = ()  # of a tree's nodes, whose tokens are in `drafted`
+    passed: list[bool] | None = None  # by the lossless rule, if it drew random numbers
     scores: list[float] | None = None
 
 
 class TracedDecoder:
-    """Decodes one prompt, once; `tokens` holds what was committed, those that the engine then cut off included."""
+    """Decodes one prompt, once; `tokens` holds all committed tokens, also those that the engine then cut off."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.tokens: list[Emitted] = []
@@ -112,12 +112,12 @@ class TracedDecoder:
             alone = DRAFT if self.models[0] == "draft" else TARGET
             found = [Emitted(token, alone, self._num_rounds, place) for place, token in enumerate(tokens, 1)]
         self.tokens += found
-        seen = self._seen  # the rng write to this very one
+        seen = self._seen  # cleared in place, because the rng writes to this object
         seen.drafted, seen.looked_up, seen.parents, seen.passed, seen.scores = [], False, (), None, None
 
     def _chain(self, tokens: Sequence[int], counts: Mapping[str, Any]) -> list[Emitted]:
         seen, accepted = self._seen, counts["num_accepted"]
-        # At temperature 0 nothing is drawn, and the overlap of two one-hot rows says whether they agree.
+        # At temperature 0 nothing is drawn; the overlap of two one-hot rows is 1 if they agree and 0 if not.
         passed = [bool(same) for same in counts["overlap"]] if seen.passed is None else seen.passed
         scores: Sequence[float | None] = seen.scores or [None] * len(seen.drafted)
         found = []
@@ -144,20 +144,20 @@ class TracedDecoder:
         return [*found, self._own(tokens[accepted], origin, accepted + 1, others[0] if others else None)]
 
     def _own(self, token: int, origin: str, place: int, rejected: int | None) -> Emitted:
-        """A token that the target emitted itself."""
+        """Return a token that the target emitted itself."""
         instead = None if rejected is None else self._seen.drafted[rejected]
         return Emitted(token, origin, self._num_rounds, place, rejected=instead)
 
 
 def tally(tokens: Sequence[Emitted]) -> dict[str, int]:
-    """How many came from whom, of those who have any."""
+    """Return the number of tokens per origin, without origins that have none."""
     found = Counter(token.origin for token in tokens)
     return {origin: found[origin] for origin in ORIGINS if found[origin]}
 
 
 @dataclass(frozen=True, slots=True)
 class _Overheard:
-    """Passes every throw on, and notes which drafted tokens the lossless rule let pass."""
+    """Passes every random draw on, and notes which drafted tokens the lossless rule accepts."""
 
     rng: Rng
     seen: _Seen
@@ -175,5 +175,5 @@ class _Overheard:
 
 
 def _host(value: Any) -> Any:
-    """An array as numbers or a list of them; what is on the host already, as it is."""
+    """Return an array as a number or a list; values that are on the host already are returned as they are."""
     return value if isinstance(value, int | float | list | tuple) else value.tolist()

@@ -1,6 +1,6 @@
-"""Which prompts a person is shown token by token: those of an evaluation that were asked for, or the telling ones.
+"""Selects the prompts that are shown token by token: those that the user names, or the most informative ones.
 
-A matter of looking only: no setting of the run, and no part of its hash.
+This affects the view only: it is not a setting of the run, and not part of its hash.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ DEFAULT = "3"
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """`number` prompts of the run's choosing, or those that `text` names by their ids, separated by commas.
+    """`number` prompts that the run selects, or those whose ids `text` names, separated by commas.
 
-    An id that is a number itself is named with a comma behind it.
+    An id that is itself a number is given with a comma after it.
     """
 
     text: str
@@ -29,7 +29,7 @@ class Shown:
 
     @classmethod
     def parse(cls, text: str) -> Shown:
-        """A whole number, or ids; "" is the default. Raises ConfigError for a number below 0."""
+        """Parse a whole number, or ids; "" is the default. Raises ConfigError for a number below 0."""
         text = text.strip() or DEFAULT
         try:
             number = int(text)
@@ -40,7 +40,7 @@ class Shown:
         return cls(text, number)
 
     def check(self, examples: Sequence[Example]) -> None:
-        """Raise ConfigError, with every fault, unless all prompts that are named are among these."""
+        """Raise ConfigError, with every fault, unless all named prompts are among these."""
         if self.number is not None:
             return
         known = [example.prompt_id for example in examples]
@@ -58,9 +58,9 @@ class Shown:
             raise ConfigError(faults)
 
     def choose(self, examples: Sequence[Example], records: Sequence[Record]) -> list[int]:
-        """Places among `examples`, in the order of showing.
+        """Return indices into `examples`, in the order of showing.
 
-        Of a number, in the task's order: first come prompts that are `telling`, then the first of the others.
+        For a number, in the task's order: informative prompts are taken first, then the first of the others.
         """
         ids = [example.prompt_id for example in examples]
         if self.number is None:
@@ -71,13 +71,13 @@ class Shown:
 
     def _names(self, known: Sequence[str]) -> list[str]:
         if self.text in known:
-            return [self.text]  # an id may have commas of its own
+            return [self.text]  # an id may contain commas
         return list(dict.fromkeys(name.strip() for name in self.text.split(",") if name.strip()))
 
 
 def informative_prompts(records: Sequence[Record]) -> set[str]:
-    """Ids of the prompts on which, in the first repeat, a drafted token was accepted against the lossless rule, or a
-    method that has the target emitted other tokens than plain decoding behind the same prompt."""
+    """Return ids of the prompts on which, in the first repeat, a drafted token was accepted against the lossless rule,
+    or a method with a target emitted other tokens than plain decoding after the same prompt."""
     first = [record for record in records if record["repeat"] == 0]
     plain = {(r["prompt_id"], r["turn"]): r["token_ids"] for r in first if r["method"] == "baseline"}
     return {

@@ -1,6 +1,6 @@
-"""What target and draft think of the tokens of a finished output: one teacher-forced pass each, no cache of any run.
+"""Scores the tokens of a finished output with target and draft: one teacher-forced pass each, without a run's cache.
 
-Shapes: R rows looked at together, V vocabulary.
+Shapes: R rows scored together, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.lm.model import Array
 
-ROWS = 64  # of the vocabulary's size, held at a time
+ROWS = 64  # rows of the vocabulary's size that are in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """One model's, at one position: of the token that stands there, and of others that were asked about.
+    """One model's scores at one position: of the output's token, and of other requested tokens.
 
-    `rank` counts the token among the model's likeliest, from 1; `first` is the likeliest of all.
+    `rank` is the token's rank among the model's likeliest, from 1; `first` is the likeliest token.
     """
 
     probability: float
@@ -34,8 +34,8 @@ class Opinion:
 
 
 def unit_temperature(warp: Warp) -> Warp:
-    """The distribution that probabilities are told of: the run's own where it samples, temperature 1 where it is greedy
-    and every probability would be 0 or 1."""
+    """Return the warp of the reported probabilities: the run's own if it samples, else temperature 1, since all greedy
+    probabilities would be 0 or 1."""
     return Warp(1.0) if warp.greedy else warp
 
 
@@ -48,11 +48,11 @@ def teacher_forced_probs(
     tokens: Sequence[int],
     others: Mapping[int, Sequence[int]],
 ) -> list[Opinion | None]:
-    """Of each of `tokens` behind the prompt and those before it; None from where the model's context ends.
+    """Score each of `tokens` given the prompt and the tokens before it; None beyond the model's context.
 
-    `others[i]` are more tokens to be told the probability of at position i. The engine is one that reuses its caches.
+    `others[i]` are further tokens to score at position i. The engine must reuse its caches.
     """
-    # The row before tokens[i] is there once the prompt and i tokens were fed.
+    # The row that predicts tokens[i] exists once the prompt and i tokens were fed.
     room = max(0, min(len(tokens), context - len(prompt) + 1))
     found: list[Opinion | None] = []
     for start in range(0, room, ROWS):
@@ -64,7 +64,7 @@ def teacher_forced_probs(
 
 
 def _read(logits: Array, warp: Warp, tokens: Sequence[int], others: Sequence[Sequence[int]]) -> list[Opinion]:
-    """Of logits[R, V] and tokens[R]."""
+    """Score tokens[R] by logits[R, V]."""
     xp = array_namespace(logits)
     where = device(logits)
     logits = xp.astype(logits, xp.float32)

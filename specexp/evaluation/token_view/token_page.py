@@ -1,6 +1,6 @@
-"""tokens.html: what tokens.json holds, as one page that needs nothing else and works without scripts.
+"""tokens.html: the content of tokens.json as one self-contained page that works without scripts.
 
-It decides how much is shown and in which words; how it looks is the template's. It decodes nothing.
+This module decides how much is shown and in which words; the template decides how it looks. It decodes nothing.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from specexp.storage.run_folder import OutputFolder
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 JSON, HTML = "tokens.json", "tokens.html"
-DECODED = "tokens.jsonl"  # prompt by prompt, until both files are there
-SHARE, LEAST = 0.2, 30.0  # of the time that decoding took, and seconds that are always allowed
-CELL_TOKENS, PAGE_TOKENS, PROMPT_SIGNS = 2_000, 40_000, 20_000  # most that a page shows; the file has everything
-COLUMNS = 4  # methods side by side; more stand below each other
-_SHOWN_SIGNS = "\n\t"  # those that stand behind their marks
+DECODED = "tokens.jsonl"  # prompt by prompt, until both files are written
+SHARE, LEAST = 0.2, 30.0  # share of the decode time, and seconds that are always allowed
+CELL_TOKENS, PAGE_TOKENS, PROMPT_SIGNS = 2_000, 40_000, 20_000  # most that a page shows; tokens.json has everything
+COLUMNS = 4  # methods side by side; more are placed below each other
+_SHOWN_SIGNS = "\n\t"  # characters that follow their marks
 
 
 def write(
@@ -45,10 +45,10 @@ def write(
     shown: Shown,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Path]:
-    """Make both files for the prompts that are to be shown, and name them; none if they show these prompts already.
+    """Write both files for the prompts to be shown, and return their paths; none if they show these prompts already.
 
-    What was decoded for them before is not decoded again. Of a number of prompts, as many are shown as fit a share of
-    the run's decode time; prompts that are named are shown whatever it takes.
+    Prompts decoded for an earlier view are not decoded again. If a number of prompts is requested, as many are shown as
+    fit a share of the run's decode time; named prompts are always shown.
     """
     chosen = shown.choose(prepared.examples, records.records)
     data, page = output.path / JSON, output.path / HTML
@@ -65,9 +65,9 @@ def write(
     if found["left_out"]:
         print(_left_out(found, len(wanted)), file=sys.stderr)
     if not found["prompts"] or (page.is_file() and _prompts_of(found) == _prompts_of(before)):
-        (output.path / DECODED).unlink()  # all that it holds is in tokens.json
+        (output.path / DECODED).unlink()  # tokens.json has all of its content
         return []
-    page.unlink(missing_ok=True)  # a page stands only beside the data it was made from
+    page.unlink(missing_ok=True)  # a page exists only together with the data it was made from
     found["chosen"] = "by number" if shown.number is not None else "by id"
     differing = divergence.by_label(prepared, output.read_json(divergence.FILE), records.records)
     for method in found["methods"]:
@@ -79,7 +79,7 @@ def write(
 
 
 def _take_over(data: Mapping[str, Any] | None, facts: Mapping[str, Any], journal: Journal) -> None:
-    """The prompts that a tokens.json of the same settings has, in the journal."""
+    """Add the prompts of a tokens.json with the same settings to the journal."""
     if data is not None and all(data.get(name) == value for name, value in facts.items()):
         for prompt in data["prompts"]:
             journal.unit((prompt["prompt_id"], prompt["turn"]), lambda prompt=prompt: prompt)  # type: ignore[misc]
@@ -94,7 +94,7 @@ def _left_out(data: Mapping[str, Any], num_wanted: int) -> str:
 
 
 def files(output: OutputFolder) -> list[Path]:
-    """Those of the two files that stand in the folder."""
+    """Return those of the two files that exist in the folder."""
     return [path for path in (output.path / HTML, output.path / JSON) if path.is_file()]
 
 
@@ -103,7 +103,7 @@ def _prompts_of(data: Mapping[str, Any] | None) -> list[str]:
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """The page of what `trace` found."""
+    """Render the page from the result of `trace`."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -132,7 +132,7 @@ def render(data: Mapping[str, Any]) -> str:
 
 
 def _sampling(data: Mapping[str, Any]) -> str:
-    """How the tokens were chosen, and of which distribution the probabilities are."""
+    """Describe how the tokens were chosen, and which distribution the probabilities are of."""
     if data["temperature"] == 0:
         return "Greedy; probabilities are those at temperature 1."
     warps = [f"temperature {data['temperature']:g}"]
@@ -147,7 +147,7 @@ def _named(prompt: Mapping[str, Any]) -> str:
 
 
 def _legend(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Sums over the prompts of the file, a row for each method."""
+    """Return sums over the prompts of the file, one row per method."""
     rows = []
     for place, method in enumerate(data["methods"]):
         cells = [prompt["cells"][place] for prompt in data["prompts"]]
@@ -208,7 +208,7 @@ def _cell(cell: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _difference(found: Mapping[str, Any] | None) -> str:
-    """A sentence; "" where what is shown is what was recorded."""
+    """Return a sentence; "" if the shown output equals the recorded one."""
     if found is None:
         return ""
     if found["position"] is None:
@@ -225,7 +225,7 @@ def _difference(found: Mapping[str, Any] | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """As the template draws it: parts (what stands there, its mark)."""
+    """A token for the template; each part is (text, mark)."""
 
     classes: str
     hint: str
@@ -237,7 +237,7 @@ def _tokens(columns: Mapping[str, Sequence[Any]], method: Mapping[str, Any], rou
     parts = _parts([row["text"] if row["kind"] == TEXT else "" for row in rows])
     found, whole = [], ""
     for row, mine in zip(reversed(rows), reversed(parts), strict=True):
-        whole = row["text"] if row["kind"] == TEXT else whole  # where a part's character stands, behind it
+        whole = row["text"] if row["kind"] == TEXT else whole  # the later token that completes a part's character
         classes = [row["origin"], *([row["kind"]] if row["kind"] != TEXT else [])]
         if rounds and row["place"] == 1:
             classes.append("first")
@@ -247,14 +247,14 @@ def _tokens(columns: Mapping[str, Sequence[Any]], method: Mapping[str, Any], rou
 
 
 def _parts(texts: Sequence[str]) -> list[list[tuple[str, str]]]:
-    """Marked texts, without what its mark stands for."""
+    """Return marked texts, without the characters that their marks stand for."""
     return [
         [(sign if not mark or sign in _SHOWN_SIGNS else "", mark) for sign, mark in parts] for parts in marked(texts)
     ]
 
 
 def _hint(row: Mapping[str, Any], whole: str, method: Mapping[str, Any]) -> str:
-    """What is known of a token, a line each; the texts of tokens have lines of their own, whatever their direction."""
+    """Return the known facts of a token, one per line; token texts have their own lines because of their direction."""
     name = f"part of {plain(whole)}" if row["kind"] == PART else plain(row["text"])
     lines = [name, ORIGINS[row["origin"]]]
     lines.append(f"position {row['position']}, round {row['round']}, token {row['place']} of it, id {row['id']}")
