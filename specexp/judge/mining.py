@@ -8,7 +8,7 @@
 Three optimisations change no label: prefixes stay in the caches; the draft's choices are computed in one pass over y;
 and the continuation after a swap is verified against the old one, which it usually rejoins, instead of being generated
 token by token. The search of one prompt is sequential, but the searches of several prompts advance together, each on
-its own row of the engine. `tests/slow_miner.py` is the literal procedure and serves as the oracle.
+its own row of the engine. `tests/helpers/reference_miner.py` is the literal procedure and serves as the oracle.
 """
 
 from __future__ import annotations
