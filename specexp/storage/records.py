@@ -136,7 +136,7 @@ class RecordFile:
         return self._by_key[key]
 
     def repair(self) -> None:
-        """Truncate the file after its last whole line, and report records without checksum. The caller locks it."""
+        """Truncate the file after its last whole line and report records without checksum; needs the folder's lock."""
         if self._num_unchecked:
             print(
                 f"note: {self._num_unchecked} records of {self._path} have no checksum: a version that wrote none made"

@@ -137,7 +137,7 @@ class Graphs:
             ]
             x, logits = self._answer(("tree", size, bucket), lambda: self._branches(size, bucket), given)
         self.pool.lengths[0] = start + num
-        # Clone the outputs: the next replay overwrites them.
+        # The next replay overwrites what this one gave.
         wanted = slice(num - rows, num)
         return logits[wanted].clone(), x[wanted].clone() if hidden else None
 
@@ -158,7 +158,7 @@ class Graphs:
         return Drafted(drafted[:length].clone(), q_kept, hidden, peaks[:length].clone())
 
     def reach(self, slots: int) -> int:
-        """Grow the pool to at least `slots` slots and return their bucket. New capacities are bucket sizes, for speed."""
+        """Grow the pool to at least `slots` slots, always to a bucket size, which suits kernels; returns the bucket."""
         bucket = LEAST_BUCKET
         while bucket < slots:
             bucket *= 2
