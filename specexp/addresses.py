@@ -1,7 +1,7 @@
-"""Addresses as they may be shown, without user names, passwords and tokens: one function for every place.
+"""Removes user names, passwords and tokens from addresses before they are shown: one function for all callers.
 
-It works on any text, since errors of clients quote the address they were given. What it takes for a secret is the part
-of an address before the @, and the values of parameters whose names say so.
+It works on any text, since client errors quote the address they were given. It treats as secret the part of an address
+before the @, and the values of parameters with names such as token or password.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from urllib.parse import unquote, urlsplit
 HIDDEN = "***"
 TRACKING = "MLFLOW_TRACKING_URI"
 _USERNAME, _PASSWORD, _TOKEN = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"
-# Up to the last @ of the host part; a password may hold a / that nobody escaped, a port is digits before a /.
+# Up to the last @ of the host part; a password may contain an unescaped /, and a port is digits before a /.
 _USER_INFO = re.compile(r"(?<=://)(?:[^\s/?#\"'<>]*@|[^\s/@:\"'<>]+:(?!\d+(?:/|\s|$))[^\s@\"'<>]*@)")
 _NAMES = (
     r"[\w.-]*(?:token|secret|passw|pwd|api_?key|access_?key|signature|credential|authorization|odbc_connect)[\w.-]*"
 )
 _PARAMETER = re.compile(rf"(?i)(?<=[?&;#])((?:{_NAMES}|sig|key|auth))=[^\s&;#\"'<>]+")
-# As PostgreSQL and ODBC drivers quote what they were given.
+# The format in which PostgreSQL and ODBC drivers quote connection strings.
 _PAIR = re.compile(r"(?i)\b(password|passwd|pwd)=(?!\*)[^\s&;,\"'<>]+")
 _HEADER = re.compile(r"\b(Bearer|Basic) [\w.~+/=-]{8,}")
 
 
 def mask(text: str) -> str:
-    """`text` without the secrets of the addresses in it."""
+    """Return `text` without the secrets of the addresses in it."""
     text = _USER_INFO.sub("", text)
     text = _PARAMETER.sub(rf"\1={HIDDEN}", text)
     text = _PAIR.sub(rf"\1={HIDDEN}", text)
@@ -36,9 +36,9 @@ def mask(text: str) -> str:
 
 @contextmanager
 def without_credentials(environment: MutableMapping[str, str] | None = None) -> Iterator[None]:
-    """Inside, the address of a tracking server holds no credentials: MLflow, which prints it, has them by variables.
+    """Within the context, move the credentials of the tracking URI, which MLflow prints, into MLflow's variables.
 
-    Credentials in an address have precedence over the variables, as they do in a request.
+    Credentials in the URI take precedence over the variables, as they do in a request.
     """
     known = os.environ if environment is None else environment
     changed = _split(known.get(TRACKING, ""))
@@ -51,7 +51,7 @@ def without_credentials(environment: MutableMapping[str, str] | None = None) -> 
 
 
 def _split(address: str) -> dict[str, str | None]:
-    """The variables that say what this address says; None stands for one that is to be unset."""
+    """The environment variables equivalent to this address; None means that a variable must be unset."""
     try:
         parts = urlsplit(address)
     except ValueError:

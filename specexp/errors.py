@@ -1,17 +1,17 @@
-"""Every error that specexp raises on purpose, in one tree.
+"""All errors that specexp raises on purpose, in one hierarchy.
 
-    SpecexpError                 something a person can mend; the entry points print it and exit with its `exit_code`, 2
+    SpecexpError                 something the user can fix; the entry points print it and exit with its `exit_code`, 2
     ├── ConfigError              a setting, a preset or a combination of them is wrong (all faults at once)
     ├── ModelError               a model or tokenizer cannot be loaded, or cannot do what a method needs
     ├── TaskError                a data set, a split or a prompt is wrong
     ├── PromptError              one prompt is empty, or does not fit the model's context
     ├── RequestError             a request to a served decoder is malformed
     ├── JudgeError               a judge or its labels are missing, broken, or made for another pair
-    ├── OutputError              an output folder is in the way, or belongs to another configuration
-    └── StoreError               the tracking store refuses, or does not answer where nothing goes on without it
-        └── Unsent               the work is done and on disk, and its runs are not in the store: exit code 3
+    ├── OutputError              an output folder exists already, or belongs to another configuration
+    └── StoreError               the tracking store refuses, or does not answer although it is required
+        └── Unsent               the work is done and on disk, but its runs are not in the store: exit code 3
 
-A programmer's mistake (a broken identity of counts, a crop beyond the cache) is an AssertionError, not one of these.
+A programming error (inconsistent counts, a crop beyond the cache) is an AssertionError, not one of these.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-_SHOWN = 100  # characters of a value in a message
+_SHOWN = 100  # maximum number of characters of a value in a message
 
 
 class SpecexpError(Exception):
-    """Base of all errors a person can mend: the message names the value, the rule and the way out."""
+    """Base class of all errors that the user can fix: the message names the value, the rule and the remedy."""
 
     exit_code = 2
 
@@ -49,7 +49,7 @@ class PromptError(SpecexpError):
 
 
 class RequestError(SpecexpError):
-    """A request to a served decoder cannot be read, or asks for what it does not offer."""
+    """A request to a served decoder cannot be read, or asks for an unsupported feature."""
 
 
 class JudgeError(SpecexpError):
@@ -57,7 +57,7 @@ class JudgeError(SpecexpError):
 
 
 class OutputError(SpecexpError):
-    """An output folder cannot be used as asked."""
+    """An output folder cannot be used as requested."""
 
 
 class StoreError(SpecexpError):
@@ -65,13 +65,13 @@ class StoreError(SpecexpError):
 
 
 class Unsent(StoreError):
-    """What was to be logged is in the output folder, and not, or not wholly, in the store: to be uploaded."""
+    """The runs are in the output folder, but not, or not completely, in the store: they remain to be uploaded."""
 
     exit_code = 3
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
-    """`unknown task 'arit', did you mean 'arith'? known: arith, gsm8k`."""
+    """The message for an unknown name: `unknown task 'arit', did you mean 'arith'? known: arith, gsm8k`."""
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f", did you mean '{close[0]}'?" if close else "."
@@ -80,7 +80,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: its repr, cut in the middle where that is long."""
+    """A value as text for a message: its repr, shortened in the middle if it is long."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 20]}...{text[-10:]}"
 

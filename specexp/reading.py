@@ -1,9 +1,9 @@
-"""Text, JSON and YAML that come from outside, read in one place: each check on them exists once.
+"""Reads and checks text, JSON and YAML from outside, so that each check exists once.
 
-Text is UTF-8, a byte order mark at its start is dropped, and no text holds half of a surrogate pair, which neither a
-tokenizer nor a file takes. JSON and YAML give every key once, hold no NaN or infinity where JSON knows none, and are
-nested no deeper than `MAX_DEPTH`; YAML's aliases may not expand beyond `MAX_NODES`. Functions take the class of error
-to raise, since whoever reads knows what the text is for. Nothing here knows what the values mean.
+Text is UTF-8, a byte order mark at its start is dropped, and text with half of a surrogate pair is rejected, since
+tokenizers and files do not accept it. JSON and YAML must give every key once and nest at most `MAX_DEPTH` levels; JSON
+must not hold NaN or infinity; YAML's aliases must not expand beyond `MAX_NODES`. Functions take the class of error to
+raise, since the caller knows what the text is for. This module does not know what the values mean.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from specexp.errors import SpecexpError, shown
 
 BOM = "\ufeff"
 MAX_DEPTH = 100  # levels of lists and mappings
-MAX_NODES = 10_000  # values of a YAML document, each counted as often as aliases repeat it
+MAX_NODES = 10_000  # values of a YAML document, with every repetition by an alias counted
 _TOO_DEEP = f"nested too deep. At most {MAX_DEPTH} levels are read."
-MAX_SETTINGS_BYTES = 1 << 20  # of a file of settings or facts
+MAX_SETTINGS_BYTES = 1 << 20  # size limit of a file of settings or facts
 Error = type[SpecexpError]
 
 
 def path_of(name: str, what: str, error: Error) -> Path:
-    """A path by its name, `~` expanded; raises `error` for a name that no file can have. `what` begins the message."""
+    """A path from its name, `~` expanded; raises `error` for an invalid file name. `what` begins the message."""
     try:
         path = Path(name).expanduser()
         path.lstat()
-    except (RuntimeError, ValueError) as why:  # of a home that is unknown; of a NUL
+    except (RuntimeError, ValueError) as why:  # for an unknown home; for a NUL
         reason = "it holds a NUL character" if "\0" in name else str(why).rstrip(".")
         raise error(f"{what} {shown(name)} is no path: {reason}.") from why
     except OSError as why:
@@ -44,7 +44,7 @@ def path_of(name: str, what: str, error: Error) -> Path:
 
 
 def folder_of(address: str, what: str, error: Error, others: str) -> Path:
-    """A folder that is there, by path or file address; `others` are the addresses that are read elsewhere."""
+    """An existing folder, by path or file address; `others` names, for messages, the other addresses that are valid."""
     scheme, _, rest = address.partition("://")
     if rest and scheme != "file":
         named = mask(address)
@@ -60,7 +60,7 @@ def folder_of(address: str, what: str, error: Error, others: str) -> Path:
 
 
 def read_bytes(path: Path, what: str, error: Error, most: int | None = MAX_SETTINGS_BYTES) -> bytes:
-    """A file of `most` bytes at most; `what` ("config file") begins the message."""
+    """Read a file of at most `most` bytes; `what` ("config file") begins the message."""
     try:
         with path.open("rb") as file:
             data = file.read() if most is None else file.read(most + 1)
@@ -73,7 +73,7 @@ def read_bytes(path: Path, what: str, error: Error, most: int | None = MAX_SETTI
 
 
 def decode(data: bytes, where: str, error: Error, way_out: str = "; save it as UTF-8.") -> str:
-    """Bytes as text, without a byte order mark."""
+    """Decode UTF-8 bytes, and drop a byte order mark."""
     try:
         return data.decode("utf-8").removeprefix(BOM)
     except UnicodeDecodeError as why:
@@ -82,12 +82,12 @@ def decode(data: bytes, where: str, error: Error, way_out: str = "; save it as U
 
 
 def _said(where: str, what: str) -> str:
-    """`mine.yaml: not JSON`, but `the body is not JSON`."""
+    """A message about `where`: `mine.yaml: not JSON`, but `the body is not JSON`."""
     return f"{where} is {what}" if where.startswith(("the ", "standard ")) else f"{where}: {what}"
 
 
 def surrogate(text: str) -> str | None:
-    """The first half of a surrogate pair that stands alone in `text`."""
+    """The first unpaired surrogate in `text`, or None."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as why:
@@ -96,9 +96,9 @@ def surrogate(text: str) -> str | None:
 
 
 def check_text(text: str, what: str, error: Error, from_bytes: bool = False) -> None:
-    """Raise `error` for a text with half of a character: `what` holds it.
+    """Raise `error` if the text contains an unpaired surrogate; `what` names the text in the message.
 
-    Python keeps bytes of the command line that are not UTF-8 as such halves; `from_bytes` names them as bytes.
+    Python decodes command-line bytes that are not UTF-8 to surrogates; with `from_bytes` the message shows the byte.
     """
     if (half := surrogate(text)) is not None:
         if from_bytes and "\udc80" <= half <= "\udcff":
@@ -107,7 +107,7 @@ def check_text(text: str, what: str, error: Error, from_bytes: bool = False) -> 
 
 
 def check_value(value: Any, where: str, error: Error) -> None:
-    """Raise `error` for values nested too deep, and for a text within them that holds half of a character."""
+    """Raise `error` for values that are nested too deep, or contain a text with an unpaired surrogate."""
     waiting: list[tuple[Any, str, int]] = [(value, "", 1)]
     while waiting:
         found, place, depth = waiting.pop()
@@ -126,7 +126,7 @@ def check_value(value: Any, where: str, error: Error) -> None:
 
 
 def parse_json(text: str, where: str, error: Error, hint: str = "", constants: bool = False) -> Any:
-    """A JSON value. `hint` ends the message where the text is no JSON; with `constants`, NaN and infinity are read."""
+    """Parse JSON. `hint` ends the message if the text is not JSON; with `constants`, NaN and infinity are accepted."""
 
     def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -150,12 +150,12 @@ def parse_json(text: str, where: str, error: Error, hint: str = "", constants: b
 
 
 def parse_yaml(text: str, where: str, error: Error) -> Any:
-    """A YAML document of plain values."""
+    """Parse a YAML document of plain values."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         value = None if node is None else loader.construct_document(node)
-    # Malformed text raises YAMLError; a bad value of a tag (`!!bool x`, a date that does not exist) what it likes.
+    # Malformed text raises YAMLError; an invalid tagged value (`!!bool x`, an impossible date) can raise anything.
     except Exception as why:
         words = " ".join(str(why).split()) or type(why).__name__
         if isinstance(why, yaml.MarkedYAMLError) and why.problem_mark is not None:
@@ -166,13 +166,13 @@ def parse_yaml(text: str, where: str, error: Error) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which the plain loader keeps the last without a word, and documents that
-    are nested too deep or become too large as aliases are followed."""
+    """A YAML loader that rejects duplicate keys, of which the plain loader silently keeps the last, and documents that
+    are nested too deep or become too large when aliases are expanded."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = 0
-        self._sizes: dict[str, int] = {}  # of anchors: values below them, aliases followed
+        self._sizes: dict[str, int] = {}  # by anchor: number of values below it, aliases expanded
         self._size = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:

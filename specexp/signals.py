@@ -1,7 +1,7 @@
-"""SIGTERM as an exception, and blocks of code in which SIGTERM and Ctrl-C wait for the end of the block.
+"""Turns SIGTERM into an exception, and defers SIGTERM and Ctrl-C to the end of a block of code.
 
-The tracking store has made a run before its id is here: an interruption in between would leave a run that nobody ends.
-Such steps are held, each for itself; whoever waits for a store that hangs is interrupted all the same, a little later.
+The tracking store creates a run before this process knows its id: an interruption in between would leave a run that
+nothing ends. Each such step runs within `held`; if the store hangs, the signal takes effect after GRACE seconds.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-GRACE = 10.0  # seconds that a held step may still take when a signal has come
+GRACE = 10.0  # seconds that a held step may still take after a signal
 HELD = (signal.SIGTERM, signal.SIGINT)
 
 
 class Terminated(BaseException):
-    """SIGTERM as an exception, not a kill: runs are closed on the way out."""
+    """Raised on SIGTERM, so that runs are closed before the process exits."""
 
 
 def terminate(signum: int, frame: object) -> None:
-    """A handler of SIGTERM that raises."""
+    """Handler for SIGTERM; raises Terminated."""
     raise Terminated
 
 
 class _Held:
-    """The handler meanwhile: it notes what came, and lets it through after GRACE."""
+    """The handler within `held`: it records signals, and delivers them after GRACE."""
 
     def __init__(self) -> None:
         self.before: dict[int, Any] = {}
@@ -43,7 +43,7 @@ class _Held:
         self.deliver()
 
     def deliver(self) -> None:
-        """Do for the first signal that came what would have been done; the others asked for the same."""
+        """Call the original handler for the first pending signal; the later ones ask for the same and are dropped."""
         if not self._pending:
             return
         signum = self._pending[0]
@@ -58,9 +58,9 @@ class _Held:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Inside, SIGTERM and Ctrl-C wait for the end of the block, at most GRACE seconds; inside another one, for its end.
+    """Within the context, SIGTERM and Ctrl-C wait for its end, at most GRACE seconds; if nested, for the outer end.
 
-    Signals come to the main thread alone: in any other this does nothing.
+    Only the main thread receives signals: in any other thread this does nothing.
     """
     if threading.current_thread() is not threading.main_thread() or _current() is not None:
         yield
@@ -82,7 +82,7 @@ def held() -> Iterator[None]:
 
 
 def check() -> None:
-    """Between two steps inside `held`: let through what waits."""
+    """Deliver pending signals; to be called between two steps within `held`."""
     state = _current()
     if state is not None:
         state.deliver()
@@ -90,7 +90,7 @@ def check() -> None:
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Inside, signals are held, and work is given up after so many seconds. Raises TimeoutError."""
+    """Within the context, signals are held, and TimeoutError is raised after `seconds` seconds."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""The narrow boundary behind which every language model sits: the numpy toy and Hugging Face models alike."""
+"""The interface that every language model implements: the numpy toy and the Hugging Face models."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Array = Any
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """Where fed tokens stand when they are no chain.
+    """The positions and the attention pattern of fed tokens that form a tree instead of a chain.
 
-    Slots below `base` are a chain that everything behind it sees. A token in slot base + i stands at position
-    base + depths[i] and sees, behind the base, the slots base + a for a in ancestors[i] (itself included) and no other.
+    Slots below `base` are a chain that all later tokens attend to. The token in slot base + i has the position
+    base + depths[i] and attends, from the base on, to the slots base + a for a in ancestors[i] (itself included) only.
     """
 
     base: int
@@ -28,35 +28,35 @@ class Branches:
 
 
 class Session(Protocol):
-    """One sequence in one model's KV cache: a row of slots that grows at its end and can be cut back."""
+    """One sequence in one model's KV cache: a row of slots, to which `feed` appends and which `keep` truncates."""
 
     @property
     def length(self) -> int:
-        """Slots in the cache."""
+        """Number of slots in the cache."""
         ...
 
     def feed(
         self, tokens: Array, rows: int, hidden: bool = False, branches: Branches | None = None
     ) -> tuple[Array, Array | None]:
-        """Append tokens[N] in slots length .. length + N - 1: a chain in which each sees all before it, or `branches`.
+        """Append tokens[N] in slots length .. length + N - 1: as a chain with causal attention, or as `branches`.
 
-        Returns what follows the last `rows` of them: logits[rows, V] and, if asked, the last layer after its norm
-        [rows, H]. With rows = 0 the logits are empty.
+        Returns logits[rows, V] for the last `rows` tokens and, with `hidden`, their final hidden states [rows, H],
+        after the last norm. With rows = 0 the logits are empty.
         """
         ...
 
     def keep(self, length: int, slots: Sequence[int] = ()) -> None:
-        """Keep the first `length` slots and behind them `slots`, in this order; forget every other."""
+        """Keep the first `length` slots, followed by `slots` in this order; drop all others."""
         ...
 
     def slots(self) -> object:
-        """What the cache holds, as something that can be compared and hashed: equal means decoding goes on alike."""
+        """The contents of the cache as a hashable value: with equal contents, decoding continues identically."""
         ...
 
 
-@dataclass(slots=True, eq=False)  # made at every step: a frozen one takes thrice as long
+@dataclass(slots=True, eq=False)  # created at every step; a frozen one takes three times as long
 class Feed:
-    """What one session is to be fed: the arguments of `Session.feed`."""
+    """The arguments of one call to `Session.feed`, together with the session."""
 
     session: Session
     tokens: Array
@@ -65,13 +65,13 @@ class Feed:
     branches: Branches | None = None
 
 
-CHUNK = 256  # tokens of a prefill that go through a model together
+CHUNK = 256  # tokens of a prefill per forward
 
 
 def in_pieces(
     feed: Callable[[Array, int, bool], tuple[Array, Array | None]], parts: Sequence[Array], rows: int, hidden: bool
 ) -> tuple[Array, Array | None]:
-    """`Session.feed` of a long chain, part by part: what lies between a model's layers stays small."""
+    """`Session.feed` of a long chain, part by part, which keeps the activations small."""
     left, found = sum(part.shape[0] for part in parts), []
     for part in parts:
         left -= part.shape[0]
@@ -86,7 +86,7 @@ def in_pieces(
 
 
 def one_by_one(feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
-    """Each feed by itself: `Model.feed` of a model that has no way to feed several together."""
+    """Feed each session separately: `Model.feed` of a model that cannot batch them."""
     return [feed.session.feed(feed.tokens, feed.rows, feed.hidden, feed.branches) for feed in feeds]
 
 
@@ -98,49 +98,49 @@ class Model(Protocol):
 
     @property
     def context(self) -> int:
-        """The most positions a sequence may have."""
+        """The maximum number of positions in a sequence."""
         ...
 
     def sessions(self, count: int, capacity: int = 0) -> Sequence[Session]:
-        """Empty caches that may be fed together; room for `capacity` slots each is there from the start."""
+        """Return `count` empty caches that can be fed together, with room for `capacity` slots each."""
         ...
 
     def session(self) -> Session:
-        """One empty cache."""
+        """Return one empty cache."""
         ...
 
     def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
-        """Feed sessions of one `sessions` call, in one forward where the model can. Answers as `Session.feed`."""
+        """Feed sessions of one `sessions` call, in one forward if the model can; one `Session.feed` result each."""
         ...
 
     def ids(self, tokens: Sequence[int]) -> Array:
-        """Host token ids as an integer array on the model's device."""
+        """Copy host token ids to an integer array on the model's device."""
         ...
 
     def check_trees(self) -> object:
-        """Raise ModelError when its sessions take no `branches`."""
+        """Raise ModelError if its sessions do not support `branches`."""
         ...
 
     def facts(self) -> dict[str, Any]:
-        """What was loaded and where it runs, as JSON."""
+        """What was loaded and on which device it runs, as a JSON-serializable dict."""
         ...
 
     def wait(self) -> None:
-        """Return once the device has done all it was asked for; clocks read around this."""
+        """Synchronize with the device; timing code calls this before it reads the clock."""
         ...
 
 
 @runtime_checkable
 class Drafts(Protocol):
-    """What a model may offer besides: a chain drafted in one go, sampling included, by a session that is fed alone."""
+    """Optional interface of a model that drafts a whole chain in one call, sampling included, for a single session."""
 
     def drafts(self, ask: Draft, rng: Rng) -> bool:
-        """Whether it answers this ask; if not, the chain is drafted step by step."""
+        """True if the model supports this request; otherwise the engine drafts the chain step by step."""
         ...
 
     def draft(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
-        """The chain of `length` <= gamma tokens behind those of `feed`, the first of which is drawn at `position`.
+        """Draft `length` <= gamma tokens after those of `feed`; the first is sampled with the key `position`.
 
-        They are fed, and all drafted tokens but the last; with `own`, that one too.
+        Feeds the tokens of `feed` and all drafted tokens but the last; with `own`, the last one too.
         """
         ...

@@ -1,7 +1,7 @@
-"""Peak memory, of the process and of each CUDA device, and what to say where it runs out.
+"""Recognizes out-of-memory errors and turns them into a ModelError that says what to change.
 
-PyTorch is asked only where something else has loaded it, and CUDA only where it is in use: nothing here waits for a
-device. A method's own peak is known on CUDA alone, where the allocator's mark can be set back; a process has one mark.
+This module does not import PyTorch: it recognizes PyTorch's errors by class name and message. `specexp/profiling`
+measures peak memory.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _OF_CPU = ("DefaultCPUAllocator", "can't allocate memory", "Cannot allocate memo
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether memory has run out: PyTorch's own error of a device, the words of its CPU allocator, or Python's."""
-    named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")  # PyTorch is not imported to ask for it
+    """True for an out-of-memory error: PyTorch's error of a device, its CPU allocator's RuntimeError, or Python's."""
+    named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")  # by name, which needs no import of PyTorch
     return named or (isinstance(error, RuntimeError) and any(words in str(error) for words in _OF_CPU))
 
 
 def way_out(error: BaseException, lower: str, models: Mapping[Role, ModelConfig] | None = None) -> str:
-    """What ran out, what to lower and what to load otherwise, in one line; `models` are those that are loaded."""
+    """One line: the error, which setting to lower, and how to load the models in less memory; `models` are loaded."""
     first = first_line(error, "out of memory")
     loaded = ", ".join(f"{role} {_how(config)}" for role, config in (models or {}).items())
     return (
@@ -40,7 +40,7 @@ def _how(config: ModelConfig) -> str:
 
 @contextmanager
 def translate_oom(what: str, lower: str, models: Mapping[Role, ModelConfig] | None = None) -> Iterator[None]:
-    """Inside, memory that runs out is a ModelError: at what, with which models, and what to change."""
+    """Within the context, turn an out-of-memory error into a ModelError that names `what`, the models and remedies."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

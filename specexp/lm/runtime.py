@@ -1,7 +1,7 @@
-"""How a model is to be loaded, and what its tokenizer must agree on; plain data, no torch.
+"""The settings for loading a model, and the checks of its vocabulary against the tokenizer's; plain data, no torch.
 
-Vocabularies may differ by padding: many families round the embedding up to a multiple that suits the hardware. Decoding
-uses the ids that the tokenizer knows, in target and draft alike, and never emits another.
+Vocabulary sizes may differ by padding: many families round the embedding up to a multiple that suits the hardware.
+Decoding uses only the ids that the tokenizer knows, for target and draft, and never emits any other.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
 OFFLOADS = ("none", "cpu", "disk")
 ATTENTIONS = ("sdpa", "eager")
-# `auto` is the tokenizer's own where it has one and the task's prompts are not completions.
+# `auto` uses the tokenizer's own template if it has one and the task's prompts are not completions.
 AUTO, NO_TEMPLATE, OWN_TEMPLATE = CHAT_TEMPLATES = ("auto", "none", "own")
 
 
@@ -24,10 +24,10 @@ class ModelConfig:
     """Where a model's weights are (`zoo:NAME`, a folder or a hub id), and how they are loaded.
 
     `revision` and `tokenizer` default to the newest and the model's own; `device` is cpu, cuda:0, ... or auto, which
-    spreads the layers by accelerate; `quantization` is done by bitsandbytes as the weights are read, with arithmetic in
-    `compute_dtype` (default: `dtype`); `offload` leaves the layers' weights in CPU memory or on disk, from where each
-    is brought to the device at every call; `attention` defaults to what transformers chooses. `chat_template` says
-    whether prompts are put into the chat template of the tokenizer; the target's counts, for both.
+    lets accelerate spread the layers; bitsandbytes does `quantization` as the weights are read, with arithmetic in
+    `compute_dtype` (default: `dtype`); `offload` leaves the layers' weights in CPU memory or on disk, and every forward
+    copies each layer to the device; `attention` defaults to what transformers chooses. `chat_template` says whether
+    prompts are formatted with the tokenizer's chat template; the target's setting applies to both models.
     """
 
     model: str
@@ -43,7 +43,7 @@ class ModelConfig:
     trust_remote_code: bool = False
 
     def faults(self) -> list[str]:
-        """Settings that do not go together, one line each."""
+        """Settings that contradict each other, one line each."""
         found = []
         if self.offload != "none" and self.quantization != "none":
             found.append(
@@ -57,12 +57,12 @@ class ModelConfig:
         return found
 
 
-TOY = "toy:"  # what the toy pair's models are called
+TOY = "toy:"  # prefix of the names of the toy pair's models
 
 
 @dataclass(frozen=True, slots=True)
 class ToyConfig:
-    """The numpy pair: `draft_noise` is how far the draft's logits stray from the target's; `seed` makes another."""
+    """The numpy pair: `draft_noise` is how far the draft's logits differ from the target's; `seed` selects the pair."""
 
     vocab_size: int = 24
     draft_noise: float = 0.5
@@ -70,7 +70,7 @@ class ToyConfig:
 
 
 def shared_vocabulary(target: Mapping[str, int], draft: Mapping[str, int] | None = None) -> int:
-    """How many ids, from 0, the tokenizer knows. Refuses a draft whose ids mean something else than the target's."""
+    """Number of ids, from 0, that the tokenizer knows. Raises ModelError if the draft's token ids differ."""
     if draft is not None and draft != target:
         wrong = sorted(
             (token, target.get(token), draft.get(token))
@@ -86,7 +86,7 @@ def shared_vocabulary(target: Mapping[str, int], draft: Mapping[str, int] | None
 
 
 def check_vocabulary(known: int, sizes: Mapping[str, int]) -> None:
-    """Refuse models (name: ids they score) that do not score every id the tokenizer knows."""
+    """Raise ModelError if a model (name: number of ids it scores) does not score every id the tokenizer knows."""
     for name, size in sizes.items():
         if size < known:
             raise ModelError(

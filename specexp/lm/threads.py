@@ -1,7 +1,7 @@
-"""How many threads a forward runs on, found by trying: for small models on a processor, fewer are often faster.
+"""Measures on how many threads a forward is fastest: small models on a CPU are often faster on fewer threads.
 
-One number for a single row and one for several, since a product of one row is bound by memory and one of several by
-arithmetic. Timing is the one thing that depends on it: no result is used but the fastest's.
+There is one number for a single row and one for several rows, since memory limits the product of one row and
+arithmetic that of several. The choice affects only the time; the outputs of the timed forwards are not used.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from statistics import median
 
 import torch
 
-ROWS = 8  # stands for "several"
+ROWS = 8  # measured as "several"
 REPEATS = 15
-PATIENCE = 0.25  # seconds: a forward that takes longer has work for every thread there is
+PATIENCE = 0.25  # seconds: a forward that takes longer has enough work for all threads
 
 
 class Threads:
-    """`count` threads inside `with`, 0 for as many as before, and as many as before behind it.
+    """Context manager that sets torch to `count` threads (0: no change) and restores the previous number on exit.
 
-    A class, not a generator: it is entered at every step.
+    A class and not a generator, which is slower: it is entered at every step.
     """
 
     __slots__ = ("_before", "_count")
@@ -41,7 +41,7 @@ class Threads:
 def fastest(
     forward: Callable[[int], object], available: int, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[int, int]:
-    """Threads for one row and for several, of 1, 2, 4, ... and `available`; `forward` runs on so many rows."""
+    """Fastest thread counts for one row and for several, of 1, 2, 4, ... and `available`; times `forward(rows)`."""
     choices = sorted({available, *(1 << i for i in range(available.bit_length()) if 1 << i <= available)})
 
     def seconds(rows: int, count: int) -> float:
@@ -56,7 +56,7 @@ def fastest(
     for rows in (1, ROWS):
         for count in choices:
             seconds(rows, count)  # warm
-        # In turns: what disturbs one choice disturbs the others as well.
+        # The choices take turns, so that noise from other processes affects all of them equally.
         turns = [[seconds(rows, count) for count in choices] for _ in range(REPEATS)]
         medians = [median(column) for column in zip(*turns, strict=True)]
         found.append(choices[medians.index(min(medians))])

@@ -1,7 +1,7 @@
-"""A numpy table language model: the public fake behind `Model`, small enough to enumerate.
+"""A numpy table language model: a fake implementation of `Model`, small enough to enumerate.
 
 The logits after a token depend on that token, the one before it and the position, all read back from a cache of slots.
-A cache that is not rewound, or rows that are shifted, therefore change the answer. No text, no training, no torch.
+A cache that is not rewound, or rows that are shifted, therefore change the logits. No text, no training, no torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PERIOD = 5
 
 
 class ToyModel:
-    """Logits ~ N(0, scale^2) by table. `draft_noise` mixes in a second table: 0 is the same model."""
+    """Looks up logits ~ N(0, scale^2) in a table. `draft_noise` adds a second table; 0 gives the same model."""
 
     def __init__(
         self, vocab_size: int = 3, seed: int = 0, draft_noise: float = 0.0, scale: float = 1.2, context: int = 64
@@ -73,12 +73,12 @@ class ToyModel:
         return None
 
     def rows(self, before: Array, tokens: Array, positions: Array) -> tuple[Array, Array]:
-        """logits[N, V], hidden[N, H] after `tokens`[N], each preceded by `before`[N] (vocab_size = nothing)."""
+        """logits[N, V], hidden[N, H] after `tokens`[N], each preceded by `before`[N] (vocab_size: no predecessor)."""
         return self._table[before, tokens] + self._positions[positions % _PERIOD], self._hidden[before, tokens]
 
 
 class ToySession:
-    """Slots hold (token, position); a row reads its predecessor back: the slot it sees one position before its own."""
+    """A cache of (token, position) slots; a row's predecessor is the slot it sees with the position one lower."""
 
     def __init__(self, model: ToyModel) -> None:
         self._model = model

@@ -1,8 +1,8 @@
-"""Chat templates: whether prompts are put into one, how it renders them, and what it says by itself.
+"""Chat templates: decides if prompts use one, renders conversations, and finds the template's own system prompt.
 
-auto   the tokenizer's own, where it has one and the prompts are no completions
-own    the tokenizer's own, which must be there
-none   messages are joined plainly
+auto   the tokenizer's own template, if it has one and the prompts are not completions
+own    the tokenizer's own template, which must exist
+none   messages are joined without a template
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from specexp.errors import ModelError, first_line
 from specexp.lm.runtime import AUTO, NO_TEMPLATE
 from specexp.tasks.example import Message
 
-# Some templates write today's date into every prompt; a prompt may not change from one day to the next.
+# Some templates write today's date into every prompt; a fixed date keeps prompts the same from day to day.
 TODAY = "2024-07-26"
 _FIXED_DATE = f"{{%- macro strftime_now(format) -%}}{TODAY}{{%- endmacro -%}}"
 SHOWN = 200  # characters of a template's own text in a note
@@ -24,9 +24,9 @@ _FIRST, _SECOND, _REPLY, _SYSTEM = "first question", "second question", "some re
 
 
 def is_used(setting: str, tokenizer: Any, completions: bool, name: str) -> bool:
-    """Whether prompts are put into the template of this tokenizer, which belongs to the model `name`.
+    """True if prompts are formatted with the chat template of this tokenizer, which belongs to the model `name`.
 
-    Raises ModelError where a template is asked for and there is none, or none of several is the default.
+    Raises ModelError if a template is required and there is none, or there are several and no default.
     """
     if setting == NO_TEMPLATE or (setting == AUTO and (completions or not tokenizer.chat_template)):
         return False
@@ -37,7 +37,7 @@ def is_used(setting: str, tokenizer: Any, completions: bool, name: str) -> bool:
 
 
 def template_of(tokenizer: Any, name: str = "") -> str:
-    """The template's text. Raises ModelError where there are several and none is the default."""
+    """The template's text. Raises ModelError if there are several and none is the default."""
     try:
         return str(tokenizer.get_chat_template())
     except ValueError as error:
@@ -48,7 +48,7 @@ def template_of(tokenizer: Any, name: str = "") -> str:
 
 
 def render(tokenizer: Any, messages: Sequence[Message]) -> str:
-    """The text of a conversation, as far as the assistant's next reply. Raises ModelError."""
+    """The text of a conversation, with the prompt for the assistant's next reply. Raises ModelError."""
     try:
         return str(
             tokenizer.apply_chat_template(
@@ -61,21 +61,21 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> str:
         )
     except ModelError:
         raise
-    except Exception as error:  # a template is a program of its own, and raises what it likes
+    except Exception as error:  # a template is a program and can raise anything
         words = first_line(error)
         raise ModelError(f"the chat template cannot render this conversation: {words}") from error
 
 
 def ids_of(tokenizer: Any, text: str) -> list[int]:
-    """Ids of a rendered text: a template writes its special tokens itself, and the tokenizer adds no second BOS."""
+    """Token ids of a rendered text. The template writes the special tokens, so the tokenizer must not add a BOS."""
     return [int(i) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
 def system_text(tokenizer: Any) -> str:
-    """What the template tells the model before a first question that comes without a system message; "" if nothing.
+    """The system prompt that the template adds to a conversation without a system message; "" if it adds none.
 
-    Found by rendering: what stands where an explicit system message would, else what precedes a first question and not
-    a second one, special tokens and the role's name left out.
+    Determined by rendering: the text in the place of an explicit system message, or else the text that precedes a first
+    question and not a second one, without special tokens and the role's name.
     """
     alone = _tried(tokenizer, [("user", _FIRST)])
     if _FIRST not in alone:
@@ -86,14 +86,14 @@ def system_text(tokenizer: Any) -> str:
     talk = _tried(tokenizer, [("user", _FIRST), ("assistant", _REPLY), ("user", _SECOND)])
     between = talk.partition(_REPLY)[2].partition(_SECOND)[0]
     lead = alone.partition(_FIRST)[0]
-    # From right to left, what is common is the header of any question.
+    # The common suffix is the header of any question.
     header = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(lead[::-1], between[::-1], strict=False)))
     extra = tokenizer.decode(ids_of(tokenizer, lead[: len(lead) - header]), skip_special_tokens=True).strip()
     return re.sub(r"^\W*system\W+", "", str(extra)) if talk else ""
 
 
 def _tried(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> str:
-    """A rendered conversation; "" where the template refuses it, as some do a system message."""
+    """A rendered conversation; "" if the template rejects it, as some reject a system message."""
     try:
         return render(tokenizer, [{"role": role, "content": content} for role, content in messages])
     except ModelError:
@@ -101,7 +101,7 @@ def _tried(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> str:
 
 
 def note(setting: str, tokenizer: Any, used: bool, system: str, why_not: str) -> str:
-    """What a person should know of the template: that it is used, and what it says by itself; or that it is not."""
+    """A note for the user: the template is used and adds this system prompt, or it is not used."""
     if used:
         shown = " ".join(system.split())
         shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN].rstrip()}..."

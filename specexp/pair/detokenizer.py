@@ -1,4 +1,4 @@
-"""Text of tokens as they come: no piece ends within a character, and all pieces together are the whole text."""
+"""Streams the text of generated tokens: no piece ends within a character, and all pieces joined are the whole text."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from collections.abc import Callable, Collection, Sequence
 
 from specexp.pair.tokenization import Text
 
-_LONG = 96  # tokens that are decoded again for every piece, at most
-_KEPT = 32  # of these, what is kept when there are more
-_SAME = 8  # characters that must be the same in both, before what is not yet handed over
+_LONG = 96  # maximum number of tokens that are decoded again for every piece
+_KEPT = 32  # number of last tokens that remain when the window gets longer
+_SAME = 8  # characters before the pending text that both windows must have in common
 
 
 class Pieces:
-    """Hands the text of generated tokens to `hear`, piece by piece.
+    """Passes the text of generated tokens to `hear`, piece by piece.
 
-    Tokenizers decode a token by those before it, and some texts are changed by those after it: what is handed over is
-    the settled text of a window of the last tokens, beyond what was handed over before. An EOS ends a text and has none
-    itself.
+    How a tokenizer decodes a token depends on the tokens before it, and sometimes on those after it. A piece is
+    therefore the settled text of a window of the last tokens, minus the text passed before. An EOS ends a text and has
+    no text itself.
     """
 
     def __init__(self, text: Text, eos_ids: Collection[int], hear: Callable[[str], object]) -> None:
         self._text, self._eos, self._hear = text, frozenset(eos_ids), hear
         self._window: list[int] = []
-        self._heard = 0  # characters of the window's text that were handed over
+        self._heard = 0  # characters of the window's text that were passed to `hear`
 
     def add(self, tokens: Sequence[int]) -> None:
-        """Take the tokens of one round; hand over what is certain."""
+        """Add the tokens of one round; pass on the text that no later token can change."""
         self._window += [token for token in tokens if token not in self._eos]
         self._hand_over(self._text.settled(self._window))
         if len(self._window) > _LONG:
             self._shorten()
 
     def close(self) -> None:
-        """Hand over what was held back."""
+        """Pass on the rest of the text."""
         self._hand_over(self._text.decode(self._window))
 
     def _hand_over(self, now: str) -> None:
@@ -41,7 +41,7 @@ class Pieces:
             self._hear(piece)
 
     def _shorten(self) -> None:
-        """Leave out tokens at the window's begin, if the text of the others ends as that of all."""
+        """Drop tokens at the start of the window, if the text of the others is a matching end of the whole text."""
         whole, end = self._text.decode(self._window), self._window[-_KEPT:]
         text = self._text.decode(end)
         left = len(whole) - self._heard

@@ -1,4 +1,4 @@
-"""Loads what an experiment decodes with: tokenizers first, then only the models its methods ask."""
+"""Loads an experiment's tokenizers, and then only the models that its methods need."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ TOY_CONTEXT = 512
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The models behind their roles and what turns text into their ids. `eos_ids` are the target's stopping tokens.
+    """The models by role and their tokenizer. `eos_ids` are the target's stop tokens.
 
-    `notes` are what a person should be told of how prompts are made.
+    `notes` tell the user how prompts are made.
     """
 
     text: Text
@@ -35,7 +35,7 @@ class Pair:
 
 
 def contexts(experiment: Experiment, roles: Set[Role]) -> dict[Role, int]:
-    """The most positions of each model's sequences, by its config: nothing is loaded. Raises ModelError."""
+    """The context length of each model, from its config, without loading weights. Raises ModelError."""
     if experiment.toy is not None:
         return dict.fromkeys(roles, TOY_CONTEXT)
     loading = _loading(experiment)
@@ -54,15 +54,15 @@ def _loading(experiment: Experiment) -> ModuleType:
 
 
 def load_pair(experiment: Experiment, roles: Set[Role], own_prompts: bool = False) -> Pair:
-    """Load the models of these roles; with `own_prompts`, for a person's own prompts and not the experiment's task.
+    """Load the models of these roles; with `own_prompts`, for a user's own prompts instead of the experiment's task.
 
-    Raises ModelError before any weights when the tokenizers do not agree.
+    Raises ModelError before it reads any weights if the tokenizers differ.
     """
     if experiment.toy is not None:
         return _toy_pair(experiment.toy, roles)
     loading = _loading(experiment)
     configs = experiment.models
-    # Before the tokenizers, whose loader reads configs too, and takes a broken one for a tokenizer's fault.
+    # Before the tokenizers: their loader reads configs too, and reports a broken one as a fault of the tokenizer.
     sizes = {configs[role].model: loading.vocabulary_size(configs[role]) for role in roles}
     tokenizer = loading.load_tokenizer(experiment.target)
     text, notes = _text(experiment, tokenizer, not own_prompts and DEFAULTS[experiment.task].completions)
@@ -72,7 +72,7 @@ def load_pair(experiment: Experiment, roles: Set[Role], own_prompts: bool = Fals
     trees = any(spec(method.method).grows_tree for method in experiment.methods)
     for role in roles:
         loading.check_decodable(configs[role], trees)
-    # The ids that may be emitted are the target's affair, for both models and whichever of them is loaded.
+    # The target defines the ids that may be emitted, for both models, even if only the draft is loaded.
     suppressed = loading.suppressed_ids(experiment.target)
     models = {role: loading.load_model(configs[role], known, suppressed) for role in configs if role in roles}
     for model in models.values():
@@ -82,7 +82,7 @@ def load_pair(experiment: Experiment, roles: Set[Role], own_prompts: bool = Fals
 
 
 def _text(experiment: Experiment, tokenizer: Any, completions: bool) -> tuple[TokenizerText, tuple[str, ...]]:
-    """What makes prompts, and notes on it."""
+    """The tokenizer that encodes prompts, and the notes about it."""
     target = experiment.target
     used = chat_template.is_used(target.chat_template, tokenizer, completions, target.tokenizer or target.model)
     system = chat_template.system_text(tokenizer) if used else ""
@@ -92,7 +92,7 @@ def _text(experiment: Experiment, tokenizer: Any, completions: bool) -> tuple[To
 
 
 def identity(pair: Pair, experiment: Experiment) -> dict[str, Any]:
-    """What labels and judges are made for, and what a pair must agree on to use them."""
+    """Identifies the pair that labels and judges are made for; only a pair with the same values can use them."""
     return {
         **{role: model.facts()["fingerprint"] for role, model in pair.models.items()},
         "tokenizer": pair.text.facts()["vocabulary"],
@@ -107,7 +107,7 @@ def identity(pair: Pair, experiment: Experiment) -> dict[str, Any]:
 
 
 def hidden_sizes(pair: Pair) -> dict[str, int]:
-    """Width of each model's hidden states, which a judge reads."""
+    """The width of each model's hidden states, which are a judge's inputs."""
     return {role: model.facts()["hidden_size"] for role, model in pair.models.items()}
 
 

@@ -1,7 +1,7 @@
-"""Each token's own text, and what is invisible in a text made visible. It knows no page.
+"""Finds the text of each token, and replaces invisible characters by visible marks. It writes no HTML.
 
-A token may be a part of a character only, or a space that disappears when it is decoded alone: texts are what a token
-adds to those before it.
+A token may be only a part of a character, or a space that disappears when it is decoded alone: a token's text is what
+it adds to the text of the tokens before it.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from os.path import commonprefix
 from specexp.pair.tokenization import Text
 
 TEXT, PART, SPECIAL = "text", "part", "special"
-_BROKEN = "\ufffd"  # what decoders write for bytes that are no character, or not yet
-_LONGEST = 8  # tokens that are waited for until a character is whole: one has four bytes at most, and broken ones end
-_JOINERS = "\u200c\u200d"  # part of how words and emoji are written
+_BROKEN = "\ufffd"  # decoded from bytes that are not a character, or not yet
+_LONGEST = 8  # tokens to wait for the end of a character, which has at most four bytes; this ends invalid ones
+_JOINERS = "\u200c\u200d"  # regular parts of words and emoji
 _MARKED = {" ": "·", "\t": "⇥", "\n": "↵"}
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What a token adds to the text (`kind` text); or the name of one that adds none (`special`), or that is a part of
-    a character whose text stands with a later token (`part`)."""
+    """The text that a token adds (`kind` text); or the name of a token that adds none (`special`), or that is a part of
+    a character whose text belongs to a later token (`part`)."""
 
     kind: str
     text: str
 
 
 def spelled(text: Text, ids: Sequence[int], ends: Collection[int] = ()) -> list[Piece]:
-    """One piece a token. The texts are together what `text` decodes, but for `ends`, which are special whatever it
-    makes of them."""
+    """One piece per token. The joined texts equal what `text` decodes, except for tokens in `ends`, which are always
+    special."""
     pieces = _spelled(text, ids, ends)
     whole = text.decode([token for token in ids if token not in ends])
-    # Where a token changes the text of those before it, what each adds shows only beside the whole.
+    # If a token changes the text of those before it, compare with the whole text to find what each adds.
     return pieces if _texts(pieces) == whole else _parts_of(whole, text, ids, ends)
 
 
@@ -43,7 +43,7 @@ def _texts(pieces: Sequence[Piece]) -> str:
 
 
 def _parts_of(whole: str, text: Text, ids: Sequence[int], ends: Collection[int]) -> list[Piece]:
-    """Each token's part of the whole text: how much of its beginning is there with the token, less what was before."""
+    """Each token's part of the whole text: the prefix that is decoded with the token, minus the prefix before it."""
     pieces: list[Piece] = []
     known: list[int] = []
     done, last = 0, None
@@ -66,14 +66,14 @@ def _parts_of(whole: str, text: Text, ids: Sequence[int], ends: Collection[int])
 
 def _spelled(text: Text, ids: Sequence[int], ends: Collection[int]) -> list[Piece]:
     pieces: list[Piece] = []
-    before, read = 0, 0  # the window's begin, and how far texts were given out
+    before, read = 0, 0  # the start of the window, and the number of tokens whose text is complete
     for place, token in enumerate(ids):
         known = text.decode(ids[before:read])
         now = text.decode(ids[before : place + 1])
         new = now[len(known) :] if now.startswith(known) else text.decode([token])
         waiting = place - read
         if token in ends or not (text.decode([token]) if waiting else new):
-            if waiting:  # for a character that ends here
+            if waiting:  # an incomplete character ends here
                 pieces[-1] = Piece(TEXT, new)
             pieces.append(Piece(SPECIAL, text.piece(token)))
             read = place + 1
@@ -86,19 +86,19 @@ def _spelled(text: Text, ids: Sequence[int], ends: Collection[int]) -> list[Piec
 
 
 def alone(text: Text, token: int) -> str:
-    """A token by itself, for one that stands in no text."""
+    """The text of a token by itself, or its name if it has none."""
     found = text.decode([token])
     return text.piece(token) if not found or _BROKEN in found else found
 
 
 def marked(texts: Sequence[str]) -> list[list[tuple[str, str]]]:
-    """Each text in parts: (what stands there, what is to be seen for it or "").
+    """Split each text into parts (original text, the mark to show for it or "").
 
-    Line ends, tabs and spaces at a line's end have marks; control and direction characters are named, and none of them
-    is left to work. `texts` follow each other: a line's end may be in the next one.
+    Line ends, tabs and spaces at a line's end have marks; control and direction characters are replaced by their names,
+    so that they have no effect. `texts` are consecutive: the end of a line may be in the next one.
     """
     whole = "".join(texts)
-    # A space at a line's end is followed by spaces and then a line's end, or the text's.
+    # A trailing space is followed by spaces and then by the end of the line or of the text.
     trailing, ending = [False] * len(whole), True
     for i in range(len(whole) - 1, -1, -1):
         if whole[i] == " ":
@@ -120,7 +120,7 @@ def marked(texts: Sequence[str]) -> list[list[tuple[str, str]]]:
 
 
 def named(sign: str) -> str:
-    """How a control or direction character, or half of a surrogate pair, is called; "" for any other."""
+    """The name of a control or direction character, or of half a surrogate pair; "" for any other."""
     kind = unicodedata.category(sign)
     if kind not in ("Cc", "Cf", "Cs", "Zl", "Zp") or sign in _JOINERS or sign in "\n\t":
         return ""
@@ -128,5 +128,5 @@ def named(sign: str) -> str:
 
 
 def plain(text: str) -> str:
-    """On one line, with marks in place of what cannot be seen: for a hint or a list."""
+    """The text on one line, with marks for invisible characters: for a tooltip or a list."""
     return "".join(_MARKED[sign] if sign in "\n\t" else named(sign) or sign for sign in text)

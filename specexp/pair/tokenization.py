@@ -1,4 +1,4 @@
-"""From messages to token ids and back: a transformers tokenizer, or characters of the toy."""
+"""Converts messages to token ids and ids to text: a transformers tokenizer, or the toy's characters."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from specexp.pair import chat_template
 from specexp.tasks.example import Message
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-# What decoders write for bytes that make no character yet; and beginnings of what transformers' tidying of blanks joins
-# to the word before (" .", " ' ", " n't", " 've", ...).
+# Replacement characters, decoded from an incomplete character; and beginnings of the texts that transformers' clean-up
+# of spaces joins to the word before (" .", " ' ", " n't", " 've", ...).
 _UNSETTLED = re.compile(r"(?:\ufffd+| (?:n'?|'[vr]?)?)\Z")
 
 
 class Text(Protocol):
-    """From messages to token ids and back."""
+    """Converts messages to token ids and ids to text."""
 
     def encode(self, messages: Sequence[Message]) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
     def settled(self, ids: Sequence[int]) -> str:
-        """The beginning of what `ids` decode to that no later token changes."""
+        """The beginning of the decoded text that no later token can change."""
         ...
 
     def longest(self) -> int:
-        """Bytes of the longest text that one token may stand for, or more."""
+        """An upper bound on the bytes of one token's text."""
         ...
 
     def piece(self, token: int) -> str:
-        """The name of a token in the vocabulary, which is not what it reads as."""
+        """The name of a token in the vocabulary, which differs from its text."""
         ...
 
     def facts(self) -> dict[str, Any]: ...
@@ -43,9 +43,9 @@ class Text(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TokenizerText:
-    """A transformers tokenizer. With `chat`, messages are put into its own template; else they are joined plainly.
+    """A transformers tokenizer. With `chat`, it formats messages with its chat template; else it just joins them.
 
-    `setting` is what was asked for, and `system` what the template says where there is no system message.
+    `setting` is the `chat_template` setting, and `system` the template's system prompt without a system message.
     """
 
     tokenizer: Any
@@ -54,13 +54,13 @@ class TokenizerText:
     system: str = ""
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a prompt, with what the tokenizer or the template puts before it."""
+        """Token ids of a prompt, with the special tokens that the tokenizer or the template adds."""
         if not self.chat:
             return self._plain_ids(joined(messages))
         return chat_template.ids_of(self.tokenizer, chat_template.render(self.tokenizer, messages))
 
     def _plain_ids(self, text: str) -> list[int]:
-        """Token ids with what the tokenizer adds; a text that begins with the BOS already is not given another."""
+        """Token ids with the tokenizer's special tokens; a text that already begins with a BOS gets no second one."""
         ids, bos = [int(i) for i in self.tokenizer(text)["input_ids"]], self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
             own = [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
@@ -68,14 +68,14 @@ class TokenizerText:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids, special tokens left out."""
+        """The text of generated ids, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def settled(self, ids: Sequence[int]) -> str:
-        """Without bytes that make no character yet, and without blanks that a tokenizer may still tidy up.
+        """The decoded text without an incomplete character, and without spaces that the tokenizer may still clean up.
 
-        Bytes that are tokens of their own (`<0xE2>`) are decoded together: a broken one breaks all that it follows
-        without another token between.
+        Consecutive byte tokens (`<0xE2>`) are decoded together: an invalid one makes all byte tokens directly before it
+        invalid as well.
         """
         end = len(ids)
         while end and (_BYTE.fullmatch(self.piece(ids[end - 1])) or not self.decode([ids[end - 1]])):
@@ -104,7 +104,7 @@ class TokenizerText:
 
 @dataclass(frozen=True, slots=True)
 class ToyText:
-    """Characters by code point, modulo the vocabulary; ids read as numbers. Id 0 ends a text and begins none."""
+    """Encodes characters by code point, modulo the vocabulary, and decodes ids to numbers. Id 0 is the EOS only."""
 
     vocab_size: int
 
@@ -128,7 +128,7 @@ class ToyText:
 
 
 def joined(messages: Sequence[Message]) -> str:
-    """A single message as it stands; several, each with an empty line behind it, so that an answer may follow."""
+    """A single message unchanged; several with an empty line after each, so that an answer can follow."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "".join(message["content"].rstrip() + "\n\n" for message in messages)

@@ -1,8 +1,8 @@
 """The memory-traffic floor of a plain step: the bytes it must read / the bandwidth of a copy on the same device.
 
-A step on one token reads every weight once and computes little with it, so that it cannot be faster than memory hands
-the weights over. Weights that fit a processor's caches come from there: the floor takes the bandwidth of a copy whose
-working set is as large as the weights. Not counted: activations, and whatever a kernel reads twice.
+A step on one token reads every weight once and computes little with it, so that memory bandwidth limits its speed.
+Weights that fit a CPU's caches are read from there: the floor therefore uses the bandwidth of a copy whose working set
+is as large as the weights. Not counted: activations, and whatever a kernel reads twice.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 
 from specexp.lm.hf.hf_model import HFModel
 
-LARGE = 512 << 20  # bytes of a working set that no last-level cache holds
-ONCE = 64 << 20  # bytes that one measurement copies at least
+LARGE = 512 << 20  # bytes of a working set that exceeds every last-level cache
+ONCE = 64 << 20  # minimum number of bytes that one measurement copies
 BEST_OF = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """Bytes read for one token at a mean context, bytes a second of the two copies, and the seconds that follow."""
+    """Bytes read for one token at a mean context, bytes per second of the two copies, and the resulting seconds."""
 
     weight_bytes: int
     cache_bytes: int
@@ -36,7 +36,7 @@ class Floor:
 
 
 def measure(model: HFModel, context: float, clock: Callable[[], float] = time.perf_counter) -> Floor:
-    """The floor of one step of this model behind `context` tokens."""
+    """Measure the floor of one step of this model after `context` tokens."""
     weights = weight_bytes(model.module)
     return Floor(
         weights, cache_bytes(model.module, context), bandwidth(model, weights, clock), bandwidth(model, LARGE, clock)
@@ -44,9 +44,9 @@ def measure(model: HFModel, context: float, clock: Callable[[], float] = time.pe
 
 
 def weight_bytes(module: Any) -> int:
-    """Bytes of the parameters that one token reads: an embedding's one row, unless the head shares its weight.
+    """Bytes of the parameters that one token reads: of an embedding one row, unless the head shares its weight.
 
-    Of a mixture of experts, those that a token is sent to.
+    Of a mixture of experts, only the experts that a token is routed to count.
     """
     config = module.config.get_text_config(decoder=True)
     head = module.get_output_embeddings()
@@ -73,7 +73,7 @@ def cache_bytes(module: Any, context: float) -> int:
 
 
 def bandwidth(model: HFModel, working_set: int, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Bytes read and written a second by a copy whose source and destination take `working_set` bytes together."""
+    """Bytes read and written per second by a copy whose source and destination take `working_set` bytes together."""
     source = torch.ones(max(1, working_set // 8), dtype=torch.float32, device=model.device)
     target = torch.empty_like(source)
     moved = 2 * source.numel() * source.element_size()

@@ -1,10 +1,10 @@
-"""What a call costs: seconds of a draft step and of a target call on n positions, measured as they come in decoding.
+"""Measures the seconds of a draft step and of a target call on n positions, in the order in which decoding makes them.
 
-Forwards alone, without sampling or accepting, so that what a method loses outside them shows as unrealised speed. Plain
-steps are timed in a row, as plain decoding makes them; draft calls and verifying calls in rounds: a model that runs
-behind another finds less of itself in the processor's caches. A draft that makes its chain in one go is timed doing
-so, greedily, its argmax included. Each row and round is timed behind an untimed one of its kind, for the same reason.
-Chains and trees are measured apart, since a tree's call takes a mask.
+Only forwards are timed, without sampling or accepting, so that a method's other costs show as unrealised speed. Plain
+steps are timed in a row, as in plain decoding; draft calls and verifying calls in rounds, since a model that runs after
+another one finds fewer of its weights in the CPU's caches. A draft that makes its chain in one call is timed that way,
+greedily, with its argmax. For the same reason, an untimed row or round of the same kind precedes each timed one.
+Chains and trees are measured separately, since a tree's call takes a mask.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from specexp.lm.model import Branches, Drafts, Feed, Model, Session
 
 ROW = 4  # plain steps in a row
 WARM_UP = 1
-PATIENCE = 60.0  # seconds behind which one repeat must do: calls that take so long vary less
+PATIENCE = 60.0  # seconds after which no further repeat starts: calls that take so long vary less
 
 
 @dataclass(frozen=True, slots=True)
 class TreeRound:
-    """`nodes` verified on `depth` levels, grown in draft calls on `width` nodes."""
+    """The shape of a tree: `nodes` verified on `depth` levels, grown in draft calls on `width` nodes."""
 
     nodes: int
     depth: int
@@ -36,10 +36,10 @@ class TreeRound:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds of one call by its positions; between measured sizes they go in a straight line.
+    """Seconds of one call by its number of positions, with linear interpolation between measured sizes.
 
-    `draft_step` is a call on one, None where no draft was loaded; `target` has 1 among its sizes; in a tree, a call of
-    the draft and of the target on n nodes and positions.
+    `draft_step` is a draft call on one position, None if no draft was loaded; `target` includes the size 1;
+    `tree_draft` is by the number of nodes, `tree_target` by the number of positions.
     """
 
     draft_step: float | None
@@ -67,7 +67,7 @@ class Costs:
 
 
 def _between(seconds: Mapping[int, float], positions: float) -> float:
-    """Interpolated; beyond the ends, the end's."""
+    """Interpolate linearly; beyond the measured range, return the value at its end."""
     below = max((n for n in seconds if n <= positions), default=min(seconds))
     above = min((n for n in seconds if n >= positions), default=max(seconds))
     if above <= below:
@@ -83,9 +83,9 @@ def measure(
     repeats: int = 12,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Costs:
-    """Medians over `repeats` of plain steps and of one round for each draft length and tree, interleaved, behind `ids`.
+    """Medians over `repeats` of plain steps and of one round for each draft length and tree, interleaved, after `ids`.
 
-    Without a draft among `models`, the rounds are verifying calls alone.
+    Without a draft among `models`, the rounds have only verifying calls.
     """
     bench = _Bench(models, ids, clock)
     found: dict[Key, list[float]] = defaultdict(list)
@@ -111,7 +111,7 @@ Key = tuple[str, int]  # kind of call, its positions
 
 
 class _Bench:
-    """Sessions that hold `ids` between any two measurements."""
+    """Times calls on sessions that are rewound to `ids` after each measurement."""
 
     def __init__(self, models: Mapping[Role, Model], ids: Sequence[int], clock: Callable[[], float]) -> None:
         self._models, self._ids, self._clock = models, ids, clock
@@ -141,7 +141,7 @@ class _Bench:
                 yield ("target", gamma + 1), target
 
     def tree(self, tree: TreeRound) -> Iterator[tuple[Key, float]]:
-        base = len(self._ids) + 1  # behind the root
+        base = len(self._ids) + 1  # after the root
         if tree.depth > 1:
             self._timed("draft", [1])
             levels = [_levels(base, tree.width * i, tree.width) for i in range(1, tree.depth)]
@@ -151,7 +151,7 @@ class _Bench:
         self._rewind()
 
     def _timed(self, role: Role, sizes: Sequence[int], branches: Sequence[Branches] | None = None) -> float:
-        """Seconds of each of these calls in a row, one for every size."""
+        """Mean seconds per call of a series of calls, one for each size."""
         model, session = self._models[role], self._sessions[role]
         fed = [model.ids([self._ids[i % len(self._ids)] for i in range(size)]) for size in sizes]
         stands: Sequence[Branches | None] = branches or [None] * len(sizes)
@@ -163,7 +163,7 @@ class _Bench:
         return (self._clock() - start) / len(sizes)
 
     def _drafted(self, gamma: int) -> float:
-        """Seconds of each step of a chain, made as decoding makes it."""
+        """Mean seconds per step of a chain, drafted as in decoding."""
         model, ask, rng = self._models["draft"], Draft(gamma, Warp()), CertainRng()
         if not (isinstance(model, Drafts) and model.drafts(ask, rng)):
             return self._timed("draft", [1] * gamma)
@@ -180,7 +180,7 @@ class _Bench:
 
 
 def _levels(base: int, num: int, width: int) -> Branches:
-    """`num` nodes behind slot base - 1, each below the one `width` places before it."""
+    """`num` nodes after slot base - 1, where the parent of each is the node `width` places before it."""
     paths: list[list[int]] = []
     for i in range(num):
         paths.append([*(paths[i - width] if i >= width else []), i])

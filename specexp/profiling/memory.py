@@ -1,7 +1,7 @@
-"""Peak memory, of the process and of each CUDA device.
+"""Peak memory of the process and of each CUDA device.
 
-PyTorch is asked only where something else has loaded it, and CUDA only where it is in use: nothing here waits for a
-device. A method's own peak is known on CUDA alone, where the allocator's mark can be set back; a process has one mark.
+PyTorch is used only if other code has imported it, and CUDA only if it is initialized: nothing here waits for a device.
+Peaks per method exist only on CUDA, where the allocator's peak can be reset; the process has one peak for its lifetime.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-FILE = "memory.json"  # of an output folder
+FILE = "memory.json"  # in an output folder
 RSS = "rss"
 
 
 @dataclass(slots=True)
 class Peaks:
-    """Bytes by place (`rss`, `cuda0`, ...): of all that was done, and of each method."""
+    """Peak bytes by place (`rss`, `cuda0`, ...): of the whole process, and of each method."""
 
     all: dict[str, int] = field(default_factory=dict)
     methods: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Peaks:
 
     @contextmanager
     def watching(self, label: str) -> Iterator[None]:
-        """Inside, what CUDA devices hold counts for this method, too."""
+        """Within the context, the peaks of CUDA devices also count for this method."""
         _take(self.all, cuda())
         for index in _devices():
             _torch().cuda.reset_peak_memory_stats(index)
@@ -42,7 +42,7 @@ class Peaks:
             _take(self.all, found)
 
     def take(self) -> None:
-        """Look at the process as a whole."""
+        """Update the peaks of the whole process."""
         _take(self.all, {RSS: rss(), **cuda()})
 
     def as_dict(self) -> dict[str, Any]:
@@ -50,23 +50,23 @@ class Peaks:
 
 
 def peaks_of(found: Mapping[str, Any] | None) -> Peaks:
-    """From JSON; of nothing, none."""
+    """Build peaks from JSON; empty ones from None."""
     return Peaks() if found is None else Peaks(dict(found["all"]), {k: dict(v) for k, v in found["methods"].items()})
 
 
 def metrics(peaks: Mapping[str, int]) -> dict[str, float]:
-    """`memory/peak_rss_bytes`, `memory/peak_cuda0_bytes`, ..."""
+    """The peaks as metrics: `memory/peak_rss_bytes`, `memory/peak_cuda0_bytes`, ..."""
     return {f"memory/peak_{place}_bytes": float(size) for place, size in peaks.items()}
 
 
 def rss() -> int:
-    """Most bytes that this process has had in memory since it began."""
+    """The peak resident set size of this process in bytes, since its start."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def cuda() -> dict[str, int]:
-    """Most bytes that tensors have taken on each CUDA device in use since its mark was set back."""
+    """The peak bytes of tensors on each CUDA device in use, since the last reset."""
     peaks = {f"cuda{index}": int(_torch().cuda.max_memory_allocated(index)) for index in _devices()}
     return {place: size for place, size in peaks.items() if size}
 

@@ -1,8 +1,9 @@
 """Where a decoder's time goes: draft forwards, target forwards, judge, sampling and accepting, and the host (the rest).
 
-An instrumented run, apart from the timed ones. It wraps what stands at the narrow boundaries (models' sessions, the
-decoder's generator, its rule, rng and warps) and knows nothing of what is behind them. Every moment from the first ask
-to the last round is charged to one part, so the shares sum to 1; what the clock itself costs is measured and taken off.
+It is measured in an instrumented run, separate from the timed ones. Wrappers implement the interfaces (models'
+sessions, the decoder's generator, its rule, rng and warps) and do not depend on the implementations. All time from the
+first request to the last round is charged to one part, so that the shares sum to 1; the cost of the clock itself is
+measured and subtracted.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from specexp.lm.model import Array, Branches, Drafts, Feed, Model, Session, one_
 
 HOST, SAMPLING, JUDGE = "host", "sampling", "judge"
 PARTS = ("draft", "target", JUDGE, SAMPLING, HOST)
-CALIBRATION = 2000  # empty regions that the clock's own cost is measured on
+CALIBRATION = 2000  # number of empty regions in the measurement of the clock's own cost
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class Stopwatch:
-    """Charges time to the innermost open region. `wait` returns once the device is done; it is read around it."""
+    """Charges time to the innermost open region. It calls `wait`, which synchronizes the device, before the clock."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter, wait: Callable[[], None] = lambda: None) -> None:
         self._clock = clock
@@ -41,7 +42,7 @@ class Stopwatch:
         self._num_inside: Counter[str] = Counter()  # regions opened directly inside one
 
     def begin(self) -> None:
-        """From here on time is the host's, where it is nobody else's."""
+        """Start charging time: to the host, unless another region is open."""
         self._wait()
         self._open = [HOST]
         self._num_opened[HOST] += 1
@@ -52,7 +53,7 @@ class Stopwatch:
         self._open = []
 
     def timed(self, name: str, work: Callable[P, R]) -> Callable[P, R]:
-        """`work`, charged to `name` between `begin` and `end`."""
+        """Wrap `work` so that its time is charged to `name` between `begin` and `end`."""
 
         def run(*arguments: P.args, **more: P.kwargs) -> R:
             if not self._open:
@@ -80,7 +81,7 @@ class Stopwatch:
         return self._num_opened[name]
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of each part, without what opening and closing regions cost."""
+        """Seconds of each part, minus the cost of opening and closing regions."""
         empty = Stopwatch(self._clock, self._wait)
         nothing = empty.timed(SAMPLING, lambda: None)
         empty.begin()
@@ -96,13 +97,13 @@ class Stopwatch:
 
 
 def shares(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Each part / their sum."""
+    """Each part's seconds / their sum."""
     whole = sum(seconds.values())
     return {part: value / whole for part, value in seconds.items()}
 
 
 class TimedModel:
-    """Passes everything on; what its sessions do is charged to its role."""
+    """Forwards all calls to a model; the time of its sessions is charged to its role."""
 
     def __init__(self, model: Model, role: Role, watch: Stopwatch) -> None:
         self._model, self._role, self._watch = model, role, watch
@@ -147,7 +148,7 @@ class TimedModel:
 
 
 class TimedSession:
-    """A session of a timed model."""
+    """Forwards all calls to a session; `feed` and `keep` are charged to the role of its model."""
 
     def __init__(self, session: Session, role: Role, watch: Stopwatch) -> None:
         self.inner = session
@@ -171,7 +172,7 @@ class TimedSession:
 
 
 class TimedDice:
-    """Passes every throw on, charged to sampling: for the engine, which draws the drafts itself."""
+    """An rng whose draws are charged to sampling: for the engine, which samples the drafts itself."""
 
     def __init__(self, rng: Rng, watch: Stopwatch) -> None:
         self._pick = watch.timed(SAMPLING, rng.pick)
@@ -190,7 +191,7 @@ class TimedDice:
 
 @dataclass(frozen=True, slots=True)
 class TimedWarp(Warp):
-    """The same warp, charged to sampling: what the engine draws drafts with."""
+    """A warp that is charged to sampling; the engine samples drafts with it."""
 
     watch: Stopwatch | None = None
 
@@ -204,7 +205,7 @@ class TimedWarp(Warp):
 
 
 class TimedRule:
-    """Passes the question on, charged to the judge."""
+    """A rule whose verdicts are charged to the judge."""
 
     def __init__(self, rule: Rule, watch: Stopwatch) -> None:
         self._rule = rule
@@ -219,7 +220,7 @@ class TimedRule:
 
 
 class TimedDecoder:
-    """A decoder whose own steps are charged to sampling, and its rule's verdicts to the judge."""
+    """A decoder whose steps are charged to sampling, and its rule's verdicts to the judge."""
 
     def __init__(self, decoder: Decoder, watch: Stopwatch) -> None:
         if isinstance(decoder, Chain):
@@ -231,7 +232,7 @@ class TimedDecoder:
         return self._decoder.models
 
     def steps(self, rng: Rng, room: int) -> Steps:
-        # The engine asks for the first step behind the prefill, which is thus nobody's.
+        # The engine requests the first step after the prefill, which is therefore charged to no part.
         self._watch.begin()
         step = self._watch.timed(SAMPLING, self._decoder.steps(rng, room).send)
         answer: Any = None

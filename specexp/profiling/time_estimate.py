@@ -1,6 +1,6 @@
-"""How long a command is going to take: said before it begins, from a few timed calls, and once outputs have been seen.
+"""Estimates how long a command will take: before it begins, from a few timed calls, and again after the first outputs.
 
-The first number is a bound: every output as long as it may be. The second one knows some lengths.
+The first estimate is an upper bound, for outputs of maximum length. The second one is based on actual outputs.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
 from specexp.lm.model import Model
 
-LONG = 60.0  # seconds from which on a line says what to lower, and a second one follows
-TOKENS = 4  # of a timed output
-SLOW = 5.0  # seconds from which on the first output is not decoded again for a warm one
+LONG = 60.0  # seconds above which the line also says what to lower, and a second estimate follows
+TOKENS = 4  # length of the timed output
+SLOW = 5.0  # seconds above which the first output is not repeated as a warm one
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds of one prompt's prefill, and of each token after it."""
+    """Seconds of one prompt's prefill, and per token after it."""
 
     prefill: float
     token: float
@@ -34,7 +34,7 @@ class Pace:
         return cls(out.prefill_seconds, out.seconds / max(1, len(out.token_ids)))
 
     def seconds(self, tokens: float) -> float:
-        """Of one output."""
+        """Seconds of one output of this many tokens."""
         return self.prefill + tokens * self.token
 
 
@@ -45,7 +45,7 @@ def pace(
     clock: Callable[[], float] = time.perf_counter,
     names: Sequence[str] = (),
 ) -> Pace:
-    """Of plain decoding, from a few tokens on the prompt of middle length; `names` are the prompts', for errors."""
+    """Measure plain decoding on a few tokens after the prompt of median length; `names` name the prompts in errors."""
     middle = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))[len(prompts) // 2]
     ids, name = prompts[middle], names[middle] if names else ""
 
@@ -58,7 +58,7 @@ def pace(
 
 
 def span(seconds: float) -> str:
-    """`8 s`, `12 min`, `3 h 20 min`, with two digits or so."""
+    """Seconds as text, with about two digits: `8 s`, `12 min`, `3 h 20 min`."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     if seconds < 90 * 60:
@@ -68,13 +68,13 @@ def span(seconds: float) -> str:
 
 
 def announce(seconds: float, what: str, lower: str) -> None:
-    """Say on standard error how long it takes at most, and what makes it less."""
+    """Print to standard error how long it takes at most, and which setting to lower."""
     less = f" Lower {lower} for less." if seconds > LONG else ""
     print(f"time: at most about {span(seconds)}, {what}.{less}", file=sys.stderr)
 
 
 class Progress:
-    """Says once, when `early` of `total` units are done, how long all of them take: about as long each as those."""
+    """Reports once, when `early` of `total` units are done, how long all will take, at the same pace per unit."""
 
     def __init__(
         self, total: float, early: float, what: str, say: Callable[[str], object], clock: Callable[[], float]
@@ -83,7 +83,7 @@ class Progress:
         self._begun, self._said = clock(), False
 
     def seen(self, done: float, total: float | None = None) -> None:
-        """So many are done; `total` where more is known of it by now."""
+        """Note that `done` units are done; `total` replaces the initial total if it is given."""
         total = self._total if total is None else total
         if self._said or not done or done < self._early or done >= total:
             return

@@ -1,4 +1,4 @@
-"""Where a record was made: what was loaded (not what was asked for), libraries, threads, processor, commit."""
+"""Describes where a record was made: the models as loaded (not as requested), libraries, threads, CPU, commit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def describe(models: Mapping[Any, Model], tokenizer: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts, as JSON: `models` by role and their tokenizer's, then the machine and the code."""
+    """The facts as a JSON-serializable dict: of `models` by role and their tokenizer, of the machine and the code."""
     return {
         "models": {role: model.facts() for role, model in models.items()},
         "tokenizer": dict(tokenizer),
@@ -34,12 +34,12 @@ def describe(models: Mapping[Any, Model], tokenizer: Mapping[str, Any]) -> dict[
 
 
 def on_cuda(facts: Mapping[str, Any]) -> bool:
-    """Whether one of these models ran on CUDA."""
+    """True if one of these models ran on CUDA."""
     return any(str(model.get("device", "")).startswith("cuda") for model in facts["models"].values())
 
 
 def name_of(facts: Mapping[str, Any]) -> str:
-    """Twelve hex digits that name these facts in a record."""
+    """Hash of the facts in twelve hex digits, by which records refer to them."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -51,7 +51,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """The processor's name as Linux tells it, or what Python knows."""
+    """The CPU's name from /proc/cpuinfo, or else from `platform`."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -62,7 +62,7 @@ def _processor() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """What git says of this checkout; nothing outside one, where another repository may be around the package."""
+    """Output of git for this checkout; "" if ROOT is not one, since an enclosing repository may be unrelated."""
     if not (ROOT / ".git").exists():
         return ""
     try:

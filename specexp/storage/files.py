@@ -1,7 +1,7 @@
-"""Files of our own: written whole or not at all, and read back with one message for what is broken in them.
+"""Writes this project's files atomically, and reads them back with one error message for whatever is broken.
 
-A disk that is full, or a folder that cannot be written, is an OutputError that names the file. So is a JSON file that
-is cut off, was changed by hand, or holds something else than its shape says. Nothing here knows what the files are for.
+A full disk, or a folder that is not writable, raises an OutputError that names the file. So does a JSON file that is
+cut off, was changed by hand, or does not match its shape. This module does not know what the files are for.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 from specexp.errors import OutputError, first_line
 
-CHECKSUM = "checksum"  # of a line of JSON
-# What the system says where there is no room, or no right to write: a person can mend it.
+CHECKSUM = "checksum"  # key of the checksum in a line of JSON
+# Error numbers for a full disk or missing permissions, which the user can fix.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (*NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG)
 _IN_WORDS = tuple(os.strerror(number) for number in UNWRITABLE)
-# Libraries in other languages that write files raise errors of their own.
+# Libraries in other languages raise their own errors when they write files; these are parts of their messages.
 _LIBRARIES = ("os error", "PytorchStreamWriter", "file write failed")
 
 # A type, a tuple of alternatives, [shape], {str: shape}, {int: shape}, or {name: shape, "name?": shape}.
@@ -31,7 +31,7 @@ Shape = Any
 
 
 def is_unwritable(error: BaseException) -> bool:
-    """Whether a file could not be written, for a reason that lies in the system."""
+    """True if a file could not be written because of the system, such as a full disk or missing permissions."""
     if isinstance(error, OSError):
         return error.errno in UNWRITABLE
     said = str(error)
@@ -39,7 +39,7 @@ def is_unwritable(error: BaseException) -> bool:
 
 
 def unwritable(path: Path | str, error: BaseException) -> OutputError:
-    """The error for a file that could not be written."""
+    """Return the OutputError for a file that could not be written."""
     reason = getattr(error, "strerror", None) or first_line(error)
     return OutputError(
         f"'{path}' cannot be written: {reason}. What was written before stays; make room there, or make it writable,"
@@ -49,7 +49,7 @@ def unwritable(path: Path | str, error: BaseException) -> OutputError:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Give a path to write to; what was written takes the place of `path` at the end, whole. Raises OutputError."""
+    """Yield a temporary path to write to, and move the file to `path` at the end. Raises OutputError."""
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial
@@ -63,9 +63,9 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def append_line(file: FileIO, path: Path, line: str) -> None:
-    """Write one line to a file without a buffer: nothing is left to be written later, which may fail too.
+    """Write one line to an unbuffered file, so that no later flush can fail.
 
-    Raises OutputError; what was written of the line then has no end, and is told by that.
+    Raises OutputError; a partly written line has no newline, by which readers recognize it.
     """
     left = memoryview(f"{line}\n".encode())
     try:
@@ -76,7 +76,7 @@ def append_line(file: FileIO, path: Path, line: str) -> None:
 
 
 def open_lines(path: Path) -> FileIO:
-    """Open a file of lines to append to. Raises OutputError."""
+    """Open a file for appending lines, unbuffered. Raises OutputError."""
     try:
         return path.open("ab", buffering=0)
     except OSError as error:
@@ -84,24 +84,24 @@ def open_lines(path: Path) -> FileIO:
 
 
 def checksum(value: Mapping[str, object]) -> str:
-    """Sixteen hex digits that name what a JSON object holds besides its checksum, however it is laid out."""
+    """Hash of a JSON object without its checksum in sixteen hex digits, independent of its formatting and key order."""
     rest = {key: each for key, each in value.items() if key != CHECKSUM}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all. Raises OutputError."""
+    """Write a file atomically. Raises OutputError."""
     with writing(path) as partial:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all. Raises OutputError."""
+    """Write a JSON file atomically. Raises OutputError."""
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, where they are missing. Raises OutputError."""
+    """Create a folder and its parents if they are missing. Raises OutputError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -109,7 +109,7 @@ def make_folder(path: Path) -> None:
 
 
 def read_json(path: Path, shape: Shape = object, way_out: str = "Put back the file as it was written.") -> Any:
-    """What a JSON file of ours holds; None where there is none. Raises OutputError for anything but its shape."""
+    """Read a JSON file of this project; None if it does not exist. Raises OutputError if it is not of `shape`."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -135,7 +135,7 @@ def read_json(path: Path, shape: Shape = object, way_out: str = "Put back the fi
 
 
 def misfit(value: Any, shape: Shape, where: str = "") -> str:
-    """What in `value` is not of this shape, in words; nothing where all is."""
+    """Describe the first part of `value` that does not match the shape; "" if all of it does."""
     named = where or "the file"
     if isinstance(shape, tuple):
         faults = [misfit(value, each, where) for each in shape]
@@ -172,7 +172,7 @@ _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true o
 
 
 def _is(value: Any, kind: type) -> bool:
-    """As JSON has it: a number may be written without a point, true is none."""
+    """True if the value has this JSON type: an int is also a float, and a bool is not a number."""
     if kind is object:
         return True
     if isinstance(value, bool):

@@ -1,7 +1,7 @@
-"""What a command has measured so far, one JSON line a unit: an interrupted command goes on after its last whole line.
+"""Records what a command has measured, one JSON line per unit: a resumed command continues after the last whole line.
 
-A unit is named by a key and made once. The first line says what was measured (models, data, machine): a folder that was
-begun with something else is refused by name.
+A unit has a key and is computed once. The first line holds the facts (models, data, machine): a folder that was begun
+with other facts is refused, and the error names what changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FACTS: Key = ("facts",)
 
 
 class Journal:
-    """Units by key. Without a file they are kept in memory only."""
+    """Units by key. Without a file, they are kept in memory only."""
 
     def __init__(self) -> None:
         self._units: dict[Key, Any] = {}
@@ -34,7 +34,7 @@ class Journal:
     @classmethod
     @contextmanager
     def open(cls, path: Path, facts: Mapping[str, Any]) -> Iterator[Journal]:
-        """The journal in a file, for who holds its folder. Raises OutputError if it was begun with other facts."""
+        """Open the journal in a file; the caller locks its folder. Raises OutputError if it has other facts."""
         journal = cls()
         good = journal._read(path)
         journal.resumed = bool(journal._units)
@@ -56,14 +56,14 @@ class Journal:
         journal._file = None
 
     def count(self, kinds: Collection[str]) -> int:
-        """Units whose key begins with one of these words."""
+        """Number of units whose key begins with one of these words."""
         return sum(key[0] in kinds for key in self._units)
 
     def __contains__(self, key: Key) -> bool:
         return key in self._units
 
     def unit(self, key: Key, make: Callable[[], Any]) -> Any:
-        """The value of a unit, as JSON: from the file where it is there, else made now and appended."""
+        """The value of a unit, as JSON: from the file if it is there, else computed by `make` and appended."""
         if key not in self._units:
             self._add(key, make())
         return self._units[key]
@@ -75,7 +75,7 @@ class Journal:
         self._units[key] = value
 
     def _read(self, path: Path) -> int:
-        """Take over a file's units; the bytes of its whole lines."""
+        """Read a file's units; returns the number of bytes of its whole lines."""
         good = 0
         for number, line in enumerate(path.read_bytes().splitlines(keepends=True) if path.exists() else (), 1):
             if not line.endswith(b"\n"):

@@ -1,9 +1,9 @@
-"""One JSON line per prompt and setting, appended and flushed; the only truth an evaluation leaves behind.
+"""Reads and writes records.jsonl: one JSON line per prompt and setting, from which all results are computed.
 
-Records hold integers, ids, texts and seconds. Ratios are computed from sums of them, in `metrics/summary.py`.
+Records hold integers, ids, texts and seconds. `metrics/summary.py` computes ratios from sums of them.
 
-Each line ends with a checksum of the rest of it. Lines without one are of a version that wrote none: they may come
-first in a file that is resumed, never after a line with one.
+Each line ends with a checksum of the rest of it. Lines without one come from a version that wrote none: in a resumed
+file they may come first, but never after a line with one.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ SCHEMA_VERSION = 2  # of records; version 1 wrote none
 class TreeShape(TypedDict):
     """One round's tree, in integers.
 
-    `num_nodes` verified on `depth` levels, grown in `num_draft_calls` forwards of at most `max_active` nodes,
-    `num_expanded` in all with the root; of `num_candidates` proposed, those that were pruned, by reason; the accepted
-    `path` as places among the nodes, and the `ranks` of its nodes among their siblings, by the draft.
+    The target verified `num_nodes` nodes on `depth` levels. The draft grew them in `num_draft_calls` forwards of at
+    most `max_active` nodes, and expanded `num_expanded` in total, with the root. It proposed `num_candidates`, of which
+    `pruned_by_...` were pruned, by reason. `path` holds the accepted nodes by their index, and `ranks` the rank of each
+    among its siblings, by the draft.
     """
 
     num_nodes: int
@@ -45,7 +46,7 @@ class TreeShape(TypedDict):
 
 
 class Record(TypedDict):
-    """One output: a prompt's turn, decoded with one setting. docs/records.md says what each field means."""
+    """One output: a turn of a prompt, decoded with one setting. docs/records.md explains each field."""
 
     schema_version: NotRequired[int]
     prompt_id: str
@@ -96,7 +97,7 @@ Count = Literal[
 Seconds = Literal["seconds", "prefill_seconds", "time_to_first_token"]
 Summed = Literal[Count, Seconds, "overlap"]
 Key = tuple[str, int, str, int]  # prompt_id, turn, label, repeat
-# What every record holds, of any version; the checksum covers the rest.
+# The fields that every record of any version must have; the checksum covers the rest.
 SHAPE = {
     "prompt_id": str, "turn": int, "label": str, "repeat": int, "settings_hash": str, "schema_version?": int,
     "method?": str, "text?": str, "token_ids?": [int], "seconds?": float, "prefill_seconds?": float,
@@ -112,9 +113,9 @@ def key_of(record: Record) -> Key:
 
 
 class RecordFile:
-    """`records.jsonl` of one configuration: what was done before, and a place to append.
+    """The `records.jsonl` of one configuration: holds the existing records and appends new ones.
 
-    Reading changes nothing; `repair` cuts off a last line that was not written whole.
+    Reading does not change the file; `repair` removes a last line that was not written completely.
     """
 
     def __init__(self, path: Path, settings: str) -> None:
@@ -131,11 +132,11 @@ class RecordFile:
         return set(self._by_key)
 
     def find(self, key: Key) -> Record:
-        """The record of this key, which must be there."""
+        """Return the record with this key; raises KeyError if there is none."""
         return self._by_key[key]
 
     def repair(self) -> None:
-        """Cut the file behind its last whole line, and say what cannot be checked. Only for who holds the folder."""
+        """Truncate the file after its last whole line and report records without checksum; needs the folder's lock."""
         if self._num_unchecked:
             print(
                 f"note: {self._num_unchecked} records of {self._path} have no checksum: a version that wrote none made"
@@ -152,7 +153,7 @@ class RecordFile:
                 raise unwritable(self._path, error) from error
 
     def append(self, record: Record) -> None:
-        """Write one line, which is in the file when this returns. Raises OutputError."""
+        """Append one record, which is in the file when this returns. Raises OutputError."""
         if self._file is None:
             self._file = open_lines(self._path)
         append_line(self._file, self._path, json.dumps({**record, CHECKSUM: checksum(record)}, ensure_ascii=False))
@@ -170,7 +171,7 @@ class RecordFile:
         except OSError as error:
             raise OutputError(f"{self._path} cannot be read: {error.strerror or error}; make it readable.") from error
         seen: set[Key] = set()
-        checked = False  # whether a line before had a checksum
+        checked = False  # True once a line had a checksum
         for number, line in enumerate(lines, 1):
             if number == len(lines) and not line.endswith(b"\n"):
                 return
@@ -208,7 +209,7 @@ def _parsed(line: bytes, where: str) -> Record:
 
 
 def _check(record: Record, where: str, checked: bool) -> bool:
-    """Take the checksum out of a record, if it is right; returns whether there was one."""
+    """Verify the checksum of a record and remove it; returns True if there was one. Raises OutputError."""
     if CHECKSUM not in record:
         if checked:
             raise OutputError(

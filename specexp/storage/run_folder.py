@@ -1,20 +1,20 @@
-"""The folder an evaluation writes: who may write there, and what it finds there when it resumes.
+"""The output folder of an evaluation: checks, locks and reads it, so that one process writes and a run can resume.
 
 config.json        the resolved settings and their hash
 records.jsonl      one line per prompt and setting
 data.json          where the prompts came from, and their hash
-differences.json   outputs that are not plain decoding's though they must be, and what explains each
-judges.json        which judges decoded, and what they were made for
-environments.json  what was loaded and where it ran, by the name that records give it
+differences.json   outputs that differ from plain decoding's although they must not, and what explains each
+judges.json        which judges were used, and what they were made for
+environments.json  what was loaded and where it ran, by the name that records refer to
 costs.json         measured seconds per call
-shares.json        where the time goes, by an instrumented run of its own
-memory.json        peak bytes of the process, and of each CUDA device, by method too
-mlflow.json        what names the MLflow runs made for it, their ids, and whether all of them were sent
-upload.json        what these runs hold, once all is done; `upload/` has the files made for them alone
+shares.json        how the time divides, from a separate instrumented run
+memory.json        peak bytes of the process and of each CUDA device, also by method
+mlflow.json        the folder's unique id for its MLflow runs, the run ids, and whether all of them were sent
+upload.json        the contents of these runs, once all is done; `upload/` has the files made only for them
 summary.json       metrics by run name, once all is done
-report.html        what all this comes to
+report.html        the report on all results
 figures/           the report's figures
-tokens.json        chosen prompts, with whom each token came from; tokens.html shows it; tokens.jsonl while it is made
+tokens.json        chosen prompts, with the source of each token; tokens.html shows it; tokens.jsonl while it is made
 progress.jsonl     what advise or benchmark has measured so far
 trees-NAME.png     how deep a tree method's accepted paths go, and by which of the draft's choices
 """
@@ -38,7 +38,7 @@ from specexp.storage.records import RecordFile
 LOCK, CONFIG, STATE, PLAN = ".lock", "config.json", "mlflow.json", "upload.json"
 _SECONDS = {int: float}
 _AGAIN = "Put it back as it was, or remove it: it is made again."
-# What each file of a folder must hold to be read again, and the way out where it does not.
+# The shape that each file of a folder must have to be read again, and the remedy if it does not.
 SHAPES: dict[str, tuple[files.Shape, str]] = {
     CONFIG: ({"settings_hash?": str}, "Put it back as it was, or name another output folder."),
     STATE: (
@@ -68,7 +68,7 @@ SHAPES: dict[str, tuple[files.Shape, str]] = {
 
 
 class Settings(Protocol):
-    """What a folder was made with."""
+    """The settings that a folder was made with."""
 
     @property
     def hash(self) -> str: ...
@@ -77,7 +77,7 @@ class Settings(Protocol):
 
 
 class OutputFolder:
-    """Checks at construction, writes nothing before `open`."""
+    """One output folder. The constructor checks it; nothing is written before `open`."""
 
     def __init__(self, path: Path, settings: Settings, resume: bool, maker: str = "evaluate") -> None:
         self.path = path
@@ -100,7 +100,7 @@ class OutputFolder:
             )
         if taken:
             self._check_owner()
-            for name in SHAPES:  # what is broken is told before anything is loaded
+            for name in SHAPES:  # report broken files before any model is loaded
                 self.read_json(name)
         nearest = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK):
@@ -108,7 +108,7 @@ class OutputFolder:
 
     @contextmanager
     def open(self) -> Iterator[RecordFile]:
-        """Hold the folder for this process, with the records that stand in it."""
+        """Lock the folder for this process, and yield its records."""
         with self.hold():
             records = RecordFile(self.path / "records.jsonl", self._settings.hash)
             records.repair()
@@ -117,7 +117,7 @@ class OutputFolder:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Hold the folder for this process."""
+        """Create the folder, lock it for this process, and write config.json."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -127,7 +127,7 @@ class OutputFolder:
             yield
 
     def read_json(self, name: str) -> Any:
-        """A JSON file of this folder, or None. Raises OutputError for one that is broken."""
+        """Read a JSON file of this folder; None if it does not exist. Raises OutputError if it is broken."""
         return read_json(self.path / name)
 
     def write_json(self, name: str, value: Any) -> None:
@@ -139,7 +139,7 @@ class OutputFolder:
         try:
             before = self.read_json(CONFIG) or {}
         except OutputError as error:
-            if records.exists():  # whose lines name the configuration, too
+            if records.exists():  # its lines also name the configuration
                 raise OutputError(f"{error} Or remove it: it is written again from the settings given.") from error
             raise
         found = before.get("settings_hash")
@@ -161,9 +161,9 @@ class OutputFolder:
 
 
 def differences(before: Any, now: Any, most: int = 3) -> str:
-    """`target.chat_template was "none", is "auto"; limit was 5, is 8`: settings of one JSON object and another.
+    """The settings that differ, as text: `target.chat_template was "none", is "auto"; limit was 5, is 8`.
 
-    What one of them does not have, a setting of another version, is left out.
+    A setting that only one of them has, from another version, is left out.
     """
     found = list(_differing("", before, now))
     more = f"; {len(found) - most} more" if len(found) > most else ""
@@ -181,7 +181,7 @@ def _differing(name: str, before: Any, now: Any) -> Iterator[tuple[str, str, str
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an output folder that exists for this process."""
+    """Lock an existing output folder for this process."""
     try:
         lock = (path / LOCK).open("w")
     except OSError as error:
@@ -195,13 +195,13 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of an output folder holds, or None where there is none. Raises OutputError for a broken one."""
+    """Read a JSON file of an output folder; None if it does not exist. Raises OutputError if it is broken."""
     shape, way_out = SHAPES.get(path.name, (object, _AGAIN))
     return files.read_json(path, shape, way_out)
 
 
 def uid_of(path: Path) -> str:
-    """What tells this output folder's MLflow runs from any other's. Raises OutputError."""
+    """The unique id that identifies this output folder's MLflow runs; created if missing. Raises OutputError."""
     state = read_json(path / STATE) or {}
     if "uid" not in state:
         state = {**state, "uid": uuid.uuid4().hex}
@@ -210,7 +210,7 @@ def uid_of(path: Path) -> str:
 
 
 def masked(value: Any) -> Any:
-    """JSON with all addresses as they may be shown."""
+    """A JSON value in which `mask` has removed the credentials from all texts."""
     if isinstance(value, dict):
         return {key: masked(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

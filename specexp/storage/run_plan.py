@@ -1,4 +1,4 @@
-"""What the MLflow runs of one output folder are to hold, written down before it is sent; nothing here knows MLflow."""
+"""The contents of one output folder's MLflow runs, saved before they are sent; this module does not import MLflow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHEET = {
     "inputs": [_INPUT], "time": int,
 }  # fmt: skip
 _MARK = {"where": _TEXTS, "params": _TEXTS, "tags": _TEXTS, "metrics": {str: _METRIC}, "time": int}
-# A plan as JSON has it.
+# The shape of a plan in JSON.
 SHAPE = {
     "main": _SHEET, "flat": [_SHEET], "marks": [_MARK],
     "experiment": {"MLFLOW_EXPERIMENT_ID?": str, "MLFLOW_EXPERIMENT_NAME?": str},
@@ -28,9 +28,9 @@ SHAPE = {
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of the output folder, by its path there, and the artifact folder it goes to.
+    """A file of the output folder, by its path there, and the artifact folder it is logged to.
 
-    With `only`, the lines of a JSONL file that hold these values.
+    With `only`, just the lines of a JSONL file that have these values.
     """
 
     path: str
@@ -40,7 +40,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A dataset as MLflow has it: a source with {run_id} is in the run itself; `context` says what it is to the run."""
+    """A dataset input of an MLflow run: a source with {run_id} is in the run itself; `context` is MLflow's context."""
 
     name: str
     digest: str  # SHA-256
@@ -57,7 +57,7 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """All that one run is to hold. Sent twice, it leaves the same run: `time` (ms) is when its metrics were taken."""
+    """All contents of one run. Sending it twice gives the same run: `time` (ms) is when its metrics were measured."""
 
     key: str
     name: str
@@ -71,7 +71,7 @@ class RunSpec:
 
 @dataclass(frozen=True, slots=True)
 class RunUpdate:
-    """Tags and metrics for the finished runs that carry `where` and have the parameters `params`."""
+    """Tags and metrics to add to the finished runs with the tags `where` and the parameters `params`."""
 
     where: Mapping[str, str]
     params: Mapping[str, str]
@@ -82,9 +82,9 @@ class RunUpdate:
 
 @dataclass(frozen=True, slots=True)
 class UploadPlan:
-    """The flat runs of a folder, and the main run, which is sent last: it is finished when all is there.
+    """The flat runs of a folder, and the main run, which is sent last: it becomes FINISHED when everything is sent.
 
-    `experiment` is what the environment said of MLflow's experiment.
+    `experiment` holds MLflow's experiment variables from the environment.
     """
 
     main: RunSpec
@@ -97,7 +97,7 @@ class UploadPlan:
 
     @classmethod
     def parse(cls, found: Mapping[str, Any]) -> UploadPlan:
-        """From `as_dict`, through JSON. Raises KeyError or TypeError."""
+        """Build a plan from the JSON of `as_dict`. Raises KeyError or TypeError."""
         flat = [_sheet(each) for each in found["flat"]]
         return cls(_sheet(found["main"]), flat, [RunUpdate(**each) for each in found["marks"]], found["experiment"])
 
@@ -108,10 +108,10 @@ def _sheet(found: Mapping[str, Any]) -> RunSpec:
 
 
 def now() -> int:
-    """Milliseconds since the epoch, as MLflow dates metrics."""
+    """Milliseconds since the epoch, the unit of MLflow's metric timestamps."""
     return int(time.time() * 1000)
 
 
 def logged(params: Mapping[str, object]) -> dict[str, str]:
-    """Parameters as text; those that are nothing are not logged."""
+    """Parameters as text, without those that are None or empty."""
     return {key: str(value) for key, value in params.items() if value not in (None, "")}

@@ -1,7 +1,7 @@
-"""The tracking store as something that may not answer: which failures are its own, in what words, how long one waits.
+"""Failures of the tracking store: recognizes and words its errors, retries requests, and limits how long they take.
 
-A store is a server over HTTP, a database or a folder, and nobody asks which, but for two things of SQLite: its tables
-are made by one process at a time, and a locked database is asked again.
+A store is an HTTP server, a database or a folder. Only SQLite gets special treatment beyond error codes: one process at
+a time creates its tables, and requests to a locked database are retried.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ from specexp.addresses import TRACKING, mask
 from specexp.errors import StoreError, Unsent, first_line
 
 T = TypeVar("T")
-TRIES = 5  # of what collides; for a locked database, MLflow itself waits 20 seconds at each
+TRIES = 5  # attempts of a request that collides; with a locked database, MLflow itself waits 20 seconds in each
 _LOUD = ("urllib3.connectionpool", "mlflow.store.db.utils", "mlflow.system_metrics")
-# Of what a store's client raises, besides MLflow's own exceptions and those of the system.
+# Packages whose exceptions a store's client may raise, besides MLflow's own exceptions and OSError.
 _CLIENTS = ("sqlalchemy", "urllib3", "requests", "botocore", "boto3", "google", "azure")
-# Two processes that log the same dataset at once both find it missing, and one of them is told so, by any database.
+# Two processes that log the same dataset at once both insert it, and every database rejects the second insert.
 _RACE = re.compile(r"IntegrityError|UniqueViolation|Duplicate entry")
 _REFUSED = re.compile(r"error code 4(?!08|29)\d\d ")
 _RUN, _EXPERIMENT, _EXPERIMENT_NAME = "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"
-_LONGEST_NAME = 500  # of an experiment, as MLflow has it
-_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # codes of ids that are unknown, or no ids at all
-_LAST_TIMEOUT = 5  # seconds a server has to answer the last requests of a command that is ended
+_LONGEST_NAME = 500  # MLflow's limit for experiment names, in characters
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # error codes for unknown or malformed ids
+_LAST_TIMEOUT = 5  # timeout, in seconds, of the last requests of a command that is ended
 
 
 def address() -> str:
-    """Where the store is, without credentials."""
+    """The tracking URI without credentials."""
     return mask(mlflow.get_tracking_uri())
 
 
 def connection_error() -> str | None:
-    """Why the store does not answer, in a few words; None where it does. Makes the tables of a new database.
+    """The reason why the store does not answer, in a few words; None if it answers. Creates a new database's tables.
 
-    Raises StoreError for an address that is none, and where the store answers and refuses.
+    Raises StoreError for an invalid address, and if the store answers with a refusal.
     """
     return _silence(lambda: MlflowClient().search_experiments(max_results=1))
 
 
 def ready() -> str | None:
-    """As `connection_error`; and looks at the experiment and the run that the environment names, before anything is
-    done for them.
+    """Like `connection_error`, but also checks the experiment and the run that the environment names, before any work
+    is done for them.
 
-    Raises StoreError where the store has no such experiment or run, or only a deleted one.
+    Raises StoreError if the store has no such experiment or run, or only a deleted one.
     """
     return connection_error() or _silence(_check_destination)
 
@@ -77,7 +77,7 @@ def _silence(work: Callable[[], object]) -> str | None:
 
 
 def _check_destination() -> None:
-    """Raises StoreError unless runs can be made where MLflow's variables say, or in the default experiment."""
+    """Raise StoreError unless runs can be created where MLflow's variables say, or in the default experiment."""
     client, run_id = MlflowClient(), os.environ.get(_RUN, "")
     if run_id:
         run = _if_there(lambda: client.get_run(run_id))
@@ -119,7 +119,7 @@ def _check_experiment(client: MlflowClient, name: str | None, number: str | None
 
 
 def _check_active(experiment: Any, how: str) -> None:
-    """Raises StoreError for a deleted experiment; None is one that the store has yet to make."""
+    """Raise StoreError for a deleted experiment; None means one that MLflow has yet to create."""
     if experiment is not None and experiment.lifecycle_stage != "active":
         raise StoreError(
             f"{how} experiment '{experiment.name}' ({experiment.experiment_id}), which is deleted in the tracking store"
@@ -129,7 +129,7 @@ def _check_active(experiment: Any, how: str) -> None:
 
 
 def _if_there(ask: Callable[[], T]) -> T | None:
-    """What the store has, or None where it has no such thing."""
+    """The result of `ask`, or None if the store has no such entity."""
     try:
         return ask()
     except MlflowException as error:
@@ -140,7 +140,7 @@ def _if_there(ask: Callable[[], T]) -> T | None:
 
 @contextmanager
 def translate_errors(tell: Callable[[str], Exception]) -> Iterator[None]:
-    """Inside, a failure of the store becomes what `tell` makes of its words."""
+    """Within the context, a failure of the store becomes the exception that `tell` returns for its message."""
     try:
         with quiet():
             yield
@@ -152,7 +152,7 @@ def translate_errors(tell: Callable[[str], Exception]) -> Iterator[None]:
 
 @contextmanager
 def require_store(why: str, way_on: str) -> Iterator[None]:
-    """Inside is what goes on in the store alone. Raises StoreError where it does not answer, Unsent where it fails."""
+    """Context for work that needs the store. Raises StoreError if the store does not answer, Unsent if it fails."""
     unreachable = ready()
     if unreachable is not None:
         raise StoreError(
@@ -164,9 +164,9 @@ def require_store(why: str, way_on: str) -> Iterator[None]:
 
 
 def with_retries(work: Callable[[], T]) -> T:
-    """Do `work`, which may be done twice, again where others were faster, or hold a SQLite database.
+    """Do `work`, which must be idempotent, and retry it if another process won a race or locks a SQLite database.
 
-    Signals wait for its end: the store may do what is asked whether or not its answer is awaited.
+    Signals are held until it ends: the store may carry out a request even if nobody waits for its answer.
     """
     for number in range(1, TRIES):
         try:
@@ -182,12 +182,12 @@ def with_retries(work: Callable[[], T]) -> T:
 
 
 def is_of_store(error: BaseException) -> bool:
-    """Whether the store, or the way to it, has failed, and not this program."""
+    """True if the error comes from the store or the connection to it, and not from this program."""
     return isinstance(error, MlflowException | OSError) or type(error).__module__.split(".")[0] in _CLIENTS
 
 
 def words(error: BaseException) -> str:
-    """What has failed, in one line without credentials: what the system says, or else the error itself."""
+    """The reason of an error in one line without credentials: an inner OSError's `strerror`, or else the message."""
     inner: BaseException | None = error
     found = ""
     while inner is not None:
@@ -199,16 +199,16 @@ def words(error: BaseException) -> str:
 
 
 def is_silence(error: BaseException) -> bool:
-    """Whether a later try may find the store as it should be: no answer, or a server that is broken just now."""
+    """True if a later attempt may succeed: the store gave no answer, or the server has a temporary fault."""
     if mlflow.get_tracking_uri().startswith("http"):
         status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
-        refused = 400 <= status < 500 and status not in (408, 429)  # which ask for another try
+        refused = 400 <= status < 500 and status not in (408, 429)  # both codes ask for a retry
         return not refused and _REFUSED.search(f"{error} ") is None
     return bool(isinstance(error, MlflowException) and error.error_code == "TEMPORARILY_UNAVAILABLE")
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the store has answered, and says no: a later try would hear the same."""
+    """True if the store answered with a refusal, which a later attempt would get again."""
     if mlflow.get_tracking_uri().startswith("http"):
         return not is_silence(error)
     status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
@@ -217,7 +217,7 @@ def is_refusal(error: BaseException) -> bool:
 
 @contextmanager
 def briefly() -> Iterator[None]:
-    """Inside, nothing is waited for that takes long: for the last requests of a command that is ended."""
+    """Within the context, requests have short timeouts and no retries: for the last requests of a command that ends."""
     asked = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(_LAST_TIMEOUT), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     before = {name: os.environ.get(name) for name in asked}
     os.environ.update(asked)
@@ -238,9 +238,9 @@ def _is_sqlite() -> bool:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Inside, no other process of this machine is here for the same SQLite database: MLflow makes its tables unguarded.
+    """Lock a SQLite database against other processes of this machine, since MLflow creates its tables without a lock.
 
-    The folder of the database is the lock, so that no file is left behind.
+    The lock is on the folder of the database, so that no lock file remains.
     """
     folder = Path(mlflow.get_tracking_uri().removeprefix("sqlite:///").split("?")[0]).absolute().parent
     if not _is_sqlite() or not folder.is_dir():
@@ -256,7 +256,7 @@ def _alone() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, clients do not tell of every try, nor show a traceback of what is about to be told in one line."""
+    """Within the context, client libraries log neither retries nor tracebacks: the error is reported in one line."""
     loggers = [logging.getLogger(name) for name in _LOUD]
     before = [logger.level for logger in loggers]
     for logger in loggers:

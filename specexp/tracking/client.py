@@ -1,7 +1,7 @@
-"""What specexp writes to MLflow: the comparison run, and one flat run per method and setting.
+"""Writes to MLflow: the comparison run, and one flat run per method and setting.
 
-Everything is written after timing, in batches, from sheets that the output folder holds: what is interrupted can be
-sent again. Runs are made once: each carries a key, set as it is made, by which a later attempt finds it again.
+Everything is written after timing, in batches, from the specs in the output folder, so that an interrupted upload can
+be repeated. Each run is created once: it has a key, set at its creation, by which a later attempt finds it again.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from specexp.tasks.example import Dataset
 from specexp.tracking import backend
 from specexp.tracking.search import KEY, MOST, all_of, finished, is_active, search_runs
 
-_GENERATED_NAME = re.compile(r"^[a-z]+-[a-z]+-\d+$")  # what MLflow calls a run that nobody named
-_BATCH = 100  # params and tags a log_batch call takes
+_GENERATED_NAME = re.compile(r"^[a-z]+-[a-z]+-\d+$")  # names that MLflow generates for unnamed runs
+_BATCH = 100  # limit of params and of tags per log_batch call
 
 
 def attached() -> bool:
-    """Whether `mlflow run` made a run for this process."""
+    """True if `mlflow run` created a run for this process."""
     return bool(os.environ.get("MLFLOW_RUN_ID"))
 
 
 def begin(key: str, name: str, tags: Mapping[str, str], system_metrics: bool | None = None) -> Run:
-    """Start the run that holds what several runs come to: the one `mlflow run` made, or a new one.
+    """Start the run that summarizes several runs: the one that `mlflow run` created, or a new one.
 
-    Earlier runs of this key, from interrupted attempts, are closed as KILLED if they still stand open, and the newest
-    is linked. `system_metrics` says whether MLflow samples the machine meanwhile; by None, its own settings do.
+    Earlier runs with this key, from interrupted attempts, are closed as KILLED if they are still open, and the newest
+    is linked. `system_metrics` says whether MLflow logs system metrics; None leaves that to MLflow's own settings.
     """
     client = MlflowClient()
-    # MLflow would take the id out of the environment before it asks the store, which may want to be asked again.
+    # MLflow removes the id from the environment before its request to the store, which may have to be retried.
     given = os.environ.get("MLFLOW_RUN_ID") or None
     before = [run for run in all_of(client, key, MOST) if run.info.run_id != given]
     tags = {KEY: key, **tags}
@@ -65,7 +65,7 @@ def begin(key: str, name: str, tags: Mapping[str, str], system_metrics: bool | N
 
 @contextmanager
 def comparison(key: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
-    """A main run of which nothing is written down first; FAILED if the block is left by an exception."""
+    """Start a main run without a saved plan; it ends as FAILED if the block raises an exception."""
     try:
         yield str(begin(key, name, tags).info.run_id)
     except BaseException:
@@ -75,16 +75,16 @@ def comparison(key: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
 
 
 def end(status: str) -> None:
-    """End the run that `begin` started, if it was started."""
+    """End the run that `begin` started, if there is one."""
     if mlflow.active_run() is not None:
         with signals.held():
             mlflow.end_run(status)
 
 
 def close(keys: Collection[str]) -> None:
-    """End what was begun here, and every other run of these keys that is open, as FAILED, if the store lets us.
+    """End the active run, and all other open runs with these keys, as FAILED, if the store permits it.
 
-    It may be the store why we end; so nothing is waited for that takes long.
+    The store may be the reason for the failure; so the requests have short timeouts.
     """
     with suppress(StoreError), backend.translate_errors(StoreError), backend.briefly():
         end("FAILED")
@@ -95,12 +95,12 @@ def close(keys: Collection[str]) -> None:
 
 
 def make(sheet: RunSpec, experiment: str) -> Run:
-    """An empty run for this sheet."""
+    """Create an empty run for this spec."""
     return MlflowClient().create_run(experiment, run_name=sheet.name, tags={KEY: sheet.key, **sheet.tags})
 
 
 def delete_doubles(key: str, keep: Collection[str]) -> None:
-    """Delete empty runs of this key that were made because the answer to a first request was lost, or not awaited."""
+    """Delete empty runs with this key, which were created when the answer to an earlier request was lost."""
     client = MlflowClient()
     for other in all_of(client, key, MOST):
         empty = not other.data.metrics and other.info.status in ("RUNNING", "FAILED")
@@ -109,9 +109,9 @@ def delete_doubles(key: str, keep: Collection[str]) -> None:
 
 
 def fill(run_id: str, sheet: RunSpec, folder: Path) -> None:
-    """Give a run all that its sheet says, from the files of `folder`, and finish it. What it has is not doubled.
+    """Log all contents of the spec to a run, with files from `folder`, and finish it. Existing metrics are skipped.
 
-    A signal that is held meanwhile comes through between two steps.
+    A held signal is delivered between two steps.
     """
     client = MlflowClient()
     there = client.get_run(run_id).data.metrics
@@ -130,7 +130,7 @@ def fill(run_id: str, sheet: RunSpec, folder: Path) -> None:
 
 
 def put(run_id: str, files: Sequence[File], folder: Path) -> None:
-    """Files of `folder` among a run's artifacts, in the place of those of the same names."""
+    """Log files of `folder` as artifacts of a run; they replace artifacts of the same names."""
     for file in files:
         signals.check()
         path = folder / file.path
@@ -151,7 +151,7 @@ def _lines(path: Path, only: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _input(dataset: Input, run_id: str) -> DatasetInput:
-    """MLflow keeps 36 characters of a digest."""
+    """Convert a dataset for MLflow, which keeps 36 characters of a digest."""
     found = entities.Dataset(
         name=dataset.name,
         digest=dataset.digest[:32],
@@ -163,8 +163,8 @@ def _input(dataset: Input, run_id: str) -> DatasetInput:
 
 
 def mark(asked: RunUpdate) -> int:
-    """Mark the runs that are asked for; returns how many there are."""
-    # What is empty is not logged as a parameter.
+    """Add metrics and tags to the runs that the update selects; returns their number."""
+    # None and empty values are not logged as parameters.
     wanted = {key: "" if value == "None" else value for key, value in asked.params.items()}
     runs = finished(asked.where)
     mine = [run_id for run_id, params in runs if all(params.get(key, "") == value for key, value in wanted.items())]
@@ -178,17 +178,17 @@ def mark(asked: RunUpdate) -> int:
 
 
 def log_settings(run_id: str, settings: Mapping[str, object]) -> None:
-    """Further parameters of a run."""
+    """Log further parameters of a run."""
     MlflowClient().log_batch(run_id, params=[Param(key, str(value)) for key, value in settings.items()])
 
 
 def log_dataset(run_id: str, dataset: Dataset, context: str) -> None:
-    """A further input of a run; `context` says what it is to it."""
+    """Log a further dataset input of a run; `context` is MLflow's dataset context."""
     MlflowClient().log_inputs(run_id, datasets=[_input(Input.of(dataset, context), run_id)])
 
 
 def fetch(address: str, folder: Path) -> Path:
-    """Artifacts by address (runs:/ID/name), downloaded below `folder`. Raises OutputError."""
+    """Download artifacts by URI (runs:/ID/name) into `folder`. Raises OutputError."""
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=str(folder)))
     except (mlflow.MlflowException, OSError, ValueError) as error:
@@ -198,7 +198,7 @@ def fetch(address: str, folder: Path) -> Path:
 
 @contextmanager
 def detached() -> Iterator[None]:
-    """Inside, runs are of their own: the run that `mlflow run` made for this process is kept for what comes after."""
+    """Within the context, new runs do not use the run that `mlflow run` created for this process; later code can."""
     outer = os.environ.pop("MLFLOW_RUN_ID", None)
     try:
         yield
@@ -208,7 +208,7 @@ def detached() -> Iterator[None]:
 
 
 def chart_address(run_id: str) -> str:
-    """Where the MLflow UI shows the runs of this experiment as charts."""
+    """The URL at which the MLflow UI shows the runs of this experiment as charts."""
     experiment = MlflowClient().get_run(run_id).info.experiment_id
     base = backend.address()
     host = base.rstrip("/") if base.startswith("http") else "http://127.0.0.1:5000"
@@ -222,10 +222,10 @@ Log = Callable[[Mapping[str, float], int], None]
 def training(
     name: str, tags: Mapping[str, str], params: Mapping[str, object], key: str, before: str | None = None
 ) -> Iterator[tuple[str, Log]]:
-    """The run of one training: its id, and `log(metrics, step)`.
+    """Start the run of one training; yields its id and `log(metrics, step)`.
 
-    `before` is the run of an interrupted attempt, which goes on if this store still has it; what it logged is not
-    logged again. Other runs of this key that stand open are closed as KILLED: who trains under one key is alone.
+    `before` is the run of an interrupted attempt, which is continued if this store still has it; steps that it logged
+    are not logged again. Other open runs with this key are closed as KILLED: only one process trains under a key.
     """
     client = MlflowClient()
     known = is_active(client, before)
@@ -236,7 +236,7 @@ def training(
             last[key] = max((m.step for m in client.get_metric_history(run_id, key)), default=-1)
         mlflow.log_metrics({key: value for key, value in metrics.items() if step > last[key]}, step=step)
 
-    with detached():  # the run that `mlflow run` made covers several trainings
+    with detached():  # the run that `mlflow run` created covers several trainings
         try:
             for run in all_of(client, key, MOST):
                 if run.info.status == "RUNNING" and run.info.run_id != before:

@@ -1,10 +1,10 @@
-"""The way from an output folder to the tracking store: all is written into the folder first, and sent from there.
+"""Sends an output folder's runs to the tracking store: everything is written into the folder first and sent from there.
 
-    upload.json   what the runs are to hold (`run_plan.Plan`)
-    mlflow.json   their ids in the store, as they are made, and whether all was sent
+    upload.json   the contents of the runs (`run_plan.UploadPlan`)
+    mlflow.json   their ids in the store, saved as they are created, and whether everything was sent
 
-A store that does not answer stops no work. What could not be sent goes later, by the same code, as often as it takes:
-runs are found by key, metrics keep the time they were taken at, files replace themselves.
+A store that does not answer does not stop the work. The same code sends the rest later and can be repeated: runs are
+found by key, metrics keep the time at which they were measured, and files replace their earlier versions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EXPERIMENT = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What is in the store: where its charts are, how many runs it took, and how many others were marked."""
+    """The result of sending: the main run's id, the charts' URL, the number of runs sent and of other runs updated."""
 
     run_id: str
     address: str
@@ -41,16 +41,16 @@ class Sent:
 
     @property
     def charts(self) -> str:
-        """A line that says where the charts are."""
+        """One line with the URL of the charts."""
         command = "make ui" if Path("MLproject").exists() else "mlflow ui"
         how = "" if backend.address().startswith("http") else f" (after `{command}`)"
         return f"charts{how}: {self.address}"
 
 
 class Outbox:
-    """The main run of one folder, and the flat ones beside it.
+    """Sends the main run of one folder and its flat runs.
 
-    `unreachable` is what `backend.ready` said, which is asked before anything is loaded or decoded.
+    `unreachable` is the result of `backend.ready`, which is called before anything is loaded or decoded.
     """
 
     def __init__(self, path: Path, key: str, name: str, tags: Mapping[str, str], unreachable: str | None) -> None:
@@ -60,7 +60,7 @@ class Outbox:
 
     @property
     def is_sent(self) -> bool:
-        """Whether the store has it all from an earlier attempt. What `mlflow run` makes a run for is done again."""
+        """True if an earlier attempt sent everything; always False under `mlflow run`, whose new run must be filled."""
         if client.attached() or self._unreachable is not None or not (self.path / PLAN).exists():
             return False
         with self._telling():
@@ -68,10 +68,10 @@ class Outbox:
 
     @contextmanager
     def open(self, timed: bool = True) -> Iterator[None]:
-        """Meanwhile the main run stands open in the store; FAILED if the block is left by an exception.
+        """Keep the main run open in the store within the context; it ends as FAILED if the block raises an exception.
 
-        Unless the work is `timed`, MLflow samples what the machine does: timings would be disturbed. Raises StoreError
-        where the store refuses the run.
+        MLflow logs system metrics unless the work is `timed`, since that would disturb the timings. Raises StoreError
+        if the store refuses the run.
         """
         self._note(self._key, os.environ.get("MLFLOW_RUN_ID"))
         try:
@@ -91,7 +91,7 @@ class Outbox:
             client.end("FINISHED")
 
     def _begun(self, timed: bool) -> str | None:
-        """Begin the main run; returns why the store does not answer."""
+        """Begin the main run; returns the reason if the store does not answer, or else None."""
         try:
             with backend.quiet(), signals.held():
                 self._note(self._key, _begin(self._key, self._name, self._tags, timed).info.run_id)
@@ -114,7 +114,7 @@ class Outbox:
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, object] | None = None,
     ) -> RunSpec:
-        """The sheet of the main run; files in a folder below `path` go to one of the same name."""
+        """The spec of the main run; files in a subfolder of `path` go to an artifact folder of the same name."""
         where = [file.relative_to(self.path) for file in files]
         return RunSpec(
             self._key, self._name, {**self._tags, **(tags or {})}, run_plan.logged(params or {}), dict(metrics),
@@ -123,7 +123,7 @@ class Outbox:
         )  # fmt: skip
 
     def send(self, main: RunSpec, flat: Sequence[RunSpec] = (), marks: Sequence[RunUpdate] = ()) -> Sent:
-        """Write down what all runs are to hold, and send it; the main run is made if it was not. Raises Unsent."""
+        """Save the contents of all runs and send them; creates the main run if necessary. Raises Unsent."""
         experiment = {name: os.environ[name] for name in EXPERIMENT if os.environ.get(name)}
         write_json(self.path / PLAN, UploadPlan(main, flat, marks, experiment).as_dict())
         self._note(self._key, os.environ.get("MLFLOW_RUN_ID"))
@@ -131,13 +131,13 @@ class Outbox:
             return _sent_or_ended(self.path)
 
     def add(self, files: Sequence[Path], marks: Sequence[RunUpdate] = ()) -> Sent:
-        """Further files of the main run, or newer ones, and newer marks, once all is sent."""
+        """Send further or newer files of the main run, and newer updates, after everything else was sent."""
         new = self.put_down(files, marks)
         with self._telling():
             return _sent_or_ended(self.path, new)
 
     def put_down(self, files: Sequence[Path], marks: Sequence[RunUpdate] = ()) -> Sequence[File]:
-        """Write down further files of the main run, to be sent with what has not been sent yet."""
+        """Add further files of the main run to the saved plan, to be sent with the rest."""
         plan = _plan(self.path)
         new = self.main({}, files, ()).files
         main = replace(plan.main, files=[*(file for file in plan.main.files if file not in new), *new])
@@ -153,7 +153,7 @@ class Outbox:
 
 
 def unsent(path: Path, words: str) -> str:
-    """What is on disk, and the way on."""
+    """The message for runs that were not sent: what is on disk, and the command that sends it."""
     command = shlex.join(["python", "-m", "specexp", "upload", "--output", str(path)])
     return (
         f"the runs of '{path}' are not all in the tracking store at {backend.address()}: {words}. Nothing is lost:"
@@ -162,7 +162,7 @@ def unsent(path: Path, words: str) -> str:
 
 
 def folders(path: Path) -> list[Path]:
-    """What has something to send: the folder itself, or those that `main` has made in it. Raises OutputError."""
+    """The folders with a plan to send: `path` itself, or the folders that `main` made in it. Raises OutputError."""
     if (path / PLAN).exists():
         return [path]
     found = sorted(found.parent for found in path.glob(f"*/{PLAN}"))
@@ -172,7 +172,7 @@ def folders(path: Path) -> list[Path]:
 
 
 def upload(path: Path) -> Sent | None:
-    """Send what a folder has to send; None where the store has it all. Raises StoreError, Unsent, OutputError."""
+    """Send a folder's plan; None if the store has everything already. Raises StoreError, Unsent, OutputError."""
     plan = _plan(path)
     _check_files(path, _files(plan))
     if not any(os.environ.get(name) for name in EXPERIMENT):
@@ -187,7 +187,7 @@ def upload(path: Path) -> Sent | None:
 
 
 def _sent_or_ended(path: Path, only: Sequence[File] | None = None) -> Sent:
-    """Send; no run that was made here stands open if that fails or is interrupted."""
+    """Send, and close the folder's open runs if that fails or is interrupted."""
     try:
         return send(path, only)
     except BaseException:
@@ -197,13 +197,13 @@ def _sent_or_ended(path: Path, only: Sequence[File] | None = None) -> Sent:
 
 
 def send(path: Path, only: Sequence[File] | None = None) -> Sent:
-    """Send a folder's plan, or of its runs these files of the main one only. Raises what the store raises."""
+    """Send a folder's plan, or with `only` just these files of its main run. Raises the store's exceptions."""
     plan, ids = _plan(path), _state(path).get("runs", {})
     _check_files(path, _files(plan) if only is None else only)
     main = plan.main
     with signals.held():
         found = backend.with_retries(lambda: search.known(ids.get(main.key), main.key))
-        if found is None or found.info.run_id == os.environ.get("MLFLOW_RUN_ID"):  # one that nobody has begun
+        if found is None or found.info.run_id == os.environ.get("MLFLOW_RUN_ID"):  # of `mlflow run`, not begun yet
             found = backend.with_retries(lambda: _begin(main.key, main.name, main.tags, True))
         _note(path, {main.key: found.info.run_id}, False)
     if only is not None:
@@ -220,7 +220,7 @@ def send(path: Path, only: Sequence[File] | None = None) -> Sent:
 
 
 def _send_flat(path: Path, sheet: RunSpec, known: str | None, experiment: str) -> None:
-    """Make the run of this sheet, or finish it if it was begun; leave a finished one alone."""
+    """Create the run of this spec, or complete it if it was begun; a finished one is left unchanged."""
     with signals.held():
         run = backend.with_retries(lambda: search.known(known, sheet.key) or client.make(sheet, experiment))
         _note(path, {sheet.key: run.info.run_id}, False)
@@ -252,7 +252,7 @@ def _files(plan: UploadPlan) -> list[File]:
 
 
 def _check_files(path: Path, files: Sequence[File]) -> None:
-    """Refuse what is missing, and what is not of this folder: nothing else is sent, whatever the plan names."""
+    """Raise OutputError for files that are missing or outside the folder: only files of this folder are sent."""
     for file in files:
         _check_inside(path, file.path, f"{path / PLAN} names '{file.path}'")
         to = PurePosixPath(file.to)
@@ -266,12 +266,12 @@ def _check_files(path: Path, files: Sequence[File]) -> None:
 
 
 def _check_inside(path: Path, name: str, said: str) -> None:
-    """Refuse a path that leads out of the folder: absolute, upwards, or by a link."""
+    """Raise OutputError for a path that leads out of the folder: absolute, by `..`, or by a link."""
     inner = Path(name)
     try:
         outside = inner.is_absolute() or ".." in inner.parts or not (path / inner).resolve().is_relative_to(
             path.resolve())  # fmt: skip
-    except (OSError, ValueError, RuntimeError):  # a link to itself, a name that no file may have
+    except (OSError, ValueError, RuntimeError):  # a link to itself, or an invalid file name
         outside = True
     if outside:
         raise OutputError(
@@ -284,7 +284,7 @@ def _state(path: Path) -> dict[str, Any]:
 
 
 def _note(path: Path, ids: Mapping[str, str], sent: bool) -> None:
-    """Run ids as they get known, in the store that they are in. Raises OutputError."""
+    """Save run ids, whether everything was sent, and the store's address. Raises OutputError."""
     state = _state(path)
     runs = {**state.get("runs", {}), **ids}
     write_json(path / STATE, {**state, "runs": runs, "sent": sent, "store": backend.address()})

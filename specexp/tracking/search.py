@@ -1,4 +1,4 @@
-"""Finds runs in the tracking store: by key, by tags, the newest or those that are finished."""
+"""Finds runs in the tracking store by key or by tags: the newest, or the finished ones."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-KEY = "specexp.key"  # tag: names one run of one output folder
-MOST = 200  # runs of one key, or open ones, that are looked at
+KEY = "specexp.key"  # tag that identifies one run of one output folder
+MOST = 200  # limit of a search for runs with one key, or for open runs
 
 
 def find(key: str, finished: bool = False) -> str | None:
-    """Id of the newest run that carries this key, in any experiment of the store."""
+    """Id of the newest run with this key, in any experiment of the store; None if there is none, or not `finished`."""
     run = newest_of(MlflowClient(), key)
     return None if run is None or (finished and run.info.status != "FINISHED") else str(run.info.run_id)
 
 
 def search_runs(client: MlflowClient, query: str, most: int) -> list[Run]:
-    """Runs in any experiment of the store, the newest first."""
+    """At most `most` runs that match the query, in any experiment of the store, the newest first."""
     experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
     return list(client.search_runs(experiments, query, max_results=most, order_by=["start_time DESC"]))
 
@@ -33,11 +33,11 @@ def newest_of(client: MlflowClient, key: str) -> Run | None:
 
 
 def known(run_id: str | None, key: str) -> Run | None:
-    """The run of this id, if this store has it and it carries no other key, or else the newest that carries the key."""
+    """The run with this id, if this store has it and it has no other key, or else the newest run with the key."""
     client = MlflowClient()
     if is_active(client, run_id):
         run = client.get_run(run_id)
-        if run.data.tags.get(KEY, key) == key:  # one that `mlflow run` made carries none before it is begun
+        if run.data.tags.get(KEY, key) == key:  # a run from `mlflow run` has no key before it is begun
             return run
     return newest_of(client, key)
 
@@ -69,8 +69,8 @@ def finished(tags: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
 
 
 def is_active(client: MlflowClient, run_id: str | None) -> bool:
-    """Whether this store has the run, and has not deleted it."""
+    """True if this store has the run, and it is not deleted."""
     try:
         return run_id is not None and client.get_run(run_id).info.lifecycle_stage == "active"
     except mlflow.MlflowException:
-        return False  # another store
+        return False  # the id is from another store

@@ -1,6 +1,6 @@
-"""What a model's config must say before its weights are read: sizes that are sizes, and tokens to stop at that are ids.
+"""Validates a model's config before its weights are read: the sizes and the stop token ids.
 
-transformers builds a module from whatever stands in a config; what it then raises names neither the file nor the field.
+transformers builds a module from any values in a config; the errors it then raises name neither the file nor the field.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ WINDOW = "sliding_window"
 
 
 def check_sizes(values: Mapping[str, Any], name: str) -> None:
-    """Refuse what a config.json holds, or a loaded config, whose sizes make no model. Raises ModelError."""
+    """Raise ModelError if the values of a config.json, or of a loaded config, contain invalid sizes."""
     faults = _faults_of_sizes(values)
     if faults:
         raise _no_good(name, "config.json", faults)
 
 
 def check_config(config: Any, name: str) -> None:
-    """Refuse a loaded config that makes no model. Raises ModelError with every fault."""
+    """Raise ModelError, with every fault, if a loaded config is invalid."""
     text = config.get_text_config(decoder=True)
     found = {field: getattr(text, field, None) for field in (*SIZES, WINDOW)}
     faults = _faults_of_sizes(found)
@@ -39,7 +39,7 @@ def check_config(config: Any, name: str) -> None:
 
 
 def check_stops(generation_config: Any, vocab_size: int, name: str) -> None:
-    """Refuse a generation config whose tokens to stop at are no ids of this vocabulary. Raises ModelError."""
+    """Raise ModelError if the stop tokens of a generation config are not token ids."""
     faults = _faults_of_stops(getattr(generation_config, STOPS, None), vocab_size)
     if faults:
         raise _no_good(name, "generation_config.json", faults)
@@ -58,7 +58,7 @@ def _faults_of_sizes(values: Mapping[str, Any]) -> list[str]:
 
 
 def _faults_of_stops(value: Any, vocab_size: int) -> list[str]:
-    """Ids may lie beyond the vocabulary: such a token is never emitted, and some published configs have one."""
+    """Faults of the stop tokens. Ids >= vocab_size pass: they are never emitted, and published configs have them."""
     stops = value if isinstance(value, list | tuple) else [] if value is None else [value]
     if all(isinstance(each, int) and _is_whole(each, 0) for each in stops):
         return []
@@ -66,7 +66,7 @@ def _faults_of_stops(value: Any, vocab_size: int) -> list[str]:
 
 
 def _is_whole(value: Any, least: int) -> bool:
-    """Some families have a list, one value a layer."""
+    """True for an int >= `least`, or a list of them: some families have one value per layer."""
     if isinstance(value, list | tuple):
         return all(_is_whole(each, least) for each in value)
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

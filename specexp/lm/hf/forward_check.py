@@ -1,8 +1,8 @@
-"""Whether a loaded model scores tokens behind a cache, and in a tree, as it does one after another in one piece.
+"""Checks that a loaded model gives the same logits with a cache, and in a tree, as in one forward without a cache.
 
-Configs name the families that are known not to (`model_config.py`); this measures the others, once, on a few tokens:
-six small forwards. Rounding is not told from a fault row by row, since an expert may be chosen at a near tie: the
-median row decides, against what the arithmetic of the model's dtype explains.
+`model_config.py` refuses the families that are known to differ by their config; this module measures the others, once,
+on a few tokens: six small forwards. A single row may differ by more than rounding, since a mixture of experts may
+choose another expert at a near tie. The check therefore compares the median row with the rounding of the model's dtype.
 
 Shapes: P tokens of a prefix, N of a path, V vocabulary.
 """
@@ -21,15 +21,15 @@ from specexp.lm.model import Branches, Session
 from specexp.lm.out_of_memory import is_exhausted
 
 PREFIX, PATH = 24, 4
-# The largest difference that rounding explains, as a share of the largest logit. Activations of int8 are as coarse as
-# bfloat16, whatever the other weights are in.
+# The largest difference that rounding explains, as a fraction of the largest logit. Activations of int8 are as coarse
+# as bfloat16, whatever the dtype of the other weights.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.0075, torch.bfloat16: 0.03}
 COARSEST = 0.03
-AS_MUCH = 4  # times that for a cache; and a tree may be off by as many times what the cached chain is off by
+AS_MUCH = 4  # factor on that limit for a cache; and factor on the cached chain's difference as the limit for a tree
 
 
 class Loaded(Protocol):
-    """Of `HFModel`, what this takes."""
+    """The part of `HFModel` that this module uses."""
 
     module: Any
     vocab_size: int
@@ -41,7 +41,7 @@ class Loaded(Protocol):
 
 
 def check_cache(model: Loaded, name: str) -> None:
-    """Raise ModelError when a chain behind cached tokens is not scored as in one piece."""
+    """Raise ModelError if a chain after cached tokens gets other logits than in one forward without a cache."""
     found = _measured(model, name, "tokens behind cached ones", _chain_gap)
     if found is not None and found[0] > found[1]:
         raise ModelError(
@@ -51,7 +51,7 @@ def check_cache(model: Loaded, name: str) -> None:
 
 
 def check_trees(model: Loaded, name: str) -> None:
-    """Raise ModelError when the nodes of a tree are not scored as their paths are."""
+    """Raise ModelError if the nodes of a tree get other logits than the same paths fed as chains."""
     found = _measured(model, name, "a token tree", _tree_gap)
     if found is not None and found[0] > found[1]:
         raise ModelError(
@@ -61,11 +61,11 @@ def check_trees(model: Loaded, name: str) -> None:
         )
 
 
-Gaps = tuple[float, float]  # measured, and what rounding explains
+Gaps = tuple[float, float]  # the measured difference and the largest one that rounding explains
 
 
 def _measured(model: Loaded, name: str, what: str, measure: Callable[[Loaded], Gaps]) -> Gaps | None:
-    """None where nothing can be said: a context too short, or logits that are no numbers, which a run reports."""
+    """Measure; None if the context is too short for it, or if the logits are NaN, which a run reports itself."""
     if model.context < PREFIX + PATH or model.vocab_size < 2:
         return None
     try:
@@ -90,9 +90,9 @@ def _chain_gap(model: Loaded) -> Gaps:
 
 
 def _tree_gap(model: Loaded) -> Gaps:
-    """Two paths below one prefix, their nodes in turns: all but the first stand in a slot that is not their position.
+    """Feed two paths after one prefix as a tree, their nodes interleaved: all but the first have slot != position.
 
-    Behind them one path is kept, and what follows it is scored, too.
+    Then keep one path in the cache and score its last token as well.
     """
     prefix, one, other = _tokens(model)
     session = model.sessions(2)[0]
@@ -113,20 +113,20 @@ def _tree_gap(model: Loaded) -> Gaps:
 
 
 def _behind(model: Loaded, session: Session, prefix: Sequence[int], path: Sequence[int]) -> Tensor:
-    """What follows a path that is fed behind its prefix."""
+    """Logits of a path that is fed after its cached prefix."""
     session.feed(model.ids(prefix), 0)
     logits: Tensor = session.feed(model.ids(path), PATH)[0]
     return logits
 
 
 def _tokens(model: Loaded) -> tuple[list[int], list[int], list[int]]:
-    """A prefix and two paths behind it."""
+    """A prefix and two paths that follow it."""
     ids = [(11 + 7 * i + i * i) % model.vocab_size for i in range(PREFIX + 2 * PATH)]
     return ids[:PREFIX], ids[PREFIX:-PATH], ids[-PATH:]
 
 
 def _gap(rows: Tensor, others: Tensor) -> float:
-    """The median row's largest difference. Suppressed ids are minus infinity on both sides."""
+    """The median over rows of the largest difference. Suppressed ids are minus infinity on both sides."""
     differences = (rows - others).masked_fill(torch.isneginf(others) & torch.isneginf(rows), 0.0)
     return float(median(differences.abs().amax(dim=1).tolist()))
 

@@ -1,8 +1,8 @@
-"""What a model folder's generation_config.json asks of `generate()` besides where to stop, and what becomes of it here.
+"""Reads a model folder's generation_config.json, except for the stop tokens: which settings apply here, and which not.
 
-Ids in `suppress_tokens` are never emitted, by any method and either model: they belong to the vocabulary. Everything
-else that would change tokens depends on what was emitted before (penalties, lengths, words); it is not applied, and is
-named instead. Temperature, top-k and top-p are settings of a run.
+No method and neither model ever emits the ids in `suppress_tokens`: they are a property of the vocabulary. All other
+settings that would change tokens depend on the tokens emitted before (penalties, lengths, words); they are not applied,
+and a note names them instead. Temperature, top-k and top-p are settings of a run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from specexp.errors import ModelError
 
-# Settings that make `generate()` emit other tokens, and the value at which each does nothing; None does nothing either.
+# Settings that make `generate()` emit other tokens, and their values without effect; None has no effect either.
 NEUTRAL: dict[str, Any] = {
     "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": [], "sequence_bias": {},
     "min_length": 0, "min_new_tokens": 0, "exponential_decay_length_penalty": None,
@@ -23,14 +23,14 @@ NEUTRAL: dict[str, Any] = {
     "num_beams": 1, "max_time": None, "penalty_alpha": 0.0, "dola_layers": None, "constraints": None,
     "force_words_ids": None, "diversity_penalty": 0.0, "assistant_ensemble_weight": None,
 }  # fmt: skip
-# Those of them that matter where tokens are drawn.
+# Further settings, which matter only if `do_sample` is set.
 SAMPLING: dict[str, Any] = {
     "min_p": 0.0, "typical_p": 1.0, "top_h": None, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
 }  # fmt: skip
 
 
 def read(path: str, config: Any, revision: str = "") -> GenerationConfig:
-    """That of a folder or hub id, as the model's loader finds it: the file's, or what an older config holds."""
+    """Load the generation config of a folder or hub id as transformers does: from its file, or from an older config."""
     try:
         return GenerationConfig.from_pretrained(path, **({"revision": revision} if revision else {}))
     except OSError:  # there is none
@@ -38,7 +38,7 @@ def read(path: str, config: Any, revision: str = "") -> GenerationConfig:
 
 
 def suppressed(found: GenerationConfig, name: str) -> tuple[int, ...]:
-    """The ids that are never emitted. Raises ModelError."""
+    """The ids in `suppress_tokens`, sorted. Raises ModelError if it is not a list of token ids."""
     ids = getattr(found, "suppress_tokens", None) or []
     if not isinstance(ids, list | tuple) or not all(isinstance(i, int) and i >= 0 for i in ids):
         raise ModelError(
@@ -49,14 +49,14 @@ def suppressed(found: GenerationConfig, name: str) -> tuple[int, ...]:
 
 
 def not_applied(found: GenerationConfig) -> dict[str, Any]:
-    """Settings that `generate()` would follow and no method here does."""
+    """Settings that `generate()` would apply and that no method here applies."""
     known = {**NEUTRAL, **(SAMPLING if getattr(found, "do_sample", None) else {})}
     values = {name: getattr(found, name, None) for name in known}
     return {name: value for name, value in values.items() if value is not None and value != known[name]}
 
 
 def note(unused: dict[str, Any], name: str) -> str:
-    """One line for a person who expects what `generate()` does."""
+    """One line for users who expect the same tokens as from `generate()`."""
     named = ", ".join(f"{key} {value!r:.40}" for key, value in unused.items())
     return (
         f"the generation_config of model '{name}' sets {named}; no method here applies that, plain decoding and"

@@ -1,9 +1,9 @@
-"""Hugging Face causal language models behind `Model`: any `AutoModelForCausalLM` folder or hub id.
+"""Implements `Model` for Hugging Face causal language models: any `AutoModelForCausalLM` folder or hub id.
 
-Llama, Qwen2 and Mistral are decoded by this project's own forward (`native_forward.py`), every other by transformers'
-own: each session then has a full-length `DynamicCache`, which is cut back by cropping; sliding-window layers keep all
-their keys and mask them. Where rotary angles depend on the length, `rope.py` does what generate() does. A model whose
-cache cannot be cut back to any length (recurrent and convolutional states) is refused.
+Llama, Qwen2 and Mistral run on this project's own forward (`native_forward.py`), all others on transformers' forward:
+each session then has a full-length `DynamicCache`, which `keep` crops; sliding-window layers keep all their keys and
+mask them. If rotary angles depend on the length, `rope.py` does what generate() does. A model whose cache cannot be
+truncated to any length (recurrent and convolutional states) is refused.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ _FINGERPRINT_VALUES = 64
 
 @dataclass(slots=True)
 class HFModel:
-    """A loaded module and the facts about it that decoding needs."""
+    """A loaded module and the properties that decoding needs."""
 
     module: Any
     name: str
-    known: int | None = None  # ids that the tokenizer knows; those behind them are padding
+    known: int | None = None  # number of ids that the tokenizer knows; higher ids are padding
     offload: Offload | None = None
-    forward: str = "auto"  # this project's own where it applies; or "transformers"
-    graphs: str | Capture = "auto"  # on CUDA, where the forward is our own; "off"; or a way of capturing
+    forward: str = "auto"  # "auto": this project's own forward if it supports the model; or "transformers"
+    graphs: str | Capture = "auto"  # "auto": on CUDA with our own forward; "off"; or a `Capture`
     suppressed: Sequence[int] = ()  # ids that are never emitted
-    keeps_rows: bool = field(init=False)  # whether forward can leave out the logits of rows nobody asked for
+    keeps_rows: bool = field(init=False)  # True if the module's forward takes `logits_to_keep`
     own: OwnForward | None = field(init=False, default=None)
     _trees_checked: bool = field(init=False, default=False)
     why_not_own: str | None = field(init=False)
     capture: Capture | None = field(init=False, default=None)
     pools: list[Graphs] = field(
         init=False, default_factory=list
-    )  # with recordings; each is lent to one owner at a time
-    # Read at every step: looking them up in the module takes as long as a small layer.
+    )  # pools with their recordings; each is lent to one session at a time
+    # Cached here because they are read at every step: looking them up in the module takes as long as a small layer.
     vocab_size: int = field(init=False)
     context: int = field(init=False)
-    recomputed_at: int | None = field(init=False)  # the length beyond which its rotary angles are others
+    recomputed_at: int | None = field(init=False)  # the length beyond which the rotary angles change
     device: torch.device = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,30 +81,30 @@ class HFModel:
 
     @property
     def offloaded(self) -> bool:
-        """Whether some weights are brought to the device at each call: only the module's own forward does that."""
+        """True if some weights are copied to the device at each call, which only the module's own forward does."""
         return any(parameter.device.type == "meta" for parameter in self.module.parameters())
 
     @property
     def notes(self) -> list[str]:
-        """What a person should be told of settings in the folder that are not applied."""
+        """Notes for the user about settings in the folder that are not applied."""
         unused = generation_config.not_applied(self.module.generation_config)
         return [generation_config.note(unused, self.name)] if unused else []
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """Every token at which this model stops."""
+        """All token ids at which this model stops."""
         found = self.module.generation_config.eos_token_id
         if found is None:
             found = self._text_config.eos_token_id
         return () if found is None else tuple(found) if isinstance(found, list | tuple) else (int(found),)
 
     def check_cache(self) -> None:
-        """Raise ModelError when tokens behind cached ones are not scored as in one piece, by transformers' forward."""
+        """Raise ModelError if transformers' forward gives other logits with a cache than without one."""
         if self.own is None:
             forward_check.check_cache(self, self.name)
 
     def check_trees(self) -> None:
-        """Raise ModelError when a token tree cannot be masked here, or is not scored as its paths are one by one."""
+        """Raise ModelError if this model cannot mask a token tree, or gives its nodes other logits than their paths."""
         if self._trees_checked:
             return
         attention = self.module.config._attn_implementation
@@ -113,7 +113,7 @@ class HFModel:
                 f"model '{self.name}' uses {attention} attention, which takes no tree mask; use sdpa or eager."
             )
         model_config.check_trees(self.module.config, self.name)
-        self._trees_checked = True  # measuring feeds a tree itself
+        self._trees_checked = True  # set before the measurement, which feeds a tree and so calls this method
         try:
             forward_check.check_trees(self, self.name)
         except BaseException:
@@ -140,7 +140,7 @@ class HFModel:
         return [OwnSession(pool, row) for row in range(count)]
 
     def _graphed(self, capacity: int) -> Graphs:
-        """A pool nobody uses any more, with its recordings; or a new one, in place of those that are too small."""
+        """Return a free pool with its recordings; or a new one, which replaces the free ones, as they are too small."""
         assert self.own is not None
         assert self.capture is not None
         free = [graphs for graphs in self.pools if not graphs.lent]
@@ -148,7 +148,7 @@ class HFModel:
             if graphs.pool.capacity >= capacity + SPARE:
                 return graphs
         self.pools = [graphs for graphs in self.pools if graphs not in free]
-        # Room for longer prompts: growing would cost every recording.
+        # Leave room for longer prompts: when a pool grows, all its recordings are lost.
         slots = 1 << (capacity + SPARE - 1).bit_length()
         self.pools.append(Graphs(Pool(self.own, 1, slots, self.known), self.capture))
         return self.pools[-1]
@@ -161,7 +161,7 @@ class HFModel:
     def drafts(self, ask: Draft, rng: Rng) -> bool:
         if self.own is None or ask.min_probability:
             return False
-        # A recording holds the warp and the rng themselves: those that do more than they say cannot go into one.
+        # A recording freezes the warp and the rng: only the standard classes, without other state, can be recorded.
         plain = type(ask.warp) is Warp and (ask.warp.greedy or isinstance(rng, HashRng))
         return self.capture is None or plain
 
@@ -175,9 +175,10 @@ class HFModel:
         return integers(tokens, self.device)
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits of the weights themselves, wherever they came from: the first values of every parameter.
+        """Hash of the weights in sixteen hex digits, from the first values of every parameter, wherever they came from.
 
-        Rounded to bfloat16, so that weights kept in float32 and in bfloat16 have one name; quantized ones have another.
+        The values are rounded to bfloat16, so that the same weights in float32 and in bfloat16 have the same
+        fingerprint; quantized weights have another one.
         """
         digest = hashlib.sha256(type(self.module).__name__.encode())
         for name, parameter in self.module.named_parameters():

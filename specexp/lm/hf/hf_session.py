@@ -1,4 +1,4 @@
-"""One sequence in the cache of a model that transformers' own forward decodes."""
+"""The session of a model that runs on transformers' own forward."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = torch.Tensor
 
 
 class HFSession:
-    """One sequence in a `DynamicCache` of full length."""
+    """One sequence in a full-length `DynamicCache`."""
 
     def __init__(self, model: HFModel) -> None:
         self._model = model

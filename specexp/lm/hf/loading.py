@@ -1,6 +1,6 @@
-"""From a folder or hub id to a tokenizer, a config or a loaded model; ModelError says what is wrong there.
+"""Loads a tokenizer, a config or a model from a folder or hub id; a ModelError says what is wrong with it.
 
-What can be told from a config is told before any weights are read.
+Faults that the config shows are reported before any weights are read.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ ZOO_PREFIX = "zoo:"
 
 
 def resolve(name: str) -> str:
-    """`zoo:target` is the embedded model's folder; any other name stands as it is."""
+    """Replace `zoo:target` by the embedded model's folder; return any other name unchanged."""
     return str(ZOO / name.removeprefix(ZOO_PREFIX)) if name.startswith(ZOO_PREFIX) else name
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
-    """The tokenizer that this model is to be used with."""
+    """Load the tokenizer for this model: `config.tokenizer`, or the model's own."""
     name = config.tokenizer or config.model
     path = _checked(name)
     try:
@@ -56,13 +56,13 @@ def load_tokenizer(config: ModelConfig) -> Any:
 
 
 def read_config(config: ModelConfig) -> Any:
-    """A model's config, checked, before any weights are read. Raises ModelError."""
+    """Load and validate a model's config, without its weights. Raises ModelError."""
     path = _checked(config.model)
     try:
         found = AutoConfig.from_pretrained(path, **_source(config, "model"))
     except Exception as error:
         with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
-            # Its class divides by them, or says of what type they should have been and not which file that is.
+            # The config class divides by the sizes or rejects their type; its error does not name the file.
             check_sizes(PretrainedConfig.get_config_dict(path, **_source(config, "model"))[0], config.model)
         raise ModelError(f"model '{config.model}' has no config that can be loaded: {_words(error)}") from error
     check_config(found, config.model)
@@ -80,19 +80,19 @@ def read_config(config: ModelConfig) -> Any:
 
 
 def vocabulary_size(config: ModelConfig) -> int:
-    """How many ids the model scores, padding included; read from its config, before any weights."""
+    """Number of ids the model scores, padding included; read from its config, without its weights."""
     return int(read_config(config).get_text_config(decoder=True).vocab_size)
 
 
 def context_size(config: ModelConfig) -> int:
-    """The most positions a sequence may have; read from the model's config, before any weights."""
+    """The maximum number of positions in a sequence; read from the model's config, without its weights."""
     found = read_config(config)
     model_config.check(found, config.model)
     return model_config.context_of(found, config.model)
 
 
 def check_decodable(config: ModelConfig, trees: bool) -> None:
-    """Refuse a model that cannot decode, or with `trees` score a token tree, by its config, before any weights."""
+    """Raise ModelError if by its config the model cannot decode, or (with `trees`) cannot score a token tree."""
     found = read_config(config)
     model_config.check(found, config.model)
     if trees:
@@ -100,14 +100,14 @@ def check_decodable(config: ModelConfig, trees: bool) -> None:
 
 
 def suppressed_ids(config: ModelConfig) -> tuple[int, ...]:
-    """The ids that the folder's or hub id's generation_config.json wants never emitted."""
+    """The `suppress_tokens` of the folder's or hub id's generation_config.json: ids that are never emitted."""
     found = generation_config.read(_checked(config.model), read_config(config), config.revision)
     return generation_config.suppressed(found, config.model)
 
 
 def load_model(config: ModelConfig, known: int | None = None, suppressed: Sequence[int] = ()) -> HFModel:
-    """Weights of this folder or hub id, ready to decode. Of the ids it scores, the first `known` are used, and those in
-    `suppressed` never."""
+    """Load the model of this folder or hub id, ready to decode. Of the ids it scores, only the first `known` are used,
+    and those in `suppressed` never."""
     path = _checked(config.model)
     how = f"{config.dtype}{'' if config.quantization == 'none' else ', ' + config.quantization} on {config.device}"
     try:
@@ -122,7 +122,7 @@ def load_model(config: ModelConfig, known: int | None = None, suppressed: Sequen
             module, found = AutoModelForCausalLM.from_pretrained(
                 path, output_loading_info=True, **_source(config, "model"), **placement
             )
-    except Exception as error:  # whatever a broken folder makes of a loader: its own words, in one line
+    except Exception as error:  # a broken folder can raise anything: report the message in one line
         if not is_exhausted(error):
             raise ModelError(f"model '{config.model}' cannot be loaded ({how}): {first_line(error)}") from error
         raise ModelError(
@@ -142,14 +142,14 @@ def load_model(config: ModelConfig, known: int | None = None, suppressed: Sequen
 
 
 def _source(config: ModelConfig, part: str) -> dict[str, Any]:
-    """Which files: a revision names those of the model's repository, not of a tokenizer from elsewhere."""
+    """Arguments of from_pretrained for the source; a revision does not apply to a tokenizer from another repository."""
     own = part == "model" or not config.tokenizer
     revision = {"revision": config.revision} if config.revision and own else {}
     return {"trust_remote_code": config.trust_remote_code, **revision}
 
 
 def _placement(config: ModelConfig) -> dict[str, Any]:
-    """Where, and as what, the weights are read."""
+    """Arguments of from_pretrained for the device, the dtype, the attention and the quantization."""
     if faults := config.faults():
         raise ValueError(" ".join(faults))
     if config.device != "auto" and torch.device(config.device).type == "meta":
@@ -162,11 +162,11 @@ def _placement(config: ModelConfig) -> dict[str, Any]:
     if config.device != "cpu" or config.quantization != "none":
         found["device_map"] = "auto" if config.device == "auto" else {"": torch.device(config.device)}
     if config.quantization != "none":
-        _log_only("bitsandbytes.backends.cpu.ops")  # it warns of a kernel that it can do without
+        _log_only("bitsandbytes.backends.cpu.ops")  # it warns of an optional kernel
     if config.quantization == "int8":
-        # It casts to float16 at every call, and says so at every call.
+        # bitsandbytes casts to float16 at every call, and logs that at every call.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        # No outlier columns: they are picked over all rows fed, so that several rows would not equal one at a time.
+        # No outlier columns: they are chosen over all rows fed, so that several rows would differ from one at a time.
         found["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     elif config.quantization != "none":
         found["quantization_config"] = BitsAndBytesConfig(
@@ -178,17 +178,17 @@ def _placement(config: ModelConfig) -> dict[str, Any]:
 
 
 def _needed(path: str, config: ModelConfig) -> str:
-    """Memory that the weights take, counted on a model without any."""
+    """The memory that the weights take, as text, computed from a model on the meta device."""
     try:
         empty = _empty(path, config)
-    except Exception:  # a model whose own code builds nothing without memory: the loader's words must do
+    except Exception:  # the model's own code may fail on the meta device
         return "more than there is"
     each = {"int8": 1.0, "nf4": 0.5, "fp4": 0.5}.get(config.quantization, float(DTYPES[config.dtype].itemsize))
     return f"{sum(p.numel() for p in empty.parameters()) * each / 2**30:.2f} GiB"
 
 
 def _empty(path: str, config: ModelConfig) -> Any:
-    """The model without its weights."""
+    """The model on the meta device, without its weights."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(path, **_source(config, "model")), trust_remote_code=config.trust_remote_code
@@ -197,7 +197,7 @@ def _empty(path: str, config: ModelConfig) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's own bar over weight files, which would break up ours, and its news of an offload."""
+    """Turn off transformers' progress bar, which would break up ours, and accelerate's messages about offloading."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     dispatching = logging.getLogger("accelerate.big_modeling")
@@ -212,7 +212,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _log_only(name: str) -> None:
-    """Leave a logger's warnings to handlers that someone has set up: Python prints those that nobody handles."""
+    """Stop Python from printing a logger's warnings by default; handlers that are configured still receive them."""
     logger = logging.getLogger(name)
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
@@ -231,5 +231,5 @@ def _checked(name: str) -> str:
 
 
 def _words(error: BaseException) -> str:
-    """An error's words in one line: a validation error names the field in its first line, and the fault in the next."""
+    """An error's message in one line: a validation error names the field in its first line, the fault in the next."""
     return f"{' '.join(str(error).split()) or type(error).__name__:.300}"

@@ -1,8 +1,8 @@
-"""What a model's config says before its weights are read: how long a context is, and what the model cannot decode.
+"""Reads from a model's config, without its weights, the context length and which kinds of decoding are impossible.
 
-Two kinds of decoding are told apart: chains (plain decoding is one of length 1), which need a cache that can be cut
-back, and trees, which also need layers that place tokens by their position ids and mask, not by their slot in it.
-What no config says is measured on the loaded model: `forward_check.py`. docs/families.md lists what comes of both.
+There are two kinds of decoding: chains (plain decoding is one of length 1), which need a cache that can be truncated,
+and trees, which also need layers that place tokens by their position ids and mask, not by their slot in the cache.
+`forward_check.py` measures on the loaded model what no config says. docs/families.md lists the results of both.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from specexp.lm.hf.rope import boundary_of
 
 NO_LIMIT = 1 << 30
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of layer types
-# Names of the context length, in the order in which they are asked for.
+# Config fields for the context length, in the order in which they are tried.
 CONTEXT_NAMES = (
     "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "max_seq_length",
     "max_target_positions", "seq_length", "model_max_length", "context_length",
 )  # fmt: skip
-# Layers of a cache that can be cut back; a placeholder holds nothing.
+# Layers of a cache that can be truncated; a `DummyLayer` holds nothing.
 REWINDABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
-# Encoders that attend to later tokens, too, unless their config says `is_decoder`.
+# Encoders, which also attend to later tokens unless their config sets `is_decoder`.
 ENCODERS = frozenset({
     "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert",
     "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
-# Families whose forward has a cache that several tokens cannot be appended to.
+# Families whose cache cannot take several appended tokens, with the reason.
 CLOSED_CACHES = {
     "cpmant": "puts a prompt of its own before the tokens of every call, cached ones included",
     "prophetnet": "takes one token at a time behind a cache",
@@ -39,22 +39,22 @@ CLOSED_CACHES = {
 
 
 def check(config: Any, name: str) -> None:
-    """Raise ModelError when a model with this config cannot be decoded token by token, or has no valid context."""
+    """Raise ModelError if a model with this config cannot decode token by token, or has no valid context length."""
     if reason := refusal(config):
         raise ModelError(f"model '{name}' ({config.model_type}) {reason}.")
     context_of(config, name)
 
 
 def check_trees(config: Any, name: str) -> None:
-    """Raise ModelError when this config's layers would misplace the tokens of a tree."""
+    """Raise ModelError if this config's layers would give the tokens of a tree wrong positions."""
     if reason := tree_refusal(config):
         raise ModelError(f"model '{name}' ({config.model_type}) {reason}; use a chain method (speculative, lookup).")
 
 
 def context_of(config: Any, name: str) -> int:
-    """The most positions a sequence may have; `NO_LIMIT` where the config names none. Raises ModelError.
+    """The maximum number of positions in a sequence; `NO_LIMIT` if the config states none. Raises ModelError.
 
-    It ends where rotary angles change that cannot be followed (`rope.py`).
+    It is limited to the length at which the rotary angles change, if decoding cannot follow the change (`rope.py`).
     """
     text = config.get_text_config(decoder=True)
     stated, boundary = _stated_context(text, name), boundary_of(text)
@@ -76,7 +76,7 @@ def _stated_context(text: Any, name: str) -> int:
 
 
 def refusal(config: Any) -> str | None:
-    """Why nothing can be decoded with a model of this config; None when it can."""
+    """The reason why a model with this config cannot decode; None if it can."""
     text = config.get_text_config(decoder=True)
     kind = str(config.model_type)
     if config.is_encoder_decoder:
@@ -93,7 +93,7 @@ def refusal(config: Any) -> str | None:
     parameters = _forward(config)
     try:
         layers = DynamicCache(config=config).layers
-    except Exception as error:  # a config that lacks what every cache is made from
+    except Exception as error:  # the config lacks fields that every cache needs
         return f"has a config that no cache can be made from ({type(error).__name__}: {first_line(error, 'no words')})"
     others = sorted({type(layer).__name__ for layer in layers if type(layer) not in REWINDABLE})
     if others or getattr(_class(config), "_is_stateful", False):
@@ -107,7 +107,7 @@ def refusal(config: Any) -> str | None:
 
 
 def tree_refusal(config: Any) -> str | None:
-    """Why a model of this config cannot score a token tree; None when no reason is known."""
+    """The reason why a model with this config cannot score a token tree; None if no reason is known."""
     text = config.get_text_config(decoder=True)
     parameters = _forward(config)
     if parameters is not None and "position_ids" not in parameters:
@@ -124,14 +124,14 @@ def tree_refusal(config: Any) -> str | None:
 
 
 def attention_kinds(config: Any) -> list[str]:
-    """The kinds of attention layers, sorted; each takes a mask of its own."""
+    """The kinds of attention layers, sorted; each kind takes its own mask."""
     text = config.get_text_config(decoder=True)
     windowed = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
     return sorted(set(getattr(text, "layer_types", None) or [SLIDING if windowed else FULL]))
 
 
 def _class(config: Any) -> Any:
-    """The class that AutoModelForCausalLM makes of it; None where that is code of the model's own repository."""
+    """The class that AutoModelForCausalLM selects; None if the class comes from the model's own repository."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
     found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
@@ -139,6 +139,6 @@ def _class(config: Any) -> Any:
 
 
 def _forward(config: Any) -> frozenset[str] | None:
-    """Parameters of that class's forward."""
+    """Parameter names of that class's forward; None if there is no such class."""
     found = _class(config)
     return None if found is None else frozenset(inspect.signature(found.forward).parameters)

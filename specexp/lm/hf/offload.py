@@ -1,11 +1,11 @@
-"""Layers whose weights stay in CPU memory or on disk: accelerate brings each to the device when its turn comes, at
-every call, and drops it behind. Embeddings, the last norm and the head stay on the device.
+"""Keeps the weights of layers in CPU memory or on disk: at every call, accelerate copies each layer to the device just
+before it runs and frees it afterwards. Embeddings, the last norm and the head stay on the device.
 
-A call then costs at least what moving the weights costs, so that many tokens in one call cost little more than one:
-what SpecExec is for. No layer is fetched ahead of its turn, and none is kept from call to call.
+A call then takes at least as long as moving the weights, so that many tokens in one call cost little more than one:
+the case that SpecExec is made for. No layer is prefetched, and none is kept from call to call.
 
-On disk, safetensors files are mapped where they are. Other files, and weights that transformers rearranges as it reads
-them, are written once more to a folder of this process's own (below TMPDIR), which goes when the model does.
+On disk, safetensors files are mapped in place. Other files, and weights that transformers rearranges as it reads them,
+are written once more to a temporary folder of this process (below TMPDIR), which is deleted together with the model.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from accelerate.utils import align_module_device
 
 @dataclass(slots=True, weakref_slot=True)
 class Offload:
-    """Where the layers of one model stay, `kind` cpu or disk, and the device that calls run on.
+    """Where the layers of one model stay (`kind` is cpu or disk), and the device that calls run on.
 
-    The model holds on to it: the folder on disk goes when it does, at the end of the process at the latest.
+    The model holds a reference: the folder on disk is deleted with this object, at process exit at the latest.
     """
 
     kind: str
@@ -37,17 +37,17 @@ class Offload:
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     def placement(self, empty: Any) -> dict[str, Any]:
-        """Arguments of from_pretrained, from the same module without weights."""
+        """Arguments of from_pretrained; `empty` is the same module on the meta device."""
         layers = set(empty._no_split_modules or ())
         if not any(type(module).__name__ in layers for module in empty.modules()):
             raise ValueError("it does not say which of its parts are layers; set offload to none")
-        # A torch.device is not what accelerate calls "cpu", the place that weights stay in: from CPU memory to the CPU
-        # it sets its hooks too then, a rehearsal on a machine without another device. Files need the name.
+        # accelerate takes the string "cpu" as the offload location. A torch.device makes it install its hooks from CPU
+        # memory to the CPU as well, so that offloading can be tried on a CPU-only machine. Disk needs the string.
         device = str(self.device) if self.kind == "disk" else self.device
         return {"device_map": self._places(empty, layers, device), "offload_folder": self.folder or None}
 
     def _places(self, module: Any, layers: set[str], device: str | torch.device, prefix: str = "") -> dict[str, Any]:
-        """Part by part, since a part may be named once only: the layers, and all that holds none."""
+        """The device map, by parts: each layer, and each largest part without layers, since no part may occur twice."""
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         places: dict[str, Any] = {f"{prefix}{name}": device for name, _ in own}
         for name, part in module.named_children():
@@ -61,7 +61,7 @@ class Offload:
 
 
 def stored(module: Any, name: str) -> torch.Tensor:
-    """The values of a parameter, wherever they stay."""
+    """The values of a parameter, offloaded or not."""
     owner, _, leaf = name.rpartition(".")
     part = module.get_submodule(owner)
     with align_module_device(part):

@@ -1,16 +1,16 @@
-"""Rotary angles that depend on the length of a sequence, and how decoding stays a function of the tokens alone.
+"""Handles rotary angles that depend on the sequence length, so that the logits depend on the tokens alone.
 
-`longrope` turns keys and queries by one set of factors in sequences of up to `original_max_position_embeddings` tokens
-and by another in longer ones. transformers picks the set by the last position of a forward, so that what a block says
-depends on which tokens are in it.
+`longrope` rotates keys and queries by one set of factors in sequences of up to `original_max_position_embeddings`
+tokens and by another set in longer ones. transformers selects the set by the last position of a forward, so that the
+logits of a row depend on which other tokens the forward holds.
 
-- Phi-3 and PhiMoE: generate() drops its cache at the boundary and feeds the sequence once more. Each row is therefore
-  computed as the last of its sequence, all of it turned by that row's factors: `LongRopeSession` does the same for any
-  block, with a cache for either set.
-- Others keep the keys that were turned before the boundary: what follows it depends on where the prompt ended. Their
-  context ends at the boundary, and `note` says so.
+- Phi-3 and PhiMoE: generate() drops its cache at the boundary and feeds the whole sequence again. Each row is therefore
+  computed as the last of its sequence, with all keys rotated by that row's factors: `LongRopeSession` does the same for
+  any block, with one cache per set.
+- Other models keep the keys that were rotated before the boundary: the logits after it depend on where the prompt
+  ended. Their context ends at the boundary, and `note` says so.
 
-`dynamic` changes its frequencies beyond `max_position_embeddings` only, where every context ends anyway. The angles of
+`dynamic` changes its frequencies only beyond `max_position_embeddings`, where every context ends anyway. The angles of
 all other types (default, linear, llama3, yarn, proportional) do not depend on the length.
 """
 
@@ -27,19 +27,19 @@ from torch import Tensor
 from specexp.lm.model import Branches, Session
 from specexp.lm.transfer import integers, to_device
 
-RECOMPUTING = ("phi3", "phimoe")  # whose generate() drops the cache at the boundary
+RECOMPUTING = ("phi3", "phimoe")  # families whose generate() drops the cache at the boundary
 
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """Sequences of more than `length` tokens are turned by other factors; `recomputed`: all of their tokens are."""
+    """The length beyond which sequences use other factors; `recomputed`: generate() then recomputes all tokens."""
 
     length: int
     recomputed: bool
 
 
 def boundary_of(config: Any) -> Boundary | None:
-    """From a model's text config; None where its angles do not depend on the length within its context."""
+    """Read the boundary from a model's text config; None if its angles do not depend on the length in its context."""
     lengths = [
         int(each["original_max_position_embeddings"])
         for each in _parameters(config)
@@ -48,13 +48,13 @@ def boundary_of(config: Any) -> Boundary | None:
     context = getattr(config, "max_position_embeddings", None)
     if not lengths or (context and min(lengths) >= context):
         return None
-    # Classes from a model's own repository may bear the name without doing the same.
+    # Classes from a model's own repository may have the same model type and behave differently.
     known = config.model_type in RECOMPUTING and type(config).__module__.startswith("transformers.")
     return Boundary(min(lengths), known)
 
 
 def note(name: str, config: Any) -> str | None:
-    """What is to be said of a model before its weights are read."""
+    """A note for the user if the model's context ends at the boundary; None otherwise."""
     boundary = boundary_of(config)
     if boundary is None or boundary.recomputed:
         return None
@@ -72,14 +72,14 @@ def _depends_on_length(config: Any, parameters: Mapping[str, Any]) -> bool:
 
 
 def _parameters(config: Any) -> list[Mapping[str, Any]]:
-    """The rope parameters of all its layers, which may have some of their own for each type."""
+    """The rope parameters of all layers: one mapping, or one per layer type."""
     found = getattr(config, "rope_parameters", None) or {}
     nested = [each for each in found.values() if isinstance(each, Mapping)]
     return nested or [found]
 
 
 class LongRopeSession:
-    """Two caches of one sequence, one for either set of factors. Each is fed when a row of its own is asked for."""
+    """Two caches of one sequence, one per set of factors. Each is fed only when a row needs it."""
 
     def __init__(self, short: Session, long: Session, rotary: torch.nn.Module, boundary: int) -> None:
         self._caches = {False: short, True: long}
@@ -110,12 +110,12 @@ class LongRopeSession:
     def _feed(
         self, long: bool, start: int, rows: int, hidden: bool, branches: Branches | None
     ) -> tuple[Tensor, Tensor | None]:
-        """All that this cache lacks of the tokens before slot `start`, and those from there on."""
+        """Feed the tokens before slot `start` that this cache lacks, and all tokens from `start` on."""
         assert self._tokens is not None
         cache = self._caches[long]
         with turned(self._rotary, long, self._boundary):
             if branches is not None and cache.length < (chain := min(start, branches.base)):
-                cache.feed(self._tokens[cache.length : chain], 0)  # which may be long: in pieces
+                cache.feed(self._tokens[cache.length : chain], 0)  # a chain by itself, so that `feed` can split it
             return cache.feed(self._tokens[cache.length :], rows, hidden, branches)
 
     @torch.inference_mode()
@@ -123,7 +123,7 @@ class LongRopeSession:
         assert 0 <= length <= self.length, f"cannot keep {length} of {self.length} slots"
         for cache in self._caches.values():
             if cache.length > length:
-                # Of a path whose end this cache lacks, its beginning.
+                # This cache may lack the end of the kept path: keep the beginning.
                 cache.keep(length, [slot for slot in slots if slot < cache.length])
         if self._tokens is not None:
             kept = integers(slots, self._tokens.device)
@@ -134,7 +134,7 @@ class LongRopeSession:
 
 
 def _positions(start: int, stop: int, branches: Branches | None) -> list[int]:
-    """Where the tokens in slots start .. stop - 1 stand."""
+    """Positions of the tokens in slots start .. stop - 1."""
     if branches is None:
         return list(range(start, stop))
     base = branches.base
@@ -143,10 +143,11 @@ def _positions(start: int, stop: int, branches: Branches | None) -> list[int]:
 
 @contextmanager
 def turned(rotary: torch.nn.Module, long: bool, boundary: int) -> Iterator[None]:
-    """Inside, a model's rotary module turns every position by the long factors, or by the short ones.
+    """Within the context, a model's rotary module uses the long factors (or the short ones) for every position.
 
-    It picks them by the largest position it is given. For the long ones it is given one more, past the boundary; for
-    the short ones none that reaches it: rows beyond are not read from the short cache, nor seen by what is.
+    The module selects the factors by the largest position it receives. For the long ones it receives one more position,
+    past the boundary; for the short ones all positions are clamped below the boundary: rows beyond it are not read from
+    the short cache, and the rows that are read do not attend to them.
     """
 
     def before(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

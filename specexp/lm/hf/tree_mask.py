@@ -14,10 +14,10 @@ from specexp.lm.transfer import to_device
 
 
 def tree_mask(module: Any, start: int, num: int, branches: Branches) -> tuple[Tensor | dict[str, Tensor], Tensor]:
-    """Attention mask[1, 1, num, start + num] and positions[num] of tokens fed into slots `start` and on.
+    """Attention mask[1, 1, num, start + num] and positions[num] of the tokens fed from slot `start` on.
 
-    sdpa takes booleans, which are exact; eager takes floats and would misread booleans without a word. A model with
-    layers of several kinds takes a mask for each; a sliding window counts positions, not slots.
+    sdpa takes booleans, which are exact; eager takes floats and would silently misread booleans. A model with several
+    kinds of layers takes one mask per kind; a sliding window counts positions, not slots.
     """
     kinds = attention_kinds(module.config)
     sees, at = visible(start, num, branches)

@@ -1,4 +1,4 @@
-"""Attention over a pool of keys and values: which slots a token sees, and the product, of one row or of several."""
+"""Attention over a pool of keys and values, for one row or several: the masks and the attention itself."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def visible(start: int, num: int, branches: Branches) -> tuple[Tensor, Tensor]:
-    """Which slots [num, start + num] the tokens in slots start .. start + num - 1 see, and every slot's position. On
-    the host, where the tree is."""
+    """The boolean mask [num, start + num] of the tokens in slots start .. start + num - 1, and every slot's position,
+    both on the host, where the tree is."""
     base, stop = branches.base, start + num
     at = torch.arange(stop)
     at[base:] = base + torch.tensor(branches.depths[: stop - base])
@@ -35,20 +35,20 @@ def visible(start: int, num: int, branches: Branches) -> tuple[Tensor, Tensor]:
 
 
 def window_mask(sees: Tensor, at: Tensor, window: int) -> Tensor:
-    """What of `sees`[N, stop] lies within a window, by the positions `at`[stop] of all slots."""
+    """Restrict `sees`[N, stop] to a sliding window, by the positions `at`[stop] of all slots; window 0: no change."""
     positions = at[at.shape[0] - sees.shape[0] :]
     return sees & (at[None, :] > positions[:, None] - window) if window else sees
 
 
 def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to scores: 0 where something is seen, else minus infinity."""
+    """An additive attention mask from a boolean one: 0 where True, minus infinity where False."""
     return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, float("-inf"))
 
 
 def grouped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """What queries[N, H, d] read from keys and values [1, K, S, d] under mask[N H / K, S]: [N, H d].
+    """Attention of queries[N, H, d] to keys and values [1, K, S, d] under mask[N H / K, S]: [N, H d].
 
-    The heads that share a key stand as rows beside each other: no key is repeated.
+    The heads that share a key become adjacent query rows, so that no key is repeated.
     """
     num, heads, head_dim = queries.shape
     kv_heads = keys.shape[1]
@@ -62,7 +62,7 @@ def grouped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) 
 
 
 class SingleRowAttention:
-    """Attention of one row: its keys are a slice."""
+    """Attention of one row, whose keys and values are a slice of the pool."""
 
     def __init__(self, pool: Pool, row: int, start: int, num: int, tree: tuple[Tensor, Tensor] | None = None) -> None:
         own = pool.forward
@@ -88,9 +88,9 @@ class SingleRowAttention:
 
 
 class BatchAttention:
-    """Several rows side by side. Only attention pads them, to the longest; everything else sees the tokens alone.
+    """Attention of several rows. Only attention pads them, to the longest; all other layers get the bare tokens.
 
-    Shapes: R rows that are fed, N tokens of the longest, T tokens of all.
+    Shapes: R rows that are fed, N tokens of the longest row, T tokens of all rows.
     """
 
     def __init__(self, pool: Pool, feeds: Sequence[tuple[int, Feed]]) -> None:
@@ -103,14 +103,14 @@ class BatchAttention:
         self.dense = min(sizes) == self.num
         self.stop = max(start + size for start, size in zip(starts, sizes, strict=True))
         pool.reach(self.stop)
-        fed: list[int] = []  # where the tokens stand in the padded rows
+        fed: list[int] = []  # indices of the tokens in the padded rows
         wanted: list[int] = []
         for i, (_, feed) in enumerate(feeds):
             fed += range(i * self.num, i * self.num + sizes[i])
             wanted += range(len(fed) - feed.rows, len(fed))
         self.fed, self.wanted = integers(fed, place), integers(wanted, place)
         self.tokens = torch.cat([feed.tokens for _, feed in feeds])
-        # Rows beside each other are read where they are; others are brought together.
+        # Adjacent rows of the pool are read in place; others are gathered.
         beside = used == list(range(used[0], used[0] + self.count))
         self.beside = slice(used[0], used[0] + self.count) if beside else None
         self.used = integers(used, place)
@@ -136,7 +136,7 @@ class BatchAttention:
         for window in set(own.windows):
             seen = sees
             if window:
-                # What pads a row may see nothing in its window: it reads its own slot, and nobody reads it.
+                # A padding token may have nothing in its window: it attends to everything then, and is never read.
                 seen = sees & ((column if at is None else at[:, None, :]) > positions[:, :, None] - window)
                 seen |= ~seen.any(2, keepdim=True)
             mask = additive(seen, own.dtype)[:, None]
@@ -154,7 +154,7 @@ class BatchAttention:
         else:
             here = kv[self.beside, : self.stop]
             if here.device.type == "cpu":
-                # Read once in order, at the memory's full speed: what the heads then read in strides is in the cache.
+                # Read it once in order, at full memory speed, so that the heads' strided reads hit the CPU cache.
                 here.sum()
         both = here.view(self.count, self.stop, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         found = functional.scaled_dot_product_attention(
@@ -165,7 +165,7 @@ class BatchAttention:
         return found if self.dense else found.index_select(0, self.fed)
 
     def _padded(self, queries: Tensor) -> Tensor:
-        """[T, H, d] -> [R, K, N group, d]: the heads that share a key stand as rows beside each other."""
+        """[T, H, d] -> [R, K, N group, d]: the heads that share a key become adjacent rows."""
         if not self.dense:
             whole = queries.new_zeros(self.count * self.num, *queries.shape[1:])
             whole[self.fed] = queries

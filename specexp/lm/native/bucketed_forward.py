@@ -1,8 +1,8 @@
-"""A forward of one row over a bucket of slots, free of host values: what can be recorded and replayed.
+"""A forward of one row over a bucket of slots that uses no host values, so that it can be recorded and replayed.
 
-Where tokens stand is a tensor; keys and values are written by index; attention runs over the first slots of the row,
-as many as the bucket has, under a mask. The numbers are those of `kv_cache.py` but for the rounding of sums that masked
-zeros are added to.
+The tokens' slots are a tensor; keys and values are written by index; attention runs over the first slots of the row,
+as many as the bucket has, under a mask. The results equal those of `kv_cache.py` except for rounding, since the sums
+include masked zeros.
 
 Shapes: N tokens, C bucket, H heads, K key-value heads, d head size, D hidden, V vocabulary.
 """
@@ -21,7 +21,7 @@ from specexp.lm.native.native_forward import OwnForward
 
 
 class BucketForward:
-    """Over the first `bucket` slots of a pool's first row, as it stands: a pool that has grown needs another."""
+    """A forward over the first `bucket` slots of a pool's first row; after the pool has grown, make a new one."""
 
     def __init__(self, pool: Pool, bucket: int) -> None:
         self._own, self._known = pool.forward, pool.known
@@ -31,7 +31,7 @@ class BucketForward:
         self._split = [(keys.narrow(2, 0, bucket), values.narrow(2, 0, bucket)) for keys, values in pool.split[0]]
 
     def chain(self, tokens: Tensor, start: Tensor) -> Tensor:
-        """Hidden rows [N, D] of a chain tokens[N] from slot start[1] on."""
+        """Final hidden states [N, D] of a chain tokens[N] fed from slot start[1] on."""
         slots = start + self._columns[: tokens.shape[0]]
         seen = self._columns <= slots[:, None]
         masks = {
@@ -40,12 +40,12 @@ class BucketForward:
         return self._run(tokens, slots, slots, masks)
 
     def tree(self, tokens: Tensor, start: Tensor, positions: Tensor, seen: Sequence[Tensor]) -> Tensor:
-        """Hidden rows [N, D] of tokens[N] in slots start[1] and on, at positions[N]; seen[N, C] for each of `kinds`."""
+        """Final hidden states [N, D] of tokens[N] fed from slot start[1] on, at positions[N]; seen[N, C] per window."""
         slots = start + self._columns[: tokens.shape[0]]
         return self._run(tokens, slots, positions, dict(zip(kinds(self._own), seen, strict=True)))
 
     def logits(self, x: Tensor) -> Tensor:
-        """[N, D] -> [N, V]"""
+        """Logits of hidden states: [N, D] -> [N, V]."""
         return self._own.head(x).float()[:, : self._known]
 
     def _run(self, tokens: Tensor, slots: Tensor, positions: Tensor, seen: Mapping[int, Tensor]) -> Tensor:
@@ -54,7 +54,7 @@ class BucketForward:
 
 
 class _Bucket:
-    """Attention to a bucket."""
+    """The `Cache` of a bucket: writes by index and attends under masks."""
 
     def __init__(
         self,
@@ -74,16 +74,16 @@ class _Bucket:
 
 
 def kinds(own: OwnForward) -> list[int]:
-    """The windows that its layers have; 0 for none."""
+    """The different sliding windows of the layers, sorted; 0 for none."""
     return sorted(set(own.windows))
 
 
 def tree_masks(
     own: OwnForward, start: int, num: int, branches: Branches, size: int, bucket: int
 ) -> tuple[list[Tensor], Tensor]:
-    """What the tokens in slots start .. start + num - 1 see, [size, bucket] for each of `kinds`, and their positions.
+    """Masks [size, bucket] of the tokens in slots start .. start + num - 1, one per window, and their positions.
 
-    On the host, where the tree is. Padding sees the first slot: what sees nothing is not a number.
+    Both are on the host, where the tree is. Padding attends to the first slot: an empty mask row would give NaN.
     """
     sees, at = visible(start, num, branches)
     masks = []
@@ -96,5 +96,5 @@ def tree_masks(
 
 
 def repeated(mask: Tensor, group: int) -> Tensor:
-    """Each row of mask[N, C] for the `group` heads that share a key: [N group, C]."""
+    """Repeat each row of mask[N, C] for the `group` heads that share a key: [N group, C]."""
     return mask if group == 1 else mask[:, None].expand(-1, group, -1).reshape(-1, mask.shape[1])

@@ -1,15 +1,16 @@
-"""Captured forwards: each query shape's work is recorded once and replayed, without Python or launches in between.
+"""Captured forwards: the kernels for each input shape are recorded once and replayed, without Python and launches.
 
-A decode step of one row is a few hundred small kernels; launched one by one they take longer than the weights take to
-be read. So for each number of tokens and each bucket of attention length one recording is made, over static inputs:
-tokens, first slot, for a tree its mask and positions. What a chain's draft does, forwards, warping and rng, is one
-recording too. Fewer tokens than a recording holds are padded: padding is written behind the sequence, where nothing
-sees it and the next tokens overwrite it. Attention runs over the whole bucket, under a mask made from the first slot.
+A decode step of one row is a few hundred small kernels; launching them one by one takes longer than reading the
+weights. For each number of tokens and each bucket of attention length there is therefore one recording, over static
+inputs: tokens, first slot, and for a tree its mask and positions. Drafting a whole chain, with its forwards, warping
+and rng, is one recording too. If fewer tokens are fed than a recording holds, they are padded: the padding is written
+after the sequence, where no token attends to it and the next tokens overwrite it. Attention runs over the whole bucket,
+under a mask that is computed from the first slot.
 
-Prompts, several rows at once, and chains beyond `CHAINS` are not captured: `kv_cache.py` runs them as they come. A pool
-that grows makes its recordings void.
+Prompts, several rows at once, and chains beyond `CHAINS` are not captured: `kv_cache.py` runs them directly. When a
+pool grows, its recordings become invalid.
 
-Shapes: N tokens of a recording, n <= N those that are fed, C bucket, V vocabulary, D hidden, G drafted tokens.
+Shapes: N tokens of a recording, n <= N tokens that are fed, C bucket, V vocabulary, D hidden, G drafted tokens.
 """
 
 from __future__ import annotations
@@ -29,35 +30,35 @@ from specexp.lm.native.bucketed_forward import BucketForward, kinds, tree_masks
 from specexp.lm.native.kv_cache import OwnSession, Pool
 from specexp.lm.transfer import to_device
 
-CHAINS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 24, 32, 33, 64, 65)  # tokens of a chain's recordings
-TREE_STEP = 16  # a tree's are padded to a multiple of it, which matrix units like,
+CHAINS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 24, 32, 33, 64, 65)  # sizes, in tokens, of chain recordings
+TREE_STEP = 16  # trees are padded to a multiple of this number of tokens, which suits matrix units,
 TREES = 1024  # up to this many
-LEAST_BUCKET = 256  # the next ones are twice as long, up to the pool's capacity
-SPARE = CHAINS[-1]  # slots of a pool that padding may need
+LEAST_BUCKET = 256  # each next bucket is twice as long, up to the pool's capacity
+SPARE = CHAINS[-1]  # additional slots of a pool, for padding
 
 Function = Callable[..., tuple[Tensor, ...]]
 Replay = Callable[[], tuple[Tensor, ...]]
 
 
 class Capture(Protocol):
-    """How work is recorded."""
+    """A way of recording a function of tensors."""
 
     def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Replay:
-        """Record function(*inputs); the replay does the same on what stands in `inputs` then, and returns its outputs.
+        """Record function(*inputs); the replay runs it on the current contents of `inputs` and returns the outputs.
 
-        The function may be run while it is recorded. Whatever it takes from the host is frozen.
+        Recording may run the function. Values that it reads from the host are frozen.
         """
         ...
 
 
 class CudaGraphs:
-    """CUDA graphs that share one memory pool: they are replayed one after another, and outputs are copied at once.
+    """Captures CUDA graphs that share one memory pool: they are replayed one at a time, and outputs are copied at once.
 
-    The pool ends with the last graph in it, and nothing can be captured into it afterwards: the first graph is kept as
-    long as this object, whatever becomes of the recordings.
+    PyTorch frees the pool with the last graph in it, and then nothing can be captured into it: this object therefore
+    keeps the first graph alive, even after all recordings are dropped.
     """
 
-    WARM_UPS = 3  # as PyTorch advises: libraries choose kernels and take workspaces in the first runs
+    WARM_UPS = 3  # as PyTorch advises: libraries choose kernels and allocate workspaces in the first runs
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -87,7 +88,7 @@ class CudaGraphs:
 
 @dataclass(slots=True, eq=False)
 class _Recording:
-    """A function, its static inputs, and its replay once it was captured. It keeps alive what a graph points to."""
+    """A function, its static inputs, and its replay once captured. It keeps alive the tensors that a graph uses."""
 
     function: Function
     inputs: Sequence[Tensor]
@@ -95,7 +96,7 @@ class _Recording:
 
 
 class Graphs:
-    """The recordings over a pool of one row."""
+    """The recordings for a pool of one row."""
 
     def __init__(self, pool: Pool, capture: Capture) -> None:
         self.pool, self._capture = pool, capture
@@ -107,9 +108,9 @@ class Graphs:
         self.num_replays = 0
 
     def session(self) -> GraphSession:
-        """An empty one. While it lives the pool is lent, and not to be lent again."""
+        """Return an empty session. While it is alive, the pool is lent and must not be lent again."""
         self.pool.lengths[0] = 0
-        self.pool.values.zero_()  # what another left may be no numbers, and padding sees some of it
+        self.pool.values.zero_()  # an earlier session may have left NaN, and padding attends to some of it
         found = GraphSession(self, OwnSession(self.pool, 0))
         self._sessions.add(found)
         return found
@@ -119,7 +120,7 @@ class Graphs:
         return len(self._sessions) > 0
 
     def feed(self, tokens: Tensor, rows: int, hidden: bool, branches: Branches | None) -> tuple[Tensor, Tensor | None]:
-        """`Session.feed` of at most `CHAINS[-1]` tokens, or of a tree of `TREES`."""
+        """`Session.feed` of a chain of at most `CHAINS[-1]` tokens, or of a tree of at most `TREES`."""
         num, start = tokens.shape[0], self.pool.lengths[0]
         if branches is None:
             size = next(each for each in CHAINS if each >= num)
@@ -141,9 +142,9 @@ class Graphs:
         return logits[wanted].clone(), x[wanted].clone() if hidden else None
 
     def draft(self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
-        """A chain of `length` tokens behind `tokens`[1 or 2], from one replay.
+        """Draft a chain of `length` tokens after `tokens`[1 or 2] by one replay.
 
-        Recorded for the whole gamma: where less of it fits, its beginning is what is asked for.
+        The recording always drafts gamma tokens; if `length` is smaller, only the first ones are used.
         """
         num, start, gamma = tokens.shape[0], self.pool.lengths[0], ask.gamma
         bucket = self.reach(start + num + gamma)
@@ -157,7 +158,7 @@ class Graphs:
         return Drafted(drafted[:length].clone(), q_kept, hidden, peaks[:length].clone())
 
     def reach(self, slots: int) -> int:
-        """Have room for so many slots; the bucket that holds them. Capacities are buckets, which kernels like even."""
+        """Grow the pool to at least `slots` slots, always to a bucket size, which suits kernels; returns the bucket."""
         bucket = LEAST_BUCKET
         while bucket < slots:
             bucket *= 2
@@ -168,7 +169,7 @@ class Graphs:
     def _answer(
         self, key: Hashable, build: Callable[[], _Recording], given: Sequence[Tensor | int]
     ) -> tuple[Tensor, ...]:
-        """Fill the inputs of a recording, make it if there is none, and replay it."""
+        """Copy `given` into the inputs of a recording, which is built if it does not exist, and replay it."""
         if self.pool.values is not self._values:
             self._kept.clear()
             self._values = self.pool.values
@@ -177,10 +178,10 @@ class Graphs:
             recording = self._kept[key] = build()
         for buffer, value in zip(recording.inputs, given, strict=True):
             if isinstance(value, int):
-                buffer.fill_(value)  # a launch's argument: no copy from the host
+                buffer.fill_(value)  # passed as a kernel argument, without a copy from the host
             else:
                 buffer[: value.shape[0]].copy_(value)
-        if recording.replay is None:  # after the inputs: recording may run it, over the real cache
+        if recording.replay is None:  # after filling the inputs: recording may run the function, on the real cache
             self.num_captures += 1
             recording.replay = self._capture(recording.function, recording.inputs)
         self.num_replays += 1
@@ -220,7 +221,7 @@ class Graphs:
             for step in range(gamma + ask.own):
                 x = forward.chain(fed, start)[-1:]
                 states.append(x)
-                if step == gamma:  # only for the hidden row behind the last token
+                if step == gamma:  # this step only computes the hidden state of the last token
                     break
                 start = start + fed.shape[0]
                 logits = forward.logits(x)
@@ -238,7 +239,7 @@ class Graphs:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class GraphSession:
-    """A pool's row as a `Session`: what can be captured is replayed, anything else fed as `OwnSession` does."""
+    """A pool's row as a `Session`: replays recordings where possible, and otherwise feeds through `OwnSession`."""
 
     graphs: Graphs
     inner: OwnSession
@@ -258,7 +259,7 @@ class GraphSession:
 
     @torch.inference_mode()
     def draft(self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
-        """`Drafts.draft`, behind tokens[n]."""
+        """`Drafts.draft` after tokens[n]."""
         if tokens.shape[0] > 2:
             self.feed(tokens[:-1], rows=0)
             tokens = tokens[-1:]

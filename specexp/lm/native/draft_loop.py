@@ -1,8 +1,8 @@
-"""A draft's whole chain on one row of a pool, step by step, with nothing between its forwards but the sampling.
+"""Drafts a whole chain on one row of a pool, step by step, with only the sampling between the forwards.
 
-What `engine.py` does for any model and any number of rows, for the one case that is timed: here no step goes through
-the engine, plans a feed or enters a context of its own. It is not recorded; `cuda_graphs.py` does that where it can be
-done.
+The engine does the same for any model and any number of rows. This loop covers the case that is timed: no step goes
+through the engine, plans a feed or enters its own context. The loop is not recorded; `cuda_graphs.py` does that where
+it is possible.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from specexp.lm.threads import Threads
 
 @torch.inference_mode()
 def draft_chain(session: OwnSession, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
-    """`Drafts.draft` behind tokens[n]: length drafted tokens, the first drawn at `position`."""
+    """`Drafts.draft` after tokens[n]: `length` drafted tokens, the first sampled with the key `position`."""
     pool, own, warp = session.pool, session.pool.forward, ask.warp
     steps = length + ask.own
     if tokens.shape[0] > 1:
@@ -37,7 +37,7 @@ def draft_chain(session: OwnSession, tokens: Tensor, ask: Draft, length: int, rn
             at = start + step
             x = own(tokens, cos[at : at + 1], sin[at : at + 1], SingleRowAttention(pool, session.row, at, 1))
             states.append(x)
-            if step == length:  # only for the hidden row behind the last token
+            if step == length:  # this step only computes the hidden state of the last token
                 break
             logits = pool.logits(x)
             scored.append(logits)

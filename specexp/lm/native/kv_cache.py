@@ -1,10 +1,10 @@
-"""Key-value buffers for `OwnForward`: allocated ahead, written in place, cut back by forgetting a length.
+"""Key-value buffers for `OwnForward`: preallocated, written in place, and truncated by lowering a length.
 
-A pool holds the rows of one or several sequences. One sequence is fed by slices of its row, without an index; several
-are fed together, each at its own length. Nothing is allocated for keys and values in a step,
+A pool holds the rows of one or several sequences. A single sequence is fed through slices of its row, without indexing;
+several are fed together, each at its own length. A step allocates nothing for keys and values,
 unless a sequence outgrows its buffer, which then doubles.
 
-Shapes: L layers, B rows, C capacity in slots, W values a token keeps in a layer, N tokens fed to a row.
+Shapes: L layers, B rows, C capacity in slots, W values per token and layer, N tokens fed to a row.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from specexp.lm.threads import Threads, fastest
 from specexp.lm.transfer import integers, to_device
 
 LEAST = 64
-ALIGNMENT = 16  # bytes: attention on CUDA takes no mask that begins elsewhere, and copies one whose rows do
-SHORT = 64  # tokens of a band that is kept for every alignment
+ALIGNMENT = 16  # bytes: attention on CUDA rejects a mask that is not aligned, and copies one whose rows are not
+SHORT = 64  # masks of up to this many tokens are cached for every alignment
 
 
 @dataclass(slots=True, eq=False)
 class Pool:
-    """Buffers [L, B, C, W], zeroed: what was never written is masked, and must not be NaN."""
+    """Buffers [L, B, C, W], zeroed: slots that were never written are masked, and must not hold NaN."""
 
     forward: OwnForward
     rows: int
     capacity: int
-    known: int | None = None  # of the ids the head scores, those that are used
+    known: int | None = None  # how many of the ids that the head scores are used
     lengths: list[int] = field(init=False)
     values: Tensor = field(init=False)
     flat: list[list[Tensor]] = field(init=False)  # [row][layer]: [C, W]
@@ -61,7 +61,7 @@ class Pool:
         self._bands.clear()
 
     def reach(self, slots: int) -> None:
-        """Have room for so many slots in every row."""
+        """Grow to at least `slots` slots in every row."""
         if slots <= self.capacity:
             return
         old, used = self.values, max(self.lengths)
@@ -71,11 +71,11 @@ class Pool:
         self._view()
 
     def causal_mask(self, num: int, start: int, window: int) -> Tensor:
-        """What `num` tokens from slot `start` on see of slots 0 .. start + num - 1: a view [num, start + num] of zeros
-        and minus infinities, which is there already. A row for each head that shares a key.
+        """The additive causal mask of `num` tokens from slot `start` on over slots 0 .. start + num - 1: a view
+        [num, start + num] of a cached tensor of zeros and minus infinities, with each row repeated per grouped head.
 
-        It begins at an aligned address: for each start modulo the alignment there is a band that is shifted by as much.
-        Of long ones, which prompts take, the latest is kept.
+        The view begins at an aligned address: for each start modulo the alignment there is one cached tensor, shifted
+        by that amount. Of long masks, which prompts need, only the latest is cached.
         """
         own = self.forward
         size, shift = 1 << (num - 1).bit_length(), start % (ALIGNMENT // own.dtype.itemsize)
@@ -91,7 +91,7 @@ class Pool:
         return rows[: num * own.heads // own.kv_heads, left - start : left + num]
 
     def keep(self, row: int, length: int, slots: Sequence[int]) -> None:
-        """Keep the first `length` slots of a row and behind them `slots`."""
+        """Keep the first `length` slots of a row, followed by `slots`."""
         assert 0 <= length <= self.lengths[row], f"cannot keep {length} of {self.lengths[row]} slots"
         if slots:
             kept = integers(slots, self.values.device)
@@ -100,7 +100,7 @@ class Pool:
         self.lengths[row] = length + len(slots)
 
     def logits(self, x: Tensor) -> Tensor:
-        """What follows final hidden rows[N, D]: [N, V] in float32, of the ids that are used."""
+        """Logits [N, V] in float32 of final hidden states [N, D], for the ids that are used."""
         found = self.forward.head(x).float()
         return found if self.known is None or self.known >= found.shape[1] else found[:, : self.known]
 
@@ -171,7 +171,7 @@ class OwnSession:
 
 @torch.inference_mode()
 def tune(own: OwnForward) -> None:
-    """Choose the threads of this forward by trying, on a processor with several."""
+    """Measure which thread counts are fastest for this forward, on a CPU, and use them."""
     if own.device.type != "cpu":
         return
     session = OwnSession(Pool(own, 1, LEAST), 0)
@@ -195,5 +195,5 @@ def together(feeds: Sequence[Feed]) -> list[tuple[Tensor, Tensor | None]]:
 
 
 def _rounded_up(width: int) -> int:
-    """To whole alignments, in values: enough in any dtype."""
+    """Round up to a multiple of ALIGNMENT values, which is aligned in any dtype."""
     return -(-width // ALIGNMENT) * ALIGNMENT

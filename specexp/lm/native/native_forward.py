@@ -1,10 +1,10 @@
-"""This project's own forward for Llama, Qwen2 and Mistral, over the weights that transformers loaded.
+"""This project's own forward for Llama, Qwen2 and Mistral, on the weights that transformers loaded.
 
-Same arithmetic, less work around it: query, key and value projections are one product, and so are gate and up; keys and
-values go into buffers that are there already (`kv_cache.py`); nothing is computed in a step that does not depend on the
-step. The loaded module keeps working: its parameters become views of the joined ones. Where it does not apply (another
-architecture, quantized, offloaded or scattered weights, rotary angles that depend on the length), `forward_of` says
-why, and transformers' forward is used.
+The arithmetic is the same, with less overhead: query, key and value projections are one product, and so are gate and
+up; keys and values go into preallocated buffers (`kv_cache.py`); a step computes nothing that does not depend on it.
+The loaded module keeps working: its parameters become views of the joined ones. For models that this forward does not
+support (another architecture, quantized, offloaded or scattered weights, rotary angles that depend on the length),
+`refusal` gives the reason, and transformers' forward is used.
 
 Shapes: T tokens of all rows, D hidden, H heads, K key-value heads, d head size, V vocabulary.
 """
@@ -21,26 +21,26 @@ from torch.nn import functional
 
 FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM")
 STATIC_ROTARY = ("default", "linear", "llama3", "yarn")  # rope types whose angles do not depend on the length
-PACK_ROWS = 3  # from so many rows on, oneDNN's packed product is faster than MKL's, which is slow on some processors
-PACK_SIZE = 1 << 16  # values of a weight; for a smaller one, starting oneDNN takes longer than the product
-PACK_LIMIT = 2 << 30  # packing keeps further copies; larger weights go without
-_CHUNK = 512  # positions of which the rotary table grows
+PACK_ROWS = 3  # from this many rows on, oneDNN's packed product is faster than MKL's, which is slow on some CPUs
+PACK_SIZE = 1 << 16  # values of a weight; for a smaller one, calling oneDNN takes longer than the product
+PACK_LIMIT = 2 << 30  # bytes of a model; packing keeps copies of the weights, so larger models are not packed
+_CHUNK = 512  # positions by which the rotary table grows
 
 
 class Cache(Protocol):
-    """Where keys and values go, and what attends to them."""
+    """Stores keys and values and computes attention over them."""
 
     def attend(self, layer: int, queries: Tensor, fresh: Tensor) -> Tensor:
-        """Store `fresh`[T, 2 K d] (keys, then values) and return what `queries`[T, H, d] read: [T, H d]."""
+        """Store `fresh`[T, 2 K d] (keys, then values); return the attention output [T, H d] of `queries`[T, H, d]."""
         ...
 
 
 class Linear:
-    """x[T, in] -> x W^T + b, by whichever product suits the number of rows. The choice depends on T alone: a prompt's
-    logits do not change from run to run.
+    """x[T, in] -> x W^T + b, by the product that is fastest for the number of rows. The choice depends on T alone, so
+    that a prompt's logits do not change from run to run.
 
-    With `pack`, few rows read W^T as rows one after another, in the order of memory: reading W itself row beside row
-    took between the same and four times as long, by where its pages lie.
+    With `pack`, the product of few rows reads a contiguous copy of W^T in memory order: reading W itself took between
+    the same time and four times as long, depending on where its pages lie.
     """
 
     __slots__ = ("bias", "packed", "transposed", "weight")
@@ -60,7 +60,7 @@ class Linear:
         return torch.mm(x, self.transposed)
 
     def added(self, x: Tensor, residual: Tensor) -> Tensor:
-        """The product of `x` on top of `residual`[T, out]."""
+        """The product of `x`, added to `residual`[T, out]."""
         if (self.packed is not None and x.shape[0] >= PACK_ROWS) or self.bias is not None:
             return self(x).add_(residual)
         return torch.addmm(residual, x, self.transposed)
@@ -68,7 +68,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One block's weights."""
+    """The weights of one transformer block."""
 
     norm: Tensor
     qkv: Linear
@@ -79,9 +79,9 @@ class Layer:
 
 
 class OwnForward:
-    """The decoder stack. Rotary angles are kept for every position that was ever used.
+    """The decoder stack. Rotary angles are cached for all positions used so far.
 
-    The head gives minus infinity to the ids in `suppressed`.
+    The head gives the ids in `suppressed` a logit of minus infinity.
     """
 
     def __init__(self, module: Any, suppressed: Sequence[int] = ()) -> None:
@@ -99,7 +99,7 @@ class OwnForward:
         size = sum(p.numel() * p.element_size() for p in module.parameters())
         pack = exact and self.device.type == "cpu" and torch._C._has_mkldnn and size <= PACK_LIMIT
         self.packed = pack
-        self.threads = (0, 0)  # for one row, for several; 0 is as many as torch has (`kv.tune`)
+        self.threads = (0, 0)  # for one row, for several; 0 is torch's own number (set by `kv_cache.tune`)
         self._eps: float = config.rms_norm_eps
         self._norm: Callable[[Tensor, Tensor], Tensor] = self._norm_wide
         if exact and self.device.type == "cpu":
@@ -129,23 +129,23 @@ class OwnForward:
 
     @property
     def kv_width(self) -> int:
-        """Values that a token keeps in a layer: keys, then values."""
+        """Number of values stored per token and layer: keys, then values."""
         return 2 * self.kv_heads * self.head_dim
 
     def angles(self, length: int) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines of positions 0 .. length - 1 at least, each [positions, 1, 2, d / 2]."""
+        """Cosines and signed sines of at least positions 0 .. length - 1, each [positions, 1, 2, d / 2]."""
         have = self._tables.shape[1]
         if length > have:
             end = -(-length // _CHUNK) * _CHUNK
             positions = torch.arange(have, end, device=self.device)[None]
             cos, sin = self._rotary(torch.empty(1, 1, 1, dtype=self.dtype, device=self.device), positions)
             more = torch.stack([cos[0], sin[0]]).view(2, end - have, 1, 2, self.head_dim // 2)
-            more[1, :, :, 0].neg_()  # the first half turns against the second
+            more[1, :, :, 0].neg_()  # rotate_half negates the first half
             self._tables = torch.cat([self._tables, more], dim=1)
         return self._tables[0], self._tables[1]
 
     def __call__(self, tokens: Tensor, cos: Tensor, sin: Tensor, cache: Cache) -> Tensor:
-        """Final hidden rows [T, D], after the last norm, of tokens[T] turned by cos and sin [T, 1, 2, d / 2]."""
+        """Final hidden states [T, D], after the last norm, of tokens[T] rotated by cos and sin [T, 1, 2, d / 2]."""
         num, heads, head_dim = tokens.shape[0], self.heads, self.head_dim
         turned = heads + self.kv_heads
         x = self.embedding.index_select(0, tokens)
@@ -165,12 +165,12 @@ class OwnForward:
         return weight * weight.shape[0] ** 0.5 if self._norm == self._norm_cpu else weight
 
     def _norm_cpu(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x / sqrt(|x|^2 + D eps) * (sqrt(D) weight): four small calls in place of the library's eight."""
+        """RMS norm as x / sqrt(|x|^2 + D eps) * (sqrt(D) weight): four small calls instead of transformers' eight."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x.div(torch.hypot(length, self._width_eps)).mul_(weight)
 
     def _norm_fused(self, x: Tensor, weight: Tensor) -> Tensor:
-        """One kernel, float32 inside. It rounds once where the library's rounds before the weight, too."""
+        """RMS norm in one kernel, in float32 inside. It rounds once; transformers' also rounds before the weight."""
         return functional.rms_norm(x, (x.shape[1],), weight, self._eps)
 
     def _norm_wide(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class OwnForward:
 
 
 def refusal(module: Any) -> str | None:
-    """Why this module is not decoded by `OwnForward`; None when it is."""
+    """The reason why `OwnForward` does not support this module; None if it does."""
     config = module.config
     if type(module).__name__ not in FAMILIES:
         return f"{type(module).__name__} is none of {', '.join(FAMILIES)}"
@@ -198,7 +198,7 @@ def refusal(module: Any) -> str | None:
 
 
 def _joined(*parts: Any) -> tuple[Tensor, Tensor | None]:
-    """One weight [sum of out, in] and bias of several linear modules, whose own become views of it."""
+    """Join several linear modules into one weight [sum of out, in] and bias; the modules' own become views of it."""
     with torch.no_grad():
         if len(parts) == 1:
             return parts[0].weight.detach(), None if parts[0].bias is None else parts[0].bias.detach()
@@ -216,7 +216,7 @@ def _joined(*parts: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _windows(config: Any) -> list[int]:
-    """How many positions each layer looks back on, its own included; 0 for all."""
+    """The sliding window of each layer in positions, the token's own included; 0 for unlimited."""
     window = int(getattr(config, "sliding_window", None) or 0) if getattr(config, "use_sliding_window", True) else 0
     kinds = getattr(config, "layer_types", None)
     return [window if kinds is None or kinds[i] == "sliding_attention" else 0 for i in range(config.num_hidden_layers)]
