@@ -51,8 +51,7 @@ class Batched:
 
 
 class Batching:
-    """Times these methods at both sizes, a turn at a time. Turns are apart in time, since other load on the machine
-    passes.
+    """Times these methods at both sizes, a turn at a time. Turns are spread in time, since other load is temporary.
 
     Raises ModelError when memory runs out.
     """
