@@ -202,7 +202,7 @@ def _outputs(
     longest: int,
     bar: Any,
 ) -> tuple[dict[str, list[list[int]]], dict[str, str]]:
-    """Each contender's greedy ids on every prompt, and why compiling failed. Takes those that ran here out of `cold`."""
+    """Each contender's greedy ids on every prompt, and why compiling failed. Removes those that run from `cold`."""
     everyone = range(len(prepared.prompts))
     outputs: dict[str, list[list[int]]] = {}
     failed: dict[str, str] = {}
