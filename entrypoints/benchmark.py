@@ -117,7 +117,7 @@ def _fitted(
 
 
 def _outboxes() -> tuple[ModuleType | None, str | None]:
-    """The outbox module and why the store does not answer, or None; no module where MLflow is not installed."""
+    """The outbox module, None where MLflow is not installed; and why the store does not answer, None if it does."""
     try:
         from specexp.tracking import backend, outbox
     except ImportError:

@@ -40,7 +40,7 @@ class Trace:
     accepted: Sequence[float]
     room: int
     reach: int
-    certainty: Sequence[float] = ()  # the draft's probability of each token if it was drafted; used where drafts stop
+    certainty: Sequence[float] = ()  # the draft's probability of each token if drafted; for drafts that stop early
 
 
 @dataclass(frozen=True, slots=True)

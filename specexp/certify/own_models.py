@@ -92,7 +92,7 @@ def check_equality(subject: Subject, plain: Texts, tick: Tick) -> Check:
 def _judged(
     name: str, subject: Subject, found: Sequence[Difference], texts: Texts, same: str, other: str
 ) -> Check:  # fmt: skip
-    """The verdict on first differences: in an exact dtype each is a near tie; in others rounding may explain it."""
+    """The verdict on first differences: an exact dtype permits only near ties; in others rounding may explain one."""
     total, tokens = len(texts), sum(len(text) for text in texts)
     far = [each for each in found if not each.near_tie]
     exact = subject.arithmetic in EXACT_DTYPES

@@ -64,7 +64,7 @@ def resolve(name: str, flags: Mapping[str, Any] | None = None, defaults: Mapping
 
 
 def adjusted(experiment: Experiment, settings: Mapping[str, Any], under: Mapping[str, Any] | None = None) -> Experiment:
-    """The same pair and task with other methods or sampling; None is unset. `under` has weaker method settings.
+    """The same pair and task with other methods or sampling; None is unset. `under` are method settings of lower rank.
 
     Raises ConfigError with every fault.
     """

@@ -21,7 +21,7 @@ TINY_HIDDEN = {"target": 5, "draft": 3}
 
 
 def label_set(folder: Path, num_prompts: int = 120, noise: float = 0.3, seed: int = 0, **identity_of: str) -> LabelSet:
-    """Mismatches whose importance is the first feature of every part plus noise."""
+    """Mismatches; the first feature of every part is their importance plus noise."""
     rng = np.random.default_rng(seed)
     labels, parts = [], {part: [] for part in features.PARTS}  # type: ignore[var-annotated]
     for number in range(num_prompts):
