@@ -1,2 +1,2 @@
-"""Command line entry points: parse, resolve, call, exit code. `specexp` lists them; installed, this is
-`specexp.entrypoints`."""
+"""Command line entry points: parse, resolve, call, exit code. `specexp` lists them; in the installed package this
+package is `specexp.entrypoints`."""

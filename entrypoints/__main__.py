@@ -1,7 +1,7 @@
 """`specexp` lists the entry points; `specexp NAME ...` runs one.
 
-Not installed it is `python -m entrypoints` in a checkout: there this package is `entrypoints`, installed it is
-`specexp.entrypoints`, and its modules import each other by relative names.
+In a checkout the command is `python -m entrypoints`. This package is `entrypoints` there and `specexp.entrypoints` when
+installed, so its modules import each other by relative names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""advise: what should I run? Predicts drafts, prompt lookup and tree budgets, checks the best, recommends one."""
+"""advise: recommend what to run: predict drafts, prompt lookup and tree budgets, check the best, recommend one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SETTINGS = {
 def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mapping[str, str]) -> None:
     """Resolve, measure, recommend, write and log. Raises SpecexpError."""
     resolved, with_trees, with_draft = resolve(experiment, flags)
-    # Imports that load torch and mlflow wait until the settings are known to be good.
+    # Import torch and mlflow only after the settings are checked.
     from specexp.advise import advice as advising
 
     resolved = advising.validated(resolved, with_trees, with_draft)
@@ -88,7 +88,7 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
 
 
 def resolve(experiment: str, flags: Mapping[str, str]) -> tuple[config.Experiment, bool, bool]:
-    """The candidates as an experiment, and whether trees and methods with a draft are among them.
+    """The candidates as an experiment; True if trees are among them; True if methods with a draft are.
 
     Raises ConfigError with every fault.
     """

@@ -1,4 +1,4 @@
-"""benchmark: how fast decoding is, beside transformers' generate() and beside what the hardware allows."""
+"""benchmark: compare decoding speed with transformers' generate() and with the limits of the hardware."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SETTINGS = {
     "repeats": "Set how often every prompt is timed with each contender.",
     "batch": "Set how many prompts a batch has in its timing; all else is timed one at a time. Default: 16.",
 }
-# Greedy; temperature 0.7 is timed beside it.
+# Greedy; temperature 0.7 is timed as well.
 FIXED = {"methods": "baseline,speculative", "temperature": "0", "top_k": "0", "top_p": "1"}
 
 
@@ -60,7 +60,7 @@ def benchmark(
     from specexp.storage.run_folder import OutputFolder
 
     folder = OutputFolder(path, resolved, resume, maker="benchmark")
-    # Imports that load torch and mlflow wait until the settings are known to be good.
+    # Import torch and mlflow only after the settings are checked.
     from specexp.benchmark import benchmark as measuring
     from specexp.benchmark import benchmark_report as report
     from specexp.evaluation.preparation import inputs_of
@@ -99,7 +99,7 @@ def benchmark(
 def _fitted(
     prepared: Prepared, journal: Journal, quick: bool, with_compiled: bool, flags: Mapping[str, str]
 ) -> Prepared:
-    """What is going to be measured, and how long that takes: a quick benchmark is made to fit, by what was not set."""
+    """What will be measured; says how long it takes. A quick benchmark lowers settings that are not given, to fit."""
     from specexp.benchmark import quick as fitting
 
     asked, paces = prepared.experiment, None if ("plan",) in journal else fitting.paces(prepared)
@@ -117,7 +117,7 @@ def _fitted(
 
 
 def _outboxes() -> tuple[ModuleType | None, str | None]:
-    """The way to the tracking store, and why it does not answer; None where MLflow is not installed."""
+    """The outbox module, None where MLflow is not installed; and why the store does not answer, None if it does."""
     try:
         from specexp.tracking import backend, outbox
     except ImportError:

@@ -1,4 +1,4 @@
-"""The last resort: an exception that nothing foresaw is a bug, said in one line, with its traceback in a file."""
+"""The last resort: an unexpected exception is a bug. It is reported in one line, with its traceback in a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from specexp.addresses import mask
 
 EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h: an internal error
-SHOW = "SPECEXP_TRACEBACK"  # set: the traceback on standard error, too
+SHOW = "SPECEXP_TRACEBACK"  # if set, the traceback goes to standard error, too
 _PACKAGES = ("specexp", "torch", "transformers", "mlflow", "datasets")
 
 
@@ -33,7 +33,7 @@ def report(error: BaseException) -> str:
 
 
 def _write(trace: str) -> Path:
-    """A new file, written whole or not at all."""
+    """Write a new file, whole or not at all."""
     handle, partial = tempfile.mkstemp(prefix="specexp-bug-", suffix=".partial")
     with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}, {platform.platform()}, Python {platform.python_version()}\n")

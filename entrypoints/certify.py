@@ -37,7 +37,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
     """Resolve, examine, show, write and log one certificate; returns its verdict. Raises SpecexpError."""
     asked = certificate_config.resolve(experiment, method, samples, flags)
     path = output_path(output, f"certify-{asked.method.label}-{asked.hash}")
-    # Imports that load torch and mlflow wait until the settings are known to be good.
+    # Import torch and mlflow only after the settings are checked.
     from specexp.storage.run_folder import OutputFolder
 
     folder = OutputFolder(path, asked, resume, "certify")

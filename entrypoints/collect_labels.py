@@ -41,7 +41,7 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     """Resolve, mine and log one label set; returns its folder. Raises SpecexpError."""
     resolved = config.resolve_mining(experiment, flags)
     path = output_path(output, f"labels-{resolved.experiment.task}-{resolved.hash}")
-    # Imports that load torch and mlflow wait until the settings are known to be good.
+    # Import torch and mlflow only after the settings are checked.
     from specexp.storage.run_folder import OutputFolder
 
     folder = OutputFolder(path, resolved, resume, "collect_labels")

@@ -1,6 +1,6 @@
-"""What entry points do alike: one clear line and exit code 2 for what a person can mend, a clean end on SIGTERM.
+"""Shared parts of entry points: one clear line and exit code 2 for errors the user can fix, a clean end on SIGTERM.
 
-Exit code 3 says that the work is done and on disk, and that its runs have yet to be uploaded; 70 is a bug in specexp.
+Exit code 3 means that the work is done and on disk, but its runs are not uploaded yet; 70 is a bug in specexp.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from . import bugs
 if TYPE_CHECKING:
     from specexp.storage.run_folder import OutputFolder
 
-# MLflow's settings, where the user has none.
+# MLflow settings, used where the user has set none.
 MLFLOW = {
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # bars over a handful of small files would break up ours
-    # MLflow would go on asking a server that is gone for minutes: so it is some ten seconds, and four minutes where a
-    # server takes a request and says nothing.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # bars for a few small files would break up our own bars
+    # With its defaults MLflow keeps asking a dead server for minutes. With these it gives up after some ten seconds,
+    # and after four minutes where a server accepts a request and never answers.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
@@ -93,14 +93,14 @@ def settings_options(
 
 
 def tell(notes: Iterable[str]) -> None:
-    """Notes on standard error, a line each."""
+    """Print notes on standard error, one per line."""
     for note in notes:
         click.echo(f"note: {note}", err=True)
 
 
 def folder_of(maker: str, output: str, resume: bool, settings_hash: str) -> Path:
-    """The folder to write: `output`, else one that is named by the time below runs/; to resume, the newest of these
-    that was begun with these settings. Raises OutputError where there is none."""
+    """The folder to write: `output`, else a folder below runs/ named by the current time. With `resume` and no
+    `output`, the newest folder below runs/ begun with these settings; raises OutputError if there is none."""
     if output:
         return reading.path_of(output, "output", OutputError)
     if not resume:
@@ -116,7 +116,7 @@ def folder_of(maker: str, output: str, resume: bool, settings_hash: str) -> Path
 
 
 def uid_of(folder: OutputFolder) -> str:
-    """What tells this output folder's MLflow runs from any other's."""
+    """The id that distinguishes this output folder's MLflow runs from all others."""
     from specexp.storage import run_folder
 
     return run_folder.uid_of(folder.path)
@@ -127,11 +127,11 @@ def guarded(
     way_on: str = "Go on with --resume (-P resume=true).",
     kept: str = "what was recorded stays.",
 ) -> None:
-    """Run `work`; print a SpecexpError's lines and exit with its code, an interruption's and exit with 130 or 143."""
+    """Run `work`; on a SpecexpError print its lines and exit with its code, on an interruption exit with 130 or 143."""
     signal.signal(signal.SIGTERM, signals.terminate)
     for name, value in MLFLOW.items():
         os.environ.setdefault(name, value)
-    if "OMP_WAIT_POLICY" not in os.environ:  # read as PyTorch is loaded, which `work` does
+    if "OMP_WAIT_POLICY" not in os.environ:  # PyTorch reads it when it is loaded, which `work` does
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
     try:
         _check_arguments()
@@ -143,7 +143,7 @@ def guarded(
         sys.exit(error.exit_code)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
-            raise  # whoever read the output is gone; click ends the command without a word
+            raise  # the reader of the output is gone; click then ends the command silently
         if isinstance(error, RuntimeError | MemoryError) and is_exhausted(error):
             click.echo(f"error: {way_out(error, 'limit, batch or max_new_tokens')}", err=True)
             sys.exit(2)
@@ -161,12 +161,12 @@ def guarded(
 
 
 def output_path(output: str, default: str) -> Path:
-    """The output folder that is asked for, or the one of this name below runs/. Raises OutputError."""
+    """The given output folder, or the one of this name below runs/. Raises OutputError."""
     return reading.path_of(output, "output", OutputError) if output else Path("runs") / default
 
 
 def file_of(name: str, what: str) -> Path:
-    """A file to be written in the end, looked at before any work. Raises OutputError where it cannot be."""
+    """A file to be written at the end, checked before any work. Raises OutputError if it cannot be written."""
     path = reading.path_of(name, what, OutputError)
     parent = path.absolute().parent
     if path.is_dir() or not parent.is_dir() or not os.access(path if path.exists() else parent, os.W_OK):
@@ -175,7 +175,7 @@ def file_of(name: str, what: str) -> Path:
 
 
 def _check_arguments() -> None:
-    """Refuse what no file, store or tokenizer takes, wherever it stands on the command line. Raises ConfigError."""
+    """Refuse arguments that no file, store or tokenizer accepts, anywhere on the command line. Raises ConfigError."""
     context = click.get_current_context(silent=True)
     faults = []
     for name, value in (context.params if context else {}).items():

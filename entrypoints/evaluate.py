@@ -37,7 +37,7 @@ def evaluate(
     """Resolve, run and log one experiment. Raises SpecexpError."""
     resolved = config.resolve(experiment, flags)
     folder_path = output_path(output, f"{resolved.name}-{resolved.hash}")
-    # Imports that load torch and mlflow wait until the settings are known to be good.
+    # Import torch and mlflow only after the settings are checked.
     from specexp.evaluation.token_view.selection import Shown
     from specexp.storage.run_folder import OutputFolder
 
@@ -79,7 +79,7 @@ def evaluate(
                     if files := token_page.write(prepared, folder, records, shown):
                         outbox.put_down([publish.write_page(folder, found), *files])
                     raise
-        # After everything else: it is looked at, no result depends on it.
+        # Written last: it is only for reading, and no result depends on it.
         if files := token_page.write(prepared, folder, records, shown):
             sent = outbox.add([publish.write_page(folder, found), *files])
     click.echo(f"records: {folder.path / 'records.jsonl'}")
@@ -87,7 +87,7 @@ def evaluate(
 
 
 def commands_of(experiment: str, folder: Path, flags: Mapping[str, str]) -> list[str]:
-    """What decodes the same again into another folder, and what shows this one again."""
+    """The command that decodes the same into a new folder, and the command that shows this folder again."""
     given = {"experiment": experiment, **{name: value for name, value in flags.items() if value}}
     line = ["python", "-m", "specexp", "evaluate"]
     for name, value in given.items():
@@ -97,7 +97,7 @@ def commands_of(experiment: str, folder: Path, flags: Mapping[str, str]) -> list
 
 
 def judges_of(resolved: config.Experiment) -> dict[str, Judge]:
-    """The judges that the methods name; nothing of MLflow is loaded where none does."""
+    """The judges that the methods name; MLflow is not imported if there are none."""
     names = sorted({method.judge for method in resolved.methods if method.judge})
     if not names:
         return {}

@@ -1,4 +1,4 @@
-"""generate: decode one prompt with one method, and watch its text come; makes no run."""
+"""generate: decode one prompt with one method, and show its text as it arrives; makes no run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mappi
     """Resolve, load, decode and show. Raises SpecexpError."""
     asked = single.resolve(experiment, method, flags)
     prompt = single.checked_prompt(read(prompt))
-    # Imports that load torch wait until the settings are known to be good.
+    # Import torch only after the settings are checked.
     from specexp.api import LoadedPair
     from specexp.methods import roles_of
 
@@ -64,14 +64,14 @@ def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mappi
 
 
 def read(prompt: str) -> str:
-    """The prompt itself, or what stands on standard input for `-`. Raises PromptError."""
+    """The prompt itself, or the text of standard input for `-`. Raises PromptError."""
     if prompt != "-":
         return prompt
     return reading.decode(sys.stdin.buffer.read(), "standard input", PromptError, "; give it as UTF-8.")
 
 
 class Shown:
-    """Text on standard output, as it comes."""
+    """Writes text to standard output as it arrives."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -81,13 +81,13 @@ class Shown:
         click.echo(piece, nl=False)  # which flushes
 
     def end(self) -> None:
-        """On a screen the line is ended; a pipe gets the text alone."""
+        """End the line on a terminal; a pipe gets only the text."""
         if self.text and not self.text.endswith("\n") and sys.stdout.isatty():
             click.echo()
 
 
 def facts(out: Output) -> dict[str, Any]:
-    """What it took; a rate is null where nothing was drafted, and there are no calls of a target that was not asked."""
+    """Counts and times; a rate is null if nothing was drafted, and target calls are 0 if there was no target."""
     counts = out.counts
     seconds, tokens = counts["seconds"], len(out.token_ids)
     accepted, drafted = before_end(counts)
@@ -107,7 +107,7 @@ def facts(out: Output) -> dict[str, Any]:
 
 
 def before_end(counts: Mapping[str, Any]) -> tuple[int, int]:
-    """Accepted and drafted tokens, of a chain without those behind an EOS or the limit."""
+    """Accepted and drafted tokens; for a chain, without those after an EOS or the limit."""
     if counts["trees"] or not counts["drafted_before_end"]:
         return counts["num_accepted"], counts["num_drafted"]
     accepted, drafted = (

@@ -21,7 +21,7 @@ SETTINGS = {
     "most_new_tokens": "Set the most tokens that a request may ask for. Default: what the models' context holds.",
     "name": "Name the registered model that gets a new version.",
 }
-TRIED = 8  # tokens that are decoded before anything is logged
+TRIED = 8  # tokens decoded as a test before anything is logged
 
 
 def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, flags: Mapping[str, str]) -> None:
@@ -32,7 +32,7 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
             f"most_new_tokens is {most_new_tokens!r}; it must be a whole number >= max_new_tokens,"
             f" which is {asked.max_new_tokens}."
         )
-    # Imports that load torch and mlflow wait until the settings are known to be good.
+    # Import torch and mlflow only after the settings are checked.
     from specexp.api import LoadedPair
     from specexp.methods import roles_of
     from specexp.serving import decoder_spec as referring
@@ -42,7 +42,7 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
     registry.check_name(name)
     way_on = "When the store answers, run the same command again."
     with backend.require_store("a decoder is registered there", way_on):
-        pass  # told before models are loaded
+        pass  # raises before any model is loaded
     pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
     judge = pair.judge_of(asked.methods[0])
     tell(pair.notes)

@@ -1,4 +1,4 @@
-"""main: the whole story: mine labels, train a judge, evaluate every method on prompts that none of this saw."""
+"""main: mine labels, train a judge, and evaluate every method on prompts that neither of them used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .train_judge import parse, train_judge
 
 EXPERIMENT = "arith_judge"
 MINE = "150"
-CHAMPION = "models:/autojudge@champion"  # what the presets of AutoJudge name: here it is made first
+CHAMPION = "models:/autojudge@champion"  # the judge that AutoJudge's presets name: it is trained here first
 # What labels depend on besides the experiment.
 OF_LABELS = (
     "pair",
@@ -35,7 +35,7 @@ OF_LABELS = (
 
 
 def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[str, str], show: str = "") -> None:
-    """Labels, judge, evaluation; without the first two where no method wants a judge, or one is named."""
+    """Mine labels, train a judge, evaluate; only evaluate if no method needs a judge or one is given."""
     resolved = config.resolve(experiment, flags)
     if not any(method.judge == CHAMPION for method in resolved.methods):
         evaluate(experiment, output, resume, flags, show)
@@ -43,8 +43,8 @@ def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[s
     folder = output_path(output, f"{resolved.name}-{resolved.hash}")
     given = {key: value for key, value in flags.items() if key in OF_LABELS} | {"limit": mine}
     if resolved.data is not None and config.resolve_mining(experiment, given).experiment.data == resolved.data:
-        given["skip"] = str(resolved.limit)  # the same rows: those that the evaluation asks are left to it
-    config.resolve_mining(experiment, given)  # every fault before any work
+        given["skip"] = str(resolved.limit)  # the same rows: mining skips those of the evaluation
+    config.resolve_mining(experiment, given)  # report every fault before any work
     _check(show, resolved)
     from specexp.storage import files
     from specexp.tracking import backend, client
@@ -54,12 +54,12 @@ def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[s
         labels = collect_labels(experiment, str(folder / "labels"), resume, given)
         note = folder / "judge" / "address.txt"
         if not (resume and note.is_file()):
-            # The target's rows alone: they come with the verifying call, and no draft step is spent on them.
+            # The target's rows only: the verifying call yields them, so they need no draft step.
             asked = parse(str(labels), "target", "0.99", "mlp,logistic", "autojudge", str(folder / "judge"), "0")
             address = train_judge(asked)
             files.write_whole(note, address)
     given = {**flags, "judge": _noted(note)}
-    evaluate(experiment, str(folder / "evaluation"), resume, given, show, with_notes=False)  # mining told them
+    evaluate(experiment, str(folder / "evaluation"), resume, given, show, with_notes=False)  # mining showed them
 
 
 def _noted(note: Path) -> str:

@@ -1,4 +1,4 @@
-"""presets: list what ships by name, or show one preset."""
+"""presets: list the presets that ship with specexp by name, or show one preset."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def command(name: str | None) -> None:
 
 
 def overview() -> None:
-    """Every preset with the first line of its header."""
+    """Print every preset with the first line of its header."""
     for kind in config.KINDS:
         click.echo(f"{kind}:")
         names = config.preset_names(kind)
@@ -27,7 +27,7 @@ def overview() -> None:
 
 
 def show(name: str) -> None:
-    """The files of this name, whichever kinds have one."""
+    """Print the files of this name, of every kind that has one."""
     found = [kind for kind in config.KINDS if name in config.preset_names(kind)]
     if not found:
         raise ConfigError(unknown("preset", name, {n for kind in config.KINDS for n in config.preset_names(kind)}))

@@ -1,4 +1,4 @@
-"""speed_check: decoding against the hardware's limits, for random models of a well-known shape, without a download."""
+"""speed_check: compare decoding with the hardware's limits, for random models of a known shape; downloads nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""train_judge: train judges on mined labels, calibrate, compare and register the better one."""
+"""train_judge: train judges on mined labels, calibrate and compare them, and register the better one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class TrainJudgeConfig:
-    """What is asked for, checked."""
+    """The checked settings."""
 
     labels: str
     features: str
@@ -147,7 +147,7 @@ def _register(name: str, address: str, judge: Candidate, present: Any, labels: L
 
 
 def _labels(address: str) -> tuple[LabelSet, str]:
-    """A label set by folder or address; without one, that of the newest collect_labels run in the store."""
+    """A label set by folder or address; without either, that of the newest collect_labels run in the store."""
     from specexp.judge.labels import LabelSet
     from specexp.tracking import client, search
 

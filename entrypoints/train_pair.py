@@ -1,4 +1,4 @@
-"""train_pair: train the embedded pair again (checkpoints; goes on after an interruption), and say what it solves."""
+"""train_pair: train the embedded pair again, with checkpoints to resume from, and report what it solves."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def command(models: str, work: str, output: str, steps: str) -> None:
 
 
 def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> None:
-    """Train each named model, save it under `output`, and log a run of its own. Raises SpecexpError."""
+    """Train each named model, save it under `output`, and log its own run. Raises SpecexpError."""
     faults = [unknown("model", name, ("draft", "target")) for name in names if name not in ("draft", "target")]
     if steps and not (steps.isdigit() and int(steps) > 0):
         faults.append(f"steps is {steps!r}; it must be a whole number >= 1.")
@@ -61,7 +61,7 @@ def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> N
 
 
 def _train(name: str, recipe: Recipe, tokenizer: Any, folder: Path, output: Path) -> float:
-    """Train one model in its own run, and save it; returns what share of the problems it solves."""
+    """Train one model in its own run, and save it; returns the share of the problems that it solves."""
     from specexp.lm.hf.loading import load_model
     from specexp.lm.runtime import ModelConfig
     from specexp.storage import files

@@ -1,4 +1,4 @@
-"""upload: send an output folder's runs to the tracking store, after it did not answer; what is there is not doubled."""
+"""upload: send an output folder's runs to the tracking store, after it did not answer; sends nothing twice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .common import guarded
 
 
 def upload(output: str) -> None:
-    """Send what `output` has to send, each folder under its lock. Raises SpecexpError."""
+    """Send what `output` still has to send, each folder under its lock. Raises SpecexpError."""
     path = reading.path_of(output, "output", OutputError)
     if not path.is_dir():
         raise OutputError(f"output '{output}' is not a folder; name one that a command has written.")

@@ -1,4 +1,4 @@
-"""validate: check every preset that ships, or the files given, and say all that is wrong with them at once."""
+"""validate: check all presets that ship with specexp, or the given files, and report all faults at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def command(files: tuple[str, ...], experiment: str) -> None:
 
 
 def validate(files: tuple[str, ...], experiment: str) -> None:
-    """Resolve each file over `experiment`; without files, every experiment and every pair with every method."""
+    """Resolve each file over `experiment`; without files, every experiment, template, and pair with every method."""
     jobs = [(f"file {file}", experiment, {"config": file}) for file in files]
     if not files:
         jobs = [(f"experiment {name}", name, {}) for name in config.preset_names("experiments")]

@@ -1,12 +1,12 @@
-"""What should I run? Predicts what every draft length, tree budget and threshold would gain, and checks the best.
+"""Recommends what to run: predicts the gain of every draft length, tree budget and threshold, and checks the best ones.
 
-One process, in this order. Plain decoding of each prompt, and passes over its outputs that say where target and draft
-agree, and what prompt lookup would have proposed (`traces.py`): that tells the rounds of every chain. Then a few
-settings are run beside plain decoding, with the costs of single calls measured meanwhile: what decoding takes beyond
-its calls is the overhead of a round and of a drafted token, and the rounds of trees, which grow off the output, are
-counted. `forecast.py` makes predictions of all this, `choice.py` says which are worth a run, and these are timed,
-interleaved with plain decoding, on timings of their own: choosing among noisy numbers flatters the chosen one. Nothing
-here knows MLflow; what is measured goes into the journal that is given.
+One process, in this order. It decodes each prompt plainly and passes over the outputs to see where target and draft
+agree, and what prompt lookup would have proposed (`traces.py`): that gives the rounds of every chain. Then it runs a
+few settings interleaved with plain decoding and measures the costs of single calls meanwhile: the time that decoding
+takes beyond its calls is the overhead of a round and of a drafted token. These runs also count the rounds of trees,
+which grow off the output. `forecast.py` makes predictions from all this, `choice.py` selects those worth a run, and
+these are timed, interleaved with plain decoding, on timings of their own: a choice among noisy numbers flatters the
+chosen one. This module does not know MLflow; measurements go into the given journal.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from specexp.storage.journal import Journal, Key
 from specexp.storage.records import Record
 
 PLAIN = "baseline"
-WEIGHED = ("speculative", "lookup", "specexec", "autojudge")  # methods that advice knows to predict
-PROBES = 2  # how often settings are run for overheads and counts
+WEIGHED = ("speculative", "lookup", "specexec", "autojudge")  # methods that advice can predict
+PROBES = 2  # how often the probed settings run for overheads and counts
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """All that was found. `best_three` were chosen by prediction; `checked` holds them, or in a sweep every candidate;
-    `best` is one of the three, or None: do not speculate. `timed` are the timings of those checked and of plain
+    """All results. `best_three` were chosen by prediction; `checked` holds them, or in a sweep every candidate; `best`
+    is one of the three, or None: do not speculate. `timed` are the timings of the checked candidates and of plain
     decoding."""
 
     prepared: Prepared
@@ -62,9 +62,9 @@ class Advice:
 
 
 def validated(experiment: Experiment, with_trees: bool, with_draft: bool = True) -> Experiment:
-    """The experiment with plain decoding and what advice weighs; raises ConfigError for what it cannot predict.
+    """The experiment with plain decoding and the methods that advice weighs; ConfigError for what it cannot predict.
 
-    Without a draft model prompt lookup alone is left.
+    Without a draft model only prompt lookup remains.
     """
     faults = []
     known = (PLAIN, *WEIGHED)
@@ -85,12 +85,12 @@ def validated(experiment: Experiment, with_trees: bool, with_draft: bool = True)
 
 
 def num_runs(prepared: Prepared, sweep: bool) -> int:
-    """Outputs that are decoded, or looked at, in all; and those that warm up."""
+    """The number of outputs that are decoded or examined in all, warm-up runs included."""
     return _num_noted(prepared, sweep) + _num_warm(prepared, sweep)
 
 
 def num_left(prepared: Prepared, sweep: bool, journal: Journal) -> int:
-    """Of `num_runs`, those that the journal does not have."""
+    """The part of `num_runs` that the journal does not have."""
     left = _num_noted(prepared, sweep) - journal.count({"plain", "draft", "watched", "probe", "check"})
     return left + _num_warm(prepared, sweep) if left > 0 else 0
 
@@ -114,8 +114,8 @@ def measure(
     clock: Callable[[], float] = time.perf_counter,
     journal: Journal | None = None,
 ) -> Advice:
-    """Look, probe, predict, check. `sweep` checks every candidate in the same run. What the journal has is not measured
-    again. Raises ModelError when memory runs out."""
+    """Examine outputs, probe, predict, check. `sweep` checks every candidate in the same run. Nothing that the
+    journal has is measured again. Raises ModelError when memory runs out."""
     journal = Journal() if journal is None else journal
     temperature = prepared.experiment.temperature
     owns = {
@@ -155,14 +155,14 @@ def _candidates(prepared: Prepared) -> list[Candidate]:
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """Measuring, step by step: each is noted in the journal, and one step of the bar."""
+    """Measures step by step: the journal records each step, and each is one step of the bar."""
 
     prepared: Prepared
     journal: Journal
     bar: Any
 
     def step(self, key: Key, name: str, make: Callable[[], Any]) -> Any:
-        """One unit, as JSON."""
+        """One unit of the journal, as JSON."""
         self.bar.set_postfix_str(name, refresh=False)
         found = self.journal.unit(key, make)
         self.bar.update()
@@ -171,8 +171,8 @@ class _Steps:
     def timings(
         self, name: str, contenders: Sequence[SpecexpContender], repeats: int, before: Callable[[], None] = lambda: None
     ) -> Timings:
-        """Timings, after each contender ran once on the longest prompt, untimed: what is made at the first call is made
-        then."""
+        """Timings. Each contender first runs once on the longest prompt, untimed, so that everything built at the
+        first call is built then."""
         num_prompts, phase = len(self.prepared.prompts), Phase(self.journal, name)
         left = not phase.is_done(contenders, num_prompts, repeats)
         longest = max(range(num_prompts), key=lambda index: len(self.prepared.prompts[index]))
@@ -185,7 +185,7 @@ class _Steps:
 
 
 class _Costs:
-    """What calls cost, measured whenever it is called."""
+    """Measures what calls cost, each time it is called."""
 
     def __init__(self, prepared: Prepared, journal: Journal, clock: Callable[[], float]) -> None:
         self._prepared, self._journal, self._clock = prepared, journal, clock
@@ -197,7 +197,7 @@ class _Costs:
 
 
 def _longest(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
-    """Of the lossy chains that accept alike, the longest, by their traces' key."""
+    """The longest of the lossy chains that accept alike, by the key of their traces."""
     return {trace_of(c): c for c in sorted(candidates, key=lambda c: c.size) if not c.lossless}
 
 
@@ -257,7 +257,7 @@ def _check(prepared: Prepared, candidate: Candidate, timed: Timings) -> Checked:
 
 
 def _unexplained(prepared: Prepared, candidate: Candidate, records: Sequence[Record], plain: Sequence[Record]) -> int:
-    """Prompts whose output is not plain decoding's though it must be, where no near tie explains it."""
+    """Prompts whose output differs from plain decoding's although it must not, where no near tie explains it."""
     if not divergence.comparable(candidate.setting, prepared.experiment):
         return 0
     engine, ids = Engine(prepared.pair.models), dict(zip(_names(prepared), prepared.prompts, strict=True))

@@ -1,4 +1,4 @@
-"""Advice as a figure: predicted speed-up by draft length and tree budget, its limit, and what ran on top."""
+"""Advice as a figure: predicted speed-up by draft length and tree budget, its limit, and the measured points."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ COLORS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860")
 
 
 def draw_advice(path: Path, result: Mapping[str, Any]) -> None:
-    """From the numbers of `advice_report.as_json`; one panel for chains, one for trees where there are any."""
-    from matplotlib.figure import Figure  # no pyplot: nothing global, no window
+    """Draw the numbers of `advice_report.as_json`; one panel for chains, one for trees if there are any."""
+    from matplotlib.figure import Figure  # no pyplot: no global state, no window
 
     groups: dict[bool, dict[str, list[Mapping[str, Any]]]] = {False: {}, True: {}}
     for each in sorted(result["candidates"], key=lambda x: x["size"]):
@@ -53,7 +53,7 @@ def _draw(axes: Any, kind: str, mine: Sequence[Mapping[str, Any]], color: str, r
     if ran:
         found = [x["measured"]["speedup"] for x in ran]
         values = [x["value"] for x in found]
-        # A bootstrap interval need not hold the value it is of.
+        # A bootstrap interval need not contain its own value.
         spans = [[max(0.0, x["value"] - x["low"]) for x in found], [max(0.0, x["high"] - x["value"]) for x in found]]
         axes.errorbar([x["size"] for x in ran], values, yerr=spans, fmt="o", color=color, capsize=3,
                       label=f"{kind}: measured, 95 %")  # fmt: skip

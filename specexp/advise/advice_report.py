@@ -1,4 +1,4 @@
-"""What advice leaves: every number as JSON, the table in the terminal, metrics for MLflow."""
+"""The outputs of a finished advice: every number as JSON, the table in the terminal, metrics for MLflow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from specexp.evaluation.divergence import NOT_LOSSLESS
 from specexp.evaluation.timing import decoding
 from specexp.metrics.statistics import rate
 
-SHOWN = 12  # rows of the table, besides those that ran
+SHOWN = 12  # rows of the table, besides those of candidates that ran
 DEFINITIONS = {
     "predicted": "speed-up expected of decoding, overhead of rounds and drafted tokens included",
     "attainable": "mean_length / (gamma c + v(gamma + 1)): what the calls alone would allow; where drafts differ in"
@@ -32,7 +32,7 @@ DEFINITIONS = {
 
 
 def as_json(advice: Advice) -> dict[str, Any]:
-    """Every number, the recommendation at the top."""
+    """Every number, with the recommendation at the top."""
     found, experiment = advice.forecast, advice.prepared.experiment
     swept = sweep(advice) if advice.swept else None
     ranked = sorted(advice.candidates, key=lambda c: -found.predicted[c.label].speedup)
@@ -86,7 +86,7 @@ def _candidate(advice: Advice, candidate: Candidate) -> dict[str, Any]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Candidates ranked by prediction, those that ran with their intervals; then the recommendation in words."""
+    """Candidates ranked by prediction, with intervals for those that ran; then the recommendation in words."""
     rows = [each for i, each in enumerate(result["candidates"]) if i < SHOWN or each["measured"]]
     width = max(len(PLAIN), *(len(each["label"]) for each in rows))
     head = f"{'':<{width}}{'predicted':>11}{'attainable':>12}{'tokens/call':>13}{'measured':>10}  {'95 %':<11}  output"
@@ -109,7 +109,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _output(each: Mapping[str, Any]) -> str:
-    """What a candidate's output is, as its row says it."""
+    """The word of a candidate's row about its output: lossless, not lossless, or lossy with its effect."""
     if not each["lossless"]:
         return _kept(each["measured"])
     return NOT_LOSSLESS if each["measured"] and each["measured"]["unexplained"] else "lossless"
@@ -124,7 +124,7 @@ def _measured(found: Mapping[str, Any] | None) -> str:
 
 
 def _kept(found: Mapping[str, Any] | None) -> str:
-    """What a lossy setting did to the answers."""
+    """How a lossy setting changed the answers."""
     if found is None:
         return "lossy"
     if not found["checked"]:
@@ -133,7 +133,7 @@ def _kept(found: Mapping[str, Any] | None) -> str:
 
 
 def metrics(advice: Advice) -> dict[str, float]:
-    """For MLflow."""
+    """The metrics for MLflow."""
     found = {
         "advice/speculate": float(advice.best is not None),
         "advice/plain_tokens_per_second": rate(decoding(advice.timed[PLAIN])).value,

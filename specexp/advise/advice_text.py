@@ -1,4 +1,4 @@
-"""What advice says in words: one sentence of recommendation, how sure it is, and what to mind."""
+"""Advice as text: a sentence of recommendation, how certain it is, and what to keep in mind."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from specexp.storage import environment
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """How far the recommendation is from the best of all candidates that were measured beside it, and may be run.
+    """How far the recommendation is from the best of all candidates that were measured with it and may be run.
 
-    `ratio` is the recommendation's rate / the best one's, `short_measured` 1 - that, `short_predicted` the same of the
-    predicted speed-ups. Plain decoding counts with 1.
+    `ratio` is the recommendation's rate / the best one's, `short_measured` 1 - that, `short_predicted` the same for the
+    predicted speed-ups. Plain decoding counts as 1.
     """
 
     best_measured: str
@@ -32,7 +32,7 @@ class Sweep:
 
 
 def sweep(advice: Advice) -> Sweep:
-    """Of an advice that checked every candidate."""
+    """The sweep of an advice that checked every candidate."""
     may = {PLAIN: 1.0}
     for candidate in advice.candidates:
         found = advice.checked[candidate.label]
@@ -46,7 +46,7 @@ def sweep(advice: Advice) -> Sweep:
 
 
 def recommendation(advice: Advice) -> str:
-    """One sentence."""
+    """The recommendation, in one sentence."""
     prompts = f"{len(advice.prepared.prompts)} prompts"
     if advice.best is None:
         found = {label: advice.checked[label] for label in advice.best_three}
@@ -63,7 +63,7 @@ def recommendation(advice: Advice) -> str:
 
 
 def described(candidate: Candidate) -> str:
-    """`specexec, 32 nodes, depth 8`."""
+    """A candidate in words, such as `specexec, 32 nodes, depth 8`."""
     tree = candidate.setting.config.tree
     if tree is not None:
         return f"{candidate.kind}, {tree.tree_budget} nodes, depth {tree.max_depth}"
@@ -71,7 +71,7 @@ def described(candidate: Candidate) -> str:
 
 
 def notes(advice: Advice) -> list[str]:
-    """How sure it is and what to mind, a sentence each."""
+    """How certain the recommendation is and what to keep in mind, a sentence each."""
     return [*_how_sure(advice), *_why_not(advice), *_lossy(advice), *_disagreements(advice), *_limits(advice)]
 
 
@@ -97,7 +97,7 @@ def _how_sure(advice: Advice) -> Iterator[str]:
 
 
 def _why_not(advice: Advice) -> Iterator[str]:
-    """What keeps speculation from paying, or why something faster is passed over."""
+    """Why speculation does not pay, or why a faster candidate is passed over."""
     for label in advice.best_three:
         candidate, found = _candidate(advice, label), advice.checked[label]
         if found.unexplained:
@@ -128,7 +128,7 @@ def _why_not(advice: Advice) -> Iterator[str]:
 
 
 def _lossy(advice: Advice) -> Iterator[str]:
-    """What a lossy recommendation may cost, and the lossless one beside it."""
+    """What a lossy recommendation may cost, and the fastest lossless candidate for comparison."""
     if advice.best is None or _candidate(advice, advice.best).lossless:
         return
     found = advice.checked[advice.best]
@@ -152,7 +152,7 @@ def _lossy(advice: Advice) -> Iterator[str]:
 
 
 def _disagreements(advice: Advice) -> Iterator[str]:
-    """Predictions outside what was measured."""
+    """Predictions that lie outside the measured intervals."""
     for label in advice.best_three:
         interval = advice.checked[label].speedup
         if not interval.low <= advice.forecast.predicted[label].speedup <= interval.high:
@@ -178,7 +178,7 @@ def _limits(advice: Advice) -> Iterator[str]:
 
 
 def sweep_line(found: Sweep) -> str:
-    """Where the recommendation stands among all that were measured."""
+    """How the recommendation ranks among all measured candidates."""
     return (
         f"Sweep: the best measured is {found.best_measured}, the best predicted {found.best_predicted}; the"
         f" recommendation is {found.short_measured:.1%} short of the one"

@@ -1,4 +1,4 @@
-"""The settings that advice weighs, what they are of, and which are run before anything is predicted."""
+"""The settings that advice weighs, their kinds, and which of them run before anything is predicted."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from specexp.config import MAX_NGRAM
 from specexp.evaluation.preparation import Setting
 
-# How many settings of a method are run at most for what its rounds take beside their calls, and for a tree's counts.
+# The most settings of a method that run, to measure a round's overhead beyond its calls and to count a tree's rounds.
 PROBED = {"speculative": 3, "lookup": 2, "autojudge": 2, "specexec": 5}
-PROBED_STOPPING = 2  # of each probability below which a draft stops early
+PROBED_STOPPING = 2  # for each probability below which a draft stops early
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A setting that may be recommended. `kind` is its method with all that sets it apart but the draft length or the
-    budget: the threshold of a lossy one, what ends a draft early, how long a run of tokens is looked up."""
+    """A setting that may be recommended. `kind` is its method with all that distinguishes it except the draft length
+    or the budget: the threshold of a lossy one, what ends a draft early, how many tokens are looked up."""
 
     setting: Setting
 
@@ -41,18 +41,18 @@ class Candidate:
 
     @property
     def stops(self) -> bool:
-        """Whether a draft may end before gamma tokens, by what the draft model thinks of them."""
+        """True if a draft may end before gamma tokens, because the draft model is unsure of one."""
         return self.setting.config.min_draft_probability > 0
 
     @property
     def rounds_like(self) -> str:
-        """Names those whose rounds take alike beside their calls: a method, and apart from it drafts that stop early,
-        which are made step by step."""
+        """Names the candidates whose rounds have the same overhead beyond their calls: those of a method; drafts that
+        stop early are separate, since they are made step by step."""
         return f"{self.method}, stopping early" if self.stops else self.method
 
     @property
     def drafts(self) -> bool:
-        """Whether it asks a draft model."""
+        """True if it needs a draft model."""
         return "draft" in self.setting.decoder.models
 
     @property
@@ -67,7 +67,7 @@ class Candidate:
 
 
 def by_kind(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
-    """In order of size."""
+    """The candidates of each kind, in order of size."""
     found: dict[str, list[Candidate]] = {}
     for candidate in sorted(candidates, key=lambda c: c.size):
         found.setdefault(candidate.kind, []).append(candidate)
@@ -75,8 +75,8 @@ def by_kind(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
 
 
 def to_probe(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The ends, and some between, of each method's lengths or budgets; one threshold or n-gram stands for all, but
-    every probability below which drafts stop is run: it decides how far they go where nothing tells it beforehand."""
+    """The ends, and some between, of each method's lengths or budgets. One threshold or n-gram represents all, but
+    every probability below which drafts stop is run: it decides how far they go where nothing else predicts it."""
     found: list[Candidate] = []
     for method, most in PROBED.items():
         kinds = list(by_kind([c for c in candidates if c.method == method and not c.stops]).values())
@@ -88,7 +88,7 @@ def to_probe(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def spread(items: Sequence[Candidate], most: int) -> list[Candidate]:
-    """`most` of them at most, evenly, both ends included."""
+    """At most `most` of them, evenly spaced, both ends included."""
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

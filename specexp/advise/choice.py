@@ -1,4 +1,4 @@
-"""Which candidates are worth a run, and which of those that ran is to be recommended. Numbers in, names out."""
+"""Chooses the candidates worth a run, and the one to recommend of those that ran. Numbers in, names out."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from specexp.metrics.statistics import Interval
 
 NUM_CHECKED = 3
 NEAR = 0.10  # predicted within this share of the best
-ALIKE = 1.3  # of two lengths or budgets, the larger / the smaller below which they are neighbours
+ALIKE = 1.3  # two lengths or budgets are neighbours if the larger / the smaller is below this
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A candidate: its label, what it is one of, its length or budget, and the speed-up that is predicted."""
+    """A candidate: its label, its kind, its length or budget, and its predicted speed-up."""
 
     label: str
     kind: str
@@ -24,7 +24,7 @@ class Option:
 
 
 def worth_checking(options: Sequence[Option], count: int = NUM_CHECKED) -> list[Option]:
-    """The best by prediction, `count` at most, but no neighbour of one that is taken while others are near the best.
+    """The best by prediction, at most `count`, but no neighbour of one already chosen while others are near the best.
 
     One of them is lossless, if any option is.
     """
@@ -49,12 +49,12 @@ def _neighbours(one: Option, other: Option) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a run of a candidate came to, against plain decoding interleaved with it.
+    """The result of a candidate's run, against plain decoding interleaved with it.
 
-    `lost` and `gained` are answers that were right with plain decoding alone, or with the candidate alone, of `checked`
-    that can be right or wrong; `equal` is the share of outputs that are plain decoding's. `trusted` says whether a
-    lossy setting is within what its judge was calibrated for. `unexplained` counts outputs that are not plain
-    decoding's though they must be, and at no near tie.
+    `lost` and `gained` count answers that were right only with plain decoding, or only with the candidate, of `checked`
+    answers that can be right or wrong; `equal` is the share of outputs equal to plain decoding's. `trusted` is True if
+    a lossy setting is within what its judge was calibrated for. `unexplained` counts outputs that differ from plain
+    decoding's although they must not, without a near tie.
     """
 
     speedup: Interval
@@ -70,22 +70,22 @@ class Checked:
 
 
 def is_faster(found: Checked) -> bool:
-    """Whether it is faster than plain decoding beyond doubt, the draft's prefill included."""
+    """True if it is faster than plain decoding by the whole interval, also with the draft's prefill included."""
     return found.speedup.low > 1 and found.end_to_end.low > 1
 
 
 def accuracy_preserved(found: Checked) -> bool:
-    """Whether a lossy setting may be recommended: no answer fewer; where none can be checked, a threshold no higher
-    than the judge's own."""
+    """True if a lossy setting may be recommended: it lost no more answers than it gained; where no answer can be
+    checked, its threshold is no higher than the judge's own."""
     return found.gained >= found.lost if found.checked else found.trusted
 
 
 def may_run(lossless: bool, found: Checked) -> bool:
-    """Whether a setting may be recommended for what it emits: a lossless one unless its outputs refute that."""
+    """True if the output of a setting permits to recommend it: a lossless one unless its outputs refute that it is."""
     return not found.unexplained if lossless else accuracy_preserved(found)
 
 
 def best(lossless: Mapping[str, bool], found: Mapping[str, Checked]) -> str | None:
-    """The fastest of those that ran, of those that pay and did no harm; None: do not speculate."""
+    """The fastest candidate that ran, is faster than plain decoding and may run; None: do not speculate."""
     good = [label for label, each in found.items() if is_faster(each) and may_run(lossless[label], each)]
     return max(good, key=lambda label: found[label].speedup.value, default=None)

@@ -1,4 +1,4 @@
-"""From timed probes, traces and costs to what each candidate is expected to gain: the bookkeeping round
+"""Turns timed probes, traces and costs into the expected gain of each candidate: the bookkeeping around
 `prediction.py`."""
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from specexp.evaluation.timing import Timings, decoding
 from specexp.profiling.call_costs import Costs
 from specexp.storage.records import Count, Record
 
-# Where a mean length comes from: that of a chain or of looked-up drafts from plain decoding's outputs, greedy or
-# sampled; a lossy one's from its own output; a tree's from runs.
+# The source of a mean length: for a chain or looked-up drafts plain decoding's outputs, greedy or sampled; for a lossy
+# method its own output; for a tree its runs.
 SIMULATED, EXPECTED, WATCHED = "simulated", "expected", "watched"
 COUNTED, INTERPOLATED = "counted", "interpolated"
 
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """What is expected of a candidate: `attainable` by its calls alone, `speedup` with its overhead."""
+    """The expected values of a candidate: `attainable` by its calls alone, `speedup` with its overhead."""
 
-    lengths: str  # where the mean length comes from
+    lengths: str  # the source of the mean length
     mean_length: float
     attainable: float
     speedup: float
@@ -50,8 +50,8 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """What outputs tell: `chains` of a lossless chain under "" and of each lossy kind; `lookups` by n-gram. `greedy`
-    says whether they are the outputs that will be decoded again, or some among many."""
+    """What outputs show: `chains` of a lossless chain under "" and of each lossy kind; `lookups` by n-gram. `greedy` is
+    True if decoding emits these same outputs again; otherwise they are samples among many."""
 
     chains: Mapping[str, Sequence[Trace]]
     lookups: Mapping[int, Sequence[LookupTrace]]
@@ -60,8 +60,8 @@ class Traces:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """All that is predicted with: `costs` of calls, seconds of plain decoding's token, overheads by what rounds are
-    like; then what that comes to, by label."""
+    """The inputs of the predictions: `costs` of calls, seconds of plain decoding's token, overheads by `rounds_like`;
+    then the predictions, by label."""
 
     costs: Costs
     plain_seconds: float
@@ -77,7 +77,7 @@ def forecast(
     costs: Costs,
     traces: Traces,
 ) -> Forecast:
-    """`probed` are timings of the probes and of plain decoding, which goes by the name `plain`."""
+    """Predict all candidates. `probed` has timings of the probes and of plain decoding, under the name `plain`."""
     plain_seconds = seconds_of(probed, plain) / sum(len(r["token_ids"]) for r in records_of(probed, plain))
     stops = _stops(probes, probed, traces)
     overheads = _overheads(probes, probed, costs, traces, stops)
@@ -94,17 +94,17 @@ def forecast(
 
 
 def seconds_of(timed: Timings, name: str) -> float:
-    """Decode seconds of all prompts, each one's median over repeats."""
+    """Decode seconds of all prompts, each prompt's median over repeats."""
     return sum(median(row) for row in decoding(timed[name]).seconds)
 
 
 def records_of(timed: Timings, name: str) -> list[Record]:
-    """One for each prompt: counts are the same in every repeat."""
+    """One record for each prompt: counts are the same in every repeat."""
     return [row[0].record for row in timed[name] if row[0].record is not None]
 
 
 def _rounds(candidate: Candidate, traces: Traces, stop: Stop) -> Rounds:
-    """What a chain's rounds are expected to be."""
+    """The expected rounds of a chain."""
     config = candidate.setting.config
     if candidate.method == "lookup":
         return lookup_rounds(traces.lookups[config.max_ngram], candidate.size, config.bonus)
@@ -112,12 +112,12 @@ def _rounds(candidate: Candidate, traces: Traces, stop: Stop) -> Rounds:
 
 
 def trace_of(candidate: Candidate) -> str:
-    """The key of a chain's traces: what is accepted depends on no draft length, and not on where drafts stop."""
+    """The key of a chain's traces: acceptance does not depend on the draft length, nor on where drafts stop."""
     return "" if candidate.lossless else candidate.kind.partition(", stops below ")[0]
 
 
 def _stops(probes: Sequence[Candidate], probed: Timings, traces: Traces) -> dict[str, Stop]:
-    """By kind, of drafts that stop early: how far they go off the output, from the longest that was run."""
+    """By kind, for drafts that stop early: how far they go off the output, from the longest one that ran."""
     found = {}
     for candidate in sorted(probes, key=lambda c: c.size):
         if candidate.stops:
@@ -131,7 +131,7 @@ def _stops(probes: Sequence[Candidate], probed: Timings, traces: Traces) -> dict
 def _overheads(
     probes: Sequence[Candidate], probed: Timings, costs: Costs, traces: Traces, stops: Mapping[str, Stop]
 ) -> dict[str, Overhead]:
-    """By what rounds are like: what they took beside their counted calls."""
+    """By `rounds_like`: the time of rounds beyond their counted calls."""
     points: dict[str, list[tuple[float, float]]] = {}
     for candidate in probes:
         counted = _counted(records_of(probed, candidate.label))
@@ -144,7 +144,7 @@ def _overheads(
 
 
 def _calls(candidate: Candidate, counted: TreeRounds, rounds: Rounds | None, costs: Costs) -> float:
-    """Seconds of calls as they were counted; verifying ones at the sizes that `rounds` has where these vary."""
+    """Seconds of the counted calls; verifying calls have the sizes that `rounds` has where these vary."""
     if rounds is None:
         return tree_calls(counted, costs)
     if candidate.setting.varies:
@@ -155,7 +155,7 @@ def _calls(candidate: Candidate, counted: TreeRounds, rounds: Rounds | None, cos
 
 
 def _counted(records: Sequence[Record]) -> TreeRounds:
-    """Of a chain, its drafted tokens are the nodes."""
+    """The counts of a method's records; for a chain the drafted tokens are the nodes."""
 
     def total(key: Count) -> int:
         return sum(record[key] for record in records)

@@ -1,22 +1,22 @@
-"""What a method would gain, from how often the target agrees with the draft and from what calls cost: arithmetic alone.
+"""Predicts a method's gain from how often the target agrees with the draft and from what calls cost: arithmetic alone.
 
 Which drafted tokens are accepted does not depend on the draft length: given the output, the token at position i is
 accepted, if it is drafted and reached, with probability
 
     b_i = P(accepted | x_i is emitted) = min(p_i(x_i), q_i(x_i)) / p_i(x_i) = min(1, q_i(x_i) / p_i(x_i)),
 
-independently from position to position. At temperature 0, where both are one-hot, b_i says whether the draft's first
-choice is the target's. So one output and its b tell the rounds of every draft length: expected ones given this output,
-and at temperature 0 those very rounds that decoding makes. (The mean of b_i over what may be emitted is the
-sum_x min(p, q) of `accept/alpha`; it would not do in its place, since what is accepted also decides what follows.)
+independently from position to position. At temperature 0, where both are one-hot, b_i is 1 if the draft's first choice
+is the target's, else 0. So one output and its b give the rounds of every draft length: expected ones given this output,
+and at temperature 0 the exact rounds of decoding. (The mean of b_i over what may be emitted is the sum_x min(p, q) of
+`accept/alpha`; it cannot replace b_i, since what is accepted also decides what follows.)
 
-A looked-up draft is one-hot, so that at every temperature its b is 1 where it proposes the token that was emitted, and
-0 elsewhere: given the output, its rounds are certain. A draft that stops early stops by tokens that it keeps, whose
-probabilities the output tells; how far it goes on after a token that is then rejected lies off the output, and is
+A looked-up draft is one-hot. At every temperature its b is 1 where it proposes the token that was emitted, and 0
+elsewhere: given the output, its rounds are certain. A draft that stops early stops by tokens that it keeps, whose
+probabilities the output gives; how far it continues after a token that is then rejected lies off the output, and is
 fitted to counted runs (`Stop`).
 
-No model, no clock and no method is known here. Seconds of a round are those of its calls and an overhead that is a
-straight line in the number of drafted tokens.
+This module knows no model, no clock and no method. The seconds of a round are those of its calls and an overhead that
+is a straight line in the number of drafted tokens.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from specexp.profiling.call_costs import Costs
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One output: b of each of its tokens, and what trims a draft.
+    """One output: b of each of its tokens, and what limits a draft.
 
-    `room` tokens could be emitted behind the prompt, and the draft's context holds a draft of `reach` tokens there,
-    one less with every token emitted since.
+    `room` tokens could be emitted after the prompt. The draft's context holds a draft of `reach` tokens there, one less
+    with every token emitted since.
     """
 
     accepted: Sequence[float]
     room: int
     reach: int
-    certainty: Sequence[float] = ()  # what the draft gave each token if it was drafted; for drafts that stop early
+    certainty: Sequence[float] = ()  # the draft's probability of each token if drafted; for drafts that stop early
 
 
 @dataclass(frozen=True, slots=True)
 class LookupTrace:
-    """One output, as looked-up drafts meet it: `agreed` has, for a round that starts at each of its tokens, how many
-    proposed tokens the output then has, or None where nothing is found. `room` as in `Trace`."""
+    """One output, as looked-up drafts see it: `agreed` has, for a round that starts at each of its tokens, how many
+    proposed tokens agree with the output, or None where nothing is found. `room` as in `Trace`."""
 
     agreed: Sequence[int | None]
     room: int
@@ -54,9 +54,9 @@ class LookupTrace:
 
 @dataclass(slots=True)
 class Rounds:
-    """Expected numbers of rounds, over all traces, by what they drafted and by what was accepted before the end.
+    """Expected numbers of rounds, over all traces, by the tokens they drafted and by those accepted before the end.
 
-    `by_tail` has the rounds whose draft leaves the output, by the most tokens that it may have there.
+    `by_tail` has the rounds whose draft leaves the output, by the most tokens that it may have off the output.
     """
 
     tokens: int = 0
@@ -80,14 +80,14 @@ class Rounds:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """A draft ends after a token that it gave less than `least`. Where it has left the output, each token is followed
-    by another with probability `goes_on`."""
+    """A draft ends after a token that it gave less than `least`. Once it has left the output, another token follows
+    each token with probability `goes_on`."""
 
     least: float = 0.0
     goes_on: float = 1.0
 
     def tail(self, most: int) -> float:
-        """Tokens expected off the output, `most` at most."""
+        """Expected tokens off the output, at most `most`."""
         r = self.goes_on
         return float(most) if r == 1 else r * (1 - r**most) / (1 - r)
 
@@ -96,7 +96,7 @@ NEVER = Stop()
 
 
 def fit_stop(least: float, rounds: Rounds, drafted: float) -> Stop:
-    """With the `goes_on` by which these rounds, simulated with `goes_on` 0, come to so many drafted tokens."""
+    """The stop whose `goes_on` makes these rounds, simulated with `goes_on` 0, draft `drafted` tokens in all."""
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -106,7 +106,7 @@ def fit_stop(least: float, rounds: Rounds, drafted: float) -> Stop:
 
 
 def chain_rounds(traces: Sequence[Trace], gamma: int, bonus: bool = True, stop: Stop = NEVER) -> Rounds:
-    """What chains of at most `gamma` drafted tokens come to along these outputs, trimmed as the engine trims them."""
+    """The rounds of chains of at most `gamma` drafted tokens along these outputs, trimmed as the engine trims them."""
     found = Rounds()
     for trace in traces:
         found.tokens += len(trace.accepted)
@@ -115,7 +115,7 @@ def chain_rounds(traces: Sequence[Trace], gamma: int, bonus: bool = True, stop: 
 
 
 def lookup_rounds(traces: Sequence[LookupTrace], gamma: int, bonus: bool = True) -> Rounds:
-    """What looked-up drafts of `gamma` tokens come to along these outputs."""
+    """The rounds of looked-up drafts of `gamma` tokens along these outputs."""
     found = Rounds()
     for trace in traces:
         length, place = len(trace.agreed), 0
@@ -131,7 +131,7 @@ def lookup_rounds(traces: Sequence[LookupTrace], gamma: int, bonus: bool = True)
 
 
 def _along(trace: Trace, gamma: int, bonus: bool, stop: Stop, found: Rounds) -> None:
-    """Add one trace: the probability that a round starts at a place is passed on to where the next one starts."""
+    """Add one trace: the probability that a round starts at a place moves on to where the next round starts."""
     length = len(trace.accepted)
     starts = [0.0] * length
     starts[0] = 1.0
@@ -143,7 +143,7 @@ def _along(trace: Trace, gamma: int, bonus: bool, stop: Stop, found: Rounds) -> 
         if stop.least:
             unsure = (i for i in range(min(most, length - place)) if trace.certainty[place + i] < stop.least)
             drafted = next(unsure, most - 1) + 1
-        num_left = min(drafted, length - place)  # behind an EOS nothing is emitted
+        num_left = min(drafted, length - place)  # after an EOS nothing is emitted
         going = weight
         for num_accepted in range(num_left):
             passed = going * trace.accepted[place + num_accepted]
@@ -154,12 +154,12 @@ def _along(trace: Trace, gamma: int, bonus: bool, stop: Stop, found: Rounds) -> 
                 break
         else:
             _left(found, num_left, drafted, stop, going)
-            more = bonus or not drafted  # the target's token behind a full chain, or a plain step
+            more = bonus or not drafted  # the target's token after a full chain, or a plain step
             _end(starts, place + num_left + more, found, num_left, going)
 
 
 def _left(found: Rounds, followed: int, most: int, stop: Stop, weight: float) -> None:
-    """Of these rounds, the draft followed the output for so many tokens of the `most` that it may have."""
+    """Count rounds whose draft followed the output for `followed` tokens, of at most `most`."""
     if weight:
         _add(found.by_drafted, followed + stop.tail(most - followed), weight)
         if most > followed:
@@ -167,7 +167,7 @@ def _left(found: Rounds, followed: int, most: int, stop: Stop, weight: float) ->
 
 
 def _end(starts: list[float], following: int, found: Rounds, num_accepted: int, weight: float) -> None:
-    """Of the rounds that start at a place, `weight` end like this and the next one is `following`."""
+    """Of the rounds that start at a place, `weight` end like this, and the next round starts at `following`."""
     if weight:
         _add(found.by_accepted, num_accepted, weight)
         if following < len(starts):
@@ -180,7 +180,7 @@ def _add(histogram: dict[Any, float], key: float, weight: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TreeRounds:
-    """Sums over the rounds of a tree method, as they were counted or lie between counted ones."""
+    """Sums over the rounds of a tree method, counted or interpolated between counted ones."""
 
     tokens: float
     rounds: float
@@ -221,8 +221,8 @@ def tree_between(counted: Mapping[int, TreeRounds], budget: int) -> TreeRounds:
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """Seconds of a round beside its calls, a straight line in what it drafts. Below zero where calls in a row cost less
-    than those that were measured by themselves."""
+    """Seconds of a round beyond its calls: a straight line in the drafted tokens. Negative where calls in a row cost
+    less than calls that are measured one by one."""
 
     per_round: float = 0.0
     per_drafted: float = 0.0
@@ -233,7 +233,7 @@ class Overhead:
 
 
 def fit_overhead(points: Sequence[tuple[float, float]]) -> Overhead:
-    """The least-squares line through (drafted tokens a round, seconds a round beside its calls); one point: a level."""
+    """The least-squares line through (drafted tokens a round, seconds a round beyond its calls); one point: a level."""
     middle = math.fsum(x for x, _ in points) / len(points)
     level = math.fsum(y for _, y in points) / len(points)
     spread = math.fsum((x - middle) ** 2 for x, _ in points)
@@ -244,7 +244,7 @@ def fit_overhead(points: Sequence[tuple[float, float]]) -> Overhead:
 
 
 def chain_calls(rounds: Rounds, costs: Costs, own: bool = False) -> float:
-    """Seconds of the calls of a chain's rounds; with `own`, the draft makes one step more in each that drafts."""
+    """Seconds of the calls of a chain's rounds; with `own`, the draft makes one more step in each round that drafts."""
     assert costs.draft_step is not None, "no draft was measured"
     steps = math.fsum(number * (drafted + (own and drafted > 0)) for drafted, number in rounds.by_drafted.items())
     return steps * costs.draft_step + verifying_calls(rounds, costs)
@@ -256,20 +256,20 @@ def verifying_calls(rounds: Rounds, costs: Costs) -> float:
 
 
 def tree_calls(rounds: TreeRounds, costs: Costs) -> float:
-    """Seconds of the calls of a tree's rounds, each at its mean size."""
+    """Seconds of the calls of a tree's rounds, each call at its mean size."""
     plain = costs.target[1]
     draft = rounds.draft_calls * costs.c_tree(rounds.draft_positions / rounds.draft_calls) if rounds.draft_calls else 0
     return plain * (draft + rounds.rounds * costs.v_tree(rounds.nodes / rounds.rounds + 1))
 
 
 def chain_attainable(rounds: Rounds, gamma: int, costs: Costs, own: bool = False) -> float:
-    """mean_length / (gamma c + v(gamma + 1)): what the calls alone would allow."""
+    """mean_length / (gamma c + v(gamma + 1)): the speed-up that the calls alone would allow."""
     return rounds.mean_length / ((gamma + own) * costs.c + costs.v(gamma + 1))
 
 
 def varying_attainable(rounds: Rounds, costs: Costs, draft_calls: float) -> float:
     """mean_length / (draft calls a round x c + v), where rounds differ: at their mean numbers of calls and positions,
-    as `speed/attainable` of a run."""
+    as in a run's `speed/attainable`."""
     draft = draft_calls / rounds.rounds * costs.c if draft_calls else 0.0
     return rounds.mean_length / (draft + costs.v(rounds.drafted / rounds.rounds + 1))
 

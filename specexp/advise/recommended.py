@@ -1,4 +1,4 @@
-"""A recommendation as a file of settings that `evaluate --config` takes as it is, its header like a preset's."""
+"""A recommendation as a file of settings that `evaluate --config` accepts unchanged, with a header like a preset's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
 
 
 def recommended(advice: Advice, path: Path) -> str:
-    """The file's text; `path` is where it will stand, for the command in its header."""
+    """The file's text; `path` is the file's later path, for the command in its header."""
     experiment = advice.prepared.experiment
     header = [
         f"What advise recommends for pair {experiment.pair} on task {experiment.task}.",
@@ -34,7 +34,7 @@ def recommended(advice: Advice, path: Path) -> str:
     settings = yaml.safe_dump(
         _settings(advice), sort_keys=False, allow_unicode=True, default_flow_style=None, width=110
     )
-    # A name may hold any sign, and a comment ends with its line.
+    # A name may contain any character, also a line break, which would end the comment.
     return "".join(f"# {' '.join(line.splitlines())}\n" for line in header) + settings
 
 
@@ -59,7 +59,7 @@ def _settings(advice: Advice) -> dict[str, Any]:
 
 
 def _models(experiment: Experiment, loaded: Collection[Role]) -> dict[str, Any]:
-    """The pair by its preset's name where it is one, else the models that were loaded, in full."""
+    """The pair by its preset's name if it has one, else the loaded models in full."""
     if experiment.toy is not None:
         return {"pair": experiment.pair, "toy": asdict(experiment.toy)}
     if experiment.pair in config.preset_names("models"):
@@ -75,7 +75,7 @@ def _models(experiment: Experiment, loaded: Collection[Role]) -> dict[str, Any]:
 
 
 def _method(method: MethodConfig) -> dict[str, Any]:
-    """What a method is made with, besides its preset."""
+    """The settings of a method, besides its preset."""
     if method.tree is not None:
         return {key: value for key, value in asdict(method.tree).items() if value is not None}
     found: dict[str, Any] = {"gamma": method.gamma}
@@ -91,7 +91,7 @@ def _method(method: MethodConfig) -> dict[str, Any]:
 
 
 def hardware(environment: Mapping[str, Any]) -> str:
-    """Where it was measured, in a line."""
+    """The hardware of the measurements, in one line."""
     return ", ".join(_hardware(environment))
 
 

@@ -1,9 +1,9 @@
-"""Where target and draft agree along an output, as `prediction.py` wants to know it: traces read off real models.
+"""Where target and draft agree along an output, as `prediction.py` needs it: traces read off real models.
 
-Of a lossless chain, teacher-forced passes over plain decoding's outputs tell: one of the draft, and where tokens are
-sampled one of the target. Looked-up drafts need no model: the search is made again along the output. What a lossy rule
-accepts is watched while it decodes without bonus tokens: then every token was drafted, and none depends on the draft
-length.
+For a lossless chain, teacher-forced passes over plain decoding's outputs show this: one of the draft, and where tokens
+are sampled one of the target. Looked-up drafts need no model: the search is repeated along the output. What a lossy
+rule accepts is recorded while it decodes without bonus tokens: then every token was drafted, and none depends on the
+draft length.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from specexp.engine import Decoder, Engine
 from specexp.engine.ngram_lookup import Ngrams
 from specexp.evaluation.preparation import Prepared
 
-PIECE = 64  # positions looked at together: rows of logits are as wide as the vocabulary
+PIECE = 64  # positions examined together: rows of logits are as wide as the vocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A trace; sum_x min(p, q) at each of its positions that the draft can reach; and what the draft gave the token
-    there if it was its own: its first choice at temperature 1 where it is greedy, the output's token in q where tokens
-    are sampled."""
+    """A trace; sum_x min(p, q) at each of its positions that the draft can reach; and the draft's probability of the
+    token that it would draft there: its first choice at temperature 1 where decoding is greedy, the output's token in q
+    where tokens are sampled."""
 
     trace: Trace
     overlap: list[float]
@@ -38,7 +38,7 @@ class Agreement:
 
 
 def agreement(prepared: Prepared, index: int, output: Sequence[int]) -> Agreement:
-    """Look at plain decoding's `output` behind a prompt with the draft, and with the target unless it is greedy."""
+    """Score plain decoding's `output` after a prompt with the draft, and with the target unless decoding is greedy."""
     models, ids = prepared.pair.models, prepared.prompts[index]
     experiment = prepared.experiment
     warp = experiment.warp
@@ -71,7 +71,7 @@ def agreement(prepared: Prepared, index: int, output: Sequence[int]) -> Agreemen
 
 
 def looked_up(prepared: Prepared, index: int, output: Sequence[int], ngram: int, gamma: int) -> LookupTrace:
-    """What drafts of at most `gamma` tokens would have found along `output`, by the search that decoding makes."""
+    """What drafts of at most `gamma` tokens would have found along `output`, by the search that decoding uses."""
     ids = prepared.prompts[index]
     search, agreed = Ngrams(ngram), []
     for place in range(len(output)):
@@ -104,12 +104,12 @@ def _shared(p: Array, q: Array, tokens: Array) -> Iterator[tuple[float, float]]:
 
 
 def watched(prepared: Prepared, index: int, decoder: Chain) -> Trace:
-    """Decode a prompt with this chain without bonus tokens, and note of each token whether it was an accepted draft."""
+    """Decode a prompt with this chain without bonus tokens; record for each token whether it was an accepted draft."""
     return watched_output(prepared, index, decoder)[0]
 
 
 def watched_output(prepared: Prepared, index: int, decoder: Chain) -> tuple[Trace, list[int]]:
-    """`watched`, and the output."""
+    """The trace of `watched`, and the output."""
     experiment, ids = prepared.experiment, prepared.prompts[index]
     watching = Watching(replace(decoder, bonus=False))
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids)
@@ -122,7 +122,7 @@ def watched_output(prepared: Prepared, index: int, decoder: Chain) -> tuple[Trac
 
 
 class Watching:
-    """A decoder whose rounds are noted as they pass: `accepted` has 1 for an accepted draft, 0 for another token."""
+    """A decoder that records its rounds: `accepted` has 1 for an accepted draft, 0 for another token."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder

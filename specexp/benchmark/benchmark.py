@@ -1,9 +1,9 @@
-"""A speed benchmark: how close to the limit this project's decoding is, and what it gains over what others offer.
+"""A speed benchmark: how close this project's decoding is to the limit, and its gain over what others offer.
 
-One process. First every contender's greedy output is compared, which also warms it up. Then the draft lengths are
-searched, then the best one is timed beside everything else, on timings of its own: choosing among noisy numbers
-flatters the chosen one. Everything is interleaved, in an order that turns from prompt to prompt and from repeat to
-repeat. What the numbers come to is in `benchmark_report.py`; nothing here knows MLflow.
+One process. First it compares every contender's greedy output, which also warms the contenders up. Then it searches the
+draft lengths, then times the best one against everything else, on timings of its own: a choice among noisy numbers
+flatters the chosen one. Everything is interleaved, in an order that rotates from prompt to prompt and from repeat to
+repeat. `benchmark_report.py` evaluates the numbers; this module does not know MLflow.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ EVERY = 4  # prompts between two measurements of what calls cost
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All that was measured. `search` holds every draft length, `timed` the best one and everything else."""
+    """All measurements. `search` holds every draft length, `timed` the best one and everything else."""
 
     prepared: Prepared
     environment: Mapping[str, Any]
@@ -61,7 +61,7 @@ class Measured:
 def prepare(experiment: config.Experiment) -> Prepared:
     """Load the pair and the task, with the methods that a benchmark has besides plain decoding and chains.
 
-    Trees are left out where a model's config says that it scores none.
+    Trees are left out where a model's config says that the model cannot score them.
     """
     left_out = without_trees(experiment)
     names = [name for name in OTHERS if not (left_out and spec(name).grows_tree)]
@@ -70,7 +70,7 @@ def prepare(experiment: config.Experiment) -> Prepared:
 
 
 def without_trees(experiment: config.Experiment) -> str:
-    """Why one of the models scores no trees, as its config says; nothing where both may."""
+    """The reason, from its config, why one of the models cannot score trees; "" if both can."""
     if experiment.toy is None:
         try:
             for model in experiment.models.values():
@@ -81,7 +81,7 @@ def without_trees(experiment: config.Experiment) -> str:
 
 
 def num_runs(prepared: Prepared, with_compiled: bool) -> int:
-    """Outputs that are decoded one at a time, apart from instrumented runs and a batch's passes."""
+    """The number of outputs that are decoded one at a time, without instrumented runs and a batch's passes."""
     experiment, num_chains = prepared.experiment, sum(s.config.method == "speculative" for s in prepared.settings)
     greedy = len(prepared.settings) + PEERS + with_compiled + num_chains
     rest = greedy - 2 * num_chains + 2
@@ -90,8 +90,8 @@ def num_runs(prepared: Prepared, with_compiled: bool) -> int:
 
 
 def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = None) -> Measured:
-    """Compare, search, time, and look where the time goes. What the journal has is not measured again. Raises
-    ModelError when memory runs out."""
+    """Compare, search, time, and split the decode time into parts. Nothing that the journal has is measured again.
+    Raises ModelError when memory runs out."""
     journal = Journal() if journal is None else journal
     own = _own(prepared)
     theirs = _theirs(prepared)
@@ -173,7 +173,7 @@ def plain_peer(prepared: Prepared) -> Peer:
 
 
 def _theirs(prepared: Prepared) -> dict[str, HFContender]:
-    """Transformers' ways, its assisted generation at every draft length of the chains."""
+    """The contenders of transformers, with assisted generation at every draft length of the chains."""
     plain = plain_peer(prepared)
     models, eos_ids = plain.models, plain.eos_ids
     found = {
@@ -202,7 +202,7 @@ def _outputs(
     longest: int,
     bar: Any,
 ) -> tuple[dict[str, list[list[int]]], dict[str, str]]:
-    """Greedy ids of each on every prompt; and who could not be compiled, with the reason. Who runs here is not cold."""
+    """Each contender's greedy ids on every prompt, and why compiling failed. Removes those that run from `cold`."""
     everyone = range(len(prepared.prompts))
     outputs: dict[str, list[list[int]]] = {}
     failed: dict[str, str] = {}
@@ -228,12 +228,12 @@ def _outputs(
 
 
 def _compile_fault(contender: Contender, longest: int) -> str | None:
-    """Run it on the longest prompt: its static cache is then never too short, nor compiled again. Why it cannot be."""
+    """Run on the longest prompt, so that the static cache never grows and compiles again; returns why that failed."""
     try:
         once(contender, longest, 0)
     except ModelError:
         raise
-    except Exception as error:  # a compiler is a program of its own, and fails as it likes
+    except Exception as error:  # a compiler is an external program and may raise anything
         return first_line(error)
     return None
 
@@ -246,7 +246,7 @@ def _differences(prepared: Prepared, outputs: Mapping[str, list[list[int]]]) -> 
 
 
 class _Costing:
-    """What calls cost, measured at several moments of a phase."""
+    """Measures what calls cost, at several moments of a phase."""
 
     def __init__(self, prepared: Prepared, journal: Journal, phase: str) -> None:
         self._prepared, self._journal, self._phase = prepared, journal, phase
@@ -254,7 +254,7 @@ class _Costing:
 
     @property
     def by_times(self) -> dict[Callable[[], None], int]:
-        """One measurement, and how many a phase of timings is to have."""
+        """The measurement, and how many of them a phase of timings needs."""
         return {self.measure: -(-self._prepared.experiment.repeats * len(self._prepared.prompts) // EVERY)}
 
     def measure(self) -> None:
@@ -264,13 +264,13 @@ class _Costing:
         self._measured.append(found)
 
     def found(self) -> Mapping[str, Any]:
-        """Medians of what was measured."""
+        """Medians of the measurements."""
         found: Mapping[str, Any] = measured_costs.median_of(self._measured)
         return found
 
 
 class _Spread:
-    """Called `calls` times, it does each work so many times, evenly spread."""
+    """Called `calls` times, it does each piece of work the given number of times, evenly spread."""
 
     def __init__(self, calls: int, by_times: Mapping[Callable[[], None], int]) -> None:
         self._moments = [(work, {i * calls // times for i in range(times)}) for work, times in by_times.items()]
@@ -284,7 +284,7 @@ class _Spread:
 
 
 def _split(contender: SpecexpContender) -> dict[str, float]:
-    """Seconds of each part of a greedy run that is instrumented, on some of the prompts."""
+    """Seconds of each part of an instrumented greedy run, on some of the prompts."""
     prepared = contender.prepared
     return time_split.seconds(
         prepared, contender.setting.decoder, SPLIT_PROMPTS, prepared.experiment.max_new_tokens, 0.0

@@ -1,4 +1,4 @@
-"""What a benchmark's timings come to: numbers as JSON, the table in the terminal, metrics for MLflow."""
+"""The results of a benchmark's timings: numbers as JSON, the table in the terminal, metrics for MLflow."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEPT = ("accept/alpha", "accept/mean_length", "speed/c", "speed/v", "speed/attai
 
 
 def as_json(measured: Measured) -> dict[str, Any]:
-    """Every number, the headlines at the top."""
+    """Every number, with the headlines at the top."""
     timed, chain = measured.timed, f"chain_k{measured.gamma}"
     by_gamma = {c.gamma: _gamma(measured, measured.search, measured.search_costs, c.gamma) for c in _chains(measured)}
     best = _gamma(measured, timed, measured.costs, measured.gamma)
@@ -85,14 +85,14 @@ def _chains(measured: Measured) -> list[Any]:
 
 
 def _method(measured: Measured, name: str) -> dict[str, Any]:
-    """Rates of one contender; the medians of its seconds stand behind them, prompt by prompt."""
+    """Rates of one contender, from the medians of its seconds, prompt by prompt."""
     mine = measured.timed[name]
     found: dict[str, Any] = {"end_to_end_tokens_per_second": asdict(rate(whole(mine))), "tokens": _emitted(mine)}
     if mine[0][0].record is not None:
         found["tokens_per_second"] = asdict(rate(decoding(mine)))
         rounds = sum(row[0].record["num_rounds"] for row in mine if row[0].record)
         found["tokens_per_call"] = _emitted(mine) / rounds
-    # Sampled against sampled, greedy against greedy: they emit different texts.
+    # Compare sampled with sampled and greedy with greedy: they emit different texts.
     plain = sampled(PLAIN, TEMPERATURE) if name.endswith(sampled("", TEMPERATURE)) else PLAIN
     found["vs_plain_end_to_end"] = asdict(rate_ratio(whole(mine), whole(measured.timed[plain])))
     return found
@@ -103,7 +103,7 @@ def _emitted(timings: Sequence[Sequence[Any]]) -> int:
 
 
 def _behind_first(timed: Timings, name: str) -> Timed:
-    """Tokens and seconds behind the first token: decoding alone, also where a prefill cannot be seen from outside."""
+    """Tokens and seconds after the first token: decoding alone, even where a prefill cannot be timed from outside."""
     if name == PLAIN:
         seconds = [[t.seconds - t.record["time_to_first_token"] for t in row if t.record] for row in timed[name]]
     else:
@@ -113,7 +113,7 @@ def _behind_first(timed: Timings, name: str) -> Timed:
 
 
 def _gamma(measured: Measured, timings: Timings, costs: Mapping[str, Any], gamma: int) -> dict[str, float]:
-    """A chain's acceptance and costs, and its speed-up beside what these allow; beside assisted generation's speed."""
+    """A chain's acceptance and costs, its speed-up compared with what these allow, and assisted generation's speed."""
     chain, assisted = timings[f"chain_k{gamma}"], timings[f"assisted_k{gamma}"]
     records = [timing.record for row in chain for timing in row if timing.record]
     plain = [timing.record for row in timings[PLAIN] for timing in row if timing.record]
@@ -132,7 +132,7 @@ def _gamma(measured: Measured, timings: Timings, costs: Mapping[str, Any], gamma
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Rates of everyone, then the draft lengths, the time split and the headlines."""
+    """The rates of all contenders, then the draft lengths, the time split and the headlines."""
     lines = [f"{'':<22}{'tok/s':>7}  {'95 %':<13}{'vs plain':>9}  {'tok/call':>8}   (end to end, prefill included)"]
     for name, found in result["methods"].items():
         mine, ratio = (Interval(**found[key]) for key in ("end_to_end_tokens_per_second", "vs_plain_end_to_end"))
@@ -161,7 +161,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _cell(found: Mapping[str, float], name: str, unit: str = "") -> str:
-    """A number that may not be claimed: on CUDA, what calls alone would allow."""
+    """A number, or "" for one that may not be claimed: on CUDA, what calls alone would allow."""
     return f"{found[name]:.2f}{unit}" if name in found else ""
 
 
@@ -184,7 +184,7 @@ def _warning(differences: Sequence[Mapping[str, Any]]) -> str:
 
 
 def metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """For MLflow: the headlines, everyone's speed, and the chain's metrics at the best gamma."""
+    """The metrics for MLflow: the headlines, every contender's speed, and the chain's metrics at the best gamma."""
     found = {f"bench/{name}": float(result[name]) for name in (*HEADLINES, "best_gamma") if name in result}
     for name, method in (result["batch"] or {"methods": {}})["methods"].items():
         found[f"batch/prompts_per_second_{name}"] = method["prompts_per_second"]["value"]

@@ -1,4 +1,4 @@
-"""Transformers' ways as those that a benchmark times beside this project's own (timing.py), in the same way."""
+"""Makes transformers' methods contenders that a benchmark times in the same way as this project's own (timing.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from specexp.evaluation.timing import Timing
 
 @dataclass(frozen=True, slots=True)
 class HFContender:
-    """A call of transformers; with `most`, of so many tokens only."""
+    """One call of transformers; with `most`, it emits only so many tokens."""
 
     name: str
     prepared: Prepared
@@ -37,7 +37,7 @@ class HFContender:
 
 
 def timed(peer: Peer, ids: Sequence[int], max_new_tokens: int, seed: int) -> Timing:
-    """One call of transformers."""
+    """Time one call of transformers."""
     call, target = peer.prepare(ids, max_new_tokens), peer.models["target"]
     with call.ready(seed):
         target.wait()

@@ -1,8 +1,9 @@
-"""Where decoding stands against the hardware, for models of a shape with random weights: nothing is downloaded.
+"""Compares decoding with the hardware's limits, for models of a known shape with random weights: no download.
 
-One process: the share of a copy's bandwidth that a plain step reaches, what verifying n positions costs against it, a
-whole round against the sum of its forwards, and transformers' generate(), as it comes and compiled, beside. Random
-models agree by chance alone, so that no speed-up is to be had here, and a round costs what it costs at any acceptance.
+One process measures the share of a copy's bandwidth that a plain step reaches, the cost of verifying n positions
+relative to that step, a whole round relative to the sum of its forwards, and transformers' generate(), plain and
+compiled, for comparison. Random models agree only by chance. So no speed-up is possible here, and a round costs what it
+costs at any acceptance.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ WANTED = {"share_of_copy": 0.8, "v(5)": 1.1, "round_over_parts": 1.05}
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What is measured: models of a shape behind a prompt of `context` tokens, chains of up to `gamma`."""
+    """What is measured: models of a shape after a prompt of `context` tokens, chains of up to `gamma`."""
 
     shape: str = "llama-8b-1b"
     device: str = "cpu"
@@ -51,7 +52,7 @@ class Check:
 
 
 def build(check: Check) -> dict[Role, HFModel]:
-    """The pair, with random weights."""
+    """The pair of models, with random weights."""
     roles: tuple[Role, ...] = ("target", "draft")
     models: dict[Role, HFModel] = {}
     for role in roles:
@@ -71,7 +72,7 @@ def measure(check: Check) -> dict[str, Any]:
     gammas, trees = range(1, check.gamma + 1), TREES
     found = call_costs.measure(models, ids, gammas, trees, check.repeats)
     chain: Decoder = Chain(DraftModel(check.gamma), Lossless(), Warp())
-    # Before the clock: each shape is captured when it first comes up.
+    # Untimed first: each shape is captured when it first occurs.
     decoded = [
         {
             name: _decoded(models, decoder, ids, check)
@@ -108,13 +109,13 @@ def measure(check: Check) -> dict[str, Any]:
 
 
 def _decoded(models: Mapping[Role, Model], decoder: Decoder, ids: Sequence[int], check: Check) -> float:
-    """Seconds of a round, prefill apart."""
+    """Seconds of a round, without the prefill."""
     out = Engine(models).generate(decoder, ids, check.new_tokens, CertainRng())
     return out.seconds / out.num_rounds
 
 
 def _not_captured(models: Mapping[Role, HFModel], ids: Sequence[int], check: Check) -> float | None:
-    """Seconds of a plain step whose kernels are launched one by one; None where all are."""
+    """Seconds of a plain step whose kernels are launched one by one; None where no step is captured."""
     target = models["target"]
     if target.capture is None:
         return None
@@ -126,20 +127,20 @@ def _not_captured(models: Mapping[Role, HFModel], ids: Sequence[int], check: Che
 
 
 def _generate(models: Mapping[Role, HFModel], ids: Sequence[int], check: Check) -> dict[str, float | str]:
-    """Seconds a token of transformers' generate(), prefill included; why not, where it cannot be had."""
+    """Seconds a token of transformers' generate(), prefill included; where it fails, the reason."""
     peer = Peer({str(role): model for role, model in models.items()}, ())
     ways = {"generate": peer, "generate_compiled": replace(peer, options=peers.compiled())}
     if not check.compiled:
         del ways["generate_compiled"]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     failed: dict[str, str] = {}
-    for repeat in range(check.repeats + 1):  # the first one warms up
+    for repeat in range(check.repeats + 1):  # the first repeat warms up
         for name, way in ways.items():
             if name in failed:
                 continue
             try:
                 took = timed(way, ids, check.new_tokens, 0).seconds
-            except Exception as error:  # a compiler is a program of its own, and fails as it likes
+            except Exception as error:  # a compiler is an external program and may raise anything
                 failed[name] = first_line(error)
                 continue
             seconds[name] += [took / check.new_tokens] if repeat else []
@@ -147,7 +148,7 @@ def _generate(models: Mapping[Role, HFModel], ids: Sequence[int], check: Check) 
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The numbers, a line each, beside what is wanted."""
+    """The numbers, one per line, with the wanted values."""
     seconds, wanted = result["seconds"], result["wanted"]
     facts = result["models"]["target"]
     lines = [f"{facts['device_name']}, {facts['dtype']}, recordings {facts['graphs']}, torch {result['torch']}"]

@@ -1,7 +1,7 @@
-"""What people would use instead: transformers' `generate()`, plain, compiled, assisted and with prompt lookup.
+"""The alternatives in transformers: `generate()`, plain, compiled, assisted and with prompt lookup.
 
-A model's own generation_config fills in what is left out, so that it is replaced for the time of a call, and every
-setting that could differ is given. Nothing here changes a model for good.
+A model's own generation_config fills in omitted settings. So it is replaced for the duration of a call, and every
+setting that could differ is given. Nothing here changes a model permanently.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Peer:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, max_new_tokens: int) -> GenerationConfig:
-        """All that could differ; the ids that are suppressed are those that no method here emits."""
+        """All settings that could differ; the suppressed ids are those that no method here emits."""
         target = self.models["target"]
         scored = int(target.module.config.get_text_config(decoder=True).vocab_size)
         suppressed = [*target.suppressed, *range(target.vocab_size, scored)]
@@ -40,7 +40,7 @@ class Peer:
         return GenerationConfig(
             do_sample=sampled,
             temperature=self.temperature if sampled else 1.0,
-            top_k=0 if sampled else 50,  # off; greedy decoding has no use for it, and 50 is what draws no warning
+            top_k=0 if sampled else 50,  # off; greedy decoding does not use it, and 50 is what causes no warning
             top_p=1.0,
             num_beams=1,
             repetition_penalty=1.0,
@@ -53,7 +53,7 @@ class Peer:
         )
 
     def prepare(self, ids: Sequence[int], max_new_tokens: int) -> Call:
-        """Everything that is no part of the call's time."""
+        """Everything that does not count as the call's time."""
         target = self.models["target"]
         more = {"assistant_model": self.models["draft"].module} if self.gamma else {}
         return Call(self, target.ids(ids)[None], self.settings(max_new_tokens), more)
@@ -70,7 +70,7 @@ class Call:
 
     @contextmanager
     def ready(self, seed: int) -> Iterator[None]:
-        """Around the call: the assistant drafts as many tokens as it is told, and draws are repeatable."""
+        """The context of the call: the assistant drafts exactly `gamma` tokens, and draws are repeatable."""
         peer = self.peer
         device = peer.models["target"].device
         with (
@@ -97,7 +97,7 @@ class Call:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's advice on how its own assistant calls it."""
+    """Without the library's warnings about how its own assistant calls it."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -132,7 +132,7 @@ def without_settings(module: Any) -> Iterator[None]:
 
 
 def compiled() -> dict[str, Any]:
-    """Options of a static cache and a compiled forward, which `generate` keeps to accelerators unless told so."""
+    """Options of a static cache and a compiled forward, which `generate` otherwise uses on accelerators only."""
     how = CompileConfig()
     how._compile_all_devices = True
     return {"cache_implementation": "static", "compile_config": how}

@@ -1,6 +1,6 @@
-"""How long a benchmark takes, and a quick one that stays near a minute.
+"""Estimates how long a benchmark takes, and plans a quick one of about a minute.
 
-What a person has set stays. Only a few tokens are timed here; the numbers are those of the benchmark that follows.
+Settings that the user has set stay. Only a few tokens are timed here; the numbers come from the benchmark that follows.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ NAMES = ("batch", "limit", "repeats", "max_new_tokens")
 LADDER = ((16, 3, 2, 48), (4, 3, 2, 48), (1, 3, 2, 48), (1, 2, 2, 48), (1, 2, 2, 32), (1, 2, 1, 32), (1, 1, 1, 32),
           (1, 1, 1, 16))  # fmt: skip
 TOKENS = 6  # of a timed call of generate()
-TOGETHER = 0.5  # of a pass one at a time, a pass of a batch takes no more
-INSTRUMENTED = 2.0  # a run that waits between its parts, in plain ones
+TOGETHER = 0.5  # a batch's pass takes at most this share of a pass one at a time
+INSTRUMENTED = 2.0  # an instrumented run, which waits between its parts, takes as long as this many plain ones
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is measured, and the seconds that are expected at most."""
+    """The settings to measure with, and the most seconds that are expected."""
 
     settings: Mapping[str, int]
     seconds: float
@@ -37,14 +37,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Paces:
-    """Of plain decoding and of `generate()`."""
+    """The paces of plain decoding and of `generate()`."""
 
     ours: Pace
     theirs: Pace
 
 
 def paces(prepared: Prepared) -> Paces:
-    """From a few tokens on the first prompt."""
+    """The paces, from a few tokens on the first prompt."""
     peer = benchmark.plain_peer(prepared)
     first, more = (HFContender("pace", prepared, peer, most) for most in (1, TOKENS))
     with out_of_memory.translate_oom("a few timed calls", "max_new_tokens", prepared.experiment.models):
@@ -55,7 +55,7 @@ def paces(prepared: Prepared) -> Paces:
 
 
 def announce(prepared: Prepared, paces: Paces, with_compiled: bool) -> None:
-    """Say how long the benchmark takes at most."""
+    """Announce how long the benchmark takes at most."""
     experiment = prepared.experiment
     what = (
         f"{benchmark.num_runs(prepared, with_compiled)} outputs of up to {experiment.max_new_tokens} tokens (plain"
@@ -66,7 +66,7 @@ def announce(prepared: Prepared, paces: Paces, with_compiled: bool) -> None:
 
 
 def note(before: Experiment, settings: Mapping[str, int]) -> str | None:
-    """What was lowered, in a line; None if nothing was."""
+    """The settings that were lowered, in one line; None if none was."""
     changed = [f"{name} {value} instead of {getattr(before, name)}" for name, value in settings.items()
                if value != getattr(before, name)]  # fmt: skip
     if not changed:
@@ -75,12 +75,12 @@ def note(before: Experiment, settings: Mapping[str, int]) -> str | None:
 
 
 def plan(prepared: Prepared, given: Collection[str], paces: Paces) -> Plan:
-    """The first rung that fits the budget, else the last one. `given` are settings that stay as they are."""
+    """The first rung that fits the budget, else the last one. Settings in `given` stay as they are."""
     experiment = prepared.experiment
     found: Plan | None = None
     for rung in LADDER:
         settings = {name: value for name, value in zip(NAMES, rung, strict=True) if name not in given}
-        # Never more than was asked for.
+        # Never more than the experiment has.
         settings = {name: min(value, getattr(experiment, name)) for name, value in settings.items()}
         found = Plan(settings, seconds(shortened(prepared, settings), paces))
         if found.seconds <= BUDGET:
@@ -90,7 +90,7 @@ def plan(prepared: Prepared, given: Collection[str], paces: Paces) -> Plan:
 
 
 def seconds(prepared: Prepared, paces: Paces, with_compiled: bool = False) -> float:
-    """Of the benchmark, where every output is as long as it may be and a chain no faster than plain decoding."""
+    """Seconds of the benchmark if every output has the full length and a chain is no faster than plain decoding."""
     experiment, ours, theirs = prepared.experiment, paces.ours, paces.theirs
     tokens, prompts = experiment.max_new_tokens, len(prepared.prompts)
     run = (ours.seconds(tokens) + theirs.seconds(tokens)) / 2
@@ -107,7 +107,7 @@ def seconds(prepared: Prepared, paces: Paces, with_compiled: bool = False) -> fl
 
 
 def shortened(prepared: Prepared, settings: Mapping[str, Any]) -> Prepared:
-    """The same with these settings."""
+    """The same, with these settings."""
     experiment = replace(prepared.experiment, **settings)
     limit = experiment.limit
     return replace(

@@ -1,4 +1,4 @@
-"""Sizes of well-known models: what a measurement of speed needs of them when their weights are random."""
+"""Sizes of well-known models: what a speed measurement with random weights needs of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TINY: Mapping[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
-# Llama 3.1 8B and Llama 3.2 1B; and something that a CPU runs in a test.
+# Llama 3.1 8B and Llama 3.2 1B; and a shape that a CPU can run in a test.
 SHAPES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "llama-8b-1b": {
         "target": {**_LLAMA_3, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},

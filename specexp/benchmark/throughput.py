@@ -1,7 +1,7 @@
-"""How many prompts a second several together give, beside one at a time: the same prompts, methods and models, greedy.
+"""How many prompts a second are decoded, several together or one at a time: same prompts, methods and models, greedy.
 
-Whole passes over the prompts are timed, prefill included, interleaved, in an order that turns from repeat to repeat.
-What came out at either size is compared afterwards.
+Whole passes over the prompts are timed, prefill included, interleaved, in an order that rotates from repeat to repeat.
+The outputs of both sizes are compared afterwards.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from specexp.lm.hf.hf_model import HFModel
 from specexp.metrics.statistics import Timed, rate, rate_ratio
 from specexp.storage.journal import Journal, Key
 
-BATCHES = 3  # at least so many of prompts: rows that are done go on with the next one
+BATCHES = 3  # at least so many batches of prompts: a row that is done takes the next prompt
 WARM_UP_TOKENS = 8
 Pass = tuple[str, int]  # name of a method, prompts together
 
@@ -51,7 +51,7 @@ class Batched:
 
 
 class Batching:
-    """These methods at both sizes, a turn at a time: turns stand apart, since what else the machine does passes.
+    """Times these methods at both sizes, a turn at a time. Turns are spread in time, since other load is temporary.
 
     Raises ModelError when memory runs out.
     """
@@ -77,7 +77,7 @@ class Batching:
             _pass(prepared, contender, rows, dict(list(self._prompts.items())[:size]), WARM_UP_TOKENS)
 
     def turn(self) -> None:
-        """Time every pass once, beginning with another one than the turn before."""
+        """Time every pass once, starting with a different one than the previous turn."""
         done = len(self._seconds[self._passes[0][0].name, 1])
         for contender, rows in rotated(self._passes, done, 0):
             self._bar.set_postfix_str(named(contender.name, rows))
@@ -89,7 +89,7 @@ class Batching:
             self._bar.update()
 
     def found(self) -> Batched:
-        """All turns, and whether both sizes emitted the same."""
+        """All turns, and the differences between the outputs of both sizes."""
         model = self._prepared.pair.models["target"]
         assert isinstance(model, HFModel)
         reference = named(self._passes[0][0].name, 1)
@@ -115,7 +115,7 @@ def named(name: str, size: int) -> str:
 
 
 def _prompts(prepared: Prepared, most: int) -> dict[str, list[int]]:
-    """The prepared prompts, and more of the task where it has more that fit."""
+    """The prepared prompts, and more of the task if it has more that fit."""
     found = {example.prompt_id: ids for example, ids in zip(prepared.examples, prepared.prompts, strict=True)}
     engine = Engine(prepared.pair.models)
     for example in prepared.task.examples(max(most, len(found))):
@@ -133,7 +133,7 @@ def _prompts(prepared: Prepared, most: int) -> dict[str, list[int]]:
 def _pass(
     prepared: Prepared, contender: SpecexpContender, rows: int, prompts: Mapping[str, list[int]], limit: int
 ) -> tuple[float, list[list[int]]]:
-    """Seconds over all prompts, and what came of each."""
+    """Seconds over all prompts, and the output of each."""
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids, rows=rows)
     prepared.pair.models["target"].wait()
     start = time.perf_counter()

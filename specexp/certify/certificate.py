@@ -1,8 +1,9 @@
 """The exactness certificate of a method, on a pair and at a sampling setting: is its output the target's own?
 
-Four checks, in this order: the exhaustive oracle on the method's decoder at toy size; plain decoding on a person's own
-models against one forward over the whole text; the method against plain decoding, token for token; and for sampling a
-chi-square test beside a planted bias. Lossless holds if every check that applies passes. Nothing here knows MLflow.
+Four checks, in this order: the exhaustive oracle on the method's decoder at toy size; on the user's own models, plain
+decoding against one forward over the whole text; the method against plain decoding, token for token; and for sampling a
+chi-square test together with a planted bias. The verdict is lossless if every check that applies passes. This module
+does not know MLflow.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ LOSSLESS, NOT_LOSSLESS = "lossless", "not lossless"
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What all checks come to. `lossy` says why a method is not meant to be lossless, where it is not."""
+    """The result of all checks. `lossy` says why a method is lossy by design; it is empty for a lossless one."""
 
     checks: tuple[Check, ...]
     lossy: str
@@ -77,7 +78,7 @@ class Certificate:
 
 
 def prepare(config: CertificateConfig, judges: Mapping[str, Judge] | None = None) -> Subject:
-    """Load everything and check that it fits. Raises SpecexpError."""
+    """Load everything and check that it fits together. Raises SpecexpError."""
     prepared: Prepared = preparation.prepare(config.experiment, judges)
     return Subject(prepared, prepared.settings[0], prepared.settings[-1])
 
@@ -85,7 +86,7 @@ def prepare(config: CertificateConfig, judges: Mapping[str, Judge] | None = None
 def examine(
     subject: Subject, samples: int, done: Mapping[str, Check] | None = None, note: Callable[[Check], None] | None = None
 ) -> Certificate:
-    """Make every check that is not `done`; each is handed to `note` as soon as it is made. Raises ModelError."""
+    """Run every check that is not `done`; pass each to `note` as soon as its result is known. Raises ModelError."""
     checks = dict(done or {})
     prompts = len(subject.prepared.prompts)
     compared = subject.certain or subject.method.tree is not None
@@ -113,7 +114,7 @@ def examine(
 
 
 def _announce(subject: Subject, outputs: int, num_samples: int) -> None:
-    """Say how long the checks on a person's own models take at most."""
+    """Announce how long the checks on the user's own models take at most."""
     models, most = subject.prepared.pair.models, subject.prepared.experiment.max_new_tokens
     with in_memory(subject):
         prompts = subject.prompts()
@@ -129,7 +130,7 @@ def _announce(subject: Subject, outputs: int, num_samples: int) -> None:
 
 
 def check_oracle(subject: Subject, tick: Callable[[], Any]) -> Check:
-    """Whether the decoder's exact output distribution on toy models is the target's own."""
+    """Check that the decoder's exact output distribution on toy models is the target's own."""
     found = toy_oracle.examine(subject.method, subject.warp, subject.judge, tick)
     sizes = " and at ".join(found.sizes)
     details = {"sizes": list(found.sizes), "worst": found.worst, "broken": found.broken}

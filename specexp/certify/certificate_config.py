@@ -1,4 +1,4 @@
-"""What a certificate is asked of: one method of an experiment, and how many samples. Light: no model library."""
+"""What a certificate examines: one method of an experiment, and how many samples. Imports no model library."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from specexp import config
 from specexp.config import Experiment, MethodConfig
 from specexp.errors import ConfigError
 
-SAMPLES = 1000  # of each place, unless given otherwise
+SAMPLES = 1000  # at each place, unless given
 FEWEST_SAMPLES = 100
 PLAIN = "baseline"
 
 
 @dataclass(frozen=True, slots=True)
 class CertificateConfig:
-    """An experiment with plain decoding and the method that is examined, which may be the same."""
+    """An experiment with plain decoding and the method that is examined; the two may be the same."""
 
     experiment: Experiment
     samples: int
@@ -36,7 +36,7 @@ class CertificateConfig:
 
 
 def resolve(experiment: str, method: str, samples: str, flags: Mapping[str, Any]) -> CertificateConfig:
-    """One method of an experiment, beside plain decoding. Raises ConfigError with every fault."""
+    """One method of an experiment, together with plain decoding. Raises ConfigError that lists every fault."""
     wrong = _faults(method)
     faults = [*wrong]
     number = SAMPLES
@@ -44,7 +44,7 @@ def resolve(experiment: str, method: str, samples: str, flags: Mapping[str, Any]
         number = int(samples) if samples.isdigit() else 0
         if number < FEWEST_SAMPLES:
             faults.append(f"samples is {samples!r}; it must be a whole number >= {FEWEST_SAMPLES}.")
-    # Plain decoding goes with it: it is the measure, and tasks of several turns ask for it.
+    # Plain decoding is always included: it is the reference, and tasks of several turns need it.
     names = method if method == PLAIN or faults else f"{PLAIN},{method}"
     try:
         resolved = config.resolve(experiment, {**flags, "methods": names})

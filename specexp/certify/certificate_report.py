@@ -1,7 +1,7 @@
-"""What a certificate shows when it is done: the text, certificate.json, and the MLflow runs, its own and the method's.
+"""The outputs of a finished certificate: text, certificate.json, its own MLflow run, and marks on the method's runs.
 
-The method's runs are the finished flat runs of `evaluate` in the store that decoded with the same models, settings of
-the method and sampling, whatever the prompts.
+The method's runs are the finished flat runs of `evaluate` in the store that used the same models, the same settings of
+the method and the same sampling, whatever the prompts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from specexp.tracking.outbox import Outbox
 FILE, CHECKS = "certificate.json", "checks.json"
 TAG = "certificate"
 WIDTH, INDENT = 110, 34
-# Logged parameters that do not say how tokens are drawn: a run with others is of the same method all the same.
+# Logged parameters that do not affect how tokens are drawn: runs that differ in them still belong to the same method.
 _OTHER = (
     "preset", "seed", "task", "experiment", "settings_hash", "limit", "max_new_tokens", "batch", "data", "shots",
     "answer_rule", "answer_pattern",
@@ -30,7 +30,7 @@ _OTHER = (
 
 
 def text(subject: Subject, certificate: Certificate) -> str:
-    """The certificate as a person reads it."""
+    """The certificate as text for the terminal."""
     lines = [f"certificate: {_headline(subject)}", ""]
     for check in certificate.checks:
         words = textwrap.wrap(check.sentence, WIDTH - INDENT, break_long_words=False, break_on_hyphens=False)
@@ -41,7 +41,7 @@ def text(subject: Subject, certificate: Certificate) -> str:
 
 
 def _headline(subject: Subject) -> str:
-    """What was examined."""
+    """The method, pair, task, sampling and arithmetic that were examined."""
     experiment, warp = subject.prepared.experiment, subject.warp
     sampling = "greedy" if warp.greedy else f"temperature {warp.temperature:g}"
     sampling += f", top-k {warp.top_k}" if warp.top_k else ""
@@ -50,7 +50,7 @@ def _headline(subject: Subject) -> str:
 
 
 def as_json(subject: Subject, certificate: Certificate, config: CertificateConfig, environment: str) -> dict[str, Any]:
-    """All there is to know."""
+    """The whole certificate as JSON."""
     return {
         "verdict": certificate.verdict,
         "reason": certificate.reason,
@@ -66,14 +66,14 @@ def as_json(subject: Subject, certificate: Certificate, config: CertificateConfi
 
 
 def checks_of(found: Mapping[str, Any] | None, environment: str) -> dict[str, Check]:
-    """The checks that an interrupted certificate made in this very environment."""
+    """The checks that an interrupted certificate completed in this same environment."""
     if found is None or found["environment"] != environment:
         return {}
     return {each["name"]: Check(**each) for each in found["checks"]}
 
 
 def tags_of(subject: Subject) -> dict[str, str]:
-    """Of the certificate's own run."""
+    """Tags of the certificate's own run."""
     experiment, method = subject.prepared.experiment, subject.method
     return {
         "method": "certify", "preset": method.preset, "group": method.label, "pair": experiment.pair,
@@ -82,7 +82,7 @@ def tags_of(subject: Subject) -> dict[str, str]:
 
 
 def main(subject: Subject, certificate: Certificate, folder: OutputFolder, outbox: Outbox, attached: bool) -> RunSpec:
-    """The certificate's own run. `mlflow run` has logged what it was given, raw, under the names of our parameters."""
+    """The certificate's own run. `mlflow run` logged its raw arguments already, under the names of our parameters."""
     files = [folder.path / name for name in (FILE, "config.json", "data.json", "environments.json")]
     inputs = [Input.of(subject.prepared.task.dataset(), "evaluation")]
     tags = {TAG: certificate.verdict}
@@ -90,7 +90,7 @@ def main(subject: Subject, certificate: Certificate, folder: OutputFolder, outbo
 
 
 def mark(subject: Subject, certificate: Certificate) -> RunUpdate:
-    """The verdict, as tag and metrics of the method's finished runs."""
+    """An update that writes the verdict, as tag and metrics, to the method's finished runs."""
     wanted = {key: str(value) for key, value in _params(subject).items() if key not in _OTHER}
     return RunUpdate(
         {"method": subject.method.method}, wanted, {TAG: certificate.verdict}, certificate.metrics(), now()
@@ -98,5 +98,5 @@ def mark(subject: Subject, certificate: Certificate) -> RunUpdate:
 
 
 def _params(subject: Subject) -> dict[str, object]:
-    """What a flat run of this method logs."""
+    """The parameters that a flat run of this method logs."""
     return run_sheets._params(subject.prepared, subject.method, subject.prepared.experiment.seed)

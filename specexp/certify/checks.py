@@ -1,4 +1,4 @@
-"""What every check of a certificate is about, and what it says: the method, plain decoding beside it, and a verdict."""
+"""The subject and the result of every check: the method together with plain decoding, and a verdict."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from specexp.method_specs import spec
 from specexp.methods import effective_threshold, is_lossless
 
 PASSED, FAILED, INCONCLUSIVE, REPORTED, SKIPPED = "passed", "failed", "inconclusive", "reported", "does not apply"
-# What a decoder with a bug may raise; a device's own errors are none of them.
+# What a decoder with a bug may raise; errors of the device are not among them.
 BREAKS = (AssertionError, ArithmeticError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A verdict, a sentence in words, and the numbers behind them, as JSON."""
+    """A verdict, a sentence that explains it, and the numbers it rests on, as JSON."""
 
     name: str
     verdict: str
@@ -36,7 +36,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A method that is examined, beside plain decoding, with everything loaded."""
+    """The method that is examined and plain decoding, with everything loaded."""
 
     prepared: Prepared
     plain: Setting
@@ -67,7 +67,7 @@ class Subject:
 
     @property
     def threshold(self) -> float:
-        """What the judge's probabilities are compared with; 0 without a judge."""
+        """The value that the judge's probabilities are compared with; 0 without a judge."""
         return effective_threshold(self.method, self.judge) or 0.0
 
     @property
@@ -76,12 +76,12 @@ class Subject:
         return arithmetic_of(self.prepared.experiment)
 
     def prompts(self) -> dict[str, list[int]]:
-        """Ids of every prompt by its name."""
+        """Token ids of every prompt, by its name."""
         prepared = self.prepared
         return {x.prompt_id: ids for x, ids in zip(prepared.examples, prepared.prompts, strict=True)}
 
     def word(self, token: int | None) -> str:
-        """A token as a person reads it."""
+        """A token as readable text."""
         return "the end" if token is None else repr(self.decode([token]))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -90,7 +90,7 @@ class Subject:
 
     @property
     def lossy(self) -> str:
-        """Why this method's output is not the target's by design; "" where it is."""
+        """Why this method's output is not the target's by design; "" for a lossless method."""
         method = self.method
         if is_lossless(method, self.warp, self.judge):
             return ""
@@ -106,14 +106,14 @@ class Subject:
 
 @contextmanager
 def in_memory(subject: Subject) -> Iterator[None]:
-    """Raise ModelError where memory runs out."""
+    """Raise ModelError if memory runs out."""
     lower = "batch (samples are drawn so many at a time), max_new_tokens, gamma or tree_budget"
     with out_of_memory.translate_oom(subject.method.label, lower, subject.prepared.experiment.models):
         yield
 
 
 def broken(name: str, error: BaseException, while_: str) -> Check:
-    """The check of a decoder that broke off."""
+    """The failed check of a decoder that raised an error."""
     words = first_line(error, "")
     return Check(name, FAILED, f"the decoder broke off {while_}: {type(error).__name__}: {words}")
 

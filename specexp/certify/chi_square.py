@@ -1,11 +1,11 @@
-"""Whether sampled outputs follow the target: a chi-square test on how they begin, and how large a bias it would find.
+"""A chi-square test of whether sampled outputs follow the target, by how they begin, and how large a bias it detects.
 
-Outputs are put into cells by their first tokens. The cells are the leaves of a prefix tree that is split where the
-target says that enough outputs go on: their probabilities are exact, and there are never more than MOST_CELLS of them.
-What a prefix has left over joins the cell of whatever else follows the prefix before it. Nothing here decodes.
+Outputs are sorted into cells by their first tokens. The cells are the leaves of a prefix tree, which is split where the
+target continues enough outputs: their probabilities are exact, and there are never more than MOST_CELLS of them. What
+remains of a prefix joins the cell of everything else that follows the prefix before it. Nothing here decodes.
 
-A planted bias has a known size too: at every draw the likeliest token weighs 1 + tilt times what it should, which moves
-each cell's probability by a known factor, and from that follows the power of the test.
+A planted bias also has a known size: at every draw the likeliest token weighs 1 + tilt times what it should. That
+changes each cell's probability by a known factor, from which the power of the test follows.
 
 Shapes: V vocabulary, C cells.
 """
@@ -24,29 +24,29 @@ Prefix = tuple[int, ...]
 MOST_CELLS = 40
 LEAST_EXPECTED = 5  # outputs in a cell, for the chi-square distribution to hold
 _LARGEST_TILT = 1e6
-_NEVER = 1e-12  # a probability that stands for none: an output that cannot be is found by a single one
+_NEVER = 1e-12  # used in place of probability 0: a single output that cannot occur is then detected
 
 
 @dataclass(slots=True)
 class _Node:
-    """A prefix that was split: the shares of the tokens behind it that lead somewhere, and the cell of all others."""
+    """A prefix that was split: the shares of the next tokens that have a child, and the cell of all other tokens."""
 
     top: int  # the likeliest token
     top_share: float
     shares: dict[int, float] = field(default_factory=dict)
     children: dict[int, _Node | int] = field(default_factory=dict)
-    other: int = -1  # settled once it is known which cells there are
+    other: int = -1  # set once all cells are known
 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """All outputs, by how they begin. The last cell is what belongs nowhere else; `names` are the cells' prefixes."""
+    """All outputs, by how they begin. The last cell has all that no other cell has; `names` are the cells' prefixes."""
 
     root: _Node
-    names: tuple[tuple[Prefix, bool], ...]  # whether the cell is everything else behind the prefix
+    names: tuple[tuple[Prefix, bool], ...]  # True if the cell is everything else after the prefix
 
     def of(self, output: Sequence[int]) -> int:
-        """The cell of an output; one that ended too early is among the others of where it ended."""
+        """The cell of an output; one that ended too early is among the others of the prefix where it ended."""
         node: _Node = self.root
         for token in output:
             child = node.children.get(token)
@@ -77,16 +77,16 @@ class Cells:
 
 
 def split(row: Callable[[Prefix], Array], length: int, ends: Collection[int], num_samples: int) -> Cells:
-    """The cells of `num_samples` outputs of up to `length` tokens, fewer where one of `ends` stands.
+    """The cells of `num_samples` outputs of up to `length` tokens; an output ends early at one of `ends`.
 
-    `row(prefix)` gives the exact probabilities[V] of what follows. It is called for what more than two cells' worth of
-    outputs begin with.
+    `row(prefix)` gives the exact probabilities[V] of the next token. It is called for prefixes that at least two cells'
+    worth of outputs begin with.
     """
     least = max(LEAST_EXPECTED / num_samples, 1 / MOST_CELLS)
     names: list[tuple[Prefix, bool]] = []
 
     def grow(prefix: Prefix, mass: float) -> tuple[_Node, float, list[_Node]]:
-        """The node of a prefix; and what is left of its mass for the prefix before it, from which nodes."""
+        """The node of a prefix; the mass that it leaves to the prefix before it; and the nodes that this mass is of."""
         p = row(prefix)
         node = _Node(int(p.argmax()), float(p.max()))
         kept, left, homeless = 0.0, 0.0, [node]
@@ -117,7 +117,7 @@ def split(row: Callable[[Prefix], Array], length: int, ends: Collection[int], nu
 
 @dataclass(frozen=True, slots=True)
 class Tested:
-    """What a chi-square test says. `worst` is the cell that strays most for its size."""
+    """The result of a chi-square test. `worst` is the cell that deviates most for its size."""
 
     statistic: float
     degrees: int
@@ -126,8 +126,8 @@ class Tested:
 
 
 def compare(counts: Array, probability: Array) -> Tested:
-    """Test counts[C] against probability[C]: chi-square, and for a leftover cell that is hardly ever met, whether it is
-    met too often (an exact binomial tail): the p of both together, by Bonferroni.
+    """Test counts[C] against probability[C]: chi-square, and for a rare leftover cell also whether it has too many
+    outputs (an exact binomial tail). The p covers both together, by Bonferroni.
     """
     n = int(counts.sum())
     observed, share = _merged(counts.astype(float), probability, n)
@@ -142,12 +142,12 @@ def compare(counts: Array, probability: Array) -> Tested:
 
 
 def _rare(probability: Array, num_samples: int) -> bool:
-    """Whether the leftover cell expects too few outputs."""
+    """True if the leftover cell expects too few outputs."""
     return len(probability) > 1 and bool(num_samples * probability[-1] < LEAST_EXPECTED)
 
 
 def _merged(counts: Array, probability: Array, num_samples: int) -> tuple[Array, Array]:
-    """Both over cells that all expect enough outputs: a rare leftover cell joins the rarest other one."""
+    """Both over cells that all expect enough outputs: a rare leftover cell joins the rarest other cell."""
     if _rare(probability, num_samples):
         into = int(probability[:-1].argmin())
         counts, probability = (np.append(each[:-1], 0.0) + each[-1] * (np.arange(len(each)) == into)
@@ -162,7 +162,7 @@ def distance(one: Array, other: Array) -> float:
 
 
 def tilt_for(cells: Cells, variation: float) -> float:
-    """The tilt whose outputs are this total variation from the target's; the largest there is where none is so far."""
+    """The tilt whose outputs are this total variation from the target's; if none is that far, the largest tilt."""
     fair = cells.probability()
     low, high = 0.0, _LARGEST_TILT
     for _ in range(200):
@@ -175,7 +175,7 @@ def tilt_for(cells: Cells, variation: float) -> float:
 
 
 def power(cells: Cells, tilt: float, num_samples: int, level: float) -> float:
-    """Probability that so many samples of the planted bias are told from the target's at this level."""
+    """Probability that the test tells so many samples of the planted bias from the target's at this level."""
     moved, share = _merged(cells.probability(tilt), cells.probability(), num_samples)
     if len(share) == 1:
         return 0.0
@@ -189,7 +189,7 @@ def bonferroni(ps: Sequence[float]) -> float:
 
 
 def named(cells: Cells, cell: int, decode: Callable[[Sequence[int]], str]) -> str:
-    """A cell in words."""
+    """A cell as readable text."""
     prefix, other = cells.names[cell]
     if not prefix:
         return "anything else"

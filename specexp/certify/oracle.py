@@ -1,10 +1,10 @@
-"""The exhaustive oracle: the exact output distribution of a decoder, by replaying every way its rng can fall.
+"""The exhaustive oracle: the exact output distribution of a decoder, from a replay of every outcome its rng can have.
 
-It runs the real engine over models with real caches; only the rng are replaced, by ones that follow a script of
-choices and list the alternatives. Paths are merged where they reach the same state at a round boundary: the same
-committed tokens and the same cache contents. Feasible for tiny vocabularies and a few tokens only.
+It runs the real engine over models with real caches; only the rng is replaced, by one that follows a script of choices
+and lists the alternatives. Paths are merged where they reach the same state at a round boundary: the same committed
+tokens and the same cache contents. It is feasible for tiny vocabularies and a few tokens only.
 
-While it looks it asserts that no key is drawn twice in a round, and none whose position is already committed.
+It also asserts that no key is drawn twice in a round, and none whose position is already committed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def output_distribution(
 
 @dataclass(frozen=True, slots=True)
 class _Leaf:
-    """Where one way through a round ended."""
+    """The end of one path through a round."""
 
     prob: float
     script: list[int]
@@ -64,7 +64,7 @@ def _rounds(
     script: list[int],
     rounds: int,
 ) -> Iterator[_Leaf]:
-    """Every way through round number `rounds`, the earlier ones going as `script` says."""
+    """Every path through round number `rounds`; the earlier rounds follow `script`."""
     todo = [list(script)]
     while todo:
         rng = _ScriptedDice(todo.pop())
@@ -119,7 +119,7 @@ class _Choice:
 
 @dataclass(slots=True)
 class _ScriptedDice:
-    """Falls as the script says, then always on the first possible outcome; remembers what else was possible."""
+    """An rng that follows the script, then always takes the first possible outcome; it records all alternatives."""
 
     script: list[int]
     made: list[_Choice] = field(default_factory=list)

@@ -1,9 +1,9 @@
-"""What a certificate looks at on a person's own models, token for token: plain decoding against one forward over the
+"""The checks of a certificate on the user's own models, token for token: plain decoding against one forward over the
 whole text, and the method against plain decoding.
 
-Plain decoding is read again by teacher forcing: no cache, no steps, the same draws. A method is compared with it where
-both must draw the same: at temperature 0, with top-k 1, and of trees at any temperature, since a tree is walked by the
-target's own draws. A chain's sampled tokens come of draws of its own: what they follow is `sampled.py`'s.
+Teacher forcing draws plain decoding's tokens again: no cache, no steps, the same draws. A method is compared with plain
+decoding where both must draw the same tokens: at temperature 0, with top-k 1, and for trees at any temperature, since
+the target's own draws walk a tree. A chain samples with its own draws; `sampled.py` tests what they follow.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Texts = Sequence[Sequence[int]]
 
 
 def decode(subject: Subject, setting: Setting, tick: Tick) -> list[list[int]]:
-    """Outputs of one setting on every prompt, as `evaluate` decodes them."""
+    """Outputs of one setting on every prompt, decoded as `evaluate` decodes them."""
     experiment, pair = subject.prepared.experiment, subject.prepared.pair
     rows = experiment.batch if setting is subject.setting else 1
     engine = Engine(pair.models, pair.eos_ids, rows=rows)
@@ -54,7 +54,7 @@ def decode(subject: Subject, setting: Setting, tick: Tick) -> list[list[int]]:
 
 
 def check_plain(subject: Subject, texts: Texts) -> Check:
-    """Whether every token of plain decoding is drawn again from one forward over the whole text."""
+    """Check that one forward over the whole text draws every token of plain decoding again."""
     pair, prompts = subject.prepared.pair, subject.prompts()
     with in_memory(subject):
         again = [
@@ -68,7 +68,7 @@ def check_plain(subject: Subject, texts: Texts) -> Check:
 
 
 def check_equality(subject: Subject, plain: Texts, tick: Tick) -> Check:
-    """Whether the method decodes what plain decoding does."""
+    """Check that the method decodes the same tokens as plain decoding."""
     if spec(subject.method.method).is_plain_decoding:
         return Check(EQUAL, SKIPPED, "the method is plain decoding, which is looked at above.")
     if not subject.certain and not spec(subject.method.method).grows_tree:
@@ -92,7 +92,7 @@ def check_equality(subject: Subject, plain: Texts, tick: Tick) -> Check:
 def _judged(
     name: str, subject: Subject, found: Sequence[Difference], texts: Texts, same: str, other: str
 ) -> Check:  # fmt: skip
-    """The verdict on first differences: each is a near tie in an exact dtype, and may come of rounding in another."""
+    """The verdict on first differences: an exact dtype permits only near ties; in others rounding may explain one."""
     total, tokens = len(texts), sum(len(text) for text in texts)
     far = [each for each in found if not each.near_tie]
     exact = subject.arithmetic in EXACT_DTYPES
@@ -119,7 +119,7 @@ def _judged(
 
 
 def _told(subject: Subject, each: Difference, other: str) -> str:
-    """The first difference in words."""
+    """The first difference as readable text."""
     gap = "one of them has ended"
     if each.token is not None and each.reference is not None:
         gap = "cut off by top-k or top-p" if each.gap is None else f"{each.gap:.3g} logits apart"

@@ -1,5 +1,5 @@
-"""Places of outputs at which samples are compared with the target: contexts that tell a wrong method, and the
-target's own distribution behind them.
+"""Places in outputs at which samples are compared with the target: contexts that reveal a wrong method, and the
+target's own distribution after them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from specexp.evaluation.equality import entropies, noise_of, reread
 Array = Any
 LENGTH = 5  # tokens of an output
 PLACES = 2
-TRIED = 6  # places whose cuts are looked at
+TRIED = 6  # places whose cuts are examined
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Behind a prompt and the first `position` tokens of plain decoding's output."""
+    """The position after a prompt and the first `position` tokens of plain decoding's output."""
 
     prompt_id: str
     position: int
@@ -36,7 +36,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The exact distribution of what follows a place, in cells; and whether a cut of it is a near tie itself."""
+    """The exact distribution of what follows a place, in cells. `near_cut` is True if one of its cuts is a near tie."""
 
     place: Place
     length: int  # tokens of an output
@@ -45,7 +45,7 @@ class Target:
 
 
 def targets_of(subject: Subject, texts: Sequence[Sequence[int]], samples: int) -> list[Target]:
-    """The best places, those first whose cuts by top-k and top-p rounding cannot move."""
+    """The best places; those come first whose cuts by top-k and top-p rounding cannot move."""
     found: list[Target] = []
     for place in _places(subject, texts)[:TRIED]:
         if sum(not target.near_cut for target in found) == PLACES:
@@ -55,7 +55,7 @@ def targets_of(subject: Subject, texts: Sequence[Sequence[int]], samples: int) -
 
 
 def _places(subject: Subject, texts: Sequence[Sequence[int]]) -> list[Place]:
-    """The most telling window of every prompt's plain output, the best first; then others of the same outputs."""
+    """The most informative window of every prompt's plain output, the best first; then others of the same outputs."""
     ranked: list[tuple[int, float, Place]] = []
     for (name, ids), text in zip(subject.prompts().items(), texts, strict=True):
         worth = _worth(subject, name, ids, text)
@@ -70,13 +70,13 @@ def _places(subject: Subject, texts: Sequence[Sequence[int]]) -> list[Place]:
 
 
 def _context(subject: Subject) -> int:
-    """Of the model that a text must fit."""
+    """The context that a text must fit in."""
     models = subject.prepared.pair.models
     return min(models["target"].context, models[subject.setting.decoder.models[0]].context)
 
 
 def _worth(subject: Subject, name: str, ids: Sequence[int], text: Sequence[int]) -> list[float]:
-    """How much each position of an output tells: the target's entropy x how unlike it the proposal is."""
+    """How much each position of an output reveals: the target's entropy x how much the proposal differs from it."""
     draws, models = subject.draws, subject.prepared.pair.models
     logits = reread(subject.prepared.pair, draws, name, ids, text).logits
     p = np.asarray(draws.warp(logits).tolist())
@@ -115,7 +115,7 @@ def _target(subject: Subject, place: Place, samples: int) -> Target:
 
 
 def _near_cut(logits: Array, warp: Warp, noise: float) -> bool:
-    """Whether rounding could move a token across the cut of top-k or top-p."""
+    """True if rounding could move a token across the cut of top-k or top-p."""
     ranked = np.sort(logits)[::-1]
     if warp.top_k and warp.top_k < len(ranked) and ranked[warp.top_k - 1] - ranked[warp.top_k] <= noise:
         return True

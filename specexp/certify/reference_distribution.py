@@ -1,4 +1,4 @@
-"""The target's own distribution, the slow way: what exactness is measured against. It shares no line with decoding.
+"""The target's own distribution, the slow way, as the reference for exactness. It shares no code with decoding.
 
 Every row comes from a forward over the whole text, without a cache, and is warped in float64.
 """
@@ -33,7 +33,7 @@ def warp(logits: Sequence[float] | Array, temperature: float, top_k: int = 0, to
 
 
 def logits_behind(model: Model, ids: Sequence[int], rows: int) -> Array:
-    """What follows the last `rows` of `ids`: logits[rows, V] in float64, from one forward over all of them."""
+    """What follows each of the last `rows` of `ids`: logits[rows, V] in float64, from one forward over all of them."""
     logits, _ = model.session().feed(model.ids(ids), rows)
     return np.asarray(logits.tolist(), dtype=np.float64)
 
@@ -43,7 +43,7 @@ def sequence_distribution(
 ) -> dict[tuple[int, ...], float]:
     """Probability of every output of `model` on `prompt`: up to `length` tokens, or to the EOS. For small vocabularies.
 
-    `sampling` is `warp`'s.
+    `sampling` are the arguments of `warp`.
     """
     found: dict[tuple[int, ...], float] = {}
     for output in itertools.product(range(model.vocab_size), repeat=length):

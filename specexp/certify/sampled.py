@@ -1,10 +1,10 @@
-"""What a certificate finds in samples: many short outputs of the method on a person's own models, in a chi-square test
-against the target's exact distribution, and a planted bias that the same test must find with as many samples.
+"""The check of a certificate by samples: many short outputs of the method on the user's own models, in a chi-square
+test against the target's exact distribution, and a planted bias that the same test must detect with as many samples.
 
-A test starts behind a prompt and a part of plain decoding's output, where the target is unsure of what follows and the
-draft, or the text that is looked up, proposes something else: elsewhere every method says the same. The level is
+A test starts after a prompt and a part of plain decoding's output, where the target is unsure of what follows and the
+draft, or the text that is looked up, proposes something else: elsewhere every method emits the same. The level is
 corrected for the number of places; the expected probabilities come from forwards over the whole text, warped in
-float64. The bias is plain decoding that favours the likeliest token, by as much as moves the outputs by VARIATION.
+float64. The bias is plain decoding that favours the likeliest token, just enough to move the outputs by VARIATION.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from specexp.engine.request import single_request
 NAME = "chi-square"
 LEVEL = 0.001  # of all places together: a correct method fails once in a thousand certificates
 VARIATION = 0.15  # total variation of the planted bias
-ROWS = 32  # outputs decoded together, unless the experiment says
-SURELY = 0.999  # power that is called enough
+ROWS = 32  # outputs decoded together, unless the experiment sets it
+SURELY = 0.999  # power that counts as enough
 MOST_SAMPLES = 1_000_000
 Array = Any
 
@@ -76,7 +76,7 @@ class Tilted:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the samples of one place say."""
+    """The test results of one place."""
 
     target: Target
     tested: Tested
@@ -113,7 +113,7 @@ def check_samples(subject: Subject, texts: Sequence[Sequence[int]], samples: int
 
 
 def _sample(subject: Subject, decoder: Decoder, target: Target, salt: str, samples: int, tick: Tick) -> Array:
-    """counts[C] of outputs, each with rng of its own. Caches keep the text that all of them stand behind."""
+    """counts[C] of outputs, each with its own rng. The caches keep the text that all outputs follow."""
     experiment, pair = subject.prepared.experiment, subject.prepared.pair
     rows = experiment.batch if experiment.batch > 1 else ROWS
     engine = Engine(pair.models, pair.eos_ids, rows=rows, reuse=True)
@@ -159,7 +159,7 @@ def _variation(each: Outcome) -> float:
 
 
 def _way_out(outcomes: Sequence[Outcome]) -> str:
-    """How many samples would do, if any number does."""
+    """Advice on how many samples are enough, if any number is."""
     number = 100
     while number <= MOST_SAMPLES:
         if any(chi_square.power(o.target.cells, o.tilt, number, LEVEL / PLACES) > SURELY for o in outcomes):
@@ -169,7 +169,7 @@ def _way_out(outcomes: Sequence[Outcome]) -> str:
 
 
 def _told(subject: Subject, each: Outcome, samples: int) -> str:
-    """Where the counts stray most, in words."""
+    """Where the counts deviate most, as readable text."""
     cell = each.tested.worst
     expected = samples * float(each.target.cells.probability()[cell])
     name = chi_square.named(each.target.cells, cell, subject.decode)

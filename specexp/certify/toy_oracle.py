@@ -1,8 +1,9 @@
-"""The exhaustive oracle on a method's own decoder, at a size that can be followed: numpy models of two or three tokens.
+"""The exhaustive oracle on a method's own decoder, at a feasible size: numpy models of two or three tokens.
 
-The decoder is the one that decodes on a person's models, from the same settings, made smaller where every way the rng
-can fall would be too many: draft lengths to 4, trees to 12 nodes on 3 levels, top-k to 2. A judge reads hidden states
-of its own pair; in its place a judge of random weights reads the toy's, with the same features and threshold.
+The decoder is the one that decodes on the user's models, built from the same settings. They are made smaller where the
+rng would have too many possible outcomes: draft lengths to 4, trees to 12 nodes on 3 levels, top-k to 2. A judge reads
+hidden states of its own pair; a judge of random weights replaces it and reads the toy's hidden states, with the same
+features and threshold.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ EXACT = 1e-12
 # Seeds of the toy pairs: many where nothing is drawn at random and each has a single output.
 SEEDS, GREEDY_SEEDS = range(3, 5), range(3, 19)
 EOS, PROMPT, DRAFT_NOISE = 0, [1, 1], 0.8
-TOP_K = 2  # the most that cuts anything off three tokens
+TOP_K = 2  # the largest value that removes any of three tokens
 _WIDTH = 5  # of a toy judge's hidden layer
 # What a decoder with a bug may raise under the oracle, which asserts its own rules.
 BREAKS = (AssertionError, ArithmeticError, LookupError, TypeError, ValueError)
@@ -39,7 +40,7 @@ BREAKS = (AssertionError, ArithmeticError, LookupError, TypeError, ValueError)
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A method made small, the toy's vocabulary, and the tokens of an output."""
+    """A method with small settings, the toy's vocabulary, and the number of tokens of an output."""
 
     method: MethodConfig
     vocab: int
@@ -55,7 +56,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The largest gap, where it was, and how many outputs were compared; `broken` is why the decoder broke off."""
+    """The largest gap, where it was, and how many outputs were compared; `broken` is the error the decoder raised."""
 
     gap: float
     worst: str
@@ -65,7 +66,7 @@ class Found:
 
 
 def sizes(method: MethodConfig) -> list[Size]:
-    """What can be followed of a method's settings in about a second."""
+    """The sizes of a method's settings that the oracle can examine in about a second."""
     if method.tree is not None:
         tree = method.tree
         small = replace(
@@ -85,7 +86,7 @@ def sizes(method: MethodConfig) -> list[Size]:
 
 
 def examine(method: MethodConfig, warp: Warp, judge: Judge | None, tick: Callable[[], None]) -> Found:
-    """Compare with the target's own distribution, on several toy pairs; `tick` is called behind each."""
+    """Compare with the target's own distribution, on several toy pairs; call `tick` after each."""
     small = replace(warp, top_k=min(warp.top_k, TOP_K))
     worst, where, outputs = 0.0, "", 0
     ran = tuple(str(size) for size in sizes(method))
@@ -126,9 +127,9 @@ def _toy_pair(vocab: int, seed: int) -> dict[Role, Model]:
 
 
 def toy_judge(judge: Judge, threshold: float | None, seed: int) -> Judge:
-    """A judge of the toy's hidden states that lets about two in three mismatches pass at this threshold.
+    """A judge of the toy's hidden states that accepts about two in three mismatches at this threshold.
 
-    A real judge's weights fit no other models. Kind, features and calibrated threshold are its.
+    The weights of the real judge fit no other models. Kind, features and calibrated threshold are the real judge's.
     """
     bar = judge.facts.threshold if threshold is None else threshold
     mode = features.mode(judge.facts.features)

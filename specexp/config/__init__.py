@@ -1,4 +1,4 @@
-"""Settings, from presets, files and flags to one frozen `Experiment`. Imports no model library and no MLflow."""
+"""Resolves settings from presets, files and flags into one frozen `Experiment`. Imports no model library, no MLflow."""
 
 from specexp.config.experiment import (
     CALIBRATED,

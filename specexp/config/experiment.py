@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from specexp.decoding.protocol import Role
 
 
-CALIBRATED = "calibrated"  # the threshold that a judge comes with
+CALIBRATED = "calibrated"  # the judge's own threshold
 PARALLEL_BRANCHES = 4
 MAX_NGRAM = 3
 ROLES = ("target", "draft")
@@ -30,7 +30,7 @@ ROLES = ("target", "draft")
 
 @dataclass(frozen=True, slots=True)
 class TreeConfig:
-    """The shape of a method's trees; `specexp.decoding.specexec` says what each number does."""
+    """The shape of a method's trees; `specexp.decoding.specexec` explains each number."""
 
     tree_budget: int
     max_depth: int
@@ -92,20 +92,20 @@ class Experiment:
 
     @property
     def warp(self) -> Warp:
-        """From logits to the distribution that is sampled."""
+        """The transformation of logits into the distribution that is sampled."""
         return Warp(self.temperature, self.top_k, self.top_p)
 
     @property
     def hash(self) -> str:
-        """Twelve hex digits that name this configuration."""
+        """Twelve hex digits that identify this configuration."""
         return settings_hash(self.as_dict())
 
 
 def settings_hash(settings: Mapping[str, Any]) -> str:
-    """Twelve hex digits that name an experiment's settings, as JSON has them.
+    """Twelve hex digits that identify an experiment's settings, given as in JSON.
 
-    A chat template that `auto` cannot use counts as `none`, and the draft's only where the target's is `auto`, so that
-    these settings keep the names they had when `none` was the default.
+    A chat template that `auto` cannot use counts as `none`, and the draft's template only counts where the target's is
+    `auto`. So these settings keep the hashes they had when `none` was the default.
     """
     canonical = dict(settings)
     unused = settings["toy"] is not None or DEFAULTS[settings["task"]].completions

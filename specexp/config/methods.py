@@ -1,4 +1,4 @@
-"""From a method's preset and what is given to its settings: one for each draft length, threshold, K, tree budget."""
+"""Makes settings from a method's preset and given values: one for each draft length, threshold, K and tree budget."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from specexp.method_specs import spec
 
 
 def chains(preset: str, found: Mapping[str, Any], given: Mapping[str, Any]) -> list[MethodConfig]:
-    """A setting for each draft length and each threshold or K; only what was given several of is in a label."""
+    """A setting for each draft length and each threshold or K; a label names only what was given several values."""
     method = found["method"]
     facts = spec(method)
     if not facts.drafts:
@@ -53,7 +53,7 @@ def chains(preset: str, found: Mapping[str, Any], given: Mapping[str, Any]) -> l
 
 
 def trees(preset: str, gammas: tuple[int, ...] | None, found: Mapping[str, Any]) -> list[MethodConfig]:
-    """A setting for each depth and budget. The depth is gamma, unless `max_depth` says one for all."""
+    """A setting for each depth and budget. The depth is gamma, unless `max_depth` sets one for all."""
     method = found["method"]
     more = {key: found[key] for key in TREE_SHAPE if key in found and key not in ("tree_budget", "max_depth")}
     if "max_depth" in found:

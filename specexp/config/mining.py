@@ -18,17 +18,17 @@ from specexp.config.resolver import resolve
 from specexp.errors import ConfigError, shown, unknown
 
 CHECKABLE = ("arith", "gsm8k", "prompts")  # tasks whose answers a judge can be mined on
-MINED_PROMPTS = 600  # unless a file or a flag says otherwise
+MINED_PROMPTS = 600  # unless a file or a flag sets it
 MINED_TOGETHER = 16  # likewise
 FEATURE_DTYPES = ("float32", "float16")
 
 
 @dataclass(frozen=True, slots=True)
 class MiningConfig:
-    """What labels are mined from and with: an experiment's pair and task, without its first `skip` prompts.
+    """The settings of mining: an experiment's pair and task, without its first `skip` prompts.
 
-    `dtype` is what features are kept in. The labels do not depend on `batch`, how many prompts are mined together: it
-    is no part of the hash.
+    `dtype` is the storage dtype of features. `batch`, the number of prompts mined together, does not change the labels
+    and is not part of the hash.
     """
 
     experiment: Experiment
@@ -51,7 +51,7 @@ class MiningConfig:
 
 
 def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
-    """An experiment as a source of labels: prompts that no evaluation asks, and answers that can be read.
+    """An experiment as a source of labels: prompts that no evaluation uses, and answers that can be read.
 
     Raises ConfigError with every fault.
     """

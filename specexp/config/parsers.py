@@ -1,4 +1,4 @@
-"""How values of settings are read from YAML or from text.
+"""Parsers that read values of settings from YAML or from text.
 
 Flags arrive as text, since MLflow passes text. A parser raises ValueError with the rule.
 """
@@ -25,12 +25,12 @@ from specexp.tasks.answers import check_pattern
 from specexp.tasks.gsm8k import SHOTS
 from specexp.tasks.source import DataConfig
 
-MOST = (1 << 63) - 1  # of a whole number: what arrays and databases hold
+MOST = (1 << 63) - 1  # largest whole number: what arrays and databases hold
 MOST_NODES = 1 << 16  # of a tree
 MOST_TOGETHER = 1 << 12  # prompts of a batch
 MOST_REPEATS = 10_000
 MOST_TOY_TOKENS = 1 << 12  # the toy's table has a row and a column for each
-# Tasks, and where their rows come from unless `data` says so; None is for those that make their own.
+# Tasks, and the source of their rows unless `data` sets it; None is for tasks that generate their own.
 MUST_BE_GIVEN = DataConfig("")
 TASKS: dict[str, DataConfig | None] = {
     "arith": None,
@@ -78,7 +78,7 @@ def real(good: Callable[[float], bool], rule: str) -> Callable[[Any], float]:
 
 
 def several(what: str, most: int = MOST) -> Callable[[Any], tuple[int, ...]]:
-    """One whole number, or several: each is a setting."""
+    """A parser of one whole number, or several: each is a setting."""
 
     def parse(value: Any) -> tuple[int, ...]:
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
@@ -177,14 +177,14 @@ def model_settings(value: Any) -> dict[str, Any]:
 
 
 def laid_over(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a model over a preset's; another model has no use for the first one's revision and tokenizer."""
+    """Given settings of a model on top of a preset's; another model drops the preset's revision and tokenizer."""
     if given.get("model", preset.get("model")) != preset.get("model"):
         preset = {key: value for key, value in preset.items() if key not in ("revision", "tokenizer")}
     return {**preset, **given}
 
 
 def _keys(kind: str, value: Mapping[str, Any], parsers: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
-    """A mapping's values, parsed; ValueError says all that is wrong with them."""
+    """A mapping's values, parsed; ValueError lists everything wrong with them."""
     faults, found = [], {}
     for key, part in value.items():
         if key not in parsers:
@@ -228,7 +228,7 @@ def toy_settings(value: Any) -> dict[str, Any]:
 
 
 def temperature(value: Any) -> float:
-    """0 for every temperature that is greedy: all that asks whether tokens are drawn gets one answer."""
+    """0 for every temperature that is greedy, so that all code agrees on whether tokens are drawn."""
     number = real(lambda x: 0 <= x < math.inf, ">= 0 (0 = greedy)")(value)
     return 0.0 if is_greedy(number) else number
 

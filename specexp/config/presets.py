@@ -1,4 +1,4 @@
-"""Presets that ship with the package, and settings files, as they stand."""
+"""Reads the presets that ship with the package, and settings files, without resolving them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = ("experiments", "models", "methods", "templates")
 
 
 def preset_text(kind: str, name: str) -> str:
-    """A preset as its file has it, header included; of a method of an installed package, the same written anew."""
+    """A preset's file, header included; for a method of an installed package, the same text built from its settings."""
     path = PRESETS / kind / f"{name}.yaml"
     if kind == "methods" and not path.exists():
         method = _of_packages()[name]
@@ -32,14 +32,14 @@ def preset_names(kind: str) -> list[str]:
 
 
 def method_preset(name: str) -> dict[str, Any]:
-    """The settings of a method preset, `method` among them; or `methods`, of one that stands for several."""
+    """The settings of a method preset, `method` among them; or `methods`, for a preset of several methods."""
     if method := _of_packages().get(name):
         return {"method": method.name, **method.presets[name]}
     return load_yaml(PRESETS / "methods" / f"{name}.yaml")
 
 
 def _of_packages() -> dict[str, MethodSpec]:
-    """The method of each preset that an installed package brings."""
+    """The method of each preset that an installed package provides."""
     return {name: method.spec for method in installed().values() for name in method.spec.presets}
 
 
@@ -58,7 +58,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def expanded(names: Sequence[str]) -> list[str]:
-    """Names of methods, those of a preset that stands for several in its place."""
+    """Names of methods, in which a preset of several is replaced by its methods."""
     found: list[str] = []
     for name in names:
         found += group_of(name) or [name]
@@ -66,7 +66,7 @@ def expanded(names: Sequence[str]) -> list[str]:
 
 
 def group_of(name: str) -> list[str]:
-    """The methods that a preset of several stands for; none for any other name."""
+    """The methods of a preset of several; an empty list for any other name."""
     if name not in preset_names("methods"):
         return []
     return list(method_preset(name).get("methods", []))

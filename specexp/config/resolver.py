@@ -1,4 +1,4 @@
-"""Settings: presets, a file of one's own and flags, resolved into one frozen `Experiment`, with all faults at once.
+"""Resolves presets, the user's file and flags into one frozen `Experiment`, and reports all faults at once.
 
 Later sources win: experiment preset, then `config` file, then flags; "" is unset. Nothing here imports torch,
 transformers or mlflow.
@@ -30,12 +30,12 @@ from specexp.lm.runtime import (
 from specexp.method_specs import spec, takers
 from specexp.tasks.defaults import DEFAULTS
 
-# What a preset says for its own task alone.
+# Settings of a preset that apply to its own task only.
 OF_TASK = ("data", "shots", "history", "answer_rule", "answer_pattern", "limit", "max_new_tokens")
 
 
 def resolve(name: str, flags: Mapping[str, Any] | None = None, defaults: Mapping[str, Any] | None = None) -> Experiment:
-    """The experiment preset `name` with `defaults`, a `config` file and flags laid over it, in this order.
+    """The experiment preset `name` overridden by `defaults`, a `config` file and flags, in this order.
 
     Raises ConfigError with every fault.
     """
@@ -64,7 +64,7 @@ def resolve(name: str, flags: Mapping[str, Any] | None = None, defaults: Mapping
 
 
 def adjusted(experiment: Experiment, settings: Mapping[str, Any], under: Mapping[str, Any] | None = None) -> Experiment:
-    """The same pair and task with other methods or sampling; None is unset. `under` are settings of methods below them.
+    """The same pair and task with other methods or sampling; None is unset. `under` are method settings of lower rank.
 
     Raises ConfigError with every fault.
     """
@@ -83,7 +83,7 @@ def adjusted(experiment: Experiment, settings: Mapping[str, Any], under: Mapping
 
 @dataclass(slots=True)
 class _Reader:
-    """Lays settings over each other and collects what is wrong with them."""
+    """Merges layers of settings, later ones over earlier ones, and collects their faults."""
 
     faults: list[str]
     values: dict[str, Any] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class _Reader:
             try:
                 found = SETTINGS[key].parse(value)
                 before = self.values.get(key)
-                # Parts of a model or the toy are settings of their own: what this layer leaves out stays.
+                # Parts of a model or the toy are separate settings: those that this layer omits stay.
                 if key in ("target", "draft", "toy") and before is not None:
                     found = laid_over(before, found)
                 self.values[key] = found
@@ -114,7 +114,7 @@ class _Reader:
         self._template(where, layer)
 
     def _template(self, where: str, layer: Mapping[str, Any]) -> None:
-        """`chat_template` is for both models; a later layer's wins, whichever way it is given."""
+        """`chat_template` is for both models; a later layer's wins, in whichever form it is given."""
         both = layer.get("chat_template")
         for role in ROLES:
             one = layer[role].get("chat_template") if isinstance(layer.get(role), dict) else None
@@ -133,7 +133,7 @@ class _Reader:
         names = tuple(values.pop("methods", ()))
         judged = any(name.startswith("autojudge") for name in expanded(names))
         if "judge" in self.own and "methods" not in self.own and not judged:
-            names += ("autojudge",)  # who names a judge and no methods wants to see it
+            names += ("autojudge",)  # a judge given without methods adds the method that uses it
         methods = self._methods(names, values)
         self._task(values, [method.method for method in methods])
         if self.faults:
@@ -141,7 +141,7 @@ class _Reader:
         return Experiment(name=name, methods=tuple(methods), **models, **values)
 
     def _named(self, name: str, values: dict[str, Any]) -> str:
-        """The experiment's name. A task of one's own takes the place of the preset's, with its name and lengths."""
+        """The experiment's name. A task other than the preset's replaces it, with its own name and lengths."""
         task = values.get("task")
         if "task" not in self.own or task not in DEFAULTS or task == self.task:
             return name
@@ -179,7 +179,7 @@ class _Reader:
         return {"pair": pair if not given else f"{models['target'].model}+{models['draft'].model}", **models}
 
     def _task(self, values: dict[str, Any], methods: list[str]) -> None:
-        """What a task needs, and what goes with no other."""
+        """Check what a task needs, and refuse what only other tasks take."""
         name = values.get("task")
         if name not in TASKS:
             return
@@ -201,7 +201,7 @@ class _Reader:
             )
 
     def _answers(self, values: dict[str, Any], task: str) -> None:
-        """How answers are read; a pattern alone says that it is by this pattern."""
+        """Check how answers are read; a pattern given alone implies the rule `pattern`."""
         given = [key for key in ("answer_rule", "answer_pattern") if key in values]
         if given and task != "prompts":
             self.faults.append(
@@ -216,7 +216,7 @@ class _Reader:
             self.faults.append("answer_rule is pattern; give a regular expression as answer_pattern.")
 
     def _methods(self, names: tuple[str, ...], values: dict[str, Any]) -> list[MethodConfig]:
-        """The settings of these methods; takes what is theirs out of `values`."""
+        """The settings of these methods; takes the settings of methods out of `values`."""
         given = {key: values.pop(key) for key in takers() if key in values}
         methods: list[MethodConfig] = []
         for name in expanded(names):
@@ -236,7 +236,7 @@ class _Reader:
         return methods
 
     def _unused(self, keys: Collection[str], methods: Collection[str]) -> None:
-        """A setting of one's own that no method takes is a mistake, not something to drop."""
+        """Report each setting from the user that no method takes: it is a mistake, not something to drop silently."""
         for key in sorted(keys):
             taking = takers()[key]
             if methods and not any(method in taking for method in methods):

@@ -1,7 +1,6 @@
-"""The table of settings: how each is read, what it means, and its default. Commands, presets and files take them from
-here.
+"""The table of settings: parser, meaning and default of each. Commands, presets and files use this table.
 
-`method_specs` says which methods take the settings of methods.
+`method_specs` says which settings each method takes.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Setting:
     parse: Callable[[Any], Any]
     help: str
     default: str = ""
-    in_files_only: bool = False  # no option of a command
+    in_files_only: bool = False  # not an option of any command
 
 
 SETTINGS: dict[str, Setting] = {
@@ -134,7 +133,7 @@ TREE_SHAPE = (
 
 
 def help_texts(settings: Iterable[str]) -> dict[str, str]:
-    """What a command's `--help` says of each of these settings, with its default where it is the same everywhere."""
+    """The `--help` text of each of these settings, with its default where it is the same everywhere."""
     return {name: SETTINGS[name].help + _default(SETTINGS[name].default) for name in settings}
 
 

@@ -1,4 +1,4 @@
-"""One setting of one method of an experiment, for who brings his own prompts. Light: no model library."""
+"""One setting of one method of an experiment, for callers with their own prompts. Imports no model library."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from specexp.errors import ConfigError, PromptError
 
 MEGABYTE = 1 << 20
 TOKEN_BYTES = 16
-# What prompts the experiment would ask, and what that would take, is beside the point.
+# The experiment's own prompts and the settings of its task are not used.
 _NO_TASK = {"task": "prompts", "data": "-", "shots": 0, "history": "baseline"}
 
 
 def resolve(experiment: str, method: str, flags: Mapping[str, Any]) -> Experiment:
-    """The experiment with this one method alone. Raises ConfigError with every fault."""
+    """The experiment with this one method only. Raises ConfigError with every fault."""
     if not method:
         raise ConfigError("method is not given; name one preset, such as speculative.")
     found = config.resolve(experiment, {**flags, "methods": method}, _NO_TASK)
@@ -30,7 +30,7 @@ def resolve(experiment: str, method: str, flags: Mapping[str, Any]) -> Experimen
 
 
 def checked_prompt(prompt: str) -> str:
-    """The prompt without a byte order mark. Raises PromptError where it says nothing, or is no text."""
+    """The prompt without a byte order mark. Raises PromptError if it is blank or not valid text."""
     prompt = prompt.removeprefix(reading.BOM)
     if not prompt.strip():
         raise PromptError("the prompt is empty; give it some text.")
@@ -39,15 +39,15 @@ def checked_prompt(prompt: str) -> str:
 
 
 def most_bytes(context: int, longest: int) -> int:
-    """Bytes of the longest prompt that is turned into tokens, where a token stands for `longest` bytes at most.
+    """The most bytes of a prompt that is tokenized, where a token has at most `longest` bytes.
 
-    Beyond a megabyte also 16 bytes for each token of the context, four times what texts have, up to 8 MB.
+    Above a megabyte, also at most 16 bytes for each token of the context, four times what texts have, up to 8 MB.
     """
     return min(context * longest, max(MEGABYTE, min(context * TOKEN_BYTES, 8 * MEGABYTE)))
 
 
 def check_bytes(prompt: str, most: int) -> None:
-    """Refuse a prompt that is too long to be looked at. Raises PromptError."""
+    """Refuse a prompt that is too long to process. Raises PromptError."""
     size = len(prompt.encode("utf-8"))
     if size > most:
         raise PromptError(f"the prompt has {size} bytes; the model's context takes at most {most}: shorten it.")

@@ -1,7 +1,7 @@
-"""Decodes what several threads ask for together: whoever waits joins the batch as soon as a row is free.
+"""Decodes the requests of several threads together: a waiting request joins the batch as soon as a row is free.
 
-Answers do not depend on who else is served: the engine's batches give those of one prompt at a time. Nothing here knows
-MLflow. A thread decodes while anything waits, and ends with the last of it.
+Answers do not depend on the other requests: the engine's batches emit what one prompt at a time emits. This module does
+not know MLflow. A thread decodes while any request waits, and ends after the last one.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from specexp.engine import Engine, Generation, Request
 
 
 class Batcher:
-    """One engine for all threads. `make` makes it, and makes another one where decoding broke off."""
+    """One engine for all threads. `make` builds it, and builds a new one after decoding raised an error."""
 
     def __init__(self, make: Callable[[], Engine]) -> None:
         self._make = make
         self._engine: Engine | None = None
-        self._lock = threading.Lock()  # of what follows
+        self._lock = threading.Lock()  # guards the two fields below
         self._waiting: deque[tuple[Request, Future[Generation]]] = deque()
         self._running = False
 
     def decode(self, requests: Sequence[Request]) -> list[Generation]:
-        """Decode these, together with whatever else is asked for; returns when all are done.
+        """Decode these requests, together with those of other threads; returns when all of these are done.
 
-        Raises what the engine raised: then everything that was being decoded fails, and what waited goes on.
+        Raises what the engine raised: then every request that was being decoded fails, and the waiting ones continue.
         """
         jobs = [(request, Future[Generation]()) for request in requests]
         with self._lock:
@@ -40,13 +40,13 @@ class Batcher:
 
     def _work(self) -> None:
         while True:
-            begun: dict[int, Future[Generation]] = {}  # by place among those that the engine took
+            begun: dict[int, Future[Generation]] = {}  # by place among the requests that the engine took
             try:
                 self._engine = self._engine or self._make()
                 for place, out in self._engine.generate_all(_Arrivals(self._next, begun)):
                     begun.pop(place).set_result(out)
             except BaseException as error:
-                self._engine = None  # nobody knows what its caches hold
+                self._engine = None  # the contents of its caches are unknown now
                 self._fail(list(begun.values()), error)
             with self._lock:
                 if not self._waiting:
@@ -54,7 +54,7 @@ class Batcher:
                     return
 
     def _fail(self, begun: Sequence[Future[Generation]], error: BaseException) -> None:
-        """Hand the error to all that was being decoded; where nothing was, to one that waits, so that an end comes."""
+        """Pass the error to all requests in progress; if there are none, to one that waits, so that the loop ends."""
         if not begun and (first := self._next()) is not None:
             begun = [first[1]]
         for future in begun:
@@ -66,7 +66,7 @@ class Batcher:
 
 
 class _Arrivals:
-    """What waits, as an engine takes it: at an end when nothing does, and not for good."""
+    """The waiting requests, as an engine takes them: the iterator is exhausted while none waits, but not for good."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
-"""What a served decoder is, by reference: the settings of its pair and its method, and what the weights must be.
+"""The specification of a served decoder, by reference: settings of its pair and method, and what the weights must be.
 
 `decoder.json` names models by folder, hub id and revision, or as the embedded ones, and keeps no copy of them; a judge
-is small, and is kept beside it. What is loaded later is compared with what was loaded when it was written. Nothing here
-knows MLflow.
+is small, and its copy is stored with it. Loading compares the models with those that were loaded when it was written.
+This module does not know MLflow.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from specexp.tasks.source import DataConfig
 
 FILE, JUDGE = "decoder.json", "judge"
 ROWS = 8  # prompts decoded together
-# What must be as it was, and how a message calls it.
+# What must not have changed, and its name in messages.
 MUST_FIT = {
     "target": "the target's weights",
     "draft": "the draft's weights",
@@ -38,7 +38,7 @@ MUST_FIT = {
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One setting of one method on one pair. `folders` are where local models were, by role."""
+    """One setting of one method on one pair. `folders` are the folders of local models at that time, by role."""
 
     experiment: Experiment
     identity: Mapping[str, Any]
@@ -56,7 +56,7 @@ class Reference:
         try:
             found = json.loads((folder / FILE).read_text(encoding="utf-8"))
             return cls(_experiment(found["experiment"]), found["identity"], found["most_new_tokens"], found["folders"])
-        except Exception as error:  # a file that is missing, cut off or changed by hand
+        except Exception as error:  # the file is missing, cut off or edited by hand
             raise ModelError(f"the decoder in '{folder}' cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -78,7 +78,7 @@ def make_decoder_spec(pair: LoadedPair, asked: Experiment, most_new_tokens: int)
             models[role] = replace(model, revision=identity[f"{role}_revision"])
         if model.tokenizer and Path(model.tokenizer).expanduser().is_dir():
             models[role] = replace(models[role], tokenizer=str(Path(model.tokenizer).expanduser().resolve()))
-    if asked.toy is None:  # what `auto` came to is part of the version
+    if asked.toy is None:  # the outcome of `auto` is part of the version
         template = OWN_TEMPLATE if identity["chat_template"] else NO_TEMPLATE
         models = {role: replace(model, chat_template=template) for role, model in models.items()}
     asked = replace(asked, target=models["target"], draft=models["draft"])
@@ -86,12 +86,12 @@ def make_decoder_spec(pair: LoadedPair, asked: Experiment, most_new_tokens: int)
 
 
 class ServedDecoder:
-    """A decoder by reference, loaded and checked, that several threads may ask at a time."""
+    """A decoder loaded by reference and checked; several threads may call it at a time."""
 
     def __init__(self, folder: Path, rows: int = ROWS, device: str = "") -> None:
-        """Load what `decoder.json` in `folder` names, on `device` in the place of the logged ones if it is given.
+        """Load what `decoder.json` in `folder` names, on `device` instead of the logged devices if it is given.
 
-        Raises SpecexpError: ModelError where the weights or the tokenizer are not those that were logged.
+        Raises SpecexpError: ModelError if the weights or the tokenizer are not those that were logged.
         """
         self.reference = Reference.load(folder)
         experiment = _here(self.reference, device)
@@ -101,7 +101,7 @@ class ServedDecoder:
         self._pair = LoadedPair(experiment, roles=roles_of(experiment.methods[0]))
         check(self._pair.identity(), self.reference)
         self._experiment = experiment
-        self._pair.judge_of(experiment.methods[0])  # before any thread asks
+        self._pair.judge_of(experiment.methods[0])  # before the first call of any thread
         self._texts = Texts(self._pair.text)
         self._batcher = Batcher(lambda: self._pair.engine(rows))
 
@@ -122,7 +122,7 @@ class ServedDecoder:
 
     @property
     def most_bytes(self) -> int:
-        """Bytes that the body of a request may have: those of its prompts, as JSON may write them."""
+        """The most bytes that a request's body may have: those of its prompts, as JSON may write them."""
         prompt = max(self._pair.most_bytes(role) for role in roles_of(self._experiment.methods[0]))
         return min(requests.LONGEST_BODY, requests.SMALL_BODY + requests.MOST_PROMPTS * 6 * prompt)
 
@@ -143,7 +143,7 @@ def check(found: Mapping[str, Any], reference: Reference) -> None:
 
 
 def _here(reference: Reference, device: str) -> Experiment:
-    """The experiment as it is loaded here: the embedded models from where they were, if this package has none."""
+    """The experiment to load: embedded models that this package does not have are loaded from their old folders."""
     experiment = reference.experiment
     if experiment.toy is not None:
         return experiment
@@ -158,7 +158,7 @@ def _here(reference: Reference, device: str) -> Experiment:
 
 
 def _experiment(found: Mapping[str, Any]) -> Experiment:
-    """An `Experiment` from what `asdict` made of it."""
+    """An `Experiment` from the output of `asdict`."""
     methods = tuple(
         MethodConfig(**{**each, "tree": TreeConfig(**each["tree"]) if each["tree"] else None})
         for each in found["methods"]

@@ -1,7 +1,7 @@
 """A decoder as an MLflow model: prompts in, texts and counts out. MLflow runs this file when it logs and when it loads.
 
-The rest of this package travels with it as the model's code; the weights stay where `decoder.json` says they are. In
-`mlflow models serve`, requests that ask for what the decoder does not offer are refused, which MLflow would let pass.
+The rest of this package is logged with it as the model's code; the weights stay where `decoder.json` says they are. In
+`mlflow models serve`, requests for what the decoder does not offer are refused, which MLflow would let pass.
 """
 
 import sys
@@ -40,14 +40,14 @@ class Served(PythonModel):  # type: ignore[misc]
         if SERVER in sys.modules:
             insist(self._decoder.most_bytes)
 
-    # MLflow reads type hints as a schema; the one that holds is the signature it was logged with.
+    # MLflow would read type hints as a schema; the signature that was logged is the one that counts.
     def predict(self, context, model_input: DataFrame, params=None):  # type: ignore[no-untyped-def]
         try:
             prompts = requests.prompts_of(_cells(model_input))
             found = self._decoder.decode(prompts, params)
         except RequestError as error:
             raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
-        except Exception as error:  # which MLflow would call the request's fault
+        except Exception as error:  # MLflow would blame the request for it
             words = first_line(error, "")
             raise mlflow.MlflowException(
                 f"decoding broke off: {type(error).__name__}: {words}", error_code=INTERNAL_ERROR
@@ -64,7 +64,7 @@ class Served(PythonModel):  # type: ignore[misc]
 
 
 def _cells(given: Any) -> list[object]:
-    """What stands for prompts in a DataFrame, or, without MLflow's schema, in a list or a mapping."""
+    """The prompts of a DataFrame, or, without MLflow's schema, of a list or a mapping."""
     if isinstance(given, DataFrame):
         if requests.COLUMN not in given:
             raise RequestError(f"column {requests.COLUMN} is missing.")
@@ -75,7 +75,7 @@ def _cells(given: Any) -> list[object]:
 
 
 def insist(most_bytes: int = requests.LONGEST_BODY) -> None:
-    """Have the scoring server of this process read bodies of at most `most_bytes` by `requests.canonical`."""
+    """Make this process's scoring server read bodies of at most `most_bytes` with `requests.canonical`."""
     inner = scoring_server.invocations
 
     def invocations(data: Any, content_type: str | None, model: Any, input_schema: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The name that decoders registered by version 0.1 import: their code file is kept in MLflow with them."""
+"""The old name of `decoder_spec`, which decoders registered by version 0.1 import: MLflow keeps their code file."""
 
 from specexp.serving.decoder_spec import ROWS, ServedDecoder
 

@@ -1,4 +1,4 @@
-"""Decoders in MLflow: logged as models from code by reference to their weights, and registered."""
+"""Logs decoders in MLflow, as models from code by reference to their weights, and registers them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from specexp.serving.requests import COLUMN
 HERE = Path(__file__).resolve().parent
 PACKAGE = HERE.parent
 EXAMPLE = "Mia has 4 apples. Then she buys 3 more. How many is that in the end?\n"
-# What decoding imports; what a pair needs besides, such as bitsandbytes, goes with its settings.
+# What decoding imports; what else a pair needs, such as bitsandbytes, depends on its settings.
 REQUIREMENTS = (
     "accelerate", "array-api-compat", "Jinja2", "mlflow", "numpy", "pyarrow", "PyYAML", "regex", "safetensors", "scipy",
     "tokenizers", "torch", "transformers",
@@ -35,7 +35,7 @@ of them; it is refused where they are not what they were when it was logged."""
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that no registered model may have. Raises ConfigError."""
+    """Refuse a name that a registered model cannot have. Raises ConfigError."""
     if not name.strip() or re.search(r"[/:]", name):
         raise ConfigError(f"name is {name!r}; it must be a name without / and :.")
 
@@ -55,7 +55,7 @@ def log(reference: Reference, judge: Judge | None) -> str:
             code_paths=[str(_code(Path(scratch)))],
             artifacts={"decoder": str(folder)},
             signature=signature(asked),
-            model_config={"rows": ROWS, "device": ""},  # what may be chosen at loading
+            model_config={"rows": ROWS, "device": ""},  # what the caller may choose at loading
             input_example=[{COLUMN: EXAMPLE}],
             pip_requirements=requirements(asked),
             metadata={
@@ -67,7 +67,7 @@ def log(reference: Reference, judge: Judge | None) -> str:
 
 
 def signature(asked: Experiment) -> ModelSignature:
-    """A prompt in, text and counts out; parameters with the experiment's values as defaults."""
+    """The signature: a prompt in, text and counts out; parameters have the experiment's values as defaults."""
     kinds = {
         "max_new_tokens": "long", "temperature": "double", "top_k": "long", "top_p": "double", "seed": "long",
     }  # fmt: skip
@@ -83,13 +83,13 @@ def signature(asked: Experiment) -> ModelSignature:
 
 
 def requirements(asked: Experiment) -> list[str]:
-    """The packages that decode, at the versions that are installed."""
+    """The packages that decoding needs, at their installed versions."""
     more = [] if asked.target.quantization == asked.draft.quantization == "none" else ["bitsandbytes"]
     return [f"{package}=={version(package)}" for package in (*REQUIREMENTS, *more)]
 
 
 def register(uri: str, name: str, reference: Reference, judge: Judge | None = None) -> str:
-    """A new version of the registered model `name`, tagged with what it decodes; its page says what it is for."""
+    """Add a version to the registered model `name`, tagged with what it decodes; its page says what it is for."""
     client, made = MlflowClient(), mlflow.register_model(uri, name)
     asked = reference.experiment
     method = asked.methods[0]
@@ -103,7 +103,7 @@ def register(uri: str, name: str, reference: Reference, judge: Judge | None = No
 
 
 def _code(scratch: Path) -> Path:
-    """A copy of this package without the embedded weights, which are no part of its code."""
+    """A copy of this package without the embedded weights, which are not part of its code."""
     folder = scratch / "code" / PACKAGE.name
     shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     for part in (folder / "zoo").iterdir():

@@ -1,7 +1,7 @@
-"""What a served decoder may be asked, and the refusal of all else, which MLflow would drop or turn into text.
+"""Defines what a request to a served decoder may hold, and refuses all else, which MLflow would drop or turn into text.
 
-MLflow's scoring server ignores columns, parameters and keys that no signature names, and makes text of numbers and
-nulls before a model sees them. So the body is read here, and handed on in one form.
+MLflow's scoring server ignores columns, parameters and keys that no signature names, and turns numbers and nulls into
+text before a model gets them. So this module reads the body, and passes it on in one form.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PARAMETERS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
 FORMATS = ("dataframe_records", "dataframe_split", "inputs", "instances")
 MOST_PROMPTS = 256  # of one request
 LONGEST_BODY = 64 << 20  # bytes
-SMALL_BODY = 1 << 16  # bytes that any body may have, whatever a prompt may
+SMALL_BODY = 1 << 16  # bytes that any body may have, however small the longest prompt
 _LIKE = '{"dataframe_records": [{"prompt": "..."}], "params": {"temperature": 0.7}}'
 
 
@@ -59,7 +59,7 @@ def canonical(data: bytes | str, most_bytes: int = LONGEST_BODY) -> dict[str, An
 
 
 def prompts_of(given: Sequence[object]) -> list[str]:
-    """Prompts, each a text of its own; a list of texts in the place of one stands for several. Raises RequestError."""
+    """The prompts, one text each; a list of texts in place of one text counts as several. Raises RequestError."""
     flat: list[object] = []
     for cell in given:
         flat += cell if isinstance(cell, list) else [cell]
@@ -78,7 +78,7 @@ def prompts_of(given: Sequence[object]) -> list[str]:
 
 @contextmanager
 def numbered(number: int, count: int) -> Iterator[None]:
-    """A PromptError inside is a RequestError that says which of `count` prompts is meant."""
+    """Inside, a PromptError becomes a RequestError that says which of `count` prompts it is about."""
     try:
         yield
     except PromptError as error:
@@ -118,7 +118,7 @@ def _read(data: bytes | str) -> dict[str, Any]:
 
 
 def cells(value: object) -> list[object]:
-    """Of `"a"`, `["a", "b"]`, `[{"prompt": "a"}, ...]` or `{"prompt": ...}`: what stands for prompts."""
+    """The prompts in `"a"`, `["a", "b"]`, `[{"prompt": "a"}, ...]` or `{"prompt": ...}`."""
     if isinstance(value, dict):
         return cells(_column(value))
     if not isinstance(value, list):
@@ -127,7 +127,7 @@ def cells(value: object) -> list[object]:
 
 
 def _split(value: object) -> list[object]:
-    """Of `{"columns": ["prompt"], "data": [["a"], ["b"]]}`."""
+    """The prompts in `{"columns": ["prompt"], "data": [["a"], ["b"]]}`."""
     if not isinstance(value, dict):
         raise RequestError(f"dataframe_split must be an object with columns and data, got {_named(value)}.")
     _known(value.keys(), ("columns", "data", "index"), "key")

@@ -1,6 +1,6 @@
-"""Tokenizers for several threads: they are not made for more than one at a time, and a long prompt takes seconds.
+"""Tokenizers for several threads: one is not safe for two threads at a time, and a long prompt takes seconds.
 
-Copies are made as they are needed. However many long prompts there are, one tokenizer stays for short ones.
+Copies are made as they are needed. However many long prompts there are, one tokenizer stays free for short ones.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from queue import Empty, LifoQueue
 from specexp.pair.tokenization import Text
 
 MOST = 4  # tokenizers
-LONG = 1 << 16  # characters from which prompts are long
+LONG = 1 << 16  # characters; prompts of this length or more are long
 
 
 class Texts:
@@ -23,12 +23,12 @@ class Texts:
     def __init__(self, text: Text, most: int = MOST) -> None:
         self._free: LifoQueue[Text] = LifoQueue()
         self._free.put(text)
-        self._lock = threading.Lock()  # of what follows
+        self._lock = threading.Lock()  # guards the fields below
         self._model = text  # never lent, so that it can be copied at any time
         self._left = most - 1
         try:
             self._model = copy.deepcopy(text)
-        except Exception:  # a tokenizer of someone's own that cannot be copied: it is lent to one after another
+        except Exception:  # a custom tokenizer that cannot be copied: threads take turns with it
             self._left = 0
         self._long = threading.Semaphore(max(1, self._left))
 

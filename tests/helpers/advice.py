@@ -1,4 +1,4 @@
-"""The command advise with a made-up clock."""
+"""Runs advise, also with a simulated clock."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def advise(*arguments: str) -> Result:
 def advised(
     draft_step: float = 0.1, noise: float = 0.4, per_token: float = 0.04, sweep: bool = True, **flags: Any
 ) -> Advice:
-    """On a pair whose target call takes 1 second and `per_token` for each token, its draft call `draft_step`; every
-    round takes the host 0.2 seconds more for each model."""
+    """Advice on a pair whose target call takes 1 second, of which `per_token` for each token, and whose draft call
+    takes `draft_step`; every round takes the host 0.2 seconds more for each model."""
     clock = Clock()
     models: Any = {
         "target": ClockedToy(clock, 1 - per_token, per_token, 0.2, draft_noise=0.0, **TOY),

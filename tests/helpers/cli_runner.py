@@ -1,4 +1,4 @@
-"""Running `evaluate` in a test, and looking at what it left."""
+"""Runs entry points in a test, and reads their outputs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from helpers.model_folders import build
 from specexp.lm.hf.loading import ZOO
 from specexp.metrics import catalogue
 
-# What two runs of one configuration may differ in; a test run may see a commit being made.
+# Fields that may differ between two runs of one configuration; a commit may be made during a test run.
 CLOCKS = ("checksum", "seconds", "prefill_seconds", "time_to_first_token", "environment")
 SMALL = ["--limit", "2", "--max-new-tokens", "30"]
 
 
 def invoke(command: click.Command, *arguments: str, stdin: bytes | None = None) -> Result:
-    """Run an entry point; what it does on SIGTERM ends with it."""
+    """Run an entry point; then restore the SIGTERM handler."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         return CliRunner().invoke(command, list(arguments), input=stdin)
@@ -68,7 +68,7 @@ def comparison_runs() -> list[Run]:
 
 
 def refused(result: Result, message: str, workplace: Path) -> None:
-    """One clear line, exit code 2, no traceback, nothing written, no run made."""
+    """Check for one clear line, exit code 2, no traceback, nothing written, no run made."""
     assert result.exit_code == 2, result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
     assert len(result.output.strip().splitlines()) == 1
@@ -97,7 +97,7 @@ def run(name: str, *arguments: str, stdin: bytes | None = None) -> Result:
 
 
 def is_refused(result: Result, message: str) -> None:
-    """One line, which says `message`, and exit code 2; neither output nor a traceback."""
+    """Check for one line that contains `message`, and exit code 2; neither output nor a traceback."""
     assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""

@@ -1,4 +1,4 @@
-"""Made-up evaluations of any size, for what is shown of them: records, comparison and page without a model."""
+"""Made-up evaluations of any size, to test their display: records, comparison and page without a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHARES = {"draft": 0.3, "target": 0.4, "judge": 0.05, "sampling": 0.1, "host": 0
 
 
 def record(rng: random.Random, method: MethodConfig, prompt: str, repeat: int, graded: bool) -> dict[str, Any]:
-    """One record whose counts could be: plain decoding, the draft alone, a chain or a tree."""
+    """One record with plausible counts: plain decoding, the draft alone, a chain or a tree."""
     tokens = list(range(40))
     length = method.tree.max_depth if method.tree else method.gamma
     histogram: list[int] = []
@@ -93,7 +93,7 @@ def compared(experiment: Experiment, records: dict[str, list[dict[str, Any]]], n
 
 
 def settings(methods: str, **more: Any) -> tuple[MethodConfig, ...]:
-    """Methods as a person names them."""
+    """Methods, from the names that a user gives."""
     return config.resolve("arith_quick", {"methods": methods, **more}).methods
 
 

@@ -1,4 +1,4 @@
-"""A toy pair whose calls move a clock by as much as one likes: what is measured is then known beforehand."""
+"""A toy pair whose calls advance a clock by chosen amounts, so that the measured values are known in advance."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Clock:
 
 
 class ClockedToy(ToyModel):
-    """A call takes `per_call` and `per_token` seconds, and each change of its cache `per_keep`, which no measurement
-    of calls sees: an overhead of every round."""
+    """A call takes `per_call` and `per_token` seconds, and each change of its cache `per_keep`, which measurements of
+    calls do not include: an overhead of every round."""
 
     def __init__(self, clock: Clock, per_call: float, per_token: float, per_keep: float = 0.0, **toy: Any) -> None:
         super().__init__(**toy)
@@ -62,7 +62,7 @@ def prepared_toy(
     eos_ids: Sequence[int] | None = None,
     **flags: Any,
 ) -> Prepared:
-    """The toy pair with these candidates; `models` in place of its own."""
+    """The toy pair with these candidates; `models` replace its own."""
     given = {"methods": "speculative", "limit": 4, "max_new_tokens": 24, "repeats": 2, **flags}
     resolved = validated(config.resolve("toy_quick", given), with_trees=True)
     found = preparation.prepare(resolved, judges)

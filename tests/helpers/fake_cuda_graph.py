@@ -1,6 +1,6 @@
-"""`torch.cuda`'s graphs on a CPU: operations are written down and replayed in place, and memory pools end as CUDA's do.
+"""`torch.cuda`'s graphs on a CPU: operations are recorded and replayed in place, and memory pools end as CUDA's do.
 
-A pool lives as long as a graph in it. Capturing into the handle of one that has ended raises what PyTorch raises.
+A pool lives as long as a graph in it. Capturing into the handle of an ended pool raises the error that PyTorch raises.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Handle = tuple[int, int]
 
 
 class FakeGraph:
-    """`torch.cuda.CUDAGraph`."""
+    """Replaces `torch.cuda.CUDAGraph`."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, list[Any], Any, list[Any]]] = []
@@ -34,7 +34,7 @@ class FakeGraph:
 
     @torch.inference_mode()
     def replay(self) -> None:
-        """Every operation again, on the memory that it had."""
+        """Run every operation again, on its original memory."""
         for function, given, spec, results in self.calls:
             args, kwargs = tree_unflatten(given, spec)
             for old, new in zip(results, tree_flatten(function(*args, **kwargs))[0], strict=True):
@@ -43,7 +43,7 @@ class FakeGraph:
 
 
 class FakeCuda:
-    """What is captured, and into which pool."""
+    """Records what is captured, and into which pool."""
 
     def __init__(self) -> None:
         self.graphs: weakref.WeakSet[FakeGraph] = weakref.WeakSet()
@@ -52,7 +52,7 @@ class FakeCuda:
 
     @contextmanager
     def capture(self, graph: FakeGraph, pool: Handle | None = None) -> Iterator[None]:
-        """`torch.cuda.graph`."""
+        """Replaces `torch.cuda.graph`."""
         if pool is not None and all(each.handle != pool for each in self.graphs):
             raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED at CUDACachingAllocator.cpp")
         with torch.inference_mode(), Recorder() as recorder:
@@ -64,7 +64,7 @@ class FakeCuda:
 
 @contextmanager
 def fake_cuda() -> Iterator[FakeCuda]:
-    """Inside, `torch.cuda`'s graphs are these."""
+    """Inside, these fakes replace `torch.cuda`'s graphs."""
     cuda = FakeCuda()
     with (
         mock.patch.object(torch.cuda, "CUDAGraph", FakeGraph),

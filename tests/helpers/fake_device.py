@@ -1,8 +1,8 @@
-"""A device that is none: tensors on it have shapes and no values, and whoever would wait for it is counted.
+"""A fake device: tensors on it have shapes and no values, and it counts every wait of the host.
 
-On a GPU, reading a value waits until the device has done all it was asked for, and so does a copy from pageable host
-memory, which is what `torch.tensor(list, device="cuda")` makes. PyTorch's "meta" device stands in: masked indexing, a
-branch on a value and the like, which read without saying so, have no answer there and raise.
+On a GPU, reading a value waits until the device has done all earlier work, and so does a copy from pageable host
+memory, which `torch.tensor(list, device="cuda")` makes. PyTorch's "meta" device replaces the GPU here: masked indexing,
+a branch on a value and other implicit reads have no answer there and raise.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from helpers.model_folders import build
 from specexp.lm.hf import hf_model
 from specexp.lm.hf.hf_model import HFModel
 
-VALUE = 1.0  # what every read finds
+VALUE = 1.0  # what every read returns
 COPIES = ("aten.to.", "aten._to_copy", "aten.copy_")
 
 
@@ -39,7 +39,7 @@ class Waits(TorchDispatchMode):
         out = func(*args, **kwargs)
         tensors = [x for x in tree_flatten((args, kwargs, out))[0] if isinstance(x, Tensor)]
         copies = str(func).startswith(COPIES)
-        # A host's number goes along as a launch's argument, unless it is copied; no elements are no copy.
+        # A number on the host is passed as a launch argument, unless it is copied; an empty tensor needs no copy.
         places = {x.device.type for x in tensors if x.numel() and (copies or x.shape or x.device.type != "cpu")}
         if len(places) > 1:
             assert copies, f"{func} mixes tensors of the host and of the device"
@@ -49,7 +49,7 @@ class Waits(TorchDispatchMode):
 
 
 class Brings(TorchFunctionMode):
-    """Counts what is made of host values on the device: a copy elsewhere, but not on one that has no values."""
+    """Counts tensors made from host values on the device: a copy on a real device, but not on one without values."""
 
     def __init__(self, found: Counter[str]) -> None:
         super().__init__()
@@ -64,14 +64,14 @@ class Brings(TorchFunctionMode):
 
 
 def on_fake_device(seed: int = 0, **more: Any) -> HFModel:
-    """A model whose weights are on no device."""
+    """A model whose weights are on the fake device."""
     with mock.patch.object(hf_model, "refusal", return_value=None):
         return HFModel(build("llama", seed).to("meta"), "fake", **more)
 
 
 @contextmanager
 def counting() -> Iterator[Waits]:
-    """Inside, reads of the fake device are counted as `tolist`, and find VALUE everywhere."""
+    """Inside, reads of the fake device are counted as `tolist`, and return VALUE everywhere."""
     waits, read = Waits(), Tensor.tolist
 
     def tolist(tensor: Tensor) -> Any:

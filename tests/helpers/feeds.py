@@ -1,4 +1,4 @@
-"""The same tokens fed together and one by one."""
+"""Feeds the same tokens together and one by one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def module(name: str) -> Mutable:
 
 
 def tree(base: int, num: int, seed: int) -> Any:
-    """`num` nodes behind slot base - 1, each below an earlier one or the root."""
+    """`num` nodes after slot base - 1, each below an earlier one or the root."""
     numbers, paths = random.Random(seed), list[list[int]]()
     for i in range(num):
         parent = i - 1 if numbers.random() < 0.8 else numbers.randrange(-1, i)  # deeper than a window

@@ -1,4 +1,4 @@
-"""A file system that is full."""
+"""Simulates a full file system."""
 
 from __future__ import annotations
 

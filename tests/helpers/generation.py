@@ -1,4 +1,4 @@
-"""What transformers generate() emits, and prompts to compare on."""
+"""The output of transformers' generate(), and prompts to compare on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LENGTH = 48
 
 
 def generate(model: HFModel, prompt: list[int], length: int, eos: list[int] | None) -> list[int]:
-    """What transformers emits behind the prompt, with no setting of the model's own in the way."""
+    """What transformers emits after the prompt, with none of the model's own settings in effect."""
     with torch.inference_mode():
         ids = model.module.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), do_sample=False,

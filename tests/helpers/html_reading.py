@@ -1,4 +1,4 @@
-"""Reading numbers back out of a rendered report."""
+"""Reads numbers back from a rendered report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 @dataclass
 class Shown:
-    """A number as the page has it: which metric of which run, its full value, and its text."""
+    """A number on the page: its metric, its run, its full value, and its text."""
 
     metric: str
     run: str
@@ -17,7 +17,7 @@ class Shown:
     text: str = ""
 
     def agrees(self) -> bool:
-        """Whether the text is the value, rounded, as it stands, in per cent or in thousandths."""
+        """True if the text is the value, rounded, as it is, in per cent or in thousandths."""
         below = re.search(r"<\s?0?\.001", self.text)
         if below:
             return self.value < 0.001
@@ -30,7 +30,7 @@ class Shown:
 
 @dataclass
 class Page(HTMLParser):
-    """`numbers` of a page; `loose` are the digits in tables of values that say nothing about themselves."""
+    """`numbers` of a page; `loose` are the digits in tables of values that have no data attributes."""
 
     numbers: list[Shown] = field(default_factory=list)
     loose: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Label sets and judges made up for tests: as good as one likes, for any pair."""
+"""Label sets and judges made up for tests, of any quality and for any pair."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TINY_HIDDEN = {"target": 5, "draft": 3}
 
 
 def label_set(folder: Path, num_prompts: int = 120, noise: float = 0.3, seed: int = 0, **identity_of: str) -> LabelSet:
-    """Mismatches whose importance the first feature of every part tells, the more clearly the less noise."""
+    """Mismatches; the first feature of every part is their importance plus noise."""
     rng = np.random.default_rng(seed)
     labels, parts = [], {part: [] for part in features.PARTS}  # type: ignore[var-annotated]
     for number in range(num_prompts):
@@ -50,7 +50,7 @@ def label_set(folder: Path, num_prompts: int = 120, noise: float = 0.3, seed: in
 
 
 def random_network(kind: str, num_features: int, seed: int = 0) -> Network:
-    """Weights that know nothing."""
+    """A network with random weights."""
     rng = np.random.default_rng(seed)
 
     def draw(*shape: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Runs an entry point in this process and has it killed by a signal of its own, so many seconds into sending.
+"""Runs an entry point in this process, which kills itself by a signal, so many seconds after it begins to send.
 
     python killed_process.py SIGNAL SECONDS COMMAND ARGUMENTS...
 

@@ -1,4 +1,4 @@
-"""Miners on toy models, and their findings beside those of the reference procedure."""
+"""Miners on toy models, and comparisons of their results with those of the reference procedure."""
 
 from __future__ import annotations
 

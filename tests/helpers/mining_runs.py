@@ -1,4 +1,4 @@
-"""The command collect_labels, run in this process."""
+"""Runs the command collect_labels in this process."""
 
 from __future__ import annotations
 

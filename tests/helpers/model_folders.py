@@ -1,4 +1,4 @@
-"""Tiny random models of several families, and what disturbs them."""
+"""Tiny random models of several families, and functions that add noise to them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 160}),
     "gpt_neox": ("GPTNeoX", {k: v for k, v in LLAMA_LIKE.items() if k != "num_key_value_heads"}),
     "phi": ("Phi", LLAMA_LIKE),
-    # Eager attention with sinks, experts, and every second layer with a window.
+    # Eager attention with sinks, experts, and a window in every second layer.
     "gpt_oss": (
         "GptOss",
         {
@@ -46,7 +46,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-# Models whose rotary angles depend on the length, which tests/lm/test_rope.py is about.
+# Models whose rotary angles depend on the length; tests/lm/test_rope.py tests them.
 LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.2, 1.5, 2.0],
     "long_factor": [3.0, 5.0, 8.0, 12.0], "original_max_position_embeddings": 64,
@@ -70,7 +70,7 @@ LENGTH_DEPENDENT: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def build(family: str, seed: int = 0, **more: Any) -> Any:
-    """A random model of this family with a wide spread of logits, so that greedy choices are no near ties."""
+    """A random model of this family with a wide spread of logits, so that greedy choices are not near ties."""
     import copy
 
     import torch
@@ -83,8 +83,8 @@ def build(family: str, seed: int = 0, **more: Any) -> Any:
 
 
 def randomised(module: Any, seed: int = 0) -> Any:
-    """With random values where transformers begins with one for all, which are biases of 0 and norms of 1: what leaves
-    them out, or takes one for another, would else go unnoticed."""
+    """Add random values where transformers initialises all to one value, such as biases of 0 and norms of 1: otherwise
+    code that omits them, or confuses two of them, would pass unnoticed."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -105,7 +105,7 @@ def disturbed(module: Any, noise: float, seed: int = 1) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in other.parameters():
-            # Of weights that are all alike, how large they are.
+            # Where all weights are equal, their size replaces their spread.
             spread = parameter.std() if parameter.numel() > 1 and parameter.std() > 0 else parameter.abs().mean()
             parameter += noise * spread * torch.randn(parameter.shape, generator=generator)
     return other

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def network_arrays(kind: str, size: int, seed: int = 0, spread: float = 1.5) -> dict[str, np.ndarray]:
-    """A random judge that is sure of something either way: probabilities all over (0, 1)."""
+    """A random judge that is sometimes sure of either answer: probabilities all over (0, 1)."""
     numbers = np.random.default_rng([seed, size])
     width = 5 if kind == "mlp" else size
     arrays = {"mean": numbers.normal(size=size), "scale": numbers.uniform(0.5, 2, size)}

@@ -1,4 +1,4 @@
-"""Counts of a traced output."""
+"""Checks the counts of a traced output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DRAFTED = ("accepted", "judged", "looked_up", "tree")
 
 
 def check_counts(counts: Mapping[str, int], cut: Mapping[str, int], record: Mapping[str, Any], bonus: bool) -> None:
-    """Tokens by origin, shown and cut, against the counts of the record that they must add up to."""
+    """Check tokens by origin, shown and cut, against the counts of the record that they must add up to."""
     both = Counter(counts) + Counter(cut)
     own = sum(both[origin] for origin in ("corrected", "bonus", "target", "draft"))
     assert sum(counts.values()) == len(record["token_ids"])

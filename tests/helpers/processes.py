@@ -1,4 +1,4 @@
-"""Evaluations as processes of their own, to be stopped at a line."""
+"""Evaluations in separate processes, to be stopped at a line."""
 
 from __future__ import annotations
 

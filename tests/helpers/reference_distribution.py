@@ -1,4 +1,4 @@
-"""What the tests compare trees with: a slow search, sharing no line with decoding."""
+"""The reference for trees in tests: a slow search that shares no code with decoding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def tree(
     model: ToyModel, ids: list[int], depth: int, budget: int, branches: int, width: int,
     threshold: float = 0.0, floor: float = -math.inf,
 ) -> set[tuple[int, ...]]:  # fmt: skip
-    """Paths of the tree that a draft grows behind `ids`, each scored by a forward of its own."""
+    """Paths of the tree that a draft grows after `ids`, each scored by a separate forward."""
     found: dict[tuple[int, ...], tuple[float, int]] = {}
     expanded: set[tuple[int, ...]] = set()
     for _ in range(depth):

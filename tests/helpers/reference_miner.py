@@ -1,9 +1,10 @@
-"""Algorithm 1 of AutoJudge (2504.20039) as the paper writes it: what specexp/judge/mining.py is compared with.
+"""Algorithm 1 of AutoJudge (2504.20039) as the paper writes it: the reference for specexp/judge/mining.py.
 
 Nothing is kept from one step to the next: every swap is continued in a fresh session, token by token; the draft's
 choices are read in a fresh pass over prompt and response whenever the response changed; features come from fresh
-forwards. It shares no line with decoding or mining. A search is a generator that asks for greedy continuations, so that
-`mine` can make them one forward a token, and count, and `mine_all` many at a time with transformers' own generate.
+forwards. It shares no code with decoding or mining. A search is a generator that asks for greedy continuations. So
+`mine` can generate them with one forward a token, and count, and `mine_all` many at a time with transformers' own
+generate.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ROLES = ("draft", "target")
 
 @dataclass
 class Found:
-    """What one prompt gave. Counts are the target's, for continuing swaps alone."""
+    """The result of one prompt. Counts are the target's, for continuing swaps only."""
 
     status: str
     labels: list[dict[str, Any]] = field(default_factory=list)  # the fields of Label
@@ -35,7 +36,7 @@ class Found:
 
 
 def search(pair: Any, task: Any, limit: int, example: Any, features: bool = True) -> Search:
-    """Algorithm 1. `pair` and `task` are what Miner takes."""
+    """Algorithm 1. `pair` and `task` are those that Miner takes."""
     prompt = pair.text.encode(example.messages())
     y = yield prompt, limit
     answer = read(pair, task, y)
@@ -81,7 +82,7 @@ def read(pair: Any, task: Any, response: Ids) -> str | None:
 
 
 def draft_choices(pair: Any, prompt: Ids, response: Ids) -> Ids:
-    """The draft's favourite at every position of the response, teacher-forced."""
+    """The draft's likeliest token at every position of the response, teacher-forced."""
     model = pair.models["draft"]
     logits, _ = model.session().feed(model.ids([*prompt, *response[:-1]]), rows=len(response))
     return [int(row.argmax()) for row in logits]
@@ -113,7 +114,7 @@ def greedy(model: Any, eos_ids: Sequence[int], ids: Ids, room: int) -> tuple[Ids
 
 
 def mine(pair: Any, task: Any, limit: int, example: Any) -> Found:
-    """One prompt, one forward a token."""
+    """Mine one prompt, with one forward a token."""
     steps = search(pair, task, limit, example)
     ids, room = next(steps)
     calls = positions = 0
@@ -130,11 +131,11 @@ def mine(pair: Any, task: Any, limit: int, example: Any) -> Found:
 
 
 def mine_all(pair: Any, task: Any, limit: int, examples: Sequence[Any], features: bool = True) -> list[Found]:
-    """Many prompts side by side: whatever continuations they want next are generated as one padded batch."""
+    """Mine many prompts side by side: the continuations that they ask for next are generated as one padded batch."""
     steps = [search(pair, task, limit, example, features) for example in examples]
     asked = {i: next(search) for i, search in enumerate(steps)}
     done: dict[int, Found] = {}
-    spent = dict.fromkeys(asked, (-1, -1))  # the first continuation is the response, whose cost is nobody's swap
+    spent = dict.fromkeys(asked, (-1, -1))  # the first continuation is the response: not a swap, so it is not counted
     while asked:
         order = sorted(asked)
         replies = generated(pair.models["target"].module, pair.eos_ids, [asked[i] for i in order])

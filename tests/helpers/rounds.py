@@ -1,4 +1,4 @@
-"""Decoders whose rounds are noted, on toy models."""
+"""Decoders that record their rounds, on toy models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from specexp.lm.toy import ToyModel
 
 
 class Noting(Watching):
-    """Notes how many drafts every round accepted."""
+    """Records how many drafts every round accepted."""
 
     def steps(self, rng: Any, room: int) -> Any:
         self.rounds: list[int] = []

@@ -2,7 +2,7 @@
 standard input.
 
 It prints one JSON list: pytest's exit code and output for each bug. The libraries, which take seconds to import, are
-imported once; each bug has a fork of its own, in which the package was never imported.
+imported once; each bug runs in a separate fork, in which the package was never imported.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sampling settings that exactness is shown for."""
+"""Sampling settings for tests of exactness."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Seeded bugs: the package with one line of its source changed, imported beside the real one.
+"""Seeded bugs: the package with one line of its source changed, imported alongside the real one.
 
-`mutated(bug)` yields a fresh import of specexp in which `bug.old` (which must stand exactly once in its file) reads
+`mutated(bug)` yields a fresh import of specexp in which `bug.old` (which must occur exactly once in its file) reads
 `bug.new`; afterwards the real modules are back. `tests/test_seeded_bugs.py` runs whole test files on the bugs of
-`FILE_BUGS`, each in a process of its own (`run_seeded_bugs.py`).
+`FILE_BUGS`, each in a separate process (`run_seeded_bugs.py`).
 """
 
 from __future__ import annotations

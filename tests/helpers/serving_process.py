@@ -1,4 +1,4 @@
-"""Requests to a served decoder: good ones in every form, and bad ones in every way."""
+"""Requests to a served decoder: valid ones in every form, and invalid ones of every kind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def one(prompt: Any, **params: Any) -> bytes:
 
 
 JSON = "application/json"
-# Name: (body, content type, what the reason says).
+# Name: (body, content type, what the reason contains).
 BAD: dict[str, tuple[bytes, str | None, str]] = {
     "no JSON": (b'{"inputs": ["a"', JSON, "the body is not JSON: Expecting ',' delimiter"),
     "an empty body": (b"", JSON, "the body is not JSON: Expecting value"),

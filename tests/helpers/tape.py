@@ -1,6 +1,6 @@
-"""A capture for tests on a CPU: operations are written down once, and replayed on the same tensors.
+"""A capture for tests on a CPU: operations are recorded once, and replayed on the same tensors.
 
-As in a CUDA graph, whatever came from the host is frozen, and reading a value of a tensor while recording is refused.
+As in a CUDA graph, values from the host are frozen, and reading a value of a tensor while recording is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ READS = ("aten.item", "aten._local_scalar_dense", "aten.nonzero", "aten.is_nonze
 
 
 class Recorder(TorchDispatchMode):
-    """Writes down every operation: its function, arguments flattened, how to put them together again, and results."""
+    """Records every operation: its function, flattened arguments, the spec that restores them, and its results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Recorder(TorchDispatchMode):
 
 
 class Tape:
-    """Counts its recordings."""
+    """Captures functions, and counts its recordings."""
 
     def __init__(self) -> None:
         self.num_recorded = 0

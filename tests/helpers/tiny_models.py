@@ -1,7 +1,7 @@
 """A tiny random model of any causal family of transformers, from its config alone: two layers, 96 tokens.
 
-Sizes are set by the names that configs use for them. Every parameter is disturbed, since transformers initialises
-biases to 0 and norms to 1, and a forward that drops them would not be noticed.
+Sizes are set by the names that configs use for them. Every parameter gets noise, since transformers initialises biases
+to 0 and norms to 1, and a forward that drops them would not be noticed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ LLAMA_4: dict[str, Any] = {
     "floor_scale": 4, "layer_types": FULL, "no_rope_layers": [1, 0], "attn_temperature_tuning": True
 }  # fmt: skip
 LARGE = ("blt", "git", "phi4_multimodal")  # parts that these sizes do not reach take gigabytes, or minutes
-# What a family takes besides, or instead.
+# Settings that a family needs in addition, or instead.
 MORE: dict[str, dict[str, Any]] = {
     **{kind: {"num_key_value_heads": 4} for kind in LATENT},
     **{kind: SHARED | {"activation_sparsity_pattern": None} for kind in ("gemma3n", "gemma3n_text")},
@@ -78,7 +78,7 @@ MORE: dict[str, dict[str, Any]] = {
 
 
 def config(kind: str, **more: Any) -> Any:
-    """A tiny config of this model type; of one with several parts, the text part's."""
+    """A tiny config of this model type; for a model of several parts, that of the text part."""
     family = type(CONFIG_MAPPING[kind]().get_text_config(decoder=True))
     names = set(inspect.signature(family.__init__).parameters) | set(vars(family())) | set(family.__annotations__)
     renamed = getattr(family, "attribute_map", {})

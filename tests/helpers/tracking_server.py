@@ -1,4 +1,4 @@
-"""An MLflow tracking server of one's own, on a free port of this machine: started, killed and started again."""
+"""A separate MLflow tracking server on a free port of this machine: started, killed and started again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WAIT = 120.0  # seconds, for a server to come up on a busy machine
 
 
 class Server:
-    """Over SQLite, artifacts by its own proxy: the client sees addresses only."""
+    """A server on SQLite that proxies artifacts: the client only sees addresses."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -50,7 +50,7 @@ class Server:
             time.sleep(0.2)
 
     def kill(self) -> None:
-        """SIGKILL, workers included: nothing is finished."""
+        """Send SIGKILL, to workers as well: nothing is finished."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

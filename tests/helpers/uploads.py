@@ -1,4 +1,4 @@
-"""Output folders on their way to a store that fails at any write."""
+"""Uploads of output folders to a store that fails at any write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOY = [
     "--experiment", "toy_quick", "--methods", "baseline,speculative", "--gamma", "3", "--max-new-tokens", "8",
     "--limit", "2",
 ]  # fmt: skip
-DEAD = "http://127.0.0.1:9"  # the port of `discard`, where no one listens
+DEAD = "http://127.0.0.1:9"  # the port of `discard`, on which nothing listens
 WRITES = ("create_run", "log_batch", "log_inputs", "log_artifact", "set_terminated")
 
 
@@ -34,7 +34,7 @@ def upload(*arguments: str) -> Result:
 
 @contextmanager
 def failing(behind: int, answer_lost: bool = False) -> Iterator[None]:
-    """A store that takes `behind` writes and fails from then on; the first that fails may have been done."""
+    """A store that accepts `behind` writes and fails from then on; with `answer_lost`, the first that fails is done."""
     left = behind
 
     def faulty(real: Any) -> Any:
@@ -54,7 +54,7 @@ def failing(behind: int, answer_lost: bool = False) -> Iterator[None]:
 
 
 def held(run: Run, folder: Path) -> dict[str, Any]:
-    """All that a run holds and an upload decides on: whatever the number of tries, it must be the same."""
+    """All that a run holds and an upload decides on: it must be the same after any number of tries."""
     client, run_id = MlflowClient(), run.info.run_id
     path = folder / run_id
     path.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def all_held(folder: Path) -> dict[str, Any]:
 
 
 def undisturbed(output: Path, workplace: Path, empty_store: Path) -> dict[str, Any]:
-    """What another store, which does not fail, gets from a copy of the same folder."""
+    """What a second store, which does not fail, gets from a copy of the same folder."""
     home = workplace / "undisturbed"
     home.mkdir()
     shutil.copy(empty_store, home / "mlflow.db")
