@@ -12,20 +12,20 @@ from typing import Any
 import click
 
 COMMANDS = {
-    "advise": "what should I run? predict every setting, check the best, recommend one",
-    "benchmark": "time decoding beside generate() and beside what the hardware allows",
+    "advise": "recommend a setting: predict every one, check the best",
+    "benchmark": "compare decoding speed with generate() and with the hardware's limits",
     "certify": "check whether a method's output is exactly the target's, on your models and sampling",
     "collect_labels": "mine the draft's mismatches that change an answer",
     "evaluate": "decode a task's prompts with several methods and compare them",
-    "generate": "decode one prompt, and watch its text come",
+    "generate": "decode one prompt and show its text as it arrives",
     "log_decoder": "log a pair and a method as a model that MLflow serves",
-    "main": "the whole story on the embedded pair",
+    "main": "mine labels, train a judge and evaluate every method on the embedded pair",
     "presets": "list the presets, or show one",
-    "speed_check": "decoding against the hardware's limits, for random models of a well-known shape",
+    "speed_check": "compare decoding with the hardware's limits, for random models of a known shape",
     "train_judge": "train, calibrate and register a judge on mined labels",
     "train_pair": "train the embedded pair again",
-    "upload": "send an output folder's runs to the tracking store, where that was not possible before",
-    "validate": "check the presets that ship, or files of one's own",
+    "upload": "send an output folder's runs to the tracking store, after it did not answer",
+    "validate": "check the presets that ship, or the given files",
 }
 
 

@@ -2,8 +2,9 @@
 
 Text is UTF-8, a byte order mark at its start is dropped, and text with half of a surrogate pair is rejected, since
 tokenizers and files do not accept it. JSON and YAML must give every key once and nest at most `MAX_DEPTH` levels; JSON
-must not hold NaN or infinity; YAML's aliases must not expand beyond `MAX_NODES`. Functions take the class of error to
-raise, since the caller knows what the text is for. This module does not know what the values mean.
+must not hold NaN or infinity unless the caller allows it; YAML's aliases must not expand beyond `MAX_NODES`. Functions
+take the class of error to raise, since the caller knows what the text is for. This module does not know what the values
+mean.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def test_wrong_settings_are_reported_together() -> None:
 
 @pytest.mark.slow
 def test_it_does_not_import_mlflow() -> None:
-    code = "import sys; from specexp.evaluation import speed_check; print('mlflow' in sys.modules)"
+    code = "import sys; from specexp.benchmark import hardware_check; print('mlflow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
