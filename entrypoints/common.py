@@ -188,11 +188,3 @@ def _check_arguments() -> None:
                 faults += error.faults
     if faults:
         raise ConfigError(faults)
-
-
-class _Terminated(BaseException):
-    """SIGTERM as an exception, not a kill: runs are closed on the way out."""
-
-
-def _terminate(signum: int, frame: object) -> None:
-    raise _Terminated

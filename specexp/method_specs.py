@@ -134,7 +134,8 @@ def installed() -> Mapping[str, Method]:
         try:
             method = point.load()
         except Exception as error:  # code of another package may raise anything
-            raise ConfigError(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
+            words = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{where} cannot be loaded: {words}; mend or uninstall it.") from error
         if not isinstance(method, Method):
             raise ConfigError(f"{where} is {type(method).__name__}; it must be a specexp.method_specs.Method.")
         if method.spec.name in taken:

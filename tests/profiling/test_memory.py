@@ -190,7 +190,7 @@ def _moved(model: HFModel, device: str) -> HFModel:
 
 PLACES = [
     pytest.param(
-        target, draft, marks=pytest.mark.skipif(torch.cuda.device_count() < needed, reason=f"wants {needed} GPUs")
+        target, draft, marks=pytest.mark.skipif(torch.cuda.device_count() < needed, reason=f"needs {needed} GPUs")
     )
     for target, draft, needed in (("cuda:0", "cpu", 1), ("cpu", "cuda:0", 1), ("cuda:0", "cuda:1", 2))
 ]
