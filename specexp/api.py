@@ -96,9 +96,9 @@ class LoadedPair:
             pieces.close()
         return self.output(out)
 
-    def engine(self, rows: int = 1) -> Engine:
-        """Return another engine on these models, for `rows` requests at a time."""
-        return Engine(self._pair.models, self._pair.eos_ids, rows=rows)
+    def engine(self, max_batch_size: int = 1) -> Engine:
+        """Return another engine on these models, for `max_batch_size` requests at a time."""
+        return Engine(self._pair.models, self._pair.eos_ids, max_batch_size=max_batch_size)
 
     def request(
         self,
@@ -119,7 +119,7 @@ class LoadedPair:
         decoder = decoder_for(method, BuildContext(warp, self._known, self._pair.eos_ids))
         check_bytes(prompt, self.most_bytes(decoder.models[0]))
         ids = (text or self._pair.text).encode([{"role": "user", "content": prompt}])
-        self._engine.room_for(ids, asked.max_new_tokens, decoder.models[0])
+        self._engine.output_limit(ids, asked.max_new_tokens, decoder.models[0])
         rng = rng_for(asked.temperature, asked.seed, prompt_id)
         return Request(decoder, ids, asked.max_new_tokens, rng, on_tokens, prompt_id)
 

@@ -178,13 +178,13 @@ def _tree(
 def _chain(
     candidate: Candidate, rounds: Rounds, greedy: bool, costs: Costs, overhead: Overhead, plain_seconds: float
 ) -> Predicted:
-    own = candidate.setting.own
-    calls = chain_calls(rounds, costs, own) if candidate.drafts else verifying_calls(rounds, costs)
+    feed_last_token = candidate.setting.feed_last_token
+    calls = chain_calls(rounds, costs, feed_last_token) if candidate.drafts else verifying_calls(rounds, costs)
     seconds = calls + overhead.of(rounds.rounds, rounds.drafted)
     if candidate.setting.varies:
-        steps = rounds.drafted + own * rounds.rounds if candidate.drafts else 0.0
+        steps = rounds.drafted + feed_last_token * rounds.rounds if candidate.drafts else 0.0
         attainable = varying_attainable(rounds, costs, steps)
     else:
-        attainable = chain_attainable(rounds, candidate.size, costs, own)
+        attainable = chain_attainable(rounds, candidate.size, costs, feed_last_token)
     lengths = WATCHED if not candidate.lossless else SIMULATED if greedy else EXPECTED
     return Predicted(lengths, rounds.mean_length, attainable, plain_seconds * rounds.tokens / seconds)

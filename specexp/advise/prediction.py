@@ -33,23 +33,23 @@ from specexp.profiling.call_costs import Costs
 class Trace:
     """One output: b of each of its tokens, and what limits a draft.
 
-    `room` tokens could be emitted after the prompt. The draft's context holds a draft of `reach` tokens there, one less
-    with every token emitted since.
+    `limit` tokens could be emitted after the prompt. There the draft's context has space for a draft of `draft_limit`
+    tokens, one less with every token emitted since.
     """
 
     accepted: Sequence[float]
-    room: int
-    reach: int
+    limit: int
+    draft_limit: int
     certainty: Sequence[float] = ()  # the draft's probability of each token if drafted; for drafts that stop early
 
 
 @dataclass(frozen=True, slots=True)
 class LookupTrace:
     """One output, as looked-up drafts see it: `agreed` has, for a round that starts at each of its tokens, how many
-    proposed tokens agree with the output, or None where nothing is found. `room` as in `Trace`."""
+    proposed tokens agree with the output, or None where nothing is found. `limit` as in `Trace`."""
 
     agreed: Sequence[int | None]
-    room: int
+    limit: int
 
 
 @dataclass(slots=True)
@@ -122,7 +122,7 @@ def lookup_rounds(traces: Sequence[LookupTrace], gamma: int, bonus: bool = True)
         found.tokens += length
         while place < length:
             agreed = trace.agreed[place]
-            drafted = 0 if agreed is None else max(0, min(gamma, trace.room - place - bonus))
+            drafted = 0 if agreed is None else max(0, min(gamma, trace.limit - place - bonus))
             num_accepted = min(agreed or 0, drafted, length - place)
             _add(found.by_drafted, drafted, 1.0)
             _add(found.by_accepted, num_accepted, 1.0)
@@ -138,7 +138,7 @@ def _along(trace: Trace, gamma: int, bonus: bool, stop: Stop, found: Rounds) -> 
     for place, weight in enumerate(starts):
         if not weight:
             continue
-        most = max(0, min(gamma, trace.room - place - bonus, trace.reach - place))
+        most = max(0, min(gamma, trace.limit - place - bonus, trace.draft_limit - place))
         drafted = most
         if stop.least:
             unsure = (i for i in range(min(most, length - place)) if trace.certainty[place + i] < stop.least)
@@ -243,10 +243,15 @@ def fit_overhead(points: Sequence[tuple[float, float]]) -> Overhead:
     return Overhead(level - slope * middle, slope)
 
 
-def chain_calls(rounds: Rounds, costs: Costs, own: bool = False) -> float:
-    """Seconds of the calls of a chain's rounds; with `own`, the draft makes one more step in each round that drafts."""
+def chain_calls(rounds: Rounds, costs: Costs, feed_last_token: bool = False) -> float:
+    """Seconds of the calls of a chain's rounds.
+
+    With `feed_last_token`, the draft makes one more step in each round that drafts.
+    """
     assert costs.draft_step is not None, "no draft was measured"
-    steps = math.fsum(number * (drafted + (own and drafted > 0)) for drafted, number in rounds.by_drafted.items())
+    steps = math.fsum(
+        number * (drafted + (feed_last_token and drafted > 0)) for drafted, number in rounds.by_drafted.items()
+    )
     return steps * costs.draft_step + verifying_calls(rounds, costs)
 
 
@@ -262,9 +267,9 @@ def tree_calls(rounds: TreeRounds, costs: Costs) -> float:
     return plain * (draft + rounds.rounds * costs.v_tree(rounds.nodes / rounds.rounds + 1))
 
 
-def chain_attainable(rounds: Rounds, gamma: int, costs: Costs, own: bool = False) -> float:
+def chain_attainable(rounds: Rounds, gamma: int, costs: Costs, feed_last_token: bool = False) -> float:
     """mean_length / (gamma c + v(gamma + 1)): the speed-up that the calls alone would allow."""
-    return rounds.mean_length / ((gamma + own) * costs.c + costs.v(gamma + 1))
+    return rounds.mean_length / ((gamma + feed_last_token) * costs.c + costs.v(gamma + 1))
 
 
 def varying_attainable(rounds: Rounds, costs: Costs, draft_calls: float) -> float:

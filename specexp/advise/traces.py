@@ -42,8 +42,8 @@ def agreement(prepared: Prepared, index: int, output: Sequence[int]) -> Agreemen
     models, ids = prepared.pair.models, prepared.prompts[index]
     experiment = prepared.experiment
     warp = experiment.warp
-    reach = models["draft"].context - len(ids) + 1
-    seen = list(output[: max(0, reach)])
+    draft_limit = models["draft"].context - len(ids) + 1
+    seen = list(output[: max(0, draft_limit)])
     accepted: list[float] = []
     overlap: list[float] = []
     certainty: list[float] = []
@@ -66,8 +66,8 @@ def agreement(prepared: Prepared, index: int, output: Sequence[int]) -> Agreemen
                 overlap.append(both)
             certainty += _chosen(q, tokens)
     accepted += [0.0] * (len(output) - len(seen))  # beyond the draft's context nothing is drafted
-    room = engine.room_for(ids, experiment.max_new_tokens)
-    return Agreement(Trace(accepted, room, reach), overlap, certainty + [0.0] * (len(output) - len(seen)))
+    limit = engine.output_limit(ids, experiment.max_new_tokens)
+    return Agreement(Trace(accepted, limit, draft_limit), overlap, certainty + [0.0] * (len(output) - len(seen)))
 
 
 def looked_up(prepared: Prepared, index: int, output: Sequence[int], ngram: int, gamma: int) -> LookupTrace:
@@ -79,12 +79,12 @@ def looked_up(prepared: Prepared, index: int, output: Sequence[int], ngram: int,
         pairs = zip(drafted, output[place:], strict=False)
         same = next((i for i, (mine, theirs) in enumerate(pairs) if mine != theirs), None)
         agreed.append(None if not drafted else min(gamma, len(output) - place) if same is None else same)
-    return LookupTrace(agreed, Engine(prepared.pair.models).room_for(ids, prepared.experiment.max_new_tokens))
+    return LookupTrace(agreed, Engine(prepared.pair.models).output_limit(ids, prepared.experiment.max_new_tokens))
 
 
 def _rows(engine: Engine, role: Role, behind: Sequence[int], tokens: Sequence[int]) -> Array:
     """logits[N, V] from which each of tokens[N] would be drawn."""
-    return engine.look(role, behind, tokens[:-1])[0]
+    return engine.score(role, behind, tokens[:-1])[0]
 
 
 def _chosen(rows: Array, tokens: Array) -> list[float]:
@@ -116,9 +116,9 @@ def watched_output(prepared: Prepared, index: int, decoder: Chain) -> tuple[Trac
     name = prepared.examples[index].prompt_id
     rng = rng_for(experiment.temperature, experiment.seed, name)
     out = engine.generate(watching, ids, experiment.max_new_tokens, rng, name=name)
-    room = engine.room_for(ids, experiment.max_new_tokens)
-    reach = prepared.pair.models["draft"].context - len(ids) + 1
-    return Trace(watching.accepted[: len(out.token_ids)], room, reach), out.token_ids
+    limit = engine.output_limit(ids, experiment.max_new_tokens)
+    draft_limit = prepared.pair.models["draft"].context - len(ids) + 1
+    return Trace(watching.accepted[: len(out.token_ids)], limit, draft_limit), out.token_ids
 
 
 class Watching:
@@ -132,8 +132,8 @@ class Watching:
     def models(self) -> tuple[Role, ...]:
         return self._decoder.models
 
-    def steps(self, rng: Any, room: int) -> Steps:
-        steps = self._decoder.steps(rng, room)
+    def steps(self, rng: Any, remaining_tokens: int) -> Steps:
+        steps = self._decoder.steps(rng, remaining_tokens)
         answer: Any = None
         while True:
             try:

@@ -32,8 +32,8 @@ class HFContender:
     def time(self, index: int, repeat: int) -> Timing:
         prepared = self.prepared
         ids = prepared.prompts[index]
-        room = Engine(prepared.pair.models).room_for(ids, prepared.experiment.max_new_tokens)
-        return timed(self.peer, ids, self.most or room, prepared.experiment.seed)
+        limit = Engine(prepared.pair.models).output_limit(ids, prepared.experiment.max_new_tokens)
+        return timed(self.peer, ids, self.most or limit, prepared.experiment.seed)
 
 
 def timed(peer: Peer, ids: Sequence[int], max_new_tokens: int, seed: int) -> Timing:

@@ -68,24 +68,24 @@ class Batching:
         self._journal = Journal() if journal is None else journal
         self._prompts = _prompts(prepared, BATCHES * size)
         self._passes: list[tuple[SpecexpContender, int]] = list(product(contenders, (1, size)))
-        self._seconds: dict[Pass, list[float]] = {(contender.name, rows): [] for contender, rows in self._passes}
+        self._seconds: dict[Pass, list[float]] = {(contender.name, batch): [] for contender, batch in self._passes}
         self._outputs: dict[str, list[list[int]]] = {}
         last = num_turns(prepared) - 1
-        if all(_key(contender, rows, last) in self._journal for contender, rows in self._passes):
+        if all(_key(contender, batch, last) in self._journal for contender, batch in self._passes):
             return
-        for contender, rows in self._passes:
-            _pass(prepared, contender, rows, dict(list(self._prompts.items())[:size]), WARM_UP_TOKENS)
+        for contender, batch in self._passes:
+            _pass(prepared, contender, batch, dict(list(self._prompts.items())[:size]), WARM_UP_TOKENS)
 
     def turn(self) -> None:
         """Time every pass once, starting with a different one than the previous turn."""
         done = len(self._seconds[self._passes[0][0].name, 1])
-        for contender, rows in rotated(self._passes, done, 0):
-            self._bar.set_postfix_str(named(contender.name, rows))
+        for contender, batch in rotated(self._passes, done, 0):
+            self._bar.set_postfix_str(named(contender.name, batch))
             limit = self._prepared.experiment.max_new_tokens
-            run = partial(_pass, self._prepared, contender, rows, self._prompts, limit)
-            taken, found = self._journal.unit(_key(contender, rows, done), run)
-            self._seconds[contender.name, rows].append(taken)
-            self._outputs[named(contender.name, rows)] = found
+            run = partial(_pass, self._prepared, contender, batch, self._prompts, limit)
+            taken, found = self._journal.unit(_key(contender, batch, done), run)
+            self._seconds[contender.name, batch].append(taken)
+            self._outputs[named(contender.name, batch)] = found
             self._bar.update()
 
     def found(self) -> Batched:
@@ -97,8 +97,8 @@ class Batching:
         return Batched(self._size, len(self._prompts), self._seconds, unequal)
 
 
-def _key(contender: SpecexpContender, rows: int, turn: int) -> Key:
-    return "batch", contender.name, rows, turn
+def _key(contender: SpecexpContender, batch: int, turn: int) -> Key:
+    return "batch", contender.name, batch, turn
 
 
 def num_passes(prepared: Prepared, num_contenders: int) -> int:
@@ -123,7 +123,7 @@ def _prompts(prepared: Prepared, most: int) -> dict[str, list[int]]:
             continue
         ids = prepared.pair.text.encode(example.messages())
         try:
-            engine.room_for(ids, prepared.experiment.max_new_tokens)
+            engine.output_limit(ids, prepared.experiment.max_new_tokens)
         except PromptError:
             continue
         found[example.prompt_id] = ids
@@ -131,13 +131,13 @@ def _prompts(prepared: Prepared, most: int) -> dict[str, list[int]]:
 
 
 def _pass(
-    prepared: Prepared, contender: SpecexpContender, rows: int, prompts: Mapping[str, list[int]], limit: int
+    prepared: Prepared, contender: SpecexpContender, batch: int, prompts: Mapping[str, list[int]], limit: int
 ) -> tuple[float, list[list[int]]]:
     """Seconds over all prompts, and the output of each."""
-    engine = Engine(prepared.pair.models, prepared.pair.eos_ids, rows=rows)
+    engine = Engine(prepared.pair.models, prepared.pair.eos_ids, max_batch_size=batch)
     prepared.pair.models["target"].wait()
     start = time.perf_counter()
-    what = f"{contender.name}, {rows} prompts at a time"
+    what = f"{contender.name}, {batch} prompts at a time"
     with out_of_memory.translate_oom(what, "batch or max_new_tokens", prepared.experiment.models):
         decoder, rng = contender.setting.decoder, CertainRng()
         requests = (Request(decoder, ids, limit, rng, name=name) for name, ids in prompts.items())

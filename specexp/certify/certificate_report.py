@@ -1,7 +1,7 @@
 """The outputs of a finished certificate: text, certificate.json, its own MLflow run, and marks on the method's runs.
 
-The method's runs are the finished flat runs of `evaluate` in the store that used the same models, the same settings of
-the method and the same sampling, whatever the prompts.
+The marked runs are the finished method runs of `evaluate` in the store that used the same models, the same settings
+of the method and the same sampling, whatever the prompts.
 """
 
 from __future__ import annotations
@@ -98,5 +98,5 @@ def mark(subject: Subject, certificate: Certificate) -> RunUpdate:
 
 
 def _params(subject: Subject) -> dict[str, object]:
-    """The parameters that a flat run of this method logs."""
+    """The parameters that a method run of this method logs."""
     return run_sheets._params(subject.prepared, subject.method, subject.prepared.experiment.seed)

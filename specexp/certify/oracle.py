@@ -67,7 +67,7 @@ def _rounds(
     """Every path through round number `rounds`; the earlier rounds follow `script`."""
     todo = [list(script)]
     while todo:
-        rng = _ScriptedDice(todo.pop())
+        rng = _ScriptedRng(todo.pop())
         watched = _Watched(decoder, rng, rounds)
         engine = make_engine()
         out = engine.generate(watched, prompt, limit, rng)
@@ -75,8 +75,8 @@ def _rounds(
         for made in rng.made[len(script) :]:
             prob *= made.probs[made.chosen]
         path = [made.chosen for made in rng.made]
-        state = (tuple(out.token_ids), watched.room, engine.fingerprint())
-        yield _Leaf(prob, path, tuple(out.token_ids), state, watched.room == 0)
+        state = (tuple(out.token_ids), watched.remaining_tokens, engine.fingerprint())
+        yield _Leaf(prob, path, tuple(out.token_ids), state, watched.remaining_tokens == 0)
         for at in range(len(rng.script), len(rng.made)):
             todo += [[*path[:at], other] for other in range(1, len(rng.made[at].probs))]
 
@@ -86,17 +86,17 @@ class _Watched:
     """The decoder, stopped after a number of rounds; it tells the rng when a round ends."""
 
     decoder: Decoder
-    rng: _ScriptedDice
+    rng: _ScriptedRng
     rounds: int
-    room: int = -1
+    remaining_tokens: int = -1
 
     @property
     def models(self) -> tuple[Role, ...]:
         return self.decoder.models
 
-    def steps(self, rng: Rng, room: int) -> Steps:
-        inner = self.decoder.steps(rng, room)
-        whole, answer = room, None
+    def steps(self, rng: Rng, remaining_tokens: int) -> Steps:
+        inner = self.decoder.steps(rng, remaining_tokens)
+        limit, answer = remaining_tokens, None
         while True:
             try:
                 ask = inner.send(answer)
@@ -104,9 +104,9 @@ class _Watched:
                 return
             answer = yield ask
             if isinstance(ask, Round):
-                self.room = int(answer)
+                self.remaining_tokens = int(answer)
                 self.rounds -= 1
-                self.rng.next_round(whole - self.room)
+                self.rng.next_round(limit - self.remaining_tokens)
                 if self.rounds == 0:
                     return
 
@@ -118,7 +118,7 @@ class _Choice:
 
 
 @dataclass(slots=True)
-class _ScriptedDice:
+class _ScriptedRng:
     """An rng that follows the script, then always takes the first possible outcome; it records all alternatives."""
 
     script: list[int]

@@ -38,7 +38,7 @@ def decode(subject: Subject, setting: Setting, tick: Tick) -> list[list[int]]:
     """Outputs of one setting on every prompt, decoded as `evaluate` decodes them."""
     experiment, pair = subject.prepared.experiment, subject.prepared.pair
     rows = experiment.batch if setting is subject.setting else 1
-    engine = Engine(pair.models, pair.eos_ids, rows=rows)
+    engine = Engine(pair.models, pair.eos_ids, max_batch_size=rows)
     prompts = subject.prompts()
     rngs = [rng_for(experiment.temperature, experiment.seed, name) for name in prompts]
     requests = (

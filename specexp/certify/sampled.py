@@ -63,15 +63,15 @@ class Tilted:
     def models(self) -> tuple[Role, ...]:
         return ("target",)
 
-    def steps(self, rng: Rng, room: int) -> Steps:
-        whole = room
-        while room:
+    def steps(self, rng: Rng, remaining_tokens: int) -> Steps:
+        limit = remaining_tokens
+        while remaining_tokens:
             scored: Scored = yield Score("target")
             p = self.warp(scored.logits)[0]
             xp = array_namespace(p)
             favoured = xp.astype(xp.arange(p.shape[0], device=device(p)) == xp.argmax(p), p.dtype)
-            token = rng.pick(p * (1 + self.tilt * favoured), whole - room, TARGET)
-            room = yield Round(token[None], 1)
+            token = rng.pick(p * (1 + self.tilt * favoured), limit - remaining_tokens, TARGET)
+            remaining_tokens = yield Round(token[None], 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def _sample(subject: Subject, decoder: Decoder, target: Target, salt: str, sampl
     """counts[C] of outputs, each with its own rng. The caches keep the text that all outputs follow."""
     experiment, pair = subject.prepared.experiment, subject.prepared.pair
     rows = experiment.batch if experiment.batch > 1 else ROWS
-    engine = Engine(pair.models, pair.eos_ids, rows=rows, reuse=True)
+    engine = Engine(pair.models, pair.eos_ids, max_batch_size=rows, reuse=True)
     ids, length = target.place.ids, target.length
     rngs = (rng_for(experiment.temperature, experiment.seed, f"{salt}/{i}") for i in range(samples))
     requests = (single_request(Request(decoder, ids, length, rng)) for rng in rngs)

@@ -11,7 +11,7 @@ from specexp.decoding.rules import Warp
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """One call of `model`, one token drawn from its warped distribution, until the room is used up."""
+    """One call of `model`, one token drawn from its warped distribution, up to the limit."""
 
     warp: Warp
     model: Role = "target"
@@ -20,12 +20,12 @@ class Baseline:
     def models(self) -> tuple[Role, ...]:
         return (self.model,)
 
-    def steps(self, rng: Rng, room: int) -> Steps:
-        whole = room
-        while room:
+    def steps(self, rng: Rng, remaining_tokens: int) -> Steps:
+        limit = remaining_tokens
+        while remaining_tokens:
             scored: Scored = yield Score(self.model)
             if self.warp.greedy:
                 token = self.warp.first(scored.logits)
             else:
-                token = rng.pick(self.warp(scored.logits)[0], whole - room, TARGET)[None]
-            room = yield Round(token, 1)
+                token = rng.pick(self.warp(scored.logits)[0], limit - remaining_tokens, TARGET)[None]
+            remaining_tokens = yield Round(token, 1)

@@ -64,7 +64,9 @@ class DraftModel:
         return ("draft",)
 
     def propose(self, warp: Warp, reserve: int, needs: RequiredHidden) -> Generator[Ask, Any, Drafted]:
-        drafted: Drafted = yield Draft(self.gamma, warp, reserve, needs.draft, needs.own, self.min_probability)
+        drafted: Drafted = yield Draft(
+            self.gamma, warp, reserve, needs.draft, needs.feed_last_token, self.min_probability
+        )
         return drafted
 
 
@@ -132,9 +134,9 @@ class Chain:
     def models(self) -> tuple[Role, ...]:
         return ("target", *self.proposer.models)
 
-    def steps(self, rng: Rng, room: int) -> Steps:
-        whole = room
-        while room:
+    def steps(self, rng: Rng, remaining_tokens: int) -> Steps:
+        limit = remaining_tokens
+        while remaining_tokens:
             drafted = yield from self.proposer.propose(self.warp, int(self.bonus), self.rule.needs)
             scored: Scored = yield Score("target", drafted.tokens, hidden=self.rule.needs.target)
             accepted_anyway = self.rule.accept_anyway(drafted, scored)
@@ -142,12 +144,12 @@ class Chain:
                 verdict = verify_greedy(scored.logits, drafted.tokens, accepted_anyway)
             else:
                 p = self.warp(scored.logits)
-                verdict = verify(p, drafted.q, drafted.tokens, accepted_anyway, rng, whole - room)
+                verdict = verify(p, drafted.q, drafted.tokens, accepted_anyway, rng, limit - remaining_tokens)
             num_drafted = drafted.tokens.shape[0]
             num_tokens = verdict.num_accepted + 1
             if num_drafted and not self.bonus:
                 num_tokens = array_namespace(drafted.tokens).clip(num_tokens, None, num_drafted)
-            room = yield Round(
+            remaining_tokens = yield Round(
                 verdict.tokens,
                 num_tokens,
                 dict.fromkeys(self.models, verdict.num_accepted),

@@ -62,7 +62,7 @@ class RequiredHidden:
 
     target: bool = False
     draft: bool = False
-    own: bool = False
+    feed_last_token: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +70,7 @@ class Draft:
     """Ask for a chain of at most `gamma` tokens sampled from the draft under `warp`.
 
     The engine trims it so that the chain and `reserve` more tokens fit what is left to emit, and the draft's context.
-    With `own`, the last token is fed too, for its hidden row: one more forward, which the next round saves.
+    With `feed_last_token`, the last token is fed too, for its hidden row: one more forward, which the next round saves.
 
     With `min_probability` it ends after the first token whose probability in q is below it; at temperature 0, where q
     is one-hot, the draft's at temperature 1. The token itself stays: dropping what was drawn because of what it is
@@ -81,7 +81,7 @@ class Draft:
     warp: Warp
     reserve: int = 1
     hidden: bool = False
-    own: bool = False
+    feed_last_token: bool = False
     min_probability: float = 0.0
 
 
@@ -105,8 +105,8 @@ class Drafted:
     """tokens[G], each drawn from its row of q[G, V]; 0 <= G <= gamma. A draft model's q is None at temperature 0, where
     it is one-hot on the tokens.
 
-    hidden[G, H] are the rows q was read from, when asked for; with `own`, hidden[G + 1, H] has that of the last
-    token too. peaks[G] are the largest logits of these rows, for the engine alone; None where no model drafted.
+    hidden[G, H] are the rows q was read from, when asked for; with `feed_last_token`, hidden[G + 1, H] has that of the
+    last token too. peaks[G] are the largest logits of these rows, for the engine alone; None where no model drafted.
     """
 
     tokens: Array
@@ -130,7 +130,7 @@ class Depth:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Round:
-    """Tell what was committed: the first `num_tokens` of `tokens`[M]. Answered with the room left; 0 ends the decoder.
+    """Commit the first `num_tokens` of `tokens`[M]. The answer is how many may still be emitted; 0 ends decoding.
 
     `kept[model]` says which slots hold the committed tokens, in their order: a count n (0-d array or int) for slots
     0 .. n - 1, or an array of slots, padded with -1. The engine drops all others. A model that is not named keeps none.

@@ -65,15 +65,15 @@ class SpecExec:
     def models(self) -> tuple[Role, ...]:
         return ("target", "draft")
 
-    def steps(self, rng: Rng, room: int) -> Steps:
-        whole = room
-        while room:
+    def steps(self, rng: Rng, remaining_tokens: int) -> Steps:
+        limit = remaining_tokens
+        while remaining_tokens:
             tree = yield from self._grow()
             grown = tree.grown()
             tokens, parents = [node.token for node, _ in grown], [parent for _, parent in grown]
             scored: Scored = yield Score("target", tokens or None, parents or None, row_metadata=by_row(grown))
-            path = walk(scored.logits, scored.row_metadata, tree.depth, self.warp, rng, whole - room)
-            room = yield Round(
+            path = walk(scored.logits, scored.row_metadata, tree.depth, self.warp, rng, limit - remaining_tokens)
+            remaining_tokens = yield Round(
                 path.tokens,
                 path.num_accepted + 1,
                 {"target": path.slots, "draft": path.draft_slots},

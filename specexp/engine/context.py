@@ -42,7 +42,7 @@ class Context:
         self._new_round()
         if not self._use_cache:
             return
-        self._session.keep(common)
+        self._session.truncate(common)
         self._cached = common
         if common < len(ids) - 1 <= self._model.context:
             self._session.feed(self._model.ids(ids[common:-1]), rows=0)
@@ -52,7 +52,7 @@ class Context:
     def forget(self) -> None:
         """Hold nothing, as at the start."""
         self._ids, self._cached = [], 0
-        self._session.keep(0)
+        self._session.truncate(0)
         self._new_round()
 
     def plan(self, tokens: Array | None, parents: Sequence[int] | None, hidden: bool) -> Feed:
@@ -67,7 +67,7 @@ class Context:
         rows = num + (not self._begun)
         parts = []
         if not self._use_cache:
-            self._session.keep(0)
+            self._session.truncate(0)
             parts = [self._model.ids(self._ids), *self._fed]
             if tokens is not None:
                 self._fed.append(tokens)
@@ -123,9 +123,9 @@ class Context:
             # One committed token stays out, even when all were fed: the next round asks for its row.
             slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1]
             if slots == list(range(len(slots))):
-                self._session.keep(self._cached + len(slots))
+                self._session.truncate(self._cached + len(slots))
             else:
-                self._session.keep(self._cached, [self._cached + slot for slot in slots])
+                self._session.truncate(self._cached, [self._cached + slot for slot in slots])
             self._cached += len(slots)
         self._new_round()
         self._ids += tokens

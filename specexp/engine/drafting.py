@@ -44,7 +44,7 @@ class Drafting:
     def recall(self, run: Run, ask: Recall) -> Drafted:
         """The continuation found in a text, or in the sequence itself: one-hot."""
         model = self._models["target"]
-        most = max(0, min(ask.gamma, run.room - ask.reserve))
+        most = max(0, min(ask.gamma, run.remaining_tokens - ask.reserve))
         if ask.text is not None:
             tokens = model.ids(continuation(run.ids, ask.text, most))
         else:
@@ -59,7 +59,7 @@ class Drafting:
         ask = asked[0][1]
         if self._drafts is not None and (whole := self._draft_whole(self._drafts, *asked[0])) is not None:
             return [whole]
-        chains = [_Chain(run, self._fitting(run, each.gamma, ask.reserve, ask.own)) for run, each in asked]
+        chains = [_Chain(run, self._fitting(run, each.gamma, ask.reserve, ask.feed_last_token)) for run, each in asked]
         step, greedy, model = 0, ask.warp.greedy, self._models["draft"]
         while going := [chain for chain in chains if step < chain.length]:
             fed = [(chain.tokens[-1] if chain.tokens else None, None, ask.hidden) for chain in going]
@@ -79,7 +79,7 @@ class Drafting:
             step += 1
             if ask.min_probability:
                 self._stop(ask, [chain for chain in going if step < chain.length])
-        if ask.own and (behind := [chain for chain in chains if chain.length]):
+        if ask.feed_last_token and (behind := [chain for chain in chains if chain.length]):
             last = [(chain.tokens[-1], None, True) for chain in behind]
             for chain, (_, states) in zip(
                 behind, feed_runs(model, "draft", [c.run for c in behind], last), strict=True
@@ -87,21 +87,23 @@ class Drafting:
                 chain.hidden.append(states)
         return [self._drafted(chain, greedy) for chain in chains]
 
-    def _fitting(self, run: Run, most: int, reserve: int, own: bool = False) -> int:
+    def _fitting(self, run: Run, most: int, reserve: int, feed_last_token: bool = False) -> int:
         """How far the draft may go ahead: `most`, what is left but `reserve`, and what its context holds."""
-        fits = self._models["draft"].context - len(run.ids) + (not own)  # the last one is fed only for its row
-        return max(0, min(most, run.room - reserve, fits))
+        fits = (
+            self._models["draft"].context - len(run.ids) + (not feed_last_token)
+        )  # the last one is fed only for its row
+        return max(0, min(most, run.remaining_tokens - reserve, fits))
 
     def _draft_whole(self, model: Drafts, run: Run, ask: Draft) -> Drafted | None:
         """The chain in one go; None if the model does not answer this ask so."""
         context = run.contexts["draft"]
-        length = self._fitting(run, ask.gamma, ask.reserve, ask.own)
+        length = self._fitting(run, ask.gamma, ask.reserve, ask.feed_last_token)
         if not length or not model.drafts(ask, run.rng):
             return None
         feed = context.plan(None, None, ask.hidden)
         found = model.draft(feed, ask, length, run.rng, len(run.ids) - run.num_prompt)
-        context.advance(length - 1 + ask.own)
-        for positions in (feed.tokens.shape[0], *[1] * (length - 1 + ask.own)):
+        context.advance(length - 1 + ask.feed_last_token)
+        for positions in (feed.tokens.shape[0], *[1] * (length - 1 + ask.feed_last_token)):
             run.fed("draft", positions)
         place = device(self._nothing)
         parts = (found.tokens, found.q, found.hidden, found.peaks)

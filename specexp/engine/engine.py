@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Engine:
-    """Runs decoders on a target and, where they need one, a draft, `rows` prompts at a time.
+    """Runs decoders on a target and, where they need one, a draft, `max_batch_size` prompts at a time.
 
     `cached=False` feeds the whole sequence at every ask: slow, and the measure of what a cache may not change.
     `reuse=True` keeps what a cache holds between runs and reuses the longest common prefix. `clock` is read in seconds.
@@ -52,25 +52,25 @@ class Engine:
         *,
         cached: bool = True,
         reuse: bool = False,
-        rows: int = 1,
+        max_batch_size: int = 1,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._models = models
         self._eos = frozenset(eos_ids)
         self._cached = cached
         self._reuse = reuse
-        self._rows = rows
+        self._max_batch_size = max_batch_size
         self._clock = clock
         self._contexts: dict[Role, list[Context]] = {}
         self._transfer = HostTransfer()
-        self._drafting = Drafting(models, self._transfer, whole=rows == 1 and cached)
+        self._drafting = Drafting(models, self._transfer, whole=max_batch_size == 1 and cached)
 
     @property
     def num_host_reads(self) -> int:
         """How often the host waited for values of the device."""
         return self._transfer.num_reads
 
-    def room_for(self, prompt_ids: Sequence[int], max_new_tokens: int, role: Role = "target") -> int:
+    def output_limit(self, prompt_ids: Sequence[int], max_new_tokens: int, role: Role = "target") -> int:
         """Tokens that can be emitted after this prompt: `max_new_tokens`, or what the model's context leaves."""
         context = self._models[role].context
         if not prompt_ids:
@@ -101,32 +101,32 @@ class Engine:
         return out
 
     def generate_all(self, requests: Iterable[Request]) -> Iterator[tuple[int, Generation]]:
-        """Decode prompts, `rows` at a time: (place among `requests`, what came of it), each as soon as it is done.
+        """Decode prompts, `max_batch_size` at a time: yield (index in `requests`, output), each as soon as it is done.
 
         A row that is done takes the next prompt. The answers are those of `generate`. While rows are free, `requests`
         is asked for more after every step: an iterator that has nothing now may have something later.
         """
         return self.run_all(map(single_request, requests))  # which asks again where a generator would have ended
 
-    def look(
+    def score(
         self, role: Role, ids: Sequence[int], tokens: Sequence[int], hidden: bool = False
     ) -> tuple[Array, Array | None]:
-        """What a model thinks after `ids` and after each of `tokens`[N]: logits[N + 1, V], hidden[N + 1, H].
+        """Return what a model scores after `ids` and after each of `tokens`[N]: logits[N + 1, V], hidden[N + 1, H].
 
         With `reuse`, only what the cache does not hold is fed, and all but the last token stay in it.
         """
-        found: tuple[Array, Array | None]
-        ((_, found),) = self.run_all([single_request(ScoreRequest(role, ids, tokens, hidden))], fresh=False)
-        return found
+        answer: tuple[Array, Array | None]
+        ((_, answer),) = self.run_all([single_request(ScoreRequest(role, ids, tokens, hidden))], fresh=False)
+        return answer
 
-    def run_all(self, procedures: Iterable[RequestCoroutine[T]], fresh: bool = True) -> Iterator[tuple[int, T]]:
-        """Run procedures, `rows` at a time: (place among them, what it returned), each as soon as it is done.
+    def run_all(self, coroutines: Iterable[RequestCoroutine[T]], fresh: bool = True) -> Iterator[tuple[int, T]]:
+        """Run request coroutines, `max_batch_size` at a time: yield (index, return value), each as soon as it ends.
 
         With `fresh` each begins with empty caches, so that what it spends does not depend on who had its row before;
-        `reuse` is then within a procedure.
+        `reuse` is then within a coroutine.
         """
-        waiting = enumerate(procedures)
-        free = list(range(self._rows))
+        waiting = enumerate(coroutines)
+        free = list(range(self._max_batch_size))
         tasks: list[Task[T]] = []
         while True:
             while free and (following := next(waiting, None)) is not None:
@@ -150,10 +150,10 @@ class Engine:
                     yield task.index, task.result
 
     def _resume(self, task: Task[T], answer: Any) -> None:
-        """Go on with a procedure up to the next wish that takes a forward, or to its end."""
+        """Resume a coroutine up to its next request that takes a forward, or to its end."""
         while True:
             try:
-                request = task.procedure.send(answer)
+                request = task.coroutine.send(answer)
             except StopIteration as end:
                 task.now, task.result = None, end.value
                 return
@@ -163,7 +163,7 @@ class Engine:
             task.now = self._begin(task.row, request) if isinstance(request, Request) else self._open(task.row, request)
             if task.now.ask is not None:
                 return
-            answer = task.now.out  # no room for a single token
+            answer = task.now.out  # not a single token fits
 
     def _advance_timed(self, active: Sequence[Run | PendingScore]) -> None:
         if not active:
@@ -193,24 +193,24 @@ class Engine:
     def _context(self, role: Role, row: int, length: int) -> Context:
         if role not in self._contexts:
             model = self._models[role]
-            sessions = model.sessions(self._rows, length + _SLACK)
+            sessions = model.sessions(self._max_batch_size, length + _SLACK)
             self._contexts[role] = [Context(model, session, self._cached) for session in sessions]
         return self._contexts[role][row]
 
-    def _open(self, row: int, look: ScoreRequest) -> PendingScore:
-        context = self._context(look.role, row, len(look.ids) + len(look.tokens))
-        context.open(list(look.ids), self._reuse)
-        return PendingScore(look, context)
+    def _open(self, row: int, request: ScoreRequest) -> PendingScore:
+        context = self._context(request.role, row, len(request.ids) + len(request.tokens))
+        context.open(list(request.ids), self._reuse)
+        return PendingScore(request, context)
 
     def _begin(self, row: int, request: Request) -> Run:
         """Prefill, and the first ask."""
         main = request.decoder.models[0]
-        room = self.room_for(request.prompt_ids, request.max_new_tokens, main)
-        run = Run(request.decoder, list(request.prompt_ids), request.rng, room, request.on_tokens, request.name)
-        run.out.finish_reason = "length" if room == request.max_new_tokens else "context"
+        limit = self.output_limit(request.prompt_ids, request.max_new_tokens, main)
+        run = Run(request.decoder, list(request.prompt_ids), request.rng, limit, request.on_tokens, request.name)
+        run.out.finish_reason = "length" if limit == request.max_new_tokens else "context"
         run.began = self._clock()
         for role in request.decoder.models:
-            run.contexts[role] = self._context(role, row, len(run.ids) + room)
+            run.contexts[role] = self._context(role, row, len(run.ids) + limit)
             run.contexts[role].open(run.ids, self._reuse)
         for model in self._used([run]):
             model.wait()
@@ -254,9 +254,9 @@ class Engine:
         parts = [part for _, ask in asked for part in parts_of(ask)]
         read = self._transfer.read([*parts, *(each.values for run, _ in asked for each in run.peaks)])
         values, peaks = iter(read[: len(parts)]), iter(read[len(parts) :])
-        rooms = []
+        left = []
         for run, ask in asked:
-            rooms.append(run.commit(ask, values, peaks, self._eos))
+            left.append(run.commit(ask, values, peaks, self._eos))
             if run.out.num_rounds == 1:
                 run.out.time_to_first_token = self._clock() - run.began
-        return rooms
+        return left

@@ -76,7 +76,7 @@ class PendingScore:
 class Task(Generic[T]):
     """A coroutine on its row, and what it waits for."""
 
-    def __init__(self, row: int, index: int, procedure: RequestCoroutine[T]) -> None:
-        self.row, self.index, self.procedure = row, index, procedure
+    def __init__(self, row: int, index: int, coroutine: RequestCoroutine[T]) -> None:
+        self.row, self.index, self.coroutine = row, index, coroutine
         self.now: Run | PendingScore | None = None
         self.result: Any = None

@@ -20,7 +20,7 @@ class Decoder(Protocol):
     @property
     def models(self) -> tuple[Role, ...]: ...
 
-    def steps(self, rng: Rng, room: int) -> Steps: ...
+    def steps(self, rng: Rng, remaining_tokens: int) -> Steps: ...
 
 
 @dataclass(slots=True)
@@ -78,11 +78,11 @@ class Run:
         decoder: Decoder,
         ids: list[int],
         rng: Rng,
-        room: int,
+        remaining_tokens: int,
         on_tokens: Callable[[Sequence[int]], object] | None = None,
         name: str = "",
     ) -> None:
-        self.decoder, self.ids, self.rng, self.room, self.name = decoder, ids, rng, room, name
+        self.decoder, self.ids, self.rng, self.remaining_tokens, self.name = decoder, ids, rng, remaining_tokens, name
         self._on_tokens, self._num_emitted = on_tokens, 0
         self.num_prompt = len(ids)
         self.contexts: dict[Role, Context] = {}
@@ -93,7 +93,7 @@ class Run:
         self.peaks: list[Peaks] = []  # of this round's logits
 
     def start(self) -> None:
-        self._steps = self.decoder.steps(self.rng, self.room)
+        self._steps = self.decoder.steps(self.rng, self.remaining_tokens)
         self.ask = next(self._steps, None)
 
     def send(self, answer: Answer) -> None:
@@ -120,7 +120,7 @@ class Run:
     def commit(
         self, ask: Round, values: Iterator[list[float]], peaks: Iterator[list[float]], eos: Collection[int]
     ) -> int:
-        """Take over what a round committed, as it was read from `parts_of(ask)` and from its peaks; the room left.
+        """Commit a round, read to the host as `parts_of(ask)` and its peaks; return how many tokens may still be emitted.
 
         Raises ModelError where they were drawn from logits that are not finite.
         """
@@ -134,14 +134,16 @@ class Run:
         out.num_cut += num_tokens - len(tokens)
         out.token_ids += tokens
         if "num_drafted" in counts:
-            self._count_chain(counts, len(tokens), len(tokens) if out.finish_reason == "stop" else self.room)
+            self._count_chain(
+                counts, len(tokens), len(tokens) if out.finish_reason == "stop" else self.remaining_tokens
+            )
         elif "num_nodes" in counts:
             self._count_tree(ask, counts)
         self.ids += tokens
         for role, context in self.contexts.items():
             context.commit(tokens, slots.get(role, ()))
-        self.room = 0 if out.finish_reason == "stop" else self.room - len(tokens)
-        return self.room
+        self.remaining_tokens = 0 if out.finish_reason == "stop" else self.remaining_tokens - len(tokens)
+        return self.remaining_tokens
 
     def _check(
         self, peaks: Sequence[tuple[Peaks, list[float]]], slots: Mapping[Role, Sequence[int]], num_kept: int
@@ -201,7 +203,7 @@ class Run:
         _count(out.accepted_histogram, num_accepted)
 
     def _cut(self, tokens: list[int], eos: Collection[int]) -> list[int]:
-        tokens = tokens[: self.room]
+        tokens = tokens[: self.remaining_tokens]
         for i, token in enumerate(tokens):
             if token in eos:
                 self.out.finish_reason = "stop"

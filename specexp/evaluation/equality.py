@@ -118,7 +118,7 @@ def difference(
     token, other = (out[at] if at < len(out) else None for out in (mine, want))
     if token is None or other is None:
         return Difference(name, prompt_id, at, token, other, None, False)
-    logits = engine.look("target", [*ids, *want[:at]], [])[0][-1]
+    logits = engine.score("target", [*ids, *want[:at]], [])[0][-1]
     noise = noise_of(dtype, logits)
     gap = draws.gap(logits, prompt_id, at, [token, other])
     near = _near_tie(draws, logits, prompt_id, at, (token, other), noise)

@@ -47,8 +47,8 @@ def measure_costs(prepared: Prepared, clock: Callable[[], float] = time.perf_cou
     ahead = max(call_costs.ROW, *gammas, *(tree.depth for tree in trees)) + 1
     length = max(len(ids) for ids in prepared.prompts)
     ids = prepared.prompts[0]
-    room = min(model.context for model in prepared.pair.models.values()) - ahead
-    behind = (ids * (length // len(ids) + 2))[: min(length + 32, room)]
+    limit = min(model.context for model in prepared.pair.models.values()) - ahead
+    behind = (ids * (length // len(ids) + 2))[: min(length + 32, limit)]
     found = call_costs.measure(prepared.pair.models, behind, gammas, trees, ROUNDS, clock)
     return {
         "context": len(behind),

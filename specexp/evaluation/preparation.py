@@ -43,9 +43,9 @@ class Setting:
         return spec(self.config.method)
 
     @property
-    def own(self) -> bool:
+    def feed_last_token(self) -> bool:
         """True if a round takes one more draft step, for the hidden state of its last token."""
-        return isinstance(self.decoder, Chain) and self.decoder.rule.needs.own
+        return isinstance(self.decoder, Chain) and self.decoder.rule.needs.feed_last_token
 
     @property
     def varies(self) -> bool:
@@ -134,7 +134,7 @@ def _checked(example: Example, experiment: Experiment, pair: Pair, roles: Sequen
     engine = Engine(pair.models)
     first = pair.text.encode(example.messages())
     for role in roles:
-        engine.room_for(first, experiment.max_new_tokens, role)
+        engine.output_limit(first, experiment.max_new_tokens, role)
         if later := len(example.turns) - 1:
             asked = len(pair.text.encode(example.messages(("-",) * later)))
             context = pair.models[role].context

@@ -41,7 +41,7 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     experiment = prepared.experiment
     groups = list(groups_of(prepared, records))
     left = sum(len(jobs) for jobs in groups)
-    engine = Engine(prepared.pair.models, prepared.pair.eos_ids, rows=experiment.batch)
+    engine = Engine(prepared.pair.models, prepared.pair.eos_ids, max_batch_size=experiment.batch)
     where = _environment(prepared, output)
     peaks = memory.peaks_of(output.read_json(memory.FILE))
     try:

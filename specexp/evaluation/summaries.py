@@ -46,7 +46,7 @@ def pooled(
             plain,
             measured,
             setting.config.gamma,
-            setting.config.gamma + setting.own,
+            setting.config.gamma + setting.feed_last_token,
             setting.varies,
             prepared.experiment.batch,
             claimed,

@@ -51,8 +51,8 @@ def plan(records: Sequence[Record], max_new_tokens: int, seconds: float = SECOND
     whole = sum(decode.values()) / outputs
     if before + whole <= seconds:
         return Plan(min(PROMPTS, int(seconds / (before + whole))), max_new_tokens)
-    room = int((seconds - before) / sum(decode[label] / tokens[label] for label in tokens))
-    return Plan(1, min(room, max_new_tokens)) if room >= FEWEST_TOKENS else None
+    affordable = int((seconds - before) / sum(decode[label] / tokens[label] for label in tokens))
+    return Plan(1, min(affordable, max_new_tokens)) if affordable >= FEWEST_TOKENS else None
 
 
 def measure(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> None:

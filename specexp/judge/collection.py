@@ -70,12 +70,12 @@ def prepare(config: MiningConfig) -> Prepared:
         ids = pair.text.encode(example.messages())
         for role in ("target", "draft"):
             try:
-                room = engine.room_for(ids, experiment.max_new_tokens, role)
+                limit = engine.output_limit(ids, experiment.max_new_tokens, role)
             except PromptError as error:
                 raise PromptError(f"prompt '{example.prompt_id}': {error}") from None
-            if room < experiment.max_new_tokens:
+            if limit < experiment.max_new_tokens:
                 raise PromptError(
-                    f"prompt '{example.prompt_id}' leaves {room} tokens of the {role} model's context; lower"
+                    f"prompt '{example.prompt_id}' leaves {limit} tokens of the {role} model's context; lower"
                     f" max_new_tokens to at most that."
                 )
     return Prepared(config, chosen, examples, pair, [*pair.notes, *notes_of(chosen), *notes])

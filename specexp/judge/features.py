@@ -35,7 +35,7 @@ class Mode:
         return RequiredHidden(
             target="target_token" in self.parts or "target_previous" in self.parts,
             draft="draft_token" in self.parts or "draft_previous" in self.parts,
-            own="draft_token" in self.parts,
+            feed_last_token="draft_token" in self.parts,
         )
 
     def size(self, hidden: Mapping[str, int]) -> int:

@@ -54,15 +54,17 @@ class Mined:
 
 
 class Miner:
-    """Mines prompts, `rows` of them at a time. Decodes greedily, in the dtype the models were loaded in, and stores
+    """Mines prompts, `max_batch_size` of them at a time. Decodes greedily, in the dtype the models were loaded in, and stores
     features as `dtype`."""
 
-    def __init__(self, pair: Pair, task: Task, max_new_tokens: int, dtype: str = "float32", rows: int = 1) -> None:
+    def __init__(
+        self, pair: Pair, task: Task, max_new_tokens: int, dtype: str = "float32", max_batch_size: int = 1
+    ) -> None:
         self._pair = pair
         self._task = task
         self._limit = max_new_tokens
         self._dtype = np.dtype(dtype)
-        self._engine = Engine(pair.models, pair.eos_ids, reuse=True, rows=rows)
+        self._engine = Engine(pair.models, pair.eos_ids, reuse=True, max_batch_size=max_batch_size)
         self._respond = Chain(DraftModel(GAMMA), Lossless(), Warp())
 
     def mine(self, example: Example) -> Mined:

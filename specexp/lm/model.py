@@ -28,7 +28,7 @@ class Branches:
 
 
 class Session(Protocol):
-    """One sequence in one model's KV cache: a row of slots, to which `feed` appends and which `keep` truncates."""
+    """One sequence in one model's KV cache: a row of slots, to which `feed` appends and which `truncate` shortens."""
 
     @property
     def length(self) -> int:
@@ -45,7 +45,7 @@ class Session(Protocol):
         """
         ...
 
-    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
+    def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
         """Keep the first `length` slots, followed by `slots` in this order; drop all others."""
         ...
 
@@ -141,6 +141,6 @@ class Drafts(Protocol):
     def draft(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
         """Draft `length` <= gamma tokens after those of `feed`; the first is sampled with the key `position`.
 
-        Feeds the tokens of `feed` and all drafted tokens but the last; with `own`, the last one too.
+        Feeds the tokens of `feed` and all drafted tokens but the last; with `feed_last_token`, the last one too.
         """
         ...

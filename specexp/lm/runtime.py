@@ -85,11 +85,11 @@ def shared_vocabulary(target: Mapping[str, int], draft: Mapping[str, int] | None
     return max(target.values()) + 1
 
 
-def check_vocabulary(known: int, sizes: Mapping[str, int]) -> None:
+def check_vocabulary(num_valid_ids: int, sizes: Mapping[str, int]) -> None:
     """Raise ModelError if a model (name: number of ids it scores) does not score every id the tokenizer knows."""
     for name, size in sizes.items():
-        if size < known:
+        if size < num_valid_ids:
             raise ModelError(
-                f"the tokenizer gives ids up to {known - 1}, but model '{name}' has {size} tokens;"
+                f"the tokenizer gives ids up to {num_valid_ids - 1}, but model '{name}' has {size} tokens;"
                 " use the tokenizer it was trained with."
             )

@@ -111,8 +111,8 @@ class ToySession:
         logits, states = self._model.rows(previous, self._tokens[fed], self._positions[fed])
         return logits, states if hidden else None
 
-    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
-        assert 0 <= length <= self.length, f"cannot keep {length} of {self.length} slots"
+    def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
+        assert 0 <= length <= self.length, f"cannot truncate to {length} of {self.length} slots"
         kept = [*range(length), *slots]
         self._tokens, self._positions = self._tokens[kept], self._positions[kept]
 

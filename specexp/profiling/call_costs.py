@@ -176,7 +176,7 @@ class _Bench:
 
     def _rewind(self) -> None:
         for session in self._sessions.values():
-            session.keep(len(self._ids))
+            session.truncate(len(self._ids))
 
 
 def _levels(base: int, num: int, width: int) -> Branches:

@@ -148,12 +148,12 @@ class TimedModel:
 
 
 class TimedSession:
-    """Forwards all calls to a session; `feed` and `keep` are charged to the role of its model."""
+    """Forwards all calls to a session; `feed` and `truncate` are charged to the role of its model."""
 
     def __init__(self, session: Session, role: Role, watch: Stopwatch) -> None:
         self.inner = session
         self._feed = watch.timed(role, session.feed)
-        self._keep = watch.timed(role, session.keep)
+        self._truncate = watch.timed(role, session.truncate)
 
     @property
     def length(self) -> int:
@@ -164,8 +164,8 @@ class TimedSession:
     ) -> tuple[Array, Array | None]:
         return self._feed(tokens, rows, hidden, branches)
 
-    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
-        self._keep(length, slots)
+    def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
+        self._truncate(length, slots)
 
     def slots(self) -> object:
         return self.inner.slots()
@@ -231,10 +231,10 @@ class TimedDecoder:
     def models(self) -> tuple[Role, ...]:
         return self._decoder.models
 
-    def steps(self, rng: Rng, room: int) -> Steps:
+    def steps(self, rng: Rng, remaining_tokens: int) -> Steps:
         # The engine requests the first step after the prefill, which is therefore charged to no part.
         self._watch.begin()
-        step = self._watch.timed(SAMPLING, self._decoder.steps(rng, room).send)
+        step = self._watch.timed(SAMPLING, self._decoder.steps(rng, remaining_tokens).send)
         answer: Any = None
         while True:
             try:

@@ -26,7 +26,7 @@ from specexp.storage.files import make_folder, write_whole
 from specexp.tasks.source import DataConfig
 
 FILE, JUDGE = "decoder.json", "judge"
-ROWS = 8  # prompts decoded together
+MAX_BATCH_SIZE = 8  # prompts decoded together
 # What must not have changed, and its name in messages.
 MUST_FIT = {
     "target": "the target's weights",
@@ -88,7 +88,7 @@ def make_decoder_spec(pair: LoadedPair, asked: Experiment, most_new_tokens: int)
 class ServedDecoder:
     """A decoder loaded by reference and checked; several threads may call it at a time."""
 
-    def __init__(self, folder: Path, rows: int = ROWS, device: str = "") -> None:
+    def __init__(self, folder: Path, max_batch_size: int = MAX_BATCH_SIZE, device: str = "") -> None:
         """Load what `decoder.json` in `folder` names, on `device` instead of the logged devices if it is given.
 
         Raises SpecexpError: ModelError if the weights or the tokenizer are not those that were logged.
@@ -103,7 +103,7 @@ class ServedDecoder:
         self._experiment = experiment
         self._pair.judge_of(experiment.methods[0])  # before the first call of any thread
         self._texts = Texts(self._pair.text)
-        self._batcher = Batcher(lambda: self._pair.engine(rows))
+        self._batcher = Batcher(lambda: self._pair.engine(max_batch_size))
 
     def decode(self, prompts: Sequence[str], params: Mapping[str, Any] | None = None) -> list[Output]:
         """What `specexp.LoadedPair.generate` gives for each prompt with these parameters.

@@ -16,7 +16,7 @@ from pandas import DataFrame
 
 from specexp.errors import RequestError, SpecexpError, first_line
 from specexp.serving import requests
-from specexp.serving.decoder_spec import ROWS, ServedDecoder
+from specexp.serving.decoder_spec import MAX_BATCH_SIZE, ServedDecoder
 
 SERVER = "mlflow.pyfunc.scoring_server.app"  # loaded in a server's process, which serves this model and no other
 JSON = "application/json"
@@ -30,7 +30,7 @@ class Served(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: PythonModelContext) -> None:
         settings = dict(context.model_config or {})
-        rows, device = settings.get("rows", ROWS), settings.get("device", "")
+        rows, device = settings.get("rows", MAX_BATCH_SIZE), settings.get("device", "")
         if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
             raise mlflow.MlflowException.invalid_parameter_value(f"rows is {rows!r}; it must be a whole number >= 1.")
         try:

@@ -17,7 +17,7 @@ from specexp.config import Experiment
 from specexp.errors import ConfigError
 from specexp.judge.judge import Judge
 from specexp.methods import is_lossless, roles_of
-from specexp.serving.decoder_spec import JUDGE, ROWS, Reference
+from specexp.serving.decoder_spec import JUDGE, MAX_BATCH_SIZE, Reference
 from specexp.serving.requests import COLUMN
 
 HERE = Path(__file__).resolve().parent
@@ -55,7 +55,7 @@ def log(reference: Reference, judge: Judge | None) -> str:
             code_paths=[str(_code(Path(scratch)))],
             artifacts={"decoder": str(folder)},
             signature=signature(asked),
-            model_config={"rows": ROWS, "device": ""},  # what the caller may choose at loading
+            model_config={"rows": MAX_BATCH_SIZE, "device": ""},  # what the caller may choose at loading
             input_example=[{COLUMN: EXAMPLE}],
             pip_requirements=requirements(asked),
             metadata={

@@ -82,7 +82,7 @@ class RunUpdate:
 
 @dataclass(frozen=True, slots=True)
 class UploadPlan:
-    """The flat runs of a folder, and the main run, which is sent last: it becomes FINISHED when everything is sent.
+    """The method runs of a folder, and the main run, which is sent last: it becomes FINISHED when everything is sent.
 
     `experiment` holds MLflow's experiment variables from the environment.
     """

@@ -1,4 +1,4 @@
-"""Writes to MLflow: the comparison run, and one flat run per method and setting.
+"""Writes to MLflow: the comparison run, and one method run per method and setting.
 
 Everything is written after timing, in batches, from the specs in the output folder, so that an interrupted upload can
 be repeated. Each run is created once: it has a key, set at its creation, by which a later attempt finds it again.

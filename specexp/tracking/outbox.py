@@ -48,7 +48,7 @@ class Sent:
 
 
 class Outbox:
-    """Sends the main run of one folder and its flat runs.
+    """Sends the main run of one folder and its method runs.
 
     `unreachable` is the result of `backend.ready`, which is called before anything is loaded or decoded.
     """

@@ -167,7 +167,7 @@ def judged(threshold: str, **flags: Any) -> Advice:
 @pytest.mark.slow
 def test_a_lossy_candidate_is_weighed_with_its_own_step_and_said_to_be_lossy() -> None:
     advice = judged("0.5,1.5", max_new_tokens="60")
-    assert advice.candidates[-1].setting.own
+    assert advice.candidates[-1].setting.feed_last_token
     kinds = {c.kind for c in advice.candidates}
     assert kinds == {"speculative", "autojudge, threshold 0.5", "autojudge, threshold 1.5"}
     found = advice.forecast.predicted

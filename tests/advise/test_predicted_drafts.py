@@ -73,7 +73,7 @@ def test_a_sampled_output_tells_the_very_rounds_that_lookup_made_of_it() -> None
 
 def test_looked_up_rounds_by_hand() -> None:
     # Nothing is found at first; then three proposed tokens of which two are right; then the end is near.
-    trace = LookupTrace([None, 2, 0, 0, 5, 0], room=6)
+    trace = LookupTrace([None, 2, 0, 0, 5, 0], limit=6)
     rounds = lookup_rounds([trace], gamma=3)
     assert rounds.by_drafted == {0: 1.0, 3: 1.0, 1: 1.0}
     assert rounds.by_accepted == {0: 1.0, 2: 1.0, 1: 1.0}
@@ -117,7 +117,7 @@ def test_the_expectation_of_a_sampled_chain_that_stops_early_is_exact() -> None:
     def row(role: Any, ids: list[int]) -> Any:
         key = role, tuple(ids)
         if key not in known:
-            known[key] = warp(Engine(models).look(role, ids, [])[0])[0].tolist()
+            known[key] = warp(Engine(models).score(role, ids, [])[0])[0].tolist()
         return known[key]
 
     def within(ids: list[int], left: int, room: int, gamma: int) -> float:
@@ -137,7 +137,7 @@ def test_the_expectation_of_a_sampled_chain_that_stops_early_is_exact() -> None:
     for gamma in (3,):
         found = without = 0.0
         for output in itertools.product(range(3), repeat=5):
-            p = warp(Engine(models).look("target", ids, output[:-1])[0])
+            p = warp(Engine(models).score("target", ids, output[:-1])[0])
             chance = math.prod(float(p[i, token]) for i, token in enumerate(output))
             seen = agreement(prepared, 0, output)
             trace = replace(seen.trace, certainty=seen.certainty)

@@ -129,7 +129,7 @@ def exact_rounds(models: Any, warp: Warp, ids: list[int], room: int, gamma: int)
     def row(role: Any, ids: list[int]) -> Any:
         key = role, tuple(ids)
         if key not in known:
-            known[key] = warp(Engine(models).look(role, ids, [])[0])[0].tolist()
+            known[key] = warp(Engine(models).score(role, ids, [])[0])[0].tolist()
         return known[key]
 
     def within(ids: list[int], left: int, room: int) -> float:
@@ -162,7 +162,7 @@ def test_the_expectation_over_all_outputs_is_exact() -> None:
         want = exact_rounds(models, warp, ids, 5, gamma)
         found = instead = 0.0
         for output in itertools.product(range(3), repeat=5):
-            p = warp(Engine(models).look("target", ids, output[:-1])[0])
+            p = warp(Engine(models).score("target", ids, output[:-1])[0])
             chance = math.prod(float(p[i, token]) for i, token in enumerate(output))
             seen = agreement(prepared, 0, output)
             found += chance * chain_rounds([seen.trace], gamma).rounds
@@ -200,22 +200,22 @@ def test_a_judge_that_waives_nothing_leaves_the_trace_of_the_lossless_chain() ->
 
 def test_expected_rounds_by_hand() -> None:
     # Two tokens left at most: a draft of one and the bonus. It is accepted with 0.25, else a plain step follows.
-    rounds = chain_rounds([Trace([0.25, 0.5], room=2, reach=9)], gamma=3)
+    rounds = chain_rounds([Trace([0.25, 0.5], limit=2, draft_limit=9)], gamma=3)
     assert rounds.by_drafted == {1: 1.0, 0: 0.75}
     assert rounds.by_accepted == {0: 0.75 + 0.75, 1: 0.25}
     assert rounds.mean_length == pytest.approx(2 / 1.75)
-    without = chain_rounds([Trace([0.25, 0.5], room=2, reach=9)], gamma=3, bonus=False)
+    without = chain_rounds([Trace([0.25, 0.5], limit=2, draft_limit=9)], gamma=3, bonus=False)
     assert without.by_drafted == {2: 1.0, 1: 0.75}
 
 
 def test_seconds_are_those_of_the_calls_and_an_overhead() -> None:
     costs = Costs(0.1, {1: 1.0, 5: 1.8}, {4: 0.2}, {9: 2.0})
-    rounds = chain_rounds([Trace([1.0] * 11, room=11, reach=99)], gamma=4)
+    rounds = chain_rounds([Trace([1.0] * 11, limit=11, draft_limit=99)], gamma=4)
     assert rounds.by_drafted == {4: 2.0, 0: 1.0}
     assert chain_calls(rounds, costs) == pytest.approx(2 * (0.4 + 1.8) + 1.0)
-    assert chain_calls(rounds, costs, own=True) == pytest.approx(2 * (0.5 + 1.8) + 1.0)
+    assert chain_calls(rounds, costs, feed_last_token=True) == pytest.approx(2 * (0.5 + 1.8) + 1.0)
     assert chain_attainable(rounds, 4, costs) == pytest.approx(11 / 3 / (0.4 + 1.8))
-    assert chain_attainable(rounds, 4, costs, own=True) == pytest.approx(11 / 3 / (0.5 + 1.8))
+    assert chain_attainable(rounds, 4, costs, feed_last_token=True) == pytest.approx(11 / 3 / (0.5 + 1.8))
     assert Overhead(0.5, 0.1).of(rounds.rounds, rounds.drafted) == pytest.approx(3 * 0.5 + 8 * 0.1)
     tree = TreeRounds(tokens=30, rounds=10, nodes=80, draft_calls=20, draft_positions=50)
     assert tree_calls(tree, costs) == pytest.approx(20 * 0.15 + 10 * 2.0)

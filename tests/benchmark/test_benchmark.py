@@ -196,7 +196,7 @@ def test_a_divergence_is_found_at_its_place_and_a_near_tie_told_from_another(pre
     models: Any = prepared.pair.models
     ids = prepared.prompts[0]
     want = HFContender("generate", prepared, Peer(models, prepared.pair.eos_ids)).time(0, 0).token_ids
-    logits = Engine(models).look("target", [*ids, *want[:5]], [])[0][-1]
+    logits = Engine(models).score("target", [*ids, *want[:5]], [])[0][-1]
     second = int(logits.topk(2).indices[1])
     outputs = {
         "generate": [want],

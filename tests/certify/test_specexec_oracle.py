@@ -89,8 +89,8 @@ def grown_as_by_a_slow_search(shape: dict[str, Any], *, cached: bool = True, see
     class Spy:
         models = inner.models
 
-        def steps(self, rng: Any, room: int) -> Any:
-            steps, answer, ids = inner.steps(rng, room), None, [1]
+        def steps(self, rng: Any, remaining_tokens: int) -> Any:
+            steps, answer, ids = inner.steps(rng, remaining_tokens), None, [1]
             while True:
                 try:
                     ask = steps.send(answer)

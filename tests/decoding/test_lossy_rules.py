@@ -149,8 +149,8 @@ class Watched:
         models: tuple[str, ...] = self.inner.models
         return models
 
-    def steps(self, rng: Any, room: int) -> Any:
-        steps, answer = self.inner.steps(rng, room), None
+    def steps(self, rng: Any, remaining_tokens: int) -> Any:
+        steps, answer = self.inner.steps(rng, remaining_tokens), None
         while True:
             try:
                 ask = steps.send(answer)
@@ -186,7 +186,7 @@ def check_threshold_zero_is_lossless(lab: Lab) -> None:
             assert got.token_ids == want.token_ids
             assert [getattr(got, name) for name in SAME_COUNTS] == [getattr(want, name) for name in SAME_COUNTS]
             assert got.num_judged == 0
-            if not rule.needs.own:
+            if not rule.needs.feed_last_token:
                 assert (got.num_draft_calls, got.num_draft_positions) == (
                     want.num_draft_calls, want.num_draft_positions,
                 )  # fmt: skip
@@ -334,13 +334,15 @@ def check_what_a_round_costs(lab: Lab) -> None:
             drafting = [len(drafted) for drafted in watched.drafted if drafted]
             assert calls == drafting
             assert out.num_target_calls == out.num_rounds
-            assert out.num_draft_calls == out.num_drafted + (len(drafting) if rule.needs.own else 0)
+            assert out.num_draft_calls == out.num_drafted + (len(drafting) if rule.needs.feed_last_token else 0)
             unread = 0  # rounds that begin with two tokens the draft has not read
             for at, (accepted, drafted) in enumerate(zip(watched.accepted, watched.drafted, strict=True)):
                 behind = watched.drafted[at + 1 : at + 2]
                 unread += accepted == len(drafted) > 0 and bool(behind and behind[0])
             full += unread
-            assert out.num_draft_positions == out.num_drafted + (len(drafting) if rule.needs.own else unread)
+            assert out.num_draft_positions == out.num_drafted + (
+                len(drafting) if rule.needs.feed_last_token else unread
+            )
     assert full > 2
 
 
@@ -425,7 +427,7 @@ def test_judging_goes_on_where_the_drafts_context_ends(context: int) -> None:
         out = lab.generate(lab.chain(lab.judged(mode, 1.1, lab.judge(mode)), bonus=bonus), prompt)
         assert len(out.token_ids) == lab.length
         # Where its own row is read, the last drafted token must fit too.
-        fits = max(0, context - len(prompt) + (not MODES[mode].needs.own))
+        fits = max(0, context - len(prompt) + (not MODES[mode].needs.feed_last_token))
         assert out.num_accepted <= fits if bonus else out.num_accepted == fits
         lossless = lab.generate(lab.chain(lab.judged(mode, 0, lab.judge(mode)), bonus=bonus), prompt)
         assert lossless.token_ids == lab.generate(lab.chain(lab.lossless(), bonus=bonus), prompt).token_ids

@@ -39,8 +39,8 @@ class Wanderer:
         logits, _ = self.model.session().feed(self.model.ids([*self.committed, *path]), rows=1)
         return np.asarray(logits[0])
 
-    def steps(self, rng: Rng, room: int) -> Steps:
-        while room:
+    def steps(self, rng: Rng, remaining_tokens: int) -> Steps:
+        while remaining_tokens:
             tokens: list[int] = []
             parents: list[int] = []
             paths: list[list[int]] = []
@@ -59,12 +59,12 @@ class Wanderer:
                     assert np.allclose(scored.logits[0], self.plain([]), atol=self.tolerance)
                 for row, path in zip(rows, paths[first:], strict=True):
                     assert np.allclose(row, self.plain([tokens[s] for s in path]), atol=self.tolerance)
-            path = self.numbers.choice(paths)[: room - 1]
+            path = self.numbers.choice(paths)[: remaining_tokens - 1]
             self.kept_away_from_the_front += path != list(range(len(path)))
             block = [*(tokens[s] for s in path), self.numbers.randrange(self.model.vocab_size)]
             self.committed += block
             padded = self.model.ids([*path, *[-1] * (8 - len(path))])
-            room = yield Round(self.model.ids(block), len(block), {"target": padded})
+            remaining_tokens = yield Round(self.model.ids(block), len(block), {"target": padded})
 
 
 @pytest.mark.parametrize("cached", [True, False])

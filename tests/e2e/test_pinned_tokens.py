@@ -82,7 +82,7 @@ def write() -> None:
     own = pair()
     theirs = pair()
     for role, model in theirs._pair.models.items():
-        theirs._pair.models[role] = HFModel(model.module, role, model.known, forward="transformers")
+        theirs._pair.models[role] = HFModel(model.module, role, model.num_valid_ids, forward="transformers")
     theirs._engine = theirs.engine()
     kept: dict[str, dict[str, str]] = {}
     for method in METHODS:

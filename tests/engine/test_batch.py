@@ -37,7 +37,7 @@ class Lab:
     vocab: int
 
     def engine(self, rows: int = 1, **more: Any) -> Mutable:
-        return module("engine").Engine(self.models, self.eos, rows=rows, **more)
+        return module("engine").Engine(self.models, self.eos, max_batch_size=rows, **more)
 
     def decoders(self, temperature: float) -> dict[str, Mutable]:
         """Every method, by name."""
@@ -173,7 +173,7 @@ def test_a_round_of_a_full_batch_takes_gamma_drafts_one_verification_and_one_rea
     same = {role: Watched(lab.models["target"]) for role in ("target", "draft")}
     chain, rules, rng = module("decoding.chain"), module("decoding.rules"), module("decoding.rng")
     decoder = chain.Chain(chain.DraftModel(gamma), chain.Lossless(), rules.Warp())
-    engine = module("engine").Engine(same, (), rows=5)
+    engine = module("engine").Engine(same, (), max_batch_size=5)
     requests = [module("engine").Request(decoder, [i + 3, 4, 5], 3 * (gamma + 1), rng.CertainRng()) for i in range(5)]
     for _, out in engine.generate_all(requests):
         assert (out.num_rounds, out.num_full) == (3, 3)
@@ -185,7 +185,7 @@ def test_a_round_of_a_full_batch_takes_gamma_drafts_one_verification_and_one_rea
 
 @pytest.mark.parametrize("lab", ["llama", "qwen2", "mistral_window"], indirect=True)
 def test_a_joint_forward_is_one_pass_over_the_weights(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = module("lm.native.native_forward").OwnForward
+    own = module("lm.native.native_forward").NativeForward
     passes, real = [], own.__call__
 
     def counted(self: Any, tokens: Any, *more: Any) -> Any:
@@ -197,7 +197,7 @@ def test_a_joint_forward_is_one_pass_over_the_weights(lab: Lab, monkeypatch: pyt
     request, rng = module("engine").Request, module("decoding.rng").CertainRng()
     list(
         module("engine")
-        .Engine(lab.models, (), rows=4)
+        .Engine(lab.models, (), max_batch_size=4)
         .generate_all(request(decoder, [i + 3], 10, rng) for i in range(4))
     )
     assert passes == [4] * 10
@@ -264,7 +264,7 @@ def test_a_procedure_keeps_its_row_and_its_caches(lab: Lab, rows: int) -> None:
     engine_module, rng = module("engine"), module("decoding.rng").CertainRng()
     decoder = lab.decoders(0.0)["gamma 4"]
 
-    def procedure(number: int) -> Any:
+    def coroutine(number: int) -> Any:
         ids = [3 + (number + i) % 5 for i in range(3 + 7 * number)]
         before = yield engine_module.UsageQuery()
         out = yield engine_module.Request(decoder, ids, 12, rng)
@@ -276,7 +276,7 @@ def test_a_procedure_keeps_its_row_and_its_caches(lab: Lab, rows: int) -> None:
         assert after["target_positions"] - middle["target_positions"] <= len(out.token_ids) + len(ids)
         return ids, out.token_ids, again.token_ids, logits, hidden
 
-    found = dict(lab.engine(rows, reuse=True).run_all(procedure(i) for i in range(6)))
+    found = dict(lab.engine(rows, reuse=True).run_all(coroutine(i) for i in range(6)))
     assert sorted(found) == list(range(6))
     for ids, first, second, logits, hidden in found.values():
         assert lab.engine().generate(decoder, ids, 12, rng).token_ids == first
@@ -290,11 +290,11 @@ def test_looks_of_several_procedures_are_answered_together(pair: Callable[[str],
     lab = hf_lab({role: Watched(model) for role, model in pair("llama").items()})
     look = module("engine").ScoreRequest
 
-    def procedure(number: int) -> Any:
+    def coroutine(number: int) -> Any:
         for role in ("draft", "target"):
             yield look(role, [3 + number], [5, 6])
 
-    list(lab.engine(4, reuse=True).run_all(procedure(i) for i in range(4)))
+    list(lab.engine(4, reuse=True).run_all(coroutine(i) for i in range(4)))
     assert [lab.models[role].sizes for role in ("draft", "target")] == [[4], [4]]
 
 

@@ -25,7 +25,7 @@ class RunSpec:
         self.held += tokens.tolist()
         return None, None
 
-    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
+    def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
         self.held = self.held[:length] + [self.held[slot] for slot in slots]
 
 

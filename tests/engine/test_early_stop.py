@@ -67,7 +67,7 @@ def test_at_temperature_0_it_is_the_probability_at_temperature_1() -> None:
     rounds = iter(out.token_ids)
     for drafted in proposer.seen[:-GAMMA]:
         tokens = [int(token) for token in drafted.tokens]
-        logits, _ = Engine(models).look("draft", done, tokens)
+        logits, _ = Engine(models).score("draft", done, tokens)
         given = [float(row[token]) for row, token in zip(Warp(1.0)(logits), tokens, strict=False)]
         assert all(q >= LEAST for q in given[:-1])
         assert len(given) == GAMMA or given[-1] < LEAST
@@ -95,7 +95,7 @@ class Reading:
 
     @property
     def needs(self) -> RequiredHidden:
-        return RequiredHidden(draft=True, own=True)
+        return RequiredHidden(draft=True, feed_last_token=True)
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> None:
         assert drafted.hidden is not None

@@ -98,8 +98,8 @@ class Noting:
     def models(self) -> tuple[Role, ...]:
         return self._inner.models  # type: ignore[no-any-return]
 
-    def steps(self, rng: Rng, room: int) -> Steps:
-        steps, answer, drafts = self._inner.steps(rng, room), None, []
+    def steps(self, rng: Rng, remaining_tokens: int) -> Steps:
+        steps, answer, drafts = self._inner.steps(rng, remaining_tokens), None, []
         while True:
             try:
                 ask = steps.send(answer)

@@ -136,7 +136,7 @@ def test_what_is_scored_after_a_rejection_is_not_looked_at() -> None:
 
 def test_in_a_batch_it_is_the_prompt_that_is_named() -> None:
     """Three prompts, of which one is long enough to reach the place."""
-    engine = Engine(toys("target"), rows=3)
+    engine = Engine(toys("target"), max_batch_size=3)
     decoder, rng = METHODS["chain"](Warp()), rng_for(0, 0, "x")
     requests = [Request(decoder, PROMPT[:length], 4, rng, name=f"p{length}") for length in (2, 3)]
     assert len(list(engine.generate_all(requests))) == 2

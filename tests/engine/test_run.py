@@ -18,8 +18,8 @@ from specexp.engine.run import Run, parts_of
 EOS = 9
 
 
-def begun(room: int = 20, on_tokens: Any = None) -> Run:
-    return Run(Baseline(Warp()), [5, 6], CertainRng(), room, on_tokens)
+def begun(remaining_tokens: int = 20, on_tokens: Any = None) -> Run:
+    return Run(Baseline(Warp()), [5, 6], CertainRng(), remaining_tokens, on_tokens)
 
 
 def commit(run: Run, tokens: list[int], num_tokens: int, overlap: list[float], **counts: int) -> int:
@@ -63,11 +63,11 @@ def test_an_eos_inside_a_block_ends_the_run_there() -> None:
 
 
 def test_the_limit_cuts_at_its_token_and_keeps_its_reason() -> None:
-    run = begun(room=2)
+    run = begun(remaining_tokens=2)
     assert commit(run, [1, 2, 3], 3, [1.0, 1.0]) == 0
     assert run.out.token_ids == [1, 2]
     assert (run.out.num_cut, run.out.finish_reason) == (1, "length")
-    run = begun(room=2)
+    run = begun(remaining_tokens=2)
     assert commit(run, [1, 2, EOS], 3, [1.0, 1.0]) == 0
     assert run.out.finish_reason == "length", "an EOS beyond the limit was not emitted"
 
@@ -90,7 +90,7 @@ def test_the_seconds_of_prompts_decoded_together_add_up_to_what_passed(rows: int
     clock = Clock()
     models = {role: ClockedToy(clock, 0.5, 0.25, vocab_size=12, seed=1, draft_noise=noise, context=160)
               for role, noise in (("target", 0.0), ("draft", 0.4))}  # fmt: skip
-    engine = Engine(models, rows=rows, clock=clock)  # type: ignore[arg-type]
+    engine = Engine(models, max_batch_size=rows, clock=clock)  # type: ignore[arg-type]
     decoder = Chain(DraftModel(3), Lossless(), Warp())
     requests = [Request(decoder, [1 + i, 2], 6 + 5 * i, CertainRng()) for i in range(5)]
     found = [out for _, out in engine.generate_all(iter(requests))]

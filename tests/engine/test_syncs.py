@@ -62,7 +62,7 @@ def test_a_trees_round_waits_once_a_draft_forward_and_once_more(warp: str, captu
 
 
 def test_rows_that_are_decoded_together_wait_together() -> None:
-    running, decoder = engine(False, rows=3), CHAINS["chain"](WARPS["greedy"])
+    running, decoder = engine(False, max_batch_size=3), CHAINS["chain"](WARPS["greedy"])
     requests = [Request(decoder, [5, 6, 7 + i], LENGTH, rng_for(0, 1, "x")) for i in range(3)]
     with counting() as waits:
         list(running.generate_all(requests))
@@ -74,7 +74,7 @@ def test_keeping_a_path_of_a_tree_waits_for_nothing() -> None:
         session = on_fake_device(graphs=Tape() if captured else "off").session()
         with counting() as waits:
             session.feed(torch.ones(9, dtype=torch.int64, device="meta"), rows=1)
-            session.keep(3, [5, 8])
+            session.truncate(3, [5, 8])
         assert not waits.found
 
 

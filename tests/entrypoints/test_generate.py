@@ -97,7 +97,7 @@ def test_of_several_rows_each_is_told_its_own(pair: specexp.LoadedPair) -> None:
     requests = [
         pair.request(example.turns[0], pair.experiment, on_tokens=heard[i].extend) for i, example in enumerate(examples)
     ]
-    for place, out in pair.engine(rows=2).generate_all(requests):
+    for place, out in pair.engine(max_batch_size=2).generate_all(requests):
         assert heard[place] == out.token_ids
 
 

@@ -22,7 +22,7 @@ FIGURES = {"frontier", "accepted", "positions", "time", "predicted"}
 
 
 def outputs(run: Run, workplace: Path) -> dict[str, list[Any]]:
-    """The table of a flat run, by column."""
+    """The table of a method run, by column."""
     path = MlflowClient().download_artifacts(run.info.run_id, "outputs.json", str(workplace))
     found = json.loads(Path(path).read_text())
     return {name: [row[i] for row in found["data"]] for i, name in enumerate(found["columns"])}

@@ -51,9 +51,9 @@ class ClockedSession(ToySession):
         self._clocked.clock.now += self._clocked.per_call + self._clocked.per_token * len(tokens)
         return super().feed(tokens, rows, hidden, branches)
 
-    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
+    def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
         self._clocked.clock.now += self._clocked.per_keep
-        super().keep(length, slots)
+        super().truncate(length, slots)
 
 
 def prepared_toy(

@@ -46,8 +46,8 @@ def fed_both_ways(model: Any, rounds: int = 12, tokens: int = 30) -> Iterator[tu
                 feeds[-1] = (feeds[-1], min(100, numbers.randrange(length, length + num + 1)), [])
         yield model.feed([f for f, _, _ in feeds]), want
         for row, (_, length, slots) in zip(used, feeds, strict=True):
-            joint[row].keep(length, slots)
-            single[row].keep(length, slots)
+            joint[row].truncate(length, slots)
+            single[row].truncate(length, slots)
             assert joint[row].length == single[row].length
 
 

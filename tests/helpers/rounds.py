@@ -14,9 +14,9 @@ from specexp.lm.toy import ToyModel
 class Noting(Watching):
     """Records how many drafts every round accepted."""
 
-    def steps(self, rng: Any, room: int) -> Any:
+    def steps(self, rng: Any, remaining_tokens: int) -> Any:
         self.rounds: list[int] = []
-        steps, answer = super().steps(rng, room), None
+        steps, answer = super().steps(rng, remaining_tokens), None
         while True:
             try:
                 ask = steps.send(answer)

@@ -106,21 +106,21 @@ BUGS = [
         "(before + ranked < self.top_p) | (before == 0)"),
     Bug("top-k after top-p's mass is not renormalised", RULES,
         "            ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)\n        if", "        if"),
-    Bug("target cache not rewound", CONTEXT, "                self._session.keep(self._cached + len(slots))\n", "                pass\n"),
+    Bug("target cache not rewound", CONTEXT, "                self._session.truncate(self._cached + len(slots))\n", "                pass\n"),
     Bug("cache keeps the rejected token", CONTEXT, "slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1]",
         "slots = [*range(self._num_slots)][: len(tokens)]"),
-    Bug("cache keeps the wrong length after a rejection", CONTEXT, "self._session.keep(self._cached + len(slots))",
-        "self._session.keep(self._cached)"),
+    Bug("cache keeps the wrong length after a rejection", CONTEXT, "self._session.truncate(self._cached + len(slots))",
+        "self._session.truncate(self._cached)"),
     Bug("EOS inside the block ignored", RUN, "if token in eos:", "if token in eos and i == 0:"),
-    Bug("length overshoot", RUN, "else self.room - len(tokens)", "else self.room - max(1, len(tokens) - 1)"),
+    Bug("length overshoot", RUN, "else self.remaining_tokens - len(tokens)", "else self.remaining_tokens - max(1, len(tokens) - 1)"),
     Bug("correction not emitted", CHAIN, "num_tokens = verdict.num_accepted + 1",
         "num_tokens = verdict.num_accepted + (verdict.num_accepted == 0)"),
     Bug("one token too many accepted", CHAIN, "num_tokens = verdict.num_accepted + 1",
         "num_tokens = array_namespace(drafted.tokens).clip(verdict.num_accepted + 2, None, num_drafted + 1)"),
-    Bug("a die drawn twice", CHAIN, "accepted_anyway, rng, whole - room)\n",
-        "accepted_anyway, rng, whole - room)\n                rng.after(p[0], whole - room, verdict.num_accepted,"
+    Bug("a draw made twice", CHAIN, "accepted_anyway, rng, limit - remaining_tokens)\n",
+        "accepted_anyway, rng, limit - remaining_tokens)\n                rng.after(p[0], limit - remaining_tokens, verdict.num_accepted,"
         " drafted.tokens.shape[0])\n"),
-    Bug("rng of committed positions reused", CHAIN, "accepted_anyway, rng, whole - room)", "accepted_anyway, rng, 0)"),
+    Bug("rng of committed positions reused", CHAIN, "accepted_anyway, rng, limit - remaining_tokens)", "accepted_anyway, rng, 0)"),
     Bug("draft rng for the wrong positions", DRAFTING, "chain.run.num_prompt + step for", "chain.run.num_prompt for"),
     Bug("plain decoding reads the first row for ever", BASELINE, "Score(self.model)", "Score(self.model, None)\n"
         "            first = locals().get('first', scored)\n            scored = first"),
@@ -214,12 +214,12 @@ MINING_BUGS = [
     Bug("the prefill of the literal procedure is free", MINING, "+= len(self._prompt) + position + generated", "+= generated"),
     Bug("a swap that is an EOS costs the literal procedure a prefill", MINING, "        if generated:\n", "        if True:\n"),
     Bug("a cache from another prompt is taken for this one's", CONTEXT, "            if old != new:\n", "            if False:\n"),
-    Bug("a look reads the row before", FORWARDS, "        each.send(found)\n",
+    Bug("a scoring request reads the row before", FORWARDS, "        each.send(found)\n",
         "        each.send((found[0], None if found[1] is None else found[1][[0, *range(len(ask.tokens))]]))\n"),
-    Bug("a look forgets what it fed but not that it fed it", CONTEXT, "                self._session.keep(self._cached + len(slots))\n", "                self._session.keep(self._cached)\n"),
+    Bug("a scoring request forgets what it fed but not that it fed it", CONTEXT, "                self._session.truncate(self._cached + len(slots))\n", "                self._session.truncate(self._cached)\n"),
 ]  # fmt: skip
 
-JUDGED, NETWORK, DICE, FEATURES = (
+JUDGED, NETWORK, RNG, FEATURES = (
     "specexp.decoding.lossy_rules", "specexp.judge.network", "specexp.decoding.rng", "specexp.judge.features",
 )  # fmt: skip
 
@@ -239,21 +239,21 @@ JUDGED_BUGS = [
     Bug("top-k a row late", JUDGED, "rows, where = logits[:num_drafted]", "rows, where = logits[1:]"),
     Bug("top-k is of the draft", JUDGED, "rows, where = logits[:num_drafted]", "rows, where = logits[:num_drafted] if drafted.q is None else drafted.q"),
     Bug("the last drafted token is not fed", DRAFTING, "chain.hidden.append(states)\n", "chain.hidden.append(chain.hidden[-1])\n"),
-    Bug("the last drafted token is always fed", DRAFTING, "        if ask.own and (", "        if ask.hidden and ("),
+    Bug("the last drafted token is always fed", DRAFTING, "        if ask.feed_last_token and (", "        if ask.hidden and ("),
     Bug("the last drafted token is fed twice", CONTEXT, "slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1]",
         "slots = [slot for slot in kept if slot < self._num_slots][: max(0, len(tokens) - 2)]"),
     Bug("accepted_anyway tokens are moved by one", CHAIN, "            if self.warp.greedy:",
         "            accepted_anyway = None if accepted_anyway is None else array_namespace(accepted_anyway).roll(accepted_anyway, 1)\n            if self.warp.greedy:"),
-    Bug("accepted_anyway means accepted by the lossless rule too", RULES, "accepted & ~passed", "accepted & (~passed if accepted_anyway is None else accepted_anyway)"),
+    Bug("accepted anyway means accepted by the lossless rule too", RULES, "accepted & ~passed", "accepted & (~passed if accepted_anyway is None else accepted_anyway)"),
     Bug("judged tokens behind a rejection count", RULES, "accepted & ~passed", "~passed if accepted_anyway is None else accepted_anyway & ~passed"),
-    Bug("a accepted_anyway token needs the lossless rule as well, greedily", RULES, "xp.astype(passed | accepted_anyway, drafted.dtype)", "xp.astype(passed & accepted_anyway, drafted.dtype)"),
-    Bug("what is accepted_anyway is the target's choice all the same", RULES, "tokens = xp.where(accepted, xp.concat([drafted, _zero(xp, drafted)]), choice)", "tokens = choice"),
+    Bug("a token accepted anyway needs the lossless rule as well, greedily", RULES, "xp.astype(passed | accepted_anyway, drafted.dtype)", "xp.astype(passed & accepted_anyway, drafted.dtype)"),
+    Bug("what is accepted anyway is the target's choice all the same", RULES, "tokens = xp.where(accepted, xp.concat([drafted, _zero(xp, drafted)]), choice)", "tokens = choice"),
     Bug("greedily judged tokens are not told apart", RULES, "accepted[:-1] & ~passed, same", "accepted[:-1], same"),
-    Bug("a accepted_anyway token needs the lossless rule as well", DICE, "passed if accepted_anyway is None else passed | accepted_anyway", "passed if accepted_anyway is None else passed & accepted_anyway"),
-    Bug("a accepted_anyway correction is drawn from p", RULES, "weights = xp.where(xp.any(residual > 0), residual, row)",
+    Bug("a token accepted anyway needs the lossless rule as well", RNG, "passed if accepted_anyway is None else passed | accepted_anyway", "passed if accepted_anyway is None else passed & accepted_anyway"),
+    Bug("a correction after an accepted token is drawn from p", RULES, "weights = xp.where(xp.any(residual > 0), residual, row)",
         "weights = xp.where(xp.any(residual > 0), residual, row) if accepted_anyway is None else row"),
     Bug("no standardising", NETWORK, '(xp.astype(features, xp.float32) - where["mean"]) / where["scale"]', "xp.astype(features, xp.float32)"),
-    Bug("a mode asks for the wrong hidden rows", FEATURES, 'own="draft_token" in self.parts', 'own="target_token" in self.parts'),
+    Bug("a mode asks for the wrong hidden rows", FEATURES, 'feed_last_token="draft_token" in self.parts', 'feed_last_token="target_token" in self.parts'),
     Bug("a judge for each position", JUDGED, "self.score(xp.concat(rows, axis=-1)) <",
         "xp.concat([self.score(row[None]) for row in xp.concat(rows, axis=-1)]) <"),
 ]  # fmt: skip
@@ -276,11 +276,11 @@ BATCH_BUGS = [
     Bug("what attention found is not brought back to its tokens", ATTENTION, "return found if self.dense else found.index_select(0, self.fed)", "return found[: len(self.fed)]"),
     Bug("hidden rows of the row before", KV, "torch.split(logits, sizes), torch.split(chosen, sizes)", "torch.split(logits, sizes), torch.split(chosen.roll(1, 0), sizes)"),
     Bug("growing forgets what was there", KV, "        self.values[:, :, :used] = old[:, :, :used]\n", "        self.values[:, :1, :used] = old[:, :1, :used]\n"),
-    Bug("slots are not reset when a row is used again", CONTEXT, "        self._session.keep(common)\n        self._cached = common", "        self._session.keep(self._session.length)\n        self._cached = common"),
+    Bug("slots are not reset when a row is used again", CONTEXT, "        self._session.truncate(common)\n        self._cached = common", "        self._session.truncate(self._session.length)\n        self._cached = common"),
     Bug("a context beyond its row", ENGINE, "return self._contexts[role][row]", "return self._contexts[role][max(0, row - 1)]"),
     Bug("the rng of the first row for every row", DRAFTING, "[chain.run.rng for chain in chains]", "[chains[0].run.rng for _ in chains]"),
     Bug("positions of the first row's rng for every row", DRAFTING, "[len(chain.run.ids) - chain.run.num_prompt + step for chain in chains]", "[len(chains[0].run.ids) - chains[0].run.num_prompt + step for chain in chains]"),
-    Bug("every row drafts as far as the first", DRAFTING, "self._fitting(run, each.gamma, ask.reserve, ask.own)) for", "self._fitting(asked[0][0], each.gamma, ask.reserve, ask.own)) for"),
+    Bug("every row drafts as far as the first", DRAFTING, "self._fitting(run, each.gamma, ask.reserve, ask.feed_last_token)) for", "self._fitting(asked[0][0], each.gamma, ask.reserve, ask.feed_last_token)) for"),
     Bug("chains that end early are mistaken for each other", DRAFTING, "zip(chains, found, strict=True):\n            if value <", "zip(chains, reversed(found), strict=True):\n            if value <"),
     Bug("a round's values are read in another order", ENGINE, "for _, ask in asked for part in parts_of(ask)", "for _, ask in reversed(asked) for part in parts_of(ask)"),
     Bug("hidden rows of another chain", DRAFTING, '[c.run for c in behind], last), strict', '[c.run for c in behind], last)[::-1], strict'),
@@ -327,7 +327,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("overlap of untested positions", RUN, 'sum(counts["overlap"][:num_tested])', 'sum(counts["overlap"])'),
         Bug("an empty round is full", RUN, "num_drafted > 0 and num_accepted == num_drafted", "num_accepted == num_drafted"),
         Bug("cut tokens stay in the sequence", RUN, "        self.ids += tokens\n", "        self.ids += block[:num_tokens]\n"),
-        Bug("an EOS beyond the limit stops", RUN, "tokens = tokens[: self.room]\n        for i, token in enumerate(tokens):", "for i, token in enumerate(tokens):"),
+        Bug("an EOS beyond the limit stops", RUN, "tokens = tokens[: self.remaining_tokens]\n        for i, token in enumerate(tokens):", "for i, token in enumerate(tokens):"),
         Bug("told twice", RUN, "            self._num_emitted += len(new)\n", ""),
         Bug("the histogram forgets rounds without a draft", RUN, "        _count(out.accepted_histogram, num_accepted)\n        _count(out.drafted", "        if num_drafted:\n            _count(out.accepted_histogram, num_accepted)\n        _count(out.drafted"),
     ],
@@ -404,8 +404,8 @@ FORWARD_BUGS = [
 ]  # fmt: skip
 
 ALIGNMENT_BUGS = [
-    Bug("a mask begins anywhere", KV, "start % (ALIGNMENT // own.dtype.itemsize)", "0"),
-    Bug("a mask begins at whole values of half the size", KV, "ALIGNMENT // own.dtype.itemsize", "ALIGNMENT // own.dtype.itemsize // 2"),
+    Bug("a mask begins anywhere", KV, "start % (ALIGNMENT // forward.dtype.itemsize)", "0"),
+    Bug("a mask begins at whole values of half the size", KV, "ALIGNMENT // forward.dtype.itemsize", "ALIGNMENT // own.dtype.itemsize // 2"),
     Bug("bands begin anywhere", KV, "left = _rounded_up(self.capacity) + shift", "left = self.capacity + 1 + shift"),
 ]  # fmt: skip
 

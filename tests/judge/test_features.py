@@ -46,4 +46,4 @@ def test_columns_stand_in_the_order_of_the_modes_parts() -> None:
         hidden = {"draft": widths["draft_token"], "target": widths["target_token"]}
         if "previous" not in mode.name:
             assert mode.size(hidden) == x.shape[1]
-        assert mode.needs.own == ("draft_token" in mode.parts)
+        assert mode.needs.feed_last_token == ("draft_token" in mode.parts)

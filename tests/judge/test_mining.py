@@ -118,7 +118,7 @@ def test_the_corners_around_the_end_of_a_response_were_mined(minings: list[Minin
 
 
 def miner_of_rows(pair: Any, task: Any, rows: int, limit: int = LIMIT) -> Any:
-    return importlib.import_module("specexp.judge.mining").Miner(pair, task, limit, rows=rows)
+    return importlib.import_module("specexp.judge.mining").Miner(pair, task, limit, max_batch_size=rows)
 
 
 def batch_disagreements(one: Any, other: Any, tolerance: float) -> Iterator[str]:
@@ -207,7 +207,7 @@ class ScriptedSession:
         states = np.array([[float(end), float(self.text[end - 1])] for end in ends])
         return np.eye(10)[said].reshape(rows, 10), states if hidden else None
 
-    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
+    def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
         self.text = [*self.text[:length], *(self.text[slot] for slot in slots)]
 
     def slots(self) -> object:
@@ -293,7 +293,7 @@ def test_no_mismatch_gives_no_label() -> None:
     assert labels_of(scripted(SAYS_12, SAYS_12), "the last token") == []
 
 
-# engine.look
+# engine.score
 
 
 def fresh_rows(model: Any, ids: list[int], rows: int) -> tuple[Any, Any]:
@@ -324,7 +324,7 @@ def test_looking_gives_the_rows_of_a_fresh_forward_whatever_was_looked_at_before
             continue
         role = rng.choice(["draft", "target"])
         hidden = rng.random() < 0.5
-        logits, states = lab.engine.look(role, ids, tokens, hidden=hidden)
+        logits, states = lab.engine.score(role, ids, tokens, hidden=hidden)
         want_logits, want_states = fresh_rows(lab.models[role], [*ids, *tokens], len(tokens) + 1)
         assert np.array_equal(logits, want_logits)
         assert (states is not None) == hidden
@@ -337,7 +337,7 @@ def test_looking_feeds_only_what_the_cache_does_not_hold() -> None:
 
     def fed(ids: list[int], tokens: list[int]) -> tuple[int, int]:
         before = lab.engine.spent()
-        lab.engine.look("draft", ids, tokens)
+        lab.engine.score("draft", ids, tokens)
         after = lab.engine.spent()
         return after["draft_calls"] - before["draft_calls"], after["draft_positions"] - before["draft_positions"]
 

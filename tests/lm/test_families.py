@@ -94,7 +94,7 @@ def near_tie(model: HFModel, prompt: list[int], one: list[int], other: list[int]
         return True
     ids = model.ids([*prompt, *one[:same]])
     logits, _ = model.session().feed(ids, rows=1)
-    exact, _ = HFModel(copy.deepcopy(model.module).float(), "exact", model.known).session().feed(ids, rows=1)
+    exact, _ = HFModel(copy.deepcopy(model.module).float(), "exact", model.num_valid_ids).session().feed(ids, rows=1)
     gap = abs(float(exact[0, one[same]] - exact[0, other[same]]))
     return gap <= 4 * float((logits - exact).abs().max())
 

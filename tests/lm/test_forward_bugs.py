@@ -78,7 +78,7 @@ def checks() -> Iterator[str]:
                 if other.length != one.length:
                     yield f"{name}, {what}: {other.length} slots are filled, not {one.length}"
                 for session in (one, other):
-                    session.keep(length, slots)
+                    session.truncate(length, slots)
             said = drafted(model)
             if [out.token_ids for out in said] != [out.token_ids for out in drafted(ours, drafts=False)]:
                 yield f"{name}, {what}: its own drafts change what it says"

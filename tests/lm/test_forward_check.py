@@ -15,7 +15,7 @@ from specexp.lm.hf import forward_check, model_config
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.hf_session import HFSession
 from specexp.lm.hf.loading import load_model
-from specexp.lm.native.kv_cache import OwnSession
+from specexp.lm.native.kv_cache import NativeSession
 from specexp.lm.runtime import ModelConfig
 
 BY_SLOT: dict[str, tuple[dict[str, Any], str]] = {
@@ -64,7 +64,7 @@ def test_a_tree_is_checked_before_the_first_one_is_scored(monkeypatch: pytest.Mo
 
 def test_both_forwards_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Our own forward and transformers', each by the path that decodes with it."""
-    for forward, kind in (("auto", OwnSession), ("transformers", HFSession)):
+    for forward, kind in (("auto", NativeSession), ("transformers", HFSession)):
         model = HFModel(build("llama"), "llama", forward=forward)
         fed: list[type] = []
         whole = kind.feed

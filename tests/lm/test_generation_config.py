@@ -62,7 +62,7 @@ def plain(model: HFModel, suppressed: list[int]) -> list[int]:
 
 def suppressing(models: dict[str, HFModel], ids: list[int]) -> dict[str, HFModel]:
     return {
-        role: HFModel(copy.deepcopy(model.module), model.name, model.known, suppressed=ids)
+        role: HFModel(copy.deepcopy(model.module), model.name, model.num_valid_ids, suppressed=ids)
         for role, model in models.items()
     }
 
@@ -73,7 +73,7 @@ def test_suppressed_ids_are_emitted_by_no_method(pair: Pair, family: str) -> Non
     ids = sorted(set(free[::3]))
     assert ids
     models = suppressing(pair(family), [*ids, 400])  # one is beyond the vocabulary
-    assert (models["target"].own is None) == (family == "gpt2")
+    assert (models["target"].native is None) == (family == "gpt2")
     for name, decoder in DECODERS.items():
         role: Any = "draft" if name == "draft_only" else "target"
         out = Engine(models).generate(decoder, PROMPT, LENGTH, CertainRng()).token_ids

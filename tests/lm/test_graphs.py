@@ -68,7 +68,11 @@ def decoders(warp: Warp) -> Iterator[Decoder]:
     yield Chain(DraftModel(4, min_probability=0.2), Lossless(), warp)
     parts = ("target_token", "draft_token")
     judged = Judged(
-        lambda x: torch.sigmoid(x.sum(-1)), parts, 0.4, (2,), RequiredHidden(target=True, draft=True, own=True)
+        lambda x: torch.sigmoid(x.sum(-1)),
+        parts,
+        0.4,
+        (2,),
+        RequiredHidden(target=True, draft=True, feed_last_token=True),
     )
     yield Chain(DraftModel(4), judged, warp)
     yield SpecExec(24, 4, warp)
@@ -105,7 +109,7 @@ def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(both: Any, wa
     """Tokens, q and hidden rows, from a prompt's end and behind two tokens, at two places of the sequence."""
     plain, captured = (pair["draft"] for pair in both("llama"))
     captured = captured if recorded else plain
-    ask = Draft(5, WARPS[warp], hidden=True, own=True)
+    ask = Draft(5, WARPS[warp], hidden=True, feed_last_token=True)
     for seed, length in ((0, 5), (1, 5), (2, 3)):
         for fresh in ([8], [8, 30]):
             rng = rng_for(ask.warp.temperature, seed, "p")
@@ -143,7 +147,7 @@ def test_trees_are_masked_as_they_come(both: Any, family: str) -> None:
         session.feed(model.ids(range(3, 12)), rows=0)
         first = session.feed(model.ids([20, 21, 22]), rows=2, hidden=True, branches=stand)
         second = session.feed(model.ids([23, 24]), rows=2, branches=stand)
-        session.keep(9, [9, 11, 13])
+        session.truncate(9, [9, 11, 13])
         answers += [*first, second[0], session.feed(model.ids([30]), rows=1)[0]]
     for want, got in zip(answers[:4], answers[4:], strict=True):
         assert torch.allclose(want, got, atol=1e-4)
@@ -151,7 +155,7 @@ def test_trees_are_masked_as_they_come(both: Any, family: str) -> None:
 
 def test_padding_of_a_tree_sees_something() -> None:
     """Else its keys and values are no numbers, on devices where a row that sees nothing is none."""
-    own = HFModel(build("mistral_window"), "x").own
+    own = HFModel(build("mistral_window"), "x").native
     assert own is not None
     masks, positions = tree_masks(own, 20, 2, Branches(20, [0, 0], [[0], [1]]), 16, 32)
     assert positions.tolist() == [20, 20]
@@ -203,13 +207,13 @@ def test_several_rows_are_decoded_as_they_come() -> None:
     pair = models("llama", "cpu", Tape())
     decoder, rng = Chain(DraftModel(4), Lossless(), Warp()), CertainRng()
     want = [Engine(models("llama", "cpu", "off")).generate(decoder, p, 20, rng).token_ids for p in PROMPTS]
-    found = dict(Engine(pair, rows=2).generate_all([Request(decoder, p, 20, rng) for p in PROMPTS]))
+    found = dict(Engine(pair, max_batch_size=2).generate_all([Request(decoder, p, 20, rng) for p in PROMPTS]))
     assert [found[i].token_ids for i in range(len(PROMPTS))] == want
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_norm_of_a_gpu_is_the_librarys_but_for_rounding(dtype: torch.dtype) -> None:
-    own = HFModel(build("llama").to(dtype), "x").own
+    own = HFModel(build("llama").to(dtype), "x").native
     assert own is not None
     x, weight = torch.randn(5, 32).to(dtype), torch.randn(32).to(dtype)
     want = own._norm_wide(x, weight)

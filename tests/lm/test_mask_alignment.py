@@ -109,10 +109,10 @@ def everything(model: HFModel) -> None:
         session.feed(ids(model, 1), 1)
         for num in (1, 3):
             session.feed(ids(model, num), num)
-            session.keep(start)
+            session.truncate(start)
         session.feed(ids(model, 5), 5, True, branches(start))
-        session.keep(start)
-    session.keep(3)
+        session.truncate(start)
+    session.truncate(3)
     session.feed(ids(model, CHUNK + 7), 1)
 
 
@@ -155,7 +155,7 @@ def test_rows_of_different_lengths(masks: Masks, shape: str, dtype: torch.dtype)
                 feeds.append(Feed(session, ids(model, 5 if tree else 1 + (turn * row) % 4), 1, False, tree))
         model.feed(feeds)
         for row, session in enumerate(sessions):
-            session.keep(min(session.length, turn + 3 * row + 1))
+            session.truncate(min(session.length, turn + 3 * row + 1))
     assert len({width % 8 for width in masks.widths}) == 8
 
 
@@ -167,7 +167,7 @@ def test_methods(masks: Masks, method: str, captured: bool) -> None:
         Engine(models).generate(DECODERS[method], prompt, 24, CertainRng())
     if not captured:
         requests = [Request(DECODERS[method], list(TEXT[:n]), 24, CertainRng()) for n in (2, 9, 30, 5)]
-        assert len(list(Engine(models, rows=3).generate_all(requests))) == 4
+        assert len(list(Engine(models, max_batch_size=3).generate_all(requests))) == 4
     assert masks.shapes
 
 
@@ -183,9 +183,9 @@ def test_a_search_for_labels(masks: Masks) -> None:
             yield Request(DECODERS["replay"], [*head, 5], 8, CertainRng())
 
     for rows in (1, 2):
-        engine = Engine(models, reuse=True, rows=rows)
-        procedures: Any = [searching([7, 8, 9]), searching([5, 6])]
-        assert len(list(engine.run_all(procedures))) == 2
+        engine = Engine(models, reuse=True, max_batch_size=rows)
+        coroutines: Any = [searching([7, 8, 9]), searching([5, 6])]
+        assert len(list(engine.run_all(coroutines))) == 2
     assert len({width % 8 for width in masks.widths}) == 8
 
 

@@ -59,8 +59,8 @@ def both(request: pytest.FixtureRequest) -> tuple[HFModel, HFModel]:
     module = build(family, **more)
     theirs = HFModel(copy.deepcopy(module), "theirs", forward="transformers")
     ours = HFModel(module, "ours")
-    assert ours.own is not None, ours.why_not_own
-    assert theirs.own is None
+    assert ours.native is not None, ours.why_not_native
+    assert theirs.native is None
     return theirs, ours
 
 
@@ -81,12 +81,12 @@ def test_logits_and_hidden_rows_are_those_of_transformers(both: tuple[HFModel, H
 
     worst = [fed(21, 21), fed(1, 1), fed(5, 3), fed(2, 2), fed(3, 3)]
     for session in sessions:
-        session.keep(24)
+        session.truncate(24)
     worst.append(fed(7, 7))
     tree = Branches(31, [0, 1, 1, 2, 2, 3], [[0], [0, 1], [0, 2], [0, 1, 3], [0, 2, 4], [0, 2, 4, 5]])
     worst.append(fed(6, 6, tree))
     for session in sessions:
-        session.keep(31, [31, 33, 35])
+        session.truncate(31, [31, 33, 35])
     worst += [fed(1, 1), fed(9, 9)]
     assert max(worst) < CLOSE
 
@@ -130,8 +130,8 @@ def test_rows_that_are_fed_together_are_those_fed_alone(both: tuple[HFModel, HFM
         for one, other in zip(together, alone, strict=True):
             assert one.length == other.length
             kept = one.length - (turn % 3)
-            one.keep(kept)
-            other.keep(kept)
+            one.truncate(kept)
+            other.truncate(kept)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -143,7 +143,7 @@ def test_in_a_reduced_dtype_it_is_as_near_to_the_exact_weights_as_transformers_i
     want, ours_off, theirs_off = exact.session().feed(ids, 7)[0], 0.0, 0.0
     ours_off = float((ours.session().feed(ids, 7)[0] - want).abs().max())
     theirs_off = float((theirs.session().feed(ids, 7)[0] - want).abs().max())
-    assert ours.own is not None
+    assert ours.native is not None
     assert 0 < ours_off < 2 * theirs_off
 
 
@@ -152,8 +152,8 @@ def test_few_rows_and_many_go_through_products_that_agree(packed: bool, monkeypa
     if not packed:
         monkeypatch.setattr(native_forward, "PACK_LIMIT", 0)
     model = HFModel(build("llama"), "m")
-    assert model.own is not None
-    assert model.own.packed is packed
+    assert model.native is not None
+    assert model.native.packed is packed
     ids = torch.arange(3, 3 + 3 * native_forward.PACK_ROWS)
     one_by_one = model.session()
     rows = torch.cat([one_by_one.feed(ids[i : i + 1], 1)[0] for i in range(len(ids))])
@@ -167,9 +167,9 @@ def test_the_loaded_module_goes_on_working_and_holds_its_weights_once() -> None:
     ids = torch.tensor([[5, 9, 11, 40]])
     with torch.inference_mode():
         assert torch.equal(module(ids).logits, before(ids).logits)
-    assert model.own is not None
+    assert model.native is not None
     attention = module.model.layers[0].self_attn
-    assert attention.k_proj.weight.untyped_storage().data_ptr() == model.own.layers[0].qkv.weight.data_ptr()
+    assert attention.k_proj.weight.untyped_storage().data_ptr() == model.native.layers[0].qkv.weight.data_ptr()
     assert HFModel(before, "m", forward="transformers").fingerprint() == model.fingerprint()
 
 
@@ -187,7 +187,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 def test_where_it_does_not_apply_transformers_forward_is_used_and_the_reason_is_kept(case: str) -> None:
     make, reason = REFUSED[case]
     model = HFModel(make(), "m")
-    assert model.own is None
+    assert model.native is None
     assert reason in str(model.facts()["forward"])
     logits, _ = model.session().feed(torch.tensor([5, 9]), 2)
     with torch.inference_mode():
@@ -218,14 +218,14 @@ def test_no_step_allocates_keys_and_values() -> None:
     largest = []
     for session in (model.session(), HFModel(model.module, "t", forward="transformers").session()):
         session.feed(torch.arange(3, 90).repeat(12), 0)
-        if isinstance(session, kv_cache.OwnSession):
-            session.pool.reach(session.length + 100)
+        if isinstance(session, kv_cache.NativeSession):
+            session.pool.ensure_capacity(session.length + 100)
         session.feed(torch.tensor([5]), 1)
         session.feed(torch.tensor([5, 6, 7]), 3)
         with Allocations() as watch:
             session.feed(torch.tensor([5]), 1)
             session.feed(torch.tensor([5, 6, 7]), 3)
-            session.keep(session.length - 2)
+            session.truncate(session.length - 2)
         largest.append(watch.largest)
     keys = 1000 * 2 * 8 * 4  # of one layer
     assert largest[0] < keys / 4
@@ -243,7 +243,7 @@ def test_what_was_in_a_buffer_before_is_not_seen() -> None:
     model = HFModel(build("llama"), "m")
     session = model.session()
     session.feed(torch.arange(3, 80), 0)
-    session.keep(0)
+    session.truncate(0)
     fresh, used = (s.feed(torch.tensor([5, 9, 11]), 3, True) for s in (model.session(), session))
     assert differ(fresh, used) == 0
 
@@ -253,16 +253,16 @@ def test_a_long_prompt_goes_through_in_pieces() -> None:
     """32,768 tokens, of which the widest thing between two layers holds a piece."""
     model = HFModel(build("llama", max_position_embeddings=1 << 15, hidden_size=16, intermediate_size=16), "m")
     widest = 0
-    run = native_forward.OwnForward.__call__
+    run = native_forward.NativeForward.__call__
 
-    class Watching(native_forward.OwnForward):
+    class Watching(native_forward.NativeForward):
         def __call__(self, tokens: Any, *more: Any) -> Any:
             nonlocal widest
             widest = max(widest, tokens.shape[0])
             return run(self, tokens, *more)
 
-    assert model.own is not None
-    model.own.__class__ = Watching
+    assert model.native is not None
+    model.native.__class__ = Watching
     tokens = torch.randint(3, 96, (1 << 15,), generator=torch.Generator().manual_seed(0))
     session = model.sessions(1, capacity=1 << 15)[0]
     logits, _ = session.feed(tokens, rows=1)
@@ -294,9 +294,9 @@ def test_pieces_answer_as_the_whole(forward: str, rows: int) -> None:
 
 def test_only_the_rows_that_were_asked_for_are_scored() -> None:
     model = HFModel(build("llama"), "m")
-    assert model.own is not None
+    assert model.native is not None
     scored: list[int] = []
-    head = model.own.head
+    head = model.native.head
 
     class Counting:
         weight = head.weight
@@ -305,7 +305,7 @@ def test_only_the_rows_that_were_asked_for_are_scored() -> None:
             scored.append(x.shape[0])
             return head(x)
 
-    model.own.head = Counting()  # type: ignore[assignment]
+    model.native.head = Counting()  # type: ignore[assignment]
     session = model.session()
     session.feed(torch.arange(3, 50), 0)
     session.feed(torch.tensor([5, 6, 7]), 2)

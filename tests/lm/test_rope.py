@@ -98,7 +98,7 @@ def test_several_rows_say_what_each_says_alone(family: str) -> None:
     requests = [
         Request(DECODERS[m], prompt(size), LENGTH, CertainRng()) for m, size in zip(methods, SIZES, strict=True)
     ]
-    for place, out in Engine(models(family), rows=3).generate_all(requests):
+    for place, out in Engine(models(family), max_batch_size=3).generate_all(requests):
         assert out.token_ids == generated(family, SIZES[place])
 
 
@@ -144,13 +144,13 @@ def fed(session: Any, rng: random.Random, most: int = 12) -> Iterator[tuple[list
         yield paths[size - rows :], logits, hidden
         if branches is not None:
             best = max(branches.ancestors, key=len)
-            session.keep(len(ids), [len(ids) + a for a in best])
+            session.truncate(len(ids), [len(ids) + a for a in best])
             ids = ids + [tokens[a] for a in best]
         else:
             ids = ids + tokens
         if len(ids) > 80 or rng.random() < 0.3:
             ids = ids[: rng.randrange(45, 75)]
-            session.keep(len(ids))
+            session.truncate(len(ids))
         assert session.length == len(ids)
 
 

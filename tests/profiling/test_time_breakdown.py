@@ -106,15 +106,15 @@ def test_a_judge_is_charged_apart_from_accepting(hand: Hand) -> None:
 def test_a_chain_that_a_model_drafts_in_one_go_is_charged_as_it_is_made(temperature: float) -> None:
     """Its forwards to the draft, its sampling to sampling: the path that is timed is the one that is looked into."""
     hand, drafts = Hand(), HFModel(disturbed(build("llama"), 0.06), "draft")
-    assert drafts.own is not None
-    forward, warp = drafts.own.__call__, Warp(temperature)
+    assert drafts.native is not None
+    forward, warp = drafts.native.__call__, Warp(temperature)
     calls = []
 
     class Slow:
         """The forward, which takes its time."""
 
         def __getattr__(self, name: str) -> Any:
-            return getattr(drafts.own, name)
+            return getattr(drafts.native, name)
 
         def __call__(self, *arguments: Any) -> Any:
             calls.append(arguments[0].shape[0])

@@ -293,7 +293,7 @@ def test_every_method_comes_back_from_its_reference(tmp_path: Path, pair: specex
     reference.save(tmp_path)
     assert Reference.load(tmp_path) == reference
     want = pair.decode(PROMPTS[0], asked)
-    (found,) = ServedDecoder(tmp_path, rows=2).decode(PROMPTS[:1])
+    (found,) = ServedDecoder(tmp_path, max_batch_size=2).decode(PROMPTS[:1])
     assert (found.token_ids, found.text) == (want.token_ids, want.text)
 
 
@@ -381,7 +381,7 @@ def test_many_threads_get_each_its_own_answer() -> None:
     pair = specexp.load("toy_quick", gamma=3)
     wanted = toy_requests(pair, 60)
     want = [pair.engine().generate(r.decoder, r.prompt_ids, r.max_new_tokens, r.rng).token_ids for r in wanted]
-    batcher = Batcher(lambda: pair.engine(rows=4))
+    batcher = Batcher(lambda: pair.engine(max_batch_size=4))
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda request: batcher.decode([request])[0].token_ids, wanted))
     assert found == want
@@ -393,7 +393,7 @@ def test_who_comes_later_joins_those_that_are_being_decoded() -> None:
     early, late = toy_requests(pair, 2)
     events: list[str] = []
     threads: list[threading.Thread] = []
-    batcher = Batcher(lambda: pair.engine(rows=2))
+    batcher = Batcher(lambda: pair.engine(max_batch_size=2))
 
     def on_early(tokens: Sequence[int]) -> None:
         events.append("early")
@@ -423,7 +423,7 @@ class Breaking(Engine):
 
 def test_an_error_ends_what_was_being_decoded_and_nothing_else() -> None:
     pair = specexp.load("toy_quick")
-    engines = [Breaking(pair._pair.models, pair._pair.eos_ids), pair.engine(rows=2)]
+    engines = [Breaking(pair._pair.models, pair._pair.eos_ids), pair.engine(max_batch_size=2)]
     batcher = Batcher(lambda: engines.pop(0))
     with pytest.raises(RuntimeError, match="out of memory"):
         batcher.decode(toy_requests(pair, 2))

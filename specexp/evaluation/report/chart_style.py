@@ -60,9 +60,9 @@ def number(axes: Any, shown: Sequence[Entry], at: Sequence[Point], others: Seque
     """Write each setting's number next to its point, without covering other numbers and points."""
     figure = axes.figure
     dots, more = ([tuple(axes.transData.transform(point)) for point in points] for points in (at, others))
-    room = axes.get_window_extent().extents
+    frame = axes.get_window_extent().extents
     em = figure.dpi / 72 * 8
-    for entry, dot, place in zip(shown, dots, places(dots, 1.3 * em, 1.1 * em, tuple(room), more), strict=True):
+    for entry, dot, place in zip(shown, dots, places(dots, 1.3 * em, 1.1 * em, tuple(frame), more), strict=True):
         away = ((place[0] - dot[0]) ** 2 + (place[1] - dot[1]) ** 2) ** 0.5
         axes.annotate(
             str(entry.number), axes.transData.inverted().transform(dot),

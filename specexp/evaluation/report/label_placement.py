@@ -12,9 +12,9 @@ RINGS = (1.0, 1.7, 2.5, 3.4, 4.4, 5.5)  # distances to try, in label heights
 
 
 def places(
-    points: Sequence[Point], width: float, height: float, room: Box, others: Sequence[Point] = ()
+    points: Sequence[Point], width: float, height: float, frame: Box, others: Sequence[Point] = ()
 ) -> list[Point]:
-    """Return the centre of each point's label, in the points' units, inside `room` and off these points and `others`.
+    """Return the centre of each point's label, in the points' units, inside `frame` and off these points and `others`.
 
     The nearest free place is taken; if none is free, the one that covers least.
     """
@@ -31,7 +31,7 @@ def places(
             # start at the upper right
             middle = (x + reach * math.cos(turn + math.pi / 4), y + reach * math.sin(turn + math.pi / 4))
             box = _box(middle, width, height)
-            cost = sum(_shared(box, other) for other in (*taken, *dots)) + _outside(box, room)
+            cost = sum(_shared(box, other) for other in (*taken, *dots)) + _outside(box, frame)
             if best is None or cost < best[0] - 1e-9:
                 best = (cost, middle)
             if cost == 0:
@@ -50,6 +50,6 @@ def _shared(a: Box, b: Box) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-def _outside(box: Box, room: Box) -> float:
-    """Return the area of a box that lies outside the room."""
-    return (box[2] - box[0]) * (box[3] - box[1]) - _shared(box, room)
+def _outside(box: Box, frame: Box) -> float:
+    """Return the area of a box that lies outside the frame."""
+    return (box[2] - box[0]) * (box[3] - box[1]) - _shared(box, frame)

@@ -76,8 +76,8 @@ class TracedDecoder:
     def models(self) -> tuple[Role, ...]:
         return self._decoder.models
 
-    def steps(self, rng: Rng, room: int) -> Steps:
-        steps = self._decoder.steps(_Overheard(rng, self._seen), room)
+    def steps(self, rng: Rng, remaining_tokens: int) -> Steps:
+        steps = self._decoder.steps(_Overheard(rng, self._seen), remaining_tokens)
         answer: Any = None
         while True:
             try:

@@ -53,14 +53,14 @@ def teacher_forced_probs(
     `others[i]` are further tokens to score at position i. The engine must reuse its caches.
     """
     # The row that predicts tokens[i] exists once the prompt and i tokens were fed.
-    room = max(0, min(len(tokens), context - len(prompt) + 1))
+    limit = max(0, min(len(tokens), context - len(prompt) + 1))
     found: list[Opinion | None] = []
-    for start in range(0, room, ROWS):
-        here = tokens[start : min(start + ROWS, room)]
-        logits = engine.look(role, [*prompt, *tokens[:start]], here[:-1])[0]
+    for start in range(0, limit, ROWS):
+        here = tokens[start : min(start + ROWS, limit)]
+        logits = engine.score(role, [*prompt, *tokens[:start]], here[:-1])[0]
         asked = [list(others.get(start + i, ())) for i in range(len(here))]
         found += _read(logits, warp, here, asked)
-    return found + [None] * (len(tokens) - room)
+    return found + [None] * (len(tokens) - limit)
 
 
 def _read(logits: Array, warp: Warp, tokens: Sequence[int], others: Sequence[Sequence[int]]) -> list[Opinion]:

@@ -111,10 +111,10 @@ def render(data: Mapping[str, Any]) -> str:
     methods = {method["label"]: method for method in data["methods"]}
     prompts: list[dict[str, Any]] = []
     left_out: list[str] = []
-    room = PAGE_TOKENS
+    left = PAGE_TOKENS
     for number, prompt in enumerate(data["prompts"], 1):
-        room -= sum(min(CELL_TOKENS, len(cell["tokens"]["id"])) for cell in prompt["cells"])
-        if room >= 0 or not prompts:
+        left -= sum(min(CELL_TOKENS, len(cell["tokens"]["id"])) for cell in prompt["cells"])
+        if left >= 0 or not prompts:
             prompts.append(_prompt(prompt, f"p{number}", methods, data["history"]))
         else:
             left_out.append(_named(prompt))

@@ -84,7 +84,7 @@ def _chain_gap(model: Loaded) -> Gaps:
     prefix, path, _ = _tokens(model)
     session = model.sessions(2)[0]
     plain, _ = session.feed(model.ids([*prefix, *path]), PATH)
-    session.keep(0)
+    session.truncate(0)
     cached = _behind(model, session, prefix, path)
     return _gap(cached, plain), AS_MUCH * _rounding(model, plain)
 
@@ -99,14 +99,14 @@ def _tree_gap(model: Loaded) -> Gaps:
     plain = []
     for path in (one, other):
         plain.append(session.feed(model.ids([*prefix, *path]), PATH)[0])
-        session.keep(0)
+        session.truncate(0)
     noise = _gap(_behind(model, session, prefix, other), plain[1])
-    session.keep(PREFIX)
+    session.truncate(PREFIX)
     nodes = [token for pair in zip(one, other, strict=True) for token in pair]
     depths = [i // 2 for i in range(len(nodes))]
     ancestors = [list(range(i % 2, i + 1, 2)) for i in range(len(nodes))]
     tree, _ = session.feed(model.ids(nodes), len(nodes), False, Branches(PREFIX, depths, ancestors))
-    session.keep(PREFIX, [PREFIX + 2 * depth + 1 for depth in range(PATH - 1)])
+    session.truncate(PREFIX, [PREFIX + 2 * depth + 1 for depth in range(PATH - 1)])
     last, _ = session.feed(model.ids(other[-1:]), 1)
     paths = _gap(torch.cat([tree[::2], tree[1::2]]), torch.cat(plain))
     return max(paths, _gap(last, plain[1][-1:])), max(AS_MUCH * noise, _rounding(model, plain[1]))

@@ -1,7 +1,7 @@
 """Implements `Model` for Hugging Face causal language models: any `AutoModelForCausalLM` folder or hub id.
 
 Llama, Qwen2 and Mistral run on this project's own forward (`native_forward.py`), all others on transformers' forward:
-each session then has a full-length `DynamicCache`, which `keep` crops; sliding-window layers keep all their keys and
+each session then has a full-length `DynamicCache`, which `truncate` crops; sliding-window layers keep all their keys and
 mask them. If rotary angles depend on the length, `rope.py` does what generate() does. A model whose cache cannot be
 truncated to any length (recurrent and convolutional states) is refused.
 """
@@ -27,8 +27,8 @@ from specexp.lm.hf.rope import LongRopeSession, boundary_of
 from specexp.lm.model import Feed, Session, one_by_one
 from specexp.lm.native.cuda_graphs import SPARE, Capture, CudaGraphs, Graphs, GraphSession
 from specexp.lm.native.draft_loop import draft_chain
-from specexp.lm.native.kv_cache import OwnSession, Pool, together
-from specexp.lm.native.native_forward import OwnForward, refusal
+from specexp.lm.native.kv_cache import NativeSession, Pool, together
+from specexp.lm.native.native_forward import NativeForward, refusal
 from specexp.lm.transfer import integers
 
 Array = torch.Tensor
@@ -41,15 +41,15 @@ class HFModel:
 
     module: Any
     name: str
-    known: int | None = None  # number of ids that the tokenizer knows; higher ids are padding
+    num_valid_ids: int | None = None  # number of ids that the tokenizer knows; higher ids are padding
     offload: Offload | None = None
     forward: str = "auto"  # "auto": this project's own forward if it supports the model; or "transformers"
     graphs: str | Capture = "auto"  # "auto": on CUDA with our own forward; "off"; or a `Capture`
     suppressed: Sequence[int] = ()  # ids that are never emitted
     keeps_rows: bool = field(init=False)  # True if the module's forward takes `logits_to_keep`
-    own: OwnForward | None = field(init=False, default=None)
+    native: NativeForward | None = field(init=False, default=None)
     _trees_checked: bool = field(init=False, default=False)
-    why_not_own: str | None = field(init=False)
+    why_not_native: str | None = field(init=False)
     capture: Capture | None = field(init=False, default=None)
     pools: list[Graphs] = field(
         init=False, default_factory=list
@@ -63,7 +63,7 @@ class HFModel:
     def __post_init__(self) -> None:
         if isinstance(self.graphs, str) and self.graphs not in ("auto", "off"):
             raise ValueError(f"graphs is {self.graphs!r}; it must be 'auto', 'off' or a way of capturing.")
-        self.vocab_size = self.known or int(self._text_config.vocab_size)
+        self.vocab_size = self.num_valid_ids or int(self._text_config.vocab_size)
         self.suppressed = [i for i in self.suppressed if i < self.vocab_size]
         model_config.check(self.module.config, self.name)
         self.context = model_config.context_of(self.module.config, self.name)
@@ -71,9 +71,9 @@ class HFModel:
         self.recomputed_at = boundary.length if boundary is not None and boundary.recomputed else None
         self.device = torch.device(self.module.device)
         self.keeps_rows = "logits_to_keep" in inspect.signature(self.module.forward).parameters
-        self.why_not_own = refusal(self.module) if self.forward == "auto" else "it was not asked for"
-        if self.why_not_own is None:
-            self.own = OwnForward(self.module, self.suppressed)
+        self.why_not_native = refusal(self.module) if self.forward == "auto" else "it was not asked for"
+        if self.why_not_native is None:
+            self.native = NativeForward(self.module, self.suppressed)
             if not isinstance(self.graphs, str):
                 self.capture = self.graphs
             elif self.graphs == "auto" and self.device.type == "cuda":
@@ -100,7 +100,7 @@ class HFModel:
 
     def check_cache(self) -> None:
         """Raise ModelError if transformers' forward gives other logits with a cache than without one."""
-        if self.own is None:
+        if self.native is None:
             forward_check.check_cache(self, self.name)
 
     def check_trees(self) -> None:
@@ -132,16 +132,16 @@ class HFModel:
         if self.recomputed_at is not None:
             rotary, length = self.module.model.rotary_emb, self.recomputed_at
             return [LongRopeSession(HFSession(self), HFSession(self), rotary, length) for _ in range(count)]
-        if self.own is None:
+        if self.native is None:
             return [HFSession(self) for _ in range(count)]
         if self.capture is not None and count == 1:
             return [self._graphed(capacity).session()]
-        pool = Pool(self.own, count, capacity, self.known)
-        return [OwnSession(pool, row) for row in range(count)]
+        pool = Pool(self.native, count, capacity, self.num_valid_ids)
+        return [NativeSession(pool, row) for row in range(count)]
 
     def _graphed(self, capacity: int) -> Graphs:
         """Return a free pool with its recordings; or a new one, which replaces the free ones, as they are too small."""
-        assert self.own is not None
+        assert self.native is not None
         assert self.capture is not None
         free = [graphs for graphs in self.pools if not graphs.lent]
         for graphs in free:
@@ -150,16 +150,16 @@ class HFModel:
         self.pools = [graphs for graphs in self.pools if graphs not in free]
         # Leave room for longer prompts: when a pool grows, all its recordings are lost.
         slots = 1 << (capacity + SPARE - 1).bit_length()
-        self.pools.append(Graphs(Pool(self.own, 1, slots, self.known), self.capture))
+        self.pools.append(Graphs(Pool(self.native, 1, slots, self.num_valid_ids), self.capture))
         return self.pools[-1]
 
     def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
-        if self.own is None or len(feeds) == 1:
+        if self.native is None or len(feeds) == 1:
             return one_by_one(feeds)
         return together(feeds)
 
     def drafts(self, ask: Draft, rng: Rng) -> bool:
-        if self.own is None or ask.min_probability:
+        if self.native is None or ask.min_probability:
             return False
         # A recording freezes the warp and the rng: only the standard classes, without other state, can be recorded.
         plain = type(ask.warp) is Warp and (ask.warp.greedy or isinstance(rng, HashRng))
@@ -168,7 +168,7 @@ class HFModel:
     def draft(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
         if isinstance(feed.session, GraphSession):
             return feed.session.draft(feed.tokens, ask, length, rng, position)
-        assert isinstance(feed.session, OwnSession)
+        assert isinstance(feed.session, NativeSession)
         return draft_chain(feed.session, feed.tokens, ask, length, rng, position)
 
     def ids(self, tokens: Sequence[int]) -> Array:
@@ -220,10 +220,10 @@ class HFModel:
                 "suppress_tokens": list(self.suppressed),
                 "not_applied": generation_config.not_applied(self.module.generation_config),
             },
-            "forward": "own" if self.own is not None else f"transformers ({self.why_not_own})",
+            "forward": "own" if self.native is not None else f"transformers ({self.why_not_native})",
             "graphs": "captured" if self.capture is not None else "off",
             "threads": torch.get_num_threads(),
-            "threads_by_rows": dict(zip(("one", "several"), self.own.threads, strict=True)) if self.own else None,
+            "threads_by_rows": dict(zip(("one", "several"), self.native.threads, strict=True)) if self.native else None,
         }
 
     def wait(self) -> None:

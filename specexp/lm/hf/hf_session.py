@@ -53,7 +53,7 @@ class HFSession:
             **more,
         )
         self._length += num
-        logits = out.logits[0, :, : self._model.known]
+        logits = out.logits[0, :, : self._model.num_valid_ids]
         states = out.hidden_states[-1][0, num - rows :] if hidden else None
         logits = logits[logits.shape[0] - rows :].float()
         if self._model.suppressed:
@@ -61,8 +61,8 @@ class HFSession:
         return logits, states
 
     @torch.inference_mode()
-    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
-        assert 0 <= length <= self._length, f"cannot keep {length} of {self._length} slots"
+    def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
+        assert 0 <= length <= self._length, f"cannot truncate to {length} of {self._length} slots"
         if slots:
             kept = integers([*range(length), *slots], self._model.device)
             for layer in self._cache.layers:

@@ -105,7 +105,7 @@ def suppressed_ids(config: ModelConfig) -> tuple[int, ...]:
     return generation_config.suppressed(found, config.model)
 
 
-def load_model(config: ModelConfig, known: int | None = None, suppressed: Sequence[int] = ()) -> HFModel:
+def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed: Sequence[int] = ()) -> HFModel:
     """Load the model of this folder or hub id, ready to decode. Of the ids it scores, only the first `known` are used,
     and those in `suppressed` never."""
     path = _checked(config.model)
@@ -135,9 +135,9 @@ def load_model(config: ModelConfig, known: int | None = None, suppressed: Sequen
         raise ModelError(
             f"model '{config.model}' lacks {len(found['missing_keys'])} of its weights ({some}); get all its files."
         )
-    model = HFModel(module.eval(), config.model, known, offload, suppressed=suppressed)
-    if model.own is not None:
-        tune(model.own)
+    model = HFModel(module.eval(), config.model, num_valid_ids, offload, suppressed=suppressed)
+    if model.native is not None:
+        tune(model.native)
     return model
 
 

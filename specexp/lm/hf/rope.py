@@ -119,12 +119,12 @@ class LongRopeSession:
             return cache.feed(self._tokens[cache.length :], rows, hidden, branches)
 
     @torch.inference_mode()
-    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
-        assert 0 <= length <= self.length, f"cannot keep {length} of {self.length} slots"
+    def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
+        assert 0 <= length <= self.length, f"cannot truncate to {length} of {self.length} slots"
         for cache in self._caches.values():
             if cache.length > length:
                 # This cache may lack the end of the kept path: keep the beginning.
-                cache.keep(length, [slot for slot in slots if slot < cache.length])
+                cache.truncate(length, [slot for slot in slots if slot < cache.length])
         if self._tokens is not None:
             kept = integers(slots, self._tokens.device)
             self._tokens = torch.cat([self._tokens[:length], self._tokens[kept]]) if slots else self._tokens[:length]

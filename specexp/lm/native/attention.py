@@ -65,20 +65,20 @@ class SingleRowAttention:
     """Attention of one row, whose keys and values are a slice of the pool."""
 
     def __init__(self, pool: Pool, row: int, start: int, num: int, tree: tuple[Tensor, Tensor] | None = None) -> None:
-        own = pool.forward
+        forward = pool.forward
         self.flat, self.split = pool.flat[row], pool.split[row]
         self.start, self.num, self.stop = start, num, start + num
-        group = own.heads // own.kv_heads
+        group = forward.heads // forward.kv_heads
         self.masks: dict[int, Tensor | None] = {}
-        for window in set(own.windows):
+        for window in set(forward.windows):
             mask = None
             if tree is not None:
-                mask = additive(to_device(window_mask(*tree, window), own.device), own.dtype)
+                mask = additive(to_device(window_mask(*tree, window), forward.device), forward.dtype)
                 mask = mask.repeat_interleave(group, dim=0)
             elif num > 1 or (window and self.stop > window):
                 mask = pool.causal_mask(num, start, window)
             self.masks[window] = mask
-        self.windows = own.windows
+        self.windows = forward.windows
 
     def attend(self, layer: int, queries: Tensor, fresh: Tensor) -> Tensor:
         self.flat[layer].narrow(0, self.start, self.num).copy_(fresh)
@@ -94,15 +94,15 @@ class BatchAttention:
     """
 
     def __init__(self, pool: Pool, feeds: Sequence[tuple[int, Feed]]) -> None:
-        own, self.pool = pool.forward, pool
-        place = own.device
+        forward, self.pool = pool.forward, pool
+        place = forward.device
         used = [row for row, _ in feeds]
         starts = [pool.lengths[row] for row in used]
         sizes = [feed.tokens.shape[0] for _, feed in feeds]
         self.count, self.num = len(used), max(sizes)
         self.dense = min(sizes) == self.num
         self.stop = max(start + size for start, size in zip(starts, sizes, strict=True))
-        pool.reach(self.stop)
+        pool.ensure_capacity(self.stop)
         fed: list[int] = []  # indices of the tokens in the padded rows
         wanted: list[int] = []
         for i, (_, feed) in enumerate(feeds):
@@ -130,21 +130,21 @@ class BatchAttention:
             sees[i, :size, : start + size] = to_device(own_sees, place)
             at[i, : start + size] = to_device(own_at, place)
             positions[i, :size] = at[i, start : start + size]
-        self.group, self.kv_heads = own.heads // own.kv_heads, own.kv_heads
-        self.windows = own.windows
+        self.group, self.kv_heads = forward.heads // forward.kv_heads, forward.kv_heads
+        self.windows = forward.windows
         self.masks = {}
-        for window in set(own.windows):
+        for window in set(forward.windows):
             seen = sees
             if window:
                 # A padding token may have nothing in its window: it attends to everything then, and is never read.
                 seen = sees & ((column if at is None else at[:, None, :]) > positions[:, :, None] - window)
                 seen |= ~seen.any(2, keepdim=True)
-            mask = additive(seen, own.dtype)[:, None]
+            mask = additive(seen, forward.dtype)[:, None]
             self.masks[window] = mask if self.group == 1 else mask.repeat_interleave(self.group, dim=2)
-        cos, sin = own.angles(self.stop)
+        cos, sin = forward.angles(self.stop)
         flat = positions.view(-1)[self.fed]
         self.cos, self.sin = cos.index_select(0, flat), sin.index_select(0, flat)
-        self.head_dim = own.head_dim
+        self.head_dim = forward.head_dim
 
     def attend(self, layer: int, queries: Tensor, fresh: Tensor) -> Tensor:
         kv = self.pool.values[layer]

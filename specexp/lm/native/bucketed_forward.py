@@ -17,16 +17,16 @@ from torch import Tensor
 from specexp.lm.model import Branches
 from specexp.lm.native.attention import additive, grouped, visible, window_mask
 from specexp.lm.native.kv_cache import Pool
-from specexp.lm.native.native_forward import OwnForward
+from specexp.lm.native.native_forward import NativeForward
 
 
 class BucketForward:
     """A forward over the first `bucket` slots of a pool's first row; after the pool has grown, make a new one."""
 
     def __init__(self, pool: Pool, bucket: int) -> None:
-        self._own, self._known = pool.forward, pool.known
-        self._columns = torch.arange(bucket, device=self._own.device)
-        self._cos, self._sin = self._own.angles(pool.capacity)
+        self._forward, self._num_valid_ids = pool.forward, pool.num_valid_ids
+        self._columns = torch.arange(bucket, device=self._forward.device)
+        self._cos, self._sin = self._forward.angles(pool.capacity)
         self._flat = pool.flat[0]
         self._split = [(keys.narrow(2, 0, bucket), values.narrow(2, 0, bucket)) for keys, values in pool.split[0]]
 
@@ -35,22 +35,23 @@ class BucketForward:
         slots = start + self._columns[: tokens.shape[0]]
         seen = self._columns <= slots[:, None]
         masks = {
-            window: seen & (self._columns > slots[:, None] - window) if window else seen for window in kinds(self._own)
+            window: seen & (self._columns > slots[:, None] - window) if window else seen
+            for window in kinds(self._forward)
         }
         return self._run(tokens, slots, slots, masks)
 
     def tree(self, tokens: Tensor, start: Tensor, positions: Tensor, seen: Sequence[Tensor]) -> Tensor:
         """Final hidden states [N, D] of tokens[N] fed from slot start[1] on, at positions[N]; seen[N, C] per window."""
         slots = start + self._columns[: tokens.shape[0]]
-        return self._run(tokens, slots, positions, dict(zip(kinds(self._own), seen, strict=True)))
+        return self._run(tokens, slots, positions, dict(zip(kinds(self._forward), seen, strict=True)))
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits of hidden states: [N, D] -> [N, V]."""
-        return self._own.head(x).float()[:, : self._known]
+        return self._forward.head(x).float()[:, : self._num_valid_ids]
 
     def _run(self, tokens: Tensor, slots: Tensor, positions: Tensor, seen: Mapping[int, Tensor]) -> Tensor:
         cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
-        return self._own(tokens, cos, sin, _Bucket(self._own, self._flat, self._split, slots, seen))
+        return self._forward(tokens, cos, sin, _Bucket(self._forward, self._flat, self._split, slots, seen))
 
 
 class _Bucket:
@@ -58,28 +59,28 @@ class _Bucket:
 
     def __init__(
         self,
-        own: OwnForward,
+        forward: NativeForward,
         flat: Sequence[Tensor],
         split: Sequence[tuple[Tensor, Tensor]],
         slots: Tensor,
         seen: Mapping[int, Tensor],
     ) -> None:
         self._flat, self._split, self._slots = flat, split, slots
-        self._windows, self._kv_heads, group = own.windows, own.kv_heads, own.heads // own.kv_heads
-        self._masks = {window: repeated(additive(each, own.dtype), group) for window, each in seen.items()}
+        self._windows, self._kv_heads, group = forward.windows, forward.kv_heads, forward.heads // forward.kv_heads
+        self._masks = {window: repeated(additive(each, forward.dtype), group) for window, each in seen.items()}
 
     def attend(self, layer: int, queries: Tensor, fresh: Tensor) -> Tensor:
         self._flat[layer].index_copy_(0, self._slots, fresh)
         return grouped(queries, *self._split[layer], self._masks[self._windows[layer]])
 
 
-def kinds(own: OwnForward) -> list[int]:
+def kinds(forward: NativeForward) -> list[int]:
     """The different sliding windows of the layers, sorted; 0 for none."""
-    return sorted(set(own.windows))
+    return sorted(set(forward.windows))
 
 
 def tree_masks(
-    own: OwnForward, start: int, num: int, branches: Branches, size: int, bucket: int
+    forward: NativeForward, start: int, num: int, branches: Branches, size: int, bucket: int
 ) -> tuple[list[Tensor], Tensor]:
     """Masks [size, bucket] of the tokens in slots start .. start + num - 1, one per window, and their positions.
 
@@ -87,7 +88,7 @@ def tree_masks(
     """
     sees, at = visible(start, num, branches)
     masks = []
-    for window in kinds(own):
+    for window in kinds(forward):
         mask = torch.zeros(size, bucket, dtype=torch.bool)
         mask[:num, : start + num] = window_mask(sees, at, window)
         mask[num:, 0] = True

@@ -27,7 +27,7 @@ from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import DRAFT, HashRng, Rng
 from specexp.lm.model import Branches
 from specexp.lm.native.bucketed_forward import BucketForward, kinds, tree_masks
-from specexp.lm.native.kv_cache import OwnSession, Pool
+from specexp.lm.native.kv_cache import NativeSession, Pool
 from specexp.lm.transfer import to_device
 
 CHAINS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 24, 32, 33, 64, 65)  # sizes, in tokens, of chain recordings
@@ -100,7 +100,7 @@ class Graphs:
 
     def __init__(self, pool: Pool, capture: Capture) -> None:
         self.pool, self._capture = pool, capture
-        self._own = pool.forward
+        self._forward = pool.forward
         self._values = pool.values
         self._kept: dict[Hashable, _Recording] = {}
         self._sessions: weakref.WeakSet[GraphSession] = weakref.WeakSet()
@@ -111,7 +111,7 @@ class Graphs:
         """Return an empty session. While it is alive, the pool is lent and must not be lent again."""
         self.pool.lengths[0] = 0
         self.pool.values.zero_()  # an earlier session may have left NaN, and padding attends to some of it
-        found = GraphSession(self, OwnSession(self.pool, 0))
+        found = GraphSession(self, NativeSession(self.pool, 0))
         self._sessions.add(found)
         return found
 
@@ -124,12 +124,12 @@ class Graphs:
         num, start = tokens.shape[0], self.pool.lengths[0]
         if branches is None:
             size = next(each for each in CHAINS if each >= num)
-            bucket = self.reach(start + size)
+            bucket = self.bucket_for(start + size)
             x, logits = self._answer(("chain", size, bucket), lambda: self._chain(size, bucket), (tokens, start))
         else:
             size = -(-num // TREE_STEP) * TREE_STEP
-            bucket = self.reach(start + size)
-            masks, positions = tree_masks(self._own, start, num, branches, size, bucket)
+            bucket = self.bucket_for(start + size)
+            masks, positions = tree_masks(self._forward, start, num, branches, size, bucket)
             given: list[Tensor | int] = [
                 tokens,
                 start,
@@ -147,23 +147,23 @@ class Graphs:
         The recording always drafts gamma tokens; if `length` is smaller, only the first ones are used.
         """
         num, start, gamma = tokens.shape[0], self.pool.lengths[0], ask.gamma
-        bucket = self.reach(start + num + gamma)
+        bucket = self.bucket_for(start + num + gamma)
         seeds = rng.key if isinstance(rng, HashRng) else (0, 0)
-        key = ("draft", num, gamma, bucket, ask.warp, ask.own)
+        key = ("draft", num, gamma, bucket, ask.warp, ask.feed_last_token)
         given = (tokens, start, position, *seeds)
         drafted, q, x, peaks = self._answer(key, lambda: self._drafting(num, bucket, ask), given)
-        self.pool.lengths[0] = start + num + length - 1 + ask.own
-        hidden = x[: length + ask.own].clone() if ask.hidden or ask.own else None
+        self.pool.lengths[0] = start + num + length - 1 + ask.feed_last_token
+        hidden = x[: length + ask.feed_last_token].clone() if ask.hidden or ask.feed_last_token else None
         q_kept = None if ask.warp.greedy else q[:length].clone()
         return Drafted(drafted[:length].clone(), q_kept, hidden, peaks[:length].clone())
 
-    def reach(self, slots: int) -> int:
+    def bucket_for(self, slots: int) -> int:
         """Grow the pool to at least `slots` slots, always to a bucket size, which suits kernels; returns the bucket."""
         bucket = LEAST_BUCKET
         while bucket < slots:
             bucket *= 2
         if slots > self.pool.capacity:
-            self.pool.reach(bucket)
+            self.pool.ensure_capacity(bucket)
         return min(bucket, self.pool.capacity)
 
     def _answer(
@@ -188,7 +188,7 @@ class Graphs:
         return recording.replay()
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=self._own.device)
+        return torch.zeros(shape, dtype=dtype, device=self._forward.device)
 
     def _chain(self, size: int, bucket: int) -> _Recording:
         forward = BucketForward(self.pool, bucket)
@@ -206,7 +206,7 @@ class Graphs:
             x = forward.tree(tokens, start, positions, masks)
             return x, forward.logits(x)
 
-        masks = [self._zeros(size, bucket, dtype=torch.bool) for _ in kinds(self._own)]
+        masks = [self._zeros(size, bucket, dtype=torch.bool) for _ in kinds(self._forward)]
         return _Recording(run, (self._zeros(size), self._zeros(1), self._zeros(size), *masks))
 
     def _drafting(self, num: int, bucket: int, ask: Draft) -> _Recording:
@@ -218,7 +218,7 @@ class Graphs:
             scored: list[Tensor] = []
             rows: list[Tensor] = []
             states: list[Tensor] = []
-            for step in range(gamma + ask.own):
+            for step in range(gamma + ask.feed_last_token):
                 x = forward.chain(fed, start)[-1:]
                 states.append(x)
                 if step == gamma:  # this step only computes the hidden state of the last token
@@ -239,10 +239,10 @@ class Graphs:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class GraphSession:
-    """A pool's row as a `Session`: replays recordings where possible, and otherwise feeds through `OwnSession`."""
+    """A pool's row as a `Session`: replays recordings where possible, and otherwise feeds through `NativeSession`."""
 
     graphs: Graphs
-    inner: OwnSession
+    inner: NativeSession
 
     @property
     def length(self) -> int:
@@ -253,7 +253,7 @@ class GraphSession:
         self, tokens: Tensor, rows: int, hidden: bool = False, branches: Branches | None = None
     ) -> tuple[Tensor, Tensor | None]:
         if not rows or tokens.shape[0] > (CHAINS[-1] if branches is None else TREES):
-            self.graphs.reach(self.length + tokens.shape[0])
+            self.graphs.bucket_for(self.length + tokens.shape[0])
             return self.inner.feed(tokens, rows, hidden, branches)
         return self.graphs.feed(tokens, rows, hidden, branches)
 
@@ -265,8 +265,8 @@ class GraphSession:
             tokens = tokens[-1:]
         return self.graphs.draft(tokens, ask, length, rng, position)
 
-    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
-        self.inner.keep(length, slots)
+    def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
+        self.inner.truncate(length, slots)
 
     def slots(self) -> object:
         return self.inner.slots()

@@ -13,29 +13,29 @@ from torch import Tensor
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import DRAFT, Rng
 from specexp.lm.native.attention import SingleRowAttention
-from specexp.lm.native.kv_cache import OwnSession
+from specexp.lm.native.kv_cache import NativeSession
 from specexp.lm.threads import Threads
 
 
 @torch.inference_mode()
-def draft_chain(session: OwnSession, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
+def draft_chain(session: NativeSession, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
     """`Drafts.draft` after tokens[n]: `length` drafted tokens, the first sampled with the key `position`."""
-    pool, own, warp = session.pool, session.pool.forward, ask.warp
-    steps = length + ask.own
+    pool, forward, warp = session.pool, session.pool.forward, ask.warp
+    steps = length + ask.feed_last_token
     if tokens.shape[0] > 1:
         session.feed(tokens[:-1], rows=0)
         tokens = tokens[-1:]
     start = session.length
-    pool.reach(start + steps)
-    cos, sin = own.angles(start + steps)
+    pool.ensure_capacity(start + steps)
+    cos, sin = forward.angles(start + steps)
     drawn: list[Tensor] = []
     scored: list[Tensor] = []
     rows: list[Tensor] = []
     states: list[Tensor] = []
-    with Threads(own.threads[False]):
+    with Threads(forward.threads[False]):
         for step in range(steps):
             at = start + step
-            x = own(tokens, cos[at : at + 1], sin[at : at + 1], SingleRowAttention(pool, session.row, at, 1))
+            x = forward(tokens, cos[at : at + 1], sin[at : at + 1], SingleRowAttention(pool, session.row, at, 1))
             states.append(x)
             if step == length:  # this step only computes the hidden state of the last token
                 break
@@ -48,6 +48,6 @@ def draft_chain(session: OwnSession, tokens: Tensor, ask: Draft, length: int, rn
                 tokens = rng.pick(rows[-1][0], position + step, DRAFT)[None]
             drawn.append(tokens)
     pool.lengths[session.row] = start + steps
-    hidden = torch.cat(states) if ask.hidden or ask.own else None
+    hidden = torch.cat(states) if ask.hidden or ask.feed_last_token else None
     peaks = torch.cat(scored).amax(-1)
     return Drafted(torch.cat(drawn), None if warp.greedy else torch.cat(rows), hidden, peaks)

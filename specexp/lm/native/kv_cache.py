@@ -1,4 +1,4 @@
-"""Key-value buffers for `OwnForward`: preallocated, written in place, and truncated by lowering a length.
+"""Key-value buffers for `NativeForward`: preallocated, written in place, and truncated by lowering a length.
 
 A pool holds the rows of one or several sequences. A single sequence is fed through slices of its row, without indexing;
 several are fed together, each at its own length. A step allocates nothing for keys and values,
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from specexp.lm.model import CHUNK, Branches, Feed, in_pieces
 from specexp.lm.native.attention import BatchAttention, SingleRowAttention, additive, visible
-from specexp.lm.native.native_forward import OwnForward
+from specexp.lm.native.native_forward import NativeForward
 from specexp.lm.threads import Threads, fastest
 from specexp.lm.transfer import integers, to_device
 
@@ -30,10 +30,10 @@ SHORT = 64  # masks of up to this many tokens are cached for every alignment
 class Pool:
     """Buffers [L, B, C, W], zeroed: slots that were never written are masked, and must not hold NaN."""
 
-    forward: OwnForward
+    forward: NativeForward
     rows: int
     capacity: int
-    known: int | None = None  # how many of the ids that the head scores are used
+    num_valid_ids: int | None = None  # how many of the ids that the head scores are used
     lengths: list[int] = field(init=False)
     values: Tensor = field(init=False)
     flat: list[list[Tensor]] = field(init=False)  # [row][layer]: [C, W]
@@ -47,20 +47,22 @@ class Pool:
         self._view()
 
     def _zeros(self) -> Tensor:
-        own = self.forward
-        shape = (len(own.layers), self.rows, self.capacity, own.kv_width)
-        return torch.zeros(shape, dtype=own.dtype, device=own.device)
+        forward = self.forward
+        shape = (len(forward.layers), self.rows, self.capacity, forward.kv_width)
+        return torch.zeros(shape, dtype=forward.dtype, device=forward.device)
 
     def _view(self) -> None:
-        own = self.forward
+        forward = self.forward
         self.flat = [list(self.values[:, row].unbind(0)) for row in range(self.rows)]
         self.split = []
         for row in self.flat:
-            parts = [layer.view(1, self.capacity, 2, own.kv_heads, own.head_dim).transpose(1, 3) for layer in row]
+            parts = [
+                layer.view(1, self.capacity, 2, forward.kv_heads, forward.head_dim).transpose(1, 3) for layer in row
+            ]
             self.split.append([(part[:, :, 0], part[:, :, 1]) for part in parts])
         self._bands.clear()
 
-    def reach(self, slots: int) -> None:
+    def ensure_capacity(self, slots: int) -> None:
         """Grow to at least `slots` slots in every row."""
         if slots <= self.capacity:
             return
@@ -77,22 +79,22 @@ class Pool:
         The view begins at an aligned address: for each start modulo the alignment there is one cached tensor, shifted
         by that amount. Of long masks, which prompts need, only the latest is cached.
         """
-        own = self.forward
-        size, shift = 1 << (num - 1).bit_length(), start % (ALIGNMENT // own.dtype.itemsize)
+        forward = self.forward
+        size, shift = 1 << (num - 1).bit_length(), start % (ALIGNMENT // forward.dtype.itemsize)
         key = (size, window, shift if size <= SHORT else 0)
         left = _rounded_up(self.capacity) + shift
         made_for, rows = self._bands.get(key, (-1, self.values))
         if made_for != shift:
-            i = torch.arange(size, device=own.device)[:, None] + left
-            j = torch.arange(_rounded_up(left + size), device=own.device)[None, :]
+            i = torch.arange(size, device=forward.device)[:, None] + left
+            j = torch.arange(_rounded_up(left + size), device=forward.device)[None, :]
             seen = j <= i if not window else (j <= i) & (j > i - window)
-            rows = additive(seen, own.dtype).repeat_interleave(own.heads // own.kv_heads, dim=0)
+            rows = additive(seen, forward.dtype).repeat_interleave(forward.heads // forward.kv_heads, dim=0)
             self._bands[key] = shift, rows
-        return rows[: num * own.heads // own.kv_heads, left - start : left + num]
+        return rows[: num * forward.heads // forward.kv_heads, left - start : left + num]
 
-    def keep(self, row: int, length: int, slots: Sequence[int]) -> None:
+    def truncate(self, row: int, length: int, slots: Sequence[int]) -> None:
         """Keep the first `length` slots of a row, followed by `slots`."""
-        assert 0 <= length <= self.lengths[row], f"cannot keep {length} of {self.lengths[row]} slots"
+        assert 0 <= length <= self.lengths[row], f"cannot truncate to {length} of {self.lengths[row]} slots"
         if slots:
             kept = integers(slots, self.values.device)
             here = self.values[:, row]
@@ -102,13 +104,17 @@ class Pool:
     def logits(self, x: Tensor) -> Tensor:
         """Logits [N, V] in float32 of final hidden states [N, D], for the ids that are used."""
         found = self.forward.head(x).float()
-        return found if self.known is None or self.known >= found.shape[1] else found[:, : self.known]
+        return (
+            found
+            if self.num_valid_ids is None or self.num_valid_ids >= found.shape[1]
+            else found[:, : self.num_valid_ids]
+        )
 
     def feed_together(self, feeds: Sequence[tuple[int, Feed]]) -> list[tuple[Tensor, Tensor | None]]:
         """Feed several rows in one pass over the weights."""
-        own, many = self.forward, BatchAttention(self, feeds)
-        with Threads(own.threads[True]):
-            x = own(many.tokens, many.cos, many.sin, many)
+        forward, many = self.forward, BatchAttention(self, feeds)
+        with Threads(forward.threads[True]):
+            x = forward(many.tokens, many.cos, many.sin, many)
         for row, feed in feeds:
             self.lengths[row] += feed.tokens.shape[0]
         chosen = x.index_select(0, many.wanted)
@@ -119,7 +125,7 @@ class Pool:
 
 
 @dataclass(slots=True, eq=False)
-class OwnSession:
+class NativeSession:
     """One row of a pool, as a `Session`."""
 
     pool: Pool
@@ -133,64 +139,66 @@ class OwnSession:
     def feed(
         self, tokens: Tensor, rows: int, hidden: bool = False, branches: Branches | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        pool, own = self.pool, self.pool.forward
+        pool, forward = self.pool, self.pool.forward
         num = tokens.shape[0]
-        pool.reach(self.length + num)
+        pool.ensure_capacity(self.length + num)
         if num > CHUNK and branches is None:
             return in_pieces(self.feed, torch.split(tokens, CHUNK), rows, hidden)
         chosen = self._run(tokens, branches)[num - rows :]
-        logits = pool.logits(chosen) if rows else chosen.new_empty(0, pool.known or own.head.weight.shape[0])
+        logits = (
+            pool.logits(chosen) if rows else chosen.new_empty(0, pool.num_valid_ids or forward.head.weight.shape[0])
+        )
         return logits, chosen if hidden else None
 
     def _run(self, tokens: Tensor, branches: Branches | None) -> Tensor:
-        pool, own = self.pool, self.pool.forward
+        pool, forward = self.pool, self.pool.forward
         start, num = self.length, tokens.shape[0]
-        cos, sin = own.angles(start + num)
+        cos, sin = forward.angles(start + num)
         if branches is None:
             cos, sin, tree = cos[start : start + num], sin[start : start + num], None
         else:
             tree = visible(start, num, branches)
-            positions = to_device(tree[1][start:], own.device)
+            positions = to_device(tree[1][start:], forward.device)
             cos, sin = cos.index_select(0, positions), sin.index_select(0, positions)
         alone = SingleRowAttention(pool, self.row, start, num, tree)
-        with Threads(own.threads[num > 1]):
-            x = own(tokens, cos, sin, alone)
+        with Threads(forward.threads[num > 1]):
+            x = forward(tokens, cos, sin, alone)
         pool.lengths[self.row] = start + num
         return x
 
-    def keep(self, length: int, slots: Sequence[int] = ()) -> None:
+    def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
         if slots:
             with torch.inference_mode():
-                self.pool.keep(self.row, length, slots)
+                self.pool.truncate(self.row, length, slots)
         else:
-            self.pool.keep(self.row, length, slots)
+            self.pool.truncate(self.row, length, slots)
 
     def slots(self) -> object:
         return tuple(tuple(layer[: self.length].flatten().tolist()) for layer in self.pool.flat[self.row])
 
 
 @torch.inference_mode()
-def tune(own: OwnForward) -> None:
+def tune(forward: NativeForward) -> None:
     """Measure which thread counts are fastest for this forward, on a CPU, and use them."""
-    if own.device.type != "cpu":
+    if forward.device.type != "cpu":
         return
-    session = OwnSession(Pool(own, 1, LEAST), 0)
+    session = NativeSession(Pool(forward, 1, LEAST), 0)
 
-    def forward(rows: int) -> None:
-        session.keep(0)
+    def feed(rows: int) -> None:
+        session.truncate(0)
         session.feed(torch.zeros(rows, dtype=torch.int64), rows)
 
-    own.threads = fastest(forward, torch.get_num_threads())
+    forward.threads = fastest(feed, torch.get_num_threads())
 
 
 @torch.inference_mode()
 def together(feeds: Sequence[Feed]) -> list[tuple[Tensor, Tensor | None]]:
     """Feed several sessions of one pool in one pass over the weights."""
     sessions = [feed.session for feed in feeds]
-    pools = {id(session.pool): session.pool for session in sessions if isinstance(session, OwnSession)}
+    pools = {id(session.pool): session.pool for session in sessions if isinstance(session, NativeSession)}
     assert len(pools) == 1, "sessions of several pools"
     (pool,) = pools.values()
-    rows = [session.row for session in sessions if isinstance(session, OwnSession)]
+    rows = [session.row for session in sessions if isinstance(session, NativeSession)]
     return pool.feed_together(list(zip(rows, feeds, strict=True)))
 
 

@@ -78,7 +78,7 @@ class Layer:
     down: Linear
 
 
-class OwnForward:
+class NativeForward:
     """The decoder stack. Rotary angles are cached for all positions used so far.
 
     The head gives the ids in `suppressed` a logit of minus infinity.
@@ -178,7 +178,7 @@ class OwnForward:
 
 
 def refusal(module: Any) -> str | None:
-    """The reason why `OwnForward` does not support this module; None if it does."""
+    """The reason why `NativeForward` does not support this module; None if it does."""
     config = module.config
     if type(module).__name__ not in FAMILIES:
         return f"{type(module).__name__} is none of {', '.join(FAMILIES)}"
