@@ -120,7 +120,7 @@ class Run:
     def commit(
         self, ask: Round, values: Iterator[list[float]], peaks: Iterator[list[float]], eos: Collection[int]
     ) -> int:
-        """Commit a round, read to the host as `parts_of(ask)` and its peaks; return how many tokens may still be emitted.
+        """Commit a round, read to the host as `parts_of(ask)` and its peaks; return how many tokens may follow.
 
         Raises ModelError where they were drawn from logits that are not finite.
         """

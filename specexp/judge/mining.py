@@ -54,8 +54,10 @@ class Mined:
 
 
 class Miner:
-    """Mines prompts, `max_batch_size` of them at a time. Decodes greedily, in the dtype the models were loaded in, and stores
-    features as `dtype`."""
+    """Mines prompts, `max_batch_size` of them at a time.
+
+    It decodes greedily, in the dtype the models were loaded in, and stores features as `dtype`.
+    """
 
     def __init__(
         self, pair: Pair, task: Task, max_new_tokens: int, dtype: str = "float32", max_batch_size: int = 1

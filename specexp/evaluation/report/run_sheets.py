@@ -34,7 +34,7 @@ _TABLE = json.dumps([{"path": OUTPUTS, "type": "table"}])
 def sheets(
     prepared: Prepared, output: OutputFolder, records: Sequence[Record], report: Report, uid: str
 ) -> list[RunSpec]:
-    """Return the specs of the method runs, one per method and repeat; files of one run alone are made below `upload`."""
+    """Return the specs of the method runs, one per method and repeat; files of one run alone go below `upload`."""
     experiment = prepared.experiment
     methods = {setting.config.label: setting.config for setting in prepared.settings}
     shares = {entry.label: entry.shares for entry in report.comparison.entries}

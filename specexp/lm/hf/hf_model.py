@@ -1,8 +1,8 @@
 """Implements `Model` for Hugging Face causal language models: any `AutoModelForCausalLM` folder or hub id.
 
-Llama, Qwen2 and Mistral run on this project's own forward (`native_forward.py`), all others on transformers' forward:
-each session then has a full-length `DynamicCache`, which `truncate` crops; sliding-window layers keep all their keys and
-mask them. If rotary angles depend on the length, `rope.py` does what generate() does. A model whose cache cannot be
+Llama, Qwen2 and Mistral run on the native forward (`native_forward.py`), all others on transformers' forward: each
+session then has a full-length `DynamicCache`, which `truncate` crops; sliding-window layers keep all their keys and mask
+them. If rotary angles depend on the length, `rope.py` does what generate() does. A model whose cache cannot be
 truncated to any length (recurrent and convolutional states) is refused.
 """
 
