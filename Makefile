@@ -10,6 +10,7 @@
 # make labels, make judge   mine labels, then train and register a judge (ARGS as above)
 # make docker-cpu, make docker-gpu   build an image; docker/MLproject runs the one built last
 # make docker-project   write docker/MLproject anew from MLproject
+# make settings  write the tables of settings in docs/ anew from the code
 # make screenshots   the pictures of README and docs, of the newest comparison here (wants chromium and chromium-driver)
 PYTHON ?= python3
 VENV ?= .venv
@@ -26,7 +27,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export PATH := $(BIN):$(PATH)
 
 .PHONY: demo test test-all test-nightly test-oldest fast check ui presets evaluate benchmark labels judge screenshots clean
-.PHONY: docker-cpu docker-gpu docker-project
+.PHONY: docker-cpu docker-gpu docker-project settings
 
 demo: $(VENV)/.installed
 	mlflow run . --env-manager local -P output=runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -81,6 +82,9 @@ docker-cpu docker-gpu: docker-%:
 
 docker-project:
 	$(PYTHON) docker/project.py
+
+settings: $(VENV)/.installed
+	python -m specexp.config.tables docs/settings.md docs/methods.md
 
 $(VENV)/.installed: pyproject.toml setup.py $(LOCK)
 	$(PYTHON) -m venv $(VENV)

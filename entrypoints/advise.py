@@ -7,17 +7,12 @@ from collections.abc import Mapping
 import click
 
 from specexp import config
+from specexp.config.schema import help_texts, option_names
 from specexp.errors import ConfigError
 
 from .common import RESUME, Flag, folder_of, guarded, settings_options, tell, uid_of
-from .evaluate import SETTINGS as EVALUATE
-from .evaluate import judges_of
+from .evaluate import CONFIG, judges_of
 
-NAMES = (
-    "pair", "target", "draft", "toy", "chat_template",
-    "task", "data", "gamma", "tree_budget", "temperature", "top_k", "top_p",
-    "max_new_tokens", "limit", "seed", "repeats", "judge", "threshold", "config",
-)  # fmt: skip
 DEFAULTS = {
     "methods": ["speculative", "lookup", "specexec"],
     "gamma": list(range(1, 17)),
@@ -31,7 +26,8 @@ DEFAULTS = {
 NO_TREES = ("0", "none")
 NO_DRAFT = "none"
 SETTINGS = {
-    **{name: EVALUATE[name] for name in NAMES},
+    **help_texts(option_names("advise")),
+    "config": CONFIG,
     "draft": f"Give the draft model: a folder or a hub id; {NO_DRAFT} weighs prompt lookup alone.",
     "gamma": "Set the draft lengths to weigh, separated by commas. Default: 1 to 16.",
     "tree_budget": "Set the nodes of the trees to weigh, separated by commas; none leaves trees out."
@@ -40,7 +36,6 @@ SETTINGS = {
     "repeats": f"Set how often prompts are timed with each candidate that is checked. Default: {DEFAULTS['repeats']}.",
     "judge": "Weigh AutoJudge, which is lossy, with this judge: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/NAME"
     " or a folder.",
-    "threshold": "Set the judge's threshold, or several separated by commas. Default: calibrated.",
 }
 
 

@@ -11,34 +11,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specexp import config
+from specexp.config.schema import help_texts, option_names
 from specexp.errors import ConfigError
 
 from .common import RESUME, Flag, file_of, folder_of, guarded, settings_options, tell, uid_of
-from .evaluate import SETTINGS as EVALUATE
+from .evaluate import CONFIG
 
 if TYPE_CHECKING:
     from specexp.evaluation.preparation import Prepared
     from specexp.storage.journal import Journal
 
-NAMES = (
-    "pair",
-    "target",
-    "draft",
-    "chat_template",
-    "task",
-    "data",
-    "gamma",
-    "max_new_tokens",
-    "limit",
-    "seed",
-    "repeats",
-    "batch",
-    "config",
-)
 FULL = {"repeats": 5, "gamma": [2, 4, 6, 8, 12, 16], "limit": 20, "batch": 16}
 QUICK: dict[str, Any] = {"repeats": 2, "gamma": [4, 8], "limit": 3, "max_new_tokens": 48, "batch": 16}
 SETTINGS = {
-    **{name: EVALUATE[name] for name in NAMES},
+    **help_texts(option_names("benchmark")),
+    "config": CONFIG,
     "gamma": "Set the draft lengths to search, separated by commas.",
     "limit": f"Set how many prompts are timed. Default: {FULL['limit']}.",
     "repeats": "Set how often every prompt is timed with each contender.",

@@ -9,26 +9,18 @@ from dataclasses import asdict
 import click
 
 from specexp.certify import certificate_config
+from specexp.config.schema import help_texts, option_names
 
 from .common import RESUME, guarded, output_path, settings_options, tell, uid_of
-from .evaluate import SETTINGS as EVALUATE
-from .evaluate import judges_of
+from .evaluate import CONFIG, judges_of
 
-NAMES = (
-    "pair", "target", "draft", "toy", "chat_template",
-    "task", "data", "shots", "gamma", "tree_budget", "temperature", "top_k", "top_p",
-    "max_new_tokens", "limit", "seed", "batch", "judge", "threshold", "accept_k", "samples", "config",
-)  # fmt: skip
 SETTINGS = {
     "method": "Name the method preset to examine.",
-    **{name: EVALUATE.get(name, "") for name in NAMES},
-    "gamma": "Set the draft length.",
-    "tree_budget": "Set the nodes of a tree.",
+    **help_texts(option_names("certify"), one=True),
     "limit": "Set how many prompts are compared token for token.",
     "batch": "Set how many prompts (default: 1) and samples (default: 32) are decoded together.",
-    "threshold": "Set the judge's threshold; 'calibrated' is its own.",
-    "accept_k": "Set K of topk.",
     "samples": f"Set how many outputs are drawn at each place that is sampled. Default: {certificate_config.SAMPLES}.",
+    "config": CONFIG,
 }
 EXIT_CODES = {"lossless": 0}
 

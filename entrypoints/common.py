@@ -20,6 +20,7 @@ import click
 
 from specexp import reading, signals
 from specexp.addresses import mask, without_credentials
+from specexp.config.schema import OPTIONS
 from specexp.errors import ConfigError, OutputError, SpecexpError
 from specexp.lm.out_of_memory import is_exhausted, way_out
 from specexp.storage import files
@@ -65,7 +66,7 @@ RESUME = click.option(
     default=False,
     is_flag=False,
     flag_value=True,
-    help="Continue in the output folder after an interruption.",
+    help=OPTIONS["resume"].help,
 )
 
 
@@ -77,15 +78,13 @@ def settings_options(
 
     def decorate(function: Any) -> Any:
         if output:
-            function = click.option("--output", default="", help="Write to this folder. Default: a new one in runs/.")(
-                function
-            )
+            function = click.option("--output", default="", help=OPTIONS["output"].help)(function)
         for name, text in reversed(list(settings.items())):
             spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
             default = given.get(name, "")
             option = click.option(*spellings, name, default=default, show_default=bool(default), help=text)
             function = option(function)
-        return click.option("--experiment", default=experiment, show_default=True, help="Name the experiment preset.")(
+        return click.option("--experiment", default=experiment, show_default=True, help=OPTIONS["experiment"].help)(
             function
         )
 

@@ -11,7 +11,7 @@ import click
 
 from specexp import config
 from specexp.addresses import mask
-from specexp.config.schema import help_texts, option_names
+from specexp.config.schema import OPTIONS, help_texts, option_names
 from specexp.errors import Unsent
 
 from .common import RESUME, guarded, output_path, settings_options, tell, uid_of
@@ -19,15 +19,15 @@ from .common import RESUME, guarded, output_path, settings_options, tell, uid_of
 if TYPE_CHECKING:
     from specexp.judge.judge import Judge
 
-CONFIG = "Give a YAML file of settings, which are laid over the experiment's."
+CONFIG = OPTIONS["config"].help
 SETTINGS = {**help_texts(option_names()), "config": CONFIG}
 
 
 SHOW = click.option(
     "--show",
-    default="3",
+    default=OPTIONS["show"].default,
     show_default=True,
-    help="Show prompts token by token in tokens.html: how many, or their ids separated by commas; 0 shows none.",
+    help=OPTIONS["show"].help,
 )
 
 

@@ -11,27 +11,16 @@ import click
 
 from specexp import reading
 from specexp.config import single
+from specexp.config.schema import help_texts, option_names
 from specexp.errors import PromptError
 
 from .common import Flag, guarded, settings_options, tell
-from .evaluate import SETTINGS as EVALUATE
+from .evaluate import CONFIG
 
 if TYPE_CHECKING:
     from specexp.api import Output
 
-NAMES = (
-    "pair", "target", "draft", "toy", "chat_template",
-    "gamma", "tree_budget", "temperature", "top_k", "top_p", "max_new_tokens", "seed",
-    "judge", "threshold", "accept_k", "config",
-)  # fmt: skip
-SETTINGS = {
-    **{name: EVALUATE[name] for name in NAMES},
-    "gamma": "Set the draft length.",
-    "tree_budget": "Set the nodes of a tree.",
-    "max_new_tokens": "Set the most tokens to emit.",
-    "threshold": "Set the judge's threshold; 'calibrated' is its own.",
-    "accept_k": "Set K of topk.",
-}
+SETTINGS = {**help_texts(option_names("generate"), one=True), "config": CONFIG}
 
 
 def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mapping[str, str]) -> None:

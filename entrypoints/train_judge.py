@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specexp import reading
+from specexp.config.schema import OPTIONS
 from specexp.errors import ConfigError, JudgeError, OutputError, unknown
 
 from .common import guarded, output_path, tell
@@ -211,7 +212,7 @@ def _show(candidates: dict[str, Candidate], chosen: str) -> None:
     "--kinds", default="mlp,logistic", show_default=True, help="Name the kinds of judge to train and compare."
 )
 @click.option("--name", default="autojudge", show_default=True, help="Name the registered model.")
-@click.option("--output", default="", help="Write to this folder. Default: a new one in runs/.")
+@click.option("--output", default="", help=OPTIONS["output"].help)
 @click.option("--seed", default="0", show_default=True, help="Set the seed of the MLP.")
 def command(**settings: str) -> None:
     def work() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from specexp.config import tables
 from specexp.metrics import catalogue
 from specexp.storage import run_folder
 from specexp.storage.records import Record, TreeShape
@@ -188,6 +189,22 @@ class Strings:
             or any(re.fullmatch(pattern, key) for pattern in self.patterns)
             or (f"{head}/" in self.heads and name in self.constants)
         )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_of_settings_are_those_of_the_code(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert tables.filled(text) == text, "run `make settings`"
+
+
+def test_every_table_of_settings_has_one_place() -> None:
+    placed = [name for page in PAGES for name in tables.names_in(page.read_text(encoding="utf-8"))]
+    assert sorted(placed) == sorted(tables.TABLES)
+
+
+def test_a_table_that_was_edited_by_hand_is_written_anew() -> None:
+    text = (DOCS / "settings.md").read_text(encoding="utf-8")
+    assert tables.filled(text.replace("Set the draft length", "Set the length of drafts")) == text
 
 
 def test_the_table_of_metrics_is_the_catalogue() -> None:

@@ -14,13 +14,6 @@ from specexp.config.experiment import (
 )
 from specexp.decoding.rules import is_greedy
 from specexp.errors import shown, unknown
-from specexp.lm.runtime import (
-    ATTENTIONS,
-    CHAT_TEMPLATES,
-    DTYPES,
-    OFFLOADS,
-    QUANTIZATIONS,
-)
 from specexp.tasks.answers import check_pattern
 from specexp.tasks.gsm8k import SHOTS
 from specexp.tasks.source import DataConfig
@@ -150,40 +143,7 @@ def switch(value: Any) -> bool:
     return value
 
 
-_MODEL_PARSERS: dict[str, Callable[[Any], Any]] = {
-    "model": text,
-    "revision": text,
-    "tokenizer": text,
-    "device": text,
-    "dtype": one_of("dtype", DTYPES),
-    "quantization": one_of("quantization", QUANTIZATIONS),
-    "compute_dtype": one_of("dtype", DTYPES),
-    "offload": one_of("offload", OFFLOADS),
-    "attention": one_of("attention", ATTENTIONS),
-    "chat_template": one_of("chat_template", CHAT_TEMPLATES),
-    "trust_remote_code": switch,
-}
-
-
-def model_settings(value: Any) -> dict[str, Any]:
-    if isinstance(value, str) and value:
-        return {"model": text(value)}
-    if not isinstance(value, dict):
-        raise ValueError("it must be a folder, a hub id, or a mapping with 'model'.")
-    found = _keys("model", value, _MODEL_PARSERS)
-    if found.get("compute_dtype") and found.get("quantization", "none") not in ("nf4", "fp4"):
-        raise ValueError("compute_dtype goes with quantization nf4 or fp4 only.")
-    return found
-
-
-def laid_over(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Given settings of a model on top of a preset's; another model drops the preset's revision and tokenizer."""
-    if given.get("model", preset.get("model")) != preset.get("model"):
-        preset = {key: value for key, value in preset.items() if key not in ("revision", "tokenizer")}
-    return {**preset, **given}
-
-
-def _keys(kind: str, value: Mapping[str, Any], parsers: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+def mapping(kind: str, value: Mapping[str, Any], parsers: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
     """A mapping's values, parsed; ValueError lists everything wrong with them."""
     faults, found = [], {}
     for key, part in value.items():
@@ -204,7 +164,7 @@ def data_settings(value: Any) -> DataConfig:
         return DataConfig(text(value))
     if not isinstance(value, dict) or not value.get("source"):
         raise ValueError("it must be a file, a folder, an address, a hub id, or a mapping with 'source'.")
-    return DataConfig(**_keys("data", value, dict.fromkeys(("source", "subset", "split", "revision"), text)))
+    return DataConfig(**mapping("data", value, dict.fromkeys(("source", "subset", "split", "revision"), text)))
 
 
 def toy_settings(value: Any) -> dict[str, Any]:
@@ -216,7 +176,7 @@ def toy_settings(value: Any) -> dict[str, Any]:
             raise ValueError("it must give each of vocab_size, draft_noise and seed once.")
     if not isinstance(value, dict):
         raise ValueError("it must be a mapping of vocab_size, draft_noise and seed.")
-    return _keys(
+    return mapping(
         "toy",
         value,
         {

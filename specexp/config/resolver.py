@@ -17,7 +17,8 @@ from specexp.config.experiment import (
     MethodConfig,
 )
 from specexp.config.methods import chains, trees
-from specexp.config.parsers import MUST_BE_GIVEN, SEVERAL_TURNS, TASKS, laid_over, model_settings, toy_settings
+from specexp.config.models import laid_over, model_settings
+from specexp.config.parsers import MUST_BE_GIVEN, SEVERAL_TURNS, TASKS, toy_settings
 from specexp.config.presets import PRESETS, expanded, load_yaml, method_preset, preset_names
 from specexp.config.schema import ALIASES, SETTINGS, TREE_SHAPE
 from specexp.errors import ConfigError, shown, unknown

@@ -1,15 +1,14 @@
-"""The table of settings: parser, meaning and default of each. Commands, presets and files use this table.
+"""The table of settings: parser, meaning, default and takers of each. Commands, presets, files and docs use this table.
 
-`method_specs` says which settings each method takes.
+`method_specs` says which settings each method takes, and `specexp.config.tables` writes the tables of the documents.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
+from specexp.config.models import model_settings
 from specexp.config.parsers import (
     HISTORIES,
     MOST_NODES,
@@ -17,7 +16,6 @@ from specexp.config.parsers import (
     MOST_TOGETHER,
     TASKS,
     data_settings,
-    model_settings,
     names,
     one_of,
     pattern,
@@ -32,98 +30,180 @@ from specexp.config.parsers import (
     toy_settings,
     whole,
 )
+from specexp.config.setting import Option, Setting, but
 from specexp.decoding.rules import MOST_TOP_K
 from specexp.lm.runtime import CHAT_TEMPLATES
 from specexp.tasks.answers import RULES
+from specexp.tasks.defaults import DEFAULTS
 
+OF_EXPERIMENT = "the experiment's"
+OF_METHOD = "the method preset's"
+OF_TASK = "the experiment's, or with another `task` the task's"
+MINING = ("evaluate", "collect_labels")
+MOST = but("benchmark", "collect_labels")  # these two fix methods and sampling
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting. `help` is a sentence; `default` is text, "" where the preset of an experiment or method has it."""
-
-    parse: Callable[[Any], Any]
-    help: str
-    default: str = ""
-    in_files_only: bool = False  # not an option of any command
-
-
+OPTIONS: dict[str, Option] = {
+    "experiment": Option(
+        "Name the experiment preset.", "a preset's name", otherwise="`arith_quick`; of `main` `arith_judge`",
+        more="Among them are `arith_quick` (20 prompts), `arith_compare` (200), `arith_judge` (every method),"
+        " `arith_judge_sweep`, `arith_trees`, `arith_offload` (the target's layers on disk), `toy_quick` (no torch),"
+        " and well-known pairs on GSM8K, MT-Bench and Spec-Bench.",
+    ),
+    "config": Option(
+        "Give a YAML file of settings, which are laid over the experiment's.", "a file", otherwise="none",
+        more="It also takes the parts of `target` and `draft`, and the settings of files only.",
+    ),
+    "output": Option(
+        "Write to this folder. Default: a new one in runs/.", "a folder", otherwise="a new one in `runs/`",
+        more="That of `evaluate` is `runs/<experiment>-<hash>`.", commands=but("generate"),
+    ),
+    "resume": Option(
+        "Continue in the output folder after an interruption.", "true or false", "false", commands=but("generate"),
+    ),
+    "show": Option(
+        "Show prompts token by token in tokens.html: how many, or their ids separated by commas; 0 shows none.",
+        "a number, or ids", "3", commands=("evaluate",),
+    ),
+}  # fmt: skip
 SETTINGS: dict[str, Setting] = {
-    "pair": Setting(text, "Name the preset of the models."),
-    "target": Setting(model_settings, "Give the target model: a folder or a hub id."),
-    "draft": Setting(model_settings, "Give the draft model: a folder or a hub id."),
-    "toy": Setting(toy_settings, "Set the toy pair: vocab_size=24,draft_noise=0.5,seed=0."),
+    "pair": Setting(text, "Name the preset of the models.", otherwise=OF_EXPERIMENT),
+    "target": Setting(
+        model_settings, "Give the target model: a folder or a hub id.", otherwise="the pair's",
+        more="A mapping has the [settings of a model](#models).",
+    ),
+    "draft": Setting(
+        model_settings, "Give the draft model: a folder or a hub id.", otherwise="the pair's",
+        more="A mapping as for `target`.",
+    ),
+    "toy": Setting(
+        toy_settings, "Set the toy pair: vocab_size=24,draft_noise=0.5,seed=0.", otherwise="the pair's",
+        more="Of the pair `toy` only.", commands=MOST,
+    ),
     "chat_template": Setting(
         one_of("chat_template", CHAT_TEMPLATES),
         "Put prompts in the target tokenizer's chat template: auto, none or own.", "auto",
+        more="[Below](#chat-templates) is what they do.",
     ),
-    "task": Setting(one_of("task", TASKS), f"Choose where prompts and answers come from: {', '.join(TASKS)}."),
-    "data": Setting(data_settings, "Give the task's rows: a file, a folder, an address or a hub id."),
-    "shots": Setting(shots, "Set how many solved examples precede a problem of gsm8k: 0 or 8.", "0"),
+    "task": Setting(
+        one_of("task", TASKS), f"Choose where prompts and answers come from: {', '.join(TASKS)}.",
+        otherwise=OF_EXPERIMENT,
+        more="With a task that is not the experiment's, runs and folders have the task's name.",
+        commands=but("generate"),
+    ),
+    "data": Setting(
+        data_settings, "Give the task's rows: a file, a folder, an address or a hub id.", otherwise="the task's own",
+        more="A file is JSONL, CSV or Parquet ([below](#tasks-and-data)).", commands=but("generate"),
+    ),
+    "shots": Setting(
+        shots, "Set how many solved examples precede a problem of gsm8k: 0 or 8.", "0", commands=(*MINING, "certify")
+    ),
     "history": Setting(
         one_of("history", HISTORIES),
         "Choose the answers that second turns follow: baseline (the same for every method) or own.", "baseline",
+        more="`baseline` follows the baseline's first answer; runs with `own` are tagged unpaired.",
+        commands=("evaluate",),
     ),
     "answer_rule": Setting(
-        one_of("answer rule", RULES), f"Choose how answers of task prompts are read: {', '.join(RULES)}.", "auto"
+        one_of("answer rule", RULES), f"Choose how answers of task prompts are read: {', '.join(RULES)}.", "auto",
+        more="[Below](#answer-rules) is what each reads.", commands=MINING,
     ),
     "answer_pattern": Setting(
-        pattern, "Give a regular expression whose last match, or its group, is the answer of task prompts."
+        pattern, "Give a regular expression whose last match, or its group, is the answer of task prompts.",
+        otherwise="none", more="Given alone, it sets `answer_rule` to `pattern`.", commands=MINING,
     ),
-    "methods": Setting(names, "Name method presets, separated by commas."),
-    "gamma": Setting(several("length"), "Set the draft length, or several separated by commas."),
+    "methods": Setting(
+        names, "Name method presets, separated by commas.", otherwise=OF_EXPERIMENT, commands=("evaluate",)
+    ),
+    "gamma": Setting(
+        several("length"), "Set the draft length, or several separated by commas.", otherwise=OF_METHOD,
+        more="Each is a setting of its own; of a tree it is the depth.", of_one="Set the draft length.",
+        commands=but("collect_labels"),
+    ),
     "tree_budget": Setting(
-        several("budget", MOST_NODES), "Set the nodes of a tree, or several numbers separated by commas."
+        several("budget", MOST_NODES), "Set the nodes of a tree, or several numbers separated by commas.",
+        otherwise="`parallel_branches` x depth", more="Each number is a setting of its own.",
+        of_one="Set the nodes of a tree.", commands=MOST,
     ),
-    "temperature": Setting(temperature, "Set the temperature; 0 is greedy.", "0"),
+    "temperature": Setting(
+        temperature, "Set the temperature; 0 is greedy.", "0",
+        more="It counts as 0 below 1e-5. `top_k` and `top_p` follow it, in this order, on both models.", commands=MOST,
+    ),
     "top_k": Setting(
         whole(0, f">= 0 (0 = off) and at most {MOST_TOP_K}, more than any vocabulary has", MOST_TOP_K),
-        "Sample from the k likeliest tokens; 0 is off.", "0",
+        "Sample from the k likeliest tokens; 0 is off.", "0", commands=MOST,
     ),
     "top_p": Setting(
         real(lambda x: 0 < x <= 1, "in (0, 1] (1 = off)"),
-        "Sample from the smallest set of tokens that has this mass; 1 is off.", "1",
+        "Sample from the smallest set of tokens that has this mass; 1 is off.", "1", commands=MOST,
     ),
-    "max_new_tokens": Setting(whole(1, ">= 1"), "Set the most tokens to emit for a prompt."),
-    "limit": Setting(whole(1, ">= 1"), "Set how many prompts are decoded."),
-    "seed": Setting(whole(0, ">= 0", math.inf), "Set the seed of every draw.", "0"),  # which is hashed
+    "max_new_tokens": Setting(
+        whole(1, ">= 1"), "Set the most tokens to emit for a prompt.", otherwise=OF_TASK,
+        more="Fewer are emitted where the context ends: `finish_reason` is then `context`. The tasks' own are "
+        + ", ".join(f"`{task}` {its.max_new_tokens}" for task, its in DEFAULTS.items()) + ".",
+    ),
+    "limit": Setting(
+        whole(1, ">= 1"), "Set how many prompts are decoded.", otherwise=OF_TASK,
+        more="They are the first ones, or of a task with categories (`mtbench`, `spec_bench`) a stratified sample by a"
+        " fixed seed, which `report.html` describes. The tasks' own are "
+        + ", ".join(f"`{task}` {its.limit}" for task, its in DEFAULTS.items()) + ".",
+        commands=but("generate"),
+    ),
+    "seed": Setting(
+        whole(0, ">= 0", math.inf), "Set the seed of every draw.", "0", commands=but("collect_labels")
+    ),  # it is hashed, so no number is too large
     "repeats": Setting(
-        whole(1, ">= 1", MOST_REPEATS), "Set how often each setting runs, with seeds seed, seed + 1, ...", "1"
+        whole(1, ">= 1", MOST_REPEATS), "Set how often each setting runs, with seeds seed, seed + 1, ...", "1",
+        commands=("evaluate", "benchmark", "advise"),
     ),
     "batch": Setting(
         whole(1, ">= 1", MOST_TOGETHER),
         "Set how many prompts are decoded together; speeds are then those of a batch, and named so.", "1",
+        more="Answers and counts are those of one at a time ([metrics](metrics.md)).",
+        commands=but("advise", "generate"),
     ),
     "judge": Setting(
-        text, "Give the judge of autojudge: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/NAME or a folder."
+        text, "Give the judge of autojudge: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/ID/NAME or a folder.",
+        otherwise="`models:/autojudge@champion`",
+        more="Given without `methods`, it adds `autojudge` to the experiment's.", commands=MOST,
     ),
     "threshold": Setting(
-        thresholds, "Set the judge's threshold, or several separated by commas; 'calibrated' is its own.", "calibrated"
+        thresholds, "Set the judge's threshold, or several separated by commas; 'calibrated' is its own.", "calibrated",
+        more="A mismatch passes if p(important) is below it.",
+        of_one="Set the judge's threshold; 'calibrated' is its own.", commands=MOST,
     ),
-    "accept_k": Setting(several("K"), "Set K of topk, or several separated by commas."),
+    "accept_k": Setting(
+        several("K"), "Set K of topk, or several separated by commas.", otherwise="2, the preset's",
+        of_one="Set K of topk.", commands=("evaluate", "certify", "generate"),
+    ),
     "bonus": Setting(
-        switch, "Draw one more token from the target after a fully accepted chain.", "true", in_files_only=True
+        switch, "Draw one more token from the target after a fully accepted chain.", "true", commands=()
     ),
     "max_ngram": Setting(
-        several("run"), "Set the longest run of last tokens that lookup looks for.", "3", in_files_only=True
+        several("run"), "Set the longest run of last tokens that lookup looks for.", "3", commands=()
     ),
     "min_draft_probability": Setting(
         probabilities, "End a draft after a token that the draft gave less than this; 0 is off.", "0",
-        in_files_only=True,
+        more="[Chains](methods.md#chains) has the details. One value is read from the device for each draft step.",
+        commands=(),
     ),
-    "max_depth": Setting(whole(1, ">= 1"), "Set the levels of a tree.", in_files_only=True),
+    "max_depth": Setting(
+        whole(1, ">= 1"), "Set the levels of a tree.", otherwise="`gamma`",
+        more="A round makes as many draft forwards.", commands=(),
+    ),
     "parallel_branches": Setting(
-        whole(1, ">= 1", MOST_NODES), "Set how many nodes one draft forward expands.", "4", in_files_only=True
+        whole(1, ">= 1", MOST_NODES), "Set how many nodes one draft forward expands.", "4", commands=()
     ),
     "branch_width": Setting(
-        whole(1, ">= 1", MOST_NODES), "Set how many children a node proposes.", in_files_only=True
+        whole(1, ">= 1", MOST_NODES), "Set how many children a node proposes.", otherwise="`parallel_branches`",
+        commands=(),
     ),
     "branch_prune_threshold": Setting(
         real(lambda x: 0 <= x <= 1, "in [0, 1] (0 = off)"),
-        "Keep a child only with this share of its best sibling's probability.", "0", in_files_only=True,
+        "Keep a child only with this share of its best sibling's probability.", "0", commands=(),
     ),
     "min_log_prob": Setting(
         real(lambda x: -math.inf < x <= 0, "<= 0"), "Set the lowest log-probability of a path under the draft.",
-        in_files_only=True,
+        otherwise="off", commands=(),
     ),
 }  # fmt: skip
 ALIASES = {"judge.threshold": "threshold"}
@@ -132,15 +212,19 @@ TREE_SHAPE = (
 )  # fmt: skip
 
 
-def help_texts(settings: Iterable[str]) -> dict[str, str]:
-    """The `--help` text of each of these settings, with its default where it is the same everywhere."""
-    return {name: SETTINGS[name].help + _default(SETTINGS[name].default) for name in settings}
+def help_texts(settings: Iterable[str], one: bool = False) -> dict[str, str]:
+    """The `--help` text of each of these settings, with its default where it is the same everywhere.
+
+    With `one`, those of a command that takes one value of each.
+    """
+    return {name: _text(SETTINGS[name], one) for name in settings}
 
 
-def option_names() -> tuple[str, ...]:
-    """The settings that `evaluate` takes as options, in the order of the table."""
-    return tuple(name for name, setting in SETTINGS.items() if not setting.in_files_only)
+def option_names(command: str = "evaluate") -> tuple[str, ...]:
+    """The settings that this command takes as options, in the order of the table."""
+    return tuple(name for name, setting in SETTINGS.items() if command in setting.commands)
 
 
-def _default(default: str) -> str:
-    return f" Default: {default}." if default else ""
+def _text(setting: Setting, one: bool) -> str:
+    said = setting.of_one if one and setting.of_one else setting.help
+    return f"{said} Default: {setting.default}." if setting.default else said

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from dataclasses import MISSING, fields
+from operator import itemgetter
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
 from entrypoints.evaluate import SETTINGS as EVALUATE
 from specexp import config
-from specexp.config.schema import SETTINGS, option_names
+from specexp.config.models import MODEL_SETTINGS
+from specexp.config.schema import OPTIONS, SETTINGS, help_texts, option_names
+from specexp.config.setting import COMMANDS, Option, Setting
 from specexp.errors import ConfigError
-from specexp.lm.runtime import ToyConfig
+from specexp.lm.runtime import ModelConfig, ToyConfig
 from specexp.method_specs import specs
 from specexp.methods import BUILDERS
 from specexp.tasks.source import DataConfig
@@ -228,6 +234,52 @@ def test_the_table_of_settings_says_the_defaults_that_hold() -> None:
     assert SETTINGS["branch_prune_threshold"].default == f"{config.TreeConfig(1, 1).branch_prune_threshold:g}"
     assert SETTINGS["max_ngram"].default == str(config.MAX_NGRAM)
     assert SETTINGS["threshold"].default == config.CALIBRATED
+
+
+def test_the_table_of_a_models_settings_says_the_defaults_that_hold() -> None:
+    found = {field.name: field.default for field in fields(ModelConfig)}
+    assert list(MODEL_SETTINGS) == list(found)
+    for name, setting in MODEL_SETTINGS.items():
+        assert setting.default == ("" if found[name] is MISSING else str(found[name]).replace("False", "false")), name
+
+
+@pytest.mark.parametrize("entry", [*SETTINGS.items(), *MODEL_SETTINGS.items(), *OPTIONS.items()], ids=itemgetter(0))
+def test_every_entry_says_what_it_may_be_and_its_default_once(entry: tuple[str, Setting | Option]) -> None:
+    _, told = entry
+    assert told.value
+    assert bool(told.default) != bool(told.otherwise)
+    assert told.help[0].isupper()
+    assert told.help.endswith(".")
+    assert set(told.commands) <= set(COMMANDS)
+
+
+# Settings whose meaning is another in a command, which therefore has a text of its own.
+OTHER_MEANING = {
+    "advise": {"draft", "gamma", "tree_budget", "limit", "repeats", "judge"},
+    "benchmark": {"gamma", "limit", "repeats", "batch"},
+    "certify": {"limit", "batch"},
+    "collect_labels": {"task", "max_new_tokens", "limit", "batch"},
+    "log_decoder": {"max_new_tokens"},
+}
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "main", "log_decoder"])
+def test_a_command_takes_its_settings_and_their_texts_from_the_table(name: str) -> None:
+    alike = {"main": "evaluate", "log_decoder": "generate"}.get(name, name)
+    options = {
+        param.name or "": param
+        for param in importlib.import_module(f"entrypoints.{name}").command.params
+        if isinstance(param, click.Option)
+    }
+    assert [option for option in options if option in SETTINGS] == list(option_names(alike))
+    texts = help_texts(option_names(alike), one=alike in ("certify", "generate"))
+    other = {option for option, text in texts.items() if options[option].help != text}
+    assert other == OTHER_MEANING.get(name, set())
+    for option, told in OPTIONS.items():
+        assert (option in options) == (alike in told.commands), option
+        if option in options:
+            assert options[option].help == told.help
+            assert not told.default or str(options[option].default).lower() == told.default
 
 
 def test_commands_and_mlproject_take_the_options_of_the_table() -> None:

@@ -1,0 +1,61 @@
+"""What an entry of the tables of settings says: of a setting, and of an option that no file of settings holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+# The commands that take settings. `main` takes those of `evaluate`, `log_decoder` those of `generate`.
+COMMANDS = ("evaluate", "benchmark", "advise", "certify", "collect_labels", "generate")
+_RULE = "it must be "
+_CHOICES = "Known: "
+
+
+def but(*left_out: str) -> tuple[str, ...]:
+    """Return all commands except these."""
+    return tuple(command for command in COMMANDS if command not in left_out)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting.
+
+    `help` is a sentence, and `of_one` its text in commands that take one value. `default` is text, "" where it is not
+    the same everywhere: `otherwise` then says it in words. `more` follows `help` in the documents. `commands` take it
+    as an option; a setting without any is given in files only.
+    """
+
+    parse: Callable[[Any], Any]
+    help: str
+    default: str = ""
+    otherwise: str = ""
+    more: str = ""
+    of_one: str = ""
+    commands: tuple[str, ...] = COMMANDS
+
+    @property
+    def value(self) -> str:
+        """What it may be, in the words of `parse`, which refuses None as it refuses any wrong value."""
+        try:
+            self.parse(None)
+        except ValueError as error:
+            rule = str(error).rstrip(".")
+            _, choices, names = rule.rpartition(_CHOICES)
+            return ", ".join(f"`{name}`" for name in names.split(", ")) if choices else rule.removeprefix(_RULE)
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An option of commands that is no setting: no preset and no file of settings holds it. `value` is what it may be.
+
+    The other fields are those of a setting.
+    """
+
+    help: str
+    value: str
+    default: str = ""
+    otherwise: str = ""
+    more: str = ""
+    commands: tuple[str, ...] = COMMANDS
