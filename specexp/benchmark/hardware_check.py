@@ -117,13 +117,9 @@ def _decoded(models: Mapping[Role, Model], decoder: Decoder, ids: Sequence[int],
 def _not_captured(models: Mapping[Role, HFModel], ids: Sequence[int], check: Check) -> float | None:
     """Seconds of a plain step whose kernels are launched one by one; None where no step is captured."""
     target = models["target"]
-    if target.capture is None:
+    if target.graph_pools is None:
         return None
-    capture, target.capture = target.capture, None
-    try:
-        return call_costs.measure({"target": target}, ids, (), repeats=check.repeats).target[1]
-    finally:
-        target.capture = capture
+    return call_costs.measure({"target": target.without_graphs()}, ids, (), repeats=check.repeats).target[1]
 
 
 def _generate(models: Mapping[Role, HFModel], ids: Sequence[int], check: Check) -> dict[str, float | str]:

@@ -405,7 +405,7 @@ FORWARD_BUGS = [
 
 ALIGNMENT_BUGS = [
     Bug("a mask begins anywhere", KV, "start % (ALIGNMENT // forward.dtype.itemsize)", "0"),
-    Bug("a mask begins at whole values of half the size", KV, "ALIGNMENT // forward.dtype.itemsize", "ALIGNMENT // own.dtype.itemsize // 2"),
+    Bug("a mask begins at whole values of half the size", KV, "ALIGNMENT // forward.dtype.itemsize", "ALIGNMENT // forward.dtype.itemsize // 2"),
     Bug("bands begin anywhere", KV, "left = _rounded_up(self.capacity) + shift", "left = self.capacity + 1 + shift"),
 ]  # fmt: skip
 

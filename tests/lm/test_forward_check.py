@@ -63,7 +63,7 @@ def test_a_tree_is_checked_before_the_first_one_is_scored(monkeypatch: pytest.Mo
 
 
 def test_both_forwards_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Our own forward and transformers', each by the path that decodes with it."""
+    """The native forward and transformers', each by the path that decodes with it."""
     for forward, kind in (("auto", NativeSession), ("transformers", HFSession)):
         model = HFModel(build("llama"), "llama", forward=forward)
         fed: list[type] = []
@@ -116,7 +116,7 @@ def test_quantized_and_offloaded_models_are_checked_too(tmp_path: Any, how: dict
     model = load_model(ModelConfig(str(tmp_path), **how))
     model.check_cache()
     model.check_trees()
-    assert model._trees_checked
+    assert model._tree_check.passed
 
 
 def test_logits_that_are_no_numbers_are_left_to_the_run() -> None:

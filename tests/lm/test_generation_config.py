@@ -67,7 +67,7 @@ def suppressing(models: dict[str, HFModel], ids: list[int]) -> dict[str, HFModel
     }
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])  # our own forward, and transformers'
+@pytest.mark.parametrize("family", ["llama", "gpt2"])  # the native forward, and transformers'
 def test_suppressed_ids_are_emitted_by_no_method(pair: Pair, family: str) -> None:
     free = plain(pair(family)["target"], [])
     ids = sorted(set(free[::3]))

@@ -44,7 +44,7 @@ def decode(engine: Engine, length: int) -> list[int]:
 
 
 def pools(pair: Pair) -> list[int]:
-    return [id(each.pool) for model in pair.values() for each in model.pools]
+    return [id(each.pool) for model in pair.values() for each in model.graph_pools.pools]
 
 
 def test_a_pool_that_grows_is_captured_anew(cuda: FakeCuda) -> None:
@@ -52,7 +52,7 @@ def test_a_pool_that_grows_is_captured_anew(cuda: FakeCuda) -> None:
     plain, captured = Engine(models(False)), Engine(pair)
     for length, capacity in ((8, 128), (150, 256), (8, 256)):
         assert decode(captured, length) == decode(plain, length)
-        assert pair["target"].pools[0].pool.capacity == capacity
+        assert pair["target"].graph_pools.pools[0].pool.capacity == capacity
     assert len(set(cuda.handles)) == 2, "one memory for each model"
 
 
@@ -75,7 +75,7 @@ def test_recordings_that_are_all_gone_may_be_made_again(cuda: FakeCuda) -> None:
         assert decode(engine, 20) == decode(Engine(models(False)), 20)
         del engine
         for model in pair.values():
-            model.pools.clear()
+            model.graph_pools.pools.clear()
         gc.collect()
         assert len(cuda.graphs) == 2, "only what holds the memory stays: one graph of each model"
     del pair, model

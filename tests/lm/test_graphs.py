@@ -179,7 +179,7 @@ def test_each_shape_is_recorded_once_and_recordings_outlive_an_engine() -> None:
         del engine
         gc.collect()
     assert counts[2] <= counts[0] + 4, "only shapes that did not come up before"
-    assert len(pair["draft"].pools) == 1
+    assert len(pair["draft"].graph_pools.pools) == 1
 
 
 def test_two_engines_at_a_time_do_not_share_a_cache() -> None:

@@ -1,4 +1,4 @@
-"""This project's own forward of Llama, Qwen2 and Mistral says what transformers' says, and allocates nothing a step."""
+"""The native forward of Llama, Qwen2 and Mistral says what transformers' says, and allocates nothing a step."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
 """Implements `Model` for Hugging Face causal language models: any `AutoModelForCausalLM` folder or hub id.
 
 Llama, Qwen2 and Mistral run on the native forward (`native_forward.py`), all others on transformers' forward: each
-session then has a full-length `DynamicCache`, which `truncate` crops; sliding-window layers keep all their keys and mask
-them. If rotary angles depend on the length, `rope.py` does what generate() does. A model whose cache cannot be
+session then has a full-length `DynamicCache`, which `truncate` crops; sliding-window layers keep all their keys and
+mask them. If rotary angles depend on the length, `rope.py` does what generate() does. A model whose cache cannot be
 truncated to any length (recurrent and convolutional states) is refused.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Sequence
@@ -25,8 +26,9 @@ from specexp.lm.hf.hf_session import HFSession
 from specexp.lm.hf.offload import Offload, stored
 from specexp.lm.hf.rope import LongRopeSession, boundary_of
 from specexp.lm.model import Feed, Session, one_by_one
-from specexp.lm.native.cuda_graphs import SPARE, Capture, CudaGraphs, Graphs, GraphSession
+from specexp.lm.native.cuda_graphs import Capture, CudaGraphs, GraphSession
 from specexp.lm.native.draft_loop import draft_chain
+from specexp.lm.native.graph_pools import GraphPools
 from specexp.lm.native.kv_cache import NativeSession, Pool, together
 from specexp.lm.native.native_forward import NativeForward, refusal
 from specexp.lm.transfer import integers
@@ -43,17 +45,14 @@ class HFModel:
     name: str
     num_valid_ids: int | None = None  # number of ids that the tokenizer knows; higher ids are padding
     offload: Offload | None = None
-    forward: str = "auto"  # "auto": this project's own forward if it supports the model; or "transformers"
-    graphs: str | Capture = "auto"  # "auto": on CUDA with our own forward; "off"; or a `Capture`
+    forward: str = "auto"  # "auto": the native forward if it supports the model; or "transformers"
+    graphs: str | Capture = "auto"  # "auto": on CUDA with the native forward; "off"; or a `Capture`
     suppressed: Sequence[int] = ()  # ids that are never emitted
     keeps_rows: bool = field(init=False)  # True if the module's forward takes `logits_to_keep`
     native: NativeForward | None = field(init=False, default=None)
-    _trees_checked: bool = field(init=False, default=False)
     why_not_native: str | None = field(init=False)
-    capture: Capture | None = field(init=False, default=None)
-    pools: list[Graphs] = field(
-        init=False, default_factory=list
-    )  # pools with their recordings; each is lent to one session at a time
+    graph_pools: GraphPools | None = field(init=False, default=None)  # None: forwards are not captured
+    _tree_check: forward_check.TreeCheck = field(init=False, default_factory=forward_check.TreeCheck)
     # Cached here because they are read at every step: looking them up in the module takes as long as a small layer.
     vocab_size: int = field(init=False)
     context: int = field(init=False)
@@ -74,10 +73,17 @@ class HFModel:
         self.why_not_native = refusal(self.module) if self.forward == "auto" else "it was not asked for"
         if self.why_not_native is None:
             self.native = NativeForward(self.module, self.suppressed)
-            if not isinstance(self.graphs, str):
-                self.capture = self.graphs
-            elif self.graphs == "auto" and self.device.type == "cuda":
-                self.capture = CudaGraphs(self.device)
+            capture = self.graphs
+            if capture == "auto" and self.device.type == "cuda":
+                capture = CudaGraphs(self.device)
+            if not isinstance(capture, str):
+                self.graph_pools = GraphPools(self.native, capture, self.num_valid_ids)
+
+    def without_graphs(self) -> HFModel:
+        """Return this model, on the same weights, with forwards that are not captured."""
+        other = copy.copy(self)
+        other.graph_pools = None
+        return other
 
     @property
     def offloaded(self) -> bool:
@@ -105,7 +111,7 @@ class HFModel:
 
     def check_trees(self) -> None:
         """Raise ModelError if this model cannot mask a token tree, or gives its nodes other logits than their paths."""
-        if self._trees_checked:
+        if self._tree_check.passed:
             return
         attention = self.module.config._attn_implementation
         if attention not in ("sdpa", "eager"):
@@ -113,12 +119,7 @@ class HFModel:
                 f"model '{self.name}' uses {attention} attention, which takes no tree mask; use sdpa or eager."
             )
         model_config.check_trees(self.module.config, self.name)
-        self._trees_checked = True  # set before the measurement, which feeds a tree and so calls this method
-        try:
-            forward_check.check_trees(self, self.name)
-        except BaseException:
-            self._trees_checked = False
-            raise
+        self._tree_check.run(self, self.name)
 
     @property
     def _text_config(self) -> Any:
@@ -134,24 +135,10 @@ class HFModel:
             return [LongRopeSession(HFSession(self), HFSession(self), rotary, length) for _ in range(count)]
         if self.native is None:
             return [HFSession(self) for _ in range(count)]
-        if self.capture is not None and count == 1:
-            return [self._graphed(capacity).session()]
+        if self.graph_pools is not None and count == 1:
+            return [self.graph_pools.session(capacity)]
         pool = Pool(self.native, count, capacity, self.num_valid_ids)
         return [NativeSession(pool, row) for row in range(count)]
-
-    def _graphed(self, capacity: int) -> Graphs:
-        """Return a free pool with its recordings; or a new one, which replaces the free ones, as they are too small."""
-        assert self.native is not None
-        assert self.capture is not None
-        free = [graphs for graphs in self.pools if not graphs.lent]
-        for graphs in free:
-            if graphs.pool.capacity >= capacity + SPARE:
-                return graphs
-        self.pools = [graphs for graphs in self.pools if graphs not in free]
-        # Leave room for longer prompts: when a pool grows, all its recordings are lost.
-        slots = 1 << (capacity + SPARE - 1).bit_length()
-        self.pools.append(Graphs(Pool(self.native, 1, slots, self.num_valid_ids), self.capture))
-        return self.pools[-1]
 
     def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
         if self.native is None or len(feeds) == 1:
@@ -163,7 +150,7 @@ class HFModel:
             return False
         # A recording freezes the warp and the rng: only the standard classes, without other state, can be recorded.
         plain = type(ask.warp) is Warp and (ask.warp.greedy or isinstance(rng, HashRng))
-        return self.capture is None or plain
+        return self.graph_pools is None or plain
 
     def draft(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
         if isinstance(feed.session, GraphSession):
@@ -221,7 +208,7 @@ class HFModel:
                 "not_applied": generation_config.not_applied(self.module.generation_config),
             },
             "forward": "own" if self.native is not None else f"transformers ({self.why_not_native})",
-            "graphs": "captured" if self.capture is not None else "off",
+            "graphs": "captured" if self.graph_pools is not None else "off",
             "threads": torch.get_num_threads(),
             "threads_by_rows": dict(zip(("one", "several"), self.native.threads, strict=True)) if self.native else None,
         }

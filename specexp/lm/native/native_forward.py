@@ -1,4 +1,4 @@
-"""This project's own forward for Llama, Qwen2 and Mistral, on the weights that transformers loaded.
+"""The native forward of Llama, Qwen2 and Mistral, on the weights that transformers loaded.
 
 The arithmetic is the same, with less overhead: query, key and value projections are one product, and so are gate and
 up; keys and values go into preallocated buffers (`kv_cache.py`); a step computes nothing that does not depend on it.

@@ -1,0 +1,30 @@
+"""The pools of a model whose forwards are captured: recordings outlive a session and serve the next one."""
+
+from __future__ import annotations
+
+from specexp.lm.native.cuda_graphs import SPARE, Capture, Graphs, GraphSession
+from specexp.lm.native.kv_cache import Pool
+from specexp.lm.native.native_forward import NativeForward
+
+
+class GraphPools:
+    """Lends pools of one row with their recordings, each to one session at a time."""
+
+    def __init__(self, forward: NativeForward, capture: Capture, num_valid_ids: int | None = None) -> None:
+        self._forward, self._capture, self._num_valid_ids = forward, capture, num_valid_ids
+        self.pools: list[Graphs] = []
+
+    def session(self, capacity: int) -> GraphSession:
+        """Return an empty session with at least `capacity` slots.
+
+        It uses a free pool, or a new one, which replaces the free ones, as they are too small.
+        """
+        free = [graphs for graphs in self.pools if not graphs.lent]
+        for graphs in free:
+            if graphs.pool.capacity >= capacity + SPARE:
+                return graphs.session()
+        self.pools = [graphs for graphs in self.pools if graphs not in free]
+        # Round up for longer prompts: when a pool grows, all its recordings are lost.
+        slots = 1 << (capacity + SPARE - 1).bit_length()
+        self.pools.append(Graphs(Pool(self._forward, 1, slots, self._num_valid_ids), self._capture))
+        return self.pools[-1].session()
