@@ -58,10 +58,10 @@ def _split(address: str) -> dict[str, str | None]:
         return {}
     if parts.scheme not in ("http", "https") or "@" not in parts.netloc:
         return {}
-    found: dict[str, str | None] = {TRACKING: parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()}
+    result: dict[str, str | None] = {TRACKING: parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()}
     if parts.username and parts.password:
-        found |= {_USERNAME: unquote(parts.username), _PASSWORD: unquote(parts.password), _TOKEN: None}
-    return found
+        result |= {_USERNAME: unquote(parts.username), _PASSWORD: unquote(parts.password), _TOKEN: None}
+    return result
 
 
 def _put(known: MutableMapping[str, str], values: dict[str, str | None]) -> None:

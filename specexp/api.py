@@ -146,10 +146,10 @@ class LoadedPair:
 
     def identity(self) -> dict[str, Any]:
         """Return what was loaded: fingerprints of weights, hashes of tokenizer and template, names and revisions."""
-        found = {role: model.facts().get("revision") or "" for role, model in self._pair.models.items()}
+        result = {role: model.facts().get("revision") or "" for role, model in self._pair.models.items()}
         return {
             **identity(self._pair, self.experiment),
-            **{f"{role}_revision": revision for role, revision in found.items()},
+            **{f"{role}_revision": revision for role, revision in result.items()},
         }
 
     def judge_of(self, method: MethodConfig) -> Judge | None:

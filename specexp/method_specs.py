@@ -127,7 +127,7 @@ BUILT_IN = (
 @cache
 def installed() -> Mapping[str, Method]:
     """Return methods of installed packages, by name. Raises ConfigError, naming the package, for an unusable one."""
-    found: dict[str, Method] = {}
+    result: dict[str, Method] = {}
     taken = {spec.name for spec in BUILT_IN}
     for point in entry_points(group=GROUP):
         where = f"method '{point.name}' of package '{point.dist.name if point.dist else '?'}'"
@@ -141,8 +141,8 @@ def installed() -> Mapping[str, Method]:
         if method.spec.name in taken:
             raise ConfigError(f"{where}: another method has the name '{method.spec.name}'; uninstall one of them.")
         taken.add(method.spec.name)
-        found[method.spec.name] = method
-    return found
+        result[method.spec.name] = method
+    return result
 
 
 def specs() -> dict[str, MethodSpec]:
@@ -152,10 +152,10 @@ def specs() -> dict[str, MethodSpec]:
 
 def spec(name: str) -> MethodSpec:
     """Return the facts of one method. Raises ConfigError for an unknown name."""
-    found = _BY_NAME.get(name) or specs().get(name)
-    if found is None:
+    result = _BY_NAME.get(name) or specs().get(name)
+    if result is None:
         raise ConfigError(unknown("method", name, specs()))
-    return found
+    return result
 
 
 _BY_NAME = {each.name: each for each in BUILT_IN}
@@ -163,8 +163,8 @@ _BY_NAME = {each.name: each for each in BUILT_IN}
 
 def takers() -> dict[str, tuple[str, ...]]:
     """Return the settings of methods, and which methods take each."""
-    found: dict[str, tuple[str, ...]] = {}
+    result: dict[str, tuple[str, ...]] = {}
     for each in specs().values():
         for setting in each.settings:
-            found[setting] = (*found.get(setting, ()), each.name)
-    return found
+            result[setting] = (*result.get(setting, ()), each.name)
+    return result

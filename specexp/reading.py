@@ -111,31 +111,31 @@ def check_value(value: Any, where: str, error: Error) -> None:
     """Raise `error` for values that are nested too deep, or contain a text with an unpaired surrogate."""
     waiting: list[tuple[Any, str, int]] = [(value, "", 1)]
     while waiting:
-        found, place, depth = waiting.pop()
+        result, place, depth = waiting.pop()
         if depth > MAX_DEPTH + 1:
             raise error(_said(where, _TOO_DEEP))
-        if isinstance(found, str):
-            if surrogate(found):
-                check_text(found, f"{where}: '{place}'" if place else where, error)
-        elif isinstance(found, dict):
-            for name, part in found.items():
+        if isinstance(result, str):
+            if surrogate(result):
+                check_text(result, f"{where}: '{place}'" if place else where, error)
+        elif isinstance(result, dict):
+            for name, part in result.items():
                 if isinstance(name, str):
                     check_text(name, f"{where}: a key", error)
                 waiting.append((part, f"{place}.{name}".lstrip("."), depth + 1))
-        elif isinstance(found, list | tuple):
-            waiting += [(part, f"{place}[{i}]", depth + 1) for i, part in enumerate(found)]
+        elif isinstance(result, list | tuple):
+            waiting += [(part, f"{place}[{i}]", depth + 1) for i, part in enumerate(result)]
 
 
 def parse_json(text: str, where: str, error: Error, hint: str = "", constants: bool = False) -> Any:
     """Parse JSON. `hint` ends the message if the text is not JSON; with `constants`, NaN and infinity are accepted."""
 
     def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        result = dict(pairs)
+        if len(result) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
             raise error(f"{where}: {shown(twice)} is given twice; give it once.")
-        return found
+        return result
 
     def constant(name: str) -> None:
         raise ValueError(f"{name} is no value of JSON")

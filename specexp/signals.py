@@ -109,5 +109,5 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 def _current() -> _Held | None:
-    found = signal.getsignal(signal.SIGTERM)
-    return found if isinstance(found, _Held) else None
+    result = signal.getsignal(signal.SIGTERM)
+    return result if isinstance(result, _Held) else None

@@ -135,9 +135,9 @@ def measure(
         probed = steps.timings("probe", asked, PROBES, costs_now)
         costs = measured_costs.costs_of(measured_costs.median_of(costs_now.measured))
         assert costs is not None, "candidates are verified"
-        found = forecast(candidates, probes, probed, PLAIN, costs, traces)
+        result = forecast(candidates, probes, probed, PLAIN, costs, traces)
 
-        speedups = {label: predicted.speedup for label, predicted in found.predicted.items()}
+        speedups = {label: predicted.speedup for label, predicted in result.predicted.items()}
         options = [Option(c.label, c.kind, c.size, c.lossless, speedups[c.label]) for c in candidates]
         three = [option.label for option in worth_checking(options)]
         labels = [c.label for c in candidates] if sweep else three
@@ -146,7 +146,7 @@ def measure(
     chosen = best({c.label: c.lossless for c in candidates}, {label: checked[label] for label in three})
     where = environment.describe(prepared.pair.models, prepared.pair.text.facts())
     alpha = sum(overlap) / max(1, len(overlap)) if "draft" in prepared.pair.models else None
-    return Advice(prepared, where, candidates, alpha, found, three, timed, checked, chosen, sweep)
+    return Advice(prepared, where, candidates, alpha, result, three, timed, checked, chosen, sweep)
 
 
 def _candidates(prepared: Prepared) -> list[Candidate]:
@@ -164,9 +164,9 @@ class _Steps:
     def step(self, key: Key, name: str, make: Callable[[], Any]) -> Any:
         """One unit of the journal, as JSON."""
         self.bar.set_postfix_str(name, refresh=False)
-        found = self.journal.unit(key, make)
+        result = self.journal.unit(key, make)
         self.bar.update()
-        return found
+        return result
 
     def timings(
         self, name: str, contenders: Sequence[SpecexpContender], repeats: int, before: Callable[[], None] = lambda: None

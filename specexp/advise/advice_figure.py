@@ -51,10 +51,10 @@ def _draw(axes: Any, kind: str, mine: Sequence[Mapping[str, Any]], color: str, r
     axes.plot(sizes, [x["speedup"] for x in mine], "-", marker=marker, color=color, label=f"{kind}: predicted")
     ran = [x for x in mine if x["measured"]]
     if ran:
-        found = [x["measured"]["speedup"] for x in ran]
-        values = [x["value"] for x in found]
+        result = [x["measured"]["speedup"] for x in ran]
+        values = [x["value"] for x in result]
         # A bootstrap interval need not contain its own value.
-        spans = [[max(0.0, x["value"] - x["low"]) for x in found], [max(0.0, x["high"] - x["value"]) for x in found]]
+        spans = [[max(0.0, x["value"] - x["low"]) for x in result], [max(0.0, x["high"] - x["value"]) for x in result]]
         axes.errorbar([x["size"] for x in ran], values, yerr=spans, fmt="o", color=color, capsize=3,
                       label=f"{kind}: measured, 95 %")  # fmt: skip
     for each in ran:

@@ -33,28 +33,28 @@ DEFINITIONS = {
 
 def as_json(advice: Advice) -> dict[str, Any]:
     """Every number, with the recommendation at the top."""
-    found, experiment = advice.forecast, advice.prepared.experiment
+    result, experiment = advice.forecast, advice.prepared.experiment
     swept = sweep(advice) if advice.swept else None
-    ranked = sorted(advice.candidates, key=lambda c: -found.predicted[c.label].speedup)
+    ranked = sorted(advice.candidates, key=lambda c: -result.predicted[c.label].speedup)
     return {
         "recommended": advice.best or PLAIN,
         "speculate": advice.best is not None,
         "sentence": recommendation(advice),
         "notes": notes(advice),
         "alpha": advice.alpha,
-        "c": found.costs.c if found.costs.draft_step is not None else None,
-        "v": {str(n): found.costs.v(n) for n in sorted(found.costs.target)},
+        "c": result.costs.c if result.costs.draft_step is not None else None,
+        "v": {str(n): result.costs.v(n) for n in sorted(result.costs.target)},
         "plain_tokens_per_second": asdict(rate(decoding(advice.timed[PLAIN]))),
         "best_three": list(advice.best_three),
         "candidates": [_candidate(advice, candidate) for candidate in ranked],
         "sweep": asdict(swept) if swept else None,
         "sweep_sentence": sweep_line(swept) if swept else None,
         "definitions": DEFINITIONS,
-        "plain_seconds": found.plain_seconds,
-        "overheads": {method: asdict(overhead) for method, overhead in found.overheads.items()},
+        "plain_seconds": result.plain_seconds,
+        "overheads": {method: asdict(overhead) for method, overhead in result.overheads.items()},
         "costs": {
-            "draft_step": found.costs.draft_step,
-            **{name: _by_text(getattr(found.costs, name)) for name in ("target", "tree_draft", "tree_target")},
+            "draft_step": result.costs.draft_step,
+            **{name: _by_text(getattr(result.costs, name)) for name in ("target", "tree_draft", "tree_target")},
         },
         "setting": {
             **experiment.as_dict(),
@@ -134,17 +134,17 @@ def _kept(found: Mapping[str, Any] | None) -> str:
 
 def metrics(advice: Advice) -> dict[str, float]:
     """The metrics for MLflow."""
-    found = {
+    result = {
         "advice/speculate": float(advice.best is not None),
         "advice/plain_tokens_per_second": rate(decoding(advice.timed[PLAIN])).value,
         "advice/candidates": len(advice.candidates),
         "advice/prompts": len(advice.prepared.prompts),
     }
     if advice.alpha is not None:
-        found |= {"advice/alpha": advice.alpha, "advice/c": advice.forecast.costs.c}
+        result |= {"advice/alpha": advice.alpha, "advice/c": advice.forecast.costs.c}
     label = advice.best or advice.best_three[0]
     predicted, checked = advice.forecast.predicted[label], advice.checked[label]
-    found |= {
+    result |= {
         "advice/predicted_speedup": predicted.speedup,
         "advice/attainable": predicted.attainable,
         "advice/mean_length": predicted.mean_length,
@@ -155,5 +155,5 @@ def metrics(advice: Advice) -> dict[str, float]:
     }
     if advice.swept:
         swept = sweep(advice)
-        found |= {"advice/short_measured": swept.short_measured, "advice/short_predicted": swept.short_predicted}
-    return found
+        result |= {"advice/short_measured": swept.short_measured, "advice/short_predicted": swept.short_predicted}
+    return result

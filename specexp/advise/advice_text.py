@@ -35,9 +35,9 @@ def sweep(advice: Advice) -> Sweep:
     """The sweep of an advice that checked every candidate."""
     may = {PLAIN: 1.0}
     for candidate in advice.candidates:
-        found = advice.checked[candidate.label]
-        if may_run(candidate.lossless, found):
-            may[candidate.label] = found.speedup.value
+        result = advice.checked[candidate.label]
+        if may_run(candidate.lossless, result):
+            may[candidate.label] = result.speedup.value
     predicted = {label: advice.forecast.predicted[label].speedup if label != PLAIN else 1.0 for label in may}
     mine = advice.best or PLAIN
     fastest, promised = (max(values, key=values.__getitem__) for values in (may, predicted))
@@ -49,11 +49,11 @@ def recommendation(advice: Advice) -> str:
     """The recommendation, in one sentence."""
     prompts = f"{len(advice.prepared.prompts)} prompts"
     if advice.best is None:
-        found = {label: advice.checked[label] for label in advice.best_three}
-        label = max(found, key=lambda name: found[name].speedup.value)
+        result = {label: advice.checked[label] for label in advice.best_three}
+        label = max(result, key=lambda name: result[name].speedup.value)
         return (
             f"Do not speculate: none of the best candidates is faster than plain decoding beyond doubt;"
-            f" {label} ran at {_times(found[label].speedup)}, predicted {_predicted(advice, label)}, on {prompts}."
+            f" {label} ran at {_times(result[label].speedup)}, predicted {_predicted(advice, label)}, on {prompts}."
         )
     candidate = next(c for c in advice.candidates if c.label == advice.best)
     return (
@@ -78,9 +78,9 @@ def notes(advice: Advice) -> list[str]:
 def _how_sure(advice: Advice) -> Iterator[str]:
     if advice.best is None:
         return
-    found = advice.checked[advice.best]
+    result = advice.checked[advice.best]
     yield (
-        f"Both prefills included it is {_times(found.end_to_end)}; that both intervals lie above 1 is what makes it"
+        f"Both prefills included it is {_times(result.end_to_end)}; that both intervals lie above 1 is what makes it"
         " recommended."
     )
     equals = [
@@ -99,19 +99,19 @@ def _how_sure(advice: Advice) -> Iterator[str]:
 def _why_not(advice: Advice) -> Iterator[str]:
     """Why speculation does not pay, or why a faster candidate is passed over."""
     for label in advice.best_three:
-        candidate, found = _candidate(advice, label), advice.checked[label]
-        if found.unexplained:
+        candidate, result = _candidate(advice, label), advice.checked[label]
+        if result.unexplained:
             yield (
-                f"{label} is {NOT_LOSSLESS}: outputs of {found.unexplained} prompts differ from plain decoding's where"
+                f"{label} is {NOT_LOSSLESS}: outputs of {result.unexplained} prompts differ from plain decoding's where"
                 f" no near tie explains it. `python -m specexp certify --method {candidate.method}` examines it."
             )
-        if not candidate.lossless and is_faster(found) and not accuracy_preserved(found):
+        if not candidate.lossless and is_faster(result) and not accuracy_preserved(result):
             why = (
-                f"it lost {found.lost} answers of {found.checked} and gained {found.gained}"
-                if found.checked
+                f"it lost {result.lost} answers of {result.checked} and gained {result.gained}"
+                if result.checked
                 else "this task has no answers to check, and its threshold is above what its judge was calibrated to"
             )
-            yield f"{label} ran at {_times(found.speedup)}, but {why}."
+            yield f"{label} ran at {_times(result.speedup)}, but {why}."
     if advice.best is not None:
         return
     costs, models = advice.forecast.costs, advice.prepared.pair.models
@@ -131,15 +131,15 @@ def _lossy(advice: Advice) -> Iterator[str]:
     """What a lossy recommendation may cost, and the fastest lossless candidate for comparison."""
     if advice.best is None or _candidate(advice, advice.best).lossless:
         return
-    found = advice.checked[advice.best]
-    if found.checked:
-        most = wilson(found.lost, found.checked)[1]
+    result = advice.checked[advice.best]
+    if result.checked:
+        most = wilson(result.lost, result.checked)[1]
         yield (
-            f"It is lossy: it lost {found.lost} of {found.checked} answers and gained {found.gained}; the share of lost"
-            f" answers may be as high as {most:.0%} (95 %). {found.equal:.0%} of its outputs are plain decoding's."
+            f"It is lossy: it lost {result.lost} of {result.checked} answers and gained {result.gained}; the share of"
+            f" lost answers may be as high as {most:.0%} (95 %). {result.equal:.0%} of its outputs are plain decoding's."
         )
     else:
-        kept = f"{found.equal:.0%} of its outputs are plain decoding's"
+        kept = f"{result.equal:.0%} of its outputs are plain decoding's"
         yield f"It is lossy, and this task has no answers to check: {kept}."
     exact = [
         label
@@ -172,7 +172,7 @@ def _limits(advice: Advice) -> Iterator[str]:
             "On CUDA a call that is timed by itself costs up to 1.5 times what it costs among others: attainable and"
             " predicted speed-ups are rough, and what was measured counts."
         )
-    if any(found.lengths == "interpolated" for found in advice.forecast.predicted.values()):
+    if any(result.lengths == "interpolated" for result in advice.forecast.predicted.values()):
         yield "Mean lengths of some tree budgets lie between counted ones."
     yield from incomplete.warnings({PLAIN: records_of(advice.timed, PLAIN)}, experiment.max_new_tokens)
 

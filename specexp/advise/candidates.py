@@ -68,23 +68,23 @@ class Candidate:
 
 def by_kind(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
     """The candidates of each kind, in order of size."""
-    found: dict[str, list[Candidate]] = {}
+    result: dict[str, list[Candidate]] = {}
     for candidate in sorted(candidates, key=lambda c: c.size):
-        found.setdefault(candidate.kind, []).append(candidate)
-    return found
+        result.setdefault(candidate.kind, []).append(candidate)
+    return result
 
 
 def to_probe(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The ends, and some between, of each method's lengths or budgets. One threshold or n-gram represents all, but
     every probability below which drafts stop is run: it decides how far they go where nothing else predicts it."""
-    found: list[Candidate] = []
+    result: list[Candidate] = []
     for method, most in PROBED.items():
         kinds = list(by_kind([c for c in candidates if c.method == method and not c.stops]).values())
         if kinds:
-            found += spread(kinds[len(kinds) // 2], most)
+            result += spread(kinds[len(kinds) // 2], most)
         for mine in by_kind([c for c in candidates if c.method == method and c.stops]).values():
-            found += spread(mine, PROBED_STOPPING)
-    return found
+            result += spread(mine, PROBED_STOPPING)
+    return result
 
 
 def spread(items: Sequence[Candidate], most: int) -> list[Candidate]:

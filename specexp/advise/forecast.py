@@ -82,15 +82,15 @@ def forecast(
     stops = _stops(probes, probed, traces)
     overheads = _overheads(probes, probed, costs, traces, stops)
     trees = {c.size: _counted(records_of(probed, c.label)) for c in probes if c.setting.facts.grows_tree}
-    found = {}
+    result = {}
     for candidate in candidates:
         overhead = overheads[candidate.rounds_like]
         if candidate.setting.facts.grows_tree:
-            found[candidate.label] = _tree(candidate, trees, costs, overhead, plain_seconds)
+            result[candidate.label] = _tree(candidate, trees, costs, overhead, plain_seconds)
         else:
             rounds = _rounds(candidate, traces, stops.get(candidate.kind, NEVER))
-            found[candidate.label] = _chain(candidate, rounds, traces.greedy, costs, overhead, plain_seconds)
-    return Forecast(costs, plain_seconds, overheads, found)
+            result[candidate.label] = _chain(candidate, rounds, traces.greedy, costs, overhead, plain_seconds)
+    return Forecast(costs, plain_seconds, overheads, result)
 
 
 def seconds_of(timed: Timings, name: str) -> float:
@@ -118,14 +118,14 @@ def trace_of(candidate: Candidate) -> str:
 
 def _stops(probes: Sequence[Candidate], probed: Timings, traces: Traces) -> dict[str, Stop]:
     """By kind, for drafts that stop early: how far they go off the output, from the longest one that ran."""
-    found = {}
+    result = {}
     for candidate in sorted(probes, key=lambda c: c.size):
         if candidate.stops:
             least = candidate.setting.config.min_draft_probability
             rounds = _rounds(candidate, traces, Stop(least, 0.0))
             counted = _counted(records_of(probed, candidate.label))
-            found[candidate.kind] = fit_stop(least, rounds, counted.nodes / counted.rounds * rounds.rounds)
-    return found
+            result[candidate.kind] = fit_stop(least, rounds, counted.nodes / counted.rounds * rounds.rounds)
+    return result
 
 
 def _overheads(
@@ -140,7 +140,7 @@ def _overheads(
         )
         beside = seconds_of(probed, candidate.label) - _calls(candidate, counted, rounds, costs)
         points.setdefault(candidate.rounds_like, []).append((counted.nodes / counted.rounds, beside / counted.rounds))
-    return {like: fit_overhead(found) for like, found in points.items()}
+    return {like: fit_overhead(result) for like, result in points.items()}
 
 
 def _calls(candidate: Candidate, counted: TreeRounds, rounds: Rounds | None, costs: Costs) -> float:

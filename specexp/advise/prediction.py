@@ -107,27 +107,27 @@ def fit_stop(least: float, rounds: Rounds, drafted: float) -> Stop:
 
 def chain_rounds(traces: Sequence[Trace], gamma: int, bonus: bool = True, stop: Stop = NEVER) -> Rounds:
     """The rounds of chains of at most `gamma` drafted tokens along these outputs, trimmed as the engine trims them."""
-    found = Rounds()
+    result = Rounds()
     for trace in traces:
-        found.tokens += len(trace.accepted)
-        _along(trace, gamma, bonus, stop, found)
-    return found
+        result.tokens += len(trace.accepted)
+        _along(trace, gamma, bonus, stop, result)
+    return result
 
 
 def lookup_rounds(traces: Sequence[LookupTrace], gamma: int, bonus: bool = True) -> Rounds:
     """The rounds of looked-up drafts of `gamma` tokens along these outputs."""
-    found = Rounds()
+    result = Rounds()
     for trace in traces:
         length, place = len(trace.agreed), 0
-        found.tokens += length
+        result.tokens += length
         while place < length:
             agreed = trace.agreed[place]
             drafted = 0 if agreed is None else max(0, min(gamma, trace.limit - place - bonus))
             num_accepted = min(agreed or 0, drafted, length - place)
-            _add(found.by_drafted, drafted, 1.0)
-            _add(found.by_accepted, num_accepted, 1.0)
+            _add(result.by_drafted, drafted, 1.0)
+            _add(result.by_accepted, num_accepted, 1.0)
             place += num_accepted + (1 if bonus or num_accepted < drafted or not drafted else 0)
-    return found
+    return result
 
 
 def _along(trace: Trace, gamma: int, bonus: bool, stop: Stop, found: Rounds) -> None:

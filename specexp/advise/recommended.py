@@ -40,22 +40,22 @@ def recommended(advice: Advice, path: Path) -> str:
 
 def _settings(advice: Advice) -> dict[str, Any]:
     experiment = advice.prepared.experiment
-    found = {**_models(experiment, advice.prepared.pair.models), "task": experiment.task}
+    result = {**_models(experiment, advice.prepared.pair.models), "task": experiment.task}
     if experiment.data is not None:
-        found["data"] = {key: value for key, value in asdict(experiment.data).items() if value}
+        result["data"] = {key: value for key, value in asdict(experiment.data).items() if value}
     if experiment.shots:
-        found["shots"] = experiment.shots
+        result["shots"] = experiment.shots
     if experiment.history != "baseline":
-        found["history"] = experiment.history
+        result["history"] = experiment.history
     if experiment.answer_rule != "auto":
-        found["answer_rule"] = experiment.answer_rule
+        result["answer_rule"] = experiment.answer_rule
     if experiment.answer_pattern:
-        found["answer_pattern"] = experiment.answer_pattern
+        result["answer_pattern"] = experiment.answer_pattern
     chosen = [c.setting.config for c in advice.candidates if c.label == advice.best]
-    found["methods"] = [PLAIN, *(method.preset for method in chosen)]
+    result["methods"] = [PLAIN, *(method.preset for method in chosen)]
     for method in chosen:
-        found |= _method(method)
-    return found | {name: getattr(experiment, name) for name in SAMPLING}
+        result |= _method(method)
+    return result | {name: getattr(experiment, name) for name in SAMPLING}
 
 
 def _models(experiment: Experiment, loaded: Collection[Role]) -> dict[str, Any]:
@@ -78,16 +78,16 @@ def _method(method: MethodConfig) -> dict[str, Any]:
     """The settings of a method, besides its preset."""
     if method.tree is not None:
         return {key: value for key, value in asdict(method.tree).items() if value is not None}
-    found: dict[str, Any] = {"gamma": method.gamma}
+    result: dict[str, Any] = {"gamma": method.gamma}
     if method.method == "lookup":
-        found["max_ngram"] = method.max_ngram
+        result["max_ngram"] = method.max_ngram
     if method.min_draft_probability:
-        found["min_draft_probability"] = method.min_draft_probability
+        result["min_draft_probability"] = method.min_draft_probability
     if not method.bonus:
-        found["bonus"] = False
+        result["bonus"] = False
     if method.judge:
-        found |= {"judge": method.judge, "threshold": CALIBRATED if method.threshold is None else method.threshold}
-    return found
+        result |= {"judge": method.judge, "threshold": CALIBRATED if method.threshold is None else method.threshold}
+    return result
 
 
 def hardware(environment: Mapping[str, Any]) -> str:

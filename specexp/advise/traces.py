@@ -54,9 +54,9 @@ def agreement(prepared: Prepared, index: int, output: Sequence[int]) -> Agreemen
         if warp.greedy:
             logits = _rows(engine, "draft", behind, piece)
             first = warp.first(logits)
-            found = [float(token == mine) for token, mine in zip(piece, first.tolist(), strict=True)]
-            accepted += found
-            overlap += found
+            result = [float(token == mine) for token, mine in zip(piece, first.tolist(), strict=True)]
+            accepted += result
+            overlap += result
             certainty += _chosen(Warp(1.0)(logits), first)
         else:
             p, q = (warp(_rows(engine, role, behind, piece)) for role in ("target", "draft"))
@@ -89,8 +89,8 @@ def _rows(engine: Engine, role: Role, behind: Sequence[int], tokens: Sequence[in
 
 def _chosen(rows: Array, tokens: Array) -> list[float]:
     """rows[N, V] at tokens[N]."""
-    found: list[float] = array_namespace(rows).take_along_axis(rows, tokens[:, None], axis=-1)[:, 0].tolist()
-    return found
+    result: list[float] = array_namespace(rows).take_along_axis(rows, tokens[:, None], axis=-1)[:, 0].tolist()
+    return result
 
 
 def _shared(p: Array, q: Array, tokens: Array) -> Iterator[tuple[float, float]]:

@@ -112,7 +112,7 @@ def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = N
     with tqdm(total=total, desc=prepared.experiment.name, unit="run", dynamic_ncols=True) as bar:
         outputs, failed = _outputs(prepared, greedy, journal, cold, longest, bar)
         skipped |= failed
-        found = _differences(prepared, outputs)
+        result = _differences(prepared, outputs)
         costing = _Costing(prepared, journal, "search")
         asked = [greedy[name] for name in (PLAIN, *chains, *assisted)]
         phase = Phase(journal, "search", cold, longest)
@@ -133,7 +133,7 @@ def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = N
             between[batched.turn] = throughput.num_turns(prepared)
         spread = _Spread(repeats * num_prompts, between)
         timed = timings([*chosen, *sampling], num_prompts, repeats, bar, spread, phase)
-    together = batched.found() if batched is not None else None
+    together = batched.result() if batched is not None else None
     model = prepared.pair.models["target"]
     assert isinstance(model, HFModel)
     middle = [len(ids) + len(t[0].token_ids) / 2 for ids, t in zip(prepared.prompts, timed[PLAIN], strict=True)]
@@ -141,13 +141,13 @@ def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = N
     return Measured(
         prepared,
         environment.describe(prepared.pair.models, prepared.pair.text.facts()),
-        [*found, *(together.differences if together else ())],
+        [*result, *(together.differences if together else ())],
         skipped,
         gamma,
         search,
         timed,
-        costing.found(),
-        recosting.found(),
+        costing.result(),
+        recosting.result(),
         {name: journal.unit(("split", name), partial(_split, own[name])) for name in (PLAIN, best)},
         bandwidth.Floor(**journal.unit(("floor",), lambda: asdict(bandwidth.measure(model, context)))),
         together,
@@ -176,7 +176,7 @@ def _theirs(prepared: Prepared) -> dict[str, HFContender]:
     """The contenders of transformers, with assisted generation at every draft length of the chains."""
     plain = plain_peer(prepared)
     models, eos_ids = plain.models, plain.eos_ids
-    found = {
+    result = {
         GENERATE: HFContender(GENERATE, prepared, plain),
         FIRST_TOKEN: HFContender(FIRST_TOKEN, prepared, plain, most=1),
         COMPILED: HFContender(COMPILED, prepared, Peer(models, eos_ids, options=peers.compiled())),
@@ -185,8 +185,8 @@ def _theirs(prepared: Prepared) -> dict[str, HFContender]:
     for setting in prepared.settings:
         if setting.config.method == "speculative":
             name = f"assisted_k{setting.config.gamma}"
-            found[name] = HFContender(name, prepared, Peer(models, eos_ids, setting.config.gamma))
-    return found
+            result[name] = HFContender(name, prepared, Peer(models, eos_ids, setting.config.gamma))
+    return result
 
 
 def _sampling(contender: HFContender) -> HFContender:
@@ -259,14 +259,14 @@ class _Costing:
 
     def measure(self) -> None:
         key = "costs", self._phase, len(self._measured)
-        found = self._journal.unit(key, partial(measured_costs.measure_costs, self._prepared))
-        assert found is not None, "a benchmark has chains"
-        self._measured.append(found)
+        result = self._journal.unit(key, partial(measured_costs.measure_costs, self._prepared))
+        assert result is not None, "a benchmark has chains"
+        self._measured.append(result)
 
-    def found(self) -> Mapping[str, Any]:
+    def result(self) -> Mapping[str, Any]:
         """Medians of the measurements."""
-        found: Mapping[str, Any] = measured_costs.median_of(self._measured)
-        return found
+        result: Mapping[str, Any] = measured_costs.median_of(self._measured)
+        return result
 
 
 class _Spread:

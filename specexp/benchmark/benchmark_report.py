@@ -60,7 +60,7 @@ def as_json(measured: Measured) -> dict[str, Any]:
         "methods": {name: _method(measured, name) for name in timed if name != FIRST_TOKEN},
         "skipped": dict(measured.skipped),
         "batch": batch,
-        "gammas": {str(gamma): found for gamma, found in by_gamma.items()},
+        "gammas": {str(gamma): result for gamma, result in by_gamma.items()},
         "best": best,
         "shares": parts,
         "instrumented_seconds": {name: sum(seconds.values()) for name, seconds in measured.parts.items()},
@@ -87,15 +87,15 @@ def _chains(measured: Measured) -> list[Any]:
 def _method(measured: Measured, name: str) -> dict[str, Any]:
     """Rates of one contender, from the medians of its seconds, prompt by prompt."""
     mine = measured.timed[name]
-    found: dict[str, Any] = {"end_to_end_tokens_per_second": asdict(rate(whole(mine))), "tokens": _emitted(mine)}
+    result: dict[str, Any] = {"end_to_end_tokens_per_second": asdict(rate(whole(mine))), "tokens": _emitted(mine)}
     if mine[0][0].record is not None:
-        found["tokens_per_second"] = asdict(rate(decoding(mine)))
+        result["tokens_per_second"] = asdict(rate(decoding(mine)))
         rounds = sum(row[0].record["num_rounds"] for row in mine if row[0].record)
-        found["tokens_per_call"] = _emitted(mine) / rounds
+        result["tokens_per_call"] = _emitted(mine) / rounds
     # Compare sampled with sampled and greedy with greedy: they emit different texts.
     plain = sampled(PLAIN, TEMPERATURE) if name.endswith(sampled("", TEMPERATURE)) else PLAIN
-    found["vs_plain_end_to_end"] = asdict(rate_ratio(whole(mine), whole(measured.timed[plain])))
-    return found
+    result["vs_plain_end_to_end"] = asdict(rate_ratio(whole(mine), whole(measured.timed[plain])))
+    return result
 
 
 def _emitted(timings: Sequence[Sequence[Any]]) -> int:
@@ -119,12 +119,12 @@ def _gamma(measured: Measured, timings: Timings, costs: Mapping[str, Any], gamma
     plain = [timing.record for row in timings[PLAIN] for timing in row if timing.record]
     claimed = not environment.on_cuda(measured.environment)
     metrics = summarise(records, plain, costs_of(costs), gamma, claimed=claimed)
-    found = {name.rpartition("/")[2]: metrics[name] for name in KEPT if name in metrics}
+    result = {name.rpartition("/")[2]: metrics[name] for name in KEPT if name in metrics}
     speedup = rate_ratio(decoding(chain), decoding(timings[PLAIN])).value
     return {
-        **found,
+        **result,
         "speedup": speedup,
-        **({"realised": speedup / found["attainable"]} if "attainable" in found else {}),
+        **({"realised": speedup / result["attainable"]} if "attainable" in result else {}),
         "tokens_per_second": rate(decoding(chain)).value,
         "end_to_end_tokens_per_second": rate(whole(chain)).value,
         "assisted_end_to_end_tokens_per_second": rate(whole(assisted)).value,
@@ -167,9 +167,9 @@ def _cell(found: Mapping[str, float], name: str, unit: str = "") -> str:
 
 def _batch_lines(batch: Mapping[str, Any]) -> list[str]:
     lines = [f"{batch['prompts']} prompts, prompts/s{'one at a time':>18}{batch['size']:>9} together"]
-    for name, found in batch["methods"].items():
-        alone, together = (found[key]["value"] for key in ("prompts_per_second_alone", "prompts_per_second"))
-        lines.append(f"{name:<22}{alone:>18.2f}{together:>18.2f}{found['speedup']['value']:>8.2f}x")
+    for name, result in batch["methods"].items():
+        alone, together = (result[key]["value"] for key in ("prompts_per_second_alone", "prompts_per_second"))
+        lines.append(f"{name:<22}{alone:>18.2f}{together:>18.2f}{result['speedup']['value']:>8.2f}x")
     return lines
 
 

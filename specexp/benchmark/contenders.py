@@ -42,7 +42,7 @@ def timed(peer: Peer, ids: Sequence[int], max_new_tokens: int, seed: int) -> Tim
     with call.ready(seed):
         target.wait()
         start = time.perf_counter()
-        found = call.run()
+        result = call.run()
         target.wait()
         seconds = time.perf_counter() - start
-    return Timing(call.emitted(found), seconds)
+    return Timing(call.emitted(result), seconds)

@@ -70,7 +70,7 @@ def measure(check: Check) -> dict[str, Any]:
     target = models["target"]
     ids = [3 + (7 * i) % 200 for i in range(check.context)]
     gammas, trees = range(1, check.gamma + 1), TREES
-    found = call_costs.measure(models, ids, gammas, trees, check.repeats)
+    result = call_costs.measure(models, ids, gammas, trees, check.repeats)
     chain: Decoder = Chain(DraftModel(check.gamma), Lossless(), Warp())
     # Untimed first: each shape is captured when it first occurs.
     decoded = [
@@ -81,9 +81,9 @@ def measure(check: Check) -> dict[str, Any]:
         for _ in range(check.repeats + 1)
     ][1:]
     at = bandwidth.measure(target, check.context + 1)
-    assert found.draft_step is not None
+    assert result.draft_step is not None
     plain, whole = (median(each[name] for each in decoded) for name in ("plain", "round"))
-    parts = check.gamma * found.draft_step + found.target[check.gamma + 1]
+    parts = check.gamma * result.draft_step + result.target[check.gamma + 1]
     return {
         "check": {name: getattr(check, name) for name in check.__slots__},
         "models": {role: model.facts() for role, model in models.items()},
@@ -93,15 +93,15 @@ def measure(check: Check) -> dict[str, Any]:
         "step_bytes": at.weight_bytes + at.cache_bytes,
         "seconds": {
             "floor": at.seconds,
-            "plain_forward": found.target[1],
+            "plain_forward": result.target[1],
             "plain_step": plain,
             "plain_forward_not_captured": _not_captured(models, ids, check),
-            "draft_forward": found.draft_step,
+            "draft_forward": result.draft_step,
             "round": whole,
             **_generate(models, ids, check),
         },
-        "v": {n: found.v(n) for n in sorted(found.target)},
-        "v_tree": {n: found.v_tree(n) for n in sorted(found.tree_target)},
+        "v": {n: result.v(n) for n in sorted(result.target)},
+        "v_tree": {n: result.v_tree(n) for n in sorted(result.tree_target)},
         "share_of_copy": at.seconds / plain,
         "round_over_parts": whole / parts,
         "wanted": WANTED,

@@ -85,10 +85,10 @@ class Call:
 
     def run(self) -> torch.Tensor:
         """Ids[1, N + M]."""
-        found: torch.Tensor = self.peer.models["target"].module.generate(
+        result: torch.Tensor = self.peer.models["target"].module.generate(
             self.ids, attention_mask=torch.ones_like(self.ids), generation_config=self.settings, **self.more
         )
-        return found
+        return result
 
     def emitted(self, found: torch.Tensor) -> list[int]:
         """The M new ids, on the host."""

@@ -77,16 +77,16 @@ def note(before: Experiment, settings: Mapping[str, int]) -> str | None:
 def plan(prepared: Prepared, given: Collection[str], paces: Paces) -> Plan:
     """The first rung that fits the budget, else the last one. Settings in `given` stay as they are."""
     experiment = prepared.experiment
-    found: Plan | None = None
+    result: Plan | None = None
     for rung in LADDER:
         settings = {name: value for name, value in zip(NAMES, rung, strict=True) if name not in given}
         # Never more than the experiment has.
         settings = {name: min(value, getattr(experiment, name)) for name, value in settings.items()}
-        found = Plan(settings, seconds(shortened(prepared, settings), paces))
-        if found.seconds <= BUDGET:
+        result = Plan(settings, seconds(shortened(prepared, settings), paces))
+        if result.seconds <= BUDGET:
             break
-    assert found is not None
-    return found
+    assert result is not None
+    return result
 
 
 def seconds(prepared: Prepared, paces: Paces, with_compiled: bool = False) -> float:

@@ -83,12 +83,12 @@ class Batching:
             self._bar.set_postfix_str(named(contender.name, batch))
             limit = self._prepared.experiment.max_new_tokens
             run = partial(_pass, self._prepared, contender, batch, self._prompts, limit)
-            taken, found = self._journal.unit(_key(contender, batch, done), run)
+            taken, result = self._journal.unit(_key(contender, batch, done), run)
             self._seconds[contender.name, batch].append(taken)
-            self._outputs[named(contender.name, batch)] = found
+            self._outputs[named(contender.name, batch)] = result
             self._bar.update()
 
-    def found(self) -> Batched:
+    def result(self) -> Batched:
         """All turns, and the differences between the outputs of both sizes."""
         model = self._prepared.pair.models["target"]
         assert isinstance(model, HFModel)
@@ -116,18 +116,18 @@ def named(name: str, size: int) -> str:
 
 def _prompts(prepared: Prepared, most: int) -> dict[str, list[int]]:
     """The prepared prompts, and more of the task if it has more that fit."""
-    found = {example.prompt_id: ids for example, ids in zip(prepared.examples, prepared.prompts, strict=True)}
+    result = {example.prompt_id: ids for example, ids in zip(prepared.examples, prepared.prompts, strict=True)}
     engine = Engine(prepared.pair.models)
-    for example in prepared.task.examples(max(most, len(found))):
-        if example.prompt_id in found:
+    for example in prepared.task.examples(max(most, len(result))):
+        if example.prompt_id in result:
             continue
         ids = prepared.pair.text.encode(example.messages())
         try:
             engine.output_limit(ids, prepared.experiment.max_new_tokens)
         except PromptError:
             continue
-        found[example.prompt_id] = ids
-    return found
+        result[example.prompt_id] = ids
+    return result
 
 
 def _pass(
@@ -141,5 +141,5 @@ def _pass(
     with out_of_memory.translate_oom(what, "batch or max_new_tokens", prepared.experiment.models):
         decoder, rng = contender.setting.decoder, CertainRng()
         requests = (Request(decoder, ids, limit, rng, name=name) for name, ids in prompts.items())
-        found = dict(engine.generate_all(requests))
-    return time.perf_counter() - start, [found[place].token_ids for place in range(len(prompts))]
+        result = dict(engine.generate_all(requests))
+    return time.perf_counter() - start, [result[place].token_ids for place in range(len(prompts))]

@@ -38,10 +38,10 @@ class Certificate:
     @property
     def verdict(self) -> str:
         """lossless, not lossless or inconclusive."""
-        found = {check.verdict for check in self.checks}
-        if FAILED in found:
+        result = {check.verdict for check in self.checks}
+        if FAILED in result:
             return NOT_LOSSLESS
-        return INCONCLUSIVE if INCONCLUSIVE in found or self.lossy else LOSSLESS
+        return INCONCLUSIVE if INCONCLUSIVE in result or self.lossy else LOSSLESS
 
     @property
     def reason(self) -> str:
@@ -63,7 +63,7 @@ class Certificate:
         """`certificate/*`; docs/metrics.md has the definitions."""
         by_name = {check.name: check.numbers for check in self.checks}
         equality, plain = by_name[own_models.EQUAL], by_name[own_models.PLAIN]
-        found: dict[str, float | int | None] = {
+        result: dict[str, float | int | None] = {
             "lossless": int(self.verdict == LOSSLESS),
             "oracle_gap": by_name[ORACLE].get("gap"),
             "prompts": plain.get("prompts"),
@@ -74,7 +74,7 @@ class Certificate:
             "control_p": by_name[sampled.NAME].get("control_p"),
             "control_variation": by_name[sampled.NAME].get("control_variation"),
         }
-        return {f"certificate/{name}": float(value) for name, value in found.items() if value is not None}
+        return {f"certificate/{name}": float(value) for name, value in result.items() if value is not None}
 
 
 def prepare(config: CertificateConfig, judges: Mapping[str, Judge] | None = None) -> Subject:
@@ -119,34 +119,34 @@ def _announce(subject: Subject, outputs: int, num_samples: int) -> None:
     with in_memory(subject):
         prompts = subject.prompts()
         role: Role = "target" if "target" in models else "draft"
-        found = time_estimate.pace(models, list(prompts.values()), role, names=list(prompts))
+        result = time_estimate.pace(models, list(prompts.values()), role, names=list(prompts))
     what = f"{outputs} outputs of up to {most} tokens"
     lower = "limit or max_new_tokens"
     if num_samples:
         what += f" and {num_samples} samples of {places.LENGTH} tokens"
         lower = "limit, max_new_tokens or samples"
-    taken = outputs * found.seconds(most) + num_samples * places.LENGTH * found.token
+    taken = outputs * result.seconds(most) + num_samples * places.LENGTH * result.token
     time_estimate.announce(taken, f"{what}, each as slow as plain decoding one at a time", lower)
 
 
 def check_oracle(subject: Subject, tick: Callable[[], Any]) -> Check:
     """Check that the decoder's exact output distribution on toy models is the target's own."""
-    found = toy_oracle.examine(subject.method, subject.warp, subject.judge, tick)
-    sizes = " and at ".join(found.sizes)
-    details = {"sizes": list(found.sizes), "worst": found.worst, "broken": found.broken}
-    if found.broken:
-        words = f"the decoder broke off on toy models ({found.worst}): {found.broken}"
+    result = toy_oracle.examine(subject.method, subject.warp, subject.judge, tick)
+    sizes = " and at ".join(result.sizes)
+    details = {"sizes": list(result.sizes), "worst": result.worst, "broken": result.broken}
+    if result.broken:
+        words = f"the decoder broke off on toy models ({result.worst}): {result.broken}"
         return Check(ORACLE, FAILED, words, {}, details)
-    numbers = {"gap": found.gap, "outputs": found.num_outputs, "bound": toy_oracle.EXACT}
-    if found.gap < toy_oracle.EXACT:
+    numbers = {"gap": result.gap, "outputs": result.num_outputs, "bound": toy_oracle.EXACT}
+    if result.gap < toy_oracle.EXACT:
         words = (
             "every way the rng can fall, on toy models: the decoder's output distribution is the target's own (largest"
-            f" gap {found.gap:.2g} over {found.num_outputs} outputs, below {toy_oracle.EXACT:g}; at {sizes})."
+            f" gap {result.gap:.2g} over {result.num_outputs} outputs, below {toy_oracle.EXACT:g}; at {sizes})."
         )
         return Check(ORACLE, PASSED, words, numbers, details)
     words = (
         "the decoder's output distribution on toy models is not the target's: an output's probability is off by"
-        f" {found.gap:.2g} (at {found.worst})."
+        f" {result.gap:.2g} (at {result.worst})."
     )
     return Check(ORACLE, FAILED, words, numbers, details)
 

@@ -50,7 +50,7 @@ def resolve(experiment: str, method: str, samples: str, flags: Mapping[str, Any]
         resolved = config.resolve(experiment, {**flags, "methods": names})
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
-    labels = [found.label for found in resolved.methods if found.method != PLAIN or method == PLAIN]
+    labels = [result.label for result in resolved.methods if result.method != PLAIN or method == PLAIN]
     if len(labels) > 1 and not wrong:
         faults.append(
             f"method '{method}' makes {len(labels)} settings here ({', '.join(labels)}); a certificate is of one: give"

@@ -59,7 +59,7 @@ class Cells:
 
     def probability(self, tilt: float = 0.0) -> Array:
         """Probability[C] of each cell, when at every draw the likeliest token weighs 1 + `tilt` times as much."""
-        found = np.zeros(len(self.names))
+        result = np.zeros(len(self.names))
         todo: list[tuple[_Node, float]] = [(self.root, 1.0)]
         while todo:
             node, mass = todo.pop()
@@ -69,11 +69,11 @@ class Cells:
                 left -= share
                 child = node.children[token]
                 if isinstance(child, int):
-                    found[child] += mass * share
+                    result[child] += mass * share
                 else:
                     todo.append((child, mass * share))
-            found[node.other] += mass * max(left, 0.0)
-        return found
+            result[node.other] += mass * max(left, 0.0)
+        return result
 
 
 def split(row: Callable[[Prefix], Array], length: int, ends: Collection[int], num_samples: int) -> Cells:

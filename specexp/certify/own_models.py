@@ -45,12 +45,12 @@ def decode(subject: Subject, setting: Setting, tick: Tick) -> list[list[int]]:
         Request(setting.decoder, ids, experiment.max_new_tokens, rng, name=name)
         for (name, ids), rng in zip(prompts.items(), rngs, strict=True)
     )
-    found: dict[int, list[int]] = {}
+    result: dict[int, list[int]] = {}
     with in_memory(subject):
         for place, out in engine.generate_all(requests):
-            found[place] = out.token_ids
+            result[place] = out.token_ids
             tick()
-    return [found[place] for place in range(len(prompts))]
+    return [result[place] for place in range(len(prompts))]
 
 
 def check_plain(subject: Subject, texts: Texts) -> Check:
@@ -61,10 +61,10 @@ def check_plain(subject: Subject, texts: Texts) -> Check:
             reread(pair, subject.draws, name, ids, text).tokens
             for (name, ids), text in zip(prompts.items(), texts, strict=True)
         ]
-        found = differences(
+        result = differences(
             pair, subject.arithmetic, prompts, {PLAIN: texts, "forward": again}, "forward", subject.draws
         )
-    return _judged(PLAIN, subject, found, texts, "tokens are those that one forward over the whole text gives", "it")
+    return _judged(PLAIN, subject, result, texts, "tokens are those that one forward over the whole text gives", "it")
 
 
 def check_equality(subject: Subject, plain: Texts, tick: Tick) -> Check:
@@ -81,12 +81,12 @@ def check_equality(subject: Subject, plain: Texts, tick: Tick) -> Check:
     except BREAKS as error:
         return broken(EQUAL, error, "on these prompts")
     with in_memory(subject):
-        found = differences(
+        result = differences(
             subject.prepared.pair, subject.arithmetic, subject.prompts(), {EQUAL: texts, PLAIN: plain}, PLAIN,
             subject.draws,
         )  # fmt: skip
     same = "same tokens as plain decoding" if subject.certain else "same tokens as plain decoding with the same seed"
-    return _judged(EQUAL, subject, found, texts, same, "plain decoding")
+    return _judged(EQUAL, subject, result, texts, same, "plain decoding")
 
 
 def _judged(

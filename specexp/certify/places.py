@@ -46,12 +46,12 @@ class Target:
 
 def targets_of(subject: Subject, texts: Sequence[Sequence[int]], samples: int) -> list[Target]:
     """The best places; those come first whose cuts by top-k and top-p rounding cannot move."""
-    found: list[Target] = []
+    result: list[Target] = []
     for place in _places(subject, texts)[:TRIED]:
-        if sum(not target.near_cut for target in found) == PLACES:
+        if sum(not target.near_cut for target in result) == PLACES:
             break
-        found.append(_target(subject, place, samples))
-    return sorted(found, key=lambda target: target.near_cut)[:PLACES]
+        result.append(_target(subject, place, samples))
+    return sorted(result, key=lambda target: target.near_cut)[:PLACES]
 
 
 def _places(subject: Subject, texts: Sequence[Sequence[int]]) -> list[Place]:
@@ -92,12 +92,12 @@ def _worth(subject: Subject, name: str, ids: Sequence[int], text: Sequence[int])
 def _unlike_lookup(subject: Subject, ids: Sequence[int], text: Sequence[int], p: Array) -> Array:
     """1 - p of the token that is looked up at each position, 0 where none is found."""
     known = Ngrams(subject.method.max_ngram)
-    found = np.zeros(len(text))
+    result = np.zeros(len(text))
     for at in range(len(text)):
         proposed = known.continuation([*ids, *text[:at]], 1)
         if proposed:
-            found[at] = 1 - p[at, proposed[0]]
-    return found
+            result[at] = 1 - p[at, proposed[0]]
+    return result
 
 
 def _target(subject: Subject, place: Place, samples: int) -> Target:

@@ -20,16 +20,16 @@ def warp(logits: Sequence[float] | Array, temperature: float, top_k: int = 0, to
     """Probabilities[V] of one row of logits[V]: temperature, top-k, top-p; of equal logits the lower id ranks first."""
     row = np.asarray(logits, dtype=np.float64)
     order = np.argsort(-row, kind="stable")
-    found = np.zeros(len(row))
+    result = np.zeros(len(row))
     if temperature == 0:
-        found[order[0]] = 1.0
-        return found
+        result[order[0]] = 1.0
+        return result
     kept = order[:top_k] if top_k else order
     weights = np.exp((row[kept] - row.max()) / temperature)
     before = np.concatenate([[0.0], np.cumsum(weights / weights.sum())[:-1]])
     nucleus = weights * (before < top_p)
-    found[kept] = nucleus / nucleus.sum()
-    return found
+    result[kept] = nucleus / nucleus.sum()
+    return result
 
 
 def logits_behind(model: Model, ids: Sequence[int], rows: int) -> Array:
@@ -45,18 +45,18 @@ def sequence_distribution(
 
     `sampling` are the arguments of `warp`.
     """
-    found: dict[tuple[int, ...], float] = {}
+    result: dict[tuple[int, ...], float] = {}
     for output in itertools.product(range(model.vocab_size), repeat=length):
         if eos in output:
             output = output[: output.index(eos) + 1]
-        if output in found:
+        if output in result:
             continue
         rows = logits_behind(model, [*prompt, *output[:-1]], len(output))
         prob = 1.0
         for row, token in zip(rows, output, strict=True):
             prob *= float(warp(row, **sampling)[token])
-        found[output] = prob
-    return {output: prob for output, prob in found.items() if prob > 0}
+        result[output] = prob
+    return {output: prob for output, prob in result.items() if prob > 0}
 
 
 def gap(one: Mapping[tuple[int, ...], float], other: Mapping[tuple[int, ...], float]) -> float:

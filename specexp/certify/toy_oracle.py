@@ -78,11 +78,11 @@ def sizes(method: MethodConfig) -> list[Size]:
         return [Size(replace(method, tree=small), vocab, length) for vocab, length in ((3, 4), (2, 6))]
     if not method.gamma:
         return [Size(method, 3, 5)]
-    found = [Size(replace(method, gamma=min(method.gamma, 2)), 3, 5)]
+    result = [Size(replace(method, gamma=min(method.gamma, 2)), 3, 5)]
     if method.gamma > 2:
         gamma = min(method.gamma, 4)
-        found.append(Size(replace(method, gamma=gamma), 2, gamma + 3))
-    return found
+        result.append(Size(replace(method, gamma=gamma), 2, gamma + 3))
+    return result
 
 
 def examine(method: MethodConfig, warp: Warp, judge: Judge | None, tick: Callable[[], None]) -> Found:
@@ -102,11 +102,11 @@ def examine(method: MethodConfig, warp: Warp, judge: Judge | None, tick: Callabl
             return Found(worst, f"{size}", ran, outputs, f"{type(error).__name__}: {words}")
         want = sequence_distribution(models["target"], PROMPT, size.length, EOS, **sampling)
         outputs += len(want)
-        found = gap(got, want)
-        if math.isnan(found):
+        result = gap(got, want)
+        if math.isnan(result):
             return Found(worst, f"{size}", ran, outputs, "its probabilities are not numbers")
-        if found > worst:
-            worst, where = found, f"{size}"
+        if result > worst:
+            worst, where = result, f"{size}"
         tick()
     return Found(worst, where, ran, outputs)
 

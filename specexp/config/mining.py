@@ -42,8 +42,8 @@ class MiningConfig:
             "name", "task", "pair", "target", "draft", "toy", "data", "shots", "answer_rule", "answer_pattern", "limit",
             "max_new_tokens",
         )  # fmt: skip
-        found = {key: value for key, value in mine.as_dict().items() if key in kept}
-        return {**found, "dtype": self.dtype, "skip": self.skip}
+        result = {key: value for key, value in mine.as_dict().items() if key in kept}
+        return {**result, "dtype": self.dtype, "skip": self.skip}
 
     @property
     def hash(self) -> str:

@@ -78,10 +78,10 @@ def several(what: str, most: int = MOST) -> Callable[[Any], tuple[int, ...]]:
         number = whole(1, ">= 1, or several separated by commas", most)
         if not parts:
             raise ValueError(f"it must name one {what} at least.")
-        found = tuple(number(part.strip() if isinstance(part, str) else part) for part in parts)
-        if len(set(found)) < len(found):
+        result = tuple(number(part.strip() if isinstance(part, str) else part) for part in parts)
+        if len(set(result)) < len(result):
             raise ValueError(f"it must name each {what} once.")
-        return found
+        return result
 
     return parse
 
@@ -100,10 +100,10 @@ def probabilities(value: Any) -> tuple[float, ...]:
     """One probability below which drafts stop, or several: each is a setting."""
     parts = value if isinstance(value, list) else [value]
     number = real(lambda x: 0 <= x < 1, "in [0, 1) (0 = off), or a list of several")
-    found = tuple(number(part) for part in parts)
-    if not found or len(set(found)) < len(found):
+    result = tuple(number(part) for part in parts)
+    if not result or len(set(result)) < len(result):
         raise ValueError("it must name one probability at least, and each once.")
-    return found
+    return result
 
 
 def names(value: Any) -> tuple[str, ...]:
@@ -145,18 +145,18 @@ def switch(value: Any) -> bool:
 
 def mapping(kind: str, value: Mapping[str, Any], parsers: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
     """A mapping's values, parsed; ValueError lists everything wrong with them."""
-    faults, found = [], {}
+    faults, result = [], {}
     for key, part in value.items():
         if key not in parsers:
             faults.append(unknown(f"{kind} setting", key, parsers))
             continue
         try:
-            found[key] = parsers[key](part)
+            result[key] = parsers[key](part)
         except ValueError as error:
             faults.append(f"{key} is {shown(part)}: {error}")
     if faults:
         raise ValueError(" ".join(faults))
-    return found
+    return result
 
 
 def data_settings(value: Any) -> DataConfig:

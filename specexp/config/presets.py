@@ -45,24 +45,24 @@ def _of_packages() -> dict[str, MethodSpec]:
 
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping; ConfigError names the file and the place."""
-    found = reading.parse_yaml(
+    result = reading.parse_yaml(
         reading.decode(reading.read_bytes(path, "config file", ConfigError), str(path), ConfigError),
         str(path),
         ConfigError,
     )
-    if found is None:
+    if result is None:
         raise ConfigError(f"{path}: is empty; give it settings, or leave it out.")
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: must be a mapping of settings to values, got {type(found).__name__}.")
-    return found
+    if not isinstance(result, dict):
+        raise ConfigError(f"{path}: must be a mapping of settings to values, got {type(result).__name__}.")
+    return result
 
 
 def expanded(names: Sequence[str]) -> list[str]:
     """Names of methods, in which a preset of several is replaced by its methods."""
-    found: list[str] = []
+    result: list[str] = []
     for name in names:
-        found += group_of(name) or [name]
-    return found
+        result += group_of(name) or [name]
+    return result
 
 
 def group_of(name: str) -> list[str]:

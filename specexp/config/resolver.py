@@ -104,12 +104,12 @@ class _Reader:
                 self.faults.append(where + unknown("setting", key, SETTINGS))
                 continue
             try:
-                found = SETTINGS[key].parse(value)
+                result = SETTINGS[key].parse(value)
                 before = self.values.get(key)
                 # Parts of a model or the toy are separate settings: those that this layer omits stay.
                 if key in ("target", "draft", "toy") and before is not None:
-                    found = laid_over(before, found)
-                self.values[key] = found
+                    result = laid_over(before, result)
+                self.values[key] = result
             except (ValueError, ConfigError) as error:
                 self.faults.append(f"{where}{key} is {shown(value)}; {error}")
         self._template(where, layer)
@@ -158,22 +158,22 @@ class _Reader:
         if pair not in preset_names("models"):
             self.faults.append(unknown("pair", pair, preset_names("models")))
             return {}
-        found = load_yaml(PRESETS / "models" / f"{pair}.yaml")
+        result = load_yaml(PRESETS / "models" / f"{pair}.yaml")
         given = {role: values.pop(role) for role in ROLES if role in values}
         toy = values.pop("toy", None)
         template = values.pop("chat_template", None)
-        if "toy" in found:
+        if "toy" in result:
             if given:
                 self.faults.append(f"{' and '.join(given)}: pair '{pair}' has none to replace; name another pair.")
             if template == OWN_TEMPLATE:
                 self.faults.append(f"chat_template is {template}, but pair '{pair}' has no template; leave it out.")
             models = {role: ModelConfig(f"{TOY}{role}") for role in ROLES}
-            return {"pair": pair, "toy": ToyConfig(**{**toy_settings(found["toy"]), **(toy or {})}), **models}
+            return {"pair": pair, "toy": ToyConfig(**{**toy_settings(result["toy"]), **(toy or {})}), **models}
         if toy is not None:
             self.faults.append(f"toy is given, but pair '{pair}' is none; name pair toy, or leave it out.")
         both = {} if template is None else {"chat_template": template}
         models = {
-            role: ModelConfig(**{**laid_over(model_settings(found[role]), given.get(role, {})), **both})
+            role: ModelConfig(**{**laid_over(model_settings(result[role]), given.get(role, {})), **both})
             for role in ROLES
         }
         self.faults += [f"{role}: {fault}" for role, model in models.items() for fault in model.faults()]
@@ -224,12 +224,12 @@ class _Reader:
             if name not in preset_names("methods"):
                 self.faults.append(unknown("method", name, preset_names("methods")))
                 continue
-            found = method_preset(name)
-            if spec(found["method"]).grows_tree:
+            result = method_preset(name)
+            if spec(result["method"]).grows_tree:
                 shape = {key: given[key] for key in TREE_SHAPE if key in given}
-                methods += trees(name, given.get("gamma"), {**found, **shape})
+                methods += trees(name, given.get("gamma"), {**result, **shape})
             else:
-                methods += chains(name, found, given)
+                methods += chains(name, result, given)
         labels = [method.label for method in methods]
         for label in sorted({x for x in labels if labels.count(x) > 1}):
             self.faults.append(f"method '{label}' is named {labels.count(label)} times; name it once.")

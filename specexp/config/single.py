@@ -19,14 +19,14 @@ def resolve(experiment: str, method: str, flags: Mapping[str, Any]) -> Experimen
     """The experiment with this one method only. Raises ConfigError with every fault."""
     if not method:
         raise ConfigError("method is not given; name one preset, such as speculative.")
-    found = config.resolve(experiment, {**flags, "methods": method}, _NO_TASK)
-    if len(found.methods) > 1:
-        names = ", ".join(each.label for each in found.methods)
+    result = config.resolve(experiment, {**flags, "methods": method}, _NO_TASK)
+    if len(result.methods) > 1:
+        names = ", ".join(each.label for each in result.methods)
         raise ConfigError(
-            f"method '{method}' makes {len(found.methods)} settings here ({names}); name one preset, and one value of"
+            f"method '{method}' makes {len(result.methods)} settings here ({names}); name one preset, and one value of"
             " gamma, tree_budget, threshold and accept_k."
         )
-    return found
+    return result
 
 
 def checked_prompt(prompt: str) -> str:

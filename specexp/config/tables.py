@@ -59,7 +59,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
 
 def names_in(page: str) -> list[str]:
     """Return the names of the tables that have their place in this page."""
-    return [found[2] for found in _BLOCK.finditer(page)]
+    return [result[2] for result in _BLOCK.finditer(page)]
 
 
 def filled(page: str) -> str:

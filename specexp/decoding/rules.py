@@ -51,16 +51,16 @@ class Warp:
     @staticmethod
     def faults(temperature: float, top_k: int, top_p: float) -> list[str]:
         """What is wrong with these settings, one line each."""
-        found = []
+        result = []
         if not 0 <= temperature < float("inf"):
-            found.append(f"temperature is {temperature}; it must be a number >= 0 (0 = greedy).")
+            result.append(f"temperature is {temperature}; it must be a number >= 0 (0 = greedy).")
         if top_k < 0:
-            found.append(f"top_k is {top_k}; it must be >= 0 (0 = off).")
+            result.append(f"top_k is {top_k}; it must be >= 0 (0 = off).")
         if top_k > MOST_TOP_K:
-            found.append(f"top_k is {top_k}; it must be at most {MOST_TOP_K}, which is more than any vocabulary has.")
+            result.append(f"top_k is {top_k}; it must be at most {MOST_TOP_K}, which is more than any vocabulary has.")
         if not 0 < top_p <= 1:
-            found.append(f"top_p is {top_p}; it must be in (0, 1] (1 = off).")
-        return found
+            result.append(f"top_p is {top_p}; it must be in (0, 1] (1 = off).")
+        return result
 
     @property
     def greedy(self) -> bool:

@@ -97,9 +97,9 @@ class Tree:
         """The kept nodes, parents first, each with its parent's place in this list (ROOT for the root)."""
         places = sorted(self.kept)
         rows = {place: row for row, place in enumerate(places)} | {ROOT: ROOT}
-        found = [(self.nodes[place], rows.get(self.nodes[place].parent)) for place in places]
-        assert all(row is not None for _, row in found), "a node is kept without its parent"
-        return [(node, row) for node, row in found if row is not None]
+        result = [(self.nodes[place], rows.get(self.nodes[place].parent)) for place in places]
+        assert all(row is not None for _, row in result), "a node is kept without its parent"
+        return [(node, row) for node, row in result if row is not None]
 
     @property
     def depth(self) -> int:

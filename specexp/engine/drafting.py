@@ -63,13 +63,13 @@ class Drafting:
         step, greedy, model = 0, ask.warp.greedy, self._models["draft"]
         while going := [chain for chain in chains if step < chain.length]:
             fed = [(chain.tokens[-1] if chain.tokens else None, None, ask.hidden) for chain in going]
-            found = feed_runs(model, "draft", [chain.run for chain in going], fed)
-            logits = _joined([_last(rows) for rows, _ in found])
+            result = feed_runs(model, "draft", [chain.run for chain in going], fed)
+            logits = _joined([_last(rows) for rows, _ in result])
             q = logits if greedy else ask.warp(logits)
             peaks = array_namespace(logits).max(logits, axis=-1)
             # A one-hot row needs no draw, and its token says what q is.
             picks = ask.warp.first(logits) if greedy else _draw(going, q, step)
-            for i, (chain, (_, states)) in enumerate(zip(going, found, strict=True)):
+            for i, (chain, (_, states)) in enumerate(zip(going, result, strict=True)):
                 chain.tokens.append(_row(picks, i))
                 chain.peaks.append(_row(peaks, i))
                 if not greedy or ask.min_probability:
@@ -101,12 +101,12 @@ class Drafting:
         if not length or not model.drafts(ask, run.rng):
             return None
         feed = context.plan(None, None, ask.hidden)
-        found = model.draft(feed, ask, length, run.rng, len(run.ids) - run.num_prompt)
+        result = model.draft(feed, ask, length, run.rng, len(run.ids) - run.num_prompt)
         context.advance(length - 1 + ask.feed_last_token)
         for positions in (feed.tokens.shape[0], *[1] * (length - 1 + ask.feed_last_token)):
             run.fed("draft", positions)
         place = device(self._nothing)
-        parts = (found.tokens, found.q, found.hidden, found.peaks)
+        parts = (result.tokens, result.q, result.hidden, result.peaks)
         whole = Drafted(*(None if part is None else to_device(part, place) for part in parts))
         run.peaks.append(Peaks("draft", whole.peaks, drafts=True))
         return whole
@@ -118,8 +118,8 @@ class Drafting:
         rows, tokens = _joined([c.rows[-1] for c in chains]), _joined([c.tokens[-1] for c in chains])
         probability = _UNIT_TEMPERATURE(rows) if ask.warp.greedy else rows
         xp = array_namespace(rows)
-        (found,) = self._transfer.read([xp.take_along_axis(probability, tokens[:, None], axis=-1)[:, 0]])
-        for chain, value in zip(chains, found, strict=True):
+        (result,) = self._transfer.read([xp.take_along_axis(probability, tokens[:, None], axis=-1)[:, 0]])
+        for chain, value in zip(chains, result, strict=True):
             if value < ask.min_probability:
                 chain.length = len(chain.tokens)
 

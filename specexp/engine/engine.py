@@ -179,12 +179,12 @@ class Engine:
 
     def spent(self, row: int = 0) -> dict[str, int]:
         """All that a row's models were ever fed, prefill included."""
-        found = {}
+        result = {}
         for role in self._models:
             context = self._contexts[role][row] if role in self._contexts else None
-            found[f"{role}_calls"] = context.num_calls if context else 0
-            found[f"{role}_positions"] = context.num_positions if context else 0
-        return found
+            result[f"{role}_calls"] = context.num_calls if context else 0
+            result[f"{role}_positions"] = context.num_positions if context else 0
+        return result
 
     def fingerprint(self) -> object:
         """What the caches hold, for telling two states apart; only models that show their slots have one."""

@@ -38,15 +38,15 @@ def score(model: Model, asked: Sequence[tuple[Run, Score]], transfer: HostTransf
     runs = [run for run, _ in asked]
     first_slots = [run.contexts[role].num_slots for run in runs]
     metadata = [_on_device(model, ask.row_metadata) for _, ask in asked]
-    found = feed_runs(model, role, runs, [(ask.tokens, ask.parents, ask.hidden) for _, ask in asked])
-    ranked = [best(logits, ask.top) if ask.top else None for (logits, _), (_, ask) in zip(found, asked, strict=True)]
+    result = feed_runs(model, role, runs, [(ask.tokens, ask.parents, ask.hidden) for _, ask in asked])
+    ranked = [best(logits, ask.top) if ask.top else None for (logits, _), (_, ask) in zip(result, asked, strict=True)]
     flat = []
     for pair in ranked:
         if pair is not None:
             flat += [array_namespace(part).reshape(part, (-1,)) for part in pair]
     values = iter(transfer.read(flat) if flat else ())
     answers = []
-    for run, (logits, states), pair, slot, more in zip(runs, found, ranked, first_slots, metadata, strict=True):
+    for run, (logits, states), pair, slot, more in zip(runs, result, ranked, first_slots, metadata, strict=True):
         if pair is None:
             _watch(run, role, logits)
             answers.append(Scored(logits, states, slot, row_metadata=more))
@@ -71,9 +71,9 @@ def score_pending(models: Mapping[Role, Model], pending: Sequence[PendingScore])
     model, feeds = models[role], []
     for each, ask in asked:
         feeds.append(each.context.plan(model.ids(ask.tokens) if ask.tokens else None, None, ask.hidden))
-    for (each, ask), found in zip(asked, model.feed(feeds), strict=True):
+    for (each, ask), result in zip(asked, model.feed(feeds), strict=True):
         each.context.commit(list(ask.tokens), range(len(ask.tokens)))
-        each.send(found)
+        each.send(result)
 
 
 def _on_device(model: Model, rows: Sequence[Sequence[int]]) -> Array | None:

@@ -26,8 +26,8 @@ class HostTransfer:
         values: dict[int, list[float]] = {}
         if str(device(next(iter(distinct.values())))) == "cpu":  # nothing to transfer
             for key, a in distinct.items():
-                found = a.tolist()
-                values[key] = found if isinstance(found, list) else [found]
+                result = a.tolist()
+                values[key] = result if isinstance(result, list) else [result]
             return [[a] if isinstance(a, int | float) else values[id(a)] for a in arrays]
         xp = array_namespace(next(iter(distinct.values())))
         parts = [xp.reshape(xp.astype(a, xp.float64), (-1,)) for a in distinct.values()]

@@ -16,7 +16,7 @@ def continuation(ids: Sequence[int], text: Sequence[int], most: int) -> Sequence
     is trusted for a few tokens only: at most `most`, and not many more than agree.
     """
     best: tuple[float, int] | None = None
-    found, trusted = 0, 0
+    result, trusted = 0, 0
     for j in range(1, len(text)):
         exact = _agreement(ids, len(ids), text, j)
         # The last token may be the one that was replaced.
@@ -24,8 +24,8 @@ def continuation(ids: Sequence[int], text: Sequence[int], most: int) -> Sequence
         agreed = max(exact, skipping)
         rank = agreed, -abs(j - len(ids))
         if agreed >= 1 and (best is None or rank > best):
-            best, found, trusted = rank, j, (TRUST * exact + 2 if exact else AFTER_SWAP)
-    return text[found : found + min(most, trusted)] if best else []
+            best, result, trusted = rank, j, (TRUST * exact + 2 if exact else AFTER_SWAP)
+    return text[result : result + min(most, trusted)] if best else []
 
 
 def _agreement(ids: Sequence[int], i: int, text: Sequence[int], j: int) -> int:
@@ -59,8 +59,8 @@ class Ngrams:
                 self._behind[tuple(ids[place - length : place])] = place
         self._indexed = max(self._indexed, len(ids))
         for length in range(min(self._longest, len(ids) - 1), 0, -1):
-            found = self._behind.get(tuple(ids[len(ids) - length :]))
-            if found is not None:
-                period = len(ids) - found
-                return [ids[found + i % period] for i in range(most)]
+            result = self._behind.get(tuple(ids[len(ids) - length :]))
+            if result is not None:
+                period = len(ids) - result
+                return [ids[result + i % period] for i in range(most)]
         return []

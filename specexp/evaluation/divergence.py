@@ -34,14 +34,14 @@ class Divergence:
     """How many of `num_outputs` equal plain decoding's, and the reasons for the others."""
 
     num_outputs: int
-    found: Sequence[Mapping[str, Any]]  # entries of differences.json
+    differences: Sequence[Mapping[str, Any]]  # entries of differences.json
 
     @property
     def num_equal(self) -> int:
-        return self.num_outputs - len(self.found)
+        return self.num_outputs - len(self.differences)
 
     def num(self, why: str) -> int:
-        return sum(each["why"] == why for each in self.found)
+        return sum(each["why"] == why for each in self.differences)
 
     @property
     def refuted(self) -> bool:
@@ -51,7 +51,7 @@ class Divergence:
     @property
     def first(self) -> Mapping[str, Any]:
         """The first unexplained difference; there must be one."""
-        return next(each for each in self.found if each["why"] == UNEXPLAINED)
+        return next(each for each in self.differences if each["why"] == UNEXPLAINED)
 
     def metrics(self) -> dict[str, float]:
         return {
@@ -92,10 +92,10 @@ def _entry(
     warp, dtype = experiment.warp, arithmetic_of(experiment)
     draws = Draws(warp, lambda name: rng_for(experiment.temperature, record["seed"], name, record["turn"]))
     prompt_id, turn, label, repeat = key_of(record)
-    found = difference(engine, dtype, label, prompt_id, ids, record["token_ids"], plain, draws)
-    assert found is not None, "equal outputs have no difference"
-    values = {key: value for key, value in asdict(found).items() if key != "name"}
-    return {**values, "turn": turn, "label": label, "repeat": repeat, "why": explanation(found, dtype)}
+    result = difference(engine, dtype, label, prompt_id, ids, record["token_ids"], plain, draws)
+    assert result is not None, "equal outputs have no difference"
+    values = {key: value for key, value in asdict(result).items() if key != "name"}
+    return {**values, "turn": turn, "label": label, "repeat": repeat, "why": explanation(result, dtype)}
 
 
 def by_label(
@@ -107,8 +107,8 @@ def by_label(
     compared: dict[str, set[Key]] = {}
     for mine, _ in _pairs(prepared, records):
         compared.setdefault(mine["label"], set()).add(key_of(mine))
-    found = {_key(each): each for each in entries}
-    return {label: Divergence(len(keys), [found[k] for k in found if k in keys]) for label, keys in compared.items()}
+    result = {_key(each): each for each in entries}
+    return {label: Divergence(len(keys), [result[k] for k in result if k in keys]) for label, keys in compared.items()}
 
 
 def _pairs(prepared: Prepared, records: Sequence[Record]) -> Iterable[tuple[Record, Record]]:

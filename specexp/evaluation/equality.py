@@ -93,11 +93,11 @@ def differences(
 ) -> list[Difference]:
     """Return one difference per output that is not `reference`'s: `outputs` by name, each in the order of `prompts`."""
     engine = Engine(pair.models)
-    found = []
+    result = []
     for name, theirs in outputs.items():
         for (prompt_id, ids), mine, want in zip(prompts.items(), theirs, outputs[reference], strict=True):
-            found.append(difference(engine, dtype, name, prompt_id, ids, mine, want, draws))
-    return [each for each in found if each is not None]
+            result.append(difference(engine, dtype, name, prompt_id, ids, mine, want, draws))
+    return [each for each in result if each is not None]
 
 
 def difference(

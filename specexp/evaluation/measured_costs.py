@@ -49,11 +49,11 @@ def measure_costs(prepared: Prepared, clock: Callable[[], float] = time.perf_cou
     ids = prepared.prompts[0]
     limit = min(model.context for model in prepared.pair.models.values()) - ahead
     behind = (ids * (length // len(ids) + 2))[: min(length + 32, limit)]
-    found = call_costs.measure(prepared.pair.models, behind, gammas, trees, ROUNDS, clock)
+    result = call_costs.measure(prepared.pair.models, behind, gammas, trees, ROUNDS, clock)
     return {
         "context": len(behind),
-        "draft": found.draft_step,
-        **{kind: _by_text(getattr(found, kind)) for kind in SIZES},
+        "draft": result.draft_step,
+        **{kind: _by_text(getattr(result, kind)) for kind in SIZES},
     }
 
 

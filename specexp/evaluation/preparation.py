@@ -215,7 +215,7 @@ def announce_runs(prepared: Prepared, outputs: int) -> None:
         return
     with out_of_memory.translate_oom("a few timed calls", "max_new_tokens", prepared.experiment.models):
         names = [example.prompt_id for example in prepared.examples]
-        found = pace(prepared.pair.models, prepared.prompts, names=names)
+        result = pace(prepared.pair.models, prepared.prompts, names=names)
     most = prepared.experiment.max_new_tokens
-    what = f"{outputs} outputs of up to {most} tokens, each as slow as plain decoding ({1 / found.token:.3g} tokens/s)"
-    announce(outputs * found.seconds(most), what, "limit, max_new_tokens or the number of settings")
+    what = f"{outputs} outputs of up to {most} tokens, each as slow as plain decoding ({1 / result.token:.3g} tokens/s)"
+    announce(outputs * result.seconds(most), what, "limit, max_new_tokens or the number of settings")

@@ -76,10 +76,10 @@ def _decode(
             now = time.perf_counter()
             if number in moments and spent <= SHARE * (now - start):
                 with out_of_memory.translate_oom("measuring calls", LOWER, experiment.models):
-                    found = measure_costs(prepared) if experiment.batch == 1 else None
+                    result = measure_costs(prepared) if experiment.batch == 1 else None
                 spent += time.perf_counter() - now
-                check_sizes(output, begun, found)
-                measured += [] if found is None else [found]
+                check_sizes(output, begun, result)
+                measured += [] if result is None else [result]
                 output.write_json("costs.json", median_of(measured) if measured else None)
             config = jobs[0].setting.config
             bar.set_postfix_str(config.label, refresh=False)
@@ -98,8 +98,8 @@ def complete(prepared: Prepared, output: OutputFolder) -> None:
     """Measure costs if costs.json was removed after the last record was made."""
     if not (output.path / "costs.json").exists():
         with out_of_memory.translate_oom("measuring calls", LOWER, prepared.experiment.models):
-            found = measure_costs(prepared) if prepared.experiment.batch == 1 else None
-        output.write_json("costs.json", found)
+            result = measure_costs(prepared) if prepared.experiment.batch == 1 else None
+        output.write_json("costs.json", result)
 
 
 def _environment(prepared: Prepared, output: OutputFolder) -> str:
@@ -118,8 +118,8 @@ def _warm_up(prepared: Prepared, engine: Engine) -> dict[str, Pace]:
     paces = {}
     for setting in prepared.settings:
         requests = [Request(setting.decoder, ids, WARM_UP_TOKENS, rng, name=name) for name, ids in some]
-        found = [Pace.of(out) for _, out in engine.generate_all(requests)]
-        paces[setting.config.label] = min(found, key=lambda each: each.seconds(WARM_UP_TOKENS))
+        result = [Pace.of(out) for _, out in engine.generate_all(requests)]
+        paces[setting.config.label] = min(result, key=lambda each: each.seconds(WARM_UP_TOKENS))
     return paces
 
 

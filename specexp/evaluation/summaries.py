@@ -19,11 +19,11 @@ Summary = dict[tuple[str, int], dict[str, float]]
 
 def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> Summary:
     """Return metrics by (label, repeat)."""
-    found, claimed = costs_of(output.read_json("costs.json")), claims_attainable(output)
+    result, claimed = costs_of(output.read_json("costs.json")), claims_attainable(output)
     repeats: dict[int, list[Record]] = {}
     for record in records:
         repeats.setdefault(record["repeat"], []).append(record)
-    metrics = {repeat: pooled(prepared, found, group, claimed) for repeat, group in sorted(repeats.items())}
+    metrics = {repeat: pooled(prepared, result, group, claimed) for repeat, group in sorted(repeats.items())}
     return {(label, repeat): metrics[repeat][label] for label in metrics[0] for repeat in metrics}
 
 

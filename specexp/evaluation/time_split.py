@@ -64,17 +64,17 @@ def measure(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
     if chosen is None:
         return
     prompts = min(chosen.num_prompts, len(prepared.examples))
-    found = {}
+    result = {}
     with tqdm(
         total=prompts * len(prepared.settings), desc="time split", unit="run", dynamic_ncols=True, leave=False
     ) as bar:
         for setting in prepared.settings:
             bar.set_postfix_str(setting.config.label, refresh=False)
             with out_of_memory.translate_oom(f"the time split of {setting.config.label}", LOWER, experiment.models):
-                found[setting.config.label] = seconds(
+                result[setting.config.label] = seconds(
                     prepared, setting.decoder, prompts, chosen.max_new_tokens, experiment.temperature, bar.update
                 )
-    output.write_json(FILE, {"num_prompts": prompts, "max_new_tokens": chosen.max_new_tokens, "seconds": found})
+    output.write_json(FILE, {"num_prompts": prompts, "max_new_tokens": chosen.max_new_tokens, "seconds": result})
 
 
 def seconds(
@@ -104,5 +104,5 @@ def seconds(
 
 def read(output: OutputFolder) -> dict[str, dict[str, float]]:
     """Return each setting's shares, by label; empty if none were measured."""
-    found: dict[str, Any] = output.read_json(FILE) or {"seconds": {}}
-    return {label: shares(parts) for label, parts in found["seconds"].items()}
+    result: dict[str, Any] = output.read_json(FILE) or {"seconds": {}}
+    return {label: shares(parts) for label, parts in result["seconds"].items()}

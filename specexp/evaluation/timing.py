@@ -137,15 +137,15 @@ def timings(
 ) -> Timings:
     """Time each contender on each prompt in each repeat, interleaved; `before` is called before each prompt."""
     phase = phase or Phase()
-    found: dict[str, list[list[Timing]]] = {c.name: [[] for _ in range(num_prompts)] for c in contenders}
+    result: dict[str, list[list[Timing]]] = {c.name: [[] for _ in range(num_prompts)] for c in contenders}
     for repeat in range(repeats):
         for index in range(num_prompts):
             before()
             for contender in rotated(contenders, repeat, index):
                 bar.set_postfix_str(contender.name, refresh=False)
-                found[contender.name][index].append(phase.timing(contender, index, repeat))
+                result[contender.name][index].append(phase.timing(contender, index, repeat))
                 bar.update()
-    return found
+    return result
 
 
 def once(contender: Contender, index: int, repeat: int) -> Timing:

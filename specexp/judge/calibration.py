@@ -21,13 +21,13 @@ def threshold_for(recall: float, p: np.ndarray, important: np.ndarray) -> float:
     must be caught and the next lower p gives the same result on this split. The middle of that gap, in log-odds, leaves
     a margin on both sides for unseen data. Raises JudgeError if no mismatch is important.
     """
-    found = np.sort(p[important].astype(np.float64))
-    if not len(found):
+    result = np.sort(p[important].astype(np.float64))
+    if not len(result):
         raise JudgeError("the calibration split has no important mismatch; mine more prompts.")
-    missed = math.floor((1 - recall) * len(found) + 1e-9)
-    if missed == len(found):
+    missed = math.floor((1 - recall) * len(result) + 1e-9)
+    if missed == len(result):
         return ALWAYS
-    caught = found[missed]
+    caught = result[missed]
     below = p[p < caught].astype(np.float64)
     odds = [math.log((x + TINY) / (1 - x + TINY)) for x in (below.max() if len(below) else 0.0, caught)]
     middle = 1 / (1 + math.exp(-sum(odds) / 2))

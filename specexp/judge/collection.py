@@ -88,10 +88,10 @@ def after_skipped(chosen: Task, skip: int, limit: int) -> tuple[list[Example], b
     size = skip + limit
     while True:
         rows = chosen.examples(size)
-        found = [example for example in rows if example.prompt_id not in before]
-        usable = [example for example in found if len(example.turns) == 1]
+        result = [example for example in rows if example.prompt_id not in before]
+        usable = [example for example in result if len(example.turns) == 1]
         if len(usable) >= limit or len(rows) < size:
-            return sampling.chosen(usable, limit), len(usable) < len(found)
+            return sampling.chosen(usable, limit), len(usable) < len(result)
         size *= 2
 
 
@@ -128,10 +128,10 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
     """Mine the prompts that have no results yet, and write the label set."""
     if (output.path / MANIFEST).exists():
         shutil.rmtree(output.path / PROGRESS, ignore_errors=True)
-        found = LabelSet.read(output.path)
-        if note := version_note(f"label set '{output.path}'", found.answer_version):
+        result = LabelSet.read(output.path)
+        if note := version_note(f"label set '{output.path}'", result.answer_version):
             print(f"note: {note}", file=sys.stderr)
-        return found
+        return result
     progress = output.path / PROGRESS
     make_folder(progress)
     paths = [progress / f"{index:06d}.safetensors" for index in range(len(prepared.examples))]
@@ -158,8 +158,8 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
                 bar.set_postfix_str(f"{len(paths) - len(missing) + number} of {len(paths)} prompts", refresh=False)
                 if number >= EARLY:
                     duration.seen(bar.n, bar.total)
-    found = assemble(prepared, paths)
-    found.write(output.path)
+    result = assemble(prepared, paths)
+    result.write(output.path)
     shutil.rmtree(progress)
     return LabelSet.read(output.path)
 
@@ -170,12 +170,12 @@ def _announce(prepared: Prepared, num_prompts: int) -> None:
         return
     texts = [prepared.pair.text.encode(example.messages()) for example in prepared.examples]
     names = [example.prompt_id for example in prepared.examples]
-    found, most = pace(prepared.pair.models, texts, names=names), prepared.config.experiment.max_new_tokens
+    result, most = pace(prepared.pair.models, texts, names=names), prepared.config.experiment.max_new_tokens
     what = (
         f"{num_prompts} responses of up to {most} tokens one after another; the search in them takes longer the more"
         " mismatches they have, and is estimated once some are done"
     )
-    announce(num_prompts * found.seconds(most), what, "limit or max_new_tokens")
+    announce(num_prompts * result.seconds(most), what, "limit or max_new_tokens")
 
 
 class _Seen:
@@ -205,10 +205,10 @@ def assemble(prepared: Prepared, paths: list[Path]) -> LabelSet:
     whole = Yield()
     parts: dict[str, list[np.ndarray]] = {}
     for path in paths:
-        found, arrays, spent = unpack(path)
-        labels += found
+        result, arrays, spent = unpack(path)
+        labels += result
         counts.update(spent)
-        whole.add(found, spent, status_of(spent))
+        whole.add(result, spent, status_of(spent))
         for part, rows in arrays.items():
             parts.setdefault(part, []).append(rows)
     limit = prepared.config.experiment.max_new_tokens

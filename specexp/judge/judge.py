@@ -160,14 +160,14 @@ class Judge:
         """Return notes if this judge was mined with other prompts than this pair's or another answer rule: it remains
         usable."""
         note = version_note("the judge", self.facts.answer_version)
-        found = [] if note is None else [note]
+        result = [] if note is None else [note]
         mined, here = self.facts.chat_template, pair["chat_template"]
         if mined is None or mined == here:
-            return found
+            return result
         how = {(False, True): "without the chat template that prompts are put into here",
                (True, False): "with prompts in a chat template, which is not used here",
                (True, True): "with prompts in another chat template"}  # fmt: skip
         return [
-            *found,
+            *result,
             f"the judge was mined {how[bool(mined), bool(here)]}: its threshold was calibrated on other prompts.",
         ]

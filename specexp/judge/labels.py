@@ -85,11 +85,11 @@ class LabelSet:
                 if hashlib.sha256((folder / name).read_bytes()).hexdigest() != manifest["files"][name]:
                     raise JudgeError(f"'{folder / name}' is not the file its manifest was written for; mine it again.")
             rows = pyarrow.parquet.read_table(folder / LABELS).to_pylist()
-            found = load_file(folder / FEATURES)
+            result = load_file(folder / FEATURES)
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise JudgeError(f"the label set in '{folder}' cannot be read: {error}") from error
         # A set written by an earlier version may have a split that prompts of other splits can fill.
-        return cls(filled([Label(**row) for row in rows]), found, manifest)
+        return cls(filled([Label(**row) for row in rows]), result, manifest)
 
     @property
     def hash(self) -> str:
@@ -99,8 +99,8 @@ class LabelSet:
     @property
     def answer_version(self) -> int:
         """Return the version of the rule that read the answers."""
-        found = self.manifest.get("answer_version")
-        return found if isinstance(found, int) else UNRECORDED
+        result = self.manifest.get("answer_version")
+        return result if isinstance(result, int) else UNRECORDED
 
     def select(self, mode: Mode, split: str) -> tuple[np.ndarray, np.ndarray, list[Label]]:
         """Return features[N, F] float32, important[N] bool and the labels of one split, without the undecided ones."""
@@ -125,8 +125,8 @@ def unpack(path: Path) -> tuple[list[Label], dict[str, np.ndarray], dict[str, An
         with safe_open(path, framework="numpy") as file:
             facts = dict(file.metadata())
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        found = facts.pop("checksum", None)
-        if found is not None and found != _checksum(facts, arrays):
+        result = facts.pop("checksum", None)
+        if result is not None and result != _checksum(facts, arrays):
             raise ValueError("it does not fit its checksum")
         return [Label(**row) for row in json.loads(facts["labels"])], arrays, json.loads(facts["counts"])
     except Exception as error:  # the library raises various errors for a truncated or edited file
@@ -136,8 +136,8 @@ def unpack(path: Path) -> tuple[list[Label], dict[str, np.ndarray], dict[str, An
 
 def _checksum(facts: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
     """Return the checksum of the content of one prompt's file."""
-    found = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
+    result = hashlib.sha256(json.dumps(dict(facts), sort_keys=True).encode())
     for name in sorted(arrays):
-        found.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        found.update(arrays[name].tobytes())
-    return found.hexdigest()
+        result.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        result.update(arrays[name].tobytes())
+    return result.hexdigest()

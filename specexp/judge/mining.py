@@ -71,8 +71,8 @@ class Miner:
 
     def mine(self, example: Example) -> Mined:
         """Run Algorithm 1 on one prompt."""
-        ((_, found),) = self.mine_all([example])
-        return found
+        ((_, result),) = self.mine_all([example])
+        return result
 
     def mine_all(self, examples: Iterable[Example], tell: Tell = lambda *_: None) -> Iterator[tuple[int, Mined]]:
         """Run Algorithm 1 on each example and yield (index, result) as soon as one is done. `tell` is called with the
@@ -95,14 +95,14 @@ class Miner:
         if answer is None:
             tell(whole, whole)
             return Mined(NO_ANSWER, counts=_less(before, start) | length)
-        found = _Search(self, example, prompt, first.token_ids)
+        result = _Search(self, example, prompt, first.token_ids)
         tell(0, whole)
-        yield from found.run(answer, tell)
+        yield from result.run(answer, tell)
         after = yield UsageQuery()
         search = {f"mining_{key}": value for key, value in _less(after, before).items()}
-        features = {part: np.stack(rows).astype(self._dtype) for part, rows in found.features.items()}
-        counts = _less(after, start) | search | found.slow | length
-        return Mined(MINED, found.labels, features, counts, found.response)
+        features = {part: np.stack(rows).astype(self._dtype) for part, rows in result.features.items()}
+        counts = _less(after, start) | search | result.slow | length
+        return Mined(MINED, result.labels, features, counts, result.response)
 
     def answer(self, response: Sequence[int], gold: str | None) -> str | None:
         """Return the answer that the task reads from a response's ids, in the form of the gold answer."""
@@ -171,9 +171,9 @@ class _Search:
             yield from self._look(position, token)
             after, finished = yield from miner.swapped(prompt, self.response, position, token, self._prompt_id)
             self._count_slow(position, len(after))
-            found = miner.answer(after, self._gold) if finished else None
-            important = None if not finished else found != answer
-            self._record(position, token, important, answer, found)
+            result = miner.answer(after, self._gold) if finished else None
+            important = None if not finished else result != answer
+            self._record(position, token, important, answer, result)
             if important is False:
                 self.response = after
                 if position + 1 < len(after):

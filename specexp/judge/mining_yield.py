@@ -50,12 +50,12 @@ class Yield:
         lost = self.unfinished + self.no_answer
         if lost < EARLY * self.num_prompts and self.undecided < max(1, EARLY * self.swaps):
             return ""
-        found = [
+        result = [
             (self.unfinished, f"{self.unfinished} did not end within max_new_tokens ({limit})"),
             (self.no_answer, f"{self.no_answer} had no answer that could be read"),
             (self.undecided, f"{self.undecided} of {self.swaps} swaps were left undecided"),
         ]
-        said = ", ".join(words for number, words in found if number)
+        said = ", ".join(words for number, words in result if number)
         way = f"raise max_new_tokens to about {self.enough_tokens(limit)}" if self.unfinished or self.undecided else ""
         ways = " and ".join(filter(None, (way, "look at what the model answers" if self.no_answer else "")))
         return f"of the first {self.num_prompts} prompts {said}; they give no labels. Stop, {ways}, and mine again."
@@ -106,8 +106,8 @@ def warnings(labels: LabelSet) -> Iterator[str]:
 
 def what_is_missing(labels: LabelSet) -> str:
     """Return why no judge can be trained and about how many more prompts are needed; "" if one can be trained."""
-    found = list(lacking(labels.labels))
-    if not found:
+    result = list(lacking(labels.labels))
+    if not result:
         return ""
     kinds = list(kinds_of(labels.labels).values())
     both, important, unimportant = (kinds.count(frozenset(k)) for k in ((True, False), (True,), (False,)))
@@ -115,7 +115,7 @@ def what_is_missing(labels: LabelSet) -> str:
     unfinished = labels.manifest.get("counts", {}).get(f"num_{UNFINISHED}", 0)
     also = f", or raise max_new_tokens, at which {unfinished} of them did not end" if unfinished else ""
     return (
-        f"{'; '.join(found)}; a judge needs both kinds in every split. Of {prompts} prompts {both} have both kinds,"
+        f"{'; '.join(result)}; a judge needs both kinds in every split. Of {prompts} prompts {both} have both kinds,"
         f" {important} important mismatches alone and {unimportant} unimportant ones alone: enough for {fillable} of"
         f" {len(SPLITS)} splits. Mine about {more_prompts(fillable, prompts)} more prompts{also}."
     )

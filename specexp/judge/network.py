@@ -48,10 +48,10 @@ class Network:
             sizes.append(1 if i == LAYERS[self.kind] else self.arrays[f"bias_{i}"].size)
             shapes |= {f"weight_{i}": (sizes[i], sizes[i - 1]), f"bias_{i}": (sizes[i],)}
         for name, shape in shapes.items():
-            found = self.arrays[name]
-            if found.shape != shape or found.dtype != np.float32:
-                raise ValueError(f"{name} is {found.dtype}{list(found.shape)}; it must be float32{list(shape)}.")
-            if not np.isfinite(found).all() or (name == "scale" and not (found > 0).all()):
+            result = self.arrays[name]
+            if result.shape != shape or result.dtype != np.float32:
+                raise ValueError(f"{name} is {result.dtype}{list(result.shape)}; it must be float32{list(shape)}.")
+            if not np.isfinite(result).all() or (name == "scale" and not (result > 0).all()):
                 raise ValueError(f"{name} holds values that are not {'above 0' if name == 'scale' else 'finite'}.")
 
     @property

@@ -93,15 +93,15 @@ def register(uri: str, name: str, facts: Facts) -> str:
 def champion(name: str) -> tuple[str, Judge | None] | None:
     """Return the registered champion's version and judge (None if its files are gone), or None without a champion."""
     try:
-        found = MlflowClient().get_model_version_by_alias(name, CHAMPION)
+        result = MlflowClient().get_model_version_by_alias(name, CHAMPION)
     except mlflow.MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
     try:
-        return str(found.version), load(f"models:/{name}/{found.version}")
+        return str(result.version), load(f"models:/{name}/{result.version}")
     except JudgeError:
-        return str(found.version), None
+        return str(result.version), None
 
 
 def promote(name: str, new: str, better: bool, reason: str) -> Verdict:
@@ -122,10 +122,10 @@ def load(address: str) -> Judge:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             with backend.quiet():
-                found = _fetch(address, Path(scratch))
+                result = _fetch(address, Path(scratch))
         except (mlflow.MlflowException, OSError, ValueError) as error:
             raise JudgeError(_missing(address, error)) from error
-        return Judge.load(found, address)
+        return Judge.load(result, address)
 
 
 def _fetch(address: str, scratch: Path) -> Path:
@@ -167,9 +167,9 @@ def _place(path: Path, address: str) -> str:
     """Return where the judge's files are inside the MLflow model whose MLmodel is `path`. Raises JudgeError."""
     where = f"judge '{address}': {MLMODEL}"
     text = reading.decode(reading.read_bytes(path, "judge file", JudgeError), where, JudgeError)
-    found = reading.parse_yaml(text, where, JudgeError)
+    result = reading.parse_yaml(text, where, JudgeError)
     for key in ("flavors", "python_function", "artifacts", "judge", "path"):
-        found = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(found, str) or PurePosixPath(found).is_absolute() or ".." in PurePosixPath(found).parts:
+        result = result.get(key) if isinstance(result, dict) else None
+    if not isinstance(result, str) or PurePosixPath(result).is_absolute() or ".." in PurePosixPath(result).parts:
         raise JudgeError(f"the MLflow model in '{address}' is no judge; train_judge makes them.")
-    return found
+    return result

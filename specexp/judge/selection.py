@@ -39,15 +39,15 @@ def train(kind: str, labels: LabelSet, mode: Mode, recall: float, seed: int, log
     threshold = calibration.threshold_for(recall, trained.network(x), important)
     x_test, important_test, _ = labels.select(mode, "test")
     p = np.asarray(trained.network(x_test))
-    found = calibration.report(threshold, p, important_test)
+    result = calibration.report(threshold, p, important_test)
     identity = labels.manifest["identity"]
     facts = Facts(
         **{key: identity[key] for key in IDENTITY}, chat_template=identity.get("chat_template"),
         features=mode.name, feature_version=features.VERSION, num_features=trained.network.num_features,
-        task=labels.manifest["task"], kind=kind, threshold=threshold, requested_recall=recall, recall=found["recall"],
+        task=labels.manifest["task"], kind=kind, threshold=threshold, requested_recall=recall, recall=result["recall"],
         labels=labels.hash, answer_version=labels.answer_version,
     )  # fmt: skip
-    metrics = {f"judge/{key}": value for key, value in found.items()}
+    metrics = {f"judge/{key}": value for key, value in result.items()}
     metrics |= {
         "judge/threshold": threshold,
         "judge/best_validation_roc_auc": trained.validation_auc,
@@ -69,11 +69,11 @@ def better(candidate: Judge, champion: Judge, labels: LabelSet) -> tuple[bool, s
         return False, f"the champion is for another {' and '.join(other)}; register this one under a name of its own"
     if champion.facts.feature_version != features.VERSION:
         return True, f"the champion's features are of version {champion.facts.feature_version}"
-    found = []
+    result = []
     for judge in (candidate, champion):
         x, important, _ = labels.select(features.mode(judge.facts.features), "test")
-        found.append(calibration.report(judge.facts.threshold, np.asarray(judge.network(x)), important))
-    mine, theirs = ((metrics["roc_auc"], -metrics["brier"]) for metrics in found)
+        result.append(calibration.report(judge.facts.threshold, np.asarray(judge.network(x)), important))
+    mine, theirs = ((metrics["roc_auc"], -metrics["brier"]) for metrics in result)
     says = f"test ROC-AUC {mine[0]:.4f} against the champion's {theirs[0]:.4f} on the same labels"
     if mine[0] == theirs[0]:
         says += f", Brier score {-mine[1]:.4f} against {-theirs[1]:.4f}"

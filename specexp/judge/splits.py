@@ -46,11 +46,11 @@ def filled(labels: Sequence[Label]) -> list[Label]:
 
 def kinds_of(labels: Sequence[Label]) -> dict[str, Kinds]:
     """Return the kinds of decided mismatches that each prompt has."""
-    found: dict[str, set[bool]] = {label.prompt_id: set() for label in labels}
+    result: dict[str, set[bool]] = {label.prompt_id: set() for label in labels}
     for label in labels:
         if label.important is not None:
-            found[label.prompt_id].add(label.important)
-    return {prompt: frozenset(each) for prompt, each in found.items()}
+            result[label.prompt_id].add(label.important)
+    return {prompt: frozenset(each) for prompt, each in result.items()}
 
 
 def num_fillable(kinds: Mapping[str, Kinds]) -> int:

@@ -60,9 +60,9 @@ class Splits:
         """Select both splits. Raises JudgeError if a split is empty or holds one kind of mismatch only."""
         if missing := what_is_missing(labels):
             raise JudgeError(missing)
-        found = {split: labels.select(mode, split)[:2] for split in ("train", "validation")}
-        scaler = StandardScaler().fit(found["train"][0])
-        return cls(scaler, *((scaler.transform(found[s][0]), found[s][1]) for s in ("train", "validation")))
+        result = {split: labels.select(mode, split)[:2] for split in ("train", "validation")}
+        scaler = StandardScaler().fit(result["train"][0])
+        return cls(scaler, *((scaler.transform(result[s][0]), result[s][1]) for s in ("train", "validation")))
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"mean": _float32(self.scaler.mean_), "scale": _float32(self.scaler.scale_)}
@@ -115,15 +115,15 @@ def train_mlp(splits: Splits, log: Log, recipe: Recipe | None = None) -> Trained
             model.eval()
             with torch.no_grad():
                 logits = model(x_validation)[:, 0]
-            found = float(loss_of(logits, y_validation))
+            result = float(loss_of(logits, y_validation))
             area = float(roc_auc_score(splits.validation[1], logits.numpy()))
             log(
-                {"judge/validation_loss": found, "judge/validation_roc_auc": area, "judge/train_loss": loss.item()},
+                {"judge/validation_loss": result, "judge/validation_roc_auc": area, "judge/train_loss": loss.item()},
                 epoch,
             )
             since += 1
-            if found < best:
-                best, auc, since = found, area, 0
+            if result < best:
+                best, auc, since = result, area, 0
                 kept = {key: value.clone() for key, value in model.state_dict().items()}
             if since >= recipe.patience:
                 break

@@ -72,17 +72,17 @@ def in_pieces(
     feed: Callable[[Array, int, bool], tuple[Array, Array | None]], parts: Sequence[Array], rows: int, hidden: bool
 ) -> tuple[Array, Array | None]:
     """`Session.feed` of a long chain, part by part, which keeps the activations small."""
-    left, found = sum(part.shape[0] for part in parts), []
+    left, result = sum(part.shape[0] for part in parts), []
     for part in parts:
         left -= part.shape[0]
         wanted = min(max(rows - left, 0), part.shape[0])
         answer = feed(part, wanted, hidden)
         if wanted or not left:
-            found.append(answer)
-    if len(found) == 1:
-        return found[0]
-    concat = array_namespace(found[0][0]).concat
-    return concat([logits for logits, _ in found]), concat([states for _, states in found]) if hidden else None
+            result.append(answer)
+    if len(result) == 1:
+        return result[0]
+    concat = array_namespace(result[0][0]).concat
+    return concat([logits for logits, _ in result]), concat([states for _, states in result]) if hidden else None
 
 
 def one_by_one(feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:

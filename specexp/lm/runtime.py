@@ -44,17 +44,17 @@ class ModelConfig:
 
     def faults(self) -> list[str]:
         """Settings that contradict each other, one line each."""
-        found = []
+        result = []
         if self.offload != "none" and self.quantization != "none":
-            found.append(
+            result.append(
                 f"offload is {self.offload}, but quantization is {self.quantization}, whose weights cannot be moved"
                 " from call to call; set one of them to none."
             )
         if self.offload != "none" and self.device == "auto":
-            found.append(
+            result.append(
                 f"offload is {self.offload}, but device is auto, which spreads layers by itself; name one device."
             )
-        return found
+        return result
 
 
 TOY = "toy:"  # prefix of the names of the toy pair's models

@@ -52,12 +52,12 @@ def fastest(
 
     if len(choices) == 1 or seconds(1, available) > PATIENCE:
         return available, available
-    found: list[int] = []
+    result: list[int] = []
     for rows in (1, ROWS):
         for count in choices:
             seconds(rows, count)  # warm
         # The choices take turns, so that noise from other processes affects all of them equally.
         turns = [[seconds(rows, count) for count in choices] for _ in range(REPEATS)]
         medians = [median(column) for column in zip(*turns, strict=True)]
-        found.append(choices[medians.index(min(medians))])
-    return found[0], found[1]
+        result.append(choices[medians.index(min(medians))])
+    return result[0], result[1]

@@ -25,10 +25,10 @@ def is_unparsed(record: Record) -> bool:
 
 def metrics(records: Sequence[Record]) -> dict[str, float]:
     """Return the share of all outputs that were cut off, and the share of graded outputs without an answer."""
-    found = {"quality/cut_share": _share(records, is_cut)}
+    result = {"quality/cut_share": _share(records, is_cut)}
     if graded := [record for record in records if record["correct"] is not None]:
-        found["quality/unparsed_share"] = _share(graded, is_unparsed)
-    return found
+        result["quality/unparsed_share"] = _share(graded, is_unparsed)
+    return result
 
 
 def warnings(records: Mapping[str, Sequence[Record]], max_new_tokens: int, answer_rule: str = "") -> Iterator[str]:
@@ -36,19 +36,19 @@ def warnings(records: Mapping[str, Sequence[Record]], max_new_tokens: int, answe
 
     `answer_rule` is the setting that decides how answers are read, if the task has one.
     """
-    if found := _many(records, lambda record: bool(record.get("finish_reason") == LENGTH)):
-        yield f"{found} of the outputs were cut off at max_new_tokens ({max_new_tokens}); raise max_new_tokens."
-    if found := _many(records, lambda record: bool(record.get("finish_reason") == CONTEXT)):
+    if result := _many(records, lambda record: bool(record.get("finish_reason") == LENGTH)):
+        yield f"{result} of the outputs were cut off at max_new_tokens ({max_new_tokens}); raise max_new_tokens."
+    if result := _many(records, lambda record: bool(record.get("finish_reason") == CONTEXT)):
         yield (
-            f"{found} of the outputs were cut off where the model's context ends; shorten the prompts, or take models"
+            f"{result} of the outputs were cut off where the model's context ends; shorten the prompts, or take models"
             " with a longer context."
         )
     graded = {label: [record for record in each if record["correct"] is not None] for label, each in records.items()}
-    if found := _many(graded, is_unparsed):
+    if result := _many(graded, is_unparsed):
         unread = [record for each in graded.values() for record in each if is_unparsed(record)]
         why = "most of them were cut off" if _share(unread, is_cut) >= 0.5 else "look at some in the records"
         other = f" (answer_rule is {answer_rule}; answer_rule and answer_pattern say how else)" if answer_rule else ""
-        yield f"{found} of the graded outputs hold no answer that could be read{other} and count as wrong; {why}."
+        yield f"{result} of the graded outputs hold no answer that could be read{other} and count as wrong; {why}."
 
 
 def _many(records: Mapping[str, Sequence[Record]], what: Callable[[Record], bool]) -> str:

@@ -26,10 +26,10 @@ def paired(records: Sequence[Record], baseline: Sequence[Record]) -> list[tuple[
 
 def by_prompt(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Group records by prompt, in the order of each prompt's first record."""
-    found: dict[str, list[Record]] = {}
+    result: dict[str, list[Record]] = {}
     for record in records:
-        found.setdefault(record["prompt_id"], []).append(record)
-    return found
+        result.setdefault(record["prompt_id"], []).append(record)
+    return result
 
 
 def timed(records: Sequence[Record], *keys: Summed) -> Timed:
@@ -62,9 +62,9 @@ def against(records: Sequence[Record], baseline: Sequence[Record], batch: int) -
     else:
         metrics["batch/speedup"] = speedup(pairs, "seconds")
         if not itself:
-            found = _faster(pairs, "batch/speedup")
-            found.pop("batch/speedup_p", None)
-            metrics |= found
+            result = _faster(pairs, "batch/speedup")
+            result.pop("batch/speedup_p", None)
+            metrics |= result
     # With its own history, a method answers another prompt than the baseline does.
     same = [pair for pair in pairs if pair[0]["paired"]]
     metrics["quality/equal_to_baseline"] = sum(a["token_ids"] == b["token_ids"] for a, b in same) / len(same)
@@ -78,8 +78,8 @@ def _faster(pairs: Pairs, key: str) -> dict[str, float]:
     ours, theirs = (timed([pair[side] for pair in pairs], "seconds") for side in (0, 1))
     if len(ours.tokens) < 2:
         return {}
-    found = rate_ratio(ours, theirs)
-    return {f"{key}_low": found.low, f"{key}_high": found.high, f"{key}_p": swap_p(ours, theirs)}
+    result = rate_ratio(ours, theirs)
+    return {f"{key}_low": result.low, f"{key}_high": result.high, f"{key}_p": swap_p(ours, theirs)}
 
 
 def _answers(graded: Pairs, itself: bool) -> dict[str, float]:
@@ -87,26 +87,26 @@ def _answers(graded: Pairs, itself: bool) -> dict[str, float]:
     gains, repeats = _per_prompt(graded, lambda a, b: int(bool(a["correct"])) - int(bool(b["correct"])))
     means = [gain / n for gain, n in zip(gains, repeats, strict=True)]
     low, high = paired_difference(*_fourfold(graded))
-    found = {
+    result = {
         "quality/accuracy_delta": sum(gains) / sum(repeats),
         "quality/accuracy_delta_low": low,
         "quality/accuracy_delta_high": high,
         "quality/mcnemar_p": sign_flip_p(gains),
     }
     if not itself:
-        found["quality/prompts_for_one_point"] = prompts_needed(sum(mean * mean for mean in means) / len(means))
-    return found
+        result["quality/prompts_for_one_point"] = prompts_needed(sum(mean * mean for mean in means) / len(means))
+    return result
 
 
 def _fourfold(graded: Pairs) -> tuple[float, ...]:
     """Count prompts on which both are right, the setting alone, plain decoding alone, neither; repeats as shares."""
     repeats = Counter(a["prompt_id"] for a, _ in graded)
-    found = []
+    result = []
     for first, second in product((True, False), repeat=2):
         alike = [(a, b) for a, b in graded if (bool(a["correct"]), bool(b["correct"])) == (first, second)]
         counts = Counter(a["prompt_id"] for a, _ in alike)
-        found.append(sum(counts[name] / n for name, n in repeats.items()))
-    return tuple(found)
+        result.append(sum(counts[name] / n for name, n in repeats.items()))
+    return tuple(result)
 
 
 def _agreement(same: Pairs) -> dict[str, float]:

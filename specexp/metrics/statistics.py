@@ -151,8 +151,8 @@ def _far(swaps: Array, mine: Array, other: Array) -> Array:
     """Return |log ratio| of rates for each row of swaps[B, P]; mine[P, 2] and other[P, 2] are tokens and seconds."""
     moved = swaps @ (other - mine)
     a, b = mine.sum(axis=0) + moved, other.sum(axis=0) - moved
-    found: Array = np.abs(np.log(a[:, 0] / a[:, 1]) - np.log(b[:, 0] / b[:, 1]))
-    return found
+    result: Array = np.abs(np.log(a[:, 0] / a[:, 1]) - np.log(b[:, 0] / b[:, 1]))
+    return result
 
 
 def _rates(timed: Timed, prompts: Array, repeats: Array) -> Array:
@@ -163,8 +163,8 @@ def _rates(timed: Timed, prompts: Array, repeats: Array) -> Array:
     else:
         middle_PB = np.median(every_PR[:, repeats], axis=-1)
         seconds = np.take_along_axis(middle_PB.T, prompts, axis=1).sum(axis=1)
-    found: Array = np.asarray(timed.tokens)[prompts].sum(axis=1) / seconds
-    return found
+    result: Array = np.asarray(timed.tokens)[prompts].sum(axis=1) / seconds
+    return result
 
 
 def _interval(rates: Callable[[Array, Array], Array], like: Timed) -> Interval:

@@ -117,8 +117,8 @@ def summarise(
     if baseline:
         metrics |= against(records, baseline, batch)
     if baseline and costs is not None and batch == 1 and spec(records[0]["method"]).drafts:
-        found = _attainable(records, costs, gamma, 0 if varies else steps or gamma, metrics)
-        metrics |= found if claimed else {key: value for key, value in found.items() if key in ("speed/c", "speed/v")}
+        result = _attainable(records, costs, gamma, 0 if varies else steps or gamma, metrics)
+        metrics |= result if claimed else {key: value for key, value in result.items() if key in ("speed/c", "speed/v")}
     return (
         metrics
         | _alone(records, bool(baseline), batch)
@@ -136,26 +136,26 @@ def _drafts(records: Sequence[Record], gamma: int) -> dict[str, float]:
     drafted = sum(total(record["drafted_before_end"]) for record in records)
     if not drafted:
         return {}
-    found = {
+    result = {
         "accept/draft_rate": sum(total(record["accepted_before_end"]) for record in records) / drafted,
         "accept/judged_rate": sum(record["num_judged_before_end"] for record in records) / drafted,
     }
     for i in range(1, gamma + 1):
         tried = sum(sum(record["drafted_before_end"][i:]) for record in records)
         if tried:
-            found[f"accept/position_{i}"] = sum(sum(r["accepted_before_end"][i:]) for r in records) / tried
-    return found
+            result[f"accept/position_{i}"] = sum(sum(r["accepted_before_end"][i:]) for r in records) / tried
+    return result
 
 
 def _alone(records: Sequence[Record], compared: bool, batch: int) -> dict[str, float]:
     """Return intervals that need no other method: of the mean length, and of the speed if nothing is `compared`."""
-    found = {}
+    result = {}
     if spec(records[0]["method"]).drafts:
-        found["accept/mean_length"] = timed(records, "num_rounds")
+        result["accept/mean_length"] = timed(records, "num_rounds")
     if batch == 1 and not compared:
-        found["speed/tokens_per_second"] = timed(records, "seconds")
+        result["speed/tokens_per_second"] = timed(records, "seconds")
     ends: dict[str, float] = {}
-    for name, each in found.items():
+    for name, each in result.items():
         if len(each.tokens) > 1:  # one prompt cannot be resampled
             interval = rate(each)
             ends |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
@@ -170,29 +170,29 @@ def _attainable(
     Rounds that differ are priced at their mean number of draft calls and of positions. That is exact if the seconds of
     a call are linear between the measured sizes.
     """
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     rounds = sum(record["num_rounds"] for record in records)
     draft_calls = sum(record["num_draft_calls"] for record in records)
     positions = sum(record["num_target_positions"] for record in records) / rounds
     if spec(records[0]["method"]).grows_tree:
-        found["speed/v"] = costs.v_tree(positions)
-        found["speed/c"] = costs.c_tree(sum(record["num_draft_positions"] for record in records) / draft_calls)
-        call = draft_calls / rounds * found["speed/c"] + found["speed/v"]
+        result["speed/v"] = costs.v_tree(positions)
+        result["speed/c"] = costs.c_tree(sum(record["num_draft_positions"] for record in records) / draft_calls)
+        call = draft_calls / rounds * result["speed/c"] + result["speed/v"]
     elif not steps:
-        found["speed/v"] = costs.v(positions)
+        result["speed/v"] = costs.v(positions)
         if draft_calls:
-            found["speed/c"] = costs.c
-        call = draft_calls / rounds * found.get("speed/c", 0.0) + found["speed/v"]
+            result["speed/c"] = costs.c
+        call = draft_calls / rounds * result.get("speed/c", 0.0) + result["speed/v"]
     else:
-        found |= {"speed/v": costs.v(gamma + 1), "speed/c": costs.c}
-        call = steps * costs.c + found["speed/v"]
+        result |= {"speed/v": costs.v(gamma + 1), "speed/c": costs.c}
+        call = steps * costs.c + result["speed/v"]
         # The formula assumes that all rounds are alike.
         alpha = metrics.get("accept/alpha", 0.0)
         expected = gamma + 1 if alpha >= 1 else (1 - alpha ** (gamma + 1)) / (1 - alpha)
-        found["speed/predicted_speedup"] = expected / call
-    found["speed/attainable"] = metrics["accept/mean_length"] / call
-    found["speed/realised"] = metrics["speed/speedup"] / found["speed/attainable"]
-    return found
+        result["speed/predicted_speedup"] = expected / call
+    result["speed/attainable"] = metrics["accept/mean_length"] / call
+    result["speed/realised"] = metrics["speed/speedup"] / result["speed/attainable"]
+    return result
 
 
 def _by_category(records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, float]:

@@ -87,8 +87,8 @@ def _spelled(text: Text, ids: Sequence[int], ends: Collection[int]) -> list[Piec
 
 def alone(text: Text, token: int) -> str:
     """The text of a token by itself, or its name if it has none."""
-    found = text.decode([token])
-    return text.piece(token) if not found or _BROKEN in found else found
+    result = text.decode([token])
+    return text.piece(token) if not result or _BROKEN in result else result
 
 
 def marked(texts: Sequence[str]) -> list[list[tuple[str, str]]]:
@@ -105,7 +105,7 @@ def marked(texts: Sequence[str]) -> list[list[tuple[str, str]]]:
             trailing[i] = ending
         else:
             ending = whole[i] in "\n\r"
-    found, at = [], 0
+    result, at = [], 0
     for text in texts:
         parts: list[tuple[str, str]] = []
         for i, sign in enumerate(text, at):
@@ -114,9 +114,9 @@ def marked(texts: Sequence[str]) -> list[list[tuple[str, str]]]:
                 parts[-1] = parts[-1][0] + sign, ""
             else:
                 parts.append((sign, mark))
-        found.append(parts)
+        result.append(parts)
         at += len(text)
-    return found
+    return result
 
 
 def named(sign: str) -> str:

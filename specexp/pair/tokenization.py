@@ -80,10 +80,10 @@ class TokenizerText:
         end = len(ids)
         while end and (_BYTE.fullmatch(self.piece(ids[end - 1])) or not self.decode([ids[end - 1]])):
             end -= 1
-        found = self.decode(ids)
+        result = self.decode(ids)
         if end < len(ids):
-            found = commonprefix([found, self.decode(ids[:end])])  # noqa: RUF071 (of texts, not of paths)
-        return _UNSETTLED.sub("", found)
+            result = commonprefix([result, self.decode(ids[:end])])  # noqa: RUF071 (of texts, not of paths)
+        return _UNSETTLED.sub("", result)
 
     def longest(self) -> int:
         return max(len(token.encode("utf-8", "surrogatepass")) for token in self.tokenizer.get_vocab())

@@ -88,7 +88,7 @@ def measure(
     Without a draft among `models`, the rounds have only verifying calls.
     """
     bench = _Bench(models, ids, clock)
-    found: dict[Key, list[float]] = defaultdict(list)
+    result: dict[Key, list[float]] = defaultdict(list)
     begun = clock()
     for repeat in range(repeats + WARM_UP):
         now = [*bench.plain(), *(bench.steps() if not gammas else ())]
@@ -97,12 +97,12 @@ def measure(
         for tree in trees:
             now += bench.tree(tree)
         for key, seconds in now if repeat >= WARM_UP else ():
-            found[key].append(seconds)
+            result[key].append(seconds)
         if repeat >= WARM_UP and clock() - begun > PATIENCE:
             break
 
     def sizes(kind: str) -> dict[int, float]:
-        return {n: median(seconds) for (what, n), seconds in found.items() if what == kind}
+        return {n: median(seconds) for (what, n), seconds in result.items() if what == kind}
 
     return Costs(sizes("draft").get(1), sizes("target"), sizes("tree_draft"), sizes("tree_target"))
 

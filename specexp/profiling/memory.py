@@ -36,10 +36,10 @@ class Peaks:
         try:
             yield
         finally:
-            found = cuda()
-            if found:
-                _take(self.methods.setdefault(label, {}), found)
-            _take(self.all, found)
+            result = cuda()
+            if result:
+                _take(self.methods.setdefault(label, {}), result)
+            _take(self.all, result)
 
     def take(self) -> None:
         """Update the peaks of the whole process."""

@@ -47,15 +47,17 @@ class Reference:
 
     def save(self, folder: Path) -> None:
         make_folder(folder)
-        found = {**asdict(self), "specexp": version("specexp")}
-        write_whole(folder / FILE, json.dumps(found, indent=2) + "\n")
+        result = {**asdict(self), "specexp": version("specexp")}
+        write_whole(folder / FILE, json.dumps(result, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Reference:
         """Read what `save` wrote. Raises ModelError."""
         try:
-            found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-            return cls(_experiment(found["experiment"]), found["identity"], found["most_new_tokens"], found["folders"])
+            result = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            return cls(
+                _experiment(result["experiment"]), result["identity"], result["most_new_tokens"], result["folders"]
+            )
         except Exception as error:  # the file is missing, cut off or edited by hand
             raise ModelError(f"the decoder in '{folder}' cannot be read: {type(error).__name__}: {error}") from error
 
@@ -116,9 +118,9 @@ class ServedDecoder:
             for number, prompt in enumerate(prompts, 1):
                 with requests.numbered(number, len(prompts)):
                     wanted.append(self._pair.request(prompt, asked, text=text))
-        found = self._batcher.decode(wanted)
+        result = self._batcher.decode(wanted)
         with self._texts.lend() as text:
-            return [self._pair.output(out, text) for out in found]
+            return [self._pair.output(out, text) for out in result]
 
     @property
     def most_bytes(self) -> int:

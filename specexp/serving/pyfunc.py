@@ -44,7 +44,7 @@ class Served(PythonModel):  # type: ignore[misc]
     def predict(self, context, model_input: DataFrame, params=None):  # type: ignore[no-untyped-def]
         try:
             prompts = requests.prompts_of(_cells(model_input))
-            found = self._decoder.decode(prompts, params)
+            result = self._decoder.decode(prompts, params)
         except RequestError as error:
             raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
         except Exception as error:  # MLflow would blame the request for it
@@ -54,11 +54,11 @@ class Served(PythonModel):  # type: ignore[misc]
             ) from error
         return DataFrame(
             {
-                "text": [out.text for out in found],
-                "num_tokens": [len(out.token_ids) for out in found],
-                "target_calls": [out.counts["num_target_calls"] for out in found],
-                "tokens_per_call": [out.tokens_per_call for out in found],
-                "finish_reason": [out.finish_reason for out in found],
+                "text": [out.text for out in result],
+                "num_tokens": [len(out.token_ids) for out in result],
+                "target_calls": [out.counts["num_target_calls"] for out in result],
+                "tokens_per_call": [out.tokens_per_call for out in result],
+                "finish_reason": [out.finish_reason for out in result],
             }
         )
 

@@ -41,8 +41,8 @@ def canonical(data: bytes | str, most_bytes: int = LONGEST_BODY) -> dict[str, An
     else:
         formats = [name for name in FORMATS if name in body]
         if len(formats) != 1:
-            found = f"{' and '.join(formats)} together" if formats else f"{', '.join(map(repr, body)) or 'nothing'}"
-            raise RequestError(f"prompts are taken in one of {', '.join(FORMATS)} or prompt, got {found}.")
+            result = f"{' and '.join(formats)} together" if formats else f"{', '.join(map(repr, body)) or 'nothing'}"
+            raise RequestError(f"prompts are taken in one of {', '.join(FORMATS)} or prompt, got {result}.")
         if strays := [key for key in body if key not in (*FORMATS, "params")]:
             raise RequestError(
                 f"unknown key '{strays[0]}' beside '{formats[0]}'; parameters stand in params, as in {_LIKE}."
@@ -67,13 +67,13 @@ def prompts_of(given: Sequence[object]) -> list[str]:
         raise RequestError("no prompt is given; give one at least.")
     if len(flat) > MOST_PROMPTS:
         raise RequestError(f"{len(flat)} prompts are given; a request may have {MOST_PROMPTS}: send several.")
-    found = []
+    result = []
     for number, cell in enumerate(flat, 1):
         if not isinstance(cell, str):
             raise RequestError(f"prompt {number} is {_named(cell)}; it must be text.")
         with numbered(number, len(flat)):
-            found.append(checked_prompt(cell))
-    return found
+            result.append(checked_prompt(cell))
+    return result
 
 
 @contextmanager

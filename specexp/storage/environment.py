@@ -23,7 +23,7 @@ def describe(models: Mapping[Any, Model], tokenizer: Mapping[str, Any]) -> dict[
     return {
         "models": {role: model.facts() for role, model in models.items()},
         "tokenizer": dict(tokenizer),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: result for name in PACKAGES if (result := _version(name))},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "openmp": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(("OMP_", "GOMP_", "KMP_"))},
@@ -66,7 +66,7 @@ def _git(*arguments: str) -> str:
     if not (ROOT / ".git").exists():
         return ""
     try:
-        found = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=False)
+        result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return found.stdout.strip() if found.returncode == 0 else ""
+    return result.stdout.strip() if result.returncode == 0 else ""

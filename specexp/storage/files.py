@@ -117,7 +117,7 @@ def read_json(path: Path, shape: Shape = object, way_out: str = "Put back the fi
     except OSError as error:
         raise OutputError(f"{path} cannot be read: {error.strerror or error}. {way_out}") from error
     try:
-        found = json.loads(content.decode("utf-8"))
+        result = json.loads(content.decode("utf-8"))
     except json.JSONDecodeError as error:
         where = f"{path}, line {error.lineno}"
         raise OutputError(
@@ -128,10 +128,10 @@ def read_json(path: Path, shape: Shape = object, way_out: str = "Put back the fi
         raise OutputError(f"{path}, line {line}: not UTF-8 text; the file was changed. {way_out}") from error
     except (RecursionError, ValueError) as error:
         raise OutputError(f"{path}: not JSON that can be read ({error}). {way_out}") from error
-    fault = misfit(found, shape)
+    fault = misfit(result, shape)
     if fault:
         raise OutputError(f"{path} was changed by hand: {fault}. {way_out}")
-    return found
+    return result
 
 
 def misfit(value: Any, shape: Shape, where: str = "") -> str:

@@ -81,10 +81,10 @@ class Journal:
             if not line.endswith(b"\n"):
                 break
             try:
-                found = json.loads(line)
-                if CHECKSUM in found and found[CHECKSUM] != checksum(found):
+                result = json.loads(line)
+                if CHECKSUM in result and result[CHECKSUM] != checksum(result):
                     raise ValueError("it does not fit its checksum")
-                self._units[tuple(found["key"])] = found["value"]
+                self._units[tuple(result["key"])] = result["value"]
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise OutputError(
                     f"{path}, line {number} cannot be read ({type(error).__name__}: {error}); the file was changed by"

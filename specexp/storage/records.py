@@ -193,18 +193,18 @@ class RecordFile:
 
 def _parsed(line: bytes, where: str) -> Record:
     try:
-        found = json.loads(line)
+        result = json.loads(line)
     except (ValueError, RecursionError) as error:
         fault = f"{type(error).__name__}: {error}"
     else:
-        fault = misfit(found, SHAPE)
-        if not fault and (version := found.get("schema_version", 1)) > SCHEMA_VERSION:
+        fault = misfit(result, SHAPE)
+        if not fault and (version := result.get("schema_version", 1)) > SCHEMA_VERSION:
             raise OutputError(
                 f"{where} is a record of schema version {version}, and this specexp reads up to {SCHEMA_VERSION};"
                 " install the version that wrote it, or name another output folder."
             )
         if not fault:
-            return cast(Record, found)
+            return cast(Record, result)
     raise OutputError(f"{where} is not a record ({fault}); the file was changed by hand. {_WAY_OUT}")
 
 

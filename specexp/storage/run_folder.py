@@ -142,18 +142,18 @@ class OutputFolder:
             if records.exists():  # its lines also name the configuration
                 raise OutputError(f"{error} Or remove it: it is written again from the settings given.") from error
             raise
-        found = before.get("settings_hash")
+        result = before.get("settings_hash")
         if (
-            found is None
+            result is None
             and not records.exists()
             and any(p.name not in (LOCK, f"{CONFIG}.partial") for p in self.path.iterdir())
         ):
             raise OutputError(f"'{self.path}' was not made by {self._maker}; name another output folder.")
-        if found is not None and found != self._settings.hash:
+        if result is not None and result != self._settings.hash:
             changed = differences(before, json.loads(json.dumps(masked(self._settings.as_dict()))))
             changed = changed or "it was made by another version"
             raise OutputError(
-                f"'{self.path}' belongs to configuration {found}, this one is {self._settings.hash}"
+                f"'{self.path}' belongs to configuration {result}, this one is {self._settings.hash}"
                 f" ({changed});"
                 " resume with the settings it was started with, or name another output folder."
             )
@@ -165,9 +165,9 @@ def differences(before: Any, now: Any, most: int = 3) -> str:
 
     A setting that only one of them has, from another version, is left out.
     """
-    found = list(_differing("", before, now))
-    more = f"; {len(found) - most} more" if len(found) > most else ""
-    return "; ".join(f"{name} was {was:.60}, is {has:.60}" for name, was, has in found[:most]) + more
+    result = list(_differing("", before, now))
+    more = f"; {len(result) - most} more" if len(result) > most else ""
+    return "; ".join(f"{name} was {was:.60}, is {has:.60}" for name, was, has in result[:most]) + more
 
 
 def _differing(name: str, before: Any, now: Any) -> Iterator[tuple[str, str, str]]:

@@ -53,8 +53,8 @@ class AnswerRule:
         if self.rule == "pattern":
             return _by_pattern(self.pattern, text, finished, gold)
         if self.rule in ("auto", "marker"):
-            found, answer = _by_marker(text, finished, gold)
-            if found or self.rule == "marker" or gold is None:
+            result, answer = _by_marker(text, finished, gold)
+            if result or self.rule == "marker" or gold is None:
                 return answer
         if not finished:
             return None
@@ -83,8 +83,8 @@ def marked(text: str, finished: bool, marker: re.Pattern[str] = MARKER) -> tuple
     """Return whether a number follows a marker, and the number after the last such marker (None: not one number)."""
     end = len(text)
     for match in reversed(list(marker.finditer(text))):
-        found, answer = numbers.leading(text[match.end() : end], finished or end < len(text))
-        if found:
+        result, answer = numbers.leading(text[match.end() : end], finished or end < len(text))
+        if result:
             return True, answer
         end = match.start()
     return False, None
@@ -126,8 +126,8 @@ def _by_marker(text: str, finished: bool, gold: str | None) -> tuple[bool, str |
     if not matches:
         return False, None
     if numbers.is_number(gold):
-        found, answer = marked(text, finished)
-        if found:
+        result, answer = marked(text, finished)
+        if result:
             return True, answer
     line, ended, _ = text[matches[-1].end() :].partition("\n")
     return True, _in(line, gold) if finished or ended else None
@@ -143,8 +143,8 @@ def _by_pattern(pattern: str, text: str, finished: bool, gold: str | None) -> st
         return None
     if last is None or (not finished and last.end() == len(text)):
         return None
-    found = last.group(last.re.groups)
-    return None if found is None else _in(found, gold)
+    result = last.group(last.re.groups)
+    return None if result is None else _in(result, gold)
 
 
 def _in(text: str, gold: str | None) -> str | None:

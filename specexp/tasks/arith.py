@@ -90,12 +90,12 @@ def problems(split: Split | str, seed: int = 0, start: int = 0) -> Iterator[Prob
 
 def distinct(split: Split | str, count: int, seed: int = 0) -> list[Problem]:
     """Return the first `count` problems of the stream, without those whose numbers occurred before."""
-    found: dict[tuple[int | str, ...], Problem] = {}
+    result: dict[tuple[int | str, ...], Problem] = {}
     for problem in problems(split, seed):
-        if len(found) == count:
+        if len(result) == count:
             break
-        found.setdefault(problem.numbers, problem)
-    return list(found.values())
+        result.setdefault(problem.numbers, problem)
+    return list(result.values())
 
 
 def extract_answer(text: str, finished: bool = True) -> str | None:

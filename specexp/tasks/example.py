@@ -24,11 +24,11 @@ class Example:
 
     def messages(self, replies: Sequence[str] = ()) -> list[Message]:
         """Return the messages at turn len(replies), where `replies` are the assistant's earlier answers."""
-        found: list[Message] = []
+        result: list[Message] = []
         asked = self.turns[: len(replies) + 1]
         for question, answer in [*self.shots, *zip(asked, replies, strict=False)]:
-            found += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        return [*found, {"role": "user", "content": asked[-1]}]
+            result += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return [*result, {"role": "user", "content": asked[-1]}]
 
 
 @dataclass(frozen=True, slots=True)

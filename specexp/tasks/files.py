@@ -29,8 +29,8 @@ def rows_of_document(text: str, where: str) -> Iterator[Placed]:
     if not text.lstrip().startswith("[") and _is_object(text.lstrip().split("\n", 1)[0]):
         yield from rows_of_lines(text, where)
         return
-    found = reading.parse_json(text, where, TaskError)
-    for number, values in enumerate(found if isinstance(found, list) else [found], 1):
+    result = reading.parse_json(text, where, TaskError)
+    for number, values in enumerate(result if isinstance(result, list) else [result], 1):
         place = f"{where}, row {number}"
         yield place, number, _object(values, place)
 

@@ -159,11 +159,11 @@ def _cleaned(text: str) -> str:
 
 def _value(clean: str, run: re.Match[str]) -> tuple[str | None, int]:
     """Return the canonical number of a run, or None, and where the number ends."""
-    found, end = run.group(), run.end()
+    result, end = run.group(), run.end()
     before = clean[max(0, run.start() - 40) : run.start()]
-    _, equation, number = found.rpartition("=")
-    inside = (_BEFORE_SIGN if found[0] in "-+" else _BEFORE).search(before) and not equation
-    if inside or len(found) > LONGEST_RUN or _AFTER.match(clean, end):
+    _, equation, number = result.rpartition("=")
+    inside = (_BEFORE_SIGN if result[0] in "-+" else _BEFORE).search(before) and not equation
+    if inside or len(result) > LONGEST_RUN or _AFTER.match(clean, end):
         return None, end
     if "." in number and _ELLIPSIS.match(clean, end):
         return None, end

@@ -46,23 +46,23 @@ class Questions:
     def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
         """Return the number that a text marks as its answer, else the last number of a finished text: these prompts ask
         for no particular form."""
-        found, said = marked(text, finished)
-        return said if found or not finished else numbers.last(text)
+        result, said = marked(text, finished)
+        return said if result or not finished else numbers.last(text)
 
     def dataset(self) -> Dataset:
         return self._rows.dataset(self.name)
 
 
 def _example(task: str, row: Row) -> Example:
-    found = row.values
-    turns = found.get("turns", found.get("prompt"))
+    result = row.values
+    turns = result.get("turns", result.get("prompt"))
     if not isinstance(turns, list) or not turns:
         raise TaskError(f"{row.where}: 'turns' must be a list of one question or more, got {shown(turns)}.")
     if not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise TaskError(f"{row.where}: 'turns' must hold texts that are not empty.")
-    category = str(found.get("category") or "")
+    category = str(result.get("category") or "")
     answer = None
-    reference = found.get("reference")
+    reference = result.get("reference")
     if category == CHECKED and isinstance(reference, list) and reference:
         answer = gold_of(str(reference[-1]))
         if answer is None:

@@ -127,7 +127,7 @@ def _suffix(path: Path) -> str:
 def _read_text(config: DataConfig, path: Path) -> Rows:
     content = _content(config, path)
     text = reading.decode(content, str(path), TaskError)
-    rows = [Row(*found) for found in TEXTS[_suffix(path)](text, str(path))]
+    rows = [Row(*result) for result in TEXTS[_suffix(path)](text, str(path))]
     if not rows:
         raise TaskError(f"{path}: holds no rows; give one JSON object a line.")
     return Rows(config, rows, hashlib.sha256(content).hexdigest())
@@ -148,8 +148,8 @@ def _read_by_library(config: DataConfig, path: Path) -> Rows:
         raise TaskError(f"data '{config.source}' does not exist; give a file, a folder, an address or a hub id.")
     if local and _suffix(path) == ".csv" and path.is_file():
         files.check_csv(reading.decode(_content(config, path), str(path), TaskError), str(path))
-    found = _loaded(config, path, local)
-    rows = [Row(f"{config.source}, row {number}", number, dict(values)) for number, values in enumerate(found, 1)]
+    result = _loaded(config, path, local)
+    rows = [Row(f"{config.source}, row {number}", number, dict(values)) for number, values in enumerate(result, 1)]
     if not rows:
         raise TaskError(f"data '{config}' holds no rows.")
     for row in rows:

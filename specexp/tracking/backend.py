@@ -189,13 +189,13 @@ def is_of_store(error: BaseException) -> bool:
 def words(error: BaseException) -> str:
     """The reason of an error in one line without credentials: an inner OSError's `strerror`, or else the message."""
     inner: BaseException | None = error
-    found = ""
+    result = ""
     while inner is not None:
         if isinstance(inner, OSError) and inner.strerror:
-            found = inner.strerror
+            result = inner.strerror
         inner = inner.__cause__ or inner.__context__
     first = first_line(error)
-    return mask(found or first)[:300].rstrip(". ")
+    return mask(result or first)[:300].rstrip(". ")
 
 
 def is_silence(error: BaseException) -> bool:

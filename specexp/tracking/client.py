@@ -145,21 +145,21 @@ def put(run_id: str, files: Sequence[File], folder: Path) -> None:
 def _lines(path: Path, only: Mapping[str, Any]) -> Iterator[str]:
     with path.open(encoding="utf-8") as lines:
         for line in lines:
-            found = json.loads(line)
-            if all(found[key] == value for key, value in only.items()):
+            result = json.loads(line)
+            if all(result[key] == value for key, value in only.items()):
                 yield line
 
 
 def _input(dataset: Input, run_id: str) -> DatasetInput:
     """Convert a dataset for MLflow, which keeps 36 characters of a digest."""
-    found = entities.Dataset(
+    result = entities.Dataset(
         name=dataset.name,
         digest=dataset.digest[:32],
         source_type=dataset.source_type,
         source=json.dumps({"uri": dataset.source.replace("{run_id}", run_id), "sha256": dataset.digest}),
         profile=json.dumps({"num_rows": dataset.num_rows}),
     )
-    return DatasetInput(found, [InputTag("mlflow.data.context", dataset.context)])
+    return DatasetInput(result, [InputTag("mlflow.data.context", dataset.context)])
 
 
 def mark(asked: RunUpdate) -> int:

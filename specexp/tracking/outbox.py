@@ -165,10 +165,10 @@ def folders(path: Path) -> list[Path]:
     """The folders with a plan to send: `path` itself, or the folders that `main` made in it. Raises OutputError."""
     if (path / PLAN).exists():
         return [path]
-    found = sorted(found.parent for found in path.glob(f"*/{PLAN}"))
-    for folder in found:
+    result = sorted(result.parent for result in path.glob(f"*/{PLAN}"))
+    for folder in result:
         _check_inside(path, folder.name, f"'{folder}'")
-    return found or [path]
+    return result or [path]
 
 
 def upload(path: Path) -> Sent | None:
@@ -202,21 +202,21 @@ def send(path: Path, only: Sequence[File] | None = None) -> Sent:
     _check_files(path, _files(plan) if only is None else only)
     main = plan.main
     with signals.held():
-        found = backend.with_retries(lambda: search.known(ids.get(main.key), main.key))
-        if found is None or found.info.run_id == os.environ.get("MLFLOW_RUN_ID"):  # of `mlflow run`, not begun yet
-            found = backend.with_retries(lambda: _begin(main.key, main.name, main.tags, True))
-        _note(path, {main.key: found.info.run_id}, False)
+        result = backend.with_retries(lambda: search.known(ids.get(main.key), main.key))
+        if result is None or result.info.run_id == os.environ.get("MLFLOW_RUN_ID"):  # of `mlflow run`, not begun yet
+            result = backend.with_retries(lambda: _begin(main.key, main.name, main.tags, True))
+        _note(path, {main.key: result.info.run_id}, False)
     if only is not None:
-        backend.with_retries(lambda: client.put(found.info.run_id, only, path))
+        backend.with_retries(lambda: client.put(result.info.run_id, only, path))
     else:
         for sheet in plan.flat:
-            _send_flat(path, sheet, ids.get(sheet.key), found.info.experiment_id)
-        backend.with_retries(lambda: client.fill(found.info.run_id, main, path))
+            _send_flat(path, sheet, ids.get(sheet.key), result.info.experiment_id)
+        backend.with_retries(lambda: client.fill(result.info.run_id, main, path))
     num_marked = sum(backend.with_retries(partial(client.mark, mark)) for mark in plan.marks)
     client.end("FINISHED")
     _note(path, {}, True)
-    address = client.chart_address(found.info.run_id)
-    return Sent(found.info.run_id, address, 1 + len(plan.flat), num_marked)
+    address = client.chart_address(result.info.run_id)
+    return Sent(result.info.run_id, address, 1 + len(plan.flat), num_marked)
 
 
 def _send_flat(path: Path, sheet: RunSpec, known: str | None, experiment: str) -> None:
@@ -235,14 +235,14 @@ def _begin(key: str, name: str, tags: Mapping[str, str], timed: bool) -> Any:
 
 
 def _plan(path: Path) -> UploadPlan:
-    found = read_json(path / PLAN)
-    if found is None:
+    result = read_json(path / PLAN)
+    if result is None:
         raise OutputError(
             f"'{path}' has no {PLAN}: what was begun there has not come to its end. Go on with the command that made"
             " it and --resume; it sends what it has."
         )
     try:
-        return UploadPlan.parse(found)
+        return UploadPlan.parse(result)
     except (KeyError, TypeError, AttributeError) as error:
         raise OutputError(f"{path / PLAN} was changed by hand ({type(error).__name__}: {error}).") from error
 

@@ -47,10 +47,10 @@ def newest(tags: Mapping[str, str]) -> str | None:
     client = MlflowClient()
     experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    found = client.search_runs(
+    result = client.search_runs(
         experiments, f"{wanted} and attributes.status = 'FINISHED'", max_results=1, order_by=["start_time DESC"]
     )
-    return str(found[0].info.run_id) if found else None
+    return str(result[0].info.run_id) if result else None
 
 
 def finished(tags: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
@@ -58,14 +58,14 @@ def finished(tags: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
     client = MlflowClient()
     experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-    found: list[tuple[str, dict[str, str]]] = []
+    result: list[tuple[str, dict[str, str]]] = []
     token = None
     while True:
         page = client.search_runs(experiments, f"{wanted} and attributes.status = 'FINISHED'", page_token=token)
-        found += [(str(run.info.run_id), dict(run.data.params)) for run in page]
+        result += [(str(run.info.run_id), dict(run.data.params)) for run in page]
         token = page.token
         if not token:
-            return found
+            return result
 
 
 def is_active(client: MlflowClient, run_id: str | None) -> bool:

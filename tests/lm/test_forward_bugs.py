@@ -1,4 +1,4 @@
-"""Seeded bugs in the native forward, its caches and its recordings: each is seen by comparing with transformers' forward.
+"""Seeded bugs in the native forward, its caches and its recordings: comparing with transformers' forward shows each.
 
 Models have random biases and norms (`conftest.build`): with transformers' own beginnings, which are zeros and ones,
 several of these would not change a single logit.

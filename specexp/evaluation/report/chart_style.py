@@ -75,11 +75,11 @@ def number(axes: Any, shown: Sequence[Entry], at: Sequence[Point], others: Seque
 
 def along(lines: Sequence[Sequence[Point]]) -> list[Point]:
     """Return points on these lines, so close together that no number fits between two of them."""
-    found = [point for line in lines for point in line]
+    result = [point for line in lines for point in line]
     for line in lines:
         for a, b in pairwise(line):
-            found += [(a[0] + (b[0] - a[0]) * i / 8, a[1] + (b[1] - a[1]) * i / 8) for i in range(1, 8)]
-    return found
+            result += [(a[0] + (b[0] - a[0]) * i / 8, a[1] + (b[1] - a[1]) * i / 8) for i in range(1, 8)]
+    return result
 
 
 def shape(entry: Entry, filled: bool = False) -> dict[str, Any]:

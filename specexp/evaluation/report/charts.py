@@ -37,14 +37,14 @@ def draw(comparison: Comparison, folder: Path) -> list[Chart]:
 
     make_folder(folder)
     with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        found: list[Chart] = []
+        result: list[Chart] = []
         for name, (title, caption, painter) in CHARTS.items():
             figure = painter(comparison)
             if figure is not None:
                 path = folder / f"{name}.png"
                 save(figure, path)
-                found.append(Chart(name, title, caption, path))
-    return found
+                result.append(Chart(name, title, caption, path))
+    return result
 
 
 def accepted_shares(entry: Entry) -> list[float]:
@@ -58,10 +58,10 @@ def accepted_shares(entry: Entry) -> list[float]:
 def reach(entry: Entry) -> list[float]:
     """Return the share of rounds whose first 1, 2, ... drafts, or tree levels, are all accepted."""
     metric = "tree/depth_" if entry.config.tree else "accept/position_"
-    found: list[float] = []
-    while (key := f"{metric}{len(found) + 1}") in entry.metrics:
-        found.append(entry.metrics[key])
-    return found
+    result: list[float] = []
+    while (key := f"{metric}{len(result) + 1}") in entry.metrics:
+        result.append(entry.metrics[key])
+    return result
 
 
 def _frontier(comparison: Comparison) -> Any:
@@ -108,15 +108,15 @@ def _frontier_panel(comparison: Comparison, axes: Any, shown: Sequence[Entry], n
 
 def _lines(shown: Sequence[Entry]) -> list[list[Entry]]:
     """Return the settings to join by a line: a method's dial (threshold, K, budget) at one length, else its lengths."""
-    found = []
+    result = []
     for method in dict.fromkeys(entry.config.method for entry in shown):
         mine = [entry for entry in shown if entry.config.method == method]
         lengths = dict.fromkeys(_length(entry) for entry in mine)
         if len(lengths) < len(mine):
-            found += [sorted((e for e in mine if _length(e) == length), key=_dial) for length in lengths]
+            result += [sorted((e for e in mine if _length(e) == length), key=_dial) for length in lengths]
         else:
-            found.append(sorted(mine, key=_length))
-    return [line for line in found if len(line) > 1]
+            result.append(sorted(mine, key=_length))
+    return [line for line in result if len(line) > 1]
 
 
 def _length(entry: Entry) -> int:

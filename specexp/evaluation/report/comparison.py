@@ -90,16 +90,16 @@ def compare(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
     entries = []
     for number, setting in enumerate(prepared.settings, 1):
         config = setting.config
-        found = differing.get(config.label)
+        result = differing.get(config.label)
         entries.append(
             Entry(
                 number,
                 config,
-                setting.lossless and not (found is not None and found.refuted),
-                metrics[config.label] | (found.metrics() if found is not None else {}),
+                setting.lossless and not (result is not None and result.refuted),
+                metrics[config.label] | (result.metrics() if result is not None else {}),
                 [record for record in records if record["label"] == config.label],
                 shares.get(config.label, {}),
-                found,
+                result,
             )
         )
     return Comparison(prepared.experiment, entries, len(prepared.examples), claimed)

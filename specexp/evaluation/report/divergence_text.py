@@ -13,13 +13,13 @@ def mark(entry: Entry) -> str:
     """Describe a setting's output for its table row."""
     if entry.config.method == "baseline":
         return "plain decoding"
-    found = entry.divergence
-    if found is None:
+    result = entry.divergence
+    if result is None:
         return "lossless" if entry.lossless else "lossy"
-    equal = f"equal on {found.num_equal} of {found.num_outputs}"
+    equal = f"equal on {result.num_equal} of {result.num_outputs}"
     reasons = [f"{n} {words}" for why, words in ((NEAR_TIE, "at near ties"), (ROUNDING, "within rounding"))
-               if (n := found.num(why))]  # fmt: skip
-    return (f"{NOT_LOSSLESS}: " if found.refuted else "") + ", ".join([equal, *reasons])
+               if (n := result.num(why))]  # fmt: skip
+    return (f"{NOT_LOSSLESS}: " if result.refuted else "") + ", ".join([equal, *reasons])
 
 
 def marks(comparison: Comparison) -> dict[str, str]:
@@ -35,8 +35,8 @@ def refuted(entries: Sequence[Entry]) -> list[str | Number]:
     if not wrong:
         return []
     words: list[str | Number] = ["Not lossless here: "]
-    for place, (entry, found) in enumerate(wrong):
-        words += ["; " if place else "", f"{entry.label} (", *_count(entry, found), ")"]
+    for place, (entry, result) in enumerate(wrong):
+        words += ["; " if place else "", f"{entry.label} (", *_count(entry, result), ")"]
     label = wrong[0][0].config.preset
     return [*words, f". `python -m specexp certify --method {label}` examines it. "]
 
@@ -54,8 +54,8 @@ def _count(entry: Entry, found: Divergence) -> list[str | Number]:
 
 def equality(comparison: Comparison, entry: Entry) -> Sentence:
     """Say how many outputs are plain decoding's, and what explains the others; empty if all are."""
-    found = entry.divergence
-    if found is None:
+    result = entry.divergence
+    if result is None:
         share = of(entry, "quality/equal_to_baseline", percent)
         if comparison.experiment.temperature > 0 or share.value == 1 or not entry.lossless:
             return []
@@ -63,13 +63,13 @@ def equality(comparison: Comparison, entry: Entry) -> Sentence:
             "Yet only ", share, f" of {entry.label}'s outputs equal plain decoding's, token for token: near ties of the"
             " arithmetic, or a mistake. `python -m specexp certify` tells which.",
         ]  # fmt: skip
-    differ = len(found.found)
-    if not differ or found.refuted:
+    differ = len(result.differences)
+    if not differ or result.refuted:
         return []
-    ties, rounded = found.num(NEAR_TIE), found.num(ROUNDING)
+    ties, rounded = result.num(NEAR_TIE), result.num(ROUNDING)
     dtype = comparison.arithmetic
     words: list[str | Number] = [
-        f"Of {entry.label}'s {found.num_outputs} outputs {found.num_equal} equal plain decoding's",
+        f"Of {entry.label}'s {result.num_outputs} outputs {result.num_equal} equal plain decoding's",
         f"; of the other {differ} ",
         Number("quality/near_ties", entry.label, ties, f"{ties} ({ties / differ:.0%})"),
         f" first differ{'s' if ties == 1 else ''} at near ties of {dtype}",
@@ -77,6 +77,6 @@ def equality(comparison: Comparison, entry: Entry) -> Sentence:
     if rounded:
         words += [", ", Number("quality/within_rounding", entry.label, rounded, str(rounded)),
                   f" by a gap that {dtype} may round away"]  # fmt: skip
-    gaps = [each["gap"] for each in found.found if each["gap"] is not None]
+    gaps = [each["gap"] for each in result.differences if each["gap"] is not None]
     widest = f" (logits at most {max(gaps):.2g} apart)" if gaps else ""
     return [*words, f"{widest}: rounding, not the method."]

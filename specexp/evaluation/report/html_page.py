@@ -106,16 +106,16 @@ def _numbers(comparison: Comparison, chart: str) -> tuple[list[str], list[tuple[
     """Return heads and rows of the numbers that a chart draws, unless the main table has them; None if it does."""
     rows: list[tuple[Entry, list[Number]]] = []
     for entry in comparison.entries:
-        found: dict[str, float] = {}
+        result: dict[str, float] = {}
         if chart == "accepted":
-            found = {f"accept/histogram_{i}": share for i, share in enumerate(accepted_shares(entry))}
+            result = {f"accept/histogram_{i}": share for i, share in enumerate(accepted_shares(entry))}
         elif chart == "positions":
             name = "tree/depth" if entry.config.tree else "accept/position"
-            found = {f"{name}_{i}": share for i, share in enumerate(reach(entry), 1)}
+            result = {f"{name}_{i}": share for i, share in enumerate(reach(entry), 1)}
         elif chart == "time":
-            found = {f"share/{part}": entry.shares[part] for part in PARTS if part in entry.shares}
-        if found:
-            rows.append((entry, [Number(name, entry.label, value, percent(value)) for name, value in found.items()]))
+            result = {f"share/{part}": entry.shares[part] for part in PARTS if part in entry.shares}
+        if result:
+            rows.append((entry, [Number(name, entry.label, value, percent(value)) for name, value in result.items()]))
     if not rows:
         return None
     heads = max((cells for _, cells in rows), key=len)
@@ -160,9 +160,9 @@ def _embedded(chart: Chart) -> str:
 def _settings(comparison: Comparison) -> Iterator[tuple[str, str]]:
     """Yield the experiment's own settings, without those of models and methods."""
     experiment = comparison.experiment
-    found = {key: value for key, value in asdict(experiment).items() if key not in ("target", "draft", "methods")}
+    result = {key: value for key, value in asdict(experiment).items() if key not in ("target", "draft", "methods")}
     yield "settings_hash", experiment.hash
-    for key, value in found.items():
+    for key, value in result.items():
         if value is not None:
             yield key, mask(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 

@@ -21,7 +21,7 @@ def places(
     known = list(dict.fromkeys((round(x, 1), round(y, 1)) for x, y in (*points, *others)))
     farthest = RINGS[-1] * height + width
     taken: list[Box] = []
-    found: list[Point] = []
+    result: list[Point] = []
     for x, y in points:
         best: tuple[float, Point] | None = None
         near = [point for point in known if max(abs(point[0] - x), abs(point[1] - y)) <= farthest]
@@ -37,9 +37,9 @@ def places(
             if cost == 0:
                 break
         assert best is not None, "no place was tried"
-        found.append(best[1])
+        result.append(best[1])
         taken.append(_box(best[1], width, height))
-    return found
+    return result
 
 
 def _box(middle: Point, width: float, height: float) -> Box:

@@ -44,14 +44,14 @@ def show(prepared: Prepared, output: OutputFolder, records: Sequence[Record], co
     `commands` are those that run the evaluation again, and that show it again.
     """
     experiment = prepared.experiment
-    found = _with_differences(prepared, output, records, summary(prepared, output, records))
-    named = {run_name(label, repeat, experiment.repeats): metrics for (label, repeat), metrics in found.items()}
+    result = _with_differences(prepared, output, records, summary(prepared, output, records))
+    named = {run_name(label, repeat, experiment.repeats): metrics for (label, repeat), metrics in result.items()}
     output.write_json("summary.json", named)
     comparison = compare(prepared, output, records)
     drawn = charts.draw(comparison, output.path / "figures")
     warnings = _warnings(comparison, output, named)
     said = [plain(sentence) for sentence in verdict(comparison)]
-    report = Report(found, comparison, drawn, said, commands, warnings)
+    report = Report(result, comparison, drawn, said, commands, warnings)
     write_page(output, report)
     together = {entry.label: entry.metrics for entry in comparison.entries}
     outputs = marks(comparison)
@@ -91,15 +91,15 @@ def _with_differences(prepared: Prepared, output: OutputFolder, records: Sequenc
 def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dict[str, float]]) -> list[str]:
     """Return what a reader should know before the numbers."""
     experiment = comparison.experiment
-    found = []
+    result = []
     disturbed = [name for name, metrics in named.items() if is_disturbed(metrics)]
     if disturbed and comparison.claimed:
-        found.append(
+        result.append(
             f"{', '.join(disturbed)}: faster than the measured calls allow; something else was running."
             " Measure again on a quiet machine."
         )
     if not comparison.claimed:
-        found.append(
+        result.append(
             "Attainable and predicted speed-ups are not shown on CUDA: a call that is timed by itself costs up to 1.5"
             " times what it costs among others."
         )
@@ -108,25 +108,27 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
         unknown = [e for e in comparison.entries if e.lossless and e.divergence is None]
         unequal = [e.label for e in unknown if e.metrics.get(key, 1.0) < 1]
         if unequal and experiment.history == "baseline":
-            found.append(f"{', '.join(unequal)}: lossless, but not every greedy output equals plain decoding's.")
+            result.append(f"{', '.join(unequal)}: lossless, but not every greedy output equals plain decoding's.")
     if wrong := [e.label for e in comparison.entries if e.refuted]:
-        found.append(f"{', '.join(wrong)}: {REFUTED} ({divergence.FILE}).")
+        result.append(f"{', '.join(wrong)}: {REFUTED} ({divergence.FILE}).")
     if old := [e.label for e in comparison.entries if not has_ends(e.records)]:
-        found.append(
+        result.append(
             f"{', '.join(old)}: records of an earlier version do not say which drafts lie after the end of an output;"
             " accept/draft_rate, accept/position_i and accept/judged_rate are left out."
         )
     outputs = {entry.label: entry.records for entry in comparison.entries}
     answer_rule = experiment.answer_rule if experiment.task == "prompts" else ""
-    found += incomplete.warnings(outputs, experiment.max_new_tokens, answer_rule)
+    result += incomplete.warnings(outputs, experiment.max_new_tokens, answer_rule)
     if len(output.read_json("environments.json") or {}) > 1:
-        found.append("The records come from several environments (below): speeds of one may not be those of another.")
+        result.append("The records come from several environments (below): speeds of one may not be those of another.")
     if experiment.batch > 1:
-        found.append(
+        result.append(
             f"Prompts were decoded {experiment.batch} together: speeds are of the batch, and no latency of a prompt."
         )
     elif output.read_json(time_split.FILE) is None:
-        found.append(f"The time split was left out: it would have taken more than {time_split.SECONDS:.0f} seconds.")
+        result.append(f"The time split was left out: it would have taken more than {time_split.SECONDS:.0f} seconds.")
     if experiment.history != "baseline":
-        found.append("From the second turn on each method answers behind its own history: only first turns are paired.")
-    return found
+        result.append(
+            "From the second turn on each method answers behind its own history: only first turns are paired."
+        )
+    return result

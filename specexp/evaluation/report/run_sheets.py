@@ -41,7 +41,7 @@ def sheets(
     comparison = report.comparison
     refuted = {entry.label for entry in comparison.entries if entry.refuted}
     peaks = memory.peaks_of(output.read_json(memory.FILE))
-    found = []
+    result = []
     for (label, repeat), metrics in report.summary.items():
         mine = [r for r in records if (r["label"], r["repeat"]) == (label, repeat)]
         name = run_name(label, repeat, experiment.repeats)
@@ -69,8 +69,8 @@ def sheets(
             inputs=[Input.of(prepared.task.dataset(), "evaluation")],
             time=now(),
         )
-        found.append(sheet)
-    return found
+        result.append(sheet)
+    return result
 
 
 def main(prepared: Prepared, output: OutputFolder, report: Report, outbox: Outbox) -> RunSpec:
@@ -121,10 +121,10 @@ def _figures(output: OutputFolder, method: MethodConfig, name: str, records: Seq
 
 def _flaws(metrics: dict[str, float], refuted: bool, claimed: bool) -> list[str]:
     """Return reasons to doubt a run's numbers or outputs."""
-    found = [REFUTED] if refuted else []
+    result = [REFUTED] if refuted else []
     if claimed and is_disturbed(metrics):
-        found.append("faster than the measured calls allow: the clock was disturbed")
-    return found
+        result.append("faster than the measured calls allow: the clock was disturbed")
+    return result
 
 
 def _tags(prepared: Prepared, method: MethodConfig, flaws: Sequence[str]) -> dict[str, str]:

@@ -61,7 +61,7 @@ def columns(metrics: Mapping[str, Mapping[str, float]], greedy: bool, batch: int
     several, the paired test flips prompts.
     """
     other = "batch/" if batch == 1 else "speed/"
-    found = []
+    result = []
     for column in COLUMNS:
         if column.key.startswith(other) or (column.key == "quality/equal_to_baseline" and not greedy):
             continue
@@ -69,8 +69,8 @@ def columns(metrics: Mapping[str, Mapping[str, float]], greedy: bool, batch: int
             continue
         head = f"{column.head}, batch {batch}" if column.key.startswith("batch/") else column.head
         head = "accuracy p" if column.key == "quality/mcnemar_p" and repeats > 1 else head
-        found.append(replace(column, head=head))
-    return found
+        result.append(replace(column, head=head))
+    return result
 
 
 def terminal(
@@ -86,17 +86,17 @@ def terminal(
     """
     heads, cells = [""], [[name] for name in metrics]
     for column in columns(metrics, greedy, batch, repeats):
-        if not column.terminal or (column.fault and not any(found.get(column.key) for found in metrics.values())):
+        if not column.terminal or (column.fault and not any(result.get(column.key) for result in metrics.values())):
             continue
         form = column.short or column.form
         heads.append(column.head)
-        for row, found in zip(cells, metrics.values(), strict=True):
-            row.append(form(found[column.key]) if column.key in found else "")
+        for row, result in zip(cells, metrics.values(), strict=True):
+            row.append(form(result[column.key]) if column.key in result else "")
         ends = [f"{column.key}_{end}" for end in ("low", "high")]
-        if column.spanned and any(ends[0] in found for found in metrics.values()):
+        if column.spanned and any(ends[0] in result for result in metrics.values()):
             heads.append("95 %")
-            for row, found in zip(cells, metrics.values(), strict=True):
-                row.append("-".join(f"{found[end]:.2f}" for end in ends) if ends[0] in found else "")
+            for row, result in zip(cells, metrics.values(), strict=True):
+                row.append("-".join(f"{result[end]:.2f}" for end in ends) if ends[0] in result else "")
     if outputs is not None:
         heads.append("output")
         for row, name in zip(cells, metrics, strict=True):

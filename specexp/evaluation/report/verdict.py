@@ -37,13 +37,13 @@ def verdict(comparison: Comparison) -> list[Sentence]:
         return [[*wrong, f"{start} Plain decoding emits ", rate, " tokens a second; add methods that draft."]]
     best = exact[0] if exact and exact[0].metrics[key] > 1 else None
     other = _best_lossy(lossy, key)
-    found: list[Sentence] = [[*wrong, *_headline(comparison, exact, other)]]
-    found += [sentence for entry in exact if (sentence := equality(comparison, entry))]
+    result: list[Sentence] = [[*wrong, *_headline(comparison, exact, other)]]
+    result += [sentence for entry in exact if (sentence := equality(comparison, entry))]
     if best is not None:
-        found += [s for s in (_told_apart(comparison, best, exact[1:]),) if s]
+        result += [s for s in (_told_apart(comparison, best, exact[1:]),) if s]
     if other is not None:
-        found.append(_lossy(comparison, other, best))
-    return found + _how_sure(comparison, len(mine), other)
+        result.append(_lossy(comparison, other, best))
+    return result + _how_sure(comparison, len(mine), other)
 
 
 def _without_baseline(comparison: Comparison) -> Sentence:
@@ -88,18 +88,24 @@ def _excludes_one(entry: Entry, key: str) -> bool:
 def speed(comparison: Comparison, entry: Entry) -> list[str | Number]:
     """Return `1.92x plain decoding (95 %: 1.80x to 2.05x, p < 0.001)`, with a remark if that is not significant."""
     key = comparison.speed
-    found: list[str | Number] = [of(entry, key, times), " the speed of plain decoding"]
+    result: list[str | Number] = [of(entry, key, times), " the speed of plain decoding"]
     batch, n = comparison.experiment.batch, comparison.num_prompts
-    found += [f" in batches of {batch}"] if batch > 1 else []
+    result += [f" in batches of {batch}"] if batch > 1 else []
     if entry.interval(key) is None:
-        return [*found, " (one prompt: no interval)"]
+        return [*result, " (one prompt: no interval)"]
     if _unsure(entry, key):
-        found.append(f", not significant at n = {n}")
-    found += [" (95 %: ", *span(entry, key, times)]
+        result.append(f", not significant at n = {n}")
+    result += [" (95 %: ", *span(entry, key, times)]
     if batch > 1:
-        return [*found, ", over prompts, which share the steps that were timed)"]
+        return [*result, ", over prompts, which share the steps that were timed)"]
     few = f"; fewer than {FEWEST} prompts cannot give less than {SIGNIFICANT}, but the interval excludes 1"
-    return [*found, ", ", of(entry, f"{key}_p", p_equals), few if n < FEWEST and _excludes_one(entry, key) else "", ")"]
+    return [
+        *result,
+        ", ",
+        of(entry, f"{key}_p", p_equals),
+        few if n < FEWEST and _excludes_one(entry, key) else "",
+        ")",
+    ]
 
 
 def answers(comparison: Comparison, entry: Entry) -> list[str | Number]:
@@ -147,10 +153,10 @@ def _told_apart(comparison: Comparison, best: Entry, rest: Sequence[Entry]) -> S
     if not same:
         by_intervals = "95 % intervals exclude 1" + ("" if batch > 1 else f"; n = {n} is too few for the test")
         return [f"Every other lossless setting is slower ({f'p < {SIGNIFICANT} each' if tested else by_intervals})."]
-    found: list[str | Number] = ["Not told apart from it in speed: "]
+    result: list[str | Number] = ["Not told apart from it in speed: "]
     for place, (entry, words) in enumerate(same[:NAMED]):
-        found += [", " if place else "", f"{entry.label} (", of(entry, comparison.speed, times), ", ", *words, ")"]
-    return [*found, f" and {len(same) - NAMED} more." if len(same) > NAMED else "."]
+        result += [", " if place else "", f"{entry.label} (", of(entry, comparison.speed, times), ", ", *words, ")"]
+    return [*result, f" and {len(same) - NAMED} more." if len(same) > NAMED else "."]
 
 
 def _as_fast(best: Entry, entry: Entry, tested: bool) -> Sentence:
@@ -197,19 +203,19 @@ def _lossy(comparison: Comparison, entry: Entry, best: Entry | None) -> Sentence
 
 def _how_sure(comparison: Comparison, num_settings: int, lossy: Entry | None) -> list[Sentence]:
     n = comparison.num_prompts
-    found: list[Sentence] = []
+    result: list[Sentence] = []
     if n < FEWEST:
-        found.append([f"n = {n}: with fewer than {FEWEST} prompts no paired test can reach 5 %, and an interval means"
+        result.append([f"n = {n}: with fewer than {FEWEST} prompts no paired test can reach 5 %, and an interval means"
                       " little."])  # fmt: skip
     elif n < ROUGH:
-        found.append([f"n = {n}: with fewer than {ROUGH} prompts intervals are a rough guide, and rather too narrow."])
+        result.append([f"n = {n}: with fewer than {ROUGH} prompts intervals are a rough guide, and rather too narrow."])
     if num_settings > 1:
-        found.append([f"The best of {num_settings} settings is named by the numbers that made it the best: expect a"
+        result.append([f"The best of {num_settings} settings is named by the numbers that made it the best: expect a"
                       " little less of it on other prompts."])  # fmt: skip
     if lossy is not None and "quality/prompts_for_one_point" in lossy.metrics:
-        found.append([
+        result.append([
             "To see a difference of one point in accuracy takes about ",
             of(lossy, "quality/prompts_for_one_point", count),
             f" prompts (5 % level, 80 % power, as many changed answers as {lossy.label}'s).",
         ])  # fmt: skip
-    return found
+    return result

@@ -120,8 +120,8 @@ def trace(
 def _recorded(prepared: Prepared, records: RecordFile, key: Key) -> float:
     """Return the seconds that the first repeat took for all settings on one turn of a prompt."""
     prompt_id, turn = str(key[0]), int(key[1])
-    found = [records.find((prompt_id, turn, setting.config.label, 0)) for setting in prepared.settings]
-    return float(sum(record["seconds"] + record["prefill_seconds"] for record in found))
+    result = [records.find((prompt_id, turn, setting.config.label, 0)) for setting in prepared.settings]
+    return float(sum(record["seconds"] + record["prefill_seconds"] for record in result))
 
 
 def _method(setting: Setting) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def _opinions(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced]) ->
     """Return each model's opinions on each emitted text, and on all tokens that were rejected in it."""
     experiment = prepared.experiment
     warp = unit_temperature(experiment.warp)
-    found: Opinions = {}
+    result: Opinions = {}
     for behind in dict.fromkeys(traced.behind for traced in decoded):
         others: dict[int, dict[int, None]] = {}
         for traced in decoded:
@@ -202,11 +202,11 @@ def _opinions(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced]) ->
                     if token.rejected is not None:
                         others.setdefault(position, {})[token.rejected] = None
         asked = {position: list(tokens) for position, tokens in others.items()}
-        found[behind] = {
+        result[behind] = {
             role: teacher_forced_probs(engine, role, model.context, warp, *behind, asked)
             for role, model in prepared.pair.models.items()
         }
-    return found
+    return result
 
 
 def _cell(prepared: Prepared, traced: _Traced, record: Record, said: Opinions) -> Cell:

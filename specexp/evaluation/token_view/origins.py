@@ -94,9 +94,9 @@ class TracedDecoder:
 
     def _scored(self, rule: Judged) -> Any:
         def score(features: Array) -> Array:
-            found = rule.score(features)
-            self._seen.scores = _host(found)
-            return found
+            result = rule.score(features)
+            self._seen.scores = _host(result)
+            return result
 
         return score
 
@@ -105,13 +105,13 @@ class TracedDecoder:
         counts = {name: _host(value) for name, value in ask.counts.items()}
         tokens: list[int] = _host(ask.tokens)[: _host(ask.num_tokens)]
         if "num_drafted" in counts:
-            found = self._chain(tokens, counts)
+            result = self._chain(tokens, counts)
         elif "num_nodes" in counts:
-            found = self._tree(tokens, counts)
+            result = self._tree(tokens, counts)
         else:
             alone = DRAFT if self.models[0] == "draft" else TARGET
-            found = [Emitted(token, alone, self._num_rounds, place) for place, token in enumerate(tokens, 1)]
-        self.tokens += found
+            result = [Emitted(token, alone, self._num_rounds, place) for place, token in enumerate(tokens, 1)]
+        self.tokens += result
         seen = self._seen  # cleared in place, because the rng writes to this object
         seen.drafted, seen.looked_up, seen.parents, seen.passed, seen.scores = [], False, (), None, None
 
@@ -120,28 +120,28 @@ class TracedDecoder:
         # At temperature 0 nothing is drawn; the overlap of two one-hot rows is 1 if they agree and 0 if not.
         passed = [bool(same) for same in counts["overlap"]] if seen.passed is None else seen.passed
         scores: Sequence[float | None] = seen.scores or [None] * len(seen.drafted)
-        found = []
+        result = []
         for i, token in enumerate(tokens[:accepted]):
             origin = JUDGED if not passed[i] else LOOKED_UP if seen.looked_up else ACCEPTED
-            found.append(Emitted(token, origin, self._num_rounds, i + 1, scores[i]))
+            result.append(Emitted(token, origin, self._num_rounds, i + 1, scores[i]))
         for token in tokens[accepted:]:  # one, or none
             origin, rejected = (BONUS if seen.drafted else TARGET), None
             if accepted < len(seen.drafted):
                 origin, rejected = CORRECTED, accepted
-            found.append(self._own(token, origin, accepted + 1, rejected))
+            result.append(self._own(token, origin, accepted + 1, rejected))
             if rejected is not None:
-                found[-1] = replace(found[-1], rejected_score=scores[rejected])
-        return found
+                result[-1] = replace(result[-1], rejected_score=scores[rejected])
+        return result
 
     def _tree(self, tokens: Sequence[int], counts: Mapping[str, Any]) -> list[Emitted]:
         accepted, ranks = counts["num_accepted"], counts["ranks"]
-        found = [
+        result = [
             Emitted(token, TREE, self._num_rounds, i + 1, rank=ranks[i]) for i, token in enumerate(tokens[:accepted])
         ]
         last = counts["path"][accepted - 1] if accepted else -1
         others = [node for node, parent in enumerate(self._seen.parents) if parent == last]
         origin = CORRECTED if others else BONUS if self._seen.drafted else TARGET
-        return [*found, self._own(tokens[accepted], origin, accepted + 1, others[0] if others else None)]
+        return [*result, self._own(tokens[accepted], origin, accepted + 1, others[0] if others else None)]
 
     def _own(self, token: int, origin: str, place: int, rejected: int | None) -> Emitted:
         """Return a token that the target emitted itself."""
@@ -151,8 +151,8 @@ class TracedDecoder:
 
 def tally(tokens: Sequence[Emitted]) -> dict[str, int]:
     """Return the number of tokens per origin, without origins that have none."""
-    found = Counter(token.origin for token in tokens)
-    return {origin: found[origin] for origin in ORIGINS if found[origin]}
+    result = Counter(token.origin for token in tokens)
+    return {origin: result[origin] for origin in ORIGINS if result[origin]}
 
 
 @dataclass(frozen=True, slots=True)

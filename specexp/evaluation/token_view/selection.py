@@ -65,8 +65,8 @@ class Shown:
         ids = [example.prompt_id for example in examples]
         if self.number is None:
             return [ids.index(name) for name in self._names(ids)]
-        found = informative_prompts(records)
-        ranked = sorted(range(len(ids)), key=lambda i: (ids[i] not in found, i))
+        result = informative_prompts(records)
+        ranked = sorted(range(len(ids)), key=lambda i: (ids[i] not in result, i))
         return sorted(ranked[: self.number])
 
     def _names(self, known: Sequence[str]) -> list[str]:

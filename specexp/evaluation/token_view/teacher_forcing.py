@@ -54,13 +54,13 @@ def teacher_forced_probs(
     """
     # The row that predicts tokens[i] exists once the prompt and i tokens were fed.
     limit = max(0, min(len(tokens), context - len(prompt) + 1))
-    found: list[Opinion | None] = []
+    result: list[Opinion | None] = []
     for start in range(0, limit, ROWS):
         here = tokens[start : min(start + ROWS, limit)]
         logits = engine.score(role, [*prompt, *tokens[:start]], here[:-1])[0]
         asked = [list(others.get(start + i, ())) for i in range(len(here))]
-        found += _read(logits, warp, here, asked)
-    return found + [None] * (len(tokens) - limit)
+        result += _read(logits, warp, here, asked)
+    return result + [None] * (len(tokens) - limit)
 
 
 def _read(logits: Array, warp: Warp, tokens: Sequence[int], others: Sequence[Sequence[int]]) -> list[Opinion]:

@@ -61,19 +61,19 @@ def write(
         _take_over(before, facts, journal)
         seconds = max(LEAST, SHARE * sum(r["seconds"] + r["prefill_seconds"] for r in records.records))
         budget = Budget(math.inf if shown.number is None else seconds, clock)
-        found = trace(prepared, records, chosen, journal, budget)
-    if found["left_out"]:
-        print(_left_out(found, len(wanted)), file=sys.stderr)
-    if not found["prompts"] or (page.is_file() and _prompts_of(found) == _prompts_of(before)):
+        result = trace(prepared, records, chosen, journal, budget)
+    if result["left_out"]:
+        print(_left_out(result, len(wanted)), file=sys.stderr)
+    if not result["prompts"] or (page.is_file() and _prompts_of(result) == _prompts_of(before)):
         (output.path / DECODED).unlink()  # tokens.json has all of its content
         return []
     page.unlink(missing_ok=True)  # a page exists only together with the data it was made from
-    found["chosen"] = "by number" if shown.number is not None else "by id"
+    result["chosen"] = "by number" if shown.number is not None else "by id"
     differing = divergence.by_label(prepared, output.read_json(divergence.FILE), records.records)
-    for method in found["methods"]:
+    for method in result["methods"]:
         method["refuted"] = method["label"] in differing and differing[method["label"]].refuted
-    write_whole(data, json.dumps(found, separators=(",", ":")) + "\n")
-    write_whole(page, render(found))
+    write_whole(data, json.dumps(result, separators=(",", ":")) + "\n")
+    write_whole(page, render(result))
     (output.path / DECODED).unlink()
     return [page, data]
 
@@ -235,15 +235,15 @@ class Token:
 def _tokens(columns: Mapping[str, Sequence[Any]], method: Mapping[str, Any], rounds: bool) -> list[Token]:
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)][:CELL_TOKENS]
     parts = _parts([row["text"] if row["kind"] == TEXT else "" for row in rows])
-    found, whole = [], ""
+    result, whole = [], ""
     for row, mine in zip(reversed(rows), reversed(parts), strict=True):
         whole = row["text"] if row["kind"] == TEXT else whole  # the later token that completes a part's character
         classes = [row["origin"], *([row["kind"]] if row["kind"] != TEXT else [])]
         if rounds and row["place"] == 1:
             classes.append("first")
         shown = [(plain(row["text"]), "")] if row["kind"] == SPECIAL else mine
-        found.append(Token(" ".join(classes), _hint(row, whole, method), shown))
-    return found[::-1]
+        result.append(Token(" ".join(classes), _hint(row, whole, method), shown))
+    return result[::-1]
 
 
 def _parts(texts: Sequence[str]) -> list[list[tuple[str, str]]]:

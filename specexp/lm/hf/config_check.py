@@ -28,10 +28,10 @@ def check_sizes(values: Mapping[str, Any], name: str) -> None:
 def check_config(config: Any, name: str) -> None:
     """Raise ModelError, with every fault, if a loaded config is invalid."""
     text = config.get_text_config(decoder=True)
-    found = {field: getattr(text, field, None) for field in (*SIZES, WINDOW)}
-    faults = _faults_of_sizes(found)
-    if found[WINDOW] is not None and not _is_whole(found[WINDOW], 0):
-        faults.append(f"{WINDOW} is {shown(found[WINDOW])}; it must be a whole number >= 0, or null")
+    result = {field: getattr(text, field, None) for field in (*SIZES, WINDOW)}
+    faults = _faults_of_sizes(result)
+    if result[WINDOW] is not None and not _is_whole(result[WINDOW], 0):
+        faults.append(f"{WINDOW} is {shown(result[WINDOW])}; it must be a whole number >= 0, or null")
     if not faults:
         faults += _faults_of_stops(getattr(text, STOPS, None), text.vocab_size)
     if faults:

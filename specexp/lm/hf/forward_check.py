@@ -42,21 +42,22 @@ class Loaded(Protocol):
 
 def check_cache(model: Loaded, name: str) -> None:
     """Raise ModelError if a chain after cached tokens gets other logits than in one forward without a cache."""
-    found = _measured(model, name, "tokens behind cached ones", _chain_gap)
-    if found is not None and found[0] > found[1]:
+    result = _measured(model, name, "tokens behind cached ones", _chain_gap)
+    if result is not None and result[0] > result[1]:
         raise ModelError(
             f"model '{name}' ({model.module.config.model_type}) scores tokens behind cached ones otherwise than in one"
-            f" piece: logits differ by {found[0]:.2g} where rounding explains {found[1]:.2g}; its cache cannot be used."
+            f" piece: logits differ by {result[0]:.2g} where rounding explains {result[1]:.2g}; its cache cannot be"
+            " used."
         )
 
 
 def check_trees(model: Loaded, name: str) -> None:
     """Raise ModelError if the nodes of a tree get other logits than the same paths fed as chains."""
-    found = _measured(model, name, "a token tree", _tree_gap)
-    if found is not None and found[0] > found[1]:
+    result = _measured(model, name, "a token tree", _tree_gap)
+    if result is not None and result[0] > result[1]:
         raise ModelError(
             f"model '{name}' ({model.module.config.model_type}) scores a token tree otherwise than its paths one by"
-            f" one: logits differ by {found[0]:.2g} where rounding explains {found[1]:.2g}; its layers do not place"
+            f" one: logits differ by {result[0]:.2g} where rounding explains {result[1]:.2g}; its layers do not place"
             " tokens by their positions alone. Use a chain method (speculative, lookup)."
         )
 
@@ -85,7 +86,7 @@ def _measured(model: Loaded, name: str, what: str, measure: Callable[[Loaded], G
     if model.context < PREFIX + PATH or model.vocab_size < 2:
         return None
     try:
-        found = measure(model)
+        result = measure(model)
     except Exception as error:  # another architecture may fail in any way
         if is_exhausted(error):
             raise
@@ -93,7 +94,7 @@ def _measured(model: Loaded, name: str, what: str, measure: Callable[[Loaded], G
         raise ModelError(
             f"model '{name}' ({model.module.config.model_type}) cannot score {what}: {type(error).__name__}: {words}"
         ) from error
-    return None if any(value != value for value in found) else found
+    return None if any(value != value for value in result) else result
 
 
 def _chain_gap(model: Loaded) -> Gaps:

@@ -99,10 +99,10 @@ class HFModel:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """All token ids at which this model stops."""
-        found = self.module.generation_config.eos_token_id
-        if found is None:
-            found = self._text_config.eos_token_id
-        return () if found is None else tuple(found) if isinstance(found, list | tuple) else (int(found),)
+        result = self.module.generation_config.eos_token_id
+        if result is None:
+            result = self._text_config.eos_token_id
+        return () if result is None else tuple(result) if isinstance(result, list | tuple) else (int(result),)
 
     def check_cache(self) -> None:
         """Raise ModelError if transformers' forward gives other logits with a cache than without one."""

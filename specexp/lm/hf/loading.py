@@ -59,14 +59,14 @@ def read_config(config: ModelConfig) -> Any:
     """Load and validate a model's config, without its weights. Raises ModelError."""
     path = _checked(config.model)
     try:
-        found = AutoConfig.from_pretrained(path, **_source(config, "model"))
+        result = AutoConfig.from_pretrained(path, **_source(config, "model"))
     except Exception as error:
         with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
             # The config class divides by the sizes or rejects their type; its error does not name the file.
             check_sizes(PretrainedConfig.get_config_dict(path, **_source(config, "model"))[0], config.model)
         raise ModelError(f"model '{config.model}' has no config that can be loaded: {_words(error)}") from error
-    check_config(found, config.model)
-    vocab_size = found.get_text_config(decoder=True).vocab_size
+    check_config(result, config.model)
+    vocab_size = result.get_text_config(decoder=True).vocab_size
     try:
         check_stops(GenerationConfig.from_pretrained(path, **_source(config, "model")), vocab_size, config.model)
     except OSError:
@@ -76,7 +76,7 @@ def read_config(config: ModelConfig) -> Any:
         raise
     except Exception as error:
         raise ModelError(f"model '{config.model}': its generation_config.json is no good: {_words(error)}") from error
-    return found
+    return result
 
 
 def vocabulary_size(config: ModelConfig) -> int:
@@ -86,23 +86,23 @@ def vocabulary_size(config: ModelConfig) -> int:
 
 def context_size(config: ModelConfig) -> int:
     """The maximum number of positions in a sequence; read from the model's config, without its weights."""
-    found = read_config(config)
-    model_config.check(found, config.model)
-    return model_config.context_of(found, config.model)
+    result = read_config(config)
+    model_config.check(result, config.model)
+    return model_config.context_of(result, config.model)
 
 
 def check_decodable(config: ModelConfig, trees: bool) -> None:
     """Raise ModelError if by its config the model cannot decode, or (with `trees`) cannot score a token tree."""
-    found = read_config(config)
-    model_config.check(found, config.model)
+    result = read_config(config)
+    model_config.check(result, config.model)
     if trees:
-        model_config.check_trees(found, config.model)
+        model_config.check_trees(result, config.model)
 
 
 def suppressed_ids(config: ModelConfig) -> tuple[int, ...]:
     """The `suppress_tokens` of the folder's or hub id's generation_config.json: ids that are never emitted."""
-    found = generation_config.read(_checked(config.model), read_config(config), config.revision)
-    return generation_config.suppressed(found, config.model)
+    result = generation_config.read(_checked(config.model), read_config(config), config.revision)
+    return generation_config.suppressed(result, config.model)
 
 
 def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed: Sequence[int] = ()) -> HFModel:
@@ -119,7 +119,7 @@ def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed
         if offload:
             placement |= offload.placement(_empty(path, config))
         with _quiet():
-            module, found = AutoModelForCausalLM.from_pretrained(
+            module, result = AutoModelForCausalLM.from_pretrained(
                 path, output_loading_info=True, **_source(config, "model"), **placement
             )
     except Exception as error:  # a broken folder can raise anything: report the message in one line
@@ -130,10 +130,10 @@ def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed
             f" {first_line(error)} Choose a smaller dtype, quantization nf4, device auto, offload cpu or disk, or a"
             " smaller model."
         ) from error
-    if found["missing_keys"]:
-        some = ", ".join(sorted(found["missing_keys"])[:3])
+    if result["missing_keys"]:
+        some = ", ".join(sorted(result["missing_keys"])[:3])
         raise ModelError(
-            f"model '{config.model}' lacks {len(found['missing_keys'])} of its weights ({some}); get all its files."
+            f"model '{config.model}' lacks {len(result['missing_keys'])} of its weights ({some}); get all its files."
         )
     model = HFModel(module.eval(), config.model, num_valid_ids, offload, suppressed=suppressed)
     if model.native is not None:
@@ -156,25 +156,25 @@ def _placement(config: ModelConfig) -> dict[str, Any]:
         raise ValueError("device meta holds no weights")
     if config.quantization != "none" and find_spec("bitsandbytes") is None:
         raise ValueError(f"quantization {config.quantization} needs the package 'bitsandbytes', which is not installed")
-    found: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
+    result: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
     if config.attention:
-        found["attn_implementation"] = config.attention
+        result["attn_implementation"] = config.attention
     if config.device != "cpu" or config.quantization != "none":
-        found["device_map"] = "auto" if config.device == "auto" else {"": torch.device(config.device)}
+        result["device_map"] = "auto" if config.device == "auto" else {"": torch.device(config.device)}
     if config.quantization != "none":
         _log_only("bitsandbytes.backends.cpu.ops")  # it warns of an optional kernel
     if config.quantization == "int8":
         # bitsandbytes casts to float16 at every call, and logs that at every call.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
         # No outlier columns: they are chosen over all rows fed, so that several rows would differ from one at a time.
-        found["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+        result["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     elif config.quantization != "none":
-        found["quantization_config"] = BitsAndBytesConfig(
+        result["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=config.quantization,
             bnb_4bit_compute_dtype=DTYPES[config.compute_dtype or config.dtype],
         )
-    return found
+    return result
 
 
 def _needed(path: str, config: ModelConfig) -> str:

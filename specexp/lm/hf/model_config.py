@@ -134,11 +134,11 @@ def _class(config: Any) -> Any:
     """The class that AutoModelForCausalLM selects; None if the class comes from the model's own repository."""
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
-    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    return found[0] if isinstance(found, list | tuple) else found
+    result = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return result[0] if isinstance(result, list | tuple) else result
 
 
 def _forward(config: Any) -> frozenset[str] | None:
     """Parameter names of that class's forward; None if there is no such class."""
-    found = _class(config)
-    return None if found is None else frozenset(inspect.signature(found.forward).parameters)
+    result = _class(config)
+    return None if result is None else frozenset(inspect.signature(result.forward).parameters)

@@ -73,9 +73,9 @@ def _depends_on_length(config: Any, parameters: Mapping[str, Any]) -> bool:
 
 def _parameters(config: Any) -> list[Mapping[str, Any]]:
     """The rope parameters of all layers: one mapping, or one per layer type."""
-    found = getattr(config, "rope_parameters", None) or {}
-    nested = [each for each in found.values() if isinstance(each, Mapping)]
-    return nested or [found]
+    result = getattr(config, "rope_parameters", None) or {}
+    nested = [each for each in result.values() if isinstance(each, Mapping)]
+    return nested or [result]
 
 
 class LongRopeSession:

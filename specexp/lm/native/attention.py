@@ -57,8 +57,8 @@ def grouped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) 
         asked = queries.view(1, kv_heads, group, head_dim)
         return functional.scaled_dot_product_attention(asked, keys, values, attn_mask=mask).reshape(1, -1)
     asked = queries.view(num, kv_heads, group, -1).transpose(0, 1).reshape(1, kv_heads, num * group, -1)
-    found = functional.scaled_dot_product_attention(asked, keys, values, attn_mask=mask)
-    return found.view(kv_heads, num, group, -1).transpose(0, 1).reshape(num, -1)
+    result = functional.scaled_dot_product_attention(asked, keys, values, attn_mask=mask)
+    return result.view(kv_heads, num, group, -1).transpose(0, 1).reshape(num, -1)
 
 
 class SingleRowAttention:
@@ -157,12 +157,12 @@ class BatchAttention:
                 # Read it once in order, at full memory speed, so that the heads' strided reads hit the CPU cache.
                 here.sum()
         both = here.view(self.count, self.stop, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        found = functional.scaled_dot_product_attention(
+        result = functional.scaled_dot_product_attention(
             self._padded(queries), both[0], both[1], attn_mask=self.masks[self.windows[layer]]
         )
-        found = found.view(self.count, self.kv_heads, self.num, self.group, self.head_dim).transpose(1, 2)
-        found = found.reshape(self.count * self.num, -1)
-        return found if self.dense else found.index_select(0, self.fed)
+        result = result.view(self.count, self.kv_heads, self.num, self.group, self.head_dim).transpose(1, 2)
+        result = result.reshape(self.count * self.num, -1)
+        return result if self.dense else result.index_select(0, self.fed)
 
     def _padded(self, queries: Tensor) -> Tensor:
         """[T, H, d] -> [R, K, N group, d]: the heads that share a key become adjacent rows."""

@@ -111,9 +111,9 @@ class Graphs:
         """Return an empty session. While it is alive, the pool is lent and must not be lent again."""
         self.pool.lengths[0] = 0
         self.pool.values.zero_()  # an earlier session may have left NaN, and padding attends to some of it
-        found = GraphSession(self, NativeSession(self.pool, 0))
-        self._sessions.add(found)
-        return found
+        result = GraphSession(self, NativeSession(self.pool, 0))
+        self._sessions.add(result)
+        return result
 
     @property
     def lent(self) -> bool:

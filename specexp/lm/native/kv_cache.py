@@ -103,11 +103,11 @@ class Pool:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [N, V] in float32 of final hidden states [N, D], for the ids that are used."""
-        found = self.forward.head(x).float()
+        result = self.forward.head(x).float()
         return (
-            found
-            if self.num_valid_ids is None or self.num_valid_ids >= found.shape[1]
-            else found[:, : self.num_valid_ids]
+            result
+            if self.num_valid_ids is None or self.num_valid_ids >= result.shape[1]
+            else result[:, : self.num_valid_ids]
         )
 
     def feed_together(self, feeds: Sequence[tuple[int, Feed]]) -> list[tuple[Tensor, Tensor | None]]:

@@ -53,8 +53,8 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed is not None and x.shape[0] >= PACK_ROWS:
-            found: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
-            return found
+            result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+            return result
         if self.bias is not None:
             return torch.addmm(self.bias, x, self.transposed)
         return torch.mm(x, self.transposed)
