@@ -136,7 +136,8 @@ def _lossy(advice: Advice) -> Iterator[str]:
         most = wilson(result.lost, result.checked)[1]
         yield (
             f"It is lossy: it lost {result.lost} of {result.checked} answers and gained {result.gained}; the share of"
-            f" lost answers may be as high as {most:.0%} (95 %). {result.equal:.0%} of its outputs are plain decoding's."
+            f" lost answers may be as high as {most:.0%} (95 %). {result.equal:.0%} of its outputs are plain"
+            " decoding's."
         )
     else:
         kept = f"{result.equal:.0%} of its outputs are plain decoding's"

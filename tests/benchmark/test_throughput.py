@@ -45,7 +45,7 @@ def test_both_methods_are_timed_at_both_sizes_on_several_batches_of_prompts(
 
     def watched(self: Any, requests: Any) -> Any:
         given = list(requests)
-        sizes[self._rows].append(len(given))
+        sizes[self._max_batch_size].append(len(given))
         return real(self, given)
 
     monkeypatch.setattr(Engine, "generate_all", watched)
