@@ -41,7 +41,7 @@ def benchmark(
     """Resolve, measure, show, write and log. Raises SpecexpError."""
     resolved = config.resolve(experiment, {**flags, **FIXED}, QUICK if quick else FULL)
     if resolved.toy is not None:
-        raise ConfigError(f"pair '{resolved.pair}' is none that transformers decodes; name a pair of real models.")
+        raise ConfigError(f"pair '{resolved.pair}' has no Transformers models; name a pair that has.")
     path = folder_of("benchmark", output, resume, resolved.hash)
     json_path = file_of(json, "json") if json else None
     from specexp.storage.run_folder import OutputFolder

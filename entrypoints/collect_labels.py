@@ -32,8 +32,8 @@ COLUMNS = (
     ("mismatches a prompt", "labels/mismatches_per_prompt", "{:.2f}"),
     ("undecided swaps", "labels/unfinished_swaps", "{:.0f}"),
     ("important, of those decided", "labels/important_share", "{:.1%}"),
-    ("target calls of the slow way", "labels/target_calls_of_slow_way", "{:.1%}"),
-    ("target positions of the slow way", "labels/target_positions_of_slow_way", "{:.1%}"),
+    ("target calls of the reference procedure", "labels/target_calls_of_slow_way", "{:.1%}"),
+    ("target positions of the reference procedure", "labels/target_positions_of_slow_way", "{:.1%}"),
 )
 
 

@@ -43,7 +43,7 @@ def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mappi
         sys.exit(130)
     shown.end()
     if not out.text:
-        tell([f"the text is empty: the model ended it after {len(out.token_ids)} tokens that show nothing."])
+        tell([f"the text is empty: the model ended it after {len(out.token_ids)} tokens without visible text."])
     found = facts(out)
     if json:
         text = {"text": out.text, "token_ids": out.token_ids, "method": asked.methods[0].label}
@@ -114,7 +114,7 @@ def words(found: Mapping[str, Any]) -> str:
         accepted = f"{found['num_accepted']} of {found['num_drafted']} drafted"
         parts.append(f"accepted {accepted} ({found['accept_rate']:.0%})")
     if found["tokens_per_second"] is not None:
-        speed = f"{found['seconds']:.2f} s behind {found['prefill_seconds']:.2f} s of prefill"
+        speed = f"{found['seconds']:.2f} s after {found['prefill_seconds']:.2f} s of prefill"
         parts.append(f"{speed} ({found['tokens_per_second']:.0f} tokens/s, cold)")
     return ", ".join([*parts, f"finished by {found['finish_reason']}"])
 

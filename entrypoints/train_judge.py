@@ -142,7 +142,9 @@ def _register(name: str, address: str, judge: Candidate, present: Any, labels: L
         return registry.promote(name, version, True, "the first of this name")
     old, champion = present
     if champion is None:
-        return registry.promote(name, version, True, f"the files of version {old}, the champion until now, are gone")
+        return registry.promote(
+            name, version, True, f"the files of version {old}, the champion so far, no longer exist"
+        )
     wins, says = selection.better(judge.judge, champion, labels)
     return registry.promote(name, version, wins, f"{says} (version {old})")
 

@@ -37,10 +37,10 @@ def path_of(name: str, what: str, error: Error) -> Path:
         path.lstat()
     except (RuntimeError, ValueError) as why:  # for an unknown home; for a NUL
         reason = "it holds a NUL character" if "\0" in name else str(why).rstrip(".")
-        raise error(f"{what} {shown(name)} is no path: {reason}.") from why
+        raise error(f"{what} {shown(name)} is not a path: {reason}.") from why
     except OSError as why:
         if why.errno == errno.ENAMETOOLONG:
-            raise error(f"{what} {shown(name)} is no path: it is too long ({len(name)} characters).") from why
+            raise error(f"{what} {shown(name)} is not a path: it is too long ({len(name)} characters).") from why
     return path
 
 
@@ -138,7 +138,7 @@ def parse_json(text: str, where: str, error: Error, hint: str = "", constants: b
         return result
 
     def constant(name: str) -> None:
-        raise ValueError(f"{name} is no value of JSON")
+        raise ValueError(f"{name} is not a JSON value")
 
     try:
         value = json.loads(text, object_pairs_hook=once, parse_constant=None if constants else constant)

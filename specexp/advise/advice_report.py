@@ -25,7 +25,7 @@ DEFINITIONS = {
     "measured.end_to_end": "the same with both prefills",
     "plain_seconds": "of a token of plain decoding in the runs that predictions are made from",
     "alpha": "mean of sum_x min(p, q) along plain decoding's outputs; null without a draft model, as c",
-    "overheads": "seconds of a round, and of each drafted token, beside its calls",
+    "overheads": "seconds of a round, and of each drafted token, outside its calls",
     "sweep.short_measured": "1 - the recommendation's speed / that of the best measured candidate",
     "sweep.short_predicted": "1 - the recommendation's predicted speed-up / the best predicted one",
 }

@@ -73,7 +73,7 @@ def check_equality(subject: Subject, plain: Texts, tick: Tick) -> Check:
         return Check(EQUAL, SKIPPED, "the method is plain decoding, which is looked at above.")
     if not subject.certain and not spec(subject.method.method).grows_tree:
         return Check(
-            EQUAL, SKIPPED, "at this temperature the method makes draws of its own: its tokens need not be plain"
+            EQUAL, SKIPPED, "at this temperature the method makes its own draws: its tokens need not be plain"
             " decoding's, only their distribution, which is looked at below.",
         )  # fmt: skip
     try:

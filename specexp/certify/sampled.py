@@ -101,7 +101,7 @@ def check_samples(subject: Subject, texts: Sequence[Sequence[int]], samples: int
             try:
                 counts = _sample(subject, subject.setting.decoder, target, f"method/{number}", samples, tick)
             except BREAKS as error:
-                return broken(NAME, error, f"while it was sampled behind '{target.place.prompt_id}'")
+                return broken(NAME, error, f"while it was sampled after '{target.place.prompt_id}'")
             tilt = chi_square.tilt_for(target.cells, VARIATION)
             biased = _sample(subject, Tilted(subject.warp, tilt), target, f"control/{number}", samples, tick)
             fair = target.cells.probability()

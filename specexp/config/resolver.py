@@ -198,7 +198,8 @@ class _Reader:
             self.faults.append(f"history is given, but task '{name}' has one turn only; leave it out.")
         elif name in SEVERAL_TURNS and values.get("history", "baseline") == "baseline" and "baseline" not in methods:
             self.faults.append(
-                f"task '{name}' goes on behind the baseline's answers; add baseline to methods, or set history own."
+                f"second turns of task '{name}' follow the baseline's answers; add baseline to methods, or set history"
+                " to own."
             )
 
     def _answers(self, values: dict[str, Any], task: str) -> None:

@@ -116,12 +116,12 @@ SETTINGS: dict[str, Setting] = {
     ),
     "gamma": Setting(
         several("length"), "Set the draft length, or several separated by commas.", otherwise=OF_METHOD,
-        more="Each is a setting of its own; of a tree it is the depth.", of_one="Set the draft length.",
+        more="Each is a separate setting; of a tree it is the depth.", of_one="Set the draft length.",
         commands=but("collect_labels"),
     ),
     "tree_budget": Setting(
         several("budget", MOST_NODES), "Set the nodes of a tree, or several numbers separated by commas.",
-        otherwise="`parallel_branches` x depth", more="Each number is a setting of its own.",
+        otherwise="`parallel_branches` x depth", more="Each number is a separate setting.",
         of_one="Set the nodes of a tree.", commands=MOST,
     ),
     "temperature": Setting(

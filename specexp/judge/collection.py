@@ -63,7 +63,7 @@ def prepare(config: MiningConfig) -> Prepared:
     notes = ["prompts of several turns are left out: mining takes those of one turn."] if left_out else []
     if not examples:
         kind = "prompt of one turn" if left_out else "prompt"
-        raise TaskError(f"skip is {config.skip}, but task '{experiment.task}' has no {kind} behind it; lower it.")
+        raise TaskError(f"skip is {config.skip}, but task '{experiment.task}' has no {kind} after it; lower it.")
     pair = load_pair(experiment, {"target", "draft"})
     engine = Engine(pair.models)
     for example in examples:

@@ -66,7 +66,7 @@ def better(candidate: Judge, champion: Judge, labels: LabelSet) -> tuple[bool, s
     same = ("target", "draft", "tokenizer")
     other = [key for key in same if getattr(candidate.facts, key) != getattr(champion.facts, key)]
     if other:
-        return False, f"the champion is for another {' and '.join(other)}; register this one under a name of its own"
+        return False, f"the champion is for another {' and '.join(other)}; register this one under its own name"
     if champion.facts.feature_version != features.VERSION:
         return True, f"the champion's features are of version {champion.facts.feature_version}"
     result = []

@@ -45,7 +45,7 @@ def canonical(data: bytes | str, most_bytes: int = LONGEST_BODY) -> dict[str, An
             raise RequestError(f"prompts are taken in one of {', '.join(FORMATS)} or prompt, got {result}.")
         if strays := [key for key in body if key not in (*FORMATS, "params")]:
             raise RequestError(
-                f"unknown key '{strays[0]}' beside '{formats[0]}'; parameters stand in params, as in {_LIKE}."
+                f"unknown key '{strays[0]}' next to '{formats[0]}'; parameters belong in params, as in {_LIKE}."
             )
         params = {} if body.get("params") is None else body["params"]
         if not isinstance(params, dict):

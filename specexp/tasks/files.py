@@ -43,7 +43,7 @@ def check_csv(text: str, where: str) -> None:
         reader = csv.reader(io.StringIO(text, newline=""))
         names = next((row for row in reader if row), [])
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise TaskError(f"{where}: column {shown(twice)} is given twice; give every column a name of its own.")
+            raise TaskError(f"{where}: column {shown(twice)} is given twice; give every column its own name.")
         number = 0
         for number, row in enumerate((row for row in reader if row), 1):
             if len(row) > len(names):
@@ -56,7 +56,7 @@ def check_csv(text: str, where: str) -> None:
     finally:
         csv.field_size_limit(limit)
     if not number:
-        raise TaskError(f"{where}: holds no rows; give column names, and a row below them.")
+        raise TaskError(f"{where}: has no rows; give column names, and a row below them.")
 
 
 def _object(values: Any, where: str) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _silence(work: Callable[[], object]) -> str | None:
         if is_silence(error):
             return words(error)
         raise StoreError(
-            f"the tracking store at {address()} cannot be used: {words(error)}. Mend it, or name another one in"
+            f"the tracking store at {address()} cannot be used: {words(error)}. Fix it, or name another one in"
             f" {TRACKING}."
         ) from error
     return None

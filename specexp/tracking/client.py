@@ -193,7 +193,9 @@ def fetch(address: str, folder: Path) -> Path:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=str(folder)))
     except (mlflow.MlflowException, OSError, ValueError) as error:
         words = backend.words(error)
-        raise OutputError(f"'{address}' cannot be had from the store at {backend.address()}: {words}.") from error
+        raise OutputError(
+            f"'{address}' could not be downloaded from the store at {backend.address()}: {words}."
+        ) from error
 
 
 @contextmanager

@@ -100,7 +100,7 @@ class Outbox:
                 raise
             if backend.is_refusal(error):
                 raise StoreError(
-                    f"the tracking store at {backend.address()} takes no run: {backend.words(error)}. Mend that, or"
+                    f"the tracking store at {backend.address()} takes no run: {backend.words(error)}. Fix that, or"
                     " name another store in MLFLOW_TRACKING_URI."
                 ) from error
             return backend.words(error)
@@ -238,8 +238,8 @@ def _plan(path: Path) -> UploadPlan:
     result = read_json(path / PLAN)
     if result is None:
         raise OutputError(
-            f"'{path}' has no {PLAN}: what was begun there has not come to its end. Go on with the command that made"
-            " it and --resume; it sends what it has."
+            f"'{path}' has no {PLAN}: the command that made it did not finish. Run it again with --resume;"
+            " it then sends what it has."
         )
     try:
         return UploadPlan.parse(result)
@@ -258,7 +258,7 @@ def _check_files(path: Path, files: Sequence[File]) -> None:
         to = PurePosixPath(file.to)
         if to.is_absolute() or ".." in to.parts:
             raise OutputError(
-                f"{path / PLAN} sends '{file.path}' to '{file.to}', which is no folder below a run's own."
+                f"{path / PLAN} sends '{file.path}' to '{file.to}', which is not a folder inside the run's own."
             )
     gone = sorted({file.path for file in files if not (path / file.path).is_file()})
     if gone:

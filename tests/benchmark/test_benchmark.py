@@ -118,7 +118,7 @@ def test_without_mlflow_it_prints_and_writes_and_makes_no_run(workplace: Path) -
         (["--gamma", "400"], "gamma is 400; with a context of 512 it must be at most 256."),
         (["--repeats", "none"], "repeats is 'none'; it must be a whole number >= 1."),
         (["--compiled", "maybe"], "compiled is 'maybe'; it must be true or false, or be left out."),
-        (["--experiment", "toy_quick"], "pair 'toy' is none that transformers decodes; name a pair of real models."),
+        (["--experiment", "toy_quick"], "pair 'toy' has no Transformers models; name a pair that has."),
         (["--json", "nowhere/found.json"], "json 'nowhere/found.json' cannot be written; name a file in a folder"),
         (["--target", "./nowhere"], "model folder './nowhere' does not exist"),
     ],

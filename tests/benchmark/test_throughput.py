@@ -34,7 +34,7 @@ def measured(prepared: Prepared) -> throughput.Batched:
         made = throughput.Batching(prepared, own, 4, bar)
         for _ in range(throughput.num_turns(prepared)):
             made.turn()
-        return made.found()
+        return made.result()
 
 
 def test_both_methods_are_timed_at_both_sizes_on_several_batches_of_prompts(

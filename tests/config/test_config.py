@@ -125,7 +125,10 @@ def test_one_bad_flag(flags: dict[str, str], message: str) -> None:
         ("task: gsm8k\nshots: 5\n", "shots is 5; it must be 0 or 8."),
         ("history: own\n", "history is given, but task 'arith' has one turn only; leave it out."),
         ("task: mtbench\nhistory: mine\n", "unknown history 'mine'"),
-        ("task: mtbench\nmethods: speculative\n", "task 'mtbench' goes on behind the baseline's answers; add baseline"),
+        (
+            "task: mtbench\nmethods: speculative\n",
+            "second turns of task 'mtbench' follow the baseline's answers; add baseline",
+        ),
         ("task: gsm8k\ndata: {sorce: x}\n", "it must be a file, a folder, an address, a hub id, or a mapping"),
         ("task: gsm8k\ndata: {source: x, splt: test}\n", "unknown data setting 'splt', did you mean 'split'?"),
         ("toy: {vocab_size: 9}\n", "toy is given, but pair 'embedded' is none; name pair toy, or leave it out."),

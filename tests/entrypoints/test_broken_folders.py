@@ -58,7 +58,7 @@ def test_a_broken_model_folder_is_refused_before_weights_are_read(workplace: Pat
 
 
 JUDGES: dict[str, tuple[dict[str, Any] | str, str]] = {
-    "a threshold of NaN": ('{"threshold": NaN}', "cannot be read: judge.json is not JSON: NaN is no value of JSON."),
+    "a threshold of NaN": ('{"threshold": NaN}', "cannot be read: judge.json is not JSON: NaN is not a JSON value."),
     "a threshold as text": ({"threshold": "0.5"}, "in judge.json, threshold is '0.5'; it must be a number >= 0."),
     "a threshold of null": ({"threshold": None}, "in judge.json, threshold is None; it must be a number >= 0."),
     "a threshold below 0": ({"threshold": -1}, "in judge.json, threshold is -1; it must be a number >= 0."),

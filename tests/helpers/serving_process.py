@@ -37,7 +37,7 @@ BAD: dict[str, tuple[bytes, str | None, str]] = {
     "no fields": (b"{}", JSON, "prompts are taken in one of dataframe_records, "),
     "params alone": (b'{"params": {}}', JSON, "or prompt, got 'params'."),
     "two fields": (b'{"inputs": ["a"], "instances": ["a"]}', JSON, "got inputs and instances together."),
-    "parameters misplaced": (b'{"inputs": ["a"], "seed": 1}', JSON, "unknown key 'seed' beside 'inputs'; parameters"),
+    "parameters misplaced": (b'{"inputs": ["a"], "seed": 1}', JSON, "unknown key 'seed' next to 'inputs'; parameters"),
     "no prompts": (b'{"inputs": []}', JSON, "no prompt is given; give one at least."),
     "too many prompts": (json.dumps({"inputs": ["a"] * 257}).encode(), JSON, "a request may have 256: send several."),
     "an unknown column": (

@@ -241,7 +241,7 @@ def test_a_champion_whose_files_are_gone_makes_room(workplace: Path) -> None:
         shutil.rmtree(model.artifact_location.removeprefix("file://"))
     again = train(*arguments)
     assert again.exit_code == 0, again.output
-    assert "version 2 is champion: the files of version 1, the champion until now, are gone" in again.output
+    assert "version 2 is champion: the files of version 1, the champion so far, no longer exist" in again.output
 
 
 @pytest.mark.slow

@@ -19,10 +19,10 @@ from specexp.lm.native.kv_cache import NativeSession
 from specexp.lm.runtime import ModelConfig
 
 BY_SLOT: dict[str, tuple[dict[str, Any], str]] = {
-    "mpt": ({}, "scores a token tree otherwise than its paths one by one: logits differ by"),
-    "bart": ({"is_encoder_decoder": False}, "scores a token tree otherwise"),
-    "gpt_neo": ({}, "scores a token tree otherwise"),
-    "llama4_text": ({}, "scores a token tree otherwise"),
+    "mpt": ({}, "scores a token tree differently than its paths one by one: logits differ by"),
+    "bart": ({"is_encoder_decoder": False}, "scores a token tree differently"),
+    "gpt_neo": ({}, "scores a token tree differently"),
+    "llama4_text": ({}, "scores a token tree differently"),
     "bloom": ({}, "cannot score a token tree: ValueError: too many values to unpack"),
     "falcon": ({"alibi": True}, "cannot score a token tree: "),
 }
@@ -50,7 +50,7 @@ def test_a_tree_that_is_scored_by_slots_is_found(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("kind", NO_CACHE)
 def test_a_cache_that_is_not_used_is_found(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     model = loaded(monkeypatch, kind, **NO_CACHE[kind])
-    with pytest.raises(ModelError, match=r"tokens behind cached ones.*(its cache cannot be used|Error: )"):
+    with pytest.raises(ModelError, match=r"tokens after cached ones.*(its cache cannot be used|Error: )"):
         model.check_cache()
 
 
@@ -58,7 +58,7 @@ def test_a_tree_is_checked_before_the_first_one_is_scored(monkeypatch: pytest.Mo
     from specexp.lm.model import Branches
 
     model = loaded(monkeypatch, "mpt")
-    with pytest.raises(ModelError, match="scores a token tree otherwise"):
+    with pytest.raises(ModelError, match="scores a token tree differently"):
         model.session().feed(model.ids([5, 6, 7]), 2, False, Branches(1, [0, 0], [[0], [1]]))
 
 
@@ -89,7 +89,7 @@ def test_an_own_forward_that_misplaces_a_tree_is_found(monkeypatch: pytest.Monke
 
     visible = kv_cache.visible
     monkeypatch.setattr(kv_cache, "visible", by_slot)
-    with pytest.raises(ModelError, match="scores a token tree otherwise"):
+    with pytest.raises(ModelError, match="scores a token tree differently"):
         HFModel(build("llama"), "llama").check_trees()
 
 
@@ -106,7 +106,7 @@ def test_rounding_of_a_coarse_dtype_is_no_fault_and_misplaced_tokens_are(
         model.check_trees()
     wrong = loaded(monkeypatch, "mpt")
     wrong.module.to(dtype)
-    with pytest.raises(ModelError, match="scores a token tree otherwise"):
+    with pytest.raises(ModelError, match="scores a token tree differently"):
         wrong.check_trees()
 
 

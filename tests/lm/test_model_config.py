@@ -56,7 +56,7 @@ NOTHING: dict[str, tuple[dict[str, Any], str]] = {
     "t5": ({}, "is an encoder-decoder model"),
     "bart": ({"is_encoder_decoder": True}, "is an encoder-decoder model"),
     "prophetnet": ({"is_encoder_decoder": False}, "takes one token at a time"),
-    "cpmant": ({}, "puts a prompt of its own before the tokens"),
+    "cpmant": ({}, "puts its own prompt before the tokens"),
     "xmod": ({"is_decoder": True}, "no default_language in its config"),
     "mamba": ({}, "keeps LinearAttentionLayer in its cache, which cannot be rewound"),
     "deepseek_v32": ({}, "keeps DynamicIndexedLayer in its cache, which cannot be rewound"),

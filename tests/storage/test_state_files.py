@@ -223,7 +223,7 @@ def test_an_upload_sends_nothing_from_outside_its_folder(workplace: Path) -> Non
     plan = json.loads(json.dumps(whole))
     plan["main"]["files"][0]["to"] = "../elsewhere"
     (out / "upload.json").write_text(json.dumps(plan))
-    one_line(upload(), "to '../elsewhere', which is no folder below a run's own.")
+    one_line(upload(), "to '../elsewhere', which is not a folder inside the run's own.")
     assert not runs()
     plan["main"]["files"][0]["to"] = ""
     plan["experiment"] = {"LD_PRELOAD": "x"}

@@ -128,7 +128,5 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
     elif output.read_json(time_split.FILE) is None:
         result.append(f"The time split was left out: it would have taken more than {time_split.SECONDS:.0f} seconds.")
     if experiment.history != "baseline":
-        result.append(
-            "From the second turn on each method answers behind its own history: only first turns are paired."
-        )
+        result.append("From the second turn on each method continues its own history: only first turns are paired.")
     return result

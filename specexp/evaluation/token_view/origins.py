@@ -26,7 +26,7 @@ ORIGINS = {
     LOOKED_UP: "looked up in the text so far, accepted by the lossless rule",
     TREE: "node of the draft's tree that the target's own draw met",
     CORRECTED: "the target's, in place of a draft that was rejected",
-    BONUS: "the target's, behind a draft of which nothing was rejected",
+    BONUS: "the target's, after a draft of which nothing was rejected",
     TARGET: "the target's, where nothing was drafted",
     DRAFT: "the draft model's, unchecked",
 }

@@ -175,10 +175,10 @@ def _prompt(
     if len(text) < len(prompt["text"]):
         notes.append(f"its first {PROMPT_SIGNS:,} characters")
     if prompt["num_shots"]:
-        notes.append(f"behind {prompt['num_shots']} solved examples")
+        notes.append(f"after {prompt['num_shots']} solved examples")
     if prompt["turn"]:
         whose = "plain decoding's answers" if history == "baseline" else "each method's own answers"
-        notes.append(f"behind {whose} to the turns before")
+        notes.append(f"after {whose} to earlier turns")
     return {
         "anchor": anchor,
         "name": _named(prompt),

@@ -42,10 +42,10 @@ class Loaded(Protocol):
 
 def check_cache(model: Loaded, name: str) -> None:
     """Raise ModelError if a chain after cached tokens gets other logits than in one forward without a cache."""
-    result = _measured(model, name, "tokens behind cached ones", _chain_gap)
+    result = _measured(model, name, "tokens after cached ones", _chain_gap)
     if result is not None and result[0] > result[1]:
         raise ModelError(
-            f"model '{name}' ({model.module.config.model_type}) scores tokens behind cached ones otherwise than in one"
+            f"model '{name}' ({model.module.config.model_type}) scores tokens after cached ones differently than in one"
             f" piece: logits differ by {result[0]:.2g} where rounding explains {result[1]:.2g}; its cache cannot be"
             " used."
         )
@@ -56,7 +56,7 @@ def check_trees(model: Loaded, name: str) -> None:
     result = _measured(model, name, "a token tree", _tree_gap)
     if result is not None and result[0] > result[1]:
         raise ModelError(
-            f"model '{name}' ({model.module.config.model_type}) scores a token tree otherwise than its paths one by"
+            f"model '{name}' ({model.module.config.model_type}) scores a token tree differently than its paths one by"
             f" one: logits differ by {result[0]:.2g} where rounding explains {result[1]:.2g}; its layers do not place"
             " tokens by their positions alone. Use a chain method (speculative, lookup)."
         )

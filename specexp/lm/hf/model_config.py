@@ -32,9 +32,9 @@ ENCODERS = frozenset({
 })  # fmt: skip
 # Families whose cache cannot take several appended tokens, with the reason.
 CLOSED_CACHES = {
-    "cpmant": "puts a prompt of its own before the tokens of every call, cached ones included",
-    "prophetnet": "takes one token at a time behind a cache",
-    "moshi": "needs audio codes beside the text at every step",
+    "cpmant": "puts its own prompt before the tokens of every call, including cached ones",
+    "prophetnet": "takes one token at a time after cached ones",
+    "moshi": "needs audio codes in addition to the text at every step",
 }
 
 
