@@ -9,7 +9,7 @@ import click
 from specexp import config
 from specexp.errors import ConfigError
 
-from .common import RESUME, Flag, folder_of, guarded, settings_options, tell, uid_of
+from .common import RESUME, Flag, guarded, output_path, settings_options, tell, uid_of
 from .evaluate import SETTINGS as EVALUATE
 from .evaluate import judges_of
 
@@ -51,7 +51,7 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     from specexp.advise import advice as advising
 
     resolved = advising.validated(resolved, with_trees, with_draft)
-    path = folder_of("advise", output, resume, resolved.hash)
+    path = output_path(output, "advise", resolved.hash, resume)
     from specexp.advise import advice_report as report
     from specexp.advise.advice_figure import draw_advice
     from specexp.advise.recommended import NAME, recommended

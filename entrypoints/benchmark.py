@@ -13,7 +13,7 @@ import click
 from specexp import config
 from specexp.errors import ConfigError
 
-from .common import RESUME, Flag, file_of, folder_of, guarded, settings_options, tell, uid_of
+from .common import RESUME, Flag, file_of, guarded, output_path, settings_options, tell, uid_of
 from .evaluate import SETTINGS as EVALUATE
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def benchmark(
     resolved = config.resolve(experiment, {**flags, **FIXED}, QUICK if quick else FULL)
     if resolved.toy is not None:
         raise ConfigError(f"pair '{resolved.pair}' is none that transformers decodes; name a pair of real models.")
-    path = folder_of("benchmark", output, resume, resolved.hash)
+    path = output_path(output, "benchmark", resolved.hash, resume)
     json_path = file_of(json, "json") if json else None
     from specexp.storage.run_folder import OutputFolder
 

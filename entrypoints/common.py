@@ -98,21 +98,29 @@ def tell(notes: Iterable[str]) -> None:
         click.echo(f"note: {note}", err=True)
 
 
-def folder_of(maker: str, output: str, resume: bool, settings_hash: str) -> Path:
-    """The folder to write: `output`, else a folder below runs/ named by the current time. With `resume` and no
-    `output`, the newest folder below runs/ begun with these settings; raises OutputError if there is none."""
+def output_path(output: str, name: str, settings_hash: str = "", resume: bool = False) -> Path:
+    """The folder that a command writes to: `output` if it is given, or else a folder below runs/.
+
+    Without `settings_hash`, that folder is `name`, which identifies the settings: the same settings, the same folder.
+    With it, each call gets a new folder, named by `name` and the current time; `resume` selects the newest of these
+    folders that was begun with the settings of this hash. Raises OutputError if `output` is no path, or if there is
+    no folder to resume.
+    """
+    runs = Path("runs")
     if output:
         return reading.path_of(output, "output", OutputError)
+    if not settings_hash:
+        return runs / name
     if not resume:
-        return Path("runs") / time.strftime(f"{maker}-%Y%m%d-%H%M%S")
-    found = []
-    for path in Path("runs").glob(f"{maker}-*/config.json"):
+        return runs / time.strftime(f"{name}-%Y%m%d-%H%M%S")
+    begun = []
+    for path in runs.glob(f"{name}-*/config.json"):
         with suppress(OSError, ValueError, AttributeError):
             if json.loads(path.read_text(encoding="utf-8")).get("settings_hash") == settings_hash:
-                found.append(path.parent)
-    if not found:
-        raise OutputError(f"no folder below 'runs' was begun by {maker} with these settings; name one with output.")
-    return max(found, key=lambda path: path.name)
+                begun.append(path.parent)
+    if not begun:
+        raise OutputError(f"no folder below 'runs' was begun by {name} with these settings; name one with output.")
+    return max(begun, key=lambda path: path.name)
 
 
 def uid_of(folder: OutputFolder) -> str:
@@ -158,11 +166,6 @@ def guarded(
     except signals.Terminated:
         click.echo(" ".join(filter(None, ("terminated;", kept, way_on))).rstrip(";"), err=True)
         sys.exit(143)
-
-
-def output_path(output: str, default: str) -> Path:
-    """The given output folder, or the one of this name below runs/. Raises OutputError."""
-    return reading.path_of(output, "output", OutputError) if output else Path("runs") / default
 
 
 def file_of(name: str, what: str) -> Path:
