@@ -9,7 +9,7 @@ import click
 from specexp import config
 from specexp.errors import ConfigError
 
-from .common import RESUME, Flag, guarded, output_path, settings_options, tell, uid_of
+from .common import RESUME, Flag, guarded, outbox_of, output_path, publish, settings_options, tags_of, tell
 from .evaluate import SETTINGS as EVALUATE
 from .evaluate import judges_of
 
@@ -59,10 +59,9 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     from specexp.storage.journal import FILE, Journal
     from specexp.storage.records import write_whole
     from specexp.storage.run_folder import OutputFolder
-    from specexp.tracking import backend
 
     folder = OutputFolder(path, resolved, resume, maker="advise")
-    unreachable = backend.ready()
+    outbox = outbox_of(folder, "advise", f"advise {resolved.name}", tags_of("advise", resolved))
     prepared = preparation.prepare(resolved, judges_of(resolved))
     tell(prepared.notes)
     facts = {**preparation.inputs_of(prepared), "sweep": sweep}
@@ -74,15 +73,8 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
         folder.write_json("advice.json", result)
         draw_advice(folder.path / "advice.png", result)
         write_whole(folder.path / NAME, recommended(found, folder.path / NAME))
-        from specexp.storage.run_plan import Input
-        from specexp.tracking.outbox import Outbox
-
-        tags = {"method": "advise", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
-        files = [folder.path / name for name in ("advice.json", "advice.png", NAME, "config.json")]
-        outbox = Outbox(folder.path, f"{uid_of(folder)}/advise", f"advise {resolved.name}", tags, unreachable)
-        inputs = [Input.of(prepared.task.dataset(), "evaluation")]
-        main = outbox.main(report.metrics(found), files, inputs)
-        sent = outbox.add(files) if outbox.is_sent else outbox.send(main)
+        names = ("advice.json", "advice.png", NAME, "config.json")
+        sent = publish(outbox, names, report.metrics(found), prepared.task)
     click.echo(f"settings: {folder.path / NAME}")
     click.echo(sent.charts)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as json_format
 from collections.abc import Mapping
 from dataclasses import asdict
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,12 +12,14 @@ import click
 from specexp import config
 from specexp.errors import ConfigError
 
-from .common import RESUME, Flag, file_of, guarded, output_path, settings_options, tell, uid_of
+from .common import RESUME, Flag, file_of, guarded, outbox_of, output_path, publish, settings_options, tags_of, tell
 from .evaluate import SETTINGS as EVALUATE
 
 if TYPE_CHECKING:
     from specexp.evaluation.preparation import Prepared
     from specexp.storage.journal import Journal
+    from specexp.storage.run_folder import OutputFolder
+    from specexp.tracking.outbox import Outbox
 
 NAMES = (
     "pair",
@@ -68,7 +69,7 @@ def benchmark(
     from specexp.storage.journal import FILE, Journal
     from specexp.storage.records import write_whole
 
-    outboxes, unreachable = _outboxes()
+    outbox = _outbox(folder, resolved)
     prepared = measuring.prepare(resolved)
     tell(prepared.notes)
     with_compiled = not quick if compiled is None else compiled
@@ -81,18 +82,11 @@ def benchmark(
         draw_benchmark(folder.path / "benchmark.png", result)
         if json_path:
             write_whole(json_path, json_format.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        if outboxes is None:
+        if outbox is None:
             click.echo("mlflow is not installed: no run was made.")
         else:
-            from specexp.storage.run_plan import Input
-
-            tags = {"method": "benchmark", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
-            files = [folder.path / name for name in ("benchmark.json", "benchmark.png", "config.json")]
-            key, name = f"{uid_of(folder)}/benchmark", f"bench {resolved.name}"
-            outbox = outboxes.Outbox(folder.path, key, name, tags, unreachable)
-            main = outbox.main(report.metrics(result), files, [Input.of(prepared.task.dataset(), "evaluation")])
-            sent = outbox.add(files) if outbox.is_sent else outbox.send(main)
-            click.echo(sent.charts)
+            names = ("benchmark.json", "benchmark.png", "config.json")
+            click.echo(publish(outbox, names, report.metrics(result), prepared.task).charts)
     click.echo(f"numbers: {json or folder.path / 'benchmark.json'}")
 
 
@@ -116,13 +110,13 @@ def _fitted(
     return prepared
 
 
-def _outboxes() -> tuple[ModuleType | None, str | None]:
-    """The outbox module, None where MLflow is not installed; and why the store does not answer, None if it does."""
+def _outbox(folder: OutputFolder, resolved: config.Experiment) -> Outbox | None:
+    """The outbox of the benchmark's run; None where MLflow is not installed."""
     try:
-        from specexp.tracking import backend, outbox
+        import specexp.tracking.outbox  # noqa: F401
     except ImportError:
-        return None, None
-    return outbox, backend.ready()
+        return None
+    return outbox_of(folder, "benchmark", f"bench {resolved.name}", tags_of("benchmark", resolved))
 
 
 @click.command("benchmark", help=__doc__)

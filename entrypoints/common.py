@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,15 @@ from specexp.addresses import mask, without_credentials
 from specexp.errors import ConfigError, OutputError, SpecexpError
 from specexp.lm.out_of_memory import is_exhausted, way_out
 from specexp.storage import files
+from specexp.storage.run_plan import Input
 
 from . import bugs
 
 if TYPE_CHECKING:
+    from specexp.config import Experiment
     from specexp.storage.run_folder import OutputFolder
+    from specexp.tasks.example import Task
+    from specexp.tracking.outbox import Outbox, Sent
 
 # MLflow settings, used where the user has set none.
 MLFLOW = {
@@ -123,11 +127,24 @@ def output_path(output: str, name: str, settings_hash: str = "", resume: bool = 
     return max(begun, key=lambda path: path.name)
 
 
-def uid_of(folder: OutputFolder) -> str:
-    """The id that distinguishes this output folder's MLflow runs from all others."""
-    from specexp.storage import run_folder
+def outbox_of(folder: OutputFolder, kind: str, name: str, tags: Mapping[str, str]) -> Outbox:
+    """The outbox for the main run of a folder. Asks the store, before anything is loaded. Raises StoreError."""
+    from specexp.tracking import backend
+    from specexp.tracking.outbox import Outbox
 
-    return run_folder.uid_of(folder.path)
+    return Outbox(folder.path, kind, name, tags, backend.ready())
+
+
+def tags_of(method: str, experiment: Experiment) -> dict[str, str]:
+    """The tags of a run that one command makes from an experiment."""
+    return {"method": method, "group": experiment.name, "pair": experiment.pair, "task": experiment.task}
+
+
+def publish(outbox: Outbox, names: Sequence[str], metrics: Mapping[str, float], task: Task) -> Sent:
+    """Send a finished report as one run, or only its files if the run was sent before. Raises Unsent."""
+    paths = [outbox.path / name for name in names]
+    main = outbox.main(metrics, paths, [Input.of(task.dataset(), "evaluation")])
+    return outbox.add(paths) if outbox.is_sent else outbox.send(main)
 
 
 def guarded(

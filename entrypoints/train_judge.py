@@ -122,8 +122,7 @@ def _train_in(folder: Path, asked: TrainJudgeConfig, labels: LabelSet, source: s
     shown = {"method": "judge_comparison", **tags, "judge": f"{asked.name}/{verdict.version}", "verdict": verdict.alias}
     _show(candidates, chosen)
     click.echo(f"{asked.name} version {verdict.version} is {verdict.alias}: {verdict.reason}")
-    key = f"judge/{labels.hash}/{verdict.version}"
-    outbox = Outbox(folder, key, f"judge {asked.features}", shown, None)
+    outbox = Outbox(folder, verdict.version, f"judge {asked.features}", shown, None, scope=f"judge/{labels.hash}")
     outbox.send(outbox.main(candidates[chosen].metrics, files, [Input.of(_dataset(labels, source), "evaluation")]))
     click.echo(f"judge: {folder} (figures there), models:/{asked.name}/{verdict.version}")
     return f"models:/{asked.name}/{verdict.version}"
