@@ -9,7 +9,7 @@ import click
 from specexp import config
 from specexp.errors import ConfigError
 
-from .common import RESUME, Flag, guarded, outbox_of, output_path, publish, settings_options, tags_of, tell
+from .common import flag, guarded, outbox_of, output_path, print_notes, publish, settings_options, tags_of
 from .evaluate import SETTINGS as EVALUATE
 from .evaluate import judges_of
 
@@ -51,7 +51,6 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     from specexp.advise import advice as advising
 
     resolved = advising.validated(resolved, with_trees, with_draft)
-    path = output_path(output, "advise", resolved.hash, resume)
     from specexp.advise import advice_report as report
     from specexp.advise.advice_figure import draw_advice
     from specexp.advise.recommended import NAME, recommended
@@ -60,10 +59,10 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     from specexp.storage.records import write_whole
     from specexp.storage.run_folder import OutputFolder
 
-    folder = OutputFolder(path, resolved, resume, maker="advise")
+    folder = OutputFolder(output_path(output, "advise", resolved.hash, resume), resolved, resume, maker="advise")
     outbox = outbox_of(folder, "advise", f"advise {resolved.name}", tags_of("advise", resolved))
     prepared = preparation.prepare(resolved, judges_of(resolved))
-    tell(prepared.notes)
+    print_notes(prepared.notes)
     facts = {**preparation.inputs_of(prepared), "sweep": sweep}
     with folder.hold(), Journal.open(folder.path / FILE, facts) as journal:
         preparation.announce_runs(prepared, advising.num_left(prepared, sweep, journal))
@@ -97,11 +96,7 @@ def resolve(experiment: str, flags: Mapping[str, str]) -> tuple[config.Experimen
 
 @click.command("advise", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
-@RESUME
-@click.option(
-    "--sweep", type=Flag(), default=False, is_flag=False, flag_value=True,
-    help="Time every candidate, and say how far the recommendation is from the best.",
-)  # fmt: skip
+@flag("--sweep", "Time every candidate, and say how far the recommendation is from the best.")
 def command(experiment: str, output: str, resume: bool, sweep: bool, **flags: str) -> None:
     guarded(lambda: advise(experiment, output, resume, sweep, flags))
 

@@ -12,7 +12,7 @@ import click
 from specexp import config
 from specexp.errors import ConfigError
 
-from .common import RESUME, Flag, file_of, guarded, outbox_of, output_path, publish, settings_options, tags_of, tell
+from .common import file_of, flag, guarded, outbox_of, output_path, print_notes, publish, settings_options, tags_of
 from .evaluate import SETTINGS as EVALUATE
 
 if TYPE_CHECKING:
@@ -22,20 +22,9 @@ if TYPE_CHECKING:
     from specexp.tracking.outbox import Outbox
 
 NAMES = (
-    "pair",
-    "target",
-    "draft",
-    "chat_template",
-    "task",
-    "data",
-    "gamma",
-    "max_new_tokens",
-    "limit",
-    "seed",
-    "repeats",
-    "batch",
-    "config",
-)
+    "pair", "target", "draft", "chat_template",
+    "task", "data", "gamma", "max_new_tokens", "limit", "seed", "repeats", "batch", "config",
+)  # fmt: skip
 FULL = {"repeats": 5, "gamma": [2, 4, 6, 8, 12, 16], "limit": 20, "batch": 16}
 QUICK: dict[str, Any] = {"repeats": 2, "gamma": [4, 8], "limit": 3, "max_new_tokens": 48, "batch": 16}
 SETTINGS = {
@@ -71,7 +60,7 @@ def benchmark(
 
     outbox = _outbox(folder, resolved)
     prepared = measuring.prepare(resolved)
-    tell(prepared.notes)
+    print_notes(prepared.notes)
     with_compiled = not quick if compiled is None else compiled
     facts = {**inputs_of(prepared), "quick": quick, "compiled": with_compiled}
     with folder.hold(), Journal.open(folder.path / FILE, facts) as journal:
@@ -121,11 +110,7 @@ def _outbox(folder: OutputFolder, resolved: config.Experiment) -> Outbox | None:
 
 @click.command("benchmark", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
-@RESUME
-@click.option(
-    "--quick", type=Flag(), default=False, is_flag=False, flag_value=True,
-    help="Time few prompts, repeats and tokens: about a minute, where the models allow it.",
-)  # fmt: skip
+@flag("--quick", "Time few prompts, repeats and tokens: about a minute, where the models allow it.")
 @click.option(
     "--compiled", default="", help="Also time generate() compiled: true or false. Default: true unless quick."
 )

@@ -10,9 +10,9 @@ import click
 
 from specexp.certify import certificate_config
 
-from .common import RESUME, guarded, outbox_of, output_path, settings_options, tell
+from .common import guarded, outbox_of, output_path, print_notes, settings_options
+from .evaluate import ONE_METHOD, judges_of
 from .evaluate import SETTINGS as EVALUATE
-from .evaluate import judges_of
 
 NAMES = (
     "pair", "target", "draft", "toy", "chat_template",
@@ -22,12 +22,9 @@ NAMES = (
 SETTINGS = {
     "method": "Name the method preset to examine.",
     **{name: EVALUATE.get(name, "") for name in NAMES},
-    "gamma": "Set the draft length.",
-    "tree_budget": "Set the nodes of a tree.",
+    **ONE_METHOD,
     "limit": "Set how many prompts are compared token for token.",
     "batch": "Set how many prompts (default: 1) and samples (default: 32) are decoded together.",
-    "threshold": "Set the judge's threshold; 'calibrated' is its own.",
-    "accept_k": "Set K of topk.",
     "samples": f"Set how many outputs are drawn at each place that is sampled. Default: {certificate_config.SAMPLES}.",
 }
 EXIT_CODES = {"lossless": 0}
@@ -50,7 +47,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
 
     outbox = outbox_of(folder, "certificate", f"certify {asked.method.label}", report.tags_of(asked))
     subject = examining.prepare(asked, judges_of(asked.experiment))
-    tell(subject.prepared.notes)
+    print_notes(subject.prepared.notes)
     with folder.hold():
         preparation.note_inputs(subject.prepared, folder)
         facts = environment.describe(subject.prepared.pair.models, subject.prepared.pair.text.facts())
@@ -89,7 +86,6 @@ def _tagged(number: int, verdict: str) -> str:
 
 @click.command("certify", help=__doc__)
 @settings_options("arith_quick", SETTINGS, {"method": "speculative"})
-@RESUME
 def command(experiment: str, method: str, samples: str, output: str, resume: bool, **flags: str) -> None:
     verdict = []
     guarded(lambda: verdict.append(certify(experiment, method, samples, output, resume, flags)))

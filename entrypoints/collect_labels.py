@@ -12,7 +12,7 @@ import click
 from specexp import config
 from specexp.config.schema import help_texts
 
-from .common import RESUME, guarded, outbox_of, output_path, settings_options, tags_of, tell
+from .common import guarded, outbox_of, output_path, print_notes, settings_options, tags_of
 from .evaluate import CONFIG
 
 SETTINGS = {
@@ -54,7 +54,7 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     tags = {**tags_of("collect_labels", resolved.experiment), "group": "labels"}
     outbox = outbox_of(folder, "labels", f"labels {resolved.experiment.task}", tags)
     prepared = collection.prepare(resolved)
-    tell(prepared.notes)
+    print_notes(prepared.notes)
     with folder.hold():
         collection.note_inputs(prepared, folder)
         is_sent = (path / MANIFEST).exists() and outbox.is_sent
@@ -78,12 +78,8 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
 
 @click.command("collect_labels", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
-@RESUME
 def command(experiment: str, output: str, resume: bool, **flags: str) -> None:
-    def work() -> None:
-        collect_labels(experiment, output, resume, flags)
-
-    guarded(work)
+    guarded(lambda: collect_labels(experiment, output, resume, flags))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ SPIN = "8000"
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
 
 
-class Flag(click.ParamType[bool]):
+class Boolean(click.ParamType[bool]):
     """true / false as text, since MLflow passes text; a bare `--resume` works too."""
 
     name = "true|false"
@@ -63,27 +63,22 @@ class Flag(click.ParamType[bool]):
         return self.fail(f"{value!r} is neither true nor false.", param, ctx)
 
 
-RESUME = click.option(
-    "--resume",
-    type=Flag(),
-    default=False,
-    is_flag=False,
-    flag_value=True,
-    help="Continue in the output folder after an interruption.",
-)
+def flag(name: str, text: str) -> Callable[[Any], Any]:
+    """An option that is false unless it is given; `text` is its help."""
+    return click.option(name, type=Boolean(), default=False, is_flag=False, flag_value=True, help=text)
 
 
 def settings_options(
     experiment: str, settings: Mapping[str, str], defaults: Mapping[str, str] | None = None, output: bool = True
 ) -> Callable[[Any], Any]:
-    """`experiment`, `settings` (name: help) and `output` as text options, in MLproject's order."""
+    """`experiment` and `settings` (name: help) as text options, then `output` and `resume`, in MLproject's order."""
     given = defaults or {}
 
     def decorate(function: Any) -> Any:
         if output:
-            function = click.option("--output", default="", help="Write to this folder. Default: a new one in runs/.")(
-                function
-            )
+            function = flag("--resume", "Continue in the output folder after an interruption.")(function)
+            text = "Write to this folder. Default: a new one in runs/."
+            function = click.option("--output", default="", help=text)(function)
         for name, text in reversed(list(settings.items())):
             spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
             default = given.get(name, "")
@@ -96,7 +91,7 @@ def settings_options(
     return decorate
 
 
-def tell(notes: Iterable[str]) -> None:
+def print_notes(notes: Iterable[str]) -> None:
     """Print notes on standard error, one per line."""
     for note in notes:
         click.echo(f"note: {note}", err=True)
@@ -148,8 +143,8 @@ def publish(outbox: Outbox, names: Sequence[str], metrics: Mapping[str, float], 
 
 
 def guarded(
-    work: Callable[[], None],
-    way_on: str = "Go on with --resume (-P resume=true).",
+    work: Callable[[], object],
+    next_step: str = "Go on with --resume (-P resume=true).",
     kept: str = "what was recorded stays.",
 ) -> None:
     """Run `work`; on a SpecexpError print its lines and exit with its code, on an interruption exit with 130 or 143."""
@@ -178,10 +173,10 @@ def guarded(
         click.echo(f"error: {bugs.report(error)}", err=True)
         sys.exit(bugs.EXIT_CODE)
     except KeyboardInterrupt:
-        click.echo(" ".join(filter(None, ("interrupted;", kept, way_on))).rstrip(";"), err=True)
+        click.echo(" ".join(filter(None, ("interrupted;", kept, next_step))).rstrip(";"), err=True)
         sys.exit(130)
     except signals.Terminated:
-        click.echo(" ".join(filter(None, ("terminated;", kept, way_on))).rstrip(";"), err=True)
+        click.echo(" ".join(filter(None, ("terminated;", kept, next_step))).rstrip(";"), err=True)
         sys.exit(143)
 
 

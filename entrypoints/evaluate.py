@@ -14,15 +14,20 @@ from specexp.addresses import mask
 from specexp.config.schema import help_texts, option_names
 from specexp.errors import Unsent
 
-from .common import RESUME, guarded, outbox_of, output_path, settings_options, tags_of, tell
+from .common import guarded, outbox_of, output_path, print_notes, settings_options, tags_of
 
 if TYPE_CHECKING:
     from specexp.judge.judge import Judge
 
 CONFIG = "Give a YAML file of settings, which are laid over the experiment's."
 SETTINGS = {**help_texts(option_names()), "config": CONFIG}
-
-
+# The help of settings that take a list here, and one value in commands with one method.
+ONE_METHOD = {
+    "gamma": "Set the draft length.",
+    "tree_budget": "Set the nodes of a tree.",
+    "threshold": "Set the judge's threshold; 'calibrated' is its own.",
+    "accept_k": "Set K of topk.",
+}
 SHOW = click.option(
     "--show",
     default="3",
@@ -50,7 +55,7 @@ def evaluate(
     tags = {**tags_of("comparison", resolved), "batch": str(resolved.batch)}
     outbox = outbox_of(folder, "comparison", f"compare {resolved.name}", tags)
     prepared = preparation.prepare(resolved, judges_of(resolved), shown.check)
-    tell(prepared.notes if with_notes else ())
+    print_notes(prepared.notes if with_notes else ())
     with folder.open() as records:
         preparation.note_inputs(prepared, folder)
         commands = commands_of(experiment, folder_path, flags)
@@ -103,7 +108,6 @@ def judges_of(resolved: config.Experiment) -> dict[str, Judge]:
 
 @click.command("evaluate", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
-@RESUME
 @SHOW
 def command(experiment: str, output: str, resume: bool, show: str, **flags: str) -> None:
     guarded(lambda: evaluate(experiment, output, resume, flags, show))

@@ -11,7 +11,7 @@ import click
 from specexp.config import single
 from specexp.errors import ConfigError
 
-from .common import guarded, settings_options, tags_of, tell
+from .common import guarded, print_notes, settings_options, tags_of
 from .generate import SETTINGS as GENERATE
 
 SETTINGS = {
@@ -45,7 +45,7 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
         pass  # raises before any model is loaded
     pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
     judge = pair.judge_of(asked.methods[0])
-    tell(pair.notes)
+    print_notes(pair.notes)
     pair.decode(registry.EXAMPLE, replace(asked, max_new_tokens=TRIED))
     most = int(most_new_tokens or max(pair.context, asked.max_new_tokens))
     reference = referring.make_decoder_spec(pair, asked, most)

@@ -12,7 +12,7 @@ import click
 from specexp import reading
 from specexp.errors import ConfigError, JudgeError, OutputError, unknown
 
-from .common import guarded, output_path, tell
+from .common import guarded, output_path, print_notes
 
 if TYPE_CHECKING:
     from specexp.judge.labels import LabelSet
@@ -86,7 +86,7 @@ def _train(asked: TrainJudgeConfig) -> str:
     _check(folder)
     selection.check(labels, features.mode(asked.features))
     if note := version_note(f"label set '{source}'", labels.answer_version):
-        tell([note])
+        print_notes([note])
     files.make_folder(folder)
     with locked(folder):
         return _train_in(folder, asked, labels, source)
@@ -213,10 +213,7 @@ def _show(candidates: dict[str, Candidate], chosen: str) -> None:
 @click.option("--output", default="", help="Write to this folder. Default: a new one in runs/.")
 @click.option("--seed", default="0", show_default=True, help="Set the seed of the MLP.")
 def command(**settings: str) -> None:
-    def work() -> None:
-        train_judge(parse(**settings))
-
-    guarded(work, "Run the same command again.")
+    guarded(lambda: train_judge(parse(**settings)), "Run the same command again.")
 
 
 if __name__ == "__main__":
