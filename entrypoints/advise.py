@@ -10,7 +10,7 @@ from specexp import config
 from specexp.config.schema import help_texts, option_names
 from specexp.errors import ConfigError
 
-from .common import RESUME, Flag, folder_of, guarded, settings_options, tell, uid_of
+from .common import flag, guarded, outbox_of, output_path, print_notes, publish, settings_options, tags_of
 from .evaluate import CONFIG, judges_of
 
 DEFAULTS = {
@@ -46,7 +46,6 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     from specexp.advise import advice as advising
 
     resolved = advising.validated(resolved, with_trees, with_draft)
-    path = folder_of("advise", output, resume, resolved.hash)
     from specexp.advise import advice_report as report
     from specexp.advise.advice_figure import draw_advice
     from specexp.advise.recommended import NAME, recommended
@@ -54,12 +53,11 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     from specexp.storage.journal import FILE, Journal
     from specexp.storage.records import write_whole
     from specexp.storage.run_folder import OutputFolder
-    from specexp.tracking import backend
 
-    folder = OutputFolder(path, resolved, resume, maker="advise")
-    unreachable = backend.ready()
+    folder = OutputFolder(output_path(output, "advise", resolved.hash, resume), resolved, resume, maker="advise")
+    outbox = outbox_of(folder, "advise", f"advise {resolved.name}", tags_of("advise", resolved))
     prepared = preparation.prepare(resolved, judges_of(resolved))
-    tell(prepared.notes)
+    print_notes(prepared.notes)
     facts = {**preparation.inputs_of(prepared), "sweep": sweep}
     with folder.hold(), Journal.open(folder.path / FILE, facts) as journal:
         preparation.announce_runs(prepared, advising.num_left(prepared, sweep, journal))
@@ -69,15 +67,8 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
         folder.write_json("advice.json", result)
         draw_advice(folder.path / "advice.png", result)
         write_whole(folder.path / NAME, recommended(found, folder.path / NAME))
-        from specexp.storage.run_plan import Input
-        from specexp.tracking.outbox import Outbox
-
-        tags = {"method": "advise", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
-        files = [folder.path / name for name in ("advice.json", "advice.png", NAME, "config.json")]
-        outbox = Outbox(folder.path, f"{uid_of(folder)}/advise", f"advise {resolved.name}", tags, unreachable)
-        inputs = [Input.of(prepared.task.dataset(), "evaluation")]
-        main = outbox.main(report.metrics(found), files, inputs)
-        sent = outbox.add(files) if outbox.is_sent else outbox.send(main)
+        names = ("advice.json", "advice.png", NAME, "config.json")
+        sent = publish(outbox, names, report.metrics(found), prepared.task)
     click.echo(f"settings: {folder.path / NAME}")
     click.echo(sent.charts)
 
@@ -100,11 +91,7 @@ def resolve(experiment: str, flags: Mapping[str, str]) -> tuple[config.Experimen
 
 @click.command("advise", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
-@RESUME
-@click.option(
-    "--sweep", type=Flag(), default=False, is_flag=False, flag_value=True,
-    help="Time every candidate, and say how far the recommendation is from the best.",
-)  # fmt: skip
+@flag("--sweep", "Time every candidate, and say how far the recommendation is from the best.")
 def command(experiment: str, output: str, resume: bool, sweep: bool, **flags: str) -> None:
     guarded(lambda: advise(experiment, output, resume, sweep, flags))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json as json_format
 from collections.abc import Mapping
 from dataclasses import asdict
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,12 +13,14 @@ from specexp import config
 from specexp.config.schema import help_texts, option_names
 from specexp.errors import ConfigError
 
-from .common import RESUME, Flag, file_of, folder_of, guarded, settings_options, tell, uid_of
+from .common import file_of, flag, guarded, outbox_of, output_path, print_notes, publish, settings_options, tags_of
 from .evaluate import CONFIG
 
 if TYPE_CHECKING:
     from specexp.evaluation.preparation import Prepared
     from specexp.storage.journal import Journal
+    from specexp.storage.run_folder import OutputFolder
+    from specexp.tracking.outbox import Outbox
 
 FULL = {"repeats": 5, "gamma": [2, 4, 6, 8, 12, 16], "limit": 20, "batch": 16}
 QUICK: dict[str, Any] = {"repeats": 2, "gamma": [4, 8], "limit": 3, "max_new_tokens": 48, "batch": 16}
@@ -42,7 +43,7 @@ def benchmark(
     resolved = config.resolve(experiment, {**flags, **FIXED}, QUICK if quick else FULL)
     if resolved.toy is not None:
         raise ConfigError(f"pair '{resolved.pair}' has no Transformers models; name a pair that has.")
-    path = folder_of("benchmark", output, resume, resolved.hash)
+    path = output_path(output, "benchmark", resolved.hash, resume)
     json_path = file_of(json, "json") if json else None
     from specexp.storage.run_folder import OutputFolder
 
@@ -55,9 +56,9 @@ def benchmark(
     from specexp.storage.journal import FILE, Journal
     from specexp.storage.records import write_whole
 
-    outboxes, unreachable = _outboxes()
+    outbox = _outbox(folder, resolved)
     prepared = measuring.prepare(resolved)
-    tell(prepared.notes)
+    print_notes(prepared.notes)
     with_compiled = not quick if compiled is None else compiled
     facts = {**inputs_of(prepared), "quick": quick, "compiled": with_compiled}
     with folder.hold(), Journal.open(folder.path / FILE, facts) as journal:
@@ -68,18 +69,11 @@ def benchmark(
         draw_benchmark(folder.path / "benchmark.png", result)
         if json_path:
             write_whole(json_path, json_format.dumps(result, indent=2, ensure_ascii=False) + "\n")
-        if outboxes is None:
+        if outbox is None:
             click.echo("mlflow is not installed: no run was made.")
         else:
-            from specexp.storage.run_plan import Input
-
-            tags = {"method": "benchmark", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
-            files = [folder.path / name for name in ("benchmark.json", "benchmark.png", "config.json")]
-            key, name = f"{uid_of(folder)}/benchmark", f"bench {resolved.name}"
-            outbox = outboxes.Outbox(folder.path, key, name, tags, unreachable)
-            main = outbox.main(report.metrics(result), files, [Input.of(prepared.task.dataset(), "evaluation")])
-            sent = outbox.add(files) if outbox.is_sent else outbox.send(main)
-            click.echo(sent.charts)
+            names = ("benchmark.json", "benchmark.png", "config.json")
+            click.echo(publish(outbox, names, report.metrics(result), prepared.task).charts)
     click.echo(f"numbers: {json or folder.path / 'benchmark.json'}")
 
 
@@ -103,22 +97,18 @@ def _fitted(
     return prepared
 
 
-def _outboxes() -> tuple[ModuleType | None, str | None]:
-    """The outbox module, None where MLflow is not installed; and why the store does not answer, None if it does."""
+def _outbox(folder: OutputFolder, resolved: config.Experiment) -> Outbox | None:
+    """The outbox of the benchmark's run; None where MLflow is not installed."""
     try:
-        from specexp.tracking import backend, outbox
+        import specexp.tracking.outbox  # noqa: F401
     except ImportError:
-        return None, None
-    return outbox, backend.ready()
+        return None
+    return outbox_of(folder, "benchmark", f"bench {resolved.name}", tags_of("benchmark", resolved))
 
 
 @click.command("benchmark", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
-@RESUME
-@click.option(
-    "--quick", type=Flag(), default=False, is_flag=False, flag_value=True,
-    help="Time few prompts, repeats and tokens: about a minute, where the models allow it.",
-)  # fmt: skip
+@flag("--quick", "Time few prompts, repeats and tokens: about a minute, where the models allow it.")
 @click.option(
     "--compiled", default="", help="Also time generate() compiled: true or false. Default: true unless quick."
 )

@@ -11,7 +11,7 @@ import click
 from specexp.certify import certificate_config
 from specexp.config.schema import help_texts, option_names
 
-from .common import RESUME, guarded, output_path, settings_options, tell, uid_of
+from .common import guarded, outbox_of, output_path, print_notes, settings_options
 from .evaluate import CONFIG, judges_of
 
 SETTINGS = {
@@ -34,23 +34,20 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
 
     folder = OutputFolder(path, asked, resume, "certify")
     from specexp.certify import certificate as examining
+    from specexp.certify import certificate_report as report
     from specexp.certify.checks import Check
     from specexp.evaluation import preparation
     from specexp.storage import environment
-    from specexp.tracking import backend
+    from specexp.tracking import client
 
-    unreachable = backend.ready()
+    outbox = outbox_of(folder, "certificate", f"certify {asked.method.label}", report.tags_of(asked))
     subject = examining.prepare(asked, judges_of(asked.experiment))
-    tell(subject.prepared.notes)
+    print_notes(subject.prepared.notes)
     with folder.hold():
         preparation.note_inputs(subject.prepared, folder)
         facts = environment.describe(subject.prepared.pair.models, subject.prepared.pair.text.facts())
         where = environment.name_of(facts)
         folder.write_json("environments.json", {**(folder.read_json("environments.json") or {}), where: facts})
-        from specexp.certify import certificate_report as report
-        from specexp.tracking import client
-        from specexp.tracking.outbox import Outbox
-
         checks = report.checks_of(folder.read_json(report.CHECKS), where)
 
         def note(check: Check) -> None:
@@ -58,8 +55,6 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
             found = [asdict(each) for each in checks.values()]
             folder.write_json(report.CHECKS, {"environment": where, "checks": found})
 
-        key = f"{uid_of(folder)}/certificate"
-        outbox = Outbox(path, key, f"certify {asked.method.label}", report.tags_of(subject), unreachable)
         if len(checks) == len(examining.NAMES) and outbox.is_sent:
             found = examining.examine(subject, asked.samples, checks)
             click.echo(report.text(subject, found))
@@ -86,7 +81,6 @@ def _tagged(number: int, verdict: str) -> str:
 
 @click.command("certify", help=__doc__)
 @settings_options("arith_quick", SETTINGS, {"method": "speculative"})
-@RESUME
 def command(experiment: str, method: str, samples: str, output: str, resume: bool, **flags: str) -> None:
     verdict = []
     guarded(lambda: verdict.append(certify(experiment, method, samples, output, resume, flags)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import click
 from specexp import config
 from specexp.config.schema import help_texts
 
-from .common import RESUME, guarded, output_path, settings_options, tell, uid_of
+from .common import guarded, outbox_of, output_path, print_notes, settings_options, tags_of
 from .evaluate import CONFIG
 
 SETTINGS = {
@@ -49,27 +50,21 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     from specexp.judge.labels import FEATURES, LABELS, MANIFEST
     from specexp.storage.run_plan import File, Input
     from specexp.tasks.example import Dataset
-    from specexp.tracking import backend
-    from specexp.tracking.outbox import Outbox
 
-    unreachable = backend.ready()
+    tags = {**tags_of("collect_labels", resolved.experiment), "group": "labels"}
+    outbox = outbox_of(folder, "labels", f"labels {resolved.experiment.task}", tags)
     prepared = collection.prepare(resolved)
-    tell(prepared.notes)
-    mine = resolved.experiment
+    print_notes(prepared.notes)
     with folder.hold():
         collection.note_inputs(prepared, folder)
-        tags = {"method": "collect_labels", "group": "labels", "pair": mine.pair, "task": mine.task}
-        outbox = Outbox(path, f"{uid_of(folder)}/labels", f"labels {mine.task}", tags, unreachable)
-        if (path / MANIFEST).exists() and outbox.is_sent:
+        is_sent = (path / MANIFEST).exists() and outbox.is_sent
+        with nullcontext() if is_sent else outbox.open(timed=False):
             labels = collection.collect(prepared, folder)
             metrics = collection.summarise(labels)
-        else:
-            with outbox.open(timed=False):
-                labels = collection.collect(prepared, folder)
-                metrics = collection.summarise(labels)
+            if not is_sent:
                 # Wherever the store is, the labels are among the run's own artifacts.
-                made = Dataset("labels", "runs:/{run_id}/labels", labels.hash, len(labels.labels))
-                inputs = [Input.of(prepared.task.dataset(), "evaluation"), Input.of(made, "labels")]
+                mined = Dataset("labels", "runs:/{run_id}/labels", labels.hash, len(labels.labels))
+                inputs = [Input.of(prepared.task.dataset(), "evaluation"), Input.of(mined, "labels")]
                 main = outbox.main(metrics, [path / "config.json"], inputs)
                 files = [File(name, "labels") for name in (LABELS, FEATURES, MANIFEST)]
                 outbox.send(replace(main, files=[*main.files, *files]))
@@ -83,12 +78,8 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
 
 @click.command("collect_labels", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
-@RESUME
 def command(experiment: str, output: str, resume: bool, **flags: str) -> None:
-    def work() -> None:
-        collect_labels(experiment, output, resume, flags)
-
-    guarded(work)
+    guarded(lambda: collect_labels(experiment, output, resume, flags))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +24,15 @@ from specexp.config.schema import OPTIONS
 from specexp.errors import ConfigError, OutputError, SpecexpError
 from specexp.lm.out_of_memory import is_exhausted, way_out
 from specexp.storage import files
+from specexp.storage.run_plan import Input
 
 from . import bugs
 
 if TYPE_CHECKING:
+    from specexp.config import Experiment
     from specexp.storage.run_folder import OutputFolder
+    from specexp.tasks.example import Task
+    from specexp.tracking.outbox import Outbox, Sent
 
 # MLflow settings, used where the user has set none.
 MLFLOW = {
@@ -45,7 +49,7 @@ SPIN = "8000"
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
 
 
-class Flag(click.ParamType[bool]):
+class Boolean(click.ParamType[bool]):
     """true / false as text, since MLflow passes text; a bare `--resume` works too."""
 
     name = "true|false"
@@ -60,24 +64,20 @@ class Flag(click.ParamType[bool]):
         return self.fail(f"{value!r} is neither true nor false.", param, ctx)
 
 
-RESUME = click.option(
-    "--resume",
-    type=Flag(),
-    default=False,
-    is_flag=False,
-    flag_value=True,
-    help=OPTIONS["resume"].help,
-)
+def flag(name: str, text: str) -> Callable[[Any], Any]:
+    """An option that is false unless it is given; `text` is its help."""
+    return click.option(name, type=Boolean(), default=False, is_flag=False, flag_value=True, help=text)
 
 
 def settings_options(
     experiment: str, settings: Mapping[str, str], defaults: Mapping[str, str] | None = None, output: bool = True
 ) -> Callable[[Any], Any]:
-    """`experiment`, `settings` (name: help) and `output` as text options, in MLproject's order."""
+    """`experiment` and `settings` (name: help) as text options, then `output` and `resume`, in MLproject's order."""
     given = defaults or {}
 
     def decorate(function: Any) -> Any:
         if output:
+            function = flag("--resume", OPTIONS["resume"].help)(function)
             function = click.option("--output", default="", help=OPTIONS["output"].help)(function)
         for name, text in reversed(list(settings.items())):
             spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
@@ -91,39 +91,60 @@ def settings_options(
     return decorate
 
 
-def tell(notes: Iterable[str]) -> None:
+def print_notes(notes: Iterable[str]) -> None:
     """Print notes on standard error, one per line."""
     for note in notes:
         click.echo(f"note: {note}", err=True)
 
 
-def folder_of(maker: str, output: str, resume: bool, settings_hash: str) -> Path:
-    """The folder to write: `output`, else a folder below runs/ named by the current time. With `resume` and no
-    `output`, the newest folder below runs/ begun with these settings; raises OutputError if there is none."""
+def output_path(output: str, name: str, settings_hash: str = "", resume: bool = False) -> Path:
+    """The folder that a command writes to: `output` if it is given, or else a folder below runs/.
+
+    Without `settings_hash`, that folder is `name`, which identifies the settings: the same settings, the same folder.
+    With it, each call gets a new folder, named by `name` and the current time; `resume` selects the newest of these
+    folders that was begun with the settings of this hash. Raises OutputError if `output` is no path, or if there is
+    no folder to resume.
+    """
+    runs = Path("runs")
     if output:
         return reading.path_of(output, "output", OutputError)
+    if not settings_hash:
+        return runs / name
     if not resume:
-        return Path("runs") / time.strftime(f"{maker}-%Y%m%d-%H%M%S")
-    found = []
-    for path in Path("runs").glob(f"{maker}-*/config.json"):
+        return runs / time.strftime(f"{name}-%Y%m%d-%H%M%S")
+    begun = []
+    for path in runs.glob(f"{name}-*/config.json"):
         with suppress(OSError, ValueError, AttributeError):
             if json.loads(path.read_text(encoding="utf-8")).get("settings_hash") == settings_hash:
-                found.append(path.parent)
-    if not found:
-        raise OutputError(f"no folder below 'runs' was begun by {maker} with these settings; name one with output.")
-    return max(found, key=lambda path: path.name)
+                begun.append(path.parent)
+    if not begun:
+        raise OutputError(f"no folder below 'runs' was begun by {name} with these settings; name one with output.")
+    return max(begun, key=lambda path: path.name)
 
 
-def uid_of(folder: OutputFolder) -> str:
-    """The id that distinguishes this output folder's MLflow runs from all others."""
-    from specexp.storage import run_folder
+def outbox_of(folder: OutputFolder, kind: str, name: str, tags: Mapping[str, str]) -> Outbox:
+    """The outbox for the main run of a folder. Asks the store, before anything is loaded. Raises StoreError."""
+    from specexp.tracking import backend
+    from specexp.tracking.outbox import Outbox
 
-    return run_folder.uid_of(folder.path)
+    return Outbox(folder.path, kind, name, tags, backend.ready())
+
+
+def tags_of(method: str, experiment: Experiment) -> dict[str, str]:
+    """The tags of a run that one command makes from an experiment."""
+    return {"method": method, "group": experiment.name, "pair": experiment.pair, "task": experiment.task}
+
+
+def publish(outbox: Outbox, names: Sequence[str], metrics: Mapping[str, float], task: Task) -> Sent:
+    """Send a finished report as one run, or only its files if the run was sent before. Raises Unsent."""
+    paths = [outbox.path / name for name in names]
+    main = outbox.main(metrics, paths, [Input.of(task.dataset(), "evaluation")])
+    return outbox.add(paths) if outbox.is_sent else outbox.send(main)
 
 
 def guarded(
-    work: Callable[[], None],
-    way_on: str = "Go on with --resume (-P resume=true).",
+    work: Callable[[], object],
+    next_step: str = "Go on with --resume (-P resume=true).",
     kept: str = "what was recorded stays.",
 ) -> None:
     """Run `work`; on a SpecexpError print its lines and exit with its code, on an interruption exit with 130 or 143."""
@@ -152,16 +173,11 @@ def guarded(
         click.echo(f"error: {bugs.report(error)}", err=True)
         sys.exit(bugs.EXIT_CODE)
     except KeyboardInterrupt:
-        click.echo(" ".join(filter(None, ("interrupted;", kept, way_on))).rstrip(";"), err=True)
+        click.echo(" ".join(filter(None, ("interrupted;", kept, next_step))).rstrip(";"), err=True)
         sys.exit(130)
     except signals.Terminated:
-        click.echo(" ".join(filter(None, ("terminated;", kept, way_on))).rstrip(";"), err=True)
+        click.echo(" ".join(filter(None, ("terminated;", kept, next_step))).rstrip(";"), err=True)
         sys.exit(143)
-
-
-def output_path(output: str, default: str) -> Path:
-    """The given output folder, or the one of this name below runs/. Raises OutputError."""
-    return reading.path_of(output, "output", OutputError) if output else Path("runs") / default
 
 
 def file_of(name: str, what: str) -> Path:

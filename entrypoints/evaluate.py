@@ -14,15 +14,13 @@ from specexp.addresses import mask
 from specexp.config.schema import OPTIONS, help_texts, option_names
 from specexp.errors import Unsent
 
-from .common import RESUME, guarded, output_path, settings_options, tell, uid_of
+from .common import guarded, outbox_of, output_path, print_notes, settings_options, tags_of
 
 if TYPE_CHECKING:
     from specexp.judge.judge import Judge
 
 CONFIG = OPTIONS["config"].help
 SETTINGS = {**help_texts(option_names()), "config": CONFIG}
-
-
 SHOW = click.option(
     "--show",
     default=OPTIONS["show"].default,
@@ -39,25 +37,20 @@ def evaluate(
     folder_path = output_path(output, f"{resolved.name}-{resolved.hash}")
     # Import torch and mlflow only after the settings are checked.
     from specexp.evaluation.token_view.selection import Shown
-    from specexp.storage.run_folder import OutputFolder
+    from specexp.storage.run_folder import OutputFolder, uid_of
 
     shown = Shown.parse(show)
     folder = OutputFolder(folder_path, resolved, resume)
     from specexp.evaluation import divergence, preparation, runner, scheduling, time_split
     from specexp.evaluation.report import publish, run_sheets
     from specexp.evaluation.token_view import token_page
-    from specexp.tracking import backend
 
-    unreachable = backend.ready()
+    tags = {**tags_of("comparison", resolved), "batch": str(resolved.batch)}
+    outbox = outbox_of(folder, "comparison", f"compare {resolved.name}", tags)
     prepared = preparation.prepare(resolved, judges_of(resolved), shown.check)
-    tell(prepared.notes if with_notes else ())
+    print_notes(prepared.notes if with_notes else ())
     with folder.open() as records:
         preparation.note_inputs(prepared, folder)
-        from specexp.tracking.outbox import Outbox
-
-        tags = {"method": "comparison", "group": resolved.name, "pair": resolved.pair, "task": resolved.task}
-        tags["batch"] = str(resolved.batch)
-        outbox = Outbox(folder.path, f"{uid_of(folder)}/comparison", f"compare {resolved.name}", tags, unreachable)
         commands = commands_of(experiment, folder_path, flags)
         if not scheduling.missing(prepared, records) and outbox.is_sent:
             runner.complete(prepared, folder)
@@ -72,7 +65,7 @@ def evaluate(
                 divergence.examine(prepared, folder, records)
                 found = publish.show(prepared, folder, records.records, commands)
                 main = run_sheets.main(prepared, folder, found, outbox)
-                flat = run_sheets.sheets(prepared, folder, records.records, found, uid_of(folder))
+                flat = run_sheets.sheets(prepared, folder, records.records, found, uid_of(folder_path))
                 try:
                     sent = outbox.send(main, flat)
                 except Unsent:
@@ -108,7 +101,6 @@ def judges_of(resolved: config.Experiment) -> dict[str, Judge]:
 
 @click.command("evaluate", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
-@RESUME
 @SHOW
 def command(experiment: str, output: str, resume: bool, show: str, **flags: str) -> None:
     guarded(lambda: evaluate(experiment, output, resume, flags, show))

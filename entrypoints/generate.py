@@ -14,7 +14,7 @@ from specexp.config import single
 from specexp.config.schema import help_texts, option_names
 from specexp.errors import PromptError
 
-from .common import Flag, guarded, settings_options, tell
+from .common import flag, guarded, print_notes, settings_options
 from .evaluate import CONFIG
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mappi
 
     pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
     pair.judge_of(asked.methods[0])
-    tell(pair.notes)
+    print_notes(pair.notes)
     shown = Shown()
     try:
         out = pair.decode(prompt, asked, on_text=None if json else shown.add)
@@ -43,7 +43,7 @@ def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mappi
         sys.exit(130)
     shown.end()
     if not out.text:
-        tell([f"the text is empty: the model ended it after {len(out.token_ids)} tokens without visible text."])
+        print_notes([f"the text is empty: the model ended it after {len(out.token_ids)} tokens without visible text."])
     found = facts(out)
     if json:
         text = {"text": out.text, "token_ids": out.token_ids, "method": asked.methods[0].label}
@@ -124,14 +124,7 @@ def words(found: Mapping[str, Any]) -> str:
 @settings_options(
     "arith_quick", {"method": "Name the method preset.", **SETTINGS}, {"method": "speculative"}, output=False
 )
-@click.option(
-    "--json",
-    type=Flag(),
-    default=False,
-    is_flag=False,
-    flag_value=True,
-    help="Print one JSON object in place of the text.",
-)
+@flag("--json", "Print one JSON object in place of the text.")
 def command(prompt: str, experiment: str, method: str, json: bool, **flags: str) -> None:
     """PROMPT may be - for standard input."""
     guarded(lambda: generate(prompt, experiment, method, json, flags), "", "")

@@ -11,7 +11,7 @@ import click
 from specexp.config import single
 from specexp.errors import ConfigError
 
-from .common import guarded, settings_options, tell
+from .common import guarded, print_notes, settings_options, tags_of
 from .generate import SETTINGS as GENERATE
 
 SETTINGS = {
@@ -45,14 +45,13 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
         pass  # raises before any model is loaded
     pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
     judge = pair.judge_of(asked.methods[0])
-    tell(pair.notes)
+    print_notes(pair.notes)
     pair.decode(registry.EXAMPLE, replace(asked, max_new_tokens=TRIED))
     most = int(most_new_tokens or max(pair.context, asked.max_new_tokens))
     reference = referring.make_decoder_spec(pair, asked, most)
     label = asked.methods[0].label
-    tags = {"method": "log_decoder", "group": asked.name, "pair": asked.pair, "task": asked.task}
     with backend.require_store("a decoder is registered there", way_on):
-        with client.comparison(f"{uuid.uuid4().hex}/decoder", f"decoder {label}", tags):
+        with client.comparison(f"{uuid.uuid4().hex}/decoder", f"decoder {label}", tags_of("log_decoder", asked)):
             uri = registry.log(reference, judge)
         version = registry.register(uri, name, reference, judge)
     click.echo(f"{label} on {asked.pair}: {name} version {version}")

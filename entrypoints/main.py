@@ -11,7 +11,7 @@ from specexp import config
 from specexp.errors import OutputError
 
 from .collect_labels import collect_labels
-from .common import RESUME, guarded, output_path, settings_options
+from .common import guarded, output_path, settings_options
 from .evaluate import SETTINGS, SHOW, evaluate
 from .train_judge import parse, train_judge
 
@@ -85,7 +85,6 @@ def _check(show: str, resolved: config.Experiment) -> None:
 
 @click.command("main", help=__doc__)
 @settings_options(EXPERIMENT, SETTINGS)
-@RESUME
 @click.option("--mine", default=MINE, show_default=True, help="Set how many prompts labels are mined from.")
 @SHOW
 def command(experiment: str, output: str, resume: bool, mine: str, show: str, **flags: str) -> None:

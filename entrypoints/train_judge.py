@@ -13,7 +13,7 @@ from specexp import reading
 from specexp.config.schema import OPTIONS
 from specexp.errors import ConfigError, JudgeError, OutputError, unknown
 
-from .common import guarded, output_path, tell
+from .common import guarded, output_path, print_notes
 
 if TYPE_CHECKING:
     from specexp.judge.labels import LabelSet
@@ -87,7 +87,7 @@ def _train(asked: TrainJudgeConfig) -> str:
     _check(folder)
     selection.check(labels, features.mode(asked.features))
     if note := version_note(f"label set '{source}'", labels.answer_version):
-        tell([note])
+        print_notes([note])
     files.make_folder(folder)
     with locked(folder):
         return _train_in(folder, asked, labels, source)
@@ -123,8 +123,7 @@ def _train_in(folder: Path, asked: TrainJudgeConfig, labels: LabelSet, source: s
     shown = {"method": "judge_comparison", **tags, "judge": f"{asked.name}/{verdict.version}", "verdict": verdict.alias}
     _show(candidates, chosen)
     click.echo(f"{asked.name} version {verdict.version} is {verdict.alias}: {verdict.reason}")
-    key = f"judge/{labels.hash}/{verdict.version}"
-    outbox = Outbox(folder, key, f"judge {asked.features}", shown, None)
+    outbox = Outbox(folder, verdict.version, f"judge {asked.features}", shown, None, scope=f"judge/{labels.hash}")
     outbox.send(outbox.main(candidates[chosen].metrics, files, [Input.of(_dataset(labels, source), "evaluation")]))
     click.echo(f"judge: {folder} (figures there), models:/{asked.name}/{verdict.version}")
     return f"models:/{asked.name}/{verdict.version}"
@@ -217,10 +216,7 @@ def _show(candidates: dict[str, Candidate], chosen: str) -> None:
 @click.option("--output", default="", help=OPTIONS["output"].help)
 @click.option("--seed", default="0", show_default=True, help="Set the seed of the MLP.")
 def command(**settings: str) -> None:
-    def work() -> None:
-        train_judge(parse(**settings))
-
-    guarded(work, "Run the same command again.")
+    guarded(lambda: train_judge(parse(**settings)), "Run the same command again.")
 
 
 if __name__ == "__main__":

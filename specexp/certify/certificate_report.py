@@ -72,9 +72,9 @@ def checks_of(found: Mapping[str, Any] | None, environment: str) -> dict[str, Ch
     return {each["name"]: Check(**each) for each in found["checks"]}
 
 
-def tags_of(subject: Subject) -> dict[str, str]:
+def tags_of(config: CertificateConfig) -> dict[str, str]:
     """Tags of the certificate's own run."""
-    experiment, method = subject.prepared.experiment, subject.method
+    experiment, method = config.experiment, config.method
     return {
         "method": "certify", "preset": method.preset, "group": method.label, "pair": experiment.pair,
         "task": experiment.task,

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,7 +23,7 @@ from specexp import signals
 from specexp.errors import OutputError, StoreError, Unsent
 from specexp.storage import run_plan
 from specexp.storage.files import write_json
-from specexp.storage.run_folder import PLAN, STATE, read_json
+from specexp.storage.run_folder import PLAN, STATE, read_json, uid_of
 from specexp.storage.run_plan import File, Input, RunSpec, RunUpdate, UploadPlan
 from specexp.tracking import backend, client, search
 
@@ -50,13 +50,20 @@ class Sent:
 class Outbox:
     """Sends the main run of one folder and its method runs.
 
-    `unreachable` is the result of `backend.ready`, which is called before anything is loaded or decoded.
+    `unreachable` is the result of `backend.ready`, which is called before anything is loaded or decoded. The main
+    run's key is `scope/kind`; the default scope is the folder's unique id, which is created when the key is first used.
     """
 
-    def __init__(self, path: Path, key: str, name: str, tags: Mapping[str, str], unreachable: str | None) -> None:
+    def __init__(
+        self, path: Path, kind: str, name: str, tags: Mapping[str, str], unreachable: str | None, scope: str = ""
+    ) -> None:
         self.path = path
-        self._key, self._name, self._tags = key, name, dict(tags)
+        self._kind, self._name, self._tags, self._scope = kind, name, dict(tags), scope
         self._unreachable = unreachable
+
+    @cached_property
+    def _key(self) -> str:
+        return f"{self._scope or uid_of(self.path)}/{self._kind}"
 
     @property
     def is_sent(self) -> bool:
