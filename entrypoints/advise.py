@@ -50,8 +50,8 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     from specexp.advise.advice_figure import draw_advice
     from specexp.advise.recommended import NAME, recommended
     from specexp.evaluation import preparation
+    from specexp.storage.files import write_whole
     from specexp.storage.journal import FILE, Journal
-    from specexp.storage.records import write_whole
     from specexp.storage.run_folder import OutputFolder
 
     folder = OutputFolder(output_path(output, "advise", resolved.hash, resume), resolved, resume, maker="advise")

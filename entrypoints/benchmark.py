@@ -53,8 +53,8 @@ def benchmark(
     from specexp.benchmark import benchmark_report as report
     from specexp.evaluation.preparation import inputs_of
     from specexp.evaluation.report.figures import draw_benchmark
+    from specexp.storage.files import write_whole
     from specexp.storage.journal import FILE, Journal
-    from specexp.storage.records import write_whole
 
     outbox = _outbox(folder, resolved)
     prepared = measuring.prepare(resolved)

@@ -127,7 +127,7 @@ def outbox_of(folder: OutputFolder, kind: str, name: str, tags: Mapping[str, str
     from specexp.tracking import backend
     from specexp.tracking.outbox import Outbox
 
-    return Outbox(folder.path, kind, name, tags, backend.ready())
+    return Outbox(folder.path, kind, name, tags, backend.unreachable_reason())
 
 
 def tags_of(method: str, experiment: Experiment) -> dict[str, str]:

@@ -49,7 +49,7 @@ def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[s
     from specexp.storage import files
     from specexp.tracking import backend, client
 
-    backend.ready()
+    backend.unreachable_reason()
     with client.detached():
         labels = collect_labels(experiment, str(folder / "labels"), resume, given)
         note = folder / "judge" / "address.txt"

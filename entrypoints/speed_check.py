@@ -28,7 +28,7 @@ def speed_check(shape: str, device: str, dtype: str, gamma: int, compiled: bool,
     import torch
 
     from specexp.benchmark import hardware_check as measuring
-    from specexp.storage.records import write_whole
+    from specexp.storage.files import write_whole
 
     place = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     small = shape == "tiny"

@@ -1,4 +1,4 @@
-"""Rooms import downwards only and in no circle; algorithms stay free of torch; looking at settings loads no library.
+"""Rooms import from rows above their own only; algorithms stay free of torch; looking at settings loads no library.
 
 A room is a package, a subpackage, or a module at the top of `specexp`. docs/architecture.md lists these rows.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# From the ground up. A room imports from rooms in rows above its own in this list, and from others in its own row.
+# A room imports from rooms in rows above its own in this list, and from others in its own row.
 ROWS = [
     {"errors"},
     {"addresses", "signals"},

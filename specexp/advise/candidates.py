@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specexp.config import MAX_NGRAM
-from specexp.evaluation.preparation import Setting
+from specexp.evaluation.preparation import PreparedMethod
 
 # The most settings of a method that run, to measure a round's overhead beyond its calls and to count a tree's rounds.
 PROBED = {"speculative": 3, "lookup": 2, "autojudge": 2, "specexec": 5}
@@ -18,7 +18,7 @@ class Candidate:
     """A setting that may be recommended. `kind` is its method with all that distinguishes it except the draft length
     or the budget: the threshold of a lossy one, what ends a draft early, how many tokens are looked up."""
 
-    setting: Setting
+    setting: PreparedMethod
 
     @property
     def label(self) -> str:

@@ -12,7 +12,7 @@ from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.errors import first_line
 from specexp.evaluation.equality import Draws
-from specexp.evaluation.preparation import Prepared, Setting, arithmetic_of
+from specexp.evaluation.preparation import Prepared, PreparedMethod, arithmetic_of
 from specexp.judge.judge import Judge
 from specexp.lm import out_of_memory
 from specexp.method_specs import spec
@@ -39,8 +39,8 @@ class Subject:
     """The method that is examined and plain decoding, with everything loaded."""
 
     prepared: Prepared
-    plain: Setting
-    setting: Setting
+    plain: PreparedMethod
+    setting: PreparedMethod
 
     @property
     def method(self) -> MethodConfig:

@@ -136,7 +136,7 @@ class _ScriptedRng:
         options = [(i, float(w) / mass) for i, w in enumerate(weights) if w > 0]
         return self._choose(array_namespace(weights), options)
 
-    def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
+    def sample_next(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
         purpose = TARGET if int(num_accepted) == num_drafted else RESIDUAL
         return self.pick(weights, position + int(num_accepted), purpose)
 

@@ -27,14 +27,14 @@ from specexp.certify.checks import (
 from specexp.decoding.rng import rng_for
 from specexp.engine import Engine, Request
 from specexp.evaluation.equality import EXACT_DTYPES, Difference, beyond_rounding, differences, reread
-from specexp.evaluation.preparation import Setting
+from specexp.evaluation.preparation import PreparedMethod
 from specexp.method_specs import spec
 
 PLAIN, EQUAL = "plain decoding", "equality"
 Texts = Sequence[Sequence[int]]
 
 
-def decode(subject: Subject, setting: Setting, tick: Tick) -> list[list[int]]:
+def decode(subject: Subject, setting: PreparedMethod, tick: Tick) -> list[list[int]]:
     """Outputs of one setting on every prompt, decoded as `evaluate` decodes them."""
     experiment, pair = subject.prepared.experiment, subject.prepared.pair
     rows = experiment.batch if setting is subject.setting else 1

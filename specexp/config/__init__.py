@@ -16,12 +16,12 @@ from specexp.config.mining import (
     MiningConfig,
     resolve_mining,
 )
-from specexp.config.parsers import TASKS
+from specexp.config.parsers import TASK_SOURCES
 from specexp.config.presets import KINDS, PRESETS, group_of, load_yaml, method_preset, preset_names, preset_text
 from specexp.config.resolver import adjusted, resolve
 
 __all__ = [
     "CALIBRATED", "CHECKABLE", "FEATURE_DTYPES", "KINDS", "MAX_NGRAM", "MINED_PROMPTS", "MINED_TOGETHER", "PRESETS",
-    "TASKS", "Experiment", "MethodConfig", "MiningConfig", "TreeConfig", "adjusted", "group_of", "load_yaml",
+    "TASK_SOURCES", "Experiment", "MethodConfig", "MiningConfig", "TreeConfig", "adjusted", "group_of", "load_yaml",
     "method_preset", "preset_names", "preset_text", "resolve", "resolve_mining", "settings_hash",
 ]  # fmt: skip

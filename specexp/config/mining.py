@@ -11,7 +11,7 @@ from specexp.config.experiment import (
     settings_hash,
 )
 from specexp.config.parsers import (
-    TASKS,
+    TASK_SOURCES,
     whole,
 )
 from specexp.config.resolver import resolve
@@ -71,7 +71,7 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
         faults.append(f"task '{experiment.task}' has no answers to read; mine on {', '.join(CHECKABLE)}.")
     if faults:
         raise ConfigError(faults)
-    source = TASKS[experiment.task]
+    source = TASK_SOURCES[experiment.task]
     mine = experiment.data
     if source and mine and mine.source == source.source and mine.split in ("", "test") and source.split == "test":
         experiment = replace(experiment, data=replace(mine, subset=source.subset, split="train"))

@@ -25,7 +25,7 @@ MOST_REPEATS = 10_000
 MOST_TOY_TOKENS = 1 << 12  # the toy's table has a row and a column for each
 # Tasks, and the source of their rows unless `data` sets it; None is for tasks that generate their own.
 MUST_BE_GIVEN = DataConfig("")
-TASKS: dict[str, DataConfig | None] = {
+TASK_SOURCES: dict[str, DataConfig | None] = {
     "arith": None,
     "gsm8k": DataConfig("openai/gsm8k", "main", "test"),
     "mtbench": DataConfig("HuggingFaceH4/mt_bench_prompts", split="train"),

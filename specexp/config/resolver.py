@@ -18,7 +18,7 @@ from specexp.config.experiment import (
 )
 from specexp.config.methods import chains, trees
 from specexp.config.models import laid_over, model_settings
-from specexp.config.parsers import MUST_BE_GIVEN, SEVERAL_TURNS, TASKS, toy_settings
+from specexp.config.parsers import MUST_BE_GIVEN, SEVERAL_TURNS, TASK_SOURCES, toy_settings
 from specexp.config.presets import PRESETS, expanded, load_yaml, method_preset, preset_names
 from specexp.config.schema import ALIASES, SETTINGS, TREE_SHAPE
 from specexp.errors import ConfigError, shown, unknown
@@ -182,9 +182,9 @@ class _Reader:
     def _task(self, values: dict[str, Any], methods: list[str]) -> None:
         """Check what a task needs, and refuse what only other tasks take."""
         name = values.get("task")
-        if name not in TASKS:
+        if name not in TASK_SOURCES:
             return
-        source = TASKS[name]
+        source = TASK_SOURCES[name]
         if source is None and values.get("data"):
             self.faults.append(f"data is given, but task '{name}' reads no file; leave it out.")
         elif source is MUST_BE_GIVEN and not values.get("data"):

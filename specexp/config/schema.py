@@ -14,7 +14,7 @@ from specexp.config.parsers import (
     MOST_NODES,
     MOST_REPEATS,
     MOST_TOGETHER,
-    TASKS,
+    TASK_SOURCES,
     data_settings,
     names,
     one_of,
@@ -85,7 +85,7 @@ SETTINGS: dict[str, Setting] = {
         more="[Below](#chat-templates) is what they do.",
     ),
     "task": Setting(
-        one_of("task", TASKS), f"Choose where prompts and answers come from: {', '.join(TASKS)}.",
+        one_of("task", TASK_SOURCES), f"Choose where prompts and answers come from: {', '.join(TASK_SOURCES)}.",
         otherwise=OF_EXPERIMENT,
         more="With a task that is not the experiment's, runs and folders have the task's name.",
         commands=but("generate"),

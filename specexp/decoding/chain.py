@@ -1,8 +1,8 @@
 """Speculative sampling: a proposer drafts a chain, the target checks it in one call, a rule accepts a prefix of it.
 
 One loop for every chain method. What is proposed and what is accepted are arguments: a proposer (the draft model, a
-text that is probably said again, or the sequence so far), and a rule, which may *waive* tokens that the lossless test
-of `rules.verify` rejects (lossy_rules.py has those that do).
+given text whose continuation is reused, or the sequence's own n-grams), and a rule, which may accept tokens that the
+lossless test of `rules.verify` rejects (lossy_rules.py has those that do).
 
 Expected tokens per target call at acceptance alpha: (1 - alpha**(gamma + 1)) / (1 - alpha).
 """
@@ -54,10 +54,10 @@ class Rule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DraftModel:
-    """The draft model's own chain of at most gamma tokens; it ends after a token less likely than `min_probability`."""
+    """The draft model's own chain of at most gamma tokens; a token below `min_draft_probability` ends it."""
 
     gamma: int
-    min_probability: float = 0.0
+    min_draft_probability: float = 0.0
 
     @property
     def models(self) -> tuple[Role, ...]:
@@ -65,7 +65,7 @@ class DraftModel:
 
     def propose(self, warp: Warp, reserve: int, needs: RequiredHidden) -> Generator[Ask, Any, Drafted]:
         drafted: Drafted = yield Draft(
-            self.gamma, warp, reserve, needs.draft, needs.feed_last_token, self.min_probability
+            self.gamma, warp, reserve, needs.draft, needs.feed_last_token, self.min_draft_probability
         )
         return drafted
 
@@ -91,20 +91,20 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """Prompt lookup (Saxena 2023): what followed the last tokens, at most `ngram`, where they occurred before.
+    """Prompt lookup (Saxena 2023): what followed the last tokens, at most `max_ngram`, where they occurred before.
 
     It needs no draft model. Without an earlier occurrence nothing is proposed, and the round is a plain step.
     """
 
     gamma: int
-    ngram: int = 3
+    max_ngram: int = 3
 
     @property
     def models(self) -> tuple[Role, ...]:
         return ()
 
     def propose(self, warp: Warp, reserve: int, needs: RequiredHidden) -> Generator[Ask, Any, Drafted]:
-        drafted: Drafted = yield Recall(None, self.gamma, reserve, self.ngram)
+        drafted: Drafted = yield Recall(None, self.gamma, reserve, self.max_ngram)
         return drafted
 
 

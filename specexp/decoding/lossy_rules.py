@@ -15,7 +15,7 @@ from array_api_compat import array_namespace, device, to_device
 from specexp.decoding.protocol import Array, Drafted, RequiredHidden, Scored
 
 # What a judge reads, by the names of specexp/judge/features.py, and probabilities[N] from features[N, F].
-Score = Callable[[Array], Array]
+JudgeFunction = Callable[[Array], Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Judged:
     It never accepts a drafted EOS this way: ending early loses the answer, whatever the judge says of the token.
     """
 
-    score: Score
+    score: JudgeFunction
     parts: tuple[str, ...]
     threshold: float
     eos_ids: tuple[int, ...]

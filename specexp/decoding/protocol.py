@@ -26,8 +26,8 @@ class Score:
     Slots number the tokens fed to this model since the last `Round`, from 0; -1 is the last committed token. Token i
     follows slot `parents[i]`, which may be an earlier token of the same ask; `parents=None` is a chain that follows the
     newest slot. The first ask of a round answers R = N + 1 rows (row 0 follows the last committed token), later ones
-    R = N. `tokens=None` asks for row 0 alone. Tokens may be host ids: who chose them on the host need not
-    know the model's device. With `top`, rows hold the W = min(top, V) best tokens only, and are read to the host.
+    R = N. `tokens=None` asks for row 0 alone. Host ids are moved to the model's device. With `top`, rows hold the
+    W = min(top, V) best tokens only, and are read to the host.
     `row_metadata` are host integers, lists of one length, that will be needed where the logits are.
     """
 
@@ -72,8 +72,8 @@ class Draft:
     The engine trims it so that the chain and `reserve` more tokens fit what is left to emit, and the draft's context.
     With `feed_last_token`, the last token is fed too, for its hidden row: one more forward, which the next round saves.
 
-    With `min_probability` it ends after the first token whose probability in q is below it; at temperature 0, where q
-    is one-hot, the draft's at temperature 1. The token itself stays: dropping what was drawn because of what it is
+    With `min_draft_probability` it ends after the first token whose probability in q is below it; at temperature 0,
+    where q is one-hot, the draft's at temperature 1. The token itself stays: dropping what was drawn because of what it is
     would leave tokens that are not drawn from q.
     """
 
@@ -82,7 +82,7 @@ class Draft:
     reserve: int = 1
     hidden: bool = False
     feed_last_token: bool = False
-    min_probability: float = 0.0
+    min_draft_probability: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,14 +90,14 @@ class Recall:
     """Ask for at most `gamma` tokens that follow, in `text`, what was committed last.
 
     `text=None` is the sequence itself, prompt and output: what followed an earlier occurrence of its last tokens, at
-    most `ngram`. Nothing is sampled: q is one-hot. Without an occurrence there is no token. Trimmed as `Draft` is, but
-    for the draft's context, which plays no part.
+    most `max_ngram`. Nothing is sampled: q is one-hot. Without an occurrence there is no token. It is trimmed as `Draft`
+    is, except that the draft's context does not matter.
     """
 
     text: Sequence[int] | None
     gamma: int
     reserve: int = 1
-    ngram: int = 0
+    max_ngram: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

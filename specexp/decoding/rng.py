@@ -33,13 +33,13 @@ class Rng(Protocol):
         """A token id (0-d array) drawn in proportion to weights[V], which need not be normalised."""
         ...
 
-    def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
+    def sample_next(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
         """The token after `num_accepted` drafts, counted from `position`: RESIDUAL, or TARGET when all were
         accepted."""
         ...
 
     def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: int) -> tuple[Array, Array]:
-        """Test prob[G] one after another from `position` on; stop at the first that neither passes nor is waived.
+        """Test prob[G] in order, from `position` on, up to the first that neither passes nor is accepted anyway.
 
         Returns (num_accepted, a 0-d integer array; passed[G], bools that hold up to and with the first rejection).
         """
@@ -71,7 +71,7 @@ class HashRng:
         tokens = xp.arange(weights.shape[-1], dtype=xp.int64, device=device(weights))[None, :]
         return _race(weights, -xp.log(self.uniform(position[:, None], purpose, tokens)))
 
-    def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
+    def sample_next(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
         # One row, at whichever position: noise for every position that it might be costs many times as much.
         xp = array_namespace(weights)
         all_accepted = xp.astype(num_accepted == num_drafted, xp.int64)
@@ -127,7 +127,7 @@ class CertainRng:
     def pick(self, weights: Array, position: int, purpose: int) -> Array:
         return array_namespace(weights).argmax(weights)
 
-    def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
+    def sample_next(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
         return array_namespace(weights).argmax(weights)
 
     def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: int) -> tuple[Array, Array]:

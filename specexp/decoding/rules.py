@@ -115,7 +115,7 @@ class Verdict:
 
     tokens: Array  # [G + 1]: the accepted drafts, then the correction or the bonus token, then the rest of the drafts
     num_accepted: Array
-    judged: Array | int  # [G], bools: accepted although the lossless rule rejected them; 0 where no rule waives
+    judged: Array | int  # [G], bools: accepted although the lossless rule rejected them; 0 where no rule accepts more
     overlap: Array  # [G]: sum_x min(p, q) at every drafted position, tested or not
 
     @property
@@ -127,10 +127,10 @@ class Verdict:
 
 
 def verify(p: Array, q: Array, drafted: Array, accepted_anyway: Array | None, rng: Rng, position: int) -> Verdict:
-    """Accept x_i with probability min(1, p_i(x_i) / q_i(x_i)), or because it is waived; after the first rejection draw
+    """Accept x_i with probability min(1, p_i(x_i) / q_i(x_i)), or if accepted_anyway[i]; after the first rejection draw
     from norm(max(p - q, 0)), after none from p (Leviathan et al. 2211.17192, Algorithm 1).
 
-    p[G + 1, V], q[G, V], drafted[G], waived[G] of bools; `position` is that of the first drafted token.
+    p[G + 1, V], q[G, V], drafted[G], accepted_anyway[G] of bools; `position` is that of the first drafted token.
     A residual without mass falls back to p.
     """
     xp = array_namespace(p)
@@ -140,12 +140,12 @@ def verify(p: Array, q: Array, drafted: Array, accepted_anyway: Array | None, rn
     prob = xp.clip(ratio[:, 0], 0, 1)
     num_accepted, passed = rng.accept_prefix(prob, accepted_anyway, position)
 
-    # Row `num_accepted` of p, less that row of q. Behind the last draft q is zero, which leaves p: the bonus row.
+    # Row `num_accepted` of p, less that row of q. After the last draft q is zero, which leaves p: the bonus row.
     row = xp.take(p, num_accepted[None], axis=0)[0]
     nothing = xp.zeros_like(p[:1])
     residual = xp.clip(row - xp.take(xp.concat([q, nothing]), num_accepted[None], axis=0)[0], 0, None)
     weights = xp.where(xp.any(residual > 0), residual, row)
-    token = rng.after(weights, position, num_accepted, num_drafted)
+    token = rng.sample_next(weights, position, num_accepted, num_drafted)
 
     ids = xp.arange(num_drafted + 1, device=device(p))
     tokens = xp.where(ids == num_accepted, token, xp.concat([drafted, _zero(xp, drafted)]))
@@ -162,7 +162,7 @@ def verify_greedy(logits: Array, drafted: Array, accepted_anyway: Array | None) 
     """`verify` at temperature 0, where p and q are one-hot and nothing is drawn: x_i passes if it is the target's
     first choice, and what follows the accepted tokens is the target's.
 
-    logits[G + 1, V], drafted[G], waived[G] of bools.
+    logits[G + 1, V], drafted[G], accepted_anyway[G] of bools.
     """
     xp = array_namespace(logits)
     choice = xp.argmax(logits, axis=-1)

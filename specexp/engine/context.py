@@ -20,7 +20,7 @@ class Context:
         self._session = session
         self._use_cache = cached
         self._ids: list[int] = []
-        self._cached = 0
+        self._num_cached = 0
         self._begun = False  # whether this round has asked anything yet
         self._fed: list[Array] = []  # the tokens it was given since, in slots 0, 1, ..., where nothing is cached
         self._num_slots = 0
@@ -34,7 +34,7 @@ class Context:
         A prompt beyond the context is not fed.
         """
         common = 0
-        for old, new in zip(self._ids[: self._cached] if reuse else (), ids[:-1], strict=False):
+        for old, new in zip(self._ids[: self._num_cached] if reuse else (), ids[:-1], strict=False):
             if old != new:
                 break
             common += 1
@@ -43,15 +43,15 @@ class Context:
         if not self._use_cache:
             return
         self._session.truncate(common)
-        self._cached = common
+        self._num_cached = common
         if common < len(ids) - 1 <= self._model.context:
             self._session.feed(self._model.ids(ids[common:-1]), rows=0)
             self._count(len(ids) - 1 - common)
-            self._cached = len(ids) - 1
+            self._num_cached = len(ids) - 1
 
     def forget(self) -> None:
         """Hold nothing, as at the start."""
-        self._ids, self._cached = [], 0
+        self._ids, self._num_cached = [], 0
         self._session.truncate(0)
         self._new_round()
 
@@ -72,8 +72,8 @@ class Context:
             if tokens is not None:
                 self._fed.append(tokens)
         elif not self._begun:
-            parts = [self._model.ids(self._ids[self._cached :])]
-            self._cached = len(self._ids)
+            parts = [self._model.ids(self._ids[self._num_cached :])]
+            self._num_cached = len(self._ids)
         self._begun = True
         if tokens is not None:
             parts.append(tokens)
@@ -123,10 +123,10 @@ class Context:
             # One committed token stays out, even when all were fed: the next round asks for its row.
             slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1]
             if slots == list(range(len(slots))):
-                self._session.truncate(self._cached + len(slots))
+                self._session.truncate(self._num_cached + len(slots))
             else:
-                self._session.truncate(self._cached, [self._cached + slot for slot in slots])
-            self._cached += len(slots)
+                self._session.truncate(self._num_cached, [self._num_cached + slot for slot in slots])
+            self._num_cached += len(slots)
         self._new_round()
         self._ids += tokens
 
@@ -138,4 +138,4 @@ class Context:
         self._begun, self._fed, self._parents, self._num_slots = False, [], None, 0
 
     def fingerprint(self) -> object:
-        return self._cached, self._session.slots()
+        return self._num_cached, self._session.slots()

@@ -39,7 +39,7 @@ class Drafting:
 
     def depth(self, run: Run, ask: Depth) -> int:
         """How deep a tree may grow."""
-        return self._fitting(run, ask.most, ask.reserve)
+        return self._max_draft_length(run, ask.most, ask.reserve)
 
     def recall(self, run: Run, ask: Recall) -> Drafted:
         """The continuation found in a text, or in the sequence itself: one-hot."""
@@ -48,7 +48,7 @@ class Drafting:
         if ask.text is not None:
             tokens = model.ids(continuation(run.ids, ask.text, most))
         else:
-            run.ngrams = run.ngrams or Ngrams(ask.ngram)
+            run.ngrams = run.ngrams or Ngrams(ask.max_ngram)
             tokens = model.ids(run.ngrams.continuation(run.ids, most))
         xp = array_namespace(tokens)
         vocabulary = xp.arange(model.vocab_size, device=device(tokens))
@@ -59,7 +59,10 @@ class Drafting:
         ask = asked[0][1]
         if self._drafts is not None and (whole := self._draft_whole(self._drafts, *asked[0])) is not None:
             return [whole]
-        chains = [_Chain(run, self._fitting(run, each.gamma, ask.reserve, ask.feed_last_token)) for run, each in asked]
+        chains = [
+            _Chain(run, self._max_draft_length(run, each.gamma, ask.reserve, ask.feed_last_token))
+            for run, each in asked
+        ]
         step, greedy, model = 0, ask.warp.greedy, self._models["draft"]
         while going := [chain for chain in chains if step < chain.length]:
             fed = [(chain.tokens[-1] if chain.tokens else None, None, ask.hidden) for chain in going]
@@ -72,12 +75,12 @@ class Drafting:
             for i, (chain, (_, states)) in enumerate(zip(going, result, strict=True)):
                 chain.tokens.append(_row(picks, i))
                 chain.peaks.append(_row(peaks, i))
-                if not greedy or ask.min_probability:
+                if not greedy or ask.min_draft_probability:
                     chain.rows.append(_row(q, i))
                 if states is not None:
                     chain.hidden.append(_last(states))
             step += 1
-            if ask.min_probability:
+            if ask.min_draft_probability:
                 self._stop(ask, [chain for chain in going if step < chain.length])
         if ask.feed_last_token and (behind := [chain for chain in chains if chain.length]):
             last = [(chain.tokens[-1], None, True) for chain in behind]
@@ -87,7 +90,7 @@ class Drafting:
                 chain.hidden.append(states)
         return [self._drafted(chain, greedy) for chain in chains]
 
-    def _fitting(self, run: Run, most: int, reserve: int, feed_last_token: bool = False) -> int:
+    def _max_draft_length(self, run: Run, most: int, reserve: int, feed_last_token: bool = False) -> int:
         """How far the draft may go ahead: `most`, what is left but `reserve`, and what its context holds."""
         fits = (
             self._models["draft"].context - len(run.ids) + (not feed_last_token)
@@ -97,7 +100,7 @@ class Drafting:
     def _draft_whole(self, model: Drafts, run: Run, ask: Draft) -> Drafted | None:
         """The chain in one go; None if the model does not answer this ask so."""
         context = run.contexts["draft"]
-        length = self._fitting(run, ask.gamma, ask.reserve, ask.feed_last_token)
+        length = self._max_draft_length(run, ask.gamma, ask.reserve, ask.feed_last_token)
         if not length or not model.drafts(ask, run.rng):
             return None
         feed = context.plan(None, None, ask.hidden)
@@ -120,7 +123,7 @@ class Drafting:
         xp = array_namespace(rows)
         (result,) = self._transfer.read([xp.take_along_axis(probability, tokens[:, None], axis=-1)[:, 0]])
         for chain, value in zip(chains, result, strict=True):
-            if value < ask.min_probability:
+            if value < ask.min_draft_probability:
                 chain.length = len(chain.tokens)
 
     def _drafted(self, chain: _Chain, greedy: bool) -> Drafted:

@@ -91,7 +91,7 @@ class Engine:
         on_tokens: Callable[[Sequence[int]], object] | None = None,
         name: str = "",
     ) -> Generation:
-        """Decode one prompt until an EOS or the limit; `told` is given the tokens of each round as they are final.
+        """Decode one prompt until an EOS or the limit; `on_tokens` is given each round's tokens once final.
 
         Raises ModelError where logits are NaN or infinite, naming the model, the prompt by `name`, and the position.
         """

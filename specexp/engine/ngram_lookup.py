@@ -39,14 +39,13 @@ def _agreement(ids: Sequence[int], i: int, text: Sequence[int], j: int) -> int:
 class Ngrams:
     """Where each run of up to `longest` tokens was last followed by another, in a sequence that only grows.
 
-    The latest place alone is kept. It is the likeliest to be said again, and no place is too close to the end: what it
-    goes on with is copied on over the copy itself, as LZ77 does, so that a place d tokens back offers those d again and
-    again, which is what it says if the text repeats. An earlier place, which would offer more, never has to be found.
+    Only the latest occurrence is kept. A match d tokens back is continued by repeating those d tokens, as in LZ77, so
+    that no match is too close to the end.
     """
 
     def __init__(self, longest: int) -> None:
         self._longest = longest
-        self._behind: dict[tuple[int, ...], int] = {}  # a run: the place behind it
+        self._behind: dict[tuple[int, ...], int] = {}  # an n-gram: the place after it
         self._indexed = 1  # places below it are known; the first one has nothing before it
 
     def continuation(self, ids: Sequence[int], most: int) -> list[int]:

@@ -86,7 +86,7 @@ class Run:
         self._on_tokens, self._num_emitted = on_tokens, 0
         self.num_prompt = len(ids)
         self.contexts: dict[Role, Context] = {}
-        self.ngrams: Ngrams | None = None  # of this sequence, for who asks what it says itself
+        self.ngrams: Ngrams | None = None  # index of this sequence's n-grams, for prompt lookup
         self.out = Generation()
         self.began = 0.0
         self.ask: Ask | None = None

@@ -52,6 +52,6 @@ def with_asks(runs: Sequence[Run], kind: type[A]) -> list[tuple[Run, A]]:
 
 
 def _alike(one: Draft, other: Draft) -> bool:
-    return (one.warp, one.reserve, one.hidden, one.feed_last_token, one.min_probability) == (
-        other.warp, other.reserve, other.hidden, other.feed_last_token, other.min_probability
+    return (one.warp, one.reserve, one.hidden, one.feed_last_token, one.min_draft_probability) == (
+        other.warp, other.reserve, other.hidden, other.feed_last_token, other.min_draft_probability
     )  # fmt: skip

@@ -18,7 +18,7 @@ from specexp.config import Experiment
 from specexp.decoding.rng import rng_for
 from specexp.engine import Engine
 from specexp.evaluation.equality import Draws, difference, explanation
-from specexp.evaluation.preparation import Prepared, Setting, arithmetic_of
+from specexp.evaluation.preparation import Prepared, PreparedMethod, arithmetic_of
 from specexp.evaluation.scheduling import LOWER, Job, prompt_of
 from specexp.lm import out_of_memory
 from specexp.storage.records import Key, Record, RecordFile, key_of
@@ -61,7 +61,7 @@ class Divergence:
         }
 
 
-def comparable(setting: Setting, experiment: Experiment) -> bool:
+def comparable(setting: PreparedMethod, experiment: Experiment) -> bool:
     """True if this setting must emit plain decoding's tokens: a tree draws its tokens just as plain decoding does."""
     if not setting.facts.drafts or not setting.lossless:
         return False

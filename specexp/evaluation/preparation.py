@@ -30,7 +30,7 @@ from specexp.tasks.task import notes_of, task
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class PreparedMethod:
     """One method at one draft length, with its decoder."""
 
     config: MethodConfig
@@ -80,7 +80,7 @@ class Prepared:
     task: Task
     examples: list[Example]
     prompts: list[list[int]]
-    settings: list[Setting]
+    settings: list[PreparedMethod]
     pair: Pair
     judges: Mapping[str, Judge]
     notes: Sequence[str] = ()
@@ -111,7 +111,9 @@ def prepare(
         notes += judge.notes(mine)
     context = BuildContext(experiment.warp, judges, pair.eos_ids)
     settings = [
-        Setting(method, decoder_for(method, context), is_lossless(method, experiment.warp, judges.get(method.judge)))
+        PreparedMethod(
+            method, decoder_for(method, context), is_lossless(method, experiment.warp, judges.get(method.judge))
+        )
         for method in experiment.methods
     ]
     for setting in settings:

@@ -13,7 +13,7 @@ from specexp.decoding.rng import rng_for
 from specexp.engine import Request
 from specexp.evaluation.preparation import (
     Prepared,
-    Setting,
+    PreparedMethod,
 )
 from specexp.lm.runtime import ModelConfig
 from specexp.storage.records import RecordFile
@@ -28,7 +28,7 @@ class Job:
 
     index: int  # of the example
     turn: int
-    setting: Setting
+    setting: PreparedMethod
     repeat: int
 
 

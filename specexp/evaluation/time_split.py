@@ -18,7 +18,7 @@ from specexp.engine import Decoder, Engine
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.scheduling import LOWER
 from specexp.lm import out_of_memory
-from specexp.profiling.time_breakdown import Stopwatch, TimedDecoder, TimedDice, TimedModel, shares
+from specexp.profiling.time_breakdown import Stopwatch, TimedDecoder, TimedRng, TimedModel, shares
 from specexp.storage.records import Record
 from specexp.storage.run_folder import OutputFolder
 
@@ -96,7 +96,7 @@ def seconds(
     engine = Engine({role: TimedModel(model, role, watch) for role, model in models.items()}, prepared.pair.eos_ids)
     for example, ids in list(zip(prepared.examples, prepared.prompts, strict=True))[:num_prompts]:
         rng = rng_for(temperature, prepared.experiment.seed, example.prompt_id)
-        timed = TimedDecoder(decoder, watch), TimedDice(rng, watch)
+        timed = TimedDecoder(decoder, watch), TimedRng(rng, watch)
         engine.generate(timed[0], ids, max_new_tokens, timed[1], name=example.prompt_id)
         after_each()
     return watch.seconds()

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
-from specexp.evaluation.preparation import Prepared, Setting
+from specexp.evaluation.preparation import Prepared, PreparedMethod
 from specexp.evaluation.runner import record_of
 from specexp.evaluation.scheduling import Job
 from specexp.lm import out_of_memory
@@ -56,7 +56,7 @@ class SpecexpContender:
 
     name: str
     prepared: Prepared
-    setting: Setting
+    setting: PreparedMethod
     temperature: float = 0.0
     clock: Callable[[], float] = time.perf_counter
 

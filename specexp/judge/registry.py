@@ -151,7 +151,7 @@ def _fetch(address: str, scratch: Path) -> Path:
 
 def _missing(address: str, error: Exception) -> str:
     where, words = backend.address(), backend.words(error)
-    if where.startswith("http") and backend.is_silence(error):
+    if where.startswith("http") and backend.is_unavailable(error):
         return (
             f"judge '{address}' is in the store at {where}, which does not answer: {words}. Start it, name another one"
             " in MLFLOW_TRACKING_URI, or give the judge's folder."

@@ -171,22 +171,22 @@ class TimedSession:
         return self.inner.slots()
 
 
-class TimedDice:
+class TimedRng:
     """An rng whose draws are charged to sampling: for the engine, which samples the drafts itself."""
 
     def __init__(self, rng: Rng, watch: Stopwatch) -> None:
         self._pick = watch.timed(SAMPLING, rng.pick)
-        self._after = watch.timed(SAMPLING, rng.after)
-        self._streak = watch.timed(SAMPLING, rng.accept_prefix)
+        self._sample_next = watch.timed(SAMPLING, rng.sample_next)
+        self._accept_prefix = watch.timed(SAMPLING, rng.accept_prefix)
 
     def pick(self, weights: Array, position: int, purpose: int) -> Array:
         return self._pick(weights, position, purpose)
 
-    def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
-        return self._after(weights, position, num_accepted, num_drafted)
+    def sample_next(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
+        return self._sample_next(weights, position, num_accepted, num_drafted)
 
     def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: int) -> tuple[Array, Array]:
-        return self._streak(prob, accepted_anyway, position)
+        return self._accept_prefix(prob, accepted_anyway, position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,14 +209,14 @@ class TimedRule:
 
     def __init__(self, rule: Rule, watch: Stopwatch) -> None:
         self._rule = rule
-        self._waive = watch.timed(JUDGE, rule.accept_anyway)
+        self._accept_anyway = watch.timed(JUDGE, rule.accept_anyway)
 
     @property
     def needs(self) -> RequiredHidden:
         return self._rule.needs
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
-        return self._waive(drafted, scored)
+        return self._accept_anyway(drafted, scored)
 
 
 class TimedDecoder:

@@ -17,7 +17,6 @@ from typing import Literal, NotRequired, TypedDict, cast
 
 from specexp.errors import OutputError
 from specexp.storage.files import CHECKSUM, append_line, checksum, misfit, open_lines, unwritable
-from specexp.storage.files import write_whole as write_whole
 
 SCHEMA_VERSION = 2  # of records; version 1 wrote none
 

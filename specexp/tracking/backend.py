@@ -48,26 +48,26 @@ def connection_error() -> str | None:
 
     Raises StoreError for an invalid address, and if the store answers with a refusal.
     """
-    return _silence(lambda: MlflowClient().search_experiments(max_results=1))
+    return _unavailable_reason(lambda: MlflowClient().search_experiments(max_results=1))
 
 
-def ready() -> str | None:
+def unreachable_reason() -> str | None:
     """Like `connection_error`, but also checks the experiment and the run that the environment names, before any work
     is done for them.
 
     Raises StoreError if the store has no such experiment or run, or only a deleted one.
     """
-    return connection_error() or _silence(_check_destination)
+    return connection_error() or _unavailable_reason(_check_destination)
 
 
-def _silence(work: Callable[[], object]) -> str | None:
+def _unavailable_reason(work: Callable[[], object]) -> str | None:
     try:
         with quiet(), _alone():
             with_retries(work)
     except Exception as error:
         if not is_of_store(error):
             raise
-        if is_silence(error):
+        if is_unavailable(error):
             return words(error)
         raise StoreError(
             f"the tracking store at {address()} cannot be used: {words(error)}. Fix it, or name another one in"
@@ -153,7 +153,7 @@ def translate_errors(tell: Callable[[str], Exception]) -> Iterator[None]:
 @contextmanager
 def require_store(why: str, way_on: str) -> Iterator[None]:
     """Context for work that needs the store. Raises StoreError if the store does not answer, Unsent if it fails."""
-    unreachable = ready()
+    unreachable = unreachable_reason()
     if unreachable is not None:
         raise StoreError(
             f"the tracking store at {address()} does not answer ({unreachable}), and {why}; start it, or name another"
@@ -198,7 +198,7 @@ def words(error: BaseException) -> str:
     return mask(result or first)[:300].rstrip(". ")
 
 
-def is_silence(error: BaseException) -> bool:
+def is_unavailable(error: BaseException) -> bool:
     """True if a later attempt may succeed: the store gave no answer, or the server has a temporary fault."""
     if mlflow.get_tracking_uri().startswith("http"):
         status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
@@ -210,7 +210,7 @@ def is_silence(error: BaseException) -> bool:
 def is_refusal(error: BaseException) -> bool:
     """True if the store answered with a refusal, which a later attempt would get again."""
     if mlflow.get_tracking_uri().startswith("http"):
-        return not is_silence(error)
+        return not is_unavailable(error)
     status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
     return 400 <= status < 500 and status not in (408, 429)
 

@@ -50,8 +50,8 @@ class Sent:
 class Outbox:
     """Sends the main run of one folder and its method runs.
 
-    `unreachable` is the result of `backend.ready`, which is called before anything is loaded or decoded. The main
-    run's key is `scope/kind`; the default scope is the folder's unique id, which is created when the key is first used.
+    `unreachable` is the result of `backend.unreachable_reason`, which is called before anything is loaded or decoded.
+    The main run's key is `scope/kind`; the default scope is the folder's unique id, which is created when the key is first used.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ def upload(path: Path) -> Sent | None:
     _check_files(path, _files(plan))
     if not any(os.environ.get(name) for name in EXPERIMENT):
         os.environ.update({name: plan.experiment[name] for name in EXPERIMENT if name in plan.experiment})
-    unreachable = backend.ready()
+    unreachable = backend.unreachable_reason()
     if unreachable is not None:
         raise Unsent(unsent(path, unreachable))
     with backend.translate_errors(lambda words: Unsent(unsent(path, words))):

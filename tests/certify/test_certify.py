@@ -126,8 +126,8 @@ def test_a_residual_that_is_left_out_fails_where_tokens_are_drawn(
         class Whole:
             accept_prefix = staticmethod(rng.accept_prefix)
 
-            def after(self, weights: Any, position: int, num_accepted: Any, num_drafted: int) -> Any:
-                return rng.after(p[int(num_accepted)], position, num_accepted, num_drafted)
+            def sample_next(self, weights: Any, position: int, num_accepted: Any, num_drafted: int) -> Any:
+                return rng.sample_next(p[int(num_accepted)], position, num_accepted, num_drafted)
 
         return verify(p, q, drafted, accepted_anyway, Whole(), position)
 

@@ -19,8 +19,8 @@ SIZES = [(1, 3, 5), (2, 3, 5), (3, 2, 6), (4, 2, 7)]
 # From the module of the chain and gamma to a proposer.
 Proposing = Callable[[Any, int], Any]
 DRAFT: Proposing = lambda chain, gamma: chain.DraftModel(gamma)  # noqa: E731
-EARLY: Proposing = lambda chain, gamma: chain.DraftModel(gamma, min_probability=0.4)  # noqa: E731
-LOOKUP: Proposing = lambda chain, gamma: chain.Lookup(gamma, ngram=2)  # noqa: E731
+EARLY: Proposing = lambda chain, gamma: chain.DraftModel(gamma, min_draft_probability=0.4)  # noqa: E731
+LOOKUP: Proposing = lambda chain, gamma: chain.Lookup(gamma, max_ngram=2)  # noqa: E731
 
 
 def distributions(

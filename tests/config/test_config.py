@@ -49,7 +49,7 @@ def test_every_preset_says_what_it_is_for(kind: str) -> None:
 def test_every_method_is_a_preset_of_its_own_name_and_can_be_built() -> None:
     assert set(specs()) == set(BUILDERS)
     assert set(specs()) <= set(config.preset_names("methods"))
-    assert set(config.TASKS) == set(TASKS)
+    assert set(config.TASK_SOURCES) == set(TASKS)
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:

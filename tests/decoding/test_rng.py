@@ -86,9 +86,9 @@ def test_streak_lengths_follow_the_probabilities() -> None:
 def test_the_token_behind_a_full_chain_shares_its_luck_with_plain_decoding() -> None:
     rng, weights = HashRng.of(2, "p"), np.array([0.3, 0.3, 0.4])
     for start in range(40):
-        behind_all = rng.after(weights, start, np.asarray(5), 5)
+        behind_all = rng.sample_next(weights, start, np.asarray(5), 5)
         assert int(behind_all) == int(rng.pick(weights, start + 5, TARGET))
-        corrected = rng.after(weights, start, np.asarray(2), 5)
+        corrected = rng.sample_next(weights, start, np.asarray(2), 5)
         assert int(corrected) == int(rng.pick(weights, start + 2, RESIDUAL))
 
 

@@ -91,7 +91,7 @@ def test_it_reads_one_value_for_each_token_that_another_may_follow() -> None:
 
 
 class Reading:
-    """A rule that reads the draft's rows, its own behind the last token too, and waives nothing."""
+    """A rule that reads the draft's rows, the last token's row too, and accepts nothing more."""
 
     @property
     def needs(self) -> RequiredHidden:

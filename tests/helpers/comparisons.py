@@ -9,7 +9,8 @@ from typing import Any
 
 from specexp import config
 from specexp.config import Experiment, MethodConfig
-from specexp.evaluation.report.comparison import Comparison, Entry, is_lossless
+from specexp.evaluation.report.comparison import Comparison, Entry
+from specexp.methods import is_lossless
 from specexp.metrics.summary import summarise
 from specexp.profiling.call_costs import Costs
 

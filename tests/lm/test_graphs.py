@@ -65,7 +65,7 @@ def decoders(warp: Warp) -> Iterator[Decoder]:
     for gamma in (1, 4, 9):
         yield Chain(DraftModel(gamma), Lossless(), warp)
     yield Chain(DraftModel(4), Lossless(), warp, bonus=False)
-    yield Chain(DraftModel(4, min_probability=0.2), Lossless(), warp)
+    yield Chain(DraftModel(4, min_draft_probability=0.2), Lossless(), warp)
     parts = ("target_token", "draft_token")
     judged = Judged(
         lambda x: torch.sigmoid(x.sum(-1)),

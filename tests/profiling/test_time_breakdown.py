@@ -24,7 +24,7 @@ from specexp.profiling.time_breakdown import (
     PARTS,
     Stopwatch,
     TimedDecoder,
-    TimedDice,
+    TimedRng,
     TimedModel,
     TimedSession,
     TimedWarp,
@@ -70,7 +70,7 @@ def instrumented(hand: Hand, decoder: Decoder, prompt: list[int]) -> tuple[dict[
         "target": TimedModel(ToyModel(8), "target", watch),
         "draft": TimedModel(ToyModel(8, draft_noise=0.4), "draft", watch),
     }
-    out = Engine(models).generate(TimedDecoder(decoder, watch), prompt, 12, TimedDice(CertainRng(), watch))
+    out = Engine(models).generate(TimedDecoder(decoder, watch), prompt, 12, TimedRng(CertainRng(), watch))
     return watch.seconds(), out
 
 
@@ -125,7 +125,7 @@ def test_a_chain_that_a_model_drafts_in_one_go_is_charged_as_it_is_made(temperat
     session = drafts.session()
     session.pool.forward = Slow()  # type: ignore[attr-defined]
     timed = TimedModel(drafts, "draft", watch)
-    rng = TimedDice(rng_for(temperature, 0, "p"), watch)
+    rng = TimedRng(rng_for(temperature, 0, "p"), watch)
     ask = Draft(4, TimedWarp(temperature, watch=watch))
     assert timed.drafts(ask, rng)
     watch.begin()
@@ -144,7 +144,7 @@ def test_a_recording_takes_no_watched_dice_or_warps() -> None:
     watch = Stopwatch()
     assert captured.drafts(Draft(4, Warp()), CertainRng())
     assert not captured.drafts(Draft(4, TimedWarp(watch=watch)), CertainRng())
-    assert not captured.drafts(Draft(4, Warp(0.7)), TimedDice(rng_for(0.7, 0, "p"), watch))
+    assert not captured.drafts(Draft(4, Warp(0.7)), TimedRng(rng_for(0.7, 0, "p"), watch))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
@@ -155,7 +155,7 @@ def test_an_instrumented_decoder_decodes_the_same(temperature: float) -> None:
     timed: Any = {role: TimedModel(model, role, watch) for role, model in models.items()}
     rng = rng_for(temperature, 0, "a prompt")
     want = Engine(models).generate(decoder, [1, 2], 20, rng)
-    found = Engine(timed).generate(TimedDecoder(decoder, watch), [1, 2], 20, TimedDice(rng, watch))
+    found = Engine(timed).generate(TimedDecoder(decoder, watch), [1, 2], 20, TimedRng(rng, watch))
     assert found.token_ids == want.token_ids
     assert found.accepted_histogram == want.accepted_histogram
 

@@ -22,7 +22,7 @@ def lengths(found: config.Experiment) -> tuple[str, int, int]:
 
 
 def test_every_task_has_defaults_of_its_own() -> None:
-    assert DEFAULTS.keys() == config.TASKS.keys()
+    assert DEFAULTS.keys() == config.TASK_SOURCES.keys()
     arith = config.resolve("arith_quick")
     assert lengths(arith) == ("arith_quick", DEFAULTS["arith"].limit, DEFAULTS["arith"].max_new_tokens)
 
@@ -53,7 +53,7 @@ def test_the_experiments_own_task_leaves_it_as_it_is() -> None:
 def test_what_a_preset_says_for_its_own_task_is_no_fault_of_another() -> None:
     """Its eight solved examples would be refused by a task that has none."""
     found = config.resolve("gsm8k_8shot_llama_8b_1b", {"task": "mtbench"})
-    assert (found.shots, found.data) == (0, config.TASKS["mtbench"])
+    assert (found.shots, found.data) == (0, config.TASK_SOURCES["mtbench"])
 
 
 def test_what_a_command_says_by_itself_goes_before_the_task() -> None:

@@ -214,7 +214,7 @@ def test_a_server_that_refuses_is_none_that_may_come_back(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", DEAD)
     said = MlflowException(f"API request to endpoint /api failed with error code {status} != 200. Response body: ''")
-    assert backend.is_silence(said) is goes_on
+    assert backend.is_unavailable(said) is goes_on
 
 
 @pytest.mark.parametrize("status,code", [(401, 2), (404, 2), (503, 3)])

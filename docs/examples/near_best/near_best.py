@@ -38,7 +38,7 @@ class LookupThenDraft:
     models = ("draft",)
 
     def propose(self, warp: Any, reserve: int, needs: RequiredHidden) -> Any:
-        found = yield Recall(None, self.gamma, reserve, ngram=2)
+        found = yield Recall(None, self.gamma, reserve, max_ngram=2)
         return found if found.tokens.shape[0] else (yield from DraftModel(self.gamma).propose(warp, reserve, needs))
 
 

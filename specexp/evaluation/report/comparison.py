@@ -14,7 +14,6 @@ from specexp.evaluation.divergence import Divergence
 from specexp.evaluation.measured_costs import costs_of
 from specexp.evaluation.preparation import Prepared, arithmetic_of
 from specexp.evaluation.summaries import claims_attainable, pooled
-from specexp.methods import is_lossless as is_lossless
 from specexp.storage.records import Record
 from specexp.storage.run_folder import OutputFolder
 

@@ -19,7 +19,8 @@ from specexp.evaluation.summaries import Summary, summary
 from specexp.evaluation.token_view import token_page
 from specexp.metrics import incomplete
 from specexp.metrics.summary import has_ends
-from specexp.storage.records import Record, write_whole
+from specexp.storage.files import write_whole
+from specexp.storage.records import Record
 from specexp.storage.run_folder import OutputFolder
 
 PAGE = "report.html"

@@ -34,7 +34,7 @@ from specexp.decoding.lossy_rules import Judged
 from specexp.decoding.protocol import Role
 from specexp.engine import Engine, Generation
 from specexp.evaluation import scheduling
-from specexp.evaluation.preparation import Prepared, Setting
+from specexp.evaluation.preparation import Prepared, PreparedMethod
 from specexp.evaluation.scheduling import LOWER, Job
 from specexp.evaluation.token_view.origins import Emitted, TracedDecoder, tally
 from specexp.evaluation.token_view.teacher_forcing import Opinion, teacher_forced_probs, unit_temperature
@@ -124,7 +124,7 @@ def _recorded(prepared: Prepared, records: RecordFile, key: Key) -> float:
     return float(sum(record["seconds"] + record["prefill_seconds"] for record in result))
 
 
-def _method(setting: Setting) -> dict[str, Any]:
+def _method(setting: PreparedMethod) -> dict[str, Any]:
     config, decoder = setting.config, setting.decoder
     judged = isinstance(decoder, Chain) and isinstance(decoder.rule, Judged)
     return {

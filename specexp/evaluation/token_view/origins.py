@@ -165,8 +165,8 @@ class _Overheard:
     def pick(self, weights: Array, position: int, purpose: int) -> Array:
         return self.rng.pick(weights, position, purpose)
 
-    def after(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
-        return self.rng.after(weights, position, num_accepted, num_drafted)
+    def sample_next(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
+        return self.rng.sample_next(weights, position, num_accepted, num_drafted)
 
     def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: int) -> tuple[Array, Array]:
         num_accepted, passed = self.rng.accept_prefix(prob, accepted_anyway, position)

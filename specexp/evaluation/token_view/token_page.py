@@ -25,8 +25,9 @@ from specexp.evaluation.token_view.origins import ORIGINS
 from specexp.evaluation.token_view.selection import Shown
 from specexp.method_specs import spec
 from specexp.pair.token_text import PART, SPECIAL, TEXT, marked, plain
+from specexp.storage.files import write_whole
 from specexp.storage.journal import Journal
-from specexp.storage.records import RecordFile, write_whole
+from specexp.storage.records import RecordFile
 from specexp.storage.run_folder import OutputFolder
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"

@@ -146,7 +146,7 @@ class HFModel:
         return together(feeds)
 
     def drafts(self, ask: Draft, rng: Rng) -> bool:
-        if self.native is None or ask.min_probability:
+        if self.native is None or ask.min_draft_probability:
             return False
         # A recording freezes the warp and the rng: only the standard classes, without other state, can be recorded.
         plain = type(ask.warp) is Warp and (ask.warp.greedy or isinstance(rng, HashRng))
