@@ -73,7 +73,7 @@ class Draft:
     With `feed_last_token`, the last token is fed too, for its hidden row: one more forward, which the next round saves.
 
     With `min_draft_probability` it ends after the first token whose probability in q is below it; at temperature 0,
-    where q is one-hot, the draft's at temperature 1. The token itself stays: dropping what was drawn because of what it is
+    where q is one-hot, the draft's at temperature 1. The token itself stays: dropping a token because of its value
     would leave tokens that are not drawn from q.
     """
 
@@ -90,8 +90,8 @@ class Recall:
     """Ask for at most `gamma` tokens that follow, in `text`, what was committed last.
 
     `text=None` is the sequence itself, prompt and output: what followed an earlier occurrence of its last tokens, at
-    most `max_ngram`. Nothing is sampled: q is one-hot. Without an occurrence there is no token. It is trimmed as `Draft`
-    is, except that the draft's context does not matter.
+    most `max_ngram`. Nothing is sampled: q is one-hot. Without an occurrence there is no token. It is trimmed
+    as `Draft` is, except that the draft's context does not matter.
     """
 
     text: Sequence[int] | None

@@ -18,7 +18,7 @@ from specexp.engine import Decoder, Engine
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.scheduling import LOWER
 from specexp.lm import out_of_memory
-from specexp.profiling.time_breakdown import Stopwatch, TimedDecoder, TimedRng, TimedModel, shares
+from specexp.profiling.time_breakdown import Stopwatch, TimedDecoder, TimedModel, TimedRng, shares
 from specexp.storage.records import Record
 from specexp.storage.run_folder import OutputFolder
 

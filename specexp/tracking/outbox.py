@@ -51,7 +51,8 @@ class Outbox:
     """Sends the main run of one folder and its method runs.
 
     `unreachable` is the result of `backend.unreachable_reason`, which is called before anything is loaded or decoded.
-    The main run's key is `scope/kind`; the default scope is the folder's unique id, which is created when the key is first used.
+    The main run's key is `scope/kind`; the default scope is the folder's unique id, which is
+    created when the key is first used.
     """
 
     def __init__(
