@@ -58,7 +58,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
         if len(checks) == len(examining.NAMES) and outbox.is_sent:
             found = examining.examine(subject, asked.samples, checks)
             click.echo(report.text(subject, found))
-            sent = outbox.add([], [report.mark(subject, found)])
+            sent = outbox.add([], [report.update_of(subject, found)])
         else:
             attached = client.attached()
             with outbox.open(timed=False):
@@ -66,8 +66,8 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
                 folder.write_json(report.FILE, report.as_json(subject, found, asked, where))
                 click.echo(report.text(subject, found))
                 main = report.main(subject, found, folder, outbox, attached)
-                sent = outbox.send(main, marks=[report.mark(subject, found)])
-    click.echo(_tagged(sent.num_marked, found.verdict))
+                sent = outbox.send(main, updates=[report.update_of(subject, found)])
+    click.echo(_tagged(sent.num_updated, found.verdict))
     click.echo(f"certificate: {path / report.FILE}")
     return found.verdict
 

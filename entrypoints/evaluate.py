@@ -42,7 +42,7 @@ def evaluate(
     shown = Shown.parse(show)
     folder = OutputFolder(folder_path, resolved, resume)
     from specexp.evaluation import divergence, preparation, runner, scheduling, time_split
-    from specexp.evaluation.report import publish, run_sheets
+    from specexp.evaluation.report import publish, run_specs
     from specexp.evaluation.token_view import token_page
 
     tags = {**tags_of("comparison", resolved), "batch": str(resolved.batch)}
@@ -64,13 +64,13 @@ def evaluate(
                     time_split.measure(prepared, folder, records.records)
                 divergence.examine(prepared, folder, records)
                 found = publish.show(prepared, folder, records.records, commands)
-                main = run_sheets.main(prepared, folder, found, outbox)
-                flat = run_sheets.sheets(prepared, folder, records.records, found, uid_of(folder_path))
+                main = run_specs.main(prepared, folder, found, outbox)
+                method_runs = run_specs.method_runs(prepared, folder, records.records, found, uid_of(folder_path))
                 try:
-                    sent = outbox.send(main, flat)
+                    sent = outbox.send(main, method_runs)
                 except Unsent:
                     if files := token_page.write(prepared, folder, records, shown):
-                        outbox.put_down([publish.write_page(folder, found), *files])
+                        outbox.add_to_plan([publish.write_page(folder, found), *files])
                     raise
         # Written last: it is only for reading, and no result depends on it.
         if files := token_page.write(prepared, folder, records, shown):

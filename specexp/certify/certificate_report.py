@@ -14,7 +14,7 @@ from typing import Any
 from specexp.certify.certificate import Certificate
 from specexp.certify.certificate_config import CertificateConfig
 from specexp.certify.checks import Check, Subject
-from specexp.evaluation.report import run_sheets
+from specexp.evaluation.report import run_specs
 from specexp.storage.run_folder import OutputFolder
 from specexp.storage.run_plan import Input, RunSpec, RunUpdate, now
 from specexp.tracking.outbox import Outbox
@@ -89,7 +89,7 @@ def main(subject: Subject, certificate: Certificate, folder: OutputFolder, outbo
     return outbox.main(certificate.metrics(), files, inputs, tags, {} if attached else _params(subject))
 
 
-def mark(subject: Subject, certificate: Certificate) -> RunUpdate:
+def update_of(subject: Subject, certificate: Certificate) -> RunUpdate:
     """An update that writes the verdict, as tag and metrics, to the method's finished runs."""
     wanted = {key: str(value) for key, value in _params(subject).items() if key not in _OTHER}
     return RunUpdate(
@@ -99,4 +99,4 @@ def mark(subject: Subject, certificate: Certificate) -> RunUpdate:
 
 def _params(subject: Subject) -> dict[str, object]:
     """The parameters that a method run of this method logs."""
-    return run_sheets._params(subject.prepared, subject.method, subject.prepared.experiment.seed)
+    return run_specs.params_of(subject.prepared, subject.method, subject.prepared.experiment.seed)

@@ -14,14 +14,14 @@ _TEXTS = {str: str}
 _METRIC = (float, bool)
 _FILE = {"path": str, "to": str, "only": {str: object}}
 _INPUT = {"name": str, "digest": str, "source": str, "source_type": str, "num_rows": int, "context": str}
-_SHEET = {
+_RUN_SPEC = {
     "key": str, "name": str, "tags": _TEXTS, "params": _TEXTS, "metrics": {str: _METRIC}, "files": [_FILE],
     "inputs": [_INPUT], "time": int,
 }  # fmt: skip
-_MARK = {"where": _TEXTS, "params": _TEXTS, "tags": _TEXTS, "metrics": {str: _METRIC}, "time": int}
+_RUN_UPDATE = {"where": _TEXTS, "params": _TEXTS, "tags": _TEXTS, "metrics": {str: _METRIC}, "time": int}
 # The shape of a plan in JSON.
 SHAPE = {
-    "main": _SHEET, "flat": [_SHEET], "marks": [_MARK],
+    "main": _RUN_SPEC, "flat": [_RUN_SPEC], "marks": [_RUN_UPDATE],
     "experiment": {"MLFLOW_EXPERIMENT_ID?": str, "MLFLOW_EXPERIMENT_NAME?": str},
 }  # fmt: skip
 
@@ -88,21 +88,29 @@ class UploadPlan:
     """
 
     main: RunSpec
-    flat: Sequence[RunSpec] = ()
-    marks: Sequence[RunUpdate] = ()
+    method_runs: Sequence[RunSpec] = ()
+    updates: Sequence[RunUpdate] = ()
     experiment: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        fields = asdict(self)  # the file keeps the keys that earlier versions read
+        return {
+            "main": fields["main"],
+            "flat": fields["method_runs"],
+            "marks": fields["updates"],
+            "experiment": fields["experiment"],
+        }
 
     @classmethod
     def parse(cls, found: Mapping[str, Any]) -> UploadPlan:
         """Build a plan from the JSON of `as_dict`. Raises KeyError or TypeError."""
-        flat = [_sheet(each) for each in found["flat"]]
-        return cls(_sheet(found["main"]), flat, [RunUpdate(**each) for each in found["marks"]], found["experiment"])
+        method_runs = [_run_spec(each) for each in found["flat"]]
+        return cls(
+            _run_spec(found["main"]), method_runs, [RunUpdate(**each) for each in found["marks"]], found["experiment"]
+        )
 
 
-def _sheet(found: Mapping[str, Any]) -> RunSpec:
+def _run_spec(found: Mapping[str, Any]) -> RunSpec:
     files, inputs = [File(**each) for each in found["files"]], [Input(**each) for each in found["inputs"]]
     return RunSpec(**{**found, "files": files, "inputs": inputs})
 

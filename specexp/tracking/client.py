@@ -94,9 +94,9 @@ def close(keys: Collection[str]) -> None:
                 client.set_terminated(run.info.run_id, "FAILED")
 
 
-def make(sheet: RunSpec, experiment: str) -> Run:
+def make(spec: RunSpec, experiment: str) -> Run:
     """Create an empty run for this spec."""
-    return MlflowClient().create_run(experiment, run_name=sheet.name, tags={KEY: sheet.key, **sheet.tags})
+    return MlflowClient().create_run(experiment, run_name=spec.name, tags={KEY: spec.key, **spec.tags})
 
 
 def delete_doubles(key: str, keep: Collection[str]) -> None:
@@ -108,23 +108,23 @@ def delete_doubles(key: str, keep: Collection[str]) -> None:
             client.delete_run(other.info.run_id)
 
 
-def fill(run_id: str, sheet: RunSpec, folder: Path) -> None:
+def fill(run_id: str, spec: RunSpec, folder: Path) -> None:
     """Log all contents of the spec to a run, with files from `folder`, and finish it. Existing metrics are skipped.
 
     A held signal is delivered between two steps.
     """
     client = MlflowClient()
     there = client.get_run(run_id).data.metrics
-    tags = [RunTag(key, value) for key, value in {KEY: sheet.key, **sheet.tags}.items()]
-    params = [Param(key, value) for key, value in sheet.params.items()]
-    new = [Metric(k, v, sheet.time, 0) for k, v in sheet.metrics.items() if k not in there]
+    tags = [RunTag(key, value) for key, value in {KEY: spec.key, **spec.tags}.items()]
+    params = [Param(key, value) for key, value in spec.params.items()]
+    new = [Metric(k, v, spec.time, 0) for k, v in spec.metrics.items() if k not in there]
     client.log_batch(run_id, metrics=new, tags=tags)
     for start in range(0, len(params), _BATCH):
         client.log_batch(run_id, params=params[start : start + _BATCH])
     signals.check()
-    if sheet.inputs:
-        client.log_inputs(run_id, datasets=[_input(each, run_id) for each in sheet.inputs])
-    put(run_id, sheet.files, folder)
+    if spec.inputs:
+        client.log_inputs(run_id, datasets=[_input(each, run_id) for each in spec.inputs])
+    put(run_id, spec.files, folder)
     signals.check()
     client.set_terminated(run_id, "FINISHED")
 
@@ -162,7 +162,7 @@ def _input(dataset: Input, run_id: str) -> DatasetInput:
     return DatasetInput(result, [InputTag("mlflow.data.context", dataset.context)])
 
 
-def mark(asked: RunUpdate) -> int:
+def update_runs(asked: RunUpdate) -> int:
     """Add metrics and tags to the runs that the update selects; returns their number."""
     # None and empty values are not logged as parameters.
     wanted = {key: "" if value == "None" else value for key, value in asked.params.items()}

@@ -37,7 +37,7 @@ class Sent:
     run_id: str
     address: str
     num_runs: int
-    num_marked: int
+    num_updated: int
 
     @property
     def charts(self) -> str:
@@ -71,7 +71,7 @@ class Outbox:
         """True if an earlier attempt sent everything; always False under `mlflow run`, whose new run must be filled."""
         if client.attached() or self._unreachable is not None or not (self.path / PLAN).exists():
             return False
-        with self._telling():
+        with self._as_unsent():
             return search.find(self._key, finished=True) is not None
 
     @contextmanager
@@ -130,33 +130,33 @@ class Outbox:
             run_plan.now(),
         )  # fmt: skip
 
-    def send(self, main: RunSpec, flat: Sequence[RunSpec] = (), marks: Sequence[RunUpdate] = ()) -> Sent:
+    def send(self, main: RunSpec, method_runs: Sequence[RunSpec] = (), updates: Sequence[RunUpdate] = ()) -> Sent:
         """Save the contents of all runs and send them; creates the main run if necessary. Raises Unsent."""
         experiment = {name: os.environ[name] for name in EXPERIMENT if os.environ.get(name)}
-        write_json(self.path / PLAN, UploadPlan(main, flat, marks, experiment).as_dict())
+        write_json(self.path / PLAN, UploadPlan(main, method_runs, updates, experiment).as_dict())
         self._note(self._key, os.environ.get("MLFLOW_RUN_ID"))
-        with self._telling():
+        with self._as_unsent():
             return _sent_or_ended(self.path)
 
-    def add(self, files: Sequence[Path], marks: Sequence[RunUpdate] = ()) -> Sent:
+    def add(self, files: Sequence[Path], updates: Sequence[RunUpdate] = ()) -> Sent:
         """Send further or newer files of the main run, and newer updates, after everything else was sent."""
-        new = self.put_down(files, marks)
-        with self._telling():
+        new = self.add_to_plan(files, updates)
+        with self._as_unsent():
             return _sent_or_ended(self.path, new)
 
-    def put_down(self, files: Sequence[Path], marks: Sequence[RunUpdate] = ()) -> Sequence[File]:
+    def add_to_plan(self, files: Sequence[Path], updates: Sequence[RunUpdate] = ()) -> Sequence[File]:
         """Add further files of the main run to the saved plan, to be sent with the rest."""
         plan = _plan(self.path)
         new = self.main({}, files, ()).files
         main = replace(plan.main, files=[*(file for file in plan.main.files if file not in new), *new])
-        write_json(self.path / PLAN, replace(plan, main=main, marks=marks).as_dict())
+        write_json(self.path / PLAN, replace(plan, main=main, updates=updates).as_dict())
         return new
 
     def _note(self, key: str, run_id: str | None) -> None:
         if run_id is not None:
             _note(self.path, {key: run_id}, False)
 
-    def _telling(self) -> AbstractContextManager[None]:
+    def _as_unsent(self) -> AbstractContextManager[None]:
         return backend.translate_errors(lambda words: Unsent(unsent(self.path, words)))
 
 
@@ -200,7 +200,7 @@ def _sent_or_ended(path: Path, only: Sequence[File] | None = None) -> Sent:
         return send(path, only)
     except BaseException:
         plan = _plan(path)
-        client.close({plan.main.key, *(sheet.key for sheet in plan.flat)})
+        client.close({plan.main.key, *(spec.key for spec in plan.method_runs)})
         raise
 
 
@@ -217,24 +217,24 @@ def send(path: Path, only: Sequence[File] | None = None) -> Sent:
     if only is not None:
         backend.with_retries(lambda: client.put(result.info.run_id, only, path))
     else:
-        for sheet in plan.flat:
-            _send_flat(path, sheet, ids.get(sheet.key), result.info.experiment_id)
+        for spec in plan.method_runs:
+            _send_method_run(path, spec, ids.get(spec.key), result.info.experiment_id)
         backend.with_retries(lambda: client.fill(result.info.run_id, main, path))
-    num_marked = sum(backend.with_retries(partial(client.mark, mark)) for mark in plan.marks)
+    num_updated = sum(backend.with_retries(partial(client.update_runs, each)) for each in plan.updates)
     client.end("FINISHED")
     _note(path, {}, True)
     address = client.chart_address(result.info.run_id)
-    return Sent(result.info.run_id, address, 1 + len(plan.flat), num_marked)
+    return Sent(result.info.run_id, address, 1 + len(plan.method_runs), num_updated)
 
 
-def _send_flat(path: Path, sheet: RunSpec, known: str | None, experiment: str) -> None:
+def _send_method_run(path: Path, spec: RunSpec, known: str | None, experiment: str) -> None:
     """Create the run of this spec, or complete it if it was begun; a finished one is left unchanged."""
     with signals.held():
-        run = backend.with_retries(lambda: search.known(known, sheet.key) or client.make(sheet, experiment))
-        _note(path, {sheet.key: run.info.run_id}, False)
+        run = backend.with_retries(lambda: search.known(known, spec.key) or client.make(spec, experiment))
+        _note(path, {spec.key: run.info.run_id}, False)
     if run.info.status != "FINISHED":
-        backend.with_retries(lambda: client.delete_doubles(sheet.key, {run.info.run_id}))
-        backend.with_retries(lambda: client.fill(run.info.run_id, sheet, path))
+        backend.with_retries(lambda: client.delete_doubles(spec.key, {run.info.run_id}))
+        backend.with_retries(lambda: client.fill(run.info.run_id, spec, path))
 
 
 def _begin(key: str, name: str, tags: Mapping[str, str], timed: bool) -> Any:
@@ -256,7 +256,7 @@ def _plan(path: Path) -> UploadPlan:
 
 
 def _files(plan: UploadPlan) -> list[File]:
-    return [file for sheet in (plan.main, *plan.flat) for file in sheet.files]
+    return [file for spec in (plan.main, *plan.method_runs) for file in spec.files]
 
 
 def _check_files(path: Path, files: Sequence[File]) -> None:

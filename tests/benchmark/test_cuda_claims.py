@@ -13,7 +13,7 @@ from helpers.comparisons import COSTS, compared, made_up, settings
 from helpers.fake_clock import prepared_toy
 from specexp.advise.advice_text import _limits
 from specexp.benchmark import benchmark_report
-from specexp.evaluation.report import publish, run_sheets
+from specexp.evaluation.report import publish, run_specs
 from specexp.metrics.summary import summarise
 from specexp.storage import environment
 
@@ -37,7 +37,7 @@ def test_an_evaluation_claims_no_attainable_speed_up_on_cuda(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     kind(device, monkeypatch)
-    for module in (publish, run_sheets):
+    for module in (publish, run_specs):
         monkeypatch.setattr(module, "is_disturbed", lambda metrics: True)
     result = evaluate(*TOY)
     assert result.exit_code == 0, result.output

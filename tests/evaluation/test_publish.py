@@ -15,7 +15,7 @@ from mlflow.tracking import MlflowClient
 from helpers.cli_runner import comparison_runs, evaluate, flat_runs, records
 from helpers.html_reading import read
 from specexp.evaluation.report.chart_style import COLORS
-from specexp.evaluation.report.run_sheets import MOST_OUTPUTS
+from specexp.evaluation.report.run_specs import MOST_OUTPUTS
 
 TOY = ["--experiment", "toy_quick", "--methods", "baseline,speculative", "--gamma", "3", "--max-new-tokens", "8"]
 FIGURES = {"frontier", "accepted", "positions", "time", "predicted"}

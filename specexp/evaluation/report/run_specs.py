@@ -31,7 +31,7 @@ MOST_OUTPUTS = 50
 _TABLE = json.dumps([{"path": OUTPUTS, "type": "table"}])
 
 
-def sheets(
+def method_runs(
     prepared: Prepared, output: OutputFolder, records: Sequence[Record], report: Report, uid: str
 ) -> list[RunSpec]:
     """Return the specs of the method runs, one per method and repeat; files of one run alone go below `upload`."""
@@ -54,12 +54,12 @@ def sheets(
             *(File(path.name) for path in _figures(output, methods[label], name, mine)),
         ]
         flaws = _flaws(metrics, label in refuted, comparison.claimed)
-        sheet = RunSpec(
+        run_spec = RunSpec(
             key=f"{uid}/{label}/{repeat}",
             name=name,
             # By this tag, MLflow's UI recognises the file as a table of outputs.
             tags={**_tags(prepared, methods[label], flaws), "mlflow.loggedArtifacts": _TABLE},
-            params=logged(_params(prepared, methods[label], mine[0]["seed"])),
+            params=logged(params_of(prepared, methods[label], mine[0]["seed"])),
             metrics={
                 **metrics,
                 **{f"share/{part}": share for part, share in shares[label].items()},
@@ -69,7 +69,7 @@ def sheets(
             inputs=[Input.of(prepared.task.dataset(), "evaluation")],
             time=now(),
         )
-        result.append(sheet)
+        result.append(run_spec)
     return result
 
 
@@ -159,7 +159,7 @@ def _judge(prepared: Prepared, method: MethodConfig) -> dict[str, object]:
     return {"judge": method.judge, "threshold": threshold, "judge.features": facts.features, "judge.kind": facts.kind}
 
 
-def _params(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, object]:
+def params_of(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, object]:
     experiment = prepared.experiment
     return {
         "method": method.method,
