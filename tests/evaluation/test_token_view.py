@@ -161,7 +161,7 @@ def test_turns_repeats_and_batches_show_the_first_repeat_of_every_turn(workplace
     assert shown == [("mtbench-82", 0), ("mtbench-82", 1), ("mtbench-81", 0), ("mtbench-81", 1)]
     text = page_of(workplace / "out").text
     assert "mtbench-82, turn 2" in text
-    assert "behind each method's own answers to the turns before" in text
+    assert "after each method's own answers to earlier turns" in text
     assert "First of 2 repeats." in text
     assert "Recorded in batches of 2" in text
 

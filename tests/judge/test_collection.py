@@ -156,7 +156,7 @@ def test_a_folder_begun_on_other_rows_is_refused(workplace: Path, monkeypatch: p
     seen = [{x.prompt_id for x in LabelSet.read(workplace / name).labels} for name in ("out", "rest")]
     assert seen[0] <= {"line-1", "line-2"}
     assert seen[1] <= {"line-3", "line-4"}
-    assert "no prompt behind it" in collect(*mine[:-1], "none", "--skip", "9").output
+    assert "no prompt after it" in collect(*mine[:-1], "none", "--skip", "9").output
 
 
 @pytest.mark.parametrize(
