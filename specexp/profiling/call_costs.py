@@ -154,11 +154,11 @@ class _Bench:
         """Mean seconds per call of a series of calls, one for each size."""
         model, session = self._models[role], self._sessions[role]
         fed = [model.ids([self._ids[i % len(self._ids)] for i in range(size)]) for size in sizes]
-        stands: Sequence[Branches | None] = branches or [None] * len(sizes)
+        all_branches: Sequence[Branches | None] = branches or [None] * len(sizes)
         model.wait()
         start = self._clock()
-        for tokens, stand in zip(fed, stands, strict=True):
-            session.feed(tokens, tokens.shape[0], False, stand)
+        for tokens, each in zip(fed, all_branches, strict=True):
+            session.feed(tokens, tokens.shape[0], False, each)
         model.wait()
         return (self._clock() - start) / len(sizes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, asdict, fields
 from operator import itemgetter
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from specexp.config.schema import OPTIONS, SETTINGS, help_texts, option_names
 from specexp.config.setting import COMMANDS, Option, Setting
 from specexp.errors import ConfigError
 from specexp.lm.runtime import ModelConfig, ToyConfig
-from specexp.method_specs import specs
+from specexp.method_specs import BUILT_IN, specs
 from specexp.methods import BUILDERS
 from specexp.tasks.source import DataConfig
 from specexp.tasks.task import TASKS
@@ -290,3 +290,22 @@ def test_commands_and_mlproject_take_the_options_of_the_table() -> None:
     given = list(project["entry_points"]["evaluate"]["parameters"])
     assert [name for name in given if name in SETTINGS] == list(option_names())
     assert list(EVALUATE) == [*option_names(), "config"]
+
+
+# For every setting of a method, a value that is not its default.
+VALUES: dict[str, float | str] = {
+    "gamma": 3, "bonus": False, "judge": "a-folder", "threshold": 0.25, "accept_k": 5, "max_ngram": 2,
+    "min_draft_probability": 0.3, "tree_budget": 9, "max_depth": 2, "parallel_branches": 3, "branch_width": 2,
+    "branch_prune_threshold": 0.125, "min_log_prob": -4.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method,setting", [(each.name, setting) for each in BUILT_IN for setting in each.settings])
+def test_a_setting_of_a_method_reaches_its_config(method: str, setting: str, workplace: Path) -> None:
+    given = {"methods": method, setting: VALUES[setting]}
+    if method == "autojudge":
+        given["judge"] = VALUES["judge"]
+    (workplace / "given.yaml").write_text(yaml.safe_dump(given))
+    (resolved,) = config.resolve("arith_quick", {"config": "given.yaml"}).methods
+    reached = {**asdict(resolved), **(asdict(resolved.tree) if resolved.tree else {})}
+    assert reached["max_depth" if resolved.tree and setting == "gamma" else setting] == VALUES[setting]

@@ -264,7 +264,7 @@ ATTENTION = "specexp.lm.native.attention"
 BATCH_BUGS = [
     Bug("rows fed into the slots of the first", ATTENTION, "kv[self.rows, self.slots]", "kv[self.rows * 0 + self.used[0], self.slots]"),
     Bug("a row's tokens stand in the row before", ATTENTION, "fed += range(i * self.num, i * self.num + sizes[i])", "fed += range(max(0, i - 1) * self.num, max(0, i - 1) * self.num + sizes[i])"),
-    Bug("keys of the first rows of the pool", ATTENTION, "slice(used[0], used[0] + self.count) if beside", "slice(0, self.count) if beside"),
+    Bug("keys of the first rows of the pool", ATTENTION, "slice(used[0], used[0] + self.count) if adjacent", "slice(0, self.count) if adjacent"),
     Bug("idle rows between are read as if they were fed", ATTENTION, "index_select(0, self.used)", "narrow(0, 0, self.count)"),
     Bug("padding is attended", ATTENTION, "sees = slots.clone(), column <= slots[:, :, None]", "sees = slots.clone(), (column <= slots[:, :, None]) | (column <= slots[:, -1:, None])"),
     Bug("positions of the longest row", ATTENTION, "positions, sees = slots.clone(),", "positions, sees = slots * 0 + slots.max(0).values,"),

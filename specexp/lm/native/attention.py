@@ -111,8 +111,8 @@ class BatchAttention:
         self.fed, self.wanted = integers(fed, place), integers(wanted, place)
         self.tokens = torch.cat([feed.tokens for _, feed in feeds])
         # Adjacent rows of the pool are read in place; others are gathered.
-        beside = used == list(range(used[0], used[0] + self.count))
-        self.beside = slice(used[0], used[0] + self.count) if beside else None
+        adjacent = used == list(range(used[0], used[0] + self.count))
+        self.adjacent = slice(used[0], used[0] + self.count) if adjacent else None
         self.used = integers(used, place)
         slots = integers(starts, place)[:, None] + torch.arange(self.num, device=place)
         self.rows, self.slots = self.used[self.fed // self.num], slots.view(-1)[self.fed]
@@ -149,10 +149,10 @@ class BatchAttention:
     def attend(self, layer: int, queries: Tensor, fresh: Tensor) -> Tensor:
         kv = self.pool.values[layer]
         kv[self.rows, self.slots] = fresh
-        if self.beside is None:
+        if self.adjacent is None:
             here = kv[:, : self.stop].index_select(0, self.used)
         else:
-            here = kv[self.beside, : self.stop]
+            here = kv[self.adjacent, : self.stop]
             if here.device.type == "cpu":
                 # Read it once in order, at full memory speed, so that the heads' strided reads hit the CPU cache.
                 here.sum()
