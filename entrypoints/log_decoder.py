@@ -40,8 +40,8 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
     from specexp.tracking import backend, client
 
     registry.check_name(name)
-    way_on = "When the store answers, run the same command again."
-    with backend.require_store("a decoder is registered there", way_on):
+    next_step = "When the store answers, run the same command again."
+    with backend.require_store("a decoder is registered there", next_step):
         pass  # raises before any model is loaded
     pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
     judge = pair.judge_of(asked.methods[0])
@@ -50,7 +50,7 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
     most = int(most_new_tokens or max(pair.context, asked.max_new_tokens))
     reference = referring.make_decoder_spec(pair, asked, most)
     label = asked.methods[0].label
-    with backend.require_store("a decoder is registered there", way_on):
+    with backend.require_store("a decoder is registered there", next_step):
         with client.comparison(f"{uuid.uuid4().hex}/decoder", f"decoder {label}", tags_of("log_decoder", asked)):
             uri = registry.log(reference, judge)
         version = registry.register(uri, name, reference, judge)

@@ -34,7 +34,7 @@ OF_LABELS = (
 )
 
 
-def tell(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[str, str], show: str = "") -> None:
+def main(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[str, str], show: str = "") -> None:
     """Mine labels, train a judge, evaluate; only evaluate if no method needs a judge or one is given."""
     resolved = config.resolve(experiment, flags)
     if not any(method.judge == CHAMPION for method in resolved.methods):
@@ -88,7 +88,7 @@ def _check(show: str, resolved: config.Experiment) -> None:
 @click.option("--mine", default=MINE, show_default=True, help="Set how many prompts labels are mined from.")
 @SHOW
 def command(experiment: str, output: str, resume: bool, mine: str, show: str, **flags: str) -> None:
-    guarded(lambda: tell(experiment, output, resume, mine, flags, show))
+    guarded(lambda: main(experiment, output, resume, mine, flags, show))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from specexp.judge.labels import LabelSet
     from specexp.judge.selection import Candidate
 
-WAY_ON = "The labels are where they were; when the store answers, run the same command again."
+NEXT_STEP = "The labels are where they were; when the store answers, run the same command again."
 KINDS = ("mlp", "logistic")
 COLUMNS = (
     ("ROC-AUC", "judge/roc_auc", "{:.4f}"),
@@ -72,7 +72,7 @@ def train_judge(asked: TrainJudgeConfig) -> str:
     """Train, calibrate, compare, log and register; returns the new version's address. Raises SpecexpError."""
     from specexp.tracking import backend
 
-    with backend.require_store("a judge is registered there", WAY_ON):
+    with backend.require_store("a judge is registered there", NEXT_STEP):
         return _train(asked)
 
 

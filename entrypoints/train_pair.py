@@ -15,7 +15,7 @@ from .common import guarded
 if TYPE_CHECKING:
     from specexp.zoo.training import Recipe
 
-WAY_ON = "Run the same command to go on."
+NEXT_STEP = "Run the same command to go on."
 
 
 @click.command("train_pair", help=__doc__)
@@ -28,7 +28,7 @@ WAY_ON = "Run the same command to go on."
 )
 @click.option("--steps", default="", help="Set the training steps, instead of the recipe's.")
 def command(models: str, work: str, output: str, steps: str) -> None:
-    guarded(lambda: train_pair(models.split(","), Path(work), Path(output), steps), WAY_ON)
+    guarded(lambda: train_pair(models.split(","), Path(work), Path(output), steps), NEXT_STEP)
 
 
 def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> None:
@@ -50,7 +50,7 @@ def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> N
     for name, recipe in recipes.items():
         training.load_checkpoint(recipe, work / name)  # refused before anything is written
         read_json(work / name / STATE)
-    with backend.require_store("a training is logged there as it goes", f"Checkpoints stay. When it answers: {WAY_ON}"):
+    with backend.require_store("a training is logged there as it goes", f"Checkpoints stay. When it answers: {NEXT_STEP}"):
         files.make_folder(output)
         tokenizer = training.build_tokenizer()
         for name, recipe in recipes.items():

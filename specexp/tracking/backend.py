@@ -151,7 +151,7 @@ def translate_errors(tell: Callable[[str], Exception]) -> Iterator[None]:
 
 
 @contextmanager
-def require_store(why: str, way_on: str) -> Iterator[None]:
+def require_store(why: str, next_step: str) -> Iterator[None]:
     """Context for work that needs the store. Raises StoreError if the store does not answer, Unsent if it fails."""
     unreachable = unreachable_reason()
     if unreachable is not None:
@@ -159,7 +159,7 @@ def require_store(why: str, way_on: str) -> Iterator[None]:
             f"the tracking store at {address()} does not answer ({unreachable}), and {why}; start it, or name another"
             f" one in {TRACKING}."
         )
-    with translate_errors(lambda said: Unsent(f"the tracking store at {address()} failed: {said}. {way_on}")):
+    with translate_errors(lambda said: Unsent(f"the tracking store at {address()} failed: {said}. {next_step}")):
         yield
 
 
