@@ -50,7 +50,8 @@ def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> N
     for name, recipe in recipes.items():
         training.load_checkpoint(recipe, work / name)  # refused before anything is written
         read_json(work / name / STATE)
-    with backend.require_store("a training is logged there as it goes", f"Checkpoints stay. When it answers: {NEXT_STEP}"):
+    next_step = f"Checkpoints stay. When it answers: {NEXT_STEP}"
+    with backend.require_store("a training is logged there as it goes", next_step):
         files.make_folder(output)
         tokenizer = training.build_tokenizer()
         for name, recipe in recipes.items():
