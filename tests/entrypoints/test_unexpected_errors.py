@@ -28,7 +28,7 @@ WORK = {
     "evaluate": ("evaluate", []),
     "generate": ("generate", ["x"]),
     "log_decoder": ("log_decoder", []),
-    "main": ("tell", []),
+    "main": ("main", []),
     "presets": ("overview", []),
     "speed_check": ("speed_check", []),
     "train_judge": ("train_judge", []),
