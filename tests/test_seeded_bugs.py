@@ -1,18 +1,26 @@
-"""The tests' own test: each of these bugs makes the test files named with it fail."""
+"""The tests' own test: each of these bugs makes the test files named with it fail, and none by naming what is gone."""
 
 from __future__ import annotations
 
+import builtins
+import io
 import json
+import keyword
 import subprocess
 import sys
+import tokenize
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from helpers import seeded_bugs
 from helpers.seeded_bugs import FILE_BUGS, Bug
 
 TESTS = Path(__file__).resolve().parent
+LISTS = [bugs for name, bugs in vars(seeded_bugs).items() if name.endswith("BUGS") and bugs is not FILE_BUGS]
+ALL_BUGS = [bug for bugs in (*LISTS, *FILE_BUGS.values()) for bug in bugs]
 FAILED = 1  # pytest's exit code where tests ran and some failed; a bug that breaks the import is none
 NOTHING = Bug("the unchanged package", "specexp.no_such_module", "", "")
 
@@ -30,3 +38,53 @@ def test_seeded_bugs_fail_the_tests_of_their_files(files: tuple[str, ...]) -> No
     assert code == 0, output
     lived = {bug.name: output for bug, (code, output) in zip(FILE_BUGS[files], outcomes, strict=True) if code != FAILED}
     assert not lived, "\n".join([f"lived: {', '.join(lived)}", *(text[-2000:] for text in lived.values())])
+
+
+def source_of(module: str) -> Path:
+    path = TESTS.parent.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def names(source: str) -> Iterator[str]:
+    """The identifiers of Python source, or of a part of it that no parser takes."""
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(source).readline):
+            if token.type == tokenize.NAME:
+                yield token.string
+    except (tokenize.TokenError, IndentationError):
+        return  # it ends inside a bracket or an indented block: all its tokens were given
+
+
+def undefined(bugs: list[Bug], folder: Path) -> dict[str, list[str]]:
+    """The bugs whose text names what does not exist, which any test would catch: {name: what was said of it}."""
+    result: dict[str, list[str]] = {}
+    known = {*dir(builtins), *keyword.kwlist}
+    for path in (TESTS.parent / "specexp").rglob("*.py"):
+        known.update(names(path.read_text()))
+    for place, bug in enumerate(bugs):
+        source = source_of(bug.module).read_text()
+        assert source.count(bug.old) == 1, bug.name
+        (folder / f"{place}.py").write_text(source.replace(bug.old, bug.new))
+        if unknown := sorted(set(names(bug.new)) - known):  # attributes, too, which ruff does not look up
+            result[bug.name] = [f"not in the package: {', '.join(unknown)}"]
+    ruff = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", "--output-format", "json"]
+    checked = subprocess.run([*ruff, str(folder)], capture_output=True, text=True, check=False)
+    for fault in json.loads(checked.stdout):
+        result.setdefault(bugs[int(Path(fault["filename"]).stem)].name, []).append(fault["message"])
+    return result
+
+
+def test_seeded_bugs_name_only_what_exists(tmp_path: Path) -> None:
+    assert len(ALL_BUGS) > 200
+    assert not undefined(ALL_BUGS, tmp_path)
+
+
+def test_a_bug_that_names_what_is_gone_is_found(tmp_path: Path) -> None:
+    old = "self._indexed = max(self._indexed, len(ids))"
+    module = "specexp.engine.ngram_lookup"
+    bugs = [
+        Bug("a variable that is gone", module, old, "self._indexed = max(self._indexed, len(vanished))"),
+        Bug("an attribute that is gone", module, old, "self._vanished = max(self._indexed, len(ids))"),
+        Bug("neither", module, old, "self._indexed = len(ids)"),
+    ]
+    assert sorted(undefined(bugs, tmp_path)) == ["a variable that is gone", "an attribute that is gone"]

@@ -138,16 +138,16 @@ def _judged(subject: Subject, outcomes: Sequence[Outcome], samples: int) -> Chec
     }  # fmt: skip
     details = {"places": [_as_json(subject, each, samples) for each in outcomes]}
     where = f"{samples:,} outputs of {LENGTH} tokens at each of {count(len(outcomes), 'place')}"
-    result = f"a planted bias of total variation {variation:.2g} {{}} (p {control:.1e})"
+    planted = f"a planted bias of total variation {variation:.2g} is {{}} (p {control:.1e})"
     if p < LEVEL:
         worst = min(outcomes, key=lambda each: each.tested.p)
         words = f"{where} do not follow the target: p {p:.1e} is below {LEVEL:g}. {_told(subject, worst, samples)}"
         return Check(NAME, FAILED, words, numbers, details)
     if control < LEVEL:
-        words = f"{where} follow the target: p {p:.2g}, level {LEVEL:g}; {result.format('is found')}."
+        words = f"{where} follow the target: p {p:.2g}, level {LEVEL:g}; {planted.format('detected')}."
         return Check(NAME, PASSED, words, numbers, details)
     words = (
-        f"{where} show no bias (p {p:.2g}), but {result.format('is not result either')}, so that says nothing."
+        f"{where} show no bias (p {p:.2g}), but {planted.format('not detected either')}: the test has too little power."
         f" {_way_out(outcomes)}"
     )
     return Check(NAME, INCONCLUSIVE, words, numbers, details)

@@ -92,9 +92,8 @@ class Drafting:
 
     def _max_draft_length(self, run: Run, most: int, reserve: int, feed_last_token: bool = False) -> int:
         """How far the draft may go ahead: `most`, what is left but `reserve`, and what its context holds."""
-        fits = (
-            self._models["draft"].context - len(run.ids) + (not feed_last_token)
-        )  # the last one is fed only for its row
+        # The last token is fed only for its hidden state: otherwise it needs no slot.
+        fits = self._models["draft"].context - len(run.ids) + (not feed_last_token)
         return max(0, min(most, run.remaining_tokens - reserve, fits))
 
     def _draft_whole(self, model: Drafts, run: Run, ask: Draft) -> Drafted | None:

@@ -173,10 +173,10 @@ def folders(path: Path) -> list[Path]:
     """The folders with a plan to send: `path` itself, or the folders that `main` made in it. Raises OutputError."""
     if (path / PLAN).exists():
         return [path]
-    result = sorted(result.parent for result in path.glob(f"*/{PLAN}"))
-    for folder in result:
+    with_plans = sorted(plan.parent for plan in path.glob(f"*/{PLAN}"))
+    for folder in with_plans:
         _check_inside(path, folder.name, f"'{folder}'")
-    return result or [path]
+    return with_plans or [path]
 
 
 def upload(path: Path) -> Sent | None:

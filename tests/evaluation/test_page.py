@@ -1,4 +1,4 @@
-"""The report's page: whole at any size, self-contained, and accuracy_preserved whatever texts it is given."""
+"""The report's page: whole at any size, self-contained, and safe whatever texts it is given."""
 
 from __future__ import annotations
 

@@ -106,8 +106,10 @@ def suppressed_ids(config: ModelConfig) -> tuple[int, ...]:
 
 
 def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed: Sequence[int] = ()) -> HFModel:
-    """Load the model of this folder or hub id, ready to decode. Of the ids it scores, only the first `known` are used,
-    and those in `suppressed` never."""
+    """Load the model of this folder or hub id, ready to decode.
+
+    Of the ids it scores, only the first `num_valid_ids` are used, and those in `suppressed` never.
+    """
     path = _checked(config.model)
     how = f"{config.dtype}{'' if config.quantization == 'none' else ', ' + config.quantization} on {config.device}"
     try:
