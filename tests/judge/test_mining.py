@@ -402,20 +402,31 @@ def test_a_replayed_text_never_changes_what_is_said(minings: list[Mining]) -> No
 # Real models.
 
 
+def pairs_by_eos(models: dict[str, Any], num_examples: int) -> Iterator[tuple[Any, list[Any]]]:
+    """The models with every seventh token ending a text, from each of seven first ones on, and prompts for each.
+
+    Which tokens a random model says depends on its weights: over all seven, some texts end and some do not.
+    """
+    module = importlib.import_module("specexp.pair.loading")
+    examples = toy_examples(7 * num_examples)
+    for place in range(7):
+        eos = tuple(range(2 + place, 96, 7))
+        yield module.Pair(module.ToyText(96), models, eos), examples[place::7]
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2"])
 def test_random_models_give_the_literal_procedures_labels(pair: Callable[[str], Any], family: str) -> None:
     """Several tokens end a text; the literal procedure's forwards are counted one by one."""
-    module = importlib.import_module("specexp.pair.loading")
-    models = module.Pair(module.ToyText(96), pair(family), tuple(range(5, 96, 7)))
     task = Reads("the sum modulo 3")
-    fast = miner(models, task)
     kinds: Counter[bool | None] = Counter()
     minings = []
-    for example in toy_examples(12):
-        mined, slow = fast.mine(example), reference_miner.mine(models, task, LIMIT, example)
-        assert list(disagreements(mined, slow, 1e-5)) == []
-        kinds.update(label.important for label in mined.labels)
-        minings.append(Mining(models, task, example, mined, slow))
+    for models, examples in pairs_by_eos(pair(family), 3):
+        fast = miner(models, task)
+        for example in examples:
+            mined, slow = fast.mine(example), reference_miner.mine(models, task, LIMIT, example)
+            assert list(disagreements(mined, slow, 1e-5)) == []
+            kinds.update(label.important for label in mined.labels)
+            minings.append(Mining(models, task, example, mined, slow))
     assert min(kinds[True], kinds[False]) > 0
     promised = list(guaranteed(minings))
     assert promised, "no prompt of which Algorithm 1 promises anything: the test says little"
@@ -423,20 +434,20 @@ def test_random_models_give_the_literal_procedures_labels(pair: Callable[[str], 
         important = any(label.important for label in one.mined.labels)
         if not important:
             assert one.mined.response == drafted
-        if one.mined.labels and reference_miner.read(models, task, drafted) != one.mined.labels[0].answer_before:
+        if one.mined.labels and reference_miner.read(one.pair, task, drafted) != one.mined.labels[0].answer_before:
             assert important
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral_window", "gpt2"])
 def test_random_models_give_the_same_labels_several_at_a_time(pair: Callable[[str], Any], family: str) -> None:
-    module = importlib.import_module("specexp.pair.loading")
-    models = module.Pair(module.ToyText(96), pair(family), tuple(range(5, 96, 7)))
-    task, examples = Reads("the sum modulo 3"), toy_examples(12)
-    alone = [miner(models, task).mine(example) for example in examples]
-    assert sum(len(one.labels) for one in alone) > 5
-    for rows in (2, 5):
-        for place, mined in miner_of_rows(models, task, rows).mine_all(examples):
-            assert list(batch_disagreements(mined, alone[place], 1e-4)) == []
+    task, num_labels = Reads("the sum modulo 3"), 0
+    for models, examples in pairs_by_eos(pair(family), 3):
+        alone = [miner(models, task).mine(example) for example in examples]
+        num_labels += sum(len(one.labels) for one in alone)
+        for rows in (2, 5):
+            for place, mined in miner_of_rows(models, task, rows).mine_all(examples):
+                assert list(batch_disagreements(mined, alone[place], 1e-4)) == []
+    assert num_labels > 5
 
 
 @pytest.mark.slow
