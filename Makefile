@@ -9,8 +9,7 @@
 # make benchmark ARGS="-P quick=true"   how fast decoding is, beside generate() and the hardware's limit
 # make labels, make judge   mine labels, then train and register a judge (ARGS as above)
 # make docker-cpu, make docker-gpu   build an image; docker/MLproject runs the one built last
-# make docker-project   write docker/MLproject anew from MLproject
-# make settings  write the tables of settings in docs/ anew from the code
+# make settings  write the tables of settings in docs/, MLproject and docker/MLproject anew from the code
 # make screenshots   the pictures of README and docs, of the newest comparison here (wants chromium and chromium-driver)
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,7 +26,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export PATH := $(BIN):$(PATH)
 
 .PHONY: demo test test-all test-nightly test-oldest fast check ui presets evaluate benchmark labels judge screenshots clean
-.PHONY: docker-cpu docker-gpu docker-project settings
+.PHONY: docker-cpu docker-gpu settings
 
 demo: $(VENV)/.installed
 	mlflow run . --env-manager local -P output=runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -80,11 +79,9 @@ docker-cpu docker-gpu: docker-%:
 		--build-arg USER_ID=$(shell id -u) --build-arg GROUP_ID=$(shell id -g) \
 		--build-arg REVISION=$(shell git rev-parse HEAD) $(DOCKER_ARGS) .
 
-docker-project:
-	$(PYTHON) docker/project.py
-
 settings: $(VENV)/.installed
 	python -m specexp.config.tables docs/settings.md docs/methods.md
+	python docker/project.py
 
 $(VENV)/.installed: pyproject.toml setup.py $(LOCK)
 	$(PYTHON) -m venv $(VENV)

@@ -10,7 +10,7 @@ from specexp import config
 from specexp.config.schema import help_texts, option_names
 from specexp.errors import ConfigError
 
-from .common import flag, guarded, outbox_of, output_path, print_notes, publish, settings_options, tags_of
+from .common import guarded, outbox_of, output_path, own_options, print_notes, publish, settings_options, tags_of
 from .evaluate import CONFIG, judges_of
 
 DEFAULTS = {
@@ -91,7 +91,7 @@ def resolve(experiment: str, flags: Mapping[str, str]) -> tuple[config.Experimen
 
 @click.command("advise", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
-@flag("--sweep", "Time every candidate, and say how far the recommendation is from the best.")
+@own_options("advise")
 def command(experiment: str, output: str, resume: bool, sweep: bool, **flags: str) -> None:
     guarded(lambda: advise(experiment, output, resume, sweep, flags))
 

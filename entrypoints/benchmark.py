@@ -13,7 +13,17 @@ from specexp import config
 from specexp.config.schema import help_texts, option_names
 from specexp.errors import ConfigError
 
-from .common import file_of, flag, guarded, outbox_of, output_path, print_notes, publish, settings_options, tags_of
+from .common import (
+    file_of,
+    guarded,
+    outbox_of,
+    output_path,
+    own_options,
+    print_notes,
+    publish,
+    settings_options,
+    tags_of,
+)
 from .evaluate import CONFIG
 
 if TYPE_CHECKING:
@@ -108,11 +118,7 @@ def _outbox(folder: OutputFolder, resolved: config.Experiment) -> Outbox | None:
 
 @click.command("benchmark", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
-@flag("--quick", "Time few prompts, repeats and tokens: about a minute, where the models allow it.")
-@click.option(
-    "--compiled", default="", help="Also time generate() compiled: true or false. Default: true unless quick."
-)
-@click.option("--json", default="", help="Write the numbers to this file, too.")
+@own_options("benchmark")
 def command(experiment: str, output: str, resume: bool, quick: bool, compiled: str, json: str, **flags: str) -> None:
     guarded(lambda: benchmark(experiment, output, resume, quick, _switch(compiled), json, flags))
 

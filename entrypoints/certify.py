@@ -11,15 +11,13 @@ import click
 from specexp.certify import certificate_config
 from specexp.config.schema import help_texts, option_names
 
-from .common import guarded, outbox_of, output_path, print_notes, settings_options
+from .common import guarded, outbox_of, output_path, own_options, print_notes, settings_options
 from .evaluate import CONFIG, judges_of
 
 SETTINGS = {
-    "method": "Name the method preset to examine.",
     **help_texts(option_names("certify"), one=True),
     "limit": "Set how many prompts are compared token for token.",
     "batch": "Set how many prompts (default: 1) and samples (default: 32) are decoded together.",
-    "samples": f"Set how many outputs are drawn at each place that is sampled. Default: {certificate_config.SAMPLES}.",
     "config": CONFIG,
 }
 EXIT_CODES = {"lossless": 0}
@@ -80,7 +78,8 @@ def _tagged(number: int, verdict: str) -> str:
 
 
 @click.command("certify", help=__doc__)
-@settings_options("arith_quick", SETTINGS, {"method": "speculative"})
+@own_options("certify")
+@settings_options("arith_quick", SETTINGS)
 def command(experiment: str, method: str, samples: str, output: str, resume: bool, **flags: str) -> None:
     verdict = []
     guarded(lambda: verdict.append(certify(experiment, method, samples, output, resume, flags)))

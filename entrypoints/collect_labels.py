@@ -12,7 +12,7 @@ import click
 from specexp import config
 from specexp.config.schema import help_texts
 
-from .common import guarded, outbox_of, output_path, print_notes, settings_options, tags_of
+from .common import guarded, outbox_of, output_path, own_options, print_notes, settings_options, tags_of
 from .evaluate import CONFIG
 
 SETTINGS = {
@@ -21,9 +21,7 @@ SETTINGS = {
     **help_texts(("data", "shots", "answer_rule", "answer_pattern")),
     "max_new_tokens": "Set the most tokens of a response.",
     "limit": f"Set how many prompts are mined. Default: {config.MINED_PROMPTS}.",
-    "skip": "Leave out so many prompts before them, for an evaluation on the same rows.",
     "batch": f"Set how many prompts are mined together, with the same labels. Default: {config.MINED_TOGETHER}.",
-    "dtype": f"Choose what features are kept in: {', '.join(config.FEATURE_DTYPES)}.",
     "config": CONFIG,
 }
 COLUMNS = (
@@ -78,6 +76,7 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
 
 @click.command("collect_labels", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
+@own_options("collect_labels")
 def command(experiment: str, output: str, resume: bool, **flags: str) -> None:
     guarded(lambda: collect_labels(experiment, output, resume, flags))
 

@@ -20,7 +20,9 @@ import click
 
 from specexp import reading, signals
 from specexp.addresses import mask, without_credentials
+from specexp.config.command_options import COMMAND_OPTIONS, REQUIRED
 from specexp.config.schema import OPTIONS
+from specexp.config.setting import Option
 from specexp.errors import ConfigError, OutputError, SpecexpError
 from specexp.lm.out_of_memory import is_exhausted, way_out
 from specexp.storage import files
@@ -64,26 +66,45 @@ class Boolean(click.ParamType[bool]):
         return self.fail(f"{value!r} is neither true nor false.", param, ctx)
 
 
-def flag(name: str, text: str) -> Callable[[Any], Any]:
-    """An option that is false unless it is given; `text` is its help."""
-    return click.option(name, type=Boolean(), default=False, is_flag=False, flag_value=True, help=text)
+def own_options(command: str) -> Callable[[Any], Any]:
+    """The options that this command alone takes."""
+
+    def decorate(function: Any) -> Any:
+        for name, option in reversed(COMMAND_OPTIONS[command].items()):
+            function = _click_option(name, option)(function)
+        return function
+
+    return decorate
 
 
-def settings_options(
-    experiment: str, settings: Mapping[str, str], defaults: Mapping[str, str] | None = None, output: bool = True
-) -> Callable[[Any], Any]:
-    """`experiment` and `settings` (name: help) as text options, then `output` and `resume`, in MLproject's order."""
-    given = defaults or {}
+def _click_option(name: str, option: Option) -> Callable[[Any], Any]:
+    spelled = f"--{name.replace('_', '-')}"
+    if option.default == "true":
+        return click.option(f"{spelled}/--no{spelled[1:]}", name, default=True, help=option.help)
+    if option.default == "false":
+        return click.option(
+            spelled, name, type=Boolean(), default=False, is_flag=False, flag_value=True, help=option.help
+        )
+    text, required = option.help, option.otherwise == REQUIRED
+    if option.otherwise not in ("", "none", REQUIRED):
+        text += f" Default: {option.otherwise.replace('`', '')}."
+    spellings = dict.fromkeys((spelled, f"--{name}"))
+    shown = bool(option.default)
+    return click.option(
+        *spellings, name, default=None if required else option.default, required=required, show_default=shown, help=text
+    )
+
+
+def settings_options(experiment: str, settings: Mapping[str, str], output: bool = True) -> Callable[[Any], Any]:
+    """`experiment`, which is this one by default, and `settings` (name: help) as text, then `output` and `resume`."""
 
     def decorate(function: Any) -> Any:
         if output:
-            function = flag("--resume", OPTIONS["resume"].help)(function)
+            function = _click_option("resume", OPTIONS["resume"])(function)
             function = click.option("--output", default="", help=OPTIONS["output"].help)(function)
         for name, text in reversed(list(settings.items())):
             spellings = dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}"))
-            default = given.get(name, "")
-            option = click.option(*spellings, name, default=default, show_default=bool(default), help=text)
-            function = option(function)
+            function = click.option(*spellings, name, default="", help=text)(function)
         return click.option("--experiment", default=experiment, show_default=True, help=OPTIONS["experiment"].help)(
             function
         )

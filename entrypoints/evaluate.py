@@ -14,19 +14,13 @@ from specexp.addresses import mask
 from specexp.config.schema import OPTIONS, help_texts, option_names
 from specexp.errors import Unsent
 
-from .common import guarded, outbox_of, output_path, print_notes, settings_options, tags_of
+from .common import guarded, outbox_of, output_path, own_options, print_notes, settings_options, tags_of
 
 if TYPE_CHECKING:
     from specexp.judge.judge import Judge
 
 CONFIG = OPTIONS["config"].help
 SETTINGS = {**help_texts(option_names()), "config": CONFIG}
-SHOW = click.option(
-    "--show",
-    default=OPTIONS["show"].default,
-    show_default=True,
-    help=OPTIONS["show"].help,
-)
 
 
 def evaluate(
@@ -101,7 +95,7 @@ def judges_of(resolved: config.Experiment) -> dict[str, Judge]:
 
 @click.command("evaluate", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
-@SHOW
+@own_options("evaluate")
 def command(experiment: str, output: str, resume: bool, show: str, **flags: str) -> None:
     guarded(lambda: evaluate(experiment, output, resume, flags, show))
 

@@ -14,7 +14,7 @@ from specexp.config import single
 from specexp.config.schema import help_texts, option_names
 from specexp.errors import PromptError
 
-from .common import flag, guarded, print_notes, settings_options
+from .common import guarded, own_options, print_notes, settings_options
 from .evaluate import CONFIG
 
 if TYPE_CHECKING:
@@ -121,10 +121,8 @@ def words(found: Mapping[str, Any]) -> str:
 
 @click.command("generate", help=__doc__)
 @click.argument("prompt")
-@settings_options(
-    "arith_quick", {"method": "Name the method preset.", **SETTINGS}, {"method": "speculative"}, output=False
-)
-@flag("--json", "Print one JSON object in place of the text.")
+@own_options("generate")
+@settings_options("arith_quick", SETTINGS, output=False)
 def command(prompt: str, experiment: str, method: str, json: bool, **flags: str) -> None:
     """PROMPT may be - for standard input."""
     guarded(lambda: generate(prompt, experiment, method, json, flags), "", "")

@@ -11,15 +11,12 @@ import click
 from specexp.config import single
 from specexp.errors import ConfigError
 
-from .common import guarded, print_notes, settings_options, tags_of
+from .common import guarded, own_options, print_notes, settings_options, tags_of
 from .generate import SETTINGS as GENERATE
 
 SETTINGS = {
-    "method": "Name the method preset.",
     **GENERATE,
     "max_new_tokens": "Set the most tokens to emit, unless a request says otherwise.",
-    "most_new_tokens": "Set the most tokens that a request may ask for. Default: what the models' context holds.",
-    "name": "Name the registered model that gets a new version.",
 }
 TRIED = 8  # tokens decoded as a test before anything is logged
 
@@ -59,7 +56,8 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
 
 
 @click.command("log_decoder", help=__doc__)
-@settings_options("arith_quick", SETTINGS, {"method": "speculative", "name": "decoder"}, output=False)
+@own_options("log_decoder")
+@settings_options("arith_quick", SETTINGS, output=False)
 def command(experiment: str, method: str, name: str, most_new_tokens: str, **flags: str) -> None:
     guarded(
         lambda: log_decoder(experiment, method, name, most_new_tokens, flags),

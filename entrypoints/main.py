@@ -11,12 +11,11 @@ from specexp import config
 from specexp.errors import OutputError
 
 from .collect_labels import collect_labels
-from .common import guarded, output_path, settings_options
-from .evaluate import SETTINGS, SHOW, evaluate
+from .common import guarded, output_path, own_options, settings_options
+from .evaluate import SETTINGS, evaluate
 from .train_judge import parse, train_judge
 
 EXPERIMENT = "arith_judge"
-MINE = "150"
 CHAMPION = "models:/autojudge@champion"  # the judge that AutoJudge's presets name: it is trained here first
 # What labels depend on besides the experiment.
 OF_LABELS = (
@@ -85,8 +84,7 @@ def _check(show: str, resolved: config.Experiment) -> None:
 
 @click.command("main", help=__doc__)
 @settings_options(EXPERIMENT, SETTINGS)
-@click.option("--mine", default=MINE, show_default=True, help="Set how many prompts labels are mined from.")
-@SHOW
+@own_options("main")
 def command(experiment: str, output: str, resume: bool, mine: str, show: str, **flags: str) -> None:
     guarded(lambda: main(experiment, output, resume, mine, flags, show))
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specexp import reading
-from specexp.config.schema import OPTIONS
 from specexp.errors import ConfigError, JudgeError, OutputError, unknown
 
-from .common import guarded, output_path, print_notes
+from .common import guarded, output_path, own_options, print_notes
 
 if TYPE_CHECKING:
     from specexp.judge.labels import LabelSet
@@ -192,29 +191,7 @@ def _show(candidates: dict[str, Candidate], chosen: str) -> None:
 
 
 @click.command("train_judge", help=__doc__)
-@click.option(
-    "--labels",
-    default="",
-    help="Give labels: a folder of collect_labels, or runs:/ID/labels. Default: the newest in the store.",
-)
-@click.option(
-    "--features",
-    default="both",
-    show_default=True,
-    help="Choose the features: both, target, draft, or one of them with _previous.",
-)
-@click.option(
-    "--recall",
-    default="0.99",
-    show_default=True,
-    help="Set the recall of important mismatches, on the calibration split.",
-)
-@click.option(
-    "--kinds", default="mlp,logistic", show_default=True, help="Name the kinds of judge to train and compare."
-)
-@click.option("--name", default="autojudge", show_default=True, help="Name the registered model.")
-@click.option("--output", default="", help=OPTIONS["output"].help)
-@click.option("--seed", default="0", show_default=True, help="Set the seed of the MLP.")
+@own_options("train_judge")
 def command(**settings: str) -> None:
     guarded(lambda: train_judge(parse(**settings)), "Run the same command again.")
 

@@ -10,7 +10,7 @@ import click
 
 from specexp.errors import ConfigError, unknown
 
-from .common import guarded
+from .common import guarded, own_options
 
 if TYPE_CHECKING:
     from specexp.zoo.training import Recipe
@@ -19,14 +19,7 @@ NEXT_STEP = "Run the same command to go on."
 
 
 @click.command("train_pair", help=__doc__)
-@click.option(
-    "--models", default="draft,target", show_default=True, help="Name the models to train, separated by commas."
-)
-@click.option("--work", default="runs/train_pair", show_default=True, help="Keep checkpoints in this folder.")
-@click.option(
-    "--output", default="runs/train_pair/zoo", show_default=True, help="Write the finished models to this folder."
-)
-@click.option("--steps", default="", help="Set the training steps, instead of the recipe's.")
+@own_options("train_pair")
 def command(models: str, work: str, output: str, steps: str) -> None:
     guarded(lambda: train_pair(models.split(","), Path(work), Path(output), steps), NEXT_STEP)
 

@@ -7,7 +7,7 @@ import click
 from specexp import reading
 from specexp.errors import OutputError
 
-from .common import guarded
+from .common import guarded, own_options
 
 
 def upload(output: str) -> None:
@@ -30,7 +30,7 @@ def upload(output: str) -> None:
 
 
 @click.command("upload", help=__doc__)
-@click.option("--output", required=True, help="Give the folder that evaluate or another command has written.")
+@own_options("upload")
 def command(output: str) -> None:
     guarded(lambda: upload(output), "Run the same command again.")
 

@@ -7,17 +7,12 @@ import click
 from specexp import config
 from specexp.errors import ConfigError
 
-from .common import guarded
+from .common import guarded, own_options
 
 
 @click.command("validate", help=__doc__)
 @click.argument("files", nargs=-1)
-@click.option(
-    "--experiment",
-    default="arith_quick",
-    show_default=True,
-    help="Name the experiment preset that the files are laid over.",
-)
+@own_options("validate")
 def command(files: tuple[str, ...], experiment: str) -> None:
     guarded(lambda: validate(files, experiment))
 

@@ -43,16 +43,20 @@ def dockerfile(kind: str) -> str:
 
 def test_the_project_is_the_roots_in_an_image() -> None:
     root, written = (ROOT / "MLproject").read_text(), (DOCKER / "MLproject").read_text()
-    assert written == project.project(root), "run `make docker-project`"
+    assert written == project.in_docker(root), "run `make settings`"
     theirs, ours = yaml.safe_load(root), yaml.safe_load(written)
     assert ours.pop("docker_env")
     assert theirs.pop("conda_env")
     assert ours == theirs
 
 
+def test_the_roots_project_has_the_commands_options() -> None:
+    assert (ROOT / "MLproject").read_text() == project.project(project.commands()), "run `make settings`"
+
+
 def test_a_root_project_without_its_environment_is_no_source() -> None:
     with pytest.raises(ValueError, match=r"no line 'conda_env: conda\.yaml'"):
-        project.project("name: specexp\n")
+        project.in_docker("name: specexp\n")
 
 
 def test_mlflow_takes_the_project() -> None:

@@ -60,10 +60,6 @@ OPTIONS: dict[str, Option] = {
     "resume": Option(
         "Continue in the output folder after an interruption.", "true or false", "false", commands=but("generate"),
     ),
-    "show": Option(
-        "Show prompts token by token in tokens.html: how many, or their ids separated by commas; 0 shows none.",
-        "a number, or ids", "3", commands=("evaluate",),
-    ),
 }  # fmt: skip
 SETTINGS: dict[str, Setting] = {
     "pair": Setting(text, "Name the preset of the models.", otherwise=OF_EXPERIMENT),

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from specexp.config.command_options import COMMAND_OPTIONS
 from specexp.config.models import MODEL_SETTINGS
 from specexp.config.schema import OPTIONS, SETTINGS, TREE_SHAPE
 from specexp.config.setting import COMMANDS, Option, Setting
@@ -24,6 +25,16 @@ def options() -> str:
     """Return the table of the options of commands that are no settings."""
     rows = [(*_cells(name, option), _commands(option)) for name, option in OPTIONS.items()]
     return _table(("option", *_HEAD[1:], "commands"), rows)
+
+
+def own() -> str:
+    """Return the table of the options that single commands take."""
+    rows = [
+        (*_cells(name, option), f"`{command}`")
+        for command, options in sorted(COMMAND_OPTIONS.items())
+        for name, option in options.items()
+    ]
+    return _table(("option", *_HEAD[1:], "command"), rows)
 
 
 def settings() -> str:
@@ -50,6 +61,7 @@ def model() -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "options": options,
+    "own": own,
     "settings": settings,
     "in_files": in_files,
     "tree": tree,

@@ -14,6 +14,9 @@ import yaml
 
 from entrypoints.evaluate import SETTINGS as EVALUATE
 from specexp import config
+from specexp.benchmark.shapes import SHAPES
+from specexp.certify.certificate_config import FEWEST_SAMPLES, SAMPLES
+from specexp.config.command_options import COMMAND_OPTIONS
 from specexp.config.models import MODEL_SETTINGS
 from specexp.config.schema import OPTIONS, SETTINGS, help_texts, option_names
 from specexp.config.setting import COMMANDS, Option, Setting
@@ -239,6 +242,25 @@ def test_the_table_of_settings_says_the_defaults_that_hold() -> None:
     assert SETTINGS["threshold"].default == config.CALIBRATED
 
 
+def test_the_table_of_single_commands_options_says_what_holds() -> None:
+    assert COMMAND_OPTIONS["certify"]["samples"].otherwise == f"{SAMPLES:,}"
+    assert COMMAND_OPTIONS["certify"]["samples"].value == f"a whole number >= {FEWEST_SAMPLES}"
+    shape = COMMAND_OPTIONS["speed_check"]["shape"]
+    assert shape.value == ", ".join(f"`{name}`" for name in SHAPES)
+    assert shape.help == f"Choose the models' shape: {', '.join(SHAPES)}."
+
+
+@pytest.mark.parametrize("name", COMMAND_OPTIONS)
+def test_a_commands_own_options_are_those_of_the_table(name: str) -> None:
+    command = importlib.import_module(f"entrypoints.{name}").command
+    options = {param.name or "": param for param in command.params if isinstance(param, click.Option)}
+    shared = {*SETTINGS, *OPTIONS} if name not in ("train_judge", "train_pair", "speed_check", "upload") else set()
+    for option, told in COMMAND_OPTIONS[name].items():
+        assert (options[option].help or "").startswith(told.help)
+        assert ("" if (default := options[option].default) is None else str(default).lower()) == told.default
+    assert options.keys() - shared <= COMMAND_OPTIONS[name].keys()
+
+
 def test_the_table_of_a_models_settings_says_the_defaults_that_hold() -> None:
     found = {field.name: field.default for field in fields(ModelConfig)}
     assert list(MODEL_SETTINGS) == list(found)
@@ -246,7 +268,11 @@ def test_the_table_of_a_models_settings_says_the_defaults_that_hold() -> None:
         assert setting.default == ("" if found[name] is MISSING else str(found[name]).replace("False", "false")), name
 
 
-@pytest.mark.parametrize("entry", [*SETTINGS.items(), *MODEL_SETTINGS.items(), *OPTIONS.items()], ids=itemgetter(0))
+OWN_OPTIONS = [(f"{name} {option}", told) for name, own in COMMAND_OPTIONS.items() for option, told in own.items()]
+ENTRIES = [*SETTINGS.items(), *MODEL_SETTINGS.items(), *OPTIONS.items(), *OWN_OPTIONS]
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=itemgetter(0))
 def test_every_entry_says_what_it_may_be_and_its_default_once(entry: tuple[str, Setting | Option]) -> None:
     _, told = entry
     assert told.value

@@ -1,0 +1,123 @@
+"""The options that one command takes and others do not; what most commands take is in `schema.OPTIONS`.
+
+An option whose default is `false` is a flag that also takes a value, as MLflow passes one (`--quick`, `--quick true`).
+One whose default is `true` has its opposite as a flag (`--no-compiled`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from specexp.config.mining import FEATURE_DTYPES
+from specexp.config.setting import Option
+from specexp.lm.runtime import DTYPES
+
+BOOLEAN = "true or false"
+REQUIRED = "none: it must be given"
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+_METHOD = Option("Name the method preset.", "a preset's name", "speculative")
+_JSON = Option("Write the numbers to this file, too.", "a file", otherwise="none")
+_SHOW = Option(
+    "Show prompts token by token in tokens.html: how many, or their ids separated by commas; 0 shows none.",
+    "a number, or ids", "3",
+)  # fmt: skip
+
+COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
+    "main": {
+        "mine": Option("Set how many prompts labels are mined from.", "a whole number >= 1", "150"),
+        "show": _SHOW,
+    },
+    "evaluate": {"show": _SHOW},
+    "benchmark": {
+        "quick": Option(
+            "Time few prompts, repeats and tokens: about a minute, where the models allow it.", BOOLEAN, "false"
+        ),
+        "compiled": Option("Also time generate() compiled: true or false.", BOOLEAN, otherwise="true unless quick"),
+        "json": _JSON,
+    },
+    "advise": {
+        "sweep": Option("Time every candidate, and say how far the recommendation is from the best.", BOOLEAN, "false"),
+    },
+    "certify": {
+        "method": Option("Name the method preset to examine.", "a preset's name", "speculative"),
+        "samples": Option(
+            "Set how many outputs are drawn at each place that is sampled.", "a whole number >= 100", otherwise="1,000"
+        ),
+    },
+    "collect_labels": {
+        "skip": Option(
+            "Leave out so many prompts before them, for an evaluation on the same rows.", "a whole number >= 0",
+            otherwise="0",
+        ),
+        "dtype": Option(
+            f"Choose what features are kept in: {', '.join(FEATURE_DTYPES)}.", _quoted(FEATURE_DTYPES),
+            otherwise=FEATURE_DTYPES[0],
+        ),
+    },
+    "train_judge": {
+        "labels": Option(
+            "Give labels: a folder of collect_labels, or runs:/ID/labels.", "a folder or an address",
+            otherwise="the newest in the store",
+        ),
+        "features": Option(
+            "Choose the features: both, target, draft, or one of them with _previous.", "a name", "both"
+        ),
+        "recall": Option(
+            "Set the recall of important mismatches, on the calibration split.", "a number in (0, 1]", "0.99"
+        ),
+        "kinds": Option(
+            "Name the kinds of judge to train and compare.", "`mlp`, `logistic`, or both separated by a comma",
+            "mlp,logistic",
+        ),
+        "name": Option("Name the registered model.", "a name", "autojudge"),
+        "output": Option("Write to this folder.", "a folder", otherwise="a new one in `runs/`"),
+        "seed": Option("Set the seed of the MLP.", "a whole number >= 0", "0"),
+    },
+    "generate": {
+        "method": _METHOD,
+        "json": Option("Print one JSON object in place of the text.", BOOLEAN, "false"),
+    },
+    "log_decoder": {
+        "method": _METHOD,
+        "most_new_tokens": Option(
+            "Set the most tokens that a request may ask for.", "a whole number >= `max_new_tokens`",
+            otherwise="what the models' context holds",
+        ),
+        "name": Option("Name the registered model that gets a new version.", "a name", "decoder"),
+    },
+    "upload": {
+        "output": Option(
+            "Give the folder that evaluate or another command has written.", "a folder", otherwise=REQUIRED
+        ),
+    },
+    "validate": {
+        "experiment": Option(
+            "Name the experiment preset that the files are laid over.", "a preset's name", "arith_quick"
+        )
+    },
+    "speed_check": {
+        "shape": Option(
+            "Choose the models' shape: llama-8b-1b, tiny.", "`llama-8b-1b`, `tiny`", "llama-8b-1b"
+        ),
+        "device": Option("Choose the device: cuda:0, cpu, ...", "a name", otherwise="cuda:0 where there is one"),
+        "dtype": Option(
+            f"Choose the dtype: {', '.join(DTYPES)}.", _quoted(DTYPES), "bfloat16"
+        ),
+        "gamma": Option("Set the draft length of a round.", "a whole number >= 1", "4"),
+        "compiled": Option("Also time generate() compiled.", BOOLEAN, "true"),
+        "json": _JSON,
+    },
+    "train_pair": {
+        "models": Option(
+            "Name the models to train, separated by commas.", "`draft`, `target`, or both", "draft,target"
+        ),
+        "work": Option("Keep checkpoints in this folder.", "a folder", "runs/train_pair"),
+        "output": Option("Write the finished models to this folder.", "a folder", "runs/train_pair/zoo"),
+        "steps": Option("Set the training steps.", "a whole number >= 1", otherwise="the recipe's"),
+    },
+}  # fmt: skip
