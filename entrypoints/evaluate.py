@@ -30,10 +30,10 @@ def evaluate(
     resolved = config.resolve(experiment, flags)
     folder_path = output_path(output, f"{resolved.name}-{resolved.hash}")
     # Import torch and mlflow only after the settings are checked.
-    from specexp.evaluation.token_view.selection import Shown
+    from specexp.evaluation.token_view.selection import ShownPrompts
     from specexp.storage.run_folder import OutputFolder, uid_of
 
-    shown = Shown.parse(show)
+    shown = ShownPrompts.parse(show)
     folder = OutputFolder(folder_path, resolved, resume)
     from specexp.evaluation import divergence, preparation, runner, scheduling, time_split
     from specexp.evaluation.report import publish, run_specs

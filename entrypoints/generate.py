@@ -34,7 +34,7 @@ def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mappi
     pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
     pair.judge_of(asked.methods[0])
     print_notes(pair.notes)
-    shown = Shown()
+    shown = StreamedText()
     try:
         out = pair.decode(prompt, asked, on_text=None if json else shown.add)
     except KeyboardInterrupt:
@@ -59,7 +59,7 @@ def read(prompt: str) -> str:
     return reading.decode(sys.stdin.buffer.read(), "standard input", PromptError, "; give it as UTF-8.")
 
 
-class Shown:
+class StreamedText:
     """Writes text to standard output as it arrives."""
 
     def __init__(self) -> None:

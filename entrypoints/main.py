@@ -74,10 +74,10 @@ def _noted(note: Path) -> str:
 
 def _check(show: str, resolved: config.Experiment) -> None:
     """Raise ConfigError for prompts to show that the evaluation, which comes last, will not have."""
-    from specexp.evaluation.token_view.selection import Shown
+    from specexp.evaluation.token_view.selection import ShownPrompts
     from specexp.tasks.task import task
 
-    shown = Shown.parse(show)
+    shown = ShownPrompts.parse(show)
     if shown.number is None:
         shown.check(task(resolved.task, resolved.data, resolved.shots).examples(resolved.limit))
 

@@ -32,7 +32,7 @@ def speed_check(shape: str, device: str, dtype: str, gamma: str, compiled: bool,
 
     place = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     small = shape == "tiny"
-    check = measuring.Check(
+    check = measuring.HardwareCheck(
         shape,
         place,
         dtype,

@@ -16,7 +16,7 @@ from .common import guarded, output_path, own_options, print_notes
 
 if TYPE_CHECKING:
     from specexp.judge.labels import LabelSet
-    from specexp.judge.selection import Candidate
+    from specexp.judge.trained_judge import TrainedJudge
 
 NEXT_STEP = "The labels are where they were; when the store answers, run the same command again."
 KINDS = ("mlp", "logistic")
@@ -76,7 +76,7 @@ def train_judge(asked: TrainJudgeConfig) -> str:
 
 
 def _train(asked: TrainJudgeConfig) -> str:
-    from specexp.judge import features, selection
+    from specexp.judge import features, trained_judge
     from specexp.storage import files
     from specexp.storage.run_folder import locked
     from specexp.tasks.answers import version_note
@@ -84,7 +84,7 @@ def _train(asked: TrainJudgeConfig) -> str:
     labels, source = _labels(asked.labels)
     folder = output_path(asked.output, _name(asked, labels))
     _check(folder)
-    selection.check(labels, features.mode(asked.features))
+    trained_judge.check(labels, features.mode(asked.features))
     if note := version_note(f"label set '{source}'", labels.answer_version):
         print_notes([note])
     files.make_folder(folder)
@@ -93,7 +93,7 @@ def _train(asked: TrainJudgeConfig) -> str:
 
 
 def _train_in(folder: Path, asked: TrainJudgeConfig, labels: LabelSet, source: str) -> str:
-    from specexp.judge import features, registry, selection
+    from specexp.judge import features, registry, trained_judge
     from specexp.storage.run_folder import uid_of
     from specexp.storage.run_plan import Input
     from specexp.tracking import client
@@ -102,13 +102,13 @@ def _train_in(folder: Path, asked: TrainJudgeConfig, labels: LabelSet, source: s
     mode = features.mode(asked.features)
     tags = {"group": "judge", "task": labels.manifest["task"], "pair": labels.manifest["settings"]["pair"]}
     example = labels.select(mode, "test")[0]
-    candidates: dict[str, Candidate] = {}
+    candidates: dict[str, TrainedJudge] = {}
     addresses: dict[str, str] = {}
     for kind in asked.kinds:
         params = {"kind": kind, "features": asked.features, "requested_recall": asked.recall, "labels": labels.hash}
         shown, key = {**tags, "method": "train_judge"}, f"{uid_of(folder)}/train/{kind}"
         with client.training(f"judge_{kind}", shown, params, key) as (run_id, log):
-            candidate = selection.train(kind, labels, mode, asked.recall, asked.seed, log)
+            candidate = trained_judge.train(kind, labels, mode, asked.recall, asked.seed, log)
             client.log_settings(run_id, candidate.settings)
             client.log_dataset(run_id, _dataset(labels, source), "training")
             addresses[kind] = registry.log(
@@ -116,7 +116,7 @@ def _train_in(folder: Path, asked: TrainJudgeConfig, labels: LabelSet, source: s
             )
             candidates[kind] = candidate
     chosen = max(candidates, key=lambda kind: candidates[kind].validation_auc)
-    files = selection.write(folder, candidates, chosen, labels, mode)
+    files = trained_judge.write(folder, candidates, chosen, labels, mode)
     present = registry.champion(asked.name)
     verdict = _register(asked.name, addresses[chosen], candidates[chosen], present, labels)
     shown = {"method": "judge_comparison", **tags, "judge": f"{asked.name}/{verdict.version}", "verdict": verdict.alias}
@@ -132,8 +132,8 @@ def _name(asked: TrainJudgeConfig, labels: LabelSet) -> str:
     return f"judge-{labels.hash[:12]}-{asked.features}-r{asked.recall:g}-s{asked.seed}"
 
 
-def _register(name: str, address: str, judge: Candidate, present: Any, labels: LabelSet) -> Any:
-    from specexp.judge import registry, selection
+def _register(name: str, address: str, judge: TrainedJudge, present: Any, labels: LabelSet) -> Any:
+    from specexp.judge import registry, trained_judge
 
     version = registry.register(address, name, judge.judge.facts)
     if present is None:
@@ -143,7 +143,7 @@ def _register(name: str, address: str, judge: Candidate, present: Any, labels: L
         return registry.promote(
             name, version, True, f"the files of version {old}, the champion so far, no longer exist"
         )
-    wins, says = selection.better(judge.judge, champion, labels)
+    wins, says = trained_judge.better(judge.judge, champion, labels)
     return registry.promote(name, version, wins, f"{says} (version {old})")
 
 
@@ -182,7 +182,7 @@ def _check(folder: Path) -> None:
         raise OutputError(f"'{folder}' was not made by train_judge; name another output folder.")
 
 
-def _show(candidates: dict[str, Candidate], chosen: str) -> None:
+def _show(candidates: dict[str, TrainedJudge], chosen: str) -> None:
     click.echo("on the test split:")
     click.echo(" " * 12 + "".join(f"{head:>11}" for head, _, _ in COLUMNS))
     for kind, candidate in candidates.items():

@@ -260,7 +260,7 @@ def runnable() -> list[object]:
 
 def test_marks_of_blocks_are_known() -> None:
     infos = {block.info[1:] for page in PAGES for block in blocks_of(page)}
-    assert infos <= {(), ("rooms",), ("runnable",), ("runnable", "slow")}
+    assert infos <= {(), ("components",), ("runnable",), ("runnable", "slow")}
     assert ("runnable",) in infos
 
 

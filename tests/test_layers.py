@@ -1,6 +1,6 @@
-"""Rooms import from rows above their own only; algorithms stay free of torch; looking at settings loads no library.
+"""Components import from rows above their own only; algorithms are free of torch; looking at settings loads no library.
 
-A room is a package, a subpackage, or a module at the top of `specexp`. docs/architecture.md lists these rows.
+A component is a package, a subpackage, or a module at the top of `specexp`. docs/architecture.md lists these rows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# A room imports from rooms in rows above its own in this list, and from others in its own row.
+# A component imports from components in rows above its own in this list, and from others in its own row.
 ROWS = [
     {"errors"},
     {"addresses", "signals"},
@@ -51,7 +51,7 @@ MODULES = {dotted(path): path for path in SOURCES}
 PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"}
 
 
-def room_of(module: str) -> str:
+def component_of(module: str) -> str:
     """The package that a module is in, or the module itself at the top."""
     if module.split(".")[0] == "entrypoints":
         return "entrypoints"
@@ -87,15 +87,15 @@ def imports(path: Path, loading: bool = False) -> set[str]:
 
 
 def arrows() -> Iterator[tuple[str, str, str]]:
-    """(module, its room, the room that it imports from)."""
+    """(module, its component, the component that it imports from)."""
     for module, path in MODULES.items():
         for name in imports(path):
-            if name in MODULES and room_of(name) != room_of(module):
-                yield module, room_of(module), room_of(name)
+            if name in MODULES and component_of(name) != component_of(module):
+                yield module, component_of(module), component_of(name)
 
 
-def row_of(room: str) -> int:
-    return next(i for i, row in enumerate(ROWS) if room in row)
+def row_of(component: str) -> int:
+    return next(i for i, row in enumerate(ROWS) if component in row)
 
 
 def test_relative_imports_are_seen_and_are_the_commands_way_to_each_other() -> None:
@@ -115,26 +115,26 @@ def test_relative_imports_are_seen_and_are_the_commands_way_to_each_other() -> N
 
 
 def test_every_room_has_its_row() -> None:
-    assert {room_of(module) for module in MODULES} == set().union(*ROWS)
+    assert {component_of(module) for module in MODULES} == set().union(*ROWS)
 
 
 def test_the_architecture_page_lists_these_rows() -> None:
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```text rooms\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```text components\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     assert len(blocks) == 1
     listed = [set(re.split(r" {2,}", line)[0].split(", ")) for line in blocks[0].splitlines()]
     assert listed == ROWS
 
 
 def test_imports_run_down_only() -> None:
-    wrong = [f"{module} imports {other}" for module, room, other in arrows() if row_of(other) > row_of(room)]
+    wrong = [f"{module} imports {other}" for module, component, other in arrows() if row_of(other) > row_of(component)]
     assert not sorted(wrong)
 
 
 def test_no_rooms_import_each_other_in_a_circle() -> None:
     graph: dict[str, set[str]] = {}
-    for _, room, other in arrows():
-        graph.setdefault(room, set()).add(other)
+    for _, component, other in arrows():
+        graph.setdefault(component, set()).add(other)
     list(TopologicalSorter(graph).static_order())  # raises CycleError, with the circle
 
 
@@ -147,7 +147,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_stories_do_not_import_each_other() -> None:
-    assert not [(module, other) for module, room, other in arrows() if {room, other} <= STORIES]
+    assert not [(module, other) for module, component, other in arrows() if {component, other} <= STORIES]
 
 
 def test_no_name_with_an_underscore_leaves_its_module() -> None:
@@ -159,15 +159,26 @@ def test_no_name_with_an_underscore_leaves_its_module() -> None:
     assert not wrong
 
 
-def test_rooms_and_files_stay_small() -> None:
+def test_components_and_files_stay_small() -> None:
     sizes = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
-    rooms: dict[str, list[str]] = {}
+    components: dict[str, list[str]] = {}
     for module in sizes.keys() - PACKAGES - {"entrypoints.__main__"}:
-        rooms.setdefault(room_of(module), []).append(module)
+        components.setdefault(component_of(module), []).append(module)
     total = sum(sizes.values())
-    assert not {room: len(found) for room, found in rooms.items() if len(found) > MOST_FILES}
-    assert not [room for room, found in rooms.items() if sum(sizes[m] for m in found) > MOST_SHARE * total]
+    assert not {component: len(found) for component, found in components.items() if len(found) > MOST_FILES}
+    assert not [
+        component for component, found in components.items() if sum(sizes[m] for m in found) > MOST_SHARE * total
+    ]
     assert not {module: size for module, size in sizes.items() if size > MOST_LINES}
+
+
+def test_a_class_name_is_used_once() -> None:
+    places: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(module)
+    assert not {name: modules for name, modules in places.items() if len(modules) > 1}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "specexp/decoding").glob("*.py")), ids=lambda p: p.name)
@@ -178,15 +189,15 @@ def test_algorithms_import_no_array_library(path: Path) -> None:
 def test_mlflow_is_imported_in_few_places() -> None:
     users = {module for module, path in MODULES.items() if "mlflow" in {n.split(".")[0] for n in imports(path)}}
     files = {"specexp.judge.registry", "specexp.judge.pyfunc", "specexp.serving.registry", "specexp.serving.pyfunc"}
-    assert {module for module in users if room_of(module) != "tracking"} == files
+    assert {module for module in users if component_of(module) != "tracking"} == files
 
 
 def test_torch_and_transformers_are_imported_where_models_are() -> None:
     heavy = {"torch", "transformers"}
     users = {module for module, path in MODULES.items() if heavy & {name.split(".")[0] for name in imports(path)}}
-    rooms = {"lm", "lm.native", "lm.hf", "benchmark", "zoo"}
+    components = {"lm", "lm.native", "lm.hf", "benchmark", "zoo"}
     files = {"specexp.judge.training", "specexp.profiling.bandwidth", "entrypoints.speed_check"}
-    assert {module for module in users if room_of(module) not in rooms} == files
+    assert {module for module in users if component_of(module) not in components} == files
 
 
 @pytest.mark.parametrize(

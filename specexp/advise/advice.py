@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from specexp import config
 from specexp.advise.candidates import Candidate, to_probe
-from specexp.advise.choice import NUM_CHECKED, Checked, Option, best, worth_checking
+from specexp.advise.choice import NUM_CHECKED, Checked, PredictedCandidate, best, worth_checking
 from specexp.advise.forecast import Forecast, Traces, forecast, records_of, trace_of
 from specexp.advise.prediction import Trace
 from specexp.advise.traces import agreement, looked_up, watched_output
@@ -31,7 +31,7 @@ from specexp.engine import Engine
 from specexp.errors import ConfigError
 from specexp.evaluation import divergence, measured_costs
 from specexp.evaluation.preparation import Prepared
-from specexp.evaluation.timing import Phase, SpecexpContender, Timings, decoding, once, timings, whole
+from specexp.evaluation.timing import SpecexpContender, TimingPhase, Timings, decoding, once, timings, whole
 from specexp.methods import roles_of
 from specexp.metrics.statistics import rate, rate_ratio
 from specexp.storage import environment
@@ -138,7 +138,7 @@ def measure(
         result = forecast(candidates, probes, probed, PLAIN, costs, traces)
 
         speedups = {label: predicted.speedup for label, predicted in result.predicted.items()}
-        options = [Option(c.label, c.kind, c.size, c.lossless, speedups[c.label]) for c in candidates]
+        options = [PredictedCandidate(c.label, c.kind, c.size, c.lossless, speedups[c.label]) for c in candidates]
         three = [option.label for option in worth_checking(options)]
         labels = [c.label for c in candidates] if sweep else three
         timed = steps.timings("check", [owns[label] for label in (PLAIN, *labels)], repeats)
@@ -173,7 +173,7 @@ class _Steps:
     ) -> Timings:
         """Timings. Each contender first runs once on the longest prompt, untimed, so that everything built at the
         first call is built then."""
-        num_prompts, phase = len(self.prepared.prompts), Phase(self.journal, name)
+        num_prompts, phase = len(self.prepared.prompts), TimingPhase(self.journal, name)
         left = not phase.is_done(contenders, num_prompts, repeats)
         longest = max(range(num_prompts), key=lambda index: len(self.prepared.prompts[index]))
         for contender in contenders:

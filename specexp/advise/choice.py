@@ -13,7 +13,7 @@ ALIKE = 1.3  # two lengths or budgets are neighbours if the larger / the smaller
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
+class PredictedCandidate:
     """A candidate: its label, its kind, its length or budget, and its predicted speed-up."""
 
     label: str
@@ -23,13 +23,13 @@ class Option:
     predicted: float
 
 
-def worth_checking(options: Sequence[Option], count: int = NUM_CHECKED) -> list[Option]:
+def worth_checking(options: Sequence[PredictedCandidate], count: int = NUM_CHECKED) -> list[PredictedCandidate]:
     """The best by prediction, at most `count`, but no neighbour of one already chosen while others are near the best.
 
     One of them is lossless, if any option is.
     """
     ranked = sorted(options, key=lambda option: -option.predicted)
-    chosen: list[Option] = []
+    chosen: list[PredictedCandidate] = []
     for option in ranked:
         near = option.predicted >= (1 - NEAR) * ranked[0].predicted
         if near and not any(_neighbours(option, other) for other in chosen):
@@ -42,7 +42,7 @@ def worth_checking(options: Sequence[Option], count: int = NUM_CHECKED) -> list[
     return sorted(chosen, key=lambda option: -option.predicted)
 
 
-def _neighbours(one: Option, other: Option) -> bool:
+def _neighbours(one: PredictedCandidate, other: PredictedCandidate) -> bool:
     small, large = sorted((one.size, other.size))
     return one.kind == other.kind and large < ALIKE * small
 

@@ -23,7 +23,16 @@ from specexp.errors import ModelError, first_line
 from specexp.evaluation import measured_costs, preparation, time_split
 from specexp.evaluation.equality import Difference, differences
 from specexp.evaluation.preparation import Prepared
-from specexp.evaluation.timing import Contender, Phase, SpecexpContender, Timings, decoding, once, sampled, timings
+from specexp.evaluation.timing import (
+    Contender,
+    SpecexpContender,
+    TimingPhase,
+    Timings,
+    decoding,
+    once,
+    sampled,
+    timings,
+)
 from specexp.lm.hf import loading
 from specexp.lm.hf.hf_model import HFModel
 from specexp.method_specs import spec
@@ -115,14 +124,14 @@ def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = N
         result = _differences(prepared, outputs)
         costing = _Costing(prepared, journal, "search")
         asked = [greedy[name] for name in (PLAIN, *chains, *assisted)]
-        phase = Phase(journal, "search", cold, longest)
+        phase = TimingPhase(journal, "search", cold, longest)
         search = timings(asked, num_prompts, repeats, bar, _Spread(repeats * num_prompts, costing.by_times), phase)
         best = max(chains, key=lambda name: rate(decoding(search[name])).value)
         gamma = own[best].gamma
         chosen = [c for name, c in greedy.items() if name not in {*chains, *assisted, *skipped} or c.gamma == gamma]
         sampling: list[Contender] = [own[name].at(TEMPERATURE) for name in (PLAIN, best)]
         sampling += [_sampling(theirs[name]) for name in (GENERATE, f"assisted_k{gamma}")]
-        phase = Phase(journal, "timed", cold, longest)
+        phase = TimingPhase(journal, "timed", cold, longest)
         if not phase.is_done(sampling, num_prompts, repeats):
             for contender in sampling:
                 once(contender, 0, 0)

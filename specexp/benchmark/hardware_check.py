@@ -26,7 +26,7 @@ from specexp.decoding.protocol import Role
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
-from specexp.engine.run import Decoder
+from specexp.engine.request_state import Decoder
 from specexp.errors import first_line
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.loading import DTYPES
@@ -38,7 +38,7 @@ WANTED = {"share_of_copy": 0.8, "v(5)": 1.1, "round_over_parts": 1.05}
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class HardwareCheck:
     """What is measured: models of a shape after a prompt of `context` tokens, chains of up to `gamma`."""
 
     shape: str = "llama-8b-1b"
@@ -51,7 +51,7 @@ class Check:
     compiled: bool = True
 
 
-def build(check: Check) -> dict[Role, HFModel]:
+def build(check: HardwareCheck) -> dict[Role, HFModel]:
     """The pair of models, with random weights."""
     roles: tuple[Role, ...] = ("target", "draft")
     models: dict[Role, HFModel] = {}
@@ -64,7 +64,7 @@ def build(check: Check) -> dict[Role, HFModel]:
     return models
 
 
-def measure(check: Check) -> dict[str, Any]:
+def measure(check: HardwareCheck) -> dict[str, Any]:
     """All numbers, as JSON: seconds, bytes a second, and ratios of them."""
     models = build(check)
     target = models["target"]
@@ -108,13 +108,13 @@ def measure(check: Check) -> dict[str, Any]:
     }
 
 
-def _decoded(models: Mapping[Role, Model], decoder: Decoder, ids: Sequence[int], check: Check) -> float:
+def _decoded(models: Mapping[Role, Model], decoder: Decoder, ids: Sequence[int], check: HardwareCheck) -> float:
     """Seconds of a round, without the prefill."""
     out = Engine(models).generate(decoder, ids, check.new_tokens, CertainRng())
     return out.seconds / out.num_rounds
 
 
-def _not_captured(models: Mapping[Role, HFModel], ids: Sequence[int], check: Check) -> float | None:
+def _not_captured(models: Mapping[Role, HFModel], ids: Sequence[int], check: HardwareCheck) -> float | None:
     """Seconds of a plain step whose kernels are launched one by one; None where no step is captured."""
     target = models["target"]
     if target.graph_pools is None:
@@ -122,7 +122,7 @@ def _not_captured(models: Mapping[Role, HFModel], ids: Sequence[int], check: Che
     return call_costs.measure({"target": target.without_graphs()}, ids, (), repeats=check.repeats).target[1]
 
 
-def _generate(models: Mapping[Role, HFModel], ids: Sequence[int], check: Check) -> dict[str, float | str]:
+def _generate(models: Mapping[Role, HFModel], ids: Sequence[int], check: HardwareCheck) -> dict[str, float | str]:
     """Seconds a token of transformers' generate(), prefill included; where it fails, the reason."""
     peer = Peer({str(role): model for role, model in models.items()}, ())
     ways = {"generate": peer, "generate_compiled": replace(peer, options=peers.compiled())}

@@ -28,7 +28,7 @@ INSTRUMENTED = 2.0  # an instrumented run, which waits between its parts, takes 
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class QuickSettings:
     """The settings to measure with, and the most seconds that are expected."""
 
     settings: Mapping[str, int]
@@ -74,15 +74,15 @@ def note(before: Experiment, settings: Mapping[str, int]) -> str | None:
     return f"quick: {', '.join(changed)}, since more would take over a minute with these models."
 
 
-def plan(prepared: Prepared, given: Collection[str], paces: Paces) -> Plan:
+def plan(prepared: Prepared, given: Collection[str], paces: Paces) -> QuickSettings:
     """The first rung that fits the budget, else the last one. Settings in `given` stay as they are."""
     experiment = prepared.experiment
-    result: Plan | None = None
+    result: QuickSettings | None = None
     for rung in LADDER:
         settings = {name: value for name, value in zip(NAMES, rung, strict=True) if name not in given}
         # Never more than the experiment has.
         settings = {name: min(value, getattr(experiment, name)) for name, value in settings.items()}
-        result = Plan(settings, seconds(shortened(prepared, settings), paces))
+        result = QuickSettings(settings, seconds(shortened(prepared, settings), paces))
         if result.seconds <= BUDGET:
             break
     assert result is not None

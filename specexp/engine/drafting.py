@@ -15,17 +15,17 @@ from array_api_compat import array_namespace, device, to_device
 from specexp.decoding.protocol import Depth, Draft, Drafted, Recall, Role
 from specexp.decoding.rng import DRAFT, pick_each
 from specexp.decoding.rules import Warp
-from specexp.engine.forwards import feed_runs
+from specexp.engine.forwards import feed_requests
 from specexp.engine.host_transfer import HostTransfer
 from specexp.engine.ngram_lookup import Ngrams, continuation
-from specexp.engine.run import Peaks, Run
+from specexp.engine.request_state import LogitPeaks, RequestState
 from specexp.lm.model import Array, Drafts, Model
 
 _UNIT_TEMPERATURE = Warp(1.0)
 
 
 class Drafting:
-    """Drafts for runs. `whole` says that a chain may be drafted in one go, where the model does that."""
+    """Drafts for requests. `whole` says that a chain may be drafted in one go, where the model does that."""
 
     def __init__(self, models: Mapping[Role, Model], transfer: HostTransfer, whole: bool) -> None:
         self._models, self._transfer = models, transfer
@@ -37,80 +37,80 @@ class Drafting:
         """No token, where the target is and verifying happens."""
         return self._models["target"].ids([])
 
-    def depth(self, run: Run, ask: Depth) -> int:
+    def depth(self, state: RequestState, ask: Depth) -> int:
         """How deep a tree may grow."""
-        return self._max_draft_length(run, ask.most, ask.reserve)
+        return self._max_draft_length(state, ask.most, ask.reserve)
 
-    def recall(self, run: Run, ask: Recall) -> Drafted:
+    def recall(self, state: RequestState, ask: Recall) -> Drafted:
         """The continuation found in a text, or in the sequence itself: one-hot."""
         model = self._models["target"]
-        most = max(0, min(ask.gamma, run.remaining_tokens - ask.reserve))
+        most = max(0, min(ask.gamma, state.remaining_tokens - ask.reserve))
         if ask.text is not None:
-            tokens = model.ids(continuation(run.ids, ask.text, most))
+            tokens = model.ids(continuation(state.ids, ask.text, most))
         else:
-            run.ngrams = run.ngrams or Ngrams(ask.max_ngram)
-            tokens = model.ids(run.ngrams.continuation(run.ids, most))
+            state.ngrams = state.ngrams or Ngrams(ask.max_ngram)
+            tokens = model.ids(state.ngrams.continuation(state.ids, most))
         xp = array_namespace(tokens)
         vocabulary = xp.arange(model.vocab_size, device=device(tokens))
         return Drafted(tokens, xp.astype(tokens[:, None] == vocabulary[None, :], xp.float32))
 
-    def draft(self, asked: Sequence[tuple[Run, Draft]]) -> list[Drafted]:
+    def draft(self, asked: Sequence[tuple[RequestState, Draft]]) -> list[Drafted]:
         """The draft's chains, for asks that differ in gamma alone."""
         ask = asked[0][1]
         if self._drafts is not None and (whole := self._draft_whole(self._drafts, *asked[0])) is not None:
             return [whole]
         chains = [
-            _Chain(run, self._max_draft_length(run, each.gamma, ask.reserve, ask.feed_last_token))
-            for run, each in asked
+            _Chain(state, self._max_draft_length(state, each.gamma, ask.reserve, ask.feed_last_token))
+            for state, each in asked
         ]
         step, greedy, model = 0, ask.warp.greedy, self._models["draft"]
         while going := [chain for chain in chains if step < chain.length]:
             fed = [(chain.tokens[-1] if chain.tokens else None, None, ask.hidden) for chain in going]
-            result = feed_runs(model, "draft", [chain.run for chain in going], fed)
+            result = feed_requests(model, "draft", [chain.state for chain in going], fed)
             logits = _joined([_last(rows) for rows, _ in result])
             q = logits if greedy else ask.warp(logits)
             peaks = array_namespace(logits).max(logits, axis=-1)
             # A one-hot row needs no draw, and its token says what q is.
             picks = ask.warp.first(logits) if greedy else _draw(going, q, step)
-            for i, (chain, (_, states)) in enumerate(zip(going, result, strict=True)):
+            for i, (chain, (_, hidden_states)) in enumerate(zip(going, result, strict=True)):
                 chain.tokens.append(_row(picks, i))
                 chain.peaks.append(_row(peaks, i))
                 if not greedy or ask.min_draft_probability:
                     chain.rows.append(_row(q, i))
-                if states is not None:
-                    chain.hidden.append(_last(states))
+                if hidden_states is not None:
+                    chain.hidden.append(_last(hidden_states))
             step += 1
             if ask.min_draft_probability:
                 self._stop(ask, [chain for chain in going if step < chain.length])
         if ask.feed_last_token and (behind := [chain for chain in chains if chain.length]):
             last = [(chain.tokens[-1], None, True) for chain in behind]
-            for chain, (_, states) in zip(
-                behind, feed_runs(model, "draft", [c.run for c in behind], last), strict=True
+            for chain, (_, hidden_states) in zip(
+                behind, feed_requests(model, "draft", [c.state for c in behind], last), strict=True
             ):
-                chain.hidden.append(states)
+                chain.hidden.append(hidden_states)
         return [self._drafted(chain, greedy) for chain in chains]
 
-    def _max_draft_length(self, run: Run, most: int, reserve: int, feed_last_token: bool = False) -> int:
+    def _max_draft_length(self, state: RequestState, most: int, reserve: int, feed_last_token: bool = False) -> int:
         """How far the draft may go ahead: `most`, what is left but `reserve`, and what its context holds."""
         # The last token is fed only for its hidden state: otherwise it needs no slot.
-        fits = self._models["draft"].context - len(run.ids) + (not feed_last_token)
-        return max(0, min(most, run.remaining_tokens - reserve, fits))
+        fits = self._models["draft"].context - len(state.ids) + (not feed_last_token)
+        return max(0, min(most, state.remaining_tokens - reserve, fits))
 
-    def _draft_whole(self, model: Drafts, run: Run, ask: Draft) -> Drafted | None:
+    def _draft_whole(self, model: Drafts, state: RequestState, ask: Draft) -> Drafted | None:
         """The chain in one go; None if the model does not answer this ask so."""
-        context = run.contexts["draft"]
-        length = self._max_draft_length(run, ask.gamma, ask.reserve, ask.feed_last_token)
-        if not length or not model.drafts(ask, run.rng):
+        context = state.contexts["draft"]
+        length = self._max_draft_length(state, ask.gamma, ask.reserve, ask.feed_last_token)
+        if not length or not model.drafts(ask, state.rng):
             return None
         feed = context.plan(None, None, ask.hidden)
-        result = model.draft(feed, ask, length, run.rng, len(run.ids) - run.num_prompt)
+        result = model.draft(feed, ask, length, state.rng, len(state.ids) - state.num_prompt)
         context.advance(length - 1 + ask.feed_last_token)
         for positions in (feed.tokens.shape[0], *[1] * (length - 1 + ask.feed_last_token)):
-            run.fed("draft", positions)
+            state.fed("draft", positions)
         place = device(self._nothing)
         parts = (result.tokens, result.q, result.hidden, result.peaks)
         whole = Drafted(*(None if part is None else to_device(part, place) for part in parts))
-        run.peaks.append(Peaks("draft", whole.peaks, drafts=True))
+        state.peaks.append(LogitPeaks("draft", whole.peaks, drafts=True))
         return whole
 
     def _stop(self, ask: Draft, chains: Sequence[_Chain]) -> None:
@@ -133,7 +133,7 @@ class Drafting:
             return Drafted(
                 self._nothing, xp.zeros((0, self._models["draft"].vocab_size), dtype=xp.float32, device=place)
             )
-        chain.run.peaks.append(Peaks("draft", to_device(_joined(chain.peaks), place), drafts=True))
+        chain.state.peaks.append(LogitPeaks("draft", to_device(_joined(chain.peaks), place), drafts=True))
         q = None if greedy else to_device(_joined(chain.rows), place)
         hidden = to_device(_joined(chain.hidden), place) if chain.hidden else None
         return Drafted(to_device(_joined(chain.tokens), place), q, hidden)
@@ -142,10 +142,10 @@ class Drafting:
 class _Chain:
     """A chain being drafted."""
 
-    __slots__ = ("hidden", "length", "peaks", "rows", "run", "tokens")
+    __slots__ = ("hidden", "length", "peaks", "rows", "state", "tokens")
 
-    def __init__(self, run: Run, length: int) -> None:
-        self.run, self.length = run, length
+    def __init__(self, state: RequestState, length: int) -> None:
+        self.state, self.length = state, length
         self.tokens: list[Array] = []  # [1] each
         self.peaks: list[Array] = []  # [1] each: the largest logit of the row it was drawn from
         self.rows: list[Array] = []  # q [1, V] each; at temperature 0, logits
@@ -153,9 +153,9 @@ class _Chain:
 
 
 def _draw(chains: Sequence[_Chain], q: Array, step: int) -> Array:
-    """tokens[A], each drawn from its row of q[A, V] by its run's rng."""
-    positions = [len(chain.run.ids) - chain.run.num_prompt + step for chain in chains]
-    return pick_each([chain.run.rng for chain in chains], q, positions, DRAFT)
+    """tokens[A], each drawn from its row of q[A, V] by its request's rng."""
+    positions = [len(chain.state.ids) - chain.state.num_prompt + step for chain in chains]
+    return pick_each([chain.state.rng for chain in chains], q, positions, DRAFT)
 
 
 def _last(rows: Array) -> Array:

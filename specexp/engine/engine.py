@@ -22,12 +22,12 @@ from specexp.engine.request import (
     PendingScore,
     Request,
     RequestCoroutine,
+    RunningCoroutine,
     ScoreRequest,
-    Task,
     UsageQuery,
     single_request,
 )
-from specexp.engine.run import Decoder, Generation, Run, parts_of
+from specexp.engine.request_state import Decoder, Generation, RequestState, parts_of
 from specexp.engine.scheduler import Phase, next_phase, with_asks
 from specexp.errors import PromptError
 from specexp.lm.model import Array, Model
@@ -42,7 +42,8 @@ class Engine:
     """Runs decoders on a target and, where they need one, a draft, `max_batch_size` prompts at a time.
 
     `cached=False` feeds the whole sequence at every ask: slow, and the measure of what a cache may not change.
-    `reuse=True` keeps what a cache holds between runs and reuses the longest common prefix. `clock` is read in seconds.
+    `reuse=True` keeps what a cache holds between requests and reuses the longest common prefix. `clock` returns
+    seconds.
     """
 
     def __init__(
@@ -127,10 +128,10 @@ class Engine:
         """
         waiting = enumerate(coroutines)
         free = list(range(self._max_batch_size))
-        tasks: list[Task[T]] = []
+        tasks: list[RunningCoroutine[T]] = []
         while True:
             while free and (following := next(waiting, None)) is not None:
-                tasks.append(Task(free.pop(0), *following))
+                tasks.append(RunningCoroutine(free.pop(0), *following))
                 for contexts in self._contexts.values() if fresh and self._reuse else ():
                     contexts[tasks[-1].row].forget()
                 self._resume(tasks[-1], None)
@@ -139,7 +140,7 @@ class Engine:
             active = [task.now for task in tasks if task.now is not None]
             self._advance_timed(active)
             for each in active:
-                if isinstance(each, Run):
+                if isinstance(each, RequestState):
                     each.emit()
             for task in [task for task in tasks if task.now is None or task.now.ask is None]:
                 if task.now is not None:
@@ -149,7 +150,7 @@ class Engine:
                     free.append(task.row)
                     yield task.index, task.result
 
-    def _resume(self, task: Task[T], answer: Any) -> None:
+    def _resume(self, task: RunningCoroutine[T], answer: Any) -> None:
         """Resume a coroutine up to its next request that takes a forward, or to its end."""
         while True:
             try:
@@ -165,17 +166,17 @@ class Engine:
                 return
             answer = task.now.out  # not a single token fits
 
-    def _advance_timed(self, active: Sequence[Run | PendingScore]) -> None:
+    def _advance_timed(self, active: Sequence[RequestState | PendingScore]) -> None:
         if not active:
             return
         start = self._clock()
         self._advance(active)
-        runs = [each for each in active if isinstance(each, Run)]
-        for model in self._used([run for run in runs if run.ask is None]):
+        states = [each for each in active if isinstance(each, RequestState)]
+        for model in self._used([state for state in states if state.ask is None]):
             model.wait()
         share = (self._clock() - start) / len(active)
-        for run in runs:
-            run.out.seconds += share
+        for state in states:
+            state.out.seconds += share
 
     def spent(self, row: int = 0) -> dict[str, int]:
         """All that a row's models were ever fed, prefill included."""
@@ -202,61 +203,63 @@ class Engine:
         context.open(list(request.ids), self._reuse)
         return PendingScore(request, context)
 
-    def _begin(self, row: int, request: Request) -> Run:
+    def _begin(self, row: int, request: Request) -> RequestState:
         """Prefill, and the first ask."""
         main = request.decoder.models[0]
         limit = self.output_limit(request.prompt_ids, request.max_new_tokens, main)
-        run = Run(request.decoder, list(request.prompt_ids), request.rng, limit, request.on_tokens, request.name)
-        run.out.finish_reason = "length" if limit == request.max_new_tokens else "context"
-        run.began = self._clock()
+        state = RequestState(
+            request.decoder, list(request.prompt_ids), request.rng, limit, request.on_tokens, request.name
+        )
+        state.out.finish_reason = "length" if limit == request.max_new_tokens else "context"
+        state.began = self._clock()
         for role in request.decoder.models:
-            run.contexts[role] = self._context(role, row, len(run.ids) + limit)
-            run.contexts[role].open(run.ids, self._reuse)
-        for model in self._used([run]):
+            state.contexts[role] = self._context(role, row, len(state.ids) + limit)
+            state.contexts[role].open(state.ids, self._reuse)
+        for model in self._used([state]):
             model.wait()
-        run.out.prefill_seconds = self._clock() - run.began
-        run.start()
-        return run
+        state.out.prefill_seconds = self._clock() - state.began
+        state.start()
+        return state
 
-    def _used(self, runs: Sequence[Run]) -> list[Model]:
-        return [self._models[role] for role in {role: None for run in runs for role in run.decoder.models}]
+    def _used(self, states: Sequence[RequestState]) -> list[Model]:
+        return [self._models[role] for role in {role: None for state in states for role in state.decoder.models}]
 
-    def _advance(self, active: Sequence[Run | PendingScore]) -> None:
+    def _advance(self, active: Sequence[RequestState | PendingScore]) -> None:
         """Answer the asks of the earliest phase that is open, all of them together."""
         pending = [each for each in active if isinstance(each, PendingScore)]
         # Score requests wait for each other, while as many rows decode.
         if 2 * len(pending) >= len(active):
             score_pending(self._models, pending)
             return
-        phase, runs = next_phase([each for each in active if isinstance(each, Run)])
-        for run, answer in zip(runs, self._answers(phase, runs), strict=True):
-            run.send(answer)
+        phase, states = next_phase([each for each in active if isinstance(each, RequestState)])
+        for state, answer in zip(states, self._answers(phase, states), strict=True):
+            state.send(answer)
 
-    def _answers(self, phase: Phase, runs: Sequence[Run]) -> Sequence[Answer]:
+    def _answers(self, phase: Phase, states: Sequence[RequestState]) -> Sequence[Answer]:
         match phase:
             case Phase.LENGTH:
-                return [self._length(run) for run in runs]
+                return [self._length(state) for state in states]
             case Phase.DRAFT:
-                return self._drafting.draft(with_asks(runs, Draft))
+                return self._drafting.draft(with_asks(states, Draft))
             case Phase.COMMIT:
-                return self._commit(with_asks(runs, Round))
+                return self._commit(with_asks(states, Round))
             case _:
-                asked = with_asks(runs, Score)
+                asked = with_asks(states, Score)
                 return score(self._models[asked[0][1].model], asked, self._transfer)
 
-    def _length(self, run: Run) -> Drafted | int:
-        if isinstance(run.ask, Depth):
-            return self._drafting.depth(run, run.ask)
-        assert isinstance(run.ask, Recall)
-        return self._drafting.recall(run, run.ask)
+    def _length(self, state: RequestState) -> Drafted | int:
+        if isinstance(state.ask, Depth):
+            return self._drafting.depth(state, state.ask)
+        assert isinstance(state.ask, Recall)
+        return self._drafting.recall(state, state.ask)
 
-    def _commit(self, asked: Sequence[tuple[Run, Round]]) -> list[int]:
+    def _commit(self, asked: Sequence[tuple[RequestState, Round]]) -> list[int]:
         parts = [part for _, ask in asked for part in parts_of(ask)]
-        read = self._transfer.read([*parts, *(each.values for run, _ in asked for each in run.peaks)])
+        read = self._transfer.read([*parts, *(each.values for state, _ in asked for each in state.peaks)])
         values, peaks = iter(read[: len(parts)]), iter(read[len(parts) :])
         left = []
-        for run, ask in asked:
-            left.append(run.commit(ask, values, peaks, self._eos))
-            if run.out.num_rounds == 1:
-                run.out.time_to_first_token = self._clock() - run.began
+        for state, ask in asked:
+            left.append(state.commit(ask, values, peaks, self._eos))
+            if state.out.num_rounds == 1:
+                state.out.time_to_first_token = self._clock() - state.began
         return left

@@ -14,31 +14,31 @@ from specexp.decoding.protocol import Role, Score, Scored
 from specexp.decoding.rules import best
 from specexp.engine.host_transfer import HostTransfer
 from specexp.engine.request import PendingScore, ScoreRequest
-from specexp.engine.run import Peaks, Run
+from specexp.engine.request_state import LogitPeaks, RequestState
 from specexp.lm.model import Array, Model
 
 Wanted = tuple[Array | Sequence[int] | None, Sequence[int] | None, bool]  # tokens, parents, hidden
 
 
-def feed_runs(
-    model: Model, role: Role, runs: Sequence[Run], wanted: Sequence[Wanted]
+def feed_requests(
+    model: Model, role: Role, states: Sequence[RequestState], wanted: Sequence[Wanted]
 ) -> list[tuple[Array, Array | None]]:
-    """Logits[R, V] and hidden[R, H] of what each run asks, from one forward, which is counted."""
+    """Logits[R, V] and hidden[R, H] of what each request asks, from one forward, which is counted."""
     feeds = []
-    for run, (tokens, parents, hidden) in zip(runs, wanted, strict=True):
+    for state, (tokens, parents, hidden) in zip(states, wanted, strict=True):
         given = model.ids(tokens) if isinstance(tokens, list | tuple) else tokens
-        feeds.append(run.contexts[role].plan(given, parents, hidden))
-        run.fed(role, feeds[-1].tokens.shape[0])
+        feeds.append(state.contexts[role].plan(given, parents, hidden))
+        state.fed(role, feeds[-1].tokens.shape[0])
     return model.feed(feeds)
 
 
-def score(model: Model, asked: Sequence[tuple[Run, Score]], transfer: HostTransfer) -> list[Scored]:
+def score(model: Model, asked: Sequence[tuple[RequestState, Score]], transfer: HostTransfer) -> list[Scored]:
     """Answer asks of one model. The best tokens of all of them are read to the host together."""
     role = asked[0][1].model
-    runs = [run for run, _ in asked]
-    first_slots = [run.contexts[role].num_slots for run in runs]
+    states = [state for state, _ in asked]
+    first_slots = [state.contexts[role].num_slots for state in states]
     metadata = [_on_device(model, ask.row_metadata) for _, ask in asked]
-    result = feed_runs(model, role, runs, [(ask.tokens, ask.parents, ask.hidden) for _, ask in asked])
+    result = feed_requests(model, role, states, [(ask.tokens, ask.parents, ask.hidden) for _, ask in asked])
     ranked = [best(logits, ask.top) if ask.top else None for (logits, _), (_, ask) in zip(result, asked, strict=True)]
     flat = []
     for pair in ranked:
@@ -46,18 +46,20 @@ def score(model: Model, asked: Sequence[tuple[Run, Score]], transfer: HostTransf
             flat += [array_namespace(part).reshape(part, (-1,)) for part in pair]
     values = iter(transfer.read(flat) if flat else ())
     answers = []
-    for run, (logits, states), pair, slot, more in zip(runs, result, ranked, first_slots, metadata, strict=True):
+    for state, (logits, hidden_states), pair, slot, more in zip(
+        states, result, ranked, first_slots, metadata, strict=True
+    ):
         if pair is None:
-            _watch(run, role, logits)
-            answers.append(Scored(logits, states, slot, row_metadata=more))
+            _watch(state, role, logits)
+            answers.append(Scored(logits, hidden_states, slot, row_metadata=more))
             continue
         width, scores, tokens = pair[1].shape[1], next(values), next(values)
         starts = range(0, len(scores), width)
         logprob = [scores[i : i + width] for i in starts]
         ids = [[int(token) for token in tokens[i : i + width]] for i in starts]
         if bad := [row[0] for row in logprob if not math.isfinite(row[0])]:
-            raise run.not_finite(role, bad[0])
-        answers.append(Scored(None, states, slot, logprob, ids, more))
+            raise state.not_finite(role, bad[0])
+        answers.append(Scored(None, hidden_states, slot, logprob, ids, more))
     return answers
 
 
@@ -84,7 +86,7 @@ def _on_device(model: Model, rows: Sequence[Sequence[int]]) -> Array | None:
     return array_namespace(flat).reshape(flat, (len(rows), -1))
 
 
-def _watch(run: Run, role: Role, logits: Array) -> None:
+def _watch(state: RequestState, role: Role, logits: Array) -> None:
     """Have the largest of each row of logits[R, V] read with the round: the host is not to wait for it alone."""
-    first = run.contexts[role].num_slots + 1 - logits.shape[0]
-    run.peaks.append(Peaks(role, array_namespace(logits).max(logits, axis=-1), first))
+    first = state.contexts[role].num_slots + 1 - logits.shape[0]
+    state.peaks.append(LogitPeaks(role, array_namespace(logits).max(logits, axis=-1), first))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from array_api_compat import array_namespace, device
 
-from specexp.engine.run import is_number
+from specexp.engine.request_state import is_number
 from specexp.lm.model import Array
 
 

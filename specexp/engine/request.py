@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import Rng
 from specexp.engine.context import Context
-from specexp.engine.run import Decoder, Run
+from specexp.engine.request_state import Decoder, RequestState
 from specexp.lm.model import Array
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def single_request(request: Request | ScoreRequest) -> RequestCoroutine[Any]:
 
 
 class PendingScore:
-    """A score request that is under way; the engine answers `ask` by `send`, as a run's."""
+    """A score request that is under way; the engine answers `ask` by `send`, as a `RequestState`'s."""
 
     def __init__(self, ask: ScoreRequest, context: Context) -> None:
         self.ask: ScoreRequest | None = ask
@@ -73,10 +73,10 @@ class PendingScore:
         self.ask, self.out = None, answer
 
 
-class Task(Generic[T]):
+class RunningCoroutine(Generic[T]):
     """A coroutine on its row, and what it waits for."""
 
     def __init__(self, row: int, index: int, coroutine: RequestCoroutine[T]) -> None:
         self.row, self.index, self.coroutine = row, index, coroutine
-        self.now: Run | PendingScore | None = None
+        self.now: RequestState | PendingScore | None = None
         self.result: Any = None

@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import TypeVar
 
 from specexp.decoding.protocol import Ask, Depth, Draft, Recall, Round, Score
-from specexp.engine.run import Run
+from specexp.engine.request_state import RequestState
 
 A = TypeVar("A", Score, Draft, Recall, Depth, Round)
 
@@ -32,23 +32,23 @@ def phase_of(ask: Ask) -> Phase:
     return _PHASES[type(ask)]
 
 
-def next_phase(active: Sequence[Run]) -> tuple[Phase, list[Run]]:
-    """The earliest phase of any open ask, and the runs to answer in it, in their order.
+def next_phase(active: Sequence[RequestState]) -> tuple[Phase, list[RequestState]]:
+    """The earliest phase of any open ask, and the states to answer in it, in their order.
 
     Drafts must be alike in all but gamma: those that are not take their turn in a later step.
     """
-    phases = [phase_of(run.ask) for run in active if run.ask is not None]
+    phases = [phase_of(state.ask) for state in active if state.ask is not None]
     phase = min(phases)
-    runs = [run for run, each in zip(active, phases, strict=True) if each == phase]
+    states = [state for state, each in zip(active, phases, strict=True) if each == phase]
     if phase == Phase.DRAFT:
-        asked = with_asks(runs, Draft)
-        runs = [run for run, ask in asked if _alike(ask, asked[0][1])]
-    return phase, runs
+        asked = with_asks(states, Draft)
+        states = [state for state, ask in asked if _alike(ask, asked[0][1])]
+    return phase, states
 
 
-def with_asks(runs: Sequence[Run], kind: type[A]) -> list[tuple[Run, A]]:
-    """Each run with its ask, all of which are of this kind."""
-    return [(run, ask) for run in runs if isinstance(ask := run.ask, kind)]
+def with_asks(states: Sequence[RequestState], kind: type[A]) -> list[tuple[RequestState, A]]:
+    """Each state with its ask, all of which are of this kind."""
+    return [(state, ask) for state in states if isinstance(ask := state.ask, kind)]
 
 
 def _alike(one: Draft, other: Draft) -> bool:

@@ -58,7 +58,7 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
 
 def _decode(
     prepared: Prepared, output: OutputFolder, records: RecordFile, groups: Sequence[Sequence[Job]], engine: Engine,
-    where: str, peaks: memory.Peaks,
+    where: str, peaks: memory.MemoryPeaks,
 ) -> None:  # fmt: skip
     experiment = prepared.experiment
     left = sum(len(jobs) for jobs in groups)

@@ -29,14 +29,14 @@ FEWEST_TOKENS = 16  # of a prompt: fewer are not meaningful
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TimeSplitPlan:
     """With every setting, the first `num_prompts` are decoded to at most `max_new_tokens`."""
 
     num_prompts: int
     max_new_tokens: int
 
 
-def plan(records: Sequence[Record], max_new_tokens: int, seconds: float = SECONDS) -> Plan | None:
+def plan(records: Sequence[Record], max_new_tokens: int, seconds: float = SECONDS) -> TimeSplitPlan | None:
     """Return what fits into `seconds`: fewer prompts first, then fewer tokens; None if even a few tokens do not fit."""
     tokens: dict[str, int] = {}
     decode: dict[str, float] = {}
@@ -50,9 +50,9 @@ def plan(records: Sequence[Record], max_new_tokens: int, seconds: float = SECOND
     before = sum(sum(each) / len(each) for each in prefill.values())  # of one prompt with every setting
     whole = sum(decode.values()) / outputs
     if before + whole <= seconds:
-        return Plan(min(PROMPTS, int(seconds / (before + whole))), max_new_tokens)
+        return TimeSplitPlan(min(PROMPTS, int(seconds / (before + whole))), max_new_tokens)
     affordable = int((seconds - before) / sum(decode[label] / tokens[label] for label in tokens))
-    return Plan(1, min(affordable, max_new_tokens)) if affordable >= FEWEST_TOKENS else None
+    return TimeSplitPlan(1, min(affordable, max_new_tokens)) if affordable >= FEWEST_TOKENS else None
 
 
 def measure(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> None:

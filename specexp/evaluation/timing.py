@@ -101,7 +101,7 @@ def rotated(contenders: Sequence[Any], repeat: int, index: int) -> Iterator[Any]
 
 
 @dataclass(slots=True)
-class Phase:
+class TimingPhase:
     """Timings that are stored in a journal under this name. `cold` are contenders that ran in an earlier process but
     not yet in this one: each runs once, untimed, on prompt `longest` before it is timed."""
 
@@ -133,10 +133,10 @@ def timings(
     repeats: int,
     bar: Any,
     before: Callable[[], None] = lambda: None,
-    phase: Phase | None = None,
+    phase: TimingPhase | None = None,
 ) -> Timings:
     """Time each contender on each prompt in each repeat, interleaved; `before` is called before each prompt."""
-    phase = phase or Phase()
+    phase = phase or TimingPhase()
     result: dict[str, list[list[Timing]]] = {c.name: [[] for _ in range(num_prompts)] for c in contenders}
     for repeat in range(repeats):
         for index in range(num_prompts):

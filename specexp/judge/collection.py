@@ -44,7 +44,7 @@ EARLY = 10  # finished prompts from which the total time is estimated
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedMining:
     """The loaded and checked inputs of a mining run."""
 
     config: MiningConfig
@@ -54,7 +54,7 @@ class Prepared:
     notes: Sequence[str] = ()  # messages for the user, shown before mining starts
 
 
-def prepare(config: MiningConfig) -> Prepared:
+def prepare(config: MiningConfig) -> PreparedMining:
     """Load both models and the task, and check that every prompt fits the context. Writes nothing."""
     experiment = config.experiment
     rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
@@ -78,7 +78,7 @@ def prepare(config: MiningConfig) -> Prepared:
                     f"prompt '{example.prompt_id}' leaves {limit} tokens of the {role} model's context; lower"
                     f" max_new_tokens to at most that."
                 )
-    return Prepared(config, chosen, examples, pair, [*pair.notes, *notes_of(chosen), *notes])
+    return PreparedMining(config, chosen, examples, pair, [*pair.notes, *notes_of(chosen), *notes])
 
 
 def after_skipped(chosen: Task, skip: int, limit: int) -> tuple[list[Example], bool]:
@@ -95,7 +95,7 @@ def after_skipped(chosen: Task, skip: int, limit: int) -> tuple[list[Example], b
         size *= 2
 
 
-def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
+def note_inputs(prepared: PreparedMining, output: OutputFolder) -> None:
     """Write inputs.json. Raises OutputError if the folder was started with other rows, another pair or another version
     of the answer rule: a label set never mixes two. A finished set is not changed."""
     mine = identity(prepared.pair, prepared.config.experiment)
@@ -124,7 +124,7 @@ def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
         output.write_json("inputs.json", {**now, "answer_version": VERSION})
 
 
-def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
+def collect(prepared: PreparedMining, output: OutputFolder) -> LabelSet:
     """Mine the prompts that have no results yet, and write the label set."""
     if (output.path / MANIFEST).exists():
         shutil.rmtree(output.path / PROGRESS, ignore_errors=True)
@@ -140,9 +140,9 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
         if path.exists():
             unpack(path)  # reports a broken file before mining starts
     config = prepared.config
-    seen = _Seen(config.experiment.max_new_tokens)
+    early = _EarlyWarning(config.experiment.max_new_tokens)
     for path in (path for path in paths if path.exists()):
-        seen.add(path)
+        early.add(path)
     miner = Miner(prepared.pair, prepared.task, config.experiment.max_new_tokens, config.dtype, config.batch)
     total = len(missing) * config.experiment.max_new_tokens
     with tqdm(total=total, desc="mining", unit="token", dynamic_ncols=True) as bar:
@@ -154,7 +154,7 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
             mining = miner.mine_all((prepared.examples[index] for index in missing), search.tell)
             for number, (place, mined) in enumerate(mining, 1):
                 _write(paths[missing[place]], mined)
-                seen.add(paths[missing[place]])
+                early.add(paths[missing[place]])
                 bar.set_postfix_str(f"{len(paths) - len(missing) + number} of {len(paths)} prompts", refresh=False)
                 if number >= EARLY:
                     duration.seen(bar.n, bar.total)
@@ -164,7 +164,7 @@ def collect(prepared: Prepared, output: OutputFolder) -> LabelSet:
     return LabelSet.read(output.path)
 
 
-def _announce(prepared: Prepared, num_prompts: int) -> None:
+def _announce(prepared: PreparedMining, num_prompts: int) -> None:
     """Print the longest time that the responses can take. The time of the search depends on their mismatches."""
     if not num_prompts:
         return
@@ -178,7 +178,7 @@ def _announce(prepared: Prepared, num_prompts: int) -> None:
     announce(num_prompts * result.seconds(most), what, "limit or max_new_tokens")
 
 
-class _Seen:
+class _EarlyWarning:
     """Warns once about a low yield of the first prompts, while restarting is still cheap."""
 
     def __init__(self, max_new_tokens: int) -> None:
@@ -199,7 +199,7 @@ def _write(path: Path, mined: Mined) -> None:
     write_whole(path, pack(mined.labels, mined.features, {**mined.counts, f"num_{mined.status}": 1}))
 
 
-def assemble(prepared: Prepared, paths: list[Path]) -> LabelSet:
+def assemble(prepared: PreparedMining, paths: list[Path]) -> LabelSet:
     """Join the results of all prompts into one label set."""
     labels, counts = [], Counter({f"num_{status}": 0 for status in (MINED, NO_ANSWER, UNFINISHED)})
     whole = Yield()

@@ -40,7 +40,7 @@ the features that its version's tags name, and is refused by any other."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Promotion:
     """The alias of a newly registered judge, and the reason for it."""
 
     version: str
@@ -104,14 +104,14 @@ def champion(name: str) -> tuple[str, Judge | None] | None:
         return str(result.version), None
 
 
-def promote(name: str, new: str, better: bool, reason: str) -> Verdict:
+def promote(name: str, new: str, better: bool, reason: str) -> Promotion:
     """Set the alias of version `new`, and store the reason on that version."""
     alias = CHAMPION if better else CHALLENGER
     client = MlflowClient()
     client.set_registered_model_alias(name, alias, new)
     client.set_model_version_tag(name, new, "verdict", alias)
     client.update_model_version(name, new, description=f"{alias}: {reason}")
-    return Verdict(new, alias, reason)
+    return Promotion(new, alias, reason)
 
 
 def load(address: str) -> Judge:

@@ -25,7 +25,7 @@ Log = Callable[[dict[str, float], int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class MlpRecipe:
     """Hyperparameters of the MLP."""
 
     hidden: int = 64
@@ -83,7 +83,7 @@ def train_logistic(splits: Splits, log: Log) -> Trained:
     return Trained(Network("logistic", arrays), auc, {"kind": "logistic", "C": c})
 
 
-def train_mlp(splits: Splits, log: Log, recipe: Recipe | None = None) -> Trained:
+def train_mlp(splits: Splits, log: Log, recipe: MlpRecipe | None = None) -> Trained:
     """Train with binary cross-entropy and AdamW; keep the weights of the epoch with the lowest validation loss.
 
     The criterion is the loss, not the ROC-AUC: with a few hundred mismatches, the ROC-AUC reaches 1 long before the
@@ -92,7 +92,7 @@ def train_mlp(splits: Splits, log: Log, recipe: Recipe | None = None) -> Trained
     import torch
     from torch import nn
 
-    recipe = recipe or Recipe()
+    recipe = recipe or MlpRecipe()
     generator = torch.Generator().manual_seed(recipe.seed)
     x, y = (torch.tensor(part, dtype=torch.float32) for part in splits.train)
     x_validation, y_validation = (torch.tensor(part, dtype=torch.float32) for part in splits.validation)

@@ -18,7 +18,7 @@ RSS = "rss"
 
 
 @dataclass(slots=True)
-class Peaks:
+class MemoryPeaks:
     """Peak bytes by place (`rss`, `cuda0`, ...): of the whole process, and of each method."""
 
     all: dict[str, int] = field(default_factory=dict)
@@ -49,9 +49,13 @@ class Peaks:
         return {"all": self.all, "methods": self.methods}
 
 
-def peaks_of(found: Mapping[str, Any] | None) -> Peaks:
+def peaks_of(found: Mapping[str, Any] | None) -> MemoryPeaks:
     """Build peaks from JSON; empty ones from None."""
-    return Peaks() if found is None else Peaks(dict(found["all"]), {k: dict(v) for k, v in found["methods"].items()})
+    return (
+        MemoryPeaks()
+        if found is None
+        else MemoryPeaks(dict(found["all"]), {k: dict(v) for k, v in found["methods"].items()})
+    )
 
 
 def metrics(peaks: Mapping[str, int]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from specexp.advise.advice_figure import draw_advice
 from specexp.advise.advice_report import as_json, metrics, table
 from specexp.advise.advice_text import notes, recommendation, sweep
 from specexp.advise.candidates import Candidate, spread, to_probe
-from specexp.advise.choice import Option
+from specexp.advise.choice import PredictedCandidate
 from specexp.advise.recommended import recommended
 from specexp.evaluation import preparation
 from specexp.judge import features
@@ -60,7 +60,7 @@ def test_the_best_of_a_full_sweep_is_recommended(draft_step: float, noise: float
 
 
 def test_what_a_sweep_runs_besides_the_best_three_is_not_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
-    def poorest(options: list[Option]) -> list[Option]:
+    def poorest(options: list[PredictedCandidate]) -> list[PredictedCandidate]:
         return sorted(options, key=lambda option: option.predicted)[:3]
 
     monkeypatch.setattr("specexp.advise.advice.worth_checking", poorest)

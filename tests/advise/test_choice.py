@@ -6,17 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from specexp.advise.choice import Checked, Option, accuracy_preserved, best, is_faster, worth_checking
+from specexp.advise.choice import Checked, PredictedCandidate, accuracy_preserved, best, is_faster, worth_checking
 from specexp.metrics.statistics import Interval
 
 
-def chains(**predicted: float) -> list[Option]:
+def chains(**predicted: float) -> list[PredictedCandidate]:
     """`k4=1.5`: a chain of 4; `b16=1.2`: a tree; `j8=2.0`: a judged chain."""
     kinds = {"k": ("speculative", True), "b": ("specexec", True), "j": ("autojudge", False)}
-    return [Option(name, kinds[name[0]][0], int(name[1:]), kinds[name[0]][1], x) for name, x in predicted.items()]
+    return [
+        PredictedCandidate(name, kinds[name[0]][0], int(name[1:]), kinds[name[0]][1], x)
+        for name, x in predicted.items()
+    ]
 
 
-def names(options: list[Option]) -> list[str]:
+def names(options: list[PredictedCandidate]) -> list[str]:
     return [option.label for option in options]
 
 

@@ -120,19 +120,19 @@ def test_the_expectation_of_a_sampled_chain_that_stops_early_is_exact() -> None:
             known[key] = warp(Engine(models).score(role, ids, [])[0])[0].tolist()
         return known[key]
 
-    def within(ids: list[int], left: int, room: int, gamma: int) -> float:
+    def within(ids: list[int], left: int, remaining: int, gamma: int) -> float:
         p = row("target", ids)
         if not left:
-            return sum(p[x] * started([*ids, x], room - 1, gamma) for x in range(3))
+            return sum(p[x] * started([*ids, x], remaining - 1, gamma) for x in range(3))
         q = row("draft", ids)
         return sum(
-            min(p[x], q[x]) * within([*ids, x], 0 if q[x] < least else left - 1, room - 1, gamma)
-            + max(p[x] - q[x], 0.0) * started([*ids, x], room - 1, gamma)
+            min(p[x], q[x]) * within([*ids, x], 0 if q[x] < least else left - 1, remaining - 1, gamma)
+            + max(p[x] - q[x], 0.0) * started([*ids, x], remaining - 1, gamma)
             for x in range(3)
         )
 
-    def started(ids: list[int], room: int, gamma: int) -> float:
-        return 1 + within(ids, min(gamma, room - 1), room, gamma) if room else 0.0
+    def started(ids: list[int], remaining: int, gamma: int) -> float:
+        return 1 + within(ids, min(gamma, remaining - 1), remaining, gamma) if remaining else 0.0
 
     for gamma in (3,):
         found = without = 0.0

@@ -121,7 +121,7 @@ def test_expected_rounds_are_the_counted_ones_of_sampled_chains_in_the_mean(gamm
     assert variance(expected) > 0.5, "outputs of one length and luck tell nothing"
 
 
-def exact_rounds(models: Any, warp: Warp, ids: list[int], room: int, gamma: int) -> float:
+def exact_rounds(models: Any, warp: Warp, ids: list[int], remaining: int, gamma: int) -> float:
     """Expected rounds of a sampled chain without EOS, by summing over all that it may draft, accept and emit."""
 
     known: dict[Any, Any] = {}
@@ -132,24 +132,24 @@ def exact_rounds(models: Any, warp: Warp, ids: list[int], room: int, gamma: int)
             known[key] = warp(Engine(models).score(role, ids, [])[0])[0].tolist()
         return known[key]
 
-    def within(ids: list[int], left: int, room: int) -> float:
+    def within(ids: list[int], left: int, remaining: int) -> float:
         """Rounds to come, where `left` more drafts are to be tested in this one."""
-        if not room:
+        if not remaining:
             return 0.0
         p = row("target", ids)
         if not left:
-            return sum(p[x] * started([*ids, x], room - 1) for x in range(len(p)))
+            return sum(p[x] * started([*ids, x], remaining - 1) for x in range(len(p)))
         q = row("draft", ids)
         return sum(
-            min(p[x], q[x]) * within([*ids, x], left - 1, room - 1)
-            + max(p[x] - q[x], 0.0) * started([*ids, x], room - 1)
+            min(p[x], q[x]) * within([*ids, x], left - 1, remaining - 1)
+            + max(p[x] - q[x], 0.0) * started([*ids, x], remaining - 1)
             for x in range(len(p))
         )
 
-    def started(ids: list[int], room: int) -> float:
-        return 1 + within(ids, min(gamma, room - 1), room) if room else 0.0
+    def started(ids: list[int], remaining: int) -> float:
+        return 1 + within(ids, min(gamma, remaining - 1), remaining) if remaining else 0.0
 
-    return float(started(ids, room))
+    return float(started(ids, remaining))
 
 
 def test_the_expectation_over_all_outputs_is_exact() -> None:

@@ -221,8 +221,8 @@ def unjudged(lab: Lab, prompt: list[int], gamma: int, bonus: bool) -> list[int]:
     """
     out: list[int] = []
     while len(out) < lab.length:
-        room = lab.length - len(out)
-        num = max(0, min(gamma, room - bonus))
+        remaining = lab.length - len(out)
+        num = max(0, min(gamma, remaining - bonus))
         whole = True
         for _ in range(num):
             token = lab.favourite("draft", [*prompt, *out])
@@ -462,11 +462,11 @@ def lossy_distribution(
         return warp(logits[0].tolist(), temperature)
 
     def begin(out: tuple[int, ...], mass: float) -> None:
-        room = length - len(out)
-        if room == 0 or (out and out[-1] in lab.eos):
+        remaining = length - len(out)
+        if remaining == 0 or (out and out[-1] in lab.eos):
             found[out] = found.get(out, 0.0) + mass
         else:
-            go(out, mass, max(0, min(gamma, room - bonus)), first=True)
+            go(out, mass, max(0, min(gamma, remaining - bonus)), first=True)
 
     def go(out: tuple[int, ...], mass: float, left: int, first: bool = False) -> None:
         if out and out[-1] in lab.eos:

@@ -199,7 +199,7 @@ def prepared() -> Any:
 
 
 def test_a_quick_benchmark_is_made_to_fit_by_what_was_not_set(prepared: Any) -> None:
-    def plan(token: float, given: tuple[str, ...] = ()) -> quick.Plan:
+    def plan(token: float, given: tuple[str, ...] = ()) -> quick.QuickSettings:
         return quick.plan(prepared, given, quick.Paces(Pace(2 * token, token), Pace(2 * token, 2 * token)))
 
     fast, slow, slowest = plan(1e-4), plan(0.03), plan(0.5)

@@ -164,7 +164,7 @@ BAD: dict[str, tuple[list[str], bytes | None, str]] = {
     "an unknown method": (["x", "--method", "speculativ"], None, "unknown method 'speculativ', did you mean"),
     "a setting nobody takes": (["x", "--accept-k", "2"], None, "accept_k is given, but no method here takes one"),
     "cold": (["x", "--temperature", "-1"], None, "temperature is '-1'; it must be a number >= 0"),
-    "no room": (["x", "--max-new-tokens", "0"], None, "max_new_tokens is '0'; it must be a whole number >= 1."),
+    "no tokens": (["x", "--max-new-tokens", "0"], None, "max_new_tokens is '0'; it must be a whole number >= 1."),
     "no model": (["x", "--target", "./nowhere"], None, "model folder './nowhere' does not exist"),
 }  # fmt: skip
 

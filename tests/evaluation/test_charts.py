@@ -66,8 +66,8 @@ def test_shares_of_rounds_are_what_the_records_say() -> None:
 def test_labels_lie_neither_on_each_other_nor_on_a_point(count: int, spread: float) -> None:
     rng = random.Random(count)
     points = [(300 + rng.uniform(-1, 1) * spread, 250 + rng.uniform(-1, 1) * spread) for _ in range(count)]
-    room = (0.0, 0.0, 600.0, 500.0)
-    found = places(points, 16.0, 14.0, room)
+    frame = (0.0, 0.0, 600.0, 500.0)
+    found = places(points, 16.0, 14.0, frame)
     for (x, y), (a, b) in combinations(found, 2):
         assert abs(x - a) >= 16 - 1e-6 or abs(y - b) >= 14 - 1e-6, "two labels overlap"
     for x, y in found:

@@ -28,7 +28,7 @@ from specexp.lm.toy import HIDDEN, ToyModel
 
 CLOCKS = ("seconds", "prefill_seconds", "time_to_first_token")
 PROMPTS = [[1, 2, 3], [4, 4, 1, 6], [7, 2, 5], [1, 2, 3, 1, 2, 3, 1, 2], [5, 5, 5]]
-ROOM = 26
+LENGTH = 26
 
 
 def models(noise: float = 0.5) -> dict[Role, Any]:
@@ -66,9 +66,9 @@ def test_a_traced_decoder_decodes_the_same_and_its_origins_add_up_to_the_counts(
     for name, decoder, bonus in decoders(temperature):
         for number, prompt in enumerate(PROMPTS):
             rng = rng_for(temperature, 1, f"prompt {number}")
-            want = asdict(Engine(models(), eos).generate(decoder, prompt, ROOM, rng))
+            want = asdict(Engine(models(), eos).generate(decoder, prompt, LENGTH, rng))
             traced = TracedDecoder(decoder)
-            found = asdict(Engine(models(), eos).generate(traced, prompt, ROOM, rng))
+            found = asdict(Engine(models(), eos).generate(traced, prompt, LENGTH, rng))
             assert {k: v for k, v in found.items() if k not in CLOCKS} == {
                 k: v for k, v in want.items() if k not in CLOCKS
             }, name
@@ -94,7 +94,7 @@ def test_what_the_lossless_rule_would_have_rejected_is_judged_and_nothing_else(r
     for number, prompt in enumerate(PROMPTS):
         rng: Any = rng_for(temperature, 1, f"prompt {number}")
         traced = TracedDecoder(Chain(DraftModel(4), rule, warp))
-        ids = Engine(pair).generate(traced, prompt, ROOM, rng).token_ids
+        ids = Engine(pair).generate(traced, prompt, LENGTH, rng).token_ids
         p, q = (warp(rows(pair[role], prompt, ids)) for role in ("target", "draft"))
         for position, token in enumerate(traced.tokens[: len(ids)]):
             if token.origin in ("accepted", "judged"):
@@ -109,7 +109,7 @@ def test_a_corrected_token_names_the_draft_in_whose_place_it_stands() -> None:
     pair, num = models(), 0
     for prompt in PROMPTS:
         traced = TracedDecoder(Chain(DraftModel(4), judge(0.6), Warp()))
-        ids = Engine(pair).generate(traced, prompt, ROOM, rng_for(0, 0, "")).token_ids
+        ids = Engine(pair).generate(traced, prompt, LENGTH, rng_for(0, 0, "")).token_ids
         target, draft = (rows(pair[role], prompt, ids).argmax(axis=-1) for role in ("target", "draft"))
         for position, token in enumerate(traced.tokens[: len(ids)]):
             assert (token.rejected is not None) == (token.origin == "corrected")
@@ -128,7 +128,7 @@ def test_a_corrected_token_names_the_draft_in_whose_place_it_stands() -> None:
 def test_the_judges_score_is_of_the_rows_behind_the_drafted_token() -> None:
     pair, rule, prompt = models(), judge(2.0), PROMPTS[0]
     traced = TracedDecoder(Chain(DraftModel(4), rule, Warp()))
-    ids = Engine(pair).generate(traced, prompt, ROOM, rng_for(0, 0, "")).token_ids
+    ids = Engine(pair).generate(traced, prompt, LENGTH, rng_for(0, 0, "")).token_ids
     hidden = [
         np.asarray(pair[part.split("_")[0]].session().feed(np.asarray([*prompt, *ids]), len(ids), hidden=True)[1])
         for part in rule.parts
@@ -145,7 +145,7 @@ def test_a_tree_names_ranks_by_the_draft_and_what_it_had_instead(temperature: fl
     for number, prompt in enumerate(PROMPTS):
         traced = TracedDecoder(SpecExec(8, 3, Warp(temperature)))
         rng = rng_for(temperature, 1, f"prompt {number}")
-        ids = Engine(pair).generate(traced, prompt, ROOM, rng).token_ids
+        ids = Engine(pair).generate(traced, prompt, LENGTH, rng).token_ids
         order = np.argsort(-rows(pair["draft"], prompt, ids), axis=-1, kind="stable")
         for position, token in enumerate(traced.tokens[: len(ids)]):
             seen[token.origin] += 1
@@ -162,7 +162,7 @@ def test_a_tree_names_ranks_by_the_draft_and_what_it_had_instead(temperature: fl
 
 def test_a_looked_up_token_is_no_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     traced = TracedDecoder(Chain(Lookup(4), Lossless(), Warp()))
-    Engine({"target": ToyModel(8, 3)}).generate(traced, [1, 2, 3, 1, 2, 3, 1, 2], ROOM, rng_for(0, 0, ""))
+    Engine({"target": ToyModel(8, 3)}).generate(traced, [1, 2, 3, 1, 2, 3, 1, 2], LENGTH, rng_for(0, 0, ""))
     assert {"looked_up", "corrected"} <= tally(traced.tokens).keys() <= {"looked_up", "corrected", "bonus", "target"}
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.cli_runner import comparison_runs, evaluate, flat_runs
 from specexp.evaluation import time_split
-from specexp.evaluation.time_split import Plan, plan
+from specexp.evaluation.time_split import TimeSplitPlan, plan
 from specexp.profiling.time_breakdown import PARTS
 
 TOY = ["--experiment", "toy_quick", "--methods", "baseline,speculative", "--gamma", "3"]
@@ -23,14 +23,14 @@ def took(label: str, seconds: float, tokens: int = 100, prefill: float = 0.0) ->
 @pytest.mark.parametrize(
     "seconds,expected",
     [
-        (1.0, Plan(4, 160)),  # four prompts with both settings: 16 seconds of 60
-        (10.0, Plan(2, 160)),
-        (20.0, Plan(1, 160)),
-        (45.0, Plan(1, 44)),  # 1.35 seconds a token with both
+        (1.0, TimeSplitPlan(4, 160)),  # four prompts with both settings: 16 seconds of 60
+        (10.0, TimeSplitPlan(2, 160)),
+        (20.0, TimeSplitPlan(1, 160)),
+        (45.0, TimeSplitPlan(1, 44)),  # 1.35 seconds a token with both
         (200.0, None),  # ten tokens fit, which say nothing
     ],
 )
-def test_a_split_takes_about_a_minute_or_is_left_out(seconds: float, expected: Plan | None) -> None:
+def test_a_split_takes_about_a_minute_or_is_left_out(seconds: float, expected: TimeSplitPlan | None) -> None:
     # Two prompts; the second setting takes twice as long as the first.
     records = [took("a", seconds), took("b", 2 * seconds)] * 2
     assert plan(records, 160) == expected

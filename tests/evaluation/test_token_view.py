@@ -17,7 +17,7 @@ from helpers.judges import judge_for
 from helpers.origins import check_counts
 from specexp.errors import ConfigError
 from specexp.evaluation.token_view import token_page
-from specexp.evaluation.token_view.selection import Shown
+from specexp.evaluation.token_view.selection import ShownPrompts
 from specexp.judge import features
 from specexp.pair.token_text import PART, SPECIAL, TEXT, Piece, marked, named, plain, spelled
 from specexp.pair.tokenization import ToyText
@@ -213,16 +213,16 @@ def test_telling_prompts_come_first_and_are_shown_in_the_tasks_order() -> None:
     found = [record(x.prompt_id, "baseline", [1, 2]) for x in examples]
     found += [record("a", "draft_only", [3]), record("b", "topk", [1, 2]), record("c", "topk", [1, 2], judged=1)]
     found += [record("d", "topk", [9], repeat=1), record("e", "topk", [1, 3])]
-    assert Shown.parse("2").choose(examples, found) == [2, 4]
-    assert Shown.parse("3").choose(examples, found) == [0, 2, 4]
-    assert Shown.parse("").choose(examples, found) == [0, 2, 4]
-    assert Shown.parse("99").choose(examples, found) == [0, 1, 2, 3, 4, 5]
-    assert Shown.parse("e,a").choose(examples, found) == [4, 0]
-    assert Shown.parse("7,").choose(examples, found) == [5]
+    assert ShownPrompts.parse("2").choose(examples, found) == [2, 4]
+    assert ShownPrompts.parse("3").choose(examples, found) == [0, 2, 4]
+    assert ShownPrompts.parse("").choose(examples, found) == [0, 2, 4]
+    assert ShownPrompts.parse("99").choose(examples, found) == [0, 1, 2, 3, 4, 5]
+    assert ShownPrompts.parse("e,a").choose(examples, found) == [4, 0]
+    assert ShownPrompts.parse("7,").choose(examples, found) == [5]
     commas = [Example("x, y", ("?",)), Example("x", ("?",))]
-    assert Shown.parse("x, y").choose(commas, []) == [0]
+    assert ShownPrompts.parse("x, y").choose(commas, []) == [0]
     with pytest.raises(ConfigError, match="names prompt 'f'"):
-        Shown.parse("a,f").check(examples)
+        ShownPrompts.parse("a,f").check(examples)
 
 
 def test_a_departure_from_the_record_is_told(workplace: Path) -> None:

@@ -98,12 +98,12 @@ def feature_rows(pair: Any, ids: Ids) -> dict[str, np.ndarray]:
     return found
 
 
-def greedy(model: Any, eos_ids: Sequence[int], ids: Ids, room: int) -> tuple[Ids, int, int]:
+def greedy(model: Any, eos_ids: Sequence[int], ids: Ids, limit: int) -> tuple[Ids, int, int]:
     """A continuation, and its forwards and positions: the prefill is one forward, each further token one more."""
     tokens: Ids = []
     calls = positions = 0
     session, fed = model.session(), ids
-    while len(tokens) < room:
+    while len(tokens) < limit:
         logits, _ = session.feed(model.ids(fed), rows=1)
         calls, positions = calls + 1, positions + len(fed)
         fed = [int(logits[-1].argmax())]
@@ -116,17 +116,17 @@ def greedy(model: Any, eos_ids: Sequence[int], ids: Ids, room: int) -> tuple[Ids
 def mine(pair: Any, task: Any, limit: int, example: Any) -> Found:
     """Mine one prompt, with one forward a token."""
     steps = search(pair, task, limit, example)
-    ids, room = next(steps)
+    ids, remaining = next(steps)
     calls = positions = 0
-    tokens, *_ = greedy(pair.models["target"], pair.eos_ids, ids, room)
+    tokens, *_ = greedy(pair.models["target"], pair.eos_ids, ids, remaining)
     while True:
         try:
-            ids, room = steps.send(tokens)
+            ids, remaining = steps.send(tokens)
         except StopIteration as end:
             found: Found = end.value
             found.num_calls, found.num_positions = calls, positions
             return found
-        tokens, *spent = greedy(pair.models["target"], pair.eos_ids, ids, room)
+        tokens, *spent = greedy(pair.models["target"], pair.eos_ids, ids, remaining)
         calls, positions = calls + spent[0], positions + spent[1]
 
 
@@ -158,18 +158,18 @@ def generated(module: Any, eos_ids: Sequence[int], asked: Sequence[tuple[Ids, in
     """transformers' greedy continuations of left-padded prompts, each cut at its EOS and at its own limit."""
     import torch
 
-    rooms = [room for _, room in asked]
-    if not max(rooms):
+    limits = [limit for _, limit in asked]
+    if not max(limits):
         return [[] for _ in asked]
     width = max(len(ids) for ids, _ in asked)
     with torch.inference_mode():
         out = module.generate(
             torch.tensor([[0] * (width - len(ids)) + ids for ids, _ in asked]),
             attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids, _ in asked]),
-            do_sample=False, max_new_tokens=max(rooms), eos_token_id=list(eos_ids), pad_token_id=eos_ids[0],
+            do_sample=False, max_new_tokens=max(limits), eos_token_id=list(eos_ids), pad_token_id=eos_ids[0],
             repetition_penalty=1.0,
         )  # fmt: skip
-    return [_ended(row[:room], eos_ids) for row, room in zip(out[:, width:].tolist(), rooms, strict=True)]
+    return [_ended(row[:limit], eos_ids) for row, limit in zip(out[:, width:].tolist(), limits, strict=True)]
 
 
 def _ended(tokens: Ids, eos_ids: Sequence[int]) -> Ids:

@@ -79,7 +79,7 @@ def mutated(bug: Bug | None) -> Iterator[None]:
 
 
 RULES, CHAIN, ENGINE, RUN, CONTEXT, BASELINE = (
-    "specexp.decoding.rules", "specexp.decoding.chain", "specexp.engine.engine", "specexp.engine.run",
+    "specexp.decoding.rules", "specexp.decoding.chain", "specexp.engine.engine", "specexp.engine.request_state",
     "specexp.engine.context", "specexp.decoding.baseline",
 )  # fmt: skip
 DRAFTING, FORWARDS = "specexp.engine.drafting", "specexp.engine.forwards"
@@ -121,7 +121,7 @@ BUGS = [
         "accepted_anyway, rng, limit - remaining_tokens)\n                rng.sample_next(p[0], limit - remaining_tokens, verdict.num_accepted,"
         " drafted.tokens.shape[0])\n"),
     Bug("rng of committed positions reused", CHAIN, "accepted_anyway, rng, limit - remaining_tokens)", "accepted_anyway, rng, 0)"),
-    Bug("draft rng for the wrong positions", DRAFTING, "chain.run.num_prompt + step for", "chain.run.num_prompt for"),
+    Bug("draft rng for the wrong positions", DRAFTING, "chain.state.num_prompt + step for", "chain.state.num_prompt for"),
     Bug("plain decoding reads the first row for ever", BASELINE, "Score(self.model)", "Score(self.model, None)\n"
         "            first = locals().get('first', scored)\n            scored = first"),
 ]  # fmt: skip
@@ -238,7 +238,7 @@ JUDGED_BUGS = [
     Bug("top-k takes one more", JUDGED, "axis=-1) < self.k", "axis=-1) <= self.k"),
     Bug("top-k a row late", JUDGED, "rows, where = logits[:num_drafted]", "rows, where = logits[1:]"),
     Bug("top-k is of the draft", JUDGED, "rows, where = logits[:num_drafted]", "rows, where = logits[:num_drafted] if drafted.q is None else drafted.q"),
-    Bug("the last drafted token is not fed", DRAFTING, "chain.hidden.append(states)\n", "chain.hidden.append(chain.hidden[-1])\n"),
+    Bug("the last drafted token is not fed", DRAFTING, "chain.hidden.append(hidden_states)\n", "chain.hidden.append(chain.hidden[-1])\n"),
     Bug("the last drafted token is always fed", DRAFTING, "        if ask.feed_last_token and (", "        if ask.hidden and ("),
     Bug("the last drafted token is fed twice", CONTEXT, "slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1]",
         "slots = [slot for slot in kept if slot < self._num_slots][: max(0, len(tokens) - 2)]"),
@@ -278,9 +278,9 @@ BATCH_BUGS = [
     Bug("growing forgets what was there", KV, "        self.values[:, :, :used] = old[:, :, :used]\n", "        self.values[:, :1, :used] = old[:, :1, :used]\n"),
     Bug("slots are not reset when a row is used again", CONTEXT, "        self._session.truncate(common)\n        self._num_cached = common", "        self._session.truncate(self._session.length)\n        self._num_cached = common"),
     Bug("a context beyond its row", ENGINE, "return self._contexts[role][row]", "return self._contexts[role][max(0, row - 1)]"),
-    Bug("the rng of the first row for every row", DRAFTING, "[chain.run.rng for chain in chains]", "[chains[0].run.rng for _ in chains]"),
-    Bug("positions of the first row's rng for every row", DRAFTING, "[len(chain.run.ids) - chain.run.num_prompt + step for chain in chains]", "[len(chains[0].run.ids) - chains[0].run.num_prompt + step for chain in chains]"),
-    Bug("every row drafts as far as the first", DRAFTING, "self._max_draft_length(run, each.gamma, ask.reserve, ask.feed_last_token))", "self._max_draft_length(asked[0][0], each.gamma, ask.reserve, ask.feed_last_token))"),
+    Bug("the rng of the first row for every row", DRAFTING, "[chain.state.rng for chain in chains]", "[chains[0].run.rng for _ in chains]"),
+    Bug("positions of the first row's rng for every row", DRAFTING, "[len(chain.state.ids) - chain.state.num_prompt + step for chain in chains]", "[len(chains[0].run.ids) - chains[0].run.num_prompt + step for chain in chains]"),
+    Bug("every row drafts as far as the first", DRAFTING, "self._max_draft_length(state, each.gamma, ask.reserve, ask.feed_last_token))", "self._max_draft_length(asked[0][0], each.gamma, ask.reserve, ask.feed_last_token))"),
     Bug("chains that end early are mistaken for each other", DRAFTING, "zip(chains, result, strict=True):\n            if value <", "zip(chains, reversed(result), strict=True):\n            if value <"),
     Bug("a round's values are read in another order", ENGINE, "for _, ask in asked for part in parts_of(ask)", "for _, ask in reversed(asked) for part in parts_of(ask)"),
     Bug("hidden rows of another chain", DRAFTING, '[c.run for c in behind], last), strict', '[c.run for c in behind], last)[::-1], strict'),
@@ -319,9 +319,9 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("both sides of a ratio are drawn apart", STATISTICS, "_rates(ours, prompts, repeats) / _rates(theirs, prompts, repeats)", "_rates(ours, prompts, repeats) / _rates(theirs, prompts[::-1], repeats)"),
         Bug("power without the null's spread", STATISTICS, "level * math.sqrt(d) + power", "level * math.sqrt(d - difference**2) + power"),
     ],
-    ("engine/test_run.py",): [
+    ("engine/test_request_state.py",): [
         Bug("seconds of a batch are not divided by its rows", ENGINE, "share = (self._clock() - start) / len(active)", "share = self._clock() - start"),
-        Bug("time to the first token from the second", ENGINE, "run.out.num_rounds == 1:", "run.out.num_rounds == 2:"),
+        Bug("time to the first token from the second", ENGINE, "state.out.num_rounds == 1:", "state.out.num_rounds == 2:"),
         Bug("a rejected token is not tested", RUN, "min(num_accepted + 1, num_drafted, num_kept)", "min(num_accepted, num_drafted, num_kept)"),
         Bug("what is behind an EOS is tested", RUN, "min(num_accepted + 1, num_drafted, num_kept)", "min(num_accepted + 1, num_drafted)"),
         Bug("overlap of untested positions", RUN, 'sum(counts["overlap"][:num_tested])', 'sum(counts["overlap"])'),

@@ -18,7 +18,7 @@ from entrypoints import train_judge
 from helpers.cli_runner import evaluate, flat_runs, invoke, records, refused, runs
 from helpers.judges import judge_for, label_set
 from specexp.errors import JudgeError
-from specexp.judge import calibration, features, registry, selection
+from specexp.judge import calibration, features, registry, trained_judge
 from specexp.judge.judge import Judge
 from specexp.judge.labels import LabelSet
 from specexp.judge.splits import SPLITS, split_of
@@ -225,7 +225,7 @@ def test_only_a_better_judge_becomes_champion(workplace: Path) -> None:
     labels = LabelSet.read(workplace / "labels")
     client = MlflowClient()
     for new, old, version in ((auc[1], auc[0], "2"), (auc[2], auc[0], "3")):
-        wins, says = selection.better(new, old, labels)
+        wins, says = trained_judge.better(new, old, labels)
         description = client.get_model_version("autojudge", version).description
         if version == "2":
             assert description == f"{'champion' if wins else 'challenger'}: {says} (version 1)"

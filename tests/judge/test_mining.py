@@ -453,9 +453,9 @@ def test_random_models_give_the_same_labels_several_at_a_time(pair: Callable[[st
 @pytest.mark.slow
 def test_arith_prompts_give_the_same_labels_sixteen_at_a_time() -> None:
     ready = prepared(18)
-    room = ready.config.experiment.max_new_tokens
-    alone = miner(ready.pair, ready.task, room)
-    for place, mined in miner_of_rows(ready.pair, ready.task, 16, room).mine_all(ready.examples):
+    max_new_tokens = ready.config.experiment.max_new_tokens
+    alone = miner(ready.pair, ready.task, max_new_tokens)
+    for place, mined in miner_of_rows(ready.pair, ready.task, 16, max_new_tokens).mine_all(ready.examples):
         assert list(batch_disagreements(mined, alone.mine(ready.examples[place]), 1e-4)) == []
 
 
@@ -476,13 +476,13 @@ def cost(minings: Sequence[Any]) -> tuple[float, float, int]:
 def mine_both_ways(limit: int, features: bool, batch: int = 100) -> list[Any]:
     """Arith prompts; every one must agree, counts of the literal procedure included."""
     ready = prepared(limit)
-    room = ready.config.experiment.max_new_tokens
-    fast = miner(ready.pair, ready.task, room)
+    max_new_tokens = ready.config.experiment.max_new_tokens
+    fast = miner(ready.pair, ready.task, max_new_tokens)
     found = []
     for start in range(0, limit, batch):
         examples = ready.examples[start : start + batch]
         for example, want in zip(
-            examples, reference_miner.mine_all(ready.pair, ready.task, room, examples, features), strict=True
+            examples, reference_miner.mine_all(ready.pair, ready.task, max_new_tokens, examples, features), strict=True
         ):
             found.append(fast.mine(example))
             assert list(disagreements(found[-1], want, 1e-4)) == [], example.prompt_id
@@ -500,10 +500,10 @@ def test_arith_prompts_give_the_literal_procedures_labels_for_less() -> None:
 @pytest.mark.slow
 def test_the_literal_procedure_costs_what_the_miner_says_forward_by_forward() -> None:
     ready = prepared(4)
-    room = ready.config.experiment.max_new_tokens
-    fast = miner(ready.pair, ready.task, room)
+    max_new_tokens = ready.config.experiment.max_new_tokens
+    fast = miner(ready.pair, ready.task, max_new_tokens)
     for example in ready.examples:
-        slow = reference_miner.mine(ready.pair, ready.task, room, example)
+        slow = reference_miner.mine(ready.pair, ready.task, max_new_tokens, example)
         assert slow.num_calls > 0
         assert list(disagreements(fast.mine(example), slow, 1e-4)) == []
 

@@ -18,7 +18,7 @@ from helpers.judges import judge_for, label_set
 from specexp import config
 from specexp.advise.recommended import _models
 from specexp.errors import ConfigError
-from specexp.judge import features, selection
+from specexp.judge import features, trained_judge
 from specexp.lm.hf.loading import load_tokenizer
 from specexp.lm.runtime import ModelConfig
 from specexp.pair import chat_template
@@ -287,7 +287,7 @@ def test_a_judge_says_when_it_was_mined_with_other_prompts(tmp_path: Path) -> No
         "an older one does not know"
     )
     labels = label_set(tmp_path / "labels", chat_template="c" * 64)
-    made = selection.train("logistic", labels, features.mode("target"), 0.9, 0, lambda *_: None)
+    made = trained_judge.train("logistic", labels, features.mode("target"), 0.9, 0, lambda *_: None)
     assert made.judge.facts.chat_template == "c" * 64
 
 

@@ -63,7 +63,7 @@ def test_the_comparison_run_has_the_peak_of_the_process(workplace: Path) -> None
 def test_each_device_has_a_peak_and_each_method_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = Devices(100, 0, 0)
     monkeypatch.setattr(memory, "_torch", lambda: SimpleNamespace(cuda=devices))
-    peaks = memory.Peaks()
+    peaks = memory.MemoryPeaks()
     for label, first, second in (("baseline", 70, 0), ("chain", 80, 40), ("baseline", 60, 0)):
         with peaks.watching(label):
             devices.peaks[:2] = [first, second]

@@ -13,7 +13,7 @@ from entrypoints.collect_labels import command as collect_labels
 from entrypoints.train_judge import command as train_judge
 from helpers.cli_runner import evaluate, flat_runs, invoke, records
 from helpers.judges import judge_for, label_set
-from specexp.judge import collection, features, selection
+from specexp.judge import collection, features, trained_judge
 from specexp.judge.judge import FACTS, Judge
 from specexp.judge.labels import LabelSet
 from specexp.tasks import answers
@@ -99,7 +99,7 @@ def test_a_judge_carries_the_version_of_its_labels(tmp_path: Path) -> None:
     for version in (answers.VERSION, None):
         label_set(tmp_path / "labels")
         change(tmp_path / "labels" / "manifest.json", answer_version=version)
-        found = selection.train(
+        found = trained_judge.train(
             "logistic", LabelSet.read(tmp_path / "labels"), mode, 0.9, 0, lambda metrics, step: None
         )
         found.judge.save(tmp_path / "judge")

@@ -18,7 +18,7 @@ DEFAULT = "3"
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ShownPrompts:
     """`number` prompts that the run selects, or those whose ids `text` names, separated by commas.
 
     An id that is itself a number is given with a comma after it.
@@ -28,7 +28,7 @@ class Shown:
     number: int | None
 
     @classmethod
-    def parse(cls, text: str) -> Shown:
+    def parse(cls, text: str) -> ShownPrompts:
         """Parse a whole number, or ids; "" is the default. Raises ConfigError for a number below 0."""
         text = text.strip() or DEFAULT
         try:

@@ -22,7 +22,7 @@ from specexp.evaluation.divergence import NOT_LOSSLESS
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.token_view.data import VERSION, Budget, trace
 from specexp.evaluation.token_view.origins import ORIGINS
-from specexp.evaluation.token_view.selection import Shown
+from specexp.evaluation.token_view.selection import ShownPrompts
 from specexp.method_specs import spec
 from specexp.pair.token_text import PART, SPECIAL, TEXT, marked, plain
 from specexp.storage.files import write_whole
@@ -43,7 +43,7 @@ def write(
     prepared: Prepared,
     output: OutputFolder,
     records: RecordFile,
-    shown: Shown,
+    shown: ShownPrompts,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Path]:
     """Write both files for the prompts to be shown, and return their paths; none if they show these prompts already.

@@ -25,7 +25,7 @@ class Decoder(Protocol):
 
 @dataclass(slots=True)
 class Generation:
-    """What one run emitted, and its counts. Prefill is in `prefill_seconds` alone, never in the counts.
+    """What one request emitted, and its counts. Prefill is in `prefill_seconds` alone, never in the counts.
 
     Of prompts that were decoded together, `seconds` holds each one's share of every step: they add up to the whole.
     """
@@ -57,7 +57,7 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
-class Peaks:
+class LogitPeaks:
     """The largest logits of some rows: finite unless a row holds NaN or infinity. -inf alone is a masked token.
 
     `values`[R] are of rows `first` and on; row 0 follows the last committed token, row i + 1 the token in slot i. With
@@ -70,8 +70,8 @@ class Peaks:
     drafts: bool = False
 
 
-class Run:
-    """The state of one run; the engine answers `ask` by `send`, until it is None."""
+class RequestState:
+    """The state of one request that is being decoded; the engine answers `ask` by `send`, until it is None."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Run:
         self.out = Generation()
         self.began = 0.0
         self.ask: Ask | None = None
-        self.peaks: list[Peaks] = []  # of this round's logits
+        self.peaks: list[LogitPeaks] = []  # of this round's logits
 
     def start(self) -> None:
         self._steps = self.decoder.steps(self.rng, self.remaining_tokens)
@@ -146,7 +146,7 @@ class Run:
         return self.remaining_tokens
 
     def _check(
-        self, peaks: Sequence[tuple[Peaks, list[float]]], slots: Mapping[Role, Sequence[int]], num_kept: int
+        self, peaks: Sequence[tuple[LogitPeaks, list[float]]], slots: Mapping[Role, Sequence[int]], num_kept: int
     ) -> None:
         """Raise ModelError where logits that this round's tokens were drawn from are not finite.
 

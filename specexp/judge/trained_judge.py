@@ -13,7 +13,7 @@ from specexp.judge import calibration, features, figures
 from specexp.judge.features import Mode
 from specexp.judge.judge import Facts, Judge
 from specexp.judge.labels import Label, LabelSet
-from specexp.judge.training import Log, Recipe, Splits, Trained, train_logistic, train_mlp
+from specexp.judge.training import Log, MlpRecipe, Splits, Trained, train_logistic, train_mlp
 from specexp.storage.files import writing
 
 IDENTITY = ("target", "draft", "tokenizer", "target_name", "draft_name", "target_revision", "draft_revision", "dtype")
@@ -21,7 +21,7 @@ SWEEP = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)  # recalls whose thresholds are
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class TrainedJudge:
     """A trained judge with its settings and its metrics on the test split."""
 
     judge: Judge
@@ -31,10 +31,12 @@ class Candidate:
     p: np.ndarray  # of the test split's rows
 
 
-def train(kind: str, labels: LabelSet, mode: Mode, recall: float, seed: int, log: Log) -> Candidate:
+def train(kind: str, labels: LabelSet, mode: Mode, recall: float, seed: int, log: Log) -> TrainedJudge:
     """Train one kind, calibrate it to `recall`, and evaluate it once on the test split. Raises JudgeError."""
     splits = Splits.of(labels, mode)
-    trained: Trained = train_logistic(splits, log) if kind == "logistic" else train_mlp(splits, log, Recipe(seed=seed))
+    trained: Trained = (
+        train_logistic(splits, log) if kind == "logistic" else train_mlp(splits, log, MlpRecipe(seed=seed))
+    )
     x, important, _ = labels.select(mode, "calibration")
     threshold = calibration.threshold_for(recall, trained.network(x), important)
     x_test, important_test, _ = labels.select(mode, "test")
@@ -53,7 +55,7 @@ def train(kind: str, labels: LabelSet, mode: Mode, recall: float, seed: int, log
         "judge/best_validation_roc_auc": trained.validation_auc,
         "judge/recall_margin": calibration.recall_margin(recall, int(important.sum()), int(important_test.sum())),
     }
-    return Candidate(Judge(trained.network, facts), trained.validation_auc, trained.settings, metrics, p)
+    return TrainedJudge(Judge(trained.network, facts), trained.validation_auc, trained.settings, metrics, p)
 
 
 def check(labels: LabelSet, mode: Mode) -> None:
@@ -114,7 +116,9 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def write(folder: Path, candidates: Mapping[str, Candidate], chosen: str, labels: LabelSet, mode: Mode) -> list[Path]:
+def write(
+    folder: Path, candidates: Mapping[str, TrainedJudge], chosen: str, labels: LabelSet, mode: Mode
+) -> list[Path]:
     """Write the chosen judge to `folder`, every judge to a subfolder, figures and tables; return the files to show."""
     _, important, rows = labels.select(mode, "test")
     best = candidates[chosen]

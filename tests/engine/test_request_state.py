@@ -13,16 +13,16 @@ from specexp.decoding.protocol import Round
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Request
-from specexp.engine.run import Run, parts_of
+from specexp.engine.request_state import RequestState, parts_of
 
 EOS = 9
 
 
-def begun(remaining_tokens: int = 20, on_tokens: Any = None) -> Run:
-    return Run(Baseline(Warp()), [5, 6], CertainRng(), remaining_tokens, on_tokens)
+def begun(remaining_tokens: int = 20, on_tokens: Any = None) -> RequestState:
+    return RequestState(Baseline(Warp()), [5, 6], CertainRng(), remaining_tokens, on_tokens)
 
 
-def commit(run: Run, tokens: list[int], num_tokens: int, overlap: list[float], **counts: int) -> int:
+def commit(run: RequestState, tokens: list[int], num_tokens: int, overlap: list[float], **counts: int) -> int:
     """Commit a chain's round of len(overlap) drafted tokens."""
     drafted = {"num_drafted": len(overlap), "num_accepted": num_tokens - 1, "judged": 0, **counts}
     ask = Round(tokens, num_tokens, {}, {**drafted, "overlap": overlap})  # type: ignore[arg-type]
