@@ -36,6 +36,7 @@ class Lab:
     eos: tuple[int, ...]
     hidden: dict[str, int]
     vocab: int
+    median_score: float = 0.5  # a judge with this threshold accepts some of the last drafts and not others
 
     def engine(self, rows: int = 1, **more: Any) -> Mutable:
         return module("engine").Engine(self.models, self.eos, max_batch_size=rows, **more)
@@ -48,6 +49,7 @@ class Lab:
         mode = module("judge.features").MODES["both"]
         network = module("judge.network").Network("logistic", network_arrays("logistic", mode.size(self.hidden)))
         judge = judged.Judged(network, mode.parts, 0.5, self.eos, mode.needs)
+        lenient = judged.Judged(network, mode.parts, self.median_score, self.eos, mode.needs)
         text = tuple(random.Random(3).randrange(self.vocab) for _ in range(30))
         return {
             "baseline": baseline(warp),
@@ -58,26 +60,10 @@ class Lab:
             "lookup": chain.Chain(chain.Lookup(4, 2), lossless, warp),
             "replay": chain.Chain(chain.Replay(text, 6, chain.DraftModel(3)), lossless, warp),
             "judged": chain.Chain(chain.DraftModel(4), judge, warp),
-            "judged, gamma 1": chain.Chain(chain.DraftModel(1), self.lenient(network, mode), warp),
+            "judged, gamma 1": chain.Chain(chain.DraftModel(1), lenient, warp),
             "topk": chain.Chain(chain.DraftModel(4), judged.TopK(3), warp),
             "specexec": specexec(12, 4, warp, parallel_branches=3),
         }
-
-    def lenient(self, network: Mutable, mode: Mutable) -> Mutable:
-        """A judge that accepts about half of the last drafts that fail: its threshold is the median of their scores."""
-        judged, chain, rules = module("decoding.lossy_rules"), module("decoding.chain"), module("decoding.rules")
-        scores: list[float] = []
-
-        def score(features: Any) -> Any:
-            result = network(features)
-            scores.extend(result.tolist())
-            return result
-
-        strict = judged.Judged(score, mode.parts, 1e-9, self.eos, mode.needs)  # asks, and accepts nothing
-        chain_of_one = chain.Chain(chain.DraftModel(1), strict, rules.Warp(0.0))
-        for request in self.requests(chain_of_one, 0.0):
-            self.engine().generate(request.decoder, request.prompt_ids, request.max_new_tokens, request.rng)
-        return judged.Judged(network, mode.parts, float(np.median(scores)), self.eos, mode.needs)
 
     def requests(self, decoder: Mutable, temperature: float, name: str = "") -> list[Mutable]:
         numbers = random.Random(5)
@@ -87,6 +73,25 @@ class Lab:
                     rng_for(temperature, 5, f"{name} {length}"))
             for length, limit in SIZES
         ]  # fmt: skip
+
+
+def calibrated(lab: Lab) -> Lab:
+    """The lab with the median of what its judge gives the last drafts of chains of one."""
+    judged, chain, rules = module("decoding.lossy_rules"), module("decoding.chain"), module("decoding.rules")
+    mode = module("judge.features").MODES["both"]
+    network = module("judge.network").Network("logistic", network_arrays("logistic", mode.size(lab.hidden)))
+    scores: list[float] = []
+
+    def score(features: Any) -> Any:
+        result = network(features)
+        scores.extend(result.tolist())
+        return result
+
+    strict = judged.Judged(score, mode.parts, 1e-9, lab.eos, mode.needs)  # asks, and accepts nothing
+    for request in lab.requests(chain.Chain(chain.DraftModel(1), strict, rules.Warp(0.0)), 0.0):
+        lab.engine().generate(request.decoder, request.prompt_ids, request.max_new_tokens, request.rng)
+    lab.median_score = float(np.median(scores))
+    return lab
 
 
 def toy_lab() -> Lab:
@@ -101,7 +106,7 @@ def hf_lab(models: dict[str, Any]) -> Lab:
 
 @pytest.fixture
 def lab(request: pytest.FixtureRequest, pair: Callable[[str], dict[str, Any]]) -> Lab:
-    return toy_lab() if request.param == "toy" else hf_lab(pair(request.param))
+    return calibrated(toy_lab() if request.param == "toy" else hf_lab(pair(request.param)))
 
 
 def told(out: Any) -> dict[str, Any]:
@@ -337,8 +342,8 @@ def checks() -> Iterator[str]:
         for found, want in fed_both_ways(models["target"]):
             if not gap(found, want) < 2e-4:
                 yield f"{family}: logits differ by {gap(found, want):.1e}"
-        yield from engine_checks(hf_lab(models), family)
-    yield from engine_checks(toy_lab(), "toy")
+        yield from engine_checks(calibrated(hf_lab(models)), family)
+    yield from engine_checks(calibrated(toy_lab()), "toy")
 
 
 def engine_checks(lab: Lab, what: str) -> Iterator[str]:

@@ -283,7 +283,7 @@ BATCH_BUGS = [
     Bug("every row drafts as far as the first", DRAFTING, "self._max_draft_length(state, each.gamma, ask.reserve, ask.feed_last_token))", "self._max_draft_length(asked[0][0], each.gamma, ask.reserve, ask.feed_last_token))"),
     Bug("chains that end early are mistaken for each other", DRAFTING, "zip(chains, result, strict=True):\n            if value <", "zip(chains, reversed(result), strict=True):\n            if value <"),
     Bug("a round's values are read in another order", ENGINE, "for _, ask in asked for part in parts_of(ask)", "for _, ask in reversed(asked) for part in parts_of(ask)"),
-    Bug("hidden rows of another chain", DRAFTING, '[c.run for c in behind], last), strict', '[c.run for c in behind], last)[::-1], strict'),
+    Bug("hidden rows of another chain", DRAFTING, '[c.state for c in behind], last), strict', '[c.state for c in behind], last)[::-1], strict'),
     Bug("the best tokens of another row", FORWARDS, "    for pair in ranked:\n", "    for pair in ranked[::-1]:\n"),
 ]  # fmt: skip
 
