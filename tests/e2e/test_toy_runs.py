@@ -79,3 +79,19 @@ def test_the_pair_is_made_as_its_settings_say(workplace: Path) -> None:
 
     assert max(max(ids) for ids in plainly("wide")) >= 24
     assert plainly("other") != plainly("plain")
+
+
+@pytest.mark.slow
+def test_a_seed_of_any_length_is_that_seed(workplace: Path) -> None:
+    """It is hashed, and kept as it was given: in records, and in what a resume compares."""
+    settings = ["--experiment", "toy_quick", "--limit", "2", "--methods", "baseline", "--temperature", "1"]
+    texts = {}
+    for name, seed in (("long", 10**30), ("longer", 10**30 + 1), ("short", 10**30 % 2**64)):
+        run = [*settings, "--seed", str(seed), "--output", name]
+        assert evaluate(*run).exit_code == 0
+        found = records(workplace / name)
+        assert {record["seed"] for record in found} == {seed}
+        texts[name] = tuple(tuple(record["token_ids"]) for record in found)
+        assert evaluate(*run, "--resume").exit_code == 0
+        assert records(workplace / name) == found
+    assert len(set(texts.values())) == 3, "digits that do not fit in 64 bits count, too"

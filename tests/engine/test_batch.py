@@ -280,7 +280,7 @@ def test_growing_makes_room_for_the_padding_of_a_short_row(pair: Callable[[str],
 @pytest.mark.parametrize("lab", ["toy", "llama"], indirect=True)
 @pytest.mark.parametrize("rows", [1, 2, 5])
 def test_a_procedure_keeps_its_row_and_its_caches(lab: Lab, rows: int) -> None:
-    """Each decodes, looks at what it decoded and goes on from there; it is_faster only for what its row does not
+    """Each decodes, looks at what it decoded and goes on from there; it pays only for what its row does not
     hold."""
     engine_module, rng = module("engine"), module("decoding.rng").CertainRng()
     decoder = lab.decoders(0.0)["gamma 4"]

@@ -1,4 +1,4 @@
-"""One run's counts, round by round, as the engine reads them; and who is_faster for a step that several rows share."""
+"""A request's counts, round by round, as the engine reads them; and who pays for a step that several rows share."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_tokens_are_told_once_each() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_the_seconds_of_prompts_decoded_together_add_up_to_what_passed(rows: int) -> None:
-    """Each row is_faster its share of every step: as many seconds as the clock moved, however many rows there were."""
+    """Each row pays its share of every step: as many seconds as the clock moved, however many rows there were."""
     clock = Clock()
     models = {role: ClockedToy(clock, 0.5, 0.25, vocab_size=12, seed=1, draft_noise=noise, context=160)
               for role, noise in (("target", 0.0), ("draft", 0.4))}  # fmt: skip
