@@ -100,9 +100,9 @@ def examine(method: MethodConfig, warp: Warp, judge: Judge | None, tick: Callabl
         except BREAKS as error:
             words = first_line(error, "")
             return Found(worst, f"{size}", ran, outputs, f"{type(error).__name__}: {words}")
-        want = sequence_distribution(models["target"], PROMPT, size.length, EOS, **sampling)
-        outputs += len(want)
-        result = gap(got, want)
+        expected = sequence_distribution(models["target"], PROMPT, size.length, EOS, **sampling)
+        outputs += len(expected)
+        result = gap(got, expected)
         if math.isnan(result):
             return Found(worst, f"{size}", ran, outputs, "its probabilities are not numbers")
         if result > worst:

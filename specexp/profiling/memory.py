@@ -49,9 +49,9 @@ class Peaks:
         return {"all": self.all, "methods": self.methods}
 
 
-def peaks_of(found: Mapping[str, Any] | None) -> Peaks:
+def peaks_of(saved: Mapping[str, Any] | None) -> Peaks:
     """Build peaks from JSON; empty ones from None."""
-    return Peaks() if found is None else Peaks(dict(found["all"]), {k: dict(v) for k, v in found["methods"].items()})
+    return Peaks() if saved is None else Peaks(dict(saved["all"]), {k: dict(v) for k, v in saved["methods"].items()})
 
 
 def metrics(peaks: Mapping[str, int]) -> dict[str, float]:
@@ -81,6 +81,6 @@ def _torch() -> Any:
     return sys.modules.get("torch")
 
 
-def _take(into: dict[str, int], found: Mapping[str, int]) -> None:
-    for place, size in found.items():
+def _take(into: dict[str, int], sizes: Mapping[str, int]) -> None:
+    for place, size in sizes.items():
         into[place] = max(size, into.get(place, 0))
