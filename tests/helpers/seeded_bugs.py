@@ -62,8 +62,8 @@ def install(bug: Bug) -> None:
 @contextlib.contextmanager
 def mutated(bug: Bug | None) -> Iterator[None]:
     """Inside, `import specexp...` gives modules with the bug in them (None: unchanged fresh ones)."""
-    mine = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "specexp"}
-    for name in mine:
+    modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "specexp"}
+    for name in modules:
         del sys.modules[name]
     finder = _Finder(bug) if bug else None
     if finder:
@@ -75,7 +75,7 @@ def mutated(bug: Bug | None) -> Iterator[None]:
             sys.meta_path.remove(finder)
         for name in [n for n in sys.modules if n.split(".")[0] == "specexp"]:
             del sys.modules[name]
-        sys.modules.update(mine)
+        sys.modules.update(modules)
 
 
 RULES, CHAIN, ENGINE, RUN, CONTEXT, BASELINE = (
