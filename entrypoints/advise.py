@@ -61,14 +61,14 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     facts = {**preparation.inputs_of(prepared), "sweep": sweep}
     with folder.hold(), Journal.open(folder.path / FILE, facts) as journal:
         preparation.announce_runs(prepared, advising.num_left(prepared, sweep, journal))
-        found = advising.measure(prepared, sweep, journal=journal)
-        result = report.as_json(found)
+        advice = advising.measure(prepared, sweep, journal=journal)
+        result = report.as_json(advice)
         click.echo(report.table(result))
         folder.write_json("advice.json", result)
         draw_advice(folder.path / "advice.png", result)
-        write_whole(folder.path / NAME, recommended(found, folder.path / NAME))
+        write_whole(folder.path / NAME, recommended(advice, folder.path / NAME))
         names = ("advice.json", "advice.png", NAME, "config.json")
-        sent = publish(outbox, names, report.metrics(found), prepared.task)
+        sent = publish(outbox, names, report.metrics(advice), prepared.task)
     click.echo(f"settings: {folder.path / NAME}")
     click.echo(sent.charts)
 

@@ -50,24 +50,24 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
 
         def note(check: Check) -> None:
             checks[check.name] = check
-            found = [asdict(each) for each in checks.values()]
-            folder.write_json(report.CHECKS, {"environment": where, "checks": found})
+            completed = [asdict(each) for each in checks.values()]
+            folder.write_json(report.CHECKS, {"environment": where, "checks": completed})
 
         if len(checks) == len(examining.NAMES) and outbox.is_sent:
-            found = examining.examine(subject, asked.samples, checks)
-            click.echo(report.text(subject, found))
-            sent = outbox.add([], [report.update_of(subject, found)])
+            certificate = examining.examine(subject, asked.samples, checks)
+            click.echo(report.text(subject, certificate))
+            sent = outbox.add([], [report.update_of(subject, certificate)])
         else:
             attached = client.attached()
             with outbox.open(timed=False):
-                found = examining.examine(subject, asked.samples, dict(checks), note)
-                folder.write_json(report.FILE, report.as_json(subject, found, asked, where))
-                click.echo(report.text(subject, found))
-                main = report.main(subject, found, folder, outbox, attached)
-                sent = outbox.send(main, updates=[report.update_of(subject, found)])
-    click.echo(_tagged(sent.num_updated, found.verdict))
+                certificate = examining.examine(subject, asked.samples, dict(checks), note)
+                folder.write_json(report.FILE, report.as_json(subject, certificate, asked, where))
+                click.echo(report.text(subject, certificate))
+                main = report.main(subject, certificate, folder, outbox, attached)
+                sent = outbox.send(main, updates=[report.update_of(subject, certificate)])
+    click.echo(_tagged(sent.num_updated, certificate.verdict))
     click.echo(f"certificate: {path / report.FILE}")
-    return found.verdict
+    return certificate.verdict
 
 
 def _tagged(number: int, verdict: str) -> str:

@@ -49,7 +49,7 @@ def evaluate(
         if not scheduling.missing(prepared, records) and outbox.is_sent:
             runner.complete(prepared, folder)
             divergence.examine(prepared, folder, records)
-            found = publish.show(prepared, folder, records.records, commands)
+            report = publish.show(prepared, folder, records.records, commands)
             sent = outbox.add([])
         else:
             with outbox.open(timed=resolved.batch == 1):
@@ -57,18 +57,18 @@ def evaluate(
                 if resolved.batch == 1:
                     time_split.measure(prepared, folder, records.records)
                 divergence.examine(prepared, folder, records)
-                found = publish.show(prepared, folder, records.records, commands)
-                main = run_specs.main(prepared, folder, found, outbox)
-                method_runs = run_specs.method_runs(prepared, folder, records.records, found, uid_of(folder_path))
+                report = publish.show(prepared, folder, records.records, commands)
+                main = run_specs.main(prepared, folder, report, outbox)
+                method_runs = run_specs.method_runs(prepared, folder, records.records, report, uid_of(folder_path))
                 try:
                     sent = outbox.send(main, method_runs)
                 except Unsent:
                     if files := token_page.write(prepared, folder, records, shown):
-                        outbox.add_to_plan([publish.write_page(folder, found), *files])
+                        outbox.add_to_plan([publish.write_page(folder, report), *files])
                     raise
         # Written last: it is only for reading, and no result depends on it.
         if files := token_page.write(prepared, folder, records, shown):
-            sent = outbox.add([publish.write_page(folder, found), *files])
+            sent = outbox.add([publish.write_page(folder, report), *files])
     click.echo(f"records: {folder.path / 'records.jsonl'}")
     click.echo(sent.charts)
 

@@ -44,12 +44,12 @@ def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mappi
     shown.end()
     if not out.text:
         print_notes([f"the text is empty: the model ended it after {len(out.token_ids)} tokens without visible text."])
-    found = facts(out)
+    summary = facts(out)
     if json:
         text = {"text": out.text, "token_ids": out.token_ids, "method": asked.methods[0].label}
-        click.echo(as_json.dumps({**text, **found}, ensure_ascii=False))
+        click.echo(as_json.dumps({**text, **summary}, ensure_ascii=False))
     else:
-        click.echo(words(found), err=True)
+        click.echo(words(summary), err=True)
 
 
 def read(prompt: str) -> str:
@@ -105,18 +105,18 @@ def before_end(counts: Mapping[str, Any]) -> tuple[int, int]:
     return accepted, drafted
 
 
-def words(found: Mapping[str, Any]) -> str:
+def words(summary: Mapping[str, Any]) -> str:
     """The facts in one line."""
-    parts = [f"{found['num_tokens']} tokens"]
-    if found["target_calls"]:
-        parts.append(f"{found['target_calls']} target calls ({found['tokens_per_call']:.2f} tokens a call)")
-    if found["accept_rate"] is not None:
-        accepted = f"{found['num_accepted']} of {found['num_drafted']} drafted"
-        parts.append(f"accepted {accepted} ({found['accept_rate']:.0%})")
-    if found["tokens_per_second"] is not None:
-        speed = f"{found['seconds']:.2f} s after {found['prefill_seconds']:.2f} s of prefill"
-        parts.append(f"{speed} ({found['tokens_per_second']:.0f} tokens/s, cold)")
-    return ", ".join([*parts, f"finished by {found['finish_reason']}"])
+    parts = [f"{summary['num_tokens']} tokens"]
+    if summary["target_calls"]:
+        parts.append(f"{summary['target_calls']} target calls ({summary['tokens_per_call']:.2f} tokens a call)")
+    if summary["accept_rate"] is not None:
+        accepted = f"{summary['num_accepted']} of {summary['num_drafted']} drafted"
+        parts.append(f"accepted {accepted} ({summary['accept_rate']:.0%})")
+    if summary["tokens_per_second"] is not None:
+        speed = f"{summary['seconds']:.2f} s after {summary['prefill_seconds']:.2f} s of prefill"
+        parts.append(f"{speed} ({summary['tokens_per_second']:.0f} tokens/s, cold)")
+    return ", ".join([*parts, f"finished by {summary['finish_reason']}"])
 
 
 @click.command("generate", help=__doc__)

@@ -64,12 +64,12 @@ def main(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[s
 def _noted(note: Path) -> str:
     """The address of the judge that was trained. Raises OutputError."""
     try:
-        found = note.read_text(encoding="utf-8").strip()
+        address = note.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise OutputError(f"{note} cannot be read ({error}); remove it, and the judge is trained again.") from error
-    if not found.startswith("models:/") or len(found.splitlines()) != 1:
+    if not address.startswith("models:/") or len(address.splitlines()) != 1:
         raise OutputError(f"{note} holds no judge's address; remove it, and the judge is trained again.")
-    return found
+    return address
 
 
 def _check(show: str, resolved: config.Experiment) -> None:

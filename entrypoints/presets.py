@@ -28,10 +28,10 @@ def overview() -> None:
 
 def show(name: str) -> None:
     """Print the files of this name, of every kind that has one."""
-    found = [kind for kind in config.KINDS if name in config.preset_names(kind)]
-    if not found:
+    kinds = [kind for kind in config.KINDS if name in config.preset_names(kind)]
+    if not kinds:
         raise ConfigError(unknown("preset", name, {n for kind in config.KINDS for n in config.preset_names(kind)}))
-    for kind in found:
+    for kind in kinds:
         click.echo(f"# {kind}/{name}.yaml\n{config.preset_text(kind, name).rstrip()}")
 
 

@@ -160,9 +160,9 @@ class LoadedPair:
             from specexp.judge import registry  # imports MLflow, so only if a judge is named
 
             judge = registry.load(method.judge)
-            mine = identity(self._pair, self.experiment)
-            judge.check(mine, hidden_sizes(self._pair))
-            self.notes += judge.notes(mine)
+            pair_identity = identity(self._pair, self.experiment)
+            judge.check(pair_identity, hidden_sizes(self._pair))
+            self.notes += judge.notes(pair_identity)
             self._known[method.judge] = judge
         return self._known[method.judge]
 

@@ -59,9 +59,9 @@ def test_what_load_was_given_of_methods_stays(pair: specexp.LoadedPair) -> None:
 
 
 def test_bad_arguments_are_refused_all_at_once(pair: specexp.LoadedPair) -> None:
-    with pytest.raises(specexp.ConfigError) as found:
+    with pytest.raises(specexp.ConfigError) as error:
         pair.generate("x", "speculativ", gamma=0, temperature=-1.0)
-    assert [fault.split(";")[0].split(",")[0] for fault in found.value.faults] == [
+    assert [fault.split(";")[0].split(",")[0] for fault in error.value.faults] == [
         "gamma is 0", "temperature is -1.0", "unknown method 'speculativ'",
     ]  # fmt: skip
     with pytest.raises(specexp.ConfigError, match="method 'baseline,speculative' names 2 settings"):

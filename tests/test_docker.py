@@ -29,9 +29,9 @@ def module(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"docker_{name}", DOCKER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
 
 
 project, pins = module("project"), module("pins")
@@ -44,10 +44,10 @@ def dockerfile(kind: str) -> str:
 def test_the_project_is_the_roots_in_an_image() -> None:
     root, written = (ROOT / "MLproject").read_text(), (DOCKER / "MLproject").read_text()
     assert written == project.in_docker(root), "run `make settings`"
-    theirs, ours = yaml.safe_load(root), yaml.safe_load(written)
-    assert ours.pop("docker_env")
-    assert theirs.pop("conda_env")
-    assert ours == theirs
+    root_project, docker_project = yaml.safe_load(root), yaml.safe_load(written)
+    assert docker_project.pop("docker_env")
+    assert root_project.pop("conda_env")
+    assert docker_project == root_project
 
 
 def test_the_roots_project_has_the_commands_options() -> None:
@@ -60,20 +60,20 @@ def test_a_root_project_without_its_environment_is_no_source() -> None:
 
 
 def test_mlflow_takes_the_project() -> None:
-    found = load_project(str(DOCKER))
-    validate_docker_env(found)
-    assert found.name == "specexp"
-    command = found.get_entry_point("evaluate").compute_command({"limit": "3"}, None)
+    loaded = load_project(str(DOCKER))
+    validate_docker_env(loaded)
+    assert loaded.name == "specexp"
+    command = loaded.get_entry_point("evaluate").compute_command({"limit": "3"}, None)
     assert command.startswith("python -m entrypoints.evaluate --experiment arith_quick")
     makefile = (ROOT / "Makefile").read_text()
-    assert f"--tag {found.docker_env['image']}:latest" in makefile, "make builds the image that it names"
+    assert f"--tag {loaded.docker_env['image']}:latest" in makefile, "make builds the image that it names"
 
 
 def test_the_folder_does_not_hide_dockers_own_package() -> None:
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", "import docker; docker.from_env"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert found.returncode == 0, found.stderr
+    assert result.returncode == 0, result.stderr
 
 
 def mounts(uri: str, folder: Path, run_id: str = "abc") -> subprocess.CompletedProcess[str]:
@@ -105,23 +105,23 @@ def test_a_local_store_is_mounted_at_its_own_paths_with_a_folder_for_the_run(
     apart = client.get_experiment_by_name("apart")
     assert apart is not None
     run = client.create_run(apart.experiment_id)
-    found = mounts(f"sqlite:///{store}/mlflow.db", tmp_path, run.info.run_id)
+    result = mounts(f"sqlite:///{store}/mlflow.db", tmp_path, run.info.run_id)
     code = f"{tmp_path}/repository/docker/..:/mlflow/projects/code"
-    assert found.stdout.split() == ["-v", code, "-v", f"{store}:{store}", "-v", f"{elsewhere}:{elsewhere}"]
+    assert result.stdout.split() == ["-v", code, "-v", f"{store}:{store}", "-v", f"{elsewhere}:{elsewhere}"]
     assert (elsewhere / run.info.run_id / "artifacts").is_dir(), "Docker would make it as root"
 
 
 def test_a_server_leaves_no_folder(tmp_path: Path) -> None:
     repository = tmp_path / "repository"
-    found = mounts("http://127.0.0.1:5000", tmp_path)
-    assert found.stdout.split()[-1] == f"{repository}:{repository}"
+    result = mounts("http://127.0.0.1:5000", tmp_path)
+    assert result.stdout.split()[-1] == f"{repository}:{repository}"
     assert [path.name for path in repository.iterdir()] == ["docker"]
 
 
 def test_a_relative_store_is_refused_in_one_line(tmp_path: Path) -> None:
-    found = mounts("sqlite:///mlflow.db", tmp_path)
-    assert found.stderr.startswith("error: 'sqlite:///mlflow.db' is a relative address")
-    assert len(found.stderr.splitlines()) == 1
+    result = mounts("sqlite:///mlflow.db", tmp_path)
+    assert result.stderr.startswith("error: 'sqlite:///mlflow.db' is a relative address")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_the_address_of_the_store_is_handed_on_as_it_is() -> None:
@@ -132,9 +132,9 @@ def test_the_address_of_the_store_is_handed_on_as_it_is() -> None:
 def test_an_image_gets_the_projects_pins_and_one_for_cpus_names_that_build_of_torch() -> None:
     text, lock = (ROOT / "pyproject.toml").read_text(), (ROOT / "requirements.lock").read_text()
     names = [line.partition(">=")[0] for line in tomllib.loads(text)["project"]["dependencies"]]
-    theirs = [next(line for line in lock.splitlines() if line.startswith(f"{name}==")) for name in names]
-    assert pins.requirements(text, lock, "cu130") == theirs
-    cpu = [f"{pin}+cpu" if pin.startswith("torch==") else pin for pin in theirs]
+    expected = [next(line for line in lock.splitlines() if line.startswith(f"{name}==")) for name in names]
+    assert pins.requirements(text, lock, "cu130") == expected
+    cpu = [f"{pin}+cpu" if pin.startswith("torch==") else pin for pin in expected]
     assert pins.requirements(text, lock, "cpu") == cpu
     assert pins.requirements('[project]\ndependencies = ["Py_YAML >=6"]', "# PyYAML==7\npy-yaml==6.1\n", "cpu") == [
         "py-yaml==6.1"
@@ -150,12 +150,12 @@ def test_the_list_is_made_as_the_images_make_it(kind: str) -> None:
     assert line is not None
     assert build is not None
     command = [sys.executable, str(DOCKER / "pins.py"), "list", build[1], *line[2].split()]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert ("torch==2.13.0+cpu" if kind == "cpu" else "torch==2.13.0") in found.stdout.splitlines()
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ("torch==2.13.0+cpu" if kind == "cpu" else "torch==2.13.0") in result.stdout.splitlines()
 
 
 @pytest.mark.parametrize(
-    "installed,build,cuda,found",
+    "installed,build,cuda,expected",
     [
         ({"torch": "2.0+cpu"}, "cpu", None, []),
         ({"torch": "2.0+cpu", "pynvidia": "1", "cudatext": "1"}, "cpu", None, []),
@@ -170,9 +170,9 @@ def test_the_list_is_made_as_the_images_make_it(kind: str) -> None:
     ],
 )  # fmt: skip
 def test_an_image_with_another_environment_is_not_built(
-    installed: dict[str, str], build: str, cuda: str | None, found: list[str]
+    installed: dict[str, str], build: str, cuda: str | None, expected: list[str]
 ) -> None:
-    assert pins.faults(["torch==2.0+cpu"], installed, build, cuda) == found
+    assert pins.faults(["torch==2.0+cpu"], installed, build, cuda) == expected
 
 
 def test_names_of_packages_are_compared_as_pip_does() -> None:
@@ -210,16 +210,18 @@ def test_hadolint_finds_nothing(kind: str) -> None:
     tool = Path(sys.executable).with_name("hadolint")
     if not tool.exists():
         pytest.skip("hadolint is not installed: pip install '.[test]'")
-    found = subprocess.run([str(tool), str(DOCKER / f"Dockerfile.{kind}")], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout
+    result = subprocess.run(
+        [str(tool), str(DOCKER / f"Dockerfile.{kind}")], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout
 
 
 def test_make_names_the_user_and_the_commit() -> None:
     # `make test` is a make itself, and would be told of in what a make inside it prints.
     environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     command = ["make", "--no-print-directory", "-n", "docker-gpu", "DOCKER=podman"]
-    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    words = found.stdout.replace("\\\n", " ").split()
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    words = result.stdout.replace("\\\n", " ").split()
     assert words[:4] == ["podman", "build", "--file", "docker/Dockerfile.gpu"]
     assert f"USER_ID={os.getuid()}" in words
     arguments = {word.split("=")[0] for before, word in itertools.pairwise(words) if before == "--build-arg"}

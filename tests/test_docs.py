@@ -66,22 +66,22 @@ def blocks_of(page: Path) -> Iterator[Block]:
 
 def prose_of(page: Path) -> list[str]:
     """The lines of a page, empty ones in place of fenced blocks."""
-    found, inside = [], False
+    lines, inside = [], False
     for line in page.read_text(encoding="utf-8").splitlines():
         inside ^= line.startswith("```")
-        found.append("" if inside or line.startswith("```") else line)
-    return found
+        lines.append("" if inside or line.startswith("```") else line)
+    return lines
 
 
 def anchors_of(page: Path) -> set[str]:
     """The anchors that a code host gives the headings of a page."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     anchors = set()
     for line in prose_of(page):
         if heading := re.match(r"#{1,6} (.+)", line):
             name = re.sub(r"[^\w\- ]", "", heading[1].strip().lower()).replace(" ", "-")
-            anchors.add(f"{name}-{found[name]}" if found[name] else name)
-            found[name] += 1
+            anchors.add(f"{name}-{counts[name]}" if counts[name] else name)
+            counts[name] += 1
     return anchors
 
 
@@ -249,13 +249,13 @@ def test_files_that_the_architecture_page_names_exist() -> None:
 
 
 def runnable() -> list[object]:
-    found: list[object] = []
+    blocks: list[object] = []
     for page in PAGES:
         for block in blocks_of(page):
             if "runnable" in block.info:
                 marks = [pytest.mark.slow] if "slow" in block.info else []
-                found.append(pytest.param(block, id=f"{page.name}:{block.line}", marks=marks))
-    return found
+                blocks.append(pytest.param(block, id=f"{page.name}:{block.line}", marks=marks))
+    return blocks
 
 
 def test_marks_of_blocks_are_known() -> None:

@@ -72,18 +72,18 @@ def imports(path: Path, loading: bool = False) -> set[str]:
 
     With `loading`, only what is imported as the module itself is.
     """
-    found = set()
+    names = set()
     tree = ast.parse(path.read_text())
     for node in tree.body if loading else ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = origin(node, path)
             inner = {f"{base}.{alias.name}" for alias in node.names}
-            found |= {name for name in inner if name in MODULES}
+            names |= {name for name in inner if name in MODULES}
             if any(name not in MODULES for name in inner):
-                found.add(base)
-    return found
+                names.add(base)
+    return names
 
 
 def arrows() -> Iterator[tuple[str, str, str]]:
@@ -108,9 +108,9 @@ def test_relative_imports_are_seen_and_are_the_commands_way_to_each_other() -> N
     assert origin(node, ROOT / "specexp/pair/x.py") == "specexp.lm"
     assert origin(node, ROOT / "specexp/pair/__init__.py") == "specexp.lm"
     for path in SOURCES:
-        for found in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in found.names] if isinstance(found, ast.Import) else []
-            names += [found.module or ""] if isinstance(found, ast.ImportFrom) and not found.level else []
+        for statement in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in statement.names] if isinstance(statement, ast.Import) else []
+            names += [statement.module or ""] if isinstance(statement, ast.ImportFrom) and not statement.level else []
             assert not [name for name in names if name.split(".")[0] == "entrypoints"], path
 
 
@@ -165,9 +165,9 @@ def test_components_and_files_stay_small() -> None:
     for module in sizes.keys() - PACKAGES - {"entrypoints.__main__"}:
         components.setdefault(component_of(module), []).append(module)
     total = sum(sizes.values())
-    assert not {component: len(found) for component, found in components.items() if len(found) > MOST_FILES}
+    assert not {component: len(modules) for component, modules in components.items() if len(modules) > MOST_FILES}
     assert not [
-        component for component, found in components.items() if sum(sizes[m] for m in found) > MOST_SHARE * total
+        component for component, modules in components.items() if sum(sizes[m] for m in modules) > MOST_SHARE * total
     ]
     assert not {module: size for module, size in sizes.items() if size > MOST_LINES}
 

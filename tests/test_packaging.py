@@ -88,9 +88,9 @@ def test_every_range_ends_below_the_next_major_version() -> None:
 def test_the_oldest_environment_is_the_lower_ends() -> None:
     names = {canonicalize_name(each.name): each for each in ranges() if each.name != "selenium"}
     oldest = runpy.run_path(str(ROOT / ".ci" / "oldest.py"))["constraints"]
-    found = [line.split("==") for line in oldest((ROOT / "pyproject.toml").read_text())]
-    assert [canonicalize_name(name) for name, _ in found] == list(names)
-    for name, version in found:
+    pins = [line.split("==") for line in oldest((ROOT / "pyproject.toml").read_text())]
+    assert [canonicalize_name(name) for name, _ in pins] == list(names)
+    for name, version in pins:
         assert names[canonicalize_name(name)].specifier.contains(version)
         assert f">={version}" in str(names[canonicalize_name(name)])
     with pytest.raises(ValueError, match="'tqdm>4' is no range"):
@@ -138,10 +138,10 @@ def test_a_checkout_that_is_not_installed_runs_commands_under_both_names(package
         "    names = [name for name in sys.modules if name.split('.')[0] == 'entrypoints' or '.entrypoints' in name]\n"
         "    print(sorted({sys.modules[name].__file__ for name in names if name.endswith('presets')}), len(names))"
     )
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.startswith("# models/toy.yaml")
-    assert found.stdout.splitlines()[-1].startswith(str([str(ROOT / "entrypoints" / "presets.py")])), "this checkout's"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("# models/toy.yaml")
+    assert result.stdout.splitlines()[-1].startswith(str([str(ROOT / "entrypoints" / "presets.py")])), "this checkout's"
 
 
 @pytest.mark.slow
@@ -172,7 +172,7 @@ def test_the_wheel_holds_specexp_alone_with_all_that_it_needs(tmp_path: Path) ->
         "presets/templates/template_specexec.yaml", "zoo/target/model.safetensors", "zoo/draft/tokenizer.json",
         "evaluation/report/templates", "evaluation/token_view/templates",
     ):  # fmt: skip
-        assert any(found.startswith(f"specexp/{name}") for found in names), name
+        assert any(packed.startswith(f"specexp/{name}") for packed in names), name
     parsed = ConfigParser()
     parsed.read_string(scripts)
     assert dict(parsed["console_scripts"]) == {"specexp": "specexp.entrypoints.__main__:cli"}
@@ -203,5 +203,5 @@ def test_the_defaults_agree() -> None:
         command = Entrypoints().get_command(click.Context(click.Command("x")), name)
         assert command is not None
         for parameter in command.params:
-            want = entry["parameters"][parameter.name]["default"]
-            assert str(parameter.default).lower() == want.lower(), f"{name}: {parameter.name}"
+            expected = entry["parameters"][parameter.name]["default"]
+            assert str(parameter.default).lower() == expected.lower(), f"{name}: {parameter.name}"

@@ -46,20 +46,20 @@ def test_a_byte_order_mark_is_no_part_of_rows(tmp_path: Path, name: str, text: s
 
 def test_a_byte_order_mark_is_no_part_of_turns_and_settings(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"category": "math", "turns": [f"{MARK}a", "b"]}))
-    (found,) = task("mtbench", DataConfig(str(tmp_path / "a.jsonl"))).examples(1)
-    assert found.turns == ("a", "b")
+    (example,) = task("mtbench", DataConfig(str(tmp_path / "a.jsonl"))).examples(1)
+    assert example.turns == ("a", "b")
     (tmp_path / "mine.yaml").write_text(f"{MARK}limit: 3\n", encoding="utf-8")
     assert config.load_yaml(tmp_path / "mine.yaml") == {"limit": 3}
 
 
 def test_a_byte_order_mark_is_no_part_of_a_prompt_however_it_is_given() -> None:
     arguments = ["--experiment", "toy_quick", "--method", "baseline", "--max-new-tokens", "9"]
-    want = invoke(generate.command, QUESTION, *arguments)
-    assert want.exit_code == 0, want.output
-    assert invoke(generate.command, MARK + QUESTION, *arguments).stdout == want.stdout
-    assert invoke(generate.command, "-", *arguments, stdin=(MARK + QUESTION).encode()).stdout == want.stdout
+    expected = invoke(generate.command, QUESTION, *arguments)
+    assert expected.exit_code == 0, expected.output
+    assert invoke(generate.command, MARK + QUESTION, *arguments).stdout == expected.stdout
+    assert invoke(generate.command, "-", *arguments, stdin=(MARK + QUESTION).encode()).stdout == expected.stdout
     pair = specexp.load("toy_quick", max_new_tokens=9)
-    assert pair.generate(MARK + QUESTION, "baseline").text == want.stdout
+    assert pair.generate(MARK + QUESTION, "baseline").text == expected.stdout
     body = json.dumps({"prompt": MARK + QUESTION}).encode()
     assert requests.canonical(MARK.encode() + body)["dataframe_split"]["data"] == [[QUESTION]]
 
@@ -114,8 +114,8 @@ def test_an_id_that_is_null_is_as_good_as_none(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("prompt,id\na,\nb,7\n")
     assert [x[0] for x in prompts_of(tmp_path / "a.csv")] == ["line-1", "7"]
     (tmp_path / "q.jsonl").write_text('{"turns": ["a"], "category": "math", "question_id": null, "prompt_id": 4}')
-    (found,) = task("spec_bench", DataConfig(str(tmp_path / "q.jsonl"))).examples(1)
-    assert found.prompt_id == "spec_bench-4"
+    (example,) = task("spec_bench", DataConfig(str(tmp_path / "q.jsonl"))).examples(1)
+    assert example.prompt_id == "spec_bench-4"
 
 
 def test_a_json_document_is_a_list_an_object_or_lines(tmp_path: Path) -> None:
@@ -143,10 +143,10 @@ def test_a_cache_that_cannot_be_written_is_named_with_its_variable(
     (tmp_path / "taken").write_text("")
     cache = tmp_path / "taken" / "" if cause == "the cache is a file" else tmp_path / "taken" / "hub" / "datasets"
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
-    with pytest.raises(TaskError) as found:
+    with pytest.raises(TaskError) as error:
         task("prompts", DataConfig(str(tmp_path / "a.csv")))
-    assert f"the cache of the library datasets, '{cache}', cannot be written" in str(found.value)
-    assert str(found.value).endswith("; name another folder in HF_DATASETS_CACHE, or in HF_HOME.")
+    assert f"the cache of the library datasets, '{cache}', cannot be written" in str(error.value)
+    assert str(error.value).endswith("; name another folder in HF_DATASETS_CACHE, or in HF_HOME.")
 
 
 def test_what_the_library_raises_is_told_by_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:

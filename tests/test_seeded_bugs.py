@@ -29,12 +29,12 @@ NOTHING = Bug("the unchanged package", "specexp.no_such_module", "", "")
 @pytest.mark.parametrize("files", FILE_BUGS, ids="+".join)
 def test_seeded_bugs_fail_the_tests_of_their_files(files: tuple[str, ...]) -> None:
     bugs = [NOTHING, *FILE_BUGS[files]]
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, str(TESTS / "helpers" / "run_seeded_bugs.py")],
         input=json.dumps([files, [asdict(bug) for bug in bugs]]),
         cwd=TESTS.parent, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    (code, output), *outcomes = json.loads(found.stdout)
+    (code, output), *outcomes = json.loads(result.stdout)
     assert code == 0, output
     lived = {bug.name: output for bug, (code, output) in zip(FILE_BUGS[files], outcomes, strict=True) if code != FAILED}
     assert not lived, "\n".join([f"lived: {', '.join(lived)}", *(text[-2000:] for text in lived.values())])

@@ -211,11 +211,11 @@ def _look(steps: _Steps, plain: SpecexpContender, candidates: Sequence[Candidate
     if "draft" in prepared.pair.models:
         look = lambda i: asdict(agreement(prepared, i, outputs[i]))  # noqa: E731
         seen = [steps.step(("draft", i), "draft", partial(look, i)) for i in indices]
-    mine = [c for c in candidates if c.method == "lookup"]
-    most = max((c.size for c in mine), default=0)
+    lookup_candidates = [c for c in candidates if c.method == "lookup"]
+    most = max((c.size for c in lookup_candidates), default=0)
     lookups = {
         ngram: [looked_up(prepared, i, outputs[i], ngram, most) for i in indices]
-        for ngram in sorted({c.setting.config.max_ngram for c in mine})
+        for ngram in sorted({c.setting.config.max_ngram for c in lookup_candidates})
     }
     chains = {"": [Trace(**{**one["trace"], "certainty": one["certainty"]}) for one in seen]}
     certain = experiment.warp.one_hot
@@ -236,23 +236,23 @@ def _watch(steps: _Steps, longest: Candidate) -> list[Trace]:
 
 
 def _check(prepared: Prepared, candidate: Candidate, timed: Timings) -> Checked:
-    mine, plain = timed[candidate.label], timed[PLAIN]
-    records, theirs = records_of(timed, candidate.label), records_of(timed, PLAIN)
-    checked = [(a, b) for a, b in zip(records, theirs, strict=True) if a["correct"] is not None]
+    candidate_times, plain = timed[candidate.label], timed[PLAIN]
+    records, plain_records = records_of(timed, candidate.label), records_of(timed, PLAIN)
+    checked = [(a, b) for a, b in zip(records, plain_records, strict=True) if a["correct"] is not None]
     pairs = [(bool(a["correct"]), bool(b["correct"])) for a, b in checked]
     method = candidate.setting.config
     trusted = method.threshold is None or method.threshold <= prepared.judges[method.judge].facts.threshold
     return Checked(
-        rate_ratio(decoding(mine), decoding(plain)),
-        rate_ratio(whole(mine), whole(plain)),
-        rate(decoding(mine)),
+        rate_ratio(decoding(candidate_times), decoding(plain)),
+        rate_ratio(whole(candidate_times), whole(plain)),
+        rate(decoding(candidate_times)),
         sum(len(r["token_ids"]) for r in records) / sum(r["num_rounds"] for r in records),
-        sum(a["token_ids"] == b["token_ids"] for a, b in zip(records, theirs, strict=True)) / len(records),
+        sum(a["token_ids"] == b["token_ids"] for a, b in zip(records, plain_records, strict=True)) / len(records),
         len(pairs),
         sum(b and not a for a, b in pairs),
         sum(a and not b for a, b in pairs),
         trusted,
-        _unexplained(prepared, candidate, records, theirs),
+        _unexplained(prepared, candidate, records, plain_records),
     )
 
 
@@ -262,12 +262,12 @@ def _unexplained(prepared: Prepared, candidate: Candidate, records: Sequence[Rec
         return 0
     engine, ids = Engine(prepared.pair.models), dict(zip(_names(prepared), prepared.prompts, strict=True))
     differ: dict[str, tuple[Record, Record]] = {}
-    for mine, other in zip(records, plain, strict=True):
-        if mine["token_ids"] != other["token_ids"]:
-            differ.setdefault(mine["prompt_id"], (mine, other))  # repeats emit the same
+    for record, other in zip(records, plain, strict=True):
+        if record["token_ids"] != other["token_ids"]:
+            differ.setdefault(record["prompt_id"], (record, other))  # repeats emit the same
     reasons = [
-        divergence.why(engine, prepared.experiment, ids[name], mine, other["token_ids"])
-        for name, (mine, other) in differ.items()
+        divergence.why(engine, prepared.experiment, ids[name], record, other["token_ids"])
+        for name, (record, other) in differ.items()
     ]
     return reasons.count(divergence.UNEXPLAINED)
 

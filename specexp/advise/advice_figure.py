@@ -22,13 +22,13 @@ def draw_advice(path: Path, result: Mapping[str, Any]) -> None:
     figure = Figure(figsize=(6.2 * len(panels) + 1.5, 4.8), layout="constrained")
     row = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, (trees, kinds) in zip(row, panels, strict=True):
-        for color, (kind, mine) in zip(_cycled(len(kinds)), kinds.items(), strict=True):
-            _draw(axes, kind, mine, color, result["recommended"])
+        for color, (kind, candidates) in zip(_cycled(len(kinds)), kinds.items(), strict=True):
+            _draw(axes, kind, candidates, color, result["recommended"])
         axes.axhline(1, color="#888888", linewidth=1, linestyle=":")
         axes.set(xlabel="tree budget, nodes" if trees else "gamma, most drafted tokens a round", ylim=(0, None))
         if trees:
             axes.set_xscale("log", base=2)
-        sizes = sorted({each["size"] for mine in kinds.values() for each in mine})
+        sizes = sorted({each["size"] for candidates in kinds.values() for each in candidates})
         axes.set_xticks(sizes if len(sizes) < 20 else sizes[:: len(sizes) // 10], minor=False)
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.minorticks_off()
@@ -43,13 +43,13 @@ def _cycled(count: int) -> list[str]:
     return [COLORS[i % len(COLORS)] for i in range(count)]
 
 
-def _draw(axes: Any, kind: str, mine: Sequence[Mapping[str, Any]], color: str, recommended: str) -> None:
-    sizes = [each["size"] for each in mine]
+def _draw(axes: Any, kind: str, candidates: Sequence[Mapping[str, Any]], color: str, recommended: str) -> None:
+    sizes = [each["size"] for each in candidates]
     marker = "" if len(sizes) > 1 else "_"
-    axes.plot(sizes, [x["attainable"] for x in mine], "--", marker=marker, color=color, alpha=0.5,
+    axes.plot(sizes, [x["attainable"] for x in candidates], "--", marker=marker, color=color, alpha=0.5,
               label=f"{kind}: attainable, calls alone")  # fmt: skip
-    axes.plot(sizes, [x["speedup"] for x in mine], "-", marker=marker, color=color, label=f"{kind}: predicted")
-    ran = [x for x in mine if x["measured"]]
+    axes.plot(sizes, [x["speedup"] for x in candidates], "-", marker=marker, color=color, label=f"{kind}: predicted")
+    ran = [x for x in candidates if x["measured"]]
     if ran:
         result = [x["measured"]["speedup"] for x in ran]
         values = [x["value"] for x in result]

@@ -115,21 +115,21 @@ def _output(each: Mapping[str, Any]) -> str:
     return NOT_LOSSLESS if each["measured"] and each["measured"]["unexplained"] else "lossless"
 
 
-def _measured(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _measured(measured: Mapping[str, Any] | None) -> str:
+    if measured is None:
         return f"{'':>10}  {'':<11}"
-    speedup = found["speedup"]
+    speedup = measured["speedup"]
     span = f"{speedup['low']:.2f}-{speedup['high']:.2f}"
     return f"{speedup['value']:>9.2f}x  {span:<11}"
 
 
-def _kept(found: Mapping[str, Any] | None) -> str:
+def _kept(measured: Mapping[str, Any] | None) -> str:
     """How a lossy setting changed the answers."""
-    if found is None:
+    if measured is None:
         return "lossy"
-    if not found["checked"]:
-        return f"lossy: {found['equal']:.0%} of outputs equal"
-    return f"lossy: {found['lost']} of {found['checked']} answers lost, {found['gained']} gained"
+    if not measured["checked"]:
+        return f"lossy: {measured['equal']:.0%} of outputs equal"
+    return f"lossy: {measured['lost']} of {measured['checked']} answers lost, {measured['gained']} gained"
 
 
 def metrics(advice: Advice) -> dict[str, float]:

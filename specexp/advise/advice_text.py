@@ -39,10 +39,10 @@ def sweep(advice: Advice) -> Sweep:
         if may_run(candidate.lossless, result):
             may[candidate.label] = result.speedup.value
     predicted = {label: advice.forecast.predicted[label].speedup if label != PLAIN else 1.0 for label in may}
-    mine = advice.best or PLAIN
+    recommended = advice.best or PLAIN
     fastest, promised = (max(values, key=values.__getitem__) for values in (may, predicted))
-    ratio = rate_ratio(decoding(advice.timed[mine]), decoding(advice.timed[fastest]))
-    return Sweep(fastest, promised, ratio, 1 - ratio.value, 1 - predicted[mine] / predicted[promised])
+    ratio = rate_ratio(decoding(advice.timed[recommended]), decoding(advice.timed[fastest]))
+    return Sweep(fastest, promised, ratio, 1 - ratio.value, 1 - predicted[recommended] / predicted[promised])
 
 
 def recommendation(advice: Advice) -> str:
@@ -178,12 +178,12 @@ def _limits(advice: Advice) -> Iterator[str]:
     yield from incomplete.warnings({PLAIN: records_of(advice.timed, PLAIN)}, experiment.max_new_tokens)
 
 
-def sweep_line(found: Sweep) -> str:
+def sweep_line(result: Sweep) -> str:
     """How the recommendation ranks among all measured candidates."""
     return (
-        f"Sweep: the best measured is {found.best_measured}, the best predicted {found.best_predicted}; the"
-        f" recommendation is {found.short_measured:.1%} short of the one"
-        f" ({found.ratio.low:.2f}-{found.ratio.high:.2f} of its speed), {found.short_predicted:.1%} of the other."
+        f"Sweep: the best measured is {result.best_measured}, the best predicted {result.best_predicted}; the"
+        f" recommendation is {result.short_measured:.1%} short of the one"
+        f" ({result.ratio.low:.2f}-{result.ratio.high:.2f} of its speed), {result.short_predicted:.1%} of the other."
     )
 
 

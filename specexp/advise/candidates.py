@@ -82,8 +82,8 @@ def to_probe(candidates: Sequence[Candidate]) -> list[Candidate]:
         kinds = list(by_kind([c for c in candidates if c.method == method and not c.stops]).values())
         if kinds:
             result += spread(kinds[len(kinds) // 2], most)
-        for mine in by_kind([c for c in candidates if c.method == method and c.stops]).values():
-            result += spread(mine, PROBED_STOPPING)
+        for same_kind in by_kind([c for c in candidates if c.method == method and c.stops]).values():
+            result += spread(same_kind, PROBED_STOPPING)
     return result
 
 

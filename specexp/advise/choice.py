@@ -69,23 +69,23 @@ class Checked:
     unexplained: int = 0
 
 
-def is_faster(found: Checked) -> bool:
+def is_faster(result: Checked) -> bool:
     """True if it is faster than plain decoding by the whole interval, also with the draft's prefill included."""
-    return found.speedup.low > 1 and found.end_to_end.low > 1
+    return result.speedup.low > 1 and result.end_to_end.low > 1
 
 
-def accuracy_preserved(found: Checked) -> bool:
+def accuracy_preserved(result: Checked) -> bool:
     """True if a lossy setting may be recommended: it lost no more answers than it gained; where no answer can be
     checked, its threshold is no higher than the judge's own."""
-    return found.gained >= found.lost if found.checked else found.trusted
+    return result.gained >= result.lost if result.checked else result.trusted
 
 
-def may_run(lossless: bool, found: Checked) -> bool:
+def may_run(lossless: bool, result: Checked) -> bool:
     """True if the output of a setting permits to recommend it: a lossless one unless its outputs refute that it is."""
-    return not found.unexplained if lossless else accuracy_preserved(found)
+    return not result.unexplained if lossless else accuracy_preserved(result)
 
 
-def best(lossless: Mapping[str, bool], found: Mapping[str, Checked]) -> str | None:
+def best(lossless: Mapping[str, bool], results: Mapping[str, Checked]) -> str | None:
     """The fastest candidate that ran, is faster than plain decoding and may run; None: do not speculate."""
-    good = [label for label, each in found.items() if is_faster(each) and may_run(lossless[label], each)]
-    return max(good, key=lambda label: found[label].speedup.value, default=None)
+    good = [label for label, each in results.items() if is_faster(each) and may_run(lossless[label], each)]
+    return max(good, key=lambda label: results[label].speedup.value, default=None)

@@ -130,7 +130,7 @@ def lookup_rounds(traces: Sequence[LookupTrace], gamma: int, bonus: bool = True)
     return result
 
 
-def _along(trace: Trace, gamma: int, bonus: bool, stop: Stop, found: Rounds) -> None:
+def _along(trace: Trace, gamma: int, bonus: bool, stop: Stop, rounds: Rounds) -> None:
     """Add one trace: the probability that a round starts at a place moves on to where the next round starts."""
     length = len(trace.accepted)
     starts = [0.0] * length
@@ -147,29 +147,29 @@ def _along(trace: Trace, gamma: int, bonus: bool, stop: Stop, found: Rounds) -> 
         going = weight
         for num_accepted in range(num_left):
             passed = going * trace.accepted[place + num_accepted]
-            _left(found, num_accepted + 1, most, stop, going - passed)
-            _end(starts, place + num_accepted + 1, found, num_accepted, going - passed)
+            _left(rounds, num_accepted + 1, most, stop, going - passed)
+            _end(starts, place + num_accepted + 1, rounds, num_accepted, going - passed)
             going = passed
             if not going:
                 break
         else:
-            _left(found, num_left, drafted, stop, going)
+            _left(rounds, num_left, drafted, stop, going)
             more = bonus or not drafted  # the target's token after a full chain, or a plain step
-            _end(starts, place + num_left + more, found, num_left, going)
+            _end(starts, place + num_left + more, rounds, num_left, going)
 
 
-def _left(found: Rounds, followed: int, most: int, stop: Stop, weight: float) -> None:
+def _left(rounds: Rounds, followed: int, most: int, stop: Stop, weight: float) -> None:
     """Count rounds whose draft followed the output for `followed` tokens, of at most `most`."""
     if weight:
-        _add(found.by_drafted, followed + stop.tail(most - followed), weight)
+        _add(rounds.by_drafted, followed + stop.tail(most - followed), weight)
         if most > followed:
-            _add(found.by_tail, most - followed, weight)
+            _add(rounds.by_tail, most - followed, weight)
 
 
-def _end(starts: list[float], following: int, found: Rounds, num_accepted: int, weight: float) -> None:
+def _end(starts: list[float], following: int, rounds: Rounds, num_accepted: int, weight: float) -> None:
     """Of the rounds that start at a place, `weight` end like this, and the next round starts at `following`."""
     if weight:
-        _add(found.by_accepted, num_accepted, weight)
+        _add(rounds.by_accepted, num_accepted, weight)
         if following < len(starts):
             starts[following] += weight
 

@@ -54,15 +54,15 @@ def agreement(prepared: Prepared, index: int, output: Sequence[int]) -> Agreemen
         if warp.greedy:
             logits = _rows(engine, "draft", behind, piece)
             first = warp.first(logits)
-            result = [float(token == mine) for token, mine in zip(piece, first.tolist(), strict=True)]
+            result = [float(token == choice) for token, choice in zip(piece, first.tolist(), strict=True)]
             accepted += result
             overlap += result
             certainty += _chosen(Warp(1.0)(logits), first)
         else:
             p, q = (warp(_rows(engine, role, behind, piece)) for role in ("target", "draft"))
             q, tokens = to_device(q, device(p)), models["target"].ids(piece)
-            for mine, both in _shared(p, q, tokens):
-                accepted.append(mine)
+            for probability, both in _shared(p, q, tokens):
+                accepted.append(probability)
                 overlap.append(both)
             certainty += _chosen(q, tokens)
     accepted += [0.0] * (len(output) - len(seen))  # beyond the draft's context nothing is drafted
@@ -77,7 +77,7 @@ def looked_up(prepared: Prepared, index: int, output: Sequence[int], ngram: int,
     for place in range(len(output)):
         drafted = search.continuation([*ids, *output[:place]], gamma)
         pairs = zip(drafted, output[place:], strict=False)
-        same = next((i for i, (mine, theirs) in enumerate(pairs) if mine != theirs), None)
+        same = next((i for i, (drafted_id, output_id) in enumerate(pairs) if drafted_id != output_id), None)
         agreed.append(None if not drafted else min(gamma, len(output) - place) if same is None else same)
     return LookupTrace(agreed, Engine(prepared.pair.models).output_limit(ids, prepared.experiment.max_new_tokens))
 
@@ -96,9 +96,9 @@ def _chosen(rows: Array, tokens: Array) -> list[float]:
 def _shared(p: Array, q: Array, tokens: Array) -> Iterator[tuple[float, float]]:
     """min(1, q(x) / p(x)) of each of tokens[N], and sum_x min(p, q), from p[N, V] and q[N, V]."""
     xp = array_namespace(p)
-    mine, drafts = _chosen(p, tokens), _chosen(q, tokens)
+    targets, drafts = _chosen(p, tokens), _chosen(q, tokens)
     both = xp.sum(xp.minimum(p, q), axis=-1).tolist()
-    for one, other, shared in zip(mine, drafts, both, strict=True):
+    for one, other, shared in zip(targets, drafts, both, strict=True):
         # A token was drawn from p, so that p(x) > 0; another forward may round the smallest one to 0.
         yield (min(1.0, other / one) if one else 1.0), shared
 

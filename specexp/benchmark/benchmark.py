@@ -103,16 +103,16 @@ def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = N
     Raises ModelError when memory runs out."""
     journal = Journal() if journal is None else journal
     own = _own(prepared)
-    theirs = _theirs(prepared)
+    hf_contenders = _hf_contenders(prepared)
     skipped = {} if with_compiled else {COMPILED: "not asked for"}
     if reason := without_trees(prepared.experiment):
         skipped |= {name: reason for name in OTHERS if spec(name).grows_tree}
     if not with_compiled:
-        del theirs[COMPILED]
-    greedy: dict[str, Contender] = {**own, **theirs}
+        del hf_contenders[COMPILED]
+    greedy: dict[str, Contender] = {**own, **hf_contenders}
     repeats, num_prompts = prepared.experiment.repeats, len(prepared.prompts)
     chains = [name for name, contender in own.items() if contender.setting.config.method == "speculative"]
-    assisted = [name for name, contender in theirs.items() if contender.gamma]
+    assisted = [name for name, contender in hf_contenders.items() if contender.gamma]
     size = prepared.experiment.batch
     passes = throughput.num_passes(prepared, 2) if size > 1 else 0
     total = num_runs(prepared, with_compiled) + passes
@@ -130,7 +130,7 @@ def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = N
         gamma = own[best].gamma
         chosen = [c for name, c in greedy.items() if name not in {*chains, *assisted, *skipped} or c.gamma == gamma]
         sampling: list[Contender] = [own[name].at(TEMPERATURE) for name in (PLAIN, best)]
-        sampling += [_sampling(theirs[name]) for name in (GENERATE, f"assisted_k{gamma}")]
+        sampling += [_sampling(hf_contenders[name]) for name in (GENERATE, f"assisted_k{gamma}")]
         phase = TimingPhase(journal, "timed", cold, longest)
         if not phase.is_done(sampling, num_prompts, repeats):
             for contender in sampling:
@@ -181,7 +181,7 @@ def plain_peer(prepared: Prepared) -> Peer:
     return Peer(models, prepared.pair.eos_ids)
 
 
-def _theirs(prepared: Prepared) -> dict[str, HFContender]:
+def _hf_contenders(prepared: Prepared) -> dict[str, HFContender]:
     """The contenders of transformers, with assisted generation at every draft length of the chains."""
     plain = plain_peer(prepared)
     models, eos_ids = plain.models, plain.eos_ids

@@ -86,15 +86,15 @@ def _chains(measured: Measured) -> list[Any]:
 
 def _method(measured: Measured, name: str) -> dict[str, Any]:
     """Rates of one contender, from the medians of its seconds, prompt by prompt."""
-    mine = measured.timed[name]
-    result: dict[str, Any] = {"end_to_end_tokens_per_second": asdict(rate(whole(mine))), "tokens": _emitted(mine)}
-    if mine[0][0].record is not None:
-        result["tokens_per_second"] = asdict(rate(decoding(mine)))
-        rounds = sum(row[0].record["num_rounds"] for row in mine if row[0].record)
-        result["tokens_per_call"] = _emitted(mine) / rounds
+    runs = measured.timed[name]
+    result: dict[str, Any] = {"end_to_end_tokens_per_second": asdict(rate(whole(runs))), "tokens": _emitted(runs)}
+    if runs[0][0].record is not None:
+        result["tokens_per_second"] = asdict(rate(decoding(runs)))
+        rounds = sum(row[0].record["num_rounds"] for row in runs if row[0].record)
+        result["tokens_per_call"] = _emitted(runs) / rounds
     # Compare sampled with sampled and greedy with greedy: they emit different texts.
     plain = sampled(PLAIN, TEMPERATURE) if name.endswith(sampled("", TEMPERATURE)) else PLAIN
-    result["vs_plain_end_to_end"] = asdict(rate_ratio(whole(mine), whole(measured.timed[plain])))
+    result["vs_plain_end_to_end"] = asdict(rate_ratio(whole(runs), whole(measured.timed[plain])))
     return result
 
 
@@ -134,17 +134,17 @@ def _gamma(measured: Measured, timings: Timings, costs: Mapping[str, Any], gamma
 def table(result: Mapping[str, Any]) -> str:
     """The rates of all contenders, then the draft lengths, the time split and the headlines."""
     lines = [f"{'':<22}{'tok/s':>7}  {'95 %':<13}{'vs plain':>9}  {'tok/call':>8}   (end to end, prefill included)"]
-    for name, found in result["methods"].items():
-        mine, ratio = (Interval(**found[key]) for key in ("end_to_end_tokens_per_second", "vs_plain_end_to_end"))
-        calls = f"{found['tokens_per_call']:.2f}" if "tokens_per_call" in found else ""
-        span = f"{mine.low:.0f} - {mine.high:.0f}"
-        lines.append(f"{name:<22}{mine.value:>7.0f}  {span:<13}{ratio.value:>8.2f}x  {calls:>8}".rstrip())
+    for name, method in result["methods"].items():
+        speed, ratio = (Interval(**method[key]) for key in ("end_to_end_tokens_per_second", "vs_plain_end_to_end"))
+        calls = f"{method['tokens_per_call']:.2f}" if "tokens_per_call" in method else ""
+        span = f"{speed.low:.0f} - {speed.high:.0f}"
+        lines.append(f"{name:<22}{speed.value:>7.0f}  {span:<13}{ratio.value:>8.2f}x  {calls:>8}".rstrip())
     lines += [f"{name:<22}left out: {why}" for name, why in result["skipped"].items()]
     lines += ["", f"{'gamma':>7}{'alpha':>8}{'c':>7}{'v':>7}{'attainable':>12}{'speed-up':>10}{'realised':>10}"]
-    for gamma, found in result["gammas"].items():
+    for gamma, row in result["gammas"].items():
         lines.append(
-            f"{gamma:>7}{found['alpha']:>8.3f}{found['c']:>7.3f}{found['v']:>7.2f}{_cell(found, 'attainable', 'x'):>12}"
-            f"{found['speedup']:>9.2f}x{_cell(found, 'realised'):>10}".rstrip()
+            f"{gamma:>7}{row['alpha']:>8.3f}{row['c']:>7.3f}{row['v']:>7.2f}{_cell(row, 'attainable', 'x'):>12}"
+            f"{row['speedup']:>9.2f}x{_cell(row, 'realised'):>10}".rstrip()
         )
     lines += ["", *_batch_lines(result["batch"])] if result["batch"] else []
     lines.append("")
@@ -160,9 +160,9 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cell(found: Mapping[str, float], name: str, unit: str = "") -> str:
+def _cell(values: Mapping[str, float], name: str, unit: str = "") -> str:
     """A number, or "" for one that may not be claimed: on CUDA, what calls alone would allow."""
-    return f"{found[name]:.2f}{unit}" if name in found else ""
+    return f"{values[name]:.2f}{unit}" if name in values else ""
 
 
 def _batch_lines(batch: Mapping[str, Any]) -> list[str]:
@@ -185,11 +185,11 @@ def _warning(differences: Sequence[Mapping[str, Any]]) -> str:
 
 def metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """The metrics for MLflow: the headlines, every contender's speed, and the chain's metrics at the best gamma."""
-    found = {f"bench/{name}": float(result[name]) for name in (*HEADLINES, "best_gamma") if name in result}
+    values = {f"bench/{name}": float(result[name]) for name in (*HEADLINES, "best_gamma") if name in result}
     for name, method in (result["batch"] or {"methods": {}})["methods"].items():
-        found[f"batch/prompts_per_second_{name}"] = method["prompts_per_second"]["value"]
+        values[f"batch/prompts_per_second_{name}"] = method["prompts_per_second"]["value"]
     for name, method in result["methods"].items():
-        found[f"speed/end_to_end_{name}"] = method["end_to_end_tokens_per_second"]["value"]
-    found |= {name: result["best"][key] for name in KEPT if (key := name.rpartition("/")[2]) in result["best"]}
+        values[f"speed/end_to_end_{name}"] = method["end_to_end_tokens_per_second"]["value"]
+    values |= {name: result["best"][key] for name in KEPT if (key := name.rpartition("/")[2]) in result["best"]}
     chain = f"chain_k{result['best_gamma']}"
-    return found | {f"share/{part}": share for part, share in result["shares"][chain].items()}
+    return values | {f"share/{part}": share for part, share in result["shares"][chain].items()}

@@ -90,9 +90,9 @@ class Call:
         )
         return result
 
-    def emitted(self, found: torch.Tensor) -> list[int]:
+    def emitted(self, sequences: torch.Tensor) -> list[int]:
         """The M new ids, on the host."""
-        return [int(i) for i in found[0, self.ids.shape[1] :].tolist()]
+        return [int(i) for i in sequences[0, self.ids.shape[1] :].tolist()]
 
 
 @contextmanager

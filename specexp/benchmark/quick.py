@@ -39,8 +39,8 @@ class QuickSettings:
 class Paces:
     """The paces of plain decoding and of `generate()`."""
 
-    ours: Pace
-    theirs: Pace
+    plain: Pace
+    generate: Pace
 
 
 def paces(prepared: Prepared) -> Paces:
@@ -59,7 +59,7 @@ def announce(prepared: Prepared, paces: Paces, with_compiled: bool) -> None:
     experiment = prepared.experiment
     what = (
         f"{benchmark.num_runs(prepared, with_compiled)} outputs of up to {experiment.max_new_tokens} tokens (plain"
-        f" decoding {1 / paces.ours.token:.3g} tokens/s), and passes over batches"
+        f" decoding {1 / paces.plain.token:.3g} tokens/s), and passes over batches"
     )
     taken = seconds(prepared, paces, with_compiled)
     time_estimate.announce(taken, what, "limit, repeats, max_new_tokens or batch, or give quick,")
@@ -91,17 +91,17 @@ def plan(prepared: Prepared, given: Collection[str], paces: Paces) -> QuickSetti
 
 def seconds(prepared: Prepared, paces: Paces, with_compiled: bool = False) -> float:
     """Seconds of the benchmark if every output has the full length and a chain is no faster than plain decoding."""
-    experiment, ours, theirs = prepared.experiment, paces.ours, paces.theirs
+    experiment, plain, generate = prepared.experiment, paces.plain, paces.generate
     tokens, prompts = experiment.max_new_tokens, len(prepared.prompts)
-    run = (ours.seconds(tokens) + theirs.seconds(tokens)) / 2
-    split = 2 * INSTRUMENTED * min(benchmark.SPLIT_PROMPTS, prompts) * ours.seconds(tokens)
+    run = (plain.seconds(tokens) + generate.seconds(tokens)) / 2
+    split = 2 * INSTRUMENTED * min(benchmark.SPLIT_PROMPTS, prompts) * plain.seconds(tokens)
     kinds = len({length for setting in prepared.settings for length in setting.lengths}) + 2
     costs = (
-        2 * -(-experiment.repeats * prompts // benchmark.EVERY) * (measured_costs.ROUNDS + 1) * 8 * kinds * ours.token
+        2 * -(-experiment.repeats * prompts // benchmark.EVERY) * (measured_costs.ROUNDS + 1) * 8 * kinds * plain.token
     )
     batch = 0.0
     if experiment.batch > 1:
-        each = throughput.BATCHES * experiment.batch * ours.seconds(tokens)
+        each = throughput.BATCHES * experiment.batch * plain.seconds(tokens)
         batch = 2 * throughput.num_turns(prepared) * each * (1 + TOGETHER)
     return benchmark.num_runs(prepared, with_compiled) * run + split + costs + batch
 

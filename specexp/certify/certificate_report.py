@@ -65,11 +65,11 @@ def as_json(subject: Subject, certificate: Certificate, config: CertificateConfi
     }
 
 
-def checks_of(found: Mapping[str, Any] | None, environment: str) -> dict[str, Check]:
+def checks_of(saved: Mapping[str, Any] | None, environment: str) -> dict[str, Check]:
     """The checks that an interrupted certificate completed in this same environment."""
-    if found is None or found["environment"] != environment:
+    if saved is None or saved["environment"] != environment:
         return {}
-    return {each["name"]: Check(**each) for each in found["checks"]}
+    return {each["name"]: Check(**each) for each in saved["checks"]}
 
 
 def tags_of(config: CertificateConfig) -> dict[str, str]:

@@ -99,10 +99,10 @@ def split(row: Callable[[Prefix], Array], length: int, ends: Collection[int], nu
                 node.children[token] = len(names)
                 names.append((behind, False))
             else:
-                child, more, theirs = grow(behind, mass * share)
+                child, more, nodes = grow(behind, mass * share)
                 node.children[token] = child
                 left += more
-                homeless += theirs
+                homeless += nodes
         left += mass * max(1 - kept, 0.0)
         if left < least and prefix:
             return node, left, homeless

@@ -90,21 +90,21 @@ def check_equality(subject: Subject, plain: Texts, tick: Tick) -> Check:
 
 
 def _judged(
-    name: str, subject: Subject, found: Sequence[Difference], texts: Texts, same: str, other: str
+    name: str, subject: Subject, divergences: Sequence[Difference], texts: Texts, same: str, other: str
 ) -> Check:  # fmt: skip
     """The verdict on first differences: an exact dtype permits only near ties; in others rounding may explain one."""
     total, tokens = len(texts), sum(len(text) for text in texts)
-    far = [each for each in found if not each.near_tie]
+    far = [each for each in divergences if not each.near_tie]
     exact = subject.arithmetic in EXACT_DTYPES
     wrong = far if exact else [each for each in far if beyond_rounding(each)]
-    ties = len(found) - len(far)
+    ties = len(divergences) - len(far)
     numbers = {
-        "prompts": total, "tokens": tokens, "equal": total - len(found), "near_ties": ties, "far": len(far),
-        "beyond_rounding": len(wrong), "equal_share": 1 - len(found) / total,
+        "prompts": total, "tokens": tokens, "equal": total - len(divergences), "near_ties": ties, "far": len(far),
+        "beyond_rounding": len(wrong), "equal_share": 1 - len(divergences) / total,
     }  # fmt: skip
-    words = f"{total - len(found)} of {count(total, 'prompt')}: the {same} ({count(tokens, 'token')})."
+    words = f"{total - len(divergences)} of {count(total, 'prompt')}: the {same} ({count(tokens, 'token')})."
     if ties:
-        gaps = [each.gap for each in found if each.near_tie and each.gap is not None]
+        gaps = [each.gap for each in divergences if each.near_tie and each.gap is not None]
         widest = f", at most {max(gaps):.1e} logits apart" if gaps else ""
         words += f" {ties} first part{'s' if ties == 1 else ''} at a near tie{widest}: rounding, not the method."
     if wrong:
@@ -115,7 +115,7 @@ def _judged(
             " only in float32 is every divergence a near tie or a bug."
         )
     verdict = FAILED if wrong else REPORTED if far else PASSED
-    return Check(name, verdict, words, numbers, {"differences": [_as_json(subject, each) for each in found]})
+    return Check(name, verdict, words, numbers, {"differences": [_as_json(subject, each) for each in divergences]})
 
 
 def _told(subject: Subject, each: Difference, other: str) -> str:

@@ -55,7 +55,7 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ToyResult:
     """The largest gap, where it was, and how many outputs were compared; `broken` is the error the decoder raised."""
 
     gap: float
@@ -85,7 +85,7 @@ def sizes(method: MethodConfig) -> list[Size]:
     return result
 
 
-def examine(method: MethodConfig, warp: Warp, judge: Judge | None, tick: Callable[[], None]) -> Found:
+def examine(method: MethodConfig, warp: Warp, judge: Judge | None, tick: Callable[[], None]) -> ToyResult:
     """Compare with the target's own distribution, on several toy pairs; call `tick` after each."""
     small = replace(warp, top_k=min(warp.top_k, TOP_K))
     worst, where, outputs = 0.0, "", 0
@@ -99,16 +99,16 @@ def examine(method: MethodConfig, warp: Warp, judge: Judge | None, tick: Callabl
             got = output_distribution(lambda pair=models: Engine(pair, [EOS]), decoder, PROMPT, size.length)  # type: ignore[misc]
         except BREAKS as error:
             words = first_line(error, "")
-            return Found(worst, f"{size}", ran, outputs, f"{type(error).__name__}: {words}")
-        want = sequence_distribution(models["target"], PROMPT, size.length, EOS, **sampling)
-        outputs += len(want)
-        result = gap(got, want)
+            return ToyResult(worst, f"{size}", ran, outputs, f"{type(error).__name__}: {words}")
+        expected = sequence_distribution(models["target"], PROMPT, size.length, EOS, **sampling)
+        outputs += len(expected)
+        result = gap(got, expected)
         if math.isnan(result):
-            return Found(worst, f"{size}", ran, outputs, "its probabilities are not numbers")
+            return ToyResult(worst, f"{size}", ran, outputs, "its probabilities are not numbers")
         if result > worst:
             worst, where = result, f"{size}"
         tick()
-    return Found(worst, where, ran, outputs)
+    return ToyResult(worst, where, ran, outputs)
 
 
 def num_runs(method: MethodConfig, warp: Warp) -> int:

@@ -37,12 +37,12 @@ class MiningConfig:
     batch: int = 1
 
     def as_dict(self) -> dict[str, Any]:
-        mine = self.experiment
+        experiment = self.experiment
         kept = (
             "name", "task", "pair", "target", "draft", "toy", "data", "shots", "answer_rule", "answer_pattern", "limit",
             "max_new_tokens",
         )  # fmt: skip
-        result = {key: value for key, value in mine.as_dict().items() if key in kept}
+        result = {key: value for key, value in experiment.as_dict().items() if key in kept}
         return {**result, "dtype": self.dtype, "skip": self.skip}
 
     @property
@@ -72,8 +72,8 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
     if faults:
         raise ConfigError(faults)
     source = TASK_SOURCES[experiment.task]
-    mine = experiment.data
-    if source and mine and mine.source == source.source and mine.split in ("", "test") and source.split == "test":
-        experiment = replace(experiment, data=replace(mine, subset=source.subset, split="train"))
+    data = experiment.data
+    if source and data and data.source == source.source and data.split in ("", "test") and source.split == "test":
+        experiment = replace(experiment, data=replace(data, subset=source.subset, split="train"))
     kept = replace(experiment, methods=(), seed=0, temperature=0.0, top_k=0, top_p=1.0, batch=1)
     return MiningConfig(kept, dtype, skip, experiment.batch)

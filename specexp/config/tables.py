@@ -76,7 +76,7 @@ def names_in(page: str) -> list[str]:
 
 def filled(page: str) -> str:
     """Return the text of a page with every table anew."""
-    return _BLOCK.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}{found[3]}", page)
+    return _BLOCK.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}{match[3]}", page)
 
 
 def _of_files(names: Iterable[str]) -> str:

@@ -71,7 +71,7 @@ class TopK:
         assert logits is not None
         xp = array_namespace(logits)
         rows, where = logits[:num_drafted], drafted.tokens[:, None]
-        mine = xp.take_along_axis(rows, where, axis=-1)
+        drafted_logits = xp.take_along_axis(rows, where, axis=-1)
         ids = xp.arange(rows.shape[-1], device=device(rows))[None, :]
-        ahead = (rows > mine) | ((rows == mine) & (ids < where))
+        ahead = (rows > drafted_logits) | ((rows == drafted_logits) & (ids < where))
         return xp.sum(xp.astype(ahead, xp.int64), axis=-1) < self.k

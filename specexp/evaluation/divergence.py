@@ -74,10 +74,10 @@ def examine(prepared: Prepared, output: OutputFolder, records: RecordFile) -> No
     known = {_key(each) for each in entries}
     engine, experiment = Engine(prepared.pair.models), prepared.experiment
     with out_of_memory.translate_oom("looking at outputs that differ from plain decoding's", LOWER, experiment.models):
-        for mine, plain in _pairs(prepared, records.records):
-            if mine["token_ids"] != plain["token_ids"] and key_of(mine) not in known:
-                ids = prompt_of(prepared, records, _job(prepared, mine))
-                entries.append(_entry(engine, experiment, ids, mine, plain["token_ids"]))
+        for record, plain in _pairs(prepared, records.records):
+            if record["token_ids"] != plain["token_ids"] and key_of(record) not in known:
+                ids = prompt_of(prepared, records, _job(prepared, record))
+                entries.append(_entry(engine, experiment, ids, record, plain["token_ids"]))
     output.write_json(FILE, entries)
 
 
@@ -105,8 +105,8 @@ def by_label(
     if entries is None:
         return {}
     compared: dict[str, set[Key]] = {}
-    for mine, _ in _pairs(prepared, records):
-        compared.setdefault(mine["label"], set()).add(key_of(mine))
+    for record, _ in _pairs(prepared, records):
+        compared.setdefault(record["label"], set()).add(key_of(record))
     result = {_key(each): each for each in entries}
     return {label: Divergence(len(keys), [result[k] for k in result if k in keys]) for label, keys in compared.items()}
 

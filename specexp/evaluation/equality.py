@@ -94,9 +94,9 @@ def differences(
     """Return one difference per output that is not `reference`'s: `outputs` by name, each in the order of `prompts`."""
     engine = Engine(pair.models)
     result = []
-    for name, theirs in outputs.items():
-        for (prompt_id, ids), mine, want in zip(prompts.items(), theirs, outputs[reference], strict=True):
-            result.append(difference(engine, dtype, name, prompt_id, ids, mine, want, draws))
+    for name, method_outputs in outputs.items():
+        for (prompt_id, ids), output, expected in zip(prompts.items(), method_outputs, outputs[reference], strict=True):
+            result.append(difference(engine, dtype, name, prompt_id, ids, output, expected, draws))
     return [each for each in result if each is not None]
 
 
@@ -106,37 +106,37 @@ def difference(
     name: str,
     prompt_id: str,
     ids: Sequence[int],
-    mine: Sequence[int],
-    want: Sequence[int],
+    output: Sequence[int],
+    expected: Sequence[int],
     draws: Draws = GREEDY,
 ) -> Difference | None:
-    """Return where the output of a prompt with these `ids` first differs from the wanted one; None if it is equal."""
-    if list(mine) == list(want):
+    """Return where the output of a prompt with these `ids` first differs from the expected one; None if it is equal."""
+    if list(output) == list(expected):
         return None
-    shorter = min(len(mine), len(want))
-    at = next((i for i in range(shorter) if mine[i] != want[i]), shorter)
-    token, other = (out[at] if at < len(out) else None for out in (mine, want))
+    shorter = min(len(output), len(expected))
+    at = next((i for i in range(shorter) if output[i] != expected[i]), shorter)
+    token, other = (out[at] if at < len(out) else None for out in (output, expected))
     if token is None or other is None:
         return Difference(name, prompt_id, at, token, other, None, False)
-    logits = engine.score("target", [*ids, *want[:at]], [])[0][-1]
+    logits = engine.score("target", [*ids, *expected[:at]], [])[0][-1]
     noise = noise_of(dtype, logits)
     gap = draws.gap(logits, prompt_id, at, [token, other])
     near = _near_tie(draws, logits, prompt_id, at, (token, other), noise)
     return Difference(name, prompt_id, at, token, other, gap, near, noise)
 
 
-def explanation(found: Difference, dtype: str) -> str:
+def explanation(divergence: Difference, dtype: str) -> str:
     """Return `near tie`; `rounding` if a coarse dtype may have made the gap; else `unexplained`."""
-    if found.near_tie:
+    if divergence.near_tie:
         return "near tie"
-    return "unexplained" if dtype in EXACT_DTYPES or beyond_rounding(found) else "rounding"
+    return "unexplained" if dtype in EXACT_DTYPES or beyond_rounding(divergence) else "rounding"
 
 
-def beyond_rounding(found: Difference) -> bool:
+def beyond_rounding(divergence: Difference) -> bool:
     """True if no dtype's rounding explains the difference: one output ended, or the tokens are far apart."""
-    if found.token is None or found.reference is None:
+    if divergence.token is None or divergence.reference is None:
         return True
-    return found.gap is not None and found.gap > COARSE * found.noise
+    return divergence.gap is not None and divergence.gap > COARSE * divergence.noise
 
 
 def _near_tie(

@@ -18,11 +18,11 @@ SIZES = ("target", "tree_draft", "tree_target")  # kinds of costs that are secon
 ROUNDS = 3  # rounds of each kind that are timed per measurement
 
 
-def check_sizes(output: OutputFolder, begun: Any, found: Any) -> None:
+def check_sizes(output: OutputFolder, begun: Any, costs: Any) -> None:
     """Raise OutputError unless costs have the calls of an interrupted run's costs, with which they are combined."""
     if begun is None:
         return
-    calls = [each and (each["draft"] is None, *(set(each[kind]) for kind in SIZES)) for each in (begun, found)]
+    calls = [each and (each["draft"] is None, *(set(each[kind]) for kind in SIZES)) for each in (begun, costs)]
     if calls[0] != calls[1]:
         raise OutputError(
             f"{output.path / 'costs.json'} is of other calls than these settings make; it was changed by hand. Put it"

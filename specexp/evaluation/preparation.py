@@ -104,11 +104,11 @@ def prepare(
     roles = set[Role]().union(*(roles_of(method) for method in experiment.methods))
     check_lengths(experiment.methods, min(contexts(experiment, roles).values()))
     pair = load_pair(experiment, roles)
-    mine, widths = identity(pair, experiment), hidden_sizes(pair) if judges else {}
+    pair_identity, widths = identity(pair, experiment), hidden_sizes(pair) if judges else {}
     notes = [*pair.notes, *notes_of(chosen)]
     for judge in judges.values():
-        judge.check(mine, widths)
-        notes += judge.notes(mine)
+        judge.check(pair_identity, widths)
+        notes += judge.notes(pair_identity)
     context = BuildContext(experiment.warp, judges, pair.eos_ids)
     settings = [
         PreparedMethod(

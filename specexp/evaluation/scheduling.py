@@ -75,13 +75,13 @@ def groups_of(prepared: Prepared, records: RecordFile) -> Iterator[list[Job]]:
     size = 1 if batch == 1 else BATCHES * batch
     for repeat in range(prepared.experiment.repeats):
         for number, start in enumerate(range(0, len(examples), size)):
-            mine = range(start, min(start + size, len(examples)))
+            indices = range(start, min(start + size, len(examples)))
             first = (number + repeat) % len(settings)
-            for turn in range(max(len(examples[index].turns) for index in mine)):
+            for turn in range(max(len(examples[index].turns) for index in indices)):
                 for setting in settings[first:] + settings[:first]:
                     jobs = [
                         Job(index, turn, setting, repeat)
-                        for index in mine
+                        for index in indices
                         if turn < len(examples[index].turns)
                         and (examples[index].prompt_id, turn, setting.config.label, repeat) not in done
                     ]

@@ -98,9 +98,9 @@ def after_skipped(chosen: Task, skip: int, limit: int) -> tuple[list[Example], b
 def note_inputs(prepared: PreparedMining, output: OutputFolder) -> None:
     """Write inputs.json. Raises OutputError if the folder was started with other rows, another pair or another version
     of the answer rule: a label set never mixes two. A finished set is not changed."""
-    mine = identity(prepared.pair, prepared.config.experiment)
+    pair_identity = identity(prepared.pair, prepared.config.experiment)
     keys = ("target", "draft", "tokenizer", "chat_template")
-    now: dict[str, Any] = {"data": prepared.task.dataset().digest, **{key: mine[key] for key in keys}}
+    now: dict[str, Any] = {"data": prepared.task.dataset().digest, **{key: pair_identity[key] for key in keys}}
     config = prepared.config
     if words := sampling.selection(prepared.task, config.skip + config.experiment.limit):
         now["selection"] = words
@@ -183,15 +183,15 @@ class _EarlyWarning:
 
     def __init__(self, max_new_tokens: int) -> None:
         self._limit = max_new_tokens
-        self._found = Yield()
+        self._yield = Yield()
 
     def add(self, path: Path) -> None:
         """Add the results of one more prompt."""
-        if self._found.num_prompts == FIRST:
+        if self._yield.num_prompts == FIRST:
             return
         labels, _, counts = unpack(path)
-        self._found.add(labels, counts, status_of(counts))
-        if self._found.num_prompts == FIRST and (warning := self._found.early_warning(self._limit)):
+        self._yield.add(labels, counts, status_of(counts))
+        if self._yield.num_prompts == FIRST and (warning := self._yield.early_warning(self._limit)):
             tqdm.write(f"warning: {warning}", file=sys.stderr)
 
 

@@ -70,16 +70,16 @@ _RULES: dict[str, Rule] = {
 }
 
 
-def facts_of(found: Any, where: str) -> Facts:
+def facts_of(content: Any, where: str) -> Facts:
     """Return `Facts` from the content of judge.json; unknown keys are ignored. Raises JudgeError with every fault."""
-    if not isinstance(found, dict):
-        raise JudgeError(f"{where} cannot be read: {FACTS} must be an object, got {type(found).__name__}.")
+    if not isinstance(content, dict):
+        raise JudgeError(f"{where} cannot be read: {FACTS} must be an object, got {type(content).__name__}.")
     faults, values = [], {}
     for field in fields(Facts):
-        if field.name not in found:
+        if field.name not in content:
             faults += [f"{field.name} is missing"] if field.default is MISSING else []
             continue
-        values[field.name] = value = found[field.name]
+        values[field.name] = value = content[field.name]
         kind, _, optional = str(field.type).partition(" | ")
         is_good, rule = _RULES.get(field.name) or _TYPES[kind]
         if not is_good(value) and not (optional and value is None):

@@ -97,6 +97,6 @@ def _digest(prompt_id: str) -> bytes:
 def lacking(labels: Sequence[Label]) -> Iterator[str]:
     """Yield the splits without both kinds, and what they have."""
     for name in SPLITS:
-        mine = [label.important for label in labels if label.split == name and label.important is not None]
-        if len(set(mine)) < len(BOTH):
-            yield f"split {name} has {len(mine)} mismatches, {sum(mine)} of them important"
+        important = [label.important for label in labels if label.split == name and label.important is not None]
+        if len(set(important)) < len(BOTH):
+            yield f"split {name} has {len(important)} mismatches, {sum(important)} of them important"

@@ -75,11 +75,11 @@ def better(candidate: Judge, champion: Judge, labels: LabelSet) -> tuple[bool, s
     for judge in (candidate, champion):
         x, important, _ = labels.select(features.mode(judge.facts.features), "test")
         result.append(calibration.report(judge.facts.threshold, np.asarray(judge.network(x)), important))
-    mine, theirs = ((metrics["roc_auc"], -metrics["brier"]) for metrics in result)
-    says = f"test ROC-AUC {mine[0]:.4f} against the champion's {theirs[0]:.4f} on the same labels"
-    if mine[0] == theirs[0]:
-        says += f", Brier score {-mine[1]:.4f} against {-theirs[1]:.4f}"
-    return mine > theirs, says
+    candidate_scores, champion_scores = ((metrics["roc_auc"], -metrics["brier"]) for metrics in result)
+    says = f"test ROC-AUC {candidate_scores[0]:.4f} against the champion's {champion_scores[0]:.4f} on the same labels"
+    if candidate_scores[0] == champion_scores[0]:
+        says += f", Brier score {-candidate_scores[1]:.4f} against {-champion_scores[1]:.4f}"
+    return candidate_scores > champion_scores, says
 
 
 def class_of(text: str) -> str:
@@ -98,12 +98,12 @@ def token_classes(labels: Sequence[Label], p: np.ndarray, threshold: float) -> l
     classes = np.array([class_of(label.target_text) for label in labels])
     important = np.array([bool(label.important) for label in labels])
     for name in ("digit", "sign", "word", "space", "end"):
-        mine = classes == name
-        if mine.any():
+        in_class = classes == name
+        if in_class.any():
             rows.append({
-                "class": name, "mismatches": int(mine.sum()), "important": float(important[mine].mean()),
-                "accepted": float((p[mine] < threshold).mean()),
-                "important_accepted": int(((p < threshold) & important & mine).sum()),
+                "class": name, "mismatches": int(in_class.sum()), "important": float(important[in_class].mean()),
+                "accepted": float((p[in_class] < threshold).mean()),
+                "important_accepted": int(((p < threshold) & important & in_class).sum()),
             })  # fmt: skip
     return rows
 

@@ -20,8 +20,8 @@ Pairs = Sequence[tuple[Record, Record]]
 
 def paired(records: Sequence[Record], baseline: Sequence[Record]) -> list[tuple[Record, Record]]:
     """Pair each record with plain decoding's record of the same prompt, turn and repeat."""
-    theirs = {(r["prompt_id"], r["turn"], r["repeat"]): r for r in baseline}
-    return [(r, theirs[r["prompt_id"], r["turn"], r["repeat"]]) for r in records]
+    by_key = {(r["prompt_id"], r["turn"], r["repeat"]): r for r in baseline}
+    return [(r, by_key[r["prompt_id"], r["turn"], r["repeat"]]) for r in records]
 
 
 def by_prompt(records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -75,11 +75,11 @@ def against(records: Sequence[Record], baseline: Sequence[Record], batch: int) -
 
 
 def _faster(pairs: Pairs, key: str) -> dict[str, float]:
-    ours, theirs = (timed([pair[side] for pair in pairs], "seconds") for side in (0, 1))
-    if len(ours.tokens) < 2:
+    candidate, baseline = (timed([pair[side] for pair in pairs], "seconds") for side in (0, 1))
+    if len(candidate.tokens) < 2:
         return {}
-    result = rate_ratio(ours, theirs)
-    return {f"{key}_low": result.low, f"{key}_high": result.high, f"{key}_p": swap_p(ours, theirs)}
+    result = rate_ratio(candidate, baseline)
+    return {f"{key}_low": result.low, f"{key}_high": result.high, f"{key}_p": swap_p(candidate, baseline)}
 
 
 def _answers(graded: Pairs, itself: bool) -> dict[str, float]:

@@ -120,37 +120,41 @@ def rate(timed: Timed) -> Interval:
     return _interval(lambda prompts, repeats: _rates(timed, prompts, repeats), timed)
 
 
-def rate_ratio(ours: Timed, theirs: Timed) -> Interval:
-    """Return the `rate` of `ours` / that of `theirs`, for the same prompts and repeats: both are resampled together."""
-    return _interval(lambda prompts, repeats: _rates(ours, prompts, repeats) / _rates(theirs, prompts, repeats), ours)
+def rate_ratio(candidate: Timed, baseline: Timed) -> Interval:
+    """Return the `rate` of `candidate` / `baseline`, for the same prompts and repeats: both are resampled together."""
+    return _interval(
+        lambda prompts, repeats: _rates(candidate, prompts, repeats) / _rates(baseline, prompts, repeats), candidate
+    )
 
 
-def swap_p(ours: Timed, theirs: Timed) -> float:
+def swap_p(candidate: Timed, baseline: Timed) -> float:
     """Return the two-sided p for `rate_ratio` = 1 with R = 1: a permutation test that swaps the two on whole prompts.
 
-    Under the null hypothesis, ours and theirs could be swapped on any prompt. p is the share of swaps whose ratio is at
-    least as far from 1: of all swaps for up to 12 prompts, else of 4,999 random ones and the observed one. p cannot be
-    below 2 / 2^P, so with fewer than 6 prompts nothing is significant.
+    Under the null hypothesis, the two could be swapped on any prompt. p is the share of swaps whose ratio is at least
+    as far from 1: of all swaps for up to 12 prompts, else of 4,999 random ones and the observed one. p cannot be below
+    2 / 2^P, so with fewer than 6 prompts nothing is significant.
     """
-    mine, other = (np.column_stack([x.tokens, np.asarray(x.seconds)[:, 0]]).astype(float) for x in (ours, theirs))
-    num_prompts = len(mine)
-    seen = _far(np.zeros((1, num_prompts)), mine, other)[0]
+    candidate_totals, baseline_totals = (
+        np.column_stack([x.tokens, np.asarray(x.seconds)[:, 0]]).astype(float) for x in (candidate, baseline)
+    )
+    num_prompts = len(candidate_totals)
+    seen = _far(np.zeros((1, num_prompts)), candidate_totals, baseline_totals)[0]
     enough = seen * (1 - 1e-9)  # the mirrored swap rounds differently
     if num_prompts <= ALL_SWAPS:
         swaps = np.array(list(product((0.0, 1.0), repeat=num_prompts)))
-        return float(np.mean(_far(swaps, mine, other) >= enough))
+        return float(np.mean(_far(swaps, candidate_totals, baseline_totals) >= enough))
     rng = np.random.default_rng(0)
     hits = 0
     for start in range(0, SWAPS, CHUNK):
         swaps = rng.integers(2, size=(min(CHUNK, SWAPS - start), num_prompts)).astype(float)
-        hits += int(np.sum(_far(swaps, mine, other) >= enough))
+        hits += int(np.sum(_far(swaps, candidate_totals, baseline_totals) >= enough))
     return (1 + hits) / (1 + SWAPS)
 
 
-def _far(swaps: Array, mine: Array, other: Array) -> Array:
-    """Return |log ratio| of rates for each row of swaps[B, P]; mine[P, 2] and other[P, 2] are tokens and seconds."""
-    moved = swaps @ (other - mine)
-    a, b = mine.sum(axis=0) + moved, other.sum(axis=0) - moved
+def _far(swaps: Array, candidate: Array, baseline: Array) -> Array:
+    """Return |log ratio| of rates for each row of swaps[B, P]; candidate and baseline[P, 2] are tokens and seconds."""
+    moved = swaps @ (baseline - candidate)
+    a, b = candidate.sum(axis=0) + moved, baseline.sum(axis=0) - moved
     result: Array = np.abs(np.log(a[:, 0] / a[:, 1]) - np.log(b[:, 0] / b[:, 1]))
     return result
 

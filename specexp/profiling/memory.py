@@ -49,12 +49,12 @@ class MemoryPeaks:
         return {"all": self.all, "methods": self.methods}
 
 
-def peaks_of(found: Mapping[str, Any] | None) -> MemoryPeaks:
+def peaks_of(saved: Mapping[str, Any] | None) -> MemoryPeaks:
     """Build peaks from JSON; empty ones from None."""
     return (
         MemoryPeaks()
-        if found is None
-        else MemoryPeaks(dict(found["all"]), {k: dict(v) for k, v in found["methods"].items()})
+        if saved is None
+        else MemoryPeaks(dict(saved["all"]), {k: dict(v) for k, v in saved["methods"].items()})
     )
 
 
@@ -85,6 +85,6 @@ def _torch() -> Any:
     return sys.modules.get("torch")
 
 
-def _take(into: dict[str, int], found: Mapping[str, int]) -> None:
-    for place, size in found.items():
+def _take(into: dict[str, int], sizes: Mapping[str, int]) -> None:
+    for place, size in sizes.items():
         into[place] = max(size, into.get(place, 0))

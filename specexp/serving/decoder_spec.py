@@ -129,11 +129,11 @@ class ServedDecoder:
         return min(requests.LONGEST_BODY, requests.SMALL_BODY + requests.MOST_PROMPTS * 6 * prompt)
 
 
-def check(found: Mapping[str, Any], reference: Reference) -> None:
+def check(pair_identity: Mapping[str, Any], reference: Reference) -> None:
     """Refuse models that are not those of the reference. Raises ModelError with every difference."""
     faults = []
     for key, name in MUST_FIT.items():
-        was, now = reference.identity.get(key), found.get(key)
+        was, now = reference.identity.get(key), pair_identity.get(key)
         if key in reference.identity and was != now:
             faults.append(f"{name} ({key} was {was!r:.20}, is {now!r:.20})")
     if faults:
@@ -159,19 +159,19 @@ def _here(reference: Reference, device: str) -> Experiment:
     return replace(experiment, target=models["target"], draft=models["draft"])
 
 
-def _experiment(found: Mapping[str, Any]) -> Experiment:
+def _experiment(settings: Mapping[str, Any]) -> Experiment:
     """An `Experiment` from the output of `asdict`."""
     methods = tuple(
         MethodConfig(**{**each, "tree": TreeConfig(**each["tree"]) if each["tree"] else None})
-        for each in found["methods"]
+        for each in settings["methods"]
     )
     return Experiment(
         **{
-            **found,
+            **settings,
             "methods": methods,
-            "target": ModelConfig(**found["target"]),
-            "draft": ModelConfig(**found["draft"]),
-            "toy": ToyConfig(**found["toy"]) if found["toy"] else None,
-            "data": DataConfig(**found["data"]) if found["data"] else None,
+            "target": ModelConfig(**settings["target"]),
+            "draft": ModelConfig(**settings["draft"]),
+            "toy": ToyConfig(**settings["toy"]) if settings["toy"] else None,
+            "data": DataConfig(**settings["data"]) if settings["data"] else None,
         }
     )

@@ -102,17 +102,17 @@ class UploadPlan:
         }
 
     @classmethod
-    def parse(cls, found: Mapping[str, Any]) -> UploadPlan:
+    def parse(cls, plan: Mapping[str, Any]) -> UploadPlan:
         """Build a plan from the JSON of `as_dict`. Raises KeyError or TypeError."""
-        method_runs = [_run_spec(each) for each in found["flat"]]
+        method_runs = [_run_spec(each) for each in plan["flat"]]
         return cls(
-            _run_spec(found["main"]), method_runs, [RunUpdate(**each) for each in found["marks"]], found["experiment"]
+            _run_spec(plan["main"]), method_runs, [RunUpdate(**each) for each in plan["marks"]], plan["experiment"]
         )
 
 
-def _run_spec(found: Mapping[str, Any]) -> RunSpec:
-    files, inputs = [File(**each) for each in found["files"]], [Input(**each) for each in found["inputs"]]
-    return RunSpec(**{**found, "files": files, "inputs": inputs})
+def _run_spec(spec: Mapping[str, Any]) -> RunSpec:
+    files, inputs = [File(**each) for each in spec["files"]], [Input(**each) for each in spec["inputs"]]
+    return RunSpec(**{**spec, "files": files, "inputs": inputs})
 
 
 def now() -> int:

@@ -167,14 +167,14 @@ def update_runs(asked: RunUpdate) -> int:
     # None and empty values are not logged as parameters.
     wanted = {key: "" if value == "None" else value for key, value in asked.params.items()}
     runs = finished(asked.where)
-    mine = [run_id for run_id, params in runs if all(params.get(key, "") == value for key, value in wanted.items())]
-    for run_id in mine:
+    run_ids = [run_id for run_id, params in runs if all(params.get(key, "") == value for key, value in wanted.items())]
+    for run_id in run_ids:
         MlflowClient().log_batch(
             run_id,
             metrics=[Metric(key, value, asked.time, 0) for key, value in asked.metrics.items()],
             tags=[RunTag(key, value) for key, value in asked.tags.items()],
         )
-    return len(mine)
+    return len(run_ids)
 
 
 def log_settings(run_id: str, settings: Mapping[str, object]) -> None:

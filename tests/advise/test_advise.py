@@ -38,21 +38,21 @@ def test_with_costs_that_hold_what_is_predicted_is_what_is_measured() -> None:
     assert overhead.per_round == pytest.approx(0.4), "both caches are cut once a round"
     assert overhead.per_drafted == pytest.approx(0, abs=1e-9)
     assert advice.forecast.plain_seconds > 1
-    for label, found in advice.forecast.predicted.items():
+    for label, prediction in advice.forecast.predicted.items():
         gamma = int(label.rpartition("_k")[2]) if "_k" in label else 0
         if gamma:  # c = 0.1 and v(n) = 1 + 0.04 (n - 1): no overhead is in it
-            assert found.attainable == pytest.approx(found.mean_length / (0.1 * gamma + 1 + 0.04 * gamma))
-        assert found.mean_length == pytest.approx(advice.checked[label].mean_length)
-    assert {found.lengths for found in advice.forecast.predicted.values()} == {"simulated", "counted"}
+            assert prediction.attainable == pytest.approx(prediction.mean_length / (0.1 * gamma + 1 + 0.04 * gamma))
+        assert prediction.mean_length == pytest.approx(advice.checked[label].mean_length)
+    assert {prediction.lengths for prediction in advice.forecast.predicted.values()} == {"simulated", "counted"}
 
 
 @pytest.mark.parametrize(("draft_step", "noise"), [(0.02, 0.1), (0.1, 0.4), (0.3, 0.3)])
 def test_the_best_of_a_full_sweep_is_recommended(draft_step: float, noise: float) -> None:
     advice = advised(draft_step, noise, methods="speculative,specexec", gamma=",".join(map(str, range(1, 17))),
                      tree_budget="4,16", max_depth="4")  # fmt: skip
-    found = measured(advice)
-    assert max(found.values()) > 1.05
-    assert advice.best == max(found, key=found.__getitem__) == max(predicted(advice), key=predicted(advice).__getitem__)
+    gains = measured(advice)
+    assert max(gains.values()) > 1.05
+    assert advice.best == max(gains, key=gains.__getitem__) == max(predicted(advice), key=predicted(advice).__getitem__)
     swept = sweep(advice)
     assert (swept.best_measured, swept.best_predicted) == (advice.best, advice.best)
     assert swept.short_measured == swept.short_predicted == 0
@@ -87,7 +87,7 @@ def test_trees_are_recommended_where_they_pay() -> None:
 def test_a_draft_that_is_the_target_is_not_recommended() -> None:
     advice = advised(draft_step=1.0, noise=0.0, per_token=0.0, gamma="1,2,4,8,16")
     assert advice.alpha == 1
-    assert all(found.mean_length > 1.8 for found in advice.forecast.predicted.values())
+    assert all(prediction.mean_length > 1.8 for prediction in advice.forecast.predicted.values())
     assert advice.best is None
     assert recommendation(advice).startswith("Do not speculate:")
     assert any("The draft is the target itself" in note for note in notes(advice))
@@ -106,9 +106,9 @@ def test_a_sweep_says_how_far_a_poor_recommendation_is_from_the_best() -> None:
     advice = advised(methods="speculative", gamma="1,2,3,4,5,6,8,12")
     worst = min(measured(advice), key=measured(advice).__getitem__)
     swept = sweep(replace(advice, best=worst))
-    want = measured(advice)[worst] / max(measured(advice).values())
-    assert swept.short_measured == pytest.approx(1 - want)
-    assert swept.short_predicted == pytest.approx(1 - want)
+    expected = measured(advice)[worst] / max(measured(advice).values())
+    assert swept.short_measured == pytest.approx(1 - expected)
+    assert swept.short_predicted == pytest.approx(1 - expected)
     nothing = sweep(replace(advice, best=None))
     assert nothing.short_measured == pytest.approx(1 - 1 / max(measured(advice).values()))
 
@@ -126,21 +126,21 @@ def test_a_prediction_outside_the_measured_interval_is_pointed_out() -> None:
 def test_sampled_chains_are_expected_and_trees_counted() -> None:
     advice = advised(methods="speculative,specexec", gamma="1,4", tree_budget="8", max_depth="4", temperature="0.8",
                      limit="6", max_new_tokens="60", eos_ids=())  # fmt: skip
-    found = advice.forecast.predicted
-    assert {label: each.lengths for label, each in found.items()} == {
+    predictions = advice.forecast.predicted
+    assert {label: each.lengths for label, each in predictions.items()} == {
         "speculative_k1": "expected",
         "speculative_k4": "expected",
         "specexec_b8": "counted",
     }
-    assert found["specexec_b8"].mean_length == advice.checked["specexec_b8"].mean_length
+    assert predictions["specexec_b8"].mean_length == advice.checked["specexec_b8"].mean_length
     for label in ("speculative_k1", "speculative_k4"):  # 360 tokens each; see test_prediction for a bound
-        assert found[label].mean_length == pytest.approx(advice.checked[label].mean_length, rel=0.1)
+        assert predictions[label].mean_length == pytest.approx(advice.checked[label].mean_length, rel=0.1)
     assert 0.5 < advice.alpha < 1
 
 
 def test_more_budgets_than_are_counted_lie_between() -> None:
     advice = advised(methods="specexec", tree_budget="2,3,4,6,8,12,16", max_depth="4", sweep=False)
-    lengths = {label: found.lengths for label, found in advice.forecast.predicted.items()}
+    lengths = {label: prediction.lengths for label, prediction in advice.forecast.predicted.items()}
     assert sorted(lengths.values()) == ["counted"] * 5 + ["interpolated"] * 2
     means = [advice.forecast.predicted[f"specexec_b{n}"].mean_length for n in (2, 3, 4, 6, 8, 12, 16)]
     assert means == sorted(means)
@@ -170,9 +170,9 @@ def test_a_lossy_candidate_is_weighed_with_its_own_step_and_said_to_be_lossy() -
     assert advice.candidates[-1].setting.feed_last_token
     kinds = {c.kind for c in advice.candidates}
     assert kinds == {"speculative", "autojudge, threshold 0.5", "autojudge, threshold 1.5"}
-    found = advice.forecast.predicted
-    assert found["autojudge_k8_t1.5"].mean_length > found["autojudge_k8_t0.5"].mean_length
-    assert found["autojudge_k8_t1.5"].mean_length > 5
+    predictions = advice.forecast.predicted
+    assert predictions["autojudge_k8_t1.5"].mean_length > predictions["autojudge_k8_t0.5"].mean_length
+    assert predictions["autojudge_k8_t1.5"].mean_length > 5
     for label in ("autojudge_k4_t1.5", "autojudge_k8_t1.5"):
         assert measured(advice)[label] == pytest.approx(predicted(advice)[label], rel=0.05)
     # The toy's answers cannot be checked: beyond what the judge was calibrated to nothing is recommended.
@@ -224,9 +224,9 @@ def test_the_table_ranks_by_prediction_and_keeps_those_that_ran(tmp_path: Path) 
     json.dumps(result)
     draw_advice(tmp_path / "advice.png", result)
     assert (tmp_path / "advice.png").read_bytes().startswith(b"\x89PNG")
-    found = metrics(advice)
-    assert found["advice/measured_speedup"] == advice.checked[advice.best or ""].speedup.value
-    assert all(name.startswith("advice/") for name in found)
+    logged = metrics(advice)
+    assert logged["advice/measured_speedup"] == advice.checked[advice.best or ""].speedup.value
+    assert all(name.startswith("advice/") for name in logged)
 
 
 @pytest.mark.parametrize(
@@ -254,12 +254,12 @@ def test_a_recommended_file_resolves_to_what_was_measured(workplace: Path, flags
     chosen = advice.candidates[0]
     text = recommended(replace(advice, best=chosen.label), Path("recommended.yaml"))
     (workplace / "recommended.yaml").write_text(text)
-    found = config.resolve("arith_quick", {"config": "recommended.yaml"})
+    resolved = config.resolve("arith_quick", {"config": "recommended.yaml"})
     same = ("task", "pair", "toy", "target", "draft", "data", "temperature", "top_k", "top_p", "max_new_tokens", "seed")
-    assert {name: getattr(found, name) for name in same} == {name: getattr(plain, name) for name in same}
-    assert found.methods[0].method == "baseline"
-    want = replace(chosen.setting.config, label="")
-    assert [replace(method, label="") for method in found.methods[1:]] == [want]
+    assert {name: getattr(resolved, name) for name in same} == {name: getattr(plain, name) for name in same}
+    assert resolved.methods[0].method == "baseline"
+    expected = replace(chosen.setting.config, label="")
+    assert [replace(method, label="") for method in resolved.methods[1:]] == [expected]
 
 
 def test_models_of_ones_own_stand_in_the_file_in_full() -> None:
@@ -272,29 +272,29 @@ def test_models_of_ones_own_stand_in_the_file_in_full() -> None:
     }
     experiment = config.resolve("arith_quick", given)
     moved = replace(advice, prepared=replace(advice.prepared, experiment=experiment))
-    found = yaml.safe_load(recommended(moved, Path("somewhere.yaml")))
-    assert found["target"]["model"] == "a/b"
-    assert found["draft"] == {
+    content = yaml.safe_load(recommended(moved, Path("somewhere.yaml")))
+    assert content["target"]["model"] == "a/b"
+    assert content["draft"] == {
         "model": "c/d", "revision": "abc", "device": "cpu", "dtype": "float16", "quantization": "none",
         "offload": "none", "chat_template": "auto", "trust_remote_code": False,
     }  # fmt: skip
-    assert found["data"] == {"source": "x.jsonl"}
-    assert "pair" not in found
+    assert content["data"] == {"source": "x.jsonl"}
+    assert "pair" not in content
 
 
 def test_it_leaves_numbers_a_figure_a_file_to_run_and_one_run(workplace: Path) -> None:
     result = advise(*SMALL, "--output", "out", "--sweep")
     assert result.exit_code == 0, result.output
-    found = json.loads((workplace / "out/advice.json").read_text())
+    advice = json.loads((workplace / "out/advice.json").read_text())
     labels = {*(f"speculative_k{n}{stop}" for n in (2, 4) for stop in ("", "_p0.4")), "lookup_k2", "lookup_k4",
               "specexec_b4"}  # fmt: skip
-    assert {each["label"] for each in found["candidates"]} == labels
+    assert {each["label"] for each in advice["candidates"]} == labels
     assert all(
-        each["measured"]["speedup"]["low"] <= each["measured"]["speedup"]["high"] for each in found["candidates"]
+        each["measured"]["speedup"]["low"] <= each["measured"]["speedup"]["high"] for each in advice["candidates"]
     )
-    assert found["sweep"]["best_measured"] in {*labels, "baseline"}
-    assert found["sentence"] in result.output
-    assert found["sweep_sentence"] in result.output
+    assert advice["sweep"]["best_measured"] in {*labels, "baseline"}
+    assert advice["sentence"] in result.output
+    assert advice["sweep_sentence"] in result.output
     assert (workplace / "out/advice.png").read_bytes().startswith(b"\x89PNG")
     assert not list(workplace.glob("**/*.partial"))
 
@@ -308,22 +308,22 @@ def test_it_leaves_numbers_a_figure_a_file_to_run_and_one_run(workplace: Path) -
     header = (workplace / "out/recommended.yaml").read_text().splitlines()
     assert header[1] == "# Command:  python -m specexp evaluate --config out/recommended.yaml"
     assert any(line.startswith("# Hardware: ") for line in header)
-    assert any(line.startswith("# Result:   ") and found["sentence"] in line for line in header)
+    assert any(line.startswith("# Result:   ") and advice["sentence"] in line for line in header)
     good = CliRunner().invoke(validate.command, ["out/recommended.yaml"])
     assert good.exit_code == 0, good.output
     ran = evaluate("--config", "out/recommended.yaml", "--limit", "2", "--output", "again")
     assert ran.exit_code == 0, ran.output
     methods = {record["label"].partition("_")[0] for record in records(workplace / "again")}
-    assert methods == {"baseline"} | ({found["recommended"].partition("_")[0]} if found["speculate"] else set())
+    assert methods == {"baseline"} | ({advice["recommended"].partition("_")[0]} if advice["speculate"] else set())
 
 
 def test_not_to_speculate_is_a_file_that_runs_too(workplace: Path) -> None:
     result = advise(*SMALL, "--tree-budget", "none", "--toy", "draft_noise=50", "--output", "out")
     assert result.exit_code == 0, result.output
     assert "Do not speculate" in result.output
-    found = yaml.safe_load((workplace / "out/recommended.yaml").read_text())
-    assert found["methods"] == ["baseline"]
-    assert "gamma" not in found
+    content = yaml.safe_load((workplace / "out/recommended.yaml").read_text())
+    assert content["methods"] == ["baseline"]
+    assert "gamma" not in content
     text = (workplace / "out/recommended.yaml").read_text()
     assert "Do not speculate" in text.partition("pair:")[0]
     assert "specexec" not in result.output
@@ -336,30 +336,30 @@ def test_a_judge_brings_autojudge_among_the_candidates(workplace: Path) -> None:
     judge_for("toy_quick", features.mode("both")).save(workplace / "judge")
     result = advise(*SMALL, "--judge", "judge", "--output", "out", "--sweep")
     assert result.exit_code == 0, result.output
-    found = json.loads((workplace / "out/advice.json").read_text())
-    assert {each["label"] for each in found["candidates"] if not each["lossless"]} == {
+    advice = json.loads((workplace / "out/advice.json").read_text())
+    assert {each["label"] for each in advice["candidates"] if not each["lossless"]} == {
         "autojudge_k2", "autojudge_k2_p0.4", "autojudge_k4", "autojudge_k4_p0.4",
     }  # fmt: skip
     assert "lossy: " in result.output
 
 
 def test_candidates_are_the_defaults_unless_they_are_given() -> None:
-    found, *with_all = resolve("arith_quick", {})
+    asked, *with_all = resolve("arith_quick", {})
     assert with_all == [True, True]
-    labels = [method.label for method in found.methods]
+    labels = [method.label for method in asked.methods]
     chains = [f"speculative_k{n}{stop}" for n in range(1, 17) for stop in ("", "_p0.4")]
     lookups = [f"lookup_k{n}" for n in range(1, 17)]
     assert labels == [*chains, *lookups, *(f"specexec_b{n}" for n in (8, 16, 32, 64, 128))]
-    assert (found.limit, found.repeats) == (8, 5)
-    found, with_trees, with_draft = resolve("arith_quick", {"gamma": "2,5", "tree_budget": "None", "limit": "3"})
+    assert (asked.limit, asked.repeats) == (8, 5)
+    asked, with_trees, with_draft = resolve("arith_quick", {"gamma": "2,5", "tree_budget": "None", "limit": "3"})
     assert not with_trees
-    assert [method.label for method in validated(found, with_trees, with_draft).methods] == [
+    assert [method.label for method in validated(asked, with_trees, with_draft).methods] == [
         "baseline", "speculative_k2", "speculative_k2_p0.4", "speculative_k5", "speculative_k5_p0.4", "lookup_k2",
         "lookup_k5",
     ]  # fmt: skip
-    found, with_trees, with_draft = resolve("arith_quick", {"gamma": "2,5", "draft": "None"})
+    asked, with_trees, with_draft = resolve("arith_quick", {"gamma": "2,5", "draft": "None"})
     assert not with_draft
-    assert [m.label for m in validated(found, with_trees, with_draft).methods] == ["baseline", "lookup_k2", "lookup_k5"]
+    assert [m.label for m in validated(asked, with_trees, with_draft).methods] == ["baseline", "lookup_k2", "lookup_k5"]
 
 
 @pytest.mark.parametrize(

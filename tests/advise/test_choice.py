@@ -66,7 +66,7 @@ def test_what_pays_in_decoding_alone_is_not_recommended() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "want"),
+    ("checked", "expected"),
     [
         (ran(3, 2.9, checked=8, lost=0), True),
         (ran(3, 2.9, checked=8, lost=1, gained=1), True),
@@ -77,9 +77,9 @@ def test_what_pays_in_decoding_alone_is_not_recommended() -> None:
         (ran(3, 2.9, trusted=False), False),
     ],
 )
-def test_a_lossy_candidate_must_have_done_no_harm(found: Checked, want: bool) -> None:
-    assert accuracy_preserved(found) is want
-    assert best({"j": False, "k": True}, {"j": found, "k": ran(1.5, 1.4)}) == ("j" if want else "k")
+def test_a_lossy_candidate_must_have_done_no_harm(checked: Checked, expected: bool) -> None:
+    assert accuracy_preserved(checked) is expected
+    assert best({"j": False, "k": True}, {"j": checked, "k": ran(1.5, 1.4)}) == ("j" if expected else "k")
 
 
 def test_a_lossless_candidate_whose_outputs_refute_it_is_not_recommended() -> None:

@@ -89,8 +89,8 @@ def test_simulated_rounds_are_those_of_a_greedy_chain_that_stops_early(
     early = 0
     for index in range(2):
         output = plainly(prepared, index).token_ids
-        found = agreement(prepared, index, output)
-        trace = replace(found.trace, certainty=found.certainty)
+        agreed = agreement(prepared, index, output)
+        trace = replace(agreed.trace, certainty=agreed.certainty)
         for gamma in (1, 2, 3, 5, 8):
             noting = Noting(Chain(DraftModel(gamma, least), Lossless(), Warp(), bonus))
             counted = decode(prepared, noting, index)
@@ -135,16 +135,16 @@ def test_the_expectation_of_a_sampled_chain_that_stops_early_is_exact() -> None:
         return 1 + within(ids, min(gamma, remaining - 1), remaining, gamma) if remaining else 0.0
 
     for gamma in (3,):
-        found = without = 0.0
+        num_rounds = without = 0.0
         for output in itertools.product(range(3), repeat=5):
             p = warp(Engine(models).score("target", ids, output[:-1])[0])
             chance = math.prod(float(p[i, token]) for i, token in enumerate(output))
             seen = agreement(prepared, 0, output)
             trace = replace(seen.trace, certainty=seen.certainty)
-            found += chance * chain_rounds([trace], gamma, stop=Stop(least, 0.5)).rounds
+            num_rounds += chance * chain_rounds([trace], gamma, stop=Stop(least, 0.5)).rounds
             without += chance * chain_rounds([trace], gamma).rounds
-        assert found == pytest.approx(started(ids, 5, gamma), abs=1e-12)
-        assert found > without + 0.05
+        assert num_rounds == pytest.approx(started(ids, 5, gamma), abs=1e-12)
+        assert num_rounds > without + 0.05
 
 
 def test_how_far_a_draft_goes_off_the_output_is_fitted_to_what_was_counted() -> None:
@@ -164,17 +164,17 @@ def test_with_costs_that_hold_lookups_and_early_stops_take_what_is_predicted() -
     lookups = {label for label in advice.checked if label.startswith("lookup")}
     stopping = {label for label in advice.checked if label.endswith("_p0.2")}
     assert len(lookups) == len(stopping) == 3
-    for label, found in advice.forecast.predicted.items():
-        assert found.mean_length == pytest.approx(advice.checked[label].mean_length)
+    for label, prediction in advice.forecast.predicted.items():
+        assert prediction.mean_length == pytest.approx(advice.checked[label].mean_length)
         # What is drafted off the output is the draft's own affair; a chain's last round may have no call of it at all.
         close = 0.03 if label in stopping else 1e-9 if label in lookups else 5e-3
         assert predicted(advice)[label] == pytest.approx(measured(advice)[label], rel=close)
-    assert {found.lengths for found in advice.forecast.predicted.values()} == {"simulated"}
+    assert {prediction.lengths for prediction in advice.forecast.predicted.values()} == {"simulated"}
     for label in lookups:  # v(n) = 1 + 0.04 (n - 1), at the mean number of positions
         counted = records_of(advice.timed, label)
         drafted = sum(r["num_drafted"] for r in counted) / sum(r["num_rounds"] for r in counted)
-        found = advice.forecast.predicted[label]
-        assert found.attainable == pytest.approx(found.mean_length / (1 + 0.04 * drafted))
+        prediction = advice.forecast.predicted[label]
+        assert prediction.attainable == pytest.approx(prediction.mean_length / (1 + 0.04 * drafted))
 
 
 def test_lookup_is_recommended_where_a_draft_costs_too_much() -> None:
@@ -187,10 +187,10 @@ def test_lookup_is_recommended_where_a_draft_costs_too_much() -> None:
 def test_without_a_draft_model_lookup_alone_is_weighed(workplace: Path) -> None:
     result = advise(*SMALL, "--draft", "none", "--output", "out")
     assert result.exit_code == 0, result.output
-    found = json.loads((workplace / "out/advice.json").read_text())
-    assert {each["label"] for each in found["candidates"]} == {"lookup_k2", "lookup_k4"}
-    assert (found["alpha"], found["c"]) == (None, None)
-    assert list(found["environment"]["models"]) == ["target"], "no draft was loaded"
+    advice = json.loads((workplace / "out/advice.json").read_text())
+    assert {each["label"] for each in advice["candidates"]} == {"lookup_k2", "lookup_k4"}
+    assert (advice["alpha"], advice["c"]) == (None, None)
+    assert list(advice["environment"]["models"]) == ["target"], "no draft was loaded"
     assert "only prompt lookup was weighed" in result.output
     assert yaml.safe_load((workplace / "out/recommended.yaml").read_text())["pair"] == "toy"
 
@@ -198,7 +198,7 @@ def test_without_a_draft_model_lookup_alone_is_weighed(workplace: Path) -> None:
 def test_several_ngrams_and_probabilities_are_settings_of_their_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("min_draft_probability: [0, 0.4]\nmax_ngram: [2, 3]\nmethods: [speculative, lookup]\n")
-    found = config.resolve("arith_quick", {"config": str(file)}).methods
-    assert [(m.label, m.max_ngram, m.min_draft_probability) for m in found] == [
+    methods = config.resolve("arith_quick", {"config": str(file)}).methods
+    assert [(m.label, m.max_ngram, m.min_draft_probability) for m in methods] == [
         ("speculative", 0, 0.0), ("speculative_p0.4", 0, 0.4), ("lookup_n2", 2, 0.0), ("lookup_n3", 3, 0.0),
     ]  # fmt: skip

@@ -40,12 +40,12 @@ SAMPLES = 400
 
 def cut(rounds: list[int], length: int, gamma: int, bonus: bool) -> Counter[int]:
     """Rounds by accepted drafts, without those behind the output's end."""
-    found: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     place = 0
     for num_accepted in rounds:
-        found[min(num_accepted, length - place)] += 1
+        counts[min(num_accepted, length - place)] += 1
         place += num_accepted + (1 if bonus or num_accepted < gamma else 0)
-    return found
+    return counts
 
 
 @pytest.mark.parametrize("bonus", [True, False])
@@ -73,13 +73,13 @@ def test_simulated_rounds_are_those_of_a_greedy_chain_at_every_draft_length(
     for index in range(4):
         output = plainly(prepared, index)
         reasons.add(output.finish_reason)
-        found = agreement(prepared, index, output.token_ids)
-        assert len(found.trace.accepted) == len(output.token_ids)
+        agreed = agreement(prepared, index, output.token_ids)
+        assert len(agreed.trace.accepted) == len(output.token_ids)
         for gamma in range(1, 12):
             noting = Noting(Chain(DraftModel(gamma), Lossless(), Warp(), bonus))
             counted = decode(prepared, noting, index)
             assert counted.token_ids == output.token_ids
-            rounds = chain_rounds([found.trace], gamma, bonus)
+            rounds = chain_rounds([agreed.trace], gamma, bonus)
             assert rounds.rounds == counted.num_rounds
             assert rounds.drafted == counted.num_drafted == counted.num_draft_calls
             assert rounds.drafted + rounds.rounds == counted.num_target_positions
@@ -114,9 +114,9 @@ def test_expected_rounds_are_the_counted_ones_of_sampled_chains_in_the_mean(gamm
         expected.append(chain_rounds([agreement(prepared, 0, out.token_ids).trace], gamma).rounds)
         counted.append(float(out.num_rounds))
     middle = fmean(expected)
-    off = [mine - theirs for mine, theirs in zip(counted, expected, strict=True)]
-    for found in (off, [each * (mine - middle) for each, mine in zip(off, expected, strict=True)]):
-        assert abs(fmean(found)) < SIGMAS * (variance(found) / SAMPLES) ** 0.5
+    off = [count - prediction for count, prediction in zip(counted, expected, strict=True)]
+    for values in (off, [each * (value - middle) for each, value in zip(off, expected, strict=True)]):
+        assert abs(fmean(values)) < SIGMAS * (variance(values) / SAMPLES) ** 0.5
     assert (variance(off) / SAMPLES) ** 0.5 < 0.015 * middle, "so that an error of a tenth would be seen"
     assert variance(expected) > 0.5, "outputs of one length and luck tell nothing"
 
@@ -159,16 +159,16 @@ def test_the_expectation_over_all_outputs_is_exact() -> None:
     prepared = prepared_toy(models, eos_ids=(), temperature=0.9, max_new_tokens=5, toy="vocab_size=3", limit=1)
     warp, ids = Warp(0.9), prepared.prompts[0]
     for gamma in (1, 2, 3):
-        want = exact_rounds(models, warp, ids, 5, gamma)
-        found = instead = 0.0
+        expected = exact_rounds(models, warp, ids, 5, gamma)
+        num_rounds = instead = 0.0
         for output in itertools.product(range(3), repeat=5):
             p = warp(Engine(models).score("target", ids, output[:-1])[0])
             chance = math.prod(float(p[i, token]) for i, token in enumerate(output))
             seen = agreement(prepared, 0, output)
-            found += chance * chain_rounds([seen.trace], gamma).rounds
+            num_rounds += chance * chain_rounds([seen.trace], gamma).rounds
             instead += chance * chain_rounds([replace(seen.trace, accepted=seen.overlap)], gamma).rounds
-        assert found == pytest.approx(want, abs=1e-12)
-        assert abs(instead - want) > 5e-4
+        assert num_rounds == pytest.approx(expected, abs=1e-12)
+        assert abs(instead - expected) > 5e-4
 
 
 def test_what_a_lossy_chain_accepts_is_the_same_at_every_draft_length_without_bonus() -> None:
@@ -225,8 +225,8 @@ def test_seconds_are_those_of_the_calls_and_an_overhead() -> None:
 def test_an_overhead_is_the_line_through_what_was_seen() -> None:
     assert fit_overhead([(4.0, 0.7)]) == Overhead(0.7)
     assert fit_overhead([(4.0, 0.7), (4.0, 0.9)]) == Overhead(pytest.approx(0.8))
-    found = fit_overhead([(x, 0.5 + 0.03 * x) for x in (1.0, 8.0, 16.0)])
-    assert (found.per_round, found.per_drafted) == (pytest.approx(0.5), pytest.approx(0.03))
+    overhead = fit_overhead([(x, 0.5 + 0.03 * x) for x in (1.0, 8.0, 16.0)])
+    assert (overhead.per_round, overhead.per_drafted) == (pytest.approx(0.5), pytest.approx(0.03))
 
 
 def test_between_counted_trees_lengths_grow_with_the_budget_and_counted_ones_stay() -> None:
@@ -234,7 +234,7 @@ def test_between_counted_trees_lengths_grow_with_the_budget_and_counted_ones_sta
         return TreeRounds(100, rounds, nodes * rounds, 8 * rounds, 30 * rounds)
 
     counted = {8: tree(25, 8), 32: tree(20, 30), 128: tree(21, 100)}
-    assert all(tree_between(counted, budget) == found for budget, found in counted.items())
+    assert all(tree_between(counted, budget) == measured for budget, measured in counted.items())
     assert tree_between(counted, 16).mean_length == pytest.approx(4.5)
     assert tree_between(counted, 16).nodes / tree_between(counted, 16).rounds == pytest.approx(19)
     assert tree_between(counted, 16).draft_calls / tree_between(counted, 16).rounds == pytest.approx(8)

@@ -39,25 +39,25 @@ def prepared() -> Prepared:
 
 @pytest.mark.slow
 def test_it_leaves_numbers_a_figure_and_one_run(workplace: Path) -> None:
-    result = run(*SMALL, "--json", "found.json", "--output", "out")
+    result = run(*SMALL, "--json", "report.json", "--output", "out")
     assert result.exit_code == 0, result.output
-    found = json.loads((workplace / "found.json").read_text())
-    assert found == json.loads((workplace / "out/benchmark.json").read_text())
-    assert all(isinstance(found[name], float) and found[name] > 0 for name in PROMISED)
-    assert found["outputs_equal"] is True
-    assert found["differences"] == []
-    assert found["best_gamma"] in (3, 5)
-    assert set(found["gammas"]) == {"3", "5"}
-    best = found["best_gamma"]
+    report = json.loads((workplace / "report.json").read_text())
+    assert report == json.loads((workplace / "out/benchmark.json").read_text())
+    assert all(isinstance(report[name], float) and report[name] > 0 for name in PROMISED)
+    assert report["outputs_equal"] is True
+    assert report["differences"] == []
+    assert report["best_gamma"] in (3, 5)
+    assert set(report["gammas"]) == {"3", "5"}
+    best = report["best_gamma"]
     timed = {"plain", f"chain_k{best}", f"assisted_k{best}", "generate", "prompt_lookup", "specexec"}
     sampled = {f"{name}_t0.7" for name in ("plain", f"chain_k{best}", f"assisted_k{best}", "generate")}
-    assert timed | sampled <= set(found["methods"])
-    assert found["skipped"] == {"generate_compiled": "not asked for"}
-    for parts in found["shares"].values():
+    assert timed | sampled <= set(report["methods"])
+    assert report["skipped"] == {"generate_compiled": "not asked for"}
+    for parts in report["shares"].values():
         assert sum(parts.values()) == pytest.approx(1)
-    for ratio in found["ratios"].values():
+    for ratio in report["ratios"].values():
         assert ratio["low"] <= ratio["high"]
-    assert found["environment"]["models"]["target"]["threads"] == torch.get_num_threads()
+    assert report["environment"]["models"]["target"]["threads"] == torch.get_num_threads()
     assert (workplace / "out/benchmark.png").read_bytes().startswith(b"\x89PNG")
     assert not list(workplace.glob("**/*.partial"))
     for name in (*PROMISED, "outputs_equal", "tok/s", "attainable"):
@@ -66,7 +66,7 @@ def test_it_leaves_numbers_a_figure_and_one_run(workplace: Path) -> None:
     [made] = runs()
     assert made.info.status == "FINISHED"
     assert made.data.tags["method"] == "benchmark"
-    assert made.data.metrics["bench/chain_vs_plain"] == pytest.approx(found["chain_vs_plain"])
+    assert made.data.metrics["bench/chain_vs_plain"] == pytest.approx(report["chain_vs_plain"])
     assert {"bench/outputs_equal", "speed/attainable", "accept/alpha", "share/host"} <= set(made.data.metrics)
 
 
@@ -78,12 +78,12 @@ def test_a_decoder_with_a_bug_is_found_out(workplace: Path, monkeypatch: pytest.
         return right(logits, drafted, torch.ones_like(drafted, dtype=torch.bool))
 
     monkeypatch.setattr(chain, "verify_greedy", accepts_all)
-    result = run(*SMALL, "--json", "found.json")
+    result = run(*SMALL, "--json", "report.json")
     assert result.exit_code == 0, result.output
-    found = json.loads((workplace / "found.json").read_text())
-    assert found["outputs_equal"] is False
-    assert {d["name"].partition("_batch")[0] for d in found["differences"]} <= {"chain_k3", "chain_k5", "lookup"}
-    far = [d for d in found["differences"] if d["gap"] is not None and not d["near_tie"]]
+    report = json.loads((workplace / "report.json").read_text())
+    assert report["outputs_equal"] is False
+    assert {d["name"].partition("_batch")[0] for d in report["differences"]} <= {"chain_k3", "chain_k5", "lookup"}
+    far = [d for d in report["differences"] if d["gap"] is not None and not d["near_tie"]]
     assert far, "no divergence was told from a near tie"
     assert "outputs differ from generate()'s" in result.output
 
@@ -98,7 +98,7 @@ def test_without_mlflow_it_prints_and_writes_and_makes_no_run(workplace: Path) -
         "    def find_spec(cls, name, path=None, target=None):\n"
         "        return None if name.split('.')[0] == 'mlflow' else PathFinder.find_spec(name, path, target)\n"
         "sys.meta_path[sys.meta_path.index(PathFinder)] = WithoutMlflow\n"
-        f"sys.argv = ['benchmark', *{[*SMALL, '--json', 'found.json']!r}]\n"
+        f"sys.argv = ['benchmark', *{[*SMALL, '--json', 'report.json']!r}]\n"
         "from entrypoints.benchmark import command\n"
         "command()"
     )
@@ -107,7 +107,7 @@ def test_without_mlflow_it_prints_and_writes_and_makes_no_run(workplace: Path) -
     )
     assert out.returncode == 0, out.stderr
     assert "mlflow is not installed: no run was made." in out.stdout
-    assert set(json.loads((workplace / "found.json").read_text())) >= PROMISED
+    assert set(json.loads((workplace / "report.json").read_text())) >= PROMISED
     assert not runs()
 
 
@@ -119,7 +119,7 @@ def test_without_mlflow_it_prints_and_writes_and_makes_no_run(workplace: Path) -
         (["--repeats", "none"], "repeats is 'none'; it must be a whole number >= 1."),
         (["--compiled", "maybe"], "compiled is 'maybe'; it must be true or false, or be left out."),
         (["--experiment", "toy_quick"], "pair 'toy' has no Transformers models; name a pair that has."),
-        (["--json", "nowhere/found.json"], "json 'nowhere/found.json' cannot be written; name a file in a folder"),
+        (["--json", "nowhere/report.json"], "json 'nowhere/report.json' cannot be written; name a file in a folder"),
         (["--target", "./nowhere"], "model folder './nowhere' does not exist"),
     ],
     ids=lambda x: x[1] if isinstance(x, list) else "",
@@ -170,12 +170,12 @@ def test_a_models_own_generation_settings_do_not_leak_into_peers(
 ) -> None:
     models: Any = prepared.pair.models
     plain = HFContender("generate", prepared, Peer(models, prepared.pair.eos_ids))
-    want = plain.time(0, 0).token_ids
+    expected = plain.time(0, 0).token_ids
     own = models["target"].module.generation_config
     monkeypatch.setattr(own, "repetition_penalty", 3.0)
     monkeypatch.setattr(own, "do_sample", True)
     monkeypatch.setattr(own, "num_beams", 2)
-    assert plain.time(0, 0).token_ids == want
+    assert plain.time(0, 0).token_ids == expected
 
 
 def test_padded_ids_are_suppressed(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,14 +195,14 @@ def test_sampling_peers_draw_the_same_in_every_repeat(prepared: Prepared) -> Non
 def test_a_divergence_is_found_at_its_place_and_a_near_tie_told_from_another(prepared: Prepared) -> None:
     models: Any = prepared.pair.models
     ids = prepared.prompts[0]
-    want = HFContender("generate", prepared, Peer(models, prepared.pair.eos_ids)).time(0, 0).token_ids
-    logits = Engine(models).score("target", [*ids, *want[:5]], [])[0][-1]
+    expected = HFContender("generate", prepared, Peer(models, prepared.pair.eos_ids)).time(0, 0).token_ids
+    logits = Engine(models).score("target", [*ids, *expected[:5]], [])[0][-1]
     second = int(logits.topk(2).indices[1])
     outputs = {
-        "generate": [want],
-        "same": [list(want)],
-        "other": [[*want[:5], second, *want[6:]]],
-        "shorter": [want[:7]],
+        "generate": [expected],
+        "same": [list(expected)],
+        "other": [[*expected[:5], second, *expected[6:]]],
+        "shorter": [expected[:7]],
     }
     other, shorter = differences(prepared.pair, torch.float32, {"a": ids}, outputs, "generate")
     assert (other.name, other.prompt_id, other.position, other.token, other.reference) == (
@@ -210,16 +210,16 @@ def test_a_divergence_is_found_at_its_place_and_a_near_tie_told_from_another(pre
         "a",
         5,
         second,
-        want[5],
+        expected[5],
     )
-    assert other.gap == pytest.approx(float(logits[want[5]] - logits[second]))
+    assert other.gap == pytest.approx(float(logits[expected[5]] - logits[second]))
     assert not other.near_tie
     assert (shorter.position, shorter.token, shorter.gap, shorter.near_tie) == (7, None, None, False)
     coarse = torch.float8_e5m2  # so coarse that most gaps are within it
-    [found] = differences(
-        prepared.pair, coarse, {"a": ids}, {"generate": [want], "other": outputs["other"]}, "generate"
+    [result] = differences(
+        prepared.pair, coarse, {"a": ids}, {"generate": [expected], "other": outputs["other"]}, "generate"
     )
-    assert found.near_tie == (other.gap <= torch.finfo(coarse).eps * float(logits.abs().max()))
+    assert result.near_tie == (other.gap <= torch.finfo(coarse).eps * float(logits.abs().max()))
 
 
 def test_the_order_turns_with_prompts_and_repeats() -> None:
@@ -244,11 +244,11 @@ def test_everyone_is_timed_on_every_prompt_in_every_repeat_interleaved(monkeypat
 
     calls: list[tuple[int, int, str]] = []
     before: list[int] = []
-    found = benchmark.timings([Named("a"), Named("b")], 3, 2, Bar(), lambda: before.append(len(calls)))
+    timings = benchmark.timings([Named("a"), Named("b")], 3, 2, Bar(), lambda: before.append(len(calls)))
     assert before == [0, 2, 4, 6, 8, 10], "ahead of each prompt"
     assert [call[:2] for call in calls] == [(r, i) for r in range(2) for i in range(3) for _ in "ab"]
     assert [call[2] for call in calls[:6]] == ["a", "b", "b", "a", "a", "b"]
-    assert {name: [len(row) for row in rows] for name, rows in found.items()} == {"a": [2, 2, 2], "b": [2, 2, 2]}
+    assert {name: [len(row) for row in rows] for name, rows in timings.items()} == {"a": [2, 2, 2], "b": [2, 2, 2]}
 
 
 @pytest.mark.slow
@@ -257,11 +257,11 @@ def test_what_cannot_be_compiled_is_left_out_with_the_reason(workplace: Path, mo
         return {"cache_implementation": "no_such_cache"}
 
     monkeypatch.setattr(peers, "compiled", broken)
-    result = run(*SMALL, "--compiled", "true", "--json", "found.json")
+    result = run(*SMALL, "--compiled", "true", "--json", "report.json")
     assert result.exit_code == 0, result.output
-    found = json.loads((workplace / "found.json").read_text())
-    assert "generate_compiled" not in found["methods"]
-    assert "no_such_cache" in found["skipped"]["generate_compiled"]
+    report = json.loads((workplace / "report.json").read_text())
+    assert "generate_compiled" not in report["methods"]
+    assert "no_such_cache" in report["skipped"]["generate_compiled"]
     assert "generate_compiled" in result.output
 
 

@@ -41,10 +41,10 @@ def test_an_evaluation_claims_no_attainable_speed_up_on_cuda(
         monkeypatch.setattr(module, "is_disturbed", lambda metrics: True)
     result = evaluate(*TOY)
     assert result.exit_code == 0, result.output
-    found = json.loads((workplace / "out" / "summary.json").read_text())["speculative_k2"]
-    claimed = {name for name in found if name in ("speed/attainable", "speed/realised", "speed/predicted_speedup")}
+    summary = json.loads((workplace / "out" / "summary.json").read_text())["speculative_k2"]
+    claimed = {name for name in summary if name in ("speed/attainable", "speed/realised", "speed/predicted_speedup")}
     tags, page = flat_runs()["speculative_k2"].data.tags, (workplace / "out" / "report.html").read_text()
-    assert {"speed/c", "speed/v", "speed/speedup"} <= set(found), "what was measured is there"
+    assert {"speed/c", "speed/v", "speed/speedup"} <= set(summary), "what was measured is there"
     if device == "cpu":
         assert len(claimed) == 3
         assert "something else was running" in result.output
@@ -60,11 +60,11 @@ def test_an_evaluation_claims_no_attainable_speed_up_on_cuda(
 
 
 def test_a_chart_and_a_table_do_without() -> None:
-    found = made_up(settings("baseline,speculative"), 8)
-    for entry in found.entries:
-        metrics = summarise(entry.records, found.entries[0].records, COSTS, entry.config.gamma, claimed=False)
+    comparison = made_up(settings("baseline,speculative"), 8)
+    for entry in comparison.entries:
+        metrics = summarise(entry.records, comparison.entries[0].records, COSTS, entry.config.gamma, claimed=False)
         assert "speed/attainable" not in metrics
-    assert compared(found.experiment, {e.label: list(e.records) for e in found.entries}, 8).claimed
+    assert compared(comparison.experiment, {e.label: list(e.records) for e in comparison.entries}, 8).claimed
 
 
 def test_a_benchmarks_table_leaves_empty_what_it_does_not_claim() -> None:

@@ -49,21 +49,21 @@ def test_both_methods_are_timed_at_both_sizes_on_several_batches_of_prompts(
         return real(self, given)
 
     monkeypatch.setattr(Engine, "generate_all", watched)
-    found = measured(prepared)
-    assert (found.size, found.num_prompts) == (4, 12), "more prompts than the two that are prepared"
+    batched = measured(prepared)
+    assert (batched.size, batched.num_prompts) == (4, 12), "more prompts than the two that are prepared"
     assert sizes == {1: [4] * 2 + [12] * 4, 4: [4] * 2 + [12] * 4}, "warm-ups, then two repeats of two methods"
-    assert set(found.seconds) == {(name, size) for name in ("plain", "chain_k3") for size in (1, 4)}
-    assert found.differences == []
-    for method in found.as_json()["methods"].values():
+    assert set(batched.seconds) == {(name, size) for name in ("plain", "chain_k3") for size in (1, 4)}
+    assert batched.differences == []
+    for method in batched.as_json()["methods"].values():
         ratio = method["prompts_per_second"]["value"] / method["prompts_per_second_alone"]["value"]
         assert method["speedup"]["value"] == pytest.approx(ratio)
 
 
 def test_prompts_per_second_are_prompts_over_seconds_and_their_ratio_the_speed_up() -> None:
-    found = throughput.Batched(8, 24, {("plain", 1): [6.0, 6.0], ("plain", 8): [2.0, 2.0]}, []).as_json()
-    assert found["methods"]["plain"]["prompts_per_second"]["value"] == 12
-    assert found["methods"]["plain"]["prompts_per_second_alone"]["value"] == 4
-    assert found["methods"]["plain"]["speedup"]["value"] == 3
+    report = throughput.Batched(8, 24, {("plain", 1): [6.0, 6.0], ("plain", 8): [2.0, 2.0]}, []).as_json()
+    assert report["methods"]["plain"]["prompts_per_second"]["value"] == 12
+    assert report["methods"]["plain"]["prompts_per_second_alone"]["value"] == 4
+    assert report["methods"]["plain"]["speedup"]["value"] == 3
 
 
 @pytest.mark.slow
@@ -75,36 +75,36 @@ def test_a_batch_that_emits_something_else_is_found_out(prepared: Prepared, monk
         return answers if len(asked) == 1 else [type(a)(a.logits.roll(1, -1)) for a in answers]
 
     monkeypatch.setattr(engine, "score", shifted)
-    found = measured(prepared).differences
-    assert {one.name for one in found} <= {"plain_batch4", "chain_k3_batch4"}
-    assert any(one.gap is not None and not one.near_tie for one in found)
+    differences = measured(prepared).differences
+    assert {one.name for one in differences} <= {"plain_batch4", "chain_k3_batch4"}
+    assert any(one.gap is not None and not one.near_tie for one in differences)
 
 
 @pytest.mark.slow
 def test_it_is_part_of_a_benchmark(workplace: Path) -> None:
-    result = run(*SMALL, "--batch", "3", "--json", "found.json", "--output", "out")
+    result = run(*SMALL, "--batch", "3", "--json", "report.json", "--output", "out")
     assert result.exit_code == 0, result.output
-    found = json.loads((workplace / "found.json").read_text())
-    assert (found["batch"]["size"], found["batch"]["prompts"]) == (3, 9)
-    chain = f"chain_k{found['best_gamma']}"
-    assert set(found["batch"]["methods"]) == {"plain", chain}
-    assert found["batch_speedup"] == found["batch"]["methods"]["plain"]["speedup"]["value"] > 0
-    assert found["batch_speedup_chain"] == found["batch"]["methods"][chain]["speedup"]["value"]
-    assert found["outputs_equal"] is True
+    report = json.loads((workplace / "report.json").read_text())
+    assert (report["batch"]["size"], report["batch"]["prompts"]) == (3, 9)
+    chain = f"chain_k{report['best_gamma']}"
+    assert set(report["batch"]["methods"]) == {"plain", chain}
+    assert report["batch_speedup"] == report["batch"]["methods"]["plain"]["speedup"]["value"] > 0
+    assert report["batch_speedup_chain"] == report["batch"]["methods"][chain]["speedup"]["value"]
+    assert report["outputs_equal"] is True
     assert "3 together" in result.output
     [made] = runs()
-    assert made.data.metrics["bench/batch_speedup"] == pytest.approx(found["batch_speedup"])
+    assert made.data.metrics["bench/batch_speedup"] == pytest.approx(report["batch_speedup"])
     assert "batch/prompts_per_second_plain" in made.data.metrics
 
 
 @pytest.mark.slow
 def test_a_batch_of_one_is_not_timed(workplace: Path) -> None:
-    result = run(*SMALL, "--batch", "1", "--json", "found.json")
+    result = run(*SMALL, "--batch", "1", "--json", "report.json")
     assert result.exit_code == 0, result.output
-    found = json.loads((workplace / "found.json").read_text())
-    assert found["batch"] is None
-    assert "batch_speedup" not in found
-    assert "together" not in table(found)
+    report = json.loads((workplace / "report.json").read_text())
+    assert report["batch"] is None
+    assert "batch_speedup" not in report
+    assert "together" not in table(report)
 
 
 def test_a_batch_that_is_no_whole_number_is_refused(workplace: Path) -> None:

@@ -30,8 +30,8 @@ def certify(*arguments: str) -> Result:
 
 
 def written(folder: Path = Path("out")) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "certificate.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((folder / "certificate.json").read_text())
+    return content
 
 
 def verdicts() -> dict[str, str]:
@@ -48,10 +48,10 @@ def certificate_runs() -> list[Any]:
 def test_lossless_methods_pass(workplace: Path, method: str, sampling: list[str]) -> None:
     result = certify("--method", method, *TOY, *sampling, *(["--gamma", "3"] if method != "baseline" else []))
     assert result.exit_code == 0, result.output
-    found = verdicts()
-    assert found.pop(ORACLE) == found.pop(PLAIN) == "passed"
+    checks = verdicts()
+    assert checks.pop(ORACLE) == checks.pop(PLAIN) == "passed"
     same_draws = method == "specexec" or not sampling
-    assert found == {
+    assert checks == {
         EQUAL: "passed" if same_draws and method != "baseline" else "does not apply",
         SAMPLES: "passed" if sampling else "does not apply",
     }
@@ -84,10 +84,10 @@ def test_lossy_methods_fail_and_it_is_said_why(workplace: Path, method: str, rea
     assert result.exit_code == 1, result.output
     assert "NOT LOSSLESS" in result.output
     assert reason in written()["lossy_by_design"]
-    found = verdicts()
-    assert found[ORACLE] == "failed"
-    assert found[SAMPLES if sampling else EQUAL] == "failed"
-    assert found[PLAIN] == "passed", "plain decoding has nothing to do with it"
+    checks = verdicts()
+    assert checks[ORACLE] == "failed"
+    assert checks[SAMPLES if sampling else EQUAL] == "failed"
+    assert checks[PLAIN] == "passed", "plain decoding has nothing to do with it"
 
 
 @pytest.fixture
@@ -135,8 +135,8 @@ def test_a_residual_that_is_left_out_fails_where_tokens_are_drawn(
     result = certify("--method", "speculative", "--gamma", "3", *TOY, "--temperature", "0.8", "--samples", "800")
     assert result.exit_code == 1, result.output
     assert written()["lossy_by_design"] == ""
-    found = verdicts()
-    assert (found[ORACLE], found[SAMPLES]) == ("failed", "failed")
+    checks = verdicts()
+    assert (checks[ORACLE], checks[SAMPLES]) == ("failed", "failed")
     assert "do not follow the target" in " ".join(result.output.split())
 
 

@@ -24,17 +24,17 @@ def row(prefix: Prefix) -> Any:
 
 def outputs() -> dict[Prefix, float]:
     """Every output and its exact probability: LENGTH tokens, or fewer up to EOS."""
-    found: dict[Prefix, float] = {}
+    masses: dict[Prefix, float] = {}
 
     def go_on(prefix: Prefix, mass: float) -> None:
         if len(prefix) == LENGTH or (prefix and prefix[-1] == EOS):
-            found[prefix] = mass
+            masses[prefix] = mass
             return
         for token, share in enumerate(row(prefix)):
             go_on((*prefix, token), mass * share)
 
     go_on((), 1.0)
-    return found
+    return masses
 
 
 @pytest.fixture(scope="module")
@@ -43,26 +43,26 @@ def cells() -> Cells:
 
 
 def biased(tilt: float) -> dict[Prefix, float]:
-    found = {}
+    masses = {}
     for output in outputs():
         mass = 1.0
         for at, token in enumerate(output):
             p = row(output[:at])
             p = p * np.where(np.arange(V) == p.argmax(), 1 + tilt, 1)
             mass *= p[token] / p.sum()
-        found[output] = mass
-    return found
+        masses[output] = mass
+    return masses
 
 
 @pytest.mark.parametrize("tilt", [0.0, 0.4])
 def test_probabilities_of_cells_are_those_of_all_outputs_in_them(cells: Cells, tilt: float) -> None:
-    want = np.zeros(len(cells.names))
+    expected = np.zeros(len(cells.names))
     for output, mass in biased(tilt).items():
-        want[cells.of(output)] += mass
-    assert cells.probability(tilt) == pytest.approx(want, abs=1e-12)
-    assert want.sum() == pytest.approx(1)
-    assert 10 < len(want) <= chi_square.MOST_CELLS + 1
-    assert (want[:-1] >= chi_square.LEAST_EXPECTED / SAMPLES - 1e-12).all() or tilt
+        expected[cells.of(output)] += mass
+    assert cells.probability(tilt) == pytest.approx(expected, abs=1e-12)
+    assert expected.sum() == pytest.approx(1)
+    assert 10 < len(expected) <= chi_square.MOST_CELLS + 1
+    assert (expected[:-1] >= chi_square.LEAST_EXPECTED / SAMPLES - 1e-12).all() or tilt
 
 
 def drawn(cells: Cells, probability: Any, times: int, seed: int) -> Any:
@@ -82,8 +82,8 @@ def test_the_power_that_is_claimed_is_that_of_samples(cells: Cells, variation: f
     level, tilt = 0.01, chi_square.tilt_for(cells, variation)
     fair, moved = cells.probability(), cells.probability(tilt)
     assert chi_square.distance(fair, moved) == pytest.approx(variation, rel=1e-6)
-    found = [chi_square.compare(counts, fair).p < level for counts in drawn(cells, moved, 600, seed=7)]
-    assert np.mean(found) == pytest.approx(chi_square.power(cells, tilt, SAMPLES, level), abs=0.08)
+    rejected = [chi_square.compare(counts, fair).p < level for counts in drawn(cells, moved, 600, seed=7)]
+    assert np.mean(rejected) == pytest.approx(chi_square.power(cells, tilt, SAMPLES, level), abs=0.08)
 
 
 def test_what_cannot_be_is_found_by_a_few(cells: Cells) -> None:

@@ -51,9 +51,9 @@ def distributions(
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
 @pytest.mark.parametrize("gamma,vocab,length", [(None, 3, 5), *SIZES])
 def test_the_output_distribution_is_the_targets(gamma: int | None, vocab: int, length: int, sampling: Any) -> None:
-    got, want = distributions(gamma, vocab, length, sampling)
+    got, expected = distributions(gamma, vocab, length, sampling)
     assert sum(got.values()) == pytest.approx(1, abs=EXACT)
-    assert gap(got, want) < EXACT
+    assert gap(got, expected) < EXACT
 
 
 @pytest.mark.parametrize("gamma,vocab,length", [(1, 3, 4), (2, 3, 4), (3, 2, 5)])
@@ -62,8 +62,8 @@ def test_the_output_distribution_is_the_targets(gamma: int | None, vocab: int, l
 def test_it_holds_without_an_eos_without_the_bonus_and_without_a_cache(
     gamma: int, vocab: int, length: int, bonus: bool, cached: bool
 ) -> None:
-    got, want = distributions(gamma, vocab, length, {"temperature": 1.0}, eos=False, cached=cached, bonus=bonus)
-    assert gap(got, want) < EXACT
+    got, expected = distributions(gamma, vocab, length, {"temperature": 1.0}, eos=False, cached=cached, bonus=bonus)
+    assert gap(got, expected) < EXACT
 
 
 @pytest.mark.slow
@@ -71,19 +71,19 @@ def test_it_holds_without_an_eos_without_the_bonus_and_without_a_cache(
 @pytest.mark.parametrize("gamma,vocab,length", SIZES)
 @pytest.mark.parametrize("proposing", [EARLY, LOOKUP], ids=["a draft that stops early", "lookup"])
 def test_it_holds_whatever_proposes(gamma: int, vocab: int, length: int, proposing: Proposing, sampling: Any) -> None:
-    got, want = distributions(gamma, vocab, length, sampling, proposing=proposing)
-    assert gap(got, want) < EXACT
+    got, expected = distributions(gamma, vocab, length, sampling, proposing=proposing)
+    assert gap(got, expected) < EXACT
     for options in ({"bonus": False}, {"cached": False}, {"eos": False}):
-        got, want = distributions(gamma, vocab, length - 1, sampling, proposing=proposing, **options)
-        assert gap(got, want) < EXACT
+        got, expected = distributions(gamma, vocab, length - 1, sampling, proposing=proposing, **options)
+        assert gap(got, expected) < EXACT
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", [GREEDY, {"temperature": 1.0}], ids=names)
 def test_several_models(sampling: Any) -> None:
     for seed in range(10, 16):
-        got, want = distributions(2, 3, 5, sampling, seed=seed)
-        assert gap(got, want) < EXACT
+        got, expected = distributions(2, 3, 5, sampling, seed=seed)
+        assert gap(got, expected) < EXACT
 
 
 def test_a_biased_sampler_fails() -> None:
@@ -91,8 +91,8 @@ def test_a_biased_sampler_fails() -> None:
                "weights = weights * (1 + 1e-6 * (array_namespace(weights).arange(weights.shape[0]) == 1));"
                " mass = float(weights.sum())")  # fmt: skip
     with mutated(bias):
-        got, want = distributions(2, 3, 5, {"temperature": 1.0})
-    assert gap(got, want) > 1e-9
+        got, expected = distributions(2, 3, 5, {"temperature": 1.0})
+    assert gap(got, expected) > 1e-9
 
 
 def caught_by(bug: Bug, proposing: Proposing = DRAFT) -> str | None:
@@ -105,11 +105,11 @@ def caught_by(bug: Bug, proposing: Proposing = DRAFT) -> str | None:
         for seed, size, sampling, eos in checks:
             where = f"gamma {size[0]}, {names(sampling)}"
             try:
-                got, want = distributions(*size, sampling, eos=eos, seed=seed, proposing=proposing)
+                got, expected = distributions(*size, sampling, eos=eos, seed=seed, proposing=proposing)
             except (AssertionError, IndexError, ValueError) as error:
                 return f"{type(error).__name__} at {where}: {error}"
-            if not gap(got, want) < EXACT:
-                return f"gap {gap(got, want):.1e} at {where}"
+            if not gap(got, expected) < EXACT:
+                return f"gap {gap(got, expected):.1e} at {where}"
     return None
 
 

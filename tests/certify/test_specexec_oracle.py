@@ -55,23 +55,23 @@ def distributions(
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: ",".join(map(str, shape.values())))
 def test_the_output_distribution_is_the_targets(shape: dict[str, Any], sampling: dict[str, Any]) -> None:
     for vocab, length, cached in SIZES:
-        got, want = distributions(shape, vocab, length, sampling, cached=cached)
+        got, expected = distributions(shape, vocab, length, sampling, cached=cached)
         assert sum(got.values()) == pytest.approx(1, abs=EXACT)
-        assert gap(got, want) < EXACT
+        assert gap(got, expected) < EXACT
 
 
 @pytest.mark.parametrize("budget", range(1, 13))
 def test_it_holds_for_every_budget_and_width(budget: int) -> None:
     for width in range(1, 5):
         shape = {"tree_budget": budget, "max_depth": 2, "parallel_branches": 2, "branch_width": width}
-        got, want = distributions(shape, 4, 3, {"temperature": 1.0}, eos=False)
-        assert gap(got, want) < EXACT
+        got, expected = distributions(shape, 4, 3, {"temperature": 1.0}, eos=False)
+        assert gap(got, expected) < EXACT
 
 
 @pytest.mark.parametrize("context", [1, 2, 3, 4, 5])
 def test_it_holds_where_the_drafts_context_ends(context: int) -> None:
-    got, want = distributions(SHAPES[5], 2, 6, {"temperature": 1.0}, draft_context=context)
-    assert gap(got, want) < EXACT
+    got, expected = distributions(SHAPES[5], 2, 6, {"temperature": 1.0}, draft_context=context)
+    assert gap(got, expected) < EXACT
 
 
 def grown_as_by_a_slow_search(shape: dict[str, Any], *, cached: bool = True, seed: int = 3) -> bool:
@@ -111,7 +111,7 @@ def grown_as_by_a_slow_search(shape: dict[str, Any], *, cached: bool = True, see
     driver = engine.Engine({"target": target, "draft": draft}, cached=cached)
     driver.generate(Spy(), [1], length, rng.HashRng.of(seed, "p"))
     assert len(pairs) > 1
-    return all(got == want for got, want in pairs)
+    return all(got == expected for got, expected in pairs)
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -128,9 +128,9 @@ def caught_by(bug: Bug) -> str | None:
         warnings.simplefilter("ignore", RuntimeWarning)
         try:
             for seed, shape, sampling in itertools.product((3, 11), shapes, SAMPLINGS[:2] + SAMPLINGS[4:5]):
-                got, want = distributions(shape, 3, 4, sampling, seed=seed)
-                if not gap(got, want) < EXACT:
-                    return f"gap {gap(got, want):.1e} at budget {shape['tree_budget']}, {names(sampling)}"
+                got, expected = distributions(shape, 3, 4, sampling, seed=seed)
+                if not gap(got, expected) < EXACT:
+                    return f"gap {gap(got, expected):.1e} at budget {shape['tree_budget']}, {names(sampling)}"
             for seed, shape in itertools.product((3, 11), shapes):
                 if not grown_as_by_a_slow_search(shape, seed=seed):
                     return f"another tree than a slow search's, budget {shape['tree_budget']}"

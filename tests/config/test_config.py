@@ -70,10 +70,10 @@ def test_the_hash_names_the_configuration() -> None:
 
 
 def test_all_faults_are_reported_at_once() -> None:
-    found = faults(
+    reported = faults(
         gamma="0", temperature="-1", methods="baseline,specultive", top_p="2", limit="x", judge="models:/a/1"
     )
-    assert found == [
+    assert reported == [
         "gamma is '0'; it must be a whole number >= 1, or several separated by commas.",
         "temperature is '-1'; it must be a number >= 0 (0 = greedy).",
         "top_p is '2'; it must be a number in (0, 1] (1 = off).",
@@ -99,9 +99,9 @@ def test_all_faults_are_reported_at_once() -> None:
     ],
 )
 def test_one_bad_flag(flags: dict[str, str], message: str) -> None:
-    found = faults(**flags)
-    assert len(found) == 1
-    assert message in found[0]
+    reported = faults(**flags)
+    assert len(reported) == 1
+    assert message in reported[0]
 
 
 @pytest.mark.parametrize(
@@ -149,10 +149,10 @@ def test_one_bad_flag(flags: dict[str, str], message: str) -> None:
 def test_a_bad_file(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(text)
-    found = faults(config=str(file))
-    assert len(found) == 1
-    assert message in found[0]
-    assert str(file) in found[0] or re.search("pair|data|shots|history|methods", found[0])
+    reported = faults(config=str(file))
+    assert len(reported) == 1
+    assert message in reported[0]
+    assert str(file) in reported[0] or re.search("pair|data|shots|history|methods", reported[0])
 
 
 def test_settings_may_be_written_as_yaml_reads_them_oddly(tmp_path: Path) -> None:
@@ -184,10 +184,10 @@ def test_a_task_knows_where_its_rows_are_and_data_may_say_otherwise() -> None:
 
 
 def test_an_unknown_experiment_comes_with_a_suggestion_and_with_the_other_faults(tmp_path: Path) -> None:
-    found = faults("arith_quik", gamma="0", config=str(tmp_path / "none.yaml"))
-    assert "did you mean 'arith_quick'?" in found[0]
-    assert ["config file" in found[1], found[2].startswith("gamma is '0'")] == [True, True]
-    assert len(found) == 3
+    reported = faults("arith_quik", gamma="0", config=str(tmp_path / "none.yaml"))
+    assert "did you mean 'arith_quick'?" in reported[0]
+    assert ["config file" in reported[1], reported[2].startswith("gamma is '0'")] == [True, True]
+    assert len(reported) == 3
 
 
 def test_a_model_is_changed_part_by_part(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
 
 
 def test_the_table_of_settings_says_the_defaults_that_hold() -> None:
-    found = config.resolve("arith_quick", {"methods": "speculative"})
+    experiment = config.resolve("arith_quick", {"methods": "speculative"})
     for name, setting in SETTINGS.items():
         assert setting.help[0].isupper(), f"{name}: a help text is a sentence"
         assert setting.help.endswith("."), f"{name}: a help text is a sentence"
@@ -231,11 +231,11 @@ def test_the_table_of_settings_says_the_defaults_that_hold() -> None:
             "top_k",
             "top_p",
         ):
-            value = getattr(found, name)
+            value = getattr(experiment, name)
             assert setting.default == (
                 "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
             )
-    assert SETTINGS["bonus"].default == str(found.methods[0].bonus).lower()
+    assert SETTINGS["bonus"].default == str(experiment.methods[0].bonus).lower()
     assert SETTINGS["parallel_branches"].default == str(config.TreeConfig(1, 1).parallel_branches)
     assert SETTINGS["branch_prune_threshold"].default == f"{config.TreeConfig(1, 1).branch_prune_threshold:g}"
     assert SETTINGS["max_ngram"].default == str(config.MAX_NGRAM)
@@ -262,10 +262,10 @@ def test_a_commands_own_options_are_those_of_the_table(name: str) -> None:
 
 
 def test_the_table_of_a_models_settings_says_the_defaults_that_hold() -> None:
-    found = {field.name: field.default for field in fields(ModelConfig)}
-    assert list(MODEL_SETTINGS) == list(found)
+    given = {field.name: field.default for field in fields(ModelConfig)}
+    assert list(MODEL_SETTINGS) == list(given)
     for name, setting in MODEL_SETTINGS.items():
-        assert setting.default == ("" if found[name] is MISSING else str(found[name]).replace("False", "false")), name
+        assert setting.default == ("" if given[name] is MISSING else str(given[name]).replace("False", "false")), name
 
 
 OWN_OPTIONS = [(f"{name} {option}", told) for name, own in COMMAND_OPTIONS.items() for option, told in own.items()]

@@ -45,12 +45,12 @@ def test_an_experiment_resolves_and_its_prompts_are_rendered(name: str) -> None:
             "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
         )
         rendered = TokenizerText(tokenizer, chat=experiment.target.chat_template == "own")
-        found = tokenizer.decode(rendered.encode(messages))
-        assert all(turn in found for turn in example.turns)
-        assert found.count("The final answer is") >= 2 * bool(experiment.shots)
+        decoded = tokenizer.decode(rendered.encode(messages))
+        assert all(turn in decoded for turn in example.turns)
+        assert decoded.count("The final answer is") >= 2 * bool(experiment.shots)
         if rendered.chat:
-            assert found.startswith(f"{TODAY}|{TODAY}<user>"), "a prompt may not change with the day"
-            assert found.endswith("<assistant>")
+            assert decoded.startswith(f"{TODAY}|{TODAY}<user>"), "a prompt may not change with the day"
+            assert decoded.endswith("<assistant>")
     for method in experiment.methods:
         warp = Warp(experiment.temperature, experiment.top_k, experiment.top_p)
         decoder_for(method, BuildContext(warp, {method.judge: JUDGE}))
@@ -61,10 +61,10 @@ def test_a_template_is_a_settings_file_that_names_everything_its_method_has(name
     path = config.PRESETS / "templates" / f"{name}.yaml"
     resolved = config.resolve("arith_quick", {"config": str(path)})
     method = name.removeprefix("template_")
-    assert method in {found.method for found in resolved.methods}
+    assert method in {resolved_method.method for resolved_method in resolved.methods}
     settings = yaml.safe_load(path.read_text())
-    mine = {key for key, names in takers().items() if method in names}
-    assert mine <= settings.keys(), "a template leaves none of its method's settings out"
+    method_settings = {key for key, names in takers().items() if method in names}
+    assert method_settings <= settings.keys(), "a template leaves none of its method's settings out"
     header = path.read_text()
     wanted = {
         "autojudge": [
@@ -113,13 +113,13 @@ def test_a_header_says_how_to_run_it_on_what_and_what_comes_out(kind: str) -> No
 
 def test_every_preset_of_a_method_has_only_settings_of_that_method() -> None:
     for name in config.preset_names("methods"):
-        found = yaml.safe_load(config.preset_text("methods", name))
+        preset = yaml.safe_load(config.preset_text("methods", name))
         resolved = config.resolve("arith_quick", {"methods": name}).methods
-        if "methods" in found:
-            assert [method.label for method in resolved] == found["methods"]
+        if "methods" in preset:
+            assert [method.label for method in resolved] == preset["methods"]
             continue
-        assert found.pop("method") in specs()
-        budgets = found.get("tree_budget", [])
+        assert preset.pop("method") in specs()
+        budgets = preset.get("tree_budget", [])
         assert [method.label for method in resolved] == ([f"{name}_b{budget}" for budget in budgets] or [name])
-        for key in found:
+        for key in preset:
             assert resolved[0].method in takers()[key], f"{name}: {key} is no setting of this method"

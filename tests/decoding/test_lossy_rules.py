@@ -68,8 +68,8 @@ class Lab:
         return self.module("judge.network").Network(kind, network_arrays(kind, size, seed))
 
     def judged(self, mode: str, threshold: float, score: Callable[[Any], Any]) -> Mutable:
-        found = self.module("judge.features").MODES[mode]
-        return self.module("decoding.lossy_rules").Judged(score, found.parts, threshold, self.eos, found.needs)
+        features = self.module("judge.features").MODES[mode]
+        return self.module("decoding.lossy_rules").Judged(score, features.parts, threshold, self.eos, features.needs)
 
     def chain(self, rule: Mutable, gamma: int = 4, temperature: float = 0.0, bonus: bool = True) -> Mutable:
         chain, rules = self.module("decoding.chain"), self.module("decoding.rules")
@@ -193,13 +193,13 @@ def check_threshold_zero_is_lossless(lab: Lab) -> None:
         for temperature in TEMPERATURES:
             rule = lab.judged(mode, 0.0, lab.judge(mode, kind))
             got = lab.generate(lab.chain(rule, temperature=temperature), prompt, temperature)
-            want = lab.generate(lab.chain(lab.lossless(), temperature=temperature), prompt, temperature)
-            assert got.token_ids == want.token_ids
-            assert [getattr(got, name) for name in SAME_COUNTS] == [getattr(want, name) for name in SAME_COUNTS]
+            expected = lab.generate(lab.chain(lab.lossless(), temperature=temperature), prompt, temperature)
+            assert got.token_ids == expected.token_ids
+            assert [getattr(got, name) for name in SAME_COUNTS] == [getattr(expected, name) for name in SAME_COUNTS]
             assert got.num_judged == 0
             if not rule.needs.feed_last_token:
                 assert (got.num_draft_calls, got.num_draft_positions) == (
-                    want.num_draft_calls, want.num_draft_positions,
+                    expected.num_draft_calls, expected.num_draft_positions,
                 )  # fmt: skip
 
 
@@ -207,9 +207,9 @@ def check_top_one_is_lossless_greedy(lab: Lab) -> None:
     for prompt in lab.prompts:
         for bonus in (True, False):
             got = lab.generate(lab.chain(lab.top_k(1), bonus=bonus), prompt)
-            want = lab.generate(lab.chain(lab.lossless(), bonus=bonus), prompt)
-            assert got.token_ids == want.token_ids
-            assert [getattr(got, name) for name in SAME_COUNTS] == [getattr(want, name) for name in SAME_COUNTS]
+            expected = lab.generate(lab.chain(lab.lossless(), bonus=bonus), prompt)
+            assert got.token_ids == expected.token_ids
+            assert [getattr(got, name) for name in SAME_COUNTS] == [getattr(expected, name) for name in SAME_COUNTS]
 
 
 # The other end.
@@ -454,7 +454,7 @@ def lossy_distribution(
     """Probability of every output when the rule waives a token behind a text: Algorithm 1 of speculative sampling, by
     recursion, with fresh forwards and no cache.
     """
-    found: dict[tuple[int, ...], float] = {}
+    masses: dict[tuple[int, ...], float] = {}
 
     def row(role: str, out: tuple[int, ...]) -> list[float]:
         model = lab.models[role]
@@ -464,7 +464,7 @@ def lossy_distribution(
     def begin(out: tuple[int, ...], mass: float) -> None:
         remaining = length - len(out)
         if remaining == 0 or (out and out[-1] in lab.eos):
-            found[out] = found.get(out, 0.0) + mass
+            masses[out] = masses.get(out, 0.0) + mass
         else:
             go(out, mass, max(0, min(gamma, remaining - bonus)), first=True)
 
@@ -495,7 +495,7 @@ def lossy_distribution(
                 begin((*out, token), mass * (1 - kept) * weight / sum(residual))
 
     begin((), 1.0)
-    return found
+    return masses
 
 
 def exactly(lab: Lab, rule: Mutable, waives: Callable[[list[int], int], bool], gamma: int, bonus: bool) -> float:
@@ -572,10 +572,10 @@ def test_ties_in_top_k_go_to_the_lowest_id(make: Callable[[Any], Any]) -> None:
     logits = make([[1.0, 2.0, 2.0, 2.0, 0.0]] * 5 + [[9.0, 0.0, 0.0, 0.0, 0.0]])
     drafted = Drafted(make([0, 1, 2, 3, 4]), None)
     best = [[False, True, False, False, False], [False, True, True, False, False], [False, True, True, True, False]]
-    for k, want in enumerate([*best, [True, True, True, True, False], [True] * 5], start=1):
+    for k, expected in enumerate([*best, [True, True, True, True, False], [True] * 5], start=1):
         accepted_anyway = TopK(k).accept_anyway(drafted, Scored(logits))
         assert accepted_anyway is not None
-        assert accepted_anyway.tolist() == want
+        assert accepted_anyway.tolist() == expected
 
 
 @pytest.mark.parametrize("make", NAMESPACES, ids=["numpy", "torch"])
@@ -633,8 +633,8 @@ def test_an_mlp_judge_is_torchs() -> None:
     layers.load_state_dict({name: torch.tensor(arrays[array]) for name, array in names.items()})
     features = np.random.default_rng(1).normal(size=(200, 12)).astype(np.float32)
     with torch.no_grad():
-        want = layers((torch.tensor(features) - torch.tensor(arrays["mean"])) / torch.tensor(arrays["scale"]))[:, 0]
-    assert np.abs(Network("mlp", arrays)(features) - want.numpy()).max() < 1e-6
+        expected = layers((torch.tensor(features) - torch.tensor(arrays["mean"])) / torch.tensor(arrays["scale"]))[:, 0]
+    assert np.abs(Network("mlp", arrays)(features) - expected.numpy()).max() < 1e-6
 
 
 @pytest.mark.parametrize("make", NAMESPACES, ids=["numpy", "torch"])

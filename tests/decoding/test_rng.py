@@ -79,8 +79,8 @@ def test_a_streak_stops_at_the_first_failure_unless_it_is_waived() -> None:
 def test_streak_lengths_follow_the_probabilities() -> None:
     rng, prob = HashRng.of(1, "p"), np.array([0.8, 0.5, 0.9])
     lengths = np.bincount([int(rng.accept_prefix(prob, None, 3 * i)[0]) for i in range(4000)], minlength=4)
-    want = np.array([0.2, 0.8 * 0.5, 0.4 * 0.1, 0.4 * 0.9])
-    assert stats.chisquare(lengths, 4000 * want).pvalue > UNLIKELY
+    expected = np.array([0.2, 0.8 * 0.5, 0.4 * 0.1, 0.4 * 0.9])
+    assert stats.chisquare(lengths, 4000 * expected).pvalue > UNLIKELY
 
 
 def test_the_token_behind_a_full_chain_shares_its_luck_with_plain_decoding() -> None:
@@ -107,8 +107,8 @@ def test_sampling_on_torch_follows_the_targets_distribution() -> None:
     outputs = [tuple(engine.generate(chain, [1], 2, HashRng.of(s, "p")).token_ids) for s in range(runs)]
 
     def p_value(temperature: float) -> float:
-        want = reference_distribution.sequence_distribution(target, [1], 2, None, temperature=temperature)
-        return float(stats.chisquare([outputs.count(k) for k in want], [runs * v for v in want.values()]).pvalue)
+        shares = reference_distribution.sequence_distribution(target, [1], 2, None, temperature=temperature)
+        return float(stats.chisquare([outputs.count(k) for k in shares], [runs * v for v in shares.values()]).pvalue)
 
     assert p_value(0.9) > UNLIKELY
     assert p_value(0.7) < UNLIKELY

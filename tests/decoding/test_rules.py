@@ -30,13 +30,13 @@ def test_warps_follow_the_definition_ties_included(logits: Any, temperature: flo
     """Integer logits tie often; of equal ones the lower id ranks first."""
     got = Warp(temperature, top_k, top_p)(logits)
     for row, p in zip(logits, got, strict=True):
-        want = reference_distribution.warp(row.tolist(), temperature, top_k, top_p)
+        expected = reference_distribution.warp(row.tolist(), temperature, top_k, top_p)
         # A nucleus that ends exactly at top_p may go either way in the last bit of a sum.
-        if top_p < 1 and np.count_nonzero(p) != np.count_nonzero(want):
+        if top_p < 1 and np.count_nonzero(p) != np.count_nonzero(expected):
             mass = np.sort(reference_distribution.warp(row.tolist(), temperature, top_k))[::-1].cumsum()
             assert np.min(np.abs(mass - top_p)) < 1e-12
         else:
-            assert np.allclose(p, want, atol=1e-14)
+            assert np.allclose(p, expected, atol=1e-14)
 
 
 @settings(deadline=None, max_examples=100, derandomize=True)

@@ -56,15 +56,15 @@ def compare(models: dict[str, HFModel], count: int, length: int) -> tuple[int, i
     for temperature, warp in WARPS.items():
         for number, prompt in enumerate(prompts(count)):
             rng = rng_for(temperature, 7, f"p{number}")
-            want = engine.generate(Baseline(warp), prompt, length, rng).token_ids
+            expected = engine.generate(Baseline(warp), prompt, length, rng).token_ids
             for budget in BUDGETS:
                 got = engine.generate(tree(budget, temperature), prompt, length, rng).token_ids
                 compared += 1
-                if got == want:
+                if got == expected:
                     continue
-                at = next(i for i, (a, b) in enumerate(zip(got, want, strict=True)) if a != b)
-                tokens = {got[at], want[at]}
-                assert a_near_tie(models["target"], prompt + want[:at], tokens, warp, rng, at), (prompt, at, budget)
+                at = next(i for i, (a, b) in enumerate(zip(got, expected, strict=True)) if a != b)
+                tokens = {got[at], expected[at]}
+                assert a_near_tie(models["target"], prompt + expected[:at], tokens, warp, rng, at), (prompt, at, budget)
                 parted += 1
     return compared, parted
 
@@ -148,11 +148,11 @@ def test_pruning_and_budget_change_the_calls_and_never_the_output(pair: Pair) ->
     ]  # fmt: skip
     rounds = set()
     rng = rng_for(0.6, 3, "p")
-    want = Engine(models).generate(Baseline(WARPS[0.6]), [9, 8, 7], 40, rng).token_ids
+    expected = Engine(models).generate(Baseline(WARPS[0.6]), [9, 8, 7], 40, rng).token_ids
     for shape in shapes:
         for budget in (16, 128) if not shape else (16,):
             out = Engine(models).generate(tree(budget, 0.6, **shape), [9, 8, 7], 40, rng)
-            assert out.token_ids == want
+            assert out.token_ids == expected
             check_trees(as_record(out))
             rounds.add(out.num_rounds)
     assert len(rounds) > 3
@@ -187,9 +187,9 @@ def test_a_tree_ends_where_the_drafts_context_ends(pair: Pair) -> None:
     short = HFModel(build("gpt2", n_positions=20), "short")  # learned positions: one too many would crash
     for prompt in ([5] * 4, [5] * 25):  # the second prompt does not even fit the draft
         models: Any = {"target": target, "draft": short}
-        want = Engine(models).generate(Baseline(WARPS[0.0]), prompt, 40, CertainRng()).token_ids
+        expected = Engine(models).generate(Baseline(WARPS[0.0]), prompt, 40, CertainRng()).token_ids
         out = Engine(models).generate(tree(16), prompt, 40, CertainRng())
-        assert out.token_ids == want
+        assert out.token_ids == expected
         assert out.trees[-1] == {**out.trees[-1], "num_nodes": 0, "num_draft_calls": 0, "path": [], "ranks": []}
         assert (out.num_draft_calls > 0) == (len(prompt) < 20)
 

@@ -46,23 +46,23 @@ RECORD_KEYS = {
 def test_it_records_every_prompt_and_setting_and_logs_a_flat_run_for_each(workplace: Path) -> None:
     result = evaluate(*SMALL, "--gamma", "2,4", "--output", "out")
     assert result.exit_code == 0, result.output
-    found = records(workplace / "out")
+    written = records(workplace / "out")
     labels = ["baseline", "draft_only", "speculative_k2", "speculative_k4"]
-    assert sorted((r["prompt_id"], r["label"]) for r in found) == sorted(
-        (f"arith-test-{i}", label) for i in {r["prompt_id"].rsplit("-", 1)[1] for r in found} for label in labels
+    assert sorted((r["prompt_id"], r["label"]) for r in written) == sorted(
+        (f"arith-test-{i}", label) for i in {r["prompt_id"].rsplit("-", 1)[1] for r in written} for label in labels
     )
-    assert len(found) == 8
-    for record in found:
+    assert len(written) == 8
+    for record in written:
         assert record.keys() >= RECORD_KEYS
         check_identities(record)
-    by = {(r["prompt_id"], r["label"]): r for r in found}
+    by = {(r["prompt_id"], r["label"]): r for r in written}
     for (prompt, label), record in by.items():
         if label != "draft_only":
             assert record["token_ids"] == by[prompt, "baseline"]["token_ids"], "greedy outputs differ"
         assert "<|eos|>" not in record["text"]
 
     facts = json.loads((workplace / "out" / "environments.json").read_text())
-    assert {r["environment"] for r in found} == facts.keys()
+    assert {r["environment"] for r in written} == facts.keys()
     (where,) = facts.values()
     assert where["models"]["target"]["dtype"] == "float32"
     assert where["models"]["target"]["parameters"] > 10 * where["models"]["draft"]["parameters"]
@@ -225,9 +225,9 @@ def test_kill_9_loses_and_repeats_nothing(workplace: Path) -> None:
         process.communicate()
     finish(start("out", "--resume"))
     assert without_clocks(records(workplace / "out")) == without_clocks(records(workplace / "whole"))
-    mine = [run for run in comparison_runs() if run.info.start_time]
-    assert sorted(run.info.status for run in mine) == ["FINISHED"] * 2 + ["KILLED"] * 5
-    assert sum("resumed_from" in run.data.tags for run in mine) == 5
+    started = [run for run in comparison_runs() if run.info.start_time]
+    assert sorted(run.info.status for run in started) == ["FINISHED"] * 2 + ["KILLED"] * 5
+    assert sum("resumed_from" in run.data.tags for run in started) == 5
     flat = [run for run in runs() if run.data.tags["method"] != "comparison"]
     assert sorted(run.info.run_name for run in flat) == ["baseline", "baseline", "speculative", "speculative"]
 
@@ -427,11 +427,11 @@ def test_prompts_of_ones_own_are_decoded_and_checked_where_they_have_an_answer(w
     rows = [{"prompt": arith.prompt(problem), "answer": problem.answer, "id": "mia"}, {"prompt": "Ünïcode <b>?</b>"}]
     result = evaluate(*own_prompts(workplace, *rows), "--methods", "baseline,speculative")
     assert result.exit_code == 0, result.output
-    found = {(r["prompt_id"], r["label"]): r for r in records(workplace / "out")}
-    assert found.keys() == {(p, label) for p in ("mia", "line-2") for label in ("baseline", "speculative")}
+    by_key = {(r["prompt_id"], r["label"]): r for r in records(workplace / "out")}
+    assert by_key.keys() == {(p, label) for p in ("mia", "line-2") for label in ("baseline", "speculative")}
     for label in ("baseline", "speculative"):
-        assert found["mia", label]["correct"] is True
-        assert found["line-2", label]["correct"] is None
+        assert by_key["mia", label]["correct"] is True
+        assert by_key["line-2", label]["correct"] is None
     assert flat_runs()["baseline"].data.metrics["quality/accuracy"] == 1.0
 
 

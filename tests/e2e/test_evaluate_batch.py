@@ -26,8 +26,8 @@ TURNS = ["--task", "mtbench", "--data", str(DATA / "mtbench.jsonl"), "--limit", 
 
 def contents(folder: Path) -> list[dict[str, Any]]:
     """Records without clocks and the settings' name; an overlap is a sum of floats."""
-    found = without_clocks(records(folder))
-    return [{k: round(v, 3) if k == "overlap" else v for k, v in r.items() if k != "settings_hash"} for r in found]
+    rows = without_clocks(records(folder))
+    return [{k: round(v, 3) if k == "overlap" else v for k, v in r.items() if k != "settings_hash"} for r in rows]
 
 
 @pytest.mark.slow
@@ -67,8 +67,8 @@ def test_its_speed_is_labelled_and_no_prompts_latency_is_claimed(workplace: Path
     (comparison,) = comparison_runs()
     assert comparison.data.tags["batch"] == "4"
     assert "speed/best_lossless_speedup" not in comparison.data.metrics
-    mine = [r for r in records(workplace / "out") if r["label"] == "speculative_k3"]
-    seconds = sum(r["seconds"] + r["prefill_seconds"] for r in mine)
+    method_records = [r for r in records(workplace / "out") if r["label"] == "speculative_k3"]
+    seconds = sum(r["seconds"] + r["prefill_seconds"] for r in method_records)
     rate = flat_runs()["speculative_k3"].data.metrics["batch/prompts_per_second"]
     assert rate == pytest.approx(7 / seconds)
 

@@ -44,12 +44,12 @@ def test_evaluate_runs_them_and_the_report_has_them(site: Path, workplace: Path)
     done = run(site, workplace, "evaluate", *TOY, "--methods", METHODS, "--gamma", "2,3", "--output", "out")
     assert done.returncode == 0, done.stderr
     assert "lookup_then_draft_k3" in done.stdout
-    found = [json.loads(line) for line in (workplace / "out" / "records.jsonl").read_text().splitlines()]
-    tokens = {(record["prompt_id"], record["label"]): record["token_ids"] for record in found}
+    written = [json.loads(line) for line in (workplace / "out" / "records.jsonl").read_text().splitlines()]
+    tokens = {(record["prompt_id"], record["label"]): record["token_ids"] for record in written}
     for (prompt, label), ids in tokens.items():
         if label.startswith("lookup_then_draft"):
             assert ids == tokens[prompt, "baseline"]
-    assert sum(record["num_judged"] for record in found if record["method"] == "near_best") > 0
+    assert sum(record["num_judged"] for record in written if record["method"] == "near_best") > 0
     assert "near_best_k2" in (workplace / "out" / "report.html").read_text()
 
 
@@ -87,22 +87,22 @@ class Point:
 
     dist = None
 
-    def __init__(self, name: str, found: object) -> None:
-        self.name, self._found = name, found
+    def __init__(self, name: str, loaded: object) -> None:
+        self.name, self._loaded = name, loaded
 
     def load(self) -> object:
-        if isinstance(self._found, Exception):
-            raise self._found
-        return self._found
+        if isinstance(self._loaded, Exception):
+            raise self._loaded
+        return self._loaded
 
 
-@pytest.mark.parametrize("found,said", [
+@pytest.mark.parametrize("loaded,said", [
     (ImportError("no module named x"), "method 'mine' of package '?' cannot be loaded: ImportError: no module named x"),
     (42, "method 'mine' of package '?' is int; it must be a specexp.method_specs.Method."),
     (Method(MethodSpec("topk", "Mine.", "chain"), print), "another method has the name 'topk'; uninstall one of them."),
 ])  # fmt: skip
-def test_a_package_that_is_broken_is_named(monkeypatch: pytest.MonkeyPatch, found: object, said: str) -> None:
-    monkeypatch.setattr(method_specs, "entry_points", lambda group: [Point("mine", found)])
+def test_a_package_that_is_broken_is_named(monkeypatch: pytest.MonkeyPatch, loaded: object, said: str) -> None:
+    monkeypatch.setattr(method_specs, "entry_points", lambda group: [Point("mine", loaded)])
     method_specs.installed.cache_clear()
     try:
         with pytest.raises(ConfigError) as error:

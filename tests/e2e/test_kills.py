@@ -45,10 +45,10 @@ def at_write(number: int, what: Any) -> Iterator[list[str]]:
     def hooked(name: str, real: Any) -> Any:
         def call(*arguments: Any, **more: Any) -> Any:
             begun.append(name)
-            found = real(*arguments, **more)
+            result = real(*arguments, **more)
             if len(begun) == number:
                 what()
-            return found
+            return result
 
         return call
 
@@ -168,29 +168,29 @@ def test_sigterm_ends_a_command_whose_store_hangs(workplace: Path, monkeypatch: 
 def start(folder: Path, number: int, seconds: float, command: str, *arguments: str) -> tuple[int, str]:
     """Run a command that is killed so many seconds into sending; its exit code, and what it said."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(KILLED_PROCESS), str(number), str(seconds), command, *arguments],
         cwd=folder, env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )  # fmt: skip
-    return found.returncode, found.stdout
+    return process.returncode, process.stdout
 
 
-def values(found: dict[str, Any]) -> dict[str, Any]:
+def values(run: dict[str, Any]) -> dict[str, Any]:
     """What does not depend on when a run was sent."""
-    numbers = {key: [value for value, _, _ in history] for key, history in found["metrics"].items()}
-    mine = {key: value for key, value in numbers.items() if not key.startswith("memory/")}
-    return {**found, "metrics": mine, "files": sorted(found["files"])}
+    numbers = {key: [value for value, _, _ in history] for key, history in run["metrics"].items()}
+    kept_metrics = {key: value for key, value in numbers.items() if not key.startswith("memory/")}
+    return {**run, "metrics": kept_metrics, "files": sorted(run["files"])}
 
 
 def kept(folder: Path) -> dict[str, Any]:
     """The finished runs by key, without the comparison runs that a kill has ended."""
-    found = [run for run in runs() if run.info.status == "FINISHED"]
+    finished = [run for run in runs() if run.info.status == "FINISHED"]
     assert {run.info.status for run in runs()} <= {"FINISHED", "KILLED", "FAILED"}
     lost = [run for run in runs() if run.info.status != "FINISHED"]
     assert {run.data.tags["method"] for run in lost} <= {"comparison"}, "a method's run was made twice"
-    named = {run.data.tags["specexp.key"]: values(held(run, folder)) for run in found}
-    assert len(named) == len(found), "a run was made twice"
+    named = {run.data.tags["specexp.key"]: values(held(run, folder)) for run in finished}
+    assert len(named) == len(finished), "a run was made twice"
     return named
 
 

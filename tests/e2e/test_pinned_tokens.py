@@ -52,9 +52,9 @@ def pair() -> LoadedPair:
 def digest(loaded: LoadedPair, method: str, sampling: str) -> str:
     """Sixteen hex digits of the token ids of all prompts."""
     asked = config.adjusted(loaded.experiment, {**METHODS[method], **SAMPLING[sampling]})
-    found = [loaded.decode(e.turns[0], asked, e.prompt_id).token_ids for e in Arith("test").examples(NUM_PROMPTS)]
-    assert all(len(ids) > 20 for ids in found)
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+    outputs = [loaded.decode(e.turns[0], asked, e.prompt_id).token_ids for e in Arith("test").examples(NUM_PROMPTS)]
+    assert all(len(ids) > 20 for ids in outputs)
+    return hashlib.sha256(json.dumps(outputs).encode()).hexdigest()[:16]
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +80,16 @@ def test_methods_tell_apart() -> None:
 
 def write() -> None:
     own = pair()
-    theirs = pair()
-    for role, model in theirs._pair.models.items():
-        theirs._pair.models[role] = HFModel(model.module, role, model.num_valid_ids, forward="transformers")
-    theirs._engine = theirs.engine()
+    reference = pair()
+    for role, model in reference._pair.models.items():
+        reference._pair.models[role] = HFModel(model.module, role, model.num_valid_ids, forward="transformers")
+    reference._engine = reference.engine()
     kept: dict[str, dict[str, str]] = {}
     for method in METHODS:
         for sampling in SAMPLING:
-            found = {digest(each, method, sampling) for each in (own, theirs)}
-            assert len(found) == 1, f"rounding decides for {method}, {sampling}: choose other prompts"
-            kept.setdefault(method, {})[sampling] = found.pop()
+            digests = {digest(each, method, sampling) for each in (own, reference)}
+            assert len(digests) == 1, f"rounding decides for {method}, {sampling}: choose other prompts"
+            kept.setdefault(method, {})[sampling] = digests.pop()
     KEPT.write_text(json.dumps(kept, indent=1) + "\n")
 
 

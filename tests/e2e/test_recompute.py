@@ -44,17 +44,17 @@ class Again:
         return self.of("baseline")
 
     def pairs(self, run: str) -> list[tuple[Record, Record]]:
-        theirs = {(r["prompt_id"], r["repeat"]): r for r in self.plain()}
-        return [(r, theirs[r["prompt_id"], r["repeat"]]) for r in self.of(run)]
+        by_key = {(r["prompt_id"], r["repeat"]): r for r in self.plain()}
+        return [(r, by_key[r["prompt_id"], r["repeat"]]) for r in self.of(run)]
 
     def sums(self, run: str, prompt: str, *keys: str) -> tuple[int, float]:
         """Tokens and the sum of `keys` of one prompt, its repeats together."""
-        mine = [r for r in self.of(run) if r["prompt_id"] == prompt]
-        return sum(len(r["token_ids"]) for r in mine), sum(r[k] for r in mine for k in keys)
+        prompt_records = [r for r in self.of(run) if r["prompt_id"] == prompt]
+        return sum(len(r["token_ids"]) for r in prompt_records), sum(r[k] for r in prompt_records for k in keys)
 
     def rate(self, run: str, prompts: list[str], *keys: str) -> float:
-        found = [self.sums(run, prompt, *keys) for prompt in prompts]
-        return sum(tokens for tokens, _ in found) / sum(seconds for _, seconds in found)
+        sums = [self.sums(run, prompt, *keys) for prompt in prompts]
+        return sum(tokens for tokens, _ in sums) / sum(seconds for _, seconds in sums)
 
     def drawn(self) -> list[list[str]]:
         n = len(self.prompts)
@@ -68,12 +68,12 @@ class Again:
         return ordered[below] + (at - below) * (ordered[min(below + 1, len(ordered) - 1)] - ordered[below])
 
     def swap_p(self, run: str, other: str) -> float:
-        mine = [self.sums(run, p, "seconds") for p in self.prompts]
-        theirs = [self.sums(other, p, "seconds") for p in self.prompts]
+        candidate = [self.sums(run, p, "seconds") for p in self.prompts]
+        baseline = [self.sums(other, p, "seconds") for p in self.prompts]
 
         def far(swaps: tuple[int, ...]) -> float:
             sides = [[0, 0.0], [0, 0.0]]
-            for swap, a, b in zip(swaps, mine, theirs, strict=True):
+            for swap, a, b in zip(swaps, candidate, baseline, strict=True):
                 for side, (tokens, seconds) in enumerate((b, a) if swap else (a, b)):
                     sides[side][0] += tokens
                     sides[side][1] += seconds
@@ -83,10 +83,10 @@ class Again:
         return sum(f >= every[0] * (1 - 1e-9) for f in every) / len(every)
 
     def differences(self, run: str) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for mine, plain in self.pairs(run):
-            found.setdefault(mine["prompt_id"], []).append(int(mine["correct"]) - int(plain["correct"]))
-        return found
+        by_prompt: dict[str, list[int]] = {}
+        for record, plain in self.pairs(run):
+            by_prompt.setdefault(record["prompt_id"], []).append(int(record["correct"]) - int(plain["correct"]))
+        return by_prompt
 
     def wilson(self, share: float, metric: str) -> float:
         n, z = len(self.prompts), Z(0.975)
@@ -97,8 +97,8 @@ class Again:
     def newcombe(self, run: str) -> tuple[float, float]:
         """Method 10 on the fourfold table of prompts, repeats in their shares."""
         n, cells = len(self.prompts), {(x, y): 0.0 for x in (True, False) for y in (True, False)}
-        for mine, plain in self.pairs(run):
-            cells[bool(mine["correct"]), bool(plain["correct"])] += n / len(self.of(run))
+        for record, plain in self.pairs(run):
+            cells[bool(record["correct"]), bool(plain["correct"])] += n / len(self.of(run))
         a, b, c, d = (cells[key] for key in ((True, True), (True, False), (False, True), (False, False)))
         p, q = (a + b) / n, (a + c) / n
         below_p, above_p, below_q, above_q = (
@@ -118,12 +118,12 @@ class Again:
 
     def calls(self, run: str) -> dict[str, float]:
         """c, v and the seconds of a round, in plain steps."""
-        mine = self.of(run)
-        rounds, step = sum(r["num_rounds"] for r in mine), self.costs["target"]["1"]
-        if mine[0]["method"] == "specexec":
-            v = self.seconds("tree_target", sum(r["num_target_positions"] for r in mine) / rounds) / step
-            drafts = sum(r["num_draft_calls"] for r in mine)
-            c = self.seconds("tree_draft", sum(r["num_draft_positions"] for r in mine) / drafts) / step
+        method_records = self.of(run)
+        rounds, step = sum(r["num_rounds"] for r in method_records), self.costs["target"]["1"]
+        if method_records[0]["method"] == "specexec":
+            v = self.seconds("tree_target", sum(r["num_target_positions"] for r in method_records) / rounds) / step
+            drafts = sum(r["num_draft_calls"] for r in method_records)
+            c = self.seconds("tree_draft", sum(r["num_draft_positions"] for r in method_records) / drafts) / step
             return {"c": c, "v": v, "round": drafts / rounds * c + v}
         gamma = int(run.rpartition("_k")[2])
         c, v = self.costs["draft"] / step, self.costs["target"][str(gamma + 1)] / step
@@ -145,18 +145,18 @@ class Again:
                 return self.end(rates, name)
             assert name == "over"
             return self.rate(one, self.prompts, "seconds") / self.rate(other, self.prompts, "seconds")
-        mine = self.of(run)
-        total = {key: sum(r[key] for r in mine) for key in mine[0] if key.startswith("num_")}
-        tokens = sum(len(r["token_ids"]) for r in mine)
-        histogram = [a for r in mine for a, n in enumerate(r["accepted_histogram"]) for _ in range(n)]
+        method_records = self.of(run)
+        total = {key: sum(r[key] for r in method_records) for key in method_records[0] if key.startswith("num_")}
+        tokens = sum(len(r["token_ids"]) for r in method_records)
+        histogram = [a for r in method_records for a, n in enumerate(r["accepted_histogram"]) for _ in range(n)]
 
         def speedup(prompts: list[str]) -> float:
             return self.rate(run, prompts, "seconds") / self.rate("baseline", prompts, "seconds")
 
-        accuracy = sum(bool(r["correct"]) for r in mine) / len(mine)
+        accuracy = sum(bool(r["correct"]) for r in method_records) / len(method_records)
         match metric:
             case "speed/tokens_per_second":
-                return tokens / sum(r["seconds"] for r in mine)  # type: ignore[no-any-return]
+                return tokens / sum(r["seconds"] for r in method_records)  # type: ignore[no-any-return]
             case "speed/speedup":
                 return speedup(self.prompts)
             case "speed/speedup_low" | "speed/speedup_high":
@@ -171,7 +171,7 @@ class Again:
             case "accept/mean_length_low" | "accept/mean_length_high":
                 return self.end([self.rate(run, some, "num_rounds") for some in self.drawn()], metric)
             case "accept/alpha":
-                return sum(r["overlap"] for r in mine) / total["num_tested"]  # type: ignore[no-any-return]
+                return sum(r["overlap"] for r in method_records) / total["num_tested"]  # type: ignore[no-any-return]
             case "calls/target_per_token":
                 return total["num_target_calls"] / tokens  # type: ignore[no-any-return]
             case "calls/draft_per_token":
@@ -190,13 +190,13 @@ class Again:
             case "quality/accuracy_low" | "quality/accuracy_high":
                 return self.wilson(accuracy, metric)
             case "quality/cut_share":
-                return sum(r["finish_reason"] in ("length", "context") for r in mine) / len(mine)
+                return sum(r["finish_reason"] in ("length", "context") for r in method_records) / len(method_records)
             case "quality/unparsed_share":
-                return sum(r["answer"] is None for r in mine) / len(mine)
+                return sum(r["answer"] is None for r in method_records) / len(method_records)
             case "quality/equal_to_baseline":
-                return sum(a["token_ids"] == b["token_ids"] for a, b in self.pairs(run)) / len(mine)
+                return sum(a["token_ids"] == b["token_ids"] for a, b in self.pairs(run)) / len(method_records)
             case "quality/accuracy_delta":
-                return accuracy - sum(bool(r["correct"]) for r in self.plain()) / len(mine)
+                return accuracy - sum(bool(r["correct"]) for r in self.plain()) / len(method_records)
             case "quality/accuracy_delta_low" | "quality/accuracy_delta_high":
                 return self.newcombe(run)[metric.endswith("_high")]
             case "quality/mcnemar_p":
@@ -212,7 +212,7 @@ class Again:
             return histogram.count(int(metric.rpartition("_")[2])) / len(histogram)
         if metric.startswith("accept/position_"):
             tried, passed = (
-                sum(sum(r[f"{name}_before_end"][int(metric.rpartition("_")[2]) :]) for r in mine)
+                sum(sum(r[f"{name}_before_end"][int(metric.rpartition("_")[2]) :]) for r in method_records)
                 for name in ("drafted", "accepted")
             )
             return passed / tried  # type: ignore[no-any-return]
@@ -227,9 +227,9 @@ def checked(output: Path) -> set[str]:
     again = Again(output)
     wrong: list[tuple[Shown, float]] = []
     for shown in page.numbers:
-        want = again(shown.metric, shown.run)
-        if not shown.agrees() or shown.value != pytest.approx(want, rel=1e-6, abs=1e-9):
-            wrong.append((shown, want))
+        expected = again(shown.metric, shown.run)
+        if not shown.agrees() or shown.value != pytest.approx(expected, rel=1e-6, abs=1e-9):
+            wrong.append((shown, expected))
     assert not wrong
     assert not page.loose, "numbers that say nothing about themselves"
     return {shown.metric for shown in page.numbers}

@@ -60,14 +60,14 @@ def advice(journal: Journal, calls: list[float] | None = None) -> Advice:
     }
     flags: dict[str, Any] = {"methods": "speculative,lookup", "gamma": "2,4", "limit": 2, "max_new_tokens": 12,
                              "min_draft_probability": [0, 0.2]}  # fmt: skip
-    found = measure(prepared_toy(models, **flags), False, clock, journal)
+    made = measure(prepared_toy(models, **flags), False, clock, journal)
     if calls is not None:
         calls.append(clock.now)
-    return found
+    return made
 
 
-def result(found: Advice) -> dict[str, Any]:
-    return {key: value for key, value in as_json(found).items() if key != "environment"}
+def result(made: Advice) -> dict[str, Any]:
+    return {key: value for key, value in as_json(made).items() if key != "environment"}
 
 
 def keys(path: Path) -> list[Any]:
@@ -87,13 +87,13 @@ def test_advice_that_is_interrupted_at_every_kind_of_unit_comes_to_the_same(tmp_
             advice(journal)
         assert len(keys(path)) == at, "what was noted before stays"
     with Journal.open(path, {}) as journal:
-        found = advice(journal)
+        resumed = advice(journal)
     assert sorted(map(str, keys(path))) == sorted(map(str, wanted)), "nothing is lost, nothing is there twice"
     assert max(Counter(keys(path)).values()) == 1
-    got, want = result(found), result(whole)
-    assert got["recommended"] == want["recommended"]
-    assert got["best_three"] == want["best_three"]
-    for one, other in zip(got["candidates"], want["candidates"], strict=True):
+    got, expected = result(resumed), result(whole)
+    assert got["recommended"] == expected["recommended"]
+    assert got["best_three"] == expected["best_three"]
+    for one, other in zip(got["candidates"], expected["candidates"], strict=True):
         assert one["label"] == other["label"]
         assert one["speedup"] == pytest.approx(other["speedup"])
 
@@ -179,9 +179,9 @@ def test_the_benchmark_command_goes_on_where_it_was(workplace: Path, monkeypatch
     done = run("--resume")
     assert done.exit_code == 0, done.output
     assert path.read_text().startswith(before)
-    found = keys(path)
-    assert max(Counter(found).values()) == 1
-    assert {key[0] for key in found} == {
+    measured = keys(path)
+    assert max(Counter(measured).values()) == 1
+    assert {key[0] for key in measured} == {
         "facts", "plan", "output", "costs", "search", "batch", "timed", "split", "floor",
     }  # fmt: skip
     numbers = json.loads((workplace / "out" / "benchmark.json").read_text())
@@ -189,7 +189,7 @@ def test_the_benchmark_command_goes_on_where_it_was(workplace: Path, monkeypatch
     again = run("--resume")
     assert again.exit_code == 0, again.output
     assert json.loads((workplace / "out" / "benchmark.json").read_text()) == numbers
-    assert keys(path) == found
+    assert keys(path) == measured
     assert len(runs()) == 1
 
 
@@ -226,19 +226,19 @@ def test_a_benchmark_that_is_interrupted_measures_what_was_planned_once(prepared
             measuring.measure(short, False, journal)
         assert len(keys(path)) == at
     with Journal.open(path, {}) as journal:
-        found = measuring.measure(short, False, journal)
+        measured = measuring.measure(short, False, journal)
     made = keys(path)
     assert max(Counter(made).values()) == 1
     kinds = Counter(key[0] for key in made)
     assert kinds["output"] + kinds["search"] + kinds["timed"] == measuring.num_runs(short, False)
     assert kinds["batch"] == 4
-    assert found.batched is not None
-    assert not found.differences
+    assert measured.batched is not None
+    assert not measured.differences
     for kind in ("costs", "split", "floor"):
         assert kinds[kind] > 0
     with Journal.open(path, {}) as journal:
         again = measuring.measure(short, False, journal)
-    assert (again.timed, again.search, again.floor) == (found.timed, found.search, found.floor)
+    assert (again.timed, again.search, again.floor) == (measured.timed, measured.search, measured.floor)
     assert keys(path) == made, "nothing was measured again"
 
 

@@ -41,14 +41,14 @@ def test_every_method_runs_without_torch(workplace: Path) -> None:
     done = without_torch("--experiment", "toy_quick", "--limit", "5", "--methods", "compare_all_k4", "--judge", "judge",
                          "--gamma", "4")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = {(r["prompt_id"], r["label"]): r["token_ids"] for r in records(workplace / "out")}
-    labels = {label for _, label in found}
+    outputs = {(r["prompt_id"], r["label"]): r["token_ids"] for r in records(workplace / "out")}
+    labels = {label for _, label in outputs}
     drafting = ("speculative", "lookup", "autojudge", "topk", "specexec")
     assert labels == {"baseline", "draft_only", *(f"{method}_k4" for method in drafting)}
     assert {method.split("_k")[0] for method in labels} == set(specs())
-    for (prompt, label), tokens in found.items():
+    for (prompt, label), tokens in outputs.items():
         if label in ("speculative_k4", "lookup_k4", "specexec_k4"):
-            assert tokens == found[prompt, "baseline"]
+            assert tokens == outputs[prompt, "baseline"]
     assert sorted(flat_runs()) == sorted(labels)
 
 

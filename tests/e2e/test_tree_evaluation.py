@@ -45,9 +45,9 @@ def test_with_gamma_alone_it_is_the_depth_and_gives_the_budget() -> None:
 
 
 def test_budgets_are_settings_of_one_run() -> None:
-    found = methods(tree_budget="8, 64")
-    assert [m.label for m in found] == ["specexec_b8", "specexec_b64"]
-    assert [m.tree for m in found] == [TreeConfig(8, 8), TreeConfig(64, 8)]
+    resolved = methods(tree_budget="8, 64")
+    assert [m.label for m in resolved] == ["specexec_b8", "specexec_b64"]
+    assert [m.tree for m in resolved] == [TreeConfig(8, 8), TreeConfig(64, 8)]
     both = methods(tree_budget="8,64", gamma="2,3")
     assert [m.label for m in both] == ["specexec_k2_b8", "specexec_k2_b64", "specexec_k3_b8", "specexec_k3_b64"]
     sweep = config.resolve("arith_trees").methods
@@ -59,9 +59,9 @@ def test_a_file_sets_the_shape(tmp_path: Path) -> None:
     file.write_text(
         "parallel_branches: 3\nbranch_width: 5\nmax_depth: 6\nbranch_prune_threshold: 0.1\nmin_log_prob: -4\n"
     )
-    (found,) = methods(config=str(file), gamma="2")
-    assert found.tree == TreeConfig(18, 6, 3, 5, 0.1, -4.0), "max_depth goes before gamma"
-    assert found.label == "specexec"
+    (method,) = methods(config=str(file), gamma="2")
+    assert method.tree == TreeConfig(18, 6, 3, 5, 0.1, -4.0), "max_depth goes before gamma"
+    assert method.label == "specexec"
 
 
 def test_a_trees_settings_go_with_a_tree() -> None:
@@ -132,7 +132,7 @@ def record(**more: Any) -> dict[str, Any]:
 
 def test_a_trees_metrics() -> None:
     got = summarise([record(), record(prompt_id="b")], [], None, gamma=0)
-    want = {
+    expected = {
         "accept/mean_length": 9 / 4,
         "calls/target_per_token": 4 / 9,
         "calls/draft_per_token": 12 / 9,
@@ -147,8 +147,8 @@ def test_a_trees_metrics() -> None:
         "tree/depth_3": 1 / 4,
         "tree/cache_hit_rate": 6 / 10,
     }
-    assert {key: got[key] for key in want} == pytest.approx(want)
-    assert not {key for key in got if key.startswith("tree/")} - want.keys()
+    assert {key: got[key] for key in expected} == pytest.approx(expected)
+    assert not {key for key in got if key.startswith("tree/")} - expected.keys()
     assert not {"accept/alpha", "accept/draft_rate", "speed/attainable"} & got.keys(), "those are a chain's"
     parts = sum(got[f"tree/pruned_by_{part}"] for part in ("threshold", "log_prob", "budget"))
     assert parts == pytest.approx(got["tree/branch_prune_rate"])
@@ -200,8 +200,8 @@ def test_rounds_that_do_not_add_up_are_noticed(broken: dict[str, Any]) -> None:
 
 def test_the_figure_is_drawn_even_when_nothing_was_accepted(tmp_path: Path) -> None:
     nothing = record(trees=[tree([], [], depth=0)])
-    for name, found in (("some", record()), ("none", nothing)):
-        draw_trees(tmp_path / f"{name}.png", name, [found])
+    for name, drawn in (("some", record()), ("none", nothing)):
+        draw_trees(tmp_path / f"{name}.png", name, [drawn])
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -229,17 +229,17 @@ def test_a_budget_sweep_leaves_a_run_with_a_figure_for_each(workplace: Path) -> 
     assert measured["tree_draft"].keys() == {"16"}
     assert {"5", "13"} <= measured["tree_target"].keys(), "a call on each budget and its root"
     for budget in (4, 12):
-        found = runs[f"specexec_k8_b{budget}"].data.metrics
+        metrics = runs[f"specexec_k8_b{budget}"].data.metrics
         (record,) = (r for r in by.values() if r["label"] == f"specexec_k8_b{budget}")
         calls = record["num_draft_calls"] / record["num_rounds"]
-        want = found["accept/mean_length"] / (calls * found["speed/c"] + found["speed/v"])
-        assert found["speed/attainable"] == pytest.approx(want)
+        expected = metrics["accept/mean_length"] / (calls * metrics["speed/c"] + metrics["speed/v"])
+        assert metrics["speed/attainable"] == pytest.approx(expected)
 
 
 def test_the_preset_for_offloaded_targets_keeps_its_depth_whatever_the_chains_length() -> None:
-    found = methods(methods="speculative,specexec_offload", gamma="8,16")
-    assert [method.gamma for method in found if not method.tree] == [8, 16]
-    trees = [method.tree for method in found if method.tree]
+    resolved = methods(methods="speculative,specexec_offload", gamma="8,16")
+    assert [method.gamma for method in resolved if not method.tree] == [8, 16]
+    trees = [method.tree for method in resolved if method.tree]
     assert [tree.tree_budget for tree in trees] == [256, 512, 1024, 2048]
     assert {(tree.max_depth, tree.parallel_branches, tree.branch_width) for tree in trees} == {(24, 16, 8)}
     experiment = config.resolve("arith_offload")

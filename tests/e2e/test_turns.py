@@ -21,43 +21,43 @@ QUICK = ["--task", "mtbench", "--data", str(DATA / "mtbench.jsonl"), "--limit", 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The contents of every conversation that was encoded."""
-    found: list[list[str]] = []
+    prompts: list[list[str]] = []
     real = tokenization.TokenizerText.encode
 
     def encode(self: Any, messages: Any) -> list[int]:
-        found.append([message["content"] for message in messages])
+        prompts.append([message["content"] for message in messages])
         return real(self, messages)
 
     monkeypatch.setattr(tokenization.TokenizerText, "encode", encode)
-    return found
+    return prompts
 
 
 def test_second_turns_go_on_behind_the_baselines_answer_for_every_method(
     workplace: Path, asked: list[list[str]]
 ) -> None:
     assert evaluate(*QUICK, "--show", "0").exit_code == 0  # showing decodes again
-    found = {(r["prompt_id"], r["turn"], r["label"]): r for r in records(workplace / "out")}
-    assert len(found) == 5 * 2 * 3
+    by_key = {(r["prompt_id"], r["turn"], r["label"]): r for r in records(workplace / "out")}
+    assert len(by_key) == 5 * 2 * 3
     second = [messages for messages in asked if len(messages) == 3 and messages[1] != "-"]
     assert len(second) == 15
-    replies = {found[f"mtbench-{i}", 0, "baseline"]["text"] for i in range(81, 86)}
+    replies = {by_key[f"mtbench-{i}", 0, "baseline"]["text"] for i in range(81, 86)}
     assert {messages[1] for messages in second} == replies
-    for (prompt, turn, label), record in found.items():
+    for (prompt, turn, label), record in by_key.items():
         assert record["paired"] is True
         if label != "draft_only":
-            assert record["token_ids"] == found[prompt, turn, "baseline"]["token_ids"]
-    assert found["mtbench-81", 0, "draft_only"]["text"] != found["mtbench-81", 0, "baseline"]["text"]
+            assert record["token_ids"] == by_key[prompt, turn, "baseline"]["token_ids"]
+    assert by_key["mtbench-81", 0, "draft_only"]["text"] != by_key["mtbench-81", 0, "baseline"]["text"]
     assert all("paired" not in run.data.tags for run in flat_runs().values())
 
 
 @pytest.mark.slow
 def test_a_history_of_its_own_is_a_setting_and_says_so(workplace: Path, asked: list[list[str]]) -> None:
     assert evaluate(*QUICK, "--history", "own").exit_code == 0
-    found = {(r["prompt_id"], r["turn"], r["label"]): r for r in records(workplace / "out")}
+    by_key = {(r["prompt_id"], r["turn"], r["label"]): r for r in records(workplace / "out")}
     second = {(m[0], m[1]) for m in asked if len(m) == 3 and m[1] != "-"}
-    own = {found[f"mtbench-{i}", 0, label]["text"] for i in range(81, 86) for label in ("baseline", "draft_only")}
+    own = {by_key[f"mtbench-{i}", 0, label]["text"] for i in range(81, 86) for label in ("baseline", "draft_only")}
     assert {reply for _, reply in second} == own
-    assert {r["paired"] for key, r in found.items() if key[1] == 1} == {False}
+    assert {r["paired"] for key, r in by_key.items() if key[1] == 1} == {False}
     for run in flat_runs().values():
         assert run.data.tags["paired"] == "false"
     assert flat_runs()["draft_only"].data.metrics["quality/equal_to_baseline"] < 1.0
@@ -95,12 +95,12 @@ def test_the_file_is_an_input_of_every_run_with_its_hash(workplace: Path) -> Non
 
 @pytest.mark.slow
 def test_a_folder_begun_on_other_rows_is_refused(workplace: Path) -> None:
-    mine = workplace / "mine.jsonl"
-    mine.write_text((DATA / "mtbench.jsonl").read_text())
+    data = workplace / "mine.jsonl"
+    data.write_text((DATA / "mtbench.jsonl").read_text())
     arguments = ["--task", "mtbench", "--data", "mine.jsonl", *QUICK[4:]]
     assert evaluate(*arguments).exit_code == 0
     before, num_runs = (workplace / "out" / "records.jsonl").read_bytes(), len(runs())
-    mine.write_text(mine.read_text().replace("sea", "see"))
+    data.write_text(data.read_text().replace("sea", "see"))
     again = evaluate(*arguments, "--resume")
     assert again.exit_code == 2
     assert "'out' was begun on other rows" in again.output
@@ -129,8 +129,8 @@ def test_speed_and_tokens_per_call_come_by_category(workplace: Path) -> None:
     metrics = flat_runs()["speculative_k3"].data.metrics
     rows = [r for r in records(workplace / "out") if r["label"] == "speculative_k3" and r["category"] == "writing"]
     assert len(rows) == 2
-    want = sum(len(r["token_ids"]) for r in rows) / sum(r["num_rounds"] for r in rows)
-    assert metrics["category/mean_length_writing"] == pytest.approx(want)
+    expected = sum(len(r["token_ids"]) for r in rows) / sum(r["num_rounds"] for r in rows)
+    assert metrics["category/mean_length_writing"] == pytest.approx(expected)
     assert {f"category/speedup_{c}" for c in ("writing", "translation", "rag")} <= metrics.keys()
     assert "category/mean_length_writing" not in flat_runs()["draft_only"].data.metrics
     assert metrics["quality/accuracy"] in (0.0, 1.0), "of the one question that can be checked"

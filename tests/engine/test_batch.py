@@ -118,16 +118,16 @@ def alone(lab: Lab, requests: Sequence[Any]) -> list[dict[str, Any]]:
     return [told(lab.engine().generate(r.decoder, r.prompt_ids, r.max_new_tokens, r.rng)) for r in requests]
 
 
-def disagreements(lab: Lab, rows: int, requests: Sequence[Any], want: Sequence[dict[str, Any]]) -> Iterator[str]:
+def disagreements(lab: Lab, rows: int, requests: Sequence[Any], expected: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Where decoding together differs from decoding one at a time."""
-    found = {place: told(out) for place, out in lab.engine(rows).generate_all(iter(requests))}
-    if sorted(found) != list(range(len(requests))):
-        yield f"{sorted(found)} were answered"
-    for place, one in enumerate(want):
+    answers = {place: told(out) for place, out in lab.engine(rows).generate_all(iter(requests))}
+    if sorted(answers) != list(range(len(requests))):
+        yield f"{sorted(answers)} were answered"
+    for place, one in enumerate(expected):
         for name, value in one.items():
-            same = abs(found[place][name] - value) < 1e-3 if name == "overlap" else found[place][name] == value
+            same = abs(answers[place][name] - value) < 1e-3 if name == "overlap" else answers[place][name] == value
             if not same:
-                yield f"prompt {place}: {name} is {found[place][name]}, not {value}"
+                yield f"prompt {place}: {name} is {answers[place][name]}, not {value}"
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -137,9 +137,9 @@ def test_every_method_gives_together_what_it_gives_alone(lab: Lab, temperature: 
     ends: Counter[str] = Counter()
     for name, decoder in lab.decoders(temperature).items():
         requests = lab.requests(decoder, temperature, name)
-        want = alone(lab, requests)
-        ends.update(one["finish_reason"] for one in want)
-        assert list(disagreements(lab, 3, requests, want)) == [], name
+        expected = alone(lab, requests)
+        ends.update(one["finish_reason"] for one in expected)
+        assert list(disagreements(lab, 3, requests, expected)) == [], name
     assert min(ends["stop"], ends["length"]) > 5
 
 
@@ -153,9 +153,9 @@ def test_methods_may_be_mixed_on_any_number_of_rows(lab: Lab, temperature: float
         for request in random.Random(name).sample(lab.requests(decoder, temperature, name), 2)
     ]
     random.Random(1).shuffle(requests)
-    want = alone(lab, requests)
+    expected = alone(lab, requests)
     for rows in (1, 2, 3, 4, 5, 40):
-        assert list(disagreements(lab, rows, requests, want)) == [], rows
+        assert list(disagreements(lab, rows, requests, expected)) == [], rows
 
 
 @pytest.mark.parametrize("lab", ["toy", "llama"], indirect=True)
@@ -163,10 +163,10 @@ def test_a_prompt_that_leaves_no_room_ends_at_once(lab: Lab) -> None:
     decoder = lab.decoders(0.0)["gamma 4"]
     requests = lab.requests(decoder, 0.0)
     requests.insert(1, module("engine").Request(decoder, [5, 6], 0, requests[0].rng))
-    found = dict(lab.engine(3).generate_all(requests))
-    assert found[1].token_ids == []
+    outputs = dict(lab.engine(3).generate_all(requests))
+    assert outputs[1].token_ids == []
     del requests[1]
-    assert [told(found[i]) for i in (0, *range(2, len(found)))] == alone(lab, requests)
+    assert [told(outputs[i]) for i in (0, *range(2, len(outputs)))] == alone(lab, requests)
 
 
 # That they share their forwards.
@@ -242,8 +242,8 @@ def test_methods_that_are_mixed_verify_together(pair: Callable[[str], dict[str, 
 def test_feeding_together_equals_feeding_alone(pair: Callable[[str], dict[str, Any]], family: str) -> None:
     """Rows that are fed nothing lie between those that are, and the buffer grows several times."""
     model = pair(family)["target"]
-    for found, want in fed_both_ways(model, rounds=30):
-        assert gap(found, want) < 2e-4
+    for actual, expected in fed_both_ways(model, rounds=30):
+        assert gap(actual, expected) < 2e-4
     if family != "gpt2":
         assert model.sessions(2, 8)[0].pool.capacity < 160
 
@@ -254,10 +254,10 @@ def test_a_buffer_grows_for_all_its_rows(pair: Callable[[str], dict[str, Any]]) 
     start = long.pool.capacity
     short.feed(model.ids([7, 8, 9]), 1)
     long.feed(model.ids([5] * (start - 1)), 0)
-    found = model.feed([feed(long, model.ids([6, 7, 8]), 1), feed(short, model.ids([10]), 1)])
+    actual = model.feed([feed(long, model.ids([6, 7, 8]), 1), feed(short, model.ids([10]), 1)])
     assert long.pool.capacity > start
-    want = [model.session().feed(model.ids(ids), 1) for ids in ([5] * (start - 1) + [6, 7, 8], [7, 8, 9, 10])]
-    assert gap(found, want) < 1e-4
+    expected = [model.session().feed(model.ids(ids), 1) for ids in ([5] * (start - 1) + [6, 7, 8], [7, 8, 9, 10])]
+    assert gap(actual, expected) < 1e-4
 
 
 def test_growing_makes_room_for_the_padding_of_a_short_row(pair: Callable[[str], dict[str, Any]]) -> None:
@@ -266,12 +266,12 @@ def test_growing_makes_room_for_the_padding_of_a_short_row(pair: Callable[[str],
     long, short = model.sessions(2, 8)
     start = long.pool.capacity
     long.feed(model.ids([5] * (start - 1)), 0)
-    found = model.feed([feed(long, model.ids([6]), 1), feed(short, model.ids(list(range(3, 23))), 4)])
-    want = [
+    actual = model.feed([feed(long, model.ids([6]), 1), feed(short, model.ids(list(range(3, 23))), 4)])
+    expected = [
         model.session().feed(model.ids([5] * (start - 1) + [6]), 1),
         model.session().feed(model.ids(list(range(3, 23))), 4),
     ]
-    assert gap(found, want) < 1e-4
+    assert gap(actual, expected) < 1e-4
 
 
 # Procedures.
@@ -297,14 +297,14 @@ def test_a_procedure_keeps_its_row_and_its_caches(lab: Lab, rows: int) -> None:
         assert after["target_positions"] - middle["target_positions"] <= len(out.token_ids) + len(ids)
         return ids, out.token_ids, again.token_ids, logits, hidden
 
-    found = dict(lab.engine(rows, reuse=True).run_all(coroutine(i) for i in range(6)))
-    assert sorted(found) == list(range(6))
-    for ids, first, second, logits, hidden in found.values():
+    results = dict(lab.engine(rows, reuse=True).run_all(coroutine(i) for i in range(6)))
+    assert sorted(results) == list(range(6))
+    for ids, first, second, logits, hidden in results.values():
         assert lab.engine().generate(decoder, ids, 12, rng).token_ids == first
         assert lab.engine().generate(decoder, [*ids, *first[:3]], 8, rng).token_ids == second
         model = lab.models["target"]
-        want = model.session().feed(model.ids([*ids, *first]), len(first) + 1, True)
-        assert gap([(logits, hidden)], [want]) < 1e-4
+        expected = model.session().feed(model.ids([*ids, *first]), len(first) + 1, True)
+        assert gap([(logits, hidden)], [expected]) < 1e-4
 
 
 def test_looks_of_several_procedures_are_answered_together(pair: Callable[[str], dict[str, Any]]) -> None:
@@ -339,9 +339,9 @@ def checks() -> Iterator[str]:
     for family in ("llama", "mistral_window"):
         target = build(family)
         models = {"draft": hf.HFModel(disturbed(target, 0.06), "draft"), "target": hf.HFModel(target, "target")}
-        for found, want in fed_both_ways(models["target"]):
-            if not gap(found, want) < 2e-4:
-                yield f"{family}: logits differ by {gap(found, want):.1e}"
+        for actual, expected in fed_both_ways(models["target"]):
+            if not gap(actual, expected) < 2e-4:
+                yield f"{family}: logits differ by {gap(actual, expected):.1e}"
         yield from engine_checks(calibrated(hf_lab(models)), family)
     yield from engine_checks(calibrated(toy_lab()), "toy")
 
@@ -350,8 +350,8 @@ def engine_checks(lab: Lab, what: str) -> Iterator[str]:
     for temperature in TEMPERATURES:
         for name in ("gamma 4", "judged", "judged, gamma 1", "specexec", "early stop"):
             requests = lab.requests(lab.decoders(temperature)[name], temperature, name)
-            for found in disagreements(lab, 3, requests, alone(lab, requests)):
-                yield f"{what}, {name} at {temperature:g}: {found}"[:160]
+            for disagreement in disagreements(lab, 3, requests, alone(lab, requests)):
+                yield f"{what}, {name} at {temperature:g}: {disagreement}"[:160]
 
 
 @pytest.mark.slow

@@ -57,8 +57,8 @@ def test_a_prompt_is_held_but_for_its_last_token(context: Context, session: Fake
     context.open([1, 2, 3], reuse=False)
     assert session.held == [1, 2]
     assert (context.num_calls, context.num_positions) == (1, 2)
-    found = feed(context, [7, 8])
-    assert (found.tokens.tolist(), found.rows) == ([3, 7, 8], 3)
+    fed = feed(context, [7, 8])
+    assert (fed.tokens.tolist(), fed.rows) == ([3, 7, 8], 3)
     again = feed(context, [9])
     assert (again.tokens.tolist(), again.rows) == ([9], 1), "row 0 was answered by the round's first ask"
     assert (context.num_calls, context.num_positions) == (3, 6)

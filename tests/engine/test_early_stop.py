@@ -127,8 +127,8 @@ def test_greedy_output_equals_generate(pair: Callable[[str], dict[str, HFModel]]
 def test_it_is_a_setting_of_methods_that_draft_a_chain(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("min_draft_probability: 0.4\n")
-    found = config.resolve("arith_quick", {"config": str(file), "methods": "baseline,speculative,topk,specexec,lookup"})
-    got = {method.label: method.min_draft_probability for method in found.methods}
+    asked = config.resolve("arith_quick", {"config": str(file), "methods": "baseline,speculative,topk,specexec,lookup"})
+    got = {method.label: method.min_draft_probability for method in asked.methods}
     assert got == {"baseline": 0, "speculative": 0.4, "topk": 0.4, "specexec": 0, "lookup": 0}
     for value in ("1", "-0.1", "often"):
         file.write_text(f"min_draft_probability: {value}\n")
@@ -144,12 +144,12 @@ def test_what_is_attainable_is_that_of_the_rounds_as_they_were(workplace: Path) 
     settings = ["--methods", "baseline,speculative", "--limit", "2", "--max_new_tokens", "60", "--output", "out"]
     result = evaluate("--experiment", "arith_quick", "--config", "mine.yaml", *settings)
     assert result.exit_code == 0, result.output
-    mine = [r for r in records(workplace / "out") if r["label"] == "speculative"]
-    assert all(r["num_drafted"] < 8 * r["num_rounds"] for r in mine)
+    method_records = [r for r in records(workplace / "out") if r["label"] == "speculative"]
+    assert all(r["num_drafted"] < 8 * r["num_rounds"] for r in method_records)
     run = flat_runs()["speculative"].data
     assert run.params["min_draft_probability"] == "0.5"
-    found = run.metrics
-    steps = sum(r["num_draft_calls"] for r in mine) / sum(r["num_rounds"] for r in mine)
-    want = found["accept/mean_length"] / (steps * found["speed/c"] + found["speed/v"])
-    assert found["speed/attainable"] == pytest.approx(want)
-    assert "speed/predicted_speedup" not in found, "its formula is of rounds that are alike"
+    metrics = run.metrics
+    steps = sum(r["num_draft_calls"] for r in method_records) / sum(r["num_rounds"] for r in method_records)
+    expected = metrics["accept/mean_length"] / (steps * metrics["speed/c"] + metrics["speed/v"])
+    assert metrics["speed/attainable"] == pytest.approx(expected)
+    assert "speed/predicted_speedup" not in metrics, "its formula is of rounds that are alike"

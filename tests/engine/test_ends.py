@@ -60,9 +60,9 @@ def test_drafts_after_an_eos_inside_a_block_count_for_neither_rate() -> None:
     out = decoded({}, {3: 9}, eos=6)
     assert out.token_ids == [1, 2, 3, 4, 5, 6]
     assert (out.num_drafted, out.num_accepted, out.num_cut) == (8, 7, 3), "raw counts are as before"
-    found = rates(out)
-    assert found["accept/draft_rate"] == pytest.approx(5 / 6), "and not 7 / 8"
-    assert [found[f"accept/position_{i}"] for i in (1, 2, 3, 4)] == [1.0, 1.0, 1.0, 0.0], "the last one not 1 / 2"
+    metrics = rates(out)
+    assert metrics["accept/draft_rate"] == pytest.approx(5 / 6), "and not 7 / 8"
+    assert [metrics[f"accept/position_{i}"] for i in (1, 2, 3, 4)] == [1.0, 1.0, 1.0, 0.0], "the last one not 1 / 2"
 
 
 def test_an_eos_at_the_end_of_a_block_leaves_nothing_out() -> None:
@@ -81,10 +81,10 @@ def test_tokens_after_a_rejection_count_below_the_line_up_to_an_eos() -> None:
     ends = decoded({}, {2: 9}, eos=3, gamma=5)
     assert ends.token_ids == [1, 2, 3]
     assert (ends.num_drafted, total(ends.drafted_before_end), total(ends.accepted_before_end)) == (5, 3, 2)
-    found = rates(ends, 5)
-    assert found["accept/draft_rate"] == pytest.approx(2 / 3)
-    assert found["accept/position_3"] == 0.0
-    assert "accept/position_4" not in found, "no round had four drafts before its end"
+    metrics = rates(ends, 5)
+    assert metrics["accept/draft_rate"] == pytest.approx(2 / 3)
+    assert metrics["accept/position_3"] == 0.0
+    assert "accept/position_4" not in metrics, "no round had four drafts before its end"
 
 
 class Noting:
@@ -153,10 +153,10 @@ def test_rates_are_those_of_a_literal_recount(name: str, warp: Warp) -> None:
         noting = Noting(CHAINS[name](warp))
         out = Engine(models, [eos]).generate(noting, prompt, limit, rng_for(warp.temperature, seed, "p"))
         rate, positions = literal(noting.rounds, eos, limit)
-        found = rates(out, bonus=name != "no bonus")
-        assert found.get("accept/draft_rate") == (None if rate is None else pytest.approx(float(rate)))
+        metrics = rates(out, bonus=name != "no bonus")
+        assert metrics.get("accept/draft_rate") == (None if rate is None else pytest.approx(float(rate)))
         for i, (reached, had) in enumerate(positions, 1):
-            assert found.get(f"accept/position_{i}") == (pytest.approx(reached / had) if had else None)
+            assert metrics.get(f"accept/position_{i}") == (pytest.approx(reached / had) if had else None)
         told_apart += total(out.accepted_before_end) < out.num_accepted
     assert told_apart or name == "lookup", "no output ended inside a block: the test says nothing"
 
@@ -177,9 +177,9 @@ def test_records_of_earlier_versions_show_no_rate_that_they_cannot_tell() -> Non
     old = {key: value for key, value in record.items() if not key.endswith("before_end")}
     check_identities(old)
     for records in ([old], [old, record]):
-        found = summarise(records, [], None, GAMMA)
-        assert "accept/alpha" in found
-        assert not any(name.startswith(("accept/draft", "accept/position", "accept/judged")) for name in found)
+        metrics = summarise(records, [], None, GAMMA)
+        assert "accept/alpha" in metrics
+        assert not any(name.startswith(("accept/draft", "accept/position", "accept/judged")) for name in metrics)
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,9 @@ def wrong(make: Any) -> str | None:
         for _ in range(8):
             search, ids = make(longest), [rng.randrange(vocabulary)]
             while len(ids) < 40:
-                got, want = search.continuation(ids, 5), slow(ids, longest, 5)
-                if got != want:
-                    return f"{got} instead of {want} behind {ids}, runs of {longest}"
+                got, expected = search.continuation(ids, 5), slow(ids, longest, 5)
+                if got != expected:
+                    return f"{got} instead of {expected} behind {ids}, runs of {longest}"
                 ids += [rng.randrange(vocabulary) for _ in range(rng.randrange(1, 5))]
     return None
 
@@ -116,7 +116,7 @@ def test_an_evaluation_measures_no_draft_and_claims_no_cost_of_one(workplace: An
         assert record["num_draft_calls"] == 0, label
     run = flat_runs()["lookup"].data
     assert (run.tags["lossless"], run.params["max_ngram"], run.params["gamma"]) == ("true", "2", "8")
-    found = run.metrics
-    assert found["calls/draft_per_token"] == 0
-    assert not {"speed/c", "speed/predicted_speedup"} & found.keys(), "no draft, no cost of one"
-    assert found["speed/attainable"] == pytest.approx(found["accept/mean_length"] / found["speed/v"])
+    metrics = run.metrics
+    assert metrics["calls/draft_per_token"] == 0
+    assert not {"speed/c", "speed/predicted_speedup"} & metrics.keys(), "no draft, no cost of one"
+    assert metrics["speed/attainable"] == pytest.approx(metrics["accept/mean_length"] / metrics["speed/v"])

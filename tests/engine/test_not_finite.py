@@ -53,24 +53,24 @@ class Overflowing(ToyModel):
 
 
 def toys(bad: Role | None, value: float = float("nan"), noise: float = 0.3) -> dict[Role, Any]:
-    found: dict[Role, Any] = {}
+    models: dict[Role, Any] = {}
     for role, amount in (("target", 0.0), ("draft", noise)):
-        found[role] = (Overflowing if role == bad else ToyModel)(6, 1, amount)
+        models[role] = (Overflowing if role == bad else ToyModel)(6, 1, amount)
         if role == bad:
-            found[role].value = value
-    return found
+            models[role].value = value
+    return models
 
 
 def where(error: pytest.ExceptionInfo[ModelError]) -> tuple[str, str, int]:
     """Prompt, model and position of a message, which is one line."""
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"prompt '(.+)': the (target|draft) model '.+' gives (?:NaN|infinite) logits at position (\d+) of the output"
         r" \(after (\d+) tokens, prompt included\)\. Check its weights; .+",
         str(error.value),
     )
-    assert found is not None, str(error.value)
-    assert int(found[4]) == int(found[3]) + len(PROMPT)
-    return found[1], found[2], int(found[3])
+    assert match is not None, str(error.value)
+    assert int(match[4]) == int(match[3]) + len(PROMPT)
+    return match[1], match[2], int(match[3])
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")  # numpy's, of the toy: inf - inf
@@ -192,8 +192,8 @@ def test_every_forward_tells(forward: str, method: str, temperature: float, role
     at = max(i for i, token in enumerate(tokens[:10]) if token not in [*PROMPT, *tokens[:i]])
     with pytest.raises(ModelError) as error:
         Engine(poisoned("llama", role, tokens[at], **more)).generate(decoder, PROMPT, 12, rng, name="x")
-    prompt, found, position = where(error)
-    assert (prompt, found) == ("x", role)
+    prompt, model, position = where(error)
+    assert (prompt, model) == ("x", role)
     # What a call feeds after a place counts as 0 there, and 0 x NaN is NaN: any row of the round that first feeds the
     # token may tell, also of a tree in which it is on another branch.
     first = next(emitted for emitted, fed in noting.fed if tokens[at] in fed)

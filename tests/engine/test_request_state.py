@@ -93,10 +93,10 @@ def test_the_seconds_of_prompts_decoded_together_add_up_to_what_passed(rows: int
     engine = Engine(models, max_batch_size=rows, clock=clock)  # type: ignore[arg-type]
     decoder = Chain(DraftModel(3), Lossless(), Warp())
     requests = [Request(decoder, [1 + i, 2], 6 + 5 * i, CertainRng()) for i in range(5)]
-    found = [out for _, out in engine.generate_all(iter(requests))]
+    outputs = [out for _, out in engine.generate_all(iter(requests))]
     assert clock.now > 0
-    assert sum(out.seconds + out.prefill_seconds for out in found) == pytest.approx(clock.now)
-    assert all(0 < out.time_to_first_token <= clock.now for out in found)
+    assert sum(out.seconds + out.prefill_seconds for out in outputs) == pytest.approx(clock.now)
+    assert all(0 < out.time_to_first_token <= clock.now for out in outputs)
 
 
 def test_the_first_token_comes_after_the_prefill_and_one_round() -> None:

@@ -46,7 +46,7 @@ def test_a_round_waits_once(method: str, warp: str, captured: bool) -> None:
     with counting() as waits:
         out = running.generate(decoder, [5, 6, 7], LENGTH, rng_for(decoder.warp.temperature, 1, "x"))
     assert out.num_rounds == LENGTH, "every read finds a 1: a token a round"
-    assert waits.found == {"tolist": out.num_rounds}
+    assert waits.counts == {"tolist": out.num_rounds}
     assert running.num_host_reads == out.num_rounds
 
 
@@ -56,7 +56,7 @@ def test_a_trees_round_waits_once_a_draft_forward_and_once_more(warp: str, captu
     decoder, running = SpecExec(8, 3, WARPS[warp]), engine(captured)
     with counting() as waits:
         out = running.generate(decoder, [5, 6, 7], LENGTH, rng_for(decoder.warp.temperature, 1, "x"))
-    assert waits.found == {"tolist": out.num_draft_calls + out.num_rounds}
+    assert waits.counts == {"tolist": out.num_draft_calls + out.num_rounds}
     assert running.num_host_reads == out.num_draft_calls + out.num_rounds
     assert out.num_draft_calls > out.num_rounds, "trees of one level say little"
 
@@ -66,7 +66,7 @@ def test_rows_that_are_decoded_together_wait_together() -> None:
     requests = [Request(decoder, [5, 6, 7 + i], LENGTH, rng_for(0, 1, "x")) for i in range(3)]
     with counting() as waits:
         list(running.generate_all(requests))
-    assert waits.found == {"tolist": LENGTH}
+    assert waits.counts == {"tolist": LENGTH}
 
 
 def test_keeping_a_path_of_a_tree_waits_for_nothing() -> None:
@@ -75,7 +75,7 @@ def test_keeping_a_path_of_a_tree_waits_for_nothing() -> None:
         with counting() as waits:
             session.feed(torch.ones(9, dtype=torch.int64, device="meta"), rows=1)
             session.truncate(3, [5, 8])
-        assert not waits.found
+        assert not waits.counts
 
 
 def test_what_waits_is_noticed() -> None:
@@ -87,7 +87,7 @@ def test_what_waits_is_noticed() -> None:
         torch.ones(3).to("meta")
         torch.tensor(1, device="meta")
         x.copy_(torch.ones(3))
-    assert sum(waits.found.values()) == 5
+    assert sum(waits.counts.values()) == 5
     for read in (lambda: x[x > 0], lambda: x.sum().item(), lambda: bool(x[0]), lambda: int(x[0]), lambda: x.cpu()):
         with pytest.raises((RuntimeError, NotImplementedError)):
             read()

@@ -171,9 +171,9 @@ def test_a_server_is_asked_first_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for number, case in enumerate(CASES):
             refused_at_once(case, monkeypatch, tmp_path)
             for name in ("old", "older", "new"):  # the next case makes its own
-                found = MlflowClient().get_experiment_by_name(name)
-                if found is not None and found.lifecycle_stage == "deleted":
-                    MlflowClient().restore_experiment(found.experiment_id)
-                if found is not None:
-                    MlflowClient().rename_experiment(found.experiment_id, f"{name} {number}")
+                experiment = MlflowClient().get_experiment_by_name(name)
+                if experiment is not None and experiment.lifecycle_stage == "deleted":
+                    MlflowClient().restore_experiment(experiment.experiment_id)
+                if experiment is not None:
+                    MlflowClient().rename_experiment(experiment.experiment_id, f"{name} {number}")
         assert not runs()

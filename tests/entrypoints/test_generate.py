@@ -41,25 +41,25 @@ def prompt() -> str:
 def test_its_tokens_and_text_are_those_of_the_python_door(
     pair: specexp.LoadedPair, prompt: str, method: str, temperature: float
 ) -> None:
-    want = pair.generate(prompt, method, gamma=4 if method not in ("baseline", "draft_only") else None,
+    expected = pair.generate(prompt, method, gamma=4 if method not in ("baseline", "draft_only") else None,
                          temperature=temperature, seed=5, max_new_tokens=40)  # fmt: skip
     asked = ["--method", method, "--temperature", str(temperature), "--seed", "5", "--max-new-tokens", "40"]
     if method not in ("baseline", "draft_only"):
         asked += ["--gamma", "4"]
     shown = run(prompt, *asked)
     assert shown.exit_code == 0, shown.output
-    assert shown.stdout == want.text, "the text alone"
-    assert shown.stderr.startswith(f"{len(want.token_ids)} tokens, ")
-    assert shown.stderr.endswith(f"finished by {want.finish_reason}\n")
+    assert shown.stdout == expected.text, "the text alone"
+    assert shown.stderr.startswith(f"{len(expected.token_ids)} tokens, ")
+    assert shown.stderr.endswith(f"finished by {expected.finish_reason}\n")
     assert len(shown.stderr.splitlines()) == 1
-    found = json.loads(run("-", *asked, "--json", stdin=prompt.encode()).stdout)
-    assert (found["text"], found["token_ids"], found["finish_reason"]) == (
-        want.text, want.token_ids, want.finish_reason,
+    printed = json.loads(run("-", *asked, "--json", stdin=prompt.encode()).stdout)
+    assert (printed["text"], printed["token_ids"], printed["finish_reason"]) == (
+        expected.text, expected.token_ids, expected.finish_reason,
     )  # fmt: skip
-    assert found["target_calls"] == want.counts["num_target_calls"]
-    assert found["tokens_per_call"] == want.tokens_per_call
-    drafted = want.counts["num_drafted"]
-    assert found["accept_rate"] == (want.counts["num_accepted"] / drafted if drafted else None)
+    assert printed["target_calls"] == expected.counts["num_target_calls"]
+    assert printed["tokens_per_call"] == expected.tokens_per_call
+    drafted = expected.counts["num_drafted"]
+    assert printed["accept_rate"] == (expected.counts["num_accepted"] / drafted if drafted else None)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -184,8 +184,8 @@ def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 def test_the_toy_and_experiments_with_other_tasks_take_a_prompt() -> None:
     shown = run("hello", "--experiment", "toy_quick", "--method", "specexec", "--gamma", "2", "--max-new-tokens", "9")
     assert shown.exit_code == 0, shown.output
-    want = specexp.load("toy_quick").generate("hello", "specexec", gamma=2, max_new_tokens=9)
-    assert shown.stdout == want.text
+    expected = specexp.load("toy_quick").generate("hello", "specexec", gamma=2, max_new_tokens=9)
+    assert shown.stdout == expected.text
     from specexp.config import single
 
     for experiment in ("mtbench_llama_8b_1b", "gsm8k_8shot_llama_8b_1b", "gsm8k_judge_llama_8b_1b"):

@@ -27,18 +27,18 @@ def size(path: Path) -> tuple[int, int]:
 )
 def test_every_figure_that_has_something_to_show_is_drawn(methods: str, expected: set[str], tmp_path: Path) -> None:
     made = made_up(twenty() if methods == "twenty" else settings(methods), 5)
-    found = charts.draw(made, tmp_path / "figures")
-    assert {chart.name for chart in found} == expected
+    drawn = charts.draw(made, tmp_path / "figures")
+    assert {chart.name for chart in drawn} == expected
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {f"{name}.png" for name in expected}
-    for chart in found:
+    for chart in drawn:
         width, height = size(chart.path)
         assert width == 900
         assert 120 < height < 1400, chart.name
 
 
 def test_without_plain_decoding_or_answers_the_figures_show_what_there_is(tmp_path: Path) -> None:
-    found = {chart.name for chart in charts.draw(made_up(settings("speculative,topk"), 3, graded=False), tmp_path)}
-    assert found == {"accepted", "positions", "time"}
+    drawn = {chart.name for chart in charts.draw(made_up(settings("speculative,topk"), 3, graded=False), tmp_path)}
+    assert drawn == {"accepted", "positions", "time"}
     batched = {chart.name for chart in charts.draw(made_up(settings(SIX), 6, batch=2), tmp_path)}
     assert batched == {"frontier", "accepted", "positions"}
 
@@ -67,10 +67,10 @@ def test_labels_lie_neither_on_each_other_nor_on_a_point(count: int, spread: flo
     rng = random.Random(count)
     points = [(300 + rng.uniform(-1, 1) * spread, 250 + rng.uniform(-1, 1) * spread) for _ in range(count)]
     frame = (0.0, 0.0, 600.0, 500.0)
-    found = places(points, 16.0, 14.0, frame)
-    for (x, y), (a, b) in combinations(found, 2):
+    labels = places(points, 16.0, 14.0, frame)
+    for (x, y), (a, b) in combinations(labels, 2):
         assert abs(x - a) >= 16 - 1e-6 or abs(y - b) >= 14 - 1e-6, "two labels overlap"
-    for x, y in found:
+    for x, y in labels:
         assert 8 <= x <= 592
         assert 7 <= y <= 493
         assert all(abs(x - px) > 8 or abs(y - py) > 7 for px, py in points), "a label lies on a point"

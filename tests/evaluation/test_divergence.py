@@ -29,12 +29,12 @@ def planted(monkeypatch: pytest.MonkeyPatch, every: bool = True) -> None:
     right = chain.verify_greedy
 
     def wrong(logits: Any, drafted: Any, accepted_anyway: Any) -> Any:
-        found = right(logits, drafted, accepted_anyway)
-        if len(drafted) > 1 and not bool(found.overlap[0]):
-            tokens = found.tokens.copy()
+        result = right(logits, drafted, accepted_anyway)
+        if len(drafted) > 1 and not bool(result.overlap[0]):
+            tokens = result.tokens.copy()
             tokens[0] = drafted[0]
-            return type(found)(tokens, found.num_accepted, found.judged, found.overlap)
-        return found
+            return type(result)(tokens, result.num_accepted, result.judged, result.overlap)
+        return result
 
     monkeypatch.setattr(chain, "verify_greedy", wrong)
 
@@ -75,14 +75,14 @@ def test_a_mistake_is_called_not_lossless_everywhere_and_the_exit_code_stays_0(
     tokens = json.loads((workplace / "out" / "tokens.json").read_text())
     assert [m["label"] for m in tokens["methods"] if m["refuted"]] == ["speculative_k2"]
     assert "not lossless here" in (workplace / "out" / "tokens.html").read_text()
-    found = json.loads((workplace / "out" / "differences.json").read_text())
-    assert {each["label"] for each in found} == {"speculative_k2"}
-    assert {each["why"] for each in found} == {"unexplained"}
+    differences = json.loads((workplace / "out" / "differences.json").read_text())
+    assert {each["label"] for each in differences} == {"speculative_k2"}
+    assert {each["why"] for each in differences} == {"unexplained"}
     # The page can be made again from what is there, and says the same.
     again = evaluate(*TOY, "--output", "out", "--resume")
     assert again.exit_code == 0, again.output
     assert table_of(again.output) == rows
-    assert json.loads((workplace / "out" / "differences.json").read_text()) == found
+    assert json.loads((workplace / "out" / "differences.json").read_text()) == differences
 
 
 def test_near_ties_are_rounding_and_the_row_counts_them(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,15 +117,15 @@ def test_a_tree_must_emit_plain_decodings_tokens_when_it_samples_too(
 
 
 def with_differences(**by_label: Divergence) -> Comparison:
-    found = made_up(settings("baseline,speculative,lookup,topk"), 20)
+    comparison = made_up(settings("baseline,speculative,lookup,topk"), 20)
     entries = []
-    for entry in found.entries:
+    for entry in comparison.entries:
         divergence = by_label.get(entry.label)
         lossless = entry.lossless and not (divergence is not None and divergence.refuted)
         entries.append(
             Entry(entry.number, entry.config, lossless, entry.metrics, entry.records, entry.shares, divergence)
         )
-    return Comparison(found.experiment, entries, 20)
+    return Comparison(comparison.experiment, entries, 20)
 
 
 def differing(*reasons: str) -> Divergence:
@@ -154,9 +154,9 @@ def test_a_refuted_setting_is_recommended_as_nothing_not_even_as_lossy() -> None
 
 
 def test_all_settings_refuted_leave_plain_decoding() -> None:
-    found = made_up(settings("baseline,speculative"), 20)
-    entries = [found.entries[0], with_differences(speculative=differing("unexplained")).entries[1]]
-    (said,) = verdict(Comparison(found.experiment, entries, 20))
+    comparison = made_up(settings("baseline,speculative"), 20)
+    entries = [comparison.entries[0], with_differences(speculative=differing("unexplained")).entries[1]]
+    (said,) = verdict(Comparison(comparison.experiment, entries, 20))
     assert plain(said).startswith("Not lossless here: speculative")
     assert "Nothing else speculates here." in plain(said)
 
@@ -170,8 +170,8 @@ def test_what_a_coarse_dtype_rounds_is_told_from_near_ties_and_from_mistakes() -
     assert equality.explanation(apart(0.3), "float32") == "unexplained"
     assert equality.explanation(apart(0.5), "bfloat16") == "unexplained", "eight times what rounding does"
     assert equality.explanation(apart(0, token=None), "bfloat16") == "unexplained"
-    found = with_differences(speculative=differing("rounding", "near tie", "near tie"))
-    assert mark(found.entries[1]) == "equal on 17 of 20, 2 at near ties, 1 within rounding"
+    comparison = with_differences(speculative=differing("rounding", "near tie", "near tie"))
+    assert mark(comparison.entries[1]) == "equal on 17 of 20, 2 at near ties, 1 within rounding"
 
 
 def test_the_terminals_last_column_is_words() -> None:

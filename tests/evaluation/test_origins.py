@@ -66,17 +66,17 @@ def test_a_traced_decoder_decodes_the_same_and_its_origins_add_up_to_the_counts(
     for name, decoder, bonus in decoders(temperature):
         for number, prompt in enumerate(PROMPTS):
             rng = rng_for(temperature, 1, f"prompt {number}")
-            want = asdict(Engine(models(), eos).generate(decoder, prompt, LENGTH, rng))
+            expected = asdict(Engine(models(), eos).generate(decoder, prompt, LENGTH, rng))
             traced = TracedDecoder(decoder)
-            found = asdict(Engine(models(), eos).generate(traced, prompt, LENGTH, rng))
-            assert {k: v for k, v in found.items() if k not in CLOCKS} == {
-                k: v for k, v in want.items() if k not in CLOCKS
+            actual = asdict(Engine(models(), eos).generate(traced, prompt, LENGTH, rng))
+            assert {k: v for k, v in actual.items() if k not in CLOCKS} == {
+                k: v for k, v in expected.items() if k not in CLOCKS
             }, name
-            kept, cut = traced.tokens[: len(want["token_ids"])], traced.tokens[len(want["token_ids"]) :]
-            assert [token.token for token in kept] == want["token_ids"]
-            check_counts(tally(kept), tally(cut), want, bonus)
+            kept, cut = traced.tokens[: len(expected["token_ids"])], traced.tokens[len(expected["token_ids"]) :]
+            assert [token.token for token in kept] == expected["token_ids"]
+            check_counts(tally(kept), tally(cut), expected, bonus)
             assert [token.round for token in traced.tokens] == sorted(token.round for token in traced.tokens)
-            assert traced.tokens[-1].round == want["num_rounds"]
+            assert traced.tokens[-1].round == expected["num_rounds"]
             seen += Counter(tally(kept)) + Counter({f"cut {name}": n for name, n in tally(cut).items()})
     assert {"accepted", "judged", "looked_up", "tree", "corrected", "bonus", "target", "draft"} <= seen.keys()
     assert bool(eos) <= any(name.startswith("cut") for name in seen), "no prompt shows an EOS inside a block"
@@ -179,20 +179,20 @@ def test_probabilities_are_those_of_one_forward_whatever_it_is_cut_into(
         logits = rows(model, prompt, tokens)
         p = unit_temperature(warp)(logits)
         assert 0 < p[0].max() < 1
-        for i, found in enumerate(
+        for i, opinion in enumerate(
             teacher_forced_probs(engine, role, model.context, unit_temperature(warp), prompt, tokens, others)
         ):
-            assert found is not None
-            assert found.probability == pytest.approx(p[i, tokens[i]], abs=1e-6)
-            assert found.rank == 1 + sum(logits[i] > logits[i, tokens[i]])
-            assert (found.first, found.first_probability) == (p[i].argmax(), pytest.approx(p[i].max(), abs=1e-6))
-            assert found.others == {x: pytest.approx(p[i, x], abs=1e-6) for x in others.get(i, [])}
+            assert opinion is not None
+            assert opinion.probability == pytest.approx(p[i, tokens[i]], abs=1e-6)
+            assert opinion.rank == 1 + sum(logits[i] > logits[i, tokens[i]])
+            assert (opinion.first, opinion.first_probability) == (p[i].argmax(), pytest.approx(p[i].max(), abs=1e-6))
+            assert opinion.others == {x: pytest.approx(p[i, x], abs=1e-6) for x in others.get(i, [])}
 
 
 def test_a_model_has_no_opinion_beyond_its_context() -> None:
     small = ToyModel(8, 3, context=6)
-    found = teacher_forced_probs(
+    opinions = teacher_forced_probs(
         Engine({"draft": small}, reuse=True), "draft", 6, Warp(1.0), [1, 2, 3], [4, 5, 6, 7, 1, 2], {}
     )
-    assert [one is not None for one in found] == [True] * 4 + [False] * 2
+    assert [one is not None for one in opinions] == [True] * 4 + [False] * 2
     assert teacher_forced_probs(Engine({"draft": small}, reuse=True), "draft", 6, Warp(1.0), [1] * 9, [4], {}) == [None]

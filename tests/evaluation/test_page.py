@@ -40,14 +40,14 @@ def embedded(comparison: Comparison, drawn: Sequence[Chart], **files: object) ->
 @pytest.mark.parametrize("name,num_prompts", [(ONE, 1), (ONE, 3), (SIX, 1), (SIX, 3), (SIX, 500), ("twenty", 40)])
 def test_it_is_whole_with_few_and_many(name: str, num_prompts: int, tmp_path: Path) -> None:
     methods = twenty() if name == "twenty" else settings(name)
-    found = rendered(made_up(methods, num_prompts), tmp_path)
+    page = rendered(made_up(methods, num_prompts), tmp_path)
     for method in methods:
-        assert method.label in found.text
-    rows = [shown for shown in found.numbers if shown.metric == "speed/tokens_per_second"]
+        assert method.label in page.text
+    rows = [shown for shown in page.numbers if shown.metric == "speed/tokens_per_second"]
     assert {shown.run for shown in rows} >= {method.label for method in methods}
-    assert "nan" not in {shown.text.lower() for shown in found.numbers}
-    assert "None" not in found.text
-    assert all(shown.agrees() for shown in found.numbers)
+    assert "nan" not in {shown.text.lower() for shown in page.numbers}
+    assert "None" not in page.text
+    assert all(shown.agrees() for shown in page.numbers)
 
 
 @pytest.mark.parametrize(
@@ -57,29 +57,29 @@ def test_it_is_whole_with_few_and_many(name: str, num_prompts: int, tmp_path: Pa
 )
 def test_it_is_whole_in_every_kind_of_run(more: dict[str, object], tmp_path: Path) -> None:
     for methods in (SIX, "speculative,topk"):
-        found = rendered(made_up(settings(methods), 6, **more), tmp_path)  # type: ignore[arg-type]
+        page = rendered(made_up(settings(methods), 6, **more), tmp_path)  # type: ignore[arg-type]
         speed = "batch/" if "batch" in more else "speed/"
-        sections = {shown.metric.partition("/")[0] + "/" for shown in found.numbers}
+        sections = {shown.metric.partition("/")[0] + "/" for shown in page.numbers}
         assert speed in sections
         assert ({"batch/", "speed/"} - {speed}).isdisjoint(sections)
-        assert ("accuracy" in {shown.metric.partition("/")[2] for shown in found.numbers}) == more.get("graded", True)
+        assert ("accuracy" in {shown.metric.partition("/")[2] for shown in page.numbers}) == more.get("graded", True)
 
 
 def test_texts_of_others_are_shown_and_do_nothing(tmp_path: Path) -> None:
     methods = [MethodConfig("baseline", "b", "baseline"), MethodConfig("topk", "t", EVIL, gamma=2, accept_k=2)]
     comparison = made_up(methods, 30, prompt=EVIL + "{}", name=EVIL, pair=EVIL)
-    found = rendered(comparison, tmp_path, **FILES)
-    assert "script" not in found.tags
-    assert found.text.count(EVIL) >= 8
-    assert "Answers that changed" in found.text
+    page = rendered(comparison, tmp_path, **FILES)
+    assert "script" not in page.tags
+    assert page.text.count(EVIL) >= 8
+    assert "Answers that changed" in page.text
 
 
 def test_nothing_is_fetched_from_elsewhere(tmp_path: Path) -> None:
     made = made_up(settings(SIX), 6)
-    found = embedded(made, charts.draw(made, tmp_path))
-    assert found.addresses == [*(["tokens.html"]), *(a for a in found.addresses if a.startswith("data:image/png"))]
-    assert len(found.addresses) == 1 + len(charts.CHARTS)
-    assert "link" not in found.tags
+    page = embedded(made, charts.draw(made, tmp_path))
+    assert page.addresses == [*(["tokens.html"]), *(a for a in page.addresses if a.startswith("data:image/png"))]
+    assert len(page.addresses) == 1 + len(charts.CHARTS)
+    assert "link" not in page.tags
 
 
 def test_the_templates_ship_with_the_package() -> None:
@@ -97,14 +97,14 @@ def test_judges_and_costs_are_told(tmp_path: Path) -> None:
              "tree_target": {"33": 0.03}}  # fmt: skip
     shares = {"num_prompts": 1, "max_new_tokens": 16, "seconds": {}}
     made = made_up(settings(SIX), 6)
-    found = rendered(made, tmp_path, judges={"models:/<b>@x": judge}, costs=costs, shares=shares)
-    assert "models:/<b>@x: mlp on target, calibrated threshold 0.25" in found.text
-    told = {shown.metric: shown.text for shown in found.numbers if shown.run == "costs.json"}
+    page = rendered(made, tmp_path, judges={"models:/<b>@x": judge}, costs=costs, shares=shares)
+    assert "models:/<b>@x: mlp on target, calibrated threshold 0.25" in page.text
+    told = {shown.metric: shown.text for shown in page.numbers if shown.run == "costs.json"}
     assert told == {
         "costs/draft": "1.00 ms", "costs/target/1": "10.00 ms", "costs/target/9": "15.00 ms",
         "costs/target/17": "20.00 ms", "costs/tree_target/33": "30.00 ms",
     }  # fmt: skip
-    assert "an instrumented run of 1\nprompt, 16 tokens each" in found.text
+    assert "an instrumented run of 1\nprompt, 16 tokens each" in page.text
 
 
 def test_it_needs_no_interval_and_warns_of_nothing_on_three_prompts() -> None:

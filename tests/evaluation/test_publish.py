@@ -24,8 +24,8 @@ FIGURES = {"frontier", "accepted", "positions", "time", "predicted"}
 def outputs(run: Run, workplace: Path) -> dict[str, list[Any]]:
     """The table of a method run, by column."""
     path = MlflowClient().download_artifacts(run.info.run_id, "outputs.json", str(workplace))
-    found = json.loads(Path(path).read_text())
-    return {name: [row[i] for row in found["data"]] for i, name in enumerate(found["columns"])}
+    table = json.loads(Path(path).read_text())
+    return {name: [row[i] for row in table["data"]] for i, name in enumerate(table["columns"])}
 
 
 def test_the_comparison_run_holds_report_figures_and_verdict(workplace: Path) -> None:
@@ -55,10 +55,10 @@ def test_outputs_stand_side_by_side_in_the_ui(workplace: Path) -> None:
     assert evaluate(*arguments).exit_code == 0
     texts = {(r["label"], r["prompt_id"]): r["text"] for r in records(workplace / "out")}
     for name, run in flat_runs().items():
-        found = outputs(run, workplace)
-        assert found["prompt"] == [f"Ünïcode <b>{i}</b>" for i in range(MOST_OUTPUTS)]
-        assert found["output"] == [texts[name, prompt_id] for prompt_id in found["prompt_id"]]
-        assert not any(value is None for column in found.values() for value in column)
+        columns = outputs(run, workplace)
+        assert columns["prompt"] == [f"Ünïcode <b>{i}</b>" for i in range(MOST_OUTPUTS)]
+        assert columns["output"] == [texts[name, prompt_id] for prompt_id in columns["prompt_id"]]
+        assert not any(value is None for column in columns.values() for value in column)
         assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "outputs.json", "type": "table"}]
 
 

@@ -31,8 +31,8 @@ def test_sampled_outputs_are_not_compared_token_for_token() -> None:
 
 
 def test_the_widest_table_fits_a_terminal() -> None:
-    found = made_up(settings("baseline,autojudge,topk", gamma="16", threshold="0.125,calibrated", accept_k="2,4"), 3)
-    table = terminal({entry.label: entry.metrics for entry in found.entries}, greedy=True)
+    made = made_up(settings("baseline,autojudge,topk", gamma="16", threshold="0.125,calibrated", accept_k="2,4"), 3)
+    table = terminal({entry.label: entry.metrics for entry in made.entries}, greedy=True)
     assert "McNemar p" in table
     assert max(len(line) for line in table.splitlines()) <= 120
 

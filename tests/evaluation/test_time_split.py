@@ -43,16 +43,16 @@ def test_a_prefill_that_takes_the_minute_leaves_no_room() -> None:
 def test_shares_are_measured_once_and_logged_with_each_run(workplace: Path) -> None:
     assert evaluate(*TOY, "--limit", "2", "--output", "out").exit_code == 0
     path = workplace / "out" / "shares.json"
-    found = json.loads(path.read_text())
-    assert found["num_prompts"] == 2
-    assert found["seconds"].keys() == {"baseline", "speculative_k3"}
-    assert found["seconds"]["baseline"]["draft"] == 0
-    assert found["seconds"]["speculative_k3"]["draft"] > 0
+    split = json.loads(path.read_text())
+    assert split["num_prompts"] == 2
+    assert split["seconds"].keys() == {"baseline", "speculative_k3"}
+    assert split["seconds"]["baseline"]["draft"] == 0
+    assert split["seconds"]["speculative_k3"]["draft"] > 0
     for run in flat_runs().values():
         assert sum(run.data.metrics[f"share/{part}"] for part in PARTS) == pytest.approx(1)
     (comparison,) = comparison_runs()
     # Who goes on in a folder finds it measured.
-    path.write_text(json.dumps({**found, "num_prompts": 1}))
+    path.write_text(json.dumps({**split, "num_prompts": 1}))
     lines = (workplace / "out" / "records.jsonl").read_text().splitlines(keepends=True)
     (workplace / "out" / "records.jsonl").write_text("".join(lines[:-1]))
     assert evaluate(*TOY, "--limit", "2", "--output", "out", "--resume").exit_code == 0

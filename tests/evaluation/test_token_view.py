@@ -45,16 +45,16 @@ class Page(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        found = dict(attributes)
+        values = dict(attributes)
         self.tags.append(tag)
-        self.links += [str(found[name]) for name in ("href", "src", "srcset", "data", "action") if name in found]
-        self.ids += [str(found["id"])] if "id" in found else []
+        self.links += [str(values[name]) for name in ("href", "src", "srcset", "data", "action") if name in values]
+        self.ids += [str(values["id"])] if "id" in values else []
         if tag not in ("meta", "br"):
-            self._inside.append(str(found.get("class", "")))
-        if found.get("class") == "text":
+            self._inside.append(str(values.get("class", "")))
+        if values.get("class") == "text":
             self.cells.append([])
-        if "title" in found:
-            self.hints.append(str(found["title"]))
+        if "title" in values:
+            self.hints.append(str(values["title"]))
             self.cells[-1].append("")
 
     def handle_endtag(self, tag: str) -> None:
@@ -67,8 +67,8 @@ class Page(HTMLParser):
 
 
 def data_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "tokens.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((folder / "tokens.json").read_text())
+    return content
 
 
 def page_of(folder: Path) -> Page:
@@ -78,12 +78,12 @@ def page_of(folder: Path) -> Page:
 def check(folder: Path) -> dict[str, Any]:
     """All that must hold of the data beside the records, whatever was run."""
     data = data_of(folder)
-    mine = {(r["prompt_id"], r["turn"], r["label"]): r for r in records(folder) if r["repeat"] == 0}
+    by_key = {(r["prompt_id"], r["turn"], r["label"]): r for r in records(folder) if r["repeat"] == 0}
     methods = {method["label"]: method for method in data["methods"]}
     for prompt in data["prompts"]:
         assert [cell["label"] for cell in prompt["cells"]] == list(methods)
         for cell in prompt["cells"]:
-            record, tokens = mine[prompt["prompt_id"], prompt["turn"], cell["label"]], cell["tokens"]
+            record, tokens = by_key[prompt["prompt_id"], prompt["turn"], cell["label"]], cell["tokens"]
             assert cell["difference"] is None
             assert tokens["id"] == record["token_ids"]
             assert tokens["position"] == list(range(len(tokens["id"])))
@@ -173,9 +173,9 @@ def test_which_prompts_are_shown_is_no_setting_and_may_change_afterwards(workpla
     assert not list(folder.glob("tokens.*"))
     before = (folder / "records.jsonl").read_bytes()
     (run,) = comparison_runs()
-    for show, want in (("toy-4", ["toy-4"]), ("2", ["toy-0", "toy-1"]), ("toy-3, toy-1,toy-3", ["toy-3", "toy-1"])):
+    for show, expected in (("toy-4", ["toy-4"]), ("2", ["toy-0", "toy-1"]), ("toy-3, toy-1,toy-3", ["toy-3", "toy-1"])):
         assert evaluate(*TOY, "--resume", "--show", show).exit_code == 0
-        assert [prompt["prompt_id"] for prompt in data_of(folder)["prompts"]] == want
+        assert [prompt["prompt_id"] for prompt in data_of(folder)["prompts"]] == expected
         (again,) = comparison_runs()
         own = MlflowClient().download_artifacts(again.info.run_id, "tokens.html", str(workplace))
         assert Path(own).read_text() == (folder / "tokens.html").read_text()
@@ -210,15 +210,15 @@ def record(prompt: str, method: str, tokens: list[int], judged: int = 0, repeat:
 
 def test_telling_prompts_come_first_and_are_shown_in_the_tasks_order() -> None:
     examples = [Example(name, ("?",)) for name in ("a", "b", "c", "d", "e", "7")]
-    found = [record(x.prompt_id, "baseline", [1, 2]) for x in examples]
-    found += [record("a", "draft_only", [3]), record("b", "topk", [1, 2]), record("c", "topk", [1, 2], judged=1)]
-    found += [record("d", "topk", [9], repeat=1), record("e", "topk", [1, 3])]
-    assert ShownPrompts.parse("2").choose(examples, found) == [2, 4]
-    assert ShownPrompts.parse("3").choose(examples, found) == [0, 2, 4]
-    assert ShownPrompts.parse("").choose(examples, found) == [0, 2, 4]
-    assert ShownPrompts.parse("99").choose(examples, found) == [0, 1, 2, 3, 4, 5]
-    assert ShownPrompts.parse("e,a").choose(examples, found) == [4, 0]
-    assert ShownPrompts.parse("7,").choose(examples, found) == [5]
+    made = [record(x.prompt_id, "baseline", [1, 2]) for x in examples]
+    made += [record("a", "draft_only", [3]), record("b", "topk", [1, 2]), record("c", "topk", [1, 2], judged=1)]
+    made += [record("d", "topk", [9], repeat=1), record("e", "topk", [1, 3])]
+    assert ShownPrompts.parse("2").choose(examples, made) == [2, 4]
+    assert ShownPrompts.parse("3").choose(examples, made) == [0, 2, 4]
+    assert ShownPrompts.parse("").choose(examples, made) == [0, 2, 4]
+    assert ShownPrompts.parse("99").choose(examples, made) == [0, 1, 2, 3, 4, 5]
+    assert ShownPrompts.parse("e,a").choose(examples, made) == [4, 0]
+    assert ShownPrompts.parse("7,").choose(examples, made) == [5]
     commas = [Example("x, y", ("?",)), Example("x", ("?",))]
     assert ShownPrompts.parse("x, y").choose(commas, []) == [0]
     with pytest.raises(ConfigError, match="names prompt 'f'"):

@@ -25,14 +25,14 @@ def with_seconds(factors: dict[str, float], methods: str = METHODS, num_prompts:
     """Each method's seconds are those of plain decoding times its factor, give or take a little."""
     rng = random.Random(1)
     experiment = replace(config.resolve("arith_quick"), methods=settings(methods), **more)
-    found = {}
+    by_label = {}
     for method in experiment.methods:
-        found[method.label] = [
+        by_label[method.label] = [
             {**record(rng, method, f"p{i}", 0, True), "correct": True,
              "seconds": factors.get(method.label, 1.0) * rng.uniform(0.9, 1.1)}
             for i in range(num_prompts)
         ]  # fmt: skip
-    return compared(experiment, found, num_prompts)
+    return compared(experiment, by_label, num_prompts)
 
 
 def test_the_fastest_lossless_setting_is_named_with_its_gain_and_interval() -> None:
@@ -80,36 +80,36 @@ def test_settings_that_cannot_be_told_apart_are_named() -> None:
 
 
 def test_a_lossy_setting_that_loses_answers_gives_way_to_one_that_does_not() -> None:
-    found = with_seconds({"speculative": 0.6, "topk_k8_top2": 0.5, "topk_k8_top4": 0.3, "baseline": 1.0},
+    comparison = with_seconds({"speculative": 0.6, "topk_k8_top2": 0.5, "topk_k8_top4": 0.3, "baseline": 1.0},
                          "baseline,speculative,topk_k4,topk")  # fmt: skip
-    entries = {entry.label: entry for entry in found.entries}
+    entries = {entry.label: entry for entry in comparison.entries}
     for r in entries["topk"].records[:10]:
         r["correct"] = False
-    records = {entry.label: list(entry.records) for entry in found.entries}
+    records = {entry.label: list(entry.records) for entry in comparison.entries}
     for r in records["topk"]:
         r["seconds"] = 0.2
     for r in records["topk_k4"]:
         r["seconds"] = 0.4
-    lossy = [line for line in said(compared(found.experiment, records, 40)) if "Lossy" in line]
+    lossy = [line for line in said(compared(comparison.experiment, records, 40)) if "Lossy" in line]
     assert lossy[0].startswith("Lossy, topk_k4 decodes at ")
     # Alone, the one that loses stands there with its loss.
     del records["topk_k4"]
-    alone = replace(found.experiment, methods=settings("baseline,speculative,topk"))
+    alone = replace(comparison.experiment, methods=settings("baseline,speculative,topk"))
     (line,) = [line for line in said(compared(alone, records, 40)) if "Lossy" in line]
     assert "accuracy −25.0 points" in line
     assert ", significant at n = 40 (McNemar p = 0.002)" in line
 
 
 def test_among_lossy_settings_a_loss_that_is_not_yet_significant_counts_too() -> None:
-    found = with_seconds({"speculative": 0.6, "topk_k4": 0.5, "topk": 0.4}, "baseline,speculative,topk_k4,topk")
-    records = {entry.label: list(entry.records) for entry in found.entries}
+    comparison = with_seconds({"speculative": 0.6, "topk_k4": 0.5, "topk": 0.4}, "baseline,speculative,topk_k4,topk")
+    records = {entry.label: list(entry.records) for entry in comparison.entries}
     for r in records["topk"][:2]:
         r["correct"] = False  # 5 points of 40 prompts, p = 0.5
-    (line,) = [line for line in said(compared(found.experiment, records, 40)) if "Lossy" in line]
+    (line,) = [line for line in said(compared(comparison.experiment, records, 40)) if "Lossy" in line]
     assert line.startswith("Lossy, topk_k4 decodes at ")
     # Of such settings alone, the fastest.
     del records["topk_k4"]
-    alone = replace(found.experiment, methods=settings("baseline,speculative,topk"))
+    alone = replace(comparison.experiment, methods=settings("baseline,speculative,topk"))
     (line,) = [line for line in said(compared(alone, records, 40)) if "Lossy" in line]
     assert "accuracy −5.0 points" in line
     assert "not significant at n = 40 (McNemar p = 0.50)" in line
@@ -168,12 +168,12 @@ def test_few_prompts_are_said_to_be_too_few_for_the_test_where_the_interval_is_c
 
 
 def test_answers_that_do_not_change_have_an_interval_all_the_same() -> None:
-    found = with_seconds({"speculative": 0.6, "topk": 0.4}, num_prompts=40)
-    (line,) = [line for line in said(found) if "Lossy" in line]
+    comparison = with_seconds({"speculative": 0.6, "topk": 0.4}, num_prompts=40)
+    (line,) = [line for line in said(comparison) if "Lossy" in line]
     assert "no answer changes from right to wrong or back (95 %: −8.8 to +8.8 points): accuracy 100.0 %" in line
-    records = {entry.label: list(entry.records) for entry in found.entries}
+    records = {entry.label: list(entry.records) for entry in comparison.entries}
     records["topk"][0]["correct"] = records["baseline"][1]["correct"] = False  # one lost, one gained
-    (line,) = [line for line in said(compared(found.experiment, records, 40)) if "Lossy" in line]
+    (line,) = [line for line in said(compared(comparison.experiment, records, 40)) if "Lossy" in line]
     assert "accuracy 0.0 points (95 %: " in line
     assert "no answer changes" not in line
 
@@ -189,8 +189,8 @@ def test_ungraded_outputs_are_compared_where_they_can_be() -> None:
 
 @pytest.mark.parametrize("num_prompts", [1, 2, 3])
 def test_a_handful_of_prompts_is_enough_for_words(num_prompts: int) -> None:
-    found = made_up(settings(METHODS), num_prompts)
-    text = " ".join([*said(found), *(plain(speed(found, entry)) for entry in found.entries[1:])])
+    comparison = made_up(settings(METHODS), num_prompts)
+    text = " ".join([*said(comparison), *(plain(speed(comparison, entry)) for entry in comparison.entries[1:])])
     assert "nan" not in text.lower()
     assert "None" not in text
     assert ("no interval" in text) == (num_prompts == 1)

@@ -34,8 +34,8 @@ def advised(
 
 
 def predicted(advice: Advice) -> dict[str, float]:
-    return {label: found.speedup for label, found in advice.forecast.predicted.items()}
+    return {label: prediction.speedup for label, prediction in advice.forecast.predicted.items()}
 
 
 def measured(advice: Advice) -> dict[str, float]:
-    return {label: found.speedup.value for label, found in advice.checked.items()}
+    return {label: checked.speedup.value for label, checked in advice.checked.items()}

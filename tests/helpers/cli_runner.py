@@ -41,25 +41,25 @@ def records(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "records.jsonl").read_text().splitlines()]
 
 
-def without_clocks(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_clocks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(
-        ({k: v for k, v in r.items() if k not in CLOCKS} for r in found),
+        ({k: v for k, v in r.items() if k not in CLOCKS} for r in rows),
         key=lambda r: (r["prompt_id"], r["turn"], r["label"], r["repeat"]),
     )
 
 
 def runs() -> list[Run]:
     """All runs of the store, whose metrics must be in the catalogue; `system/` is MLflow's own."""
-    found = list(MlflowClient().search_runs(["0"]))
-    keys = {key for run in found for key in run.data.metrics if not key.startswith("system/")}
+    result = list(MlflowClient().search_runs(["0"]))
+    keys = {key for run in result for key in run.data.metrics if not key.startswith("system/")}
     assert not catalogue.unknown(keys)
-    return found
+    return result
 
 
 def flat_runs() -> dict[str, Run]:
-    found = [run for run in runs() if run.data.tags["method"] != "comparison"]
-    names = {run.info.run_name: run for run in found}
-    assert len(names) == len(found), "a run was made twice"
+    result = [run for run in runs() if run.data.tags["method"] != "comparison"]
+    names = {run.info.run_name: run for run in result}
+    assert len(names) == len(result), "a run was made twice"
     return names
 
 

@@ -38,7 +38,7 @@ def record(rng: random.Random, method: MethodConfig, prompt: str, repeat: int, g
         "num_nodes": nodes, "depth": length, "num_draft_calls": length, "max_active": 1, "num_expanded": 1,
         "num_candidates": nodes, "pruned_by_threshold": 0, "pruned_by_log_prob": 0, "pruned_by_budget": 0,
     }  # fmt: skip
-    found = [a for a, n in enumerate(histogram) for _ in range(n)]
+    depths = [a for a, n in enumerate(histogram) for _ in range(n)]
     return {
         "prompt_id": prompt, "turn": 0, "category": "", "paired": True, "method": method.method, "label": method.label,
         "finish_reason": "stop",
@@ -51,7 +51,7 @@ def record(rng: random.Random, method: MethodConfig, prompt: str, repeat: int, g
         "num_tested": 20, "overlap": 17.0, "num_target_calls": 0 if method.method == "draft_only" else rounds,
         "num_target_positions": rounds * (nodes + 1), "num_draft_calls": length * rounds,
         "num_draft_positions": length * rounds * 4, "accepted_histogram": histogram,
-        "trees": [{**shape, "num_accepted": a, "path": list(range(a)), "ranks": [0] * a} for a in found]
+        "trees": [{**shape, "num_accepted": a, "path": list(range(a)), "ranks": [0] * a} for a in depths]
         if method.tree else [],
         "seconds": seconds * rng.uniform(0.9, 1.1), "prefill_seconds": 0.2, "time_to_first_token": 0.3,
     }  # fmt: skip

@@ -65,7 +65,7 @@ def prepared_toy(
     """The toy pair with these candidates; `models` replace its own."""
     given = {"methods": "speculative", "limit": 4, "max_new_tokens": 24, "repeats": 2, **flags}
     resolved = validated(config.resolve("toy_quick", given), with_trees=True)
-    found = preparation.prepare(resolved, judges)
-    pair = replace(found.pair, models=models or found.pair.models)
+    prepared = preparation.prepare(resolved, judges)
+    pair = replace(prepared.pair, models=models or prepared.pair.models)
     pair = replace(pair, eos_ids=pair.eos_ids if eos_ids is None else tuple(eos_ids))
-    return replace(found, pair=pair)
+    return replace(prepared, pair=pair)

@@ -32,7 +32,7 @@ class Waits(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -44,22 +44,22 @@ class Waits(TorchDispatchMode):
         if len(places) > 1:
             assert copies, f"{func} mixes tensors of the host and of the device"
             if not (kwargs.get("non_blocking") or any(x is True for x in args[1:])):
-                self.found[str(func)] += 1
+                self.counts[str(func)] += 1
         return out
 
 
 class Brings(TorchFunctionMode):
     """Counts tensors made from host values on the device: a copy on a real device, but not on one without values."""
 
-    def __init__(self, found: Counter[str]) -> None:
+    def __init__(self, counts: Counter[str]) -> None:
         super().__init__()
-        self.found = found
+        self.counts = counts
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         made = func in (torch.tensor, torch.asarray, torch.as_tensor) and not isinstance(args[0], Tensor)
         if made and out.device.type != "cpu":
-            self.found[func.__name__] += 1
+            self.counts[func.__name__] += 1
         return out
 
 
@@ -77,13 +77,13 @@ def counting() -> Iterator[Waits]:
     def tolist(tensor: Tensor) -> Any:
         if tensor.device.type == "cpu":
             return read(tensor)
-        waits.found["tolist"] += 1
+        waits.counts["tolist"] += 1
         return [VALUE] * tensor.numel() if tensor.shape else VALUE
 
     with (
         mock.patch.object(Tensor, "tolist", tolist),
         mock.patch.object(Tensor, "pin_memory", lambda tensor: tensor),
         waits,
-        Brings(waits.found),
+        Brings(waits.counts),
     ):
         yield waits

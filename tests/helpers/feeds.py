@@ -31,33 +31,33 @@ def fed_both_ways(model: Any, rounds: int = 12, tokens: int = 30) -> Iterator[tu
     joint, single = model.sessions(5, 8), [model.session() for _ in range(5)]
     for number in range(rounds):
         used = sorted(numbers.sample(range(5), numbers.randrange(1, 6)))
-        feeds, want = [], []
+        feeds, expected = [], []
         for row in used:
             length, num, hidden = single[row].length, numbers.randrange(1, tokens), numbers.random() < 0.5
             ids = model.ids([numbers.randrange(3, 90) for _ in range(num)])
             branches = tree(length, num, number) if numbers.random() < 0.4 and length else None
             rows = numbers.randrange(1, num + 1)
             feeds.append(feed(joint[row], ids, rows, hidden, branches))
-            want.append(single[row].feed(ids, rows, hidden, branches))
+            expected.append(single[row].feed(ids, rows, hidden, branches))
             if branches is not None:  # the longest path stays
                 path = max(branches.ancestors, key=len)
                 feeds[-1] = (feeds[-1], min(100, length), [length + i for i in path])
             else:
                 feeds[-1] = (feeds[-1], min(100, numbers.randrange(length, length + num + 1)), [])
-        yield model.feed([f for f, _, _ in feeds]), want
+        yield model.feed([f for f, _, _ in feeds]), expected
         for row, (_, length, slots) in zip(used, feeds, strict=True):
             joint[row].truncate(length, slots)
             single[row].truncate(length, slots)
             assert joint[row].length == single[row].length
 
 
-def gap(found: Any, want: Any) -> float:
+def gap(actual: Any, expected: Any) -> float:
     """The greatest difference of any logit or hidden value; infinity where one is missing."""
     worst = 0.0
-    for one, other in zip(found, want, strict=True):
-        for mine, theirs in zip(one, other, strict=True):
-            if (mine is None) != (theirs is None) or (mine is not None and mine.shape != theirs.shape):
+    for one, other in zip(actual, expected, strict=True):
+        for a, b in zip(one, other, strict=True):
+            if (a is None) != (b is None) or (a is not None and a.shape != b.shape):
                 return float("inf")
-            if mine is not None:
-                worst = max(worst, float(abs(np.asarray(mine) - np.asarray(theirs)).max()))
+            if a is not None:
+                worst = max(worst, float(abs(np.asarray(a) - np.asarray(b)).max()))
     return worst

@@ -45,15 +45,15 @@ class Page(HTMLParser):
         self._cell = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = {key: value or "" for key, value in attrs}
+        attributes = {key: value or "" for key, value in attrs}
         self.tags.append(tag)
-        self.addresses += [found[key] for key in ("src", "href") if key in found]
-        if "data-metric" in found:
-            self._open = Shown(found["data-metric"], found["data-run"], float(found["data-value"]))
+        self.addresses += [attributes[key] for key in ("src", "href") if key in attributes]
+        if "data-metric" in attributes:
+            self._open = Shown(attributes["data-metric"], attributes["data-run"], float(attributes["data-value"]))
             self.numbers.append(self._open)
         if tag == "table":
-            self._values = "values" in found.get("class", "").split()
-            self._named = "named" in found.get("class", "").split()
+            self._values = "values" in attributes.get("class", "").split()
+            self._named = "named" in attributes.get("class", "").split()
         elif tag == "tr":
             self._cell = 0
         elif tag == "td":

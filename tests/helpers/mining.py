@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from helpers.reference_miner import Found
+from helpers.reference_miner import Reference
 from specexp.judge.features import PARTS
 
 LIMIT = 24
@@ -51,7 +51,7 @@ def miner(pair: Any, task: Any, limit: int = LIMIT) -> Any:
     return importlib.import_module("specexp.judge.mining").Miner(pair, task, limit)
 
 
-def disagreements(mined: Any, slow: Found, tolerance: float) -> Iterator[str]:
+def disagreements(mined: Any, slow: Reference, tolerance: float) -> Iterator[str]:
     """Where the miner and the literal procedure differ."""
     if mined.status != slow.status:
         yield f"{mined.status} instead of {slow.status}"

@@ -19,12 +19,12 @@ from specexp.judge.splits import split_of
 
 Ids = list[int]
 # Asks for the target's greedy continuation of these ids, of at most so many tokens, the EOS its last one.
-Search = Generator[tuple[Ids, int], Ids, "Found"]
+Search = Generator[tuple[Ids, int], Ids, "Reference"]
 ROLES = ("draft", "target")
 
 
 @dataclass
-class Found:
+class Reference:
     """The result of one prompt. Counts are the target's, for continuing swaps only."""
 
     status: str
@@ -41,10 +41,10 @@ def search(pair: Any, task: Any, limit: int, example: Any, features: bool = True
     y = yield prompt, limit
     answer = read(pair, task, y)
     if y[-1] not in pair.eos_ids:
-        return Found("unfinished")
+        return Reference("unfinished")
     if answer is None:
-        return Found("no_answer")
-    found = Found("mined")
+        return Reference("no_answer")
+    result = Reference("mined")
     drafts = draft_choices(pair, prompt, y)
     t = 0
     while t < len(y):
@@ -55,7 +55,7 @@ def search(pair: Any, task: Any, limit: int, example: Any, features: bool = True
             finished = swapped[-1] in pair.eos_ids
             after = read(pair, task, swapped) if finished else None
             important = (after != answer) if finished else None
-            found.labels.append(
+            result.labels.append(
                 {
                     "prompt_id": example.prompt_id, "position": t, "target_token": y[t], "draft_token": d,
                     "target_text": pair.text.decode([y[t]]), "draft_text": pair.text.decode([d]),
@@ -65,13 +65,13 @@ def search(pair: Any, task: Any, limit: int, example: Any, features: bool = True
             )  # fmt: skip
             if features:
                 for part, row in feature_rows(pair, [*prompt, *kept]).items():
-                    found.features.setdefault(part, []).append(row)
+                    result.features.setdefault(part, []).append(row)
             if important is False:
                 y = swapped
                 drafts = draft_choices(pair, prompt, y)
         t += 1
-    found.response = y
-    return found
+    result.response = y
+    return result
 
 
 def read(pair: Any, task: Any, response: Ids) -> str | None:
@@ -90,12 +90,12 @@ def draft_choices(pair: Any, prompt: Ids, response: Ids) -> Ids:
 
 def feature_rows(pair: Any, ids: Ids) -> dict[str, np.ndarray]:
     """Hidden rows at the last of `ids` and at the one before it, of both models."""
-    found = {}
+    rows = {}
     for role in ROLES:
         model = pair.models[role]
         _, hidden = model.session().feed(model.ids(ids), rows=2, hidden=True)
-        found[f"{role}_previous"], found[f"{role}_token"] = (np.asarray(row, dtype=np.float32) for row in hidden)
-    return found
+        rows[f"{role}_previous"], rows[f"{role}_token"] = (np.asarray(row, dtype=np.float32) for row in hidden)
+    return rows
 
 
 def greedy(model: Any, eos_ids: Sequence[int], ids: Ids, limit: int) -> tuple[Ids, int, int]:
@@ -113,7 +113,7 @@ def greedy(model: Any, eos_ids: Sequence[int], ids: Ids, limit: int) -> tuple[Id
     return tokens, calls, positions
 
 
-def mine(pair: Any, task: Any, limit: int, example: Any) -> Found:
+def mine(pair: Any, task: Any, limit: int, example: Any) -> Reference:
     """Mine one prompt, with one forward a token."""
     steps = search(pair, task, limit, example)
     ids, remaining = next(steps)
@@ -123,18 +123,18 @@ def mine(pair: Any, task: Any, limit: int, example: Any) -> Found:
         try:
             ids, remaining = steps.send(tokens)
         except StopIteration as end:
-            found: Found = end.value
-            found.num_calls, found.num_positions = calls, positions
-            return found
+            result: Reference = end.value
+            result.num_calls, result.num_positions = calls, positions
+            return result
         tokens, *spent = greedy(pair.models["target"], pair.eos_ids, ids, remaining)
         calls, positions = calls + spent[0], positions + spent[1]
 
 
-def mine_all(pair: Any, task: Any, limit: int, examples: Sequence[Any], features: bool = True) -> list[Found]:
+def mine_all(pair: Any, task: Any, limit: int, examples: Sequence[Any], features: bool = True) -> list[Reference]:
     """Mine many prompts side by side: the continuations that they ask for next are generated as one padded batch."""
     steps = [search(pair, task, limit, example, features) for example in examples]
     asked = {i: next(search) for i, search in enumerate(steps)}
-    done: dict[int, Found] = {}
+    done: dict[int, Reference] = {}
     spent = dict.fromkeys(asked, (-1, -1))  # the first continuation is the response: not a swap, so it is not counted
     while asked:
         order = sorted(asked)

@@ -62,8 +62,8 @@ def install(bug: Bug) -> None:
 @contextlib.contextmanager
 def mutated(bug: Bug | None) -> Iterator[None]:
     """Inside, `import specexp...` gives modules with the bug in them (None: unchanged fresh ones)."""
-    mine = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "specexp"}
-    for name in mine:
+    modules = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "specexp"}
+    for name in modules:
         del sys.modules[name]
     finder = _Finder(bug) if bug else None
     if finder:
@@ -75,7 +75,7 @@ def mutated(bug: Bug | None) -> Iterator[None]:
             sys.meta_path.remove(finder)
         for name in [n for n in sys.modules if n.split(".")[0] == "specexp"]:
             del sys.modules[name]
-        sys.modules.update(mine)
+        sys.modules.update(modules)
 
 
 RULES, CHAIN, ENGINE, RUN, CONTEXT, BASELINE = (
@@ -295,8 +295,8 @@ CALIBRATION, LABELS = "specexp.judge.calibration", "specexp.judge.labels"
 # Bugs that the tests of these files must catch by themselves: `pytest` on them fails.
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
     ("metrics/test_paired.py",): [
-        Bug("pairing of repeats is ignored", PAIRED, 'theirs[r["prompt_id"], r["turn"], r["repeat"]])', 'theirs[r["prompt_id"], r["turn"], 0])'),
-        Bug("pairing of turns is ignored", PAIRED, 'theirs[r["prompt_id"], r["turn"], r["repeat"]])', 'theirs[r["prompt_id"], 0, r["repeat"]])'),
+        Bug("pairing of repeats is ignored", PAIRED, 'by_key[r["prompt_id"], r["turn"], r["repeat"]])', 'by_key[r["prompt_id"], r["turn"], 0])'),
+        Bug("pairing of turns is ignored", PAIRED, 'by_key[r["prompt_id"], r["turn"], r["repeat"]])', 'by_key[r["prompt_id"], 0, r["repeat"]])'),
         Bug("a speed-up is upside down", PAIRED, "return rate(0) / rate(1)", "return rate(1) / rate(0)"),
         Bug("a speed-up is of seconds alone", PAIRED, 'sum(len(p[side]["token_ids"]) for p in pairs) / float', "1 / float"),
         Bug("the end-to-end speed-up leaves out the prefill", PAIRED, 'speedup(pairs, "seconds", "prefill_seconds")', 'speedup(pairs, "seconds")'),
@@ -316,7 +316,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("the mirrored swap is missed", STATISTICS, "np.abs(np.log(a[:, 0] / a[:, 1]) - np.log(b[:, 0] / b[:, 1]))", "np.log(a[:, 0] / a[:, 1]) - np.log(b[:, 0] / b[:, 1])"),
         Bug("a mean of rates instead of a ratio of sums", STATISTICS, "np.asarray(timed.tokens)[prompts].sum(axis=1) / seconds", "(np.asarray(timed.tokens)[prompts] / np.asarray(timed.seconds)[:, 0][prompts]).mean(axis=1)"),
         Bug("the best repeat instead of the median", STATISTICS, "np.median(every_PR[:, repeats], axis=-1)", "np.min(every_PR[:, repeats], axis=-1)"),
-        Bug("both sides of a ratio are drawn apart", STATISTICS, "_rates(ours, prompts, repeats) / _rates(theirs, prompts, repeats)", "_rates(ours, prompts, repeats) / _rates(theirs, prompts[::-1], repeats)"),
+        Bug("both sides of a ratio are drawn apart", STATISTICS, "_rates(candidate, prompts, repeats) / _rates(baseline, prompts, repeats)", "_rates(candidate, prompts, repeats) / _rates(baseline, prompts[::-1], repeats)"),
         Bug("power without the null's spread", STATISTICS, "level * math.sqrt(d) + power", "level * math.sqrt(d - difference**2) + power"),
     ],
     ("engine/test_request_state.py",): [

@@ -61,12 +61,12 @@ def held(run: Run, folder: Path) -> dict[str, Any]:
     files = Path(client.download_artifacts(run_id, "", str(path)))
     metrics = {key: [(m.value, m.timestamp, m.step) for m in client.get_metric_history(run_id, key)]
                for key in run.data.metrics}  # fmt: skip
-    ours = {key: value for key, value in run.data.tags.items() if key not in ("mlflow.user", "resumed_from")}
+    tags = {key: value for key, value in run.data.tags.items() if key not in ("mlflow.user", "resumed_from")}
     return {
         "status": run.info.status,
         "name": run.info.run_name,
         "params": run.data.params,
-        "tags": {key: value for key, value in ours.items() if not key.startswith("mlflow.source")},
+        "tags": {key: value for key, value in tags.items() if not key.startswith("mlflow.source")},
         "metrics": metrics,
         "files": {str(p.relative_to(files)): p.read_bytes() for p in sorted(files.rglob("*")) if p.is_file()},
         "inputs": [(i.dataset.name, i.dataset.digest, i.dataset.source_type) for i in run.inputs.dataset_inputs],
@@ -74,9 +74,9 @@ def held(run: Run, folder: Path) -> dict[str, Any]:
 
 
 def all_held(folder: Path) -> dict[str, Any]:
-    found = {run.data.tags["specexp.key"]: held(run, folder) for run in runs()}
-    assert len(found) == len(runs()), "a run was made twice"
-    return found
+    by_key = {run.data.tags["specexp.key"]: held(run, folder) for run in runs()}
+    assert len(by_key) == len(runs()), "a run was made twice"
+    return by_key
 
 
 def undisturbed(output: Path, workplace: Path, empty_store: Path) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from specexp.judge import calibration
 def test_the_margin_has_the_error_of_both_samples() -> None:
     """Two independent shares differ with variance r (1 - r) (1 / n + 1 / m)."""
     z = norm.ppf(0.975)
-    want = z * math.sqrt(0.9 * 0.1 * (1 / 50 + 1 / 200))
-    assert calibration.recall_margin(0.9, 50, 200) == pytest.approx(want)
-    assert calibration.recall_margin(0.9, 200, 50) == pytest.approx(want)
+    expected = z * math.sqrt(0.9 * 0.1 * (1 / 50 + 1 / 200))
+    assert calibration.recall_margin(0.9, 50, 200) == pytest.approx(expected)
+    assert calibration.recall_margin(0.9, 200, 50) == pytest.approx(expected)
     assert calibration.recall_margin(1.0, 5, 5) == 0.0
 
 
@@ -39,10 +39,10 @@ def test_what_is_exactly_at_the_threshold_is_caught() -> None:
 
 def test_a_report_tells_both_kinds_of_mismatch_apart() -> None:
     p, important = np.array([0.1, 0.4, 0.6, 0.9, 0.2]), np.array([False, True, False, True, False])
-    found = calibration.report(0.5, p, important)
-    assert found["recall"] == 0.5
-    assert found["accepted"] == pytest.approx(3 / 5)
-    assert found["accepted_unimportant"] == pytest.approx(2 / 3)
-    assert found["important_share"] == pytest.approx(2 / 5)
-    assert found["roc_auc"] == pytest.approx(5 / 6)
-    assert found["brier"] == pytest.approx((0.01 + 0.36 + 0.36 + 0.01 + 0.04) / 5)
+    report = calibration.report(0.5, p, important)
+    assert report["recall"] == 0.5
+    assert report["accepted"] == pytest.approx(3 / 5)
+    assert report["accepted_unimportant"] == pytest.approx(2 / 3)
+    assert report["important_share"] == pytest.approx(2 / 5)
+    assert report["roc_auc"] == pytest.approx(5 / 6)
+    assert report["brier"] == pytest.approx((0.01 + 0.36 + 0.36 + 0.01 + 0.04) / 5)

@@ -78,9 +78,9 @@ def test_features_may_be_kept_in_half_the_bytes(workplace: Path) -> None:
 
 def same_labels(one: Path, other: Path) -> None:
     assert (one / FILES[0]).read_bytes() == (other / FILES[0]).read_bytes()
-    mine, theirs = load_file(one / FILES[1]), load_file(other / FILES[1])
-    for part in mine:
-        assert np.allclose(mine[part], theirs[part], atol=1e-5)
+    ones, others = load_file(one / FILES[1]), load_file(other / FILES[1])
+    for part in ones:
+        assert np.allclose(ones[part], others[part], atol=1e-5)
 
 
 def test_an_interrupted_mining_goes_on_and_leaves_the_same_labels(
@@ -137,26 +137,26 @@ def test_labels_and_counts_do_not_depend_on_the_batch_nor_on_a_change_of_it(
 def test_a_folder_begun_on_other_rows_is_refused(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"prompt": arith.prompt(p)} for p in arith.distinct("mining", 4)]
     (workplace / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    mine = ["--task", "prompts", "--data", "mine.jsonl", "--limit", "2", "--max-new-tokens", "120", "--output", "out"]
+    flags = ["--task", "prompts", "--data", "mine.jsonl", "--limit", "2", "--max-new-tokens", "120", "--output", "out"]
 
     def dies(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(collection, "_write", dies)
-        assert collect(*mine).exit_code == 130
+        assert collect(*flags).exit_code == 130
     text = (workplace / "mine.jsonl").read_text()
     (workplace / "mine.jsonl").write_text(text.replace('"prompt": "', '"prompt": "Now '))
-    again = collect(*mine, "--resume")
+    again = collect(*flags, "--resume")
     assert again.exit_code == 2
     assert "'out' was begun with another data; name another output folder." in again.output
     (workplace / "mine.jsonl").write_text(text)
-    assert collect(*mine, "--resume").exit_code == 0
-    assert collect(*mine[:-1], "rest", "--skip", "2").exit_code == 0
+    assert collect(*flags, "--resume").exit_code == 0
+    assert collect(*flags[:-1], "rest", "--skip", "2").exit_code == 0
     seen = [{x.prompt_id for x in LabelSet.read(workplace / name).labels} for name in ("out", "rest")]
     assert seen[0] <= {"line-1", "line-2"}
     assert seen[1] <= {"line-3", "line-4"}
-    assert "no prompt after it" in collect(*mine[:-1], "none", "--skip", "9").output
+    assert "no prompt after it" in collect(*flags[:-1], "none", "--skip", "9").output
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ def test_columns_stand_in_the_order_of_the_modes_parts() -> None:
     labels = LabelSet(rows, stored, {})
     for mode in features.MODES.values():
         x, important, chosen = labels.select(mode, "train")
-        want = np.concatenate([stored[part][[0, 3]] for part in PARTS_OF[features.VERSION][mode.name]], axis=1)
-        assert x.tolist() == want.tolist()
+        expected = np.concatenate([stored[part][[0, 3]] for part in PARTS_OF[features.VERSION][mode.name]], axis=1)
+        assert x.tolist() == expected.tolist()
         assert important.tolist() == [True, False], "undecided mismatches are no labels"
         assert [each.prompt_id for each in chosen] == ["a", "d"]
         hidden = {"draft": widths["draft_token"], "target": widths["target_token"]}

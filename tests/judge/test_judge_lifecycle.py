@@ -34,10 +34,10 @@ def quiet(metrics: dict[str, float], step: int) -> None:
 
 
 def test_prompts_fall_into_splits_by_their_id_alone() -> None:
-    found = [split_of(f"arith-mining-{i}") for i in range(4000)]
-    assert found == [split_of(f"arith-mining-{i}") for i in range(4000)]
+    drawn = [split_of(f"arith-mining-{i}") for i in range(4000)]
+    assert drawn == [split_of(f"arith-mining-{i}") for i in range(4000)]
     for name, share in SPLITS.items():
-        assert found.count(name) / 4000 == pytest.approx(share / sum(SPLITS.values()), abs=0.03)
+        assert drawn.count(name) / 4000 == pytest.approx(share / sum(SPLITS.values()), abs=0.03)
 
 
 def test_a_label_set_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_both_kinds_learn_what_can_be_learnt_from_every_feature_mode(tmp_path: P
     splits = Splits.of(labels, features.mode(mode))
     x, important, _ = labels.select(features.mode(mode), "test")
     for trained in (train_logistic(splits, quiet), train_mlp(splits, quiet)):
-        found = calibration.report(0.5, np.asarray(trained.network(x)), important)
-        assert found["roc_auc"] > 0.97
+        report = calibration.report(0.5, np.asarray(trained.network(x)), important)
+        assert report["roc_auc"] > 0.97
         assert trained.validation_auc > 0.97
 
 
@@ -116,16 +116,16 @@ def test_train_judge_compares_calibrates_logs_and_registers(workplace: Path) -> 
     result = train("--labels", "labels", "--recall", "0.95", "--output", "judge")
     assert result.exit_code == 0, result.output
     assert "autojudge version 1 is champion: the first of this name" in result.output
-    found = {run.info.run_name: run for run in runs()}
-    assert set(found) == {"judge_mlp", "judge_logistic", "judge both"}
+    by_name = {run.info.run_name: run for run in runs()}
+    assert set(by_name) == {"judge_mlp", "judge_logistic", "judge both"}
     for kind in ("mlp", "logistic"):
-        run = found[f"judge_{kind}"]
+        run = by_name[f"judge_{kind}"]
         assert run.info.status == "FINISHED"
         wanted = {"judge/roc_auc", "judge/pr_auc", "judge/brier", "judge/recall", "judge/accepted", "judge/threshold"}
         assert wanted <= run.data.metrics.keys()
         assert run.data.params["features"] == "both"
         assert run.inputs.dataset_inputs[0].dataset.name == "labels"
-    files = {f.path for f in MlflowClient().list_artifacts(found["judge both"].info.run_id)}
+    files = {f.path for f in MlflowClient().list_artifacts(by_name["judge both"].info.run_id)}
     figures = {"roc.png", "precision_recall.png", "reliability.png", "thresholds.png"}
     assert files == figures | {"token_classes.csv", "threshold_sweep.csv"}
     sweep = (workplace / "judge" / "threshold_sweep.csv").read_text().splitlines()
@@ -145,13 +145,13 @@ def test_a_judge_is_loaded_by_every_address_and_nothing_is_pickled(workplace: Pa
     assert train("--labels", "labels", "--output", "judge", "--kinds", "mlp").exit_code == 0
     (run,) = [run for run in runs() if run.info.run_name == "judge_mlp"]
     local = Path(mlflow.artifacts.download_artifacts("models:/autojudge/1", dst_path=str(workplace / "got")))
-    want = Judge.load(workplace / "judge")
+    expected = Judge.load(workplace / "judge")
     addresses = ["models:/autojudge@champion", "models:/autojudge/1", f"runs:/{run.info.run_id}/judge", "judge",
                  "judge/mlp", str(local)]  # fmt: skip
     for address in addresses:
         judge = registry.load(address)
-        assert judge.facts == want.facts
-        assert judge.digest() == want.digest()
+        assert judge.facts == expected.facts
+        assert judge.digest() == expected.digest()
     names = [path.name for path in local.rglob("*") if path.is_file()]
     assert "judge.safetensors" in names
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pt", ".pth", ".bin"))]
@@ -168,7 +168,7 @@ def test_a_judge_is_loaded_by_every_address_and_nothing_is_pickled(workplace: Pa
     } <= metadata.keys()
     x = np.random.default_rng(0).standard_normal((7, 8)).astype(np.float32)
     served = mlflow.pyfunc.load_model(str(local))
-    assert np.allclose(served.predict(x), want.network(x))
+    assert np.allclose(served.predict(x), expected.network(x))
     with pytest.raises(mlflow.MlflowException, match="8"):
         served.predict(x[:, :5])
 
@@ -300,9 +300,9 @@ def test_a_sweep_of_thresholds_is_a_flat_run_each_and_nothing_but_speed_at_zero(
     assert result.exit_code == 0, result.output
     names = {"baseline", "speculative_k4"} | {f"autojudge_k4_{t}" for t in ("t0", "t0.4", "cal", "t1.1")}
     assert set(flat_runs()) == names
-    found = {(r["prompt_id"], r["label"]): r for r in records(workplace / "out")}
-    for prompt in {prompt for prompt, _ in found}:
-        zero, lossless = found[prompt, "autojudge_k4_t0"], found[prompt, "speculative_k4"]
+    by_key = {(r["prompt_id"], r["label"]): r for r in records(workplace / "out")}
+    for prompt in {prompt for prompt, _ in by_key}:
+        zero, lossless = by_key[prompt, "autojudge_k4_t0"], by_key[prompt, "speculative_k4"]
         assert zero["token_ids"] == lossless["token_ids"]
         assert zero["accepted_histogram"] == lossless["accepted_histogram"]
         assert zero["num_judged"] == 0

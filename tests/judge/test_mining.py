@@ -17,7 +17,7 @@ import pytest
 
 from helpers import reference_miner
 from helpers.mining import LIMIT, RULES, Reads, disagreements, miner, toy_examples
-from helpers.reference_miner import Found
+from helpers.reference_miner import Reference
 from helpers.seeded_bugs import MINING_BUGS, Bug, mutated
 from specexp.engine.ngram_lookup import continuation
 from specexp.lm.model import Feed, one_by_one
@@ -41,20 +41,20 @@ class Mining:
     task: Reads
     example: Any
     mined: Any
-    slow: Found
+    slow: Reference
 
 
 @pytest.fixture(scope="module")
 def minings() -> list[Mining]:
     """Every toy pair and rule on many prompts; one miner mines all prompts of a pair and rule."""
-    found = []
+    result = []
     for sizes, rule in itertools.product(PAIRS, RULES):
         pair, task = toy_pair(*sizes), Reads(rule)
         fast = miner(pair, task)
         for example in toy_examples(12):
             slow = reference_miner.mine(pair, task, LIMIT, example)
-            found.append(Mining(pair, task, example, fast.mine(example), slow))
-    return found
+            result.append(Mining(pair, task, example, fast.mine(example), slow))
+    return result
 
 
 def test_the_miner_finds_what_the_literal_procedure_finds(minings: list[Mining]) -> None:
@@ -138,10 +138,10 @@ def test_several_prompts_at_a_time_give_what_each_gives_alone(minings: list[Mini
     for start in range(0, len(minings), 12):  # the prompts of one pair and rule
         group = minings[start : start + 12]
         for rows in (2, 5) if start % 24 else (3, 16):
-            found = dict(miner_of_rows(group[0].pair, group[0].task, rows).mine_all(one.example for one in group))
+            results = dict(miner_of_rows(group[0].pair, group[0].task, rows).mine_all(one.example for one in group))
             for place, one in enumerate(group):
-                assert list(disagreements(found[place], one.slow, 1e-12)) == []
-                assert list(batch_disagreements(found[place], one.mined, 1e-12)) == []
+                assert list(disagreements(results[place], one.slow, 1e-12)) == []
+                assert list(batch_disagreements(results[place], one.mined, 1e-12)) == []
 
 
 def test_the_order_of_the_prompts_changes_nothing() -> None:
@@ -149,13 +149,13 @@ def test_the_order_of_the_prompts_changes_nothing() -> None:
     pair, task = toy_pair(9, 4, 0.4), Reads("the sum modulo 3")
     examples = toy_examples(40)
     one, other = miner(pair, task), miner(pair, task)
-    found = {x.prompt_id: one.mine(x) for x in examples}
+    by_prompt = {x.prompt_id: one.mine(x) for x in examples}
     for x in [*reversed(examples), *examples]:
         again = other.mine(x)
         assert (again.status, again.labels, again.response) == (
-            found[x.prompt_id].status, found[x.prompt_id].labels, found[x.prompt_id].response,
+            by_prompt[x.prompt_id].status, by_prompt[x.prompt_id].labels, by_prompt[x.prompt_id].response,
         )  # fmt: skip
-        assert all(np.array_equal(again.features[part], rows) for part, rows in found[x.prompt_id].features.items())
+        assert all(np.array_equal(again.features[part], rows) for part, rows in by_prompt[x.prompt_id].features.items())
 
 
 # Written by hand: each model as the token it says behind a text, and what it says behind any other.
@@ -325,10 +325,10 @@ def test_looking_gives_the_rows_of_a_fresh_forward_whatever_was_looked_at_before
         role = rng.choice(["draft", "target"])
         hidden = rng.random() < 0.5
         logits, states = lab.engine.score(role, ids, tokens, hidden=hidden)
-        want_logits, want_states = fresh_rows(lab.models[role], [*ids, *tokens], len(tokens) + 1)
-        assert np.array_equal(logits, want_logits)
+        expected_logits, expected_states = fresh_rows(lab.models[role], [*ids, *tokens], len(tokens) + 1)
+        assert np.array_equal(logits, expected_logits)
         assert (states is not None) == hidden
-        assert states is None or np.array_equal(states, want_states)
+        assert states is None or np.array_equal(states, expected_states)
 
 
 def test_looking_feeds_only_what_the_cache_does_not_hold() -> None:
@@ -354,7 +354,7 @@ def test_looking_feeds_only_what_the_cache_does_not_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    "ids,text,want",
+    "ids,text,expected",
     [
         ([1, 2, 3], [1, 2, 3, 4, 5, 6], [4, 5, 6]),
         ([1, 2, 9], [5, 6, 7, 8], []),  # not a word of it
@@ -369,8 +369,8 @@ def test_looking_feeds_only_what_the_cache_does_not_hold() -> None:
         ([1, 2, 3, 9], [1, 2, 3, 4, 5, 9, 6], [5, 9, 6]),  # three that agree up to it beat the word itself elsewhere
     ],
 )
-def test_a_text_goes_on_where_it_says_what_was_said_last(ids: list[int], text: list[int], want: list[int]) -> None:
-    assert list(continuation(ids, text, 24)) == want
+def test_a_text_goes_on_where_it_says_what_was_said_last(ids: list[int], text: list[int], expected: list[int]) -> None:
+    assert list(continuation(ids, text, 24)) == expected
 
 
 def test_the_shorter_the_agreement_the_fewer_tokens_are_offered() -> None:
@@ -478,15 +478,15 @@ def mine_both_ways(limit: int, features: bool, batch: int = 100) -> list[Any]:
     ready = prepared(limit)
     max_new_tokens = ready.config.experiment.max_new_tokens
     fast = miner(ready.pair, ready.task, max_new_tokens)
-    found = []
+    result = []
     for start in range(0, limit, batch):
         examples = ready.examples[start : start + batch]
-        for example, want in zip(
+        for example, expected in zip(
             examples, reference_miner.mine_all(ready.pair, ready.task, max_new_tokens, examples, features), strict=True
         ):
-            found.append(fast.mine(example))
-            assert list(disagreements(found[-1], want, 1e-4)) == [], example.prompt_id
-    return found
+            result.append(fast.mine(example))
+            assert list(disagreements(result[-1], expected, 1e-4)) == [], example.prompt_id
+    return result
 
 
 @pytest.mark.slow
@@ -510,10 +510,10 @@ def test_the_literal_procedure_costs_what_the_miner_says_forward_by_forward() ->
 
 @pytest.mark.slow
 def test_200_arith_prompts_give_the_literal_procedures_labels_for_less(capsys: pytest.CaptureFixture[str]) -> None:
-    found = mine_both_ways(200, features=False)
-    calls, positions, labels = cost(found)
-    important = sum(bool(label.important) for mined in found for label in mined.labels)
-    statuses = dict(Counter(mined.status for mined in found))
+    result = mine_both_ways(200, features=False)
+    calls, positions, labels = cost(result)
+    important = sum(bool(label.important) for mined in result for label in mined.labels)
+    statuses = dict(Counter(mined.status for mined in result))
     with capsys.disabled():
         print(
             f"\n  {labels} labels ({important} important), {statuses}: {calls:.3f} of the literal procedure's target"
@@ -538,8 +538,8 @@ def caught_by(bug: Bug) -> str | None:
                 mined = miner(pair, task).mine(example)
             except (AssertionError, IndexError, ValueError) as error:
                 return f"{type(error).__name__} at {where}"
-            for found in disagreements(mined, reference_miner.mine(pair, task, LIMIT, example), 1e-12):
-                return f"{found} at {where}"
+            for disagreement in disagreements(mined, reference_miner.mine(pair, task, LIMIT, example), 1e-12):
+                return f"{disagreement} at {where}"
     return None
 
 

@@ -49,16 +49,16 @@ def test_no_split_is_left_without_a_kind_while_prompts_can_fill_it() -> None:
             for split in [rng.choice([*SPLITS, "train", "train"])]
             for important in rng.choice(kinds)
         ]
-        found = filled(labels)
-        assert found == filled(labels) == filled(found)
-        assert [replace(each, split="") for each in found] == [replace(each, split="") for each in labels]
-        assert len({(each.prompt_id, each.split) for each in found}) == len({each.prompt_id for each in labels})
-        whole = not list(splits.lacking(found))
+        result = filled(labels)
+        assert result == filled(labels) == filled(result)
+        assert [replace(each, split="") for each in result] == [replace(each, split="") for each in labels]
+        assert len({(each.prompt_id, each.split) for each in result}) == len({each.prompt_id for each in labels})
+        whole = not list(splits.lacking(result))
         if num_fillable(kinds_of(labels)) >= len(SPLITS):
             checked += 1
             assert whole, labels
         else:
-            assert found == labels, "what cannot be filled stays as it is"
+            assert result == labels, "what cannot be filled stays as it is"
             assert not whole
     assert checked > 60
 
@@ -83,10 +83,10 @@ def test_a_set_of_before_is_filled_as_it_is_read_and_its_files_stay(tmp_path: Pa
     old = tmp_path / "old"
     old.mkdir()
     LabelSet([replace(each, split="train") for each in made.labels], made.features, made.manifest).write(old)
-    found = LabelSet.read(old)
-    assert not list(splits.lacking(found.labels))
+    filled_set = LabelSet.read(old)
+    assert not list(splits.lacking(filled_set.labels))
     assert set(pyarrow.parquet.read_table(old / "labels.parquet").column("split").to_pylist()) == {"train"}
-    Splits.of(found, features.mode("target"))
+    Splits.of(filled_set, features.mode("target"))
 
 
 def test_training_says_what_is_missing_and_how_many_prompts_more(tmp_path: Path) -> None:
@@ -111,12 +111,12 @@ def test_training_says_what_is_missing_and_how_many_prompts_more(tmp_path: Path)
 
 def seen(lengths: list[int], limit: int, undecided: int = 0) -> Yield:
     """What mining would have seen of responses of these lengths."""
-    found = Yield()
+    result = Yield()
     for number, length in enumerate(lengths):
         ended = length < limit
         swaps = [label(f"p{number}", None if number < undecided else True)] if ended else []
-        found.add(swaps, {"num_tokens": min(length, limit)}, MINED if ended else UNFINISHED)
-    return found
+        result.add(swaps, {"num_tokens": min(length, limit)}, MINED if ended else UNFINISHED)
+    return result
 
 
 def test_the_length_that_would_do_is_told_from_those_that_ended() -> None:

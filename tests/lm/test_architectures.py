@@ -58,14 +58,14 @@ SHARING = ("gemma3n_text", "gemma4_text")  # layers that keep no keys of their o
 
 def documented() -> dict[str, tuple[str, str]]:
     """(plain decoding and chains, trees) by model type, as docs/families.md has them."""
-    found: dict[str, tuple[str, str]] = {}
+    rows: dict[str, tuple[str, str]] = {}
     for line in DOCS.read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) == 4 and cells[1] in (RIGHT, REFUSED, UNTRIED):
             for kind in re.findall(r"`([^`]+)`", cells[0]):
-                assert kind not in found, f"{kind} has two rows"
-                found[kind] = (cells[1], cells[2])
-    return found
+                assert kind not in rows, f"{kind} has two rows"
+                rows[kind] = (cells[1], cells[2])
+    return rows
 
 
 def prompts() -> Iterator[list[int]]:
@@ -99,16 +99,16 @@ def outcome(kind: str, **more: Any) -> tuple[str, str]:
         return REFUSED, REFUSED
     engine, trees = Engine(models), RIGHT
     for prompt in prompts():
-        want = generated(module, prompt)
-        assert engine.generate(Baseline(GREEDY), prompt, LENGTH, CertainRng()).token_ids == want, "plain decoding"
+        expected = generated(module, prompt)
+        assert engine.generate(Baseline(GREEDY), prompt, LENGTH, CertainRng()).token_ids == expected, "plain decoding"
         for name, chain in CHAINS.items():
-            assert engine.generate(chain, prompt, LENGTH, CertainRng()).token_ids == want, name
+            assert engine.generate(chain, prompt, LENGTH, CertainRng()).token_ids == expected, name
         try:
             got = Engine(models).generate(TREE, prompt, LENGTH, CertainRng()).token_ids
         except ModelError:
             trees = REFUSED
         else:
-            assert got == want, "specexec"
+            assert got == expected, "specexec"
     return RIGHT, trees
 
 
@@ -139,18 +139,18 @@ def test_the_cache_of_layers_that_share_keys_changes_nothing(kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_is_right_or_refused(name: str) -> None:
-    kind, more, want = VARIANTS[name]
-    assert outcome(kind, **more) == want
+    kind, more, expected = VARIANTS[name]
+    assert outcome(kind, **more) == expected
 
 
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", sorted(FAMILIES))
 def test_a_family_is_right_or_refused_as_documented(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    want = documented()[kind]
-    if want == (UNTRIED, UNTRIED):
+    expected = documented()[kind]
+    if expected == (UNTRIED, UNTRIED):
         pytest.skip("no tiny model can be made of it")
-    found = outcome(kind)
+    actual = outcome(kind)
     with capsys.disabled():
-        print(f"\n  {kind:26s} plain and chains: {found[0]:10s} trees: {found[1]}", end="")
-    assert found == want
+        print(f"\n  {kind:26s} plain and chains: {actual[0]:10s} trees: {actual[1]}", end="")
+    assert actual == expected

@@ -57,18 +57,18 @@ def pair_folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], di
 
     @cache
     def make(family: str) -> dict[str, Path]:
-        found = {}
+        folders = {}
         size, draft_size = VOCABULARIES[family]
         target = build(family, vocab_size=size, **SIZES)
         draft = disturbed(target, 0.05)
         draft.resize_token_embeddings(draft_size)
         for role, module in (("target", target), ("draft", draft)):
-            found[role] = tmp_path_factory.mktemp(f"{family}-{role}")
-            module.save_pretrained(found[role])
+            folders[role] = tmp_path_factory.mktemp(f"{family}-{role}")
+            module.save_pretrained(folders[role])
             for name in ("tokenizer.json", "tokenizer_config.json"):
-                shutil.copy(ZOO / role / name, found[role])
-            (found[role] / "chat_template.jinja").write_text(TEMPLATE)
-        return found
+                shutil.copy(ZOO / role / name, folders[role])
+            (folders[role] / "chat_template.jinja").write_text(TEMPLATE)
+        return folders
 
     return make
 
@@ -118,9 +118,9 @@ def test_a_family_decodes_a_real_task(
     Path("mine.yaml").write_text(yaml.safe_dump(settings))
     result = evaluate("--config", "mine.yaml", "--output", "out")
     assert result.exit_code == 0, result.output
-    found = {(r["prompt_id"], r["turn"], r["label"]): r for r in records(workplace / "out")}
-    assert len(found) == 3 * NUM_TURNS[task]
-    assert any(r["num_accepted"] for r in found.values()), "no draft was ever accepted: the test says little"
+    by_key = {(r["prompt_id"], r["turn"], r["label"]): r for r in records(workplace / "out")}
+    assert len(by_key) == 3 * NUM_TURNS[task]
+    assert any(r["num_accepted"] for r in by_key.values()), "no draft was ever accepted: the test says little"
 
     experiment = config.resolve("arith_quick", {"config": "mine.yaml"})
     prepared = prepare(replace(experiment, methods=experiment.methods[:1]))
@@ -130,14 +130,14 @@ def test_a_family_decodes_a_real_task(
         replies: list[str] = []
         for turn in range(len(example.turns)):
             prompt = prepared.pair.text.encode(example.messages(replies))
-            plain = found[example.prompt_id, turn, "baseline"]["token_ids"]
-            chain = found[example.prompt_id, turn, "speculative_k4"]["token_ids"]
+            plain = by_key[example.prompt_id, turn, "baseline"]["token_ids"]
+            chain = by_key[example.prompt_id, turn, "speculative_k4"]["token_ids"]
             for other in (chain, generated(model, prompt)):
                 if exact:
                     assert other == plain
                 else:
                     assert near_tie(model, prompt, plain, other), "outputs part where no tie is near"
-            replies.append(found[example.prompt_id, turn, "baseline"]["text"])
+            replies.append(by_key[example.prompt_id, turn, "baseline"]["text"])
 
 
 def test_a_divergence_that_is_no_near_tie_is_told_from_one(folder: Callable[..., Path]) -> None:

@@ -65,11 +65,11 @@ def checks() -> Iterator[str]:
     graphs.LEAST_BUCKET = 16
     for name, (family, more) in SHAPES.items():
         made = build(family, **more)
-        theirs = hf.HFModel(copy.deepcopy(made), "theirs", forward="transformers")
+        reference = hf.HFModel(copy.deepcopy(made), "reference", forward="transformers")
         recorded = hf.HFModel(copy.deepcopy(made), "recorded", graphs=Tape())
-        ours = hf.HFModel(made, "ours")
-        for what, model in (("as it comes", ours), ("recorded", recorded)):
-            one, other = theirs.session(), model.session()
+        native = hf.HFModel(made, "native")
+        for what, model in (("as it comes", native), ("recorded", recorded)):
+            one, other = reference.session(), model.session()
             for tokens, rows, branches, (length, *slots) in feeds(long=name == "biases everywhere"):
                 ids = torch.tensor(tokens)
                 off = gap([other.feed(ids, rows, True, branches)], [one.feed(ids, rows, True, branches)])
@@ -80,20 +80,20 @@ def checks() -> Iterator[str]:
                 for session in (one, other):
                     session.truncate(length, slots)
             said = drafted(model)
-            if [out.token_ids for out in said] != [out.token_ids for out in drafted(ours, drafts=False)]:
+            if [out.token_ids for out in said] != [out.token_ids for out in drafted(native, drafts=False)]:
                 yield f"{name}, {what}: its own drafts change what it says"
             if any(out.num_full < out.num_rounds - 1 for out in said):
                 yield f"{name}, {what}: its own drafts are not all accepted"
         if name == "a window":
-            for found, want in fed_both_ways(ours, rounds=8):
-                if not gap(found, want) < CLOSE:
-                    yield f"rows together differ by {gap(found, want):.1e}"
+            for actual, expected in fed_both_ways(native, rounds=8):
+                if not gap(actual, expected) < CLOSE:
+                    yield f"rows together differ by {gap(actual, expected):.1e}"
     yield from trees_in_module()
 
 
 def trees_in_module() -> Iterator[str]:
     """A tree of one branch through transformers' forward is the chain, in layers with and without a window."""
-    model = module("lm.hf.hf_model").HFModel(build("qwen2", **LAYERS), "theirs", forward="transformers")
+    model = module("lm.hf.hf_model").HFModel(build("qwen2", **LAYERS), "reference", forward="transformers")
     chain, tree = model.session(), model.session()
     for session in (chain, tree):
         session.feed(torch.arange(3, 23), 0)

@@ -92,16 +92,16 @@ def test_a_suppressed_id_is_no_noise() -> None:
 
 
 def loud(module: Any) -> Any:
-    found = copy.deepcopy(module)
-    found.generation_config = GenerationConfig(**copy.deepcopy(LOUD), use_cache=False)
-    return found
+    copied = copy.deepcopy(module)
+    copied.generation_config = GenerationConfig(**copy.deepcopy(LOUD), use_cache=False)
+    return copied
 
 
 def test_no_setting_of_a_folder_reaches_a_peer_or_a_method(pair: Pair) -> None:
     quiet = pair("llama")
     models = {role: HFModel(loud(model.module), model.name) for role, model in quiet.items()}
-    want = plain(quiet["target"], [])
-    assert Engine(models).generate(DECODERS["speculative"], PROMPT, LENGTH, CertainRng()).token_ids == want
+    expected = plain(quiet["target"], [])
+    assert Engine(models).generate(DECODERS["speculative"], PROMPT, LENGTH, CertainRng()).token_ids == expected
     calls = {
         "generate": Peer(models, ()),
         "assisted": Peer(models, (), 4),
@@ -110,8 +110,8 @@ def test_no_setting_of_a_folder_reaches_a_peer_or_a_method(pair: Pair) -> None:
     for name, peer in calls.items():
         call = peer.prepare(PROMPT, LENGTH)
         with call.ready(0):
-            assert call.emitted(call.run()) == want, name
-    suppressed = sorted(set(want[::3]))
+            assert call.emitted(call.run()) == expected, name
+    suppressed = sorted(set(expected[::3]))
     models = {role: HFModel(model.module, model.name, suppressed=suppressed) for role, model in models.items()}
     call = replace(calls["assisted"], models=models).prepare(PROMPT, LENGTH)
     with call.ready(0):
@@ -121,8 +121,8 @@ def test_no_setting_of_a_folder_reaches_a_peer_or_a_method(pair: Pair) -> None:
 
 def test_what_is_not_applied_is_what_would_change_an_output() -> None:
     """Of everything in LOUD; of a quiet folder, nothing."""
-    found = generation_config.not_applied(GenerationConfig(**copy.deepcopy(LOUD), temperature=0.6, top_p=0.9))
-    assert found.keys() == LOUD.keys() - {"do_sample"}
+    values = generation_config.not_applied(GenerationConfig(**copy.deepcopy(LOUD), temperature=0.6, top_p=0.9))
+    assert values.keys() == LOUD.keys() - {"do_sample"}
     quiet = GenerationConfig(**GenerationConfig._get_default_generation_params(), eos_token_id=[1, 2])
     assert not generation_config.not_applied(quiet)
     assert not generation_config.not_applied(GenerationConfig(min_p=0.3))  # nothing is drawn

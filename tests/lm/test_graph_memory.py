@@ -27,8 +27,8 @@ PROMPT = [5, 9, 11, 40]
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
     monkeypatch.setattr(cuda_graphs, "LEAST_BUCKET", 16)
-    with fake_cuda() as found:
-        yield found
+    with fake_cuda() as fake:
+        yield fake
 
 
 def models(captured: bool) -> Pair:
@@ -118,8 +118,8 @@ def test_the_fake_ends_a_pool_with_its_last_graph(cuda: FakeCuda) -> None:
 @pytest.mark.slow
 def test_a_handle_without_a_graph_is_caught() -> None:
     with mutated(CUDA_MEMORY), fake_cuda():
-        found = importlib.import_module("specexp.lm.native.cuda_graphs").CudaGraphs(torch.device("cuda"))
-        found(lambda x: (x + 1,), (torch.ones(2),))
+        graphs = importlib.import_module("specexp.lm.native.cuda_graphs").CudaGraphs(torch.device("cuda"))
+        graphs(lambda x: (x + 1,), (torch.ones(2),))
         gc.collect()
         with pytest.raises(RuntimeError, match="use_count > 0 INTERNAL ASSERT FAILED"):
-            found(lambda x: (x + 1,), (torch.ones(2),))
+            graphs(lambda x: (x + 1,), (torch.ones(2),))

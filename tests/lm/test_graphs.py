@@ -88,8 +88,8 @@ def test_captured_decoding_gives_the_same_tokens_and_counts(both: Any, family: s
         engines = Engine(plain), Engine(captured)
         for number, prompt in enumerate(PROMPTS):
             rng = rng_for(WARPS[warp].temperature, 3, str(number))
-            want, got = (engine.generate(decoder, prompt, 40, rng) for engine in engines)
-            assert got.token_ids == want.token_ids
+            expected, got = (engine.generate(decoder, prompt, 40, rng) for engine in engines)
+            assert got.token_ids == expected.token_ids
             for name in (
                 "num_rounds",
                 "num_accepted",
@@ -97,7 +97,7 @@ def test_captured_decoding_gives_the_same_tokens_and_counts(both: Any, family: s
                 "num_draft_positions",
                 "num_target_positions",
             ):
-                assert getattr(got, name) == getattr(want, name), name
+                assert getattr(got, name) == getattr(expected, name), name
             accepted += got.num_full
         assert engines[0].num_host_reads == engines[1].num_host_reads
     assert accepted > 0, "no chain was ever accepted whole: two tokens were never fed first"
@@ -128,13 +128,13 @@ def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(both: Any, wa
                 )
                 tokens.append(int(fed[0]))
             assert captured.drafts(ask, rng)
-            found: Any = captured.draft(Feed(whole, captured.ids(fresh), 1, True), ask, length, rng, 7 + seed)
-            assert found.tokens.tolist() == tokens[:length]
+            chain: Any = captured.draft(Feed(whole, captured.ids(fresh), 1, True), ask, length, rng, 7 + seed)
+            assert chain.tokens.tolist() == tokens[:length]
             assert whole.length == steps.length
-            assert torch.allclose(found.hidden, torch.cat(states)[: length + 1], atol=1e-5)
-            assert (found.q is None) == ask.warp.greedy
-            if found.q is not None:
-                assert torch.allclose(found.q, torch.cat(q)[:length], atol=1e-5)
+            assert torch.allclose(chain.hidden, torch.cat(states)[: length + 1], atol=1e-5)
+            assert (chain.q is None) == ask.warp.greedy
+            if chain.q is not None:
+                assert torch.allclose(chain.q, torch.cat(q)[:length], atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -149,8 +149,8 @@ def test_trees_are_masked_as_they_come(both: Any, family: str) -> None:
         second = session.feed(model.ids([23, 24]), rows=2, branches=stand)
         session.truncate(9, [9, 11, 13])
         answers += [*first, second[0], session.feed(model.ids([30]), rows=1)[0]]
-    for want, got in zip(answers[:4], answers[4:], strict=True):
-        assert torch.allclose(want, got, atol=1e-4)
+    for expected, got in zip(answers[:4], answers[4:], strict=True):
+        assert torch.allclose(expected, got, atol=1e-4)
 
 
 def test_padding_of_a_tree_sees_something() -> None:
@@ -185,11 +185,11 @@ def test_each_shape_is_recorded_once_and_recordings_outlive_an_engine() -> None:
 def test_two_engines_at_a_time_do_not_share_a_cache() -> None:
     pair = models("llama", "cpu", Tape())
     decoder, rng = Chain(DraftModel(4), Lossless(), Warp()), CertainRng()
-    want = Engine(models("llama", "cpu", "off")).generate(decoder, [5, 6, 7], 20, rng).token_ids
+    expected = Engine(models("llama", "cpu", "off")).generate(decoder, [5, 6, 7], 20, rng).token_ids
     one, other = Engine(pair, reuse=True), Engine(pair)
     one.generate(decoder, [5, 6, 7], 10, rng)
     other.generate(decoder, [9, 9, 9], 20, rng)
-    assert one.generate(decoder, [5, 6, 7], 20, rng).token_ids == want
+    assert one.generate(decoder, [5, 6, 7], 20, rng).token_ids == expected
 
 
 def test_a_pool_that_grows_forgets_its_recordings() -> None:
@@ -197,8 +197,8 @@ def test_a_pool_that_grows_forgets_its_recordings() -> None:
     engine = Engine(pair)
     # The second does not fit what the first asked for; the third comes by the first one's shapes.
     for prompt, length in (([5, 6, 7], 8), (PROMPTS[2], 80), ([5, 6, 7], 8)):
-        want = Engine(models("llama", "cpu", "off")).generate(Baseline(Warp()), prompt, length, CertainRng())
-        assert engine.generate(Baseline(Warp()), prompt, length, CertainRng()).token_ids == want.token_ids
+        expected = Engine(models("llama", "cpu", "off")).generate(Baseline(Warp()), prompt, length, CertainRng())
+        assert engine.generate(Baseline(Warp()), prompt, length, CertainRng()).token_ids == expected.token_ids
 
 
 def test_several_rows_are_decoded_as_they_come() -> None:
@@ -206,9 +206,9 @@ def test_several_rows_are_decoded_as_they_come() -> None:
 
     pair = models("llama", "cpu", Tape())
     decoder, rng = Chain(DraftModel(4), Lossless(), Warp()), CertainRng()
-    want = [Engine(models("llama", "cpu", "off")).generate(decoder, p, 20, rng).token_ids for p in PROMPTS]
-    found = dict(Engine(pair, max_batch_size=2).generate_all([Request(decoder, p, 20, rng) for p in PROMPTS]))
-    assert [found[i].token_ids for i in range(len(PROMPTS))] == want
+    expected = [Engine(models("llama", "cpu", "off")).generate(decoder, p, 20, rng).token_ids for p in PROMPTS]
+    outputs = dict(Engine(pair, max_batch_size=2).generate_all([Request(decoder, p, 20, rng) for p in PROMPTS]))
+    assert [outputs[i].token_ids for i in range(len(PROMPTS))] == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -216,8 +216,8 @@ def test_the_norm_of_a_gpu_is_the_librarys_but_for_rounding(dtype: torch.dtype) 
     own = HFModel(build("llama").to(dtype), "x").native
     assert own is not None
     x, weight = torch.randn(5, 32).to(dtype), torch.randn(32).to(dtype)
-    want = own._norm_wide(x, weight)
-    assert torch.allclose(own._norm_fused(x, weight), want, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+    expected = own._norm_wide(x, weight)
+    assert torch.allclose(own._norm_fused(x, weight), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 
 def test_the_tape_freezes_host_values_and_refuses_to_read() -> None:

@@ -63,17 +63,17 @@ class Masks:
 
 @pytest.fixture
 def masks(monkeypatch: pytest.MonkeyPatch) -> Masks:
-    found, attend = Masks(), functional.scaled_dot_product_attention
+    seen, attend = Masks(), functional.scaled_dot_product_attention
 
     def watched(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *a: Any, **k: Any) -> Any:
         for name, each in {"query": query, "key": key, "value": value, "mask": attn_mask}.items():
             assert each is None or each.data_ptr() % ALIGNMENT == 0, f"the {name} {tuple(each.shape)} is misaligned"
         if attn_mask is not None:
-            found.shapes.append(tuple(attn_mask.shape))
+            seen.shapes.append(tuple(attn_mask.shape))
         return attend(query, key, value, attn_mask, *a, **k)
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", watched)
-    return found
+    return seen
 
 
 @pytest.fixture(params=DTYPES, ids=str)

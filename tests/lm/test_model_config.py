@@ -92,16 +92,16 @@ BOTH: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", CHAINS)
 def test_what_scores_no_trees_is_refused_for_trees_alone(tmp_path: Path, kind: str) -> None:
     more, message = CHAINS[kind]
-    found = read(tmp_path, kind, **more)
-    assert model_config.refusal(found) is None
-    assert message in str(model_config.tree_refusal(found))
+    config = read(tmp_path, kind, **more)
+    assert model_config.refusal(config) is None
+    assert message in str(model_config.tree_refusal(config))
 
 
 @pytest.mark.parametrize("kind", BOTH)
 def test_what_decodes_either_way_is_not_refused(tmp_path: Path, kind: str) -> None:
-    found = read(tmp_path, kind, **BOTH[kind])
-    assert model_config.refusal(found) is None
-    assert model_config.tree_refusal(found) is None
+    config = read(tmp_path, kind, **BOTH[kind])
+    assert model_config.refusal(config) is None
+    assert model_config.tree_refusal(config) is None
 
 
 def without_weights(folder: Path, kind: str) -> Path:

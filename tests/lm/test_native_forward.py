@@ -57,11 +57,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 def both(request: pytest.FixtureRequest) -> tuple[HFModel, HFModel]:
     family, more = SHAPES[request.param]
     module = build(family, **more)
-    theirs = HFModel(copy.deepcopy(module), "theirs", forward="transformers")
-    ours = HFModel(module, "ours")
-    assert ours.native is not None, ours.why_not_native
-    assert theirs.native is None
-    return theirs, ours
+    reference = HFModel(copy.deepcopy(module), "reference", forward="transformers")
+    model = HFModel(module, "native")
+    assert model.native is not None, model.why_not_native
+    assert reference.native is None
+    return reference, model
 
 
 def differ(one: tuple[Any, Any], other: tuple[Any, Any]) -> float:
@@ -115,7 +115,7 @@ def test_rows_that_are_fed_together_are_those_fed_alone(both: tuple[HFModel, HFM
         one.feed(start, 0)
         other.feed(start, 0)
     for turn in range(12):
-        feeds, want = [], []
+        feeds, fed_alone = [], []
         for i, (one, other) in enumerate(zip(together, alone, strict=True)):
             if (turn + i) % 4 == 0:
                 continue
@@ -123,9 +123,9 @@ def test_rows_that_are_fed_together_are_those_fed_alone(both: tuple[HFModel, HFM
             fed, base = tokens(num), one.length
             tree = Branches(base, [0] * num, [[k] for k in range(num)]) if (turn + i) % 3 == 0 and num > 1 else None
             feeds.append(Feed(one, fed, num - (num > 2), True, tree))
-            want.append(other.feed(fed, num - (num > 2), True, tree))
+            fed_alone.append(other.feed(fed, num - (num > 2), True, tree))
             assert other.length == base + num
-        for got, expected in zip(model.feed(feeds), want, strict=True):
+        for got, expected in zip(model.feed(feeds), fed_alone, strict=True):
             assert differ(got, expected) < CLOSE
         for one, other in zip(together, alone, strict=True):
             assert one.length == other.length
@@ -138,13 +138,13 @@ def test_rows_that_are_fed_together_are_those_fed_alone(both: tuple[HFModel, HFM
 def test_in_a_reduced_dtype_it_is_as_near_to_the_exact_weights_as_transformers_is(dtype: torch.dtype) -> None:
     module = build("llama")
     exact = HFModel(copy.deepcopy(module).to(dtype).float(), "exact", forward="transformers")
-    ours, theirs = (HFModel(copy.deepcopy(module).to(dtype), "m", forward=f) for f in ("auto", "transformers"))
+    model, reference = (HFModel(copy.deepcopy(module).to(dtype), "m", forward=f) for f in ("auto", "transformers"))
     ids = torch.tensor([5, 9, 11, 40, 7, 8, 9])
-    want, ours_off, theirs_off = exact.session().feed(ids, 7)[0], 0.0, 0.0
-    ours_off = float((ours.session().feed(ids, 7)[0] - want).abs().max())
-    theirs_off = float((theirs.session().feed(ids, 7)[0] - want).abs().max())
-    assert ours.native is not None
-    assert 0 < ours_off < 2 * theirs_off
+    expected, model_off, reference_off = exact.session().feed(ids, 7)[0], 0.0, 0.0
+    model_off = float((model.session().feed(ids, 7)[0] - expected).abs().max())
+    reference_off = float((reference.session().feed(ids, 7)[0] - expected).abs().max())
+    assert model.native is not None
+    assert 0 < model_off < 2 * reference_off
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -203,12 +203,12 @@ class Allocations(TorchDispatchMode):
         self.largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        for made in tree_leaves(found):
+        for made in tree_leaves(result):
             if isinstance(made, torch.Tensor) and made.untyped_storage().data_ptr() not in given:
                 self.largest = max(self.largest, made.untyped_storage().nbytes())
-        return found
+        return result
 
 
 def test_no_step_allocates_keys_and_values() -> None:
@@ -272,8 +272,8 @@ def test_a_long_prompt_goes_through_in_pieces() -> None:
     short = model.session()
     rows, _ = short.feed(tokens[:600], rows=300)
     with torch.inference_mode():
-        want = model.module(tokens[None, :600]).logits[0, 300:]
-    assert float((rows - want).abs().max()) < CLOSE
+        expected = model.module(tokens[None, :600]).logits[0, 300:]
+    assert float((rows - expected).abs().max()) < CLOSE
 
 
 @pytest.mark.parametrize("forward", ["auto", "transformers"])

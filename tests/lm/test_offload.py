@@ -51,11 +51,11 @@ def test_the_logits_are_those_of_the_model_in_memory(
     module = load_model(ModelConfig(str(folder(family)))).module
     plain, model = HFModel(module, family, forward="transformers"), held(family, kind)
     ids = plain.ids([5, 9, 11, 40, 7])
-    want, got = (each.session().feed(ids, rows=5, hidden=True) for each in (plain, model))
-    assert torch.equal(got[0], want[0])
+    expected, got = (each.session().feed(ids, rows=5, hidden=True) for each in (plain, model))
+    assert torch.equal(got[0], expected[0])
     assert got[1] is not None
-    assert want[1] is not None
-    assert torch.equal(got[1], want[1])
+    assert expected[1] is not None
+    assert torch.equal(got[1], expected[1])
     assert model.fingerprint() == plain.fingerprint(), "a judge for the one fits the other"
 
 
@@ -83,9 +83,9 @@ def test_greedy_output_equals_generate(held: Callable[[str, str], HFModel], pair
                                        family: str, kind: str) -> None:  # fmt: skip
     models: dict[Role, HFModel] = {"target": held(family, kind), "draft": pair(family)["draft"]}
     for prompt in prompts():
-        want = generate(pair(family)["target"], prompt, 20, None)
+        expected = generate(pair(family)["target"], prompt, 20, None)
         for decoder in (Baseline(Warp()), Chain(DraftModel(4), Lossless(), Warp()), SpecExec(12, 4, Warp())):
-            assert Engine(models).generate(decoder, prompt, 20, rng_for(0, 0, "p")).token_ids == want
+            assert Engine(models).generate(decoder, prompt, 20, rng_for(0, 0, "p")).token_ids == expected
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -108,27 +108,29 @@ def test_files_that_can_be_mapped_are_and_the_rest_goes_with_the_model(folder: F
     sizes = {**COMMON, **LLAMA_LIKE, "num_local_experts": 2, "num_experts_per_tok": 1}
     mixture = randomised(transformers.AutoModelForCausalLM.from_config(transformers.MixtralConfig(**sizes)).eval())
     mixture.save_pretrained(tmp_path)
-    want = HFModel(mixture, "in memory")
+    reference = HFModel(mixture, "in memory")
     for path, written in ((folder("llama"), False), (tmp_path, True)):
         model = load_model(ModelConfig(str(path), offload="disk"))
         assert model.offload is not None
         place = Path(model.offload.folder)
         assert any(place.iterdir()) == written
         if written:
-            ids = want.ids([5, 9, 11])
-            assert torch.allclose(model.session().feed(ids, rows=3)[0], want.session().feed(ids, rows=3)[0], atol=1e-5)
+            ids = reference.ids([5, 9, 11])
+            assert torch.allclose(
+                model.session().feed(ids, rows=3)[0], reference.session().feed(ids, rows=3)[0], atol=1e-5
+            )
         del model
         gc.collect()
         assert not place.exists()
 
 
 def test_a_reduced_dtype_is_kept(folder: Folder) -> None:
-    want, got = (
+    reference, got = (
         load_model(ModelConfig(str(folder("llama")), dtype="bfloat16", offload=kind)) for kind in ("none", "disk")
     )
-    want = HFModel(want.module, "in memory", forward="transformers")
-    ids = want.ids([5, 9, 11])
-    assert torch.equal(got.session().feed(ids, rows=3)[0], want.session().feed(ids, rows=3)[0])
+    reference = HFModel(reference.module, "in memory", forward="transformers")
+    ids = reference.ids([5, 9, 11])
+    assert torch.equal(got.session().feed(ids, rows=3)[0], reference.session().feed(ids, rows=3)[0])
     assert got.facts()["dtype"] == "bfloat16"
 
 

@@ -159,9 +159,9 @@ def gaps(model: Any, seed: int) -> Iterator[float]:
     for paths, logits, hidden in fed(model.session(), random.Random(seed)):
         for i, path in enumerate(paths):
             with torch.inference_mode():
-                want = model.module(torch.tensor([path]), output_hidden_states=True)
-            yield float((logits[i] - want.logits[0, -1]).abs().max())
-            yield float((hidden[i] - want.hidden_states[-1][0, -1]).abs().max())
+                expected = model.module(torch.tensor([path]), output_hidden_states=True)
+            yield float((logits[i] - expected.logits[0, -1]).abs().max())
+            yield float((hidden[i] - expected.hidden_states[-1][0, -1]).abs().max())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -215,10 +215,10 @@ def test_it_is_said_before_weights_are_read(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_boundary_that_the_context_does_not_reach_is_none() -> None:
-    for length, want in ((64, 64), (159, 159), (160, None), (200, None)):
+    for length, expected in ((64, 64), (159, 159), (160, None), (200, None)):
         parameters = LONGROPE | {"original_max_position_embeddings": length}
-        found = boundary_of(LlamaConfig(rope_parameters=parameters, max_position_embeddings=160))
-        assert (found and found.length) == want
+        boundary = boundary_of(LlamaConfig(rope_parameters=parameters, max_position_embeddings=160))
+        assert (boundary and boundary.length) == expected
     assert note("x", build("phi3").config) is None, "what is computed anew needs no note"
     nested = build("llama").config
     nested.rope_parameters = {"full_attention": LONGROPE, "sliding_attention": {"rope_type": "default"}}
@@ -228,13 +228,13 @@ def test_a_boundary_that_the_context_does_not_reach_is_none() -> None:
 def test_a_configuration_of_a_models_own_repository_is_not_taken_for_phi3s() -> None:
     """Its generate() may be another."""
     config = build("phi3").config
-    found = boundary_of(config)
-    assert found is not None
-    assert found.recomputed
+    boundary = boundary_of(config)
+    assert boundary is not None
+    assert boundary.recomputed
     config.__class__ = type("Phi3Config", (type(config),), {"__module__": "transformers_modules.x"})
-    found = boundary_of(config)
-    assert found is not None
-    assert not found.recomputed
+    boundary = boundary_of(config)
+    assert boundary is not None
+    assert not boundary.recomputed
 
 
 # Every other type.

@@ -37,11 +37,11 @@ PROMPT = [5, 9, 11, 40]
 def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A Llama folder that bitsandbytes can quantize, and its disturbed draft."""
     module = build("llama", **SIZES)
-    found = {}
+    folders = {}
     for role, model in (("target", module), ("draft", disturbed(module, 0.05))):
-        found[role] = tmp_path_factory.mktemp(role)
-        model.save_pretrained(found[role])
-    return found
+        folders[role] = tmp_path_factory.mktemp(role)
+        model.save_pretrained(folders[role])
+    return folders
 
 
 def generate(model: HFModel, length: int, **more: Any) -> list[int]:
@@ -106,9 +106,9 @@ def test_padding_ids_are_never_emitted_and_the_shared_part_is_used() -> None:
     assert (target.vocab_size, draft.vocab_size) == (known, known)
     padding = list(range(known, 96))
     models = {"target": target, "draft": draft}
-    want = generate(target, 40, suppress_tokens=padding)
+    expected = generate(target, 40, suppress_tokens=padding)
     for decoder in (Baseline(Warp()), CHAIN):
-        assert Engine(models).generate(decoder, PROMPT, 40, CertainRng()).token_ids == want
+        assert Engine(models).generate(decoder, PROMPT, 40, CertainRng()).token_ids == expected
     free = HFModel(target.module, "free")
     emitted: set[int] = set()
     for seed, model in itertools.product(range(4), (target, free)):
@@ -121,12 +121,12 @@ def test_padding_ids_are_never_emitted_and_the_shared_part_is_used() -> None:
 
 
 def test_a_real_difference_of_vocabularies_is_refused() -> None:
-    ours = {"a": 0, "b": 1, "c": 2}
-    assert shared_vocabulary(ours) == shared_vocabulary(ours, dict(ours)) == 3
+    vocabulary = {"a": 0, "b": 1, "c": 2}
+    assert shared_vocabulary(vocabulary) == shared_vocabulary(vocabulary, dict(vocabulary)) == 3
     with pytest.raises(ModelError, match=r"1 tokens differ \('d' is None in the target and 3 in the draft\)"):
-        shared_vocabulary(ours, {**ours, "d": 3})
+        shared_vocabulary(vocabulary, {**vocabulary, "d": 3})
     with pytest.raises(ModelError, match=r"2 tokens differ \('b' is 1 in the target and 2 in the draft, 'c'"):
-        shared_vocabulary(ours, {"a": 0, "b": 2, "c": 1})
+        shared_vocabulary(vocabulary, {"a": 0, "b": 2, "c": 1})
     check_vocabulary(3, {"padded": 8, "exact": 3})
     with pytest.raises(ModelError, match="ids up to 2, but model 'small' has 2 tokens"):
         check_vocabulary(3, {"padded": 8, "small": 2})
@@ -167,9 +167,9 @@ def test_too_little_memory_says_what_to_change(wide: dict[str, Path], monkeypatc
     with pytest.raises(
         ModelError,
         match=r"does not fit \(bfloat16 on cpu\): its weights need about 0.00 GiB; CUDA.*9.10 GiB free.* Choose",
-    ) as found:
+    ) as error:
         load_model(ModelConfig(str(wide["target"]), dtype="bfloat16"))
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_kernel_that_bitsandbytes_lacks_is_no_matter_for_the_terminal(

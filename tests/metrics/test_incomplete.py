@@ -30,8 +30,8 @@ def test_shares_count_what_was_cut_and_what_could_not_be_read() -> None:
 
 
 def test_a_tenth_is_worth_a_warning_that_names_the_setting() -> None:
-    def warned(*found: dict[str, Any], others: int) -> list[str]:
-        return list(incomplete.warnings({"baseline": [*found, *[record()] * others], "other": [record()]}, 160))
+    def warned(*baseline: dict[str, Any], others: int) -> list[str]:
+        return list(incomplete.warnings({"baseline": [*baseline, *[record()] * others], "other": [record()]}, 160))
 
     assert warned(record("length"), others=10) == []
     assert warned(record("length"), others=9) == [
@@ -52,8 +52,8 @@ def test_a_tenth_is_worth_a_warning_that_names_the_setting() -> None:
 
 def test_settings_with_as_many_share_a_warning() -> None:
     both = {"a": [record("length")], "b": [record("length"), record()], "c": [record()]}
-    (found,) = incomplete.warnings(both, 7)
-    assert found.startswith("a, b: up to 100 % of the outputs")
+    (warning,) = incomplete.warnings(both, 7)
+    assert warning.startswith("a, b: up to 100 % of the outputs")
 
 
 def test_a_short_limit_shows_in_terminal_report_and_runs(workplace: Path) -> None:

@@ -42,7 +42,7 @@ def test_a_chains_metrics() -> None:
     records = [chain("a"), chain("b", correct=False)]
     plain = [record("baseline", "a"), record("baseline", "b"), record("baseline", "not compared")]
     got = summarise(records, plain, COSTS, gamma=4)
-    want = {
+    expected = {
         "accept/mean_length": 20 / 6,
         "accept/alpha": 15 / 20,
         "accept/draft_rate": 16 / 24,
@@ -68,7 +68,7 @@ def test_a_chains_metrics() -> None:
         "quality/mcnemar_p": 1.0,
         "quality/equal_to_baseline": 1.0,
     }
-    assert {key: got[key] for key in want} == pytest.approx(want)
+    assert {key: got[key] for key in expected} == pytest.approx(expected)
 
 
 def test_shares_of_positions_sum_to_the_accepted_tokens_of_a_round() -> None:
@@ -93,8 +93,8 @@ def test_rounds_that_differ_are_priced_as_they_were() -> None:
 
 def test_what_is_looked_up_costs_no_draft() -> None:
     costs = Costs(draft_step=None, target={1: 0.1, 5: 0.12})
-    found = chain("a", method="lookup", num_draft_calls=0)
-    got = summarise([found], [record("baseline", "a")], costs, gamma=4, varies=True)
+    looked_up = chain("a", method="lookup", num_draft_calls=0)
+    got = summarise([looked_up], [record("baseline", "a")], costs, gamma=4, varies=True)
     assert got["speed/attainable"] == pytest.approx((10 / 3) / 1.2)
     assert "speed/c" not in got
     # Lookup may find nothing at all, and is then plain decoding.

@@ -25,16 +25,16 @@ def test_wilson() -> None:
     # Newcombe (1998), table I: 81 of 263, Wilson without continuity correction.
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
     for successes, trials in ((0, 20), (20, 20), (1, 3), (250, 500)):
-        want = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-        assert wilson(successes, trials) == pytest.approx((want.low, want.high))
+        expected = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+        assert wilson(successes, trials) == pytest.approx((expected.low, expected.high))
     assert wilson(0, 20)[0] == 0.0
     assert wilson(20, 20)[1] == 1.0
 
 
 @pytest.mark.parametrize("gained,lost,same", [(0, 0, 5), (0, 6, 3), (3, 9, 100), (150, 110, 800)])
 def test_sign_flips_of_single_answers_are_the_exact_mcnemar_test(gained: int, lost: int, same: int) -> None:
-    want = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    assert sign_flip_p([1] * gained + [-1] * lost + [0] * same) == pytest.approx(want)
+    expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    assert sign_flip_p([1] * gained + [-1] * lost + [0] * same) == pytest.approx(expected)
 
 
 def test_repeats_of_a_prompt_do_not_make_a_difference_significant() -> None:
@@ -62,8 +62,8 @@ def test_that_many_prompts_do_have_that_power() -> None:
     n = prompts_needed(discordance, delta)
     chances = [(discordance - delta) / 2, (discordance + delta) / 2, 1 - discordance]
     draws = rng.multinomial(n, chances, size=400)
-    found = np.mean([sign_flip_p([1] * gained + [-1] * lost) < 0.05 for gained, lost, _ in draws.tolist()])
-    assert 0.7 < found < 0.87
+    power = np.mean([sign_flip_p([1] * gained + [-1] * lost) < 0.05 for gained, lost, _ in draws.tolist()])
+    assert 0.7 < power < 0.87
 
 
 def timed(seconds: list[float], tokens: int = 10) -> Timed:
@@ -71,16 +71,16 @@ def timed(seconds: list[float], tokens: int = 10) -> Timed:
 
 
 def test_swapping_is_counted_out_where_that_is_possible() -> None:
-    ours, theirs = [1.0, 1.2, 0.8, 1.1], [1.3, 1.1, 1.2, 1.4]
+    candidate, baseline = [1.0, 1.2, 0.8, 1.1], [1.3, 1.1, 1.2, 1.4]
 
     def far(swaps: tuple[int, ...]) -> float:
-        pairs = [(b, a) if s else (a, b) for s, a, b in zip(swaps, ours, theirs, strict=True)]
+        pairs = [(b, a) if s else (a, b) for s, a, b in zip(swaps, candidate, baseline, strict=True)]
         return abs(math.log(sum(b for _, b in pairs) / sum(a for a, _ in pairs)))
 
     every = [far(swaps) for swaps in product((0, 1), repeat=4)]
-    want = sum(f >= every[0] - 1e-12 for f in every) / 16
-    assert swap_p(timed(ours), timed(theirs)) == pytest.approx(want)
-    assert swap_p(timed(theirs), timed(ours)) == pytest.approx(want), "the order of the two does not matter"
+    expected = sum(f >= every[0] - 1e-12 for f in every) / 16
+    assert swap_p(timed(candidate), timed(baseline)) == pytest.approx(expected)
+    assert swap_p(timed(baseline), timed(candidate)) == pytest.approx(expected), "the order of the two does not matter"
 
 
 def test_a_gain_on_every_prompt_is_significant_from_six_prompts_on() -> None:
@@ -93,37 +93,37 @@ def test_a_gain_on_every_prompt_is_significant_from_six_prompts_on() -> None:
 def test_swapping_finds_nothing_where_there_is_nothing() -> None:
     """Under the null hypothesis p is below 5 % in about 5 % of draws."""
     rng = np.random.default_rng(2)
-    found = [swap_p(timed(list(rng.gamma(9, size=10))), timed(list(rng.gamma(9, size=10)))) for _ in range(400)]
-    assert 0.02 < np.mean(np.array(found) < 0.05) < 0.09
+    p_values = [swap_p(timed(list(rng.gamma(9, size=10))), timed(list(rng.gamma(9, size=10)))) for _ in range(400)]
+    assert 0.02 < np.mean(np.array(p_values) < 0.05) < 0.09
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     rng = np.random.default_rng(3)
     held = 0
     for _ in range(150):
-        theirs = rng.gamma(25, size=60)
-        found = rate_ratio(timed(list(theirs / 2 * rng.uniform(0.8, 1.2, size=60))), timed(list(theirs)))
-        held += found.low <= 2 <= found.high
+        baseline = rng.gamma(25, size=60)
+        ratio = rate_ratio(timed(list(baseline / 2 * rng.uniform(0.8, 1.2, size=60))), timed(list(baseline)))
+        held += ratio.low <= 2 <= ratio.high
     assert 0.88 < held / 150 < 0.99
 
 
 def test_a_length_is_a_ratio_of_sums_whose_interval_holds_it() -> None:
-    found = rate(Timed([40, 20, 30], [[10], [10], [6]]))
-    assert found.value == pytest.approx(90 / 26)
-    assert 2 <= found.low <= found.value <= found.high <= 5
+    length = rate(Timed([40, 20, 30], [[10], [10], [6]]))
+    assert length.value == pytest.approx(90 / 26)
+    assert 2 <= length.low <= length.value <= length.high <= 5
     assert rate(Timed([40, 40], [[10], [10]])) == rate(Timed([4, 4], [[1], [1]]))
 
 
 def test_of_repeats_the_median_counts() -> None:
     """One slow and one fast repeat of a prompt say nothing: 10 tokens in 4 seconds, 20 in 5."""
-    found = rate(Timed([10, 20], [[4, 1, 90], [80, 5, 2]]))
-    assert found.value == pytest.approx(30 / 9)
+    result = rate(Timed([10, 20], [[4, 1, 90], [80, 5, 2]]))
+    assert result.value == pytest.approx(30 / 9)
     ratio = rate_ratio(Timed([10], [[1.0, 2.0, 9.0]]), Timed([10], [[8.0, 4.0, 1.0]]))
     assert ratio.value == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(
-    ("table", "want"),
+    ("table", "expected"),
     [
         # Newcombe (1998), Stat. Med. 17, 2635-2650, table II, method 10.
         ((36, 12, 2, 0), (0.0569, 0.3404)),
@@ -136,12 +136,12 @@ def test_of_repeats_the_median_counts() -> None:
     ],
 )
 def test_paired_shares_differ_by_newcombes_published_intervals(
-    table: tuple[int, int, int, int], want: tuple[float, float]
+    table: tuple[int, int, int, int], expected: tuple[float, float]
 ) -> None:
     places = 3 if table == (1, 1, 7, 12) else 4
-    assert [round(end, places) for end in paired_difference(*table)] == pytest.approx(want)
+    assert [round(end, places) for end in paired_difference(*table)] == pytest.approx(expected)
     low, high = paired_difference(table[0], table[2], table[1], table[3])
-    assert [round(-high, places), round(-low, places)] == pytest.approx(want), "the other way round"
+    assert [round(-high, places), round(-low, places)] == pytest.approx(expected), "the other way round"
 
 
 def test_an_interval_of_a_difference_is_never_a_point_and_holds_the_truth() -> None:

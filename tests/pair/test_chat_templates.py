@@ -187,14 +187,14 @@ def test_an_evaluation_tells_it_once_and_keeps_it(workplace: Path, chat_folder: 
     assert tokenizer["system_prompt"] == "You are Tiny,\n a helpful model."
     assert tokenizer["chat_template"] is not None
     # What was begun when `none` was the default: the refusal names the setting that brings it back.
-    found = json.loads((workplace / "out/config.json").read_text())
+    settings = json.loads((workplace / "out/config.json").read_text())
     flags = {"methods": "baseline", "task": "prompts", "data": "mine.jsonl", "max_new_tokens": "4",
              "target": str(chat_folder), "draft": str(chat_folder), "chat_template": "none"}  # fmt: skip
     old = config.resolve("arith_quick", flags)
     (workplace / "out/records.jsonl").unlink()
     for role in ("target", "draft"):
-        found[role]["chat_template"] = "none"
-    (workplace / "out/config.json").write_text(json.dumps({**found, "settings_hash": old.hash}))
+        settings[role]["chat_template"] = "none"
+    (workplace / "out/config.json").write_text(json.dumps({**settings, "settings_hash": old.hash}))
     other = evaluate(*models, *task, "--output", "out", "--resume")
     assert other.exit_code == 2
     assert 'target.chat_template was "none", is "auto"' in other.output
@@ -220,9 +220,9 @@ def test_where_auto_changes_no_prompt_it_changes_no_name_of_settings() -> None:
 
 def test_an_own_template_of_the_target_counts_for_both_as_before() -> None:
     """A file that names the target's alone kept `none` for the draft, and its settings keep their name."""
-    found = config.resolve("gsm8k_llama_8b_1b")
-    alone = replace(found, draft=replace(found.draft, chat_template="auto"))
-    assert alone.hash == replace(found, draft=replace(found.draft, chat_template="none")).hash
+    experiment = config.resolve("gsm8k_llama_8b_1b")
+    alone = replace(experiment, draft=replace(experiment.draft, chat_template="auto"))
+    assert alone.hash == replace(experiment, draft=replace(experiment.draft, chat_template="none")).hash
 
 
 @pytest.mark.parametrize("name", DECODING)
@@ -314,11 +314,11 @@ def test_a_served_decoder_keeps_the_template_it_was_logged_with(
     )  # fmt: skip
     # A version of before, logged without the template that was there.
     chatty.save(tmp_path)
-    found = json.loads((tmp_path / FILE).read_text())
+    content = json.loads((tmp_path / FILE).read_text())
     for role in ("target", "draft"):
-        found["experiment"][role]["chat_template"] = "none"
-    found["identity"]["chat_template"] = ""
-    (tmp_path / FILE).write_text(json.dumps(found))
+        content["experiment"][role]["chat_template"] = "none"
+    content["identity"]["chat_template"] = ""
+    (tmp_path / FILE).write_text(json.dumps(content))
     (old,) = ServedDecoder(tmp_path).decode(["hi"], {"max_new_tokens": 4})
     bare = specexp.load("arith_quick", target=str(chat_folder), draft=str(chat_folder), chat_template="none")
     assert old.token_ids == bare.generate("hi", "baseline", max_new_tokens=4).token_ids

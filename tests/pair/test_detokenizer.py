@@ -118,8 +118,8 @@ def cut_ids(draw: st.DrawFn, kind: str) -> list[int]:
 def _alphabet() -> list[str]:
     """The character that stands for each byte in byte-level vocabularies."""
     text = kinds()["byte-level"].tokenizer
-    found = {bytes_of(character): character for character in text.get_vocab() if len(character) == 1}
-    return [found[byte] for byte in range(256)]
+    by_byte = {bytes_of(character): character for character in text.get_vocab() if len(character) == 1}
+    return [by_byte[byte] for byte in range(256)]
 
 
 def bytes_of(character: str) -> int:

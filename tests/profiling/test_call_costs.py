@@ -53,31 +53,31 @@ def pair() -> tuple[SlowToy, SlowToy]:
 
 def test_chains_and_trees_are_measured_as_they_come() -> None:
     target, draft = pair()
-    found = measure({"target": target, "draft": draft}, IDS, [2, 4], [TreeRound(12, 3, 4)], clock=lambda: target.now[0])
-    assert found.draft_step == pytest.approx(0.11)
-    assert found.target == pytest.approx({1: 1.1, 3: 1.3, 5: 1.5})
-    assert found.tree_draft == pytest.approx({4: 0.19})
-    assert found.tree_target == pytest.approx({13: 2.8})
-    assert found.c == pytest.approx(0.1)
-    assert found.v_tree(13) == pytest.approx(2.8 / 1.1)
+    costs = measure({"target": target, "draft": draft}, IDS, [2, 4], [TreeRound(12, 3, 4)], clock=lambda: target.now[0])
+    assert costs.draft_step == pytest.approx(0.11)
+    assert costs.target == pytest.approx({1: 1.1, 3: 1.3, 5: 1.5})
+    assert costs.tree_draft == pytest.approx({4: 0.19})
+    assert costs.tree_target == pytest.approx({13: 2.8})
+    assert costs.c == pytest.approx(0.1)
+    assert costs.v_tree(13) == pytest.approx(2.8 / 1.1)
 
 
 def test_without_a_draft_none_is_measured() -> None:
     target = SlowToy()
-    found = measure({"target": target}, IDS, [3], clock=lambda: target.now[0])
-    assert found.draft_step is None
-    assert found.target == pytest.approx({1: 1.1, 4: 1.4})
+    costs = measure({"target": target}, IDS, [3], clock=lambda: target.now[0])
+    assert costs.draft_step is None
+    assert costs.target == pytest.approx({1: 1.1, 4: 1.4})
     with pytest.raises(AssertionError, match="no draft was measured"):
-        _ = found.c
+        _ = costs.c
 
 
 def test_trees_alone_have_a_draft_step_and_a_plain_one_too() -> None:
     target, draft = pair()
     trees: Sequence[TreeRound] = [TreeRound(2, 1, 4)]
-    found = measure({"target": target, "draft": draft}, IDS, [], trees, clock=lambda: target.now[0])
-    assert found.draft_step == pytest.approx(0.11)
-    assert found.tree_draft == {}, "a tree of one level is grown by the root's call alone"
-    assert found.tree_target == pytest.approx({3: 1.8})
+    costs = measure({"target": target, "draft": draft}, IDS, [], trees, clock=lambda: target.now[0])
+    assert costs.draft_step == pytest.approx(0.11)
+    assert costs.tree_draft == {}, "a tree of one level is grown by the root's call alone"
+    assert costs.tree_target == pytest.approx({3: 1.8})
 
 
 def test_slow_calls_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,10 +88,10 @@ def test_slow_calls_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sizes_between_are_on_a_straight_line_and_beyond_the_ends_the_ends() -> None:
-    found = Costs(0.2, {1: 1.0, 5: 1.4, 9: 3.0}, {4: 0.5}, {17: 2.6})
-    assert [found.v(n) for n in (1, 3, 5, 7, 9, 12)] == pytest.approx([1.0, 1.2, 1.4, 2.2, 3.0, 3.0])
-    assert [found.v_tree(n) for n in (1, 9, 17, 40)] == pytest.approx([1.0, 1.8, 2.6, 2.6])
-    assert [found.c_tree(n) for n in (1, 2.5, 4)] == pytest.approx([0.2, 0.35, 0.5])
+    costs = Costs(0.2, {1: 1.0, 5: 1.4, 9: 3.0}, {4: 0.5}, {17: 2.6})
+    assert [costs.v(n) for n in (1, 3, 5, 7, 9, 12)] == pytest.approx([1.0, 1.2, 1.4, 2.2, 3.0, 3.0])
+    assert [costs.v_tree(n) for n in (1, 9, 17, 40)] == pytest.approx([1.0, 1.8, 2.6, 2.6])
+    assert [costs.c_tree(n) for n in (1, 2.5, 4)] == pytest.approx([0.2, 0.35, 0.5])
 
 
 class WholeChains(SlowToy):
@@ -108,7 +108,7 @@ class WholeChains(SlowToy):
 def test_a_draft_that_makes_whole_chains_is_timed_making_them() -> None:
     target, draft = SlowToy(), WholeChains(0.1)
     draft.now = target.now
-    found = measure({"target": target, "draft": draft}, IDS, [2, 4], clock=lambda: target.now[0])
-    assert found.draft_step == pytest.approx(0.05)
+    costs = measure({"target": target, "draft": draft}, IDS, [2, 4], clock=lambda: target.now[0])
+    assert costs.draft_step == pytest.approx(0.05)
     assert draft.fed.count(1) == 0, "no step by itself"
-    assert found.target == pytest.approx({1: 1.1, 3: 1.3, 5: 1.5})
+    assert costs.target == pytest.approx({1: 1.1, 3: 1.3, 5: 1.5})

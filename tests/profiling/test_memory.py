@@ -179,7 +179,7 @@ def test_a_draft_on_the_host_serves_a_target_on_a_device(name: str, warp: Warp, 
     with counting() as waits:
         out = running.generate(DECODERS[name](warp), [5, 6, 7], 8, rng_for(warp.temperature, 1, "x"))
     assert len(out.token_ids) == 8
-    assert waits.found["tolist"] >= out.num_rounds
+    assert waits.counts["tolist"] >= out.num_rounds
 
 
 def _moved(model: HFModel, device: str) -> HFModel:
@@ -204,8 +204,8 @@ def test_models_on_different_devices_decode_as_on_one(name: str, target: str, dr
         Engine({"target": _moved(models["target"], a), "draft": _moved(models["draft"], b)})
         for a, b in ((target, target), (target, draft))
     )
-    found = [each.generate(DECODERS[name](warp), [5, 6, 7], 24, rng_for(0, 1, "x")) for each in (one, two)]
-    assert found[0].token_ids == found[1].token_ids
+    outputs = [each.generate(DECODERS[name](warp), [5, 6, 7], 24, rng_for(0, 1, "x")) for each in (one, two)]
+    assert outputs[0].token_ids == outputs[1].token_ids
     assert {place for place in memory.cuda() if place != memory.RSS} >= {
         x.replace(":", "") for x in (target, draft) if x != "cpu"
     }

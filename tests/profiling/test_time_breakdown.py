@@ -80,9 +80,9 @@ def test_each_part_is_charged_its_own_time_and_the_shares_sum_to_one(hand: Hand)
     assert seconds["target"] == pytest.approx(FEED * out.num_target_calls), "a prefill was charged, or the clock"
     assert seconds["sampling"] == pytest.approx(THROW * out.num_drafted)
     assert seconds["judge"] == seconds["host"] == pytest.approx(0)
-    found = shares(seconds)
-    assert set(found) == set(PARTS)
-    assert sum(found.values()) == pytest.approx(1)
+    parts = shares(seconds)
+    assert set(parts) == set(PARTS)
+    assert sum(parts.values()) == pytest.approx(1)
 
 
 def test_plain_decoding_has_no_draft(hand: Hand) -> None:
@@ -129,9 +129,9 @@ def test_a_chain_that_a_model_drafts_in_one_go_is_charged_as_it_is_made(temperat
     ask = Draft(4, TimedWarp(temperature, watch=watch))
     assert timed.drafts(ask, rng)
     watch.begin()
-    found = timed.draft(Feed(TimedSession(session, "draft", watch), drafts.ids([5, 6]), 1), ask, 4, rng, 0)
+    chain = timed.draft(Feed(TimedSession(session, "draft", watch), drafts.ids([5, 6]), 1), ask, 4, rng, 0)
     watch.end()
-    assert (len(calls), found.tokens.shape[0]) == (5, 4)
+    assert (len(calls), chain.tokens.shape[0]) == (5, 4)
     seconds = watch.seconds()
     assert seconds["draft"] == pytest.approx(5 * FEED)
     assert seconds["host"] == pytest.approx(0)
@@ -154,26 +154,26 @@ def test_an_instrumented_decoder_decodes_the_same(temperature: float) -> None:
     watch = Stopwatch()
     timed: Any = {role: TimedModel(model, role, watch) for role, model in models.items()}
     rng = rng_for(temperature, 0, "a prompt")
-    want = Engine(models).generate(decoder, [1, 2], 20, rng)
-    found = Engine(timed).generate(TimedDecoder(decoder, watch), [1, 2], 20, TimedRng(rng, watch))
-    assert found.token_ids == want.token_ids
-    assert found.accepted_histogram == want.accepted_histogram
+    expected = Engine(models).generate(decoder, [1, 2], 20, rng)
+    actual = Engine(timed).generate(TimedDecoder(decoder, watch), [1, 2], 20, TimedRng(rng, watch))
+    assert actual.token_ids == expected.token_ids
+    assert actual.accepted_histogram == expected.accepted_histogram
 
 
 def test_a_rate_is_of_medians_and_its_interval_holds_what_was_drawn() -> None:
     timed = Timed([10, 30], [[1.0, 1.0, 50.0], [3.0, 3.0, 3.0]])  # one repeat was disturbed
-    found = rate(timed)
-    assert found.value == 10
-    assert found.low <= 10 <= found.high
-    assert rate(timed) == found
+    interval = rate(timed)
+    assert interval.value == 10
+    assert interval.low <= 10 <= interval.high
+    assert rate(timed) == interval
     assert rate_ratio(timed, Timed([10, 30], [[2.0] * 3, [6.0] * 3])).value == 2
 
 
 def test_a_disturbance_that_hits_both_alike_leaves_their_ratio_alone() -> None:
-    ours = Timed([10] * 4, [[1.0, 9.0], [2.0, 3.0], [4.0, 4.0], [1.0, 5.0]])
-    theirs = Timed([10] * 4, [[2 * x for x in row] for row in ours.seconds])
-    found = rate_ratio(ours, theirs)
-    assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
+    candidate = Timed([10] * 4, [[1.0, 9.0], [2.0, 3.0], [4.0, 4.0], [1.0, 5.0]])
+    baseline = Timed([10] * 4, [[2 * x for x in row] for row in candidate.seconds])
+    ratio = rate_ratio(candidate, baseline)
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2, 2, 2))
 
 
 def test_a_step_reads_every_weight_but_the_embeddings_other_rows() -> None:

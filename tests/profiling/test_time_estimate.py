@@ -35,10 +35,10 @@ def test_spans_are_read_by_people() -> None:
 def test_a_pace_is_that_of_calls_as_they_are() -> None:
     clock = Clock()
     models: Any = {"target": ClockedToy(clock, 2.0, 0.5, vocab_size=24, context=512)}
-    found = pace(models, [[1] * 5, [1] * 9, [1] * 30], clock=clock)
-    assert found.prefill == 2.0 + 0.5 * 8, "the prompt of middle length, all but its last token"
-    assert found.token == 2.5
-    assert found.seconds(10) == 6 + 25
+    result = pace(models, [[1] * 5, [1] * 9, [1] * 30], clock=clock)
+    assert result.prefill == 2.0 + 0.5 * 8, "the prompt of middle length, all but its last token"
+    assert result.token == 2.5
+    assert result.seconds(10) == 6 + 25
     calls = clock.now
     slow: Any = {"target": ClockedToy(clock, 20.0, 0.5, vocab_size=24, context=512)}
     pace(slow, [[1] * 5], clock=clock)
@@ -92,8 +92,8 @@ def test_the_bound_of_an_evaluation_is_that_of_its_settings(
 def test_a_certificate_says_how_long_it_takes(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time_estimate, "LONG", 0.0)
     small = ["--experiment", "toy_quick", "--limit", "2", "--max-new-tokens", "8", "--gamma", "2", "--output", "out"]
-    found = invoke(certify.command, *small)
-    assert "4 outputs of up to 8 tokens, each as slow as plain decoding one at a time. Lower limit or " in found.stderr
+    result = invoke(certify.command, *small)
+    assert "4 outputs of up to 8 tokens, each as slow as plain decoding one at a time. Lower limit or " in result.stderr
 
 
 class Bar:
@@ -127,23 +127,23 @@ def test_mining_tells_how_far_every_search_is_and_how_long_all_take(
     told: list[tuple[int, int, int]] = []
     real = SearchProgress.tell
 
-    def tell(self: SearchProgress, *found: int) -> None:
-        told.append(found)  # type: ignore[arg-type]
-        real(self, *found)
+    def tell(self: SearchProgress, *progress: int) -> None:
+        told.append(progress)  # type: ignore[arg-type]
+        real(self, *progress)
 
     monkeypatch.setattr(SearchProgress, "tell", tell)
     monkeypatch.setattr(time_estimate, "LONG", 0.0)
     monkeypatch.setattr(collection, "EARLY", 1)
-    found = collect("--limit", "3", "--max-new-tokens", "120", "--output", "labels", "--batch", "2")
-    assert found.exit_code == 0, found.output
-    assert "3 responses of up to 120 tokens one after another; the search in them takes longer" in found.stderr
-    assert " tokens to try." in found.stderr
-    assert "token/s" in found.stderr
+    result = collect("--limit", "3", "--max-new-tokens", "120", "--output", "labels", "--batch", "2")
+    assert result.exit_code == 0, result.output
+    assert "3 responses of up to 120 tokens one after another; the search in them takes longer" in result.stderr
+    assert " tokens to try." in result.stderr
+    assert "token/s" in result.stderr
     for place in range(3):
-        mine = [(tried, length) for who, tried, length in told if who == place]
-        assert mine[0][0] == 0
-        assert mine[-1][0] == mine[-1][1]
-        assert [tried for tried, _ in mine] == sorted(tried for tried, _ in mine)
+        progress_of_search = [(tried, length) for who, tried, length in told if who == place]
+        assert progress_of_search[0][0] == 0
+        assert progress_of_search[-1][0] == progress_of_search[-1][1]
+        assert [tried for tried, _ in progress_of_search] == sorted(tried for tried, _ in progress_of_search)
     turns = [who for who, _, _ in told if who < 2]
     assert turns != sorted(turns), "the first two are searched together"
 

@@ -88,11 +88,11 @@ def row(out: specexp.Output) -> dict[str, Any]:
 
 @pytest.mark.parametrize("params", SAMPLING, ids=str)
 def test_it_answers_as_the_python_door_does(model: Any, pair: specexp.LoadedPair, params: dict[str, Any]) -> None:
-    want = [row(pair.generate(prompt, **params)) for prompt in PROMPTS]
+    expected = [row(pair.generate(prompt, **params)) for prompt in PROMPTS]
     for given in (DataFrame({"prompt": PROMPTS}), [{"prompt": p} for p in PROMPTS], {"prompt": PROMPTS}):
-        found = model.predict(given, params=params)
-        assert found.to_dict("records") == want
-    assert model.predict({"prompt": PROMPTS[0]}, params=params).to_dict("records") == want[:1]
+        answer = model.predict(given, params=params)
+        assert answer.to_dict("records") == expected
+    assert model.predict({"prompt": PROMPTS[0]}, params=params).to_dict("records") == expected[:1]
 
 
 @pytest.fixture
@@ -106,10 +106,10 @@ def serve(model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     def ask(body: bytes, content_type: str | None = JSON) -> tuple[int, str]:
         schema = model.metadata.get_input_schema()
         try:
-            found = scoring_server.invocations(body, content_type, model, schema)
+            response = scoring_server.invocations(body, content_type, model, schema)
         except mlflow.MlflowException as error:
             return error.get_http_status_code(), error.message
-        return found.status, found.response
+        return response.status, response.response
 
     return ask
 
@@ -143,7 +143,7 @@ def test_bad_requests_are_refused_with_a_reason(serve: Any, what: str) -> None:
 def test_what_is_allowed_never_breaks_a_batch(serve: Any, params: dict[str, Any]) -> None:
     status, answer = serve(json.dumps({"prompt": PROMPTS[:2], **params}).encode())
     assert status == 200, answer
-    assert [found["num_tokens"] > 0 for found in json.loads(answer)["predictions"]] == [True, True]
+    assert [prediction["num_tokens"] > 0 for prediction in json.loads(answer)["predictions"]] == [True, True]
 
 
 def test_the_least_top_p_is_the_likeliest_token(serve: Any, pair: specexp.LoadedPair) -> None:
@@ -244,18 +244,18 @@ def test_without_mlflows_checks_it_refuses_all_the_same(model: Any) -> None:
         (["a"], {"max_new_tokens": 7.0}, "max_new_tokens is 7.0; it must be a whole number >= 1."),
         (["a"], {"n": 1}, "unknown parameter 'n'."),
     ):
-        with pytest.raises(mlflow.MlflowException, match=message.replace(".", r"\.")) as found:
+        with pytest.raises(mlflow.MlflowException, match=message.replace(".", r"\.")) as error:
             served.predict(None, given, params)
-        assert found.value.get_http_status_code() == 400
+        assert error.value.get_http_status_code() == 400
     assert len(served.predict(None, ["a", "b"], {"max_new_tokens": 3})) == 2
     assert len(served.predict(None, "a", None)) == 1
 
 
 def test_all_faults_of_the_parameters_are_said_at_once() -> None:
     asked = single.resolve("toy_quick", "baseline", {})
-    with pytest.raises(RequestError) as found:
+    with pytest.raises(RequestError) as error:
         requests.settings(asked, {"n": 1, "temperature": -1, "top_p": 2}, 100)
-    assert [line.split(";")[0].split(",")[0].split(".")[0] for line in str(found.value).splitlines()] == [
+    assert [line.split(";")[0].split(",")[0].split(".")[0] for line in str(error.value).splitlines()] == [
         "unknown parameter 'n'", "temperature is -1", "top_p is 2",
     ]  # fmt: skip
 
@@ -277,8 +277,8 @@ def test_the_model_says_what_it_is_and_holds_no_weights(model: Any, tmp_path: Pa
     ]
     assert not [path for path in files if path.suffix == ".safetensors"]
     assert sum(path.stat().st_size for path in files) < 3_000_000
-    (found,) = [path for path in files if path.name == "decoder.json"]
-    assert Reference.load(found.parent).identity["target"] == model.metadata.metadata["target"]
+    (reference,) = [path for path in files if path.name == "decoder.json"]
+    assert Reference.load(reference.parent).identity["target"] == model.metadata.metadata["target"]
     pins = next(path for path in files if path.name == "requirements.txt").read_text()
     assert f"mlflow=={mlflow.__version__}" in pins
     run = MlflowClient().search_runs(["0"])[0]
@@ -292,9 +292,9 @@ def test_every_method_comes_back_from_its_reference(tmp_path: Path, pair: specex
     reference = make_decoder_spec(pair, asked, 512)
     reference.save(tmp_path)
     assert Reference.load(tmp_path) == reference
-    want = pair.decode(PROMPTS[0], asked)
-    (found,) = ServedDecoder(tmp_path, max_batch_size=2).decode(PROMPTS[:1])
-    assert (found.token_ids, found.text) == (want.token_ids, want.text)
+    expected = pair.decode(PROMPTS[0], asked)
+    (actual,) = ServedDecoder(tmp_path, max_batch_size=2).decode(PROMPTS[:1])
+    assert (actual.token_ids, actual.text) == (expected.token_ids, expected.text)
 
 
 def test_a_judge_goes_with_the_decoder(workplace: Path) -> None:
@@ -303,10 +303,10 @@ def test_a_judge_goes_with_the_decoder(workplace: Path) -> None:
     result = log("--method", "autojudge", "--judge", "judge", "--gamma", "4", "--name", "judged")
     assert result.exit_code == 0, result.output
     resolved = single.resolve("arith_quick", "autojudge", asked)
-    want = specexp.LoadedPair(resolved).decode(PROMPTS[0], resolved)
+    expected = specexp.LoadedPair(resolved).decode(PROMPTS[0], resolved)
     shutil.rmtree(workplace / "judge")
-    found = mlflow.pyfunc.load_model("models:/judged/1").predict({"prompt": PROMPTS[0]})
-    assert found.to_dict("records") == [row(want)]
+    answer = mlflow.pyfunc.load_model("models:/judged/1").predict({"prompt": PROMPTS[0]})
+    assert answer.to_dict("records") == [row(expected)]
     assert MlflowClient().get_model_version("judged", "1").tags["lossless"] == "false"
 
 
@@ -359,8 +359,8 @@ def test_bad_settings_are_refused_and_nothing_is_made(workplace: Path) -> None:
 
 
 def test_rows_and_device_are_settings_of_loading(store: Path) -> None:
-    found = mlflow.pyfunc.load_model("models:/decoder/1", model_config={"rows": 1, "device": "cpu"})
-    assert len(found.predict({"prompt": PROMPTS[:2]})) == 2
+    loaded = mlflow.pyfunc.load_model("models:/decoder/1", model_config={"rows": 1, "device": "cpu"})
+    assert len(loaded.predict({"prompt": PROMPTS[:2]})) == 2
     with pytest.raises(mlflow.MlflowException, match="rows is 0; it must be a whole number >= 1"):
         mlflow.pyfunc.load_model("models:/decoder/1", model_config={"rows": 0})
     with pytest.raises(mlflow.MlflowException, match="cannot be loaded"):
@@ -380,12 +380,12 @@ def toy_requests(pair: specexp.LoadedPair, number: int) -> list[Request]:
 def test_many_threads_get_each_its_own_answer() -> None:
     pair = specexp.load("toy_quick", gamma=3)
     wanted = toy_requests(pair, 60)
-    want = [pair.engine().generate(r.decoder, r.prompt_ids, r.max_new_tokens, r.rng).token_ids for r in wanted]
+    expected = [pair.engine().generate(r.decoder, r.prompt_ids, r.max_new_tokens, r.rng).token_ids for r in wanted]
     batcher = Batcher(lambda: pair.engine(max_batch_size=4))
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda request: batcher.decode([request])[0].token_ids, wanted))
-    assert found == want
-    assert [out.token_ids for out in batcher.decode(wanted)] == want, "and so does one that asks for all of them"
+        actual = list(pool.map(lambda request: batcher.decode([request])[0].token_ids, wanted))
+    assert actual == expected
+    assert [out.token_ids for out in batcher.decode(wanted)] == expected, "and so does one that asks for all of them"
 
 
 def test_who_comes_later_joins_those_that_are_being_decoded() -> None:

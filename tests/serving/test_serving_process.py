@@ -102,11 +102,11 @@ def test_two_hundred_requests_half_of_them_wrong(address: tuple[int, Path]) -> N
         return ask(port, "POST", "/invocations", body, content_type)
 
     with ThreadPoolExecutor(CLIENTS) as clients:
-        found = list(clients.map(send, range(REQUESTS)))
-    for (_, want), (status, answer) in zip(good, found[::2], strict=True):
+        responses = list(clients.map(send, range(REQUESTS)))
+    for (_, expected), (status, answer) in zip(good, responses[::2], strict=True):
         assert status == 200, answer
-        assert json.loads(answer)["predictions"] == want
-    for (_, _, reason), (status, answer) in zip(cycle(BAD.values()), found[1::2], strict=False):
+        assert json.loads(answer)["predictions"] == expected
+    for (_, _, reason), (status, answer) in zip(cycle(BAD.values()), responses[1::2], strict=False):
         assert status in (400, 415), answer
         assert reason in (json.loads(answer)["message"] if status == 400 else answer)
     assert answers(port)

@@ -29,9 +29,9 @@ def folder(workplace: Path) -> Path:
 
 
 def test_its_records_are_read(folder: Path) -> None:
-    found = RecordFile(folder / "records.jsonl", HASH).records
-    assert len(found) == 6
-    assert not any("schema_version" in record for record in found)
+    read = RecordFile(folder / "records.jsonl", HASH).records
+    assert len(read) == 6
+    assert not any("schema_version" in record for record in read)
 
 
 def test_it_is_uploaded(folder: Path) -> None:
@@ -53,9 +53,9 @@ def test_it_is_resumed(folder: Path) -> None:
     (folder / "upload.json").unlink()
     result = evaluate(*SETTINGS, "--output", str(folder), "--resume", "true")
     assert result.exit_code == 0, result.output
-    found = records(folder)
-    assert [record["token_ids"] for record in found] == [json.loads(line)["token_ids"] for line in lines]
-    assert [record.get("schema_version") for record in found] == [None] * 5 + [SCHEMA_VERSION]
+    read = records(folder)
+    assert [record["token_ids"] for record in read] == [json.loads(line)["token_ids"] for line in lines]
+    assert [record.get("schema_version") for record in read] == [None] * 5 + [SCHEMA_VERSION]
 
 
 def test_records_of_a_later_version_are_refused_by_name(folder: Path) -> None:

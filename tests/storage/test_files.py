@@ -73,9 +73,9 @@ def test_what_is_written_is_read_and_what_is_missing_is_nothing(tmp_path: Path) 
     ],
 )  # fmt: skip
 def test_shapes(value: Any, shape: Any, fault: str) -> None:
-    found = misfit(value, shape)
-    assert found.startswith(fault)
-    assert bool(found) == bool(fault)
+    message = misfit(value, shape)
+    assert message.startswith(fault)
+    assert bool(message) == bool(fault)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG])
@@ -134,8 +134,8 @@ def test_records_that_found_no_room_are_made_again(tmp_path: Path, capsys: pytes
 
 
 def lines(*records: dict[str, Any], checked: bool = True) -> bytes:
-    found = [{**record, CHECKSUM: checksum(record)} if checked else record for record in records]
-    return "".join(json.dumps(record) + "\n" for record in found).encode()
+    written = [{**record, CHECKSUM: checksum(record)} if checked else record for record in records]
+    return "".join(json.dumps(record) + "\n" for record in written).encode()
 
 
 SECOND = {**RECORD, "turn": 1}

@@ -155,9 +155,9 @@ def test_findings_that_were_cut_off_or_changed_are_named(tmp_path: Path) -> None
     whole = pack([LABEL], arrays, {"num_mined": 1})
     path = tmp_path / "000000.safetensors"
     path.write_bytes(whole)
-    labels, found, counts = unpack(path)
+    labels, features, counts = unpack(path)
     assert (labels, counts) == ([LABEL], {"num_mined": 1})
-    assert (found[PARTS[0]] == arrays[PARTS[0]]).all()
+    assert (features[PARTS[0]] == arrays[PARTS[0]]).all()
     flipped = bytearray(whole)
     flipped[-1] ^= 1
     for broken in (whole[:-4], b"", bytes(flipped), whole.replace(b'num_mined\\": 1', b'num_mined\\": 2')):

@@ -28,8 +28,8 @@ def own_rows(workplace: Path, *rows: dict[str, Any]) -> None:
 
 def change(path: Path, **more: Any) -> None:
     """Write keys of a JSON file anew; None takes one away."""
-    found = {**json.loads(path.read_text()), **more}
-    path.write_text(json.dumps({key: value for key, value in found.items() if value is not None}))
+    content = {**json.loads(path.read_text()), **more}
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
 def test_answers_are_read_by_the_setting_and_those_that_cannot_be_are_counted(workplace: Path) -> None:
@@ -38,15 +38,15 @@ def test_answers_are_read_by_the_setting_and_those_that_cannot_be_are_counted(wo
     result = evaluate(*asked, "--answer-pattern", r"\d+ (\d+)", "--output", "out")
     assert result.exit_code == 0, result.output
     assert "note: data 'mine.jsonl': columns 'note' are not used." in result.output
-    found = records(workplace / "out")
-    for record in found:
+    written = records(workplace / "out")
+    for record in written:
         words = record["text"].split()
         pairs = list(zip(words[::2], words[1::2], strict=False))
         ended = record["finish_reason"] == "stop" or len(words) % 2 or not pairs
         if ended:
             assert record["answer"] == (pairs[-1][1] if pairs else None)
     run = flat_runs()["baseline"].data
-    assert run.metrics["count/without_answer"] == sum(r["answer"] is None for r in found if r["gold"] is not None)
+    assert run.metrics["count/without_answer"] == sum(r["answer"] is None for r in written if r["gold"] is not None)
     assert run.params["answer_pattern"] == r"\d+ (\d+)"
     unread = evaluate(*asked, "--answer-pattern", "never", "--output", "none")
     assert (
@@ -99,10 +99,10 @@ def test_a_judge_carries_the_version_of_its_labels(tmp_path: Path) -> None:
     for version in (answers.VERSION, None):
         label_set(tmp_path / "labels")
         change(tmp_path / "labels" / "manifest.json", answer_version=version)
-        found = trained_judge.train(
+        trained = trained_judge.train(
             "logistic", LabelSet.read(tmp_path / "labels"), mode, 0.9, 0, lambda metrics, step: None
         )
-        found.judge.save(tmp_path / "judge")
+        trained.judge.save(tmp_path / "judge")
         assert Judge.load(tmp_path / "judge").facts.answer_version == (version or answers.UNRECORDED)
 
 

@@ -159,10 +159,10 @@ PARTS = st.sampled_from([
 def test_a_text_cut_anywhere_gives_its_number_or_none(parts: list[str], at: int) -> None:
     """What a cut text gives is what the whole text gives, or nothing."""
     text = "".join(parts)
-    found, number = numbers.leading(text[:at], finished=False)
+    match, number = numbers.leading(text[:at], finished=False)
     if number is not None:
         assert numbers.leading(text) == (True, number), (text, text[:at])
-    elif not found:
+    elif not match:
         assert not numbers.leading(text)[0], (text, text[:at])
 
 

@@ -122,9 +122,9 @@ def test_a_pattern_is_tried_on_the_end_of_a_text_alone() -> None:
     ],
 )
 def test_a_pattern_that_cannot_be_used_is_refused_before_anything_is_loaded(pattern: str, message: str) -> None:
-    with pytest.raises(ValueError) as found:
+    with pytest.raises(ValueError) as error:
         check_pattern(pattern)
-    assert message in str(found.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_a_pattern_that_cannot_be_used_is_refused_before_anything_is_loaded(patt
     ],
 )  # fmt: skip
 def test_settings_of_answers_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError) as found:
+    with pytest.raises(ConfigError) as error:
         config.resolve("arith_quick", {"task": "prompts", "data": "x.jsonl", **given})
-    assert message in str(found.value)
+    assert message in str(error.value)
 
 
 def test_a_pattern_alone_says_that_answers_are_read_by_it() -> None:

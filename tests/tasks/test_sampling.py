@@ -19,8 +19,8 @@ SIZES = {"writing": 4, "math": 4, "qa": 24, "rag": 8}
 
 
 def rows(sizes: dict[str, int] | None = None) -> list[Example]:
-    found = [(name, i) for name, size in (sizes or SIZES).items() for i in range(size)]
-    return [Example(f"x-{name}-{i}", ("?",), category=name) for name, i in found]
+    names = [(name, i) for name, size in (sizes or SIZES).items() for i in range(size)]
+    return [Example(f"x-{name}-{i}", ("?",), category=name) for name, i in names]
 
 
 def counted(examples: list[Example]) -> dict[str, int]:
@@ -31,10 +31,10 @@ def test_a_sample_has_every_category_and_then_their_proportions() -> None:
     assert counted(chosen(rows(), 4)) == dict.fromkeys(SIZES, 1)
     assert counted(chosen(rows(), 20)) == {"writing": 2, "math": 2, "qa": 12, "rag": 4}
     for limit in range(4, 41):
-        found = counted(chosen(rows(), limit))
-        assert sum(found.values()) == limit
+        counts = counted(chosen(rows(), limit))
+        assert sum(counts.values()) == limit
         for name, size in SIZES.items():
-            assert found[name] == 1 or abs(found[name] - limit * size / 40) < 2
+            assert counts[name] == 1 or abs(counts[name] - limit * size / 40) < 2
 
 
 def test_a_larger_limit_keeps_the_rows_of_a_smaller_one_and_they_are_drawn() -> None:
@@ -83,14 +83,14 @@ def test_a_run_says_how_its_prompts_were_drawn_and_resumes_with_the_same(workpla
     asked += ["--output", "out", "--methods", "baseline,speculative", "--max-new-tokens", "6", "--show", "0"]
     first = evaluate(*asked)
     assert first.exit_code == 0, first.output
-    found = {r["prompt_id"]: r["category"] for r in records(workplace / "out")}
-    assert set(found.values()) == set(SIZES)
+    categories = {r["prompt_id"]: r["category"] for r in records(workplace / "out")}
+    assert set(categories.values()) == set(SIZES)
     page = (workplace / "out" / "report.html").read_text()
     assert f"{words(rows(), 6)}</td>" in page
     lines = (workplace / "out" / "records.jsonl").read_text().splitlines(keepends=True)
     (workplace / "out" / "records.jsonl").write_text("".join(lines[:5]))
     assert evaluate(*asked, "--resume").exit_code == 0
-    assert {r["prompt_id"] for r in records(workplace / "out")} == set(found)
+    assert {r["prompt_id"] for r in records(workplace / "out")} == set(categories)
     assert len(records(workplace / "out")) == len(lines)
     # A folder that was begun on the first rows, as they used to be taken, is not mixed with a sample.
     data = json.loads((workplace / "out" / "data.json").read_text())
@@ -135,8 +135,8 @@ def test_mining_leaves_out_prompts_of_several_turns_and_takes_others_for_them(tm
     ]
     path.write_text("\n".join(lines))
     bench = task("spec_bench", DataConfig(str(path)))
-    found, left_out = after_skipped(bench, 4, 6)
+    examples, left_out = after_skipped(bench, 4, 6)
     assert left_out
-    assert counted(found) == {"qa": 4, "rag": 2}
-    assert not {example.prompt_id for example in bench.examples(4)} & {example.prompt_id for example in found}
+    assert counted(examples) == {"qa": 4, "rag": 2}
+    assert not {example.prompt_id for example in bench.examples(4)} & {example.prompt_id for example in examples}
     assert after_skipped(task("arith"), 3, 5) == (task("arith").examples(8)[3:], False)

@@ -17,8 +17,8 @@ GSM8K = DEFAULTS["gsm8k"]
 ROWS = Path(__file__).resolve().parents[1] / "data" / "gsm8k.jsonl"
 
 
-def lengths(found: config.Experiment) -> tuple[str, int, int]:
-    return found.name, found.limit, found.max_new_tokens
+def lengths(experiment: config.Experiment) -> tuple[str, int, int]:
+    return experiment.name, experiment.limit, experiment.max_new_tokens
 
 
 def test_every_task_has_defaults_of_its_own() -> None:
@@ -28,12 +28,12 @@ def test_every_task_has_defaults_of_its_own() -> None:
 
 
 def test_another_task_than_the_experiments_takes_its_own_lengths_and_name(tmp_path: Path) -> None:
-    mine = ("gsm8k", GSM8K.limit, GSM8K.max_new_tokens)
-    assert mine[1:] != (20, 160)
-    assert lengths(config.resolve("arith_quick", {"task": "gsm8k"})) == mine
+    expected = ("gsm8k", GSM8K.limit, GSM8K.max_new_tokens)
+    assert expected[1:] != (20, 160)
+    assert lengths(config.resolve("arith_quick", {"task": "gsm8k"})) == expected
     file = tmp_path / "mine.yaml"
     file.write_text("task: gsm8k\n")
-    assert lengths(config.resolve("arith_compare", {"config": str(file)})) == mine
+    assert lengths(config.resolve("arith_compare", {"config": str(file)})) == expected
     assert lengths(config.resolve("mtbench_llama_8b_1b", {"task": "arith"})) == ("arith", 20, 160)
 
 
@@ -52,8 +52,8 @@ def test_the_experiments_own_task_leaves_it_as_it_is() -> None:
 
 def test_what_a_preset_says_for_its_own_task_is_no_fault_of_another() -> None:
     """Its eight solved examples would be refused by a task that has none."""
-    found = config.resolve("gsm8k_8shot_llama_8b_1b", {"task": "mtbench"})
-    assert (found.shots, found.data) == (0, config.TASK_SOURCES["mtbench"])
+    experiment = config.resolve("gsm8k_8shot_llama_8b_1b", {"task": "mtbench"})
+    assert (experiment.shots, experiment.data) == (0, config.TASK_SOURCES["mtbench"])
 
 
 def test_what_a_command_says_by_itself_goes_before_the_task() -> None:

@@ -93,8 +93,8 @@ def test_gsm8k_comes_bare_or_behind_eight_solved_examples() -> None:
     messages = shown.messages()
     assert [m["role"] for m in messages] == ["user", "assistant"] * 8 + ["user"]
     assert messages[-1] == bare.messages()[0]
-    found = [gsm8k.extract_answer(m["content"]) for m in messages if m["role"] == "assistant"]
-    assert found == ["6", "5", "39", "8", "9", "29", "33", "8"]
+    answers = [gsm8k.extract_answer(m["content"]) for m in messages if m["role"] == "assistant"]
+    assert answers == ["6", "5", "39", "8", "9", "29", "33", "8"]
 
 
 def test_second_turns_go_on_behind_replies() -> None:
@@ -106,10 +106,10 @@ def test_second_turns_go_on_behind_replies() -> None:
 def test_mtbench_takes_its_own_categories_of_spec_benchs_file_and_spec_bench_takes_all() -> None:
     data = DataConfig(str(DATA / "spec_bench.jsonl"))
     assert [x.category for x in task("mtbench", data).examples(9)] == ["writing"]
-    found = task("spec_bench", data).examples(9)
-    assert [x.category for x in found] == ["writing", "translation", "summarization", "math_reasoning", "rag"]
-    assert [x.answer for x in found] == [None, None, None, "3", None]
-    assert [len(x.turns) for x in found] == [2, 1, 1, 1, 1]
+    examples = task("spec_bench", data).examples(9)
+    assert [x.category for x in examples] == ["writing", "translation", "summarization", "math_reasoning", "rag"]
+    assert [x.answer for x in examples] == [None, None, None, "3", None]
+    assert [len(x.turns) for x in examples] == [2, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_rows_come_through_the_library_as_from_a_file(tmp_path: Path, form: str)
         config = DataConfig(str(tmp_path / "hub"), split="test")
     else:
         getattr(made, f"to_{form}")(config.source)
-    want = task("gsm8k", DataConfig(str(DATA / "gsm8k.jsonl"))).examples(9)
-    assert task("gsm8k", config).examples(9) == want
+    expected = task("gsm8k", DataConfig(str(DATA / "gsm8k.jsonl"))).examples(9)
+    assert task("gsm8k", config).examples(9) == expected
     assert read(config).digest == read(config).digest
     assert len(read(config).digest) == 64
 
@@ -187,9 +187,9 @@ def test_a_hub_id_is_asked_for_with_its_subset_split_and_revision(monkeypatch: p
 
 def test_what_the_library_says_of_a_source_comes_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     no_network(monkeypatch, ConnectionError("Couldn't reach the Hub\nand more"))
-    with pytest.raises(TaskError) as found:
+    with pytest.raises(TaskError) as error:
         task("gsm8k", DataConfig("openai/gsm8k", "main", "test"))
-    assert str(found.value) == "data 'openai/gsm8k main test' cannot be loaded: Couldn't reach the Hub"
+    assert str(error.value) == "data 'openai/gsm8k main test' cannot be loaded: Couldn't reach the Hub"
 
 
 @pytest.mark.parametrize(
@@ -221,10 +221,10 @@ def test_what_the_library_says_of_a_source_comes_in_one_line(monkeypatch: pytest
 def test_a_bad_row_is_refused_with_its_place(tmp_path: Path, name: str, text: str, message: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(text + "\n")
-    with pytest.raises(TaskError) as found:
+    with pytest.raises(TaskError) as error:
         task(name, DataConfig(str(path)))
-    assert message in str(found.value)
-    assert str(path) in str(found.value)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
 
 
 def test_a_line_ends_at_a_line_feed_alone(tmp_path: Path) -> None:
@@ -240,8 +240,8 @@ def test_a_line_ends_at_a_line_feed_alone(tmp_path: Path) -> None:
 
 def test_whole_numbers_that_came_as_floats_are_whole(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("prompt,answer\na,5\nb,\n")
-    found = task("prompts", DataConfig(str(tmp_path / "mine.csv"))).examples(2)
-    assert [x.answer for x in found] == ["5", None]
+    examples = task("prompts", DataConfig(str(tmp_path / "mine.csv"))).examples(2)
+    assert [x.answer for x in examples] == ["5", None]
 
 
 def test_a_source_that_is_not_there_is_refused() -> None:

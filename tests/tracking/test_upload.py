@@ -116,8 +116,8 @@ def test_others_that_log_the_same_data_at_once_are_no_failure(workplace: Path) -
     with mock.patch.object(MlflowClient, "log_inputs", race):
         assert evaluate(*TOY, "--output", "out").exit_code == 0
     assert calls == 4
-    for found in all_held(workplace / "found").values():
-        assert all(len(history) == 1 for history in found["metrics"].values())
+    for run in all_held(workplace / "found").values():
+        assert all(len(history) == 1 for history in run["metrics"].values())
 
 
 def test_the_run_that_mlflow_made_is_the_one_that_is_uploaded_to(
@@ -278,11 +278,11 @@ def four_at_once(folder: Path, address: str) -> None:
 
 
 def all_there() -> None:
-    found = runs()
-    assert all(run.info.status == "FINISHED" for run in found)
-    names = sorted(run.info.run_name for run in found)
+    result = runs()
+    assert all(run.info.status == "FINISHED" for run in result)
+    names = sorted(run.info.run_name for run in result)
     assert names == ["baseline"] * 4 + ["compare toy_quick"] * 4 + ["speculative_k3"] * 4
-    for run in found:
+    for run in result:
         there = {file.path for file in MlflowClient().list_artifacts(run.info.run_id)}
         assert {"records.jsonl", "config.json"} <= there
 
@@ -328,9 +328,9 @@ def test_a_server_killed_in_the_middle_of_logging_gets_the_rest_later_and_once(
         server.start()
         assert upload().exit_code == 0
         assert upload().output.startswith("nothing to do")
-        found = all_held(tmp_path / "found")
-    assert len(found) == 3
-    assert found == undisturbed(tmp_path / "out", tmp_path, empty_store)
+        by_key = all_held(tmp_path / "found")
+    assert len(by_key) == 3
+    assert by_key == undisturbed(tmp_path / "out", tmp_path, empty_store)
 
 
 @pytest.mark.slow
@@ -347,7 +347,7 @@ def test_the_whole_story_of_a_judge_on_a_server(tmp_path: Path, monkeypatch: pyt
             assert process.returncode == 0, said
             shutil.rmtree(tmp_path / "labels", ignore_errors=True)  # what comes next has the server alone
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)
-        found = flat_runs()
-        assert found["autojudge"].info.artifact_uri.startswith("mlflow-artifacts:")
+        by_name = flat_runs()
+        assert by_name["autojudge"].info.artifact_uri.startswith("mlflow-artifacts:")
         assert not (tmp_path / "mlruns").exists()
         assert not (tmp_path / "mlflow.db").exists()

@@ -110,12 +110,12 @@ def _lines(shown: Sequence[Entry]) -> list[list[Entry]]:
     """Return the settings to join by a line: a method's dial (threshold, K, budget) at one length, else its lengths."""
     result = []
     for method in dict.fromkeys(entry.config.method for entry in shown):
-        mine = [entry for entry in shown if entry.config.method == method]
-        lengths = dict.fromkeys(_length(entry) for entry in mine)
-        if len(lengths) < len(mine):
-            result += [sorted((e for e in mine if _length(e) == length), key=_dial) for length in lengths]
+        method_entries = [entry for entry in shown if entry.config.method == method]
+        lengths = dict.fromkeys(_length(entry) for entry in method_entries)
+        if len(lengths) < len(method_entries):
+            result += [sorted((e for e in method_entries if _length(e) == length), key=_dial) for length in lengths]
         else:
-            result.append(sorted(mine, key=_length))
+            result.append(sorted(method_entries, key=_length))
     return [line for line in result if len(line) > 1]
 
 

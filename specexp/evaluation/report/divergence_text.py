@@ -41,15 +41,15 @@ def refuted(entries: Sequence[Entry]) -> list[str | Number]:
     return [*words, f". `python -m specexp certify --method {label}` examines it. "]
 
 
-def _count(entry: Entry, found: Divergence) -> list[str | Number]:
-    first, num = found.first, found.num(UNEXPLAINED)
+def _count(entry: Entry, divergence: Divergence) -> list[str | Number]:
+    first, num = divergence.first, divergence.num(UNEXPLAINED)
     unexplained = Number("quality/unexplained", entry.label, num, str(num))
     gap = "one of them has ended" if first["token"] is None or first["reference"] is None else "cut by top-k or top-p"
     if first["gap"] is not None:
         gap = f"logits {first['gap']:.2g} apart"
     words = "outputs differ" if num > 1 else "output differs"
-    return [unexplained, f" of {found.num_outputs} {words} from plain decoding's where no near tie explains it, first"
-            f" prompt '{first['prompt_id']}' at token {first['position']}, {gap}"]  # fmt: skip
+    return [unexplained, f" of {divergence.num_outputs} {words} from plain decoding's where no near tie explains it,"
+            f" first prompt '{first['prompt_id']}' at token {first['position']}, {gap}"]  # fmt: skip
 
 
 def equality(comparison: Comparison, entry: Entry) -> Sentence:

@@ -38,10 +38,10 @@ def draw_benchmark(path: Path, result: Mapping[str, Any]) -> None:
     rates, split, lengths = figure.subplots(1, 3, width_ratios=(1.3, 1.1, 1))
 
     names = list(result["methods"])[::-1]
-    found = [result["methods"][name]["end_to_end_tokens_per_second"] for name in names]
-    values = [one["value"] for one in found]
+    speeds = [result["methods"][name]["end_to_end_tokens_per_second"] for name in names]
+    values = [one["value"] for one in speeds]
     # A bootstrap interval need not contain its value.
-    errors = [[max(0.0, x["value"] - x["low"]) for x in found], [max(0.0, x["high"] - x["value"]) for x in found]]
+    errors = [[max(0.0, x["value"] - x["low"]) for x in speeds], [max(0.0, x["high"] - x["value"]) for x in speeds]]
     colors = ["#4c72b0" if "tokens_per_second" in result["methods"][name] else "#b0b0b0" for name in names]
     rates.barh(names, values, xerr=errors, color=colors)
     rates.set(xlabel="tokens a second, end to end (blue: this project's)")

@@ -143,9 +143,9 @@ def _changed(comparison: Comparison) -> Iterator[Changed]:
     if comparison.baseline is None:
         return
     for entry in sorted(comparison.entries, key=lambda e: e.config.method == "draft_only"):
-        for mine, plain in paired(entry.records, comparison.baseline.records):
-            if mine["correct"] is not None and mine["paired"] and mine["correct"] != plain["correct"]:
-                yield Changed(entry.label, mine, plain)
+        for record, plain in paired(entry.records, comparison.baseline.records):
+            if record["correct"] is not None and record["paired"] and record["correct"] != plain["correct"]:
+                yield Changed(entry.label, record, plain)
 
 
 def _clipped(text: object) -> str:
@@ -179,10 +179,10 @@ def _method(entry: Entry) -> str:
     return ", ".join(f"{key} {value}" for key, value in said.items())
 
 
-def _environments(found: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+def _environments(environments: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Describe where records were made: the machine and the code, then what was loaded."""
     shown = []
-    for name, facts in found.items():
+    for name, facts in environments.items():
         rows = [
             ("processor", str(facts["processor"])),
             ("platform", str(facts["platform"])),
@@ -204,14 +204,14 @@ def _flat(facts: Mapping[str, Any]) -> str:
 KINDS = {"target": "target call on", "tree_draft": "draft call in a tree on", "tree_target": "target call on a tree of"}
 
 
-def _costs(found: Mapping[str, Any] | None) -> Iterator[tuple[str, Number]]:
+def _costs(costs: Mapping[str, Any] | None) -> Iterator[tuple[str, Number]]:
     """Yield the costs per call, in milliseconds."""
-    if not found:
+    if not costs:
         return
-    if found["draft"] is not None:
-        yield "draft step", _milliseconds("costs/draft", found["draft"])
+    if costs["draft"] is not None:
+        yield "draft step", _milliseconds("costs/draft", costs["draft"])
     for kind, words in KINDS.items():
-        for size, seconds in sorted(found[kind].items(), key=lambda item: int(item[0])):
+        for size, seconds in sorted(costs[kind].items(), key=lambda item: int(item[0])):
             positions = "1 position" if int(size) == 1 else f"{size} positions"
             yield f"{words} {positions}", _milliseconds(f"costs/{kind}/{size}", seconds)
 

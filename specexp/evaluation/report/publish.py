@@ -78,15 +78,15 @@ def write_page(output: OutputFolder, report: Report) -> Path:
     return output.path / PAGE
 
 
-def _with_differences(prepared: Prepared, output: OutputFolder, records: Sequence[Record], found: Summary) -> Summary:
+def _with_differences(prepared: Prepared, output: OutputFolder, records: Sequence[Record], results: Summary) -> Summary:
     """Return the summary with the metrics of each repeat's outputs that differ from plain decoding's."""
     entries = output.read_json(divergence.FILE)
     more: Summary = {}
-    for repeat in {repeat for _, repeat in found}:
-        mine = [record for record in records if record["repeat"] == repeat]
-        for label, each in divergence.by_label(prepared, entries, mine).items():
+    for repeat in {repeat for _, repeat in results}:
+        repeat_records = [record for record in records if record["repeat"] == repeat]
+        for label, each in divergence.by_label(prepared, entries, repeat_records).items():
             more[label, repeat] = each.metrics()
-    return {key: metrics | more.get(key, {}) for key, metrics in found.items()}
+    return {key: metrics | more.get(key, {}) for key, metrics in results.items()}
 
 
 def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dict[str, float]]) -> list[str]:

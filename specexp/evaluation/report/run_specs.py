@@ -43,15 +43,15 @@ def method_runs(
     peaks = memory.peaks_of(output.read_json(memory.FILE))
     result = []
     for (label, repeat), metrics in report.summary.items():
-        mine = [r for r in records if (r["label"], r["repeat"]) == (label, repeat)]
+        method_records = [r for r in records if (r["label"], r["repeat"]) == (label, repeat)]
         name = run_name(label, repeat, experiment.repeats)
         own = Path("upload") / name / OUTPUTS
         make_folder((output.path / own).parent)
-        output.write_json(str(own), _outputs(prepared, mine))
+        output.write_json(str(own), _outputs(prepared, method_records))
         files = [
             File("records.jsonl", only={"label": label, "repeat": repeat}),
             *(File(each) for each in ("config.json", "environments.json", str(own))),
-            *(File(path.name) for path in _figures(output, methods[label], name, mine)),
+            *(File(path.name) for path in _figures(output, methods[label], name, method_records)),
         ]
         flaws = _flaws(metrics, label in refuted, comparison.claimed)
         run_spec = RunSpec(
@@ -59,7 +59,7 @@ def method_runs(
             name=name,
             # By this tag, MLflow's UI recognises the file as a table of outputs.
             tags={**_tags(prepared, methods[label], flaws), "mlflow.loggedArtifacts": _TABLE},
-            params=logged(params_of(prepared, methods[label], mine[0]["seed"])),
+            params=logged(params_of(prepared, methods[label], method_records[0]["seed"])),
             metrics={
                 **metrics,
                 **{f"share/{part}": share for part, share in shares[label].items()},

@@ -28,9 +28,9 @@ def verdict(comparison: Comparison) -> list[Sentence]:
         return [_without_baseline(comparison)]
     key = comparison.speed
     wrong = refuted(comparison.entries)
-    mine = [e for e in comparison.entries if key in e.metrics and e is not plain and not e.refuted]
-    exact = sorted((e for e in mine if e.lossless), key=lambda e: -e.metrics[key])
-    lossy = [e for e in mine if not e.lossless and spec(e.config.method).verifies]
+    candidates = [e for e in comparison.entries if key in e.metrics and e is not plain and not e.refuted]
+    exact = sorted((e for e in candidates if e.lossless), key=lambda e: -e.metrics[key])
+    lossy = [e for e in candidates if not e.lossless and spec(e.config.method).verifies]
     if not exact and not lossy:
         rate = of(plain, comparison.speed.replace("speedup", "tokens_per_second"), count)
         start = "Nothing else speculates here." if wrong else "Nothing speculates here."
@@ -43,7 +43,7 @@ def verdict(comparison: Comparison) -> list[Sentence]:
         result += [s for s in (_told_apart(comparison, best, exact[1:]),) if s]
     if other is not None:
         result.append(_lossy(comparison, other, best))
-    return result + _how_sure(comparison, len(mine), other)
+    return result + _how_sure(comparison, len(candidates), other)
 
 
 def _without_baseline(comparison: Comparison) -> Sentence:
@@ -161,12 +161,12 @@ def _told_apart(comparison: Comparison, best: Entry, rest: Sequence[Entry]) -> S
 
 def _as_fast(best: Entry, entry: Entry, tested: bool) -> Sentence:
     """Return why a setting may be as fast as the best: a p, or an interval if it is not tested; else nothing."""
-    mine, other = (timed(each.records, "seconds") for each in (best, entry))
+    best_times, entry_times = (timed(each.records, "seconds") for each in (best, entry))
     both = f"{best.label}|{entry.label}"
     if tested:
-        p = swap_p(mine, other)
+        p = swap_p(best_times, entry_times)
         return [Number("verdict/same_speed_p", both, p, p_equals(p))] if p >= SIGNIFICANT else []
-    ratio = rate_ratio(mine, other)
+    ratio = rate_ratio(best_times, entry_times)
     if not ratio.low <= 1 <= ratio.high:
         return []
     ends = {"low": ratio.low, "high": ratio.high}

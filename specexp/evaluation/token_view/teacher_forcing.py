@@ -71,7 +71,7 @@ def _read(logits: Array, warp: Warp, tokens: Sequence[int], others: Sequence[Seq
     p = warp(logits)
     columns = xp.asarray(list(tokens), dtype=xp.int64, device=where)[:, None]
     ahead = xp.sum(xp.astype(logits > xp.take_along_axis(logits, columns, axis=-1), xp.int64), axis=-1)
-    mine = xp.take_along_axis(p, columns, axis=-1)[:, 0]
+    probabilities = xp.take_along_axis(p, columns, axis=-1)[:, 0]
     first = xp.argmax(logits, axis=-1)
     best = xp.take_along_axis(p, first[:, None], axis=-1)[:, 0]
     flat = [row * logits.shape[-1] + token for row, more in enumerate(others) for token in more]
@@ -79,7 +79,7 @@ def _read(logits: Array, warp: Warp, tokens: Sequence[int], others: Sequence[Seq
     if flat:
         values = xp.take(xp.reshape(p, (-1,)), xp.asarray(flat, dtype=xp.int64, device=where), axis=0).tolist()
     asked = iter(values)
-    rows: Any = zip(mine.tolist(), ahead.tolist(), first.tolist(), best.tolist(), others, strict=True)
+    rows: Any = zip(probabilities.tolist(), ahead.tolist(), first.tolist(), best.tolist(), others, strict=True)
     return [
         Opinion(probability, rank + 1, top, largest, {token: next(asked) for token in more})
         for probability, rank, top, largest, more in rows

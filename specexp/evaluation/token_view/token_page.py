@@ -208,18 +208,16 @@ def _cell(cell: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _difference(found: Mapping[str, Any] | None) -> str:
+def _difference(diff: Mapping[str, Any] | None) -> str:
     """Return a sentence; "" if the shown output equals the recorded one."""
-    if found is None:
+    if diff is None:
         return ""
-    if found["position"] is None:
-        return f"The recorded output, but by other rounds than it was recorded with ({', '.join(found['counts'])})."
-    here, there = (
-        "its end" if token is None else f"“{plain(token)}”" for token in (found["traced"], found["recorded"])
-    )
+    if diff["position"] is None:
+        return f"The recorded output, but by other rounds than it was recorded with ({', '.join(diff['counts'])})."
+    here, there = ("its end" if token is None else f"“{plain(token)}”" for token in (diff["traced"], diff["recorded"]))
     return (
-        f"Decoded again, this departs from the record at position {found['position']}: {here} here, {there} there"
-        f" ({found['num_recorded']} tokens recorded). Coarse arithmetic, or a batch, may decide near ties otherwise."
+        f"Decoded again, this departs from the record at position {diff['position']}: {here} here, {there} there"
+        f" ({diff['num_recorded']} tokens recorded). Coarse arithmetic, or a batch, may decide near ties otherwise."
         " The answer is the record's."
     )
 
@@ -237,12 +235,12 @@ def _tokens(columns: Mapping[str, Sequence[Any]], method: Mapping[str, Any], rou
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)][:CELL_TOKENS]
     parts = _parts([row["text"] if row["kind"] == TEXT else "" for row in rows])
     result, whole = [], ""
-    for row, mine in zip(reversed(rows), reversed(parts), strict=True):
+    for row, part in zip(reversed(rows), reversed(parts), strict=True):
         whole = row["text"] if row["kind"] == TEXT else whole  # the later token that completes a part's character
         classes = [row["origin"], *([row["kind"]] if row["kind"] != TEXT else [])]
         if rounds and row["place"] == 1:
             classes.append("first")
-        shown = [(plain(row["text"]), "")] if row["kind"] == SPECIAL else mine
+        shown = [(plain(row["text"]), "")] if row["kind"] == SPECIAL else part
         result.append(Token(" ".join(classes), _hint(row, whole, method), shown))
     return result[::-1]
 

@@ -37,9 +37,9 @@ def read(path: str, config: Any, revision: str = "") -> GenerationConfig:
         return GenerationConfig.from_model_config(config)
 
 
-def suppressed(found: GenerationConfig, name: str) -> tuple[int, ...]:
+def suppressed(config: GenerationConfig, name: str) -> tuple[int, ...]:
     """The ids in `suppress_tokens`, sorted. Raises ModelError if it is not a list of token ids."""
-    ids = getattr(found, "suppress_tokens", None) or []
+    ids = getattr(config, "suppress_tokens", None) or []
     if not isinstance(ids, list | tuple) or not all(isinstance(i, int) and i >= 0 for i in ids):
         raise ModelError(
             f"model '{name}' has suppress_tokens {ids!r:.60} in its generation_config; it must be a list of token ids:"
@@ -48,10 +48,10 @@ def suppressed(found: GenerationConfig, name: str) -> tuple[int, ...]:
     return tuple(sorted(set(ids)))
 
 
-def not_applied(found: GenerationConfig) -> dict[str, Any]:
+def not_applied(config: GenerationConfig) -> dict[str, Any]:
     """Settings that `generate()` would apply and that no method here applies."""
-    known = {**NEUTRAL, **(SAMPLING if getattr(found, "do_sample", None) else {})}
-    values = {name: getattr(found, name, None) for name in known}
+    known = {**NEUTRAL, **(SAMPLING if getattr(config, "do_sample", None) else {})}
+    values = {name: getattr(config, name, None) for name in known}
     return {name: value for name, value in values.items() if value is not None and value != known[name]}
 
 

@@ -113,8 +113,8 @@ def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed
     path = _checked(config.model)
     how = f"{config.dtype}{'' if config.quantization == 'none' else ', ' + config.quantization} on {config.device}"
     try:
-        found_config = AutoConfig.from_pretrained(path, **_source(config, "model"))
-        if said := note(config.model, found_config.get_text_config(decoder=True)):
+        hf_config = AutoConfig.from_pretrained(path, **_source(config, "model"))
+        if said := note(config.model, hf_config.get_text_config(decoder=True)):
             print(said, file=sys.stderr)
         placement = _placement(config)
         offload = Offload(config.offload, torch.device(config.device)) if config.offload != "none" else None
