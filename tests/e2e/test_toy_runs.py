@@ -89,9 +89,9 @@ def test_a_seed_of_any_length_is_that_seed(workplace: Path) -> None:
     for name, seed in (("long", 10**30), ("longer", 10**30 + 1), ("short", 10**30 % 2**64)):
         run = [*settings, "--seed", str(seed), "--output", name]
         assert evaluate(*run).exit_code == 0
-        found = records(workplace / name)
-        assert {record["seed"] for record in found} == {seed}
-        texts[name] = tuple(tuple(record["token_ids"]) for record in found)
+        kept = records(workplace / name)
+        assert {record["seed"] for record in kept} == {seed}
+        texts[name] = tuple(tuple(record["token_ids"]) for record in kept)
         assert evaluate(*run, "--resume").exit_code == 0
-        assert records(workplace / name) == found
+        assert records(workplace / name) == kept
     assert len(set(texts.values())) == 3, "digits that do not fit in 64 bits count, too"
