@@ -152,7 +152,7 @@ FLAGS = {
     "a large toy": flags("--experiment", "toy_quick", "--toy", "vocab_size=9999", message="it must be at most 4,096."),
     "a noisy toy": flags("--experiment", "toy_quick", "--toy", "draft_noise=1e308", message="number in [0, 1000000]"),
     "a toy's seed twice": flags("--experiment", "toy_quick", "--toy", "seed=1,seed=2", message="it must give each of"),
-    "a length twice": flags("--gamma", "2,02", message="gamma is '2,02'; it must name each length once."),
+    "a length twice": flags("--gamma", "2,02", message="gamma is '2,02'; it must list each length only once."),
     "prompts without end": flags("--limit", "1" + "0" * 12, message="1000000000000 prompts of task 'arith' are asked"),
     "a skip without end": flags("--skip", "1" + "0" * 12, message="prompts of task 'arith'", command="collect_labels"),
     "a long gamma": flags("--gamma", "1000000", message="gamma is 1000000; with a context of 512 it must be at most 2"),

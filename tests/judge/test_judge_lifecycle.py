@@ -335,7 +335,7 @@ def test_a_judge_and_its_dials_go_with_methods_that_take_them(workplace: Path) -
     ):
         result = evaluate("--methods", "baseline,speculative", f"--{flag}", value, "--output", "out")
         name = flag.replace("-", "_")
-        refused(result, f"{name} is given, but no method here takes one; leave it out, or add {takers}.", workplace)
+        refused(result, f"{name} is given, but no selected method uses it; leave it out, or add {takers}.", workplace)
     refused(
         evaluate("--methods", "baseline,autojudge", "--threshold", "-1", "--output", "out"),
         "threshold is '-1'; it must be a number >= 0, or 'calibrated'",
