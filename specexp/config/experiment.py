@@ -104,8 +104,8 @@ class Experiment:
 def settings_hash(settings: Mapping[str, Any]) -> str:
     """Twelve hex digits that identify an experiment's settings, given as in JSON.
 
-    A chat template `auto` counts as `none` where no template is used, as does the draft's unless the target's is `auto`
-    too. So such settings keep the hashes they had when `none` was the default.
+    A chat template of `auto` counts as `none` if the task uses no template; the draft's also does if the target's is
+    not `auto`. So these settings keep the hashes they had when `none` was the default.
     """
     canonical = dict(settings)
     unused = settings["toy"] is not None or DEFAULTS[settings["task"]].completions
