@@ -104,8 +104,8 @@ class Experiment:
 def settings_hash(settings: Mapping[str, Any]) -> str:
     """Twelve hex digits that identify an experiment's settings, given as in JSON.
 
-    A chat template that `auto` cannot use counts as `none`, and the draft's template only counts where the target's is
-    `auto`. So these settings keep the hashes they had when `none` was the default.
+    A chat template of `auto` counts as `none` if the task uses no template; the draft's also does if the target's is
+    not `auto`. So these settings keep the hashes they had when `none` was the default.
     """
     canonical = dict(settings)
     unused = settings["toy"] is not None or DEFAULTS[settings["task"]].completions

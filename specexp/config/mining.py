@@ -68,7 +68,7 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
     if experiment.task not in CHECKABLE:
-        faults.append(f"task '{experiment.task}' has no answers to read; mine on {', '.join(CHECKABLE)}.")
+        faults.append(f"task '{experiment.task}' has no answers to check; mine one of {', '.join(CHECKABLE)}.")
     if faults:
         raise ConfigError(faults)
     source = TASK_SOURCES[experiment.task]

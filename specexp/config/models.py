@@ -21,7 +21,7 @@ MODEL_SETTINGS: dict[str, Setting] = {
         text, "Take the tokenizer from elsewhere: a folder or a hub id.", otherwise="the model's own"
     ),
     "device": Setting(
-        text, "Choose the device: `cpu`, `cuda:0`, ...; `auto` spreads the layers by accelerate.", "cpu"
+        text, "Choose the device: `cpu`, `cuda:0`, ...; with `auto`, accelerate spreads the layers.", "cpu"
     ),
     "dtype": Setting(one_of("dtype", DTYPES), "Choose the dtype of the weights.", "float32"),
     "quantization": Setting(
@@ -33,19 +33,19 @@ MODEL_SETTINGS: dict[str, Setting] = {
     ),
     "offload": Setting(
         one_of("offload", OFFLOADS),
-        "Keep the layers' weights in CPU memory or on disk: every call brings each layer's weights to `device`.",
+        "Keep the layers' weights in CPU memory or on disk: every call copies each layer's weights to `device`.",
         "none",
-        more="Not with quantization or device `auto`. On disk, safetensors files are read where they are, and weights"
-        " that have to be rearranged are read from a folder below TMPDIR that is removed with the process.",
+        more="It excludes quantization and device `auto`. On disk, safetensors files are read in place; weights that"
+        " must be rearranged are first written to a folder below TMPDIR, which is deleted when the process ends.",
     ),
     "attention": Setting(
         one_of("attention", ATTENTIONS), "Choose how attention is computed.", otherwise="transformers' choice"
     ),
     "chat_template": Setting(
-        one_of("chat_template", CHAT_TEMPLATES), "Choose the chat template of prompts; the target's is for both.",
-        "auto",
-        more="`own` is the tokenizer's; `auto` is its own where it has one and prompts are no completions, as those of"
-        " `arith` are.",
+        one_of("chat_template", CHAT_TEMPLATES),
+        "Choose the chat template of prompts; the target's applies to both models.", "auto",
+        more="`own` is the tokenizer's template. `auto` uses it if the tokenizer has one, except for tasks with"
+        " completion prompts, such as `arith`.",
     ),
     "trust_remote_code": Setting(switch, "Let transformers run code that comes with the model.", "false"),
 }  # fmt: skip
@@ -58,12 +58,12 @@ def model_settings(value: Any) -> dict[str, Any]:
         raise ValueError("it must be a folder, a hub id, or a mapping with 'model'.")
     result = mapping("model", value, {name: setting.parse for name, setting in MODEL_SETTINGS.items()})
     if result.get("compute_dtype") and result.get("quantization", "none") not in ("nf4", "fp4"):
-        raise ValueError("compute_dtype goes with quantization nf4 or fp4 only.")
+        raise ValueError("compute_dtype needs quantization nf4 or fp4; leave it out, or set quantization.")
     return result
 
 
 def laid_over(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Given settings of a model on top of a preset's; another model drops the preset's revision and tokenizer."""
+    """A preset's settings of a model with `given` ones on top; another model drops its revision and tokenizer."""
     if given.get("model", preset.get("model")) != preset.get("model"):
         preset = {key: value for key, value in preset.items() if key not in ("revision", "tokenizer")}
     return {**preset, **given}

@@ -77,10 +77,10 @@ def several(what: str, most: int = MOST) -> Callable[[Any], tuple[int, ...]]:
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
         number = whole(1, ">= 1, or several separated by commas", most)
         if not parts:
-            raise ValueError(f"it must name one {what} at least.")
+            raise ValueError(f"it must have at least one {what}.")
         result = tuple(number(part.strip() if isinstance(part, str) else part) for part in parts)
         if len(set(result)) < len(result):
-            raise ValueError(f"it must name each {what} once.")
+            raise ValueError(f"it must list each {what} only once.")
         return result
 
     return parse
@@ -92,7 +92,7 @@ def thresholds(value: Any) -> tuple[float | str, ...]:
     number = real(lambda x: 0 <= x < math.inf, ">= 0, or 'calibrated'; several are separated by commas")
     texts = [part.strip() if isinstance(part, str) else part for part in parts]
     if not texts or len({str(text) for text in texts}) < len(texts):
-        raise ValueError("it must name one threshold at least, and each once.")
+        raise ValueError("it must have at least one threshold, and list each only once.")
     return tuple(text if text == CALIBRATED else number(text) for text in texts)
 
 
@@ -102,7 +102,7 @@ def probabilities(value: Any) -> tuple[float, ...]:
     number = real(lambda x: 0 <= x < 1, "in [0, 1) (0 = off), or a list of several")
     result = tuple(number(part) for part in parts)
     if not result or len(set(result)) < len(result):
-        raise ValueError("it must name one probability at least, and each once.")
+        raise ValueError("it must have at least one probability, and list each only once.")
     return result
 
 
@@ -173,7 +173,7 @@ def toy_settings(value: Any) -> dict[str, Any]:
         parts = [part.partition("=") for part in value.split(",")]
         value = {key.strip(): text.strip() for key, _, text in parts}
         if len(value) < len(parts):
-            raise ValueError("it must give each of vocab_size, draft_noise and seed once.")
+            raise ValueError("it must give each of vocab_size, draft_noise and seed at most once.")
     if not isinstance(value, dict):
         raise ValueError("it must be a mapping of vocab_size, draft_noise and seed.")
     return mapping(

@@ -65,7 +65,7 @@ def resolve(name: str, flags: Mapping[str, Any] | None = None, defaults: Mapping
 
 
 def adjusted(experiment: Experiment, settings: Mapping[str, Any], under: Mapping[str, Any] | None = None) -> Experiment:
-    """The same pair and task with other methods or sampling; None is unset. `under` are method settings of lower rank.
+    """The same pair and task with other methods or sampling; None is unset. `settings` override those in `under`.
 
     Raises ConfigError with every fault.
     """
@@ -88,7 +88,7 @@ class _Reader:
 
     faults: list[str]
     values: dict[str, Any] = field(default_factory=dict)
-    own: set[str] = field(default_factory=set)  # settings that come from no experiment preset
+    own: set[str] = field(default_factory=set)  # settings from the user's file or flags
     task: str = ""  # the experiment preset's
     inherited: set[str] = field(default_factory=set)  # settings that are still the experiment preset's
 
@@ -142,7 +142,7 @@ class _Reader:
         return Experiment(name=name, methods=tuple(methods), **models, **values)
 
     def _named(self, name: str, values: dict[str, Any]) -> str:
-        """The experiment's name. A task other than the preset's replaces it, with its own name and lengths."""
+        """The experiment's name: the task's, with the task's limits, if the task is not the preset's."""
         task = values.get("task")
         if "task" not in self.own or task not in DEFAULTS or task == self.task:
             return name
@@ -164,13 +164,15 @@ class _Reader:
         template = values.pop("chat_template", None)
         if "toy" in result:
             if given:
-                self.faults.append(f"{' and '.join(given)}: pair '{pair}' has none to replace; name another pair.")
+                self.faults.append(
+                    f"{' and '.join(given)}: pair '{pair}' has no model to replace; leave it out, or name another pair."
+                )
             if template == OWN_TEMPLATE:
                 self.faults.append(f"chat_template is {template}, but pair '{pair}' has no template; leave it out.")
             models = {role: ModelConfig(f"{TOY}{role}") for role in ROLES}
             return {"pair": pair, "toy": ToyConfig(**{**toy_settings(result["toy"]), **(toy or {})}), **models}
         if toy is not None:
-            self.faults.append(f"toy is given, but pair '{pair}' is none; name pair toy, or leave it out.")
+            self.faults.append(f"toy is given, but pair '{pair}' is not a toy pair; leave toy out, or set pair to toy.")
         both = {} if template is None else {"chat_template": template}
         models = {
             role: ModelConfig(**{**laid_over(model_settings(result[role]), given.get(role, {})), **both})
@@ -188,7 +190,7 @@ class _Reader:
         if source is None and values.get("data"):
             self.faults.append(f"data is given, but task '{name}' reads no file; leave it out.")
         elif source is MUST_BE_GIVEN and not values.get("data"):
-            self.faults.append(f"task '{name}' reads a file; name it with data.")
+            self.faults.append(f"task '{name}' reads its prompts from a file; set data to that file.")
         elif source is not None:
             values.setdefault("data", source)
         if values.get("shots") and name != "gsm8k":
@@ -207,7 +209,7 @@ class _Reader:
         given = [key for key in ("answer_rule", "answer_pattern") if key in values]
         if given and task != "prompts":
             self.faults.append(
-                f"{' and '.join(given)}: task '{task}' reads its answers in its own way; leave it out, or choose task"
+                f"{' and '.join(given)}: task '{task}' has a fixed way to read answers; leave it out, or choose task"
                 " prompts."
             )
         if "answer_pattern" in values and values.setdefault("answer_rule", "pattern") != "pattern":
@@ -238,10 +240,10 @@ class _Reader:
         return methods
 
     def _unused(self, keys: Collection[str], methods: Collection[str]) -> None:
-        """Report each setting from the user that no method takes: it is a mistake, not something to drop silently."""
+        """Report each setting from the user that no method uses: it is a mistake, not something to drop silently."""
         for key in sorted(keys):
             taking = takers()[key]
             if methods and not any(method in taking for method in methods):
                 self.faults.append(
-                    f"{key} is given, but no method here takes one; leave it out, or add {' or '.join(taking)}."
+                    f"{key} is given, but no selected method uses it; leave it out, or add {' or '.join(taking)}."
                 )

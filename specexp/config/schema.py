@@ -50,8 +50,8 @@ OPTIONS: dict[str, Option] = {
         " and well-known pairs on GSM8K, MT-Bench and Spec-Bench.",
     ),
     "config": Option(
-        "Give a YAML file of settings, which are laid over the experiment's.", "a file", otherwise="none",
-        more="It also takes the parts of `target` and `draft`, and the settings of files only.",
+        "Give a YAML file of settings, which override the experiment's.", "a file", otherwise="none",
+        more="It can also hold the parts of `target` and `draft`, and the settings that only files take.",
     ),
     "output": Option(
         "Write to this folder. Default: a new one in runs/.", "a folder", otherwise="a new one in `runs/`",
@@ -73,12 +73,12 @@ SETTINGS: dict[str, Setting] = {
     ),
     "toy": Setting(
         toy_settings, "Set the toy pair: vocab_size=24,draft_noise=0.5,seed=0.", otherwise="the pair's",
-        more="Of the pair `toy` only.", commands=MOST,
+        more="For the pair `toy` only.", commands=MOST,
     ),
     "chat_template": Setting(
         one_of("chat_template", CHAT_TEMPLATES),
         "Put prompts in the target tokenizer's chat template: auto, none or own.", "auto",
-        more="[Below](#chat-templates) is what they do.",
+        more="[Chat templates](#chat-templates) explains the three.",
     ),
     "task": Setting(
         one_of("task", TASK_SOURCES), f"Choose where prompts and answers come from: {', '.join(TASK_SOURCES)}.",
@@ -101,7 +101,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "answer_rule": Setting(
         one_of("answer rule", RULES), f"Choose how answers of task prompts are read: {', '.join(RULES)}.", "auto",
-        more="[Below](#answer-rules) is what each reads.", commands=MINING,
+        more="[Answer rules](#answer-rules) says what each reads.", commands=MINING,
     ),
     "answer_pattern": Setting(
         pattern, "Give a regular expression whose last match, or its group, is the answer of task prompts.",
@@ -112,17 +112,18 @@ SETTINGS: dict[str, Setting] = {
     ),
     "gamma": Setting(
         several("length"), "Set the draft length, or several separated by commas.", otherwise=OF_METHOD,
-        more="Each is a separate setting; of a tree it is the depth.", of_one="Set the draft length.",
+        more="Each length is a separate setting; for a tree it is the depth.", of_one="Set the draft length.",
         commands=but("collect_labels"),
     ),
     "tree_budget": Setting(
-        several("budget", MOST_NODES), "Set the nodes of a tree, or several numbers separated by commas.",
+        several("budget", MOST_NODES), "Set how many nodes a tree keeps, or several numbers separated by commas.",
         otherwise="`parallel_branches` x depth", more="Each number is a separate setting.",
-        of_one="Set the nodes of a tree.", commands=MOST,
+        of_one="Set how many nodes a tree keeps.", commands=MOST,
     ),
     "temperature": Setting(
         temperature, "Set the temperature; 0 is greedy.", "0",
-        more="It counts as 0 below 1e-5. `top_k` and `top_p` follow it, in this order, on both models.", commands=MOST,
+        more="Below 1e-5 it counts as 0. `top_k` and `top_p` are applied after it, in this order, to both models.",
+        commands=MOST,
     ),
     "top_k": Setting(
         whole(0, f">= 0 (0 = off) and at most {MOST_TOP_K}, more than any vocabulary has", MOST_TOP_K),
@@ -133,14 +134,14 @@ SETTINGS: dict[str, Setting] = {
         "Sample from the smallest set of tokens that has this mass; 1 is off.", "1", commands=MOST,
     ),
     "max_new_tokens": Setting(
-        whole(1, ">= 1"), "Set the most tokens to emit for a prompt.", otherwise=OF_TASK,
-        more="Fewer are emitted where the context ends: `finish_reason` is then `context`. The tasks' own are "
+        whole(1, ">= 1"), "Set the maximum number of tokens to emit for a prompt.", otherwise=OF_TASK,
+        more="Fewer are emitted where the context ends: `finish_reason` is then `context`. The tasks' defaults are "
         + ", ".join(f"`{task}` {its.max_new_tokens}" for task, its in DEFAULTS.items()) + ".",
     ),
     "limit": Setting(
         whole(1, ">= 1"), "Set how many prompts are decoded.", otherwise=OF_TASK,
-        more="They are the first ones, or of a task with categories (`mtbench`, `spec_bench`) a stratified sample by a"
-        " fixed seed, which `report.html` describes. The tasks' own are "
+        more="They are the first ones, or for a task with categories (`mtbench`, `spec_bench`) a stratified sample with"
+        " a fixed seed, which `report.html` describes. The tasks' defaults are "
         + ", ".join(f"`{task}` {its.limit}" for task, its in DEFAULTS.items()) + ".",
         commands=but("generate"),
     ),
@@ -153,8 +154,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "batch": Setting(
         whole(1, ">= 1", MOST_TOGETHER),
-        "Set how many prompts are decoded together; speeds are then those of a batch, and named so.", "1",
-        more="Answers and counts are those of one at a time ([metrics](metrics.md)).",
+        "Set how many prompts are decoded together; speeds are then reported as those of a batch.", "1",
+        more="Answers and counts do not depend on it ([metrics](metrics.md)).",
         commands=but("advise", "generate"),
     ),
     "judge": Setting(
@@ -164,7 +165,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "threshold": Setting(
         thresholds, "Set the judge's threshold, or several separated by commas; 'calibrated' is its own.", "calibrated",
-        more="A mismatch passes if p(important) is below it.",
+        more="A mismatch is accepted if p(important) is below it.",
         of_one="Set the judge's threshold; 'calibrated' is its own.", commands=MOST,
     ),
     "accept_k": Setting(
@@ -175,16 +176,16 @@ SETTINGS: dict[str, Setting] = {
         switch, "Draw one more token from the target after a fully accepted chain.", "true", commands=()
     ),
     "max_ngram": Setting(
-        several("run"), "Set the longest run of last tokens that lookup looks for.", "3", commands=()
+        several("length"), "Set how many of the last tokens lookup searches for at most.", "3", commands=()
     ),
     "min_draft_probability": Setting(
-        probabilities, "End a draft after a token that the draft gave less than this; 0 is off.", "0",
+        probabilities, "End a draft after a token whose draft probability is below this; 0 is off.", "0",
         more="[Chains](methods.md#chains) has the details. One value is read from the device for each draft step.",
         commands=(),
     ),
     "max_depth": Setting(
         whole(1, ">= 1"), "Set the levels of a tree.", otherwise="`gamma`",
-        more="A round makes as many draft forwards.", commands=(),
+        more="A round makes at most that many draft forwards.", commands=(),
     ),
     "parallel_branches": Setting(
         whole(1, ">= 1", MOST_NODES), "Set how many nodes one draft forward expands.", "4", commands=()
@@ -195,7 +196,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "branch_prune_threshold": Setting(
         real(lambda x: 0 <= x <= 1, "in [0, 1] (0 = off)"),
-        "Keep a child only with this share of its best sibling's probability.", "0", commands=(),
+        "Drop a child whose probability is below this share of its best sibling's.", "0", commands=(),
     ),
     "min_log_prob": Setting(
         real(lambda x: -math.inf < x <= 0, "<= 0"), "Set the lowest log-probability of a path under the draft.",

@@ -1,4 +1,4 @@
-"""What an entry of the tables of settings says: of a setting, and of an option that no file of settings holds."""
+"""The entries of the tables of settings: settings, and options that settings files cannot hold."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def but(*left_out: str) -> tuple[str, ...]:
 class Setting:
     """One setting.
 
-    `help` is a sentence, and `of_one` its text in commands that take one value. `default` is text, "" where it is not
-    the same everywhere: `otherwise` then says it in words. `more` follows `help` in the documents. `commands` take it
-    as an option; a setting without any is given in files only.
+    `help` is a sentence, and `of_one` replaces it in commands that take one value. `default` is text, or "" if the
+    default differs between commands or experiments: `otherwise` then describes it. `more` follows `help` in the
+    documents. `commands` take it as an option; a setting without any is given in files only.
     """
 
     parse: Callable[[Any], Any]
@@ -36,7 +36,7 @@ class Setting:
 
     @property
     def value(self) -> str:
-        """What it may be, in the words of `parse`, which refuses None as it refuses any wrong value."""
+        """The rule for its values, in the words of `parse`: None is never valid, so the error states the rule."""
         try:
             self.parse(None)
         except ValueError as error:
@@ -48,7 +48,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """An option of commands that is no setting: no preset and no file of settings holds it. `value` is what it may be.
+    """A command-line option that presets and settings files cannot hold. `value` is the rule for its values.
 
     The other fields are those of a setting.
     """

@@ -39,9 +39,9 @@ def checked_prompt(prompt: str) -> str:
 
 
 def most_bytes(context: int, longest: int) -> int:
-    """The most bytes of a prompt that is tokenized, where a token has at most `longest` bytes.
+    """The maximum number of bytes of a prompt that is tokenized, if the longest token has `longest` bytes.
 
-    Above a megabyte, also at most 16 bytes for each token of the context, four times what texts have, up to 8 MB.
+    Above a megabyte it is also limited to 16 bytes per token of the context (text has about 4), and to 8 MB.
     """
     return min(context * longest, max(MEGABYTE, min(context * TOKEN_BYTES, 8 * MEGABYTE)))
 

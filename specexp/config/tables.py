@@ -22,7 +22,7 @@ _BLOCK = re.compile(r"(<!-- table of (\w+)[^>]*-->\n\n).*?(\n\n<!-- end of table
 
 
 def options() -> str:
-    """Return the table of the options of commands that are no settings."""
+    """Return the table of the command-line options that are not settings."""
     rows = [(*_cells(name, option), _commands(option)) for name, option in OPTIONS.items()]
     return _table(("option", *_HEAD[1:], "commands"), rows)
 
@@ -45,7 +45,7 @@ def settings() -> str:
 
 
 def in_files() -> str:
-    """Return the table of the settings that only files take, without those of trees."""
+    """Return the table of the settings that only files take, except those of trees."""
     return _of_files(name for name in SETTINGS if name not in TREE_SHAPE)
 
 
@@ -70,12 +70,12 @@ TABLES: Mapping[str, Callable[[], str]] = {
 
 
 def names_in(page: str) -> list[str]:
-    """Return the names of the tables that have their place in this page."""
+    """Return the names of the tables that this page has markers for."""
     return [result[2] for result in _BLOCK.finditer(page)]
 
 
 def filled(page: str) -> str:
-    """Return the text of a page with every table anew."""
+    """Return the text of a page with every table regenerated."""
     return _BLOCK.sub(lambda match: f"{match[1]}{TABLES[match[2]]()}{match[3]}", page)
 
 

@@ -110,7 +110,7 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True)
 class Lossless:
-    """Accepts nothing else: the output distribution is the target's."""
+    """Accepts only what the lossless test accepts: the output distribution is the target's."""
 
     @property
     def needs(self) -> RequiredHidden:

@@ -14,7 +14,7 @@ from array_api_compat import array_namespace, device, to_device
 
 from specexp.decoding.protocol import Array, Drafted, RequiredHidden, Scored
 
-# What a judge reads, by the names of specexp/judge/features.py, and probabilities[N] from features[N, F].
+# From features[N, F], whose parts specexp/judge/features.py names, to the probabilities[N] of important mismatches.
 JudgeFunction = Callable[[Array], Array]
 
 
@@ -46,7 +46,7 @@ class Judged:
         """[G, H] float32: a model's hidden rows at each drafted token, or at the token before it."""
         role, place = part.split("_")
         hidden = scored.hidden if role == "target" else drafted.hidden
-        assert hidden is not None, "the rule's needs were not asked for"
+        assert hidden is not None, "the hidden rows that the rule needs were not requested"
         first = 1 if place == "token" else 0
         xp = array_namespace(hidden)
         rows = xp.astype(hidden[first : first + num_drafted], xp.float32)

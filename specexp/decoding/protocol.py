@@ -1,7 +1,7 @@
 """What a decoder may ask of the engine, and what the engine answers.
 
-A decoder is a generator. It yields `Score`, `Draft` and `Depth` to learn what a model thinks and how far to go, and
-`Round` to say what it committed; the engine (`specexp.engine`) answers. A decoder never sees a KV cache, a device, a
+A decoder is a generator. It yields `Score`, `Draft`, `Recall` and `Depth` to get logits, drafted tokens and the allowed
+depth, and `Round` to commit tokens; the engine (`specexp.engine`) answers. A decoder never sees a KV cache, a device, a
 limit or a clock.
 
 Shapes: G drafted tokens, V vocabulary, H hidden size, R rows, M tokens of a round.
@@ -21,14 +21,14 @@ Role = Literal["target", "draft"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """Ask what `model` thinks after the last committed token and after each of `tokens`[N].
+    """Ask for the logits of `model` after the last committed token and after each of `tokens`[N].
 
     Slots number the tokens fed to this model since the last `Round`, from 0; -1 is the last committed token. Token i
     follows slot `parents[i]`, which may be an earlier token of the same ask; `parents=None` is a chain that follows the
     newest slot. The first ask of a round answers R = N + 1 rows (row 0 follows the last committed token), later ones
     R = N. `tokens=None` asks for row 0 alone. Host ids are moved to the model's device. With `top`, rows hold the
     W = min(top, V) best tokens only, and are read to the host.
-    `row_metadata` are host integers, lists of one length, that will be needed where the logits are.
+    `row_metadata` are lists of host integers, all of one length, that will be needed on the device of the logits.
     """
 
     model: Role
@@ -43,7 +43,7 @@ class Score:
 class Scored:
     """`logits`[R, V]; or, when `top` was given, `logprob`[R, W] and `ids`[R, W], best first, at temperature 1.
 
-    These two are lists on the host, read in one transfer: who asks for the best tokens is about to choose among them.
+    These two are lists on the host, read in one transfer, since the decoder chooses among the best tokens there.
     `hidden`[R, H], the last layer after its norm, when asked for. The first of `tokens` is in slot `first_slot`.
     `row_metadata` is an array with a row for each list of the ask's, on the device of the logits.
     """
@@ -73,8 +73,8 @@ class Draft:
     With `feed_last_token`, the last token is fed too, for its hidden row: one more forward, which the next round saves.
 
     With `min_draft_probability` it ends after the first token whose probability in q is below it; at temperature 0,
-    where q is one-hot, the draft's at temperature 1. The token itself stays: dropping a token because of its value
-    would leave tokens that are not drawn from q.
+    where q is one-hot, the probability at temperature 1 counts. The token itself stays: dropping a token because of its
+    value would leave tokens that are not drawn from q.
     """
 
     gamma: int
@@ -90,7 +90,7 @@ class Recall:
     """Ask for at most `gamma` tokens that follow, in `text`, what was committed last.
 
     `text=None` is the sequence itself, prompt and output: what followed an earlier occurrence of its last tokens, at
-    most `max_ngram`. Nothing is sampled: q is one-hot. Without an occurrence there is no token. It is trimmed
+    most `max_ngram`. Nothing is sampled: q is one-hot. Without an occurrence, the answer has no tokens. It is trimmed
     as `Draft` is, except that the draft's context does not matter.
     """
 
@@ -134,9 +134,9 @@ class Round:
 
     `kept[model]` says which slots hold the committed tokens, in their order: a count n (0-d array or int) for slots
     0 .. n - 1, or an array of slots, padded with -1. The engine drops all others. A model that is not named keeps none.
-    `counts` are for the record: numbers or 0-d arrays, but `overlap`[G] and `judged`[G], one value for each drafted
-    position, and what a tree says of its accepted path, padded with -1. Those of a tree (`num_nodes`) are recorded
-    round by round.
+    `counts` are recorded: numbers or 0-d arrays, except `overlap`[G] and `judged`[G] with one value for each drafted
+    position, and a tree's `path` and `ranks`, padded with -1. Those of a tree (`num_nodes`) are recorded round by
+    round.
     """
 
     tokens: Array
@@ -147,5 +147,5 @@ class Round:
 
 Ask = Score | Draft | Recall | Depth | Round
 Answer = Scored | Drafted | int
-# A decoder's generator. Each ask has its own kind of answer, which no type of generator can say.
+# A decoder's generator. Each ask has its own type of answer, which the type of a generator cannot express.
 Steps = Generator[Ask, Any, None]

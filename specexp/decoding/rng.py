@@ -1,9 +1,9 @@
 """Randomness as an argument: the noise of a draw is a hash of what it is for, not of when it is made.
 
 A draw is keyed by (seed, prompt, turn, position, purpose) and, where it chooses a token, by the token. So the same
-prompt gives the same tokens alone, in any batch, after a resume, on numpy and on torch; and two methods that share a
-purpose share their luck. Choosing is an exponential race, argmin(E_x / p_x) with E_x ~ Exp(1): exact, needs no
-normalised p, and calm where cached and full forwards differ in the last bits (an inverse CDF would amplify them).
+prompt gives the same tokens alone, in any batch, after a resume, on numpy and on torch; and two methods draw the same
+noise for the same purpose. Choosing is an exponential race, argmin(E_x / p_x) with E_x ~ Exp(1): exact, needs no
+normalised p, and is stable where cached and full forwards differ in the last bits (an inverse CDF would amplify them).
 
 The noise is 32 bits wide: a choice between outcomes is biased by no more than 2**-32.
 """
@@ -50,7 +50,7 @@ class Rng(Protocol):
 class HashRng:
     """Counter-based rng of one prompt's turn."""
 
-    key: tuple[Array, Array]  # two integers of 32 bits; as arrays[1] they may change under a recording
+    key: tuple[Array, Array]  # two 32-bit integers; as arrays[1], they may change between replays of a CUDA graph
     _blocks: dict[tuple[Any, ...], Array] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -65,14 +65,14 @@ class HashRng:
     def pick_at(self, weights: Array, position: Array, purpose: int) -> Array:
         """tokens[R], each drawn from its row of weights[R, V], as `pick` would, at position[R] or [1]: an array.
 
-        The noise is made anew and nothing is kept, so that this can be recorded, and replayed for other positions.
+        The noise is computed in every call and nothing is kept, so that a CUDA graph of this works for any position.
         """
         xp = array_namespace(weights)
         tokens = xp.arange(weights.shape[-1], dtype=xp.int64, device=device(weights))[None, :]
         return _race(weights, -xp.log(self.uniform(position[:, None], purpose, tokens)))
 
     def sample_next(self, weights: Array, position: int, num_accepted: Array, num_drafted: int) -> Array:
-        # One row, at whichever position: noise for every position that it might be costs many times as much.
+        # Noise of one row, at a position known on the device only: noise for all possible ones costs many times more.
         xp = array_namespace(weights)
         all_accepted = xp.astype(num_accepted == num_drafted, xp.int64)
         purpose = RESIDUAL + (TARGET - RESIDUAL) * all_accepted
@@ -86,9 +86,9 @@ class HashRng:
         return _leading(xp, passed, accepted_anyway), passed
 
     def _noise(self, like: Array, position: int, count: int, purpose: int) -> Array:
-        """[count, V] for `count` positions: what to divide weights[V] by; to accept, V = 1, the noise itself.
+        """[count, V] for `count` positions: the divisors of weights[V]; for ACCEPT, where V = 1, the noise itself.
 
-        Made for a block of positions at a time and kept: a hash of few values is all overhead.
+        Computed for a block of positions at a time and kept: hashing few values is nearly all overhead.
         """
         xp, size = array_namespace(like), like.shape[-1]
         rows = max(1, min(_BLOCK_ROWS, _BLOCK // size))
@@ -136,7 +136,7 @@ class CertainRng:
 
 
 def pick_each(rngs: Sequence[Rng], weights: Array, positions: Sequence[int], purpose: int) -> Array:
-    """tokens[A], each drawn from its row of weights[A, V] at its position by rng of its own, as `pick` would."""
+    """tokens[A], each drawn from its row of weights[A, V] at its position by its rng, as `pick` would."""
     xp = array_namespace(weights)
     hashed = [rng for rng in rngs if isinstance(rng, HashRng)]
     if len(rngs) == 1 or len(hashed) < len(rngs):

@@ -72,7 +72,7 @@ class Warp:
         return self.greedy or self.top_k == 1
 
     def first(self, logits: Array) -> Array:
-        """logits[R, V] -> the tokens[R] that temperature 0 draws: the only ones there are."""
+        """logits[R, V] -> the tokens[R] that temperature 0 chooses: the first largest of each row."""
         return array_namespace(logits).argmax(logits, axis=-1)
 
     def __call__(self, logits: Array) -> Array:
@@ -81,7 +81,7 @@ class Warp:
         if self.greedy:
             ids = xp.arange(logits.shape[-1], device=device(logits))
             return xp.astype(ids[None, :] == self.first(logits)[:, None], logits.dtype)
-        # The largest goes first: no temperature, however small, then overflows.
+        # Subtract the largest before dividing: then no temperature, however small, overflows.
         weights = xp.exp((logits - xp.max(logits, axis=-1, keepdims=True)) / self.temperature)
         p = weights / xp.sum(weights, axis=-1, keepdims=True)
         if not self.top_k and self.top_p == 1:
@@ -94,7 +94,7 @@ class Warp:
             ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)
         if self.top_p < 1:
             before = xp.cumulative_sum(ranked, axis=-1) - ranked
-            # The first stays, however small top_p: 5e-324 is 0 in float32.
+            # The likeliest token stays, however small top_p is: 5e-324 is 0 in float32.
             ranked = xp.where((before < self.top_p) | (before == 0), ranked, xp.zeros_like(ranked))
             ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)
         return xp.take_along_axis(ranked, xp.argsort(order, axis=-1), axis=-1)
@@ -111,7 +111,7 @@ def best(logits: Array, count: int) -> tuple[Array, Array]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
-    """What became of a drafted chain: arrays, `num_accepted` a 0-d one."""
+    """The result of verifying a drafted chain, as arrays; `num_accepted` is 0-d."""
 
     tokens: Array  # [G + 1]: the accepted drafts, then the correction or the bonus token, then the rest of the drafts
     num_accepted: Array

@@ -84,7 +84,7 @@ class SpecExec:
         floor = float("-inf") if self.min_log_prob is None else self.min_log_prob
         tree = Tree(self.tree_budget, self.branch_prune_threshold, floor)
         depth: int = yield Depth(self.max_depth)
-        # Each forward reaches at most one level deeper: so many forwards bound the depth too.
+        # Each forward reaches at most one level deeper, so that the number of forwards bounds the depth too.
         while tree.num_draft_calls < depth and (places := tree.frontier(self.parallel_branches)):
             tokens, parents = tree.to_score(places)
             scored: Scored = yield Score("draft", tokens or None, parents or None, top=self.width)
@@ -94,9 +94,9 @@ class SpecExec:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Path:
-    """Where the draws led: arrays[D + 1], of which `num_accepted` (0-d) values are good and the others -1.
+    """The accepted path: arrays[D + 1], of which the first `num_accepted` (0-d) values are valid and the others -1.
 
-    `tokens` hold one more that is good: the draw that left the tree.
+    `tokens` hold one more valid value: the draw that left the tree.
     """
 
     tokens: Array
@@ -122,7 +122,7 @@ def walk(logits: Array, table: Array, depth: int, warp: Warp, rng: Rng, position
 
     logits[N + 1, V], row 0 the root's; `table`[4, N + 1] is `by_row` of a tree of depth D = `depth`; `position` is that
     of the first draw. Never branches on an array's value: it takes D + 1 steps and warps one row in each. Once it has
-    left the tree a step draws from a one-hot row, which is no draw at all.
+    left the tree, a step draws from a one-hot row, so that its outcome is fixed.
     """
     xp = array_namespace(logits)
     where = device(logits)
@@ -138,7 +138,7 @@ def walk(logits: Array, table: Array, depth: int, warp: Warp, rng: Rng, position
         inside = xp.any(child)
         row = xp.where(inside, xp.argmax(xp.astype(child, xp.int64)), row)
         rows.append(xp.where(inside, row, xp.zeros_like(row)))
-    visited = xp.stack(rows)  # 0 where the tree was left: the root is no child
+    visited = xp.stack(rows)  # 0 after the tree was left: row 0 is the root, which is never a child
     return Path(
         tokens=xp.stack(drawn),
         num_accepted=xp.sum(xp.astype(visited > 0, xp.int64)),

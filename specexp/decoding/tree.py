@@ -1,7 +1,7 @@
-"""A token tree grown on the host: which continuations of the last committed token are worth the target's look.
+"""A token tree grown on the host: the continuations of the last committed token that the target will score.
 
 The tree holds the `budget` best candidates by cumulative draft log-probability. It is plain Python on values that were
-read already: it asks nothing, draws nothing and knows no array. What it prunes changes speed alone, never output.
+read before: it has no asks, draws and arrays. What it prunes changes only the speed, never the output.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Tree:
         return max((self.nodes[place].depth for place in self.kept), default=0)
 
     def counts(self) -> dict[str, int]:
-        """For the record. What passed both thresholds and is not among the best is charged to the budget."""
+        """The counts to record. A node that passed both thresholds and is not kept counts as pruned by the budget."""
         return {
             "num_nodes": len(self.kept),
             "depth": self.depth,

@@ -10,7 +10,7 @@ from specexp.lm.model import Array, Branches, Feed, Model, Session
 
 
 class Context:
-    """Committed ids, of which the first `cached` are in the session, then the slots fed since the last round.
+    """Committed ids, a prefix of which is in the session, then the slots fed since the last round.
 
     The last committed token is never in the cache at the start of a round: the first ask needs its row.
     """
@@ -22,7 +22,7 @@ class Context:
         self._ids: list[int] = []
         self._num_cached = 0
         self._begun = False  # whether this round has asked anything yet
-        self._fed: list[Array] = []  # the tokens it was given since, in slots 0, 1, ..., where nothing is cached
+        self._fed: list[Array] = []  # without a cache: the tokens of this round, in slots 0, 1, ...
         self._num_slots = 0
         self._parents: list[int] | None = None  # of each slot; -1 is the last committed token; None: all one chain
         self.num_calls = 0  # ever, prefill included
@@ -56,9 +56,9 @@ class Context:
         self._new_round()
 
     def plan(self, tokens: Array | None, parents: Sequence[int] | None, hidden: bool) -> Feed:
-        """What is to be fed for `tokens`[N] that follow the slots `parents`; the caller feeds it before it plans again.
+        """The feed for `tokens`[N] that follow the slots `parents`; the caller must feed it before it plans again.
 
-        It answers R = N + 1 rows at the first ask of a round, whose row 0 follows the last committed token, else N.
+        The first one of a round gives R = N + 1 rows, where row 0 follows the last committed token; later ones give N.
         """
         num = 0 if tokens is None else tokens.shape[0]
         if parents is not None or self._parents is not None:
@@ -82,9 +82,9 @@ class Context:
         return Feed(self._session, fed, rows, hidden, self._branches())
 
     def advance(self, num: int) -> None:
-        """Note that the model fed `num` more tokens of a chain by itself, after what was planned."""
-        assert self._use_cache, "tokens that were not planned are in the cache alone"
-        assert self._parents is None, "a chain follows a tree"
+        """Count `num` more tokens of a chain that the model fed by itself, after the planned ones."""
+        assert self._use_cache, "without a cache, every token must be planned"
+        assert self._parents is None, "a chain cannot follow a tree"
         self._num_slots += num
         self.num_calls += num
         self.num_positions += num
@@ -101,7 +101,7 @@ class Context:
         return self._num_slots
 
     def _grow(self, num: int, parents: Sequence[int] | None) -> None:
-        """Note the parents of the next `num` slots; a round's earlier ones were a chain if none was noted."""
+        """Record the parents of the next `num` slots; earlier slots of the round without parents are a chain."""
         known = list(range(-1, self._num_slots - 1)) if self._parents is None else self._parents
         newest = self._num_slots - 1
         if parents is not None:
@@ -120,7 +120,7 @@ class Context:
     def commit(self, tokens: list[int], kept: Sequence[int]) -> None:
         """Append committed tokens; `kept` are their slots, in order, as far as they were fed."""
         if self._begun and self._use_cache:
-            # One committed token stays out, even when all were fed: the next round asks for its row.
+            # The last committed token stays out of the cache, even if it was fed: the next round asks for its row.
             slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1]
             if slots == list(range(len(slots))):
                 self._session.truncate(self._num_cached + len(slots))

@@ -1,6 +1,7 @@
-"""Answers `Draft`, `Recall` and `Depth`: how far to go ahead of the target, and with which tokens.
+"""Answers `Draft`, `Recall` and `Depth`: how many tokens to draft, and which.
 
-The draft's chains grow step by step, all rows in one forward a step; or a model drafts a chain in one go (`Drafts`).
+The draft's chains grow step by step, with one forward per step for all rows; or a model drafts a whole chain in one
+call (`Drafts`).
 
 Shapes: G drafted tokens, V vocabulary, H hidden size, A rows that still draft.
 """
@@ -25,7 +26,7 @@ _UNIT_TEMPERATURE = Warp(1.0)
 
 
 class Drafting:
-    """Drafts for requests. `whole` says that a chain may be drafted in one go, where the model does that."""
+    """Drafts for requests. With `whole`, a model that implements `Drafts` drafts a chain in one call."""
 
     def __init__(self, models: Mapping[Role, Model], transfer: HostTransfer, whole: bool) -> None:
         self._models, self._transfer = models, transfer
@@ -34,7 +35,7 @@ class Drafting:
 
     @cached_property
     def _nothing(self) -> Array:
-        """No token, where the target is and verifying happens."""
+        """An empty array of tokens on the target's device, where drafts are verified."""
         return self._models["target"].ids([])
 
     def depth(self, state: RequestState, ask: Depth) -> int:
@@ -91,13 +92,13 @@ class Drafting:
         return [self._drafted(chain, greedy) for chain in chains]
 
     def _max_draft_length(self, state: RequestState, most: int, reserve: int, feed_last_token: bool = False) -> int:
-        """How far the draft may go ahead: `most`, what is left but `reserve`, and what its context holds."""
-        # The last token is fed only for its hidden state: otherwise it needs no slot.
+        """The least of `most`, the remaining tokens less `reserve`, and the tokens that fit the draft's context."""
+        # The last token is fed only if its hidden state is needed: otherwise it takes no slot.
         fits = self._models["draft"].context - len(state.ids) + (not feed_last_token)
         return max(0, min(most, state.remaining_tokens - reserve, fits))
 
     def _draft_whole(self, model: Drafts, state: RequestState, ask: Draft) -> Drafted | None:
-        """The chain in one go; None if the model does not answer this ask so."""
+        """The chain in one call of the model; None if the model does not support this ask."""
         context = state.contexts["draft"]
         length = self._max_draft_length(state, ask.gamma, ask.reserve, ask.feed_last_token)
         if not length or not model.drafts(ask, state.rng):
@@ -114,7 +115,7 @@ class Drafting:
         return whole
 
     def _stop(self, ask: Draft, chains: Sequence[_Chain]) -> None:
-        """End the chains whose last token the draft gave less than it takes to go on; read to the host."""
+        """End the chains whose last token has a draft probability below the minimum; reads these to the host."""
         if not chains:
             return
         rows, tokens = _joined([c.rows[-1] for c in chains]), _joined([c.tokens[-1] for c in chains])
@@ -126,7 +127,7 @@ class Drafting:
                 chain.length = len(chain.tokens)
 
     def _drafted(self, chain: _Chain, greedy: bool) -> Drafted:
-        # Verifying happens where the target is.
+        # Drafts are verified on the target's device.
         place = device(self._nothing)
         if not chain.tokens:
             xp = array_namespace(self._nothing)

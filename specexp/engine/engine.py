@@ -1,9 +1,9 @@
 """Drives decoders over models: answers their asks, and owns caches, trimming, stopping, counting and timing.
 
-The engine knows no method. It decodes prompts one at a time or several together: one forward answers all open asks of
-one phase (`scheduler.py`), each row at its own length. It reads every round to the host once for all rows
-(`host_transfer.py`), each ask for the best tokens once, and one value a draft step where a draft may stop early. Work
-in which later prompts depend on earlier outputs is a coroutine of requests (`request.py`) with a row of its own.
+The engine does not depend on the method. It decodes prompts one at a time or several together: one forward answers all
+open asks of one phase (`scheduler.py`), each row at its own length. It reads to the host every round once for all rows
+(`host_transfer.py`), each ask for the best tokens once, and one value per draft step where a draft may stop early. Work
+in which later prompts depend on earlier outputs is a coroutine of requests (`request.py`), which keeps one row.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from specexp.engine.scheduler import Phase, next_phase, with_asks
 from specexp.errors import PromptError
 from specexp.lm.model import Array, Model
 
-_SLACK = 32  # slots beyond a sequence's longest: drafted tokens that are not committed
+_SLACK = 32  # extra slots per sequence, for drafted tokens that are not committed
 
 
 T = TypeVar("T")
@@ -41,9 +41,8 @@ T = TypeVar("T")
 class Engine:
     """Runs decoders on a target and, where they need one, a draft, `max_batch_size` prompts at a time.
 
-    `cached=False` feeds the whole sequence at every ask: slow, and the measure of what a cache may not change.
-    `reuse=True` keeps what a cache holds between requests and reuses the longest common prefix. `clock` returns
-    seconds.
+    `cached=False` feeds the whole sequence at every ask: slow, and the reference for cached decoding.
+    `reuse=True` keeps the caches between requests and reuses the longest common prefix. `clock` returns seconds.
     """
 
     def __init__(
@@ -105,9 +104,9 @@ class Engine:
         """Decode prompts, `max_batch_size` at a time: yield (index in `requests`, output), each as soon as it is done.
 
         A row that is done takes the next prompt. The answers are those of `generate`. While rows are free, `requests`
-        is asked for more after every step: an iterator that has nothing now may have something later.
+        is asked for more after every step, even if it has ended before: it may yield again later.
         """
-        return self.run_all(map(single_request, requests))  # which asks again where a generator would have ended
+        return self.run_all(map(single_request, requests))  # unlike a generator, `map` asks again after the end
 
     def score(
         self, role: Role, ids: Sequence[int], tokens: Sequence[int], hidden: bool = False
@@ -123,8 +122,8 @@ class Engine:
     def run_all(self, coroutines: Iterable[RequestCoroutine[T]], fresh: bool = True) -> Iterator[tuple[int, T]]:
         """Run request coroutines, `max_batch_size` at a time: yield (index, return value), each as soon as it ends.
 
-        With `fresh` each begins with empty caches, so that what it spends does not depend on who had its row before;
-        `reuse` is then within a coroutine.
+        With `fresh` each begins with empty caches, so that its costs do not depend on what its row did before; `reuse`
+        then applies within a coroutine only.
         """
         waiting = enumerate(coroutines)
         free = list(range(self._max_batch_size))
@@ -188,7 +187,7 @@ class Engine:
         return result
 
     def fingerprint(self) -> object:
-        """What the caches hold, for telling two states apart; only models that show their slots have one."""
+        """What the caches hold, to compare two states; needs sessions with a `slots` method."""
         return tuple((role, tuple(c.fingerprint() for c in rows)) for role, rows in self._contexts.items())
 
     def _context(self, role: Role, row: int, length: int) -> Context:
@@ -204,7 +203,7 @@ class Engine:
         return PendingScore(request, context)
 
     def _begin(self, row: int, request: Request) -> RequestState:
-        """Prefill, and the first ask."""
+        """Prefill the prompt and run the decoder to its first ask."""
         main = request.decoder.models[0]
         limit = self.output_limit(request.prompt_ids, request.max_new_tokens, main)
         state = RequestState(
@@ -227,7 +226,7 @@ class Engine:
     def _advance(self, active: Sequence[RequestState | PendingScore]) -> None:
         """Answer the asks of the earliest phase that is open, all of them together."""
         pending = [each for each in active if isinstance(each, PendingScore)]
-        # Score requests wait for each other, while as many rows decode.
+        # Score requests wait until they are at least half of the active rows, so that they share a forward.
         if 2 * len(pending) >= len(active):
             score_pending(self._models, pending)
             return

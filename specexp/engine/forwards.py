@@ -64,7 +64,7 @@ def score(model: Model, asked: Sequence[tuple[RequestState, Score]], transfer: H
 
 
 def score_pending(models: Mapping[Role, Model], pending: Sequence[PendingScore]) -> None:
-    """Answer the score requests to one model, the one most of them ask, that are about as long as the shortest."""
+    """Answer the score requests to the model that most of them ask, except those much longer than the shortest."""
     asked: list[tuple[PendingScore, ScoreRequest]] = [(each, each.ask) for each in pending if each.ask is not None]
     roles = [ask.role for _, ask in asked]
     role = max(roles, key=roles.count)
@@ -79,7 +79,7 @@ def score_pending(models: Mapping[Role, Model], pending: Sequence[PendingScore])
 
 
 def _on_device(model: Model, rows: Sequence[Sequence[int]]) -> Array | None:
-    """Host integers, as an array where the model is; None for none."""
+    """Host integers as an array on the model's device; None if there are none."""
     if not rows:
         return None
     flat = model.ids([value for row in rows for value in row])
@@ -87,6 +87,6 @@ def _on_device(model: Model, rows: Sequence[Sequence[int]]) -> Array | None:
 
 
 def _watch(state: RequestState, role: Role, logits: Array) -> None:
-    """Have the largest of each row of logits[R, V] read with the round: the host is not to wait for it alone."""
+    """Have the largest of each row of logits[R, V] read together with the round, to avoid an extra host read."""
     first = state.contexts[role].num_slots + 1 - logits.shape[0]
     state.peaks.append(LogitPeaks(role, array_namespace(logits).max(logits, axis=-1), first))

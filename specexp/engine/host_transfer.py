@@ -1,4 +1,4 @@
-"""From the device to the host: everything that a step reads comes in one transfer, and transfers are counted."""
+"""Reads values from the device to the host: one transfer for everything that a step reads. Counts the transfers."""
 
 from __future__ import annotations
 

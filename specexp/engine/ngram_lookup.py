@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-LONGEST = 12  # how far back an agreement is looked at
-TRUST, AFTER_SWAP = 2, 3  # tokens offered for each one that agrees, and after a replaced one
+LONGEST = 12  # the most tokens that are compared
+TRUST, AFTER_SWAP = 2, 3  # tokens proposed for each one that agrees, and after a replaced one
 
 
 def continuation(ids: Sequence[int], text: Sequence[int], most: int) -> Sequence[int]:
-    """The tokens of `text` that follow where it has the end of `ids`; none where it has it nowhere.
+    """The tokens that follow an occurrence of the end of `ids` in `text`; none if there is no occurrence.
 
-    The longest agreement with the end of `ids` wins, one that skips a single replaced token a little behind; of equal
-    ones that nearest to the same place in both, since a changed text usually falls back into step. A short agreement
-    is trusted for a few tokens only: at most `most`, and not many more than agree.
+    The longest agreement with the end of `ids` wins; one that skips a single replaced token counts half a token less.
+    Of equal ones, the one closest to the same position in both wins, since a changed text usually realigns. A short
+    agreement proposes a few tokens only: at most `most`, and about twice as many as agree.
     """
     best: tuple[float, int] | None = None
     result, trusted = 0, 0
@@ -37,21 +37,21 @@ def _agreement(ids: Sequence[int], i: int, text: Sequence[int], j: int) -> int:
 
 
 class Ngrams:
-    """Where each run of up to `longest` tokens was last followed by another, in a sequence that only grows.
+    """The latest occurrence of each n-gram of up to `longest` tokens, in a sequence that only grows.
 
-    Only the latest occurrence is kept. A match d tokens back is continued by repeating those d tokens, as in LZ77, so
-    that no match is too close to the end.
+    A match d tokens back is continued by repeating those d tokens, as in LZ77, so that no match is too close to the
+    end.
     """
 
     def __init__(self, longest: int) -> None:
         self._longest = longest
-        self._behind: dict[tuple[int, ...], int] = {}  # an n-gram: the place after it
-        self._indexed = 1  # places below it are known; the first one has nothing before it
+        self._behind: dict[tuple[int, ...], int] = {}  # n-gram: the position after it
+        self._indexed = 1  # positions below it are indexed; no n-gram ends before position 1
 
     def continuation(self, ids: Sequence[int], most: int) -> list[int]:
-        """What follows the longest run at the end of `ids` that stands in it before: `most` tokens, or none.
+        """What follows an earlier occurrence of the longest n-gram at the end of `ids`: `most` tokens, or none.
 
-        `ids` are those of the call before, and more: only these are read.
+        `ids` must extend those of the previous call: only the new ones are indexed.
         """
         for place in range(self._indexed, len(ids)):
             for length in range(1, min(self._longest, place) + 1):

@@ -24,7 +24,7 @@ T = TypeVar("T")
 class Request:
     """One prompt to decode: answered with its `Generation`.
 
-    `on_tokens` gets the tokens of each round once they are final, cut at an EOS and the limit; clocks pause meanwhile.
+    `on_tokens` gets the tokens of each round once they are final, cut at an EOS and the limit; its time is not counted.
     `name` is the prompt's, for error messages.
     """
 
@@ -62,7 +62,7 @@ def single_request(request: Request | ScoreRequest) -> RequestCoroutine[Any]:
 
 
 class PendingScore:
-    """A score request that is under way; the engine answers `ask` by `send`, as a `RequestState`'s."""
+    """A score request in progress; the engine answers its `ask` by `send`, as for a `RequestState`."""
 
     def __init__(self, ask: ScoreRequest, context: Context) -> None:
         self.ask: ScoreRequest | None = ask

@@ -31,7 +31,7 @@ class Generation:
     """
 
     token_ids: list[int] = field(default_factory=list)
-    finish_reason: str = "length"  # "stop" at an EOS, then the last token; "context" where the model's context ends
+    finish_reason: str = "length"  # "stop": the last token is an EOS; "context": the model's context is full
     num_rounds: int = 0
     num_drafted: int = 0
     num_accepted: int = 0  # before cutting
@@ -60,8 +60,8 @@ class Generation:
 class LogitPeaks:
     """The largest logits of some rows: finite unless a row holds NaN or infinity. -inf alone is a masked token.
 
-    `values`[R] are of rows `first` and on; row 0 follows the last committed token, row i + 1 the token in slot i. With
-    `drafts`, of the rows that a chain was drafted from.
+    `values`[R] are of rows `first`, `first` + 1, ...; row 0 follows the last committed token, row i + 1 the token in
+    slot i. With `drafts`, they are of the rows that a chain was drafted from.
     """
 
     role: Role
@@ -103,7 +103,7 @@ class RequestState:
             self.ask = None
 
     def emit(self) -> None:
-        """Give away what was committed since the last time."""
+        """Pass the tokens committed since the last call to `on_tokens`."""
         if self._on_tokens is not None and (new := self.out.token_ids[self._num_emitted :]):
             self._num_emitted += len(new)
             self._on_tokens(new)
@@ -150,8 +150,8 @@ class RequestState:
     ) -> None:
         """Raise ModelError where logits that this round's tokens were drawn from are not finite.
 
-        Of a model that scores, those are row 0 and the rows of the slots that are kept: what was scored after a
-        rejection is no part of the output. Of drafts, all rows are looked at.
+        For a model that scores, those are row 0 and the rows of the kept slots: rows after a rejection do not affect
+        the output. For drafts, all rows are checked.
         """
         self.peaks = []
         for each, values in peaks:
@@ -168,14 +168,14 @@ class RequestState:
         return ModelError(
             f"{prompt}: the {role} model '{self.contexts[role].model_name}' gives {word} logits at position"
             f" {before - self.num_prompt} of the output (after {before} tokens, prompt included). Check its weights;"
-            " float16 overflows at 65504, where bfloat16 and float32 do not."
+            " float16 overflows above 65504, so use dtype bfloat16 or float32 instead."
         )
 
     def _count_chain(self, counts: Mapping[str, list[float]], num_kept: int, end: int) -> None:
-        """`end`: places of this round's tokens up to an EOS or the limit."""
+        """`end` is the number of this round's tokens up to an EOS or the limit."""
         out = self.out
         num_drafted, num_accepted = int(counts["num_drafted"][0]), int(counts["num_accepted"][0])
-        # The rule was asked about the accepted tokens and the first rejected one. Behind an EOS they are no part of the
+        # The rule tested the accepted tokens and the first rejected one. Those after an EOS are not part of the
         # sequence: alpha leaves them out.
         num_tested = min(num_accepted + 1, num_drafted, num_kept)
         out.num_drafted += num_drafted
@@ -218,7 +218,7 @@ def _count(histogram: list[int], value: int) -> None:
 
 
 def parts_of(ask: Round) -> list[Array | int]:
-    """What a round says, in the order in which `Run.commit` takes it."""
+    """The values of a round, in the order in which `Run.commit` reads them."""
     return [ask.tokens, ask.num_tokens, *ask.kept.values(), *ask.counts.values()]
 
 

@@ -13,7 +13,7 @@ A = TypeVar("A", Score, Draft, Recall, Depth, Round)
 
 
 class Phase(IntEnum):
-    """The order of answers: drafts come before verifying calls, so that rows which began at different times meet."""
+    """The order of answers: drafts come before target calls, so that rows that began at different times share one."""
 
     LENGTH = 0  # Depth and Recall, which take no forward
     DRAFT = 1
@@ -35,7 +35,7 @@ def phase_of(ask: Ask) -> Phase:
 def next_phase(active: Sequence[RequestState]) -> tuple[Phase, list[RequestState]]:
     """The earliest phase of any open ask, and the states to answer in it, in their order.
 
-    Drafts must be alike in all but gamma: those that are not take their turn in a later step.
+    Drafts that differ in more than gamma are answered in a later step.
     """
     phases = [phase_of(state.ask) for state in active if state.ask is not None]
     phase = min(phases)

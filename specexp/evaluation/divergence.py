@@ -73,7 +73,7 @@ def examine(prepared: Prepared, output: OutputFolder, records: RecordFile) -> No
     entries: list[dict[str, Any]] = output.read_json(FILE) or []
     known = {_key(each) for each in entries}
     engine, experiment = Engine(prepared.pair.models), prepared.experiment
-    with out_of_memory.translate_oom("looking at outputs that differ from plain decoding's", LOWER, experiment.models):
+    with out_of_memory.translate_oom("checking outputs that differ from plain decoding's", LOWER, experiment.models):
         for record, plain in _pairs(prepared, records.records):
             if record["token_ids"] != plain["token_ids"] and key_of(record) not in known:
                 ids = prompt_of(prepared, records, _job(prepared, record))

@@ -25,7 +25,7 @@ EPS = {
     "float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7, "float8_e5m2": 2.0**-2,
 }  # fmt: skip
 EXACT_DTYPES = ("float32", "float64")  # their rounding is too small to be mistaken for a bug
-COARSE = 8  # a gap of more than so many times the rounding between two logits is not rounding in any dtype
+COARSE = 8  # a gap above this multiple of `noise` is not rounding in any dtype
 Array = Any
 Outputs = Sequence[Sequence[int]]  # ids of each prompt's output
 

@@ -25,8 +25,8 @@ def check_sizes(output: OutputFolder, begun: Any, costs: Any) -> None:
     calls = [each and (each["draft"] is None, *(set(each[kind]) for kind in SIZES)) for each in (begun, costs)]
     if calls[0] != calls[1]:
         raise OutputError(
-            f"{output.path / 'costs.json'} is of other calls than these settings make; it was changed by hand. Put it"
-            " back as it was, or remove it: costs are measured again."
+            f"{output.path / 'costs.json'} has costs of other calls than these settings make: it was edited by hand."
+            " Restore it, or remove it to measure the costs again."
         )
 
 

@@ -167,7 +167,8 @@ def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
     begun = output.read_json("judges.json")
     if begun is not None and begun != judges:
         raise OutputError(
-            f"'{output.path}' was begun with another judge than '{', '.join(judges)}' is now; name another folder."
+            f"'{output.path}' was begun with judge files other than those of '{', '.join(judges)}' now; name another"
+            " output folder."
         )
     now: dict[str, Any] = {**asdict(prepared.task.dataset()), "answer_version": VERSION}
     if words := selection(prepared.task, prepared.experiment.limit):
@@ -180,7 +181,7 @@ def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
         )
     if before is not None and before.get("selection") != now.get("selection"):
         raise OutputError(
-            f"'{output.path}' was begun on {before.get('selection') or 'the first rows'}, which are now"
+            f"'{output.path}' was begun on {before.get('selection') or 'the first rows'}; these settings now select"
             f" {now.get('selection') or 'the first rows'}. Name another output folder."
         )
     if before is not None and before != now:

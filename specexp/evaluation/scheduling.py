@@ -52,7 +52,7 @@ def place_of(prepared: Prepared, jobs: Sequence[Job]) -> tuple[str, str, dict[Ro
 
 
 def prompt_of(prepared: Prepared, records: RecordFile, job: Job) -> list[int]:
-    """Return a turn's ids, after the baseline's earlier answers, the same for all methods, or the method's own."""
+    """Return the ids of a turn's prompt, which includes the earlier answers: the baseline's, or the method's own."""
     if job.turn == 0:
         return prepared.prompts[job.index]
     label = job.setting.config.label

@@ -52,7 +52,7 @@ class Contender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SpecexpContender:
-    """A method of this project. `clock` is read in seconds."""
+    """A method of this project. `clock` returns seconds."""
 
     name: str
     prepared: Prepared

@@ -60,7 +60,7 @@ def report(threshold: float, p: np.ndarray, important: np.ndarray) -> dict[str, 
 
 
 def recall_margin(recall: float, num_calibration: int, num_test: int) -> float:
-    """Return how far recall on one sample may fall below that on another by chance: 95 %, with both samples' error."""
+    """Return how far recall on one sample may be below that on another by chance: 95 %, with the error of both."""
     spread = recall * (1 - recall) * (1 / num_calibration + 1 / num_test)
     return Z * math.sqrt(spread)
 

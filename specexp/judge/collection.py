@@ -60,7 +60,7 @@ def prepare(config: MiningConfig) -> PreparedMining:
     rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
     chosen = task(experiment.task, experiment.data, experiment.shots, "mining", rule)
     examples, left_out = after_skipped(chosen, config.skip, experiment.limit)
-    notes = ["prompts of several turns are left out: mining takes those of one turn."] if left_out else []
+    notes = ["multi-turn prompts are left out: mining takes single-turn prompts only."] if left_out else []
     if not examples:
         kind = "prompt of one turn" if left_out else "prompt"
         raise TaskError(f"skip is {config.skip}, but task '{experiment.task}' has no {kind} after it; lower it.")
@@ -76,7 +76,7 @@ def prepare(config: MiningConfig) -> PreparedMining:
             if limit < experiment.max_new_tokens:
                 raise PromptError(
                     f"prompt '{example.prompt_id}' leaves {limit} tokens of the {role} model's context; lower"
-                    f" max_new_tokens to at most that."
+                    " max_new_tokens to this number."
                 )
     return PreparedMining(config, chosen, examples, pair, [*pair.notes, *notes_of(chosen), *notes])
 
@@ -114,7 +114,7 @@ def note_inputs(prepared: PreparedMining, output: OutputFolder) -> None:
         )
     if before is not None and not finished and before.get("selection") != now.get("selection"):
         raise OutputError(
-            f"'{output.path}' was begun on {before.get('selection') or 'the first rows'}, which are now"
+            f"'{output.path}' was begun on {before.get('selection') or 'the first rows'}; these settings now select"
             f" {now.get('selection') or 'the first rows'}. Name another output folder."
         )
     if before is not None and before != {key: now[key] for key in before if key in now}:

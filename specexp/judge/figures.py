@@ -79,5 +79,5 @@ def _thresholds(axes, judge, threshold, p, important, color):  # type: ignore[no
         ylabel="share",
         xscale="log",
         ylim=(0, 1.02),
-        title="What a threshold costs and gives",
+        title="Recall and acceptance by threshold",
     )

@@ -60,7 +60,7 @@ def _is_number(value: Any) -> bool:
 
 # What a value of judge.json must be: by its type in `Facts`, or by its name if the rule for it is stricter.
 _TYPES: dict[str, Rule] = {
-    "str": (lambda x: isinstance(x, str), "a text"),
+    "str": (lambda x: isinstance(x, str), "a string"),
     "int": (lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 0, "a whole number >= 0"),
     "float": (_is_number, "a number"),
 }
@@ -125,8 +125,8 @@ class Judge:
             raise JudgeError(f"{where} cannot be read: {error}") from error
         if network.num_features != facts.num_features:
             raise JudgeError(
-                f"{where} says {facts.num_features} features, but its weights have"
-                f" {network.num_features}; its files are not of one judge."
+                f"{where} declares {facts.num_features} features, but its weights have"
+                f" {network.num_features}: its files come from different judges. Train it again."
             )
         return cls(network, facts)
 
@@ -148,17 +148,16 @@ class Judge:
         if self.facts.feature_version != features.VERSION:
             faults.append(f"its feature_version is {self.facts.feature_version}, not {features.VERSION}")
         if self.facts.features not in features.MODES:
-            faults.append(f"its features are '{self.facts.features}', of {', '.join(features.MODES)}")
+            faults.append(f"its features are '{self.facts.features}', not one of {', '.join(features.MODES)}")
         elif (size := features.MODES[self.facts.features].size(hidden_sizes)) != self.facts.num_features:
             faults.append(
-                f"it reads {self.facts.num_features} features, but '{self.facts.features}' of this pair are {size}"
+                f"it reads {self.facts.num_features} features, but '{self.facts.features}' of this pair has {size}"
             )
         if faults:
             raise JudgeError(f"the judge was made for another pair: {'; '.join(faults)}. Train one for this pair.")
 
     def notes(self, pair: Mapping[str, Any]) -> list[str]:
-        """Return notes if this judge was mined with other prompts than this pair's or another answer rule: it remains
-        usable."""
+        """Return notes if this judge was mined with another chat template or answer rule; it is usable all the same."""
         note = version_note("the judge", self.facts.answer_version)
         result = [] if note is None else [note]
         mined, here = self.facts.chat_template, pair["chat_template"]

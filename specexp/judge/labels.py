@@ -78,12 +78,12 @@ class LabelSet:
         """Read a finished label set. Raises JudgeError that says what is missing or does not match."""
         missing = [name for name in (MANIFEST, LABELS, FEATURES) if not (folder / name).is_file()]
         if missing:
-            raise JudgeError(f"'{folder}' is no finished label set: {missing[0]} is missing; run collect_labels there.")
+            raise JudgeError(f"'{folder}' is not a finished label set: {missing[0]} is missing; run collect_labels.")
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             for name in (LABELS, FEATURES):
                 if hashlib.sha256((folder / name).read_bytes()).hexdigest() != manifest["files"][name]:
-                    raise JudgeError(f"'{folder / name}' is not the file its manifest was written for; mine it again.")
+                    raise JudgeError(f"'{folder / name}' does not have the hash in its manifest; mine the set again.")
             rows = pyarrow.parquet.read_table(folder / LABELS).to_pylist()
             result = load_file(folder / FEATURES)
         except (ValueError, KeyError, TypeError, OSError) as error:
@@ -124,14 +124,14 @@ def unpack(path: Path) -> tuple[list[Label], dict[str, np.ndarray], dict[str, An
     try:
         with safe_open(path, framework="numpy") as file:
             facts = dict(file.metadata())
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
         result = facts.pop("checksum", None)
         if result is not None and result != _checksum(facts, arrays):
-            raise ValueError("it does not fit its checksum")
+            raise ValueError("it does not match its checksum")
         return [Label(**row) for row in json.loads(facts["labels"])], arrays, json.loads(facts["counts"])
     except Exception as error:  # the library raises various errors for a truncated or edited file
         said = first_line(error)
-        raise JudgeError(f"{path} cannot be read: {said}. Remove it, and its prompt is mined again.") from error
+        raise JudgeError(f"{path} cannot be read: {said}. Remove it to mine its prompt again.") from error
 
 
 def _checksum(facts: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:

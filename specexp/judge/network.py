@@ -37,7 +37,7 @@ class Network:
         for i in range(1, LAYERS[self.kind] + 1):
             names += [f"weight_{i}", f"bias_{i}"]
         if sorted(self.arrays) != sorted(names):
-            raise ValueError(f"a judge of kind {self.kind} has {', '.join(names)}; got {', '.join(self.arrays)}.")
+            raise ValueError(f"a judge of kind {self.kind} needs {', '.join(names)}; got {', '.join(self.arrays)}.")
         self._check_arrays()
 
     def _check_arrays(self) -> None:

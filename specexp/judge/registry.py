@@ -32,11 +32,11 @@ MLMODEL = "MLmodel"  # the file that describes an MLflow model, in its folder
 MOST_BYTES = 1 << 30  # limit for each file of a judge; for comparison, two hidden states of 16,384 make 64 MB
 HERE = Path(__file__).resolve().parent
 REQUIREMENTS = ("mlflow", "numpy", "safetensors", "array-api-compat")
-_ABOUT = """Judges of AutoJudge (arXiv 2504.20039): each says of a drafted token that the target would not have chosen
-whether that mismatch would change the answer.
+_ABOUT = """Judges of AutoJudge (arXiv 2504.20039): each predicts whether a drafted token that the target would not have
+chosen would change the answer.
 
-Decode with one: `mlflow run . -e evaluate -P judge=models:/{name}@champion`. A judge fits the pair, the tokenizer and
-the features that its version's tags name, and is refused by any other."""
+Decode with one: `mlflow run . -e evaluate -P judge=models:/{name}@champion`. A judge only works with the pair,
+tokenizer and features that its version's tags name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,5 +171,5 @@ def _place(path: Path, address: str) -> str:
     for key in ("flavors", "python_function", "artifacts", "judge", "path"):
         result = result.get(key) if isinstance(result, dict) else None
     if not isinstance(result, str) or PurePosixPath(result).is_absolute() or ".." in PurePosixPath(result).parts:
-        raise JudgeError(f"the MLflow model in '{address}' is no judge; train_judge makes them.")
+        raise JudgeError(f"the MLflow model in '{address}' is not a judge; make one with train_judge.")
     return result

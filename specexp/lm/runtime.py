@@ -52,7 +52,7 @@ class ModelConfig:
             )
         if self.offload != "none" and self.device == "auto":
             result.append(
-                f"offload is {self.offload}, but device is auto, which spreads layers by itself; name one device."
+                f"offload is {self.offload}, but device is auto, which spreads layers by itself; set device to one."
             )
         return result
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Metrics with one definition. `ends` are suffixes of the last name: of its interval, or of the p of a test."""
+    """Metrics with one definition. `ends` are suffixes of the last name: its interval's bounds, or the p of a test."""
 
     names: tuple[str, ...]
     definition: str
@@ -49,8 +49,8 @@ METRICS: tuple[Metric, ...] = (
         "share", "higher",
     ),
     Metric(("accept/judged_rate",),
-        "tokens accepted by a judge against the lossless rule / drafted, without those after the end "
-        "either",
+        "tokens that a judge accepted and the lossless rule would reject / drafted tokens, both without those "
+        "after the end",
         "share", "",
     ),
     Metric(("tree/effective_parallelism",),
@@ -89,7 +89,7 @@ METRICS: tuple[Metric, ...] = (
         "s", "lower",
     ),
     Metric(("speed/speedup",),
-        "against the baseline's records of this run, paired by prompt (p of a test that swaps them)",
+        "relative to the baseline's records of this run, paired by prompt (p of a test that swaps them)",
         "ratio", "higher", ends=("_low", "_high", "_p"),
     ),
     Metric(("speed/speedup_end_to_end",),
@@ -97,15 +97,15 @@ METRICS: tuple[Metric, ...] = (
         "ratio", "higher",
     ),
     Metric(("speed/c", "speed/v"),
-        "draft step / target step; target call on gamma + 1 positions / on one. Of rounds that differ "
-        "(`lookup`, `min_draft_probability`, trees): on the mean number of positions, of a tree's draft "
-        "calls too, on a straight line between measured sizes",
+        "draft step / target step; target call on gamma + 1 positions / on one. Where rounds differ "
+        "(`lookup`, `min_draft_probability`, trees): on the mean number of positions, for a tree's draft "
+        "calls too, interpolated linearly between measured sizes",
         "target steps", "lower",
     ),
     Metric(("speed/attainable",),
-        "mean_length / (gamma c + v), with one draft step more for a judge that reads the draft's own "
-        "row: what the calls alone would allow. Of rounds that differ: mean_length / (draft calls a round "
-        "x c + v), as counted; `lookup` has no c",
+        "mean_length / (gamma c + v), with one more draft step for a judge that reads the draft's hidden "
+        "state: what the calls alone would allow. Where rounds differ: mean_length / (counted draft calls "
+        "per round x c + v); `lookup` has no c",
         "ratio", "higher",
     ),
     Metric(("speed/realised",),
@@ -119,7 +119,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(("batch/prompts_per_second", "batch/tokens_per_second", "batch/speedup"),
         "with `batch` > 1, in place of all `speed/` and `category/speedup_`: prompts / (decode + prefill "
         "seconds); emitted ids / decode seconds; that / the baseline's in the same batch. A prompt's "
-        "`seconds` are its share of steps made together: no latency",
+        "`seconds` are its share of common steps, not a latency",
         "1/s; ratio", "higher", ends=("_low", "_high"),
     ),
     Metric(("quality/accuracy",),
@@ -128,7 +128,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(("quality/accuracy_delta",),
         "paired difference to the baseline, with Newcombe's 95 % interval of paired shares (1998, method "
-        "10), which has a width where no answer changes, too",
+        "10), whose width is not 0 even if no answer changes",
         "share", "higher", ends=("_low", "_high"),
     ),
     Metric(("quality/mcnemar_p",),
@@ -158,7 +158,7 @@ METRICS: tuple[Metric, ...] = (
         "prompts", "lower",
     ),
     Metric(("share/draft", "share/target", "share/judge", "share/sampling", "share/host"),
-        "of decode time, in an instrumented run of a few prompts; `host` is what is none of the others",
+        "of decode time, in an instrumented run of a few prompts; `host` is the rest",
         "share", "lower",
     ),
     Metric(("certificate/lossless",),
@@ -188,7 +188,7 @@ METRICS: tuple[Metric, ...] = (
         "as named", "",
     ),
     Metric(("memory/peak_rss_bytes", "memory/peak_cudaN_bytes"),
-        "most bytes of the process since it began; most bytes of tensors on a CUDA device, of the whole "
+        "peak bytes of the process since its start; peak bytes of tensors on a CUDA device, of the whole "
         "run and of each method",
         "bytes", "lower",
     ),
@@ -213,7 +213,7 @@ METRICS: tuple[Metric, ...] = (
         "prompts", "",
     ),
     Metric(("count/without_answer",),
-        "of their outputs, those that no answer could be read from",
+        "outputs of graded prompts from which no answer could be read",
         "outputs", "lower",
     ),
     Metric(("count/prompts", "count/tokens"),
@@ -229,11 +229,11 @@ METRICS: tuple[Metric, ...] = (
         "share", "",
     ),
     Metric(("train/loss", "train/seconds_per_step"),
-        "of `train_pair`: the last step's loss, and seconds a step",
+        "of `train_pair`: the last step's loss, and seconds per step",
         "nats; s", "lower",
     ),
     Metric(("speed/end_to_end_NAME", "batch/prompts_per_second_NAME"),
-        "of each contender of `benchmark`: tokens / whole calls' seconds; prompts decoded together a second",
+        "of each contender of `benchmark`: tokens / seconds of whole calls; prompts per second in a batch",
         "tokens/s; 1/s", "higher",
     ),
     Metric(("bench/...",),

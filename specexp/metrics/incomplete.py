@@ -40,14 +40,14 @@ def warnings(records: Mapping[str, Sequence[Record]], max_new_tokens: int, answe
         yield f"{result} of the outputs were cut off at max_new_tokens ({max_new_tokens}); raise max_new_tokens."
     if result := _many(records, lambda record: bool(record.get("finish_reason") == CONTEXT)):
         yield (
-            f"{result} of the outputs were cut off where the model's context ends; shorten the prompts, or take models"
-            " with a longer context."
+            f"{result} of the outputs were cut off at the end of the model's context; shorten the prompts, or use"
+            " models with a longer context."
         )
     graded = {label: [record for record in each if record["correct"] is not None] for label, each in records.items()}
     if result := _many(graded, is_unparsed):
         unread = [record for each in graded.values() for record in each if is_unparsed(record)]
         why = "most of them were cut off" if _share(unread, is_cut) >= 0.5 else "look at some in the records"
-        other = f" (answer_rule is {answer_rule}; answer_rule and answer_pattern say how else)" if answer_rule else ""
+        other = f" (answer_rule is {answer_rule}; change it, or set answer_pattern)" if answer_rule else ""
         yield f"{result} of the graded outputs hold no answer that could be read{other} and count as wrong; {why}."
 
 

@@ -22,7 +22,7 @@ SIGNIFICANT = 0.05
 POWER = 0.8
 RESAMPLES = 2000
 PERCENTILES = (2.5, 97.5)
-ALL_SWAPS = 12  # up to so many prompts, all possible swaps are evaluated
+ALL_SWAPS = 12  # up to this many prompts, all possible swaps are evaluated
 SWAPS = 4999  # the number of random swaps for more prompts
 CHUNK = 500  # swaps evaluated at a time, since a matrix of all would be large
 

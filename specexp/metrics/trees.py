@@ -1,4 +1,4 @@
-"""Metrics `tree/*` of a method's trees, from the sums of the records, and the identities that trees must satisfy."""
+"""Metrics `tree/*`, computed from sums over the records, and the identities that trees must satisfy."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""The memory-traffic floor of a plain step: the bytes it must read / the bandwidth of a copy on the same device.
+"""The floor of a plain step, a lower bound of its seconds: the bytes it must read / the bandwidth of a copy on the same
+device.
 
 A step on one token reads every weight once and computes little with it, so that memory bandwidth limits its speed.
 Weights that fit a CPU's caches are read from there: the floor therefore uses the bandwidth of a copy whose working set
-is as large as the weights. Not counted: activations, and whatever a kernel reads twice.
+is as large as the weights. It does not count activations, and what a kernel reads twice.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ def measure(model: HFModel, context: float, clock: Callable[[], float] = time.pe
 
 
 def weight_bytes(module: Any) -> int:
-    """Bytes of the parameters that one token reads: of an embedding one row, unless the head shares its weight.
+    """Bytes of the parameters that one token reads: one row of an embedding, unless the head shares its weight.
 
-    Of a mixture of experts, only the experts that a token is routed to count.
+    In a mixture of experts, only the experts that a token is routed to count.
     """
     config = module.config.get_text_config(decoder=True)
     head = module.get_output_embeddings()

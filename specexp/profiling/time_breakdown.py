@@ -129,7 +129,7 @@ class TimedModel:
         return isinstance(self._model, Drafts) and self._model.drafts(ask, rng)
 
     def draft(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
-        assert isinstance(self._model, Drafts), "asked of a model that does not draft by itself"
+        assert isinstance(self._model, Drafts), "the model does not draft whole chains"
         assert isinstance(feed.session, TimedSession), "a session of another model"
         inner = replace(feed, session=feed.session.inner)
         return self._watch.timed(self._role, self._model.draft)(inner, ask, length, rng, position)

@@ -90,4 +90,4 @@ class Progress:
         self._said = True
         whole = (self._clock() - self._begun) * total / done
         if whole > LONG:
-            self._say(f"time: about {span(whole)} in all, by the first {done:.0f} of {total:.0f} {self._what}.")
+            self._say(f"time: about {span(whole)} in all, judging by {done:.0f} of {total:.0f} {self._what}.")

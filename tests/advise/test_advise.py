@@ -371,7 +371,7 @@ def test_candidates_are_the_defaults_unless_they_are_given() -> None:
         (["--threshold", "0.5"], "threshold is given without a judge; name one with judge, or leave threshold out."),
         (["--judge", "nowhere"], "'nowhere'"),
         (["--sweep", "maybe"], "'maybe' is neither true nor false."),
-        (["--target", "./nowhere"], "target: pair 'toy' has none to replace; name another pair."),
+        (["--target", "./nowhere"], "target: pair 'toy' has no model to replace; leave it out, or name another pair."),
         (["--config", "topk.yaml"], "methods has topk; advice weighs speculative, lookup, specexec, autojudge"),
         (["--config", "early.yaml"], "min_draft_probability is [0.4, 1.0]; it must be a number in [0, 1) (0 = off)"),
         (["--config", "chains.yaml", "--draft", "none"], "without a draft model only lookup is weighed: add it."),

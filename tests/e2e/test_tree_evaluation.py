@@ -66,7 +66,7 @@ def test_a_file_sets_the_shape(tmp_path: Path) -> None:
 
 def test_a_trees_settings_go_with_a_tree() -> None:
     with pytest.raises(
-        ConfigError, match="tree_budget is given, but no method here takes one; leave it out, or add spec"
+        ConfigError, match="tree_budget is given, but no selected method uses it; leave it out, or add spec"
     ):
         methods(methods="speculative", tree_budget="8,64")
     chain, *trees = methods(methods="speculative,specexec", tree_budget="8,64")
@@ -87,7 +87,7 @@ def test_wrong_shapes_are_all_reported_at_once(tmp_path: Path) -> None:
         "max_depth is -1; it must be a whole number >= 1.",
         "branch_prune_threshold is 2; it must be a number in [0, 1] (0 = off).",
         "min_log_prob is 1; it must be a number <= 0.",
-        "tree_budget is '8,8'; it must name each budget once.",
+        "tree_budget is '8,8'; it must list each budget only once.",
     ]
 
 

@@ -27,13 +27,13 @@ SETTINGS = {
     "an unknown task": ("task: gsm8\n", "mine.yaml: task is 'gsm8'; unknown task 'gsm8', did you mean 'gsm8k'?"),
     "data for a task without": ("data: x.jsonl\n", "data is given, but task 'arith' reads no file; leave it out."),
     "an unknown dtype": ("target: {model: x, dtype: fp8}\n", "dtype is 'fp8': unknown dtype 'fp8'"),
-    "arithmetic without nf4": ("target: {model: x, compute_dtype: float32}\n", "compute_dtype goes with quantization"),
+    "arithmetic without nf4": ("target: {model: x, compute_dtype: float32}\n", "compute_dtype needs quantization"),
     "a folder that is not there": ("target: ./nowhere\n", "model folder './nowhere' does not exist; give a folder"),
     "a device that is not there": ("target: {device: 'cuda:0'}\n", "'zoo:target' cannot be loaded (float32 on cuda:0)"),
     "a device that is none": ("target: {device: gpu}\n", "model 'zoo:target' cannot be loaded (float32 on gpu)"),
     "a device without memory": ("target: {device: meta}\n", "device meta holds no weights"),
     "a template that is absent": ("target: {chat_template: own}\n", "the tokenizer of 'zoo:target' has none"),
-    "a pair that is the toy's": ("pair: toy\ndraft: ./mine\n", "draft: pair 'toy' has none to replace"),
+    "a pair that is the toy's": ("pair: toy\ndraft: ./mine\n", "draft: pair 'toy' has no model to replace"),
 }  # fmt: skip
 
 

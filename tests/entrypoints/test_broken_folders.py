@@ -38,7 +38,7 @@ CONFIGS = {
     "another end as text": ("generation_config.json", {"eos_token_id": "x"}, "generation_config.json, eos_token_id is"),
     "ends in lists": ("generation_config.json", {"eos_token_id": [[1]]}, "in its generation_config.json, eos_token_id"),
     "no generation JSON": ("generation_config.json", "{", "model './model': its generation_config.json cannot be read"),
-    "no generation object": ("generation_config.json", "[]", "model './model': its generation_config.json is no good:"),
+    "no generation object": ("generation_config.json", "[]", "model './model': its generation_config.json is invalid:"),
     "no tokenizer JSON": ("tokenizer.json", "{", "'./model' has no tokenizer that can be loaded: Expecting property"),
     "a tokenizer of null": ("tokenizer_config.json", "null", "'./model' has no tokenizer that can be loaded: 'NoneTyp"),
 }  # fmt: skip
@@ -63,15 +63,15 @@ JUDGES: dict[str, tuple[dict[str, Any] | str, str]] = {
     "a threshold of null": ({"threshold": None}, "in judge.json, threshold is None; it must be a number >= 0."),
     "a threshold below 0": ({"threshold": -1}, "in judge.json, threshold is -1; it must be a number >= 0."),
     "a threshold without end": ('{"threshold": 1e999}', "is inf; it must be a number >= 0"),
-    "no tokenizer": ({"tokenizer": None}, "in judge.json, tokenizer is None; it must be a text."),
-    "a target of numbers": ({"target": 5}, "in judge.json, target is 5; it must be a text."),
-    "other features": ({"features": "target"}, "it reads 12 features, but 'target' of this pair are 6"),
-    "features as a list": ({"features": ["both"]}, "in judge.json, features is ['both']; it must be a text."),
+    "no tokenizer": ({"tokenizer": None}, "in judge.json, tokenizer is None; it must be a string."),
+    "a target of numbers": ({"target": 5}, "in judge.json, target is 5; it must be a string."),
+    "other features": ({"features": "target"}, "it reads 12 features, but 'target' of this pair has 6"),
+    "features as a list": ({"features": ["both"]}, "in judge.json, features is ['both']; it must be a string."),
     "a version as text": ({"feature_version": "1"}, "feature_version is '1'; it must be a whole number >= 0."),
     "a number of features as text": ({"num_features": "12"}, "num_features is '12'; it must be a whole number >= 0."),
     "a recall above 1": ({"recall": 2}, "in judge.json, recall is 2; it must be a number in [0, 1]."),
     "a switch": ({"requested_recall": True}, "requested_recall is True; it must be a number in [0, 1]."),
-    "two at once": ({"kind": 1, "task": 2}, "task is 2; it must be a text, kind is 1; it must be a text."),
+    "two at once": ({"kind": 1, "task": 2}, "task is 2; it must be a string, kind is 1; it must be a string."),
     "a list": ("[]", "cannot be read: judge.json must be an object, got list."),
     "a key twice": ('{"task": "a", "task": "b"}', "judge.json: 'task' is given twice; give it once."),
     "deep": ("[" * 9000, "judge.json is nested too deep. At most 100 levels are read."),
@@ -146,5 +146,5 @@ def test_an_mlflow_model_that_points_elsewhere_is_no_judge(workplace: Path) -> N
     for place in ("..", "/etc", "a/../../b"):
         text = f"flavors: {{python_function: {{artifacts: {{judge: {{path: {place}}}}}}}}}"
         (workplace / "MLmodel").write_text(text)
-        with pytest.raises(JudgeError, match=r"the MLflow model in '.*' is no judge; train_judge makes them"):
+        with pytest.raises(JudgeError, match=r"the MLflow model in '.*' is not a judge; make one with train_judge"):
             registry.load(str(workplace))

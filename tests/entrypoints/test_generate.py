@@ -162,7 +162,7 @@ BAD: dict[str, tuple[list[str], bytes | None, str]] = {
     "several methods": (["x", "--method", "compare_all_k4"], None, "makes 7 settings here (baseline, draft_only,"),
     "several lengths": (["x", "--gamma", "2,4"], None, "makes 2 settings here (speculative_k2, speculative_k4)"),
     "an unknown method": (["x", "--method", "speculativ"], None, "unknown method 'speculativ', did you mean"),
-    "a setting nobody takes": (["x", "--accept-k", "2"], None, "accept_k is given, but no method here takes one"),
+    "a setting nobody takes": (["x", "--accept-k", "2"], None, "accept_k is given, but no selected method uses it"),
     "cold": (["x", "--temperature", "-1"], None, "temperature is '-1'; it must be a number >= 0"),
     "no tokens": (["x", "--max-new-tokens", "0"], None, "max_new_tokens is '0'; it must be a whole number >= 1."),
     "no model": (["x", "--target", "./nowhere"], None, "model folder './nowhere' does not exist"),

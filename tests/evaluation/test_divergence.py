@@ -158,7 +158,7 @@ def test_all_settings_refuted_leave_plain_decoding() -> None:
     entries = [comparison.entries[0], with_differences(speculative=differing("unexplained")).entries[1]]
     (said,) = verdict(Comparison(comparison.experiment, entries, 20))
     assert plain(said).startswith("Not lossless here: speculative")
-    assert "Nothing else speculates here." in plain(said)
+    assert "No other setting here speculates." in plain(said)
 
 
 def test_what_a_coarse_dtype_rounds_is_told_from_near_ties_and_from_mistakes() -> None:

@@ -245,8 +245,8 @@ def test_a_departure_from_the_record_is_told(workplace: Path) -> None:
     }  # fmt: skip
     assert second["difference"] == {"position": None, "counts": ["num_drafted"]}
     text = page_of(folder).text
-    assert f"departs from the record at position 7: “{here}” here, “{here + 1}” there" in text
-    assert "by other rounds than it was recorded with (num_drafted)" in text
+    assert f"differs from the record at position 7: “{here}” here, “{here + 1}” there" in text
+    assert "but with other counts (num_drafted)" in text
 
 
 ODD = "a 😀 漢字 مرحبا <script>alert(1)</script> &amp; \t\u202e\u0000 x  \n" + "W" * 300

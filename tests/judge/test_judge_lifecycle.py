@@ -55,9 +55,9 @@ def test_a_label_set_comes_back_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name,damage,message",
     [
-        ("manifest.json", None, "is no finished label set: manifest.json is missing; run collect_labels there."),
-        ("labels.parquet", b"", "is not the file its manifest was written for; mine it again."),
-        ("features.safetensors", b"x", "is not the file its manifest was written for; mine it again."),
+        ("manifest.json", None, "is not a finished label set: manifest.json is missing; run collect_labels."),
+        ("labels.parquet", b"", "does not have the hash in its manifest; mine the set again."),
+        ("features.safetensors", b"x", "does not have the hash in its manifest; mine the set again."),
         ("manifest.json", b"{", "cannot be read"),
     ],
 )
@@ -261,7 +261,7 @@ MISFITS = {
     "draft": "its draft is '",
     "tokenizer": "its tokenizer is ",
     "feature_version": "its feature_version is 0, not 1",
-    "features": "its features are 'all', of both, target",
+    "features": "its features are 'all', not one of both, target",
 }
 
 
@@ -287,7 +287,7 @@ def test_broken_judges_are_refused(workplace: Path) -> None:
     judge.save(workplace / "judge")
     facts = json.loads((workplace / "judge" / "judge.json").read_text())
     (workplace / "judge" / "judge.json").write_text(json.dumps({**facts, "num_features": 99}))
-    refused(evaluate(*arguments), "says 99 features, but its weights have 6", workplace)
+    refused(evaluate(*arguments), "declares 99 features, but its weights have 6", workplace)
 
 
 def test_a_sweep_of_thresholds_is_a_flat_run_each_and_nothing_but_speed_at_zero(workplace: Path) -> None:
@@ -324,7 +324,9 @@ def test_a_folder_begun_with_another_judge_is_refused(workplace: Path) -> None:
     Judge(judge.network, replace(judge.facts, threshold=0.9)).save(workplace / "judge")
     again = evaluate(*arguments, "--resume")
     assert again.exit_code == 2
-    assert "'out' was begun with another judge than 'judge' is now; name another folder." in again.output
+    assert (
+        "'out' was begun with judge files other than those of 'judge' now; name another output folder." in again.output
+    )
 
 
 def test_a_judge_and_its_dials_go_with_methods_that_take_them(workplace: Path) -> None:
@@ -335,7 +337,7 @@ def test_a_judge_and_its_dials_go_with_methods_that_take_them(workplace: Path) -
     ):
         result = evaluate("--methods", "baseline,speculative", f"--{flag}", value, "--output", "out")
         name = flag.replace("-", "_")
-        refused(result, f"{name} is given, but no method here takes one; leave it out, or add {takers}.", workplace)
+        refused(result, f"{name} is given, but no selected method uses it; leave it out, or add {takers}.", workplace)
     refused(
         evaluate("--methods", "baseline,autojudge", "--threshold", "-1", "--output", "out"),
         "threshold is '-1'; it must be a number >= 0, or 'calibrated'",

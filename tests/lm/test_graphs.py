@@ -235,5 +235,5 @@ def test_graphs_are_for_cuda_unless_asked_for() -> None:
     assert HFModel(build("llama"), "x").facts()["graphs"] == "off"
     assert HFModel(build("llama"), "x", graphs=Tape()).facts()["graphs"] == "captured"
     assert HFModel(build("gpt2"), "x", graphs=Tape()).facts()["graphs"] == "off", "not a forward of our own"
-    with pytest.raises(ValueError, match="graphs is 'on'; it must be 'auto', 'off' or a way of capturing"):
+    with pytest.raises(ValueError, match="graphs is 'on'; it must be 'auto', 'off' or a `Capture`"):
         HFModel(build("llama"), "x", graphs="on")

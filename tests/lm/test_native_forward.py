@@ -174,7 +174,7 @@ def test_the_loaded_module_goes_on_working_and_holds_its_weights_once() -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "gpt2": (lambda: build("gpt2"), "GPT2LMHeadModel is none of"),
+    "gpt2": (lambda: build("gpt2"), "GPT2LMHeadModel is not one of"),
     "dynamic rotary": (
         lambda: build("llama", rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
         "depend on the length",

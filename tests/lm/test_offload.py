@@ -142,7 +142,7 @@ def test_what_does_not_go_with_it_is_refused_with_the_settings(tmp_path: Path) -
     assert caught.value.faults == [
         "target: offload is disk, but quantization is nf4, whose weights cannot be moved from call to call; set one of"
         " them to none.",
-        "draft: offload is cpu, but device is auto, which spreads layers by itself; name one device.",
+        "draft: offload is cpu, but device is auto, which spreads layers by itself; set device to one.",
     ]
     file.write_text("target: {offload: tape}\n")
     with pytest.raises(ConfigError, match=r"unknown offload 'tape'\. Known: cpu, disk, none"):
@@ -154,7 +154,7 @@ def test_what_does_not_go_with_it_is_refused_with_the_settings(tmp_path: Path) -
 def test_a_model_that_names_no_layers_is_refused(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(build("llama")), "_no_split_modules", None)
     monkeypatch.setattr(type(build("llama").model), "_no_split_modules", None)
-    with pytest.raises(ModelError, match="it does not say which of its parts are layers; set offload to none"):
+    with pytest.raises(ModelError, match=r"its class does not name its layers .*; set offload to none"):
         load_model(ModelConfig(str(folder("llama")), offload="cpu"))
 
 

@@ -38,7 +38,7 @@ def test_a_tenth_is_worth_a_warning_that_names_the_setting() -> None:
         "baseline: 10 % of the outputs were cut off at max_new_tokens (160); raise max_new_tokens."
     ]
     (context,) = warned(record("context"), others=1)
-    assert context.startswith("baseline: 50 % of the outputs were cut off where the model's context ends; shorten")
+    assert context.startswith("baseline: 50 % of the outputs were cut off at the end of the model's context; shorten")
     assert "max_new_tokens" not in context
     (unread,) = warned(record("stop", None, False), others=1)
     assert unread.startswith(

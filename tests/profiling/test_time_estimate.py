@@ -61,7 +61,7 @@ def test_what_is_expected_is_said_once_when_some_is_seen() -> None:
     for done in range(1, 80):
         clock.now += 3.0
         progress.seen(done)
-    assert said == ["time: about 4 min in all, by the first 6 of 80 outputs."]
+    assert said == ["time: about 4 min in all, judging by 6 of 80 outputs."]
     short = Progress(8, 2, "outputs", said.append, clock)
     short.seen(4)
     assert len(said) == 1, "what is soon over needs no line"
@@ -75,7 +75,7 @@ def test_an_evaluation_says_how_long_it_takes_and_again_when_lengths_are_seen(
     first = evaluate(*given)
     assert first.exit_code == 0, first.output
     assert "12 outputs of up to 20 tokens, as fast as the first 24 were. Lower limit, max_new_tokens, " in first.stderr
-    assert " in all, by the first 9 of 12 outputs." in first.stderr
+    assert " in all, judging by 9 of 12 outputs." in first.stderr
     assert "time: " not in first.stdout
 
 

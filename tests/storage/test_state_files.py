@@ -162,9 +162,7 @@ def test_findings_that_were_cut_off_or_changed_are_named(tmp_path: Path) -> None
     flipped[-1] ^= 1
     for broken in (whole[:-4], b"", bytes(flipped), whole.replace(b'num_mined\\": 1', b'num_mined\\": 2')):
         path.write_bytes(broken)
-        with pytest.raises(
-            JudgeError, match=r"000000.safetensors cannot be read: .*Remove it, and its prompt is mined"
-        ):
+        with pytest.raises(JudgeError, match=r"000000.safetensors cannot be read: .*Remove it to mine its prompt"):
             unpack(path)
 
 

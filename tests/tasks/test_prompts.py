@@ -136,7 +136,7 @@ def test_a_pattern_that_cannot_be_used_is_refused_before_anything_is_loaded(patt
         ({"answer_pattern": "("}, "answer_pattern is '('; it must be a regular expression: missing )"),
         ({"answer_pattern": 3}, "answer_pattern is 3; it must be a regular expression of at most 1000 characters."),
         ({"answer_pattern": "x" * 1001}, "it must be a regular expression of at most 1000 characters."),
-        ({"task": "gsm8k", "answer_rule": "last_line"}, "task 'gsm8k' reads its answers in its own way; leave it out"),
+        ({"task": "gsm8k", "answer_rule": "last_line"}, "task 'gsm8k' has a fixed way to read answers; leave it out"),
     ],
 )  # fmt: skip
 def test_settings_of_answers_that_do_not_fit_are_refused(given: dict[str, Any], message: str) -> None:

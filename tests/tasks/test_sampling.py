@@ -98,7 +98,7 @@ def test_a_run_says_how_its_prompts_were_drawn_and_resumes_with_the_same(workpla
     (workplace / "out" / "data.json").write_text(json.dumps(data))
     refused = evaluate(*asked, "--resume")
     assert refused.exit_code == 2
-    assert "was begun on the first rows, which are now 6 of 40, a stratified sample" in refused.output
+    assert "was begun on the first rows; these settings now select 6 of 40, a stratified sample" in refused.output
 
 
 def test_a_benchmarks_batches_add_rows_to_the_sample(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def _time(comparison: Comparison) -> Any:
                 axes.text(left[row] + width / 2, row, f"{entry.shares[part]:.0%}", ha="center", va="center",
                           fontsize=8, color="white" if part in ("target", "judge") else "black")  # fmt: skip
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set(xlabel="milliseconds a token, as timed, split by an instrumented run's shares")
+    axes.set(xlabel="milliseconds per token, as timed, split by the shares of an instrumented run")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(PARTS), fontsize=8, frameon=False, borderpad=0,
                 handlelength=1, columnspacing=1)  # fmt: skip
     return figure
@@ -229,7 +229,7 @@ def _predicted(comparison: Comparison) -> Any:
         drawn += [[(attainable, value), (predicted, value)], [(attainable, ends[0]), (attainable, ends[1])]]
     axes.plot([0, 1.05 * most], [0, 1.05 * most], color="#bbbbbb", lw=0.8, zorder=0)
     axes.set(xlim=(0, 1.05 * most), ylim=(0, 1.05 * most), ylabel="measured speed-up",
-             xlabel="speed-up by the calls alone (filled: attainable, hollow: i.i.d. formula)")  # fmt: skip
+             xlabel="speed-up that the calls alone allow (filled: attainable, hollow: i.i.d. formula)")  # fmt: skip
     chart_style.number(
         axes, shown, [(e.metrics["speed/attainable"], e.metrics[y]) for e in shown], chart_style.along(drawn)
     )
@@ -247,14 +247,14 @@ CHARTS: dict[str, tuple[str, str, Callable[[Comparison], Any]]] = {
         "Speed and quality",
         "Every setting with its 95 % intervals; discs are lossless, hollow diamonds lossy or refuted by their outputs,"
         " the square is plain decoding."
-        " Lines join what differs in one dial: thresholds, K, budgets, or draft lengths.",
+        " Lines join a method's settings that differ in one value: threshold, K, budget or draft length.",
         _frontier,
     ),
     "accepted": ("Accepted tokens", "Share of rounds by how many drafted tokens they accept.", _histogram),
     "positions": (
         "Acceptance by position",
-        "Share of rounds whose drafts are all accepted up to a position, of those that have so many before an EOS; or"
-        " up to a level of a tree.",
+        "Share of rounds in which all drafts up to a position are accepted, of the rounds with that many drafts before"
+        " an EOS; for a tree, up to a level.",
         _positions,
     ),
     "time": (
@@ -264,8 +264,8 @@ CHARTS: dict[str, tuple[str, str, Callable[[Comparison], Any]]] = {
     ),
     "predicted": (
         "Predicted and measured",
-        "What the calls alone would allow, from costs measured in the run, against the speed-up that was measured. On"
-        " the diagonal all of it is realised.",
+        "The measured speed-up against the one that the calls alone would allow, by their costs in the run. On the"
+        " diagonal, the two are equal.",
         _predicted,
     ),
 }  # fmt: skip

@@ -61,7 +61,7 @@ def equality(comparison: Comparison, entry: Entry) -> Sentence:
             return []
         return [
             "Yet only ", share, f" of {entry.label}'s outputs equal plain decoding's, token for token: near ties of the"
-            " arithmetic, or a mistake. `python -m specexp certify` tells which.",
+            " arithmetic, or a bug. `python -m specexp certify` shows which.",
         ]  # fmt: skip
     differ = len(result.differences)
     if not differ or result.refuted:

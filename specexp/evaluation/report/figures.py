@@ -18,8 +18,8 @@ def draw_trees(path: Path, name: str, records: Sequence[Record]) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     panels = (
-        (left, 1, reached(records), "depth", "rounds that accept so deep"),
-        (right, 0, by_rank(records), "rank by the draft (0 = its favourite)", "draws that met it"),
+        (left, 1, reached(records), "depth", "rounds accepted to this depth"),
+        (right, 0, by_rank(records), "rank by the draft (0 = its favourite)", "draws that matched it"),
     )
     for axes, first, shares, across, up in panels:
         axes.bar(range(first, first + len(shares)), [100 * share for share in shares], color="#4c72b0")
@@ -44,7 +44,7 @@ def draw_benchmark(path: Path, result: Mapping[str, Any]) -> None:
     errors = [[max(0.0, x["value"] - x["low"]) for x in speeds], [max(0.0, x["high"] - x["value"]) for x in speeds]]
     colors = ["#4c72b0" if "tokens_per_second" in result["methods"][name] else "#b0b0b0" for name in names]
     rates.barh(names, values, xerr=errors, color=colors)
-    rates.set(xlabel="tokens a second, end to end (blue: this project's)")
+    rates.set(xlabel="tokens per second, end to end (blue: this project)")
 
     left = dict.fromkeys(result["shares"], 0.0)
     parts = list(next(iter(result["shares"].values())))

@@ -101,8 +101,8 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
         )
     if not comparison.claimed:
         result.append(
-            "Attainable and predicted speed-ups are not shown on CUDA: a call that is timed by itself costs up to 1.5"
-            " times what it costs among others."
+            "Attainable and predicted speed-ups are not shown on CUDA: a call timed alone costs up to 1.5 times what it"
+            " costs while decoding."
         )
     if experiment.temperature == 0:
         key = "quality/equal_to_baseline"
@@ -121,10 +121,10 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
     answer_rule = experiment.answer_rule if experiment.task == "prompts" else ""
     result += incomplete.warnings(outputs, experiment.max_new_tokens, answer_rule)
     if len(output.read_json("environments.json") or {}) > 1:
-        result.append("The records come from several environments (below): speeds of one may not be those of another.")
+        result.append("The records come from several environments (below): their speeds may not be comparable.")
     if experiment.batch > 1:
         result.append(
-            f"Prompts were decoded {experiment.batch} together: speeds are of the batch, and no latency of a prompt."
+            f"Prompts were decoded {experiment.batch} together: speeds are of the batch, not the latency of a prompt."
         )
     elif output.read_json(time_split.FILE) is None:
         result.append(f"The time split was left out: it would have taken more than {time_split.SECONDS:.0f} seconds.")

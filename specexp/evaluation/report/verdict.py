@@ -33,7 +33,7 @@ def verdict(comparison: Comparison) -> list[Sentence]:
     lossy = [e for e in candidates if not e.lossless and spec(e.config.method).verifies]
     if not exact and not lossy:
         rate = of(plain, comparison.speed.replace("speedup", "tokens_per_second"), count)
-        start = "Nothing else speculates here." if wrong else "Nothing speculates here."
+        start = "No other setting here speculates." if wrong else "No setting here speculates."
         return [[*wrong, f"{start} Plain decoding emits ", rate, " tokens a second; add methods that draft."]]
     best = exact[0] if exact and exact[0].metrics[key] > 1 else None
     other = _best_lossy(lossy, key)
@@ -51,7 +51,7 @@ def _without_baseline(comparison: Comparison) -> Sentence:
     rate = of(fastest, comparison.speed, count)
     together = "" if comparison.experiment.batch == 1 else f" in batches of {comparison.experiment.batch}"
     return [
-        "Plain decoding was not run, so that no gain can be told: add baseline to the methods. ",
+        "Plain decoding was not run, so the gain is unknown: add baseline to the methods. ",
         f"The fastest setting is {fastest.label} at ", rate, f" tokens a second{together}.",
     ]  # fmt: skip
 
@@ -65,7 +65,7 @@ def _headline(comparison: Comparison, exact: Sequence[Entry], other: Entry | Non
         word = "Only lossy settings were run; " if gains else "Do not speculate: only lossy settings were run, and "
         return [word, f"the best of them, {other.label}, decodes at ", *speed(comparison, other), "."]
     if best.metrics[key] <= 1:
-        start = "Do not speculate" if not gains else "Do not speculate, unless other words will do"
+        start = "Do not speculate" if not gains else "Do not speculate, unless other outputs are acceptable"
         return [f"{start}: the fastest lossless setting, {best.label}, decodes at ", *speed(comparison, best), "."]
     if _unsure(best, key):
         return [f"Perhaps {best.label}, which is lossless: it decodes at ", *speed(comparison, best),
@@ -118,7 +118,7 @@ def answers(comparison: Comparison, entry: Entry) -> list[str | Number]:
     if not _changes(comparison, entry):
         return [
             "no answer changes from right to wrong or back (95 %: ", *span(entry, delta, points), " points): accuracy ",
-            of(entry, "quality/accuracy", percent), f" like plain decoding's, on each of {graded}",
+            of(entry, "quality/accuracy", percent), f", as with plain decoding, on {graded} graded prompts",
         ]  # fmt: skip
     sure = entry.metrics["quality/mcnemar_p"] < SIGNIFICANT
     return [
@@ -153,7 +153,7 @@ def _told_apart(comparison: Comparison, best: Entry, rest: Sequence[Entry]) -> S
     if not same:
         by_intervals = "95 % intervals exclude 1" + ("" if batch > 1 else f"; n = {n} is too few for the test")
         return [f"Every other lossless setting is slower ({f'p < {SIGNIFICANT} each' if tested else by_intervals})."]
-    result: list[str | Number] = ["Not told apart from it in speed: "]
+    result: list[str | Number] = ["Not significantly slower: "]
     for place, (entry, words) in enumerate(same[:NAMED]):
         result += [", " if place else "", f"{entry.label} (", of(entry, comparison.speed, times), ", ", *words, ")"]
     return [*result, f" and {len(same) - NAMED} more." if len(same) > NAMED else "."]
@@ -171,7 +171,7 @@ def _as_fast(best: Entry, entry: Entry, tested: bool) -> Sentence:
         return []
     ends = {"low": ratio.low, "high": ratio.high}
     low, high = (Number(f"verdict/ratio_{end}", both, value, times(value)) for end, value in ends.items())
-    return ["of which it is ", low, " to ", high]
+    return ["ratio ", low, " to ", high]
 
 
 def _best_lossy(lossy: Sequence[Entry], key: str) -> Entry | None:
@@ -210,8 +210,8 @@ def _how_sure(comparison: Comparison, num_settings: int, lossy: Entry | None) ->
     elif n < ROUGH:
         result.append([f"n = {n}: with fewer than {ROUGH} prompts intervals are a rough guide, and rather too narrow."])
     if num_settings > 1:
-        result.append([f"The best of {num_settings} settings is named by the numbers that made it the best: expect a"
-                      " little less of it on other prompts."])  # fmt: skip
+        result.append([f"The best of {num_settings} settings was chosen by the numbers reported here: expect a little"
+                      " less of it on other prompts."])  # fmt: skip
     if lossy is not None and "quality/prompts_for_one_point" in lossy.metrics:
         result.append([
             "To see a difference of one point in accuracy takes about ",

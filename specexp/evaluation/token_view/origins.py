@@ -24,9 +24,9 @@ ORIGINS = {
     ACCEPTED: "drafted, accepted by the lossless rule",
     JUDGED: "drafted, accepted against the lossless rule, by the judge or Top-K",
     LOOKED_UP: "looked up in the text so far, accepted by the lossless rule",
-    TREE: "node of the draft's tree that the target's own draw met",
+    TREE: "node of the draft's tree that the target's own draw matched",
     CORRECTED: "the target's, in place of a draft that was rejected",
-    BONUS: "the target's, after a draft of which nothing was rejected",
+    BONUS: "the target's, after a fully accepted draft",
     TARGET: "the target's, where nothing was drafted",
     DRAFT: "the draft model's, unchecked",
 }

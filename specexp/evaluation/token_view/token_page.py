@@ -35,7 +35,7 @@ JSON, HTML = "tokens.json", "tokens.html"
 DECODED = "tokens.jsonl"  # prompt by prompt, until both files are written
 SHARE, LEAST = 0.2, 30.0  # share of the decode time, and seconds that are always allowed
 CELL_TOKENS, PAGE_TOKENS, PROMPT_SIGNS = 2_000, 40_000, 20_000  # most that a page shows; tokens.json has everything
-COLUMNS = 4  # methods side by side; more are placed below each other
+COLUMNS = 4  # methods side by side; more are placed one below the other
 _SHOWN_SIGNS = "\n\t"  # characters that follow their marks
 
 
@@ -90,7 +90,7 @@ def _left_out(data: Mapping[str, Any], num_wanted: int) -> str:
     shown = num_wanted - len(data["left_out"])
     return (
         f"note: the token view shows {shown} of {num_wanted} prompts: more would take over {SHARE:.0%} of the time that"
-        " decoding took. Going on with --resume shows more, and show with their ids any."
+        " decoding took. Continue with --resume to show more, or name prompts by their ids with show."
     )
 
 
@@ -194,7 +194,7 @@ def _cell(cell: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, Any]:
     num = len(cell["tokens"]["id"])
     facts = [f"{num} token{'' if num == 1 else 's'}"]
     if cell["tokens_per_call"]:
-        facts.append(f"{cell['tokens_per_call']:.2f} a target call")
+        facts.append(f"{cell['tokens_per_call']:.2f} per target call")
     if cell["finish_reason"] != "stop":
         facts.append({"length": "cut at the limit", "context": "cut where the context ends"}[cell["finish_reason"]])
     return {
@@ -213,11 +213,11 @@ def _difference(diff: Mapping[str, Any] | None) -> str:
     if diff is None:
         return ""
     if diff["position"] is None:
-        return f"The recorded output, but by other rounds than it was recorded with ({', '.join(diff['counts'])})."
+        return f"The same output as recorded, but with other counts ({', '.join(diff['counts'])})."
     here, there = ("its end" if token is None else f"“{plain(token)}”" for token in (diff["traced"], diff["recorded"]))
     return (
-        f"Decoded again, this departs from the record at position {diff['position']}: {here} here, {there} there"
-        f" ({diff['num_recorded']} tokens recorded). Coarse arithmetic, or a batch, may decide near ties otherwise."
+        f"Decoded again, this differs from the record at position {diff['position']}: {here} here, {there} there"
+        f" ({diff['num_recorded']} tokens recorded). A coarse dtype or a batch may decide near ties differently."
         " The answer is the record's."
     )
 
@@ -274,7 +274,7 @@ def _hint(row: Mapping[str, Any], whole: str, method: Mapping[str, Any]) -> str:
         if row["rejected_score"] is not None:
             lines.append(_score(row["rejected_score"], method))
             if row["rejected_score"] < method["threshold"]:
-                lines.append("but a drafted end is never the judge's to accept")
+                lines.append("but the judge never accepts a drafted EOS")
     if row["p_rank"] is not None and row["p_rank"] > 1:
         lines += [f"the target's likeliest, p = {row['first_p']:.3g}:", plain(row["first"])]
     return "\n".join(line for line in lines if line)

@@ -45,9 +45,9 @@ def check_cache(model: Loaded, name: str) -> None:
     result = _measured(model, name, "tokens after cached ones", _chain_gap)
     if result is not None and result[0] > result[1]:
         raise ModelError(
-            f"model '{name}' ({model.module.config.model_type}) scores tokens after cached ones differently than in one"
-            f" piece: logits differ by {result[0]:.2g} where rounding explains {result[1]:.2g}; its cache cannot be"
-            " used."
+            f"model '{name}' ({model.module.config.model_type}) gives other logits with a KV cache than without one:"
+            f" they differ by {result[0]:.2g}, of which rounding explains {result[1]:.2g}. Use another model: every"
+            " method needs the cache."
         )
 
 
@@ -57,8 +57,8 @@ def check_trees(model: Loaded, name: str) -> None:
     if result is not None and result[0] > result[1]:
         raise ModelError(
             f"model '{name}' ({model.module.config.model_type}) scores a token tree differently than its paths one by"
-            f" one: logits differ by {result[0]:.2g} where rounding explains {result[1]:.2g}; its layers do not place"
-            " tokens by their positions alone. Use a chain method (speculative, lookup)."
+            f" one: logits differ by {result[0]:.2g}, of which rounding explains {result[1]:.2g}. Its layers do not"
+            " place tokens by their positions alone: use a chain method (speculative, lookup)."
         )
 
 
@@ -70,7 +70,7 @@ class TreeCheck:
 
     def run(self, model: Loaded, name: str) -> None:
         """Raises ModelError as `check_trees` does."""
-        self.passed = True  # set before the measurement, which feeds a tree and so asks for this check
+        self.passed = True  # set before the measurement, which feeds a tree and so calls this check
         try:
             check_trees(model, name)
         except BaseException:

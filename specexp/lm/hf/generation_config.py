@@ -59,6 +59,6 @@ def note(unused: dict[str, Any], name: str) -> str:
     """One line for users who expect the same tokens as from `generate()`."""
     named = ", ".join(f"{key} {value!r:.40}" for key, value in unused.items())
     return (
-        f"the generation_config of model '{name}' sets {named}; no method here applies that, plain decoding and"
-        " the benchmark's peers included: generate() alone, with the folder's settings, gives other tokens."
+        f"the generation_config of model '{name}' sets {named}; no method applies that, nor do plain decoding and"
+        " the benchmark's peers: only generate() with the folder's settings does, so it gives other tokens."
     )

@@ -61,7 +61,7 @@ class HFModel:
 
     def __post_init__(self) -> None:
         if isinstance(self.graphs, str) and self.graphs not in ("auto", "off"):
-            raise ValueError(f"graphs is {self.graphs!r}; it must be 'auto', 'off' or a way of capturing.")
+            raise ValueError(f"graphs is {self.graphs!r}; it must be 'auto', 'off' or a `Capture`.")
         self.vocab_size = self.num_valid_ids or int(self._text_config.vocab_size)
         self.suppressed = [i for i in self.suppressed if i < self.vocab_size]
         model_config.check(self.module.config, self.name)

@@ -75,7 +75,7 @@ def read_config(config: ModelConfig) -> Any:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"model '{config.model}': its generation_config.json is no good: {_words(error)}") from error
+        raise ModelError(f"model '{config.model}': its generation_config.json is invalid: {_words(error)}") from error
     return result
 
 
@@ -128,7 +128,7 @@ def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed
         if not is_exhausted(error):
             raise ModelError(f"model '{config.model}' cannot be loaded ({how}): {first_line(error)}") from error
         raise ModelError(
-            f"model '{config.model}' does not fit ({how}): its weights need about {_needed(path, config)};"
+            f"model '{config.model}' does not fit ({how}): its weights need {_needed(path, config)};"
             f" {first_line(error)} Choose a smaller dtype, quantization nf4, device auto, offload cpu or disk, or a"
             " smaller model."
         ) from error
@@ -184,9 +184,9 @@ def _needed(path: str, config: ModelConfig) -> str:
     try:
         empty = _empty(path, config)
     except Exception:  # the model's own code may fail on the meta device
-        return "more than there is"
+        return "more memory than there is"
     each = {"int8": 1.0, "nf4": 0.5, "fp4": 0.5}.get(config.quantization, float(DTYPES[config.dtype].itemsize))
-    return f"{sum(p.numel() for p in empty.parameters()) * each / 2**30:.2f} GiB"
+    return f"about {sum(p.numel() for p in empty.parameters()) * each / 2**30:.2f} GiB"
 
 
 def _empty(path: str, config: ModelConfig) -> Any:
@@ -224,7 +224,7 @@ def _checked(name: str) -> str:
     path = resolve(name)
     looks_local = path.startswith((".", "/", "~")) or name.startswith(ZOO_PREFIX) or path.count("/") > 1
     if path_of(path, "model", ModelError).is_file():
-        raise ModelError(f"'{name}' is a file; a model or a tokenizer is the folder that its files are in: give that.")
+        raise ModelError(f"'{name}' is a file; give the folder that holds the files of the model or tokenizer.")
     if looks_local and not Path(path).expanduser().is_dir():
         raise ModelError(f"model folder '{name}' does not exist; give a folder with a config.json, or a hub id.")
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():

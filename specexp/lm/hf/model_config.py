@@ -80,7 +80,7 @@ def refusal(config: Any) -> str | None:
     text = config.get_text_config(decoder=True)
     kind = str(config.model_type)
     if config.is_encoder_decoder:
-        return "is an encoder-decoder model, whose decoder continues no prompt by itself; use a decoder-only model"
+        return "is an encoder-decoder model, whose decoder cannot continue a prompt; use a decoder-only model"
     if kind in ENCODERS and not getattr(text, "is_decoder", False):
         return (
             "is an encoder: each token attends to later ones; use a decoder-only model, or set is_decoder to true in"
@@ -94,7 +94,7 @@ def refusal(config: Any) -> str | None:
     try:
         layers = DynamicCache(config=config).layers
     except Exception as error:  # the config lacks fields that every cache needs
-        return f"has a config that no cache can be made from ({type(error).__name__}: {first_line(error, 'no words')})"
+        return f"has a config without the fields of a KV cache ({type(error).__name__}: {first_line(error, 'no text')})"
     others = sorted({type(layer).__name__ for layer in layers if type(layer) not in REWINDABLE})
     if others or getattr(_class(config), "_is_stateful", False):
         return (
@@ -111,13 +111,13 @@ def tree_refusal(config: Any) -> str | None:
     text = config.get_text_config(decoder=True)
     parameters = _forward(config)
     if parameters is not None and "position_ids" not in parameters:
-        return "places tokens by their slot in the cache and takes no positions, so that it scores no token trees"
+        return "places tokens by their slot in the cache and takes no position ids, so it cannot score token trees"
     if config.model_type == "falcon" and text.alibi:
-        return "weighs tokens by their slot in the cache (ALiBi), so that it scores no token trees"
+        return "weighs tokens by their slot in the cache (ALiBi), so it cannot score token trees"
     if config.model_type == "gpt_neo" and "local" in text.attention_layers:
-        return "has local layers, whose window counts slots of the cache, so that it scores no token trees"
+        return "has local layers, whose window counts slots of the cache, so it cannot score token trees"
     if getattr(text, "attn_temperature_tuning", False) and not all(getattr(text, "no_rope_layers", None) or [0]):
-        return "scales attention by slots of the cache (attn_temperature_tuning), so that it scores no token trees"
+        return "scales attention by slots of the cache (attn_temperature_tuning), so it cannot score token trees"
     if other := [kind for kind in attention_kinds(config) if kind not in (FULL, SLIDING)]:
         return f"has {other[0]} layers, which take no tree mask"
     return None

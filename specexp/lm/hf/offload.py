@@ -40,7 +40,7 @@ class Offload:
         """Arguments of from_pretrained; `empty` is the same module on the meta device."""
         layers = set(empty._no_split_modules or ())
         if not any(type(module).__name__ in layers for module in empty.modules()):
-            raise ValueError("it does not say which of its parts are layers; set offload to none")
+            raise ValueError("its class does not name its layers (_no_split_modules); set offload to none")
         # accelerate takes the string "cpu" as the offload location. A torch.device makes it install its hooks from CPU
         # memory to the CPU as well, so that offloading can be tried on a CPU-only machine. Disk needs the string.
         device = str(self.device) if self.kind == "disk" else self.device

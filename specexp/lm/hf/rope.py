@@ -60,7 +60,7 @@ def note(name: str, config: Any) -> str | None:
         return None
     return (
         f"note: model '{name}' ({config.model_type}) has rope type longrope, whose factors change at"
-        f" {boundary.length} tokens; what it says beyond depends on how tokens were grouped. Its context ends there"
+        f" {boundary.length} tokens; logits beyond depend on how tokens are split into forwards. Its context ends there"
         f" (of {config.max_position_embeddings}): longer prompts are refused, and outputs end."
     )
 

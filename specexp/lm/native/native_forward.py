@@ -181,12 +181,12 @@ def refusal(module: Any) -> str | None:
     """The reason why `NativeForward` does not support this module; None if it does."""
     config = module.config
     if type(module).__name__ not in FAMILIES:
-        return f"{type(module).__name__} is none of {', '.join(FAMILIES)}"
+        return f"{type(module).__name__} is not one of {', '.join(FAMILIES)}"
     if getattr(config, "quantization_config", None) is not None:
         return "its weights are quantized"
     parameters = list(module.parameters())
     if len({(p.device, p.dtype) for p in parameters}) > 1 or parameters[0].device.type == "meta":
-        return "its weights are not all in one place"
+        return "its weights are not all on one device in one dtype"
     if any(hasattr(part, "_hf_hook") for part in module.modules()):
         return "its weights are moved at every call"
     kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
