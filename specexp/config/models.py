@@ -56,10 +56,7 @@ def model_settings(value: Any) -> dict[str, Any]:
         return {"model": text(value)}
     if not isinstance(value, dict):
         raise ValueError("it must be a folder, a hub id, or a mapping with 'model'.")
-    result = mapping("model", value, {name: setting.parse for name, setting in MODEL_SETTINGS.items()})
-    if result.get("compute_dtype") and result.get("quantization", "none") not in ("nf4", "fp4"):
-        raise ValueError("compute_dtype needs quantization nf4 or fp4; leave it out, or set quantization.")
-    return result
+    return mapping("model", value, {name: setting.parse for name, setting in MODEL_SETTINGS.items()})
 
 
 def laid_over(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

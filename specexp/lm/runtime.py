@@ -45,6 +45,11 @@ class ModelConfig:
     def faults(self) -> list[str]:
         """Settings that contradict each other, one line each."""
         result = []
+        if self.compute_dtype and self.quantization not in ("nf4", "fp4"):
+            result.append(
+                f"compute_dtype is {self.compute_dtype}, but quantization is {self.quantization}; compute_dtype needs"
+                " quantization nf4 or fp4: leave it out, or set quantization."
+            )
         if self.offload != "none" and self.quantization != "none":
             result.append(
                 f"offload is {self.offload}, but quantization is {self.quantization}, whose weights cannot be moved"

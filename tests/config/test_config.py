@@ -7,6 +7,7 @@ import re
 from dataclasses import MISSING, asdict, fields
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -16,6 +17,7 @@ from entrypoints.evaluate import SETTINGS as EVALUATE
 from specexp import config
 from specexp.benchmark.shapes import SHAPES
 from specexp.certify.certificate_config import FEWEST_SAMPLES, SAMPLES
+from specexp.config import resolver
 from specexp.config.command_options import COMMAND_OPTIONS
 from specexp.config.models import MODEL_SETTINGS
 from specexp.config.schema import OPTIONS, SETTINGS, help_texts, option_names
@@ -122,7 +124,7 @@ def test_one_bad_flag(flags: dict[str, str], message: str) -> None:
         ("target: {model: x, quantization: int4}\n", "quantization is 'int4': unknown quantization 'int4'"),
         (
             "target: {model: x, compute_dtype: float32}\n",
-            "compute_dtype needs quantization nf4 or fp4; leave it out, or set",
+            "target: compute_dtype is float32, but quantization is none; compute_dtype needs quantization nf4 or fp4",
         ),
         ("target: {model: x, trust_remote_code: 1}\n", "trust_remote_code is 1: it must be true or false."),
         ("target: {modl: x}\n", "unknown model setting 'modl', did you mean 'model'?"),
@@ -243,6 +245,20 @@ def test_the_table_of_settings_says_the_defaults_that_hold() -> None:
     assert SETTINGS["branch_prune_threshold"].default == f"{config.TreeConfig(1, 1).branch_prune_threshold:g}"
     assert SETTINGS["max_ngram"].default == str(config.MAX_NGRAM)
     assert SETTINGS["threshold"].default == config.CALIBRATED
+
+
+def test_a_files_compute_dtype_goes_with_its_presets_quantization(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_nf4(path: Path) -> dict[str, Any]:
+        pair = read(path)
+        return {**pair, "target": {"model": "x", "quantization": "nf4"}} if path.name == "llama_8b_1b.yaml" else pair
+
+    read = resolver.load_yaml
+    monkeypatch.setattr(resolver, "load_yaml", with_nf4)
+    (workplace / "given.yaml").write_text("pair: llama_8b_1b\ntarget: {compute_dtype: bfloat16}\n")
+    target = config.resolve("arith_quick", {"config": "given.yaml"}).target
+    assert (target.quantization, target.compute_dtype) == ("nf4", "bfloat16")
 
 
 def test_the_table_of_single_commands_options_says_what_holds() -> None:
