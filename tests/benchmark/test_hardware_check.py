@@ -41,7 +41,7 @@ def test_wrong_settings_are_reported_together() -> None:
     assert done.exit_code == 2
     assert "shape is 'huge'; known: llama-8b-1b, tiny." in done.output
     assert "dtype is 'int3'" in done.output
-    assert "gamma is 0; it must be >= 1." in done.output
+    assert "gamma is '0'; it must be a whole number >= 1." in done.output
 
 
 @pytest.mark.slow

@@ -157,7 +157,7 @@ def test_a_bad_file(tmp_path: Path, text: str, message: str) -> None:
     reported = faults(config=str(file))
     assert len(reported) == 1
     assert message in reported[0]
-    assert str(file) in reported[0] or re.search("pair|data|shots|history|methods", reported[0])
+    assert str(file) in reported[0] or re.search("compute_dtype|pair|data|shots|history|methods", reported[0])
 
 
 def test_settings_may_be_written_as_yaml_reads_them_oddly(tmp_path: Path) -> None:

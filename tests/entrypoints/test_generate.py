@@ -195,14 +195,14 @@ def test_the_toy_and_experiments_with_other_tasks_take_a_prompt() -> None:
 def test_an_interruption_ends_it_in_one_line(monkeypatch: pytest.MonkeyPatch, prompt: str) -> None:
     pieces: list[str] = []
 
-    def add(self: generate.Shown, piece: str) -> None:
+    def add(self: generate.StreamedText, piece: str) -> None:
         show(self, piece)
         pieces.append(piece)
         if len(pieces) == 3:
             signal.raise_signal(signal.SIGINT)
 
-    show = generate.Shown.add
-    monkeypatch.setattr(generate.Shown, "add", add)
+    show = generate.StreamedText.add
+    monkeypatch.setattr(generate.StreamedText, "add", add)
     result = run(prompt)
     assert result.exit_code == 130
     assert result.stdout == "".join(pieces)
