@@ -9,7 +9,7 @@
 # make benchmark ARGS="-P quick=true"   how fast decoding is, beside generate() and the hardware's limit
 # make labels, make judge   mine labels, then train and register a judge (ARGS as above)
 # make docker-cpu, make docker-gpu   build an image; docker/MLproject runs the one built last
-# make settings  write the tables of settings in docs/, MLproject and docker/MLproject anew from the code
+# make settings  write the tables of settings and metrics in docs/, MLproject and docker/MLproject anew from the code
 # make screenshots   the pictures of README and docs, of the newest comparison here (wants chromium and chromium-driver)
 PYTHON ?= python3
 VENV ?= .venv
@@ -81,6 +81,7 @@ docker-cpu docker-gpu: docker-%:
 
 settings: $(VENV)/.installed
 	python -m specexp.config.tables docs/settings.md docs/methods.md
+	python -m specexp.metrics.catalogue docs/metrics.md
 	python docker/project.py
 
 $(VENV)/.installed: pyproject.toml setup.py $(LOCK)

@@ -28,10 +28,15 @@ def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mappi
     asked = single.resolve(experiment, method, flags)
     prompt = single.checked_prompt(read(prompt))
     # Import torch only after the settings are checked.
-    from specexp.api import LoadedPair
-    from specexp.methods import roles_of
+    from specexp.api import LoadedPair, encoded
+    from specexp.methods import main_role, roles_of
 
-    pair = LoadedPair(asked, roles=roles_of(asked.methods[0]))
+    role = main_role(asked.methods[0])
+    pair = LoadedPair(
+        asked,
+        roles=roles_of(asked.methods[0]),
+        check=lambda text, contexts: encoded(prompt, text, text.longest(), contexts[role], role),
+    )
     pair.judge_of(asked.methods[0])
     print_notes(pair.notes)
     shown = StreamedText()

@@ -11,13 +11,13 @@ from specexp.config import Experiment, MethodConfig
 from specexp.config.single import check_bytes, checked_prompt, most_bytes
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import rng_for
-from specexp.engine import Engine, Generation, Request
+from specexp.engine import Engine, Generation, Request, output_limit
 from specexp.errors import ConfigError
 from specexp.judge.judge import Judge
 from specexp.method_specs import takers
 from specexp.methods import BuildContext, decoder_for
 from specexp.pair.detokenizer import Pieces
-from specexp.pair.loading import Pair, hidden_sizes, identity, load_pair
+from specexp.pair.loading import Pair, PromptCheck, hidden_sizes, identity, load_pair
 from specexp.pair.tokenization import Text
 
 
@@ -37,6 +37,17 @@ class Output:
         return len(self.token_ids) / calls if calls else 0.0
 
 
+def encoded(prompt: str, text: Text, longest: int, context: int, role: Role) -> list[int]:
+    """Return the ids of a user's prompt, of which a token has at most `longest` bytes.
+
+    Raises PromptError if it does not fit this model's context; one that is far too long is not even tokenized.
+    """
+    check_bytes(prompt, most_bytes(context, longest))
+    ids = text.encode([{"role": "user", "content": prompt}])
+    output_limit(ids, 1, context, role)
+    return ids
+
+
 class LoadedPair:
     """A target and a draft model, ready to decode. Made by `specexp.load`; `roles` are the models that are loaded."""
 
@@ -45,11 +56,12 @@ class LoadedPair:
         experiment: Experiment,
         settings: Mapping[str, Any] | None = None,
         roles: Set[Role] = frozenset({"target", "draft"}),
+        check: PromptCheck = lambda text, contexts: None,
     ) -> None:
         self.experiment = experiment
         self._settings = {key: value for key, value in (settings or {}).items() if key in takers()}
         self._known: dict[str, Judge] = {}
-        self._pair: Pair = load_pair(experiment, roles, own_prompts=True)
+        self._pair: Pair = load_pair(experiment, roles, own_prompts=True, check=check)
         self.notes = list(self._pair.notes)  # on how prompts are encoded, and on judges that were mined differently
         self._engine = self.engine()
         self._longest = self._pair.text.longest()
@@ -117,9 +129,8 @@ class LoadedPair:
         warp = asked.warp
         self.judge_of(method)
         decoder = decoder_for(method, BuildContext(warp, self._known, self._pair.eos_ids))
-        check_bytes(prompt, self.most_bytes(decoder.models[0]))
-        ids = (text or self._pair.text).encode([{"role": "user", "content": prompt}])
-        self._engine.output_limit(ids, asked.max_new_tokens, decoder.models[0])
+        role = decoder.models[0]
+        ids = encoded(prompt, text or self._pair.text, self._longest, self._pair.models[role].context, role)
         rng = rng_for(asked.temperature, asked.seed, prompt_id)
         return Request(decoder, ids, asked.max_new_tokens, rng, on_tokens, prompt_id)
 

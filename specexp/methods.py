@@ -78,6 +78,11 @@ def roles_of(method: MethodConfig) -> set[Role]:
     return set(spec(method.method).models)
 
 
+def main_role(method: MethodConfig) -> Role:
+    """Return the model whose output a method emits: the target, or the draft where it decodes alone."""
+    return "target" if "target" in spec(method.method).models else "draft"
+
+
 def decoder_for(method: MethodConfig, context: BuildContext) -> Decoder:
     """Build the decoder of a method's settings, here or by the package that provides the method."""
     build = BUILDERS.get(method.method) or installed()[method.method].build

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 # The commands that take settings. `main` takes those of `evaluate`, `log_decoder` those of `generate`.
-COMMANDS = ("evaluate", "benchmark", "advise", "certify", "collect_labels", "generate")
+COMMANDS_WITH_SETTINGS = ("evaluate", "benchmark", "advise", "certify", "collect_labels", "generate")
 _RULE = "it must be "
 _CHOICES = "Known: "
 
 
 def but(*left_out: str) -> tuple[str, ...]:
     """Return all commands except these."""
-    return tuple(command for command in COMMANDS if command not in left_out)
+    return tuple(command for command in COMMANDS_WITH_SETTINGS if command not in left_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Setting:
     otherwise: str = ""
     more: str = ""
     of_one: str = ""
-    commands: tuple[str, ...] = COMMANDS
+    commands: tuple[str, ...] = COMMANDS_WITH_SETTINGS
 
     @property
     def value(self) -> str:
@@ -58,4 +58,4 @@ class Option:
     default: str = ""
     otherwise: str = ""
     more: str = ""
-    commands: tuple[str, ...] = COMMANDS
+    commands: tuple[str, ...] = COMMANDS_WITH_SETTINGS

@@ -14,7 +14,7 @@ from pathlib import Path
 from specexp.config.command_options import COMMAND_OPTIONS
 from specexp.config.models import MODEL_SETTINGS
 from specexp.config.schema import OPTIONS, SETTINGS, TREE_SHAPE
-from specexp.config.setting import COMMANDS, Option, Setting
+from specexp.config.setting import COMMANDS_WITH_SETTINGS, Option, Setting
 from specexp.method_specs import BUILT_IN
 
 _HEAD = ("setting", "value", "default", "what it does")
@@ -91,7 +91,7 @@ def _cells(name: str, entry: Setting | Option) -> tuple[str, ...]:
 
 
 def _commands(entry: Setting | Option) -> str:
-    left_out = [command for command in COMMANDS if command not in entry.commands]
+    left_out = [command for command in COMMANDS_WITH_SETTINGS if command not in entry.commands]
     if len(left_out) < len(entry.commands):
         return f"all but {_quoted(left_out)}" if left_out else "all"
     return _quoted(entry.commands)

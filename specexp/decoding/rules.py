@@ -110,7 +110,7 @@ def best(logits: Array, count: int) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Verdict:
+class VerifyResult:
     """The result of verifying a drafted chain, as arrays; `num_accepted` is 0-d."""
 
     tokens: Array  # [G + 1]: the accepted drafts, then the correction or the bonus token, then the rest of the drafts
@@ -126,7 +126,7 @@ class Verdict:
         return xp.sum(xp.astype(self.judged, xp.int64))
 
 
-def verify(p: Array, q: Array, drafted: Array, accepted_anyway: Array | None, rng: Rng, position: int) -> Verdict:
+def verify(p: Array, q: Array, drafted: Array, accepted_anyway: Array | None, rng: Rng, position: int) -> VerifyResult:
     """Accept x_i with probability min(1, p_i(x_i) / q_i(x_i)), or if accepted_anyway[i]; after the first rejection draw
     from norm(max(p - q, 0)), after none from p (Leviathan et al. 2211.17192, Algorithm 1).
 
@@ -150,7 +150,7 @@ def verify(p: Array, q: Array, drafted: Array, accepted_anyway: Array | None, rn
     ids = xp.arange(num_drafted + 1, device=device(p))
     tokens = xp.where(ids == num_accepted, token, xp.concat([drafted, _zero(xp, drafted)]))
     accepted = ids[:-1] < num_accepted
-    return Verdict(
+    return VerifyResult(
         tokens=tokens,
         num_accepted=num_accepted,
         judged=0 if accepted_anyway is None else accepted & ~passed,
@@ -158,7 +158,7 @@ def verify(p: Array, q: Array, drafted: Array, accepted_anyway: Array | None, rn
     )
 
 
-def verify_greedy(logits: Array, drafted: Array, accepted_anyway: Array | None) -> Verdict:
+def verify_greedy(logits: Array, drafted: Array, accepted_anyway: Array | None) -> VerifyResult:
     """`verify` at temperature 0, where p and q are one-hot and nothing is drawn: x_i passes if it is the target's
     first choice, and what follows the accepted tokens is the target's.
 
@@ -171,10 +171,10 @@ def verify_greedy(logits: Array, drafted: Array, accepted_anyway: Array | None) 
     kept = same if accepted_anyway is None else xp.astype(passed | accepted_anyway, drafted.dtype)
     num_accepted = xp.sum(xp.cumulative_prod(kept))
     if accepted_anyway is None:
-        return Verdict(choice, num_accepted, 0, same)
+        return VerifyResult(choice, num_accepted, 0, same)
     accepted = xp.arange(choice.shape[0], device=device(logits)) < num_accepted
     tokens = xp.where(accepted, xp.concat([drafted, _zero(xp, drafted)]), choice)
-    return Verdict(tokens, num_accepted, accepted[:-1] & ~passed, same)
+    return VerifyResult(tokens, num_accepted, accepted[:-1] & ~passed, same)
 
 
 def _zero(xp: Any, like: Array) -> Array:

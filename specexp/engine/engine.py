@@ -25,11 +25,11 @@ from specexp.engine.request import (
     RunningCoroutine,
     ScoreRequest,
     UsageQuery,
+    output_limit,
     single_request,
 )
 from specexp.engine.request_state import Decoder, Generation, RequestState, parts_of
 from specexp.engine.scheduler import Phase, next_phase, with_asks
-from specexp.errors import PromptError
 from specexp.lm.model import Array, Model
 
 _SLACK = 32  # extra slots per sequence, for drafted tokens that are not committed
@@ -71,16 +71,8 @@ class Engine:
         return self._transfer.num_reads
 
     def output_limit(self, prompt_ids: Sequence[int], max_new_tokens: int, role: Role = "target") -> int:
-        """Tokens that can be emitted after this prompt: `max_new_tokens`, or what the model's context leaves."""
-        context = self._models[role].context
-        if not prompt_ids:
-            raise PromptError("the prompt is empty; it must have at least one token.")
-        if len(prompt_ids) >= context:
-            raise PromptError(
-                f"the prompt has {len(prompt_ids)} tokens, but the {role} model's context is {context};"
-                f" shorten it to at most {context - 1} tokens."
-            )
-        return min(max_new_tokens, context - len(prompt_ids))
+        """Return how many tokens can be emitted after this prompt. Raises PromptError as `request.output_limit`."""
+        return output_limit(prompt_ids, max_new_tokens, self._models[role].context, role)
 
     def generate(
         self,

@@ -15,6 +15,7 @@ from specexp.decoding.protocol import Role
 from specexp.decoding.rng import Rng
 from specexp.engine.context import Context
 from specexp.engine.request_state import Decoder, RequestState
+from specexp.errors import PromptError
 from specexp.lm.model import Array
 
 T = TypeVar("T")
@@ -59,6 +60,21 @@ def single_request(request: Request | ScoreRequest) -> RequestCoroutine[Any]:
     """The coroutine of a single request."""
     answer = yield request
     return answer
+
+
+def output_limit(prompt_ids: Sequence[int], max_new_tokens: int, context: int, role: Role = "target") -> int:
+    """Return how many tokens can be emitted after this prompt: `max_new_tokens`, or what the model's context leaves.
+
+    Raises PromptError if the prompt is empty or does not fit the context.
+    """
+    if not prompt_ids:
+        raise PromptError("the prompt is empty; it must have at least one token.")
+    if len(prompt_ids) >= context:
+        raise PromptError(
+            f"the prompt has {len(prompt_ids)} tokens, but the {role} model's context is {context};"
+            f" shorten it to at most {context - 1} tokens."
+        )
+    return min(max_new_tokens, context - len(prompt_ids))
 
 
 class PendingScore:

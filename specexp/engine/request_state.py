@@ -218,7 +218,7 @@ def _count(histogram: list[int], value: int) -> None:
 
 
 def parts_of(ask: Round) -> list[Array | int]:
-    """The values of a round, in the order in which `Run.commit` reads them."""
+    """The values of a round, in the order in which `RequestState.commit` reads them."""
     return [ask.tokens, ask.num_tokens, *ask.kept.values(), *ask.counts.values()]
 
 

@@ -1,6 +1,7 @@
 """Prepares an experiment's run: loads and checks models, task, prompts, decoders and judges.
 
-What can be checked before models are loaded is checked first. Writes nothing but the inputs that a folder started with.
+What can be checked before weights are read is checked first: settings, contexts, tokenizers and prompts. Writes nothing
+but the inputs that a folder started with.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from typing import Any
 from specexp.config import Experiment, MethodConfig
 from specexp.decoding.chain import Chain
 from specexp.decoding.protocol import Role
-from specexp.engine import Decoder, Engine
+from specexp.engine import Decoder, output_limit
 from specexp.errors import ConfigError, ModelError, OutputError, PromptError
 from specexp.judge.judge import Judge
 from specexp.lm import out_of_memory
 from specexp.method_specs import MethodSpec, spec
-from specexp.methods import BuildContext, decoder_for, is_lossless, roles_of
+from specexp.methods import BuildContext, decoder_for, is_lossless, main_role, roles_of
 from specexp.pair.loading import Pair, contexts, hidden_sizes, identity, load_pair
+from specexp.pair.tokenization import Text
 from specexp.profiling import call_costs
 from specexp.profiling.time_estimate import announce, pace
 from specexp.storage import environment
@@ -103,7 +105,17 @@ def prepare(
     check(examples)
     roles = set[Role]().union(*(roles_of(method) for method in experiment.methods))
     check_lengths(experiment.methods, min(contexts(experiment, roles).values()))
-    pair = load_pair(experiment, roles)
+    prompts: list[list[int]] = []
+
+    def encode(text: Text, lengths: Mapping[Role, int]) -> None:
+        main_roles = sorted({main_role(method) for method in experiment.methods}, reverse=True)
+        for example in examples:
+            try:
+                prompts.append(_encoded(example, experiment, text, {role: lengths[role] for role in main_roles}))
+            except (PromptError, ModelError) as error:
+                raise type(error)(f"prompt '{example.prompt_id}': {error}") from None
+
+    pair = load_pair(experiment, roles, check=encode)
     pair_identity, widths = identity(pair, experiment), hidden_sizes(pair) if judges else {}
     notes = [*pair.notes, *notes_of(chosen)]
     for judge in judges.values():
@@ -119,27 +131,18 @@ def prepare(
     for setting in settings:
         for role in setting.decoder.models if setting.config.tree else ():
             pair.models[role].check_trees()
-    prompts = []
-    main_roles = sorted({setting.decoder.models[0] for setting in settings}, reverse=True)
-    for example in examples:
-        try:
-            prompts.append(_checked(example, experiment, pair, main_roles))
-        except (PromptError, ModelError) as error:
-            raise type(error)(f"prompt '{example.prompt_id}': {error}") from None
     return Prepared(experiment, chosen, examples, prompts, settings, pair, judges, notes)
 
 
-def _checked(example: Example, experiment: Experiment, pair: Pair, roles: Sequence[Role]) -> list[int]:
+def _encoded(example: Example, experiment: Experiment, text: Text, contexts: Mapping[Role, int]) -> list[int]:
     """Return ids of the first turn. Raises PromptError if a turn is empty or cannot fit after the earlier answers."""
     if not all(turn.strip() for turn in example.turns):
         raise PromptError("it is empty; give it some text or leave it out.")
-    engine = Engine(pair.models)
-    first = pair.text.encode(example.messages())
-    for role in roles:
-        engine.output_limit(first, experiment.max_new_tokens, role)
+    first = text.encode(example.messages())
+    for role, context in contexts.items():
+        output_limit(first, experiment.max_new_tokens, context, role)
         if later := len(example.turns) - 1:
-            asked = len(pair.text.encode(example.messages(("-",) * later)))
-            context = pair.models[role].context
+            asked = len(text.encode(example.messages(("-",) * later)))
             if asked + later * experiment.max_new_tokens >= context:
                 raise PromptError(
                     f"its {later + 1} turns have {asked} tokens, which with {experiment.max_new_tokens} for each answer"

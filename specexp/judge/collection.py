@@ -21,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from specexp.config import MiningConfig
-from specexp.engine import Engine
+from specexp.decoding.protocol import Role
+from specexp.engine import output_limit
 from specexp.errors import OutputError, PromptError, TaskError
 from specexp.judge import features
 from specexp.judge.labels import MANIFEST, LabelSet, pack, unpack
@@ -31,6 +32,7 @@ from specexp.judge.mining_yield import FIRST, Yield, status_of
 from specexp.judge.splits import filled
 from specexp.lm import out_of_memory
 from specexp.pair.loading import Pair, identity, load_pair
+from specexp.pair.tokenization import Text
 from specexp.profiling.time_estimate import Progress, announce, pace
 from specexp.storage.files import make_folder, write_whole
 from specexp.storage.run_folder import OutputFolder
@@ -64,21 +66,25 @@ def prepare(config: MiningConfig) -> PreparedMining:
     if not examples:
         kind = "prompt of one turn" if left_out else "prompt"
         raise TaskError(f"skip is {config.skip}, but task '{experiment.task}' has no {kind} after it; lower it.")
-    pair = load_pair(experiment, {"target", "draft"})
-    engine = Engine(pair.models)
+    pair = load_pair(
+        experiment, {"target", "draft"}, check=partial(_check_prompts, examples, experiment.max_new_tokens)
+    )
+    return PreparedMining(config, chosen, examples, pair, [*pair.notes, *notes_of(chosen), *notes])
+
+
+def _check_prompts(examples: Sequence[Example], max_new_tokens: int, text: Text, contexts: Mapping[Role, int]) -> None:
     for example in examples:
-        ids = pair.text.encode(example.messages())
-        for role in ("target", "draft"):
+        ids = text.encode(example.messages())
+        for role, context in contexts.items():
             try:
-                limit = engine.output_limit(ids, experiment.max_new_tokens, role)
+                limit = output_limit(ids, max_new_tokens, context, role)
             except PromptError as error:
                 raise PromptError(f"prompt '{example.prompt_id}': {error}") from None
-            if limit < experiment.max_new_tokens:
+            if limit < max_new_tokens:
                 raise PromptError(
                     f"prompt '{example.prompt_id}' leaves {limit} tokens of the {role} model's context; lower"
                     " max_new_tokens to this number."
                 )
-    return PreparedMining(config, chosen, examples, pair, [*pair.notes, *notes_of(chosen), *notes])
 
 
 def after_skipped(chosen: Task, skip: int, limit: int) -> tuple[list[Example], bool]:

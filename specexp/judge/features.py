@@ -4,6 +4,8 @@ For a drafted token d at position t, `token` features are the hidden states at t
 are those at t - 1, after the token before d; they exist anyway when the draft proposes and the target verifies. `both`
 is the draft's hidden state followed by the target's (AutoJudge 2504.20039, section 3.2).
 
+`decoding/lossy_rules.py` reads them when decoding, `judge/mining.py` when mining.
+
 VERSION must be raised whenever features of the same name would have other values; a judge of another version is
 refused.
 """

@@ -1,16 +1,20 @@
 """Every metric that a run may log: its name, definition, unit, and which direction is better.
 
-docs/metrics.md contains `table()`; `unknown` returns keys without an entry. In a name, `I` and `N` stand for a number,
-`NAME` for any text, and `...` for any ending.
+`filled` puts `table()` into docs/metrics.md; `unknown` returns keys without an entry. In a name, `I` and `N` stand for
+a number, `NAME` for any text, and `...` for any ending.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
+
+_BLOCK = re.compile(r"(<!-- catalogue of metrics[^>]*-->\n\n).*?(\n\n<!-- end of catalogue -->)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +261,11 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def filled(page: str) -> str:
+    """Return the text of a page with the catalogue between its markers written anew."""
+    return _BLOCK.sub(lambda match: f"{match[1]}{table()}{match[2]}", page)
+
+
 @cache
 def _patterns() -> tuple[re.Pattern[str], ...]:
     return tuple(_pattern(name) for metric in METRICS for name in metric.all_names())
@@ -268,4 +277,7 @@ def _pattern(name: str) -> re.Pattern[str]:
 
 
 if __name__ == "__main__":
-    print(table())
+    for path in map(Path, sys.argv[1:]):
+        path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    if len(sys.argv) == 1:
+        print(table())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -19,6 +19,8 @@ from specexp.pair.tokenization import Text, TokenizerText, ToyText
 from specexp.tasks.defaults import DEFAULTS
 
 TOY_CONTEXT = 512
+# Checks prompts with the tokenizer and the models' context lengths, and raises a SpecexpError.
+PromptCheck = Callable[[Text, Mapping[Role, int]], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +39,9 @@ class Pair:
 def contexts(experiment: Experiment, roles: Set[Role]) -> dict[Role, int]:
     """The context length of each model, from its config, without loading weights. Raises ModelError."""
     if experiment.toy is not None:
-        return dict.fromkeys(roles, TOY_CONTEXT)
+        return dict.fromkeys(sorted(roles, reverse=True), TOY_CONTEXT)
     loading = _loading(experiment)
-    return {role: loading.context_size(experiment.models[role]) for role in roles}
+    return {role: loading.context_size(experiment.models[role]) for role in sorted(roles, reverse=True)}
 
 
 def _loading(experiment: Experiment) -> ModuleType:
@@ -53,13 +55,18 @@ def _loading(experiment: Experiment) -> ModuleType:
     return loading
 
 
-def load_pair(experiment: Experiment, roles: Set[Role], own_prompts: bool = False) -> Pair:
+def load_pair(
+    experiment: Experiment,
+    roles: Set[Role],
+    own_prompts: bool = False,
+    check: PromptCheck = lambda text, contexts: None,
+) -> Pair:
     """Load the models of these roles; with `own_prompts`, for a user's own prompts instead of the experiment's task.
 
-    Raises ModelError before it reads any weights if the tokenizers differ.
+    Before it reads any weights, it calls `check` and raises ModelError if the tokenizers differ.
     """
     if experiment.toy is not None:
-        return _toy_pair(experiment.toy, roles)
+        return _toy_pair(experiment.toy, roles, check)
     loading = _loading(experiment)
     configs = experiment.models
     # Before the tokenizers: their loader reads configs too, and reports a broken one as a fault of the tokenizer.
@@ -72,6 +79,7 @@ def load_pair(experiment: Experiment, roles: Set[Role], own_prompts: bool = Fals
     trees = any(spec(method.method).grows_tree for method in experiment.methods)
     for role in roles:
         loading.check_decodable(configs[role], trees)
+    check(text, contexts(experiment, roles))
     # The target defines the ids that may be emitted, for both models, even if only the draft is loaded.
     suppressed = loading.suppressed_ids(experiment.target)
     models = {role: loading.load_model(configs[role], known, suppressed) for role in configs if role in roles}
@@ -111,11 +119,13 @@ def hidden_sizes(pair: Pair) -> dict[str, int]:
     return {role: model.facts()["hidden_size"] for role, model in pair.models.items()}
 
 
-def _toy_pair(config: ToyConfig, roles: Set[Role]) -> Pair:
+def _toy_pair(config: ToyConfig, roles: Set[Role], check: PromptCheck) -> Pair:
+    text = ToyText(config.vocab_size)
+    check(text, dict.fromkeys(sorted(roles, reverse=True), TOY_CONTEXT))
     noise: dict[Role, float] = {"target": 0.0, "draft": config.draft_noise}
     models: dict[Role, Model] = {
         role: ToyModel(config.vocab_size, config.seed, noise[role], context=TOY_CONTEXT)
         for role in noise
         if role in roles
     }
-    return Pair(ToyText(config.vocab_size), models, (0,))
+    return Pair(text, models, (0,))

@@ -199,7 +199,10 @@ def words(error: BaseException) -> str:
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """True if a later attempt may succeed: the store gave no answer, or the server has a temporary fault."""
+    """True if a later attempt may succeed: the store gave no answer, or the server has a temporary fault.
+
+    An error of a database may be neither this nor a refusal: a disk that is full, for example.
+    """
     if mlflow.get_tracking_uri().startswith("http"):
         status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
         refused = 400 <= status < 500 and status not in (408, 429)  # both codes ask for a retry

@@ -21,7 +21,7 @@ from specexp.config import resolver
 from specexp.config.command_options import COMMAND_OPTIONS
 from specexp.config.models import MODEL_SETTINGS
 from specexp.config.schema import OPTIONS, SETTINGS, help_texts, option_names
-from specexp.config.setting import COMMANDS, Option, Setting
+from specexp.config.setting import COMMANDS_WITH_SETTINGS, Option, Setting
 from specexp.errors import ConfigError
 from specexp.lm.runtime import ModelConfig, ToyConfig
 from specexp.method_specs import BUILT_IN, specs
@@ -298,7 +298,7 @@ def test_every_entry_says_what_it_may_be_and_its_default_once(entry: tuple[str, 
     assert bool(told.default) != bool(told.otherwise)
     assert told.help[0].isupper()
     assert told.help.endswith(".")
-    assert set(told.commands) <= set(COMMANDS)
+    assert set(told.commands) <= set(COMMANDS_WITH_SETTINGS)
 
 
 # Settings whose meaning is another in a command, which therefore has a text of its own.
@@ -311,7 +311,7 @@ OTHER_MEANING = {
 }
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, "main", "log_decoder"])
+@pytest.mark.parametrize("name", [*COMMANDS_WITH_SETTINGS, "main", "log_decoder"])
 def test_a_command_takes_its_settings_and_their_texts_from_the_table(name: str) -> None:
     alike = {"main": "evaluate", "log_decoder": "generate"}.get(name, name)
     options = {

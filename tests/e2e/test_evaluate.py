@@ -339,7 +339,7 @@ def test_a_draft_with_another_tokenizer_is_refused(workplace: Path) -> None:
     )
 
 
-def test_a_prompt_beyond_the_context_is_refused(workplace: Path) -> None:
+def test_a_prompt_beyond_the_context_is_refused_before_weights_are_read(workplace: Path, unloaded: None) -> None:
     path = tiny(workplace / "tiny", max_position_embeddings=30)
     refused(
         evaluate(*with_models(workplace, path, path)),

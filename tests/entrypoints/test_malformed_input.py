@@ -146,6 +146,10 @@ FLAGS = {
     "NUL in an upload": flags("--output", "a\0", message="output 'a\\x00' is not a path: it holds", command="upload"),
     "a prompt of a mark": flags("\ufeff", message="the prompt is empty; give it some text.", command="generate"),
     "a target that is a file": flags("--target", "mlflow.db", message="'mlflow.db' is a file; give the folder "),
+    "a prompt that does not fit": flags("Mia. " * 400, message="model's context is 512; shorten", command="generate"),
+    "a prompt that leaves little": flags(
+        "--max-new-tokens", "500", message="tokens of the target model's context; lower max", command="collect_labels"
+    ),
     "endless repeats": flags("--repeats", "1" + "0" * 12, message="repeats is '1000000000000'; it must be at most"),
     "an endless batch": flags("--batch", "1" + "0" * 12, message="batch is '1000000000000'; it must be at most 4,096."),
     "an endless tree": flags("--tree-budget", "1" + "0" * 12, message="'1000000000000'; it must be at most 65,536."),

@@ -97,7 +97,7 @@ BUGS = [
         " if scored.logits.shape[0] > 1 else scored.logits)"),
     Bug("a greedy chain is verified by the row behind", RULES, "passed = choice[:-1] == drafted", "passed = choice[1:] == drafted"),
     Bug("a greedy chain takes what was drafted behind a rejection", RULES, "xp.sum(xp.cumulative_prod(kept))", "xp.sum(kept)"),
-    Bug("a greedy correction comes from the first row", RULES, "return Verdict(choice, num_accepted, 0, same)", "return Verdict(xp.take(choice, xp.zeros_like(choice), axis=0), num_accepted, 0, same)"),
+    Bug("a greedy correction comes from the first row", RULES, "return VerifyResult(choice, num_accepted, 0, same)", "return VerifyResult(xp.take(choice, xp.zeros_like(choice), axis=0), num_accepted, 0, same)"),
     Bug("q is not what the draft was sampled from", DRAFTING, "_draw(going, q, step)",
         "_draw(going, type(ask.warp)(2.0)(logits), step)"),
     Bug("warp on one model only", CHAIN, "p = self.warp(scored.logits)", "p = Warp(1.0)(scored.logits)"),

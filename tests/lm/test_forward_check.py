@@ -84,11 +84,11 @@ def test_an_own_forward_that_misplaces_a_tree_is_found(monkeypatch: pytest.Monke
     from specexp.lm.native import kv_cache
 
     def by_slot(start: int, num: int, branches: Any) -> Any:
-        sees, at = visible(start, num, branches)
+        sees, at = tree_attention(start, num, branches)
         return sees, torch.arange(at.shape[0])
 
-    visible = kv_cache.visible
-    monkeypatch.setattr(kv_cache, "visible", by_slot)
+    tree_attention = kv_cache.tree_attention
+    monkeypatch.setattr(kv_cache, "tree_attention", by_slot)
     with pytest.raises(ModelError, match="scores a token tree differently"):
         HFModel(build("llama"), "llama").check_trees()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from specexp.lm.hf.model_config import FULL, attention_kinds
 from specexp.lm.model import Branches
-from specexp.lm.native.attention import visible, window_mask
+from specexp.lm.native.attention import tree_attention, window_mask
 from specexp.lm.transfer import to_device
 
 
@@ -20,7 +20,7 @@ def tree_mask(module: Any, start: int, num: int, branches: Branches) -> tuple[Te
     kinds of layers takes one mask per kind; a sliding window counts positions, not slots.
     """
     kinds = attention_kinds(module.config)
-    sees, at = visible(start, num, branches)
+    sees, at = tree_attention(start, num, branches)
     window = int(getattr(module.config.get_text_config(decoder=True), "sliding_window", None) or 0)
     masks = {
         kind: _as_mask(module, to_device(window_mask(sees, at, 0 if kind == FULL else window), module.device))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from specexp.lm.native.kv_cache import Pool
 
 
-def visible(start: int, num: int, branches: Branches) -> tuple[Tensor, Tensor]:
+def tree_attention(start: int, num: int, branches: Branches) -> tuple[Tensor, Tensor]:
     """The boolean mask [num, start + num] of the tokens in slots start .. start + num - 1, and every slot's position,
     both on the host, where the tree is."""
     base, stop = branches.base, start + num
@@ -125,7 +125,7 @@ class BatchAttention:
                 continue
             assert at is not None
             start, size = starts[i], sizes[i]
-            own_sees, own_at = visible(start, size, feed.branches)
+            own_sees, own_at = tree_attention(start, size, feed.branches)
             sees[i, :size] = False
             sees[i, :size, : start + size] = to_device(own_sees, place)
             at[i, : start + size] = to_device(own_at, place)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from specexp.lm.model import Branches
-from specexp.lm.native.attention import additive, grouped, visible, window_mask
+from specexp.lm.native.attention import additive, grouped, tree_attention, window_mask
 from specexp.lm.native.kv_cache import Pool
 from specexp.lm.native.native_forward import NativeForward
 
@@ -86,7 +86,7 @@ def tree_masks(
 
     Both are on the host, where the tree is. Padding attends to the first slot: an empty mask row would give NaN.
     """
-    sees, at = visible(start, num, branches)
+    sees, at = tree_attention(start, num, branches)
     masks = []
     for window in kinds(forward):
         mask = torch.zeros(size, bucket, dtype=torch.bool)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from specexp.lm.model import CHUNK, Branches, Feed, in_pieces
-from specexp.lm.native.attention import BatchAttention, SingleRowAttention, additive, visible
+from specexp.lm.native.attention import BatchAttention, SingleRowAttention, additive, tree_attention
 from specexp.lm.native.native_forward import NativeForward
 from specexp.lm.threads import Threads, fastest
 from specexp.lm.transfer import integers, to_device
@@ -157,7 +157,7 @@ class NativeSession:
         if branches is None:
             cos, sin, tree = cos[start : start + num], sin[start : start + num], None
         else:
-            tree = visible(start, num, branches)
+            tree = tree_attention(start, num, branches)
             positions = to_device(tree[1][start:], forward.device)
             cos, sin = cos.index_select(0, positions), sin.index_select(0, positions)
         alone = SingleRowAttention(pool, self.row, start, num, tree)
