@@ -230,6 +230,8 @@ def kill_at_random(workplace: Path, empty_store: Path, seconds: float, moments: 
         moment = moments.uniform(0, seconds)
         if one_kill(folder, number, moment, trial // 2 % 2 == 0, wanted):
             hits.append(f"{number.name} {moment:.3f} s")
+        else:
+            seconds = moment  # it came too late: sending takes no longer than this
     return hits
 
 
