@@ -138,8 +138,8 @@ def _overheads(
         rounds = (
             None if candidate.setting.facts.grows_tree else _rounds(candidate, traces, stops.get(candidate.kind, NEVER))
         )
-        beside = seconds_of(probed, candidate.label) - _calls(candidate, counted, rounds, costs)
-        points.setdefault(candidate.rounds_like, []).append((counted.nodes / counted.rounds, beside / counted.rounds))
+        outside = seconds_of(probed, candidate.label) - _calls(candidate, counted, rounds, costs)
+        points.setdefault(candidate.rounds_like, []).append((counted.nodes / counted.rounds, outside / counted.rounds))
     return {like: fit_overhead(result) for like, result in points.items()}
 
 

@@ -63,7 +63,7 @@ class Measured:
     search_costs: Mapping[str, Any]  # measured among the timings of `search`, and `costs` among those of `timed`
     costs: Mapping[str, Any]
     parts: Mapping[str, Mapping[str, float]]  # seconds of an instrumented run, of plain decoding and the chain
-    floor: bandwidth.Floor
+    floor: bandwidth.BandwidthBound
     batched: throughput.Batched | None  # None where a batch is one prompt
 
 
@@ -158,7 +158,7 @@ def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = N
         costing.result(),
         recosting.result(),
         {name: journal.unit(("split", name), partial(_split, own[name])) for name in (PLAIN, best)},
-        bandwidth.Floor(**journal.unit(("floor",), lambda: asdict(bandwidth.measure(model, context)))),
+        bandwidth.BandwidthBound(**journal.unit(("floor",), lambda: asdict(bandwidth.measure(model, context)))),
         together,
     )
 

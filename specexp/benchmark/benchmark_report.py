@@ -20,7 +20,7 @@ HEADLINES = {
     "chain_vs_plain": "the chain / plain decoding, tokens a decode second (prefill apart)",
     "realised": "chain_vs_plain / what the chain's calls alone would allow",
     "overhead_share": "of the chain's decode time: what is neither forward, nor judge, nor sampling and accepting",
-    "share_of_floor": "the memory-traffic floor of a plain step / its decode seconds",
+    "share_of_floor": "the bandwidth bound of a plain step / its decode seconds",
     "batch_speedup": "plain decoding, several prompts together / one at a time, prompts a second",
     "batch_speedup_chain": "the chain, several prompts together / one at a time, prompts a second",
     "outputs_equal": "greedy outputs of every method and peer equal generate()'s, and in a batch those of batch 1",

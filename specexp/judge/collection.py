@@ -157,7 +157,7 @@ def collect(prepared: PreparedMining, output: OutputFolder) -> LabelSet:
         models, what = config.experiment.models, f"mining {config.batch} prompts at a time"
         with out_of_memory.translate_oom(what, "batch or max_new_tokens", models):
             _announce(prepared, len(missing))
-            mining = miner.mine_all((prepared.examples[index] for index in missing), search.tell)
+            mining = miner.mine_all((prepared.examples[index] for index in missing), search.update)
             for number, (place, mined) in enumerate(mining, 1):
                 _write(paths[missing[place]], mined)
                 early.add(paths[missing[place]])

@@ -34,7 +34,9 @@ from specexp.tasks.example import Example, Task
 GAMMA = 6  # of the chain that generates the response, and of drafts where the old continuation proposes nothing
 WIDTH = 24  # the most tokens of the old continuation that one call verifies
 MINED, NO_ANSWER, UNFINISHED = "mined", "no_answer", "unfinished"
-Tell = Callable[[int, int, int], object]  # index of a prompt, tokens of its response that were tried, response length
+OnProgress = Callable[
+    [int, int, int], object
+]  # index of a prompt, tokens of its response that were tried, response length
 
 
 @dataclass(slots=True)
@@ -74,14 +76,18 @@ class Miner:
         ((_, result),) = self.mine_all([example])
         return result
 
-    def mine_all(self, examples: Iterable[Example], tell: Tell = lambda *_: None) -> Iterator[tuple[int, Mined]]:
-        """Run Algorithm 1 on each example and yield (index, result) as soon as one is done. `tell` is called with the
-        progress of the searches."""
+    def mine_all(
+        self, examples: Iterable[Example], on_progress: OnProgress = lambda *_: None
+    ) -> Iterator[tuple[int, Mined]]:
+        """Run Algorithm 1 on each example and yield (index, result) as soon as one is done.
+
+        `on_progress` is called with the progress of the searches.
+        """
         return self._engine.run_all(
-            self._mining(example, partial(tell, place)) for place, example in enumerate(examples)
+            self._mining(example, partial(on_progress, place)) for place, example in enumerate(examples)
         )
 
-    def _mining(self, example: Example, tell: Callable[[int, int], object]) -> RequestCoroutine[Mined]:
+    def _mining(self, example: Example, on_progress: Callable[[int, int], object]) -> RequestCoroutine[Mined]:
         prompt = self._pair.text.encode(example.messages())
         start = yield UsageQuery()
         first = yield Request(self._respond, prompt, self._limit, CertainRng(), name=example.prompt_id)
@@ -89,15 +95,15 @@ class Miner:
         whole = len(first.token_ids)
         length = {"num_tokens": whole}
         if first.finish_reason != "stop":
-            tell(whole, whole)
+            on_progress(whole, whole)
             return Mined(UNFINISHED, counts=_less(before, start) | length)
         answer = self.answer(first.token_ids, example.answer)
         if answer is None:
-            tell(whole, whole)
+            on_progress(whole, whole)
             return Mined(NO_ANSWER, counts=_less(before, start) | length)
         result = _Search(self, example, prompt, first.token_ids)
-        tell(0, whole)
-        yield from result.run(answer, tell)
+        on_progress(0, whole)
+        yield from result.run(answer, on_progress)
         after = yield UsageQuery()
         search = {f"mining_{key}": value for key, value in _less(after, before).items()}
         features = {part: np.stack(rows).astype(self._dtype) for part, rows in result.features.items()}
@@ -157,7 +163,7 @@ class _Search:
         # What the literal procedure would have spent on the target: a prefill of what is kept, then one call a token.
         self.slow = {"slow_target_calls": 0, "slow_target_positions": 0}
 
-    def run(self, answer: str, tell: Callable[[int, int], object]) -> RequestCoroutine[None]:
+    def run(self, answer: str, on_progress: Callable[[int, int], object]) -> RequestCoroutine[None]:
         miner, prompt = self._miner, self._prompt
         start = 0
         choices = yield from miner.draft_choices(prompt, self.response, 0)
@@ -165,7 +171,7 @@ class _Search:
             mismatches = (t for t in range(start, len(self.response)) if choices[t] != self.response[t])
             position = next(mismatches, None)
             if position is None:
-                tell(len(self.response), len(self.response))
+                on_progress(len(self.response), len(self.response))
                 return
             token = choices[position]
             yield from self._look(position, token)
@@ -180,7 +186,7 @@ class _Search:
                     behind = yield from miner.draft_choices(prompt, after, position + 1)
                     choices = [*choices[: position + 1], *behind]
             start = position + 1
-            tell(start, len(self.response))
+            on_progress(start, len(self.response))
 
     def _look(self, position: int, token: int) -> RequestCoroutine[None]:
         ids = [*self._prompt, *self.response[:position]]

@@ -14,7 +14,7 @@ class SearchProgress:
         self._at: dict[int, tuple[int, int]] = {}
         self._known = 0
 
-    def tell(self, place: int, tried: int, length: int) -> None:
+    def update(self, place: int, tried: int, length: int) -> None:
         """Note that `tried` tokens of this prompt's response of `length` tokens have been tried."""
         before, known = self._at.get(place, (0, 0))
         self._at[place] = tried, length

@@ -15,7 +15,7 @@ class Pieces:
     """Passes the text of generated tokens to `hear`, piece by piece.
 
     How a tokenizer decodes a token depends on the tokens before it, and sometimes on those after it. A piece is
-    therefore the settled text of a window of the last tokens, minus the text passed before. An EOS ends a text and has
+    therefore the stable text of a window of the last tokens, minus the text passed before. An EOS ends a text and has
     no text itself.
     """
 
@@ -27,7 +27,7 @@ class Pieces:
     def add(self, tokens: Sequence[int]) -> None:
         """Add the tokens of one round; pass on the text that no later token can change."""
         self._window += [token for token in tokens if token not in self._eos]
-        self._hand_over(self._text.settled(self._window))
+        self._hand_over(self._text.stable_text(self._window))
         if len(self._window) > _LONG:
             self._shorten()
 

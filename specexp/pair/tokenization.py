@@ -26,7 +26,7 @@ class Text(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
-    def settled(self, ids: Sequence[int]) -> str:
+    def stable_text(self, ids: Sequence[int]) -> str:
         """The beginning of the decoded text that no later token can change."""
         ...
 
@@ -71,7 +71,7 @@ class TokenizerText:
         """The text of generated ids, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def settled(self, ids: Sequence[int]) -> str:
+    def stable_text(self, ids: Sequence[int]) -> str:
         """The decoded text without an incomplete character, and without spaces that the tokenizer may still clean up.
 
         Consecutive byte tokens (`<0xE2>`) are decoded together: an invalid one makes all byte tokens directly before it
@@ -114,7 +114,7 @@ class ToyText:
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(str(i) for i in ids)
 
-    def settled(self, ids: Sequence[int]) -> str:
+    def stable_text(self, ids: Sequence[int]) -> str:
         return self.decode(ids)
 
     def longest(self) -> int:

@@ -1,8 +1,8 @@
-"""The floor of a plain step, a lower bound of its seconds: the bytes it must read / the bandwidth of a copy on the same
-device.
+"""The bandwidth bound of a plain step, a lower bound of its seconds: the bytes it reads / a copy's bytes per second.
 
-A step on one token reads every weight once and computes little with it, so that memory bandwidth limits its speed.
-Weights that fit a CPU's caches are read from there: the floor therefore uses the bandwidth of a copy whose working set
+The copy is on the same device. A step on one token reads every weight once and computes little with it, so that memory
+bandwidth limits its speed.
+Weights that fit a CPU's caches are read from there: the bound therefore uses the bandwidth of a copy whose working set
 is as large as the weights. It does not count activations, and what a kernel reads twice.
 """
 
@@ -23,7 +23,7 @@ BEST_OF = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Floor:
+class BandwidthBound:
     """Bytes read for one token at a mean context, bytes per second of the two copies, and the resulting seconds."""
 
     weight_bytes: int
@@ -36,10 +36,10 @@ class Floor:
         return (self.weight_bytes + self.cache_bytes) / self.copy_at_weights
 
 
-def measure(model: HFModel, context: float, clock: Callable[[], float] = time.perf_counter) -> Floor:
-    """Measure the floor of one step of this model after `context` tokens."""
+def measure(model: HFModel, context: float, clock: Callable[[], float] = time.perf_counter) -> BandwidthBound:
+    """Measure the bandwidth bound of one step of this model after `context` tokens."""
     weights = weight_bytes(model.module)
-    return Floor(
+    return BandwidthBound(
         weights, cache_bytes(model.module, context), bandwidth(model, weights, clock), bandwidth(model, LARGE, clock)
     )
 

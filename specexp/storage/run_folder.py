@@ -43,7 +43,7 @@ SHAPES: dict[str, tuple[files.Shape, str]] = {
     CONFIG: ({"settings_hash?": str}, "Put it back as it was, or name another output folder."),
     STATE: (
         {"uid?": str, "run_id?": str, "runs?": {str: str}, "sent?": bool, "store?": str},
-        "Put it back as it was, or remove it: runs are then created again, beside any that the store has.",
+        "Put it back as it was, or remove it: runs are then created again, in addition to those in the store.",
     ),
     PLAN: (run_plan.SHAPE, "Put it back as it was, or remove it and go on with the command that made it and --resume."),
     "costs.json": (

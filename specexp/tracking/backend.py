@@ -139,15 +139,15 @@ def _if_there(ask: Callable[[], T]) -> T | None:
 
 
 @contextmanager
-def translate_errors(tell: Callable[[str], Exception]) -> Iterator[None]:
-    """Within the context, a failure of the store becomes the exception that `tell` returns for its message."""
+def translate_errors(make_error: Callable[[str], Exception]) -> Iterator[None]:
+    """Within the context, a failure of the store becomes the exception that `make_error` returns for its message."""
     try:
         with quiet():
             yield
     except Exception as error:
         if not is_of_store(error):
             raise
-        raise tell(words(error)) from error
+        raise make_error(words(error)) from error
 
 
 @contextmanager

@@ -179,20 +179,20 @@ def test_probabilities_are_those_of_one_forward_whatever_it_is_cut_into(
         logits = rows(model, prompt, tokens)
         p = unit_temperature(warp)(logits)
         assert 0 < p[0].max() < 1
-        for i, opinion in enumerate(
+        for i, score in enumerate(
             teacher_forced_probs(engine, role, model.context, unit_temperature(warp), prompt, tokens, others)
         ):
-            assert opinion is not None
-            assert opinion.probability == pytest.approx(p[i, tokens[i]], abs=1e-6)
-            assert opinion.rank == 1 + sum(logits[i] > logits[i, tokens[i]])
-            assert (opinion.first, opinion.first_probability) == (p[i].argmax(), pytest.approx(p[i].max(), abs=1e-6))
-            assert opinion.others == {x: pytest.approx(p[i, x], abs=1e-6) for x in others.get(i, [])}
+            assert score is not None
+            assert score.probability == pytest.approx(p[i, tokens[i]], abs=1e-6)
+            assert score.rank == 1 + sum(logits[i] > logits[i, tokens[i]])
+            assert (score.first, score.first_probability) == (p[i].argmax(), pytest.approx(p[i].max(), abs=1e-6))
+            assert score.others == {x: pytest.approx(p[i, x], abs=1e-6) for x in others.get(i, [])}
 
 
-def test_a_model_has_no_opinion_beyond_its_context() -> None:
+def test_a_model_scores_nothing_beyond_its_context() -> None:
     small = ToyModel(8, 3, context=6)
-    opinions = teacher_forced_probs(
+    scores = teacher_forced_probs(
         Engine({"draft": small}, reuse=True), "draft", 6, Warp(1.0), [1, 2, 3], [4, 5, 6, 7, 1, 2], {}
     )
-    assert [one is not None for one in opinions] == [True] * 4 + [False] * 2
+    assert [one is not None for one in scores] == [True] * 4 + [False] * 2
     assert teacher_forced_probs(Engine({"draft": small}, reuse=True), "draft", 6, Warp(1.0), [1] * 9, [4], {}) == [None]

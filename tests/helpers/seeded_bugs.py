@@ -194,7 +194,7 @@ MINING_BUGS = [
     Bug("mismatches to the left are tested again", MINING, "            start = position + 1\n",
         "            start = position + 1 if important is not False else 0\n"),
     Bug("a position is skipped", MINING, "            start = position + 1\n", "            start = position + 2\n"),
-    Bug("compared with gold", MINING, "result.run(answer, tell)", "result.run(example.answer, tell)"),
+    Bug("compared with gold", MINING, "result.run(answer, on_progress)", "result.run(example.answer, on_progress)"),
     Bug("no answer is an answer", MINING, "        if answer is None:\n", "        if answer is None and False:\n"),
     Bug("a swap that loses the answer is unimportant", MINING, "else result != answer", "else result is not None and result != answer"),
     Bug("an unfinished response is mined", MINING, 'if first.finish_reason != "stop":', 'if first.finish_reason == "context":'),

@@ -157,8 +157,8 @@ def test_a_long_text_is_streamed_from_a_window_of_its_last_tokens(kind: str) -> 
             longest = max(longest, len(ids))
             return text.decode(ids)
 
-        def settled(self, ids: Sequence[int]) -> str:
-            return text.settled(ids)
+        def stable_text(self, ids: Sequence[int]) -> str:
+            return text.stable_text(ids)
 
     heard: list[str] = []
     pieces = Pieces(Watched(), (), heard.append)  # type: ignore[arg-type]

@@ -108,16 +108,16 @@ class Bar:
 def test_mining_is_as_far_as_the_tokens_it_has_tried() -> None:
     bar = Bar()
     search = SearchProgress(bar, 3)
-    search.tell(0, 0, 40)
+    search.update(0, 0, 40)
     assert (bar.n, bar.total) == (0, 120), "the others are taken to be as long"
-    search.tell(1, 0, 20)
+    search.update(1, 0, 20)
     assert bar.total == 90
-    search.tell(0, 12, 40)
-    search.tell(0, 30, 44)  # a swap made the response longer
+    search.update(0, 12, 40)
+    search.update(0, 30, 44)  # a swap made the response longer
     assert (bar.n, bar.total) == (30, 96)
-    search.tell(1, 20, 20)
-    search.tell(2, 50, 50)  # did not end: nothing is tried in it
-    search.tell(0, 44, 44)
+    search.update(1, 20, 20)
+    search.update(2, 50, 50)  # did not end: nothing is tried in it
+    search.update(0, 44, 44)
     assert bar.n == bar.total == 114
 
 
@@ -125,13 +125,13 @@ def test_mining_tells_how_far_every_search_is_and_how_long_all_take(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[int, int, int]] = []
-    real = SearchProgress.tell
+    real = SearchProgress.update
 
-    def tell(self: SearchProgress, *progress: int) -> None:
+    def update(self: SearchProgress, *progress: int) -> None:
         told.append(progress)  # type: ignore[arg-type]
         real(self, *progress)
 
-    monkeypatch.setattr(SearchProgress, "tell", tell)
+    monkeypatch.setattr(SearchProgress, "update", update)
     monkeypatch.setattr(time_estimate, "LONG", 0.0)
     monkeypatch.setattr(collection, "EARLY", 1)
     result = collect("--limit", "3", "--max-new-tokens", "120", "--output", "labels", "--batch", "2")

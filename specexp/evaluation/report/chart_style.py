@@ -22,7 +22,9 @@ OTHER = "#cc79a7"
 LIGHTEST = 0.6  # share of the way from a method's color to white
 
 
-def beside(shown: Sequence[Entry], height: float, below: float = 0.0, filled: bool = False) -> tuple[Any, list[Any]]:
+def plot_with_key(
+    shown: Sequence[Entry], height: float, below: float = 0.0, filled: bool = False
+) -> tuple[Any, list[Any]]:
     """Make a plot with the numbered names next to it; if `below` > 0, with a second plot of that height under it."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no window
     from matplotlib.lines import Line2D

@@ -55,7 +55,7 @@ def accepted_shares(entry: Entry) -> list[float]:
     return [n / sum(counts) for n in counts]
 
 
-def reach(entry: Entry) -> list[float]:
+def shares_by_depth(entry: Entry) -> list[float]:
     """Return the share of rounds whose first 1, 2, ... drafts, or tree levels, are all accepted."""
     metric = "tree/depth_" if entry.config.tree else "accept/position_"
     result: list[float] = []
@@ -71,7 +71,7 @@ def _frontier(comparison: Comparison) -> Any:
         return None
     near = [entry for entry in shown if spec(entry.config.method).verifies]
     apart = 1 < len(near) < len(shown)  # the draft alone is far from the others and would compress their range
-    figure, axes = chart_style.beside(shown, 6.6 if apart else 4.6, below=1.9 if apart else 0.0)
+    figure, axes = chart_style.plot_with_key(shown, 6.6 if apart else 4.6, below=1.9 if apart else 0.0)
     _frontier_panel(comparison, axes[0], near if apart else shown, near if apart else shown)
     if apart:
         _frontier_panel(comparison, axes[1], shown, [entry for entry in shown if entry not in near])
@@ -166,21 +166,21 @@ def _histogram(comparison: Comparison) -> Any:
 
 
 def _positions(comparison: Comparison) -> Any:
-    shown = [entry for entry in comparison.entries if reach(entry)]
+    shown = [entry for entry in comparison.entries if shares_by_depth(entry)]
     if not shown:
         return None
-    figure, (axes,) = chart_style.beside(shown, 4.4, filled=True)
+    figure, (axes,) = chart_style.plot_with_key(shown, 4.4, filled=True)
     for entry in shown:
-        shares = [100 * share for share in reach(entry)]
+        shares = [100 * share for share in shares_by_depth(entry)]
         style = "--" if entry.config.tree else "-"
         axes.plot(
             range(1, len(shares) + 1), shares, style, color=chart_style.color(entry), marker=".", lw=1.2, alpha=0.8
         )
     axes.set(xlabel="position in the draft (dashed: level of the tree)", ylabel="rounds accepted up to here, %")
     axes.set_ylim(0, 106)
-    axes.set_xlim(0.6, max(len(reach(entry)) for entry in shown) + 1)
+    axes.set_xlim(0.6, max(len(shares_by_depth(entry)) for entry in shown) + 1)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    drawn = [[(i, 100 * share) for i, share in enumerate(reach(e), 1)] for e in shown]
+    drawn = [[(i, 100 * share) for i, share in enumerate(shares_by_depth(e), 1)] for e in shown]
     chart_style.number(axes, shown, [line[-1] for line in drawn], chart_style.along(drawn))
     return figure
 
@@ -212,7 +212,7 @@ def _predicted(comparison: Comparison) -> Any:
     shown = [entry for entry in comparison.entries if "speed/attainable" in entry.metrics and y in entry.metrics]
     if not shown:
         return None
-    figure, (axes,) = chart_style.beside(shown, 4.6, filled=True)
+    figure, (axes,) = chart_style.plot_with_key(shown, 4.6, filled=True)
     most, drawn = 0.0, []
     for entry in shown:
         value, ends = entry.metrics[y], entry.interval(y) or (entry.metrics[y],) * 2

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from specexp.addresses import mask
-from specexp.evaluation.report.charts import Chart, accepted_shares, reach
+from specexp.evaluation.report.charts import Chart, accepted_shares, shares_by_depth
 from specexp.evaluation.report.comparison import Comparison, Entry
 from specexp.evaluation.report.divergence_text import equality, mark
 from specexp.evaluation.report.formatting import Number, Sentence, of, percent, span
@@ -111,7 +111,7 @@ def _numbers(comparison: Comparison, chart: str) -> tuple[list[str], list[tuple[
             result = {f"accept/histogram_{i}": share for i, share in enumerate(accepted_shares(entry))}
         elif chart == "positions":
             name = "tree/depth" if entry.config.tree else "accept/position"
-            result = {f"{name}_{i}": share for i, share in enumerate(reach(entry), 1)}
+            result = {f"{name}_{i}": share for i, share in enumerate(shares_by_depth(entry), 1)}
         elif chart == "time":
             result = {f"share/{part}": entry.shares[part] for part in PARTS if part in entry.shares}
         if result:

@@ -37,7 +37,7 @@ from specexp.evaluation import scheduling
 from specexp.evaluation.preparation import Prepared, PreparedMethod
 from specexp.evaluation.scheduling import LOWER, Job
 from specexp.evaluation.token_view.origins import Emitted, TracedDecoder, tally
-from specexp.evaluation.token_view.teacher_forcing import Opinion, teacher_forced_probs, unit_temperature
+from specexp.evaluation.token_view.teacher_forcing import TokenScore, teacher_forced_probs, unit_temperature
 from specexp.lm import out_of_memory
 from specexp.pair.token_text import alone, spelled
 from specexp.storage.journal import Journal, Key
@@ -145,7 +145,7 @@ def _prompt(prepared: Prepared, records: RecordFile, engine: Engine, jobs: Seque
     for traced in _decoded(prepared, records, engine, jobs):
         decoded.append(traced)
         bar.update()
-    said = _opinions(prepared, engine, decoded)
+    scores = _text_scores(prepared, engine, decoded)
     last = turn == len(example.turns) - 1
     return {
         "prompt_id": example.prompt_id,
@@ -155,7 +155,7 @@ def _prompt(prepared: Prepared, records: RecordFile, engine: Engine, jobs: Seque
         "text": example.turns[turn],
         "gold": example.answer if last else None,
         "cells": [
-            _cell(prepared, traced, records.find((example.prompt_id, turn, traced.label, 0)), said)
+            _cell(prepared, traced, records.find((example.prompt_id, turn, traced.label, 0)), scores)
             for traced in decoded
         ],
     }
@@ -186,14 +186,14 @@ def _decoded(prepared: Prepared, records: RecordFile, engine: Engine, jobs: Sequ
         yield _Traced(jobs[place].setting.config.label, tuple(request.prompt_ids), out, tokens, dropped)
 
 
-Opinions = dict[tuple[tuple[int, ...], tuple[int, ...]], dict[Role, list[Opinion | None]]]
+TextScores = dict[tuple[tuple[int, ...], tuple[int, ...]], dict[Role, list[TokenScore | None]]]
 
 
-def _opinions(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced]) -> Opinions:
-    """Return each model's opinions on each emitted text, and on all tokens that were rejected in it."""
+def _text_scores(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced]) -> TextScores:
+    """Return each model's scores of each emitted text, and of all tokens that were rejected in it."""
     experiment = prepared.experiment
     warp = unit_temperature(experiment.warp)
-    result: Opinions = {}
+    result: TextScores = {}
     for behind in dict.fromkeys(traced.behind for traced in decoded):
         others: dict[int, dict[int, None]] = {}
         for traced in decoded:
@@ -209,7 +209,7 @@ def _opinions(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced]) ->
     return result
 
 
-def _cell(prepared: Prepared, traced: _Traced, record: Record, said: Opinions) -> Cell:
+def _cell(prepared: Prepared, traced: _Traced, record: Record, scores: TextScores) -> Cell:
     calls = record["num_target_calls"]
     return {
         "label": traced.label,
@@ -222,7 +222,7 @@ def _cell(prepared: Prepared, traced: _Traced, record: Record, said: Opinions) -
         "difference": _difference(prepared, traced.out, record),
         "counts": tally(traced.tokens),
         "cut": tally(traced.dropped),
-        "tokens": _columns(prepared, traced, said[traced.behind]),
+        "tokens": _columns(prepared, traced, scores[traced.behind]),
     }
 
 
@@ -239,11 +239,11 @@ def _difference(prepared: Prepared, out: Generation, record: Record) -> dict[str
     return {"position": at, "recorded": there, "traced": here, "num_recorded": len(record["token_ids"])}
 
 
-def _columns(prepared: Prepared, traced: _Traced, said: dict[Role, list[Opinion | None]]) -> dict[str, list[Any]]:
+def _columns(prepared: Prepared, traced: _Traced, scores: dict[Role, list[TokenScore | None]]) -> dict[str, list[Any]]:
     text, ids = prepared.pair.text, traced.out.token_ids
     pieces = spelled(text, ids, prepared.pair.eos_ids)
-    nobody: list[Opinion | None] = [None] * len(ids)
-    target, draft = said.get("target", nobody), said.get("draft", nobody)
+    nobody: list[TokenScore | None] = [None] * len(ids)
+    target, draft = scores.get("target", nobody), scores.get("draft", nobody)
     rejected = [token.rejected for token in traced.tokens]
     return {
         "position": list(range(len(ids))),
@@ -266,7 +266,7 @@ def _columns(prepared: Prepared, traced: _Traced, said: dict[Role, list[Opinion 
     }
 
 
-def _other(one: Opinion | None, token: int | None) -> float | None:
+def _other(one: TokenScore | None, token: int | None) -> float | None:
     return None if one is None or token is None else _short(one.others[token])
 
 

@@ -20,7 +20,7 @@ ROWS = 64  # rows of the vocabulary's size that are in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
-class Opinion:
+class TokenScore:
     """One model's scores at one position: of the output's token, and of other requested tokens.
 
     `rank` is the token's rank among the model's likeliest, from 1; `first` is the likeliest token.
@@ -47,14 +47,14 @@ def teacher_forced_probs(
     prompt: Sequence[int],
     tokens: Sequence[int],
     others: Mapping[int, Sequence[int]],
-) -> list[Opinion | None]:
+) -> list[TokenScore | None]:
     """Score each of `tokens` given the prompt and the tokens before it; None beyond the model's context.
 
     `others[i]` are further tokens to score at position i. The engine must reuse its caches.
     """
     # The row that predicts tokens[i] exists once the prompt and i tokens were fed.
     limit = max(0, min(len(tokens), context - len(prompt) + 1))
-    result: list[Opinion | None] = []
+    result: list[TokenScore | None] = []
     for start in range(0, limit, ROWS):
         here = tokens[start : min(start + ROWS, limit)]
         logits = engine.score(role, [*prompt, *tokens[:start]], here[:-1])[0]
@@ -63,7 +63,7 @@ def teacher_forced_probs(
     return result + [None] * (len(tokens) - limit)
 
 
-def _read(logits: Array, warp: Warp, tokens: Sequence[int], others: Sequence[Sequence[int]]) -> list[Opinion]:
+def _read(logits: Array, warp: Warp, tokens: Sequence[int], others: Sequence[Sequence[int]]) -> list[TokenScore]:
     """Score tokens[R] by logits[R, V]."""
     xp = array_namespace(logits)
     where = device(logits)
@@ -81,6 +81,6 @@ def _read(logits: Array, warp: Warp, tokens: Sequence[int], others: Sequence[Seq
     asked = iter(values)
     rows: Any = zip(probabilities.tolist(), ahead.tolist(), first.tolist(), best.tolist(), others, strict=True)
     return [
-        Opinion(probability, rank + 1, top, largest, {token: next(asked) for token in more})
+        TokenScore(probability, rank + 1, top, largest, {token: next(asked) for token in more})
         for probability, rank, top, largest, more in rows
     ]
