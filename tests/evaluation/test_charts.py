@@ -54,11 +54,11 @@ def test_lines_join_what_differs_in_one_dial() -> None:
 
 def test_shares_of_rounds_are_what_the_records_say() -> None:
     (entry,) = made_up(settings("speculative"), 4).entries
-    shares, reach = charts.accepted_shares(entry), charts.reach(entry)
+    shares, by_depth = charts.accepted_shares(entry), charts.shares_by_depth(entry)
     assert sum(shares) == pytest.approx(1)
-    assert len(reach) == entry.config.gamma
-    padded = [*shares, *[0.0] * (len(reach) + 1 - len(shares))]
-    assert reach == pytest.approx([sum(padded[i:]) for i in range(1, len(reach) + 1)])
+    assert len(by_depth) == entry.config.gamma
+    padded = [*shares, *[0.0] * (len(by_depth) + 1 - len(shares))]
+    assert by_depth == pytest.approx([sum(padded[i:]) for i in range(1, len(by_depth) + 1)])
 
 
 @pytest.mark.parametrize("count", [1, 6, 20, 40])
