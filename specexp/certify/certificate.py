@@ -52,7 +52,7 @@ class Certificate:
         if failed:
             return f"{_listed(failed)} failed.{design}"
         if open_:
-            return f"{_listed(open_)} could not tell.{design}"
+            return f"{_listed(open_)} could not decide.{design}"
         if self.lossy:
             return f"no check found a difference.{design}"
         reported = [check.name for check in self.checks if check.verdict == REPORTED]
@@ -135,13 +135,13 @@ def check_oracle(subject: Subject, tick: Callable[[], Any]) -> Check:
     sizes = " and at ".join(result.sizes)
     details = {"sizes": list(result.sizes), "worst": result.worst, "broken": result.broken}
     if result.broken:
-        words = f"the decoder broke off on toy models ({result.worst}): {result.broken}"
+        words = f"the decoder failed on toy models ({result.worst}): {result.broken}"
         return Check(ORACLE, FAILED, words, {}, details)
     numbers = {"gap": result.gap, "outputs": result.num_outputs, "bound": toy_oracle.EXACT}
     if result.gap < toy_oracle.EXACT:
         words = (
-            "every way the rng can fall, on toy models: the decoder's output distribution is the target's own (largest"
-            f" gap {result.gap:.2g} over {result.num_outputs} outputs, below {toy_oracle.EXACT:g}; at {sizes})."
+            "over all outcomes of the draws, on toy models: the decoder's output distribution is the target's own"
+            f" (largest gap {result.gap:.2g} over {result.num_outputs} outputs, below {toy_oracle.EXACT:g}; at {sizes})."
         )
         return Check(ORACLE, PASSED, words, numbers, details)
     words = (

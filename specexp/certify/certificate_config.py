@@ -53,7 +53,7 @@ def resolve(experiment: str, method: str, samples: str, flags: Mapping[str, Any]
     labels = [result.label for result in resolved.methods if result.method != PLAIN or method == PLAIN]
     if len(labels) > 1 and not wrong:
         faults.append(
-            f"method '{method}' makes {len(labels)} settings here ({', '.join(labels)}); a certificate is of one: give"
+            f"method '{method}' makes {len(labels)} settings here ({', '.join(labels)}); a certificate covers one: give"
             " one value of gamma, tree_budget, threshold and accept_k."
         )
     if samples and resolved.temperature == 0:
@@ -67,7 +67,7 @@ def _faults(method: str) -> list[str]:
     if not method:
         return ["method is not given; name the preset to examine, such as speculative."]
     if "," in method:
-        return [f"method is {method!r}; a certificate is of one method: name one preset."]
+        return [f"method is {method!r}; a certificate covers one method: name one preset."]
     several = config.group_of(method)
     return (
         [f"method '{method}' stands for {len(several)} methods; name one of {', '.join(several)}."] if several else []

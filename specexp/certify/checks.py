@@ -101,7 +101,7 @@ class Subject:
             return f"Top-K also accepts a drafted token among the target's {likeliest}"
         if method.method == "autojudge":
             return f"AutoJudge also accepts mismatches that its judge gives a probability below {self.threshold:g}"
-        return f"{method.method} says of itself that it is lossy at these settings"
+        return f"{method.method} declares itself lossy at these settings"
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def in_memory(subject: Subject) -> Iterator[None]:
 def broken(name: str, error: BaseException, while_: str) -> Check:
     """The failed check of a decoder that raised an error."""
     words = first_line(error, "")
-    return Check(name, FAILED, f"the decoder broke off {while_}: {type(error).__name__}: {words}")
+    return Check(name, FAILED, f"the decoder failed {while_}: {type(error).__name__}: {words}")
 
 
 def count(number: int, what: str) -> str:

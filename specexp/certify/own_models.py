@@ -70,11 +70,11 @@ def check_plain(subject: Subject, texts: Texts) -> Check:
 def check_equality(subject: Subject, plain: Texts, tick: Tick) -> Check:
     """Check that the method decodes the same tokens as plain decoding."""
     if spec(subject.method.method).is_plain_decoding:
-        return Check(EQUAL, SKIPPED, "the method is plain decoding, which is looked at above.")
+        return Check(EQUAL, SKIPPED, "the method is plain decoding, which is checked above.")
     if not subject.certain and not spec(subject.method.method).grows_tree:
         return Check(
             EQUAL, SKIPPED, "at this temperature the method makes its own draws: its tokens need not be plain"
-            " decoding's, only their distribution, which is looked at below.",
+            " decoding's, only their distribution, which is checked below.",
         )  # fmt: skip
     try:
         texts = decode(subject, subject.setting, tick)
@@ -106,12 +106,12 @@ def _judged(
     if ties:
         gaps = [each.gap for each in divergences if each.near_tie and each.gap is not None]
         widest = f", at most {max(gaps):.1e} logits apart" if gaps else ""
-        words += f" {ties} first part{'s' if ties == 1 else ''} at a near tie{widest}: rounding, not the method."
+        words += f" {ties} first differ{'s' if ties == 1 else ''} at a near tie{widest}: rounding, not the method."
     if wrong:
         words += f" {len(wrong)} differ{'s' if len(wrong) == 1 else ''}: {_told(subject, wrong[0], other)}"
     elif far:
         words += (
-            f" {len(far)} part where {subject.arithmetic} rounds: {_told(subject, far[0], other)} Reported, not judged:"
+            f" {len(far)} first differ where {subject.arithmetic} rounds: {_told(subject, far[0], other)} Reported, not judged:"
             " only in float32 is every divergence a near tie or a bug."
         )
     verdict = FAILED if wrong else REPORTED if far else PASSED
@@ -125,7 +125,7 @@ def _told(subject: Subject, each: Difference, other: str) -> str:
         gap = "cut off by top-k or top-p" if each.gap is None else f"{each.gap:.3g} logits apart"
     return (
         f"first prompt '{each.prompt_id}', token {each.position}: {subject.word(each.token)} where {other} has"
-        f" {subject.word(each.reference)}, {gap}, no near tie."
+        f" {subject.word(each.reference)}, {gap}, which is not a near tie."
     )
 
 

@@ -93,7 +93,7 @@ def num_ticks(subject: Subject, samples: int) -> int:
 def check_samples(subject: Subject, texts: Sequence[Sequence[int]], samples: int, tick: Tick) -> Check:
     """Sample the method and the planted bias at the same places, and test both."""
     if subject.certain:
-        why = "the distribution is one-hot, nothing is drawn: equality says all there is."
+        why = "the distribution is one-hot, nothing is drawn: the check of equality covers it."
         return Check(NAME, SKIPPED, why)
     outcomes = []
     with in_memory(subject):
@@ -141,10 +141,11 @@ def _judged(subject: Subject, outcomes: Sequence[Outcome], samples: int) -> Chec
     planted = f"a planted bias of total variation {variation:.2g} is {{}} (p {control:.1e})"
     if p < LEVEL:
         worst = min(outcomes, key=lambda each: each.tested.p)
-        words = f"{where} do not follow the target: p {p:.1e} is below {LEVEL:g}. {_told(subject, worst, samples)}"
+        words = f"{where} do not follow the target's distribution: p {p:.1e} is below {LEVEL:g}."
+        words += f" {_told(subject, worst, samples)}"
         return Check(NAME, FAILED, words, numbers, details)
     if control < LEVEL:
-        words = f"{where} follow the target: p {p:.2g}, level {LEVEL:g}; {planted.format('detected')}."
+        words = f"{where} follow the target's distribution: p {p:.2g}, level {LEVEL:g}; {planted.format('detected')}."
         return Check(NAME, PASSED, words, numbers, details)
     words = (
         f"{where} show no bias (p {p:.2g}), but {planted.format('not detected either')}: the test has too little power."
@@ -175,7 +176,7 @@ def _told(subject: Subject, each: Outcome, samples: int) -> str:
     name = chi_square.named(each.target.cells, cell, subject.decode)
     place = each.target.place
     return (
-        f"Behind prompt '{place.prompt_id}' and {count(place.position, 'token')}, {name} came {int(each.counts[cell])}"
+        f"After prompt '{place.prompt_id}' and {count(place.position, 'token')}, {name} came {int(each.counts[cell])}"
         f" times; {expected:.1f} are expected."
     )
 

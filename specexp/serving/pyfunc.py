@@ -50,7 +50,7 @@ class Served(PythonModel):  # type: ignore[misc]
         except Exception as error:  # MLflow would blame the request for it
             words = first_line(error, "")
             raise mlflow.MlflowException(
-                f"decoding broke off: {type(error).__name__}: {words}", error_code=INTERNAL_ERROR
+                f"decoding failed: {type(error).__name__}: {words}", error_code=INTERNAL_ERROR
             ) from error
         return DataFrame(
             {

@@ -106,7 +106,7 @@ def test_autojudge_fails_and_is_lossless_at_threshold_0(
     if code:
         assert "AutoJudge also accepts mismatches" in written()["lossy_by_design"]
         assert verdicts()[EQUAL] == "failed"
-        assert "no near tie" in result.output
+        assert "which is not a near tie" in " ".join(result.output.split())
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, changed: Callable[..., Any]) -> None:
@@ -137,7 +137,7 @@ def test_a_residual_that_is_left_out_fails_where_tokens_are_drawn(
     assert written()["lossy_by_design"] == ""
     checks = verdicts()
     assert (checks[ORACLE], checks[SAMPLES]) == ("failed", "failed")
-    assert "do not follow the target" in " ".join(result.output.split())
+    assert "do not follow the target's distribution" in " ".join(result.output.split())
 
 
 def test_a_bug_that_only_a_persons_own_models_show_fails(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +179,7 @@ def test_a_decoder_that_breaks_off_fails(workplace: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(specexec.SpecExec, "steps", breaks)
     result = certify("--method", "specexec", "--gamma", "3", *TOY)
     assert result.exit_code == 1
-    assert "broke off" in result.output
+    assert "the decoder failed" in result.output
     assert "IndexError: node 7 of 3" in result.output
     assert "Traceback" not in result.output
 
@@ -217,8 +217,8 @@ def test_an_interrupted_certificate_goes_on_behind_its_checks(workplace: Path, m
     "arguments,message",
     [
         (["--method", ""], "method is not given; name the preset to examine, such as speculative."),
-        (["--method", "baseline,topk"], "method is 'baseline,topk'; a certificate is of one method: name one preset."),
-        (["--method", "speculative", "--gamma", "2,3"], "a certificate is of one: give one value of gamma"),
+        (["--method", "baseline,topk"], "method is 'baseline,topk'; a certificate covers one method: name one preset."),
+        (["--method", "speculative", "--gamma", "2,3"], "a certificate covers one: give one value of gamma"),
         (["--method", "speculativ", "--gamma", ""], "did you mean 'speculative'?"),
         (["--samples", "12", "--temperature", "1"], "samples is '12'; it must be a whole number >= 100."),
         (["--samples", "500"], "samples is 500, but temperature is 0: nothing is sampled; leave it out."),

@@ -55,7 +55,7 @@ def test_evaluate_runs_them_and_the_report_has_them(site: Path, workplace: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method,code,said", [
-    ("lookup_then_draft", 0, "LOSSLESS"), ("near_best", 1, "near_best says of itself that it is lossy"),
+    ("lookup_then_draft", 0, "LOSSLESS"), ("near_best", 1, "near_best declares itself lossy"),
 ])  # fmt: skip
 def test_certify_examines_them_with_the_exhaustive_oracle(
     site: Path, workplace: Path, method: str, code: int, said: str

@@ -230,7 +230,7 @@ def test_an_error_while_decoding_is_not_called_the_requests_fault(
         patch.setattr(decoder._batcher, "decode", broken)
         status, answer = serve(one(PROMPTS[0]))
     assert status == 500
-    assert "decoding broke off: RuntimeError: the device is gone" in answer
+    assert "decoding failed: RuntimeError: the device is gone" in answer
     assert serve(one(PROMPTS[0]))[0] == 200
 
 
