@@ -140,8 +140,8 @@ def check_oracle(subject: Subject, tick: Callable[[], Any]) -> Check:
     numbers = {"gap": result.gap, "outputs": result.num_outputs, "bound": toy_oracle.EXACT}
     if result.gap < toy_oracle.EXACT:
         words = (
-            "over all outcomes of the draws, on toy models: the decoder's output distribution is the target's own"
-            f" (largest gap {result.gap:.2g} over {result.num_outputs} outputs, below {toy_oracle.EXACT:g}; at {sizes})."
+            "over all outcomes of the draws, on toy models: the decoder's output distribution is the target's (largest"
+            f" gap {result.gap:.2g} over {result.num_outputs} outputs, below {toy_oracle.EXACT:g}; at {sizes})."
         )
         return Check(ORACLE, PASSED, words, numbers, details)
     words = (

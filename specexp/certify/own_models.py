@@ -111,8 +111,8 @@ def _judged(
         words += f" {len(wrong)} differ{'s' if len(wrong) == 1 else ''}: {_told(subject, wrong[0], other)}"
     elif far:
         words += (
-            f" {len(far)} first differ where {subject.arithmetic} rounds: {_told(subject, far[0], other)} Reported, not judged:"
-            " only in float32 is every divergence a near tie or a bug."
+            f" {len(far)} first differ where {subject.arithmetic} rounds: {_told(subject, far[0], other)} Reported, not"
+            " judged: only in float32 is every divergence a near tie or a bug."
         )
     verdict = FAILED if wrong else REPORTED if far else PASSED
     return Check(name, verdict, words, numbers, {"differences": [_as_json(subject, each) for each in divergences]})
