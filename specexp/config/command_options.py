@@ -6,18 +6,12 @@ One whose default is `true` has its opposite as a flag (`--no-compiled`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from specexp.config.mining import FEATURE_DTYPES
-from specexp.config.setting import Option
+from specexp.config.setting import Option, quoted
 from specexp.lm.runtime import DTYPES
 
 BOOLEAN = "true or false"
 REQUIRED = "none: it must be given"
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
 
 
 _METHOD = Option("Name the method preset.", "a preset's name", "speculative")
@@ -55,7 +49,7 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
             otherwise="0",
         ),
         "dtype": Option(
-            f"Choose what features are kept in: {', '.join(FEATURE_DTYPES)}.", _quoted(FEATURE_DTYPES),
+            f"Choose what features are kept in: {', '.join(FEATURE_DTYPES)}.", quoted(FEATURE_DTYPES),
             otherwise=FEATURE_DTYPES[0],
         ),
     },
@@ -106,7 +100,7 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
         ),
         "device": Option("Choose the device: cuda:0, cpu, ...", "a name", otherwise="cuda:0 where there is one"),
         "dtype": Option(
-            f"Choose the dtype: {', '.join(DTYPES)}.", _quoted(DTYPES), "bfloat16"
+            f"Choose the dtype: {', '.join(DTYPES)}.", quoted(DTYPES), "bfloat16"
         ),
         "gamma": Option("Set the draft length of a round.", "a whole number >= 1", "4"),
         "compiled": Option("Also time generate() compiled.", BOOLEAN, "true"),

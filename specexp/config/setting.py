@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,11 @@ _CHOICES = "Known: "
 def but(*left_out: str) -> tuple[str, ...]:
     """Return all commands except these."""
     return tuple(command for command in COMMANDS_WITH_SETTINGS if command not in left_out)
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Return names in backquotes, separated by commas."""
+    return ", ".join(f"`{name}`" for name in names)
 
 
 @dataclass(frozen=True, slots=True)

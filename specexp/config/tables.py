@@ -14,7 +14,7 @@ from pathlib import Path
 from specexp.config.command_options import COMMAND_OPTIONS
 from specexp.config.models import MODEL_SETTINGS
 from specexp.config.schema import OPTIONS, SETTINGS, TREE_SHAPE
-from specexp.config.setting import COMMANDS_WITH_SETTINGS, Option, Setting
+from specexp.config.setting import COMMANDS_WITH_SETTINGS, Option, Setting, quoted
 from specexp.method_specs import BUILT_IN
 
 _HEAD = ("setting", "value", "default", "what it does")
@@ -93,16 +93,12 @@ def _cells(name: str, entry: Setting | Option) -> tuple[str, ...]:
 def _commands(entry: Setting | Option) -> str:
     left_out = [command for command in COMMANDS_WITH_SETTINGS if command not in entry.commands]
     if len(left_out) < len(entry.commands):
-        return f"all but {_quoted(left_out)}" if left_out else "all"
-    return _quoted(entry.commands)
+        return f"all but {quoted(left_out)}" if left_out else "all"
+    return quoted(entry.commands)
 
 
 def _methods(setting: str) -> str:
-    return _quoted(spec.name for spec in BUILT_IN if setting in spec.settings) or "all"
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+    return quoted(spec.name for spec in BUILT_IN if setting in spec.settings) or "all"
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

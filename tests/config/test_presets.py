@@ -15,7 +15,7 @@ from specexp.judge.network import Network
 from specexp.lm.hf.loading import load_tokenizer
 from specexp.lm.runtime import ModelConfig
 from specexp.method_specs import specs, takers
-from specexp.methods import BuildContext, decoder_for
+from specexp.methods import BuildContext, decoder_for, main_role, roles_of
 from specexp.pair.chat_template import TODAY
 from specexp.pair.tokenization import TokenizerText, ToyText
 from specexp.tasks.source import DataConfig
@@ -53,7 +53,9 @@ def test_an_experiment_resolves_and_its_prompts_are_rendered(name: str) -> None:
             assert decoded.endswith("<assistant>")
     for method in experiment.methods:
         warp = Warp(experiment.temperature, experiment.top_k, experiment.top_p)
-        decoder_for(method, BuildContext(warp, {method.judge: JUDGE}))
+        decoder = decoder_for(method, BuildContext(warp, {method.judge: JUDGE}))
+        assert decoder.models[0] == main_role(method), "prompts are checked against another model's context"
+        assert set(decoder.models) == roles_of(method)
 
 
 @pytest.mark.parametrize("name", config.preset_names("templates"))
