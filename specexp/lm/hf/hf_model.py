@@ -49,6 +49,7 @@ class HFModel:
     graphs: str | Capture = "auto"  # "auto": on CUDA with the native forward; "off"; or a `Capture`
     suppressed: Sequence[int] = ()  # ids that are never emitted
     keeps_rows: bool = field(init=False)  # True if the module's forward takes `logits_to_keep`
+    cache_argument: str = field(init=False)  # under which the module's forward takes its cache
     native: NativeForward | None = field(init=False, default=None)
     why_not_native: str | None = field(init=False)
     graph_pools: GraphPools | None = field(init=False, default=None)  # None: forwards are not captured
@@ -69,7 +70,9 @@ class HFModel:
         boundary = boundary_of(self._text_config)
         self.recomputed_at = boundary.length if boundary is not None and boundary.recomputed else None
         self.device = torch.device(self.module.device)
-        self.keeps_rows = "logits_to_keep" in inspect.signature(self.module.forward).parameters
+        parameters = inspect.signature(self.module.forward).parameters
+        self.keeps_rows = "logits_to_keep" in parameters
+        self.cache_argument = model_config.cache_argument(self.module.forward) or "past_key_values"
         self.why_not_native = refusal(self.module) if self.forward == "auto" else "it was not asked for"
         if self.why_not_native is None:
             self.native = NativeForward(self.module, self.suppressed)

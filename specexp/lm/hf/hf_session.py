@@ -47,9 +47,9 @@ class HFSession:
         out = self._model.module(
             input_ids=tokens[None],
             position_ids=positions[None],
-            past_key_values=self._cache,
             use_cache=True,
             output_hidden_states=hidden,
+            **{self._model.cache_argument: self._cache},
             **more,
         )
         self._length += num

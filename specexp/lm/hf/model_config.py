@@ -90,20 +90,31 @@ def refusal(config: Any) -> str | None:
         return f"{CLOSED_CACHES[kind]}; use a decoder-only model with a key-value cache"
     if kind == "xmod" and not getattr(text, "default_language", None):
         return "has an adapter for each language and no default_language in its config; set one"
-    parameters = _forward(config)
+    model = _class(config)
     try:
         layers = DynamicCache(config=config).layers
     except Exception as error:  # the config lacks fields that every cache needs
         return f"has a config without the fields of a KV cache ({type(error).__name__}: {first_line(error, 'no text')})"
     others = sorted({type(layer).__name__ for layer in layers if type(layer) not in REWINDABLE})
-    if others or getattr(_class(config), "_is_stateful", False):
+    if others or getattr(model, "_is_stateful", False):
         return (
             f"keeps {', '.join(others) or 'a recurrent state'} in its cache, which cannot be rewound to an earlier"
             " token; speculative methods need a model with attention layers only"
         )
-    if parameters is not None and "past_key_values" not in parameters:
+    if model is not None and cache_argument(model.forward) is None:
         return "has no key-value cache, so that each token would be decoded without its context; use a model with one"
     return None
+
+
+def cache_argument(forward: Any) -> str | None:
+    """The parameter in which a module's forward takes its key-value cache; None if it takes none.
+
+    It is `past_key_values`, or, since transformers 5.24, `cache`, which in XLM has always been something else.
+    """
+    parameters = inspect.signature(forward).parameters
+    if "past_key_values" in parameters:
+        return "past_key_values"
+    return "cache" if "cache" in parameters and "Cache" in str(parameters["cache"].annotation) else None
 
 
 def tree_refusal(config: Any) -> str | None:
