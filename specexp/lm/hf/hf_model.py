@@ -30,7 +30,8 @@ from specexp.lm.native.cuda_graphs import Capture, CudaGraphs, GraphSession
 from specexp.lm.native.draft_loop import draft_chain
 from specexp.lm.native.graph_pools import GraphPools
 from specexp.lm.native.kv_cache import NativeSession, Pool, together
-from specexp.lm.native.native_forward import NativeForward, refusal
+from specexp.lm.native.description import refusal
+from specexp.lm.native.native_forward import NativeForward
 from specexp.lm.transfer import integers
 
 Array = torch.Tensor

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from specexp.lm.model import Branches, Feed
+from specexp.lm.native.block import Block
 from specexp.lm.transfer import integers, to_device
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def additive(sees: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill_(~sees, float("-inf"))
 
 
-def grouped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+def grouped(block: Block, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of queries[N, H, d] to keys and values [1, K, S, d] under mask[N H / K, S]: [N, H d].
 
     The heads that share a key become adjacent query rows, so that no key is repeated.
@@ -54,11 +55,33 @@ def grouped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) 
     kv_heads = keys.shape[1]
     group = heads // kv_heads
     if num == 1:
-        asked = queries.view(1, kv_heads, group, head_dim)
-        return functional.scaled_dot_product_attention(asked, keys, values, attn_mask=mask).reshape(1, -1)
+        return attention(block, queries.view(1, kv_heads, group, head_dim), keys, values, mask).reshape(1, -1)
     asked = queries.view(num, kv_heads, group, -1).transpose(0, 1).reshape(1, kv_heads, num * group, -1)
-    result = functional.scaled_dot_product_attention(asked, keys, values, attn_mask=mask)
+    result = attention(block, asked, keys, values, mask)
     return result.view(kv_heads, num, group, -1).transpose(0, 1).reshape(num, -1)
+
+
+def attention(block: Block, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention [R, K, N G, d] of R rows whose queries[R, K, N G, d] are grouped by the key that G heads share.
+
+    What torch's fused attention lacks, a cap on the scores and sinks, is computed step by step.
+    """
+    spec = block.spec
+    if not spec.score_softcap and block.sinks is None:
+        return functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, scale=spec.score_multiplier
+        )
+    scores = torch.matmul(queries, keys.transpose(2, 3)) * spec.score_multiplier
+    if spec.score_softcap:
+        scores = torch.tanh(scores / spec.score_softcap) * spec.score_softcap
+    if mask is not None:
+        scores = scores + mask
+    if block.sinks is None:
+        return torch.matmul(torch.softmax(scores, -1, torch.float32).to(values.dtype), values)
+    rows, kv_heads, num = scores.shape[:3]
+    sinks = block.sinks.view(1, kv_heads, 1, -1).expand(rows, -1, num // spec.group, -1)
+    scores = torch.cat([scores, sinks.reshape(rows, kv_heads, num, 1)], -1)
+    return torch.matmul(torch.softmax(scores, -1, torch.float32)[..., :-1].to(values.dtype), values)
 
 
 class SingleRowAttention:
@@ -68,23 +91,23 @@ class SingleRowAttention:
         forward = pool.forward
         self.flat, self.split = pool.flat[row], pool.split[row]
         self.start, self.num, self.stop = start, num, start + num
-        group = forward.heads // forward.kv_heads
-        self.masks: dict[int, Tensor | None] = {}
-        for window in set(forward.windows):
+        self.masks: dict[tuple[int, int], Tensor | None] = {}
+        for window, group in forward.masks:
             mask = None
             if tree is not None:
                 mask = additive(to_device(window_mask(*tree, window), forward.device), forward.dtype)
                 mask = mask.repeat_interleave(group, dim=0)
             elif num > 1 or (window and self.stop > window):
-                mask = pool.causal_mask(num, start, window)
-            self.masks[window] = mask
-        self.windows = forward.windows
+                mask = pool.causal_mask(num, start, window, group)
+            self.masks[window, group] = mask
 
-    def attend(self, layer: int, queries: Tensor, fresh: Tensor) -> Tensor:
-        self.flat[layer].narrow(0, self.start, self.num).copy_(fresh)
-        keys, values = self.split[layer]
-        mask = self.masks[self.windows[layer]]
-        return grouped(queries, keys.narrow(2, 0, self.stop), values.narrow(2, 0, self.stop), mask)
+    def attend(self, block: Block, queries: Tensor, fresh: Tensor | None) -> Tensor:
+        store = block.spec.store
+        if fresh is not None:
+            self.flat[store].narrow(0, self.start, self.num).copy_(fresh)
+        keys, values = self.split[store]
+        mask = self.masks[block.spec.mask]
+        return grouped(block, queries, keys.narrow(2, 0, self.stop), values.narrow(2, 0, self.stop), mask)
 
 
 class BatchAttention:
@@ -130,25 +153,22 @@ class BatchAttention:
             sees[i, :size, : start + size] = to_device(own_sees, place)
             at[i, : start + size] = to_device(own_at, place)
             positions[i, :size] = at[i, start : start + size]
-        self.group, self.kv_heads = forward.heads // forward.kv_heads, forward.kv_heads
-        self.windows = forward.windows
         self.masks = {}
-        for window in set(forward.windows):
+        for window, group in forward.masks:
             seen = sees
             if window:
                 # A padding token may have nothing in its window: it attends to everything then, and is never read.
                 seen = sees & ((column if at is None else at[:, None, :]) > positions[:, :, None] - window)
                 seen |= ~seen.any(2, keepdim=True)
             mask = additive(seen, forward.dtype)[:, None]
-            self.masks[window] = mask if self.group == 1 else mask.repeat_interleave(self.group, dim=2)
-        cos, sin = forward.angles(self.stop)
-        flat = positions.view(-1)[self.fed]
-        self.cos, self.sin = cos.index_select(0, flat), sin.index_select(0, flat)
-        self.head_dim = forward.head_dim
+            self.masks[window, group] = mask if group == 1 else mask.repeat_interleave(group, dim=2)
+        self.angles = forward.angles(self.stop).take(positions.view(-1)[self.fed])
 
-    def attend(self, layer: int, queries: Tensor, fresh: Tensor) -> Tensor:
-        kv = self.pool.values[layer]
-        kv[self.rows, self.slots] = fresh
+    def attend(self, block: Block, queries: Tensor, fresh: Tensor | None) -> Tensor:
+        spec = block.spec
+        kv = self.pool.values[spec.store, :, :, : spec.kv_width]
+        if fresh is not None:
+            kv[self.rows, self.slots] = fresh
         if self.adjacent is None:
             here = kv[:, : self.stop].index_select(0, self.used)
         else:
@@ -156,19 +176,18 @@ class BatchAttention:
             if here.device.type == "cpu":
                 # Read it once in order, at full memory speed, so that the heads' strided reads hit the CPU cache.
                 here.sum()
-        both = here.view(self.count, self.stop, 2, self.kv_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        result = functional.scaled_dot_product_attention(
-            self._padded(queries), both[0], both[1], attn_mask=self.masks[self.windows[layer]]
-        )
-        result = result.view(self.count, self.kv_heads, self.num, self.group, self.head_dim).transpose(1, 2)
+        both = here.unflatten(2, (2, spec.kv_heads, spec.head_dim)).permute(2, 0, 3, 1, 4)
+        result = attention(block, self._padded(queries, spec.group), both[0], both[1], self.masks[spec.mask])
+        result = result.view(self.count, spec.kv_heads, self.num, spec.group, spec.head_dim).transpose(1, 2)
         result = result.reshape(self.count * self.num, -1)
         return result if self.dense else result.index_select(0, self.fed)
 
-    def _padded(self, queries: Tensor) -> Tensor:
+    def _padded(self, queries: Tensor, group: int) -> Tensor:
         """[T, H, d] -> [R, K, N group, d]: the heads that share a key become adjacent rows."""
         if not self.dense:
             whole = queries.new_zeros(self.count * self.num, *queries.shape[1:])
             whole[self.fed] = queries
             queries = whole
-        asked = queries.view(self.count, self.num, self.kv_heads, self.group, self.head_dim).transpose(1, 2)
-        return asked.reshape(self.count, self.kv_heads, self.num * self.group, self.head_dim)
+        head_dim = queries.shape[2]
+        asked = queries.view(self.count, self.num, -1, group, head_dim).transpose(1, 2)
+        return asked.reshape(self.count, -1, self.num * group, head_dim)

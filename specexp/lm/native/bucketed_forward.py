@@ -16,6 +16,7 @@ from torch import Tensor
 
 from specexp.lm.model import Branches
 from specexp.lm.native.attention import additive, grouped, tree_attention, window_mask
+from specexp.lm.native.block import Block
 from specexp.lm.native.kv_cache import Pool
 from specexp.lm.native.native_forward import NativeForward
 
@@ -26,7 +27,7 @@ class BucketForward:
     def __init__(self, pool: Pool, bucket: int) -> None:
         self._forward, self._num_valid_ids = pool.forward, pool.num_valid_ids
         self._columns = torch.arange(bucket, device=self._forward.device)
-        self._cos, self._sin = self._forward.angles(pool.capacity)
+        self._angles = self._forward.angles(pool.capacity)
         self._flat = pool.flat[0]
         self._split = [(keys.narrow(2, 0, bucket), values.narrow(2, 0, bucket)) for keys, values in pool.split[0]]
 
@@ -47,11 +48,11 @@ class BucketForward:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits of hidden states: [N, D] -> [N, V]."""
-        return self._forward.head(x).float()[:, : self._num_valid_ids]
+        return self._forward.logits(x)[:, : self._num_valid_ids]
 
     def _run(self, tokens: Tensor, slots: Tensor, positions: Tensor, seen: Mapping[int, Tensor]) -> Tensor:
-        cos, sin = self._cos.index_select(0, positions), self._sin.index_select(0, positions)
-        return self._forward(tokens, cos, sin, _Bucket(self._forward, self._flat, self._split, slots, seen))
+        cache = _Bucket(self._forward, self._flat, self._split, slots, seen)
+        return self._forward(tokens, self._angles.take(positions), cache)
 
 
 class _Bucket:
@@ -66,17 +67,19 @@ class _Bucket:
         seen: Mapping[int, Tensor],
     ) -> None:
         self._flat, self._split, self._slots = flat, split, slots
-        self._windows, self._kv_heads, group = forward.windows, forward.kv_heads, forward.heads // forward.kv_heads
-        self._masks = {window: repeated(additive(each, forward.dtype), group) for window, each in seen.items()}
+        additives = {window: additive(each, forward.dtype) for window, each in seen.items()}
+        self._masks = {(window, group): repeated(additives[window], group) for window, group in forward.masks}
 
-    def attend(self, layer: int, queries: Tensor, fresh: Tensor) -> Tensor:
-        self._flat[layer].index_copy_(0, self._slots, fresh)
-        return grouped(queries, *self._split[layer], self._masks[self._windows[layer]])
+    def attend(self, block: Block, queries: Tensor, fresh: Tensor | None) -> Tensor:
+        store = block.spec.store
+        if fresh is not None:
+            self._flat[store].index_copy_(0, self._slots, fresh)
+        return grouped(block, queries, *self._split[store], self._masks[block.spec.mask])
 
 
 def kinds(forward: NativeForward) -> list[int]:
     """The different sliding windows of the layers, sorted; 0 for none."""
-    return sorted(set(forward.windows))
+    return sorted({window for window, _ in forward.masks})
 
 
 def tree_masks(

@@ -27,7 +27,7 @@ def draft_chain(session: NativeSession, tokens: Tensor, ask: Draft, length: int,
         tokens = tokens[-1:]
     start = session.length
     pool.ensure_capacity(start + steps)
-    cos, sin = forward.angles(start + steps)
+    angles = forward.angles(start + steps)
     drawn: list[Tensor] = []
     scored: list[Tensor] = []
     rows: list[Tensor] = []
@@ -35,7 +35,7 @@ def draft_chain(session: NativeSession, tokens: Tensor, ask: Draft, length: int,
     with Threads(forward.threads[False]):
         for step in range(steps):
             at = start + step
-            x = forward(tokens, cos[at : at + 1], sin[at : at + 1], SingleRowAttention(pool, session.row, at, 1))
+            x = forward(tokens, angles.at(at, at + 1), SingleRowAttention(pool, session.row, at, 1))
             states.append(x)
             if step == length:  # this step only computes the hidden state of the last token
                 break

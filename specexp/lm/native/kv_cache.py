@@ -4,7 +4,8 @@ A pool holds the rows of one or several sequences. A single sequence is fed thro
 several are fed together, each at its own length. A step allocates nothing for keys and values,
 unless a sequence outgrows its buffer, which then doubles.
 
-Shapes: L layers, B rows, C capacity in slots, W values per token and layer, N tokens fed to a row.
+Shapes: L layers that store keys and values, B rows, C capacity in slots, W values per token and layer (the largest of
+all layers), N tokens fed to a row, K key-value heads and d head size of a layer.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Pool:
     values: Tensor = field(init=False)
     flat: list[list[Tensor]] = field(init=False)  # [row][layer]: [C, W]
     split: list[list[tuple[Tensor, Tensor]]] = field(init=False)  # keys and values [1, K, C, d]
-    _bands: dict[tuple[int, int, int], tuple[int, Tensor]] = field(init=False, default_factory=dict)
+    _bands: dict[tuple[int, int, int, int], tuple[int, Tensor]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.lengths = [0] * self.rows
@@ -48,17 +49,20 @@ class Pool:
 
     def _zeros(self) -> Tensor:
         forward = self.forward
-        shape = (len(forward.layers), self.rows, self.capacity, forward.kv_width)
+        stored = [block.spec for block in forward.blocks if block.spec.stores]
+        shape = (len(stored), self.rows, self.capacity, max(spec.kv_width for spec in stored))
         return torch.zeros(shape, dtype=forward.dtype, device=forward.device)
 
     def _view(self) -> None:
-        forward = self.forward
-        self.flat = [list(self.values[:, row].unbind(0)) for row in range(self.rows)]
-        self.split = []
-        for row in self.flat:
+        stored = [block.spec for block in self.forward.blocks if block.spec.stores]
+        self.flat, self.split = [], []
+        for row in range(self.rows):
+            layers = [self.values[spec.store, row, :, : spec.kv_width] for spec in stored]
             parts = [
-                layer.view(1, self.capacity, 2, forward.kv_heads, forward.head_dim).transpose(1, 3) for layer in row
+                layer.unflatten(1, (2, spec.kv_heads, spec.head_dim))[None].transpose(1, 3)
+                for layer, spec in zip(layers, stored, strict=True)
             ]
+            self.flat.append(layers)
             self.split.append([(part[:, :, 0], part[:, :, 1]) for part in parts])
         self._bands.clear()
 
@@ -72,25 +76,26 @@ class Pool:
         self.values[:, :, :used] = old[:, :, :used]
         self._view()
 
-    def causal_mask(self, num: int, start: int, window: int) -> Tensor:
+    def causal_mask(self, num: int, start: int, window: int, group: int) -> Tensor:
         """The additive causal mask of `num` tokens from slot `start` on over slots 0 .. start + num - 1: a view
-        [num, start + num] of a cached tensor of zeros and minus infinities, with each row repeated per grouped head.
+        [num group, start + num] of a cached tensor of zeros and minus infinities, with each row repeated for the
+        `group` heads that share a key.
 
         The view begins at an aligned address: for each start modulo the alignment there is one cached tensor, shifted
         by that amount. Of long masks, which prompts need, only the latest is cached.
         """
         forward = self.forward
         size, shift = 1 << (num - 1).bit_length(), start % (ALIGNMENT // forward.dtype.itemsize)
-        key = (size, window, shift if size <= SHORT else 0)
+        key = (size, window, group, shift if size <= SHORT else 0)
         left = _rounded_up(self.capacity) + shift
         made_for, rows = self._bands.get(key, (-1, self.values))
         if made_for != shift:
             i = torch.arange(size, device=forward.device)[:, None] + left
             j = torch.arange(_rounded_up(left + size), device=forward.device)[None, :]
             seen = j <= i if not window else (j <= i) & (j > i - window)
-            rows = additive(seen, forward.dtype).repeat_interleave(forward.heads // forward.kv_heads, dim=0)
+            rows = additive(seen, forward.dtype).repeat_interleave(group, dim=0)
             self._bands[key] = shift, rows
-        return rows[: num * forward.heads // forward.kv_heads, left - start : left + num]
+        return rows[: num * group, left - start : left + num]
 
     def truncate(self, row: int, length: int, slots: Sequence[int]) -> None:
         """Keep the first `length` slots of a row, followed by `slots`."""
@@ -103,7 +108,7 @@ class Pool:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [N, V] in float32 of final hidden states [N, D], for the ids that are used."""
-        result = self.forward.head(x).float()
+        result = self.forward.logits(x)
         return (
             result
             if self.num_valid_ids is None or self.num_valid_ids >= result.shape[1]
@@ -114,7 +119,7 @@ class Pool:
         """Feed several rows in one pass over the weights."""
         forward, many = self.forward, BatchAttention(self, feeds)
         with Threads(forward.threads[True]):
-            x = forward(many.tokens, many.cos, many.sin, many)
+            x = forward(many.tokens, many.angles, many)
         for row, feed in feeds:
             self.lengths[row] += feed.tokens.shape[0]
         chosen = x.index_select(0, many.wanted)
@@ -153,16 +158,15 @@ class NativeSession:
     def _run(self, tokens: Tensor, branches: Branches | None) -> Tensor:
         pool, forward = self.pool, self.pool.forward
         start, num = self.length, tokens.shape[0]
-        cos, sin = forward.angles(start + num)
+        angles, tree = forward.angles(start + num), None
         if branches is None:
-            cos, sin, tree = cos[start : start + num], sin[start : start + num], None
+            angles = angles.at(start, start + num)
         else:
             tree = tree_attention(start, num, branches)
-            positions = to_device(tree[1][start:], forward.device)
-            cos, sin = cos.index_select(0, positions), sin.index_select(0, positions)
+            angles = angles.take(to_device(tree[1][start:], forward.device))
         alone = SingleRowAttention(pool, self.row, start, num, tree)
         with Threads(forward.threads[num > 1]):
-            x = forward(tokens, cos, sin, alone)
+            x = forward(tokens, angles, alone)
         pool.lengths[self.row] = start + num
         return x
 

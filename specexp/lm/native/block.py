@@ -1,0 +1,162 @@
+"""The weights of a block, joined and laid out for the native forward, next to its description.
+
+Shapes: H heads, K key-value heads, d head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specexp.lm.native.block_spec import BlockSpec
+from specexp.lm.native.families import Family
+from specexp.lm.native.feed_forward import FeedForward, Mixture, Mlp, NormedMlp, RoutedExperts, activation
+from specexp.lm.native.layer_inputs import LayerEmbeddings, LayerInput
+from specexp.lm.native.linear import Linear, joined
+from specexp.lm.native.module_parts import AttentionParts, LayerParts, StackParts
+from specexp.lm.native.norms import Norm, layer_norm, rms_norm
+
+Weights = tuple[Tensor, Tensor | None]  # a norm's weight and bias
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block's description and weights. A norm that is absent is None."""
+
+    spec: BlockSpec
+    attention_norm: Norm | None
+    projection: Linear  # to queries, keys and values
+    qk_norm: Norm | None  # of queries and keys [T, H + K, d] together
+    query_norm: Norm | None  # of all queries [T, H d]; only if the norms run over all heads
+    key_norm: Norm | None
+    value_norm: Norm | None  # of values [T, K, d]
+    sinks: Tensor | None  # [H]
+    out: Linear
+    attention_post_norm: Norm | None
+    mlp_norm: Norm | None  # None also if the MLP reads what attention reads
+    mlp: FeedForward
+    mixture: Callable[[Tensor], Tensor] | None  # experts beside the MLP, which read the residual stream
+    mlp_post_norm: Norm | None
+    layer_input: LayerInput | None
+
+
+class BlockLoader:
+    """Makes blocks from the parts of a module."""
+
+    def __init__(self, config: Any, family: Family, like: Tensor, pack: bool) -> None:
+        self._config, self._family, self._like, self._pack = config, family, like, pack
+
+    def block(self, spec: BlockSpec, parts: LayerParts) -> Block:
+        """The block of these parts, whose projections become views of joined ones."""
+        before_attention, after_attention, before_mlp, after_mlp = parts.norms
+        attention = parts.attention
+        queries = None if attention.query_norm is None else self._weights(attention.query_norm)
+        keys = None if attention.key_norm is None else self._weights(attention.key_norm)
+        whole = spec.whole_qk_norm
+        return Block(
+            spec=spec,
+            attention_norm=self.norm(before_attention),
+            projection=Linear(*joined(attention.projections), self._pack),
+            qk_norm=None if queries is None or whole else self._per_head(spec, attention, queries, keys),
+            query_norm=self.norm(attention.query_norm) if whole else None,
+            key_norm=self.norm(attention.key_norm) if whole else None,
+            value_norm=None if attention.value_norm is None else self._plain_norm(attention.value_norm, spec.head_dim),
+            sinks=attention.module.sinks.detach() if spec.sinks else None,
+            out=Linear(*joined([attention.out]), self._pack),
+            attention_post_norm=self.norm(after_attention),
+            mlp_norm=None if parts.shared_norm else self.norm(before_mlp),
+            mlp=self._feed_forward(parts),
+            mixture=self._mixture(parts) if parts.mixture_norms is not None else None,
+            mlp_post_norm=self.norm(after_mlp),
+            layer_input=self._layer_input(parts),
+        )
+
+    def layer_embeddings(self, parts: StackParts) -> LayerEmbeddings | None:
+        """The per-layer embeddings of a stack that has them."""
+        if parts.layer_embeddings is None:
+            return None
+        embedding, projection, norm = parts.layer_embeddings
+        function = self.norm(norm)
+        assert function is not None
+        return LayerEmbeddings(
+            embedding.weight.detach(),
+            float(embedding.embed_scale.to(embedding.weight.dtype)),
+            Linear(*joined([projection]), self._pack),
+            float(parts.stack.per_layer_model_projection_scale),
+            function,
+            float(parts.stack.per_layer_input_scale),
+        )
+
+    def norm(self, module: Any) -> Norm | None:
+        """The function of a norm; None for None."""
+        if module is None:
+            return None
+        weight, bias = self._weights(module)
+        return self._norm(weight, bias, _eps(module), weight.shape[-1])
+
+    def _norm(self, weight: Tensor, bias: Tensor | None, eps: float, size: int) -> Norm:
+        if self._family.layer_norm:
+            return layer_norm(weight, bias, eps, size)
+        return rms_norm(weight, eps, size, self._like)
+
+    def _weights(self, module: Any) -> Weights:
+        """A norm's weight, as it is multiplied, and bias. Norms of single heads are stacked: [heads, d]."""
+        each = list(module.norms) if hasattr(module, "norms") else [module]
+        weight = torch.stack([part.weight.detach() for part in each]) if len(each) > 1 else each[0].weight.detach()
+        family = self._family
+        if family.wide_norms:
+            weight = weight.float()
+        if family.norm_offset:
+            weight = weight + family.norm_offset
+        biases = [getattr(part, "bias", None) for part in each]
+        if biases[0] is None:
+            return weight, None
+        return weight, torch.stack([b.detach() for b in biases]) if len(each) > 1 else biases[0].detach()
+
+    def _plain_norm(self, module: Any, size: int) -> Norm:
+        """A norm without a weight."""
+        return rms_norm(None, _eps(module), size, self._like)
+
+    def _per_head(self, spec: BlockSpec, attention: AttentionParts, queries: Weights, keys: Weights | None) -> Norm:
+        """One function for queries and keys, if there are keys: the weights of all heads, stacked."""
+        each = [(queries, spec.heads)] if keys is None else [(queries, spec.heads), (keys, spec.kv_heads)]
+        weight = torch.cat([weight.expand(count, -1) for (weight, _), count in each])
+        biases = [bias.expand(count, -1) for (_, bias), count in each if bias is not None]
+        return self._norm(weight, torch.cat(biases) if biases else None, _eps(attention.query_norm), spec.head_dim)
+
+    def _feed_forward(self, parts: LayerParts) -> FeedForward:
+        if parts.mlp is None:
+            return Mixture(parts.mixture, int(self._config.num_experts_per_tok))
+        up, down = Linear(*joined(parts.mlp.up), self._pack), Linear(*joined([parts.mlp.down]), self._pack)
+        mlp = Mlp(up, down, activation(parts.mlp.act), parts.mlp.gated)
+        if parts.mixture_norms is None:
+            return mlp
+        norm = self.norm(parts.mixture_norms[0])
+        assert norm is not None
+        return NormedMlp(mlp, norm)
+
+    def _mixture(self, parts: LayerParts) -> RoutedExperts:
+        """Experts beside an MLP, with their router and norms."""
+        assert parts.mixture_norms is not None
+        before, after = (self.norm(norm) for norm in parts.mixture_norms[1:])
+        assert before is not None
+        assert after is not None
+        return RoutedExperts(parts.mixture, before, after, int(self._config.top_k_experts))
+
+    def _layer_input(self, parts: LayerParts) -> LayerInput | None:
+        if parts.layer_input is None:
+            return None
+        gate, act, projection, norm = parts.layer_input
+        function = self.norm(norm)
+        assert function is not None
+        linear = [Linear(*joined([part]), self._pack) for part in (gate, projection)]
+        return LayerInput(linear[0], activation(act), linear[1], function)
+
+
+def _eps(module: Any) -> float:
+    module = module.norms[0] if hasattr(module, "norms") else module
+    return float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)

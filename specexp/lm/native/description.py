@@ -1,0 +1,146 @@
+"""Reads what a loaded module computes: from its config, its parts and the table of families."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from specexp.lm.native.block_spec import BlockSpec, ModelSpec, UndescribedError
+from specexp.lm.native.families import FAMILIES, Family
+from specexp.lm.native.module_parts import LayerParts, StackParts, find_parts
+from specexp.lm.native.rotary import QueryScaling, RotarySpec
+
+# Rope types whose angles do not depend on the length.
+STATIC_ROTARY = ("default", "linear", "llama3", "yarn", "proportional")
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def refusal(module: Any) -> str | None:
+    """The reason why the native forward cannot decode with this module; None if nothing speaks against it."""
+    try:
+        describe(module)
+    except UndescribedError as error:
+        return str(error)
+    return None
+
+
+def describe(module: Any) -> tuple[ModelSpec, StackParts, Family]:
+    """The description of a causal language model, and its parts. Raises UndescribedError with the reason."""
+    config = module.config.get_text_config(decoder=True)
+    family = FAMILIES.get(config.model_type)
+    if family is None or not type(module).__module__.startswith("transformers."):
+        raise UndescribedError(f"the native forward does not know the family of {type(module).__name__}")
+    if getattr(module.config, "quantization_config", None) is not None:
+        raise UndescribedError("its weights are quantized")
+    if any(hasattr(part, "_hf_hook") for part in module.modules()):
+        raise UndescribedError("its weights are moved at every call")
+    parts = find_parts(module)
+    parameters = [*parts.stack.parameters(), *parts.head.parameters()]
+    if len({(p.device, p.dtype) for p in parameters}) > 1 or parameters[0].device.type == "meta":
+        raise UndescribedError("its weights are not all on one device in one dtype")
+    return _spec(config, family, parts), parts, family
+
+
+def _spec(config: Any, family: Family, parts: StackParts) -> ModelSpec:
+    types = _layer_types(config)
+    rotary = _rotary_specs(config, family, parts.stack.rotary_emb)
+    index = {spec.layer_type: i for i, spec in enumerate(rotary)}
+    blocks: list[BlockSpec] = []
+    latest: dict[str | None, BlockSpec] = {}  # by layer type: the block whose keys and values others may use
+    for i, layer in enumerate(parts.layers):
+        kind = types[i] if types else None
+        rotates = family.rotates(config, i)
+        table = (index[kind] if kind in index else index[None]) if rotates else None
+        blocks.append(_block(config, layer, sum(b.stores for b in blocks), table, _window(config, kind), latest.get(kind)))
+        if blocks[-1].stores:
+            latest[kind] = blocks[-1]
+    return ModelSpec(
+        tuple(blocks),
+        rotary,
+        _query_scaling(config),
+        _embedding_multiplier(config, parts.embedding),
+        float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)),
+        float(getattr(config, "final_logit_softcapping", None) or 0),
+    )
+
+
+def _block(
+    config: Any, layer: LayerParts, store: int, table: int | None, window: int, source: BlockSpec | None
+) -> BlockSpec:
+    """The description of a block. `source` is the block whose keys and values it uses if it computes none."""
+    module = layer.attention.module
+    if not getattr(module, "is_causal", True):
+        raise UndescribedError("its attention is not causal")
+    heads = int(config.num_attention_heads)
+    head_dim = int(layer.attention.out.weight.shape[1]) // heads
+    rows = sum(part.weight.shape[0] for part in layer.attention.projections) - heads * head_dim
+    values_are_keys = len(layer.attention.projections) == 2
+    kv_heads, rest = divmod(rows, head_dim if values_are_keys else 2 * head_dim)
+    if not rows and source is not None and source.head_dim == head_dim:
+        kv_heads, store = source.kv_heads, source.store
+    if rest or kv_heads < 1 or heads % kv_heads:
+        raise UndescribedError("its projections have sizes that are not known")
+    query_norm = layer.attention.query_norm
+    return BlockSpec(
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        score_multiplier=float(module.scaling),
+        store=store,
+        stores=rows > 0,
+        window=window,
+        score_softcap=float(getattr(module, "attn_logit_softcapping", None) or 0),
+        sinks=hasattr(module, "sinks"),
+        rotary=table,
+        heads_outermost=hasattr(module, "query_key_value"),
+        values_are_keys=values_are_keys,
+        whole_qk_norm=query_norm is not None and _size(query_norm) == heads * head_dim != head_dim,
+        parallel=layer.shared_norm or bool(getattr(config, "use_parallel_residual", False)),
+        residual_multiplier=float(getattr(layer.layer, "residual_multiplier", 1.0)),
+        output_multiplier=float(getattr(layer.layer, "layer_scalar", 1.0)),
+    )
+
+
+def _size(norm: Any) -> int:
+    """Number of values that a norm runs over, if it is one norm; 0 if it has one for each head."""
+    weight = getattr(norm, "weight", None)
+    return 0 if weight is None or weight.dim() > 1 else int(weight.shape[0])
+
+
+def _layer_types(config: Any) -> Sequence[str] | None:
+    types: Sequence[str] | None = getattr(config, "layer_types", None)
+    other = next((kind for kind in types or () if kind not in (FULL, SLIDING)), None)
+    if other is not None:
+        raise UndescribedError(f"it has {other} layers")
+    return types
+
+
+def _window(config: Any, kind: str | None) -> int:
+    """The sliding window of a layer in positions, the token's own included; 0 for unlimited."""
+    if kind == FULL or not getattr(config, "use_sliding_window", True):
+        return 0
+    return int(getattr(config, "sliding_window", None) or 0)
+
+
+def _rotary_specs(config: Any, family: Family, rotary: Any) -> tuple[RotarySpec, ...]:
+    parameters: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    nested = {kind: each for kind, each in parameters.items() if isinstance(each, Mapping)}
+    used = getattr(rotary, "layer_types", None)  # a module without them has one table
+    by_type = {None: parameters} if used is None else {kind: each for kind, each in nested.items() if kind in used}
+    for each in by_type.values():
+        if (kind := each.get("rope_type", "default")) not in STATIC_ROTARY:
+            raise UndescribedError(f"its rotary angles ({kind}) depend on the length")
+    return tuple(RotarySpec(kind, family.adjacent_pairs, family.angles) for kind in sorted(by_type, key=str))
+
+
+def _query_scaling(config: Any) -> QueryScaling | None:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    beta = parameters.get("llama_4_scaling_beta")
+    return QueryScaling(float(beta), int(parameters["original_max_position_embeddings"])) if beta else None
+
+
+def _embedding_multiplier(config: Any, embedding: Any) -> float:
+    scale = getattr(embedding, "embed_scale", None)
+    if scale is not None:
+        return float(scale.to(embedding.weight.dtype))  # rounded as the module rounds it
+    return float(getattr(config, "embedding_multiplier", None) or 1.0)
