@@ -375,27 +375,42 @@ OWN, BUCKETED, GRAPHS, DRAFTING, HF, TREE_MASK = (
     "specexp.lm.hf.tree_mask",
 )  # fmt: skip
 
+LINEAR, ROTARY, PARTS, DESCRIPTION, BLOCK, NORMS, FEED_FORWARD, FAMILIES, LAYER_INPUTS = (
+    f"specexp.lm.blocks.{name}"
+    for name in (
+        "linear",
+        "rotary",
+        "module_parts",
+        "description",
+        "block",
+        "norms",
+        "feed_forward",
+        "families",
+        "layer_inputs",
+    )
+)
+
 FORWARD_BUGS = [
-    Bug("Qwen2's biases are dropped", OWN, "bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts])", "bias = None"),
+    Bug("Qwen2's biases are dropped", LINEAR, "                bias[start:stop] = part.bias\n", ""),
     Bug("the window of one piece is one too wide", KV, "seen = j <= i if not window else (j <= i) & (j > i - window)", "seen = j <= i if not window else (j <= i) & (j >= i - window)"),
-    Bug("the window of several tokens is one too wide", ATTENTION, "mask = pool.causal_mask(num, start, window)", "mask = pool.causal_mask(num, start, window + (window > 0 and num > 1))"),
+    Bug("the window of several tokens is one too wide", ATTENTION, "mask = pool.causal_mask(num, start, window, group)", "mask = pool.causal_mask(num, start, window + (window > 0 and num > 1), group)"),
     Bug("a tree's window is one too wide", ATTENTION, "sees & (at[None, :] > positions[:, None] - window) if window", "sees & (at[None, :] >= positions[:, None] - window) if window"),
     Bug("the window of rows together is one too wide", ATTENTION, "(column if at is None else at[:, None, :]) > positions", "(column if at is None else at[:, None, :]) >= positions"),
     Bug("a recorded window is one too wide", BUCKETED, "self._columns > slots[:, None] - window", "self._columns >= slots[:, None] - window"),
-    Bug("a window in full layers, too", OWN, "if kinds is None or kinds[i] == ", "if kinds is None or kinds[i] or "),
+    Bug("a window in full layers, too", DESCRIPTION, "if kind == FULL or not getattr(", "if not getattr("),
     Bug("a plain step has no window", ATTENTION, "elif num > 1 or (window and self.stop > window):", "elif num > 1:"),
     Bug("a tree of transformers' has a window in every layer", TREE_MASK, "0 if kind == FULL else window", "window"),
-    Bug("the MLP has attention's norm", OWN, "self._norm_weight(layer.post_attention_layernorm.weight)", "self._norm_weight(layer.input_layernorm.weight)"),
-    Bug("the last norm is not scaled", OWN, "self._final = self._norm_weight(stack.norm.weight)", "self._final = self._norm_weight(torch.ones_like(stack.norm.weight))"),
-    Bug("the output projection's bias is dropped", OWN, "Linear(*_joined(attention.o_proj), pack)", "Linear(_joined(attention.o_proj)[0], None, pack)"),
-    Bug("few rows go without a bias", OWN, "x.shape[0] >= PACK_ROWS) or self.bias is not None:", "x.shape[0] >= PACK_ROWS):"),
-    Bug("gate and up are exchanged", OWN, "_joined(mlp.gate_proj, mlp.up_proj)", "_joined(mlp.up_proj, mlp.gate_proj)"),
-    Bug("angles begin anew where their table grows", OWN, "torch.arange(have, end, device", "torch.arange(0, end - have, device"),
-    Bug("the other half turns", OWN, "more[1, :, :, 0].neg_()", "more[1, :, :, 1].neg_()"),
+    Bug("the MLP has attention's norm", BLOCK, "else self.norm(before_mlp)", "else self.norm(before_attention)"),
+    Bug("the last norm is not applied", OWN, "return x if self._final_norm is None else self._final_norm(x)", "return x"),
+    Bug("the output projection's bias is dropped", BLOCK, "out=Linear(*joined([attention.out]), self._pack)", "out=Linear(joined([attention.out])[0], None, self._pack)"),
+    Bug("few rows go without a bias", LINEAR, "x.shape[0] >= PACK_ROWS) or self.bias is not None:", "x.shape[0] >= PACK_ROWS):"),
+    Bug("gate and up are exchanged", PARTS, '(("gate_proj", "up_proj"), "down_proj")', '(("up_proj", "gate_proj"), "down_proj")'),
+    Bug("angles begin anew where their table grows", ROTARY, "positions = torch.arange(self._length, device", "positions = torch.arange(self._length) % CHUNK + torch.zeros(1, dtype=torch.int64, device"),
+    Bug("the other half turns", ROTARY, "torch.stack([-sin, sin], axis)", "torch.stack([sin, -sin], axis)"),
     Bug("a long piece has the mask of another start", KV, "if made_for != shift:", "if made_for < 0:"),
     Bug("masks begin a column early", KV, "left - start : left + num]", "left - start - 1 : left + num - 1]"),
     Bug("a path is kept backwards", KV, "here.index_select(1, kept)", "here.index_select(1, kept.flip(0))"),
-    Bug("a draft's steps all stand at its first", DRAFTING, "cos[at : at + 1], sin[at : at + 1]", "cos[start : start + 1], sin[start : start + 1]"),
+    Bug("a draft's steps all stand at its first", DRAFTING, "angles.at(at, at + 1)", "angles.at(start, start + 1)"),
     Bug("a draft's recorded steps all stand at its first", GRAPHS, "                start = start + fed.shape[0]\n", ""),
     Bug("padding of a recording counts as fed", GRAPHS, "        self.pool.lengths[0] = start + num\n        # The", "        self.pool.lengths[0] = start + size\n        # The"),
     Bug("answers of a recording are its padding's", GRAPHS, "wanted = slice(num - rows, num)", "wanted = slice(size - rows, size)"),

@@ -68,6 +68,9 @@ def checks() -> Iterator[str]:
         reference = hf.HFModel(copy.deepcopy(made), "reference", forward="transformers")
         recorded = hf.HFModel(copy.deepcopy(made), "recorded", graphs=Tape())
         native = hf.HFModel(made, "native")
+        if native.native is None:
+            yield f"{name}: {native.why_not_native}"
+            continue
         for what, model in (("as it comes", native), ("recorded", recorded)):
             one, other = reference.session(), model.session()
             for tokens, rows, branches, (length, *slots) in feeds(long=name == "biases everywhere"):

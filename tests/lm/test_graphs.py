@@ -211,15 +211,6 @@ def test_several_rows_are_decoded_as_they_come() -> None:
     assert [outputs[i].token_ids for i in range(len(PROMPTS))] == expected
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_norm_of_a_gpu_is_the_librarys_but_for_rounding(dtype: torch.dtype) -> None:
-    own = HFModel(build("llama").to(dtype), "x").native
-    assert own is not None
-    x, weight = torch.randn(5, 32).to(dtype), torch.randn(32).to(dtype)
-    expected = own._norm_wide(x, weight)
-    assert torch.allclose(own._norm_fused(x, weight), expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
-
-
 def test_the_tape_freezes_host_values_and_refuses_to_read() -> None:
     """Else the tests above would show nothing."""
     place, at = torch.zeros(1, dtype=torch.int64), [1]

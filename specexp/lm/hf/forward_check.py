@@ -1,8 +1,10 @@
-"""Checks that a loaded model gives the same logits with a cache, and in a tree, as in one forward without a cache.
+"""Checks that a loaded model gives the same logits with a cache, and in a tree, as in one forward without a cache; and
+that the native forward gives those of the module's own.
 
 `model_config.py` refuses the families that are known to differ by their config; this module measures the others, once,
-on a few tokens: six small forwards. A single row may differ by more than rounding, since a mixture of experts may
-choose another expert at a near tie. The check therefore compares the median row with the rounding of the model's dtype.
+on a few tokens: six small forwards, and two for the native forward. A single row may differ by more than rounding,
+since a mixture of experts may choose another expert at a near tie. The check therefore compares the median row with the
+rounding of the model's dtype.
 
 Shapes: P tokens of a prefix, N of a path, V vocabulary.
 """
@@ -34,6 +36,7 @@ class Loaded(Protocol):
     module: Any
     vocab_size: int
     context: int
+    suppressed: Sequence[int]
 
     def ids(self, tokens: Sequence[int]) -> Tensor: ...
 
@@ -60,6 +63,30 @@ def check_trees(model: Loaded, name: str) -> None:
             f" one: logits differ by {result[0]:.2g}, of which rounding explains {result[1]:.2g}. Its layers do not"
             " place tokens by their positions alone: use a chain method (speculative, lookup)."
         )
+
+
+def native_fault(model: Loaded) -> str | None:
+    """The reason why the native forward, which `model` runs on, cannot stand in for the module's own; None if it can.
+
+    Both score one short prompt: what is wrong in a description shows in the logits of every family.
+    """
+    ids = model.ids(_tokens(model)[0][: model.context])
+    with torch.inference_mode():
+        reference = model.module(input_ids=ids[None], use_cache=False).logits[0, :, : model.vocab_size].float()
+    if bool(reference.isnan().any()):
+        return None  # the run reports it
+    reference = reference.clone()
+    reference[:, list(model.suppressed)] = float("-inf")
+    try:
+        logits, _ = model.sessions(2)[0].feed(ids, ids.shape[0])
+    except Exception as error:  # a module of another version may have another form
+        if is_exhausted(error):
+            raise
+        return f"the native forward failed on it ({type(error).__name__}: {first_line(error)})"
+    gap, limit = _gap(logits.nan_to_num(float("inf"), float("inf"), float("-inf")), reference), AS_MUCH * _rounding(model, reference)
+    if gap <= limit:
+        return None
+    return f"the native forward gives it other logits (by {gap:.2g}, of which rounding explains {limit:.2g})"
 
 
 class TreeCheck:

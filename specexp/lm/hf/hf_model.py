@@ -1,9 +1,9 @@
 """Implements `Model` for Hugging Face causal language models: any `AutoModelForCausalLM` folder or hub id.
 
-Llama, Qwen2 and Mistral run on the native forward (`native_forward.py`), all others on transformers' forward: each
-session then has a full-length `DynamicCache`, which `truncate` crops; sliding-window layers keep all their keys and
-mask them. If rotary angles depend on the length, `rope.py` does what generate() does. A model whose cache cannot be
-truncated to any length (recurrent and convolutional states) is refused.
+The families in `lm/blocks/families.py` run on the native forward (`native_forward.py`), all others on transformers'
+forward: each session then has a full-length `DynamicCache`, which `truncate` crops; sliding-window layers keep all
+their keys and mask them. If rotary angles depend on the length, `rope.py` does what generate() does. A model whose
+cache cannot be truncated to any length (recurrent and convolutional states) is refused.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import HashRng, Rng
 from specexp.decoding.rules import Warp
 from specexp.errors import ModelError
+from specexp.lm.blocks.description import refusal
 from specexp.lm.hf import forward_check, generation_config, model_config
 from specexp.lm.hf.hf_session import HFSession
 from specexp.lm.hf.offload import Offload, stored
@@ -30,7 +31,6 @@ from specexp.lm.native.cuda_graphs import Capture, CudaGraphs, GraphSession
 from specexp.lm.native.draft_loop import draft_chain
 from specexp.lm.native.graph_pools import GraphPools
 from specexp.lm.native.kv_cache import NativeSession, Pool, together
-from specexp.lm.native.description import refusal
 from specexp.lm.native.native_forward import NativeForward
 from specexp.lm.transfer import integers
 
@@ -53,6 +53,7 @@ class HFModel:
     cache_argument: str = field(init=False)  # under which the module's forward takes its cache
     native: NativeForward | None = field(init=False, default=None)
     why_not_native: str | None = field(init=False)
+    _native_fault: str | None = field(init=False, default=None)  # what the check of the native forward found
     graph_pools: GraphPools | None = field(init=False, default=None)  # None: forwards are not captured
     _tree_check: forward_check.TreeCheck = field(init=False, default_factory=forward_check.TreeCheck)
     # Cached here because they are read at every step: looking them up in the module takes as long as a small layer.
@@ -76,12 +77,20 @@ class HFModel:
         self.cache_argument = model_config.cache_argument(self.module.forward) or "past_key_values"
         self.why_not_native = refusal(self.module) if self.forward == "auto" else "it was not asked for"
         if self.why_not_native is None:
-            self.native = NativeForward(self.module, self.suppressed)
-            capture = self.graphs
-            if capture == "auto" and self.device.type == "cuda":
-                capture = CudaGraphs(self.device)
-            if not isinstance(capture, str):
-                self.graph_pools = GraphPools(self.native, capture, self.num_valid_ids)
+            self._use_native()
+
+    def _use_native(self) -> None:
+        """Decode by the native forward, if it gives the module's own logits."""
+        self.native = NativeForward(self.module, self.suppressed)
+        self.why_not_native = self._native_fault = forward_check.native_fault(self)
+        if self.why_not_native is not None:
+            self.native = None
+            return
+        capture = self.graphs
+        if capture == "auto" and self.device.type == "cuda":
+            capture = CudaGraphs(self.device)
+        if not isinstance(capture, str):
+            self.graph_pools = GraphPools(self.native, capture, self.num_valid_ids)
 
     def without_graphs(self) -> HFModel:
         """Return this model, on the same weights, with forwards that are not captured."""
@@ -96,9 +105,12 @@ class HFModel:
 
     @property
     def notes(self) -> list[str]:
-        """Notes for the user about settings in the folder that are not applied."""
+        """Notes for the user: settings in the folder that are not applied, a forward that should have been faster."""
         unused = generation_config.not_applied(self.module.generation_config)
-        return [generation_config.note(unused, self.name)] if unused else []
+        result = [generation_config.note(unused, self.name)] if unused else []
+        if self._native_fault is not None:
+            result.append(f"model '{self.name}' runs on transformers' forward, which is slower: {self._native_fault}.")
+        return result
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

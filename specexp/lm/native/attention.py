@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from specexp.lm.blocks.block import Block
 from specexp.lm.model import Branches, Feed
-from specexp.lm.native.block import Block
 from specexp.lm.transfer import integers, to_device
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class BatchAttention:
             if here.device.type == "cpu":
                 # Read it once in order, at full memory speed, so that the heads' strided reads hit the CPU cache.
                 here.sum()
-        both = here.unflatten(2, (2, spec.kv_heads, spec.head_dim)).permute(2, 0, 3, 1, 4)
+        both = here.view(self.count, self.stop, 2, spec.kv_heads, spec.head_dim).permute(2, 0, 3, 1, 4)
         result = attention(block, self._padded(queries, spec.group), both[0], both[1], self.masks[spec.mask])
         result = result.view(self.count, spec.kv_heads, self.num, spec.group, spec.head_dim).transpose(1, 2)
         result = result.reshape(self.count * self.num, -1)

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from specexp.lm.blocks.block import Block
 from specexp.lm.model import Branches
 from specexp.lm.native.attention import additive, grouped, tree_attention, window_mask
-from specexp.lm.native.block import Block
 from specexp.lm.native.kv_cache import Pool
 from specexp.lm.native.native_forward import NativeForward
 

@@ -120,14 +120,13 @@ class Graphs:
         return len(self._sessions) > 0
 
     def feed(self, tokens: Tensor, rows: int, hidden: bool, branches: Branches | None) -> tuple[Tensor, Tensor | None]:
-        """`Session.feed` of a chain of at most `CHAINS[-1]` tokens, or of a tree of at most `TREES`."""
-        num, start = tokens.shape[0], self.pool.lengths[0]
+        """`Session.feed` of a chain or a tree that has a `recorded_size`."""
+        num, start, size = tokens.shape[0], self.pool.lengths[0], self.recorded_size(tokens.shape[0], branches)
+        assert size, "too many tokens for a recording"
         if branches is None:
-            size = next(each for each in CHAINS if each >= num)
             bucket = self.bucket_for(start + size)
             x, logits = self._answer(("chain", size, bucket), lambda: self._chain(size, bucket), (tokens, start))
         else:
-            size = -(-num // TREE_STEP) * TREE_STEP
             bucket = self.bucket_for(start + size)
             masks, positions = tree_masks(self._forward, start, num, branches, size, bucket)
             given: list[Tensor | int] = [
@@ -140,6 +139,14 @@ class Graphs:
         # The next replay overwrites what this one gave.
         wanted = slice(num - rows, num)
         return logits[wanted].clone(), x[wanted].clone() if hidden else None
+
+    def recorded_size(self, num: int, branches: Branches | None) -> int:
+        """The number of tokens of the recording that takes `num` tokens; 0 if there is none for so many."""
+        if branches is None:
+            size = next((each for each in CHAINS if each >= num), 0)
+        else:
+            size = -(-num // TREE_STEP) * TREE_STEP if num <= TREES else 0
+        return size if size <= self._forward.most_recorded_tokens else 0
 
     def draft(self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
         """Draft a chain of `length` tokens after `tokens`[1 or 2] by one replay.
@@ -252,7 +259,7 @@ class GraphSession:
     def feed(
         self, tokens: Tensor, rows: int, hidden: bool = False, branches: Branches | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        if not rows or tokens.shape[0] > (CHAINS[-1] if branches is None else TREES):
+        if not rows or not self.graphs.recorded_size(tokens.shape[0], branches):
             self.graphs.bucket_for(self.length + tokens.shape[0])
             return self.inner.feed(tokens, rows, hidden, branches)
         return self.graphs.feed(tokens, rows, hidden, branches)

@@ -59,7 +59,7 @@ class Pool:
         for row in range(self.rows):
             layers = [self.values[spec.store, row, :, : spec.kv_width] for spec in stored]
             parts = [
-                layer.unflatten(1, (2, spec.kv_heads, spec.head_dim))[None].transpose(1, 3)
+                layer.view(1, self.capacity, 2, spec.kv_heads, spec.head_dim).transpose(1, 3)
                 for layer, spec in zip(layers, stored, strict=True)
             ]
             self.flat.append(layers)

@@ -16,10 +16,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from specexp.lm.native.block import Block, BlockLoader
-from specexp.lm.native.description import describe
-from specexp.lm.native.linear import PACK_LIMIT, Linear
-from specexp.lm.native.rotary import Angles, RotaryTables, rotate
+from specexp.lm.blocks.block import Block, BlockLoader
+from specexp.lm.blocks.description import describe
+from specexp.lm.blocks.feed_forward import MAX_PAIRS
+from specexp.lm.blocks.linear import PACK_LIMIT, Linear
+from specexp.lm.blocks.rotary import Angles, RotaryTables, rotate
+
+NO_LIMIT = 1 << 30
 
 
 class Cache(Protocol):
@@ -48,7 +51,7 @@ class NativeForward:
         self.packed = exact and self.device.type == "cpu" and torch._C._has_mkldnn and size <= PACK_LIMIT
         rotary = parts.stack.rotary_emb
         self._rotary = RotaryTables(rotary, self.spec.rotary, self.spec.query_scaling, self.embedding)
-        loader = BlockLoader(module.config.get_text_config(decoder=True), family, self.embedding, self.packed)
+        loader = BlockLoader(family, self.embedding, self.packed)
         self.blocks = [loader.block(*each) for each in zip(self.spec.blocks, parts.layers, strict=True)]
         self._final_norm = loader.norm(parts.final_norm)
         self._layer_embeddings = loader.layer_embeddings(parts)
@@ -58,11 +61,21 @@ class NativeForward:
 
     def _head(self, module: Any, suppressed: list[int]) -> Linear:
         weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
-        self._suppressed = suppressed if self.spec.logit_softcap else []  # a cap would make minus infinity finite
-        if suppressed and not self._suppressed:
+        self._suppressed: Tensor | None = None
+        if suppressed and self.spec.logit_softcap:  # a cap would make minus infinity finite
+            self._suppressed = torch.tensor(suppressed, device=self.device)
+        elif suppressed:
             bias = torch.zeros(weight.shape[0], dtype=self.dtype, device=self.device) if bias is None else bias.clone()
             bias[suppressed] = float("-inf")
         return Linear(weight, bias, self.packed)
+
+    @property
+    def most_recorded_tokens(self) -> int:
+        """The largest number of tokens of which a forward does without values on the host, and so can be recorded."""
+        return min(
+            (MAX_PAIRS // spec.experts_per_token for spec in self.spec.blocks if spec.experts_per_token),
+            default=NO_LIMIT,
+        )
 
     def angles(self, length: int) -> Angles:
         """Rotary angles of at least positions 0 .. length - 1."""
@@ -75,8 +88,8 @@ class NativeForward:
             result = result * spec.logit_multiplier
         if spec.logit_softcap:
             result = torch.tanh(result / spec.logit_softcap) * spec.logit_softcap
-            if self._suppressed:
-                result[:, self._suppressed] = float("-inf")
+            if self._suppressed is not None:
+                result.index_fill_(1, self._suppressed, float("-inf"))
         return result.float()
 
     def __call__(self, tokens: Tensor, angles: Angles, cache: Cache) -> Tensor:

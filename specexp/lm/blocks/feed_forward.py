@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specexp.lm.native.linear import Linear
-from specexp.lm.native.norms import Norm
+from specexp.lm.blocks.linear import Linear
+from specexp.lm.blocks.norms import Norm
 
 Activation = Callable[[Tensor], Tensor]
 # Up to this many pairs of token and expert, each pair reads its own copy of the expert's weights: no token is sorted to
@@ -106,7 +106,7 @@ class RoutedExperts:
 def experts_by_pairs(module: Any, num_pairs: int) -> Iterator[None]:
     """Within the context, transformers' experts compute each pair of a token and an expert by itself, if there are at
     most `MAX_PAIRS`; otherwise nothing changes."""
-    config = getattr(getattr(module, "experts", None), "config", None)
+    config: Any = getattr(getattr(module, "experts", None), "config", None)
     before = getattr(config, "_experts_implementation", None)
     if before is None or num_pairs > MAX_PAIRS:
         yield

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from specexp.lm.native.block_spec import UndescribedError
+from specexp.lm.blocks.block_spec import UndescribedError
 
 ATTENTION = ("self_attn", "attention")
 PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("qkv_proj",), ("query_key_value",))
@@ -98,7 +98,7 @@ def find_parts(module: Any) -> StackParts:
     layers = tuple(_layer(layer) for layer in stack.layers)
     extra = _all(stack, "embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm")
     read = {id(p) for part in (embedding, final_norm, *stack.layers, *extra) for p in part.parameters()}
-    _none_left(stack, read, "its decoder")
+    _none_left(stack, read, "its decoder has")
     layer_embeddings = (extra[0], extra[1], extra[2]) if extra else None
     return StackParts(stack, embedding, layers, final_norm, _linear(module, "lm_head"), layer_embeddings)
 
@@ -107,7 +107,7 @@ def _layer(layer: Any) -> LayerParts:
     names = {name for name, _ in layer.named_children() if name in NORMS}
     placement = next((p for p in PLACEMENTS if {name for name in p if name} == names), None)
     if placement is None:
-        raise UndescribedError(f"its blocks have norms in an unknown arrangement ({', '.join(sorted(names)) or 'none'})")
+        raise UndescribedError(f"its blocks have norms in an unknown arrangement: {', '.join(sorted(names)) or 'none'}")
     norms = tuple(getattr(layer, name) if name else None for name in placement)
     attention = _attention(_one(layer, ATTENTION))
     feed_forward = _one(layer, MLP)
@@ -122,7 +122,7 @@ def _layer(layer: Any) -> LayerParts:
     parts += [mixture] if mlp is None else [*mlp.up, mlp.down, mlp.act]
     read = {id(p) for part in parts if isinstance(part, nn.Module) for p in part.parameters()}
     read.add(id(getattr(attention.module, "sinks", None)))
-    _none_left(layer, read, "its blocks")
+    _none_left(layer, read, "its blocks have")
     shared = placement[0] is not None and placement[0] == placement[2]
     return LayerParts(
         layer,
@@ -183,4 +183,4 @@ def _linear(module: Any, *names: str) -> Any:
 def _none_left(module: Any, read: set[int], where: str) -> None:
     left = next((name for name, p in module.named_parameters() if id(p) not in read), None)
     if left is not None:
-        raise UndescribedError(f"{where} have a part that is not known: {left}")
+        raise UndescribedError(f"{where} a part that is not known: {left}")

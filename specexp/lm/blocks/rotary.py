@@ -99,8 +99,8 @@ class RotaryTables:
 def rotate(heads: Tensor, table: Table) -> None:
     """Rotate the first R values of heads[T, H, d], in place."""
     cos, sin, axis = table
-    pairs = cos.shape[2:]
-    part = heads[:, :, : pairs[0] * pairs[1]].unflatten(2, pairs)
+    first, second = cos.shape[2:]
+    part = heads[:, :, : first * second].view(*heads.shape[:2], first, second)
     if cos.dtype == part.dtype:
         torch.addcmul(part * cos, part.flip(axis), sin, out=part)
     else:  # some models keep the angles of bfloat16 weights in float32

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specexp.lm.native.rotary import QueryScaling, RotarySpec
+from specexp.lm.blocks.rotary import QueryScaling, RotarySpec
 
 
 class UndescribedError(Exception):
@@ -36,6 +36,7 @@ class BlockSpec:
     values_are_keys: bool = False  # values are the projected keys, before norm and rotation
     whole_qk_norm: bool = False  # norms of queries and keys run over all heads together
     parallel: bool = False  # attention and MLP both read the block's input, and their results are added
+    experts_per_token: int = 0  # 0: a dense MLP
     residual_multiplier: float = 1.0
     output_multiplier: float = 1.0
 

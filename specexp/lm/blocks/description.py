@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from specexp.lm.native.block_spec import BlockSpec, ModelSpec, UndescribedError
-from specexp.lm.native.families import FAMILIES, Family
-from specexp.lm.native.module_parts import LayerParts, StackParts, find_parts
-from specexp.lm.native.rotary import QueryScaling, RotarySpec
+from specexp.lm.blocks.block_spec import BlockSpec, ModelSpec, UndescribedError
+from specexp.lm.blocks.families import FAMILIES, Family
+from specexp.lm.blocks.module_parts import LayerParts, StackParts, find_parts
+from specexp.lm.blocks.rotary import QueryScaling, RotarySpec
 
 # Rope types whose angles do not depend on the length.
 STATIC_ROTARY = ("default", "linear", "llama3", "yarn", "proportional")
@@ -51,7 +51,8 @@ def _spec(config: Any, family: Family, parts: StackParts) -> ModelSpec:
         kind = types[i] if types else None
         rotates = family.rotates(config, i)
         table = (index[kind] if kind in index else index[None]) if rotates else None
-        blocks.append(_block(config, layer, sum(b.stores for b in blocks), table, _window(config, kind), latest.get(kind)))
+        store, window = sum(block.stores for block in blocks), _window(config, kind)
+        blocks.append(_block(config, layer, store, table, window, latest.get(kind)))
         if blocks[-1].stores:
             latest[kind] = blocks[-1]
     return ModelSpec(
@@ -96,8 +97,15 @@ def _block(
         values_are_keys=values_are_keys,
         whole_qk_norm=query_norm is not None and _size(query_norm) == heads * head_dim != head_dim,
         parallel=layer.shared_norm or bool(getattr(config, "use_parallel_residual", False)),
+        experts_per_token=_experts_per_token(config) if layer.mixture is not None else 0,
         residual_multiplier=float(getattr(layer.layer, "residual_multiplier", 1.0)),
         output_multiplier=float(getattr(layer.layer, "layer_scalar", 1.0)),
+    )
+
+
+def _experts_per_token(config: Any) -> int:
+    return int(
+        next(getattr(config, name) for name in ("num_experts_per_tok", "top_k_experts") if hasattr(config, name))
     )
 
 

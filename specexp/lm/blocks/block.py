@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specexp.lm.native.block_spec import BlockSpec
-from specexp.lm.native.families import Family
-from specexp.lm.native.feed_forward import FeedForward, Mixture, Mlp, NormedMlp, RoutedExperts, activation
-from specexp.lm.native.layer_inputs import LayerEmbeddings, LayerInput
-from specexp.lm.native.linear import Linear, joined
-from specexp.lm.native.module_parts import AttentionParts, LayerParts, StackParts
-from specexp.lm.native.norms import Norm, layer_norm, rms_norm
+from specexp.lm.blocks.block_spec import BlockSpec
+from specexp.lm.blocks.families import Family
+from specexp.lm.blocks.feed_forward import FeedForward, Mixture, Mlp, NormedMlp, RoutedExperts, activation
+from specexp.lm.blocks.layer_inputs import LayerEmbeddings, LayerInput
+from specexp.lm.blocks.linear import Linear, joined
+from specexp.lm.blocks.module_parts import AttentionParts, LayerParts, StackParts
+from specexp.lm.blocks.norms import Norm, layer_norm, rms_norm
 
 Weights = tuple[Tensor, Tensor | None]  # a norm's weight and bias
 
@@ -47,8 +47,8 @@ class Block:
 class BlockLoader:
     """Makes blocks from the parts of a module."""
 
-    def __init__(self, config: Any, family: Family, like: Tensor, pack: bool) -> None:
-        self._config, self._family, self._like, self._pack = config, family, like, pack
+    def __init__(self, family: Family, like: Tensor, pack: bool) -> None:
+        self._family, self._like, self._pack = family, like, pack
 
     def block(self, spec: BlockSpec, parts: LayerParts) -> Block:
         """The block of these parts, whose projections become views of joined ones."""
@@ -69,8 +69,8 @@ class BlockLoader:
             out=Linear(*joined([attention.out]), self._pack),
             attention_post_norm=self.norm(after_attention),
             mlp_norm=None if parts.shared_norm else self.norm(before_mlp),
-            mlp=self._feed_forward(parts),
-            mixture=self._mixture(parts) if parts.mixture_norms is not None else None,
+            mlp=self._feed_forward(spec, parts),
+            mixture=self._mixture(spec, parts) if parts.mixture_norms is not None else None,
             mlp_post_norm=self.norm(after_mlp),
             layer_input=self._layer_input(parts),
         )
@@ -112,10 +112,10 @@ class BlockLoader:
             weight = weight.float()
         if family.norm_offset:
             weight = weight + family.norm_offset
-        biases = [getattr(part, "bias", None) for part in each]
-        if biases[0] is None:
+        biases = [part.bias.detach() for part in each if getattr(part, "bias", None) is not None]
+        if not biases:
             return weight, None
-        return weight, torch.stack([b.detach() for b in biases]) if len(each) > 1 else biases[0].detach()
+        return weight, torch.stack(biases) if len(each) > 1 else biases[0]
 
     def _plain_norm(self, module: Any, size: int) -> Norm:
         """A norm without a weight."""
@@ -128,9 +128,9 @@ class BlockLoader:
         biases = [bias.expand(count, -1) for (_, bias), count in each if bias is not None]
         return self._norm(weight, torch.cat(biases) if biases else None, _eps(attention.query_norm), spec.head_dim)
 
-    def _feed_forward(self, parts: LayerParts) -> FeedForward:
+    def _feed_forward(self, spec: BlockSpec, parts: LayerParts) -> FeedForward:
         if parts.mlp is None:
-            return Mixture(parts.mixture, int(self._config.num_experts_per_tok))
+            return Mixture(parts.mixture, spec.experts_per_token)
         up, down = Linear(*joined(parts.mlp.up), self._pack), Linear(*joined([parts.mlp.down]), self._pack)
         mlp = Mlp(up, down, activation(parts.mlp.act), parts.mlp.gated)
         if parts.mixture_norms is None:
@@ -139,13 +139,13 @@ class BlockLoader:
         assert norm is not None
         return NormedMlp(mlp, norm)
 
-    def _mixture(self, parts: LayerParts) -> RoutedExperts:
+    def _mixture(self, spec: BlockSpec, parts: LayerParts) -> RoutedExperts:
         """Experts beside an MLP, with their router and norms."""
         assert parts.mixture_norms is not None
         before, after = (self.norm(norm) for norm in parts.mixture_norms[1:])
         assert before is not None
         assert after is not None
-        return RoutedExperts(parts.mixture, before, after, int(self._config.top_k_experts))
+        return RoutedExperts(parts.mixture, before, after, spec.experts_per_token)
 
     def _layer_input(self, parts: LayerParts) -> LayerInput | None:
         if parts.layer_input is None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from specexp.lm.native.feed_forward import Activation
-from specexp.lm.native.linear import Linear
-from specexp.lm.native.norms import Norm
+from specexp.lm.blocks.feed_forward import Activation
+from specexp.lm.blocks.linear import Linear
+from specexp.lm.blocks.norms import Norm
 
 
 @dataclass(frozen=True, slots=True)
