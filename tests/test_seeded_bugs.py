@@ -21,11 +21,11 @@ import pytest
 import torch
 
 from helpers import seeded_bugs
-from helpers.seeded_bugs import FILE_BUGS, Bug
+from helpers.seeded_bugs import BLOCK_BUGS, FILE_BUGS, Bug
 
 TESTS = Path(__file__).resolve().parent
-LISTS = [bugs for name, bugs in vars(seeded_bugs).items() if name.endswith("BUGS") and bugs is not FILE_BUGS]
-ALL_BUGS = [bug for bugs in (*LISTS, *FILE_BUGS.values()) for bug in bugs]
+LISTS = [bugs for name, bugs in vars(seeded_bugs).items() if name.endswith("BUGS") and isinstance(bugs, list)]
+ALL_BUGS = [bug for bugs in (*LISTS, *FILE_BUGS.values(), *BLOCK_BUGS.values()) for bug in bugs]
 FAILED = 1  # pytest's exit code where tests ran and some failed; a bug that breaks the import is none
 NOTHING = Bug("the unchanged package", "specexp.no_such_module", "", "")
 

@@ -18,6 +18,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere 2, mixed layers": ("cohere2", {"layer_types": MIXED}),
     "exaone 4, mixed layers": ("exaone4", {"layer_types": MIXED, "sliding_window_pattern": 2}),
     "exaone 4, no windows": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
+    "exaone moe, mixed layers": ("exaone_moe", {"layer_types": MIXED, "sliding_window_pattern": 2}),
     "gemma 2, low caps": ("gemma2", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
     "gemma 3, mixed layers": ("gemma3_text", {"layer_types": MIXED}),
     "gemma 4, dense": ("gemma4_text", GEMMA_4),

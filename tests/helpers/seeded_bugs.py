@@ -418,6 +418,56 @@ FORWARD_BUGS = [
     Bug("heads that share a key have the first one's mask", BUCKETED, "mask[:, None].expand(-1, group, -1).reshape(-1, mask.shape[1])", "mask.repeat(group, 1)"),
 ]  # fmt: skip
 
+# By the model of `block_cases` that shows it.
+BLOCK_BUGS: dict[str, list[Bug]] = {
+    "cohere": [Bug("pairs are halves all the same", ROTARY, "torch.addcmul(part * cos, part.flip(axis), sin, out=part)", "torch.addcmul(part * cos, part.flip(2), sin, out=part)")],
+    "gemma": [Bug("embeddings are not multiplied", OWN, "            x.mul_(self.spec.embedding_multiplier)\n", "            pass\n")],
+    "gemma 2, low caps": [
+        Bug("scores have no cap", ATTENTION, "    if spec.score_softcap:\n        scores =", "    if False:\n        scores ="),
+        Bug("logits have no cap", OWN, "        if spec.logit_softcap:\n", "        if False:\n"),
+        Bug("the norm after attention is dropped", OWN, "torch.add(x, block.attention_post_norm(block.out(attended)), alpha=multiplier)", "torch.add(x, block.out(attended), alpha=multiplier)"),
+        Bug("the norm after the MLP is dropped", OWN, "torch.add(after, block.mlp_post_norm(result), alpha=multiplier)", "torch.add(after, result, alpha=multiplier)"),
+    ],
+    "gemma 4, experts": [
+        Bug("the router reads normed states", FEED_FORWARD, "self._module.router(x)", "self._module.router(self._before(x))"),
+        Bug("the MLP beside the experts has no norm", FEED_FORWARD, "return self._norm(self._mlp(x))", "return self._mlp(x)"),
+        Bug("the experts are forgotten", OWN, "            result = result + block.mixture(after)\n", "            pass\n"),
+    ],
+    "gemma4_text": [
+        Bug("keys of another layer type are shared", DESCRIPTION, "latest.get(kind))", "next(iter(latest.values()), None))"),
+        Bug("values are not normed", OWN, "        values.copy_(block.value_norm(values))\n", ""),
+        Bug("the token's own vectors are dropped", LAYER_INPUTS, "projected.add_(own.view(shape)).mul_", "projected.mul_"),
+        Bug("vectors are not gated", LAYER_INPUTS, "self.act(self.gate(x)).mul_(vectors)", "self.act(self.gate(x))"),
+        Bug("every block has the first one's vectors", OWN, "zip(self.blocks, vectors, strict=True)", "zip(self.blocks, [vectors[0]] * len(self.blocks), strict=True)"),
+        Bug("a block's output is not multiplied", OWN, "return x if spec.output_multiplier == 1 else x.mul_(spec.output_multiplier)", "return x"),
+    ],
+    "gemma 4, values are keys": [Bug("values are queries", OWN, "torch.cat([projected, projected[:, heads * head_dim :]], dim=1)", "torch.cat([projected, projected[:, : spec.kv_heads * head_dim]], dim=1)")],
+    "glm4": [Bug("the last values of a head are rotated", ROTARY, "heads[:, :, : first * second]", "heads[:, :, heads.shape[2] - first * second :]")],
+    "gpt_neox": [
+        Bug("the MLP of a parallel block reads attention's result", OWN, "block.mlp_norm(x if spec.parallel else after)", "block.mlp_norm(after)"),
+        Bug("joined projections are not told apart by head", OWN, ".view(num, heads, 3, head_dim).transpose(1, 2)", ".view(num, 3, heads, head_dim)"),
+    ],
+    "gpt_oss": [
+        Bug("sinks of the wrong heads", ATTENTION, "block.sinks.view(1, kv_heads, 1, -1)", "block.sinks.view(1, -1, 1, kv_heads).transpose(1, 3)"),
+        Bug("sinks are values", ATTENTION, "torch.softmax(scores, -1, torch.float32)[..., :-1]", "torch.softmax(scores[..., :-1], -1, torch.float32)"),
+    ],
+    "granite, multipliers": [
+        Bug("scores are divided by the root of the head size", ATTENTION, "scale=spec.score_multiplier", "scale=None"),
+        Bug("the MLP's result is not multiplied", OWN, "block.mlp.added(normed, after, multiplier)", "block.mlp.added(normed, after, 1.0)"),
+        Bug("attention's result is not multiplied", LINEAR, "alpha=multiplier)\n        return torch.addmm(residual, x, self.transposed, alpha=multiplier)", "alpha=multiplier)\n        return torch.addmm(residual, x, self.transposed)"),
+        Bug("logits are not divided", OWN, "        if spec.logit_multiplier != 1:\n", "        if False:\n"),
+    ],
+    "ministral 3, scaled queries": [
+        Bug("queries are not scaled", OWN, "        queries = queries * angles.scales\n", "        pass\n"),
+        Bug("scales are those of slots", ROTARY, "self.scales.index_select(0, positions)", "self.scales[: positions.shape[0]]"),
+    ],
+    "nemotron": [Bug("without a gate there is no activation", FEED_FORWARD, "return self.act(inner)\n", "return inner\n")],
+    "olmo2": [Bug("keys are not normed", OWN, "block.key_norm(projected[:, end : turned * head_dim])", "projected[:, end : turned * head_dim]")],
+    "phi, norms per head": [Bug("biases of head norms are dropped", NORMS, "result if bias is None else result.add_(bias)", "result")],
+    "hunyuan_v1_dense": [Bug("queries and keys are normed before they rotate", OWN, "block.qk_norm is not None and not spec.qk_norm_last", "block.qk_norm is not None"), ],
+    "qwen3": [Bug("keys have the queries' norm", BLOCK, "(keys, spec.kv_heads)]", "(queries, spec.kv_heads)]")],
+}  # fmt: skip
+
 ALIGNMENT_BUGS = [
     Bug("a mask begins anywhere", KV, "start % (ALIGNMENT // forward.dtype.itemsize)", "0"),
     Bug("a mask begins at whole values of half the size", KV, "ALIGNMENT // forward.dtype.itemsize", "ALIGNMENT // forward.dtype.itemsize // 2"),

@@ -55,6 +55,7 @@ SHARED: dict[str, Any] = {"num_kv_shared_layers": 2, "num_hidden_layers": 4, "la
 LLAMA_4: dict[str, Any] = {
     "floor_scale": 4, "layer_types": FULL, "no_rope_layers": [1, 0], "attn_temperature_tuning": True
 }  # fmt: skip
+LEARNED_BUFFERS = ("layer_scalar", "e_score_correction_bias")  # values that come with the weights
 LARGE = ("blt", "git", "phi4_multimodal")  # parts that these sizes do not reach take gigabytes, or minutes
 # Settings that a family needs in addition, or instead.
 MORE: dict[str, dict[str, Any]] = {
@@ -97,6 +98,9 @@ def build(kind: str, seed: int = 0, **more: Any) -> Any:
         for parameter in module.parameters():
             if parameter.dim() < 2 or parameter.std() < 0.1:
                 parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+        for name, buffer in module.named_buffers():
+            if name.endswith(LEARNED_BUFFERS):
+                buffer += 0.2 * torch.randn(buffer.shape, generator=generator)
     return module
 
 

@@ -113,9 +113,10 @@ def test_a_large_mixture_is_not_recorded() -> None:
 CHANGED = [(kind, field.name) for kind, family in FAMILIES.items() for field in fields(Family)
            if getattr(family, field.name) != field.default and field.name != "wide_norms"]  # fmt: skip
 WHERE_IT_SHOWS = {
-    "exaone4": "exaone 4, mixed layers",
-    "smollm3": "smollm 3, no positions",
     "cohere2": "cohere 2, mixed layers",
+    "exaone4": "exaone 4, mixed layers",
+    "exaone_moe": "exaone moe, mixed layers",
+    "smollm3": "smollm 3, no positions",
 }
 
 

@@ -35,6 +35,7 @@ class BlockSpec:
     heads_outermost: bool = False  # the projection holds query, key and value per head, not queries, keys and values
     values_are_keys: bool = False  # values are the projected keys, before norm and rotation
     whole_qk_norm: bool = False  # norms of queries and keys run over all heads together
+    qk_norm_last: bool = False  # they come after the rotation
     parallel: bool = False  # attention and MLP both read the block's input, and their results are added
     experts_per_token: int = 0  # 0: a dense MLP
     residual_multiplier: float = 1.0

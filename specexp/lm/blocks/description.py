@@ -35,8 +35,10 @@ def describe(module: Any) -> tuple[ModelSpec, StackParts, Family]:
     if any(hasattr(part, "_hf_hook") for part in module.modules()):
         raise UndescribedError("its weights are moved at every call")
     parts = find_parts(module)
+    experts = {id(p) for layer in parts.layers if layer.mlp is None for p in layer.mixture.parameters()}
     parameters = [*parts.stack.parameters(), *parts.head.parameters()]
-    if len({(p.device, p.dtype) for p in parameters}) > 1 or parameters[0].device.type == "meta":
+    dtypes = {p.dtype for p in parameters if id(p) not in experts}  # routers may have a dtype of their own
+    if len(dtypes) > 1 or len({p.device for p in parameters}) > 1 or parameters[0].device.type == "meta":
         raise UndescribedError("its weights are not all on one device in one dtype")
     return _spec(config, family, parts), parts, family
 
@@ -52,7 +54,7 @@ def _spec(config: Any, family: Family, parts: StackParts) -> ModelSpec:
         rotates = family.rotates(config, i)
         table = (index[kind] if kind in index else index[None]) if rotates else None
         store, window = sum(block.stores for block in blocks), _window(config, kind)
-        blocks.append(_block(config, layer, store, table, window, latest.get(kind)))
+        blocks.append(_block(config, family, layer, store, table, window, latest.get(kind)))
         if blocks[-1].stores:
             latest[kind] = blocks[-1]
     return ModelSpec(
@@ -66,12 +68,14 @@ def _spec(config: Any, family: Family, parts: StackParts) -> ModelSpec:
 
 
 def _block(
-    config: Any, layer: LayerParts, store: int, table: int | None, window: int, source: BlockSpec | None
+    config: Any, family: Family, layer: LayerParts, store: int, table: int | None, window: int, source: BlockSpec | None
 ) -> BlockSpec:
     """The description of a block. `source` is the block whose keys and values it uses if it computes none."""
     module = layer.attention.module
     if not getattr(module, "is_causal", True):
         raise UndescribedError("its attention is not causal")
+    if getattr(config, "clip_qkv", None) is not None:
+        raise UndescribedError("its attention clips queries, keys and values")
     heads = int(config.num_attention_heads)
     head_dim = int(layer.attention.out.weight.shape[1]) // heads
     rows = sum(part.weight.shape[0] for part in layer.attention.projections) - heads * head_dim
@@ -96,6 +100,7 @@ def _block(
         heads_outermost=hasattr(module, "query_key_value"),
         values_are_keys=values_are_keys,
         whole_qk_norm=query_norm is not None and _size(query_norm) == heads * head_dim != head_dim,
+        qk_norm_last=family.qk_norm_last,
         parallel=layer.shared_norm or bool(getattr(config, "use_parallel_residual", False)),
         experts_per_token=_experts_per_token(config) if layer.mixture is not None else 0,
         residual_multiplier=float(getattr(layer.layer, "residual_multiplier", 1.0)),

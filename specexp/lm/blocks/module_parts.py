@@ -17,7 +17,7 @@ from specexp.lm.blocks.block_spec import UndescribedError
 ATTENTION = ("self_attn", "attention")
 PROJECTIONS = (("q_proj", "k_proj", "v_proj"), ("qkv_proj",), ("query_key_value",))
 OUT = ("o_proj", "dense")
-QK_NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))
+QK_NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("query_layernorm", "key_layernorm"))
 MLP = ("mlp", "block_sparse_moe")
 # Names of an MLP's projections: those before the activation, the one after it.
 GATED = ((("gate_proj", "up_proj"), "down_proj"), (("gate_up_proj",), "down_proj"))

@@ -83,7 +83,10 @@ def native_fault(model: Loaded) -> str | None:
         if is_exhausted(error):
             raise
         return f"the native forward failed on it ({type(error).__name__}: {first_line(error)})"
-    gap, limit = _gap(logits.nan_to_num(float("inf"), float("inf"), float("-inf")), reference), AS_MUCH * _rounding(model, reference)
+    gap, limit = (
+        _gap(logits.nan_to_num(float("inf"), float("inf"), float("-inf")), reference),
+        AS_MUCH * _rounding(model, reference),
+    )
     if gap <= limit:
         return None
     return f"the native forward gives it other logits (by {gap:.2g}, of which rounding explains {limit:.2g})"

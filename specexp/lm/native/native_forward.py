@@ -62,7 +62,8 @@ class NativeForward:
     def _head(self, module: Any, suppressed: list[int]) -> Linear:
         weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
         self._suppressed: Tensor | None = None
-        if suppressed and self.spec.logit_softcap:  # a cap would make minus infinity finite
+        if suppressed and (self.spec.logit_softcap or self.spec.logit_multiplier != 1):
+            # A cap would make minus infinity finite.
             self._suppressed = torch.tensor(suppressed, device=self.device)
         elif suppressed:
             bias = torch.zeros(weight.shape[0], dtype=self.dtype, device=self.device) if bias is None else bias.clone()
@@ -88,8 +89,8 @@ class NativeForward:
             result = result * spec.logit_multiplier
         if spec.logit_softcap:
             result = torch.tanh(result / spec.logit_softcap) * spec.logit_softcap
-            if self._suppressed is not None:
-                result.index_fill_(1, self._suppressed, float("-inf"))
+        if self._suppressed is not None:
+            result.index_fill_(1, self._suppressed, float("-inf"))
         return result.float()
 
     def __call__(self, tokens: Tensor, angles: Angles, cache: Cache) -> Tensor:
@@ -150,10 +151,12 @@ def _attend(block: Block, normed: Tensor, angles: Angles, cache: Cache) -> Tenso
              projected[:, turned * head_dim :]], dim=1,
         )  # fmt: skip
     both = projected[:, : turned * head_dim].view(num, turned, head_dim)
-    if block.qk_norm is not None:
+    if block.qk_norm is not None and not spec.qk_norm_last:
         both.copy_(block.qk_norm(both))
     if spec.rotary is not None:
         rotate(both, angles.tables[spec.rotary])
+    if block.qk_norm is not None and spec.qk_norm_last:
+        both.copy_(block.qk_norm(both))
     if block.value_norm is not None:
         values = projected[:, turned * head_dim :].view(num, spec.kv_heads, head_dim)
         values.copy_(block.value_norm(values))
