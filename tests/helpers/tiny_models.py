@@ -56,6 +56,15 @@ LLAMA_4: dict[str, Any] = {
     "floor_scale": 4, "layer_types": FULL, "no_rope_layers": [1, 0], "attn_temperature_tuning": True
 }  # fmt: skip
 LEARNED_BUFFERS = ("layer_scalar", "e_score_correction_bias")  # values that come with the weights
+LINEAR: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_head_dim": 8, "linear_num_heads": 4,
+}  # fmt: skip
+MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8,
+    "n_mamba_heads": 2, "mamba_dt_rank": 4, "mamba_headdim": 32, "mamba_ngroups": 1, "mamba_num_heads": 4,
+    "mamba_head_dim": 16, "ssm_state_size": 8, "chunk_size": 8, "use_mamba_kernels": False, "attention_head_dim": 16,
+}  # fmt: skip
 LARGE = ("blt", "git", "phi4_multimodal")  # parts that these sizes do not reach take gigabytes, or minutes
 # Settings that a family needs in addition, or instead.
 MORE: dict[str, dict[str, Any]] = {
@@ -72,6 +81,27 @@ MORE: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    **dict.fromkeys(
+        ("olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"), LINEAR
+    ),
+    **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), LINEAR),
+    **dict.fromkeys(
+        ("bailing_hybrid", "kimi_linear"),
+        LINEAR | {"num_key_value_heads": 4, "mlp_layer_types": ["dense", "sparse"], "num_experts_per_token": 2,
+                  "num_expert_group": 1, "topk_group": 1},
+    ),
+    "bamba": MAMBA | {"attn_layer_indices": [1]},
+    "falcon_h1": MAMBA | {"mamba_d_ssm": 64},
+    "granitemoehybrid": MAMBA | {"layer_types": ["linear_attention", "full_attention"], "shared_intermediate_size": 48},
+    "jamba": MAMBA | {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
+    "lfm3": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8, "chunk_size": 8},
+    "nemotron_h": MAMBA | {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"], "n_groups": 1,
+                           "moe_shared_expert_intermediate_size": 32},
+    "recurrent_gemma": {"lru_width": 32, "block_types": ["recurrent", "attention"], "attention_window_size": WINDOW},
+    "zamba": MAMBA | {"layers_block_type": ["linear_attention", "hybrid"], "num_key_value_heads": 4},
+    "zamba2": MAMBA | {"layers_block_type": ["linear_attention", "hybrid"], "hybrid_layer_ids": [1],
+                       "num_key_value_heads": 4, "num_query_groups": 4},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 20]},
     "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},

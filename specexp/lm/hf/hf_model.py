@@ -25,13 +25,16 @@ from specexp.lm.blocks.description import refusal
 from specexp.lm.hf import forward_check, generation_config, model_config
 from specexp.lm.hf.hf_session import HFSession
 from specexp.lm.hf.offload import Offload, stored
+from specexp.lm.hf.recurrent_state import HFState
 from specexp.lm.hf.rope import LongRopeSession, boundary_of
+from specexp.lm.hf.uncached_session import UncachedSession
 from specexp.lm.model import Feed, Session, one_by_one
 from specexp.lm.native.cuda_graphs import Capture, CudaGraphs, GraphSession
 from specexp.lm.native.draft_loop import draft_chain
 from specexp.lm.native.graph_pools import GraphPools
 from specexp.lm.native.kv_cache import NativeSession, Pool, together
 from specexp.lm.native.native_forward import NativeForward
+from specexp.lm.replay import ReplaySession
 from specexp.lm.transfer import integers
 
 Array = torch.Tensor
@@ -51,6 +54,9 @@ class HFModel:
     suppressed: Sequence[int] = ()  # ids that are never emitted
     keeps_rows: bool = field(init=False)  # True if the module's forward takes `logits_to_keep`
     cache_argument: str = field(init=False)  # under which the module's forward takes its cache
+    takes_positions: bool = field(init=False)  # True if it takes `position_ids`
+    cache_kind: str = field(init=False)  # of `model_config.cache_kind`
+    _continues_by_one: bool | None = field(init=False, default=None)
     native: NativeForward | None = field(init=False, default=None)
     why_not_native: str | None = field(init=False)
     _native_fault: str | None = field(init=False, default=None)  # what the check of the native forward found
@@ -73,7 +79,8 @@ class HFModel:
         self.recomputed_at = boundary.length if boundary is not None and boundary.recomputed else None
         self.device = torch.device(self.module.device)
         parameters = inspect.signature(self.module.forward).parameters
-        self.keeps_rows = "logits_to_keep" in parameters
+        self.keeps_rows, self.takes_positions = "logits_to_keep" in parameters, "position_ids" in parameters
+        self.cache_kind = model_config.cache_kind(self.module.config)
         self.cache_argument = model_config.cache_argument(self.module.forward) or "past_key_values"
         self.why_not_native = refusal(self.module) if self.forward == "auto" else "it was not asked for"
         if self.why_not_native is None:
@@ -120,9 +127,36 @@ class HFModel:
             result = self._text_config.eos_token_id
         return () if result is None else tuple(result) if isinstance(result, list | tuple) else (int(result),)
 
+    @property
+    def continues_by_one(self) -> bool:
+        """True if a recurrent state is continued right by one token per forward only; measured once."""
+        if self._continues_by_one is None:
+            self._continues_by_one = forward_check.continues_by_one(self)
+        return self._continues_by_one
+
+    def run_module(
+        self, tokens: Array, positions: Array, cache: Any, rows: int, hidden: bool, **more: Any
+    ) -> tuple[Array, Array | None]:
+        """One forward of the module for tokens[N] after those in `cache`; answers as `Session.feed` does."""
+        if self.keeps_rows:
+            more["logits_to_keep"] = max(rows, 1)  # 0 would mean all of them
+        if self.takes_positions:
+            more["position_ids"] = positions[None]
+        more[self.cache_argument] = cache
+        out = self.module(input_ids=tokens[None], use_cache=True, output_hidden_states=hidden, **more)
+        logits = out.logits[0, out.logits.shape[1] - rows :]
+        return self.as_logits(logits), out.hidden_states[-1][0, tokens.shape[0] - rows :] if hidden else None
+
+    def as_logits(self, rows: Array) -> Array:
+        """The logits of the ids that are used, in float32, from those of the module [N, all ids]."""
+        logits = rows[:, : self.num_valid_ids].float()
+        if self.suppressed:
+            logits[:, self.suppressed] = float("-inf")
+        return logits
+
     def check_cache(self) -> None:
         """Raise ModelError if transformers' forward gives other logits with a cache than without one."""
-        if self.native is None:
+        if self.native is None and self.cache_kind != model_config.NO_CACHE:
             forward_check.check_cache(self, self.name)
 
     def check_trees(self) -> None:
@@ -149,6 +183,11 @@ class HFModel:
         if self.recomputed_at is not None:
             rotary, length = self.module.model.rotary_emb, self.recomputed_at
             return [LongRopeSession(HFSession(self), HFSession(self), rotary, length) for _ in range(count)]
+        if self.cache_kind == model_config.NO_CACHE:
+            return [UncachedSession(self) for _ in range(count)]
+        if self.cache_kind == model_config.RECURRENT:
+            by_one = self.continues_by_one
+            return [ReplaySession(HFState(self, by_one), self.ids([])) for _ in range(count)]
         if self.native is None:
             return [HFSession(self) for _ in range(count)]
         if self.graph_pools is not None and count == 1:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.cache_utils import DynamicCache
-
+from specexp.lm.hf.recurrent_state import new_cache
 from specexp.lm.hf.tree_mask import tree_mask
 from specexp.lm.model import CHUNK, Branches, in_pieces
 from specexp.lm.transfer import integers
@@ -23,7 +22,7 @@ class HFSession:
 
     def __init__(self, model: HFModel) -> None:
         self._model = model
-        self._cache = DynamicCache()
+        self._cache = new_cache(model.module.config)
         self._length = 0
 
     @property
@@ -42,23 +41,9 @@ class HFSession:
         if branches is not None:
             self._model.check_trees()
             more["attention_mask"], positions = tree_mask(self._model.module, self._length, num, branches)
-        if self._model.keeps_rows:
-            more["logits_to_keep"] = max(rows, 1)  # 0 would mean all of them
-        out = self._model.module(
-            input_ids=tokens[None],
-            position_ids=positions[None],
-            use_cache=True,
-            output_hidden_states=hidden,
-            **{self._model.cache_argument: self._cache},
-            **more,
-        )
+        answer = self._model.run_module(tokens, positions, self._cache, rows, hidden, **more)
         self._length += num
-        logits = out.logits[0, :, : self._model.num_valid_ids]
-        states = out.hidden_states[-1][0, num - rows :] if hidden else None
-        logits = logits[logits.shape[0] - rows :].float()
-        if self._model.suppressed:
-            logits[:, self._model.suppressed] = float("-inf")
-        return logits, states
+        return answer
 
     @torch.inference_mode()
     def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
@@ -68,7 +53,7 @@ class HFSession:
             for layer in self._cache.layers:
                 layer.keys, layer.values = layer.keys.index_select(2, kept), layer.values.index_select(2, kept)
         elif length == 0:
-            self._cache = DynamicCache()
+            self._cache = new_cache(self._model.module.config)
         elif length < self._length:
             self._cache.crop(length - self._length)
         self._length = length + len(slots)

@@ -11,9 +11,16 @@ import inspect
 from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.cache_utils import DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicCache,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
-from specexp.errors import ModelError, first_line
+from specexp.errors import ModelError
 from specexp.lm.hf.rope import boundary_of
 
 NO_LIMIT = 1 << 30
@@ -24,18 +31,17 @@ CONTEXT_NAMES = (
     "max_target_positions", "seq_length", "model_max_length", "context_length",
 )  # fmt: skip
 # Layers of a cache that can be truncated; a `DummyLayer` holds nothing.
-REWINDABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+REWINDABLE = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer)
 # Encoders, which also attend to later tokens unless their config sets `is_decoder`.
 ENCODERS = frozenset({
     "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert",
     "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
-# Families whose cache cannot take several appended tokens, with the reason.
-CLOSED_CACHES = {
-    "cpmant": "puts its own prompt before the tokens of every call, including cached ones",
-    "prophetnet": "takes one token at a time after cached ones",
-    "moshi": "needs audio codes in addition to the text at every step",
-}
+# Families that do not decode text alone, with the reason.
+CLOSED = {"moshi": "needs audio codes in addition to the text at every step"}
+# Families whose modules take a cache of their own, which cannot be copied or cut back, or takes one token at a time.
+OWN_CACHES = frozenset({"cpmant", "minimax", "prophetnet", "rwkv", "xlstm"})
+KEY_VALUE, RECURRENT, NO_CACHE = "key-value", "recurrent", "none"
 
 
 def check(config: Any, name: str) -> None:
@@ -86,41 +92,51 @@ def refusal(config: Any) -> str | None:
             "is an encoder: each token attends to later ones; use a decoder-only model, or set is_decoder to true in"
             " the config of one that was trained as a decoder"
         )
-    if kind in CLOSED_CACHES:
-        return f"{CLOSED_CACHES[kind]}; use a decoder-only model with a key-value cache"
+    if kind in CLOSED:
+        return f"{CLOSED[kind]}; use a decoder-only model of text"
     if kind == "xmod" and not getattr(text, "default_language", None):
         return "has an adapter for each language and no default_language in its config; set one"
-    model = _class(config)
+    return None
+
+
+def cache_kind(config: Any) -> str:
+    """How a model with this config continues after earlier tokens: `KEY_VALUE`, `RECURRENT` or `NO_CACHE`."""
+    model, kind = _class(config), str(config.model_type)
+    if kind in OWN_CACHES or (model is not None and cache_argument(model.forward) is None):
+        return NO_CACHE
     try:
         layers = DynamicCache(config=config).layers
-    except Exception as error:  # the config lacks fields that every cache needs
-        return f"has a config without the fields of a KV cache ({type(error).__name__}: {first_line(error, 'no text')})"
-    others = sorted({type(layer).__name__ for layer in layers if type(layer) not in REWINDABLE})
-    if others or getattr(model, "_is_stateful", False):
-        return (
-            f"keeps {', '.join(others) or 'a recurrent state'} in its cache, which cannot be rewound to an earlier"
-            " token; speculative methods need a model with attention layers only"
-        )
-    if model is not None and cache_argument(model.forward) is None:
-        return "has no key-value cache, so that each token would be decoded without its context; use a model with one"
-    return None
+    except Exception:  # the config lacks fields that every cache needs
+        return NO_CACHE
+    if all(type(layer) in REWINDABLE for layer in layers):
+        return NO_CACHE if getattr(model, "_is_stateful", False) else KEY_VALUE
+    known = all(type(layer) in REWINDABLE or isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+    return RECURRENT if known else NO_CACHE
 
 
 def cache_argument(forward: Any) -> str | None:
     """The parameter in which a module's forward takes its key-value cache; None if it takes none.
 
-    It is `past_key_values`, or, since transformers 5.24, `cache`, which in XLM has always been something else.
+    It is `past_key_values`, or, since transformers 5.24, `cache`, which in XLM has always been something else; some
+    recurrent families call it `cache_params`.
     """
     parameters = inspect.signature(forward).parameters
-    if "past_key_values" in parameters:
-        return "past_key_values"
+    for name in ("past_key_values", "cache_params"):
+        if name in parameters:
+            return name
     return "cache" if "cache" in parameters and "Cache" in str(parameters["cache"].annotation) else None
 
 
 def tree_refusal(config: Any) -> str | None:
     """The reason why a model with this config cannot score a token tree; None if no reason is known."""
     text = config.get_text_config(decoder=True)
-    parameters = _forward(config)
+    parameters, kind = _forward(config), cache_kind(config)
+    if kind == RECURRENT:
+        return "has layers with a recurrent state, which holds one sequence and no tree"
+    if kind == NO_CACHE:
+        return "decodes without a cache, so it cannot score token trees"
+    if getattr(text, "index_topk", None):
+        return "has an index of keys in its cache, which holds one sequence and no tree"
     if parameters is not None and "position_ids" not in parameters:
         return "places tokens by their slot in the cache and takes no position ids, so it cannot score token trees"
     if config.model_type == "falcon" and text.alibi:

@@ -1,0 +1,104 @@
+"""The state of models with recurrent or convolutional layers on transformers' forward, for `replay.py`.
+
+transformers keeps these states in a `DynamicCache`, beside the keys and values of attention layers. Some families
+continue from a state by several tokens at a time, others by one; `HFModel` measures which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+)
+
+from specexp.lm.model import CHUNK, in_pieces
+
+if TYPE_CHECKING:
+    from specexp.lm.hf.hf_model import HFModel
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCopy:
+    """The states of one layer, by their index in it."""
+
+    conv: dict[int, Tensor | None]
+    recurrent: dict[int, Tensor | None]
+    begun: dict[int, bool]
+
+
+def new_cache(config: Any) -> DynamicCache:
+    """An empty cache for this config whose attention layers keep all keys and values, also those with a window, so
+    that they can be cut back. Without other kinds of layers it is one that makes its layers when they are first used.
+    """
+    cache = DynamicCache(config=config)
+    if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer) for layer in cache.layers):
+        return DynamicCache()
+    for i, layer in enumerate(cache.layers):
+        if type(layer) is LinearAttentionAndSlidingWindowAttentionLayer:
+            cache.layers[i] = LinearAttentionAndFullAttentionLayer(layer.number_of_states)
+        elif type(layer) is DynamicSlidingWindowLayer:
+            cache.layers[i] = DynamicLayer()
+    return cache
+
+
+class HFState:
+    """A `State` of a model on transformers' forward."""
+
+    def __init__(self, model: HFModel, by_one: bool) -> None:
+        """`by_one`: it is continued by one token per forward."""
+        self._model, self._by_one = model, by_one
+        self._cache = new_cache(model.module.config)
+        self._length = 0
+
+    @torch.inference_mode()
+    def advance(self, tokens: Tensor, position: int, rows: int, hidden: bool) -> tuple[Tensor, Tensor | None]:
+        assert position == self._length, f"the state is after {self._length} tokens, not {position}"
+        size = CHUNK
+        if self._by_one:  # it begins with all tokens
+            size = 1 if self._length else tokens.shape[0]
+        return in_pieces(self._forward, torch.split(tokens, size), rows, hidden)
+
+    def _forward(self, tokens: Tensor, rows: int, hidden: bool) -> tuple[Tensor, Tensor | None]:
+        positions = torch.arange(self._length, self._length + tokens.shape[0], device=tokens.device)
+        answer = self._model.run_module(tokens, positions, self._cache, rows, hidden)
+        self._length += tokens.shape[0]
+        return answer
+
+    @torch.inference_mode()
+    def copy(self) -> tuple[int, dict[int, LayerCopy]]:
+        return self._length, {
+            i: LayerCopy(_cloned(layer.conv_states), _cloned(layer.recurrent_states), dict(layer.has_previous_state))
+            for i, layer in enumerate(self._cache.layers)
+            if isinstance(layer, LinearAttentionCacheLayerMixin)
+        }
+
+    @torch.inference_mode()
+    def restore(self, copy: tuple[int, dict[int, LayerCopy]] | None) -> None:
+        if copy is None:
+            self._cache, self._length = new_cache(self._model.module.config), 0
+            return
+        self._length, layers = copy
+        for i, layer in enumerate(self._cache.layers):
+            if i in layers:
+                layer.conv_states = _cloned(layers[i].conv)
+                layer.recurrent_states = _cloned(layers[i].recurrent)
+                layer.has_previous_state = dict(layers[i].begun)
+            if isinstance(layer, DynamicLayer) and layer.is_initialized:
+                layer.keys, layer.values = layer.keys[:, :, : self._length], layer.values[:, :, : self._length]
+
+    def check_trees(self) -> None:
+        self._model.check_trees()
+
+
+def _cloned(states: dict[int, Tensor | None]) -> dict[int, Tensor | None]:
+    return {i: None if state is None else state.clone() for i, state in states.items()}
