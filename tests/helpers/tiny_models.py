@@ -48,7 +48,7 @@ SIZES: dict[str, Any] = {
     "is_decoder": True, "is_encoder_decoder": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     "rotary_dim": 4, "dropout": 0.0,
 }  # fmt: skip
-LATENT = ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "dots3_note", "dots3_note_text", "glm4_moe_lite",
+LATENT = ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "dots3_note", "dots3_note_text", "glm4_moe_lite",
           "longcat_flash", "minicpm3", "youtu")  # fmt: skip
 FULL, HALVES = ["full_attention"] * 2, ["sliding_attention", "full_attention"] * 2
 SHARED: dict[str, Any] = {"num_kv_shared_layers": 2, "num_hidden_layers": 4, "layer_types": HALVES}
@@ -84,11 +84,27 @@ MORE: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
         ("olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"), LINEAR
     ),
-    **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), LINEAR),
+    **dict.fromkeys(
+        ("qwen4_exp", "qwen4_exp_text"),
+        LINEAR
+        | {
+            "indexer_n_heads": 4,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 8,
+            "indexer_budget": 8,
+            "indexer_compress_ratio": 2,
+        },
+    ),
     **dict.fromkeys(
         ("bailing_hybrid", "kimi_linear"),
-        LINEAR | {"num_key_value_heads": 4, "mlp_layer_types": ["dense", "sparse"], "num_experts_per_token": 2,
-                  "num_expert_group": 1, "topk_group": 1},
+        LINEAR
+        | {
+            "num_key_value_heads": 4,
+            "mlp_layer_types": ["dense", "sparse"],
+            "num_experts_per_token": 2,
+            "num_expert_group": 1,
+            "topk_group": 1,
+        },
     ),
     "bamba": MAMBA | {"attn_layer_indices": [1]},
     "falcon_h1": MAMBA | {"mamba_d_ssm": 64},
@@ -96,12 +112,23 @@ MORE: dict[str, dict[str, Any]] = {
     "jamba": MAMBA | {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2},
     "lfm3": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "state_size": 8, "chunk_size": 8},
-    "nemotron_h": MAMBA | {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"], "n_groups": 1,
-                           "moe_shared_expert_intermediate_size": 32},
+    "nemotron_h": MAMBA
+    | {
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+        "n_groups": 1,
+        "moe_shared_expert_intermediate_size": 32,
+    },
     "recurrent_gemma": {"lru_width": 32, "block_types": ["recurrent", "attention"], "attention_window_size": WINDOW},
-    "zamba": MAMBA | {"layers_block_type": ["linear_attention", "hybrid"], "num_key_value_heads": 4},
-    "zamba2": MAMBA | {"layers_block_type": ["linear_attention", "hybrid"], "hybrid_layer_ids": [1],
-                       "num_key_value_heads": 4, "num_query_groups": 4},
+    "xlstm": {"num_blocks": 2, "qk_dim_factor": 1.0},
+    "zamba": MAMBA
+    | {"layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_key_value_heads": 4, "num_hidden_layers": 3},
+    "zamba2": MAMBA
+    | {
+        "layers_block_type": ["linear_attention", "hybrid"],
+        "hybrid_layer_ids": [1],
+        "num_key_value_heads": 4,
+        "num_query_groups": 4,
+    },
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 20]},
     "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from specexp.lm.hf.recurrent_state import new_cache
 from specexp.lm.hf.tree_mask import tree_mask
 from specexp.lm.model import CHUNK, Branches, in_pieces

@@ -37,10 +37,15 @@ ENCODERS = frozenset({
     "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert",
     "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
 })  # fmt: skip
-# Families that do not decode text alone, with the reason.
-CLOSED = {"moshi": "needs audio codes in addition to the text at every step"}
-# Families whose modules take a cache of their own, which cannot be copied or cut back, or takes one token at a time.
-OWN_CACHES = frozenset({"cpmant", "minimax", "prophetnet", "rwkv", "xlstm"})
+# Families that do not decode text alone, or whose cached decoding differs from their whole forward, with the reason.
+CLOSED = {
+    "moshi": "needs audio codes in addition to the text at every step",
+    "cpmant": "puts its own prompt before the tokens of every call, including cached ones",
+    "prophetnet": "scores a token differently after cached ones than in one piece",
+    "xlnet": "decodes with a memory (mems), after which it scores a token differently than in one piece",
+}
+# Families whose modules take a cache of their own, which cannot be copied or cut back.
+OWN_CACHES = frozenset({"minimax", "rwkv", "xlstm"})
 KEY_VALUE, RECURRENT, NO_CACHE = "key-value", "recurrent", "none"
 
 

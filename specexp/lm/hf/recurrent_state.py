@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import (
     DummyLayer,
     DynamicCache,
+    DynamicIndexedLayer,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from specexp.lm.hf.hf_model import HFModel
 
 
+# Attributes of submodules in which RecurrentGemma keeps its states, for one sequence at a time.
+HELD_BY_MODULES = ("conv1d_state", "recurrent_states")
+
+
 @dataclass(frozen=True, slots=True)
 class LayerCopy:
     """The states of one layer, by their index in it."""
@@ -34,6 +39,15 @@ class LayerCopy:
     conv: dict[int, Tensor | None]
     recurrent: dict[int, Tensor | None]
     begun: dict[int, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class StateCopy:
+    """The state after `length` tokens: of the cache's layers, by index, and of submodules that hold their own."""
+
+    length: int
+    layers: dict[int, LayerCopy]
+    values: list[Tensor | None]
 
 
 def new_cache(config: Any) -> DynamicCache:
@@ -59,6 +73,10 @@ class HFState:
         self._model, self._by_one = model, by_one
         self._cache = new_cache(model.module.config)
         self._length = 0
+        self._held = [
+            (part, name) for part in model.module.modules() for name in HELD_BY_MODULES if hasattr(part, name)
+        ]
+        self._values: list[Tensor | None] = [None] * len(self._held)
 
     @torch.inference_mode()
     def advance(self, tokens: Tensor, position: int, rows: int, hidden: bool) -> tuple[Tensor, Tensor | None]:
@@ -70,31 +88,39 @@ class HFState:
 
     def _forward(self, tokens: Tensor, rows: int, hidden: bool) -> tuple[Tensor, Tensor | None]:
         positions = torch.arange(self._length, self._length + tokens.shape[0], device=tokens.device)
+        for (part, name), value in zip(self._held, self._values, strict=True):
+            setattr(part, name, value)
         answer = self._model.run_module(tokens, positions, self._cache, rows, hidden)
+        self._values = [getattr(part, name) for part, name in self._held]
         self._length += tokens.shape[0]
         return answer
 
     @torch.inference_mode()
-    def copy(self) -> tuple[int, dict[int, LayerCopy]]:
-        return self._length, {
+    def copy(self) -> StateCopy:
+        layers = {
             i: LayerCopy(_cloned(layer.conv_states), _cloned(layer.recurrent_states), dict(layer.has_previous_state))
             for i, layer in enumerate(self._cache.layers)
             if isinstance(layer, LinearAttentionCacheLayerMixin)
         }
+        return StateCopy(self._length, layers, [None if value is None else value.clone() for value in self._values])
 
     @torch.inference_mode()
-    def restore(self, copy: tuple[int, dict[int, LayerCopy]] | None) -> None:
+    def restore(self, copy: StateCopy | None) -> None:
         if copy is None:
             self._cache, self._length = new_cache(self._model.module.config), 0
+            self._values = [None] * len(self._held)
             return
-        self._length, layers = copy
+        self._length = copy.length
+        self._values = [None if value is None else value.clone() for value in copy.values]
         for i, layer in enumerate(self._cache.layers):
-            if i in layers:
-                layer.conv_states = _cloned(layers[i].conv)
-                layer.recurrent_states = _cloned(layers[i].recurrent)
-                layer.has_previous_state = dict(layers[i].begun)
-            if isinstance(layer, DynamicLayer) and layer.is_initialized:
-                layer.keys, layer.values = layer.keys[:, :, : self._length], layer.values[:, :, : self._length]
+            if i in copy.layers:
+                layer.conv_states = _cloned(copy.layers[i].conv)
+                layer.recurrent_states = _cloned(copy.layers[i].recurrent)
+                layer.has_previous_state = dict(copy.layers[i].begun)
+            if isinstance(layer, DynamicLayer) and layer.is_initialized and layer.get_seq_length() > self._length:
+                # By the class that has the keys: a layer that has states as well would want to cut those back.
+                kind = DynamicIndexedLayer if isinstance(layer, DynamicIndexedLayer) else DynamicLayer
+                kind.crop(layer, self._length - layer.get_seq_length())
 
     def check_trees(self) -> None:
         self._model.check_trees()
