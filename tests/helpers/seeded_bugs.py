@@ -468,6 +468,20 @@ BLOCK_BUGS: dict[str, list[Bug]] = {
     "qwen3": [Bug("keys have the queries' norm", BLOCK, "(keys, spec.kv_heads)]", "(queries, spec.kv_heads)]")],
 }  # fmt: skip
 
+REPLAY, STATE = "specexp.lm.replay", "specexp.lm.hf.recurrent_state"
+
+REPLAY_BUGS = [
+    Bug("the state does not go back", REPLAY, "        self._state.restore(copy)\n", ""),
+    Bug("a copy that is too long is used", REPLAY, "self._copies[-1][0] > length:", "self._copies[-1][0] > length + 1:"),
+    Bug("tokens of a rejection are not fed again", REPLAY, "        self._done, copy = self._copies[-1] if self._copies else (0, None)\n        self._state.restore(copy)\n", "        self._done, copy = self._copies[-1] if self._copies else (0, None)\n        self._state.restore(copy)\n        self._tokens = self._tokens[: self._done]\n"),
+    Bug("a copy is kept after the feed, not before it", REPLAY, "        self._keep_copy()\n        return self._advance(self.length, rows, hidden)\n", "        answer = self._advance(self.length, rows, hidden)\n        self._copies.append((start, self._state.copy()))\n        return answer\n"),
+    Bug("without a copy the state stays", REPLAY, "else (0, None)", "else (self._done, self._state.copy())"),
+    Bug("a copy is not a copy", STATE, "None if state is None else state.clone() for i", "state for i"),
+    Bug("keys of rejected tokens stay", STATE, "layer.get_seq_length() > self._length:", "False:"),
+    Bug("states that modules hold are shared by all sessions", STATE, "            setattr(part, name, value)\n", "            pass\n"),
+    Bug("states that modules hold are not copied back", STATE, "        self._values = [None if value is None else value.clone() for value in copy.values]\n", ""),
+]  # fmt: skip
+
 ALIGNMENT_BUGS = [
     Bug("a mask begins anywhere", KV, "start % (ALIGNMENT // forward.dtype.itemsize)", "0"),
     Bug("a mask begins at whole values of half the size", KV, "ALIGNMENT // forward.dtype.itemsize", "ALIGNMENT // forward.dtype.itemsize // 2"),

@@ -48,8 +48,10 @@ SIZES: dict[str, Any] = {
     "is_decoder": True, "is_encoder_decoder": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     "rotary_dim": 4, "dropout": 0.0,
 }  # fmt: skip
-LATENT = ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "dots3_note", "dots3_note_text", "glm4_moe_lite",
-          "longcat_flash", "minicpm3", "youtu")  # fmt: skip
+LATENT = (
+    "axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note", "dots3_note_text", "glm4_moe_lite",
+    "glm_moe_dsa", "longcat_flash", "minicpm3", "youtu",
+)  # fmt: skip
 FULL, HALVES = ["full_attention"] * 2, ["sliding_attention", "full_attention"] * 2
 SHARED: dict[str, Any] = {"num_kv_shared_layers": 2, "num_hidden_layers": 4, "layer_types": HALVES}
 LLAMA_4: dict[str, Any] = {
