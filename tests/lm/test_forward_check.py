@@ -26,7 +26,7 @@ BY_SLOT: dict[str, tuple[dict[str, Any], str]] = {
     "bloom": ({}, "cannot score a token tree: ValueError: too many values to unpack"),
     "falcon": ({"alibi": True}, "cannot score a token tree: "),
 }
-NO_CACHE = {"openai-gpt": {}, "xlm": {}, "bert": {"is_decoder": False}, "roformer": {"is_decoder": False}}
+NO_CACHE = {"bert": {"is_decoder": False}, "roformer": {"is_decoder": False}}
 
 
 def loaded(monkeypatch: pytest.MonkeyPatch, kind: str, **more: Any) -> HFModel:

@@ -47,19 +47,15 @@ def test_a_context_that_is_none_is_refused(tmp_path: Path, value: int) -> None:
 
 
 NOTHING: dict[str, tuple[dict[str, Any], str]] = {
-    "openai-gpt": ({}, "has no key-value cache"),
-    "xlm": ({}, "has no key-value cache"),
-    "xlnet": ({}, "has no key-value cache"),
-    "reformer": ({"is_decoder": True}, "has no key-value cache"),
+    "xlnet": ({}, "decodes with a memory (mems)"),
     "bert": ({}, "is an encoder: each token attends to later ones"),
     "roberta": ({"is_decoder": False}, "is an encoder: each token attends to later ones"),
     "t5": ({}, "is an encoder-decoder model"),
     "bart": ({"is_encoder_decoder": True}, "is an encoder-decoder model"),
-    "prophetnet": ({"is_encoder_decoder": False}, "takes one token at a time"),
+    "prophetnet": ({"is_encoder_decoder": False}, "scores a token differently after cached ones"),
     "cpmant": ({}, "puts its own prompt before the tokens"),
     "xmod": ({"is_decoder": True}, "no default_language in its config"),
-    "mamba": ({}, "keeps LinearAttentionLayer in its cache, which cannot be rewound"),
-    "deepseek_v32": ({}, "keeps DynamicIndexedLayer in its cache, which cannot be rewound"),
+    "moshi": ({}, "needs audio codes"),
 }
 
 
@@ -70,6 +66,12 @@ def test_what_cannot_decode_is_refused_by_its_config(tmp_path: Path, kind: str) 
 
 
 CHAINS: dict[str, tuple[dict[str, Any], str]] = {
+    "mamba": ({}, "has layers with a recurrent state, which holds one sequence and no tree"),
+    "qwen3_next": ({}, "has layers with a recurrent state"),
+    "falcon_h1": ({}, "has layers with a recurrent state"),
+    "deepseek_v32": ({}, "has an index of keys in its cache, which holds one sequence and no tree"),
+    "openai-gpt": ({}, "decodes without a cache"),
+    "reformer": ({"is_decoder": True}, "decodes without a cache"),
     "mpt": ({}, "places tokens by their slot"),
     "bloom": ({}, "places tokens by their slot"),
     "bart": ({"is_encoder_decoder": False}, "places tokens by their slot"),
@@ -87,6 +89,17 @@ BOTH: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 4, "layer_types": ["full_attention"] * 4, "attn_temperature_tuning": False,
     },
 }  # fmt: skip
+
+KINDS = {
+    "llama": model_config.KEY_VALUE, "gemma4_text": model_config.KEY_VALUE, "deepseek_v32": model_config.KEY_VALUE,
+    "mamba": model_config.RECURRENT, "falcon_h1": model_config.RECURRENT, "jamba": model_config.RECURRENT,
+    "xlm": model_config.NO_CACHE, "rwkv": model_config.NO_CACHE, "minimax": model_config.NO_CACHE,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_config_tells_how_a_model_continues(tmp_path: Path, kind: str) -> None:
+    assert model_config.cache_kind(read(tmp_path, kind)) == KINDS[kind]
 
 
 @pytest.mark.parametrize("kind", CHAINS)
@@ -115,7 +128,12 @@ def without_weights(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     "kind, methods, message",
     [
-        ("openai-gpt", "baseline", "(openai-gpt) has no key-value cache"),
+        ("xlnet", "baseline", "(xlnet) decodes with a memory (mems)"),
+        (
+            "mamba",
+            "baseline,specexec",
+            "(mamba) has layers with a recurrent state, which holds one sequence and no tree",
+        ),
         ("mpt", "baseline,specexec", "(mpt) places tokens by their slot in the cache"),
         ("mpt", "baseline,speculative", "cannot be loaded (float32 on cpu)"),  # the weights are asked for
     ],
