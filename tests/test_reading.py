@@ -13,7 +13,7 @@ from entrypoints import generate
 from helpers.cli_runner import invoke
 from specexp import config, reading
 from specexp.errors import ConfigError, TaskError, shown
-from specexp.lm.hf.loading import ZOO
+from specexp.lm.hf.source import ZOO
 from specexp.pair.tokenization import TokenizerText
 from specexp.serving import requests
 from specexp.tasks.source import DataConfig

@@ -69,12 +69,12 @@ def make_decoder_spec(pair: LoadedPair, asked: Experiment, most_new_tokens: int)
     folders: dict[str, str] = {}
     models = asked.models
     for role, model in models.items() if asked.toy is None else ():
-        from specexp.lm.hf import loading
+        from specexp.lm.hf import source
 
-        local = Path(loading.resolve(model.model)).expanduser()
+        local = Path(source.resolve(model.model)).expanduser()
         if local.is_dir():
             folders[role] = str(local.resolve())
-            if not model.model.startswith(loading.ZOO_PREFIX):
+            if not model.model.startswith(source.ZOO_PREFIX):
                 models[role] = replace(model, model=folders[role])
         elif identity.get(f"{role}_revision"):
             models[role] = replace(model, revision=identity[f"{role}_revision"])
@@ -149,11 +149,11 @@ def _here(reference: Reference, device: str) -> Experiment:
     experiment = reference.experiment
     if experiment.toy is not None:
         return experiment
-    from specexp.lm.hf import loading
+    from specexp.lm.hf import source
 
     models = experiment.models
     for role, model in models.items():
-        if model.model.startswith(loading.ZOO_PREFIX) and not Path(loading.resolve(model.model)).is_dir():
+        if model.model.startswith(source.ZOO_PREFIX) and not Path(source.resolve(model.model)).is_dir():
             model = replace(model, model=reference.folders[role])
         models[role] = replace(model, device=device or model.device)
     return replace(experiment, target=models["target"], draft=models["draft"])

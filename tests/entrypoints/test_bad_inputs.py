@@ -12,7 +12,7 @@ import pytest
 from helpers.cli_runner import evaluate, refused, tiny
 from helpers.model_folders import build
 from specexp.lm.hf import loading
-from specexp.lm.hf.loading import ZOO
+from specexp.lm.hf.source import ZOO
 
 QUESTION = '{"question_id": 1, "category": "math", "turns": ["a", "b"]}\n'
 SETTINGS = {

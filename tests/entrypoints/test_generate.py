@@ -14,7 +14,7 @@ import specexp
 from entrypoints import generate
 from helpers.cli_runner import invoke
 from specexp.engine import Engine
-from specexp.lm.hf.loading import ZOO
+from specexp.lm.hf.source import ZOO
 from specexp.pair.detokenizer import Pieces
 from specexp.pair.tokenization import TokenizerText
 from specexp.tasks.task import task

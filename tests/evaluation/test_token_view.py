@@ -290,7 +290,7 @@ def test_a_page_ends_where_it_would_grow_too_long(workplace: Path, monkeypatch: 
 def text() -> Any:
     from transformers import AutoTokenizer
 
-    from specexp.lm.hf.loading import ZOO
+    from specexp.lm.hf.source import ZOO
     from specexp.pair.tokenization import TokenizerText
 
     return TokenizerText(AutoTokenizer.from_pretrained(ZOO / "target"), chat=False)

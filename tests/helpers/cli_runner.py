@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from entrypoints.evaluate import command
 from helpers.model_folders import build
-from specexp.lm.hf.loading import ZOO
+from specexp.lm.hf.source import ZOO
 from specexp.metrics import catalogue
 
 # Fields that may differ between two runs of one configuration; a commit may be made during a test run.

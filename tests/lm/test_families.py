@@ -20,7 +20,8 @@ from helpers.model_folders import build, disturbed
 from specexp import config
 from specexp.evaluation.preparation import prepare
 from specexp.lm.hf.hf_model import HFModel
-from specexp.lm.hf.loading import ZOO, load_model
+from specexp.lm.hf.loading import load_model
+from specexp.lm.hf.source import ZOO
 from specexp.lm.runtime import ModelConfig
 from specexp.pair.loading import load_pair
 

@@ -14,7 +14,7 @@ from helpers import tiny_models
 from helpers.cli_runner import evaluate, refused
 from specexp.errors import ModelError
 from specexp.lm.hf import model_config
-from specexp.lm.hf.loading import ZOO
+from specexp.lm.hf.source import ZOO
 
 CONTEXTS = {
     "llama": ("max_position_embeddings", 77), "gpt2": ("n_positions", 78), "mpt": ("max_seq_len", 79),

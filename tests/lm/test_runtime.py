@@ -25,6 +25,7 @@ from specexp.errors import ModelError
 from specexp.lm.hf import loading
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.loading import load_model
+from specexp.lm.hf.source import ZOO
 from specexp.lm.runtime import ModelConfig, check_vocabulary, shared_vocabulary
 from specexp.pair.loading import load_pair
 
@@ -138,7 +139,7 @@ def test_tokenizers_and_vocabularies_are_compared_before_any_weights(
     small = tmp_path / "small"
     build("llama", vocab_size=500).save_pretrained(small)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(loading.ZOO / "target" / name, small)
+        shutil.copy(ZOO / "target" / name, small)
     experiment = replace(resolve("arith_quick"), draft=ModelConfig(str(small)))
 
     def fail(*arguments: Any, **more: Any) -> None:

@@ -13,7 +13,8 @@ from mlflow.tracking import MlflowClient
 
 from entrypoints.train_pair import command
 from specexp.errors import OutputError
-from specexp.lm.hf.loading import ZOO, load_model, load_tokenizer
+from specexp.lm.hf.loading import load_model, load_tokenizer
+from specexp.lm.hf.source import ZOO
 from specexp.lm.runtime import ModelConfig
 from specexp.tasks import arith
 from specexp.zoo import training

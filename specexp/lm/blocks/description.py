@@ -30,11 +30,16 @@ def describe(module: Any) -> tuple[ModelSpec, StackParts, Family]:
     family = FAMILIES.get(config.model_type)
     if family is None or not type(module).__module__.startswith("transformers."):
         raise UndescribedError(f"the native forward does not know the family of {type(module).__name__}")
-    if getattr(module.config, "quantization_config", None) is not None:
-        raise UndescribedError("its weights are quantized")
     if any(hasattr(part, "_hf_hook") for part in module.modules()):
         raise UndescribedError("its weights are moved at every call")
-    parts = find_parts(module)
+    # Quantized projections are modules of another class. A GGUF file's are not: its weights are read as floats.
+    quantized = getattr(module.config, "quantization_config", None) is not None
+    try:
+        parts = find_parts(module)
+    except UndescribedError:
+        if quantized:
+            raise UndescribedError("its weights are quantized") from None
+        raise
     experts = {id(p) for layer in parts.layers if layer.mlp is None for p in layer.mixture.parameters()}
     parameters = [*parts.stack.parameters(), *parts.head.parameters()]
     dtypes = {p.dtype for p in parameters if id(p) not in experts}  # routers may have a dtype of their own

@@ -5,10 +5,12 @@ Faults that the config shows are reported before any weights are read.
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,45 +32,44 @@ from specexp.lm.hf.config_check import check_config, check_sizes, check_stops
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.offload import Offload
 from specexp.lm.hf.rope import note
+from specexp.lm.hf.source import Source, hub_fault, merged, model_source, tokenizer_source
 from specexp.lm.native.kv_cache import tune
 from specexp.lm.out_of_memory import is_exhausted
 from specexp.lm.runtime import ModelConfig
-from specexp.reading import path_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ZOO = Path(__file__).resolve().parents[2] / "zoo"
-ZOO_PREFIX = "zoo:"
-
-
-def resolve(name: str) -> str:
-    """Replace `zoo:target` by the embedded model's folder; return any other name unchanged."""
-    return str(ZOO / name.removeprefix(ZOO_PREFIX)) if name.startswith(ZOO_PREFIX) else name
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
     """Load the tokenizer for this model: `config.tokenizer`, or the model's own."""
-    name = config.tokenizer or config.model
-    path = _checked(name)
+    source, name = tokenizer_source(config), config.tokenizer or config.model
     try:
-        return AutoTokenizer.from_pretrained(path, **_source(config, "tokenizer"))
+        return AutoTokenizer.from_pretrained(
+            source.place, **source.arguments, **_options(config, bool(config.tokenizer))
+        )
     except Exception as error:
+        if fault := hub_fault(name, error):
+            raise ModelError(f"{fault}.") from error
         raise ModelError(f"'{name}' has no tokenizer that can be loaded: {_words(error)}") from error
 
 
 def read_config(config: ModelConfig) -> Any:
     """Load and validate a model's config, without its weights. Raises ModelError."""
-    path = _checked(config.model)
+    source, options = model_source(config), _options(config)
+    path = source.place
     try:
-        result = AutoConfig.from_pretrained(path, **_source(config, "model"))
+        result = _config(source, options)
     except Exception as error:
+        if fault := hub_fault(config.model, error):
+            raise ModelError(f"{fault}.") from error
         with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
             # The config class divides by the sizes or rejects their type; its error does not name the file.
-            check_sizes(PretrainedConfig.get_config_dict(path, **_source(config, "model"))[0], config.model)
+            check_sizes(PretrainedConfig.get_config_dict(path, **options)[0], config.model)
         raise ModelError(f"model '{config.model}' has no config that can be loaded: {_words(error)}") from error
     check_config(result, config.model)
     vocab_size = result.get_text_config(decoder=True).vocab_size
     try:
-        check_stops(GenerationConfig.from_pretrained(path, **_source(config, "model")), vocab_size, config.model)
+        check_stops(GenerationConfig.from_pretrained(path, **options), vocab_size, config.model)
     except OSError:
         if Path(path, "generation_config.json").is_file():
             raise ModelError(f"model '{config.model}': its generation_config.json cannot be read.") from None
@@ -101,7 +102,7 @@ def check_decodable(config: ModelConfig, trees: bool) -> None:
 
 def suppressed_ids(config: ModelConfig) -> tuple[int, ...]:
     """The `suppress_tokens` of the folder's or hub id's generation_config.json: ids that are never emitted."""
-    result = generation_config.read(_checked(config.model), read_config(config), config.revision)
+    result = generation_config.read(model_source(config).place, read_config(config), config.revision)
     return generation_config.suppressed(result, config.model)
 
 
@@ -110,25 +111,25 @@ def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed
 
     Of the ids it scores, only the first `num_valid_ids` are used, and those in `suppressed` never.
     """
-    path = _checked(config.model)
+    source, options = model_source(config), _options(config)
     how = f"{config.dtype}{'' if config.quantization == 'none' else ', ' + config.quantization} on {config.device}"
     try:
-        hf_config = AutoConfig.from_pretrained(path, **_source(config, "model"))
+        hf_config = _config(source, options)
         if said := note(config.model, hf_config.get_text_config(decoder=True)):
             print(said, file=sys.stderr)
         placement = _placement(config)
         offload = Offload(config.offload, torch.device(config.device)) if config.offload != "none" else None
         if offload:
-            placement |= offload.placement(_empty(path, config))
+            placement |= offload.placement(_empty(source, config))
         with _quiet():
             module, result = AutoModelForCausalLM.from_pretrained(
-                path, output_loading_info=True, **_source(config, "model"), **placement
+                source.place, output_loading_info=True, **source.arguments, **options, **placement
             )
     except Exception as error:  # a broken folder can raise anything: report the message in one line
         if not is_exhausted(error):
             raise ModelError(f"model '{config.model}' cannot be loaded ({how}): {first_line(error)}") from error
         raise ModelError(
-            f"model '{config.model}' does not fit ({how}): its weights need {_needed(path, config)};"
+            f"model '{config.model}' does not fit ({how}): its weights need {_needed(source, config)};"
             f" {first_line(error)} Choose a smaller dtype, quantization nf4, device auto, offload cpu or disk, or a"
             " smaller model."
         ) from error
@@ -137,17 +138,31 @@ def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed
         raise ModelError(
             f"model '{config.model}' lacks {len(result['missing_keys'])} of its weights ({some}); get all its files."
         )
+    if source.adapter:
+        module = merged(module, source.adapter, config.model)
     model = HFModel(module.eval(), config.model, num_valid_ids, offload, suppressed=suppressed)
     if model.native is not None:
         tune(model.native)
     return model
 
 
-def _source(config: ModelConfig, part: str) -> dict[str, Any]:
-    """Arguments of from_pretrained for the source; a revision does not apply to a tokenizer from another repository."""
-    own = part == "model" or not config.tokenizer
-    revision = {"revision": config.revision} if config.revision and own else {}
+def _options(config: ModelConfig, other_repository: bool = False) -> dict[str, Any]:
+    """Further arguments of from_pretrained; a revision does not apply to a tokenizer from another repository."""
+    revision = {"revision": config.revision} if config.revision and not other_repository else {}
     return {"trust_remote_code": config.trust_remote_code, **revision}
+
+
+def _config(source: Source, options: Mapping[str, Any]) -> Any:
+    """The config of a source. That of a GGUF file takes seconds to read, so it is kept."""
+    if not source.gguf or not Path(source.place).is_dir():
+        return AutoConfig.from_pretrained(source.place, **source.arguments, **options)
+    stat = Path(source.place, source.gguf).stat()
+    return copy.deepcopy(_gguf_config(source, stat.st_mtime_ns, stat.st_size))
+
+
+@cache
+def _gguf_config(source: Source, modified: int, size: int) -> Any:
+    return AutoConfig.from_pretrained(source.place, **source.arguments)
 
 
 def _placement(config: ModelConfig) -> dict[str, Any]:
@@ -179,21 +194,21 @@ def _placement(config: ModelConfig) -> dict[str, Any]:
     return result
 
 
-def _needed(path: str, config: ModelConfig) -> str:
+def _needed(source: Source, config: ModelConfig) -> str:
     """The memory that the weights take, as text, computed from a model on the meta device."""
     try:
-        empty = _empty(path, config)
+        empty = _empty(source, config)
     except Exception:  # the model's own code may fail on the meta device
         return "more memory than there is"
     each = {"int8": 1.0, "nf4": 0.5, "fp4": 0.5}.get(config.quantization, float(DTYPES[config.dtype].itemsize))
     return f"about {sum(p.numel() for p in empty.parameters()) * each / 2**30:.2f} GiB"
 
 
-def _empty(path: str, config: ModelConfig) -> Any:
+def _empty(source: Source, config: ModelConfig) -> Any:
     """The model on the meta device, without its weights."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(path, **_source(config, "model")), trust_remote_code=config.trust_remote_code
+            _config(source, _options(config)), trust_remote_code=config.trust_remote_code
         )
 
 
@@ -218,18 +233,6 @@ def _log_only(name: str) -> None:
     logger = logging.getLogger(name)
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
-
-
-def _checked(name: str) -> str:
-    path = resolve(name)
-    looks_local = path.startswith((".", "/", "~")) or name.startswith(ZOO_PREFIX) or path.count("/") > 1
-    if path_of(path, "model", ModelError).is_file():
-        raise ModelError(f"'{name}' is a file; give the folder that holds the files of the model or tokenizer.")
-    if looks_local and not Path(path).expanduser().is_dir():
-        raise ModelError(f"model folder '{name}' does not exist; give a folder with a config.json, or a hub id.")
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise ModelError(f"folder '{name}' has no config.json; give a folder made by save_pretrained().")
-    return str(Path(path).expanduser()) if looks_local else path
 
 
 def _words(error: BaseException) -> str:
