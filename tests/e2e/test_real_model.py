@@ -60,7 +60,8 @@ def run(folders: dict[str, Path], draft: str, task: str, output: str, **settings
     values = {
         "task": task, "data": str(DATA / f"{task}.jsonl"), "limit": CASES[draft, task], "gamma": 4, "tree_budget": 16,
         "max_new_tokens": LENGTH,
-        "target": {"model": str(whole), "chat_template": "own"}, "draft": how, "methods": METHODS.split(","), **settings,
+        "target": {"model": str(whole), "chat_template": "own"}, "draft": how,
+        "methods": METHODS.split(","), **settings,
     }  # fmt: skip
     if task == "gsm8k":
         values["shots"] = 0
