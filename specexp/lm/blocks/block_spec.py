@@ -6,7 +6,7 @@ reads it from a loaded module.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from specexp.lm.blocks.rotary import QueryScaling, RotarySpec
 
@@ -41,15 +41,13 @@ class BlockSpec:
     residual_multiplier: float = 1.0
     output_multiplier: float = 1.0
 
-    @property
-    def group(self) -> int:
-        """Number of query heads that share a key."""
-        return self.heads // self.kv_heads
+    # Computed from these, since they are read at every step.
+    group: int = field(init=False)  # number of query heads that share a key
+    mask: tuple[int, int] = field(init=False)  # blocks with the same value use the same attention mask: window, group
 
-    @property
-    def mask(self) -> tuple[int, int]:
-        """Blocks with the same value use the same attention mask: window and group."""
-        return self.window, self.group
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "group", self.heads // self.kv_heads)
+        object.__setattr__(self, "mask", (self.window, self.group))
 
     @property
     def kv_width(self) -> int:

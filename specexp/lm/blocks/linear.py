@@ -43,7 +43,7 @@ class Linear:
     def added(self, x: Tensor, residual: Tensor, multiplier: float = 1.0) -> Tensor:
         """`multiplier` times the product of `x`, added to `residual`[T, out]."""
         if (self.packed is not None and x.shape[0] >= PACK_ROWS) or self.bias is not None:
-            return torch.add(residual, self(x), alpha=multiplier)
+            return self(x).mul_(multiplier).add_(residual) if multiplier != 1 else self(x).add_(residual)
         return torch.addmm(residual, x, self.transposed, alpha=multiplier)
 
 

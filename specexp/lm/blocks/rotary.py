@@ -99,8 +99,10 @@ class RotaryTables:
 def rotate(heads: Tensor, table: Table) -> None:
     """Rotate the first R values of heads[T, H, d], in place."""
     cos, sin, axis = table
-    first, second = cos.shape[2:]
-    part = heads[:, :, : first * second].view(*heads.shape[:2], first, second)
+    num, count, size = heads.shape
+    _, _, first, second = cos.shape
+    part = heads if first * second == size else heads[:, :, : first * second]
+    part = part.view(num, count, first, second)
     if cos.dtype == part.dtype:
         torch.addcmul(part * cos, part.flip(axis), sin, out=part)
     else:  # some models keep the angles of bfloat16 weights in float32
