@@ -30,7 +30,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export PATH := $(BIN):$(PATH)
 
 .PHONY: demo test test-all test-real test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
-.PHONY: docker-cpu docker-gpu settings models
+.PHONY: docker-cpu docker-gpu settings models models-speed
 
 demo: $(VENV)/.installed
 	mlflow run . --env-manager local -P output=runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -101,6 +101,10 @@ settings: $(VENV)/.installed
 
 models: $(VENV)/.installed-test
 	cd tests && python -m helpers.family_table $(KINDS)
+
+# How much faster the native forward is than generate(), on tiny models and one thread: prints the table of docs/models.md.
+models-speed: $(VENV)/.installed-test
+	cd tests && OMP_NUM_THREADS=1 python -m helpers.family_speed $(KINDS)
 
 $(VENV)/.installed: pyproject.toml setup.py $(LOCK)
 	$(PYTHON) -m venv $(VENV)

@@ -27,7 +27,7 @@ def describe(models: Mapping[Any, Model], tokenizer: Mapping[str, Any]) -> dict[
         "python": platform.python_version(),
         "platform": platform.platform(),
         "openmp": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(("OMP_", "GOMP_", "KMP_"))},
-        "processor": _processor(),
+        "processor": processor_name(),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain")),
     }
@@ -50,7 +50,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """The CPU's name from /proc/cpuinfo, or else from `platform`."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
