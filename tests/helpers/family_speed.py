@@ -63,10 +63,8 @@ def main(kinds: Sequence[str]) -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     print(f"{TOKENS} tokens after {len(PROMPT)}, greedy, float32, best of {REPEATS}, alternating; {processor_name()},")
-    print(
-        f"{torch.get_num_threads()} thread(s), Python {platform.python_version()}, torch {torch.__version__},", end=" "
-    )
-    print(f"transformers {transformers.__version__}\n")
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    print(f"{torch.get_num_threads()} thread(s), {versions}\n")
     print("| family | `generate()`, ms a token | native forward, ms a token | times as fast |\n|---|---|---|---|")
     for kind in kinds or sorted(FAMILIES):
         theirs, ours = measured(kind)
