@@ -104,6 +104,7 @@ def test_attention_that_takes_no_tree_mask_is_refused_by_name() -> None:
         model.check_trees()
     model.module.config._attn_implementation_internal = "sdpa"
     model.module.config.layer_types = ["full_attention", "chunked_attention"]
+    model.module.config.attention_chunk_size = 8
     with pytest.raises(ModelError, match="has chunked_attention layers, which take no tree mask"):
         model.check_trees()
 

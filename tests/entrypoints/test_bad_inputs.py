@@ -114,12 +114,14 @@ def another_tokenizer(folder: Path) -> str:
     return "target and draft do not share a tokenizer: 2 tokens differ ('Ġhas' is"
 
 
-def recurrent(folder: Path) -> str:
+def encoder(folder: Path) -> str:
     import transformers
 
-    config = transformers.MambaConfig(vocab_size=592, hidden_size=16, num_hidden_layers=1, state_size=4)
-    transformers.MambaForCausalLM(config).save_pretrained(folder)
-    return "which cannot be rewound to an earlier token"
+    config = transformers.BertConfig(
+        vocab_size=592, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    transformers.BertLMHeadModel(config).save_pretrained(folder)
+    return "(bert) is an encoder: each token attends to later ones"
 
 
 def too_small(folder: Path) -> str:
@@ -128,7 +130,7 @@ def too_small(folder: Path) -> str:
 
 
 BREAKERS = [broken_weights, no_weights, no_config, broken_config, no_tokenizer, broken_template,
-            template_that_does_not_parse, another_tokenizer, recurrent, too_small]  # fmt: skip
+            template_that_does_not_parse, another_tokenizer, encoder, too_small]  # fmt: skip
 
 
 @pytest.mark.parametrize("breaker", BREAKERS, ids=lambda b: b.__name__)

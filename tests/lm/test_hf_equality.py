@@ -127,12 +127,12 @@ def test_the_targets_context_bounds_the_output(pair: Pair) -> None:
     assert out.finish_reason == "context"
 
 
-def test_a_cache_that_cannot_rewind_is_refused_by_name() -> None:
+def test_a_model_that_cannot_decode_is_refused_by_name() -> None:
     import transformers
 
-    config = transformers.MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4)
-    with pytest.raises(ModelError, match=r"model 'tiny' \(mamba\).*cannot be rewound"):
-        HFModel(transformers.MambaForCausalLM(config), "tiny")
+    config = transformers.BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    with pytest.raises(ModelError, match=r"model 'tiny' \(bert\) is an encoder"):
+        HFModel(transformers.BertLMHeadModel(config), "tiny")
 
 
 def test_hidden_rows_are_the_last_layer_after_its_norm(pair: Pair) -> None:

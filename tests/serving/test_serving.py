@@ -30,7 +30,7 @@ from specexp.config import single
 from specexp.engine import Engine, Generation, Request
 from specexp.errors import ModelError, PromptError, RequestError
 from specexp.judge import features
-from specexp.lm.hf import loading
+from specexp.lm.hf import source
 from specexp.pair.tokenization import TokenizerText
 from specexp.serving import requests
 from specexp.serving.batcher import Batcher
@@ -331,7 +331,7 @@ def test_the_embedded_pair_is_found_where_it_was(
     tmp_path: Path, pair: specexp.LoadedPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_decoder_spec(pair, single.resolve("arith_quick", "speculative", {}), 512).save(tmp_path)
-    monkeypatch.setattr(loading, "ZOO", tmp_path / "a copy of the code without weights")
+    monkeypatch.setattr(source, "ZOO", tmp_path / "a copy of the code without weights")
     assert ServedDecoder(tmp_path).decode(PROMPTS[:1])[0].text == pair.generate(PROMPTS[0]).text
 
 

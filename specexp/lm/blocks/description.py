@@ -17,11 +17,19 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 def refusal(module: Any) -> str | None:
     """The reason why the native forward cannot decode with this module; None if nothing speaks against it."""
+    if any(hasattr(part, "_hf_hook") for part in module.modules()):
+        return "its weights are moved at every call"
+    scattered = "its weights are not all on one device in one dtype"
+    if any(p.device.type == "meta" for p in module.parameters()):
+        return scattered
     try:
-        describe(module)
+        _, parts, _ = describe(module)
     except UndescribedError as error:
         return str(error)
-    return None
+    experts = {id(p) for layer in parts.layers if layer.mlp is None for p in layer.mixture.parameters()}
+    parameters = [*parts.stack.parameters(), *parts.head.parameters()]
+    dtypes = {p.dtype for p in parameters if id(p) not in experts}  # routers may have a dtype of their own
+    return scattered if len(dtypes) > 1 or len({p.device for p in parameters}) > 1 else None
 
 
 def describe(module: Any) -> tuple[ModelSpec, StackParts, Family]:
@@ -30,8 +38,6 @@ def describe(module: Any) -> tuple[ModelSpec, StackParts, Family]:
     family = FAMILIES.get(config.model_type)
     if family is None or not type(module).__module__.startswith("transformers."):
         raise UndescribedError(f"the native forward does not know the family of {type(module).__name__}")
-    if any(hasattr(part, "_hf_hook") for part in module.modules()):
-        raise UndescribedError("its weights are moved at every call")
     # Quantized projections are modules of another class. A GGUF file's are not: its weights are read as floats.
     quantized = getattr(module.config, "quantization_config", None) is not None
     try:
@@ -40,11 +46,6 @@ def describe(module: Any) -> tuple[ModelSpec, StackParts, Family]:
         if quantized:
             raise UndescribedError("its weights are quantized") from None
         raise
-    experts = {id(p) for layer in parts.layers if layer.mlp is None for p in layer.mixture.parameters()}
-    parameters = [*parts.stack.parameters(), *parts.head.parameters()]
-    dtypes = {p.dtype for p in parameters if id(p) not in experts}  # routers may have a dtype of their own
-    if len(dtypes) > 1 or len({p.device for p in parameters}) > 1 or parameters[0].device.type == "meta":
-        raise UndescribedError("its weights are not all on one device in one dtype")
     return _spec(config, family, parts), parts, family
 
 
