@@ -169,5 +169,6 @@ def disturbed(module: Any, noise: float = 0.05, seed: int = 2) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in other.parameters():
-            parameter += noise * parameter.std().nan_to_num(0) * torch.randn(parameter.shape, generator=generator)
+            spread = parameter.std() if parameter.numel() > 1 else 0.0  # one value has none
+            parameter += noise * spread * torch.randn(parameter.shape, generator=generator)
     return other
