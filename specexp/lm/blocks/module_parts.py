@@ -72,8 +72,8 @@ class LayerParts:
     attention: AttentionParts
     mlp: MlpParts | None
     mixture: Any  # a module with router and experts, in place of the MLP; or the block itself, which has them beside it
-    mixture_norms: tuple[Any, Any, Any] | None  # beside an MLP: after the MLP, before and after the experts
-    layer_input: tuple[Any, Any, Any, Any] | None  # gate, activation, projection and norm of a per-layer embedding
+    mixture_norms: tuple[Any, ...]  # of experts beside an MLP: after the MLP, before and after the experts; or none
+    layer_input: tuple[Any, ...]  # gate, activation, projection and norm of a per-layer embedding; or none
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class StackParts:
     layers: tuple[LayerParts, ...]
     final_norm: Any
     head: Any
-    layer_embeddings: tuple[Any, Any, Any] | None  # embedding, projection and norm
+    layer_embeddings: tuple[Any, ...]  # embedding, projection and norm; or none
 
 
 def find_parts(module: Any) -> StackParts:
@@ -99,8 +99,7 @@ def find_parts(module: Any) -> StackParts:
     extra = _all(stack, "embed_tokens_per_layer", "per_layer_model_projection", "per_layer_projection_norm")
     read = {id(p) for part in (embedding, final_norm, *stack.layers, *extra) for p in part.parameters()}
     _none_left(stack, read, "its decoder has")
-    layer_embeddings = (extra[0], extra[1], extra[2]) if extra else None
-    return StackParts(stack, embedding, layers, final_norm, _linear(module, "lm_head"), layer_embeddings)
+    return StackParts(stack, embedding, layers, final_norm, _linear(module, "lm_head"), extra)
 
 
 def _layer(layer: Any) -> LayerParts:
@@ -131,8 +130,8 @@ def _layer(layer: Any) -> LayerParts:
         attention,
         mlp,
         mixture,
-        (mixture_norms[0], mixture_norms[1], mixture_norms[2]) if mixture_norms else None,
-        (layer_input[0], layer_input[1], layer_input[2], layer_input[3]) if layer_input else None,
+        mixture_norms,
+        layer_input,
     )
 
 

@@ -119,10 +119,11 @@ class Graphs:
     def lent(self) -> bool:
         return len(self._sessions) > 0
 
-    def feed(self, tokens: Tensor, rows: int, hidden: bool, branches: Branches | None) -> tuple[Tensor, Tensor | None]:
-        """`Session.feed` of a chain or a tree that has a `recorded_size`."""
-        num, start, size = tokens.shape[0], self.pool.lengths[0], self.recorded_size(tokens.shape[0], branches)
-        assert size, "too many tokens for a recording"
+    def feed(
+        self, tokens: Tensor, rows: int, hidden: bool, branches: Branches | None, size: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """`Session.feed` of a chain or a tree by a recording of `size` tokens (`recorded_size`)."""
+        num, start = tokens.shape[0], self.pool.lengths[0]
         if branches is None:
             bucket = self.bucket_for(start + size)
             x, logits = self._answer(("chain", size, bucket), lambda: self._chain(size, bucket), (tokens, start))
@@ -259,10 +260,11 @@ class GraphSession:
     def feed(
         self, tokens: Tensor, rows: int, hidden: bool = False, branches: Branches | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        if not rows or not self.graphs.recorded_size(tokens.shape[0], branches):
+        size = self.graphs.recorded_size(tokens.shape[0], branches) if rows else 0
+        if not size:
             self.graphs.bucket_for(self.length + tokens.shape[0])
             return self.inner.feed(tokens, rows, hidden, branches)
-        return self.graphs.feed(tokens, rows, hidden, branches)
+        return self.graphs.feed(tokens, rows, hidden, branches, size)
 
     @torch.inference_mode()
     def draft(self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:

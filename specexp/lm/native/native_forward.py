@@ -58,6 +58,9 @@ class NativeForward:
         self.head = self._head(parts.head, list(suppressed))
         # The different attention masks of the blocks, by window and group (`BlockSpec.mask`).
         self.masks = sorted({spec.mask for spec in self.spec.blocks})
+        # The largest number of tokens of which a forward does without values on the host, and so can be recorded.
+        experts = max(spec.experts_per_token for spec in self.spec.blocks)
+        self.most_recorded_tokens = MAX_PAIRS // experts if experts else NO_LIMIT
 
     def _head(self, module: Any, suppressed: list[int]) -> Linear:
         weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
@@ -69,14 +72,6 @@ class NativeForward:
             bias = torch.zeros(weight.shape[0], dtype=self.dtype, device=self.device) if bias is None else bias.clone()
             bias[suppressed] = float("-inf")
         return Linear(weight, bias, self.packed)
-
-    @property
-    def most_recorded_tokens(self) -> int:
-        """The largest number of tokens of which a forward does without values on the host, and so can be recorded."""
-        return min(
-            (MAX_PAIRS // spec.experts_per_token for spec in self.spec.blocks if spec.experts_per_token),
-            default=NO_LIMIT,
-        )
 
     def angles(self, length: int) -> Angles:
         """Rotary angles of at least positions 0 .. length - 1."""
@@ -105,7 +100,7 @@ class NativeForward:
             vectors = self._layer_embeddings(tokens, x, len(self.blocks))
             for block, own in zip(self.blocks, vectors, strict=True):
                 x = _run(block, x, angles, cache, own)
-        return x if self._final_norm is None else self._final_norm(x)
+        return self._final_norm(x)
 
 
 def _run(block: Block, x: Tensor, angles: Angles, cache: Cache, vectors: Tensor | None = None) -> Tensor:
