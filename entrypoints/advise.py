@@ -9,6 +9,7 @@ import click
 from specexp import config
 from specexp.config.schema import help_texts, option_names
 from specexp.errors import ConfigError
+from specexp.pair import first_look
 
 from .common import guarded, outbox_of, output_path, own_options, print_notes, publish, settings_options, tags_of
 from .evaluate import CONFIG, judges_of
@@ -42,10 +43,12 @@ SETTINGS = {
 def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mapping[str, str]) -> None:
     """Resolve, measure, recommend, write and log. Raises SpecexpError."""
     resolved, with_trees, with_draft = resolve(experiment, flags)
+    from specexp.advise.candidates import validated
+
+    resolved = validated(resolved, with_trees, with_draft)
+    first_look.check(resolved)
     # Import torch and mlflow only after the settings are checked.
     from specexp.advise import advice as advising
-
-    resolved = advising.validated(resolved, with_trees, with_draft)
     from specexp.advise import advice_report as report
     from specexp.advise.advice_figure import draw_advice
     from specexp.advise.recommended import NAME, recommended

@@ -12,6 +12,7 @@ import click
 from specexp import config
 from specexp.config.schema import help_texts, option_names
 from specexp.errors import ConfigError
+from specexp.pair import first_look
 
 from .common import (
     file_of,
@@ -58,6 +59,7 @@ def benchmark(
     from specexp.storage.run_folder import OutputFolder
 
     folder = OutputFolder(path, resolved, resume, maker="benchmark")
+    first_look.check(resolved)
     # Import torch and mlflow only after the settings are checked.
     from specexp.benchmark import benchmark as measuring
     from specexp.benchmark import benchmark_report as report

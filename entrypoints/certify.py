@@ -10,6 +10,7 @@ import click
 
 from specexp.certify import certificate_config
 from specexp.config.schema import help_texts, option_names
+from specexp.pair import first_look
 
 from .common import guarded, outbox_of, output_path, own_options, print_notes, settings_options
 from .evaluate import CONFIG, judges_of
@@ -31,6 +32,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
     from specexp.storage.run_folder import OutputFolder
 
     folder = OutputFolder(path, asked, resume, "certify")
+    first_look.check(asked.experiment)
     from specexp.certify import certificate as examining
     from specexp.certify import certificate_report as report
     from specexp.certify.checks import Check

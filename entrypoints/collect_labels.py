@@ -11,6 +11,7 @@ import click
 
 from specexp import config
 from specexp.config.schema import help_texts
+from specexp.pair import first_look
 
 from .common import guarded, outbox_of, output_path, own_options, print_notes, settings_options, tags_of
 from .evaluate import CONFIG
@@ -44,6 +45,7 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     from specexp.storage.run_folder import OutputFolder
 
     folder = OutputFolder(path, resolved, resume, "collect_labels")
+    first_look.check(resolved.experiment)
     from specexp.judge import collection, mining_yield
     from specexp.judge.labels import FEATURES, LABELS, MANIFEST
     from specexp.storage.run_plan import File, Input

@@ -13,6 +13,7 @@ from specexp import config
 from specexp.addresses import mask
 from specexp.config.schema import OPTIONS, help_texts, option_names
 from specexp.errors import Unsent
+from specexp.pair import first_look
 
 from .common import guarded, outbox_of, output_path, own_options, print_notes, settings_options, tags_of
 
@@ -35,6 +36,7 @@ def evaluate(
 
     shown = ShownPrompts.parse(show)
     folder = OutputFolder(folder_path, resolved, resume)
+    first_look.check(resolved)
     from specexp.evaluation import divergence, preparation, runner, scheduling, time_split
     from specexp.evaluation.report import publish, run_specs
     from specexp.evaluation.token_view import token_page

@@ -13,6 +13,7 @@ from specexp import reading
 from specexp.config import single
 from specexp.config.schema import help_texts, option_names
 from specexp.errors import PromptError
+from specexp.pair import first_look
 
 from .common import guarded, own_options, print_notes, settings_options
 from .evaluate import CONFIG
@@ -27,6 +28,7 @@ def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mappi
     """Resolve, load, decode and show. Raises SpecexpError."""
     asked = single.resolve(experiment, method, flags)
     prompt = single.checked_prompt(read(prompt))
+    first_look.check(asked)
     # Import torch only after the settings are checked.
     from specexp.api import LoadedPair, encoded
     from specexp.methods import main_role, roles_of

@@ -10,6 +10,7 @@ import click
 
 from specexp.config import single
 from specexp.errors import ConfigError
+from specexp.pair import first_look
 
 from .common import guarded, own_options, print_notes, settings_options, tags_of
 from .generate import SETTINGS as GENERATE
@@ -29,6 +30,7 @@ def log_decoder(experiment: str, method: str, name: str, most_new_tokens: str, f
             f"most_new_tokens is {most_new_tokens!r}; it must be a whole number >= max_new_tokens,"
             f" which is {asked.max_new_tokens}."
         )
+    first_look.check(asked)
     # Import torch and mlflow only after the settings are checked.
     from specexp.api import LoadedPair
     from specexp.methods import roles_of

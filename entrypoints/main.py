@@ -9,6 +9,7 @@ import click
 
 from specexp import config
 from specexp.errors import OutputError
+from specexp.pair import first_look
 
 from .collect_labels import collect_labels
 from .common import guarded, output_path, own_options, settings_options
@@ -44,6 +45,7 @@ def main(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[s
     if resolved.data is not None and config.resolve_mining(experiment, given).experiment.data == resolved.data:
         given["skip"] = str(resolved.limit)  # the same rows: mining skips those of the evaluation
     config.resolve_mining(experiment, given)  # report every fault before any work
+    first_look.check(resolved)
     _check(show, resolved)
     from specexp.storage import files
     from specexp.tracking import backend, client

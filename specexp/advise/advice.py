@@ -19,27 +19,21 @@ from typing import Any
 
 from tqdm import tqdm
 
-from specexp import config
-from specexp.advise.candidates import Candidate, to_probe
+from specexp.advise.candidates import PLAIN, Candidate, to_probe
 from specexp.advise.choice import NUM_CHECKED, Checked, PredictedCandidate, best, worth_checking
 from specexp.advise.forecast import Forecast, Traces, forecast, records_of, trace_of
 from specexp.advise.prediction import Trace
 from specexp.advise.traces import agreement, looked_up, watched_output
-from specexp.config import Experiment
 from specexp.decoding.chain import Chain
 from specexp.engine import Engine
-from specexp.errors import ConfigError
 from specexp.evaluation import divergence, measured_costs
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.timing import SpecexpContender, TimingPhase, Timings, decoding, once, timings, whole
-from specexp.methods import roles_of
 from specexp.metrics.statistics import rate, rate_ratio
 from specexp.storage import environment
 from specexp.storage.journal import Journal, Key
 from specexp.storage.records import Record
 
-PLAIN = "baseline"
-WEIGHED = ("speculative", "lookup", "specexec", "autojudge")  # methods that advice can predict
 PROBES = 2  # how often the probed settings run for overheads and counts
 
 
@@ -59,29 +53,6 @@ class Advice:
     checked: Mapping[str, Checked]
     best: str | None
     swept: bool
-
-
-def validated(experiment: Experiment, with_trees: bool, with_draft: bool = True) -> Experiment:
-    """The experiment with plain decoding and the methods that advice weighs; ConfigError for what it cannot predict.
-
-    Without a draft model only prompt lookup remains.
-    """
-    faults = []
-    known = (PLAIN, *WEIGHED)
-    if others := sorted({m.method for m in experiment.methods} - set(known)):
-        faults.append(f"methods has {', '.join(others)}; advice weighs {', '.join(WEIGHED)}: leave out the others.")
-    if experiment.batch > 1:
-        faults.append(f"batch is {experiment.batch}, but advice is for one prompt at a time; leave it out.")
-    methods = [m for m in experiment.methods if m.method in WEIGHED and (with_trees or not m.tree)]
-    if not with_draft:
-        methods = [m for m in methods if "draft" not in roles_of(m)]
-    if not methods and not faults:
-        left = "give gamma or tree_budget" if with_draft else "without a draft model only lookup is weighed: add it"
-        faults.append(f"no candidate is left; {left}.")
-    if faults:
-        raise ConfigError(faults)
-    plain = config.adjusted(experiment, {"methods": PLAIN}).methods
-    return replace(experiment, methods=(*plain, *methods))
 
 
 def num_runs(prepared: Prepared, sweep: bool) -> int:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from specexp.advise.advice import PLAIN, Advice
+from specexp.advise.advice import Advice
 from specexp.advise.advice_text import notes, recommendation, sweep, sweep_line
-from specexp.advise.candidates import Candidate
+from specexp.advise.candidates import PLAIN, Candidate
 from specexp.evaluation.divergence import NOT_LOSSLESS
 from specexp.evaluation.timing import decoding
 from specexp.metrics.statistics import rate

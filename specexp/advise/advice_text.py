@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from specexp.advise.advice import PLAIN, Advice
-from specexp.advise.candidates import Candidate
+from specexp.advise.advice import Advice
+from specexp.advise.candidates import PLAIN, Candidate
 from specexp.advise.choice import accuracy_preserved, is_faster, may_run
 from specexp.advise.forecast import records_of
 from specexp.evaluation.divergence import NOT_LOSSLESS

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from specexp.config import MAX_NGRAM
+from specexp import config
+from specexp.config import MAX_NGRAM, Experiment
+from specexp.errors import ConfigError
 from specexp.evaluation.preparation import PreparedMethod
+from specexp.methods import roles_of
+
+PLAIN = "baseline"
+WEIGHED = ("speculative", "lookup", "specexec", "autojudge")  # methods that advice can predict
 
 # The most settings of a method that run, to measure a round's overhead beyond its calls and to count a tree's rounds.
 PROBED = {"speculative": 3, "lookup": 2, "autojudge": 2, "specexec": 5}
@@ -64,6 +70,29 @@ class Candidate:
     @property
     def lossless(self) -> bool:
         return self.setting.lossless
+
+
+def validated(experiment: Experiment, with_trees: bool, with_draft: bool = True) -> Experiment:
+    """The experiment with plain decoding and the methods that advice weighs; ConfigError for what it cannot predict.
+
+    Without a draft model only prompt lookup remains.
+    """
+    faults = []
+    known = (PLAIN, *WEIGHED)
+    if others := sorted({m.method for m in experiment.methods} - set(known)):
+        faults.append(f"methods has {', '.join(others)}; advice weighs {', '.join(WEIGHED)}: leave out the others.")
+    if experiment.batch > 1:
+        faults.append(f"batch is {experiment.batch}, but advice is for one prompt at a time; leave it out.")
+    methods = [m for m in experiment.methods if m.method in WEIGHED and (with_trees or not m.tree)]
+    if not with_draft:
+        methods = [m for m in methods if "draft" not in roles_of(m)]
+    if not methods and not faults:
+        left = "give gamma or tree_budget" if with_draft else "without a draft model only lookup is weighed: add it"
+        faults.append(f"no candidate is left; {left}.")
+    if faults:
+        raise ConfigError(faults)
+    plain = config.adjusted(experiment, {"methods": PLAIN}).methods
+    return replace(experiment, methods=(*plain, *methods))
 
 
 def by_kind(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:

@@ -10,8 +10,9 @@ from typing import Any
 import yaml
 
 from specexp import config
-from specexp.advise.advice import PLAIN, Advice
+from specexp.advise.advice import Advice
 from specexp.advise.advice_text import notes, recommendation
+from specexp.advise.candidates import PLAIN
 from specexp.config import CALIBRATED, Experiment, MethodConfig
 from specexp.decoding.protocol import Role
 from specexp.lm.runtime import AUTO

@@ -14,11 +14,12 @@ from specexp.config import Experiment, MethodConfig
 from specexp.decoding.chain import Chain
 from specexp.decoding.protocol import Role
 from specexp.engine import Decoder, output_limit
-from specexp.errors import ConfigError, ModelError, OutputError, PromptError
+from specexp.errors import ModelError, OutputError, PromptError
 from specexp.judge.judge import Judge
 from specexp.lm import out_of_memory
 from specexp.method_specs import MethodSpec, spec
 from specexp.methods import BuildContext, decoder_for, is_lossless, main_role, roles_of
+from specexp.pair.first_look import check_lengths
 from specexp.pair.loading import Pair, contexts, hidden_sizes, identity, load_pair
 from specexp.pair.tokenization import Text
 from specexp.profiling import call_costs
@@ -195,16 +196,6 @@ def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
     output.write_json("data.json", now)
     if judges:
         output.write_json("judges.json", judges)
-
-
-def check_lengths(methods: Sequence[MethodConfig], context: int) -> None:
-    """Raise ConfigError for drafts that do not fit the smallest context."""
-    for method in methods:
-        name, length = ("max_depth", method.tree.max_depth) if method.tree else ("gamma", method.gamma)
-        if length and context < 2:
-            raise ConfigError(f"the models' context is {context}, which holds no draft; name models with a longer one.")
-        if length > context // 2:
-            raise ConfigError(f"{name} is {length}; with a context of {context} it must be at most {context // 2}.")
 
 
 def arithmetic_of(experiment: Experiment) -> str:

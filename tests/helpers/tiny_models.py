@@ -11,8 +11,9 @@ import inspect
 from typing import Any
 
 import torch
-import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from specexp.lm.hf.model_config import CONDITIONAL, model_class
 
 VOCAB, CONTEXT, WINDOW = 96, 160, 8
 SIZES: dict[str, Any] = {
@@ -67,6 +68,16 @@ MAMBA: dict[str, Any] = {
     "n_mamba_heads": 2, "mamba_dt_rank": 4, "mamba_headdim": 32, "mamba_ngroups": 1, "mamba_num_heads": 4,
     "mamba_head_dim": 16, "ssm_state_size": 8, "chunk_size": 8, "use_mamba_kernels": False, "attention_head_dim": 16,
 }  # fmt: skip
+VISION: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "embed_dim", "out_hidden_size"), 32),
+    **dict.fromkeys(("num_attention_heads", "num_heads", "num_key_value_heads"), 4),
+    **dict.fromkeys(("num_hidden_layers", "depth"), 1),
+    "intermediate_size": 48, "image_size": 28, "patch_size": 14, "head_dim": 8, "fullatt_block_indexes": [0],
+    "deepstack_visual_indexes": [0],
+}  # fmt: skip
+MROPE: dict[str, Any] = {
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+}  # positions of text alone are the same in all sections
 LARGE = ("blt", "git", "phi4_multimodal")  # parts that these sizes do not reach take gigabytes, or minutes
 # Settings that a family needs in addition, or instead.
 MORE: dict[str, dict[str, Any]] = {
@@ -82,6 +93,8 @@ MORE: dict[str, dict[str, Any]] = {
     "dots1": {"layer_types": None, "n_shared_experts": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_vl": {"layer_types": ["conv", "full_attention"]},
+    **dict.fromkeys(("glm4v", "qwen2_5_vl", "qwen2_vl", "qwen3_vl"), MROPE),
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     **dict.fromkeys(
         ("olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"), LINEAR
@@ -138,7 +151,20 @@ MORE: dict[str, dict[str, Any]] = {
 
 
 def config(kind: str, **more: Any) -> Any:
-    """A tiny config of this model type; for a model of several parts, that of the text part."""
+    """A tiny config of this model type; for a model of several parts, that of the text part, if it is a model too."""
+    text = _text_config(kind, **more)
+    return _with_text(kind, text) if kind in CONDITIONAL else text
+
+
+def _with_text(kind: str, text: Any) -> Any:
+    """A whole config with this text part; the other part is as small as its fields allow."""
+    vision = CONFIG_MAPPING[kind]().vision_config
+    renamed = getattr(type(vision), "attribute_map", {})
+    sizes = {name: value for name, value in VISION.items() if hasattr(vision, name) and name not in renamed}
+    return CONFIG_MAPPING[kind](text_config=text.to_dict(), vision_config={**vision.to_dict(), **sizes})
+
+
+def _text_config(kind: str, **more: Any) -> Any:
     family = type(CONFIG_MAPPING[kind]().get_text_config(decoder=True))
     names = set(inspect.signature(family.__init__).parameters) | set(vars(family())) | set(family.__annotations__)
     renamed = getattr(family, "attribute_map", {})
@@ -150,8 +176,9 @@ def build(kind: str, seed: int = 0, **more: Any) -> Any:
     """A random model with a wide spread of logits, in float32."""
     if kind in LARGE:
         raise ValueError(f"no tiny {kind} can be built from its config")
+    built = config(kind, **more)
     torch.manual_seed(seed)
-    module = transformers.AutoModelForCausalLM.from_config(config(kind, **more)).eval()
+    module = model_class(built)(built).eval()
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in module.parameters():

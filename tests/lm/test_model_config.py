@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from helpers import tiny_models
 from helpers.cli_runner import evaluate, refused
 from specexp.errors import ModelError
-from specexp.lm.hf import model_config
+from specexp.lm.hf import model_config, refusals
 from specexp.lm.hf.source import ZOO
 
 CONTEXTS = {
@@ -36,7 +36,7 @@ def test_the_context_is_read_under_each_familys_name_for_it(tmp_path: Path, kind
 
 
 def test_a_config_without_a_context_has_no_limit(tmp_path: Path) -> None:
-    assert model_config.context_of(read(tmp_path, "bloom"), "x") == model_config.NO_LIMIT
+    assert model_config.context_of(read(tmp_path, "bloom"), "x") == refusals.NO_LIMIT
 
 
 @pytest.mark.parametrize("value", [0, -1])
@@ -91,9 +91,9 @@ BOTH: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 KINDS = {
-    "llama": model_config.KEY_VALUE, "gemma4_text": model_config.KEY_VALUE, "deepseek_v32": model_config.KEY_VALUE,
-    "mamba": model_config.RECURRENT, "falcon_h1": model_config.RECURRENT, "jamba": model_config.RECURRENT,
-    "xlm": model_config.NO_CACHE, "rwkv": model_config.NO_CACHE, "minimax": model_config.NO_CACHE,
+    "llama": refusals.KEY_VALUE, "gemma4_text": refusals.KEY_VALUE, "deepseek_v32": refusals.KEY_VALUE,
+    "mamba": refusals.RECURRENT, "falcon_h1": refusals.RECURRENT, "jamba": refusals.RECURRENT,
+    "xlm": refusals.NO_CACHE, "rwkv": refusals.NO_CACHE, "minimax": refusals.NO_CACHE,
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.lm import replay
-from specexp.lm.hf import model_config
+from specexp.lm.hf import refusals
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.replay import ReplaySession
 
@@ -58,7 +58,7 @@ def differences(model: Any, rounds: int, seed: int = 1) -> str | None:
 @pytest.mark.parametrize("kind", CASES)
 def test_a_truncated_state_continues_as_a_fresh_one(kind: str) -> None:
     model = HFModel(tiny_models.build(kind), kind)
-    assert model.cache_kind == model_config.RECURRENT
+    assert model.cache_kind == refusals.RECURRENT
     assert model.continues_by_one == (kind in BY_ONE)
     assert isinstance(model.session(), ReplaySession)
     assert differences(model, rounds=25) is None
@@ -169,7 +169,7 @@ def test_a_batch_and_a_second_prompt_decode_as_one_alone(temperature: float) -> 
 def test_a_model_without_a_cache_scores_each_row_by_a_forward_of_its_own(kind: str) -> None:
     module = tiny_models.build(kind)
     model = HFModel(module, kind)
-    assert model.cache_kind == model_config.NO_CACHE
+    assert model.cache_kind == refusals.NO_CACHE
     session = model.session()
     session.feed(model.ids([5, 6, 7]), 0)
     logits, states = session.feed(model.ids([8, 9]), 2, True)

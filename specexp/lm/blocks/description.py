@@ -46,10 +46,10 @@ def describe(module: Any) -> tuple[ModelSpec, StackParts, Family]:
         if quantized:
             raise UndescribedError("its weights are quantized") from None
         raise
-    return _spec(config, family, parts), parts, family
+    return _spec(module, config, family, parts), parts, family
 
 
-def _spec(config: Any, family: Family, parts: StackParts) -> ModelSpec:
+def _spec(module: Any, config: Any, family: Family, parts: StackParts) -> ModelSpec:
     types = _layer_types(config)
     rotary = _rotary_specs(config, family, parts.stack.rotary_emb)
     index = {spec.layer_type: i for i, spec in enumerate(rotary)}
@@ -68,7 +68,7 @@ def _spec(config: Any, family: Family, parts: StackParts) -> ModelSpec:
         rotary,
         _query_scaling(config),
         _embedding_multiplier(config, parts.embedding),
-        float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)),
+        float(getattr(module, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)),
         float(getattr(config, "final_logit_softcapping", None) or 0),
     )
 

@@ -52,7 +52,8 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         ("apertus", "arcee", "cwm", "dots1", "glm4_moe", "granite", "granitemoe", "granitemoeshared", "hy_v3",
          "internlm3", "iquestcoder", "llama", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "olmoe",
-         "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "solar_open"),
+         "phi3", "qwen2", "qwen2_5_vl_text", "qwen2_moe", "qwen2_vl_text", "qwen3", "qwen3_moe", "qwen3_vl_text",
+         "seed_oss", "solar_open"),
         _LLAMA,
     ),
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), _GEMMA),

@@ -91,7 +91,7 @@ class StackParts:
 def find_parts(module: Any) -> StackParts:
     """The parts of a causal language model. Raises UndescribedError, which names what is not known."""
     stack = getattr(module, "model", None) or getattr(module, "gpt_neox", None)
-    stack = getattr(stack, "language_model", stack)
+    stack = getattr(stack, "language_model", getattr(stack, "text_model", stack))
     if stack is None or not hasattr(stack, "layers"):
         raise UndescribedError("its blocks are not where they are looked for")
     embedding, final_norm = _one(stack, EMBEDDINGS), _one(stack, FINAL_NORMS)

@@ -33,7 +33,7 @@ def check_config(config: Any, name: str) -> None:
     if result[WINDOW] is not None and not _is_whole(result[WINDOW], 0):
         faults.append(f"{WINDOW} is {shown(result[WINDOW])}; it must be a whole number >= 0, or null")
     if not faults:
-        faults += _faults_of_stops(getattr(text, STOPS, None), text.vocab_size)
+        faults += _faults_of_stops(getattr(text, STOPS, None), getattr(text, "vocab_size", 1))
     if faults:
         raise _no_good(name, "config.json", faults)
 

@@ -1,4 +1,4 @@
-"""Implements `Model` for Hugging Face causal language models: any `AutoModelForCausalLM` folder or hub id.
+"""Implements `Model` for Hugging Face causal language models: any folder or hub id that an auto class loads.
 
 The families in `lm/blocks/families.py` run on the native forward (`native_forward.py`), all others on transformers'
 forward: each session then has a full-length `DynamicCache`, which `truncate` crops; sliding-window layers keep all
@@ -26,6 +26,7 @@ from specexp.lm.hf import forward_check, generation_config, model_config
 from specexp.lm.hf.hf_session import HFSession
 from specexp.lm.hf.offload import Offload, stored
 from specexp.lm.hf.recurrent_state import HFState
+from specexp.lm.hf.refusals import NO_CACHE, RECURRENT
 from specexp.lm.hf.rope import LongRopeSession, boundary_of
 from specexp.lm.hf.uncached_session import UncachedSession
 from specexp.lm.model import Feed, Session, one_by_one
@@ -156,7 +157,7 @@ class HFModel:
 
     def check_cache(self) -> None:
         """Raise ModelError if transformers' forward gives other logits with a cache than without one."""
-        if self.native is None and self.cache_kind != model_config.NO_CACHE:
+        if self.native is None and self.cache_kind != NO_CACHE:
             forward_check.check_cache(self, self.name)
 
     def check_trees(self) -> None:
@@ -183,9 +184,9 @@ class HFModel:
         if self.recomputed_at is not None:
             rotary, length = self.module.model.rotary_emb, self.recomputed_at
             return [LongRopeSession(HFSession(self), HFSession(self), rotary, length) for _ in range(count)]
-        if self.cache_kind == model_config.NO_CACHE:
+        if self.cache_kind == NO_CACHE:
             return [UncachedSession(self) for _ in range(count)]
-        if self.cache_kind == model_config.RECURRENT:
+        if self.cache_kind == RECURRENT:
             by_one = self.continues_by_one
             return [ReplaySession(HFState(self, by_one), self.ids([])) for _ in range(count)]
         if self.native is None:

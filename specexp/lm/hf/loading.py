@@ -19,6 +19,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
@@ -67,6 +68,7 @@ def read_config(config: ModelConfig) -> Any:
             check_sizes(PretrainedConfig.get_config_dict(path, **options)[0], config.model)
         raise ModelError(f"model '{config.model}' has no config that can be loaded: {_words(error)}") from error
     check_config(result, config.model)
+    model_config.check(result, config.model)
     vocab_size = result.get_text_config(decoder=True).vocab_size
     try:
         check_stops(GenerationConfig.from_pretrained(path, **options), vocab_size, config.model)
@@ -87,15 +89,12 @@ def vocabulary_size(config: ModelConfig) -> int:
 
 def context_size(config: ModelConfig) -> int:
     """The maximum number of positions in a sequence; read from the model's config, without its weights."""
-    result = read_config(config)
-    model_config.check(result, config.model)
-    return model_config.context_of(result, config.model)
+    return model_config.context_of(read_config(config), config.model)
 
 
 def check_decodable(config: ModelConfig, trees: bool) -> None:
     """Raise ModelError if by its config the model cannot decode, or (with `trees`) cannot score a token tree."""
     result = read_config(config)
-    model_config.check(result, config.model)
     if trees:
         model_config.check_trees(result, config.model)
 
@@ -122,7 +121,7 @@ def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed
         if offload:
             placement |= offload.placement(_empty(source, config))
         with _quiet():
-            module, result = AutoModelForCausalLM.from_pretrained(
+            module, result = _auto_class(hf_config).from_pretrained(
                 source.place, output_loading_info=True, **source.arguments, **options, **placement
             )
     except Exception as error:  # a broken folder can raise anything: report the message in one line
@@ -208,10 +207,14 @@ def _needed(source: Source, config: ModelConfig) -> str:
 
 def _empty(source: Source, config: ModelConfig) -> Any:
     """The model on the meta device, without its weights."""
+    hf_config = _config(source, _options(config))
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            _config(source, _options(config)), trust_remote_code=config.trust_remote_code
-        )
+        return _auto_class(hf_config).from_config(hf_config, trust_remote_code=config.trust_remote_code)
+
+
+def _auto_class(hf_config: Any) -> Any:
+    """The auto class that builds the model of this config."""
+    return AutoModelForImageTextToText if model_config.is_conditional(hf_config) else AutoModelForCausalLM
 
 
 @contextmanager

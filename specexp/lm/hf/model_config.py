@@ -1,8 +1,7 @@
-"""Reads from a model's config, without its weights, the context length and which kinds of decoding are impossible.
+"""What transformers knows of a config's model type: its class, its cache, and the context that decoding has.
 
-There are two kinds of decoding: chains (plain decoding is one of length 1), which need a cache that can be truncated,
-and trees, which also need layers that place tokens by their position ids and mask, not by their slot in the cache.
-`forward_check.py` measures on the loaded model what no config says. docs/models.md lists the results of both.
+`refusals.py` has the rules that need no class; `forward_check.py` measures on the loaded model what no config says.
+docs/models.md lists the results of all three.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.cache_utils import (
     DummyLayer,
     DynamicCache,
@@ -20,46 +19,30 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from specexp.errors import ModelError
+from specexp.lm.hf import refusals
+from specexp.lm.hf.refusals import KEY_VALUE, NO_CACHE, RECURRENT, TypeFacts
 from specexp.lm.hf.rope import boundary_of
 
-NO_LIMIT = 1 << 30
-FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of layer types
-# Config fields for the context length, in the order in which they are tried.
-CONTEXT_NAMES = (
-    "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "max_seq_length",
-    "max_target_positions", "seq_length", "model_max_length", "context_length",
-)  # fmt: skip
 # Layers of a cache that can be truncated; a `DummyLayer` holds nothing.
 REWINDABLE = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer)
-# Encoders, which also attend to later tokens unless their config sets `is_decoder`.
-ENCODERS = frozenset({
-    "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert",
-    "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
-})  # fmt: skip
-# Families that do not decode text alone, or whose cached decoding differs from their whole forward, with the reason.
-CLOSED = {
-    "moshi": "needs audio codes in addition to the text at every step",
-    "cpmant": "puts its own prompt before the tokens of every call, including cached ones",
-    "prophetnet": "scores a token differently after cached ones than in one piece",
-    "xlnet": "decodes with a memory (mems), after which it scores a token differently than in one piece",
-}
 # Families whose modules take a cache of their own, which cannot be copied or cut back.
 OWN_CACHES = frozenset({"minimax", "rwkv", "xlstm"})
-KEY_VALUE, RECURRENT, NO_CACHE = "key-value", "recurrent", "none"
+# Families that only transformers' auto class for images and text builds, and that decode text alone.
+CONDITIONAL = frozenset({
+    "aya_vision", "cohere2_vision", "exaone4_5", "glm4v", "idefics3", "internvl", "lfm2_vl", "llava", "mistral3",
+    "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm",
+})  # fmt: skip
 
 
 def check(config: Any, name: str) -> None:
     """Raise ModelError if a model with this config cannot decode token by token, or has no valid context length."""
-    if reason := refusal(config):
-        raise ModelError(f"model '{name}' ({config.model_type}) {reason}.")
+    refusals.check(config, type_facts(config), name)
     context_of(config, name)
 
 
 def check_trees(config: Any, name: str) -> None:
     """Raise ModelError if this config's layers would give the tokens of a tree wrong positions."""
-    if reason := tree_refusal(config):
-        raise ModelError(f"model '{name}' ({config.model_type}) {reason}; use a chain method (speculative, lookup).")
+    refusals.check_trees(config, type_facts(config), name)
 
 
 def context_of(config: Any, name: str) -> int:
@@ -68,45 +51,32 @@ def context_of(config: Any, name: str) -> int:
     It is limited to the length at which the rotary angles change, if decoding cannot follow the change (`rope.py`).
     """
     text = config.get_text_config(decoder=True)
-    stated, boundary = _stated_context(text, name), boundary_of(text)
+    stated, boundary = refusals.stated_context(text, name), boundary_of(text)
     return stated if boundary is None or boundary.recomputed else min(stated, boundary.length)
-
-
-def _stated_context(text: Any, name: str) -> int:
-    for key in CONTEXT_NAMES:
-        value = getattr(text, key, None)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ModelError(
-                f"model '{name}' has {key} {value!r} in its config; the context must be a whole number >= 1 of tokens:"
-                " correct it, or remove it for a model without a limit."
-            )
-        return min(value, NO_LIMIT)
-    return NO_LIMIT
 
 
 def refusal(config: Any) -> str | None:
     """The reason why a model with this config cannot decode; None if it can."""
-    text = config.get_text_config(decoder=True)
-    kind = str(config.model_type)
-    if config.is_encoder_decoder:
-        return "is an encoder-decoder model, whose decoder cannot continue a prompt; use a decoder-only model"
-    if kind in ENCODERS and not getattr(text, "is_decoder", False):
-        return (
-            "is an encoder: each token attends to later ones; use a decoder-only model, or set is_decoder to true in"
-            " the config of one that was trained as a decoder"
-        )
-    if kind in CLOSED:
-        return f"{CLOSED[kind]}; use a decoder-only model of text"
-    if kind == "xmod" and not getattr(text, "default_language", None):
-        return "has an adapter for each language and no default_language in its config; set one"
-    return None
+    return refusals.refusal(config, type_facts(config))
+
+
+def tree_refusal(config: Any) -> str | None:
+    """The reason why a model with this config cannot score a token tree; None if no reason is known."""
+    return refusals.tree_refusal(config, type_facts(config))
+
+
+def type_facts(config: Any) -> TypeFacts:
+    """What the classes for this config say; a class from the model's own repository is taken as it comes."""
+    model = model_class(config)
+    if model is None:
+        return TypeFacts(has_head=not type(config).__module__.startswith("transformers."))
+    parameters = inspect.signature(model.forward).parameters
+    return TypeFacts(True, cache_kind(config), "position_ids" in parameters)
 
 
 def cache_kind(config: Any) -> str:
     """How a model with this config continues after earlier tokens: `KEY_VALUE`, `RECURRENT` or `NO_CACHE`."""
-    model, kind = _class(config), str(config.model_type)
+    model, kind = model_class(config), str(config.model_type)
     if kind in OWN_CACHES or (model is not None and cache_argument(model.forward) is None):
         return NO_CACHE
     try:
@@ -132,45 +102,15 @@ def cache_argument(forward: Any) -> str | None:
     return "cache" if "cache" in parameters and "Cache" in str(parameters["cache"].annotation) else None
 
 
-def tree_refusal(config: Any) -> str | None:
-    """The reason why a model with this config cannot score a token tree; None if no reason is known."""
-    text = config.get_text_config(decoder=True)
-    parameters, kind = _forward(config), cache_kind(config)
-    if kind == RECURRENT:
-        return "has layers with a recurrent state, which holds one sequence and no tree"
-    if kind == NO_CACHE:
-        return "decodes without a cache, so it cannot score token trees"
-    if getattr(text, "index_topk", None):
-        return "has an index of keys in its cache, which holds one sequence and no tree"
-    if parameters is not None and "position_ids" not in parameters:
-        return "places tokens by their slot in the cache and takes no position ids, so it cannot score token trees"
-    if config.model_type == "falcon" and text.alibi:
-        return "weighs tokens by their slot in the cache (ALiBi), so it cannot score token trees"
-    if config.model_type == "gpt_neo" and "local" in text.attention_layers:
-        return "has local layers, whose window counts slots of the cache, so it cannot score token trees"
-    if getattr(text, "attn_temperature_tuning", False) and not all(getattr(text, "no_rope_layers", None) or [0]):
-        return "scales attention by slots of the cache (attn_temperature_tuning), so it cannot score token trees"
-    if other := [kind for kind in attention_kinds(config) if kind not in (FULL, SLIDING)]:
-        return f"has {other[0]} layers, which take no tree mask"
-    return None
+def is_conditional(config: Any) -> bool:
+    """True if the auto class for images and text builds this model, and the one for causal models does not."""
+    return config.model_type in CONDITIONAL and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
 
 
-def attention_kinds(config: Any) -> list[str]:
-    """The kinds of attention layers, sorted; each kind takes its own mask."""
-    text = config.get_text_config(decoder=True)
-    windowed = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
-    return sorted(set(getattr(text, "layer_types", None) or [SLIDING if windowed else FULL]))
-
-
-def _class(config: Any) -> Any:
-    """The class that AutoModelForCausalLM selects; None if the class comes from the model's own repository."""
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+def model_class(config: Any) -> Any:
+    """The class that the auto class selects; None if the class comes from the model's own repository, or none does."""
+    classes = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING if is_conditional(config) else MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in classes:
         return None
-    result = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    result = classes[type(config)]
     return result[0] if isinstance(result, list | tuple) else result
-
-
-def _forward(config: Any) -> frozenset[str] | None:
-    """Parameter names of that class's forward; None if there is no such class."""
-    result = _class(config)
-    return None if result is None else frozenset(inspect.signature(result.forward).parameters)

@@ -1,0 +1,79 @@
+"""Refuses what a config.json alone tells, before torch, transformers or MLflow are imported, which takes seconds.
+
+Every rule here is applied again when the models are loaded, with the defaults that only their classes know. A config
+that cannot be read here (a GGUF file's, a broken one) is left to that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from specexp.config import Experiment, MethodConfig
+from specexp.decoding.protocol import Role
+from specexp.errors import ConfigError, ModelError
+from specexp.lm.hf import model_types, refusals
+from specexp.lm.hf.config_check import check_sizes
+from specexp.lm.hf.refusals import RawConfig
+from specexp.lm.hf.source import hub_fault, model_source
+from specexp.lm.runtime import ModelConfig
+from specexp.method_specs import spec
+
+
+def check(experiment: Experiment) -> None:
+    """Raise ModelError or ConfigError if a model cannot, by its config, do what the experiment's methods ask of it."""
+    if experiment.toy is not None:
+        return
+    specs = [spec(method.method) for method in experiment.methods]
+    roles: set[Role] = set().union(*(each.models for each in specs))
+    trees = any(each.grows_tree for each in specs)
+    contexts = []
+    for role in sorted(roles, reverse=True):
+        model = experiment.models[role]
+        values = _values(model)
+        if values is None:
+            continue
+        config = RawConfig(values)
+        check_sizes(values, model.model)
+        facts = model_types.facts_of(config)
+        if not model.trust_remote_code or "auto_map" not in values:
+            refusals.check(config, facts, model.model)
+            if trees:
+                refusals.check_trees(config, facts, model.model)
+        contexts.append(refusals.stated_context(config.get_text_config(decoder=True), model.model))
+    if contexts:
+        check_lengths(experiment.methods, min(contexts))
+
+
+def _values(model: ModelConfig) -> dict[str, Any] | None:
+    """The values of a model's config.json; None if it has none, or none that can be read. Raises ModelError."""
+    source = model_source(model)
+    if source.gguf:
+        return None
+    file = Path(source.place, "config.json")
+    if not Path(source.place).is_dir():
+        try:
+            from huggingface_hub import hf_hub_download
+
+            file = Path(hf_hub_download(source.place, "config.json", revision=model.revision or None))
+        except Exception as error:
+            if fault := hub_fault(model.model, error):
+                raise ModelError(f"{fault}.") from error
+            return None
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def check_lengths(methods: Sequence[MethodConfig], context: int) -> None:
+    """Raise ConfigError for drafts that do not fit the smallest context."""
+    for method in methods:
+        name, length = ("max_depth", method.tree.max_depth) if method.tree else ("gamma", method.gamma)
+        if length and context < 2:
+            raise ConfigError(f"the models' context is {context}, which holds no draft; name models with a longer one.")
+        if length > context // 2:
+            raise ConfigError(f"{name} is {length}; with a context of {context} it must be at most {context // 2}.")
