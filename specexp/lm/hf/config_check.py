@@ -1,4 +1,4 @@
-"""Validates a model's config before its weights are read: the sizes and the stop token ids.
+"""Validates a model's config before its weights are read: the sizes, the stop token ids and the quantization.
 
 transformers builds a module from any values in a config; the errors it then raises name neither the file nor the field.
 """
@@ -6,9 +6,11 @@ transformers builds a module from any values in a config; the errors it then rai
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from specexp.errors import ModelError, shown
+from specexp.lm.runtime import ModelConfig
 
 SIZES = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
@@ -16,6 +18,12 @@ SIZES = (
 )  # fmt: skip
 STOPS = "eos_token_id"
 WINDOW = "sliding_window"
+# The package that transformers reads a quantization with, by its `quant_method`, and how pip calls it.
+PACKAGES = {
+    "awq": ("gptqmodel", "gptqmodel"), "gptq": ("gptqmodel", "gptqmodel"), "hqq": ("hqq", "hqq"),
+    "bitsandbytes": ("bitsandbytes", "bitsandbytes"), "quanto": ("optimum.quanto", "optimum-quanto"),
+    "compressed-tensors": ("compressed_tensors", "compressed-tensors"), "torchao": ("torchao", "torchao"),
+}  # fmt: skip
 
 
 def check_sizes(values: Mapping[str, Any], name: str) -> None:
@@ -43,6 +51,36 @@ def check_stops(generation_config: Any, vocab_size: int, name: str) -> None:
     faults = _faults_of_stops(getattr(generation_config, STOPS, None), vocab_size)
     if faults:
         raise _no_good(name, "generation_config.json", faults)
+
+
+def check_quantization(values: Any, config: ModelConfig) -> None:
+    """Raise ModelError if weights that are quantized in the folder cannot be read, or not with these settings.
+
+    `values` is the `quantization_config` of a config.json, or of a loaded config; None if there is none.
+    """
+    if values is None:
+        return
+    method = values.get("quant_method") if isinstance(values, Mapping) else getattr(values, "quant_method", None)
+    kind = str(getattr(method, "value", method))
+    for setting, value in (("quantization", config.quantization), ("offload", config.offload)):
+        if value != "none":
+            raise ModelError(
+                f"model '{config.model}' has quantized weights ({kind}), and {setting} is {value}; leave {setting} out,"
+                " or name the model that it was quantized from."
+            )
+    module, package = PACKAGES.get(kind, ("", ""))
+    if module and not _is_installed(module):
+        raise ModelError(
+            f"model '{config.model}' has quantized weights ({kind}), which need the package '{package}', which is not"
+            f" installed: pip install {package}."
+        )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that `module` is a part of is not there
+        return False
 
 
 def _no_good(name: str, file: str, faults: Sequence[str]) -> ModelError:

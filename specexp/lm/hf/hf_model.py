@@ -228,11 +228,11 @@ class HFModel:
             digest.update(f"{name} {tuple(parameter.shape)}".encode())
             if parameter.device.type == "meta":
                 parameter = stored(self.module, name)
-            if parameter.is_floating_point():
-                values = parameter.detach().flatten()[:_FINGERPRINT_VALUES].to(torch.bfloat16).float().cpu()
-                digest.update(values.numpy().tobytes())
-            else:  # quantized
-                digest.update(parameter.detach().flatten()[:_FINGERPRINT_VALUES].cpu().numpy().tobytes())
+            for part in _plain_parts(parameter.detach()):
+                values = part.flatten()[:_FINGERPRINT_VALUES]
+                if part.is_floating_point():
+                    values = values.to(torch.bfloat16).float()
+                digest.update(values.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def facts(self) -> dict[str, Any]:
@@ -272,3 +272,11 @@ class HFModel:
     def wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _plain_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensor itself, or those that a quantized one is made of: torchao's takes no views."""
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _plain_parts(getattr(tensor, name))]

@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from specexp.errors import ModelError, first_line
 from specexp.lm.hf import generation_config, model_config
-from specexp.lm.hf.config_check import check_config, check_sizes, check_stops
+from specexp.lm.hf.config_check import check_config, check_quantization, check_sizes, check_stops
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.offload import Offload
 from specexp.lm.hf.rope import note
@@ -69,6 +69,8 @@ def read_config(config: ModelConfig) -> Any:
         raise ModelError(f"model '{config.model}' has no config that can be loaded: {_words(error)}") from error
     check_config(result, config.model)
     model_config.check(result, config.model)
+    if not source.gguf:  # its weights are read as floats
+        check_quantization(getattr(result, "quantization_config", None), config)
     vocab_size = result.get_text_config(decoder=True).vocab_size
     try:
         check_stops(GenerationConfig.from_pretrained(path, **options), vocab_size, config.model)
@@ -141,10 +143,18 @@ def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed
         module.hf_quantizer, module.config.quantization_config = None, None
     if source.adapter:
         module = merged(module, source.adapter, config.model)
+    if getattr(module.config, "quantization_config", None) is not None:
+        _finish(module)
     model = HFModel(module.eval(), config.model, num_valid_ids, offload, suppressed=suppressed)
     if model.native is not None:
         tune(model.native)
     return model
+
+
+@torch.inference_mode()
+def _finish(module: Any) -> None:
+    """Run one forward: some packages unpack their weights at the first one, which changes the model's fingerprint."""
+    module.eval()(input_ids=torch.zeros(1, 1, dtype=torch.long, device=module.device))
 
 
 def _options(config: ModelConfig, other_repository: bool = False) -> dict[str, Any]:

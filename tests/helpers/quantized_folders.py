@@ -1,0 +1,105 @@
+"""Tiny folders whose weights are quantized, as other tools leave them: what transformers loads by itself on a CPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from helpers import tiny_models
+
+WIDE = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32, "num_key_value_heads": 4}  # of one group or more
+# The values of MXFP4's sixteen codes: a sign, two bits of exponent, one of mantissa.
+FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+FP4 = torch.cat([FP4, -FP4])
+MXFP4_GROUP = 32
+
+
+def _plain(kind: str, folder: Path, **sizes: Any) -> dict[str, torch.Tensor]:
+    tiny_models.build(kind, **sizes).save_pretrained(folder)
+    return load_file(folder / "model.safetensors")
+
+
+def _write(folder: Path, weights: dict[str, torch.Tensor], quantization: dict[str, Any]) -> None:
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": quantization}))
+
+
+def fp8(folder: Path) -> dict[str, torch.Tensor]:
+    """Blocks of 128 x 128 values in 8-bit floats, with a scale each, as DeepSeek and Qwen publish theirs."""
+    weights, values = {}, {}
+    for name, weight in _plain("llama", folder).items():
+        if name.endswith("_proj.weight"):
+            scale = weight.abs().amax() / torch.finfo(torch.float8_e4m3fn).max
+            weights[name] = (weight / scale).to(torch.float8_e4m3fn)
+            weights[f"{name}_scale_inv"] = scale.reshape(1, 1)
+            values[name] = weights[name].float() * scale
+        else:
+            weights[name] = weight
+    how = {"weight_block_size": [128, 128], "activation_scheme": "dynamic", "modules_to_not_convert": ["lm_head"]}
+    _write(folder, weights, {"quant_method": "fp8", **how})
+    return values
+
+
+def mxfp4(folder: Path) -> dict[str, torch.Tensor]:
+    """GPT-OSS' experts in 4-bit floats, with an exponent for each 32 values of a row."""
+    weights, values = {}, {}
+    for name, weight in _plain("gpt_oss", folder, hidden_size=32, intermediate_size=32).items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            rows = weight.transpose(1, 2)  # a row for each output
+            groups = rows.reshape(*rows.shape[:2], -1, MXFP4_GROUP)
+            exponent = torch.ceil(torch.log2(groups.abs().amax(-1, keepdim=True) / FP4.max()))
+            codes = ((groups / 2**exponent)[..., None] - FP4).abs().argmin(-1).to(torch.uint8)
+            weights[f"{name}_blocks"] = (codes[..., 0::2] | codes[..., 1::2] << 4).contiguous()
+            weights[f"{name}_scales"] = (exponent.squeeze(-1) + 127).to(torch.uint8)
+            values[name] = (FP4[codes.int()] * 2**exponent).reshape(rows.shape).transpose(1, 2)
+        else:
+            weights[name] = weight
+    floats = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"]
+    _write(folder, weights, {"quant_method": "mxfp4", "modules_to_not_convert": floats})
+    return values
+
+
+def torchao(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights in int8, a scale for each row."""
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    _plain("llama", folder)
+    how = TorchAoConfig(Int8WeightOnlyConfig())
+    AutoModelForCausalLM.from_pretrained(folder, quantization_config=how).save_pretrained(folder)
+    return {}
+
+
+def compressed_tensors(folder: Path, scheme: str = "W4A16") -> dict[str, torch.Tensor]:
+    """Weights in int4 packed into int32, a scale for each 128 of a row, as vLLM's compressor leaves them."""
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+
+    _plain("llama", folder, **WIDE)
+    module = AutoModelForCausalLM.from_pretrained(folder)
+    apply_quantization_config(module, QuantizationConfig(config_groups={scheme: ["Linear"]}, ignore=["lm_head"]))
+    for part in module.modules():
+        if hasattr(part, "weight_scale"):
+            rows, groups = part.weight_scale.shape
+            part.weight_scale.data = part.weight.reshape(rows, groups, -1).abs().amax(-1) / 7
+    compressor = ModelCompressor.from_pretrained_model(module)
+    compressor.compress_model(module)
+    module.save_pretrained(folder)
+    compressor.update_config(folder)
+    return {}
+
+
+# What writes a folder and returns the values that some weights stand for, and the forward that decodes it.
+KINDS: dict[str, tuple[Callable[[Path], dict[str, torch.Tensor]], str]] = {
+    "fp8": (fp8, "own"),
+    "mxfp4": (mxfp4, "own"),
+    "torchao": (torchao, "transformers (its weights are quantized)"),
+    "compressed-tensors": (compressed_tensors, "transformers (its weights are quantized)"),
+}
