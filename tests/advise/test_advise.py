@@ -18,11 +18,11 @@ from helpers.cli_runner import evaluate, records, refused, runs
 from helpers.fake_clock import Clock, ClockedToy, prepared_toy
 from helpers.judges import judge_for
 from specexp import config
-from specexp.advise.advice import Advice, measure, validated
+from specexp.advise.advice import Advice, measure
 from specexp.advise.advice_figure import draw_advice
 from specexp.advise.advice_report import as_json, metrics, table
 from specexp.advise.advice_text import notes, recommendation, sweep
-from specexp.advise.candidates import Candidate, spread, to_probe
+from specexp.advise.candidates import Candidate, spread, to_probe, validated
 from specexp.advise.choice import PredictedCandidate
 from specexp.advise.recommended import recommended
 from specexp.evaluation import preparation

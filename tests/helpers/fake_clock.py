@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from specexp import config
-from specexp.advise.advice import validated
+from specexp.advise.candidates import validated
 from specexp.decoding.protocol import Role
 from specexp.evaluation import preparation
 from specexp.evaluation.preparation import Prepared

@@ -357,23 +357,26 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
 
 ROPE = "specexp.lm.hf.rope"
 
+FACTORS = "specexp.lm.blocks.long_factors"
+OWN, BUCKETED, GRAPHS, DRAFTING, HF, TREE_MASK = (
+    "specexp.lm.native.native_forward", "specexp.lm.native.bucketed_forward", "specexp.lm.native.cuda_graphs", "specexp.lm.native.draft_loop", "specexp.lm.hf.hf_model",
+    "specexp.lm.hf.tree_mask",
+)  # fmt: skip
+
 ROPE_BUGS = [
     Bug("the boundary is a token late", ROPE, "place >= self._boundary", "place > self._boundary"),
     Bug("the boundary is a token early", ROPE, "place >= self._boundary", "place >= self._boundary - 1"),
-    Bug("a piece before the boundary is turned by the short factors", ROPE, "torch.cat([positions, positions.new_full((positions.shape[0], 1), boundary)], dim=1)", "torch.cat([positions, positions[:, -1:]], dim=1)"),
-    Bug("a tree past the boundary is turned by the long factors in both caches", ROPE, "positions.clamp(max=boundary - 1)", "positions"),
+    Bug("a piece before the boundary is turned by the short factors", FACTORS, "torch.cat([positions, positions.new_full((positions.shape[0], 1), boundary)], dim=1)", "torch.cat([positions, positions[:, -1:]], dim=1)"),
+    Bug("a tree past the boundary is turned by the long factors in both caches", FACTORS, "positions.clamp(max=boundary - 1)", "positions"),
     Bug("a cache is not cut back", ROPE, "for cache in self._caches.values():", "for cache in list(self._caches.values())[1:]:"),
     Bug("what a cache lacks is not fed", ROPE, "cache.feed(self._tokens[cache.length :], rows", "cache.feed(self._tokens[start:], rows"),
     Bug("a path is kept in the order of a chain", ROPE, "[slot for slot in slots if slot < cache.length]", "list(range(length, length + len(slots)))"),
     Bug("tokens of a path are those of a chain", ROPE, "self._tokens[kept]]", "self._tokens[length : length + len(slots)]]"),
     Bug("all rows are those of the long factors", ROPE, "return torch.where(chosen, many, few), torch", "return many, torch"),
+    Bug("both caches of the native forward have the short factors", OWN, "angles(long=True)", "angles()"),
+    Bug("both caches of the native forward are the long ones", HF, "self.native.beyond if long else self.native", "self.native.beyond"),
     Bug("a tree's rows count slots", ROPE, "slot if slot < base else base + branches.depths[slot - base]", "slot"),
 ]  # fmt: skip
-
-OWN, BUCKETED, GRAPHS, DRAFTING, HF, TREE_MASK = (
-    "specexp.lm.native.native_forward", "specexp.lm.native.bucketed_forward", "specexp.lm.native.cuda_graphs", "specexp.lm.native.draft_loop", "specexp.lm.hf.hf_model",
-    "specexp.lm.hf.tree_mask",
-)  # fmt: skip
 
 LINEAR, ROTARY, PARTS, DESCRIPTION, BLOCK, NORMS, FEED_FORWARD, FAMILIES, LAYER_INPUTS = (
     f"specexp.lm.blocks.{name}"

@@ -148,7 +148,8 @@ def _rotary_specs(config: Any, family: Family, rotary: Any) -> tuple[RotarySpec,
     used = getattr(rotary, "layer_types", None)  # a module without them has one table
     by_type = {None: parameters} if used is None else {kind: each for kind, each in nested.items() if kind in used}
     for each in by_type.values():
-        if (kind := each.get("rope_type", "default")) not in STATIC_ROTARY:
+        kind = each.get("rope_type", "default")
+        if kind not in STATIC_ROTARY and not (kind == "longrope" and used is None):
             raise UndescribedError(f"its rotary angles ({kind}) depend on the length")
     return tuple(RotarySpec(kind, family.adjacent_pairs, family.angles) for kind in sorted(by_type, key=str))
 

@@ -9,12 +9,16 @@ Shapes: P positions, T tokens, H heads, d head size, R rotated values per head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from specexp.lm.blocks.long_factors import Boundary, turned
 
 CHUNK = 512  # positions by which the tables grow
 
@@ -65,8 +69,20 @@ class Angles:
 class RotaryTables:
     """Angles of all positions used so far."""
 
-    def __init__(self, module: Any, specs: Sequence[RotarySpec], scaling: QueryScaling | None, like: Tensor) -> None:
+    def __init__(
+        self,
+        module: Any,
+        specs: Sequence[RotarySpec],
+        scaling: QueryScaling | None,
+        like: Tensor,
+        boundary: Boundary | None = None,
+        long: bool = False,
+    ) -> None:
+        """With a `boundary`, the angles are those of the short factors, or of the `long` ones, at all positions."""
         self._module, self._specs, self._scaling = module, specs, scaling
+        self._turned: Callable[[], AbstractContextManager[None]] = nullcontext
+        if boundary is not None:
+            self._turned = partial(turned, module, long, boundary.length)
         self._like = like.new_empty(1, 1, 1)  # the module takes dtype and device from it
         self._length = 0
         self._angles = Angles([], None)
@@ -81,7 +97,8 @@ class RotaryTables:
 
     def _table(self, spec: RotarySpec, positions: Tensor) -> Table:
         kind = () if spec.layer_type is None else (spec.layer_type,)
-        cos, sin = (part[0] for part in self._module(self._like, positions[None], *kind))
+        with self._turned():
+            cos, sin = (part[0] for part in self._module(self._like, positions[None], *kind))
         if spec.layout == "twice":
             cos, sin = cos[:, : cos.shape[1] // 2], sin[:, : sin.shape[1] // 2]
         elif spec.layout == "repeated":

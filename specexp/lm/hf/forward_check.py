@@ -2,9 +2,9 @@
 that the native forward gives those of the module's own.
 
 `model_config.py` refuses the families that are known to differ by their config; this module measures the others, once,
-on a few tokens: six small forwards, and two for the native forward. A single row may differ by more than rounding,
-since a mixture of experts may choose another expert at a near tie. The check therefore compares the median row with the
-rounding of the model's dtype.
+on a few tokens: six small forwards, and two for the native forward (four if it has two sets of rotary angles). A single
+row may differ by more than rounding, since a mixture of experts may choose another expert at a near tie. The check
+therefore compares the median row with the rounding of the model's dtype.
 
 Shapes: P tokens of a prefix, N of a path, V vocabulary.
 """
@@ -12,6 +12,7 @@ Shapes: P tokens of a prefix, N of a path, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from statistics import median
 from typing import Any, Protocol
 
@@ -66,20 +67,23 @@ def check_trees(model: Loaded, name: str) -> None:
         )
 
 
-def native_fault(model: Loaded) -> str | None:
-    """The reason why the native forward, which `model` runs on, cannot stand in for the module's own; None if it can.
+def native_fault(
+    model: Loaded, session: Callable[[], Session], turned: AbstractContextManager[None] | None = None
+) -> str | None:
+    """The reason why the native forward, on which `session` runs, cannot stand in for the module's; None if it can.
 
-    Both score one short prompt: what is wrong in a description shows in the logits of every family.
+    Both score one short prompt, the module within `turned`: what is wrong in a description shows in the logits of every
+    family.
     """
     ids = model.ids(_tokens(model)[0][: model.context])
-    with torch.inference_mode():
+    with torch.inference_mode(), turned or nullcontext():
         reference = model.module(input_ids=ids[None], use_cache=False).logits[0, :, : model.vocab_size].float()
     if bool(reference.isnan().any()):
         return None  # the run reports it
     reference = reference.clone()
     reference[:, list(model.suppressed)] = float("-inf")
     try:
-        logits, _ = model.sessions(2)[0].feed(ids, ids.shape[0])
+        logits, _ = session().feed(ids, ids.shape[0])
     except Exception as error:  # a module of another version may have another form
         if is_exhausted(error):
             raise

@@ -13,6 +13,7 @@ import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,12 +23,13 @@ from specexp.decoding.rng import HashRng, Rng
 from specexp.decoding.rules import Warp
 from specexp.errors import ModelError
 from specexp.lm.blocks.description import refusal
+from specexp.lm.blocks.long_factors import boundary_of, turned
 from specexp.lm.hf import forward_check, generation_config, model_config
 from specexp.lm.hf.hf_session import HFSession
 from specexp.lm.hf.offload import Offload, stored
 from specexp.lm.hf.recurrent_state import HFState
 from specexp.lm.hf.refusals import NO_CACHE, RECURRENT
-from specexp.lm.hf.rope import LongRopeSession, boundary_of
+from specexp.lm.hf.rope import LongRopeSession, TurnedSession
 from specexp.lm.hf.uncached_session import UncachedSession
 from specexp.lm.model import Feed, Session, one_by_one
 from specexp.lm.native.cuda_graphs import Capture, CudaGraphs, GraphSession
@@ -62,6 +64,7 @@ class HFModel:
     why_not_native: str | None = field(init=False)
     _native_fault: str | None = field(init=False, default=None)  # what the check of the native forward found
     graph_pools: GraphPools | None = field(init=False, default=None)  # None: forwards are not captured
+    pools_beyond: GraphPools | None = field(init=False, default=None)  # of `native.beyond`
     _tree_check: forward_check.TreeCheck = field(init=False, default_factory=forward_check.TreeCheck)
     # Cached here because they are read at every step: looking them up in the module takes as long as a small layer.
     vocab_size: int = field(init=False)
@@ -90,7 +93,11 @@ class HFModel:
     def _use_native(self) -> None:
         """Decode by the native forward, if it gives the module's own logits."""
         self.native = NativeForward(self.module, self.suppressed)
-        self.why_not_native = self._native_fault = forward_check.native_fault(self)
+        fault = forward_check.native_fault(self, lambda: self.sessions(2)[0])
+        if fault is None and self.recomputed_at is not None:
+            long = turned(self.module.model.rotary_emb, True, self.recomputed_at)
+            fault = forward_check.native_fault(self, lambda: self._session_by_factors(True, 0), long)
+        self.why_not_native = self._native_fault = fault
         if self.why_not_native is not None:
             self.native = None
             return
@@ -99,11 +106,13 @@ class HFModel:
             capture = CudaGraphs(self.device)
         if not isinstance(capture, str):
             self.graph_pools = GraphPools(self.native, capture, self.num_valid_ids)
+            if self.native.beyond is not None:
+                self.pools_beyond = GraphPools(self.native.beyond, capture, self.num_valid_ids)
 
     def without_graphs(self) -> HFModel:
         """Return this model, on the same weights, with forwards that are not captured."""
         other = copy.copy(self)
-        other.graph_pools = None
+        other.graph_pools = other.pools_beyond = None
         return other
 
     @property
@@ -182,8 +191,8 @@ class HFModel:
     @torch.inference_mode()
     def sessions(self, count: int, capacity: int = 0) -> Sequence[Session]:
         if self.recomputed_at is not None:
-            rotary, length = self.module.model.rotary_emb, self.recomputed_at
-            return [LongRopeSession(HFSession(self), HFSession(self), rotary, length) for _ in range(count)]
+            make = partial(self._session_by_factors, capacity=capacity if count == 1 else 0)
+            return [LongRopeSession(make, self.recomputed_at) for _ in range(count)]
         if self.cache_kind == NO_CACHE:
             return [UncachedSession(self) for _ in range(count)]
         if self.cache_kind == RECURRENT:
@@ -196,13 +205,24 @@ class HFModel:
         pool = Pool(self.native, count, capacity, self.num_valid_ids)
         return [NativeSession(pool, row) for row in range(count)]
 
+    def _session_by_factors(self, long: bool, capacity: int) -> Session:
+        """An empty cache whose keys are rotated by the short factors, or by the long ones."""
+        if self.native is None or self.native.beyond is None:
+            assert self.recomputed_at is not None
+            return TurnedSession(HFSession(self), self.module.model.rotary_emb, long, self.recomputed_at)
+        pools = self.pools_beyond if long else self.graph_pools
+        if pools is not None:
+            return pools.session(capacity)
+        forward = self.native.beyond if long else self.native
+        return NativeSession(Pool(forward, 1, capacity, self.num_valid_ids), 0)
+
     def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
-        if self.native is None or len(feeds) == 1:
+        if self.native is None or len(feeds) == 1 or self.recomputed_at is not None:
             return one_by_one(feeds)
         return together(feeds)
 
     def drafts(self, ask: Draft, rng: Rng) -> bool:
-        if self.native is None or ask.min_draft_probability:
+        if self.native is None or ask.min_draft_probability or self.recomputed_at is not None:
             return False
         # A recording freezes the warp and the rng: only the standard classes, without other state, can be recorded.
         plain = type(ask.warp) is Warp and (ask.warp.greedy or isinstance(rng, HashRng))

@@ -19,9 +19,9 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
+from specexp.lm.blocks.long_factors import boundary_of
 from specexp.lm.hf import refusals
 from specexp.lm.hf.refusals import KEY_VALUE, NO_CACHE, RECURRENT, TypeFacts
-from specexp.lm.hf.rope import boundary_of
 
 # Layers of a cache that can be truncated; a `DummyLayer` holds nothing.
 REWINDABLE = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer)

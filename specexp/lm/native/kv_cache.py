@@ -193,6 +193,8 @@ def tune(forward: NativeForward) -> None:
         session.feed(torch.zeros(rows, dtype=torch.int64), rows)
 
     forward.threads = fastest(feed, torch.get_num_threads())
+    if forward.beyond is not None:
+        forward.beyond.threads = forward.threads
 
 
 @torch.inference_mode()

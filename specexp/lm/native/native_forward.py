@@ -10,7 +10,9 @@ Shapes: T tokens of all rows, D hidden, H heads, K key-value heads, d head size,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +22,7 @@ from specexp.lm.blocks.block import Block, BlockLoader
 from specexp.lm.blocks.description import describe
 from specexp.lm.blocks.feed_forward import MAX_PAIRS
 from specexp.lm.blocks.linear import PACK_LIMIT, Linear
+from specexp.lm.blocks.long_factors import boundary_of
 from specexp.lm.blocks.rotary import Angles, RotaryTables, rotate
 
 NO_LIMIT = 1 << 30
@@ -49,8 +52,11 @@ class NativeForward:
         exact = self.dtype == torch.float32
         size = sum(p.numel() * p.element_size() for p in module.parameters())
         self.packed = exact and self.device.type == "cpu" and torch._C._has_mkldnn and size <= PACK_LIMIT
-        rotary = parts.stack.rotary_emb
-        self._rotary = RotaryTables(rotary, self.spec.rotary, self.spec.query_scaling, self.embedding)
+        boundary = boundary_of(module.config.get_text_config(decoder=True))
+        angles = partial(
+            RotaryTables, parts.stack.rotary_emb, self.spec.rotary, self.spec.query_scaling, self.embedding, boundary
+        )
+        self._rotary = angles()
         loader = BlockLoader(family, self.embedding, self.packed)
         self.blocks = [loader.block(*each) for each in zip(self.spec.blocks, parts.layers, strict=True)]
         self._final_norm = loader.norm(parts.final_norm)
@@ -61,6 +67,11 @@ class NativeForward:
         # The largest number of tokens of which a forward does without values on the host, and so can be recorded.
         experts = max(spec.experts_per_token for spec in self.spec.blocks)
         self.most_recorded_tokens = MAX_PAIRS // experts if experts else NO_LIMIT
+        # The same forward with the angles of sequences that are longer than the boundary, where they change.
+        self.beyond: NativeForward | None = None
+        if boundary is not None and boundary.recomputed:
+            self.beyond = copy.copy(self)
+            self.beyond._rotary = angles(long=True)
 
     def _head(self, module: Any, suppressed: list[int]) -> Linear:
         weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
