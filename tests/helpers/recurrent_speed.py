@@ -23,28 +23,20 @@ from specexp.lm.hf.recurrent_state import HFState
 from specexp.storage.environment import processor_name
 
 KINDS = (
-    "bamba",
-    "falcon_h1",
-    "granitemoehybrid",
-    "lfm2",
-    "mamba2",
-    "nemotron_h",
-    "qwen3_5_text",
-    "qwen3_next",
-    "zamba2",
-)
+    "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "lfm2", "mamba", "mamba2", "nemotron_h",
+    "qwen3_5_text", "qwen3_next", "recurrent_gemma", "zamba", "zamba2",
+)  # fmt: skip
 PREFIX, ROUND, REPLAYED, REPEATS = 40, 5, 4, 30
 # Of families whose other sizes do not have to follow: weights of some megabytes, so that reading them costs time.
 WIDE: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 2048}
-WIDENED = ("lfm2", "qwen3_5_text", "qwen3_next")
+WIDENED = ("lfm2", "mamba", "qwen3_5_text", "qwen3_next")
 
 
 def measured(module: Any, kind: str) -> tuple[float, float, float, float]:
     """Milliseconds of a step of one token, a copy, a round by replaying, and a round with a state per token."""
     model = HFModel(module, kind)
-    assert not model.continues_by_one, f"{kind} is continued by one token per forward"
     ids = model.ids([(7 * i + i * i) % 90 + 3 for i in range(PREFIX + ROUND + REPLAYED)])
-    state = HFState(model, by_one=False)
+    state = HFState(model, model.continuation)
     state.advance(ids[:PREFIX], 0, 1, False)
     begun = state.copy()
 

@@ -473,6 +473,7 @@ BLOCK_BUGS: dict[str, list[Bug]] = {
 
 REPLAY, STATE = "specexp.lm.replay", "specexp.lm.hf.recurrent_state"
 
+CARRIED = "specexp.lm.hf.carried_state"
 REPLAY_BUGS = [
     Bug("the state does not go back", REPLAY, "        self._state.restore(copy)\n", ""),
     Bug("a copy that is too long is used", REPLAY, "self._copies[-1][0] > length:", "self._copies[-1][0] > length + 1:"),
@@ -483,6 +484,11 @@ REPLAY_BUGS = [
     Bug("keys of rejected tokens stay", STATE, "layer.get_seq_length() > self._length:", "False:"),
     Bug("states that modules hold are shared by all sessions", STATE, "            setattr(part, name, value)\n", "            pass\n"),
     Bug("states that modules hold are not copied back", STATE, "        self._values = [None if value is None else value.clone() for value in copy.values]\n", ""),
+    Bug("what a state adds is not gated", CARRIED, "added = added * functional.silu(z.float())", "pass"),
+    Bug("the last state lacks what it began with", CARRIED, "last.float() + states[:, :, -1]", "last.float()"),
+    Bug("a state decays by one step too few", CARRIED, "steps.cumsum(-1)[..., None]", "(steps.cumsum(-1) - steps)[..., None]"),
+    Bug("all heads begin at the first one's state", CARRIED, "        self.head += 1\n", "        self.head = 1\n"),
+    Bug("a block with a convolution runs at once", CARRIED, "        if _begun.get() is None:\n", "        if True:\n"),
 ]  # fmt: skip
 
 ALIGNMENT_BUGS = [

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from specexp.errors import ModelError, first_line
-from specexp.lm.hf.recurrent_state import HFState
+from specexp.lm.hf.carried_state import install
+from specexp.lm.hf.recurrent_state import BY_ONE, CARRIED, SEVERAL, Continuation, HFState
 from specexp.lm.model import Branches, Session
 from specexp.lm.out_of_memory import is_exhausted
 
@@ -97,24 +98,29 @@ def native_fault(
     return f"the native forward gives it other logits (by {gap:.2g}, of which rounding explains {limit:.2g})"
 
 
-def continues_by_one(model: Any) -> bool:
-    """Whether a model with a recurrent state continues from it by single tokens only.
+def continuation(model: Any) -> Continuation:
+    """How a model with a recurrent state continues from it: several tokens, if it then gives what one by one gives.
 
     Some families' modules ignore the state, or fail, when they are given several tokens after it.
     """
     prefix, path, _ = _tokens(model)
     if model.context < PREFIX + PATH:
-        return True
-    plain, _ = HFState(model, True).advance(model.ids([*prefix, *path]), 0, PATH, False)
-    state = HFState(model, False)
-    try:
-        state.advance(model.ids(prefix), 0, 0, False)
-        continued, _ = state.advance(model.ids(path), PREFIX, PATH, False)
-    except Exception as error:  # a module may fail in any way
-        if is_exhausted(error):
-            raise
-        return True
-    return not _gap(continued, plain) <= AS_MUCH * _rounding(model, plain)
+        return BY_ONE
+    plain, _ = HFState(model, BY_ONE).advance(model.ids([*prefix, *path]), 0, PATH, False)
+    for how in (SEVERAL, CARRIED):
+        if how == CARRIED and not install(model.module):
+            continue
+        state = HFState(model, how)
+        try:
+            state.advance(model.ids(prefix), 0, 0, False)
+            continued, _ = state.advance(model.ids(path), PREFIX, PATH, False)
+        except Exception as error:  # a module may fail in any way
+            if is_exhausted(error):
+                raise
+            continue
+        if _gap(continued, plain) <= AS_MUCH * _rounding(model, plain):
+            return how
+    return BY_ONE
 
 
 class TreeCheck:

@@ -27,7 +27,7 @@ from specexp.lm.blocks.long_factors import boundary_of, turned
 from specexp.lm.hf import forward_check, generation_config, model_config
 from specexp.lm.hf.hf_session import HFSession
 from specexp.lm.hf.offload import Offload, stored
-from specexp.lm.hf.recurrent_state import HFState
+from specexp.lm.hf.recurrent_state import Continuation, HFState
 from specexp.lm.hf.refusals import NO_CACHE, RECURRENT
 from specexp.lm.hf.rope import LongRopeSession, TurnedSession
 from specexp.lm.hf.uncached_session import UncachedSession
@@ -59,7 +59,7 @@ class HFModel:
     cache_argument: str = field(init=False)  # under which the module's forward takes its cache
     takes_positions: bool = field(init=False)  # True if it takes `position_ids`
     cache_kind: str = field(init=False)  # of `model_config.cache_kind`
-    _continues_by_one: bool | None = field(init=False, default=None)
+    _continuation: Continuation | None = field(init=False, default=None)
     native: NativeForward | None = field(init=False, default=None)
     why_not_native: str | None = field(init=False)
     _native_fault: str | None = field(init=False, default=None)  # what the check of the native forward found
@@ -138,11 +138,11 @@ class HFModel:
         return () if result is None else tuple(result) if isinstance(result, list | tuple) else (int(result),)
 
     @property
-    def continues_by_one(self) -> bool:
-        """True if a recurrent state is continued right by one token per forward only; measured once."""
-        if self._continues_by_one is None:
-            self._continues_by_one = forward_check.continues_by_one(self)
-        return self._continues_by_one
+    def continuation(self) -> Continuation:
+        """How a recurrent state is continued; measured once."""
+        if self._continuation is None:
+            self._continuation = forward_check.continuation(self)
+        return self._continuation
 
     def run_module(
         self, tokens: Array, positions: Array, cache: Any, rows: int, hidden: bool, **more: Any
@@ -196,8 +196,8 @@ class HFModel:
         if self.cache_kind == NO_CACHE:
             return [UncachedSession(self) for _ in range(count)]
         if self.cache_kind == RECURRENT:
-            by_one = self.continues_by_one
-            return [ReplaySession(HFState(self, by_one), self.ids([])) for _ in range(count)]
+            how = self.continuation
+            return [ReplaySession(HFState(self, how), self.ids([])) for _ in range(count)]
         if self.native is None:
             return [HFSession(self) for _ in range(count)]
         if self.graph_pools is not None and count == 1:

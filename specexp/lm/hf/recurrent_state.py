@@ -1,13 +1,14 @@
 """The state of models with recurrent or convolutional layers on transformers' forward, for `replay.py`.
 
 transformers keeps these states in a `DynamicCache`, beside the keys and values of attention layers. Some families
-continue from a state by several tokens at a time, others by one; `HFModel` measures which.
+continue from a state by several tokens at a time, others do with the help of `carried_state.py`; `HFModel` measures it.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,12 +23,19 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
+from specexp.lm.hf.carried_state import carried
 from specexp.lm.model import CHUNK, in_pieces
 
 if TYPE_CHECKING:
     from specexp.lm.hf.hf_model import HFModel
 
 
+# How a model continues from a state: by several tokens in one forward, by itself or with the state carried into its
+# layers, or by one token per forward.
+Continuation = Literal["several", "carried", "one"]
+SEVERAL: Continuation = "several"
+CARRIED: Continuation = "carried"
+BY_ONE: Continuation = "one"
 # Attributes of submodules in which RecurrentGemma keeps its states, for one sequence at a time.
 HELD_BY_MODULES = ("conv1d_state", "recurrent_states")
 
@@ -68,9 +76,8 @@ def new_cache(config: Any) -> DynamicCache:
 class HFState:
     """A `State` of a model on transformers' forward."""
 
-    def __init__(self, model: HFModel, by_one: bool) -> None:
-        """`by_one`: it is continued by one token per forward."""
-        self._model, self._by_one = model, by_one
+    def __init__(self, model: HFModel, how: Continuation) -> None:
+        self._model, self._how = model, how
         self._cache = new_cache(model.module.config)
         self._length = 0
         self._held = [
@@ -82,7 +89,7 @@ class HFState:
     def advance(self, tokens: Tensor, position: int, rows: int, hidden: bool) -> tuple[Tensor, Tensor | None]:
         assert position == self._length, f"the state is after {self._length} tokens, not {position}"
         size = CHUNK
-        if self._by_one:  # it begins with all tokens
+        if self._how == BY_ONE:  # it begins with all tokens
             size = 1 if self._length else tokens.shape[0]
         return in_pieces(self._forward, torch.split(tokens, size), rows, hidden)
 
@@ -90,7 +97,9 @@ class HFState:
         positions = torch.arange(self._length, self._length + tokens.shape[0], device=tokens.device)
         for (part, name), value in zip(self._held, self._values, strict=True):
             setattr(part, name, value)
-        answer = self._model.run_module(tokens, positions, self._cache, rows, hidden)
+        continues = self._how == CARRIED and self._length and tokens.shape[0] > 1
+        with carried(self._cache) if continues else nullcontext():
+            answer = self._model.run_module(tokens, positions, self._cache, rows, hidden)
         self._values = [getattr(part, name) for part, name in self._held]
         self._length += tokens.shape[0]
         return answer
