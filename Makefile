@@ -63,8 +63,9 @@ $(REAL):
 test-quantized: $(VENV)/.installed-test $(QUANTIZED)
 	PYTHONPATH=$(abspath $(QUANTIZED)) $(PYTEST) -m "not nightly" tests/lm/test_quantized_folders.py
 
-$(QUANTIZED): pyproject.toml $(LOCK)
-	pip install --quiet --no-deps --target $@ --constraint $(LOCK) compressed-tensors loguru torchao
+$(QUANTIZED): Makefile
+	rm -rf $@
+	pip install --quiet --no-deps --target $@ compressed-tensors==0.20.0 loguru==0.7.3 torchao==0.18.0
 	touch $@
 
 test-nightly: check
@@ -114,7 +115,7 @@ settings: $(VENV)/.installed
 	python -m specexp.config.tables docs/settings.md docs/methods.md
 	python -m specexp.metrics.catalogue docs/metrics.md
 	python docker/project.py
-	python -m specexp.lm.hf.model_types specexp/lm/hf/model_types.json
+	python -m specexp.lm.hf.type_table
 
 models: $(VENV)/.installed-test
 	cd tests && python -m helpers.family_table $(KINDS)

@@ -45,7 +45,7 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     from specexp.storage.run_folder import OutputFolder
 
     folder = OutputFolder(path, resolved, resume, "collect_labels")
-    first_look.check(resolved.experiment)
+    first_look.check(resolved.experiment, {"target", "draft"})
     from specexp.judge import collection, mining_yield
     from specexp.judge.labels import FEATURES, LABELS, MANIFEST
     from specexp.storage.run_plan import File, Input

@@ -23,7 +23,7 @@ ROWS = [
     {"reading"},
     {"tasks", "decoding"},
     {"method_specs", "lm"},
-    {"lm.blocks"},
+    {"lm.configs", "lm.blocks"},
     {"lm.native"},
     {"lm.hf"},
     {"engine", "config", "storage"},

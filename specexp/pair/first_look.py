@@ -7,27 +7,30 @@ that cannot be read here (a GGUF file's, a broken one) is left to that.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from specexp.config import Experiment, MethodConfig
 from specexp.decoding.protocol import Role
 from specexp.errors import ConfigError, ModelError
-from specexp.lm.hf import model_types, refusals
-from specexp.lm.hf.config_check import check_quantization, check_sizes
-from specexp.lm.hf.refusals import RawConfig
+from specexp.lm.configs import model_types, refusals
+from specexp.lm.configs.config_check import check_quantization, check_sizes
+from specexp.lm.configs.refusals import RawConfig
 from specexp.lm.hf.source import hub_fault, model_source
 from specexp.lm.runtime import ModelConfig
 from specexp.method_specs import spec
 
 
-def check(experiment: Experiment) -> None:
-    """Raise ModelError or ConfigError if a model cannot, by its config, do what the experiment's methods ask of it."""
+def check(experiment: Experiment, roles: Set[Role] = frozenset()) -> None:
+    """Raise ModelError or ConfigError if a model cannot, by its config, do what the experiment's methods ask of it.
+
+    The models are those of the methods and of `roles`.
+    """
     if experiment.toy is not None:
         return
     specs = [spec(method.method) for method in experiment.methods]
-    roles: set[Role] = set().union(*(each.models for each in specs))
+    roles = frozenset(roles).union(*(each.models for each in specs))
     trees = any(each.grows_tree for each in specs)
     contexts = []
     for role in sorted(roles, reverse=True):
@@ -36,14 +39,16 @@ def check(experiment: Experiment) -> None:
         if values is None:
             continue
         config = RawConfig(values)
-        check_sizes(values, model.model)
+        text = config.get_text_config(decoder=True)
+        check_sizes(text.values, model.model)
         check_quantization(values.get("quantization_config"), model)
         facts = model_types.facts_of(config)
         if not model.trust_remote_code or "auto_map" not in values:
             refusals.check(config, facts, model.model)
             if trees:
                 refusals.check_trees(config, facts, model.model)
-        contexts.append(refusals.stated_context(config.get_text_config(decoder=True), model.model))
+        if text.max_position_embeddings is not None:  # the first that is asked for: no default of a class comes before
+            contexts.append(refusals.stated_context(text, model.model))
     if contexts:
         check_lengths(experiment.methods, min(contexts))
 

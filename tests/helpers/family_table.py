@@ -33,7 +33,8 @@ from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
 from specexp.engine.engine import Request
 from specexp.errors import ModelError
-from specexp.lm.hf import model_config, refusals
+from specexp.lm.configs import refusals
+from specexp.lm.hf import model_config
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.native import cuda_graphs
 

@@ -172,6 +172,13 @@ def _text_config(kind: str, **more: Any) -> Any:
     return family(**{**sizes, **MORE.get(kind, {}), **more})
 
 
+def conditional(kind: str, text: Any, seed: int = 0) -> Any:
+    """A random model of images and text whose text part has this config."""
+    torch.manual_seed(seed)
+    whole = _with_text(kind, text)
+    return model_class(whole)(whole).eval()
+
+
 def build(kind: str, seed: int = 0, **more: Any) -> Any:
     """A random model with a wide spread of logits, in float32."""
     if kind in LARGE:

@@ -43,6 +43,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], tuple[str, str]]] = {
         {"layer_types": ["chunked_attention", "full_attention"], "attention_chunk_size": 8},
         (RIGHT, REFUSED),
     ),
+    "granite's hybrid type without recurrent layers": (
+        "granitemoehybrid",
+        {"layer_types": ["full_attention"] * 2, "position_embedding_type": "rope"},
+        (RIGHT, RIGHT),
+    ),
     "an encoder": ("bert", {"is_decoder": False}, (REFUSED, REFUSED)),
     "gemma 3n without sharing": ("gemma3n_text", {"num_kv_shared_layers": 0}, (RIGHT, RIGHT)),
 }

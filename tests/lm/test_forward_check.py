@@ -11,7 +11,8 @@ import torch
 from helpers import tiny_models
 from helpers.model_folders import build
 from specexp.errors import ModelError
-from specexp.lm.hf import forward_check, model_config
+from specexp.lm.configs import refusals
+from specexp.lm.hf import forward_check
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.hf_session import HFSession
 from specexp.lm.hf.loading import load_model
@@ -32,7 +33,7 @@ NO_CACHE = {"bert": {"is_decoder": False}, "roformer": {"is_decoder": False}}
 def loaded(monkeypatch: pytest.MonkeyPatch, kind: str, **more: Any) -> HFModel:
     """A model of which its config tells nothing."""
     for name in ("refusal", "tree_refusal"):
-        monkeypatch.setattr(model_config, name, lambda config: None)
+        monkeypatch.setattr(refusals, name, lambda config, facts: None)
     return HFModel(tiny_models.build(kind, **more), kind)
 
 

@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from transformers import AutoConfig
 
 from helpers import tiny_models
 from helpers.cli_runner import evaluate, refused
+from specexp.decoding.baseline import Baseline
+from specexp.decoding.rng import CertainRng
+from specexp.decoding.rules import Warp
+from specexp.engine import Engine
 from specexp.errors import ModelError
-from specexp.lm.hf import model_config, refusals
+from specexp.lm.configs import refusals
+from specexp.lm.hf import model_config
+from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.source import ZOO
 
 CONTEXTS = {
@@ -108,6 +115,33 @@ def test_what_scores_no_trees_is_refused_for_trees_alone(tmp_path: Path, kind: s
     config = read(tmp_path, kind, **more)
     assert model_config.refusal(config) is None
     assert message in str(model_config.tree_refusal(config))
+
+
+@pytest.mark.parametrize("name", ["Mllama", "Emu3"])
+def test_a_loaded_class_of_a_text_part_is_not_taken_for_one_without_a_head(name: str) -> None:
+    """The auto class gives these the text part of a config, whose type no auto class has."""
+    whole = getattr(transformers, f"{name}Config")().get_text_config()
+    whole.update({
+        "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "cross_attention_layers": [], "pad_token_id": 0,
+        "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"},
+    })  # fmt: skip
+    model = HFModel(getattr(transformers, f"{name}ForCausalLM")(whole).eval(), "m")
+    model.check_cache()
+    out = Engine({"target": model}).generate(Baseline(Warp()), [5, 6, 7], 4, CertainRng())
+    assert len(out.token_ids) == 4
+
+
+def test_a_class_of_the_models_own_repository_may_have_the_head(tmp_path: Path) -> None:
+    """Which a config of transformers does not say; only where its `auto_map` names such a class."""
+    config = read(tmp_path, "vit")
+    assert "neither a causal language model" in str(model_config.refusal(config))
+    config.auto_map = {"AutoModelForCausalLM": "modeling.Own"}
+    assert model_config.refusal(config) is None
+    config = transformers.LlavaConfig()
+    assert model_config.is_conditional(config)
+    config.auto_map = {"AutoModelForCausalLM": "modeling.Own"}
+    assert not model_config.is_conditional(config)
 
 
 @pytest.mark.parametrize("kind", BOTH)

@@ -10,9 +10,11 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
+from helpers import tiny_models
 from helpers.family_table import CHAIN, GREEDY, LENGTH, LOOKUP, TREE, generated, prompts
 from helpers.quantized_folders import KINDS, fp8
 from specexp import config
@@ -21,6 +23,7 @@ from specexp.decoding.rng import CertainRng
 from specexp.engine import Engine
 from specexp.engine.engine import Request
 from specexp.errors import ModelError
+from specexp.lm.hf import loading
 from specexp.lm.hf.loading import load_model, read_config
 from specexp.lm.runtime import ModelConfig
 from specexp.pair import first_look
@@ -53,6 +56,15 @@ def test_every_method_gives_the_tokens_of_generate(tmp_path: Path, kind: str) ->
     assert model.fingerprint() == load_model(ModelConfig(str(tmp_path))).fingerprint()
 
 
+def test_weights_that_fail_at_their_first_forward_are_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_models.build("llama").save_pretrained(tmp_path)
+    monkeypatch.setattr(loading, "_finish", Mock(side_effect=ImportError("no kernel for this device")))
+    with pytest.raises(ModelError, match=r"cannot be loaded \(float32, nf4 on cpu\): no kernel for this device"):
+        load_model(ModelConfig(str(tmp_path), quantization="nf4"))
+
+
 def _with(folder: Path, quantization: dict[str, Any]) -> ModelConfig:
     fp8(folder)
     file = folder / "config.json"
@@ -64,9 +76,10 @@ def _with(folder: Path, quantization: dict[str, Any]) -> ModelConfig:
 def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     more = {"bits": 4} if kind != "quanto" else {}
     model = _with(tmp_path, {"quant_method": kind, **more})
-    monkeypatch.setattr("specexp.lm.hf.config_check.find_spec", lambda name: None)
+    monkeypatch.setattr("specexp.lm.configs.config_check.find_spec", lambda name: None)
+    words = rf"has quantized weights \({kind}\), which need what is not installed: pip install"
     for look in (lambda: read_config(model), lambda: _first_look(model)):
-        with pytest.raises(ModelError, match=rf"has quantized weights \({kind}\), which need the package"):
+        with pytest.raises(ModelError, match=words):
             look()
 
 

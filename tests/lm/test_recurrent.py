@@ -21,7 +21,7 @@ from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.lm import replay
-from specexp.lm.hf import refusals
+from specexp.lm.configs import refusals
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.recurrent_state import BY_ONE, CARRIED, SEVERAL
 from specexp.lm.replay import ReplaySession

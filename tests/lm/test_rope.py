@@ -18,7 +18,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from helpers import reference_miner
+from helpers import reference_miner, tiny_models
 from helpers.mining import Reads, miner, toy_examples
 from helpers.mining import disagreements as of_labels
 from helpers.model_folders import LONGROPE, build, disturbed
@@ -231,6 +231,46 @@ def test_a_boundary_that_the_context_does_not_reach_is_none() -> None:
     nested = build("llama").config
     nested.rope_parameters = {"full_attention": LONGROPE, "sliding_attention": {"rope_type": "default"}}
     assert (boundary_of(nested) or pytest.fail("of one kind of layers")).length == 64
+
+
+@pytest.mark.parametrize("family", ["phi3", "llama"])
+def test_angles_do_not_change_where_a_table_is_longer_than_the_context(family: str) -> None:
+    """Tables of angles grow by more positions than a sequence has; the module would take the last one's factors."""
+    ends = {"original_max_position_embeddings": 600}
+    more = ends if family == "phi3" else {}
+    module = build(family, rope_parameters=LONGROPE | ends, max_position_embeddings=600, **more)
+    model = HFModel(module, "m")
+    assert model.native is not None
+    assert boundary_of(module.config) is None
+    session, ids = model.session(), torch.tensor(prompt(580))
+    session.feed(ids[:20], 0)
+    logits, _ = session.feed(ids[20:], 60)  # the table grows from 512 positions to 1,024
+    with torch.inference_mode():
+        expected = module(ids[None]).logits[0, -60:]
+    assert float((logits - expected).abs().max()) < 1e-3
+
+
+def test_phi3_within_a_model_of_images_and_text_has_a_context_that_ends() -> None:
+    """Its generate() is LLaVA's, which keeps the cache."""
+    text = build("phi3").config
+    module = tiny_models.conditional("llava", text)
+    model = HFModel(module, "m")
+    assert model.recomputed_at is None
+    assert model.context == BOUNDARY
+    for size in (10, 60):
+        out = Engine({"target": model}).generate(DECODERS["baseline"], prompt(size), 4, CertainRng())
+        assert out.token_ids == generate(model, prompt(size), 4)
+
+
+def test_sessions_of_a_batch_share_no_recordings_and_keep_none() -> None:
+    model = HFModel(build("phi3"), "m", graphs=Tape())
+    requests = [Request(DECODERS["gamma 4"], prompt(size), LENGTH, CertainRng()) for size in SIZES]
+    for place, out in Engine({"target": model, "draft": model}, max_batch_size=3).generate_all(requests):
+        assert out.token_ids == generated("phi3", SIZES[place])
+    assert model.graph_pools is not None
+    assert model.pools_beyond is not None
+    assert not model.graph_pools.pools
+    assert not model.pools_beyond.pools
 
 
 def test_a_configuration_of_a_models_own_repository_is_not_taken_for_phi3s() -> None:

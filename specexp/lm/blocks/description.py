@@ -149,7 +149,8 @@ def _rotary_specs(config: Any, family: Family, rotary: Any) -> tuple[RotarySpec,
     by_type = {None: parameters} if used is None else {kind: each for kind, each in nested.items() if kind in used}
     for each in by_type.values():
         kind = each.get("rope_type", "default")
-        if kind not in STATIC_ROTARY and not (kind == "longrope" and used is None):
+        longrope = kind == "longrope" and used is None and each.get("original_max_position_embeddings")
+        if kind not in STATIC_ROTARY and not longrope:
             raise UndescribedError(f"its rotary angles ({kind}) depend on the length")
     return tuple(RotarySpec(kind, family.adjacent_pairs, family.angles) for kind in sorted(by_type, key=str))
 

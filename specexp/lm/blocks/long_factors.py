@@ -28,18 +28,25 @@ class Boundary:
 
 
 def boundary_of(config: Any) -> Boundary | None:
-    """Read the boundary from a model's text config; None if its angles do not depend on the length in its context."""
-    lengths = [
-        int(each["original_max_position_embeddings"])
-        for each in _parameters(config)
-        if _depends_on_length(config, each) and each.get("original_max_position_embeddings")
-    ]
-    context = getattr(config, "max_position_embeddings", None)
-    if not lengths or (context and min(lengths) >= context):
+    """Read the boundary from a model's config; None if its angles do not depend on the length within its context."""
+    length = length_of_change(config)
+    context = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if length is None or (context and length >= context):
         return None
     # Classes from a model's own repository may have the same model type and behave differently.
     known = config.model_type in RECOMPUTING and type(config).__module__.startswith("transformers.")
-    return Boundary(min(lengths), known)
+    return Boundary(length, known)
+
+
+def length_of_change(config: Any) -> int | None:
+    """The length beyond which the angles change, which may lie beyond the context; None if they do not."""
+    text = config.get_text_config(decoder=True)
+    lengths = [
+        int(each["original_max_position_embeddings"])
+        for each in _parameters(text)
+        if _depends_on_length(text, each) and each.get("original_max_position_embeddings")
+    ]
+    return min(lengths) if lengths else None
 
 
 def _depends_on_length(config: Any, parameters: Mapping[str, Any]) -> bool:

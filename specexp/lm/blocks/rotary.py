@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specexp.lm.blocks.long_factors import Boundary, turned
+from specexp.lm.blocks.long_factors import turned
 
 CHUNK = 512  # positions by which the tables grow
 
@@ -75,14 +75,17 @@ class RotaryTables:
         specs: Sequence[RotarySpec],
         scaling: QueryScaling | None,
         like: Tensor,
-        boundary: Boundary | None = None,
+        changes_at: int | None = None,
         long: bool = False,
     ) -> None:
-        """With a `boundary`, the angles are those of the short factors, or of the `long` ones, at all positions."""
+        """If the angles change at some length, they are those of the short factors, or the long ones, at all positions.
+
+        The tables have more positions than a sequence has, and the module would choose the factors by the last one.
+        """
         self._module, self._specs, self._scaling = module, specs, scaling
         self._turned: Callable[[], AbstractContextManager[None]] = nullcontext
-        if boundary is not None:
-            self._turned = partial(turned, module, long, boundary.length)
+        if changes_at is not None:
+            self._turned = partial(turned, module, long, changes_at)
         self._like = like.new_empty(1, 1, 1)  # the module takes dtype and device from it
         self._length = 0
         self._angles = Angles([], None)

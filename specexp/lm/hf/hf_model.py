@@ -9,7 +9,6 @@ cache cannot be truncated to any length (recurrent and convolutional states) is 
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,11 +23,12 @@ from specexp.decoding.rules import Warp
 from specexp.errors import ModelError
 from specexp.lm.blocks.description import refusal
 from specexp.lm.blocks.long_factors import boundary_of, turned
+from specexp.lm.configs.refusals import NO_CACHE, RECURRENT
 from specexp.lm.hf import forward_check, generation_config, model_config
+from specexp.lm.hf.fingerprint import fingerprint
 from specexp.lm.hf.hf_session import HFSession
-from specexp.lm.hf.offload import Offload, stored
+from specexp.lm.hf.offload import Offload
 from specexp.lm.hf.recurrent_state import Continuation, HFState
-from specexp.lm.hf.refusals import NO_CACHE, RECURRENT
 from specexp.lm.hf.rope import LongRopeSession, TurnedSession
 from specexp.lm.hf.uncached_session import UncachedSession
 from specexp.lm.model import Feed, Session, one_by_one
@@ -41,7 +41,6 @@ from specexp.lm.replay import ReplaySession
 from specexp.lm.transfer import integers
 
 Array = torch.Tensor
-_FINGERPRINT_VALUES = 64
 
 
 @dataclass(slots=True)
@@ -77,14 +76,14 @@ class HFModel:
             raise ValueError(f"graphs is {self.graphs!r}; it must be 'auto', 'off' or a `Capture`.")
         self.vocab_size = self.num_valid_ids or int(self._text_config.vocab_size)
         self.suppressed = [i for i in self.suppressed if i < self.vocab_size]
-        model_config.check(self.module.config, self.name)
+        model_config.check(self.module.config, self.name, type(self.module))
         self.context = model_config.context_of(self.module.config, self.name)
-        boundary = boundary_of(self._text_config)
+        boundary = boundary_of(self.module.config)
         self.recomputed_at = boundary.length if boundary is not None and boundary.recomputed else None
         self.device = torch.device(self.module.device)
         parameters = inspect.signature(self.module.forward).parameters
         self.keeps_rows, self.takes_positions = "logits_to_keep" in parameters, "position_ids" in parameters
-        self.cache_kind = model_config.cache_kind(self.module.config)
+        self.cache_kind = model_config.cache_kind(self.module.config, type(self.module))
         self.cache_argument = model_config.cache_argument(self.module.forward) or "past_key_values"
         self.why_not_native = refusal(self.module) if self.forward == "auto" else "it was not asked for"
         if self.why_not_native is None:
@@ -96,7 +95,7 @@ class HFModel:
         fault = forward_check.native_fault(self, lambda: self.sessions(2)[0])
         if fault is None and self.recomputed_at is not None:
             long = turned(self.module.model.rotary_emb, True, self.recomputed_at)
-            fault = forward_check.native_fault(self, lambda: self._session_by_factors(True, 0), long)
+            fault = forward_check.native_fault(self, lambda: self._session_by_factors(True), long)
         self.why_not_native = self._native_fault = fault
         if self.why_not_native is not None:
             self.native = None
@@ -178,7 +177,7 @@ class HFModel:
             raise ModelError(
                 f"model '{self.name}' uses {attention} attention, which takes no tree mask; use sdpa or eager."
             )
-        model_config.check_trees(self.module.config, self.name)
+        model_config.check_trees(self.module.config, self.name, type(self.module))
         self._tree_check.run(self, self.name)
 
     @property
@@ -191,7 +190,7 @@ class HFModel:
     @torch.inference_mode()
     def sessions(self, count: int, capacity: int = 0) -> Sequence[Session]:
         if self.recomputed_at is not None:
-            make = partial(self._session_by_factors, capacity=capacity if count == 1 else 0)
+            make = partial(self._session_by_factors, capacity=capacity, recorded=count == 1)
             return [LongRopeSession(make, self.recomputed_at) for _ in range(count)]
         if self.cache_kind == NO_CACHE:
             return [UncachedSession(self) for _ in range(count)]
@@ -205,13 +204,13 @@ class HFModel:
         pool = Pool(self.native, count, capacity, self.num_valid_ids)
         return [NativeSession(pool, row) for row in range(count)]
 
-    def _session_by_factors(self, long: bool, capacity: int) -> Session:
+    def _session_by_factors(self, long: bool, capacity: int = 0, recorded: bool = False) -> Session:
         """An empty cache whose keys are rotated by the short factors, or by the long ones."""
         if self.native is None or self.native.beyond is None:
             assert self.recomputed_at is not None
             return TurnedSession(HFSession(self), self.module.model.rotary_emb, long, self.recomputed_at)
         pools = self.pools_beyond if long else self.graph_pools
-        if pools is not None:
+        if pools is not None and recorded:
             return pools.session(capacity)
         forward = self.native.beyond if long else self.native
         return NativeSession(Pool(forward, 1, capacity, self.num_valid_ids), 0)
@@ -238,22 +237,8 @@ class HFModel:
         return integers(tokens, self.device)
 
     def fingerprint(self) -> str:
-        """Hash of the weights in sixteen hex digits, from the first values of every parameter, wherever they came from.
-
-        The values are rounded to bfloat16, so that the same weights in float32 and in bfloat16 have the same
-        fingerprint; quantized weights have another one.
-        """
-        digest = hashlib.sha256(type(self.module).__name__.encode())
-        for name, parameter in self.module.named_parameters():
-            digest.update(f"{name} {tuple(parameter.shape)}".encode())
-            if parameter.device.type == "meta":
-                parameter = stored(self.module, name)
-            for part in _plain_parts(parameter.detach()):
-                values = part.flatten()[:_FINGERPRINT_VALUES]
-                if part.is_floating_point():
-                    values = values.to(torch.bfloat16).float()
-                digest.update(values.cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """Hash of the weights in sixteen hex digits; see `fingerprint.py`."""
+        return fingerprint(self.module)
 
     def facts(self) -> dict[str, Any]:
         config = self.module.config
@@ -292,11 +277,3 @@ class HFModel:
     def wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _plain_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The tensor itself, or those that a quantized one is made of: torchao's takes no views."""
-    if type(tensor) in (torch.Tensor, torch.nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
-        return [tensor]
-    names, _ = tensor.__tensor_flatten__()
-    return [part for name in names for part in _plain_parts(getattr(tensor, name))]

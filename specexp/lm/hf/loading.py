@@ -28,8 +28,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from specexp.errors import ModelError, first_line
+from specexp.lm.configs.config_check import check_config, check_quantization, check_sizes, check_stops
 from specexp.lm.hf import generation_config, model_config
-from specexp.lm.hf.config_check import check_config, check_quantization, check_sizes, check_stops
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.offload import Offload
 from specexp.lm.hf.rope import note
@@ -116,7 +116,7 @@ def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed
     how = f"{config.dtype}{'' if config.quantization == 'none' else ', ' + config.quantization} on {config.device}"
     try:
         hf_config = _config(source, options)
-        if said := note(config.model, hf_config.get_text_config(decoder=True)):
+        if said := note(config.model, hf_config):
             print(said, file=sys.stderr)
         placement = _placement(config)
         offload = Offload(config.offload, torch.device(config.device)) if config.offload != "none" else None
@@ -126,6 +126,8 @@ def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed
             module, result = _auto_class(hf_config).from_pretrained(
                 source.place, output_loading_info=True, **source.arguments, **options, **placement
             )
+        if getattr(module.config, "quantization_config", None) is not None and not source.gguf:
+            _finish(module)
     except Exception as error:  # a broken folder can raise anything: report the message in one line
         if not is_exhausted(error):
             raise ModelError(f"model '{config.model}' cannot be loaded ({how}): {first_line(error)}") from error
@@ -143,8 +145,6 @@ def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed
         module.hf_quantizer, module.config.quantization_config = None, None
     if source.adapter:
         module = merged(module, source.adapter, config.model)
-    if getattr(module.config, "quantization_config", None) is not None:
-        _finish(module)
     model = HFModel(module.eval(), config.model, num_valid_ids, offload, suppressed=suppressed)
     if model.native is not None:
         tune(model.native)
@@ -153,7 +153,10 @@ def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed
 
 @torch.inference_mode()
 def _finish(module: Any) -> None:
-    """Run one forward: some packages unpack their weights at the first one, which changes the model's fingerprint."""
+    """Run one forward of a model with quantized weights.
+
+    Some packages unpack them at the first one, which changes the fingerprint, and some fail only there.
+    """
     module.eval()(input_ids=torch.zeros(1, 1, dtype=torch.long, device=module.device))
 
 

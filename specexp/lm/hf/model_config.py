@@ -20,8 +20,8 @@ from transformers.cache_utils import (
 )
 
 from specexp.lm.blocks.long_factors import boundary_of
-from specexp.lm.hf import refusals
-from specexp.lm.hf.refusals import KEY_VALUE, NO_CACHE, RECURRENT, TypeFacts
+from specexp.lm.configs import refusals
+from specexp.lm.configs.refusals import KEY_VALUE, NO_CACHE, RECURRENT, TypeFacts
 
 # Layers of a cache that can be truncated; a `DummyLayer` holds nothing.
 REWINDABLE = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer)
@@ -34,15 +34,18 @@ CONDITIONAL = frozenset({
 })  # fmt: skip
 
 
-def check(config: Any, name: str) -> None:
-    """Raise ModelError if a model with this config cannot decode token by token, or has no valid context length."""
-    refusals.check(config, type_facts(config), name)
+def check(config: Any, name: str, model: type | None = None) -> None:
+    """Raise ModelError if a model with this config cannot decode token by token, or has no valid context length.
+
+    `model` is the class of a model that is loaded; otherwise it is the class that the auto class selects.
+    """
+    refusals.check(config, type_facts(config, model), name)
     context_of(config, name)
 
 
-def check_trees(config: Any, name: str) -> None:
+def check_trees(config: Any, name: str, model: type | None = None) -> None:
     """Raise ModelError if this config's layers would give the tokens of a tree wrong positions."""
-    refusals.check_trees(config, type_facts(config), name)
+    refusals.check_trees(config, type_facts(config, model), name)
 
 
 def context_of(config: Any, name: str) -> int:
@@ -51,7 +54,7 @@ def context_of(config: Any, name: str) -> int:
     It is limited to the length at which the rotary angles change, if decoding cannot follow the change (`rope.py`).
     """
     text = config.get_text_config(decoder=True)
-    stated, boundary = refusals.stated_context(text, name), boundary_of(text)
+    stated, boundary = refusals.stated_context(text, name), boundary_of(config)
     return stated if boundary is None or boundary.recomputed else min(stated, boundary.length)
 
 
@@ -65,18 +68,19 @@ def tree_refusal(config: Any) -> str | None:
     return refusals.tree_refusal(config, type_facts(config))
 
 
-def type_facts(config: Any) -> TypeFacts:
-    """What the classes for this config say; a class from the model's own repository is taken as it comes."""
-    model = model_class(config)
+def type_facts(config: Any, model: Any = None) -> TypeFacts:
+    """What the class of this config says; one from the model's own repository is taken as it comes."""
+    model = model or model_class(config)
     if model is None:
-        return TypeFacts(has_head=not type(config).__module__.startswith("transformers."))
+        own = type(config).__module__.startswith("transformers.") and not _has_own_class(config)
+        return TypeFacts(has_head=not own, cache_kind=cache_kind(config))
     parameters = inspect.signature(model.forward).parameters
-    return TypeFacts(True, cache_kind(config), "position_ids" in parameters)
+    return TypeFacts(True, cache_kind(config, model), "position_ids" in parameters)
 
 
-def cache_kind(config: Any) -> str:
+def cache_kind(config: Any, model: Any = None) -> str:
     """How a model with this config continues after earlier tokens: `KEY_VALUE`, `RECURRENT` or `NO_CACHE`."""
-    model, kind = model_class(config), str(config.model_type)
+    model, kind = model or model_class(config), str(config.model_type)
     if kind in OWN_CACHES or (model is not None and cache_argument(model.forward) is None):
         return NO_CACHE
     try:
@@ -84,7 +88,7 @@ def cache_kind(config: Any) -> str:
     except Exception:  # the config lacks fields that every cache needs
         return NO_CACHE
     if all(type(layer) in REWINDABLE for layer in layers):
-        return NO_CACHE if getattr(model, "_is_stateful", False) else KEY_VALUE
+        return KEY_VALUE
     known = all(type(layer) in REWINDABLE or isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
     return RECURRENT if known else NO_CACHE
 
@@ -104,7 +108,13 @@ def cache_argument(forward: Any) -> str | None:
 
 def is_conditional(config: Any) -> bool:
     """True if the auto class for images and text builds this model, and the one for causal models does not."""
-    return config.model_type in CONDITIONAL and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    known = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return known and config.model_type in CONDITIONAL and not _has_own_class(config)
+
+
+def _has_own_class(config: Any) -> bool:
+    """True if the model's own repository has a causal class."""
+    return "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
 
 
 def model_class(config: Any) -> Any:

@@ -28,10 +28,11 @@ def note(name: str, config: Any) -> str | None:
     boundary = boundary_of(config)
     if boundary is None or boundary.recomputed:
         return None
+    context = config.get_text_config(decoder=True).max_position_embeddings
     return (
         f"note: model '{name}' ({config.model_type}) has rope type longrope, whose factors change at"
         f" {boundary.length} tokens; logits beyond depend on how tokens are split into forwards. Its context ends there"
-        f" (of {config.max_position_embeddings}): longer prompts are refused, and outputs end."
+        f" (of {context}): longer prompts are refused, and outputs end."
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from specexp.lm.hf.refusals import FULL, attention_kinds
+from specexp.lm.configs.refusals import FULL, attention_kinds
 from specexp.lm.model import Branches
 from specexp.lm.native.attention import tree_attention, window_mask
 from specexp.lm.transfer import to_device

@@ -22,7 +22,7 @@ from specexp.lm.blocks.block import Block, BlockLoader
 from specexp.lm.blocks.description import describe
 from specexp.lm.blocks.feed_forward import MAX_PAIRS
 from specexp.lm.blocks.linear import PACK_LIMIT, Linear
-from specexp.lm.blocks.long_factors import boundary_of
+from specexp.lm.blocks.long_factors import boundary_of, length_of_change
 from specexp.lm.blocks.rotary import Angles, RotaryTables, rotate
 
 NO_LIMIT = 1 << 30
@@ -52,10 +52,8 @@ class NativeForward:
         exact = self.dtype == torch.float32
         size = sum(p.numel() * p.element_size() for p in module.parameters())
         self.packed = exact and self.device.type == "cpu" and torch._C._has_mkldnn and size <= PACK_LIMIT
-        boundary = boundary_of(module.config.get_text_config(decoder=True))
-        angles = partial(
-            RotaryTables, parts.stack.rotary_emb, self.spec.rotary, self.spec.query_scaling, self.embedding, boundary
-        )
+        config, rotary = module.config, (self.spec.rotary, self.spec.query_scaling)
+        angles = partial(RotaryTables, parts.stack.rotary_emb, *rotary, self.embedding, length_of_change(config))
         self._rotary = angles()
         loader = BlockLoader(family, self.embedding, self.packed)
         self.blocks = [loader.block(*each) for each in zip(self.spec.blocks, parts.layers, strict=True)]
@@ -69,7 +67,7 @@ class NativeForward:
         self.most_recorded_tokens = MAX_PAIRS // experts if experts else NO_LIMIT
         # The same forward with the angles of sequences that are longer than the boundary, where they change.
         self.beyond: NativeForward | None = None
-        if boundary is not None and boundary.recomputed:
+        if (boundary := boundary_of(config)) is not None and boundary.recomputed:
             self.beyond = copy.copy(self)
             self.beyond._rotary = angles(long=True)
 

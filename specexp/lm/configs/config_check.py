@@ -6,6 +6,7 @@ transformers builds a module from any values in a config; the errors it then rai
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,12 +19,19 @@ SIZES = (
 )  # fmt: skip
 STOPS = "eos_token_id"
 WINDOW = "sliding_window"
-# The package that transformers reads a quantization with, by its `quant_method`, and how pip calls it.
-PACKAGES = {
-    "awq": ("gptqmodel", "gptqmodel"), "gptq": ("gptqmodel", "gptqmodel"), "hqq": ("hqq", "hqq"),
-    "bitsandbytes": ("bitsandbytes", "bitsandbytes"), "quanto": ("optimum.quanto", "optimum-quanto"),
-    "compressed-tensors": ("compressed_tensors", "compressed-tensors"), "torchao": ("torchao", "torchao"),
-}  # fmt: skip
+# The packages that transformers reads a quantization with, by its `quant_method`: module and name for pip. Methods
+# that are not here need none, or are not looked at.
+PACKAGES: dict[str, tuple[tuple[str, str], ...]] = {
+    "awq": (("gptqmodel", "gptqmodel"),),
+    "bitsandbytes": (("bitsandbytes", "bitsandbytes"),),
+    "compressed-tensors": (("compressed_tensors", "compressed-tensors"),),
+    "fp8": (),
+    "gptq": (("gptqmodel", "gptqmodel"), ("optimum", "optimum")),
+    "hqq": (("hqq", "hqq"),),
+    "mxfp4": (),
+    "quanto": (("optimum.quanto", "optimum-quanto"),),
+    "torchao": (("torchao", "torchao"),),
+}
 
 
 def check_sizes(values: Mapping[str, Any], name: str) -> None:
@@ -36,6 +44,8 @@ def check_sizes(values: Mapping[str, Any], name: str) -> None:
 def check_config(config: Any, name: str) -> None:
     """Raise ModelError, with every fault, if a loaded config is invalid."""
     text = config.get_text_config(decoder=True)
+    if isinstance(text, str | int | list):
+        raise _no_good(name, "config.json", [f"text_config is {shown(text)}; it must be an object"])
     result = {field: getattr(text, field, None) for field in (*SIZES, WINDOW)}
     faults = _faults_of_sizes(result)
     if result[WINDOW] is not None and not _is_whole(result[WINDOW], 0):
@@ -58,21 +68,23 @@ def check_quantization(values: Any, config: ModelConfig) -> None:
 
     `values` is the `quantization_config` of a config.json, or of a loaded config; None if there is none.
     """
-    if values is None:
-        return
-    method = values.get("quant_method") if isinstance(values, Mapping) else getattr(values, "quant_method", None)
+    get = values.get if isinstance(values, Mapping) else partial(getattr, values)
+    method = get("quant_method", None)
     kind = str(getattr(method, "value", method))
+    if method is None and (get("load_in_4bit", None) or get("load_in_8bit", None)):
+        kind = "bitsandbytes"  # what transformers, too, takes an old config for
+    if kind not in PACKAGES:
+        return
     for setting, value in (("quantization", config.quantization), ("offload", config.offload)):
         if value != "none":
             raise ModelError(
                 f"model '{config.model}' has quantized weights ({kind}), and {setting} is {value}; leave {setting} out,"
                 " or name the model that it was quantized from."
             )
-    module, package = PACKAGES.get(kind, ("", ""))
-    if module and not _is_installed(module):
+    if missing := [package for module, package in PACKAGES[kind] if not _is_installed(module)]:
         raise ModelError(
-            f"model '{config.model}' has quantized weights ({kind}), which need the package '{package}', which is not"
-            f" installed: pip install {package}."
+            f"model '{config.model}' has quantized weights ({kind}), which need what is not installed:"
+            f" pip install {' '.join(missing)}."
         )
 
 

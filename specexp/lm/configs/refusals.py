@@ -16,6 +16,16 @@ from specexp.errors import ModelError
 NO_LIMIT = 1 << 30
 FULL, SLIDING = "full_attention", "sliding_attention"  # transformers' names of layer types
 KEY_VALUE, RECURRENT, NO_CACHE = "key-value", "recurrent", "none"  # how a model continues after earlier tokens
+# Fields that are lists of names or numbers.
+LISTS: dict[str, type] = {
+    **dict.fromkeys(("architectures", "layer_types", "layers_block_type", "block_types", "attention_layers"), str),
+    "no_rope_layers": int,
+}
+# Older names of layer types, which transformers' config classes replace.
+RENAMED: dict[Any, str] = {
+    "mamba": "linear_attention", "attention": "full_attention", "deepseek_sparse_attention": "indexed_attention",
+    "qwen_sparse_attention": "indexed_attention",
+}  # fmt: skip
 LAYER_LISTS = ("layer_types", "layers_block_type", "block_types")
 RECURRENT_LAYERS = frozenset({"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba", "recurrent"})
 # Config fields for the context length, in the order in which they are tried.
@@ -56,16 +66,22 @@ class TypeFacts:
 
 
 class RawConfig:
-    """A config.json as an object. A field that it leaves out reads as None: only its class knows the default."""
+    """A config.json as an object. A field that it leaves out reads as None: only its class knows the default. So does a
+    list that is none: the class says what is wrong with it."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values = values
+        self.values = values
 
     def __getattr__(self, name: str) -> Any:
-        return self._values.get(name)
+        value = self.values.get(name)
+        if name not in LISTS:
+            return value
+        if not isinstance(value, list) or not all(isinstance(each, LISTS[name]) for each in value):
+            return None
+        return [RENAMED.get(each, each) for each in value]
 
     def get_text_config(self, decoder: bool = False) -> RawConfig:
-        text = self._values.get("text_config")
+        text = self.values.get("text_config")
         return RawConfig(text) if isinstance(text, dict) else self
 
 
@@ -84,7 +100,8 @@ def refusal(config: Any, facts: TypeFacts) -> str | None:
         return f"{CLOSED[kind]}; use a decoder-only model of text"
     if not facts.has_head:
         return NO_HEAD
-    names = [str(name) for name in getattr(config, "architectures", None) or ()]
+    names = getattr(config, "architectures", None)
+    names = [str(name) for name in names] if isinstance(names, list) else []
     if names and all(name.endswith(OTHER_HEADS) for name in names):
         return f"was saved as {names[0]}, which has no head that scores the next token; use a causal language model"
     if kind == "xmod" and not getattr(text, "default_language", None):
