@@ -48,6 +48,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], tuple[str, str]]] = {
         {"layer_types": ["full_attention"] * 2, "position_embedding_type": "rope"},
         (RIGHT, RIGHT),
     ),
+    "nemotron h without recurrent layers": (
+        "nemotron_h",
+        {"layers_block_type": ["moe", "full_attention", "mlp", "full_attention"]},
+        (RIGHT, RIGHT),
+    ),
     "an encoder": ("bert", {"is_decoder": False}, (REFUSED, REFUSED)),
     "gemma 3n without sharing": ("gemma3n_text", {"num_kv_shared_layers": 0}, (RIGHT, RIGHT)),
 }

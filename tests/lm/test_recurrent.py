@@ -23,7 +23,7 @@ from specexp.engine import Engine
 from specexp.lm import replay
 from specexp.lm.configs import refusals
 from specexp.lm.hf.hf_model import HFModel
-from specexp.lm.hf.recurrent_state import BY_ONE, CARRIED, SEVERAL
+from specexp.lm.hf.recurrent_state import BY_ONE, CARRIED, SEVERAL, HFState
 from specexp.lm.replay import ReplaySession
 
 CLOSE = 2e-3  # of logits of 1 to 10: chunks of a scan add in another order than single steps
@@ -65,6 +65,49 @@ def test_a_truncated_state_continues_as_a_fresh_one(kind: str) -> None:
     assert differences(model, rounds=25) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "kind", ["mamba", *(pytest.param(k, marks=pytest.mark.slow) for k in sorted(HELPED - {"mamba"}))]
+)
+def test_a_state_that_is_ignored_does_not_pass_for_rounding(kind: str, dtype: torch.dtype) -> None:
+    """In these dtypes what the module itself does with several tokens can be as close as rounding explains."""
+    for seed in range(4):
+        model = HFModel(tiny_models.build(kind, seed).to(dtype), kind)
+        assert model.continuation == CARRIED, seed
+        session, ids = model.session(), [(5 * i + i * i) % 90 for i in range(40)]
+        session.feed(model.ids(ids[:34]), 0)
+        logits, _ = session.feed(model.ids(ids[34:]), 6)
+        one = HFState(model, BY_ONE)
+        one.advance(model.ids(ids[:34]), 0, 0, False)
+        expected, _ = one.advance(model.ids(ids[34:]), 34, 6, False)
+        assert float((logits - expected).abs().max()) < 0.1 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "falcon_h1"])
+def test_families_that_need_no_help_get_none_in_any_dtype(kind: str) -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        assert HFModel(tiny_models.build(kind).to(dtype), kind).continuation == SEVERAL
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_modules_that_are_helped_compile_as_before() -> None:
+    """transformers compiles Jamba's forward as one graph."""
+    module = tiny_models.build("jamba")
+    assert HFModel(module, "m").continuation == CARRIED
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.inference_mode():
+        compiled = torch.compile(module.forward, fullgraph=True, backend="eager")
+        assert torch.allclose(compiled(input_ids=ids).logits, module(input_ids=ids).logits, atol=1e-5)
+
+
+def test_a_prompt_is_fed_at_once_where_a_later_piece_would_go_token_by_token() -> None:
+    module = tiny_models.build("recurrent_gemma")
+    model = HFModel(module, "m")
+    session, forwards = model.session(), Forwards(module)
+    session.feed(model.ids([5] * 300), 1)
+    assert forwards.tokens == [300]
+
+
 def test_sessions_of_modules_that_hold_the_state_do_not_mix() -> None:
     model = HFModel(tiny_models.build("recurrent_gemma"), "m")
     one, other = model.sessions(2)
@@ -96,7 +139,7 @@ def test_a_chain_that_is_accepted_replays_nothing(kind: str) -> None:
     out = engine.generate(Chain(DraftModel(3), Lossless(), Warp()), [5, 6, 7, 8], 16, CertainRng())
     assert out.num_full == out.num_rounds == 4
     prefills = 2
-    measured = 5 if kind in HELPED else 3  # of the question how the state takes several tokens
+    measured = 8  # of the question how the state takes several tokens
     assert len(forwards.tokens) == 2 * measured + prefills + out.num_target_calls + out.num_draft_calls
 
 

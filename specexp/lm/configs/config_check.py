@@ -44,7 +44,7 @@ def check_sizes(values: Mapping[str, Any], name: str) -> None:
 def check_config(config: Any, name: str) -> None:
     """Raise ModelError, with every fault, if a loaded config is invalid."""
     text = config.get_text_config(decoder=True)
-    if isinstance(text, str | int | list):
+    if not hasattr(text, "get_text_config"):
         raise _no_good(name, "config.json", [f"text_config is {shown(text)}; it must be an object"])
     result = {field: getattr(text, field, None) for field in (*SIZES, WINDOW)}
     faults = _faults_of_sizes(result)

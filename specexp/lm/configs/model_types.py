@@ -26,17 +26,29 @@ def _lists() -> dict[str, list[str]]:
     return result
 
 
+def _counts_none(text: Any) -> bool:
+    """True if a text config says by a number or a pattern that it has no recurrent layers."""
+    if 1 in (text.attn_layer_period, text.full_attention_interval, text.layer_group_size):  # every layer has attention
+        return True
+    pattern, delta = text.hybrid_override_pattern, text.linear_attn_config
+    return (isinstance(pattern, str) and "M" not in pattern) or (
+        isinstance(delta, dict) and delta.get("kda_layers") == []
+    )
+
+
 def facts_of(config: Any) -> TypeFacts:
     """What is known of a config's model type; of an unknown one, nothing that would refuse it.
 
     Some types have recurrent layers by default only: a config that lists its layers and has none overrides that.
     """
     lists, kind = _lists(), str(config.model_type)
+    own_classes = config.auto_map if isinstance(config.auto_map, dict) else {}
     if kind in lists[NO_HEAD]:
-        return TypeFacts(has_head=False)
+        return TypeFacts(has_head="AutoModelForCausalLM" in own_classes)
     if kind not in lists[CAUSAL]:
         return TypeFacts()
     cache_kind = next((each for each in KINDS if kind in lists[each]), KEY_VALUE)
-    if cache_kind == RECURRENT and has_recurrent_layers(config.get_text_config(decoder=True)) is False:
+    text = config.get_text_config(decoder=True)
+    if cache_kind == RECURRENT and (has_recurrent_layers(text) is False or _counts_none(text)):
         cache_kind = KEY_VALUE
     return TypeFacts(True, cache_kind, kind not in lists[SLOTS])

@@ -27,6 +27,7 @@ RENAMED: dict[Any, str] = {
     "qwen_sparse_attention": "indexed_attention",
 }  # fmt: skip
 LAYER_LISTS = ("layer_types", "layers_block_type", "block_types")
+WITHOUT_ATTENTION = frozenset({"mlp", "moe"})
 RECURRENT_LAYERS = frozenset({"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba", "recurrent"})
 # Config fields for the context length, in the order in which they are tried.
 CONTEXT_NAMES = (
@@ -141,7 +142,8 @@ def attention_kinds(config: Any) -> list[str]:
     """The kinds of attention layers, sorted; each kind takes its own mask."""
     text = config.get_text_config(decoder=True)
     windowed = getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True)
-    return sorted(set(getattr(text, "layer_types", None) or [SLIDING if windowed else FULL]))
+    kinds = set(getattr(text, "layer_types", None) or ()) - WITHOUT_ATTENTION
+    return sorted(kinds or {SLIDING if windowed else FULL})
 
 
 def check(config: Any, facts: TypeFacts, name: str) -> None:

@@ -14,6 +14,7 @@ Shapes: B rows (one), I inner size, S state size, N tokens.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,6 +69,7 @@ def install(module: Any) -> bool:
 @contextmanager
 def carried(cache: DynamicCache) -> Iterator[None]:
     """Within the context, installed layers continue from the states in this cache."""
+    assert "get_recurrent_state" not in vars(cache), "a cache is carried once at a time"
     begun, read = Begun(), cache.get_recurrent_state
 
     def noted(layer_idx: int, state_idx: int = 0) -> Tensor | None:
@@ -85,20 +87,22 @@ def carried(cache: DynamicCache) -> Iterator[None]:
 
 def _continuing(scan: Callable[..., Any]) -> Any:
     """A selective scan that begins at the state of the layer that calls it."""
+    signature = inspect.signature(scan)
 
     @wraps(scan)
-    def continuing(
-        x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *, z: Tensor | None = None,
-        delta_bias: Tensor | None = None, delta_softplus: bool = False, return_last_state: bool = False, **more: Any,
-    ) -> Any:  # fmt: skip
-        same: dict[str, Any] = {"z": z, "delta_bias": delta_bias, "delta_softplus": delta_softplus, **more}
-        begun = _begun.get()
+    def continuing(*args: Any, **more: Any) -> Any:
+        begun = None if torch.compiler.is_compiling() else _begun.get()
         state = None if begun is None else begun.of_scan()
         if state is None:
-            return scan(x, dt, A, B, C, return_last_state=return_last_state, **same)
-        out, last = scan(x, dt, A, B, C, return_last_state=True, **same)
-        steps = dt.float() if delta_bias is None else dt.float() + delta_bias.float()[:, None]
-        if delta_softplus:
+            return scan(*args, **more)
+        given = signature.bind(*args, **more)
+        given.apply_defaults()
+        dt, A, C, z = (given.arguments[name] for name in ("dt", "A", "C", "z"))
+        out, last = scan(*args, **{**more, "return_last_state": True})
+        steps = dt.float()
+        if (bias := given.arguments["delta_bias"]) is not None:
+            steps = steps + bias.float()[:, None]
+        if given.arguments["delta_softplus"]:
             steps = functional.softplus(steps)
         decay = torch.exp(A[None, :, None] * steps.cumsum(-1)[..., None])  # [B, I, N, S]
         states = decay * state.float()[:, :, None]
@@ -106,7 +110,8 @@ def _continuing(scan: Callable[..., Any]) -> Any:
         if z is not None:
             added = added * functional.silu(z.float())
         out = (out.float() + added).to(out.dtype)
-        return (out, (last.float() + states[:, :, -1]).to(last.dtype)) if return_last_state else out
+        last = (last.float() + states[:, :, -1]).to(last.dtype)
+        return (out, last) if given.arguments["return_last_state"] else out
 
     return continuing
 
@@ -115,11 +120,10 @@ def _by_token(forward: Callable[..., Any]) -> Any:
     """A block's forward that, within `carried`, runs one token after the other."""
 
     @wraps(forward)
-    def stepping(self: Any, input_states: Tensor, position_ids: Tensor, **more: Any) -> tuple[Tensor, None]:
-        if _begun.get() is None:
-            result: tuple[Tensor, None] = forward(self, input_states, position_ids=position_ids, **more)
-            return result
+    def stepping(self: Any, input_states: Tensor, position_ids: Tensor, *args: Any, **more: Any) -> Any:
+        if torch.compiler.is_compiling() or _begun.get() is None:
+            return forward(self, input_states, position_ids, *args, **more)
         pairs = zip(torch.split(input_states, 1, dim=1), torch.split(position_ids, 1, dim=1), strict=True)
-        return torch.cat([forward(self, x, position_ids=at, **more)[0] for x, at in pairs], dim=1), None
+        return torch.cat([forward(self, x, at, *args, **more)[0] for x, at in pairs], dim=1), None
 
     return stepping

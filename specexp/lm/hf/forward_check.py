@@ -2,9 +2,9 @@
 that the native forward gives those of the module's own.
 
 `model_config.py` refuses the families that are known to differ by their config; this module measures the others, once,
-on a few tokens: six small forwards, and two for the native forward (four if it has two sets of rotary angles). A single
-row may differ by more than rounding, since a mixture of experts may choose another expert at a near tie. The check
-therefore compares the median row with the rounding of the model's dtype.
+on a few tokens: six small forwards, two for the native forward (four if it has two sets of rotary angles), and eight
+for a recurrent state. A single row may differ by more than rounding, since a mixture of experts may choose another
+expert at a near tie. The check therefore compares the median row with the rounding of the model's dtype.
 
 Shapes: P tokens of a prefix, N of a path, V vocabulary.
 """
@@ -99,28 +99,31 @@ def native_fault(
 
 
 def continuation(model: Any) -> Continuation:
-    """How a model with a recurrent state continues from it: several tokens, if it then gives what one by one gives.
+    """How a model with a recurrent state continues from it: by several tokens if that gives what one forward gives.
 
-    Some families' modules ignore the state, or fail, when they are given several tokens after it.
+    Some families' modules ignore the state, or fail, when they are given several tokens after it. In a coarse dtype
+    that could pass for rounding. So what continues token by token must not be much closer to the one forward, and where
+    the state can be carried into the layers, only that is tried.
     """
     prefix, path, _ = _tokens(model)
     if model.context < PREFIX + PATH:
         return BY_ONE
-    plain, _ = HFState(model, BY_ONE).advance(model.ids([*prefix, *path]), 0, PATH, False)
-    for how in (SEVERAL, CARRIED):
-        if how == CARRIED and not install(model.module):
-            continue
+    whole, _ = HFState(model, BY_ONE).advance(model.ids([*prefix, *path]), 0, PATH, False)
+
+    def gap(how: Continuation) -> float:
         state = HFState(model, how)
-        try:
-            state.advance(model.ids(prefix), 0, 0, False)
-            continued, _ = state.advance(model.ids(path), PREFIX, PATH, False)
-        except Exception as error:  # a module may fail in any way
-            if is_exhausted(error):
-                raise
-            continue
-        if _gap(continued, plain) <= AS_MUCH * _rounding(model, plain):
-            return how
-    return BY_ONE
+        state.advance(model.ids(prefix), 0, 0, False)
+        return _gap(state.advance(model.ids(path), PREFIX, PATH, False)[0], whole)
+
+    rounding = _rounding(model, whole)
+    how = CARRIED if install(model.module) else SEVERAL
+    try:
+        limit = AS_MUCH * min(rounding, max(gap(BY_ONE), rounding / 8))
+        return how if gap(how) <= limit else BY_ONE
+    except Exception as error:  # a module may fail in any way
+        if is_exhausted(error):
+            raise
+        return BY_ONE
 
 
 class TreeCheck:

@@ -2,8 +2,8 @@
 
 The families in `lm/blocks/families.py` run on the native forward (`native_forward.py`), all others on transformers'
 forward: each session then has a full-length `DynamicCache`, which `truncate` crops; sliding-window layers keep all
-their keys and mask them. If rotary angles depend on the length, `rope.py` does what generate() does. A model whose
-cache cannot be truncated to any length (recurrent and convolutional states) is refused.
+their keys and mask them. If rotary angles depend on the length, `rope.py` does what generate() does. States that
+cannot be truncated (recurrent and convolutional ones) go back to a copy (`recurrent_state.py`).
 """
 
 from __future__ import annotations

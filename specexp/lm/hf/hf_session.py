@@ -51,7 +51,7 @@ class HFSession:
         assert 0 <= length <= self._length, f"cannot truncate to {length} of {self._length} slots"
         if slots:
             kept = integers([*range(length), *slots], self._model.device)
-            for layer in self._cache.layers:
+            for layer in self._layers():
                 layer.keys, layer.values = layer.keys.index_select(2, kept), layer.values.index_select(2, kept)
         elif length == 0:
             self._cache = new_cache(self._model.module.config)
@@ -60,4 +60,8 @@ class HFSession:
         self._length = length + len(slots)
 
     def slots(self) -> object:
-        return tuple(tuple(layer.keys.flatten().tolist()) for layer in self._cache.layers)
+        return tuple(tuple(layer.keys.flatten().tolist()) for layer in self._layers())
+
+    def _layers(self) -> list[Any]:
+        """The layers that have keys; others have no attention, or that of another layer."""
+        return [layer for layer in self._cache.layers if layer.keys is not None]

@@ -71,7 +71,11 @@ def read_config(config: ModelConfig) -> Any:
     model_config.check(result, config.model)
     if not source.gguf:  # its weights are read as floats
         check_quantization(getattr(result, "quantization_config", None), config)
-    vocab_size = result.get_text_config(decoder=True).vocab_size
+    vocab_size = getattr(result.get_text_config(decoder=True), "vocab_size", None)
+    if vocab_size is None:
+        raise ModelError(
+            f"model '{config.model}': its config.json has no vocab_size; get the file as it was published."
+        )
     try:
         check_stops(GenerationConfig.from_pretrained(path, **options), vocab_size, config.model)
     except OSError:

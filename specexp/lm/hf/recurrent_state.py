@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 from transformers.cache_utils import (
-    DummyLayer,
     DynamicCache,
     DynamicIndexedLayer,
     DynamicLayer,
@@ -63,7 +62,7 @@ def new_cache(config: Any) -> DynamicCache:
     that they can be cut back. Without other kinds of layers it is one that makes its layers when they are first used.
     """
     cache = DynamicCache(config=config)
-    if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer) for layer in cache.layers):
+    if all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
         return DynamicCache()
     for i, layer in enumerate(cache.layers):
         if type(layer) is LinearAttentionAndSlidingWindowAttentionLayer:
@@ -89,8 +88,10 @@ class HFState:
     def advance(self, tokens: Tensor, position: int, rows: int, hidden: bool) -> tuple[Tensor, Tensor | None]:
         assert position == self._length, f"the state is after {self._length} tokens, not {position}"
         size = CHUNK
-        if self._how == BY_ONE:  # it begins with all tokens
-            size = 1 if self._length else tokens.shape[0]
+        if not self._length and (self._how == BY_ONE or (self._how == CARRIED and self._held)):
+            size = tokens.shape[0]  # a later piece would go token by token, all of it or its recurrent blocks
+        elif self._how == BY_ONE:
+            size = 1
         return in_pieces(self._forward, torch.split(tokens, size), rows, hidden)
 
     def _forward(self, tokens: Tensor, rows: int, hidden: bool) -> tuple[Tensor, Tensor | None]:
