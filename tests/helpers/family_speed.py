@@ -36,6 +36,12 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def setting() -> str:
+    """The machine and the versions that a table was measured with."""
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
+    return f"{processor_name()}, {torch.get_num_threads()} thread(s), {versions}"
+
+
 def measured(kind: str) -> tuple[float, float]:
     """(`generate()`, native forward): milliseconds a token, greedy, prefill included."""
     module = tiny_models.build(kind)
@@ -62,9 +68,8 @@ def main(kinds: Sequence[str]) -> None:
     """Print the table, the setting first."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    print(f"{TOKENS} tokens after {len(PROMPT)}, greedy, float32, best of {REPEATS}, alternating; {processor_name()},")
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{torch.get_num_threads()} thread(s), {versions}\n")
+    print(f"{TOKENS} tokens after {len(PROMPT)}, greedy, float32, best of {REPEATS}, alternating;")
+    print(f"{setting()}\n")
     print("| family | `generate()`, ms a token | native forward, ms a token | times as fast |\n|---|---|---|---|")
     for kind in kinds or sorted(BUILT.values()):
         theirs, ours = measured(kind)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from helpers import tiny_models
 
@@ -66,6 +66,14 @@ def mxfp4(folder: Path) -> dict[str, torch.Tensor]:
     return values
 
 
+def bitsandbytes(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights in nf4, saved as they are."""
+    _plain("llama", folder)
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    AutoModelForCausalLM.from_pretrained(folder, quantization_config=how).save_pretrained(folder)
+    return {}
+
+
 def torchao(folder: Path) -> dict[str, torch.Tensor]:
     """Weights in int8, a scale for each row."""
     from torchao.quantization import Int8WeightOnlyConfig
@@ -100,6 +108,7 @@ def compressed_tensors(folder: Path, scheme: str = "W4A16") -> dict[str, torch.T
 KINDS: dict[str, tuple[Callable[[Path], dict[str, torch.Tensor]], str]] = {
     "fp8": (fp8, "own"),
     "mxfp4": (mxfp4, "own"),
+    "bitsandbytes": (bitsandbytes, "transformers (its weights are quantized)"),
     "torchao": (torchao, "transformers (its weights are quantized)"),
     "compressed-tensors": (compressed_tensors, "transformers (its weights are quantized)"),
 }

@@ -7,20 +7,17 @@ feeds the five one by one, each after a copy: transformers' modules keep no stat
 
 from __future__ import annotations
 
-import platform
 import sys
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 import transformers
 
 from helpers import tiny_models
+from helpers.family_speed import seconds, setting
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.recurrent_state import HFState
-from specexp.storage.environment import processor_name
 
 KINDS = (
     "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "lfm2", "mamba", "mamba2", "nemotron_h",
@@ -60,19 +57,12 @@ def measured(module: Any, kind: str) -> tuple[float, float, float, float]:
     return best[0], best[1], best[2], best[3]
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def main(kinds: Sequence[str]) -> None:
     """Print the table, the setting first."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     print(f"a round of {ROUND} tokens, {REPLAYED} of them fed again, best of {REPEATS}, alternating, float32;")
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{processor_name()}, {torch.get_num_threads()} thread(s), {versions}\n")
+    print(f"{setting()}\n")
     print("| family | hidden size | a step, ms | a copy, ms | a round by replaying, ms | with a state per token, ms |")
     print("|---|---|---|---|---|---|")
     for kind in kinds or KINDS:
