@@ -103,11 +103,12 @@ def test_greedy_outputs_are_those_of_generate(
     assert all(len(set(methods["baseline"]["token_ids"])) > 5 for methods in rows.values()), "text, not one token"
 
 
+@pytest.mark.parametrize("draft,task,limit", [("third", "spec_bench", 2), ("nf4", "gsm8k", 1)])
 def test_sampled_trees_draw_what_plain_decoding_draws_and_chains_what_the_target_allows(
-    workplace: Path, folders: dict[str, Path]
+    workplace: Path, folders: dict[str, Path], draft: str, task: str, limit: int
 ) -> None:
     top_k = 20
-    rows = by_turn(run(folders, "third", "spec_bench", "out", temperature=0.8, top_k=top_k, limit=2))
+    rows = by_turn(run(folders, draft, task, "out", temperature=0.8, top_k=top_k, limit=limit))
     model = load_model(ModelConfig(str(folders["whole"])))
     prepared = prepare(config.resolve("arith_quick", {"config": "real.yaml"}))
     drawn = set()
@@ -121,7 +122,7 @@ def test_sampled_trees_draw_what_plain_decoding_draws_and_chains_what_the_target
             allowed = torch.topk(logits, top_k).indices
             assert all(token in row for token, row in zip(output, allowed.tolist(), strict=True)), method
             drawn.add(tuple(output))
-    assert len(drawn) > 2, "different draws"
+    assert len(drawn) > limit, "different draws"
 
 
 def test_the_files_that_are_saved_are_the_files_weights(folders: dict[str, Path]) -> None:
