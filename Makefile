@@ -66,6 +66,8 @@ test-quantized: $(VENV)/.installed-test $(QUANTIZED)
 $(QUANTIZED): Makefile
 	rm -rf $@
 	pip install --quiet --no-deps --target $@ compressed-tensors==0.20.0 loguru==0.7.3 torchao==0.18.0
+	pip install --quiet --no-deps --target $@ gptqmodel==5.8.0 optimum==2.2.0 pypcre==0.6.4
+	pip install --quiet --no-deps --target $@ defuser==0.0.28 device-smi==0.5.7 logbar==0.4.15 tokenicer==0.0.14
 	touch $@
 
 test-nightly: check

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ WIDE = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32, "num_key_v
 FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 FP4 = torch.cat([FP4, -FP4])
 MXFP4_GROUP = 32
+INT4_GROUP = 32
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def _plain(kind: str, folder: Path, **sizes: Any) -> dict[str, torch.Tensor]:
@@ -67,8 +69,8 @@ def mxfp4(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def bitsandbytes(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights in nf4, saved as they are."""
-    _plain("llama", folder)
+    """Weights in nf4, saved as they are; its kernel for CPUs with AVX-512 BF16 takes whole groups of a row only."""
+    _plain("llama", folder, **WIDE)
     how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     AutoModelForCausalLM.from_pretrained(folder, quantization_config=how).save_pretrained(folder)
     return {}
@@ -104,6 +106,64 @@ def compressed_tensors(folder: Path, scheme: str = "W4A16") -> dict[str, torch.T
     return {}
 
 
+def gptq(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights in int4, eight of a column in an int32, each zero less one, as GPTQ's first tools left them."""
+    weights = {}
+    for name, weight in _plain("llama", folder, **WIDE).items():
+        if not name.endswith("_proj.weight"):
+            weights[name] = weight
+            continue
+        codes, zeros, scales = _int4(weight, symmetric=True)
+        stem = name.removesuffix("weight")
+        weights[f"{stem}qweight"] = _pack(codes.t()).t().contiguous()
+        weights[f"{stem}qzeros"] = _pack(zeros - 1)
+        weights[f"{stem}scales"] = scales
+        weights[f"{stem}g_idx"] = torch.arange(len(codes), dtype=torch.int32) // INT4_GROUP
+    how = {"bits": 4, "group_size": INT4_GROUP, "desc_act": False, "sym": True, "checkpoint_format": "gptq"}
+    _write(folder, weights, {"quant_method": "gptq", **how})
+    return {}
+
+
+def awq(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights in int4, eight of a row in an int32, even places first, as AutoAWQ left them (`gemm`).
+
+    Its kernel is named: gptqmodel, where none is, looks for Triton first, which PyTorch for CPUs comes without.
+    """
+    weights = {}
+    for name, weight in _plain("llama", folder, **WIDE).items():
+        if not name.endswith("_proj.weight"):
+            weights[name] = weight
+            continue
+        codes, zeros, scales = _int4(weight, symmetric=False)
+        stem = name.removesuffix("weight")
+        weights[f"{stem}qweight"] = _pack(codes, AWQ_ORDER)
+        weights[f"{stem}qzeros"] = _pack(zeros, AWQ_ORDER)
+        weights[f"{stem}scales"] = scales
+    how = {"bits": 4, "group_size": INT4_GROUP, "zero_point": True, "version": "gemm", "backend": "torch_awq"}
+    _write(folder, weights, {"quant_method": "awq", **how})
+    return {}
+
+
+def _int4(weight: torch.Tensor, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes [inputs, outputs], zeros and scales [groups, outputs] of a weight [outputs, inputs]."""
+    groups = weight.t().reshape(-1, INT4_GROUP, len(weight))
+    low, high = groups.amin(1), groups.amax(1)
+    if symmetric:
+        high = torch.maximum(high, -low)
+        low = -high
+    scales = ((high - low) / 15).half()
+    zeros = (-low / scales).round() if not symmetric else torch.full_like(low, 8)
+    codes = (groups / scales[:, None] + zeros[:, None]).round().clamp(0, 15)
+    return codes.reshape(-1, len(weight)).int(), zeros.int(), scales
+
+
+def _pack(codes: torch.Tensor, order: Sequence[int] = range(8)) -> torch.Tensor:
+    """Eight codes of a row in an int32, the first of `order` in its lowest bits: [rows, columns / 8]."""
+    eights = codes.reshape(len(codes), -1, 8)[..., list(order)].long()
+    words = (eights << 4 * torch.arange(8)).sum(-1)
+    return (words - ((words >> 31) << 32)).int()
+
+
 # What writes a folder and returns the values that some weights stand for, and the forward that decodes it.
 KINDS: dict[str, tuple[Callable[[Path], dict[str, torch.Tensor]], str]] = {
     "fp8": (fp8, "own"),
@@ -111,4 +171,6 @@ KINDS: dict[str, tuple[Callable[[Path], dict[str, torch.Tensor]], str]] = {
     "bitsandbytes": (bitsandbytes, "transformers (its weights are quantized)"),
     "torchao": (torchao, "transformers (its weights are quantized)"),
     "compressed-tensors": (compressed_tensors, "transformers (its weights are quantized)"),
+    "gptq": (gptq, "transformers (its weights are quantized)"),
+    "awq": (awq, "transformers (its weights are quantized)"),
 }

@@ -1,7 +1,7 @@
 """Folders with quantized weights, which transformers loads by itself, decode as generate() does.
 
-On a CPU it reads FP8 and MXFP4 as floats, which the native forward takes; torchao's and compressed-tensors' weights
-stay quantized, and transformers' forward decodes them. AWQ and GPTQ need gptqmodel, which wants a newer PyTorch.
+On a CPU it reads FP8 and MXFP4 as floats, which the native forward takes; the weights of the others stay quantized, and
+transformers' forward decodes them. Those that need a package are skipped without it: make test-quantized.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from specexp.lm.hf.loading import load_model, read_config
 from specexp.lm.runtime import ModelConfig
 from specexp.pair import first_look
 
-PACKAGES = {"torchao": "torchao", "compressed-tensors": "compressed_tensors"}
+PACKAGES = {"torchao": "torchao", "compressed-tensors": "compressed_tensors", "gptq": "gptqmodel", "awq": "gptqmodel"}
 CASES = [pytest.param(kind, marks=[] if kind == "fp8" else pytest.mark.slow) for kind in KINDS]
 
 
