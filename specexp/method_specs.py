@@ -21,6 +21,7 @@ BOTH: frozenset[Role] = frozenset({"target", "draft"})
 TARGET: frozenset[Role] = frozenset({"target"})
 DRAFT: frozenset[Role] = frozenset({"draft"})
 CHAIN = ("gamma", "bonus", "min_draft_probability")  # the settings of every chain of a draft model
+OWN_CHAIN = (*CHAIN, "draft_temperature")  # of this package's: what packages build their chains with stays as it is
 TREE = ("gamma", "tree_budget", "max_depth", "parallel_branches", "branch_width", "branch_prune_threshold",
         "min_log_prob")  # fmt: skip
 
@@ -103,19 +104,19 @@ BUILT_IN = (
     MethodSpec("draft_only", "The draft model alone, one token a call.", "plain", DRAFT, lossless=never),
     MethodSpec(
         "speculative", "Speculative sampling: the draft proposes a chain, the target verifies it in one call.", "chain",
-        settings=CHAIN,
+        settings=(*OWN_CHAIN, "rule"),
     ),
     MethodSpec(
         "lookup", "Prompt lookup: the chain is what followed the last tokens where they occurred before.", "chain",
-        TARGET, ("gamma", "bonus", "max_ngram"), may_end_early=True,
+        TARGET, ("gamma", "bonus", "max_ngram", "rule"), may_end_early=True,
     ),
     MethodSpec(
         "autojudge", "AutoJudge: a trained judge also accepts mismatches that do not matter.", "chain",
-        settings=(*CHAIN, "judge", "threshold"), lossless=_nothing_is_accepted_anyway,
+        settings=(*OWN_CHAIN, "judge", "threshold"), lossless=_nothing_is_accepted_anyway,
     ),
     MethodSpec(
         "topk", "Top-K: also accepts tokens among the target's K likeliest.", "chain",
-        settings=(*CHAIN, "accept_k"), lossless=_best_token_alone,
+        settings=(*OWN_CHAIN, "accept_k"), lossless=_best_token_alone,
     ),
     MethodSpec(
         "specexec", "SpecExec: the draft grows a tree of likely continuations, the target scores it in one call.",

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 
 from specexp.config import MethodConfig
 from specexp.decoding.baseline import Baseline
-from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless, Rule
+from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless, Rule, Verification
 from specexp.decoding.lossy_rules import Judged, TopK
-from specexp.decoding.protocol import RequiredHidden, Role
+from specexp.decoding.protocol import Needs, Role
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder
@@ -28,7 +28,12 @@ class BuildContext:
 
 
 def _chain(method: MethodConfig, context: BuildContext, rule: Rule) -> Chain:
-    return Chain(DraftModel(method.gamma, method.min_draft_probability), rule, context.warp, method.bonus)
+    proposer = DraftModel(method.gamma, method.min_draft_probability, method.draft_temperature)
+    return Chain(proposer, rule, context.warp, method.bonus, _verification(method))
+
+
+def _verification(method: MethodConfig) -> Verification:
+    return "block" if method.rule == "block" else "token"
 
 
 def _autojudge(method: MethodConfig, context: BuildContext) -> Chain:
@@ -36,7 +41,7 @@ def _autojudge(method: MethodConfig, context: BuildContext) -> Chain:
     mode = features.mode(judge.facts.features)
     threshold = effective_threshold(method, judge)
     assert threshold is not None, "a judge has a threshold"
-    needs = mode.needs if threshold > 0 else RequiredHidden()  # at 0 it is the lossless chain, at the same cost
+    needs = mode.needs if threshold > 0 else Needs()  # at 0 it is the lossless chain, at the same cost
     return _chain(method, context, Judged(judge.network, mode.parts, threshold, context.eos_ids, needs))
 
 
@@ -50,7 +55,7 @@ BUILDERS: dict[str, Callable[[MethodConfig, BuildContext], Decoder]] = {
     "draft_only": lambda method, context: Baseline(context.warp, "draft"),
     "speculative": lambda method, context: _chain(method, context, Lossless()),
     "lookup": lambda method, context: Chain(
-        Lookup(method.gamma, method.max_ngram), Lossless(), context.warp, method.bonus
+        Lookup(method.gamma, method.max_ngram), Lossless(), context.warp, method.bonus, _verification(method)
     ),
     "autojudge": _autojudge,
     "topk": lambda method, context: _chain(method, context, TopK(method.accept_k)),

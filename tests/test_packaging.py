@@ -28,7 +28,7 @@ EVALUATE = [
     "experiment", "pair", "target", "draft", "toy", "chat_template", "task", "data", "shots", "history", "answer_rule",
     "answer_pattern", "methods", "gamma", "tree_budget",
     "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "repeats", "batch", "judge", "threshold",
-    "accept_k", "config", "output", "resume", "show",
+    "accept_k", "rule", "config", "output", "resume", "show",
 ]  # fmt: skip
 
 BENCHMARK = [
@@ -40,7 +40,7 @@ CERTIFY = [
     "experiment", "method", "pair", "target", "draft", "toy", "chat_template",
     "task", "data", "shots", "gamma", "tree_budget",
     "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "batch", "judge", "threshold", "accept_k",
-    "samples", "config", "output", "resume",
+    "rule", "samples", "config", "output", "resume",
 ]  # fmt: skip
 
 ADVISE = [

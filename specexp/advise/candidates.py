@@ -81,6 +81,10 @@ def validated(experiment: Experiment, with_trees: bool, with_draft: bool = True)
     known = (PLAIN, *WEIGHED)
     if others := sorted({m.method for m in experiment.methods} - set(known)):
         faults.append(f"methods has {', '.join(others)}; advice weighs {', '.join(WEIGHED)}: leave out the others.")
+    if unpredicted := [m.label for m in experiment.methods if m.rule != "token" or m.draft_temperature is not None]:
+        faults.append(
+            f"rule or draft_temperature is given ({', '.join(unpredicted)}); advice predicts neither: leave them out."
+        )
     if experiment.batch > 1:
         faults.append(f"batch is {experiment.batch}, but advice is for one prompt at a time; leave it out.")
     methods = [m for m in experiment.methods if m.method in WEIGHED and (with_trees or not m.tree)]

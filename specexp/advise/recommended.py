@@ -84,6 +84,10 @@ def _method(method: MethodConfig) -> dict[str, Any]:
         result["max_ngram"] = method.max_ngram
     if method.min_draft_probability:
         result["min_draft_probability"] = method.min_draft_probability
+    if method.draft_temperature is not None:
+        result["draft_temperature"] = method.draft_temperature
+    if method.rule != "token":
+        result["rule"] = method.rule
     if not method.bonus:
         result["bonus"] = False
     if method.judge:

@@ -54,7 +54,7 @@ def resolve(experiment: str, method: str, samples: str, flags: Mapping[str, Any]
     if len(labels) > 1 and not wrong:
         faults.append(
             f"method '{method}' makes {len(labels)} settings here ({', '.join(labels)}); a certificate covers one: give"
-            " one value of gamma, tree_budget, threshold and accept_k."
+            " one value of gamma, tree_budget, threshold, accept_k and rule."
         )
     if samples and resolved.temperature == 0:
         faults.append(f"samples is {samples}, but temperature is 0: nothing is sampled; leave it out.")

@@ -152,6 +152,18 @@ class _ScriptedRng:
         num = self._choose(xp, [(n, chance) for n, chance in options if chance > 0])
         return num, (xp.arange(prob.shape[0]) < num) & (prob > 0)
 
+    def accept_longest(self, prob: Array, position: int) -> Array:
+        options, alive = [], 1.0
+        for i in reversed(range(prob.shape[0])):
+            self._use(position + i, ACCEPT)
+            options.append((i + 1, alive * float(prob[i])))
+            alive *= 1 - float(prob[i])
+        return self._choose(array_namespace(prob), [(n, chance) for n, chance in [*options, (0, alive)] if chance > 0])
+
+    def of_round(self, start: Array | int) -> Rng:
+        assert int(start) == self.committed, f"a round begins at {self.committed}, not at {int(start)}"
+        return self
+
     def _use(self, position: int, purpose: int) -> None:
         assert (position, purpose) not in self.drawn, f"key {(position, purpose)} drawn twice in a round"
         assert position >= self.committed, f"key {(position, purpose)} drawn for a committed position"

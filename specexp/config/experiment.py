@@ -26,6 +26,7 @@ CALIBRATED = "calibrated"  # the judge's own threshold
 PARALLEL_BRANCHES = 4
 MAX_NGRAM = 3
 ROLES = ("target", "draft")
+LATER = {"draft_temperature": None, "rule": "token"}  # settings that version 0.1's methods lack, and their defaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class MethodConfig:
     accept_k: int = 0
     max_ngram: int = 0
     min_draft_probability: float = 0.0
+    draft_temperature: float | None = None  # None is the experiment's
+    rule: str = "token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +108,15 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
     """Twelve hex digits that identify an experiment's settings, given as in JSON.
 
     A chat template of `auto` counts as `none` if the task uses no template; the draft's also does if the target's is
-    not `auto`. So these settings keep the hashes they had when `none` was the default.
+    not `auto`. So these settings keep the hashes they had when `none` was the default. Likewise for methods' settings
+    that came later: a default does not count.
     """
     canonical = dict(settings)
+    if "methods" in settings:  # labels have none
+        canonical["methods"] = [
+            {key: value for key, value in method.items() if key not in LATER or value != LATER[key]}
+            for method in settings["methods"]
+        ]
     unused = settings["toy"] is not None or DEFAULTS[settings["task"]].completions
     for role in ROLES:
         if settings[role]["chat_template"] == AUTO and (unused or settings["target"]["chat_template"] != AUTO):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any
 
 from specexp.config.experiment import (
@@ -23,7 +24,6 @@ def chains(preset: str, parsed: Mapping[str, Any], given: Mapping[str, Any]) -> 
     if not facts.drafts:
         return [MethodConfig(method, preset, preset)]
     lengths = {preset: parsed["gamma"]} if "gamma" not in given else {f"{method}_k{g}": g for g in given["gamma"]}
-    bonus = given.get("bonus", parsed.get("bonus", True))
     variants: list[tuple[str, dict[str, Any]]] = [("", {})]
     if method == "autojudge":
         judge = given.get("judge", parsed.get("judge", ""))
@@ -37,25 +37,32 @@ def chains(preset: str, parsed: Mapping[str, Any], given: Mapping[str, Any]) -> 
     elif method == "lookup":
         ngrams = given.get("max_ngram", (parsed.get("max_ngram", MAX_NGRAM),))
         variants = [(f"_n{n}" if len(ngrams) > 1 else "", {"max_ngram": n}) for n in ngrams]
-    min_probabilities: tuple[float, ...] = (0.0,)
-    if "min_draft_probability" in facts.settings:
-        min_probabilities = given.get("min_draft_probability", (parsed.get("min_draft_probability", 0.0),))
-    named = "threshold" in given or "accept_k" in given or method == "lookup"
-    several = len(min_probabilities) > 1
-    return [
-        MethodConfig(
-            method,
-            preset,
-            label + (suffix if named else "") + (f"_p{minimum:g}" if several and minimum else ""),
-            gamma,
-            bonus=bonus,
-            min_draft_probability=minimum,
-            **overrides,
-        )
-        for label, gamma in lengths.items()
-        for suffix, overrides in variants
-        for minimum in min_probabilities
-    ]
+    if "threshold" not in given and "accept_k" not in given and method != "lookup":
+        variants = [("", overrides) for _, overrides in variants]
+    axes = [variants, *(_values(key, given, parsed) for key in _SUFFIXES if key in facts.settings)]
+    bonus = given.get("bonus", parsed.get("bonus", True))
+    methods = []
+    for (label, gamma), *chosen in product(lengths.items(), *axes):
+        overrides = {key: value for _, each in chosen for key, value in each.items()}
+        name = label + "".join(suffix for suffix, _ in chosen)
+        methods.append(MethodConfig(method, preset, name, gamma, bonus=bonus, **overrides))
+    return methods
+
+
+def _values(key: str, given: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Each value of a setting with the suffix of its label, which only several values have."""
+    values = given.get(key, parsed.get(key, ()))
+    values = values if isinstance(values, tuple) else (values,)
+    suffix = _SUFFIXES[key]
+    return [(suffix(value) if len(values) > 1 else "", {key: value}) for value in values] or [("", {})]
+
+
+# The settings of a chain that may have several values, in the order of the label's suffixes.
+_SUFFIXES: Mapping[str, Callable[[Any], str]] = {
+    "min_draft_probability": lambda value: f"_p{value:g}" if value else "",
+    "draft_temperature": lambda value: "" if value is None else f"_dt{value:g}",
+    "rule": lambda value: "" if value == "token" else f"_{value}",
+}
 
 
 def trees(preset: str, gammas: tuple[int, ...] | None, parsed: Mapping[str, Any]) -> list[MethodConfig]:

@@ -37,6 +37,8 @@ TASK_SOURCES: dict[str, DataConfig | None] = {
 }
 SEVERAL_TURNS = ("mtbench", "spec_bench")
 HISTORIES = ("baseline", "own")
+RULES_OF_CHAINS = ("token", "block")
+OF_TARGET = "target"  # a draft's temperature
 LONGEST_PATTERN = 1000
 
 
@@ -122,6 +124,20 @@ def one_of(kind: str, known: Collection[str]) -> Callable[[Any], str]:
     return parse
 
 
+def choices(kind: str, known: Collection[str]) -> Callable[[Any], tuple[str, ...]]:
+    """A parser of one of these names, or several: each is a setting."""
+    one = one_of(kind, known)
+
+    def parse(value: Any) -> tuple[str, ...]:
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        result = tuple(one(part.strip() if isinstance(part, str) else part) for part in parts)
+        if not result or len(set(result)) < len(result):
+            raise ValueError(f"it must have at least one {kind}, and list each only once.")
+        return result
+
+    return parse
+
+
 def text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError("it must be a name.")
@@ -187,10 +203,20 @@ def toy_settings(value: Any) -> dict[str, Any]:
     )
 
 
-def temperature(value: Any) -> float:
+def temperature(value: Any, rule: str = ">= 0 (0 = greedy)") -> float:
     """0 for every temperature that is greedy, so that all code agrees on whether tokens are drawn."""
-    number = real(lambda x: 0 <= x < math.inf, ">= 0 (0 = greedy)")(value)
+    number = real(lambda x: 0 <= x < math.inf, rule)(value)
     return 0.0 if is_greedy(number) else number
+
+
+def temperatures(value: Any) -> tuple[float | None, ...]:
+    """One temperature, or several: each is a setting. `target` is the target's own, None."""
+    parts = value if isinstance(value, list) else [value]
+    rule = f">= 0 (0 = greedy), '{OF_TARGET}', or a list of several"
+    result = tuple(None if part == OF_TARGET else temperature(part, rule) for part in parts)
+    if not result or len(set(result)) < len(result):
+        raise ValueError("it must have at least one temperature, and list each only once.")
+    return result
 
 
 def shots(value: Any) -> int:

@@ -136,6 +136,11 @@ class _Reader:
         if "judge" in self.own and "methods" not in self.own and not judged:
             names += ("autojudge",)  # a judge given without methods adds the method that uses it
         methods = self._methods(names, values)
+        drawn = [method.draft_temperature for method in methods if method.draft_temperature is not None]
+        if drawn and "draft_temperature" in self.own and not values.get("temperature"):
+            self.faults.append(
+                f"draft_temperature is {drawn[0]:g}, but temperature is 0: nothing is drawn; leave it out."
+            )
         self._task(values, [method.method for method in methods])
         if self.faults:
             return None

@@ -14,7 +14,9 @@ from specexp.config.parsers import (
     MOST_NODES,
     MOST_REPEATS,
     MOST_TOGETHER,
+    RULES_OF_CHAINS,
     TASK_SOURCES,
+    choices,
     data_settings,
     names,
     one_of,
@@ -25,6 +27,7 @@ from specexp.config.parsers import (
     shots,
     switch,
     temperature,
+    temperatures,
     text,
     thresholds,
     toy_settings,
@@ -172,6 +175,11 @@ SETTINGS: dict[str, Setting] = {
         several("K"), "Set K of topk, or several separated by commas.", otherwise="2, the preset's",
         of_one="Set K of topk.", commands=("evaluate", "certify", "generate"),
     ),
+    "rule": Setting(
+        choices("rule", RULES_OF_CHAINS), "Verify a chain token by token, or as a block: token or block.", "token",
+        more="Several are separate settings. [Block verification](methods.md#block-verification) has the details.",
+        commands=("evaluate", "certify", "generate"),
+    ),
     "bonus": Setting(
         switch, "Draw one more token from the target after a fully accepted chain.", "true", commands=()
     ),
@@ -182,6 +190,11 @@ SETTINGS: dict[str, Setting] = {
         probabilities, "End a draft after a token whose draft probability is below this; 0 is off.", "0",
         more="[Chains](methods.md#chains) has the details. One value is read from the device for each draft step.",
         commands=(),
+    ),
+    "draft_temperature": Setting(
+        temperatures, "Draw drafts at this temperature; 0 takes the draft's likeliest token.",
+        "target", commands=(),
+        more="Several values are separate settings. [Chains](methods.md#chains) has the details.",
     ),
     "max_depth": Setting(
         whole(1, ">= 1"), "Set the levels of a tree.", otherwise="`gamma`",

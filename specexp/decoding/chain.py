@@ -10,8 +10,8 @@ Expected tokens per target call at acceptance alpha: (1 - alpha**(gamma + 1)) / 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
 from array_api_compat import array_namespace
 
@@ -20,8 +20,8 @@ from specexp.decoding.protocol import (
     Ask,
     Draft,
     Drafted,
+    Needs,
     Recall,
-    RequiredHidden,
     Role,
     Round,
     Score,
@@ -29,7 +29,10 @@ from specexp.decoding.protocol import (
     Steps,
 )
 from specexp.decoding.rng import Rng
-from specexp.decoding.rules import Warp, verify, verify_greedy
+from specexp.decoding.rules import Warp, one_hot, verify, verify_block, verify_greedy
+
+Proposal = Generator[Ask, Any, Drafted]  # a proposer's asks, and at last its drafts
+Verification = Literal["token", "block"]
 
 
 class Proposer(Protocol):
@@ -38,14 +41,16 @@ class Proposer(Protocol):
     @property
     def models(self) -> tuple[Role, ...]: ...
 
-    def propose(self, warp: Warp, reserve: int, needs: RequiredHidden) -> Generator[Ask, Any, Drafted]: ...
+    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Proposal:
+        """Draft for these distributions, so that the chain and `reserve` more tokens fit what is left."""
+        ...
 
 
 class Rule(Protocol):
     """Decides which drafted tokens are accepted although the lossless test rejects them."""
 
     @property
-    def needs(self) -> RequiredHidden: ...
+    def needs(self) -> Needs: ...
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         """accepted_anyway[G] of bools, or None for none."""
@@ -54,18 +59,26 @@ class Rule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DraftModel:
-    """The draft model's own chain of at most gamma tokens; a token below `min_draft_probability` ends it."""
+    """The draft model's own chain of at most gamma tokens; a token below `min_draft_probability` ends it.
+
+    It is drawn at `temperature`: any is exact, since q is what it was drawn from. Where the target's is 0, nothing is
+    drawn.
+    """
 
     gamma: int
     min_draft_probability: float = 0.0
+    temperature: float | None = None  # None is the target's
 
     @property
     def models(self) -> tuple[Role, ...]:
         return ("draft",)
 
-    def propose(self, warp: Warp, reserve: int, needs: RequiredHidden) -> Generator[Ask, Any, Drafted]:
+    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Proposal:
+        own = warp
+        if self.temperature is not None and not warp.greedy:
+            own = replace(warp, temperature=self.temperature)
         drafted: Drafted = yield Draft(
-            self.gamma, warp, reserve, needs.draft, needs.feed_last_token, self.min_draft_probability
+            self.gamma, own, reserve, needs.draft, needs.feed_last_token, self.min_draft_probability, needs.by_round
         )
         return drafted
 
@@ -82,7 +95,7 @@ class Replay:
     def models(self) -> tuple[Role, ...]:
         return self.otherwise.models
 
-    def propose(self, warp: Warp, reserve: int, needs: RequiredHidden) -> Generator[Ask, Any, Drafted]:
+    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Proposal:
         drafted: Drafted = yield Recall(self.text, self.gamma, reserve)
         if not drafted.tokens.shape[0]:
             drafted = yield from self.otherwise.propose(warp, reserve, needs)
@@ -103,7 +116,7 @@ class Lookup:
     def models(self) -> tuple[Role, ...]:
         return ()
 
-    def propose(self, warp: Warp, reserve: int, needs: RequiredHidden) -> Generator[Ask, Any, Drafted]:
+    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Proposal:
         drafted: Drafted = yield Recall(None, self.gamma, reserve, self.max_ngram)
         return drafted
 
@@ -113,8 +126,8 @@ class Lossless:
     """Accepts only what the lossless test accepts: the output distribution is the target's."""
 
     @property
-    def needs(self) -> RequiredHidden:
-        return RequiredHidden()
+    def needs(self) -> Needs:
+        return Needs()
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         return None
@@ -123,12 +136,17 @@ class Lossless:
 @dataclass(frozen=True, slots=True)
 class Chain:
     """Drafts a chain, verifies it, commits the accepted tokens and one more (without `bonus`, none after a full
-    chain)."""
+    chain).
+
+    `verification` tests token by token, or the chain as a block: a lossy rule, which accepts single tokens, goes with
+    the former alone.
+    """
 
     proposer: Proposer
     rule: Rule
     warp: Warp
     bonus: bool = True
+    verification: Verification = "token"
 
     @property
     def models(self) -> tuple[Role, ...]:
@@ -136,15 +154,22 @@ class Chain:
 
     def steps(self, rng: Rng, remaining_tokens: int) -> Steps:
         limit = remaining_tokens
+        block = self.verification == "block" and not self.warp.greedy
+        needs = replace(self.rule.needs, by_round=block)
         while remaining_tokens:
-            drafted = yield from self.proposer.propose(self.warp, int(self.bonus), self.rule.needs)
-            scored: Scored = yield Score("target", drafted.tokens, hidden=self.rule.needs.target)
+            drafted = yield from self.proposer.propose(self.warp, int(self.bonus), needs)
+            scored: Scored = yield Score("target", drafted.tokens, hidden=needs.target)
             accepted_anyway = self.rule.accept_anyway(drafted, scored)
             if self.warp.greedy:
                 verdict = verify_greedy(scored.logits, drafted.tokens, accepted_anyway)
             else:
                 p = self.warp(scored.logits)
-                verdict = verify(p, drafted.q, drafted.tokens, accepted_anyway, rng, limit - remaining_tokens)
+                q = one_hot(drafted.tokens, p) if drafted.q is None else drafted.q
+                if block:
+                    assert accepted_anyway is None, "a rule that accepts single tokens has no block verification"
+                    verdict = verify_block(p, q, drafted.tokens, rng, limit - remaining_tokens)
+                else:
+                    verdict = verify(p, q, drafted.tokens, accepted_anyway, rng, limit - remaining_tokens)
             num_drafted = drafted.tokens.shape[0]
             num_tokens = verdict.num_accepted + 1
             if num_drafted and not self.bonus:

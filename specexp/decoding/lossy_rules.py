@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from array_api_compat import array_namespace, device, to_device
 
-from specexp.decoding.protocol import Array, Drafted, RequiredHidden, Scored
+from specexp.decoding.protocol import Array, Drafted, Needs, Scored
 
 # From features[N, F], whose parts specexp/judge/features.py names, to the probabilities[N] of important mismatches.
 JudgeFunction = Callable[[Array], Array]
@@ -29,7 +29,7 @@ class Judged:
     parts: tuple[str, ...]
     threshold: float
     eos_ids: tuple[int, ...]
-    needs: RequiredHidden
+    needs: Needs
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         num_drafted = drafted.tokens.shape[0]
@@ -60,8 +60,8 @@ class TopK:
     k: int
 
     @property
-    def needs(self) -> RequiredHidden:
-        return RequiredHidden()
+    def needs(self) -> Needs:
+        return Needs()
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         num_drafted = drafted.tokens.shape[0]

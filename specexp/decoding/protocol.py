@@ -57,12 +57,17 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class RequiredHidden:
-    """Hidden rows that an acceptance rule reads: the target's, the draft's, and the draft's at its last token."""
+class Needs:
+    """What an acceptance rule needs: hidden rows that it reads (the target's, the draft's, and the draft's at its last
+    token), and drafts drawn with what no other round draws with."""
 
     target: bool = False
     draft: bool = False
     feed_last_token: bool = False
+    by_round: bool = False
+
+
+RequiredHidden = Needs  # its name in version 0.1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +80,8 @@ class Draft:
     With `min_draft_probability` it ends after the first token whose probability in q is below it; at temperature 0,
     where q is one-hot, the probability at temperature 1 counts. The token itself stays: dropping a token because of its
     value would leave tokens that are not drawn from q.
+
+    With `by_round`, its draws are those of `Rng.of_round`.
     """
 
     gamma: int
@@ -83,6 +90,7 @@ class Draft:
     hidden: bool = False
     feed_last_token: bool = False
     min_draft_probability: float = 0.0
+    by_round: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,8 +110,8 @@ class Recall:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drafted:
-    """tokens[G], each drawn from its row of q[G, V]; 0 <= G <= gamma. A draft model's q is None at temperature 0, where
-    it is one-hot on the tokens.
+    """tokens[G], each drawn from its row of q[G, V]; 0 <= G <= gamma. A draft model's q is None where it was asked for
+    tokens of temperature 0: it is one-hot on the tokens.
 
     hidden[G, H] are the rows q was read from, when asked for; with `feed_last_token`, hidden[G + 1, H] has that of the
     last token too. peaks[G] are the largest logits of these rows, for the engine alone; None where no model drafted.

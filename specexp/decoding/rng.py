@@ -45,6 +45,18 @@ class Rng(Protocol):
         """
         ...
 
+    def accept_longest(self, prob: Array, position: int) -> Array:
+        """Test every prob[G], from `position` on: one more than the index of the last that passes, or 0 (0-d array)."""
+        ...
+
+    def of_round(self, start: Array | int) -> Rng:
+        """An rng whose draws no other round shares: `start` is the position of the round's first token.
+
+        For rules whose decision depends on draws for positions that the next round draws for again: what is known of
+        these draws by then would bias them.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class HashRng:
@@ -84,6 +96,13 @@ class HashRng:
         num = prob.shape[0]
         passed = self._noise(prob[:1], position, num, ACCEPT)[:, 0] < prob if num else prob > 0  # float64: 1.0 passes
         return _leading(xp, passed, accepted_anyway), passed
+
+    def accept_longest(self, prob: Array, position: int) -> Array:
+        num = prob.shape[0]
+        return _last(self._noise(prob[:1], position, num, ACCEPT)[:, 0] < prob if num else prob > 0)
+
+    def of_round(self, start: Array | int) -> HashRng:
+        return HashRng((self.key[0], (self.key[1] + (start + 1) * 0x9E3779B1) & _MASK))
 
     def _noise(self, like: Array, position: int, count: int, purpose: int) -> Array:
         """[count, V] for `count` positions: the divisors of weights[V]; for ACCEPT, where V = 1, the noise itself.
@@ -134,6 +153,12 @@ class CertainRng:
         passed = prob > 0
         return _leading(array_namespace(prob), passed, accepted_anyway), passed
 
+    def accept_longest(self, prob: Array, position: int) -> Array:
+        return _last(prob > 0)
+
+    def of_round(self, start: Array | int) -> CertainRng:
+        return self
+
 
 def pick_each(rngs: Sequence[Rng], weights: Array, positions: Sequence[int], purpose: int) -> Array:
     """tokens[A], each drawn from its row of weights[A, V] at its position by its rng, as `pick` would."""
@@ -153,6 +178,14 @@ def rng_for(temperature: float, seed: int, prompt_id: str, turn: int = 0) -> Rng
 def _leading(xp: Any, passed: Array, accepted_anyway: Array | None) -> Array:
     good = passed if accepted_anyway is None else passed | accepted_anyway
     return xp.sum(xp.cumulative_prod(xp.astype(good, xp.int64)))
+
+
+def _last(passed: Array) -> Array:
+    """One more than the index of the last True of passed[G]; 0 if there is none."""
+    xp = array_namespace(passed)
+    numbers = xp.arange(1, passed.shape[0] + 1, dtype=xp.int64, device=device(passed))
+    none = xp.zeros(1, dtype=xp.int64, device=device(passed))
+    return xp.max(xp.concat([none, xp.where(passed, numbers, none)]))
 
 
 def _mix(x: Array) -> Array:

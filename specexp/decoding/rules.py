@@ -133,29 +133,61 @@ def verify(p: Array, q: Array, drafted: Array, accepted_anyway: Array | None, rn
     p[G + 1, V], q[G, V], drafted[G], accepted_anyway[G] of bools; `position` is that of the first drafted token.
     A residual without mass falls back to p.
     """
-    xp = array_namespace(p)
-    num_drafted = drafted.shape[0]
-    where = drafted[:, None]
-    ratio = xp.take_along_axis(p[:-1], where, axis=-1) / xp.take_along_axis(q, where, axis=-1)
-    prob = xp.clip(ratio[:, 0], 0, 1)
+    prob = array_namespace(p).clip(_ratios(p, q, drafted), 0, 1)
     num_accepted, passed = rng.accept_prefix(prob, accepted_anyway, position)
-
     # Row `num_accepted` of p, less that row of q. After the last draft q is zero, which leaves p: the bonus row.
-    row = xp.take(p, num_accepted[None], axis=0)[0]
-    nothing = xp.zeros_like(p[:1])
-    residual = xp.clip(row - xp.take(xp.concat([q, nothing]), num_accepted[None], axis=0)[0], 0, None)
+    row = _row(p, num_accepted)
+    return _verdict(row, p, q, drafted, num_accepted, rng, position, None if accepted_anyway is None else passed)
+
+
+def verify_block(p: Array, q: Array, drafted: Array, rng: Rng, position: int) -> VerifyResult:
+    """Accept as many of the drafted tokens as the whole chain allows (Sun et al. 2403.10444, Algorithm 2).
+
+    `verify` stops at the first token that fails. Here x_1..x_i are kept with probability b_i = min(1, b_(i-1) p(x_i) /
+    q(x_i)), b_0 = 1: a likely token makes up for an unlikely one before it. The longest prefix is taken that passes its
+    test h_i. What follows it is drawn from norm(max(b_i p - q, 0)), after the whole chain from p. The output is
+    distributed as p, and the expected number of accepted tokens is never below `verify`'s.
+
+    Shapes as for `verify`. The tests read what was drafted behind the accepted tokens: those drafts and the draws here
+    must be the round's own (`Rng.of_round`).
+    """
+    xp = array_namespace(p)
+    ratios, kept = _ratios(p, q, drafted), [xp.ones_like(p[:1, 0])]  # b_0, b_1, ...
+    for i in range(drafted.shape[0]):
+        kept.append(xp.clip(kept[-1] * ratios[i], None, 1))
+    b = xp.concat(kept)
+    mass = xp.sum(xp.clip(b[1:-1, None] * p[1:-1] - q[1:], 0, None), axis=-1)  # S_1 ... S_(gamma - 1)
+    total = mass + (1 - b[1:-1])
+    none = total == 0  # p = q there: nothing tells against these tokens
+    passes = xp.where(none, xp.ones_like(total), mass / xp.where(none, xp.ones_like(total), total))
+    num_accepted = rng.of_round(position).accept_longest(xp.concat([passes, b[1:][-1:]]), position)
+    row = _row(b, num_accepted) * _row(p, num_accepted)
+    return _verdict(row, p, q, drafted, num_accepted, rng, position, None)
+
+
+def _ratios(p: Array, q: Array, drafted: Array) -> Array:
+    """p_i(x_i) / q_i(x_i) of the drafted tokens[G]."""
+    xp, where = array_namespace(p), drafted[:, None]
+    return (xp.take_along_axis(p[:-1], where, axis=-1) / xp.take_along_axis(q, where, axis=-1))[:, 0]
+
+
+def _row(rows: Array, number: Array) -> Array:
+    return array_namespace(rows).take(rows, number[None], axis=0)[0]
+
+
+def _verdict(
+    row: Array, p: Array, q: Array, drafted: Array, num_accepted: Array, rng: Rng, position: int, passed: Array | None
+) -> VerifyResult:
+    """Append a token to the accepted ones: drawn from what row[V] has more than q there, and from row if that is
+    nothing. `passed`[G] are the drafts that need no rule to accept them anyway; None if there is no such rule."""
+    xp, num_drafted = array_namespace(p), drafted.shape[0]
+    residual = xp.clip(row - _row(xp.concat([q, xp.zeros_like(p[:1])]), num_accepted), 0, None)
     weights = xp.where(xp.any(residual > 0), residual, row)
     token = rng.sample_next(weights, position, num_accepted, num_drafted)
-
     ids = xp.arange(num_drafted + 1, device=device(p))
     tokens = xp.where(ids == num_accepted, token, xp.concat([drafted, _zero(xp, drafted)]))
-    accepted = ids[:-1] < num_accepted
-    return VerifyResult(
-        tokens=tokens,
-        num_accepted=num_accepted,
-        judged=0 if accepted_anyway is None else accepted & ~passed,
-        overlap=xp.sum(xp.minimum(p[:-1], q), axis=-1),
-    )
+    judged = 0 if passed is None else (ids[:-1] < num_accepted) & ~passed
+    return VerifyResult(tokens, num_accepted, judged, xp.sum(xp.minimum(p[:-1], q), axis=-1))
 
 
 def verify_greedy(logits: Array, drafted: Array, accepted_anyway: Array | None) -> VerifyResult:
@@ -175,6 +207,13 @@ def verify_greedy(logits: Array, drafted: Array, accepted_anyway: Array | None) 
     accepted = xp.arange(choice.shape[0], device=device(logits)) < num_accepted
     tokens = xp.where(accepted, xp.concat([drafted, _zero(xp, drafted)]), choice)
     return VerifyResult(tokens, num_accepted, accepted[:-1] & ~passed, same)
+
+
+def one_hot(tokens: Array, like: Array) -> Array:
+    """tokens[G] as distributions[G, V] that hold one token each, of the dtype of like[R, V]."""
+    xp = array_namespace(like)
+    ids = xp.arange(like.shape[-1], device=device(like))
+    return xp.astype(tokens[:, None] == ids[None, :], like.dtype)
 
 
 def _zero(xp: Any, like: Array) -> Array:

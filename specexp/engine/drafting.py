@@ -61,7 +61,7 @@ class Drafting:
         if self._drafts is not None and (whole := self._draft_whole(self._drafts, *asked[0])) is not None:
             return [whole]
         chains = [
-            _Chain(state, self._max_draft_length(state, each.gamma, ask.reserve, ask.feed_last_token))
+            _Chain(state, self._max_draft_length(state, each.gamma, ask.reserve, ask.feed_last_token), ask.by_round)
             for state, each in asked
         ]
         step, greedy, model = 0, ask.warp.greedy, self._models["draft"]
@@ -143,10 +143,12 @@ class Drafting:
 class _Chain:
     """A chain being drafted."""
 
-    __slots__ = ("hidden", "length", "peaks", "rows", "state", "tokens")
+    __slots__ = ("hidden", "length", "peaks", "position", "rng", "rows", "state", "tokens")
 
-    def __init__(self, state: RequestState, length: int) -> None:
+    def __init__(self, state: RequestState, length: int, by_round: bool) -> None:
         self.state, self.length = state, length
+        self.position = len(state.ids) - state.num_prompt
+        self.rng = state.rng.of_round(self.position) if by_round else state.rng
         self.tokens: list[Array] = []  # [1] each
         self.peaks: list[Array] = []  # [1] each: the largest logit of the row it was drawn from
         self.rows: list[Array] = []  # q [1, V] each; at temperature 0, logits
@@ -155,8 +157,7 @@ class _Chain:
 
 def _draw(chains: Sequence[_Chain], q: Array, step: int) -> Array:
     """tokens[A], each drawn from its row of q[A, V] by its request's rng."""
-    positions = [len(chain.state.ids) - chain.state.num_prompt + step for chain in chains]
-    return pick_each([chain.state.rng for chain in chains], q, positions, DRAFT)
+    return pick_each([chain.rng for chain in chains], q, [chain.position + step for chain in chains], DRAFT)
 
 
 def _last(rows: Array) -> Array:

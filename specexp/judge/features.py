@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from specexp.decoding.protocol import RequiredHidden
+from specexp.decoding.protocol import Needs
 from specexp.errors import ConfigError, unknown
 
 Array = Any
@@ -32,9 +32,9 @@ class Mode:
     parts: tuple[str, ...]
 
     @property
-    def needs(self) -> RequiredHidden:
+    def needs(self) -> Needs:
         """Return which hidden states decoding must request from the models."""
-        return RequiredHidden(
+        return Needs(
             target="target_token" in self.parts or "target_previous" in self.parts,
             draft="draft_token" in self.parts or "draft_previous" in self.parts,
             feed_last_token="draft_token" in self.parts,

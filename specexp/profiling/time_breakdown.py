@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
 from specexp.decoding.chain import Chain, Rule
-from specexp.decoding.protocol import Draft, Drafted, RequiredHidden, Role, Scored, Steps
+from specexp.decoding.protocol import Draft, Drafted, Needs, Role, Scored, Steps
 from specexp.decoding.rng import Rng
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder
@@ -178,6 +178,8 @@ class TimedRng:
         self._pick = watch.timed(SAMPLING, rng.pick)
         self._sample_next = watch.timed(SAMPLING, rng.sample_next)
         self._accept_prefix = watch.timed(SAMPLING, rng.accept_prefix)
+        self._accept_longest = watch.timed(SAMPLING, rng.accept_longest)
+        self._rng, self._watch = rng, watch
 
     def pick(self, weights: Array, position: int, purpose: int) -> Array:
         return self._pick(weights, position, purpose)
@@ -187,6 +189,12 @@ class TimedRng:
 
     def accept_prefix(self, prob: Array, accepted_anyway: Array | None, position: int) -> tuple[Array, Array]:
         return self._accept_prefix(prob, accepted_anyway, position)
+
+    def accept_longest(self, prob: Array, position: int) -> Array:
+        return self._accept_longest(prob, position)
+
+    def of_round(self, start: Array | int) -> Rng:
+        return TimedRng(self._rng.of_round(start), self._watch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +220,7 @@ class TimedRule:
         self._accept_anyway = watch.timed(JUDGE, rule.accept_anyway)
 
     @property
-    def needs(self) -> RequiredHidden:
+    def needs(self) -> Needs:
         return self._rule.needs
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:

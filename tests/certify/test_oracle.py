@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.sampling import EOS, EXACT, GREEDY, SAMPLINGS, names
-from helpers.seeded_bugs import BUGS, EARLY_STOP_BUGS, LOOKUP_BUGS, Bug, mutated
+from helpers.seeded_bugs import BLOCK_BUGS, BUGS, EARLY_STOP_BUGS, LOOKUP_BUGS, Bug, mutated
 from specexp.certify.reference_distribution import gap, sequence_distribution
 
 # gamma, vocabulary, output length: as large as a second or two allows. Length >= gamma + 2, for two rounds at least.
@@ -21,11 +21,16 @@ Proposing = Callable[[Any, int], Any]
 DRAFT: Proposing = lambda chain, gamma: chain.DraftModel(gamma)  # noqa: E731
 EARLY: Proposing = lambda chain, gamma: chain.DraftModel(gamma, min_draft_probability=0.4)  # noqa: E731
 LOOKUP: Proposing = lambda chain, gamma: chain.Lookup(gamma, max_ngram=2)  # noqa: E731
+LIKELIEST: Proposing = lambda chain, gamma: chain.DraftModel(gamma, temperature=0.0)  # noqa: E731
+COOLER: Proposing = lambda chain, gamma: chain.DraftModel(gamma, temperature=0.4)  # noqa: E731
+PROPOSING = {
+    "draft": DRAFT, "stops early": EARLY, "lookup": LOOKUP, "likeliest": LIKELIEST, "cooler": COOLER,
+}  # fmt: skip
 
 
 def distributions(
     gamma: int | None, vocab: int, length: int, sampling: dict[str, Any], *, eos: bool = True, cached: bool = True,
-    bonus: bool = True, seed: int = 3, proposing: Proposing = DRAFT,
+    bonus: bool = True, seed: int = 3, proposing: Proposing = DRAFT, verification: str = "token",
 ) -> tuple[dict[Any, float], dict[Any, float]]:  # fmt: skip
     """(the decoder's, the target's own) output distribution; gamma None is plain decoding. Imports what is current."""
     toy = importlib.import_module("specexp.lm.toy")
@@ -40,7 +45,7 @@ def distributions(
     if gamma is None:
         decoder = baseline.Baseline(warp)
     else:
-        decoder = chain.Chain(proposing(chain, gamma), chain.Lossless(), warp, bonus=bonus)
+        decoder = chain.Chain(proposing(chain, gamma), chain.Lossless(), warp, bonus, verification)
     stops = [EOS] if eos else []
     got = oracle.output_distribution(
         lambda: engine.Engine({"target": target, "draft": draft}, stops, cached=cached), decoder, [1], length
@@ -69,13 +74,24 @@ def test_it_holds_without_an_eos_without_the_bonus_and_without_a_cache(
 @pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
 @pytest.mark.parametrize("gamma,vocab,length", SIZES)
-@pytest.mark.parametrize("proposing", [EARLY, LOOKUP], ids=["a draft that stops early", "lookup"])
-def test_it_holds_whatever_proposes(gamma: int, vocab: int, length: int, proposing: Proposing, sampling: Any) -> None:
-    got, expected = distributions(gamma, vocab, length, sampling, proposing=proposing)
+@pytest.mark.parametrize("verification", ["token", "block"])
+@pytest.mark.parametrize("proposing", PROPOSING)
+def test_it_holds_whatever_proposes_and_verifies(
+    gamma: int, vocab: int, length: int, proposing: str, verification: str, sampling: Any
+) -> None:
+    how: dict[str, Any] = {"proposing": PROPOSING[proposing], "verification": verification}
+    got, expected = distributions(gamma, vocab, length, sampling, **how)
     assert gap(got, expected) < EXACT
     for options in ({"bonus": False}, {"cached": False}, {"eos": False}):
-        got, expected = distributions(gamma, vocab, length - 1, sampling, proposing=proposing, **options)
+        got, expected = distributions(gamma, vocab, length - 1, sampling, **options, **how)
         assert gap(got, expected) < EXACT
+
+
+@pytest.mark.parametrize("gamma,vocab,length", [(2, 3, 4), (4, 2, 6)])
+@pytest.mark.parametrize("sampling", SAMPLINGS[2:4], ids=names)
+def test_it_holds_for_blocks(gamma: int, vocab: int, length: int, sampling: Any) -> None:
+    got, expected = distributions(gamma, vocab, length, sampling, verification="block")
+    assert gap(got, expected) < EXACT
 
 
 @pytest.mark.slow
@@ -95,7 +111,7 @@ def test_a_biased_sampler_fails() -> None:
     assert gap(got, expected) > 1e-9
 
 
-def caught_by(bug: Bug, proposing: Proposing = DRAFT) -> str | None:
+def caught_by(bug: Bug, proposing: Proposing = DRAFT, verification: str = "token") -> str | None:
     """The first check that notices the bug, or None."""
     checks = itertools.product(
         (3, 11), [(2, 3, 5), (4, 2, 7), (None, 3, 4)], SAMPLINGS[:2] + SAMPLINGS[3:], (True, False)
@@ -105,7 +121,9 @@ def caught_by(bug: Bug, proposing: Proposing = DRAFT) -> str | None:
         for seed, size, sampling, eos in checks:
             where = f"gamma {size[0]}, {names(sampling)}"
             try:
-                got, expected = distributions(*size, sampling, eos=eos, seed=seed, proposing=proposing)
+                got, expected = distributions(
+                    *size, sampling, eos=eos, seed=seed, proposing=proposing, verification=verification
+                )
             except (AssertionError, IndexError, ValueError) as error:
                 return f"{type(error).__name__} at {where}: {error}"
             if not gap(got, expected) < EXACT:
@@ -114,20 +132,28 @@ def caught_by(bug: Bug, proposing: Proposing = DRAFT) -> str | None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("proposing", [DRAFT, EARLY, LOOKUP], ids=["draft", "early", "lookup"])
-def test_the_unchanged_package_passes_the_same_checks(proposing: Proposing) -> None:
+@pytest.mark.parametrize("verification", ["token", "block"])
+@pytest.mark.parametrize("proposing", PROPOSING)
+def test_the_unchanged_package_passes_the_same_checks(proposing: str, verification: str) -> None:
     nothing = Bug("nothing", "specexp.decoding.rules", "p = weights / xp.sum", "p = weights / xp.sum")
-    assert caught_by(nothing, proposing) is None
+    assert caught_by(nothing, PROPOSING[proposing], verification) is None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "bug,proposing",
-    [(bug, DRAFT) for bug in BUGS] + [(bug, EARLY) for bug in EARLY_STOP_BUGS] + [(bug, LOOKUP) for bug in LOOKUP_BUGS],
+    "bug,proposing,verification",
+    [
+        *((bug, DRAFT, "token") for bug in BUGS),
+        *((bug, EARLY, "token") for bug in EARLY_STOP_BUGS),
+        *((bug, LOOKUP, "token") for bug in LOOKUP_BUGS),
+        *((bug, DRAFT, "block") for bug in BLOCK_BUGS),
+    ],
     ids=lambda value: getattr(value, "name", ""),
 )
-def test_a_seeded_bug_is_caught(bug: Bug, proposing: Proposing, capsys: pytest.CaptureFixture[str]) -> None:
-    how = caught_by(bug, proposing)
+def test_a_seeded_bug_is_caught(
+    bug: Bug, proposing: Proposing, verification: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    how = caught_by(bug, proposing, verification)
     with capsys.disabled():
         print(f"\n  seeded bug: {bug.name}: {'caught, ' + how if how else 'NOT CAUGHT'}", end="")
     assert how is not None

@@ -19,6 +19,7 @@ from specexp.benchmark.shapes import SHAPES
 from specexp.certify.certificate_config import FEWEST_SAMPLES, SAMPLES
 from specexp.config import resolver
 from specexp.config.command_options import COMMAND_OPTIONS
+from specexp.config.experiment import settings_hash
 from specexp.config.models import MODEL_SETTINGS
 from specexp.config.schema import OPTIONS, SETTINGS, help_texts, option_names
 from specexp.config.setting import COMMANDS_WITH_SETTINGS, Option, Setting
@@ -341,16 +342,56 @@ def test_commands_and_mlproject_take_the_options_of_the_table() -> None:
 VALUES: dict[str, float | str] = {
     "gamma": 3, "bonus": False, "judge": "a-folder", "threshold": 0.25, "accept_k": 5, "max_ngram": 2,
     "min_draft_probability": 0.3, "tree_budget": 9, "max_depth": 2, "parallel_branches": 3, "branch_width": 2,
-    "branch_prune_threshold": 0.125, "min_log_prob": -4.5,
+    "branch_prune_threshold": 0.125, "min_log_prob": -4.5, "draft_temperature": 0.5, "rule": "block",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("method,setting", [(each.name, setting) for each in BUILT_IN for setting in each.settings])
 def test_a_setting_of_a_method_reaches_its_config(method: str, setting: str, workplace: Path) -> None:
-    given = {"methods": method, setting: VALUES[setting]}
+    given = {"methods": method, setting: VALUES[setting], "temperature": 1}
     if method == "autojudge":
         given["judge"] = VALUES["judge"]
     (workplace / "given.yaml").write_text(yaml.safe_dump(given))
     (resolved,) = config.resolve("arith_quick", {"config": "given.yaml"}).methods
     reached = {**asdict(resolved), **(asdict(resolved.tree) if resolved.tree else {})}
     assert reached["max_depth" if resolved.tree and setting == "gamma" else setting] == VALUES[setting]
+
+
+def test_several_values_of_a_chains_settings_are_separate_settings(workplace: Path) -> None:
+    (workplace / "given.yaml").write_text("gamma: [2, 4]\ndraft_temperature: [0, 0.5]\nmethods: [speculative]\n")
+    methods = config.resolve("arith_quick", {"config": "given.yaml", "rule": "token,block", "temperature": "1"}).methods
+    labels = [f"speculative_k{k}_dt{t}{rule}" for k in (2, 4) for t in ("0", "0.5") for rule in ("", "_block")]
+    assert [method.label for method in methods] == labels
+    assert [(m.gamma, m.draft_temperature, m.rule) for m in methods[:3]] == [
+        (2, 0.0, "token"), (2, 0.0, "block"), (2, 0.5, "token")
+    ]  # fmt: skip
+    (one,) = config.resolve("arith_quick", {"methods": "lookup", "rule": "block"}).methods
+    assert (one.label, one.rule) == ("lookup", "block")
+
+
+@pytest.mark.parametrize(
+    "flags,words",
+    [
+        ({"rule": "blocks"}, "rule is 'blocks'; unknown rule 'blocks', did you mean 'block'? Known: block, token."),
+        ({"rule": "block,block"}, "rule is 'block,block'; it must have at least one rule, and list each only once."),
+        ({"rule": "block", "methods": "baseline,topk"}, "rule is given, but no selected method uses it"),
+        (
+            {"draft_temperature": 0.5},
+            "draft_temperature is 0.5, but temperature is 0: nothing is drawn; leave it out.",
+        ),
+        ({"draft_temperature": -1, "temperature": 1}, "draft_temperature is -1; it must be a number >= 0 (0 = greedy)"),
+    ],
+)
+def test_rules_and_draft_temperatures_that_make_no_sense_are_refused(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.resolve("arith_quick", {"methods": "speculative", **flags})
+    assert words in str(error.value)
+
+
+def test_a_later_setting_at_its_default_leaves_the_hash_as_it_was() -> None:
+    plain = config.resolve("arith_quick")
+    without = plain.as_dict()
+    for method in without["methods"]:
+        del method["rule"], method["draft_temperature"]
+    assert settings_hash(without) == plain.hash
+    assert config.resolve("arith_quick", {"methods": "baseline,speculative", "rule": "block"}).hash != plain.hash

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from helpers.cli_runner import evaluate, flat_runs, records
 from helpers.generation import LENGTH, generate, prompts
 from specexp import config
-from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.protocol import Ask, Drafted, RequiredHidden, Role, Scored
+from specexp.decoding.chain import Chain, DraftModel, Lossless, Proposal
+from specexp.decoding.protocol import Drafted, Needs, Role, Scored
 from specexp.decoding.rng import CertainRng, Rng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
@@ -35,7 +34,7 @@ class Watching:
     def models(self) -> tuple[Role, ...]:
         return self.inner.models
 
-    def propose(self, warp: Warp, reserve: int, needs: RequiredHidden) -> Generator[Ask, Any, Drafted]:
+    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Proposal:
         drafted = yield from self.inner.propose(warp, reserve, needs)
         self.seen.append(drafted)
         return drafted
@@ -94,8 +93,8 @@ class Reading:
     """A rule that reads the draft's rows, the last token's row too, and accepts nothing more."""
 
     @property
-    def needs(self) -> RequiredHidden:
-        return RequiredHidden(draft=True, feed_last_token=True)
+    def needs(self) -> Needs:
+        return Needs(draft=True, feed_last_token=True)
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> None:
         assert drafted.hidden is not None

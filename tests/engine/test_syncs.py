@@ -28,6 +28,8 @@ CHAINS: dict[str, Callable[[Warp], Any]] = {
     "baseline": Baseline,
     "chain": lambda warp: Chain(DraftModel(4), Lossless(), warp),
     "chain, no bonus": lambda warp: Chain(DraftModel(4), Lossless(), warp, bonus=False),
+    "block": lambda warp: Chain(DraftModel(4), Lossless(), warp, verification="block"),
+    "likeliest drafts": lambda warp: Chain(DraftModel(4, temperature=0.0), Lossless(), warp),
     "top-k": lambda warp: Chain(DraftModel(4), TopK(2), warp),
     "lookup": lambda warp: Chain(Lookup(4), Lossless(), warp),
 }

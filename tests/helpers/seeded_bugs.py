@@ -86,12 +86,12 @@ DRAFTING, FORWARDS = "specexp.engine.drafting", "specexp.engine.forwards"
 
 BUGS = [
     Bug("residual not used", RULES, "xp.where(xp.any(residual > 0), residual, row)", "row"),
-    Bug("residual not clipped", RULES, "axis=0)[0], 0, None)", "axis=0)[0], -1, None) ** 2"),
+    Bug("residual not clipped", RULES, "num_accepted), 0, None)", "num_accepted), -1, None) ** 2"),
     Bug("accept on p instead of p/q", RULES, " / xp.take_along_axis(q, where, axis=-1)", ""),
     Bug("q's rows shifted by one", RULES, "xp.take_along_axis(q, where", "xp.take_along_axis(xp.roll(q, 1, axis=0), where"),
     Bug("p's rows shifted by one", RULES, "take_along_axis(p[:-1], where", "take_along_axis(p[1:], where"),
-    Bug("correction drawn from the next row", RULES, "row = xp.take(p, num_accepted[None]",
-        "row = xp.take(p, xp.clip(num_accepted + 1, 0, num_drafted)[None]"),
+    Bug("correction drawn from the next row", RULES, "    row = _row(p, num_accepted)\n",
+        "    row = _row(p, array_namespace(p).clip(num_accepted + 1, 0, drafted.shape[0]))\n"),
     Bug("bonus from the wrong row", CHAIN, "p = self.warp(scored.logits)",
         "p = self.warp(array_namespace(scored.logits).concat([scored.logits[:-1], scored.logits[-2:-1]])"
         " if scored.logits.shape[0] > 1 else scored.logits)"),
@@ -118,12 +118,29 @@ BUGS = [
     Bug("one token too many accepted", CHAIN, "num_tokens = verdict.num_accepted + 1",
         "num_tokens = array_namespace(drafted.tokens).clip(verdict.num_accepted + 2, None, num_drafted + 1)"),
     Bug("a draw made twice", CHAIN, "accepted_anyway, rng, limit - remaining_tokens)\n",
-        "accepted_anyway, rng, limit - remaining_tokens)\n                rng.sample_next(p[0], limit - remaining_tokens, verdict.num_accepted,"
+        "accepted_anyway, rng, limit - remaining_tokens)\n                    rng.sample_next(p[0], limit - remaining_tokens, verdict.num_accepted,"
         " drafted.tokens.shape[0])\n"),
     Bug("rng of committed positions reused", CHAIN, "accepted_anyway, rng, limit - remaining_tokens)", "accepted_anyway, rng, 0)"),
-    Bug("draft rng for the wrong positions", DRAFTING, "chain.state.num_prompt + step for", "chain.state.num_prompt for"),
+    Bug("draft rng for the wrong positions", DRAFTING, "chain.position + step for", "chain.position for"),
     Bug("plain decoding reads the first row for ever", BASELINE, "Score(self.model)", "Score(self.model, None)\n"
         "            first = locals().get('first', scored)\n            scored = first"),
+]  # fmt: skip
+
+BLOCK_BUGS = [
+    Bug("a block residual of p alone", RULES, "row = _row(b, num_accepted) * _row(p, num_accepted)", "row = _row(p, num_accepted)"),
+    Bug("a block residual with the p of the row before", RULES, "_row(b, num_accepted) * _row(p, num_accepted)",
+        "_row(b, num_accepted) * _row(p, xp.clip(num_accepted - 1, 0, None))"),
+    Bug("a likely token makes up for those behind it, too", RULES, "xp.clip(kept[-1] * ratios[i], None, 1)", "kept[-1] * ratios[i]"),
+    Bug("a block forgets the tokens before", RULES, "xp.clip(kept[-1] * ratios[i], None, 1)", "xp.clip(0 * kept[-1] + ratios[i], None, 1)"),
+    Bug("a block's mass is of the row before", RULES, "p[1:-1] - q[1:]", "p[:-2] - q[:-1]"),
+    Bug("a block's tests leave out what was kept", RULES, "total = mass + (1 - b[1:-1])", "total = mass + (1 - mass)"),
+    Bug("the last test of a block is always passed", RULES, "b[1:][-1:]", "b[:1]"),
+    Bug("a block ends at its first failure", RULES, ".accept_longest(xp.concat([passes, b[1:][-1:]]), position)",
+        ".accept_prefix(xp.concat([passes, b[1:][-1:]]), None, position)[0]"),
+]  # fmt: skip
+SHARED_DRAWS = [  # which enumeration cannot see: its rng has no draws that rounds could share
+    Bug("a block's drafts share draws with the next round", DRAFTING, "state.rng.of_round(self.position) if by_round else state.rng", "state.rng"),
+    Bug("a block's tests share draws with the next round", RULES, "rng.of_round(position).accept_longest", "rng.accept_longest"),
 ]  # fmt: skip
 
 STOP = "                chain.length = len(chain.tokens)\n"
@@ -230,8 +247,8 @@ JUDGED_BUGS = [
         "drafted.hidden if drafted.hidden is not None and drafted.hidden.shape[0] > num_drafted else scored.hidden"),
     Bug("parts in another order", JUDGED, "for part in self.parts]", "for part in sorted(self.parts, reverse=True)]"),
     Bug("an EOS is accepted anyway", JUDGED, "            accepted_anyway = accepted_anyway & (drafted.tokens != eos)\n", "            pass\n"),
-    Bug("an EOS that the target wants is rejected", CHAIN, "                verdict = verify(p, drafted.q,",
-        "                p[:-1, 0] = p[:-1, 0] * (accepted_anyway is None)\n                verdict = verify(p, drafted.q,"),
+    Bug("an EOS that the target wants is rejected", CHAIN, "                    verdict = verify(p, q,",
+        "                    p[:-1, 0] = p[:-1, 0] * (accepted_anyway is None)\n                    verdict = verify(p, q,"),
     Bug("what is important is accepted_anyway", JUDGED, "self.score(xp.concat(rows, axis=-1)) < self.threshold", "self.score(xp.concat(rows, axis=-1)) > self.threshold"),
     Bug("a judge at threshold 0 waives", JUDGED, "or self.threshold <= 0:", "or self.threshold < 0:\n            return None\n        if self.threshold == 0:\n"
         "            return drafted.tokens == drafted.tokens[:1]\n        if False:"),
@@ -244,14 +261,14 @@ JUDGED_BUGS = [
         "slots = [slot for slot in kept if slot < self._num_slots][: max(0, len(tokens) - 2)]"),
     Bug("accepted_anyway tokens are moved by one", CHAIN, "            if self.warp.greedy:",
         "            accepted_anyway = None if accepted_anyway is None else array_namespace(accepted_anyway).roll(accepted_anyway, 1)\n            if self.warp.greedy:"),
-    Bug("accepted anyway means accepted by the lossless rule too", RULES, "accepted & ~passed", "accepted & (~passed if accepted_anyway is None else accepted_anyway)"),
-    Bug("judged tokens behind a rejection count", RULES, "accepted & ~passed", "~passed if accepted_anyway is None else accepted_anyway & ~passed"),
+    Bug("accepted anyway means accepted by the lossless rule too", RULES, "None if accepted_anyway is None else passed)", "None if accepted_anyway is None else ~accepted_anyway)"),
+    Bug("judged tokens behind a rejection count", RULES, "(ids[:-1] < num_accepted) & ~passed", "~passed"),
     Bug("a token accepted anyway needs the lossless rule as well, greedily", RULES, "xp.astype(passed | accepted_anyway, drafted.dtype)", "xp.astype(passed & accepted_anyway, drafted.dtype)"),
     Bug("what is accepted anyway is the target's choice all the same", RULES, "tokens = xp.where(accepted, xp.concat([drafted, _zero(xp, drafted)]), choice)", "tokens = choice"),
     Bug("greedily judged tokens are not told apart", RULES, "accepted[:-1] & ~passed, same", "accepted[:-1], same"),
     Bug("a token accepted anyway needs the lossless rule as well", RNG, "passed if accepted_anyway is None else passed | accepted_anyway", "passed if accepted_anyway is None else passed & accepted_anyway"),
     Bug("a correction after an accepted token is drawn from p", RULES, "weights = xp.where(xp.any(residual > 0), residual, row)",
-        "weights = xp.where(xp.any(residual > 0), residual, row) if accepted_anyway is None else row"),
+        "weights = xp.where(xp.any(residual > 0), residual, row) if passed is None else row"),
     Bug("no standardising", NETWORK, '(xp.astype(features, xp.float32) - where["mean"]) / where["scale"]', "xp.astype(features, xp.float32)"),
     Bug("a mode asks for the wrong hidden rows", FEATURES, 'feed_last_token="draft_token" in self.parts', 'feed_last_token="target_token" in self.parts'),
     Bug("a judge for each position", JUDGED, "self.score(xp.concat(rows, axis=-1)) <",
@@ -278,9 +295,9 @@ BATCH_BUGS = [
     Bug("growing forgets what was there", KV, "        self.values[:, :, :used] = old[:, :, :used]\n", "        self.values[:, :1, :used] = old[:, :1, :used]\n"),
     Bug("slots are not reset when a row is used again", CONTEXT, "        self._session.truncate(common)\n        self._num_cached = common", "        self._session.truncate(self._session.length)\n        self._num_cached = common"),
     Bug("a context beyond its row", ENGINE, "return self._contexts[role][row]", "return self._contexts[role][max(0, row - 1)]"),
-    Bug("the rng of the first row for every row", DRAFTING, "[chain.state.rng for chain in chains]", "[chains[0].state.rng for _ in chains]"),
-    Bug("positions of the first row's rng for every row", DRAFTING, "[len(chain.state.ids) - chain.state.num_prompt + step for chain in chains]", "[len(chains[0].state.ids) - chains[0].state.num_prompt + step for chain in chains]"),
-    Bug("every row drafts as far as the first", DRAFTING, "self._max_draft_length(state, each.gamma, ask.reserve, ask.feed_last_token))", "self._max_draft_length(asked[0][0], each.gamma, ask.reserve, ask.feed_last_token))"),
+    Bug("the rng of the first row for every row", DRAFTING, "[chain.rng for chain in chains]", "[chains[0].rng for _ in chains]"),
+    Bug("positions of the first row's rng for every row", DRAFTING, "[chain.position + step for chain in chains]", "[chains[0].position + step for chain in chains]"),
+    Bug("every row drafts as far as the first", DRAFTING, "self._max_draft_length(state, each.gamma, ask.reserve, ask.feed_last_token), ask.by_round", "self._max_draft_length(asked[0][0], each.gamma, ask.reserve, ask.feed_last_token), ask.by_round"),
     Bug("chains that end early are mistaken for each other", DRAFTING, "zip(chains, result, strict=True):\n            if value <", "zip(chains, reversed(result), strict=True):\n            if value <"),
     Bug("a round's values are read in another order", ENGINE, "for _, ask in asked for part in parts_of(ask)", "for _, ask in reversed(asked) for part in parts_of(ask)"),
     Bug("hidden rows of another chain", DRAFTING, '[c.state for c in behind], last), strict', '[c.state for c in behind], last)[::-1], strict'),

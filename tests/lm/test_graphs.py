@@ -18,7 +18,7 @@ from helpers.tape import Tape
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.lossy_rules import Judged
-from specexp.decoding.protocol import Draft, RequiredHidden
+from specexp.decoding.protocol import Draft, Needs
 from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
@@ -65,6 +65,8 @@ def decoders(warp: Warp) -> Iterator[Decoder]:
     for gamma in (1, 4, 9):
         yield Chain(DraftModel(gamma), Lossless(), warp)
     yield Chain(DraftModel(4), Lossless(), warp, bonus=False)
+    yield Chain(DraftModel(4), Lossless(), warp, verification="block")
+    yield Chain(DraftModel(4, temperature=0.0), Lossless(), warp)
     yield Chain(DraftModel(4, min_draft_probability=0.2), Lossless(), warp)
     parts = ("target_token", "draft_token")
     judged = Judged(
@@ -72,7 +74,7 @@ def decoders(warp: Warp) -> Iterator[Decoder]:
         parts,
         0.4,
         (2,),
-        RequiredHidden(target=True, draft=True, feed_last_token=True),
+        Needs(target=True, draft=True, feed_last_token=True),
     )
     yield Chain(DraftModel(4), judged, warp)
     yield SpecExec(24, 4, warp)
@@ -103,16 +105,20 @@ def test_captured_decoding_gives_the_same_tokens_and_counts(both: Any, family: s
     assert accepted > 0, "no chain was ever accepted whole: two tokens were never fed first"
 
 
+@pytest.mark.parametrize("by_round", [False, True])
 @pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("warp", WARPS)
-def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(both: Any, warp: str, recorded: bool) -> None:
+def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(
+    both: Any, warp: str, recorded: bool, by_round: bool
+) -> None:
     """Tokens, q and hidden rows, from a prompt's end and behind two tokens, at two places of the sequence."""
     plain, captured = (pair["draft"] for pair in both("llama"))
     captured = captured if recorded else plain
-    ask = Draft(5, WARPS[warp], hidden=True, feed_last_token=True)
+    ask = Draft(5, WARPS[warp], hidden=True, feed_last_token=True, by_round=by_round)
     for seed, length in ((0, 5), (1, 5), (2, 3)):
         for fresh in ([8], [8, 30]):
             rng = rng_for(ask.warp.temperature, seed, "p")
+            draws = rng.of_round(7 + seed) if by_round else rng
             steps, whole = plain.session(), captured.session()
             for model, session in ((plain, steps), (captured, whole)):
                 session.feed(model.ids([4, 5, 6] * (seed + 1)), rows=0)
@@ -124,7 +130,7 @@ def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(both: Any, wa
                 fed = (
                     ask.warp.first(logits)
                     if ask.warp.greedy
-                    else rng.pick(q[-1][0], 7 + seed + step, cuda_graphs.DRAFT)[None]
+                    else draws.pick(q[-1][0], 7 + seed + step, cuda_graphs.DRAFT)[None]
                 )
                 tokens.append(int(fed[0]))
             assert captured.drafts(ask, rng)

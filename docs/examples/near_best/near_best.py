@@ -9,7 +9,7 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.protocol import Drafted, Recall, RequiredHidden, Scored
+from specexp.decoding.protocol import Drafted, Needs, Recall, Scored
 from specexp.method_specs import CHAIN, Method, MethodSpec, never
 
 
@@ -18,7 +18,7 @@ class NearBest:
     """Also accepts a drafted token whose logit is within `margin` of the target's largest."""
 
     margin: float = 1.0
-    needs = RequiredHidden()  # the rule reads no hidden states
+    needs = Needs()  # the rule reads no hidden states
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Any:
         num = drafted.tokens.shape[0]
@@ -37,7 +37,7 @@ class LookupThenDraft:
     gamma: int
     models = ("draft",)
 
-    def propose(self, warp: Any, reserve: int, needs: RequiredHidden) -> Any:
+    def propose(self, warp: Any, reserve: int, needs: Needs) -> Any:
         found = yield Recall(None, self.gamma, reserve, max_ngram=2)
         return found if found.tokens.shape[0] else (yield from DraftModel(self.gamma).propose(warp, reserve, needs))
 

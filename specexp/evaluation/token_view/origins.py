@@ -173,6 +173,12 @@ class _Overheard:
         self.seen.passed = _host(passed)
         return num_accepted, passed
 
+    def accept_longest(self, prob: Array, position: int) -> Array:
+        return self.rng.accept_longest(prob, position)
+
+    def of_round(self, start: Array | int) -> Rng:
+        return _Overheard(self.rng.of_round(start), self.seen)
+
 
 def _host(value: Any) -> Any:
     """Return an array as a number or a list; values that are on the host already are returned as they are."""

@@ -157,7 +157,7 @@ class Graphs:
         num, start, gamma = tokens.shape[0], self.pool.lengths[0], ask.gamma
         bucket = self.bucket_for(start + num + gamma)
         seeds = rng.key if isinstance(rng, HashRng) else (0, 0)
-        key = ("draft", num, gamma, bucket, ask.warp, ask.feed_last_token)
+        key = ("draft", num, gamma, bucket, ask.warp, ask.feed_last_token, ask.by_round)
         given = (tokens, start, position, *seeds)
         drafted, q, x, peaks = self._answer(key, lambda: self._drafting(num, bucket, ask), given)
         self.pool.lengths[0] = start + num + length - 1 + ask.feed_last_token
@@ -222,6 +222,7 @@ class Graphs:
 
         def run(tokens: Tensor, start: Tensor, position: Tensor, *seeds: Tensor) -> tuple[Tensor, ...]:
             rng, fed = HashRng((seeds[0], seeds[1])), tokens
+            rng = rng.of_round(position) if ask.by_round else rng
             drawn: list[Tensor] = []
             scored: list[Tensor] = []
             rows: list[Tensor] = []

@@ -21,6 +21,7 @@ from specexp.lm.threads import Threads
 def draft_chain(session: NativeSession, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
     """`Drafts.draft` after tokens[n]: `length` drafted tokens, the first sampled with the key `position`."""
     pool, forward, warp = session.pool, session.pool.forward, ask.warp
+    rng = rng.of_round(position) if ask.by_round else rng
     steps = length + ask.feed_last_token
     if tokens.shape[0] > 1:
         session.feed(tokens[:-1], rows=0)
