@@ -22,6 +22,7 @@ TARGET: frozenset[Role] = frozenset({"target"})
 DRAFT: frozenset[Role] = frozenset({"draft"})
 CHAIN = ("gamma", "bonus", "min_draft_probability")  # the settings of every chain of a draft model
 OWN_CHAIN = (*CHAIN, "draft_temperature")  # of this package's: what packages build their chains with stays as it is
+SUFFIX = ("suffix_factor", "suffix_min_probability")
 TREE = ("gamma", "tree_budget", "max_depth", "parallel_branches", "branch_width", "branch_prune_threshold",
         "min_log_prob")  # fmt: skip
 
@@ -108,7 +109,15 @@ BUILT_IN = (
     ),
     MethodSpec(
         "lookup", "Prompt lookup: the chain is what followed the last tokens where they occurred before.", "chain",
-        TARGET, ("gamma", "bonus", "max_ngram", "rule"), may_end_early=True,
+        TARGET, ("gamma", "bonus", "max_ngram", "min_match", "rule"), may_end_early=True,
+    ),
+    MethodSpec(
+        "suffix", "Suffix decoding: the chain is what most often followed the last tokens before, as far as that is"
+        " likely.", "chain", TARGET, ("gamma", "bonus", *SUFFIX, "min_match", "rule"), may_end_early=True,
+    ),
+    MethodSpec(
+        "chained", "Suffix decoding, prompt lookup and the draft model take turns: the first with something to say.",
+        "chain", settings=(*OWN_CHAIN, "proposers", "max_ngram", *SUFFIX, "min_match", "rule"), may_end_early=True,
     ),
     MethodSpec(
         "autojudge", "AutoJudge: a trained judge also accepts mismatches that do not matter.", "chain",

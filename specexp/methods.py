@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 
 from specexp.config import MethodConfig
 from specexp.decoding.baseline import Baseline
-from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless, Rule, Verification
+from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless, Proposer, Rule, Suffix, Verification
 from specexp.decoding.lossy_rules import Judged, TopK
-from specexp.decoding.protocol import Needs, Role
+from specexp.decoding.protocol import Needs, Role, SuffixLimits
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder
@@ -27,13 +27,22 @@ class BuildContext:
     eos_ids: tuple[int, ...] = ()
 
 
+_PROPOSERS: Mapping[str, Callable[[MethodConfig], Proposer]] = {
+    "draft": lambda method: DraftModel(method.gamma, method.min_draft_probability, method.draft_temperature),
+    "lookup": lambda method: Lookup(method.gamma, method.max_ngram, method.min_match),
+    "suffix": lambda method: Suffix(
+        method.gamma, SuffixLimits(method.suffix_factor, method.suffix_min_probability), method.min_match
+    ),
+}
+
+
 def _chain(method: MethodConfig, context: BuildContext, rule: Rule) -> Chain:
-    proposer = DraftModel(method.gamma, method.min_draft_probability, method.draft_temperature)
-    return Chain(proposer, rule, context.warp, method.bonus, _verification(method))
+    return Chain(_PROPOSERS["draft"](method), rule, context.warp, method.bonus)
 
 
-def _verification(method: MethodConfig) -> Verification:
-    return "block" if method.rule == "block" else "token"
+def _lossless(method: MethodConfig, context: BuildContext, proposer: Proposer) -> Chain:
+    verification: Verification = "block" if method.rule == "block" else "token"
+    return Chain(proposer, Lossless(), context.warp, method.bonus, verification)
 
 
 def _autojudge(method: MethodConfig, context: BuildContext) -> Chain:
@@ -53,9 +62,11 @@ def _specexec(method: MethodConfig, context: BuildContext) -> SpecExec:
 BUILDERS: dict[str, Callable[[MethodConfig, BuildContext], Decoder]] = {
     "baseline": lambda method, context: Baseline(context.warp),
     "draft_only": lambda method, context: Baseline(context.warp, "draft"),
-    "speculative": lambda method, context: _chain(method, context, Lossless()),
-    "lookup": lambda method, context: Chain(
-        Lookup(method.gamma, method.max_ngram), Lossless(), context.warp, method.bonus, _verification(method)
+    "speculative": lambda method, context: _lossless(method, context, _PROPOSERS["draft"](method)),
+    "lookup": lambda method, context: _lossless(method, context, _PROPOSERS["lookup"](method)),
+    "suffix": lambda method, context: _lossless(method, context, _PROPOSERS["suffix"](method)),
+    "chained": lambda method, context: _lossless(
+        method, context, InTurn({name: _PROPOSERS[name](method) for name in method.proposers.split(",")})
     ),
     "autojudge": _autojudge,
     "topk": lambda method, context: _chain(method, context, TopK(method.accept_k)),
@@ -80,6 +91,8 @@ def is_lossless(method: MethodConfig, warp: Warp, judge: Judge | None = None) ->
 
 def roles_of(method: MethodConfig) -> set[Role]:
     """Return the models that a method uses, before any is loaded."""
+    if method.proposers and "draft" not in method.proposers.split(","):
+        return {"target"}
     return set(spec(method.method).models)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from specexp import config
 from specexp.config import MAX_NGRAM, Experiment
+from specexp.config.experiment import LATER
 from specexp.errors import ConfigError
 from specexp.evaluation.preparation import PreparedMethod
 from specexp.methods import roles_of
@@ -81,10 +82,9 @@ def validated(experiment: Experiment, with_trees: bool, with_draft: bool = True)
     known = (PLAIN, *WEIGHED)
     if others := sorted({m.method for m in experiment.methods} - set(known)):
         faults.append(f"methods has {', '.join(others)}; advice weighs {', '.join(WEIGHED)}: leave out the others.")
-    if unpredicted := [m.label for m in experiment.methods if m.rule != "token" or m.draft_temperature is not None]:
-        faults.append(
-            f"rule or draft_temperature is given ({', '.join(unpredicted)}); advice predicts neither: leave them out."
-        )
+    for name in ("rule", "draft_temperature", "min_match"):
+        if unlike := [m.label for m in experiment.methods if getattr(m, name) != LATER[name]]:
+            faults.append(f"{name} is given ({', '.join(unlike)}); advice does not predict it: leave it out.")
     if experiment.batch > 1:
         faults.append(f"batch is {experiment.batch}, but advice is for one prompt at a time; leave it out.")
     methods = [m for m in experiment.methods if m.method in WEIGHED and (with_trees or not m.tree)]

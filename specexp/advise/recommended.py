@@ -84,6 +84,14 @@ def _method(method: MethodConfig) -> dict[str, Any]:
         result["max_ngram"] = method.max_ngram
     if method.min_draft_probability:
         result["min_draft_probability"] = method.min_draft_probability
+    if method.suffix_factor:
+        result |= {
+            "suffix_factor": method.suffix_factor, "suffix_min_probability": method.suffix_min_probability
+        }  # fmt: skip
+    if method.min_match > 1:
+        result["min_match"] = method.min_match
+    if method.proposers:
+        result["proposers"] = method.proposers
     if method.draft_temperature is not None:
         result["draft_temperature"] = method.draft_temperature
     if method.rule != "token":

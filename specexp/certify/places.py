@@ -17,6 +17,7 @@ from specexp.certify.checks import (
 from specexp.certify.chi_square import Cells, Prefix
 from specexp.decoding.rules import Warp
 from specexp.engine.ngram_lookup import Ngrams
+from specexp.engine.suffix_automaton import SuffixAutomaton
 from specexp.evaluation.equality import entropies, noise_of, reread
 
 Array = Any
@@ -81,20 +82,25 @@ def _worth(subject: Subject, name: str, ids: Sequence[int], text: Sequence[int])
     logits = reread(subject.prepared.pair, draws, name, ids, text).logits
     p = np.asarray(draws.warp(logits).tolist())
     unlike = np.ones(len(text))
-    if subject.method.method == "lookup":
-        unlike = _unlike_lookup(subject, ids, text, p)
+    if subject.method.method in ("lookup", "suffix"):
+        unlike = _unlike_recalled(subject, ids, text, p)
     elif {"target", "draft"} <= set(subject.setting.decoder.models) and len(ids) + len(text) <= models["draft"].context:
         rows, _ = models["draft"].session().feed(models["draft"].ids([*ids, *text[:-1]]), len(text))
         unlike = np.abs(p - np.asarray(draws.warp(rows).tolist())).sum(axis=-1) / 2
     return [h * (0.1 + float(u)) for h, u in zip(entropies(draws, logits), unlike, strict=True)]
 
 
-def _unlike_lookup(subject: Subject, ids: Sequence[int], text: Sequence[int], p: Array) -> Array:
+def _unlike_recalled(subject: Subject, ids: Sequence[int], text: Sequence[int], p: Array) -> Array:
     """1 - p of the token that is looked up at each position, 0 where none is found."""
-    known = Ngrams(subject.method.max_ngram)
+    method = subject.method
+    ngrams, suffixes = Ngrams(method.max_ngram), SuffixAutomaton()
     result = np.zeros(len(text))
     for at in range(len(text)):
-        proposed = known.continuation([*ids, *text[:at]], 1)
+        known = [*ids, *text[:at]]
+        if method.method == "suffix":
+            proposed = suffixes.continuation(known, 1, method.suffix_factor, method.suffix_min_probability)
+        else:
+            proposed = ngrams.continuation(known, 1)
         if proposed:
             result[at] = 1 - p[at, proposed[0]]
     return result

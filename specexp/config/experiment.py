@@ -26,7 +26,13 @@ CALIBRATED = "calibrated"  # the judge's own threshold
 PARALLEL_BRANCHES = 4
 MAX_NGRAM = 3
 ROLES = ("target", "draft")
-LATER = {"draft_temperature": None, "rule": "token"}  # settings that version 0.1's methods lack, and their defaults
+# Settings that version 0.1's methods lack, and their defaults.
+LATER = {
+    "draft_temperature": None, "rule": "token", "suffix_factor": 0.0, "suffix_min_probability": 0.0, "min_match": 1,
+    "proposers": "",
+}  # fmt: skip
+PROPOSERS = ("suffix", "lookup", "draft")
+SUFFIX_FACTOR, SUFFIX_MIN_PROBABILITY = 1.0, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,10 @@ class MethodConfig:
     min_draft_probability: float = 0.0
     draft_temperature: float | None = None  # None is the experiment's
     rule: str = "token"
+    suffix_factor: float = 0.0
+    suffix_min_probability: float = 0.0
+    min_match: int = 1
+    proposers: str = ""  # their names, separated by commas
 
 
 @dataclass(frozen=True, slots=True)

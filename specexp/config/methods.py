@@ -10,6 +10,9 @@ from specexp.config.experiment import (
     CALIBRATED,
     MAX_NGRAM,
     PARALLEL_BRANCHES,
+    PROPOSERS,
+    SUFFIX_FACTOR,
+    SUFFIX_MIN_PROBABILITY,
     MethodConfig,
     TreeConfig,
 )
@@ -34,10 +37,10 @@ def chains(preset: str, parsed: Mapping[str, Any], given: Mapping[str, Any]) -> 
         ]
     elif method == "topk":
         variants = [(f"_top{k}", {"accept_k": k}) for k in given.get("accept_k", (parsed["accept_k"],))]
-    elif method == "lookup":
+    elif "max_ngram" in facts.settings:
         ngrams = given.get("max_ngram", (parsed.get("max_ngram", MAX_NGRAM),))
         variants = [(f"_n{n}" if len(ngrams) > 1 else "", {"max_ngram": n}) for n in ngrams]
-    if "threshold" not in given and "accept_k" not in given and method != "lookup":
+    if "threshold" not in given and "accept_k" not in given and "max_ngram" not in facts.settings:
         variants = [("", overrides) for _, overrides in variants]
     axes = [variants, *(_values(key, given, parsed) for key in _SUFFIXES if key in facts.settings)]
     bonus = given.get("bonus", parsed.get("bonus", True))
@@ -51,15 +54,22 @@ def chains(preset: str, parsed: Mapping[str, Any], given: Mapping[str, Any]) -> 
 
 def _values(key: str, given: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Each value of a setting with the suffix of its label, which only several values have."""
-    values = given.get(key, parsed.get(key, ()))
+    values = given.get(key, parsed.get(key, _DEFAULTS.get(key, ())))
     values = values if isinstance(values, tuple) else (values,)
     suffix = _SUFFIXES[key]
     return [(suffix(value) if len(values) > 1 else "", {key: value}) for value in values] or [("", {})]
 
 
+_DEFAULTS = {
+    "suffix_factor": SUFFIX_FACTOR, "suffix_min_probability": SUFFIX_MIN_PROBABILITY, "proposers": ",".join(PROPOSERS),
+}  # fmt: skip
 # The settings of a chain that may have several values, in the order of the label's suffixes.
 _SUFFIXES: Mapping[str, Callable[[Any], str]] = {
     "min_draft_probability": lambda value: f"_p{value:g}" if value else "",
+    "proposers": lambda value: "",
+    "min_match": lambda value: f"_m{value}",
+    "suffix_factor": lambda value: f"_f{value:g}",
+    "suffix_min_probability": lambda value: f"_p{value:g}" if value else "",
     "draft_temperature": lambda value: "" if value is None else f"_dt{value:g}",
     "rule": lambda value: "" if value == "token" else f"_{value}",
 }

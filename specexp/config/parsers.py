@@ -11,6 +11,7 @@ from typing import Any
 
 from specexp.config.experiment import (
     CALIBRATED,
+    PROPOSERS,
 )
 from specexp.decoding.rules import is_greedy
 from specexp.errors import shown, unknown
@@ -98,14 +99,20 @@ def thresholds(value: Any) -> tuple[float | str, ...]:
     return tuple(text if text == CALIBRATED else number(text) for text in texts)
 
 
-def probabilities(value: Any) -> tuple[float, ...]:
-    """One probability below which drafts stop, or several: each is a setting."""
-    parts = value if isinstance(value, list) else [value]
-    number = real(lambda x: 0 <= x < 1, "in [0, 1) (0 = off), or a list of several")
-    result = tuple(number(part) for part in parts)
-    if not result or len(set(result)) < len(result):
-        raise ValueError("it must have at least one probability, and list each only once.")
-    return result
+def reals(good: Callable[[float], bool], rule: str, what: str = "number") -> Callable[[Any], tuple[float, ...]]:
+    """A parser of one number, or several: each is a setting."""
+    number = real(good, f"{rule}, or a list of several")
+
+    def parse(value: Any) -> tuple[float, ...]:
+        result = tuple(number(part) for part in (value if isinstance(value, list) else [value]))
+        if not result or len(set(result)) < len(result):
+            raise ValueError(f"it must have at least one {what}, and list each only once.")
+        return result
+
+    return parse
+
+
+probabilities = reals(lambda x: 0 <= x < 1, "in [0, 1) (0 = off)", "probability")  # below which drafts stop
 
 
 def names(value: Any) -> tuple[str, ...]:
@@ -136,6 +143,11 @@ def choices(kind: str, known: Collection[str]) -> Callable[[Any], tuple[str, ...
         return result
 
     return parse
+
+
+def proposers(value: Any) -> str:
+    """Names of proposers in their order, as text."""
+    return ",".join(choices("proposer", PROPOSERS)(value))
 
 
 def text(value: Any) -> str:

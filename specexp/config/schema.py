@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from specexp.config.experiment import PROPOSERS
 from specexp.config.models import model_settings
 from specexp.config.parsers import (
     HISTORIES,
@@ -22,7 +23,9 @@ from specexp.config.parsers import (
     one_of,
     pattern,
     probabilities,
+    proposers,
     real,
+    reals,
     several,
     shots,
     switch,
@@ -185,6 +188,24 @@ SETTINGS: dict[str, Setting] = {
     ),
     "max_ngram": Setting(
         several("length"), "Set how many of the last tokens lookup searches for at most.", "3", commands=()
+    ),
+    "proposers": Setting(
+        proposers, "Name who takes turns in `chained`: suffix, lookup and draft, in this order or another.",
+        ",".join(PROPOSERS), more="Each round is drafted by the first that has something to say.", commands=(),
+    ),
+    "min_match": Setting(
+        several("length"), "Set how many of the last tokens must have occurred before, at least.", "1", commands=(),
+        more="Fewer do not make suffix decoding or lookup propose.",
+    ),
+    "suffix_factor": Setting(
+        reals(lambda x: 0 < x < math.inf, "> 0"),
+        "Set how many tokens suffix decoding drafts at most for each one that matches.", "1", commands=(),
+        more="Several values are separate settings.",
+    ),
+    "suffix_min_probability": Setting(
+        probabilities, "End a draft of suffix decoding where it is less likely than this by what was seen.", "0.1",
+        more="It is the product of how often each token followed, as a share. Several values are separate settings.",
+        commands=(),
     ),
     "min_draft_probability": Setting(
         probabilities, "End a draft after a token whose draft probability is below this; 0 is off.", "0",

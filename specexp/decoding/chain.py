@@ -9,7 +9,7 @@ Expected tokens per target call at acceptance alpha: (1 - alpha**(gamma + 1)) / 
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -27,6 +27,7 @@ from specexp.decoding.protocol import (
     Score,
     Scored,
     Steps,
+    SuffixLimits,
 )
 from specexp.decoding.rng import Rng
 from specexp.decoding.rules import Warp, one_hot, verify, verify_block, verify_greedy
@@ -111,13 +112,55 @@ class Lookup:
 
     gamma: int
     max_ngram: int = 3
+    min_match: int = 1
 
     @property
     def models(self) -> tuple[Role, ...]:
         return ()
 
     def propose(self, warp: Warp, reserve: int, needs: Needs) -> Proposal:
-        drafted: Drafted = yield Recall(None, self.gamma, reserve, self.max_ngram)
+        drafted: Drafted = yield Recall(None, self.gamma, reserve, self.max_ngram, min_match=self.min_match)
+        return drafted
+
+
+@dataclass(frozen=True, slots=True)
+class Suffix:
+    """Suffix decoding (Oliaro et al. 2411.04975): what followed the suffixes of the sequence most often before.
+
+    It needs no draft model. Its drafts are as long as what was seen before allows (`limits`), at most gamma tokens.
+    """
+
+    gamma: int
+    limits: SuffixLimits
+    min_match: int = 1
+
+    @property
+    def models(self) -> tuple[Role, ...]:
+        return ()
+
+    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Proposal:
+        drafted: Drafted = yield Recall(None, self.gamma, reserve, suffix=self.limits, min_match=self.min_match)
+        return drafted
+
+
+@dataclass(frozen=True, slots=True)
+class InTurn:
+    """The chain of the first proposer that has something to say; each round is counted under that proposer's name.
+
+    Who that is depends on committed tokens alone: the output keeps its distribution.
+    """
+
+    proposers: Mapping[str, Proposer]
+
+    @property
+    def models(self) -> tuple[Role, ...]:
+        return tuple(dict.fromkeys(role for each in self.proposers.values() for role in each.models))
+
+    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Proposal:
+        for name, each in self.proposers.items():
+            drafted = yield from each.propose(warp, reserve, needs)
+            if drafted.tokens.shape[0]:
+                return replace(drafted, source=name)
         return drafted
 
 
@@ -184,4 +227,5 @@ class Chain:
                     "judged": verdict.judged,
                     "overlap": verdict.overlap,
                 },
+                drafted.source,
             )

@@ -93,19 +93,31 @@ class Draft:
     by_round: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class SuffixLimits:
+    """How far a suffix that occurred before is continued: up to `factor` tokens for each one that matches, while the
+    product of their shares among what followed is at least `min_probability`."""
+
+    factor: float = 1.0
+    min_probability: float = 0.1
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Recall:
     """Ask for at most `gamma` tokens that follow, in `text`, what was committed last.
 
     `text=None` is the sequence itself, prompt and output: what followed an earlier occurrence of its last tokens, at
-    most `max_ngram`. Nothing is sampled: q is one-hot. Without an occurrence, the answer has no tokens. It is trimmed
-    as `Draft` is, except that the draft's context does not matter.
+    most `max_ngram`; or, with `suffix`, what followed any of its suffixes most often. At least `min_match` tokens must
+    occur again. Nothing is sampled: q is one-hot. Without an occurrence, the answer has no tokens. It is trimmed as
+    `Draft` is, but the draft's context does not matter.
     """
 
     text: Sequence[int] | None
     gamma: int
     reserve: int = 1
     max_ngram: int = 0
+    suffix: SuffixLimits | None = None
+    min_match: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,12 +127,14 @@ class Drafted:
 
     hidden[G, H] are the rows q was read from, when asked for; with `feed_last_token`, hidden[G + 1, H] has that of the
     last token too. peaks[G] are the largest logits of these rows, for the engine alone; None where no model drafted.
+    `source` is the name of the proposer, where several take turns.
     """
 
     tokens: Array
     q: Array | None
     hidden: Array | None = None
     peaks: Array | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +158,14 @@ class Round:
     0 .. n - 1, or an array of slots, padded with -1. The engine drops all others. A model that is not named keeps none.
     `counts` are recorded: numbers or 0-d arrays, except `overlap`[G] and `judged`[G] with one value for each drafted
     position, and a tree's `path` and `ranks`, padded with -1. Those of a tree (`num_nodes`) are recorded round by
-    round.
+    round, and those of a chain with a `source` under that name, too.
     """
 
     tokens: Array
     num_tokens: Array | int
     kept: Mapping[Role, Array | int] = field(default_factory=dict)
     counts: Mapping[str, Array | int] = field(default_factory=dict)
+    source: str = ""
 
 
 Ask = Score | Draft | Recall | Depth | Round

@@ -20,6 +20,7 @@ from specexp.engine.forwards import feed_requests
 from specexp.engine.host_transfer import HostTransfer
 from specexp.engine.ngram_lookup import Ngrams, continuation
 from specexp.engine.request_state import LogitPeaks, RequestState
+from specexp.engine.suffix_automaton import SuffixAutomaton
 from specexp.lm.model import Array, Drafts, Model
 
 _UNIT_TEMPERATURE = Warp(1.0)
@@ -48,9 +49,13 @@ class Drafting:
         most = max(0, min(ask.gamma, state.remaining_tokens - ask.reserve))
         if ask.text is not None:
             tokens = model.ids(continuation(state.ids, ask.text, most))
+        elif ask.suffix is not None:
+            state.suffixes = state.suffixes or SuffixAutomaton()
+            factor, least = ask.suffix.factor, ask.suffix.min_probability
+            tokens = model.ids(state.suffixes.continuation(state.ids, most, factor, least, ask.min_match))
         else:
             state.ngrams = state.ngrams or Ngrams(ask.max_ngram)
-            tokens = model.ids(state.ngrams.continuation(state.ids, most))
+            tokens = model.ids(state.ngrams.continuation(state.ids, most, ask.min_match))
         xp = array_namespace(tokens)
         vocabulary = xp.arange(model.vocab_size, device=device(tokens))
         return Drafted(tokens, xp.astype(tokens[:, None] == vocabulary[None, :], xp.float32))
@@ -109,8 +114,10 @@ class Drafting:
         for positions in (feed.tokens.shape[0], *[1] * (length - 1 + ask.feed_last_token)):
             state.fed("draft", positions)
         place = device(self._nothing)
-        parts = (result.tokens, result.q, result.hidden, result.peaks)
-        whole = Drafted(*(None if part is None else to_device(part, place) for part in parts))
+        q, hidden, peaks = (
+            None if part is None else to_device(part, place) for part in (result.q, result.hidden, result.peaks)
+        )
+        whole = Drafted(to_device(result.tokens, place), q, hidden, peaks)
         state.peaks.append(LogitPeaks("draft", whole.peaks, drafts=True))
         return whole
 

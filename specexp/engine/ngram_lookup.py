@@ -48,16 +48,16 @@ class Ngrams:
         self._behind: dict[tuple[int, ...], int] = {}  # n-gram: the position after it
         self._indexed = 1  # positions below it are indexed; no n-gram ends before position 1
 
-    def continuation(self, ids: Sequence[int], most: int) -> list[int]:
+    def continuation(self, ids: Sequence[int], most: int, shortest: int = 1) -> list[int]:
         """What follows an earlier occurrence of the longest n-gram at the end of `ids`: `most` tokens, or none.
 
-        `ids` must extend those of the previous call: only the new ones are indexed.
+        It has at least `shortest` tokens. `ids` must extend those of the previous call: only the new ones are indexed.
         """
         for place in range(self._indexed, len(ids)):
             for length in range(1, min(self._longest, place) + 1):
                 self._behind[tuple(ids[place - length : place])] = place
         self._indexed = max(self._indexed, len(ids))
-        for length in range(min(self._longest, len(ids) - 1), 0, -1):
+        for length in range(min(self._longest, len(ids) - 1), shortest - 1, -1):
             result = self._behind.get(tuple(ids[len(ids) - length :]))
             if result is not None:
                 period = len(ids) - result

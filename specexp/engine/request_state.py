@@ -11,6 +11,7 @@ from specexp.decoding.protocol import Answer, Array, Ask, Role, Round, Steps
 from specexp.decoding.rng import Rng
 from specexp.engine.context import Context
 from specexp.engine.ngram_lookup import Ngrams
+from specexp.engine.suffix_automaton import SuffixAutomaton
 from specexp.errors import ModelError
 
 
@@ -51,6 +52,7 @@ class Generation:
     accepted_before_end: list[int] = field(default_factory=list)
     num_judged_before_end: int = 0
     trees: list[dict[str, int | list[int]]] = field(default_factory=list)  # each round's shape, for methods with trees
+    proposers: dict[str, dict[str, int]] = field(default_factory=dict)  # counts by proposer, where several take turns
     seconds: float = 0.0
     prefill_seconds: float = 0.0
     time_to_first_token: float = 0.0
@@ -87,6 +89,7 @@ class RequestState:
         self.num_prompt = len(ids)
         self.contexts: dict[Role, Context] = {}
         self.ngrams: Ngrams | None = None  # index of this sequence's n-grams, for prompt lookup
+        self.suffixes: SuffixAutomaton | None = None  # and of its substrings, for suffix decoding
         self.out = Generation()
         self.began = 0.0
         self.ask: Ask | None = None
@@ -135,7 +138,7 @@ class RequestState:
         out.token_ids += tokens
         if "num_drafted" in counts:
             self._count_chain(
-                counts, len(tokens), len(tokens) if out.finish_reason == "stop" else self.remaining_tokens
+                counts, len(tokens), len(tokens) if out.finish_reason == "stop" else self.remaining_tokens, ask.source
             )
         elif "num_nodes" in counts:
             self._count_tree(ask, counts)
@@ -171,7 +174,7 @@ class RequestState:
             " float16 overflows above 65504, so use dtype bfloat16 or float32 instead."
         )
 
-    def _count_chain(self, counts: Mapping[str, list[float]], num_kept: int, end: int) -> None:
+    def _count_chain(self, counts: Mapping[str, list[float]], num_kept: int, end: int, source: str) -> None:
         """`end` is the number of this round's tokens up to an EOS or the limit."""
         out = self.out
         num_drafted, num_accepted = int(counts["num_drafted"][0]), int(counts["num_accepted"][0])
@@ -189,6 +192,11 @@ class RequestState:
         _count(out.accepted_histogram, num_accepted)
         _count(out.drafted_before_end, min(num_drafted, end))
         _count(out.accepted_before_end, min(num_accepted, end))
+        if source:
+            each = out.proposers.setdefault(source, {"num_rounds": 0, "num_drafted": 0, "num_accepted": 0})
+            each["num_rounds"] += 1
+            each["num_drafted"] += num_drafted
+            each["num_accepted"] += num_accepted
 
     def _count_tree(self, ask: Round, counts: Mapping[str, list[float]]) -> None:
         out = self.out

@@ -173,6 +173,7 @@ def record_of(prepared: Prepared, job: Job, out: Generation) -> Record:
         "accepted_before_end": out.accepted_before_end,
         "num_judged_before_end": out.num_judged_before_end,
         "trees": [_tree_shape(tree) for tree in out.trees],
+        "proposers": out.proposers,
         "seconds": out.seconds,
         "prefill_seconds": out.prefill_seconds,
         "time_to_first_token": out.time_to_first_token,

@@ -27,6 +27,9 @@ def check_identities(record: Record, tree: TreeConfig | None = None, bonus: bool
     assert 0 <= accepted <= record["num_drafted"], record
     assert record["num_judged"] <= accepted, record
     _check_before_end(record)
+    for name in ("num_rounds", "num_drafted", "num_accepted") if record.get("proposers") else ():
+        named = sum(each[name] for each in record["proposers"].values())
+        assert named == record[name] or (name == "num_rounds" and named < record[name]), record
     if spec(record["method"]).grows_tree:  # a tree tests no token: the target's own draw matches a node or not
         check_trees(record, tree)
     else:
@@ -114,6 +117,7 @@ def summarise(
     if drafts_chain and drafted:
         metrics["accept/alpha"] = summed("overlap") / max(1, summed("num_tested"))
         metrics |= _drafts(records, gamma) if has_ends(records) else {}
+        metrics |= _by_proposer(records)
     if baseline:
         metrics |= against(records, baseline, batch)
     if baseline and costs is not None and batch == 1 and spec(records[0]["method"]).drafts:
@@ -144,6 +148,18 @@ def _drafts(records: Sequence[Record], gamma: int) -> dict[str, float]:
         tried = sum(sum(record["drafted_before_end"][i:]) for record in records)
         if tried:
             result[f"accept/position_{i}"] = sum(sum(r["accepted_before_end"][i:]) for r in records) / tried
+    return result
+
+
+def _by_proposer(records: Sequence[Record]) -> dict[str, float]:
+    """Return the share of rounds of each proposer that takes turns, and what was accepted of its drafts."""
+    rounds, result = sum(record["num_rounds"] for record in records), {}
+    for name in dict.fromkeys(name for record in records for name in record.get("proposers", {})):
+        own = [record["proposers"][name] for record in records if name in record.get("proposers", {})]
+        counts = {key: sum(each[key] for each in own) for key in ("num_rounds", "num_drafted", "num_accepted")}
+        result[f"proposer/{name}_rounds"] = counts["num_rounds"] / rounds
+        result[f"proposer/{name}_rate"] = counts["num_accepted"] / counts["num_drafted"]
+        result[f"proposer/{name}_length"] = counts["num_accepted"] / counts["num_rounds"]
     return result
 
 

@@ -80,6 +80,7 @@ class Record(TypedDict):
     accepted_before_end: NotRequired[list[int]]
     num_judged_before_end: NotRequired[int]
     trees: list[TreeShape]
+    proposers: NotRequired[dict[str, dict[str, int]]]
     seconds: float
     prefill_seconds: float
     time_to_first_token: float

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.sampling import EOS, EXACT, GREEDY, SAMPLINGS, names
-from helpers.seeded_bugs import BLOCK_BUGS, BUGS, EARLY_STOP_BUGS, LOOKUP_BUGS, Bug, mutated
+from helpers.seeded_bugs import BUGS, CHAIN_BLOCK_BUGS, EARLY_STOP_BUGS, LOOKUP_BUGS, Bug, mutated
 from specexp.certify.reference_distribution import gap, sequence_distribution
 
 # gamma, vocabulary, output length: as large as a second or two allows. Length >= gamma + 2, for two rounds at least.
@@ -22,9 +22,18 @@ DRAFT: Proposing = lambda chain, gamma: chain.DraftModel(gamma)  # noqa: E731
 EARLY: Proposing = lambda chain, gamma: chain.DraftModel(gamma, min_draft_probability=0.4)  # noqa: E731
 LOOKUP: Proposing = lambda chain, gamma: chain.Lookup(gamma, max_ngram=2)  # noqa: E731
 LIKELIEST: Proposing = lambda chain, gamma: chain.DraftModel(gamma, temperature=0.0)  # noqa: E731
+SUFFIX: Proposing = lambda chain, gamma: chain.Suffix(gamma, chain.SuffixLimits(2.0, 0.3))  # noqa: E731
+IN_TURN: Proposing = lambda chain, gamma: chain.InTurn(  # noqa: E731
+    {
+        "suffix": chain.Suffix(gamma, chain.SuffixLimits(), min_match=2),
+        "lookup": chain.Lookup(gamma, 2, min_match=2),
+        "draft": chain.DraftModel(gamma),
+    }
+)
 COOLER: Proposing = lambda chain, gamma: chain.DraftModel(gamma, temperature=0.4)  # noqa: E731
 PROPOSING = {
-    "draft": DRAFT, "stops early": EARLY, "lookup": LOOKUP, "likeliest": LIKELIEST, "cooler": COOLER,
+    "draft": DRAFT, "stops early": EARLY, "lookup": LOOKUP, "likeliest": LIKELIEST, "cooler": COOLER, "suffix": SUFFIX,
+    "in turn": IN_TURN,
 }  # fmt: skip
 
 
@@ -146,7 +155,7 @@ def test_the_unchanged_package_passes_the_same_checks(proposing: str, verificati
         *((bug, DRAFT, "token") for bug in BUGS),
         *((bug, EARLY, "token") for bug in EARLY_STOP_BUGS),
         *((bug, LOOKUP, "token") for bug in LOOKUP_BUGS),
-        *((bug, DRAFT, "block") for bug in BLOCK_BUGS),
+        *((bug, DRAFT, "block") for bug in CHAIN_BLOCK_BUGS),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

@@ -19,7 +19,7 @@ from specexp.benchmark.shapes import SHAPES
 from specexp.certify.certificate_config import FEWEST_SAMPLES, SAMPLES
 from specexp.config import resolver
 from specexp.config.command_options import COMMAND_OPTIONS
-from specexp.config.experiment import settings_hash
+from specexp.config.experiment import LATER, settings_hash
 from specexp.config.models import MODEL_SETTINGS
 from specexp.config.schema import OPTIONS, SETTINGS, help_texts, option_names
 from specexp.config.setting import COMMANDS_WITH_SETTINGS, Option, Setting
@@ -343,6 +343,7 @@ VALUES: dict[str, float | str] = {
     "gamma": 3, "bonus": False, "judge": "a-folder", "threshold": 0.25, "accept_k": 5, "max_ngram": 2,
     "min_draft_probability": 0.3, "tree_budget": 9, "max_depth": 2, "parallel_branches": 3, "branch_width": 2,
     "branch_prune_threshold": 0.125, "min_log_prob": -4.5, "draft_temperature": 0.5, "rule": "block",
+    "suffix_factor": 3, "suffix_min_probability": 0.25, "min_match": 2, "proposers": "lookup,draft",
 }  # fmt: skip
 
 
@@ -392,6 +393,7 @@ def test_a_later_setting_at_its_default_leaves_the_hash_as_it_was() -> None:
     plain = config.resolve("arith_quick")
     without = plain.as_dict()
     for method in without["methods"]:
-        del method["rule"], method["draft_temperature"]
+        for setting in LATER:
+            del method[setting]
     assert settings_hash(without) == plain.hash
     assert config.resolve("arith_quick", {"methods": "baseline,speculative", "rule": "block"}).hash != plain.hash

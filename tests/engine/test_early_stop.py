@@ -134,7 +134,7 @@ def test_it_is_a_setting_of_methods_that_draft_a_chain(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"min_draft_probability is .*; it must be a number in \[0, 1\) "):
             config.resolve("arith_quick", {"config": str(file)})
     file.write_text("min_draft_probability: 0.4\nmethods: [baseline, lookup]\n")
-    with pytest.raises(ConfigError, match="no selected method uses it; leave it out, or add speculative or autojudge"):
+    with pytest.raises(ConfigError, match="no selected method uses it; leave it out, or add speculative or chained"):
         config.resolve("arith_quick", {"config": str(file)})
 
 

@@ -126,7 +126,7 @@ BUGS = [
         "            first = locals().get('first', scored)\n            scored = first"),
 ]  # fmt: skip
 
-BLOCK_BUGS = [
+CHAIN_BLOCK_BUGS = [
     Bug("a block residual of p alone", RULES, "row = _row(b, num_accepted) * _row(p, num_accepted)", "row = _row(p, num_accepted)"),
     Bug("a block residual with the p of the row before", RULES, "_row(b, num_accepted) * _row(p, num_accepted)",
         "_row(b, num_accepted) * _row(p, xp.clip(num_accepted - 1, 0, None))"),
@@ -161,11 +161,32 @@ RECALL = "specexp.engine.ngram_lookup"
 SEARCH_BUGS = [
     Bug("the end finds itself", RECALL, "range(self._indexed, len(ids))", "range(self._indexed, len(ids) + 1)"),
     Bug("the earliest place wins", RECALL, "self._behind[tuple(ids[place - length : place])] = place", "self._behind.setdefault(tuple(ids[place - length : place]), place)"),
-    Bug("the shortest run wins", RECALL, "range(min(self._longest, len(ids) - 1), 0, -1)", "range(1, min(self._longest, len(ids) - 1) + 1)"),
+    Bug("the shortest run wins", RECALL, "range(min(self._longest, len(ids) - 1), shortest - 1, -1)", "range(shortest, min(self._longest, len(ids) - 1) + 1)"),
     Bug("the copy ends with the sequence", RECALL, "ids[result + i % period] for i in range(most)", "ids[result + i] for i in range(min(most, period))"),
     Bug("a place is left out at every call", RECALL, "self._indexed = max(self._indexed, len(ids))", "self._indexed = max(self._indexed, len(ids) + 1)"),
     Bug("runs are too short", RECALL, "range(1, min(self._longest, place) + 1)", "range(1, min(self._longest, place))"),
     Bug("nothing new is indexed", RECALL, "for place in range(self._indexed, len(ids)):", "for place in range(self._indexed, len(ids) if self._indexed == 1 else 0):"),
+]  # fmt: skip
+
+SUFFIX = "specexp.engine.suffix_automaton"
+
+SUFFIX_BUGS = [
+    Bug("a state that is split off forgets its places", SUFFIX, "self._count[own], self._latest[own] = self._count[longer], self._latest[longer]", "pass"),
+    Bug("a state that is split off forgets what followed", SUFFIX, "dict(self._next[longer])", "{}"),
+    Bug("states that are split share what follows", SUFFIX, "dict(self._next[longer])", "self._next[longer]"),
+    Bug("the longer substrings keep their link", SUFFIX, "self._link[own], self._link[longer] = self._link[longer], own", "self._link[own] = self._link[longer]"),
+    Bug("only the whole sequence is counted", SUFFIX, "            self._latest[state] = self._size\n            state = self._link[state]\n", "            self._latest[state] = self._size\n            break\n"),
+    Bug("transitions stay with the longer substrings", SUFFIX, "self._next[before].get(token) == longer", "False"),
+    Bug("a text that repeats is continued to its end only", SUFFIX, "            while not self._next[state]:\n                state = self._link[state]\n", "            if not self._next[state]:\n                break\n"),
+    Bug("the earliest of equal ones is taken", SUFFIX, "self._latest[following[each]]))", "-self._latest[following[each]]))"),
+    Bug("the rarest token is taken", SUFFIX, "token = max(following,", "token = min(following,"),
+    Bug("a share is of all places", SUFFIX, "sum(self._count[each] for each in following.values())", "self._count[state]"),
+    Bug("the first share alone counts", SUFFIX, "            product *= ", "            product = product if tokens else "),
+    Bug("a match drafts a token too many", SUFFIX, "max(1, int(factor * self._length[state])))", "1 + int(factor * self._length[state]))"),
+    Bug("the longest match wins", SUFFIX, "            if score > highest:", "            if not best and score > highest:"),
+    Bug("a shorter match of the same worth wins", SUFFIX, "            if score > highest:", "            if score >= highest:"),
+    Bug("what cannot be better is not looked at, nor what can", SUFFIX, "if highest >= longest:", "if highest > 0:"),
+    Bug("matches may be shorter", SUFFIX, "self._length[state] >= shortest", "self._length[state] >= 1"),
 ]  # fmt: skip
 
 SPECEXEC, TREE, TOY = "specexp.decoding.specexec", "specexp.decoding.tree", "specexp.lm.toy"

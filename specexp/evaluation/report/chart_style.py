@@ -15,7 +15,8 @@ from specexp.evaluation.report.label_placement import Point, places
 WIDTH = 7.5  # inches, at 120 dots per inch
 BESIDE = 2.15  # inches of the width that the names take
 COLORS = {
-    "baseline": "#444444", "draft_only": "#999999", "speculative": "#0072b2", "lookup": "#56b4e9",
+    "baseline": "#444444", "draft_only": "#999999", "speculative": "#0072b2", "lookup": "#56b4e9", "suffix": "#5b3a8c",
+    "chained": "#8c564b",
     "autojudge": "#d55e00", "topk": "#e69f00", "specexec": "#009e73",
 }  # fmt: skip
 OTHER = "#cc79a7"

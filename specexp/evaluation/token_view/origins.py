@@ -17,13 +17,14 @@ from specexp.decoding.protocol import Array, Draft, Recall, Role, Round, Score, 
 from specexp.decoding.rng import Rng
 from specexp.engine import Decoder
 
-ACCEPTED, JUDGED, LOOKED_UP, TREE = "accepted", "judged", "looked_up", "tree"
+ACCEPTED, JUDGED, LOOKED_UP, SUFFIX, TREE = "accepted", "judged", "looked_up", "suffix", "tree"
 CORRECTED, BONUS, TARGET, DRAFT = "corrected", "bonus", "target", "draft"
 # In the order of a legend: drafted tokens first, then those that a model emitted by itself.
 ORIGINS = {
     ACCEPTED: "drafted, accepted by the lossless rule",
     JUDGED: "drafted, accepted against the lossless rule, by the judge or Top-K",
     LOOKED_UP: "looked up in the text so far, accepted by the lossless rule",
+    SUFFIX: "what followed most often in the text so far, accepted by the lossless rule",
     TREE: "node of the draft's tree that the target's own draw matched",
     CORRECTED: "the target's, in place of a draft that was rejected",
     BONUS: "the target's, after a fully accepted draft",
@@ -55,7 +56,7 @@ class _Seen:
     """What was observed in a round, on the host."""
 
     drafted: list[int] = field(default_factory=list)
-    looked_up: bool = False
+    by: str = ACCEPTED  # the origin of a draft that the lossless rule accepts
     parents: Sequence[int] = ()  # of a tree's nodes, whose tokens are in `drafted`
     passed: list[bool] | None = None  # by the lossless rule, if it drew random numbers
     scores: list[float] | None = None
@@ -90,7 +91,9 @@ class TracedDecoder:
                 self._note(ask)
             answer = yield ask
             if isinstance(ask, Draft | Recall):
-                self._seen.drafted, self._seen.looked_up = _host(answer.tokens), isinstance(ask, Recall)
+                self._seen.drafted, self._seen.by = _host(answer.tokens), ACCEPTED
+                if isinstance(ask, Recall):
+                    self._seen.by = SUFFIX if ask.suffix is not None else LOOKED_UP
 
     def _scored(self, rule: Judged) -> Any:
         def score(features: Array) -> Array:
@@ -113,7 +116,7 @@ class TracedDecoder:
             result = [Emitted(token, alone, self._num_rounds, place) for place, token in enumerate(tokens, 1)]
         self.tokens += result
         seen = self._seen  # cleared in place, because the rng writes to this object
-        seen.drafted, seen.looked_up, seen.parents, seen.passed, seen.scores = [], False, (), None, None
+        seen.drafted, seen.by, seen.parents, seen.passed, seen.scores = [], ACCEPTED, (), None, None
 
     def _chain(self, tokens: Sequence[int], counts: Mapping[str, Any]) -> list[Emitted]:
         seen, accepted = self._seen, counts["num_accepted"]
@@ -122,7 +125,7 @@ class TracedDecoder:
         scores: Sequence[float | None] = seen.scores or [None] * len(seen.drafted)
         result = []
         for i, token in enumerate(tokens[:accepted]):
-            origin = JUDGED if not passed[i] else LOOKED_UP if seen.looked_up else ACCEPTED
+            origin = seen.by if passed[i] else JUDGED
             result.append(Emitted(token, origin, self._num_rounds, i + 1, scores[i]))
         for token in tokens[accepted:]:  # one, or none
             origin, rejected = (BONUS if seen.drafted else TARGET), None
@@ -174,6 +177,7 @@ class _Overheard:
         return num_accepted, passed
 
     def accept_longest(self, prob: Array, position: int) -> Array:
+        self.seen.passed = [True] * prob.shape[0]
         return self.rng.accept_longest(prob, position)
 
     def of_round(self, start: Array | int) -> Rng:
