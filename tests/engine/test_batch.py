@@ -59,6 +59,18 @@ class Lab:
             "block": chain.Chain(chain.DraftModel(4), lossless, warp, verification="block"),
             "block of lookup": chain.Chain(chain.Lookup(4, 2), lossless, warp, verification="block"),
             "likeliest drafts": chain.Chain(chain.DraftModel(4, temperature=0.0), lossless, warp),
+            "suffix": chain.Chain(chain.Suffix(6, chain.SuffixLimits(2.0)), lossless, warp),
+            "in turn": chain.Chain(
+                chain.InTurn(
+                    {
+                        "suffix": chain.Suffix(6, chain.SuffixLimits(), 3),
+                        "lookup": chain.Lookup(4, 2, 2),
+                        "draft": chain.DraftModel(4),
+                    }
+                ),
+                lossless,
+                warp,
+            ),
             "early stop": chain.Chain(chain.DraftModel(9, 0.3), lossless, warp),
             "lookup": chain.Chain(chain.Lookup(4, 2), lossless, warp),
             "replay": chain.Chain(chain.Replay(text, 6, chain.DraftModel(3)), lossless, warp),

@@ -15,8 +15,9 @@ import torch
 from helpers.fake_device import counting, on_fake_device
 from helpers.tape import Tape
 from specexp.decoding.baseline import Baseline
-from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
+from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless, Suffix
 from specexp.decoding.lossy_rules import TopK
+from specexp.decoding.protocol import SuffixLimits
 from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
@@ -31,6 +32,7 @@ CHAINS: dict[str, Callable[[Warp], Any]] = {
     "block": lambda warp: Chain(DraftModel(4), Lossless(), warp, verification="block"),
     "likeliest drafts": lambda warp: Chain(DraftModel(4, temperature=0.0), Lossless(), warp),
     "top-k": lambda warp: Chain(DraftModel(4), TopK(2), warp),
+    "suffix": lambda warp: Chain(Suffix(6, SuffixLimits(2.0)), Lossless(), warp),
     "lookup": lambda warp: Chain(Lookup(4), Lossless(), warp),
 }
 LENGTH = 8

@@ -13,9 +13,9 @@ import pytest
 from helpers.judges import random_network
 from helpers.origins import check_counts
 from specexp.decoding.baseline import Baseline
-from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
+from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless, Suffix
 from specexp.decoding.lossy_rules import Judged, TopK
-from specexp.decoding.protocol import Role
+from specexp.decoding.protocol import Role, SuffixLimits
 from specexp.decoding.rng import ACCEPT, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
@@ -50,6 +50,10 @@ def decoders(temperature: float) -> Iterator[tuple[str, Decoder, bool]]:
         yield "speculative", Chain(DraftModel(4), Lossless(), warp, bonus), bonus
         yield "unsure", Chain(DraftModel(6, 0.5), Lossless(), warp, bonus), bonus
         yield "lookup", Chain(Lookup(4), Lossless(), warp, bonus), bonus
+        yield "suffix", Chain(Suffix(6, SuffixLimits(2.0)), Lossless(), warp, bonus), bonus
+        turns = {"suffix": Suffix(6, SuffixLimits(), 3), "lookup": Lookup(4, 3, 2), "draft": DraftModel(4)}
+        yield "in turn", Chain(InTurn(turns), Lossless(), warp, bonus), bonus
+        yield "block", Chain(DraftModel(4), Lossless(), warp, bonus, "block"), bonus
         yield "topk", Chain(DraftModel(4), TopK(2), warp, bonus), bonus
         yield "autojudge", Chain(DraftModel(4), judge(0.6), warp, bonus), bonus
         yield "threshold 0", Chain(DraftModel(4), judge(0.0), warp, bonus), bonus
@@ -78,7 +82,7 @@ def test_a_traced_decoder_decodes_the_same_and_its_origins_add_up_to_the_counts(
             assert [token.round for token in traced.tokens] == sorted(token.round for token in traced.tokens)
             assert traced.tokens[-1].round == expected["num_rounds"]
             seen += Counter(tally(kept)) + Counter({f"cut {name}": n for name, n in tally(cut).items()})
-    assert {"accepted", "judged", "looked_up", "tree", "corrected", "bonus", "target", "draft"} <= seen.keys()
+    assert {"accepted", "judged", "looked_up", "suffix", "tree", "corrected", "bonus", "target", "draft"} <= seen.keys()
     assert bool(eos) <= any(name.startswith("cut") for name in seen), "no prompt shows an EOS inside a block"
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-DRAFTED = ("accepted", "judged", "looked_up", "tree")
+DRAFTED = ("accepted", "judged", "looked_up", "suffix", "tree")
 
 
 def check_counts(counts: Mapping[str, int], cut: Mapping[str, int], record: Mapping[str, Any], bonus: bool) -> None:

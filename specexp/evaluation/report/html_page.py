@@ -18,7 +18,7 @@ from specexp.addresses import mask
 from specexp.evaluation.report.charts import Chart, accepted_shares, shares_by_depth
 from specexp.evaluation.report.comparison import Comparison, Entry
 from specexp.evaluation.report.divergence_text import equality, mark
-from specexp.evaluation.report.formatting import Number, Sentence, of, percent, span
+from specexp.evaluation.report.formatting import Form, Number, Sentence, of, percent, span
 from specexp.evaluation.report.table import columns
 from specexp.evaluation.report.verdict import answers, speed, verdict
 from specexp.metrics.paired import paired
@@ -69,6 +69,7 @@ def render(comparison: Comparison, folder: Folder, charts: Sequence[Chart]) -> s
     )
 
 
+_BY_PROPOSER: Mapping[str, Form] = {"rate": percent, "length": "{:.2f}".format}
 Cell = tuple[Number | None, Sentence]  # a value and its interval
 
 
@@ -100,6 +101,11 @@ def _in_words(comparison: Comparison, entry: Entry) -> Iterator[Sentence]:
     if words := equality(comparison, entry):
         *words, last = words
         yield [*words, str(last).removesuffix(".")]
+    for name in entry.config.proposers.split(",") if entry.config.proposers else ():
+        if (share := f"proposer/{name}_rounds") in entry.metrics:
+            rate, length = (of(entry, f"proposer/{name}_{key}", form) for key, form in _BY_PROPOSER.items())
+            said = f"{name} drafted in ", of(entry, share, percent), " of the rounds: ", rate, " of its tokens"
+            yield [*said, " were accepted, ", length, " a round"]
 
 
 def _numbers(comparison: Comparison, chart: str) -> tuple[list[str], list[tuple[str, list[Number | None]]]] | None:
