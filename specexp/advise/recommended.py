@@ -88,6 +88,8 @@ def _method(method: MethodConfig) -> dict[str, Any]:
         result |= {
             "suffix_factor": method.suffix_factor, "suffix_min_probability": method.suffix_min_probability
         }  # fmt: skip
+    if method.suffix_memory != "prompt":
+        result["suffix_memory"] = method.suffix_memory
     if method.min_match > 1:
         result["min_match"] = method.min_match
     if method.proposers:

@@ -17,7 +17,7 @@ from specexp.certify.checks import (
 from specexp.certify.chi_square import Cells, Prefix
 from specexp.decoding.rules import Warp
 from specexp.engine.ngram_lookup import Ngrams
-from specexp.engine.suffix_automaton import SuffixAutomaton
+from specexp.engine.suffix_automaton import SuffixIndex, SuffixLengths
 from specexp.evaluation.equality import entropies, noise_of, reread
 
 Array = Any
@@ -93,14 +93,15 @@ def _worth(subject: Subject, name: str, ids: Sequence[int], text: Sequence[int])
 def _unlike_recalled(subject: Subject, ids: Sequence[int], text: Sequence[int], p: Array) -> Array:
     """1 - p of the token that is looked up at each position, 0 where none is found."""
     method = subject.method
-    ngrams, suffixes = Ngrams(method.max_ngram), SuffixAutomaton()
+    ngrams, suffixes = Ngrams(method.max_ngram), SuffixIndex()
+    limits = SuffixLengths(1, method.suffix_factor, method.suffix_min_probability, method.min_match)
     result = np.zeros(len(text))
     for at in range(len(text)):
         known = [*ids, *text[:at]]
         if method.method == "suffix":
-            proposed = suffixes.continuation(known, 1, method.suffix_factor, method.suffix_min_probability)
+            proposed = suffixes.continuation(known, limits)
         else:
-            proposed = ngrams.continuation(known, 1)
+            proposed = ngrams.continuation(known, 1, method.min_match)
         if proposed:
             result[at] = 1 - p[at, proposed[0]]
     return result

@@ -28,8 +28,8 @@ MAX_NGRAM = 3
 ROLES = ("target", "draft")
 # Settings that version 0.1's methods lack, and their defaults.
 LATER = {
-    "draft_temperature": None, "rule": "token", "suffix_factor": 0.0, "suffix_min_probability": 0.0, "min_match": 1,
-    "proposers": "",
+    "draft_temperature": None, "rule": "token", "suffix_factor": 0.0, "suffix_min_probability": 0.0,
+    "suffix_memory": "prompt", "min_match": 1, "proposers": "",
 }  # fmt: skip
 PROPOSERS = ("suffix", "lookup", "draft")
 SUFFIX_FACTOR, SUFFIX_MIN_PROBABILITY = 1.0, 0.1
@@ -66,6 +66,7 @@ class MethodConfig:
     rule: str = "token"
     suffix_factor: float = 0.0
     suffix_min_probability: float = 0.0
+    suffix_memory: str = "prompt"
     min_match: int = 1
     proposers: str = ""  # their names, separated by commas
 

@@ -70,6 +70,7 @@ _SUFFIXES: Mapping[str, Callable[[Any], str]] = {
     "min_match": lambda value: f"_m{value}",
     "suffix_factor": lambda value: f"_f{value:g}",
     "suffix_min_probability": lambda value: f"_p{value:g}" if value else "",
+    "suffix_memory": lambda value: "" if value == "prompt" else f"_{value}",
     "draft_temperature": lambda value: "" if value is None else f"_dt{value:g}",
     "rule": lambda value: "" if value == "token" else f"_{value}",
 }

@@ -39,6 +39,7 @@ TASK_SOURCES: dict[str, DataConfig | None] = {
 SEVERAL_TURNS = ("mtbench", "spec_bench")
 HISTORIES = ("baseline", "own")
 RULES_OF_CHAINS = ("token", "block")
+MEMORIES = ("prompt", "run")
 OF_TARGET = "target"  # a draft's temperature
 LONGEST_PATTERN = 1000
 

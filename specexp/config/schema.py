@@ -12,6 +12,7 @@ from specexp.config.experiment import PROPOSERS
 from specexp.config.models import model_settings
 from specexp.config.parsers import (
     HISTORIES,
+    MEMORIES,
     MOST_NODES,
     MOST_REPEATS,
     MOST_TOGETHER,
@@ -206,6 +207,12 @@ SETTINGS: dict[str, Setting] = {
         probabilities, "End a draft of suffix decoding where it is less likely than this by what was seen.", "0.1",
         more="It is the product of how often each token followed, as a share. Several values are separate settings.",
         commands=(),
+    ),
+    "suffix_memory": Setting(
+        choices("memory", MEMORIES), "Choose what suffix decoding remembers: this prompt and its output, or the outputs"
+        " of earlier prompts of the run, too: prompt or run.", "prompt", commands=(),
+        more="`run` is for `evaluate`: outputs of the same setting and repeat; other commands decode each prompt by"
+        " itself. Several values are separate settings.",
     ),
     "min_draft_probability": Setting(
         probabilities, "End a draft after a token whose draft probability is below this; 0 is off.", "0",

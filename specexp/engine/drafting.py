@@ -20,7 +20,7 @@ from specexp.engine.forwards import feed_requests
 from specexp.engine.host_transfer import HostTransfer
 from specexp.engine.ngram_lookup import Ngrams, continuation
 from specexp.engine.request_state import LogitPeaks, RequestState
-from specexp.engine.suffix_automaton import SuffixAutomaton
+from specexp.engine.suffix_automaton import SuffixIndex, SuffixLengths
 from specexp.lm.model import Array, Drafts, Model
 
 _UNIT_TEMPERATURE = Warp(1.0)
@@ -50,9 +50,9 @@ class Drafting:
         if ask.text is not None:
             tokens = model.ids(continuation(state.ids, ask.text, most))
         elif ask.suffix is not None:
-            state.suffixes = state.suffixes or SuffixAutomaton()
-            factor, least = ask.suffix.factor, ask.suffix.min_probability
-            tokens = model.ids(state.suffixes.continuation(state.ids, most, factor, least, ask.min_match))
+            state.suffixes = state.suffixes or SuffixIndex(state.earlier)
+            limits = SuffixLengths(most, ask.suffix.factor, ask.suffix.min_probability, ask.min_match)
+            tokens = model.ids(state.suffixes.continuation(state.ids, limits))
         else:
             state.ngrams = state.ngrams or Ngrams(ask.max_ngram)
             tokens = model.ids(state.ngrams.continuation(state.ids, most, ask.min_match))

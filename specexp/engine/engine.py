@@ -199,8 +199,9 @@ class Engine:
         main = request.decoder.models[0]
         limit = self.output_limit(request.prompt_ids, request.max_new_tokens, main)
         state = RequestState(
-            request.decoder, list(request.prompt_ids), request.rng, limit, request.on_tokens, request.name
-        )
+            request.decoder, list(request.prompt_ids), request.rng, limit, request.on_tokens, request.name,
+            request.earlier,
+        )  # fmt: skip
         state.out.finish_reason = "length" if limit == request.max_new_tokens else "context"
         state.began = self._clock()
         for role in request.decoder.models:

@@ -15,6 +15,7 @@ from specexp.decoding.protocol import Role
 from specexp.decoding.rng import Rng
 from specexp.engine.context import Context
 from specexp.engine.request_state import Decoder, RequestState
+from specexp.engine.suffix_automaton import SuffixAutomaton
 from specexp.errors import PromptError
 from specexp.lm.model import Array
 
@@ -26,7 +27,7 @@ class Request:
     """One prompt to decode: answered with its `Generation`.
 
     `on_tokens` gets the tokens of each round once they are final, cut at an EOS and the limit; its time is not counted.
-    `name` is the prompt's, for error messages.
+    `name` is the prompt's, for error messages. Suffix decoding continues what occurred in `earlier`, too.
     """
 
     decoder: Decoder
@@ -35,6 +36,7 @@ class Request:
     rng: Rng
     on_tokens: Callable[[Sequence[int]], object] | None = None
     name: str = ""
+    earlier: SuffixAutomaton | None = None
 
 
 @dataclass(frozen=True, slots=True)

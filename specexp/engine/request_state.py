@@ -11,7 +11,7 @@ from specexp.decoding.protocol import Answer, Array, Ask, Role, Round, Steps
 from specexp.decoding.rng import Rng
 from specexp.engine.context import Context
 from specexp.engine.ngram_lookup import Ngrams
-from specexp.engine.suffix_automaton import SuffixAutomaton
+from specexp.engine.suffix_automaton import SuffixAutomaton, SuffixIndex
 from specexp.errors import ModelError
 
 
@@ -83,13 +83,15 @@ class RequestState:
         remaining_tokens: int,
         on_tokens: Callable[[Sequence[int]], object] | None = None,
         name: str = "",
+        earlier: SuffixAutomaton | None = None,
     ) -> None:
         self.decoder, self.ids, self.rng, self.remaining_tokens, self.name = decoder, ids, rng, remaining_tokens, name
         self._on_tokens, self._num_emitted = on_tokens, 0
         self.num_prompt = len(ids)
         self.contexts: dict[Role, Context] = {}
         self.ngrams: Ngrams | None = None  # index of this sequence's n-grams, for prompt lookup
-        self.suffixes: SuffixAutomaton | None = None  # and of its substrings, for suffix decoding
+        self.suffixes: SuffixIndex | None = None  # and of its substrings, for suffix decoding
+        self.earlier = earlier
         self.out = Generation()
         self.began = 0.0
         self.ask: Ask | None = None

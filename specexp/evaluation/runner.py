@@ -21,7 +21,7 @@ from specexp.evaluation.measured_costs import check_sizes, measure_costs, median
 from specexp.evaluation.preparation import (
     Prepared,
 )
-from specexp.evaluation.scheduling import LOWER, Job, groups_of, place_of, requests
+from specexp.evaluation.scheduling import LOWER, Job, Memories, groups_of, place_of, requests
 from specexp.lm import out_of_memory
 from specexp.metrics.summary import check_identities
 from specexp.profiling import memory
@@ -65,6 +65,7 @@ def _decode(
     total = sum(len(x.turns) for x in prepared.examples) * len(prepared.settings) * experiment.repeats
     begun = output.read_json("costs.json")
     measured = [] if begun is None else [begun]
+    memories = Memories(prepared, records)
     moments = {i * (len(groups) - 1) // (MOMENTS - 1) for i in range(MOMENTS)}
     start, spent = time.perf_counter(), 0.0
     early = EARLY * len(prepared.settings) * experiment.batch
@@ -84,7 +85,7 @@ def _decode(
             config = jobs[0].setting.config
             bar.set_postfix_str(config.label, refresh=False)
             with out_of_memory.translate_oom(*place_of(prepared, jobs)), peaks.watching(config.label):
-                for place, out in engine.generate_all(requests(prepared, records, jobs)):
+                for place, out in engine.generate_all(requests(prepared, records, jobs, memories)):
                     record = record_of(prepared, jobs[place], out) | {"environment": where}
                     check_identities(record, config.tree, config.bonus)
                     records.append(record)

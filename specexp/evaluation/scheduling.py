@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import rng_for
 from specexp.engine import Request
+from specexp.engine.suffix_automaton import SuffixAutomaton
 from specexp.evaluation.preparation import (
     Prepared,
     PreparedMethod,
@@ -32,14 +33,48 @@ class Job:
     repeat: int
 
 
-def requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job]) -> Iterator[Request]:
+class Memories:
+    """What suffix decoding may continue besides a prompt: outputs of earlier prompts by the same setting and repeat.
+
+    Those of prompts that are decoded in the same group do not count, nor does the order in which they are done: a
+    resumed run has the same memory, and so has the token view.
+    """
+
+    def __init__(self, prepared: Prepared, records: RecordFile) -> None:
+        self._prepared, self._records = prepared, records
+        # By label and repeat; and the first example that is not in it.
+        self._outputs: dict[tuple[str, int], tuple[SuffixAutomaton, int]] = {}
+
+    def earlier(self, job: Job) -> SuffixAutomaton | None:
+        """The outputs before this job's group; None for settings that remember none."""
+        config = job.setting.config
+        if config.suffix_memory != "run":
+            return None
+        group = job.index - job.index % _group_size(self._prepared)
+        automaton, done = self._outputs.get((config.label, job.repeat), (SuffixAutomaton(), 0))
+        if done > group:
+            automaton, done = SuffixAutomaton(), 0
+        for example in self._prepared.examples[done:group]:
+            for turn in range(len(example.turns)):
+                automaton.begin()
+                for token in self._records.find((example.prompt_id, turn, config.label, job.repeat))["token_ids"]:
+                    automaton.append(token)
+        self._outputs[config.label, job.repeat] = automaton, group
+        return automaton
+
+
+def requests(
+    prepared: Prepared, records: RecordFile, jobs: Sequence[Job], memories: Memories | None = None
+) -> Iterator[Request]:
     """Yield the engine's request for each job; a later turn needs the records of the earlier ones."""
     experiment = prepared.experiment
+    memories = memories or Memories(prepared, records)
     for job in jobs:
         name = prepared.examples[job.index].prompt_id
         rng = rng_for(experiment.temperature, experiment.seed + job.repeat, name, job.turn)
         ids = prompt_of(prepared, records, job)
-        yield Request(job.setting.decoder, ids, experiment.max_new_tokens, rng, name=name)
+        earlier = memories.earlier(job)
+        yield Request(job.setting.decoder, ids, experiment.max_new_tokens, rng, name=name, earlier=earlier)
 
 
 def place_of(prepared: Prepared, jobs: Sequence[Job]) -> tuple[str, str, dict[Role, ModelConfig]]:
@@ -63,6 +98,12 @@ def prompt_of(prepared: Prepared, records: RecordFile, job: Job) -> list[int]:
     return prepared.pair.text.encode(example.messages([records.find(key)["text"] for key in keys]))
 
 
+def _group_size(prepared: Prepared) -> int:
+    """How many prompts follow each other with one setting."""
+    batch = prepared.experiment.batch
+    return 1 if batch == 1 else BATCHES * batch
+
+
 def missing(prepared: Prepared, records: RecordFile) -> int:
     """Return how many records this experiment still lacks."""
     return sum(len(jobs) for jobs in groups_of(prepared, records))
@@ -71,8 +112,7 @@ def missing(prepared: Prepared, records: RecordFile) -> int:
 def groups_of(prepared: Prepared, records: RecordFile) -> Iterator[list[Job]]:
     """Yield the missing records, grouped by what is decoded together: one setting and turn, earlier turns first."""
     done, settings, examples = records.done, prepared.settings, prepared.examples
-    batch = prepared.experiment.batch
-    size = 1 if batch == 1 else BATCHES * batch
+    size = _group_size(prepared)
     for repeat in range(prepared.experiment.repeats):
         for number, start in enumerate(range(0, len(examples), size)):
             indices = range(start, min(start + size, len(examples)))

@@ -343,7 +343,8 @@ VALUES: dict[str, float | str] = {
     "gamma": 3, "bonus": False, "judge": "a-folder", "threshold": 0.25, "accept_k": 5, "max_ngram": 2,
     "min_draft_probability": 0.3, "tree_budget": 9, "max_depth": 2, "parallel_branches": 3, "branch_width": 2,
     "branch_prune_threshold": 0.125, "min_log_prob": -4.5, "draft_temperature": 0.5, "rule": "block",
-    "suffix_factor": 3, "suffix_min_probability": 0.25, "min_match": 2, "proposers": "lookup,draft",
+    "suffix_factor": 3, "suffix_min_probability": 0.25, "suffix_memory": "run", "min_match": 2,
+    "proposers": "lookup,draft",
 }  # fmt: skip
 
 

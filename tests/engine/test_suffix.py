@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -20,79 +21,103 @@ from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless, 
 from specexp.decoding.protocol import SuffixLimits
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
-from specexp.engine import Engine
-from specexp.engine.suffix_automaton import SuffixAutomaton
+from specexp.engine import Engine, suffix_automaton
+from specexp.engine.suffix_automaton import SuffixLengths
 from specexp.errors import ConfigError
 from specexp.lm.hf.hf_model import HFModel
 from specexp.methods import roles_of
 
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=24)
+outputs = st.lists(st.lists(st.integers(0, 2), max_size=10), max_size=4)
 
 
-def shares(ids: list[int], pattern: list[int]) -> dict[int, tuple[int, int]]:
-    """What followed a pattern in ids: token -> (how often, where last)."""
+def shares(among: Sequence[Sequence[int]], pattern: list[int]) -> dict[int, tuple[int, int]]:
+    """What followed a pattern in sequences: token -> (how often, where last)."""
     result: dict[int, tuple[int, int]] = {}
-    for place in range(len(pattern), len(ids)):
-        if ids[place - len(pattern) : place] == pattern:
-            times, _ = result.get(ids[place], (0, 0))
-            result[ids[place]] = (times + 1, place)
+    begun = 0
+    for ids in among:
+        for place in range(len(pattern), len(ids)):
+            if list(ids[place - len(pattern) : place]) == pattern:
+                times, _ = result.get(ids[place], (0, 0))
+                result[ids[place]] = (times + 1, begun + place)
+        begun += len(ids)
     return result
 
 
-def slow(ids: list[int], most: int, factor: float, least: float, shortest: int = 1) -> list[int]:
-    """The same by scanning the text for every suffix, longest first."""
+def occurs(among: Sequence[Sequence[int]], pattern: list[int]) -> bool:
+    return any(list(ids[i : i + len(pattern)]) == pattern for ids in among for i in range(len(ids)))
+
+
+def slow_best(among: Sequence[Sequence[int]], ids: list[int], limits: SuffixLengths, own: bool) -> Any:
+    """Scan the sequences for every suffix of ids, longest first; `own` is the sequence itself, without its end."""
     best: list[int] = []
     highest = 0.0
-    for length in range(len(ids) - 1, shortest - 1, -1):
+    for length in range(len(ids), limits.shortest - 1, -1):
+        pattern = ids[len(ids) - length :]
+        if not (shares(among, pattern) if own else occurs(among, pattern)):
+            continue
         tokens: list[int] = []
         product, score = 1.0, 0.0
-        pattern = ids[len(ids) - length :]
-        if not shares(ids, pattern):
-            continue
-        while len(tokens) < min(most, max(1, int(factor * length))):
-            while pattern and not shares(ids, pattern):
+        while len(tokens) < min(limits.most, max(1, int(limits.factor * length))):
+            while pattern and not shares(among, pattern):
                 pattern = pattern[1:]
             if not pattern:
                 break
-            after = shares(ids, pattern)
+            after = shares(among, pattern)
             token = max(after, key=lambda each: after[each])
             product *= after[token][0] / sum(times for times, _ in after.values())
-            if product < least:
+            if product < limits.least:
                 break
             tokens.append(token)
             score += product
             pattern = [*pattern, token]
         if score > highest:
             best, highest = tokens, score
-    return best
+    return best, highest
+
+
+def slow(ids: list[int], earlier: Sequence[Sequence[int]], limits: SuffixLengths) -> list[int]:
+    tokens, score = slow_best([ids], ids, limits, own=True)
+    others, others_score = slow_best(earlier, ids, limits, own=False)
+    return others if others_score > score else tokens
+
+
+def index_of(earlier: Sequence[Sequence[int]], module: Any = suffix_automaton) -> Any:
+    automaton = module.SuffixAutomaton()
+    for output in earlier:
+        automaton.begin()
+        for token in output:
+            automaton.append(token)
+    return module.SuffixIndex(automaton)
 
 
 @settings(deadline=None, max_examples=150, derandomize=True)
 @given(
-    texts, st.integers(0, 9), st.sampled_from([0.5, 1.0, 2.0, 4.0]), st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    texts, outputs, st.integers(0, 9), st.sampled_from([0.5, 1.0, 2.0, 4.0]), st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     st.integers(1, 3),
 )  # fmt: skip
 def test_it_is_the_slow_search_at_every_length(
-    ids: list[int], most: int, factor: float, least: float, shortest: int
+    ids: list[int], earlier: list[list[int]], most: int, factor: float, least: float, shortest: int
 ) -> None:
-    automaton = SuffixAutomaton()
+    index, limits = index_of(earlier), SuffixLengths(most, factor, least, shortest)
     for length in range(1, len(ids) + 1):
-        expected = slow(ids[:length], most, factor, least, shortest)
-        assert automaton.continuation(ids[:length], most, factor, least, shortest) == expected, ids[:length]
+        assert index.continuation(ids[:length], limits) == slow(ids[:length], earlier, limits), ids[:length]
 
 
-def wrong(automaton_class: Any) -> str | None:
-    """What an automaton says that the slow search does not, on random texts; None if nothing."""
+def wrong(module: Any) -> str | None:
+    """What an index says that the slow search does not, on random texts; None if nothing."""
     numbers = random.Random(1)
-    for _ in range(300):
+    for _ in range(150):
         ids: list[int] = []
-        automaton = automaton_class()
         alphabet, factor, least = numbers.choice((2, 3, 5)), numbers.choice((0.5, 1, 3)), numbers.choice((0, 0.2, 0.5))
-        shortest = numbers.choice((1, 1, 2))
+        limits = SuffixLengths(6, factor, least, numbers.choice((1, 1, 2)))
+        some = range(numbers.choice((0, 1, 4)))
+        earlier = [[numbers.randrange(alphabet) for _ in range(numbers.randrange(1, 9))] for _ in some]
+        index = index_of(earlier, module)
         while len(ids) < 25:
             ids += [numbers.randrange(alphabet) for _ in range(numbers.randrange(1, 4))]
-            expected = slow(ids, 6, factor, least, shortest)
-            if (got := automaton.continuation(ids, 6, factor, least, shortest)) != expected:
+            expected = slow(ids, earlier, limits)
+            if (got := index.continuation(ids, limits)) != expected:
                 return f"{got} instead of {expected} after {ids}"
     return None
 
@@ -101,17 +126,20 @@ def wrong(automaton_class: Any) -> str | None:
 def test_a_seeded_bug_in_the_automaton_is_caught(bug: Bug | None) -> None:
     with mutated(bug):
         try:
-            how = wrong(importlib.import_module("specexp.engine.suffix_automaton").SuffixAutomaton)
+            how = wrong(importlib.import_module("specexp.engine.suffix_automaton"))
         except (IndexError, KeyError, ValueError, ZeroDivisionError) as error:
             how = str(error)
     assert (how is None) == (bug is None)
 
 
-def test_it_has_less_than_two_states_a_token() -> None:
+def test_it_has_at_most_two_states_a_token() -> None:
     numbers = random.Random(0)
     for alphabet in (1, 2, 50):
-        automaton, ids = SuffixAutomaton(), [numbers.randrange(alphabet) for _ in range(2000)]
-        automaton.continuation(ids, 4, 1, 0)
+        automaton, ids = suffix_automaton.SuffixAutomaton(), [numbers.randrange(alphabet) for _ in range(2000)]
+        for number, token in enumerate(ids):
+            if number % 400 == 0:
+                automaton.begin()
+            automaton.append(token)
         assert len(automaton._next) <= 2 * len(ids)
 
 
@@ -128,7 +156,7 @@ def test_it_has_less_than_two_states_a_token() -> None:
     ],
 )
 def test_what_it_proposes(ids: list[int], most: int, factor: float, least: float, expected: Any) -> None:
-    assert SuffixAutomaton().continuation(ids, most, factor, least) == expected
+    assert suffix_automaton.SuffixIndex().continuation(ids, SuffixLengths(most, factor, least)) == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -196,3 +224,31 @@ def test_an_evaluation_counts_each_proposer(workplace: Any) -> None:
     assert "suffix drafted in" in page
     assert 'data-metric="proposer/draft_rate"' in page
     assert '"origin":["' in (workplace / "out" / "tokens.json").read_text().replace(" ", "")
+
+
+@pytest.mark.slow
+def test_a_run_remembers_its_outputs_and_a_resumed_one_the_same(workplace: Any) -> None:
+    (workplace / "own.yaml").write_text("suffix_memory: [prompt, run]\n")
+    settings = ["--experiment", "arith_quick", "--config", "own.yaml", "--methods", "baseline,suffix", "--limit", "8",
+                "--max-new-tokens", "48"]  # fmt: skip
+    for batch in ("1", "2"):
+        whole, resumed = (workplace / f"{name}-{batch}" for name in ("whole", "resumed"))
+        result = evaluate(*settings, "--batch", batch, "--output", str(whole))
+        assert result.exit_code == 0, result.output
+        rows = {(row["label"], row["prompt_id"]): row for row in records(whole)}
+        names = sorted({prompt for _, prompt in rows})
+        for label in ("suffix", "suffix_run"):
+            assert all(rows[label, name]["token_ids"] == rows["baseline", name]["token_ids"] for name in names)
+        rounds = {label: sum(rows[label, name]["num_rounds"] for name in names) for label in ("suffix", "suffix_run")}
+        assert rounds["suffix_run"] < rounds["suffix"] or batch == "2", "all eight are of one group"
+        first = next(row["prompt_id"] for row in records(whole))
+        assert rows["suffix_run", first]["num_rounds"] == rows["suffix", first]["num_rounds"], "nothing was before it"
+
+        shutil.copytree(whole, resumed)
+        lines = (resumed / "records.jsonl").read_text().splitlines(keepends=True)
+        (resumed / "records.jsonl").write_text("".join(lines[: len(lines) // 2]))
+        result = evaluate(*settings, "--batch", batch, "--output", str(resumed), "--resume", "true")
+        assert result.exit_code == 0, result.output
+        again = {(row["label"], row["prompt_id"]): row for row in records(resumed)}
+        for key, row in rows.items():
+            assert again[key]["accepted_histogram"] == row["accepted_histogram"], key
