@@ -24,6 +24,7 @@ Array = Any
 DRAFT, ACCEPT, RESIDUAL, TARGET = 1, 2, 3, 4  # purposes; the baseline, SpecExec and the bonus token share TARGET
 _MASK = 0xFFFFFFFF
 _BLOCK, _BLOCK_ROWS, _BLOCKS = 1 << 16, 16, 12  # values and positions of noise made at a time; blocks kept
+_ROUND_ROWS = 8  # positions of a round's own noise, of which no later round needs the rest
 
 
 class Rng(Protocol):
@@ -63,6 +64,8 @@ class HashRng:
     """Counter-based rng of one prompt's turn."""
 
     key: tuple[Array, Array]  # two 32-bit integers; as arrays[1], they may change between replays of a CUDA graph
+    _first: int = 0  # the position at which a block of noise begins
+    _rows: int = _BLOCK_ROWS
     _blocks: dict[tuple[Any, ...], Array] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -102,7 +105,8 @@ class HashRng:
         return _last(self._noise(prob[:1], position, num, ACCEPT)[:, 0] < prob if num else prob > 0)
 
     def of_round(self, start: Array | int) -> HashRng:
-        return HashRng((self.key[0], (self.key[1] + (start + 1) * 0x9E3779B1) & _MASK))
+        key = self.key[0], (self.key[1] + (start + 1) * 0x9E3779B1) & _MASK
+        return HashRng(key, start, _ROUND_ROWS) if isinstance(start, int) else HashRng(key)
 
     def _noise(self, like: Array, position: int, count: int, purpose: int) -> Array:
         """[count, V] for `count` positions: the divisors of weights[V]; for ACCEPT, where V = 1, the noise itself.
@@ -110,7 +114,8 @@ class HashRng:
         Computed for a block of positions at a time and kept: hashing few values is nearly all overhead.
         """
         xp, size = array_namespace(like), like.shape[-1]
-        rows = max(1, min(_BLOCK_ROWS, _BLOCK // size))
+        rows = max(1, min(self._rows, _BLOCK // size))
+        position -= self._first
         parts = []
         for block in range(position // rows, (position + count - 1) // rows + 1):
             key = (purpose, block, size, xp.__name__, str(device(like)))
@@ -118,6 +123,7 @@ class HashRng:
                 if len(self._blocks) >= _BLOCKS:
                     self._blocks.clear()
                 at = xp.arange(block * rows, (block + 1) * rows, dtype=xp.int64, device=device(like))[:, None]
+                at = at + self._first
                 tokens = xp.arange(size, dtype=xp.int64, device=device(like))[None, :]
                 noise = self.uniform(at, at * 0 + purpose, tokens)
                 self._blocks[key] = noise if purpose == ACCEPT else -xp.log(noise)
