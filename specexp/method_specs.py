@@ -31,7 +31,13 @@ class MethodSettings(Protocol):
     """The part of a method's settings that is needed here; `MethodConfig` implements it."""
 
     @property
+    def method(self) -> str: ...
+
+    @property
     def accept_k(self) -> int: ...
+
+    @property
+    def proposers(self) -> str: ...
 
 
 # True if the output has the target's distribution, given the settings, the warp, and the threshold of a judge. The
@@ -166,6 +172,13 @@ def spec(name: str) -> MethodSpec:
     if result is None:
         raise ConfigError(unknown("method", name, specs()))
     return result
+
+
+def models_of(settings: MethodSettings) -> frozenset[Role]:
+    """Return the models that a method asks with these settings: its own, less a draft that has no turn."""
+    if settings.proposers and "draft" not in settings.proposers.split(","):
+        return TARGET
+    return spec(settings.method).models
 
 
 _BY_NAME = {each.name: each for each in BUILT_IN}

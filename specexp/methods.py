@@ -15,7 +15,7 @@ from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder
 from specexp.judge import features
 from specexp.judge.judge import Judge
-from specexp.method_specs import installed, spec
+from specexp.method_specs import installed, models_of, spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,7 @@ def is_lossless(method: MethodConfig, warp: Warp, judge: Judge | None = None) ->
 
 def roles_of(method: MethodConfig) -> set[Role]:
     """Return the models that a method uses, before any is loaded."""
-    if method.proposers and "draft" not in method.proposers.split(","):
-        return {"target"}
-    return set(spec(method.method).models)
+    return set(models_of(method))
 
 
 def main_role(method: MethodConfig) -> Role:

@@ -54,8 +54,10 @@ def resolve(experiment: str, method: str, samples: str, flags: Mapping[str, Any]
     if len(labels) > 1 and not wrong:
         faults.append(
             f"method '{method}' makes {len(labels)} settings here ({', '.join(labels)}); a certificate covers one: give"
-            " one value of gamma, tree_budget, threshold, accept_k and rule."
+            " one value of gamma, tree_budget, threshold, accept_k, rule and the like."
         )
+    if any(result.suffix_memory == "run" for result in resolved.methods):
+        faults.append("suffix_memory is run, but a certificate decodes each prompt by itself; leave it out.")
     if samples and resolved.temperature == 0:
         faults.append(f"samples is {samples}, but temperature is 0: nothing is sampled; leave it out.")
     if faults:

@@ -82,7 +82,7 @@ def _worth(subject: Subject, name: str, ids: Sequence[int], text: Sequence[int])
     logits = reread(subject.prepared.pair, draws, name, ids, text).logits
     p = np.asarray(draws.warp(logits).tolist())
     unlike = np.ones(len(text))
-    if subject.method.method in ("lookup", "suffix"):
+    if subject.method.max_ngram or subject.method.suffix_factor:
         unlike = _unlike_recalled(subject, ids, text, p)
     elif {"target", "draft"} <= set(subject.setting.decoder.models) and len(ids) + len(text) <= models["draft"].context:
         rows, _ = models["draft"].session().feed(models["draft"].ids([*ids, *text[:-1]]), len(text))
@@ -98,9 +98,8 @@ def _unlike_recalled(subject: Subject, ids: Sequence[int], text: Sequence[int], 
     result = np.zeros(len(text))
     for at in range(len(text)):
         known = [*ids, *text[:at]]
-        if method.method == "suffix":
-            proposed = suffixes.continuation(known, limits)
-        else:
+        proposed = suffixes.continuation(known, limits) if method.suffix_factor else []
+        if not proposed and method.max_ngram and "lookup" in (method.proposers or "lookup"):
             proposed = ngrams.continuation(known, 1, method.min_match)
         if proposed:
             result[at] = 1 - p[at, proposed[0]]

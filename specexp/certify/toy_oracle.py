@@ -1,9 +1,9 @@
 """The exhaustive oracle on a method's own decoder, at a feasible size: numpy models of two or three tokens.
 
 The decoder is the one that decodes on the user's models, built from the same settings. They are made smaller where the
-rng would have too many possible outcomes: draft lengths to 4, trees to 12 nodes on 3 levels, top-k to 2. A judge reads
-hidden states of its own pair; a judge of random weights replaces it and reads the toy's hidden states, with the same
-features and threshold.
+rng would have too many possible outcomes: draft lengths to 4, trees to 12 nodes on 3 levels, top-k to 2; matches may be
+of one token. A judge reads hidden states of its own pair; a judge of random weights replaces it and reads the toy's
+hidden states, with the same features and threshold.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def sizes(method: MethodConfig) -> list[Size]:
         return [Size(replace(method, tree=small), vocab, length) for vocab, length in ((3, 4), (2, 6))]
     if not method.gamma:
         return [Size(method, 3, 5)]
+    method = replace(method, min_match=1)  # few of these short texts repeat more, and nothing would be proposed
     result = [Size(replace(method, gamma=min(method.gamma, 2)), 3, 5)]
     if method.gamma > 2:
         gamma = min(method.gamma, 4)

@@ -10,13 +10,12 @@ from specexp.config.experiment import (
     CALIBRATED,
     MAX_NGRAM,
     PARALLEL_BRANCHES,
-    PROPOSERS,
     SUFFIX_FACTOR,
     SUFFIX_MIN_PROBABILITY,
     MethodConfig,
     TreeConfig,
 )
-from specexp.config.schema import TREE_SHAPE
+from specexp.config.schema import SETTINGS, TREE_SHAPE
 from specexp.method_specs import spec
 
 
@@ -54,14 +53,18 @@ def chains(preset: str, parsed: Mapping[str, Any], given: Mapping[str, Any]) -> 
 
 def _values(key: str, given: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """Each value of a setting with the suffix of its label, which only several values have."""
-    values = given.get(key, parsed.get(key, _DEFAULTS.get(key, ())))
-    values = values if isinstance(values, tuple) else (values,)
+    values = given.get(key)
+    if values is None and (preset := parsed.get(key, _DEFAULTS.get(key))) is not None:
+        values = SETTINGS[key].parse(preset)
+    values = values if isinstance(values, tuple) else () if values is None else (values,)
+    # With a gamma that is given, labels do not begin with the preset's name, which tells a block.
+    named = len(values) > 1 or (key == "rule" and "gamma" in given)
     suffix = _SUFFIXES[key]
-    return [(suffix(value) if len(values) > 1 else "", {key: value}) for value in values] or [("", {})]
+    return [(suffix(value) if named else "", {key: value}) for value in values] or [("", {})]
 
 
 _DEFAULTS = {
-    "suffix_factor": SUFFIX_FACTOR, "suffix_min_probability": SUFFIX_MIN_PROBABILITY, "proposers": ",".join(PROPOSERS),
+    "suffix_factor": SUFFIX_FACTOR, "suffix_min_probability": SUFFIX_MIN_PROBABILITY, "proposers": "suffix,draft",
 }  # fmt: skip
 # The settings of a chain that may have several values, in the order of the label's suffixes.
 _SUFFIXES: Mapping[str, Callable[[Any], str]] = {
@@ -69,7 +72,7 @@ _SUFFIXES: Mapping[str, Callable[[Any], str]] = {
     "proposers": lambda value: "",
     "min_match": lambda value: f"_m{value}",
     "suffix_factor": lambda value: f"_f{value:g}",
-    "suffix_min_probability": lambda value: f"_p{value:g}" if value else "",
+    "suffix_min_probability": lambda value: f"_s{value:g}" if value else "",
     "suffix_memory": lambda value: "" if value == "prompt" else f"_{value}",
     "draft_temperature": lambda value: "" if value is None else f"_dt{value:g}",
     "rule": lambda value: "" if value == "token" else f"_{value}",

@@ -148,7 +148,10 @@ def choices(kind: str, known: Collection[str]) -> Callable[[Any], tuple[str, ...
 
 def proposers(value: Any) -> str:
     """Names of proposers in their order, as text."""
-    return ",".join(choices("proposer", PROPOSERS)(value))
+    result = choices("proposer", PROPOSERS)(value)
+    if "draft" in result[:-1]:
+        raise ValueError("it must have draft last, which always has something to say.")
+    return ",".join(result)
 
 
 def text(value: Any) -> str:

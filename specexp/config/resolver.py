@@ -136,6 +136,13 @@ class _Reader:
         if "judge" in self.own and "methods" not in self.own and not judged:
             names += ("autojudge",)  # a judge given without methods adds the method that uses it
         methods = self._methods(names, values)
+        for method in methods:
+            looks_up = method.max_ngram and "lookup" in (method.proposers or "lookup")
+            if looks_up and method.min_match > method.max_ngram:
+                self.faults.append(
+                    f"min_match is {method.min_match}, but max_ngram of {method.label} is {method.max_ngram}: nothing"
+                    " would be found; set max_ngram to as many."
+                )
         drawn = [method.draft_temperature for method in methods if method.draft_temperature is not None]
         if drawn and "draft_temperature" in self.own and not values.get("temperature"):
             self.faults.append(

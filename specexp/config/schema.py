@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from specexp.config.experiment import PROPOSERS
 from specexp.config.models import model_settings
 from specexp.config.parsers import (
     HISTORIES,
@@ -191,15 +190,15 @@ SETTINGS: dict[str, Setting] = {
         several("length"), "Set how many of the last tokens lookup searches for at most.", "3", commands=()
     ),
     "proposers": Setting(
-        proposers, "Name who takes turns in `chained`: suffix, lookup and draft, in this order or another.",
-        ",".join(PROPOSERS), more="Each round is drafted by the first that has something to say.", commands=(),
+        proposers, "Name who takes turns in `chained`: some of suffix, lookup and draft, draft last.",
+        "suffix,draft", more="Each round is drafted by the first that has something to say.", commands=(),
     ),
     "min_match": Setting(
         several("length"), "Set how many of the last tokens must have occurred before, at least.", "1", commands=(),
         more="Fewer do not make suffix decoding or lookup propose.",
     ),
     "suffix_factor": Setting(
-        reals(lambda x: 0 < x < math.inf, "> 0"),
+        reals(lambda x: 0 < x <= MOST_NODES, f"> 0 and at most {MOST_NODES}"),
         "Set how many tokens suffix decoding drafts at most for each one that matches.", "1", commands=(),
         more="Several values are separate settings.",
     ),

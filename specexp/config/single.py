@@ -24,7 +24,7 @@ def resolve(experiment: str, method: str, flags: Mapping[str, Any]) -> Experimen
         names = ", ".join(each.label for each in result.methods)
         raise ConfigError(
             f"method '{method}' makes {len(result.methods)} settings here ({names}); name one preset, and one value of"
-            " gamma, tree_budget, threshold, accept_k and rule."
+            " gamma, tree_budget, threshold, accept_k, rule and the like."
         )
     return result
 

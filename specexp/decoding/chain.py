@@ -147,7 +147,7 @@ class Suffix:
 class InTurn:
     """The chain of the first proposer that has something to say; each round is counted under that proposer's name.
 
-    Who that is depends on committed tokens alone: the output keeps its distribution.
+    Who that is depends on nothing that is drawn in the round: the output keeps its distribution.
     """
 
     proposers: Mapping[str, Proposer]
@@ -228,4 +228,5 @@ class Chain:
                     "overlap": verdict.overlap,
                 },
                 drafted.source,
+                reads_all=block,
             )

@@ -158,7 +158,8 @@ class Round:
     0 .. n - 1, or an array of slots, padded with -1. The engine drops all others. A model that is not named keeps none.
     `counts` are recorded: numbers or 0-d arrays, except `overlap`[G] and `judged`[G] with one value for each drafted
     position, and a tree's `path` and `ranks`, padded with -1. Those of a tree (`num_nodes`) are recorded round by
-    round, and those of a chain with a `source` under that name, too.
+    round, and those of a chain with a `source` under that name, too. With `reads_all` the tokens depend on every row of
+    the round's logits, also on those behind the last committed token.
     """
 
     tokens: Array
@@ -166,6 +167,7 @@ class Round:
     kept: Mapping[Role, Array | int] = field(default_factory=dict)
     counts: Mapping[str, Array | int] = field(default_factory=dict)
     source: str = ""
+    reads_all: bool = False
 
 
 Ask = Score | Draft | Recall | Depth | Round

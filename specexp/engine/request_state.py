@@ -134,7 +134,7 @@ class RequestState:
         slots = {role: _slots(kept, next(values)) for role, kept in ask.kept.items()}
         counts = {name: next(values) for name in ask.counts}
         tokens = self._cut(block[:num_tokens], eos)
-        self._check([(each, next(peaks)) for each in self.peaks], slots, len(tokens))
+        self._check([(each, next(peaks)) for each in self.peaks], slots, len(tokens), ask.reads_all)
         out.num_rounds += 1
         out.num_cut += num_tokens - len(tokens)
         out.token_ids += tokens
@@ -151,16 +151,19 @@ class RequestState:
         return self.remaining_tokens
 
     def _check(
-        self, peaks: Sequence[tuple[LogitPeaks, list[float]]], slots: Mapping[Role, Sequence[int]], num_kept: int
-    ) -> None:
+        self, peaks: Sequence[tuple[LogitPeaks, list[float]]], slots: Mapping[Role, Sequence[int]], num_kept: int,
+        all_rows: bool,
+    ) -> None:  # fmt: skip
         """Raise ModelError where logits that this round's tokens were drawn from are not finite.
 
         For a model that scores, those are row 0 and the rows of the kept slots: rows after a rejection do not affect
-        the output. For drafts, all rows are checked.
+        the output, unless the rule reads `all_rows`. For drafts, all rows are checked.
         """
         self.peaks = []
         for each, values in peaks:
-            rows = [0, *(slot + 1 for slot in slots.get(each.role, ()))][:num_kept]
+            rows: Sequence[int] = [0, *(slot + 1 for slot in slots.get(each.role, ()))][:num_kept]
+            if all_rows:
+                rows = range(each.first, each.first + len(values))
             for place, row in enumerate(range(len(values)) if each.drafts else rows):
                 at = row - each.first
                 if 0 <= at < len(values) and not math.isfinite(values[at]):
@@ -197,8 +200,8 @@ class RequestState:
         if source:
             each = out.proposers.setdefault(source, {"num_rounds": 0, "num_drafted": 0, "num_accepted": 0})
             each["num_rounds"] += 1
-            each["num_drafted"] += num_drafted
-            each["num_accepted"] += num_accepted
+            each["num_drafted"] += min(num_drafted, end)
+            each["num_accepted"] += min(num_accepted, end)
 
     def _count_tree(self, ask: Round, counts: Mapping[str, list[float]]) -> None:
         out = self.out

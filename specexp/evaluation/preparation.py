@@ -59,7 +59,8 @@ class PreparedMethod:
     def lengths(self) -> set[int]:
         """Draft lengths whose verifying calls are measured: gamma, and some shorter ones if a draft may stop early."""
         gamma = self.config.gamma
-        between = {gamma // 2, gamma // 4, gamma // 8} if self.config.min_draft_probability else set()
+        ends = self.config.min_draft_probability or self.config.suffix_factor
+        between = {gamma // 2, gamma // 4, gamma // 8} if ends else set()
         return ({gamma} | between) - {0}
 
     @property

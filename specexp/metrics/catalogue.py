@@ -35,7 +35,8 @@ class Metric:
 METRICS: tuple[Metric, ...] = (
     Metric(("accept/alpha",),
         "mean over tested positions of sum_x min(p, q), those after an EOS left out: a property of the "
-        "pair and the task",
+        "pair and the task, where the draft model drafts at the target's temperature (of a block, the accepted "
+        "positions and the next one count as tested)",
         "probability", "higher",
     ),
     Metric(("accept/draft_rate",),
@@ -62,11 +63,11 @@ METRICS: tuple[Metric, ...] = (
         "share", "",
     ),
     Metric(("proposer/NAME_rate",),
-        "accepted tokens / tokens that it drafted, before cutting",
+        "accepted tokens / tokens that it drafted, both without those after the end",
         "share", "higher",
     ),
     Metric(("proposer/NAME_length",),
-        "accepted tokens / rounds that it drafted, before cutting",
+        "accepted tokens / rounds that it drafted, without those after the end",
         "tokens per round", "higher",
     ),
     Metric(("tree/effective_parallelism",),
@@ -114,14 +115,14 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(("speed/c", "speed/v"),
         "draft step / target step; target call on gamma + 1 positions / on one. Where rounds differ "
-        "(`lookup`, `min_draft_probability`, trees): on the mean number of positions, for a tree's draft "
-        "calls too, interpolated linearly between measured sizes",
+        "(`lookup`, `suffix`, `chained`, `min_draft_probability`, trees): on the mean number of positions, for a "
+        "tree's draft calls too, interpolated linearly between measured sizes",
         "target steps", "lower",
     ),
     Metric(("speed/attainable",),
         "mean_length / (gamma c + v), with one more draft step for a judge that reads the draft's hidden "
         "state: what the calls alone would allow. Where rounds differ: mean_length / (counted draft calls "
-        "per round x c + v); `lookup` has no c",
+        "per round x c + v); `lookup` and `suffix` have no c",
         "ratio", "higher",
     ),
     Metric(("speed/realised",),

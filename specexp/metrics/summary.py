@@ -17,6 +17,8 @@ from specexp.metrics.trees import check_trees, tree_metrics
 from specexp.profiling.call_costs import Costs
 from specexp.storage.records import Record, Summed
 
+_OF_PROPOSER = ("num_rounds", "num_drafted", "num_accepted")
+
 
 def check_identities(record: Record, tree: TreeConfig | None = None, bonus: bool = True) -> None:
     """Assert the identities of a record's counts, which hold for every method, and the limits of its `tree`."""
@@ -27,9 +29,11 @@ def check_identities(record: Record, tree: TreeConfig | None = None, bonus: bool
     assert 0 <= accepted <= record["num_drafted"], record
     assert record["num_judged"] <= accepted, record
     _check_before_end(record)
-    for name in ("num_rounds", "num_drafted", "num_accepted") if record.get("proposers") else ():
-        named = sum(each[name] for each in record["proposers"].values())
-        assert named == record[name] or (name == "num_rounds" and named < record[name]), record
+    if record.get("proposers"):
+        named = {key: sum(each[key] for each in record["proposers"].values()) for key in _OF_PROPOSER}
+        assert named["num_rounds"] <= rounds, record
+        assert named["num_drafted"] == total(record["drafted_before_end"]), record
+        assert named["num_accepted"] == total(record["accepted_before_end"]), record
     if spec(record["method"]).grows_tree:  # a tree tests no token: the target's own draw matches a node or not
         check_trees(record, tree)
     else:
@@ -156,9 +160,10 @@ def _by_proposer(records: Sequence[Record]) -> dict[str, float]:
     rounds, result = sum(record["num_rounds"] for record in records), {}
     for name in dict.fromkeys(name for record in records for name in record.get("proposers", {})):
         own = [record["proposers"][name] for record in records if name in record.get("proposers", {})]
-        counts = {key: sum(each[key] for each in own) for key in ("num_rounds", "num_drafted", "num_accepted")}
+        counts = {key: sum(each[key] for each in own) for key in _OF_PROPOSER}
         result[f"proposer/{name}_rounds"] = counts["num_rounds"] / rounds
-        result[f"proposer/{name}_rate"] = counts["num_accepted"] / counts["num_drafted"]
+        if counts["num_drafted"]:
+            result[f"proposer/{name}_rate"] = counts["num_accepted"] / counts["num_drafted"]
         result[f"proposer/{name}_length"] = counts["num_accepted"] / counts["num_rounds"]
     return result
 

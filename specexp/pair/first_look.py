@@ -19,7 +19,7 @@ from specexp.lm.configs.config_check import check_quantization, check_sizes
 from specexp.lm.configs.refusals import RawConfig
 from specexp.lm.hf.source import hub_fault, model_source
 from specexp.lm.runtime import ModelConfig
-from specexp.method_specs import spec
+from specexp.method_specs import models_of, spec
 
 
 def check(experiment: Experiment, roles: Set[Role] = frozenset()) -> None:
@@ -30,7 +30,7 @@ def check(experiment: Experiment, roles: Set[Role] = frozenset()) -> None:
     if experiment.toy is not None:
         return
     specs = [spec(method.method) for method in experiment.methods]
-    roles = frozenset(roles).union(*(each.models for each in specs))
+    roles = frozenset(roles).union(*(models_of(method) for method in experiment.methods))
     trees = any(each.grows_tree for each in specs)
     contexts = []
     for role in sorted(roles, reverse=True):

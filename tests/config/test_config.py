@@ -398,3 +398,23 @@ def test_a_later_setting_at_its_default_leaves_the_hash_as_it_was() -> None:
             del method[setting]
     assert settings_hash(without) == plain.hash
     assert config.resolve("arith_quick", {"methods": "baseline,speculative", "rule": "block"}).hash != plain.hash
+
+
+def test_a_presets_value_is_the_same_setting_as_one_that_is_given(workplace: Path) -> None:
+    (workplace / "given.yaml").write_text("suffix_factor: 1\n")
+    given = config.resolve("arith_quick", {"methods": "suffix", "config": "given.yaml"})
+    assert given.hash == config.resolve("arith_quick", {"methods": "suffix"}).hash
+
+
+def test_labels_tell_a_presets_rule_and_two_probabilities_apart(workplace: Path) -> None:
+    methods = config.resolve("arith_quick", {"methods": "speculative,speculative_block", "gamma": "4"}).methods
+    assert [method.label for method in methods] == ["speculative_k4", "speculative_k4_block"]
+    (workplace / "given.yaml").write_text("min_draft_probability: [0, 0.3]\nsuffix_min_probability: [0.1, 0.3]\n")
+    methods = config.resolve("arith_quick", {"methods": "chained", "config": "given.yaml"}).methods
+    assert [m.label for m in methods] == ["chained_s0.1", "chained_s0.3", "chained_p0.3_s0.1", "chained_p0.3_s0.3"]
+
+
+def test_a_match_that_lookup_cannot_find_is_refused(workplace: Path) -> None:
+    (workplace / "given.yaml").write_text("min_match: 4\n")
+    with pytest.raises(ConfigError, match="min_match is 4, but max_ngram of lookup is 3: nothing would be found"):
+        config.resolve("arith_quick", {"methods": "lookup", "config": "given.yaml"})

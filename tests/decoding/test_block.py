@@ -14,8 +14,11 @@ from helpers.sampling import EXACT
 from helpers.seeded_bugs import SHARED_DRAWS, Bug, mutated
 from specexp.certify import chi_square
 from specexp.certify.reference_distribution import sequence_distribution
+from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.rng import HashRng
 from specexp.decoding.rules import Warp, one_hot, verify, verify_block
+from specexp.engine import Engine
+from specexp.errors import ModelError
 from specexp.lm.toy import ToyModel
 
 LENGTH, VOCAB, GAMMA = 5, 2, 4
@@ -138,3 +141,18 @@ def test_draws_that_rounds_share_are_seen(bug: Bug) -> None:
 @pytest.mark.slow
 def test_as_many_outputs_without_a_bug_follow_the_target() -> None:
     assert p_value(30_000) > 0.001
+
+
+def test_logits_behind_the_accepted_tokens_that_are_no_numbers_are_noticed() -> None:
+    """A block reads all rows: NaN in the last one moves what is accepted."""
+
+    class Broken(ToyModel):
+        def rows(self, before: Any, tokens: Any, positions: Any) -> Any:
+            logits, hidden = super().rows(before, tokens, positions)
+            return np.where((np.asarray(positions) == 5)[:, None], np.nan, logits), hidden
+
+    models = {"target": Broken(5, 3), "draft": ToyModel(5, 3, draft_noise=2.0)}
+    decoder = Chain(DraftModel(4), Lossless(), Warp(1.0), verification="block")
+    for seed in range(20):
+        with pytest.raises(ModelError, match="gives NaN logits"):
+            Engine(models).generate(decoder, [1, 2], 5, HashRng.of(seed, "p"))

@@ -174,7 +174,8 @@ def test_greedy_output_equals_generate(pair: Callable[[str], dict[str, HFModel]]
                 counted["alone"] = counted.get("alone", 0) + out.num_accepted
             for name, counts in out.proposers.items():
                 counted[name] = counted.get(name, 0) + counts["num_accepted"]
-            assert sum(counts["num_drafted"] for counts in out.proposers.values()) in (0, out.num_drafted)
+            ends = sum(n * times for n, times in enumerate(out.drafted_before_end))
+            assert sum(counts["num_drafted"] for counts in out.proposers.values()) in (0, ends)
     assert min(counted[name] for name in ("alone", "suffix", "draft")) > 0, "who was never accepted says little"
 
 
@@ -186,14 +187,14 @@ def test_a_draft_model_that_has_no_turn_is_not_asked() -> None:
 
 def test_proposers_are_named_in_their_order(workplace: Any) -> None:
     for text, names, roles in [
-        ("gamma: 8", "suffix,lookup,draft", {"target", "draft"}),
+        ("gamma: 8", "suffix,draft", {"target", "draft"}),
         ("proposers: [lookup, draft]", "lookup,draft", {"target", "draft"}),
         ("proposers: lookup,suffix", "lookup,suffix", {"target"}),
     ]:
         (workplace / "own.yaml").write_text(text)
         (method,) = config.resolve("arith_quick", {"methods": "chained", "config": "own.yaml"}).methods
         assert (method.proposers, roles_of(method)) == (names, roles)
-    for wrong in ("proposers: [tree]", "proposers: [draft, draft]"):
+    for wrong in ("proposers: [tree]", "proposers: [draft, draft]", "proposers: [draft, suffix]"):
         (workplace / "own.yaml").write_text(wrong)
         with pytest.raises(ConfigError, match="proposer"):
             config.resolve("arith_quick", {"methods": "chained", "config": "own.yaml"})
@@ -211,15 +212,16 @@ def test_an_evaluation_counts_each_proposer(workplace: Any) -> None:
         for name, counts in record["proposers"].items():
             for key, value in counts.items():
                 totals.setdefault(name, dict.fromkeys(counts, 0))[key] += value
-    assert set(totals) == {"suffix", "draft"}, "lookup finds nothing that suffix decoding does not"
-    assert sum(each["num_accepted"] for each in totals.values()) == sum(record["num_accepted"] for record in rows)
+    assert set(totals) == {"suffix", "draft"}
+    ends = sum(n * times for record in rows for n, times in enumerate(record["accepted_before_end"]))
+    assert sum(each["num_accepted"] for each in totals.values()) == ends
     run = flat_runs()["chained"].data
     rounds = sum(record["num_rounds"] for record in rows)
     for name, each in totals.items():
         assert run.metrics[f"proposer/{name}_rounds"] == pytest.approx(each["num_rounds"] / rounds)
         assert run.metrics[f"proposer/{name}_rate"] == pytest.approx(each["num_accepted"] / each["num_drafted"])
         assert run.metrics[f"proposer/{name}_length"] == pytest.approx(each["num_accepted"] / each["num_rounds"])
-    assert run.params["proposers"] == "suffix,lookup,draft"
+    assert run.params["proposers"] == "suffix,draft"
     page = (workplace / "out" / "report.html").read_text()
     assert "suffix drafted in" in page
     assert 'data-metric="proposer/draft_rate"' in page

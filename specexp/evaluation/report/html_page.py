@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from specexp.addresses import mask
+from specexp.config.experiment import LATER
 from specexp.evaluation.report.charts import Chart, accepted_shares, shares_by_depth
 from specexp.evaluation.report.comparison import Comparison, Entry
 from specexp.evaluation.report.divergence_text import equality, mark
@@ -177,12 +178,19 @@ def _method(entry: Entry) -> str:
     """Return a setting's own settings, without those that are empty, 0 or True."""
     config = {**asdict(entry.config), **(asdict(entry.config.tree) if entry.config.tree else {})}
     dull = ("method", "preset", "label", "tree")
-    said = {key: value for key, value in config.items() if key not in dull and value not in (None, "", 0, True)}
+    said = {key: value for key, value in config.items() if key not in dull and not _is_usual(key, value)}
     if entry.config.method == "autojudge" and entry.config.threshold is None:
         said["threshold"] = "calibrated"
     elif entry.config.method == "autojudge":
         said["threshold"] = entry.config.threshold
     return ", ".join(f"{key} {value}" for key, value in said.items())
+
+
+def _is_usual(key: str, value: Any) -> bool:
+    """True for what goes without saying: a default, or a setting that the method does not have."""
+    if key in LATER:
+        return bool(value == LATER[key])
+    return value is True or value in (None, "", 0)
 
 
 def _environments(environments: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
