@@ -215,5 +215,10 @@ def _gap(rows: Tensor, others: Tensor) -> float:
 def _rounding(model: Loaded, rows: Tensor) -> float:
     largest = float(rows.masked_fill(torch.isneginf(rows), 0.0).abs().max())
     quantization = getattr(model.module.config, "quantization_config", None)
-    coarse = getattr(quantization, "load_in_8bit", False)
+    # bitsandbytes packs 4-bit weights for CPUs with AVX-512 BF16, and multiplies them in bfloat16 whatever the dtype.
+    packed = any(
+        getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False)
+        for weight in model.module.parameters()
+    )
+    coarse = getattr(quantization, "load_in_8bit", False) or packed
     return largest * (COARSEST if coarse else ROUNDING.get(model.module.dtype, COARSEST))
