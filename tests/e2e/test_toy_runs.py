@@ -38,16 +38,16 @@ def without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_every_method_runs_without_torch(workplace: Path) -> None:
     judge_for("toy_quick", features.mode("both")).save(workplace / "judge")
-    done = without_torch("--experiment", "toy_quick", "--limit", "5", "--methods", "compare_all_k4", "--judge", "judge",
-                         "--gamma", "4")  # fmt: skip
+    done = without_torch("--experiment", "toy_quick", "--limit", "5", "--methods", "compare_all_k4,suffix,chained",
+                         "--judge", "judge", "--gamma", "4")  # fmt: skip
     assert done.returncode == 0, done.stderr
     outputs = {(r["prompt_id"], r["label"]): r["token_ids"] for r in records(workplace / "out")}
     labels = {label for _, label in outputs}
-    drafting = ("speculative", "lookup", "autojudge", "topk", "specexec")
-    assert labels == {"baseline", "draft_only", *(f"{method}_k4" for method in drafting)}
+    lossless, lossy = ("speculative", "lookup", "suffix", "chained", "specexec"), ("autojudge", "topk")
+    assert labels == {"baseline", "draft_only", *(f"{method}_k4" for method in lossless + lossy)}
     assert {method.split("_k")[0] for method in labels} == set(specs())
     for (prompt, label), tokens in outputs.items():
-        if label in ("speculative_k4", "lookup_k4", "specexec_k4"):
+        if label.removesuffix("_k4") in lossless:
             assert tokens == outputs[prompt, "baseline"]
     assert sorted(flat_runs()) == sorted(labels)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -139,3 +140,14 @@ def test_a_suppressed_id_is_no_difference() -> None:
         model = HFModel(build(family), family, suppressed=[5, 9])
         model.check_cache()
         model.check_trees()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_weights_packed_for_bfloat16_are_compared_as_coarsely_as_it_rounds(packed: bool) -> None:
+    """bitsandbytes multiplies nf4 in bfloat16 on a CPU with AVX-512 BF16, though the model computes in float32."""
+    model = HFModel(build("llama"), "llama")
+    weight = next(model.module.parameters())
+    weight.quant_state = SimpleNamespace(packing_format_for_cpu=packed)
+    rows = torch.tensor([[4.0, -float("inf")]])
+    expected = forward_check.COARSEST if packed else forward_check.ROUNDING[torch.float32]
+    assert forward_check._rounding(model, rows) == pytest.approx(4.0 * expected)
