@@ -32,6 +32,7 @@ LATER = {
     "suffix_memory": "prompt", "min_match": 1, "proposers": "",
 }  # fmt: skip
 PROPOSERS = ("suffix", "lookup", "draft")
+LATER_OF_MODELS = {"layers": ""}
 SUFFIX_FACTOR, SUFFIX_MIN_PROBABILITY = 1.0, 0.1
 
 
@@ -119,8 +120,8 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
     """Twelve hex digits that identify an experiment's settings, given as in JSON.
 
     A chat template of `auto` counts as `none` if the task uses no template; the draft's also does if the target's is
-    not `auto`. So these settings keep the hashes they had when `none` was the default. Likewise for methods' settings
-    that came later: a default does not count.
+    not `auto`. So these settings keep the hashes they had when `none` was the default. Likewise for settings of methods
+    and models that came later: a default does not count.
     """
     canonical = dict(settings)
     if "methods" in settings:  # labels have none
@@ -128,8 +129,14 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
             {key: value for key, value in method.items() if key not in LATER or value != LATER[key]}
             for method in settings["methods"]
         ]
+    for role in ROLES:
+        canonical[role] = {
+            key: value
+            for key, value in settings[role].items()
+            if key not in LATER_OF_MODELS or value != LATER_OF_MODELS[key]
+        }
     unused = settings["toy"] is not None or DEFAULTS[settings["task"]].completions
     for role in ROLES:
         if settings[role]["chat_template"] == AUTO and (unused or settings["target"]["chat_template"] != AUTO):
-            canonical[role] = {**settings[role], "chat_template": NO_TEMPLATE}
+            canonical[role] = {**canonical[role], "chat_template": NO_TEMPLATE}
     return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:12]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from specexp.config.parsers import mapping, one_of, switch, text
+from specexp.config.parsers import layers, mapping, one_of, switch, text
 from specexp.config.setting import Setting
 from specexp.lm.runtime import (
     ATTENTIONS,
@@ -13,6 +13,9 @@ from specexp.lm.runtime import (
     OFFLOADS,
     QUANTIZATIONS,
 )
+
+OWN_LAYERS = "layers:"  # prefix of a draft that is given as one word
+
 
 MODEL_SETTINGS: dict[str, Setting] = {
     "model": Setting(
@@ -50,10 +53,18 @@ MODEL_SETTINGS: dict[str, Setting] = {
         " completion prompts, such as `arith`.",
     ),
     "trust_remote_code": Setting(switch, "Let transformers run code that comes with the model.", "false"),
+    "layers": Setting(
+        layers, "Make the draft of these layers of the target, in place of a model of its own: `0-9`, `0-28:4`.",
+        otherwise="none",
+        more="For `draft` alone, without any other setting; as an option, `layers:0-9`. [Drafts](methods.md#drafts)"
+        " has the details.",
+    ),
 }  # fmt: skip
 
 
 def model_settings(value: Any) -> dict[str, Any]:
+    if isinstance(value, str) and value.startswith(OWN_LAYERS):
+        return {"layers": layers(value.removeprefix(OWN_LAYERS))}
     if isinstance(value, str) and value:
         return {"model": text(value)}
     if not isinstance(value, dict):
@@ -62,7 +73,12 @@ def model_settings(value: Any) -> dict[str, Any]:
 
 
 def laid_over(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """A preset's settings of a model with `given` ones on top; another model drops its revision and tokenizer."""
+    """A preset's settings of a model with `given` ones on top; another model drops its revision and tokenizer.
+
+    A draft of the target's own layers and a model of its own replace each other.
+    """
+    if "layers" in given or ("layers" in preset and "model" in given):
+        return given
     if given.get("model", preset.get("model")) != preset.get("model"):
         preset = {key: value for key, value in preset.items() if key not in ("revision", "tokenizer")}
     return {**preset, **given}

@@ -15,6 +15,7 @@ from specexp.config.experiment import (
 )
 from specexp.decoding.rules import is_greedy
 from specexp.errors import shown, unknown
+from specexp.lm.configs.layer_ranges import HOW, layer_indices
 from specexp.tasks.answers import check_pattern
 from specexp.tasks.gsm8k import SHOTS
 from specexp.tasks.source import DataConfig
@@ -144,6 +145,15 @@ def choices(kind: str, known: Collection[str]) -> Callable[[Any], tuple[str, ...
         return result
 
     return parse
+
+
+def layers(value: Any) -> str:
+    """Layers of the target, as `layer_ranges` names them."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"it must be {HOW}.")
+    result = str(value).replace(" ", "")
+    layer_indices(result)
+    return result
 
 
 def proposers(value: Any) -> str:

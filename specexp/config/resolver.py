@@ -186,12 +186,20 @@ class _Reader:
         if toy is not None:
             self.faults.append(f"toy is given, but pair '{pair}' is not a toy pair; leave toy out, or set pair to toy.")
         both = {} if template is None else {"chat_template": template}
-        models = {
-            role: ModelConfig(**{**laid_over(model_settings(result[role]), given.get(role, {})), **both})
-            for role in ROLES
-        }
+        settings = {role: laid_over(model_settings(result[role]), given.get(role, {})) for role in ROLES}
+        if "layers" in settings["target"]:
+            self.faults.append("target: layers are a draft's; name the model of the target, and give them as draft's.")
+            return {}
+        if layers := settings["draft"].pop("layers", ""):
+            if settings["draft"]:
+                self.faults.append(
+                    f"draft: {' and '.join(settings['draft'])} and layers are given; a draft of the target's layers has"
+                    " the target's settings: leave one out."
+                )
+            settings["draft"] = {**settings["target"], "layers": layers}
+        models = {role: ModelConfig(**{**settings[role], **both}) for role in ROLES}
         self.faults += [f"{role}: {fault}" for role, model in models.items() for fault in model.faults()]
-        return {"pair": pair if not given else f"{models['target'].model}+{models['draft'].model}", **models}
+        return {"pair": pair if not given else f"{models['target'].model}+{models['draft'].shown}", **models}
 
     def _task(self, values: dict[str, Any], methods: list[str]) -> None:
         """Check what a task needs, and refuse what only other tasks take."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from array_api_compat import array_namespace
 
-from specexp.lm.model import Array, Branches, Feed, Model, Session
+from specexp.lm.model import Array, Branches, Feed, Following, Model, Session
 
 
 class Context:
@@ -15,9 +15,14 @@ class Context:
     The last committed token is never in the cache at the start of a round: the first ask needs its row.
     """
 
-    def __init__(self, model: Model, session: Session, cached: bool = True) -> None:
+    def __init__(
+        self, model: Model, session: Session, cached: bool = True, leader: Context | None = None
+    ) -> None:  # fmt: skip
+        """With `leader`, another model's context, its session is in the same slots, which hold the same for both."""
         self._model = model
         self._session = session
+        self._leader = leader
+        self._follows = False  # whether the leader is at the same sequence, and fills the slots
         self._use_cache = cached
         self._ids: list[int] = []
         self._num_cached = 0
@@ -28,10 +33,11 @@ class Context:
         self.num_calls = 0  # ever, prefill included
         self.num_positions = 0
 
-    def open(self, ids: list[int], reuse: bool) -> None:
+    def open(self, ids: list[int], reuse: bool, led: bool = False) -> None:
         """Hold ids[:-1], feeding what the cache does not hold yet; without `reuse` it starts from an empty cache.
 
-        A prompt beyond the context is not fed.
+        A prompt beyond the context is not fed. With `led`, the leader was opened for the same sequence, and whatever it
+        holds need not be fed.
         """
         common = 0
         for old, new in zip(self._ids[: self._num_cached] if reuse else (), ids[:-1], strict=False):
@@ -44,7 +50,10 @@ class Context:
             return
         self._session.truncate(common)
         self._num_cached = common
-        if common < len(ids) - 1 <= self._model.context:
+        self._follows = led and self._leader is not None
+        if self._follows:
+            self._follow()
+        elif common < len(ids) - 1 <= self._model.context:
             self._session.feed(self._model.ids(ids[common:-1]), rows=0)
             self._count(len(ids) - 1 - common)
             self._num_cached = len(ids) - 1
@@ -60,6 +69,8 @@ class Context:
 
         The first one of a round gives R = N + 1 rows, where row 0 follows the last committed token; later ones give N.
         """
+        if self._follows and self._leader is not None:
+            assert not self._leader._begun, "a draft in the target's slots is asked before the target"
         num = 0 if tokens is None else tokens.shape[0]
         if parents is not None or self._parents is not None:
             self._grow(num, parents)
@@ -88,6 +99,10 @@ class Context:
         self._num_slots += num
         self.num_calls += num
         self.num_positions += num
+
+    @property
+    def session(self) -> Session:
+        return self._session
 
     @property
     def model_name(self) -> str:
@@ -119,7 +134,9 @@ class Context:
 
     def commit(self, tokens: list[int], kept: Sequence[int]) -> None:
         """Append committed tokens; `kept` are their slots, in order, as far as they were fed."""
-        if self._begun and self._use_cache:
+        if self._follows:
+            self._follow()
+        elif self._begun and self._use_cache:
             # The last committed token stays out of the cache, even if it was fed: the next round asks for its row.
             slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1]
             if slots == list(range(len(slots))):
@@ -129,6 +146,14 @@ class Context:
             self._num_cached += len(slots)
         self._new_round()
         self._ids += tokens
+
+    def _follow(self) -> None:
+        """Hold what the leader holds, which has committed the same tokens."""
+        leader, session = self._leader, self._session
+        assert leader is not None
+        assert isinstance(session, Following)
+        session.follow(leader._session)
+        self._num_cached = leader._num_cached
 
     def _count(self, positions: int) -> None:
         self.num_calls += 1

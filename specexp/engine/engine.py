@@ -30,7 +30,7 @@ from specexp.engine.request import (
 )
 from specexp.engine.request_state import Decoder, Generation, RequestState, parts_of
 from specexp.engine.scheduler import Phase, next_phase, with_asks
-from specexp.lm.model import Array, Model
+from specexp.lm.model import Array, Follower, Model, Session
 
 _SLACK = 32  # extra slots per sequence, for drafted tokens that are not committed
 
@@ -185,9 +185,20 @@ class Engine:
     def _context(self, role: Role, row: int, length: int) -> Context:
         if role not in self._contexts:
             model = self._models[role]
-            sessions = model.sessions(self._max_batch_size, length + _SLACK)
-            self._contexts[role] = [Context(model, session, self._cached) for session in sessions]
+            beside = self._beside(model, row, length) if role == "draft" else None
+            sessions = beside or model.sessions(self._max_batch_size, length + _SLACK)
+            leaders = self._contexts["target"] if beside else [None] * len(sessions)
+            self._contexts[role] = [
+                Context(model, session, self._cached, leader) for session, leader in zip(sessions, leaders, strict=True)
+            ]
         return self._contexts[role][row]
+
+    def _beside(self, model: Model, row: int, length: int) -> Sequence[Session] | None:
+        """The draft's sessions in the target's slots, if it can have them: not where caches outlive requests."""
+        if "target" not in self._models or self._reuse or not self._cached or not isinstance(model, Follower):
+            return None
+        self._context("target", row, length)
+        return model.sessions_beside([context.session for context in self._contexts["target"]])
 
     def _open(self, row: int, request: ScoreRequest) -> PendingScore:
         context = self._context(request.role, row, len(request.ids) + len(request.tokens))
@@ -204,9 +215,9 @@ class Engine:
         )  # fmt: skip
         state.out.finish_reason = "length" if limit == request.max_new_tokens else "context"
         state.began = self._clock()
-        for role in request.decoder.models:
+        for role in sorted(request.decoder.models, reverse=True):  # the target before a draft that follows it
             state.contexts[role] = self._context(role, row, len(state.ids) + limit)
-            state.contexts[role].open(state.ids, self._reuse)
+            state.contexts[role].open(state.ids, self._reuse, led="target" in state.contexts)
         for model in self._used([state]):
             model.wait()
         state.out.prefill_seconds = self._clock() - state.began

@@ -131,6 +131,24 @@ class Model(Protocol):
 
 
 @runtime_checkable
+class Following(Protocol):
+    """A session in the slots of another one, the leader."""
+
+    def follow(self, leader: Session) -> None:
+        """Hold what the leader holds."""
+        ...
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """Optional interface of a model whose layers compute keys and values as the target's first ones do."""
+
+    def sessions_beside(self, leaders: Sequence[Session]) -> Sequence[Session] | None:
+        """Return an empty `Following` session for each of the target's; None if they cannot have the same slots."""
+        ...
+
+
+@runtime_checkable
 class Drafts(Protocol):
     """Optional interface of a model that drafts a whole chain in one call, sampling included, for a single session."""
 

@@ -27,7 +27,8 @@ class ModelConfig:
     lets accelerate spread the layers; bitsandbytes does `quantization` as the weights are read, with arithmetic in
     `compute_dtype` (default: `dtype`); `offload` leaves the layers' weights in CPU memory or on disk, and every forward
     copies each layer to the device; `attention` defaults to what transformers chooses. `chat_template` says whether
-    prompts are formatted with the tokenizer's chat template; the target's setting applies to both models.
+    prompts are formatted with the tokenizer's chat template; the target's setting applies to both models. A draft with
+    `layers` shares the target's weights; the rest of its settings are the target's.
     """
 
     model: str
@@ -41,6 +42,12 @@ class ModelConfig:
     attention: str = ""
     chat_template: str = AUTO
     trust_remote_code: bool = False
+    layers: str = ""  # of a draft: it is these layers of the target, and `model` is the target's
+
+    @property
+    def shown(self) -> str:
+        """Its name in messages and in the names of pairs."""
+        return f"layers:{self.layers}" if self.layers else self.model
 
     def faults(self) -> list[str]:
         """Settings that contradict each other, one line each."""

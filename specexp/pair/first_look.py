@@ -16,6 +16,7 @@ from specexp.decoding.protocol import Role
 from specexp.errors import ConfigError, ModelError
 from specexp.lm.configs import model_types, refusals
 from specexp.lm.configs.config_check import check_quantization, check_sizes
+from specexp.lm.configs.layer_ranges import check_layers
 from specexp.lm.configs.refusals import RawConfig
 from specexp.lm.hf.source import hub_fault, model_source
 from specexp.lm.runtime import ModelConfig
@@ -43,6 +44,8 @@ def check(experiment: Experiment, roles: Set[Role] = frozenset()) -> None:
         check_sizes(text.values, model.model)
         check_quantization(values.get("quantization_config"), model)
         facts = model_types.facts_of(config)
+        if model.layers:
+            check_layers(model.layers, config, model.model)
         if not model.trust_remote_code or "auto_map" not in values:
             refusals.check(config, facts, model.model)
             if trees:

@@ -71,9 +71,12 @@ def load_pair(
     configs = experiment.models
     # Before the tokenizers: their loader reads configs too, and reports a broken one as a fault of the tokenizer.
     sizes = {configs[role].model: loading.vocabulary_size(configs[role]) for role in roles}
+    own_layers = loading.own_layers(configs["draft"]) if "draft" in roles else ()
     tokenizer = loading.load_tokenizer(experiment.target)
     text, notes = _text(experiment, tokenizer, not own_prompts and DEFAULTS[experiment.task].completions)
-    other = loading.load_tokenizer(experiment.draft).get_vocab() if "draft" in roles else None
+    other = None
+    if "draft" in roles and not own_layers:
+        other = loading.load_tokenizer(experiment.draft).get_vocab()
     known = shared_vocabulary(tokenizer.get_vocab(), other)
     check_vocabulary(known, sizes)
     trees = any(spec(method.method).grows_tree for method in experiment.methods)
@@ -82,7 +85,11 @@ def load_pair(
     check(text, contexts(experiment, roles))
     # The target defines the ids that may be emitted, for both models, even if only the draft is loaded.
     suppressed = loading.suppressed_ids(experiment.target)
-    models = {role: loading.load_model(configs[role], known, suppressed) for role in configs if role in roles}
+    loaded = [role for role in configs if role in roles and not (role == "draft" and own_layers)]
+    models = {role: loading.load_model(configs[role], known, suppressed) for role in loaded}
+    if own_layers:
+        whole = models.get("target") or loading.load_model(experiment.target, known, suppressed)
+        models["draft"] = loading.model_of_layers(whole, own_layers, experiment.draft.shown)
     for model in models.values():
         model.check_cache()
     main = models["target" if "target" in roles else "draft"]
@@ -106,7 +113,7 @@ def identity(pair: Pair, experiment: Experiment) -> dict[str, Any]:
         "tokenizer": pair.text.facts()["vocabulary"],
         "chat_template": pair.text.facts()["chat_template"] or "",
         "target_name": experiment.target.model,
-        "draft_name": experiment.draft.model,
+        "draft_name": experiment.draft.shown,
         "target_revision": experiment.target.revision,
         "draft_revision": experiment.draft.revision,
         "dtype": experiment.target.dtype,

@@ -440,7 +440,7 @@ LINEAR, ROTARY, PARTS, DESCRIPTION, BLOCK, NORMS, FEED_FORWARD, FAMILIES, LAYER_
 FORWARD_BUGS = [
     Bug("Qwen2's biases are dropped", LINEAR, "                bias[start:stop] = part.bias\n", ""),
     Bug("the window of one piece is one too wide", KV, "seen = j <= i if not window else (j <= i) & (j > i - window)", "seen = j <= i if not window else (j <= i) & (j >= i - window)"),
-    Bug("the window of several tokens is one too wide", ATTENTION, "mask = pool.causal_mask(num, start, window, group)", "mask = pool.causal_mask(num, start, window + (window > 0 and num > 1), group)"),
+    Bug("the window of several tokens is one too wide", ATTENTION, "mask = pool.buffers.causal_mask(num, start, window, group)", "mask = pool.buffers.causal_mask(num, start, window + (window > 0 and num > 1), group)"),
     Bug("a tree's window is one too wide", ATTENTION, "sees & (at[None, :] > positions[:, None] - window) if window", "sees & (at[None, :] >= positions[:, None] - window) if window"),
     Bug("the window of rows together is one too wide", ATTENTION, "(column if at is None else at[:, None, :]) > positions", "(column if at is None else at[:, None, :]) >= positions"),
     Bug("a recorded window is one too wide", BUCKETED, "self._columns > slots[:, None] - window", "self._columns >= slots[:, None] - window"),

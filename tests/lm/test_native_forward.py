@@ -220,7 +220,7 @@ def test_no_step_allocates_keys_and_values() -> None:
     for session in (model.session(), HFModel(model.module, "t", forward="transformers").session()):
         session.feed(torch.arange(3, 90).repeat(12), 0)
         if isinstance(session, kv_cache.NativeSession):
-            session.pool.ensure_capacity(session.length + 100)
+            session.pool.buffers.ensure_capacity(session.length + 100)
         session.feed(torch.tensor([5]), 1)
         session.feed(torch.tensor([5, 6, 7]), 3)
         with Allocations() as watch:
@@ -234,10 +234,10 @@ def test_no_step_allocates_keys_and_values() -> None:
     engine = Engine({"target": model, "draft": draft})
     engine.generate(Chain(DraftModel(4), Lossless(), Warp()), [5, 6, 7], 60, CertainRng())
     contexts = engine._contexts
-    before = [c._session.pool.values.data_ptr() for rows in contexts.values() for c in rows]  # type: ignore[attr-defined]
+    before = [c._session.pool.buffers.values.data_ptr() for rows in contexts.values() for c in rows]  # type: ignore[attr-defined]
     for prompt in ([5, 6], [9, 8, 7, 6]):
         engine.generate(Chain(DraftModel(4), Lossless(), Warp()), prompt, 50, CertainRng())
-    assert [c._session.pool.values.data_ptr() for rows in contexts.values() for c in rows] == before  # type: ignore[attr-defined]
+    assert [c._session.pool.buffers.values.data_ptr() for rows in contexts.values() for c in rows] == before  # type: ignore[attr-defined]
 
 
 def test_what_was_in_a_buffer_before_is_not_seen() -> None:

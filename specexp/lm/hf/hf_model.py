@@ -28,6 +28,7 @@ from specexp.lm.hf import forward_check, generation_config, model_config
 from specexp.lm.hf.fingerprint import fingerprint
 from specexp.lm.hf.hf_session import HFSession
 from specexp.lm.hf.offload import Offload
+from specexp.lm.hf.own_layers import OwnLayers
 from specexp.lm.hf.recurrent_state import Continuation, HFState
 from specexp.lm.hf.rope import LongRopeSession, TurnedSession
 from specexp.lm.hf.uncached_session import UncachedSession
@@ -54,6 +55,7 @@ class HFModel:
     forward: str = "auto"  # "auto": the native forward if it supports the model; or "transformers"
     graphs: str | Capture = "auto"  # "auto": on CUDA with the native forward; "off"; or a `Capture`
     suppressed: Sequence[int] = ()  # ids that are never emitted
+    own: OwnLayers | None = None  # where these are some layers of another model
     keeps_rows: bool = field(init=False)  # True if the module's forward takes `logits_to_keep`
     cache_argument: str = field(init=False)  # under which the module's forward takes its cache
     takes_positions: bool = field(init=False)  # True if it takes `position_ids`
@@ -86,12 +88,16 @@ class HFModel:
         self.cache_kind = model_config.cache_kind(self.module.config, type(self.module))
         self.cache_argument = model_config.cache_argument(self.module.forward) or "past_key_values"
         self.why_not_native = refusal(self.module) if self.forward == "auto" else "it was not asked for"
+        if self.own is not None and self.own.native is None:
+            self.why_not_native = "the target does not run on it"
         if self.why_not_native is None:
             self._use_native()
 
     def _use_native(self) -> None:
         """Decode by the native forward, if it gives the module's own logits."""
-        self.native = NativeForward(self.module, self.suppressed)
+        # That of own layers has the target's joined weights, which the module's parameters are views of already.
+        self.native = self.own.native if self.own is not None else NativeForward(self.module, self.suppressed)
+        assert self.native is not None
         fault = forward_check.native_fault(self, lambda: self.sessions(2)[0])
         if fault is None and self.recomputed_at is not None:
             long = turned(self.module.model.rotary_emb, True, self.recomputed_at)
@@ -201,8 +207,22 @@ class HFModel:
             return [HFSession(self) for _ in range(count)]
         if self.graph_pools is not None and count == 1:
             return [self.graph_pools.session(capacity)]
-        pool = Pool(self.native, count, capacity, self.num_valid_ids)
+        pool = Pool.empty(self.native, count, capacity, self.num_valid_ids)
         return [NativeSession(pool, row) for row in range(count)]
+
+    @torch.inference_mode()
+    def sessions_beside(self, leaders: Sequence[Session]) -> Sequence[Session] | None:
+        """Sessions in the slots of the target's, where the native forwards of both run the same first layers."""
+        if self.native is None or self.recomputed_at is not None or not (self.own and self.own.from_the_first):
+            return None
+        if len(leaders) == 1 and isinstance(leaders[0], GraphSession):
+            pools = self.graph_pools
+            return None if pools is None else [pools.session_beside(leaders[0].inner.pool.buffers)]
+        native = [leader for leader in leaders if isinstance(leader, NativeSession)]
+        if len(native) < len(leaders):
+            return None
+        pool = Pool(self.native, native[0].pool.buffers, self.num_valid_ids)
+        return [NativeSession(pool, leader.row) for leader in native]
 
     def _session_by_factors(self, long: bool, capacity: int = 0, recorded: bool = False) -> Session:
         """An empty cache whose keys are rotated by the short factors, or by the long ones."""
@@ -213,7 +233,7 @@ class HFModel:
         if pools is not None and recorded:
             return pools.session(capacity)
         forward = self.native.beyond if long else self.native
-        return NativeSession(Pool(forward, 1, capacity, self.num_valid_ids), 0)
+        return NativeSession(Pool.empty(forward, 1, capacity, self.num_valid_ids), 0)
 
     def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
         if self.native is None or len(feeds) == 1 or self.recomputed_at is not None:
@@ -247,6 +267,7 @@ class HFModel:
         return {
             "class": type(self.module).__name__,
             "model": self.name,
+            "layers": list(self.own.indices) if self.own else None,
             "revision": getattr(config, "_commit_hash", None),
             "fingerprint": self.fingerprint(),
             "hidden_size": int(self._text_config.hidden_size),

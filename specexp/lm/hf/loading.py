@@ -29,9 +29,11 @@ from transformers.utils import logging as transformers_logging
 
 from specexp.errors import ModelError, first_line
 from specexp.lm.configs.config_check import check_config, check_quantization, check_sizes, check_stops
+from specexp.lm.configs.layer_ranges import check_layers
 from specexp.lm.hf import generation_config, model_config
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.offload import Offload
+from specexp.lm.hf.own_layers import OwnLayers, module_of_layers
 from specexp.lm.hf.rope import note
 from specexp.lm.hf.source import Source, hub_fault, merged, model_source, tokenizer_source
 from specexp.lm.native.kv_cache import tune
@@ -109,6 +111,23 @@ def suppressed_ids(config: ModelConfig) -> tuple[int, ...]:
     """The `suppress_tokens` of the folder's or hub id's generation_config.json: ids that are never emitted."""
     result = generation_config.read(model_source(config).place, read_config(config), config.revision)
     return generation_config.suppressed(result, config.model)
+
+
+def own_layers(config: ModelConfig) -> tuple[int, ...]:
+    """The layers of the target that this draft is made of; empty if it is a model of its own. Raises ModelError."""
+    return check_layers(config.layers, read_config(config), config.model) if config.layers else ()
+
+
+def model_of_layers(target: HFModel, layers: Sequence[int], name: str) -> HFModel:
+    """The draft that has these layers of the target, on the same weights. Raises ModelError."""
+    module = module_of_layers(target.module, layers, target.name)
+    own = OwnLayers(tuple(layers), target.native and target.native.with_layers(layers))
+    result = HFModel(
+        module, name, target.num_valid_ids, graphs=target.graphs, suppressed=target.suppressed, own=own
+    )  # fmt: skip
+    if result.native is not None:
+        tune(result.native)
+    return result
 
 
 def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed: Sequence[int] = ()) -> HFModel:

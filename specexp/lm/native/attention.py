@@ -89,7 +89,7 @@ class SingleRowAttention:
 
     def __init__(self, pool: Pool, row: int, start: int, num: int, tree: tuple[Tensor, Tensor] | None = None) -> None:
         forward = pool.forward
-        self.flat, self.split = pool.flat[row], pool.split[row]
+        self.flat, self.split = pool.buffers.flat[row], pool.buffers.split[row]
         self.start, self.num, self.stop = start, num, start + num
         self.masks: dict[tuple[int, int], Tensor | None] = {}
         for window, group in forward.masks:
@@ -98,7 +98,7 @@ class SingleRowAttention:
                 mask = additive(to_device(window_mask(*tree, window), forward.device), forward.dtype)
                 mask = mask.repeat_interleave(group, dim=0)
             elif num > 1 or (window and self.stop > window):
-                mask = pool.causal_mask(num, start, window, group)
+                mask = pool.buffers.causal_mask(num, start, window, group)
             self.masks[window, group] = mask
 
     def attend(self, block: Block, queries: Tensor, fresh: Tensor | None) -> Tensor:
@@ -125,7 +125,7 @@ class BatchAttention:
         self.count, self.num = len(used), max(sizes)
         self.dense = min(sizes) == self.num
         self.stop = max(start + size for start, size in zip(starts, sizes, strict=True))
-        pool.ensure_capacity(self.stop)
+        pool.buffers.ensure_capacity(self.stop)
         fed: list[int] = []  # indices of the tokens in the padded rows
         wanted: list[int] = []
         for i, (_, feed) in enumerate(feeds):
@@ -166,7 +166,7 @@ class BatchAttention:
 
     def attend(self, block: Block, queries: Tensor, fresh: Tensor | None) -> Tensor:
         spec = block.spec
-        kv = self.pool.values[spec.store, :, :, : spec.kv_width]
+        kv = self.pool.buffers.values[spec.store, :, :, : spec.kv_width]
         if fresh is not None:
             kv[self.rows, self.slots] = fresh
         if self.adjacent is None:

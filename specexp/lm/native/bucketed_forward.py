@@ -28,8 +28,10 @@ class BucketForward:
         self._forward, self._num_valid_ids = pool.forward, pool.num_valid_ids
         self._columns = torch.arange(bucket, device=self._forward.device)
         self._angles = self._forward.angles(pool.capacity)
-        self._flat = pool.flat[0]
-        self._split = [(keys.narrow(2, 0, bucket), values.narrow(2, 0, bucket)) for keys, values in pool.split[0]]
+        self._flat = pool.buffers.flat[0]
+        self._split = [
+            (keys.narrow(2, 0, bucket), values.narrow(2, 0, bucket)) for keys, values in pool.buffers.split[0]
+        ]
 
     def chain(self, tokens: Tensor, start: Tensor) -> Tensor:
         """Final hidden states [N, D] of a chain tokens[N] fed from slot start[1] on."""

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import DRAFT, HashRng, Rng
-from specexp.lm.model import Branches
+from specexp.lm.model import Branches, Session
 from specexp.lm.native.bucketed_forward import BucketForward, kinds, tree_masks
 from specexp.lm.native.kv_cache import NativeSession, Pool
 from specexp.lm.transfer import to_device
@@ -101,16 +101,20 @@ class Graphs:
     def __init__(self, pool: Pool, capture: Capture) -> None:
         self.pool, self._capture = pool, capture
         self._forward = pool.forward
-        self._values = pool.values
+        self._values = pool.buffers.values
         self._kept: dict[Hashable, _Recording] = {}
         self._sessions: weakref.WeakSet[GraphSession] = weakref.WeakSet()
         self.num_captures = 0
         self.num_replays = 0
 
-    def session(self) -> GraphSession:
-        """Return an empty session. While it is alive, the pool is lent and must not be lent again."""
+    def session(self, follows: bool = False) -> GraphSession:
+        """Return an empty session. While it is alive, the pool is lent and must not be lent again.
+
+        With `follows` the slots are another session's, which goes on.
+        """
         self.pool.lengths[0] = 0
-        self.pool.values.zero_()  # an earlier session may have left NaN, and padding attends to some of it
+        if not follows:
+            self.pool.buffers.values.zero_()  # an earlier session may have left NaN, and padding attends to some of it
         result = GraphSession(self, NativeSession(self.pool, 0))
         self._sessions.add(result)
         return result
@@ -171,16 +175,16 @@ class Graphs:
         while bucket < slots:
             bucket *= 2
         if slots > self.pool.capacity:
-            self.pool.ensure_capacity(bucket)
+            self.pool.buffers.ensure_capacity(bucket)
         return min(bucket, self.pool.capacity)
 
     def _answer(
         self, key: Hashable, build: Callable[[], _Recording], given: Sequence[Tensor | int]
     ) -> tuple[Tensor, ...]:
         """Copy `given` into the inputs of a recording, which is built if it does not exist, and replay it."""
-        if self.pool.values is not self._values:
+        if self.pool.buffers.values is not self._values:
             self._kept.clear()
-            self._values = self.pool.values
+            self._values = self.pool.buffers.values
         recording = self._kept.get(key)
         if recording is None:
             recording = self._kept[key] = build()
@@ -280,3 +284,7 @@ class GraphSession:
 
     def slots(self) -> object:
         return self.inner.slots()
+
+    def follow(self, leader: Session) -> None:
+        """Hold what `leader` holds, a session in the same buffers."""
+        self.inner.follow(leader)

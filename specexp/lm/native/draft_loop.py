@@ -27,7 +27,7 @@ def draft_chain(session: NativeSession, tokens: Tensor, ask: Draft, length: int,
         session.feed(tokens[:-1], rows=0)
         tokens = tokens[-1:]
     start = session.length
-    pool.ensure_capacity(start + steps)
+    pool.buffers.ensure_capacity(start + steps)
     angles = forward.angles(start + steps)
     drawn: list[Tensor] = []
     scored: list[Tensor] = []

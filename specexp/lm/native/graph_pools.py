@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from specexp.lm.native.cuda_graphs import SPARE, Capture, Graphs, GraphSession
-from specexp.lm.native.kv_cache import Pool
+from specexp.lm.native.kv_cache import Buffers, Pool
 from specexp.lm.native.native_forward import NativeForward
 
 
@@ -26,5 +26,14 @@ class GraphPools:
         self.pools = [graphs for graphs in self.pools if graphs not in free]
         # Round up for longer prompts: when a pool grows, all its recordings are lost.
         slots = 1 << (capacity + SPARE - 1).bit_length()
-        self.pools.append(Graphs(Pool(self._forward, 1, slots, self._num_valid_ids), self._capture))
+        self.pools.append(Graphs(Pool.empty(self._forward, 1, slots, self._num_valid_ids), self._capture))
         return self.pools[-1].session()
+
+    def session_beside(self, buffers: Buffers) -> GraphSession:
+        """Return an empty session in the slots of another one, whose recordings last as long as these buffers."""
+        self.pools = [graphs for graphs in self.pools if graphs.lent or graphs.pool.buffers is buffers]
+        for graphs in self.pools:
+            if graphs.pool.buffers is buffers and not graphs.lent:
+                return graphs.session(follows=True)
+        self.pools.append(Graphs(Pool(self._forward, buffers, self._num_valid_ids), self._capture))
+        return self.pools[-1].session(follows=True)

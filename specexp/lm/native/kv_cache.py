@@ -2,7 +2,8 @@
 
 A pool holds the rows of one or several sequences. A single sequence is fed through slices of its row, without indexing;
 several are fed together, each at its own length. A step allocates nothing for keys and values,
-unless a sequence outgrows its buffer, which then doubles.
+unless a sequence outgrows its buffer, which then doubles. Two pools whose first layers are the same ones, those of a
+target and of a draft made of its layers, may have the same buffers.
 
 Shapes: L layers that store keys and values, B rows, C capacity in slots, W values per token and layer (the largest of
 all layers), N tokens fed to a row, K key-value heads and d head size of a layer.
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from specexp.lm.model import CHUNK, Branches, Feed, in_pieces
+from specexp.lm.model import CHUNK, Branches, Feed, Session, in_pieces
 from specexp.lm.native.attention import BatchAttention, SingleRowAttention, additive, tree_attention
 from specexp.lm.native.native_forward import NativeForward
 from specexp.lm.threads import Threads, fastest
@@ -28,21 +29,18 @@ SHORT = 64  # masks of up to this many tokens are cached for every alignment
 
 
 @dataclass(slots=True, eq=False)
-class Pool:
-    """Buffers [L, B, C, W], zeroed: slots that were never written are masked, and must not hold NaN."""
+class Buffers:
+    """Keys and values [L, B, C, W], zeroed: slots that were never written are masked, and must not hold NaN."""
 
     forward: NativeForward
     rows: int
     capacity: int
-    num_valid_ids: int | None = None  # how many of the ids that the head scores are used
-    lengths: list[int] = field(init=False)
     values: Tensor = field(init=False)
     flat: list[list[Tensor]] = field(init=False)  # [row][layer]: [C, W]
     split: list[list[tuple[Tensor, Tensor]]] = field(init=False)  # keys and values [1, K, C, d]
     _bands: dict[tuple[int, int, int, int], tuple[int, Tensor]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.lengths = [0] * self.rows
         self.capacity = max(LEAST, self.capacity)
         self.values = self._zeros()
         self._view()
@@ -70,10 +68,10 @@ class Pool:
         """Grow to at least `slots` slots in every row."""
         if slots <= self.capacity:
             return
-        old, used = self.values, max(self.lengths)
+        old = self.values
         self.capacity = max(slots, 2 * self.capacity)
         self.values = self._zeros()
-        self.values[:, :, :used] = old[:, :, :used]
+        self.values[:, :, : old.shape[2]] = old
         self._view()
 
     def causal_mask(self, num: int, start: int, window: int, group: int) -> Tensor:
@@ -97,12 +95,34 @@ class Pool:
             self._bands[key] = shift, rows
         return rows[: num * group, left - start : left + num]
 
+
+@dataclass(slots=True, eq=False)
+class Pool:
+    """The rows of sequences that can be fed together, in buffers of their own or in those of another pool."""
+
+    forward: NativeForward
+    buffers: Buffers
+    num_valid_ids: int | None = None  # how many of the ids that the head scores are used
+    lengths: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lengths = [0] * self.buffers.rows
+
+    @classmethod
+    def empty(cls, forward: NativeForward, rows: int, capacity: int, num_valid_ids: int | None = None) -> Pool:
+        """A pool of `rows` sequences with `capacity` slots each."""
+        return cls(forward, Buffers(forward, rows, capacity), num_valid_ids)
+
+    @property
+    def capacity(self) -> int:
+        return self.buffers.capacity
+
     def truncate(self, row: int, length: int, slots: Sequence[int]) -> None:
         """Keep the first `length` slots of a row, followed by `slots`."""
         assert 0 <= length <= self.lengths[row], f"cannot truncate to {length} of {self.lengths[row]} slots"
         if slots:
-            kept = integers(slots, self.values.device)
-            here = self.values[:, row]
+            kept = integers(slots, self.forward.device)
+            here = self.buffers.values[:, row]
             here[:, length : length + len(slots)] = here.index_select(1, kept)
         self.lengths[row] = length + len(slots)
 
@@ -146,7 +166,7 @@ class NativeSession:
     ) -> tuple[Tensor, Tensor | None]:
         pool, forward = self.pool, self.pool.forward
         num = tokens.shape[0]
-        pool.ensure_capacity(self.length + num)
+        pool.buffers.ensure_capacity(self.length + num)
         if num > CHUNK and branches is None:
             return in_pieces(self.feed, torch.split(tokens, CHUNK), rows, hidden)
         chosen = self._run(tokens, branches)[num - rows :]
@@ -178,7 +198,13 @@ class NativeSession:
             self.pool.truncate(self.row, length, slots)
 
     def slots(self) -> object:
-        return tuple(tuple(layer[: self.length].flatten().tolist()) for layer in self.pool.flat[self.row])
+        layers = self.pool.buffers.flat[self.row]
+        stores = sum(block.spec.stores for block in self.pool.forward.blocks)
+        return tuple(tuple(layer[: self.length].flatten().tolist()) for layer in layers[:stores])
+
+    def follow(self, leader: Session) -> None:
+        """Hold what `leader` holds, a session in the same buffers."""
+        self.pool.lengths[self.row] = leader.length
 
 
 @torch.inference_mode()
@@ -186,7 +212,7 @@ def tune(forward: NativeForward) -> None:
     """Measure which thread counts are fastest for this forward, on a CPU, and use them."""
     if forward.device.type != "cpu":
         return
-    session = NativeSession(Pool(forward, 1, LEAST), 0)
+    session = NativeSession(Pool.empty(forward, 1, LEAST), 0)
 
     def feed(rows: int) -> None:
         session.truncate(0)

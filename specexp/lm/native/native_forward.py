@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -70,6 +71,16 @@ class NativeForward:
         if (boundary := boundary_of(config)) is not None and boundary.recomputed:
             self.beyond = copy.copy(self)
             self.beyond._rotary = angles(long=True)
+
+    def with_layers(self, layers: Sequence[int]) -> NativeForward:
+        """The forward of these layers alone, between the same embedding and head: on the same weights."""
+        result = copy.copy(self)
+        specs = [replace(self.spec.blocks[i], store=store) for store, i in enumerate(layers)]
+        result.spec = replace(self.spec, blocks=tuple(specs))
+        result.blocks = [replace(self.blocks[i], spec=spec) for spec, i in zip(specs, layers, strict=True)]
+        result.masks = sorted({spec.mask for spec in specs})
+        result.beyond = self.beyond and self.beyond.with_layers(layers)
+        return result
 
     def _head(self, module: Any, suppressed: list[int]) -> Linear:
         weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()

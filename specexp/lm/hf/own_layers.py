@@ -1,0 +1,94 @@
+"""A draft made of some of the target's own layers, on the same weights: nothing is loaded, and only caches are new.
+
+The draft is the target's module with fewer layers between the same embedding, last norm and head. Where they are the
+first ones, each computes what it computes in the target, so that the draft can use the target's cached keys and values
+(`HFModel.sessions_beside`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from specexp.errors import ModelError
+from specexp.lm.native.native_forward import NativeForward
+
+# Attributes that hold a layer's place in the stack, which selects its part of the cache.
+PLACES = ("layer_idx", "layer_id", "layer_number")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLayers:
+    """Which layers of the target a model has, in order, and the native forward of them if the target runs on it."""
+
+    indices: tuple[int, ...]
+    native: NativeForward | None
+
+    @property
+    def from_the_first(self) -> bool:
+        return self.indices == tuple(range(len(self.indices)))
+
+
+def module_of_layers(module: Any, indices: Sequence[int], name: str) -> Any:
+    """The causal model `module` with these layers alone, on the same weights. Raises ModelError."""
+    if any(hasattr(each, "_hf_hook") for each in module.modules()):
+        raise ModelError(
+            f"model '{name}': its layers cannot be a draft of their own while accelerate moves them (device auto,"
+            " offload); load the target on one device."
+        )
+    config = module.config.get_text_config(decoder=True)
+    total = int(config.num_hidden_layers)
+    path = _stack_path(module, total, name)
+    config = copy.deepcopy(module.config)
+    text = config.get_text_config(decoder=True)
+    for key, value in list(vars(text).items()):
+        # One entry for each layer: their kinds, or which of them have no positions.
+        if isinstance(value, list) and len(value) == total and ("layer" in key or "block" in key):
+            setattr(text, key, [value[i] for i in indices])
+    text.num_hidden_layers = len(indices)
+    layers = module.get_submodule(path)
+    chosen = nn.ModuleList(_placed(layers[i], place) for place, i in enumerate(indices))
+    return _with_child(module, path.split("."), chosen, config, text)
+
+
+def _stack_path(module: Any, total: int, name: str) -> str:
+    """The name of the list that holds the decoder's layers."""
+    decoder = module.get_decoder() if hasattr(module, "get_decoder") else module
+    inside = {id(each) for each in decoder.modules()}
+    for path, each in module.named_modules():
+        if isinstance(each, nn.ModuleList) and len(each) == total and id(each) in inside:
+            return str(path)
+    raise ModelError(f"model '{name}': its layers are not in one list, so none can be taken out as a draft.")
+
+
+def _with_child(module: Any, path: Sequence[str], child: Any, config: Any, text: Any) -> Any:
+    """A copy of `module` with another module at `path`; the copies on the way have the new configs."""
+    if not path:
+        return child
+    result = _copied(module)
+    if hasattr(result, "config"):
+        result.config = text if result.config is module.config.get_text_config(decoder=True) else config
+    result._modules[path[0]] = _with_child(module._modules[path[0]], path[1:], child, config, text)
+    return result
+
+
+def _placed(module: Any, place: int) -> Any:
+    """A copy of a layer that is at another place; weights and whatever does not know its place are the same."""
+    result = _copied(module)
+    for key in PLACES:
+        if isinstance(getattr(result, key, None), int):
+            setattr(result, key, place)
+    for key, child in result._modules.items():
+        if child is not None and any(hasattr(each, name) for each in child.modules() for name in PLACES):
+            result._modules[key] = _placed(child, place)
+    return result
+
+
+def _copied(module: Any) -> Any:
+    result = copy.copy(module)
+    result._modules = dict(module._modules)
+    return result
