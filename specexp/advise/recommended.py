@@ -69,7 +69,9 @@ def _models(experiment: Experiment, loaded: Collection[Role]) -> dict[str, Any]:
         given = {} if template == preset.get("chat_template", AUTO) else {"chat_template": template}
         return {"pair": experiment.pair, **given}
     return {
-        role: {key: value for key, value in asdict(model).items() if value != ""}
+        role: {"layers": model.layers}
+        if model.layers
+        else {key: value for key, value in asdict(model).items() if value != ""}
         for role, model in experiment.models.items()
         if role in loaded
     }

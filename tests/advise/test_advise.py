@@ -280,6 +280,9 @@ def test_models_of_ones_own_stand_in_the_file_in_full() -> None:
     }  # fmt: skip
     assert content["data"] == {"source": "x.jsonl"}
     assert "pair" not in content
+    experiment = config.resolve("arith_quick", {"draft": "layers:0-3"})
+    moved = replace(advice, prepared=replace(advice.prepared, experiment=experiment))
+    assert yaml.safe_load(recommended(moved, Path("somewhere.yaml")))["draft"] == {"layers": "0-3"}
 
 
 def test_it_leaves_numbers_a_figure_a_file_to_run_and_one_run(workplace: Path) -> None:
