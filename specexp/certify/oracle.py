@@ -160,6 +160,10 @@ class _ScriptedRng:
             alive *= 1 - float(prob[i])
         return self._choose(array_namespace(prob), [(n, chance) for n, chance in [*options, (0, alive)] if chance > 0])
 
+    def target_draws(self, weights: Array, position: int) -> Array:
+        xp = array_namespace(weights)
+        return xp.stack([self.pick(row, position + i, TARGET) for i, row in enumerate(weights)])
+
     def of_round(self, start: Array | int) -> Rng:
         assert int(start) == self.committed, f"a round begins at {self.committed}, not at {int(start)}"
         return self

@@ -30,10 +30,10 @@ from specexp.decoding.protocol import (
     SuffixLimits,
 )
 from specexp.decoding.rng import Rng
-from specexp.decoding.rules import Warp, one_hot, verify, verify_block, verify_greedy
+from specexp.decoding.rules import Warp, one_hot, verify, verify_block, verify_greedy, verify_match
 
 Proposal = Generator[Ask, Any, Drafted]  # a proposer's asks, and at last its drafts
-Verification = Literal["token", "block"]
+Verification = Literal["token", "block", "match"]
 
 
 class Proposer(Protocol):
@@ -181,8 +181,8 @@ class Chain:
     """Drafts a chain, verifies it, commits the accepted tokens and one more (without `bonus`, none after a full
     chain).
 
-    `verification` tests token by token, or the chain as a block: a lossy rule, which accepts single tokens, goes with
-    the former alone.
+    `verification` tests token by token, or the chain as a block, or compares each token with the target's own draw: a
+    lossy rule, which accepts single tokens, goes with the first alone.
     """
 
     proposer: Proposer
@@ -208,7 +208,9 @@ class Chain:
             else:
                 p = self.warp(scored.logits)
                 q = one_hot(drafted.tokens, p) if drafted.q is None else drafted.q
-                if block:
+                if self.verification == "match":
+                    verdict = verify_match(p, drafted.tokens, rng, limit - remaining_tokens)
+                elif block:
                     assert accepted_anyway is None, "a rule that accepts single tokens has no block verification"
                     verdict = verify_block(p, q, drafted.tokens, rng, limit - remaining_tokens)
                 else:

@@ -50,6 +50,11 @@ class Rng(Protocol):
         """Test every prob[G], from `position` on: one more than the index of the last that passes, or 0 (0-d array)."""
         ...
 
+    def target_draws(self, weights: Array, position: int) -> Array:
+        """tokens[R], each drawn from its row of weights[R, V] at `position`, `position` + 1, ...: TARGET, as plain
+        decoding draws there."""
+        ...
+
     def of_round(self, start: Array | int) -> Rng:
         """An rng whose draws no other round shares: `start` is the position of the round's first token.
 
@@ -103,6 +108,9 @@ class HashRng:
     def accept_longest(self, prob: Array, position: int) -> Array:
         num = prob.shape[0]
         return _last(self._noise(prob[:1], position, num, ACCEPT)[:, 0] < prob if num else prob > 0)
+
+    def target_draws(self, weights: Array, position: int) -> Array:
+        return _race(weights, self._noise(weights, position, weights.shape[0], TARGET))
 
     def of_round(self, start: Array | int) -> HashRng:
         key = self.key[0], (self.key[1] + (start + 1) * 0x9E3779B1) & _MASK
@@ -161,6 +169,9 @@ class CertainRng:
 
     def accept_longest(self, prob: Array, position: int) -> Array:
         return _last(prob > 0)
+
+    def target_draws(self, weights: Array, position: int) -> Array:
+        return array_namespace(weights).argmax(weights, axis=-1)
 
     def of_round(self, start: Array | int) -> CertainRng:
         return self

@@ -8,7 +8,7 @@ Shapes: G drafted tokens, V vocabulary, R rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from array_api_compat import array_namespace, device
@@ -196,15 +196,30 @@ def verify_greedy(logits: Array, drafted: Array, accepted_anyway: Array | None) 
 
     logits[G + 1, V], drafted[G], accepted_anyway[G] of bools.
     """
-    xp = array_namespace(logits)
-    choice = xp.argmax(logits, axis=-1)
+    return _matched(array_namespace(logits).argmax(logits, axis=-1), drafted, accepted_anyway)
+
+
+def verify_match(p: Array, drafted: Array, rng: Rng, position: int) -> VerifyResult:
+    """Accept the drafted tokens up to the first that is not the one that the target draws there: plain decoding's
+    output, seed by seed, whatever was drafted (SLEM in Timor et al. 2502.05202).
+
+    p[G + 1, V], drafted[G]; `position` is that of the first drafted token.
+    """
+    result = _matched(rng.target_draws(p, position), drafted, None)
+    chance = array_namespace(p).take_along_axis(p[:-1], drafted[:, None], axis=-1)[:, 0]
+    return replace(result, overlap=chance)
+
+
+def _matched(choice: Array, drafted: Array, accepted_anyway: Array | None) -> VerifyResult:
+    """`verify` where the target's tokens are known: choice[G + 1]."""
+    xp = array_namespace(choice)
     passed = choice[:-1] == drafted
     same = xp.astype(passed, drafted.dtype)
     kept = same if accepted_anyway is None else xp.astype(passed | accepted_anyway, drafted.dtype)
     num_accepted = xp.sum(xp.cumulative_prod(kept))
     if accepted_anyway is None:
         return VerifyResult(choice, num_accepted, 0, same)
-    accepted = xp.arange(choice.shape[0], device=device(logits)) < num_accepted
+    accepted = xp.arange(choice.shape[0], device=device(choice)) < num_accepted
     tokens = xp.where(accepted, xp.concat([drafted, _zero(xp, drafted)]), choice)
     return VerifyResult(tokens, num_accepted, accepted[:-1] & ~passed, same)
 

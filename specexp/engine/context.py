@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from array_api_compat import array_namespace
 
-from specexp.lm.model import Array, Branches, Feed, Following, Model, Session
+from specexp.lm.model import Array, Branches, Feed, Following, Model, Session, own_text
 
 
 class Context:
@@ -21,6 +21,7 @@ class Context:
         """With `leader`, another model's context, its session is in the same slots, which hold the same for both."""
         self._model = model
         self._session = session
+        self._own_text = own_text(session)
         self._leader = leader
         self._follows = False  # whether the leader is at the same sequence, and fills the slots
         self._use_cache = cached
@@ -47,9 +48,11 @@ class Context:
         self._ids = list(ids)
         self._new_round()
         if not self._use_cache:
+            self._tell()
             return
         self._session.truncate(common)
         self._num_cached = common
+        self._tell()
         self._follows = led and self._leader is not None
         if self._follows:
             self._follow()
@@ -100,6 +103,20 @@ class Context:
         self.num_calls += num
         self.num_positions += num
 
+    def _tell(self) -> None:
+        if self._own_text is not None:
+            self._own_text.told(self._ids)
+
+    def wrote(self, positions: Sequence[int]) -> None:
+        """Count forwards that the session made by itself, with so many positions each."""
+        for each in positions:
+            self._count(each)
+
+    @property
+    def room(self) -> int:
+        """How many more tokens fit the model's context."""
+        return self._model.context - len(self._ids) if self._own_text is None else self._own_text.room
+
     @property
     def session(self) -> Session:
         return self._session
@@ -146,6 +163,7 @@ class Context:
             self._num_cached += len(slots)
         self._new_round()
         self._ids += tokens
+        self._tell()
 
     def _follow(self) -> None:
         """Hold what the leader holds, which has committed the same tokens."""

@@ -21,7 +21,7 @@ from specexp.engine.host_transfer import HostTransfer
 from specexp.engine.ngram_lookup import Ngrams, continuation
 from specexp.engine.request_state import LogitPeaks, RequestState
 from specexp.engine.suffix_automaton import SuffixIndex, SuffixLengths
-from specexp.lm.model import Array, Drafts, Model
+from specexp.lm.model import Array, Drafts, Model, Writer
 
 _UNIT_TEMPERATURE = Warp(1.0)
 
@@ -45,17 +45,22 @@ class Drafting:
 
     def recall(self, state: RequestState, ask: Recall) -> Drafted:
         """The continuation found in a text, or in the sequence itself: one-hot."""
-        model = self._models["target"]
         most = max(0, min(ask.gamma, state.remaining_tokens - ask.reserve))
         if ask.text is not None:
-            tokens = model.ids(continuation(state.ids, ask.text, most))
+            tokens = continuation(state.ids, ask.text, most)
         elif ask.suffix is not None:
             state.suffixes = state.suffixes or SuffixIndex(state.earlier)
             limits = SuffixLengths(most, ask.suffix.factor, ask.suffix.min_probability, ask.min_match)
-            tokens = model.ids(state.suffixes.continuation(state.ids, limits))
+            tokens = state.suffixes.continuation(state.ids, limits)
         else:
             state.ngrams = state.ngrams or Ngrams(ask.max_ngram)
-            tokens = model.ids(state.ngrams.continuation(state.ids, most, ask.min_match))
+            tokens = state.ngrams.continuation(state.ids, most, ask.min_match)
+        return self._one_hot(tokens)
+
+    def _one_hot(self, ids: Sequence[int]) -> Drafted:
+        """Host ids as tokens that were certain."""
+        model = self._models["target"]
+        tokens = model.ids(ids)
         xp = array_namespace(tokens)
         vocabulary = xp.arange(model.vocab_size, device=device(tokens))
         return Drafted(tokens, xp.astype(tokens[:, None] == vocabulary[None, :], xp.float32))
@@ -63,6 +68,8 @@ class Drafting:
     def draft(self, asked: Sequence[tuple[RequestState, Draft]]) -> list[Drafted]:
         """The draft's chains, for asks that differ in gamma alone."""
         ask = asked[0][1]
+        if isinstance(asked[0][0].contexts["draft"].session, Writer):
+            return [self._write(state, each) for state, each in asked]
         if self._drafts is not None and (whole := self._draft_whole(self._drafts, *asked[0])) is not None:
             return [whole]
         chains = [
@@ -99,7 +106,7 @@ class Drafting:
     def _max_draft_length(self, state: RequestState, most: int, reserve: int, feed_last_token: bool = False) -> int:
         """The least of `most`, the remaining tokens less `reserve`, and the tokens that fit the draft's context."""
         # The last token is fed only if its hidden state is needed: otherwise it takes no slot.
-        fits = self._models["draft"].context - len(state.ids) + (not feed_last_token)
+        fits = state.contexts["draft"].room + (not feed_last_token)
         return max(0, min(most, state.remaining_tokens - reserve, fits))
 
     def _draft_whole(self, model: Drafts, state: RequestState, ask: Draft) -> Drafted | None:
@@ -120,6 +127,18 @@ class Drafting:
         whole = Drafted(to_device(result.tokens, place), q, hidden, peaks)
         state.peaks.append(LogitPeaks("draft", whole.peaks, drafts=True))
         return whole
+
+    def _write(self, state: RequestState, ask: Draft) -> Drafted:
+        """The tokens of text that the draft writes in its own tokens: one-hot."""
+        context = state.contexts["draft"]
+        assert isinstance(context.session, Writer)
+        count = self._max_draft_length(state, ask.gamma, ask.reserve)
+        tokens, positions = context.session.write(count, ask.gamma) if count else ([], [])
+        self._transfer.num_reads += bool(positions)
+        context.wrote(positions)
+        for each in positions:
+            state.fed("draft", each)
+        return self._one_hot(tokens)
 
     def _stop(self, ask: Draft, chains: Sequence[_Chain]) -> None:
         """End the chains whose last token has a draft probability below the minimum; reads these to the host."""

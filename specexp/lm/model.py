@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from array_api_compat import array_namespace
 
@@ -128,6 +128,34 @@ class Model(Protocol):
     def wait(self) -> None:
         """Synchronize with the device; timing code calls this before it reads the clock."""
         ...
+
+
+class OwnText(Session, Protocol):
+    """A session of a draft that reads the text in tokens of its own (`translated.py`)."""
+
+    def told(self, ids: Sequence[int]) -> None:
+        """Be told all committed ids, before each round."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """How many tokens still fit the draft's context."""
+        ...
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """A session of a draft that writes text instead of scoring tokens."""
+
+    def write(self, count: int, gamma: int) -> tuple[list[int], list[int]]:
+        """At most `count` <= gamma of the target's tokens after the committed ones, and the positions of each forward
+        that this took."""
+        ...
+
+
+def own_text(session: Session) -> OwnText | None:
+    """The session as one with its own tokens, if it is one."""
+    return cast(OwnText, session) if hasattr(session, "told") else None
 
 
 @runtime_checkable

