@@ -14,7 +14,7 @@ from specexp.decoding.rng import rng_for
 from specexp.engine import Engine, Generation, Request, output_limit
 from specexp.errors import ConfigError
 from specexp.judge.judge import Judge
-from specexp.method_specs import takers
+from specexp.method_specs import takers, vocabulary_faults
 from specexp.methods import BuildContext, decoder_for
 from specexp.pair.detokenizer import Pieces
 from specexp.pair.loading import Pair, PromptCheck, hidden_sizes, identity, load_pair
@@ -128,7 +128,9 @@ class LoadedPair:
         method = asked.methods[0]
         warp = asked.warp
         self.judge_of(method)
-        decoder = decoder_for(method, BuildContext(warp, self._known, self._pair.eos_ids))
+        if faults := vocabulary_faults(asked.methods, self._pair.vocabulary):
+            raise ConfigError(faults)
+        decoder = decoder_for(method, BuildContext(warp, self._known, self._pair.eos_ids, self._pair.vocabulary))
         role = decoder.models[0]
         ids = encoded(prompt, text or self._pair.text, self._longest, self._pair.models[role].context, role)
         rng = rng_for(asked.temperature, asked.seed, prompt_id)

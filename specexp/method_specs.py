@@ -6,7 +6,7 @@ The methods are those of this package and those of installed packages, which nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 from specexp.decoding.protocol import Role
 from specexp.decoding.rules import Warp
 from specexp.errors import ConfigError, unknown
+from specexp.lm.runtime import INTERSECTION, SAME, TEXT, VOCABULARIES
 
 GROUP = "specexp.methods"  # the entry-point group
 BOTH: frozenset[Role] = frozenset({"target", "draft"})
@@ -38,6 +39,18 @@ class MethodSettings(Protocol):
 
     @property
     def proposers(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def rule(self) -> str: ...
+
+    @property
+    def draft_temperature(self) -> float | None: ...
+
+    @property
+    def min_draft_probability(self) -> float: ...
 
 
 # True if the output has the target's distribution, given the settings, the warp, and the threshold of a judge. The
@@ -77,6 +90,7 @@ class MethodSpec:
     lossless: LosslessRule = always
     may_end_early: bool = False  # its chains may be shorter than gamma by themselves
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    vocabularies: tuple[str, ...] = (SAME,)  # how a draft's tokens may become the target's (`specexp.lm.runtime`)
 
     @property
     def grows_tree(self) -> bool:
@@ -111,7 +125,7 @@ BUILT_IN = (
     MethodSpec("draft_only", "The draft model alone, one token a call.", "plain", DRAFT, lossless=never),
     MethodSpec(
         "speculative", "Speculative sampling: the draft proposes a chain, the target verifies it in one call.", "chain",
-        settings=(*OWN_CHAIN, "rule"),
+        settings=(*OWN_CHAIN, "rule"), vocabularies=VOCABULARIES[1:],
     ),
     MethodSpec(
         "lookup", "Prompt lookup: the chain is what followed the last tokens where they occurred before.", "chain",
@@ -124,6 +138,7 @@ BUILT_IN = (
     MethodSpec(
         "chained", "Suffix decoding, prompt lookup and the draft model take turns: the first with something to say.",
         "chain", settings=(*OWN_CHAIN, "proposers", "max_ngram", *SUFFIX, "min_match", "rule"), may_end_early=True,
+        vocabularies=VOCABULARIES[1:],
     ),
     MethodSpec(
         "autojudge", "AutoJudge: a trained judge also accepts mismatches that do not matter.", "chain",
@@ -131,11 +146,11 @@ BUILT_IN = (
     ),
     MethodSpec(
         "topk", "Top-K: also accepts tokens among the target's K likeliest.", "chain",
-        settings=(*OWN_CHAIN, "accept_k"), lossless=_best_token_alone,
+        settings=(*OWN_CHAIN, "accept_k"), lossless=_best_token_alone, vocabularies=(SAME, INTERSECTION),
     ),
     MethodSpec(
         "specexec", "SpecExec: the draft grows a tree of likely continuations, the target scores it in one call.",
-        "tree", settings=TREE,
+        "tree", settings=TREE, vocabularies=(SAME, INTERSECTION),
     ),
 )  # fmt: skip
 
@@ -179,6 +194,32 @@ def models_of(settings: MethodSettings) -> frozenset[Role]:
     if settings.proposers and "draft" not in settings.proposers.split(","):
         return TARGET
     return spec(settings.method).models
+
+
+def vocabulary_faults(methods: Iterable[MethodSettings], vocabulary: str) -> list[str]:
+    """Why these settings do not go with a draft whose tokens become the target's in this way, a line for each."""
+    result = []
+    for method in methods:
+        if "draft" not in models_of(method):
+            continue
+        known = spec(method.method).vocabularies
+        if vocabulary not in known:
+            result.append(
+                f"method '{method.method}' does not take a draft with vocabulary {vocabulary}, but"
+                f" {' or '.join(known)}; leave the method out, or name another draft."
+            )
+        elif vocabulary == TEXT:
+            result += [
+                f"{name} of '{method.label}' is {value}, but a draft with vocabulary text is not sampled, and its"
+                " tokens are compared with the target's own; leave it out."
+                for name, value, usual in (
+                    ("rule", method.rule, "token"),
+                    ("draft_temperature", method.draft_temperature, None),
+                    ("min_draft_probability", method.min_draft_probability, 0),
+                )
+                if value != usual
+            ]
+    return result
 
 
 _BY_NAME = {each.name: each for each in BUILT_IN}

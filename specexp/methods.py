@@ -15,6 +15,7 @@ from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder
 from specexp.judge import features
 from specexp.judge.judge import Judge
+from specexp.lm.runtime import SAME, TEXT
 from specexp.method_specs import installed, models_of, spec
 
 
@@ -25,6 +26,7 @@ class BuildContext:
     warp: Warp
     judges: Mapping[str, Judge] = field(default_factory=dict)  # by the name in the method's settings
     eos_ids: tuple[int, ...] = ()
+    vocabulary: str = SAME  # how the draft's tokens become the target's
 
 
 _PROPOSERS: Mapping[str, Callable[[MethodConfig], Proposer]] = {
@@ -42,6 +44,8 @@ def _chain(method: MethodConfig, context: BuildContext, rule: Rule) -> Chain:
 
 def _lossless(method: MethodConfig, context: BuildContext, proposer: Proposer) -> Chain:
     verification: Verification = "block" if method.rule == "block" else "token"
+    if context.vocabulary == TEXT and "draft" in proposer.models:
+        verification = "match"
     return Chain(proposer, Lossless(), context.warp, method.bonus, verification)
 
 

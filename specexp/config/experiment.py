@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from specexp.decoding.rules import Warp
 from specexp.lm.runtime import (
     AUTO,
+    AUTO_VOCABULARY,
     NO_TEMPLATE,
     ModelConfig,
     ToyConfig,
@@ -32,7 +33,7 @@ LATER = {
     "suffix_memory": "prompt", "min_match": 1, "proposers": "",
 }  # fmt: skip
 PROPOSERS = ("suffix", "lookup", "draft")
-LATER_OF_MODELS = {"layers": ""}
+LATER_OF_MODELS = {"layers": "", "vocabulary": AUTO_VOCABULARY}
 SUFFIX_FACTOR, SUFFIX_MIN_PROBABILITY = 1.0, 0.1
 
 

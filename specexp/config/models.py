@@ -12,6 +12,7 @@ from specexp.lm.runtime import (
     DTYPES,
     OFFLOADS,
     QUANTIZATIONS,
+    VOCABULARIES,
 )
 
 OWN_LAYERS = "layers:"  # prefix of a draft that is given as one word
@@ -53,6 +54,13 @@ MODEL_SETTINGS: dict[str, Setting] = {
         " completion prompts, such as `arith`.",
     ),
     "trust_remote_code": Setting(switch, "Let transformers run code that comes with the model.", "false"),
+    "vocabulary": Setting(
+        one_of("vocabulary", VOCABULARIES),
+        "Choose how a draft's tokens become the target's.", "auto",
+        more="For `draft` alone: `same` (both have the same tokenizer), `intersection` (tokens that both have), `text`"
+        " (the draft writes text). `auto` is `same` where that holds, else what a short trial finds better."
+        " [Drafts](methods.md#drafts) has the details.",
+    ),
     "layers": Setting(
         layers, "Make the draft of these layers of the target, in place of a model of its own: `0-9`, `0-28:4`.",
         otherwise="none",

@@ -23,12 +23,15 @@ from specexp.config.presets import PRESETS, expanded, load_yaml, method_preset, 
 from specexp.config.schema import ALIASES, SETTINGS, TREE_SHAPE
 from specexp.errors import ConfigError, shown, unknown
 from specexp.lm.runtime import (
+    AUTO_VOCABULARY,
+    INTERSECTION,
     OWN_TEMPLATE,
+    TEXT,
     TOY,
     ModelConfig,
     ToyConfig,
 )
-from specexp.method_specs import spec, takers
+from specexp.method_specs import spec, takers, vocabulary_faults
 from specexp.tasks.defaults import DEFAULTS
 
 # Settings of a preset that apply to its own task only.
@@ -148,6 +151,8 @@ class _Reader:
             self.faults.append(
                 f"draft_temperature is {drawn[0]:g}, but temperature is 0: nothing is drawn; leave it out."
             )
+        if "draft" in models and models["draft"].vocabulary in (INTERSECTION, TEXT):
+            self.faults += vocabulary_faults(methods, models["draft"].vocabulary)
         self._task(values, [method.method for method in methods])
         if self.faults:
             return None
@@ -197,6 +202,8 @@ class _Reader:
                     " the target's settings: leave one out."
                 )
             settings["draft"] = {**settings["target"], "layers": layers}
+        if settings["target"].get("vocabulary", AUTO_VOCABULARY) != AUTO_VOCABULARY:
+            self.faults.append("target: vocabulary is a draft's setting; give it as draft's.")
         models = {role: ModelConfig(**{**settings[role], **both}) for role in ROLES}
         self.faults += [f"{role}: {fault}" for role, model in models.items() for fault in model.faults()]
         return {"pair": pair if not given else f"{models['target'].model}+{models['draft'].shown}", **models}

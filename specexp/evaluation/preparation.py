@@ -123,7 +123,7 @@ def prepare(
     for judge in judges.values():
         judge.check(pair_identity, widths)
         notes += judge.notes(pair_identity)
-    context = BuildContext(experiment.warp, judges, pair.eos_ids)
+    context = BuildContext(experiment.warp, judges, pair.eos_ids, pair.vocabulary)
     settings = [
         PreparedMethod(
             method, decoder_for(method, context), is_lossless(method, experiment.warp, judges.get(method.judge))

@@ -15,6 +15,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
 OFFLOADS = ("none", "cpu", "disk")
 ATTENTIONS = ("sdpa", "eager")
+# How a draft's tokens become the target's: they are the same; those that both have; by their text. `auto` finds out.
+VOCABULARIES = AUTO_VOCABULARY, SAME, INTERSECTION, TEXT = ("auto", "same", "intersection", "text")
 # `auto` uses the tokenizer's own template if it has one and the task's prompts are not completions.
 AUTO, NO_TEMPLATE, OWN_TEMPLATE = CHAT_TEMPLATES = ("auto", "none", "own")
 
@@ -42,6 +44,7 @@ class ModelConfig:
     attention: str = ""
     chat_template: str = AUTO
     trust_remote_code: bool = False
+    vocabulary: str = AUTO_VOCABULARY  # of a draft: how its tokens become the target's
     layers: str = ""  # of a draft: it is these layers of the target, and `model` is the target's
 
     @property
@@ -92,7 +95,7 @@ def shared_vocabulary(target: Mapping[str, int], draft: Mapping[str, int] | None
         named = ", ".join(f"{token!r} is {a} in the target and {b} in the draft" for token, a, b in wrong[:3])
         raise ModelError(
             f"target and draft do not share a tokenizer: {len(wrong)} tokens differ ({named});"
-            " choose a draft of the target's own family."
+            " choose a draft of the target's own family, or leave out `vocabulary: same` (docs/methods.md)."
         )
     return max(target.values()) + 1
 

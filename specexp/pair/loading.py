@@ -11,11 +11,13 @@ from specexp.config import Experiment
 from specexp.decoding.protocol import Role
 from specexp.errors import ModelError
 from specexp.lm.model import Model
-from specexp.lm.runtime import ToyConfig, check_vocabulary, shared_vocabulary
+from specexp.lm.runtime import SAME, ToyConfig, check_vocabulary, shared_vocabulary
 from specexp.lm.toy import ToyModel
 from specexp.method_specs import spec
 from specexp.pair import chat_template
+from specexp.pair.other_tokenizers import TRIAL, compare
 from specexp.pair.tokenization import Text, TokenizerText, ToyText
+from specexp.pair.translation import Vocabulary
 from specexp.tasks.defaults import DEFAULTS
 
 TOY_CONTEXT = 512
@@ -27,13 +29,14 @@ PromptCheck = Callable[[Text, Mapping[Role, int]], object]
 class Pair:
     """The models by role and their tokenizer. `eos_ids` are the target's stop tokens.
 
-    `notes` tell the user how prompts are made.
+    `notes` tell the user how prompts are made. `vocabulary` is how the draft's tokens become the target's.
     """
 
     text: Text
     models: Mapping[Role, Model]
     eos_ids: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    vocabulary: str = SAME
 
 
 def contexts(experiment: Experiment, roles: Set[Role]) -> dict[Role, int]:
@@ -74,26 +77,43 @@ def load_pair(
     own_layers = loading.own_layers(configs["draft"]) if "draft" in roles else ()
     tokenizer = loading.load_tokenizer(experiment.target)
     text, notes = _text(experiment, tokenizer, not own_prompts and DEFAULTS[experiment.task].completions)
-    other = None
+    draft_tokenizer = None
     if "draft" in roles and not own_layers:
-        other = loading.load_tokenizer(experiment.draft).get_vocab()
-    known = shared_vocabulary(tokenizer.get_vocab(), other)
-    check_vocabulary(known, sizes)
+        draft_tokenizer = loading.load_tokenizer(experiment.draft)
+    # The target defines the ids that may be emitted, for both models, even if only the draft is loaded.
+    suppressed = loading.suppressed_ids(experiment.target)
+    other = None
+    if draft_tokenizer is not None:
+        stops = {role: loading.stop_ids(config) for role, config in configs.items()}
+        other = compare(
+            Vocabulary(tokenizer, stops["target"]), Vocabulary(draft_tokenizer, stops["draft"]),
+            experiment.draft.vocabulary, experiment.methods, suppressed,
+        )  # fmt: skip
+    compared = draft_tokenizer.get_vocab() if draft_tokenizer is not None and other is None else None
+    known = shared_vocabulary(tokenizer.get_vocab(), compared)
+    numbers: dict[Role, int] = {"target": known, "draft": other.num_own_ids if other else known}
+    for role in roles:
+        check_vocabulary(numbers[role], {configs[role].model: sizes[configs[role].model]})
     trees = any(spec(method.method).grows_tree for method in experiment.methods)
     for role in roles:
         loading.check_decodable(configs[role], trees)
     check(text, contexts(experiment, roles))
-    # The target defines the ids that may be emitted, for both models, even if only the draft is loaded.
-    suppressed = loading.suppressed_ids(experiment.target)
     loaded = [role for role in configs if role in roles and not (role == "draft" and own_layers)]
-    models = {role: loading.load_model(configs[role], known, suppressed) for role in loaded}
+    models: dict[Role, Any] = {
+        role: loading.load_model(configs[role], numbers[role], () if other and role == "draft" else suppressed)
+        for role in loaded
+    }
     if own_layers:
         whole = models.get("target") or loading.load_model(experiment.target, known, suppressed)
         models["draft"] = loading.model_of_layers(whole, own_layers, experiment.draft.shown)
     for model in models.values():
         model.check_cache()
-    main = models["target" if "target" in roles else "draft"]
-    return Pair(text, models, main.eos_ids, (*notes, *main.notes))
+    main, vocabulary = models["target" if "target" in roles else "draft"], SAME
+    if other is not None:
+        prompt = text.encode([{"role": "user", "content": TRIAL}])
+        vocabulary, said = other.choose(models["target"], models["draft"], prompt, main.eos_ids)
+        models["draft"], notes = other.model(models["draft"], vocabulary), (*notes, said)
+    return Pair(text, models, main.eos_ids, (*notes, *main.notes), vocabulary)
 
 
 def _text(experiment: Experiment, tokenizer: Any, completions: bool) -> tuple[TokenizerText, tuple[str, ...]]:

@@ -18,7 +18,8 @@ from statistics import median
 from specexp.decoding.protocol import Draft, Role
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
-from specexp.lm.model import Branches, Drafts, Feed, Model, Session
+from specexp.lm.model import Array, Branches, Drafts, Feed, Model, Session
+from specexp.lm.text_drafts import TextModel
 
 ROW = 4  # plain steps in a row
 WARM_UP = 1
@@ -114,10 +115,14 @@ class _Bench:
     """Times calls on sessions that are rewound to `ids` after each measurement."""
 
     def __init__(self, models: Mapping[Role, Model], ids: Sequence[int], clock: Callable[[], float]) -> None:
-        self._models, self._ids, self._clock = models, ids, clock
-        self._sessions: dict[Role, Session] = {role: model.session() for role, model in models.items()}
+        # A draft that writes text makes forwards of its own model.
+        self._models: dict[Role, Model] = {
+            role: model.inner if isinstance(model, TextModel) else model for role, model in models.items()
+        }
+        self._ids, self._clock = ids, clock
+        self._sessions: dict[Role, Session] = {role: model.session() for role, model in self._models.items()}
         for role, session in self._sessions.items():
-            session.feed(models[role].ids(ids), rows=0)
+            session.feed(self._some(role, len(ids)), rows=0)
 
     def plain(self) -> Iterator[tuple[Key, float]]:
         self._timed("target", [1] * ROW)
@@ -153,7 +158,7 @@ class _Bench:
     def _timed(self, role: Role, sizes: Sequence[int], branches: Sequence[Branches] | None = None) -> float:
         """Mean seconds per call of a series of calls, one for each size."""
         model, session = self._models[role], self._sessions[role]
-        fed = [model.ids([self._ids[i % len(self._ids)] for i in range(size)]) for size in sizes]
+        fed = [self._some(role, size) for size in sizes]
         all_branches: Sequence[Branches | None] = branches or [None] * len(sizes)
         model.wait()
         start = self._clock()
@@ -167,12 +172,17 @@ class _Bench:
         model, ask, rng = self._models["draft"], Draft(gamma, Warp()), CertainRng()
         if not (isinstance(model, Drafts) and model.drafts(ask, rng)):
             return self._timed("draft", [1] * gamma)
-        feed = Feed(self._sessions["draft"], model.ids(self._ids[:1]), 1)
-        model.wait()
+        feed, wait = Feed(self._sessions["draft"], self._some("draft", 1), 1), self._models["draft"].wait
+        wait()
         start = self._clock()
         model.draft(feed, ask, gamma, rng, 0)
-        model.wait()
+        wait()
         return (self._clock() - start) / gamma
+
+    def _some(self, role: Role, count: int) -> Array:
+        """`count` tokens that the model knows."""
+        model = self._models[role]
+        return model.ids([self._ids[i % len(self._ids)] % model.vocab_size for i in range(count)])
 
     def _rewind(self) -> None:
         for session in self._sessions.values():

@@ -548,8 +548,28 @@ CUDA_MEMORY = Bug(
     "                self._first = type('Handle', (), {'pool': staticmethod(lambda handle=graph.pool(): handle)})\n",
 )
 MATCH_BUGS = [
-    Bug("a draft is compared with the next token's draw", "specexp.decoding.rules", "    passed = choice[:-1] == drafted\n", "    passed = choice[1:] == drafted\n"),
-    Bug("one token too many is taken", "specexp.decoding.rules", "    num_accepted = xp.sum(xp.cumulative_prod(kept))\n", "    num_accepted = xp.clip(xp.sum(xp.cumulative_prod(kept)) + 1, 0, drafted.shape[0])\n"),
-    Bug("the drafts are taken for draws", "specexp.decoding.chain", "                    verdict = verify_match(p, drafted.tokens, rng, limit - remaining_tokens)\n", "                    verdict = verify_match(q if q.shape[0] == p.shape[0] else p * 0 + 1, drafted.tokens, rng, limit - remaining_tokens)\n"),
-    Bug("rows are drawn one position late", "specexp.certify.oracle", "self.pick(row, position + i, TARGET)", "self.pick(weights[max(0, i - 1)], position + i, TARGET)"),
+    Bug(
+        "a draft is compared with the next token's draw",
+        "specexp.decoding.rules",
+        "    passed = choice[:-1] == drafted\n",
+        "    passed = choice[1:] == drafted\n",
+    ),
+    Bug(
+        "one token too many is taken",
+        "specexp.decoding.rules",
+        "    num_accepted = xp.sum(xp.cumulative_prod(kept))\n",
+        "    num_accepted = xp.clip(xp.sum(xp.cumulative_prod(kept)) + 1, 0, drafted.shape[0])\n",
+    ),
+    Bug(
+        "the drafts are taken for draws",
+        "specexp.decoding.chain",
+        "                    verdict = verify_match(p, drafted.tokens, rng, limit - remaining_tokens)\n",
+        "                    verdict = verify_match(q if q.shape[0] == p.shape[0] else p * 0 + 1, drafted.tokens, rng, limit - remaining_tokens)\n",
+    ),
+    Bug(
+        "rows are drawn one position late",
+        "specexp.certify.oracle",
+        "self.pick(row, position + i, TARGET)",
+        "self.pick(weights[max(0, i - 1)], position + i, TARGET)",
+    ),
 ]

@@ -1,4 +1,4 @@
-"""Two toy vocabularies over the letters a, b and c, and what each makes of the other's text: the longest token first."""
+"""Two toy vocabularies over the letters a, b and c: each spells the other's text by its longest tokens."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from helpers import tiny_models
-from helpers.tape import Tape
 from helpers.generation import generate, prompts
 from helpers.model_folders import slow_for
+from helpers.tape import Tape
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.rng import CertainRng, rng_for
@@ -25,7 +25,8 @@ from specexp.lm.hf.loading import model_of_layers
 
 GREEDY, LENGTH = Warp(), 40
 FAMILIES = (
-    "llama", "gemma2", "gpt_oss", "qwen3_moe", "gpt_neox", "gpt2", "opt", "lfm2", "qwen3_next", "mistral3", "deepseek_v3"
+    "llama", "gemma2", "gpt_oss", "qwen3_moe", "gpt_neox", "gpt2", "opt", "lfm2", "qwen3_next", "mistral3",
+    "deepseek_v3",
 )  # fmt: skip
 HYBRID = {"lfm2": ["conv", "full_attention"] * 2, "qwen3_next": ["linear_attention", "full_attention"] * 2}
 DECODERS: dict[str, Decoder] = {

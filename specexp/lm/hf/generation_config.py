@@ -37,6 +37,14 @@ def read(path: str, config: Any, revision: str = "") -> GenerationConfig:
         return GenerationConfig.from_model_config(config)
 
 
+def stop_ids(config: GenerationConfig, of_model: Any) -> tuple[int, ...]:
+    """The ids at which a model stops: those of its generation_config, else of its config."""
+    result = config.eos_token_id
+    if result is None:
+        result = of_model.get_text_config(decoder=True).eos_token_id
+    return () if result is None else tuple(result) if isinstance(result, list | tuple) else (int(result),)
+
+
 def suppressed(config: GenerationConfig, name: str) -> tuple[int, ...]:
     """The ids in `suppress_tokens`, sorted. Raises ModelError if it is not a list of token ids."""
     ids = getattr(config, "suppress_tokens", None) or []

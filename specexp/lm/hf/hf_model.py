@@ -137,10 +137,7 @@ class HFModel:
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """All token ids at which this model stops."""
-        result = self.module.generation_config.eos_token_id
-        if result is None:
-            result = self._text_config.eos_token_id
-        return () if result is None else tuple(result) if isinstance(result, list | tuple) else (int(result),)
+        return generation_config.stop_ids(self.module.generation_config, self.module.config)
 
     @property
     def continuation(self) -> Continuation:

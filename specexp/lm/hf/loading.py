@@ -113,6 +113,14 @@ def suppressed_ids(config: ModelConfig) -> tuple[int, ...]:
     return generation_config.suppressed(result, config.model)
 
 
+def stop_ids(config: ModelConfig) -> tuple[int, ...]:
+    """The ids at which this model stops, without its weights."""
+    of_model = read_config(config)
+    return generation_config.stop_ids(
+        generation_config.read(model_source(config).place, of_model, config.revision), of_model
+    )
+
+
 def own_layers(config: ModelConfig) -> tuple[int, ...]:
     """The layers of the target that this draft is made of; empty if it is a model of its own. Raises ModelError."""
     return check_layers(config.layers, read_config(config), config.model) if config.layers else ()
