@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from specexp.decoding.protocol import Draft
 from specexp.decoding.rng import CertainRng
@@ -40,7 +40,11 @@ class TextSession(OwnTokens):
         self._length += tokens.shape[0]
         own = self.own(self._length)[: self._model.inner.context]
         self._written = []
-        return self.inner.feed(self.fresh(own, False), 0)
+        rest = self.fresh(own, False)
+        if rest.shape[0]:
+            self.inner.feed(rest, 0)
+        xp = array_namespace(tokens)
+        return xp.zeros((0, self._model.vocab_size), dtype=xp.float32, device=device(tokens)), None
 
     def write(self, count: int, gamma: int) -> tuple[list[int], list[int]]:
         """At most `count` <= gamma of the target's tokens that the draft writes after the committed ones; and the

@@ -135,7 +135,7 @@ class IntersectedSession(OwnTokens):
             return Feed(self.inner, self.fresh(own, rows > 0), rows, hidden)
         self._length += num
         if branches is not None:
-            branches = replace(branches, base=len(self._cached))
+            branches = replace(branches, base=branches.base + len(self._cached) - self._base)
         return Feed(self.inner, self._intersected.own_ids(tokens), rows, hidden, branches)
 
     def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
@@ -156,7 +156,11 @@ class IntersectedSession(OwnTokens):
         return max(0, min(num, len(self._ids) - self._length))
 
     def _feed(self, feed: Feed) -> tuple[Array, Array | None]:
-        return feed.session.feed(feed.tokens, feed.rows, feed.hidden, feed.branches)
+        if feed.tokens.shape[0]:
+            return self.inner.feed(feed.tokens, feed.rows, feed.hidden, feed.branches)
+        xp = array_namespace(feed.tokens)  # the cache holds all of it, and no row was asked for
+        size = self._model.inner.vocab_size
+        return xp.zeros((0, size), dtype=xp.float32, device=device(feed.tokens)), None
 
 
 @dataclass(slots=True, eq=False)

@@ -39,6 +39,7 @@ from specexp.evaluation.scheduling import LOWER, Job
 from specexp.evaluation.token_view.origins import Emitted, TracedDecoder, tally
 from specexp.evaluation.token_view.teacher_forcing import TokenScore, teacher_forced_probs, unit_temperature
 from specexp.lm import out_of_memory
+from specexp.lm.text_drafts import TextModel
 from specexp.pair.token_text import alone, spelled
 from specexp.storage.journal import Journal, Key
 from specexp.storage.records import Count, Record, RecordFile
@@ -110,7 +111,7 @@ def trace(
         "pair": experiment.pair,
         "history": experiment.history,
         **{name: getattr(experiment, name) for name in ("temperature", "top_k", "top_p", "seed", "repeats", "batch")},
-        "models": sorted(prepared.pair.models),
+        "models": sorted(role for role, model in prepared.pair.models.items() if not isinstance(model, TextModel)),
         "methods": [_method(setting) for setting in prepared.settings],
         "prompts": prompts,
         "left_out": left_out,
@@ -205,6 +206,7 @@ def _text_scores(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced])
         result[behind] = {
             role: teacher_forced_probs(engine, role, model.context, warp, *behind, asked)
             for role, model in prepared.pair.models.items()
+            if not isinstance(model, TextModel)
         }
     return result
 
