@@ -53,6 +53,7 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     from specexp.advise.advice_figure import draw_advice
     from specexp.advise.recommended import NAME, recommended
     from specexp.evaluation import preparation
+    from specexp.pair import loading
     from specexp.storage.files import write_whole
     from specexp.storage.journal import FILE, Journal
     from specexp.storage.run_folder import OutputFolder
@@ -60,6 +61,7 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     folder = OutputFolder(output_path(output, "advise", resolved.hash, resume), resolved, resume, maker="advise")
     outbox = outbox_of(folder, "advise", f"advise {resolved.name}", tags_of("advise", resolved))
     prepared = preparation.prepare(resolved, judges_of(resolved))
+    loading.check_same_tokens(prepared.pair, "advise predicts what is gained")
     print_notes(prepared.notes)
     facts = {**preparation.inputs_of(prepared), "sweep": sweep}
     with folder.hold(), Journal.open(folder.path / FILE, facts) as journal:

@@ -35,6 +35,7 @@ from specexp.evaluation.timing import (
 )
 from specexp.lm.hf import loading
 from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.translated import Translated
 from specexp.method_specs import spec
 from specexp.metrics.statistics import rate
 from specexp.profiling import bandwidth
@@ -175,10 +176,13 @@ def _own(prepared: Prepared) -> dict[str, SpecexpContender]:
 def plain_peer(prepared: Prepared) -> Peer:
     """Transformers' `generate()` on these models, greedy."""
     models: dict[str, HFModel] = {}
+    tokenizers: Mapping[str, Any] = {}
     for role, model in prepared.pair.models.items():
+        if isinstance(model, Translated):
+            model, tokenizers = model.inner, model.translation.tokenizers
         assert isinstance(model, HFModel), "transformers decodes models of its own only"
         models[role] = model
-    return Peer(models, prepared.pair.eos_ids)
+    return Peer(models, prepared.pair.eos_ids, tokenizers=tokenizers)
 
 
 def _hf_contenders(prepared: Prepared) -> dict[str, HFContender]:
@@ -194,7 +198,7 @@ def _hf_contenders(prepared: Prepared) -> dict[str, HFContender]:
     for setting in prepared.settings:
         if setting.config.method == "speculative":
             name = f"assisted_k{setting.config.gamma}"
-            result[name] = HFContender(name, prepared, Peer(models, eos_ids, setting.config.gamma))
+            result[name] = HFContender(name, prepared, replace(plain, gamma=setting.config.gamma))
     return result
 
 

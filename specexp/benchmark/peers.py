@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import GenerationConfig
@@ -17,6 +18,7 @@ from transformers.generation.configuration_utils import CompileConfig
 from transformers.utils import logging as transformers_logging
 
 from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.hf.own_layers import module_of_layers
 
 LOOKUP_TOKENS = 10  # transformers' own choice for prompt lookup
 
@@ -30,6 +32,7 @@ class Peer:
     gamma: int = 0
     temperature: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    tokenizers: Mapping[str, Any] = field(default_factory=dict)  # of target and assistant, where they differ
 
     def settings(self, max_new_tokens: int) -> GenerationConfig:
         """All settings that could differ; the suppressed ids are those that no method here emits."""
@@ -55,8 +58,22 @@ class Peer:
     def prepare(self, ids: Sequence[int], max_new_tokens: int) -> Call:
         """Everything that does not count as the call's time."""
         target = self.models["target"]
-        more = {"assistant_model": self.models["draft"].module} if self.gamma else {}
+        more = {"assistant_model": self._assistant(), **self.tokenizers} if self.gamma else {}
         return Call(self, target.ids(ids)[None], self.settings(max_new_tokens), more)
+
+    def _assistant(self) -> Any:
+        """The draft's module. Where tokenizers differ and it samples, generate() replaces its embedding and head, once
+        for each pair of tokenizers: that is a copy then, on the same weights."""
+        module = self.models["draft"].module
+        if not self.tokenizers or not self.temperature:
+            return module
+        if module not in _SAMPLING:
+            count = module.config.get_text_config(decoder=True).num_hidden_layers
+            _SAMPLING[module] = module_of_layers(module, range(count), self.models["draft"].name)
+        return _SAMPLING[module]
+
+
+_SAMPLING: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +92,7 @@ class Call:
         device = peer.models["target"].device
         with (
             without_settings(peer.models["target"].module),
-            constant_schedule(peer.models["draft"].module, peer.gamma) if peer.gamma else nullcontext(),
+            constant_schedule(self.more["assistant_model"], peer.gamma) if peer.gamma else nullcontext(),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             torch.inference_mode(),
             _quiet(),

@@ -19,6 +19,7 @@ from specexp.decoding.rules import Warp
 from specexp.engine.ngram_lookup import Ngrams
 from specexp.engine.suffix_automaton import SuffixIndex, SuffixLengths
 from specexp.evaluation.equality import entropies, noise_of, reread
+from specexp.lm.text_drafts import TextModel
 
 Array = Any
 LENGTH = 5  # tokens of an output
@@ -84,7 +85,11 @@ def _worth(subject: Subject, name: str, ids: Sequence[int], text: Sequence[int])
     unlike = np.ones(len(text))
     if subject.method.max_ngram or subject.method.suffix_factor:
         unlike = _unlike_recalled(subject, ids, text, p)
-    elif {"target", "draft"} <= set(subject.setting.decoder.models) and len(ids) + len(text) <= models["draft"].context:
+    elif (
+        {"target", "draft"} <= set(subject.setting.decoder.models)
+        and not isinstance(models["draft"], TextModel)
+        and len(ids) + len(text) <= models["draft"].context
+    ):
         rows, _ = models["draft"].session().feed(models["draft"].ids([*ids, *text[:-1]]), len(text))
         unlike = np.abs(p - np.asarray(draws.warp(rows).tolist())).sum(axis=-1) / 2
     return [h * (0.1 + float(u)) for h, u in zip(entropies(draws, logits), unlike, strict=True)]

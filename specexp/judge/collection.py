@@ -31,7 +31,7 @@ from specexp.judge.mining_progress import SearchProgress
 from specexp.judge.mining_yield import FIRST, Yield, status_of
 from specexp.judge.splits import filled
 from specexp.lm import out_of_memory
-from specexp.pair.loading import Pair, identity, load_pair
+from specexp.pair.loading import Pair, check_same_tokens, identity, load_pair
 from specexp.pair.tokenization import Text
 from specexp.profiling.time_estimate import Progress, announce, pace
 from specexp.storage.files import make_folder, write_whole
@@ -69,6 +69,7 @@ def prepare(config: MiningConfig) -> PreparedMining:
     pair = load_pair(
         experiment, {"target", "draft"}, check=partial(_check_prompts, examples, experiment.max_new_tokens)
     )
+    check_same_tokens(pair, "labels are mined")
     return PreparedMining(config, chosen, examples, pair, [*pair.notes, *notes_of(chosen), *notes])
 
 

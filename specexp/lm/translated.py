@@ -12,7 +12,7 @@ Shapes: V the target's vocabulary, N tokens, R rows, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -27,6 +27,11 @@ class Translation(Protocol):
     @property
     def common(self) -> Sequence[int]:
         """For each of the target's ids the draft's id of the same token; -1 where there is none."""
+        ...
+
+    @property
+    def tokenizers(self) -> Mapping[str, Any]:
+        """Both tokenizers, by the names under which transformers' generate() takes them."""
         ...
 
     def own(self, ids: Sequence[int]) -> list[int]:

@@ -126,6 +126,15 @@ def _text(experiment: Experiment, tokenizer: Any, completions: bool) -> tuple[To
     return TokenizerText(tokenizer, used, target.chat_template, system), (note,) if note else ()
 
 
+def check_same_tokens(pair: Pair, what: str) -> None:
+    """Raise ModelError if the draft's tokens are not the target's."""
+    if pair.vocabulary != SAME:
+        raise ModelError(
+            f"{what} with a draft that has the target's tokenizer, but this one has another: choose a draft of the"
+            " target's own family."
+        )
+
+
 def identity(pair: Pair, experiment: Experiment) -> dict[str, Any]:
     """Identifies the pair that labels and judges are made for; only a pair with the same values can use them."""
     return {

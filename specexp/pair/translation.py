@@ -100,6 +100,11 @@ class TokenizerTranslation:
         self.common = [-1 if i in suppressed else self._same(i) for i in range(target.size)]
         self._own_part: Callable[[bool, tuple[int, ...]], tuple[int, ...]] = lru_cache(maxsize=1024)(self._translated)
 
+    @property
+    def tokenizers(self) -> dict[str, Any]:
+        """Both tokenizers, by the names under which transformers' generate() takes them."""
+        return {"tokenizer": self._target.tokenizer, "assistant_tokenizer": self._draft.tokenizer}
+
     def _first_ids(self) -> list[int]:
         """The special tokens that the draft's tokenizer puts before every text."""
         ids = [int(i) for i in self._draft.tokenizer("a")["input_ids"]]

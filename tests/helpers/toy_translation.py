@@ -19,6 +19,10 @@ class ToyTranslation:
     def common(self) -> list[int]:
         return [self.draft.index(text) if text in self.draft else -1 for text in self.target]
 
+    @property
+    def tokenizers(self) -> dict[str, object]:
+        return {}
+
     def own(self, ids: Sequence[int]) -> list[int]:
         """A text end within `ids` stays one."""
         result: list[int] = []
