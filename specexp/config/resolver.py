@@ -6,7 +6,7 @@ transformers or mlflow.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,17 +28,22 @@ from specexp.lm.runtime import (
     ModelConfig,
     ToyConfig,
 )
-from specexp.method_specs import spec, takers
+from specexp.method_specs import OF_PROPOSERS, settings_of, spec, takers
 from specexp.tasks.defaults import DEFAULTS
 
 # Settings of a preset that apply to its own task only.
 OF_TASK = ("data", "shots", "history", "answer_rule", "answer_pattern", "limit", "max_new_tokens")
 
 
-def resolve(name: str, flags: Mapping[str, Any] | None = None, defaults: Mapping[str, Any] | None = None) -> Experiment:
-    """The experiment preset `name` overridden by `defaults`, a `config` file and flags, in this order.
+def resolve(
+    name: str,
+    flags: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    fixed: Mapping[str, Any] | None = None,
+) -> Experiment:
+    """The experiment preset `name` overridden by `defaults`, a `config` file, flags and `fixed`, in this order.
 
-    Raises ConfigError with every fault.
+    Raises ConfigError with every fault: another value than a `fixed` one in the user's file is one.
     """
     flags = {key: value for key, value in (flags or {}).items() if value not in (None, "")}
     faults: list[str] = []
@@ -58,6 +63,7 @@ def resolve(name: str, flags: Mapping[str, Any] | None = None, defaults: Mapping
         except ConfigError as error:
             faults += error.faults
     reader.lay("", flags)
+    reader.fix(fixed or {})
     experiment = reader.finish(name) if known else None
     if faults or experiment is None:
         raise ConfigError(faults)
@@ -76,6 +82,7 @@ def adjusted(experiment: Experiment, settings: Mapping[str, Any], under: Mapping
     values = reader.values
     if "methods" in values:
         values["methods"] = tuple(reader._methods(values["methods"], values))
+        reader.check(values["methods"], values.get("temperature", experiment.temperature))
     values = {key: value for key, value in values.items() if key not in takers()}
     if faults:
         raise ConfigError(faults)
@@ -114,6 +121,15 @@ class _Reader:
                 self.faults.append(f"{where}{key} is {shown(value)}; {error}")
         self._template(where, layer)
 
+    def fix(self, fixed: Mapping[str, Any]) -> None:
+        """Lay the settings of a command that takes no others, and report those that the user gave another value."""
+        for key in sorted(fixed.keys() & self.own & self.values.keys()):
+            if self.values[key] != SETTINGS[key].parse(fixed[key]):
+                self.faults.append(
+                    f"{key} is given, but this command has it at {str(fixed[key]).lower()}; leave it out."
+                )
+        self.lay("", fixed)
+
     def _template(self, where: str, layer: Mapping[str, Any]) -> None:
         """`chat_template` is for both models; a later layer's wins, in whichever form it is given."""
         both = layer.get("chat_template")
@@ -136,22 +152,25 @@ class _Reader:
         if "judge" in self.own and "methods" not in self.own and not judged:
             names += ("autojudge",)  # a judge given without methods adds the method that uses it
         methods = self._methods(names, values)
+        self.check(methods, values.get("temperature"))
+        self._task(values, [method.method for method in methods])
+        if self.faults:
+            return None
+        return Experiment(name=name, methods=tuple(methods), **models, **values)
+
+    def check(self, methods: Sequence[MethodConfig], temperature: float | None) -> None:
+        """Report settings of methods that do not go together, or not with this temperature (None is 0)."""
         for method in methods:
-            looks_up = method.max_ngram and "lookup" in (method.proposers or "lookup")
-            if looks_up and method.min_match > method.max_ngram:
+            if method.max_ngram and method.min_match > method.max_ngram:
                 self.faults.append(
                     f"min_match is {method.min_match}, but max_ngram of {method.label} is {method.max_ngram}: nothing"
                     " would be found; set max_ngram to as many."
                 )
         drawn = [method.draft_temperature for method in methods if method.draft_temperature is not None]
-        if drawn and "draft_temperature" in self.own and not values.get("temperature"):
+        if drawn and "draft_temperature" in self.own and not temperature:
             self.faults.append(
                 f"draft_temperature is {drawn[0]:g}, but temperature is 0: nothing is drawn; leave it out."
             )
-        self._task(values, [method.method for method in methods])
-        if self.faults:
-            return None
-        return Experiment(name=name, methods=tuple(methods), **models, **values)
 
     def _named(self, name: str, values: dict[str, Any]) -> str:
         """The experiment's name: the task's, with the task's limits, if the task is not the preset's."""
@@ -248,14 +267,22 @@ class _Reader:
         labels = [method.label for method in methods]
         for label in sorted({x for x in labels if labels.count(x) > 1}):
             self.faults.append(f"method '{label}' is named {labels.count(label)} times; name it once.")
-        self._unused(given.keys() & self.own, {method.method for method in methods})
+        self._unused(given.keys() & self.own, methods)
         return methods
 
-    def _unused(self, keys: Collection[str], methods: Collection[str]) -> None:
+    def _unused(self, keys: Collection[str], methods: Sequence[MethodConfig]) -> None:
         """Report each setting from the user that no method uses: it is a mistake, not something to drop silently."""
         for key in sorted(keys):
+            if not methods or any(key in settings_of(method.method, method.proposers) for method in methods):
+                continue
             taking = takers()[key]
-            if methods and not any(method in taking for method in methods):
+            turns = next((method.proposers for method in methods if method.method in taking), "")
+            if turns:  # the method takes it, but those of its proposers that do have no turn
+                others = " or ".join(name for name, settings in OF_PROPOSERS.items() if key in settings)
+                self.faults.append(
+                    f"{key} is given, but proposers is {turns}, which does not use it; leave it out, or add {others}."
+                )
+            else:
                 self.faults.append(
                     f"{key} is given, but no selected method uses it; leave it out, or add {' or '.join(taking)}."
                 )
