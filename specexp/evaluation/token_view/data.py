@@ -32,10 +32,10 @@ from tqdm import tqdm
 from specexp.decoding.chain import Chain
 from specexp.decoding.lossy_rules import Judged
 from specexp.decoding.protocol import Role
-from specexp.engine import Engine, Generation
+from specexp.engine import Engine, Generation, Request
 from specexp.evaluation import scheduling
 from specexp.evaluation.preparation import Prepared, PreparedMethod
-from specexp.evaluation.scheduling import LOWER, Job
+from specexp.evaluation.scheduling import LOWER, Job, Memories
 from specexp.evaluation.token_view.origins import Emitted, TracedDecoder, tally
 from specexp.evaluation.token_view.teacher_forcing import TokenScore, teacher_forced_probs, unit_temperature
 from specexp.lm import out_of_memory
@@ -82,6 +82,7 @@ def trace(
     decoded again; once the budget is used up, prompts are `left_out`."""
     experiment = prepared.experiment
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids, reuse=True)
+    memories = scheduling.Memories(prepared, records)
     prompts: list[dict[str, Any]] = []
     left_out: list[str] = []
     whole = sum(len(prepared.examples[index].turns) for index in chosen) * len(prepared.settings)
@@ -99,7 +100,7 @@ def trace(
             for turn, key in enumerate(keys):
                 jobs = [Job(index, turn, setting, 0) for setting in prepared.settings]
                 with out_of_memory.translate_oom("the token view", LOWER, experiment.models):
-                    prompts.append(journal.unit(key, partial(_prompt, prepared, records, engine, jobs, bar)))
+                    prompts.append(journal.unit(key, partial(_prompt, prepared, records, engine, jobs, memories, bar)))
             if missing:
                 budget.note(recorded, begun)
     return {
@@ -138,11 +139,14 @@ def _method(setting: PreparedMethod) -> dict[str, Any]:
     }
 
 
-def _prompt(prepared: Prepared, records: RecordFile, engine: Engine, jobs: Sequence[Job], bar: Any) -> dict[str, Any]:
+def _prompt(
+    prepared: Prepared, records: RecordFile, engine: Engine, jobs: Sequence[Job], memories: Memories, bar: Any
+) -> dict[str, Any]:
     """Return one prompt's turn, with a cell for each setting."""
     example, turn = prepared.examples[jobs[0].index], jobs[0].turn
     decoded = []
-    for traced in _decoded(prepared, records, engine, jobs):
+    requests = list(scheduling.requests(prepared, records, jobs, memories))
+    for traced in _decoded(engine, jobs, requests):
         decoded.append(traced)
         bar.update()
     scores = _text_scores(prepared, engine, decoded)
@@ -177,8 +181,8 @@ class _Traced:
         return self.prompt, tuple(self.out.token_ids)
 
 
-def _decoded(prepared: Prepared, records: RecordFile, engine: Engine, jobs: Sequence[Job]) -> Iterator[_Traced]:
-    asked = [(request, TracedDecoder(request.decoder)) for request in scheduling.requests(prepared, records, jobs)]
+def _decoded(engine: Engine, jobs: Sequence[Job], requests: Sequence[Request]) -> Iterator[_Traced]:
+    asked = [(request, TracedDecoder(request.decoder)) for request in requests]
     for place, out in engine.generate_all(replace(request, decoder=traced) for request, traced in asked):
         request, traced = asked[place]
         tokens, dropped = traced.tokens[: len(out.token_ids)], traced.tokens[len(out.token_ids) :]
