@@ -8,7 +8,7 @@ Shapes: G drafted tokens, V vocabulary, R rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from array_api_compat import array_namespace, device
@@ -65,6 +65,11 @@ class Warp:
     @property
     def greedy(self) -> bool:
         return is_greedy(self.temperature)
+
+    def of_draft(self, temperature: float | None) -> Warp:
+        """The warp that drafts are drawn from at a temperature of their own; None is this one's. At 0 nothing is drawn
+        and nothing changes."""
+        return self if temperature is None or self.greedy else replace(self, temperature=temperature)
 
     @property
     def one_hot(self) -> bool:

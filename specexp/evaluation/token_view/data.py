@@ -8,7 +8,8 @@ A cell is one setting's output for one prompt and turn, in the first repeat. Its
 position   from 0, as everywhere          kind       text, part (of a character shown at a later token), special
 id, text   the token and what it adds     origin     a key of origins.ORIGINS
 round      from 1                         place      index of the token in its round, from 1
-p, q       the target's and the draft's probability of the token given its prefix; null without that model
+p, q       the target's and the draft's probability of the token given its prefix; null without that model. q is at the
+           temperature at which the setting's drafts were drawn
 p_rank     its rank among the target's likeliest tokens, from 1
 first, first_id, first_p   the target's likeliest token there
 score      the judge's p(important) of a drafted token
@@ -29,6 +30,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from specexp.config import MethodConfig
 from specexp.decoding.chain import Chain
 from specexp.decoding.lossy_rules import Judged
 from specexp.decoding.protocol import Role
@@ -136,6 +138,7 @@ def _method(setting: PreparedMethod) -> dict[str, Any]:
         "gamma": config.gamma or None,
         "threshold": decoder.rule.threshold if judged else None,  # type: ignore[attr-defined]
         "accept_k": config.accept_k or None,
+        "draft_temperature": config.draft_temperature,
     }
 
 
@@ -159,7 +162,7 @@ def _prompt(
         "text": example.turns[turn],
         "gold": example.answer if last else None,
         "cells": [
-            _cell(prepared, traced, records.find((example.prompt_id, turn, traced.label, 0)), scores)
+            _cell(prepared, traced, records.find((example.prompt_id, turn, traced.config.label, 0)), scores)
             for traced in decoded
         ],
     }
@@ -169,7 +172,7 @@ def _prompt(
 class _Traced:
     """One setting's output with its tokens' origins; `dropped` tokens were committed and cut off."""
 
-    label: str
+    config: MethodConfig
     prompt: tuple[int, ...]
     out: Generation
     tokens: Sequence[Emitted]
@@ -187,10 +190,11 @@ def _decoded(engine: Engine, jobs: Sequence[Job], requests: Sequence[Request]) -
         request, traced = asked[place]
         tokens, dropped = traced.tokens[: len(out.token_ids)], traced.tokens[len(out.token_ids) :]
         assert [token.token for token in tokens] == out.token_ids, "what was traced is not what was emitted"
-        yield _Traced(jobs[place].setting.config.label, tuple(request.prompt_ids), out, tokens, dropped)
+        yield _Traced(jobs[place].setting.config, tuple(request.prompt_ids), out, tokens, dropped)
 
 
-TextScores = dict[tuple[tuple[int, ...], tuple[int, ...]], dict[Role, list[TokenScore | None]]]
+# By prompt and output; then by model, and of the draft by the temperature at which its drafts were drawn.
+TextScores = dict[tuple[tuple[int, ...], tuple[int, ...]], dict[tuple[Role, float | None], list[TokenScore | None]]]
 
 
 def _text_scores(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced]) -> TextScores:
@@ -206,9 +210,13 @@ def _text_scores(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced])
                     if token.rejected is not None:
                         others.setdefault(position, {})[token.rejected] = None
         asked = {position: list(tokens) for position, tokens in others.items()}
+        drawn = dict.fromkeys(traced.config.draft_temperature for traced in decoded if traced.behind == behind)
         result[behind] = {
-            role: teacher_forced_probs(engine, role, model.context, warp, *behind, asked)
+            (role, temperature): teacher_forced_probs(
+                engine, role, model.context, warp.of_draft(temperature), *behind, asked
+            )
             for role, model in prepared.pair.models.items()
+            for temperature in (drawn if role == "draft" else (None,))
         }
     return result
 
@@ -216,7 +224,7 @@ def _text_scores(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced])
 def _cell(prepared: Prepared, traced: _Traced, record: Record, scores: TextScores) -> Cell:
     calls = record["num_target_calls"]
     return {
-        "label": traced.label,
+        "label": traced.config.label,
         "answer": record["answer"],
         "correct": record["correct"],
         "paired": record["paired"],
@@ -226,7 +234,7 @@ def _cell(prepared: Prepared, traced: _Traced, record: Record, scores: TextScore
         "difference": _difference(prepared, traced.out, record),
         "counts": tally(traced.tokens),
         "cut": tally(traced.dropped),
-        "tokens": _columns(prepared, traced, scores[traced.behind]),
+        "tokens": _columns(prepared, traced, scores),
     }
 
 
@@ -243,11 +251,13 @@ def _difference(prepared: Prepared, out: Generation, record: Record) -> dict[str
     return {"position": at, "recorded": there, "traced": here, "num_recorded": len(record["token_ids"])}
 
 
-def _columns(prepared: Prepared, traced: _Traced, scores: dict[Role, list[TokenScore | None]]) -> dict[str, list[Any]]:
+def _columns(prepared: Prepared, traced: _Traced, scores: TextScores) -> dict[str, list[Any]]:
     text, ids = prepared.pair.text, traced.out.token_ids
     pieces = spelled(text, ids, prepared.pair.eos_ids)
     nobody: list[TokenScore | None] = [None] * len(ids)
-    target, draft = scores.get("target", nobody), scores.get("draft", nobody)
+    known = scores[traced.behind]
+    target = known.get(("target", None), nobody)
+    draft = known.get(("draft", traced.config.draft_temperature), nobody)
     rejected = [token.rejected for token in traced.tokens]
     return {
         "position": list(range(len(ids))),
