@@ -4,11 +4,11 @@ A suffix automaton (Blumer et al. 1985) of sequences that only grow. Its states 
 at the same places; n tokens make at most 2 n states. The paper's suffix trees hold the same counts: one of a prompt and
 its output, and one of earlier outputs.
 
-Like the trees of the paper's code, the counts are of substrings of limited length: what is continued is at most the
-last `depth` tokens, and a longer match counts as one of `depth` tokens. Within that, every count is exact. So a token
-takes some 2 depth steps along the links at most, however much a text repeats itself, and a search looks at no more than
-`depth` suffixes, at each for as many steps as it drafts. (Every suffix of n equal tokens is a state of its own: with
-counts of all lengths, n of them took n^2 / 2 steps.)
+The counts are of substrings of limited length, as in the trees of the authors' code (ArcticInference): what is continued
+is at most the last `depth` tokens, and a longer match counts as one of `depth` tokens. Within that, every count is
+exact. So a token takes some 2 depth steps along the links, however much a text repeats itself, and a search looks at no
+more than `depth` suffixes, at each for as many steps as it drafts. (Every suffix of n equal tokens is a state of its
+own: with counts of all lengths, n of them took n^2 / 2 steps.)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ROOT = 0
-DEPTH = 64  # tokens of a match that count, as in the paper's code
+DEPTH = 64  # tokens of a match that count: the default of the authors' code
 
 
 @dataclass(frozen=True, slots=True)
