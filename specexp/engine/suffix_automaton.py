@@ -4,11 +4,11 @@ A suffix automaton (Blumer et al. 1985) of sequences that only grow. Its states 
 at the same places; n tokens make at most 2 n states. The paper's suffix trees hold the same counts: one of a prompt and
 its output, and one of earlier outputs.
 
-The counts are of substrings of limited length, as in the trees of the authors' code (ArcticInference): what is continued
-is at most the last `depth` tokens, and a longer match counts as one of `depth` tokens. Within that, every count is
-exact. So a token takes some 2 depth steps along the links, however much a text repeats itself, and a search looks at no
-more than `depth` suffixes, at each for as many steps as it drafts. (Every suffix of n equal tokens is a state of its
-own: with counts of all lengths, n of them took n^2 / 2 steps.)
+The counts are of substrings of limited length, as in the trees of the authors' code (ArcticInference): what is
+continued is at most the last `depth` tokens, and a longer match counts as one of `depth` tokens. Within that, every
+count is exact. So a token takes some 2 depth steps along the links, however much a text repeats itself, and a search
+looks at no more than `depth` suffixes, at each for as many steps as it drafts. (Every suffix of n equal tokens is a
+state of its own: with counts of all lengths, n of them took n^2 / 2 steps.)
 """
 
 from __future__ import annotations
