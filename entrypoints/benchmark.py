@@ -43,15 +43,16 @@ SETTINGS = {
     "repeats": "Set how often every prompt is timed with each contender.",
     "batch": "Set how many prompts a batch has in its timing; all else is timed one at a time. Default: 16.",
 }
-# Greedy; temperature 0.7 is timed as well.
-FIXED = {"methods": "baseline,speculative", "temperature": "0", "top_k": "0", "top_p": "1"}
+# Greedy; temperature 0.7 is timed as well. The chains are those that transformers' assisted generation has.
+FIXED = {"methods": "baseline,speculative", "temperature": "0", "top_k": "0", "top_p": "1", "rule": "token",
+         "draft_temperature": "target", "min_draft_probability": "0", "bonus": True}  # fmt: skip
 
 
 def benchmark(
     experiment: str, output: str, resume: bool, quick: bool, compiled: bool | None, json: str, flags: Mapping[str, str]
 ) -> None:
     """Resolve, measure, show, write and log. Raises SpecexpError."""
-    resolved = config.resolve(experiment, {**flags, **FIXED}, QUICK if quick else FULL)
+    resolved = config.resolve(experiment, flags, QUICK if quick else FULL, FIXED)
     if resolved.toy is not None:
         raise ConfigError(f"pair '{resolved.pair}' has no Transformers models; name a pair that has.")
     path = output_path(output, "benchmark", resolved.hash, resume)

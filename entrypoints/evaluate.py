@@ -57,7 +57,7 @@ def evaluate(
             with outbox.open(timed=resolved.batch == 1):
                 runner.run(prepared, folder, records)
                 if resolved.batch == 1:
-                    time_split.measure(prepared, folder, records.records)
+                    time_split.measure(prepared, folder, records)
                 divergence.examine(prepared, folder, records)
                 report = publish.show(prepared, folder, records.records, commands)
                 main = run_specs.main(prepared, folder, report, outbox)

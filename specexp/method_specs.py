@@ -24,6 +24,12 @@ DRAFT: frozenset[Role] = frozenset({"draft"})
 CHAIN = ("gamma", "bonus", "min_draft_probability")  # the settings of every chain of a draft model
 OWN_CHAIN = (*CHAIN, "draft_temperature")  # of this package's: what packages build their chains with stays as it is
 SUFFIX = ("suffix_factor", "suffix_min_probability", "suffix_memory")
+# Of proposers that take turns: the settings that are theirs.
+OF_PROPOSERS: Mapping[str, tuple[str, ...]] = {
+    "suffix": (*SUFFIX, "min_match"),
+    "lookup": ("max_ngram", "min_match"),
+    "draft": ("min_draft_probability", "draft_temperature"),
+}
 TREE = ("gamma", "tree_budget", "max_depth", "parallel_branches", "branch_width", "branch_prune_threshold",
         "min_log_prob")  # fmt: skip
 
@@ -220,6 +226,14 @@ def vocabulary_faults(methods: Iterable[MethodSettings], vocabulary: str) -> lis
                 if value != usual
             ]
     return result
+
+
+def settings_of(method: str, proposers: str) -> tuple[str, ...]:
+    """Return the settings that a method takes, without those of proposers that have no turn ("": all have one)."""
+    turns = proposers.split(",") if proposers else OF_PROPOSERS.keys()
+    used = {setting for name in turns for setting in OF_PROPOSERS[name]}
+    unused = {setting for settings in OF_PROPOSERS.values() for setting in settings} - used
+    return tuple(setting for setting in spec(method).settings if setting not in unused)
 
 
 _BY_NAME = {each.name: each for each in BUILT_IN}

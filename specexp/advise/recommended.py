@@ -82,7 +82,7 @@ def _method(method: MethodConfig) -> dict[str, Any]:
     if method.tree is not None:
         return {key: value for key, value in asdict(method.tree).items() if value is not None}
     result: dict[str, Any] = {"gamma": method.gamma}
-    if method.method == "lookup":
+    if method.max_ngram:
         result["max_ngram"] = method.max_ngram
     if method.min_draft_probability:
         result["min_draft_probability"] = method.min_draft_probability

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from specexp import config
 from specexp.benchmark import peers, throughput
 from specexp.benchmark.contenders import HFContender
-from specexp.benchmark.peers import Peer
+from specexp.benchmark.peers import Peer, plain_peer
 from specexp.errors import ModelError, first_line
 from specexp.evaluation import measured_costs, preparation, time_split
 from specexp.evaluation.equality import Difference, differences
@@ -35,7 +35,6 @@ from specexp.evaluation.timing import (
 )
 from specexp.lm.hf import loading
 from specexp.lm.hf.hf_model import HFModel
-from specexp.lm.translated import Translated
 from specexp.method_specs import spec
 from specexp.metrics.statistics import rate
 from specexp.profiling import bandwidth
@@ -173,21 +172,9 @@ def _own(prepared: Prepared) -> dict[str, SpecexpContender]:
     return named
 
 
-def plain_peer(prepared: Prepared) -> Peer:
-    """Transformers' `generate()` on these models, greedy."""
-    models: dict[str, HFModel] = {}
-    tokenizers: Mapping[str, Any] = {}
-    for role, model in prepared.pair.models.items():
-        if isinstance(model, Translated):
-            model, tokenizers = model.inner, model.translation.tokenizers
-        assert isinstance(model, HFModel), "transformers decodes models of its own only"
-        models[role] = model
-    return Peer(models, prepared.pair.eos_ids, tokenizers=tokenizers)
-
-
 def _hf_contenders(prepared: Prepared) -> dict[str, HFContender]:
     """The contenders of transformers, with assisted generation at every draft length of the chains."""
-    plain = plain_peer(prepared)
+    plain = plain_peer(prepared.pair)
     models, eos_ids = plain.models, plain.eos_ids
     result = {
         GENERATE: HFContender(GENERATE, prepared, plain),

@@ -19,6 +19,8 @@ from transformers.utils import logging as transformers_logging
 
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.own_layers import module_of_layers
+from specexp.lm.translated import Translated
+from specexp.pair.loading import Pair
 
 LOOKUP_TOKENS = 10  # transformers' own choice for prompt lookup
 
@@ -158,3 +160,15 @@ def compiled() -> dict[str, Any]:
 def lookup() -> dict[str, Any]:
     """Options of prompt lookup."""
     return {"prompt_lookup_num_tokens": LOOKUP_TOKENS}
+
+
+def plain_peer(pair: Pair) -> Peer:
+    """Transformers' `generate()` on these models, greedy."""
+    models: dict[str, HFModel] = {}
+    tokenizers: Mapping[str, Any] = {}
+    for role, model in pair.models.items():
+        if isinstance(model, Translated):
+            model, tokenizers = model.inner, model.translation.tokenizers
+        assert isinstance(model, HFModel), "transformers decodes models of its own only"
+        models[role] = model
+    return Peer(models, pair.eos_ids, tokenizers=tokenizers)

@@ -11,6 +11,7 @@ from typing import Any
 
 from specexp.benchmark import benchmark, throughput
 from specexp.benchmark.contenders import HFContender
+from specexp.benchmark.peers import plain_peer
 from specexp.config import Experiment
 from specexp.evaluation import measured_costs
 from specexp.evaluation.preparation import Prepared
@@ -45,7 +46,7 @@ class Paces:
 
 def paces(prepared: Prepared) -> Paces:
     """The paces, from a few tokens on the first prompt."""
-    peer = benchmark.plain_peer(prepared)
+    peer = plain_peer(prepared.pair)
     first, more = (HFContender("pace", prepared, peer, most) for most in (1, TOKENS))
     with out_of_memory.translate_oom("a few timed calls", "max_new_tokens", prepared.experiment.models):
         more.time(0, 0)

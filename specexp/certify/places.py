@@ -79,32 +79,54 @@ def _context(subject: Subject) -> int:
 
 def _worth(subject: Subject, name: str, ids: Sequence[int], text: Sequence[int]) -> list[float]:
     """How much each position of an output reveals: the target's entropy x how much the proposal differs from it."""
-    draws, models = subject.draws, subject.prepared.pair.models
+    draws = subject.draws
     logits = reread(subject.prepared.pair, draws, name, ids, text).logits
-    p = np.asarray(draws.warp(logits).tolist())
-    unlike = np.ones(len(text))
-    if subject.method.max_ngram or subject.method.suffix_factor:
-        unlike = _unlike_recalled(subject, ids, text, p)
-    elif (
-        {"target", "draft"} <= set(subject.setting.decoder.models)
-        and not isinstance(models["draft"], TextModel)
-        and len(ids) + len(text) <= models["draft"].context
-    ):
-        rows, _ = models["draft"].session().feed(models["draft"].ids([*ids, *text[:-1]]), len(text))
-        unlike = np.abs(p - np.asarray(draws.warp(rows).tolist())).sum(axis=-1) / 2
+    unlike = _unlike(subject, ids, text, np.asarray(draws.warp(logits).tolist()))
     return [h * (0.1 + float(u)) for h, u in zip(entropies(draws, logits), unlike, strict=True)]
 
 
-def _unlike_recalled(subject: Subject, ids: Sequence[int], text: Sequence[int], p: Array) -> Array:
-    """1 - p of the token that is looked up at each position, 0 where none is found."""
+def _unlike(subject: Subject, ids: Sequence[int], text: Sequence[int], p: Array) -> Array:
+    """How probably a proposal is rejected at each position; where none is made, 0, and 1 if the method makes none."""
+    proposers = _proposers(subject)
+    result = np.full(len(text), np.nan if proposers else 1.0)
+    for name in proposers:  # of proposers that take turns, the first with something to say
+        each = (
+            _unlike_draft(subject, ids, text, p) if name == "draft" else _unlike_recalled(subject, name, ids, text, p)
+        )
+        result = np.where(np.isnan(result), each, result)
+    return np.nan_to_num(result)
+
+
+def _proposers(subject: Subject) -> list[str]:
+    method = subject.method
+    if method.proposers:
+        return method.proposers.split(",")
+    if method.suffix_factor or method.max_ngram:
+        return ["suffix" if method.suffix_factor else "lookup"]
+    return ["draft"] if {"target", "draft"} <= set(subject.setting.decoder.models) else []
+
+
+def _unlike_draft(subject: Subject, ids: Sequence[int], text: Sequence[int], p: Array) -> Array:
+    """The distance of what the draft model's tokens are drawn from; 1 where it scores none, or not so
+    long a text."""
+    draft, warp = subject.prepared.pair.models["draft"], subject.draws.warp.of_draft(subject.method.draft_temperature)
+    if isinstance(draft, TextModel) or len(ids) + len(text) > draft.context:
+        return np.ones(len(text))
+    rows, _ = draft.session().feed(draft.ids([*ids, *text[:-1]]), len(text))
+    return np.abs(p - np.asarray(warp(rows).tolist())).sum(axis=-1) / 2
+
+
+def _unlike_recalled(subject: Subject, name: str, ids: Sequence[int], text: Sequence[int], p: Array) -> Array:
+    """1 - p of the token that `suffix` or `lookup` proposes, NaN where it proposes none."""
     method = subject.method
     ngrams, suffixes = Ngrams(method.max_ngram), SuffixIndex()
     limits = SuffixLengths(1, method.suffix_factor, method.suffix_min_probability, method.min_match)
-    result = np.zeros(len(text))
+    result = np.full(len(text), np.nan)
     for at in range(len(text)):
         known = [*ids, *text[:at]]
-        proposed = suffixes.continuation(known, limits) if method.suffix_factor else []
-        if not proposed and method.max_ngram and "lookup" in (method.proposers or "lookup"):
+        if name == "suffix":
+            proposed = suffixes.continuation(known, limits)
+        else:
             proposed = ngrams.continuation(known, 1, method.min_match)
         if proposed:
             result[at] = 1 - p[at, proposed[0]]

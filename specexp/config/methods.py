@@ -16,13 +16,15 @@ from specexp.config.experiment import (
     TreeConfig,
 )
 from specexp.config.schema import SETTINGS, TREE_SHAPE
-from specexp.method_specs import spec
+from specexp.method_specs import settings_of, spec
 
 
 def chains(preset: str, parsed: Mapping[str, Any], given: Mapping[str, Any]) -> list[MethodConfig]:
     """A setting for each draft length and each threshold or K; a label names only what was given several values."""
     method = parsed["method"]
     facts = spec(method)
+    proposers = given.get("proposers", parsed.get("proposers", _DEFAULTS["proposers"]))
+    settings = settings_of(method, proposers if "proposers" in facts.settings else "")
     if not facts.drafts:
         return [MethodConfig(method, preset, preset)]
     lengths = {preset: parsed["gamma"]} if "gamma" not in given else {f"{method}_k{g}": g for g in given["gamma"]}
@@ -36,12 +38,12 @@ def chains(preset: str, parsed: Mapping[str, Any], given: Mapping[str, Any]) -> 
         ]
     elif method == "topk":
         variants = [(f"_top{k}", {"accept_k": k}) for k in given.get("accept_k", (parsed["accept_k"],))]
-    elif "max_ngram" in facts.settings:
+    elif "max_ngram" in settings:
         ngrams = given.get("max_ngram", (parsed.get("max_ngram", MAX_NGRAM),))
         variants = [(f"_n{n}" if len(ngrams) > 1 else "", {"max_ngram": n}) for n in ngrams]
-    if "threshold" not in given and "accept_k" not in given and "max_ngram" not in facts.settings:
+    if "threshold" not in given and "accept_k" not in given and "max_ngram" not in settings:
         variants = [("", overrides) for _, overrides in variants]
-    axes = [variants, *(_values(key, given, parsed) for key in _SUFFIXES if key in facts.settings)]
+    axes = [variants, *(_values(key, given, parsed) for key in _SUFFIXES if key in settings)]
     bonus = given.get("bonus", parsed.get("bonus", True))
     methods = []
     for (label, gamma), *chosen in product(lengths.items(), *axes):
@@ -63,7 +65,7 @@ def _values(key: str, given: Mapping[str, Any], parsed: Mapping[str, Any]) -> li
     return [(suffix(value) if named else "", {key: value}) for value in values] or [("", {})]
 
 
-_DEFAULTS = {
+_DEFAULTS: Mapping[str, Any] = {
     "suffix_factor": SUFFIX_FACTOR, "suffix_min_probability": SUFFIX_MIN_PROBABILITY, "proposers": "suffix,draft",
 }  # fmt: skip
 # The settings of a chain that may have several values, in the order of the label's suffixes.

@@ -6,7 +6,7 @@ transformers or mlflow.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,31 +17,32 @@ from specexp.config.experiment import (
     MethodConfig,
 )
 from specexp.config.methods import chains, trees
-from specexp.config.models import laid_over, model_settings
-from specexp.config.parsers import MUST_BE_GIVEN, SEVERAL_TURNS, TASK_SOURCES, toy_settings
+from specexp.config.models import laid_over
+from specexp.config.pair_models import models_of_pair
+from specexp.config.parsers import MUST_BE_GIVEN, SEVERAL_TURNS, TASK_SOURCES
 from specexp.config.presets import PRESETS, expanded, load_yaml, method_preset, preset_names
 from specexp.config.schema import ALIASES, SETTINGS, TREE_SHAPE
 from specexp.errors import ConfigError, shown, unknown
 from specexp.lm.runtime import (
-    AUTO_VOCABULARY,
     INTERSECTION,
-    OWN_TEMPLATE,
     TEXT,
-    TOY,
-    ModelConfig,
-    ToyConfig,
 )
-from specexp.method_specs import spec, takers, vocabulary_faults
+from specexp.method_specs import OF_PROPOSERS, settings_of, spec, takers, vocabulary_faults
 from specexp.tasks.defaults import DEFAULTS
 
 # Settings of a preset that apply to its own task only.
 OF_TASK = ("data", "shots", "history", "answer_rule", "answer_pattern", "limit", "max_new_tokens")
 
 
-def resolve(name: str, flags: Mapping[str, Any] | None = None, defaults: Mapping[str, Any] | None = None) -> Experiment:
-    """The experiment preset `name` overridden by `defaults`, a `config` file and flags, in this order.
+def resolve(
+    name: str,
+    flags: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    fixed: Mapping[str, Any] | None = None,
+) -> Experiment:
+    """The experiment preset `name` overridden by `defaults`, a `config` file, flags and `fixed`, in this order.
 
-    Raises ConfigError with every fault.
+    Raises ConfigError with every fault: another value than a `fixed` one in the user's file is one.
     """
     flags = {key: value for key, value in (flags or {}).items() if value not in (None, "")}
     faults: list[str] = []
@@ -61,6 +62,7 @@ def resolve(name: str, flags: Mapping[str, Any] | None = None, defaults: Mapping
         except ConfigError as error:
             faults += error.faults
     reader.lay("", flags)
+    reader.fix(fixed or {})
     experiment = reader.finish(name) if known else None
     if faults or experiment is None:
         raise ConfigError(faults)
@@ -79,6 +81,7 @@ def adjusted(experiment: Experiment, settings: Mapping[str, Any], under: Mapping
     values = reader.values
     if "methods" in values:
         values["methods"] = tuple(reader._methods(values["methods"], values))
+        reader.check(values["methods"], values.get("temperature", experiment.temperature))
     values = {key: value for key, value in values.items() if key not in takers()}
     if faults:
         raise ConfigError(faults)
@@ -117,6 +120,15 @@ class _Reader:
                 self.faults.append(f"{where}{key} is {shown(value)}; {error}")
         self._template(where, layer)
 
+    def fix(self, fixed: Mapping[str, Any]) -> None:
+        """Lay the settings of a command that takes no others, and report those that the user gave another value."""
+        for key in sorted(fixed.keys() & self.own & self.values.keys()):
+            if self.values[key] != SETTINGS[key].parse(fixed[key]):
+                self.faults.append(
+                    f"{key} is given, but this command has it at {str(fixed[key]).lower()}; leave it out."
+                )
+        self.lay("", fixed)
+
     def _template(self, where: str, layer: Mapping[str, Any]) -> None:
         """`chat_template` is for both models; a later layer's wins, in whichever form it is given."""
         both = layer.get("chat_template")
@@ -133,30 +145,33 @@ class _Reader:
             if key not in values and not any(f.startswith(key) for f in self.faults):
                 self.faults.append(f"setting '{key}' is missing.")
         name = self._named(name, values)
-        models = self._models(values.pop("pair", None), values)
+        models = models_of_pair(values.pop("pair", None), values, self.faults)
         names = tuple(values.pop("methods", ()))
         judged = any(name.startswith("autojudge") for name in expanded(names))
         if "judge" in self.own and "methods" not in self.own and not judged:
             names += ("autojudge",)  # a judge given without methods adds the method that uses it
         methods = self._methods(names, values)
-        for method in methods:
-            looks_up = method.max_ngram and "lookup" in (method.proposers or "lookup")
-            if looks_up and method.min_match > method.max_ngram:
-                self.faults.append(
-                    f"min_match is {method.min_match}, but max_ngram of {method.label} is {method.max_ngram}: nothing"
-                    " would be found; set max_ngram to as many."
-                )
-        drawn = [method.draft_temperature for method in methods if method.draft_temperature is not None]
-        if drawn and "draft_temperature" in self.own and not values.get("temperature"):
-            self.faults.append(
-                f"draft_temperature is {drawn[0]:g}, but temperature is 0: nothing is drawn; leave it out."
-            )
+        self.check(methods, values.get("temperature"))
         if "draft" in models and models["draft"].vocabulary in (INTERSECTION, TEXT):
             self.faults += vocabulary_faults(methods, models["draft"].vocabulary)
         self._task(values, [method.method for method in methods])
         if self.faults:
             return None
         return Experiment(name=name, methods=tuple(methods), **models, **values)
+
+    def check(self, methods: Sequence[MethodConfig], temperature: float | None) -> None:
+        """Report settings of methods that do not go together, or not with this temperature (None is 0)."""
+        for method in methods:
+            if method.max_ngram and method.min_match > method.max_ngram:
+                self.faults.append(
+                    f"min_match is {method.min_match}, but max_ngram of {method.label} is {method.max_ngram}: nothing"
+                    " would be found; set max_ngram to as many."
+                )
+        drawn = [method.draft_temperature for method in methods if method.draft_temperature is not None]
+        if drawn and "draft_temperature" in self.own and not temperature:
+            self.faults.append(
+                f"draft_temperature is {drawn[0]:g}, but temperature is 0: nothing is drawn; leave it out."
+            )
 
     def _named(self, name: str, values: dict[str, Any]) -> str:
         """The experiment's name: the task's, with the task's limits, if the task is not the preset's."""
@@ -168,45 +183,6 @@ class _Reader:
         values.setdefault("limit", DEFAULTS[task].limit)
         values.setdefault("max_new_tokens", DEFAULTS[task].max_new_tokens)
         return str(task)
-
-    def _models(self, pair: str | None, values: dict[str, Any]) -> dict[str, Any]:
-        if pair is None:
-            return {}
-        if pair not in preset_names("models"):
-            self.faults.append(unknown("pair", pair, preset_names("models")))
-            return {}
-        result = load_yaml(PRESETS / "models" / f"{pair}.yaml")
-        given = {role: values.pop(role) for role in ROLES if role in values}
-        toy = values.pop("toy", None)
-        template = values.pop("chat_template", None)
-        if "toy" in result:
-            if given:
-                self.faults.append(
-                    f"{' and '.join(given)}: pair '{pair}' has no model to replace; leave it out, or name another pair."
-                )
-            if template == OWN_TEMPLATE:
-                self.faults.append(f"chat_template is {template}, but pair '{pair}' has no template; leave it out.")
-            models = {role: ModelConfig(f"{TOY}{role}") for role in ROLES}
-            return {"pair": pair, "toy": ToyConfig(**{**toy_settings(result["toy"]), **(toy or {})}), **models}
-        if toy is not None:
-            self.faults.append(f"toy is given, but pair '{pair}' is not a toy pair; leave toy out, or set pair to toy.")
-        both = {} if template is None else {"chat_template": template}
-        settings = {role: laid_over(model_settings(result[role]), given.get(role, {})) for role in ROLES}
-        if "layers" in settings["target"]:
-            self.faults.append("target: layers are a draft's; name the model of the target, and give them as draft's.")
-            return {}
-        if layers := settings["draft"].pop("layers", ""):
-            if settings["draft"]:
-                self.faults.append(
-                    f"draft: {' and '.join(settings['draft'])} and layers are given; a draft of the target's layers has"
-                    " the target's settings: leave one out."
-                )
-            settings["draft"] = {**settings["target"], "layers": layers}
-        if settings["target"].get("vocabulary", AUTO_VOCABULARY) != AUTO_VOCABULARY:
-            self.faults.append("target: vocabulary is a draft's setting; give it as draft's.")
-        models = {role: ModelConfig(**{**settings[role], **both}) for role in ROLES}
-        self.faults += [f"{role}: {fault}" for role, model in models.items() for fault in model.faults()]
-        return {"pair": pair if not given else f"{models['target'].model}+{models['draft'].shown}", **models}
 
     def _task(self, values: dict[str, Any], methods: list[str]) -> None:
         """Check what a task needs, and refuse what only other tasks take."""
@@ -263,14 +239,22 @@ class _Reader:
         labels = [method.label for method in methods]
         for label in sorted({x for x in labels if labels.count(x) > 1}):
             self.faults.append(f"method '{label}' is named {labels.count(label)} times; name it once.")
-        self._unused(given.keys() & self.own, {method.method for method in methods})
+        self._unused(given.keys() & self.own, methods)
         return methods
 
-    def _unused(self, keys: Collection[str], methods: Collection[str]) -> None:
+    def _unused(self, keys: Collection[str], methods: Sequence[MethodConfig]) -> None:
         """Report each setting from the user that no method uses: it is a mistake, not something to drop silently."""
         for key in sorted(keys):
+            if not methods or any(key in settings_of(method.method, method.proposers) for method in methods):
+                continue
             taking = takers()[key]
-            if methods and not any(method in taking for method in methods):
+            turns = next((method.proposers for method in methods if method.method in taking), "")
+            if turns:  # the method takes it, but those of its proposers that do have no turn
+                others = " or ".join(name for name, settings in OF_PROPOSERS.items() if key in settings)
+                self.faults.append(
+                    f"{key} is given, but proposers is {turns}, which does not use it; leave it out, or add {others}."
+                )
+            else:
                 self.faults.append(
                     f"{key} is given, but no selected method uses it; leave it out, or add {' or '.join(taking)}."
                 )

@@ -75,12 +75,10 @@ class DraftModel:
         return ("draft",)
 
     def propose(self, warp: Warp, reserve: int, needs: Needs) -> Proposal:
-        own = warp
-        if self.temperature is not None and not warp.greedy:
-            own = replace(warp, temperature=self.temperature)
         drafted: Drafted = yield Draft(
-            self.gamma, own, reserve, needs.draft, needs.feed_last_token, self.min_draft_probability, needs.by_round
-        )
+            self.gamma, warp.of_draft(self.temperature), reserve, needs.draft, needs.feed_last_token,
+            self.min_draft_probability, needs.by_round,
+        )  # fmt: skip
         return drafted
 
 

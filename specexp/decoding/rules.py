@@ -66,6 +66,11 @@ class Warp:
     def greedy(self) -> bool:
         return is_greedy(self.temperature)
 
+    def of_draft(self, temperature: float | None) -> Warp:
+        """The warp that drafts are drawn from at a temperature of their own; None is this one's. At 0 nothing is drawn
+        and nothing changes."""
+        return self if temperature is None or self.greedy else replace(self, temperature=temperature)
+
     @property
     def one_hot(self) -> bool:
         """True if every distribution is one-hot, so that nothing is drawn at random."""

@@ -1,8 +1,14 @@
 """Suffix decoding's structure (Oliaro et al. 2411.04975): how often each token followed each earlier substring.
 
 A suffix automaton (Blumer et al. 1985) of sequences that only grow. Its states are the classes of substrings that end
-at the same places; n tokens make at most 2 n states, so that no match length has to be limited. The paper's suffix
-trees hold the same counts: one of a prompt and its output, and one of earlier outputs.
+at the same places; n tokens make at most 2 n states. The paper's suffix trees hold the same counts: one of a prompt and
+its output, and one of earlier outputs.
+
+The counts are of substrings of limited length, as in the trees of the authors' code (ArcticInference): what is
+continued is at most the last `depth` tokens, and a longer match counts as one of `depth` tokens. Within that, every
+count is exact. So a token takes some 2 depth steps along the links, however much a text repeats itself, and a search
+looks at no more than `depth` suffixes, at each for as many steps as it drafts. (Every suffix of n equal tokens is a
+state of its own: with counts of all lengths, n of them took n^2 / 2 steps.)
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ROOT = 0
+DEPTH = 64  # tokens of a match that count: the default of the authors' code
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +32,25 @@ class SuffixLengths:
 
 
 class SuffixAutomaton:
-    """Counts of the substrings of sequences, and the likeliest continuation of each."""
+    """Counts of the substrings of sequences, and the likeliest continuation of each that has at most `depth` tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = DEPTH) -> None:
+        self.depth = depth
         self._next: list[dict[int, int]] = [{}]  # of each state: the states one token further
         self._link = [-1]  # the state of the longest suffix that ends at more places
         self._length = [0]  # of its longest substring
-        self._count = [0]  # places at which its substrings end
-        self._latest = [-1]  # the last of these places
+        # Of states with substrings of at most depth + 1 tokens: the places at which these end,
+        self._count = [0]
+        # and if they have at most depth: how often they were followed, and by which token most often, of equal ones
+        # the latest.
+        self._followed = [0]
+        self._favourite = [-1]
         self._last = ROOT  # the state of the whole sequence
-        self._size = 0
+        self._recent = ROOT  # the state of its last depth + 1 tokens
 
     def begin(self) -> None:
         """Begin another sequence: no substring spans two of them."""
-        self._last = ROOT
+        self._last = self._recent = ROOT
 
     def append(self, token: int) -> None:
         """Append a token to the latest sequence."""
@@ -47,17 +59,25 @@ class SuffixAutomaton:
             self._next[before][token] = whole
             before = self._link[before]
         self._link[whole] = ROOT if before < 0 else self._split(before, token)
-        state = whole
+        self._last = whole
+        followed, self._recent = self._recent, self._within(self._next[self._recent][token], self.depth + 1)
+        state = self._recent
         while state > ROOT:
             self._count[state] += 1
-            self._latest[state] = self._size
             state = self._link[state]
-        self._last = whole
-        self._size += 1
+        while followed > ROOT:
+            following = self._next[followed]
+            times = self._count[following[token]]
+            if not self._followed[followed] or times >= self._count[following[self._favourite[followed]]]:
+                self._favourite[followed] = token
+            self._followed[followed] += 1
+            followed = self._link[followed]
 
     def repeated(self) -> tuple[int, int]:
         """The longest suffix of the latest sequence that occurs elsewhere, too: its state and length."""
         state = max(ROOT, self._link[self._last])
+        if self._length[state] > self.depth:
+            return self._within(self._recent, self.depth), self.depth
         return state, self._length[state]
 
     def matched(self, state: int, length: int, token: int) -> tuple[int, int]:
@@ -67,7 +87,7 @@ class SuffixAutomaton:
                 return ROOT, 0
             state = self._link[state]
             length = self._length[state]
-        return self._next[state][token], length + 1
+        return self._within(self._next[state][token], self.depth), min(length + 1, self.depth)
 
     def best(self, state: int, length: int, limits: SuffixLengths) -> tuple[list[int], float]:
         """The likeliest continuation of a substring of `length` tokens in `state`, and what it is worth.
@@ -94,19 +114,25 @@ class SuffixAutomaton:
         tokens: list[int] = []
         product, score = 1.0, 0.0
         while len(tokens) < longest:
-            while not self._next[state] and state > ROOT:  # the end of a sequence: its shorter suffixes go on
+            while not self._followed[state] and state > ROOT:  # the end of a sequence: its shorter suffixes go on
                 state = self._link[state]
             if state == ROOT:
                 break
-            following = self._next[state]
-            token = max(following, key=lambda each: (self._count[following[each]], self._latest[following[each]]))
-            product *= self._count[following[token]] / sum(self._count[each] for each in following.values())
+            token = self._favourite[state]
+            following = self._next[state][token]
+            product *= self._count[following] / self._followed[state]
             if product < least:
                 break
             tokens.append(token)
             score += product
-            state = following[token]
+            state = self._within(following, self.depth)
         return tokens, score
+
+    def _within(self, state: int, length: int) -> int:
+        """The state of the last `length` tokens of a state's substrings, or of all where these are fewer."""
+        while state > ROOT and self._length[self._link[state]] >= length:
+            state = self._link[state]
+        return state
 
     def _split(self, before: int, token: int) -> int:
         """The state of `before`'s longest substring and `token`, which occurred before.
@@ -118,7 +144,8 @@ class SuffixAutomaton:
             return longer
         own = self._state(dict(self._next[longer]), self._length[before] + 1)
         self._link[own], self._link[longer] = self._link[longer], own
-        self._count[own], self._latest[own] = self._count[longer], self._latest[longer]
+        self._count[own], self._followed[own] = self._count[longer], self._followed[longer]
+        self._favourite[own] = self._favourite[longer]
         while before >= 0 and self._next[before].get(token) == longer:
             self._next[before][token] = own
             before = self._link[before]
@@ -129,15 +156,16 @@ class SuffixAutomaton:
         self._link.append(-1)
         self._length.append(length)
         self._count.append(0)
-        self._latest.append(-1)
+        self._followed.append(0)
+        self._favourite.append(-1)
         return len(self._next) - 1
 
 
 class SuffixIndex:
     """A sequence that grows, and outputs before it (`earlier`, which must not grow meanwhile)."""
 
-    def __init__(self, earlier: SuffixAutomaton | None = None) -> None:
-        self._own, self._earlier = SuffixAutomaton(), earlier
+    def __init__(self, earlier: SuffixAutomaton | None = None, depth: int = DEPTH) -> None:
+        self._own, self._earlier = SuffixAutomaton(depth), earlier
         self._match = ROOT, 0  # the end of the sequence in `earlier`
         self._size = 0
 

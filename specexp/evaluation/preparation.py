@@ -56,6 +56,12 @@ class PreparedMethod:
         return self.facts.may_end_early or self.config.min_draft_probability > 0
 
     @property
+    def by_token(self) -> bool:
+        """True unless chains are verified as blocks, which at temperature 0 is the same."""
+        decoder = self.decoder
+        return not isinstance(decoder, Chain) or decoder.verification == "token" or decoder.warp.greedy
+
+    @property
     def lengths(self) -> set[int]:
         """Draft lengths whose verifying calls are measured: gamma, and some shorter ones if a draft may stop early."""
         gamma = self.config.gamma

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from specexp.evaluation.measured_costs import check_sizes, measure_costs, median
 from specexp.evaluation.preparation import (
     Prepared,
 )
-from specexp.evaluation.scheduling import LOWER, Job, Memories, groups_of, place_of, requests
+from specexp.evaluation.scheduling import LOWER, Job, Memories, groups_of, memory_of, place_of, requests
 from specexp.lm import out_of_memory
 from specexp.metrics.summary import check_identities
 from specexp.profiling import memory
@@ -85,7 +86,9 @@ def _decode(
             config = jobs[0].setting.config
             bar.set_postfix_str(config.label, refresh=False)
             with out_of_memory.translate_oom(*place_of(prepared, jobs)), peaks.watching(config.label):
+                learned = memories.learn(jobs)
                 for place, out in engine.generate_all(requests(prepared, records, jobs, memories)):
+                    out.seconds += learned
                     record = record_of(prepared, jobs[place], out) | {"environment": where}
                     check_identities(record, config.tree, config.bonus)
                     records.append(record)
@@ -112,14 +115,22 @@ def _environment(prepared: Prepared, output: OutputFolder) -> str:
 
 
 def _warm_up(prepared: Prepared, engine: Engine) -> dict[str, Pace]:
-    """Decode a few tokens with every setting; return the pace of the fastest output, by label."""
+    """Decode a few tokens with every setting; return the pace of the fastest output, by label.
+
+    A setting that remembers the run's outputs does so twice, the second time after those of the other prompts.
+    """
     rng = rng_for(prepared.experiment.temperature, 0, "warm-up")
     names = [example.prompt_id for example in prepared.examples]
     some = list(zip(names, prepared.prompts, strict=True))[: max(2, prepared.experiment.batch)]
     paces = {}
     for setting in prepared.settings:
         requests = [Request(setting.decoder, ids, WARM_UP_TOKENS, rng, name=name) for name, ids in some]
-        result = [Pace.of(out) for _, out in engine.generate_all(requests)]
+        outputs = dict(engine.generate_all(requests))
+        result = [Pace.of(out) for out in outputs.values()]
+        if setting.config.suffix_memory == "run":
+            others = [memory_of(out.token_ids for j, out in outputs.items() if j != i) for i in range(len(requests))]
+            again = (replace(request, earlier=each) for request, each in zip(requests, others, strict=True))
+            result += [Pace.of(out) for _, out in engine.generate_all(again)]
         paces[setting.config.label] = min(result, key=lambda each: each.seconds(WARM_UP_TOKENS))
     return paces
 

@@ -5,8 +5,9 @@ The order of the settings rotates by one from prompt to prompt, so that none alw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import rng_for
@@ -33,42 +34,82 @@ class Job:
     repeat: int
 
 
+@dataclass(slots=True)
+class _Memory:
+    """The outputs of a setting in one repeat, of the first `done` examples."""
+
+    repeat: int
+    outputs: SuffixAutomaton = field(default_factory=SuffixAutomaton)
+    done: int = 0
+
+
 class Memories:
     """What suffix decoding may continue besides a prompt: outputs of earlier prompts by the same setting and repeat.
 
     Those of prompts that are decoded in the same group do not count, nor does the order in which they are done: a
-    resumed run has the same memory, and so has the token view.
+    resumed run has the same memory, and so has the token view. A setting has one memory at a time, of the latest
+    repeat; asked for earlier examples again, it is built anew.
     """
 
-    def __init__(self, prepared: Prepared, records: RecordFile) -> None:
-        self._prepared, self._records = prepared, records
-        # By label and repeat; and the first example that is not in it.
-        self._outputs: dict[tuple[str, int], tuple[SuffixAutomaton, int]] = {}
+    def __init__(self, prepared: Prepared, records: RecordFile, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._prepared, self._records, self._clock = prepared, records, clock
+        self._kept: dict[str, _Memory] = {}  # by label
 
     def earlier(self, job: Job) -> SuffixAutomaton | None:
         """The outputs before this job's group; None for settings that remember none."""
-        config = job.setting.config
-        if config.suffix_memory != "run":
-            return None
-        group = job.index - job.index % _group_size(self._prepared)
-        automaton, done = self._outputs.get((config.label, job.repeat), (SuffixAutomaton(), 0))
-        if done > group:
-            automaton, done = SuffixAutomaton(), 0
-        for example in self._prepared.examples[done:group]:
-            for turn in range(len(example.turns)):
-                automaton.begin()
-                for token in self._records.find((example.prompt_id, turn, config.label, job.repeat))["token_ids"]:
-                    automaton.append(token)
-        self._outputs[config.label, job.repeat] = automaton, group
-        return automaton
+        self.learn([job])
+        memory = self._kept.get(job.setting.config.label)
+        return None if memory is None else memory.outputs
+
+    def learn(self, jobs: Sequence[Job]) -> float:
+        """Remember the outputs before the group of these jobs, which share setting and repeat.
+
+        Returns each job's share of the seconds that adding the latest group's outputs took. Those before it were in
+        the memory already, unless the run was resumed.
+        """
+        label, repeat = jobs[0].setting.config.label, jobs[0].repeat
+        if jobs[0].setting.config.suffix_memory != "run":
+            return 0.0
+        size = _group_size(self._prepared)
+        group = jobs[0].index - jobs[0].index % size
+        memory = self._kept.get(label)
+        if memory is None or memory.repeat != repeat or memory.done > group:
+            memory = self._kept[label] = _Memory(repeat)
+        if memory.done == group:
+            return 0.0
+        latest = max(memory.done, group - size)
+        outputs = [self._outputs(label, repeat, *ends) for ends in ((memory.done, latest), (latest, group))]
+        memory.done = group
+        _add(memory.outputs, outputs[0])
+        begun = self._clock()
+        _add(memory.outputs, outputs[1])
+        return (self._clock() - begun) / len(jobs)
+
+    def _outputs(self, label: str, repeat: int, start: int, stop: int) -> list[list[int]]:
+        return [
+            self._records.find((example.prompt_id, turn, label, repeat))["token_ids"]
+            for example in self._prepared.examples[start:stop]
+            for turn in range(len(example.turns))
+        ]
 
 
-def requests(
-    prepared: Prepared, records: RecordFile, jobs: Sequence[Job], memories: Memories | None = None
-) -> Iterator[Request]:
+def memory_of(outputs: Iterable[Sequence[int]]) -> SuffixAutomaton:
+    """Return a memory of these outputs."""
+    memory = SuffixAutomaton()
+    _add(memory, outputs)
+    return memory
+
+
+def _add(memory: SuffixAutomaton, outputs: Iterable[Sequence[int]]) -> None:
+    for output in outputs:
+        memory.begin()
+        for token in output:
+            memory.append(token)
+
+
+def requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job], memories: Memories) -> Iterator[Request]:
     """Yield the engine's request for each job; a later turn needs the records of the earlier ones."""
     experiment = prepared.experiment
-    memories = memories or Memories(prepared, records)
     for job in jobs:
         name = prepared.examples[job.index].prompt_id
         rng = rng_for(experiment.temperature, experiment.seed + job.repeat, name, job.turn)

@@ -50,6 +50,7 @@ def pooled(
             setting.varies,
             prepared.experiment.batch,
             claimed,
+            setting.by_token,
         )
         for setting in prepared.settings
     }

@@ -14,12 +14,13 @@ from typing import Any
 from tqdm import tqdm
 
 from specexp.decoding.rng import rng_for
-from specexp.engine import Decoder, Engine
+from specexp.engine import Decoder, Engine, Request
+from specexp.engine.suffix_automaton import SuffixAutomaton
 from specexp.evaluation.preparation import Prepared
-from specexp.evaluation.scheduling import LOWER
+from specexp.evaluation.scheduling import LOWER, Job, Memories
 from specexp.lm import out_of_memory
-from specexp.profiling.time_breakdown import Stopwatch, TimedDecoder, TimedModel, TimedRng, shares
-from specexp.storage.records import Record
+from specexp.profiling.time_breakdown import HOST, Stopwatch, TimedDecoder, TimedModel, TimedRng, shares
+from specexp.storage.records import Record, RecordFile
 from specexp.storage.run_folder import OutputFolder
 
 FILE = "shares.json"
@@ -55,25 +56,38 @@ def plan(records: Sequence[Record], max_new_tokens: int, seconds: float = SECOND
     return TimeSplitPlan(1, min(affordable, max_new_tokens)) if affordable >= FEWEST_TOKENS else None
 
 
-def measure(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> None:
-    """Write shares.json, unless it exists or would take too long."""
+def measure(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
+    """Write shares.json, unless it exists or would take too long.
+
+    A setting that remembers the run's outputs does so here, too; adding to its memory is a part of the host's.
+    """
     if output.read_json(FILE) is not None:
         return
     experiment = prepared.experiment
-    chosen = plan(records, experiment.max_new_tokens)
+    chosen = plan(records.records, experiment.max_new_tokens)
     if chosen is None:
         return
     prompts = min(chosen.num_prompts, len(prepared.examples))
-    result = {}
+    result, memories = {}, Memories(prepared, records)
     with tqdm(
         total=prompts * len(prepared.settings), desc="time split", unit="run", dynamic_ncols=True, leave=False
     ) as bar:
         for setting in prepared.settings:
             bar.set_postfix_str(setting.config.label, refresh=False)
             with out_of_memory.translate_oom(f"the time split of {setting.config.label}", LOWER, experiment.models):
-                result[setting.config.label] = seconds(
-                    prepared, setting.decoder, prompts, chosen.max_new_tokens, experiment.temperature, bar.update
-                )
+                jobs = [Job(index, 0, setting, 0) for index in range(prompts)]
+                learned = 0.0
+
+                def earlier(index: int, jobs: Sequence[Job] = jobs) -> SuffixAutomaton | None:
+                    nonlocal learned
+                    learned += memories.learn([jobs[index]])
+                    return memories.earlier(jobs[index])
+
+                parts = seconds(
+                    prepared, setting.decoder, prompts, chosen.max_new_tokens, experiment.temperature, bar.update,
+                    earlier,
+                )  # fmt: skip
+                result[setting.config.label] = {**parts, HOST: parts[HOST] + learned}
     output.write_json(FILE, {"num_prompts": prompts, "max_new_tokens": chosen.max_new_tokens, "seconds": result})
 
 
@@ -84,8 +98,12 @@ def seconds(
     max_new_tokens: int,
     temperature: float,
     after_each: Callable[[], object] = lambda: None,
+    earlier: Callable[[int], SuffixAutomaton | None] = lambda index: None,
 ) -> dict[str, float]:
-    """Return the seconds of each part while the first prompts' first turns are decoded."""
+    """Return the seconds of each part while the first prompts' first turns are decoded.
+
+    `earlier` gives the outputs that a prompt, by its index, may continue.
+    """
     models = prepared.pair.models
 
     def wait() -> None:
@@ -94,11 +112,12 @@ def seconds(
 
     watch = Stopwatch(wait=wait)
     engine = Engine({role: TimedModel(model, role, watch) for role, model in models.items()}, prepared.pair.eos_ids)
-    for example, ids in list(zip(prepared.examples, prepared.prompts, strict=True))[:num_prompts]:
-        rng = rng_for(temperature, prepared.experiment.seed, example.prompt_id)
-        timed = TimedDecoder(decoder, watch), TimedRng(rng, watch)
-        engine.generate(timed[0], ids, max_new_tokens, timed[1], name=example.prompt_id)
-        after_each()
+    for index, ids in enumerate(prepared.prompts[:num_prompts]):
+        name = prepared.examples[index].prompt_id
+        rng = TimedRng(rng_for(temperature, prepared.experiment.seed, name), watch)
+        request = Request(TimedDecoder(decoder, watch), ids, max_new_tokens, rng, name=name, earlier=earlier(index))
+        for _ in engine.generate_all([request]):
+            after_each()
     return watch.seconds()
 
 

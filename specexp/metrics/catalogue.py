@@ -130,7 +130,8 @@ METRICS: tuple[Metric, ...] = (
         "share", "higher",
     ),
     Metric(("speed/predicted_speedup",),
-        "(1 - alpha^(gamma+1)) / (1 - alpha) / (gamma c + v), where all rounds draft gamma",
+        "(1 - alpha^(gamma+1)) / (1 - alpha) / (gamma c + v), where all rounds draft gamma; not of blocks "
+        "(`rule: block` at a temperature above 0), of which it would be a lower bound",
         "ratio", "higher",
     ),
     Metric(("batch/prompts_per_second", "batch/tokens_per_second", "batch/speedup"),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from entrypoints.benchmark import FIXED
 from helpers.benchmarks import SMALL, run
 from helpers.cli_runner import refused, runs
 from specexp import config
@@ -20,6 +21,7 @@ from specexp.benchmark.contenders import HFContender
 from specexp.benchmark.peers import Peer
 from specexp.decoding import chain, rules
 from specexp.engine import Engine
+from specexp.errors import ConfigError
 from specexp.evaluation.equality import differences
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.timing import Timing, rotated
@@ -35,6 +37,26 @@ PROMISED = {
 def prepared() -> Prepared:
     flags = {"methods": "baseline,speculative", "gamma": "3,5", "limit": "2", "max_new_tokens": "24"}
     return benchmark.prepare(config.resolve("arith_quick", flags))
+
+
+def test_settings_that_it_fixes_are_refused_by_name(workplace: Path) -> None:
+    """All at once; what is given as it is anyway is not refused."""
+    given = {
+        "methods": "[speculative, lookup]", "temperature": "0.7", "top_k": "5", "top_p": "0.9", "rule": "block",
+        "draft_temperature": "0", "min_draft_probability": "0.3", "bonus": "false",
+    }  # fmt: skip
+    assert given.keys() == FIXED.keys()
+    (workplace / "own.yaml").write_text("".join(f"{key}: {value}\n" for key, value in given.items()))
+    result = run(*SMALL, "--config", "own.yaml", "--output", "out")
+    assert result.exit_code == 2
+    for name, value in FIXED.items():
+        assert f"{name} is given, but this command has it at {str(value).lower()}; leave it out." in result.output
+    (workplace / "own.yaml").write_text("methods: [baseline, speculative]\ntemperature: 0\nrule: token\nbonus: true\n")
+    kept = config.resolve("arith_quick", {"config": "own.yaml"}, None, FIXED)
+    assert kept == config.resolve("arith_quick", {}, None, FIXED)
+    (workplace / "own.yaml").write_text("suffix_factor: 2\n")
+    with pytest.raises(ConfigError, match="suffix_factor is given, but no selected method uses it"):
+        config.resolve("arith_quick", {"config": "own.yaml"}, None, FIXED)
 
 
 @pytest.mark.slow

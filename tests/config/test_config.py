@@ -19,13 +19,13 @@ from specexp.benchmark.shapes import SHAPES
 from specexp.certify.certificate_config import FEWEST_SAMPLES, SAMPLES
 from specexp.config import resolver
 from specexp.config.command_options import COMMAND_OPTIONS
-from specexp.config.experiment import LATER, settings_hash
+from specexp.config.experiment import LATER, MethodConfig, settings_hash
 from specexp.config.models import MODEL_SETTINGS
 from specexp.config.schema import OPTIONS, SETTINGS, help_texts, option_names
 from specexp.config.setting import COMMANDS_WITH_SETTINGS, Option, Setting
 from specexp.errors import ConfigError
 from specexp.lm.runtime import ModelConfig, ToyConfig
-from specexp.method_specs import BUILT_IN, specs
+from specexp.method_specs import BUILT_IN, specs, takers
 from specexp.methods import BUILDERS
 from specexp.tasks.source import DataConfig
 from specexp.tasks.task import TASKS
@@ -353,6 +353,8 @@ def test_a_setting_of_a_method_reaches_its_config(method: str, setting: str, wor
     given = {"methods": method, setting: VALUES[setting], "temperature": 1}
     if method == "autojudge":
         given["judge"] = VALUES["judge"]
+    if setting == "max_ngram" and method == "chained":
+        given |= {"proposers": VALUES["proposers"], "min_match": 1}
     (workplace / "given.yaml").write_text(yaml.safe_dump(given))
     (resolved,) = config.resolve("arith_quick", {"config": "given.yaml"}).methods
     reached = {**asdict(resolved), **(asdict(resolved.tree) if resolved.tree else {})}
@@ -388,6 +390,52 @@ def test_rules_and_draft_temperatures_that_make_no_sense_are_refused(flags: dict
     with pytest.raises(ConfigError) as error:
         config.resolve("arith_quick", {"methods": "speculative", **flags})
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "proposers,setting,add",
+    [
+        ("lookup,draft", "suffix_factor", "suffix"),
+        ("lookup,draft", "suffix_memory", "suffix"),
+        ("suffix,draft", "max_ngram", "lookup"),
+        ("suffix", "draft_temperature", "draft"),
+        ("suffix,lookup", "min_draft_probability", "draft"),
+        ("draft", "min_match", "suffix or lookup"),
+    ],
+)
+def test_a_setting_of_a_proposer_without_a_turn_is_refused(
+    proposers: str, setting: str, add: str, workplace: Path
+) -> None:
+    given = {"proposers": proposers, setting: VALUES[setting]}
+    (workplace / "given.yaml").write_text(yaml.safe_dump(given))
+    flags = {"config": "given.yaml", "methods": "chained", "temperature": 1}
+    with pytest.raises(ConfigError) as error:
+        config.resolve("arith_quick", flags)
+    assert error.value.faults == [
+        f"{setting} is given, but proposers is {proposers}, which does not use it; leave it out, or add {add}."
+    ]
+    # Beside a method that uses it, it is that one's alone.
+    other = next(name for name in ("suffix", "lookup", "speculative") if name in takers()[setting])
+    alone, chained = config.resolve("arith_quick", {**flags, "methods": f"{other},chained"}).methods
+    assert getattr(alone, setting) == VALUES[setting]
+    assert getattr(chained, setting) == getattr(MethodConfig("", "", ""), setting)
+    settings = {"methods": "chained", **given}
+    with pytest.raises(ConfigError, match=f"{setting} is given, but proposers is {proposers}"):
+        config.adjusted(config.resolve("arith_quick"), settings)
+
+
+def test_adjusted_settings_are_checked_as_resolved_ones_are() -> None:
+    greedy, warm = config.resolve("arith_quick"), config.resolve("arith_quick", {"temperature": 1})
+    asked = {"methods": "speculative", "draft_temperature": 0.5}
+    with pytest.raises(ConfigError, match=r"draft_temperature is 0\.5, but temperature is 0: nothing is drawn"):
+        config.adjusted(greedy, asked)
+    with pytest.raises(ConfigError, match=r"draft_temperature is 0\.5, but temperature is 0: nothing is drawn"):
+        config.adjusted(warm, {**asked, "temperature": 0})
+    (method,) = config.adjusted(greedy, {**asked, "temperature": 1}).methods
+    assert method.draft_temperature == 0.5
+    assert config.adjusted(warm, asked).methods == (method,)
+    with pytest.raises(ConfigError, match="min_match is 4, but max_ngram of lookup is 3"):
+        config.adjusted(greedy, {"methods": "lookup", "min_match": 4})
 
 
 def test_a_later_setting_at_its_default_leaves_the_hash_as_it_was() -> None:

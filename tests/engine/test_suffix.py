@@ -48,11 +48,12 @@ def occurs(among: Sequence[Sequence[int]], pattern: list[int]) -> bool:
     return any(list(ids[i : i + len(pattern)]) == pattern for ids in among for i in range(len(ids)))
 
 
-def slow_best(among: Sequence[Sequence[int]], ids: list[int], limits: SuffixLengths, own: bool) -> Any:
-    """Scan the sequences for every suffix of ids, longest first; `own` is the sequence itself, without its end."""
+def slow_best(among: Sequence[Sequence[int]], ids: list[int], limits: SuffixLengths, own: bool, depth: int) -> Any:
+    """Scan the sequences for every suffix of ids, of at most `depth` tokens, longest first; `own` is the sequence
+    itself, without its end."""
     best: list[int] = []
     highest = 0.0
-    for length in range(len(ids), limits.shortest - 1, -1):
+    for length in range(min(len(ids), depth), limits.shortest - 1, -1):
         pattern = ids[len(ids) - length :]
         if not (shares(among, pattern) if own else occurs(among, pattern)):
             continue
@@ -70,53 +71,54 @@ def slow_best(among: Sequence[Sequence[int]], ids: list[int], limits: SuffixLeng
                 break
             tokens.append(token)
             score += product
-            pattern = [*pattern, token]
+            pattern = [*pattern, token][-depth:]
         if score > highest:
             best, highest = tokens, score
     return best, highest
 
 
-def slow(ids: list[int], earlier: Sequence[Sequence[int]], limits: SuffixLengths) -> list[int]:
-    tokens, score = slow_best([ids], ids, limits, own=True)
-    others, others_score = slow_best(earlier, ids, limits, own=False)
+def slow(ids: list[int], earlier: Sequence[Sequence[int]], limits: SuffixLengths, depth: int) -> list[int]:
+    tokens, score = slow_best([ids], ids, limits, True, depth)
+    others, others_score = slow_best(earlier, ids, limits, False, depth)
     return others if others_score > score else tokens
 
 
-def index_of(earlier: Sequence[Sequence[int]], module: Any = suffix_automaton) -> Any:
-    automaton = module.SuffixAutomaton()
+def index_of(earlier: Sequence[Sequence[int]], depth: int, module: Any = suffix_automaton) -> Any:
+    automaton = module.SuffixAutomaton(depth)
     for output in earlier:
         automaton.begin()
         for token in output:
             automaton.append(token)
-    return module.SuffixIndex(automaton)
+    return module.SuffixIndex(automaton, depth)
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(deadline=None, max_examples=250, derandomize=True)
 @given(
     texts, outputs, st.integers(0, 9), st.sampled_from([0.5, 1.0, 2.0, 4.0]), st.sampled_from([0.0, 0.1, 0.5, 1.0]),
-    st.integers(1, 3),
+    st.integers(1, 3), st.sampled_from([1, 2, 3, 5, suffix_automaton.DEPTH]),
 )  # fmt: skip
 def test_it_is_the_slow_search_at_every_length(
-    ids: list[int], earlier: list[list[int]], most: int, factor: float, least: float, shortest: int
+    ids: list[int], earlier: list[list[int]], most: int, factor: float, least: float, shortest: int, depth: int
 ) -> None:
-    index, limits = index_of(earlier), SuffixLengths(most, factor, least, shortest)
+    index, limits = index_of(earlier, depth), SuffixLengths(most, factor, least, shortest)
     for length in range(1, len(ids) + 1):
-        assert index.continuation(ids[:length], limits) == slow(ids[:length], earlier, limits), ids[:length]
+        assert index.continuation(ids[:length], limits) == slow(ids[:length], earlier, limits, depth), ids[:length]
 
 
 def wrong(module: Any) -> str | None:
     """What an index says that the slow search does not, on random texts; None if nothing."""
     numbers = random.Random(1)
-    for _ in range(150):
+    for _ in range(250):
         ids: list[int] = []
         alphabet, factor, least = numbers.choice((2, 3, 5)), numbers.choice((0.5, 1, 3)), numbers.choice((0, 0.2, 0.5))
         limits = SuffixLengths(6, factor, least, numbers.choice((1, 1, 2)))
         some = range(numbers.choice((0, 1, 4)))
         earlier = [[numbers.randrange(alphabet) for _ in range(numbers.randrange(1, 9))] for _ in some]
-        index = index_of(earlier, module)
+        depth = numbers.choice((2, 4, 64))
+        index = index_of(earlier, depth, module)
         while len(ids) < 25:
             ids += [numbers.randrange(alphabet) for _ in range(numbers.randrange(1, 4))]
-            expected = slow(ids, earlier, limits)
+            expected = slow(ids, earlier, limits, depth)
             if (got := index.continuation(ids, limits)) != expected:
                 return f"{got} instead of {expected} after {ids}"
     return None
@@ -141,6 +143,46 @@ def test_it_has_at_most_two_states_a_token() -> None:
                 automaton.begin()
             automaton.append(token)
         assert len(automaton._next) <= 2 * len(ids)
+
+
+class Counted(list[Any]):
+    """A list that counts what is read of it, one by one."""
+
+    reads = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        self.reads += 1
+        return super().__getitem__(at)
+
+
+REPETITIVE = {
+    "one token": [1] * 3000,
+    "runs that grow": [token for length in range(1, 77) for token in [*[1] * length, 100 + length]] + [1] * 75,
+    "a period": [*range(40)] * 75,
+    "two tokens": [1, 2, 1, 1, 2] * 600,
+}
+
+
+@pytest.mark.parametrize("ids", REPETITIVE.values(), ids=REPETITIVE.keys())
+def test_a_token_of_a_repetitive_text_takes_a_limited_number_of_steps(ids: list[int]) -> None:
+    """3000 equal tokens would take 1500 links each if all their suffixes were counted; a search, 3000 walks."""
+    automaton, depth = suffix_automaton.SuffixAutomaton(), suffix_automaton.DEPTH
+    automaton._link = links = Counted(automaton._link)
+    most = 0
+    for token in ids:
+        before = links.reads
+        automaton.append(token)
+        most = max(most, links.reads - before)
+    # The states of two tokens' suffixes, and what transitions take, which is a constant for each token on average.
+    assert links.reads <= (2 * (depth + 1) + 8) * len(ids)
+    assert most <= 4 * depth
+    automaton._followed = walked = Counted(automaton._followed)
+    limits = SuffixLengths(16, 4.0, 0.0)
+    links.reads = 0
+    tokens, _ = automaton.best(*automaton.repeated(), limits)
+    assert len(tokens) == 16
+    assert walked.reads <= 2 * depth * (limits.most + 1)
+    assert links.reads <= 2 * depth * (limits.most + 2)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,10 @@ from mlflow.tracking import MlflowClient
 from helpers.cli_runner import comparison_runs, evaluate, records, refused
 from helpers.judges import judge_for
 from helpers.origins import check_counts
+from specexp import config
+from specexp.decoding.rules import Warp
 from specexp.errors import ConfigError
+from specexp.evaluation import preparation
 from specexp.evaluation.token_view import token_page
 from specexp.evaluation.token_view.selection import ShownPrompts
 from specexp.judge import features
@@ -340,3 +343,31 @@ def test_what_cannot_be_seen_is_marked_across_tokens() -> None:
         "",
     ]
     assert plain("a\n\tb\x07") == "a↵⇥b⟨U+0007⟩"
+
+
+def test_q_is_what_the_drafts_were_drawn_from(workplace: Path) -> None:
+    """At each setting's draft_temperature: at 0, every draft was certain."""
+    (workplace / "own.yaml").write_text("draft_temperature: [target, 0, 0.5]\ngamma: 3\n")
+    flags = {"methods": "speculative", "temperature": "0.9", "limit": "2", "max_new_tokens": "24", "config": "own.yaml"}
+    options = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)]
+    result = evaluate("--experiment", "toy_quick", *options, "--output", "out")
+    assert result.exit_code == 0, result.output
+    data = check(workplace / "out")
+    made = preparation.prepare(config.resolve("toy_quick", flags))
+    own = {"speculative_k3": 0.9, "speculative_k3_dt0": 0.0, "speculative_k3_dt0.5": 0.5}
+    draft = made.pair.models["draft"]
+    rejected = 0
+    for prompt, ids in zip(data["prompts"], made.prompts, strict=True):
+        for cell in prompt["cells"]:
+            tokens = cell["tokens"]
+            logits, _ = draft.session().feed(draft.ids([*ids, *tokens["id"][:-1]]), len(tokens["id"]))
+            q = Warp(own[cell["label"]])(logits)
+            assert tokens["q"] == pytest.approx([q[i, token] for i, token in enumerate(tokens["id"])], abs=1e-5)
+            for i, token in enumerate(tokens["rejected_id"]):
+                if token is not None:
+                    assert tokens["rejected_q"][i] == pytest.approx(q[i, token], abs=1e-5)
+                    assert tokens["rejected_q"][i] == 1 or cell["label"] != "speculative_k3_dt0"
+                    rejected += 1
+    assert rejected > 3
+    assert [method["draft_temperature"] for method in data["methods"]] == [None, 0, 0.5]
+    assert "a draft's at its draft_temperature" in page_of(workplace / "out").text

@@ -82,6 +82,9 @@ def checks() -> Iterator[str]:
                     yield f"{name}, {what}: {other.length} slots are filled, not {one.length}"
                 for session in (one, other):
                     session.truncate(length, slots)
+            for fresh in (2, 3, 8, 9, 30):
+                if (got := caught_up(model, fresh)) != (expected := caught_up(reference, fresh)):
+                    yield f"{name}, {what}: a draft after {fresh} tokens is {got}, not {expected}"
             said = drafted(model)
             if [out.token_ids for out in said] != [out.token_ids for out in drafted(native, drafts=False)]:
                 yield f"{name}, {what}: its own drafts change what it says"
@@ -105,6 +108,25 @@ def trees_in_module() -> Iterator[str]:
     off = gap([tree.feed(ids, 3, True, branches)], [chain.feed(ids, 3, True)])
     if not off < CLOSE:
         yield f"a tree of one branch differs by {off:.1e}"
+
+
+def caught_up(model: Any, num: int) -> list[int]:
+    """The chain of a draft that begins with `num` tokens, after others; and what follows it."""
+    session, ids = model.session(), torch.arange(3, 20 + num)
+    session.feed(ids[:17], 0)
+    ask = module("decoding.protocol").Draft(4, module("decoding.rules").Warp())
+    rng, fed = module("decoding.rng").CertainRng(), ids[17:]
+    if model.drafts(ask, rng):
+        chain = model.draft(module("lm.model").Feed(session, fed, 1), ask, 4, rng, 0)
+        tokens = chain.tokens.tolist()
+    else:
+        tokens = []
+        while len(tokens) < 4:
+            logits, _ = session.feed(fed, 1)
+            fed = logits.argmax(-1)
+            tokens += fed.tolist()
+    logits, _ = session.feed(torch.tensor(tokens[-1:]), 1)
+    return [*tokens, int(logits.argmax()), session.length]
 
 
 def drafted(model: Any, drafts: bool = True) -> list[Any]:

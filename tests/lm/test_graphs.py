@@ -16,7 +16,7 @@ import torch
 from helpers.model_folders import build, disturbed
 from helpers.tape import Tape
 from specexp.decoding.baseline import Baseline
-from specexp.decoding.chain import Chain, DraftModel, Lossless
+from specexp.decoding.chain import Chain, DraftModel, Lossless, Replay
 from specexp.decoding.lossy_rules import Judged
 from specexp.decoding.protocol import Draft, Needs
 from specexp.decoding.rng import CertainRng, rng_for
@@ -27,6 +27,8 @@ from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.model import Branches, Feed
 from specexp.lm.native import cuda_graphs
 from specexp.lm.native.bucketed_forward import tree_masks
+from specexp.lm.native.kv_cache import NativeSession
+from specexp.lm.native.native_forward import NativeForward
 
 FAMILIES = ("llama", "qwen2", "mistral_window")
 WARPS = {"greedy": Warp(), "warm": Warp(0.8), "top": Warp(0.9, top_k=20, top_p=0.9)}
@@ -111,12 +113,12 @@ def test_captured_decoding_gives_the_same_tokens_and_counts(both: Any, family: s
 def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(
     both: Any, warp: str, recorded: bool, by_round: bool
 ) -> None:
-    """Tokens, q and hidden rows, from a prompt's end and behind two tokens, at two places of the sequence."""
+    """Tokens, q and hidden rows, from a prompt's end and after one to many tokens, at two places of the sequence."""
     plain, captured = (pair["draft"] for pair in both("llama"))
     captured = captured if recorded else plain
     ask = Draft(5, WARPS[warp], hidden=True, feed_last_token=True, by_round=by_round)
     for seed, length in ((0, 5), (1, 5), (2, 3)):
-        for fresh in ([8], [8, 30]):
+        for fresh in ([8], [8, 30], [8, 30, 9], [*range(10, 19)], [*range(3, 27)], [*range(3, 73)]):
             rng = rng_for(ask.warp.temperature, seed, "p")
             draws = rng.of_round(7 + seed) if by_round else rng
             steps, whole = plain.session(), captured.session()
@@ -141,6 +143,43 @@ def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(
             assert (chain.q is None) == ask.warp.greedy
             if chain.q is not None:
                 assert torch.allclose(chain.q, torch.cat(q)[:length], atol=1e-5)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_draft_that_was_not_asked_for_a_while_catches_up_in_one_forward(
+    recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others proposed comes before the draft's first token: it is that step's forward, in the same recording."""
+    pair, plain = models("llama", "cpu", Tape() if recorded else "off"), models("llama", "cpu", "off")
+    prompt, rng = [5, 9, 11, 40], CertainRng()
+    expected = Engine(plain).generate(Baseline(Warp()), prompt, 40, rng).token_ids
+    sizes: list[int] = []
+    forward = NativeForward.__call__
+
+    def counted(self: NativeForward, tokens: Any, *more: Any) -> Any:
+        if self is pair["draft"].native:
+            sizes.append(tokens.shape[0])
+        return forward(self, tokens, *more)
+
+    fed: list[int] = []
+    feed = NativeSession.feed
+
+    def seen(self: NativeSession, tokens: Any, *more: Any, **named: Any) -> Any:
+        if self.pool.forward is pair["draft"].native:
+            fed.append(tokens.shape[0])
+        return feed(self, tokens, *more, **named)
+
+    monkeypatch.setattr(NativeForward, "__call__", counted)
+    monkeypatch.setattr(NativeSession, "feed", seen)
+    decoder = Chain(Replay((*prompt, *expected[:14]), 4, DraftModel(4)), Lossless(), Warp())
+    out = Engine(pair).generate(decoder, prompt, 40, rng)
+    assert out.token_ids == expected
+    assert out.num_draft_positions > out.num_draft_calls + 10, "the draft had nothing to catch up on"
+    if recorded:
+        assert fed == [3], "the prompt alone is fed as it comes"
+    else:  # after a full chain two tokens are fed, in two forwards of one row, which are cheaper on a CPU
+        assert max(sizes) >= 14
+        assert len(sizes) == 1 + out.num_draft_calls + fed.count(1), "a forward that no call counts"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

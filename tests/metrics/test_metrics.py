@@ -82,6 +82,13 @@ def test_alpha_one_predicts_gamma_plus_one() -> None:
     assert got["speed/predicted_speedup"] == pytest.approx(5 / 2)
 
 
+def test_a_block_is_not_predicted_by_the_formula_of_tokens() -> None:
+    plain = [record("baseline", "a")]
+    token, block = (summarise([chain("a")], plain, COSTS, gamma=4, by_token=by_token) for by_token in (True, False))
+    assert token.keys() - block.keys() == {"speed/predicted_speedup"}
+    assert block["speed/attainable"] == pytest.approx((10 / 3) / (4 * 0.2 + 1.2))
+
+
 def test_rounds_that_differ_are_priced_as_they_were() -> None:
     """Nine drafted tokens in three rounds: a mean of three, on four positions."""
     early = chain("a", num_drafted=9, num_draft_calls=9, num_target_positions=12)

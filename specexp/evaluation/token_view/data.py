@@ -8,7 +8,8 @@ A cell is one setting's output for one prompt and turn, in the first repeat. Its
 position   from 0, as everywhere          kind       text, part (of a character shown at a later token), special
 id, text   the token and what it adds     origin     a key of origins.ORIGINS
 round      from 1                         place      index of the token in its round, from 1
-p, q       the target's and the draft's probability of the token given its prefix; null without that model
+p, q       the target's and the draft's probability of the token given its prefix; null without that model. q is at the
+           temperature at which the setting's drafts were drawn
 p_rank     its rank among the target's likeliest tokens, from 1
 first, first_id, first_p   the target's likeliest token there
 score      the judge's p(important) of a drafted token
@@ -29,13 +30,14 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from specexp.config import MethodConfig
 from specexp.decoding.chain import Chain
 from specexp.decoding.lossy_rules import Judged
 from specexp.decoding.protocol import Role
-from specexp.engine import Engine, Generation
+from specexp.engine import Engine, Generation, Request
 from specexp.evaluation import scheduling
 from specexp.evaluation.preparation import Prepared, PreparedMethod
-from specexp.evaluation.scheduling import LOWER, Job
+from specexp.evaluation.scheduling import LOWER, Job, Memories
 from specexp.evaluation.token_view.origins import Emitted, TracedDecoder, tally
 from specexp.evaluation.token_view.teacher_forcing import TokenScore, teacher_forced_probs, unit_temperature
 from specexp.lm import out_of_memory
@@ -83,6 +85,7 @@ def trace(
     decoded again; once the budget is used up, prompts are `left_out`."""
     experiment = prepared.experiment
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids, reuse=True)
+    memories = scheduling.Memories(prepared, records)
     prompts: list[dict[str, Any]] = []
     left_out: list[str] = []
     whole = sum(len(prepared.examples[index].turns) for index in chosen) * len(prepared.settings)
@@ -100,7 +103,7 @@ def trace(
             for turn, key in enumerate(keys):
                 jobs = [Job(index, turn, setting, 0) for setting in prepared.settings]
                 with out_of_memory.translate_oom("the token view", LOWER, experiment.models):
-                    prompts.append(journal.unit(key, partial(_prompt, prepared, records, engine, jobs, bar)))
+                    prompts.append(journal.unit(key, partial(_prompt, prepared, records, engine, jobs, memories, bar)))
             if missing:
                 budget.note(recorded, begun)
     return {
@@ -136,14 +139,18 @@ def _method(setting: PreparedMethod) -> dict[str, Any]:
         "gamma": config.gamma or None,
         "threshold": decoder.rule.threshold if judged else None,  # type: ignore[attr-defined]
         "accept_k": config.accept_k or None,
+        "draft_temperature": config.draft_temperature,
     }
 
 
-def _prompt(prepared: Prepared, records: RecordFile, engine: Engine, jobs: Sequence[Job], bar: Any) -> dict[str, Any]:
+def _prompt(
+    prepared: Prepared, records: RecordFile, engine: Engine, jobs: Sequence[Job], memories: Memories, bar: Any
+) -> dict[str, Any]:
     """Return one prompt's turn, with a cell for each setting."""
     example, turn = prepared.examples[jobs[0].index], jobs[0].turn
     decoded = []
-    for traced in _decoded(prepared, records, engine, jobs):
+    requests = list(scheduling.requests(prepared, records, jobs, memories))
+    for traced in _decoded(engine, jobs, requests):
         decoded.append(traced)
         bar.update()
     scores = _text_scores(prepared, engine, decoded)
@@ -156,7 +163,7 @@ def _prompt(prepared: Prepared, records: RecordFile, engine: Engine, jobs: Seque
         "text": example.turns[turn],
         "gold": example.answer if last else None,
         "cells": [
-            _cell(prepared, traced, records.find((example.prompt_id, turn, traced.label, 0)), scores)
+            _cell(prepared, traced, records.find((example.prompt_id, turn, traced.config.label, 0)), scores)
             for traced in decoded
         ],
     }
@@ -166,7 +173,7 @@ def _prompt(prepared: Prepared, records: RecordFile, engine: Engine, jobs: Seque
 class _Traced:
     """One setting's output with its tokens' origins; `dropped` tokens were committed and cut off."""
 
-    label: str
+    config: MethodConfig
     prompt: tuple[int, ...]
     out: Generation
     tokens: Sequence[Emitted]
@@ -178,16 +185,17 @@ class _Traced:
         return self.prompt, tuple(self.out.token_ids)
 
 
-def _decoded(prepared: Prepared, records: RecordFile, engine: Engine, jobs: Sequence[Job]) -> Iterator[_Traced]:
-    asked = [(request, TracedDecoder(request.decoder)) for request in scheduling.requests(prepared, records, jobs)]
+def _decoded(engine: Engine, jobs: Sequence[Job], requests: Sequence[Request]) -> Iterator[_Traced]:
+    asked = [(request, TracedDecoder(request.decoder)) for request in requests]
     for place, out in engine.generate_all(replace(request, decoder=traced) for request, traced in asked):
         request, traced = asked[place]
         tokens, dropped = traced.tokens[: len(out.token_ids)], traced.tokens[len(out.token_ids) :]
         assert [token.token for token in tokens] == out.token_ids, "what was traced is not what was emitted"
-        yield _Traced(jobs[place].setting.config.label, tuple(request.prompt_ids), out, tokens, dropped)
+        yield _Traced(jobs[place].setting.config, tuple(request.prompt_ids), out, tokens, dropped)
 
 
-TextScores = dict[tuple[tuple[int, ...], tuple[int, ...]], dict[Role, list[TokenScore | None]]]
+# By prompt and output; then by model, and of the draft by the temperature at which its drafts were drawn.
+TextScores = dict[tuple[tuple[int, ...], tuple[int, ...]], dict[tuple[Role, float | None], list[TokenScore | None]]]
 
 
 def _text_scores(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced]) -> TextScores:
@@ -203,10 +211,14 @@ def _text_scores(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced])
                     if token.rejected is not None:
                         others.setdefault(position, {})[token.rejected] = None
         asked = {position: list(tokens) for position, tokens in others.items()}
+        drawn = dict.fromkeys(traced.config.draft_temperature for traced in decoded if traced.behind == behind)
         result[behind] = {
-            role: teacher_forced_probs(engine, role, model.context, warp, *behind, asked)
+            (role, temperature): teacher_forced_probs(
+                engine, role, model.context, warp.of_draft(temperature), *behind, asked
+            )
             for role, model in prepared.pair.models.items()
             if not isinstance(model, TextModel)
+            for temperature in (drawn if role == "draft" else (None,))
         }
     return result
 
@@ -214,7 +226,7 @@ def _text_scores(prepared: Prepared, engine: Engine, decoded: Sequence[_Traced])
 def _cell(prepared: Prepared, traced: _Traced, record: Record, scores: TextScores) -> Cell:
     calls = record["num_target_calls"]
     return {
-        "label": traced.label,
+        "label": traced.config.label,
         "answer": record["answer"],
         "correct": record["correct"],
         "paired": record["paired"],
@@ -224,7 +236,7 @@ def _cell(prepared: Prepared, traced: _Traced, record: Record, scores: TextScore
         "difference": _difference(prepared, traced.out, record),
         "counts": tally(traced.tokens),
         "cut": tally(traced.dropped),
-        "tokens": _columns(prepared, traced, scores[traced.behind]),
+        "tokens": _columns(prepared, traced, scores),
     }
 
 
@@ -241,11 +253,13 @@ def _difference(prepared: Prepared, out: Generation, record: Record) -> dict[str
     return {"position": at, "recorded": there, "traced": here, "num_recorded": len(record["token_ids"])}
 
 
-def _columns(prepared: Prepared, traced: _Traced, scores: dict[Role, list[TokenScore | None]]) -> dict[str, list[Any]]:
+def _columns(prepared: Prepared, traced: _Traced, scores: TextScores) -> dict[str, list[Any]]:
     text, ids = prepared.pair.text, traced.out.token_ids
     pieces = spelled(text, ids, prepared.pair.eos_ids)
     nobody: list[TokenScore | None] = [None] * len(ids)
-    target, draft = scores.get("target", nobody), scores.get("draft", nobody)
+    known = scores[traced.behind]
+    target = known.get(("target", None), nobody)
+    draft = known.get(("draft", traced.config.draft_temperature), nobody)
     rejected = [token.rejected for token in traced.tokens]
     return {
         "position": list(range(len(ids))),

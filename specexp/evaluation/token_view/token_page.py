@@ -139,7 +139,9 @@ def _sampling(data: Mapping[str, Any]) -> str:
     warps = [f"temperature {data['temperature']:g}"]
     warps += [f"top_k {data['top_k']}"] if data["top_k"] else []
     warps += [f"top_p {data['top_p']:g}"] if data["top_p"] < 1 else []
-    return f"Sampled at {', '.join(warps)}, seed {data['seed']}; probabilities are those of this distribution."
+    drawn = any(method.get("draft_temperature") is not None for method in data["methods"])
+    own = ", a draft's at its draft_temperature" if drawn else ""
+    return f"Sampled at {', '.join(warps)}, seed {data['seed']}; probabilities are those of this distribution{own}."
 
 
 def _named(prompt: Mapping[str, Any]) -> str:

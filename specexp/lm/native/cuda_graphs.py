@@ -5,7 +5,8 @@ weights. For each number of tokens and each bucket of attention length there is 
 inputs: tokens, first slot, and for a tree its mask and positions. Drafting a whole chain, with its forwards, warping
 and rng, is one recording too. If fewer tokens are fed than a recording holds, they are padded: the padding is written
 after the sequence, where no token attends to it and the next tokens overwrite it. Attention runs over the whole bucket,
-under a mask that is computed from the first slot.
+under a mask that is computed from the first slot. A draft that catches up on tokens that others proposed feeds them in
+the first forward of its chain's recording (`CATCH_UPS`).
 
 Prompts, several rows at once, and chains beyond `CHAINS` are not captured: `kv_cache.py` runs them directly. When a
 pool grows, its recordings become invalid.
@@ -31,6 +32,7 @@ from specexp.lm.native.kv_cache import NativeSession, Pool
 from specexp.lm.transfer import to_device
 
 CHAINS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 24, 32, 33, 64, 65)  # sizes, in tokens, of chain recordings
+CATCH_UPS = (1, 2, 8, 24, 65)  # sizes of the first forward of a drafted chain: few, since each holds a whole chain
 TREE_STEP = 16  # trees are padded to a multiple of this number of tokens, which suits matrix units,
 TREES = 1024  # up to this many
 LEAST_BUCKET = 256  # each next bucket is twice as long, up to the pool's capacity
@@ -153,17 +155,23 @@ class Graphs:
             size = -(-num // TREE_STEP) * TREE_STEP if num <= TREES else 0
         return size if size <= self._forward.most_recorded_tokens else 0
 
+    def catches_up(self, num: int) -> bool:
+        """True if a recording of a drafted chain takes `num` tokens first."""
+        size = next((each for each in CATCH_UPS if each >= num), 0)
+        return 0 < size <= self._forward.most_recorded_tokens
+
     def draft(self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
-        """Draft a chain of `length` tokens after `tokens`[1 or 2] by one replay.
+        """Draft a chain of `length` tokens after `tokens`[1 to CATCH_UPS[-1]] by one replay.
 
         The recording always drafts gamma tokens; if `length` is smaller, only the first ones are used.
         """
         num, start, gamma = tokens.shape[0], self.pool.lengths[0], ask.gamma
-        bucket = self.bucket_for(start + num + gamma)
+        size = next(each for each in CATCH_UPS if each >= num)
+        bucket = self.bucket_for(start + size + gamma)
         seeds = rng.key if isinstance(rng, HashRng) else (0, 0)
-        key = ("draft", num, gamma, bucket, ask.warp, ask.feed_last_token, ask.by_round)
-        given = (tokens, start, position, *seeds)
-        drafted, q, x, peaks = self._answer(key, lambda: self._drafting(num, bucket, ask), given)
+        key = ("draft", size, gamma, bucket, ask.warp, ask.feed_last_token, ask.by_round)
+        given = (tokens, num, start, position, *seeds)
+        drafted, q, x, peaks = self._answer(key, lambda: self._drafting(size, bucket, ask), given)
         self.pool.lengths[0] = start + num + length - 1 + ask.feed_last_token
         hidden = x[: length + ask.feed_last_token].clone() if ask.hidden or ask.feed_last_token else None
         q_kept = None if ask.warp.greedy else q[:length].clone()
@@ -221,10 +229,10 @@ class Graphs:
         masks = [self._zeros(size, bucket, dtype=torch.bool) for _ in kinds(self._forward)]
         return _Recording(run, (self._zeros(size), self._zeros(1), self._zeros(size), *masks))
 
-    def _drafting(self, num: int, bucket: int, ask: Draft) -> _Recording:
+    def _drafting(self, size: int, bucket: int, ask: Draft) -> _Recording:
         forward, gamma, warp = BucketForward(self.pool, bucket), ask.gamma, ask.warp
 
-        def run(tokens: Tensor, start: Tensor, position: Tensor, *seeds: Tensor) -> tuple[Tensor, ...]:
+        def run(tokens: Tensor, num: Tensor, start: Tensor, position: Tensor, *seeds: Tensor) -> tuple[Tensor, ...]:
             rng, fed = HashRng((seeds[0], seeds[1])), tokens
             rng = rng.of_round(position) if ask.by_round else rng
             drawn: list[Tensor] = []
@@ -232,11 +240,12 @@ class Graphs:
             rows: list[Tensor] = []
             states: list[Tensor] = []
             for step in range(gamma + ask.feed_last_token):
-                x = forward.chain(fed, start)[-1:]
+                x = forward.chain(fed, start)
+                x = x if x.shape[0] == 1 else x.index_select(0, num - 1)
                 states.append(x)
                 if step == gamma:  # this step only computes the hidden state of the last token
                     break
-                start = start + fed.shape[0]
+                start = start + (1 if step else num)
                 logits = forward.logits(x)
                 scored.append(logits)
                 if warp.greedy:
@@ -247,7 +256,7 @@ class Graphs:
                 drawn.append(fed)
             return torch.cat(drawn), torch.cat(rows or drawn), torch.cat(states), torch.cat(scored).amax(-1)
 
-        return _Recording(run, (self._zeros(num), *(self._zeros(1) for _ in range(4))))
+        return _Recording(run, (self._zeros(size), *(self._zeros(1) for _ in range(5))))
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -273,8 +282,8 @@ class GraphSession:
 
     @torch.inference_mode()
     def draft(self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
-        """`Drafts.draft` after tokens[n]."""
-        if tokens.shape[0] > 2:
+        """`Drafts.draft` after tokens[n]: one forward for them, which a recording includes unless they are many."""
+        if tokens.shape[0] > CATCH_UPS[1] and not self.graphs.catches_up(tokens.shape[0]):
             self.feed(tokens[:-1], rows=0)
             tokens = tokens[-1:]
         return self.graphs.draft(tokens, ask, length, rng, position)

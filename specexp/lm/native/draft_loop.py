@@ -23,10 +23,14 @@ def draft_chain(session: NativeSession, tokens: Tensor, ask: Draft, length: int,
     pool, forward, warp = session.pool, session.pool.forward, ask.warp
     rng = rng.of_round(position) if ask.by_round else rng
     steps = length + ask.feed_last_token
-    if tokens.shape[0] > 1:
+    caught_up: Tensor | None = None
+    if tokens.shape[0] > 2:  # what others proposed: one forward, which is the first step
+        caught_up = session.feed(tokens, 1, hidden=True)[1]
+        assert caught_up is not None, "hidden states were asked for"
+    elif tokens.shape[0] > 1:
         session.feed(tokens[:-1], rows=0)
         tokens = tokens[-1:]
-    start = session.length
+    start = session.length - (caught_up is not None)
     pool.buffers.ensure_capacity(start + steps)
     angles = forward.angles(start + steps)
     drawn: list[Tensor] = []
@@ -36,7 +40,10 @@ def draft_chain(session: NativeSession, tokens: Tensor, ask: Draft, length: int,
     with Threads(forward.threads[False]):
         for step in range(steps):
             at = start + step
-            x = forward(tokens, angles.at(at, at + 1), SingleRowAttention(pool, session.row, at, 1))
+            if step or caught_up is None:
+                x = forward(tokens, angles.at(at, at + 1), SingleRowAttention(pool, session.row, at, 1))
+            else:
+                x = caught_up
             states.append(x)
             if step == length:  # this step only computes the hidden state of the last token
                 break

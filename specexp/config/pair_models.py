@@ -1,0 +1,53 @@
+"""The models of a pair: its preset's, with the settings that a file or flags give laid over it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from specexp.config.experiment import ROLES
+from specexp.config.models import laid_over, model_settings
+from specexp.config.parsers import toy_settings
+from specexp.config.presets import PRESETS, load_yaml, preset_names
+from specexp.errors import unknown
+from specexp.lm.runtime import AUTO_VOCABULARY, OWN_TEMPLATE, TOY, ModelConfig, ToyConfig
+
+
+def models_of_pair(pair: str | None, values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
+    """The models of a pair preset with the settings of models in `values`, which are taken out, laid over it."""
+    if pair is None:
+        return {}
+    if pair not in preset_names("models"):
+        faults.append(unknown("pair", pair, preset_names("models")))
+        return {}
+    result = load_yaml(PRESETS / "models" / f"{pair}.yaml")
+    given = {role: values.pop(role) for role in ROLES if role in values}
+    toy = values.pop("toy", None)
+    template = values.pop("chat_template", None)
+    if "toy" in result:
+        if given:
+            faults.append(
+                f"{' and '.join(given)}: pair '{pair}' has no model to replace; leave it out, or name another pair."
+            )
+        if template == OWN_TEMPLATE:
+            faults.append(f"chat_template is {template}, but pair '{pair}' has no template; leave it out.")
+        models = {role: ModelConfig(f"{TOY}{role}") for role in ROLES}
+        return {"pair": pair, "toy": ToyConfig(**{**toy_settings(result["toy"]), **(toy or {})}), **models}
+    if toy is not None:
+        faults.append(f"toy is given, but pair '{pair}' is not a toy pair; leave toy out, or set pair to toy.")
+    both = {} if template is None else {"chat_template": template}
+    settings = {role: laid_over(model_settings(result[role]), given.get(role, {})) for role in ROLES}
+    if "layers" in settings["target"]:
+        faults.append("target: layers are a draft's; name the model of the target, and give them as draft's.")
+        return {}
+    if layers := settings["draft"].pop("layers", ""):
+        if settings["draft"]:
+            faults.append(
+                f"draft: {' and '.join(settings['draft'])} and layers are given; a draft of the target's layers has"
+                " the target's settings: leave one out."
+            )
+        settings["draft"] = {**settings["target"], "layers": layers}
+    if settings["target"].get("vocabulary", AUTO_VOCABULARY) != AUTO_VOCABULARY:
+        faults.append("target: vocabulary is a draft's setting; give it as draft's.")
+    models = {role: ModelConfig(**{**settings[role], **both}) for role in ROLES}
+    faults += [f"{role}: {fault}" for role, model in models.items() for fault in model.faults()]
+    return {"pair": pair if not given else f"{models['target'].model}+{models['draft'].shown}", **models}
