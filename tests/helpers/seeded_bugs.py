@@ -143,12 +143,12 @@ SHARED_DRAWS = [  # which enumeration cannot see: its rng has no draws that roun
     Bug("a block's tests share draws with the next round", RULES, "rng.of_round(position).accept_longest", "rng.accept_longest"),
 ]  # fmt: skip
 
-STOP = "                chain.length = len(chain.tokens)\n"
+STOP = "                    chain.length = len(chain.tokens)\n"
 
 EARLY_STOP_BUGS = [  # that change the output; where a draft ends is tests/engine/test_early_stop.py's
-    Bug("the unlikely token is dropped", DRAFTING, STOP, "                chain.tokens.pop(), chain.rows.pop()\n" + STOP),
-    Bug("the unlikely token is drawn again", DRAFTING, STOP, STOP + "                chain.tokens[-1] = chain.rows[-1].argmax()[None]\n"),
-    Bug("q is another than it was drawn from", DRAFTING, STOP, STOP + "                chain.rows[-1] = chain.rows[-1] ** 0.5\n"),
+    Bug("the unlikely token is dropped", DRAFTING, STOP, "                    chain.tokens.pop(), chain.rows.pop()\n" + STOP),
+    Bug("the unlikely token is drawn again", DRAFTING, STOP, STOP + "                    chain.tokens[-1] = chain.rows[-1].argmax()[None]\n"),
+    Bug("q is another than it was drawn from", DRAFTING, STOP, STOP + "                    chain.rows[-1] = chain.rows[-1] ** 0.5\n"),
 ]  # fmt: skip
 
 LOOKUP_BUGS = [  # that change the output; what is found is tests/engine/test_lookup.py's
@@ -458,7 +458,7 @@ FORWARD_BUGS = [
     Bug("masks begin a column early", KV, "left - start : left + num]", "left - start - 1 : left + num - 1]"),
     Bug("a path is kept backwards", KV, "here.index_select(1, kept)", "here.index_select(1, kept.flip(0))"),
     Bug("a draft's steps all stand at its first", DRAFTING, "angles.at(at, at + 1)", "angles.at(start, start + 1)"),
-    Bug("a draft's recorded steps all stand at its first", GRAPHS, "                start = start + fed.shape[0]\n", ""),
+    Bug("a draft's recorded steps all stand at its first", "specexp.lm.native.recorded_draft", "            start = start + fed.shape[0]\n", ""),
     Bug("padding of a recording counts as fed", GRAPHS, "        self.pool.lengths[0] = start + num\n        # The", "        self.pool.lengths[0] = start + size\n        # The"),
     Bug("answers of a recording are its padding's", GRAPHS, "wanted = slice(num - rows, num)", "wanted = slice(size - rows, size)"),
     Bug("recordings outlive their buffers", GRAPHS, "            self._kept.clear()\n", ""),
@@ -543,7 +543,7 @@ ALIGNMENT_BUGS = [
 
 CUDA_MEMORY = Bug(
     "a handle is kept without its graph",
-    GRAPHS,
+    "specexp.lm.native.graph_capture",
     "                self._first = graph\n",
     "                self._first = type('Handle', (), {'pool': staticmethod(lambda handle=graph.pool(): handle)})\n",
 )

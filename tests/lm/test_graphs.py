@@ -19,7 +19,7 @@ from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.lossy_rules import Judged
 from specexp.decoding.protocol import Draft, Needs
-from specexp.decoding.rng import CertainRng, rng_for
+from specexp.decoding.rng import DRAFT, CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
@@ -130,7 +130,7 @@ def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(
                 fed = (
                     ask.warp.first(logits)
                     if ask.warp.greedy
-                    else draws.pick(q[-1][0], 7 + seed + step, cuda_graphs.DRAFT)[None]
+                    else draws.pick(q[-1][0], 7 + seed + step, DRAFT)[None]
                 )
                 tokens.append(int(fed[0]))
             assert captured.drafts(ask, rng)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import Rng
 from specexp.lm.model import Array, Branches, Feed
@@ -100,7 +101,9 @@ class WholeChains(SlowToy):
     def drafts(self, ask: Draft, rng: Rng) -> bool:
         return True
 
-    def draft(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
+    def draft(
+        self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None = None
+    ) -> Drafted:
         self.now[0] += 0.05 * length
         return Drafted(self.ids([0] * length), None)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import HashRng, Rng
 from specexp.decoding.rules import Warp
@@ -32,8 +33,9 @@ from specexp.lm.hf.recurrent_state import Continuation, HFState
 from specexp.lm.hf.rope import LongRopeSession, TurnedSession
 from specexp.lm.hf.uncached_session import UncachedSession
 from specexp.lm.model import Feed, Session, one_by_one
-from specexp.lm.native.cuda_graphs import Capture, CudaGraphs, GraphSession
+from specexp.lm.native.cuda_graphs import GraphSession
 from specexp.lm.native.draft_loop import draft_chain
+from specexp.lm.native.graph_capture import Capture, CudaGraphs
 from specexp.lm.native.graph_pools import GraphPools
 from specexp.lm.native.kv_cache import NativeSession, Pool, together
 from specexp.lm.native.native_forward import NativeForward
@@ -223,15 +225,19 @@ class HFModel:
     def drafts(self, ask: Draft, rng: Rng) -> bool:
         if self.native is None or ask.min_draft_probability or self.recomputed_at is not None:
             return False
+        if ask.costs is not None and self.graph_pools is None and self.device.type != "cpu":
+            return False  # the engine counts what its steps read from the device
         # A recording freezes the warp and the rng: only the standard classes, without other state, can be recorded.
         plain = type(ask.warp) is Warp and (ask.warp.greedy or isinstance(rng, HashRng))
         return self.graph_pools is None or plain
 
-    def draft(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
+    def draft(
+        self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None = None
+    ) -> Drafted:
         if isinstance(feed.session, GraphSession):
-            return feed.session.draft(feed.tokens, ask, length, rng, position)
+            return feed.session.draft(feed.tokens, ask, length, rng, position, stopping)
         assert isinstance(feed.session, NativeSession)
-        return draft_chain(feed.session, feed.tokens, ask, length, rng, position)
+        return draft_chain(feed.session, feed.tokens, ask, length, rng, position, stopping)
 
     def ids(self, tokens: Sequence[int]) -> Array:
         return integers(tokens, self.device)
