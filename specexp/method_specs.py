@@ -21,7 +21,11 @@ BOTH: frozenset[Role] = frozenset({"target", "draft"})
 TARGET: frozenset[Role] = frozenset({"target"})
 DRAFT: frozenset[Role] = frozenset({"draft"})
 CHAIN = ("gamma", "bonus", "min_draft_probability")  # the settings of every chain of a draft model
-OWN_CHAIN = (*CHAIN, "draft_temperature")  # of this package's: what packages build their chains with stays as it is
+OWN_CHAIN = (
+    *CHAIN,
+    "max_gamma",
+    "draft_temperature",
+)  # of this package's: what packages build their chains with stays as it is
 SUFFIX = ("suffix_factor", "suffix_min_probability", "suffix_memory")
 TREE = ("gamma", "tree_budget", "max_depth", "parallel_branches", "branch_width", "branch_prune_threshold",
         "min_log_prob")  # fmt: skip

@@ -53,13 +53,13 @@ class PreparedMethod:
     @property
     def varies(self) -> bool:
         """True if a chain may by itself end before gamma tokens."""
-        return self.facts.may_end_early or self.config.min_draft_probability > 0
+        return self.facts.may_end_early or self.config.min_draft_probability > 0 or self.config.auto_gamma
 
     @property
     def lengths(self) -> set[int]:
         """Draft lengths whose verifying calls are measured: gamma, and some shorter ones if a draft may stop early."""
         gamma = self.config.gamma
-        ends = self.config.min_draft_probability or self.config.suffix_factor
+        ends = self.config.min_draft_probability or self.config.suffix_factor or self.config.auto_gamma
         between = {gamma // 2, gamma // 4, gamma // 8} if ends else set()
         return ({gamma} | between) - {0}
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from specexp.decoding.draft_length import RelativeCosts
 from specexp.decoding.protocol import Draft, Role
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
@@ -22,6 +23,7 @@ from specexp.lm.model import Branches, Drafts, Feed, Model, Session
 
 ROW = 4  # plain steps in a row
 WARM_UP = 1
+RELATIVE_REPEATS = 7  # for drafts that adapt
 PATIENCE = 60.0  # seconds after which no further repeat starts: calls that take so long vary less
 
 
@@ -105,6 +107,15 @@ def measure(
         return {n: median(seconds) for (what, n), seconds in result.items() if what == kind}
 
     return Costs(sizes("draft").get(1), sizes("target"), sizes("tree_draft"), sizes("tree_target"))
+
+
+def relative_costs(
+    models: Mapping[Role, Model], ids: Sequence[int], most: int, clock: Callable[[], float] = time.perf_counter
+) -> RelativeCosts:
+    """What a draft step and target calls on 1 to `most` + 1 positions cost after `ids`, in target steps."""
+    lengths = sorted({most, *(2**i for i in range(most.bit_length()))})
+    costs = measure(models, ids, lengths, repeats=RELATIVE_REPEATS, clock=clock)
+    return RelativeCosts(costs.c, tuple(costs.v(n) for n in range(1, most + 2)))
 
 
 Key = tuple[str, int]  # kind of call, its positions

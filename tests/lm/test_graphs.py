@@ -127,11 +127,7 @@ def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(
                 logits, hidden = steps.feed(fed, rows=1, hidden=True)
                 states.append(hidden)
                 q.append(ask.warp(logits))
-                fed = (
-                    ask.warp.first(logits)
-                    if ask.warp.greedy
-                    else draws.pick(q[-1][0], 7 + seed + step, DRAFT)[None]
-                )
+                fed = ask.warp.first(logits) if ask.warp.greedy else draws.pick(q[-1][0], 7 + seed + step, DRAFT)[None]
                 tokens.append(int(fed[0]))
             assert captured.drafts(ask, rng)
             chain: Any = captured.draft(Feed(whole, captured.ids(fresh), 1, True), ask, length, rng, 7 + seed)
