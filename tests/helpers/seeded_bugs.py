@@ -83,6 +83,7 @@ RULES, CHAIN, ENGINE, RUN, CONTEXT, BASELINE = (
     "specexp.engine.context", "specexp.decoding.baseline",
 )  # fmt: skip
 DRAFTING, FORWARDS = "specexp.engine.drafting", "specexp.engine.forwards"
+CHAIN_LENGTH = "specexp.engine.chain_length"
 
 BUGS = [
     Bug("residual not used", RULES, "xp.where(xp.any(residual > 0), residual, row)", "row"),
@@ -149,6 +150,15 @@ EARLY_STOP_BUGS = [  # that change the output; where a draft ends is tests/engin
     Bug("the unlikely token is dropped", DRAFTING, STOP, "                    chain.tokens.pop(), chain.rows.pop()\n" + STOP),
     Bug("the unlikely token is drawn again", DRAFTING, STOP, STOP + "                    chain.tokens[-1] = chain.rows[-1].argmax()[None]\n"),
     Bug("q is another than it was drawn from", DRAFTING, STOP, STOP + "                    chain.rows[-1] = chain.rows[-1] ** 0.5\n"),
+]  # fmt: skip
+
+AUTO_BUGS = [  # of chains that adapt, that change the output; where one ends is tests/engine/test_chain_length.py's
+    Bug("the first token is dropped where it alone does not pay", DRAFTING, "return self.stopping.goes_on(len(self.tokens), self.survival)",
+        "return self.stopping.goes_on(len(self.tokens), self.survival) or (len(self.tokens) == 1 and self.tokens.pop() is self.rows.pop())"),
+    Bug("a token is drawn, looked at and dropped", DRAFTING, "        return [self._drafted(chain, ask) for chain in chains]\n",
+        "        for chain in chains:\n            if ask.costs and len(chain.tokens) > 1 and chain.rows[-1][0][int(chain.tokens[-1][0])] < 0.5:\n"
+        "                chain.tokens.pop(), chain.rows.pop(), chain.probability.pop(), chain.peaks.pop()\n"
+        "        return [self._drafted(chain, ask) for chain in chains]\n"),
 ]  # fmt: skip
 
 LOOKUP_BUGS = [  # that change the output; what is found is tests/engine/test_lookup.py's
@@ -362,6 +372,17 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("the best repeat instead of the median", STATISTICS, "np.median(every_PR[:, repeats], axis=-1)", "np.min(every_PR[:, repeats], axis=-1)"),
         Bug("both sides of a ratio are drawn apart", STATISTICS, "_rates(candidate, prompts, repeats) / _rates(baseline, prompts, repeats)", "_rates(candidate, prompts, repeats) / _rates(baseline, prompts[::-1], repeats)"),
         Bug("power without the null's spread", STATISTICS, "level * math.sqrt(d) + power", "level * math.sqrt(d - difference**2) + power"),
+    ],
+    ("engine/test_chain_length.py",): [  # enumeration has no draws that rounds share
+        Bug("what a round cost counts at once", CHAIN_LENGTH, "if end <= position:", "if True:"),
+        Bug("acceptances of untested tokens count", CHAIN_LENGTH, "probabilities[: num_accepted + 1]", "probabilities"),
+        Bug("a rejected token counts as accepted", CHAIN_LENGTH, "self._good[place] += i < num_accepted", "self._good[place] += 1"),
+        Bug("drafts of nothing are never tried again", CHAIN_LENGTH, "if self._num_idle % RETRY:", "if True:"),
+        Bug("the draft is free", CHAIN_LENGTH, "steps = self._calls * self._costs.draft + ", "steps = "),
+        Bug("a token pays by itself or not at all", "specexp.decoding.draft_length", "for m in range(1, most - i + 1):", "for m in range(1, 2):"),
+        Bug("survival is of the last token alone", DRAFTING, "self.survival *= ", "self.survival = "),
+        Bug("survival is of the last token alone in the model's loop", "specexp.lm.native.draft_loop", "survival *= ", "survival = "),
+        Bug("a chain goes on by its probability, not its acceptance", "specexp.decoding.draft_length", "return self.acceptance[bin_of(probability)]", "return probability"),
     ],
     ("engine/test_request_state.py",): [
         Bug("seconds of a batch are not divided by its rows", ENGINE, "share = (self._clock() - start) / len(active)", "share = self._clock() - start"),
