@@ -44,6 +44,11 @@ METRICS: tuple[Metric, ...] = (
         "what was drafted after a rejection counts in the denominator",
         "share", "higher",
     ),
+    Metric(("accept/drafted_length",),
+        "drafted tokens, without those after an EOS or the limit, / rounds: at most gamma, less where drafts "
+        "end early",
+        "tokens per round", "",
+    ),
     Metric(("accept/mean_length",),
         "tokens emitted per verifying target call (1 for the baseline)",
         "tokens per call", "higher", ends=("_low", "_high"),
@@ -115,8 +120,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(("speed/c", "speed/v"),
         "draft step / target step; target call on gamma + 1 positions / on one. Where rounds differ "
-        "(`lookup`, `suffix`, `chained`, `min_draft_probability`, trees): on the mean number of positions, for a "
-        "tree's draft calls too, interpolated linearly between measured sizes",
+        "(`lookup`, `suffix`, `chained`, `min_draft_probability`, gamma auto, trees): on the mean number of "
+        "positions, for a tree's draft calls too, interpolated linearly between measured sizes",
         "target steps", "lower",
     ),
     Metric(("speed/attainable",),

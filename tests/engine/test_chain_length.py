@@ -60,14 +60,13 @@ def test_probabilities_are_in_eight_bins() -> None:
 
 def test_a_draft_that_is_never_right_is_left_alone_and_tried_again() -> None:
     length = ChainLength(COSTS, GAMMA, greedy=True)
-    drafted, position = [], 0
-    for _ in range(20 * RETRY):
+    drafted = []
+    for position in range(20 * RETRY):
         stopping = length.begin(position, GAMMA)
         drafted.append(stopping is not None)
         if stopping is not None:
             length.drafted([0.9], 1)
         length.commit(position, 1, int(drafted[-1]), 0, [[0.9]] if drafted[-1] else [])
-        position += 1
     assert drafted[0]
     assert sum(drafted[-8 * RETRY :]) == 8
 
