@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import mean, median
 
 from specexp.decoding.draft_length import RelativeCosts
 from specexp.decoding.protocol import Draft, Role
@@ -23,7 +23,7 @@ from specexp.lm.model import Branches, Drafts, Feed, Model, Session
 
 ROW = 4  # plain steps in a row
 WARM_UP = 1
-RELATIVE_REPEATS = 7  # for drafts that adapt
+RELATIVE_REPEATS = 24  # for drafts that adapt
 PATIENCE = 60.0  # seconds after which no further repeat starts: calls that take so long vary less
 
 
@@ -112,10 +112,26 @@ def measure(
 def relative_costs(
     models: Mapping[Role, Model], ids: Sequence[int], most: int, clock: Callable[[], float] = time.perf_counter
 ) -> RelativeCosts:
-    """What a draft step and target calls on 1 to `most` + 1 positions cost after `ids`, in target steps."""
+    """What a draft step and target calls on 1 to `most` + 1 positions cost after `ids`, in target steps.
+
+    More positions do not cost less: where a disturbed clock says so, sizes have their mean in common.
+    """
     lengths = sorted({most, *(2**i for i in range(most.bit_length()))})
-    costs = measure(models, ids, lengths, repeats=RELATIVE_REPEATS, clock=clock)
+    measured = measure(models, ids, lengths, repeats=RELATIVE_REPEATS, clock=clock)
+    sizes = sorted(measured.target)
+    rising = dict(zip(sizes, nondecreasing([measured.target[n] for n in sizes]), strict=True))
+    costs = Costs(measured.draft_step, rising)
     return RelativeCosts(costs.c, tuple(costs.v(n) for n in range(1, most + 2)))
+
+
+def nondecreasing(values: Sequence[float]) -> list[float]:
+    """The nondecreasing values with the least squared distance from these (pooling adjacent violators)."""
+    pools: list[list[float]] = []
+    for value in values:
+        pools.append([value])
+        while len(pools) > 1 and mean(pools[-2]) > mean(pools[-1]):
+            pools[-2:] = [[*pools[-2], *pools[-1]]]
+    return [mean(pool) for pool in pools for _ in pool]
 
 
 Key = tuple[str, int]  # kind of call, its positions
