@@ -114,14 +114,15 @@ def relative_costs(
 ) -> RelativeCosts:
     """What a draft step and target calls on 1 to `most` + 1 positions cost after `ids`, in target steps.
 
-    More positions do not cost less: where a disturbed clock says so, sizes have their mean in common.
+    More positions do not cost less: where a disturbed clock says so, sizes have their mean in common. Two positions
+    are taken to cost as much as three: rounds of one drafted token are too short to be timed like others.
     """
-    lengths = sorted({most, *(2**i for i in range(most.bit_length()))})
+    lengths = sorted({most, *(2**i for i in range(1, most.bit_length()))})
     measured = measure(models, ids, lengths, repeats=RELATIVE_REPEATS, clock=clock)
     sizes = sorted(measured.target)
     rising = dict(zip(sizes, nondecreasing([measured.target[n] for n in sizes]), strict=True))
     costs = Costs(measured.draft_step, rising)
-    return RelativeCosts(costs.c, tuple(costs.v(n) for n in range(1, most + 2)))
+    return RelativeCosts(costs.c, (1.0, *(costs.v(max(n, sizes[1])) for n in range(2, most + 2))))
 
 
 def nondecreasing(values: Sequence[float]) -> list[float]:

@@ -102,7 +102,7 @@ def test_more_positions_do_not_cost_less() -> None:
     draft.now = target.now
     costs = call_costs.relative_costs({"target": target, "draft": draft}, IDS, 4, clock=lambda: target.now[0])
     assert costs.draft == pytest.approx(0.05 / 1.1)
-    assert costs.target == pytest.approx([1, 1.2 / 1.1, 1.3 / 1.1, 1.4 / 1.1, 1.5 / 1.1])
+    assert costs.target == pytest.approx([1, 1.3 / 1.1, 1.3 / 1.1, 1.4 / 1.1, 1.5 / 1.1])
 
 
 class WholeChains(SlowToy):
