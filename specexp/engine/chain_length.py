@@ -17,7 +17,7 @@ from specexp.lm.model import Array
 
 # Before anything is tested: the acceptance of any token, and how many tokens, rounds and tokens of a bin that is worth.
 ACCEPTANCE, TOKENS, ROUNDS, OF_BIN = 0.9, 8, 2, 2
-RETRY = 16  # where drafting does not pay, one round in so many drafts nevertheless: acceptance may have changed
+RETRY = 16
 
 
 class ChainLength:
@@ -42,18 +42,19 @@ class ChainLength:
 
     def begin(self, position: int, most: int) -> Stopping | None:
         """Where the chain of a round ends that begins at this position of the output and has at most `most` tokens;
-        None if not even one token pays."""
+        None if drafting has been slower than plain decoding: it is then tried again in one round of RETRY."""
         self._calls, self._probability = 0, None
         for end, tokens, steps in self._rounds:
             if end <= position:
                 self._tokens, self._steps = self._tokens + tokens, self._steps + steps
         self._rounds = [each for each in self._rounds if each[0] > position]
-        rate = max(1.0, self._tokens / self._steps)  # plain decoding is always possible
-        prices = self._costs.prices(self._most, self._num_good / self._num_tested)
-        if rate * prices[0] >= 1:
+        rate = self._tokens / self._steps
+        if rate < 1:  # of plain decoding
             self._num_idle += 1
             if self._num_idle % RETRY:
                 return None
+        rate = max(1.0, rate)
+        prices = self._costs.prices(self._most, self._num_good / self._num_tested)
         acceptance = [good / tested for good, tested in zip(self._good, self._tested, strict=True)]
         return Stopping([rate * price for price in prices[:most]], acceptance)
 
@@ -69,6 +70,8 @@ class ChainLength:
         self, position: int, num_tokens: int, num_drafted: int, num_accepted: int, read: Sequence[Sequence[float]]
     ) -> None:
         """Learn from a round: where it began, its emitted, drafted and accepted tokens, and the values of `unread`."""
+        if not num_drafted:
+            return
         steps = self._calls * self._costs.draft + self._costs.v(num_drafted + 1)
         self._rounds.append((position + num_drafted, num_tokens, steps))
         for probabilities in read:
