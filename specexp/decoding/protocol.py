@@ -83,8 +83,8 @@ class Draft:
     value would leave tokens that are not drawn from q.
 
     With `costs` it ends after the token from which on no longer chain pays (`draft_length.py`), or has no token at all
-    where drafting has been slower than plain decoding.
-    This looks at tokens that stay, and at what earlier rounds showed of tokens before it.
+    where drafting has been slower than plain decoding. This looks at tokens that stay, and at what earlier rounds
+    showed of tokens before it.
 
     With `by_round`, its draws are those of `Rng.of_round`.
     """
