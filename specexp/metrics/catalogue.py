@@ -45,8 +45,7 @@ METRICS: tuple[Metric, ...] = (
         "share", "higher",
     ),
     Metric(("accept/drafted_length",),
-        "drafted tokens, without those after an EOS or the limit, / rounds: at most gamma, less where drafts "
-        "end early",
+        "drafted tokens, without those after an EOS or the limit, / rounds; below gamma where drafts end early",
         "tokens per round", "",
     ),
     Metric(("accept/mean_length",),
