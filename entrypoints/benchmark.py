@@ -53,6 +53,8 @@ def benchmark(
 ) -> None:
     """Resolve, measure, show, write and log. Raises SpecexpError."""
     resolved = config.resolve(experiment, flags, QUICK if quick else FULL, FIXED)
+    if any(method.auto_gamma for method in resolved.methods):
+        raise ConfigError("gamma is auto, but a benchmark compares fixed lengths with transformers'; give numbers.")
     if resolved.toy is not None:
         raise ConfigError(f"pair '{resolved.pair}' has no Transformers models; name a pair that has.")
     path = output_path(output, "benchmark", resolved.hash, resume)

@@ -45,6 +45,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
     print_notes(subject.prepared.notes)
     with folder.hold():
         preparation.note_inputs(subject.prepared, folder)
+        subject = examining.with_draft_costs(subject, folder)
         facts = environment.describe(subject.prepared.pair.models, subject.prepared.pair.text.facts())
         where = environment.name_of(facts)
         folder.write_json("environments.json", {**(folder.read_json("environments.json") or {}), where: facts})

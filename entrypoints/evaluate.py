@@ -37,7 +37,7 @@ def evaluate(
     shown = ShownPrompts.parse(show)
     folder = OutputFolder(folder_path, resolved, resume)
     first_look.check(resolved)
-    from specexp.evaluation import divergence, preparation, runner, scheduling, time_split
+    from specexp.evaluation import divergence, measured_costs, preparation, runner, scheduling, time_split
     from specexp.evaluation.report import publish, run_specs
     from specexp.evaluation.token_view import token_page
 
@@ -47,6 +47,7 @@ def evaluate(
     print_notes(prepared.notes if with_notes else ())
     with folder.open() as records:
         preparation.note_inputs(prepared, folder)
+        prepared = measured_costs.with_draft_costs(prepared, folder)
         commands = commands_of(experiment, folder_path, flags)
         if not scheduling.missing(prepared, records) and outbox.is_sent:
             runner.complete(prepared, folder)

@@ -9,6 +9,7 @@ from typing import Any
 from specexp import config
 from specexp.config import Experiment, MethodConfig
 from specexp.config.single import check_bytes, checked_prompt, most_bytes
+from specexp.decoding.draft_length import NOMINAL, RelativeCosts
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import rng_for
 from specexp.engine import Engine, Generation, Request, output_limit
@@ -19,6 +20,9 @@ from specexp.methods import BuildContext, decoder_for
 from specexp.pair.detokenizer import Pieces
 from specexp.pair.loading import Pair, PromptCheck, hidden_sizes, identity, load_pair
 from specexp.pair.tokenization import Text
+from specexp.profiling import call_costs
+
+COST_CONTEXT = 64  # tokens after which calls are timed for drafts that adapt
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class LoadedPair:
         settings: Mapping[str, Any] | None = None,
         roles: Set[Role] = frozenset({"target", "draft"}),
         check: PromptCheck = lambda text, contexts: None,
+        draft_costs: RelativeCosts | None = None,
     ) -> None:
         self.experiment = experiment
         self._settings = {key: value for key, value in (settings or {}).items() if key in takers()}
@@ -65,13 +70,14 @@ class LoadedPair:
         self.notes = list(self._pair.notes)  # on how prompts are encoded, and on judges that were mined differently
         self._engine = self.engine()
         self._longest = self._pair.text.longest()
+        self._draft_costs = draft_costs
 
     def generate(
         self,
         prompt: str,
         method: str = "speculative",
         *,
-        gamma: int | None = None,
+        gamma: int | str | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -83,7 +89,8 @@ class LoadedPair:
         """Decode one prompt with a method preset; settings left out are those given to `load`, else the experiment's.
 
         `on_text` receives the text piece by piece, as rounds are committed. The same prompt, seed and `prompt_id` give
-        the same tokens. Raises ConfigError with every fault of the settings, and PromptError for a prompt that does not
+        the same tokens; with gamma "auto" and a temperature above 0, those of this loaded pair (`draft_costs`). Raises
+        ConfigError with every fault of the settings, and PromptError for a prompt that does not
         fit.
         """
         given = {
@@ -130,7 +137,9 @@ class LoadedPair:
         self.judge_of(method)
         if faults := vocabulary_faults(asked.methods, self._pair.vocabulary):
             raise ConfigError(faults)
-        decoder = decoder_for(method, BuildContext(warp, self._known, self._pair.eos_ids, self._pair.vocabulary))
+        costs = self.draft_costs(method) or NOMINAL
+        making = BuildContext(warp, self._known, self._pair.eos_ids, costs, self._pair.vocabulary)
+        decoder = decoder_for(method, making)
         role = decoder.models[0]
         ids = encoded(prompt, text or self._pair.text, self._longest, self._pair.models[role].context, role)
         rng = rng_for(asked.temperature, asked.seed, prompt_id)
@@ -164,6 +173,19 @@ class LoadedPair:
             **identity(self._pair, self.experiment),
             **{f"{role}_revision": revision for role, revision in result.items()},
         }
+
+    def draft_costs(self, method: MethodConfig) -> RelativeCosts | None:
+        """Return what calls cost, by which drafts of gamma auto end: measured at the first use. None for other gammas.
+
+        Where tokens are sampled, other costs give other tokens, of the same distribution.
+        """
+        if not method.auto_gamma:
+            return None
+        if self._draft_costs is None or len(self._draft_costs.target) <= method.max_gamma:
+            space = self.context - method.max_gamma - 1
+            ids = [0] * max(1, min(COST_CONTEXT, space))
+            self._draft_costs = call_costs.relative_costs(self._pair.models, ids, method.max_gamma)
+        return self._draft_costs
 
     def judge_of(self, method: MethodConfig) -> Judge | None:
         """Return the judge that a method names, loaded once and checked against this pair. Raises JudgeError."""

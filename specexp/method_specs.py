@@ -22,7 +22,11 @@ BOTH: frozenset[Role] = frozenset({"target", "draft"})
 TARGET: frozenset[Role] = frozenset({"target"})
 DRAFT: frozenset[Role] = frozenset({"draft"})
 CHAIN = ("gamma", "bonus", "min_draft_probability")  # the settings of every chain of a draft model
-OWN_CHAIN = (*CHAIN, "draft_temperature")  # of this package's: what packages build their chains with stays as it is
+OWN_CHAIN = (
+    *CHAIN,
+    "max_gamma",
+    "draft_temperature",
+)  # of this package's: what packages build their chains with stays as it is
 SUFFIX = ("suffix_factor", "suffix_min_probability", "suffix_memory")
 # Of proposers that take turns: the settings that are theirs.
 OF_PROPOSERS: Mapping[str, tuple[str, ...]] = {
@@ -57,6 +61,9 @@ class MethodSettings(Protocol):
 
     @property
     def min_draft_probability(self) -> float: ...
+
+    @property
+    def auto_gamma(self) -> bool: ...
 
 
 # True if the output has the target's distribution, given the settings, the warp, and the threshold of a judge. The
@@ -222,6 +229,7 @@ def vocabulary_faults(methods: Iterable[MethodSettings], vocabulary: str) -> lis
                     ("rule", method.rule, "token"),
                     ("draft_temperature", method.draft_temperature, None),
                     ("min_draft_probability", method.min_draft_probability, 0),
+                    ("gamma", "auto" if method.auto_gamma else "", ""),
                 )
                 if value != usual
             ]

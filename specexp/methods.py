@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from specexp.config import MethodConfig
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless, Proposer, Rule, Suffix, Verification
+from specexp.decoding.draft_length import NOMINAL, RelativeCosts
 from specexp.decoding.lossy_rules import Judged, TopK
 from specexp.decoding.protocol import Needs, Role, SuffixLimits
 from specexp.decoding.rules import Warp
@@ -26,20 +27,24 @@ class BuildContext:
     warp: Warp
     judges: Mapping[str, Judge] = field(default_factory=dict)  # by the name in the method's settings
     eos_ids: tuple[int, ...] = ()
+    costs: RelativeCosts = NOMINAL  # for drafts that adapt; where none were measured, the output keeps its distribution
     vocabulary: str = SAME  # how the draft's tokens become the target's
 
 
-_PROPOSERS: Mapping[str, Callable[[MethodConfig], Proposer]] = {
-    "draft": lambda method: DraftModel(method.gamma, method.min_draft_probability, method.draft_temperature),
-    "lookup": lambda method: Lookup(method.gamma, method.max_ngram, method.min_match),
-    "suffix": lambda method: Suffix(
+_PROPOSERS: Mapping[str, Callable[[MethodConfig, BuildContext], Proposer]] = {
+    "draft": lambda method, context: DraftModel(
+        method.gamma, method.min_draft_probability, method.draft_temperature,
+        context.costs if method.auto_gamma else None,
+    ),
+    "lookup": lambda method, context: Lookup(method.gamma, method.max_ngram, method.min_match),
+    "suffix": lambda method, context: Suffix(
         method.gamma, SuffixLimits(method.suffix_factor, method.suffix_min_probability), method.min_match
     ),
-}
+}  # fmt: skip
 
 
 def _chain(method: MethodConfig, context: BuildContext, rule: Rule) -> Chain:
-    return Chain(_PROPOSERS["draft"](method), rule, context.warp, method.bonus)
+    return Chain(_PROPOSERS["draft"](method, context), rule, context.warp, method.bonus)
 
 
 def _lossless(method: MethodConfig, context: BuildContext, proposer: Proposer) -> Chain:
@@ -66,11 +71,11 @@ def _specexec(method: MethodConfig, context: BuildContext) -> SpecExec:
 BUILDERS: dict[str, Callable[[MethodConfig, BuildContext], Decoder]] = {
     "baseline": lambda method, context: Baseline(context.warp),
     "draft_only": lambda method, context: Baseline(context.warp, "draft"),
-    "speculative": lambda method, context: _lossless(method, context, _PROPOSERS["draft"](method)),
-    "lookup": lambda method, context: _lossless(method, context, _PROPOSERS["lookup"](method)),
-    "suffix": lambda method, context: _lossless(method, context, _PROPOSERS["suffix"](method)),
+    "speculative": lambda method, context: _lossless(method, context, _PROPOSERS["draft"](method, context)),
+    "lookup": lambda method, context: _lossless(method, context, _PROPOSERS["lookup"](method, context)),
+    "suffix": lambda method, context: _lossless(method, context, _PROPOSERS["suffix"](method, context)),
     "chained": lambda method, context: _lossless(
-        method, context, InTurn({name: _PROPOSERS[name](method) for name in method.proposers.split(",")})
+        method, context, InTurn({name: _PROPOSERS[name](method, context) for name in method.proposers.split(",")})
     ),
     "autojudge": _autojudge,
     "topk": lambda method, context: _chain(method, context, TopK(method.accept_k)),

@@ -85,6 +85,8 @@ def validated(experiment: Experiment, with_trees: bool, with_draft: bool = True)
     for name in ("rule", "draft_temperature", "min_match"):
         if unlike := [m.label for m in experiment.methods if getattr(m, name) != LATER[name]]:
             faults.append(f"{name} is given ({', '.join(unlike)}); advice does not predict it: leave it out.")
+    if adapting := [m.label for m in experiment.methods if m.auto_gamma]:
+        faults.append(f"gamma is auto ({', '.join(adapting)}); advice weighs fixed lengths: give numbers.")
     if experiment.batch > 1:
         faults.append(f"batch is {experiment.batch}, but advice is for one prompt at a time; leave it out.")
     methods = [m for m in experiment.methods if m.method in WEIGHED and (with_trees or not m.tree)]

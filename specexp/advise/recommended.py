@@ -82,6 +82,8 @@ def _method(method: MethodConfig) -> dict[str, Any]:
     if method.tree is not None:
         return {key: value for key, value in asdict(method.tree).items() if value is not None}
     result: dict[str, Any] = {"gamma": method.gamma}
+    if method.auto_gamma:
+        result = {"gamma": "auto", "max_gamma": method.max_gamma}
     if method.max_ngram:
         result["max_ngram"] = method.max_ngram
     if method.min_draft_probability:

@@ -18,10 +18,11 @@ from specexp.certify import own_models, places, sampled, toy_oracle
 from specexp.certify.certificate_config import CertificateConfig
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check, Subject, in_memory
 from specexp.decoding.protocol import Role
-from specexp.evaluation import preparation
+from specexp.evaluation import measured_costs, preparation
 from specexp.evaluation.preparation import Prepared
 from specexp.judge.judge import Judge
 from specexp.profiling import time_estimate
+from specexp.storage.run_folder import OutputFolder
 
 ORACLE = "oracle"
 NAMES = (ORACLE, own_models.PLAIN, own_models.EQUAL, sampled.NAME)
@@ -79,7 +80,15 @@ class Certificate:
 
 def prepare(config: CertificateConfig, judges: Mapping[str, Judge] | None = None) -> Subject:
     """Load everything and check that it fits together. Raises SpecexpError."""
-    prepared: Prepared = preparation.prepare(config.experiment, judges)
+    return _subject(preparation.prepare(config.experiment, judges))
+
+
+def with_draft_costs(subject: Subject, output: OutputFolder) -> Subject:
+    """Tell a method of `gamma: auto` what calls cost, which decides where its drafts end."""
+    return _subject(measured_costs.with_draft_costs(subject.prepared, output))
+
+
+def _subject(prepared: Prepared) -> Subject:
     return Subject(prepared, prepared.settings[0], prepared.settings[-1])
 
 

@@ -49,6 +49,8 @@ class Size:
     def __str__(self) -> str:
         tree, gamma = self.method.tree, self.method.gamma
         shape = f"gamma {gamma}, " if gamma else ""
+        if self.method.auto_gamma:
+            shape = f"gamma auto up to {gamma}, "
         if tree is not None:
             shape = f"{tree.tree_budget} nodes on {tree.max_depth} levels, "
         return f"{shape}{self.vocab} tokens, {self.length} long"
@@ -79,11 +81,16 @@ def sizes(method: MethodConfig) -> list[Size]:
     if not method.gamma:
         return [Size(method, 3, 5)]
     method = replace(method, min_match=1)  # few of these short texts repeat more, and nothing would be proposed
-    result = [Size(replace(method, gamma=min(method.gamma, 2)), 3, 5)]
+    result = [Size(_up_to(2, method), 3, 5)]
     if method.gamma > 2:
-        gamma = min(method.gamma, 4)
-        result.append(Size(replace(method, gamma=gamma), 2, gamma + 3))
+        longer = _up_to(4, method)
+        result.append(Size(longer, 2, longer.gamma + 3))
     return result
+
+
+def _up_to(most: int, method: MethodConfig) -> MethodConfig:
+    """The method with drafts of at most `most` tokens."""
+    return replace(method, gamma=min(method.gamma, most), max_gamma=min(method.max_gamma, most))
 
 
 def examine(method: MethodConfig, warp: Warp, judge: Judge | None, tick: Callable[[], None]) -> ToyResult:

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 CALIBRATED = "calibrated"  # the judge's own threshold
 PARALLEL_BRANCHES = 4
 MAX_NGRAM = 3
+MAX_GAMMA = 16  # of gamma auto
 ROLES = ("target", "draft")
 # Settings that version 0.1's methods lack, and their defaults.
 LATER = {
     "draft_temperature": None, "rule": "token", "suffix_factor": 0.0, "suffix_min_probability": 0.0,
-    "suffix_memory": "prompt", "min_match": 1, "proposers": "",
+    "suffix_memory": "prompt", "min_match": 1, "proposers": "", "max_gamma": 0,
 }  # fmt: skip
 PROPOSERS = ("suffix", "lookup", "draft")
 LATER_OF_MODELS = {"layers": "", "vocabulary": AUTO_VOCABULARY}
@@ -71,6 +72,12 @@ class MethodConfig:
     suffix_memory: str = "prompt"
     min_match: int = 1
     proposers: str = ""  # their names, separated by commas
+    max_gamma: int = 0  # of gamma auto, the longest chain, which gamma then is, too
+
+    @property
+    def auto_gamma(self) -> bool:
+        """True if chains end where no longer one pays."""
+        return self.max_gamma > 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from specexp.config.experiment import (
     CALIBRATED,
+    MAX_GAMMA,
     MAX_NGRAM,
     PARALLEL_BRANCHES,
     SUFFIX_FACTOR,
@@ -15,6 +16,7 @@ from specexp.config.experiment import (
     MethodConfig,
     TreeConfig,
 )
+from specexp.config.parsers import AUTO_GAMMA
 from specexp.config.schema import SETTINGS, TREE_SHAPE
 from specexp.method_specs import settings_of, spec
 
@@ -49,6 +51,8 @@ def chains(preset: str, parsed: Mapping[str, Any], given: Mapping[str, Any]) -> 
     for (label, gamma), *chosen in product(lengths.items(), *axes):
         overrides = {key: value for _, each in chosen for key, value in each.items()}
         name = label + "".join(suffix for suffix, _ in chosen)
+        if gamma == AUTO_GAMMA:
+            gamma = overrides["max_gamma"] = given.get("max_gamma", parsed.get("max_gamma", MAX_GAMMA))
         methods.append(MethodConfig(method, preset, name, gamma, bonus=bonus, **overrides))
     return methods
 

@@ -22,6 +22,7 @@ from specexp.tasks.source import DataConfig
 
 MOST = (1 << 63) - 1  # largest whole number: what arrays and databases hold
 MOST_NODES = 1 << 16  # of a tree
+MOST_GAMMA = 64  # of gamma auto
 MOST_TOGETHER = 1 << 12  # prompts of a batch
 MOST_REPEATS = 10_000
 MOST_TOY_TOKENS = 1 << 12  # the toy's table has a row and a column for each
@@ -41,6 +42,7 @@ SEVERAL_TURNS = ("mtbench", "spec_bench")
 HISTORIES = ("baseline", "own")
 RULES_OF_CHAINS = ("token", "block")
 MEMORIES = ("prompt", "run")
+AUTO_GAMMA = "auto"
 OF_TARGET = "target"  # a draft's temperature
 LONGEST_PATTERN = 1000
 
@@ -89,6 +91,19 @@ def several(what: str, most: int = MOST) -> Callable[[Any], tuple[int, ...]]:
         return result
 
     return parse
+
+
+def lengths(value: Any) -> tuple[int | str, ...]:
+    """One draft length, or several: each is a setting. `auto` adapts it."""
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    number = whole(1, f">= 1 or '{AUTO_GAMMA}', or several separated by commas")
+    texts = [part.strip() if isinstance(part, str) else part for part in parts]
+    if not texts:
+        raise ValueError("it must have at least one length.")
+    result = tuple(text if text == AUTO_GAMMA else number(text) for text in texts)
+    if len(set(result)) < len(result):
+        raise ValueError("it must list each length only once.")
+    return result
 
 
 def thresholds(value: Any) -> tuple[float | str, ...]:

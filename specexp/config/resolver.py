@@ -19,7 +19,7 @@ from specexp.config.experiment import (
 from specexp.config.methods import chains, trees
 from specexp.config.models import laid_over
 from specexp.config.pair_models import models_of_pair
-from specexp.config.parsers import MUST_BE_GIVEN, SEVERAL_TURNS, TASK_SOURCES
+from specexp.config.parsers import AUTO_GAMMA, MUST_BE_GIVEN, SEVERAL_TURNS, TASK_SOURCES
 from specexp.config.presets import PRESETS, expanded, load_yaml, method_preset, preset_names
 from specexp.config.schema import ALIASES, SETTINGS, TREE_SHAPE
 from specexp.errors import ConfigError, shown, unknown
@@ -225,12 +225,20 @@ class _Reader:
     def _methods(self, names: tuple[str, ...], values: dict[str, Any]) -> list[MethodConfig]:
         """The settings of these methods; takes the settings of methods out of `values`."""
         given = {key: values.pop(key) for key in takers() if key in values}
+        auto = AUTO_GAMMA in given.get("gamma", ())
         methods: list[MethodConfig] = []
         for name in expanded(names):
             if name not in preset_names("methods"):
                 self.faults.append(unknown("method", name, preset_names("methods")))
                 continue
             result = method_preset(name)
+            taken = spec(result["method"]).settings
+            if auto and "gamma" in taken and "max_gamma" not in taken:
+                self.faults.append(
+                    f"gamma is {AUTO_GAMMA}, which is for chains of a draft model, not for {name}; give numbers, or"
+                    f" leave {name} out of methods."
+                )
+                continue
             if spec(result["method"]).grows_tree:
                 shape = {key: given[key] for key in TREE_SHAPE if key in given}
                 methods += trees(name, given.get("gamma"), {**result, **shape})
@@ -239,6 +247,14 @@ class _Reader:
         labels = [method.label for method in methods]
         for label in sorted({x for x in labels if labels.count(x) > 1}):
             self.faults.append(f"method '{label}' is named {labels.count(label)} times; name it once.")
+        for method in methods:
+            if method.auto_gamma and method.proposers and "draft" not in method.proposers.split(","):
+                self.faults.append(
+                    f"gamma is {AUTO_GAMMA}, but proposers of {method.label} has no draft, whose chains it is for; give"
+                    " a number, or add draft."
+                )
+        if "max_gamma" in given and methods and not any(method.auto_gamma for method in methods):
+            self.faults.append(f"max_gamma is given, but no gamma is {AUTO_GAMMA}; leave it out, or set gamma to it.")
         self._unused(given.keys() & self.own, methods)
         return methods
 

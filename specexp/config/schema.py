@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from specexp.config.experiment import MAX_GAMMA
 from specexp.config.models import model_settings
 from specexp.config.parsers import (
     HISTORIES,
     MEMORIES,
+    MOST_GAMMA,
     MOST_NODES,
     MOST_REPEATS,
     MOST_TOGETHER,
@@ -19,6 +21,7 @@ from specexp.config.parsers import (
     TASK_SOURCES,
     choices,
     data_settings,
+    lengths,
     names,
     one_of,
     pattern,
@@ -117,8 +120,10 @@ SETTINGS: dict[str, Setting] = {
         names, "Name method presets, separated by commas.", otherwise=OF_EXPERIMENT, commands=("evaluate",)
     ),
     "gamma": Setting(
-        several("length"), "Set the draft length, or several separated by commas.", otherwise=OF_METHOD,
-        more="Each length is a separate setting; for a tree it is the depth.", of_one="Set the draft length.",
+        lengths, "Set the draft length, or several separated by commas; auto ends each draft where it pays.",
+        otherwise=OF_METHOD, more="Each length is a separate setting; for a tree it is the depth."
+        " [Drafts that adapt](methods.md#drafts-that-adapt) is about `auto`.",
+        of_one="Set the draft length; auto ends each draft where it pays.",
         commands=but("collect_labels"),
     ),
     "tree_budget": Setting(
@@ -185,6 +190,10 @@ SETTINGS: dict[str, Setting] = {
     ),
     "bonus": Setting(
         switch, "Draw one more token from the target after a fully accepted chain.", "true", commands=()
+    ),
+    "max_gamma": Setting(
+        whole(1, f">= 1 and at most {MOST_GAMMA}", MOST_GAMMA), "Set the longest draft of gamma auto.", str(MAX_GAMMA),
+        commands=(), more="On CUDA, recordings are made for drafts of this length.",
     ),
     "max_ngram": Setting(
         several("length"), "Set how many of the last tokens lookup searches for at most.", "3", commands=()

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 
 from array_api_compat import array_namespace
 
+from specexp.decoding.draft_length import RelativeCosts
 from specexp.decoding.protocol import (
     Array,
     Ask,
@@ -63,12 +64,13 @@ class DraftModel:
     """The draft model's own chain of at most gamma tokens; a token below `min_draft_probability` ends it.
 
     It is drawn at `temperature`: any is exact, since q is what it was drawn from. Where the target's is 0, nothing is
-    drawn.
+    drawn. With `costs` it ends where no longer chain pays.
     """
 
     gamma: int
     min_draft_probability: float = 0.0
     temperature: float | None = None  # None is the target's
+    costs: RelativeCosts | None = None
 
     @property
     def models(self) -> tuple[Role, ...]:
@@ -77,7 +79,7 @@ class DraftModel:
     def propose(self, warp: Warp, reserve: int, needs: Needs) -> Proposal:
         drafted: Drafted = yield Draft(
             self.gamma, warp.of_draft(self.temperature), reserve, needs.draft, needs.feed_last_token,
-            self.min_draft_probability, needs.by_round,
+            self.min_draft_probability, needs.by_round, self.costs,
         )  # fmt: skip
         return drafted
 

@@ -13,6 +13,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from specexp.decoding.draft_length import RelativeCosts
 from specexp.decoding.rules import Warp
 
 Array = Any  # an array of any namespace that array-api-compat knows
@@ -81,6 +82,10 @@ class Draft:
     where q is one-hot, the probability at temperature 1 counts. The token itself stays: dropping a token because of its
     value would leave tokens that are not drawn from q.
 
+    With `costs` it ends after the token from which on no longer chain pays (`draft_length.py`), or has no token at all
+    where drafting has been slower than plain decoding. This looks at tokens that stay, and at what earlier rounds
+    showed of tokens before it.
+
     With `by_round`, its draws are those of `Rng.of_round`.
     """
 
@@ -91,6 +96,7 @@ class Draft:
     feed_last_token: bool = False
     min_draft_probability: float = 0.0
     by_round: bool = False
+    costs: RelativeCosts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,9 @@ class Drafted:
 
     hidden[G, H] are the rows q was read from, when asked for; with `feed_last_token`, hidden[G + 1, H] has that of the
     last token too. peaks[G] are the largest logits of these rows, for the engine alone; None where no model drafted.
-    `source` is the name of the proposer, where several take turns.
+    `source` is the name of the proposer, where several take turns. Of an ask with `costs`, probability[G] are those of
+    the tokens under the draft, for the engine alone. Where `num_drafted`[1] is given, only so many tokens were drafted,
+    and the rest of every array is padding, which the engine cuts off.
     """
 
     tokens: Array
@@ -135,6 +143,8 @@ class Drafted:
     hidden: Array | None = None
     peaks: Array | None = None
     source: str = ""
+    probability: Array | None = None
+    num_drafted: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,16 @@ Shapes: G drafted tokens, V vocabulary, H hidden size, A rows that still draft.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from array_api_compat import array_namespace, device, to_device
 
+from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Depth, Draft, Drafted, Recall, Role
 from specexp.decoding.rng import DRAFT, pick_each
 from specexp.decoding.rules import Warp
+from specexp.engine.chain_length import ChainLength
 from specexp.engine.forwards import feed_requests
 from specexp.engine.host_transfer import HostTransfer
 from specexp.engine.ngram_lookup import Ngrams, continuation
@@ -70,12 +73,9 @@ class Drafting:
         ask = asked[0][1]
         if isinstance(asked[0][0].contexts["draft"].session, Writer):
             return [self._write(state, each) for state, each in asked]
-        if self._drafts is not None and (whole := self._draft_whole(self._drafts, *asked[0])) is not None:
+        chains = [self._begin(state, each) for state, each in asked]
+        if self._drafts is not None and (whole := self._draft_whole(self._drafts, chains[0], ask)) is not None:
             return [whole]
-        chains = [
-            _Chain(state, self._max_draft_length(state, each.gamma, ask.reserve, ask.feed_last_token), ask.by_round)
-            for state, each in asked
-        ]
         step, greedy, model = 0, ask.warp.greedy, self._models["draft"]
         while going := [chain for chain in chains if step < chain.length]:
             fed = [(chain.tokens[-1] if chain.tokens else None, None, ask.hidden) for chain in going]
@@ -88,20 +88,30 @@ class Drafting:
             for i, (chain, (_, hidden_states)) in enumerate(zip(going, result, strict=True)):
                 chain.tokens.append(_row(picks, i))
                 chain.peaks.append(_row(peaks, i))
-                if not greedy or ask.min_draft_probability:
+                if not greedy or ask.min_draft_probability or ask.costs:
                     chain.rows.append(_row(q, i))
                 if hidden_states is not None:
                     chain.hidden.append(_last(hidden_states))
             step += 1
-            if ask.min_draft_probability:
-                self._stop(ask, [chain for chain in going if step < chain.length])
+            if ask.min_draft_probability or ask.costs:
+                self._stop(ask, going, step)
         if ask.feed_last_token and (behind := [chain for chain in chains if chain.length]):
             last = [(chain.tokens[-1], None, True) for chain in behind]
             for chain, (_, hidden_states) in zip(
                 behind, feed_requests(model, "draft", [c.state for c in behind], last), strict=True
             ):
                 chain.hidden.append(hidden_states)
-        return [self._drafted(chain, greedy) for chain in chains]
+        return [self._drafted(chain, ask) for chain in chains]
+
+    def _begin(self, state: RequestState, ask: Draft) -> _Chain:
+        """An empty chain with its greatest length."""
+        length = self._max_draft_length(state, ask.gamma, ask.reserve, ask.feed_last_token)
+        stopping = None
+        if ask.costs is not None:
+            state.chain_length = state.chain_length or ChainLength(ask.costs, ask.gamma, ask.warp.greedy)
+            stopping = state.chain_length.begin(len(state.ids) - state.num_prompt, length)
+            length = 0 if stopping is None else length
+        return _Chain(state, length, ask.by_round, stopping)
 
     def _max_draft_length(self, state: RequestState, most: int, reserve: int, feed_last_token: bool = False) -> int:
         """The least of `most`, the remaining tokens less `reserve`, and the tokens that fit the draft's context."""
@@ -109,23 +119,30 @@ class Drafting:
         fits = state.contexts["draft"].room + (not feed_last_token)
         return max(0, min(most, state.remaining_tokens - reserve, fits))
 
-    def _draft_whole(self, model: Drafts, state: RequestState, ask: Draft) -> Drafted | None:
+    def _draft_whole(self, model: Drafts, chain: _Chain, ask: Draft) -> Drafted | None:
         """The chain in one call of the model; None if the model does not support this ask."""
+        state, length = chain.state, chain.length
         context = state.contexts["draft"]
-        length = self._max_draft_length(state, ask.gamma, ask.reserve, ask.feed_last_token)
         if not length or not model.drafts(ask, state.rng):
             return None
         feed = context.plan(None, None, ask.hidden)
-        result = model.draft(feed, ask, length, state.rng, len(state.ids) - state.num_prompt)
+        result = model.draft(feed, ask, length, state.rng, chain.position, chain.stopping)
+        if result.num_drafted is not None:
+            length = int(self._transfer.read([result.num_drafted])[0][0])
+            result = _shortened(result, length, ask)
+        length = result.tokens.shape[0]
         context.advance(length - 1 + ask.feed_last_token)
         for positions in (feed.tokens.shape[0], *[1] * (length - 1 + ask.feed_last_token)):
             state.fed("draft", positions)
         place = device(self._nothing)
-        q, hidden, peaks = (
-            None if part is None else to_device(part, place) for part in (result.q, result.hidden, result.peaks)
+        q, hidden, peaks, probability = (
+            None if part is None else to_device(part, place)
+            for part in (result.q, result.hidden, result.peaks, result.probability)
         )
         whole = Drafted(to_device(result.tokens, place), q, hidden, peaks)
         state.peaks.append(LogitPeaks("draft", whole.peaks, drafts=True))
+        if state.chain_length is not None and probability is not None:
+            state.chain_length.drafted(probability, length + ask.feed_last_token)
         return whole
 
     def _write(self, state: RequestState, ask: Draft) -> Drafted:
@@ -140,19 +157,21 @@ class Drafting:
             state.fed("draft", each)
         return self._one_hot(tokens)
 
-    def _stop(self, ask: Draft, chains: Sequence[_Chain]) -> None:
-        """End the chains whose last token has a draft probability below the minimum; reads these to the host."""
-        if not chains:
-            return
+    def _stop(self, ask: Draft, chains: Sequence[_Chain], step: int) -> None:
+        """End the chains whose last token is too unlikely, or after which no longer chain pays; reads the
+        probabilities of tokens that another may follow to the host."""
         rows, tokens = _joined([c.rows[-1] for c in chains]), _joined([c.tokens[-1] for c in chains])
         probability = _UNIT_TEMPERATURE(rows) if ask.warp.greedy else rows
-        xp = array_namespace(rows)
-        (result,) = self._transfer.read([xp.take_along_axis(probability, tokens[:, None], axis=-1)[:, 0]])
-        for chain, value in zip(chains, result, strict=True):
-            if value < ask.min_draft_probability:
-                chain.length = len(chain.tokens)
+        chosen = array_namespace(rows).take_along_axis(probability, tokens[:, None], axis=-1)[:, 0]
+        for i, chain in enumerate(chains):
+            chain.probability.append(_row(chosen, i))
+        if going := [chain for chain in chains if step < chain.length]:
+            (result,) = self._transfer.read([_joined([chain.probability[-1] for chain in going])])
+            for chain, value in zip(going, result, strict=True):
+                if value < ask.min_draft_probability or not chain.goes_on(value):
+                    chain.length = len(chain.tokens)
 
-    def _drafted(self, chain: _Chain, greedy: bool) -> Drafted:
+    def _drafted(self, chain: _Chain, ask: Draft) -> Drafted:
         # Drafts are verified on the target's device.
         place = device(self._nothing)
         if not chain.tokens:
@@ -161,7 +180,10 @@ class Drafting:
                 self._nothing, xp.zeros((0, self._models["draft"].vocab_size), dtype=xp.float32, device=place)
             )
         chain.state.peaks.append(LogitPeaks("draft", to_device(_joined(chain.peaks), place), drafts=True))
-        q = None if greedy else to_device(_joined(chain.rows), place)
+        if ask.costs is not None and chain.state.chain_length is not None:
+            probability = to_device(_joined(chain.probability), place)
+            chain.state.chain_length.drafted(probability, len(chain.tokens) + ask.feed_last_token)
+        q = None if ask.warp.greedy else to_device(_joined(chain.rows), place)
         hidden = to_device(_joined(chain.hidden), place) if chain.hidden else None
         return Drafted(to_device(_joined(chain.tokens), place), q, hidden)
 
@@ -169,16 +191,36 @@ class Drafting:
 class _Chain:
     """A chain being drafted."""
 
-    __slots__ = ("hidden", "length", "peaks", "position", "rng", "rows", "state", "tokens")
+    __slots__ = (
+        "hidden", "length", "peaks", "position", "probability", "rng", "rows", "state", "stopping", "survival", "tokens"
+    )  # fmt: skip
 
-    def __init__(self, state: RequestState, length: int, by_round: bool) -> None:
-        self.state, self.length = state, length
+    def __init__(self, state: RequestState, length: int, by_round: bool, stopping: Stopping | None) -> None:
+        self.state, self.length, self.stopping = state, length, stopping
         self.position = len(state.ids) - state.num_prompt
         self.rng = state.rng.of_round(self.position) if by_round else state.rng
         self.tokens: list[Array] = []  # [1] each
         self.peaks: list[Array] = []  # [1] each: the largest logit of the row it was drawn from
         self.rows: list[Array] = []  # q [1, V] each; at temperature 0, logits
         self.hidden: list[Array] = []
+        self.probability: list[Array] = []  # [1] each: of the token under the draft, for chains that end early
+        self.survival = 1.0  # the predicted probability that every token is accepted
+
+    def goes_on(self, probability: float) -> bool:
+        """True unless no longer chain pays after the last token, which has this probability."""
+        if self.stopping is None:
+            return True
+        self.survival *= self.stopping.accepted(probability)
+        return self.stopping.goes_on(len(self.tokens), self.survival)
+
+
+def _shortened(chain: Drafted, length: int, ask: Draft) -> Drafted:
+    """The first `length` tokens of a chain."""
+    q, peaks, probability = (
+        None if part is None else part[:length] for part in (chain.q, chain.peaks, chain.probability)
+    )
+    hidden = None if chain.hidden is None else chain.hidden[: length + ask.feed_last_token]
+    return replace(chain, tokens=chain.tokens[:length], q=q, hidden=hidden, peaks=peaks, probability=probability)
 
 
 def _draw(chains: Sequence[_Chain], q: Array, step: int) -> Array:

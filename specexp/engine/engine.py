@@ -62,6 +62,7 @@ class Engine:
         self._max_batch_size = max_batch_size
         self._clock = clock
         self._contexts: dict[Role, list[Context]] = {}
+        self._begun: dict[int, RequestState] = {}  # the latest of each row
         self._transfer = HostTransfer()
         self._drafting = Drafting(models, self._transfer, whole=max_batch_size == 1 and cached)
 
@@ -179,8 +180,10 @@ class Engine:
         return result
 
     def fingerprint(self) -> object:
-        """What the caches hold, to compare two states; needs sessions with a `slots` method."""
-        return tuple((role, tuple(c.fingerprint() for c in rows)) for role, rows in self._contexts.items())
+        """What the caches hold and what later drafts depend on, to compare two states; needs sessions with `slots`."""
+        caches = tuple((role, tuple(c.fingerprint() for c in rows)) for role, rows in self._contexts.items())
+        lengths = (state.chain_length for state in self._begun.values())
+        return caches, tuple(each.fingerprint() for each in lengths if each is not None)
 
     def _context(self, role: Role, row: int, length: int) -> Context:
         if role not in self._contexts:
@@ -221,6 +224,7 @@ class Engine:
         for model in self._used([state]):
             model.wait()
         state.out.prefill_seconds = self._clock() - state.began
+        self._begun[row] = state
         state.start()
         return state
 
@@ -258,7 +262,8 @@ class Engine:
 
     def _commit(self, asked: Sequence[tuple[RequestState, Round]]) -> list[int]:
         parts = [part for _, ask in asked for part in parts_of(ask)]
-        read = self._transfer.read([*parts, *(each.values for state, _ in asked for each in state.peaks)])
+        more = [x for state, _ in asked for x in (*(each.values for each in state.peaks), *state.unread())]
+        read = self._transfer.read([*parts, *more])
         values, peaks = iter(read[: len(parts)]), iter(read[len(parts) :])
         left = []
         for state, ask in asked:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from specexp.decoding.protocol import Answer, Array, Ask, Role, Round, Steps
 from specexp.decoding.rng import Rng
+from specexp.engine.chain_length import ChainLength
 from specexp.engine.context import Context
 from specexp.engine.ngram_lookup import Ngrams
 from specexp.engine.suffix_automaton import SuffixAutomaton, SuffixIndex
@@ -92,6 +93,7 @@ class RequestState:
         self.ngrams: Ngrams | None = None  # index of this sequence's n-grams, for prompt lookup
         self.suffixes: SuffixIndex | None = None  # and of its substrings, for suffix decoding
         self.earlier = earlier
+        self.chain_length: ChainLength | None = None  # for drafts that end where no longer one pays
         self.out = Generation()
         self.began = 0.0
         self.ask: Ask | None = None
@@ -139,6 +141,7 @@ class RequestState:
         out.num_cut += num_tokens - len(tokens)
         out.token_ids += tokens
         if "num_drafted" in counts:
+            self._learn(counts, num_tokens, [next(peaks) for _ in self.unread()])
             self._count_chain(
                 counts, len(tokens), len(tokens) if out.finish_reason == "stop" else self.remaining_tokens, ask.source
             )
@@ -149,6 +152,16 @@ class RequestState:
             context.commit(tokens, slots.get(role, ()))
         self.remaining_tokens = 0 if out.finish_reason == "stop" else self.remaining_tokens - len(tokens)
         return self.remaining_tokens
+
+    def unread(self) -> list[Array]:
+        """What decides later drafts: read to the host with the round, after its peaks."""
+        return [] if self.chain_length is None else self.chain_length.unread()
+
+    def _learn(self, counts: Mapping[str, list[float]], num_tokens: int, read: Sequence[Sequence[float]]) -> None:
+        if self.chain_length is not None:
+            num_drafted, num_accepted = int(counts["num_drafted"][0]), int(counts["num_accepted"][0])
+            position = len(self.ids) - self.num_prompt
+            self.chain_length.commit(position, num_tokens, num_drafted, num_accepted, read)
 
     def _check(
         self, peaks: Sequence[tuple[LogitPeaks, list[float]]], slots: Mapping[Role, Sequence[int]], num_kept: int,

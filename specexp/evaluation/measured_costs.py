@@ -1,20 +1,26 @@
-"""Measures seconds per call of an experiment's models, with a context as long as in mid-output, for costs.json."""
+"""Measures calls of an experiment's models with a context as long as in mid-output: seconds per call for costs.json,
+and what calls cost relative to each other for drafts that adapt (`gamma: auto`)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from statistics import median
 from typing import Any
 
+from specexp.decoding.draft_length import RelativeCosts
 from specexp.errors import OutputError
 from specexp.evaluation.preparation import (
     Prepared,
 )
+from specexp.lm import out_of_memory
+from specexp.methods import BuildContext, decoder_for
 from specexp.profiling import call_costs
 from specexp.storage.run_folder import OutputFolder
 
 SIZES = ("target", "tree_draft", "tree_target")  # kinds of costs that are seconds by number of positions
+DRAFT_COSTS = "draft_costs.json"
 ROUNDS = 3  # rounds of each kind that are timed per measurement
 
 
@@ -45,16 +51,46 @@ def measure_costs(prepared: Prepared, clock: Callable[[], float] = time.perf_cou
     if not gammas and not trees:
         return None
     ahead = max(call_costs.ROW, *gammas, *(tree.depth for tree in trees)) + 1
-    length = max(len(ids) for ids in prepared.prompts)
-    ids = prepared.prompts[0]
-    limit = min(model.context for model in prepared.pair.models.values()) - ahead
-    behind = (ids * (length // len(ids) + 2))[: min(length + 32, limit)]
+    behind = _context(prepared, ahead)
     result = call_costs.measure(prepared.pair.models, behind, gammas, trees, ROUNDS, clock)
     return {
         "context": len(behind),
         "draft": result.draft_step,
         **{kind: _by_text(getattr(result, kind)) for kind in SIZES},
     }
+
+
+def with_draft_costs(prepared: Prepared, output: OutputFolder) -> Prepared:
+    """Tell the decoders of `gamma: auto` what calls cost: what was measured when the folder was begun, else now.
+
+    Where tokens are sampled, chains of other lengths give other tokens: a resumed run must have the same costs.
+    """
+    adapting = [setting for setting in prepared.settings if setting.config.auto_gamma]
+    if not adapting:
+        return prepared
+    most = max(setting.config.max_gamma for setting in adapting)
+    begun = output.read_json(DRAFT_COSTS)
+    if begun is None:
+        with out_of_memory.translate_oom("measuring calls", "max_gamma", prepared.experiment.models):
+            costs = call_costs.relative_costs(prepared.pair.models, _context(prepared, most + 1), most)
+        output.write_json(DRAFT_COSTS, asdict(costs))
+    else:
+        costs = RelativeCosts(begun["draft"], tuple(begun["target"]))
+    pair = prepared.pair
+    context = BuildContext(prepared.experiment.warp, prepared.judges, pair.eos_ids, costs, pair.vocabulary)
+    settings = [
+        replace(setting, decoder=decoder_for(setting.config, context)) if setting.config.auto_gamma else setting
+        for setting in prepared.settings
+    ]
+    return replace(prepared, settings=settings)
+
+
+def _context(prepared: Prepared, ahead: int) -> list[int]:
+    """Ids as long as in mid-output, which leave space for `ahead` more tokens."""
+    length = max(len(ids) for ids in prepared.prompts)
+    ids = prepared.prompts[0]
+    limit = min(model.context for model in prepared.pair.models.values()) - ahead
+    return (ids * (length // len(ids) + 2))[: min(length + 32, limit)]
 
 
 def _by_text(seconds: Mapping[int, float]) -> dict[str, float]:

@@ -53,7 +53,7 @@ class PreparedMethod:
     @property
     def varies(self) -> bool:
         """True if a chain may by itself end before gamma tokens."""
-        return self.facts.may_end_early or self.config.min_draft_probability > 0
+        return self.facts.may_end_early or self.config.min_draft_probability > 0 or self.config.auto_gamma
 
     @property
     def by_token(self) -> bool:
@@ -65,7 +65,7 @@ class PreparedMethod:
     def lengths(self) -> set[int]:
         """Draft lengths whose verifying calls are measured: gamma, and some shorter ones if a draft may stop early."""
         gamma = self.config.gamma
-        ends = self.config.min_draft_probability or self.config.suffix_factor
+        ends = self.config.min_draft_probability or self.config.suffix_factor or self.config.auto_gamma
         between = {gamma // 2, gamma // 4, gamma // 8} if ends else set()
         return ({gamma} | between) - {0}
 
@@ -129,7 +129,7 @@ def prepare(
     for judge in judges.values():
         judge.check(pair_identity, widths)
         notes += judge.notes(pair_identity)
-    context = BuildContext(experiment.warp, judges, pair.eos_ids, pair.vocabulary)
+    context = BuildContext(experiment.warp, judges, pair.eos_ids, vocabulary=pair.vocabulary)
     settings = [
         PreparedMethod(
             method, decoder_for(method, context), is_lossless(method, experiment.warp, judges.get(method.judge))

@@ -81,7 +81,7 @@ class SpecexpContender:
     def at(self, temperature: float) -> SpecexpContender:
         """Return the same method, sampling at this temperature."""
         pair = self.prepared.pair
-        making = BuildContext(Warp(temperature), self.prepared.judges, pair.eos_ids, pair.vocabulary)
+        making = BuildContext(Warp(temperature), self.prepared.judges, pair.eos_ids, vocabulary=pair.vocabulary)
         decoder: Decoder = decoder_for(self.setting.config, making)
         setting = replace(self.setting, decoder=decoder)
         return replace(self, name=sampled(self.name, temperature), setting=setting, temperature=temperature)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from array_api_compat import array_namespace
 
+from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import Rng
 
@@ -184,9 +185,12 @@ class Drafts(Protocol):
         """True if the model supports this request; otherwise the engine drafts the chain step by step."""
         ...
 
-    def draft(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
+    def draft(
+        self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None = None
+    ) -> Drafted:
         """Draft `length` <= gamma tokens after those of `feed`; the first is sampled with the key `position`.
 
-        Feeds the tokens of `feed` and all drafted tokens but the last; with `feed_last_token`, the last one too.
+        Feeds the tokens of `feed` and all drafted tokens but the last; with `feed_last_token`, the last one too. With
+        `stopping`, the chain ends where that says, or at `length`.
         """
         ...

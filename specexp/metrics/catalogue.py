@@ -44,6 +44,10 @@ METRICS: tuple[Metric, ...] = (
         "what was drafted after a rejection counts in the denominator",
         "share", "higher",
     ),
+    Metric(("accept/drafted_length",),
+        "drafted tokens, without those after an EOS or the limit, / rounds; below gamma where drafts end early",
+        "tokens per round", "",
+    ),
     Metric(("accept/mean_length",),
         "tokens emitted per verifying target call (1 for the baseline)",
         "tokens per call", "higher", ends=("_low", "_high"),
@@ -94,8 +98,7 @@ METRICS: tuple[Metric, ...] = (
         "share", "higher",
     ),
     Metric(("calls/target_per_token", "calls/draft_per_token"),
-        "forwards without prefill / emitted tokens",
-        "calls per token", "lower",
+        "forwards without prefill / emitted tokens", "calls per token", "lower",
     ),
     Metric(("speed/tokens_per_second",),
         "emitted ids / decode seconds",
@@ -115,8 +118,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(("speed/c", "speed/v"),
         "draft step / target step; target call on gamma + 1 positions / on one. Where rounds differ "
-        "(`lookup`, `suffix`, `chained`, `min_draft_probability`, trees): on the mean number of positions, for a "
-        "tree's draft calls too, interpolated linearly between measured sizes",
+        "(`lookup`, `suffix`, `chained`, `min_draft_probability`, gamma auto, trees): on the mean number of "
+        "positions, for a tree's draft calls too, interpolated linearly between measured sizes",
         "target steps", "lower",
     ),
     Metric(("speed/attainable",),

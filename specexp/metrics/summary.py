@@ -148,6 +148,7 @@ def _drafts(records: Sequence[Record], gamma: int) -> dict[str, float]:
         return {}
     result = {
         "accept/draft_rate": sum(total(record["accepted_before_end"]) for record in records) / drafted,
+        "accept/drafted_length": drafted / sum(record["num_rounds"] for record in records),
         "accept/judged_rate": sum(record["num_judged_before_end"] for record in records) / drafted,
     }
     for i in range(1, gamma + 1):

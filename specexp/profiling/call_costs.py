@@ -13,8 +13,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import mean, median
 
+from specexp.decoding.draft_length import RelativeCosts
 from specexp.decoding.protocol import Draft, Role
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
@@ -23,6 +24,7 @@ from specexp.lm.text_drafts import TextModel
 
 ROW = 4  # plain steps in a row
 WARM_UP = 1
+RELATIVE_REPEATS = 24  # for drafts that adapt
 PATIENCE = 60.0  # seconds after which no further repeat starts: calls that take so long vary less
 
 
@@ -106,6 +108,32 @@ def measure(
         return {n: median(seconds) for (what, n), seconds in result.items() if what == kind}
 
     return Costs(sizes("draft").get(1), sizes("target"), sizes("tree_draft"), sizes("tree_target"))
+
+
+def relative_costs(
+    models: Mapping[Role, Model], ids: Sequence[int], most: int, clock: Callable[[], float] = time.perf_counter
+) -> RelativeCosts:
+    """What a draft step and target calls on 1 to `most` + 1 positions cost after `ids`, in target steps.
+
+    More positions do not cost less: where a disturbed clock says so, sizes have their mean in common. Two positions
+    are taken to cost as much as three: rounds of one drafted token are too short to be timed like others.
+    """
+    lengths = sorted({most, *(2**i for i in range(1, most.bit_length()))})
+    measured = measure(models, ids, lengths, repeats=RELATIVE_REPEATS, clock=clock)
+    sizes = sorted(measured.target)
+    rising = dict(zip(sizes, nondecreasing([measured.target[n] for n in sizes]), strict=True))
+    costs = Costs(measured.draft_step, rising)
+    return RelativeCosts(costs.c, (1.0, *(costs.v(max(n, sizes[1])) for n in range(2, most + 2))))
+
+
+def nondecreasing(values: Sequence[float]) -> list[float]:
+    """The nondecreasing values with the least squared distance from these (pooling adjacent violators)."""
+    pools: list[list[float]] = []
+    for value in values:
+        pools.append([value])
+        while len(pools) > 1 and mean(pools[-2]) > mean(pools[-1]):
+            pools[-2:] = [[*pools[-2], *pools[-1]]]
+    return [mean(pool) for pool in pools for _ in pool]
 
 
 Key = tuple[str, int]  # kind of call, its positions

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
 from specexp.decoding.chain import Chain, Rule
+from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Draft, Drafted, Needs, Role, Scored, Steps
 from specexp.decoding.rng import Rng
 from specexp.decoding.rules import Warp
@@ -128,11 +129,13 @@ class TimedModel:
     def drafts(self, ask: Draft, rng: Rng) -> bool:
         return isinstance(self._model, Drafts) and self._model.drafts(ask, rng)
 
-    def draft(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
+    def draft(
+        self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None = None
+    ) -> Drafted:
         assert isinstance(self._model, Drafts), "the model does not draft whole chains"
         assert isinstance(feed.session, TimedSession), "a session of another model"
         inner = replace(feed, session=feed.session.inner)
-        return self._watch.timed(self._role, self._model.draft)(inner, ask, length, rng, position)
+        return self._watch.timed(self._role, self._model.draft)(inner, ask, length, rng, position, stopping)
 
     def ids(self, tokens: Sequence[int]) -> Array:
         return self._model.ids(tokens)

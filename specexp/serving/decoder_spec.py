@@ -16,6 +16,7 @@ from typing import Any
 
 from specexp.api import LoadedPair, Output
 from specexp.config import Experiment, MethodConfig, TreeConfig
+from specexp.decoding.draft_length import RelativeCosts
 from specexp.errors import ModelError
 from specexp.lm.runtime import NO_TEMPLATE, OWN_TEMPLATE, ModelConfig, ToyConfig
 from specexp.methods import roles_of
@@ -38,12 +39,16 @@ MUST_FIT = {
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """One setting of one method on one pair. `folders` are the folders of local models at that time, by role."""
+    """One setting of one method on one pair. `folders` are the folders of local models at that time, by role.
+
+    With gamma auto, drafts end by `draft_costs`, whatever they are where it is served: a seed keeps its tokens.
+    """
 
     experiment: Experiment
     identity: Mapping[str, Any]
     most_new_tokens: int
     folders: Mapping[str, str]
+    draft_costs: RelativeCosts | None = None
 
     def save(self, folder: Path) -> None:
         make_folder(folder)
@@ -55,9 +60,11 @@ class Reference:
         """Read what `save` wrote. Raises ModelError."""
         try:
             result = json.loads((folder / FILE).read_text(encoding="utf-8"))
+            costs = result.get("draft_costs")
             return cls(
-                _experiment(result["experiment"]), result["identity"], result["most_new_tokens"], result["folders"]
-            )
+                _experiment(result["experiment"]), result["identity"], result["most_new_tokens"], result["folders"],
+                None if costs is None else RelativeCosts(costs["draft"], tuple(costs["target"])),
+            )  # fmt: skip
         except Exception as error:  # the file is missing, cut off or edited by hand
             raise ModelError(f"the decoder in '{folder}' cannot be read: {type(error).__name__}: {error}") from error
 
@@ -84,7 +91,7 @@ def make_decoder_spec(pair: LoadedPair, asked: Experiment, most_new_tokens: int)
         template = OWN_TEMPLATE if identity["chat_template"] else NO_TEMPLATE
         models = {role: replace(model, chat_template=template) for role, model in models.items()}
     asked = replace(asked, target=models["target"], draft=models["draft"])
-    return Reference(asked, identity, most_new_tokens, folders)
+    return Reference(asked, identity, most_new_tokens, folders, pair.draft_costs(asked.methods[0]))
 
 
 class ServedDecoder:
@@ -100,7 +107,8 @@ class ServedDecoder:
         if experiment.methods[0].judge:
             judged = replace(experiment.methods[0], judge=str(folder / JUDGE))
             experiment = replace(experiment, methods=(judged,))
-        self._pair = LoadedPair(experiment, roles=roles_of(experiment.methods[0]))
+        roles, costs = roles_of(experiment.methods[0]), self.reference.draft_costs
+        self._pair = LoadedPair(experiment, roles=roles, draft_costs=costs)
         check(self._pair.identity(), self.reference)
         self._experiment = experiment
         self._pair.judge_of(experiment.methods[0])  # before the first call of any thread

@@ -7,6 +7,7 @@ differences.json   outputs that differ from plain decoding's although they must 
 judges.json        which judges were used, and what they were made for
 environments.json  what was loaded and where it ran, by the name that records refer to
 costs.json         measured seconds per call
+draft_costs.json   what calls cost in target steps, by which drafts that adapt (gamma auto) end
 shares.json        how the time divides, from a separate instrumented run
 memory.json        peak bytes of the process and of each CUDA device, also by method
 mlflow.json        the folder's unique id for its MLflow runs, the run ids, and whether all of them were sent
@@ -50,6 +51,7 @@ SHAPES: dict[str, tuple[files.Shape, str]] = {
         ({"context": float, "draft": (float, type(None)), "target": _SECONDS, "tree_draft": _SECONDS,
           "tree_target": _SECONDS}, type(None)), _AGAIN,
     ),
+    "draft_costs.json": ({"draft": float, "target": [float]}, _AGAIN),
     "shares.json": ({"num_prompts": int, "max_new_tokens": int, "seconds": {str: {str: float}}}, _AGAIN),
     "memory.json": ({"all": {str: int}, "methods": {str: {str: int}}}, _AGAIN),
     "environments.json": (

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.sampling import EOS, EXACT, GREEDY, SAMPLINGS, names
-from helpers.seeded_bugs import BUGS, CHAIN_BLOCK_BUGS, EARLY_STOP_BUGS, LOOKUP_BUGS, Bug, mutated
+from helpers.seeded_bugs import AUTO_BUGS, BUGS, CHAIN_BLOCK_BUGS, EARLY_STOP_BUGS, LOOKUP_BUGS, Bug, mutated
 from specexp.certify.reference_distribution import gap, sequence_distribution
 
 # gamma, vocabulary, output length: as large as a second or two allows. Length >= gamma + 2, for two rounds at least.
@@ -30,10 +30,14 @@ IN_TURN: Proposing = lambda chain, gamma: chain.InTurn(  # noqa: E731
         "draft": chain.DraftModel(gamma),
     }
 )
+# A probability under these drafts, and what they cost, ends chains at every length, 0 included.
+AUTO: Proposing = lambda chain, gamma: chain.DraftModel(  # noqa: E731
+    gamma, costs=chain.RelativeCosts(0.2, tuple(1 + n / 20 for n in range(gamma + 1)))
+)
 COOLER: Proposing = lambda chain, gamma: chain.DraftModel(gamma, temperature=0.4)  # noqa: E731
 PROPOSING = {
     "draft": DRAFT, "stops early": EARLY, "lookup": LOOKUP, "likeliest": LIKELIEST, "cooler": COOLER, "suffix": SUFFIX,
-    "in turn": IN_TURN,
+    "in turn": IN_TURN, "adapts": AUTO,
 }  # fmt: skip
 
 
@@ -97,6 +101,14 @@ def test_it_holds_whatever_proposes_and_verifies(
 
 
 @pytest.mark.parametrize("gamma,vocab,length", [(2, 3, 4), (4, 2, 6)])
+@pytest.mark.parametrize("sampling", SAMPLINGS[:3], ids=names)
+@pytest.mark.parametrize("verification", ["token", "block"])
+def test_it_holds_for_chains_that_adapt(gamma: int, vocab: int, length: int, verification: str, sampling: Any) -> None:
+    got, expected = distributions(gamma, vocab, length, sampling, proposing=AUTO, verification=verification)
+    assert gap(got, expected) < EXACT
+
+
+@pytest.mark.parametrize("gamma,vocab,length", [(2, 3, 4), (4, 2, 6)])
 @pytest.mark.parametrize("sampling", SAMPLINGS[2:4], ids=names)
 def test_it_holds_for_blocks(gamma: int, vocab: int, length: int, sampling: Any) -> None:
     got, expected = distributions(gamma, vocab, length, sampling, verification="block")
@@ -154,6 +166,7 @@ def test_the_unchanged_package_passes_the_same_checks(proposing: str, verificati
     [
         *((bug, DRAFT, "token") for bug in BUGS),
         *((bug, EARLY, "token") for bug in EARLY_STOP_BUGS),
+        *((bug, AUTO, how) for bug in (*EARLY_STOP_BUGS, *AUTO_BUGS) for how in ("token", "block")),
         *((bug, LOOKUP, "token") for bug in LOOKUP_BUGS),
         *((bug, DRAFT, "block") for bug in CHAIN_BLOCK_BUGS),
     ],

@@ -77,7 +77,7 @@ def test_all_faults_are_reported_at_once() -> None:
         gamma="0", temperature="-1", methods="baseline,specultive", top_p="2", limit="x", judge="models:/a/1"
     )
     assert reported == [
-        "gamma is '0'; it must be a whole number >= 1, or several separated by commas.",
+        "gamma is '0'; it must be a whole number >= 1 or 'auto', or several separated by commas.",
         "temperature is '-1'; it must be a number >= 0 (0 = greedy).",
         "top_p is '2'; it must be a number in (0, 1] (1 = off).",
         "limit is 'x'; it must be a whole number >= 1.",
@@ -344,7 +344,7 @@ VALUES: dict[str, float | str] = {
     "min_draft_probability": 0.3, "tree_budget": 9, "max_depth": 2, "parallel_branches": 3, "branch_width": 2,
     "branch_prune_threshold": 0.125, "min_log_prob": -4.5, "draft_temperature": 0.5, "rule": "block",
     "suffix_factor": 3, "suffix_min_probability": 0.25, "suffix_memory": "run", "min_match": 2,
-    "proposers": "lookup,draft",
+    "proposers": "lookup,draft", "max_gamma": 5,
 }  # fmt: skip
 
 
@@ -355,6 +355,8 @@ def test_a_setting_of_a_method_reaches_its_config(method: str, setting: str, wor
         given["judge"] = VALUES["judge"]
     if setting == "max_ngram" and method == "chained":
         given |= {"proposers": VALUES["proposers"], "min_match": 1}
+    if setting == "max_gamma":
+        given["gamma"] = "auto"
     (workplace / "given.yaml").write_text(yaml.safe_dump(given))
     (resolved,) = config.resolve("arith_quick", {"config": "given.yaml"}).methods
     reached = {**asdict(resolved), **(asdict(resolved.tree) if resolved.tree else {})}
@@ -460,6 +462,43 @@ def test_labels_tell_a_presets_rule_and_two_probabilities_apart(workplace: Path)
     (workplace / "given.yaml").write_text("min_draft_probability: [0, 0.3]\nsuffix_min_probability: [0.1, 0.3]\n")
     methods = config.resolve("arith_quick", {"methods": "chained", "config": "given.yaml"}).methods
     assert [m.label for m in methods] == ["chained_s0.1", "chained_s0.3", "chained_p0.3_s0.1", "chained_p0.3_s0.3"]
+
+
+def test_a_draft_length_that_adapts_is_a_setting_like_others(workplace: Path) -> None:
+    methods = config.resolve("arith_quick", {"methods": "speculative,topk", "gamma": "4,auto"}).methods
+    assert [(m.label, m.gamma, m.auto_gamma) for m in methods] == [
+        ("speculative_k4", 4, False), ("speculative_kauto", 16, True), ("topk_k4", 4, False), ("topk_kauto", 16, True)
+    ]  # fmt: skip
+    (workplace / "given.yaml").write_text("gamma: auto\nmax_gamma: 6\nmethods: [chained]\n")
+    (chained,) = config.resolve("arith_quick", {"config": "given.yaml"}).methods
+    assert (chained.label, chained.gamma, chained.max_gamma) == ("chained_kauto", 6, 6)
+    (preset,) = config.resolve("arith_quick", {"methods": "speculative_auto"}).methods
+    assert (preset.label, preset.gamma, preset.auto_gamma) == ("speculative_auto", 16, True)
+
+
+@pytest.mark.parametrize(
+    "given,words",
+    [
+        (
+            {"methods": "speculative,lookup", "gamma": "auto"},
+            "gamma is auto, which is for chains of a draft model, not for lookup; give numbers, or leave lookup out",
+        ),
+        ({"methods": "specexec", "gamma": "4,auto"}, "gamma is auto, which is for chains of a draft model, not for"),
+        ({"methods": "suffix", "gamma": "auto"}, "not for suffix; give numbers"),
+        ({"gamma": "auto,auto"}, "it must list each length only once."),
+        ({"gamma": "often"}, "gamma is 'often'; it must be a whole number >= 1 or 'auto', or several separated by"),
+        ({"max_gamma": 4}, "max_gamma is given, but no gamma is auto; leave it out, or set gamma to it."),
+        ({"gamma": "auto", "max_gamma": 65}, "max_gamma is 65; it must be a whole number >= 1 and at most 64."),
+        (
+            {"methods": "chained", "gamma": "auto", "proposers": "suffix"},
+            "gamma is auto, but proposers of chained_kauto has no draft, whose chains it is for; give a number",
+        ),
+    ],
+)
+def test_lengths_that_cannot_adapt_are_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.resolve("arith_quick", {"methods": "speculative", **given})
+    assert words in str(error.value)
 
 
 def test_a_match_that_lookup_cannot_find_is_refused(workplace: Path) -> None:

@@ -83,6 +83,7 @@ RULES, CHAIN, ENGINE, RUN, CONTEXT, BASELINE = (
     "specexp.engine.context", "specexp.decoding.baseline",
 )  # fmt: skip
 DRAFTING, FORWARDS = "specexp.engine.drafting", "specexp.engine.forwards"
+CHAIN_LENGTH = "specexp.engine.chain_length"
 
 BUGS = [
     Bug("residual not used", RULES, "xp.where(xp.any(residual > 0), residual, row)", "row"),
@@ -143,12 +144,21 @@ SHARED_DRAWS = [  # which enumeration cannot see: its rng has no draws that roun
     Bug("a block's tests share draws with the next round", RULES, "rng.of_round(position).accept_longest", "rng.accept_longest"),
 ]  # fmt: skip
 
-STOP = "                chain.length = len(chain.tokens)\n"
+STOP = "                    chain.length = len(chain.tokens)\n"
 
 EARLY_STOP_BUGS = [  # that change the output; where a draft ends is tests/engine/test_early_stop.py's
-    Bug("the unlikely token is dropped", DRAFTING, STOP, "                chain.tokens.pop(), chain.rows.pop()\n" + STOP),
-    Bug("the unlikely token is drawn again", DRAFTING, STOP, STOP + "                chain.tokens[-1] = chain.rows[-1].argmax()[None]\n"),
-    Bug("q is another than it was drawn from", DRAFTING, STOP, STOP + "                chain.rows[-1] = chain.rows[-1] ** 0.5\n"),
+    Bug("the unlikely token is dropped", DRAFTING, STOP, "                    chain.tokens.pop(), chain.rows.pop()\n" + STOP),
+    Bug("the unlikely token is drawn again", DRAFTING, STOP, STOP + "                    chain.tokens[-1] = chain.rows[-1].argmax()[None]\n"),
+    Bug("q is another than it was drawn from", DRAFTING, STOP, STOP + "                    chain.rows[-1] = chain.rows[-1] ** 0.5\n"),
+]  # fmt: skip
+
+AUTO_BUGS = [  # of chains that adapt, that change the output; where one ends is tests/engine/test_chain_length.py's
+    Bug("the first token is dropped where it alone does not pay", DRAFTING, "return self.stopping.goes_on(len(self.tokens), self.survival)",
+        "return self.stopping.goes_on(len(self.tokens), self.survival) or (len(self.tokens) == 1 and self.tokens.pop() is self.rows.pop())"),
+    Bug("a token is drawn, looked at and dropped", DRAFTING, "        return [self._drafted(chain, ask) for chain in chains]\n",
+        "        for chain in chains:\n            if ask.costs and len(chain.tokens) > 1 and chain.rows[-1][0][int(chain.tokens[-1][0])] < 0.5:\n"
+        "                chain.tokens.pop(), chain.rows.pop(), chain.probability.pop(), chain.peaks.pop()\n"
+        "        return [self._drafted(chain, ask) for chain in chains]\n"),
 ]  # fmt: skip
 
 LOOKUP_BUGS = [  # that change the output; what is found is tests/engine/test_lookup.py's
@@ -332,8 +342,8 @@ BATCH_BUGS = [
     Bug("a context beyond its row", ENGINE, "return self._contexts[role][row]", "return self._contexts[role][max(0, row - 1)]"),
     Bug("the rng of the first row for every row", DRAFTING, "[chain.rng for chain in chains]", "[chains[0].rng for _ in chains]"),
     Bug("positions of the first row's rng for every row", DRAFTING, "[chain.position + step for chain in chains]", "[chains[0].position + step for chain in chains]"),
-    Bug("every row drafts as far as the first", DRAFTING, "self._max_draft_length(state, each.gamma, ask.reserve, ask.feed_last_token), ask.by_round", "self._max_draft_length(asked[0][0], each.gamma, ask.reserve, ask.feed_last_token), ask.by_round"),
-    Bug("chains that end early are mistaken for each other", DRAFTING, "zip(chains, result, strict=True):\n            if value <", "zip(chains, reversed(result), strict=True):\n            if value <"),
+    Bug("every row drafts as far as the first", DRAFTING, "        chains = [self._begin(state, each) for state, each in asked]\n", "        chains = [self._begin(state, each) for state, each in asked]\n        for chain in chains:\n            chain.length = chains[0].length\n"),
+    Bug("chains that end early are mistaken for each other", DRAFTING, "zip(going, result, strict=True):\n                if value <", "zip(going, reversed(result), strict=True):\n                if value <"),
     Bug("a round's values are read in another order", ENGINE, "for _, ask in asked for part in parts_of(ask)", "for _, ask in reversed(asked) for part in parts_of(ask)"),
     Bug("hidden rows of another chain", DRAFTING, '[c.state for c in behind], last), strict', '[c.state for c in behind], last)[::-1], strict'),
     Bug("the best tokens of another row", FORWARDS, "    for pair in ranked:\n", "    for pair in ranked[::-1]:\n"),
@@ -370,6 +380,17 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("the best repeat instead of the median", STATISTICS, "np.median(every_PR[:, repeats], axis=-1)", "np.min(every_PR[:, repeats], axis=-1)"),
         Bug("both sides of a ratio are drawn apart", STATISTICS, "_rates(candidate, prompts, repeats) / _rates(baseline, prompts, repeats)", "_rates(candidate, prompts, repeats) / _rates(baseline, prompts[::-1], repeats)"),
         Bug("power without the null's spread", STATISTICS, "level * math.sqrt(d) + power", "level * math.sqrt(d - difference**2) + power"),
+    ],
+    ("engine/test_chain_length.py",): [  # enumeration has no draws that rounds share
+        Bug("what a round cost counts at once", CHAIN_LENGTH, "if end <= position:", "if True:"),
+        Bug("acceptances of untested tokens count", CHAIN_LENGTH, "probabilities[: num_accepted + 1]", "probabilities"),
+        Bug("a rejected token counts as accepted", CHAIN_LENGTH, "self._good[place] += i < num_accepted", "self._good[place] += 1"),
+        Bug("drafts of nothing are never tried again", CHAIN_LENGTH, "if self._num_idle % RETRY:", "if True:"),
+        Bug("the draft is free", CHAIN_LENGTH, "steps = self._calls * self._costs.draft + ", "steps = "),
+        Bug("a token pays by itself or not at all", "specexp.decoding.draft_length", "for m in range(1, most - i + 1):", "for m in range(1, 2):"),
+        Bug("survival is of the last token alone", DRAFTING, "self.survival *= ", "self.survival = "),
+        Bug("survival is of the last token alone in the model's loop", "specexp.lm.native.draft_loop", "survival *= ", "survival = "),
+        Bug("a chain goes on by its probability, not its acceptance", "specexp.decoding.draft_length", "return self.acceptance[bin_of(probability)]", "return probability"),
     ],
     ("engine/test_request_state.py",): [
         Bug("seconds of a batch are not divided by its rows", ENGINE, "share = (self._clock() - start) / len(active)", "share = self._clock() - start"),
@@ -466,9 +487,9 @@ FORWARD_BUGS = [
     Bug("masks begin a column early", KV, "left - start : left + num]", "left - start - 1 : left + num - 1]"),
     Bug("a path is kept backwards", KV, "here.index_select(1, kept)", "here.index_select(1, kept.flip(0))"),
     Bug("a draft's steps all stand at its first", DRAFTING, "angles.at(at, at + 1)", "angles.at(start, start + 1)"),
-    Bug("a draft's recorded steps all stand at its first", GRAPHS, "                start = start + (1 if step else num)\n", ""),
-    Bug("a draft that catches up begins after its padding", GRAPHS, "start + (1 if step else num)", "start + fed.shape[0]"),
-    Bug("a draft that catches up follows its padding", GRAPHS, "x.index_select(0, num - 1)", "x[-1:]"),
+    Bug("a draft's recorded steps all stand at its first", "specexp.lm.native.recorded_draft", "            start = start + (1 if step else num)\n", ""),
+    Bug("a draft that catches up begins after its padding", "specexp.lm.native.recorded_draft", "start + (1 if step else num)", "start + fed.shape[0]"),
+    Bug("a draft that catches up follows its padding", "specexp.lm.native.recorded_draft", "x.index_select(0, num - 1)", "x[-1:]"),
     Bug("padding of a recording counts as fed", GRAPHS, "        self.pool.lengths[0] = start + num\n        # The", "        self.pool.lengths[0] = start + size\n        # The"),
     Bug("answers of a recording are its padding's", GRAPHS, "wanted = slice(num - rows, num)", "wanted = slice(size - rows, size)"),
     Bug("recordings outlive their buffers", GRAPHS, "            self._kept.clear()\n", ""),
@@ -553,7 +574,7 @@ ALIGNMENT_BUGS = [
 
 CUDA_MEMORY = Bug(
     "a handle is kept without its graph",
-    GRAPHS,
+    "specexp.lm.native.graph_capture",
     "                self._first = graph\n",
     "                self._first = type('Handle', (), {'pool': staticmethod(lambda handle=graph.pool(): handle)})\n",
 )

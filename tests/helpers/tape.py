@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+Call = tuple[Any, list[Any], Any, list[Any]]
 READS = ("aten.item", "aten._local_scalar_dense", "aten.nonzero", "aten.is_nonzero", "aten.lift_fresh", "aten.equal")
 
 
@@ -21,7 +22,7 @@ class Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[Any, list[Any], Any, list[Any]]] = []
+        self.calls: list[Call | tuple[Tensor, list[Any]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert not str(func).startswith(READS), f"{func} reads or brings a host value while recording"
@@ -32,24 +33,42 @@ class Recorder(TorchDispatchMode):
 
 
 class Tape:
-    """Captures functions, and counts its recordings."""
+    """Captures functions, and counts its recordings; of parts that a flag decides on, how many ran and were skipped."""
 
     def __init__(self) -> None:
-        self.num_recorded = 0
+        self.num_recorded = self.num_run = self.num_skipped = 0
+        self._recorder: Recorder | None = None
+
+    def when(self, flag: Tensor, body: Callable[[], None]) -> None:
+        assert self._recorder is not None, "nothing is being recorded"
+        before, self._recorder.calls = self._recorder.calls, []
+        body()
+        before.append((flag, self._recorder.calls))
+        self._recorder.calls = before
 
     def __call__(self, function: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor]) -> Any:
         self.num_recorded += 1
-        with torch.inference_mode(), Recorder() as recorder:
+        with torch.inference_mode(), Recorder() as self._recorder:
             outputs = function(*inputs)
-        calls = recorder.calls  # they keep every tensor alive, so that ids stay unique
+        calls = self._recorder.calls  # they keep every tensor alive, so that ids stay unique
+        self._recorder = None
+
+        def run(calls: list[Any], made: dict[int, Any]) -> None:
+            for call in calls:
+                if len(call) == 2:
+                    holds = bool(made.get(id(call[0]), call[0]))
+                    self.num_run, self.num_skipped = self.num_run + holds, self.num_skipped + (not holds)
+                    run(call[1] if holds else [], made)
+                    continue
+                func, given, spec, results = call
+                args, kwargs = tree_unflatten([made.get(id(x), x) if isinstance(x, Tensor) else x for x in given], spec)
+                fresh = tree_flatten(func(*args, **kwargs))[0]
+                made.update({id(old): new for old, new in zip(results, fresh, strict=True) if isinstance(old, Tensor)})
 
         @torch.inference_mode()
         def replay() -> tuple[Tensor, ...]:
             made: dict[int, Any] = {}
-            for func, given, spec, results in calls:
-                args, kwargs = tree_unflatten([made.get(id(x), x) if isinstance(x, Tensor) else x for x in given], spec)
-                fresh = tree_flatten(func(*args, **kwargs))[0]
-                made.update({id(old): new for old, new in zip(results, fresh, strict=True) if isinstance(old, Tensor)})
+            run(calls, made)
             for x in outputs:  # a graph's outputs are the same memory every time
                 if id(x) in made:
                     x.copy_(made[id(x)])

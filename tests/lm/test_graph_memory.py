@@ -18,7 +18,7 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.native import cuda_graphs
-from specexp.lm.native.cuda_graphs import CudaGraphs
+from specexp.lm.native.graph_capture import CudaGraphs
 
 Pair = dict[str, HFModel]
 PROMPT = [5, 9, 11, 40]
@@ -118,7 +118,7 @@ def test_the_fake_ends_a_pool_with_its_last_graph(cuda: FakeCuda) -> None:
 @pytest.mark.slow
 def test_a_handle_without_a_graph_is_caught() -> None:
     with mutated(CUDA_MEMORY), fake_cuda():
-        graphs = importlib.import_module("specexp.lm.native.cuda_graphs").CudaGraphs(torch.device("cuda"))
+        graphs = importlib.import_module("specexp.lm.native.graph_capture").CudaGraphs(torch.device("cuda"))
         graphs(lambda x: (x + 1,), (torch.ones(2),))
         gc.collect()
         with pytest.raises(RuntimeError, match="use_count > 0 INTERNAL ASSERT FAILED"):

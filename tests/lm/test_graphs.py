@@ -17,9 +17,10 @@ from helpers.model_folders import build, disturbed
 from helpers.tape import Tape
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless, Replay
+from specexp.decoding.draft_length import RelativeCosts
 from specexp.decoding.lossy_rules import Judged
 from specexp.decoding.protocol import Draft, Needs
-from specexp.decoding.rng import CertainRng, rng_for
+from specexp.decoding.rng import DRAFT, CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
@@ -107,6 +108,35 @@ def test_captured_decoding_gives_the_same_tokens_and_counts(both: Any, family: s
     assert accepted > 0, "no chain was ever accepted whole: two tokens were never fed first"
 
 
+@pytest.mark.parametrize("feed_last_token", [False, True])
+@pytest.mark.parametrize("verification", ["token", "block"])
+@pytest.mark.parametrize("warp", WARPS)
+def test_a_chain_ends_inside_its_recording(warp: str, verification: str, feed_last_token: bool) -> None:
+    """Steps after the end are skipped, nothing is read before the end, and one replay drafts a chain of any length."""
+    tape, costs = Tape(), RelativeCosts(0.2, tuple(1 + n / 20 for n in range(9)))
+    plain, captured = models("llama", "cpu", "off"), models("llama", "cpu", tape)
+    rule: Any = Lossless()
+    if feed_last_token:
+        parts, needs = ("target_token", "draft_token"), Needs(target=True, draft=True, feed_last_token=True)
+        rule, verification = Judged(lambda x: torch.sigmoid(x.sum(-1)), parts, 0.4, (2,), needs), "token"
+    decoder = Chain(DraftModel(8, costs=costs), rule, WARPS[warp], verification=verification)
+    engines = Engine(plain), Engine(captured)
+    for number, prompt in enumerate(PROMPTS):
+        rng = rng_for(WARPS[warp].temperature, 3, str(number))
+        before, was = [engine.num_host_reads for engine in engines], (tape.num_run, tape.num_skipped)
+        expected, got = (engine.generate(decoder, prompt, 40, rng) for engine in engines)
+        assert got.token_ids == expected.token_ids
+        for name in ("num_rounds", "num_accepted", "drafted_before_end", "num_draft_calls", "num_draft_positions"):
+            assert getattr(got, name) == getattr(expected, name), name
+        drafts = got.num_rounds - got.drafted_before_end[0]
+        reads = [engine.num_host_reads - earlier for engine, earlier in zip(engines, before, strict=True)]
+        assert reads[0] == got.num_rounds
+        assert reads[1] >= got.num_rounds + drafts, "one for a round, and one for the number of tokens of a draft"
+        assert reads[1] <= 2 * got.num_rounds
+        assert tape.num_run - was[0] == got.num_draft_calls - (reads[1] - got.num_rounds), "first steps always run"
+        assert tape.num_skipped > was[1]
+
+
 @pytest.mark.parametrize("by_round", [False, True])
 @pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("warp", WARPS)
@@ -129,11 +159,7 @@ def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(
                 logits, hidden = steps.feed(fed, rows=1, hidden=True)
                 states.append(hidden)
                 q.append(ask.warp(logits))
-                fed = (
-                    ask.warp.first(logits)
-                    if ask.warp.greedy
-                    else draws.pick(q[-1][0], 7 + seed + step, cuda_graphs.DRAFT)[None]
-                )
+                fed = ask.warp.first(logits) if ask.warp.greedy else draws.pick(q[-1][0], 7 + seed + step, DRAFT)[None]
                 tokens.append(int(fed[0]))
             assert captured.drafts(ask, rng)
             chain: Any = captured.draft(Feed(whole, captured.ids(fresh), 1, True), ask, length, rng, 7 + seed)

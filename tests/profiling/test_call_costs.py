@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import Rng
 from specexp.lm.model import Array, Branches, Feed
@@ -94,13 +95,25 @@ def test_sizes_between_are_on_a_straight_line_and_beyond_the_ends_the_ends() -> 
     assert [costs.c_tree(n) for n in (1, 2.5, 4)] == pytest.approx([0.2, 0.35, 0.5])
 
 
+def test_more_positions_do_not_cost_less() -> None:
+    assert call_costs.nondecreasing([1.0, 3.0, 2.0, 4.0, 3.0, 2.0, 5.0]) == [1.0, 2.5, 2.5, 3.0, 3.0, 3.0, 5.0]
+    assert call_costs.nondecreasing([2.0, 1.0, 1.2, 1.1]) == pytest.approx([1.325] * 4)
+    target, draft = SlowToy(), WholeChains(0.1)
+    draft.now = target.now
+    costs = call_costs.relative_costs({"target": target, "draft": draft}, IDS, 4, clock=lambda: target.now[0])
+    assert costs.draft == pytest.approx(0.05 / 1.1)
+    assert costs.target == pytest.approx([1, 1.3 / 1.1, 1.3 / 1.1, 1.4 / 1.1, 1.5 / 1.1])
+
+
 class WholeChains(SlowToy):
     """It drafts a chain in one go, which costs less than its steps do."""
 
     def drafts(self, ask: Draft, rng: Rng) -> bool:
         return True
 
-    def draft(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
+    def draft(
+        self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None = None
+    ) -> Drafted:
         self.now[0] += 0.05 * length
         return Drafted(self.ids([0] * length), None)
 

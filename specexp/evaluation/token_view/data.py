@@ -136,7 +136,7 @@ def _method(setting: PreparedMethod) -> dict[str, Any]:
         "method": config.method,
         "lossless": setting.lossless,
         "bonus": config.bonus,
-        "gamma": config.gamma or None,
+        "gamma": "auto" if config.auto_gamma else config.gamma or None,
         "threshold": decoder.rule.threshold if judged else None,  # type: ignore[attr-defined]
         "accept_k": config.accept_k or None,
         "draft_temperature": config.draft_temperature,

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import HashRng, Rng
 from specexp.decoding.rules import Warp
@@ -28,13 +29,14 @@ from specexp.lm.hf import forward_check, generation_config, model_config
 from specexp.lm.hf.fingerprint import fingerprint
 from specexp.lm.hf.hf_session import HFSession
 from specexp.lm.hf.offload import Offload
-from specexp.lm.hf.own_layers import OwnLayers
+from specexp.lm.hf.own_layers import OwnLayers, sessions_beside
 from specexp.lm.hf.recurrent_state import Continuation, HFState
 from specexp.lm.hf.rope import LongRopeSession, TurnedSession
 from specexp.lm.hf.uncached_session import UncachedSession
 from specexp.lm.model import Feed, Session, one_by_one
-from specexp.lm.native.cuda_graphs import Capture, CudaGraphs, GraphSession
+from specexp.lm.native.cuda_graphs import GraphSession
 from specexp.lm.native.draft_loop import draft_chain
+from specexp.lm.native.graph_capture import Capture, CudaGraphs
 from specexp.lm.native.graph_pools import GraphPools
 from specexp.lm.native.kv_cache import NativeSession, Pool, together
 from specexp.lm.native.native_forward import NativeForward
@@ -207,19 +209,8 @@ class HFModel:
         pool = Pool.empty(self.native, count, capacity, self.num_valid_ids)
         return [NativeSession(pool, row) for row in range(count)]
 
-    @torch.inference_mode()
     def sessions_beside(self, leaders: Sequence[Session]) -> Sequence[Session] | None:
-        """Sessions in the slots of the target's, where the native forwards of both run the same first layers."""
-        if self.native is None or self.recomputed_at is not None or not (self.own and self.own.from_the_first):
-            return None
-        if len(leaders) == 1 and isinstance(leaders[0], GraphSession):
-            pools = self.graph_pools
-            return None if pools is None else [pools.session_beside(leaders[0].inner.pool.buffers)]
-        native = [leader for leader in leaders if isinstance(leader, NativeSession)]
-        if len(native) < len(leaders):
-            return None
-        pool = Pool(self.native, native[0].pool.buffers, self.num_valid_ids)
-        return [NativeSession(pool, leader.row) for leader in native]
+        return sessions_beside(self, leaders)
 
     def _session_by_factors(self, long: bool, capacity: int = 0, recorded: bool = False) -> Session:
         """An empty cache whose keys are rotated by the short factors, or by the long ones."""
@@ -240,15 +231,19 @@ class HFModel:
     def drafts(self, ask: Draft, rng: Rng) -> bool:
         if self.native is None or ask.min_draft_probability or self.recomputed_at is not None:
             return False
+        if ask.costs is not None and self.graph_pools is None and self.device.type != "cpu":
+            return False  # the engine counts what its steps read from the device
         # A recording freezes the warp and the rng: only the standard classes, without other state, can be recorded.
         plain = type(ask.warp) is Warp and (ask.warp.greedy or isinstance(rng, HashRng))
         return self.graph_pools is None or plain
 
-    def draft(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
+    def draft(
+        self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None = None
+    ) -> Drafted:
         if isinstance(feed.session, GraphSession):
-            return feed.session.draft(feed.tokens, ask, length, rng, position)
+            return feed.session.draft(feed.tokens, ask, length, rng, position, stopping)
         assert isinstance(feed.session, NativeSession)
-        return draft_chain(feed.session, feed.tokens, ask, length, rng, position)
+        return draft_chain(feed.session, feed.tokens, ask, length, rng, position, stopping)
 
     def ids(self, tokens: Sequence[int]) -> Array:
         return integers(tokens, self.device)

@@ -2,7 +2,7 @@
 
 The draft is the target's module with fewer layers between the same embedding, last norm and head. Where they are the
 first ones, each computes what it computes in the target, so that the draft can use the target's cached keys and values
-(`HFModel.sessions_beside`).
+(`sessions_beside`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from specexp.errors import ModelError
+from specexp.lm.model import Session
+from specexp.lm.native.cuda_graphs import GraphSession
+from specexp.lm.native.kv_cache import NativeSession, Pool
 from specexp.lm.native.native_forward import NativeForward
+
+if TYPE_CHECKING:
+    from specexp.lm.hf.hf_model import HFModel
 
 # Attributes that hold a layer's place in the stack, which selects its part of the cache.
 PLACES = ("layer_idx", "layer_id", "layer_number")
@@ -92,3 +99,18 @@ def _copied(module: Any) -> Any:
     result = copy.copy(module)
     result._modules = dict(module._modules)
     return result
+
+
+@torch.inference_mode()
+def sessions_beside(model: HFModel, leaders: Sequence[Session]) -> Sequence[Session] | None:
+    """Sessions in the slots of the target's, where the native forwards of both run the same first layers; else None."""
+    if model.native is None or model.recomputed_at is not None or not (model.own and model.own.from_the_first):
+        return None
+    if len(leaders) == 1 and isinstance(leaders[0], GraphSession):
+        pools = model.graph_pools
+        return None if pools is None else [pools.session_beside(leaders[0].inner.pool.buffers)]
+    native = [leader for leader in leaders if isinstance(leader, NativeSession)]
+    if len(native) < len(leaders):
+        return None
+    pool = Pool(model.native, native[0].pool.buffers, model.num_valid_ids)
+    return [NativeSession(pool, leader.row) for leader in native]

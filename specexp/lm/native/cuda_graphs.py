@@ -19,16 +19,18 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from specexp.decoding.draft_length import BINS, Stopping
 from specexp.decoding.protocol import Draft, Drafted
-from specexp.decoding.rng import DRAFT, HashRng, Rng
+from specexp.decoding.rng import HashRng, Rng
 from specexp.lm.model import Branches, Session
 from specexp.lm.native.bucketed_forward import BucketForward, kinds, tree_masks
+from specexp.lm.native.graph_capture import Capture, Function, Replay
 from specexp.lm.native.kv_cache import NativeSession, Pool
+from specexp.lm.native.recorded_draft import ending_chain, fixed_chain, numbers_of
 from specexp.lm.transfer import to_device
 
 CHAINS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 24, 32, 33, 64, 65)  # sizes, in tokens, of chain recordings
@@ -37,55 +39,6 @@ TREE_STEP = 16  # trees are padded to a multiple of this number of tokens, which
 TREES = 1024  # up to this many
 LEAST_BUCKET = 256  # each next bucket is twice as long, up to the pool's capacity
 SPARE = CHAINS[-1]  # additional slots of a pool, for padding
-
-Function = Callable[..., tuple[Tensor, ...]]
-Replay = Callable[[], tuple[Tensor, ...]]
-
-
-class Capture(Protocol):
-    """A way of recording a function of tensors."""
-
-    def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Replay:
-        """Record function(*inputs); the replay runs it on the current contents of `inputs` and returns the outputs.
-
-        Recording may run the function. Values that it reads from the host are frozen.
-        """
-        ...
-
-
-class CudaGraphs:
-    """Captures CUDA graphs that share one memory pool: they are replayed one at a time, and outputs are copied at once.
-
-    PyTorch frees the pool with the last graph in it, and then nothing can be captured into it: this object therefore
-    keeps the first graph alive, even after all recordings are dropped.
-    """
-
-    WARM_UPS = 3  # as PyTorch advises: libraries choose kernels and allocate workspaces in the first runs
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._first: Any = None
-
-    def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Replay:
-        with torch.cuda.device(self._device):
-            side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            main = torch.cuda.current_stream()
-            side.wait_stream(main)
-            with torch.cuda.stream(side):
-                for _ in range(self.WARM_UPS):
-                    function(*inputs)
-            main.wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._first.pool() if self._first is not None else None):
-                outputs = function(*inputs)
-            if self._first is None:
-                self._first = graph
-
-        def replay() -> tuple[Tensor, ...]:
-            graph.replay()
-            return outputs
-
-        return replay
 
 
 @dataclass(slots=True, eq=False)
@@ -160,22 +113,30 @@ class Graphs:
         size = next((each for each in CATCH_UPS if each >= num), 0)
         return 0 < size <= self._forward.most_recorded_tokens
 
-    def draft(self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
+    def draft(
+        self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None
+    ) -> Drafted:
         """Draft a chain of `length` tokens after `tokens`[1 to CATCH_UPS[-1]] by one replay.
 
-        The recording always drafts gamma tokens; if `length` is smaller, only the first ones are used.
+        The recording always drafts gamma tokens; if `length` is smaller, only the first ones are used. With `stopping`
+        the replay decides how many it drafts, and the caller reads that (`Drafted.num_drafted`).
         """
         num, start, gamma = tokens.shape[0], self.pool.lengths[0], ask.gamma
         size = next(each for each in CATCH_UPS if each >= num)
         bucket = self.bucket_for(start + size + gamma)
         seeds = rng.key if isinstance(rng, HashRng) else (0, 0)
-        key = ("draft", size, gamma, bucket, ask.warp, ask.feed_last_token, ask.by_round)
-        given = (tokens, num, start, position, *seeds)
-        drafted, q, x, peaks = self._answer(key, lambda: self._drafting(size, bucket, ask), given)
+        key = ("draft", size, gamma, bucket, ask.warp, ask.feed_last_token, ask.by_round, stopping is None)
+        given: list[Tensor | int] = [tokens, num, start, position, *seeds]
+        if stopping is not None:
+            given.append(to_device(numbers_of(stopping, gamma), tokens.device))
+        drafted, q, x, peaks, *ending = self._answer(key, lambda: self._drafting(size, bucket, ask), given)
         self.pool.lengths[0] = start + num + length - 1 + ask.feed_last_token
         hidden = x[: length + ask.feed_last_token].clone() if ask.hidden or ask.feed_last_token else None
         q_kept = None if ask.warp.greedy else q[:length].clone()
-        return Drafted(drafted[:length].clone(), q_kept, hidden, peaks[:length].clone())
+        chances, number = (ending[0][:length].clone(), ending[1].clone()) if ending else (None, None)
+        return Drafted(
+            drafted[:length].clone(), q_kept, hidden, peaks[:length].clone(), probability=chances, num_drafted=number
+        )  # fmt: skip
 
     def bucket_for(self, slots: int) -> int:
         """Grow the pool to at least `slots` slots, always to a bucket size, which suits kernels; returns the bucket."""
@@ -230,33 +191,11 @@ class Graphs:
         return _Recording(run, (self._zeros(size), self._zeros(1), self._zeros(size), *masks))
 
     def _drafting(self, size: int, bucket: int, ask: Draft) -> _Recording:
-        forward, gamma, warp = BucketForward(self.pool, bucket), ask.gamma, ask.warp
-
-        def run(tokens: Tensor, num: Tensor, start: Tensor, position: Tensor, *seeds: Tensor) -> tuple[Tensor, ...]:
-            rng, fed = HashRng((seeds[0], seeds[1])), tokens
-            rng = rng.of_round(position) if ask.by_round else rng
-            drawn: list[Tensor] = []
-            scored: list[Tensor] = []
-            rows: list[Tensor] = []
-            states: list[Tensor] = []
-            for step in range(gamma + ask.feed_last_token):
-                x = forward.chain(fed, start)
-                x = x if x.shape[0] == 1 else x.index_select(0, num - 1)
-                states.append(x)
-                if step == gamma:  # this step only computes the hidden state of the last token
-                    break
-                start = start + (1 if step else num)
-                logits = forward.logits(x)
-                scored.append(logits)
-                if warp.greedy:
-                    fed = warp.first(logits)
-                else:
-                    rows.append(warp(logits))
-                    fed = rng.pick_at(rows[-1], position + step, DRAFT)
-                drawn.append(fed)
-            return torch.cat(drawn), torch.cat(rows or drawn), torch.cat(states), torch.cat(scored).amax(-1)
-
-        return _Recording(run, (self._zeros(size), *(self._zeros(1) for _ in range(5))))
+        forward, inputs = BucketForward(self.pool, bucket), [self._zeros(size), *(self._zeros(1) for _ in range(5))]
+        if ask.costs is None:
+            return _Recording(fixed_chain(forward, ask), inputs)
+        inputs.append(self._zeros(ask.gamma + BINS, dtype=torch.float64))
+        return _Recording(ending_chain(forward, ask, self._capture.when), inputs)
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -281,12 +220,14 @@ class GraphSession:
         return self.graphs.feed(tokens, rows, hidden, branches, size)
 
     @torch.inference_mode()
-    def draft(self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
+    def draft(
+        self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None = None
+    ) -> Drafted:
         """`Drafts.draft` after tokens[n]: one forward for them, which a recording includes unless they are many."""
         if tokens.shape[0] > CATCH_UPS[1] and not self.graphs.catches_up(tokens.shape[0]):
             self.feed(tokens[:-1], rows=0)
             tokens = tokens[-1:]
-        return self.graphs.draft(tokens, ask, length, rng, position)
+        return self.graphs.draft(tokens, ask, length, rng, position, stopping)
 
     def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
         self.inner.truncate(length, slots)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from specexp.lm.native.cuda_graphs import SPARE, Capture, Graphs, GraphSession
+from specexp.lm.native.cuda_graphs import SPARE, Graphs, GraphSession
+from specexp.lm.native.graph_capture import Capture
 from specexp.lm.native.kv_cache import Buffers, Pool
 from specexp.lm.native.native_forward import NativeForward
 

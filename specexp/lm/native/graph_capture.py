@@ -1,0 +1,101 @@
+"""Records functions of tensors: as CUDA graphs, or by whatever else implements `Capture`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., tuple[Tensor, ...]]
+Replay = Callable[[], tuple[Tensor, ...]]
+
+
+class Capture(Protocol):
+    """A way of recording a function of tensors."""
+
+    def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Replay:
+        """Record function(*inputs); the replay runs it on the current contents of `inputs` and returns the outputs.
+
+        Recording may run the function. Values that it reads from the host are frozen.
+        """
+        ...
+
+    def when(self, flag: Tensor, body: Callable[[], None]) -> None:
+        """In a function that is being recorded: record that `body` runs if flag[] holds when the replay gets there.
+
+        The body writes in place. It may run although the flag does not hold, where the device cannot skip it.
+        """
+        ...
+
+
+class CudaGraphs:
+    """Captures CUDA graphs that share one memory pool: they are replayed one at a time, and outputs are copied at once.
+
+    PyTorch frees the pool with the last graph in it, and then nothing can be captured into it: this object therefore
+    keeps the first graph alive, even after all recordings are dropped.
+    """
+
+    WARM_UPS = 3  # as PyTorch advises: libraries choose kernels and allocate workspaces in the first runs
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._first: Any = None
+        self._skips: bool | None = None  # whether graphs can have conditional nodes here; tried once
+        self._capturing = False
+
+    def when(self, flag: Tensor, body: Callable[[], None]) -> None:
+        if not self._capturing and self._skips is None:
+            self._skips = self._tried()
+        if not (self._capturing and self._skips):
+            body()
+            return
+        graph = torch.cuda.CUDAGraph.get_currently_capturing_graph()
+        graph.begin_capture_to_if_node(flag)  # type: ignore[no-untyped-call]
+        try:
+            body()
+        finally:
+            graph.end_capture_to_conditional_node()  # type: ignore[no-untyped-call]
+
+    def _tried(self) -> bool:
+        """True if a conditional node can be captured and skips what it should: drivers before CUDA 12.4 have none."""
+        flag, count = torch.zeros((), dtype=torch.bool, device=self._device), torch.zeros(1, device=self._device)
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                capturing = torch.cuda.CUDAGraph.get_currently_capturing_graph()
+                capturing.begin_capture_to_if_node(flag)  # type: ignore[no-untyped-call]
+                count.add_(1)
+                capturing.end_capture_to_conditional_node()  # type: ignore[no-untyped-call]
+            graph.replay()
+            flag.fill_(True)
+            graph.replay()
+            return float(count) == 1
+        except (AttributeError, RuntimeError):
+            return False
+
+    def __call__(self, function: Function, inputs: Sequence[Tensor]) -> Replay:
+        with torch.cuda.device(self._device):
+            side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            main = torch.cuda.current_stream()
+            side.wait_stream(main)
+            with torch.cuda.stream(side):
+                for _ in range(self.WARM_UPS):
+                    function(*inputs)
+            main.wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            self._capturing = True
+            try:
+                with torch.cuda.graph(graph, pool=self._first.pool() if self._first is not None else None):
+                    outputs = function(*inputs)
+            finally:
+                self._capturing = False
+            if self._first is None:
+                self._first = graph
+
+        def replay() -> tuple[Tensor, ...]:
+            graph.replay()
+            return outputs
+
+        return replay
