@@ -60,7 +60,7 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
 
     folder = OutputFolder(output_path(output, "advise", resolved.hash, resume), resolved, resume, maker="advise")
     outbox = outbox_of(folder, "advise", f"advise {resolved.name}", tags_of("advise", resolved))
-    prepared = preparation.prepare(resolved, judges_of(resolved))
+    prepared = preparation.prepare(resolved, judges_of(resolved), same_tokens=True)
     loading.check_same_tokens(prepared.pair, "advise predicts what is gained")
     print_notes(prepared.notes)
     facts = {**preparation.inputs_of(prepared), "sweep": sweep}

@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 from transformers.generation.configuration_utils import CompileConfig
 from transformers.utils import logging as transformers_logging
 
+from specexp.errors import ModelError
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.own_layers import module_of_layers
 from specexp.lm.translated import Translated
@@ -171,4 +172,10 @@ def plain_peer(pair: Pair) -> Peer:
             model, tokenizers = model.inner, model.translation.tokenizers
         assert isinstance(model, HFModel), "transformers decodes models of its own only"
         models[role] = model
+    sizes = {model.module.config.get_text_config(decoder=True).vocab_size for model in models.values()}
+    if tokenizers and len(sizes) == 1:
+        raise ModelError(
+            "transformers' generate() takes a draft with another tokenizer only if it scores another number of ids; use"
+            " evaluate, which compares the methods without it."
+        )
     return Peer(models, pair.eos_ids, tokenizers=tokenizers)

@@ -19,6 +19,7 @@ from specexp.decoding.rules import Warp
 from specexp.engine.ngram_lookup import Ngrams
 from specexp.engine.suffix_automaton import SuffixIndex, SuffixLengths
 from specexp.evaluation.equality import entropies, noise_of, reread
+from specexp.lm.model import own_text
 from specexp.lm.text_drafts import TextModel
 
 Array = Any
@@ -112,7 +113,10 @@ def _unlike_draft(subject: Subject, ids: Sequence[int], text: Sequence[int], p: 
     draft, warp = subject.prepared.pair.models["draft"], subject.draws.warp.of_draft(subject.method.draft_temperature)
     if isinstance(draft, TextModel) or len(ids) + len(text) > draft.context:
         return np.ones(len(text))
-    rows, _ = draft.session().feed(draft.ids([*ids, *text[:-1]]), len(text))
+    session = draft.session()
+    if (reader := own_text(session)) is not None:
+        reader.told([*ids, *text])
+    rows, _ = session.feed(draft.ids([*ids, *text[:-1]]), len(text))
     return np.abs(p - np.asarray(warp(rows).tolist())).sum(axis=-1) / 2
 
 

@@ -45,6 +45,12 @@ def models_of_pair(pair: str | None, values: dict[str, Any], faults: list[str]) 
                 f"draft: {' and '.join(settings['draft'])} and layers are given; a draft of the target's layers has"
                 " the target's settings: leave one out."
             )
+        moved = settings["target"].get("device") == "auto" or settings["target"].get("offload", "none") != "none"
+        if moved:
+            faults.append(
+                "draft: layers are given, but the target's are moved between calls (offload, device auto); leave them"
+                " out, or load the target on one device."
+            )
         settings["draft"] = {**settings["target"], "layers": layers}
     if settings["target"].get("vocabulary", AUTO_VOCABULARY) != AUTO_VOCABULARY:
         faults.append("target: vocabulary is a draft's setting; give it as draft's.")

@@ -103,6 +103,11 @@ class Context:
         self.num_calls += num
         self.num_positions += num
 
+    def announce(self, tokens: Sequence[int]) -> None:
+        """Say which tokens are scored next, after the committed ones, to a model that reads their text."""
+        if self._own_text is not None:
+            self._own_text.told([*self._ids, *tokens])
+
     def _tell(self) -> None:
         if self._own_text is not None:
             self._own_text.told(self._ids)

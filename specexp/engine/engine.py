@@ -200,6 +200,8 @@ class Engine:
         """The draft's sessions in the target's slots, if it can have them: not where caches outlive requests."""
         if "target" not in self._models or self._reuse or not self._cached or not isinstance(model, Follower):
             return None
+        if not model.follows:
+            return None
         self._context("target", row, length)
         return model.sessions_beside([context.session for context in self._contexts["target"]])
 

@@ -100,6 +100,7 @@ def prepare(
     experiment: Experiment,
     judges: Mapping[str, Judge] | None = None,
     check: Callable[[Sequence[Example]], None] = lambda examples: None,
+    same_tokens: bool = False,
 ) -> Prepared:
     """Load models and task; check that every prompt fits and every judge was made for this pair. Writes nothing.
 
@@ -123,7 +124,7 @@ def prepare(
             except (PromptError, ModelError) as error:
                 raise type(error)(f"prompt '{example.prompt_id}': {error}") from None
 
-    pair = load_pair(experiment, roles, check=encode)
+    pair = load_pair(experiment, roles, check=encode, same_tokens=same_tokens)
     pair_identity, widths = identity(pair, experiment), hidden_sizes(pair) if judges else {}
     notes = [*pair.notes, *notes_of(chosen)]
     for judge in judges.values():

@@ -67,8 +67,9 @@ def prepare(config: MiningConfig) -> PreparedMining:
         kind = "prompt of one turn" if left_out else "prompt"
         raise TaskError(f"skip is {config.skip}, but task '{experiment.task}' has no {kind} after it; lower it.")
     pair = load_pair(
-        experiment, {"target", "draft"}, check=partial(_check_prompts, examples, experiment.max_new_tokens)
-    )
+        experiment, {"target", "draft"}, check=partial(_check_prompts, examples, experiment.max_new_tokens),
+        same_tokens=True,
+    )  # fmt: skip
     check_same_tokens(pair, "labels are mined")
     return PreparedMining(config, chosen, examples, pair, [*pair.notes, *notes_of(chosen), *notes])
 

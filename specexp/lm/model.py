@@ -172,6 +172,11 @@ class Following(Protocol):
 class Follower(Protocol):
     """Optional interface of a model whose layers compute keys and values as the target's first ones do."""
 
+    @property
+    def follows(self) -> bool:
+        """True if it is such a model."""
+        ...
+
     def sessions_beside(self, leaders: Sequence[Session]) -> Sequence[Session] | None:
         """Return an empty `Following` session for each of the target's; None if they cannot have the same slots."""
         ...

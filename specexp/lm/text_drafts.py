@@ -17,6 +17,7 @@ from specexp.decoding.protocol import Draft
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.lm.model import Array, Branches, Drafts, Feed, Session, one_by_one
+from specexp.lm.runtime import TEXT
 from specexp.lm.translated import OwnTokens, Translated
 
 
@@ -71,15 +72,18 @@ class TextSession(OwnTokens):
         inner, drawn = self._model.inner, []
         ask, rng, feed = Draft(gamma, Warp()), CertainRng(), Feed(self.inner, tokens, 1)
         if isinstance(inner, Drafts) and inner.drafts(ask, rng):
-            return [int(token) for token in inner.draft(feed, ask, steps, rng, 0).tokens]
+            return [int(token) for token in inner.draft(feed, ask, steps, rng, 0).tokens.tolist()]
         for _ in range(steps):
             ((logits, _),) = inner.feed([feed])
             drawn.append(ask.warp.first(logits))
             feed = Feed(self.inner, drawn[-1], 1)
-        return [int(token) for token in array_namespace(tokens).concat(drawn)]
+        return [int(token) for token in array_namespace(tokens).concat(drawn).tolist()]
 
     def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
         self._length = length + len(slots)
+        if not self._length:  # a new sequence, which begins without anything
+            self.inner.truncate(0)
+            self._cached, self._written = [], []
 
     def slots(self) -> object:
         return self._length, tuple(self._written), tuple(self._cached), self.inner.slots()
@@ -88,6 +92,8 @@ class TextSession(OwnTokens):
 @dataclass(slots=True, eq=False)
 class TextModel(Translated):
     """The draft as a writer of text (SLEM)."""
+
+    vocabulary = TEXT
 
     def sessions(self, count: int, capacity: int = 0) -> list[TextSession]:
         return [TextSession(each, self) for each in self.inner.sessions(count, capacity)]

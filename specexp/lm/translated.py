@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from array_api_compat import array_namespace, device
 
 from specexp.lm.model import Array, Branches, Feed, Session, one_by_one
+from specexp.lm.runtime import INTERSECTION
 
 
 class Translation(Protocol):
@@ -69,8 +70,9 @@ class OwnTokens:
 
     @property
     def room(self) -> int:
-        """How many more tokens fit the draft's context."""
-        return int(self._model.inner.context) - len(self.own(len(self._ids)))
+        """How many more tokens fit the draft's context; less than 0 if the draft has no token to follow."""
+        own = self.own(len(self._ids))
+        return int(self._model.inner.context) - len(own) if own else -1
 
     def fresh(self, own: list[int], needs_row: bool) -> Array:
         """Truncate the cache to what it has in common with `own`, and return the rest, which is to be fed."""
@@ -145,6 +147,10 @@ class IntersectedSession(OwnTokens):
 
     def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
         assert 0 <= length <= self._length, f"cannot truncate to {length} of {self._length} slots"
+        if not length:  # a new sequence, which begins without anything
+            self.inner.truncate(0)
+            self._cached, self._base, self._length = [], 0, 0
+            return
         behind = len(self._cached) - self._base  # from a drafted slot to the draft's own
         if length >= self._base:
             self.inner.truncate(length + behind, [slot + behind for slot in slots])
@@ -172,6 +178,7 @@ class IntersectedSession(OwnTokens):
 class Translated:
     """What both kinds of models have in common. `inner` is the draft, with its own tokens."""
 
+    vocabulary: ClassVar[str]  # how its tokens become the target's
     inner: Any  # a `Model`, that of Hugging Face or the toy
     translation: Translation
     vocab_size: int  # the target's
@@ -194,7 +201,12 @@ class Translated:
 
     def facts(self) -> dict[str, Any]:
         common = sum(token >= 0 for token in self.translation.common)
-        return {**self.inner.facts(), "own_vocab_size": self.inner.vocab_size, "common_tokens": common}
+        return {
+            **self.inner.facts(),
+            "vocabulary": self.vocabulary,
+            "own_vocab_size": self.inner.vocab_size,
+            "common_tokens": common,
+        }
 
     @property
     def notes(self) -> list[str]:
@@ -209,6 +221,7 @@ class Translated:
 class IntersectedModel(Translated):
     """The draft over the common tokens: logits[R, V], minus infinity for tokens that it has not (TLI)."""
 
+    vocabulary = INTERSECTION
     _tables: tuple[Array, Array] | None = field(init=False, default=None)
 
     def sessions(self, count: int, capacity: int = 0) -> list[IntersectedSession]:

@@ -11,13 +11,12 @@ from specexp.config import Experiment
 from specexp.decoding.protocol import Role
 from specexp.errors import ModelError
 from specexp.lm.model import Model
-from specexp.lm.runtime import SAME, ToyConfig, check_vocabulary, shared_vocabulary
+from specexp.lm.runtime import AUTO_VOCABULARY, SAME, ToyConfig, check_vocabulary, shared_vocabulary
 from specexp.lm.toy import ToyModel
 from specexp.method_specs import spec
 from specexp.pair import chat_template
-from specexp.pair.other_tokenizers import TRIAL, compare
+from specexp.pair.other_tokenizers import TRIAL, compare, differ, vocabulary_of
 from specexp.pair.tokenization import Text, TokenizerText, ToyText
-from specexp.pair.translation import Vocabulary
 from specexp.tasks.defaults import DEFAULTS
 
 TOY_CONTEXT = 512
@@ -63,8 +62,10 @@ def load_pair(
     roles: Set[Role],
     own_prompts: bool = False,
     check: PromptCheck = lambda text, contexts: None,
+    same_tokens: bool = False,
 ) -> Pair:
-    """Load the models of these roles; with `own_prompts`, for a user's own prompts instead of the experiment's task.
+    """Load the models of these roles; with `own_prompts`, for a user's own prompts instead of the experiment's task;
+    with `same_tokens`, for what needs a draft with the target's tokenizer (`check_same_tokens`).
 
     Before it reads any weights, it calls `check` and raises ModelError if the tokenizers differ.
     """
@@ -83,12 +84,12 @@ def load_pair(
     # The target defines the ids that may be emitted, for both models, even if only the draft is loaded.
     suppressed = loading.suppressed_ids(experiment.target)
     other = None
-    if draft_tokenizer is not None:
+    wanted = experiment.draft.vocabulary
+    wanted = SAME if same_tokens and wanted == AUTO_VOCABULARY else wanted
+    if draft_tokenizer is not None and differ(tokenizer, draft_tokenizer, wanted):
         stops = {role: loading.stop_ids(config) for role, config in configs.items()}
-        other = compare(
-            Vocabulary(tokenizer, stops["target"]), Vocabulary(draft_tokenizer, stops["draft"]),
-            experiment.draft.vocabulary, experiment.methods, suppressed,
-        )  # fmt: skip
+        both = vocabulary_of(tokenizer, stops["target"]), vocabulary_of(draft_tokenizer, stops["draft"])
+        other = compare(*both, wanted, experiment.methods, suppressed)
     compared = draft_tokenizer.get_vocab() if draft_tokenizer is not None and other is None else None
     known = shared_vocabulary(tokenizer.get_vocab(), compared)
     numbers: dict[Role, int] = {"target": known, "draft": other.num_own_ids if other else known}
@@ -147,6 +148,7 @@ def identity(pair: Pair, experiment: Experiment) -> dict[str, Any]:
         "draft_revision": experiment.draft.revision,
         "dtype": experiment.target.dtype,
         "quantization": {"target": experiment.target.quantization, "draft": experiment.draft.quantization},
+        **({"vocabulary": pair.vocabulary} if pair.vocabulary != SAME else {}),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from specexp.decoding.protocol import Role
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
-from specexp.errors import ModelError
+from specexp.errors import ModelError, first_line
 from specexp.lm.model import Model
 from specexp.lm.runtime import AUTO_VOCABULARY, INTERSECTION, SAME, TEXT
 from specexp.lm.text_drafts import TextModel
@@ -21,7 +22,7 @@ from specexp.pair.translation import TokenizerTranslation, Vocabulary
 
 # What the trial continues: an instruction, and a text that repeats some of its words.
 TRIAL = "Explain in a few sentences why the sky is blue in the daytime, and red in the evening."
-TRIAL_TOKENS, TRIAL_GAMMA = 48, 4
+TRIAL_TOKENS, TRIAL_GAMMA = 32, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class OtherTokenizer:
         """The way to use the draft, and a note for the user; where there are two, the one with more tokens a call after
         `prompt`, a short text."""
         said = f"the draft has another tokenizer: {self.num_common} of {len(self.translation.common)} tokens are common"
-        if len(self.ways) == 1:
+        room = min(target.context - len(prompt), draft.context - len(self.translation.own(prompt)))
+        if len(self.ways) == 1 or room < TRIAL_TOKENS + TRIAL_GAMMA:
             return self.ways[0], f"{said}; vocabulary {self.ways[0]} is used."
         lengths: dict[str, float] = {}
         for way in self.ways:
@@ -58,14 +60,27 @@ class OtherTokenizer:
         return best, f"{said}; tokens a call in a short trial: {found}; vocabulary {best} is used."
 
 
+def differ(target: Any, draft: Any, wanted: str) -> bool:
+    """True if a draft with this tokenizer is to be used otherwise than with the target's tokens."""
+    return wanted != SAME and (wanted != AUTO_VOCABULARY or target.get_vocab() != draft.get_vocab())
+
+
+def vocabulary_of(tokenizer: Any, eos_ids: Collection[int]) -> Vocabulary:
+    """A tokenizer's tokens and their bytes. Raises ModelError for one that does not say them."""
+    try:
+        # A copy: the original also encodes prompts, in a server in another thread.
+        return Vocabulary(copy.deepcopy(tokenizer), eos_ids)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the tokens of a {type(tokenizer).__name__} cannot be compared with another tokenizer's:"
+            f" {first_line(error)} Choose a draft of the target's own family."
+        ) from error
+
+
 def compare(
     target: Vocabulary, draft: Vocabulary, wanted: str, methods: Sequence[MethodSettings], suppressed: Collection[int]
-) -> OtherTokenizer | None:
-    """How to use a draft with this vocabulary; None if it has the target's tokens. Raises ModelError if it is of no use
-    to a method."""
-    same = target.tokenizer.get_vocab() == draft.tokenizer.get_vocab()
-    if wanted == SAME or (wanted == AUTO_VOCABULARY and same):
-        return None
+) -> OtherTokenizer:
+    """How the methods use a draft with another vocabulary. Raises ModelError if it is of no use to one."""
     translation = TokenizerTranslation(target, draft, suppressed)
     ways = (INTERSECTION, TEXT) if wanted == AUTO_VOCABULARY else (wanted,)
     faults = {way: vocabulary_faults(methods, way) for way in ways}

@@ -33,28 +33,39 @@ class Vocabulary:
         self.special = {i: str(each.content) for i, each in added.items() if each.special or i in special}
         self.special |= {i: name for name, i in known.items() if i in special}
         self.named = {name: i for i, name in self.special.items()}
-        signs = _byte_signs()
+        signs, backend = _byte_signs(), getattr(tokenizer, "backend_tokenizer", None)
+        continues = "##" if type(getattr(backend, "model", None)).__name__ == "WordPiece" else ""
+        self._single_bytes: set[int] = set()  # tokens such as <0x0A>
         self.byte_level = sum(name.startswith("Ġ") for name in known) > sum(name.startswith("▁") for name in known)
         self.bytes: list[bytes] = [b""] * self.size
         for name, i in known.items():
             if i in self.special:
                 continue
             if i in added:
-                self.bytes[i] = str(added[i].content).encode("utf-8", "surrogatepass")
+                content = str(added[i].content)
+                content = content if self.byte_level else content.replace("▁", " ")
+                self.bytes[i] = content.encode("utf-8", "surrogatepass")
             elif self.byte_level:
                 self.bytes[i] = bytes(signs[sign] for sign in name) if all(s in signs for s in name) else name.encode()
             elif len(name) == 6 and name.startswith("<0x"):
                 self.bytes[i] = bytes([int(name[3:5], 16)])
+                self._single_bytes.add(i)
             else:
-                self.bytes[i] = name.removeprefix("##").replace("▁", " ").encode("utf-8", "surrogatepass")
+                self.bytes[i] = name.removeprefix(continues).replace("▁", " ").encode("utf-8", "surrogatepass")
+
+    @property
+    def end(self) -> int | None:
+        """The token that ends a text; where there are several, the tokenizer's own."""
+        own = self.tokenizer.eos_token_id
+        return own if own in self.eos_ids else min(self.eos_ids, default=None)
 
     @cached_property
     def by_bytes(self) -> dict[bytes, int]:
         """The id of each text; of several the lowest that is no single byte's name."""
         result: dict[bytes, int] = {}
-        for i, text in enumerate(self.bytes):
-            if text:
-                result.setdefault(text, i)
+        for i in sorted(range(self.size), key=lambda i: (i in self._single_bytes, i)):
+            if self.bytes[i]:
+                result.setdefault(self.bytes[i], i)
         return result
 
     def text(self, ids: Sequence[int]) -> str:
@@ -67,7 +78,7 @@ class Vocabulary:
             return []
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if begins or self.byte_level or backend is None:
-            return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+            return [int(i) for i in self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
         # Sentencepiece puts a space before a text; its model by itself does not.
         return [int(token.id) for token in backend.model.tokenize(text.replace(" ", "▁"))]
 
@@ -98,7 +109,9 @@ class TokenizerTranslation:
         self._target, self._draft = target, draft
         self._begin = self._first_ids()
         self.common = [-1 if i in suppressed else self._same(i) for i in range(target.size)]
-        self._own_part: Callable[[bool, tuple[int, ...]], tuple[int, ...]] = lru_cache(maxsize=1024)(self._translated)
+        self._own_part: Callable[[bool, tuple[int, ...]], tuple[int, ...]] = lru_cache(maxsize=1 << 14)(
+            self._translated
+        )
 
     @property
     def tokenizers(self) -> dict[str, Any]:
@@ -115,11 +128,14 @@ class TokenizerTranslation:
         """The draft's id of a token of the target; -1 if it has none."""
         target, draft = self._target, self._draft
         if token not in target.special:
-            return draft.by_bytes.get(target.bytes[token], -1)
-        if token in target.eos_ids:
-            named = draft.named.get(target.special[token])
-            return min(draft.eos_ids, default=-1) if named is None else named
-        return draft.named.get(target.special[token], -1)
+            text = target.bytes[
+                token
+            ]  # of two tokens with one text, the one that the tokenizer does not write has none
+            return draft.by_bytes.get(text, -1) if target.by_bytes.get(text) == token else -1
+        named = draft.named.get(target.special[token])
+        if named is None and token == target.end and draft.end is not None:
+            return draft.end if draft.special.get(draft.end) not in target.named else -1
+        return -1 if named is None else named
 
     def own(self, ids: Sequence[int]) -> list[int]:
         result: list[int] = []
@@ -153,7 +169,7 @@ class TokenizerTranslation:
             run = []
             named = self._target.named.get(self._draft.special[token])
             if named is None and self.ends(token):
-                named = min(self._target.eos_ids, default=None)
+                named = self._target.end
             if named is None:  # nothing is drafted behind a token that the target does not have
                 return result
             result.append(named)

@@ -90,6 +90,8 @@ def make_decoder_spec(pair: LoadedPair, asked: Experiment, most_new_tokens: int)
     if asked.toy is None:  # the outcome of `auto` is part of the version
         template = OWN_TEMPLATE if identity["chat_template"] else NO_TEMPLATE
         models = {role: replace(model, chat_template=template) for role, model in models.items()}
+        if "vocabulary" in identity and not models["draft"].layers:
+            models["draft"] = replace(models["draft"], vocabulary=identity["vocabulary"])
     asked = replace(asked, target=models["target"], draft=models["draft"])
     return Reference(asked, identity, most_new_tokens, folders, pair.draft_costs(asked.methods[0]))
 
@@ -148,7 +150,7 @@ def check(pair_identity: Mapping[str, Any], reference: Reference) -> None:
         experiment = reference.experiment
         raise ModelError(
             f"{' and '.join(faults)} are not what this decoder was logged with; put the logged ones back at"
-            f" '{experiment.target.model}' and '{experiment.draft.model}', or log the decoder again."
+            f" '{experiment.target.model}' and '{experiment.draft.shown}', or log the decoder again."
         )
 
 

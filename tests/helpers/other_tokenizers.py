@@ -41,12 +41,10 @@ def save(folder: Path, kind: str) -> Path:
         ]
     order = torch.randperm(len(renamed), generator=torch.Generator().manual_seed(1)).tolist()
     names = [list(renamed)[i] for i in order]
-    new = {renamed[name]: i for i, name in enumerate(names)}
-    rows = [old[name] for name in names]
+    bytes_first = [f"<0x{byte:02X}>" for byte in range(256)] if kind == "sentencepiece" else []
+    new = {name: i for i, name in enumerate([*bytes_first, *(renamed[name] for name in names)])}
+    rows = [*(old["<|pad|>"] for _ in bytes_first), *(old[name] for name in names)]
     if kind == "sentencepiece":
-        for byte in range(256):
-            new[f"<0x{byte:02X}>"] = len(new)
-            rows.append(old["<|pad|>"])
         model |= {"byte_fallback": True, "unk_token": "<|pad|>"}
         state["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
         state["decoder"] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -166,8 +167,12 @@ def test_a_pool_that_grows_while_a_draft_is_ahead_keeps_both() -> None:
     assert torch.allclose(torch.cat(ahead), again, atol=2e-5)
 
 
-def test_caches_that_outlive_a_request_are_not_shared() -> None:
-    models = with_layers(target_of("llama"), 0, 1)
+@pytest.mark.parametrize("forwards", ["called", "recorded"])
+def test_caches_that_outlive_a_request_are_not_shared(forwards: str) -> None:
+    models = with_layers(target_of("llama", Tape() if forwards == "recorded" else "off"), 0, 1)
+    # Its recordings stand in the target's buffers, and outlive it.
+    Engine(models).generate(DECODERS["chain"], [4, 5, 6], 12, CertainRng())
+    gc.collect()
     kept = Engine(models, reuse=True)
     for prompt in ([4, 5, 6, 7, 8], [4, 5, 6, 9], [4, 5, 6, 7, 8, 10, 11]):
         kept.generate(DECODERS["draft alone"], [*prompt, 9, 9], 12, CertainRng())

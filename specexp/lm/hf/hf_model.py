@@ -209,6 +209,10 @@ class HFModel:
         pool = Pool.empty(self.native, count, capacity, self.num_valid_ids)
         return [NativeSession(pool, row) for row in range(count)]
 
+    @property
+    def follows(self) -> bool:
+        return self.own is not None and self.own.from_the_first and self.native is not None
+
     def sessions_beside(self, leaders: Sequence[Session]) -> Sequence[Session] | None:
         return sessions_beside(self, leaders)
 

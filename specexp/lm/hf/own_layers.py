@@ -104,7 +104,7 @@ def _copied(module: Any) -> Any:
 @torch.inference_mode()
 def sessions_beside(model: HFModel, leaders: Sequence[Session]) -> Sequence[Session] | None:
     """Sessions in the slots of the target's, where the native forwards of both run the same first layers; else None."""
-    if model.native is None or model.recomputed_at is not None or not (model.own and model.own.from_the_first):
+    if not model.follows or model.native is None or model.recomputed_at is not None:
         return None
     if len(leaders) == 1 and isinstance(leaders[0], GraphSession):
         pools = model.graph_pools

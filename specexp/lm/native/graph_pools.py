@@ -14,6 +14,7 @@ class GraphPools:
     def __init__(self, forward: NativeForward, capture: Capture, num_valid_ids: int | None = None) -> None:
         self._forward, self._capture, self._num_valid_ids = forward, capture, num_valid_ids
         self.pools: list[Graphs] = []
+        self._beside: list[Graphs] = []  # in the buffers of another model's pools, which these must never lend
 
     def session(self, capacity: int) -> GraphSession:
         """Return an empty session with at least `capacity` slots.
@@ -32,9 +33,9 @@ class GraphPools:
 
     def session_beside(self, buffers: Buffers) -> GraphSession:
         """Return an empty session in the slots of another one, whose recordings last as long as these buffers."""
-        self.pools = [graphs for graphs in self.pools if graphs.lent or graphs.pool.buffers is buffers]
-        for graphs in self.pools:
+        self._beside = [graphs for graphs in self._beside if graphs.lent or graphs.pool.buffers is buffers]
+        for graphs in self._beside:
             if graphs.pool.buffers is buffers and not graphs.lent:
                 return graphs.session(follows=True)
-        self.pools.append(Graphs(Pool(self._forward, buffers, self._num_valid_ids), self._capture))
-        return self.pools[-1].session(follows=True)
+        self._beside.append(Graphs(Pool(self._forward, buffers, self._num_valid_ids), self._capture))
+        return self._beside[-1].session(follows=True)
