@@ -13,7 +13,8 @@ from helpers.generation import generate, prompts
 from helpers.model_folders import slow_for
 from helpers.tape import Tape
 from specexp.decoding.baseline import Baseline
-from specexp.decoding.chain import Chain, DraftModel, Lossless
+from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
+from specexp.decoding.draft_length import NOMINAL
 from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
@@ -34,6 +35,8 @@ DECODERS: dict[str, Decoder] = {
     "chain": Chain(DraftModel(4), Lossless(), GREEDY),
     "no bonus": Chain(DraftModel(3), Lossless(), GREEDY, bonus=False),
     "tree": SpecExec(12, 4, GREEDY, 3),
+    "in turn": Chain(InTurn({"lookup": Lookup(5, 3, 2), "draft": DraftModel(3)}), Lossless(), GREEDY),
+    "adapts": Chain(DraftModel(8, costs=NOMINAL), Lossless(), GREEDY),
     "draft alone": Baseline(GREEDY, "draft"),
 }
 

@@ -16,6 +16,7 @@ from helpers.cli_runner import evaluate, records
 from specexp import config
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
+from specexp.decoding.draft_length import NOMINAL
 from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
@@ -184,7 +185,10 @@ def test_outputs_are_plain_decodings(pairs: Any, kind: str, way: str, temperatur
     turns = Chain(InTurn({"lookup": Lookup(3, 4, 3), "draft": DraftModel(3)}), Lossless(), warp,
                   verification=chain.verification)  # fmt: skip
     alone = {}
-    for name, decoder in {"plain": Baseline(warp), "chain": chain, "turns": turns}.items():
+    decoders = {"plain": Baseline(warp), "chain": chain, "turns": turns}
+    if way == "intersection":
+        decoders["adapts"] = Chain(DraftModel(8, costs=NOMINAL), Lossless(), warp)
+    for name, decoder in decoders.items():
         engine = Engine(pair.models, pair.eos_ids)
         alone[name] = [engine.generate(decoder, p, 30, rng_for(temperature, 1, str(i))) for i, p in enumerate(given)]
         requests = [Request(decoder, p, 30, rng_for(temperature, 1, str(i))) for i, p in enumerate(given)]
@@ -194,6 +198,8 @@ def test_outputs_are_plain_decodings(pairs: Any, kind: str, way: str, temperatur
     if way == "text" or not temperature:
         assert [out.token_ids for out in alone["chain"]] == [out.token_ids for out in alone["plain"]]
         assert [out.token_ids for out in alone["turns"]] == [out.token_ids for out in alone["plain"]]
+        if way == "intersection":
+            assert [out.token_ids for out in alone["adapts"]] == [out.token_ids for out in alone["plain"]]
     assert sum(out.num_accepted for out in alone["chain"]) > 10
     uncached = Engine(pair.models, pair.eos_ids, cached=False)
     for i, prompt in enumerate(given):
