@@ -20,7 +20,7 @@ from specexp.decoding.protocol import Draft, Drafted, Needs, Role, Scored, Steps
 from specexp.decoding.rng import Rng
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder
-from specexp.lm.model import Array, Branches, Drafts, Feed, Model, Session, one_by_one
+from specexp.lm.model import Array, Branches, Drafts, Feed, Follower, Following, Model, Session, one_by_one
 
 HOST, SAMPLING, JUDGE = "host", "sampling", "judge"
 PARTS = ("draft", "target", JUDGE, SAMPLING, HOST)
@@ -123,6 +123,16 @@ class TimedModel:
     def session(self) -> TimedSession:
         return self.sessions(1)[0]
 
+    @property
+    def follows(self) -> bool:
+        return isinstance(self._model, Follower) and self._model.follows
+
+    def sessions_beside(self, leaders: Sequence[Session]) -> list[TimedSession] | None:
+        assert isinstance(self._model, Follower), "the model has no slots of another one"
+        inner = [leader.inner for leader in leaders if isinstance(leader, TimedSession)]
+        beside = self._model.sessions_beside(inner)
+        return None if beside is None else [TimedSession(each, self._role, self._watch) for each in beside]
+
     def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
         return one_by_one(feeds)
 
@@ -161,6 +171,11 @@ class TimedSession:
         for name in ("told", "write"):
             if hasattr(session, name):
                 setattr(self, name, watch.timed(role, getattr(session, name)))
+
+    def follow(self, leader: Session) -> None:
+        assert isinstance(self.inner, Following), "the session is in no other one's slots"
+        assert isinstance(leader, TimedSession), "a session of another model"
+        self.inner.follow(leader.inner)
 
     @property
     def room(self) -> int:

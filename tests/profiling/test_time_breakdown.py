@@ -16,6 +16,7 @@ from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
 from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.hf.loading import model_of_layers
 from specexp.lm.model import Feed
 from specexp.lm.toy import ToyModel, ToySession
 from specexp.metrics.statistics import Timed, rate, rate_ratio
@@ -158,6 +159,20 @@ def test_an_instrumented_decoder_decodes_the_same(temperature: float) -> None:
     actual = Engine(timed).generate(TimedDecoder(decoder, watch), [1, 2], 20, TimedRng(rng, watch))
     assert actual.token_ids == expected.token_ids
     assert actual.accepted_histogram == expected.accepted_histogram
+
+
+def test_a_draft_of_own_layers_has_the_same_slots_when_it_is_watched() -> None:
+    target = HFModel(build("llama", num_hidden_layers=4), "target")
+    models: dict[Any, Any] = {"target": target, "draft": model_of_layers(target, (0, 1, 2), "own")}
+    decoder, watch, outs = Chain(DraftModel(4), Lossless(), Warp()), Stopwatch(), []
+    watched = {role: TimedModel(model, role, watch) for role, model in models.items()}
+    for each, made in ((models, decoder), (watched, TimedDecoder(decoder, watch))):
+        engine = Engine(each)  # type: ignore[arg-type]
+        outs.append(engine.generate(made, [5, 6, 7, 8], 40, CertainRng()))
+        assert engine.spent()["draft_positions"] == outs[-1].num_draft_positions, "no prompt is fed to the draft"
+    assert outs[0].token_ids == outs[1].token_ids
+    assert outs[0].num_draft_positions == outs[1].num_draft_positions
+    assert outs[0].num_full > 0
 
 
 def test_a_rate_is_of_medians_and_its_interval_holds_what_was_drawn() -> None:
