@@ -14,6 +14,7 @@ from specexp.advise.advice import Advice
 from specexp.advise.advice_text import notes, recommendation
 from specexp.advise.candidates import PLAIN
 from specexp.config import CALIBRATED, Experiment, MethodConfig
+from specexp.config.experiment import LATER_OF_MODELS
 from specexp.decoding.protocol import Role
 from specexp.lm.runtime import AUTO
 
@@ -71,7 +72,7 @@ def _models(experiment: Experiment, loaded: Collection[Role]) -> dict[str, Any]:
     return {
         role: {"layers": model.layers}
         if model.layers
-        else {key: value for key, value in asdict(model).items() if value != ""}
+        else {key: value for key, value in asdict(model).items() if value not in ("", LATER_OF_MODELS.get(key))}
         for role, model in experiment.models.items()
         if role in loaded
     }

@@ -171,9 +171,9 @@ def test_the_token_view_stays_in_a_share_of_the_time_and_goes_on_later(
     seen: list[Any] = []
     real = data._prompt
 
-    def prompt(prepared: Any, records: Any, engine: Any, jobs: Any, bar: Any) -> Any:
+    def prompt(prepared: Any, records: Any, engine: Any, jobs: Any, *more: Any) -> Any:
         seen.append(prepared.examples[jobs[0].index].prompt_id)
-        return real(prepared, records, engine, jobs, bar)
+        return real(prepared, records, engine, jobs, *more)
 
     monkeypatch.setattr(data, "_prompt", prompt)
     allowed: list[bool] = [True, True, False, False]
@@ -220,11 +220,11 @@ def test_an_interruption_of_the_token_view_leaves_finished_runs_and_is_made_up_f
 ) -> None:
     real, seen = data._prompt, list[str]()
 
-    def stops(prepared: Any, records: Any, engine: Any, jobs: Any, bar: Any) -> Any:
+    def stops(prepared: Any, records: Any, engine: Any, jobs: Any, *more: Any) -> Any:
         if len(seen) == 1:
             raise KeyboardInterrupt
         seen.append(prepared.examples[jobs[0].index].prompt_id)
-        return real(prepared, records, engine, jobs, bar)
+        return real(prepared, records, engine, jobs, *more)
 
     given = [*TOY, "--methods", "baseline,speculative", "--show", "3"]
     with monkeypatch.context() as patch:
