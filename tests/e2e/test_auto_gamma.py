@@ -85,14 +85,19 @@ def test_certify_finds_it_lossless(workplace: Path, temperature: str) -> None:
 
 def test_commands_that_compare_fixed_lengths_refuse_it(workplace: Path) -> None:
     (workplace / "auto.yaml").write_text("gamma: [auto, 4]\nmethods: [speculative]\n")
-    for command, words in (
+    for command, given, words in (
         (
             "advise",
+            ["--config", "auto.yaml"],
             "gamma is auto (speculative_kauto, speculative_kauto_p0.4); advice weighs fixed lengths: give numbers.",
         ),
-        ("benchmark", "gamma is auto, but a benchmark compares fixed lengths with transformers'; give numbers."),
+        (
+            "benchmark",
+            ["--gamma", "auto,4"],
+            "gamma is auto, but a benchmark compares fixed lengths with transformers'; give numbers.",
+        ),
     ):
-        result = run(command, "--config", "auto.yaml")
+        result = run(command, *given)
         assert result.exit_code == 2
         assert words in result.output
 
