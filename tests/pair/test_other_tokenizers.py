@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from helpers import other_tokenizers
 from helpers.cli_runner import evaluate, records
+from helpers.model_folders import slow_for
 from specexp import config
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
@@ -176,7 +177,7 @@ def test_drafts_over_common_tokens_are_those_of_whole_forwards(pairs: Any, kind:
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_for(KINDS, "permuted", "fewer"))
 def test_outputs_are_plain_decodings(pairs: Any, kind: str, way: str, temperature: float) -> None:
     """Of a draft that writes text also the sampled ones, seed by seed; alone, together, and without a cache."""
     pair, warp = pairs[kind, way], Warp(temperature, top_p=0.95)
