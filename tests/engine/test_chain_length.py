@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 
 from helpers.generation import LENGTH, generate, prompts
-from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless, Proposal
+from helpers.kept_chains import Watching, toys
+from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
 from specexp.decoding.draft_length import BINS, RelativeCosts, Stopping, bin_of
-from specexp.decoding.protocol import Drafted, Needs, Role
+from specexp.decoding.protocol import Role
 from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Request
@@ -102,27 +102,6 @@ def test_acceptance_is_learnt_by_probability() -> None:
     assert after.acceptance[2] > 0.98
     assert after.acceptance[7] == pytest.approx(0.5, abs=0.01)
     assert after.acceptance[0] == before.acceptance[0]
-
-
-@dataclass
-class Watching:
-    """A proposer whose chains are kept."""
-
-    inner: DraftModel
-    seen: list[Drafted] = field(default_factory=list)
-
-    @property
-    def models(self) -> tuple[Role, ...]:
-        return self.inner.models
-
-    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Proposal:
-        drafted = yield from self.inner.propose(warp, reserve, needs)
-        self.seen.append(drafted)
-        return drafted
-
-
-def toys() -> dict[Role, ToyModel]:
-    return {"target": ToyModel(8, 2, context=512), "draft": ToyModel(8, 2, draft_noise=0.6, context=512)}
 
 
 @pytest.mark.parametrize("warp", [Warp(1.0), Warp(0.6, top_k=3)], ids=str)

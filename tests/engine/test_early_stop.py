@@ -3,45 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from helpers.cli_runner import evaluate, flat_runs, records
 from helpers.generation import LENGTH, generate, prompts
+from helpers.kept_chains import Watching, toys
 from specexp import config
-from specexp.decoding.chain import Chain, DraftModel, Lossless, Proposal
-from specexp.decoding.protocol import Drafted, Needs, Role, Scored
+from specexp.decoding.chain import Chain, DraftModel, Lossless
+from specexp.decoding.protocol import Drafted, Needs, Scored
 from specexp.decoding.rng import CertainRng, Rng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.errors import ConfigError
 from specexp.lm.hf.hf_model import HFModel
-from specexp.lm.toy import ToyModel
 
 GAMMA, LEAST = 6, 0.3
-
-
-@dataclass
-class Watching:
-    """A draft model whose chains are kept."""
-
-    inner: DraftModel
-    seen: list[Drafted] = field(default_factory=list)
-
-    @property
-    def models(self) -> tuple[Role, ...]:
-        return self.inner.models
-
-    def propose(self, warp: Warp, reserve: int, needs: Needs) -> Proposal:
-        drafted = yield from self.inner.propose(warp, reserve, needs)
-        self.seen.append(drafted)
-        return drafted
-
-
-def toys() -> dict[Role, ToyModel]:
-    return {"target": ToyModel(8, 2, context=512), "draft": ToyModel(8, 2, draft_noise=0.6, context=512)}
 
 
 @pytest.mark.parametrize("warp", [Warp(1.0), Warp(0.6, top_k=3)], ids=str)
