@@ -25,7 +25,10 @@ from specexp.lm.runtime import ModelConfig
 
 DATA = real_model.ROOT / "tests" / "data"
 LENGTH = 20
-CASES = {("layers", "gsm8k"): 2, ("layers", "mtbench"): 1, ("third", "spec_bench"): 2, ("nf4", "gsm8k"): 1}  # prompts
+CASES = {  # prompts
+    ("layers", "gsm8k"): 2, ("layers", "mtbench"): 1, ("third", "spec_bench"): 2,
+    ("nf4", "gsm8k"): 1, ("nf4", "mtbench"): 1, ("nf4", "spec_bench"): 1,
+}  # fmt: skip
 METHODS = ["baseline", "speculative", "lookup", "suffix", "chained", "specexec"]
 pytestmark = [
     pytest.mark.slow,
@@ -107,7 +110,10 @@ def test_greedy_outputs_are_those_of_generate(
     assert all(len(set(methods["baseline"]["token_ids"])) > 5 for methods in rows.values()), "text, not one token"
 
 
-@pytest.mark.parametrize("draft,task,limit", [("third", "spec_bench", 2), ("layers", "gsm8k", 1), ("nf4", "gsm8k", 1)])
+@pytest.mark.parametrize("draft,task,limit", [
+    ("third", "spec_bench", 2), ("layers", "gsm8k", 1), ("layers", "mtbench", 1),
+    ("nf4", "gsm8k", 1), ("nf4", "mtbench", 1), ("nf4", "spec_bench", 1),
+])  # fmt: skip
 def test_sampled_trees_draw_what_plain_decoding_draws_and_chains_what_the_target_allows(
     workplace: Path, folders: dict[str, Path], draft: str, task: str, limit: int
 ) -> None:
