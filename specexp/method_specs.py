@@ -104,6 +104,7 @@ class MethodSpec:
     may_end_early: bool = False  # its chains may be shorter than gamma by themselves
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     vocabularies: tuple[str, ...] = (SAME,)  # how a draft's tokens may become the target's (`specexp.lm.runtime`)
+    takes_heads: bool = False  # the draft may be a head on the target's hidden states
 
     @property
     def grows_tree(self) -> bool:
@@ -138,7 +139,7 @@ BUILT_IN = (
     MethodSpec("draft_only", "The draft model alone, one token a call.", "plain", DRAFT, lossless=never),
     MethodSpec(
         "speculative", "Speculative sampling: the draft proposes a chain, the target verifies it in one call.", "chain",
-        settings=(*OWN_CHAIN, "rule"), vocabularies=VOCABULARIES[1:],
+        settings=(*OWN_CHAIN, "rule"), vocabularies=VOCABULARIES[1:], takes_heads=True,
     ),
     MethodSpec(
         "lookup", "Prompt lookup: the chain is what followed the last tokens where they occurred before.", "chain",
@@ -151,7 +152,7 @@ BUILT_IN = (
     MethodSpec(
         "chained", "Suffix decoding, prompt lookup and the draft model take turns: the first with something to say.",
         "chain", settings=(*OWN_CHAIN, "proposers", "max_ngram", *SUFFIX, "min_match", "rule"), may_end_early=True,
-        vocabularies=VOCABULARIES[1:],
+        vocabularies=VOCABULARIES[1:], takes_heads=True,
     ),
     MethodSpec(
         "autojudge", "AutoJudge: a trained judge also accepts mismatches that do not matter.", "chain",
@@ -160,10 +161,11 @@ BUILT_IN = (
     MethodSpec(
         "topk", "Top-K: also accepts tokens among the target's K likeliest.", "chain",
         settings=(*OWN_CHAIN, "accept_k"), lossless=_best_token_alone, vocabularies=(SAME, INTERSECTION),
+        takes_heads=True,
     ),
     MethodSpec(
         "specexec", "SpecExec: the draft grows a tree of likely continuations, the target scores it in one call.",
-        "tree", settings=TREE, vocabularies=(SAME, INTERSECTION),
+        "tree", settings=TREE, vocabularies=(SAME, INTERSECTION), takes_heads=True,
     ),
 )  # fmt: skip
 
@@ -234,6 +236,16 @@ def vocabulary_faults(methods: Iterable[MethodSettings], vocabulary: str) -> lis
                 if value != usual
             ]
     return result
+
+
+def head_faults(methods: Iterable[MethodSettings], draft: str) -> list[str]:
+    """Why these methods do not go with a head on the target's hidden states as the draft, a line for each."""
+    return [
+        f"method '{method.method}' needs a draft that is a model by itself, but {draft} is a head, which drafts from the"
+        " target's hidden states; leave the method out, or name another draft."
+        for method in methods
+        if "draft" in models_of(method) and not spec(method.method).takes_heads
+    ]
 
 
 def settings_of(method: str, proposers: str) -> tuple[str, ...]:

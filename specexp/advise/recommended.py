@@ -15,6 +15,7 @@ from specexp.advise.advice_text import notes, recommendation
 from specexp.advise.candidates import PLAIN
 from specexp.config import CALIBRATED, Experiment, MethodConfig
 from specexp.config.experiment import LATER_OF_MODELS
+from specexp.config.models import ON_TARGET
 from specexp.decoding.protocol import Role
 from specexp.lm.runtime import AUTO
 
@@ -70,8 +71,8 @@ def _models(experiment: Experiment, loaded: Collection[Role]) -> dict[str, Any]:
         given = {} if template == preset.get("chat_template", AUTO) else {"chat_template": template}
         return {"pair": experiment.pair, **given}
     return {
-        role: {"layers": model.layers}
-        if model.layers
+        role: {name: getattr(model, name) for name in ON_TARGET if getattr(model, name)}
+        if model.on_target
         else {key: value for key, value in asdict(model).items() if value not in ("", LATER_OF_MODELS.get(key))}
         for role, model in experiment.models.items()
         if role in loaded

@@ -12,6 +12,7 @@ from specexp.decoding.rules import Warp
 from specexp.lm.runtime import (
     AUTO,
     AUTO_VOCABULARY,
+    HEADS,
     NO_TEMPLATE,
     ModelConfig,
     ToyConfig,
@@ -34,7 +35,7 @@ LATER = {
     "suffix_memory": "prompt", "min_match": 1, "proposers": "", "max_gamma": 0,
 }  # fmt: skip
 PROPOSERS = ("suffix", "lookup", "draft")
-LATER_OF_MODELS = {"layers": "", "vocabulary": AUTO_VOCABULARY}
+LATER_OF_MODELS = {"layers": "", "vocabulary": AUTO_VOCABULARY, **dict.fromkeys(HEADS, "")}
 SUFFIX_FACTOR, SUFFIX_MIN_PROBABILITY = 1.0, 0.1
 
 

@@ -10,12 +10,14 @@ from specexp.lm.runtime import (
     ATTENTIONS,
     CHAT_TEMPLATES,
     DTYPES,
+    HEADS,
     OFFLOADS,
     QUANTIZATIONS,
     VOCABULARIES,
 )
 
-OWN_LAYERS = "layers:"  # prefix of a draft that is given as one word
+ON_TARGET = ("layers", *HEADS)  # settings of drafts that are made of the target's weights or states
+STORED = ("models:/", "runs:/")  # prefixes of heads in the tracking store
 
 
 MODEL_SETTINGS: dict[str, Setting] = {
@@ -67,12 +69,20 @@ MODEL_SETTINGS: dict[str, Setting] = {
         more="For `draft` alone, without any other setting; as an option, `layers:0-9`. [Drafts](methods.md#drafts)"
         " has the details.",
     ),
+    "eagle3": Setting(
+        text, "Draft with this EAGLE-3 head of the target: a folder, a hub id, or models:/NAME@ALIAS.",
+        otherwise="none",
+        more="For `draft` alone, without any other setting; as an option, `eagle3:PATH` or `models:/drafter@champion`."
+        " [Drafts](methods.md#drafts) has the details.",
+    ),
 }  # fmt: skip
 
 
 def model_settings(value: Any) -> dict[str, Any]:
-    if isinstance(value, str) and value.startswith(OWN_LAYERS):
-        return {"layers": layers(value.removeprefix(OWN_LAYERS))}
+    if isinstance(value, str) and value.startswith(STORED):
+        return {HEADS[0]: value}
+    if isinstance(value, str) and (kind := next((each for each in ON_TARGET if value.startswith(f"{each}:")), "")):
+        return {kind: MODEL_SETTINGS[kind].parse(value.removeprefix(f"{kind}:"))}
     if isinstance(value, str) and value:
         return {"model": text(value)}
     if not isinstance(value, dict):
@@ -83,9 +93,10 @@ def model_settings(value: Any) -> dict[str, Any]:
 def laid_over(preset: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """A preset's settings of a model with `given` ones on top; another model drops its revision and tokenizer.
 
-    A draft of the target's own layers and a model of its own replace each other.
+    A draft on the target, and one with a model of its own, replace each other.
     """
-    if "layers" in given or ("layers" in preset and "model" in given):
+    on_target = [set(ON_TARGET) & settings.keys() for settings in (given, preset)]
+    if on_target[0] or (on_target[1] and "model" in given):
         return given
     if given.get("model", preset.get("model")) != preset.get("model"):
         preset = {key: value for key, value in preset.items() if key not in ("revision", "tokenizer")}

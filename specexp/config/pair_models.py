@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from specexp.config.experiment import ROLES
-from specexp.config.models import laid_over, model_settings
+from specexp.config.models import ON_TARGET, laid_over, model_settings
 from specexp.config.parsers import toy_settings
 from specexp.config.presets import PRESETS, load_yaml, preset_names
 from specexp.errors import unknown
@@ -36,22 +36,23 @@ def models_of_pair(pair: str | None, values: dict[str, Any], faults: list[str]) 
         faults.append(f"toy is given, but pair '{pair}' is not a toy pair; leave toy out, or set pair to toy.")
     both = {} if template is None else {"chat_template": template}
     settings = {role: laid_over(model_settings(result[role]), given.get(role, {})) for role in ROLES}
-    if "layers" in settings["target"]:
-        faults.append("target: layers are a draft's; name the model of the target, and give them as draft's.")
+    if wrong := [kind for kind in ON_TARGET if kind in settings["target"]]:
+        faults.append(f"target: {wrong[0]} is a draft's; name the model of the target, and give it as draft's.")
         return {}
-    if layers := settings["draft"].pop("layers", ""):
-        if settings["draft"]:
+    if on_target := {kind: settings["draft"].pop(kind) for kind in ON_TARGET if kind in settings["draft"]}:
+        (kind, *_), others = on_target, [*[*on_target][1:], *settings["draft"]]
+        if others:
             faults.append(
-                f"draft: {' and '.join(settings['draft'])} and layers are given; a draft of the target's layers has"
-                " the target's settings: leave one out."
+                f"draft: {' and '.join(others)} and {kind} are given; a draft on the target has the target's settings:"
+                " leave one out."
             )
         moved = settings["target"].get("device") == "auto" or settings["target"].get("offload", "none") != "none"
-        if moved:
+        if moved and kind == "layers":
             faults.append(
                 "draft: layers are given, but the target's are moved between calls (offload, device auto); leave them"
                 " out, or load the target on one device."
             )
-        settings["draft"] = {**settings["target"], "layers": layers}
+        settings["draft"] = {**settings["target"], kind: on_target[kind]}
     if settings["target"].get("vocabulary", AUTO_VOCABULARY) != AUTO_VOCABULARY:
         faults.append("target: vocabulary is a draft's setting; give it as draft's.")
     models = {role: ModelConfig(**{**settings[role], **both}) for role in ROLES}

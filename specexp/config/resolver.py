@@ -27,7 +27,7 @@ from specexp.lm.runtime import (
     INTERSECTION,
     TEXT,
 )
-from specexp.method_specs import OF_PROPOSERS, settings_of, spec, takers, vocabulary_faults
+from specexp.method_specs import OF_PROPOSERS, head_faults, settings_of, spec, takers, vocabulary_faults
 from specexp.tasks.defaults import DEFAULTS
 
 # Settings of a preset that apply to its own task only.
@@ -154,6 +154,8 @@ class _Reader:
         self.check(methods, values.get("temperature"))
         if "draft" in models and models["draft"].vocabulary in (INTERSECTION, TEXT):
             self.faults += vocabulary_faults(methods, models["draft"].vocabulary)
+        if "draft" in models and models["draft"].head:
+            self.faults += head_faults(methods, models["draft"].shown)
         self._task(values, [method.method for method in methods])
         if self.faults:
             return None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from array_api_compat import array_namespace
 
-from specexp.lm.model import Array, Branches, Feed, Following, Model, Session, own_text
+from specexp.lm.model import Array, Branches, Feed, Following, Model, Session, StateReader, own_text
 
 
 class Context:
@@ -18,12 +18,14 @@ class Context:
     def __init__(
         self, model: Model, session: Session, cached: bool = True, leader: Context | None = None
     ) -> None:  # fmt: skip
-        """With `leader`, another model's context, its session is in the same slots, which hold the same for both."""
+        """With `leader`, another model's context, its session is in the same slots, which hold the same for both, or
+        reads the states that the leader's session keeps (`StateReader`)."""
         self._model = model
         self._session = session
         self._own_text = own_text(session)
+        self._reader = session if isinstance(session, StateReader) else None
         self._leader = leader
-        self._follows = False  # whether the leader is at the same sequence, and fills the slots
+        self._led = self._follows = False  # whether the leader is at the same sequence; and fills the slots
         self._use_cache = cached
         self._ids: list[int] = []
         self._num_cached = 0
@@ -47,13 +49,14 @@ class Context:
             common += 1
         self._ids = list(ids)
         self._new_round()
+        self._led = led and self._leader is not None and self._use_cache
         if not self._use_cache:
             self._tell()
             return
         self._session.truncate(common)
         self._num_cached = common
         self._tell()
-        self._follows = led and self._leader is not None
+        self._follows = self._led and self._reader is None
         if self._follows:
             self._follow()
         elif common < len(ids) - 1 <= self._model.context:
@@ -111,6 +114,8 @@ class Context:
     def _tell(self) -> None:
         if self._own_text is not None:
             self._own_text.told(self._ids)
+        if self._reader is not None:
+            self._reader.read(self._ids, self._leader._session if self._led and self._leader else None)
 
     def wrote(self, positions: Sequence[int]) -> None:
         """Count forwards that the session made by itself, with so many positions each."""
@@ -160,7 +165,7 @@ class Context:
             self._follow()
         elif self._begun and self._use_cache:
             # The last committed token stays out of the cache, even if it was fed: the next round asks for its row.
-            slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1]
+            slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1] if not self._reader else []
             if slots == list(range(len(slots))):
                 self._session.truncate(self._num_cached + len(slots))
             else:

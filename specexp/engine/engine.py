@@ -30,7 +30,7 @@ from specexp.engine.request import (
 )
 from specexp.engine.request_state import Decoder, Generation, RequestState, parts_of
 from specexp.engine.scheduler import Phase, next_phase, with_asks
-from specexp.lm.model import Array, Follower, Model, Session
+from specexp.lm.model import Array, Follower, Model, Session, StateReader
 
 _SLACK = 32  # extra slots per sequence, for drafted tokens that are not committed
 
@@ -190,7 +190,10 @@ class Engine:
             model = self._models[role]
             beside = self._beside(model, row, length) if role == "draft" else None
             sessions = beside or model.sessions(self._max_batch_size, length + _SLACK)
-            leaders = self._contexts["target"] if beside else [None] * len(sessions)
+            reads = role == "draft" and "target" in self._models and isinstance(sessions[0], StateReader)
+            if reads:
+                self._context("target", row, length)
+            leaders = self._contexts["target"] if beside or reads else [None] * len(sessions)
             self._contexts[role] = [
                 Context(model, session, self._cached, leader) for session, leader in zip(sessions, leaders, strict=True)
             ]

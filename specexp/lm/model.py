@@ -160,6 +160,28 @@ def own_text(session: Session) -> OwnText | None:
 
 
 @runtime_checkable
+class StateKeeper(Protocol):
+    """A session of a target whose model was told to keep hidden states (`HFModel.keep_states`)."""
+
+    def states(self, start: int, stop: int) -> Array:
+        """The kept states [N, T D] of the slots start .. stop - 1, those of all T layers side by side."""
+        ...
+
+
+@runtime_checkable
+class StateReader(Protocol):
+    """A session of a draft that reads the target's hidden states, which exist for committed tokens alone.
+
+    What it computed for drafted tokens is not kept when they are committed: they are fed again, with their states.
+    """
+
+    def read(self, ids: Sequence[int], keeper: Session | None) -> None:
+        """Be told all committed ids, before each round, and the target's session, which holds all but the last one;
+        None if that is at another sequence."""
+        ...
+
+
+@runtime_checkable
 class Following(Protocol):
     """A session in the slots of another one, the leader."""
 

@@ -14,6 +14,8 @@ from specexp.errors import ModelError
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
 OFFLOADS = ("none", "cpu", "disk")
+# Drafts that read the target's hidden states.
+HEADS = (EAGLE3,) = ("eagle3",)
 ATTENTIONS = ("sdpa", "eager")
 # How a draft's tokens become the target's: they are the same; those that both have; by their text. `auto` finds out.
 VOCABULARIES = AUTO_VOCABULARY, SAME, INTERSECTION, TEXT = ("auto", "same", "intersection", "text")
@@ -46,10 +48,23 @@ class ModelConfig:
     trust_remote_code: bool = False
     vocabulary: str = AUTO_VOCABULARY  # of a draft: how its tokens become the target's
     layers: str = ""  # of a draft: it is these layers of the target, and `model` is the target's
+    eagle3: str = ""  # of a draft: it is this head on the target's hidden states, and `model` is the target's
+
+    @property
+    def head(self) -> str:
+        """The kind of head that this draft is; empty if it is a model."""
+        return EAGLE3 if self.eagle3 else ""
+
+    @property
+    def on_target(self) -> bool:
+        """True of a draft that is made of the target's own weights or states: its settings are the target's."""
+        return bool(self.layers or self.head)
 
     @property
     def shown(self) -> str:
         """Its name in messages and in the names of pairs."""
+        if self.head:
+            return f"{self.head}:{self.eagle3}"
         return f"layers:{self.layers}" if self.layers else self.model
 
     def faults(self) -> list[str]:

@@ -57,6 +57,12 @@ def _loading(experiment: Experiment) -> ModuleType:
     return loading
 
 
+def _heads() -> ModuleType:
+    from specexp.lm.heads import loading
+
+    return loading
+
+
 def load_pair(
     experiment: Experiment,
     roles: Set[Role],
@@ -75,11 +81,14 @@ def load_pair(
     configs = experiment.models
     # Before the tokenizers: their loader reads configs too, and reports a broken one as a fault of the tokenizer.
     sizes = {configs[role].model: loading.vocabulary_size(configs[role]) for role in roles}
-    own_layers = loading.own_layers(configs["draft"]) if "draft" in roles else ()
+    on_target = "draft" in roles and configs["draft"].on_target
+    own_layers = loading.own_layers(configs["draft"]) if on_target else ()
+    if on_target and configs["draft"].head:
+        _heads().check_head(configs["draft"])
     tokenizer = loading.load_tokenizer(experiment.target)
     text, notes = _text(experiment, tokenizer, not own_prompts and DEFAULTS[experiment.task].completions)
     draft_tokenizer = None
-    if "draft" in roles and not own_layers:
+    if "draft" in roles and not on_target:
         draft_tokenizer = loading.load_tokenizer(experiment.draft)
     # The target defines the ids that may be emitted, for both models, even if only the draft is loaded.
     suppressed = loading.suppressed_ids(experiment.target)
@@ -99,14 +108,17 @@ def load_pair(
     for role in roles:
         loading.check_decodable(configs[role], trees)
     check(text, contexts(experiment, roles))
-    loaded = [role for role in configs if role in roles and not (role == "draft" and own_layers)]
+    loaded = [role for role in configs if role in roles and not (role == "draft" and on_target)]
     models: dict[Role, Any] = {
         role: loading.load_model(configs[role], numbers[role], () if other and role == "draft" else suppressed)
         for role in loaded
     }
-    if own_layers:
+    if on_target:
         whole = models.get("target") or loading.load_model(experiment.target, known, suppressed)
-        models["draft"] = loading.model_of_layers(whole, own_layers, experiment.draft.shown)
+        if own_layers:
+            models["draft"] = loading.model_of_layers(whole, own_layers, experiment.draft.shown)
+        else:
+            models["draft"] = _heads().load_head(experiment.draft, whole)
     for model in models.values():
         model.check_cache()
     main, vocabulary = models["target" if "target" in roles else "draft"], SAME

@@ -90,7 +90,7 @@ def make_decoder_spec(pair: LoadedPair, asked: Experiment, most_new_tokens: int)
     if asked.toy is None:  # the outcome of `auto` is part of the version
         template = OWN_TEMPLATE if identity["chat_template"] else NO_TEMPLATE
         models = {role: replace(model, chat_template=template) for role, model in models.items()}
-        if "vocabulary" in identity and not models["draft"].layers:
+        if "vocabulary" in identity and not models["draft"].on_target:
             models["draft"] = replace(models["draft"], vocabulary=identity["vocabulary"])
     asked = replace(asked, target=models["target"], draft=models["draft"])
     return Reference(asked, identity, most_new_tokens, folders, pair.draft_costs(asked.methods[0]))

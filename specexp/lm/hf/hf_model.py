@@ -29,10 +29,11 @@ from specexp.lm.hf import forward_check, generation_config, model_config
 from specexp.lm.hf.fingerprint import fingerprint
 from specexp.lm.hf.hf_session import HFSession
 from specexp.lm.hf.offload import Offload
-from specexp.lm.hf.own_layers import OwnLayers, sessions_beside
+from specexp.lm.hf.own_layers import OwnLayers, sessions_beside, stack_path
 from specexp.lm.hf.recurrent_state import Continuation, HFState
 from specexp.lm.hf.rope import LongRopeSession, TurnedSession
 from specexp.lm.hf.uncached_session import UncachedSession
+from specexp.lm.kept_states import KeepingSession, StateHooks
 from specexp.lm.model import Feed, Session, one_by_one
 from specexp.lm.native.cuda_graphs import GraphSession
 from specexp.lm.native.draft_loop import draft_chain
@@ -63,6 +64,7 @@ class HFModel:
     takes_positions: bool = field(init=False)  # True if it takes `position_ids`
     cache_kind: str = field(init=False)  # of `model_config.cache_kind`
     _continuation: Continuation | None = field(init=False, default=None)
+    _hooks: StateHooks | None = field(init=False, default=None)  # of layers whose states sessions keep
     native: NativeForward | None = field(init=False, default=None)
     why_not_native: str | None = field(init=False)
     _native_fault: str | None = field(init=False, default=None)  # what the check of the native forward found
@@ -199,15 +201,34 @@ class HFModel:
             return [LongRopeSession(make, self.recomputed_at) for _ in range(count)]
         if self.cache_kind == NO_CACHE:
             return [UncachedSession(self) for _ in range(count)]
-        if self.cache_kind == RECURRENT:
-            how = self.continuation
-            return [ReplaySession(HFState(self, how), self.ids([])) for _ in range(count)]
-        if self.native is None:
-            return [HFSession(self) for _ in range(count)]
+        if self.cache_kind == RECURRENT or self.native is None:
+            made: list[Session] = []
+            for _ in range(count):
+                recurrent = self.cache_kind == RECURRENT
+                made.append(
+                    ReplaySession(HFState(self, self.continuation), self.ids([])) if recurrent else HFSession(self)
+                )
+            return made if self._hooks is None else [KeepingSession(each, self._hooks) for each in made]
         if self.graph_pools is not None and count == 1:
             return [self.graph_pools.session(capacity)]
         pool = Pool.empty(self.native, count, capacity, self.num_valid_ids)
         return [NativeSession(pool, row) for row in range(count)]
+
+    def keep_states(self, layers: Sequence[int]) -> None:
+        """From now on, have sessions keep the outputs of these layers for every slot (`StateKeeper`).
+
+        The number of layers stands for the final states, after the last norm. Raises ModelError where no session can.
+        """
+        if self.recomputed_at is not None or self.cache_kind == NO_CACHE:
+            why = "it has no cache" if self.recomputed_at is None else "its rotary angles depend on the length"
+            raise ModelError(f"model '{self.name}' keeps no hidden states for a draft: {why}; name a draft model.")
+        if self.native is not None:
+            self.native.kept = tuple(layers)
+        else:
+            total = int(self._text_config.num_hidden_layers)
+            stack = self.module.get_submodule(stack_path(self.module, total, self.name))
+            final = self.module.get_decoder()
+            self._hooks = StateHooks([final if layer == total else stack[layer] for layer in layers], self.device)
 
     @property
     def follows(self) -> bool:

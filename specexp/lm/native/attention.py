@@ -90,6 +90,7 @@ class SingleRowAttention:
     def __init__(self, pool: Pool, row: int, start: int, num: int, tree: tuple[Tensor, Tensor] | None = None) -> None:
         forward = pool.forward
         self.flat, self.split = pool.buffers.flat[row], pool.buffers.split[row]
+        self.pool, self.row = pool, row
         self.start, self.num, self.stop = start, num, start + num
         self.masks: dict[tuple[int, int], Tensor | None] = {}
         for window, group in forward.masks:
@@ -108,6 +109,11 @@ class SingleRowAttention:
         keys, values = self.split[store]
         mask = self.masks[block.spec.mask]
         return grouped(block, queries, keys.narrow(2, 0, self.stop), values.narrow(2, 0, self.stop), mask)
+
+    def keep(self, states: Tensor, index: int) -> None:
+        kept = self.pool.buffers.states
+        assert kept is not None
+        kept[index, self.row].narrow(0, self.start, self.num).copy_(states)
 
 
 class BatchAttention:
@@ -181,6 +187,11 @@ class BatchAttention:
         result = result.view(self.count, spec.kv_heads, self.num, spec.group, spec.head_dim).transpose(1, 2)
         result = result.reshape(self.count * self.num, -1)
         return result if self.dense else result.index_select(0, self.fed)
+
+    def keep(self, states: Tensor, index: int) -> None:
+        kept = self.pool.buffers.states
+        assert kept is not None
+        kept[index, self.rows, self.slots] = states
 
     def _padded(self, queries: Tensor, group: int) -> Tensor:
         """[T, H, d] -> [R, K, N group, d]: the heads that share a key become adjacent rows."""

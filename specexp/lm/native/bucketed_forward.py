@@ -29,6 +29,7 @@ class BucketForward:
         self._columns = torch.arange(bucket, device=self._forward.device)
         self._angles = self._forward.angles(pool.capacity)
         self._flat = pool.buffers.flat[0]
+        self._states = None if pool.buffers.states is None else pool.buffers.states[:, 0]
         self._split = [
             (keys.narrow(2, 0, bucket), values.narrow(2, 0, bucket)) for keys, values in pool.buffers.split[0]
         ]
@@ -53,7 +54,7 @@ class BucketForward:
         return self._forward.logits(x)[:, : self._num_valid_ids]
 
     def _run(self, tokens: Tensor, slots: Tensor, positions: Tensor, seen: Mapping[int, Tensor]) -> Tensor:
-        cache = _Bucket(self._forward, self._flat, self._split, slots, seen)
+        cache = _Bucket(self._forward, self._flat, self._split, self._states, slots, seen)
         return self._forward(tokens, self._angles.take(positions), cache)
 
 
@@ -65,10 +66,11 @@ class _Bucket:
         forward: NativeForward,
         flat: Sequence[Tensor],
         split: Sequence[tuple[Tensor, Tensor]],
+        states: Tensor | None,
         slots: Tensor,
         seen: Mapping[int, Tensor],
     ) -> None:
-        self._flat, self._split, self._slots = flat, split, slots
+        self._flat, self._split, self._states, self._slots = flat, split, states, slots
         additives = {window: additive(each, forward.dtype) for window, each in seen.items()}
         self._masks = {(window, group): repeated(additives[window], group) for window, group in forward.masks}
 
@@ -77,6 +79,10 @@ class _Bucket:
         if fresh is not None:
             self._flat[store].index_copy_(0, self._slots, fresh)
         return grouped(block, queries, *self._split[store], self._masks[block.spec.mask])
+
+    def keep(self, states: Tensor, index: int) -> None:
+        assert self._states is not None
+        self._states[index].index_copy_(0, self._slots, states)
 
 
 def kinds(forward: NativeForward) -> list[int]:

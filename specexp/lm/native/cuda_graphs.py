@@ -235,6 +235,10 @@ class GraphSession:
     def slots(self) -> object:
         return self.inner.slots()
 
+    def states(self, start: int, stop: int) -> Tensor:
+        """The kept states [N, T D] of the slots start .. stop - 1."""
+        return self.inner.states(start, stop)
+
     def follow(self, leader: Session) -> None:
         """Hold what `leader` holds, a session in the same buffers."""
         self.inner.follow(leader)

@@ -7,33 +7,45 @@ it is possible. A chain that ends by itself is drafted here on a CPU, where read
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import DRAFT, Rng
-from specexp.lm.native.attention import SingleRowAttention
-from specexp.lm.native.kv_cache import NativeSession
+from specexp.lm.blocks.rotary import Angles
+from specexp.lm.native.kv_cache import Pool
 from specexp.lm.threads import Threads
+
+
+class ChainSession(Protocol):
+    """A row of a pool whose chains are drafted here."""
+
+    pool: Pool
+    row: int
+
+    def begin(self, tokens: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Feed tokens[n], or all but the last one: the state [1, D] of the last one, None if it is still to be fed;
+        and the last one."""
+        ...
+
+    def step(self, tokens: Tensor, at: int, angles: Angles) -> Tensor:
+        """The state [1, D] after one token, in slot `at`."""
+        ...
 
 
 @torch.inference_mode()
 def draft_chain(
-    session: NativeSession, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int,
+    session: ChainSession, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int,
     stopping: Stopping | None = None,
 ) -> Drafted:  # fmt: skip
     """`Drafts.draft` after tokens[n]: `length` drafted tokens, the first sampled with the key `position`."""
     pool, forward, warp = session.pool, session.pool.forward, ask.warp
     rng = rng.of_round(position) if ask.by_round else rng
-    caught_up: Tensor | None = None
-    if tokens.shape[0] > 2:  # what others proposed: one forward, which is the first step
-        caught_up = session.feed(tokens, 1, hidden=True)[1]
-        assert caught_up is not None, "hidden states were asked for"
-    elif tokens.shape[0] > 1:
-        session.feed(tokens[:-1], rows=0)
-        tokens = tokens[-1:]
-    start = session.length - (caught_up is not None)
+    caught_up, tokens = session.begin(tokens)
+    start = pool.lengths[session.row] - (caught_up is not None)
     pool.buffers.ensure_capacity(start + length + ask.feed_last_token)
     angles = forward.angles(start + length + ask.feed_last_token)
     drawn: list[Tensor] = []
@@ -45,10 +57,7 @@ def draft_chain(
     with Threads(forward.threads[False]):
         while step < length + ask.feed_last_token:
             at = start + step
-            if step or caught_up is None:
-                x = forward(tokens, angles.at(at, at + 1), SingleRowAttention(pool, session.row, at, 1))
-            else:
-                x = caught_up
+            x = session.step(tokens, at, angles) if step or caught_up is None else caught_up
             states.append(x)
             if step == length:  # this step only computes the hidden state of the last token
                 break

@@ -3,10 +3,12 @@
 A pool holds the rows of one or several sequences. A single sequence is fed through slices of its row, without indexing;
 several are fed together, each at its own length. A step allocates nothing for keys and values,
 unless a sequence outgrows its buffer, which then doubles. Two pools whose first layers are the same ones, those of a
-target and of a draft made of its layers, may have the same buffers.
+target and of a draft made of its layers, may have the same buffers. For a draft that reads the target's hidden states,
+buffers keep those of some layers beside the keys and values (`NativeForward.kept`).
 
 Shapes: L layers that store keys and values, B rows, C capacity in slots, W values per token and layer (the largest of
-all layers), N tokens fed to a row, K key-value heads and d head size of a layer.
+all layers), N tokens fed to a row, K key-value heads and d head size of a layer, T layers whose states are kept, D
+hidden size.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from specexp.lm.blocks.rotary import Angles
 from specexp.lm.model import CHUNK, Branches, Feed, Session, in_pieces
 from specexp.lm.native.attention import BatchAttention, SingleRowAttention, additive, tree_attention
 from specexp.lm.native.native_forward import NativeForward
@@ -36,20 +39,24 @@ class Buffers:
     rows: int
     capacity: int
     values: Tensor = field(init=False)
+    states: Tensor | None = field(init=False)  # [T, B, C, D]; None if none are kept
     flat: list[list[Tensor]] = field(init=False)  # [row][layer]: [C, W]
     split: list[list[tuple[Tensor, Tensor]]] = field(init=False)  # keys and values [1, K, C, d]
     _bands: dict[tuple[int, int, int, int], tuple[int, Tensor]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.capacity = max(LEAST, self.capacity)
-        self.values = self._zeros()
+        self.values, self.states = self._zeros()
         self._view()
 
-    def _zeros(self) -> Tensor:
+    def _zeros(self) -> tuple[Tensor, Tensor | None]:
         forward = self.forward
         stored = [block.spec for block in forward.blocks if block.spec.stores]
         shape = (len(stored), self.rows, self.capacity, max(spec.kv_width for spec in stored))
-        return torch.zeros(shape, dtype=forward.dtype, device=forward.device)
+        values = torch.zeros(shape, dtype=forward.dtype, device=forward.device)
+        if not forward.kept:
+            return values, None
+        return values, values.new_zeros(len(forward.kept), self.rows, self.capacity, forward.hidden_size)
 
     def _view(self) -> None:
         stored = [block.spec for block in self.forward.blocks if block.spec.stores]
@@ -68,10 +75,12 @@ class Buffers:
         """Grow to at least `slots` slots in every row."""
         if slots <= self.capacity:
             return
-        old = self.values
+        old, states = self.values, self.states
         self.capacity = max(slots, 2 * self.capacity)
-        self.values = self._zeros()
+        self.values, self.states = self._zeros()
         self.values[:, :, : old.shape[2]] = old
+        if self.states is not None and states is not None:
+            self.states[:, :, : old.shape[2]] = states
         self._view()
 
     def causal_mask(self, num: int, start: int, window: int, group: int) -> Tensor:
@@ -122,8 +131,10 @@ class Pool:
         assert 0 <= length <= self.lengths[row], f"cannot truncate to {length} of {self.lengths[row]} slots"
         if slots:
             kept = integers(slots, self.forward.device)
-            here = self.buffers.values[:, row]
-            here[:, length : length + len(slots)] = here.index_select(1, kept)
+            for each in (self.buffers.values, self.buffers.states):
+                if each is not None:
+                    here = each[:, row]
+                    here[:, length : length + len(slots)] = here.index_select(1, kept)
         self.lengths[row] = length + len(slots)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -190,6 +201,18 @@ class NativeSession:
         pool.lengths[self.row] = start + num
         return x
 
+    def begin(self, tokens: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Feed what a chain follows (`draft_loop.ChainSession`)."""
+        if tokens.shape[0] > 2:  # what others proposed: one forward, which is the chain's first step
+            return self.feed(tokens, 1, hidden=True)[1], tokens[-1:]
+        if tokens.shape[0] > 1:
+            self.feed(tokens[:-1], rows=0)
+        return None, tokens[-1:]
+
+    def step(self, tokens: Tensor, at: int, angles: Angles) -> Tensor:
+        """The final hidden state [1, D] of one token in slot `at`."""
+        return self.pool.forward(tokens, angles.at(at, at + 1), SingleRowAttention(self.pool, self.row, at, 1))
+
     def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
         if slots:
             with torch.inference_mode():
@@ -201,6 +224,13 @@ class NativeSession:
         layers = self.pool.buffers.flat[self.row]
         stores = sum(block.spec.stores for block in self.pool.forward.blocks)
         return tuple(tuple(layer[: self.length].flatten().tolist()) for layer in layers[:stores])
+
+    def states(self, start: int, stop: int) -> Tensor:
+        """The kept states [N, T D] of the slots start .. stop - 1, those of all layers side by side."""
+        kept = self.pool.buffers.states
+        assert kept is not None, "no states are kept"
+        assert stop <= self.length, f"no states of slots {start} to {stop}"
+        return kept[:, self.row, start:stop].transpose(0, 1).flatten(1)
 
     def follow(self, leader: Session) -> None:
         """Hold what `leader` holds, a session in the same buffers."""

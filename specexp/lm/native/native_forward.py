@@ -11,7 +11,7 @@ Shapes: T tokens of all rows, D hidden, H heads, K key-value heads, d head size,
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -37,6 +37,10 @@ class Cache(Protocol):
         [T, H d] of `queries`[T, H, d]."""
         ...
 
+    def keep(self, states: Tensor, index: int) -> None:
+        """Store states[T, D], those of `NativeForward.kept[index]`, in the tokens' slots."""
+        ...
+
 
 class NativeForward:
     """The decoder stack. Rotary angles are cached for all positions used so far.
@@ -49,7 +53,10 @@ class NativeForward:
         self.spec, parts, family = describe(module)
         self.embedding: Tensor = parts.embedding.weight
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
+        self.hidden_size = int(self.embedding.shape[1])
         self.threads = (0, 0)  # for one row, for several; 0 is torch's own number (set by `kv_cache.tune`)
+        # Layers whose outputs caches keep, for a draft that reads them; their number stands for the final states.
+        self.kept: tuple[int, ...] = ()
         exact = self.dtype == torch.float32
         size = sum(p.numel() * p.element_size() for p in module.parameters())
         self.packed = exact and self.device.type == "cpu" and torch._C._has_mkldnn and size <= PACK_LIMIT
@@ -78,7 +85,7 @@ class NativeForward:
         specs = [replace(self.spec.blocks[i], store=store) for store, i in enumerate(layers)]
         result.spec = replace(self.spec, blocks=tuple(specs))
         result.blocks = [replace(self.blocks[i], spec=spec) for spec, i in zip(specs, layers, strict=True)]
-        result.masks = sorted({spec.mask for spec in specs})
+        result.masks, result.kept = sorted({spec.mask for spec in specs}), ()
         result.beyond = self.beyond and self.beyond.with_layers(layers)
         return result
 
@@ -113,21 +120,28 @@ class NativeForward:
         x = self.embedding.index_select(0, tokens)
         if self.spec.embedding_multiplier != 1:
             x.mul_(self.spec.embedding_multiplier)
-        if self._layer_embeddings is None:
+        if self._layer_embeddings is None and not self.kept:
             for block in self.blocks:
                 x = _run(block, x, angles, cache)
-        else:
+            return self._final_norm(x)
+        vectors: Iterable[Tensor | None] = [None] * len(self.blocks)
+        if self._layer_embeddings is not None:
             vectors = self._layer_embeddings(tokens, x, len(self.blocks))
-            for block, own in zip(self.blocks, vectors, strict=True):
-                x = _run(block, x, angles, cache, own)
-        return self._final_norm(x)
+        for layer, (block, own) in enumerate(zip(self.blocks, vectors, strict=True)):
+            x = _run(block, x, angles, cache, own)
+            if layer in self.kept:
+                cache.keep(x, self.kept.index(layer))
+        x = self._final_norm(x)
+        if len(self.blocks) in self.kept:
+            cache.keep(x, self.kept.index(len(self.blocks)))
+        return x
 
 
 def _run(block: Block, x: Tensor, angles: Angles, cache: Cache, vectors: Tensor | None = None) -> Tensor:
     """The output [T, D] of a block for x[T, D], and for the tokens' vectors[T, P] if it takes such."""
     spec = block.spec
     normed = x if block.attention_norm is None else block.attention_norm(x)
-    attended = _attend(block, normed, angles, cache)
+    attended = attend(block, normed, angles, cache)
     multiplier = spec.residual_multiplier
     if block.attention_post_norm is None:
         after = block.out.added(attended, x, multiplier)
@@ -149,7 +163,7 @@ def _run(block: Block, x: Tensor, angles: Angles, cache: Cache, vectors: Tensor 
     return x if spec.output_multiplier == 1 else x.mul_(spec.output_multiplier)
 
 
-def _attend(block: Block, normed: Tensor, angles: Angles, cache: Cache) -> Tensor:
+def attend(block: Block, normed: Tensor, angles: Angles, cache: Cache) -> Tensor:
     """Attention output [T, H d], before its projection, of normed hidden states."""
     spec, num = block.spec, normed.shape[0]
     heads, head_dim = spec.heads, spec.head_dim
