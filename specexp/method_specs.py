@@ -241,7 +241,7 @@ def vocabulary_faults(methods: Iterable[MethodSettings], vocabulary: str) -> lis
 def head_faults(methods: Iterable[MethodSettings], draft: str) -> list[str]:
     """Why these methods do not go with a head on the target's hidden states as the draft, a line for each."""
     return [
-        f"method '{method.method}' needs a draft that is a model by itself, but {draft} is a head, which drafts from the"
+        f"method '{method.method}' needs a draft that is a model by itself, but {draft} is a head, which reads the"
         " target's hidden states; leave the method out, or name another draft."
         for method in methods
         if "draft" in models_of(method) and not spec(method.method).takes_heads

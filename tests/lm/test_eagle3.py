@@ -14,7 +14,7 @@ from helpers.generation import generate, prompts
 from helpers.tape import Tape
 from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
 from specexp.decoding.draft_length import NOMINAL
-from specexp.decoding.protocol import Draft, Drafted
+from specexp.decoding.protocol import Drafted
 from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
@@ -59,7 +59,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReferenceHead, dict
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_greedy_output_equals_generate(llama: tuple[ReferenceHead, dict[Any, Any]], name: str) -> None:
-    reference, models = llama
+    _, models = llama
     for engine in (Engine(models), Engine(models, reuse=True)):
         outs = []
         for prompt in prompts():
@@ -108,3 +108,50 @@ def test_targets_on_other_forwards(tmp_path: Path, family: str) -> None:
         for prompt in prompts():
             out = Engine(models).generate(DECODERS[name], prompt, LENGTH, CertainRng())
             assert out.token_ids == generate(target, prompt, LENGTH, None)
+
+
+def test_rows_decoded_together_give_what_each_gives_alone(llama: tuple[ReferenceHead, dict[Any, Any]]) -> None:
+    _, models = llama
+    given = [prompt for prompt in prompts() for _ in range(2)]
+    for name in ("chain", "tree", "in turn"):
+        alone = [Engine(models).generate(DECODERS[name], prompt, LENGTH, CertainRng()) for prompt in given]
+        requests = [Request(DECODERS[name], prompt, LENGTH, CertainRng()) for prompt in given]
+        together = dict(Engine(models, max_batch_size=3).generate_all(requests))
+        for i, out in enumerate(alone):
+            assert together[i].token_ids == out.token_ids
+            assert together[i].num_accepted == out.num_accepted
+
+
+def test_what_is_fed(llama: tuple[ReferenceHead, dict[Any, Any]]) -> None:
+    """Each committed token is fed to the head once, with the target's states, and each drafted one but the last."""
+    _, models = llama
+    prompt, rounds = list(prompts())[3], []
+    engine = Engine(models)
+    out = engine.generate(
+        DECODERS["chain"], prompt, LENGTH, CertainRng(), on_tokens=lambda new: rounds.append(len(new))
+    )
+    begun = [sum(rounds[:i]) for i in range(len(rounds))]  # tokens committed before each round
+    drafted = [min(4, LENGTH - each - 1) for each in begun]
+    drafting = [i for i, each in enumerate(drafted) if each]
+    spent = engine.spent()
+    assert len(rounds) < LENGTH / 2, "many are accepted"
+    assert out.num_drafted == sum(drafted)
+    assert spent["target_calls"] == 1 + len(rounds)
+    assert spent["target_positions"] == len(prompt) - 1 + sum(1 + each for each in drafted)
+    assert spent["draft_calls"] == 1 + sum(drafted)
+    assert spent["draft_positions"] == len(prompt) + begun[drafting[-1]] + sum(drafted) - len(drafting)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_recorded_forwards_of_the_target(tmp_path: Path, family: str) -> None:
+    target = target_of(family, Tape())
+    reference = fitted(target_of(family))
+    reference.target = target
+    models = with_head(target, reference, tmp_path)
+    engine = Engine(models)
+    for name in ("chain", "tree", "in turn"):
+        for prompt in prompts():
+            out = engine.generate(DECODERS[name], prompt, LENGTH, CertainRng())
+            assert out.token_ids == generate(target, prompt, LENGTH, None)
+    assert target.graph_pools is not None
+    assert target.graph_pools.pools[0].num_replays > 0
