@@ -15,7 +15,7 @@ from specexp.decoding.rng import rng_for
 from specexp.engine import Engine, Generation, Request, output_limit
 from specexp.errors import ConfigError
 from specexp.judge.judge import Judge
-from specexp.method_specs import takers, vocabulary_faults
+from specexp.method_specs import head_faults, takers, vocabulary_faults
 from specexp.methods import BuildContext, decoder_for
 from specexp.pair.detokenizer import Pieces
 from specexp.pair.loading import Pair, PromptCheck, hidden_sizes, identity, load_pair
@@ -135,7 +135,10 @@ class LoadedPair:
         method = asked.methods[0]
         warp = asked.warp
         self.judge_of(method)
-        if faults := vocabulary_faults(asked.methods, self._pair.vocabulary):
+        faults = vocabulary_faults(asked.methods, self._pair.vocabulary)
+        if asked.draft.head:
+            faults += head_faults(asked.methods, asked.draft.shown)
+        if faults:
             raise ConfigError(faults)
         costs = self.draft_costs(method) or NOMINAL
         making = BuildContext(warp, self._known, self._pair.eos_ids, costs, self._pair.vocabulary)

@@ -26,6 +26,7 @@ ROWS = [
     {"lm.configs", "lm.blocks"},
     {"lm.native"},
     {"lm.hf"},
+    {"lm.heads"},
     {"engine", "config", "storage"},
     {"pair", "tracking", "profiling"},
     {"judge", "metrics", "zoo"},

@@ -151,11 +151,14 @@ class _Reader:
         if "judge" in self.own and "methods" not in self.own and not judged:
             names += ("autojudge",)  # a judge given without methods adds the method that uses it
         methods = self._methods(names, values)
+        head = models["draft"].shown if "draft" in models and models["draft"].head else ""
+        if head and not {"methods", "judge"} & self.own:
+            # Of an experiment's own methods, those that need a draft model are not what was asked for.
+            methods = [method for method in methods if not head_faults([method], head)]
         self.check(methods, values.get("temperature"))
         if "draft" in models and models["draft"].vocabulary in (INTERSECTION, TEXT):
             self.faults += vocabulary_faults(methods, models["draft"].vocabulary)
-        if "draft" in models and models["draft"].head:
-            self.faults += head_faults(methods, models["draft"].shown)
+        self.faults += head_faults(methods, head) if head else []
         self._task(values, [method.method for method in methods])
         if self.faults:
             return None

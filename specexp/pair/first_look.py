@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from specexp.config import Experiment, MethodConfig
+from specexp.config.models import STORED
 from specexp.decoding.protocol import Role
 from specexp.errors import ConfigError, ModelError
 from specexp.lm.configs import model_types, refusals
 from specexp.lm.configs.config_check import check_quantization, check_sizes
 from specexp.lm.configs.layer_ranges import check_layers
 from specexp.lm.configs.refusals import RawConfig
+from specexp.lm.heads import eagle3_config
 from specexp.lm.hf.source import hub_fault, model_source
 from specexp.lm.runtime import ModelConfig
 from specexp.method_specs import models_of, spec
@@ -46,6 +48,8 @@ def check(experiment: Experiment, roles: Set[Role] = frozenset()) -> None:
         facts = model_types.facts_of(config)
         if model.layers:
             check_layers(model.layers, config, model.model)
+        if model.eagle3 and not model.eagle3.startswith(STORED):
+            eagle3_config.read_config(model.eagle3, config, model.model)
         if not model.trust_remote_code or "auto_map" not in values:
             refusals.check(config, facts, model.model)
             if trees:

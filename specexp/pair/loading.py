@@ -122,6 +122,8 @@ def load_pair(
     for model in models.values():
         model.check_cache()
     main, vocabulary = models["target" if "target" in roles else "draft"], SAME
+    if on_target and configs["draft"].head:
+        notes = (*notes, *models["draft"].notes)
     if other is not None:
         prompt = text.encode([{"role": "user", "content": TRIAL}])
         vocabulary, said = other.choose(models["target"], models["draft"], prompt, main.eos_ids)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from transformers import LlamaConfig
 from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -22,7 +23,7 @@ from specexp.lm.blocks.feed_forward import Mlp, activation
 from specexp.lm.blocks.linear import Linear
 from specexp.lm.blocks.norms import Norm, rms_norm
 from specexp.lm.blocks.rotary import Angles, RotarySpec, RotaryTables
-from specexp.lm.heads.eagle3_folder import Eagle3Config
+from specexp.lm.heads.eagle3_config import Eagle3Config
 from specexp.lm.native.native_forward import NO_LIMIT, Cache, attend
 
 ROTARY = RotarySpec(layer_type=None, adjacent=False, layout="twice")
@@ -42,7 +43,7 @@ class Eagle3Forward:
     ) -> None:
         """`embedding`[V, E] and `head`[V, E] are the target's. Ids from `num_valid_ids` on, and those in `suppressed`,
         are never drafted."""
-        llama, like = config.llama, weights["norm.weight"]
+        llama, like = LlamaConfig.from_dict(dict(config.values)), weights["norm.weight"]
         self.hidden_size, self.dtype, self.device = config.size, like.dtype, like.device
         self.embedding = weights.get("embed_tokens.weight", embedding)
         self.threads = (0, 0)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from specexp.errors import ModelError
-from specexp.lm.heads import eagle3_folder
+from specexp.lm.heads.eagle3_config import ARCHITECTURES, Eagle3Config, read_config
 from specexp.lm.heads.eagle3_forward import Eagle3Forward
+from specexp.lm.heads.eagle3_weights import read_weights
 from specexp.lm.heads.head_model import HeadModel
 from specexp.lm.hf import loading
 from specexp.lm.hf.hf_model import HFModel
@@ -22,7 +23,7 @@ from specexp.lm.threads import fastest
 
 def check_head(config: ModelConfig) -> None:
     """Raise ModelError if the head of this draft cannot be read by its config, or does not fit the target's."""
-    eagle3_folder.read_config(config.eagle3, loading.read_config(config), config.model)
+    read_config(config.eagle3, loading.read_config(config), config.model)
 
 
 def load_head(config: ModelConfig, target: HFModel) -> HeadModel:
@@ -30,7 +31,7 @@ def load_head(config: ModelConfig, target: HFModel) -> HeadModel:
 
     Raises ModelError.
     """
-    head = eagle3_folder.read_config(config.eagle3, target.module.config, target.name)
+    head = read_config(config.eagle3, target.module.config, target.name)
     if head.target and head.target != target.fingerprint():
         raise ModelError(
             f"head '{head.name}' was trained for another target ({head.target}) than model '{target.name}'"
@@ -40,20 +41,24 @@ def load_head(config: ModelConfig, target: HFModel) -> HeadModel:
     embedding = target.module.get_input_embeddings().weight.detach()
     if embedding.device.type == "meta" or not embedding.is_floating_point():
         raise ModelError(f"head '{head.name}' needs the embedding of model '{target.name}', which is offloaded.")
-    weights = eagle3_folder.read_weights(head, target.module.dtype, embedding.device)
+    weights = read_weights(head, target.module.dtype, embedding.device)
     forward = Eagle3Forward(head, weights, embedding, output, target.vocab_size, target.suppressed)
     target.keep_states(head.layers)
-    model = HeadModel(target, forward, config.shown, _facts(config, head, weights, forward, target))
+    note = (
+        f"the draft, {config.shown}, reads the target's hidden states and does not decode by itself: methods that need"
+        " a draft model, such as draft_only, are left out."
+    )
+    model = HeadModel(target, forward, config.shown, _facts(config, head, weights, forward, target), (note,))
     _tune(model)
     return model
 
 
 def _facts(
-    config: ModelConfig, head: eagle3_folder.Eagle3Config, weights: Mapping[str, Tensor], forward: Eagle3Forward,
+    config: ModelConfig, head: Eagle3Config, weights: Mapping[str, Tensor], forward: Eagle3Forward,
     target: HFModel,
 ) -> dict[str, Any]:  # fmt: skip
     return {
-        "class": eagle3_folder.ARCHITECTURES[0],
+        "class": ARCHITECTURES[0],
         "model": config.shown,
         "revision": None,
         "fingerprint": _fingerprint(weights),
