@@ -105,11 +105,17 @@ class ToySession:
         assert max(positions, default=0) < self._model.context, "fed beyond the toy's context"
         self._tokens = np.concatenate([self._tokens, tokens])
         self._positions = np.concatenate([self._positions, positions])
-        fed = np.arange(stop - rows, stop)
-        before = sees[fed] & (self._positions[None, :] == self._positions[fed, None] - 1)
-        previous = np.where(before.any(axis=1), self._tokens[before.argmax(axis=1)], self._model.vocab_size)
-        logits, states = self._model.rows(previous, self._tokens[fed], self._positions[fed])
+        logits, states = self._rows(sees, np.arange(stop - rows, stop))
         return logits, states if hidden else None
+
+    def _rows(self, sees: Array, slots: Array) -> tuple[Array, Array]:
+        before = sees[slots] & (self._positions[None, :] == self._positions[slots, None] - 1)
+        previous = np.where(before.any(axis=1), self._tokens[before.argmax(axis=1)], self._model.vocab_size)
+        return self._model.rows(previous, self._tokens[slots], self._positions[slots])
+
+    def states(self, start: int, stop: int) -> Array:
+        """The hidden states [N, H] of the slots start .. stop - 1, which are a chain (`StateKeeper`)."""
+        return self._rows(np.tril(np.ones((self.length, self.length), dtype=bool)), np.arange(start, stop))[1]
 
     def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
         assert 0 <= length <= self.length, f"cannot truncate to {length} of {self.length} slots"

@@ -73,7 +73,8 @@ class ReferenceHead:
     def states(self, ids: Sequence[int]) -> Tensor:
         """What `fc` reads of tokens[N]: [N, 3 D], by transformers' own forward."""
         seen: dict[int, Tensor] = {}
-        stack = self.target.module.get_decoder().layers
+        decoder = self.target.module.get_decoder()
+        stack = decoder.layers if hasattr(decoder, "layers") else decoder.h
         hooks = [
             stack[layer].register_forward_hook(
                 lambda _m, _i, out, layer=layer: seen.update({layer: (out if isinstance(out, Tensor) else out[0])[0]})

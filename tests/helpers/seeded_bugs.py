@@ -84,6 +84,9 @@ RULES, CHAIN, ENGINE, RUN, CONTEXT, BASELINE = (
 )  # fmt: skip
 DRAFTING, FORWARDS = "specexp.engine.drafting", "specexp.engine.forwards"
 CHAIN_LENGTH = "specexp.engine.chain_length"
+HEAD, EAGLE, EAGLE_CONFIG = (
+    "specexp.lm.heads.head_session", "specexp.lm.heads.eagle3_forward", "specexp.lm.heads.eagle3_config",
+)  # fmt: skip
 
 BUGS = [
     Bug("residual not used", RULES, "xp.where(xp.any(residual > 0), residual, row)", "row"),
@@ -425,6 +428,22 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
     ],
     ("decoding/test_rules.py",): [
         Bug("a nucleus holds one more at an exact mass", RULES, "before < self.top_p", "before <= self.top_p"),
+    ],
+    ("lm/test_eagle3_drafts.py",): [
+        Bug("d2t is off by one", EAGLE, 'ids = ids + weights["d2t"]', 'ids = (ids + weights["d2t"] + 1) % num_valid_ids'),
+        Bug("d2t is taken for ids", EAGLE, 'ids = ids + weights["d2t"]', 'ids = weights["d2t"]'),
+        Bug("ids of layers name what enters them", EAGLE_CONFIG, "tuple(given) if isinstance(given, list) and given else", "tuple(max(0, i - 1) for i in given) if isinstance(given, list) and given else"),
+        Bug("by default the layers' outputs are read", EAGLE_CONFIG, "(1, total // 2 - 1, total - 4)", "(2, total // 2, total - 3)"),
+        Bug("the embedding comes second", EAGLE, "torch.cat([embedded, normed], dim=1)", "torch.cat([normed, embedded], dim=1)"),
+        Bug("the residual is always the feature", EAGLE, "normed if self._before_residual else features", "features"),
+        Bug("drafts go on from normed outputs", EAGLE, "cache.keep(x, 0)", "cache.keep(self._final_norm(x), 0)"),
+        Bug("the target's state is that of the token itself", HEAD, "keeper.states(start, stop)", "keeper.states(max(0, start - 1), stop - 1) if start else self._keeper.states(start, stop)"),
+        Bug("a drafted token's feature is the slot's before last", HEAD, "at - 1 : at] if at", "at - 2 : at - 1] if at > 1"),
+        Bug("a node's feature is that of the slot before it", HEAD, "branches.base + path[-2] if len(path) > 1", "slot - 1 if len(path) > 1"),
+        Bug("what was computed for drafts is kept", CONTEXT, "[: len(tokens) - 1] if not self._reader else []", "[: len(tokens) - 1]"),
+        Bug("a kept path keeps the states of other slots", KV, "for each in (self.buffers.values, self.buffers.states):", "for each in (self.buffers.values,):"),
+        Bug("the states of a replay are taken for new ones", "specexp.lm.kept_states", "[-num:] for seen", "[:num] for seen"),
+        Bug("a head begins with the text's first token", HEAD, "first = int(not self._begun and tokens.shape[0] > 0)", "first = 0"),
     ],
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""EAGLE-3 heads: drafts are those of a forward without a cache, and outputs are generate()'s."""
+"""EAGLE-3 heads: outputs are generate()'s, on every forward of the target, alone and in batches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from helpers import tiny_models
 from helpers.eagle3_heads import ReferenceHead
@@ -14,12 +13,10 @@ from helpers.generation import generate, prompts
 from helpers.tape import Tape
 from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
 from specexp.decoding.draft_length import NOMINAL
-from specexp.decoding.protocol import Drafted
-from specexp.decoding.rng import CertainRng, rng_for
+from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
-from specexp.engine.drafting import Drafting
 from specexp.engine.request import Request
 from specexp.lm.heads.loading import load_head
 from specexp.lm.hf.hf_model import HFModel
@@ -69,34 +66,6 @@ def test_greedy_output_equals_generate(llama: tuple[ReferenceHead, dict[Any, Any
         rounds = sum(out.num_rounds for out in outs)
         assert accepted > rounds, "a fitted head has more than one token a round accepted"
         assert any(len(out.accepted_histogram) > 1 and out.accepted_histogram[0] > 0 for out in outs), "and rejected"
-
-
-@pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize("drafted", [(), (3, 4, 7, 9, 20, 21, 40, 41, 42, 60, 80, 90)])
-def test_drafts_are_those_of_a_whole_forward(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: bool, drafted: tuple[int, ...]
-) -> None:
-    """Every chain that the engine drafts, against the head's equations on the committed text and no cache."""
-    target = target_of()
-    reference = ReferenceHead(target, drafted=drafted)
-    models, warp, seen = with_head(target, reference, tmp_path), Warp(0.8), []
-    draft = Drafting.draft
-
-    def watched(self: Any, asked: Any) -> list[Drafted]:
-        result = draft(self, asked)
-        seen.extend((list(state.ids), each) for (state, _), each in zip(asked, result, strict=True))
-        return result
-
-    monkeypatch.setattr(Drafting, "draft", watched)
-    for prompt in ([7], [5, 9], [5, 20, 33, 41, 8, 15, 70, 3, 60]):
-        for decoder in (Chain(DraftModel(4), Lossless(), warp), Chain(DraftModel(4, 0.02), Lossless(), warp)):
-            Engine(models, cached=cached).generate(decoder, prompt, 12, rng_for(0.8, 3, "p"))
-    assert len(seen) > 20
-    for ids, chain in seen:
-        tokens = chain.tokens.tolist()
-        q = warp(reference.chain(ids, tokens[:-1])) if tokens else torch.zeros(0, 96)
-        assert torch.allclose(chain.q, q, atol=2e-5)
-        assert not drafted or set(tokens) <= set(drafted)
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt2", "qwen3_moe"])
