@@ -10,7 +10,9 @@ import torch
 
 from helpers import tiny_models
 from helpers.eagle3_heads import ReferenceHead
+from helpers.tape import Tape
 from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
+from specexp.decoding.draft_length import NOMINAL
 from specexp.decoding.protocol import Drafted
 from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
@@ -36,11 +38,11 @@ HEADS: dict[str, dict[str, Any]] = {
 
 
 def pair(
-    folder: Path, family: str = "llama", forward: str = "auto", **head: Any
+    folder: Path, family: str = "llama", forward: str = "auto", capture: Any = "off", **head: Any
 ) -> tuple[ReferenceHead, dict[Any, Any]]:
     layers = {"layer_types": ["linear_attention", "full_attention"] * 4} if family == "qwen3_next" else {}
     module = tiny_models.build(family, num_hidden_layers=8, **layers)
-    target = HFModel(module, family, graphs="off", forward=forward)
+    target = HFModel(module, family, graphs=capture, forward=forward)
     reference = ReferenceHead(target, **head)
     return reference, {
         "target": target, "draft": load_head(ModelConfig(family, eagle3=str(reference.save(folder))), target)
@@ -76,6 +78,22 @@ def test_chains(tmp_path: Path, drafted: Any, head: str) -> None:
     for prompt in ([7], [5, 9], LONG):
         Engine(models).generate(Chain(DraftModel(4), Lossless(), WARP), prompt, 12, rng_for(0.8, 3, "p"))
     check(reference, drafted)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_recorded_chains(tmp_path: Path, drafted: Any, head: str) -> None:
+    """One replay for each chain, whatever it catches up on: drafts that were rejected, and tokens of others."""
+    reference, models = pair(tmp_path, capture=Tape(), **HEADS[head])
+    engine = Engine(models)
+    in_turn = InTurn({"lookup": Lookup(5, 1), "draft": DraftModel(4)})
+    adapts = DraftModel(4, costs=NOMINAL)
+    for proposer, prompt in ((DraftModel(4), [5, 9]), (in_turn, LONG * 3), (DraftModel(4), LONG), (adapts, LONG)):
+        engine.generate(Chain(proposer, Lossless(), WARP), prompt, 12, rng_for(0.8, 3, "p"))
+    check(reference, drafted)
+    (graphs,) = models["draft"].graph_pools.pools
+    of_head = [chain for _, chain in drafted if chain.tokens.shape[0]]
+    assert graphs.num_replays >= len(of_head) > 10
+    assert graphs.num_captures <= 6
 
 
 def test_chains_step_by_step_in_turn_and_without_a_cache(tmp_path: Path, drafted: Any) -> None:

@@ -6,24 +6,34 @@ Shapes: N tokens, R rows, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Draft, Drafted
-from specexp.decoding.rng import Rng
+from specexp.decoding.rng import HashRng, Rng
+from specexp.decoding.rules import Warp
 from specexp.lm.heads.eagle3_forward import Eagle3Forward
+from specexp.lm.heads.head_graphs import HeadGraphs
 from specexp.lm.heads.head_session import HeadSession
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.model import Feed, one_by_one
 from specexp.lm.native.attention import BatchAttention
-from specexp.lm.native.draft_loop import draft_chain
-from specexp.lm.native.kv_cache import Buffers, Pool
+from specexp.lm.native.graph_capture import Capture
+from specexp.lm.native.graph_pools import GraphPools
+from specexp.lm.native.kv_cache import Pool
+from specexp.lm.native.native_forward import NativeForward
 from specexp.lm.threads import Threads
 from specexp.lm.transfer import integers
+
+
+def native(forward: Eagle3Forward) -> NativeForward:
+    """The forward as pools take it: they read what it stores, and leave calling it to their sessions."""
+    return cast(NativeForward, forward)
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +45,12 @@ class HeadModel:
     name: str
     facts_of_head: dict[str, Any]
     notes: Sequence[str] = ()
+    capture: Capture | None = None  # records chains, if the target's forwards are recorded
+    graph_pools: GraphPools | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.capture is not None:
+            self.graph_pools = GraphPools(native(self.forward), self.capture, None, partial(HeadGraphs, self))
 
     @property
     def vocab_size(self) -> int:
@@ -53,7 +69,9 @@ class HeadModel:
 
     @torch.inference_mode()
     def sessions(self, count: int, capacity: int = 0) -> list[HeadSession]:
-        pool: Any = Pool(self.forward, Buffers(self.forward, count, capacity))  # type: ignore[arg-type]
+        if count == 1 and self.graph_pools is not None:
+            return [cast(HeadSession, self.graph_pools.session(capacity))]
+        pool = Pool.empty(native(self.forward), count, capacity)
         return [HeadSession(self, pool, row) for row in range(count)]
 
     @torch.inference_mode()
@@ -75,14 +93,17 @@ class HeadModel:
         return [(part, h if feed.hidden else None) for (part, h), (feed, _) in zip(parts, ready, strict=True)]
 
     def drafts(self, ask: Draft, rng: Rng) -> bool:
-        # The engine counts what its steps read from the device.
-        return not ask.min_draft_probability and (ask.costs is None or self.device.type == "cpu")
+        if ask.min_draft_probability:
+            return False
+        if self.graph_pools is None:  # the engine counts what its steps read from the device
+            return ask.costs is None or self.device.type == "cpu"
+        return type(ask.warp) is Warp and (ask.warp.greedy or isinstance(rng, HashRng))
 
     def draft(
         self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None = None
     ) -> Drafted:
         assert isinstance(feed.session, HeadSession)
-        return draft_chain(feed.session, feed.tokens, ask, length, rng, position, stopping)
+        return feed.session.draft(feed.tokens, ask, length, rng, position, stopping)
 
     def ids(self, tokens: Sequence[int]) -> Tensor:
         return integers(tokens, self.device)

@@ -16,22 +16,27 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from specexp.decoding.draft_length import Stopping
+from specexp.decoding.protocol import Draft, Drafted
+from specexp.decoding.rng import Rng
 from specexp.lm.blocks.rotary import Angles
 from specexp.lm.model import CHUNK, Branches, Feed, Session, StateKeeper
 from specexp.lm.native.attention import SingleRowAttention, tree_attention
+from specexp.lm.native.draft_loop import draft_chain
 from specexp.lm.native.kv_cache import Pool
 from specexp.lm.threads import Threads
 from specexp.lm.transfer import integers, to_device
 
 if TYPE_CHECKING:
+    from specexp.lm.heads.head_graphs import HeadGraphs
     from specexp.lm.heads.head_model import HeadModel
 
 
 class HeadSession:
     """One row of a head's pool: token i of the text, from 1 on, is in slot i - 1."""
 
-    def __init__(self, model: HeadModel, pool: Pool, row: int) -> None:
-        self.pool, self.row, self._model = pool, row, model
+    def __init__(self, model: HeadModel, pool: Pool, row: int, graphs: HeadGraphs | None = None) -> None:
+        self.pool, self.row, self._model, self._graphs = pool, row, model, graphs
         self._begun = False  # whether the text's first token was fed
         self._num_known = 0  # slots of committed tokens, whose features are the target's
         self._keeper: StateKeeper | None = None
@@ -141,6 +146,18 @@ class HeadSession:
         )  # fmt: skip
         pool.lengths[self.row] = start + num
         return x
+
+    def draft(
+        self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None
+    ) -> Drafted:
+        """`Drafts.draft` after tokens[n], by a recording if there are such and it takes so many."""
+        graphs = self._graphs
+        if graphs is None or not self._begun or not graphs.catches_up(tokens.shape[0]):
+            return draft_chain(self, tokens, ask, length, rng, position, stopping)
+        with torch.inference_mode():
+            self.pool.buffers.ensure_capacity(self.pool.lengths[self.row] + tokens.shape[0])
+            features = self.features(tokens.shape[0], None)
+            return graphs.chain(features, tokens, ask, length, rng, position, stopping)
 
     def begin(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Feed what a chain follows: the output [1, D] of the last token, and that token."""

@@ -13,10 +13,11 @@ from specexp.errors import ModelError
 from specexp.lm.heads.eagle3_config import ARCHITECTURES, Eagle3Config, read_config
 from specexp.lm.heads.eagle3_forward import Eagle3Forward
 from specexp.lm.heads.eagle3_weights import read_weights
-from specexp.lm.heads.head_model import HeadModel
+from specexp.lm.heads.head_model import HeadModel, native
 from specexp.lm.hf import loading
 from specexp.lm.hf.hf_model import HFModel
-from specexp.lm.native.kv_cache import LEAST, Buffers, Pool
+from specexp.lm.native.attention import SingleRowAttention
+from specexp.lm.native.kv_cache import LEAST, Pool
 from specexp.lm.runtime import ModelConfig
 from specexp.lm.threads import fastest
 
@@ -48,7 +49,8 @@ def load_head(config: ModelConfig, target: HFModel) -> HeadModel:
         f"the draft, {config.shown}, reads the target's hidden states and does not decode by itself: methods that need"
         " a draft model, such as draft_only, are left out."
     )
-    model = HeadModel(target, forward, config.shown, _facts(config, head, weights, forward, target), (note,))
+    capture = target.graph_pools.capture if target.graph_pools is not None else None
+    model = HeadModel(target, forward, config.shown, _facts(config, head, weights, forward, target), (note,), capture)
     _tune(model)
     return model
 
@@ -77,7 +79,7 @@ def _facts(
         "scored_ids": int(forward.drafted_ids.shape[0]),
         "context": target.context,
         "forward": "own",
-        "graphs": "off",
+        "graphs": "off" if target.graph_pools is None else "captured",
         "threads": torch.get_num_threads(),
     }
 
@@ -98,11 +100,9 @@ def _tune(model: HeadModel) -> None:
     forward = model.forward
     if forward.device.type != "cpu":
         return
-    pool: Any = Pool(forward, Buffers(forward, 1, LEAST))  # type: ignore[arg-type]
+    pool = Pool.empty(native(forward), 1, LEAST)
 
     def feed(rows: int) -> None:
-        from specexp.lm.native.attention import SingleRowAttention
-
         features = torch.zeros(rows, forward.hidden_size, dtype=forward.dtype)
         tokens = torch.zeros(rows, dtype=torch.int64)
         x = forward(tokens, features, forward.angles(rows).at(0, rows), SingleRowAttention(pool, 0, 0, rows))

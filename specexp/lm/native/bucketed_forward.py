@@ -54,11 +54,11 @@ class BucketForward:
         return self._forward.logits(x)[:, : self._num_valid_ids]
 
     def _run(self, tokens: Tensor, slots: Tensor, positions: Tensor, seen: Mapping[int, Tensor]) -> Tensor:
-        cache = _Bucket(self._forward, self._flat, self._split, self._states, slots, seen)
+        cache = Bucket(self._forward, self._flat, self._split, self._states, slots, seen)
         return self._forward(tokens, self._angles.take(positions), cache)
 
 
-class _Bucket:
+class Bucket:
     """The `Cache` of a bucket: writes by index and attends under masks."""
 
     def __init__(

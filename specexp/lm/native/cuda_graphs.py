@@ -42,7 +42,7 @@ SPARE = CHAINS[-1]  # additional slots of a pool, for padding
 
 
 @dataclass(slots=True, eq=False)
-class _Recording:
+class Recording:
     """A function, its static inputs, and its replay once captured. It keeps alive the tensors that a graph uses."""
 
     function: Function
@@ -57,12 +57,12 @@ class Graphs:
         self.pool, self._capture = pool, capture
         self._forward = pool.forward
         self._values = pool.buffers.values
-        self._kept: dict[Hashable, _Recording] = {}
-        self._sessions: weakref.WeakSet[GraphSession] = weakref.WeakSet()
+        self._kept: dict[Hashable, Recording] = {}
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self.num_captures = 0
         self.num_replays = 0
 
-    def session(self, follows: bool = False) -> GraphSession:
+    def session(self, follows: bool = False) -> Session:
         """Return an empty session. While it is alive, the pool is lent and must not be lent again.
 
         With `follows` the slots are another session's, which goes on.
@@ -70,9 +70,12 @@ class Graphs:
         self.pool.lengths[0] = 0
         if not follows:
             self.pool.buffers.values.zero_()  # an earlier session may have left NaN, and padding attends to some of it
-        result = GraphSession(self, NativeSession(self.pool, 0))
+        result = self._new_session()
         self._sessions.add(result)
         return result
+
+    def _new_session(self) -> Session:
+        return GraphSession(self, NativeSession(self.pool, 0))
 
     @property
     def lent(self) -> bool:
@@ -114,19 +117,21 @@ class Graphs:
         return 0 < size <= self._forward.most_recorded_tokens
 
     def draft(
-        self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None
-    ) -> Drafted:
+        self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None,
+        more: Sequence[Tensor] = (),
+    ) -> Drafted:  # fmt: skip
         """Draft a chain of `length` tokens after `tokens`[1 to CATCH_UPS[-1]] by one replay.
 
         The recording always drafts gamma tokens; if `length` is smaller, only the first ones are used. With `stopping`
-        the replay decides how many it drafts, and the caller reads that (`Drafted.num_drafted`).
+        the replay decides how many it drafts, and the caller reads that (`Drafted.num_drafted`). `more` are inputs that
+        a recording of another kind has first.
         """
         num, start, gamma = tokens.shape[0], self.pool.lengths[0], ask.gamma
         size = next(each for each in CATCH_UPS if each >= num)
         bucket = self.bucket_for(start + size + gamma)
         seeds = rng.key if isinstance(rng, HashRng) else (0, 0)
         key = ("draft", size, gamma, bucket, ask.warp, ask.feed_last_token, ask.by_round, stopping is None)
-        given: list[Tensor | int] = [tokens, num, start, position, *seeds]
+        given: list[Tensor | int] = [*more, tokens, num, start, position, *seeds]
         if stopping is not None:
             given.append(to_device(numbers_of(stopping, gamma), tokens.device))
         drafted, q, x, peaks, *ending = self._answer(key, lambda: self._drafting(size, bucket, ask), given)
@@ -148,7 +153,7 @@ class Graphs:
         return min(bucket, self.pool.capacity)
 
     def _answer(
-        self, key: Hashable, build: Callable[[], _Recording], given: Sequence[Tensor | int]
+        self, key: Hashable, build: Callable[[], Recording], given: Sequence[Tensor | int]
     ) -> tuple[Tensor, ...]:
         """Copy `given` into the inputs of a recording, which is built if it does not exist, and replay it."""
         if self.pool.buffers.values is not self._values:
@@ -171,16 +176,16 @@ class Graphs:
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._forward.device)
 
-    def _chain(self, size: int, bucket: int) -> _Recording:
+    def _chain(self, size: int, bucket: int) -> Recording:
         forward = BucketForward(self.pool, bucket)
 
         def run(tokens: Tensor, start: Tensor) -> tuple[Tensor, ...]:
             x = forward.chain(tokens, start)
             return x, forward.logits(x)
 
-        return _Recording(run, (self._zeros(size), self._zeros(1)))
+        return Recording(run, (self._zeros(size), self._zeros(1)))
 
-    def _branches(self, size: int, bucket: int) -> _Recording:
+    def _branches(self, size: int, bucket: int) -> Recording:
         forward = BucketForward(self.pool, bucket)
 
         def run(tokens: Tensor, start: Tensor, positions: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
@@ -188,14 +193,17 @@ class Graphs:
             return x, forward.logits(x)
 
         masks = [self._zeros(size, bucket, dtype=torch.bool) for _ in kinds(self._forward)]
-        return _Recording(run, (self._zeros(size), self._zeros(1), self._zeros(size), *masks))
+        return Recording(run, (self._zeros(size), self._zeros(1), self._zeros(size), *masks))
 
-    def _drafting(self, size: int, bucket: int, ask: Draft) -> _Recording:
-        forward, inputs = BucketForward(self.pool, bucket), [self._zeros(size), *(self._zeros(1) for _ in range(5))]
+    def _drafting(self, size: int, bucket: int, ask: Draft) -> Recording:
+        return self._chain_of(BucketForward(self.pool, bucket), size, ask)
+
+    def _chain_of(self, forward: BucketForward, size: int, ask: Draft) -> Recording:
+        inputs = [self._zeros(size), *(self._zeros(1) for _ in range(5))]
         if ask.costs is None:
-            return _Recording(fixed_chain(forward, ask), inputs)
+            return Recording(fixed_chain(forward, ask), inputs)
         inputs.append(self._zeros(ask.gamma + BINS, dtype=torch.float64))
-        return _Recording(ending_chain(forward, ask, self._capture.when), inputs)
+        return Recording(ending_chain(forward, ask, self._capture.when), inputs)
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)

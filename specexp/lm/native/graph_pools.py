@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from specexp.lm.native.cuda_graphs import SPARE, Graphs, GraphSession
+from collections.abc import Callable
+
+from specexp.lm.model import Session
+from specexp.lm.native.cuda_graphs import SPARE, Graphs
 from specexp.lm.native.graph_capture import Capture
 from specexp.lm.native.kv_cache import Buffers, Pool
 from specexp.lm.native.native_forward import NativeForward
@@ -11,12 +14,19 @@ from specexp.lm.native.native_forward import NativeForward
 class GraphPools:
     """Lends pools of one row with their recordings, each to one session at a time."""
 
-    def __init__(self, forward: NativeForward, capture: Capture, num_valid_ids: int | None = None) -> None:
-        self._forward, self._capture, self._num_valid_ids = forward, capture, num_valid_ids
+    def __init__(
+        self,
+        forward: NativeForward,
+        capture: Capture,
+        num_valid_ids: int | None = None,
+        make: Callable[[Pool, Capture], Graphs] = Graphs,
+    ) -> None:
+        """`make` gives the recordings for a pool."""
+        self._forward, self.capture, self._num_valid_ids, self._make = forward, capture, num_valid_ids, make
         self.pools: list[Graphs] = []
         self._beside: list[Graphs] = []  # in the buffers of another model's pools, which these must never lend
 
-    def session(self, capacity: int) -> GraphSession:
+    def session(self, capacity: int) -> Session:
         """Return an empty session with at least `capacity` slots.
 
         It uses a free pool, or a new one, which replaces the free ones, as they are too small.
@@ -28,14 +38,14 @@ class GraphPools:
         self.pools = [graphs for graphs in self.pools if graphs not in free]
         # Round up for longer prompts: when a pool grows, all its recordings are lost.
         slots = 1 << (capacity + SPARE - 1).bit_length()
-        self.pools.append(Graphs(Pool.empty(self._forward, 1, slots, self._num_valid_ids), self._capture))
+        self.pools.append(self._make(Pool.empty(self._forward, 1, slots, self._num_valid_ids), self.capture))
         return self.pools[-1].session()
 
-    def session_beside(self, buffers: Buffers) -> GraphSession:
+    def session_beside(self, buffers: Buffers) -> Session:
         """Return an empty session in the slots of another one, whose recordings last as long as these buffers."""
         self._beside = [graphs for graphs in self._beside if graphs.lent or graphs.pool.buffers is buffers]
         for graphs in self._beside:
             if graphs.pool.buffers is buffers and not graphs.lent:
                 return graphs.session(follows=True)
-        self._beside.append(Graphs(Pool(self._forward, buffers, self._num_valid_ids), self._capture))
+        self._beside.append(Graphs(Pool(self._forward, buffers, self._num_valid_ids), self.capture))
         return self._beside[-1].session(follows=True)
