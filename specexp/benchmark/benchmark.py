@@ -18,7 +18,7 @@ from tqdm import tqdm
 from specexp import config
 from specexp.benchmark import peers, throughput
 from specexp.benchmark.contenders import HFContender
-from specexp.benchmark.peers import Peer, plain_peer
+from specexp.benchmark.peers import Peer, has_assistant, plain_peer
 from specexp.errors import ModelError, first_line
 from specexp.evaluation import measured_costs, preparation, time_split
 from specexp.evaluation.equality import Difference, differences
@@ -92,9 +92,10 @@ def without_trees(experiment: config.Experiment) -> str:
 def num_runs(prepared: Prepared, with_compiled: bool) -> int:
     """The number of outputs that are decoded one at a time, without instrumented runs and a batch's passes."""
     experiment, num_chains = prepared.experiment, sum(s.config.method == "speculative" for s in prepared.settings)
-    greedy = len(prepared.settings) + PEERS + with_compiled + num_chains
-    rest = greedy - 2 * num_chains + 2
-    runs = greedy + experiment.repeats * (1 + 2 * num_chains + rest + 4)
+    sides = 1 + has_assistant(prepared.pair)  # that draft: chains, and transformers' assistant
+    greedy = len(prepared.settings) + PEERS + with_compiled + num_chains * (sides - 1)
+    rest = greedy - sides * num_chains + sides
+    runs = greedy + experiment.repeats * (1 + sides * num_chains + rest + 2 + sides)
     return runs * len(prepared.prompts)
 
 
@@ -105,6 +106,8 @@ def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = N
     own = _own(prepared)
     hf_contenders = _hf_contenders(prepared)
     skipped = {} if with_compiled else {COMPILED: "not asked for"}
+    if not has_assistant(prepared.pair):
+        skipped["assisted"] = "transformers' generate() takes no such draft as its assistant"
     if reason := without_trees(prepared.experiment):
         skipped |= {name: reason for name in OTHERS if spec(name).grows_tree}
     if not with_compiled:
@@ -130,7 +133,7 @@ def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = N
         gamma = own[best].gamma
         chosen = [c for name, c in greedy.items() if name not in {*chains, *assisted, *skipped} or c.gamma == gamma]
         sampling: list[Contender] = [own[name].at(TEMPERATURE) for name in (PLAIN, best)]
-        sampling += [_sampling(hf_contenders[name]) for name in (GENERATE, f"assisted_k{gamma}")]
+        sampling += [_sampling(hf_contenders[name]) for name in (GENERATE, f"assisted_k{gamma}") if name in greedy]
         phase = TimingPhase(journal, "timed", cold, longest)
         if not phase.is_done(sampling, num_prompts, repeats):
             for contender in sampling:
@@ -183,7 +186,7 @@ def _hf_contenders(prepared: Prepared) -> dict[str, HFContender]:
         "prompt_lookup": HFContender("prompt_lookup", prepared, Peer(models, eos_ids, options=peers.lookup())),
     }
     for setting in prepared.settings:
-        if setting.config.method == "speculative":
+        if setting.config.method == "speculative" and has_assistant(prepared.pair):
             name = f"assisted_k{setting.config.gamma}"
             result[name] = HFContender(name, prepared, replace(plain, gamma=setting.config.gamma))
     return result

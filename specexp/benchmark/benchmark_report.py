@@ -25,12 +25,13 @@ HEADLINES = {
     "batch_speedup_chain": "the chain, several prompts together / one at a time, prompts a second",
     "outputs_equal": "greedy outputs of every method and peer equal generate()'s, and in a batch those of batch 1",
 }
+RATIOS = ("plain_vs_generate", "chain_vs_assisted", "chain_vs_plain")
 KEPT = ("accept/alpha", "accept/mean_length", "speed/c", "speed/v", "speed/attainable", "speed/predicted_speedup")
 
 
 def as_json(measured: Measured) -> dict[str, Any]:
     """Every number, with the headlines at the top."""
-    timed, chain = measured.timed, f"chain_k{measured.gamma}"
+    timed, chain, assisted = measured.timed, f"chain_k{measured.gamma}", f"assisted_k{measured.gamma}"
     by_gamma = {c.gamma: _gamma(measured, measured.search, measured.search_costs, c.gamma) for c in _chains(measured)}
     best = _gamma(measured, timed, measured.costs, measured.gamma)
     parts = {name: shares(seconds) for name, seconds in measured.parts.items()}
@@ -38,13 +39,17 @@ def as_json(measured: Measured) -> dict[str, Any]:
     ratios = {
         "plain_vs_generate": rate_ratio(whole(timed[PLAIN]), whole(timed[GENERATE])),
         "plain_vs_generate_decode": rate_ratio(_behind_first(timed, PLAIN), _behind_first(timed, GENERATE)),
-        "chain_vs_assisted": rate_ratio(whole(timed[chain]), whole(timed[f"assisted_k{measured.gamma}"])),
+        **({"chain_vs_assisted": rate_ratio(whole(timed[chain]), whole(timed[assisted]))} if assisted in timed else {}),
         "chain_vs_plain": rate_ratio(decoding(timed[chain]), decoding(timed[PLAIN])),
         "chain_vs_generate": rate_ratio(whole(timed[chain]), whole(timed[GENERATE])),
     }
     batch = measured.batched.as_json() if measured.batched else None
     headlines = {
-        **{name: ratios[name].value for name in ("plain_vs_generate", "chain_vs_assisted", "chain_vs_plain")},
+        **{
+            name: ratios[name].value
+            for name in ("plain_vs_generate", "chain_vs_assisted", "chain_vs_plain")
+            if name in ratios
+        },
         **({"realised": best["realised"]} if "realised" in best else {}),
         "overhead_share": parts[chain][HOST],
         "share_of_floor": measured.floor.seconds / step,
@@ -114,7 +119,7 @@ def _behind_first(timed: Timings, name: str) -> Timed:
 
 def _gamma(measured: Measured, timings: Timings, costs: Mapping[str, Any], gamma: int) -> dict[str, float]:
     """A chain's acceptance and costs, its speed-up compared with what these allow, and assisted generation's speed."""
-    chain, assisted = timings[f"chain_k{gamma}"], timings[f"assisted_k{gamma}"]
+    chain, assisted = timings[f"chain_k{gamma}"], timings.get(f"assisted_k{gamma}")
     records = [timing.record for row in chain for timing in row if timing.record]
     plain = [timing.record for row in timings[PLAIN] for timing in row if timing.record]
     claimed = not environment.on_cuda(measured.environment)
@@ -127,7 +132,7 @@ def _gamma(measured: Measured, timings: Timings, costs: Mapping[str, Any], gamma
         **({"realised": speedup / result["attainable"]} if "attainable" in result else {}),
         "tokens_per_second": rate(decoding(chain)).value,
         "end_to_end_tokens_per_second": rate(whole(chain)).value,
-        "assisted_end_to_end_tokens_per_second": rate(whole(assisted)).value,
+        **({"assisted_end_to_end_tokens_per_second": rate(whole(assisted)).value} if assisted is not None else {}),
     }
 
 

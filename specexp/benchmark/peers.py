@@ -163,11 +163,19 @@ def lookup() -> dict[str, Any]:
     return {"prompt_lookup_num_tokens": LOOKUP_TOKENS}
 
 
+def has_assistant(pair: Pair) -> bool:
+    """True if `generate()` takes the pair's draft as its assistant: a model, with the target's tokens or its own."""
+    draft = pair.models.get("draft")
+    return isinstance(draft, HFModel | Translated)
+
+
 def plain_peer(pair: Pair) -> Peer:
     """Transformers' `generate()` on these models, greedy."""
     models: dict[str, HFModel] = {}
     tokenizers: Mapping[str, Any] = {}
     for role, model in pair.models.items():
+        if role == "draft" and not has_assistant(pair):
+            continue
         if isinstance(model, Translated):
             model, tokenizers = model.inner, model.translation.tokenizers
         assert isinstance(model, HFModel), "transformers decodes models of its own only"

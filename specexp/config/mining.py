@@ -69,6 +69,11 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
         raise ConfigError([*faults, *error.faults]) from None
     if experiment.task not in CHECKABLE:
         faults.append(f"task '{experiment.task}' has no answers to check; mine one of {', '.join(CHECKABLE)}.")
+    if experiment.draft.head:
+        faults.append(
+            f"labels are mined with a draft that is a model by itself, but {experiment.draft.shown} is a head, which"
+            " reads the target's hidden states; name another draft."
+        )
     if faults:
         raise ConfigError(faults)
     source = TASK_SOURCES[experiment.task]

@@ -107,9 +107,12 @@ class Context:
         self.num_positions += num
 
     def announce(self, tokens: Sequence[int]) -> None:
-        """Say which tokens are scored next, after the committed ones, to a model that reads their text."""
+        """Say which tokens are scored next, after the committed ones, to a model that reads their text, or the states
+        of it."""
         if self._own_text is not None:
             self._own_text.told([*self._ids, *tokens])
+        if self._reader is not None:
+            self._reader.read([*self._ids, *tokens], None)
 
     def _tell(self) -> None:
         if self._own_text is not None:

@@ -92,6 +92,9 @@ def make_decoder_spec(pair: LoadedPair, asked: Experiment, most_new_tokens: int)
         models = {role: replace(model, chat_template=template) for role, model in models.items()}
         if "vocabulary" in identity and not models["draft"].on_target:
             models["draft"] = replace(models["draft"], vocabulary=identity["vocabulary"])
+    draft = models["draft"]
+    if draft.eagle3 and Path(draft.eagle3).expanduser().is_dir():
+        models["draft"] = replace(draft, eagle3=str(Path(draft.eagle3).expanduser().resolve()))
     asked = replace(asked, target=models["target"], draft=models["draft"])
     return Reference(asked, identity, most_new_tokens, folders, pair.draft_costs(asked.methods[0]))
 

@@ -154,5 +154,8 @@ def test_the_nodes_of_a_tree(tmp_path: Path) -> None:
 def test_a_text_that_the_target_is_not_at(tmp_path: Path) -> None:
     """`Engine.score` of the draft alone: the target's states are computed for it."""
     reference, models = pair(tmp_path, drafted=FEW)
-    scored, _ = Engine(models).score("draft", LONG, [9, 40])
-    assert torch.allclose(scored, reference.chain(LONG, [9, 40]), atol=2e-5)
+    engine = Engine(models, reuse=True)
+    for text, after in ((LONG, [9, 40]), ([*LONG, 9], [41, 42]), (LONG[:4], [7])):
+        scored, _ = engine.score("draft", text, after)
+        rows = [reference.chain([*text, *after[:i]], [])[-1] for i in range(len(after) + 1)]
+        assert torch.allclose(scored, torch.stack(rows), atol=2e-5)

@@ -77,10 +77,10 @@ class HeadModel:
     @torch.inference_mode()
     def feed(self, feeds: Sequence[Feed]) -> list[tuple[Tensor, Tensor | None]]:
         sessions = [feed.session for feed in feeds if isinstance(feed.session, HeadSession)]
-        prepared = [each.prepared(feed) for each, feed in zip(sessions, feeds, strict=True)]
-        ready = [each for each in prepared if each is not None]
-        if len(feeds) == 1 or len(ready) < len(feeds):
+        pairs = list(zip(sessions, feeds, strict=True))
+        if len(feeds) == 1 or not all(session.is_simple(feed) for session, feed in pairs):
             return one_by_one(feeds)
+        ready = [session.prepared(feed) for session, feed in pairs]
         pool, forward = sessions[0].pool, self.forward
         many = BatchAttention(pool, [(s.row, feed) for s, (feed, _) in zip(sessions, ready, strict=True)])
         with Threads(forward.threads[True]):

@@ -40,8 +40,9 @@ class HeadSession:
         self._begun = False  # whether the text's first token was fed
         self._num_known = 0  # slots of committed tokens, whose features are the target's
         self._keeper: StateKeeper | None = None
+        self._ids: Sequence[int] = ()  # committed
         self._own_keeper: Session | None = None  # for texts that the target's session is not at
-        self._own_ids: list[int] = []
+        self._own_ids: list[int] = []  # in that one
 
     @property
     def length(self) -> int:
@@ -49,8 +50,7 @@ class HeadSession:
 
     def read(self, ids: Sequence[int], keeper: Session | None) -> None:
         self._num_known = max(0, len(ids) - 1)
-        if keeper is None:
-            self._own_ids = list(ids)
+        self._ids = ids
         assert keeper is None or isinstance(keeper, StateKeeper)
         self._keeper = keeper
 
@@ -126,9 +126,15 @@ class HeadSession:
         """A session of the target that is fed the committed text: for what scores a text without the target."""
         if self._own_keeper is None:
             self._own_keeper = self._model.target.session()
-        keeper = self._own_keeper
-        keeper.truncate(0)
-        keeper.feed(self._model.ids(self._own_ids[:-1]), 0)
+        keeper, text, common = self._own_keeper, list(self._ids[:-1]), 0
+        for old, new in zip(self._own_ids, text, strict=False):
+            if old != new:
+                break
+            common += 1
+        keeper.truncate(common)
+        if text[common:]:
+            keeper.feed(self._model.ids(text[common:]), 0)
+        self._own_ids = text
         assert isinstance(keeper, StateKeeper)
         return keeper
 
@@ -171,13 +177,16 @@ class HeadSession:
         cache = SingleRowAttention(self.pool, self.row, at, 1)
         return self._model.forward(tokens, features, angles.at(at, at + 1), cache)
 
-    def prepared(self, feed: Feed) -> tuple[Feed, Tensor] | None:
-        """The feed in slots, with its features, if one forward answers it; else None."""
+    def is_simple(self, feed: Feed) -> bool:
+        """True if one forward answers it: `prepared`."""
         if not self._begun or not feed.tokens.shape[0]:
-            return None
+            return False
         tokens, branches, _ = self.in_slots(feed.tokens, feed.branches)
-        if len(self.pieces(tokens.shape[0], branches)) > 1:
-            return None
+        return len(self.pieces(tokens.shape[0], branches)) == 1
+
+    def prepared(self, feed: Feed) -> tuple[Feed, Tensor]:
+        """The feed in slots, and its features."""
+        tokens, branches, _ = self.in_slots(feed.tokens, feed.branches)
         return Feed(self, tokens, feed.rows, feed.hidden, branches), self.features(tokens.shape[0], branches)
 
     def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
