@@ -26,8 +26,8 @@ from specexp.lm.blocks.description import refusal
 from specexp.lm.blocks.long_factors import boundary_of, turned
 from specexp.lm.configs.refusals import NO_CACHE, RECURRENT
 from specexp.lm.hf import forward_check, generation_config, model_config
-from specexp.lm.hf.fingerprint import fingerprint
 from specexp.lm.hf.hf_session import HFSession
+from specexp.lm.hf.model_facts import facts, fingerprint
 from specexp.lm.hf.offload import Offload
 from specexp.lm.hf.own_layers import OwnLayers, sessions_beside, stack_path
 from specexp.lm.hf.recurrent_state import Continuation, HFState
@@ -274,43 +274,11 @@ class HFModel:
         return integers(tokens, self.device)
 
     def fingerprint(self) -> str:
-        """Hash of the weights in sixteen hex digits; see `fingerprint.py`."""
+        """Hash of the weights in sixteen hex digits; see `model_facts.py`."""
         return fingerprint(self.module)
 
     def facts(self) -> dict[str, Any]:
-        config = self.module.config
-        quantization = getattr(config, "quantization_config", None)
-        cuda = self.device.type == "cuda"
-        return {
-            "class": type(self.module).__name__,
-            "model": self.name,
-            "layers": list(self.own.indices) if self.own else None,
-            "revision": getattr(config, "_commit_hash", None),
-            "fingerprint": self.fingerprint(),
-            "hidden_size": int(self._text_config.hidden_size),
-            "parameters": sum(p.numel() for p in self.module.parameters()),
-            "bytes": int(self.module.get_memory_footprint()),
-            "offload": self.offload.kind if self.offload else "none",
-            "offloaded_bytes": sum(p.nbytes for p in self.module.parameters() if p.device.type == "meta"),
-            "dtype": str(self.module.dtype).removeprefix("torch."),
-            "device": str(self.device),
-            "device_name": torch.cuda.get_device_name(self.device) if cuda else "cpu",
-            "device_map": {k: str(v) for k, v in (getattr(self.module, "hf_device_map", None) or {}).items()},
-            "quantization": quantization if isinstance(quantization, dict | None) else quantization.to_dict(),
-            "attention": config._attn_implementation,
-            "vocab_size": self.vocab_size,
-            "scored_ids": int(self._text_config.vocab_size),
-            "context": self.context,
-            "eos_ids": list(self.eos_ids),
-            "generation_config": {
-                "suppress_tokens": list(self.suppressed),
-                "not_applied": generation_config.not_applied(self.module.generation_config),
-            },
-            "forward": "own" if self.native is not None else f"transformers ({self.why_not_native})",
-            "graphs": "captured" if self.graph_pools is not None else "off",
-            "threads": torch.get_num_threads(),
-            "threads_by_rows": dict(zip(("one", "several"), self.native.threads, strict=True)) if self.native else None,
-        }
+        return facts(self)
 
     def wait(self) -> None:
         if self.device.type == "cuda":
