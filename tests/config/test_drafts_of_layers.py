@@ -11,11 +11,16 @@ from specexp.config.experiment import settings_hash
 from specexp.errors import ConfigError
 
 REFUSED = {
-    "draft: {layers: 0-3, dtype: bfloat16}": "draft: dtype and layers are given; a draft of the target's layers has the"
+    "draft: {layers: 0-3, dtype: bfloat16}": "draft: dtype and layers are given; a draft on the target has the"
     " target's settings: leave one out.",
     "draft: {layers: 0-3, model: x}": "draft: model and layers are given;",
-    "target: {layers: 0-3}": "target: layers are a draft's; name the model of the target, and give them as draft's.",
-    "target: layers:0-3": "target: layers are a draft's;",
+    "target: {layers: 0-3}": "target: layers is a draft's; name the model of the target, and give it as draft's.",
+    "target: layers:0-3": "target: layers is a draft's;",
+    "target: {eagle3: a}": "target: eagle3 is a draft's;",
+    "draft: {layers: 0-3, eagle3: a}": "draft: eagle3 and layers are given;",
+    "draft: {eagle3: a, dtype: bfloat16}": "draft: dtype and eagle3 are given; a draft on the target has the target's",
+    "draft: {eagle3: a}\nmethods: [draft_only]": "method 'draft_only' needs a draft that is a model by itself, but",
+    "draft: {eagle3: a}\njudge: b": "method 'autojudge' needs a draft that is a model by itself, but eagle3:a is a",
     "draft: {layers: 3-0}": "layers is '3-0': it must be ranges of layers from 0 on, in ascending order,",
     "draft: {layers: [0, 1]}": "it must be ranges of layers from 0 on",
     "draft: 'layers:'": "it must be ranges of layers from 0 on",
@@ -30,6 +35,17 @@ def test_the_draft_has_the_targets_settings() -> None:
     assert given.pair == "a/b+layers:0-3"
     assert config.resolve("arith_quick", {"draft": "layers: 0 - 3"}).draft.layers == "0-3"
     assert config.resolve("arith_quick", {"draft": {"layers": 4}}).draft.layers == "4"
+
+
+def test_a_head_by_name() -> None:
+    """In a file, as one word, and by its address in the store; an experiment's methods go without those that it lacks."""
+    for given in ({"eagle3": "a/b"}, "eagle3:a/b"):
+        resolved = config.resolve("arith_quick", {"target": {"model": "x/y", "dtype": "bfloat16"}, "draft": given})
+        assert (resolved.draft.eagle3, resolved.draft.model, resolved.draft.dtype) == ("a/b", "x/y", "bfloat16")
+        assert resolved.pair == "x/y+eagle3:a/b"
+        assert [method.label for method in resolved.methods] == ["baseline", "speculative"]
+    resolved = config.resolve("arith_quick", {"draft": "models:/drafter@champion"})
+    assert resolved.draft.eagle3 == "models:/drafter@champion"
 
 
 def test_layers_and_a_model_replace_each_other(tmp_path: Path) -> None:
