@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from specexp.config import Experiment
+from specexp.config.models import STORED
 from specexp.decoding.protocol import Role
 from specexp.errors import ModelError
 from specexp.lm.model import Model
-from specexp.lm.runtime import AUTO_VOCABULARY, SAME, ToyConfig, check_vocabulary, shared_vocabulary
+from specexp.lm.runtime import AUTO_VOCABULARY, SAME, ModelConfig, ToyConfig, check_vocabulary, shared_vocabulary
 from specexp.lm.toy import ToyModel
 from specexp.method_specs import spec
 from specexp.pair import chat_template
@@ -77,6 +80,31 @@ def load_pair(
     """
     if experiment.toy is not None:
         return _toy_pair(experiment.toy, roles, check)
+    with _head_folder(experiment.draft, roles) as head:
+        return _hf_pair(experiment, roles, own_prompts, check, same_tokens, head)
+
+
+@contextmanager
+def _head_folder(draft: ModelConfig, roles: Set[Role]) -> Iterator[Path | None]:
+    """Where the files of a head are that is named by its address in the tracking store; else None."""
+    if "draft" in roles and draft.eagle3.startswith(STORED):
+        from specexp.tracking import stored_heads
+
+        with stored_heads.fetched(draft.eagle3) as folder:
+            yield folder
+    else:
+        yield None
+
+
+def _hf_pair(
+    experiment: Experiment,
+    roles: Set[Role],
+    own_prompts: bool,
+    check: PromptCheck,
+    same_tokens: bool,
+    head: Path | None,
+) -> Pair:
+    """`head` is the folder of a head that is not where its name says."""
     loading = _loading(experiment)
     configs = experiment.models
     # Before the tokenizers: their loader reads configs too, and reports a broken one as a fault of the tokenizer.
@@ -84,7 +112,7 @@ def load_pair(
     on_target = "draft" in roles and configs["draft"].on_target
     own_layers = loading.own_layers(configs["draft"]) if on_target else ()
     if on_target and configs["draft"].head:
-        _heads().check_head(configs["draft"])
+        _heads().check_head(configs["draft"], head)
     tokenizer = loading.load_tokenizer(experiment.target)
     text, notes = _text(experiment, tokenizer, not own_prompts and DEFAULTS[experiment.task].completions)
     draft_tokenizer = None
@@ -118,7 +146,7 @@ def load_pair(
         if own_layers:
             models["draft"] = loading.model_of_layers(whole, own_layers, experiment.draft.shown)
         else:
-            models["draft"] = _heads().load_head(experiment.draft, whole)
+            models["draft"] = _heads().load_head(experiment.draft, whole, head)
     for model in models.values():
         model.check_cache()
     main, vocabulary = models["target" if "target" in roles else "draft"], SAME

@@ -38,7 +38,7 @@ def test_the_draft_has_the_targets_settings() -> None:
 
 
 def test_a_head_by_name() -> None:
-    """In a file, as one word, and by its address in the store; an experiment's methods go without those that it lacks."""
+    """In a file, as one word, and by its address in the store; its own methods go without draft_only."""
     for given in ({"eagle3": "a/b"}, "eagle3:a/b"):
         resolved = config.resolve("arith_quick", {"target": {"model": "x/y", "dtype": "bfloat16"}, "draft": given})
         assert (resolved.draft.eagle3, resolved.draft.model, resolved.draft.dtype) == ("a/b", "x/y", "bfloat16")

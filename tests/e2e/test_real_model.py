@@ -18,6 +18,7 @@ import yaml
 
 from helpers import real_model
 from helpers.cli_runner import evaluate, records
+from helpers.eagle3_heads import ReferenceHead
 from specexp import config
 from specexp.evaluation.preparation import prepare
 from specexp.lm.hf.loading import load_model
@@ -134,6 +135,34 @@ def test_sampled_trees_draw_what_plain_decoding_draws_and_chains_what_the_target
             assert all(token in row for token, row in zip(output, allowed.tolist(), strict=True)), method
             drawn.add(tuple(output))
     assert len(drawn) > limit, "different draws"
+
+
+def test_a_head_drafts_on_it(workplace: Path, folders: dict[str, Path], generated: Any) -> None:
+    """A small EAGLE-3 head, fitted to what it will be asked: chains and trees are accepted, and greedy outputs stay."""
+    target = load_model(ModelConfig(str(folders["whole"])))
+    values: dict[str, Any] = {
+        "task": "gsm8k", "data": str(DATA / "gsm8k.jsonl"), "shots": 0, "limit": 2, "max_new_tokens": LENGTH,
+        "target": {"model": str(folders["whole"]), "chat_template": "own"},
+    }  # fmt: skip
+    Path("real.yaml").write_text(yaml.safe_dump({**values, "methods": ["baseline"]}))
+    prepared = prepare(config.resolve("arith_quick", {"config": "real.yaml"}))
+    prompts = {each.prompt_id: prepared.pair.text.encode(each.messages([])) for each in prepared.examples}
+    outputs = {name: generated(prompt) for name, prompt in prompts.items()}
+    drafted = sorted({token for output in outputs.values() for token in output})
+    texts = [[*prompts[name], *output] for name, output in outputs.items()]
+    head = ReferenceHead(target, [2, 14, 26], drafted).fit(texts, 60).save(Path("head"))
+    methods = {"methods": ["baseline", "speculative", "chained", "specexec"], "gamma": 4, "tree_budget": 16}
+    Path("real.yaml").write_text(yaml.safe_dump({**values, **methods, "draft": {"eagle3": str(head)}}))
+    result = evaluate("--config", "real.yaml", "--output", "out")
+    assert result.exit_code == 0, result.output
+    rows = by_turn(records(Path("out")))
+    assert len(rows) == len(outputs)
+    for (prompt, _), of_methods in rows.items():
+        assert len(of_methods) == 4
+        for method, row in of_methods.items():
+            assert row["token_ids"] == outputs[prompt], f"{prompt}, {method}"
+    for method in ("speculative", "specexec"):
+        assert sum(of_methods[method]["num_accepted"] for of_methods in rows.values()) > LENGTH / 2
 
 
 def test_the_files_that_are_saved_are_the_files_weights(folders: dict[str, Path]) -> None:

@@ -115,10 +115,14 @@ class ReferenceHead:
     def logits(self, outputs: Tensor) -> Tensor:
         """[N, V] of the layer's outputs: minus infinity for ids that are not scored."""
         w = self.weights
-        normed = outputs * torch.rsqrt(outputs.pow(2).mean(-1, keepdim=True) + self.config["rms_norm_eps"])
-        scored = (normed * w["norm.weight"]) @ w["lm_head.weight"].T
+        scored = self.scores(outputs)
         result = scored.new_full((len(outputs), self.config["vocab_size"]), float("-inf"))
         return result.index_copy(1, torch.arange(len(w["d2t"])) + w["d2t"], scored)
+
+    def scores(self, outputs: Tensor) -> Tensor:
+        """[N, W] of the ids that are scored."""
+        normed = outputs * torch.rsqrt(outputs.pow(2).mean(-1, keepdim=True) + self.config["rms_norm_eps"])
+        return (normed * self.weights["norm.weight"]) @ self.weights["lm_head.weight"].T
 
     def chain(self, ids: Sequence[int], drafted: Sequence[int]) -> Tensor:
         """What the head scores after the committed `ids` and after each token drafted behind them: [1 + N, V]."""
@@ -144,15 +148,14 @@ class ReferenceHead:
             self.weights[name] = self.weights[name].clone().requires_grad_()
         optimizer = torch.optim.Adam([self.weights[name] for name in names], 1e-2)
         known = [(torch.tensor(text), self.states(text).detach()) for text in texts]
-        place = torch.zeros(self.config["vocab_size"], dtype=torch.long)
-        place[torch.arange(len(self.weights["d2t"])) + self.weights["d2t"]] = 1
+        place = torch.full((self.config["vocab_size"],), -1)
+        place[torch.arange(len(self.weights["d2t"])) + self.weights["d2t"]] = torch.arange(len(self.weights["d2t"]))
         for _ in range(steps):
             loss = torch.zeros(())
             for tokens, states in known:
                 features = states[:-2] @ self.weights["fc.weight"].T
-                logits = self.logits(self.outputs(tokens[1:-1], features))
-                scored = place[tokens[2:]].bool()
-                loss = loss + functional.cross_entropy(logits[scored], tokens[2:][scored])
+                scores, wanted = self.scores(self.outputs(tokens[1:-1], features)), place[tokens[2:]]
+                loss = loss + functional.cross_entropy(scores[wanted >= 0], wanted[wanted >= 0])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -55,7 +55,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_config_that_does_not_fit(folder: Path, target: HFModel, name: str) -> None:
     values, message = CONFIGS[name]
     change(folder, **values)
-    with pytest.raises(ModelError, match="^head ") as caught:
+    with pytest.raises(ModelError, match=r"^head ") as caught:
         read_config(str(folder), target.module.config, target.name)
     assert message in str(caught.value)
 
@@ -82,7 +82,7 @@ def test_weights_that_do_not_fit(folder: Path, target: HFModel, name: str) -> No
 
 def test_a_head_of_another_target(folder: Path, target: HFModel) -> None:
     change(folder, specexp={"target": "0123456789abcdef"})
-    with pytest.raises(ModelError, match="was trained for another target .0123456789abcdef. than model 'the/target'"):
+    with pytest.raises(ModelError, match=r"was trained for another target .0123456789abcdef. than model 'the/target'"):
         load_head(ModelConfig("the/target", eagle3=str(folder)), target)
     change(folder, specexp={"target": target.fingerprint()})
     assert load_head(ModelConfig("the/target", eagle3=str(folder)), target).facts()["scored_ids"] == 96

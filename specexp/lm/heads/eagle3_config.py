@@ -61,9 +61,10 @@ def folder_of(place: str) -> Path:
         raise ModelError(f"{fault}.") from error
 
 
-def read_config(place: str, target: Any, name_of_target: str) -> Eagle3Config:
-    """The config of a head, which fits the target with the config `target`. Raises ModelError."""
-    folder = folder_of(place)
+def read_config(place: str, target: Any, name_of_target: str, folder: Path | None = None) -> Eagle3Config:
+    """The config of a head, which fits the target with the config `target`; `folder` is where `place` is, if that is
+    known. Raises ModelError."""
+    folder = folder or folder_of(place)
     where = f"head '{place}': config.json"
     values = parse_json(
         decode(read_bytes(folder / "config.json", "config file", ModelError), where, ModelError), where, ModelError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,17 +23,19 @@ from specexp.lm.runtime import ModelConfig
 from specexp.lm.threads import fastest
 
 
-def check_head(config: ModelConfig) -> None:
-    """Raise ModelError if the head of this draft cannot be read by its config, or does not fit the target's."""
-    read_config(config.eagle3, loading.read_config(config), config.model)
+def check_head(config: ModelConfig, folder: Path | None = None) -> None:
+    """Raise ModelError if the head of this draft, in `folder`, does not fit the target's config."""
+    read_config(config.eagle3, loading.read_config(config), config.model, folder)
 
 
-def load_head(config: ModelConfig, target: HFModel) -> HeadModel:
+def load_head(config: ModelConfig, target: HFModel, folder: Path | None = None) -> HeadModel:
     """The head of this draft, on the target's embedding; the target's sessions keep what it reads from now on.
+
+    `folder` is where its files are, if they are not at `config.eagle3`.
 
     Raises ModelError.
     """
-    head = read_config(config.eagle3, target.module.config, target.name)
+    head = read_config(config.eagle3, target.module.config, target.name, folder)
     if head.target and head.target != target.fingerprint():
         raise ModelError(
             f"head '{head.name}' was trained for another target ({head.target}) than model '{target.name}'"
