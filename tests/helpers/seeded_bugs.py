@@ -166,6 +166,18 @@ LOOKUP_BUGS = [  # that change the output; what is found is tests/engine/test_lo
     Bug("q is of the token before", DRAFTING, "tokens[:, None] == vocabulary[None, :]", "xp.roll(tokens, 1)[:, None] == vocabulary[None, :]"),
 ]  # fmt: skip
 
+TRANSLATED, TEXT_DRAFTS = "specexp.lm.translated", "specexp.lm.text_drafts"
+
+TRANSLATION_BUGS = [  # of drafts with another tokenizer; most leave the output distribution as it is
+    Bug("mass left on tokens outside the intersection", TRANSLATED, 'xp.where(has[None, :], there, xp.full_like(there, float("-inf"))), hidden', "there, hidden"),
+    Bug("q over the common tokens is not renormalised", DRAFTING, "q = logits if greedy else ask.warp(logits)\n", "q = logits if greedy else ask.warp(logits) * 0.9\n"),
+    Bug("an id of the target is taken for the draft's", TRANSLATED, "array_namespace(tokens).take(self._of_target(tokens)[0], tokens)", "tokens"),
+    Bug("an id of the draft is taken for the target's", TEXT_DRAFTS, "translation.continued(self._ids, ahead)[:count]", "ahead[:count]"),
+    Bug("a draft that writes text reads the target's ids", TEXT_DRAFTS, "own = self.own(len(self._ids))", "own = list(self._ids)"),
+    Bug("text that is split anew stays in the cache as it was", TRANSLATED, "            if one != other:\n                break\n            common += 1\n", "            common += 1\n"),
+    Bug("what was written before is continued whatever was committed", TEXT_DRAFTS, "self._written[len(own) :] if self._written[: len(own)] == own else []", "self._written[len(own) :]"),
+]  # fmt: skip
+
 RECALL = "specexp.engine.ngram_lookup"
 
 SEARCH_BUGS = [
