@@ -28,7 +28,7 @@ class Vocabulary:
     def __init__(self, tokenizer: Any, eos_ids: Collection[int]) -> None:
         self.tokenizer, self.eos_ids = tokenizer, frozenset(eos_ids)
         known: dict[str, int] = tokenizer.get_vocab()
-        self.size = max(known.values()) + 1
+        self.size, self.num_tokens = max(known.values()) + 1, len(known)
         added = {int(i): each for i, each in tokenizer.added_tokens_decoder.items()}
         special = {int(i) for i in tokenizer.all_special_ids} | self.eos_ids
         self.special = {i: str(each.content) for i, each in added.items() if each.special or i in special}
