@@ -50,7 +50,7 @@ test-all: check $(REAL) $(QUANTIZED)
 
 # A language model with a licence to ship, 135M parameters in 98 MB, from the package index: no test needs a hub.
 test-real: $(VENV)/.installed-test $(REAL)
-	$(PYTEST) tests/e2e/test_real_model.py
+	$(PYTEST) tests/e2e/test_real_model.py tests/e2e/test_real_other_tokenizers.py
 
 # The same model as folders, .real/whole and a draft of its first ten layers, .real/third: docs/results.md measures them.
 real: $(VENV)/.installed-test $(REAL)

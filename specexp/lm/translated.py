@@ -12,41 +12,15 @@ Shapes: V the target's vocabulary, N tokens, R rows, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from array_api_compat import array_namespace, device
 
 from specexp.lm.model import Array, Branches, Feed, Session, one_by_one
+from specexp.lm.own_text import SettledText, Translation, common_prefix
 from specexp.lm.runtime import INTERSECTION
-
-
-class Translation(Protocol):
-    """Two vocabularies. It decides nothing by what it saw before: the same ids give the same ids."""
-
-    @property
-    def common(self) -> Sequence[int]:
-        """For each of the target's ids the draft's id of the same token; -1 where there is none."""
-        ...
-
-    @property
-    def tokenizers(self) -> Mapping[str, Any]:
-        """Both tokenizers, by the names under which transformers' generate() takes them."""
-        ...
-
-    def own(self, ids: Sequence[int]) -> list[int]:
-        """A sequence of the target's ids in the draft's."""
-        ...
-
-    def continued(self, ids: Sequence[int], own: Sequence[int]) -> list[int]:
-        """The target's whole tokens for the text of the draft's ids `own`, which follows the target's `ids`: without
-        the last one, whose text may be the beginning of a longer token, unless the draft ends there."""
-        ...
-
-    def ends(self, own: int) -> bool:
-        """True if the draft ends the text with this id."""
-        ...
 
 
 class OwnTokens:
@@ -54,19 +28,23 @@ class OwnTokens:
 
     def __init__(self, inner: Session, model: Translated) -> None:
         self.inner, self._model = inner, model
-        self._ids: Sequence[int] = ()  # committed, the target's
+        self._ids: list[int] = []  # committed, the target's
         self._cached: list[int] = []  # the draft's ids in its cache, without drafts of a round that goes on
         self._own: tuple[int, list[int]] = (0, [])  # number of the target's ids, and these in the draft's
+        self._settled = SettledText()
 
     def own(self, count: int) -> list[int]:
         """The first `count` committed ids in the draft's own."""
         if self._own[0] != count:
-            self._own = count, self._model.translation.own(self._ids[:count])
+            self._settled.cut(count)
+            self._own = count, self._settled.read(self._ids[:count], self._model.translation)
         return self._own[1]
 
     def told(self, ids: Sequence[int]) -> None:
         """Be told all committed ids."""
-        self._ids, self._own = list(ids), (0, [])
+        ids = list(ids)
+        self._settled.cut(common_prefix(self._ids, ids))
+        self._ids, self._own = ids, (0, [])
 
     @property
     def room(self) -> int:
@@ -76,11 +54,7 @@ class OwnTokens:
 
     def fresh(self, own: list[int], needs_row: bool) -> Array:
         """Truncate the cache to what it has in common with `own`, and return the rest, which is to be fed."""
-        common = 0
-        for one, other in zip(self._cached, own, strict=False):
-            if one != other:
-                break
-            common += 1
+        common = common_prefix(self._cached, own)
         if needs_row:
             common = min(common, len(own) - 1)
         self.inner.truncate(common)

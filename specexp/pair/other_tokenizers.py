@@ -89,4 +89,7 @@ def compare(
     fitting = tuple(way for way in ways if not faults[way])
     if not fitting:
         raise ModelError(f"target and draft do not share a tokenizer: {faults[ways[0]][0]}")
+    num_common = sum(token >= 0 for token in translation.common)
+    if INTERSECTION in fitting and num_common == target.num_tokens == draft.num_tokens:
+        fitting = (INTERSECTION,)  # the same tokens under other ids: nothing of q is lost, so no trial is needed
     return OtherTokenizer(translation, draft.size, fitting)

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 _LEAST = 48  # tokens of a part that is tokenized by itself, and then those up to the next word
+_SIGNS = frozenset(bytes([byte]) for byte in range(33, 127))
 _BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]  # that byte-level vocabularies write as themselves
 
 
@@ -27,7 +28,7 @@ class Vocabulary:
     def __init__(self, tokenizer: Any, eos_ids: Collection[int]) -> None:
         self.tokenizer, self.eos_ids = tokenizer, frozenset(eos_ids)
         known: dict[str, int] = tokenizer.get_vocab()
-        self.size = max(known.values()) + 1
+        self.size, self.num_tokens = max(known.values()) + 1, len(known)
         added = {int(i): each for i, each in tokenizer.added_tokens_decoder.items()}
         special = {int(i) for i in tokenizer.all_special_ids} | self.eos_ids
         self.special = {i: str(each.content) for i, each in added.items() if each.special or i in special}
@@ -82,19 +83,23 @@ class Vocabulary:
         # Sentencepiece puts a space before a text; its model by itself does not.
         return [int(token.id) for token in backend.model.tokenize(text.replace(" ", "▁"))]
 
-    def parts(self, ids: Sequence[int]) -> Iterator[tuple[bool, tuple[int, ...]]]:
-        """Runs of ids with whether they begin a text; special tokens by themselves. What follows changes no run but the
-        last: each ends before a word, once it is long enough."""
+    def parts(self, ids: Sequence[int], start: int = 0) -> Iterator[tuple[bool, tuple[int, ...]]]:
+        """Runs of ids from `start`, where one begins, with whether they begin a text; special tokens by themselves.
+
+        What follows changes no run but the last. Each ends before a word, once it is long enough: a space after a sign
+        that is none begins a token with every tokenizer that keeps words apart.
+        """
         run: list[int] = []
-        begins = True
-        for token in ids:
+        begins = not start or ids[start - 1] in self.special
+        for token in ids[start:]:
             if token in self.special:
                 if run:
                     yield begins, tuple(run)
                 yield True, (token,)
                 run, begins = [], True
             else:
-                if len(run) >= _LEAST and self.bytes[token][:1].isspace():
+                # Only after an ASCII sign: the bytes of a character that is not complete are no text.
+                if len(run) >= _LEAST and self.bytes[token][:1] == b" " and self.bytes[run[-1]][-1:] in _SIGNS:
                     yield begins, tuple(run)
                     run, begins = [], False
                 run.append(token)
@@ -138,12 +143,14 @@ class TokenizerTranslation:
         return -1 if named is None else named
 
     def own(self, ids: Sequence[int]) -> list[int]:
-        result: list[int] = []
-        for begins, run in self._target.parts(ids):
-            result += self._own_part(begins, run)
-        if result[: len(self._begin)] != self._begin:
-            result = self._begin + result
-        return result
+        return self.begun([token for _, part in self.own_parts(ids, 0) for token in part])
+
+    def own_parts(self, ids: Sequence[int], start: int) -> Iterator[tuple[int, Sequence[int]]]:
+        for begins, run in self._target.parts(ids, start):
+            yield len(run), self._own_part(begins, run)
+
+    def begun(self, own: list[int]) -> list[int]:
+        return own if own[: len(self._begin)] == self._begin else self._begin + own
 
     def _translated(self, begins: bool, run: tuple[int, ...]) -> tuple[int, ...]:
         target, draft = self._target, self._draft

@@ -191,3 +191,14 @@ def test_only_the_draft_models_turns_adapt() -> None:
     draft = out.proposers["draft"]
     assert 0 < draft["num_drafted"] < GAMMA * draft["num_rounds"]
     assert out.num_draft_calls <= draft["num_drafted"] + GAMMA
+
+
+def test_what_is_looked_up_is_as_long_as_max_gamma_whatever_positions_cost() -> None:
+    """Where each position costs a plain step, the draft model drafts one token at most."""
+    steep = RelativeCosts(0.2, tuple(1.0 + n for n in range(GAMMA + 1)))
+    proposers = {"lookup": Watching(Lookup(GAMMA, 2, min_match=2)), "draft": Watching(DraftModel(GAMMA, costs=steep))}
+    Engine(toys()).generate(Chain(InTurn(proposers), Lossless(), Warp(1.0)), [1, 2], 200, rng_for(1.0, 0, "p"))
+    lengths = {name: [each.tokens.shape[0] for each in proposer.seen] for name, proposer in proposers.items()}
+    assert set(lengths["draft"]) == {0, 1}
+    assert set(lengths["lookup"][:-6]) == {0, GAMMA}, "shorter ones only where the output ends"
+    assert lengths["lookup"].count(GAMMA) > 10

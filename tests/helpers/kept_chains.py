@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from specexp.decoding.chain import DraftModel, Proposal
+from specexp.decoding.chain import Proposal, Proposer
 from specexp.decoding.protocol import Drafted, Needs, Role
 from specexp.decoding.rules import Warp
 from specexp.lm.toy import ToyModel
@@ -12,9 +12,9 @@ from specexp.lm.toy import ToyModel
 
 @dataclass
 class Watching:
-    """A draft model whose chains are kept."""
+    """A proposer whose chains are kept."""
 
-    inner: DraftModel
+    inner: Proposer
     seen: list[Drafted] = field(default_factory=list)
 
     @property

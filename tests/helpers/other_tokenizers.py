@@ -1,6 +1,7 @@
-"""The embedded draft with another tokenizer: the same weights under other ids, other names of tokens, or fewer tokens.
+"""A model with another tokenizer: the same weights under other ids, other names of tokens, or fewer tokens.
 
-So the draft is as good as the embedded one wherever both texts are split alike, and its tokenizer is a real one.
+So a draft is as good as it was wherever both texts are split alike, and its tokenizer is a real one. It is the embedded
+draft, if no other model is named.
 """
 
 from __future__ import annotations
@@ -19,33 +20,35 @@ DRAFT = "zoo:draft"
 FEWER = 60  # of the merged tokens, the last ones
 
 
-def save(folder: Path, kind: str) -> Path:
-    """Write the draft as `folder`. `kind` is `permuted` (other ids), `fewer` (other ids, without the last merges) or
-    `sentencepiece` (its tokens by sentencepiece's names, with byte tokens for what is none of them)."""
-    place = resolve(DRAFT)
+def save(folder: Path, kind: str, model: str = DRAFT, fewer: int = FEWER) -> Path:
+    """Write `model` as `folder`. `kind` is `permuted` (other ids), `fewer` (other ids, without the last `fewer`
+    merges) or `sentencepiece` (those tokens by sentencepiece's names, with byte tokens for what is none of them)."""
+    place = resolve(model)
     tokenizer, module = AutoTokenizer.from_pretrained(place), AutoModelForCausalLM.from_pretrained(place)
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    model = state["model"]
-    old: dict[str, int] = {**model["vocab"], **{each["content"]: each["id"] for each in state["added_tokens"]}}
+    bpe = state["model"]
+    old: dict[str, int] = {**bpe["vocab"], **{each["content"]: each["id"] for each in state["added_tokens"]}}
     if kind != "permuted":
-        dropped = {"".join(merge) for merge in model["merges"][len(model["merges"]) - FEWER :]}
-        model["merges"] = model["merges"][: len(model["merges"]) - FEWER]
+        dropped = {"".join(merge) for merge in bpe["merges"][len(bpe["merges"]) - fewer :]}
+        bpe["merges"] = bpe["merges"][: len(bpe["merges"]) - fewer]
         old = {name: i for name, i in old.items() if name not in dropped}
     renamed = {name: name for name in old}
     if kind == "sentencepiece":
         renamed = {name: name.replace("Ġ", "▁").replace("Ċ", "\n") for name in old if _is_plain(name)}
-        model["merges"] = [
+        bpe["merges"] = [
             [part.replace("Ġ", "▁").replace("Ċ", "\n") for part in merge]
-            for merge in model["merges"]
+            for merge in bpe["merges"]
             if all(_is_plain(part) for part in merge)
         ]
     order = torch.randperm(len(renamed), generator=torch.Generator().manual_seed(1)).tolist()
-    names = [list(renamed)[i] for i in order]
+    given = list(renamed)
+    names = [given[i] for i in order]
+    spare = tokenizer.unk_token or tokenizer.pad_token
     bytes_first = [f"<0x{byte:02X}>" for byte in range(256)] if kind == "sentencepiece" else []
     new = {name: i for i, name in enumerate([*bytes_first, *(renamed[name] for name in names)])}
-    rows = [*(old["<|pad|>"] for _ in bytes_first), *(old[name] for name in names)]
+    rows = [*(old[spare] for _ in bytes_first), *(old[name] for name in names)]
     if kind == "sentencepiece":
-        model |= {"byte_fallback": True, "unk_token": "<|pad|>"}
+        bpe |= {"byte_fallback": True, "unk_token": spare}
         state["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
         state["decoder"] = {
             "type": "Sequence",
@@ -57,9 +60,14 @@ def save(folder: Path, kind: str) -> Path:
         }  # fmt: skip
     special = {each["content"] for each in state["added_tokens"]}
     state["added_tokens"] = [each | {"id": new[each["content"]]} for each in state["added_tokens"]]
-    model["vocab"] = {name: i for name, i in new.items() if name not in special or name in model["vocab"]}
+    bpe["vocab"] = {name: i for name, i in new.items() if name not in special or name in bpe["vocab"]}
     _renumbered(state.get("post_processor"), new)
-    _save(folder, module, rows, new, state)
+    names_of = {name: getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "pad")}
+    _save_module(folder, module, rows, {name: new[token] for name, token in names_of.items()})
+    PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), clean_up_tokenization_spaces=False,
+        chat_template=tokenizer.chat_template, **{f"{name}_token": token for name, token in names_of.items()},
+    ).save_pretrained(folder)  # fmt: skip
     return folder
 
 
@@ -79,19 +87,13 @@ def _renumbered(part: Any, new: dict[str, int]) -> None:
             _renumbered(value, new)
 
 
-def _save(folder: Path, module: Any, rows: list[int], new: dict[str, int], state: dict[str, Any]) -> None:
-    size = len(rows)
+def _save_module(folder: Path, module: Any, rows: list[int], special: dict[str, int]) -> None:
     with torch.no_grad():
         embedding, head = module.get_input_embeddings().weight[rows].clone(), module.lm_head.weight[rows].clone()
-        module.resize_token_embeddings(size)
+        module.resize_token_embeddings(len(rows))
         module.get_input_embeddings().weight.copy_(embedding)
         module.lm_head.weight.copy_(head)
     for config in (module.config, module.generation_config):
-        config.bos_token_id, config.eos_token_id, config.pad_token_id = (
-            new[f"<|{name}|>"] for name in ("bos", "eos", "pad")
-        )
+        for name, token in special.items():
+            setattr(config, f"{name}_token_id", token)
     module.save_pretrained(folder)
-    PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
-        bos_token="<|bos|>", eos_token="<|eos|>", pad_token="<|pad|>", clean_up_tokenization_spaces=False,
-    ).save_pretrained(folder)  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 Vocabulary = tuple[str, ...]  # the text of each id; an empty one ends the text
@@ -33,6 +33,13 @@ class ToyTranslation:
                 result += [*spelled(self.draft, text), self.draft.index("")]
                 text = ""
         return result + spelled(self.draft, text)
+
+    def own_parts(self, ids: Sequence[int], start: int) -> Iterator[tuple[int, Sequence[int]]]:
+        if start < len(ids):
+            yield len(ids) - start, self.own(ids[start:])
+
+    def begun(self, own: list[int]) -> list[int]:
+        return own
 
     def continued(self, ids: Sequence[int], own: Sequence[int]) -> list[int]:
         texts = [self.draft[token] for token in own]

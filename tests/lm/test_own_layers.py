@@ -76,6 +76,25 @@ def test_it_scores_what_a_model_of_these_layers_scores(family: str) -> None:
         assert (draft.native is None) == (target.native is None)
 
 
+@pytest.mark.parametrize("first", ["before", "after"])
+def test_hidden_states_are_captured_once(first: str) -> None:
+    """transformers hooks layers at the first forward that asks for hidden states: here before or after the copy."""
+    target = HFModel(tiny_models.build("llama", num_hidden_layers=4), "llama", forward="transformers")
+    tokens = torch.tensor([5, 9, 20])
+    if first == "before":
+        target.session().feed(tokens, 1, hidden=True)
+    draft = model_of_layers(target, (0, 1, 2), "own")
+    with torch.inference_mode():
+        for model, num in ((target, 4), (draft, 3), (target, 4)):
+            states = model.module(input_ids=tokens[None], output_hidden_states=True).hidden_states
+            assert len(states) == num + 1
+            assert torch.equal(states[0], model.module.get_input_embeddings()(tokens[None]))
+            assert torch.equal(
+                states[1], target.module(input_ids=tokens[None], output_hidden_states=True).hidden_states[1]
+            )
+            assert not torch.equal(states[1], states[2])
+
+
 def test_its_weights_are_the_targets() -> None:
     target = target_of("llama")
     before = {p.data_ptr() for p in target.module.parameters()}

@@ -77,8 +77,7 @@ def test_a_text_stays_the_same_in_the_drafts_tokens(vocabularies: dict[str, Voca
         written = draft.text(own[1:])
         read = target.text(ids[1:count])
         assert written == read if kind != "sentencepiece" else written.lstrip(" ") == read.lstrip(" ")
-    if len(text) < 100:  # parts are tokenized by themselves in longer ones
-        assert translation.own(ids) == [int(i) for i in draft.tokenizer(text)["input_ids"]]
+    assert translation.own(ids) == [int(i) for i in draft.tokenizer(text)["input_ids"]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -302,6 +301,44 @@ def test_the_way_is_chosen_by_the_methods_or_by_a_trial(folders: dict[str, Path]
     assert pair_of(folders, "permuted", "text").vocabulary == "text"
     same = load_pair(config.resolve("arith_quick", {}), {"target", "draft"})
     assert same.vocabulary == "same"
+
+
+class WeightsAreRead(Exception):
+    """Raised by tests where weights would be read."""
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*given: Any) -> None:
+        raise WeightsAreRead
+
+    monkeypatch.setattr("specexp.lm.hf.loading.load_model", read)
+
+
+def test_what_tokenizers_tell_is_told_before_weights_are_read(
+    folders: dict[str, Path], no_weights: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(WeightsAreRead):
+        pair_of(folders, "fewer", "auto")
+    with pytest.raises(ModelError, match="method 'draft_only' does not take a draft"):
+        pair_of(folders, "fewer", "auto", "draft_only")
+    monkeypatch.setattr(TokenizerTranslation, "_same", lambda self, token: -1)
+    for way, methods in (("intersection", "speculative"), ("auto", "specexec"), ("auto", "speculative,topk")):
+        with pytest.raises(ModelError, match="no token is common to the target and the draft"):
+            pair_of(folders, "fewer", way, methods)
+    with pytest.raises(WeightsAreRead):
+        pair_of(folders, "fewer", "auto")
+
+
+def test_where_tokenizers_decide_there_is_no_trial(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tokens under other ids, no token in common, or methods that take one way only."""
+    monkeypatch.setattr("specexp.pair.other_tokenizers.Engine", None)
+    assert pair_of(folders, "permuted", "auto").vocabulary == "intersection"
+    assert pair_of(folders, "fewer", "auto", "specexec").vocabulary == "intersection"
+    with pytest.raises(TypeError):
+        pair_of(folders, "fewer", "auto")
+    monkeypatch.setattr(TokenizerTranslation, "_same", lambda self, token: -1)
+    assert pair_of(folders, "fewer", "auto").vocabulary == "text"
 
 
 REFUSED = [

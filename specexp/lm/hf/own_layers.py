@@ -96,8 +96,16 @@ def _placed(module: Any, place: int) -> Any:
 
 
 def _copied(module: Any) -> Any:
+    """A copy with the same weights, whose children and hooks can be replaced.
+
+    transformers adds its hooks that capture hidden states to every model at its first forward that asks for them: in
+    hooks that are shared each layer would be captured twice.
+    """
     result = copy.copy(module)
     result._modules = dict(module._modules)
+    for name, value in vars(module).items():
+        if isinstance(value, dict) and "_hooks" in name:
+            setattr(result, name, copy.copy(value))
     return result
 
 
