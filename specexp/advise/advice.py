@@ -22,7 +22,7 @@ from tqdm import tqdm
 from specexp.advise.candidates import PLAIN, Candidate, to_probe
 from specexp.advise.choice import NUM_CHECKED, Checked, PredictedCandidate, best, worth_checking
 from specexp.advise.forecast import Forecast, Traces, forecast, records_of, trace_of
-from specexp.advise.prediction import Trace
+from specexp.advise.rounds import Trace
 from specexp.advise.traces import agreement, looked_up, watched_output
 from specexp.decoding.chain import Chain
 from specexp.engine import Engine

@@ -9,25 +9,18 @@ from statistics import median
 
 from specexp.advise.candidates import Candidate
 from specexp.advise.prediction import (
-    NEVER,
-    LookupTrace,
     Overhead,
-    Rounds,
-    Stop,
-    Trace,
     TreeRounds,
     chain_attainable,
     chain_calls,
-    chain_rounds,
     fit_overhead,
-    fit_stop,
-    lookup_rounds,
     tree_attainable,
     tree_between,
     tree_calls,
     varying_attainable,
     verifying_calls,
 )
+from specexp.advise.rounds import NEVER, LookupTrace, Rounds, Stop, Trace, chain_rounds, fit_stop, lookup_rounds
 from specexp.evaluation.timing import Timings, decoding
 from specexp.profiling.call_costs import Costs
 from specexp.storage.records import Count, Record
