@@ -19,8 +19,8 @@ A chain that is verified as a block (Sun et al. 2403.10444) keeps i tokens of th
 
     w_i = min(1, Q_1, ..., Q_i),  Q_j = product of q(x) / p(x) over its first j tokens:
 
-it drafts them with probability prod q and then keeps them with b_i = min(1, b_(i-1) p / q), and the output has them with
-prod p. A looked-up chain is verified alike either way.
+it drafts them with probability prod q and then keeps them with b_i = min(1, b_(i-1) p / q), while the output has them
+with prod p. A looked-up chain is verified alike either way.
 
 This module knows no model, no clock and no method.
 """

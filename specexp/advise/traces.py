@@ -104,12 +104,15 @@ def looked_up(
     return LookupTrace(agreed, Engine(prepared.pair.models).output_limit(ids, prepared.experiment.max_new_tokens))
 
 
-def recalled(prepared: Prepared, index: int, output: Sequence[int], chains: Mapping[str, Chain]) -> dict[str, LookupTrace]:
+def recalled(
+    prepared: Prepared, index: int, output: Sequence[int], chains: Mapping[str, Decoder]
+) -> dict[str, LookupTrace]:
     """What the proposers of each of these chains that need no draft model find along `output`: the first in turn that
     finds anything, by the searches that decoding uses."""
     ids = prepared.prompts[index]
     limit = Engine(prepared.pair.models).output_limit(ids, prepared.experiment.max_new_tokens)
-    suffixes, ngrams = SuffixIndex(), {}
+    suffixes = SuffixIndex()
+    ngrams: dict[int, Ngrams] = {}
     found: dict[str, list[tuple[int, int | None]]] = {name: [] for name in chains}
 
     def proposal(proposer: Proposer, text: Sequence[int], left: int) -> Sequence[int]:
@@ -125,6 +128,7 @@ def recalled(prepared: Prepared, index: int, output: Sequence[int], chains: Mapp
     for place in range(len(output)):
         text, rest = [*ids, *output[:place]], output[place:]
         for name, chain in chains.items():
+            assert isinstance(chain, Chain), f"{name} is no chain"
             left = max(0, limit - place - chain.bonus)
             proposers = chain.proposer.proposers.values() if isinstance(chain.proposer, InTurn) else [chain.proposer]
             turns = (proposal(each, text, left) for each in proposers if not each.models)
