@@ -1,8 +1,9 @@
-"""advise: recommend what to run: predict drafts, prompt lookup and tree budgets, check the best, recommend one."""
+"""advise: recommend what to run: predict drafts of every kind and tree budgets, check the best, recommend one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import click
 
@@ -15,7 +16,7 @@ from .common import guarded, outbox_of, output_path, own_options, print_notes, p
 from .evaluate import CONFIG, judges_of
 
 DEFAULTS = {
-    "methods": ["speculative", "lookup", "specexec"],
+    "methods": ["speculative", "lookup", "suffix", "chained", "specexec"],
     "gamma": list(range(1, 17)),
     "min_draft_probability": [0, 0.4],
     "tree_budget": [8, 16, 32, 64, 128],
@@ -29,7 +30,7 @@ NO_DRAFT = "none"
 SETTINGS = {
     **help_texts(option_names("advise")),
     "config": CONFIG,
-    "draft": f"Give the draft model: a folder or a hub id; {NO_DRAFT} weighs prompt lookup alone.",
+    "draft": f"Give the draft model: a folder or a hub id; {NO_DRAFT} weighs lookup and suffix alone.",
     "gamma": "Set the draft lengths to weigh, separated by commas. Default: 1 to 16.",
     "tree_budget": "Set the nodes of the trees to weigh, separated by commas; none leaves trees out."
     " Default: 8,16,32,64,128.",
@@ -52,19 +53,18 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     from specexp.advise import advice_report as report
     from specexp.advise.advice_figure import draw_advice
     from specexp.advise.recommended import NAME, recommended
-    from specexp.evaluation import preparation
-    from specexp.pair import loading
+    from specexp.evaluation import measured_costs, preparation
     from specexp.storage.files import write_whole
     from specexp.storage.journal import FILE, Journal
     from specexp.storage.run_folder import OutputFolder
 
     folder = OutputFolder(output_path(output, "advise", resolved.hash, resume), resolved, resume, maker="advise")
     outbox = outbox_of(folder, "advise", f"advise {resolved.name}", tags_of("advise", resolved))
-    prepared = preparation.prepare(resolved, judges_of(resolved), same_tokens=True)
-    loading.check_same_tokens(prepared.pair, "advise predicts what is gained")
+    prepared = preparation.prepare(resolved, judges_of(resolved))
     print_notes(prepared.notes)
     facts = {**preparation.inputs_of(prepared), "sweep": sweep}
     with folder.hold(), Journal.open(folder.path / FILE, facts) as journal:
+        prepared = measured_costs.with_draft_costs(prepared, folder)
         preparation.announce_runs(prepared, advising.num_left(prepared, sweep, journal))
         advice = advising.measure(prepared, sweep, journal=journal)
         result = report.as_json(advice)
@@ -91,7 +91,23 @@ def resolve(experiment: str, flags: Mapping[str, str]) -> tuple[config.Experimen
         raise ConfigError("judge is given, but draft is none; name a draft, or leave judge out.")
     left_out = {name for name, kept in (("tree_budget", with_trees), ("draft", with_draft)) if not kept}
     asked = {key: value for key, value in flags.items() if key not in left_out}
-    return config.resolve(experiment, asked, DEFAULTS), with_trees, with_draft
+    resolved = config.resolve(experiment, asked, DEFAULTS)
+    if not any(flags.get(name) for name in ("config", "methods", "gamma")):
+        resolved = with_variants(resolved)
+    return resolved, with_trees, with_draft
+
+
+def with_variants(experiment: config.Experiment) -> config.Experiment:
+    """The experiment with a draft that adapts and, where tokens are sampled, chains verified as blocks and drafts at
+    temperature 0."""
+    methods = list(experiment.methods)
+    chains = [m for m in methods if m.method == "speculative" and not m.min_draft_probability]
+    if chains:
+        methods += config.adjusted(experiment, {"methods": "speculative_auto"}).methods
+    if experiment.temperature:
+        methods += [replace(m, rule="block", label=f"{m.label}_block") for m in chains]
+        methods += [replace(m, draft_temperature=0.0, label=f"{m.label}_dt0") for m in chains]
+    return replace(experiment, methods=tuple(methods))
 
 
 @click.command("advise", help=__doc__)

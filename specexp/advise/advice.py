@@ -1,10 +1,10 @@
 """Recommends what to run: predicts the gain of every draft length, tree budget and threshold, and checks the best ones.
 
 One process, in this order. It decodes each prompt plainly and passes over the outputs to see where target and draft
-agree, and what prompt lookup would have proposed (`traces.py`): that gives the rounds of every chain. Then it runs a
+agree, and what other proposers would have drafted (`traces.py`): that gives the rounds of every chain. Then it runs a
 few settings interleaved with plain decoding and measures the costs of single calls meanwhile: the time that decoding
 takes beyond its calls is the overhead of a round and of a drafted token. These runs also count the rounds of trees,
-which grow off the output. `forecast.py` makes predictions from all this, `choice.py` selects those worth a run, and
+which grow off the output, and of drafts that write text. `forecast.py` makes predictions from all this, `choice.py` selects those worth a run, and
 these are timed, interleaved with plain decoding, on timings of their own: a choice among noisy numbers flatters the
 chosen one. This module does not know MLflow; measurements go into the given journal.
 """
@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from specexp.advise.candidates import PLAIN, Candidate, to_probe
 from specexp.advise.choice import NUM_CHECKED, Checked, PredictedCandidate, best, worth_checking
-from specexp.advise.forecast import Forecast, Traces, forecast, records_of, trace_of
-from specexp.advise.prediction import Trace
-from specexp.advise.traces import agreement, looked_up, watched_output
+from specexp.advise.forecast import Forecast, Traces, forecast, records_of
+from specexp.advise.rounds import Trace
+from specexp.advise.traces import agreement, looked_up, recalled, watched_output
 from specexp.decoding.chain import Chain
 from specexp.engine import Engine
 from specexp.evaluation import divergence, measured_costs
@@ -70,7 +70,7 @@ def _num_noted(prepared: Prepared, sweep: bool) -> int:
     candidates = _candidates(prepared)
     num_checked = len(candidates) if sweep else min(len(candidates), NUM_CHECKED)
     timed = PROBES * (len(to_probe(candidates)) + 1) + prepared.experiment.repeats * (num_checked + 1)
-    looked = 1 + ("draft" in prepared.pair.models) + len(_longest(candidates))
+    looked = 1 + len(_draft_temperatures(candidates)) + len(_longest(candidates))
     return len(prepared.prompts) * (looked + timed)
 
 
@@ -116,7 +116,7 @@ def measure(
     checked = {c.label: _check(prepared, c, timed) for c in candidates if c.label in labels}
     chosen = best({c.label: c.lossless for c in candidates}, {label: checked[label] for label in three})
     where = environment.describe(prepared.pair.models, prepared.pair.text.facts())
-    alpha = sum(overlap) / max(1, len(overlap)) if "draft" in prepared.pair.models else None
+    alpha = sum(overlap) / max(1, len(overlap)) if _draft_temperatures(candidates) else None
     return Advice(prepared, where, candidates, alpha, result, three, timed, checked, chosen, sweep)
 
 
@@ -169,28 +169,41 @@ class _Costs:
 
 def _longest(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
     """The longest of the lossy chains that accept alike, by the key of their traces."""
-    return {trace_of(c): c for c in sorted(candidates, key=lambda c: c.size) if not c.lossless}
+    return {c.accepts_like: c for c in sorted(candidates, key=lambda c: c.size) if not c.lossless}
+
+
+def _draft_temperatures(candidates: Sequence[Candidate]) -> dict[str, float | None]:
+    """The temperatures of drafts that score tokens, by the key of their traces; the target's own is always one."""
+    scoring = [c for c in candidates if c.drafts and not c.writes_text]
+    chains = [c for c in scoring if c.lossless and not c.counted]
+    result: dict[str, float | None] = {"": None} if scoring else {}
+    return result | {c.accepts_like: c.setting.config.draft_temperature for c in chains}
 
 
 def _look(steps: _Steps, plain: SpecexpContender, candidates: Sequence[Candidate]) -> tuple[list[float], Traces]:
-    """sum_x min(p, q) along plain decoding's outputs, and the traces of lossless chains and of lookups."""
-    prepared, experiment = steps.prepared, steps.prepared.experiment
+    """sum_x min(p, q) along plain decoding's outputs, and the traces of lossless chains and of other proposers."""
+    prepared = steps.prepared
     indices = range(len(prepared.prompts))
     decode = lambda i: once(plain, i, 0).token_ids  # noqa: E731
     outputs = [steps.step(("plain", i), PLAIN, partial(decode, i)) for i in indices]
-    seen: list[dict[str, Any]] = []
-    if "draft" in prepared.pair.models:
-        look = lambda i: asdict(agreement(prepared, i, outputs[i]))  # noqa: E731
-        seen = [steps.step(("draft", i), "draft", partial(look, i)) for i in indices]
-    lookup_candidates = [c for c in candidates if c.method == "lookup"]
-    most = max((c.size for c in lookup_candidates), default=0)
+    chains: dict[str, list[Trace]] = {}
+    overlap: list[float] = []
+    for key, temperature in _draft_temperatures(candidates).items():
+        name = ("draft", key) if key else ("draft",)
+        look = lambda own, i: asdict(agreement(prepared, i, outputs[i], own))  # noqa: E731
+        seen = [steps.step((*name, i), "draft", partial(look, temperature, i)) for i in indices]
+        chains[key] = [Trace(**{**one["trace"], "certainty": one["certainty"]}) for one in seen]
+        overlap = overlap or [each for one in seen for each in one["overlap"]]  # of the target's own temperature
+    searches = [c for c in candidates if c.method == "lookup"]
+    most = max((c.size for c in searches), default=0)
     lookups = {
-        ngram: [looked_up(prepared, i, outputs[i], ngram, most) for i in indices]
-        for ngram in sorted({c.setting.config.max_ngram for c in lookup_candidates})
+        (ngram, shortest): [looked_up(prepared, i, outputs[i], ngram, most, shortest) for i in indices]
+        for ngram, shortest in sorted({(c.setting.config.max_ngram, c.setting.config.min_match) for c in searches})
     }
-    chains = {"": [Trace(**{**one["trace"], "certainty": one["certainty"]}) for one in seen]}
-    certain = experiment.warp.one_hot
-    return [each for one in seen for each in one["overlap"]], Traces(chains, lookups, certain)
+    others = {c.label: c.setting.decoder for c in candidates if c.method in ("suffix", "chained") and not c.counted}
+    found = [recalled(prepared, i, outputs[i], others) for i in indices] if others else []
+    by_label = {label: [each[label] for each in found] for label in others}
+    return overlap, Traces(chains, lookups, prepared.experiment.warp.one_hot, by_label)
 
 
 def _watch(steps: _Steps, longest: Candidate) -> list[Trace]:
@@ -202,7 +215,7 @@ def _watch(steps: _Steps, longest: Candidate) -> list[Trace]:
         trace, output = watched_output(prepared, index, decoder)
         return asdict(replace(trace, certainty=agreement(prepared, index, output).certainty))
 
-    indices, key = range(len(prepared.prompts)), trace_of(longest)
+    indices, key = range(len(prepared.prompts)), longest.accepts_like
     return [Trace(**steps.step(("watched", key, i), longest.kind, partial(watch, i))) for i in indices]
 
 

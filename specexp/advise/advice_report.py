@@ -20,7 +20,8 @@ DEFINITIONS = {
     " length, mean_length / (draft calls a round x c + v(mean number of positions))",
     "mean_length": "tokens emitted per verifying target call, as expected",
     "lengths": "where mean_length comes from: simulated or expected along plain decoding's outputs, watched along the"
-    " lossy method's own, counted in runs, or interpolated between counts",
+    " lossy method's own, counted in runs (trees, drafts that write text), or interpolated between counts",
+    "error": "predicted / measured speed-up - 1, of the candidates that ran",
     "measured.speedup": "tokens a decode second / plain decoding's, interleaved, with a 95 % bootstrap interval",
     "measured.end_to_end": "the same with both prefills",
     "plain_seconds": "of a token of plain decoding in the runs that predictions are made from",
@@ -71,6 +72,7 @@ def _by_text(seconds: Mapping[int, float]) -> dict[str, float]:
 
 def _candidate(advice: Advice, candidate: Candidate) -> dict[str, Any]:
     method, checked = candidate.setting.config, advice.checked.get(candidate.label)
+    predicted = advice.forecast.predicted[candidate.label]
     return {
         "label": candidate.label,
         "method": method.method,
@@ -80,8 +82,14 @@ def _candidate(advice: Advice, candidate: Candidate) -> dict[str, Any]:
         "threshold": method.threshold,
         "max_ngram": method.max_ngram or None,
         "min_draft_probability": method.min_draft_probability,
-        **asdict(advice.forecast.predicted[candidate.label]),
+        "adapts": candidate.adapts,
+        "rule": method.rule,
+        "draft_temperature": method.draft_temperature,
+        "proposers": method.proposers or None,
+        "min_match": method.min_match,
+        **asdict(predicted),
         "measured": None if checked is None else asdict(checked),
+        "error": None if checked is None else predicted.speedup / checked.speedup.value - 1,
     }
 
 

@@ -11,6 +11,7 @@ from specexp.advise.choice import accuracy_preserved, is_faster, may_run
 from specexp.advise.forecast import records_of
 from specexp.evaluation.divergence import NOT_LOSSLESS
 from specexp.evaluation.timing import decoding
+from specexp.lm.translated import Translated
 from specexp.metrics import incomplete
 from specexp.metrics.statistics import Interval, rate_ratio, wilson
 from specexp.storage import environment
@@ -67,7 +68,7 @@ def described(candidate: Candidate) -> str:
     tree = candidate.setting.config.tree
     if tree is not None:
         return f"{candidate.kind}, {tree.tree_budget} nodes, depth {tree.max_depth}"
-    return f"{candidate.kind}, gamma {candidate.size}"
+    return f"{candidate.kind}, gamma {'auto up to ' if candidate.adapts else ''}{candidate.size}"
 
 
 def notes(advice: Advice) -> list[str]:
@@ -166,15 +167,26 @@ def _limits(advice: Advice) -> Iterator[str]:
         yield "Measured on one prompt, or once: its interval says little; raise limit and repeats."
     if any(len(example.turns) > 1 for example in advice.prepared.examples):
         yield "Measured on first turns alone."
-    if advice.alpha is None:
-        yield "No draft model was given: only prompt lookup was weighed."
+    models = advice.prepared.pair.models
+    if "draft" not in models:
+        yield "No draft model was given: only methods that need none were weighed."
+    elif any(candidate.writes_text for candidate in advice.candidates):
+        yield (
+            "The draft has another tokenizer and writes text, which outputs do not foretell: rounds of some draft lengths"
+            " were counted in runs, and those of others lie between them."
+        )
+    elif isinstance(models["draft"], Translated):
+        yield (
+            "The draft has another tokenizer: what it drafts is predicted from the committed text, which it reads in"
+            " other pieces than its own drafts of the round."
+        )
     if environment.on_cuda(advice.environment):
         yield (
             "On CUDA a call that is timed by itself costs up to 1.5 times what it costs among others: attainable and"
             " predicted speed-ups are rough, and what was measured counts."
         )
     if any(result.lengths == "interpolated" for result in advice.forecast.predicted.values()):
-        yield "Mean lengths of some tree budgets lie between counted ones."
+        yield "Mean lengths of some tree budgets or draft lengths lie between counted ones."
     yield from incomplete.warnings({PLAIN: records_of(advice.timed, PLAIN)}, experiment.max_new_tokens)
 
 

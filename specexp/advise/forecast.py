@@ -4,36 +4,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
+from specexp.advise.adaptive import adapted_rounds
 from specexp.advise.candidates import Candidate
 from specexp.advise.prediction import (
-    NEVER,
-    LookupTrace,
     Overhead,
-    Rounds,
-    Stop,
-    Trace,
     TreeRounds,
     chain_attainable,
     chain_calls,
-    chain_rounds,
     fit_overhead,
-    fit_stop,
-    lookup_rounds,
-    tree_attainable,
     tree_between,
     tree_calls,
     varying_attainable,
     verifying_calls,
 )
+from specexp.advise.rounds import NEVER, LookupTrace, Rounds, Stop, Trace, chain_rounds, fit_stop, lookup_rounds
 from specexp.evaluation.timing import Timings, decoding
 from specexp.profiling.call_costs import Costs
 from specexp.storage.records import Count, Record
 
 # The source of a mean length: for a chain or looked-up drafts plain decoding's outputs, greedy or sampled; for a lossy
-# method its own output; for a tree its runs.
+# method its own output; for a tree, or a draft that writes text, its runs.
 SIMULATED, EXPECTED, WATCHED = "simulated", "expected", "watched"
 COUNTED, INTERPOLATED = "counted", "interpolated"
 
@@ -50,12 +43,14 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """What outputs show: `chains` of a lossless chain under "" and of each lossy kind; `lookups` by n-gram. `greedy` is
-    True if decoding emits these same outputs again; otherwise they are samples among many."""
+    """What outputs show: `chains` by what they accept alike, lossless ones under ""; `lookups` by n-gram and shortest
+    match; `recalled` by label, of other proposers that need no draft model. `greedy` is True if decoding emits these
+    same outputs again; otherwise they are samples among many."""
 
     chains: Mapping[str, Sequence[Trace]]
-    lookups: Mapping[int, Sequence[LookupTrace]]
+    lookups: Mapping[tuple[int, int], Sequence[LookupTrace]]
     greedy: bool
+    recalled: Mapping[str, Sequence[LookupTrace]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +76,15 @@ def forecast(
     plain_seconds = seconds_of(probed, plain) / sum(len(r["token_ids"]) for r in records_of(probed, plain))
     stops = _stops(probes, probed, traces)
     overheads = _overheads(probes, probed, costs, traces, stops)
-    trees = {c.size: _counted(records_of(probed, c.label)) for c in probes if c.setting.facts.grows_tree}
+    runs: dict[str, dict[int, TreeRounds]] = {}
+    for probe in probes:
+        if probe.counted:
+            runs.setdefault(probe.kind, {})[probe.size] = _counted(records_of(probed, probe.label))
     result = {}
     for candidate in candidates:
         overhead = overheads[candidate.rounds_like]
-        if candidate.setting.facts.grows_tree:
-            result[candidate.label] = _tree(candidate, trees, costs, overhead, plain_seconds)
+        if candidate.counted:
+            result[candidate.label] = _interpolated(candidate, runs[candidate.kind], costs, overhead, plain_seconds)
         else:
             rounds = _rounds(candidate, traces, stops.get(candidate.kind, NEVER))
             result[candidate.label] = _chain(candidate, rounds, traces.greedy, costs, overhead, plain_seconds)
@@ -105,15 +103,17 @@ def records_of(timed: Timings, name: str) -> list[Record]:
 
 def _rounds(candidate: Candidate, traces: Traces, stop: Stop) -> Rounds:
     """The expected rounds of a chain."""
-    config = candidate.setting.config
+    config, size = candidate.setting.config, candidate.size
     if candidate.method == "lookup":
-        return lookup_rounds(traces.lookups[config.max_ngram], candidate.size, config.bonus)
-    return chain_rounds(traces.chains[trace_of(candidate)], candidate.size, config.bonus, stop)
-
-
-def trace_of(candidate: Candidate) -> str:
-    """The key of a chain's traces: acceptance does not depend on the draft length, nor on where drafts stop."""
-    return "" if candidate.lossless else candidate.kind.partition(", stops below ")[0]
+        return lookup_rounds(traces.lookups[config.max_ngram, config.min_match], size, config.bonus)
+    recalled = traces.recalled.get(candidate.label, ())
+    if not candidate.drafts:
+        return lookup_rounds(recalled, size, config.bonus)
+    chains, block = traces.chains[candidate.accepts_like], config.rule == "block"
+    if candidate.adapts:
+        feed_last_token = candidate.setting.feed_last_token
+        return adapted_rounds(chains, candidate.draft, config.bonus, block, recalled, feed_last_token)
+    return chain_rounds(chains, size, config.bonus, stop, block, recalled)
 
 
 def _stops(probes: Sequence[Candidate], probed: Timings, traces: Traces) -> dict[str, Stop]:
@@ -135,9 +135,7 @@ def _overheads(
     points: dict[str, list[tuple[float, float]]] = {}
     for candidate in probes:
         counted = _counted(records_of(probed, candidate.label))
-        rounds = (
-            None if candidate.setting.facts.grows_tree else _rounds(candidate, traces, stops.get(candidate.kind, NEVER))
-        )
+        rounds = None if candidate.counted else _rounds(candidate, traces, stops.get(candidate.kind, NEVER))
         outside = seconds_of(probed, candidate.label) - _calls(candidate, counted, rounds, costs)
         points.setdefault(candidate.rounds_like, []).append((counted.nodes / counted.rounds, outside / counted.rounds))
     return {like: fit_overhead(result) for like, result in points.items()}
@@ -145,9 +143,9 @@ def _overheads(
 
 def _calls(candidate: Candidate, counted: TreeRounds, rounds: Rounds | None, costs: Costs) -> float:
     """Seconds of the counted calls; verifying calls have the sizes that `rounds` has where these vary."""
-    if rounds is None:
+    if rounds is None and candidate.setting.facts.grows_tree:
         return tree_calls(counted, costs)
-    if candidate.setting.varies:
+    if rounds is not None and candidate.setting.varies:
         verified = verifying_calls(rounds, costs) / rounds.rounds * counted.rounds
     else:
         verified = counted.rounds * costs.v(counted.nodes / counted.rounds + 1) * costs.target[1]
@@ -165,14 +163,16 @@ def _counted(records: Sequence[Record]) -> TreeRounds:
     return TreeRounds(emitted, *(total(key) for key in counts))
 
 
-def _tree(
+def _interpolated(
     candidate: Candidate, counted: Mapping[int, TreeRounds], costs: Costs, overhead: Overhead, plain_seconds: float
 ) -> Predicted:
+    """From counted rounds: of trees, or of chains whose drafts write text."""
     rounds = tree_between(counted, candidate.size)
-    seconds = tree_calls(rounds, costs) + overhead.of(rounds.rounds, rounds.nodes)
+    calls = _calls(candidate, rounds, None, costs)
+    seconds = calls + overhead.of(rounds.rounds, rounds.nodes)
     lengths = COUNTED if candidate.size in counted else INTERPOLATED
-    speedup = plain_seconds * rounds.tokens / seconds
-    return Predicted(lengths, rounds.mean_length, tree_attainable(rounds, costs), speedup)
+    attainable = rounds.tokens * costs.target[1] / calls
+    return Predicted(lengths, rounds.mean_length, attainable, plain_seconds * rounds.tokens / seconds)
 
 
 def _chain(
@@ -182,7 +182,7 @@ def _chain(
     calls = chain_calls(rounds, costs, feed_last_token) if candidate.drafts else verifying_calls(rounds, costs)
     seconds = calls + overhead.of(rounds.rounds, rounds.drafted)
     if candidate.setting.varies:
-        steps = rounds.drafted + feed_last_token * rounds.rounds if candidate.drafts else 0.0
+        steps = rounds.drafted - rounds.recalled + feed_last_token * rounds.rounds if candidate.drafts else 0.0
         attainable = varying_attainable(rounds, costs, steps)
     else:
         attainable = chain_attainable(rounds, candidate.size, costs, feed_last_token)

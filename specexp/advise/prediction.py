@@ -1,181 +1,17 @@
-"""Predicts a method's gain from how often the target agrees with the draft and from what calls cost: arithmetic alone.
+"""Predicts the seconds of rounds from what calls cost: arithmetic alone.
 
-Which drafted tokens are accepted does not depend on the draft length: given the output, the token at position i is
-accepted, if it is drafted and reached, with probability
-
-    b_i = P(accepted | x_i is emitted) = min(p_i(x_i), q_i(x_i)) / p_i(x_i) = min(1, q_i(x_i) / p_i(x_i)),
-
-independently from position to position. At temperature 0, where both are one-hot, b_i is 1 if the draft's first choice
-is the target's, else 0. So one output and its b give the rounds of every draft length: expected ones given this output,
-and at temperature 0 the exact rounds of decoding. (The mean of b_i over what may be emitted is the sum_x min(p, q) of
-`accept/alpha`; it cannot replace b_i, since what is accepted also decides what follows.)
-
-A looked-up draft is one-hot. At every temperature its b is 1 where it proposes the token that was emitted, and 0
-elsewhere: given the output, its rounds are certain. A draft that stops early stops by tokens that it keeps, whose
-probabilities the output gives; how far it continues after a token that is then rejected lies off the output, and is
-fitted to counted runs (`Stop`).
-
-This module knows no model, no clock and no method. The seconds of a round are those of its calls and an overhead that
-is a straight line in the number of drafted tokens.
+The seconds of a round are those of its calls and an overhead that is a straight line in the number of drafted tokens.
+This module knows no model, no clock and no method.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
+from specexp.advise.rounds import Rounds
 from specexp.profiling.call_costs import Costs
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """One output: b of each of its tokens, and what limits a draft.
-
-    `limit` tokens could be emitted after the prompt. There the draft's context has space for a draft of `draft_limit`
-    tokens, one less with every token emitted since.
-    """
-
-    accepted: Sequence[float]
-    limit: int
-    draft_limit: int
-    certainty: Sequence[float] = ()  # the draft's probability of each token if drafted; for drafts that stop early
-
-
-@dataclass(frozen=True, slots=True)
-class LookupTrace:
-    """One output, as looked-up drafts see it: `agreed` has, for a round that starts at each of its tokens, how many
-    proposed tokens agree with the output, or None where nothing is found. `limit` as in `Trace`."""
-
-    agreed: Sequence[int | None]
-    limit: int
-
-
-@dataclass(slots=True)
-class Rounds:
-    """Expected numbers of rounds, over all traces, by the tokens they drafted and by those accepted before the end.
-
-    `by_tail` has the rounds whose draft leaves the output, by the most tokens that it may have off the output.
-    """
-
-    tokens: int = 0
-    by_drafted: dict[float, float] = field(default_factory=dict)
-    by_accepted: dict[int, float] = field(default_factory=dict)
-    by_tail: dict[int, float] = field(default_factory=dict)
-
-    @property
-    def rounds(self) -> float:
-        return math.fsum(self.by_drafted.values())
-
-    @property
-    def drafted(self) -> float:
-        return math.fsum(number * rounds for number, rounds in self.by_drafted.items())
-
-    @property
-    def mean_length(self) -> float:
-        """Tokens emitted per verifying target call."""
-        return self.tokens / self.rounds
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """A draft ends after a token that it gave less than `least`. Once it has left the output, another token follows
-    each token with probability `goes_on`."""
-
-    least: float = 0.0
-    goes_on: float = 1.0
-
-    def tail(self, most: int) -> float:
-        """Expected tokens off the output, at most `most`."""
-        r = self.goes_on
-        return float(most) if r == 1 else r * (1 - r**most) / (1 - r)
-
-
-NEVER = Stop()
-
-
-def fit_stop(least: float, rounds: Rounds, drafted: float) -> Stop:
-    """The stop whose `goes_on` makes these rounds, simulated with `goes_on` 0, draft `drafted` tokens in all."""
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        tails = math.fsum(weight * Stop(least, middle).tail(most) for most, weight in rounds.by_tail.items())
-        low, high = (middle, high) if rounds.drafted + tails < drafted else (low, middle)
-    return Stop(least, low)
-
-
-def chain_rounds(traces: Sequence[Trace], gamma: int, bonus: bool = True, stop: Stop = NEVER) -> Rounds:
-    """The rounds of chains of at most `gamma` drafted tokens along these outputs, trimmed as the engine trims them."""
-    result = Rounds()
-    for trace in traces:
-        result.tokens += len(trace.accepted)
-        _along(trace, gamma, bonus, stop, result)
-    return result
-
-
-def lookup_rounds(traces: Sequence[LookupTrace], gamma: int, bonus: bool = True) -> Rounds:
-    """The rounds of looked-up drafts of `gamma` tokens along these outputs."""
-    result = Rounds()
-    for trace in traces:
-        length, place = len(trace.agreed), 0
-        result.tokens += length
-        while place < length:
-            agreed = trace.agreed[place]
-            drafted = 0 if agreed is None else max(0, min(gamma, trace.limit - place - bonus))
-            num_accepted = min(agreed or 0, drafted, length - place)
-            _add(result.by_drafted, drafted, 1.0)
-            _add(result.by_accepted, num_accepted, 1.0)
-            place += num_accepted + (1 if bonus or num_accepted < drafted or not drafted else 0)
-    return result
-
-
-def _along(trace: Trace, gamma: int, bonus: bool, stop: Stop, rounds: Rounds) -> None:
-    """Add one trace: the probability that a round starts at a place moves on to where the next round starts."""
-    length = len(trace.accepted)
-    starts = [0.0] * length
-    starts[0] = 1.0
-    for place, weight in enumerate(starts):
-        if not weight:
-            continue
-        most = max(0, min(gamma, trace.limit - place - bonus, trace.draft_limit - place))
-        drafted = most
-        if stop.least:
-            unsure = (i for i in range(min(most, length - place)) if trace.certainty[place + i] < stop.least)
-            drafted = next(unsure, most - 1) + 1
-        num_left = min(drafted, length - place)  # after an EOS nothing is emitted
-        going = weight
-        for num_accepted in range(num_left):
-            passed = going * trace.accepted[place + num_accepted]
-            _left(rounds, num_accepted + 1, most, stop, going - passed)
-            _end(starts, place + num_accepted + 1, rounds, num_accepted, going - passed)
-            going = passed
-            if not going:
-                break
-        else:
-            _left(rounds, num_left, drafted, stop, going)
-            more = bonus or not drafted  # the target's token after a full chain, or a plain step
-            _end(starts, place + num_left + more, rounds, num_left, going)
-
-
-def _left(rounds: Rounds, followed: int, most: int, stop: Stop, weight: float) -> None:
-    """Count rounds whose draft followed the output for `followed` tokens, of at most `most`."""
-    if weight:
-        _add(rounds.by_drafted, followed + stop.tail(most - followed), weight)
-        if most > followed:
-            _add(rounds.by_tail, most - followed, weight)
-
-
-def _end(starts: list[float], following: int, rounds: Rounds, num_accepted: int, weight: float) -> None:
-    """Of the rounds that start at a place, `weight` end like this, and the next round starts at `following`."""
-    if weight:
-        _add(rounds.by_accepted, num_accepted, weight)
-        if following < len(starts):
-            starts[following] += weight
-
-
-def _add(histogram: dict[Any, float], key: float, weight: float) -> None:
-    histogram[key] = histogram.get(key, 0.0) + weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +88,7 @@ def chain_calls(rounds: Rounds, costs: Costs, feed_last_token: bool = False) -> 
     steps = math.fsum(
         number * (drafted + (feed_last_token and drafted > 0)) for drafted, number in rounds.by_drafted.items()
     )
+    steps -= rounds.recalled
     return steps * costs.draft_step + verifying_calls(rounds, costs)
 
 

@@ -8,20 +8,22 @@ draft length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from array_api_compat import array_namespace, device, to_device
 
-from specexp.advise.prediction import LookupTrace, Trace
-from specexp.decoding.chain import Chain
+from specexp.advise.rounds import LookupTrace, Trace
+from specexp.decoding.chain import Chain, InTurn, Lookup, Proposer, Suffix
 from specexp.decoding.protocol import Array, Role, Round, Steps
 from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
 from specexp.engine.ngram_lookup import Ngrams
+from specexp.engine.suffix_automaton import SuffixIndex, SuffixLengths
 from specexp.evaluation.preparation import Prepared
+from specexp.lm.translated import Translated
 
 PIECE = 64  # positions examined together: rows of logits are as wide as the vocabulary
 
@@ -37,8 +39,14 @@ class Agreement:
     certainty: list[float]
 
 
-def agreement(prepared: Prepared, index: int, output: Sequence[int]) -> Agreement:
-    """Score plain decoding's `output` after a prompt with the draft, and with the target unless decoding is greedy."""
+def agreement(
+    prepared: Prepared, index: int, output: Sequence[int], draft_temperature: float | None = None
+) -> Agreement:
+    """Score plain decoding's `output` after a prompt with the draft, and with the target unless decoding is greedy.
+
+    A draft that reads text in its own tokens is scored token by token, on the committed text: drafted tokens that are
+    not read again in other pieces may get other probabilities.
+    """
     models, ids = prepared.pair.models, prepared.prompts[index]
     experiment = prepared.experiment
     warp = experiment.warp
@@ -47,39 +55,91 @@ def agreement(prepared: Prepared, index: int, output: Sequence[int]) -> Agreemen
     accepted: list[float] = []
     overlap: list[float] = []
     certainty: list[float] = []
+    ratio: list[float] = []
+    rejected: list[float] = []
     engine = Engine(models, reuse=True)
-    for start in range(0, len(seen), PIECE):
-        piece = seen[start : start + PIECE]
+    draft_warp = warp.of_draft(draft_temperature)
+    size = 1 if isinstance(models["draft"], Translated) else PIECE
+    for start in range(0, len(seen), size):
+        piece = seen[start : start + size]
         behind = [*ids, *seen[:start]]
+        logits = _rows(engine, "draft", behind, piece)
         if warp.greedy:
-            logits = _rows(engine, "draft", behind, piece)
             first = warp.first(logits)
             result = [float(token == choice) for token, choice in zip(piece, first.tolist(), strict=True)]
             accepted += result
             overlap += result
             certainty += _chosen(Warp(1.0)(logits), first)
         else:
-            p, q = (warp(_rows(engine, role, behind, piece)) for role in ("target", "draft"))
+            p, q = warp(_rows(engine, "target", behind, piece)), draft_warp(logits)
             q, tokens = to_device(q, device(p)), models["target"].ids(piece)
-            for probability, both in _shared(p, q, tokens):
-                accepted.append(probability)
+            for each, both, elsewhere in _shared(p, q, tokens):
+                ratio.append(each)
+                accepted.append(min(1.0, each))
                 overlap.append(both)
-            certainty += _chosen(q, tokens)
-    accepted += [0.0] * (len(output) - len(seen))  # beyond the draft's context nothing is drafted
+                rejected.append(elsewhere)
+            if draft_warp.greedy:  # the probability at temperature 1 decides where its drafts end, as if decoding were
+                rejected[start:] = sure = _chosen(Warp(1.0)(logits), draft_warp.first(logits))
+                certainty += sure
+            else:
+                certainty += _chosen(q, tokens)
+    blank = [0.0] * (len(output) - len(seen))
+    accepted += blank  # beyond the draft's context nothing is drafted
     limit = engine.output_limit(ids, experiment.max_new_tokens)
-    return Agreement(Trace(accepted, limit, draft_limit), overlap, certainty + [0.0] * (len(output) - len(seen)))
+    sampled = {} if warp.greedy else {"ratio": ratio + blank, "rejected": rejected + blank}
+    return Agreement(Trace(accepted, limit, draft_limit, **sampled), overlap, certainty + blank)
 
 
-def looked_up(prepared: Prepared, index: int, output: Sequence[int], ngram: int, gamma: int) -> LookupTrace:
+def looked_up(
+    prepared: Prepared, index: int, output: Sequence[int], ngram: int, gamma: int, min_match: int = 1
+) -> LookupTrace:
     """What drafts of at most `gamma` tokens would have found along `output`, by the search that decoding uses."""
     ids = prepared.prompts[index]
     search, agreed = Ngrams(ngram), []
     for place in range(len(output)):
-        drafted = search.continuation([*ids, *output[:place]], gamma)
+        drafted = search.continuation([*ids, *output[:place]], gamma, min_match)
         pairs = zip(drafted, output[place:], strict=False)
         same = next((i for i, (drafted_id, output_id) in enumerate(pairs) if drafted_id != output_id), None)
         agreed.append(None if not drafted else min(gamma, len(output) - place) if same is None else same)
     return LookupTrace(agreed, Engine(prepared.pair.models).output_limit(ids, prepared.experiment.max_new_tokens))
+
+
+def recalled(
+    prepared: Prepared, index: int, output: Sequence[int], chains: Mapping[str, Decoder]
+) -> dict[str, LookupTrace]:
+    """What the proposers of each of these chains that need no draft model find along `output`: the first in turn that
+    finds anything, by the searches that decoding uses."""
+    ids = prepared.prompts[index]
+    limit = Engine(prepared.pair.models).output_limit(ids, prepared.experiment.max_new_tokens)
+    suffixes = SuffixIndex()
+    ngrams: dict[int, Ngrams] = {}
+    found: dict[str, list[tuple[int, int | None]]] = {name: [] for name in chains}
+
+    def proposal(proposer: Proposer, text: Sequence[int], left: int) -> Sequence[int]:
+        if isinstance(proposer, Suffix):
+            limits = proposer.limits
+            most = min(proposer.gamma, left)
+            lengths = SuffixLengths(most, limits.factor, limits.min_probability, proposer.min_match)
+            return suffixes.continuation(text, lengths)
+        assert isinstance(proposer, Lookup), "the others need a draft model"
+        search = ngrams.setdefault(proposer.max_ngram, Ngrams(proposer.max_ngram))
+        return search.continuation(text, min(proposer.gamma, left), proposer.min_match)
+
+    for place in range(len(output)):
+        text, rest = [*ids, *output[:place]], output[place:]
+        for name, chain in chains.items():
+            assert isinstance(chain, Chain), f"{name} is no chain"
+            left = max(0, limit - place - chain.bonus)
+            proposers = chain.proposer.proposers.values() if isinstance(chain.proposer, InTurn) else [chain.proposer]
+            turns = (proposal(each, text, left) for each in proposers if not each.models)
+            drafted = next((tokens for tokens in turns if tokens), ())
+            same = next((i for i, pair in enumerate(zip(drafted, rest, strict=False)) if pair[0] != pair[1]), None)
+            agreed = min(len(drafted), len(rest)) if same is None else same
+            found[name].append((len(drafted), agreed if drafted else None))
+    return {
+        name: LookupTrace([agreed for _, agreed in rounds], limit, [number for number, _ in rounds])
+        for name, rounds in found.items()
+    }
 
 
 def _rows(engine: Engine, role: Role, behind: Sequence[int], tokens: Sequence[int]) -> Array:
@@ -93,14 +153,17 @@ def _chosen(rows: Array, tokens: Array) -> list[float]:
     return result
 
 
-def _shared(p: Array, q: Array, tokens: Array) -> Iterator[tuple[float, float]]:
-    """min(1, q(x) / p(x)) of each of tokens[N], and sum_x min(p, q), from p[N, V] and q[N, V]."""
+def _shared(p: Array, q: Array, tokens: Array) -> Iterator[tuple[float, float, float]]:
+    """From p[N, V] and q[N, V]: q(x) / p(x) of each of tokens[N], sum_x min(p, q), and the mean q(x) of tokens that are
+    drafted and rejected."""
     xp = array_namespace(p)
     targets, drafts = _chosen(p, tokens), _chosen(q, tokens)
     both = xp.sum(xp.minimum(p, q), axis=-1).tolist()
-    for one, other, shared in zip(targets, drafts, both, strict=True):
+    more = xp.clip(q - p, 0, None)
+    mass, weighted = (xp.sum(each, axis=-1).tolist() for each in (more, more * q))
+    for one, other, shared, left, sure in zip(targets, drafts, both, mass, weighted, strict=True):
         # A token was drawn from p, so that p(x) > 0; another forward may round the smallest one to 0.
-        yield (min(1.0, other / one) if one else 1.0), shared
+        yield (other / one if one else 1.0), shared, (sure / left if left else 0.0)
 
 
 def watched(prepared: Prepared, index: int, decoder: Chain) -> Trace:

@@ -18,7 +18,7 @@ from helpers.fake_clock import prepared_toy
 from helpers.rounds import Noting, decode, plainly, toy_models
 from specexp import config
 from specexp.advise.forecast import records_of
-from specexp.advise.prediction import NEVER, LookupTrace, Rounds, Stop, chain_rounds, fit_stop, lookup_rounds
+from specexp.advise.rounds import NEVER, LookupTrace, Rounds, Stop, chain_rounds, fit_stop, lookup_rounds
 from specexp.advise.traces import agreement, looked_up
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless
 from specexp.decoding.rules import Warp

@@ -16,16 +16,15 @@ from helpers.judges import judge_for
 from helpers.rounds import Noting, decode, plainly, toy_models
 from specexp.advise.prediction import (
     Overhead,
-    Trace,
     TreeRounds,
     chain_attainable,
     chain_calls,
-    chain_rounds,
     fit_overhead,
     tree_attainable,
     tree_between,
     tree_calls,
 )
+from specexp.advise.rounds import Trace, chain_rounds
 from specexp.advise.traces import agreement, watched
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.rules import Warp
