@@ -137,7 +137,7 @@ class LoadedPair:
         self.judge_of(method)
         faults = vocabulary_faults(asked.methods, self._pair.vocabulary)
         if asked.draft.head:
-            faults += head_faults(asked.methods, asked.draft.shown)
+            faults += head_faults(asked.methods, asked.draft)
         if faults:
             raise ConfigError(faults)
         costs = self.draft_costs(method) or NOMINAL

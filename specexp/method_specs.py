@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from specexp.decoding.protocol import Role
 from specexp.decoding.rules import Warp
 from specexp.errors import ConfigError, unknown
-from specexp.lm.runtime import INTERSECTION, SAME, TEXT, VOCABULARIES
+from specexp.lm.runtime import CHAIN_HEADS, DFLASH, INTERSECTION, SAME, TEXT, VOCABULARIES, ModelConfig
 
 GROUP = "specexp.methods"  # the entry-point group
 BOTH: frozenset[Role] = frozenset({"target", "draft"})
@@ -238,14 +238,28 @@ def vocabulary_faults(methods: Iterable[MethodSettings], vocabulary: str) -> lis
     return result
 
 
-def head_faults(methods: Iterable[MethodSettings], draft: str) -> list[str]:
+def head_faults(methods: Iterable[MethodSettings], draft: ModelConfig) -> list[str]:
     """Why these methods do not go with a head on the target's hidden states as the draft, a line for each."""
-    return [
-        f"method '{method.method}' needs a draft that is a model by itself, but {draft} is a head, which reads the"
-        " target's hidden states; leave the method out, or name another draft."
-        for method in methods
-        if "draft" in models_of(method) and not spec(method.method).takes_heads
-    ]
+    result = []
+    for method in methods:
+        if "draft" not in models_of(method):
+            continue
+        if not spec(method.method).takes_heads:
+            result.append(
+                f"method '{method.method}' needs a draft that is a model by itself, but {draft.shown} is a head, which"
+                " drafts from the target's hidden states; leave the method out, or name another draft."
+            )
+        elif draft.head in CHAIN_HEADS and spec(method.method).grows_tree:
+            result.append(
+                f"method '{method.method}' grows trees, but draft {draft.shown} drafts chains; leave the method out, or"
+                " name another draft."
+            )
+        elif draft.head == DFLASH and method.auto_gamma:
+            result.append(
+                f"gamma of '{method.label}' is auto, but draft {draft.shown} drafts its whole block in one forward:"
+                " a shorter chain saves none; set gamma to a number."
+            )
+    return result
 
 
 def settings_of(method: str, proposers: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from specexp.lm.runtime import (
     AUTO,
     AUTO_VOCABULARY,
     HEADS,
+    MTP,
     NO_TEMPLATE,
     ModelConfig,
     ToyConfig,
@@ -35,7 +36,7 @@ LATER = {
     "suffix_memory": "prompt", "min_match": 1, "proposers": "", "max_gamma": 0,
 }  # fmt: skip
 PROPOSERS = ("suffix", "lookup", "draft")
-LATER_OF_MODELS = {"layers": "", "vocabulary": AUTO_VOCABULARY, **dict.fromkeys(HEADS, "")}
+LATER_OF_MODELS = {"layers": "", "vocabulary": AUTO_VOCABULARY, **dict.fromkeys(HEADS, ""), MTP: False}
 SUFFIX_FACTOR, SUFFIX_MIN_PROBABILITY = 1.0, 0.1
 
 

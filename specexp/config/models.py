@@ -11,6 +11,7 @@ from specexp.lm.runtime import (
     CHAT_TEMPLATES,
     DTYPES,
     HEADS,
+    MTP,
     OFFLOADS,
     QUANTIZATIONS,
     VOCABULARIES,
@@ -18,6 +19,12 @@ from specexp.lm.runtime import (
 
 ON_TARGET = ("layers", *HEADS)  # settings of drafts that are made of the target's weights or states
 STORED = ("models:/", "runs:/")  # prefixes of heads in the tracking store
+
+
+def only_true(value: Any) -> bool:
+    if switch(value) is not True:
+        raise ValueError("it can only be true; leave it out, or name another draft.")
+    return True
 
 
 MODEL_SETTINGS: dict[str, Setting] = {
@@ -75,12 +82,24 @@ MODEL_SETTINGS: dict[str, Setting] = {
         more="For `draft` alone, without any other setting; as an option, `eagle3:PATH` or `models:/drafter@champion`."
         " [Drafts](methods.md#drafts) has the details.",
     ),
+    "mtp": Setting(
+        only_true, "Draft with the target's own MTP layers: `true`.", otherwise="none",
+        more="For `draft` alone, without any other setting; as an option, `mtp`. [Drafts](methods.md#drafts) has the"
+        " details.",
+    ),
+    "dflash": Setting(
+        text, "Draft with this DFlash assistant of the target: a folder or a hub id.", otherwise="none",
+        more="For `draft` alone, without any other setting; as an option, `dflash:PATH`. [Drafts](methods.md#drafts)"
+        " has the details.",
+    ),
 }  # fmt: skip
 
 
 def model_settings(value: Any) -> dict[str, Any]:
     if isinstance(value, str) and value.startswith(STORED):
         return {HEADS[0]: value}
+    if value == MTP:
+        return {MTP: True}
     if isinstance(value, str) and (kind := next((each for each in ON_TARGET if value.startswith(f"{each}:")), "")):
         return {kind: MODEL_SETTINGS[kind].parse(value.removeprefix(f"{kind}:"))}
     if isinstance(value, str) and value:

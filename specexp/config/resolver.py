@@ -151,7 +151,7 @@ class _Reader:
         if "judge" in self.own and "methods" not in self.own and not judged:
             names += ("autojudge",)  # a judge given without methods adds the method that uses it
         methods = self._methods(names, values)
-        head = models["draft"].shown if "draft" in models and models["draft"].head else ""
+        head = models["draft"] if "draft" in models and models["draft"].head else None
         if head and not {"methods", "judge"} & self.own:
             # Of an experiment's own methods, those that need a draft model are not what was asked for.
             methods = [method for method in methods if not head_faults([method], head)]

@@ -24,7 +24,7 @@ from specexp.engine.host_transfer import HostTransfer
 from specexp.engine.ngram_lookup import Ngrams, continuation
 from specexp.engine.request_state import LogitPeaks, RequestState
 from specexp.engine.suffix_automaton import SuffixIndex, SuffixLengths
-from specexp.lm.model import Array, Drafts, Model, Writer
+from specexp.lm.model import Array, Drafts, DraftsBlocks, Model, Writer
 
 _UNIT_TEMPERATURE = Warp(1.0)
 
@@ -36,6 +36,8 @@ class Drafting:
         self._models, self._transfer = models, transfer
         draft: object = models.get("draft") if whole else None
         self._drafts = draft if isinstance(draft, Drafts) else None
+        blocks: object = models.get("draft")
+        self._blocks = blocks if isinstance(blocks, DraftsBlocks) else None
 
     @cached_property
     def _nothing(self) -> Array:
@@ -76,6 +78,8 @@ class Drafting:
         chains = [self._begin(state, each) for state, each in asked]
         if self._drafts is not None and (whole := self._draft_whole(self._drafts, chains[0], ask)) is not None:
             return [whole]
+        if self._blocks is not None:
+            return [self._block(self._blocks, chain, ask) for chain in chains]
         step, greedy, model = 0, ask.warp.greedy, self._models["draft"]
         while going := [chain for chain in chains if step < chain.length]:
             fed = [(chain.tokens[-1] if chain.tokens else None, None, ask.hidden) for chain in going]
@@ -144,6 +148,23 @@ class Drafting:
         if state.chain_length is not None and probability is not None:
             state.chain_length.drafted(probability, length + ask.feed_last_token)
         return whole
+
+    def _block(self, model: DraftsBlocks, chain: _Chain, ask: Draft) -> Drafted:
+        """The chain in one forward of the model."""
+        state, length = chain.state, chain.length
+        if not length:
+            return self._drafted(chain, ask)
+        feed = state.contexts["draft"].plan(None, None, ask.hidden)
+        result = model.draft_block(feed, ask, length, state.rng, chain.position)
+        if result.num_drafted is not None:
+            length = int(self._transfer.read([result.num_drafted])[0][0])
+            result = _shortened(result, length, ask)
+        state.fed("draft", feed.tokens.shape[0])
+        place = device(self._nothing)
+        q = None if result.q is None else to_device(result.q, place)
+        block = Drafted(to_device(result.tokens, place), q, None, to_device(result.peaks, place))
+        state.peaks.append(LogitPeaks("draft", block.peaks, drafts=True))
+        return block
 
     def _write(self, state: RequestState, ask: Draft) -> Drafted:
         """The tokens of text that the draft writes in its own tokens: one-hot."""

@@ -205,6 +205,16 @@ class Follower(Protocol):
 
 
 @runtime_checkable
+class DraftsBlocks(Protocol):
+    """Optional interface of a model that scores all tokens of a chain in one forward."""
+
+    def draft_block(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
+        """Draft `length` <= gamma tokens after those of `feed`, which it feeds; the first is sampled with the key
+        `position`. With `num_drafted`, only so many of them are meant."""
+        ...
+
+
+@runtime_checkable
 class Drafts(Protocol):
     """Optional interface of a model that drafts a whole chain in one call, sampling included, for a single session."""
 

@@ -15,7 +15,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "int8", "nf4", "fp4")
 OFFLOADS = ("none", "cpu", "disk")
 # Drafts that read the target's hidden states.
-HEADS = (EAGLE3,) = ("eagle3",)
+HEADS = (EAGLE3, MTP, DFLASH) = ("eagle3", "mtp", "dflash")
+CHAIN_HEADS = (MTP, DFLASH)  # those that draft no trees
 ATTENTIONS = ("sdpa", "eager")
 # How a draft's tokens become the target's: they are the same; those that both have; by their text. `auto` finds out.
 VOCABULARIES = AUTO_VOCABULARY, SAME, INTERSECTION, TEXT = ("auto", "same", "intersection", "text")
@@ -49,11 +50,13 @@ class ModelConfig:
     vocabulary: str = AUTO_VOCABULARY  # of a draft: how its tokens become the target's
     layers: str = ""  # of a draft: it is these layers of the target, and `model` is the target's
     eagle3: str = ""  # of a draft: it is this head on the target's hidden states, and `model` is the target's
+    mtp: bool = False  # of a draft: it is the target's own MTP layers
+    dflash: str = ""  # of a draft: it is this DFlash assistant of the target
 
     @property
     def head(self) -> str:
         """The kind of head that this draft is; empty if it is a model."""
-        return EAGLE3 if self.eagle3 else ""
+        return next((kind for kind in HEADS if getattr(self, kind)), "")
 
     @property
     def on_target(self) -> bool:
@@ -64,7 +67,7 @@ class ModelConfig:
     def shown(self) -> str:
         """Its name in messages and in the names of pairs."""
         if self.head:
-            return f"{self.head}:{self.eagle3}"
+            return MTP if self.mtp else f"{self.head}:{getattr(self, self.head)}"
         return f"layers:{self.layers}" if self.layers else self.model
 
     def faults(self) -> list[str]:

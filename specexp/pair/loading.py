@@ -16,7 +16,7 @@ from specexp.errors import ModelError
 from specexp.lm.model import Model
 from specexp.lm.runtime import AUTO_VOCABULARY, SAME, ModelConfig, ToyConfig, check_vocabulary, shared_vocabulary
 from specexp.lm.toy import ToyModel
-from specexp.method_specs import spec
+from specexp.method_specs import models_of, spec
 from specexp.pair import chat_template
 from specexp.pair.other_tokenizers import TRIAL, compare, differ, vocabulary_of
 from specexp.pair.tokenization import Text, TokenizerText, ToyText
@@ -112,7 +112,8 @@ def _hf_pair(
     on_target = "draft" in roles and configs["draft"].on_target
     own_layers = loading.own_layers(configs["draft"]) if on_target else ()
     if on_target and configs["draft"].head:
-        _heads().check_head(configs["draft"], head)
+        lengths = {m.label: m.gamma for m in experiment.methods if "draft" in models_of(m)}
+        _heads().check_head(configs["draft"], lengths, head)
     tokenizer = loading.load_tokenizer(experiment.target)
     text, notes = _text(experiment, tokenizer, not own_prompts and DEFAULTS[experiment.task].completions)
     draft_tokenizer = None

@@ -1,0 +1,108 @@
+"""Tiny folders of targets with MTP layers, under the names of published checkpoints, and of DFlash assistants."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.modeling_layers import MtpModel
+from transformers.models.muse_glimmer_assistant.configuration_muse_glimmer_assistant import MuseGlimmerAssistantConfig
+from transformers.models.muse_glimmer_assistant.modeling_muse_glimmer_assistant import MuseGlimmerAssistantModel
+
+from helpers import tiny_models
+
+# Families whose checkpoints have MTP layers as further layers of the model, and how many are made.
+AS_LAYERS = {"deepseek_v3": 3, "glm4_moe": 1, "bailing_hybrid": 2}
+
+
+def configured(kind: str, **more: Any) -> dict[str, Any]:
+    """Settings of a tiny target of this family with MTP layers."""
+    num = AS_LAYERS.get(kind, 1)
+    values: dict[str, Any] = {"num_mtp_layers": num}
+    if kind == "bailing_hybrid":
+        values |= {"mtp_layer_types": ["full_attention"] * num, "mtp_mlp_layer_types": ["sparse"] * num}
+    if kind == "mellum":
+        values |= {"mlp_layer_types": ["dense", "sparse"]}
+    return values | more
+
+
+def noisy(module: torch.nn.Module, seed: int) -> Any:
+    """`module` with random weights."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise / parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else 1 + 0.2 * noise)
+    return module.eval()
+
+
+def mtp_folder(folder: Path, kind: str, **more: Any) -> Path:
+    """A target with random MTP layers, saved as the family's checkpoints are."""
+    main = tiny_models.build(kind, **configured(kind, **more))
+    main.save_pretrained(folder)
+    number = main.config.get_text_config().num_mtp_layers
+    own = {id(parameter) for parameter in main.parameters()}
+    layers = MtpModel(main, number)
+    torch.manual_seed(5)
+    for name, parameter in layers.named_parameters():
+        if id(parameter) not in own:
+            with torch.no_grad():
+                noise = torch.randn(parameter.shape)
+                parameter.copy_(noise / parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else 1 + 0.2 * noise)
+    weights = load_file(folder / "model.safetensors")
+    first = main.config.get_text_config().num_hidden_layers
+    for name, value in layers.state_dict().items():
+        if name.startswith("layers."):
+            weights |= {key: each.clone() for key, each in published(name, value, first, kind).items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def published(name: str, value: Tensor, first: int, kind: str) -> dict[str, Tensor]:
+    """A weight of `MtpModel` as checkpoints name it; joined experts are in one tensor each there."""
+    match = re.fullmatch(r"layers\.(\d+)\.(.*)", name)
+    assert match is not None
+    layer, rest = int(match[1]), match[2].removeprefix("mtp_block.")
+    if kind == "mellum":
+        names = {"eh_proj.": "fc.", "enorm.": "pre_fc_norm_embedding.", "hnorm.": "pre_fc_norm_hidden.",
+                 "post_norm.": "norm."}  # fmt: skip
+        part = next((old for old in names if rest.startswith(old)), "")
+        start = f"mtp.{names[part]}" if part else f"mtp.layers.{layer}."
+        rest = rest.removeprefix(part) if part else rest
+    else:
+        start = f"model.layers.{first + layer}."
+        rest = re.sub(r"^post_norm\.", "shared_head.norm.", rest)
+    if rest.endswith("experts.gate_up_proj"):
+        stem, half = rest.removesuffix("gate_up_proj"), value.shape[1] // 2
+        parts = {"gate_proj": value[:, :half], "up_proj": value[:, half:]}
+        return {f"{start}{stem}{e}.{p}.weight": v[e] for p, v in parts.items() for e in range(value.shape[0])}
+    if rest.endswith("experts.down_proj"):
+        stem = rest.removesuffix("down_proj")
+        return {f"{start}{stem}{e}.down_proj.weight": value[e] for e in range(value.shape[0])}
+    return {start + rest: value}
+
+
+def dflash_folder(folder: Path, layers: list[int], **values: Any) -> Path:
+    """A random DFlash assistant for targets of hidden size 32."""
+    config = MuseGlimmerAssistantConfig(
+        **{
+            "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 160, "sliding_window": 24,
+            "layer_types": ["sliding_attention", "full_attention"], "block_size": 5, "mask_token_id": 4,
+            "target_layer_ids": layers, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **values,
+        }
+    )  # fmt: skip
+    noisy(MuseGlimmerAssistantModel(config), 3).save_pretrained(folder)
+    return folder
+
+
+def config_of(folder: Path, **values: Any) -> Path:
+    """Change values of the folder's config.json."""
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+    return folder
