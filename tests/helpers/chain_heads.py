@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional
+from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel
 from transformers.models.muse_glimmer_assistant.configuration_muse_glimmer_assistant import MuseGlimmerAssistantConfig
 from transformers.models.muse_glimmer_assistant.modeling_muse_glimmer_assistant import MuseGlimmerAssistantModel
 
 from helpers import tiny_models
+from helpers.generation import prompts
 
 # Families whose checkpoints have MTP layers as further layers of the model, and how many are made.
 AS_LAYERS = {"deepseek_v3": 3, "glm4_moe": 1, "bailing_hybrid": 2}
@@ -27,33 +31,68 @@ def configured(kind: str, **more: Any) -> dict[str, Any]:
     if kind == "bailing_hybrid":
         values |= {"mtp_layer_types": ["full_attention"] * num, "mtp_mlp_layer_types": ["sparse"] * num}
     if kind == "mellum":
-        values |= {"mlp_layer_types": ["dense", "sparse"]}
+        values |= {
+            "layer_types": ["sliding_attention", "full_attention"],
+            "mlp_layer_types": ["dense", "sparse"],
+        }
     return values | more
 
 
-def noisy(module: torch.nn.Module, seed: int) -> Any:
-    """`module` with random weights."""
+def noisy(parameters: Iterable[Tensor], seed: int) -> None:
+    """Set these weights at random."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in parameters:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(noise / parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else 1 + 0.2 * noise)
-    return module.eval()
 
 
-def mtp_folder(folder: Path, kind: str, **more: Any) -> Path:
-    """A target with random MTP layers, saved as the family's checkpoints are."""
+def fit(main: Any, layers: MtpModel, trained: list[Tensor], steps: int) -> None:
+    """Train the layers to predict greedy outputs of the target, so that some of their drafts are accepted."""
+    texts = []
+    for prompt in prompts():
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            whole = main.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=30,
+                                  eos_token_id=None, pad_token_id=0)  # fmt: skip
+            states = main(input_ids=whole, output_hidden_states=True).hidden_states[-1]
+        texts.append((whole, states))
+    optimizer = torch.optim.Adam(trained, 1e-2)
+    for _ in range(steps):
+        loss = torch.zeros(())
+        for ids, states in texts:
+            for k, logits in enumerate(whole_forward(layers, ids, states)):
+                if ids.shape[1] > k + 2:
+                    loss = loss + functional.cross_entropy(logits[: ids.shape[1] - k - 2], ids[0, k + 2 :])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def whole_forward(layers: MtpModel, ids: Tensor, states: Tensor) -> list[Tensor]:
+    """Logits [N - 1 - k, V] of every layer k on ids[1, N], from the target's final states [1, N, D] and no cache."""
+    result = []
+    x = states[:, : ids.shape[1] - 1]
+    for k in range(len(layers.layers)):
+        x = x[:, : ids.shape[1] - 1 - k]
+        if not x.shape[1]:
+            break
+        positions = torch.arange(k + 1, ids.shape[1])[None]
+        x = layers.forward_layer(k, x, positions, MtpCache(), input_ids=ids[:, k + 1 :])
+        result.append(layers._project_to_logits(x)[0])
+    return result
+
+
+def mtp_folder(folder: Path, kind: str, steps: int = 8, **more: Any) -> Path:
+    """A target with MTP layers that know a little, saved as the family's checkpoints are."""
     main = tiny_models.build(kind, **configured(kind, **more))
     main.save_pretrained(folder)
     number = main.config.get_text_config().num_mtp_layers
     own = {id(parameter) for parameter in main.parameters()}
     layers = MtpModel(main, number)
-    torch.manual_seed(5)
-    for name, parameter in layers.named_parameters():
-        if id(parameter) not in own:
-            with torch.no_grad():
-                noise = torch.randn(parameter.shape)
-                parameter.copy_(noise / parameter.shape[-1] ** 0.5 if parameter.dim() > 1 else 1 + 0.2 * noise)
+    trained = [parameter for parameter in layers.parameters() if id(parameter) not in own]
+    noisy(trained, 5)
+    fit(main, layers, trained, steps)
     weights = load_file(folder / "model.safetensors")
     first = main.config.get_text_config().num_hidden_layers
     for name, value in layers.state_dict().items():
@@ -97,7 +136,9 @@ def dflash_folder(folder: Path, layers: list[int], **values: Any) -> Path:
             "target_layer_ids": layers, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **values,
         }
     )  # fmt: skip
-    noisy(MuseGlimmerAssistantModel(config), 3).save_pretrained(folder)
+    module = MuseGlimmerAssistantModel(config)
+    noisy(module.parameters(), 3)
+    module.save_pretrained(folder)
     return folder
 
 

@@ -191,7 +191,5 @@ def load(place: str, dtype: torch.dtype, device: torch.device) -> Any:
     except Exception as error:
         raise ModelError(f"DFlash draft '{place}' cannot be loaded: {first_line(error)}") from error
     if missing := sorted(result["missing_keys"]):
-        raise ModelError(
-            f"DFlash draft '{place}' lacks weights ({missing[0]}); get all its files."
-        )
+        raise ModelError(f"DFlash draft '{place}' lacks weights ({missing[0]}); get all its files.")
     return module.to(device).eval()
