@@ -138,8 +138,9 @@ def test_rows_are_those_of_a_whole_forward(
             states = target.module(input_ids=whole[:, : len(ids)], output_hidden_states=True).hidden_states[-1]
             # What follows the committed tokens has no states; later layers do not read them there.
             states = torch.cat([states, states.new_zeros(1, whole.shape[1] - len(ids), states.shape[2])], dim=1)
-            rows = [logits[len(ids) - 2] for logits in whole_forward(layers, whole, states)]
-        q = warp(target.as_logits(torch.stack(rows[: chain.tokens.shape[0]])))
+            used = whole_forward(layers, whole, states)[: chain.tokens.shape[0]]
+            rows = [logits[len(ids) - 2] for logits in used]
+        q = warp(target.as_logits(torch.stack(rows)))
         assert torch.allclose(chain.q, q, atol=2e-5)
 
 
