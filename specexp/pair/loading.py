@@ -152,7 +152,11 @@ def _hf_pair(
         model.check_cache()
     main, vocabulary = models["target" if "target" in roles else "draft"], SAME
     if on_target and configs["draft"].head:
-        notes = (*notes, *models["draft"].notes)
+        said = (
+            f"the draft, {configs['draft'].shown}, reads the target's hidden states and does not decode by itself:"
+            " methods that need a draft model, such as draft_only, are left out."
+        )
+        notes = (*notes, said)
     if other is not None:
         prompt = text.encode([{"role": "user", "content": TRIAL}])
         vocabulary, said = other.choose(models["target"], models["draft"], prompt, main.eos_ids)

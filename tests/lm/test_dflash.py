@@ -156,7 +156,7 @@ def test_a_draft_that_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     place = dflash_folder(tmp_path / "draft", [0, 1])
     config = ModelConfig(str(target), dflash=str(place))
     check_head(config, {"speculative_g4": 4})
-    with pytest.raises(ModelError, match="gamma of 'speculative_g5' is 5, but .* blocks of 5, .* to at most 4"):
+    with pytest.raises(ModelError, match=r"gamma of 'speculative_g5' is 5, but .* blocks of 5, .* to at most 4"):
         check_head(config, {"speculative_g5": 5})
     for values, said in (
         ({"target_layer_ids": [0, 2]}, "reads the outputs of the layers 0, 2, but .* has the layers 0 to 1"),
@@ -171,7 +171,7 @@ def test_a_draft_that_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
         (place / "config.json").write_text(before)
     with pytest.raises(ModelError, match=r"draft '.*' \(llama\) has no block_size in its config"):
         check_head(ModelConfig(str(target), dflash=str(target)), {})
-    with pytest.raises(ModelError, match="model './nowhere' is neither a folder nor a model on the hub"):
+    with pytest.raises(ModelError, match=r"model './nowhere' is neither a folder nor a model on the hub"):
         check_head(ModelConfig(str(target), dflash="./nowhere"), {})
 
 

@@ -69,10 +69,6 @@ class DFlashDraft:
     def device(self) -> torch.device:
         return torch.device(self.module.device)
 
-    @property
-    def notes(self) -> Sequence[str]:
-        return ()
-
     def session(self) -> DFlashSession:
         return DFlashSession(self)
 

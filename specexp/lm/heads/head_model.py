@@ -44,7 +44,6 @@ class HeadModel:
     forward: Eagle3Forward
     name: str
     facts_of_head: dict[str, Any]
-    notes: Sequence[str] = ()
     capture: Capture | None = None  # records chains, if the target's forwards are recorded
     graph_pools: GraphPools | None = field(init=False, default=None)
 

@@ -115,12 +115,8 @@ def _eagle3(config: ModelConfig, target: HFModel, folder: Path | None) -> HeadMo
     weights = read_weights(head, target.module.dtype, embedding.device)
     forward = Eagle3Forward(head, weights, embedding, output, target.vocab_size, target.suppressed)
     target.keep_states(head.layers)
-    note = (
-        f"the draft, {config.shown}, reads the target's hidden states and does not decode by itself: methods that need"
-        " a draft model, such as draft_only, are left out."
-    )
     capture = target.graph_pools.capture if target.graph_pools is not None else None
-    model = HeadModel(target, forward, config.shown, _facts(config, head, weights, forward, target), (note,), capture)
+    model = HeadModel(target, forward, config.shown, _facts(config, head, weights, forward, target), capture)
     _tune(model)
     return model
 

@@ -54,10 +54,6 @@ class MtpDraft:
     def device(self) -> torch.device:
         return self.module.layers[0].eh_proj.weight.device  # type: ignore[no-any-return]
 
-    @property
-    def notes(self) -> Sequence[str]:
-        return ()
-
     def session(self) -> MtpSession:
         return MtpSession(self)
 
