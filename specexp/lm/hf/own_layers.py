@@ -49,7 +49,7 @@ def module_of_layers(module: Any, indices: Sequence[int], name: str) -> Any:
         )
     config = module.config.get_text_config(decoder=True)
     total = int(config.num_hidden_layers)
-    path = _stack_path(module, total, name)
+    path = stack_path(module, total, name)
     config = copy.deepcopy(module.config)
     text = config.get_text_config(decoder=True)
     for key, value in list(vars(text).items()):
@@ -62,14 +62,14 @@ def module_of_layers(module: Any, indices: Sequence[int], name: str) -> Any:
     return _with_child(module, path.split("."), chosen, config, text)
 
 
-def _stack_path(module: Any, total: int, name: str) -> str:
-    """The name of the list that holds the decoder's layers."""
+def stack_path(module: Any, total: int, name: str) -> str:
+    """The name of the list that holds the decoder's layers. Raises ModelError."""
     decoder = module.get_decoder() if hasattr(module, "get_decoder") else module
     inside = {id(each) for each in decoder.modules()}
     for path, each in module.named_modules():
         if isinstance(each, nn.ModuleList) and len(each) == total and id(each) in inside:
             return str(path)
-    raise ModelError(f"model '{name}': its layers are not in one list, so none can be taken out as a draft.")
+    raise ModelError(f"model '{name}': its layers are not in one list, so a draft cannot have or read them.")
 
 
 def _with_child(module: Any, path: Sequence[str], child: Any, config: Any, text: Any) -> Any:
