@@ -7,7 +7,7 @@ speculative sampling (2211.17192). A draft model's acceptance does not depend on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,7 @@ class Acceptance:
 def of_head(head: Eagle3Head, outputs: Sequence[TargetOutput], target: TargetStates, depth: int) -> Acceptance:
     """Acceptance of a head at depth 0 .. `depth` - 1."""
     sums = torch.zeros(3, depth)
-    place = head.t2d.nonzero()[:, 0]
+    place = head.draft_ids
     for ids, counted, states, logits in _batches(outputs, target, depth):
         device = place.device
         made = head.outputs(ids[:, 1:].to(device), states[:, :-1].to(device), depth)
@@ -62,14 +62,17 @@ def of_draft(draft: HFModel, outputs: Sequence[TargetOutput], target: TargetStat
     sums = torch.zeros(3, depth)
     for ids, counted, _, logits in _batches(outputs, target, depth):
         out = draft.module(input_ids=ids.to(draft.device), use_cache=False).logits
-        q = draft.as_logits(out.flatten(0, 1)).unflatten(0, out.shape[:2])[:, 1:].softmax(-1)
+        q = draft.as_logits(out.flatten(0, 1)).reshape(*out.shape[:2], -1)[:, 1:].softmax(-1)
         p = logits[:, 1:].softmax(-1)
         for step in range(depth):
             _add(sums, step, p[counted[step]], q[counted[step]].to(p.device))
     return _shares(sums)
 
 
-def _batches(outputs, target, depth):  # type: ignore[no-untyped-def]
+def _batches(
+    outputs: Sequence[TargetOutput], target: TargetStates, depth: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Ids [B, T], the rows that count [S, B, R], the target's states [B, T, 3 E] and logits [B, T, V]."""
     ordered = sorted(outputs, key=lambda out: len(out.ids))
     for first in range(0, len(ordered), TOGETHER):
         ids, begin, end = padded(ordered[first : first + TOGETHER])

@@ -13,6 +13,7 @@ key-value heads, d size of a head.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,12 +68,17 @@ class Eagle3Head(nn.Module):
         """The target's ids [W] that are scored."""
         return self.get_buffer("d2t") + torch.arange(self.shape.draft_vocab_size, device=self.lm_head.weight.device)
 
+    @property
+    def _layer(self) -> Any:
+        return self.midlayer
+
     def outputs(self, tokens_BR: Tensor, states: Tensor, steps: int) -> Tensor:
         """Outputs [S, B, R, D] before the last norm, of the tokens t + 1 and the target's states [B, R, 3 E] at t."""
         feature = self.fc(states)
         embedding = self.embed_tokens.weight if self.shape.own_embedding else self.get_buffer("target_embedding")
-        embedded = self.midlayer["input_layernorm"](functional.embedding(tokens_BR, embedding))
-        size, attn = self.shape.hidden_size, self.midlayer["self_attn"]
+        embedded = self._layer["input_layernorm"](functional.embedding(tokens_BR, embedding))
+        size, layer = self.shape.hidden_size, self._layer
+        attn, mlp = layer["self_attn"], layer["mlp"]
         weight = torch.cat([attn[f"{part}_proj"].weight for part in "qkv"])
         of_tokens = functional.linear(embedded, weight[:, :size])  # the same at every step
         cos, sin = self._angles(tokens_BR.shape[1])
@@ -80,13 +86,13 @@ class Eagle3Head(nn.Module):
         values: list[Tensor] = []
         result = []
         for _ in range(steps):
-            normed = self.midlayer["hidden_norm"](feature)
+            normed = layer["hidden_norm"](feature)
             q, k, v = self._split(of_tokens + functional.linear(normed, weight[:, size:]))
             keys.append(_rotated(k, cos, sin))
             values.append(v)
             attended = self._attend(_rotated(q, cos, sin), keys, values)
             after = feature + attn["o_proj"](attended)
-            inner, mlp = self.midlayer["post_attention_layernorm"](after), self.midlayer["mlp"]
+            inner = layer["post_attention_layernorm"](after)
             out = after + mlp["down_proj"](functional.silu(mlp["gate_proj"](inner)) * mlp["up_proj"](inner))
             result.append(out)
             feature = functional.pad(out[:, :-1], (0, 0, 1, 0))
@@ -100,7 +106,7 @@ class Eagle3Head(nn.Module):
     def _split(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each [B, H, R, d]."""
         shape = self.shape
-        of_heads = qkv.unflatten(-1, (-1, shape.head_dim)).transpose(1, 2)
+        of_heads = qkv.reshape(*qkv.shape[:2], -1, shape.head_dim).transpose(1, 2)
         q, k, v = of_heads.split([shape.num_heads, shape.num_key_value_heads, shape.num_key_value_heads], dim=1)
         if (times := shape.num_heads // shape.num_key_value_heads) > 1:
             k, v = k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1)

@@ -92,8 +92,7 @@ def losses(head: Eagle3Head, outputs: Sequence[TargetOutput], target: TargetStat
     device = head.lm_head.weight.device
     states, logits = target(ids, recipe.low)
     counted = reached(first, end, ids.shape[1] - 1, recipe.depth).to(device)
-    place = head.t2d.nonzero()[:, 0]
-    wanted = logits[:, 1:].to(device)[..., place]
+    wanted = logits[:, 1:].to(device)[..., head.draft_ids]
     with torch.autocast(device.type, torch.bfloat16, enabled=recipe.low):
         made = head.outputs(ids[:, 1:].to(device), states[:, :-1].to(device), recipe.depth)
         scored = head.logits(made[counted]).float()
