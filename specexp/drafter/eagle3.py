@@ -72,8 +72,11 @@ class Eagle3Head(nn.Module):
     def _layer(self) -> Any:
         return self.midlayer
 
-    def outputs(self, tokens_BR: Tensor, states: Tensor, steps: int) -> Tensor:
-        """Outputs [S, B, R, D] before the last norm, of the tokens t + 1 and the target's states [B, R, 3 E] at t."""
+    def outputs(self, tokens_BR: Tensor, states: Tensor, steps: int, start: int = 0) -> Tensor:
+        """Outputs [S, B, R, D] before the last norm, of the tokens t + 1 and the target's states [B, R, 3 E] at t.
+
+        Only the rows from `start` on are returned, and computed at the steps after the first.
+        """
         feature = self.fc(states)
         embedding = self.embed_tokens.weight if self.shape.own_embedding else self.get_buffer("target_embedding")
         embedded = self._layer["input_layernorm"](functional.embedding(tokens_BR, embedding))
@@ -82,6 +85,7 @@ class Eagle3Head(nn.Module):
         weight = torch.cat([attn[f"{part}_proj"].weight for part in "qkv"])
         of_tokens = functional.linear(embedded, weight[:, :size])  # the same at every step
         cos, sin = self._angles(tokens_BR.shape[1])
+        rows = tokens_BR.shape[1]
         keys: list[Tensor] = []
         values: list[Tensor] = []
         result = []
@@ -90,12 +94,15 @@ class Eagle3Head(nn.Module):
             q, k, v = self._split(of_tokens + functional.linear(normed, weight[:, size:]))
             keys.append(_rotated(k, cos, sin))
             values.append(v)
-            attended = self._attend(_rotated(q, cos, sin), keys, values)
+            attended = self._attend(_rotated(q, cos, sin), keys, values, rows - q.shape[2])
             after = feature + attn["o_proj"](attended)
             inner = layer["post_attention_layernorm"](after)
             out = after + mlp["down_proj"](functional.silu(mlp["gate_proj"](inner)) * mlp["up_proj"](inner))
-            result.append(out)
             feature = functional.pad(out[:, :-1], (0, 0, 1, 0))
+            if len(keys) == 1 and start:
+                out, feature, of_tokens = out[:, start:], feature[:, start:], of_tokens[:, start:]
+                cos, sin = cos[start:], sin[start:]
+            result.append(out)
         return torch.stack(result)
 
     def logits(self, outputs: Tensor) -> Tensor:
@@ -107,16 +114,20 @@ class Eagle3Head(nn.Module):
         """Queries, keys and values, each [B, H, R, d]."""
         shape = self.shape
         of_heads = qkv.reshape(*qkv.shape[:2], -1, shape.head_dim).transpose(1, 2)
-        q, k, v = of_heads.split([shape.num_heads, shape.num_key_value_heads, shape.num_key_value_heads], dim=1)
+        sizes = [shape.num_heads, shape.num_key_value_heads, shape.num_key_value_heads]
+        q, k, v = torch.split(of_heads, sizes, dim=1)
         if (times := shape.num_heads // shape.num_key_value_heads) > 1:
             k, v = k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1)
         return q, k, v
 
-    def _attend(self, q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-        """Attention [B, R, H d] of the last step's queries [B, H, R, d] over the keys and values of all steps."""
-        step, rows = len(keys) - 1, q.shape[2]
+    def _attend(self, q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], start: int) -> Tensor:
+        """Attention [B, R, H d] of the last step's queries [B, H, R, d] over the keys and values of all steps.
+
+        The first query is that of row `start`, as are the keys and values of steps after the first.
+        """
+        step, rows = len(keys) - 1, keys[0].shape[2]
         q = q * self.shape.head_dim**-0.5
-        allowed = torch.ones(rows, rows, dtype=torch.bool, device=q.device).tril(-step)
+        allowed = torch.ones(q.shape[2], rows, dtype=torch.bool, device=q.device).tril(start - step)
         scores = [(q @ keys[0].transpose(-1, -2)).masked_fill(~allowed, float("-inf"))]
         later = range(1, step + 1)
         scores += [(q * _moved(keys[j], step - j)).sum(-1, keepdim=True) for j in later]

@@ -91,10 +91,11 @@ def losses(head: Eagle3Head, outputs: Sequence[TargetOutput], target: TargetStat
     ids, first, end = padded(outputs)
     device = head.lm_head.weight.device
     states, logits = target(ids, recipe.low)
-    counted = reached(first, end, ids.shape[1] - 1, recipe.depth).to(device)
-    wanted = logits[:, 1:].to(device)[..., head.draft_ids]
+    start = int(first.min())
+    counted = reached(first, end, ids.shape[1] - 1, recipe.depth)[..., start:].to(device)
+    wanted = logits[:, 1 + start :].to(device)[..., head.draft_ids]
     with torch.autocast(device.type, torch.bfloat16, enabled=recipe.low):
-        made = head.outputs(ids[:, 1:].to(device), states[:, :-1].to(device), recipe.depth)
+        made = head.outputs(ids[:, 1:].to(device), states[:, :-1].to(device), recipe.depth, start)
         scored = head.logits(made[counted]).float()
     wanted = wanted.expand(recipe.depth, -1, -1, -1)[counted]
     p = wanted.softmax(-1)

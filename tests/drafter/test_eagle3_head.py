@@ -74,6 +74,10 @@ def test_each_step_of_training_is_what_a_chain_of_drafts_sees(own: bool) -> None
     states = torch.randn(2, rows, 3 * SHAPE.target_size)
     batched = head.outputs(tokens[:, 1:], states, steps)
     assert batched.shape == (steps, 2, rows, SHAPE.hidden_size)
+    for start in (1, 3):
+        some = head.outputs(tokens[:, 1:], states, steps, start)
+        for step in range(steps):  # rows that a chain from row `start` on reaches
+            torch.testing.assert_close(some[step, :, step:], batched[step, :, start + step :], atol=1e-6, rtol=1e-5)
     checked = 0
     for text in range(2):
         for last in range(rows):  # the last token that the target has seen, and then a chain of drafts
