@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 
 from entrypoints import __main__ as entry
-from entrypoints import bugs
+from specexp import bugs
 from helpers.cli_runner import invoke
 
 ROOT = Path(__file__).resolve().parents[2]
