@@ -39,7 +39,7 @@ class DrafterConfig:
 
     def as_dict(self) -> dict[str, Any]:
         kept = (
-            "name", "task", "pair", "target", "draft", "data", "shots", "limit", "max_new_tokens", "seed",
+            "name", "task", "pair", "target", "draft", "toy", "data", "shots", "limit", "max_new_tokens", "seed",
         )  # fmt: skip
         result = {key: value for key, value in self.experiment.as_dict().items() if key in kept}
         own = {name: getattr(self, name) for name in OWN}

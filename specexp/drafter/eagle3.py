@@ -77,7 +77,8 @@ class Eagle3Head(nn.Module):
 
         Only the rows from `start` on are returned, and computed at the steps after the first.
         """
-        feature = self.fc(states)
+        # The residual stream stays in float32 where products run in bfloat16.
+        feature = self.fc(states.to(self.fc.weight.dtype)).float()
         embedding = self.embed_tokens.weight if self.shape.own_embedding else self.get_buffer("target_embedding")
         embedded = self._layer["input_layernorm"](functional.embedding(tokens_BR, embedding))
         size, layer = self.shape.hidden_size, self._layer

@@ -31,6 +31,7 @@ WORK = {
     "main": ("main", []),
     "presets": ("overview", []),
     "speed_check": ("speed_check", []),
+    "train_drafter": ("train_drafter", []),
     "train_judge": ("train_judge", []),
     "train_pair": ("train_pair", []),
     "upload": ("upload", ["--output", "x"]),
