@@ -68,7 +68,7 @@ def _in_run(folder: OutputFolder, prepared: PreparedDrafter, name: str) -> Path:
     params = prepared.params()
     uid, key = uid_of(path), f"{uid_of(path)}/train"
     before = ((read_json(path / STATE) or {}).get("runs") or {}).get(key)
-    with client.training(f"drafter {experiment.task}", tags, params, key, before) as (run_id, log):
+    with client.training("train drafter", tags, params, key, before) as (run_id, log):
         state = read_json(path / STATE) or {}
         folder.write_json(STATE, {**state, "uid": uid, "runs": {**state.get("runs", {}), key: run_id}})
         client.log_dataset(run_id, prepared.task.dataset(), "training")

@@ -71,10 +71,10 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
         "depth": Option(
             "Set how many drafted tokens in a row the training looks ahead.",
             f"a whole number from 1 to {LONGEST_CHAIN}",
-            otherwise="4",
+            otherwise="7",
         ),
-        "passes": Option("Set how often the training goes over all outputs.", "a whole number >= 1", otherwise="4"),
-        "train_batch": Option("Set how many outputs make a training step.", "a whole number >= 1", otherwise="32"),
+        "passes": Option("Set how often the training goes over all outputs.", "a whole number >= 1", otherwise="3"),
+        "train_batch": Option("Set how many outputs make a training step.", "a whole number >= 1", otherwise="16"),
         "skip": Option("Leave out so many prompts before them.", "a whole number >= 0", otherwise="0"),
         "name": Option("Name the registered model.", "a name", "drafter"),
     },

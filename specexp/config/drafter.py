@@ -12,7 +12,7 @@ from specexp.config.resolver import resolve
 from specexp.errors import ConfigError, shown
 
 TRAINABLE = ("arith", "gsm8k", "prompts")  # tasks that have prompts apart from those of an evaluation
-DRAFTER_PROMPTS = 8000  # unless a file or a flag sets it
+DRAFTER_PROMPTS = 6000  # unless a file or a flag sets it
 OUTPUTS_TOGETHER = 64  # likewise
 LONGEST_CHAIN = 16  # of the training-time test
 NUM_LAYERS_READ = 3
@@ -31,9 +31,9 @@ class DrafterConfig:
     hidden_size: int = 0
     intermediate_size: int = 0
     most_ids: int = 32_000
-    depth: int = 4
-    passes: int = 4
-    train_batch: int = 32
+    depth: int = 7
+    passes: int = 3
+    train_batch: int = 16
     skip: int = 0
     batch: int = 1
 

@@ -36,12 +36,14 @@ Log = Callable[[Mapping[str, float], int], None]
 
 @dataclass(frozen=True, slots=True)
 class DrafterRecipe:
-    """How a head is trained. `steps` batches of `batch` texts; `depth` is how many drafted tokens are looked ahead."""
+    """How a head is trained. `steps` batches of `batch` texts; `depth` drafted tokens are looked ahead in the end."""
 
     steps: int
-    batch: int = 32
-    depth: int = 4
-    decay: float = 0.8
+    batch: int = 16
+    depth: int = 7
+    first_depth: int = 2
+    ramp: float = 0.5  # share of the steps in which the depth rises: early steps learn more in less time without it
+    decay: float = 0.9
     hard: float = 0.5
     muon_lr: float = 4e-3
     adam_lr: float = 3e-3
@@ -86,24 +88,33 @@ def reached(first: Tensor, end: Tensor, rows: int, steps: int) -> Tensor:
     return (row >= first[:, None] + step) & (row < end[:, None])
 
 
-def losses(head: Eagle3Head, outputs: Sequence[TargetOutput], target: TargetStates, recipe: DrafterRecipe) -> Tensor:
-    """The mean loss of each step [S]."""
+def depth_at(step: int, recipe: DrafterRecipe) -> int:
+    """How many drafted tokens a training step looks ahead."""
+    first = min(recipe.first_depth, recipe.depth)
+    risen = min(1.0, step / max(1.0, recipe.ramp * recipe.steps))
+    return first + round(risen * (recipe.depth - first))
+
+
+def losses(
+    head: Eagle3Head, outputs: Sequence[TargetOutput], target: TargetStates, recipe: DrafterRecipe, depth: int
+) -> Tensor:
+    """The mean loss of each of `depth` drafted tokens [S]."""
     ids, first, end = padded(outputs)
     device = head.lm_head.weight.device
     states, logits = target(ids, recipe.low)
     start = int(first.min())
-    counted = reached(first, end, ids.shape[1] - 1, recipe.depth)[..., start:].to(device)
+    counted = reached(first, end, ids.shape[1] - 1, depth)[..., start:].to(device)
     wanted = logits[:, 1 + start :].to(device)[..., head.draft_ids]
     with torch.autocast(device.type, torch.bfloat16, enabled=recipe.low):
-        made = head.outputs(ids[:, 1:].to(device), states[:, :-1].to(device), recipe.depth, start)
+        made = head.outputs(ids[:, 1:].to(device), states[:, :-1].to(device), depth, start)
         scored = head.logits(made[counted]).float()
-    wanted = wanted.expand(recipe.depth, -1, -1, -1)[counted]
+    wanted = wanted.expand(depth, -1, -1, -1)[counted]
     p = wanted.softmax(-1)
     if recipe.hard:
         p = p + recipe.hard * functional.one_hot(wanted.argmax(-1), p.shape[-1])
     each = -(p * scored.log_softmax(-1)).sum(-1)
-    step = torch.arange(recipe.depth, device=device)[:, None, None].expand_as(counted)[counted]
-    total = torch.zeros(recipe.depth, device=device).index_add(0, step, each)
+    step = torch.arange(depth, device=device)[:, None, None].expand_as(counted)[counted]
+    total = torch.zeros(depth, device=device).index_add(0, step, each)
     return total / counted.sum((1, 2)).clamp(min=1)
 
 
@@ -166,8 +177,8 @@ def train(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group.setdefault("base_lr", group["lr"]) * _rate(step, recipe)
-        each = losses(head, rows, target, recipe)
-        (each @ weights / weights.sum()).backward()  # type: ignore[no-untyped-call]
+        each = losses(head, rows, target, recipe, depth_at(step, recipe))
+        (each @ weights[: len(each)] / weights[: len(each)].sum()).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()

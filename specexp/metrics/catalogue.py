@@ -258,7 +258,7 @@ METRICS: tuple[Metric, ...] = (
         "tokens/s; 1/s", "higher",
     ),
     Metric(("bench/...", "drafter/..."),
-        "headlines of `benchmark` ([results.md](results.md#the-benchmark)), of `train_drafter` ([its page](drafters.md))",
+        "of `benchmark` ([results.md](results.md#the-benchmark)) and of `train_drafter` ([drafters.md](drafters.md))",
         "as named", "",
     ),
 )  # fmt: skip
