@@ -15,8 +15,8 @@ import pytest
 from click.testing import Result
 
 from entrypoints import __main__ as entry
-from specexp import bugs
 from helpers.cli_runner import invoke
+from specexp import bugs
 
 ROOT = Path(__file__).resolve().parents[2]
 # What each command calls, and the least that it must be given.
