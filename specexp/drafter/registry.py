@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -19,14 +19,11 @@ from mlflow.tracking import MlflowClient
 from specexp import reading
 from specexp.drafter.head_folder import CONFIG, WEIGHTS, read_facts
 from specexp.errors import ModelError
-from specexp.tracking import backend
+from specexp.tracking import stored_heads
+from specexp.tracking.stored_heads import FLAVOR, FOLDER, MLMODEL, STORED, place_in
 
 NAME = "drafter"
 CHAMPION, CHALLENGER = "champion", "challenger"
-STORED = ("models:", "runs:")  # prefixes of addresses in the tracking store
-MLMODEL = "MLmodel"  # the file that describes an MLflow model, in its folder
-FLAVOR, FOLDER = "eagle3", "head"
-MOST_BYTES = 1 << 34  # limit for each file of a head
 _ABOUT = """EAGLE-3 heads (arXiv 2503.01840): each drafts for one target, from its hidden states.
 
 Decode with one: `mlflow run . -e evaluate -P draft=models:/{name}@champion`. A head only works with the target that its
@@ -106,68 +103,14 @@ def fetch(address: str, scratch: Path | None = None) -> Path:
 
     Files from the store are downloaded below `scratch`, or a new temporary folder. Raises ModelError.
     """
-    if not address.startswith(STORED):
-        folder = reading.folder_of(address, "drafter", ModelError, "models:/NAME@champion, or runs:/ID/drafter")
-        result = folder / _place(folder / MLMODEL, address) if _is_model(folder) else folder
+    if address.startswith(STORED):
+        result = stored_heads.fetch(address, Path(tempfile.mkdtemp(prefix="drafter-", dir=scratch)))
     else:
-        try:
-            with backend.quiet():
-                result = _fetch(address, Path(tempfile.mkdtemp(prefix="drafter-", dir=scratch)))
-        except (mlflow.MlflowException, OSError, ValueError) as error:
-            raise ModelError(_missing(address, error)) from error
+        folder = reading.folder_of(address, "drafter", ModelError, "models:/NAME@champion, or runs:/ID/drafter")
+        result = folder / place_in(folder / MLMODEL, address) if _is_model(folder) else folder
     read_facts(result, address)
     return result
 
 
-def _fetch(address: str, scratch: Path) -> Path:
-    """Download the head's two files, and nothing else that is stored at the address."""
-    listed = _listed(address)
-    place = ""
-    if CONFIG not in listed and MLMODEL in listed:
-        path = mlflow.artifacts.download_artifacts(artifact_uri=f"{address}/{MLMODEL}", dst_path=str(scratch))
-        place = f"/{_place(Path(path), address)}"
-        listed = _listed(f"{address}{place}")
-    folder = scratch / FOLDER
-    folder.mkdir(exist_ok=True)
-    for name in (CONFIG, WEIGHTS):
-        if name not in listed:
-            raise ModelError(
-                f"'{address}' holds no drafter: it needs {CONFIG} and {WEIGHTS}, as train_drafter writes them."
-            )
-        if listed[name] > MOST_BYTES:
-            raise ModelError(f"'{address}' holds no drafter: its {name} has more than {MOST_BYTES:,} bytes.")
-        path = mlflow.artifacts.download_artifacts(artifact_uri=f"{address}{place}/{name}", dst_path=str(scratch))
-        shutil.move(path, folder / name)
-    return folder
-
-
-def _listed(address: str) -> dict[str, int]:
-    """The names of the files at an address, and their sizes in bytes."""
-    files = mlflow.artifacts.list_artifacts(artifact_uri=address)
-    return {PurePosixPath(file.path).name: file.file_size or 0 for file in files}
-
-
-def _missing(address: str, error: Exception) -> str:
-    where, words = backend.address(), backend.words(error)
-    if where.startswith("http") and backend.is_unavailable(error):
-        return (
-            f"drafter '{address}' is in the store at {where}, which does not answer: {words}. Start it, name another"
-            " one in MLFLOW_TRACKING_URI, or give the drafter's folder."
-        )
-    return f"drafter '{address}' is not in the store at {where}: {words}. Train one: train_drafter."
-
-
 def _is_model(folder: Path) -> bool:
     return not (folder / CONFIG).is_file() and (folder / MLMODEL).is_file()
-
-
-def _place(path: Path, address: str) -> str:
-    """Where the head's files are inside the MLflow model whose MLmodel is `path`. Raises ModelError."""
-    where = f"drafter '{address}': {MLMODEL}"
-    text = reading.decode(reading.read_bytes(path, "model file", ModelError), where, ModelError)
-    result = reading.parse_yaml(text, where, ModelError)
-    for key in ("flavors", FLAVOR, "path"):
-        result = result.get(key) if isinstance(result, dict) else None
-    if not isinstance(result, str) or PurePosixPath(result).is_absolute() or ".." in PurePosixPath(result).parts:
-        raise ModelError(f"the MLflow model in '{address}' is not a drafter; make one with train_drafter.")
-    return result

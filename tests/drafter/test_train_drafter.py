@@ -260,13 +260,13 @@ def test_a_folder_is_written_whole_or_not_at_all(
 
 
 def test_a_drafter_that_is_not_there_is_told_by_its_address(workplace: Path) -> None:
-    with pytest.raises(ModelError, match=r"drafter 'models:/drafter@champion' is not in the store .* train_drafter"):
+    with pytest.raises(ModelError, match=r"head 'models:/drafter@champion' is not in the store .* train_drafter"):
         registry.fetch("models:/drafter@champion")
     (workplace / "empty").mkdir()
     with pytest.raises(ModelError, match=r"'empty' holds no drafter: it needs config\.json and model\.safetensors"):
         registry.fetch("empty")
     (workplace / "empty" / "MLmodel").write_text("flavors: {python_function: {}}")
-    with pytest.raises(ModelError, match="the MLflow model in 'empty' is not a drafter"):
+    with pytest.raises(ModelError, match="the MLflow model in 'empty' is not a head"):
         registry.fetch("empty")
 
 
