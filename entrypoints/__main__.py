@@ -22,6 +22,7 @@ COMMANDS = {
     "main": "mine labels, train a judge and evaluate every method on the embedded pair",
     "presets": "list the presets, or show one",
     "speed_check": "compare decoding with the hardware's limits, for random models of a known shape",
+    "train_drafter": "train, evaluate and register a head that drafts from the target's hidden states",
     "train_judge": "train, calibrate and register a judge on mined labels",
     "train_pair": "train the embedded pair again",
     "upload": "send an output folder's runs to the tracking store, after it did not answer",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from specexp import reading, signals
+from specexp import bugs, reading, signals
 from specexp.addresses import mask, without_credentials
 from specexp.config.command_options import COMMAND_OPTIONS, REQUIRED
 from specexp.config.schema import OPTIONS
@@ -27,8 +27,6 @@ from specexp.errors import ConfigError, OutputError, SpecexpError
 from specexp.lm.out_of_memory import is_exhausted, way_out
 from specexp.storage import files
 from specexp.storage.run_plan import Input
-
-from . import bugs
 
 if TYPE_CHECKING:
     from specexp.config import Experiment

@@ -34,6 +34,7 @@ DOCUMENTED_IN = {
     "advise": "advise.md",
     "certify": "certify.md",
     "collect_labels": "judges.md",
+    "train_drafter": "drafters.md",
     "train_judge": "judges.md",
     "log_decoder": "serving.md",
 }

@@ -1,5 +1,12 @@
 """Resolves settings from presets, files and flags into one frozen `Experiment`. Imports no model library, no MLflow."""
 
+from specexp.config.drafter import (
+    DRAFTER_PROMPTS,
+    OUTPUTS_TOGETHER,
+    TRAINABLE,
+    DrafterConfig,
+    resolve_drafter,
+)
 from specexp.config.experiment import (
     CALIBRATED,
     MAX_NGRAM,
@@ -21,7 +28,8 @@ from specexp.config.presets import KINDS, PRESETS, group_of, load_yaml, method_p
 from specexp.config.resolver import adjusted, resolve
 
 __all__ = [
-    "CALIBRATED", "CHECKABLE", "FEATURE_DTYPES", "KINDS", "MAX_NGRAM", "MINED_PROMPTS", "MINED_TOGETHER", "PRESETS",
-    "TASK_SOURCES", "Experiment", "MethodConfig", "MiningConfig", "TreeConfig", "adjusted", "group_of", "load_yaml",
-    "method_preset", "preset_names", "preset_text", "resolve", "resolve_mining", "settings_hash",
+    "CALIBRATED", "CHECKABLE", "DRAFTER_PROMPTS", "FEATURE_DTYPES", "KINDS", "MAX_NGRAM", "MINED_PROMPTS",
+    "MINED_TOGETHER", "OUTPUTS_TOGETHER", "PRESETS", "TASK_SOURCES", "TRAINABLE", "DrafterConfig", "Experiment",
+    "MethodConfig", "MiningConfig", "TreeConfig", "adjusted", "group_of", "load_yaml", "method_preset", "preset_names",
+    "preset_text", "resolve", "resolve_drafter", "resolve_mining", "settings_hash",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ One whose default is `true` has its opposite as a flag (`--no-compiled`).
 
 from __future__ import annotations
 
+from specexp.config.drafter import LONGEST_CHAIN
 from specexp.config.mining import FEATURE_DTYPES
 from specexp.config.setting import Option, quoted
 from specexp.lm.runtime import DTYPES
@@ -52,6 +53,30 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
             f"Choose what features are kept in: {', '.join(FEATURE_DTYPES)}.", quoted(FEATURE_DTYPES),
             otherwise=FEATURE_DTYPES[0],
         ),
+    },
+    "train_drafter": {
+        "layers": Option(
+            "Name the three layers of the target whose outputs the head reads, counted from 0.",
+            "three numbers separated by commas", otherwise="the second, the middle and the last one",
+        ),
+        "hidden_size": Option("Set the head's hidden size.", "a whole number >= 0", otherwise="the target's"),
+        "intermediate_size": Option(
+            "Set the size of the head's feed-forward part.", "a whole number >= 0",
+            otherwise="eight thirds of `hidden_size`",
+        ),
+        "most_ids": Option(
+            "Set how many tokens the head scores: the most frequent ones.", "a whole number >= 1", otherwise="32,000",
+            more="A smaller vocabulary is scored whole.",
+        ),
+        "depth": Option(
+            "Set how many drafted tokens in a row the training looks ahead.",
+            f"a whole number from 1 to {LONGEST_CHAIN}",
+            otherwise="7",
+        ),
+        "passes": Option("Set how often the training goes over all outputs.", "a whole number >= 1", otherwise="3"),
+        "train_batch": Option("Set how many outputs make a training step.", "a whole number >= 1", otherwise="16"),
+        "skip": Option("Leave out so many prompts before them.", "a whole number >= 0", otherwise="0"),
+        "name": Option("Name the registered model.", "a name", "drafter"),
     },
     "train_judge": {
         "labels": Option(

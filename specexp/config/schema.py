@@ -49,7 +49,7 @@ OF_EXPERIMENT = "the experiment's"
 OF_METHOD = "the method preset's"
 OF_TASK = "the experiment's, or with another `task` the task's"
 MINING = ("evaluate", "collect_labels")
-MOST = but("benchmark", "collect_labels")  # these two fix methods and sampling
+MOST = but("benchmark", "collect_labels", "train_drafter")  # these fix methods and sampling
 
 OPTIONS: dict[str, Option] = {
     "experiment": Option(
@@ -100,7 +100,8 @@ SETTINGS: dict[str, Setting] = {
         more="A file is JSONL, CSV or Parquet ([below](#tasks-and-data)).", commands=but("generate"),
     ),
     "shots": Setting(
-        shots, "Set how many solved examples precede a problem of gsm8k: 0 or 8.", "0", commands=(*MINING, "certify")
+        shots, "Set how many solved examples precede a problem of gsm8k: 0 or 8.", "0",
+        commands=(*MINING, "certify", "train_drafter"),
     ),
     "history": Setting(
         one_of("history", HISTORIES),
@@ -124,7 +125,7 @@ SETTINGS: dict[str, Setting] = {
         otherwise=OF_METHOD, more="Each length is a separate setting; for a tree it is the depth."
         " [Drafts that adapt](methods.md#drafts-that-adapt) is about `auto`.",
         of_one="Set the draft length; auto ends each draft where it pays.",
-        commands=but("collect_labels"),
+        commands=but("collect_labels", "train_drafter"),
     ),
     "tree_budget": Setting(
         several("budget", MOST_NODES), "Set how many nodes a tree keeps, or several numbers separated by commas.",

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 # The commands that take settings. `main` takes those of `evaluate`, `log_decoder` those of `generate`.
-COMMANDS_WITH_SETTINGS = ("evaluate", "benchmark", "advise", "certify", "collect_labels", "generate")
+COMMANDS_WITH_SETTINGS = (
+    "evaluate", "benchmark", "advise", "certify", "collect_labels", "train_drafter", "generate",
+)  # fmt: skip
 _RULE = "it must be "
 _CHOICES = "Known: "
 

@@ -309,6 +309,7 @@ OTHER_MEANING = {
     "certify": {"limit", "batch"},
     "collect_labels": {"task", "max_new_tokens", "limit", "batch"},
     "log_decoder": {"max_new_tokens"},
+    "train_drafter": {"task", "max_new_tokens", "limit", "seed", "batch"},
 }
 
 

@@ -106,6 +106,7 @@ COMMANDS = {
     "evaluate": [],
     "main": ["--limit", "2"],
     "collect_labels": ["--limit", "2"],
+    "train_drafter": [],
     "train_judge": ["--labels", "labels"],
     "certify": [],
     "advise": [],

@@ -15,8 +15,8 @@ import pytest
 from click.testing import Result
 
 from entrypoints import __main__ as entry
-from entrypoints import bugs
 from helpers.cli_runner import invoke
+from specexp import bugs
 
 ROOT = Path(__file__).resolve().parents[2]
 # What each command calls, and the least that it must be given.
@@ -31,6 +31,7 @@ WORK = {
     "main": ("main", []),
     "presets": ("overview", []),
     "speed_check": ("speed_check", []),
+    "train_drafter": ("train_drafter", []),
     "train_judge": ("train_judge", []),
     "train_pair": ("train_pair", []),
     "upload": ("upload", ["--output", "x"]),

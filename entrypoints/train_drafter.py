@@ -1,0 +1,123 @@
+"""train_drafter: train an EAGLE-3 head for a target on its own outputs, evaluate it, and register it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from specexp import config
+from specexp.config.schema import help_texts
+from specexp.errors import ConfigError
+from specexp.pair import first_look
+
+from .common import guarded, output_path, own_options, print_notes, settings_options, tags_of
+from .evaluate import CONFIG
+
+if TYPE_CHECKING:
+    from specexp.drafter.making import DrafterReport
+    from specexp.drafter.preparation import PreparedDrafter
+    from specexp.drafter.registry import DrafterPromotion
+    from specexp.storage.run_folder import OutputFolder
+
+NEXT_STEP = "Outputs and checkpoints stay. When the store answers, go on with --resume (-P resume=true)."
+SETTINGS = {
+    **help_texts(("pair", "target", "draft", "chat_template")),
+    "task": f"Choose where training prompts come from: {', '.join(config.TRAINABLE)}.",
+    **help_texts(("data", "shots")),
+    "max_new_tokens": "Set the most tokens of an output that the head is trained on.",
+    "limit": f"Set how many prompts the target decodes for the training. Default: {config.DRAFTER_PROMPTS}.",
+    "seed": "Set the seed of the sampled outputs, of the first weights and of the batches.",
+    "batch": f"Set how many prompts are decoded together. Default: {config.OUTPUTS_TOGETHER}.",
+    "config": CONFIG,
+}
+
+
+def train_drafter(experiment: str, output: str, resume: bool, name: str, flags: Mapping[str, str]) -> Path:
+    """Train, evaluate, log and register a drafter; returns the head's folder. Raises SpecexpError."""
+    if not name or not all(c.isalnum() or c in "-_." for c in name):
+        raise ConfigError(f"name is {name!r}; it must be letters, digits, '-', '_' and '.'.")
+    resolved = config.resolve_drafter(experiment, flags)
+    path = output_path(output, f"drafter-{resolved.experiment.task}-{resolved.hash}")
+    from specexp.storage.run_folder import OutputFolder
+
+    folder = OutputFolder(path, resolved, resume, "train_drafter")
+    first_look.check(resolved.experiment, {"target", "draft"})
+    from specexp.drafter import preparation
+    from specexp.tracking import backend
+
+    with backend.require_store("a training is logged there as it goes", NEXT_STEP):
+        prepared = preparation.prepare(resolved)
+        print_notes(prepared.notes)
+        with folder.hold():
+            return _in_run(folder, prepared, name)
+
+
+def _in_run(folder: OutputFolder, prepared: PreparedDrafter, name: str) -> Path:
+    from specexp.drafter import making, registry
+    from specexp.storage.run_folder import STATE, read_json, uid_of
+    from specexp.storage.run_plan import Input
+    from specexp.tracking import client
+    from specexp.tracking.outbox import Outbox
+
+    experiment, path = prepared.config.experiment, folder.path
+    tags = {**tags_of("train_drafter", experiment), "group": "drafter"}
+    params = prepared.params()
+    uid, key = uid_of(path), f"{uid_of(path)}/train"
+    before = ((read_json(path / STATE) or {}).get("runs") or {}).get(key)
+    with client.training("train drafter", tags, params, key, before) as (run_id, log):
+        state = read_json(path / STATE) or {}
+        folder.write_json(STATE, {**state, "uid": uid, "runs": {**state.get("runs", {}), key: run_id}})
+        client.log_dataset(run_id, prepared.task.dataset(), "training")
+        report = making.make(prepared, path, log)
+        address = registry.log(report.folder, "drafter", report.metrics, report.facts)
+    verdict = _register(report, prepared, name, address)
+    shown = {**tags, "drafter": f"{name}/{verdict.version}", "verdict": verdict.alias}
+    _show(report)
+    click.echo(f"{name} version {verdict.version} is {verdict.alias}: {verdict.reason}")
+    outbox = Outbox(path, "drafter", f"drafter {experiment.task}", shown, None)
+    outbox.send(
+        outbox.main(report.metrics, report.files, [Input.of(prepared.task.dataset(), "training")], params=params)
+    )
+    click.echo(f"drafter: {report.folder} (figures in {path}), models:/{name}/{verdict.version}")
+    return report.folder
+
+
+def _register(report: DrafterReport, prepared: PreparedDrafter, name: str, address: str) -> DrafterPromotion:
+    from specexp.drafter import making, registry
+
+    facts = report.facts
+    tags = {key: facts[key] for key in ("target_name", "target", "task")}
+    with tempfile.TemporaryDirectory() as scratch:
+        present = registry.champion(name, Path(scratch))
+        version = registry.register(address, name, {**tags, "score": f"{making.score(report.by_draft):.4g}"})
+        if present is None:
+            return registry.promote(name, version, True, "the first of this name")
+        old, champion = present
+        if champion is None:
+            why = f"the files of version {old}, the champion so far, no longer exist"
+            return registry.promote(name, version, True, why)
+        wins, says = making.better(prepared, report, champion)
+    return registry.promote(name, version, wins, f"{says} (version {old})")
+
+
+def _show(report: DrafterReport) -> None:
+    """Print acceptance by position of the head and of the draft model."""
+    click.echo("accepted at each position, if all before it are (held-out outputs):")
+    for (draft, kind), each in report.by_draft.items():
+        shares = each.greedy if kind == "greedy" else each.overlap
+        click.echo(f"{draft:>12} {kind:<8}" + "".join(f"{share:>7.3f}" for share in shares))
+
+
+@click.command("train_drafter", help=__doc__)
+@settings_options("arith_quick", SETTINGS)
+@own_options("train_drafter")
+def command(experiment: str, output: str, resume: bool, name: str, **flags: str) -> None:
+    guarded(lambda: train_drafter(experiment, output, resume, name, flags))
+
+
+if __name__ == "__main__":
+    command()
