@@ -16,7 +16,7 @@ from specexp.lm.model import Branches, Session, StateKeeper
 from specexp.lm.transfer import integers
 
 
-class TargetStates:
+class ReadStates:
     """The target's states of a text: those that its session keeps, or those of a session that is fed the text here."""
 
     def __init__(self, target: HFModel) -> None:
@@ -58,7 +58,7 @@ class ReadingSession(ABC):
 
     def __init__(self, target: HFModel) -> None:
         self.tokens = integers([], target.device)
-        self.states = TargetStates(target)
+        self.states = ReadStates(target)
         self._known: int | None = None
         self._told = False
 
