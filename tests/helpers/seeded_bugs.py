@@ -457,7 +457,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("the embedding comes second", EAGLE, "torch.cat([embedded, normed], dim=1)", "torch.cat([normed, embedded], dim=1)"),
         Bug("the residual is always the feature", EAGLE, "normed if self._before_residual else features", "features"),
         Bug("drafts go on from normed outputs", EAGLE, "cache.keep(x, 0)", "cache.keep(self._final_norm(x), 0)"),
-        Bug("the target's state is that of the token itself", HEAD, "keeper.states(start, stop)", "keeper.states(max(0, start - 1), stop - 1) if start else self._keeper.states(start, stop)"),
+        Bug("the target's state is that of the token itself", "specexp.lm.heads.reading", "keeper.states(start, stop)", "keeper.states(start - 1, stop - 1) if start else keeper.states(start, stop)"),
         Bug("a drafted token's feature is the slot's before last", HEAD, "at - 1 : at] if at", "at - 2 : at - 1] if at > 1"),
         Bug("a node's feature is that of the slot before it", HEAD, "branches.base + path[-2] if len(path) > 1", "slot - 1 if len(path) > 1"),
         Bug("what was computed for drafts is kept", CONTEXT, "[: len(tokens) - 1] if not self._reader else []", "[: len(tokens) - 1]"),

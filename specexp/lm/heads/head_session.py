@@ -20,7 +20,8 @@ from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import Rng
 from specexp.lm.blocks.rotary import Angles
-from specexp.lm.model import CHUNK, Branches, Feed, Session, StateKeeper
+from specexp.lm.heads.reading import ReadStates
+from specexp.lm.model import CHUNK, Branches, Feed, Session
 from specexp.lm.native.attention import SingleRowAttention, tree_attention
 from specexp.lm.native.draft_loop import draft_chain
 from specexp.lm.native.kv_cache import Pool
@@ -39,10 +40,8 @@ class HeadSession:
         self.pool, self.row, self._model, self._graphs = pool, row, model, graphs
         self._begun = False  # whether the text's first token was fed
         self._num_known = 0  # slots of committed tokens, whose features are the target's
-        self._keeper: StateKeeper | None = None
         self._ids: Sequence[int] = ()  # committed
-        self._own_keeper: Session | None = None  # for texts that the target's session is not at
-        self._own_ids: list[int] = []  # in that one
+        self._states = ReadStates(model.target)
 
     @property
     def length(self) -> int:
@@ -51,8 +50,7 @@ class HeadSession:
     def read(self, ids: Sequence[int], keeper: Session | None) -> None:
         self._num_known = max(0, len(ids) - 1)
         self._ids = ids
-        assert keeper is None or isinstance(keeper, StateKeeper)
-        self._keeper = keeper
+        self._states.use(keeper)
 
     @torch.inference_mode()
     def feed(
@@ -103,7 +101,9 @@ class HeadSession:
         known = min(max(0, self._num_known - start), num)
         if known:
             assert known == num, "a piece has committed tokens or drafted ones"
-            return self._model.forward.features(self._states(start, start + num))
+            # The target's slot has the token before that of the head's.
+            states = self._states.of(start, start + num, lambda: list(self._ids[: start + num]))
+            return self._model.forward.features(states)
         kept = self.pool.buffers.states
         assert kept is not None
         own = kept[0, self.row]
@@ -114,29 +114,6 @@ class HeadSession:
         if before[0] < 0:
             result[[each < 0 for each in before]] = 0  # after the text's first token, which has no output
         return result
-
-    def _states(self, start: int, stop: int) -> Tensor:
-        """The target's states at the slots start .. stop - 1, each before the token of the head's slot."""
-        if self._keeper is None:
-            self._keeper = self._from_own_target()
-        states: Tensor = self._keeper.states(start, stop)
-        return states
-
-    def _from_own_target(self) -> StateKeeper:
-        """A session of the target that is fed the committed text: for what scores a text without the target."""
-        if self._own_keeper is None:
-            self._own_keeper = self._model.target.session()
-        keeper, text, common = self._own_keeper, list(self._ids[:-1]), 0
-        for old, new in zip(self._own_ids, text, strict=False):
-            if old != new:
-                break
-            common += 1
-        keeper.truncate(common)
-        if text[common:]:
-            keeper.feed(self._model.ids(text[common:]), 0)
-        self._own_ids = text
-        assert isinstance(keeper, StateKeeper)
-        return keeper
 
     def _run(self, tokens: Tensor, branches: Branches | None) -> Tensor:
         pool, forward, num = self.pool, self._model.forward, tokens.shape[0]

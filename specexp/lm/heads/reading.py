@@ -6,7 +6,7 @@ Shapes: N tokens, R rows, T layers that are read, D hidden size, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,22 +29,22 @@ class ReadStates:
         assert keeper is None or isinstance(keeper, StateKeeper)
         self._keeper = keeper
 
-    def of(self, tokens: Tensor, start: int, stop: int) -> Tensor:
-        """The states [stop - start, T D] of tokens[start:stop] of a text; there must be one at least."""
+    def of(self, start: int, stop: int, text: Callable[[], list[int]]) -> Tensor:
+        """The states [stop - start, T D] of the tokens start .. stop - 1; `text` gives the ids up to there, which are
+        needed where the target's session is at another text."""
         assert start < stop, f"no states from {start} to {stop}"
-        keeper = self._keeper or self._read(tokens[:stop])
+        keeper = self._keeper or self._read(text())
         states: Tensor = keeper.states(start, stop)
         return states
 
-    def _read(self, tokens: Tensor) -> StateKeeper:
-        """A session of the target's own that is at tokens[N]."""
+    def _read(self, ids: list[int]) -> StateKeeper:
+        """A session of the target's own that is at this text."""
         self._own = self._own or self._target.session()
-        ids = tokens.tolist()
         pairs = zip(ids, self._own_ids, strict=False)
         common = next((i for i, (new, old) in enumerate(pairs) if new != old), min(len(ids), len(self._own_ids)))
         self._own.truncate(common)
         if common < len(ids):
-            self._own.feed(tokens[common:], 0)
+            self._own.feed(integers(ids[common:], self._target.device), 0)
         self._own_ids = ids
         assert isinstance(self._own, StateKeeper)
         return self._own
