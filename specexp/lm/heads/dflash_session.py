@@ -70,9 +70,7 @@ class DFlashSession(ReadingSession):
         read = model.num_read * model.hidden_size
         states = torch.zeros(0, read, dtype=model.module.dtype, device=model.device)
         if start < before:
-            states = self.states.of(start, before, lambda: self.tokens[:before].tolist()).to(
-                model.device, model.module.dtype
-            )
+            states = self.states.of(start, before, self.text).to(model.device, model.module.dtype)
         self._cache.set_previous_accepted_tokens(before - start)
         tokens = torch.cat([self.tokens[before:length], model.masks])
         x: Tensor = model.module(

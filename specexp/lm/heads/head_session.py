@@ -102,7 +102,7 @@ class HeadSession:
         if known:
             assert known == num, "a piece has committed tokens or drafted ones"
             # The target's slot has the token before that of the head's.
-            states = self._states.of(start, start + num, lambda: list(self._ids[: start + num]))
+            states = self._states.of(start, start + num, lambda stop: list(self._ids[:stop]))
             return self._model.forward.features(states)
         kept = self.pool.buffers.states
         assert kept is not None

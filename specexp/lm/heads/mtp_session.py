@@ -68,11 +68,7 @@ class MtpSession(ReadingSession):
         """Fill the slots of a layer up to `stop`, which the layer before it has."""
         for start in range(self._outputs[layer].shape[0], stop, CHUNK):
             end = min(start + CHUNK, stop)
-            before = (
-                self.states.of(start, end, lambda: self.tokens[:end].tolist())
-                if layer == 0
-                else self._outputs[layer - 1][start:end]
-            )
+            before = self.states.of(start, end, self.text) if layer == 0 else self._outputs[layer - 1][start:end]
             x = self._run(layer, before, start + layer + 1, end + layer + 1)
             self._outputs[layer] = torch.cat([self._outputs[layer], x])
 

@@ -29,11 +29,11 @@ class ReadStates:
         assert keeper is None or isinstance(keeper, StateKeeper)
         self._keeper = keeper
 
-    def of(self, start: int, stop: int, text: Callable[[], list[int]]) -> Tensor:
-        """The states [stop - start, T D] of the tokens start .. stop - 1; `text` gives the ids up to there, which are
+    def of(self, start: int, stop: int, text: Callable[[int], list[int]]) -> Tensor:
+        """The states [stop - start, T D] of the tokens start .. stop - 1; `text` gives the first so many ids, which are
         needed where the target's session is at another text."""
         assert start < stop, f"no states from {start} to {stop}"
-        keeper = self._keeper or self._read(text())
+        keeper = self._keeper or self._read(text(stop))
         states: Tensor = keeper.states(start, stop)
         return states
 
@@ -70,6 +70,10 @@ class ReadingSession(ABC):
     def known(self) -> int:
         """Number of committed tokens; not all of them need be in the session yet."""
         return self.length if self._known is None else self._known
+
+    def text(self, num: int) -> list[int]:
+        """The first so many ids."""
+        return [int(token) for token in self.tokens[:num].tolist()]
 
     def read(self, ids: Sequence[int], keeper: Session | None) -> None:
         self._known, self._told = len(ids), True
