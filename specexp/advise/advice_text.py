@@ -172,8 +172,8 @@ def _limits(advice: Advice) -> Iterator[str]:
         yield "No draft model was given: only methods that need none were weighed."
     elif any(candidate.writes_text for candidate in advice.candidates):
         yield (
-            "The draft has another tokenizer and writes text, which outputs do not foretell: rounds of some draft lengths"
-            " were counted in runs, and those of others lie between them."
+            "The draft has another tokenizer and writes text, which outputs do not foretell: rounds of some draft"
+            " lengths were counted in runs, and those of others lie between them."
         )
     elif isinstance(models["draft"], Translated):
         yield (
