@@ -4,9 +4,9 @@ One process, in this order. It decodes each prompt plainly and passes over the o
 agree, and what other proposers would have drafted (`traces.py`): that gives the rounds of every chain. Then it runs a
 few settings interleaved with plain decoding and measures the costs of single calls meanwhile: the time that decoding
 takes beyond its calls is the overhead of a round and of a drafted token. These runs also count the rounds of trees,
-which grow off the output, and of drafts that write text. `forecast.py` makes predictions from all this, `choice.py` selects those worth a run, and
-these are timed, interleaved with plain decoding, on timings of their own: a choice among noisy numbers flatters the
-chosen one. This module does not know MLflow; measurements go into the given journal.
+which grow off the output, and of drafts that write text. `forecast.py` makes predictions from all this, `choice.py`
+selects those worth a run, and these are timed, interleaved with plain decoding, on timings of their own: a choice among
+noisy numbers flatters the chosen one. This module does not know MLflow; measurements go into the given journal.
 """
 
 from __future__ import annotations
