@@ -1,4 +1,4 @@
-"""`advise` on the embedded models, with drafts of other kinds: tokens a call as predicted, and as they were measured."""
+"""`advise` on the embedded models, with drafts of other kinds: predicted tokens a call are those measured, or near."""
 
 from __future__ import annotations
 
