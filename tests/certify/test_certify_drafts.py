@@ -14,10 +14,11 @@ from helpers import other_tokenizers
 from helpers.cli_runner import invoke
 
 pytestmark = pytest.mark.slow
+KINDS = ("own layers", "intersection", "text")
+CASES = [*((kind, temperature) for kind in KINDS for temperature in ("0", "0.7")), ("draft_temperature", "0.7")]
 
 
-@pytest.mark.parametrize("temperature", ["0", "0.7"])
-@pytest.mark.parametrize("kind", ["own layers", "intersection", "text", "draft_temperature"])
+@pytest.mark.parametrize(("kind", "temperature"), CASES)
 def test_every_kind_of_draft_is_certified(workplace: Path, kind: str, temperature: str) -> None:
     settings: dict[str, Any] = {"draft_temperature": 0} if kind == "draft_temperature" else {"draft": {"layers": "0-5"}}
     if kind in ("intersection", "text"):
