@@ -140,7 +140,8 @@ def _announce(subject: Subject, outputs: int, num_samples: int) -> None:
 
 def check_oracle(subject: Subject, tick: Callable[[], Any]) -> Check:
     """Check that the decoder's exact output distribution on toy models is the target's own."""
-    result = toy_oracle.examine(subject.method, subject.warp, subject.judge, tick)
+    vocabulary = subject.prepared.pair.vocabulary
+    result = toy_oracle.examine(subject.method, subject.warp, subject.judge, tick, vocabulary)
     sizes = " and at ".join(result.sizes)
     details = {"sizes": list(result.sizes), "worst": result.worst, "broken": result.broken}
     if result.broken:

@@ -25,6 +25,7 @@ from specexp.judge import features
 from specexp.judge.judge import Judge
 from specexp.judge.network import LAYERS, Network
 from specexp.lm.model import Model
+from specexp.lm.runtime import SAME
 from specexp.lm.toy import HIDDEN, ToyModel
 from specexp.methods import BuildContext, decoder_for
 
@@ -93,8 +94,13 @@ def _up_to(most: int, method: MethodConfig) -> MethodConfig:
     return replace(method, gamma=min(method.gamma, most), max_gamma=min(method.max_gamma, most))
 
 
-def examine(method: MethodConfig, warp: Warp, judge: Judge | None, tick: Callable[[], None]) -> ToyResult:
-    """Compare with the target's own distribution, on several toy pairs; call `tick` after each."""
+def examine(
+    method: MethodConfig, warp: Warp, judge: Judge | None, tick: Callable[[], None], vocabulary: str = SAME
+) -> ToyResult:
+    """Compare with the target's own distribution, on several toy pairs; call `tick` after each.
+
+    `vocabulary` decides how drafts are verified; the toy's draft has the target's tokens.
+    """
     small = replace(warp, top_k=min(warp.top_k, TOP_K))
     worst, where, outputs = 0.0, "", 0
     ran = tuple(str(size) for size in sizes(method))
@@ -102,7 +108,7 @@ def examine(method: MethodConfig, warp: Warp, judge: Judge | None, tick: Callabl
         sampling = {"temperature": small.temperature, "top_k": small.top_k, "top_p": small.top_p}
         models = _toy_pair(size.vocab, seed)
         judges = {} if judge is None else {method.judge: toy_judge(judge, method.threshold, seed)}
-        decoder = decoder_for(size.method, BuildContext(small, judges, (EOS,)))
+        decoder = decoder_for(size.method, BuildContext(small, judges, (EOS,), vocabulary=vocabulary))
         try:
             got = output_distribution(lambda pair=models: Engine(pair, [EOS]), decoder, PROMPT, size.length)  # type: ignore[misc]
         except BREAKS as error:

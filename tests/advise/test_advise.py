@@ -235,6 +235,11 @@ def test_the_table_ranks_by_prediction_and_keeps_those_that_ran(tmp_path: Path) 
         {"methods": "speculative", "gamma": "3", "bonus": False, "top_p": "0.9", "temperature": "0.7"},
         {"methods": "speculative", "gamma": "3", "min_draft_probability": 0.3},
         {"methods": "lookup", "gamma": "3", "max_ngram": 2},
+        {"methods": "suffix", "gamma": "3", "min_match": 2, "suffix_factor": 2, "suffix_min_probability": 0.2},
+        {"methods": "chained", "gamma": "3", "proposers": "lookup,draft", "min_match": 3},
+        {"methods": "speculative", "gamma": "auto", "max_gamma": "7"},
+        {"methods": "speculative", "gamma": "3", "temperature": "0.7", "rule": "block"},
+        {"methods": "speculative", "gamma": "3", "temperature": "0.7", "draft_temperature": 0},
         {"methods": "specexec", "tree_budget": "6", "max_depth": "3", "parallel_branches": "3", "min_log_prob": "-9.5"},
         {"methods": "autojudge", "gamma": "4", "judge": "j", "threshold": "0.25"},
         {"methods": "autojudge", "gamma": "4", "judge": "j", "threshold": "calibrated"},
@@ -242,7 +247,9 @@ def test_the_table_ranks_by_prediction_and_keeps_those_that_ran(tmp_path: Path) 
     ids=lambda flags: "-".join(flags)[len("methods-") :],
 )
 def test_a_recommended_file_resolves_to_what_was_measured(workplace: Path, flags: dict[str, Any]) -> None:
-    switch = {name: flags.pop(name) for name in ("bonus", "min_draft_probability", "max_ngram") if name in flags}
+    in_files = ("bonus", "min_draft_probability", "max_ngram", "min_match", "suffix_factor", "suffix_min_probability",
+                "proposers", "rule", "draft_temperature")  # fmt: skip
+    switch = {name: flags.pop(name) for name in in_files if name in flags}
     (workplace / "mine.yaml").write_text(yaml.safe_dump({"seed": 3, "toy": {"draft_noise": 0.3}, **switch}))
     judges = {"j": judge_for("toy_quick", features.mode("target"))} if "judge" in flags else {}
     experiment = validated(
@@ -289,8 +296,9 @@ def test_it_leaves_numbers_a_figure_a_file_to_run_and_one_run(workplace: Path) -
     result = advise(*SMALL, "--output", "out", "--sweep")
     assert result.exit_code == 0, result.output
     advice = json.loads((workplace / "out/advice.json").read_text())
-    labels = {*(f"speculative_k{n}{stop}" for n in (2, 4) for stop in ("", "_p0.4")), "lookup_k2", "lookup_k4",
-              "specexec_b4"}  # fmt: skip
+    stopping = {f"{method}_k{n}{stop}" for method in ("speculative", "chained") for n in (2, 4)
+                for stop in ("", "_p0.4")}  # fmt: skip
+    labels = {*stopping, "lookup_k2", "lookup_k4", "suffix_k2", "suffix_k4", "specexec_b4"}
     assert {each["label"] for each in advice["candidates"]} == labels
     assert all(
         each["measured"]["speedup"]["low"] <= each["measured"]["speedup"]["high"] for each in advice["candidates"]
@@ -352,17 +360,25 @@ def test_candidates_are_the_defaults_unless_they_are_given() -> None:
     labels = [method.label for method in asked.methods]
     chains = [f"speculative_k{n}{stop}" for n in range(1, 17) for stop in ("", "_p0.4")]
     lookups = [f"lookup_k{n}" for n in range(1, 17)]
-    assert labels == [*chains, *lookups, *(f"specexec_b{n}" for n in (8, 16, 32, 64, 128))]
+    suffixes = [f"suffix_k{n}" for n in range(1, 17)]
+    in_turn = [f"chained_k{n}{stop}" for n in range(1, 17) for stop in ("", "_p0.4")]
+    trees = [f"specexec_b{n}" for n in (8, 16, 32, 64, 128)]
+    assert labels == [*chains, *lookups, *suffixes, *in_turn, *trees, "speculative_auto"]
+    sampled = [method.label for method in resolve("arith_quick", {"temperature": "0.7"})[0].methods]
+    more = [f"speculative_k{n}{kind}" for kind in ("_block", "_dt0") for n in range(1, 17)]
+    assert sampled == [*labels, *more]
     assert (asked.limit, asked.repeats) == (8, 5)
     asked, with_trees, with_draft = resolve("arith_quick", {"gamma": "2,5", "tree_budget": "None", "limit": "3"})
     assert not with_trees
     assert [method.label for method in validated(asked, with_trees, with_draft).methods] == [
         "baseline", "speculative_k2", "speculative_k2_p0.4", "speculative_k5", "speculative_k5_p0.4", "lookup_k2",
-        "lookup_k5",
+        "lookup_k5", "suffix_k2", "suffix_k5", "chained_k2", "chained_k2_p0.4", "chained_k5", "chained_k5_p0.4",
     ]  # fmt: skip
     asked, with_trees, with_draft = resolve("arith_quick", {"gamma": "2,5", "draft": "None"})
     assert not with_draft
-    assert [m.label for m in validated(asked, with_trees, with_draft).methods] == ["baseline", "lookup_k2", "lookup_k5"]
+    assert [m.label for m in validated(asked, with_trees, with_draft).methods] == [
+        "baseline", "lookup_k2", "lookup_k5", "suffix_k2", "suffix_k5",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -375,10 +391,17 @@ def test_candidates_are_the_defaults_unless_they_are_given() -> None:
         (["--judge", "nowhere"], "'nowhere'"),
         (["--sweep", "maybe"], "'maybe' is neither true nor false."),
         (["--target", "./nowhere"], "target: pair 'toy' has no model to replace; leave it out, or name another pair."),
-        (["--config", "topk.yaml"], "methods has topk; advice weighs speculative, lookup, specexec, autojudge"),
+        (
+            ["--config", "topk.yaml"],
+            "methods has topk; advice weighs speculative, lookup, suffix, chained, ",
+        ),
         (["--config", "early.yaml"], "min_draft_probability is [0.4, 1.0]; it must be a number in [0, 1) (0 = off)"),
-        (["--config", "chains.yaml", "--draft", "none"], "without a draft model only lookup is weighed: add it."),
+        (
+            ["--config", "chains.yaml", "--draft", "none"],
+            "without a draft model lookup and suffix are weighed",
+        ),
         (["--judge", "nowhere", "--draft", "none"], "judge is given, but draft is none; name a draft, or leave judge"),
+        (["--config", "memory.yaml"], "suffix_memory is run (suffix_k4), but advice decodes each prompt by itself;"),
         (["--config", "batch.yaml"], "batch is 4, but advice is for one prompt at a time; leave it out."),
         (["--config", "trees.yaml", "--tree-budget", "0"], "no candidate is left; give gamma or tree_budget."),
     ],
@@ -386,7 +409,8 @@ def test_candidates_are_the_defaults_unless_they_are_given() -> None:
 )
 def test_bad_settings_are_refused(workplace: Path, arguments: list[str], message: str) -> None:
     files = {"topk": "methods: [topk]\ngamma: 4", "early": "min_draft_probability: [0.4, 1.0]", "batch": "batch: 4",
-             "trees": "methods: [specexec]", "chains": "methods: [speculative]"}  # fmt: skip
+             "memory": "methods: [suffix]\ngamma: 4\nsuffix_memory: run", "trees": "methods: [specexec]",
+             "chains": "methods: [speculative]"}  # fmt: skip
     for name, text in files.items():
         (workplace / f"{name}.yaml").write_text(text + "\n")
     result = advise("--experiment", "toy_quick", *arguments)

@@ -188,10 +188,11 @@ def test_without_a_draft_model_lookup_alone_is_weighed(workplace: Path) -> None:
     result = advise(*SMALL, "--draft", "none", "--output", "out")
     assert result.exit_code == 0, result.output
     advice = json.loads((workplace / "out/advice.json").read_text())
-    assert {each["label"] for each in advice["candidates"]} == {"lookup_k2", "lookup_k4"}
+    labels = {each["label"] for each in advice["candidates"]}
+    assert labels == {"lookup_k2", "lookup_k4", "suffix_k2", "suffix_k4"}
     assert (advice["alpha"], advice["c"]) == (None, None)
     assert list(advice["environment"]["models"]) == ["target"], "no draft was loaded"
-    assert "only prompt lookup was weighed" in result.output
+    assert "only methods that need none were weighed" in result.output
     assert yaml.safe_load((workplace / "out/recommended.yaml").read_text())["pair"] == "toy"
 
 
