@@ -23,6 +23,7 @@ from specexp.drafter.preparation import PreparedDrafter, make_head
 from specexp.drafter.target_outputs import TargetOutput
 from specexp.drafter.target_states import TargetStates
 from specexp.drafter.training import train
+from specexp.lm import out_of_memory
 from specexp.storage.files import read_json, write_json
 
 CURVES, ACCEPTANCE, HEAD = "curves.json", "acceptance.json", "head"
@@ -59,7 +60,9 @@ def make(prepared: PreparedDrafter, folder: Path, log: Log) -> DrafterReport:
         write_json(folder / CURVES, curves)
         log(metrics, step)
 
-    train(head, training, states, recipe, folder, note)
+    models = prepared.config.experiment.models
+    with out_of_memory.translate_oom("training the drafter", "train_batch or max_new_tokens", models):
+        train(head, training, states, recipe, folder, note)
     facts = {
         **prepared.facts(), "target_name": prepared.config.experiment.target.model,
         "task": prepared.task.name, "outputs": len(training), "recipe": asdict(recipe),
@@ -82,7 +85,11 @@ def make(prepared: PreparedDrafter, folder: Path, log: Log) -> DrafterReport:
 def collect(prepared: PreparedDrafter, folder: Path) -> list[TargetOutput]:
     """The target's outputs, with a progress bar."""
     plan = prepared.plan()
-    with tqdm(total=len(plan.examples), desc="outputs", unit="prompt", dynamic_ncols=True) as bar:
+    models, what = prepared.config.experiment.models, f"decoding {plan.batch} prompts at a time"
+    with (
+        out_of_memory.translate_oom(what, "batch or max_new_tokens", models),
+        tqdm(total=len(plan.examples), desc="outputs", unit="prompt", dynamic_ncols=True) as bar,
+    ):
         return target_outputs.collect(prepared.pair, plan, folder, prepared.facts(), bar.update)
 
 

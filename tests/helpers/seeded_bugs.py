@@ -371,7 +371,19 @@ PAIRED, STATISTICS, METRICS = (
 CALIBRATION, LABELS = "specexp.judge.calibration", "specexp.judge.labels"
 
 # Bugs that the tests of these files must catch by themselves: `pytest` on them fails.
+EAGLE3 = "specexp.drafter.eagle3"
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
+    ("drafter/test_eagle3_head.py",): [
+        Bug("a later step sees the target's states at drafted tokens", EAGLE3, ".tril(start - step)", ".tril(start)"),
+        Bug("keys of a later step are one row late", EAGLE3, "_moved(keys[j], step - j)", "_moved(keys[j], step - j + 1)"),
+        Bug("values of a later step stay where they are", EAGLE3, "_moved(values[j], step - j)", "values[j]"),
+        Bug("a later step has its own row's output as its feature", EAGLE3, "functional.pad(out[:, :-1], (0, 0, 1, 0))", "out"),
+        Bug("the feature comes first", EAGLE3, "functional.linear(embedded, weight[:, :size])", "functional.linear(embedded, weight[:, size:])"),
+        Bug("the residual is the normed feature", EAGLE3, "after = feature + attn", "after = normed + attn"),
+        Bug("positions begin at one", EAGLE3, "torch.arange(rows, device=frequencies.device)", "torch.arange(2, 2 * rows + 2, 2, device=frequencies.device)"),
+        Bug("chains begin in the prompt", "specexp.drafter.training", "row >= first[:, None] + step", "row >= first[:, None]"),
+        Bug("offsets are ids", EAGLE3, "ids - torch.arange(len(ids))", "ids - 0"),
+    ],
     ("metrics/test_paired.py",): [
         Bug("pairing of repeats is ignored", PAIRED, 'by_key[r["prompt_id"], r["turn"], r["repeat"]])', 'by_key[r["prompt_id"], r["turn"], 0])'),
         Bug("pairing of turns is ignored", PAIRED, 'by_key[r["prompt_id"], r["turn"], r["repeat"]])', 'by_key[r["prompt_id"], 0, r["repeat"]])'),
