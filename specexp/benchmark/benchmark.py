@@ -35,6 +35,7 @@ from specexp.evaluation.timing import (
 )
 from specexp.lm.hf import loading
 from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.runtime import CHAIN_HEADS
 from specexp.method_specs import spec
 from specexp.metrics.statistics import rate
 from specexp.profiling import bandwidth
@@ -80,6 +81,8 @@ def prepare(experiment: config.Experiment) -> Prepared:
 
 def without_trees(experiment: config.Experiment) -> str:
     """The reason, from its config, why one of the models cannot score trees; "" if both can."""
+    if experiment.draft.head in CHAIN_HEADS:
+        return f"draft {experiment.draft.shown} drafts chains"
     if experiment.toy is None:
         try:
             for model in experiment.models.values():
@@ -177,7 +180,8 @@ def _own(prepared: Prepared) -> dict[str, SpecexpContender]:
 
 def _hf_contenders(prepared: Prepared) -> dict[str, HFContender]:
     """The contenders of transformers, with assisted generation at every draft length of the chains."""
-    plain = plain_peer(prepared.pair)
+    chains = [setting.config.gamma for setting in prepared.settings if setting.config.method == "speculative"]
+    plain = plain_peer(prepared.pair, chains)
     models, eos_ids = plain.models, plain.eos_ids
     result = {
         GENERATE: HFContender(GENERATE, prepared, plain),
@@ -185,10 +189,9 @@ def _hf_contenders(prepared: Prepared) -> dict[str, HFContender]:
         COMPILED: HFContender(COMPILED, prepared, Peer(models, eos_ids, options=peers.compiled())),
         "prompt_lookup": HFContender("prompt_lookup", prepared, Peer(models, eos_ids, options=peers.lookup())),
     }
-    for setting in prepared.settings:
-        if setting.config.method == "speculative" and has_assistant(prepared.pair):
-            name = f"assisted_k{setting.config.gamma}"
-            result[name] = HFContender(name, prepared, replace(plain, gamma=setting.config.gamma))
+    for gamma in chains if has_assistant(prepared.pair) else ():
+        name = f"assisted_k{gamma}"
+        result[name] = HFContender(name, prepared, replace(plain, gamma=gamma))
     return result
 
 

@@ -1,4 +1,4 @@
-"""The alternatives in transformers: `generate()`, plain, compiled, assisted and with prompt lookup.
+"""The alternatives in transformers: `generate()`, plain, compiled, assisted, with prompt lookup, MTP layers or DFlash.
 
 A model's own generation_config fills in omitted settings. So it is replaced for the duration of a call, and every
 setting that could differ is given. Nothing here changes a model permanently.
@@ -6,8 +6,8 @@ setting that could differ is given. Nothing here changes a model permanently.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,9 +15,12 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import CompileConfig
+from transformers.modeling_layers import MtpModel
 from transformers.utils import logging as transformers_logging
 
 from specexp.errors import ModelError
+from specexp.lm.heads.dflash import DFlashDraft
+from specexp.lm.heads.mtp import MtpDraft
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.own_layers import module_of_layers
 from specexp.lm.translated import Translated
@@ -36,6 +39,7 @@ class Peer:
     temperature: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
     tokenizers: Mapping[str, Any] = field(default_factory=dict)  # of target and assistant, where they differ
+    head: MtpDraft | DFlashDraft | None = None  # with `gamma`, drafts in place of an assistant model
 
     def settings(self, max_new_tokens: int) -> GenerationConfig:
         """All settings that could differ; the suppressed ids are those that no method here emits."""
@@ -56,17 +60,26 @@ class Peer:
             suppress_tokens=suppressed or None,
             use_cache=True,
             **self.options,
+            **self._of_head(),
         )
+
+    def _of_head(self) -> dict[str, Any]:
+        if not self.gamma or self.head is None:
+            return {}
+        return {"use_mtp": True} if isinstance(self.head, MtpDraft) else {"speculation_type": "dflash"}
 
     def prepare(self, ids: Sequence[int], max_new_tokens: int) -> Call:
         """Everything that does not count as the call's time."""
         target = self.models["target"]
-        more = {"assistant_model": self._assistant(), **self.tokenizers} if self.gamma else {}
+        assisted = self.gamma and not isinstance(self.head, MtpDraft)
+        more = {"assistant_model": self._assistant(), **self.tokenizers} if assisted else {}
         return Call(self, target.ids(ids)[None], self.settings(max_new_tokens), more)
 
     def _assistant(self) -> Any:
         """The draft's module. Where tokenizers differ and it samples, generate() replaces its embedding and head, once
         for each pair of tokenizers: that is a copy then, on the same weights."""
+        if self.head is not None:
+            return self.head.module
         module = self.models["draft"].module
         if not self.tokenizers or not self.temperature:
             return module
@@ -95,13 +108,20 @@ class Call:
         device = peer.models["target"].device
         with (
             without_settings(peer.models["target"].module),
-            constant_schedule(self.more["assistant_model"], peer.gamma) if peer.gamma else nullcontext(),
+            self._drafting(),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
             torch.inference_mode(),
             _quiet(),
         ):
             torch.manual_seed(seed)
             yield
+
+    def _drafting(self) -> AbstractContextManager[None]:
+        peer = self.peer
+        if isinstance(peer.head, MtpDraft):
+            return loaded_layers(peer.head)
+        drafts = peer.gamma and peer.head is None
+        return constant_schedule(self.more["assistant_model"], peer.gamma) if drafts else nullcontext()
 
     def run(self) -> torch.Tensor:
         """Ids[1, N + M]."""
@@ -141,6 +161,17 @@ def constant_schedule(assistant: Any, gamma: int) -> Iterator[None]:
 
 
 @contextmanager
+def loaded_layers(head: MtpDraft) -> Iterator[None]:
+    """Inside, `generate(use_mtp=True)` takes these MTP layers, where it would load them at every call."""
+    before = MtpModel.__dict__["from_pretrained"]
+    MtpModel.from_pretrained = lambda *args, **kwargs: head.module
+    try:
+        yield
+    finally:
+        MtpModel.from_pretrained = before
+
+
+@contextmanager
 def without_settings(module: Any) -> Iterator[None]:
     """Inside, this module has a generation_config that sets nothing."""
     before = module.generation_config
@@ -164,17 +195,35 @@ def lookup() -> dict[str, Any]:
 
 
 def has_assistant(pair: Pair) -> bool:
-    """True if `generate()` takes the pair's draft as its assistant: a model, with the target's tokens or its own."""
+    """True if `generate()` drafts as the pair's draft does: it is a model, with the target's tokens or its own, or one
+    of the heads that transformers has, on a target without a recurrent state."""
     draft = pair.models.get("draft")
+    if isinstance(draft, MtpDraft | DFlashDraft):
+        return not getattr(draft.target.module, "_is_stateful", False)
     return isinstance(draft, HFModel | Translated)
 
 
-def plain_peer(pair: Pair) -> Peer:
-    """Transformers' `generate()` on these models, greedy."""
+def check_head(head: MtpDraft | DFlashDraft, gammas: Iterable[int]) -> None:
+    """Raise ModelError if transformers cannot draft chains of so many tokens with this head."""
+    most = head.num_layers if isinstance(head, MtpDraft) else head.block_size - 1
+    if wrong := [gamma for gamma in gammas if gamma != most]:
+        raise ModelError(
+            f"gamma is {wrong[0]}, but transformers' generate() always drafts {most} with draft {head.name}; set gamma"
+            f" to {most}, so that both draft as many."
+        )
+
+
+def plain_peer(pair: Pair, gammas: Iterable[int] = ()) -> Peer:
+    """Transformers' `generate()` on these models, greedy; `gammas` are the lengths that it will draft."""
     models: dict[str, HFModel] = {}
     tokenizers: Mapping[str, Any] = {}
+    head = None
     for role, model in pair.models.items():
-        if role == "draft" and not has_assistant(pair):
+        if role == "draft" and not isinstance(model, HFModel | Translated):
+            if has_assistant(pair):
+                assert isinstance(model, MtpDraft | DFlashDraft)
+                check_head(model, gammas)
+                head = model
             continue
         if isinstance(model, Translated):
             model, tokenizers = model.inner, model.translation.tokenizers
@@ -186,4 +235,5 @@ def plain_peer(pair: Pair) -> Peer:
             "transformers' generate() takes a draft with another tokenizer only if it scores another number of ids; use"
             " evaluate, which compares the methods without it."
         )
-    return Peer(models, pair.eos_ids, tokenizers=tokenizers)
+    assert head is None or isinstance(head, MtpDraft | DFlashDraft)
+    return Peer(models, pair.eos_ids, tokenizers=tokenizers, head=head)
