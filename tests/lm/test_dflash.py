@@ -15,6 +15,7 @@ from transformers.generation.candidate_generator import DFlashTokenCandidateGene
 from helpers import tiny_models
 from helpers.chain_heads import config_of, dflash_folder
 from helpers.generation import generate, prompts
+from helpers.model_folders import slow_for
 from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
 from specexp.decoding.protocol import Drafted
 from specexp.decoding.rng import CertainRng, rng_for
@@ -70,7 +71,7 @@ def whole_block(models: dict[Any, Any], ids: list[int]) -> Tensor:
         return target.as_logits(target.module.get_output_embeddings()(x[0, 1:]))
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", slow_for(FAMILIES, "qwen3_next"))
 def test_greedy_output_equals_generate(models: dict[Any, Any], kind: str) -> None:
     decoders = {
         "chain": Chain(DraftModel(BLOCK - 1), Lossless(), GREEDY),
@@ -92,7 +93,7 @@ def test_greedy_output_equals_generate(models: dict[Any, Any], kind: str) -> Non
 
 
 @pytest.mark.parametrize("cached", [True, False])
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", slow_for(FAMILIES, "qwen3_next"))
 def test_rows_are_those_of_a_block_without_a_cache(
     models: dict[Any, Any], kind: str, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
