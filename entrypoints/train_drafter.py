@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from specexp.errors import ConfigError
 from specexp.pair import first_look
 
 from .common import guarded, output_path, own_options, print_notes, settings_options, tags_of
-from .evaluate import CONFIG
+from .evaluate import CONFIG, evaluate
 
 if TYPE_CHECKING:
     from specexp.drafter.making import DrafterReport
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from specexp.drafter.registry import DrafterPromotion
     from specexp.storage.run_folder import OutputFolder
 
+GAMMAS = "4,6,8"  # draft lengths that are timed
+OF_EVALUATION = ("pair", "target", "draft", "chat_template", "task", "data", "shots", "max_new_tokens", "config")
 NEXT_STEP = "Outputs and checkpoints stay. When the store answers, go on with --resume (-P resume=true)."
 SETTINGS = {
     **help_texts(("pair", "target", "draft", "chat_template")),
@@ -36,8 +39,10 @@ SETTINGS = {
 }
 
 
-def train_drafter(experiment: str, output: str, resume: bool, name: str, flags: Mapping[str, str]) -> Path:
+def train_drafter(experiment: str, output: str, resume: bool, name: str, timed: str, flags: Mapping[str, str]) -> Path:
     """Train, evaluate, log and register a drafter; returns the head's folder. Raises SpecexpError."""
+    if not timed.isdigit():
+        raise ConfigError(f"timed is {timed!r}; it must be a whole number >= 0.")
     if not name or not all(c.isalnum() or c in "-_." for c in name):
         raise ConfigError(f"name is {name!r}; it must be letters, digits, '-', '_' and '.'.")
     resolved = config.resolve_drafter(experiment, flags)
@@ -53,10 +58,33 @@ def train_drafter(experiment: str, output: str, resume: bool, name: str, flags: 
         prepared = preparation.prepare(resolved)
         print_notes(prepared.notes)
         with folder.hold():
-            return _in_run(folder, prepared, name)
+            given = {key: value for key, value in flags.items() if key in OF_EVALUATION}
+            return _in_run(folder, prepared, name, partial(_speeds, experiment, path, given, int(timed)))
 
 
-def _in_run(folder: OutputFolder, prepared: PreparedDrafter, name: str) -> Path:
+def _speeds(experiment: str, path: Path, given: Mapping[str, str], timed: int, head: Path) -> dict[str, float]:
+    """Decode with the head, and with the draft model: the best speed-up of each, c, v and acceptance by position."""
+    from specexp.storage.files import read_json
+    from specexp.tracking import client
+
+    result: dict[str, float] = {}
+    for start, draft in (("head", f"eagle3:{head}"), ("model", given.get("draft", ""))) if timed else ():
+        folder = path / f"speed_{start}"
+        flags = {**given, "draft": draft, "limit": str(timed), "methods": "baseline,speculative", "gamma": GAMMAS}
+        with client.detached():
+            evaluate(experiment, str(folder), folder.exists(), flags, "0", with_notes=False)
+        summary, costs = read_json(folder / "summary.json"), read_json(folder / "costs.json")
+        best = max((each for each in summary.values() if "accept/alpha" in each), key=lambda m: m["speed/speedup"])
+        shown = {key: value for key, value in best.items() if key.startswith(("accept/", "speed/speedup"))}
+        result |= {f"drafter/{start}_{key.partition('/')[2]}": value for key, value in shown.items()}
+        result[f"drafter/{start}_c"] = costs["draft"] / costs["target"]["1"]
+        result |= {f"drafter/{start}_v_{n}": cost / costs["target"]["1"] for n, cost in costs["target"].items()}
+    return result
+
+
+def _in_run(
+    folder: OutputFolder, prepared: PreparedDrafter, name: str, speeds: Callable[[Path], dict[str, float]]
+) -> Path:
     from specexp.drafter import making, registry
     from specexp.storage.run_folder import STATE, read_json, uid_of
     from specexp.storage.run_plan import Input
@@ -74,14 +102,13 @@ def _in_run(folder: OutputFolder, prepared: PreparedDrafter, name: str) -> Path:
         client.log_dataset(run_id, prepared.task.dataset(), "training")
         report = making.make(prepared, path, log)
         address = registry.log(report.folder, "drafter", report.metrics, report.facts)
+    metrics = {**report.metrics, **speeds(report.folder)}
     verdict = _register(report, prepared, name, address)
     shown = {**tags, "drafter": f"{name}/{verdict.version}", "verdict": verdict.alias}
     _show(report)
     click.echo(f"{name} version {verdict.version} is {verdict.alias}: {verdict.reason}")
     outbox = Outbox(path, "drafter", f"drafter {experiment.task}", shown, None)
-    outbox.send(
-        outbox.main(report.metrics, report.files, [Input.of(prepared.task.dataset(), "training")], params=params)
-    )
+    outbox.send(outbox.main(metrics, report.files, [Input.of(prepared.task.dataset(), "training")], params=params))
     click.echo(f"drafter: {report.folder} (figures in {path}), models:/{name}/{verdict.version}")
     return report.folder
 
@@ -115,8 +142,8 @@ def _show(report: DrafterReport) -> None:
 @click.command("train_drafter", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
 @own_options("train_drafter")
-def command(experiment: str, output: str, resume: bool, name: str, **flags: str) -> None:
-    guarded(lambda: train_drafter(experiment, output, resume, name, flags))
+def command(experiment: str, output: str, resume: bool, name: str, timed: str, **flags: str) -> None:
+    guarded(lambda: train_drafter(experiment, output, resume, name, timed, flags))
 
 
 if __name__ == "__main__":

@@ -76,6 +76,10 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
         "passes": Option("Set how often the training goes over all outputs.", "a whole number >= 1", otherwise="3"),
         "train_batch": Option("Set how many outputs make a training step.", "a whole number >= 1", otherwise="16"),
         "skip": Option("Leave out so many prompts before them.", "a whole number >= 0", otherwise="0"),
+        "timed": Option(
+            "Decode so many prompts with the head and with the draft model, to compare their speed; 0 leaves it out.",
+            "a whole number >= 0", "20",
+        ),
         "name": Option("Name the registered model.", "a name", "drafter"),
     },
     "train_judge": {

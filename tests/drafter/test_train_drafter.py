@@ -27,7 +27,7 @@ from specexp.errors import ConfigError, ModelError, OutputError
 # The embedded draft model in the place of a target: it has two layers.
 SMALL = [
     "--target", "zoo:draft", "--draft", "zoo:draft", "--limit", "64", "--max-new-tokens", "12", "--passes", "2",
-    "--train-batch", "12", "--depth", "2",
+    "--train-batch", "12", "--depth", "2", "--timed", "2",
 ]  # fmt: skip
 
 
@@ -59,6 +59,9 @@ def test_a_trained_drafter_is_evaluated_registered_and_fetched_by_every_address(
     made = {run.data.tags["mlflow.runName"]: run for run in runs()}
     assert {made[name].info.status for name in ("train drafter", "drafter arith")} == {"FINISHED"}
     assert {"drafter/greedy_1", "drafter/model_sampled_8"} <= made["drafter arith"].data.metrics.keys()
+    assert {"drafter/head_speedup", "drafter/head_c", "drafter/model_position_1"} <= made[
+        "drafter arith"
+    ].data.metrics.keys()
     curve = [m for run in runs() for m in MlflowClient().get_metric_history(run.info.run_id, "train/loss_2")]
     assert curve[-1].step == 10  # 60 outputs to train on, 12 a step, 2 passes
     (version,) = MlflowClient().search_model_versions("name='drafter'")
