@@ -83,7 +83,7 @@ MODEL_SETTINGS: dict[str, Setting] = {
         " [Drafts](methods.md#drafts) has the details.",
     ),
     "mtp": Setting(
-        only_true, "Draft with the target's own MTP layers: `true`.", otherwise="none",
+        only_true, "Draft with the target's own MTP layers: `true`.", "false",
         more="For `draft` alone, without any other setting; as an option, `mtp`. [Drafts](methods.md#drafts) has the"
         " details.",
     ),

@@ -537,7 +537,7 @@ FORWARD_BUGS = [
     Bug("a long piece has the mask of another start", KV, "if made_for != shift:", "if made_for < 0:"),
     Bug("masks begin a column early", KV, "left - start : left + num]", "left - start - 1 : left + num - 1]"),
     Bug("a path is kept backwards", KV, "here.index_select(1, kept)", "here.index_select(1, kept.flip(0))"),
-    Bug("a draft's steps all stand at its first", DRAFTING, "angles.at(at, at + 1)", "angles.at(start, start + 1)"),
+    Bug("a draft's steps all stand at its first", DRAFTING, "session.step(tokens, at, angles) if", "session.step(tokens, start, angles) if"),
     Bug("a draft's recorded steps all stand at its first", "specexp.lm.native.recorded_draft", "            start = start + (1 if step else num)\n", ""),
     Bug("a draft that catches up begins after its padding", "specexp.lm.native.recorded_draft", "start + (1 if step else num)", "start + fed.shape[0]"),
     Bug("a draft that catches up follows its padding", "specexp.lm.native.recorded_draft", "x.index_select(0, num - 1)\n            states", "x[-1:]\n            states"),
