@@ -6,6 +6,8 @@ import click
 
 from specexp import config
 from specexp.errors import ConfigError
+from specexp.lm.runtime import HEADS
+from specexp.method_specs import models_of, spec
 
 from .common import guarded, own_options
 
@@ -30,6 +32,7 @@ def validate(files: tuple[str, ...], experiment: str) -> None:
             (f"method {method} with pair {pair}", experiment, {"pair": pair, "methods": method})
             for pair in config.preset_names("models")
             for method in config.preset_names("methods")
+            if not (_drafts_by_a_head(pair) and _needs_a_draft_model(method))
         ]
     faults: list[str] = []
     for what, name, flags in jobs:
@@ -41,6 +44,16 @@ def validate(files: tuple[str, ...], experiment: str) -> None:
             click.echo(f"{what}: good, {len(resolved.methods)} settings, configuration {resolved.hash}")
     if faults:
         raise ConfigError(faults)
+
+
+def _drafts_by_a_head(pair: str) -> bool:
+    draft = config.load_yaml(config.PRESETS / "models" / f"{pair}.yaml").get("draft")
+    return isinstance(draft, dict) and bool(set(HEADS) & draft.keys())
+
+
+def _needs_a_draft_model(method: str) -> bool:
+    methods = config.resolve("arith_quick", {"methods": method}).methods
+    return any("draft" in models_of(each) and not spec(each.method).takes_heads for each in methods)
 
 
 if __name__ == "__main__":

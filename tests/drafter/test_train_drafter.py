@@ -27,12 +27,12 @@ from specexp.errors import ConfigError, ModelError, OutputError
 # The embedded draft model in the place of a target: it has two layers.
 SMALL = [
     "--target", "zoo:draft", "--draft", "zoo:draft", "--limit", "64", "--max-new-tokens", "12", "--passes", "2",
-    "--train-batch", "12", "--depth", "2", "--timed", "2",
+    "--train-batch", "12", "--depth", "2",
 ]  # fmt: skip
 
 
 def train(*arguments: str) -> Result:
-    return invoke(train_drafter.command, *SMALL, *arguments)
+    return invoke(train_drafter.command, *SMALL, "--timed", "2", *arguments)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
