@@ -125,6 +125,7 @@ def p_value(samples: int) -> float:
     return float(chi_square.compare(counts, np.array([expected[each] for each in outputs])).p)
 
 
+@pytest.mark.slow
 def test_its_draws_are_its_rounds_own() -> None:
     assert p_value(4000) > 0.001
 

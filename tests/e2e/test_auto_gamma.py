@@ -73,6 +73,7 @@ def test_costs_that_were_edited_are_refused(workplace: Path) -> None:
     assert "draft_costs.json" in result.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", ["0", "1"])
 def test_certify_finds_it_lossless(workplace: Path, temperature: str) -> None:
     sampling = ["--temperature", temperature, *(["--samples", "300"] if temperature == "1" else [])]

@@ -10,6 +10,7 @@ import pytest
 from helpers import tiny_models
 from helpers.eagle3_heads import ReferenceHead
 from helpers.generation import generate, prompts
+from helpers.model_folders import slow_for
 from helpers.tape import Tape
 from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
 from specexp.decoding.draft_length import NOMINAL
@@ -54,7 +55,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReferenceHead, dict
     return reference, with_head(target, reference, tmp_path_factory.mktemp("head"))
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", slow_for(DECODERS, "no bonus", "stops early"))
 def test_greedy_output_equals_generate(llama: tuple[ReferenceHead, dict[Any, Any]], name: str) -> None:
     _, models = llama
     for engine in (Engine(models), Engine(models, reuse=True)):
@@ -68,7 +69,7 @@ def test_greedy_output_equals_generate(llama: tuple[ReferenceHead, dict[Any, Any
         assert any(len(out.accepted_histogram) > 1 and out.accepted_histogram[0] > 0 for out in outs), "and rejected"
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize("family", slow_for(("gemma2", "gpt2", "qwen3_moe"), "gemma2", "qwen3_moe"))
 def test_targets_on_other_forwards(tmp_path: Path, family: str) -> None:
     target = target_of(family)
     reference = ReferenceHead(target)
@@ -111,7 +112,7 @@ def test_what_is_fed(llama: tuple[ReferenceHead, dict[Any, Any]]) -> None:
     assert spent["draft_positions"] == len(prompt) + begun[drafting[-1]] + sum(drafted) - len(drafting)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("family", slow_for(("llama", "gemma2"), "gemma2"))
 def test_recorded_forwards_of_the_target(tmp_path: Path, family: str) -> None:
     target = target_of(family, Tape())
     reference = fitted(target_of(family))
