@@ -58,9 +58,8 @@ LOSSLESS = [
 @pytest.mark.parametrize("method", LOSSLESS)
 @pytest.mark.parametrize("sampling", [[], SAMPLED], ids=["greedy", "sampled"])
 def test_lossless_methods_pass(workplace: Path, method: str, sampling: list[str]) -> None:
-    result = certify(
-        "--method", method, *TOY, *sampling, *([] if method in ("baseline", "speculative_auto") else ["--gamma", "3"])
-    )
+    gamma = {"baseline": [], "speculative_auto": ["--gamma", "auto"]}.get(method, ["--gamma", "3"])
+    result = certify("--method", method, *TOY, *sampling, *gamma)
     assert result.exit_code == 0, result.output
     checks = verdicts()
     assert checks.pop(ORACLE) == checks.pop(PLAIN) == "passed"
