@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from helpers.cli_runner import comparison_runs, evaluate, flat_runs, records, refused, without_clocks
+from helpers.cli_runner import comparison_runs, evaluate, flat_runs, interrupts, records, refused, without_clocks
 from helpers.processes import finish, start, wait_for_lines
 from specexp.engine import engine
 from specexp.evaluation import runner, scheduling
@@ -128,13 +128,7 @@ def test_an_interrupted_batch_goes_on_and_ends_as_if_nothing_had_happened(
     assert evaluate(*arguments, "--batch", "3", "--output", "whole").exit_code == 0
     for count in (2, 5, 11):
         with monkeypatch.context() as patch:
-            left = iter(range(count))
-
-            def dies(*_: Any, left: Any = left) -> None:
-                if next(left, None) is None:
-                    raise KeyboardInterrupt
-
-            patch.setattr(runner, "check_identities", dies)
+            patch.setattr(runner, "check_identities", interrupts(count))
             assert evaluate(*arguments, "--batch", "3", "--output", "out", "--resume").exit_code == 130
     assert len(records(workplace / "out")) == 2 + 5 + 11
     assert evaluate(*arguments, "--batch", "3", "--output", "out", "--resume").exit_code == 0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from helpers.cli_runner import comparison_runs, evaluate, flat_runs, records, refused, runs, without_clocks
+from helpers.cli_runner import comparison_runs, evaluate, flat_runs, interrupts, records, refused, runs, without_clocks
 from specexp.evaluation import runner
 from specexp.pair import tokenization
 
@@ -69,13 +69,7 @@ def test_a_conversation_goes_on_after_an_interruption(workplace: Path, monkeypat
     assert evaluate(*QUICK[:-1], "whole").exit_code == 0
     for count in (4, 7):  # between the turns of the first conversation, and inside those of the second
         with monkeypatch.context() as patch:
-            left = iter(range(count))
-
-            def dies(*_: Any, left: Any = left) -> None:
-                if next(left, None) is None:
-                    raise KeyboardInterrupt
-
-            patch.setattr(runner, "check_identities", dies)
+            patch.setattr(runner, "check_identities", interrupts(count))
             assert evaluate(*QUICK, "--resume").exit_code == 130
     assert evaluate(*QUICK, "--resume").exit_code == 0
     assert without_clocks(records(workplace / "out")) == without_clocks(records(workplace / "whole"))

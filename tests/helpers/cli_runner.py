@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,17 @@ def evaluate(*arguments: str) -> Result:
 
 def records(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "records.jsonl").read_text().splitlines()]
+
+
+def interrupts(count: int) -> Callable[..., None]:
+    """A function that can be called `count` times, and is then interrupted as by Ctrl-C."""
+    left = iter(range(count))
+
+    def dies(*_: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    return dies
 
 
 def without_clocks(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
