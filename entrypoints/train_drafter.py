@@ -21,8 +21,8 @@ from .evaluate import CONFIG, evaluate
 if TYPE_CHECKING:
     from specexp.drafter.making import DrafterReport
     from specexp.drafter.preparation import PreparedDrafter
-    from specexp.drafter.registry import DrafterPromotion
     from specexp.storage.run_folder import OutputFolder
+    from specexp.tracking.registered import Promotion
 
 GAMMAS = "4,6,8"  # draft lengths that are timed
 OF_EVALUATION = ("pair", "target", "draft", "chat_template", "task", "data", "shots", "max_new_tokens", "config")
@@ -113,22 +113,16 @@ def _in_run(
     return report.folder
 
 
-def _register(report: DrafterReport, prepared: PreparedDrafter, name: str, address: str) -> DrafterPromotion:
+def _register(report: DrafterReport, prepared: PreparedDrafter, name: str, address: str) -> Promotion:
     from specexp.drafter import making, registry
+    from specexp.tracking import registered
 
     facts = report.facts
     tags = {key: facts[key] for key in ("target_name", "target", "task")}
     with tempfile.TemporaryDirectory() as scratch:
         present = registry.champion(name, Path(scratch))
         version = registry.register(address, name, {**tags, "score": f"{making.score(report.by_draft):.4g}"})
-        if present is None:
-            return registry.promote(name, version, True, "the first of this name")
-        old, champion = present
-        if champion is None:
-            why = f"the files of version {old}, the champion so far, no longer exist"
-            return registry.promote(name, version, True, why)
-        wins, says = making.better(prepared, report, champion)
-    return registry.promote(name, version, wins, f"{says} (version {old})")
+        return registered.contend(name, version, present, lambda old: making.better(prepared, report, old))
 
 
 def _show(report: DrafterReport) -> None:

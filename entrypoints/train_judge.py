@@ -134,17 +134,10 @@ def _name(asked: TrainJudgeConfig, labels: LabelSet) -> str:
 
 def _register(name: str, address: str, judge: TrainedJudge, present: Any, labels: LabelSet) -> Any:
     from specexp.judge import registry, trained_judge
+    from specexp.tracking import registered
 
     version = registry.register(address, name, judge.judge.facts)
-    if present is None:
-        return registry.promote(name, version, True, "the first of this name")
-    old, champion = present
-    if champion is None:
-        return registry.promote(
-            name, version, True, f"the files of version {old}, the champion so far, no longer exist"
-        )
-    wins, says = trained_judge.better(judge.judge, champion, labels)
-    return registry.promote(name, version, wins, f"{says} (version {old})")
+    return registered.contend(name, version, present, lambda old: trained_judge.better(judge.judge, old, labels))
 
 
 def _labels(address: str) -> tuple[LabelSet, str]:

@@ -32,6 +32,7 @@ def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> N
     if faults:
         raise ConfigError(faults)
 
+    from specexp import checkpoints
     from specexp.storage import files
     from specexp.storage.run_folder import STATE, locked, read_json
     from specexp.tracking import backend
@@ -41,7 +42,7 @@ def train_pair(names: list[str], work: Path, output: Path, steps: str = "") -> N
     if steps:
         recipes = {name: replace(recipe, steps=int(steps)) for name, recipe in recipes.items()}
     for name, recipe in recipes.items():
-        training.load_checkpoint(recipe, work / name)  # refused before anything is written
+        checkpoints.load_checkpoint(recipe, work / name)  # refused before anything is written
         read_json(work / name / STATE)
     next_step = f"Checkpoints stay. When it answers: {NEXT_STEP}"
     with backend.require_store("a training is logged there as it goes", next_step):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,8 +72,3 @@ def read(folder: Path, embedding: Tensor, name: str = "") -> Eagle3Head:
 def size_of(folder: Path) -> int:
     """Bytes of the weights' file."""
     return (folder / WEIGHTS).stat().st_size
-
-
-def as_text(config: Mapping[str, Any]) -> str:
-    """A config as the text that is written."""
-    return json.dumps(config, indent=2) + "\n"

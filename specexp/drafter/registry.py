@@ -6,37 +6,24 @@ The model has a flavour of its own, `eagle3`, and no Python code: nothing is pic
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow.models import Model
-from mlflow.tracking import MlflowClient
 
 from specexp import reading
 from specexp.drafter.head_folder import CONFIG, WEIGHTS, read_facts
 from specexp.errors import ModelError
-from specexp.tracking import stored_heads
+from specexp.tracking import registered, stored_heads
 from specexp.tracking.stored_heads import FLAVOR, FOLDER, MLMODEL, STORED, place_in
 
 NAME = "drafter"
-CHAMPION, CHALLENGER = "champion", "challenger"
 _ABOUT = """EAGLE-3 heads (arXiv 2503.01840): each drafts for one target, from its hidden states.
 
 Decode with one: `mlflow run . -e evaluate -P draft=models:/{name}@champion`. A head only works with the target that its
 version's tags name."""
-
-
-@dataclass(frozen=True, slots=True)
-class DrafterPromotion:
-    """The alias of a newly registered drafter, and the reason for it."""
-
-    version: str
-    alias: str
-    reason: str
 
 
 class HeadFlavor:
@@ -64,47 +51,28 @@ def log(folder: Path, name: str, metrics: Mapping[str, float], facts: Mapping[st
 
 
 def register(uri: str, name: str, tags: Mapping[str, object]) -> str:
-    """Register a new version of model `name` with these tags; describe the model if it has no description."""
-    client, made = MlflowClient(), mlflow.register_model(uri, name)
-    for key, value in tags.items():
-        if value not in ("", None):
-            client.set_model_version_tag(name, made.version, key, str(value))
-    if not client.get_registered_model(name).description:
-        client.update_registered_model(name, _ABOUT.format(name=name))
-    return str(made.version)
+    """Register a new version of model `name` with these tags."""
+    return registered.register(uri, name, tags, _ABOUT.format(name=name))
 
 
 def champion(name: str, scratch: Path) -> tuple[str, Path | None] | None:
     """The registered champion's version and folder below `scratch` (None if its files are gone); None without one."""
+    version = registered.champion_version(name)
+    if version is None:
+        return None
     try:
-        result = MlflowClient().get_model_version_by_alias(name, CHAMPION)
-    except mlflow.MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-    try:
-        return str(result.version), fetch(f"models:/{name}/{result.version}", scratch)
+        return version, fetch(f"models:/{name}/{version}", scratch)
     except ModelError:
-        return str(result.version), None
+        return version, None
 
 
-def promote(name: str, new: str, better: bool, reason: str) -> DrafterPromotion:
-    """Set the alias of version `new`, and store the reason on that version."""
-    alias = CHAMPION if better else CHALLENGER
-    client = MlflowClient()
-    client.set_registered_model_alias(name, alias, new)
-    client.set_model_version_tag(name, new, "verdict", alias)
-    client.update_model_version(name, new, description=f"{alias}: {reason}")
-    return DrafterPromotion(new, alias, reason)
-
-
-def fetch(address: str, scratch: Path | None = None) -> Path:
+def fetch(address: str, scratch: Path) -> Path:
     """The local folder of a drafter: of `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/ID/NAME`, or a folder.
 
-    Files from the store are downloaded below `scratch`, or a new temporary folder. Raises ModelError.
+    Files from the store are downloaded to `scratch`. Raises ModelError.
     """
     if address.startswith(STORED):
-        result = stored_heads.fetch(address, Path(tempfile.mkdtemp(prefix="drafter-", dir=scratch)))
+        result = stored_heads.fetch(address, scratch)
     else:
         folder = reading.folder_of(address, "drafter", ModelError, "models:/NAME@champion, or runs:/ID/drafter")
         result = folder / place_in(folder / MLMODEL, address) if _is_model(folder) else folder

@@ -14,6 +14,7 @@ from torch import Tensor
 from specexp.errors import ModelError
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.own_layers import stack_path
+from specexp.lm.kept_states import StateHooks
 
 
 class TargetStates:
@@ -25,25 +26,17 @@ class TargetStates:
         self._target = target
         total = num_layers(target)
         stack: Any = target.module.get_submodule(stack_path(target.module, total, target.name))
-        self._layers = [stack[layer] for layer in layers]
+        self._hooks = StateHooks([stack[layer] for layer in layers], target.device)
 
     @torch.no_grad()
     def __call__(self, ids_BT: Tensor, low: bool = False) -> tuple[Tensor, Tensor]:
         """States [B, T, 3 E] and logits [B, T, V] of padded texts; in bfloat16 where possible if `low`."""
-        seen: list[Tensor] = []
-        hooks = [
-            layer.register_forward_hook(lambda _m, _i, out: seen.append(out if isinstance(out, Tensor) else out[0]))
-            for layer in self._layers
-        ]
-        try:
-            with torch.autocast(self._target.device.type, torch.bfloat16, enabled=low):
-                out = self._target.module(input_ids=ids_BT.to(self._target.device), use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
         batch, length = ids_BT.shape
+        with self._hooks.collecting() as last, torch.autocast(self._target.device.type, torch.bfloat16, enabled=low):
+            out = self._target.module(input_ids=ids_BT.to(self._target.device), use_cache=False)
+            states = last(batch * length)
         logits = self._target.as_logits(out.logits.reshape(batch * length, -1))
-        return torch.cat(seen, dim=-1), logits.reshape(batch, length, -1)
+        return states.reshape(batch, length, -1), logits.reshape(batch, length, -1)
 
 
 def num_layers(target: HFModel) -> int:

@@ -14,22 +14,20 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from specexp.checkpoints import Training, rate
 from specexp.drafter.eagle3 import Eagle3Head
 from specexp.drafter.target_outputs import TargetOutput
 from specexp.drafter.target_states import TargetStates
-from specexp.errors import OutputError, first_line
-from specexp.storage.files import make_folder, writing
+from specexp.storage.files import make_folder
 
-CHECKPOINT = "checkpoint.pt"
 POOL = 16  # batches whose texts are sorted by length together
 Log = Callable[[Mapping[str, float], int], None]
 
@@ -128,31 +126,6 @@ def _optimizers(head: Eagle3Head, recipe: DrafterRecipe) -> list[torch.optim.Opt
     ]
 
 
-def _rate(step: int, recipe: DrafterRecipe) -> float:
-    if step < recipe.warmup:
-        return (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def load_checkpoint(recipe: DrafterRecipe, work: Path) -> dict[str, Any] | None:
-    """The checkpoint of an interrupted training in `work`, or None. Raises OutputError for another recipe's."""
-    path = work / CHECKPOINT
-    if not path.exists():
-        return None
-    way_out = "remove it to train from the start, or name another output folder."
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        fault = "" if {"recipe", "step", "head", "optimizers"} <= state.keys() else "it is no checkpoint"
-    except Exception as error:  # torch raises various errors for a truncated or edited file
-        fault = first_line(error)
-    if fault:
-        raise OutputError(f"{path} cannot be read ({fault}); {way_out}")
-    if state["recipe"] != asdict(recipe):
-        raise OutputError(f"{path} was made by another recipe: {state['recipe']}; {way_out}")
-    return state
-
-
 def train(
     head: Eagle3Head,
     outputs: Sequence[TargetOutput],
@@ -164,25 +137,15 @@ def train(
     """Train `head` in place, or continue from the checkpoint in `work`. Calls `log(metrics, step)` now and then."""
     make_folder(work)
     head.train()
-    optimizers, start = _optimizers(head, recipe), 0
-    if (state := load_checkpoint(recipe, work)) is not None:
-        head.load_state_dict(state["head"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        start = state["step"]
+    training = Training(recipe, head, _optimizers(head, recipe))
+    start = training.restore(work)
     weights = torch.tensor([recipe.decay**s for s in range(recipe.depth)], device=head.lm_head.weight.device)
     bar = tqdm(total=recipe.steps, initial=start, desc="drafter", unit="step", dynamic_ncols=True)
     seconds = time.perf_counter()
     for step, rows in enumerate(batches(outputs, recipe, start), start):
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group.setdefault("base_lr", group["lr"]) * _rate(step, recipe)
         each = losses(head, rows, target, recipe, depth_at(step, recipe))
         (each @ weights[: len(each)] / weights[: len(each)].sum()).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        training.advance(rate(step, recipe))
         bar.update()
         if (step + 1) % recipe.log_every == 0 or step + 1 == recipe.steps:
             metrics = {f"train/loss_{s + 1}": value for s, value in enumerate(each.tolist())}
@@ -191,11 +154,6 @@ def train(
             log(metrics, step + 1)
             seconds = time.perf_counter()
         if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
-            saved = {
-                "recipe": asdict(recipe), "step": step + 1, "head": head.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            }  # fmt: skip
-            with writing(work / CHECKPOINT) as partial, partial.open("wb") as file:
-                torch.save(saved, file)
+            training.save(work, step + 1)
     bar.close()
     return head.eval()

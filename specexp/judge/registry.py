@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
@@ -17,16 +17,14 @@ import mlflow
 import numpy as np
 from mlflow.entities import Dataset
 from mlflow.models import ModelSignature
-from mlflow.tracking import MlflowClient
 from mlflow.types import Schema, TensorSpec
 
 from specexp import reading
 from specexp.errors import JudgeError
 from specexp.judge.judge import FACTS, WEIGHTS, Facts, Judge
-from specexp.tracking import backend
+from specexp.tracking import backend, registered
 
 NAME = "autojudge"
-CHAMPION, CHALLENGER = "champion", "challenger"
 STORED = ("models:", "runs:")  # prefixes of addresses in the tracking store
 MLMODEL = "MLmodel"  # the file that describes an MLflow model, in its folder
 MOST_BYTES = 1 << 30  # limit for each file of a judge; for comparison, two hidden states of 16,384 make 64 MB
@@ -37,15 +35,6 @@ chosen would change the answer.
 
 Decode with one: `mlflow run . -e evaluate -P judge=models:/{name}@champion`. A judge only works with the pair,
 tokenizer and features that its version's tags name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Promotion:
-    """The alias of a newly registered judge, and the reason for it."""
-
-    version: str
-    alias: str
-    reason: str
 
 
 def log(
@@ -76,42 +65,24 @@ def log(
 
 
 def register(uri: str, name: str, facts: Facts) -> str:
-    """Register a new version of model `name`, tagged with what it fits; describe the model if it has no description."""
-    client, made = MlflowClient(), mlflow.register_model(uri, name)
-    for key, value in (
-        ("target", facts.target_name), ("draft", facts.draft_name), ("task", facts.task), ("kind", facts.kind),
-        ("features", facts.features), ("threshold", f"{facts.threshold:.4g}"), ("recall", f"{facts.recall:.4g}"),
-        ("answer_version", facts.answer_version),
-    ):  # fmt: skip
-        if value:
-            client.set_model_version_tag(name, made.version, key, value)
-    if not client.get_registered_model(name).description:
-        client.update_registered_model(name, _ABOUT.format(name=name))
-    return str(made.version)
+    """Register a new version of model `name`, tagged with what it fits."""
+    tags = {
+        "target": facts.target_name, "draft": facts.draft_name, "task": facts.task, "kind": facts.kind,
+        "features": facts.features, "threshold": f"{facts.threshold:.4g}", "recall": f"{facts.recall:.4g}",
+        "answer_version": facts.answer_version,
+    }  # fmt: skip
+    return registered.register(uri, name, tags, _ABOUT.format(name=name))
 
 
 def champion(name: str) -> tuple[str, Judge | None] | None:
     """Return the registered champion's version and judge (None if its files are gone), or None without a champion."""
+    version = registered.champion_version(name)
+    if version is None:
+        return None
     try:
-        result = MlflowClient().get_model_version_by_alias(name, CHAMPION)
-    except mlflow.MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-    try:
-        return str(result.version), load(f"models:/{name}/{result.version}")
+        return version, load(f"models:/{name}/{version}")
     except JudgeError:
-        return str(result.version), None
-
-
-def promote(name: str, new: str, better: bool, reason: str) -> Promotion:
-    """Set the alias of version `new`, and store the reason on that version."""
-    alias = CHAMPION if better else CHALLENGER
-    client = MlflowClient()
-    client.set_registered_model_alias(name, alias, new)
-    client.set_model_version_tag(name, new, "verdict", alias)
-    client.update_model_version(name, new, description=f"{alias}: {reason}")
-    return Promotion(new, alias, reason)
+        return version, None
 
 
 def load(address: str) -> Judge:

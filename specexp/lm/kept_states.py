@@ -8,7 +8,8 @@ Shapes: N tokens of a feed, T layers whose states are kept, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,32 +20,36 @@ from specexp.lm.transfer import integers
 
 
 class StateHooks:
-    """Collects the outputs of modules."""
+    """Collects the outputs of modules while it is asked to; there are hooks on them only then."""
 
     def __init__(self, modules: Sequence[torch.nn.Module], device: torch.device) -> None:
-        self._device = device
-        self._seen: list[list[Tensor]] = [[] for _ in modules]
-        for module, seen in zip(modules, self._seen, strict=True):
-            module.register_forward_hook(self._hook(seen))
+        self._modules, self._device = modules, device
 
-    @staticmethod
-    def _hook(seen: list[Tensor]) -> Any:
-        def keep(_module: Any, _inputs: Any, output: Any) -> None:
-            states = output if isinstance(output, Tensor) else output[0]
-            seen.append(states.reshape(-1, states.shape[-1]))
+    @contextmanager
+    def collecting(self) -> Iterator[Callable[[int], Tensor]]:
+        """Within the context, what forwards compute is kept. Yields what gives the states [N, T D] of the last N tokens
+        that were fed."""
+        seen: list[list[Tensor]] = [[] for _ in self._modules]
 
-        return keep
+        def last(num: int) -> Tensor:
+            return torch.cat([torch.cat([each.to(self._device) for each in parts])[-num:] for parts in seen], dim=1)
 
-    def take(self, num: int) -> Tensor:
-        """The states [num, T D] of the last `num` tokens that were fed; forgets all others."""
-        parts = [torch.cat([each.to(self._device) for each in seen])[-num:] for seen in self._seen]
-        self.clear()
-        return torch.cat(parts, dim=1)
+        hooks = [
+            module.register_forward_hook(_keeping(parts)) for module, parts in zip(self._modules, seen, strict=True)
+        ]
+        try:
+            yield last
+        finally:
+            for hook in hooks:
+                hook.remove()
 
-    def clear(self) -> None:
-        """Forget what was seen, that of forwards which no session made included."""
-        for seen in self._seen:
-            seen.clear()
+
+def _keeping(seen: list[Tensor]) -> Any:
+    def keep(_module: Any, _inputs: Any, output: Any) -> None:
+        states = output if isinstance(output, Tensor) else output[0]
+        seen.append(states.reshape(-1, states.shape[-1]))
+
+    return keep
 
 
 class KeepingSession:
@@ -63,11 +68,11 @@ class KeepingSession:
         self, tokens: Tensor, rows: int, hidden: bool = False, branches: Branches | None = None
     ) -> tuple[Tensor, Tensor | None]:
         start, num = self.length, tokens.shape[0]
-        self._hooks.clear()
-        answer = self.inner.feed(tokens, rows, hidden, branches)
-        if num:
-            fresh = self._hooks.take(num)
-            self._room(start + num, fresh)[start : start + num] = fresh
+        with self._hooks.collecting() as last:
+            answer = self.inner.feed(tokens, rows, hidden, branches)
+            if num:
+                fresh = last(num)
+                self._room(start + num, fresh)[start : start + num] = fresh
         return answer
 
     def _room(self, slots: int, like: Tensor) -> Tensor:

@@ -10,33 +10,30 @@ one continues from it with the same batches as an uninterrupted run, because bat
 
 from __future__ import annotations
 
-import math
 import random
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from specexp.checkpoints import Training, rate
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
-from specexp.errors import OutputError, first_line
 from specexp.lm.hf.hf_model import HFModel
-from specexp.storage.files import is_unwritable, make_folder, unwritable, writing
+from specexp.storage.files import is_unwritable, make_folder, unwritable
 from specexp.tasks import arith
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 PIECES = r"\d| ?\p{L}+| ?[^\s\d\p{L}]+|\s+"
 CONTEXT = 512
-CHECKPOINT = "checkpoint.pt"
 IGNORE = -100
 
 
@@ -149,57 +146,21 @@ def _optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Opt
     ]
 
 
-def _rate(step: int, recipe: Recipe) -> float:
-    if step < recipe.warmup:
-        return (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def load_checkpoint(recipe: Recipe, work: Path) -> dict[str, Any] | None:
-    """Return the checkpoint of an interrupted training in `work`, or None. Raises OutputError for another recipe's."""
-    path = work / CHECKPOINT
-    if not path.exists():
-        return None
-    way_out = "remove it to train from the start, or name another work."
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        fault = "" if {"recipe", "step", "model", "optimizers"} <= state.keys() else "it is no checkpoint"
-    except Exception as error:  # torch raises various errors for a truncated or edited file
-        fault = first_line(error)
-    if fault:
-        raise OutputError(f"{path} cannot be read ({fault}); {way_out}")
-    if state["recipe"] != asdict(recipe):
-        raise OutputError(f"{path} was made by another recipe: {state['recipe']}; {way_out}")
-    return state
-
-
 def train(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, work: Path, log: Callable[[dict[str, float], int], None]
 ) -> LlamaForCausalLM:
     """Train one model, or continue from the checkpoint in `work`. Calls `log(metrics, step)` every 20 steps."""
     make_folder(work)
     model = build_model(recipe, tokenizer).train()
-    optimizers = _optimizers(model, recipe)
-    checkpoint, start = work / CHECKPOINT, 0
-    if (state := load_checkpoint(recipe, work)) is not None:
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        start = state["step"]
+    training = Training(recipe, model, _optimizers(model, recipe))
+    start = training.restore(work)
     bar = tqdm(total=recipe.steps, initial=start, desc=work.name, unit="step", dynamic_ncols=True)
     seconds = time.perf_counter()
     for step, (ids, labels) in enumerate(batches(recipe, tokenizer, start), start):
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group.setdefault("base_lr", group["lr"]) * _rate(step, recipe)
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(ids, labels=labels).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        training.advance(rate(step, recipe))
         bar.update()
         if (step + 1) % 20 == 0:
             metrics = {"train/loss": loss.item(), "train/seconds_per_step": (time.perf_counter() - seconds) / 20}
@@ -207,12 +168,7 @@ def train(
             log(metrics, step + 1)
             seconds = time.perf_counter()
         if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
-            state = {
-                "recipe": asdict(recipe), "step": step + 1, "model": model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            }  # fmt: skip
-            with writing(checkpoint) as partial, partial.open("wb") as file:
-                torch.save(state, file)
+            training.save(work, step + 1)
     bar.close()
     return model.eval()
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from entrypoints import train_drafter
 from helpers.cli_runner import invoke, refused, runs
-from specexp import config
+from specexp import checkpoints, config
 from specexp.drafter import acceptance, head_folder, making, registry, target_outputs, training
 from specexp.drafter.preparation import PreparedDrafter, layers_of, make_head, prepare
 from specexp.drafter.target_states import TargetStates, num_layers
@@ -68,12 +68,14 @@ def test_a_trained_drafter_is_evaluated_registered_and_fetched_by_every_address(
     assert version.tags["target"] == content["specexp"]["target"]
     assert version.tags["verdict"] == "champion"
     addresses = ("models:/drafter@champion", "models:/drafter/1", f"runs:/{version.run_id}/drafter", str(out / "head"))
-    for address in addresses:
-        fetched = registry.fetch(address)
+    for place, address in enumerate(addresses):
+        scratch = workplace / f"fetched{place}"
+        scratch.mkdir()
+        fetched = registry.fetch(address, scratch)
         for name in ("config.json", "model.safetensors"):
             assert (fetched / name).read_bytes() == (out / "head" / name).read_bytes(), address
     model = Path(mlflow.artifacts.download_artifacts(artifact_uri="models:/drafter@champion"))
-    assert registry.fetch(str(model)) == model / "head"
+    assert registry.fetch(str(model), workplace) == model / "head"
     files = {path.relative_to(model).as_posix() for path in model.rglob("*") if path.is_file()}
     assert files - {"registered_model_meta"} == {"MLmodel", "head/config.json", "head/model.safetensors"}, (
         "no code, nothing pickled"
@@ -181,7 +183,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint_and_gives_the_same_head(
         assert steps == list(range(1 if kill_at == 99 else 5, 11))
     assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
     with pytest.raises(OutputError, match="was made by another recipe"):
-        training.load_checkpoint(replace(recipe, depth=3), tmp_path / "whole")
+        checkpoints.load_checkpoint(replace(recipe, depth=3), tmp_path / "whole")
 
 
 def test_training_lowers_the_loss_at_every_depth(prepared: PreparedDrafter, tmp_path: Path) -> None:
@@ -265,13 +267,13 @@ def test_a_folder_is_written_whole_or_not_at_all(
 
 def test_a_drafter_that_is_not_there_is_told_by_its_address(workplace: Path) -> None:
     with pytest.raises(ModelError, match=r"head 'models:/drafter@champion' is not in the store .* train_drafter"):
-        registry.fetch("models:/drafter@champion")
+        registry.fetch("models:/drafter@champion", workplace)
     (workplace / "empty").mkdir()
     with pytest.raises(ModelError, match=r"'empty' holds no drafter: it needs config\.json and model\.safetensors"):
-        registry.fetch("empty")
+        registry.fetch("empty", workplace)
     (workplace / "empty" / "MLmodel").write_text("flavors: {python_function: {}}")
     with pytest.raises(ModelError, match="the MLflow model in 'empty' is not a head"):
-        registry.fetch("empty")
+        registry.fetch("empty", workplace)
 
 
 WRONG = {

@@ -474,7 +474,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a node's feature is that of the slot before it", HEAD, "branches.base + path[-2] if len(path) > 1", "slot - 1 if len(path) > 1"),
         Bug("what was computed for drafts is kept", CONTEXT, "[: len(tokens) - 1] if not self._reader else []", "[: len(tokens) - 1]"),
         Bug("a kept path keeps the states of other slots", KV, "for each in (self.buffers.values, self.buffers.states):", "for each in (self.buffers.values,):"),
-        Bug("the states of a replay are taken for new ones", "specexp.lm.kept_states", "[-num:] for seen", "[:num] for seen"),
+        Bug("the states of a replay are taken for new ones", "specexp.lm.kept_states", "[-num:] for parts", "[:num] for parts"),
         Bug("a head begins with the text's first token", HEAD, "first = int(not self._begun and tokens.shape[0] > 0)", "first = 0"),
     ],
 }  # fmt: skip

@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoModel
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import DRAFT, Rng, pick_each
 from specexp.errors import ModelError, first_line
+from specexp.lm.heads.base import HeadDraft
 from specexp.lm.heads.dflash_session import DFlashSession
-from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.source import hub_fault
 from specexp.lm.model import Feed, one_by_one
 from specexp.lm.native.draft_loop import probability
@@ -31,13 +31,10 @@ FIELDS = ("block_size", "mask_token_id", "target_layer_ids")
 
 
 @dataclass(slots=True, eq=False)
-class DFlashDraft:
+class DFlashDraft(HeadDraft):
     """The assistant and the target, whose sessions keep the states that it reads."""
 
-    target: HFModel
     module: Any
-    name: str
-    facts_of_draft: dict[str, Any]
     embedding: nn.Module = field(init=False)
     masks: Tensor = field(init=False)  # [B - 1]
 
@@ -56,14 +53,6 @@ class DFlashDraft:
     @property
     def hidden_size(self) -> int:
         return int(self.module.config.hidden_size)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.target.vocab_size
-
-    @property
-    def context(self) -> int:
-        return self.target.context
 
     @property
     def device(self) -> torch.device:
@@ -102,21 +91,6 @@ class DFlashDraft:
         """[R, V] of the assistant's states x[R, D], by the target's output layer."""
         output = self.target.module.get_output_embeddings()
         return self.target.as_logits(output(x.to(output.weight.device)))
-
-    def ids(self, tokens: Sequence[int]) -> Tensor:
-        return integers(tokens, self.target.device)
-
-    def check_cache(self) -> None:
-        """Its cache holds the target's states alone."""
-
-    def check_trees(self) -> None:
-        raise ModelError(f"draft '{self.name}' drafts chains, no trees; leave methods with trees out.")
-
-    def facts(self) -> dict[str, Any]:
-        return self.facts_of_draft
-
-    def wait(self) -> None:
-        self.target.wait()
 
 
 def _embedding(module: Any) -> nn.Module:

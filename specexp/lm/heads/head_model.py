@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,10 +17,10 @@ from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import HashRng, Rng
 from specexp.decoding.rules import Warp
+from specexp.lm.heads.base import HeadDraft
 from specexp.lm.heads.eagle3_forward import Eagle3Forward
 from specexp.lm.heads.head_graphs import HeadGraphs
 from specexp.lm.heads.head_session import HeadSession
-from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.model import Feed, one_by_one
 from specexp.lm.native.attention import BatchAttention
 from specexp.lm.native.graph_capture import Capture
@@ -37,27 +37,16 @@ def native(forward: Eagle3Forward) -> NativeForward:
 
 
 @dataclass(slots=True, eq=False)
-class HeadModel:
+class HeadModel(HeadDraft):
     """A head and the target that it was trained for, whose sessions keep the states that it reads."""
 
-    target: HFModel
     forward: Eagle3Forward
-    name: str
-    facts_of_head: dict[str, Any]
     capture: Capture | None = None  # records chains, if the target's forwards are recorded
     graph_pools: GraphPools | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.capture is not None:
             self.graph_pools = GraphPools(native(self.forward), self.capture, None, partial(HeadGraphs, self))
-
-    @property
-    def vocab_size(self) -> int:
-        return self.target.vocab_size
-
-    @property
-    def context(self) -> int:
-        return self.target.context
 
     @property
     def device(self) -> torch.device:
@@ -88,8 +77,8 @@ class HeadModel:
             pool.lengths[session.row] += feed.tokens.shape[0]
         chosen = x.index_select(0, many.wanted)
         sizes = [feed.rows for feed, _ in ready]
-        parts = zip(torch.split(forward.logits(chosen), sizes), torch.split(forward.hidden(chosen), sizes), strict=True)
-        return [(part, h if feed.hidden else None) for (part, h), (feed, _) in zip(parts, ready, strict=True)]
+        parts = zip(torch.split(forward.logits(chosen), sizes), torch.split(chosen, sizes), ready, strict=True)
+        return [(logits, forward.hidden(x) if feed.hidden else None) for logits, x, (feed, _) in parts]
 
     def drafts(self, ask: Draft, rng: Rng) -> bool:
         if ask.min_draft_probability:
@@ -107,15 +96,5 @@ class HeadModel:
     def ids(self, tokens: Sequence[int]) -> Tensor:
         return integers(tokens, self.device)
 
-    def check_cache(self) -> None:
-        """A head's cache is the own one."""
-
     def check_trees(self) -> None:
         """Every head takes trees."""
-
-    def facts(self) -> dict[str, Any]:
-        return self.facts_of_head
-
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)

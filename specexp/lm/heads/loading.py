@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from torch import Tensor
 
 from specexp.errors import ModelError
 from specexp.lm.heads import dflash, mtp
-from specexp.lm.heads.eagle3_config import ARCHITECTURES, Eagle3Config, read_config
+from specexp.lm.heads.base import facts_of
+from specexp.lm.heads.eagle3_config import ARCHITECTURES, read_config
 from specexp.lm.heads.eagle3_forward import Eagle3Forward
 from specexp.lm.heads.eagle3_weights import read_weights
 from specexp.lm.heads.head_model import HeadModel, native
@@ -54,11 +53,11 @@ def load_head(config: ModelConfig, target: HFModel, folder: Path | None = None) 
     if config.head == MTP:
         module = mtp.load(target, _folder(config), config.model)
         target.keep_states([total])
-        return mtp.MtpDraft(target, module, config.shown, _facts_of(config, module, target, [total - 1]))
+        return mtp.MtpDraft(target, config.shown, _facts_of(config, module, target, [total - 1]), module)
     values = dflash.check(config.dflash, target.module.config, target.name, {})
     module = dflash.load(config.dflash, target.module.dtype, target.device)
     target.keep_states(dflash.layers_read(values, total))
-    return dflash.DFlashDraft(target, module, config.shown, _facts_of(config, module, target, values.target_layer_ids))
+    return dflash.DFlashDraft(target, config.shown, _facts_of(config, module, target, values.target_layer_ids), module)
 
 
 def _folder(config: ModelConfig) -> str:
@@ -75,30 +74,11 @@ def _folder(config: ModelConfig) -> str:
 def _facts_of(config: ModelConfig, module: Any, target: HFModel, layers: Sequence[int]) -> dict[str, Any]:
     """Of a module of transformers; what it shares with the target is not its own."""
     shared = {id(parameter) for parameter in target.module.parameters()}
-    weights = {name: value for name, value in module.named_parameters() if id(value) not in shared}
-    return {
-        "class": type(module).__name__,
-        "model": config.shown,
-        "revision": None,
-        "fingerprint": _fingerprint({name: value.detach() for name, value in weights.items()}),
-        "hidden_size": int(module.config.hidden_size),
-        "reads_layers": list(layers),
-        "parameters": sum(value.numel() for value in weights.values()),
-        "bytes": sum(value.nbytes for value in weights.values()),
-        "offload": "none",
-        "offloaded_bytes": 0,
-        "dtype": str(module.dtype).removeprefix("torch."),
-        "device": str(next(iter(weights.values())).device),
-        "device_name": target.facts()["device_name"],
-        "device_map": {},
-        "quantization": None,
-        "vocab_size": target.vocab_size,
-        "scored_ids": target.vocab_size,
-        "context": target.context,
-        "forward": "transformers",
-        "graphs": "off",
-        "threads": torch.get_num_threads(),
-    }
+    weights = [(name, value.detach()) for name, value in module.named_parameters() if id(value) not in shared]
+    return facts_of(
+        target, config.shown, type(module).__name__, layers, weights,
+        hidden_size=int(module.config.hidden_size), forward="transformers", graphs="off",
+    )  # fmt: skip
 
 
 def _eagle3(config: ModelConfig, target: HFModel, folder: Path | None) -> HeadModel:
@@ -111,53 +91,20 @@ def _eagle3(config: ModelConfig, target: HFModel, folder: Path | None) -> HeadMo
     output = target.module.get_output_embeddings().weight.detach()
     embedding = target.module.get_input_embeddings().weight.detach()
     if embedding.device.type == "meta" or not embedding.is_floating_point():
-        raise ModelError(f"head '{head.name}' needs the embedding of model '{target.name}', which is offloaded.")
+        raise ModelError(
+            f"head '{head.name}' needs the embedding of model '{target.name}', which is offloaded or quantized."
+        )
     weights = read_weights(head, target.module.dtype, embedding.device)
     forward = Eagle3Forward(head, weights, embedding, output, target.vocab_size, target.suppressed)
     target.keep_states(head.layers)
     capture = target.graph_pools.capture if target.graph_pools is not None else None
-    model = HeadModel(target, forward, config.shown, _facts(config, head, weights, forward, target), capture)
+    facts = facts_of(
+        target, config.shown, ARCHITECTURES[0], head.layers, sorted(weights.items()), hidden_size=head.size,
+        forward="own", graphs="off" if capture is None else "captured", scored_ids=int(forward.drafted_ids.shape[0]),
+    )  # fmt: skip
+    model = HeadModel(target, config.shown, facts, forward, capture)
     _tune(model)
     return model
-
-
-def _facts(
-    config: ModelConfig, head: Eagle3Config, weights: Mapping[str, Tensor], forward: Eagle3Forward,
-    target: HFModel,
-) -> dict[str, Any]:  # fmt: skip
-    return {
-        "class": ARCHITECTURES[0],
-        "model": config.shown,
-        "revision": None,
-        "fingerprint": _fingerprint(weights),
-        "hidden_size": head.size,
-        "reads_layers": list(head.layers),
-        "parameters": sum(value.numel() for value in weights.values() if value.is_floating_point()),
-        "bytes": sum(value.nbytes for value in weights.values()),
-        "offload": "none",
-        "offloaded_bytes": 0,
-        "dtype": str(forward.dtype).removeprefix("torch."),
-        "device": str(forward.device),
-        "device_name": target.facts()["device_name"],
-        "device_map": {},
-        "quantization": None,
-        "vocab_size": target.vocab_size,
-        "scored_ids": int(forward.drafted_ids.shape[0]),
-        "context": target.context,
-        "forward": "own",
-        "graphs": "off" if target.graph_pools is None else "captured",
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """Hash of the weights in sixteen hex digits, the same in float32 and bfloat16."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        value = weights[name]
-        value = value.to(torch.bfloat16).float() if value.is_floating_point() else value
-        digest.update(f"{name} {tuple(value.shape)}".encode() + value.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @torch.inference_mode()

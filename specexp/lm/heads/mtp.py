@@ -17,22 +17,19 @@ from torch import Tensor
 from transformers.modeling_layers import MtpModel
 
 from specexp.errors import ModelError, first_line
+from specexp.lm.heads.base import HeadDraft
 from specexp.lm.heads.mtp_session import MtpSession
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.model import Feed, one_by_one
-from specexp.lm.transfer import integers
 
 KINDS = ("full_attention", "sliding_attention")  # of layers whose caches can be cut back
 
 
 @dataclass(slots=True, eq=False)
-class MtpDraft:
+class MtpDraft(HeadDraft):
     """The layers and the target, whose sessions keep the states that they read."""
 
-    target: HFModel
     module: MtpModel
-    name: str
-    facts_of_draft: dict[str, Any]
 
     @property
     def num_layers(self) -> int:
@@ -41,14 +38,6 @@ class MtpDraft:
     @property
     def hidden_size(self) -> int:
         return int(self.module.config.hidden_size)
-
-    @property
-    def vocab_size(self) -> int:
-        return self.target.vocab_size
-
-    @property
-    def context(self) -> int:
-        return self.target.context
 
     @property
     def device(self) -> torch.device:
@@ -66,21 +55,6 @@ class MtpDraft:
     def logits(self, x: Tensor) -> Tensor:
         """[R, V] of the layers' outputs x[R, D], by the target's own head."""
         return self.target.as_logits(self.module._project_to_logits(x))
-
-    def ids(self, tokens: Sequence[int]) -> Tensor:
-        return integers(tokens, self.target.device)
-
-    def check_cache(self) -> None:
-        """Its cache keeps every slot."""
-
-    def check_trees(self) -> None:
-        raise ModelError(f"draft '{self.name}' drafts chains, no trees; leave methods with trees out.")
-
-    def facts(self) -> dict[str, Any]:
-        return self.facts_of_draft
-
-    def wait(self) -> None:
-        self.target.wait()
 
 
 def num_layers(config: Any, name: str) -> int:

@@ -202,12 +202,7 @@ class HFModel:
         if self.cache_kind == NO_CACHE:
             return [UncachedSession(self) for _ in range(count)]
         if self.cache_kind == RECURRENT or self.native is None:
-            made: list[Session] = []
-            for _ in range(count):
-                recurrent = self.cache_kind == RECURRENT
-                made.append(
-                    ReplaySession(HFState(self, self.continuation), self.ids([])) if recurrent else HFSession(self)
-                )
+            made = [self._module_session() for _ in range(count)]
             return made if self._hooks is None else [KeepingSession(each, self._hooks) for each in made]
         if self.graph_pools is not None and count == 1:
             return [self.graph_pools.session(capacity)]
@@ -236,6 +231,12 @@ class HFModel:
 
     def sessions_beside(self, leaders: Sequence[Session]) -> Sequence[Session] | None:
         return sessions_beside(self, leaders)
+
+    def _module_session(self) -> Session:
+        """An empty cache of the module's own forward."""
+        if self.cache_kind == RECURRENT:
+            return ReplaySession(HFState(self, self.continuation), self.ids([]))
+        return HFSession(self)
 
     def _session_by_factors(self, long: bool, capacity: int = 0, recorded: bool = False) -> Session:
         """An empty cache whose keys are rotated by the short factors, or by the long ones."""

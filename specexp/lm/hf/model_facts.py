@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,12 +23,19 @@ def fingerprint(module: Any) -> str:
     The values are rounded to bfloat16, so that the same weights in float32 and in bfloat16 have the same fingerprint;
     quantized weights have another one.
     """
-    digest = hashlib.sha256(type(module).__name__.encode())
-    for name, parameter in module.named_parameters():
+    named = (
+        (name, stored(module, name) if parameter.device.type == "meta" else parameter.detach())
+        for name, parameter in module.named_parameters()
+    )
+    return fingerprint_of(type(module).__name__, named)
+
+
+def fingerprint_of(kind: str, weights: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """`fingerprint` of a module of this class with these parameters."""
+    digest = hashlib.sha256(kind.encode())
+    for name, parameter in weights:
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        if parameter.device.type == "meta":
-            parameter = stored(module, name)
-        for part in _plain_parts(parameter.detach()):
+        for part in _plain_parts(parameter):
             values = part.flatten()[:NUM_VALUES]
             if part.is_floating_point():
                 values = values.to(torch.bfloat16).float()
