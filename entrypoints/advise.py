@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import click
 
@@ -28,7 +29,6 @@ DEFAULTS = {
 }
 NO_TREES = ("0", "none")
 NO_DRAFT = "none"
-GIVEN = ("config", "gamma")  # settings by which draft lengths are the user's own
 SETTINGS = {
     **help_texts(option_names("advise")),
     "config": CONFIG,
@@ -46,7 +46,7 @@ SETTINGS = {
 def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mapping[str, str]) -> None:
     """Resolve, measure, recommend, write and log. Raises SpecexpError."""
     resolved, with_trees, with_draft = resolve(experiment, flags)
-    if with_draft and not any(flags.get(name) for name in GIVEN):
+    if with_draft and not _gives_gamma(flags):
         resolved = with_fitting_chains(resolved, first_look.longest_chain(resolved))
     from specexp.advise.candidates import validated
 
@@ -96,7 +96,7 @@ def resolve(experiment: str, flags: Mapping[str, str]) -> tuple[config.Experimen
     left_out = {name for name, kept in (("tree_budget", with_trees), ("draft", with_draft)) if not kept}
     asked = {key: value for key, value in flags.items() if key not in left_out}
     resolved = config.resolve(experiment, asked, DEFAULTS)
-    if not any(flags.get(name) for name in (*GIVEN, "methods")):
+    if not any(flags.get(name) for name in ("config", "methods", "gamma")):
         resolved = with_variants(resolved)
     return resolved, with_trees, with_draft
 
@@ -113,6 +113,12 @@ def with_variants(experiment: config.Experiment) -> config.Experiment:
         methods += [replace(m, rule="block", label=f"{m.label}_block") for m in chains]
         methods += [replace(m, draft_temperature=0.0, label=f"{m.label}_dt0") for m in chains]
     return replace(experiment, methods=tuple(methods))
+
+
+def _gives_gamma(flags: Mapping[str, str]) -> bool:
+    """True if the draft lengths are the user's own."""
+    file = flags.get("config")
+    return bool(flags.get("gamma")) or (bool(file) and "gamma" in config.load_yaml(Path(str(file)).expanduser()))
 
 
 def with_fitting_chains(experiment: config.Experiment, most: int | None) -> config.Experiment:
