@@ -92,12 +92,12 @@ class _Compared:
     def trace(self, length: int, limit: int, draft_limit: int, certain: bool = False) -> Trace:
         """Of an output of this length, at whose end are tokens that are not drafted."""
 
-        def padded(values: list[float]) -> list[float]:
-            return values + [0.0] * (length - len(values)) if values else []
+        def padded(values: list[float]) -> Sequence[float]:
+            return [*values, *[0.0] * (length - len(values))] if values else ()
 
-        sampled = {"ratio": padded(self.ratio), "rejected": padded(self.rejected)} if self.ratio else {}
         accepted = self.accepted + [0.0] * (length - len(self.accepted))
-        return Trace(accepted, limit, draft_limit, padded(self.certainty) if certain else (), **sampled)
+        certainty = padded(self.certainty) if certain else ()
+        return Trace(accepted, limit, draft_limit, certainty, padded(self.ratio), padded(self.rejected))
 
 
 @dataclass(frozen=True, slots=True)

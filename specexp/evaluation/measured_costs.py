@@ -43,8 +43,9 @@ def costs_of(measured: Mapping[str, Any] | None) -> call_costs.Costs | None:
     if measured is None:
         return None
     kinds = (measured.get(kind, {}) for kind in (*SIZES, CATCH_UP))
-    sizes = ({int(n): seconds for n, seconds in each.items()} for each in kinds)
-    return call_costs.Costs(measured["draft"], *sizes, block=bool(measured.get(BLOCK)))
+    target, tree_draft, tree_target, catch_up = ({int(n): value for n, value in each.items()} for each in kinds)
+    block = bool(measured.get(BLOCK))
+    return call_costs.Costs(measured["draft"], target, tree_draft, tree_target, catch_up, block)
 
 
 def measure_costs(prepared: Prepared, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any] | None:

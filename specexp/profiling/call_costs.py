@@ -115,6 +115,7 @@ def measure(
         now = [*bench.plain(), *(bench.steps() if not gammas else ())]
         for gamma in gammas:
             now += bench.chain(gamma)
+        now += bench.two_committed() if gammas else ()
         for tree in trees:
             now += bench.tree(tree)
         for key, seconds in now if repeat >= WARM_UP else ():
@@ -173,7 +174,8 @@ class _Bench:
         draft: object = self._sessions.get("draft")
         self._reader = draft if isinstance(draft, StateReader) else None
         inner: object = self._models.get("draft")
-        self._follows = isinstance(inner, Follower) and inner.follows
+        in_targets_slots = isinstance(inner, Follower) and inner.follows  # which hold all that is committed
+        self._catches_up = inner is not None and not in_targets_slots
         for role in sorted(self._sessions, reverse=True):  # the target before a draft that reads its states
             if role == "draft":
                 self._commit(0)
@@ -191,25 +193,31 @@ class _Bench:
             self._rewind()
 
     def chain(self, gamma: int) -> Iterator[tuple[Key, float]]:
-        for timed in (False, True):
+        """Two rounds, the first one's own calls untimed: a round that commits one token, and one that commits all."""
+        for committed in (1, gamma + 1):
             draft = self._drafted(gamma) if "draft" in self._models else None
             target = self._timed("target", [gamma + 1])
+            if self._catches_up:
+                yield ("catch_up", committed), self._taken_in(committed)
             self._rewind()
-            if timed and draft is not None:
+            if committed > 1 and draft is not None:
                 yield ("draft", 1), draft
-            if timed:
+            if committed > 1:
                 yield ("target", gamma + 1), target
-        for tokens in sorted({1, 2, gamma + 1}) if "draft" in self._models and not self._follows else ():
-            yield ("catch_up", tokens), self._caught_up(tokens)
 
-    def _caught_up(self, tokens: int) -> float:
+    def two_committed(self) -> Iterator[tuple[Key, float]]:
+        """A round that commits two tokens, which is what a draft model most often takes in."""
+        if self._catches_up:
+            self._timed("target", [2])
+            yield ("catch_up", 2), self._taken_in(2)
+            self._rewind()
+
+    def _taken_in(self, tokens: int) -> float:
         """Seconds of the draft's first call after a round that committed so many tokens, whose states it may read."""
-        self._timed("target", [tokens])
         self._sessions["target"].truncate(len(self._ids) + tokens - 1)  # the newest one is never in it
+        self._sessions["draft"].truncate(len(self._ids))
         self._commit(tokens)
-        seconds = self._timed("draft", [tokens], rows=1)
-        self._rewind()
-        return seconds
+        return self._timed("draft", [tokens], rows=1)
 
     def _commit(self, tokens: int) -> None:
         """Tell a draft that reads the target's states how many tokens are committed after `ids`."""
