@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from entrypoints.advise import resolve, with_fitting_chains
 from helpers.advice import advise
@@ -105,12 +106,14 @@ def test_benchmark_times_what_generate_drafts(
 def test_advise_weighs_the_lengths_that_the_draft_can_have(
     kind: str, workplace: Path, mellum: Path, llama: Path
 ) -> None:
-    target, draft, most = mellum, "mtp", 1
+    target, draft, most = mellum, {"mtp": True}, 1
     if kind == "dflash":
         target, most = llama, 4
-        draft = f"dflash:{dflash_folder(workplace / 'draft', [0, 1], mask_token_id=3)}"
-    given = arguments(target, draft, "--methods", "speculative,chained", "--repeats", "1", "--sweep", "--output", "out")
-    result = advise("--experiment", "arith_quick", *given)
+        draft = {"dflash": str(dflash_folder(workplace / "draft", [0, 1], mask_token_id=3))}
+    settings = {"target": {"model": str(target)}, "draft": draft, "methods": ["speculative", "chained"]}
+    (workplace / "mine.yaml").write_text(yaml.safe_dump(settings))
+    given = ["--experiment", "arith_quick", "--config", "mine.yaml", "--limit", "2", "--max-new-tokens", "16"]
+    result = advise(*given, "--repeats", "1", "--sweep", "--output", "out")
     assert result.exit_code == 0, result.output
     advice = json.loads((workplace / "out/advice.json").read_text())
     names = [f"{method}_k{gamma}" for method in ("speculative", "chained") for gamma in range(1, most + 1)]
@@ -118,7 +121,7 @@ def test_advise_weighs_the_lengths_that_the_draft_can_have(
     for each in advice["candidates"]:
         assert each["lengths"] == "simulated"
         assert each["mean_length"] == pytest.approx(each["measured"]["mean_length"])
-    refused = advise("--experiment", "arith_quick", *given[:-1], "other", "--gamma", "9")
+    refused = advise(*given, "--gamma", "9", "--output", "other")
     is_refused(refused, "gamma of 'speculative_k9' is 9, but")
 
 

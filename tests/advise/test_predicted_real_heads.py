@@ -39,10 +39,11 @@ def tiny(kind: str, folder: Path, temperature: float, monkeypatch: pytest.Monkey
     if kind == "mtp":
         models, texts = mtp_models(mtp_folder(folder, "deepseek_v3"), "deepseek_v3", monkeypatch), list(prompts())[2:5]
     else:
-        target = HFModel(tiny_models.build("llama", vocab_size=6), "llama", graphs="off")
+        target = HFModel(tiny_models.build("llama", vocab_size=5), "llama", graphs="off")
         draft = load_head(ModelConfig("llama", dflash=str(dflash_folder(folder, [0, 1]))), target)
-        models, texts = {"target": target, "draft": draft}, [[3, 5, 1, 2], [2, 4, 4], [1, 5]]
-    prepared = prepared_toy(models, eos_ids=(), max_new_tokens=30, limit=3, temperature=temperature)
+        models, texts = {"target": target, "draft": draft}, [[3, 1, 2, 4], [2, 4, 4], [1, 3]]
+    length = 30 if kind == "mtp" else 60
+    prepared = prepared_toy(models, eos_ids=(), max_new_tokens=length, limit=3, temperature=temperature)
     return replace(prepared, prompts=texts)
 
 
