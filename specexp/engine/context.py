@@ -107,13 +107,13 @@ class Context:
         self.num_calls += num
         self.num_positions += num
 
-    def announce(self, tokens: Sequence[int]) -> None:
+    def announce(self, tokens: Sequence[int], drafted: bool = False) -> None:
         """Say which tokens are scored next, after the committed ones, to a model that reads their text, or the states
-        of it."""
+        of it; the target has no states yet of `drafted` ones."""
         if self._own_text is not None:
             self._own_text.told([*self._ids, *tokens])
         if self._reader is not None:
-            self._reader.read([*self._ids, *tokens], None)
+            self._reader.read([*self._ids, *(() if drafted else tokens)], None)
 
     def _tell(self) -> None:
         if self._own_text is not None:

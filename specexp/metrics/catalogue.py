@@ -104,10 +104,7 @@ METRICS: tuple[Metric, ...] = (
         "emitted ids / decode seconds",
         "tokens/s", "higher", ends=("_low", "_high"),
     ),
-    Metric(("speed/prefill_seconds", "speed/time_to_first_token"),
-        "mean per prompt",
-        "s", "lower",
-    ),
+    Metric(("speed/prefill_seconds", "speed/time_to_first_token"), "mean per prompt", "s", "lower"),
     Metric(("speed/speedup",),
         "relative to the baseline's records of this run, paired by prompt (p of a test that swaps them)",
         "ratio", "higher", ends=("_low", "_high", "_p"),
@@ -117,23 +114,26 @@ METRICS: tuple[Metric, ...] = (
         "ratio", "higher",
     ),
     Metric(("speed/c", "speed/v"),
-        "draft step / target step; target call on gamma + 1 positions / on one. Where rounds differ "
+        "draft step (DFlash: a block) / target step; target call on gamma + 1 positions / on one. Where rounds differ "
         "(`lookup`, `suffix`, `chained`, `min_draft_probability`, gamma auto, trees): on the mean number of "
         "positions, for a tree's draft calls too, interpolated linearly between measured sizes",
         "target steps", "lower",
     ),
+    Metric(("speed/catch_up",),
+        "what the first draft call of a chain costs more, per round, because it takes in several committed tokens: the "
+        "last draft, other proposers', or all of the last round if the draft reads the target's states; at their mean "
+        "number, interpolated linearly between measured sizes. None in folders whose costs.json has no such calls",
+        "target steps", "lower",
+    ),
     Metric(("speed/attainable",),
-        "mean_length / (gamma c + v), with one more draft step for a judge that reads the draft's hidden "
-        "state: what the calls alone would allow. Where rounds differ: mean_length / (counted draft calls "
-        "per round x c + v); `lookup` and `suffix` have no c",
+        "mean_length / (gamma c + catch_up + v), with one more draft step for a judge that reads the draft's hidden "
+        "state, and one call in place of gamma for DFlash: what the calls alone would allow. Where rounds differ: "
+        "mean_length / (counted draft calls per round x c + catch_up + v); `lookup` and `suffix` have no c",
         "ratio", "higher",
     ),
-    Metric(("speed/realised",),
-        "speedup / attainable",
-        "share", "higher",
-    ),
+    Metric(("speed/realised",), "speedup / attainable", "share", "higher"),
     Metric(("speed/predicted_speedup",),
-        "(1 - alpha^(gamma+1)) / (1 - alpha) / (gamma c + v), where all rounds draft gamma; not of blocks "
+        "(1 - alpha^(gamma+1)) / (1 - alpha) / (gamma c + catch_up + v), where all rounds draft gamma; not of blocks "
         "(`rule: block` at a temperature above 0), of which it would be a lower bound",
         "ratio", "higher",
     ),

@@ -1,14 +1,20 @@
-"""`evaluate` and `certify` with drafts of MTP layers and of a DFlash assistant, on tiny folders."""
+"""`evaluate`, `certify` and `advise` with drafts of MTP layers and of a DFlash assistant, on tiny folders."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
+from entrypoints.advise import resolve, with_fitting_chains
+from helpers.advice import advise
 from helpers.chain_heads import dflash_folder, mtp_folder
 from helpers.cli_runner import ZOO, evaluate, is_refused, records, run, tiny
+from specexp.method_specs import models_of
+from specexp.pair.first_look import longest_chain
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +100,43 @@ def test_benchmark_times_what_generate_drafts(
         wrong = run("benchmark", *arguments(target, draft, "--quick", "true", "--output", "other", "--gamma", "3"))
         assert wrong.exit_code == 2
         assert "gamma is 3, but transformers' generate() always drafts 4 with draft dflash:" in wrong.stderr
+
+
+@pytest.mark.parametrize("kind", ["mtp", "dflash"])
+def test_advise_weighs_the_lengths_that_the_draft_can_have(
+    kind: str, workplace: Path, mellum: Path, llama: Path
+) -> None:
+    target, draft, most = mellum, {"mtp": True}, 1
+    if kind == "dflash":
+        target, most = llama, 4
+        draft = {"dflash": str(dflash_folder(workplace / "draft", [0, 1], mask_token_id=3))}
+    settings = {"target": {"model": str(target)}, "draft": draft, "methods": ["speculative", "chained"]}
+    (workplace / "mine.yaml").write_text(yaml.safe_dump(settings))
+    given = ["--experiment", "arith_quick", "--config", "mine.yaml", "--limit", "2", "--max-new-tokens", "16"]
+    result = advise(*given, "--repeats", "1", "--sweep", "--output", "out")
+    assert result.exit_code == 0, result.output
+    advice = json.loads((workplace / "out/advice.json").read_text())
+    names = [f"{method}_k{gamma}" for method in ("speculative", "chained") for gamma in range(1, most + 1)]
+    assert {each["label"] for each in advice["candidates"]} == {f"{name}{p}" for name in names for p in ("", "_p0.4")}
+    for each in advice["candidates"]:
+        assert each["lengths"] == "simulated"
+        assert each["mean_length"] == pytest.approx(each["measured"]["mean_length"])
+    refused = advise(*given, "--gamma", "9", "--output", "other")
+    is_refused(refused, "gamma of 'speculative_k9' is 9, but")
+
+
+def test_what_advise_weighs_by_itself_goes_with_the_draft(workplace: Path, mellum: Path, llama: Path) -> None:
+    folder = dflash_folder(workplace / "draft", [0, 1], mask_token_id=3)
+    for target, draft, most in ((mellum, "mtp", 1), (llama, f"dflash:{folder}", 4)):
+        resolved, *_ = resolve("arith_quick", {"target": str(target), "draft": draft, "temperature": "1"})
+        assert longest_chain(resolved) == most
+        methods = with_fitting_chains(resolved, most).methods
+        with_draft = [method for method in methods if "draft" in models_of(method)]
+        assert {method.gamma for method in with_draft} == set(range(1, most + 1))
+        assert {method.method for method in with_draft} == {"speculative", "chained"}
+        assert not any(method.auto_gamma for method in with_draft)
+        assert max(method.gamma for method in methods) == 16, "lookup and suffix have no such limit"
+    head, *_ = resolve("arith_quick", {"target": "zoo:target", "draft": "eagle3:zoo:drafter"})
+    assert longest_chain(head) is None
+    assert any(method.auto_gamma for method in head.methods)
+    assert with_fitting_chains(head, 3).methods[-1].max_gamma == 3

@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
+from transformers import AutoConfig
 from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel
 from transformers.models.muse_glimmer_assistant.configuration_muse_glimmer_assistant import MuseGlimmerAssistantConfig
@@ -19,6 +21,10 @@ from transformers.models.muse_glimmer_assistant.modeling_muse_glimmer_assistant 
 
 from helpers import tiny_models
 from helpers.generation import prompts
+from specexp.lm.heads.loading import load_head
+from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.hf.model_config import model_class
+from specexp.lm.runtime import ModelConfig
 
 # Families whose checkpoints have MTP layers as further layers of the model, and how many are made.
 AS_LAYERS = {"deepseek_v3": 3, "glm4_moe": 1, "bailing_hybrid": 2}
@@ -67,6 +73,15 @@ def fit(main: Any, layers: MtpModel, trained: list[Tensor], steps: int) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+def mtp_models(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
+    """The target and its layers. Checkpoints name the layers by the published models' size; ours are smaller."""
+    family = model_class(AutoConfig.from_pretrained(folder))
+    if kind in AS_LAYERS:
+        monkeypatch.setattr(family, "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.[2-9]\."])
+    target = HFModel(family.from_pretrained(folder).eval(), kind, graphs="off")
+    return {"target": target, "draft": load_head(ModelConfig(str(folder), mtp=True), target)}
 
 
 def whole_forward(layers: MtpModel, ids: Tensor, states: Tensor) -> list[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig
 from transformers.generation.candidate_generator import MTPCandidateGenerator
 
-from helpers.chain_heads import AS_LAYERS, mtp_folder, whole_forward
+from helpers.chain_heads import AS_LAYERS, mtp_folder, mtp_models, whole_forward
 from helpers.generation import generate, prompts
 from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
 from specexp.decoding.draft_length import NOMINAL
@@ -30,15 +30,6 @@ FAMILIES = ["mellum", *AS_LAYERS]
 GREEDY, LENGTH = Warp(), 24
 
 
-def loaded(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
-    """The target and its layers. Checkpoints name the layers by the published models' size; ours are smaller."""
-    family = model_class(AutoConfig.from_pretrained(folder))
-    if kind in AS_LAYERS:
-        monkeypatch.setattr(family, "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.[2-9]\."])
-    target = HFModel(family.from_pretrained(folder).eval(), kind, graphs="off")
-    return {"target": target, "draft": load_head(ModelConfig(str(folder), mtp=True), target)}
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: mtp_folder(tmp_path_factory.mktemp(kind), kind) for kind in FAMILIES}
@@ -46,7 +37,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def models(folders: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
-    return loaded(folders[kind], kind, monkeypatch)
+    return mtp_models(folders[kind], kind, monkeypatch)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
