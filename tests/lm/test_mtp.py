@@ -11,15 +11,13 @@ from transformers import AutoConfig
 from transformers.generation.candidate_generator import MTPCandidateGenerator
 
 from helpers.chain_heads import AS_LAYERS, mtp_folder, whole_forward
-from helpers.generation import generate, prompts
+from helpers.drafted_chains import candidates, outputs_equal_generate, watch_chains
+from helpers.generation import prompts
 from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
 from specexp.decoding.draft_length import NOMINAL
-from specexp.decoding.protocol import Drafted
-from specexp.decoding.rng import CertainRng, rng_for
+from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
-from specexp.engine.drafting import Drafting
-from specexp.engine.request import Request
 from specexp.errors import ModelError
 from specexp.lm.heads.loading import check_head, load_head
 from specexp.lm.hf.hf_model import HFModel
@@ -59,45 +57,19 @@ def test_greedy_output_equals_generate(models: dict[Any, Any], kind: str) -> Non
         "stops early": Chain(DraftModel(num, 0.3), Lossless(), GREEDY),
         "adapts": Chain(DraftModel(num, costs=NOMINAL), Lossless(), GREEDY),
     }
-    wanted = {tuple(prompt): generate(models["target"], prompt, LENGTH, None) for prompt in prompts()}
     counts = {"accepted": 0, "rejected": 0}
-    for name, decoder in decoders.items():
-        engine = Engine(models, reuse=name == "chain")
-        for prompt, text in wanted.items():
-            out = engine.generate(decoder, list(prompt), LENGTH, CertainRng())
-            assert out.token_ids == text, name
-            counts["accepted"] += out.num_accepted
-            counts["rejected"] += out.num_drafted - out.num_accepted
+    for _, out in outputs_equal_generate(models, decoders, LENGTH):
+        counts["accepted"] += out.num_accepted
+        counts["rejected"] += out.num_drafted - out.num_accepted
     assert min(counts.values()) > 20, counts
-    requests = [Request(decoders["chain"], list(prompt), LENGTH, CertainRng()) for prompt in wanted]
-    outs = dict(Engine(models, max_batch_size=2).generate_all(requests))
-    assert [outs[i].token_ids for i in range(len(requests))] == list(wanted.values())
 
 
 @pytest.mark.parametrize("kind", ["mellum", "deepseek_v3", "glm4_moe"])
-def test_drafts_are_those_of_transformers(
-    models: dict[Any, Any], folders: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drafts_are_those_of_transformers(models: dict[Any, Any], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every candidate that `generate(use_mtp=True)` makes, against the chain drafted here after the same text."""
-    seen: list[tuple[list[int], list[int]]] = []
-    candidates = MTPCandidateGenerator.get_candidates
-
-    def watched(self: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        result = candidates(self, input_ids, *args, **kwargs)
-        num = input_ids.shape[1]
-        if result[1] is not None:
-            seen.append((input_ids[0].tolist(), result[0][0, num:].tolist()))
-        return result
-
-    monkeypatch.setattr(MTPCandidateGenerator, "get_candidates", watched)
-    module, draft = models["target"].module, models["draft"]
-    for prompt in list(prompts())[2:]:  # transformers fails on texts shorter than it has layers
-        ids = torch.tensor([prompt])
-        module.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LENGTH, use_mtp=True,
-            eos_token_id=None, pad_token_id=0,
-        )  # fmt: skip
-    assert len(seen) > 20
+    draft = models["draft"]
+    texts = list(prompts())[2:]  # transformers fails on texts shorter than it has layers
+    seen = candidates(monkeypatch, MTPCandidateGenerator, models["target"].module, texts, LENGTH, use_mtp=True)
     for ids, tokens in seen:
         session, drafted = draft.session(), []
         session.read(ids, None)
@@ -106,6 +78,8 @@ def test_drafts_are_those_of_transformers(
             drafted.append(int(logits.argmax()))
             logits, _ = session.feed(draft.ids(drafted[-1:]), 1)
         assert drafted == tokens
+        assert len(tokens) <= draft.num_layers
+    assert max(len(tokens) for _, tokens in seen) == draft.num_layers, "each layer drafts a token"
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -113,15 +87,7 @@ def test_drafts_are_those_of_transformers(
 def test_rows_are_those_of_a_whole_forward(
     models: dict[Any, Any], kind: str, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warp, seen = Warp(0.8), []
-    draft = Drafting.draft
-
-    def watched(self: Any, asked: Any) -> list[Drafted]:
-        result = draft(self, asked)
-        seen.extend((list(state.ids), each) for (state, _), each in zip(asked, result, strict=True))
-        return result
-
-    monkeypatch.setattr(Drafting, "draft", watched)
+    warp, seen = Warp(0.8), watch_chains(monkeypatch)
     target, layers, num = models["target"], models["draft"].module, models["draft"].num_layers
     for prompt in ([7], [5, 9], [5, 20, 33, 41, 8, 15, 70, 3, 60]):
         for decoder in (
