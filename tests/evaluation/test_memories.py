@@ -91,6 +91,9 @@ def test_a_memory_is_of_one_repeat_at_a_time(clock: Clock) -> None:
     assert set(second._next[0]) == {1}
     assert [each.outputs for each in memories._kept.values()] == [second], "the first repeat's memory is dropped"
     assert memories.earlier(job(1, repeat=1)) is not second, "an earlier prompt does not see later ones"
+    third = memories.earlier(job(3, repeat=2))
+    assert third is not None
+    assert set(third._next[0]) == {2}, "also where the repeat before had not come as far"
 
 
 def test_no_match_spans_two_outputs() -> None:

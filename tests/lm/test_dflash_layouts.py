@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
+from transformers import Qwen3Config
 
 from helpers import tiny_models
 from helpers.chain_heads import AUTHORS, SPECULATORS, config_of, dflash_folder, in_layout
 from specexp.errors import ModelError
+from specexp.lm.heads.dflash_config import check
 from specexp.lm.heads.loading import check_head, load_head
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.runtime import ModelConfig
@@ -135,3 +137,31 @@ def test_weights_that_lack_or_are_not_known_are_named(tmp_path: Path) -> None:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(ModelError, match=said):
             load_head(ModelConfig("llama", dflash=str(folder)), target)
+
+
+# config.json of z-lab/Qwen3-8B-DFlash-b16.
+QWEN3_8B: dict[str, Any] = {
+    "architectures": ["DFlashDraftModel"], "attention_bias": False, "attention_dropout": 0.0,
+    "auto_map": {"AutoModel": "dflash.DFlashDraftModel"}, "block_size": 16, "bos_token_id": 151643,
+    "dflash_config": {"mask_token_id": 151669, "target_layer_ids": [1, 9, 17, 25, 33]}, "dtype": "bfloat16",
+    "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+    "intermediate_size": 12288, "layer_types": ["full_attention"] * 5, "max_position_embeddings": 40960,
+    "max_window_layers": 5, "model_type": "qwen3", "num_attention_heads": 32, "num_hidden_layers": 5,
+    "num_key_value_heads": 8, "num_target_layers": 36, "rms_norm_eps": 1e-06, "rope_scaling": None,
+    "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": True, "use_cache": True,
+    "use_sliding_window": False, "vocab_size": 151936,
+}  # fmt: skip
+
+
+def test_the_config_that_is_published_for_qwen3_8b(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(QWEN3_8B))
+    target = Qwen3Config(hidden_size=4096, num_hidden_layers=36, vocab_size=151936)
+    read = check(str(tmp_path), target, "Qwen/Qwen3-8B", {"speculative_k15": 15})
+    assert read.layers == [1, 9, 17, 25, 33]
+    made = {name: getattr(read.values, name) for name in ("block_size", "mask_token_id", "rms_norm_eps", "layer_types")}
+    assert made == {
+        "block_size": 16, "mask_token_id": 151669, "rms_norm_eps": 1e-6, "layer_types": ["full_attention"] * 5,
+    }  # fmt: skip
+    assert read.values.rope_parameters["rope_theta"] == 1000000
+    with pytest.raises(ModelError, match="set gamma to at most 15"):
+        check(str(tmp_path), target, "Qwen/Qwen3-8B", {"speculative_k16": 16})
