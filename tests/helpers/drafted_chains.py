@@ -10,13 +10,25 @@ import pytest
 import torch
 
 from helpers.generation import generate, prompts
+from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
 from specexp.decoding.protocol import Drafted
 from specexp.decoding.rng import CertainRng
+from specexp.decoding.rules import Warp
 from specexp.engine import Decoder, Engine
 from specexp.engine.drafting import Drafting
 from specexp.engine.request import Request
 
 Chains = list[tuple[list[int], Drafted]]
+GREEDY = Warp()
+
+
+def greedy_chains(longest: int, shorter: int) -> dict[str, Decoder]:
+    """Chains of these draft lengths, with the bonus token, without it, and in turn with prompt lookup."""
+    return {
+        "chain": Chain(DraftModel(longest), Lossless(), GREEDY),
+        "no bonus": Chain(DraftModel(shorter), Lossless(), GREEDY, bonus=False),
+        "in turn": Chain(InTurn({"lookup": Lookup(5, 3, 2), "draft": DraftModel(shorter)}), Lossless(), GREEDY),
+    }
 
 
 def watch_chains(monkeypatch: pytest.MonkeyPatch) -> Chains:

@@ -504,7 +504,6 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("another token stands for what is not drafted", DFLASH, "[self.module.config.mask_token_id]", "[self.module.config.mask_token_id + 1]"),
         Bug("a block's last token is not drafted", DFLASH_SESSION, "return x[0, 1:]", "return x[0, 1:-1]"),
         Bug("a token is drafted by the row before its own", DFLASH_SESSION, "return x[0, 1:]", "return x[0, :-1]"),
-        Bug("an old block is drafted from", DFLASH_SESSION, "if self._block is None or self._block[0] != length:", "if self._block is None:"),
         Bug("an unlikely token is not the last one", DFLASH, "num = (enough + 1).clamp", "num = (enough + 2).clamp"),
     ],
     ("lm/test_dflash_layouts.py",): [
