@@ -262,6 +262,13 @@ def head_faults(methods: Iterable[MethodSettings], draft: ModelConfig) -> list[s
     return result
 
 
+def draft_faults(methods: Iterable[MethodSettings], draft: ModelConfig) -> list[str]:
+    """Why these methods do not go with this draft, as far as its settings tell, a line for each."""
+    if draft.head:
+        return head_faults(methods, draft)
+    return vocabulary_faults(methods, draft.vocabulary) if draft.vocabulary in (INTERSECTION, TEXT) else []
+
+
 def settings_of(method: str, proposers: str) -> tuple[str, ...]:
     """Return the settings that a method takes, without those of proposers that have no turn ("": all have one)."""
     turns = proposers.split(",") if proposers else OF_PROPOSERS.keys()

@@ -23,11 +23,7 @@ from specexp.config.parsers import AUTO_GAMMA, MUST_BE_GIVEN, SEVERAL_TURNS, TAS
 from specexp.config.presets import PRESETS, expanded, load_yaml, method_preset, preset_names
 from specexp.config.schema import ALIASES, SETTINGS, TREE_SHAPE
 from specexp.errors import ConfigError, shown, unknown
-from specexp.lm.runtime import (
-    INTERSECTION,
-    TEXT,
-)
-from specexp.method_specs import OF_PROPOSERS, head_faults, settings_of, spec, takers, vocabulary_faults
+from specexp.method_specs import OF_PROPOSERS, draft_faults, head_faults, settings_of, spec, takers
 from specexp.tasks.defaults import DEFAULTS
 
 # Settings of a preset that apply to its own task only.
@@ -156,9 +152,7 @@ class _Reader:
             # Of an experiment's own methods, those that need a draft model are not what was asked for.
             methods = [method for method in methods if not head_faults([method], head)]
         self.check(methods, values.get("temperature"))
-        if "draft" in models and models["draft"].vocabulary in (INTERSECTION, TEXT):
-            self.faults += vocabulary_faults(methods, models["draft"].vocabulary)
-        self.faults += head_faults(methods, head) if head else []
+        self.faults += draft_faults(methods, models["draft"]) if "draft" in models else []
         self._task(values, [method.method for method in methods])
         if self.faults:
             return None

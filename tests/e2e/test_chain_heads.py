@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -31,16 +32,20 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny(tmp_path_factory.mktemp("llama"), max_position_embeddings=512)
 
 
+@pytest.fixture
+def drafting(workplace: Path, mellum: Path, llama: Path) -> dict[str, tuple[Path, str, int]]:
+    """By kind: a target, its draft, and how many tokens that drafts."""
+    place = dflash_folder(workplace / "draft", [0, 1], mask_token_id=3)
+    return {"mtp": (mellum, "mtp", 1), "dflash": (llama, f"dflash:{place}", 4)}
+
+
 def arguments(target: Path, draft: str, *more: str) -> list[str]:
     return ["--target", str(target), "--draft", draft, "--limit", "2", "--max-new-tokens", "16", *more]
 
 
 @pytest.mark.parametrize("kind", ["mtp", "dflash"])
-def test_evaluate(kind: str, workplace: Path, mellum: Path, llama: Path) -> None:
-    target, draft, gamma = mellum, "mtp", 1
-    if kind == "dflash":
-        target, gamma = llama, 4
-        draft = f"dflash:{dflash_folder(workplace / 'draft', [0, 1], mask_token_id=3)}"
+def test_evaluate(kind: str, workplace: Path, drafting: Any) -> None:
+    target, draft, gamma = drafting[kind]
     methods = ["--methods", "baseline,speculative,chained", "--gamma", str(gamma), "--output", "out"]
     result = evaluate(*arguments(target, draft, *methods))
     assert result.exit_code == 0, result.output
@@ -68,13 +73,8 @@ def test_refusals(workplace: Path, mellum: Path, llama: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["token", "block"])
 @pytest.mark.parametrize("kind", ["mtp", "dflash"])
-def test_sampled_tokens_have_the_targets_distribution(
-    kind: str, rule: str, workplace: Path, mellum: Path, llama: Path
-) -> None:
-    target, draft, gamma = mellum, "mtp", 1
-    if kind == "dflash":
-        target, gamma = llama, 4
-        draft = f"dflash:{dflash_folder(workplace / 'draft', [0, 1], mask_token_id=3)}"
+def test_sampled_tokens_have_the_targets_distribution(kind: str, rule: str, drafting: Any) -> None:
+    target, draft, gamma = drafting[kind]
     method = ["--method", "speculative", "--rule", rule, "--gamma", str(gamma), "--temperature", "0.8"]
     result = run("certify", *arguments(target, draft, *method, "--samples", "200", "--output", "out"))
     assert result.exit_code == 0, result.output
@@ -83,14 +83,11 @@ def test_sampled_tokens_have_the_targets_distribution(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mtp", "dflash"])
 def test_benchmark_times_what_generate_drafts(
-    kind: str, workplace: Path, mellum: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, workplace: Path, drafting: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("specexp.profiling.bandwidth.LARGE", 1 << 20)
     monkeypatch.setattr("specexp.profiling.bandwidth.ONCE", 1 << 20)
-    target, draft, gamma = mellum, "mtp", 1
-    if kind == "dflash":
-        target, gamma = llama, 4
-        draft = f"dflash:{dflash_folder(workplace / 'draft', [0, 1], mask_token_id=3)}"
+    target, draft, gamma = drafting[kind]
     small = ["--quick", "true", "--repeats", "2", "--json", "report.json", "--output", "out"]
     result = run("benchmark", *arguments(target, draft, *small, "--gamma", str(gamma)))
     assert result.exit_code == 0, result.output

@@ -372,6 +372,11 @@ CALIBRATION, LABELS = "specexp.judge.calibration", "specexp.judge.labels"
 
 # Bugs that the tests of these files must catch by themselves: `pytest` on them fails.
 EAGLE3 = "specexp.drafter.eagle3"
+MTP, DFLASH, DFLASH_SESSION, DFLASH_CONFIG, LOADING, READING = (
+    "specexp.lm.heads.mtp_session", "specexp.lm.heads.dflash", "specexp.lm.heads.dflash_session",
+    "specexp.lm.heads.dflash_config", "specexp.lm.heads.loading", "specexp.lm.heads.reading",
+)  # fmt: skip
+MEMORIES = "specexp.evaluation.scheduling"
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
     ("drafter/test_eagle3_head.py",): [
         Bug("a later step sees the target's states at drafted tokens", EAGLE3, ".tril(start - step)", ".tril(start)"),
@@ -469,13 +474,52 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("the embedding comes second", EAGLE, "torch.cat([embedded, normed], dim=1)", "torch.cat([normed, embedded], dim=1)"),
         Bug("the residual is always the feature", EAGLE, "normed if self._before_residual else features", "features"),
         Bug("drafts go on from normed outputs", EAGLE, "cache.keep(x, 0)", "cache.keep(self._final_norm(x), 0)"),
-        Bug("the target's state is that of the token itself", "specexp.lm.heads.reading", "keeper.states(start, stop)", "keeper.states(start - 1, stop - 1) if start else keeper.states(start, stop)"),
+        Bug("the target's state is that of the token itself", READING, "keeper.states(start, stop)", "keeper.states(start - 1, stop - 1) if start else keeper.states(start, stop)"),
         Bug("a drafted token's feature is the slot's before last", HEAD, "at - 1 : at] if at", "at - 2 : at - 1] if at > 1"),
         Bug("a node's feature is that of the slot before it", HEAD, "branches.base + path[-2] if len(path) > 1", "slot - 1 if len(path) > 1"),
         Bug("what was computed for drafts is kept", CONTEXT, "[: len(tokens) - 1] if not self._reader else []", "[: len(tokens) - 1]"),
         Bug("a kept path keeps the states of other slots", KV, "for each in (self.buffers.values, self.buffers.states):", "for each in (self.buffers.values,):"),
         Bug("the states of a replay are taken for new ones", "specexp.lm.kept_states", "[-num:] for parts", "[:num] for parts"),
         Bug("a head begins with the text's first token", HEAD, "first = int(not self._begun and tokens.shape[0] > 0)", "first = 0"),
+    ],
+    ("lm/test_mtp.py",): [
+        Bug("MTP layers read the states before the last layer", LOADING, "target.keep_states([total])", "target.keep_states([total - 1])"),
+        Bug("MTP layers keep the slot of a rejected token", MTP, "max(0, length - 1 - layer)", "max(0, length - layer)"),
+        Bug("MTP layers keep keys of rejected tokens", READING, "layer.keys, layer.values = layer.keys[:, :, :num], layer.values[:, :, :num]", "pass"),
+        Bug("MTP positions begin at each feed", MTP, "torch.arange(start, stop, device=model.device)", "torch.arange(stop - start, device=model.device)"),
+        Bug("MTP layers embed the token before", MTP, "self.tokens[start:stop][None]", "self.tokens[start - 1 : stop - 1][None]"),
+        Bug("all MTP layers read one token further", MTP, "start + layer + 1, end + layer + 1", "start + 1, end + 1"),
+        Bug("each MTP layer reads the target's states", MTP, "if layer == 0 else", "if layer >= 0 else"),
+        Bug("the last MTP layer drafts nothing", "specexp.lm.heads.mtp", "return len(self.module.layers)", "return max(1, len(self.module.layers) - 1)"),
+        Bug("a chain is drafted by its first MTP layer", MTP, "layer = self._model.num_layers - 1, max(0, length - self.known)", "layer = self._model.num_layers - 1, 0"),
+    ],
+    ("lm/test_dflash.py",): [
+        Bug("a block reads what enters the layers", DFLASH_CONFIG, "[layer + (layer == total - 1) for layer in layers]", "[max(0, layer - 1) for layer in layers]"),
+        Bug("a block's last layer is read before the norm", DFLASH_CONFIG, "[layer + (layer == total - 1) for layer in layers]", "list(layers)"),
+        Bug("keys of a block are kept", READING, "layer.keys, layer.values = layer.keys[:, :, :num], layer.values[:, :, :num]", "pass"),
+        Bug("a key of a block is kept", READING, "layer.keys[:, :, :num], layer.values[:, :, :num]", "layer.keys[:, :, : num + 1], layer.values[:, :, : num + 1]"),
+        Bug("a block's positions begin at each feed", DFLASH_SESSION, "torch.arange(start, before + model.block_size", "torch.arange(before + model.block_size - start"),
+        Bug("a block stands a place further", DFLASH_SESSION, "self.states.of(start, before, self.text)", "self.states.of(max(0, start - 1), before - (start > 0), self.text)"),
+        Bug("a block begins with the token before", DFLASH_SESSION, "self.tokens[before:length]", "self.tokens[max(0, before - 1) : max(1, length - 1)]"),
+        Bug("another token stands for what is not drafted", DFLASH, "[self.module.config.mask_token_id]", "[self.module.config.mask_token_id + 1]"),
+        Bug("a block's last token is not drafted", DFLASH_SESSION, "return x[0, 1:]", "return x[0, 1:-1]"),
+        Bug("a token is drafted by the row before its own", DFLASH_SESSION, "return x[0, 1:]", "return x[0, :-1]"),
+        Bug("an unlikely token is not the last one", DFLASH, "num = (enough + 1).clamp", "num = (enough + 2).clamp"),
+    ],
+    ("lm/test_dflash_layouts.py",): [
+        Bug("speculators' numbers are those of outputs", DFLASH_CONFIG, "[number - 1 for number in entered]", "list(entered)"),
+        Bug("angles are the module's default", DFLASH_CONFIG, '"hidden_act", "rms_norm_eps", "rope_parameters",', '"hidden_act", "rms_norm_eps",'),
+        Bug("norms have the module's default", DFLASH_CONFIG, '"hidden_act", "rms_norm_eps", "rope_parameters",', '"hidden_act", "rope_parameters",'),
+        Bug("layers are read in ascending order", DFLASH_CONFIG, "return list(self.values.target_layer_ids)", "return sorted(self.values.target_layer_ids)"),
+        Bug("entries of dflash_config that are not known are passed over", DFLASH_CONFIG, "allowed = PLAIN.get(name, ())", "allowed = PLAIN.get(name)"),
+        Bug("weights that are not known are passed over", DFLASH, 'set(result["unexpected_keys"]) - read.copies', "set()"),
+    ],
+    ("evaluation/test_memories.py",): [
+        Bug("suffixes of another prompt are continued", DRAFTING, "state.suffixes = state.suffixes or SuffixIndex(state.earlier)", 'state.suffixes = vars(self).setdefault("suffixes", SuffixIndex(state.earlier))'),
+        Bug("an output goes on in the next one", MEMORIES, "        memory.begin()\n", ""),
+        Bug("a setting without a memory sees other prompts", MEMORIES, '.suffix_memory != "run"', '.suffix_memory == ""'),
+        Bug("a memory holds another repeat's outputs", MEMORIES, " or memory.repeat != repeat", ""),
+        Bug("a prompt sees later ones", MEMORIES, " or memory.done > group", ""),
     ],
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,12 @@ class ReadStates:
             self._own_ids = ids
         assert isinstance(self._own, StateKeeper)
         return self._own
+
+
+def cut(layer: Any, num: int) -> None:
+    """Keep the first `num` slots of a layer of transformers' cache."""
+    if layer.is_initialized:
+        layer.keys, layer.values = layer.keys[:, :, :num], layer.values[:, :, :num]
 
 
 class ReadingSession(ABC):
