@@ -110,7 +110,8 @@ class MismatchReplay:
 
     def _place(self, ids: list[int], token: int) -> RequestCoroutine[MismatchPlace]:
         tokens = [token]
-        if token not in self._pair.eos_ids and len(ids) + 1 + self._window < self._room:
+        asked = "fly" in self._dials and token not in self._pair.eos_ids
+        if asked and len(ids) + 1 + self._window < self._room:
             behind = yield Request(Baseline(Warp(), "draft"), [*ids, token], self._window, CertainRng())
             tokens += behind.token_ids
         target, _ = yield ScoreRequest("target", ids, tokens)

@@ -420,6 +420,8 @@ def test_dials_of_rules_without_training_are_separate_settings(workplace: Path) 
         "typical_d0.3",
         "typical_d2",
     ]
+    methods = config.resolve("arith_quick", {"methods": "topk,relaxed", "gamma": "4"}).methods
+    assert [method.label for method in methods] == ["topk_k4", "topk_k4_m0.1"]
     # A delta of its own is a condition at every epsilon.
     (workplace / "given.yaml").write_text("accept_delta: 0.3\nmethods: [typical]\n")
     (one,) = config.resolve("arith_quick", {"config": "given.yaml", "accept_epsilon": "1"}).methods
