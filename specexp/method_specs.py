@@ -22,11 +22,7 @@ BOTH: frozenset[Role] = frozenset({"target", "draft"})
 TARGET: frozenset[Role] = frozenset({"target"})
 DRAFT: frozenset[Role] = frozenset({"draft"})
 CHAIN = ("gamma", "bonus", "min_draft_probability")  # the settings of every chain of a draft model
-OWN_CHAIN = (
-    *CHAIN,
-    "max_gamma",
-    "draft_temperature",
-)  # of this package's: what packages build their chains with stays as it is
+OWN_CHAIN = (*CHAIN, "max_gamma", "draft_temperature")  # of this package: what others build chains with stays as it is
 SUFFIX = ("suffix_factor", "suffix_min_probability", "suffix_memory")
 # Of proposers that take turns: the settings that are theirs.
 OF_PROPOSERS: Mapping[str, tuple[str, ...]] = {
@@ -46,6 +42,9 @@ class MethodSettings(Protocol):
 
     @property
     def accept_k(self) -> int: ...
+
+    @property
+    def rule_is_off(self) -> bool: ...
 
     @property
     def proposers(self) -> str: ...
@@ -83,8 +82,8 @@ def _nothing_is_accepted_anyway(settings: MethodSettings, warp: Warp, threshold:
     return threshold == 0
 
 
-def _best_token_alone(settings: MethodSettings, warp: Warp, threshold: float | None) -> bool:
-    return settings.accept_k == 1 and warp.one_hot
+def _rule_is_off(settings: MethodSettings, warp: Warp, threshold: float | None) -> bool:
+    return settings.rule_is_off or (settings.accept_k == 1 and warp.one_hot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +104,7 @@ class MethodSpec:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     vocabularies: tuple[str, ...] = (SAME,)  # how a draft's tokens may become the target's (`specexp.lm.runtime`)
     takes_heads: bool = False  # the draft may be a head on the target's hidden states
+    greedy_only: bool = False  # defined at temperature 0 alone
 
     @property
     def grows_tree(self) -> bool:
@@ -134,6 +134,7 @@ class Method:
     build: Callable[[Any, Any], Any]
 
 
+_UNTRAINED: Any = {"lossless": _rule_is_off, "vocabularies": (SAME, INTERSECTION), "takes_heads": True}
 BUILT_IN = (
     MethodSpec("baseline", "Plain decoding: the target, one token a call.", "plain", TARGET),
     MethodSpec("draft_only", "The draft model alone, one token a call.", "plain", DRAFT, lossless=never),
@@ -160,8 +161,23 @@ BUILT_IN = (
     ),
     MethodSpec(
         "topk", "Top-K: also accepts tokens among the target's K likeliest.", "chain",
-        settings=(*OWN_CHAIN, "accept_k"), lossless=_best_token_alone, vocabularies=(SAME, INTERSECTION),
-        takes_heads=True,
+        settings=(*OWN_CHAIN, "accept_k", "accept_margin"), **_UNTRAINED,
+    ),
+    MethodSpec(
+        "typical", "Typical acceptance: also accepts tokens that are likely enough for how unsure the target is.",
+        "chain", settings=(*OWN_CHAIN, "accept_epsilon", "accept_delta"), **_UNTRAINED,
+    ),
+    MethodSpec(
+        "entropy", "Entropy gate: also accepts tokens where the target is unsure.", "chain",
+        settings=(*OWN_CHAIN, "accept_entropy"), **_UNTRAINED,
+    ),
+    MethodSpec(
+        "fly", "FLy: also accepts mismatches where the target is unsure and then agrees with the draft again.", "chain",
+        settings=(*CHAIN, "max_gamma", "accept_entropy", "accept_window"), greedy_only=True, **_UNTRAINED,
+    ),
+    MethodSpec(
+        "fuzzy", "Fuzzy acceptance: also accepts tokens where the distributions of draft and target are close.",
+        "chain", settings=(*CHAIN, "max_gamma", "accept_distance", "distance"), **_UNTRAINED,
     ),
     MethodSpec(
         "specexec", "SpecExec: the draft grows a tree of likely continuations, the target scores it in one call.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -13,6 +14,7 @@ from specexp.decoding.lossy_rules import Judged, TopK
 from specexp.decoding.protocol import Needs, Role, SuffixLimits
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
+from specexp.decoding.untrained_rules import EntropyGate, FLy, Fuzzy, Typical
 from specexp.engine import Decoder
 from specexp.judge import features
 from specexp.judge.judge import Judge
@@ -63,6 +65,34 @@ def _autojudge(method: MethodConfig, context: BuildContext) -> Chain:
     return _chain(method, context, Judged(judge.network, mode.parts, threshold, context.eos_ids, needs))
 
 
+def _topk(method: MethodConfig, context: BuildContext) -> Chain:
+    return _chain(method, context, TopK(method.accept_k, method.accept_margin, context.warp))
+
+
+def _typical(method: MethodConfig, context: BuildContext) -> Chain:
+    epsilon, delta = _dial(method), method.accept_delta
+    if delta is None:  # the root, as in the paper's experiments; with epsilon 1 the rule is then off
+        delta = math.inf if epsilon == 1 else math.sqrt(epsilon)
+    return _chain(method, context, Typical(epsilon, delta, context.warp))
+
+
+def _entropy(method: MethodConfig, context: BuildContext) -> Chain:
+    return _chain(method, context, EntropyGate(_dial(method), context.warp))
+
+
+def _fly(method: MethodConfig, context: BuildContext) -> Chain:
+    return _chain(method, context, FLy(_dial(method), method.accept_window, context.eos_ids, context.warp))
+
+
+def _fuzzy(method: MethodConfig, context: BuildContext) -> Chain:
+    return _chain(method, context, Fuzzy(method.distance, _dial(method), context.warp))
+
+
+def _dial(method: MethodConfig) -> float:
+    assert method.dial is not None, f"{method.label} has no dial"
+    return method.dial
+
+
 def _specexec(method: MethodConfig, context: BuildContext) -> SpecExec:
     assert method.tree is not None, f"{method.label} has no tree"
     return SpecExec(warp=context.warp, **asdict(method.tree))
@@ -78,7 +108,11 @@ BUILDERS: dict[str, Callable[[MethodConfig, BuildContext], Decoder]] = {
         method, context, InTurn({name: _PROPOSERS[name](method, context) for name in method.proposers.split(",")})
     ),
     "autojudge": _autojudge,
-    "topk": lambda method, context: _chain(method, context, TopK(method.accept_k)),
+    "topk": _topk,
+    "typical": _typical,
+    "entropy": _entropy,
+    "fly": _fly,
+    "fuzzy": _fuzzy,
     "specexec": _specexec,
 }
 

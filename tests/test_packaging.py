@@ -28,7 +28,8 @@ EVALUATE = [
     "experiment", "pair", "target", "draft", "toy", "chat_template", "task", "data", "shots", "history", "answer_rule",
     "answer_pattern", "methods", "gamma", "tree_budget",
     "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "repeats", "batch", "judge", "threshold",
-    "accept_k", "rule", "config", "output", "resume", "show",
+    "accept_k", "accept_margin", "accept_epsilon", "accept_entropy", "accept_distance", "rule", "config", "output",
+    "resume", "show",
 ]  # fmt: skip
 
 BENCHMARK = [
@@ -40,7 +41,8 @@ CERTIFY = [
     "experiment", "method", "pair", "target", "draft", "toy", "chat_template",
     "task", "data", "shots", "gamma", "tree_budget",
     "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "batch", "judge", "threshold", "accept_k",
-    "rule", "samples", "config", "output", "resume",
+    "accept_margin", "accept_epsilon", "accept_entropy", "accept_distance", "rule", "samples", "config", "output",
+    "resume",
 ]  # fmt: skip
 
 ADVISE = [

@@ -63,14 +63,15 @@ def _values(key: str, given: Mapping[str, Any], parsed: Mapping[str, Any]) -> li
     if values is None and (preset := parsed.get(key, _DEFAULTS.get(key))) is not None:
         values = SETTINGS[key].parse(preset)
     values = values if isinstance(values, tuple) else () if values is None else (values,)
-    # With a gamma that is given, labels do not begin with the preset's name, which tells a block.
-    named = len(values) > 1 or (key == "rule" and "gamma" in given)
+    # With a gamma that is given, labels do not begin with the preset's name, which tells a block and a margin.
+    named = len(values) > 1 or (key in ("rule", "accept_margin") and "gamma" in given)
     suffix = _SUFFIXES[key]
     return [(suffix(value) if named else "", {key: value}) for value in values] or [("", {})]
 
 
 _DEFAULTS: Mapping[str, Any] = {
     "suffix_factor": SUFFIX_FACTOR, "suffix_min_probability": SUFFIX_MIN_PROBABILITY, "proposers": "suffix,draft",
+    "distance": "js",
 }  # fmt: skip
 # The settings of a chain that may have several values, in the order of the label's suffixes.
 _SUFFIXES: Mapping[str, Callable[[Any], str]] = {
@@ -82,6 +83,13 @@ _SUFFIXES: Mapping[str, Callable[[Any], str]] = {
     "suffix_memory": lambda value: "" if value == "prompt" else f"_{value}",
     "draft_temperature": lambda value: "" if value is None else f"_dt{value:g}",
     "rule": lambda value: "" if value == "token" else f"_{value}",
+    "distance": lambda value: f"_{value}",
+    "accept_margin": lambda value: f"_m{value:g}",
+    "accept_epsilon": lambda value: f"_e{value:g}",
+    "accept_delta": lambda value: f"_d{value:g}",
+    "accept_entropy": lambda value: f"_h{value:g}",
+    "accept_window": lambda value: f"_w{value}",
+    "accept_distance": lambda value: f"_d{value:g}",
 }
 
 

@@ -77,7 +77,7 @@ def adjusted(experiment: Experiment, settings: Mapping[str, Any], under: Mapping
     values = reader.values
     if "methods" in values:
         values["methods"] = tuple(reader._methods(values["methods"], values))
-        reader.check(values["methods"], values.get("temperature", experiment.temperature))
+    reader.check(values.get("methods", experiment.methods), values.get("temperature", experiment.temperature))
     values = {key: value for key, value in values.items() if key not in takers()}
     if faults:
         raise ConfigError(faults)
@@ -165,6 +165,16 @@ class _Reader:
                 self.faults.append(
                     f"min_match is {method.min_match}, but max_ngram of {method.label} is {method.max_ngram}: nothing"
                     " would be found; set max_ngram to as many."
+                )
+            if method.accept_window and method.accept_window >= method.gamma:
+                self.faults.append(
+                    f"accept_window is {method.accept_window}, but gamma of {method.label} is {method.gamma}: no window"
+                    " would fit in a draft; set a greater gamma."
+                )
+            if temperature and spec(method.method).greedy_only:
+                self.faults.append(
+                    f"method '{method.label}' is defined at temperature 0 alone, but temperature is {temperature:g};"
+                    " set it to 0, or leave the method out."
                 )
         drawn = [method.draft_temperature for method in methods if method.draft_temperature is not None]
         if drawn and "draft_temperature" in self.own and not temperature:

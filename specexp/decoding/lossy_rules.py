@@ -2,7 +2,7 @@
 
 Both accept what the lossless rule accepts, and more. At one end of their setting they equal the lossless rule:
 threshold 0, or K = 1 at temperature 0. At the other end, a threshold above 1 or K = |V|, they accept every drafted
-token. A token that only they accept is counted as judged.
+token. A token that only they accept is counted as judged. `untrained_rules.py` has the other rules without a judge.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from array_api_compat import array_namespace, device, to_device
 
 from specexp.decoding.protocol import Array, Drafted, Needs, Scored
+from specexp.decoding.rules import UNIT_TEMPERATURE, Warp
 
 # From features[N, F], whose parts specexp/judge/features.py names, to the probabilities[N] of important mismatches.
 JudgeFunction = Callable[[Array], Array]
@@ -55,9 +56,16 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """Accepts a drafted token among the target's `k` most likely ones; of equal ones the lower id ranks first."""
+    """Accepts a drafted token among the target's `k` most likely ones; of equal ones the lower id ranks first.
+
+    With a `margin` (relaxed acceptance of TensorRT-LLM), only if its probability is above the best one's less the
+    margin, too; with margin 0 it accepts nothing more than the lossless rule. The probabilities are not renormalised
+    over the k tokens: those that are sampled from, at temperature 0 those at temperature 1.
+    """
 
     k: int
+    margin: float | None = None
+    warp: Warp = UNIT_TEMPERATURE
 
     @property
     def needs(self) -> Needs:
@@ -65,7 +73,7 @@ class TopK:
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         num_drafted = drafted.tokens.shape[0]
-        if not num_drafted:
+        if not num_drafted or (self.margin is not None and self.margin <= 0):
             return None
         logits = scored.logits
         assert logits is not None
@@ -74,4 +82,9 @@ class TopK:
         drafted_logits = xp.take_along_axis(rows, where, axis=-1)
         ids = xp.arange(rows.shape[-1], device=device(rows))[None, :]
         ahead = (rows > drafted_logits) | ((rows == drafted_logits) & (ids < where))
-        return xp.sum(xp.astype(ahead, xp.int64), axis=-1) < self.k
+        among_best = xp.sum(xp.astype(ahead, xp.int64), axis=-1) < self.k
+        if self.margin is None:
+            return among_best
+        p = self.warp.softened(rows)
+        below = xp.max(p, axis=-1) - xp.take_along_axis(p, where, axis=-1)[:, 0]
+        return among_best & (below < self.margin)

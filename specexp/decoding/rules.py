@@ -72,6 +72,11 @@ class Warp:
         return self if temperature is None or self.greedy else replace(self, temperature=temperature)
 
     @property
+    def softened(self) -> Warp:
+        """This warp, or in place of a greedy one that of temperature 1."""
+        return UNIT_TEMPERATURE if self.greedy else self
+
+    @property
     def one_hot(self) -> bool:
         """True if every distribution is one-hot, so that nothing is drawn at random."""
         return self.greedy or self.top_k == 1
@@ -103,6 +108,9 @@ class Warp:
             ranked = xp.where((before < self.top_p) | (before == 0), ranked, xp.zeros_like(ranked))
             ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)
         return xp.take_along_axis(ranked, xp.argsort(order, axis=-1), axis=-1)
+
+
+UNIT_TEMPERATURE = Warp(1.0)
 
 
 def best(logits: Array, count: int) -> tuple[Array, Array]:

@@ -21,6 +21,7 @@ from specexp.decoding.protocol import SuffixLimits
 from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
+from specexp.decoding.untrained_rules import FLy, Fuzzy, Typical
 from specexp.engine import Engine
 from specexp.engine.engine import Request
 
@@ -32,6 +33,9 @@ CHAINS: dict[str, Callable[[Warp], Any]] = {
     "block": lambda warp: Chain(DraftModel(4), Lossless(), warp, verification="block"),
     "likeliest drafts": lambda warp: Chain(DraftModel(4, temperature=0.0), Lossless(), warp),
     "top-k": lambda warp: Chain(DraftModel(4), TopK(2), warp),
+    "relaxed": lambda warp: Chain(DraftModel(4), TopK(3, 0.2, warp), warp),
+    "typical": lambda warp: Chain(DraftModel(4), Typical(0.3, 0.5, warp), warp),
+    "fuzzy": lambda warp: Chain(DraftModel(4), Fuzzy("js", 0.1, warp), warp),
     "suffix": lambda warp: Chain(Suffix(6, SuffixLimits(2.0)), Lossless(), warp),
     "lookup": lambda warp: Chain(Lookup(4), Lossless(), warp),
 }
@@ -52,6 +56,16 @@ def test_a_round_waits_once(method: str, warp: str, captured: bool) -> None:
     assert out.num_rounds == LENGTH, "every read finds a 1: a token a round"
     assert waits.counts == {"tolist": out.num_rounds}
     assert running.num_host_reads == out.num_rounds
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_window_waits_once_a_round(captured: bool) -> None:
+    running = engine(captured)
+    with counting() as waits:
+        out = running.generate(
+            Chain(DraftModel(4), FLy(0.2, 2, (0,), Warp()), Warp()), [5, 6, 7], LENGTH, rng_for(0, 1, "x")
+        )
+    assert waits.counts == {"tolist": out.num_rounds}
 
 
 @pytest.mark.parametrize("captured", [False, True])

@@ -19,6 +19,7 @@ from specexp.decoding.protocol import Role, SuffixLimits
 from specexp.decoding.rng import ACCEPT, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
+from specexp.decoding.untrained_rules import Fuzzy
 from specexp.engine import Decoder, Engine
 from specexp.evaluation.token_view import teacher_forcing
 from specexp.evaluation.token_view.origins import TracedDecoder, tally
@@ -55,6 +56,7 @@ def decoders(temperature: float) -> Iterator[tuple[str, Decoder, bool]]:
         yield "in turn", Chain(InTurn(turns), Lossless(), warp, bonus), bonus
         yield "block", Chain(DraftModel(4), Lossless(), warp, bonus, "block"), bonus
         yield "topk", Chain(DraftModel(4), TopK(2), warp, bonus), bonus
+        yield "fuzzy", Chain(DraftModel(4), Fuzzy("tv", 0.3, warp), warp, bonus), bonus
         yield "autojudge", Chain(DraftModel(4), judge(0.6), warp, bonus), bonus
         yield "threshold 0", Chain(DraftModel(4), judge(0.0), warp, bonus), bonus
         yield "all", Chain(DraftModel(4), judge(2.0), warp, bonus), bonus
@@ -91,10 +93,11 @@ def rows(model: ToyModel, prompt: list[int], tokens: list[int]) -> np.ndarray[An
     return np.asarray(model.session().feed(model.ids([*prompt, *tokens[:-1]]), rows=len(tokens))[0])
 
 
-@pytest.mark.parametrize("rule", [TopK(2), judge(0.6)], ids=["topk", "judge"])
+@pytest.mark.parametrize("rule", [TopK(2), judge(0.6), "fuzzy"], ids=["topk", "judge", "fuzzy"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_what_the_lossless_rule_would_have_rejected_is_judged_and_nothing_else(rule: Any, temperature: float) -> None:
     warp, pair, seen = Warp(temperature), models(), set()
+    rule = Fuzzy("tv", 0.3, warp) if rule == "fuzzy" else rule
     for number, prompt in enumerate(PROMPTS):
         rng: Any = rng_for(temperature, 1, f"prompt {number}")
         traced = TracedDecoder(Chain(DraftModel(4), rule, warp))

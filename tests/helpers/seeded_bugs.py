@@ -336,6 +336,41 @@ JUDGED_BUGS = [
         "xp.concat([self.score(row[None]) for row in xp.concat(rows, axis=-1)]) <"),
 ]  # fmt: skip
 
+UNTRAINED = "specexp.decoding.untrained_rules"
+
+RULE_BUGS = [
+    Bug("typical acceptance at its bound", UNTRAINED, "axis=-1)[:, 0] > least", "axis=-1)[:, 0] >= least"),
+    Bug("typical acceptance takes the greater bound", UNTRAINED, "None, self.epsilon)", "self.epsilon, None)"),
+    Bug("typical acceptance grows with the entropy", UNTRAINED, "xp.exp(-entropy(p))", "xp.exp(entropy(p))"),
+    Bug("the rows of typical acceptance are one late", UNTRAINED, "return scored.logits[: drafted.tokens.shape[0]]", "return scored.logits[1:]"),
+    Bug("typical acceptance knows no entropy at the end of its dial", UNTRAINED, "(self.epsilon >= 1 and self.delta == math.inf)", "self.epsilon >= 1"),
+    Bug("a gate opens at its entropy", UNTRAINED, "return entropy(p) > self.gate", "return entropy(p) >= self.gate"),
+    Bug("a gate reads the draft's entropy", UNTRAINED, "return entropy(p) > self.gate * math.log(p.shape[-1])",
+        "return entropy(p if drafted.q is None else drafted.q) > self.gate * math.log(p.shape[-1])"),
+    Bug("a gate's entropy is in bits", UNTRAINED, "return -_sum_of_logs(p, p)", "return -_sum_of_logs(p, p) / math.log(2)"),
+    Bug("a gate at 1 is open", UNTRAINED, "if not drafted.tokens.shape[0] or self.gate >= 1:\n            return None\n        p = ",
+        "if not drafted.tokens.shape[0]:\n            return None\n        if self.gate >= 1:\n            return drafted.tokens == drafted.tokens\n        p = "),
+    Bug("greedy rules see one-hot distributions", RULES, "return UNIT_TEMPERATURE if self.greedy else self", "return self"),
+    Bug("rules see temperature 1 where another is sampled", RULES, "return UNIT_TEMPERATURE if self.greedy else self", "return UNIT_TEMPERATURE"),
+    Bug("a window begins at the mismatch", UNTRAINED, "before[self.window + 1 :] - before[1 : inside + 1]", "before[self.window : -1] - before[:inside]"),
+    Bug("a window is one too long", UNTRAINED, "before[self.window + 1 :] - before[1 : inside + 1]", "before[self.window + 1 :] - before[1 : inside + 1] - 1 + xp.astype(agrees[:inside], xp.int64)"),
+    Bug("a window is one too short", UNTRAINED, "xp.concat([behind, none[inside:]]) == self.window", "xp.concat([behind, none[inside:]]) >= self.window - 1"),
+    Bug("a window past the draft's end agrees", UNTRAINED, "xp.concat([behind, none[inside:]])", "xp.concat([behind, none[inside:] + self.window])"),
+    Bug("a window agrees behind an EOS", UNTRAINED, "agrees = agrees & (xp.cumulative_sum(ends) == ends)", "pass"),
+    Bug("FLy without its gate", UNTRAINED, "return unsure & self", "return unsure | self"),
+    Bug("fuzzy acceptance at its bound", UNTRAINED, "(p, drafted.q) < self.bound", "(p, drafted.q) <= self.bound"),
+    Bug("the divergence is of the target from the draft", UNTRAINED, "_sum_of_logs(q, q) - _sum_of_logs(q, p))", "_sum_of_logs(p, p) - _sum_of_logs(p, q))"),
+    Bug("a symmetric distance has one side", UNTRAINED, "+ _sum_of_logs(q, q) - _sum_of_logs(q, middle)) / 2", ")"),
+    Bug("a total variation is twice as large", UNTRAINED, "xp.sum(xp.abs(p - q), axis=-1) / 2", "xp.sum(xp.abs(p - q), axis=-1)"),
+    Bug("a divergence is finite where the target says never", UNTRAINED, "xp.where(never, xp.full_like(p[..., 0], math.inf), _sum", "xp.where(never, xp.zeros_like(p[..., 0]), _sum"),
+    Bug("a draft's greedy distributions are logits", DRAFTING, "q = UNIT_TEMPERATURE(to_device(_joined(chain.rows), place))", "q = to_device(_joined(chain.rows), place)"),
+    Bug("a margin at its bound", JUDGED, "(below < self.margin)", "(below <= self.margin)"),
+    Bug("a margin of probabilities that are renormalised over the best", JUDGED, "p = self.warp.softened(rows)",
+        "p = type(self.warp)(self.warp.temperature or 1.0, self.k)(rows)"),
+    Bug("a margin below the best logit", JUDGED, "p = self.warp.softened(rows)", "p = rows"),
+    Bug("a margin without the K best", JUDGED, "return among_best & (below", "return (below"),
+]  # fmt: skip
+
 KV = "specexp.lm.native.kv_cache"
 ATTENTION = "specexp.lm.native.attention"
 

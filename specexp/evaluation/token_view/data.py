@@ -139,6 +139,7 @@ def _method(setting: PreparedMethod) -> dict[str, Any]:
         "gamma": "auto" if config.auto_gamma else config.gamma or None,
         "threshold": decoder.rule.threshold if judged else None,  # type: ignore[attr-defined]
         "accept_k": config.accept_k or None,
+        "dial": config.dial,
         "draft_temperature": config.draft_temperature,
     }
 

@@ -22,7 +22,7 @@ CORRECTED, BONUS, TARGET, DRAFT = "corrected", "bonus", "target", "draft"
 # In the order of a legend: drafted tokens first, then those that a model emitted by itself.
 ORIGINS = {
     ACCEPTED: "drafted, accepted by the lossless rule",
-    JUDGED: "drafted, accepted against the lossless rule, by the judge or Top-K",
+    JUDGED: "drafted, accepted against the lossless rule, by the judge or another rule",
     LOOKED_UP: "looked up in the text so far, accepted by the lossless rule",
     SUFFIX: "what followed most often in the text so far, accepted by the lossless rule",
     TREE: "node of the draft's tree that the target's own draw matched",

@@ -18,6 +18,7 @@ from transformers import AutoModel
 
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import DRAFT, Rng, pick_each
+from specexp.decoding.rules import UNIT_TEMPERATURE
 from specexp.errors import ModelError, first_line
 from specexp.lm.heads.base import ModuleDraft
 from specexp.lm.heads.dflash_config import DFlashConfig
@@ -71,6 +72,8 @@ class DFlashDraft(ModuleDraft):
             of_tokens = probability(tokens, logits, q)
             enough = (of_tokens >= ask.min_draft_probability).long().cumprod(0).sum()
             num = (enough + 1).clamp(max=length)[None]  # the unlikely token is the last one
+        if ask.keep_q and q is None:
+            q = UNIT_TEMPERATURE(logits)
         return Drafted(tokens, q, None, logits.amax(-1), probability=of_tokens, num_drafted=num)
 
     def logits(self, x: Tensor) -> Tensor:
