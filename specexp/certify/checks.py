@@ -99,7 +99,7 @@ class Subject:
         if method.method == "topk":
             likeliest = "likeliest token" if method.accept_k == 1 else f"{method.accept_k} likeliest tokens"
             return f"Top-K also accepts a drafted token among the target's {likeliest}"
-        if method.method == "autojudge":
+        if method.judge:
             return f"AutoJudge also accepts mismatches that its judge gives a probability below {self.threshold:g}"
         return f"{method.method} declares itself lossy at these settings"
 

@@ -195,7 +195,8 @@ def record_of(prepared: Prepared, job: Job, out: Generation) -> Record:
 
 def _tree_shape(counts: Mapping[str, Any]) -> TreeShape:
     """Return the shape of one round's tree, from what its decoder counted."""
-    return {
+    judged: TreeShape = {"judged": counts["judged"]} if "judged" in counts else {}  # type: ignore[typeddict-item]
+    return judged | {
         "num_nodes": counts["num_nodes"],
         "depth": counts["depth"],
         "num_draft_calls": counts["num_draft_calls"],

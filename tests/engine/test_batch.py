@@ -78,7 +78,13 @@ class Lab:
             "judged, gamma 1": chain.Chain(chain.DraftModel(1), lenient, warp),
             "topk": chain.Chain(chain.DraftModel(4), judged.TopK(3), warp),
             "specexec": specexec(12, 4, warp, parallel_branches=3),
+            "judged tree": specexec(12, 4, warp, parallel_branches=3, rule=self.judge_of_target()),
         }
+
+    def judge_of_target(self) -> Mutable:
+        mode = module("judge.features").MODES["target"]
+        network = module("judge.network").Network("logistic", network_arrays("logistic", mode.size(self.hidden)))
+        return module("decoding.lossy_rules").Judged(network, mode.parts, 0.5, self.eos, mode.needs)
 
     def requests(self, decoder: Mutable, temperature: float, name: str = "") -> list[Mutable]:
         numbers = random.Random(5)
