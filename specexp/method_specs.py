@@ -183,6 +183,10 @@ BUILT_IN = (
         "specexec", "SpecExec: the draft grows a tree of likely continuations, the target scores it in one call.",
         "tree", settings=TREE, vocabularies=(SAME, INTERSECTION), takes_heads=True,
     ),
+    MethodSpec(
+        "autojudge_tree", "AutoJudge on SpecExec's tree: where the target's draw is no node, one whose mismatch does"
+        " not matter is.", "tree", settings=(*TREE, "judge", "threshold"), lossless=_nothing_is_accepted_anyway,
+    ),
 )  # fmt: skip
 
 

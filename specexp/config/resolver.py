@@ -21,7 +21,7 @@ from specexp.config.models import laid_over
 from specexp.config.pair_models import models_of_pair
 from specexp.config.parsers import AUTO_GAMMA, MUST_BE_GIVEN, SEVERAL_TURNS, TASK_SOURCES
 from specexp.config.presets import PRESETS, expanded, load_yaml, method_preset, preset_names
-from specexp.config.schema import ALIASES, SETTINGS, TREE_SHAPE
+from specexp.config.schema import ALIASES, SETTINGS
 from specexp.errors import ConfigError, shown, unknown
 from specexp.method_specs import OF_PROPOSERS, draft_faults, head_faults, settings_of, spec, takers
 from specexp.tasks.defaults import DEFAULTS
@@ -249,8 +249,7 @@ class _Reader:
                 )
                 continue
             if spec(result["method"]).grows_tree:
-                shape = {key: given[key] for key in TREE_SHAPE if key in given}
-                methods += trees(name, given.get("gamma"), {**result, **shape})
+                methods += trees(name, given, result)
             else:
                 methods += chains(name, result, given)
         labels = [method.label for method in methods]

@@ -1,4 +1,4 @@
-"""Lossy acceptance rules for the chain: AutoJudge (2504.20039) and the Top-K rule it is compared with.
+"""Lossy acceptance rules: AutoJudge (2504.20039), for chains and trees, and the Top-K rule it is compared with.
 
 Both accept what the lossless rule accepts, and more. At one end of their setting they equal the lossless rule:
 threshold 0, or K = 1 at temperature 0. At the other end, a threshold above 1 or K = |V|, they accept every drafted
@@ -36,22 +36,34 @@ class Judged:
         num_drafted = drafted.tokens.shape[0]
         if not num_drafted or self.threshold <= 0:
             return None
-        xp = array_namespace(drafted.tokens)
-        rows = [self._rows(part, drafted, scored, num_drafted) for part in self.parts]
-        accepted_anyway = self.score(xp.concat(rows, axis=-1)) < self.threshold
-        for eos in self.eos_ids:
-            accepted_anyway = accepted_anyway & (drafted.tokens != eos)
-        return accepted_anyway
+        parts = []
+        for part in self.parts:
+            role, place = part.split("_")
+            hidden = scored.hidden if role == "target" else drafted.hidden
+            assert hidden is not None, "the hidden rows that the rule needs were not requested"
+            first = 1 if place == "token" else 0
+            parts.append(hidden[first : first + num_drafted])
+        return self._unimportant(parts, drafted.tokens)
 
-    def _rows(self, part: str, drafted: Drafted, scored: Scored, num_drafted: int) -> Array:
-        """[G, H] float32: a model's hidden rows at each drafted token, or at the token before it."""
-        role, place = part.split("_")
-        hidden = scored.hidden if role == "target" else drafted.hidden
+    def accept_nodes(self, tokens: Array, parents: Array, scored: Scored) -> Array | None:
+        """The same for a tree's nodes (`TreeRule`), from the target's hidden rows alone."""
+        if self.threshold <= 0:
+            return None
+        hidden = scored.hidden
         assert hidden is not None, "the hidden rows that the rule needs were not requested"
-        first = 1 if place == "token" else 0
         xp = array_namespace(hidden)
-        rows = xp.astype(hidden[first : first + num_drafted], xp.float32)
-        return to_device(rows, device(drafted.tokens))
+        before = xp.take(hidden, xp.clip(parents, 0, None), axis=0)
+        rows = {"target_token": hidden, "target_previous": before}
+        return self._unimportant([rows[part] for part in self.parts], tokens)
+
+    def _unimportant(self, parts: list[Array], tokens: Array) -> Array:
+        """[N] of bools, from hidden rows[N, H] of each part, at the tokens[N] or before them."""
+        xp, where = array_namespace(tokens), device(tokens)
+        rows = [to_device(array_namespace(part).astype(part, xp.float32), where) for part in parts]
+        result = self.score(xp.concat(rows, axis=-1)) < self.threshold
+        for eos in self.eos_ids:
+            result = result & (tokens != eos)
+        return result
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,10 @@ METRICS: tuple[Metric, ...] = (
         "share of rounds whose accepted path reaches depth i",
         "share", "higher",
     ),
+    Metric(("tree/judged_rate",),
+        "nodes that a judge chose in place of the target's draw / accepted nodes, before cutting",
+        "share", "",
+    ),
     Metric(("tree/cache_hit_rate",),
         "h = accepted nodes / (accepted nodes + rounds): a round yields 1 / (1 - h) tokens, before "
         "cutting",

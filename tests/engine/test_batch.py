@@ -82,7 +82,13 @@ class Lab:
             "typical": chain.Chain(chain.DraftModel(4), untrained.Typical(0.3, 0.5, warp), warp),
             "fuzzy": chain.Chain(chain.DraftModel(4), untrained.Fuzzy("js", 0.3, warp), warp),
             "specexec": specexec(12, 4, warp, parallel_branches=3),
+            "judged tree": specexec(12, 4, warp, parallel_branches=3, rule=self.judge_of_target()),
         } | ({} if temperature else {"fly": chain.Chain(chain.DraftModel(6), fly, warp)})
+
+    def judge_of_target(self) -> Mutable:
+        mode = module("judge.features").MODES["target"]
+        network = module("judge.network").Network("logistic", network_arrays("logistic", mode.size(self.hidden)))
+        return module("decoding.lossy_rules").Judged(network, mode.parts, 0.5, self.eos, mode.needs)
 
     def requests(self, decoder: Mutable, temperature: float, name: str = "") -> list[Mutable]:
         numbers = random.Random(5)

@@ -16,8 +16,8 @@ from helpers.fake_device import counting, on_fake_device
 from helpers.tape import Tape
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless, Suffix
-from specexp.decoding.lossy_rules import TopK
-from specexp.decoding.protocol import SuffixLimits
+from specexp.decoding.lossy_rules import Judged, TopK
+from specexp.decoding.protocol import Needs, SuffixLimits
 from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
@@ -39,6 +39,7 @@ CHAINS: dict[str, Callable[[Warp], Any]] = {
     "suffix": lambda warp: Chain(Suffix(6, SuffixLimits(2.0)), Lossless(), warp),
     "lookup": lambda warp: Chain(Lookup(4), Lossless(), warp),
 }
+JUDGE = Judged(lambda x: torch.sigmoid(x.sum(-1)), ("target_token",), 0.4, (2,), Needs(target=True))
 LENGTH = 8
 
 
@@ -70,8 +71,9 @@ def test_a_window_waits_once_a_round(captured: bool) -> None:
 
 @pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("warp", WARPS)
-def test_a_trees_round_waits_once_a_draft_forward_and_once_more(warp: str, captured: bool) -> None:
-    decoder, running = SpecExec(8, 3, WARPS[warp]), engine(captured)
+@pytest.mark.parametrize("rule", [None, JUDGE], ids=["drawn", "judged"])
+def test_a_trees_round_waits_once_a_draft_forward_and_once_more(rule: Any, warp: str, captured: bool) -> None:
+    decoder, running = SpecExec(8, 3, WARPS[warp], rule=rule), engine(captured)
     with counting() as waits:
         out = running.generate(decoder, [5, 6, 7], LENGTH, rng_for(decoder.warp.temperature, 1, "x"))
     assert waits.counts == {"tolist": out.num_draft_calls + out.num_rounds}

@@ -16,7 +16,7 @@ from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless, Suffix
 from specexp.decoding.lossy_rules import Judged, TopK
 from specexp.decoding.protocol import Role, SuffixLimits
-from specexp.decoding.rng import ACCEPT, rng_for
+from specexp.decoding.rng import ACCEPT, TARGET, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.decoding.untrained_rules import Fuzzy
@@ -36,8 +36,8 @@ def models(noise: float = 0.5) -> dict[Role, Any]:
     return {"target": ToyModel(8, 3), "draft": ToyModel(8, 3, draft_noise=noise)}
 
 
-def judge(threshold: float) -> Judged:
-    mode = MODES["both"]
+def judge(threshold: float, features: str = "both") -> Judged:
+    mode = MODES[features]
     network = random_network("mlp", mode.size({"target": HIDDEN, "draft": HIDDEN}), seed=1)
     return Judged(network, mode.parts, threshold, (0,), mode.needs)
 
@@ -61,6 +61,7 @@ def decoders(temperature: float) -> Iterator[tuple[str, Decoder, bool]]:
         yield "threshold 0", Chain(DraftModel(4), judge(0.0), warp, bonus), bonus
         yield "all", Chain(DraftModel(4), judge(2.0), warp, bonus), bonus
     yield "specexec", SpecExec(8, 3, warp), True
+    yield "judged tree", SpecExec(8, 3, warp, rule=judge(0.6, "target")), True
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -165,6 +166,32 @@ def test_a_tree_names_ranks_by_the_draft_and_what_it_had_instead(temperature: fl
                 assert token.rejected is None
     assert seen["tree"] > seen["corrected"] > 0
     assert seen["bonus"] > 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_judged_node_is_one_that_was_not_drawn_and_its_score_is_of_its_own_rows(temperature: float) -> None:
+    pair, rule, num = models(), judge(0.6, "target"), 0
+    for number, prompt in enumerate(PROMPTS):
+        traced = TracedDecoder(SpecExec(8, 3, Warp(temperature), rule=rule))
+        rng = rng_for(temperature, 1, f"prompt {number}")
+        ids = Engine(pair).generate(traced, prompt, LENGTH, rng).token_ids
+        model = pair["target"]
+        hidden = np.asarray(model.session().feed(model.ids([*prompt, *ids]), len(ids), hidden=True)[1])
+        scores = rule.score(hidden.astype(np.float32))
+        p = Warp(temperature)(rows(model, prompt, ids))
+        for position, token in enumerate(traced.tokens[: len(ids)]):
+            drawn = int(rng.pick(p[position], position, TARGET))
+            if token.origin in ("tree", "judged"):
+                assert (token.origin == "tree") == (drawn == token.token)
+                assert token.score == pytest.approx(float(scores[position]))
+                num += token.origin == "judged"
+            if token.origin == "judged":
+                assert token.score is not None
+                assert token.score < 0.6
+            if token.origin == "corrected":
+                assert token.rejected_score is not None
+                assert token.rejected_score >= 0.6 or token.rejected == 0
+    assert num > 3
 
 
 def test_a_looked_up_token_is_no_drafts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,18 +247,18 @@ TREE_BUGS = [
         "paths.append([*(paths[parent] if parent >= 0 else []), *range(max(parent + 1, slot - 1), slot), slot])"),
     Bug("siblings share a cache", TOY, "            sees[branches.base :, branches.base :] = False\n", ""),
     Bug("positions by index instead of depth", CONTEXT, "[len(path) - 1 for path in paths]", "list(range(len(paths)))"),
-    Bug("a node is drawn twice", SPECEXEC, "        drawn.append(rng.pick(", "        rng.pick(p, position + step, TARGET)\n        drawn.append(rng.pick("),
+    Bug("a node is drawn twice", SPECEXEC, "        token = rng.pick(", "        rng.pick(p, position + step, TARGET)\n        token = rng.pick("),
     Bug("drawn at the root's position all the way", SPECEXEC, "position + step, TARGET", "position, TARGET"),
     Bug("drawn from the parent's row", SPECEXEC, "row = xp.where(inside, xp.argmax(xp.astype(child, xp.int64)), row)\n        rows.append(xp.where(inside, row, xp.zeros_like(row)))",
         "rows.append(xp.where(inside, xp.argmax(xp.astype(child, xp.int64)), xp.zeros_like(row)))"),
-    Bug("a child of another node accepted", SPECEXEC, "child = (parents == row) & (tokens", "child = (tokens"),
+    Bug("a child of another node accepted", SPECEXEC, "children = (parents == row) & inside", "children = (tokens >= 0) & inside"),
     Bug("the draw that leaves the tree is not emitted", SPECEXEC, "path.num_accepted + 1,", "path.num_accepted + (path.num_accepted == 0),"),
     Bug("a token emitted behind the draw that left", SPECEXEC, "path.num_accepted + 1,", "path.num_accepted + 2,"),
     Bug("pruning changes the output: a sibling is drawn only if it stayed", SPECEXEC, "xp.where(inside, p, certain)",
         "xp.where(inside, xp.where(xp.any((parents == row)[:, None] & (tokens[:, None] == xp.arange(p.shape[0])[None, :]), axis=0)"
         " | ~xp.any(parents == row), p, 0 * p), certain)"),
-    Bug("the draft's favourite taken without a draw", SPECEXEC, "child = (parents == row) & (tokens == drawn[-1]) & inside",
-        "child = (parents == row) & inside\n        drawn[-1] = xp.where(xp.any(child), tokens[xp.argmax(xp.astype(child, xp.int64))], drawn[-1])"),
+    Bug("the draft's favourite taken without a draw", SPECEXEC, "child = children & (tokens == token)",
+        "child = children\n        token = xp.where(xp.any(child), tokens[xp.argmax(xp.astype(child, xp.int64))], token)"),
     Bug("a warp at temperature 1", SPECEXEC, "p = warp(xp.take", "p = Warp(1.0)(xp.take"),
     Bug("a node kept without its parent", TREE, "key=lambda i: (-self.nodes[i].score, i)", "key=lambda i: (-self.nodes[i].depth, i)"),
 ]  # fmt: skip
@@ -306,8 +306,8 @@ JUDGED_BUGS = [
     Bug("previous features a row late", JUDGED, 'first = 1 if place == "token" else 0', 'first = 1 if place == "token" or role == "target" else 0'),
     Bug("one model's rows for the other's", JUDGED, 'scored.hidden if role == "target" else drafted.hidden',
         "drafted.hidden if drafted.hidden is not None and drafted.hidden.shape[0] > num_drafted else scored.hidden"),
-    Bug("parts in another order", JUDGED, "for part in self.parts]", "for part in sorted(self.parts, reverse=True)]"),
-    Bug("an EOS is accepted anyway", JUDGED, "            accepted_anyway = accepted_anyway & (drafted.tokens != eos)\n", "            pass\n"),
+    Bug("parts in another order", JUDGED, "for part in self.parts:\n", "for part in sorted(self.parts, reverse=True):\n"),
+    Bug("an EOS is accepted anyway", JUDGED, "            result = result & (tokens != eos)\n", "            pass\n"),
     Bug("an EOS that the target wants is rejected", CHAIN, "                    verdict = verify(p, q,",
         "                    p[:-1, 0] = p[:-1, 0] * (accepted_anyway is None)\n                    verdict = verify(p, q,"),
     Bug("what is important is accepted_anyway", JUDGED, "self.score(xp.concat(rows, axis=-1)) < self.threshold", "self.score(xp.concat(rows, axis=-1)) > self.threshold"),
@@ -369,6 +369,21 @@ RULE_BUGS = [
         "p = type(self.warp)(self.warp.temperature or 1.0, self.k)(rows)"),
     Bug("a margin below the best logit", JUDGED, "p = self.warp.softened(rows)", "p = rows"),
     Bug("a margin without the K best", JUDGED, "return among_best & (below", "return (below"),
+]  # fmt: skip
+
+JUDGED_TREE_BUGS = [
+    Bug("a drawn node is passed over", SPECEXEC, "missed = ~xp.any(child)", "missed = ~xp.any(child & ~anyway)"),
+    Bug("the judged node of highest rank", SPECEXEC, "best = xp.min(xp.where(others, ranks, xp.max(ranks) + 1))", "best = xp.max(xp.where(others, ranks, -1))"),
+    Bug("a judged node of another parent", SPECEXEC, "others = children & anyway & missed", "others = (tokens >= 0) & inside & anyway & missed"),
+    Bug("the draw is emitted in place of the judged node", SPECEXEC, "xp.where(judged[-1], xp.take(tokens, row[None], axis=0)[0], token)", "token"),
+    Bug("the walk ends at a judged node", SPECEXEC, "        inside = xp.any(child)\n", "        inside = xp.any(child & (tokens == token))\n"),
+    Bug("an EOS is judged", JUDGED, "            result = result & (tokens != eos)\n", "            pass\n"),
+    Bug("a node's features are its parent's", JUDGED, '{"target_token": hidden,', '{"target_token": before,'),
+    Bug("a node's features are the row's before it", JUDGED, "xp.take(hidden, xp.clip(parents, 0, None), axis=0)",
+        "xp.take(hidden, xp.clip(xp.arange(hidden.shape[0]) - 1, 0, None), axis=0)"),
+    Bug("what is important is judged", JUDGED, "result = self.score(xp.concat(rows, axis=-1)) <", "result = self.score(xp.concat(rows, axis=-1)) >="),
+    Bug("a tree's judge at threshold 0 is asked", JUDGED, "        if self.threshold <= 0:\n", "        if self.threshold < 0:\n"),
+    Bug("drawn nodes count as judged", SPECEXEC, "judged.append(missed & xp.any(child))", "judged.append(xp.any(child))"),
 ]  # fmt: skip
 
 KV = "specexp.lm.native.kv_cache"

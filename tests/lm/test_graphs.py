@@ -83,6 +83,8 @@ def decoders(warp: Warp) -> Iterator[Decoder]:
     yield Chain(DraftModel(4), judged, warp)
     yield Chain(DraftModel(4), Fuzzy("js", 0.002, warp), warp)
     yield SpecExec(24, 4, warp)
+    judge = Judged(lambda x: torch.sigmoid(x.sum(-1)), ("target_token",), 0.4, (2,), Needs(target=True))
+    yield SpecExec(24, 4, warp, rule=judge)
 
 
 @pytest.mark.slow

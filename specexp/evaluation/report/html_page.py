@@ -179,10 +179,8 @@ def _method(entry: Entry) -> str:
     config = {**asdict(entry.config), **(asdict(entry.config.tree) if entry.config.tree else {})}
     dull = ("method", "preset", "label", "tree")
     said = {key: value for key, value in config.items() if key not in dull and not _is_usual(key, value)}
-    if entry.config.method == "autojudge" and entry.config.threshold is None:
-        said["threshold"] = "calibrated"
-    elif entry.config.method == "autojudge":
-        said["threshold"] = entry.config.threshold
+    if entry.config.judge:
+        said["threshold"] = "calibrated" if entry.config.threshold is None else entry.config.threshold
     return ", ".join(f"{key} {value}" for key, value in said.items())
 
 
