@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from specexp import config
+from specexp.draft_faults import draft_faults
 from specexp.errors import ConfigError
-from specexp.method_specs import draft_faults
 
 from .common import guarded, own_options
 

@@ -22,7 +22,7 @@ ROWS = [
     {"addresses", "bugs", "signals"},
     {"reading"},
     {"tasks", "decoding"},
-    {"method_specs", "lm"},
+    {"method_specs", "draft_faults", "lm"},
     {"lm.configs", "lm.blocks"},
     {"lm.native"},
     {"lm.hf"},

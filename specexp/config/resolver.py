@@ -22,8 +22,9 @@ from specexp.config.pair_models import models_of_pair
 from specexp.config.parsers import AUTO_GAMMA, MUST_BE_GIVEN, SEVERAL_TURNS, TASK_SOURCES
 from specexp.config.presets import PRESETS, expanded, load_yaml, method_preset, preset_names
 from specexp.config.schema import ALIASES, SETTINGS
+from specexp.draft_faults import draft_faults, head_faults
 from specexp.errors import ConfigError, shown, unknown
-from specexp.method_specs import OF_PROPOSERS, draft_faults, head_faults, settings_of, spec, takers
+from specexp.method_specs import OF_PROPOSERS, settings_of, spec, takers
 from specexp.tasks.defaults import DEFAULTS
 
 # Settings of a preset that apply to its own task only.

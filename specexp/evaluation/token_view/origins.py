@@ -71,8 +71,8 @@ class TracedDecoder:
         self._seen = _Seen()
         self._num_rounds = 0
         if isinstance(decoder, Chain | SpecExec) and isinstance(decoder.rule, Judged):
-            watched = replace(decoder.rule, score=self._scored(decoder.rule))
-            decoder = replace(decoder, rule=watched) if isinstance(decoder, Chain) else replace(decoder, rule=watched)
+            watched: Any = replace(decoder.rule, score=self._scored(decoder.rule))
+            decoder = replace(decoder, rule=watched)
         self._decoder = decoder
 
     @property
