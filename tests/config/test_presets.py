@@ -24,7 +24,7 @@ from specexp.tasks.task import task
 
 SHAPES = {"mean": 2, "scale": 2, "weight_1": (1, 2), "bias_1": 1}
 ARRAYS = {name: np.ones(shape, dtype=np.float32) for name, shape in SHAPES.items()}
-JUDGE = Judge(Network("logistic", ARRAYS), Facts("", "", "", "both", 1, 2))
+JUDGE = Judge(Network("logistic", ARRAYS), Facts("", "", "", "target", 1, 2))
 DATA = Path(__file__).resolve().parents[1] / "data"
 HEADER = ("Command:", "Hardware:", "Result:")
 METHODS = ("speculative_block", "speculative_auto", "speculative_argmax", "suffix", "chained")
