@@ -47,6 +47,7 @@ def tiny(kind: str, folder: Path, temperature: float, monkeypatch: pytest.Monkey
     return replace(prepared, prompts=texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mtp", "dflash"])
 @pytest.mark.parametrize("temperature", [0.0, pytest.param(0.8, marks=pytest.mark.slow)])
 def test_rounds_of_mtp_layers_and_of_a_dflash_block(
@@ -78,6 +79,7 @@ def shipped() -> Prepared:
     return preparation.prepare(config.resolve("arith_drafter", given))
 
 
+@pytest.mark.slow
 def test_each_position_is_accepted_as_often_as_train_drafter_reports(shipped: Prepared) -> None:
     """Two ways to the same numbers: chains of the loaded head from every place, and the batched steps of training."""
     depth, outputs, traces = 5, [], []
@@ -94,6 +96,7 @@ def test_each_position_is_accepted_as_often_as_train_drafter_reports(shipped: Pr
     assert max(abs(a - b) for a, b in zip(first, reported, strict=True)) > 0.006
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma", [4, 8])
 def test_the_shipped_head_makes_the_rounds_that_are_predicted(shipped: Prepared, gamma: int) -> None:
     tokens, counted, rounds, before = 0, 0, 0.0, 0.0

@@ -207,6 +207,7 @@ def test_too_few_samples_to_tell_is_inconclusive_and_says_how_many_would_do(work
     assert certify("--method", "speculative", "--gamma", "3", *TOY[:-2], "--temperature", "0.4", *enough).exit_code == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_certificate_goes_on_behind_its_checks(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--method", "specexec", "--gamma", "3", *TOY, *SAMPLED]
     with monkeypatch.context() as patch:

@@ -82,7 +82,7 @@ def test_all_faults_are_reported_at_once() -> None:
         "top_p is '2'; it must be a number in (0, 1] (1 = off).",
         "limit is 'x'; it must be a whole number >= 1.",
         f"unknown method 'specultive', did you mean 'speculative'? Known: {', '.join(config.preset_names('methods'))}.",
-        "judge is given, but no selected method uses it; leave it out, or add autojudge.",
+        "judge is given, but no selected method uses it; leave it out, or add autojudge or autojudge_tree.",
     ]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.judges import random_network
+from helpers.model_folders import slow_for
 from helpers.networks import network_arrays
 from helpers.reference_distribution import tree
 from helpers.sampling import EOS, EXACT, SAMPLINGS, names
@@ -27,6 +28,7 @@ VOCAB, PROMPT, LENGTH = 3, [1], 5
 # Nodes, levels, branches and width.
 SHAPES = [(3, 3, 1, 1), (5, 3, 1, 3), (8, 3, 3, 2), (2, 2, 2, 2)]
 THRESHOLDS = (0.0, 0.4, 0.7, 1.1)
+PROMPTS = [[1 + i % 6, 2, 1 + (3 * i) % 7] for i in range(6)]
 MODES_OF_TREES = ("target", "target_previous")
 Waives = Callable[[list[int], int], bool]
 
@@ -122,11 +124,11 @@ def check_every_way_the_rng_can_fall(shape: tuple[int, int, int, int], sampling:
         lossy += gap(got, own) > EXACT
         assert threshold or gap(got, own) < EXACT, "threshold 0 is lossless"
     if sampling["temperature"] and shape[0] > 2:
-        assert lossy > 2, "the judge never changed anything"
+        assert lossy > 1, "the judge never changed anything"
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: ",".join(map(str, shape)))
+@pytest.mark.parametrize("shape", slow_for(SHAPES, *SHAPES[:2], SHAPES[3]), ids=lambda shape: ",".join(map(str, shape)))
 def test_every_way_the_rng_can_fall(shape: tuple[int, int, int, int], sampling: dict[str, Any]) -> None:
     check_every_way_the_rng_can_fall(shape, sampling)
 
@@ -144,6 +146,7 @@ def caught_by(bug: Bug) -> str | None:
     return None
 
 
+@pytest.mark.slow
 def test_the_unchanged_package_passes_the_same_checks() -> None:
     assert caught_by(Bug("nothing", "specexp.decoding.tree", "ROOT = -1", "ROOT = -1")) is None
 
@@ -155,9 +158,8 @@ def test_a_seeded_bug_is_caught(bug: Bug) -> None:
 
 
 def outputs(models: dict[Any, Any], method: Any, temperature: float, eos: tuple[int, ...] = (EOS,), **more: Any) -> Any:
-    prompts = [[1 + i % 6, 2, 1 + (3 * i) % 7] for i in range(6)]
     engine = module("engine").Engine(models, eos, **more)
-    return [engine.generate(method, ids, 28, rng_for(temperature, 5, str(ids))) for ids in prompts]
+    return [engine.generate(method, ids, 28, rng_for(temperature, 5, str(ids))) for ids in PROMPTS]
 
 
 def check_threshold_zero_is_specexec_at_the_same_cost(temperature: float) -> None:
@@ -209,21 +211,20 @@ def test_a_tree_of_one_branch_is_the_judged_chain(family: str, mode: str, reques
         check_a_tree_of_one_branch_is_the_judged_chain(mode, request.getfixturevalue("pair")(family), 32)
 
 
-def test_above_one_a_round_ends_at_an_unwanted_eos_or_a_leaf_alone() -> None:
-    """The walk leaves an inner node only where its sole child is an EOS that the target did not draw."""
-    models, ends = pair(6, 8, 0.5), 0
-    for out in outputs(
-        models, decoder((8, 3, 3, 2), {"temperature": 0.0}, rule("target", 1.1, network("target"))), 0.0
-    ):
-        assert out.num_judged > 0
-        for each in out.trees[:-1]:
-            assert each["num_accepted"] >= 1
+def test_above_one_a_walk_ends_at_a_leaf_or_above_an_unwanted_eos() -> None:
+    """And a text ends only where the target would end it."""
+    models, judged, ends = pair(6, 8, 0.5), 0, 0
+    method = decoder((8, 3, 3, 2), {"temperature": 0.0}, rule("target", 1.1, network("target")))
+    for prompt, out in zip(PROMPTS, outputs(models, method, 0.0), strict=True):
+        judged += out.num_judged
+        assert all(each["num_accepted"] for each in out.trees[:-1]), "two children, of which one at most is an EOS"
         if out.finish_reason == "stop":
             ends += 1
-            ids = out.token_ids
-            logits, _ = models["target"].session().feed(models["target"].ids(ids), len(ids))
-            assert int(logits[-2].argmax()) == EOS or len(ids) == 1, "ended where the target goes on"
-    assert ends < 6
+            ids = [*prompt, *out.token_ids[:-1]]
+            logits, _ = models["target"].session().feed(models["target"].ids(ids), rows=1)
+            assert int(logits[-1].argmax()) == EOS
+    assert judged > 5
+    assert ends
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -238,7 +239,7 @@ def test_the_cache_and_a_batch_change_nothing(temperature: float) -> None:
 
 @pytest.mark.parametrize("part", ["draft", "both", "both_previous"])
 def test_a_judge_of_the_drafts_states_is_refused_by_name(part: str) -> None:
-    (method,) = adjusted(resolve("arith_quick", {}), {"methods": ("autojudge_tree",)}).methods
+    (method,) = adjusted(resolve("arith_quick", {}), {"methods": "autojudge_tree"}).methods
     with pytest.raises(JudgeError, match=rf"reads {part} features.*leaves of autojudge_tree's tree.*target_previous"):
         check_judge(method, made_up(part))
     check_judge(method, made_up("target"))

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.model_folders import slow_for
 from helpers.sampling import EOS, EXACT, GREEDY, SAMPLINGS, names
 from helpers.seeded_bugs import RULE_BUGS, Bug, mutated
 from specexp.certify.reference_distribution import gap, sequence_distribution, warp
@@ -322,7 +323,9 @@ CHECKS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize(
+    "check", slow_for(CHECKS, check_the_lossless_end), ids=lambda check: check.__name__.removeprefix("check_")
+)
 def test_exactly(check: Callable[[], None]) -> None:
     check()
 

@@ -99,6 +99,7 @@ def test_benchmark_times_what_generate_drafts(
         assert "gamma is 3, but transformers' generate() always drafts 4 with draft dflash:" in wrong.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mtp", "dflash"])
 def test_advise_weighs_the_lengths_that_the_draft_can_have(
     kind: str, workplace: Path, mellum: Path, llama: Path

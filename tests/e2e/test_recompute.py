@@ -248,6 +248,7 @@ def test_every_number_of_a_report_comes_from_its_folder(workplace: Path) -> None
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_so_do_those_about_answers_and_the_page_is_rendered_again_from_what_the_folder_holds(workplace: Path) -> None:
     assert evaluate(*GREEDY, "--limit", "8", "--output", "out").exit_code == 0
     path, rng = workplace / "out" / "records.jsonl", random.Random(0)

@@ -78,6 +78,7 @@ def test_targets_on_other_forwards(tmp_path: Path, family: str) -> None:
             assert out.token_ids == generate(target, prompt, LENGTH, None)
 
 
+@pytest.mark.slow
 def test_rows_decoded_together_give_what_each_gives_alone(llama: tuple[ReferenceHead, dict[Any, Any]]) -> None:
     _, models = llama
     given = [prompt for prompt in prompts() for _ in range(2)]
