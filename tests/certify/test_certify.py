@@ -138,6 +138,7 @@ def test_a_residual_that_is_left_out_fails_where_tokens_are_drawn(
     ) -> Any:
         class Whole:
             accept_prefix = staticmethod(rng.accept_prefix)
+            target_draws = staticmethod(rng.target_draws)
 
             def sample_next(self, weights: Any, position: int, num_accepted: Any, num_drafted: int) -> Any:
                 return rng.sample_next(p[int(num_accepted)], position, num_accepted, num_drafted)
