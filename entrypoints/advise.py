@@ -9,13 +9,22 @@ from pathlib import Path
 import click
 
 from specexp import config
+from specexp.command_line import (
+    guarded,
+    outbox_of,
+    output_path,
+    own_options,
+    print_notes,
+    publish,
+    settings_options,
+    tags_of,
+)
 from specexp.config.schema import help_texts, option_names
 from specexp.draft_faults import head_faults
 from specexp.errors import ConfigError
 from specexp.method_specs import models_of
 from specexp.pair import first_look
 
-from .common import guarded, outbox_of, output_path, own_options, print_notes, publish, settings_options, tags_of
 from .evaluate import CONFIG, judges_of
 
 DEFAULTS = {

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from specexp.command_line import guarded, output_path, own_options, print_notes
 from specexp.config.parsers import MOST_TOGETHER, real, whole
 from specexp.errors import ConfigError, JudgeError, OutputError, unknown
 
-from .common import guarded, output_path, own_options, print_notes
 from .train_judge import labels_at
 
 if TYPE_CHECKING:

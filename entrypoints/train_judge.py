@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specexp import reading
+from specexp.command_line import guarded, output_path, own_options, print_notes
 from specexp.errors import ConfigError, JudgeError, OutputError, unknown
-
-from .common import guarded, output_path, own_options, print_notes
 
 if TYPE_CHECKING:
     from specexp.judge.labels import LabelSet

@@ -5,10 +5,9 @@ from __future__ import annotations
 import click
 
 from specexp import config
+from specexp.command_line import guarded, own_options
 from specexp.draft_faults import draft_faults
 from specexp.errors import ConfigError
-
-from .common import guarded, own_options
 
 
 @click.command("validate", help=__doc__)

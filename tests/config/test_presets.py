@@ -24,7 +24,8 @@ from specexp.tasks.task import task
 
 SHAPES = {"mean": 2, "scale": 2, "weight_1": (1, 2), "bias_1": 1}
 ARRAYS = {name: np.ones(shape, dtype=np.float32) for name, shape in SHAPES.items()}
-JUDGE = Judge(Network("logistic", ARRAYS), Facts("", "", "", "target", 1, 2))
+JUDGE = Judge(Network("logistic", ARRAYS), Facts("", "", "", "both", 1, 2))
+OF_TREES = Judge(JUDGE.network, Facts("", "", "", "target", 1, 2))
 DATA = Path(__file__).resolve().parents[1] / "data"
 HEADER = ("Command:", "Hardware:", "Result:")
 METHODS = ("speculative_block", "speculative_auto", "speculative_argmax", "suffix", "chained")
@@ -55,7 +56,7 @@ def test_an_experiment_resolves_and_its_prompts_are_rendered(name: str) -> None:
             assert decoded.endswith("<assistant>")
     for method in experiment.methods:
         warp = Warp(experiment.temperature, experiment.top_k, experiment.top_p)
-        decoder = decoder_for(method, BuildContext(warp, {method.judge: JUDGE}))
+        decoder = decoder_for(method, BuildContext(warp, {method.judge: OF_TREES if method.tree else JUDGE}))
         assert decoder.models[0] == main_role(method), "prompts are checked against another model's context"
         assert set(decoder.models) == roles_of(method)
 
