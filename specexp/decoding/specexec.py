@@ -166,6 +166,7 @@ def walk(
     tokens, parents, slots, ranks = table[0], table[1], table[2], table[3]
     certain = xp.astype(xp.arange(logits.shape[-1], device=where) == 0, logits.dtype)
     row, inside = parents[0] + 1, parents[0] < 0  # the root's; True
+    last = 0 if anyway is None else xp.max(ranks) + 1  # behind every child
     emitted: list[Array] = []
     rows: list[Array] = []
     judged: list[Array] = []
@@ -177,7 +178,7 @@ def walk(
         if anyway is not None:
             missed = ~xp.any(child)
             others = children & anyway & missed
-            best = xp.min(xp.where(others, ranks, xp.max(ranks) + 1))
+            best = xp.min(xp.where(others, ranks, last))
             child = child | (others & (ranks == best))
             judged.append(missed & xp.any(child))
         inside = xp.any(child)

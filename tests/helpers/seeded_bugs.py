@@ -373,7 +373,7 @@ RULE_BUGS = [
 
 JUDGED_TREE_BUGS = [
     Bug("a drawn node is passed over", SPECEXEC, "missed = ~xp.any(child)", "missed = ~xp.any(child & ~anyway)"),
-    Bug("the judged node of highest rank", SPECEXEC, "best = xp.min(xp.where(others, ranks, xp.max(ranks) + 1))", "best = xp.max(xp.where(others, ranks, -1))"),
+    Bug("the judged node of highest rank", SPECEXEC, "best = xp.min(xp.where(others, ranks, last))", "best = xp.max(xp.where(others, ranks, -1))"),
     Bug("a judged node of another parent", SPECEXEC, "others = children & anyway & missed", "others = (tokens >= 0) & inside & anyway & missed"),
     Bug("the draw is emitted in place of the judged node", SPECEXEC, "xp.where(judged[-1], xp.take(tokens, row[None], axis=0)[0], token)", "token"),
     Bug("the walk ends at a judged node", SPECEXEC, "        inside = xp.any(child)\n", "        inside = xp.any(child & (tokens == token))\n"),
