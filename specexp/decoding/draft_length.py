@@ -16,9 +16,10 @@ This module is arithmetic on numbers of the host. It measures nothing, and knows
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 BINS = 8  # of a token's probability under the draft, each with an acceptance of its own
 _EDGES = [i / BINS for i in range(1, BINS)]
@@ -27,10 +28,23 @@ GRID = 32  # acceptances of tokens to come are rounded to this part
 
 @dataclass(frozen=True, slots=True)
 class RelativeCosts:
-    """What calls cost, in steps of the target: a draft step (c), and target calls on 1, 2, ... positions (v)."""
+    """What calls cost, in steps of the target: a draft step (c), and target calls on 1, 2, ... positions (v).
+
+    `begin` is what the first step of a chain costs more, where a draft then takes in all that was committed.
+    """
 
     draft: float
     target: tuple[float, ...]
+    begin: float = 0.0
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> RelativeCosts:
+        """Costs as JSON keeps their fields; those of earlier versions have no `begin`."""
+        return cls(stored["draft"], tuple(stored["target"]), stored.get("begin", 0.0))
+
+    def chain(self, steps: int, positions: int) -> float:
+        """A round of so many draft steps, 0 or more, and a target call on so many positions."""
+        return (steps > 0) * self.begin + steps * self.draft + self.v(positions)
 
     def v(self, positions: int) -> float:
         """A target call on n positions; beyond the last one that is known, as much as that."""
@@ -46,7 +60,7 @@ class RelativeCosts:
         tokens = rate = 1.0
         for length in range(1, most + 1):
             tokens += acceptance**length
-            rate = max(rate, tokens / (length * self.draft + self.v(length + 1)))
+            rate = max(rate, tokens / self.chain(length, length + 1))
         return rate
 
 

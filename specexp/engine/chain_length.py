@@ -32,7 +32,7 @@ class ChainLength:
         middles = [(i + 0.5) / BINS for i in range(BINS)]
         self._good = [OF_BIN * (middle if greedy else (1 + middle) / 2) for middle in middles]
         self._tested = [float(OF_BIN)] * BINS
-        self._steps = ROUNDS * (most / 2 * costs.draft + costs.v(most // 2 + 1))
+        self._steps = ROUNDS * costs.chain(most // 2, most // 2 + 1)
         self._tokens = self._steps * costs.best_rate(most, ACCEPTANCE)
         self._num_good, self._num_tested = ACCEPTANCE * TOKENS, float(TOKENS)
         self._num_idle = 0
@@ -72,7 +72,7 @@ class ChainLength:
         """Learn from a round: where it began, its emitted, drafted and accepted tokens, and the values of `unread`."""
         if not num_drafted:
             return
-        steps = self._calls * self._costs.draft + self._costs.v(num_drafted + 1)
+        steps = self._costs.chain(self._calls, num_drafted + 1)
         self._rounds.append((position + num_drafted, num_tokens, steps))
         for probabilities in read:
             for i, probability in enumerate(probabilities[: num_accepted + 1]):

@@ -80,7 +80,7 @@ def with_draft_costs(prepared: Prepared, output: OutputFolder) -> Prepared:
             costs = call_costs.relative_costs(prepared.pair.models, _context(prepared, most + 1), most)
         output.write_json(DRAFT_COSTS, asdict(costs))
     else:
-        costs = RelativeCosts(begun["draft"], tuple(begun["target"]))
+        costs = RelativeCosts.of(begun)
     pair = prepared.pair
     context = BuildContext(prepared.experiment.warp, prepared.judges, pair.eos_ids, costs, pair.vocabulary)
     settings = [

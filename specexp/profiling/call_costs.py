@@ -138,14 +138,18 @@ def relative_costs(
     """What a draft step and target calls on 1 to `most` + 1 positions cost after `ids`, in target steps.
 
     More positions do not cost less: where a disturbed clock says so, sizes have their mean in common. Two positions
-    are taken to cost as much as three: rounds of one drafted token are too short to be timed like others.
+    are taken to cost as much as three: rounds of one drafted token are too short to be timed like others. A draft that
+    reads the target's states begins a chain with all that was committed, half of `most` in the middle; another one has
+    its own states of all but one or two.
     """
     lengths = sorted({most, *(2**i for i in range(1, most.bit_length()))})
     measured = measure(models, ids, lengths, repeats=RELATIVE_REPEATS, clock=clock)
     sizes = sorted(measured.target)
     rising = dict(zip(sizes, nondecreasing([measured.target[n] for n in sizes]), strict=True))
-    costs = Costs(measured.draft_step, rising)
-    return RelativeCosts(costs.c, (1.0, *(costs.v(max(n, sizes[1])) for n in range(2, most + 2))))
+    costs = Costs(measured.draft_step, rising, catch_up=measured.catch_up)
+    draft = models.get("draft")
+    begin = costs.more_to_take_in(most // 2 + 1) if draft and isinstance(draft.session(), StateReader) else 0.0
+    return RelativeCosts(costs.c, (1.0, *(costs.v(max(n, sizes[1])) for n in range(2, most + 2))), begin)
 
 
 def nondecreasing(values: Sequence[float]) -> list[float]:

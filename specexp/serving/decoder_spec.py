@@ -63,7 +63,7 @@ class Reference:
             costs = result.get("draft_costs")
             return cls(
                 _experiment(result["experiment"]), result["identity"], result["most_new_tokens"], result["folders"],
-                None if costs is None else RelativeCosts(costs["draft"], tuple(costs["target"])),
+                None if costs is None else RelativeCosts.of(costs),
             )  # fmt: skip
         except Exception as error:  # the file is missing, cut off or edited by hand
             raise ModelError(f"the decoder in '{folder}' cannot be read: {type(error).__name__}: {error}") from error

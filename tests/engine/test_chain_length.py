@@ -28,21 +28,25 @@ CALLS = {
 }
 
 
+@pytest.mark.parametrize("begin", [0.0, 0.4])
 @pytest.mark.parametrize("calls", CALLS)
 @pytest.mark.parametrize("draft", [0.02, 0.1, 0.3])
 @pytest.mark.parametrize("acceptance", [0.25, 0.5, 0.75, 0.875])
 def test_where_every_token_is_accepted_alike_it_is_the_best_fixed_length(
-    acceptance: float, draft: float, calls: str
+    acceptance: float, draft: float, calls: str, begin: float
 ) -> None:
-    costs = RelativeCosts(draft, CALLS[calls])
+    costs = RelativeCosts(draft, CALLS[calls], begin)
     rates = [
-        sum(acceptance**i for i in range(length + 1)) / (length * draft + costs.v(length + 1)) for length in range(17)
+        sum(acceptance**i for i in range(length + 1)) / (begin * (length > 0) + length * draft + costs.v(length + 1))
+        for length in range(17)
     ]
     rate = costs.best_rate(16, acceptance)
     assert rate == pytest.approx(max(rates))
     stopping = Stopping([rate * price for price in costs.prices(16, acceptance)], [acceptance] * BINS)
-    length = 0
-    while stopping.goes_on(length, acceptance**length * (1 - 1e-12)):  # less, so that ties end it
+    # A chain that is dear to begin is begun where drafting pays at all, as `ChainLength` has it.
+    length = int(begin > 0 and rate > 1)
+    less = 1 - 1e-12  # so that ties end it
+    while (length or not begin) and stopping.goes_on(length, acceptance**length * less):
         length += 1
     assert rates[length] == pytest.approx(max(rates))
 
@@ -51,6 +55,22 @@ def test_a_jump_of_the_costs_does_not_end_a_chain_that_pays_beyond_it() -> None:
     costs = RelativeCosts(0.05, CALLS["a jump"])
     next_alone = costs.draft + costs.v(2) - costs.v(1)
     assert costs.prices(16, 0.875)[0] < next_alone / 0.875, "one more token costs more than several, each"
+
+
+def test_a_chain_that_is_dear_to_begin_gets_longer() -> None:
+    lengths = []
+    for begin in (0.0, 1.0):
+        learning = ChainLength(RelativeCosts(0.2, CALLS["a line"], begin), 16, greedy=True)
+        for position in range(0, 90, 9):
+            stopping = learning.begin(position, 16)
+            assert stopping is not None
+            length, survival = 1, 0.9
+            while stopping.goes_on(length, survival):
+                length, survival = length + 1, survival * 0.9
+            learning.drafted(None, length)
+            learning.commit(position, 9, length, 8, [[0.9] * 9])
+        lengths.append(length)
+    assert lengths[0] < lengths[1]
 
 
 def test_probabilities_are_in_eight_bins() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import pytest
 
-from specexp.decoding.draft_length import Stopping
+from specexp.decoding.draft_length import RelativeCosts, Stopping
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import Rng
 from specexp.lm.model import Array, Branches, Feed, Session
@@ -106,6 +108,27 @@ def test_more_positions_do_not_cost_less() -> None:
     costs = call_costs.relative_costs({"target": target, "draft": draft}, IDS, 4, clock=lambda: target.now[0])
     assert costs.draft == pytest.approx(0.05 / 1.1)
     assert costs.target == pytest.approx([1, 1.3 / 1.1, 1.3 / 1.1, 1.4 / 1.1, 1.5 / 1.1])
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_only_a_draft_that_reads_states_begins_a_chain_with_all_that_was_committed(reads: bool) -> None:
+    target, draft = SlowToy(), (Reading if reads else SlowToy)(0.1)
+    draft.now = target.now
+    costs = call_costs.relative_costs({"target": target, "draft": draft}, IDS, 4, clock=lambda: target.now[0])
+    assert costs.begin == pytest.approx(0.1 * 0.2 / 1.1 if reads else 0.0), "3 tokens instead of 1"
+    assert RelativeCosts.of(json.loads(json.dumps(asdict(costs)))) == costs
+
+
+class Reading(SlowToy):
+    """Its sessions are told what is committed."""
+
+    def session(self) -> SlowSession:
+        return ReadingSession(self)
+
+
+class ReadingSession(SlowSession):
+    def read(self, ids: Sequence[int], keeper: Session | None) -> None:
+        pass
 
 
 class WholeChains(SlowToy):

@@ -86,6 +86,4 @@ def draft_chain(
 
 def probability(tokens: Tensor, logits: Tensor, q: Tensor | None) -> Tensor:
     """The probability of tokens[N] under the draft: in the rows q[N, V] they were drawn from, or of logits[N, V]."""
-    if q is not None:
-        return q.gather(-1, tokens[:, None])[:, 0]
-    return (logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)).exp()
+    return (logits.softmax(-1) if q is None else q).gather(-1, tokens[:, None])[:, 0]
