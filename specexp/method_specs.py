@@ -187,6 +187,18 @@ BUILT_IN = (
         "autojudge_tree", "AutoJudge on SpecExec's tree: where the target's draw is no node, one whose mismatch does"
         " not matter is.", "tree", settings=(*TREE, "judge", "threshold"), lossless=_nothing_is_accepted_anyway,
     ),
+    MethodSpec(
+        "topk_tree", "Top-K on SpecExec's tree: where the target's draw is no node, one among its K likeliest is.",
+        "tree", settings=(*TREE, "accept_k", "accept_margin"), **_UNTRAINED,
+    ),
+    MethodSpec(
+        "typical_tree", "Typical acceptance on SpecExec's tree: where the target's draw is no node, one that is likely"
+        " enough is.", "tree", settings=(*TREE, "accept_epsilon", "accept_delta"), **_UNTRAINED,
+    ),
+    MethodSpec(
+        "entropy_tree", "Entropy gate on SpecExec's tree: where the target is unsure and its draw is no node, the"
+        " draft's favourite is.", "tree", settings=(*TREE, "accept_entropy"), **_UNTRAINED,
+    ),
 )  # fmt: skip
 
 

@@ -67,19 +67,19 @@ def _judged(method: MethodConfig, context: BuildContext) -> Judged:
     return Judged(judge.network, mode.parts, threshold, context.eos_ids, needs)
 
 
-def _topk(method: MethodConfig, context: BuildContext) -> Chain:
-    return _chain(method, context, TopK(method.accept_k, method.accept_margin, context.warp))
+def _topk(method: MethodConfig, context: BuildContext) -> TopK:
+    return TopK(method.accept_k, method.accept_margin, context.warp)
 
 
-def _typical(method: MethodConfig, context: BuildContext) -> Chain:
+def _typical(method: MethodConfig, context: BuildContext) -> Typical:
     epsilon, delta = _dial(method), method.accept_delta
     if delta is None:  # the root, as in the paper's experiments; with epsilon 1 the rule is then off
         delta = math.inf if epsilon == 1 else math.sqrt(epsilon)
-    return _chain(method, context, Typical(epsilon, delta, context.warp))
+    return Typical(epsilon, delta, context.warp)
 
 
-def _entropy(method: MethodConfig, context: BuildContext) -> Chain:
-    return _chain(method, context, EntropyGate(_dial(method), context.warp))
+def _entropy(method: MethodConfig, context: BuildContext) -> EntropyGate:
+    return EntropyGate(_dial(method), context.warp)
 
 
 def _fly(method: MethodConfig, context: BuildContext) -> Chain:
@@ -120,13 +120,16 @@ BUILDERS: dict[str, Callable[[MethodConfig, BuildContext], Decoder]] = {
         method, context, InTurn({name: _PROPOSERS[name](method, context) for name in method.proposers.split(",")})
     ),
     "autojudge": lambda method, context: _chain(method, context, _judged(method, context)),
-    "topk": _topk,
-    "typical": _typical,
-    "entropy": _entropy,
+    "topk": lambda method, context: _chain(method, context, _topk(method, context)),
+    "typical": lambda method, context: _chain(method, context, _typical(method, context)),
+    "entropy": lambda method, context: _chain(method, context, _entropy(method, context)),
     "fly": _fly,
     "fuzzy": _fuzzy,
     "specexec": _specexec,
     "autojudge_tree": lambda method, context: _specexec(method, context, _judged(method, context)),
+    "topk_tree": lambda method, context: _specexec(method, context, _topk(method, context)),
+    "typical_tree": lambda method, context: _specexec(method, context, _typical(method, context)),
+    "entropy_tree": lambda method, context: _specexec(method, context, _entropy(method, context)),
 }
 
 

@@ -105,14 +105,15 @@ class Subject:
             return ""
         if not spec(method.method).verifies:
             return f"{method.method} decodes with the draft model alone"
-        if method.method == "topk":
+        rule = method.method.removesuffix("_tree")
+        if rule == "topk":
             likeliest = "likeliest token" if method.accept_k == 1 else f"{method.accept_k} likeliest tokens"
             margin = "" if method.accept_margin is None else f" and less than {method.accept_margin:g} below the best"
             return f"Top-K also accepts a drafted token among the target's {likeliest}{margin}"
         if method.judge:
             return f"AutoJudge also accepts mismatches that its judge gives a probability below {self.threshold:g}"
-        if method.method in _ACCEPTS:
-            return f"its rule also accepts {_ACCEPTS[method.method]} ({method.dial:g})"
+        if rule in _ACCEPTS:
+            return f"its rule also accepts {_ACCEPTS[rule]} ({method.dial:g})"
         return f"{method.method} declares itself lossy at these settings"
 
 

@@ -33,8 +33,8 @@ def chains(preset: str, parsed: Mapping[str, Any], given: Mapping[str, Any]) -> 
     variants: list[tuple[str, dict[str, Any]]] = [("", {})]
     if "judge" in settings:
         variants = _thresholds(parsed, given)
-    elif method == "topk":
-        variants = [(f"_top{k}", {"accept_k": k}) for k in given.get("accept_k", (parsed["accept_k"],))]
+    elif "accept_k" in settings:
+        variants = _likeliest(parsed, given)
     elif "max_ngram" in settings:
         ngrams = given.get("max_ngram", (parsed.get("max_ngram", MAX_NGRAM),))
         variants = [(f"_n{n}" if len(ngrams) > 1 else "", {"max_ngram": n}) for n in ngrams]
@@ -98,13 +98,22 @@ def _thresholds(parsed: Mapping[str, Any], given: Mapping[str, Any]) -> list[tup
     ]
 
 
+def _likeliest(parsed: Mapping[str, Any], given: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Each K of Top-K, with the suffix of its label."""
+    return [(f"_top{k}", {"accept_k": k}) for k in given.get("accept_k", (parsed["accept_k"],))]
+
+
 def trees(preset: str, given: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[MethodConfig]:
-    """A setting for each depth, budget and threshold. The depth is gamma, unless `max_depth` sets one for all."""
+    """A setting for each depth, budget and dial of its rule. The depth is gamma, unless `max_depth` sets one."""
     method, gammas = parsed["method"], given.get("gamma")
     parsed = {**parsed, **{key: given[key] for key in TREE_SHAPE if key in given}}
-    judged: list[tuple[str, dict[str, Any]]] = [("", {})]
-    if "judge" in settings_of(method, ""):
-        judged = [(suffix if "threshold" in given else "", each) for suffix, each in _thresholds(parsed, given)]
+    settings = settings_of(method, "")
+    rules: list[tuple[str, dict[str, Any]]] = [("", {})]
+    if "judge" in settings:
+        rules = [(suffix if "threshold" in given else "", each) for suffix, each in _thresholds(parsed, given)]
+    elif "accept_k" in settings:
+        rules = [(suffix if "accept_k" in given else "", each) for suffix, each in _likeliest(parsed, given)]
+    axes = [_values(key, given, parsed) for key in _SUFFIXES if key in settings]
     more = {key: parsed[key] for key in TREE_SHAPE if key in parsed and key not in ("tree_budget", "max_depth")}
     if "max_depth" in parsed:
         depths = {preset: parsed["max_depth"]}
@@ -115,7 +124,8 @@ def trees(preset: str, given: Mapping[str, Any], parsed: Mapping[str, Any]) -> l
         budgets = {label: more.get("parallel_branches", PARALLEL_BRANCHES) * depth}
         if "tree_budget" in parsed:
             budgets = {f"{label}_b{budget}": budget for budget in parsed["tree_budget"]}
-        for (name, budget), (suffix, overrides) in product(budgets.items(), judged):
-            shape = TreeConfig(budget, depth, **more)
-            methods.append(MethodConfig(method, preset, name + suffix, tree=shape, **overrides))
+        for (name, budget), *chosen in product(budgets.items(), rules, *axes):
+            overrides = {key: value for _, each in chosen for key, value in each.items()}
+            name += "".join(suffix for suffix, _ in chosen)
+            methods.append(MethodConfig(method, preset, name, tree=TreeConfig(budget, depth, **more), **overrides))
     return methods

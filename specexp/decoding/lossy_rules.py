@@ -14,6 +14,7 @@ from array_api_compat import array_namespace, device, to_device
 
 from specexp.decoding.protocol import Array, Drafted, Needs, Scored
 from specexp.decoding.rules import UNIT_TEMPERATURE, Warp
+from specexp.decoding.untrained_rules import at_drafted, at_nodes
 
 # From features[N, F], whose parts specexp/judge/features.py names, to the probabilities[N] of important mismatches.
 JudgeFunction = Callable[[Array], Array]
@@ -83,14 +84,22 @@ class TopK:
     def needs(self) -> Needs:
         return Needs()
 
+    @property
+    def is_off(self) -> bool:
+        return self.margin is not None and self.margin <= 0
+
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
-        num_drafted = drafted.tokens.shape[0]
-        if not num_drafted or (self.margin is not None and self.margin <= 0):
+        if not drafted.tokens.shape[0] or self.is_off:
             return None
-        logits = scored.logits
-        assert logits is not None
-        xp = array_namespace(logits)
-        rows, where = logits[:num_drafted], drafted.tokens[:, None]
+        return self._among_best(at_drafted(drafted, scored), drafted.tokens)
+
+    def accept_nodes(self, tokens: Array, parents: Array, scored: Scored) -> Array | None:
+        """The same for a tree's nodes (`TreeRule`)."""
+        return None if self.is_off else self._among_best(*at_nodes(tokens, parents, scored))
+
+    def _among_best(self, rows: Array, tokens: Array) -> Array:
+        """[N] of bools for tokens[N] by the target's logits `rows`[N, V] where each stands."""
+        xp, where = array_namespace(rows), tokens[:, None]
         drafted_logits = xp.take_along_axis(rows, where, axis=-1)
         ids = xp.arange(rows.shape[-1], device=device(rows))[None, :]
         ahead = (rows > drafted_logits) | ((rows == drafted_logits) & (ids < where))

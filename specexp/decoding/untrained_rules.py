@@ -1,8 +1,12 @@
-"""Lossy acceptance rules for the chain that need no training: typical acceptance, entropy gates, FLy, fuzzy acceptance.
+"""Lossy acceptance rules that need no training: typical acceptance, entropy gates, FLy, fuzzy acceptance.
 
 Each accepts what the lossless rule accepts, and in addition what its inequality accepts, which is strict: at one end of
 its dial it accepts nothing more and is the lossless chain, at the same cost. A token that only it accepts is counted as
 judged.
+
+Typical acceptance and the entropy gate read the target's row where a token stands alone, and so decide on a tree's
+nodes, too (`TreeRule`). FLy looks at the target's choices behind a token, fuzzy acceptance at the draft's whole
+distribution: of a tree's nodes there is neither, so these two are for chains.
 
 p and q are the distributions that target and draft sample from; at temperature 0, where these are one-hot, those at
 temperature 1 (`Warp.softened`). H(p) = -sum_x p(x) log p(x), in nats.
@@ -57,10 +61,20 @@ DISTANCES: Mapping[str, Callable[[Array, Array], Array]] = {
 }  # fmt: skip
 
 
-def _target_rows(drafted: Drafted, scored: Scored) -> Array:
+def at_drafted(drafted: Drafted, scored: Scored) -> Array:
     """The target's logits[G, V] where each drafted token stands."""
     assert scored.logits is not None
     return scored.logits[: drafted.tokens.shape[0]]
+
+
+def at_nodes(tokens: Array, parents: Array, scored: Scored) -> tuple[Array, Array]:
+    """The target's logits[N + 1, V] where each of a tree's nodes stands, and the nodes' tokens[N + 1].
+
+    Row 0 is the root's, which stands nowhere: it gets a row and a token that exist.
+    """
+    assert scored.logits is not None
+    xp = array_namespace(scored.logits)
+    return xp.take(scored.logits, xp.clip(parents, 0, None), axis=0), xp.clip(tokens, 0, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +92,22 @@ class Typical:
     def needs(self) -> Needs:
         return Needs()
 
+    @property
+    def is_off(self) -> bool:
+        return self.epsilon >= 1 and self.delta == math.inf
+
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
-        if not drafted.tokens.shape[0] or (self.epsilon >= 1 and self.delta == math.inf):
+        if not drafted.tokens.shape[0] or self.is_off:
             return None
-        xp = array_namespace(drafted.tokens)
-        p = self.warp.softened(_target_rows(drafted, scored))
+        return self._likely(at_drafted(drafted, scored), drafted.tokens)
+
+    def accept_nodes(self, tokens: Array, parents: Array, scored: Scored) -> Array | None:
+        return None if self.is_off else self._likely(*at_nodes(tokens, parents, scored))
+
+    def _likely(self, rows: Array, tokens: Array) -> Array:
+        xp, p = array_namespace(rows), self.warp.softened(rows)
         least = xp.clip(self.delta * xp.exp(-entropy(p)), None, self.epsilon)
-        return xp.take_along_axis(p, drafted.tokens[:, None], axis=-1)[:, 0] > least
+        return xp.take_along_axis(p, tokens[:, None], axis=-1)[:, 0] > least
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +124,13 @@ class EntropyGate:
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         if not drafted.tokens.shape[0] or self.gate >= 1:
             return None
-        p = self.warp.softened(_target_rows(drafted, scored))
-        return entropy(p) > self.gate * math.log(p.shape[-1])
+        return self._unsure(at_drafted(drafted, scored))
+
+    def accept_nodes(self, tokens: Array, parents: Array, scored: Scored) -> Array | None:
+        return None if self.gate >= 1 else self._unsure(at_nodes(tokens, parents, scored)[0])
+
+    def _unsure(self, rows: Array) -> Array:
+        return entropy(self.warp.softened(rows)) > self.gate * math.log(rows.shape[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +157,7 @@ class FLy:
             return None
         assert self.warp.greedy, "FLy compares first choices"
         xp = array_namespace(drafted.tokens)
-        logits = _target_rows(drafted, scored)
+        logits = at_drafted(drafted, scored)
         unsure = entropy(self.warp.softened(logits)) > self.gate * math.log(logits.shape[-1])
         agrees = self.warp.first(logits) == drafted.tokens
         for eos in self.eos_ids:
@@ -166,5 +194,5 @@ class Fuzzy:
         if not drafted.tokens.shape[0] or self.bound <= 0:
             return None
         assert drafted.q is not None, "the draft's distributions that the rule needs were not requested"
-        p = self.warp.softened(_target_rows(drafted, scored))
+        p = self.warp.softened(at_drafted(drafted, scored))
         return DISTANCES[self.distance](p, drafted.q) < self.bound

@@ -449,8 +449,8 @@ def test_dials_of_rules_without_training_are_separate_settings(workplace: Path) 
             "it must be a number >= 0 and at most 1000000 (0 = nothing more)",
         ),
         ({"methods": "topk", "accept_margin": "2"}, "it must be a number in [0, 1] (0 = nothing more)"),
-        ({"methods": "topk", "accept_entropy": "0.5"}, "leave it out, or add entropy or fly."),
-        ({"methods": "typical", "accept_k": "2"}, "leave it out, or add topk."),
+        ({"methods": "topk", "accept_entropy": "0.5"}, "leave it out, or add entropy or fly or entropy_tree."),
+        ({"methods": "typical", "accept_k": "2"}, "leave it out, or add topk or topk_tree."),
     ],
 )
 def test_rules_without_training_that_make_no_sense_are_refused(flags: dict[str, Any], words: str) -> None:

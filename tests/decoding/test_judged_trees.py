@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,10 +11,10 @@ import pytest
 from helpers.judges import random_network
 from helpers.model_folders import slow_for
 from helpers.networks import network_arrays
-from helpers.reference_distribution import tree
 from helpers.sampling import EOS, EXACT, SAMPLINGS, names
 from helpers.seeded_bugs import JUDGED_TREE_BUGS, Bug, mutated
-from specexp.certify.reference_distribution import gap, warp
+from helpers.tree_walks import LENGTH, PROMPT, SHAPES, Waives, decoder, module, outputs_of_recursion, pair
+from specexp.certify.reference_distribution import gap
 from specexp.config import adjusted, resolve
 from specexp.decoding.rng import rng_for
 from specexp.errors import JudgeError
@@ -24,22 +22,9 @@ from specexp.judge.features import MODES
 from specexp.judge.judge import Facts, Judge
 from specexp.methods import check_judge
 
-VOCAB, PROMPT, LENGTH = 3, [1], 5
-# Nodes, levels, branches and width.
-SHAPES = [(3, 3, 1, 1), (5, 3, 1, 3), (8, 3, 3, 2), (2, 2, 2, 2)]
 THRESHOLDS = (0.0, 0.4, 0.7, 1.1)
 PROMPTS = [[1 + i % 6, 2, 1 + (3 * i) % 7] for i in range(6)]
 MODES_OF_TREES = ("target", "target_previous")
-Waives = Callable[[list[int], int], bool]
-
-
-def module(name: str) -> Any:
-    return importlib.import_module(f"specexp.{name}")
-
-
-def pair(seed: int = 3, vocab: int = VOCAB, noise: float = 0.8) -> dict[Any, Any]:
-    toy = module("lm.toy")
-    return {"target": toy.ToyModel(vocab, seed), "draft": toy.ToyModel(vocab, seed, draft_noise=noise)}
 
 
 def network(mode: str, seed: int = 0) -> Any:
@@ -50,12 +35,6 @@ def network(mode: str, seed: int = 0) -> Any:
 def rule(mode: str, threshold: float, score: Any, eos: tuple[int, ...] = (EOS,)) -> Any:
     judged = module("decoding.lossy_rules").Judged
     return judged(score, MODES[mode].parts, threshold, eos, MODES[mode].needs)
-
-
-def decoder(shape: tuple[int, int, int, int], sampling: dict[str, Any], judge: Any = None) -> Any:
-    budget, depth, branches, width = shape
-    specexec, rules = module("decoding.specexec"), module("decoding.rules")
-    return specexec.SpecExec(budget, depth, rules.Warp(**sampling), branches, width, rule=judge)
 
 
 def waived(target: Any, mode: str, threshold: float, judge: Any) -> Waives:
@@ -69,44 +48,6 @@ def waived(target: Any, mode: str, threshold: float, judge: Any) -> Waives:
     return waives
 
 
-def reference(
-    models: dict[Any, Any], shape: tuple[int, int, int, int], sampling: dict[str, Any], waives: Waives
-) -> dict[tuple[int, ...], float]:
-    """Probability of every output by recursion over slowly grown trees, with fresh forwards and no cache."""
-    masses: dict[tuple[int, ...], float] = {}
-    budget, depth, branches, width = shape
-
-    def row(role: str, ids: list[int], **warped: Any) -> Any:
-        logits, _ = models[role].session().feed(models[role].ids(ids), rows=1)
-        return warp(logits[0].tolist(), **warped)
-
-    def begin(out: tuple[int, ...], mass: float) -> None:
-        if len(out) == LENGTH or EOS in out:
-            masses[out] = masses.get(out, 0.0) + mass
-            return
-        ids = [*PROMPT, *out]
-        go(out, tree(models["draft"], ids, min(depth, LENGTH - len(out) - 1), budget, branches, width), (), mass)
-
-    def go(out: tuple[int, ...], paths: set[tuple[int, ...]], path: tuple[int, ...], mass: float) -> None:
-        if path and path[-1] == EOS:
-            begin((*out, *path), mass)
-            return
-        ids = [*PROMPT, *out, *path]
-        q = row("draft", ids, temperature=1.0)
-        children = sorted((p[-1] for p in paths if p[:-1] == path and p), key=lambda token: (-q[token], token))
-        instead = next((token for token in children if waives(ids, token)), None)
-        for token, chance in enumerate(row("target", ids, **sampling)):
-            if chance and token in children:
-                go(out, paths, (*path, token), mass * chance)
-            elif chance and instead is not None:
-                go(out, paths, (*path, instead), mass * chance)
-            elif chance:
-                begin((*out, *path, token), mass * chance)
-
-    begin((), 1.0)
-    return masses
-
-
 def check_every_way_the_rng_can_fall(shape: tuple[int, int, int, int], sampling: dict[str, Any]) -> None:
     lossy = 0
     for number, (threshold, mode) in enumerate(itertools.product(THRESHOLDS, MODES_OF_TREES)):
@@ -117,7 +58,7 @@ def check_every_way_the_rng_can_fall(shape: tuple[int, int, int, int], sampling:
         )  # fmt: skip
         assert sum(got.values()) == pytest.approx(1, abs=EXACT)
         waives = waived(models["target"], mode, threshold, judge)
-        assert gap(got, reference(models, shape, sampling, waives)) < EXACT
+        assert gap(got, outputs_of_recursion(models, shape, sampling, waives)) < EXACT
         own = module("certify.reference_distribution").sequence_distribution(
             models["target"], PROMPT, LENGTH, EOS, **sampling
         )

@@ -38,7 +38,7 @@ def without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_every_method_runs_without_torch(workplace: Path) -> None:
     judge_for("toy_quick", features.mode("both")).save(workplace / "judge")
-    untrained = ("typical", "entropy", "fly", "fuzzy")
+    untrained = ("typical", "entropy", "fly", "fuzzy", "topk_tree", "typical_tree", "entropy_tree")
     methods = ",".join(("compare_all_k4", "suffix", "chained", *untrained))
     done = without_torch("--experiment", "toy_quick", "--limit", "5", "--methods", methods, "--judge", "judge",
                          "--gamma", "8")  # fmt: skip

@@ -314,8 +314,8 @@ JUDGED_BUGS = [
     Bug("a judge at threshold 0 waives", JUDGED, "or self.threshold <= 0:", "or self.threshold < 0:\n            return None\n        if self.threshold == 0:\n"
         "            return drafted.tokens == drafted.tokens[:1]\n        if False:"),
     Bug("top-k takes one more", JUDGED, "axis=-1) < self.k", "axis=-1) <= self.k"),
-    Bug("top-k a row late", JUDGED, "rows, where = logits[:num_drafted]", "rows, where = logits[1:]"),
-    Bug("top-k is of the draft", JUDGED, "rows, where = logits[:num_drafted]", "rows, where = logits[:num_drafted] if drafted.q is None else drafted.q"),
+    Bug("top-k a row late", JUDGED, "at_drafted(drafted, scored), drafted", "scored.logits[1:], drafted"),
+    Bug("top-k is of the draft", JUDGED, "at_drafted(drafted, scored), drafted", "at_drafted(drafted, scored) if drafted.q is None else drafted.q, drafted"),
     Bug("the last drafted token is not fed", DRAFTING, "chain.hidden.append(hidden_states)\n", "chain.hidden.append(chain.hidden[-1])\n"),
     Bug("the last drafted token is always fed", DRAFTING, "        if ask.feed_last_token and (", "        if ask.hidden and ("),
     Bug("the last drafted token is fed twice", CONTEXT, "slots = [slot for slot in kept if slot < self._num_slots][: len(tokens) - 1]",
@@ -343,13 +343,13 @@ RULE_BUGS = [
     Bug("typical acceptance takes the greater bound", UNTRAINED, "None, self.epsilon)", "self.epsilon, None)"),
     Bug("typical acceptance grows with the entropy", UNTRAINED, "xp.exp(-entropy(p))", "xp.exp(entropy(p))"),
     Bug("the rows of typical acceptance are one late", UNTRAINED, "return scored.logits[: drafted.tokens.shape[0]]", "return scored.logits[1:]"),
-    Bug("typical acceptance knows no entropy at the end of its dial", UNTRAINED, "(self.epsilon >= 1 and self.delta == math.inf)", "self.epsilon >= 1"),
-    Bug("a gate opens at its entropy", UNTRAINED, "return entropy(p) > self.gate", "return entropy(p) >= self.gate"),
-    Bug("a gate reads the draft's entropy", UNTRAINED, "return entropy(p) > self.gate * math.log(p.shape[-1])",
-        "return entropy(p if drafted.q is None else drafted.q) > self.gate * math.log(p.shape[-1])"),
+    Bug("typical acceptance knows no entropy at the end of its dial", UNTRAINED, "return self.epsilon >= 1 and self.delta == math.inf", "return self.epsilon >= 1"),
+    Bug("a gate opens at its entropy", UNTRAINED, "return entropy(self.warp.softened(rows)) > self.gate", "return entropy(self.warp.softened(rows)) >= self.gate"),
+    Bug("a gate reads the draft's entropy", UNTRAINED, "return self._unsure(at_drafted(drafted, scored))",
+        "return self._unsure(at_drafted(drafted, scored) if drafted.q is None else drafted.q)"),
     Bug("a gate's entropy is in bits", UNTRAINED, "return -_sum_of_logs(p, p)", "return -_sum_of_logs(p, p) / math.log(2)"),
-    Bug("a gate at 1 is open", UNTRAINED, "if not drafted.tokens.shape[0] or self.gate >= 1:\n            return None\n        p = ",
-        "if not drafted.tokens.shape[0]:\n            return None\n        if self.gate >= 1:\n            return drafted.tokens == drafted.tokens\n        p = "),
+    Bug("a gate at 1 is open", UNTRAINED, "if not drafted.tokens.shape[0] or self.gate >= 1:\n            return None\n        return self._unsure",
+        "if not drafted.tokens.shape[0]:\n            return None\n        if self.gate >= 1:\n            return drafted.tokens == drafted.tokens\n        return self._unsure"),
     Bug("greedy rules see one-hot distributions", RULES, "return UNIT_TEMPERATURE if self.greedy else self", "return self"),
     Bug("rules see temperature 1 where another is sampled", RULES, "return UNIT_TEMPERATURE if self.greedy else self", "return UNIT_TEMPERATURE"),
     Bug("a window begins at the mismatch", UNTRAINED, "before[self.window + 1 :] - before[1 : inside + 1]", "before[self.window : -1] - before[:inside]"),
@@ -384,6 +384,14 @@ JUDGED_TREE_BUGS = [
     Bug("what is important is judged", JUDGED, "result = self.score(xp.concat(rows, axis=-1)) <", "result = self.score(xp.concat(rows, axis=-1)) >="),
     Bug("a tree's judge at threshold 0 is asked", JUDGED, "        if self.threshold <= 0:\n", "        if self.threshold < 0:\n"),
     Bug("drawn nodes count as judged", SPECEXEC, "judged.append(missed & xp.any(child))", "judged.append(xp.any(child))"),
+]  # fmt: skip
+
+RULES_ON_TREES_BUGS = [
+    Bug("a node stands in its own row", UNTRAINED, "xp.clip(parents, 0, None), axis=0), xp", "xp.arange(parents.shape[0]), axis=0), xp"),
+    Bug("nodes stand in the root's row", UNTRAINED, "xp.clip(parents, 0, None), axis=0), xp", "parents * 0, axis=0), xp"),
+    Bug("a node has the token of a lower id", UNTRAINED, "axis=0), xp.clip(tokens, 0, None)", "axis=0), xp.clip(tokens - 1, 0, None)"),
+    Bug("typical acceptance is off on trees", UNTRAINED, "return None if self.is_off else self._likely", "return None if not self.is_off else self._likely"),
+    Bug("what is unlikely is accepted", UNTRAINED, "[:, 0] > least", "[:, 0] <= least"),
 ]  # fmt: skip
 
 KV = "specexp.lm.native.kv_cache"

@@ -333,7 +333,7 @@ def test_a_judge_and_its_dials_go_with_methods_that_take_them(workplace: Path) -
     for flag, value, takers in (
         ("judge", "x", "autojudge or autojudge_tree"),
         ("threshold", "0.1", "autojudge or autojudge_tree"),
-        ("accept-k", "2", "topk"),
+        ("accept-k", "2", "topk or topk_tree"),
     ):
         result = evaluate("--methods", "baseline,speculative", f"--{flag}", value, "--output", "out")
         name = flag.replace("-", "_")

@@ -19,7 +19,7 @@ COLORS = {
     "chained": "#8c564b",
     "autojudge": "#d55e00", "topk": "#e69f00", "specexec": "#009e73", "typical": "#b07aa1", "entropy": "#7f7f00",
     "fly": "#c2185b", "fuzzy": "#17becf",
-    "autojudge_tree": "#8a3c00",
+    "autojudge_tree": "#8a3c00", "topk_tree": "#a36f00", "typical_tree": "#7b5273", "entropy_tree": "#5c5c1f",
 }  # fmt: skip
 OTHER = "#cc79a7"
 LIGHTEST = 0.6  # share of the way from a method's color to white
