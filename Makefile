@@ -3,7 +3,7 @@
 # make test-all  every other test that CI can bear, test-real's with them
 # make test-real  a real language model: every lossless method gives generate()'s tokens on real prompts
 # make test-quantized  folders that torchao and compressed-tensors quantized, in test-all, too
-# make test-nightly  what is too long for CI: matrices of models, long kills, runs over real data sets
+# make test-nightly  what is too long for CI: matrices of models, long kills, runs over real data sets, more seeded bugs
 # make test-oldest   the fast tests in an environment of their own, .venv-oldest, with the oldest dependencies allowed
 # make test-newest   the same in .venv-newest, with the newest ones that the package index has
 # make ui        open the MLflow UI on what was run

@@ -30,7 +30,7 @@ FAILED = 1  # pytest's exit code where tests ran and some failed; a bug that bre
 NOTHING = Bug("the unchanged package", "specexp.no_such_module", "", "")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("files", FILE_BUGS, ids="+".join)
 def test_seeded_bugs_fail_the_tests_of_their_files(files: tuple[str, ...]) -> None:
     bugs = [NOTHING, *FILE_BUGS[files]]

@@ -13,9 +13,9 @@ from entrypoints import certify as entry
 from helpers import other_tokenizers
 from helpers.cli_runner import invoke
 
-pytestmark = pytest.mark.slow
 KINDS = ("own layers", "intersection", "text")
-CASES = [*((kind, temperature) for kind in KINDS for temperature in ("0", "0.7")), ("draft_temperature", "0.7")]
+SAMPLED = [pytest.param(kind, "0.7", marks=pytest.mark.nightly) for kind in (*KINDS, "draft_temperature")]
+CASES = [*(pytest.param(kind, "0", marks=pytest.mark.slow) for kind in KINDS), *SAMPLED]
 
 
 @pytest.mark.parametrize(("kind", "temperature"), CASES)

@@ -92,7 +92,7 @@ def test_the_unchanged_package_passes_the_same_checks() -> None:
     assert caught_by(Bug("nothing", "specexp.decoding.tree", "ROOT = -1", "ROOT = -1")) is None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("bug", JUDGED_TREE_BUGS, ids=lambda bug: bug.name)
 def test_a_seeded_bug_is_caught(bug: Bug) -> None:
     assert caught_by(bug) is not None

@@ -661,7 +661,7 @@ def caught_by(bug: Bug) -> str | None:
     return None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("bug", JUDGED_BUGS, ids=lambda bug: bug.name)
 def test_a_seeded_bug_is_caught(bug: Bug, capsys: pytest.CaptureFixture[str]) -> None:
     how = caught_by(bug)

@@ -130,7 +130,7 @@ def check_everything() -> None:
         check_a_tree_of_one_branch_is_the_chain(name)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("bug", RULES_ON_TREES_BUGS, ids=lambda bug: bug.name)
 def test_a_seeded_bug_is_caught(bug: Bug) -> None:
     with mutated(bug), pytest.raises((AssertionError, IndexError, ValueError, TypeError)):

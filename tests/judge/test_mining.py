@@ -548,7 +548,7 @@ def test_the_unchanged_miner_passes_the_same_checks() -> None:
     assert caught_by(Bug("nothing", "specexp.judge.mining", "GAMMA = 6", "GAMMA = 6")) is None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("bug", MINING_BUGS, ids=lambda bug: bug.name)
 def test_a_seeded_bug_is_caught(bug: Bug, capsys: pytest.CaptureFixture[str]) -> None:
     how = caught_by(bug)

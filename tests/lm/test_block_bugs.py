@@ -39,14 +39,14 @@ def difference(case: str) -> str | None:
     return None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("case", BLOCK_BUGS)
 def test_without_a_bug_there_is_no_difference(case: str) -> None:
     with mutated(None):
         assert difference(case) is None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("case,bug", PAIRS)
 def test_a_seeded_bug_shows(case: str, bug: Bug, capsys: pytest.CaptureFixture[str]) -> None:
     with mutated(bug):
