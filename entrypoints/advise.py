@@ -8,6 +8,7 @@ from dataclasses import replace
 import click
 
 from specexp import config
+from specexp.config import endings
 from specexp.config.schema import help_texts, option_names
 from specexp.errors import ConfigError
 from specexp.pair import first_look
@@ -92,6 +93,8 @@ def resolve(experiment: str, flags: Mapping[str, str]) -> tuple[config.Experimen
     left_out = {name for name, kept in (("tree_budget", with_trees), ("draft", with_draft)) if not kept}
     asked = {key: value for key, value in flags.items() if key not in left_out}
     resolved = config.resolve(experiment, asked, DEFAULTS)
+    if faults := endings.refused(resolved, "advise predicts the speed of whole outputs"):
+        raise ConfigError(faults)
     if not any(flags.get(name) for name in ("config", "methods", "gamma")):
         resolved = with_variants(resolved)
     return resolved, with_trees, with_draft

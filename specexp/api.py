@@ -12,7 +12,7 @@ from specexp.config.single import check_bytes, checked_prompt, most_bytes
 from specexp.decoding.draft_length import NOMINAL, RelativeCosts
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import rng_for
-from specexp.engine import Engine, Generation, Request, output_limit
+from specexp.engine import Ending, Engine, Generation, Request, output_limit
 from specexp.errors import ConfigError
 from specexp.judge.judge import Judge
 from specexp.method_specs import head_faults, takers, vocabulary_faults
@@ -82,6 +82,8 @@ class LoadedPair:
         top_k: int | None = None,
         top_p: float | None = None,
         max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        ignore_eos: bool | None = None,
         seed: int | None = None,
         prompt_id: str = "",
         on_text: Callable[[str], object] | None = None,
@@ -95,7 +97,7 @@ class LoadedPair:
         """
         given = {
             "methods": method, "gamma": gamma, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-            "max_new_tokens": max_new_tokens, "seed": seed,
+            "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "ignore_eos": ignore_eos, "seed": seed,
         }  # fmt: skip
         asked = config.adjusted(self.experiment, given, self._settings)
         if len(asked.methods) != 1:
@@ -106,11 +108,13 @@ class LoadedPair:
         self, prompt: str, asked: Experiment, prompt_id: str = "", on_text: Callable[[str], object] | None = None
     ) -> Output:
         """Decode one prompt with the first method of `asked`, an experiment with the same pair."""
-        pieces = Pieces(self._pair.text, self._pair.eos_ids, on_text) if on_text else None
+        ends = () if asked.ignore_eos else self._pair.eos_ids
+        pieces = Pieces(self._pair.text, ends, on_text) if on_text else None
         request = self.request(prompt, asked, prompt_id, pieces.add if pieces else None)
         out = self._engine.generate(
-            request.decoder, request.prompt_ids, request.max_new_tokens, request.rng, request.on_tokens, request.name
-        )
+            request.decoder, request.prompt_ids, request.max_new_tokens, request.rng, request.on_tokens, request.name,
+            request.ending,
+        )  # fmt: skip
         if pieces:
             pieces.close()
         return self.output(out)
@@ -146,7 +150,8 @@ class LoadedPair:
         role = decoder.models[0]
         ids = encoded(prompt, text or self._pair.text, self._longest, self._pair.models[role].context, role)
         rng = rng_for(asked.temperature, asked.seed, prompt_id)
-        return Request(decoder, ids, asked.max_new_tokens, rng, on_tokens, prompt_id)
+        ending = Ending(asked.min_new_tokens, asked.ignore_eos)
+        return Request(decoder, ids, asked.max_new_tokens, rng, on_tokens, prompt_id, ending=ending)
 
     def most_bytes(self, role: Role) -> int:
         """Return the most bytes of a prompt that is encoded at all: a longer one cannot fit this model's context."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from specexp.config import endings
 from specexp.config.experiment import Experiment, settings_hash
 from specexp.config.parsers import MOST_TOGETHER, TASK_SOURCES, whole
 from specexp.config.resolver import resolve
@@ -93,6 +94,7 @@ def resolve_drafter(name: str, flags: Mapping[str, Any]) -> DrafterConfig:
         )
     if experiment.limit < FEWEST_PROMPTS:
         faults.append(f"limit is {experiment.limit}; a drafter needs at least {FEWEST_PROMPTS} prompts: raise it.")
+    faults += endings.refused(experiment, "a drafter learns from outputs that end by themselves")
     if faults:
         raise ConfigError(faults)
     source, data = TASK_SOURCES[experiment.task], experiment.data

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from specexp.config import endings
 from specexp.config.experiment import (
     Experiment,
     settings_hash,
@@ -74,6 +75,7 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
             f"labels are mined with a draft that is a model by itself, but {experiment.draft.shown} is a head, which"
             " reads the target's hidden states; name another draft."
         )
+    faults += endings.refused(experiment, "labels are mined on outputs that end by themselves")
     if faults:
         raise ConfigError(faults)
     source = TASK_SOURCES[experiment.task]

@@ -200,6 +200,12 @@ def switch(value: Any) -> bool:
     return value
 
 
+def flag(value: Any) -> bool:
+    """A switch that commands take, too: flags are text."""
+    known = {"true": True, "false": False}
+    return switch(known.get(value.lower(), value) if isinstance(value, str) else value)
+
+
 def mapping(kind: str, value: Mapping[str, Any], parsers: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
     """A mapping's values, parsed; ValueError lists everything wrong with them."""
     faults, result = [], {}

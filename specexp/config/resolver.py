@@ -7,10 +7,11 @@ transformers or mlflow.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from specexp import reading
+from specexp.config import endings
 from specexp.config.experiment import (
     ROLES,
     Experiment,
@@ -82,6 +83,7 @@ def adjusted(experiment: Experiment, settings: Mapping[str, Any], under: Mapping
     if "methods" in values:
         values["methods"] = tuple(reader._methods(values["methods"], values))
         reader.check(values["methods"], values.get("temperature", experiment.temperature))
+    faults += endings.faults({**asdict(experiment), **values})
     values = {key: value for key, value in values.items() if key not in takers()}
     if faults:
         raise ConfigError(faults)
@@ -159,6 +161,7 @@ class _Reader:
         if "draft" in models and models["draft"].vocabulary in (INTERSECTION, TEXT):
             self.faults += vocabulary_faults(methods, models["draft"].vocabulary)
         self.faults += head_faults(methods, head) if head else []
+        self.faults += endings.faults(values)
         self._task(values, [method.method for method in methods])
         if self.faults:
             return None

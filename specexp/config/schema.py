@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from specexp.config.endings import ENDINGS
 from specexp.config.experiment import MAX_GAMMA
 from specexp.config.models import model_settings
 from specexp.config.parsers import (
@@ -150,6 +151,7 @@ SETTINGS: dict[str, Setting] = {
         more="Fewer are emitted where the context ends: `finish_reason` is then `context`. The tasks' defaults are "
         + ", ".join(f"`{task}` {its.max_new_tokens}" for task, its in DEFAULTS.items()) + ".",
     ),
+    **ENDINGS,
     "limit": Setting(
         whole(1, ">= 1"), "Set how many prompts are decoded.", otherwise=OF_TASK,
         more="They are the first ones, or for a task with categories (`mtbench`, `spec_bench`) a stratified sample with"

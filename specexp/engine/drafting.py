@@ -19,6 +19,7 @@ from specexp.decoding.protocol import Depth, Draft, Drafted, Recall, Role
 from specexp.decoding.rng import DRAFT, pick_each
 from specexp.decoding.rules import Warp
 from specexp.engine.chain_length import ChainLength
+from specexp.engine.ending import without
 from specexp.engine.forwards import feed_requests
 from specexp.engine.host_transfer import HostTransfer
 from specexp.engine.ngram_lookup import Ngrams, continuation
@@ -76,7 +77,9 @@ class Drafting:
         if isinstance(asked[0][0].contexts["draft"].session, Writer):
             return [self._write(state, each) for state, each in asked]
         chains = [self._begin(state, each) for state, each in asked]
-        if self._drafts is not None and (whole := self._draft_whole(self._drafts, chains[0], ask)) is not None:
+        # A whole chain in one call has no ids that are banned.
+        whole = None if self._drafts is None or chains[0].banned(0) else self._draft_whole(self._drafts, chains[0], ask)
+        if whole is not None:
             return [whole]
         if self._blocks is not None:
             return [self._block(self._blocks, chain, ask) for chain in chains]
@@ -84,7 +87,7 @@ class Drafting:
         while going := [chain for chain in chains if step < chain.length]:
             fed = [(chain.tokens[-1] if chain.tokens else None, None, ask.hidden) for chain in going]
             result = feed_requests(model, "draft", [chain.state for chain in going], fed)
-            logits = _joined([_last(rows) for rows, _ in result])
+            logits = without(_joined([_last(rows) for rows, _ in result]), [chain.banned(step) for chain in going])
             q = logits if greedy else ask.warp(logits)
             peaks = array_namespace(logits).max(logits, axis=-1)
             # A one-hot row needs no draw, and its token says what q is.
@@ -226,6 +229,10 @@ class _Chain:
         self.hidden: list[Array] = []
         self.probability: list[Array] = []  # [1] each: of the token under the draft, for chains that end early
         self.survival = 1.0  # the predicted probability that every token is accepted
+
+    def banned(self, step: int) -> frozenset[int]:
+        """The ids that may not be emitted at this place of the chain."""
+        return self.state.end.banned(self.position + step)
 
     def goes_on(self, probability: float) -> bool:
         """True unless no longer chain pays after the last token, which has this probability."""

@@ -13,7 +13,7 @@ from typing import Any
 from specexp.config import Experiment, MethodConfig
 from specexp.decoding.chain import Chain
 from specexp.decoding.protocol import Role
-from specexp.engine import Decoder, output_limit
+from specexp.engine import Decoder, Ending, output_limit
 from specexp.errors import ModelError, OutputError, PromptError
 from specexp.judge.judge import Judge
 from specexp.lm import out_of_memory
@@ -94,6 +94,11 @@ class Prepared:
     pair: Pair
     judges: Mapping[str, Judge]
     notes: Sequence[str] = ()
+
+    @property
+    def ending(self) -> Ending:
+        """Where an output ends before its limit."""
+        return Ending(self.experiment.min_new_tokens, self.experiment.ignore_eos)
 
 
 def prepare(

@@ -124,7 +124,8 @@ def _warm_up(prepared: Prepared, engine: Engine) -> dict[str, Pace]:
     some = list(zip(names, prepared.prompts, strict=True))[: max(2, prepared.experiment.batch)]
     paces = {}
     for setting in prepared.settings:
-        requests = [Request(setting.decoder, ids, WARM_UP_TOKENS, rng, name=name) for name, ids in some]
+        ending = prepared.ending
+        requests = [Request(setting.decoder, ids, WARM_UP_TOKENS, rng, name=name, ending=ending) for name, ids in some]
         outputs = dict(engine.generate_all(requests))
         result = [Pace.of(out) for out in outputs.values()]
         if setting.config.suffix_memory == "run":

@@ -16,7 +16,7 @@ from specexp.config.single import checked_prompt
 from specexp.errors import ConfigError, PromptError, RequestError, unknown
 
 COLUMN = "prompt"
-PARAMETERS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+PARAMETERS = ("max_new_tokens", "min_new_tokens", "ignore_eos", "temperature", "top_k", "top_p", "seed")
 FORMATS = ("dataframe_records", "dataframe_split", "inputs", "instances")
 MOST_PROMPTS = 256  # of one request
 LONGEST_BODY = 64 << 20  # bytes
@@ -91,7 +91,8 @@ def settings(experiment: Experiment, params: Mapping[str, Any] | None, most_new_
     faults = [unknown("parameter", key, PARAMETERS) for key in given if key not in PARAMETERS]
     for key, value in given.items():
         if isinstance(value, str):
-            faults.append(f"{key} is {value!r}; it must be a number.")
+            kind = "true or false" if key == "ignore_eos" else "a number"
+            faults.append(f"{key} is {value!r}; it must be {kind}.")
     given = {key: value for key, value in given.items() if key in PARAMETERS and not isinstance(value, str)}
     length = given.get("max_new_tokens")
     if isinstance(length, int) and length > most_new_tokens:

@@ -384,6 +384,14 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("chains begin in the prompt", "specexp.drafter.training", "row >= first[:, None] + step", "row >= first[:, None]"),
         Bug("offsets are ids", EAGLE3, "ids - torch.arange(len(ids))", "ids - 0"),
     ],
+    ("engine/test_ending.py",): [
+        Bug("an EOS is allowed at the last step before the minimum", "specexp.engine.ending", "if position < self.min_new_tokens", "if position < self.min_new_tokens - 1"),
+        Bug("an EOS is banned at the first step after the minimum", "specexp.engine.ending", "if position < self.min_new_tokens", "if position <= self.min_new_tokens"),
+        Bug("rows of a round are banned as its first one", "specexp.engine.forwards", "state.end.banned(first + depth)", "state.end.banned(first)"),
+        Bug("the depth of a node is its slot", "specexp.engine.context", "result.append(result[parent + 1] + 1)", "result.append(len(result))"),
+        Bug("drafts are banned one place late", "specexp.engine.drafting", "self.state.end.banned(self.position + step)", "self.state.end.banned(self.position + step + 1)"),
+        Bug("an ignored EOS ends the output", "specexp.engine.ending", "NO_IDS if ending.ignore_eos else eos", "eos"),
+    ],
     ("metrics/test_paired.py",): [
         Bug("pairing of repeats is ignored", PAIRED, 'by_key[r["prompt_id"], r["turn"], r["repeat"]])', 'by_key[r["prompt_id"], r["turn"], 0])'),
         Bug("pairing of turns is ignored", PAIRED, 'by_key[r["prompt_id"], r["turn"], r["repeat"]])', 'by_key[r["prompt_id"], 0, r["repeat"]])'),

@@ -44,6 +44,8 @@ SAMPLING: list[dict[str, Any]] = [
     {"temperature": 1.0, "seed": 3},
     {"temperature": 0.7, "top_k": 5, "seed": 4},
     {"temperature": 1.0, "top_p": 0.8, "max_new_tokens": 12},
+    {"min_new_tokens": 150},
+    {"max_new_tokens": 90, "ignore_eos": True},
 ]
 
 
@@ -264,7 +266,8 @@ def test_the_model_says_what_it_is_and_holds_no_weights(model: Any, tmp_path: Pa
     signature = model.metadata.signature
     assert str(signature.inputs) == "['prompt': string (required)]"
     assert {spec.name: spec.default for spec in signature.params} == {
-        "max_new_tokens": 160, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0,
+        "max_new_tokens": 160, "min_new_tokens": 0, "ignore_eos": False, "temperature": 0.0,
+        "top_k": 0, "top_p": 1.0, "seed": 0,
     }  # fmt: skip
     version = MlflowClient().get_model_version("decoder", "1")
     assert version.tags == {

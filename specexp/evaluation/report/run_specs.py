@@ -187,6 +187,8 @@ def params_of(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, 
             name: getattr(experiment, name)
             for name in ("limit", "max_new_tokens", "temperature", "top_k", "top_p", "batch")
         },
+        "min_new_tokens": experiment.min_new_tokens or "",
+        "ignore_eos": experiment.ignore_eos or "",
         "data": mask(str(experiment.data or "")),
         "shots": experiment.shots or "",
         "answer_rule": "" if experiment.answer_rule == "auto" else experiment.answer_rule,
