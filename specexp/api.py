@@ -19,6 +19,7 @@ from specexp.method_specs import head_faults, takers, vocabulary_faults
 from specexp.methods import BuildContext, decoder_for
 from specexp.pair.detokenizer import Pieces
 from specexp.pair.loading import Pair, PromptCheck, hidden_sizes, identity, load_pair
+from specexp.pair.stop_strings import StopStrings, TokenBytes, text_of
 from specexp.pair.tokenization import Text
 from specexp.profiling import call_costs
 
@@ -31,7 +32,7 @@ class Output:
 
     text: str
     token_ids: list[int]
-    finish_reason: str  # stop, length or context
+    finish_reason: str  # stop, stop_string, length or context
     counts: dict[str, Any]
 
     @property
@@ -71,6 +72,8 @@ class LoadedPair:
         self._engine = self.engine()
         self._longest = self._pair.text.longest()
         self._draft_costs = draft_costs
+        self.spelled_by = self._pair.text  # spells tokens for stop strings
+        self._spell: TokenBytes | None = None
 
     def generate(
         self,
@@ -84,6 +87,7 @@ class LoadedPair:
         max_new_tokens: int | None = None,
         min_new_tokens: int | None = None,
         ignore_eos: bool | None = None,
+        stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         prompt_id: str = "",
         on_text: Callable[[str], object] | None = None,
@@ -97,7 +101,8 @@ class LoadedPair:
         """
         given = {
             "methods": method, "gamma": gamma, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-            "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "ignore_eos": ignore_eos, "seed": seed,
+            "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "ignore_eos": ignore_eos, "stop": stop,
+            "seed": seed,
         }  # fmt: skip
         asked = config.adjusted(self.experiment, given, self._settings)
         if len(asked.methods) != 1:
@@ -108,16 +113,25 @@ class LoadedPair:
         self, prompt: str, asked: Experiment, prompt_id: str = "", on_text: Callable[[str], object] | None = None
     ) -> Output:
         """Decode one prompt with the first method of `asked`, an experiment with the same pair."""
-        ends = () if asked.ignore_eos else self._pair.eos_ids
-        pieces = Pieces(self._pair.text, ends, on_text) if on_text else None
-        request = self.request(prompt, asked, prompt_id, pieces.add if pieces else None)
+        request = self.request(prompt, asked, prompt_id)
+        stop, pieces = self.stop_of(asked), None
+        if on_text:
+            ends = () if asked.ignore_eos else self._pair.eos_ids
+            pieces = Pieces(self._pair.text, ends, on_text, stop.begin(request.prompt_ids) if stop else None)
         out = self._engine.generate(
-            request.decoder, request.prompt_ids, request.max_new_tokens, request.rng, request.on_tokens, request.name,
-            request.ending,
+            request.decoder, request.prompt_ids, request.max_new_tokens, request.rng, pieces.add if pieces else None,
+            request.name, request.ending,
         )  # fmt: skip
         if pieces:
             pieces.close()
-        return self.output(out)
+        return self.output(out, request, asked)
+
+    def stop_of(self, asked: Experiment) -> StopStrings | None:
+        """Return the stop strings of these settings, if there are any."""
+        if not asked.stop:
+            return None
+        self._spell = self._spell or TokenBytes(self.spelled_by)
+        return StopStrings(asked.stop, self._spell)
 
     def engine(self, max_batch_size: int = 1) -> Engine:
         """Return another engine on these models, for `max_batch_size` requests at a time."""
@@ -150,7 +164,7 @@ class LoadedPair:
         role = decoder.models[0]
         ids = encoded(prompt, text or self._pair.text, self._longest, self._pair.models[role].context, role)
         rng = rng_for(asked.temperature, asked.seed, prompt_id)
-        ending = Ending(asked.min_new_tokens, asked.ignore_eos)
+        ending = Ending(asked.min_new_tokens, asked.ignore_eos, self.stop_of(asked))
         return Request(decoder, ids, asked.max_new_tokens, rng, on_tokens, prompt_id, ending=ending)
 
     def most_bytes(self, role: Role) -> int:
@@ -162,11 +176,11 @@ class LoadedPair:
         """The tokenization: converts texts to ids and back."""
         return self._pair.text
 
-    def output(self, out: Generation, text: Text | None = None) -> Output:
+    def output(self, out: Generation, request: Request, asked: Experiment, text: Text | None = None) -> Output:
         """Convert an engine's result to an output with text."""
         counts = asdict(out)
         tokens, reason = counts.pop("token_ids"), counts.pop("finish_reason")
-        read = (text or self._pair.text).decode(tokens[:-1] if reason == "stop" else tokens)
+        read = text_of(text or self._pair.text, tokens, reason, self.stop_of(asked), request.prompt_ids)
         return Output(read, tokens, reason, counts)
 
     @property

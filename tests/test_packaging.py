@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 EVALUATE = [
     "experiment", "pair", "target", "draft", "toy", "chat_template", "task", "data", "shots", "history", "answer_rule",
     "answer_pattern", "methods", "gamma", "tree_budget",
-    "temperature", "top_k", "top_p", "max_new_tokens", "min_new_tokens", "ignore_eos", "limit", "seed", "repeats",
-    "batch", "judge", "threshold", "accept_k", "rule", "config", "output", "resume", "show",
+    "temperature", "top_k", "top_p", "max_new_tokens", "min_new_tokens", "ignore_eos", "stop", "limit", "seed",
+    "repeats", "batch", "judge", "threshold", "accept_k", "rule", "config", "output", "resume", "show",
 ]  # fmt: skip
 
 BENCHMARK = [

@@ -36,7 +36,7 @@ LATER = {
     "suffix_memory": "prompt", "min_match": 1, "proposers": "", "max_gamma": 0,
 }  # fmt: skip
 # Likewise of experiments.
-LATER_OF_EXPERIMENT = {"min_new_tokens": 0, "ignore_eos": False}
+LATER_OF_EXPERIMENT: dict[str, Any] = {"min_new_tokens": 0, "ignore_eos": False, "stop": ()}
 PROPOSERS = ("suffix", "lookup", "draft")
 LATER_OF_MODELS = {"layers": "", "vocabulary": AUTO_VOCABULARY, **dict.fromkeys(HEADS, ""), MTP: False}
 SUFFIX_FACTOR, SUFFIX_MIN_PROBABILITY = 1.0, 0.1
@@ -110,6 +110,7 @@ class Experiment:
     batch: int = 1  # prompts decoded together
     min_new_tokens: int = 0
     ignore_eos: bool = False
+    stop: tuple[str, ...] = ()  # stop strings
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -140,7 +141,7 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
     canonical = {
         key: value
         for key, value in settings.items()
-        if key not in LATER_OF_EXPERIMENT or value != LATER_OF_EXPERIMENT[key]
+        if key not in LATER_OF_EXPERIMENT or (value and value != LATER_OF_EXPERIMENT[key])
     }
     if "methods" in settings:  # labels have none
         canonical["methods"] = [

@@ -109,6 +109,16 @@ class StopStrings:
         return before(text.decode, self.spell, ids, finder.found)
 
 
+def text_of(
+    text: Text, ids: Sequence[int], finish_reason: str, stop: StopStrings | None, prompt_ids: Sequence[int]
+) -> str:
+    """The text of an output: without its EOS, and up to its stop string."""
+    if finish_reason == "stop_string":
+        assert stop is not None, "no stop string was given"
+        return stop.cut(text, prompt_ids, ids)
+    return text.decode(ids[:-1] if finish_reason == "stop" else ids)
+
+
 @dataclass(slots=True)
 class Finder:
     """Looks for stop strings in an output, token by token. `found` are the bytes from the first character of the one

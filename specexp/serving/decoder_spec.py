@@ -7,8 +7,10 @@ This module does not know MLflow.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -118,6 +120,9 @@ class ServedDecoder:
         self._experiment = experiment
         self._pair.judge_of(experiment.methods[0])  # before the first call of any thread
         self._texts = Texts(self._pair.text)
+        with suppress(Exception):  # of a custom tokenizer that cannot be copied
+            self._pair.spelled_by = copy.deepcopy(self._pair.text)
+        self._pair.stop_of(replace(experiment, stop=("\n",)))  # makes its table before the first call of any thread
         self._batcher = Batcher(lambda: self._pair.engine(max_batch_size))
 
     def decode(self, prompts: Sequence[str], params: Mapping[str, Any] | None = None) -> list[Output]:
@@ -133,7 +138,7 @@ class ServedDecoder:
                     wanted.append(self._pair.request(prompt, asked, text=text))
         result = self._batcher.decode(wanted)
         with self._texts.lend() as text:
-            return [self._pair.output(out, text) for out in result]
+            return [self._pair.output(out, each, asked, text) for out, each in zip(result, wanted, strict=True)]
 
     @property
     def most_bytes(self) -> int:
@@ -182,6 +187,7 @@ def _experiment(settings: Mapping[str, Any]) -> Experiment:
         **{
             **settings,
             "methods": methods,
+            "stop": tuple(settings.get("stop", ())),
             "target": ModelConfig(**settings["target"]),
             "draft": ModelConfig(**settings["draft"]),
             "toy": ToyConfig(**settings["toy"]) if settings["toy"] else None,

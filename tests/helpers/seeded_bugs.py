@@ -392,6 +392,15 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("drafts are banned one place late", "specexp.engine.drafting", "self.state.end.banned(self.position + step)", "self.state.end.banned(self.position + step + 1)"),
         Bug("an ignored EOS ends the output", "specexp.engine.ending", "NO_IDS if ending.ignore_eos else eos", "eos"),
     ],
+    ("pair/test_stop_strings.py",): [
+        Bug("the text is cut one character late", "specexp.pair.stop_strings", "self.found = len(text) - min(starts)", "self.found = len(text) - min(starts) - 1"),
+        Bug("a stop string across tokens is missed", "specexp.pair.stop_strings", "text = self.tail + own", "text = own"),
+        Bug("the tail is one byte short", "specexp.pair.stop_strings", "self.longest = max(map(len, self.strings)) - 1", "self.longest = max(max(map(len, self.strings)) - 2, 0)"),
+        Bug("the last of several strings cuts the text", "specexp.pair.stop_strings", "len(text) - min(starts)", "len(text) - max(starts)"),
+        Bug("nothing is held back", "specexp.pair.detokenizer", "self._finder.found or self._finder.held", "self._finder.found"),
+        Bug("an output goes on after its stop string", "specexp.engine.ending", "return STOP_STRING if self.finder is not None and self.finder.add(token) else \"\"", "return \"\""),
+        Bug("the prompt's own text ends an output", "specexp.pair.stop_strings", "text.find(each, max(0, len(self.tail) - len(each) + 1))", "text.find(each)"),
+    ],
     ("metrics/test_paired.py",): [
         Bug("pairing of repeats is ignored", PAIRED, 'by_key[r["prompt_id"], r["turn"], r["repeat"]])', 'by_key[r["prompt_id"], r["turn"], 0])'),
         Bug("pairing of turns is ignored", PAIRED, 'by_key[r["prompt_id"], r["turn"], r["repeat"]])', 'by_key[r["prompt_id"], 0, r["repeat"]])'),

@@ -198,7 +198,13 @@ def _cell(cell: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, Any]:
     if cell["tokens_per_call"]:
         facts.append(f"{cell['tokens_per_call']:.2f} per target call")
     if cell["finish_reason"] != "stop":
-        facts.append({"length": "cut at the limit", "context": "cut where the context ends"}[cell["finish_reason"]])
+        facts.append(
+            {
+                "length": "cut at the limit",
+                "stop_string": "ended by a stop string",
+                "context": "cut where the context ends",
+            }[cell["finish_reason"]]
+        )
     return {
         "label": cell["label"],
         "facts": facts,
