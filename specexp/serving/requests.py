@@ -6,7 +6,7 @@ text before a model gets them. So this module reads the body, and passes it on i
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from specexp.config.single import checked_prompt
 from specexp.errors import ConfigError, PromptError, RequestError, unknown
 
 COLUMN = "prompt"
-PARAMETERS = ("max_new_tokens", "min_new_tokens", "ignore_eos", "stop", "temperature", "top_k", "top_p", "seed")
+PARAMETERS = ("max_new_tokens", "min_new_tokens", "ignore_eos", "temperature", "top_k", "top_p", "seed")
 FORMATS = ("dataframe_records", "dataframe_split", "inputs", "instances")
 MOST_PROMPTS = 256  # of one request
 LONGEST_BODY = 64 << 20  # bytes
@@ -54,8 +54,6 @@ def canonical(data: bytes | str, most_bytes: int = LONGEST_BODY) -> dict[str, An
     for key in params:
         if key not in PARAMETERS:
             raise RequestError(unknown("parameter", key, PARAMETERS))
-    if isinstance(params.get("stop"), str):
-        params = {**params, "stop": [params["stop"]]}  # MLflow takes lists only where lists are allowed
     rows = [[prompt] for prompt in prompts_of(given)]
     return {"dataframe_split": {"columns": [COLUMN], "data": rows}, "params": params}
 
@@ -90,19 +88,12 @@ def numbered(number: int, count: int) -> Iterator[None]:
 def settings(experiment: Experiment, params: Mapping[str, Any] | None, most_new_tokens: int) -> Experiment:
     """The experiment with a request's parameters; None is unset. Raises RequestError with every fault."""
     given = dict(params or {})
-    stop = given.get("stop")
-    if isinstance(stop, Iterable) and not isinstance(stop, str):
-        given["stop"] = list(stop) or None  # the signature's default is an empty list
     faults = [unknown("parameter", key, PARAMETERS) for key in given if key not in PARAMETERS]
     for key, value in given.items():
-        if isinstance(value, str) and key != "stop":
+        if isinstance(value, str):
             kind = "true or false" if key == "ignore_eos" else "a number"
             faults.append(f"{key} is {value!r}; it must be {kind}.")
-    given = {
-        key: value
-        for key, value in given.items()
-        if key in PARAMETERS and (key == "stop" or not isinstance(value, str))
-    }
+    given = {key: value for key, value in given.items() if key in PARAMETERS and not isinstance(value, str)}
     length = given.get("max_new_tokens")
     if isinstance(length, int) and length > most_new_tokens:
         faults.append(f"max_new_tokens is {length}; this decoder emits at most {most_new_tokens}.")
