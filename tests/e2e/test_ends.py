@@ -39,7 +39,7 @@ def test_an_evaluation_cuts_texts_at_a_stop_string_for_every_method(workplace: P
 
 
 def test_generate_streams_up_to_a_stop_string(workplace: Path) -> None:
-    how = ("hello", "--experiment", "toy_quick", "--method", "speculative", "--max-new-tokens", "20")
+    how = ("hello", "--experiment", "toy_quick", "--method", "speculative", "--gamma", "4", "--max-new-tokens", "20")
     free = json.loads(run("generate", *how, "--json").stdout)
     ids = free["token_ids"]
     stop = json.dumps([f"{ids[4]} {ids[5]}", "no such"])
