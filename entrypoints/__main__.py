@@ -14,6 +14,7 @@ import click
 COMMANDS = {
     "advise": "recommend a setting: predict every one, check the best",
     "benchmark": "compare decoding speed with generate() and with the hardware's limits",
+    "calibrate_rule": "set acceptance rules without training for a wanted loss, beside a judge",
     "certify": "check whether a method's output is exactly the target's, on your models and sampling",
     "collect_labels": "mine the draft's mismatches that change an answer",
     "evaluate": "decode a task's prompts with several methods and compare them",

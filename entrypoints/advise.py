@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import click
 
 from specexp import config
+from specexp.command_line import (
+    guarded,
+    outbox_of,
+    output_path,
+    own_options,
+    print_notes,
+    publish,
+    settings_options,
+    tags_of,
+)
 from specexp.config import endings
 from specexp.config.schema import help_texts, option_names
+from specexp.draft_faults import head_faults
 from specexp.errors import ConfigError
+from specexp.method_specs import models_of
 from specexp.pair import first_look
 
-from .common import guarded, outbox_of, output_path, own_options, print_notes, publish, settings_options, tags_of
 from .evaluate import CONFIG, judges_of
 
 DEFAULTS = {
@@ -45,6 +57,8 @@ SETTINGS = {
 def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mapping[str, str]) -> None:
     """Resolve, measure, recommend, write and log. Raises SpecexpError."""
     resolved, with_trees, with_draft = resolve(experiment, flags)
+    if with_draft and not _gives_gamma(flags):
+        resolved = with_fitting_chains(resolved, first_look.longest_chain(resolved))
     from specexp.advise.candidates import validated
 
     resolved = validated(resolved, with_trees, with_draft)
@@ -106,10 +120,31 @@ def with_variants(experiment: config.Experiment) -> config.Experiment:
     methods = list(experiment.methods)
     chains = [m for m in methods if m.method == "speculative" and not m.min_draft_probability]
     if chains:
-        methods += config.adjusted(experiment, {"methods": "speculative_auto"}).methods
+        adapting = config.adjusted(experiment, {"methods": "speculative_auto"}).methods
+        methods += [m for m in adapting if not (experiment.draft.head and head_faults([m], experiment.draft))]
     if experiment.temperature:
         methods += [replace(m, rule="block", label=f"{m.label}_block") for m in chains]
         methods += [replace(m, draft_temperature=0.0, label=f"{m.label}_dt0") for m in chains]
+    return replace(experiment, methods=tuple(methods))
+
+
+def _gives_gamma(flags: Mapping[str, str]) -> bool:
+    """True if the draft lengths are the user's own."""
+    file = flags.get("config")
+    return bool(flags.get("gamma")) or (bool(file) and "gamma" in config.load_yaml(Path(str(file)).expanduser()))
+
+
+def with_fitting_chains(experiment: config.Experiment, most: int | None) -> config.Experiment:
+    """The experiment without drafts of more than `most` tokens, which a head may not have; None: it may."""
+    if not most:
+        return experiment
+    methods = []
+    for method in experiment.methods:
+        if method.auto_gamma and most > 1:
+            longest = min(most, method.max_gamma)
+            method = replace(method, gamma=longest, max_gamma=longest)
+        if "draft" not in models_of(method) or method.gamma <= most:
+            methods.append(method)
     return replace(experiment, methods=tuple(methods))
 
 

@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specexp import config
-from specexp.config import endings
-from specexp.config.schema import help_texts, option_names
-from specexp.errors import ConfigError
-from specexp.pair import first_look
-
-from .common import (
+from specexp.command_line import (
     file_of,
     guarded,
     outbox_of,
@@ -26,6 +21,11 @@ from .common import (
     settings_options,
     tags_of,
 )
+from specexp.config import endings
+from specexp.config.schema import help_texts, option_names
+from specexp.errors import ConfigError
+from specexp.pair import first_look
+
 from .evaluate import CONFIG
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from dataclasses import asdict
 import click
 
 from specexp.certify import certificate_config
+from specexp.command_line import guarded, outbox_of, output_path, own_options, print_notes, settings_options
 from specexp.config.schema import help_texts, option_names
 from specexp.pair import first_look
 
-from .common import guarded, outbox_of, output_path, own_options, print_notes, settings_options
 from .evaluate import CONFIG, judges_of
 
 SETTINGS = {

@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 
 from specexp import config
+from specexp.command_line import guarded, outbox_of, output_path, own_options, print_notes, settings_options, tags_of
 from specexp.config.schema import help_texts
 from specexp.pair import first_look
 
-from .common import guarded, outbox_of, output_path, own_options, print_notes, settings_options, tags_of
 from .evaluate import CONFIG
 
 SETTINGS = {

@@ -11,11 +11,10 @@ import click
 
 from specexp import config
 from specexp.addresses import mask
+from specexp.command_line import guarded, outbox_of, output_path, own_options, print_notes, settings_options, tags_of
 from specexp.config.schema import OPTIONS, help_texts, option_names
 from specexp.errors import Unsent
 from specexp.pair import first_look
-
-from .common import guarded, outbox_of, output_path, own_options, print_notes, settings_options, tags_of
 
 if TYPE_CHECKING:
     from specexp.judge.judge import Judge

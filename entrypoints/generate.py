@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specexp import reading
+from specexp.command_line import guarded, own_options, print_notes, settings_options
 from specexp.config import single
 from specexp.config.schema import help_texts, option_names
 from specexp.errors import PromptError
 from specexp.pair import first_look
 
-from .common import guarded, own_options, print_notes, settings_options
 from .evaluate import CONFIG
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import click
 
+from specexp.command_line import guarded, own_options, print_notes, settings_options, tags_of
 from specexp.config import single
 from specexp.errors import ConfigError
 from specexp.pair import first_look
 
-from .common import guarded, own_options, print_notes, settings_options, tags_of
 from .generate import SETTINGS as GENERATE
 
 SETTINGS = {

@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 
 from specexp import config
+from specexp.command_line import guarded, output_path, own_options, settings_options
 from specexp.errors import OutputError
 from specexp.pair import first_look
 
 from .collect_labels import collect_labels
-from .common import guarded, output_path, own_options, settings_options
 from .evaluate import SETTINGS, evaluate
 from .train_judge import parse, train_judge
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import click
 
 from specexp import config
+from specexp.command_line import guarded
 from specexp.errors import ConfigError, unknown
-
-from .common import guarded
 
 
 @click.command("presets", help=__doc__)

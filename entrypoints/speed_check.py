@@ -7,10 +7,9 @@ import json as json_format
 import click
 
 from specexp.benchmark.shapes import SHAPES
+from specexp.command_line import file_of, guarded, own_options
 from specexp.errors import ConfigError
 from specexp.lm.runtime import DTYPES
-
-from .common import file_of, guarded, own_options
 
 
 def speed_check(shape: str, device: str, dtype: str, gamma: str, compiled: bool, json: str) -> None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from specexp import config
+from specexp.command_line import guarded, output_path, own_options, print_notes, settings_options, tags_of
 from specexp.config.schema import help_texts
 from specexp.errors import ConfigError
 from specexp.pair import first_look
 
-from .common import guarded, output_path, own_options, print_notes, settings_options, tags_of
 from .evaluate import CONFIG, evaluate
 
 if TYPE_CHECKING:

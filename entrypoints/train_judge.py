@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from specexp import reading
+from specexp.command_line import guarded, output_path, own_options, print_notes
 from specexp.errors import ConfigError, JudgeError, OutputError, unknown
-
-from .common import guarded, output_path, own_options, print_notes
 
 if TYPE_CHECKING:
     from specexp.judge.labels import LabelSet
@@ -81,7 +80,7 @@ def _train(asked: TrainJudgeConfig) -> str:
     from specexp.storage.run_folder import locked
     from specexp.tasks.answers import version_note
 
-    labels, source = _labels(asked.labels)
+    labels, source = labels_at(asked.labels)
     folder = output_path(asked.output, _name(asked, labels))
     _check(folder)
     trained_judge.check(labels, features.mode(asked.features))
@@ -140,7 +139,7 @@ def _register(name: str, address: str, judge: TrainedJudge, present: Any, labels
     return registered.contend(name, version, present, lambda old: trained_judge.better(judge.judge, old, labels))
 
 
-def _labels(address: str) -> tuple[LabelSet, str]:
+def labels_at(address: str) -> tuple[LabelSet, str]:
     """A label set by folder or address; without either, that of the newest collect_labels run in the store."""
     from specexp.judge.labels import LabelSet
     from specexp.tracking import client, search

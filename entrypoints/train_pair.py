@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from specexp.command_line import guarded, own_options
 from specexp.errors import ConfigError, unknown
-
-from .common import guarded, own_options
 
 if TYPE_CHECKING:
     from specexp.zoo.training import Recipe

@@ -5,9 +5,8 @@ from __future__ import annotations
 import click
 
 from specexp import reading
+from specexp.command_line import guarded, own_options
 from specexp.errors import OutputError
-
-from .common import guarded, own_options
 
 
 def upload(output: str) -> None:

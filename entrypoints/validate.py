@@ -5,11 +5,9 @@ from __future__ import annotations
 import click
 
 from specexp import config
+from specexp.command_line import guarded, own_options
+from specexp.draft_faults import draft_faults
 from specexp.errors import ConfigError
-from specexp.lm.runtime import HEADS
-from specexp.method_specs import models_of, spec
-
-from .common import guarded, own_options
 
 
 @click.command("validate", help=__doc__)
@@ -20,7 +18,8 @@ def command(files: tuple[str, ...], experiment: str) -> None:
 
 
 def validate(files: tuple[str, ...], experiment: str) -> None:
-    """Resolve each file over `experiment`; without files, every experiment, template, and pair with every method."""
+    """Resolve each file over `experiment`; without files, every experiment, template, and pair with every method
+    that its draft takes."""
     jobs = [(f"file {file}", experiment, {"config": file}) for file in files]
     if not files:
         jobs = [(f"experiment {name}", name, {}) for name in config.preset_names("experiments")]
@@ -30,9 +29,7 @@ def validate(files: tuple[str, ...], experiment: str) -> None:
         ]
         jobs += [
             (f"method {method} with pair {pair}", experiment, {"pair": pair, "methods": method})
-            for pair in config.preset_names("models")
-            for method in config.preset_names("methods")
-            if not (_drafts_by_a_head(pair) and _needs_a_draft_model(method))
+            for method, pair in _pairings()
         ]
     faults: list[str] = []
     for what, name, flags in jobs:
@@ -46,14 +43,16 @@ def validate(files: tuple[str, ...], experiment: str) -> None:
         raise ConfigError(faults)
 
 
-def _drafts_by_a_head(pair: str) -> bool:
-    draft = config.load_yaml(config.PRESETS / "models" / f"{pair}.yaml").get("draft")
-    return isinstance(draft, dict) and bool(set(HEADS) & draft.keys())
-
-
-def _needs_a_draft_model(method: str) -> bool:
-    methods = config.resolve("arith_quick", {"methods": method}).methods
-    return any("draft" in models_of(each) and not spec(each.method).takes_heads for each in methods)
+def _pairings() -> list[tuple[str, str]]:
+    """The presets of methods and pairs that go together."""
+    methods = {
+        name: config.resolve("arith_quick", {"methods": name}).methods for name in config.preset_names("methods")
+    }
+    result = []
+    for pair in config.preset_names("models"):
+        draft = config.resolve("arith_quick", {"pair": pair, "methods": "baseline"}).draft
+        result += [(name, pair) for name, settings in methods.items() if not draft_faults(settings, draft)]
+    return result
 
 
 if __name__ == "__main__":

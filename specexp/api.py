@@ -12,10 +12,11 @@ from specexp.config.single import check_bytes, checked_prompt, most_bytes
 from specexp.decoding.draft_length import NOMINAL, RelativeCosts
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import rng_for
+from specexp.draft_faults import head_faults, vocabulary_faults
 from specexp.engine import Ending, Engine, Generation, Request, output_limit
 from specexp.errors import ConfigError
 from specexp.judge.judge import Judge
-from specexp.method_specs import head_faults, takers, vocabulary_faults
+from specexp.method_specs import takers
 from specexp.methods import BuildContext, decoder_for
 from specexp.pair.detokenizer import Pieces
 from specexp.pair.loading import Pair, PromptCheck, hidden_sizes, identity, load_pair

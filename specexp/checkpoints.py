@@ -6,7 +6,9 @@ as if it had not been interrupted.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 CHECKPOINT = "checkpoint.pt"
+MALLOPT = {-4: 0, -1: 2**31 - 1}  # M_MMAP_MAX: none; M_TRIM_THRESHOLD: give back what is free beyond 2 GiB
 LEAST_RATE = 0.02  # at the end, as a share of the highest
 
 
@@ -42,6 +45,15 @@ def rate(step: int, schedule: Schedule) -> float:
     return LEAST_RATE + (1 - LEAST_RATE) * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory for the next step, where it is glibc: tensors of megabytes are else mapped
+    anew in every step, page by page."""
+    change = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if change is not None:
+        for name, value in MALLOPT.items():
+            change(ctypes.c_int(name), ctypes.c_int(value))
+
+
 @dataclass(frozen=True, slots=True)
 class Training:
     """A module that is trained, its optimizers, and the recipe that a checkpoint must have been made by."""
@@ -49,6 +61,9 @@ class Training:
     recipe: DataclassInstance
     module: torch.nn.Module
     optimizers: Sequence[torch.optim.Optimizer]
+
+    def __post_init__(self) -> None:
+        keep_freed_memory()
 
     def restore(self, work: Path) -> int:
         """Continue from the checkpoint in `work`: the number of steps that are done. Raises OutputError."""

@@ -6,7 +6,7 @@ The methods are those of this package and those of installed packages, which nam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
@@ -15,18 +15,14 @@ from typing import Any, Literal, Protocol
 from specexp.decoding.protocol import Role
 from specexp.decoding.rules import Warp
 from specexp.errors import ConfigError, unknown
-from specexp.lm.runtime import CHAIN_HEADS, DFLASH, INTERSECTION, SAME, TEXT, VOCABULARIES, ModelConfig
+from specexp.lm.runtime import INTERSECTION, SAME, VOCABULARIES
 
 GROUP = "specexp.methods"  # the entry-point group
 BOTH: frozenset[Role] = frozenset({"target", "draft"})
 TARGET: frozenset[Role] = frozenset({"target"})
 DRAFT: frozenset[Role] = frozenset({"draft"})
 CHAIN = ("gamma", "bonus", "min_draft_probability")  # the settings of every chain of a draft model
-OWN_CHAIN = (
-    *CHAIN,
-    "max_gamma",
-    "draft_temperature",
-)  # of this package's: what packages build their chains with stays as it is
+OWN_CHAIN = (*CHAIN, "max_gamma", "draft_temperature")  # of this package: what others build chains with stays as it is
 SUFFIX = ("suffix_factor", "suffix_min_probability", "suffix_memory")
 # Of proposers that take turns: the settings that are theirs.
 OF_PROPOSERS: Mapping[str, tuple[str, ...]] = {
@@ -46,6 +42,9 @@ class MethodSettings(Protocol):
 
     @property
     def accept_k(self) -> int: ...
+
+    @property
+    def rule_is_off(self) -> bool: ...
 
     @property
     def proposers(self) -> str: ...
@@ -83,8 +82,8 @@ def _nothing_is_accepted_anyway(settings: MethodSettings, warp: Warp, threshold:
     return threshold == 0
 
 
-def _best_token_alone(settings: MethodSettings, warp: Warp, threshold: float | None) -> bool:
-    return settings.accept_k == 1 and warp.one_hot
+def _rule_is_off(settings: MethodSettings, warp: Warp, threshold: float | None) -> bool:
+    return settings.rule_is_off or (settings.accept_k == 1 and warp.one_hot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +104,7 @@ class MethodSpec:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     vocabularies: tuple[str, ...] = (SAME,)  # how a draft's tokens may become the target's (`specexp.lm.runtime`)
     takes_heads: bool = False  # the draft may be a head on the target's hidden states
+    greedy_only: bool = False  # defined at temperature 0 alone
 
     @property
     def grows_tree(self) -> bool:
@@ -134,6 +134,7 @@ class Method:
     build: Callable[[Any, Any], Any]
 
 
+_UNTRAINED: Any = {"lossless": _rule_is_off, "vocabularies": (SAME, INTERSECTION), "takes_heads": True}
 BUILT_IN = (
     MethodSpec("baseline", "Plain decoding: the target, one token a call.", "plain", TARGET),
     MethodSpec("draft_only", "The draft model alone, one token a call.", "plain", DRAFT, lossless=never),
@@ -160,12 +161,31 @@ BUILT_IN = (
     ),
     MethodSpec(
         "topk", "Top-K: also accepts tokens among the target's K likeliest.", "chain",
-        settings=(*OWN_CHAIN, "accept_k"), lossless=_best_token_alone, vocabularies=(SAME, INTERSECTION),
-        takes_heads=True,
+        settings=(*OWN_CHAIN, "accept_k", "accept_margin"), **_UNTRAINED,
+    ),
+    MethodSpec(
+        "typical", "Typical acceptance: also accepts tokens that are likely enough for how unsure the target is.",
+        "chain", settings=(*OWN_CHAIN, "accept_epsilon", "accept_delta"), **_UNTRAINED,
+    ),
+    MethodSpec(
+        "entropy", "Entropy gate: also accepts tokens where the target is unsure.", "chain",
+        settings=(*OWN_CHAIN, "accept_entropy"), **_UNTRAINED,
+    ),
+    MethodSpec(
+        "fly", "FLy: also accepts mismatches where the target is unsure and then agrees with the draft again.", "chain",
+        settings=(*CHAIN, "max_gamma", "accept_entropy", "accept_window"), greedy_only=True, **_UNTRAINED,
+    ),
+    MethodSpec(
+        "fuzzy", "Fuzzy acceptance: also accepts tokens where the distributions of draft and target are close.",
+        "chain", settings=(*CHAIN, "max_gamma", "accept_distance", "distance"), **_UNTRAINED,
     ),
     MethodSpec(
         "specexec", "SpecExec: the draft grows a tree of likely continuations, the target scores it in one call.",
         "tree", settings=TREE, vocabularies=(SAME, INTERSECTION), takes_heads=True,
+    ),
+    MethodSpec(
+        "autojudge_tree", "AutoJudge on SpecExec's tree: where the target's draw is no node, one whose mismatch does"
+        " not matter is.", "tree", settings=(*TREE, "judge", "threshold"), lossless=_nothing_is_accepted_anyway,
     ),
 )  # fmt: skip
 
@@ -209,57 +229,6 @@ def models_of(settings: MethodSettings) -> frozenset[Role]:
     if settings.proposers and "draft" not in settings.proposers.split(","):
         return TARGET
     return spec(settings.method).models
-
-
-def vocabulary_faults(methods: Iterable[MethodSettings], vocabulary: str) -> list[str]:
-    """Why these settings do not go with a draft whose tokens become the target's in this way, a line for each."""
-    result = []
-    for method in methods:
-        if "draft" not in models_of(method):
-            continue
-        known = spec(method.method).vocabularies
-        if vocabulary not in known:
-            result.append(
-                f"method '{method.method}' does not take a draft with vocabulary {vocabulary}, but"
-                f" {' or '.join(known)}; leave the method out, or name another draft."
-            )
-        elif vocabulary == TEXT:
-            result += [
-                f"{name} of '{method.label}' is {value}, but a draft with vocabulary text is not sampled, and its"
-                " tokens are compared with the target's own; leave it out."
-                for name, value, usual in (
-                    ("rule", method.rule, "token"),
-                    ("draft_temperature", method.draft_temperature, None),
-                    ("min_draft_probability", method.min_draft_probability, 0),
-                    ("gamma", "auto" if method.auto_gamma else "", ""),
-                )
-                if value != usual
-            ]
-    return result
-
-
-def head_faults(methods: Iterable[MethodSettings], draft: ModelConfig) -> list[str]:
-    """Why these methods do not go with a head on the target's hidden states as the draft, a line for each."""
-    result = []
-    for method in methods:
-        if "draft" not in models_of(method):
-            continue
-        if not spec(method.method).takes_heads:
-            result.append(
-                f"method '{method.method}' needs a draft that is a model by itself, but {draft.shown} is a head, which"
-                " drafts from the target's hidden states; leave the method out, or name another draft."
-            )
-        elif draft.head in CHAIN_HEADS and spec(method.method).grows_tree:
-            result.append(
-                f"method '{method.method}' grows trees, but draft {draft.shown} drafts chains; leave the method out, or"
-                " name another draft."
-            )
-        elif draft.head == DFLASH and method.auto_gamma:
-            result.append(
-                f"gamma of '{method.label}' is auto, but draft {draft.shown} drafts its whole block in one forward:"
-                " a shorter chain saves none; set gamma to a number."
-            )
-    return result
 
 
 def settings_of(method: str, proposers: str) -> tuple[str, ...]:

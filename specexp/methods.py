@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 
@@ -12,8 +13,10 @@ from specexp.decoding.draft_length import NOMINAL, RelativeCosts
 from specexp.decoding.lossy_rules import Judged, TopK
 from specexp.decoding.protocol import Needs, Role, SuffixLimits
 from specexp.decoding.rules import Warp
-from specexp.decoding.specexec import SpecExec
+from specexp.decoding.specexec import SpecExec, TreeRule
+from specexp.decoding.untrained_rules import EntropyGate, FLy, Fuzzy, Typical
 from specexp.engine import Decoder
+from specexp.errors import JudgeError
 from specexp.judge import features
 from specexp.judge.judge import Judge
 from specexp.lm.runtime import SAME, TEXT
@@ -54,18 +57,57 @@ def _lossless(method: MethodConfig, context: BuildContext, proposer: Proposer) -
     return Chain(proposer, Lossless(), context.warp, method.bonus, verification)
 
 
-def _autojudge(method: MethodConfig, context: BuildContext) -> Chain:
+def _judged(method: MethodConfig, context: BuildContext) -> Judged:
     judge = context.judges[method.judge]
+    check_judge(method, judge)
     mode = features.mode(judge.facts.features)
     threshold = effective_threshold(method, judge)
     assert threshold is not None, "a judge has a threshold"
-    needs = mode.needs if threshold > 0 else Needs()  # at 0 it is the lossless chain, at the same cost
-    return _chain(method, context, Judged(judge.network, mode.parts, threshold, context.eos_ids, needs))
+    needs = mode.needs if threshold > 0 else Needs()  # at 0 it is the lossless method, at the same cost
+    return Judged(judge.network, mode.parts, threshold, context.eos_ids, needs)
 
 
-def _specexec(method: MethodConfig, context: BuildContext) -> SpecExec:
+def _topk(method: MethodConfig, context: BuildContext) -> Chain:
+    return _chain(method, context, TopK(method.accept_k, method.accept_margin, context.warp))
+
+
+def _typical(method: MethodConfig, context: BuildContext) -> Chain:
+    epsilon, delta = _dial(method), method.accept_delta
+    if delta is None:  # the root, as in the paper's experiments; with epsilon 1 the rule is then off
+        delta = math.inf if epsilon == 1 else math.sqrt(epsilon)
+    return _chain(method, context, Typical(epsilon, delta, context.warp))
+
+
+def _entropy(method: MethodConfig, context: BuildContext) -> Chain:
+    return _chain(method, context, EntropyGate(_dial(method), context.warp))
+
+
+def _fly(method: MethodConfig, context: BuildContext) -> Chain:
+    return _chain(method, context, FLy(_dial(method), method.accept_window, context.eos_ids, context.warp))
+
+
+def _fuzzy(method: MethodConfig, context: BuildContext) -> Chain:
+    return _chain(method, context, Fuzzy(method.distance, _dial(method), context.warp))
+
+
+def _dial(method: MethodConfig) -> float:
+    assert method.dial is not None, f"{method.label} has no dial"
+    return method.dial
+
+
+def _specexec(method: MethodConfig, context: BuildContext, rule: TreeRule | None = None) -> SpecExec:
     assert method.tree is not None, f"{method.label} has no tree"
-    return SpecExec(warp=context.warp, **asdict(method.tree))
+    return SpecExec(warp=context.warp, **asdict(method.tree), rule=rule)
+
+
+def check_judge(method: MethodConfig, judge: Judge) -> None:
+    """Raise JudgeError if a tree's judge reads what the draft does not compute: its states at the deepest nodes."""
+    mode = features.MODES.get(judge.facts.features)  # others are refused with the judge's pair
+    if method.tree is not None and mode is not None and mode.needs.draft:
+        raise JudgeError(
+            f"judge '{method.judge}' reads {mode.name} features, but the draft has no hidden states at the leaves of"
+            f" {method.label}'s tree; train a judge with features target or target_previous."
+        )
 
 
 BUILDERS: dict[str, Callable[[MethodConfig, BuildContext], Decoder]] = {
@@ -77,9 +119,14 @@ BUILDERS: dict[str, Callable[[MethodConfig, BuildContext], Decoder]] = {
     "chained": lambda method, context: _lossless(
         method, context, InTurn({name: _PROPOSERS[name](method, context) for name in method.proposers.split(",")})
     ),
-    "autojudge": _autojudge,
-    "topk": lambda method, context: _chain(method, context, TopK(method.accept_k)),
+    "autojudge": lambda method, context: _chain(method, context, _judged(method, context)),
+    "topk": _topk,
+    "typical": _typical,
+    "entropy": _entropy,
+    "fly": _fly,
+    "fuzzy": _fuzzy,
     "specexec": _specexec,
+    "autojudge_tree": lambda method, context: _specexec(method, context, _judged(method, context)),
 }
 
 

@@ -28,7 +28,9 @@ EVALUATE = [
     "experiment", "pair", "target", "draft", "toy", "chat_template", "task", "data", "shots", "history", "answer_rule",
     "answer_pattern", "methods", "gamma", "tree_budget",
     "temperature", "top_k", "top_p", "max_new_tokens", "min_new_tokens", "ignore_eos", "stop", "limit", "seed",
-    "repeats", "batch", "judge", "threshold", "accept_k", "rule", "config", "output", "resume", "show",
+    "repeats", "batch", "judge", "threshold",
+    "accept_k", "accept_margin", "accept_epsilon", "accept_entropy", "accept_distance", "rule", "config", "output",
+    "resume", "show",
 ]  # fmt: skip
 
 BENCHMARK = [
@@ -40,7 +42,8 @@ CERTIFY = [
     "experiment", "method", "pair", "target", "draft", "toy", "chat_template",
     "task", "data", "shots", "gamma", "tree_budget",
     "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "batch", "judge", "threshold", "accept_k",
-    "rule", "samples", "config", "output", "resume",
+    "accept_margin", "accept_epsilon", "accept_entropy", "accept_distance", "rule", "samples", "config", "output",
+    "resume",
 ]  # fmt: skip
 
 ADVISE = [

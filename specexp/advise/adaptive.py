@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from specexp.advise.rounds import LookupTrace, Rounds, Trace, kept, most_drafted, recall
+from specexp.advise.rounds import LookupTrace, Rounds, Trace, behind, kept, most_drafted, recall
 from specexp.decoding.chain import DraftModel
 from specexp.engine.chain_length import ChainLength
 
@@ -37,12 +37,12 @@ def adapted_rounds(
         for sample in range(samples):
             random = Random(f"{i} {sample}")
             length = ChainLength(draft.costs, draft.gamma, not trace.ratio)
-            place = 0
+            place = waiting = 0
             while place < len(trace.accepted):
                 if recalled and (turn := recalled[i].at(place, draft.gamma, bonus))[0]:
                     emitted = recall(recalled[i], place, draft.gamma, bonus, result, 1 / samples)
                     length.commit(place, emitted, *turn, [])
-                    place += emitted
+                    place, waiting = place + emitted, waiting + emitted
                     continue
                 most = most_drafted(trace, place, draft.gamma, bonus)
                 shares = kept(trace, place, min(most, len(trace.accepted) - place), block and samples > 1)
@@ -51,6 +51,10 @@ def adapted_rounds(
                 emitted = num_accepted + (bonus or num_accepted < drafted or not drafted)
                 if drafted:
                     length.drafted(chain[0], drafted + feed_last_token)
+                    result.chains += 1 / samples
+                    result.caught_up += waiting / samples
+                    waiting = 0
+                waiting += behind(trace, emitted, num_accepted, drafted, feed_last_token)
                 length.commit(place, emitted, drafted, num_accepted, length.unread())
                 result.by_drafted[drafted] = result.by_drafted.get(drafted, 0.0) + 1 / samples
                 result.by_accepted[num_accepted] = result.by_accepted.get(num_accepted, 0.0) + 1 / samples
@@ -71,11 +75,12 @@ def _chain(
     while stopping is not None and len(probabilities) < most:
         i = len(probabilities)
         where = min(place + i, len(trace.certainty) - 1)
-        value = trace.certainty[where]
+        here = trace.after(i)
+        value = here.certainty[where]
         if num_accepted == i and i < len(shares) and draw < shares[i]:
             num_accepted += 1
-        elif num_accepted == i and trace.rejected:
-            value = trace.rejected[where]
+        elif num_accepted == i and here.rejected:
+            value = here.rejected[where]
         probabilities.append(value)
         survival *= stopping.accepted(value)
         if value < draft.min_draft_probability or not stopping.goes_on(i + 1, survival):

@@ -23,7 +23,7 @@ from specexp.advise.candidates import PLAIN, Candidate, to_probe
 from specexp.advise.choice import NUM_CHECKED, Checked, PredictedCandidate, best, worth_checking
 from specexp.advise.forecast import Forecast, Traces, forecast, records_of
 from specexp.advise.rounds import Trace
-from specexp.advise.traces import agreement, looked_up, recalled, watched_output
+from specexp.advise.traces import agreement, looked_up, read_trace, recalled, watched_output
 from specexp.decoding.chain import Chain
 from specexp.engine import Engine
 from specexp.evaluation import divergence, measured_costs
@@ -175,7 +175,7 @@ def _longest(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
 def _draft_temperatures(candidates: Sequence[Candidate]) -> dict[str, float | None]:
     """The temperatures of drafts that score tokens, by the key of their traces; the target's own is always one."""
     scoring = [c for c in candidates if c.drafts and not c.writes_text]
-    chains = [c for c in scoring if c.lossless and not c.counted]
+    chains = [c for c in scoring if c.predicted]
     result: dict[str, float | None] = {"": None} if scoring else {}
     return result | {c.accepts_like: c.setting.config.draft_temperature for c in chains}
 
@@ -190,9 +190,10 @@ def _look(steps: _Steps, plain: SpecexpContender, candidates: Sequence[Candidate
     overlap: list[float] = []
     for key, temperature in _draft_temperatures(candidates).items():
         name = ("draft", key) if key else ("draft",)
-        look = lambda own, i: asdict(agreement(prepared, i, outputs[i], own))  # noqa: E731
-        seen = [steps.step((*name, i), "draft", partial(look, temperature, i)) for i in indices]
-        chains[key] = [Trace(**{**one["trace"], "certainty": one["certainty"]}) for one in seen]
+        longest = max((c.draft.gamma for c in candidates if c.predicted and c.accepts_like == key), default=1)
+        look = lambda own, most, i: asdict(agreement(prepared, i, outputs[i], own, most))  # noqa: E731
+        seen = [steps.step((*name, i), "draft", partial(look, temperature, longest, i)) for i in indices]
+        chains[key] = [read_trace(one["trace"], one["certainty"]) for one in seen]
         overlap = overlap or [each for one in seen for each in one["overlap"]]  # of the target's own temperature
     searches = [c for c in candidates if c.method == "lookup"]
     most = max((c.size for c in searches), default=0)
@@ -216,7 +217,7 @@ def _watch(steps: _Steps, longest: Candidate) -> list[Trace]:
         return asdict(replace(trace, certainty=agreement(prepared, index, output).certainty))
 
     indices, key = range(len(prepared.prompts)), longest.accepts_like
-    return [Trace(**steps.step(("watched", key, i), longest.kind, partial(watch, i))) for i in indices]
+    return [read_trace(steps.step(("watched", key, i), longest.kind, partial(watch, i))) for i in indices]
 
 
 def _check(prepared: Prepared, candidate: Candidate, timed: Timings) -> Checked:

@@ -10,14 +10,16 @@ from specexp.advise.advice import Advice
 from specexp.advise.advice_text import notes, recommendation, sweep, sweep_line
 from specexp.advise.candidates import PLAIN, Candidate
 from specexp.evaluation.divergence import NOT_LOSSLESS
+from specexp.evaluation.measured_costs import CATCH_UP, SIZES
 from specexp.evaluation.timing import decoding
 from specexp.metrics.statistics import rate
 
 SHOWN = 12  # rows of the table, besides those of candidates that ran
 DEFINITIONS = {
     "predicted": "speed-up expected of decoding, overhead of rounds and drafted tokens included",
-    "attainable": "mean_length / (gamma c + v(gamma + 1)): what the calls alone would allow; where drafts differ in"
-    " length, mean_length / (draft calls a round x c + v(mean number of positions))",
+    "attainable": "mean_length / (gamma c + catch_up + v(gamma + 1)): what the calls alone would allow; where drafts"
+    " differ in length, mean_length / (draft calls a round x c + catch_up + v(mean number of positions)); catch_up is"
+    " what a chain's first draft call costs more because it takes in several committed tokens",
     "mean_length": "tokens emitted per verifying target call, as expected",
     "lengths": "where mean_length comes from: simulated or expected along plain decoding's outputs, watched along the"
     " lossy method's own, counted in runs (trees, drafts that write text), or interpolated between counts",
@@ -25,7 +27,8 @@ DEFINITIONS = {
     "measured.speedup": "tokens a decode second / plain decoding's, interleaved, with a 95 % bootstrap interval",
     "measured.end_to_end": "the same with both prefills",
     "plain_seconds": "of a token of plain decoding in the runs that predictions are made from",
-    "alpha": "mean of sum_x min(p, q) along plain decoding's outputs; null without a draft model, as c",
+    "alpha": "mean of sum_x min(p, q) along plain decoding's outputs, of a head as the first token of a chain; null"
+    " without a draft model, as c",
     "overheads": "seconds of a round, and of each drafted token, outside its calls",
     "sweep.short_measured": "1 - the recommendation's speed / that of the best measured candidate",
     "sweep.short_predicted": "1 - the recommendation's predicted speed-up / the best predicted one",
@@ -55,7 +58,7 @@ def as_json(advice: Advice) -> dict[str, Any]:
         "overheads": {method: asdict(overhead) for method, overhead in result.overheads.items()},
         "costs": {
             "draft_step": result.costs.draft_step,
-            **{name: _by_text(getattr(result.costs, name)) for name in ("target", "tree_draft", "tree_target")},
+            **{name: _by_text(getattr(result.costs, name)) for name in (*SIZES, CATCH_UP)},
         },
         "setting": {
             **experiment.as_dict(),

@@ -86,6 +86,11 @@ class Candidate:
         return self.setting.facts.grows_tree or self.writes_text
 
     @property
+    def predicted(self) -> bool:
+        """True if it is a chain of a draft whose rounds plain decoding's outputs tell."""
+        return self.drafts and self.lossless and not self.counted
+
+    @property
     def writes_text(self) -> bool:
         """True if its draft has another tokenizer and writes text."""
         decoder = self.setting.decoder

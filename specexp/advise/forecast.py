@@ -12,8 +12,10 @@ from specexp.advise.candidates import Candidate
 from specexp.advise.prediction import (
     Overhead,
     TreeRounds,
+    catch_up,
     chain_attainable,
     chain_calls,
+    draft_calls,
     fit_overhead,
     tree_between,
     tree_calls,
@@ -113,7 +115,7 @@ def _rounds(candidate: Candidate, traces: Traces, stop: Stop) -> Rounds:
     if candidate.adapts:
         feed_last_token = candidate.setting.feed_last_token
         return adapted_rounds(chains, candidate.draft, config.bonus, block, recalled, feed_last_token)
-    return chain_rounds(chains, size, config.bonus, stop, block, recalled)
+    return chain_rounds(chains, size, config.bonus, stop, block, recalled, candidate.setting.feed_last_token)
 
 
 def _stops(probes: Sequence[Candidate], probed: Timings, traces: Traces) -> dict[str, Stop]:
@@ -149,7 +151,8 @@ def _calls(candidate: Candidate, counted: TreeRounds, rounds: Rounds | None, cos
         verified = verifying_calls(rounds, costs) / rounds.rounds * counted.rounds
     else:
         verified = counted.rounds * costs.v(counted.nodes / counted.rounds + 1) * costs.target[1]
-    return counted.draft_calls * (costs.draft_step or 0.0) + verified
+    caught_up = catch_up(counted if rounds is None else rounds, costs) * counted.rounds * costs.target[1]
+    return counted.draft_calls * (costs.draft_step or 0.0) + caught_up + verified
 
 
 def _counted(records: Sequence[Record]) -> TreeRounds:
@@ -182,7 +185,7 @@ def _chain(
     calls = chain_calls(rounds, costs, feed_last_token) if candidate.drafts else verifying_calls(rounds, costs)
     seconds = calls + overhead.of(rounds.rounds, rounds.drafted)
     if candidate.setting.varies:
-        steps = rounds.drafted - rounds.recalled + feed_last_token * rounds.rounds if candidate.drafts else 0.0
+        steps = draft_calls(rounds, costs, feed_last_token) if candidate.drafts else 0.0
         attainable = varying_attainable(rounds, costs, steps)
     else:
         attainable = chain_attainable(rounds, candidate.size, costs, feed_last_token)

@@ -16,7 +16,7 @@ from specexp.profiling.call_costs import Costs
 
 @dataclass(frozen=True, slots=True)
 class TreeRounds:
-    """Sums over the rounds of a tree method, counted or interpolated between counted ones."""
+    """Sums over the rounds of a tree method or of a draft that writes text, counted or interpolated between counted."""
 
     tokens: float
     rounds: float
@@ -27,6 +27,16 @@ class TreeRounds:
     @property
     def mean_length(self) -> float:
         return self.tokens / self.rounds
+
+    @property
+    def chains(self) -> float:
+        """Of a draft that writes text: rounds in which it does."""
+        return min(self.draft_calls, self.rounds)
+
+    @property
+    def taken_in(self) -> float:
+        """Its tokens in the first draft call of each, where the others are on one."""
+        return 1 + (self.draft_positions - self.draft_calls) / self.chains
 
 
 def tree_between(counted: Mapping[int, TreeRounds], budget: int) -> TreeRounds:
@@ -85,11 +95,23 @@ def chain_calls(rounds: Rounds, costs: Costs, feed_last_token: bool = False) -> 
     With `feed_last_token`, the draft makes one more step in each round that drafts.
     """
     assert costs.draft_step is not None, "no draft was measured"
-    steps = math.fsum(
-        number * (drafted + (feed_last_token and drafted > 0)) for drafted, number in rounds.by_drafted.items()
-    )
-    steps -= rounds.recalled
-    return steps * costs.draft_step + verifying_calls(rounds, costs)
+    draft = draft_calls(rounds, costs, feed_last_token) * costs.draft_step
+    return draft + rounds.rounds * catch_up(rounds, costs) * costs.target[1] + verifying_calls(rounds, costs)
+
+
+def draft_calls(rounds: Rounds, costs: Costs, feed_last_token: bool = False) -> float:
+    """Draft calls of a chain's rounds."""
+    if costs.block:
+        return rounds.chains
+    return rounds.drafted - rounds.recalled + feed_last_token * rounds.chains
+
+
+def catch_up(rounds: Rounds | TreeRounds, costs: Costs) -> float:
+    """Target steps of a round that its first draft call takes longer because it takes in several committed tokens, as
+    in a run's `speed/catch_up`."""
+    if not rounds.chains:
+        return 0.0
+    return costs.more_to_take_in(rounds.taken_in) * rounds.chains / rounds.rounds
 
 
 def verifying_calls(rounds: Rounds, costs: Costs) -> float:
@@ -105,14 +127,15 @@ def tree_calls(rounds: TreeRounds, costs: Costs) -> float:
 
 
 def chain_attainable(rounds: Rounds, gamma: int, costs: Costs, feed_last_token: bool = False) -> float:
-    """mean_length / (gamma c + v(gamma + 1)): the speed-up that the calls alone would allow."""
-    return rounds.mean_length / ((gamma + feed_last_token) * costs.c + costs.v(gamma + 1))
+    """mean_length / (gamma c + catch_up + v(gamma + 1)): the speed-up that the calls alone would allow."""
+    draft = costs.draft_calls(gamma, feed_last_token) * costs.c + catch_up(rounds, costs)
+    return rounds.mean_length / (draft + costs.v(gamma + 1))
 
 
 def varying_attainable(rounds: Rounds, costs: Costs, draft_calls: float) -> float:
-    """mean_length / (draft calls a round x c + v), where rounds differ: at their mean numbers of calls and positions,
-    as in a run's `speed/attainable`."""
-    draft = draft_calls / rounds.rounds * costs.c if draft_calls else 0.0
+    """mean_length / (draft calls a round x c + catch_up + v), where rounds differ: at their mean numbers of calls and
+    positions, as in a run's `speed/attainable`."""
+    draft = draft_calls / rounds.rounds * costs.c + catch_up(rounds, costs) if draft_calls else 0.0
     return rounds.mean_length / (draft + costs.v(rounds.drafted / rounds.rounds + 1))
 
 

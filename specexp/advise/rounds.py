@@ -10,6 +10,10 @@ is the target's, else 0. So one output and its b give the rounds of every draft 
 and at temperature 0 the exact rounds of decoding. (The mean of b_i over what may be emitted is the sum_x min(p, q) of
 `accept/alpha`; it cannot replace b_i, since what is accepted also decides what follows.)
 
+A draft model has one b for a token, wherever its chain begins. A draft that reads the target's states has none of
+those of tokens that it drafted: it has one b for each number of tokens that its chain drafted before (`Trace.after`).
+These are the output's own, since the token is not reached unless all of them are accepted.
+
 A looked-up draft is one-hot. At every temperature its b is 1 where it proposes the token that was emitted, and 0
 elsewhere: given the output, its rounds are certain. A draft that stops early stops by tokens that it keeps, whose
 probabilities the output gives; how far it continues after a token that is then rejected lies off the output, and is
@@ -49,6 +53,14 @@ class Trace:
     # rejected there.
     ratio: Sequence[float] = ()
     rejected: Sequence[float] = ()
+    # Of a draft that reads the target's states: the same where its chain has drafted 1, 2, ... tokens before. A place
+    # that no chain reaches so has zeros.
+    deeper: Sequence[Trace] = ()
+    rereads: bool = False  # such a draft takes in accepted tokens again, with their states
+
+    def after(self, drafted: int) -> Trace:
+        """What it shows of a token before which its chain drafted so many."""
+        return self.deeper[min(drafted, len(self.deeper)) - 1] if drafted and self.deeper else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +88,8 @@ class Rounds:
     """Expected numbers of rounds, over all traces, by the tokens they drafted and by those accepted before the end.
 
     `by_tail` has the rounds whose draft leaves the output, by the most tokens that it may have off the output;
-    `recalled` counts the drafted tokens that took no draft model.
+    `recalled` counts the drafted tokens that took no draft model. `chains` are the rounds in which one drafts, and
+    `caught_up` counts the committed tokens that it takes in at their beginning, beyond the newest one of each.
     """
 
     tokens: int = 0
@@ -84,6 +97,8 @@ class Rounds:
     by_accepted: dict[int, float] = field(default_factory=dict)
     by_tail: dict[int, float] = field(default_factory=dict)
     recalled: float = 0.0
+    chains: float = 0.0
+    caught_up: float = 0.0
 
     @property
     def rounds(self) -> float:
@@ -92,6 +107,11 @@ class Rounds:
     @property
     def drafted(self) -> float:
         return math.fsum(number * rounds for number, rounds in self.by_drafted.items())
+
+    @property
+    def taken_in(self) -> float:
+        """Mean committed tokens that a chain's first draft call takes in."""
+        return 1 + self.caught_up / self.chains if self.chains else 1.0
 
     @property
     def mean_length(self) -> float:
@@ -134,15 +154,18 @@ def chain_rounds(
     stop: Stop = NEVER,
     block: bool = False,
     recalled: Sequence[LookupTrace] = (),
+    feed_last_token: bool = False,
 ) -> Rounds:
     """The rounds of chains of at most `gamma` drafted tokens along these outputs, trimmed as the engine trims them.
 
-    `block`: verified as a block, where tokens are sampled. Where `recalled` proposes something, that is drafted.
+    `block`: verified as a block, where tokens are sampled. Where `recalled` proposes something, that is drafted. With
+    `feed_last_token`, the draft takes in its last token too.
     """
     result = Rounds()
     for i, trace in enumerate(traces):
         result.tokens += len(trace.accepted)
-        _along(trace, gamma, bonus, stop, result, block and bool(trace.ratio), recalled[i] if recalled else None)
+        others = recalled[i] if recalled else None
+        _along(trace, gamma, bonus, stop, result, block and bool(trace.ratio), others, feed_last_token)
     return result
 
 
@@ -169,48 +192,70 @@ def recall(trace: LookupTrace, place: int, gamma: int, bonus: bool, rounds: Roun
 def kept(trace: Trace, place: int, most: int, block: bool) -> Iterator[float]:
     """P(the first 1, 2, ..., `most` tokens of a chain from this place are kept | the output), if they are drafted."""
     result, product = 1.0, 1.0
-    for i in range(place, place + most):
+    for i in range(most):
+        here = trace.after(i)
         if block:
-            product = min(product * trace.ratio[i], _HUGE)
+            product = min(product * here.ratio[place + i], _HUGE)
             result = min(result, product)
         else:
-            result *= trace.accepted[i]
+            result *= here.accepted[place + i]
         yield result
 
 
+def behind(trace: Trace, emitted: int, num_accepted: int, drafted: int, feed_last_token: bool) -> int:
+    """After a round in which the draft drafted: committed tokens, besides the newest, that it has yet to take in."""
+    if not drafted:
+        return emitted
+    return emitted - 1 - (0 if trace.rereads else min(num_accepted, drafted - 1 + feed_last_token))
+
+
 def _along(
-    trace: Trace, gamma: int, bonus: bool, stop: Stop, rounds: Rounds, block: bool, recalled: LookupTrace | None
-) -> None:
+    trace: Trace, gamma: int, bonus: bool, stop: Stop, rounds: Rounds, block: bool, recalled: LookupTrace | None,
+    feed_last_token: bool,
+) -> None:  # fmt: skip
     """Add one trace: the probability that a round starts at a place moves on to where the next round starts."""
     length = len(trace.accepted)
-    starts = [0.0] * length
+    starts, waiting = [0.0] * length, [0.0] * length  # waiting: times the tokens that the draft has yet to take in
     starts[0] = 1.0
+
+    def go_on(following: int, weight: float, not_taken_in: float) -> None:
+        if following < length:
+            starts[following] += weight
+            waiting[following] += not_taken_in
+
     for place, weight in enumerate(starts):
         if not weight:
             continue
         if recalled is not None and recalled.at(place, gamma, bonus)[0]:
-            following = place + recall(recalled, place, gamma, bonus, rounds, weight)
-            if following < length:
-                starts[following] += weight
+            emitted = recall(recalled, place, gamma, bonus, rounds, weight)
+            go_on(place + emitted, weight, waiting[place] + weight * emitted)
             continue
         most = most_drafted(trace, place, gamma, bonus)
         drafted = most
         if stop.least:
-            unsure = (i for i in range(min(most, length - place)) if trace.certainty[place + i] < stop.least)
+            unsure = (i for i in range(min(most, length - place)) if trace.after(i).certainty[place + i] < stop.least)
             drafted = next(unsure, most - 1) + 1
+        if drafted:
+            rounds.chains += weight
+            rounds.caught_up += waiting[place]
         num_left = min(drafted, length - place)  # after an EOS nothing is emitted
         going = weight
         for num_accepted, share in enumerate(kept(trace, place, num_left, block)):
             passed = weight * share
-            _left(rounds, num_accepted + 1, most, stop, going - passed)
-            _end(starts, place + num_accepted + 1, rounds, num_accepted, going - passed)
+            if ended := going - passed:
+                _left(rounds, num_accepted + 1, most, stop, ended)
+                _add(rounds.by_accepted, num_accepted, ended)
+                left = behind(trace, num_accepted + 1, num_accepted, num_accepted + 1, feed_last_token)
+                go_on(place + num_accepted + 1, ended, ended * left)
             going = passed
             if not going:
                 break
         else:
             _left(rounds, num_left, drafted, stop, going)
-            more = bonus or not drafted  # the target's token after a full chain, or a plain step
-            _end(starts, place + num_left + more, rounds, num_left, going)
+            _add(rounds.by_accepted, num_left, going)
+            emitted = num_left + (bonus or not drafted)  # the target's token after a full chain, or a plain step
+            left = behind(trace, emitted, num_left, drafted, feed_last_token)
+            go_on(place + emitted, going, going * left + (0.0 if drafted else waiting[place]))
 
 
 def most_drafted(trace: Trace, place: int, gamma: int, bonus: bool) -> int:
@@ -224,14 +269,6 @@ def _left(rounds: Rounds, followed: int, most: int, stop: Stop, weight: float) -
         _add(rounds.by_drafted, followed + stop.tail(most - followed), weight)
         if most > followed:
             _add(rounds.by_tail, most - followed, weight)
-
-
-def _end(starts: list[float], following: int, rounds: Rounds, num_accepted: int, weight: float) -> None:
-    """Of the rounds that start at a place, `weight` end like this, and the next round starts at `following`."""
-    if weight:
-        _add(rounds.by_accepted, num_accepted, weight)
-        if following < len(starts):
-            starts[following] += weight
 
 
 def _add(histogram: dict[Any, float], key: float, weight: float) -> None:

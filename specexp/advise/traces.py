@@ -1,15 +1,16 @@
 """Where target and draft agree along an output, as `prediction.py` needs it: traces read off real models.
 
 For a lossless chain, teacher-forced passes over plain decoding's outputs show this: one of the draft, and where tokens
-are sampled one of the target. Looked-up drafts need no model: the search is repeated along the output. What a lossy
-rule accepts is recorded while it decodes without bonus tokens: then every token was drafted, and none depends on the
-draft length.
+are sampled one of the target. A draft that reads the target's states drafts a chain from each place of them, on its own
+outputs: it has no states of tokens that it drafted. Looked-up drafts need no model: the search is repeated along the
+output. What a lossy rule accepts is recorded while it decodes without bonus tokens: then every token was drafted, and
+none depends on the draft length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from array_api_compat import array_namespace, device, to_device
@@ -23,6 +24,7 @@ from specexp.engine import Decoder, Engine
 from specexp.engine.ngram_lookup import Ngrams
 from specexp.engine.suffix_automaton import SuffixIndex, SuffixLengths
 from specexp.evaluation.preparation import Prepared
+from specexp.lm.model import StateReader
 from specexp.lm.translated import Translated
 
 PIECE = 64  # positions examined together: rows of logits are as wide as the vocabulary
@@ -30,9 +32,9 @@ PIECE = 64  # positions examined together: rows of logits are as wide as the voc
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A trace; sum_x min(p, q) at each of its positions that the draft can reach; and the draft's probability of the
-    token that it would draft there: its first choice at temperature 1 where decoding is greedy, the output's token in q
-    where tokens are sampled."""
+    """A trace; sum_x min(p, q) at each of its positions that the draft can reach, as a chain's first token; and the
+    draft's probability of the token that it would draft there: its first choice at temperature 1 where decoding is
+    greedy, the output's token in q where tokens are sampled."""
 
     trace: Trace
     overlap: list[float]
@@ -40,54 +42,122 @@ class Agreement:
 
 
 def agreement(
-    prepared: Prepared, index: int, output: Sequence[int], draft_temperature: float | None = None
+    prepared: Prepared, index: int, output: Sequence[int], draft_temperature: float | None = None, longest: int = 1
 ) -> Agreement:
     """Score plain decoding's `output` after a prompt with the draft, and with the target unless decoding is greedy.
+
+    A draft that reads the target's states is scored in the chains of `longest` tokens that it would draft from every
+    place of the output, of which it knows the states before that place alone: `Trace.after`.
 
     A draft that reads text in its own tokens is scored token by token, on the committed text: drafted tokens that are
     not read again in other pieces may get other probabilities.
     """
     models, ids = prepared.pair.models, prepared.prompts[index]
     experiment = prepared.experiment
-    warp = experiment.warp
     draft_limit = models["draft"].context - len(ids) + 1
+    compare = _Compare(Engine(models, reuse=True), experiment.warp, draft_temperature, models["target"].ids)
     seen = list(output[: max(0, draft_limit)])
-    accepted: list[float] = []
-    overlap: list[float] = []
-    certainty: list[float] = []
-    ratio: list[float] = []
-    rejected: list[float] = []
-    engine = Engine(models, reuse=True)
-    draft_warp = warp.of_draft(draft_temperature)
+    values = _Compared()
     size = 1 if isinstance(models["draft"], Translated) else PIECE
     for start in range(0, len(seen), size):
         piece = seen[start : start + size]
         behind = [*ids, *seen[:start]]
-        logits = _rows(engine, "draft", behind, piece)
-        if warp.greedy:
-            first = warp.first(logits)
-            result = [float(token == choice) for token, choice in zip(piece, first.tolist(), strict=True)]
-            accepted += result
-            overlap += result
-            certainty += _chosen(Warp(1.0)(logits), first)
-        else:
-            p, q = warp(_rows(engine, "target", behind, piece)), draft_warp(logits)
-            q, tokens = to_device(q, device(p)), models["target"].ids(piece)
-            for each, both, elsewhere in _shared(p, q, tokens):
-                ratio.append(each)
-                accepted.append(min(1.0, each))
-                overlap.append(both)
-                rejected.append(elsewhere)
-            if draft_warp.greedy:  # the probability at temperature 1 decides where its drafts end, as if decoding were
-                rejected[start:] = sure = _chosen(Warp(1.0)(logits), draft_warp.first(logits))
-                certainty += sure
-            else:
-                certainty += _chosen(q, tokens)
-    blank = [0.0] * (len(output) - len(seen))
-    accepted += blank  # beyond the draft's context nothing is drafted
-    limit = engine.output_limit(ids, experiment.max_new_tokens)
-    sampled = {} if warp.greedy else {"ratio": ratio + blank, "rejected": rejected + blank}
-    return Agreement(Trace(accepted, limit, draft_limit, **sampled), overlap, certainty + blank)
+        values.extend(compare(_rows(compare.engine, "draft", behind, piece), compare.target(behind, piece), piece))
+    # Beyond the draft's context nothing is drafted.
+    trace = values.trace(len(output), compare.engine.output_limit(ids, experiment.max_new_tokens), draft_limit)
+    if isinstance(models["draft"].session(), StateReader):
+        deeper = [
+            each.trace(len(output), trace.limit, draft_limit, certain=True)
+            for each in _deeper(compare, ids, seen, longest)
+        ]
+        trace = replace(trace, deeper=deeper, rereads=True)
+    return Agreement(trace, values.overlap, values.certainty + [0.0] * (len(output) - len(seen)))
+
+
+@dataclass(slots=True)
+class _Compared:
+    """Of tokens that a draft may draft, in order: what `Trace` has of each; sum_x min(p, q)."""
+
+    accepted: list[float] = field(default_factory=list)
+    overlap: list[float] = field(default_factory=list)
+    certainty: list[float] = field(default_factory=list)
+    ratio: list[float] = field(default_factory=list)
+    rejected: list[float] = field(default_factory=list)
+
+    def extend(self, other: _Compared, first: int = 0, stop: int | None = None) -> None:
+        """Append some of another's tokens."""
+        for name in self.__slots__:
+            getattr(self, name).extend(getattr(other, name)[first:stop])
+
+    def trace(self, length: int, limit: int, draft_limit: int, certain: bool = False) -> Trace:
+        """Of an output of this length, at whose end are tokens that are not drafted."""
+
+        def padded(values: list[float]) -> Sequence[float]:
+            return [*values, *[0.0] * (length - len(values))] if values else ()
+
+        accepted = self.accepted + [0.0] * (length - len(self.accepted))
+        certainty = padded(self.certainty) if certain else ()
+        return Trace(accepted, limit, draft_limit, certainty, padded(self.ratio), padded(self.rejected))
+
+
+@dataclass(frozen=True, slots=True)
+class _Compare:
+    """Compares what a draft at this temperature would draft with a target under `warp`."""
+
+    engine: Engine
+    warp: Warp
+    draft_temperature: float | None
+    to_ids: Callable[[Sequence[int]], Array]
+
+    def target(self, behind: Sequence[int], tokens: Sequence[int]) -> Array | None:
+        """p[N, V] from which each of tokens[N] would be drawn; None where decoding is greedy."""
+        return None if self.warp.greedy else self.warp(_rows(self.engine, "target", behind, tokens))
+
+    def __call__(self, logits: Array, p: Array | None, tokens: Sequence[int]) -> _Compared:
+        """The draft's logits[N, V], and p[N, V] unless decoding is greedy, at the output's tokens[N]."""
+        if p is None:
+            first = self.warp.first(logits)
+            accepted = [float(token == choice) for token, choice in zip(tokens, first.tolist(), strict=True)]
+            return _Compared(accepted, list(accepted), _chosen(Warp(1.0)(logits), first))
+        result, draft_warp = _Compared(), self.warp.of_draft(self.draft_temperature)
+        q, ids = to_device(draft_warp(logits), device(p)), self.to_ids(tokens)
+        for each, both, elsewhere in _shared(p, q, ids):
+            result.ratio.append(each)
+            result.accepted.append(min(1.0, each))
+            result.overlap.append(both)
+            result.rejected.append(elsewhere)
+        result.certainty = _chosen(q, ids)
+        if draft_warp.greedy:  # the probability at temperature 1 decides where its drafts end, as if decoding were
+            result.rejected = result.certainty = _chosen(Warp(1.0)(logits), draft_warp.first(logits))
+        return result
+
+
+def _deeper(compare: _Compare, ids: Sequence[int], seen: Sequence[int], longest: int) -> list[_Compared]:
+    """What `seen` shows after a prompt of tokens before which a chain drafted 1, 2, ... tokens, for each number of
+    them up to `longest` - 1: of chains that begin at each of its places."""
+    nothing = _Compared([0.0], [0.0], [0.0], *([[], []] if compare.warp.greedy else [[0.0], [0.0]]))
+    result = [_Compared() for _ in range(min(longest, len(seen)) - 1)]
+    for drafted, each in enumerate(result, 1):
+        for _ in range(drafted):  # tokens that no chain reaches after so many
+            each.extend(nothing)
+    if not result:
+        return result
+    for begin in range(0, len(seen), PIECE):
+        p = compare.target([*ids, *seen[:begin]], seen[begin : begin + PIECE + longest])
+        for start in range(begin, min(begin + PIECE, len(seen) - 1)):
+            tokens = seen[start : start + longest]
+            logits, _ = compare.engine.score("draft", [*ids, *seen[:start]], tokens[:-1], drafted=True)
+            at = start - begin
+            found = compare(logits[1:], None if p is None else p[at + 1 : at + len(tokens)], tokens[1:])
+            for i, each in enumerate(result[: len(tokens) - 1]):
+                each.extend(found, i, i + 1)
+    return result
+
+
+def read_trace(values: Mapping[str, Any], certainty: Sequence[float] = ()) -> Trace:
+    """A trace from JSON."""
+    deeper = [Trace(**each) for each in values.get("deeper", ())]
+    return Trace(**{**values, "deeper": deeper, "certainty": certainty or values["certainty"]})
 
 
 def looked_up(

@@ -34,6 +34,15 @@ class Check:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+# What rules without training accept beside the lossless one, named before the value of their dial.
+_ACCEPTS = {
+    "typical": "drafted tokens that are likely enough for the target's entropy, by accept_epsilon",
+    "entropy": "drafted tokens where the target's entropy is above accept_entropy",
+    "fly": "mismatches where the target's entropy is above accept_entropy and it then agrees with the draft",
+    "fuzzy": "drafted tokens where the distributions of draft and target are closer than accept_distance",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """The method that is examined and plain decoding, with everything loaded."""
@@ -98,9 +107,12 @@ class Subject:
             return f"{method.method} decodes with the draft model alone"
         if method.method == "topk":
             likeliest = "likeliest token" if method.accept_k == 1 else f"{method.accept_k} likeliest tokens"
-            return f"Top-K also accepts a drafted token among the target's {likeliest}"
-        if method.method == "autojudge":
+            margin = "" if method.accept_margin is None else f" and less than {method.accept_margin:g} below the best"
+            return f"Top-K also accepts a drafted token among the target's {likeliest}{margin}"
+        if method.judge:
             return f"AutoJudge also accepts mismatches that its judge gives a probability below {self.threshold:g}"
+        if method.method in _ACCEPTS:
+            return f"its rule also accepts {_ACCEPTS[method.method]} ({method.dial:g})"
         return f"{method.method} declares itself lossy at these settings"
 
 

@@ -1,9 +1,9 @@
 """The exhaustive oracle on a method's own decoder, at a feasible size: numpy models of two or three tokens.
 
 The decoder is the one that decodes on the user's models, built from the same settings. They are made smaller where the
-rng would have too many possible outcomes: draft lengths to 4, trees to 12 nodes on 3 levels, top-k to 2; matches may be
-of one token. A judge reads hidden states of its own pair; a judge of random weights replaces it and reads the toy's
-hidden states, with the same features and threshold.
+rng would have too many possible outcomes: draft lengths to 4, windows with them, trees to 12 nodes on 3 levels, top-k
+to 2; matches may be of one token. A judge reads hidden states of its own pair; a judge of random weights replaces it
+and reads the toy's hidden states, with the same features and threshold.
 """
 
 from __future__ import annotations
@@ -91,8 +91,10 @@ def sizes(method: MethodConfig) -> list[Size]:
 
 
 def _up_to(most: int, method: MethodConfig) -> MethodConfig:
-    """The method with drafts of at most `most` tokens."""
-    return replace(method, gamma=min(method.gamma, most), max_gamma=min(method.max_gamma, most))
+    """The method with drafts of at most `most` tokens, into which a window still fits."""
+    gamma = min(method.gamma, most)
+    window = min(method.accept_window, gamma - 1)
+    return replace(method, gamma=gamma, max_gamma=min(method.max_gamma, most), accept_window=window)
 
 
 def examine(

@@ -101,6 +101,28 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
         "output": Option("Write to this folder.", "a folder", otherwise="a new one in `runs/`"),
         "seed": Option("Set the seed of the MLP.", "a whole number >= 0", "0"),
     },
+    "calibrate_rule": {
+        "labels": Option(
+            "Give labels: a folder of collect_labels, or runs:/ID/labels.", "a folder or an address",
+            otherwise="the newest in the store",
+        ),
+        "rules": Option(
+            "Name the rules: typical, entropy, fly, fuzzy_js, fuzzy_kl, fuzzy_tv, relaxed; several by commas.",
+            "names", otherwise="all",
+        ),
+        "loss": Option(
+            "Set the largest share of the calibration split's prompts that may lose their answer.",
+            "a number in [0, 1)", "0.01",
+        ),
+        "window": Option("Set the window of fly.", "a whole number >= 1", "6"),
+        "accept_k": Option("Set K of relaxed.", "a whole number >= 1", "10"),
+        "judge": Option(
+            "Give the judge to compare with: an address or a folder, or none.", "an address, a folder or `none`",
+            otherwise="`models:/autojudge@champion`, if it fits",
+        ),
+        "batch": Option("Set how many prompts are decoded together.", "a whole number >= 1", "16"),
+        "output": Option("Write to this folder.", "a folder", otherwise="a new one in `runs/`"),
+    },
     "generate": {
         "method": _METHOD,
         "json": Option("Print one JSON object in place of the text.", BOOLEAN, "false"),

@@ -13,7 +13,7 @@ from specexp.config.resolver import resolve
 from specexp.errors import ConfigError, shown
 
 TRAINABLE = ("arith", "gsm8k", "prompts")  # tasks that have prompts apart from those of an evaluation
-DRAFTER_PROMPTS = 6000  # unless a file or a flag sets it
+DRAFTER_PROMPTS = 4000  # unless a file or a flag sets it
 OUTPUTS_TOGETHER = 64  # likewise
 LONGEST_CHAIN = 16  # of the training-time test
 NUM_LAYERS_READ = 3

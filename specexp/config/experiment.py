@@ -34,6 +34,8 @@ ROLES = ("target", "draft")
 LATER = {
     "draft_temperature": None, "rule": "token", "suffix_factor": 0.0, "suffix_min_probability": 0.0,
     "suffix_memory": "prompt", "min_match": 1, "proposers": "", "max_gamma": 0,
+    **dict.fromkeys(("accept_margin", "accept_epsilon", "accept_delta", "accept_entropy", "accept_distance")),
+    "accept_window": 0, "distance": "",
 }  # fmt: skip
 # Likewise of experiments.
 LATER_OF_EXPERIMENT: dict[str, Any] = {"min_new_tokens": 0, "ignore_eos": False, "stop": ()}
@@ -77,11 +79,33 @@ class MethodConfig:
     min_match: int = 1
     proposers: str = ""  # their names, separated by commas
     max_gamma: int = 0  # of gamma auto, the longest chain, which gamma then is, too
+    # What rules without training accept; None where the method has no such rule, or the rule no such condition.
+    accept_margin: float | None = None
+    accept_epsilon: float | None = None
+    accept_delta: float | None = None  # None is the root of accept_epsilon, and no condition where that is 1
+    accept_entropy: float | None = None
+    accept_window: int = 0
+    accept_distance: float | None = None
+    distance: str = ""
 
     @property
     def auto_gamma(self) -> bool:
         """True if chains end where no longer one pays."""
         return self.max_gamma > 0
+
+    @property
+    def rule_is_off(self) -> bool:
+        """True if what a rule without training accepts is what the lossless one does, at every temperature."""
+        return (
+            self.accept_margin == 0 or self.accept_entropy == 1 or self.accept_distance == 0
+            or (self.accept_epsilon == 1 and self.accept_delta is None)
+        )  # fmt: skip
+
+    @property
+    def dial(self) -> float | None:
+        """The number that sets how much its acceptance rule accepts; None for other methods, and for a judge's own."""
+        dials = (self.accept_margin, self.accept_epsilon, self.accept_entropy, self.accept_distance, self.threshold)
+        return next((each for each in dials if each is not None), self.accept_k or None)
 
 
 @dataclass(frozen=True, slots=True)

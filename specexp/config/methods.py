@@ -31,13 +31,8 @@ def chains(preset: str, parsed: Mapping[str, Any], given: Mapping[str, Any]) -> 
         return [MethodConfig(method, preset, preset)]
     lengths = {preset: parsed["gamma"]} if "gamma" not in given else {f"{method}_k{g}": g for g in given["gamma"]}
     variants: list[tuple[str, dict[str, Any]]] = [("", {})]
-    if method == "autojudge":
-        judge = given.get("judge", parsed.get("judge", ""))
-        thresholds = given.get("threshold", (parsed.get("threshold", CALIBRATED),))
-        variants = [
-            (f"_t{t:g}" if t is not None else "_cal", {"threshold": t, "judge": judge})
-            for t in (None if t == CALIBRATED else t for t in thresholds)
-        ]
+    if "judge" in settings:
+        variants = _thresholds(parsed, given)
     elif method == "topk":
         variants = [(f"_top{k}", {"accept_k": k}) for k in given.get("accept_k", (parsed["accept_k"],))]
     elif "max_ngram" in settings:
@@ -63,14 +58,15 @@ def _values(key: str, given: Mapping[str, Any], parsed: Mapping[str, Any]) -> li
     if values is None and (preset := parsed.get(key, _DEFAULTS.get(key))) is not None:
         values = SETTINGS[key].parse(preset)
     values = values if isinstance(values, tuple) else () if values is None else (values,)
-    # With a gamma that is given, labels do not begin with the preset's name, which tells a block.
-    named = len(values) > 1 or (key == "rule" and "gamma" in given)
+    # With a gamma that is given, labels do not begin with the preset's name, which tells a block and a margin.
+    named = len(values) > 1 or (key in ("rule", "accept_margin") and "gamma" in given)
     suffix = _SUFFIXES[key]
     return [(suffix(value) if named else "", {key: value}) for value in values] or [("", {})]
 
 
 _DEFAULTS: Mapping[str, Any] = {
     "suffix_factor": SUFFIX_FACTOR, "suffix_min_probability": SUFFIX_MIN_PROBABILITY, "proposers": "suffix,draft",
+    "distance": "js",
 }  # fmt: skip
 # The settings of a chain that may have several values, in the order of the label's suffixes.
 _SUFFIXES: Mapping[str, Callable[[Any], str]] = {
@@ -82,12 +78,33 @@ _SUFFIXES: Mapping[str, Callable[[Any], str]] = {
     "suffix_memory": lambda value: "" if value == "prompt" else f"_{value}",
     "draft_temperature": lambda value: "" if value is None else f"_dt{value:g}",
     "rule": lambda value: "" if value == "token" else f"_{value}",
+    "distance": lambda value: f"_{value}",
+    "accept_margin": lambda value: f"_m{value:g}",
+    "accept_epsilon": lambda value: f"_e{value:g}",
+    "accept_delta": lambda value: f"_d{value:g}",
+    "accept_entropy": lambda value: f"_h{value:g}",
+    "accept_window": lambda value: f"_w{value}",
+    "accept_distance": lambda value: f"_d{value:g}",
 }
 
 
-def trees(preset: str, gammas: tuple[int, ...] | None, parsed: Mapping[str, Any]) -> list[MethodConfig]:
-    """A setting for each depth and budget. The depth is gamma, unless `max_depth` sets one for all."""
-    method = parsed["method"]
+def _thresholds(parsed: Mapping[str, Any], given: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Each threshold of a judge, with the suffix of its label."""
+    judge = given.get("judge", parsed.get("judge", ""))
+    thresholds = given.get("threshold", (parsed.get("threshold", CALIBRATED),))
+    return [
+        (f"_t{t:g}" if t is not None else "_cal", {"threshold": t, "judge": judge})
+        for t in (None if t == CALIBRATED else t for t in thresholds)
+    ]
+
+
+def trees(preset: str, given: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[MethodConfig]:
+    """A setting for each depth, budget and threshold. The depth is gamma, unless `max_depth` sets one for all."""
+    method, gammas = parsed["method"], given.get("gamma")
+    parsed = {**parsed, **{key: given[key] for key in TREE_SHAPE if key in given}}
+    judged: list[tuple[str, dict[str, Any]]] = [("", {})]
+    if "judge" in settings_of(method, ""):
+        judged = [(suffix if "threshold" in given else "", each) for suffix, each in _thresholds(parsed, given)]
     more = {key: parsed[key] for key in TREE_SHAPE if key in parsed and key not in ("tree_budget", "max_depth")}
     if "max_depth" in parsed:
         depths = {preset: parsed["max_depth"]}
@@ -98,6 +115,7 @@ def trees(preset: str, gammas: tuple[int, ...] | None, parsed: Mapping[str, Any]
         budgets = {label: more.get("parallel_branches", PARALLEL_BRANCHES) * depth}
         if "tree_budget" in parsed:
             budgets = {f"{label}_b{budget}": budget for budget in parsed["tree_budget"]}
-        for name, budget in budgets.items():
-            methods.append(MethodConfig(method, preset, name, tree=TreeConfig(budget, depth, **more)))
+        for (name, budget), (suffix, overrides) in product(budgets.items(), judged):
+            shape = TreeConfig(budget, depth, **more)
+            methods.append(MethodConfig(method, preset, name + suffix, tree=shape, **overrides))
     return methods

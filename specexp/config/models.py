@@ -77,7 +77,7 @@ MODEL_SETTINGS: dict[str, Setting] = {
         " has the details.",
     ),
     "eagle3": Setting(
-        text, "Draft with this EAGLE-3 head of the target: a folder, a hub id, or models:/NAME@ALIAS.",
+        text, "Draft with this EAGLE-3 head of the target: a folder, a hub id (ID@REVISION), or models:/NAME@ALIAS.",
         otherwise="none",
         more="For `draft` alone, without any other setting; as an option, `eagle3:PATH` or `models:/drafter@champion`."
         " [Drafts](methods.md#drafts) has the details.",
@@ -88,7 +88,7 @@ MODEL_SETTINGS: dict[str, Setting] = {
         " details.",
     ),
     "dflash": Setting(
-        text, "Draft with this DFlash assistant of the target: a folder or a hub id.", otherwise="none",
+        text, "Draft with this DFlash assistant of the target: a folder or a hub id (ID@REVISION).", otherwise="none",
         more="For `draft` alone, without any other setting; as an option, `dflash:PATH`. [Drafts](methods.md#drafts)"
         " has the details.",
     ),

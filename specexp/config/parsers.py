@@ -132,6 +132,20 @@ def reals(good: Callable[[float], bool], rule: str, what: str = "number") -> Cal
 probabilities = reals(lambda x: 0 <= x < 1, "in [0, 1) (0 = off)", "probability")  # below which drafts stop
 
 
+def dials(good: Callable[[float], bool], rule: str) -> Callable[[Any], tuple[float, ...]]:
+    """A parser of one number, or several separated by commas: each is a setting."""
+    number = real(good, f"{rule}; several are separated by commas")
+
+    def parse(value: Any) -> tuple[float, ...]:
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        result = tuple(number(part.strip() if isinstance(part, str) else part) for part in parts)
+        if not result or len(set(result)) < len(result):
+            raise ValueError("it must have at least one number, and list each only once.")
+        return result
+
+    return parse
+
+
 def names(value: Any) -> tuple[str, ...]:
     parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts) or not all(parts):

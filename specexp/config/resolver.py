@@ -22,13 +22,10 @@ from specexp.config.models import laid_over
 from specexp.config.pair_models import models_of_pair
 from specexp.config.parsers import AUTO_GAMMA, MUST_BE_GIVEN, SEVERAL_TURNS, TASK_SOURCES
 from specexp.config.presets import PRESETS, expanded, load_yaml, method_preset, preset_names
-from specexp.config.schema import ALIASES, SETTINGS, TREE_SHAPE
+from specexp.config.schema import ALIASES, SETTINGS
+from specexp.draft_faults import draft_faults, head_faults
 from specexp.errors import ConfigError, shown, unknown
-from specexp.lm.runtime import (
-    INTERSECTION,
-    TEXT,
-)
-from specexp.method_specs import OF_PROPOSERS, head_faults, settings_of, spec, takers, vocabulary_faults
+from specexp.method_specs import OF_PROPOSERS, settings_of, spec, takers
 from specexp.tasks.defaults import DEFAULTS
 
 # Settings of a preset that apply to its own task only.
@@ -82,7 +79,7 @@ def adjusted(experiment: Experiment, settings: Mapping[str, Any], under: Mapping
     values = reader.values
     if "methods" in values:
         values["methods"] = tuple(reader._methods(values["methods"], values))
-        reader.check(values["methods"], values.get("temperature", experiment.temperature))
+    reader.check(values.get("methods", experiment.methods), values.get("temperature", experiment.temperature))
     faults += endings.faults({**asdict(experiment), **values})
     values = {key: value for key, value in values.items() if key not in takers()}
     if faults:
@@ -158,9 +155,7 @@ class _Reader:
             # Of an experiment's own methods, those that need a draft model are not what was asked for.
             methods = [method for method in methods if not head_faults([method], head)]
         self.check(methods, values.get("temperature"))
-        if "draft" in models and models["draft"].vocabulary in (INTERSECTION, TEXT):
-            self.faults += vocabulary_faults(methods, models["draft"].vocabulary)
-        self.faults += head_faults(methods, head) if head else []
+        self.faults += draft_faults(methods, models["draft"]) if "draft" in models else []
         self.faults += endings.faults(values)
         self._task(values, [method.method for method in methods])
         if self.faults:
@@ -174,6 +169,16 @@ class _Reader:
                 self.faults.append(
                     f"min_match is {method.min_match}, but max_ngram of {method.label} is {method.max_ngram}: nothing"
                     " would be found; set max_ngram to as many."
+                )
+            if method.accept_window and method.accept_window >= method.gamma:
+                self.faults.append(
+                    f"accept_window is {method.accept_window}, but gamma of {method.label} is {method.gamma}: no window"
+                    " would fit in a draft; set a greater gamma."
+                )
+            if temperature and spec(method.method).greedy_only:
+                self.faults.append(
+                    f"method '{method.label}' is defined at temperature 0 alone, but temperature is {temperature:g};"
+                    " set it to 0, or leave the method out."
                 )
         drawn = [method.draft_temperature for method in methods if method.draft_temperature is not None]
         if drawn and "draft_temperature" in self.own and not temperature:
@@ -248,8 +253,7 @@ class _Reader:
                 )
                 continue
             if spec(result["method"]).grows_tree:
-                shape = {key: given[key] for key in TREE_SHAPE if key in given}
-                methods += trees(name, given.get("gamma"), {**result, **shape})
+                methods += trees(name, given, result)
             else:
                 methods += chains(name, result, given)
         labels = [method.label for method in methods]

@@ -40,6 +40,7 @@ from specexp.config.parsers import (
     toy_settings,
     whole,
 )
+from specexp.config.rule_settings import RULE_SETTINGS
 from specexp.config.setting import Option, Setting, but
 from specexp.decoding.rules import MOST_TOP_K
 from specexp.lm.runtime import CHAT_TEMPLATES
@@ -186,6 +187,7 @@ SETTINGS: dict[str, Setting] = {
         several("K"), "Set K of topk, or several separated by commas.", otherwise="2, the preset's",
         of_one="Set K of topk.", commands=("evaluate", "certify", "generate"),
     ),
+    **RULE_SETTINGS,
     "rule": Setting(
         choices("rule", RULES_OF_CHAINS), "Verify a chain token by token, or as a block: token or block.", "token",
         more="Several are separate settings. [Block verification](methods.md#block-verification) has the details.",

@@ -79,7 +79,7 @@ class DraftModel:
     def propose(self, warp: Warp, reserve: int, needs: Needs) -> Proposal:
         drafted: Drafted = yield Draft(
             self.gamma, warp.of_draft(self.temperature), reserve, needs.draft, needs.feed_last_token,
-            self.min_draft_probability, needs.by_round, self.costs,
+            self.min_draft_probability, needs.by_round, self.costs, needs.draft_q and warp.greedy,
         )  # fmt: skip
         return drafted
 
@@ -230,5 +230,5 @@ class Chain:
                     "overlap": verdict.overlap,
                 },
                 drafted.source,
-                reads_all=block,
+                reads_all=block or needs.all_rows,
             )

@@ -1,8 +1,8 @@
-"""Lossy acceptance rules for the chain: AutoJudge (2504.20039) and the Top-K rule it is compared with.
+"""Lossy acceptance rules: AutoJudge (2504.20039), for chains and trees, and the Top-K rule it is compared with.
 
 Both accept what the lossless rule accepts, and more. At one end of their setting they equal the lossless rule:
 threshold 0, or K = 1 at temperature 0. At the other end, a threshold above 1 or K = |V|, they accept every drafted
-token. A token that only they accept is counted as judged.
+token. A token that only they accept is counted as judged. `untrained_rules.py` has the other rules without a judge.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from array_api_compat import array_namespace, device, to_device
 
 from specexp.decoding.protocol import Array, Drafted, Needs, Scored
+from specexp.decoding.rules import UNIT_TEMPERATURE, Warp
 
 # From features[N, F], whose parts specexp/judge/features.py names, to the probabilities[N] of important mismatches.
 JudgeFunction = Callable[[Array], Array]
@@ -35,29 +36,48 @@ class Judged:
         num_drafted = drafted.tokens.shape[0]
         if not num_drafted or self.threshold <= 0:
             return None
-        xp = array_namespace(drafted.tokens)
-        rows = [self._rows(part, drafted, scored, num_drafted) for part in self.parts]
-        accepted_anyway = self.score(xp.concat(rows, axis=-1)) < self.threshold
-        for eos in self.eos_ids:
-            accepted_anyway = accepted_anyway & (drafted.tokens != eos)
-        return accepted_anyway
+        parts = []
+        for part in self.parts:
+            role, place = part.split("_")
+            hidden = scored.hidden if role == "target" else drafted.hidden
+            assert hidden is not None, "the hidden rows that the rule needs were not requested"
+            first = 1 if place == "token" else 0
+            parts.append(hidden[first : first + num_drafted])
+        return self._unimportant(parts, drafted.tokens)
 
-    def _rows(self, part: str, drafted: Drafted, scored: Scored, num_drafted: int) -> Array:
-        """[G, H] float32: a model's hidden rows at each drafted token, or at the token before it."""
-        role, place = part.split("_")
-        hidden = scored.hidden if role == "target" else drafted.hidden
+    def accept_nodes(self, tokens: Array, parents: Array, scored: Scored) -> Array | None:
+        """The same for a tree's nodes (`TreeRule`), from the target's hidden rows alone."""
+        if self.threshold <= 0:
+            return None
+        hidden = scored.hidden
         assert hidden is not None, "the hidden rows that the rule needs were not requested"
-        first = 1 if place == "token" else 0
         xp = array_namespace(hidden)
-        rows = xp.astype(hidden[first : first + num_drafted], xp.float32)
-        return to_device(rows, device(drafted.tokens))
+        before = xp.take(hidden, xp.clip(parents, 0, None), axis=0)
+        rows = {"target_token": hidden, "target_previous": before}
+        return self._unimportant([rows[part] for part in self.parts], tokens)
+
+    def _unimportant(self, parts: list[Array], tokens: Array) -> Array:
+        """[N] of bools, from hidden rows[N, H] of each part, at the tokens[N] or before them."""
+        xp, where = array_namespace(tokens), device(tokens)
+        rows = [to_device(array_namespace(part).astype(part, xp.float32), where) for part in parts]
+        result = self.score(xp.concat(rows, axis=-1)) < self.threshold
+        for eos in self.eos_ids:
+            result = result & (tokens != eos)
+        return result
 
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """Accepts a drafted token among the target's `k` most likely ones; of equal ones the lower id ranks first."""
+    """Accepts a drafted token among the target's `k` most likely ones; of equal ones the lower id ranks first.
+
+    With a `margin` (relaxed acceptance of TensorRT-LLM), only if its probability is above the best one's less the
+    margin, too; with margin 0 it accepts nothing more than the lossless rule. The probabilities are not renormalised
+    over the k tokens: those that are sampled from, at temperature 0 those at temperature 1.
+    """
 
     k: int
+    margin: float | None = None
+    warp: Warp = UNIT_TEMPERATURE
 
     @property
     def needs(self) -> Needs:
@@ -65,7 +85,7 @@ class TopK:
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         num_drafted = drafted.tokens.shape[0]
-        if not num_drafted:
+        if not num_drafted or (self.margin is not None and self.margin <= 0):
             return None
         logits = scored.logits
         assert logits is not None
@@ -74,4 +94,9 @@ class TopK:
         drafted_logits = xp.take_along_axis(rows, where, axis=-1)
         ids = xp.arange(rows.shape[-1], device=device(rows))[None, :]
         ahead = (rows > drafted_logits) | ((rows == drafted_logits) & (ids < where))
-        return xp.sum(xp.astype(ahead, xp.int64), axis=-1) < self.k
+        among_best = xp.sum(xp.astype(ahead, xp.int64), axis=-1) < self.k
+        if self.margin is None:
+            return among_best
+        p = self.warp.softened(rows)
+        below = xp.max(p, axis=-1) - xp.take_along_axis(p, where, axis=-1)[:, 0]
+        return among_best & (below < self.margin)

@@ -60,12 +60,15 @@ class Scored:
 @dataclass(frozen=True, slots=True)
 class Needs:
     """What an acceptance rule needs: hidden rows that it reads (the target's, the draft's, and the draft's at its last
-    token), and drafts drawn with what no other round draws with."""
+    token), drafts drawn with what no other round draws with, the draft's distributions at temperature 0, too, and
+    `all_rows` of the target's logits, also those behind a token that it rejects."""
 
     target: bool = False
     draft: bool = False
     feed_last_token: bool = False
     by_round: bool = False
+    draft_q: bool = False
+    all_rows: bool = False
 
 
 RequiredHidden = Needs  # its name in version 0.1
@@ -87,6 +90,8 @@ class Draft:
     showed of tokens before it.
 
     With `by_round`, its draws are those of `Rng.of_round`.
+
+    With `keep_q`, q is answered at temperature 0, too: the draft's distributions at temperature 1.
     """
 
     gamma: int
@@ -97,6 +102,7 @@ class Draft:
     min_draft_probability: float = 0.0
     by_round: bool = False
     costs: RelativeCosts | None = None
+    keep_q: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +135,7 @@ class Recall:
 @dataclass(frozen=True, slots=True, eq=False)
 class Drafted:
     """tokens[G], each drawn from its row of q[G, V]; 0 <= G <= gamma. A draft model's q is None where it was asked for
-    tokens of temperature 0: it is one-hot on the tokens.
+    tokens of temperature 0: it is one-hot on the tokens. With `keep_q` it is then that of temperature 1 instead.
 
     hidden[G, H] are the rows q was read from, when asked for; with `feed_last_token`, hidden[G + 1, H] has that of the
     last token too. peaks[G] are the largest logits of these rows, for the engine alone; None where no model drafted.

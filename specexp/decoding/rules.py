@@ -72,6 +72,11 @@ class Warp:
         return self if temperature is None or self.greedy else replace(self, temperature=temperature)
 
     @property
+    def softened(self) -> Warp:
+        """This warp, or in place of a greedy one that of temperature 1."""
+        return UNIT_TEMPERATURE if self.greedy else self
+
+    @property
     def one_hot(self) -> bool:
         """True if every distribution is one-hot, so that nothing is drawn at random."""
         return self.greedy or self.top_k == 1
@@ -103,6 +108,9 @@ class Warp:
             ranked = xp.where((before < self.top_p) | (before == 0), ranked, xp.zeros_like(ranked))
             ranked = ranked / xp.sum(ranked, axis=-1, keepdims=True)
         return xp.take_along_axis(ranked, xp.argsort(order, axis=-1), axis=-1)
+
+
+UNIT_TEMPERATURE = Warp(1.0)
 
 
 def best(logits: Array, count: int) -> tuple[Array, Array]:
@@ -138,6 +146,8 @@ def verify(p: Array, q: Array, drafted: Array, accepted_anyway: Array | None, rn
     p[G + 1, V], q[G, V], drafted[G], accepted_anyway[G] of bools; `position` is that of the first drafted token.
     A residual without mass falls back to p.
     """
+    if not drafted.shape[0]:
+        return _undrafted(p, rng, position)
     prob = array_namespace(p).clip(_ratios(p, q, drafted), 0, 1)
     num_accepted, passed = rng.accept_prefix(prob, accepted_anyway, position)
     # Row `num_accepted` of p, less that row of q. After the last draft q is zero, which leaves p: the bonus row.
@@ -156,6 +166,8 @@ def verify_block(p: Array, q: Array, drafted: Array, rng: Rng, position: int) ->
     Shapes as for `verify`. The tests read what was drafted behind the accepted tokens: those drafts and the draws here
     must be the round's own (`Rng.of_round`).
     """
+    if not drafted.shape[0]:
+        return _undrafted(p, rng, position)
     xp = array_namespace(p)
     ratios, kept = _ratios(p, q, drafted), [xp.ones_like(p[:1, 0])]  # b_0, b_1, ...
     for i in range(drafted.shape[0]):
@@ -168,6 +180,12 @@ def verify_block(p: Array, q: Array, drafted: Array, rng: Rng, position: int) ->
     num_accepted = rng.of_round(position).accept_longest(xp.concat([passes, b[1:][-1:]]), position)
     row = _row(b, num_accepted) * _row(p, num_accepted)
     return _verdict(row, p, q, drafted, num_accepted, rng, position, None)
+
+
+def _undrafted(p: Array, rng: Rng, position: int) -> VerifyResult:
+    """The verdict on an empty chain: what plain decoding draws. Rounds without a draft cost no more than its steps."""
+    tokens = rng.target_draws(p, position)
+    return VerifyResult(tokens, array_namespace(p).zeros_like(tokens[0]), 0, p[:0, 0])
 
 
 def _ratios(p: Array, q: Array, drafted: Array) -> Array:

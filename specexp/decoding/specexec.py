@@ -5,6 +5,8 @@ The draws are those of plain decoding: same warp, same rng, same positions. The 
 plain decoding with that seed, token for token, at any temperature; the tree decides only how many draws a call yields.
 There is no acceptance test and no residual here, and q is never sampled from.
 
+A rule may send the walk to a child that was not drawn (AutoJudge on a tree): the output is then lossy.
+
 Shapes: N nodes, V vocabulary, D depth of the tree.
 """
 
@@ -12,15 +14,31 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from array_api_compat import array_namespace, device
 
-from specexp.decoding.protocol import Array, Ask, Depth, Role, Round, Score, Scored, Steps
+from specexp.decoding.protocol import Array, Ask, Depth, Needs, Role, Round, Score, Scored, Steps
 from specexp.decoding.rng import TARGET, Rng
 from specexp.decoding.rules import Warp
 from specexp.decoding.tree import Node, Tree
 from specexp.errors import ConfigError
+
+
+class TreeRule(Protocol):
+    """Decides to which nodes the walk may go although the target drew another token."""
+
+    @property
+    def needs(self) -> Needs:
+        """The target's hidden rows, or nothing."""
+        ...
+
+    def accept_nodes(self, tokens: Array, parents: Array, scored: Scored) -> Array | None:
+        """accepted_anyway[N + 1] of bools for the nodes' tokens[N + 1] and their parents' rows[N + 1]; None for none.
+
+        Row 0 is the root's, whose token and parent are -1; what is said of it does not matter.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +49,8 @@ class SpecExec:
     children (None: `parallel_branches`). The tree keeps the best `tree_budget` nodes, and takes `max_depth` draft
     forwards at most, the root's included. A child stays only if q(child) >= `branch_prune_threshold` times its best
     sibling's (0 = off, 1 = the draft's favourite alone), and only if its path's log-probability is >= `min_log_prob`
-    (None = off). Raises ConfigError with every fault.
+    (None = off). With `rule`, a draw that is no child of its node is replaced by the draft's favourite among the
+    children that the rule accepts. Raises ConfigError with every fault.
     """
 
     tree_budget: int
@@ -41,6 +60,7 @@ class SpecExec:
     branch_width: int | None = None
     branch_prune_threshold: float = 0.0
     min_log_prob: float | None = None
+    rule: TreeRule | None = None
 
     def __post_init__(self) -> None:
         counts = {name: getattr(self, name) for name in ("tree_budget", "max_depth", "parallel_branches")}
@@ -66,18 +86,30 @@ class SpecExec:
         return ("target", "draft")
 
     def steps(self, rng: Rng, remaining_tokens: int) -> Steps:
-        limit = remaining_tokens
+        limit, rule = remaining_tokens, self.rule
+        hidden = rule is not None and rule.needs.target
         while remaining_tokens:
             tree = yield from self._grow()
             grown = tree.grown()
             tokens, parents = [node.token for node, _ in grown], [parent for _, parent in grown]
-            scored: Scored = yield Score("target", tokens or None, parents or None, row_metadata=by_row(grown))
-            path = walk(scored.logits, scored.row_metadata, tree.depth, self.warp, rng, limit - remaining_tokens)
+            scored: Scored = yield Score(
+                "target", tokens or None, parents or None, hidden=hidden, row_metadata=by_row(grown)
+            )
+            table = scored.row_metadata
+            assert table is not None
+            anyway = None if rule is None or not tokens else rule.accept_nodes(table[0], table[1], scored)
+            path = walk(scored.logits, table, tree.depth, self.warp, rng, limit - remaining_tokens, anyway)
             remaining_tokens = yield Round(
                 path.tokens,
                 path.num_accepted + 1,
                 {"target": path.slots, "draft": path.draft_slots},
-                {**tree.counts(), "num_accepted": path.num_accepted, "path": path.slots, "ranks": path.ranks},
+                {
+                    **tree.counts(),
+                    "num_accepted": path.num_accepted,
+                    "path": path.slots,
+                    "ranks": path.ranks,
+                    **({} if rule is None else {"judged": path.judged}),
+                },
             )
 
     def _grow(self) -> Generator[Ask, Any, Tree]:
@@ -96,7 +128,7 @@ class SpecExec:
 class Path:
     """The accepted path: arrays[D + 1], of which the first `num_accepted` (0-d) values are valid and the others -1.
 
-    `tokens` hold one more valid value: the draw that left the tree.
+    `tokens` hold one more valid value: the draw that left the tree. `judged` is 1 for a node that was not drawn.
     """
 
     tokens: Array
@@ -104,6 +136,7 @@ class Path:
     slots: Array  # of the target
     draft_slots: Array  # of the draft, as far as it scored the path
     ranks: Array  # of each accepted node among its siblings, by the draft
+    judged: Array
 
 
 def by_row(grown: Sequence[tuple[Node, int]]) -> list[list[int]]:
@@ -117,8 +150,12 @@ def by_row(grown: Sequence[tuple[Node, int]]) -> list[list[int]]:
     return [[-1, *values] for values in columns]
 
 
-def walk(logits: Array, table: Array, depth: int, warp: Warp, rng: Rng, position: int) -> Path:
+def walk(
+    logits: Array, table: Array, depth: int, warp: Warp, rng: Rng, position: int, anyway: Array | None = None
+) -> Path:
     """Draw at the root, go to the child that was drawn if there is one, draw there, and so on.
+
+    Where there is none, the walk goes to the child of lowest rank of those in `anyway`[N + 1], in place of the draw.
 
     logits[N + 1, V], row 0 the root's; `table`[4, N + 1] is `by_row` of a tree of depth D = `depth`; `position` is that
     of the first draw. Never branches on an array's value: it takes D + 1 steps and warps one row in each. Once it has
@@ -129,20 +166,32 @@ def walk(logits: Array, table: Array, depth: int, warp: Warp, rng: Rng, position
     tokens, parents, slots, ranks = table[0], table[1], table[2], table[3]
     certain = xp.astype(xp.arange(logits.shape[-1], device=where) == 0, logits.dtype)
     row, inside = parents[0] + 1, parents[0] < 0  # the root's; True
-    drawn: list[Array] = []
+    last = 0 if anyway is None else xp.max(ranks) + 1  # behind every child
+    emitted: list[Array] = []
     rows: list[Array] = []
+    judged: list[Array] = []
     for step in range(depth + 1):
         p = warp(xp.take(logits, row[None], axis=0))[0]
-        drawn.append(rng.pick(xp.where(inside, p, certain), position + step, TARGET))
-        child = (parents == row) & (tokens == drawn[-1]) & inside
+        token = rng.pick(xp.where(inside, p, certain), position + step, TARGET)
+        children = (parents == row) & inside
+        child = children & (tokens == token)
+        if anyway is not None:
+            missed = ~xp.any(child)
+            others = children & anyway & missed
+            best = xp.min(xp.where(others, ranks, last))
+            child = child | (others & (ranks == best))
+            judged.append(missed & xp.any(child))
         inside = xp.any(child)
         row = xp.where(inside, xp.argmax(xp.astype(child, xp.int64)), row)
         rows.append(xp.where(inside, row, xp.zeros_like(row)))
+        emitted.append(token if anyway is None else xp.where(judged[-1], xp.take(tokens, row[None], axis=0)[0], token))
     visited = xp.stack(rows)  # 0 after the tree was left: row 0 is the root, which is never a child
+    instead = xp.zeros_like(visited) if anyway is None else xp.astype(xp.stack(judged), visited.dtype)
     return Path(
-        tokens=xp.stack(drawn),
+        tokens=xp.stack(emitted),
         num_accepted=xp.sum(xp.astype(visited > 0, xp.int64)),
         slots=visited - 1,
         draft_slots=xp.take(slots, visited, axis=0),
         ranks=xp.take(ranks, visited, axis=0),
+        judged=xp.where(visited > 0, instead, xp.full_like(visited, -1)),
     )

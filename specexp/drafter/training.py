@@ -103,14 +103,13 @@ def losses(
     start = int(first.min())
     counted = reached(first, end, ids.shape[1] - 1, depth)[..., start:].to(device)
     wanted = logits[:, 1 + start :].to(device)[..., head.draft_ids]
-    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.low):
-        made = head.outputs(ids[:, 1:].to(device), states[:, :-1].to(device), depth, start)
-        scored = head.logits(made[counted]).float()
-    wanted = wanted.expand(depth, -1, -1, -1)[counted]
     p = wanted.softmax(-1)
     if recipe.hard:
         p = p + recipe.hard * functional.one_hot(wanted.argmax(-1), p.shape[-1])
-    each = -(p * scored.log_softmax(-1)).sum(-1)
+    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.low):
+        made = head.outputs(ids[:, 1:].to(device), states[:, :-1].to(device), depth, start)
+        scored = head.logits(made[counted]).float()
+    each = -(p.expand(depth, -1, -1, -1)[counted] * scored.log_softmax(-1)).sum(-1)
     step = torch.arange(depth, device=device)[:, None, None].expand_as(counted)[counted]
     total = torch.zeros(depth, device=device).index_add(0, step, each)
     return total / counted.sum((1, 2)).clamp(min=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from array_api_compat import array_namespace
 
@@ -106,13 +107,13 @@ class Context:
         self.num_calls += num
         self.num_positions += num
 
-    def announce(self, tokens: Sequence[int]) -> None:
+    def announce(self, tokens: Sequence[int], drafted: bool = False) -> None:
         """Say which tokens are scored next, after the committed ones, to a model that reads their text, or the states
-        of it."""
+        of it; the target has no states yet of `drafted` ones."""
         if self._own_text is not None:
             self._own_text.told([*self._ids, *tokens])
         if self._reader is not None:
-            self._reader.read([*self._ids, *tokens], None)
+            self._reader.read([*self._ids, *(() if drafted else tokens)], None)
 
     def _tell(self) -> None:
         if self._own_text is not None:
@@ -190,8 +191,7 @@ class Context:
         """Hold what the leader holds, which has committed the same tokens."""
         leader, session = self._leader, self._session
         assert leader is not None
-        assert isinstance(session, Following)
-        session.follow(leader._session)
+        cast(Following, session).follow(leader._session)  # no isinstance: of a protocol it takes as long as an ask
         self._num_cached = leader._num_cached
 
     def _count(self, positions: int) -> None:

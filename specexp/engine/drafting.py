@@ -17,7 +17,7 @@ from array_api_compat import array_namespace, device, to_device
 from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Depth, Draft, Drafted, Recall, Role
 from specexp.decoding.rng import DRAFT, pick_each
-from specexp.decoding.rules import Warp
+from specexp.decoding.rules import UNIT_TEMPERATURE
 from specexp.engine.chain_length import ChainLength
 from specexp.engine.ending import without
 from specexp.engine.forwards import feed_requests
@@ -26,8 +26,6 @@ from specexp.engine.ngram_lookup import Ngrams, continuation
 from specexp.engine.request_state import LogitPeaks, RequestState
 from specexp.engine.suffix_automaton import SuffixIndex, SuffixLengths
 from specexp.lm.model import Array, Drafts, DraftsBlocks, Model, Writer
-
-_UNIT_TEMPERATURE = Warp(1.0)
 
 
 class Drafting:
@@ -95,7 +93,7 @@ class Drafting:
             for i, (chain, (_, hidden_states)) in enumerate(zip(going, result, strict=True)):
                 chain.tokens.append(_row(picks, i))
                 chain.peaks.append(_row(peaks, i))
-                if not greedy or ask.min_draft_probability or ask.costs:
+                if not greedy or ask.min_draft_probability or ask.costs or ask.keep_q:
                     chain.rows.append(_row(q, i))
                 if hidden_states is not None:
                     chain.hidden.append(_last(hidden_states))
@@ -185,7 +183,7 @@ class Drafting:
         """End the chains whose last token is too unlikely, or after which no longer chain pays; reads the
         probabilities of tokens that another may follow to the host."""
         rows, tokens = _joined([c.rows[-1] for c in chains]), _joined([c.tokens[-1] for c in chains])
-        probability = _UNIT_TEMPERATURE(rows) if ask.warp.greedy else rows
+        probability = UNIT_TEMPERATURE(rows) if ask.warp.greedy else rows
         chosen = array_namespace(rows).take_along_axis(probability, tokens[:, None], axis=-1)[:, 0]
         for i, chain in enumerate(chains):
             chain.probability.append(_row(chosen, i))
@@ -208,6 +206,8 @@ class Drafting:
             probability = to_device(_joined(chain.probability), place)
             chain.state.chain_length.drafted(probability, len(chain.tokens) + ask.feed_last_token)
         q = None if ask.warp.greedy else to_device(_joined(chain.rows), place)
+        if ask.keep_q and ask.warp.greedy:
+            q = UNIT_TEMPERATURE(to_device(_joined(chain.rows), place))
         hidden = to_device(_joined(chain.hidden), place) if chain.hidden else None
         return Drafted(to_device(_joined(chain.tokens), place), q, hidden)
 

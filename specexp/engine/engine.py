@@ -104,14 +104,15 @@ class Engine:
         return self.run_all(map(single_request, requests))  # unlike a generator, `map` asks again after the end
 
     def score(
-        self, role: Role, ids: Sequence[int], tokens: Sequence[int], hidden: bool = False
+        self, role: Role, ids: Sequence[int], tokens: Sequence[int], hidden: bool = False, drafted: bool = False
     ) -> tuple[Array, Array | None]:
         """Return what a model scores after `ids` and after each of `tokens`[N]: logits[N + 1, V], hidden[N + 1, H].
 
-        With `reuse`, only what the cache does not hold is fed, and all but the last token stay in it.
+        With `reuse`, only what the cache does not hold is fed, and all but the last token stay in it. `drafted` as of
+        `ScoreRequest`.
         """
         answer: tuple[Array, Array | None]
-        ((_, answer),) = self.run_all([single_request(ScoreRequest(role, ids, tokens, hidden))], fresh=False)
+        ((_, answer),) = self.run_all([single_request(ScoreRequest(role, ids, tokens, hidden, drafted))], fresh=False)
         return answer
 
     def run_all(self, coroutines: Iterable[RequestCoroutine[T]], fresh: bool = True) -> Iterator[tuple[int, T]]:

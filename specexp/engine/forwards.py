@@ -74,7 +74,7 @@ def score_pending(models: Mapping[Role, Model], pending: Sequence[PendingScore])
     asked = [(each, ask) for each, ask in asked if ask.role == role and len(ask.tokens) <= 2 * least + 1]
     model, feeds = models[role], []
     for each, ask in asked:
-        each.context.announce(ask.tokens)
+        each.context.announce(ask.tokens, ask.drafted)
         feeds.append(each.context.plan(model.ids(ask.tokens) if ask.tokens else None, None, ask.hidden))
     for (each, ask), result in zip(asked, model.feed(feeds), strict=True):
         each.context.commit(list(ask.tokens), range(len(ask.tokens)))

@@ -44,12 +44,17 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
     """Ask what a model scores after `ids` and after each of `tokens`[N]: (logits[N + 1, V], hidden[N + 1, H] or
-    None)."""
+    None).
+
+    With `drafted`, a draft that reads the target's states has those of `ids` alone, as if it had drafted `tokens`; to
+    other models, drafted tokens and committed ones are the same.
+    """
 
     role: Role
     ids: Sequence[int]
     tokens: Sequence[int]
     hidden: bool = False
+    drafted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -229,6 +229,7 @@ class RequestState:
         num_accepted = int(counts["num_accepted"][0])
         out.num_drafted += int(counts["num_nodes"][0])
         out.num_accepted += num_accepted
+        out.num_judged += sum(value > 0 for value in counts.get("judged", ()))
         out.trees.append(shape)
         _count(out.accepted_histogram, num_accepted)
 

@@ -53,8 +53,9 @@ def with_asks(states: Sequence[RequestState], kind: type[A]) -> list[tuple[Reque
 
 def _alike(one: Draft, other: Draft) -> bool:
     return (
-        one.warp, one.reserve, one.hidden, one.feed_last_token, one.min_draft_probability, one.by_round, one.costs
+        one.warp, one.reserve, one.hidden, one.feed_last_token, one.min_draft_probability, one.by_round, one.costs,
+        one.keep_q,
     ) == (
         other.warp, other.reserve, other.hidden, other.feed_last_token, other.min_draft_probability, other.by_round,
-        other.costs,
+        other.costs, other.keep_q,
     )  # fmt: skip

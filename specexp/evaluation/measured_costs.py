@@ -20,6 +20,7 @@ from specexp.profiling import call_costs
 from specexp.storage.run_folder import OutputFolder
 
 SIZES = ("target", "tree_draft", "tree_target")  # kinds of costs that are seconds by number of positions
+CATCH_UP, BLOCK = "catch_up", "block"  # kinds that costs of earlier versions do not have
 DRAFT_COSTS = "draft_costs.json"
 ROUNDS = 3  # rounds of each kind that are timed per measurement
 
@@ -28,7 +29,8 @@ def check_sizes(output: OutputFolder, begun: Any, costs: Any) -> None:
     """Raise OutputError unless costs have the calls of an interrupted run's costs, with which they are combined."""
     if begun is None:
         return
-    calls = [each and (each["draft"] is None, *(set(each[kind]) for kind in SIZES)) for each in (begun, costs)]
+    kinds = [*SIZES, *({CATCH_UP} & begun.keys())]
+    calls = [each and (each["draft"] is None, *(set(each[kind]) for kind in kinds)) for each in (begun, costs)]
     if calls[0] != calls[1]:
         raise OutputError(
             f"{output.path / 'costs.json'} has costs of other calls than these settings make: it was edited by hand."
@@ -40,8 +42,10 @@ def costs_of(measured: Mapping[str, Any] | None) -> call_costs.Costs | None:
     """Return the result of `measure_costs` as costs; also from JSON, whose keys are text."""
     if measured is None:
         return None
-    sizes = ({int(n): seconds for n, seconds in measured[kind].items()} for kind in SIZES)
-    return call_costs.Costs(measured["draft"], *sizes)
+    kinds = (measured.get(kind, {}) for kind in (*SIZES, CATCH_UP))
+    target, tree_draft, tree_target, catch_up = ({int(n): value for n, value in each.items()} for each in kinds)
+    block = bool(measured.get(BLOCK))
+    return call_costs.Costs(measured["draft"], target, tree_draft, tree_target, catch_up, block)
 
 
 def measure_costs(prepared: Prepared, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any] | None:
@@ -56,7 +60,8 @@ def measure_costs(prepared: Prepared, clock: Callable[[], float] = time.perf_cou
     return {
         "context": len(behind),
         "draft": result.draft_step,
-        **{kind: _by_text(getattr(result, kind)) for kind in SIZES},
+        **{kind: _by_text(getattr(result, kind)) for kind in (*SIZES, CATCH_UP)},
+        **({BLOCK: 1} if result.block else {}),
     }
 
 

@@ -18,7 +18,7 @@ from specexp.errors import ModelError, OutputError, PromptError
 from specexp.judge.judge import Judge
 from specexp.lm import out_of_memory
 from specexp.method_specs import MethodSpec, spec
-from specexp.methods import BuildContext, decoder_for, is_lossless, main_role, roles_of
+from specexp.methods import BuildContext, check_judge, decoder_for, is_lossless, main_role, roles_of
 from specexp.pair.first_look import check_lengths
 from specexp.pair.loading import Pair, contexts, hidden_sizes, identity, load_pair
 from specexp.pair.stop_strings import StopStrings, TokenBytes
@@ -115,6 +115,9 @@ def prepare(
     raise.
     """
     judges = judges or {}
+    for method in experiment.methods:
+        if method.judge in judges:
+            check_judge(method, judges[method.judge])
     rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
     chosen = task(experiment.task, experiment.data, experiment.shots, rule=rule)
     examples = chosen.examples(experiment.limit)

@@ -199,7 +199,7 @@ def record_of(prepared: Prepared, job: Job, out: Generation, prompt_ids: Sequenc
 
 def _tree_shape(counts: Mapping[str, Any]) -> TreeShape:
     """Return the shape of one round's tree, from what its decoder counted."""
-    return {
+    shape: TreeShape = {
         "num_nodes": counts["num_nodes"],
         "depth": counts["depth"],
         "num_draft_calls": counts["num_draft_calls"],
@@ -213,3 +213,6 @@ def _tree_shape(counts: Mapping[str, Any]) -> TreeShape:
         "path": counts["path"],
         "ranks": counts["ranks"],
     }
+    if "judged" in counts:
+        shape["judged"] = counts["judged"]
+    return shape

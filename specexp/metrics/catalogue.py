@@ -88,10 +88,8 @@ METRICS: tuple[Metric, ...] = (
         "`tree/pruned_by_log_prob` and `tree/pruned_by_budget`, charged in this order",
         "share", "",
     ),
-    Metric(("tree/depth_I",),
-        "share of rounds whose accepted path reaches depth i",
-        "share", "higher",
-    ),
+    Metric(("tree/depth_I",), "share of rounds whose accepted path reaches depth i", "share", "higher"),
+    Metric(("tree/judged_rate",), "nodes that a judge chose, not the target's draw / accepted nodes", "share", ""),
     Metric(("tree/cache_hit_rate",),
         "h = accepted nodes / (accepted nodes + rounds): a round yields 1 / (1 - h) tokens, before "
         "cutting",
@@ -104,10 +102,7 @@ METRICS: tuple[Metric, ...] = (
         "emitted ids / decode seconds",
         "tokens/s", "higher", ends=("_low", "_high"),
     ),
-    Metric(("speed/prefill_seconds", "speed/time_to_first_token"),
-        "mean per prompt",
-        "s", "lower",
-    ),
+    Metric(("speed/prefill_seconds", "speed/time_to_first_token"), "mean per prompt", "s", "lower"),
     Metric(("speed/speedup",),
         "relative to the baseline's records of this run, paired by prompt (p of a test that swaps them)",
         "ratio", "higher", ends=("_low", "_high", "_p"),
@@ -117,23 +112,26 @@ METRICS: tuple[Metric, ...] = (
         "ratio", "higher",
     ),
     Metric(("speed/c", "speed/v"),
-        "draft step / target step; target call on gamma + 1 positions / on one. Where rounds differ "
+        "draft step (DFlash: a block) / target step; target call on gamma + 1 positions / on one. Where rounds differ "
         "(`lookup`, `suffix`, `chained`, `min_draft_probability`, gamma auto, trees): on the mean number of "
         "positions, for a tree's draft calls too, interpolated linearly between measured sizes",
         "target steps", "lower",
     ),
+    Metric(("speed/catch_up",),
+        "what the first draft call of a chain costs more, per round, because it takes in several committed tokens: the "
+        "last draft, other proposers', or all of the last round if the draft reads the target's states; at their mean "
+        "number, interpolated linearly between measured sizes. None in folders whose costs.json has no such calls",
+        "target steps", "lower",
+    ),
     Metric(("speed/attainable",),
-        "mean_length / (gamma c + v), with one more draft step for a judge that reads the draft's hidden "
-        "state: what the calls alone would allow. Where rounds differ: mean_length / (counted draft calls "
-        "per round x c + v); `lookup` and `suffix` have no c",
+        "mean_length / (gamma c + catch_up + v), with one more draft step for a judge that reads the draft's hidden "
+        "state, and one call in place of gamma for DFlash: what the calls alone would allow. Where rounds differ: "
+        "mean_length / (counted draft calls per round x c + catch_up + v); `lookup` and `suffix` have no c",
         "ratio", "higher",
     ),
-    Metric(("speed/realised",),
-        "speedup / attainable",
-        "share", "higher",
-    ),
+    Metric(("speed/realised",), "speedup / attainable", "share", "higher"),
     Metric(("speed/predicted_speedup",),
-        "(1 - alpha^(gamma+1)) / (1 - alpha) / (gamma c + v), where all rounds draft gamma; not of blocks "
+        "(1 - alpha^(gamma+1)) / (1 - alpha) / (gamma c + catch_up + v), where all rounds draft gamma; not of blocks "
         "(`rule: block` at a temperature above 0), of which it would be a lower bound",
         "ratio", "higher",
     ),
@@ -225,8 +223,8 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(("judge/...",),
         "of a judge on test prompts: ROC-AUC, PR-AUC, Brier score, recall at its threshold and its 95 % "
-        "margin, share of mismatches accepted, the threshold; while training, loss and ROC-AUC on the "
-        "validation split",
+        "margin, share of mismatches accepted, the threshold; of a rule that `calibrate_rule` set, also the prompts "
+        "with an important one accepted (`loss`); while training, loss and ROC-AUC on the validation split",
         "as named", "",
     ),
     Metric(("count/graded",),

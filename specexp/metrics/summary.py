@@ -18,6 +18,7 @@ from specexp.profiling.call_costs import Costs
 from specexp.storage.records import Record, Summed
 
 _OF_PROPOSER = ("num_rounds", "num_drafted", "num_accepted")
+_COSTS = ("speed/c", "speed/catch_up", "speed/v")
 
 
 def check_identities(record: Record, tree: TreeConfig | None = None, bonus: bool = True) -> None:
@@ -128,7 +129,7 @@ def summarise(
         metrics |= against(records, baseline, batch)
     if baseline and costs is not None and batch == 1 and spec(records[0]["method"]).drafts:
         result = _attainable(records, costs, gamma, 0 if varies else steps or gamma, metrics, by_token)
-        metrics |= result if claimed else {key: value for key, value in result.items() if key in ("speed/c", "speed/v")}
+        metrics |= result if claimed else {key: value for key, value in result.items() if key in _COSTS}
     return (
         metrics
         | _alone(records, bool(baseline), batch)
@@ -191,8 +192,8 @@ def _attainable(
 ) -> dict[str, float]:
     """Return the cost of a round's calls in target steps, and the speed-up that the calls alone would allow.
 
-    Rounds that differ are priced at their mean number of draft calls and of positions. That is exact if the seconds of
-    a call are linear between the measured sizes.
+    Rounds that differ are priced at their mean number of draft calls and of positions, and the first draft call of each
+    at its mean number of tokens. That is exact if the seconds of a call are linear between the measured sizes.
     """
     result: dict[str, float] = {}
     rounds = sum(record["num_rounds"] for record in records)
@@ -205,11 +206,13 @@ def _attainable(
     elif not steps:
         result["speed/v"] = costs.v(positions)
         if draft_calls:
-            result["speed/c"] = costs.c
-        call = draft_calls / rounds * result.get("speed/c", 0.0) + result["speed/v"]
+            result |= {"speed/c": costs.c, **_catch_up(records, costs)}
+        draft = draft_calls / rounds * result.get("speed/c", 0.0)
+        call = draft + result.get("speed/catch_up", 0.0) + result["speed/v"]
     else:
-        result |= {"speed/v": costs.v(gamma + 1), "speed/c": costs.c}
-        call = steps * costs.c + result["speed/v"]
+        result |= {"speed/v": costs.v(gamma + 1), "speed/c": costs.c, **_catch_up(records, costs)}
+        draft = costs.draft_calls(gamma, steps > gamma) * costs.c
+        call = draft + result.get("speed/catch_up", 0.0) + result["speed/v"]
         # The formula assumes that all rounds are alike, and that the first token that fails its test ends a chain. Of a
         # block it would be a lower bound; what was measured of it is in speed/attainable.
         if by_token:
@@ -219,6 +222,28 @@ def _attainable(
     result["speed/attainable"] = metrics["accept/mean_length"] / call
     result["speed/realised"] = metrics["speed/speedup"] / result["speed/attainable"]
     return result
+
+
+def _catch_up(records: Sequence[Record], costs: Costs) -> dict[str, float]:
+    """Return what the first draft calls cost a round, because they also take in tokens that were committed before the
+    newest one: the draft's own last token, tokens of other proposers, and all of them if it reads the target's states.
+
+    The other draft calls of a chain are on one position each.
+    """
+    rounds = sum(record["num_rounds"] for record in records)
+    calls = sum(record["num_draft_calls"] for record in records)
+    chains = min(calls, sum(_num_chains(record) for record in records))
+    if not costs.catch_up or not chains:
+        return {}
+    taken_in = 1 + (sum(record["num_draft_positions"] for record in records) - calls) / chains
+    return {"speed/catch_up": costs.more_to_take_in(taken_in) * chains / rounds}
+
+
+def _num_chains(record: Record) -> int:
+    """Return the number of rounds in which the draft model drafted."""
+    if record.get("proposers"):
+        return record["proposers"].get("draft", {}).get("num_rounds", 0)
+    return sum(record["drafted_before_end"][1:]) if has_ends([record]) else record["num_rounds"]
 
 
 def _by_category(records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, float]:

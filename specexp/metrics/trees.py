@@ -20,6 +20,7 @@ def check_trees(record: Record, limits: TreeConfig | None = None) -> None:
         assert tree["num_candidates"] == tree["num_nodes"] + sum(tree[name] for name in PRUNED), tree
         assert tree["num_accepted"] == len(tree["path"]) == len(tree["ranks"]) <= tree["depth"], tree
         assert tree["depth"] <= min(tree["num_nodes"], tree["num_draft_calls"]), tree
+        assert len(tree.get("judged", tree["path"])) == len(tree["path"]), tree
         assert tree["path"] == sorted(set(tree["path"])), tree  # parents precede their children
         assert all(place < tree["num_nodes"] for place in tree["path"]), tree
         assert tree["num_expanded"] <= tree["num_draft_calls"] * tree["max_active"], tree
@@ -32,6 +33,7 @@ def check_trees(record: Record, limits: TreeConfig | None = None) -> None:
             assert all(rank < width for rank in tree["ranks"]), tree
     assert sum(tree["num_accepted"] for tree in trees) == record["num_accepted"], record
     assert sum(tree["num_nodes"] for tree in trees) == record["num_drafted"], record
+    assert sum(sum(tree.get("judged", ())) for tree in trees) == record["num_judged"], record
     assert sum(tree["num_draft_calls"] for tree in trees) == record["num_draft_calls"], record
     assert record["num_target_positions"] == record["num_drafted"] + record["num_rounds"], record
 
@@ -43,7 +45,9 @@ def tree_metrics(records: Sequence[Record]) -> dict[str, float]:
     accepted = sum(tree["num_accepted"] for tree in trees)
     candidates = max(1, sum(tree["num_candidates"] for tree in trees))
     pruned = {name: sum(tree[name] for tree in trees) for name in PRUNED}
+    judged = sum(record["num_judged"] for record in records) / max(1, accepted)
     return {
+        **({"tree/judged_rate": judged} if any("judged" in tree for tree in trees) else {}),
         "tree/max_active_branches": max(tree["max_active"] for tree in trees),
         "tree/branch_prune_rate": sum(pruned.values()) / candidates,
         **{f"tree/{name}": number / candidates for name, number in pruned.items()},

@@ -21,7 +21,7 @@ from specexp.lm.configs.layer_ranges import check_layers
 from specexp.lm.configs.refusals import RawConfig
 from specexp.lm.heads import eagle3_config
 from specexp.lm.hf.source import hub_fault, model_source
-from specexp.lm.runtime import ModelConfig
+from specexp.lm.runtime import CHAIN_HEADS, ModelConfig
 from specexp.method_specs import models_of, spec
 
 
@@ -58,6 +58,23 @@ def check(experiment: Experiment, roles: Set[Role] = frozenset()) -> None:
             contexts.append(refusals.stated_context(text, model.model))
     if contexts:
         check_lengths(experiment.methods, min(contexts))
+
+
+def longest_chain(experiment: Experiment) -> int | None:
+    """The most tokens that the draft can have in a chain, by a config.json; None if it is no head that has a limit, or
+    if the config does not tell. Raises ModelError."""
+    draft = experiment.draft
+    if experiment.toy is not None or draft.head not in CHAIN_HEADS:
+        return None
+    values = _values(ModelConfig(draft.dflash) if draft.dflash else draft)
+    if values is None:
+        return None
+    if draft.dflash:
+        size = values.get("block_size")
+        return size - 1 if isinstance(size, int) else None
+    text = RawConfig(values).get_text_config(decoder=True)
+    layers = text.num_nextn_predict_layers or text.num_mtp_layers
+    return layers if isinstance(layers, int) else None
 
 
 def _values(model: ModelConfig) -> dict[str, Any] | None:

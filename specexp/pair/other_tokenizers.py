@@ -11,13 +11,14 @@ from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
+from specexp.draft_faults import vocabulary_faults
 from specexp.engine import Engine
 from specexp.errors import ModelError, first_line
 from specexp.lm.model import Model
 from specexp.lm.runtime import AUTO_VOCABULARY, INTERSECTION, SAME, TEXT
 from specexp.lm.text_drafts import TextModel
 from specexp.lm.translated import IntersectedModel
-from specexp.method_specs import MethodSettings, vocabulary_faults
+from specexp.method_specs import MethodSettings
 from specexp.pair.translation import TokenizerTranslation, Vocabulary
 
 # What the trial continues: an instruction, and a text that repeats some of its words.

@@ -3,7 +3,8 @@
 Only forwards are timed, without sampling or accepting, so that a method's other costs show as unrealised speed. Plain
 steps are timed in a row, as in plain decoding; draft calls and verifying calls in rounds, since a model that runs after
 another one finds fewer of its weights in the CPU's caches. A draft that makes its chain in one call is timed that way,
-greedily, with its argmax. For the same reason, an untimed row or round of the same kind precedes each timed one.
+greedily, with its argmax. For the same reason, an untimed row or round of the same kind precedes each timed one. The
+first draft call of a round takes in what was committed since the last one: a few tokens are timed as that, too.
 Chains and trees are measured separately, since a tree's call takes a mask.
 """
 
@@ -19,7 +20,7 @@ from specexp.decoding.draft_length import RelativeCosts
 from specexp.decoding.protocol import Draft, Role
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
-from specexp.lm.model import Array, Branches, Drafts, Feed, Model, Session
+from specexp.lm.model import Array, Branches, Drafts, DraftsBlocks, Feed, Follower, Model, Session, StateReader
 from specexp.lm.text_drafts import TextModel
 
 ROW = 4  # plain steps in a row
@@ -42,13 +43,17 @@ class Costs:
     """Seconds of one call by its number of positions, with linear interpolation between measured sizes.
 
     `draft_step` is a draft call on one position, None if no draft was loaded; `target` includes the size 1;
-    `tree_draft` is by the number of nodes, `tree_target` by the number of positions.
+    `tree_draft` is by the number of nodes, `tree_target` by the number of positions. `catch_up` is the draft call that
+    begins a chain, by the committed tokens that it takes in; profiles of earlier versions have none. With `block`, a
+    draft call drafts a whole chain.
     """
 
     draft_step: float | None
     target: Mapping[int, float]
     tree_draft: Mapping[int, float] = field(default_factory=dict)
     tree_target: Mapping[int, float] = field(default_factory=dict)
+    catch_up: Mapping[int, float] = field(default_factory=dict)
+    block: bool = False
 
     @property
     def c(self) -> float:
@@ -58,6 +63,19 @@ class Costs:
     def v(self, positions: float) -> float:
         """Target call on n positions of a chain / on one."""
         return _between(self.target, positions) / self.target[1]
+
+    def more_to_take_in(self, tokens: float) -> float:
+        """What a chain's first draft call costs more that takes in n committed tokens than one with a single one /
+        target step; 0 where that was not measured."""
+        if not self.catch_up:
+            return 0.0
+        return max(0.0, _between(self.catch_up, tokens) - self.catch_up[1]) / self.target[1]
+
+    def draft_calls(self, drafted: float, feed_last_token: bool = False) -> float:
+        """Draft calls of a round that drafts a chain of so many tokens, one more where the last one is fed, too."""
+        if self.block:
+            return min(1.0, drafted)
+        return drafted + (feed_last_token and drafted > 0)
 
     def c_tree(self, positions: float) -> float:
         """Draft call on n nodes of a tree / target step."""
@@ -97,6 +115,7 @@ def measure(
         now = [*bench.plain(), *(bench.steps() if not gammas else ())]
         for gamma in gammas:
             now += bench.chain(gamma)
+        now += bench.two_committed() if gammas else ()
         for tree in trees:
             now += bench.tree(tree)
         for key, seconds in now if repeat >= WARM_UP else ():
@@ -107,7 +126,10 @@ def measure(
     def sizes(kind: str) -> dict[int, float]:
         return {n: median(seconds) for (what, n), seconds in result.items() if what == kind}
 
-    return Costs(sizes("draft").get(1), sizes("target"), sizes("tree_draft"), sizes("tree_target"))
+    return Costs(
+        sizes("draft").get(1), sizes("target"), sizes("tree_draft"), sizes("tree_target"), sizes("catch_up"),
+        isinstance(models.get("draft"), DraftsBlocks),
+    )  # fmt: skip
 
 
 def relative_costs(
@@ -149,8 +171,15 @@ class _Bench:
         }
         self._ids, self._clock = ids, clock
         self._sessions: dict[Role, Session] = {role: model.session() for role, model in self._models.items()}
-        for role, session in self._sessions.items():
-            session.feed(self._some(role, len(ids)), rows=0)
+        draft: object = self._sessions.get("draft")
+        self._reader = draft if isinstance(draft, StateReader) else None
+        inner: object = self._models.get("draft")
+        in_targets_slots = isinstance(inner, Follower) and inner.follows  # which hold all that is committed
+        self._catches_up = inner is not None and not in_targets_slots
+        for role in sorted(self._sessions, reverse=True):  # the target before a draft that reads its states
+            if role == "draft":
+                self._commit(0)
+            self._sessions[role].feed(self._some(role, len(ids)), rows=0)
 
     def plain(self) -> Iterator[tuple[Key, float]]:
         self._timed("target", [1] * ROW)
@@ -160,21 +189,45 @@ class _Bench:
 
     def steps(self) -> Iterator[tuple[Key, float]]:
         if "draft" in self._models:
-            yield ("draft", 1), self._timed("draft", [1] * ROW)
+            yield ("draft", 1), self._drafted_in_steps(ROW)
             self._rewind()
 
     def chain(self, gamma: int) -> Iterator[tuple[Key, float]]:
-        for timed in (False, True):
+        """Two rounds, the first one's own calls untimed: a round that commits one token, and one that commits all."""
+        for committed in (1, gamma + 1):
             draft = self._drafted(gamma) if "draft" in self._models else None
             target = self._timed("target", [gamma + 1])
+            if self._catches_up:
+                yield ("catch_up", committed), self._taken_in(committed)
             self._rewind()
-            if timed and draft is not None:
+            if committed > 1 and draft is not None:
                 yield ("draft", 1), draft
-            if timed:
+            if committed > 1:
                 yield ("target", gamma + 1), target
+
+    def two_committed(self) -> Iterator[tuple[Key, float]]:
+        """A round that commits two tokens, which is what a draft model most often takes in."""
+        if self._catches_up:
+            self._timed("target", [2])
+            yield ("catch_up", 2), self._taken_in(2)
+            self._rewind()
+
+    def _taken_in(self, tokens: int) -> float:
+        """Seconds of the draft's first call after a round that committed so many tokens, whose states it may read."""
+        self._sessions["target"].truncate(len(self._ids) + tokens - 1)  # the newest one is never in it
+        self._sessions["draft"].truncate(len(self._ids))
+        self._commit(tokens)
+        return self._timed("draft", [tokens], rows=1)
+
+    def _commit(self, tokens: int) -> None:
+        """Tell a draft that reads the target's states how many tokens are committed after `ids`."""
+        if self._reader is not None:
+            ids = [*self._ids, *self._tokens("target", tokens)]
+            self._reader.read(ids, self._sessions.get("target"))
 
     def tree(self, tree: TreeRound) -> Iterator[tuple[Key, float]]:
         base = len(self._ids) + 1  # after the root
+        self._commit(1)
         if tree.depth > 1:
             self._timed("draft", [1])
             levels = [_levels(base, tree.width * i, tree.width) for i in range(1, tree.depth)]
@@ -183,15 +236,17 @@ class _Bench:
         yield ("tree_target", tree.nodes + 1), self._timed("target", [tree.nodes + 1], [whole])
         self._rewind()
 
-    def _timed(self, role: Role, sizes: Sequence[int], branches: Sequence[Branches] | None = None) -> float:
-        """Mean seconds per call of a series of calls, one for each size."""
+    def _timed(
+        self, role: Role, sizes: Sequence[int], branches: Sequence[Branches] | None = None, rows: int | None = None
+    ) -> float:
+        """Mean seconds per call of a series of calls, one for each size; rows of all positions, or so many of each."""
         model, session = self._models[role], self._sessions[role]
         fed = [self._some(role, size) for size in sizes]
         all_branches: Sequence[Branches | None] = branches or [None] * len(sizes)
         model.wait()
         start = self._clock()
         for tokens, each in zip(fed, all_branches, strict=True):
-            session.feed(tokens, tokens.shape[0], False, each)
+            session.feed(tokens, tokens.shape[0] if rows is None else rows, False, each)
         model.wait()
         return (self._clock() - start) / len(sizes)
 
@@ -199,7 +254,8 @@ class _Bench:
         """Mean seconds per step of a chain, drafted as in decoding."""
         model, ask, rng = self._models["draft"], Draft(gamma, Warp()), CertainRng()
         if not (isinstance(model, Drafts) and model.drafts(ask, rng)):
-            return self._timed("draft", [1] * gamma)
+            return self._drafted_in_steps(gamma)
+        self._commit(1)
         feed, wait = Feed(self._sessions["draft"], self._some("draft", 1), 1), self._models["draft"].wait
         wait()
         start = self._clock()
@@ -207,10 +263,17 @@ class _Bench:
         wait()
         return (self._clock() - start) / gamma
 
+    def _drafted_in_steps(self, steps: int) -> float:
+        """Mean seconds per step after the newest committed token; of a block, if the draft makes one in a call."""
+        self._commit(1)
+        return self._timed("draft", [1] * (1 if isinstance(self._models["draft"], DraftsBlocks) else steps))
+
     def _some(self, role: Role, count: int) -> Array:
         """`count` tokens that the model knows."""
-        model = self._models[role]
-        return model.ids([self._ids[i % len(self._ids)] % model.vocab_size for i in range(count)])
+        return self._models[role].ids(self._tokens(role, count))
+
+    def _tokens(self, role: Role, count: int) -> list[int]:
+        return [self._ids[i % len(self._ids)] % self._models[role].vocab_size for i in range(count)]
 
     def _rewind(self) -> None:
         for session in self._sessions.values():

@@ -27,7 +27,7 @@ class TreeShape(TypedDict):
     The target verified `num_nodes` nodes on `depth` levels. The draft grew them in `num_draft_calls` forwards of at
     most `max_active` nodes, and expanded `num_expanded` in total, with the root. It proposed `num_candidates`, of which
     `pruned_by_...` were pruned, by reason. `path` holds the accepted nodes by their index, and `ranks` the rank of each
-    among its siblings, by the draft.
+    among its siblings, by the draft; where a judge may choose among nodes, `judged` is 1 for each that it chose.
     """
 
     num_nodes: int
@@ -42,6 +42,7 @@ class TreeShape(TypedDict):
     num_accepted: int
     path: list[int]
     ranks: list[int]
+    judged: NotRequired[list[int]]
 
 
 class Record(TypedDict):

@@ -11,6 +11,7 @@ import yaml
 
 from helpers import other_tokenizers
 from helpers.advice import advise
+from helpers.cli_runner import evaluate, records
 
 pytestmark = pytest.mark.slow
 
@@ -70,3 +71,22 @@ def test_a_draft_that_writes_text_is_counted(workplace: Path) -> None:
     assert sorted(source for source, _, _ in found.values()) == ["counted"] * 10 + ["interpolated"] * 4
     for source, predicted, measured in found.values():
         assert predicted == pytest.approx(measured, rel=1e-9 if source == "counted" else 0.1)
+
+
+def test_chains_and_trees_of_a_head_are_predicted_to_the_round(workplace: Path) -> None:
+    settings = {"target": {"model": "zoo:target", "dtype": "float32"}, "draft": {"eagle3": "zoo:drafter"},
+                "methods": ["speculative", "chained", "specexec"], "gamma": [2, 8], "tree_budget": [8, 32]}  # fmt: skip
+    found = lengths(workplace, settings)
+    assert len(found) == 10
+    for label, (source, predicted, measured) in found.items():
+        assert source == ("counted" if label.startswith("specexec") else "simulated")
+        assert predicted == pytest.approx(measured)
+    # The counts are those of an evaluation of the same prompts.
+    methods = ["--methods", "baseline,speculative", "--gamma", "2,8", *FEW[:4], "--output", "evaluated"]
+    result = evaluate("--experiment", "arith_drafter", *methods)
+    assert result.exit_code == 0, result.output
+    rows = records(workplace / "evaluated")
+    for gamma in (2, 8):
+        counted = [row for row in rows if row["label"] == f"speculative_k{gamma}"]
+        tokens = sum(len(row["token_ids"]) for row in counted)
+        assert found[f"speculative_k{gamma}"][1] == pytest.approx(tokens / sum(row["num_rounds"] for row in counted))

@@ -85,6 +85,7 @@ def test_rounds_of_a_draft_whose_turn_is_last_are_those_of_the_greedy_decoder(bo
             assert (rounds.rounds, rounds.drafted) == (counted.num_rounds, counted.num_drafted)
             assert rounds.by_accepted == Counter(noting.rounds)
             assert rounds.drafted - rounds.recalled == counted.num_draft_calls
+            assert rounds.caught_up == counted.num_draft_positions - counted.num_draft_calls
             shares["recalled"] += int(rounds.recalled)
             shares["drafted"] += counted.num_draft_calls
     assert min(shares.values()) > 50, shares

@@ -23,6 +23,7 @@ from specexp.advise.prediction import (
     tree_attainable,
     tree_between,
     tree_calls,
+    varying_attainable,
 )
 from specexp.advise.rounds import Trace, chain_rounds
 from specexp.advise.traces import agreement, watched
@@ -81,6 +82,7 @@ def test_simulated_rounds_are_those_of_a_greedy_chain_at_every_draft_length(
             rounds = chain_rounds([agreed.trace], gamma, bonus)
             assert rounds.rounds == counted.num_rounds
             assert rounds.drafted == counted.num_drafted == counted.num_draft_calls
+            assert rounds.caught_up == counted.num_draft_positions - counted.num_draft_calls
             assert rounds.drafted + rounds.rounds == counted.num_target_positions
             assert rounds.mean_length == len(counted.token_ids) / counted.num_rounds
             assert rounds.by_drafted == Counter(rounds.by_drafted), "whole numbers"
@@ -215,6 +217,16 @@ def test_seconds_are_those_of_the_calls_and_an_overhead() -> None:
     assert chain_calls(rounds, costs, feed_last_token=True) == pytest.approx(2 * (0.5 + 1.8) + 1.0)
     assert chain_attainable(rounds, 4, costs) == pytest.approx(11 / 3 / (0.4 + 1.8))
     assert chain_attainable(rounds, 4, costs, feed_last_token=True) == pytest.approx(11 / 3 / (0.5 + 1.8))
+    # The second of two chains also takes in the last draft of the first one.
+    caught_up = replace(costs, catch_up={1: 0.2, 2: 0.4})
+    assert (rounds.chains, rounds.taken_in) == (2, 1.5)
+    assert chain_calls(rounds, caught_up) == pytest.approx(2 * (0.4 + 1.8) + 1.0 + 2 * 0.1)
+    assert chain_attainable(rounds, 4, caught_up) == pytest.approx(11 / 3 / (0.4 + 2 / 3 * 0.1 + 1.8))
+    call = 8 / 3 * 0.1 + 2 / 3 * 0.1 + costs.v(11 / 3)
+    assert varying_attainable(rounds, caught_up, 8) == pytest.approx(11 / 3 / call)
+    block = replace(costs, block=True)
+    assert chain_calls(rounds, block) == pytest.approx(2 * (0.1 + 1.8) + 1.0)
+    assert chain_attainable(rounds, 4, block) == pytest.approx(11 / 3 / (0.1 + 1.8))
     assert Overhead(0.5, 0.1).of(rounds.rounds, rounds.drafted) == pytest.approx(3 * 0.5 + 8 * 0.1)
     tree = TreeRounds(tokens=30, rounds=10, nodes=80, draft_calls=20, draft_positions=50)
     assert tree_calls(tree, costs) == pytest.approx(20 * 0.15 + 10 * 2.0)

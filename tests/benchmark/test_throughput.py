@@ -37,6 +37,7 @@ def measured(prepared: Prepared) -> throughput.Batched:
         return made.result()
 
 
+@pytest.mark.slow
 def test_both_methods_are_timed_at_both_sizes_on_several_batches_of_prompts(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -138,6 +138,7 @@ def test_a_residual_that_is_left_out_fails_where_tokens_are_drawn(
     ) -> Any:
         class Whole:
             accept_prefix = staticmethod(rng.accept_prefix)
+            target_draws = staticmethod(rng.target_draws)
 
             def sample_next(self, weights: Any, position: int, num_accepted: Any, num_drafted: int) -> Any:
                 return rng.sample_next(p[int(num_accepted)], position, num_accepted, num_drafted)
@@ -207,6 +208,7 @@ def test_too_few_samples_to_tell_is_inconclusive_and_says_how_many_would_do(work
     assert certify("--method", "speculative", "--gamma", "3", *TOY[:-2], "--temperature", "0.4", *enough).exit_code == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_certificate_goes_on_behind_its_checks(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--method", "specexec", "--gamma", "3", *TOY, *SAMPLED]
     with monkeypatch.context() as patch:

@@ -74,6 +74,7 @@ def test_the_output_distribution_is_the_targets(gamma: int | None, vocab: int, l
     assert gap(got, expected) < EXACT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gamma,vocab,length", [(1, 3, 4), (2, 3, 4), (3, 2, 5)])
 @pytest.mark.parametrize("bonus", [True, False])
 @pytest.mark.parametrize("cached", [True, False])

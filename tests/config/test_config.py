@@ -82,7 +82,7 @@ def test_all_faults_are_reported_at_once() -> None:
         "top_p is '2'; it must be a number in (0, 1] (1 = off).",
         "limit is 'x'; it must be a whole number >= 1.",
         f"unknown method 'specultive', did you mean 'speculative'? Known: {', '.join(config.preset_names('methods'))}.",
-        "judge is given, but no selected method uses it; leave it out, or add autojudge.",
+        "judge is given, but no selected method uses it; leave it out, or add autojudge or autojudge_tree.",
     ]
 
 
@@ -274,7 +274,11 @@ def test_the_table_of_single_commands_options_says_what_holds() -> None:
 def test_a_commands_own_options_are_those_of_the_table(name: str) -> None:
     command = importlib.import_module(f"entrypoints.{name}").command
     options = {param.name or "": param for param in command.params if isinstance(param, click.Option)}
-    shared = {*SETTINGS, *OPTIONS} if name not in ("train_judge", "train_pair", "speed_check", "upload") else set()
+    shared = (
+        {*SETTINGS, *OPTIONS}
+        if name not in ("calibrate_rule", "train_judge", "train_pair", "speed_check", "upload")
+        else set()
+    )
     for option, told in COMMAND_OPTIONS[name].items():
         assert (options[option].help or "").startswith(told.help)
         assert ("" if (default := options[option].default) is None else str(default).lower()) == told.default
@@ -345,19 +349,22 @@ VALUES: dict[str, float | str] = {
     "min_draft_probability": 0.3, "tree_budget": 9, "max_depth": 2, "parallel_branches": 3, "branch_width": 2,
     "branch_prune_threshold": 0.125, "min_log_prob": -4.5, "draft_temperature": 0.5, "rule": "block",
     "suffix_factor": 3, "suffix_min_probability": 0.25, "suffix_memory": "run", "min_match": 2,
-    "proposers": "lookup,draft", "max_gamma": 5,
+    "proposers": "lookup,draft", "max_gamma": 5, "accept_margin": 0.2, "accept_epsilon": 0.4, "accept_delta": 0.7,
+    "accept_entropy": 0.3, "accept_window": 2, "accept_distance": 0.6, "distance": "tv",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("method,setting", [(each.name, setting) for each in BUILT_IN for setting in each.settings])
 def test_a_setting_of_a_method_reaches_its_config(method: str, setting: str, workplace: Path) -> None:
-    given = {"methods": method, setting: VALUES[setting], "temperature": 1}
+    given = {"methods": method, setting: VALUES[setting], "temperature": 0 if method == "fly" else 1}
     if method == "autojudge":
         given["judge"] = VALUES["judge"]
     if setting == "max_ngram" and method == "chained":
         given |= {"proposers": VALUES["proposers"], "min_match": 1}
     if setting == "max_gamma":
         given["gamma"] = "auto"
+    if method == "fly" and setting in ("gamma", "max_gamma"):
+        given["accept_window"] = 2
     (workplace / "given.yaml").write_text(yaml.safe_dump(given))
     (resolved,) = config.resolve("arith_quick", {"config": "given.yaml"}).methods
     reached = {**asdict(resolved), **(asdict(resolved.tree) if resolved.tree else {})}
@@ -393,6 +400,70 @@ def test_rules_and_draft_temperatures_that_make_no_sense_are_refused(flags: dict
     with pytest.raises(ConfigError) as error:
         config.resolve("arith_quick", {"methods": "speculative", **flags})
     assert words in str(error.value)
+
+
+def test_dials_of_rules_without_training_are_separate_settings(workplace: Path) -> None:
+    dials = {"methods": "typical,relaxed,entropy,fuzzy", "accept_epsilon": "0.1, 1", "accept_margin": "0,0.5"}
+    methods = config.resolve("arith_quick", {**dials, "accept_entropy": "0.2"}).methods
+    assert [(m.label, m.dial, m.rule_is_off) for m in methods] == [
+        ("typical_e0.1", 0.1, False), ("typical_e1", 1.0, True), ("relaxed_m0", 0.0, True),
+        ("relaxed_m0.5", 0.5, False), ("entropy", 0.2, False), ("fuzzy", 0.1, False),
+    ]  # fmt: skip
+    (workplace / "given.yaml").write_text("gamma: [4, 9]\naccept_window: [1, 2]\nmethods: [fly]\n")
+    methods = config.resolve("arith_quick", {"config": "given.yaml", "accept_entropy": "0.5,1"}).methods
+    labels = [f"fly_k{k}_h{h}_w{w}" for k in (4, 9) for h in ("0.5", "1") for w in (1, 2)]
+    assert [method.label for method in methods] == labels
+    (workplace / "given.yaml").write_text("distance: [js, kl, tv]\naccept_delta: [0.3, 2]\nmethods: [fuzzy, typical]\n")
+    methods = config.resolve("arith_quick", {"config": "given.yaml"}).methods
+    assert [method.label for method in methods] == [
+        *(f"fuzzy_{d}" for d in ("js", "kl", "tv")),
+        "typical_d0.3",
+        "typical_d2",
+    ]
+    methods = config.resolve("arith_quick", {"methods": "topk,relaxed", "gamma": "4"}).methods
+    assert [method.label for method in methods] == ["topk_k4", "topk_k4_m0.1"]
+    # A delta of its own is a condition at every epsilon.
+    (workplace / "given.yaml").write_text("accept_delta: 0.3\nmethods: [typical]\n")
+    (one,) = config.resolve("arith_quick", {"config": "given.yaml", "accept_epsilon": "1"}).methods
+    assert not one.rule_is_off
+
+
+@pytest.mark.parametrize(
+    "flags,words",
+    [
+        (
+            {"methods": "baseline,fly", "temperature": 0.7},
+            "method 'fly' is defined at temperature 0 alone, but temperature is 0.7; set it to 0, or leave",
+        ),
+        (
+            {"methods": "fly", "gamma": "6,16"},
+            "accept_window is 6, but gamma of fly_k6 is 6: no window would fit in a draft; set a greater gamma.",
+        ),
+        ({"methods": "typical", "accept_epsilon": "0"}, "it must be a number in (0, 1] (1 = nothing more)"),
+        (
+            {"methods": "entropy", "accept_entropy": "0.1,0.1"},
+            "it must have at least one number, and list each only once.",
+        ),
+        (
+            {"methods": "fuzzy", "accept_distance": "-1"},
+            "it must be a number >= 0 and at most 1000000 (0 = nothing more)",
+        ),
+        ({"methods": "topk", "accept_margin": "2"}, "it must be a number in [0, 1] (0 = nothing more)"),
+        ({"methods": "topk", "accept_entropy": "0.5"}, "leave it out, or add entropy or fly."),
+        ({"methods": "typical", "accept_k": "2"}, "leave it out, or add topk."),
+    ],
+)
+def test_rules_without_training_that_make_no_sense_are_refused(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        config.resolve("arith_quick", flags)
+    assert words in str(error.value)
+
+
+def test_a_method_for_temperature_0_is_refused_where_a_request_raises_it() -> None:
+    fly = config.resolve("arith_quick", {"methods": "fly"})
+    with pytest.raises(ConfigError, match="method 'fly' is defined at temperature 0 alone, but temperature is 1"):
+        config.adjusted(fly, {"temperature": 1})
+    assert config.adjusted(fly, {"temperature": 0, "seed": 3}).seed == 3
 
 
 @pytest.mark.parametrize(

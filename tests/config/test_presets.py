@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,10 @@ from specexp.tasks.task import task
 SHAPES = {"mean": 2, "scale": 2, "weight_1": (1, 2), "bias_1": 1}
 ARRAYS = {name: np.ones(shape, dtype=np.float32) for name, shape in SHAPES.items()}
 JUDGE = Judge(Network("logistic", ARRAYS), Facts("", "", "", "both", 1, 2))
+OF_TREES = Judge(JUDGE.network, Facts("", "", "", "target", 1, 2))
 DATA = Path(__file__).resolve().parents[1] / "data"
 HEADER = ("Command:", "Hardware:", "Result:")
+METHODS = ("speculative_block", "speculative_auto", "speculative_argmax", "suffix", "chained")
 
 
 @pytest.mark.parametrize("name", config.preset_names("experiments"))
@@ -53,7 +56,7 @@ def test_an_experiment_resolves_and_its_prompts_are_rendered(name: str) -> None:
             assert decoded.endswith("<assistant>")
     for method in experiment.methods:
         warp = Warp(experiment.temperature, experiment.top_k, experiment.top_p)
-        decoder = decoder_for(method, BuildContext(warp, {method.judge: JUDGE}))
+        decoder = decoder_for(method, BuildContext(warp, {method.judge: OF_TREES if method.tree else JUDGE}))
         assert decoder.models[0] == main_role(method), "prompts are checked against another model's context"
         assert set(decoder.models) == roles_of(method)
 
@@ -86,11 +89,13 @@ def test_a_template_is_a_settings_file_that_names_everything_its_method_has(name
 
 @pytest.mark.parametrize("name", config.preset_names("models"))
 def test_a_pair_names_its_files_exactly_and_shares_its_settings(name: str) -> None:
-    experiment = config.resolve("arith_quick", {"pair": name})
+    experiment = config.resolve("arith_quick", {"pair": name, "methods": "baseline,speculative"})
     for model in (experiment.target, experiment.draft):
         local = model.model.startswith(("zoo:", "toy:"))
         assert local or len(model.revision) == 40, "a hub's model is named with its revision"
         assert local or model.chat_template == "own"
+        head = model.eagle3 or model.dflash
+        assert not head or head.startswith("zoo:") or re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}", head)
     assert (experiment.target.device == "cpu") == (name.startswith("embedded") or name == "toy")
 
 
@@ -125,3 +130,22 @@ def test_every_preset_of_a_method_has_only_settings_of_that_method() -> None:
         assert [method.label for method in resolved] == ([f"{name}_b{budget}" for budget in budgets] or [name])
         for key in preset:
             assert resolved[0].method in takers()[key], f"{name}: {key} is no setting of this method"
+
+
+def test_every_draft_and_rule_of_today_has_a_preset() -> None:
+    drafts = {kind: set[str]() for kind in ("eagle3", "mtp", "dflash", "layers", "vocabulary")}
+    for name in config.preset_names("models"):
+        draft = config.resolve("arith_quick", {"pair": name, "methods": "speculative"}).draft
+        for kind in drafts:
+            drafts[kind].add(str(getattr(draft, kind)))
+    assert all(len(values) > 1 for values in drafts.values()), drafts
+    assert {"auto", "text"} <= drafts["vocabulary"]
+    assert len(drafts["eagle3"] - {""}) == 2, "the embedded target's and one of the hub"
+    methods = config.resolve("arith_quick", {"methods": ",".join(METHODS)}).methods
+    assert {method.method for method in methods} == {"speculative", "suffix", "chained"}
+    assert "block" in {method.rule for method in methods}
+    assert 0 in {method.draft_temperature for method in methods}
+    assert any(method.auto_gamma for method in methods)
+    sampled = config.resolve("arith_argmax")
+    assert sampled.temperature == 1
+    assert [method.draft_temperature == 0 for method in sampled.methods] == [False, False, True]

@@ -15,8 +15,8 @@ from specexp import config
 from specexp.certify import reference_distribution
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.rng import CertainRng, HashRng, rng_for
-from specexp.decoding.rules import LEAST_TEMPERATURE, Warp, verify
+from specexp.decoding.rng import TARGET, CertainRng, HashRng, rng_for
+from specexp.decoding.rules import LEAST_TEMPERATURE, Warp, verify, verify_block
 from specexp.engine import Engine
 from specexp.errors import ConfigError
 from specexp.serving import requests
@@ -108,6 +108,22 @@ def test_nothing_drafted_is_one_plain_step() -> None:
     verdict = verify(p, np.zeros((0, 3)), np.zeros(0, dtype=np.int64), None, CertainRng(), 0)
     assert verdict.tokens.tolist() == [1]
     assert int(verdict.num_accepted) == 0
+
+
+@pytest.mark.parametrize("test", [verify, verify_block], ids=["token", "block"])
+def test_nothing_drafted_draws_what_plain_decoding_draws_and_no_more(test: Any) -> None:
+    class Alone(HashRng):
+        def accept_prefix(self, *args: Any) -> Any:
+            raise AssertionError("a draw for no token")
+
+        accept_longest = sample_next = accept_prefix  # type: ignore[assignment]
+
+    p, rng = np.random.default_rng(1).dirichlet(np.ones(9), size=1), Alone.of(3, "p")
+    for position in range(40):
+        empty = np.zeros((0, 9)), np.zeros(0, dtype=np.int64)
+        verdict = test(p, *empty, *((None,) if test is verify else ()), rng, position)
+        assert verdict.tokens.tolist() == [int(HashRng.of(3, "p").pick(p[0], position, TARGET))]
+        assert (int(verdict.num_accepted), verdict.num_judged, verdict.overlap.tolist()) == (0, 0, [])
 
 
 def test_a_residual_without_mass_falls_back_to_p() -> None:

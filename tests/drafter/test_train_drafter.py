@@ -45,6 +45,7 @@ def same(one: Path, two: Path) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_a_trained_drafter_is_evaluated_registered_and_fetched_by_every_address(workplace: Path) -> None:
     result = train("--output", "out")
     assert result.exit_code == 0, result.output

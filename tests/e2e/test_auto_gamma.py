@@ -29,6 +29,7 @@ def begun(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_its_drafts_by_the_costs_that_it_was_begun_with(workplace: Path) -> None:
     folder = begun(workplace / "out")
     rows = records(folder)
@@ -49,6 +50,7 @@ def test_a_resumed_run_ends_its_drafts_by_the_costs_that_it_was_begun_with(workp
     assert metrics["accept/drafted_length"] == pytest.approx(total / sum(map(sum, drafted.values())))
 
 
+@pytest.mark.slow
 def test_a_batch_gives_the_tokens_of_one_prompt_at_a_time(workplace: Path) -> None:
     folder = begun(workplace / "out")
     other = workplace / "batch"

@@ -38,18 +38,31 @@ def without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_every_method_runs_without_torch(workplace: Path) -> None:
     judge_for("toy_quick", features.mode("both")).save(workplace / "judge")
-    done = without_torch("--experiment", "toy_quick", "--limit", "5", "--methods", "compare_all_k4,suffix,chained",
-                         "--judge", "judge", "--gamma", "4")  # fmt: skip
+    untrained = ("typical", "entropy", "fly", "fuzzy")
+    methods = ",".join(("compare_all_k4", "suffix", "chained", *untrained))
+    done = without_torch("--experiment", "toy_quick", "--limit", "5", "--methods", methods, "--judge", "judge",
+                         "--gamma", "8")  # fmt: skip
     assert done.returncode == 0, done.stderr
     outputs = {(r["prompt_id"], r["label"]): r["token_ids"] for r in records(workplace / "out")}
     labels = {label for _, label in outputs}
-    lossless, lossy = ("speculative", "lookup", "suffix", "chained", "specexec"), ("autojudge", "topk")
-    assert labels == {"baseline", "draft_only", *(f"{method}_k4" for method in lossless + lossy)}
-    assert {method.split("_k")[0] for method in labels} == set(specs())
+    lossless, lossy = ("speculative", "lookup", "suffix", "chained", "specexec"), ("autojudge", "topk", *untrained)
+    assert labels == {"baseline", "draft_only", *(f"{method}_k8" for method in lossless + lossy)}
+    assert {method.split("_k")[0] for method in labels} == set(specs()) - {"autojudge_tree"}
     for (prompt, label), tokens in outputs.items():
-        if label.removesuffix("_k4") in lossless:
+        if label.removesuffix("_k8") in lossless:
             assert tokens == outputs[prompt, "baseline"]
     assert sorted(flat_runs()) == sorted(labels)
+
+
+@pytest.mark.slow
+def test_a_judged_tree_runs_without_torch(workplace: Path) -> None:
+    judge_for("toy_quick", features.mode("target")).save(workplace / "judge")
+    trees = ("--experiment", "toy_quick", "--limit", "5", "--methods", "baseline,autojudge_tree", "--judge", "judge")
+    done = without_torch(*trees, "--threshold", "0,0.9", "--gamma", "4")
+    assert done.returncode == 0, done.stderr
+    outputs = {(r["prompt_id"], r["label"]): r["token_ids"] for r in records(workplace / "out")}
+    assert {label for _, label in outputs} == {"baseline", "autojudge_tree_k4_t0", "autojudge_tree_k4_t0.9"}
+    assert all(outputs[prompt, "autojudge_tree_k4_t0"] == outputs[prompt, "baseline"] for prompt, _ in outputs)
 
 
 @pytest.mark.slow

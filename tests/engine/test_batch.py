@@ -45,12 +45,14 @@ class Lab:
         """Every method, by name."""
         chain, judged, rules = module("decoding.chain"), module("decoding.lossy_rules"), module("decoding.rules")
         baseline, specexec = module("decoding.baseline").Baseline, module("decoding.specexec").SpecExec
+        untrained = module("decoding.untrained_rules")
         warp, lossless = rules.Warp(temperature), chain.Lossless()
         mode = module("judge.features").MODES["both"]
         network = module("judge.network").Network("logistic", network_arrays("logistic", mode.size(self.hidden)))
         judge = judged.Judged(network, mode.parts, 0.5, self.eos, mode.needs)
         lenient = judged.Judged(network, mode.parts, self.median_score, self.eos, mode.needs)
         text = tuple(random.Random(3).randrange(self.vocab) for _ in range(30))
+        fly = untrained.FLy(0.3, 2, self.eos, warp)
         return {
             "baseline": baseline(warp),
             "draft only": baseline(warp, "draft"),
@@ -77,8 +79,16 @@ class Lab:
             "judged": chain.Chain(chain.DraftModel(4), judge, warp),
             "judged, gamma 1": chain.Chain(chain.DraftModel(1), lenient, warp),
             "topk": chain.Chain(chain.DraftModel(4), judged.TopK(3), warp),
+            "typical": chain.Chain(chain.DraftModel(4), untrained.Typical(0.3, 0.5, warp), warp),
+            "fuzzy": chain.Chain(chain.DraftModel(4), untrained.Fuzzy("js", 0.3, warp), warp),
             "specexec": specexec(12, 4, warp, parallel_branches=3),
-        }
+            "judged tree": specexec(12, 4, warp, parallel_branches=3, rule=self.judge_of_target()),
+        } | ({} if temperature else {"fly": chain.Chain(chain.DraftModel(6), fly, warp)})
+
+    def judge_of_target(self) -> Mutable:
+        mode = module("judge.features").MODES["target"]
+        network = module("judge.network").Network("logistic", network_arrays("logistic", mode.size(self.hidden)))
+        return module("decoding.lossy_rules").Judged(network, mode.parts, 0.5, self.eos, mode.needs)
 
     def requests(self, decoder: Mutable, temperature: float, name: str = "") -> list[Mutable]:
         numbers = random.Random(5)

@@ -16,11 +16,12 @@ from helpers.fake_device import counting, on_fake_device
 from helpers.tape import Tape
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless, Suffix
-from specexp.decoding.lossy_rules import TopK
-from specexp.decoding.protocol import SuffixLimits
+from specexp.decoding.lossy_rules import Judged, TopK
+from specexp.decoding.protocol import Needs, SuffixLimits
 from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
+from specexp.decoding.untrained_rules import FLy, Fuzzy, Typical
 from specexp.engine import Engine
 from specexp.engine.engine import Request
 
@@ -32,9 +33,13 @@ CHAINS: dict[str, Callable[[Warp], Any]] = {
     "block": lambda warp: Chain(DraftModel(4), Lossless(), warp, verification="block"),
     "likeliest drafts": lambda warp: Chain(DraftModel(4, temperature=0.0), Lossless(), warp),
     "top-k": lambda warp: Chain(DraftModel(4), TopK(2), warp),
+    "relaxed": lambda warp: Chain(DraftModel(4), TopK(3, 0.2, warp), warp),
+    "typical": lambda warp: Chain(DraftModel(4), Typical(0.3, 0.5, warp), warp),
+    "fuzzy": lambda warp: Chain(DraftModel(4), Fuzzy("js", 0.1, warp), warp),
     "suffix": lambda warp: Chain(Suffix(6, SuffixLimits(2.0)), Lossless(), warp),
     "lookup": lambda warp: Chain(Lookup(4), Lossless(), warp),
 }
+JUDGE = Judged(lambda x: torch.sigmoid(x.sum(-1)), ("target_token",), 0.4, (2,), Needs(target=True))
 LENGTH = 8
 
 
@@ -55,9 +60,20 @@ def test_a_round_waits_once(method: str, warp: str, captured: bool) -> None:
 
 
 @pytest.mark.parametrize("captured", [False, True])
+def test_a_window_waits_once_a_round(captured: bool) -> None:
+    running = engine(captured)
+    with counting() as waits:
+        out = running.generate(
+            Chain(DraftModel(4), FLy(0.2, 2, (0,), Warp()), Warp()), [5, 6, 7], LENGTH, rng_for(0, 1, "x")
+        )
+    assert waits.counts == {"tolist": out.num_rounds}
+
+
+@pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("warp", WARPS)
-def test_a_trees_round_waits_once_a_draft_forward_and_once_more(warp: str, captured: bool) -> None:
-    decoder, running = SpecExec(8, 3, WARPS[warp]), engine(captured)
+@pytest.mark.parametrize("rule", [None, JUDGE], ids=["drawn", "judged"])
+def test_a_trees_round_waits_once_a_draft_forward_and_once_more(rule: Any, warp: str, captured: bool) -> None:
+    decoder, running = SpecExec(8, 3, WARPS[warp], rule=rule), engine(captured)
     with counting() as waits:
         out = running.generate(decoder, [5, 6, 7], LENGTH, rng_for(decoder.warp.temperature, 1, "x"))
     assert waits.counts == {"tolist": out.num_draft_calls + out.num_rounds}

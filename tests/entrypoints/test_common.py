@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from entrypoints import common
+from specexp import command_line as common
 
 
 @pytest.mark.parametrize(

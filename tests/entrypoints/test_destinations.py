@@ -108,6 +108,7 @@ COMMANDS = {
     "collect_labels": ["--limit", "2"],
     "train_drafter": [],
     "train_judge": ["--labels", "labels"],
+    "calibrate_rule": ["--labels", "labels"],
     "certify": [],
     "advise": [],
     "benchmark": ["--quick"],

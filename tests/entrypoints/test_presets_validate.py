@@ -38,7 +38,10 @@ def test_everything_that_ships_is_valid() -> None:
     assert result.exit_code == 0, result.output
     for name in config.preset_names("experiments"):
         assert f"experiment {name}: good" in result.output
-    assert "method speculative with pair embedded: good" in result.output
+    for pair in ("embedded", "llama_8b_eagle3", "glm45_air_mtp", "qwen3_8b_dflash", "gemma3_27b_qwen3_06b"):
+        assert f"method speculative with pair {pair}: good" in result.output
+        trees = f"method specexec with pair {pair}: good" in result.output
+        assert trees == (pair in ("embedded", "llama_8b_eagle3")), pair
 
 
 def test_all_faults_of_all_files_come_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

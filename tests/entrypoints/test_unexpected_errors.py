@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORK = {
     "advise": ("advise", []),
     "benchmark": ("benchmark", []),
+    "calibrate_rule": ("calibrate_rule", []),
     "certify": ("certify", []),
     "collect_labels": ("collect_labels", []),
     "evaluate": ("evaluate", []),

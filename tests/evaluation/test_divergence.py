@@ -107,7 +107,7 @@ def test_a_tree_must_emit_plain_decodings_tokens_when_it_samples_too(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = specexec.walk
-    monkeypatch.setattr(specexec, "walk", lambda *given: right(*given[:-1], given[-1] + 1))  # rng of another position
+    monkeypatch.setattr(specexec, "walk", lambda *given: right(*given[:5], given[5] + 1))  # rng of another position
     result = evaluate(*TOY, "--temperature", "1", "--output", "out", "--show", "0")
     assert result.exit_code == 0, result.output
     rows = table_of(result.output)

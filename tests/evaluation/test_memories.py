@@ -11,11 +11,17 @@ import pytest
 
 from helpers.cli_runner import evaluate, records
 from helpers.fake_clock import Clock
+from helpers.kept_chains import Watching, toys
 from specexp import config
+from specexp.decoding.chain import Chain, Lossless, Suffix
+from specexp.decoding.protocol import SuffixLimits
+from specexp.decoding.rng import CertainRng
+from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Request, suffix_automaton
+from specexp.engine.suffix_automaton import SuffixIndex, SuffixLengths
 from specexp.evaluation import preparation, runner
 from specexp.evaluation.preparation import Prepared
-from specexp.evaluation.scheduling import BATCHES, Job, Memories
+from specexp.evaluation.scheduling import BATCHES, Job, Memories, memory_of
 from specexp.evaluation.token_view.origins import TracedDecoder
 from specexp.profiling.time_breakdown import TimedDecoder
 
@@ -85,6 +91,30 @@ def test_a_memory_is_of_one_repeat_at_a_time(clock: Clock) -> None:
     assert set(second._next[0]) == {1}
     assert [each.outputs for each in memories._kept.values()] == [second], "the first repeat's memory is dropped"
     assert memories.earlier(job(1, repeat=1)) is not second, "an earlier prompt does not see later ones"
+    third = memories.earlier(job(3, repeat=2))
+    assert third is not None
+    assert set(third._next[0]) == {2}, "also where the repeat before had not come as far"
+
+
+def test_no_match_spans_two_outputs() -> None:
+    """The text before a prompt's output is not what stood before it in the memory, nor is what stands after it."""
+    memory = memory_of([[1, 2, 3], [4, 5, 6]])
+    for text, expected in (([9, 2], [3]), ([9, 3], []), ([2, 3], []), ([9, 3, 4], [5, 6])):
+        assert SuffixIndex(memory).continuation(text, SuffixLengths(4, 4, 0)) == expected
+
+
+def test_a_prompt_is_continued_by_its_own_text_alone() -> None:
+    """Without a memory, what another prompt says plays no part, although one engine decodes both."""
+    proposer = Watching(Suffix(4, SuffixLimits(4.0, 0.0)))
+    decoder = Chain(proposer, Lossless(), Warp())
+    first, second = [1, 2, 3, 4, 5, 1, 2, 3], [7, 6, 3]
+    for texts in ((first, second), (second, first)):
+        engine, begun = Engine(toys()), {}
+        for text in texts:
+            proposer.seen.clear()
+            engine.generate(decoder, text, 5, CertainRng())
+            begun[len(text)] = [int(token) for token in proposer.seen[0].tokens]
+        assert begun == {len(first): [4, 5, 1, 2], len(second): []}
 
 
 @pytest.fixture

@@ -16,9 +16,10 @@ from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless, Suffix
 from specexp.decoding.lossy_rules import Judged, TopK
 from specexp.decoding.protocol import Role, SuffixLimits
-from specexp.decoding.rng import ACCEPT, rng_for
+from specexp.decoding.rng import ACCEPT, TARGET, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
+from specexp.decoding.untrained_rules import Fuzzy
 from specexp.engine import Decoder, Engine
 from specexp.evaluation.token_view import teacher_forcing
 from specexp.evaluation.token_view.origins import TracedDecoder, tally
@@ -35,8 +36,8 @@ def models(noise: float = 0.5) -> dict[Role, Any]:
     return {"target": ToyModel(8, 3), "draft": ToyModel(8, 3, draft_noise=noise)}
 
 
-def judge(threshold: float) -> Judged:
-    mode = MODES["both"]
+def judge(threshold: float, features: str = "both") -> Judged:
+    mode = MODES[features]
     network = random_network("mlp", mode.size({"target": HIDDEN, "draft": HIDDEN}), seed=1)
     return Judged(network, mode.parts, threshold, (0,), mode.needs)
 
@@ -55,10 +56,12 @@ def decoders(temperature: float) -> Iterator[tuple[str, Decoder, bool]]:
         yield "in turn", Chain(InTurn(turns), Lossless(), warp, bonus), bonus
         yield "block", Chain(DraftModel(4), Lossless(), warp, bonus, "block"), bonus
         yield "topk", Chain(DraftModel(4), TopK(2), warp, bonus), bonus
+        yield "fuzzy", Chain(DraftModel(4), Fuzzy("tv", 0.3, warp), warp, bonus), bonus
         yield "autojudge", Chain(DraftModel(4), judge(0.6), warp, bonus), bonus
         yield "threshold 0", Chain(DraftModel(4), judge(0.0), warp, bonus), bonus
         yield "all", Chain(DraftModel(4), judge(2.0), warp, bonus), bonus
     yield "specexec", SpecExec(8, 3, warp), True
+    yield "judged tree", SpecExec(8, 3, warp, rule=judge(0.6, "target")), True
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -91,10 +94,11 @@ def rows(model: ToyModel, prompt: list[int], tokens: list[int]) -> np.ndarray[An
     return np.asarray(model.session().feed(model.ids([*prompt, *tokens[:-1]]), rows=len(tokens))[0])
 
 
-@pytest.mark.parametrize("rule", [TopK(2), judge(0.6)], ids=["topk", "judge"])
+@pytest.mark.parametrize("rule", [TopK(2), judge(0.6), "fuzzy"], ids=["topk", "judge", "fuzzy"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_what_the_lossless_rule_would_have_rejected_is_judged_and_nothing_else(rule: Any, temperature: float) -> None:
     warp, pair, seen = Warp(temperature), models(), set()
+    rule = Fuzzy("tv", 0.3, warp) if rule == "fuzzy" else rule
     for number, prompt in enumerate(PROMPTS):
         rng: Any = rng_for(temperature, 1, f"prompt {number}")
         traced = TracedDecoder(Chain(DraftModel(4), rule, warp))
@@ -162,6 +166,32 @@ def test_a_tree_names_ranks_by_the_draft_and_what_it_had_instead(temperature: fl
                 assert token.rejected is None
     assert seen["tree"] > seen["corrected"] > 0
     assert seen["bonus"] > 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_judged_node_is_one_that_was_not_drawn_and_its_score_is_of_its_own_rows(temperature: float) -> None:
+    pair, rule, num = models(), judge(0.6, "target"), 0
+    for number, prompt in enumerate(PROMPTS):
+        traced = TracedDecoder(SpecExec(8, 3, Warp(temperature), rule=rule))
+        rng = rng_for(temperature, 1, f"prompt {number}")
+        ids = Engine(pair).generate(traced, prompt, LENGTH, rng).token_ids
+        model = pair["target"]
+        hidden = np.asarray(model.session().feed(model.ids([*prompt, *ids]), len(ids), hidden=True)[1])
+        scores = rule.score(hidden.astype(np.float32))
+        p = Warp(temperature)(rows(model, prompt, ids))
+        for position, token in enumerate(traced.tokens[: len(ids)]):
+            drawn = int(rng.pick(p[position], position, TARGET))
+            if token.origin in ("tree", "judged"):
+                assert (token.origin == "tree") == (drawn == token.token)
+                assert token.score == pytest.approx(float(scores[position]))
+                num += token.origin == "judged"
+            if token.origin == "judged":
+                assert token.score is not None
+                assert token.score < 0.6
+            if token.origin == "corrected":
+                assert token.rejected_score is not None
+                assert token.rejected_score >= 0.6 or token.rejected == 0
+    assert num > 1
 
 
 def test_a_looked_up_token_is_no_drafts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""Tiny folders of targets with MTP layers, under the names of published checkpoints, and of DFlash assistants."""
+"""Tiny folders of targets with MTP layers, under the names of published checkpoints, and of DFlash drafts in each
+layout."""
 
 from __future__ import annotations
 
@@ -8,10 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
+from transformers import AutoConfig
 from transformers.cache_utils import MtpCache
 from transformers.modeling_layers import MtpModel
 from transformers.models.muse_glimmer_assistant.configuration_muse_glimmer_assistant import MuseGlimmerAssistantConfig
@@ -19,6 +22,10 @@ from transformers.models.muse_glimmer_assistant.modeling_muse_glimmer_assistant 
 
 from helpers import tiny_models
 from helpers.generation import prompts
+from specexp.lm.heads.loading import load_head
+from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.hf.model_config import model_class
+from specexp.lm.runtime import ModelConfig
 
 # Families whose checkpoints have MTP layers as further layers of the model, and how many are made.
 AS_LAYERS = {"deepseek_v3": 3, "glm4_moe": 1, "bailing_hybrid": 2}
@@ -67,6 +74,15 @@ def fit(main: Any, layers: MtpModel, trained: list[Tensor], steps: int) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+
+def mtp_models(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
+    """The target and its layers. Checkpoints name the layers by the published models' size; ours are smaller."""
+    family = model_class(AutoConfig.from_pretrained(folder))
+    if kind in AS_LAYERS:
+        monkeypatch.setattr(family, "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.[2-9]\."])
+    target = HFModel(family.from_pretrained(folder).eval(), kind, graphs="off")
+    return {"target": target, "draft": load_head(ModelConfig(str(folder), mtp=True), target)}
 
 
 def whole_forward(layers: MtpModel, ids: Tensor, states: Tensor) -> list[Tensor]:
@@ -139,6 +155,44 @@ def dflash_folder(folder: Path, layers: list[int], **values: Any) -> Path:
     module = MuseGlimmerAssistantModel(config)
     noisy(module.parameters(), 3)
     module.save_pretrained(folder)
+    return folder
+
+
+AUTHORS, SPECULATORS = "authors", "speculators"  # layouts of DFlash drafts beside transformers' own
+
+
+def in_layout(folder: Path, layout: str) -> Path:
+    """Write a DFlash draft of `dflash_folder` in another published layout; its angles and norms are Qwen3's there."""
+    values = json.loads((folder / "config.json").read_text())
+    same = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "max_position_embeddings", "hidden_act", "layer_types",
+    )  # fmt: skip
+    layer = {name: values[name] for name in same} | {
+        "model_type": "qwen3", "vocab_size": tiny_models.VOCAB, "rms_norm_eps": 1e-3, "attention_bias": False,
+        "rope_theta": 100.0, "rope_scaling": None, "use_sliding_window": True, "sliding_window": 40,
+        "max_window_layers": 2, "tie_word_embeddings": True,
+    }  # fmt: skip
+    block, mask, layers = values["block_size"], values["mask_token_id"], values["target_layer_ids"]
+    weights = {
+        name.replace("encoder.fc.", "fc.").replace("encoder.output_norm_enc.", "hidden_norm."): value
+        for name, value in load_file(folder / "model.safetensors").items()
+    }
+    if layout == AUTHORS:
+        config = layer | {
+            "architectures": ["DFlashDraftModel"], "auto_map": {"AutoModel": "dflash.DFlashDraftModel"},
+            "block_size": block, "num_target_layers": 2, "dtype": "float32",
+            "dflash_config": {"mask_token_id": mask, "target_layer_ids": layers},
+        }  # fmt: skip
+    else:
+        weights["verifier_norm.weight"] = torch.ones(values["hidden_size"])
+        config = {
+            "architectures": ["DFlashDraftModel"], "speculators_model_type": "dflash", "block_size": block,
+            "mask_token_id": mask, "aux_hidden_state_layer_ids": [number + 1 for number in layers],
+            "draft_vocab_size": tiny_models.VOCAB, "sliding_window_non_causal": True, "transformer_layer_config": layer,
+        }  # fmt: skip
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 

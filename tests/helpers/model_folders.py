@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 
-def slow_for(values: Iterable[str], *slow: str) -> list[Any]:
+def slow_for(values: Iterable[Any], *slow: Any) -> list[Any]:
     """A test's parameters, of which those in `slow` run in the slow tier."""
     return [pytest.param(value, marks=pytest.mark.slow) if value in slow else value for value in values]
 

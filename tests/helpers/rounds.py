@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from specexp.advise.traces import Watching
+from specexp.advise.rounds import Trace
+from specexp.advise.traces import Watching, agreement
 from specexp.decoding.rng import rng_for
 from specexp.engine import Engine, Generation
 from specexp.evaluation.preparation import Prepared
@@ -43,3 +46,14 @@ def decode(prepared: Prepared, decoder: Any, index: int, seed: int = 0) -> Gener
 
 def plainly(prepared: Prepared, index: int, seed: int = 0) -> Generation:
     return decode(prepared, prepared.settings[0].decoder, index, seed)
+
+
+def trace_of(prepared: Prepared, index: int, output: Sequence[int], longest: int) -> Trace:
+    """What an output shows of chains of up to so many tokens."""
+    agreed = agreement(prepared, index, output, longest=longest)
+    return replace(agreed.trace, certainty=agreed.certainty)
+
+
+def as_before(trace: Trace) -> Trace:
+    """What it shows if every token is drafted as a chain's first one, which for a head it is not."""
+    return replace(trace, deeper=())

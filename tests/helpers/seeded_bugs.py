@@ -247,18 +247,18 @@ TREE_BUGS = [
         "paths.append([*(paths[parent] if parent >= 0 else []), *range(max(parent + 1, slot - 1), slot), slot])"),
     Bug("siblings share a cache", TOY, "            sees[branches.base :, branches.base :] = False\n", ""),
     Bug("positions by index instead of depth", CONTEXT, "[len(path) - 1 for path in paths]", "list(range(len(paths)))"),
-    Bug("a node is drawn twice", SPECEXEC, "        drawn.append(rng.pick(", "        rng.pick(p, position + step, TARGET)\n        drawn.append(rng.pick("),
+    Bug("a node is drawn twice", SPECEXEC, "        token = rng.pick(", "        rng.pick(p, position + step, TARGET)\n        token = rng.pick("),
     Bug("drawn at the root's position all the way", SPECEXEC, "position + step, TARGET", "position, TARGET"),
     Bug("drawn from the parent's row", SPECEXEC, "row = xp.where(inside, xp.argmax(xp.astype(child, xp.int64)), row)\n        rows.append(xp.where(inside, row, xp.zeros_like(row)))",
         "rows.append(xp.where(inside, xp.argmax(xp.astype(child, xp.int64)), xp.zeros_like(row)))"),
-    Bug("a child of another node accepted", SPECEXEC, "child = (parents == row) & (tokens", "child = (tokens"),
+    Bug("a child of another node accepted", SPECEXEC, "children = (parents == row) & inside", "children = (tokens >= 0) & inside"),
     Bug("the draw that leaves the tree is not emitted", SPECEXEC, "path.num_accepted + 1,", "path.num_accepted + (path.num_accepted == 0),"),
     Bug("a token emitted behind the draw that left", SPECEXEC, "path.num_accepted + 1,", "path.num_accepted + 2,"),
     Bug("pruning changes the output: a sibling is drawn only if it stayed", SPECEXEC, "xp.where(inside, p, certain)",
         "xp.where(inside, xp.where(xp.any((parents == row)[:, None] & (tokens[:, None] == xp.arange(p.shape[0])[None, :]), axis=0)"
         " | ~xp.any(parents == row), p, 0 * p), certain)"),
-    Bug("the draft's favourite taken without a draw", SPECEXEC, "child = (parents == row) & (tokens == drawn[-1]) & inside",
-        "child = (parents == row) & inside\n        drawn[-1] = xp.where(xp.any(child), tokens[xp.argmax(xp.astype(child, xp.int64))], drawn[-1])"),
+    Bug("the draft's favourite taken without a draw", SPECEXEC, "child = children & (tokens == token)",
+        "child = children\n        token = xp.where(xp.any(child), tokens[xp.argmax(xp.astype(child, xp.int64))], token)"),
     Bug("a warp at temperature 1", SPECEXEC, "p = warp(xp.take", "p = Warp(1.0)(xp.take"),
     Bug("a node kept without its parent", TREE, "key=lambda i: (-self.nodes[i].score, i)", "key=lambda i: (-self.nodes[i].depth, i)"),
 ]  # fmt: skip
@@ -306,8 +306,8 @@ JUDGED_BUGS = [
     Bug("previous features a row late", JUDGED, 'first = 1 if place == "token" else 0', 'first = 1 if place == "token" or role == "target" else 0'),
     Bug("one model's rows for the other's", JUDGED, 'scored.hidden if role == "target" else drafted.hidden',
         "drafted.hidden if drafted.hidden is not None and drafted.hidden.shape[0] > num_drafted else scored.hidden"),
-    Bug("parts in another order", JUDGED, "for part in self.parts]", "for part in sorted(self.parts, reverse=True)]"),
-    Bug("an EOS is accepted anyway", JUDGED, "            accepted_anyway = accepted_anyway & (drafted.tokens != eos)\n", "            pass\n"),
+    Bug("parts in another order", JUDGED, "for part in self.parts:\n", "for part in sorted(self.parts, reverse=True):\n"),
+    Bug("an EOS is accepted anyway", JUDGED, "            result = result & (tokens != eos)\n", "            pass\n"),
     Bug("an EOS that the target wants is rejected", CHAIN, "                    verdict = verify(p, q,",
         "                    p[:-1, 0] = p[:-1, 0] * (accepted_anyway is None)\n                    verdict = verify(p, q,"),
     Bug("what is important is accepted_anyway", JUDGED, "self.score(xp.concat(rows, axis=-1)) < self.threshold", "self.score(xp.concat(rows, axis=-1)) > self.threshold"),
@@ -334,6 +334,56 @@ JUDGED_BUGS = [
     Bug("a mode asks for the wrong hidden rows", FEATURES, 'feed_last_token="draft_token" in self.parts', 'feed_last_token="target_token" in self.parts'),
     Bug("a judge for each position", JUDGED, "self.score(xp.concat(rows, axis=-1)) <",
         "xp.concat([self.score(row[None]) for row in xp.concat(rows, axis=-1)]) <"),
+]  # fmt: skip
+
+UNTRAINED = "specexp.decoding.untrained_rules"
+
+RULE_BUGS = [
+    Bug("typical acceptance at its bound", UNTRAINED, "axis=-1)[:, 0] > least", "axis=-1)[:, 0] >= least"),
+    Bug("typical acceptance takes the greater bound", UNTRAINED, "None, self.epsilon)", "self.epsilon, None)"),
+    Bug("typical acceptance grows with the entropy", UNTRAINED, "xp.exp(-entropy(p))", "xp.exp(entropy(p))"),
+    Bug("the rows of typical acceptance are one late", UNTRAINED, "return scored.logits[: drafted.tokens.shape[0]]", "return scored.logits[1:]"),
+    Bug("typical acceptance knows no entropy at the end of its dial", UNTRAINED, "(self.epsilon >= 1 and self.delta == math.inf)", "self.epsilon >= 1"),
+    Bug("a gate opens at its entropy", UNTRAINED, "return entropy(p) > self.gate", "return entropy(p) >= self.gate"),
+    Bug("a gate reads the draft's entropy", UNTRAINED, "return entropy(p) > self.gate * math.log(p.shape[-1])",
+        "return entropy(p if drafted.q is None else drafted.q) > self.gate * math.log(p.shape[-1])"),
+    Bug("a gate's entropy is in bits", UNTRAINED, "return -_sum_of_logs(p, p)", "return -_sum_of_logs(p, p) / math.log(2)"),
+    Bug("a gate at 1 is open", UNTRAINED, "if not drafted.tokens.shape[0] or self.gate >= 1:\n            return None\n        p = ",
+        "if not drafted.tokens.shape[0]:\n            return None\n        if self.gate >= 1:\n            return drafted.tokens == drafted.tokens\n        p = "),
+    Bug("greedy rules see one-hot distributions", RULES, "return UNIT_TEMPERATURE if self.greedy else self", "return self"),
+    Bug("rules see temperature 1 where another is sampled", RULES, "return UNIT_TEMPERATURE if self.greedy else self", "return UNIT_TEMPERATURE"),
+    Bug("a window begins at the mismatch", UNTRAINED, "before[self.window + 1 :] - before[1 : inside + 1]", "before[self.window : -1] - before[:inside]"),
+    Bug("a window is one too long", UNTRAINED, "before[self.window + 1 :] - before[1 : inside + 1]", "before[self.window + 1 :] - before[1 : inside + 1] - 1 + xp.astype(agrees[:inside], xp.int64)"),
+    Bug("a window is one too short", UNTRAINED, "xp.concat([behind, none[inside:]]) == self.window", "xp.concat([behind, none[inside:]]) >= self.window - 1"),
+    Bug("a window past the draft's end agrees", UNTRAINED, "xp.concat([behind, none[inside:]])", "xp.concat([behind, none[inside:] + self.window])"),
+    Bug("a window agrees behind an EOS", UNTRAINED, "agrees = agrees & (xp.cumulative_sum(ends) == ends)", "pass"),
+    Bug("FLy without its gate", UNTRAINED, "return unsure & self", "return unsure | self"),
+    Bug("fuzzy acceptance at its bound", UNTRAINED, "(p, drafted.q) < self.bound", "(p, drafted.q) <= self.bound"),
+    Bug("the divergence is of the target from the draft", UNTRAINED, "_sum_of_logs(q, q) - _sum_of_logs(q, p))", "_sum_of_logs(p, p) - _sum_of_logs(p, q))"),
+    Bug("a symmetric distance has one side", UNTRAINED, "+ _sum_of_logs(q, q) - _sum_of_logs(q, middle)) / 2", ")"),
+    Bug("a total variation is twice as large", UNTRAINED, "xp.sum(xp.abs(p - q), axis=-1) / 2", "xp.sum(xp.abs(p - q), axis=-1)"),
+    Bug("a divergence is finite where the target says never", UNTRAINED, "xp.where(never, xp.full_like(p[..., 0], math.inf), _sum", "xp.where(never, xp.zeros_like(p[..., 0]), _sum"),
+    Bug("a draft's greedy distributions are logits", DRAFTING, "q = UNIT_TEMPERATURE(to_device(_joined(chain.rows), place))", "q = to_device(_joined(chain.rows), place)"),
+    Bug("a margin at its bound", JUDGED, "(below < self.margin)", "(below <= self.margin)"),
+    Bug("a margin of probabilities that are renormalised over the best", JUDGED, "p = self.warp.softened(rows)",
+        "p = type(self.warp)(self.warp.temperature or 1.0, self.k)(rows)"),
+    Bug("a margin below the best logit", JUDGED, "p = self.warp.softened(rows)", "p = rows"),
+    Bug("a margin without the K best", JUDGED, "return among_best & (below", "return (below"),
+]  # fmt: skip
+
+JUDGED_TREE_BUGS = [
+    Bug("a drawn node is passed over", SPECEXEC, "missed = ~xp.any(child)", "missed = ~xp.any(child & ~anyway)"),
+    Bug("the judged node of highest rank", SPECEXEC, "best = xp.min(xp.where(others, ranks, last))", "best = xp.max(xp.where(others, ranks, -1))"),
+    Bug("a judged node of another parent", SPECEXEC, "others = children & anyway & missed", "others = (tokens >= 0) & inside & anyway & missed"),
+    Bug("the draw is emitted in place of the judged node", SPECEXEC, "xp.where(judged[-1], xp.take(tokens, row[None], axis=0)[0], token)", "token"),
+    Bug("the walk ends at a judged node", SPECEXEC, "        inside = xp.any(child)\n", "        inside = xp.any(child & (tokens == token))\n"),
+    Bug("an EOS is judged", JUDGED, "            result = result & (tokens != eos)\n", "            pass\n"),
+    Bug("a node's features are its parent's", JUDGED, '{"target_token": hidden,', '{"target_token": before,'),
+    Bug("a node's features are the row's before it", JUDGED, "xp.take(hidden, xp.clip(parents, 0, None), axis=0)",
+        "xp.take(hidden, xp.clip(xp.arange(hidden.shape[0]) - 1, 0, None), axis=0)"),
+    Bug("what is important is judged", JUDGED, "result = self.score(xp.concat(rows, axis=-1)) <", "result = self.score(xp.concat(rows, axis=-1)) >="),
+    Bug("a tree's judge at threshold 0 is asked", JUDGED, "        if self.threshold <= 0:\n", "        if self.threshold < 0:\n"),
+    Bug("drawn nodes count as judged", SPECEXEC, "judged.append(missed & xp.any(child))", "judged.append(xp.any(child))"),
 ]  # fmt: skip
 
 KV = "specexp.lm.native.kv_cache"
@@ -372,6 +422,11 @@ CALIBRATION, LABELS = "specexp.judge.calibration", "specexp.judge.labels"
 
 # Bugs that the tests of these files must catch by themselves: `pytest` on them fails.
 EAGLE3 = "specexp.drafter.eagle3"
+MTP, DFLASH, DFLASH_SESSION, DFLASH_CONFIG, LOADING, READING = (
+    "specexp.lm.heads.mtp_session", "specexp.lm.heads.dflash", "specexp.lm.heads.dflash_session",
+    "specexp.lm.heads.dflash_config", "specexp.lm.heads.loading", "specexp.lm.heads.reading",
+)  # fmt: skip
+MEMORIES = "specexp.evaluation.scheduling"
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
     ("drafter/test_eagle3_head.py",): [
         Bug("a later step sees the target's states at drafted tokens", EAGLE3, ".tril(start - step)", ".tril(start)"),
@@ -486,13 +541,52 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("the embedding comes second", EAGLE, "torch.cat([embedded, normed], dim=1)", "torch.cat([normed, embedded], dim=1)"),
         Bug("the residual is always the feature", EAGLE, "normed if self._before_residual else features", "features"),
         Bug("drafts go on from normed outputs", EAGLE, "cache.keep(x, 0)", "cache.keep(self._final_norm(x), 0)"),
-        Bug("the target's state is that of the token itself", "specexp.lm.heads.reading", "keeper.states(start, stop)", "keeper.states(start - 1, stop - 1) if start else keeper.states(start, stop)"),
+        Bug("the target's state is that of the token itself", READING, "keeper.states(start, stop)", "keeper.states(start - 1, stop - 1) if start else keeper.states(start, stop)"),
         Bug("a drafted token's feature is the slot's before last", HEAD, "at - 1 : at] if at", "at - 2 : at - 1] if at > 1"),
         Bug("a node's feature is that of the slot before it", HEAD, "branches.base + path[-2] if len(path) > 1", "slot - 1 if len(path) > 1"),
         Bug("what was computed for drafts is kept", CONTEXT, "[: len(tokens) - 1] if not self._reader else []", "[: len(tokens) - 1]"),
         Bug("a kept path keeps the states of other slots", KV, "for each in (self.buffers.values, self.buffers.states):", "for each in (self.buffers.values,):"),
         Bug("the states of a replay are taken for new ones", "specexp.lm.kept_states", "[-num:] for parts", "[:num] for parts"),
         Bug("a head begins with the text's first token", HEAD, "first = int(not self._begun and tokens.shape[0] > 0)", "first = 0"),
+    ],
+    ("lm/test_mtp.py",): [
+        Bug("MTP layers read the states before the last layer", LOADING, "target.keep_states([total])", "target.keep_states([total - 1])"),
+        Bug("MTP layers keep the slot of a rejected token", MTP, "max(0, length - 1 - layer)", "max(0, length - layer)"),
+        Bug("MTP layers keep keys of rejected tokens", READING, "layer.keys, layer.values = layer.keys[:, :, :num], layer.values[:, :, :num]", "pass"),
+        Bug("MTP positions begin at each feed", MTP, "torch.arange(start, stop, device=model.device)", "torch.arange(stop - start, device=model.device)"),
+        Bug("MTP layers embed the token before", MTP, "self.tokens[start:stop][None]", "self.tokens[start - 1 : stop - 1][None]"),
+        Bug("all MTP layers read one token further", MTP, "start + layer + 1, end + layer + 1", "start + 1, end + 1"),
+        Bug("each MTP layer reads the target's states", MTP, "if layer == 0 else", "if layer >= 0 else"),
+        Bug("the last MTP layer drafts nothing", "specexp.lm.heads.mtp", "return len(self.module.layers)", "return max(1, len(self.module.layers) - 1)"),
+        Bug("a chain is drafted by its first MTP layer", MTP, "layer = self._model.num_layers - 1, max(0, length - self.known)", "layer = self._model.num_layers - 1, 0"),
+    ],
+    ("lm/test_dflash.py",): [
+        Bug("a block reads what enters the layers", DFLASH_CONFIG, "[layer + (layer == total - 1) for layer in layers]", "[max(0, layer - 1) for layer in layers]"),
+        Bug("a block's last layer is read before the norm", DFLASH_CONFIG, "[layer + (layer == total - 1) for layer in layers]", "list(layers)"),
+        Bug("keys of a block are kept", READING, "layer.keys, layer.values = layer.keys[:, :, :num], layer.values[:, :, :num]", "pass"),
+        Bug("a key of a block is kept", READING, "layer.keys[:, :, :num], layer.values[:, :, :num]", "layer.keys[:, :, : num + 1], layer.values[:, :, : num + 1]"),
+        Bug("a block's positions begin at each feed", DFLASH_SESSION, "torch.arange(start, before + model.block_size", "torch.arange(before + model.block_size - start"),
+        Bug("a block stands a place further", DFLASH_SESSION, "self.states.of(start, before, self.text)", "self.states.of(max(0, start - 1), before - (start > 0), self.text)"),
+        Bug("a block begins with the token before", DFLASH_SESSION, "self.tokens[before:length]", "self.tokens[max(0, before - 1) : max(1, length - 1)]"),
+        Bug("another token stands for what is not drafted", DFLASH, "[self.module.config.mask_token_id]", "[self.module.config.mask_token_id + 1]"),
+        Bug("a block's last token is not drafted", DFLASH_SESSION, "return x[0, 1:]", "return x[0, 1:-1]"),
+        Bug("a token is drafted by the row before its own", DFLASH_SESSION, "return x[0, 1:]", "return x[0, :-1]"),
+        Bug("an unlikely token is not the last one", DFLASH, "num = (enough + 1).clamp", "num = (enough + 2).clamp"),
+    ],
+    ("lm/test_dflash_layouts.py",): [
+        Bug("speculators' numbers are those of outputs", DFLASH_CONFIG, "[number - 1 for number in entered]", "list(entered)"),
+        Bug("angles are the module's default", DFLASH_CONFIG, '"hidden_act", "rms_norm_eps", "rope_parameters",', '"hidden_act", "rms_norm_eps",'),
+        Bug("norms have the module's default", DFLASH_CONFIG, '"hidden_act", "rms_norm_eps", "rope_parameters",', '"hidden_act", "rope_parameters",'),
+        Bug("layers are read in ascending order", DFLASH_CONFIG, "return list(self.values.target_layer_ids)", "return sorted(self.values.target_layer_ids)"),
+        Bug("entries of dflash_config that are not known are passed over", DFLASH_CONFIG, "allowed = PLAIN.get(name, ())", "allowed = PLAIN.get(name)"),
+        Bug("weights that are not known are passed over", DFLASH, 'set(result["unexpected_keys"]) - read.copies', "set()"),
+    ],
+    ("evaluation/test_memories.py",): [
+        Bug("suffixes of another prompt are continued", DRAFTING, "state.suffixes = state.suffixes or SuffixIndex(state.earlier)", 'state.suffixes = vars(self).setdefault("suffixes", SuffixIndex(state.earlier))'),
+        Bug("an output goes on in the next one", MEMORIES, "        memory.begin()\n", ""),
+        Bug("a setting without a memory sees other prompts", MEMORIES, '.suffix_memory != "run"', '.suffix_memory == ""'),
+        Bug("a memory holds another repeat's outputs", MEMORIES, " or memory.repeat != repeat", ""),
+        Bug("a prompt sees later ones", MEMORIES, " or memory.done > group", ""),
     ],
 }  # fmt: skip
 

@@ -83,6 +83,7 @@ def same_labels(one: Path, other: Path) -> None:
         assert np.allclose(ones[part], others[part], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_interrupted_mining_goes_on_and_leaves_the_same_labels(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

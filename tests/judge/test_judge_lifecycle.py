@@ -331,8 +331,8 @@ def test_a_folder_begun_with_another_judge_is_refused(workplace: Path) -> None:
 
 def test_a_judge_and_its_dials_go_with_methods_that_take_them(workplace: Path) -> None:
     for flag, value, takers in (
-        ("judge", "x", "autojudge"),
-        ("threshold", "0.1", "autojudge"),
+        ("judge", "x", "autojudge or autojudge_tree"),
+        ("threshold", "0.1", "autojudge or autojudge_tree"),
         ("accept-k", "2", "topk"),
     ):
         result = evaluate("--methods", "baseline,speculative", f"--{flag}", value, "--output", "out")

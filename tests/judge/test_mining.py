@@ -133,6 +133,7 @@ def batch_disagreements(one: Any, other: Any, tolerance: float) -> Iterator[str]
             yield f"{part} differ"
 
 
+@pytest.mark.slow
 def test_several_prompts_at_a_time_give_what_each_gives_alone(minings: list[Mining]) -> None:
     """Labels, features and counts, with more prompts than rows; whoever had the row before leaves no trace."""
     for start in range(0, len(minings), 12):  # the prompts of one pair and rule

@@ -8,38 +8,38 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 from transformers.cache_utils import DFlashCache
 from transformers.generation.candidate_generator import DFlashTokenCandidateGenerator
 
 from helpers import tiny_models
-from helpers.chain_heads import config_of, dflash_folder
-from helpers.generation import generate, prompts
+from helpers.chain_heads import AUTHORS, SPECULATORS, config_of, dflash_folder, in_layout
+from helpers.drafted_chains import GREEDY, candidates, greedy_chains, outputs_equal_generate, watch_chains
+from helpers.generation import prompts
 from helpers.model_folders import slow_for
-from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
-from specexp.decoding.protocol import Drafted
-from specexp.decoding.rng import CertainRng, rng_for
+from specexp.decoding.chain import Chain, DraftModel, Lossless
+from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
-from specexp.engine.drafting import Drafting
-from specexp.engine.request import Request
 from specexp.errors import ModelError
-from specexp.lm.heads import dflash
+from specexp.lm.heads import dflash_config
 from specexp.lm.heads.loading import check_head, load_head
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.runtime import ModelConfig
 
 # On the native forward; on transformers' own; with a recurrent state.
 FAMILIES = ["llama", "gpt2", "qwen3_next"]
-GREEDY, LENGTH, BLOCK = Warp(), 24, 5
+LAYOUTS = [AUTHORS, SPECULATORS]  # of a draft for a Llama
+LENGTH, BLOCK = 24, 5
 
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[Any, Any]]:
     result = {}
-    for kind in FAMILIES:
-        target = HFModel(tiny_models.build(kind), kind, graphs="off")
+    for kind in (*FAMILIES, *LAYOUTS):
+        target = HFModel(tiny_models.build("llama" if kind in LAYOUTS else kind), kind, graphs="off")
         folder = dflash_folder(tmp_path_factory.mktemp(kind), [0, 1])
+        if kind in LAYOUTS:
+            in_layout(folder, kind)
         result[kind] = {"target": target, "draft": load_head(ModelConfig(kind, dflash=str(folder)), target)}
     return result
 
@@ -71,49 +71,26 @@ def whole_block(models: dict[Any, Any], ids: list[int]) -> Tensor:
         return target.as_logits(target.module.get_output_embeddings()(x[0, 1:]))
 
 
-@pytest.mark.parametrize("kind", slow_for(FAMILIES, "qwen3_next"))
-def test_greedy_output_equals_generate(models: dict[Any, Any], kind: str) -> None:
-    decoders = {
-        "chain": Chain(DraftModel(BLOCK - 1), Lossless(), GREEDY),
-        "short": Chain(DraftModel(2), Lossless(), GREEDY, bonus=False),
-        "in turn": Chain(InTurn({"lookup": Lookup(5, 3, 2), "draft": DraftModel(3)}), Lossless(), GREEDY),
-        "stops early": Chain(DraftModel(4, 0.3), Lossless(), GREEDY),
-    }
-    wanted = {tuple(prompt): generate(models["target"], prompt, LENGTH, None) for prompt in prompts()}
-    for name, decoder in decoders.items():
-        for cached in (True, False):
-            engine = Engine(models, cached=cached, reuse=cached and name == "chain")
-            for prompt, text in wanted.items():
-                out = engine.generate(decoder, list(prompt), LENGTH, CertainRng())
-                assert out.token_ids == text, name
-                assert name == "in turn" or out.num_draft_calls <= out.num_rounds, "one forward a round"
-    requests = [Request(decoders["chain"], list(prompt), LENGTH, CertainRng()) for prompt in wanted]
-    outs = dict(Engine(models, max_batch_size=2).generate_all(requests))
-    assert [outs[i].token_ids for i in range(len(requests))] == list(wanted.values())
-
-
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("kind", slow_for(FAMILIES, "qwen3_next"))
 def test_rows_are_those_of_a_block_without_a_cache(
     models: dict[Any, Any], kind: str, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warp, seen = Warp(0.8), []
-    draft = Drafting.draft
-
-    def watched(self: Any, asked: Any) -> list[Drafted]:
-        result = draft(self, asked)
-        seen.extend((list(state.ids), each) for (state, _), each in zip(asked, result, strict=True))
-        return result
-
-    monkeypatch.setattr(Drafting, "draft", watched)
-    least = 0.03
+    warp, seen = Warp(0.8), watch_chains(monkeypatch)
+    least, early = 0.03, 0
     for prompt in ([7], [5, 9], [5, 20, 33, 41, 8, 15, 70, 3, 60]):
         for decoder in (
             Chain(DraftModel(4), Lossless(), warp),
             Chain(DraftModel(3), Lossless(), warp, verification="block"),
             Chain(DraftModel(4, least), Lossless(), warp),
         ):
+            begun = len(seen)
             Engine(models, cached=cached).generate(decoder, prompt, 30, rng_for(0.8, 3, "p"))
+        for _, chain in seen[begun:]:  # of the last one
+            likely = chain.q.gather(1, chain.tokens[:, None])[:-1, 0]
+            assert bool((likely >= least).all()), "a chain ends at its first unlikely token"
+            early += chain.tokens.shape[0] < 4
+    assert early > 6
     assert len(seen) > 60
     lengths = {chain.tokens.shape[0] for _, chain in seen}
     assert lengths >= {1, 3, 4}, "some end at an unlikely token"
@@ -123,26 +100,22 @@ def test_rows_are_those_of_a_block_without_a_cache(
             assert torch.allclose(chain.q, warp(whole_block(models, ids))[:num], atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", slow_for((*FAMILIES, *LAYOUTS), "qwen3_next", SPECULATORS))
+def test_greedy_output_equals_generate(models: dict[Any, Any], kind: str) -> None:
+    decoders = {
+        **greedy_chains(BLOCK - 1, 2),
+        "stops early": Chain(DraftModel(4, 0.3), Lossless(), GREEDY),
+    }
+    for name, out in outputs_equal_generate(models, decoders, LENGTH, (True, False)):
+        assert name == "in turn" or out.num_draft_calls <= out.num_rounds, "one forward a round"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", *LAYOUTS])
 def test_drafts_are_those_of_transformers(models: dict[Any, Any], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[list[int], list[int]]] = []
-    candidates = DFlashTokenCandidateGenerator.get_candidates
-
-    def watched(self: Any, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        result = candidates(self, input_ids, *args, **kwargs)
-        if result[1] is not None:
-            seen.append((input_ids[0].tolist(), result[0][0, input_ids.shape[1] :].tolist()))
-        return result
-
-    monkeypatch.setattr(DFlashTokenCandidateGenerator, "get_candidates", watched)
     target, draft = models["target"], models["draft"]
-    for prompt in list(prompts())[1:]:
-        ids = torch.tensor([prompt])
-        target.module.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LENGTH, eos_token_id=None,
-            pad_token_id=0, assistant_model=draft.module, speculation_type="dflash",
-        )  # fmt: skip
-    assert len(seen) > 20
+    how = {"assistant_model": draft.module, "speculation_type": "dflash"}
+    texts = list(prompts())[1:]
+    seen = candidates(monkeypatch, DFlashTokenCandidateGenerator, target.module, texts, LENGTH, **how)
     for ids, tokens in seen:
         session = draft.session()
         session.read(ids, None)
@@ -177,4 +150,4 @@ def test_a_draft_that_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_the_last_layer_is_read_after_the_norm() -> None:
-    assert dflash.layers_read(AutoConfig.for_model("muse_glimmer_assistant", target_layer_ids=[0, 3]), 4) == [0, 4]
+    assert dflash_config.layers_kept([0, 3], 4) == [0, 4]

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from helpers import tiny_models
+from helpers.drafted_chains import GREEDY, greedy_chains
 from helpers.eagle3_heads import ReferenceHead
 from helpers.generation import generate, prompts
 from helpers.model_folders import slow_for
 from helpers.tape import Tape
-from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
+from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.draft_length import NOMINAL
 from specexp.decoding.rng import CertainRng
-from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder, Engine
 from specexp.engine.request import Request
@@ -23,12 +23,10 @@ from specexp.lm.heads.loading import load_head
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.runtime import ModelConfig
 
-GREEDY, LENGTH = Warp(), 40
+LENGTH = 40
 DECODERS: dict[str, Decoder] = {
-    "chain": Chain(DraftModel(4), Lossless(), GREEDY),
-    "no bonus": Chain(DraftModel(3), Lossless(), GREEDY, bonus=False),
+    **greedy_chains(4, 3),
     "tree": SpecExec(12, 4, GREEDY, 3),
-    "in turn": Chain(InTurn({"lookup": Lookup(5, 3, 2), "draft": DraftModel(3)}), Lossless(), GREEDY),
     "stops early": Chain(DraftModel(6, 0.5), Lossless(), GREEDY),
     "adapts": Chain(DraftModel(8, costs=NOMINAL), Lossless(), GREEDY),
 }
@@ -80,6 +78,7 @@ def test_targets_on_other_forwards(tmp_path: Path, family: str) -> None:
             assert out.token_ids == generate(target, prompt, LENGTH, None)
 
 
+@pytest.mark.slow
 def test_rows_decoded_together_give_what_each_gives_alone(llama: tuple[ReferenceHead, dict[Any, Any]]) -> None:
     _, models = llama
     given = [prompt for prompt in prompts() for _ in range(2)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers import tiny_models
+from helpers.chain_heads import config_of
 from helpers.cli_runner import evaluate
 from helpers.eagle3_heads import ReferenceHead
 from specexp.errors import ModelError
@@ -28,11 +28,6 @@ def target() -> HFModel:
 @pytest.fixture
 def folder(tmp_path: Path, target: HFModel) -> Path:
     return ReferenceHead(target).save(tmp_path / "head")
-
-
-def change(folder: Path, **values: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, **values}))
 
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
@@ -54,7 +49,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_that_does_not_fit(folder: Path, target: HFModel, name: str) -> None:
     values, message = CONFIGS[name]
-    change(folder, **values)
+    config_of(folder, **values)
     with pytest.raises(ModelError, match=r"^head ") as caught:
         read_config(str(folder), target.module.config, target.name)
     assert message in str(caught.value)
@@ -81,10 +76,10 @@ def test_weights_that_do_not_fit(folder: Path, target: HFModel, name: str) -> No
 
 
 def test_a_head_of_another_target(folder: Path, target: HFModel) -> None:
-    change(folder, specexp={"target": "0123456789abcdef"})
+    config_of(folder, specexp={"target": "0123456789abcdef"})
     with pytest.raises(ModelError, match=r"was trained for another target .0123456789abcdef. than model 'the/target'"):
         load_head(ModelConfig("the/target", eagle3=str(folder)), target)
-    change(folder, specexp={"target": target.fingerprint()})
+    config_of(folder, specexp={"target": target.fingerprint()})
     assert load_head(ModelConfig("the/target", eagle3=str(folder)), target).facts()["scored_ids"] == 96
 
 

@@ -9,16 +9,15 @@ import pytest
 import torch
 
 from helpers import tiny_models
+from helpers.drafted_chains import Chains, watch_chains
 from helpers.eagle3_heads import ReferenceHead
 from helpers.tape import Tape
 from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
 from specexp.decoding.draft_length import NOMINAL
-from specexp.decoding.protocol import Drafted
 from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine
-from specexp.engine.drafting import Drafting
 from specexp.engine.request import Request
 from specexp.lm.heads.loading import load_head
 from specexp.lm.hf.hf_model import HFModel
@@ -50,21 +49,11 @@ def pair(
 
 
 @pytest.fixture
-def drafted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], Drafted]]:
-    """Every chain that the engine drafts, and the ids it follows."""
-    seen: list[tuple[list[int], Drafted]] = []
-    draft = Drafting.draft
-
-    def watched(self: Any, asked: Any) -> list[Drafted]:
-        result = draft(self, asked)
-        seen.extend((list(state.ids), each) for (state, _), each in zip(asked, result, strict=True))
-        return result
-
-    monkeypatch.setattr(Drafting, "draft", watched)
-    return seen
+def drafted(monkeypatch: pytest.MonkeyPatch) -> Chains:
+    return watch_chains(monkeypatch)
 
 
-def check(reference: ReferenceHead, seen: list[tuple[list[int], Drafted]]) -> None:
+def check(reference: ReferenceHead, seen: Chains) -> None:
     assert len(seen) >= 8
     for ids, chain in seen:
         tokens = chain.tokens.tolist()

@@ -68,6 +68,7 @@ def test_a_new_pool_in_place_of_a_small_one_is_captured(cuda: FakeCuda) -> None:
     assert len(set(cuda.handles)) == 2
 
 
+@pytest.mark.slow
 def test_recordings_that_are_all_gone_may_be_made_again(cuda: FakeCuda) -> None:
     pair = models(True)
     for _ in range(3):

@@ -17,12 +17,13 @@ from helpers.model_folders import build, disturbed
 from helpers.tape import Tape
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless, Replay
-from specexp.decoding.draft_length import RelativeCosts
+from specexp.decoding.draft_length import BINS, RelativeCosts, Stopping
 from specexp.decoding.lossy_rules import Judged
 from specexp.decoding.protocol import Draft, Needs
 from specexp.decoding.rng import DRAFT, CertainRng, rng_for
 from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
+from specexp.decoding.untrained_rules import Fuzzy
 from specexp.engine import Decoder, Engine
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.model import Branches, Feed
@@ -80,7 +81,10 @@ def decoders(warp: Warp) -> Iterator[Decoder]:
         Needs(target=True, draft=True, feed_last_token=True),
     )
     yield Chain(DraftModel(4), judged, warp)
+    yield Chain(DraftModel(4), Fuzzy("js", 0.002, warp), warp)
     yield SpecExec(24, 4, warp)
+    judge = Judged(lambda x: torch.sigmoid(x.sum(-1)), ("target_token",), 0.4, (2,), Needs(target=True))
+    yield SpecExec(24, 4, warp, rule=judge)
 
 
 @pytest.mark.slow
@@ -169,6 +173,34 @@ def test_a_chain_drafted_in_one_go_is_the_one_drafted_step_by_step(
             assert (chain.q is None) == ask.warp.greedy
             if chain.q is not None:
                 assert torch.allclose(chain.q, torch.cat(q)[:length], atol=1e-5)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_greedy_chain_keeps_the_drafts_distributions_where_asked(both: Any, recorded: bool) -> None:
+    """Those of temperature 1, in every way of drafting; recordings of both kinds of ask are two."""
+    plain, captured = (pair["draft"] for pair in both("llama"))
+    captured = captured if recorded else plain
+    costs = RelativeCosts(0.2, tuple(1 + n / 20 for n in range(9)))
+    for length, more in ((5, {}), (3, {}), (5, {"costs": costs})):
+        steps, wholes = plain.session(), [captured.session() for _ in range(2)]
+        for model, session in ((plain, steps), *((captured, whole) for whole in wholes)):
+            session.feed(model.ids([4, 5, 6]), rows=0)
+        q, fed = [], plain.ids([8])
+        for _ in range(length):
+            logits, _ = steps.feed(fed, rows=1)
+            q.append(Warp(1.0)(logits))
+            fed = Warp().first(logits)
+        kept, left = (
+            captured.draft(
+                Feed(whole, captured.ids([8]), 1, False), Draft(5, Warp(), keep_q=keeps, **more), length, CertainRng(),
+                3, Stopping((0.0,) * length, (1.0,) * BINS) if more else None,
+            )
+            for whole, keeps in zip(wholes, (True, False), strict=True)
+        )  # fmt: skip
+        assert left.q is None
+        assert kept.q is not None
+        assert torch.allclose(kept.q, torch.cat(q), atol=1e-5)
+        assert kept.tokens.tolist() == left.tokens.tolist()
 
 
 @pytest.mark.parametrize("recorded", [True, False])

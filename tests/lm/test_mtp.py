@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,14 @@ import torch
 from transformers import AutoConfig
 from transformers.generation.candidate_generator import MTPCandidateGenerator
 
-from helpers.chain_heads import AS_LAYERS, mtp_folder, whole_forward
-from helpers.generation import generate, prompts
-from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
+from helpers.chain_heads import AS_LAYERS, mtp_folder, mtp_models, whole_forward
+from helpers.drafted_chains import GREEDY, candidates, greedy_chains, outputs_equal_generate, watch_chains
+from helpers.generation import prompts
+from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.draft_length import NOMINAL
-from specexp.decoding.protocol import Drafted
-from specexp.decoding.rng import CertainRng, rng_for
+from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine
-from specexp.engine.drafting import Drafting
-from specexp.engine.request import Request
 from specexp.errors import ModelError
 from specexp.lm.heads.loading import check_head, load_head
 from specexp.lm.hf.hf_model import HFModel
@@ -27,85 +27,18 @@ from specexp.lm.hf.model_config import model_class
 from specexp.lm.runtime import ModelConfig
 
 FAMILIES = ["mellum", *AS_LAYERS]
-GREEDY, LENGTH = Warp(), 24
-
-
-def loaded(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
-    """The target and its layers. Checkpoints name the layers by the published models' size; ours are smaller."""
-    family = model_class(AutoConfig.from_pretrained(folder))
-    if kind in AS_LAYERS:
-        monkeypatch.setattr(family, "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.[2-9]\."])
-    target = HFModel(family.from_pretrained(folder).eval(), kind, graphs="off")
-    return {"target": target, "draft": load_head(ModelConfig(str(folder), mtp=True), target)}
+LENGTH = 24
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {kind: mtp_folder(tmp_path_factory.mktemp(kind), kind) for kind in FAMILIES}
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a family, made when it is first asked for."""
+    return cache(lambda kind: mtp_folder(tmp_path_factory.mktemp(kind), kind))
 
 
 @pytest.fixture
-def models(folders: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
-    return loaded(folders[kind], kind, monkeypatch)
-
-
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_greedy_output_equals_generate(models: dict[Any, Any], kind: str) -> None:
-    num = models["draft"].num_layers
-    decoders = {
-        "chain": Chain(DraftModel(num), Lossless(), GREEDY),
-        "no bonus": Chain(DraftModel(num), Lossless(), GREEDY, bonus=False),
-        "in turn": Chain(InTurn({"lookup": Lookup(5, 3, 2), "draft": DraftModel(num)}), Lossless(), GREEDY),
-        "stops early": Chain(DraftModel(num, 0.3), Lossless(), GREEDY),
-        "adapts": Chain(DraftModel(num, costs=NOMINAL), Lossless(), GREEDY),
-    }
-    wanted = {tuple(prompt): generate(models["target"], prompt, LENGTH, None) for prompt in prompts()}
-    counts = {"accepted": 0, "rejected": 0}
-    for name, decoder in decoders.items():
-        engine = Engine(models, reuse=name == "chain")
-        for prompt, text in wanted.items():
-            out = engine.generate(decoder, list(prompt), LENGTH, CertainRng())
-            assert out.token_ids == text, name
-            counts["accepted"] += out.num_accepted
-            counts["rejected"] += out.num_drafted - out.num_accepted
-    assert min(counts.values()) > 20, counts
-    requests = [Request(decoders["chain"], list(prompt), LENGTH, CertainRng()) for prompt in wanted]
-    outs = dict(Engine(models, max_batch_size=2).generate_all(requests))
-    assert [outs[i].token_ids for i in range(len(requests))] == list(wanted.values())
-
-
-@pytest.mark.parametrize("kind", ["mellum", "deepseek_v3", "glm4_moe"])
-def test_drafts_are_those_of_transformers(
-    models: dict[Any, Any], folders: dict[str, Path], kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every candidate that `generate(use_mtp=True)` makes, against the chain drafted here after the same text."""
-    seen: list[tuple[list[int], list[int]]] = []
-    candidates = MTPCandidateGenerator.get_candidates
-
-    def watched(self: Any, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        result = candidates(self, input_ids, *args, **kwargs)
-        num = input_ids.shape[1]
-        if result[1] is not None:
-            seen.append((input_ids[0].tolist(), result[0][0, num:].tolist()))
-        return result
-
-    monkeypatch.setattr(MTPCandidateGenerator, "get_candidates", watched)
-    module, draft = models["target"].module, models["draft"]
-    for prompt in list(prompts())[2:]:  # transformers fails on texts shorter than it has layers
-        ids = torch.tensor([prompt])
-        module.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=LENGTH, use_mtp=True,
-            eos_token_id=None, pad_token_id=0,
-        )  # fmt: skip
-    assert len(seen) > 20
-    for ids, tokens in seen:
-        session, drafted = draft.session(), []
-        session.read(ids, None)
-        logits, _ = session.feed(draft.ids(ids), 1)
-        for _ in tokens:
-            drafted.append(int(logits.argmax()))
-            logits, _ = session.feed(draft.ids(drafted[-1:]), 1)
-        assert drafted == tokens
+def models(folders: Callable[[str], Path], kind: str, monkeypatch: pytest.MonkeyPatch) -> dict[Any, Any]:
+    return mtp_models(folders(kind), kind, monkeypatch)
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -113,15 +46,7 @@ def test_drafts_are_those_of_transformers(
 def test_rows_are_those_of_a_whole_forward(
     models: dict[Any, Any], kind: str, cached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warp, seen = Warp(0.8), []
-    draft = Drafting.draft
-
-    def watched(self: Any, asked: Any) -> list[Drafted]:
-        result = draft(self, asked)
-        seen.extend((list(state.ids), each) for (state, _), each in zip(asked, result, strict=True))
-        return result
-
-    monkeypatch.setattr(Drafting, "draft", watched)
+    warp, seen = Warp(0.8), watch_chains(monkeypatch)
     target, layers, num = models["target"], models["draft"].module, models["draft"].num_layers
     for prompt in ([7], [5, 9], [5, 20, 33, 41, 8, 15, 70, 3, 60]):
         for decoder in (
@@ -144,6 +69,39 @@ def test_rows_are_those_of_a_whole_forward(
         assert torch.allclose(chain.q, q, atol=2e-5)
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_greedy_output_equals_generate(models: dict[Any, Any], kind: str) -> None:
+    num = models["draft"].num_layers
+    decoders = {
+        **greedy_chains(num, num),
+        "stops early": Chain(DraftModel(num, 0.3), Lossless(), GREEDY),
+        "adapts": Chain(DraftModel(num, costs=NOMINAL), Lossless(), GREEDY),
+    }
+    counts = {"accepted": 0, "rejected": 0}
+    for _, out in outputs_equal_generate(models, decoders, LENGTH):
+        counts["accepted"] += out.num_accepted
+        counts["rejected"] += out.num_drafted - out.num_accepted
+    assert min(counts.values()) > 20, counts
+
+
+@pytest.mark.parametrize("kind", ["mellum", "deepseek_v3", "glm4_moe"])
+def test_drafts_are_those_of_transformers(models: dict[Any, Any], kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every candidate that `generate(use_mtp=True)` makes, against the chain drafted here after the same text."""
+    draft = models["draft"]
+    texts = list(prompts())[2:]  # transformers fails on texts shorter than it has layers
+    seen = candidates(monkeypatch, MTPCandidateGenerator, models["target"].module, texts, LENGTH, use_mtp=True)
+    for ids, tokens in seen:
+        session, drafted = draft.session(), []
+        session.read(ids, None)
+        logits, _ = session.feed(draft.ids(ids), 1)
+        for _ in tokens:
+            drafted.append(int(logits.argmax()))
+            logits, _ = session.feed(draft.ids(drafted[-1:]), 1)
+        assert drafted == tokens
+        assert len(tokens) <= draft.num_layers
+    assert max(len(tokens) for _, tokens in seen) == draft.num_layers, "each layer drafts a token"
+
+
 @pytest.mark.parametrize("kind", ["deepseek_v3"])
 def test_rows_of_a_text_that_is_only_scored(models: dict[Any, Any], kind: str) -> None:
     draft, ids = models["draft"], [5, 20, 33, 41, 8, 15, 70, 3, 60]
@@ -154,18 +112,18 @@ def test_rows_of_a_text_that_is_only_scored(models: dict[Any, Any], kind: str) -
         assert torch.allclose(session.feed(draft.ids(ids[: 6 + i]), 1)[0][0], row, atol=2e-5)
 
 
-def test_a_target_without_layers_is_refused_by_name(folders: dict[str, Path]) -> None:
+def test_a_target_without_layers_is_refused_by_name(folders: Callable[[str], Path]) -> None:
     with pytest.raises(ModelError, match=r"'zoo:target' .* has no MTP layers that transformers knows by its config"):
         check_head(ModelConfig("zoo:target", mtp=True), {})
-    place = str(folders["mellum"])
+    place = str(folders("mellum"))
     check_head(ModelConfig(place, mtp=True), {"speculative_g1": 1})
     with pytest.raises(ModelError, match=r"gamma of 'speculative_g4' is 4, but model '.*' has 1 MTP layer, each of"):
         check_head(ModelConfig(place, mtp=True), {"speculative_g4": 4})
 
 
-def test_lacking_weights_are_named(tmp_path: Path, folders: dict[str, Path]) -> None:
-    family = model_class(AutoConfig.from_pretrained(folders["mellum"]))
-    family.from_pretrained(folders["mellum"]).save_pretrained(tmp_path)  # without the layers
+def test_lacking_weights_are_named(tmp_path: Path, folders: Callable[[str], Path]) -> None:
+    family = model_class(AutoConfig.from_pretrained(folders("mellum")))
+    family.from_pretrained(folders("mellum")).save_pretrained(tmp_path)  # without the layers
     target = HFModel(family.from_pretrained(tmp_path).eval(), "mellum", graphs="off")
     with pytest.raises(ModelError, match=r"the MTP layers of model '.*' cannot be loaded: .* weights are missing"):
         load_head(ModelConfig(str(tmp_path), mtp=True), target)

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from helpers import tiny_models
+from helpers.drafted_chains import GREEDY, greedy_chains
 from helpers.generation import generate, prompts
 from helpers.model_folders import slow_for
 from helpers.tape import Tape
 from specexp.decoding.baseline import Baseline
-from specexp.decoding.chain import Chain, DraftModel, InTurn, Lookup, Lossless
+from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.draft_length import NOMINAL
 from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
@@ -25,17 +26,15 @@ from specexp.lm.configs.layer_ranges import check_layers, layer_indices
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.loading import model_of_layers
 
-GREEDY, LENGTH = Warp(), 40
+LENGTH = 40
 FAMILIES = (
     "llama", "gemma2", "gpt_oss", "qwen3_moe", "gpt_neox", "gpt2", "opt", "lfm2", "qwen3_next", "mistral3",
     "deepseek_v3",
 )  # fmt: skip
 HYBRID = {"lfm2": ["conv", "full_attention"] * 2, "qwen3_next": ["linear_attention", "full_attention"] * 2}
 DECODERS: dict[str, Decoder] = {
-    "chain": Chain(DraftModel(4), Lossless(), GREEDY),
-    "no bonus": Chain(DraftModel(3), Lossless(), GREEDY, bonus=False),
+    **greedy_chains(4, 3),
     "tree": SpecExec(12, 4, GREEDY, 3),
-    "in turn": Chain(InTurn({"lookup": Lookup(5, 3, 2), "draft": DraftModel(3)}), Lossless(), GREEDY),
     "adapts": Chain(DraftModel(8, costs=NOMINAL), Lossless(), GREEDY),
     "draft alone": Baseline(GREEDY, "draft"),
 }

@@ -18,9 +18,10 @@ from helpers import gguf_file
 from helpers.cli_runner import evaluate, records
 from helpers.model_folders import build
 from specexp.errors import ModelError
+from specexp.lm.heads import eagle3_config
 from specexp.lm.hf import loading, source
 from specexp.lm.hf.loading import load_model, load_tokenizer, read_config
-from specexp.lm.hf.source import ZOO, Source, model_source, tokenizer_source
+from specexp.lm.hf.source import ZOO, Source, hub_place, model_source, tokenizer_source
 from specexp.lm.runtime import ModelConfig
 
 # peft reads attributes that transformers has renamed.
@@ -222,3 +223,23 @@ def test_what_the_hub_refuses_is_one_sentence(
         read(ModelConfig("owner/name"))
     assert str(caught.value).startswith(f"model 'owner/name' {HUB[kind]}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_head_on_the_hub_may_be_named_with_its_revision(
+    tmp_path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hub_place("owner/name@0123abc") == ("owner/name", "0123abc")
+    assert hub_place("owner/name") == ("owner/name", None)
+    (workplace / "own@1").mkdir()
+    for local in ("./owner/name@1", "own@1", str(tmp_path / "a@b"), "~/a@b"):
+        assert hub_place(local) == (local, None)
+    assert hub_place("zoo:drafter") == (str(ZOO / "drafter"), None)
+    asked: dict[str, Any] = {}
+
+    def download(place: str, **values: Any) -> str:
+        asked.update(place=place, **values)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert eagle3_config.folder_of("owner/name@0123abc") == tmp_path
+    assert (asked["place"], asked["revision"]) == ("owner/name", "0123abc")

@@ -19,7 +19,7 @@ def record(label: str, prompt: str, **more: Any) -> dict[str, Any]:
         "num_tested": 0, "overlap": 0.0, "num_target_calls": 10, "num_draft_calls": 0, "accepted_histogram": [],
         "seconds": 1.0, "prefill_seconds": 0.5, "time_to_first_token": 0.6, "correct": True,
         "answer": "7", "finish_reason": "stop",
-        "num_target_positions": 10,
+        "num_target_positions": 10, "num_draft_positions": 0,
     }  # fmt: skip
     return {**base, **more}
 
@@ -30,7 +30,7 @@ def chain(prompt: str, **more: Any) -> dict[str, Any]:
         "num_rounds": 3, "num_drafted": 12, "num_accepted": 8, "num_cut": 1, "num_full": 1, "num_tested": 10,
         "overlap": 7.5, "num_target_calls": 3, "num_draft_calls": 12, "accepted_histogram": [0, 1, 0, 1, 1],
         "drafted_before_end": [0, 0, 0, 0, 3], "accepted_before_end": [0, 1, 0, 1, 1], "num_judged_before_end": 0,
-        "seconds": 0.5, "num_target_positions": 15,
+        "seconds": 0.5, "num_target_positions": 15, "num_draft_positions": 12,
     }  # fmt: skip
     return record("speculative", prompt, **{**counts, **more})
 
@@ -140,3 +140,34 @@ def test_identities_hold_for_good_records() -> None:
 def test_a_broken_count_is_noticed(broken: dict[str, Any]) -> None:
     with pytest.raises(AssertionError):
         check_identities(chain("a", **broken))
+
+
+def test_a_chains_first_draft_call_is_priced_by_the_tokens_that_it_takes_in() -> None:
+    """Two chains of three begin with two tokens: 5/3 on the mean, two thirds of the way to what two cost more."""
+    costs = Costs(0.02, {1: 0.1, 5: 0.12}, catch_up={1: 0.03, 2: 0.06, 5: 0.09})
+    plain, caught = [record("baseline", "a")], chain("a", num_draft_positions=14)
+    got = summarise([caught], plain, costs, gamma=4)
+    assert got["speed/catch_up"] == pytest.approx(2 / 3 * 0.3)
+    call = 4 * 0.2 + 0.2 + 1.2
+    assert got["speed/attainable"] == pytest.approx((10 / 3) / call)
+    assert got["speed/predicted_speedup"] == pytest.approx((1 - 0.75**5) / 0.25 / call)
+    # A head takes in all that the last round committed: three tokens more a round.
+    got = summarise([chain("a", num_draft_positions=21)], plain, costs, gamma=4, varies=True)
+    assert got["speed/catch_up"] == pytest.approx(0.3 + 2 / 3 * 0.3)
+    assert got["speed/attainable"] == pytest.approx((10 / 3) / (4 * 0.2 + got["speed/catch_up"] + 1.2))
+    # It drafts in one round of three.
+    turns = chain("a", method="chained", num_draft_calls=4, num_draft_positions=8, proposers={
+        "suffix": {"num_rounds": 2, "num_drafted": 8, "num_accepted": 4},
+        "draft": {"num_rounds": 1, "num_drafted": 4, "num_accepted": 4},
+    })  # fmt: skip
+    got = summarise([turns], plain, costs, gamma=4, varies=True)
+    assert got["speed/catch_up"] == pytest.approx(0.6 / 3)
+    assert "speed/catch_up" not in summarise([caught], plain, COSTS, gamma=4), "a profile without such calls"
+    measured = summarise([caught], plain, costs, gamma=4, claimed=False)
+    assert {"speed/c", "speed/v", "speed/catch_up"} <= measured.keys(), "they are measured wherever that is"
+
+
+def test_a_draft_that_makes_a_block_in_a_call_is_priced_by_the_call() -> None:
+    costs = Costs(0.02, {1: 0.1, 5: 0.12}, block=True)
+    got = summarise([chain("a", num_draft_calls=3)], [record("baseline", "a")], costs, gamma=4)
+    assert got["speed/attainable"] == pytest.approx((10 / 3) / (0.2 + 1.2))

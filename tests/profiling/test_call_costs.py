@@ -9,7 +9,7 @@ import pytest
 from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import Rng
-from specexp.lm.model import Array, Branches, Feed
+from specexp.lm.model import Array, Branches, Feed, Session
 from specexp.lm.toy import ToyModel, ToySession
 from specexp.profiling import call_costs
 from specexp.profiling.call_costs import Costs, TreeRound, measure
@@ -59,6 +59,7 @@ def test_chains_and_trees_are_measured_as_they_come() -> None:
     assert costs.target == pytest.approx({1: 1.1, 3: 1.3, 5: 1.5})
     assert costs.tree_draft == pytest.approx({4: 0.19})
     assert costs.tree_target == pytest.approx({13: 2.8})
+    assert costs.catch_up == pytest.approx({1: 0.11, 2: 0.12, 3: 0.13, 5: 0.15})
     assert costs.c == pytest.approx(0.1)
     assert costs.v_tree(13) == pytest.approx(2.8 / 1.1)
 
@@ -68,6 +69,8 @@ def test_without_a_draft_none_is_measured() -> None:
     costs = measure({"target": target}, IDS, [3], clock=lambda: target.now[0])
     assert costs.draft_step is None
     assert costs.target == pytest.approx({1: 1.1, 4: 1.4})
+    assert costs.catch_up == {}
+    assert costs.more_to_take_in(3) == 0
     with pytest.raises(AssertionError, match="no draft was measured"):
         _ = costs.c
 
@@ -123,5 +126,55 @@ def test_a_draft_that_makes_whole_chains_is_timed_making_them() -> None:
     draft.now = target.now
     costs = measure({"target": target, "draft": draft}, IDS, [2, 4], clock=lambda: target.now[0])
     assert costs.draft_step == pytest.approx(0.05)
-    assert draft.fed.count(1) == 0, "no step by itself"
+    assert draft.fed.count(1) == 2 * draft.fed.count(2), "none but those that take in what was committed"
     assert costs.target == pytest.approx({1: 1.1, 3: 1.3, 5: 1.5})
+
+
+class SlowHead(SlowToy):
+    """It reads the target's states, and is told which tokens these are of."""
+
+    def session(self) -> SlowHeadSession:
+        return SlowHeadSession(self)
+
+
+class SlowHeadSession(SlowSession):
+    def read(self, ids: Sequence[int], keeper: Session | None) -> None:
+        assert keeper is None or keeper.length == max(len(IDS), len(ids) - 1), "the target holds all but the newest"
+        self.committed = list(ids)
+
+    def feed(
+        self, tokens: Array, rows: int, hidden: bool = False, branches: Branches | None = None
+    ) -> tuple[Array, Array | None]:
+        start, stop = self.length, self.length + len(tokens)
+        assert tokens.tolist() == self.committed[start:stop] or start >= len(self.committed), "committed, or drafted"
+        assert rows in (0, 1, len(tokens))
+        return super().feed(tokens, rows, hidden, branches)
+
+
+def test_a_head_is_measured_on_committed_tokens_and_their_states() -> None:
+    target, draft = SlowToy(), SlowHead(0.1)
+    draft.now = target.now
+    costs = measure({"target": target, "draft": draft}, IDS, [3], [TreeRound(12, 3, 4)], clock=lambda: target.now[0])
+    assert costs.draft_step == pytest.approx(0.11)
+    assert costs.catch_up == pytest.approx({1: 0.11, 2: 0.12, 4: 0.14})
+    assert not costs.block
+    assert [costs.more_to_take_in(n) for n in (1, 2, 3, 9)] == pytest.approx([0, 0.01 / 1.1, 0.02 / 1.1, 0.03 / 1.1])
+
+
+class Blocks(SlowToy):
+    """It drafts a block in one call."""
+
+    def draft_block(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
+        raise NotImplementedError
+
+
+def test_a_draft_that_makes_a_block_in_a_call_has_no_steps() -> None:
+    target, draft = SlowToy(), Blocks(0.1)
+    draft.now = target.now
+    costs = measure({"target": target, "draft": draft}, IDS, [4], clock=lambda: target.now[0])
+    assert costs.block
+    assert (costs.draft_calls(4), costs.draft_calls(0)) == (1, 0)
+    assert costs.draft_step == pytest.approx(0.11)
+    assert max(draft.fed[1:]) == 5, "of the catch-up"
+    steps = measure({"target": target, "draft": SlowToy(0.1)}, IDS, [4], clock=lambda: target.now[0])
+    assert (steps.draft_calls(4), steps.draft_calls(4, feed_last_token=True), steps.draft_calls(0, True)) == (4, 5, 0)

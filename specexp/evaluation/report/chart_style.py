@@ -17,7 +17,9 @@ BESIDE = 2.15  # inches of the width that the names take
 COLORS = {
     "baseline": "#444444", "draft_only": "#999999", "speculative": "#0072b2", "lookup": "#56b4e9", "suffix": "#5b3a8c",
     "chained": "#8c564b",
-    "autojudge": "#d55e00", "topk": "#e69f00", "specexec": "#009e73",
+    "autojudge": "#d55e00", "topk": "#e69f00", "specexec": "#009e73", "typical": "#b07aa1", "entropy": "#7f7f00",
+    "fly": "#c2185b", "fuzzy": "#17becf",
+    "autojudge_tree": "#8a3c00",
 }  # fmt: skip
 OTHER = "#cc79a7"
 LIGHTEST = 0.6  # share of the way from a method's color to white

@@ -107,7 +107,7 @@ def _frontier_panel(comparison: Comparison, axes: Any, shown: Sequence[Entry], n
 
 
 def _lines(shown: Sequence[Entry]) -> list[list[Entry]]:
-    """Return the settings to join by a line: a method's dial (threshold, K, budget) at one length, else its lengths."""
+    """Return the settings to join by a line: a method's dial (threshold, K, ...) at one length, else its lengths."""
     result = []
     for method in dict.fromkeys(entry.config.method for entry in shown):
         method_entries = [entry for entry in shown if entry.config.method == method]
@@ -128,9 +128,7 @@ def _dial(entry: Entry) -> float:
     config = entry.config
     if config.tree:
         return config.tree.tree_budget
-    return config.accept_k or (
-        config.threshold if config.threshold is not None else entry.metrics["accept/mean_length"]
-    )
+    return config.dial if config.dial is not None else entry.metrics["accept/mean_length"]
 
 
 def _error_bars(axes: Any, entry: Entry, x: str, y: str) -> None:

@@ -179,10 +179,8 @@ def _method(entry: Entry) -> str:
     config = {**asdict(entry.config), **(asdict(entry.config.tree) if entry.config.tree else {})}
     dull = ("method", "preset", "label", "tree")
     said = {key: value for key, value in config.items() if key not in dull and not _is_usual(key, value)}
-    if entry.config.method == "autojudge" and entry.config.threshold is None:
-        said["threshold"] = "calibrated"
-    elif entry.config.method == "autojudge":
-        said["threshold"] = entry.config.threshold
+    if entry.config.judge:
+        said["threshold"] = "calibrated" if entry.config.threshold is None else entry.config.threshold
     return ", ".join(f"{key} {value}" for key, value in said.items())
 
 
@@ -215,7 +213,10 @@ def _flat(facts: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in facts.items() if value not in (None, "", {}, []))
 
 
-KINDS = {"target": "target call on", "tree_draft": "draft call in a tree on", "tree_target": "target call on a tree of"}
+KINDS = {
+    "target": "target call on", "catch_up": "first draft call of a round on", "tree_draft": "draft call in a tree on",
+    "tree_target": "target call on a tree of",
+}  # fmt: skip
 
 
 def _costs(costs: Mapping[str, Any] | None) -> Iterator[tuple[str, Number]]:
@@ -225,7 +226,7 @@ def _costs(costs: Mapping[str, Any] | None) -> Iterator[tuple[str, Number]]:
     if costs["draft"] is not None:
         yield "draft step", _milliseconds("costs/draft", costs["draft"])
     for kind, words in KINDS.items():
-        for size, seconds in sorted(costs[kind].items(), key=lambda item: int(item[0])):
+        for size, seconds in sorted(costs.get(kind, {}).items(), key=lambda item: int(item[0])):
             positions = "1 position" if int(size) == 1 else f"{size} positions"
             yield f"{words} {positions}", _milliseconds(f"costs/{kind}/{size}", seconds)
 

@@ -168,6 +168,12 @@ def params_of(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, 
         "max_gamma": method.max_gamma or "",
         "bonus": "" if method.bonus else False,
         "accept_k": method.accept_k or "",
+        **{
+            name: "" if (value := getattr(method, name)) is None else value
+            for name in ("accept_margin", "accept_epsilon", "accept_delta", "accept_entropy", "accept_distance")
+        },
+        "accept_window": method.accept_window or "",
+        "distance": method.distance,
         "max_ngram": method.max_ngram or "",
         "min_draft_probability": method.min_draft_probability or "",
         "proposers": method.proposers,

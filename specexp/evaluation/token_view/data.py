@@ -34,6 +34,7 @@ from specexp.config import MethodConfig
 from specexp.decoding.chain import Chain
 from specexp.decoding.lossy_rules import Judged
 from specexp.decoding.protocol import Role
+from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Generation, Request
 from specexp.evaluation import scheduling
 from specexp.evaluation.preparation import Prepared, PreparedMethod
@@ -130,7 +131,7 @@ def _recorded(prepared: Prepared, records: RecordFile, key: Key) -> float:
 
 def _method(setting: PreparedMethod) -> dict[str, Any]:
     config, decoder = setting.config, setting.decoder
-    judged = isinstance(decoder, Chain) and isinstance(decoder.rule, Judged)
+    judged = isinstance(decoder, Chain | SpecExec) and isinstance(decoder.rule, Judged)
     return {
         "label": config.label,
         "method": config.method,
@@ -139,6 +140,7 @@ def _method(setting: PreparedMethod) -> dict[str, Any]:
         "gamma": "auto" if config.auto_gamma else config.gamma or None,
         "threshold": decoder.rule.threshold if judged else None,  # type: ignore[attr-defined]
         "accept_k": config.accept_k or None,
+        "dial": config.dial,
         "draft_temperature": config.draft_temperature,
     }
 

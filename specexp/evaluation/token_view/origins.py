@@ -15,6 +15,7 @@ from specexp.decoding.chain import Chain
 from specexp.decoding.lossy_rules import Judged
 from specexp.decoding.protocol import Array, Draft, Recall, Role, Round, Score, Steps
 from specexp.decoding.rng import Rng
+from specexp.decoding.specexec import SpecExec
 from specexp.engine import Decoder
 
 ACCEPTED, JUDGED, LOOKED_UP, SUFFIX, TREE = "accepted", "judged", "looked_up", "suffix", "tree"
@@ -22,7 +23,7 @@ CORRECTED, BONUS, TARGET, DRAFT = "corrected", "bonus", "target", "draft"
 # In the order of a legend: drafted tokens first, then those that a model emitted by itself.
 ORIGINS = {
     ACCEPTED: "drafted, accepted by the lossless rule",
-    JUDGED: "drafted, accepted against the lossless rule, by the judge or Top-K",
+    JUDGED: "drafted, accepted against the lossless rule, by the judge or another rule",
     LOOKED_UP: "looked up in the text so far, accepted by the lossless rule",
     SUFFIX: "what followed most often in the text so far, accepted by the lossless rule",
     TREE: "node of the draft's tree that the target's own draw matched",
@@ -69,8 +70,9 @@ class TracedDecoder:
         self.tokens: list[Emitted] = []
         self._seen = _Seen()
         self._num_rounds = 0
-        if isinstance(decoder, Chain) and isinstance(decoder.rule, Judged):
-            decoder = replace(decoder, rule=replace(decoder.rule, score=self._scored(decoder.rule)))
+        if isinstance(decoder, Chain | SpecExec) and isinstance(decoder.rule, Judged):
+            watched: Any = replace(decoder.rule, score=self._scored(decoder.rule))
+            decoder = replace(decoder, rule=watched)
         self._decoder = decoder
 
     @property
@@ -138,13 +140,21 @@ class TracedDecoder:
 
     def _tree(self, tokens: Sequence[int], counts: Mapping[str, Any]) -> list[Emitted]:
         accepted, ranks = counts["num_accepted"], counts["ranks"]
+        judged, scores = counts.get("judged", [0] * accepted), self._seen.scores
         result = [
-            Emitted(token, TREE, self._num_rounds, i + 1, rank=ranks[i]) for i, token in enumerate(tokens[:accepted])
-        ]
+            Emitted(
+                token, JUDGED if judged[i] else TREE, self._num_rounds, i + 1,
+                None if scores is None else scores[counts["path"][i] + 1], ranks[i],
+            )
+            for i, token in enumerate(tokens[:accepted])
+        ]  # fmt: skip
         last = counts["path"][accepted - 1] if accepted else -1
         others = [node for node, parent in enumerate(self._seen.parents) if parent == last]
         origin = CORRECTED if others else BONUS if self._seen.drafted else TARGET
-        return [*result, self._own(tokens[accepted], origin, accepted + 1, others[0] if others else None)]
+        left = self._own(tokens[accepted], origin, accepted + 1, others[0] if others else None)
+        if others and scores is not None:
+            left = replace(left, rejected_score=scores[others[0] + 1])
+        return [*result, left]
 
     def _own(self, token: int, origin: str, place: int, rejected: int | None) -> Emitted:
         """Return a token that the target emitted itself."""

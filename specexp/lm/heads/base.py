@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from specexp.errors import ModelError
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.model_facts import fingerprint_of
+from specexp.lm.model import Feed, Session, one_by_one
 from specexp.lm.transfer import integers
 
 
@@ -48,6 +50,27 @@ class HeadDraft:
 
     def wait(self) -> None:
         self.target.wait()
+
+
+@dataclass(slots=True, eq=False)
+class ModuleDraft(HeadDraft, ABC):
+    """A module of transformers that drafts chains, each row of a batch by itself."""
+
+    module: Any
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.module.config.hidden_size)
+
+    @abstractmethod
+    def session(self) -> Session:
+        """One sequence."""
+
+    def sessions(self, count: int, capacity: int = 0) -> list[Session]:
+        return [self.session() for _ in range(count)]
+
+    def feed(self, feeds: Sequence[Feed]) -> list[tuple[Tensor, Tensor | None]]:
+        return one_by_one(feeds)
 
 
 def facts_of(

@@ -9,32 +9,29 @@ Shapes: G drafted tokens, R rows, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import DRAFT, Rng, pick_each
+from specexp.decoding.rules import UNIT_TEMPERATURE
 from specexp.errors import ModelError, first_line
-from specexp.lm.heads.base import HeadDraft
+from specexp.lm.heads.base import ModuleDraft
+from specexp.lm.heads.dflash_config import DFlashConfig
 from specexp.lm.heads.dflash_session import DFlashSession
-from specexp.lm.hf.source import hub_fault
-from specexp.lm.model import Feed, one_by_one
+from specexp.lm.model import Feed
 from specexp.lm.native.draft_loop import probability
 from specexp.lm.transfer import integers
 
-FIELDS = ("block_size", "mask_token_id", "target_layer_ids")
-
 
 @dataclass(slots=True, eq=False)
-class DFlashDraft(HeadDraft):
+class DFlashDraft(ModuleDraft):
     """The assistant and the target, whose sessions keep the states that it reads."""
 
-    module: Any
     embedding: nn.Module = field(init=False)
     masks: Tensor = field(init=False)  # [B - 1]
 
@@ -51,21 +48,11 @@ class DFlashDraft(HeadDraft):
         return len(self.module.config.target_layer_ids)
 
     @property
-    def hidden_size(self) -> int:
-        return int(self.module.config.hidden_size)
-
-    @property
     def device(self) -> torch.device:
         return torch.device(self.module.device)
 
     def session(self) -> DFlashSession:
         return DFlashSession(self)
-
-    def sessions(self, count: int, capacity: int = 0) -> list[DFlashSession]:
-        return [DFlashSession(self) for _ in range(count)]
-
-    def feed(self, feeds: Sequence[Feed]) -> list[tuple[Tensor, Tensor | None]]:
-        return one_by_one(feeds)
 
     @torch.inference_mode()
     def draft_block(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
@@ -85,6 +72,8 @@ class DFlashDraft(HeadDraft):
             of_tokens = probability(tokens, logits, q)
             enough = (of_tokens >= ask.min_draft_probability).long().cumprod(0).sum()
             num = (enough + 1).clamp(max=length)[None]  # the unlikely token is the last one
+        if ask.keep_q and q is None:
+            q = UNIT_TEMPERATURE(logits)
         return Drafted(tokens, q, None, logits.amax(-1), probability=of_tokens, num_drafted=num)
 
     def logits(self, x: Tensor) -> Tensor:
@@ -103,63 +92,17 @@ def _embedding(module: Any) -> nn.Module:
     return plain
 
 
-def check(place: str, target: Any, name_of_target: str, lengths: Mapping[str, int]) -> Any:
-    """The config of a DFlash draft that fits the target with this config and the methods' chains (label: length).
-
-    Raises ModelError.
-    """
-    try:
-        config = AutoConfig.from_pretrained(place)
-    except Exception as error:
-        fault = hub_fault(place, error) or f"DFlash draft '{place}' has no config that transformers reads:" \
-            f" {first_line(error)}"  # fmt: skip
-        raise ModelError(f"{fault}; draft.dflash takes a folder or hub id that transformers loads.") from error
-    values = config.to_dict()
-    if lacking := [name for name in FIELDS if values.get(name) is None]:
-        raise ModelError(
-            f"draft '{place}' ({config.model_type}) has no {lacking[0]} in its config, so it is no DFlash draft that"
-            " transformers knows; draft.dflash takes an assistant with block_size, mask_token_id and target_layer_ids."
-        )
-    text = target.get_text_config(decoder=True)
-    wanted = [("hidden_size", text.hidden_size)]
-    wanted += [("vocab_size", text.vocab_size)] if values.get("vocab_size") else []
-    for what, there in wanted:
-        if values[what] != there:
-            raise ModelError(
-                f"DFlash draft '{place}' was made for a target with {what} {values[what]}, but model"
-                f" '{name_of_target}' has {there}; name the draft of this target."
-            )
-    if not 0 <= config.mask_token_id < text.vocab_size:
-        raise ModelError(
-            f"DFlash draft '{place}' has mask_token_id {config.mask_token_id}, but model '{name_of_target}' has"
-            f" {text.vocab_size} tokens; name the draft of this target."
-        )
-    total = int(text.num_hidden_layers)
-    if not config.target_layer_ids or not all(0 <= layer < total for layer in config.target_layer_ids):
-        raise ModelError(
-            f"DFlash draft '{place}' reads the outputs of the layers {', '.join(map(str, config.target_layer_ids))},"
-            f" but model '{name_of_target}' has the layers 0 to {total - 1}; name the draft of this target."
-        )
-    for label, length in lengths.items():
-        if length > config.block_size - 1:
-            raise ModelError(
-                f"gamma of '{label}' is {length}, but DFlash draft '{place}' drafts blocks of {config.block_size}, of"
-                f" which the first token is known; set gamma to at most {config.block_size - 1}."
-            )
-    return config
-
-
-def layers_read(config: Any, total: int) -> list[int]:
-    """The target's layers whose outputs are read, where the last one's are the final states, after the last norm."""
-    return [layer + (layer == total - 1) for layer in config.target_layer_ids]
-
-
-def load(place: str, dtype: torch.dtype, device: torch.device) -> Any:
+def load(name: str, read: DFlashConfig, dtype: torch.dtype, device: torch.device) -> Any:
     """The assistant's module. Raises ModelError."""
     try:
-        module, result = AutoModel.from_pretrained(place, dtype=dtype, output_loading_info=True)
+        module, result = AutoModel.from_pretrained(read.place, dtype=dtype, output_loading_info=True, **read.arguments)
     except Exception as error:
-        raise ModelError(f"DFlash draft '{place}' cannot be loaded: {first_line(error)}") from error
+        raise ModelError(f"DFlash draft '{name}' cannot be loaded: {first_line(error)}") from error
     if missing := sorted(result["missing_keys"]):
-        raise ModelError(f"DFlash draft '{place}' lacks weights ({missing[0]}); get all its files.")
+        raise ModelError(f"DFlash draft '{name}' lacks weights ({missing[0]}); get all its files.")
+    if more := sorted(set(result["unexpected_keys"]) - read.copies):
+        raise ModelError(
+            f"DFlash draft '{name}' has weights ({more[0]}) that transformers' DFlash module does not know; name"
+            " another draft."
+        )
     return module.to(device).eval()

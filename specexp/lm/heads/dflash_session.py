@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DFlashCache
 
-from specexp.lm.heads.reading import ReadingSession
+from specexp.lm.heads.reading import ReadingSession, cut
 
 if TYPE_CHECKING:
     from specexp.lm.heads.dflash import DFlashDraft
@@ -43,8 +43,7 @@ class DFlashSession(ReadingSession):
 
     def _cut(self, num: int) -> None:
         for layer in self._cache.layers:
-            if layer.is_initialized:
-                layer.keys, layer.values = layer.keys[:, :, :num], layer.values[:, :, :num]
+            cut(layer, num)
         self._num = num
 
     def states_of(self, lengths: Sequence[int]) -> Tensor:

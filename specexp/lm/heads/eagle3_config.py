@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from specexp.errors import ModelError, first_line
-from specexp.lm.hf.source import hub_fault, resolve
+from specexp.lm.hf.source import hub_fault, hub_place
 from specexp.reading import decode, parse_json, read_bytes
 
 ARCHITECTURES = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM")
@@ -49,15 +49,16 @@ class Eagle3Config:
 
 def folder_of(place: str) -> Path:
     """The local folder of a head: `place` itself, or a snapshot of the hub id. Raises ModelError."""
-    folder = Path(resolve(place))
+    where, revision = hub_place(place)
+    folder = Path(where)
     if folder.is_dir():
         return folder
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(place, allow_patterns=list(FILES)))
+        return Path(snapshot_download(where, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:
-        fault = hub_fault(place, error) or f"head '{place}' cannot be read: {first_line(error)}"
+        fault = hub_fault(where, error) or f"head '{place}' cannot be read: {first_line(error)}"
         raise ModelError(f"{fault}.") from error
 
 

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from specexp.errors import ModelError
-from specexp.lm.heads import dflash, mtp
+from specexp.lm.heads import dflash, dflash_config, mtp
 from specexp.lm.heads.base import facts_of
 from specexp.lm.heads.eagle3_config import ARCHITECTURES, read_config
 from specexp.lm.heads.eagle3_forward import Eagle3Forward
@@ -18,7 +18,7 @@ from specexp.lm.heads.eagle3_weights import read_weights
 from specexp.lm.heads.head_model import HeadModel, native
 from specexp.lm.hf import loading
 from specexp.lm.hf.hf_model import HFModel
-from specexp.lm.hf.source import model_source
+from specexp.lm.hf.source import hub_place, model_source
 from specexp.lm.model import Model
 from specexp.lm.native.attention import SingleRowAttention
 from specexp.lm.native.kv_cache import LEAST, Pool
@@ -33,7 +33,7 @@ def check_head(config: ModelConfig, lengths: Mapping[str, int], folder: Path | N
     if config.head == MTP:
         mtp.check(target, config.model, lengths)
     elif config.head == DFLASH:
-        dflash.check(config.dflash, target, config.model, lengths)
+        dflash_config.check(config.dflash, target, config.model, lengths)
     else:
         read_config(config.eagle3, target, config.model, folder)
 
@@ -54,10 +54,10 @@ def load_head(config: ModelConfig, target: HFModel, folder: Path | None = None) 
         module = mtp.load(target, _folder(config), config.model)
         target.keep_states([total])
         return mtp.MtpDraft(target, config.shown, _facts_of(config, module, target, [total - 1]), module)
-    values = dflash.check(config.dflash, target.module.config, target.name, {})
-    module = dflash.load(config.dflash, target.module.dtype, target.device)
-    target.keep_states(dflash.layers_read(values, total))
-    return dflash.DFlashDraft(target, config.shown, _facts_of(config, module, target, values.target_layer_ids), module)
+    read = dflash_config.check(config.dflash, target.module.config, target.name, {})
+    module = dflash.load(config.dflash, read, target.module.dtype, target.device)
+    target.keep_states(dflash_config.layers_kept(read.layers, total))
+    return dflash.DFlashDraft(target, config.shown, _facts_of(config, module, target, read.layers), module)
 
 
 def _folder(config: ModelConfig) -> str:
@@ -78,6 +78,7 @@ def _facts_of(config: ModelConfig, module: Any, target: HFModel, layers: Sequenc
     return facts_of(
         target, config.shown, type(module).__name__, layers, weights,
         hidden_size=int(module.config.hidden_size), forward="transformers", graphs="off",
+        revision=hub_place(config.dflash)[1],
     )  # fmt: skip
 
 
@@ -101,6 +102,7 @@ def _eagle3(config: ModelConfig, target: HFModel, folder: Path | None) -> HeadMo
     facts = facts_of(
         target, config.shown, ARCHITECTURES[0], head.layers, sorted(weights.items()), hidden_size=head.size,
         forward="own", graphs="off" if capture is None else "captured", scored_ids=int(forward.drafted_ids.shape[0]),
+        revision=None if folder else hub_place(config.eagle3)[1],
     )  # fmt: skip
     model = HeadModel(target, config.shown, facts, forward, capture)
     _tune(model)

@@ -8,7 +8,7 @@ Shapes: R rows, D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,27 +17,20 @@ from torch import Tensor
 from transformers.modeling_layers import MtpModel
 
 from specexp.errors import ModelError, first_line
-from specexp.lm.heads.base import HeadDraft
+from specexp.lm.heads.base import ModuleDraft
 from specexp.lm.heads.mtp_session import MtpSession
 from specexp.lm.hf.hf_model import HFModel
-from specexp.lm.model import Feed, one_by_one
 
 KINDS = ("full_attention", "sliding_attention")  # of layers whose caches can be cut back
 
 
 @dataclass(slots=True, eq=False)
-class MtpDraft(HeadDraft):
-    """The layers and the target, whose sessions keep the states that they read."""
-
-    module: MtpModel
+class MtpDraft(ModuleDraft):
+    """The layers (an `MtpModel`) and the target, whose sessions keep the states that they read."""
 
     @property
     def num_layers(self) -> int:
         return len(self.module.layers)
-
-    @property
-    def hidden_size(self) -> int:
-        return int(self.module.config.hidden_size)
 
     @property
     def device(self) -> torch.device:
@@ -45,12 +38,6 @@ class MtpDraft(HeadDraft):
 
     def session(self) -> MtpSession:
         return MtpSession(self)
-
-    def sessions(self, count: int, capacity: int = 0) -> list[MtpSession]:
-        return [MtpSession(self) for _ in range(count)]
-
-    def feed(self, feeds: Sequence[Feed]) -> list[tuple[Tensor, Tensor | None]]:
-        return one_by_one(feeds)
 
     def logits(self, x: Tensor) -> Tensor:
         """[R, V] of the layers' outputs x[R, D], by the target's own head."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import MtpCache
 
-from specexp.lm.heads.reading import ReadingSession
+from specexp.lm.heads.reading import ReadingSession, cut
 from specexp.lm.model import CHUNK
 
 if TYPE_CHECKING:
@@ -44,9 +44,8 @@ class MtpSession(ReadingSession):
 
     def _cut(self, layer: int, num: int) -> None:
         self._outputs[layer] = self._outputs[layer][:num]
-        if layer < len(self._cache.layers) and self._cache.layers[layer].is_initialized:
-            kept = self._cache.layers[layer]
-            kept.keys, kept.values = kept.keys[:, :, :num], kept.values[:, :, :num]
+        if layer < len(self._cache.layers):
+            cut(self._cache.layers[layer], num)
 
     def states_of(self, lengths: Sequence[int]) -> Tensor:
         parts = [self._outputs[0][:0], *(self._state_of(length) for length in lengths)]

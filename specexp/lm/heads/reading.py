@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,16 +39,22 @@ class ReadStates:
         return states
 
     def _read(self, ids: list[int]) -> StateKeeper:
-        """A session of the target's own that is at this text."""
+        """A session of the target's own that holds this text."""
         self._own = self._own or self._target.session()
         pairs = zip(ids, self._own_ids, strict=False)
         common = next((i for i, (new, old) in enumerate(pairs) if new != old), min(len(ids), len(self._own_ids)))
-        self._own.truncate(common)
-        if common < len(ids):
+        if common < len(ids):  # else it is at this text, or at one that continues it
+            self._own.truncate(common)
             self._own.feed(integers(ids[common:], self._target.device), 0)
-        self._own_ids = ids
+            self._own_ids = ids
         assert isinstance(self._own, StateKeeper)
         return self._own
+
+
+def cut(layer: Any, num: int) -> None:
+    """Keep the first `num` slots of a layer of transformers' cache."""
+    if layer.is_initialized:
+        layer.keys, layer.values = layer.keys[:, :, :num], layer.values[:, :, :num]
 
 
 class ReadingSession(ABC):

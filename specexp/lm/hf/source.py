@@ -43,6 +43,14 @@ def resolve(name: str) -> str:
     return str(ZOO / name.removeprefix(ZOO_PREFIX)) if name.startswith(ZOO_PREFIX) else name
 
 
+def hub_place(name: str) -> tuple[str, str | None]:
+    """The folder or hub id of `name`, and the revision that follows a hub id: `owner/name@revision`."""
+    place, _, revision = name.rpartition("@")
+    if not place or not revision or name.startswith((".", "/", "~", ZOO_PREFIX)) or Path(name).is_dir():
+        return resolve(name), None
+    return place, revision
+
+
 def model_source(config: ModelConfig) -> Source:
     """The source of this model's weights. Raises ModelError if it cannot be one, or does not go with the settings."""
     source = _source(config.model)

@@ -130,14 +130,15 @@ class Graphs:
         size = next(each for each in CATCH_UPS if each >= num)
         bucket = self.bucket_for(start + size + gamma)
         seeds = rng.key if isinstance(rng, HashRng) else (0, 0)
-        key = ("draft", size, gamma, bucket, ask.warp, ask.feed_last_token, ask.by_round, stopping is None)
+        key = ("draft", size, gamma, bucket, ask.warp, ask.feed_last_token, ask.by_round, stopping is None,
+               ask.keep_q)  # fmt: skip
         given: list[Tensor | int] = [*more, tokens, num, start, position, *seeds]
         if stopping is not None:
             given.append(to_device(numbers_of(stopping, gamma), tokens.device))
         drafted, q, x, peaks, *ending = self._answer(key, lambda: self._drafting(size, bucket, ask), given)
         self.pool.lengths[0] = start + num + length - 1 + ask.feed_last_token
         hidden = x[: length + ask.feed_last_token].clone() if ask.hidden or ask.feed_last_token else None
-        q_kept = None if ask.warp.greedy else q[:length].clone()
+        q_kept = None if ask.warp.greedy and not ask.keep_q else q[:length].clone()
         chances, number = (ending[0][:length].clone(), ending[1].clone()) if ending else (None, None)
         return Drafted(
             drafted[:length].clone(), q_kept, hidden, peaks[:length].clone(), probability=chances, num_drafted=number

@@ -15,6 +15,7 @@ from torch import Tensor
 from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import DRAFT, Rng
+from specexp.decoding.rules import UNIT_TEMPERATURE
 from specexp.lm.blocks.rotary import Angles
 from specexp.lm.native.kv_cache import Pool
 from specexp.lm.threads import Threads
@@ -79,9 +80,8 @@ def draft_chain(
     hidden = torch.cat(states) if ask.hidden or ask.feed_last_token else None
     peaks = torch.cat(scored).amax(-1)
     of_tokens = torch.cat(probabilities) if probabilities else None
-    return Drafted(
-        torch.cat(drawn), None if warp.greedy else torch.cat(rows), hidden, peaks, probability=of_tokens
-    )  # fmt: skip
+    q = torch.cat(rows) if rows else UNIT_TEMPERATURE(torch.cat(scored)) if ask.keep_q else None
+    return Drafted(torch.cat(drawn), q, hidden, peaks, probability=of_tokens)
 
 
 def probability(tokens: Tensor, logits: Tensor, q: Tensor | None) -> Tensor:

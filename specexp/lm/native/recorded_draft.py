@@ -19,6 +19,7 @@ from torch import Tensor
 from specexp.decoding.draft_length import BINS, Stopping
 from specexp.decoding.protocol import Draft
 from specexp.decoding.rng import DRAFT, HashRng
+from specexp.decoding.rules import UNIT_TEMPERATURE
 from specexp.lm.native.bucketed_forward import BucketForward
 from specexp.lm.native.draft_loop import probability
 from specexp.lm.native.graph_capture import Function
@@ -29,6 +30,7 @@ When = Callable[[Tensor, Callable[[], None]], None]  # `Capture.when`
 def fixed_chain(forward: BucketForward, ask: Draft) -> Function:
     """tokens[N], n[1], start[1], position[1] and two seeds[1] to tokens[G], q[G, V], hidden[G (+ 1), D], peaks[G]."""
     gamma, warp = ask.gamma, ask.warp
+    keeps_q = ask.keep_q and warp.greedy
 
     def run(tokens: Tensor, num: Tensor, start: Tensor, position: Tensor, *seeds: Tensor) -> tuple[Tensor, ...]:
         rng, fed = _rng(ask, position, *seeds), tokens
@@ -51,7 +53,8 @@ def fixed_chain(forward: BucketForward, ask: Draft) -> Function:
                 rows.append(warp(logits))
                 fed = rng.pick_at(rows[-1], position + step, DRAFT)
             drawn.append(fed)
-        return torch.cat(drawn), torch.cat(rows or drawn), torch.cat(states), torch.cat(scored).amax(-1)
+        q = torch.cat(rows or drawn) if not keeps_q else UNIT_TEMPERATURE(torch.cat(scored))
+        return torch.cat(drawn), q, torch.cat(states), torch.cat(scored).amax(-1)
 
     return run
 
@@ -60,6 +63,7 @@ def ending_chain(forward: BucketForward, ask: Draft, when: When) -> Function:
     """As `fixed_chain`, with `numbers_of` as one more input, and the probabilities[G] of the tokens and the number[1]
     of drafted tokens as two more outputs."""
     gamma, warp = ask.gamma, ask.warp
+    keeps_q = ask.keep_q and warp.greedy
 
     def run(tokens: Tensor, num: Tensor, start: Tensor, position: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         *seeds, numbers = others
@@ -69,7 +73,7 @@ def ending_chain(forward: BucketForward, ask: Draft, when: When) -> Function:
         x = x if x.shape[0] == 1 else x.index_select(0, num - 1)
         logits = forward.logits(x)
         drawn = tokens.new_empty(gamma)
-        q = logits.new_empty(gamma, logits.shape[1] if not warp.greedy else 1)
+        q = logits.new_empty(gamma, logits.shape[1] if keeps_q or not warp.greedy else 1)
         peaks, chances = logits.new_empty(gamma), logits.new_empty(gamma)
         states = x.new_empty(gamma + 1, x.shape[1])
         survival, number = numbers.new_ones(1), start.new_zeros(1)
@@ -80,8 +84,8 @@ def ending_chain(forward: BucketForward, ask: Draft, when: When) -> Function:
             states[step].copy_(x[0])
             row = None if warp.greedy else warp(logits)
             token = warp.first(logits) if row is None else rng.pick_at(row, position + step, DRAFT)
-            if row is not None:
-                q[step].copy_(row[0])
+            if keeps_q or row is not None:
+                q[step].copy_((UNIT_TEMPERATURE(logits) if row is None else row)[0])
             chance = probability(token, logits, row)
             drawn[step].copy_(token[0])
             peaks[step].copy_(logits.amax())

@@ -1,0 +1,1 @@
+"""Calibrates acceptance rules without training on mined labels, and compares them with a judge there."""

@@ -1,0 +1,127 @@
+"""Decodes the texts of mined labels again and scores each mismatch by the rules, which read p and q there.
+
+A label set holds no texts. Mining is deterministic: the target's greedy response, and after each unimportant mismatch
+the response with it and the target's continuation. So a prompt's responses follow from its labels; only what is swapped
+in has to be continued again. A response that differs from what was mined is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from specexp.config import MiningConfig
+from specexp.config.experiment import Experiment
+from specexp.decoding.baseline import Baseline
+from specexp.decoding.chain import Chain, DraftModel, Lossless
+from specexp.decoding.rng import CertainRng
+from specexp.decoding.rules import UNIT_TEMPERATURE, Warp
+from specexp.engine import Engine, Request, RequestCoroutine, ScoreRequest
+from specexp.errors import JudgeError
+from specexp.judge.collection import PreparedMining, prepare
+from specexp.judge.labels import Label, LabelSet
+from specexp.judge.mining import GAMMA, Miner
+from specexp.lm.runtime import ModelConfig
+from specexp.pair.loading import identity
+from specexp.rule_calibration.dials import Dial, MismatchPlace
+from specexp.tasks.example import Example
+from specexp.tasks.source import DataConfig
+
+SPLITS = ("calibration", "test")
+SAME = ("target", "draft", "tokenizer", "chat_template")  # of a pair's identity
+
+Scored = tuple[Label, dict[str, float]]
+
+
+def prepared(labels: LabelSet, batch: int) -> PreparedMining:
+    """The pair, the task and the prompts that labels were mined with. Raises JudgeError if they are others now."""
+    settings = labels.manifest["settings"]
+    try:
+        models: dict[str, Any] = {role: ModelConfig(**settings[role]) for role in ("target", "draft")}
+        data = DataConfig(**settings["data"]) if settings["data"] else None
+        kept = ("name", "task", "pair", "shots", "answer_rule", "answer_pattern", "limit", "max_new_tokens")
+        experiment = Experiment(**models, data=data, methods=(), **{key: settings[key] for key in kept})
+        config = MiningConfig(experiment, settings["dtype"], settings["skip"], batch)
+    except (KeyError, TypeError) as error:
+        raise JudgeError(f"the labels' settings cannot be read ({error}); mine them again.") from error
+    result = prepare(config)
+    now, was = identity(result.pair, experiment), labels.manifest["identity"]
+    changed = [key for key in SAME if key in was and was[key] != now[key]]
+    if result.task.dataset().digest != labels.manifest["data"]["sha256"]:
+        changed.append("data")
+    if changed:
+        raise JudgeError(
+            f"the labels were mined with another {' and '.join(changed)} than is there now; mine them again."
+        )
+    return result
+
+
+class MismatchReplay:
+    """Scores the mismatches of the calibration and test prompts of a label set.
+
+    `window` is FLy's, `k` that of relaxed Top-K.
+    """
+
+    def __init__(self, mining: PreparedMining, dials: Mapping[str, Dial], window: int, k: int) -> None:
+        self._pair, self._limit = mining.pair, mining.config.experiment.max_new_tokens
+        self._miner = Miner(mining.pair, mining.task, self._limit)
+        self._dials, self._window, self._k = dials, window, k
+        self._room = min(model.context for model in mining.pair.models.values())
+        self._engine = Engine(mining.pair.models, mining.pair.eos_ids, reuse=True, max_batch_size=mining.config.batch)
+        self._respond = Chain(DraftModel(GAMMA), Lossless(), Warp())
+
+    def run(
+        self, examples: Sequence[Example], labels: Sequence[Label], on_prompt: Callable[[], object]
+    ) -> Iterator[Scored]:
+        """Yield each decided label of these splits with its score by each rule. Raises JudgeError."""
+        of_prompts: dict[str, list[Label]] = {}
+        for label in labels:
+            if label.split in SPLITS:
+                of_prompts.setdefault(label.prompt_id, []).append(label)
+        chosen = [example for example in examples if example.prompt_id in of_prompts]
+        if missing := of_prompts.keys() - {example.prompt_id for example in chosen}:
+            raise JudgeError(f"the labels' prompt '{min(missing)}' is not among the task's prompts; mine them again.")
+        work = (self._prompt(example, of_prompts[example.prompt_id]) for example in chosen)
+        for _, scored in self._engine.run_all(work):
+            on_prompt()
+            yield from scored
+
+    def _prompt(self, example: Example, labels: Sequence[Label]) -> RequestCoroutine[list[Scored]]:
+        prompt = self._pair.text.encode(example.messages())
+        first = yield Request(self._respond, prompt, self._limit, CertainRng(), name=example.prompt_id)
+        response, result = list(first.token_ids), []
+        for label in labels:
+            at = label.position
+            if response[at : at + 1] != [label.target_token]:
+                raise JudgeError(
+                    f"prompt '{example.prompt_id}': token {at} of the response is another than when it was mined; mine"
+                    " the labels again here."
+                )
+            if label.important is not None:
+                place = yield from self._place([*prompt, *response[:at]], label.draft_token)
+                scores = {name: dial.score(place, self._k) for name, dial in self._dials.items()}
+                result.append((label, scores))
+            if label.important is False:
+                swap = self._miner.swapped(prompt, response, at, label.draft_token, example.prompt_id)
+                response, _ = yield from swap
+        return result
+
+    def _place(self, ids: list[int], token: int) -> RequestCoroutine[MismatchPlace]:
+        tokens = [token]
+        asked = "fly" in self._dials and token not in self._pair.eos_ids
+        if asked and len(ids) + 1 + self._window < self._room:
+            behind = yield Request(Baseline(Warp(), "draft"), [*ids, token], self._window, CertainRng())
+            tokens += behind.token_ids
+        target, _ = yield ScoreRequest("target", ids, tokens)
+        draft, _ = yield ScoreRequest("draft", ids, [])
+        choices = [int(each) for each in UNIT_TEMPERATURE.first(target).tolist()]
+        agrees = len(tokens) > self._window and choices[1 : len(tokens)] == tokens[1:]
+        return MismatchPlace(_distribution(target[:1]), _distribution(draft[:1]), token, agrees)
+
+
+def _distribution(logits: Any) -> np.ndarray:
+    """The distribution of temperature 1 on the host: [1, V] in float64."""
+    result: np.ndarray = UNIT_TEMPERATURE(np.array(logits.tolist(), dtype=np.float64))
+    return result

@@ -1,0 +1,249 @@
+"""AutoJudge on a tree: exactly what it says at every threshold, its two ends, and that of a single branch, a chain."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers.judges import random_network
+from helpers.model_folders import slow_for
+from helpers.networks import network_arrays
+from helpers.reference_distribution import tree
+from helpers.sampling import EOS, EXACT, SAMPLINGS, names
+from helpers.seeded_bugs import JUDGED_TREE_BUGS, Bug, mutated
+from specexp.certify.reference_distribution import gap, warp
+from specexp.config import adjusted, resolve
+from specexp.decoding.rng import rng_for
+from specexp.errors import JudgeError
+from specexp.judge.features import MODES
+from specexp.judge.judge import Facts, Judge
+from specexp.methods import check_judge
+
+VOCAB, PROMPT, LENGTH = 3, [1], 5
+# Nodes, levels, branches and width.
+SHAPES = [(3, 3, 1, 1), (5, 3, 1, 3), (8, 3, 3, 2), (2, 2, 2, 2)]
+THRESHOLDS = (0.0, 0.4, 0.7, 1.1)
+PROMPTS = [[1 + i % 6, 2, 1 + (3 * i) % 7] for i in range(6)]
+MODES_OF_TREES = ("target", "target_previous")
+Waives = Callable[[list[int], int], bool]
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(f"specexp.{name}")
+
+
+def pair(seed: int = 3, vocab: int = VOCAB, noise: float = 0.8) -> dict[Any, Any]:
+    toy = module("lm.toy")
+    return {"target": toy.ToyModel(vocab, seed), "draft": toy.ToyModel(vocab, seed, draft_noise=noise)}
+
+
+def network(mode: str, seed: int = 0) -> Any:
+    size = MODES[mode].size({"target": module("lm.toy").HIDDEN})
+    return module("judge.network").Network("logistic", network_arrays("logistic", size, seed))
+
+
+def rule(mode: str, threshold: float, score: Any, eos: tuple[int, ...] = (EOS,)) -> Any:
+    judged = module("decoding.lossy_rules").Judged
+    return judged(score, MODES[mode].parts, threshold, eos, MODES[mode].needs)
+
+
+def decoder(shape: tuple[int, int, int, int], sampling: dict[str, Any], judge: Any = None) -> Any:
+    budget, depth, branches, width = shape
+    specexec, rules = module("decoding.specexec"), module("decoding.rules")
+    return specexec.SpecExec(budget, depth, rules.Warp(**sampling), branches, width, rule=judge)
+
+
+def waived(target: Any, mode: str, threshold: float, judge: Any) -> Waives:
+    """From fresh forwards: whether the judge lets a token pass behind a text."""
+
+    def waives(ids: list[int], token: int) -> bool:
+        _, hidden = target.session().feed(target.ids([*ids, token]), rows=2, hidden=True)
+        row = hidden[1 if mode == "target" else 0]
+        return token != EOS and bool(judge(np.asarray(row, dtype=np.float32)[None])[0] < threshold)
+
+    return waives
+
+
+def reference(
+    models: dict[Any, Any], shape: tuple[int, int, int, int], sampling: dict[str, Any], waives: Waives
+) -> dict[tuple[int, ...], float]:
+    """Probability of every output by recursion over slowly grown trees, with fresh forwards and no cache."""
+    masses: dict[tuple[int, ...], float] = {}
+    budget, depth, branches, width = shape
+
+    def row(role: str, ids: list[int], **warped: Any) -> Any:
+        logits, _ = models[role].session().feed(models[role].ids(ids), rows=1)
+        return warp(logits[0].tolist(), **warped)
+
+    def begin(out: tuple[int, ...], mass: float) -> None:
+        if len(out) == LENGTH or EOS in out:
+            masses[out] = masses.get(out, 0.0) + mass
+            return
+        ids = [*PROMPT, *out]
+        go(out, tree(models["draft"], ids, min(depth, LENGTH - len(out) - 1), budget, branches, width), (), mass)
+
+    def go(out: tuple[int, ...], paths: set[tuple[int, ...]], path: tuple[int, ...], mass: float) -> None:
+        if path and path[-1] == EOS:
+            begin((*out, *path), mass)
+            return
+        ids = [*PROMPT, *out, *path]
+        q = row("draft", ids, temperature=1.0)
+        children = sorted((p[-1] for p in paths if p[:-1] == path and p), key=lambda token: (-q[token], token))
+        instead = next((token for token in children if waives(ids, token)), None)
+        for token, chance in enumerate(row("target", ids, **sampling)):
+            if chance and token in children:
+                go(out, paths, (*path, token), mass * chance)
+            elif chance and instead is not None:
+                go(out, paths, (*path, instead), mass * chance)
+            elif chance:
+                begin((*out, *path, token), mass * chance)
+
+    begin((), 1.0)
+    return masses
+
+
+def check_every_way_the_rng_can_fall(shape: tuple[int, int, int, int], sampling: dict[str, Any]) -> None:
+    lossy = 0
+    for number, (threshold, mode) in enumerate(itertools.product(THRESHOLDS, MODES_OF_TREES)):
+        models, judge = pair(3 + number), network(mode, number)
+        got = module("certify.oracle").output_distribution(
+            lambda models=models, number=number: module("engine").Engine(models, [EOS], cached=number % 3 > 0),
+            decoder(shape, sampling, rule(mode, threshold, judge)), PROMPT, LENGTH,
+        )  # fmt: skip
+        assert sum(got.values()) == pytest.approx(1, abs=EXACT)
+        waives = waived(models["target"], mode, threshold, judge)
+        assert gap(got, reference(models, shape, sampling, waives)) < EXACT
+        own = module("certify.reference_distribution").sequence_distribution(
+            models["target"], PROMPT, LENGTH, EOS, **sampling
+        )
+        lossy += gap(got, own) > EXACT
+        assert threshold or gap(got, own) < EXACT, "threshold 0 is lossless"
+    if sampling["temperature"] and shape[0] > 2:
+        assert lossy > 1, "the judge never changed anything"
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=names)
+@pytest.mark.parametrize("shape", slow_for(SHAPES, *SHAPES[:2], SHAPES[3]), ids=lambda shape: ",".join(map(str, shape)))
+def test_every_way_the_rng_can_fall(shape: tuple[int, int, int, int], sampling: dict[str, Any]) -> None:
+    check_every_way_the_rng_can_fall(shape, sampling)
+
+
+def caught_by(bug: Bug) -> str | None:
+    """What notices the bug, or None."""
+    with mutated(bug):
+        try:
+            for shape, sampling in itertools.product((SHAPES[1], SHAPES[2]), (SAMPLINGS[0], SAMPLINGS[2])):
+                check_every_way_the_rng_can_fall(shape, sampling)
+            check_threshold_zero_is_specexec_at_the_same_cost(0.8)
+            check_a_tree_of_one_branch_is_the_judged_chain("target", pair(6, 8, 0.5))
+        except (AssertionError, IndexError, ValueError, TypeError) as error:
+            return f"{type(error).__name__}: {error}"
+    return None
+
+
+@pytest.mark.slow
+def test_the_unchanged_package_passes_the_same_checks() -> None:
+    assert caught_by(Bug("nothing", "specexp.decoding.tree", "ROOT = -1", "ROOT = -1")) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", JUDGED_TREE_BUGS, ids=lambda bug: bug.name)
+def test_a_seeded_bug_is_caught(bug: Bug) -> None:
+    assert caught_by(bug) is not None
+
+
+def outputs(models: dict[Any, Any], method: Any, temperature: float, eos: tuple[int, ...] = (EOS,), **more: Any) -> Any:
+    engine = module("engine").Engine(models, eos, **more)
+    return [engine.generate(method, ids, 28, rng_for(temperature, 5, str(ids))) for ids in PROMPTS]
+
+
+def check_threshold_zero_is_specexec_at_the_same_cost(temperature: float) -> None:
+    models, shape, sampling = pair(6, 8, 0.5), (8, 3, 3, 2), {"temperature": temperature}
+
+    def never(features: Any) -> Any:
+        raise AssertionError("a judge at threshold 0 was asked")
+
+    plain = outputs(models, decoder(shape, sampling), temperature)
+    judged = outputs(models, decoder(shape, sampling, rule("target", 0.0, never)), temperature)
+    for got, expected in zip(judged, plain, strict=True):
+        assert got.token_ids == expected.token_ids
+        assert [{k: v for k, v in each.items() if k != "judged"} for each in got.trees] == expected.trees
+        assert got.num_judged == sum(sum(each["judged"]) for each in got.trees) == 0
+        assert (got.num_target_positions, got.num_draft_positions) == (
+            expected.num_target_positions, expected.num_draft_positions,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_threshold_zero_is_specexec_at_the_same_cost(temperature: float) -> None:
+    check_threshold_zero_is_specexec_at_the_same_cost(temperature)
+
+
+def check_a_tree_of_one_branch_is_the_judged_chain(mode: str, models: dict[Any, Any], size: int | None = None) -> None:
+    chain, rules = module("decoding.chain"), module("decoding.rules")
+    size, num_judged = size or module("lm.toy").HIDDEN, 0
+    judge = module("judge.network").Network("logistic", network_arrays("logistic", size, 1))
+    for threshold in (0.3, 0.6, 1.1):
+        waives = rule(mode, threshold, judge)
+        linear = chain.Chain(chain.DraftModel(4), waives, rules.Warp())
+        for got, expected in zip(
+            outputs(models, decoder((4, 4, 1, 1), {"temperature": 0.0}, waives), 0.0),
+            outputs(models, linear, 0.0),
+            strict=True,
+        ):
+            for name in ("token_ids", "num_rounds", "num_accepted", "num_judged", "num_cut", "num_target_positions"):
+                assert getattr(got, name) == getattr(expected, name), name
+            num_judged += got.num_judged
+    assert num_judged > 10
+
+
+@pytest.mark.parametrize("mode", MODES_OF_TREES)
+@pytest.mark.parametrize("family", ["toy", "llama", "gpt2"])
+def test_a_tree_of_one_branch_is_the_judged_chain(family: str, mode: str, request: pytest.FixtureRequest) -> None:
+    if family == "toy":
+        check_a_tree_of_one_branch_is_the_judged_chain(mode, pair(6, 8, 0.5))
+    else:
+        check_a_tree_of_one_branch_is_the_judged_chain(mode, request.getfixturevalue("pair")(family), 32)
+
+
+def test_above_one_a_walk_ends_at_a_leaf_or_above_an_unwanted_eos() -> None:
+    """And a text ends only where the target would end it."""
+    models, judged, ends = pair(6, 8, 0.5), 0, 0
+    method = decoder((8, 3, 3, 2), {"temperature": 0.0}, rule("target", 1.1, network("target")))
+    for prompt, out in zip(PROMPTS, outputs(models, method, 0.0), strict=True):
+        judged += out.num_judged
+        assert all(each["num_accepted"] for each in out.trees[:-1]), "two children, of which one at most is an EOS"
+        if out.finish_reason == "stop":
+            ends += 1
+            ids = [*prompt, *out.token_ids[:-1]]
+            logits, _ = models["target"].session().feed(models["target"].ids(ids), rows=1)
+            assert int(logits[-1].argmax()) == EOS
+    assert judged > 5
+    assert ends
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_the_cache_and_a_batch_change_nothing(temperature: float) -> None:
+    models = pair(6, 8, 0.5)
+    method = decoder((8, 3, 3, 2), {"temperature": temperature}, rule("target", 0.6, network("target")))
+    cached, uncached = (outputs(models, method, temperature, cached=cached) for cached in (True, False))
+    assert [out.token_ids for out in cached] == [out.token_ids for out in uncached]
+    assert [out.trees for out in cached] == [out.trees for out in uncached]
+    assert sum(out.num_judged for out in cached) > 5
+
+
+@pytest.mark.parametrize("part", ["draft", "both", "both_previous"])
+def test_a_judge_of_the_drafts_states_is_refused_by_name(part: str) -> None:
+    (method,) = adjusted(resolve("arith_quick", {}), {"methods": "autojudge_tree"}).methods
+    with pytest.raises(JudgeError, match=rf"reads {part} features.*leaves of autojudge_tree's tree.*target_previous"):
+        check_judge(method, made_up(part))
+    check_judge(method, made_up("target"))
+
+
+def made_up(part: str) -> Judge:
+    return Judge(random_network("logistic", 2), Facts("", "", "", part, 1, 2))
