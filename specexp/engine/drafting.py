@@ -17,9 +17,8 @@ from array_api_compat import array_namespace, device, to_device
 from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Depth, Draft, Drafted, Recall, Role
 from specexp.decoding.rng import DRAFT, pick_each
-from specexp.decoding.rules import UNIT_TEMPERATURE
+from specexp.decoding.rules import UNIT_TEMPERATURE, without
 from specexp.engine.chain_length import ChainLength
-from specexp.engine.ending import without
 from specexp.engine.forwards import feed_requests
 from specexp.engine.host_transfer import HostTransfer
 from specexp.engine.ngram_lookup import Ngrams, continuation
@@ -59,10 +58,12 @@ class Drafting:
         else:
             state.ngrams = state.ngrams or Ngrams(ask.max_ngram)
             tokens = state.ngrams.continuation(state.ids, most, ask.min_match)
-        return self._one_hot(tokens)
+        return self._one_hot(state, tokens)
 
-    def _one_hot(self, ids: Sequence[int]) -> Drafted:
-        """Host ids as tokens that were certain."""
+    def _one_hot(self, state: RequestState, ids: Sequence[int]) -> Drafted:
+        """Host ids as tokens that were certain, as far as they may be emitted there."""
+        position = len(state.ids) - state.num_prompt
+        ids = ids[: next((i for i, each in enumerate(ids) if each in state.end.banned(position + i)), len(ids))]
         model = self._models["target"]
         tokens = model.ids(ids)
         xp = array_namespace(tokens)
@@ -156,7 +157,8 @@ class Drafting:
         if not length:
             return self._drafted(chain, ask)
         feed = state.contexts["draft"].plan(None, None, ask.hidden)
-        result = model.draft_block(feed, ask, length, state.rng, chain.position)
+        banned = [chain.banned(step) for step in range(length)]
+        result = model.draft_block(feed, ask, length, state.rng, chain.position, banned)
         if result.num_drafted is not None:
             length = int(self._transfer.read([result.num_drafted])[0][0])
             result = _shortened(result, length, ask)
@@ -177,7 +179,7 @@ class Drafting:
         context.wrote(positions)
         for each in positions:
             state.fed("draft", each)
-        return self._one_hot(tokens)
+        return self._one_hot(state, tokens)
 
     def _stop(self, ask: Draft, chains: Sequence[_Chain], step: int) -> None:
         """End the chains whose last token is too unlikely, or after which no longer chain pays; reads the

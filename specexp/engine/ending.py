@@ -10,10 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from array_api_compat import array_namespace, device
-
-from specexp.lm.model import Array
-
 STOP, STOP_STRING = "stop", "stop_string"  # the reasons to finish before the limit
 NO_IDS: frozenset[int] = frozenset()
 
@@ -66,17 +62,3 @@ class End:
     def banned(self, position: int) -> frozenset[int]:
         """The ids that may not be emitted at this position of the output."""
         return self.eos if position < self.min_new_tokens else NO_IDS
-
-
-def without(logits: Array, banned: Sequence[frozenset[int]]) -> Array:
-    """logits[R, V], where those of ids that are banned in a row are -inf. The sets that are not empty are the same."""
-    ids = frozenset[int]().union(*banned)
-    if not ids:
-        return logits
-    xp, where = array_namespace(logits), device(logits)
-    columns = xp.arange(logits.shape[-1], device=where)
-    is_banned = columns < 0
-    for each in sorted(ids):
-        is_banned = is_banned | (columns == each)
-    rows = xp.asarray([bool(each) for each in banned], device=where)
-    return xp.where(rows[:, None] & is_banned[None, :], xp.full_like(logits, float("-inf")), logits)

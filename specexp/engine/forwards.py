@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from array_api_compat import array_namespace
 
 from specexp.decoding.protocol import Role, Score, Scored
-from specexp.decoding.rules import best
-from specexp.engine.ending import without
+from specexp.decoding.rules import best, without
 from specexp.engine.host_transfer import HostTransfer
 from specexp.engine.request import PendingScore, ScoreRequest
 from specexp.engine.request_state import LogitPeaks, RequestState

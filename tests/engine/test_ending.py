@@ -16,13 +16,15 @@ from specexp import config
 from specexp.certify.oracle import output_distribution
 from specexp.certify.reference_distribution import gap, sequence_distribution
 from specexp.decoding.baseline import Baseline
-from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless, Suffix
+from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless, Rule, Suffix
+from specexp.decoding.lossy_rules import TopK
 from specexp.decoding.protocol import Role, SuffixLimits
 from specexp.decoding.rng import CertainRng, rng_for
-from specexp.decoding.rules import Warp
+from specexp.decoding.rules import Warp, without
 from specexp.decoding.specexec import SpecExec
+from specexp.decoding.untrained_rules import EntropyGate, Fuzzy
 from specexp.engine import Decoder, Ending, Engine, Request
-from specexp.engine.ending import NO_IDS, End, without
+from specexp.engine.ending import NO_IDS, End
 from specexp.errors import ConfigError
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.toy import ToyModel
@@ -144,6 +146,16 @@ def test_drafts_have_no_eos_before_the_minimum_either() -> None:
     out = Engine(models, [EOS]).generate(SpecExec(4, 4, Warp(), 1), [1], 20, CertainRng(), ending=Ending(15))
     assert out.token_ids[-1] == EOS
     assert all(tree["num_accepted"] == tree["num_nodes"] for tree in out.trees[:-1])
+
+
+@pytest.mark.parametrize("rule", [TopK(6), EntropyGate(0.0, Warp()), Fuzzy("tv", 2.0, Warp())], ids=type)
+def test_no_rule_accepts_an_eos_that_was_found_before_the_minimum(rule: Rule) -> None:
+    decoder, prompt = Chain(Lookup(3, max_ngram=2), rule, Warp()), [1, EOS, 2, 1, EOS, 2, 1]
+    engine = Engine(toys(6, 5), [EOS])
+    assert engine.generate(decoder, prompt, 16, CertainRng()).token_ids == [EOS], "the rule accepts what it is given"
+    out = engine.generate(decoder, prompt, 16, CertainRng(), ending=Ending(9))
+    assert EOS not in out.token_ids[:9]
+    assert len(out.token_ids) > 9
 
 
 def test_only_the_rows_and_ids_that_are_banned_are_masked() -> None:
