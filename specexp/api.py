@@ -115,10 +115,7 @@ class LoadedPair:
     ) -> Output:
         """Decode one prompt with the first method of `asked`, an experiment with the same pair."""
         request = self.request(prompt, asked, prompt_id)
-        stop, pieces = self.stop_of(asked), None
-        if on_text:
-            ends = () if asked.ignore_eos else self._pair.eos_ids
-            pieces = Pieces(self._pair.text, ends, on_text, stop.begin(request.prompt_ids) if stop else None)
+        pieces = self.pieces(request, asked, on_text) if on_text else None
         out = self._engine.generate(
             request.decoder, request.prompt_ids, request.max_new_tokens, request.rng, pieces.add if pieces else None,
             request.name, request.ending,
@@ -126,6 +123,13 @@ class LoadedPair:
         if pieces:
             pieces.close()
         return self.output(out, request, asked)
+
+    def pieces(
+        self, request: Request, asked: Experiment, on_text: Callable[[str], object], text: Text | None = None
+    ) -> Pieces:
+        """Return what turns the tokens of a request into pieces of text, up to a stop string."""
+        stop, ends = self.stop_of(asked), () if asked.ignore_eos else self._pair.eos_ids
+        return Pieces(text or self._pair.text, ends, on_text, stop.begin(request.prompt_ids) if stop else None)
 
     def stop_of(self, asked: Experiment) -> StopStrings | None:
         """Return the stop strings of these settings, if there are any."""

@@ -79,7 +79,12 @@ def signature(asked: Experiment) -> ModelSignature:
     return ModelSignature(
         inputs=Schema([ColSpec("string", COLUMN)]),
         outputs=Schema([ColSpec(kind, name) for name, kind in outputs.items()]),
-        params=ParamSchema([ParamSpec(name, kind, getattr(asked, name)) for name, kind in kinds.items()]),
+        params=ParamSchema(
+            [
+                *(ParamSpec(name, kind, getattr(asked, name)) for name, kind in kinds.items()),
+                ParamSpec("stop", "string", list(asked.stop), (-1,)),
+            ]
+        ),
     )
 
 
