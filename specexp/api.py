@@ -8,7 +8,7 @@ from typing import Any
 
 from specexp import config
 from specexp.config import Experiment, MethodConfig
-from specexp.config.single import check_bytes, checked_prompt, most_bytes
+from specexp.config.single import check_bytes, checked_messages, most_bytes
 from specexp.decoding.draft_length import NOMINAL, RelativeCosts
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import rng_for
@@ -23,6 +23,7 @@ from specexp.pair.loading import Pair, PromptCheck, hidden_sizes, identity, load
 from specexp.pair.stop_strings import StopStrings, TokenBytes, text_of
 from specexp.pair.tokenization import Text
 from specexp.profiling import call_costs
+from specexp.tasks.example import Message
 
 COST_CONTEXT = 64  # tokens after which calls are timed for drafts that adapt
 
@@ -43,13 +44,13 @@ class Output:
         return len(self.token_ids) / calls if calls else 0.0
 
 
-def encoded(prompt: str, text: Text, longest: int, context: int, role: Role) -> list[int]:
-    """Return the ids of a user's prompt, of which a token has at most `longest` bytes.
+def encoded(messages: Sequence[Message], text: Text, longest: int, context: int, role: Role) -> list[int]:
+    """Return the ids of a prompt, of which a token has at most `longest` bytes.
 
     Raises PromptError if it does not fit this model's context; one that is far too long is not even tokenized.
     """
-    check_bytes(prompt, most_bytes(context, longest))
-    ids = text.encode([{"role": "user", "content": prompt}])
+    check_bytes(messages, most_bytes(context, longest))
+    ids = text.encode(messages)
     output_limit(ids, 1, context, role)
     return ids
 
@@ -78,7 +79,7 @@ class LoadedPair:
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[Message],
         method: str = "speculative",
         *,
         gamma: int | str | None = None,
@@ -95,9 +96,10 @@ class LoadedPair:
     ) -> Output:
         """Decode one prompt with a method preset; settings left out are those given to `load`, else the experiment's.
 
-        `on_text` receives the text piece by piece, as rounds are committed. The same prompt, seed and `prompt_id` give
-        the same tokens; with gamma "auto" and a temperature above 0, those of this loaded pair (`draft_costs`). Raises
-        ConfigError with every fault of the settings, and PromptError for a prompt that does not
+        `prompt` is the user's text, or the messages of a conversation (`{"role": ..., "content": ...}`), the last of them
+        the user's. `on_text` receives the text piece by piece, as rounds are committed. The same prompt, seed and
+        `prompt_id` give the same tokens; with gamma "auto" and a temperature above 0, those of this loaded pair
+        (`draft_costs`). Raises ConfigError with every fault of the settings, and PromptError for a prompt that does not
         fit.
         """
         given = {
@@ -111,7 +113,11 @@ class LoadedPair:
         return self.decode(prompt, asked, prompt_id, on_text)
 
     def decode(
-        self, prompt: str, asked: Experiment, prompt_id: str = "", on_text: Callable[[str], object] | None = None
+        self,
+        prompt: str | Sequence[Message],
+        asked: Experiment,
+        prompt_id: str = "",
+        on_text: Callable[[str], object] | None = None,
     ) -> Output:
         """Decode one prompt with the first method of `asked`, an experiment with the same pair."""
         request = self.request(prompt, asked, prompt_id)
@@ -144,7 +150,7 @@ class LoadedPair:
 
     def request(
         self,
-        prompt: str,
+        prompt: str | Sequence[Message],
         asked: Experiment,
         prompt_id: str = "",
         on_tokens: Callable[[Sequence[int]], object] | None = None,
@@ -154,7 +160,7 @@ class LoadedPair:
 
         `text` is a copy of this pair's `text`, for use in another thread.
         """
-        prompt = checked_prompt(prompt)
+        messages = checked_messages(prompt)
         method = asked.methods[0]
         warp = asked.warp
         self.judge_of(method)
@@ -167,7 +173,7 @@ class LoadedPair:
         making = BuildContext(warp, self._known, self._pair.eos_ids, costs, self._pair.vocabulary)
         decoder = decoder_for(method, making)
         role = decoder.models[0]
-        ids = encoded(prompt, text or self._pair.text, self._longest, self._pair.models[role].context, role)
+        ids = encoded(messages, text or self._pair.text, self._longest, self._pair.models[role].context, role)
         rng = rng_for(asked.temperature, asked.seed, prompt_id)
         ending = Ending(asked.min_new_tokens, asked.ignore_eos, self.stop_of(asked))
         return Request(decoder, ids, asked.max_new_tokens, rng, on_tokens, prompt_id, ending=ending)

@@ -38,7 +38,9 @@ LATER = {
     "accept_window": 0, "distance": "",
 }  # fmt: skip
 # Likewise of experiments.
-LATER_OF_EXPERIMENT: dict[str, Any] = {"min_new_tokens": 0, "ignore_eos": False, "stop": ()}
+LATER_OF_EXPERIMENT: dict[str, Any] = {
+    "min_new_tokens": 0, "ignore_eos": False, "stop": (), "system": "", "shots_data": None,
+}  # fmt: skip
 PROPOSERS = ("suffix", "lookup", "draft")
 LATER_OF_MODELS = {"layers": "", "vocabulary": AUTO_VOCABULARY, **dict.fromkeys(HEADS, ""), MTP: False}
 SUFFIX_FACTOR, SUFFIX_MIN_PROBABILITY = 1.0, 0.1
@@ -135,6 +137,8 @@ class Experiment:
     min_new_tokens: int = 0
     ignore_eos: bool = False
     stop: tuple[str, ...] = ()  # stop strings
+    system: str = ""  # system prompt; "" is the chat template's own
+    shots_data: DataConfig | None = None  # rows of solved examples; None is the task's own examples
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from specexp.config.endings import ENDINGS
 from specexp.config.experiment import MAX_GAMMA
 from specexp.config.models import model_settings
 from specexp.config.parsers import (
@@ -31,7 +30,6 @@ from specexp.config.parsers import (
     real,
     reals,
     several,
-    shots,
     switch,
     temperature,
     temperatures,
@@ -40,6 +38,7 @@ from specexp.config.parsers import (
     toy_settings,
     whole,
 )
+from specexp.config.request_settings import ENDINGS, PRECEDING
 from specexp.config.rule_settings import RULE_SETTINGS
 from specexp.config.setting import Option, Setting, but
 from specexp.decoding.rules import MOST_TOP_K
@@ -101,10 +100,7 @@ SETTINGS: dict[str, Setting] = {
         data_settings, "Give the task's rows: a file, a folder, an address or a hub id.", otherwise="the task's own",
         more="A file is JSONL, CSV or Parquet ([below](#tasks-and-data)).", commands=but("generate"),
     ),
-    "shots": Setting(
-        shots, "Set how many solved examples precede a problem of gsm8k: 0 or 8.", "0",
-        commands=(*MINING, "certify", "train_drafter"),
-    ),
+    **PRECEDING,
     "history": Setting(
         one_of("history", HISTORIES),
         "Choose the answers that second turns follow: baseline (the same for every method) or own.", "baseline",

@@ -214,6 +214,6 @@ def _experiment(settings: Mapping[str, Any]) -> Experiment:
             "target": ModelConfig(**settings["target"]),
             "draft": ModelConfig(**settings["draft"]),
             "toy": ToyConfig(**settings["toy"]) if settings["toy"] else None,
-            "data": DataConfig(**settings["data"]) if settings["data"] else None,
+            **{key: DataConfig(**rows) if (rows := settings.get(key)) else None for key in ("data", "shots_data")},
         }
     )

@@ -12,7 +12,7 @@ import torch
 
 import specexp
 from specexp import config
-from specexp.config.endings import stops
+from specexp.config.request_settings import stops
 from specexp.errors import ConfigError
 from specexp.pair.detokenizer import Pieces
 from specexp.pair.stop_strings import StopStrings, TokenBytes, text_of
