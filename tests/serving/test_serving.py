@@ -339,6 +339,15 @@ def test_every_method_comes_back_from_its_reference(tmp_path: Path, pair: specex
     assert (actual.token_ids, actual.text) == (expected.token_ids, expected.text)
 
 
+def test_a_system_prompt_goes_with_the_decoder(tmp_path: Path, pair: specexp.LoadedPair) -> None:
+    asked = single.resolve("arith_quick", "speculative", {"system": "Add it up.", "gamma": "4"})
+    own = specexp.LoadedPair(asked)
+    make_decoder_spec(own, asked, 512).save(tmp_path)
+    (out,) = ServedDecoder(tmp_path).decode(PROMPTS[:1])
+    assert out.token_ids == own.decode(PROMPTS[0], asked).token_ids == pair.generate(f"Add it up.\n\n{PROMPTS[0]}").token_ids
+    assert out.token_ids != pair.generate(PROMPTS[0]).token_ids
+
+
 def test_a_judge_goes_with_the_decoder(workplace: Path) -> None:
     judge_for("arith_quick", features.mode("both")).save(workplace / "judge")
     asked = {"judge": str(workplace / "judge"), "gamma": "4"}

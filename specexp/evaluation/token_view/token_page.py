@@ -179,6 +179,8 @@ def _prompt(
         notes.append(f"its first {PROMPT_SIGNS:,} characters")
     if prompt["num_shots"]:
         notes.append(f"after {prompt['num_shots']} solved examples")
+    if prompt["num_exchanges"]:
+        notes.append(f"after {prompt['num_exchanges']} exchanges of its conversation")
     if prompt["turn"]:
         whose = "plain decoding's answers" if history == "baseline" else "each method's own answers"
         notes.append(f"after {whose} to earlier turns")
