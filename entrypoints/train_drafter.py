@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 GAMMAS = "4,6,8"  # draft lengths that are timed
 OF_EVALUATION = (
-    "pair", "target", "draft", "chat_template", "task", "data", "system", "shots", "shots_data", "max_new_tokens", "config",
+    "pair", "target", "draft", "chat_template", "task", "data", "system", "shots", "shots_data", "max_new_tokens",
+    "config",
 )  # fmt: skip
 NEXT_STEP = "Outputs and checkpoints stay. When the store answers, go on with --resume (-P resume=true)."
 SETTINGS = {

@@ -212,8 +212,8 @@ class DraftsBlocks(Protocol):
         self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int, banned: Sequence[frozenset[int]] = ()
     ) -> Drafted:
         """Draft `length` <= gamma tokens after those of `feed`, which it feeds; the first is sampled with the key
-        `position`. With `num_drafted`, only so many of them are meant. `banned` are the ids that may not be drafted, for
-        each token; all sets that are not empty are the same."""
+        `position`. With `num_drafted`, only so many of them are meant. `banned` are the ids that may not be drafted,
+        for each token; all sets that are not empty are the same."""
         ...
 
 

@@ -45,8 +45,8 @@ class Text(Protocol):
 class TokenizerText:
     """A transformers tokenizer. With `chat`, it formats messages with its chat template; else it just joins them.
 
-    `setting` is the `chat_template` setting, and `system` the template's system prompt without a system message. `given`
-    is the setting `system`: the system prompt of every conversation that has none of its own.
+    `setting` is the `chat_template` setting, and `system` the template's system prompt without a system message.
+    `given` is the setting `system`: the system prompt of every conversation that has none of its own.
     """
 
     tokenizer: Any

@@ -52,9 +52,7 @@ def conversation(row: Row) -> Conversation:
                 " system message may come first, and then user and assistant take turns."
             )
     texts = [text for _, text in said]
-    return Conversation(
-        system, tuple(zip(texts[::2], texts[1::2], strict=False)), texts[-1] if len(texts) % 2 else ""
-    )
+    return Conversation(system, tuple(zip(texts[::2], texts[1::2], strict=False)), texts[-1] if len(texts) % 2 else "")
 
 
 def _message(row: Row, number: int, given: Any) -> tuple[str, str]:

@@ -13,8 +13,8 @@ Message = dict[str, str]  # role: system, user or assistant; content
 class Example:
     """A conversation's user turns. `answer` is the gold answer to the last one, in the form that `extract` returns.
 
-    Before them come the `system` prompt of its own, if it has one, `shots`, which are solved examples (question, answer),
-    and `context`, the exchanges (question, answer) that the conversation began with.
+    Before them come the `system` prompt of its own, if it has one, `shots`, which are solved examples, and `context`,
+    the exchanges that the conversation began with: both are pairs (question, answer).
     """
 
     prompt_id: str

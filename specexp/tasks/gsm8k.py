@@ -85,10 +85,7 @@ class GSM8K:
         self._shots = shots
         self._rows: Rows = read(config)
         self._examples = shots.precede(
-            [
-                Example(f"gsm8k-{row.number}", (ask(text_of(row, "question")),), gold(row))
-                for row in self._rows.rows
-            ]
+            [Example(f"gsm8k-{row.number}", (ask(text_of(row, "question")),), gold(row)) for row in self._rows.rows]
         )
         self.notes = self._rows.unused(("question", "answer"))
 

@@ -74,5 +74,7 @@ def _example(row: Row) -> Example:
         return Example(name, (text_of(row, "prompt"),), gold)
     talk = conversations.conversation(row)
     if not talk.question:
-        raise TaskError(f"{row.where}: the last of 'messages' is the assistant's; end with the user's, which is answered.")
+        raise TaskError(
+            f"{row.where}: the last of 'messages' is the assistant's; end with the user's, which is answered."
+        )
     return Example(name, (talk.question,), gold, context=talk.exchanges, system=talk.system)

@@ -73,8 +73,8 @@ def _pairs(row: Row) -> list[tuple[str, str]]:
         said = conversations.conversation(row)
         if said.system or said.question:
             raise TaskError(
-                f"{row.where}: '{conversations.KEY}' of a solved example must be the user's and the assistant's in turn,"
-                " without a system message; set system for one."
+                f"{row.where}: '{conversations.KEY}' of a solved example must be the user's and the assistant's in"
+                " turn, without a system message; set system for one."
             )
         return list(said.exchanges)
     key = next((key for key in QUESTIONS if key in row.values), None)

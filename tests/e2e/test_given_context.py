@@ -1,4 +1,4 @@
-"""A system prompt, solved examples and a conversation's earlier messages in an evaluation, in mining and in `generate`."""
+"""A system prompt, solved examples and a conversation's earlier messages, in evaluations, mining and `generate`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def test_generate_takes_a_system_prompt(workplace: Path) -> None:
 
 
 def test_labels_are_mined_after_solved_examples(workplace: Path) -> None:
-    asked = config.resolve_mining("arith_quick", {"shots": "2", "limit": "2", "system": "Solve.", "max_new_tokens": "9"})
+    asked = config.resolve_mining(
+        "arith_quick", {"shots": "2", "limit": "2", "system": "Solve.", "max_new_tokens": "9"}
+    )
     prepared = collection.prepare(asked)
     assert [len(example.shots) for example in prepared.examples] == [2, 2]
     ids = prepared.pair.text.encode(prepared.examples[0].messages())

@@ -170,7 +170,9 @@ def test_a_template_that_takes_no_system_prompt_refuses_one(workplace: Path, tem
         f"error: system is given, but the chat template of './model' takes no system prompt ({why}); leave it out, or"
         " set chat_template to none."
     )
-    assert invoke(generate.command, QUESTION, *models, "--system", "Be brief.", "--chat-template", "none").exit_code == 0
+    assert (
+        invoke(generate.command, QUESTION, *models, "--system", "Be brief.", "--chat-template", "none").exit_code == 0
+    )
 
 
 def test_solved_examples_are_turns_of_the_conversation(tmp_path: Path, chat_folder: Path) -> None:

@@ -118,7 +118,9 @@ def serve(model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return ask
 
 
-@pytest.mark.parametrize("params", [{}, {"stop": ["is", "no such"]}, {"max_new_tokens": 40, "ignore_eos": True}], ids=str)
+@pytest.mark.parametrize(
+    "params", [{}, {"stop": ["is", "no such"]}, {"max_new_tokens": 40, "ignore_eos": True}], ids=str
+)
 def test_a_stream_is_the_answer_in_pieces(model: Any, pair: specexp.LoadedPair, params: dict[str, Any]) -> None:
     expected = row(pair.generate(PROMPTS[0], **params))
     *pieces, last = model.predict_stream({"prompt": PROMPTS[0]}, params=params)
@@ -143,7 +145,12 @@ def test_stop_strings_of_a_request_take_the_place_of_the_logged_ones(tmp_path: P
     asked = single.resolve("arith_quick", "speculative", {"stop": "is"})
     make_decoder_spec(pair, asked, 512).save(tmp_path)
     decoder = ServedDecoder(tmp_path)
-    for params, stop in ((None, ["is"]), ({"stop": ["gives"]}, ["gives"]), ({"stop": []}, None), ({"stop": None}, ["is"])):
+    for params, stop in (
+        (None, ["is"]),
+        ({"stop": ["gives"]}, ["gives"]),
+        ({"stop": []}, None),
+        ({"stop": None}, ["is"]),
+    ):
         (out,) = decoder.decode(PROMPTS[:1], params)
         assert out.text == pair.generate(PROMPTS[0], stop=stop).text, params
 
@@ -344,7 +351,11 @@ def test_a_system_prompt_goes_with_the_decoder(tmp_path: Path, pair: specexp.Loa
     own = specexp.LoadedPair(asked)
     make_decoder_spec(own, asked, 512).save(tmp_path)
     (out,) = ServedDecoder(tmp_path).decode(PROMPTS[:1])
-    assert out.token_ids == own.decode(PROMPTS[0], asked).token_ids == pair.generate(f"Add it up.\n\n{PROMPTS[0]}").token_ids
+    assert (
+        out.token_ids
+        == own.decode(PROMPTS[0], asked).token_ids
+        == pair.generate(f"Add it up.\n\n{PROMPTS[0]}").token_ids
+    )
     assert out.token_ids != pair.generate(PROMPTS[0]).token_ids
 
 

@@ -87,7 +87,9 @@ def test_solved_examples_of_a_file_precede_every_prompt(tmp_path: Path) -> None:
     shots = written(tmp_path, {"question": "1 + 0?", "answer": "It is 1."}, talk, rows[3], name="shots.jsonl")
     chosen = task("prompts", written(tmp_path, *rows), 3, shots_data=shots)
     examples = chosen.examples(9)
-    assert [each.turns[0] for each in examples] == ["0 + 1?", "1 + 1?", "2 + 1?", "4 + 1?"], "what is shown is not asked"
+    assert [each.turns[0] for each in examples] == ["0 + 1?", "1 + 1?", "2 + 1?", "4 + 1?"], (
+        "what is shown is not asked"
+    )
     before = [("1 + 0?", "It is 1."), ("2 + 3?", "5"), ("And 4 more?", "9"), ("3 + 1?", "4")]
     assert [m["content"] for m in examples[0].messages()] == [text for pair in before for text in pair] + ["0 + 1?"]
     assert chosen.examples(2) == examples[:2]
@@ -160,7 +162,8 @@ def test_too_few_rows_and_nothing_left_to_ask(tmp_path: Path) -> None:
         ),
         (
             {"task": "gsm8k", "shots": "5"},
-            "shots is 5, but gsm8k has 8 solved examples of its own; set it to 8, or set shots_data, as to split=train.",
+            "shots is 5, but gsm8k has 8 solved examples of its own; set it to 8, or set shots_data, as to"
+            " split=train.",
         ),
         (
             {"task": "prompts", "data": "a.jsonl", "shots_data": "b.jsonl"},
