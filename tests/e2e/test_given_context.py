@@ -15,7 +15,10 @@ from specexp.errors import PromptError
 from specexp.judge import collection
 from specexp.pair.tokenization import joined
 
-HOW = ("--experiment", "toy_quick", "--task", "prompts", "--methods", "baseline,speculative", "--show", "0")
+HOW = (
+    "--experiment", "toy_quick", "--task", "prompts", "--methods", "baseline,speculative", "--gamma", "4",
+    "--show", "0",
+)  # fmt: skip
 SYSTEM = "Be brief."
 SOLVED = [("1 + 1?", "2"), ("3 + 1?", "4")]
 TALK = [("user", "2 + 3?"), ("assistant", "5"), ("user", "And 4 more?")]
@@ -48,7 +51,7 @@ def test_the_models_read_what_is_written_before_a_prompt(workplace: Path) -> Non
 
 
 def test_generate_takes_a_system_prompt(workplace: Path) -> None:
-    how = ("--experiment", "toy_quick", "--max-new-tokens", "9", "--json")
+    how = ("--experiment", "toy_quick", "--gamma", "4", "--max-new-tokens", "9", "--json")
     given = run("generate", "hello", *how, "--system", SYSTEM)
     whole = run("generate", joined(messages(("system", SYSTEM), ("user", "hello"))), *how)
     assert json.loads(given.stdout)["token_ids"] == json.loads(whole.stdout)["token_ids"]
