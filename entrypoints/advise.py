@@ -19,6 +19,7 @@ from specexp.command_line import (
     settings_options,
     tags_of,
 )
+from specexp.config import request_settings
 from specexp.config.schema import help_texts, option_names
 from specexp.draft_faults import head_faults
 from specexp.errors import ConfigError
@@ -106,6 +107,8 @@ def resolve(experiment: str, flags: Mapping[str, str]) -> tuple[config.Experimen
     left_out = {name for name, kept in (("tree_budget", with_trees), ("draft", with_draft)) if not kept}
     asked = {key: value for key, value in flags.items() if key not in left_out}
     resolved = config.resolve(experiment, asked, DEFAULTS)
+    if faults := request_settings.refused(resolved, "advise predicts the speed of whole outputs"):
+        raise ConfigError(faults)
     if not any(flags.get(name) for name in ("config", "methods", "gamma")):
         resolved = with_variants(resolved)
     return resolved, with_trees, with_draft

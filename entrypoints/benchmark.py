@@ -21,6 +21,7 @@ from specexp.command_line import (
     settings_options,
     tags_of,
 )
+from specexp.config import request_settings
 from specexp.config.schema import help_texts, option_names
 from specexp.errors import ConfigError
 from specexp.pair import first_look
@@ -55,6 +56,8 @@ def benchmark(
     resolved = config.resolve(experiment, flags, QUICK if quick else FULL, FIXED)
     if any(method.auto_gamma for method in resolved.methods):
         raise ConfigError("gamma is auto, but a benchmark compares fixed lengths with transformers'; give numbers.")
+    if faults := request_settings.refused(resolved, "a benchmark times whole outputs"):
+        raise ConfigError(faults)
     if resolved.toy is not None:
         raise ConfigError(f"pair '{resolved.pair}' has no Transformers models; name a pair that has.")
     path = output_path(output, "benchmark", resolved.hash, resume)

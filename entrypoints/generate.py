@@ -33,11 +33,11 @@ def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mappi
     from specexp.api import LoadedPair, encoded
     from specexp.methods import main_role, roles_of
 
-    role = main_role(asked.methods[0])
+    role, messages = main_role(asked.methods[0]), single.checked_messages(prompt)
     pair = LoadedPair(
         asked,
         roles=roles_of(asked.methods[0]),
-        check=lambda text, contexts: encoded(prompt, text, text.longest(), contexts[role], role),
+        check=lambda text, contexts: encoded(messages, text, text.longest(), contexts[role], role),
     )
     pair.judge_of(asked.methods[0])
     print_notes(pair.notes)

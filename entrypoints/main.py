@@ -26,7 +26,9 @@ OF_LABELS = (
     "chat_template",
     "task",
     "data",
+    "system",
     "shots",
+    "shots_data",
     "answer_rule",
     "answer_pattern",
     "max_new_tokens",
@@ -81,7 +83,8 @@ def _check(show: str, resolved: config.Experiment) -> None:
 
     shown = ShownPrompts.parse(show)
     if shown.number is None:
-        shown.check(task(resolved.task, resolved.data, resolved.shots).examples(resolved.limit))
+        chosen = task(resolved.task, resolved.data, resolved.shots, shots_data=resolved.shots_data)
+        shown.check(chosen.examples(resolved.limit))
 
 
 @click.command("main", help=__doc__)

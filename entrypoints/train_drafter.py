@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from specexp.tracking.registered import Promotion
 
 GAMMAS = "4,6,8"  # draft lengths that are timed
-OF_EVALUATION = ("pair", "target", "draft", "chat_template", "task", "data", "shots", "max_new_tokens", "config")
+OF_EVALUATION = (
+    "pair", "target", "draft", "chat_template", "task", "data", "system", "shots", "shots_data", "max_new_tokens",
+    "config",
+)  # fmt: skip
 NEXT_STEP = "Outputs and checkpoints stay. When the store answers, go on with --resume (-P resume=true)."
 SETTINGS = {
     **help_texts(("pair", "target", "draft", "chat_template")),
     "task": f"Choose where training prompts come from: {', '.join(config.TRAINABLE)}.",
-    **help_texts(("data", "shots")),
+    **help_texts(("data", "system", "shots", "shots_data")),
     "max_new_tokens": "Set the most tokens of an output that the head is trained on.",
     "limit": f"Set how many prompts the target decodes for the training. Default: {config.DRAFTER_PROMPTS}.",
     "seed": "Set the seed of the sampled outputs, of the first weights and of the batches.",

@@ -8,20 +8,22 @@ from typing import Any
 
 from specexp import config
 from specexp.config import Experiment, MethodConfig
-from specexp.config.single import check_bytes, checked_prompt, most_bytes
+from specexp.config.single import check_bytes, checked_messages, most_bytes
 from specexp.decoding.draft_length import NOMINAL, RelativeCosts
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import rng_for
 from specexp.draft_faults import head_faults, vocabulary_faults
-from specexp.engine import Engine, Generation, Request, output_limit
+from specexp.engine import Ending, Engine, Generation, Request, output_limit
 from specexp.errors import ConfigError
 from specexp.judge.judge import Judge
 from specexp.method_specs import takers
 from specexp.methods import BuildContext, decoder_for
 from specexp.pair.detokenizer import Pieces
 from specexp.pair.loading import Pair, PromptCheck, hidden_sizes, identity, load_pair
+from specexp.pair.stop_strings import StopStrings, TokenBytes, text_of
 from specexp.pair.tokenization import Text
 from specexp.profiling import call_costs
+from specexp.tasks.example import Message
 
 COST_CONTEXT = 64  # tokens after which calls are timed for drafts that adapt
 
@@ -32,7 +34,7 @@ class Output:
 
     text: str
     token_ids: list[int]
-    finish_reason: str  # stop, length or context
+    finish_reason: str  # stop, stop_string, length or context
     counts: dict[str, Any]
 
     @property
@@ -42,13 +44,13 @@ class Output:
         return len(self.token_ids) / calls if calls else 0.0
 
 
-def encoded(prompt: str, text: Text, longest: int, context: int, role: Role) -> list[int]:
-    """Return the ids of a user's prompt, of which a token has at most `longest` bytes.
+def encoded(messages: Sequence[Message], text: Text, longest: int, context: int, role: Role) -> list[int]:
+    """Return the ids of a prompt, of which a token has at most `longest` bytes.
 
     Raises PromptError if it does not fit this model's context; one that is far too long is not even tokenized.
     """
-    check_bytes(prompt, most_bytes(context, longest))
-    ids = text.encode([{"role": "user", "content": prompt}])
+    check_bytes(messages, most_bytes(context, longest))
+    ids = text.encode(messages)
     output_limit(ids, 1, context, role)
     return ids
 
@@ -72,10 +74,12 @@ class LoadedPair:
         self._engine = self.engine()
         self._longest = self._pair.text.longest()
         self._draft_costs = draft_costs
+        self.spelled_by = self._pair.text  # spells tokens for stop strings
+        self._spell: TokenBytes | None = None
 
     def generate(
         self,
-        prompt: str,
+        prompt: str | Sequence[Message],
         method: str = "speculative",
         *,
         gamma: int | str | None = None,
@@ -83,20 +87,25 @@ class LoadedPair:
         top_k: int | None = None,
         top_p: float | None = None,
         max_new_tokens: int | None = None,
+        min_new_tokens: int | None = None,
+        ignore_eos: bool | None = None,
+        stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         prompt_id: str = "",
         on_text: Callable[[str], object] | None = None,
     ) -> Output:
         """Decode one prompt with a method preset; settings left out are those given to `load`, else the experiment's.
 
-        `on_text` receives the text piece by piece, as rounds are committed. The same prompt, seed and `prompt_id` give
-        the same tokens; with gamma "auto" and a temperature above 0, those of this loaded pair (`draft_costs`). Raises
-        ConfigError with every fault of the settings, and PromptError for a prompt that does not
+        `prompt` is the user's text, or the messages of a conversation (`{"role": ..., "content": ...}`), the last of
+        which is the user's. `on_text` receives the text piece by piece, as rounds are committed. The same prompt, seed
+        and `prompt_id` give the same tokens; with gamma "auto" and a temperature above 0, those of this loaded pair
+        (`draft_costs`). Raises ConfigError with every fault of the settings, and PromptError for a prompt that does not
         fit.
         """
         given = {
             "methods": method, "gamma": gamma, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-            "max_new_tokens": max_new_tokens, "seed": seed,
+            "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "ignore_eos": ignore_eos, "stop": stop,
+            "seed": seed,
         }  # fmt: skip
         asked = config.adjusted(self.experiment, given, self._settings)
         if len(asked.methods) != 1:
@@ -104,17 +113,36 @@ class LoadedPair:
         return self.decode(prompt, asked, prompt_id, on_text)
 
     def decode(
-        self, prompt: str, asked: Experiment, prompt_id: str = "", on_text: Callable[[str], object] | None = None
+        self,
+        prompt: str | Sequence[Message],
+        asked: Experiment,
+        prompt_id: str = "",
+        on_text: Callable[[str], object] | None = None,
     ) -> Output:
         """Decode one prompt with the first method of `asked`, an experiment with the same pair."""
-        pieces = Pieces(self._pair.text, self._pair.eos_ids, on_text) if on_text else None
-        request = self.request(prompt, asked, prompt_id, pieces.add if pieces else None)
+        request = self.request(prompt, asked, prompt_id)
+        pieces = self.pieces(request, asked, on_text) if on_text else None
         out = self._engine.generate(
-            request.decoder, request.prompt_ids, request.max_new_tokens, request.rng, request.on_tokens, request.name
-        )
+            request.decoder, request.prompt_ids, request.max_new_tokens, request.rng, pieces.add if pieces else None,
+            request.name, request.ending,
+        )  # fmt: skip
         if pieces:
             pieces.close()
-        return self.output(out)
+        return self.output(out, request, asked)
+
+    def pieces(
+        self, request: Request, asked: Experiment, on_text: Callable[[str], object], text: Text | None = None
+    ) -> Pieces:
+        """Return what turns the tokens of a request into pieces of text, up to a stop string."""
+        stop, ends = self.stop_of(asked), () if asked.ignore_eos else self._pair.eos_ids
+        return Pieces(text or self._pair.text, ends, on_text, stop.begin(request.prompt_ids) if stop else None)
+
+    def stop_of(self, asked: Experiment) -> StopStrings | None:
+        """Return the stop strings of these settings, if there are any."""
+        if not asked.stop:
+            return None
+        self._spell = self._spell or TokenBytes(self.spelled_by)
+        return StopStrings(asked.stop, self._spell)
 
     def engine(self, max_batch_size: int = 1) -> Engine:
         """Return another engine on these models, for `max_batch_size` requests at a time."""
@@ -122,7 +150,7 @@ class LoadedPair:
 
     def request(
         self,
-        prompt: str,
+        prompt: str | Sequence[Message],
         asked: Experiment,
         prompt_id: str = "",
         on_tokens: Callable[[Sequence[int]], object] | None = None,
@@ -132,7 +160,7 @@ class LoadedPair:
 
         `text` is a copy of this pair's `text`, for use in another thread.
         """
-        prompt = checked_prompt(prompt)
+        messages = checked_messages(prompt)
         method = asked.methods[0]
         warp = asked.warp
         self.judge_of(method)
@@ -145,9 +173,10 @@ class LoadedPair:
         making = BuildContext(warp, self._known, self._pair.eos_ids, costs, self._pair.vocabulary)
         decoder = decoder_for(method, making)
         role = decoder.models[0]
-        ids = encoded(prompt, text or self._pair.text, self._longest, self._pair.models[role].context, role)
+        ids = encoded(messages, text or self._pair.text, self._longest, self._pair.models[role].context, role)
         rng = rng_for(asked.temperature, asked.seed, prompt_id)
-        return Request(decoder, ids, asked.max_new_tokens, rng, on_tokens, prompt_id)
+        ending = Ending(asked.min_new_tokens, asked.ignore_eos, self.stop_of(asked))
+        return Request(decoder, ids, asked.max_new_tokens, rng, on_tokens, prompt_id, ending=ending)
 
     def most_bytes(self, role: Role) -> int:
         """Return the most bytes of a prompt that is encoded at all: a longer one cannot fit this model's context."""
@@ -158,11 +187,11 @@ class LoadedPair:
         """The tokenization: converts texts to ids and back."""
         return self._pair.text
 
-    def output(self, out: Generation, text: Text | None = None) -> Output:
+    def output(self, out: Generation, request: Request, asked: Experiment, text: Text | None = None) -> Output:
         """Convert an engine's result to an output with text."""
         counts = asdict(out)
         tokens, reason = counts.pop("token_ids"), counts.pop("finish_reason")
-        read = (text or self._pair.text).decode(tokens[:-1] if reason == "stop" else tokens)
+        read = text_of(text or self._pair.text, tokens, reason, self.stop_of(asked), request.prompt_ids)
         return Output(read, tokens, reason, counts)
 
     @property

@@ -25,9 +25,11 @@ from entrypoints.__main__ import COMMANDS, Entrypoints
 
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATE = [
-    "experiment", "pair", "target", "draft", "toy", "chat_template", "task", "data", "shots", "history", "answer_rule",
+    "experiment", "pair", "target", "draft", "toy", "chat_template", "task", "data", "system", "shots",
+    "shots_data", "history", "answer_rule",
     "answer_pattern", "methods", "gamma", "tree_budget",
-    "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "repeats", "batch", "judge", "threshold",
+    "temperature", "top_k", "top_p", "max_new_tokens", "min_new_tokens", "ignore_eos", "stop", "limit", "seed",
+    "repeats", "batch", "judge", "threshold",
     "accept_k", "accept_margin", "accept_epsilon", "accept_entropy", "accept_distance", "rule", "config", "output",
     "resume", "show",
 ]  # fmt: skip
@@ -39,7 +41,7 @@ BENCHMARK = [
 
 CERTIFY = [
     "experiment", "method", "pair", "target", "draft", "toy", "chat_template",
-    "task", "data", "shots", "gamma", "tree_budget",
+    "task", "data", "system", "shots", "shots_data", "gamma", "tree_budget",
     "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "batch", "judge", "threshold", "accept_k",
     "accept_margin", "accept_epsilon", "accept_entropy", "accept_distance", "rule", "samples", "config", "output",
     "resume",

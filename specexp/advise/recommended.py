@@ -48,6 +48,10 @@ def _settings(advice: Advice) -> dict[str, Any]:
         result["data"] = {key: value for key, value in asdict(experiment.data).items() if value}
     if experiment.shots:
         result["shots"] = experiment.shots
+    if experiment.shots_data is not None:
+        result["shots_data"] = {key: value for key, value in asdict(experiment.shots_data).items() if value}
+    if experiment.system:
+        result["system"] = experiment.system
     if experiment.history != "baseline":
         result["history"] = experiment.history
     if experiment.answer_rule != "auto":

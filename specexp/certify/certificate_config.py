@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from specexp import config
-from specexp.config import Experiment, MethodConfig
+from specexp.config import Experiment, MethodConfig, request_settings
 from specexp.errors import ConfigError
 
 SAMPLES = 1000  # at each place, unless given
@@ -58,6 +58,7 @@ def resolve(experiment: str, method: str, samples: str, flags: Mapping[str, Any]
         )
     if any(result.suffix_memory == "run" for result in resolved.methods):
         faults.append("suffix_memory is run, but a certificate decodes each prompt by itself; leave it out.")
+    faults += request_settings.refused(resolved, "a certificate is for the target's own distribution")
     if samples and resolved.temperature == 0:
         faults.append(f"samples is {samples}, but temperature is 0: nothing is sampled; leave it out.")
     if faults:

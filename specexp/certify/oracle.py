@@ -18,14 +18,16 @@ from array_api_compat import array_namespace
 
 from specexp.decoding.protocol import Role, Round, Steps
 from specexp.decoding.rng import ACCEPT, RESIDUAL, TARGET, Array, Rng
-from specexp.engine import Decoder, Engine
+from specexp.engine import Decoder, Ending, Engine
+from specexp.engine.ending import PLAIN
 
 Distribution = dict[tuple[int, ...], float]
 
 
 def output_distribution(
-    make_engine: Callable[[], Engine], decoder: Decoder, prompt: Sequence[int], max_new_tokens: int
-) -> Distribution:
+    make_engine: Callable[[], Engine], decoder: Decoder, prompt: Sequence[int], max_new_tokens: int,
+    ending: Ending = PLAIN,
+) -> Distribution:  # fmt: skip
     """Probability of every output (token ids, EOS included) of `decoder` on `prompt`."""
     outputs: Distribution = defaultdict(float)
     frontier: dict[object, tuple[float, list[int]]] = {"start": (1.0, [])}
@@ -35,7 +37,7 @@ def output_distribution(
         assert rounds <= max_new_tokens, "a decoder must commit at least one token a round"
         reached: dict[object, tuple[float, list[int]]] = {}
         for mass, script in frontier.values():
-            for leaf in _rounds(make_engine, decoder, prompt, max_new_tokens, script, rounds):
+            for leaf in _rounds(make_engine, decoder, prompt, max_new_tokens, script, rounds, ending):
                 if leaf.finished:
                     outputs[leaf.tokens] += mass * leaf.prob
                 else:
@@ -63,6 +65,7 @@ def _rounds(
     limit: int,
     script: list[int],
     rounds: int,
+    ending: Ending,
 ) -> Iterator[_Leaf]:
     """Every path through round number `rounds`; the earlier rounds follow `script`."""
     todo = [list(script)]
@@ -70,7 +73,7 @@ def _rounds(
         rng = _ScriptedRng(todo.pop())
         watched = _Watched(decoder, rng, rounds)
         engine = make_engine()
-        out = engine.generate(watched, prompt, limit, rng)
+        out = engine.generate(watched, prompt, limit, rng, ending=ending)
         prob = 1.0
         for made in rng.made[len(script) :]:
             prob *= made.probs[made.chosen]

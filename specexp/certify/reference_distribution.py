@@ -39,9 +39,11 @@ def logits_behind(model: Model, ids: Sequence[int], rows: int) -> Array:
 
 
 def sequence_distribution(
-    model: Model, prompt: Sequence[int], length: int, eos: int | None, **sampling: Any
+    model: Model, prompt: Sequence[int], length: int, eos: int | None, min_new_tokens: int = 0, **sampling: Any
 ) -> dict[tuple[int, ...], float]:
     """Probability of every output of `model` on `prompt`: up to `length` tokens, or to the EOS. For small vocabularies.
+
+    The EOS has no probability before `min_new_tokens`.
 
     `sampling` are the arguments of `warp`.
     """
@@ -52,6 +54,8 @@ def sequence_distribution(
         if output in result:
             continue
         rows = logits_behind(model, [*prompt, *output[:-1]], len(output))
+        if eos is not None:
+            rows[:min_new_tokens, eos] = -np.inf
         prob = 1.0
         for row, token in zip(rows, output, strict=True):
             prob *= float(warp(row, **sampling)[token])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -107,7 +108,7 @@ def examine(
     worst, where, outputs = 0.0, "", 0
     ran = tuple(str(size) for size in sizes(method))
     for size, seed in _runs(method, warp):
-        sampling = {"temperature": small.temperature, "top_k": small.top_k, "top_p": small.top_p}
+        sampling: dict[str, Any] = {"temperature": small.temperature, "top_k": small.top_k, "top_p": small.top_p}
         models = _toy_pair(size.vocab, seed)
         judges = {} if judge is None else {method.judge: toy_judge(judge, method.threshold, seed)}
         decoder = decoder_for(size.method, BuildContext(small, judges, (EOS,), vocabulary=vocabulary))

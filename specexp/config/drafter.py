@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from specexp.config import request_settings
 from specexp.config.experiment import Experiment, settings_hash
 from specexp.config.parsers import MOST_TOGETHER, TASK_SOURCES, whole
 from specexp.config.resolver import resolve
@@ -41,7 +42,8 @@ class DrafterConfig:
         kept = (
             "name", "task", "pair", "target", "draft", "toy", "data", "shots", "limit", "max_new_tokens", "seed",
         )  # fmt: skip
-        result = {key: value for key, value in self.experiment.as_dict().items() if key in kept}
+        later = ("system", "shots_data")  # where they are given
+        result = {k: v for k, v in self.experiment.as_dict().items() if k in kept or (v and k in later)}
         own = {name: getattr(self, name) for name in OWN}
         return {**result, **own, "layers": list(self.layers)}
 
@@ -93,6 +95,7 @@ def resolve_drafter(name: str, flags: Mapping[str, Any]) -> DrafterConfig:
         )
     if experiment.limit < FEWEST_PROMPTS:
         faults.append(f"limit is {experiment.limit}; a drafter needs at least {FEWEST_PROMPTS} prompts: raise it.")
+    faults += request_settings.refused(experiment, "a drafter learns from outputs that end by themselves")
     if faults:
         raise ConfigError(faults)
     source, data = TASK_SOURCES[experiment.task], experiment.data

@@ -37,6 +37,10 @@ LATER = {
     **dict.fromkeys(("accept_margin", "accept_epsilon", "accept_delta", "accept_entropy", "accept_distance")),
     "accept_window": 0, "distance": "",
 }  # fmt: skip
+# Likewise of experiments.
+LATER_OF_EXPERIMENT: dict[str, Any] = {
+    "min_new_tokens": 0, "ignore_eos": False, "stop": (), "system": "", "shots_data": None,
+}  # fmt: skip
 PROPOSERS = ("suffix", "lookup", "draft")
 LATER_OF_MODELS = {"layers": "", "vocabulary": AUTO_VOCABULARY, **dict.fromkeys(HEADS, ""), MTP: False}
 SUFFIX_FACTOR, SUFFIX_MIN_PROBABILITY = 1.0, 0.1
@@ -130,6 +134,11 @@ class Experiment:
     seed: int = 0
     repeats: int = 1
     batch: int = 1  # prompts decoded together
+    min_new_tokens: int = 0
+    ignore_eos: bool = False
+    stop: tuple[str, ...] = ()  # stop strings
+    system: str = ""  # system prompt; "" is the chat template's own
+    shots_data: DataConfig | None = None  # rows of solved examples; None is the task's own examples
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -154,10 +163,14 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
     """Twelve hex digits that identify an experiment's settings, given as in JSON.
 
     A chat template of `auto` counts as `none` if the task uses no template; the draft's also does if the target's is
-    not `auto`. So these settings keep the hashes they had when `none` was the default. Likewise for settings of methods
-    and models that came later: a default does not count.
+    not `auto`. So these settings keep the hashes they had when `none` was the default. Likewise for settings of
+    methods, models and experiments that came later: a default does not count.
     """
-    canonical = dict(settings)
+    canonical = {
+        key: value
+        for key, value in settings.items()
+        if key not in LATER_OF_EXPERIMENT or (value and value != LATER_OF_EXPERIMENT[key])
+    }
     if "methods" in settings:  # labels have none
         canonical["methods"] = [
             {key: value for key, value in method.items() if key not in LATER or value != LATER[key]}

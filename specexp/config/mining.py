@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from specexp.config import request_settings
 from specexp.config.experiment import (
     Experiment,
     settings_hash,
@@ -42,7 +43,8 @@ class MiningConfig:
             "name", "task", "pair", "target", "draft", "toy", "data", "shots", "answer_rule", "answer_pattern", "limit",
             "max_new_tokens",
         )  # fmt: skip
-        result = {key: value for key, value in experiment.as_dict().items() if key in kept}
+        later = ("system", "shots_data")  # where they are given
+        result = {k: v for k, v in experiment.as_dict().items() if k in kept or (v and k in later)}
         return {**result, "dtype": self.dtype, "skip": self.skip}
 
     @property
@@ -74,6 +76,7 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
             f"labels are mined with a draft that is a model by itself, but {experiment.draft.shown} is a head, which"
             " reads the target's hidden states; name another draft."
         )
+    faults += request_settings.refused(experiment, "labels are mined on outputs that end by themselves")
     if faults:
         raise ConfigError(faults)
     source = TASK_SOURCES[experiment.task]

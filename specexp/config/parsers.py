@@ -17,7 +17,6 @@ from specexp.decoding.rules import is_greedy
 from specexp.errors import shown, unknown
 from specexp.lm.configs.layer_ranges import HOW, layer_indices
 from specexp.tasks.answers import check_pattern
-from specexp.tasks.gsm8k import SHOTS
 from specexp.tasks.source import DataConfig
 
 MOST = (1 << 63) - 1  # largest whole number: what arrays and databases hold
@@ -214,6 +213,12 @@ def switch(value: Any) -> bool:
     return value
 
 
+def flag(value: Any) -> bool:
+    """A switch that commands take, too: flags are text."""
+    known = {"true": True, "false": False}
+    return switch(known.get(value.lower(), value) if isinstance(value, str) else value)
+
+
 def mapping(kind: str, value: Mapping[str, Any], parsers: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
     """A mapping's values, parsed; ValueError lists everything wrong with them."""
     faults, result = [], {}
@@ -272,10 +277,3 @@ def temperatures(value: Any) -> tuple[float | None, ...]:
     if not result or len(set(result)) < len(result):
         raise ValueError("it must have at least one temperature, and list each only once.")
     return result
-
-
-def shots(value: Any) -> int:
-    number = whole(0, "that is 0 or 8")(value)
-    if number not in SHOTS:
-        raise ValueError("it must be 0 or 8.")
-    return number

@@ -7,10 +7,11 @@ transformers or mlflow.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from specexp import reading
+from specexp.config import request_settings
 from specexp.config.experiment import (
     ROLES,
     Experiment,
@@ -28,7 +29,7 @@ from specexp.method_specs import OF_PROPOSERS, settings_of, spec, takers
 from specexp.tasks.defaults import DEFAULTS
 
 # Settings of a preset that apply to its own task only.
-OF_TASK = ("data", "shots", "history", "answer_rule", "answer_pattern", "limit", "max_new_tokens")
+OF_TASK = ("data", "shots", "shots_data", "history", "answer_rule", "answer_pattern", "limit", "max_new_tokens")
 
 
 def resolve(
@@ -79,6 +80,7 @@ def adjusted(experiment: Experiment, settings: Mapping[str, Any], under: Mapping
     if "methods" in values:
         values["methods"] = tuple(reader._methods(values["methods"], values))
     reader.check(values.get("methods", experiment.methods), values.get("temperature", experiment.temperature))
+    faults += request_settings.faults({**asdict(experiment), **values})
     values = {key: value for key, value in values.items() if key not in takers()}
     if faults:
         raise ConfigError(faults)
@@ -154,6 +156,7 @@ class _Reader:
             methods = [method for method in methods if not head_faults([method], head)]
         self.check(methods, values.get("temperature"))
         self.faults += draft_faults(methods, models["draft"]) if "draft" in models else []
+        self.faults += request_settings.faults(values)
         self._task(values, [method.method for method in methods])
         if self.faults:
             return None
@@ -206,8 +209,7 @@ class _Reader:
             self.faults.append(f"task '{name}' reads its prompts from a file; set data to that file.")
         elif source is not None:
             values.setdefault("data", source)
-        if values.get("shots") and name != "gsm8k":
-            self.faults.append(f"shots is {values['shots']}, but task '{name}' has no solved examples; leave it out.")
+        self.faults += request_settings.take_shots(name, values)
         self._answers(values, name)
         if values.get("history", "baseline") != "baseline" and name not in SEVERAL_TURNS:
             self.faults.append(f"history is given, but task '{name}' has one turn only; leave it out.")

@@ -30,7 +30,6 @@ from specexp.config.parsers import (
     real,
     reals,
     several,
-    shots,
     switch,
     temperature,
     temperatures,
@@ -39,6 +38,7 @@ from specexp.config.parsers import (
     toy_settings,
     whole,
 )
+from specexp.config.request_settings import ENDINGS, PRECEDING
 from specexp.config.rule_settings import RULE_SETTINGS
 from specexp.config.setting import Option, Setting, but
 from specexp.decoding.rules import MOST_TOP_K
@@ -100,10 +100,7 @@ SETTINGS: dict[str, Setting] = {
         data_settings, "Give the task's rows: a file, a folder, an address or a hub id.", otherwise="the task's own",
         more="A file is JSONL, CSV or Parquet ([below](#tasks-and-data)).", commands=but("generate"),
     ),
-    "shots": Setting(
-        shots, "Set how many solved examples precede a problem of gsm8k: 0 or 8.", "0",
-        commands=(*MINING, "certify", "train_drafter"),
-    ),
+    **PRECEDING,
     "history": Setting(
         one_of("history", HISTORIES),
         "Choose the answers that second turns follow: baseline (the same for every method) or own.", "baseline",
@@ -151,6 +148,7 @@ SETTINGS: dict[str, Setting] = {
         more="Fewer are emitted where the context ends: `finish_reason` is then `context`. The tasks' defaults are "
         + ", ".join(f"`{task}` {its.max_new_tokens}" for task, its in DEFAULTS.items()) + ".",
     ),
+    **ENDINGS,
     "limit": Setting(
         whole(1, ">= 1"), "Set how many prompts are decoded.", otherwise=OF_TASK,
         more="They are the first ones, or for a task with categories (`mtbench`, `spec_bench`) a stratified sample with"

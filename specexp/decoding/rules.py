@@ -8,6 +8,7 @@ Shapes: G drafted tokens, V vocabulary, R rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -256,3 +257,17 @@ def one_hot(tokens: Array, like: Array) -> Array:
 
 def _zero(xp: Any, like: Array) -> Array:
     return xp.zeros(1, dtype=like.dtype, device=device(like))
+
+
+def without(logits: Array, banned: Sequence[frozenset[int]]) -> Array:
+    """logits[R, V], where those of ids that are banned in a row are -inf. The sets that are not empty are the same."""
+    ids = frozenset[int]().union(*banned)
+    if not ids:
+        return logits
+    xp, where = array_namespace(logits), device(logits)
+    columns = xp.arange(logits.shape[-1], device=where)
+    is_banned = columns < 0
+    for each in sorted(ids):
+        is_banned = is_banned | (columns == each)
+    rows = xp.asarray([bool(each) for each in banned], device=where)
+    return xp.where(rows[:, None] & is_banned[None, :], xp.full_like(logits, float("-inf")), logits)

@@ -81,7 +81,7 @@ class PreparedDrafter:
 def prepare(config: DrafterConfig) -> PreparedDrafter:
     """Load the models and the task, and check that every prompt fits the context. Writes nothing."""
     experiment = config.experiment
-    chosen = task(experiment.task, experiment.data, experiment.shots, "train")
+    chosen = task(experiment.task, experiment.data, experiment.shots, "train", shots_data=experiment.shots_data)
     examples = chosen.examples(config.skip + experiment.limit)[config.skip :]
     examples = [example for example in examples if len(example.turns) == 1]
     if len(examples) < FEWEST:

@@ -1,9 +1,11 @@
 """Drives decoders over models."""
 
+from specexp.engine.ending import Ending
 from specexp.engine.engine import Engine
 from specexp.engine.request import Request, RequestCoroutine, ScoreRequest, UsageQuery, output_limit
 from specexp.engine.request_state import Decoder, Generation
 
 __all__ = [
-    "Decoder", "Engine", "Generation", "Request", "RequestCoroutine", "ScoreRequest", "UsageQuery", "output_limit",
+    "Decoder", "Ending", "Engine", "Generation", "Request", "RequestCoroutine", "ScoreRequest", "UsageQuery",
+    "output_limit",
 ]  # fmt: skip

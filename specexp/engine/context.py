@@ -146,6 +146,14 @@ class Context:
         """Slots fed since the last round."""
         return self._num_slots
 
+    def depths(self, rows: int) -> list[int]:
+        """How many tokens after the last committed one each of the last `rows` rows of the round is; row 0 is at 0."""
+        parents = list(range(-1, self._num_slots - 1)) if self._parents is None else self._parents
+        result = [0]  # of slot -1, the last committed token
+        for parent in parents:
+            result.append(result[parent + 1] + 1)
+        return result[len(result) - rows :]
+
     def _grow(self, num: int, parents: Sequence[int] | None) -> None:
         """Record the parents of the next `num` slots; earlier slots of the round without parents are a chain."""
         known = list(range(-1, self._num_slots - 1)) if self._parents is None else self._parents

@@ -17,7 +17,7 @@ from array_api_compat import array_namespace, device, to_device
 from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Depth, Draft, Drafted, Recall, Role
 from specexp.decoding.rng import DRAFT, pick_each
-from specexp.decoding.rules import UNIT_TEMPERATURE
+from specexp.decoding.rules import UNIT_TEMPERATURE, without
 from specexp.engine.chain_length import ChainLength
 from specexp.engine.forwards import feed_requests
 from specexp.engine.host_transfer import HostTransfer
@@ -58,10 +58,12 @@ class Drafting:
         else:
             state.ngrams = state.ngrams or Ngrams(ask.max_ngram)
             tokens = state.ngrams.continuation(state.ids, most, ask.min_match)
-        return self._one_hot(tokens)
+        return self._one_hot(state, tokens)
 
-    def _one_hot(self, ids: Sequence[int]) -> Drafted:
-        """Host ids as tokens that were certain."""
+    def _one_hot(self, state: RequestState, ids: Sequence[int]) -> Drafted:
+        """Host ids as tokens that were certain, as far as they may be emitted there."""
+        position = len(state.ids) - state.num_prompt
+        ids = ids[: next((i for i, each in enumerate(ids) if each in state.end.banned(position + i)), len(ids))]
         model = self._models["target"]
         tokens = model.ids(ids)
         xp = array_namespace(tokens)
@@ -74,7 +76,9 @@ class Drafting:
         if isinstance(asked[0][0].contexts["draft"].session, Writer):
             return [self._write(state, each) for state, each in asked]
         chains = [self._begin(state, each) for state, each in asked]
-        if self._drafts is not None and (whole := self._draft_whole(self._drafts, chains[0], ask)) is not None:
+        # A whole chain in one call has no ids that are banned.
+        whole = None if self._drafts is None or chains[0].banned(0) else self._draft_whole(self._drafts, chains[0], ask)
+        if whole is not None:
             return [whole]
         if self._blocks is not None:
             return [self._block(self._blocks, chain, ask) for chain in chains]
@@ -82,7 +86,7 @@ class Drafting:
         while going := [chain for chain in chains if step < chain.length]:
             fed = [(chain.tokens[-1] if chain.tokens else None, None, ask.hidden) for chain in going]
             result = feed_requests(model, "draft", [chain.state for chain in going], fed)
-            logits = _joined([_last(rows) for rows, _ in result])
+            logits = without(_joined([_last(rows) for rows, _ in result]), [chain.banned(step) for chain in going])
             q = logits if greedy else ask.warp(logits)
             peaks = array_namespace(logits).max(logits, axis=-1)
             # A one-hot row needs no draw, and its token says what q is.
@@ -153,7 +157,8 @@ class Drafting:
         if not length:
             return self._drafted(chain, ask)
         feed = state.contexts["draft"].plan(None, None, ask.hidden)
-        result = model.draft_block(feed, ask, length, state.rng, chain.position)
+        banned = [chain.banned(step) for step in range(length)]
+        result = model.draft_block(feed, ask, length, state.rng, chain.position, banned)
         if result.num_drafted is not None:
             length = int(self._transfer.read([result.num_drafted])[0][0])
             result = _shortened(result, length, ask)
@@ -174,7 +179,7 @@ class Drafting:
         context.wrote(positions)
         for each in positions:
             state.fed("draft", each)
-        return self._one_hot(tokens)
+        return self._one_hot(state, tokens)
 
     def _stop(self, ask: Draft, chains: Sequence[_Chain], step: int) -> None:
         """End the chains whose last token is too unlikely, or after which no longer chain pays; reads the
@@ -226,6 +231,10 @@ class _Chain:
         self.hidden: list[Array] = []
         self.probability: list[Array] = []  # [1] each: of the token under the draft, for chains that end early
         self.survival = 1.0  # the predicted probability that every token is accepted
+
+    def banned(self, step: int) -> frozenset[int]:
+        """The ids that may not be emitted at this place of the chain."""
+        return self.state.end.banned(self.position + step)
 
     def goes_on(self, probability: float) -> bool:
         """True unless no longer chain pays after the last token, which has this probability."""

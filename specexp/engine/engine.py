@@ -16,6 +16,7 @@ from specexp.decoding.protocol import Answer, Depth, Draft, Drafted, Recall, Rol
 from specexp.decoding.rng import Rng
 from specexp.engine.context import Context
 from specexp.engine.drafting import Drafting
+from specexp.engine.ending import PLAIN, End, Ending
 from specexp.engine.forwards import score, score_pending
 from specexp.engine.host_transfer import HostTransfer
 from specexp.engine.request import (
@@ -83,12 +84,13 @@ class Engine:
         rng: Rng,
         on_tokens: Callable[[Sequence[int]], object] | None = None,
         name: str = "",
+        ending: Ending = PLAIN,
     ) -> Generation:
-        """Decode one prompt until an EOS or the limit; `on_tokens` is given each round's tokens once final.
+        """Decode one prompt until its end or the limit; `on_tokens` is given each round's tokens once final.
 
         Raises ModelError where logits are NaN or infinite, naming the model, the prompt by `name`, and the position.
         """
-        request = Request(decoder, prompt_ids, max_new_tokens, rng, on_tokens, name)
+        request = Request(decoder, prompt_ids, max_new_tokens, rng, on_tokens, name, ending=ending)
         out: Generation
         ((_, out),) = self.run_all([single_request(request)], fresh=False)
         return out
@@ -220,7 +222,7 @@ class Engine:
         limit = self.output_limit(request.prompt_ids, request.max_new_tokens, main)
         state = RequestState(
             request.decoder, list(request.prompt_ids), request.rng, limit, request.on_tokens, request.name,
-            request.earlier,
+            request.earlier, End.of(request.ending, self._eos, request.prompt_ids),
         )  # fmt: skip
         state.out.finish_reason = "length" if limit == request.max_new_tokens else "context"
         state.began = self._clock()
@@ -273,7 +275,7 @@ class Engine:
         values, peaks = iter(read[: len(parts)]), iter(read[len(parts) :])
         left = []
         for state, ask in asked:
-            left.append(state.commit(ask, values, peaks, self._eos))
+            left.append(state.commit(ask, values, peaks))
             if state.out.num_rounds == 1:
                 state.out.time_to_first_token = self._clock() - state.began
         return left

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from array_api_compat import array_namespace
 
 from specexp.decoding.protocol import Role, Score, Scored
-from specexp.decoding.rules import best
+from specexp.decoding.rules import best, without
 from specexp.engine.host_transfer import HostTransfer
 from specexp.engine.request import PendingScore, ScoreRequest
 from specexp.engine.request_state import LogitPeaks, RequestState
@@ -38,7 +38,8 @@ def score(model: Model, asked: Sequence[tuple[RequestState, Score]], transfer: H
     states = [state for state, _ in asked]
     first_slots = [state.contexts[role].num_slots for state in states]
     metadata = [_on_device(model, ask.row_metadata) for _, ask in asked]
-    result = feed_requests(model, role, states, [(ask.tokens, ask.parents, ask.hidden) for _, ask in asked])
+    fed = feed_requests(model, role, states, [(ask.tokens, ask.parents, ask.hidden) for _, ask in asked])
+    result = [(_allowed(state, role, logits), more) for state, (logits, more) in zip(states, fed, strict=True)]
     ranked = [best(logits, ask.top) if ask.top else None for (logits, _), (_, ask) in zip(result, asked, strict=True)]
     flat = []
     for pair in ranked:
@@ -85,6 +86,15 @@ def _on_device(model: Model, rows: Sequence[Sequence[int]]) -> Array | None:
         return None
     flat = model.ids([value for row in rows for value in row])
     return array_namespace(flat).reshape(flat, (len(rows), -1))
+
+
+def _allowed(state: RequestState, role: Role, logits: Array) -> Array:
+    """logits[R, V] without the ids that may not be emitted there yet."""
+    first = len(state.ids) - state.num_prompt
+    if not state.end.banned(first):
+        return logits
+    depths = state.contexts[role].depths(logits.shape[0])
+    return without(logits, [state.end.banned(first + depth) for depth in depths])
 
 
 def _watch(state: RequestState, role: Role, logits: Array) -> None:

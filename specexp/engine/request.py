@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import Rng
 from specexp.engine.context import Context
+from specexp.engine.ending import PLAIN, Ending
 from specexp.engine.request_state import Decoder, RequestState
 from specexp.engine.suffix_automaton import SuffixAutomaton
 from specexp.errors import PromptError
@@ -26,8 +27,8 @@ T = TypeVar("T")
 class Request:
     """One prompt to decode: answered with its `Generation`.
 
-    `on_tokens` gets the tokens of each round once they are final, cut at an EOS and the limit; its time is not counted.
-    `name` is the prompt's, for error messages. Suffix decoding continues what occurred in `earlier`, too.
+    `on_tokens` gets the tokens of each round once they are final, cut at its end or the limit; its time does
+    not count. `name` is the prompt's, for error messages. Suffix decoding continues what occurred in `earlier`, too.
     """
 
     decoder: Decoder
@@ -37,6 +38,7 @@ class Request:
     on_tokens: Callable[[Sequence[int]], object] | None = None
     name: str = ""
     earlier: SuffixAutomaton | None = None
+    ending: Ending = PLAIN
 
 
 @dataclass(frozen=True, slots=True)

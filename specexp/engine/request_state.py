@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from specexp.decoding.protocol import Answer, Array, Ask, Role, Round, Steps
 from specexp.decoding.rng import Rng
 from specexp.engine.chain_length import ChainLength
 from specexp.engine.context import Context
+from specexp.engine.ending import STOP, STOP_STRING, End
 from specexp.engine.ngram_lookup import Ngrams
 from specexp.engine.suffix_automaton import SuffixAutomaton, SuffixIndex
 from specexp.errors import ModelError
@@ -33,12 +34,12 @@ class Generation:
     """
 
     token_ids: list[int] = field(default_factory=list)
-    finish_reason: str = "length"  # "stop": the last token is an EOS; "context": the model's context is full
+    finish_reason: str = "length"  # or "stop" at an EOS, "stop_string", "context" where it is full
     num_rounds: int = 0
     num_drafted: int = 0
     num_accepted: int = 0  # before cutting
     num_judged: int = 0
-    num_cut: int = 0  # committed tokens dropped after an EOS or the limit
+    num_cut: int = 0  # committed tokens dropped after the end or the limit
     num_full: int = 0  # rounds in which every drafted token was accepted
     num_tested: int = 0
     overlap: float = 0.0
@@ -47,7 +48,7 @@ class Generation:
     num_draft_calls: int = 0
     num_draft_positions: int = 0
     accepted_histogram: list[int] = field(default_factory=list)  # rounds by number of accepted drafts
-    # Of chains, without drafts after an EOS of the output or after the limit: rounds by number of drafts, rounds by
+    # Of chains, without drafts after the output's end or after the limit: rounds by number of drafts, rounds by
     # number of accepted drafts, and how many were accepted by a judge.
     drafted_before_end: list[int] = field(default_factory=list)
     accepted_before_end: list[int] = field(default_factory=list)
@@ -85,10 +86,12 @@ class RequestState:
         on_tokens: Callable[[Sequence[int]], object] | None = None,
         name: str = "",
         earlier: SuffixAutomaton | None = None,
+        end: End | None = None,
     ) -> None:
         self.decoder, self.ids, self.rng, self.remaining_tokens, self.name = decoder, ids, rng, remaining_tokens, name
         self._on_tokens, self._num_emitted = on_tokens, 0
         self.num_prompt = len(ids)
+        self.end = end or End()
         self.contexts: dict[Role, Context] = {}
         self.ngrams: Ngrams | None = None  # index of this sequence's n-grams, for prompt lookup
         self.suffixes: SuffixIndex | None = None  # and of its substrings, for suffix decoding
@@ -124,9 +127,7 @@ class RequestState:
             self.out.num_draft_calls += 1
             self.out.num_draft_positions += positions
 
-    def commit(
-        self, ask: Round, values: Iterator[list[float]], peaks: Iterator[list[float]], eos: Collection[int]
-    ) -> int:
+    def commit(self, ask: Round, values: Iterator[list[float]], peaks: Iterator[list[float]]) -> int:
         """Commit a round, read to the host as `parts_of(ask)` and its peaks; return how many tokens may follow.
 
         Raises ModelError where they were drawn from logits that are not finite.
@@ -135,23 +136,26 @@ class RequestState:
         block, num_tokens = [int(t) for t in next(values)], int(next(values)[0])
         slots = {role: _slots(kept, next(values)) for role, kept in ask.kept.items()}
         counts = {name: next(values) for name in ask.counts}
-        tokens = self._cut(block[:num_tokens], eos)
+        tokens = self._cut(block[:num_tokens])
         self._check([(each, next(peaks)) for each in self.peaks], slots, len(tokens), ask.reads_all)
         out.num_rounds += 1
         out.num_cut += num_tokens - len(tokens)
         out.token_ids += tokens
         if "num_drafted" in counts:
             self._learn(counts, num_tokens, [next(peaks) for _ in self.unread()])
-            self._count_chain(
-                counts, len(tokens), len(tokens) if out.finish_reason == "stop" else self.remaining_tokens, ask.source
-            )
+            self._count_chain(counts, len(tokens), len(tokens) if self.ended else self.remaining_tokens, ask.source)
         elif "num_nodes" in counts:
             self._count_tree(ask, counts)
         self.ids += tokens
         for role, context in self.contexts.items():
             context.commit(tokens, slots.get(role, ()))
-        self.remaining_tokens = 0 if out.finish_reason == "stop" else self.remaining_tokens - len(tokens)
+        self.remaining_tokens = 0 if self.ended else self.remaining_tokens - len(tokens)
         return self.remaining_tokens
+
+    @property
+    def ended(self) -> bool:
+        """True if the output has ended before its limit."""
+        return self.out.finish_reason in (STOP, STOP_STRING)
 
     def unread(self) -> list[Array]:
         """What decides later drafts: read to the host with the round, after its peaks."""
@@ -193,7 +197,7 @@ class RequestState:
         )
 
     def _count_chain(self, counts: Mapping[str, list[float]], num_kept: int, end: int, source: str) -> None:
-        """`end` is the number of this round's tokens up to an EOS or the limit."""
+        """`end` is the number of this round's tokens up to its end or the limit."""
         out = self.out
         num_drafted, num_accepted = int(counts["num_drafted"][0]), int(counts["num_accepted"][0])
         # The rule tested the accepted tokens and the first rejected one. Those after an EOS are not part of the
@@ -229,11 +233,11 @@ class RequestState:
         out.trees.append(shape)
         _count(out.accepted_histogram, num_accepted)
 
-    def _cut(self, tokens: list[int], eos: Collection[int]) -> list[int]:
+    def _cut(self, tokens: list[int]) -> list[int]:
         tokens = tokens[: self.remaining_tokens]
         for i, token in enumerate(tokens):
-            if token in eos:
-                self.out.finish_reason = "stop"
+            if reason := self.end.at(token):
+                self.out.finish_reason = reason
                 return tokens[: i + 1]
         return tokens
 

@@ -13,7 +13,7 @@ from typing import Any
 from specexp.config import Experiment, MethodConfig
 from specexp.decoding.chain import Chain
 from specexp.decoding.protocol import Role
-from specexp.engine import Decoder, output_limit
+from specexp.engine import Decoder, Ending, output_limit
 from specexp.errors import ModelError, OutputError, PromptError
 from specexp.judge.judge import Judge
 from specexp.lm import out_of_memory
@@ -21,6 +21,7 @@ from specexp.method_specs import MethodSpec, spec
 from specexp.methods import BuildContext, check_judge, decoder_for, is_lossless, main_role, roles_of
 from specexp.pair.first_look import check_lengths
 from specexp.pair.loading import Pair, contexts, hidden_sizes, identity, load_pair
+from specexp.pair.stop_strings import StopStrings, TokenBytes
 from specexp.pair.tokenization import Text
 from specexp.profiling import call_costs
 from specexp.profiling.time_estimate import announce, pace
@@ -94,6 +95,12 @@ class Prepared:
     pair: Pair
     judges: Mapping[str, Judge]
     notes: Sequence[str] = ()
+    stop: StopStrings | None = None
+
+    @property
+    def ending(self) -> Ending:
+        """Where an output ends before its limit."""
+        return Ending(self.experiment.min_new_tokens, self.experiment.ignore_eos, self.stop)
 
 
 def prepare(
@@ -112,7 +119,7 @@ def prepare(
         if method.judge in judges:
             check_judge(method, judges[method.judge])
     rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
-    chosen = task(experiment.task, experiment.data, experiment.shots, rule=rule)
+    chosen = task(experiment.task, experiment.data, experiment.shots, rule=rule, shots_data=experiment.shots_data)
     examples = chosen.examples(experiment.limit)
     check(examples)
     roles = set[Role]().union(*(roles_of(method) for method in experiment.methods))
@@ -143,7 +150,8 @@ def prepare(
     for setting in settings:
         for role in setting.decoder.models if setting.config.tree else ():
             pair.models[role].check_trees()
-    return Prepared(experiment, chosen, examples, prompts, settings, pair, judges, notes)
+    stop = StopStrings(experiment.stop, TokenBytes(pair.text)) if experiment.stop else None
+    return Prepared(experiment, chosen, examples, prompts, settings, pair, judges, notes, stop)
 
 
 def _encoded(example: Example, experiment: Experiment, text: Text, contexts: Mapping[Role, int]) -> list[int]:

@@ -22,9 +22,10 @@ from specexp.evaluation.measured_costs import check_sizes, measure_costs, median
 from specexp.evaluation.preparation import (
     Prepared,
 )
-from specexp.evaluation.scheduling import LOWER, Job, Memories, groups_of, memory_of, place_of, requests
+from specexp.evaluation.scheduling import LOWER, Job, Memories, groups_of, memory_of, place_of, prompt_of, requests
 from specexp.lm import out_of_memory
 from specexp.metrics.summary import check_identities
+from specexp.pair.stop_strings import text_of
 from specexp.profiling import memory
 from specexp.profiling.time_estimate import Pace, Progress, announce
 from specexp.storage import environment
@@ -89,7 +90,8 @@ def _decode(
                 learned = memories.learn(jobs)
                 for place, out in engine.generate_all(requests(prepared, records, jobs, memories)):
                     out.seconds += learned
-                    record = record_of(prepared, jobs[place], out) | {"environment": where}
+                    ids = prompt_of(prepared, records, jobs[place]) if prepared.stop else ()
+                    record = record_of(prepared, jobs[place], out, ids) | {"environment": where}
                     check_identities(record, config.tree, config.bonus)
                     records.append(record)
                     bar.update()
@@ -124,7 +126,8 @@ def _warm_up(prepared: Prepared, engine: Engine) -> dict[str, Pace]:
     some = list(zip(names, prepared.prompts, strict=True))[: max(2, prepared.experiment.batch)]
     paces = {}
     for setting in prepared.settings:
-        requests = [Request(setting.decoder, ids, WARM_UP_TOKENS, rng, name=name) for name, ids in some]
+        ending = prepared.ending
+        requests = [Request(setting.decoder, ids, WARM_UP_TOKENS, rng, name=name, ending=ending) for name, ids in some]
         outputs = dict(engine.generate_all(requests))
         result = [Pace.of(out) for out in outputs.values()]
         if setting.config.suffix_memory == "run":
@@ -144,13 +147,14 @@ def _announce(prepared: Prepared, groups: Sequence[Sequence[Job]], paces: Mappin
     announce(sum(paces[label].seconds(most) for label in labels), what, lower)
 
 
-def record_of(prepared: Prepared, job: Job, out: Generation) -> Record:
-    """Return one job's record, without its environment."""
+def record_of(prepared: Prepared, job: Job, out: Generation, prompt_ids: Sequence[int] = ()) -> Record:
+    """Return one job's record, without its environment. A stop string may begin in the prompt."""
     example, method = prepared.examples[job.index], job.setting.config
-    text = prepared.pair.text.decode(out.token_ids[:-1] if out.finish_reason == "stop" else out.token_ids)
+    text = text_of(prepared.pair.text, out.token_ids, out.finish_reason, prepared.stop, prompt_ids)
+    ended = out.finish_reason in ("stop", "stop_string")
     last = job.turn == len(example.turns) - 1  # a gold answer belongs to the last turn
     gold = example.answer if last else None
-    answer = prepared.task.extract(text, out.finish_reason == "stop", gold) if last else None
+    answer = prepared.task.extract(text, ended, gold) if last else None
     return {
         "schema_version": SCHEMA_VERSION,
         "prompt_id": example.prompt_id,

@@ -115,7 +115,10 @@ def requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job], memor
         rng = rng_for(experiment.temperature, experiment.seed + job.repeat, name, job.turn)
         ids = prompt_of(prepared, records, job)
         earlier = memories.earlier(job)
-        yield Request(job.setting.decoder, ids, experiment.max_new_tokens, rng, name=name, earlier=earlier)
+        yield Request(
+            job.setting.decoder, ids, experiment.max_new_tokens, rng, name=name, earlier=earlier,
+            ending=prepared.ending,
+        )  # fmt: skip
 
 
 def place_of(prepared: Prepared, jobs: Sequence[Job]) -> tuple[str, str, dict[Role, ModelConfig]]:

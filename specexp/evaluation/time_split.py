@@ -115,7 +115,10 @@ def seconds(
     for index, ids in enumerate(prepared.prompts[:num_prompts]):
         name = prepared.examples[index].prompt_id
         rng = TimedRng(rng_for(temperature, prepared.experiment.seed, name), watch)
-        request = Request(TimedDecoder(decoder, watch), ids, max_new_tokens, rng, name=name, earlier=earlier(index))
+        request = Request(
+            TimedDecoder(decoder, watch), ids, max_new_tokens, rng, name=name, earlier=earlier(index),
+            ending=prepared.ending,
+        )  # fmt: skip
         for _ in engine.generate_all([request]):
             after_each()
     return watch.seconds()

@@ -60,7 +60,7 @@ def prepare(config: MiningConfig) -> PreparedMining:
     """Load both models and the task, and check that every prompt fits the context. Writes nothing."""
     experiment = config.experiment
     rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
-    chosen = task(experiment.task, experiment.data, experiment.shots, "mining", rule)
+    chosen = task(experiment.task, experiment.data, experiment.shots, "mining", rule, experiment.shots_data)
     examples, left_out = after_skipped(chosen, config.skip, experiment.limit)
     notes = ["multi-turn prompts are left out: mining takes single-turn prompts only."] if left_out else []
     if not examples:

@@ -165,7 +165,7 @@ class Judge:
             return result
         how = {(False, True): "without the chat template that prompts are put into here",
                (True, False): "with prompts in a chat template, which is not used here",
-               (True, True): "with prompts in another chat template"}  # fmt: skip
+               (True, True): "with prompts in another chat template, or after another system prompt"}  # fmt: skip
         return [
             *result,
             f"the judge was mined {how[bool(mined), bool(here)]}: its threshold was calibrated on other prompts.",

@@ -208,9 +208,12 @@ class Follower(Protocol):
 class DraftsBlocks(Protocol):
     """Optional interface of a model that scores all tokens of a chain in one forward."""
 
-    def draft_block(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
+    def draft_block(
+        self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int, banned: Sequence[frozenset[int]] = ()
+    ) -> Drafted:
         """Draft `length` <= gamma tokens after those of `feed`, which it feeds; the first is sampled with the key
-        `position`. With `num_drafted`, only so many of them are meant."""
+        `position`. With `num_drafted`, only so many of them are meant. `banned` are the ids that may not be drafted,
+        for each token; all sets that are not empty are the same."""
         ...
 
 

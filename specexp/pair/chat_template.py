@@ -92,6 +92,20 @@ def system_text(tokenizer: Any) -> str:
     return re.sub(r"^\W*system\W+", "", str(extra)) if talk else ""
 
 
+def check_system(tokenizer: Any, name: str) -> None:
+    """Raise ModelError if the template of this tokenizer, which belongs to the model `name`, takes no system prompt."""
+    try:
+        text = render(tokenizer, [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _FIRST}])
+        why = "" if _SYSTEM in text else "it leaves it out"
+    except ModelError as error:
+        why = first_line(error.__cause__ or error)
+    if why:
+        raise ModelError(
+            f"system is given, but the chat template of '{name}' takes no system prompt ({why}); leave it out, or set"
+            " chat_template to none."
+        )
+
+
 def _tried(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> str:
     """A rendered conversation; "" if the template rejects it, as some reject a system message."""
     try:
@@ -100,12 +114,14 @@ def _tried(tokenizer: Any, messages: Sequence[tuple[str, str]]) -> str:
         return ""
 
 
-def note(setting: str, tokenizer: Any, used: bool, system: str, why_not: str) -> str:
-    """A note for the user: the template is used and adds this system prompt, or it is not used."""
+def note(setting: str, tokenizer: Any, used: bool, system: str, why_not: str, given: str = "") -> str:
+    """A note for the user: the template is used and adds this system prompt, or that which is given, or it is not
+    used."""
     if used:
-        shown = " ".join(system.split())
+        shown = " ".join((given or system).split())
         shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN].rstrip()}..."
         adds = f', which adds its own system prompt: "{shown}"' if system else ", which adds no system prompt"
+        adds = f', with the system prompt "{shown}"' if given else adds
         return f"prompts are put into the chat template of the target's tokenizer{adds} (chat_template {setting})."
     if not tokenizer.chat_template:
         return ""

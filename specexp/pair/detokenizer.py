@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
+from specexp.pair.stop_strings import Finder, before
 from specexp.pair.tokenization import Text
 
 _LONG = 96  # maximum number of tokens that are decoded again for every piece
@@ -16,24 +17,39 @@ class Pieces:
 
     How a tokenizer decodes a token depends on the tokens before it, and sometimes on those after it. A piece is
     therefore the stable text of a window of the last tokens, minus the text passed before. An EOS ends a text and has
-    no text itself.
+    no text itself. With `finder`, text that may still be the beginning of a stop string is held back, and nothing from
+    its first character on is passed.
     """
 
-    def __init__(self, text: Text, eos_ids: Collection[int], hear: Callable[[str], object]) -> None:
-        self._text, self._eos, self._hear = text, frozenset(eos_ids), hear
+    def __init__(
+        self, text: Text, eos_ids: Collection[int], hear: Callable[[str], object], finder: Finder | None = None
+    ) -> None:
+        self._text, self._eos, self._hear, self._finder = text, frozenset(eos_ids), hear, finder
         self._window: list[int] = []
         self._heard = 0  # characters of the window's text that were passed to `hear`
 
     def add(self, tokens: Sequence[int]) -> None:
         """Add the tokens of one round; pass on the text that no later token can change."""
-        self._window += [token for token in tokens if token not in self._eos]
-        self._hand_over(self._text.stable_text(self._window))
+        new = [token for token in tokens if token not in self._eos]
+        self._window += new
+        held = 0
+        if self._finder is not None:
+            for token in new:
+                self._finder.add(token)
+            held = self._finder.found or self._finder.held
+        self._hand_over(self._without(held, self._text.stable_text))
         if len(self._window) > _LONG:
             self._shorten()
 
     def close(self) -> None:
         """Pass on the rest of the text."""
-        self._hand_over(self._text.decode(self._window))
+        self._hand_over(self._without(0 if self._finder is None else self._finder.found, self._text.decode))
+
+    def _without(self, held: int, decode: Callable[[Sequence[int]], str]) -> str:
+        """The window's text without its last `held` bytes."""
+        if not held or self._finder is None:
+            return decode(self._window)
+        return before(decode, self._finder.spell, self._window, held)
 
     def _hand_over(self, now: str) -> None:
         if piece := now[self._heard :]:

@@ -79,7 +79,7 @@ def load_pair(
     Before it reads any weights, it calls `check` and raises ModelError if the tokenizers differ.
     """
     if experiment.toy is not None:
-        return _toy_pair(experiment.toy, roles, check)
+        return _toy_pair(experiment.toy, roles, check, experiment.system)
     with _head_folder(experiment.draft, roles) as head:
         return _hf_pair(experiment, roles, own_prompts, check, same_tokens, head)
 
@@ -168,10 +168,13 @@ def _text(experiment: Experiment, tokenizer: Any, completions: bool) -> tuple[To
     """The tokenizer that encodes prompts, and the notes about it."""
     target = experiment.target
     used = chat_template.is_used(target.chat_template, tokenizer, completions, target.tokenizer or target.model)
+    if used and experiment.system:
+        chat_template.check_system(tokenizer, target.tokenizer or target.model)
     system = chat_template.system_text(tokenizer) if used else ""
     why_not = f"the prompts of task '{experiment.task}' are completions"
-    note = chat_template.note(target.chat_template, tokenizer, used, system, why_not)
-    return TokenizerText(tokenizer, used, target.chat_template, system), (note,) if note else ()
+    note = chat_template.note(target.chat_template, tokenizer, used, system, why_not, experiment.system)
+    text = TokenizerText(tokenizer, used, target.chat_template, system, experiment.system)
+    return text, (note,) if note else ()
 
 
 def check_same_tokens(pair: Pair, what: str) -> None:
@@ -204,8 +207,8 @@ def hidden_sizes(pair: Pair) -> dict[str, int]:
     return {role: model.facts()["hidden_size"] for role, model in pair.models.items()}
 
 
-def _toy_pair(config: ToyConfig, roles: Set[Role], check: PromptCheck) -> Pair:
-    text = ToyText(config.vocab_size)
+def _toy_pair(config: ToyConfig, roles: Set[Role], check: PromptCheck, system: str) -> Pair:
+    text = ToyText(config.vocab_size, system)
     check(text, dict.fromkeys(sorted(roles, reverse=True), TOY_CONTEXT))
     noise: dict[Role, float] = {"target": 0.0, "draft": config.draft_noise}
     models: dict[Role, Model] = {

@@ -46,15 +46,18 @@ class TokenizerText:
     """A transformers tokenizer. With `chat`, it formats messages with its chat template; else it just joins them.
 
     `setting` is the `chat_template` setting, and `system` the template's system prompt without a system message.
+    `given` is the setting `system`: the system prompt of every conversation that has none of its own.
     """
 
     tokenizer: Any
     chat: bool
     setting: str = ""
     system: str = ""
+    given: str = ""
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a prompt, with the special tokens that the tokenizer or the template adds."""
+        messages = after_system(self.given, messages)
         if not self.chat:
             return self._plain_ids(joined(messages))
         return chat_template.ids_of(self.tokenizer, chat_template.render(self.tokenizer, messages))
@@ -96,9 +99,9 @@ class TokenizerText:
         return {
             "class": type(self.tokenizer).__name__,
             "vocabulary": vocabulary_hash(self.tokenizer.get_vocab()),
-            "chat_template": hashlib.sha256(template.encode()).hexdigest() if template else None,
+            "chat_template": hashlib.sha256((template + self.given).encode()).hexdigest() if template else None,
             "chat_template_setting": self.setting,
-            "system_prompt": self.system,
+            "system_prompt": self.given or self.system,
         }
 
 
@@ -107,9 +110,10 @@ class ToyText:
     """Encodes characters by code point, modulo the vocabulary, and decodes ids to numbers. Id 0 is the EOS only."""
 
     vocab_size: int
+    given: str = ""
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        return [1 + ord(c) % (self.vocab_size - 1) for c in joined(messages)]
+        return [1 + ord(c) % (self.vocab_size - 1) for c in joined(after_system(self.given, messages))]
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(str(i) for i in ids)
@@ -127,8 +131,18 @@ class ToyText:
         return {"class": "ToyText", "vocabulary": str(self.vocab_size), "chat_template": None}
 
 
+def after_system(system: str, messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages after a system message of this text, unless there is none, or they have one."""
+    if not system or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": system}, *messages]
+
+
 def joined(messages: Sequence[Message]) -> str:
-    """A single message unchanged; several with an empty line after each, so that an answer can follow."""
+    """A single message unchanged; several with an empty line after each, so that an answer can follow. A system message
+    comes before them with an empty line, too, and does not count."""
+    if messages[0]["role"] == "system":
+        return f"{messages[0]['content'].rstrip()}\n\n{joined(messages[1:])}"
     if len(messages) == 1:
         return messages[0]["content"]
     return "".join(message["content"].rstrip() + "\n\n" for message in messages)

@@ -40,9 +40,10 @@ def prepared(labels: LabelSet, batch: int) -> PreparedMining:
     settings = labels.manifest["settings"]
     try:
         models: dict[str, Any] = {role: ModelConfig(**settings[role]) for role in ("target", "draft")}
-        data = DataConfig(**settings["data"]) if settings["data"] else None
+        data, shots = (DataConfig(**rows) if (rows := settings.get(key)) else None for key in ("data", "shots_data"))
         kept = ("name", "task", "pair", "shots", "answer_rule", "answer_pattern", "limit", "max_new_tokens")
-        experiment = Experiment(**models, data=data, methods=(), **{key: settings[key] for key in kept})
+        given = {"data": data, "shots_data": shots, "system": settings.get("system", ""), "methods": ()}
+        experiment = Experiment(**models, **given, **{key: settings[key] for key in kept})
         config = MiningConfig(experiment, settings["dtype"], settings["skip"], batch)
     except (KeyError, TypeError) as error:
         raise JudgeError(f"the labels' settings cannot be read ({error}); mine them again.") from error

@@ -30,13 +30,17 @@ class Batcher:
 
         Raises what the engine raised: then every request that was being decoded fails, and the waiting ones continue.
         """
+        return [future.result() for future in self.begin(requests)]
+
+    def begin(self, requests: Sequence[Request]) -> list[Future[Generation]]:
+        """Have these requests decoded; returns at once."""
         jobs = [(request, Future[Generation]()) for request in requests]
         with self._lock:
             self._waiting += jobs
             if not self._running:
                 self._running = True
                 threading.Thread(target=self._work, name="decoding", daemon=True).start()
-        return [future.result() for _, future in jobs]
+        return [future for _, future in jobs]
 
     def _work(self) -> None:
         while True:

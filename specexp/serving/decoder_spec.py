@@ -7,11 +7,14 @@ This module does not know MLflow.
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from specexp.api import LoadedPair, Output
@@ -118,6 +121,9 @@ class ServedDecoder:
         self._experiment = experiment
         self._pair.judge_of(experiment.methods[0])  # before the first call of any thread
         self._texts = Texts(self._pair.text)
+        with suppress(Exception):  # of a custom tokenizer that cannot be copied
+            self._pair.spelled_by = copy.deepcopy(self._pair.text)
+        self._pair.stop_of(replace(experiment, stop=("\n",)))  # makes its table before the first call of any thread
         self._batcher = Batcher(lambda: self._pair.engine(max_batch_size))
 
     def decode(self, prompts: Sequence[str], params: Mapping[str, Any] | None = None) -> list[Output]:
@@ -133,7 +139,29 @@ class ServedDecoder:
                     wanted.append(self._pair.request(prompt, asked, text=text))
         result = self._batcher.decode(wanted)
         with self._texts.lend() as text:
-            return [self._pair.output(out, text) for out in result]
+            return [self._pair.output(out, each, asked, text) for out, each in zip(result, wanted, strict=True)]
+
+    def stream(self, prompt: str, params: Mapping[str, Any] | None = None) -> Iterator[str | Output]:
+        """Yield the text of what `decode` gives for one prompt in pieces, as rounds are committed, and then all of it.
+
+        Text that may still become a stop string is held back. Raises as `decode` does.
+        """
+        asked = requests.settings(self._experiment, params, self.reference.most_new_tokens)
+        heard: SimpleQueue[Sequence[int] | None] = SimpleQueue()  # the tokens of each round; None at the end
+        with self._texts.lend(len(prompt)) as text, requests.numbered(1, 1):
+            request = self._pair.request(prompt, asked, on_tokens=heard.put, text=text)
+        (job,) = self._batcher.begin([request])
+        job.add_done_callback(lambda done: heard.put(None))
+        ready: list[str] = []
+        pieces = self._pair.pieces(request, asked, ready.append, self._pair.spelled_by)
+        while (tokens := heard.get()) is not None:
+            pieces.add(tokens)
+            yield from ready
+            ready.clear()
+        out = job.result()
+        pieces.close()
+        yield from ready
+        yield self._pair.output(out, request, asked, self._pair.spelled_by)
 
     @property
     def most_bytes(self) -> int:
@@ -182,9 +210,10 @@ def _experiment(settings: Mapping[str, Any]) -> Experiment:
         **{
             **settings,
             "methods": methods,
+            "stop": tuple(settings.get("stop", ())),
             "target": ModelConfig(**settings["target"]),
             "draft": ModelConfig(**settings["draft"]),
             "toy": ToyConfig(**settings["toy"]) if settings["toy"] else None,
-            "data": DataConfig(**settings["data"]) if settings["data"] else None,
+            **{key: DataConfig(**rows) if (rows := settings.get(key)) else None for key in ("data", "shots_data")},
         }
     )

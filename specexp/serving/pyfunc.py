@@ -14,6 +14,7 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from mlflow.pyfunc import PythonModel, PythonModelContext, scoring_server
 from pandas import DataFrame
 
+from specexp.api import Output
 from specexp.errors import RequestError, SpecexpError, first_line
 from specexp.serving import requests
 from specexp.serving.decoder_spec import MAX_BATCH_SIZE, ServedDecoder
@@ -47,20 +48,39 @@ class Served(PythonModel):  # type: ignore[misc]
             result = self._decoder.decode(prompts, params)
         except RequestError as error:
             raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
-        except Exception as error:  # MLflow would blame the request for it
-            words = first_line(error, "")
-            raise mlflow.MlflowException(
-                f"decoding failed: {type(error).__name__}: {words}", error_code=INTERNAL_ERROR
-            ) from error
-        return DataFrame(
-            {
-                "text": [out.text for out in result],
-                "num_tokens": [len(out.token_ids) for out in result],
-                "target_calls": [out.counts["num_target_calls"] for out in result],
-                "tokens_per_call": [out.tokens_per_call for out in result],
-                "finish_reason": [out.finish_reason for out in result],
-            }
-        )
+        except Exception as error:
+            raise _failed(error) from error
+        return DataFrame([{"text": out.text, **_counts(out)} for out in result])
+
+    # As for `predict`.
+    def predict_stream(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """Yield the text of one prompt in pieces, `{"text": ...}`, and at last its counts, without a text."""
+        try:
+            prompts = requests.prompts_of(_cells(model_input))
+            if len(prompts) > 1:
+                raise RequestError(f"{len(prompts)} prompts are given; one is streamed at a time: send one.")
+            for piece in self._decoder.stream(prompts[0], params):
+                yield {"text": piece} if isinstance(piece, str) else _counts(piece)
+        except RequestError as error:
+            raise mlflow.MlflowException.invalid_parameter_value(str(error)) from error
+        except Exception as error:
+            raise _failed(error) from error
+
+
+def _counts(out: Output) -> dict[str, Any]:
+    """What is said of an output beside its text."""
+    return {
+        "num_tokens": len(out.token_ids),
+        "target_calls": out.counts["num_target_calls"],
+        "tokens_per_call": out.tokens_per_call,
+        "finish_reason": out.finish_reason,
+    }
+
+
+def _failed(error: Exception) -> mlflow.MlflowException:
+    """An error of decoding, which MLflow would blame the request for."""
+    words = first_line(error, "")
+    return mlflow.MlflowException(f"decoding failed: {type(error).__name__}: {words}", error_code=INTERNAL_ERROR)
 
 
 def _cells(given: Any) -> list[object]:

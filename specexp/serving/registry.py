@@ -69,7 +69,8 @@ def log(reference: Reference, judge: Judge | None) -> str:
 def signature(asked: Experiment) -> ModelSignature:
     """The signature: a prompt in, text and counts out; parameters have the experiment's values as defaults."""
     kinds = {
-        "max_new_tokens": "long", "temperature": "double", "top_k": "long", "top_p": "double", "seed": "long",
+        "max_new_tokens": "long", "min_new_tokens": "long", "ignore_eos": "boolean", "temperature": "double",
+        "top_k": "long", "top_p": "double", "seed": "long",
     }  # fmt: skip
     outputs = {
         "text": "string", "num_tokens": "long", "target_calls": "long", "tokens_per_call": "double",
@@ -78,7 +79,12 @@ def signature(asked: Experiment) -> ModelSignature:
     return ModelSignature(
         inputs=Schema([ColSpec("string", COLUMN)]),
         outputs=Schema([ColSpec(kind, name) for name, kind in outputs.items()]),
-        params=ParamSchema([ParamSpec(name, kind, getattr(asked, name)) for name, kind in kinds.items()]),
+        params=ParamSchema(
+            [
+                *(ParamSpec(name, kind, getattr(asked, name)) for name, kind in kinds.items()),
+                ParamSpec("stop", "string", list(asked.stop), (-1,)),
+            ]
+        ),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from specexp import config, reading
@@ -16,7 +17,7 @@ from specexp.config.single import checked_prompt
 from specexp.errors import ConfigError, PromptError, RequestError, unknown
 
 COLUMN = "prompt"
-PARAMETERS = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+PARAMETERS = ("max_new_tokens", "min_new_tokens", "ignore_eos", "stop", "temperature", "top_k", "top_p", "seed")
 FORMATS = ("dataframe_records", "dataframe_split", "inputs", "instances")
 MOST_PROMPTS = 256  # of one request
 LONGEST_BODY = 64 << 20  # bytes
@@ -54,6 +55,9 @@ def canonical(data: bytes | str, most_bytes: int = LONGEST_BODY) -> dict[str, An
     for key in params:
         if key not in PARAMETERS:
             raise RequestError(unknown("parameter", key, PARAMETERS))
+    stop = params.pop("stop", None)
+    if stop is not None:
+        params["stop"] = _stop(stop)
     rows = [[prompt] for prompt in prompts_of(given)]
     return {"dataframe_split": {"columns": [COLUMN], "data": rows}, "params": params}
 
@@ -88,11 +92,16 @@ def numbered(number: int, count: int) -> Iterator[None]:
 def settings(experiment: Experiment, params: Mapping[str, Any] | None, most_new_tokens: int) -> Experiment:
     """The experiment with a request's parameters; None is unset. Raises RequestError with every fault."""
     given = dict(params or {})
+    stop = given.pop("stop", None)
     faults = [unknown("parameter", key, PARAMETERS) for key in given if key not in PARAMETERS]
     for key, value in given.items():
         if isinstance(value, str):
-            faults.append(f"{key} is {value!r}; it must be a number.")
+            kind = "true or false" if key == "ignore_eos" else "a number"
+            faults.append(f"{key} is {value!r}; it must be {kind}.")
     given = {key: value for key, value in given.items() if key in PARAMETERS and not isinstance(value, str)}
+    none = isinstance(stop, list) and not stop
+    if not none:
+        given["stop"] = stop
     length = given.get("max_new_tokens")
     if isinstance(length, int) and length > most_new_tokens:
         faults.append(f"max_new_tokens is {length}; this decoder emits at most {most_new_tokens}.")
@@ -105,7 +114,15 @@ def settings(experiment: Experiment, params: Mapping[str, Any] | None, most_new_
         faults.append(f"max_new_tokens is {asked.max_new_tokens}; this decoder emits at most {most_new_tokens}.")
     if faults:
         raise RequestError("\n".join(faults))
-    return asked
+    return replace(asked, stop=()) if none else asked
+
+
+def _stop(value: object) -> list[str]:
+    """Stop strings as a list, which is what MLflow's signature says; a request may give a single text."""
+    result = [value] if isinstance(value, str) else value
+    if not isinstance(result, list) or not all(isinstance(each, str) for each in result):
+        raise RequestError(f"stop is {_named(value)}; it must be a text, or a list of texts.")
+    return result
 
 
 def _read(data: bytes | str) -> dict[str, Any]:

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-Message = dict[str, str]  # role: user or assistant; content
+Message = dict[str, str]  # role: system, user or assistant; content
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """A conversation's user turns. `answer` is the gold answer to the last one, in the form that `extract` returns.
 
-    `shots` are solved examples (question, answer) that precede them.
+    Before them come the `system` prompt of its own, if it has one, `shots`, which are solved examples, and `context`,
+    the exchanges that the conversation began with: both are pairs (question, answer).
     """
 
     prompt_id: str
@@ -21,12 +22,14 @@ class Example:
     answer: str | None = None
     category: str = ""
     shots: tuple[tuple[str, str], ...] = ()
+    context: tuple[tuple[str, str], ...] = ()
+    system: str = ""
 
     def messages(self, replies: Sequence[str] = ()) -> list[Message]:
         """Return the messages at turn len(replies), where `replies` are the assistant's earlier answers."""
-        result: list[Message] = []
+        result: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         asked = self.turns[: len(replies) + 1]
-        for question, answer in [*self.shots, *zip(asked, replies, strict=False)]:
+        for question, answer in [*self.shots, *self.context, *zip(asked, replies, strict=False)]:
             result += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         return [*result, {"role": "user", "content": asked[-1]}]
 

@@ -1,4 +1,5 @@
-"""Task `gsm8k`: grade-school word problems (Cobbe et al. 2110.14168), without examples or with eight solved ones.
+"""Task `gsm8k`: grade-school word problems (Cobbe et al. 2110.14168), without solved examples, or
+after some: eight of its own, or rows of a person's choice.
 
 Rows have `question` and `answer`; the gold number follows `####` in `answer`. An output's answer is the number after
 the last `The final answer is` or `####`; an output without either has no answer.
@@ -10,6 +11,7 @@ from specexp.errors import TaskError
 from specexp.tasks import numbers
 from specexp.tasks.answers import marked
 from specexp.tasks.example import Dataset, Example
+from specexp.tasks.shots import NO_SHOTS, Shots
 from specexp.tasks.source import DataConfig, Row, Rows, read, text_of
 
 SHOTS = (0, 8)
@@ -69,18 +71,22 @@ COT = (
 )
 
 
+def own_shots(count: int) -> Shots:
+    """Return the first of the eight solved problems."""
+    return Shots(tuple((ask(q), f"{reason} The final answer is {n}.") for q, reason, n in COT[:count]))
+
+
 class GSM8K:
-    """The task with 0 or 8 `shots`. The constructor reads and checks all rows."""
+    """The task after solved examples, or without any. The constructor reads and checks all rows."""
 
     name = "gsm8k"
 
-    def __init__(self, config: DataConfig, shots: int = 0) -> None:
-        self._shots = tuple((ask(q), f"{reason} The final answer is {n}.") for q, reason, n in COT[:shots])
+    def __init__(self, config: DataConfig, shots: Shots = NO_SHOTS) -> None:
+        self._shots = shots
         self._rows: Rows = read(config)
-        self._examples = [
-            Example(f"gsm8k-{row.number}", (ask(text_of(row, "question")),), gold(row), "", self._shots)
-            for row in self._rows.rows
-        ]
+        self._examples = shots.precede(
+            [Example(f"gsm8k-{row.number}", (ask(text_of(row, "question")),), gold(row)) for row in self._rows.rows]
+        )
         self.notes = self._rows.unused(("question", "answer"))
 
     def examples(self, limit: int) -> list[Example]:
@@ -90,12 +96,18 @@ class GSM8K:
         return extract_answer(text, finished)
 
     def dataset(self) -> Dataset:
-        return self._rows.dataset(self.name)
+        return self._shots.mark(self._rows.dataset(self.name))
 
 
 def ask(question: str) -> str:
     """Return a problem as the model's prompt."""
     return f"{question.strip()}\n{INSTRUCTION}\n"
+
+
+def worded(solution: str) -> str:
+    """Return the solution of a row with the ending that `INSTRUCTION` asks for."""
+    reason, mark, number = solution.rpartition("####")
+    return f"{reason.rstrip()}\nThe final answer is {number.strip()}." if mark else solution
 
 
 def extract_answer(text: str, finished: bool = True) -> str | None:

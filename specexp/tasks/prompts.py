@@ -1,4 +1,5 @@
 """Task `prompts`: rows of the user, in JSONL one object per line, with "prompt" and, if it can be checked, "answer".
+In place of "prompt" a row may have "messages", a conversation (`conversations.py`).
 
     {"prompt": "What is 2 + 3? End with #### and the number.", "answer": "5", "id": "sum-1"}
 
@@ -11,12 +12,13 @@ from __future__ import annotations
 import math
 
 from specexp.errors import TaskError, shown
-from specexp.tasks import numbers
+from specexp.tasks import conversations, numbers
 from specexp.tasks.answers import AnswerRule, normal
 from specexp.tasks.example import Dataset, Example
+from specexp.tasks.shots import NO_SHOTS, Shots
 from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read, text_of
 
-KEYS = ("prompt", "answer", "id")
+KEYS = ("prompt", "messages", "answer", "id")
 
 
 class Prompts:
@@ -24,8 +26,8 @@ class Prompts:
 
     name = "prompts"
 
-    def __init__(self, config: DataConfig, rule: AnswerRule | None = None) -> None:
-        self._rule = rule or AnswerRule()
+    def __init__(self, config: DataConfig, rule: AnswerRule | None = None, shots: Shots = NO_SHOTS) -> None:
+        self._rule, self._shots = rule or AnswerRule(), shots
         self._rows: Rows = read(config)
         self._examples = [_example(row) for row in self._rows.rows]
         if twice := first_twice(example.prompt_id for example in self._examples):
@@ -33,15 +35,16 @@ class Prompts:
         self.notes = self._rows.unused(KEYS)
         if self._rule.rule == "last_number":
             self._check_numbers()
+        self._asked = shots.precede(self._examples)
 
     def examples(self, limit: int) -> list[Example]:
-        return self._examples[:limit]
+        return self._asked[:limit]
 
     def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
         return self._rule.read(text, finished, gold)
 
     def dataset(self) -> Dataset:
-        return self._rows.dataset(self.name)
+        return self._shots.mark(self._rows.dataset(self.name))
 
     def _check_numbers(self) -> None:
         for row, example in zip(self._rows.rows, self._examples, strict=True):
@@ -53,7 +56,10 @@ class Prompts:
 
 
 def _example(row: Row) -> Example:
-    if "prompt" not in row.values:
+    is_talk = conversations.is_one(row)
+    if is_talk and (prompt := row.values.get("prompt")) is not None and prompt == prompt:
+        raise TaskError(f"{row.where}: has 'prompt' and 'messages'; give one of them.")
+    if "prompt" not in row.values and not is_talk:
         names = ", ".join(repr(str(name)) for name in row.values) or "nothing"
         raise TaskError(f"{row.where}: has no 'prompt', but {names}. Used are: {', '.join(KEYS)}.")
     answer = row.values.get("answer")
@@ -63,4 +69,12 @@ def _example(row: Row) -> Example:
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)  # a column of integers with a missing value is read as floats
     gold = None if answer is None or answer != answer else normal(str(answer))
-    return Example(name_of(row, ("id",), f"line-{row.number}"), (text_of(row, "prompt"),), gold)
+    name = name_of(row, ("id",), f"line-{row.number}")
+    if not is_talk:
+        return Example(name, (text_of(row, "prompt"),), gold)
+    talk = conversations.conversation(row)
+    if not talk.question:
+        raise TaskError(
+            f"{row.where}: the last of 'messages' is the assistant's; end with the user's, which is answered."
+        )
+    return Example(name, (talk.question,), gold, context=talk.exchanges, system=talk.system)

@@ -13,6 +13,7 @@ from specexp.tasks import numbers, sampling
 from specexp.tasks.answers import marked
 from specexp.tasks.example import Dataset, Example
 from specexp.tasks.gsm8k import gold_of
+from specexp.tasks.shots import NO_SHOTS, Shots
 from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read
 
 # Spec-Bench's file (Xia et al. 2401.07851) begins with MT-Bench (Zheng et al. 2306.05685), in these categories.
@@ -24,8 +25,10 @@ KEYS = ("question_id", "prompt_id", "category", "turns", "prompt", "reference")
 class Questions:
     """The questions of a file; if `categories` is given, those of other categories are left out."""
 
-    def __init__(self, name: str, config: DataConfig, categories: tuple[str, ...] = ()) -> None:
-        self.name = name
+    def __init__(
+        self, name: str, config: DataConfig, categories: tuple[str, ...] = (), shots: Shots = NO_SHOTS
+    ) -> None:
+        self.name, self._shots = name, shots
         self._rows: Rows = read(config)
         examples = [_example(name, row) for row in self._rows.rows]
         self._examples = [x for x in examples if not categories or x.category in categories]
@@ -35,6 +38,7 @@ class Questions:
             raise TaskError(
                 f"data '{config}': question {shown(twice)} is given twice; every question needs its own id."
             )
+        self._examples = shots.precede(self._examples)
         self.notes = self._rows.unused(KEYS)
 
     def examples(self, limit: int) -> list[Example]:
@@ -50,7 +54,7 @@ class Questions:
         return said if result or not finished else numbers.last(text)
 
     def dataset(self) -> Dataset:
-        return self._rows.dataset(self.name)
+        return self._shots.mark(self._rows.dataset(self.name))
 
 
 def _example(task: str, row: Row) -> Example:

@@ -130,8 +130,11 @@ def test_one_bad_flag(flags: dict[str, str], message: str) -> None:
         ("target: {model: x, trust_remote_code: 1}\n", "trust_remote_code is 1: it must be true or false."),
         ("target: {modl: x}\n", "unknown model setting 'modl', did you mean 'model'?"),
         ("task: prompts\n", "task 'prompts' reads its prompts from a file; set data to that file."),
-        ("shots: 8\n", "shots is 8, but task 'arith' has no solved examples; leave it out."),
-        ("task: gsm8k\nshots: 5\n", "shots is 5; it must be 0 or 8."),
+        (
+            "pair: toy\ntask: toy\nmethods: [baseline]\nshots: 8\n",
+            "shots is 8, but task 'toy' has no solved examples of its own",
+        ),
+        ("task: gsm8k\nshots: 5\n", "shots is 5, but gsm8k has 8 solved examples of its own; set it to 8"),
         ("history: own\n", "history is given, but task 'arith' has one turn only; leave it out."),
         ("task: mtbench\nhistory: mine\n", "unknown history 'mine'"),
         (

@@ -443,7 +443,10 @@ def test_prompts_of_ones_own_are_decoded_and_checked_where_they_have_an_answer(w
     [
         (["{"], "mine.jsonl, line 1: not JSON"),
         ([{"prompt": "a"}, {"prompt": " "}], "mine.jsonl, line 2: 'prompt' must be a text that is not empty, got ' '."),
-        ([{"question": "a"}], "mine.jsonl, line 1: has no 'prompt', but 'question'. Used are: prompt, answer, id."),
+        (
+            [{"question": "a"}],
+            "mine.jsonl, line 1: has no 'prompt', but 'question'. Used are: prompt, messages, answer, id.",
+        ),
         ([[1]], "mine.jsonl, line 1: must be an object, got list."),
         ([{"prompt": "a", "answer": [1]}], "line 1: 'answer' is [1]; it must be a text or a number"),
         ([{"prompt": "a", "id": "x"}, {"prompt": "b", "id": "x"}], "id 'x' is given twice"),

@@ -13,13 +13,14 @@ from specexp.decoding.protocol import Round
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Request
+from specexp.engine.ending import End
 from specexp.engine.request_state import RequestState, parts_of
 
 EOS = 9
 
 
 def begun(remaining_tokens: int = 20, on_tokens: Any = None) -> RequestState:
-    return RequestState(Baseline(Warp()), [5, 6], CertainRng(), remaining_tokens, on_tokens)
+    return RequestState(Baseline(Warp()), [5, 6], CertainRng(), remaining_tokens, on_tokens, end=End(frozenset({EOS})))
 
 
 def commit(run: RequestState, tokens: list[int], num_tokens: int, overlap: list[float], **counts: int) -> int:
@@ -27,7 +28,7 @@ def commit(run: RequestState, tokens: list[int], num_tokens: int, overlap: list[
     drafted = {"num_drafted": len(overlap), "num_accepted": num_tokens - 1, "judged": 0, **counts}
     ask = Round(tokens, num_tokens, {}, {**drafted, "overlap": overlap})  # type: ignore[arg-type]
     values = [[float(v) for v in part] if isinstance(part, list) else [float(part)] for part in parts_of(ask)]  # type: ignore[attr-defined]
-    return run.commit(ask, iter(values), iter(()), {EOS})
+    return run.commit(ask, iter(values), iter(()))
 
 
 def test_a_rejected_round_counts_what_was_tested() -> None:

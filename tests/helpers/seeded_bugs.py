@@ -435,6 +435,7 @@ MTP, DFLASH, DFLASH_SESSION, DFLASH_CONFIG, LOADING, READING = (
     "specexp.lm.heads.dflash_config", "specexp.lm.heads.loading", "specexp.lm.heads.reading",
 )  # fmt: skip
 MEMORIES = "specexp.evaluation.scheduling"
+SHOTS, TALKS = "specexp.tasks.shots", "specexp.tasks.conversations"
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
     ("drafter/test_eagle3_head.py",): [
         Bug("a later step sees the target's states at drafted tokens", EAGLE3, ".tril(start - step)", ".tril(start)"),
@@ -446,6 +447,34 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("positions begin at one", EAGLE3, "torch.arange(rows, device=frequencies.device)", "torch.arange(2, 2 * rows + 2, 2, device=frequencies.device)"),
         Bug("chains begin in the prompt", "specexp.drafter.training", "row >= first[:, None] + step", "row >= first[:, None]"),
         Bug("offsets are ids", EAGLE3, "ids - torch.arange(len(ids))", "ids - 0"),
+    ],
+    ("engine/test_ending.py",): [
+        Bug("an EOS is allowed at the last step before the minimum", "specexp.engine.ending", "if position < self.min_new_tokens", "if position < self.min_new_tokens - 1"),
+        Bug("an EOS is banned at the first step after the minimum", "specexp.engine.ending", "if position < self.min_new_tokens", "if position <= self.min_new_tokens"),
+        Bug("rows of a round are banned as its first one", "specexp.engine.forwards", "state.end.banned(first + depth)", "state.end.banned(first)"),
+        Bug("the depth of a node is its slot", "specexp.engine.context", "result.append(result[parent + 1] + 1)", "result.append(len(result))"),
+        Bug("drafts are banned one place late", "specexp.engine.drafting", "self.state.end.banned(self.position + step)", "self.state.end.banned(self.position + step + 1)"),
+        Bug("an ignored EOS ends the output", "specexp.engine.ending", "NO_IDS if ending.ignore_eos else eos", "eos"),
+        Bug("an EOS that was found is drafted before the minimum", DRAFTING, "if each in state.end.banned(position + i)", "if False"),
+    ],
+    ("pair/test_stop_strings.py",): [
+        Bug("the text is cut one character late", "specexp.pair.stop_strings", "self.found = len(text) - min(starts)", "self.found = len(text) - min(starts) - 1"),
+        Bug("a stop string across tokens is missed", "specexp.pair.stop_strings", "text = self.tail + own", "text = own"),
+        Bug("the tail is one byte short", "specexp.pair.stop_strings", "self.longest = max(map(len, self.strings)) - 1", "self.longest = max(max(map(len, self.strings)) - 2, 0)"),
+        Bug("the last of several strings cuts the text", "specexp.pair.stop_strings", "len(text) - min(starts)", "len(text) - max(starts)"),
+        Bug("nothing is held back", "specexp.pair.detokenizer", "self._finder.found or self._finder.held", "self._finder.found"),
+        Bug("an output goes on after its stop string", "specexp.engine.ending", "return STOP_STRING if self.finder is not None and self.finder.add(token) else \"\"", "return \"\""),
+        Bug("the prompt's own text ends an output", "specexp.pair.stop_strings", "text.find(each, max(0, len(self.tail) - len(each) + 1))", "text.find(each)"),
+    ],
+    ("tasks/test_conversations.py",): [
+        Bug("what is shown is asked", SHOTS, "if example.turns[-1] not in shown", "if True"),
+        Bug("the rows of solved examples are not hashed", SHOTS, 'f"{dataset.digest} {self.digest}"', "dataset.digest"),
+        Bug("solved examples are not worded as the task", SHOTS, "[(ask(question), answer(said))", "[(question, said)"),
+        Bug("answers that are given are left out", "specexp.tasks.example", "[*self.shots, *self.context, *zip", "[*self.shots, *zip"),
+        Bug("roles may follow each other in any order", TALKS, "if role != ROLES[1 + number % 2]", "if role not in ROLES"),
+        Bug("a conversation has two system prompts", "specexp.pair.tokenization", 'if not system or messages[0]["role"] == "system"', "if not system"),
+        Bug("solved examples of arith are of its train split alone", "specexp.tasks.task", 'rows.split if rows else "train"', '"train"'),
+        Bug("another system prompt is the same settings", "specexp.config.experiment", "if key not in LATER_OF_EXPERIMENT or (value and", 'if key not in LATER_OF_EXPERIMENT or (value and key != "system" and'),
     ],
     ("metrics/test_paired.py",): [
         Bug("pairing of repeats is ignored", PAIRED, 'by_key[r["prompt_id"], r["turn"], r["repeat"]])', 'by_key[r["prompt_id"], r["turn"], 0])'),
@@ -565,6 +594,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a block's last token is not drafted", DFLASH_SESSION, "return x[0, 1:]", "return x[0, 1:-1]"),
         Bug("a token is drafted by the row before its own", DFLASH_SESSION, "return x[0, 1:]", "return x[0, :-1]"),
         Bug("an unlikely token is not the last one", DFLASH, "num = (enough + 1).clamp", "num = (enough + 2).clamp"),
+        Bug("a block drafts an EOS before the minimum", DFLASH, "without(self.logits(states), banned)", "self.logits(states)"),
     ],
     ("lm/test_dflash_layouts.py",): [
         Bug("speculators' numbers are those of outputs", DFLASH_CONFIG, "[number - 1 for number in entered]", "list(entered)"),

@@ -17,9 +17,11 @@ from helpers.drafted_chains import GREEDY, candidates, greedy_chains, outputs_eq
 from helpers.generation import prompts
 from helpers.model_folders import slow_for
 from specexp.decoding.chain import Chain, DraftModel, Lossless
-from specexp.decoding.rng import rng_for
+from specexp.decoding.lossy_rules import TopK
+from specexp.decoding.rng import CertainRng, rng_for
 from specexp.decoding.rules import Warp
-from specexp.engine import Engine
+from specexp.decoding.untrained_rules import EntropyGate, Fuzzy
+from specexp.engine import Ending, Engine
 from specexp.errors import ModelError
 from specexp.lm.heads import dflash_config
 from specexp.lm.heads.loading import check_head, load_head
@@ -151,3 +153,17 @@ def test_a_draft_that_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_the_last_layer_is_read_after_the_norm() -> None:
     assert dflash_config.layers_kept([0, 3], 4) == [0, 4]
+
+
+@pytest.mark.parametrize("kind", ["llama"])
+def test_no_rule_accepts_an_eos_of_a_block_before_the_minimum(models: dict[Any, Any]) -> None:
+    vocabulary = models["target"].vocab_size
+    for rule in (TopK(vocabulary), EntropyGate(0.0, GREEDY), Fuzzy("tv", 2.0, GREEDY)):
+        decoder = Chain(DraftModel(BLOCK - 1), rule, GREEDY)
+        free = Engine(models).generate(decoder, [5, 9], LENGTH, CertainRng())
+        assert free.num_judged, "the rule accepts what is drafted"
+        eos = free.token_ids[1:3]
+        out = Engine(models, eos).generate(decoder, [5, 9], LENGTH, CertainRng(), ending=Ending(10))
+        assert len(out.token_ids) > 10
+        assert not set(eos) & set(out.token_ids[:10])
+        assert out.num_judged

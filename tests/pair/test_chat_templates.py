@@ -23,6 +23,7 @@ from specexp.lm.hf.loading import load_tokenizer
 from specexp.lm.runtime import ModelConfig
 from specexp.pair import chat_template
 from specexp.pair.loading import load_pair
+from specexp.pair.tokenization import TokenizerText
 from specexp.serving.decoder_spec import FILE, Reference, ServedDecoder, make_decoder_spec
 from specexp.storage.run_folder import OutputFolder
 
@@ -136,6 +137,42 @@ def test_questions_go_into_the_template_and_completions_do_not(
     assert ("You are Tiny, a helpful model." in note) == used
     assert ("which is not used" in note) == (not used)
     assert ("the prompts of task 'arith' are completions" in note) == (task == "arith" and not used)
+
+
+@pytest.mark.parametrize("template", [PLAIN, DEFAULT, ALWAYS, PREFACE], ids=["plain", "default", "always", "preface"])
+def test_a_system_prompt_takes_the_place_of_the_templates_own(template: str) -> None:
+    tokenizer = tokenizer_with(template)
+    plain, text = TokenizerText(tokenizer, True), TokenizerText(tokenizer, True, given="Be brief.")
+    asked = [{"role": "user", "content": QUESTION}]
+    first = [{"role": "system", "content": "Be brief."}, *asked]
+    assert text.encode(asked) == plain.encode(first) != plain.encode(asked)
+    assert text.encode([{"role": "system", "content": "Be long."}, *asked]) != text.encode(asked), "its own wins"
+    assert "Be brief." in tokenizer.decode(text.encode(asked))
+    assert (text.facts()["system_prompt"], text.facts()["chat_template"] == plain.facts()["chat_template"]) == (
+        "Be brief.", False,
+    )  # fmt: skip
+    chat_template.check_system(tokenizer, "x")
+    said = chat_template.note("auto", tokenizer, True, "You are Tiny.", "", "Be brief.")
+    assert said.endswith('tokenizer, with the system prompt "Be brief." (chat_template auto).')
+
+
+LEFT_OUT = "{% for m in messages if m.role != 'system' %}[{{ m.role }}] {{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template,why", [(NO_SYSTEM, "no system role"), (LEFT_OUT, "it leaves it out")])
+def test_a_template_that_takes_no_system_prompt_refuses_one(workplace: Path, template: str, why: str) -> None:
+    tiny(workplace / "model")
+    (workplace / "model" / "chat_template.jinja").write_text(template)
+    models = ("--target", "./model", "--draft", "./model", "--max-new-tokens", "2")
+    result = invoke(generate.command, QUESTION, *models, "--system", "Be brief.")
+    assert result.exit_code == 2
+    assert result.output.strip() == (
+        f"error: system is given, but the chat template of './model' takes no system prompt ({why}); leave it out, or"
+        " set chat_template to none."
+    )
+    assert (
+        invoke(generate.command, QUESTION, *models, "--system", "Be brief.", "--chat-template", "none").exit_code == 0
+    )
 
 
 def test_solved_examples_are_turns_of_the_conversation(tmp_path: Path, chat_folder: Path) -> None:

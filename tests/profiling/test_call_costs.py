@@ -187,7 +187,9 @@ def test_a_head_is_measured_on_committed_tokens_and_their_states() -> None:
 class Blocks(SlowToy):
     """It drafts a block in one call."""
 
-    def draft_block(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
+    def draft_block(
+        self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int, banned: Sequence[frozenset[int]] = ()
+    ) -> Drafted:
         raise NotImplementedError
 
 

@@ -44,6 +44,10 @@ SAMPLING: list[dict[str, Any]] = [
     {"temperature": 1.0, "seed": 3},
     {"temperature": 0.7, "top_k": 5, "seed": 4},
     {"temperature": 1.0, "top_p": 0.8, "max_new_tokens": 12},
+    {"min_new_tokens": 150},
+    {"max_new_tokens": 90, "ignore_eos": True},
+    {"stop": ["\n#### ", "no such"]},
+    {"stop": ["is"], "temperature": 1.0, "seed": 3},
 ]
 
 
@@ -114,6 +118,43 @@ def serve(model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return ask
 
 
+@pytest.mark.parametrize(
+    "params", [{}, {"stop": ["is", "no such"]}, {"max_new_tokens": 40, "ignore_eos": True}], ids=str
+)
+def test_a_stream_is_the_answer_in_pieces(model: Any, pair: specexp.LoadedPair, params: dict[str, Any]) -> None:
+    expected = row(pair.generate(PROMPTS[0], **params))
+    *pieces, last = model.predict_stream({"prompt": PROMPTS[0]}, params=params)
+    assert {"text": "".join(piece["text"] for piece in pieces), **last} == expected
+    assert len(pieces) > 1
+    assert not any(each in expected["text"] for each in params.get("stop", ()))
+
+
+def test_a_stream_is_of_one_prompt_and_says_what_is_wrong(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(mlflow.MlflowException, match="2 prompts are given; one is streamed at a time: send one"):
+        list(model.predict_stream({"prompt": PROMPTS[:2]}))
+    with pytest.raises(mlflow.MlflowException, match=r"top_p is 2\.0; it must be a number in \(0, 1\]"):
+        list(model.predict_stream({"prompt": PROMPTS[0]}, params={"top_p": 2.0}))
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "generate_all", lambda engine, requests: next(iter(requests)) and iter([1 / 0]))
+        with pytest.raises(mlflow.MlflowException, match="decoding failed: ZeroDivisionError"):
+            list(model.predict_stream({"prompt": PROMPTS[0]}))
+    assert list(model.predict_stream({"prompt": PROMPTS[0]}))[-1]["num_tokens"]
+
+
+def test_stop_strings_of_a_request_take_the_place_of_the_logged_ones(tmp_path: Path, pair: specexp.LoadedPair) -> None:
+    asked = single.resolve("arith_quick", "speculative", {"stop": "is"})
+    make_decoder_spec(pair, asked, 512).save(tmp_path)
+    decoder = ServedDecoder(tmp_path)
+    for params, stop in (
+        (None, ["is"]),
+        ({"stop": ["gives"]}, ["gives"]),
+        ({"stop": []}, None),
+        ({"stop": None}, ["is"]),
+    ):
+        (out,) = decoder.decode(PROMPTS[:1], params)
+        assert out.text == pair.generate(PROMPTS[0], stop=stop).text, params
+
+
 @pytest.mark.parametrize("form", GOOD_FORMS)
 def test_every_form_of_a_request_gets_the_same_answer(serve: Any, pair: specexp.LoadedPair, form: str) -> None:
     params = {"temperature": 1, "seed": 7, "max_new_tokens": 20}
@@ -144,6 +185,13 @@ def test_what_is_allowed_never_breaks_a_batch(serve: Any, params: dict[str, Any]
     status, answer = serve(json.dumps({"prompt": PROMPTS[:2], **params}).encode())
     assert status == 200, answer
     assert [prediction["num_tokens"] > 0 for prediction in json.loads(answer)["predictions"]] == [True, True]
+
+
+@pytest.mark.parametrize("stop", ["is", ["is"], None], ids=str)
+def test_stop_strings_are_a_text_or_several(serve: Any, pair: specexp.LoadedPair, stop: Any) -> None:
+    status, answer = serve(one(PROMPTS[0], stop=stop))
+    assert status == 200, answer
+    assert json.loads(answer)["predictions"] == [row(pair.generate(PROMPTS[0], stop=stop))]
 
 
 def test_the_least_top_p_is_the_likeliest_token(serve: Any, pair: specexp.LoadedPair) -> None:
@@ -264,7 +312,8 @@ def test_the_model_says_what_it_is_and_holds_no_weights(model: Any, tmp_path: Pa
     signature = model.metadata.signature
     assert str(signature.inputs) == "['prompt': string (required)]"
     assert {spec.name: spec.default for spec in signature.params} == {
-        "max_new_tokens": 160, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "seed": 0,
+        "max_new_tokens": 160, "min_new_tokens": 0, "ignore_eos": False, "stop": [], "temperature": 0.0,
+        "top_k": 0, "top_p": 1.0, "seed": 0,
     }  # fmt: skip
     version = MlflowClient().get_model_version("decoder", "1")
     assert version.tags == {
@@ -295,6 +344,19 @@ def test_every_method_comes_back_from_its_reference(tmp_path: Path, pair: specex
     expected = pair.decode(PROMPTS[0], asked)
     (actual,) = ServedDecoder(tmp_path, max_batch_size=2).decode(PROMPTS[:1])
     assert (actual.token_ids, actual.text) == (expected.token_ids, expected.text)
+
+
+def test_a_system_prompt_goes_with_the_decoder(tmp_path: Path, pair: specexp.LoadedPair) -> None:
+    asked = single.resolve("arith_quick", "speculative", {"system": "Add it up.", "gamma": "4"})
+    own = specexp.LoadedPair(asked)
+    make_decoder_spec(own, asked, 512).save(tmp_path)
+    (out,) = ServedDecoder(tmp_path).decode(PROMPTS[:1])
+    assert (
+        out.token_ids
+        == own.decode(PROMPTS[0], asked).token_ids
+        == pair.generate(f"Add it up.\n\n{PROMPTS[0]}").token_ids
+    )
+    assert out.token_ids != pair.generate(PROMPTS[0]).token_ids
 
 
 def test_a_judge_goes_with_the_decoder(workplace: Path) -> None:

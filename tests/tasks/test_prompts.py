@@ -177,7 +177,7 @@ def test_last_number_refuses_a_gold_answer_that_is_none(tmp_path: Path) -> None:
     "name,row,note",
     [
         ("prompts", {"prompt": "a", "anwser": "4", "topic": "x"},
-         "columns 'anwser' (did you mean 'answer'?), 'topic' are not used. Used are: prompt, answer, id."),
+         "columns 'anwser' (did you mean 'answer'?), 'topic' are not used. Used are: prompt, messages, answer, id."),
         ("gsm8k", {"question": "a", "answer": "#### 4", "level": 1}, "columns 'level' are not used."),
         ("mtbench", {"turns": ["a"], "category": "math", "difficulty": 1}, "columns 'difficulty' are not used."),
     ],

@@ -28,6 +28,7 @@ from specexp.tracking.outbox import Outbox
 
 OUTPUTS = "outputs.json"  # of a setting's run: prompts and outputs, for the UI's side-by-side view
 MOST_OUTPUTS = 50
+SHOWN_OF_SYSTEM = 500  # characters; config.json has all of them
 _TABLE = json.dumps([{"path": OUTPUTS, "type": "table"}])
 
 
@@ -193,8 +194,13 @@ def params_of(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, 
             name: getattr(experiment, name)
             for name in ("limit", "max_new_tokens", "temperature", "top_k", "top_p", "batch")
         },
+        "min_new_tokens": experiment.min_new_tokens or "",
+        "ignore_eos": experiment.ignore_eos or "",
+        "stop": json.dumps(experiment.stop) if experiment.stop else "",
         "data": mask(str(experiment.data or "")),
         "shots": experiment.shots or "",
+        "shots_data": mask(str(experiment.shots_data or "")),
+        "system": experiment.system[:SHOWN_OF_SYSTEM],
         "answer_rule": "" if experiment.answer_rule == "auto" else experiment.answer_rule,
         "answer_pattern": experiment.answer_pattern,
         **{f"toy.{key}": value for key, value in (asdict(experiment.toy) if experiment.toy else {}).items()},

@@ -162,6 +162,7 @@ def _prompt(
         "turn": turn,
         "num_turns": len(example.turns),
         "num_shots": len(example.shots),
+        "num_exchanges": len(example.context),
         "text": example.turns[turn],
         "gold": example.answer if last else None,
         "cells": [

@@ -179,6 +179,8 @@ def _prompt(
         notes.append(f"its first {PROMPT_SIGNS:,} characters")
     if prompt["num_shots"]:
         notes.append(f"after {prompt['num_shots']} solved examples")
+    if prompt["num_exchanges"]:
+        notes.append(f"after {prompt['num_exchanges']} exchanges of its conversation")
     if prompt["turn"]:
         whose = "plain decoding's answers" if history == "baseline" else "each method's own answers"
         notes.append(f"after {whose} to earlier turns")
@@ -198,7 +200,13 @@ def _cell(cell: Mapping[str, Any], method: Mapping[str, Any]) -> dict[str, Any]:
     if cell["tokens_per_call"]:
         facts.append(f"{cell['tokens_per_call']:.2f} per target call")
     if cell["finish_reason"] != "stop":
-        facts.append({"length": "cut at the limit", "context": "cut where the context ends"}[cell["finish_reason"]])
+        facts.append(
+            {
+                "length": "cut at the limit",
+                "stop_string": "ended by a stop string",
+                "context": "cut where the context ends",
+            }[cell["finish_reason"]]
+        )
     return {
         "label": cell["label"],
         "facts": facts,

@@ -9,6 +9,7 @@ Shapes: G drafted tokens, R rows, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import AutoModel
 
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import DRAFT, Rng, pick_each
-from specexp.decoding.rules import UNIT_TEMPERATURE
+from specexp.decoding.rules import UNIT_TEMPERATURE, without
 from specexp.errors import ModelError, first_line
 from specexp.lm.heads.base import ModuleDraft
 from specexp.lm.heads.dflash_config import DFlashConfig
@@ -55,12 +56,14 @@ class DFlashDraft(ModuleDraft):
         return DFlashSession(self)
 
     @torch.inference_mode()
-    def draft_block(self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int) -> Drafted:
+    def draft_block(
+        self, feed: Feed, ask: Draft, length: int, rng: Rng, position: int, banned: Sequence[frozenset[int]] = ()
+    ) -> Drafted:
         assert isinstance(feed.session, DFlashSession)
         session, warp = feed.session, ask.warp
         session.feed(feed.tokens, 0)
         states = session.block(session.length)[:length]
-        logits = self.logits(states)
+        logits = without(self.logits(states), banned)
         q = None if warp.greedy else warp(logits)
         if q is None:
             tokens = warp.first(logits)
