@@ -29,6 +29,7 @@ OF_LABELS = (
     "shots",
     "answer_rule",
     "answer_pattern",
+    "comparator",
     "max_new_tokens",
     "config",
 )
@@ -81,7 +82,8 @@ def _check(show: str, resolved: config.Experiment) -> None:
 
     shown = ShownPrompts.parse(show)
     if shown.number is None:
-        shown.check(task(resolved.task, resolved.data, resolved.shots).examples(resolved.limit))
+        chosen = task(resolved.task, resolved.data, resolved.shots, num_tokens=resolved.prompt_tokens)
+        shown.check(chosen.examples(resolved.limit))
 
 
 @click.command("main", help=__doc__)

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from specexp.answers.kinds import AUTO as AUTO_KIND
+from specexp.answers.kinds import MIN_SIMILARITY, kind_of
+from specexp.answers.rules import AnswerRule
 from specexp.decoding.rules import Warp
 from specexp.lm.runtime import (
     AUTO,
@@ -37,6 +40,8 @@ LATER = {
     **dict.fromkeys(("accept_margin", "accept_epsilon", "accept_delta", "accept_entropy", "accept_distance")),
     "accept_window": 0, "distance": "",
 }  # fmt: skip
+# Likewise of experiments.
+LATER_OF_EXPERIMENT: dict[str, Any] = {"comparator": AUTO_KIND, "min_similarity": MIN_SIMILARITY, "prompt_tokens": 0}
 PROPOSERS = ("suffix", "lookup", "draft")
 LATER_OF_MODELS = {"layers": "", "vocabulary": AUTO_VOCABULARY, **dict.fromkeys(HEADS, ""), MTP: False}
 SUFFIX_FACTOR, SUFFIX_MIN_PROBABILITY = 1.0, 0.1
@@ -130,6 +135,9 @@ class Experiment:
     seed: int = 0
     repeats: int = 1
     batch: int = 1  # prompts decoded together
+    comparator: str = AUTO_KIND
+    min_similarity: float = MIN_SIMILARITY
+    prompt_tokens: int = 0  # of long prompts
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -138,6 +146,10 @@ class Experiment:
     def models(self) -> dict[Role, ModelConfig]:
         """Both models, by role."""
         return {"target": self.target, "draft": self.draft}
+
+    def answers(self) -> AnswerRule:
+        """How answers of one's own prompts are read and compared. Raises TaskError if that needs what is missing."""
+        return AnswerRule(self.answer_rule, self.answer_pattern, kind_of(self.comparator, self.min_similarity))
 
     @property
     def warp(self) -> Warp:
@@ -154,10 +166,14 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
     """Twelve hex digits that identify an experiment's settings, given as in JSON.
 
     A chat template of `auto` counts as `none` if the task uses no template; the draft's also does if the target's is
-    not `auto`. So these settings keep the hashes they had when `none` was the default. Likewise for settings of methods
-    and models that came later: a default does not count.
+    not `auto`. So these settings keep the hashes they had when `none` was the default. Likewise for settings of
+    methods, models and experiments that came later: a default does not count.
     """
-    canonical = dict(settings)
+    canonical = {
+        key: value
+        for key, value in settings.items()
+        if key not in LATER_OF_EXPERIMENT or value != LATER_OF_EXPERIMENT[key]
+    }
     if "methods" in settings:  # labels have none
         canonical["methods"] = [
             {key: value for key, value in method.items() if key not in LATER or value != LATER[key]}

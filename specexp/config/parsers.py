@@ -31,14 +31,18 @@ MUST_BE_GIVEN = DataConfig("")
 TASK_SOURCES: dict[str, DataConfig | None] = {
     "arith": None,
     "gsm8k": DataConfig("openai/gsm8k", "main", "test"),
+    "long_prompts": None,
+    "math": DataConfig("HuggingFaceH4/MATH-500", split="test"),
+    "mmlu_pro": DataConfig("TIGER-Lab/MMLU-Pro", split="test"),
     "mtbench": DataConfig("HuggingFaceH4/mt_bench_prompts", split="train"),
     "prompts": MUST_BE_GIVEN,
     "spec_bench": DataConfig(
         "https://raw.githubusercontent.com/hemingkx/Spec-Bench/main/data/spec_bench/question.jsonl"
     ),
+    "speed_bench": MUST_BE_GIVEN,  # its licence forbids handing it on
     "toy": None,
 }
-SEVERAL_TURNS = ("mtbench", "spec_bench")
+SEVERAL_TURNS = ("mtbench", "spec_bench", "speed_bench")
 HISTORIES = ("baseline", "own")
 RULES_OF_CHAINS = ("token", "block")
 MEMORIES = ("prompt", "run")

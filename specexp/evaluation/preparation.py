@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from specexp.answers.rules import UNRECORDED, VERSION, AnswerRule, version_words
+from specexp.answers.rules import UNRECORDED, VERSION, version_words
 from specexp.config import Experiment, MethodConfig
 from specexp.decoding.chain import Chain
 from specexp.decoding.protocol import Role
@@ -22,6 +22,7 @@ from specexp.method_specs import MethodSpec, spec
 from specexp.methods import BuildContext, check_judge, decoder_for, is_lossless, main_role, roles_of
 from specexp.pair.first_look import check_lengths
 from specexp.pair.loading import Pair, contexts, hidden_sizes, identity, load_pair
+from specexp.pair.thinking import Thinking, thinking_changed, thinking_notes, thinking_of
 from specexp.pair.tokenization import Text
 from specexp.profiling import call_costs
 from specexp.profiling.time_estimate import announce, pace
@@ -94,6 +95,7 @@ class Prepared:
     pair: Pair
     judges: Mapping[str, Judge]
     notes: Sequence[str] = ()
+    thinking: Thinking | None = None  # how the target marks its thoughts, if its tokenizer says so
 
 
 def prepare(
@@ -111,8 +113,13 @@ def prepare(
     for method in experiment.methods:
         if method.judge in judges:
             check_judge(method, judges[method.judge])
-    rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
-    chosen = task(experiment.task, experiment.data, experiment.shots, rule=rule)
+    chosen = task(
+        experiment.task,
+        experiment.data,
+        experiment.shots,
+        rule=experiment.answers(),
+        num_tokens=experiment.prompt_tokens,
+    )
     examples = chosen.examples(experiment.limit)
     check(examples)
     roles = set[Role]().union(*(roles_of(method) for method in experiment.methods))
@@ -129,7 +136,8 @@ def prepare(
 
     pair = load_pair(experiment, roles, check=encode, same_tokens=same_tokens)
     pair_identity, widths = identity(pair, experiment), hidden_sizes(pair) if judges else {}
-    notes = [*pair.notes, *notes_of(chosen)]
+    thinking = thinking_of(pair.text)
+    notes = [*pair.notes, *notes_of(chosen), *thinking_notes(thinking, examples)]
     for judge in judges.values():
         judge.check(pair_identity, widths)
         notes += judge.notes(pair_identity)
@@ -143,7 +151,7 @@ def prepare(
     for setting in settings:
         for role in setting.decoder.models if setting.config.tree else ():
             pair.models[role].check_trees()
-    return Prepared(experiment, chosen, examples, prompts, settings, pair, judges, notes)
+    return Prepared(experiment, chosen, examples, prompts, settings, pair, judges, notes, thinking)
 
 
 def _encoded(example: Example, experiment: Experiment, text: Text, contexts: Mapping[Role, int]) -> list[int]:
@@ -188,6 +196,8 @@ def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
     now: dict[str, Any] = {**asdict(prepared.task.dataset()), "answer_version": VERSION}
     if words := selection(prepared.task, prepared.experiment.limit):
         now["selection"] = words
+    if prepared.thinking is not None:
+        now["thinking_end"] = prepared.thinking.end
     before = output.read_json("data.json")
     if before is not None and (was := before.get("answer_version", UNRECORDED)) != VERSION:
         raise OutputError(
@@ -199,6 +209,8 @@ def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
             f"'{output.path}' was begun on {before.get('selection') or 'the first rows'}; these settings now select"
             f" {now.get('selection') or 'the first rows'}. Name another output folder."
         )
+    if before is not None and (fault := thinking_changed(output.path, before, now)):
+        raise OutputError(fault)
     if before is not None and before != now:
         raise OutputError(
             f"'{output.path}' was begun on other rows (SHA-256 {before['digest'][:12]}, now {now['digest'][:12]});"

@@ -150,8 +150,8 @@ def record_of(prepared: Prepared, job: Job, out: Generation) -> Record:
     text = prepared.pair.text.decode(out.token_ids[:-1] if out.finish_reason == "stop" else out.token_ids)
     last = job.turn == len(example.turns) - 1  # a gold answer belongs to the last turn
     gold = example.answer if last else None
-    answer = prepared.task.extract(text, out.finish_reason == "stop", gold) if last else None
-    correct = None not in (answer, gold) and prepared.task.comparator.equal(str(answer), str(gold), example)
+    answer = _answer(prepared, job, out, text) if last else None
+    correct = answer is not None and gold is not None and prepared.task.comparator.equal(answer, gold, example)
     return {
         "schema_version": SCHEMA_VERSION,
         "prompt_id": example.prompt_id,
@@ -192,6 +192,15 @@ def record_of(prepared: Prepared, job: Job, out: Generation) -> Record:
         "time_to_first_token": out.time_to_first_token,
         "settings_hash": prepared.experiment.hash,
     }
+
+
+def _answer(prepared: Prepared, job: Job, out: Generation, text: str) -> str | None:
+    """Return the answer in an output's text: in what follows the end of thinking, if the model thinks."""
+    said: str | None = text
+    if prepared.thinking is not None:
+        said = prepared.thinking.answer_text(prepared.pair.text, prepared.prompts[job.index], out.token_ids, text)
+    gold = prepared.examples[job.index].answer
+    return None if said is None else prepared.task.extract(said, out.finish_reason == "stop", gold)
 
 
 def _tree_shape(counts: Mapping[str, Any]) -> TreeShape:

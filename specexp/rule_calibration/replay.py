@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from specexp.config import MiningConfig
-from specexp.config.experiment import Experiment
+from specexp.config.experiment import LATER_OF_EXPERIMENT, Experiment
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.rng import CertainRng
@@ -42,7 +42,10 @@ def prepared(labels: LabelSet, batch: int) -> PreparedMining:
         models: dict[str, Any] = {role: ModelConfig(**settings[role]) for role in ("target", "draft")}
         data = DataConfig(**settings["data"]) if settings["data"] else None
         kept = ("name", "task", "pair", "shots", "answer_rule", "answer_pattern", "limit", "max_new_tokens")
-        experiment = Experiment(**models, data=data, methods=(), **{key: settings[key] for key in kept})
+        own = {key: settings[key] for key in kept} | {
+            key: settings[key] for key in LATER_OF_EXPERIMENT if key in settings
+        }
+        experiment = Experiment(**models, data=data, methods=(), **own)
         config = MiningConfig(experiment, settings["dtype"], settings["skip"], batch)
     except (KeyError, TypeError) as error:
         raise JudgeError(f"the labels' settings cannot be read ({error}); mine them again.") from error

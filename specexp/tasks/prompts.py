@@ -2,16 +2,17 @@
 
     {"prompt": "What is 2 + 3? End with #### and the number.", "answer": "5", "id": "sum-1"}
 
-A setting decides how an output's answer is read (`answers/rules.py`). If the gold answer is a number, numbers are
-compared, else texts. Ids default to the line number; other columns are not used.
+Settings decide how an output's answer is read (`answers/rules.py`) and compared (`answers/kinds.py`): by default as a
+number if the gold answer is one, else as a text. Ids default to the line number; other columns are not used.
 """
 
 from __future__ import annotations
 
+import json
 import math
 
 from specexp.answers import numbers
-from specexp.answers.comparators import CANONICAL
+from specexp.answers.comparators import CANONICAL, AnswerKind
 from specexp.answers.rules import AnswerRule, normal
 from specexp.errors import TaskError, shown
 from specexp.tasks.example import Comparator, Dataset, Example
@@ -24,16 +25,16 @@ class Prompts:
     """The prompts of a file. The constructor reads and checks all rows."""
 
     name = "prompts"
-    comparator: Comparator = CANONICAL
 
     def __init__(self, config: DataConfig, rule: AnswerRule | None = None) -> None:
         self._rule = rule or AnswerRule()
         self._rows: Rows = read(config)
-        self._examples = [_example(row) for row in self._rows.rows]
+        self.comparator: Comparator = self._rule.kind or CANONICAL
+        self._examples = [_example(row, self._rule.kind) for row in self._rows.rows]
         if twice := first_twice(example.prompt_id for example in self._examples):
             raise TaskError(f"{config.source}: id {shown(twice)} is given twice; every prompt needs its own.")
         self.notes = self._rows.unused(KEYS)
-        if self._rule.rule == "last_number":
+        if self._rule.rule == "last_number" and self._rule.kind is None:
             self._check_numbers()
 
     def examples(self, limit: int) -> list[Example]:
@@ -54,15 +55,41 @@ class Prompts:
                 )
 
 
-def _example(row: Row) -> Example:
+def _example(row: Row, kind: AnswerKind | None) -> Example:
     if "prompt" not in row.values:
         names = ", ".join(repr(str(name)) for name in row.values) or "nothing"
         raise TaskError(f"{row.where}: has no 'prompt', but {names}. Used are: {', '.join(KEYS)}.")
+    gold = _gold(row) if kind is None else _gold_of_kind(row, kind)
+    return Example(name_of(row, ("id",), f"line-{row.number}"), (text_of(row, "prompt"),), gold)
+
+
+def _gold(row: Row) -> str | None:
+    """The gold answer of a row, in canonical form. Raises TaskError."""
     answer = row.values.get("answer")
     endless = isinstance(answer, float) and math.isinf(answer)
     if isinstance(answer, bool) or endless or not isinstance(answer, str | int | float | None):
         raise TaskError(f"{row.where}: 'answer' is {shown(answer)}; it must be a text or a number, or be left out.")
     if isinstance(answer, float) and answer.is_integer():
         answer = int(answer)  # a column of integers with a missing value is read as floats
-    gold = None if answer is None or answer != answer else normal(str(answer))
-    return Example(name_of(row, ("id",), f"line-{row.number}"), (text_of(row, "prompt"),), gold)
+    return None if answer is None or answer != answer else normal(str(answer))
+
+
+def _gold_of_kind(row: Row, kind: AnswerKind) -> str | None:
+    """Likewise, as an answer of this kind. A JSON value may be given as such, and numbers as a list."""
+    answer = row.values.get("answer")
+    if answer is None or answer != answer:
+        return None
+    if kind.name == "json" and not isinstance(answer, str):
+        answer = json.dumps(answer)
+    elif kind.name == "numbers" and isinstance(answer, list):
+        answer = ", ".join(map(str, answer))
+    elif isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
+    given = isinstance(answer, str | int | float) and not isinstance(answer, bool)
+    result = numbers.whole(str(answer)) if kind.name == "number" else kind.read(str(answer))
+    if not given or result is None:
+        raise TaskError(
+            f"{row.where}: 'answer' is {shown(row.values['answer'])}; with comparator {kind.name} it must be"
+            f" {kind.what}, or be left out."
+        )
+    return result

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from specexp.answers.comparators import CANONICAL
-from specexp.answers.rules import AnswerRule
+from specexp.answers.rules import AnswerRule, marked
 from specexp.errors import TaskError, unknown
-from specexp.tasks import arith, questions
+from specexp.tasks import arith, long_prompts, questions
+from specexp.tasks.benchmarks import MathProblems, MMLUPro
 from specexp.tasks.example import Comparator, Dataset, Example, Task
 from specexp.tasks.gsm8k import GSM8K
 from specexp.tasks.prompts import Prompts
@@ -49,6 +50,33 @@ class Arith:
 
 
 @dataclass(frozen=True, slots=True)
+class LongPrompts:
+    """Long texts with a question (`specexp.tasks.long_prompts`), of about `num_tokens` tokens."""
+
+    num_tokens: int
+    split: str = "test"
+
+    @property
+    def name(self) -> str:
+        return "long_prompts"
+
+    @property
+    def comparator(self) -> Comparator:
+        return CANONICAL
+
+    def examples(self, limit: int) -> list[Example]:
+        _check_limit(limit, self)
+        texts = [long_prompts.long_text(self.split, self.num_tokens, index) for index in range(limit)]
+        return [Example(f"long-{self.split}-{i}", (each.text,), each.code) for i, each in enumerate(texts)]
+
+    def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
+        return marked(text, finished)[1]
+
+    def dataset(self) -> Dataset:
+        return _generated(self, f"specexp.tasks.long_prompts split {self.split}, {self.num_tokens} tokens", 10)
+
+
+@dataclass(frozen=True, slots=True)
 class Toy:
     """Short seeded digit strings for the toy pair; they have no gold answers."""
 
@@ -80,9 +108,9 @@ def _check_limit(limit: int, task: Task) -> None:
         )
 
 
-def _generated(task: Task, source: str) -> Dataset:
-    """Describe a generator; its hash is that of its first hundred examples."""
-    first = task.examples(100)
+def _generated(task: Task, source: str, count: int = 100) -> Dataset:
+    """Describe a generator; its hash is that of its first examples."""
+    first = task.examples(count)
     text = "\n".join(f"{x.prompt_id} {x.turns} {x.answer}" for x in first)
     return Dataset(task.name, source, hashlib.sha256(text.encode()).hexdigest(), len(first))
 
@@ -90,27 +118,36 @@ def _generated(task: Task, source: str) -> Dataset:
 TASKS: dict[str, Callable[[DataConfig, int, str], Task]] = {
     "arith": lambda data, shots, split: Arith(split),
     "gsm8k": lambda data, shots, split: GSM8K(data, shots),
+    "long_prompts": lambda data, shots, split: LongPrompts(long_prompts.DEFAULT_TOKENS, split),
+    "math": lambda data, shots, split: MathProblems(data),
+    "mmlu_pro": lambda data, shots, split: MMLUPro(data),
     "mtbench": lambda data, shots, split: Questions("mtbench", data, questions.MT_BENCH),
     "prompts": lambda data, shots, split: Prompts(data),
     "spec_bench": lambda data, shots, split: Questions("spec_bench", data),
+    "speed_bench": lambda data, shots, split: Questions("speed_bench", data),
     "toy": lambda data, shots, split: Toy(),
 }
 
 
 def task(
-    name: str, data: DataConfig | None = None, shots: int = 0, split: str = "test", rule: AnswerRule | None = None
-) -> Task:
+    name: str, data: DataConfig | None = None, shots: int = 0, split: str = "test", rule: AnswerRule | None = None,
+    num_tokens: int = 0,
+) -> Task:  # fmt: skip
     """Return the task of this name. It reads `data` if it needs any; `split` applies to tasks that generate problems,
-    and `rule` to `prompts`, where answers may be read in several ways.
+    `rule` to `prompts`, where answers may be read in several ways, and `num_tokens` to `long_prompts`.
 
     Raises TaskError.
     """
     if name not in TASKS:
         raise TaskError(unknown("task", name, TASKS))
     data = data or DataConfig("")
-    return Prompts(data, rule) if name == "prompts" else TASKS[name](data, shots, split)
+    if name == "prompts":
+        return Prompts(data, rule)
+    if name == "long_prompts" and num_tokens:
+        return LongPrompts(num_tokens, split)
+    return TASKS[name](data, shots, split)
 
 
 def notes_of(task: Task) -> list[str]:
     """Return the notes on a task's rows for the user."""
-    return task.notes if isinstance(task, Prompts | GSM8K | Questions) else []
+    return task.notes if isinstance(task, Prompts | GSM8K | Questions | MMLUPro | MathProblems) else []

@@ -277,7 +277,7 @@ MINING_BUGS = [
     Bug("a swap that loses the answer is unimportant", MINING, "return answer is not None and self._task", "return answer is None or self._task"),
     Bug("an unfinished response is mined", MINING, 'if first.finish_reason != "stop":', 'if first.finish_reason == "context":'),
     Bug("an unfinished swap gets a label", MINING, "important = None if not finished else not miner", "important = not miner"),
-    Bug("an unfinished swap's answer is read", MINING, "result = miner.answer(after, self._example.answer) if finished else None", "result = miner.answer(after, self._example.answer)"),
+    Bug("an unfinished swap's answer is read", MINING, "result = miner.answer(prompt, after, self._example.answer) if finished else None", "result = miner.answer(prompt, after, self._example.answer)"),
     Bug("mismatches are not found anew", MINING, "choices = [*choices[: position + 1], *behind]",
         "choices = [*choices, *after][: len(after)]"),
     Bug("the draft's choices are a place off", MINING, "[*prompt, *response[:start]], response[start:-1])", "[*prompt[:1], *prompt, *response[:start]], response[start:-1])"),
