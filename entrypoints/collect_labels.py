@@ -19,7 +19,7 @@ from .evaluate import CONFIG
 SETTINGS = {
     **help_texts(("pair", "target", "draft", "chat_template")),
     "task": f"Choose where prompts come from: {', '.join(config.CHECKABLE)}.",
-    **help_texts(("data", "system", "shots", "shots_data", "answer_rule", "answer_pattern")),
+    **help_texts(("data", "system", "shots", "shots_data", "answer_rule", "answer_pattern", "comparator")),
     "max_new_tokens": "Set the most tokens of a response.",
     "limit": f"Set how many prompts are mined. Default: {config.MINED_PROMPTS}.",
     "batch": f"Set how many prompts are mined together, with the same labels. Default: {config.MINED_TOGETHER}.",

@@ -31,6 +31,7 @@ OF_LABELS = (
     "shots_data",
     "answer_rule",
     "answer_pattern",
+    "comparator",
     "max_new_tokens",
     "config",
 )
@@ -83,7 +84,10 @@ def _check(show: str, resolved: config.Experiment) -> None:
 
     shown = ShownPrompts.parse(show)
     if shown.number is None:
-        chosen = task(resolved.task, resolved.data, resolved.shots, shots_data=resolved.shots_data)
+        chosen = task(
+            resolved.task, resolved.data, resolved.shots, shots_data=resolved.shots_data,
+            num_tokens=resolved.prompt_tokens,
+        )  # fmt: skip
         shown.check(chosen.examples(resolved.limit))
 
 

@@ -14,7 +14,7 @@ from specexp.advise.advice import Advice
 from specexp.advise.advice_text import notes, recommendation
 from specexp.advise.candidates import PLAIN
 from specexp.config import CALIBRATED, Experiment, MethodConfig
-from specexp.config.experiment import LATER_OF_MODELS
+from specexp.config.experiment import LATER_OF_EXPERIMENT, LATER_OF_MODELS
 from specexp.config.models import ON_TARGET
 from specexp.decoding.protocol import Role
 from specexp.lm.runtime import AUTO
@@ -58,6 +58,9 @@ def _settings(advice: Advice) -> dict[str, Any]:
         result["answer_rule"] = experiment.answer_rule
     if experiment.answer_pattern:
         result["answer_pattern"] = experiment.answer_pattern
+    result |= {
+        name: value for name, default in LATER_OF_EXPERIMENT.items() if (value := getattr(experiment, name)) != default
+    }
     chosen = [c.setting.config for c in advice.candidates if c.label == advice.best]
     result["methods"] = [PLAIN, *(method.preset for method in chosen)]
     for method in chosen:

@@ -25,7 +25,7 @@ WIDTH, INDENT = 110, 34
 # Logged parameters that do not affect how tokens are drawn: runs that differ in them still belong to the same method.
 _OTHER = (
     "preset", "seed", "task", "experiment", "settings_hash", "limit", "max_new_tokens", "batch", "data", "shots",
-    "shots_data", "system", "answer_rule", "answer_pattern",
+    "shots_data", "system", "answer_rule", "answer_pattern", "comparator", "min_similarity", "prompt_tokens",
 )  # fmt: skip
 
 

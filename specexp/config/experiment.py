@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from specexp.answers.kinds import AUTO as AUTO_KIND
+from specexp.answers.kinds import MIN_SIMILARITY, kind_of
+from specexp.answers.rules import AnswerRule
 from specexp.decoding.rules import Warp
 from specexp.lm.runtime import (
     AUTO,
@@ -40,6 +43,7 @@ LATER = {
 # Likewise of experiments.
 LATER_OF_EXPERIMENT: dict[str, Any] = {
     "min_new_tokens": 0, "ignore_eos": False, "stop": (), "system": "", "shots_data": None,
+    "comparator": AUTO_KIND, "min_similarity": MIN_SIMILARITY, "prompt_tokens": 0,
 }  # fmt: skip
 PROPOSERS = ("suffix", "lookup", "draft")
 LATER_OF_MODELS = {"layers": "", "vocabulary": AUTO_VOCABULARY, **dict.fromkeys(HEADS, ""), MTP: False}
@@ -139,6 +143,9 @@ class Experiment:
     stop: tuple[str, ...] = ()  # stop strings
     system: str = ""  # system prompt; "" is the chat template's own
     shots_data: DataConfig | None = None  # rows of solved examples; None is the task's own examples
+    comparator: str = AUTO_KIND
+    min_similarity: float = MIN_SIMILARITY
+    prompt_tokens: int = 0  # of long prompts
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -147,6 +154,10 @@ class Experiment:
     def models(self) -> dict[Role, ModelConfig]:
         """Both models, by role."""
         return {"target": self.target, "draft": self.draft}
+
+    def answers(self) -> AnswerRule:
+        """How answers of one's own prompts are read and compared. Raises TaskError if that needs what is missing."""
+        return AnswerRule(self.answer_rule, self.answer_pattern, kind_of(self.comparator, self.min_similarity))
 
     @property
     def warp(self) -> Warp:
@@ -169,7 +180,7 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
     canonical = {
         key: value
         for key, value in settings.items()
-        if key not in LATER_OF_EXPERIMENT or (value and value != LATER_OF_EXPERIMENT[key])
+        if key not in LATER_OF_EXPERIMENT or (value != LATER_OF_EXPERIMENT[key] and value not in ((), [], None))
     }
     if "methods" in settings:  # labels have none
         canonical["methods"] = [

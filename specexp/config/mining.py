@@ -18,7 +18,9 @@ from specexp.config.parsers import (
 from specexp.config.resolver import resolve
 from specexp.errors import ConfigError, shown, unknown
 
-CHECKABLE = ("arith", "gsm8k", "prompts")  # tasks whose answers a judge can be mined on
+# Tasks whose answers a judge can be mined on.
+CHECKABLE = ("arith", "gsm8k", "long_prompts", "math", "mmlu_pro", "prompts")
+ONE_SPLIT = ("math", "mmlu_pro")  # of these, whose own rows are all for evaluations
 MINED_PROMPTS = 600  # unless a file or a flag sets it
 MINED_TOGETHER = 16  # likewise
 FEATURE_DTYPES = ("float32", "float16")
@@ -41,7 +43,7 @@ class MiningConfig:
         experiment = self.experiment
         kept = (
             "name", "task", "pair", "target", "draft", "toy", "data", "shots", "answer_rule", "answer_pattern", "limit",
-            "max_new_tokens",
+            "max_new_tokens", "comparator", "min_similarity", "prompt_tokens",
         )  # fmt: skip
         later = ("system", "shots_data")  # where they are given
         result = {k: v for k, v in experiment.as_dict().items() if k in kept or (v and k in later)}
@@ -77,11 +79,16 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
             " reads the target's hidden states; name another draft."
         )
     faults += request_settings.refused(experiment, "labels are mined on outputs that end by themselves")
+    source, data = TASK_SOURCES.get(experiment.task), experiment.data
+    is_own = source is not None and data is not None and data.source == source.source and data.split in ("", "test")
+    if is_own and experiment.task in ONE_SPLIT and not skip:
+        faults.append(
+            f"the rows of task '{experiment.task}' are those of evaluations; set skip to as many as they use, or give"
+            " other rows as data."
+        )
     if faults:
         raise ConfigError(faults)
-    source = TASK_SOURCES[experiment.task]
-    data = experiment.data
-    if source and data and data.source == source.source and data.split in ("", "test") and source.split == "test":
+    if is_own and source and data and source.split == "test" and experiment.task not in ONE_SPLIT:
         experiment = replace(experiment, data=replace(data, subset=source.subset, split="train"))
     kept = replace(experiment, methods=(), seed=0, temperature=0.0, top_k=0, top_p=1.0, batch=1)
     return MiningConfig(kept, dtype, skip, experiment.batch)

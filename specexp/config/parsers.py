@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from specexp.answers.rules import check_pattern
 from specexp.config.experiment import (
     CALIBRATED,
     PROPOSERS,
@@ -16,7 +17,6 @@ from specexp.config.experiment import (
 from specexp.decoding.rules import is_greedy
 from specexp.errors import shown, unknown
 from specexp.lm.configs.layer_ranges import HOW, layer_indices
-from specexp.tasks.answers import check_pattern
 from specexp.tasks.source import DataConfig
 
 MOST = (1 << 63) - 1  # largest whole number: what arrays and databases hold
@@ -30,14 +30,18 @@ MUST_BE_GIVEN = DataConfig("")
 TASK_SOURCES: dict[str, DataConfig | None] = {
     "arith": None,
     "gsm8k": DataConfig("openai/gsm8k", "main", "test"),
+    "long_prompts": None,
+    "math": DataConfig("HuggingFaceH4/MATH-500", split="test"),
+    "mmlu_pro": DataConfig("TIGER-Lab/MMLU-Pro", split="test"),
     "mtbench": DataConfig("HuggingFaceH4/mt_bench_prompts", split="train"),
     "prompts": MUST_BE_GIVEN,
     "spec_bench": DataConfig(
         "https://raw.githubusercontent.com/hemingkx/Spec-Bench/main/data/spec_bench/question.jsonl"
     ),
+    "speed_bench": MUST_BE_GIVEN,  # its licence forbids handing it on
     "toy": None,
 }
-SEVERAL_TURNS = ("mtbench", "spec_bench")
+SEVERAL_TURNS = ("mtbench", "spec_bench", "speed_bench")
 HISTORIES = ("baseline", "own")
 RULES_OF_CHAINS = ("token", "block")
 MEMORIES = ("prompt", "run")

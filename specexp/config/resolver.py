@@ -22,14 +22,16 @@ from specexp.config.models import laid_over
 from specexp.config.pair_models import models_of_pair
 from specexp.config.parsers import AUTO_GAMMA, MUST_BE_GIVEN, SEVERAL_TURNS, TASK_SOURCES
 from specexp.config.presets import PRESETS, expanded, load_yaml, method_preset, preset_names
+from specexp.config.rule_settings import ANSWER_SETTINGS, answer_faults
 from specexp.config.schema import ALIASES, SETTINGS
 from specexp.draft_faults import draft_faults, head_faults
 from specexp.errors import ConfigError, shown, unknown
 from specexp.method_specs import OF_PROPOSERS, settings_of, spec, takers
 from specexp.tasks.defaults import DEFAULTS
+from specexp.tasks.long_prompts import DEFAULT_TOKENS
 
 # Settings of a preset that apply to its own task only.
-OF_TASK = ("data", "shots", "shots_data", "history", "answer_rule", "answer_pattern", "limit", "max_new_tokens")
+OF_TASK = ("data", "shots", "shots_data", "history", *ANSWER_SETTINGS, "prompt_tokens", "limit", "max_new_tokens")
 
 
 def resolve(
@@ -210,7 +212,13 @@ class _Reader:
         elif source is not None:
             values.setdefault("data", source)
         self.faults += request_settings.take_shots(name, values)
-        self._answers(values, name)
+        self.faults += answer_faults(values, name)
+        if name == "long_prompts":
+            values.setdefault("prompt_tokens", DEFAULT_TOKENS)
+        elif "prompt_tokens" in values:
+            self.faults.append(
+                f"prompt_tokens is {values['prompt_tokens']}, but task '{name}' has prompts of its own; leave it out."
+            )
         if values.get("history", "baseline") != "baseline" and name not in SEVERAL_TURNS:
             self.faults.append(f"history is given, but task '{name}' has one turn only; leave it out.")
         elif name in SEVERAL_TURNS and values.get("history", "baseline") == "baseline" and "baseline" not in methods:
@@ -218,21 +226,6 @@ class _Reader:
                 f"second turns of task '{name}' follow the baseline's answers; add baseline to methods, or set history"
                 " to own."
             )
-
-    def _answers(self, values: dict[str, Any], task: str) -> None:
-        """Check how answers are read; a pattern given alone implies the rule `pattern`."""
-        given = [key for key in ("answer_rule", "answer_pattern") if key in values]
-        if given and task != "prompts":
-            self.faults.append(
-                f"{' and '.join(given)}: task '{task}' has a fixed way to read answers; leave it out, or choose task"
-                " prompts."
-            )
-        if "answer_pattern" in values and values.setdefault("answer_rule", "pattern") != "pattern":
-            self.faults.append(
-                f"answer_pattern is given, but answer_rule is {values['answer_rule']}; leave one of them out."
-            )
-        if values.get("answer_rule") == "pattern" and "answer_pattern" not in values:
-            self.faults.append("answer_rule is pattern; give a regular expression as answer_pattern.")
 
     def _methods(self, names: tuple[str, ...], values: dict[str, Any]) -> list[MethodConfig]:
         """The settings of these methods; takes the settings of methods out of `values`."""

@@ -24,7 +24,6 @@ from specexp.config.parsers import (
     lengths,
     names,
     one_of,
-    pattern,
     probabilities,
     proposers,
     real,
@@ -39,12 +38,12 @@ from specexp.config.parsers import (
     whole,
 )
 from specexp.config.request_settings import ENDINGS, PRECEDING
-from specexp.config.rule_settings import RULE_SETTINGS
+from specexp.config.rule_settings import ANSWER_SETTINGS, RULE_SETTINGS
 from specexp.config.setting import Option, Setting, but
 from specexp.decoding.rules import MOST_TOP_K
 from specexp.lm.runtime import CHAT_TEMPLATES
-from specexp.tasks.answers import RULES
 from specexp.tasks.defaults import DEFAULTS
+from specexp.tasks.long_prompts import CHARACTERS, DEFAULT_TOKENS, FEWEST_TOKENS, MOST_TOKENS
 
 OF_EXPERIMENT = "the experiment's"
 OF_METHOD = "the method preset's"
@@ -107,14 +106,7 @@ SETTINGS: dict[str, Setting] = {
         more="`baseline` follows the baseline's first answer; runs with `own` are tagged unpaired.",
         commands=("evaluate",),
     ),
-    "answer_rule": Setting(
-        one_of("answer rule", RULES), f"Choose how answers of task prompts are read: {', '.join(RULES)}.", "auto",
-        more="[Answer rules](#answer-rules) says what each reads.", commands=MINING,
-    ),
-    "answer_pattern": Setting(
-        pattern, "Give a regular expression whose last match, or its group, is the answer of task prompts.",
-        otherwise="none", more="Given alone, it sets `answer_rule` to `pattern`.", commands=MINING,
-    ),
+    **ANSWER_SETTINGS,
     "methods": Setting(
         names, "Name method presets, separated by commas.", otherwise=OF_EXPERIMENT, commands=("evaluate",)
     ),
@@ -155,6 +147,11 @@ SETTINGS: dict[str, Setting] = {
         " a fixed seed, which `report.html` describes. The tasks' defaults are "
         + ", ".join(f"`{task}` {its.limit}" for task, its in DEFAULTS.items()) + ".",
         commands=but("generate"),
+    ),
+    "prompt_tokens": Setting(
+        whole(FEWEST_TOKENS, f">= {FEWEST_TOKENS} and at most {MOST_TOKENS}", MOST_TOKENS),
+        "Set about how many tokens a prompt of long_prompts has.", str(DEFAULT_TOKENS),
+        more=f"Texts are made of {CHARACTERS:g} characters for each: tokenizers differ.", commands=(),
     ),
     "seed": Setting(
         whole(0, ">= 0", math.inf), "Set the seed of every draw.", "0", commands=but("collect_labels")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from specexp.answers.rules import UNRECORDED, VERSION, version_words
 from specexp.config import Experiment, MethodConfig
 from specexp.decoding.chain import Chain
 from specexp.decoding.protocol import Role
@@ -22,12 +23,12 @@ from specexp.methods import BuildContext, check_judge, decoder_for, is_lossless,
 from specexp.pair.first_look import check_lengths
 from specexp.pair.loading import Pair, contexts, hidden_sizes, identity, load_pair
 from specexp.pair.stop_strings import StopStrings, TokenBytes
+from specexp.pair.thinking import Thinking, thinking_changed, thinking_notes, thinking_of
 from specexp.pair.tokenization import Text
 from specexp.profiling import call_costs
 from specexp.profiling.time_estimate import announce, pace
 from specexp.storage import environment
 from specexp.storage.run_folder import OutputFolder
-from specexp.tasks.answers import UNRECORDED, VERSION, AnswerRule, version_words
 from specexp.tasks.example import Example, Task
 from specexp.tasks.sampling import selection
 from specexp.tasks.task import notes_of, task
@@ -102,6 +103,8 @@ class Prepared:
         """Where an output ends before its limit."""
         return Ending(self.experiment.min_new_tokens, self.experiment.ignore_eos, self.stop)
 
+    thinking: Thinking | None = None  # how the target marks its thoughts, if its tokenizer says so
+
 
 def prepare(
     experiment: Experiment,
@@ -118,8 +121,10 @@ def prepare(
     for method in experiment.methods:
         if method.judge in judges:
             check_judge(method, judges[method.judge])
-    rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
-    chosen = task(experiment.task, experiment.data, experiment.shots, rule=rule, shots_data=experiment.shots_data)
+    chosen = task(
+        experiment.task, experiment.data, experiment.shots, rule=experiment.answers(),
+        shots_data=experiment.shots_data, num_tokens=experiment.prompt_tokens,
+    )  # fmt: skip
     examples = chosen.examples(experiment.limit)
     check(examples)
     roles = set[Role]().union(*(roles_of(method) for method in experiment.methods))
@@ -136,7 +141,8 @@ def prepare(
 
     pair = load_pair(experiment, roles, check=encode, same_tokens=same_tokens)
     pair_identity, widths = identity(pair, experiment), hidden_sizes(pair) if judges else {}
-    notes = [*pair.notes, *notes_of(chosen)]
+    thinking = thinking_of(pair.text)
+    notes = [*pair.notes, *notes_of(chosen), *thinking_notes(thinking, examples)]
     for judge in judges.values():
         judge.check(pair_identity, widths)
         notes += judge.notes(pair_identity)
@@ -151,7 +157,7 @@ def prepare(
         for role in setting.decoder.models if setting.config.tree else ():
             pair.models[role].check_trees()
     stop = StopStrings(experiment.stop, TokenBytes(pair.text)) if experiment.stop else None
-    return Prepared(experiment, chosen, examples, prompts, settings, pair, judges, notes, stop)
+    return Prepared(experiment, chosen, examples, prompts, settings, pair, judges, notes, stop, thinking)
 
 
 def _encoded(example: Example, experiment: Experiment, text: Text, contexts: Mapping[Role, int]) -> list[int]:
@@ -196,6 +202,8 @@ def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
     now: dict[str, Any] = {**asdict(prepared.task.dataset()), "answer_version": VERSION}
     if words := selection(prepared.task, prepared.experiment.limit):
         now["selection"] = words
+    if prepared.thinking is not None:
+        now["thinking_end"] = prepared.thinking.end
     before = output.read_json("data.json")
     if before is not None and (was := before.get("answer_version", UNRECORDED)) != VERSION:
         raise OutputError(
@@ -207,6 +215,8 @@ def note_inputs(prepared: Prepared, output: OutputFolder) -> None:
             f"'{output.path}' was begun on {before.get('selection') or 'the first rows'}; these settings now select"
             f" {now.get('selection') or 'the first rows'}. Name another output folder."
         )
+    if before is not None and (fault := thinking_changed(output.path, before, now)):
+        raise OutputError(fault)
     if before is not None and before != now:
         raise OutputError(
             f"'{output.path}' was begun on other rows (SHA-256 {before['digest'][:12]}, now {now['digest'][:12]});"

@@ -154,7 +154,8 @@ def record_of(prepared: Prepared, job: Job, out: Generation, prompt_ids: Sequenc
     ended = out.finish_reason in ("stop", "stop_string")
     last = job.turn == len(example.turns) - 1  # a gold answer belongs to the last turn
     gold = example.answer if last else None
-    answer = prepared.task.extract(text, ended, gold) if last else None
+    answer = _answer(prepared, job, out, text, ended) if last else None
+    correct = answer is not None and gold is not None and prepared.task.comparator.equal(answer, gold, example)
     return {
         "schema_version": SCHEMA_VERSION,
         "prompt_id": example.prompt_id,
@@ -169,7 +170,7 @@ def record_of(prepared: Prepared, job: Job, out: Generation, prompt_ids: Sequenc
         "text": text,
         "answer": answer,
         "gold": gold,
-        "correct": None if gold is None else answer == gold,
+        "correct": None if gold is None else correct,
         "token_ids": out.token_ids,
         "finish_reason": out.finish_reason,
         "num_rounds": out.num_rounds,
@@ -195,6 +196,15 @@ def record_of(prepared: Prepared, job: Job, out: Generation, prompt_ids: Sequenc
         "time_to_first_token": out.time_to_first_token,
         "settings_hash": prepared.experiment.hash,
     }
+
+
+def _answer(prepared: Prepared, job: Job, out: Generation, text: str, ended: bool) -> str | None:
+    """Return the answer in an output's text: in what follows the end of thinking, if the model thinks."""
+    said: str | None = text
+    if prepared.thinking is not None:
+        said = prepared.thinking.answer_text(prepared.pair.text, prepared.prompts[job.index], out.token_ids, text)
+    gold = prepared.examples[job.index].answer
+    return None if said is None else prepared.task.extract(said, ended, gold)
 
 
 def _tree_shape(counts: Mapping[str, Any]) -> TreeShape:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from specexp.answers.rules import UNRECORDED, VERSION, version_note, version_words
 from specexp.config import MiningConfig
 from specexp.decoding.protocol import Role
 from specexp.engine import output_limit
@@ -32,12 +33,12 @@ from specexp.judge.mining_yield import FIRST, Yield, status_of
 from specexp.judge.splits import filled
 from specexp.lm import out_of_memory
 from specexp.pair.loading import Pair, check_same_tokens, identity, load_pair
+from specexp.pair.thinking import thinking_changed, thinking_notes, thinking_of
 from specexp.pair.tokenization import Text
 from specexp.profiling.time_estimate import Progress, announce, pace
 from specexp.storage.files import make_folder, write_whole
 from specexp.storage.run_folder import OutputFolder
 from specexp.tasks import sampling
-from specexp.tasks.answers import UNRECORDED, VERSION, AnswerRule, version_note, version_words
 from specexp.tasks.example import Example, Task
 from specexp.tasks.task import notes_of, task
 
@@ -59,8 +60,10 @@ class PreparedMining:
 def prepare(config: MiningConfig) -> PreparedMining:
     """Load both models and the task, and check that every prompt fits the context. Writes nothing."""
     experiment = config.experiment
-    rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
-    chosen = task(experiment.task, experiment.data, experiment.shots, "mining", rule, experiment.shots_data)
+    chosen = task(
+        experiment.task, experiment.data, experiment.shots, "mining", experiment.answers(), experiment.shots_data,
+        experiment.prompt_tokens,
+    )  # fmt: skip
     examples, left_out = after_skipped(chosen, config.skip, experiment.limit)
     notes = ["multi-turn prompts are left out: mining takes single-turn prompts only."] if left_out else []
     if not examples:
@@ -71,7 +74,8 @@ def prepare(config: MiningConfig) -> PreparedMining:
         same_tokens=True,
     )  # fmt: skip
     check_same_tokens(pair, "labels are mined")
-    return PreparedMining(config, chosen, examples, pair, [*pair.notes, *notes_of(chosen), *notes])
+    thinking = thinking_notes(thinking_of(pair.text), examples)
+    return PreparedMining(config, chosen, examples, pair, [*pair.notes, *notes_of(chosen), *notes, *thinking])
 
 
 def _check_prompts(examples: Sequence[Example], max_new_tokens: int, text: Text, contexts: Mapping[Role, int]) -> None:
@@ -112,6 +116,8 @@ def note_inputs(prepared: PreparedMining, output: OutputFolder) -> None:
     config = prepared.config
     if words := sampling.selection(prepared.task, config.skip + config.experiment.limit):
         now["selection"] = words
+    if thinking := thinking_of(prepared.pair.text):
+        now["thinking_end"] = thinking.end
     before = output.read_json("inputs.json")
     was = UNRECORDED if before is None else before.pop("answer_version", UNRECORDED)
     finished = (output.path / MANIFEST).exists()
@@ -125,6 +131,8 @@ def note_inputs(prepared: PreparedMining, output: OutputFolder) -> None:
             f"'{output.path}' was begun on {before.get('selection') or 'the first rows'}; these settings now select"
             f" {now.get('selection') or 'the first rows'}. Name another output folder."
         )
+    if before is not None and not finished and (fault := thinking_changed(output.path, before, now)):
+        raise OutputError(fault)
     if before is not None and before != {key: now[key] for key in before if key in now}:
         changed = " and ".join(key for key in now if now[key] != before.get(key))
         raise OutputError(f"'{output.path}' was begun with another {changed}; name another output folder.")
@@ -237,6 +245,7 @@ def assemble(prepared: PreparedMining, paths: list[Path]) -> LabelSet:
         "settings_hash": config.hash,
         "feature_version": features.VERSION,
         "answer_version": VERSION,
+        "comparator": prepared.task.comparator.name,
         "feature_dtype": config.dtype,
         "hidden_sizes": {role: int(joined[f"{role}_token"].shape[1]) for role in ("target", "draft")},
         "num_prompts": len(paths),

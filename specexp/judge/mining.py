@@ -5,6 +5,8 @@
         y' = y[:t], d, and the target's greedy continuation;  a' = its answer
         a' = a: the mismatch is unimportant, and y' becomes y;  else it is important, and y stays
 
+Whether a' = a is said by the task's comparator.
+
 Three optimisations change no label: prefixes stay in the caches; the draft's choices are computed in one pass over y;
 and the continuation after a swap is verified against the old one, which it usually rejoins, instead of being generated
 token by token. The search of one prompt is sequential, but the searches of several prompts advance together, each on
@@ -29,6 +31,7 @@ from specexp.engine import Engine, Request, RequestCoroutine, ScoreRequest, Usag
 from specexp.judge.labels import Label
 from specexp.judge.splits import split_of
 from specexp.pair.loading import Pair
+from specexp.pair.thinking import thinking_of
 from specexp.tasks.example import Example, Task
 
 GAMMA = 6  # of the chain that generates the response, and of drafts where the old continuation proposes nothing
@@ -69,6 +72,7 @@ class Miner:
         self._limit = max_new_tokens
         self._dtype = np.dtype(dtype)
         self._engine = Engine(pair.models, pair.eos_ids, reuse=True, max_batch_size=max_batch_size)
+        self._thinking = thinking_of(pair.text)
         self._respond = Chain(DraftModel(GAMMA), Lossless(), Warp())
 
     def mine(self, example: Example) -> Mined:
@@ -97,7 +101,7 @@ class Miner:
         if first.finish_reason != "stop":
             on_progress(whole, whole)
             return Mined(UNFINISHED, counts=_less(before, start) | length)
-        answer = self.answer(first.token_ids, example.answer)
+        answer = self.answer(prompt, first.token_ids, example.answer)
         if answer is None:
             on_progress(whole, whole)
             return Mined(NO_ANSWER, counts=_less(before, start) | length)
@@ -110,11 +114,18 @@ class Miner:
         counts = _less(after, start) | search | result.slow | length
         return Mined(MINED, result.labels, features, counts, result.response)
 
-    def answer(self, response: Sequence[int], gold: str | None) -> str | None:
-        """Return the answer that the task reads from a response's ids, in the form of the gold answer."""
+    def answer(self, prompt: Sequence[int], response: Sequence[int], gold: str | None) -> str | None:
+        """Return the answer that the task reads from a response's ids, in the form of the gold answer. A model that
+        thinks gives it after the end of thinking."""
         finished = bool(response) and response[-1] in self._pair.eos_ids
-        text = self._pair.text.decode(list(response[:-1] if finished else response))
-        return self._task.extract(text, finished, gold)
+        text: str | None = self._pair.text.decode(list(response[:-1] if finished else response))
+        if self._thinking is not None and text is not None:
+            text = self._thinking.answer_text(self._pair.text, prompt, response, text)
+        return None if text is None else self._task.extract(text, finished, gold)
+
+    def equal(self, answer: str | None, before: str, example: Example) -> bool:
+        """Return whether the answer after a swap is the one before it, by the task's comparator; none never is."""
+        return answer is not None and self._task.comparator.equal(answer, before, example)
 
     def draft_choices(self, prompt: Sequence[int], response: Sequence[int], start: int) -> RequestCoroutine[list[int]]:
         """Return the draft's argmax at every position of `response` from `start` on, each given the true prefix."""
@@ -155,7 +166,7 @@ class _Search:
 
     def __init__(self, miner: Miner, example: Example, prompt: list[int], response: list[int]) -> None:
         self._miner = miner
-        self._prompt_id, self._gold = example.prompt_id, example.answer
+        self._example, self._prompt_id = example, example.prompt_id
         self._prompt = prompt
         self.response = response  # y
         self.labels: list[Label] = []
@@ -177,8 +188,8 @@ class _Search:
             yield from self._look(position, token)
             after, finished = yield from miner.swapped(prompt, self.response, position, token, self._prompt_id)
             self._count_slow(position, len(after))
-            result = miner.answer(after, self._gold) if finished else None
-            important = None if not finished else result != answer
+            result = miner.answer(prompt, after, self._example.answer) if finished else None
+            important = None if not finished else not miner.equal(result, answer, self._example)
             self._record(position, token, important, answer, result)
             if important is False:
                 self.response = after

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from specexp.config import MiningConfig
-from specexp.config.experiment import Experiment
+from specexp.config.experiment import LATER_OF_EXPERIMENT, Experiment
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.rng import CertainRng
@@ -42,8 +42,10 @@ def prepared(labels: LabelSet, batch: int) -> PreparedMining:
         models: dict[str, Any] = {role: ModelConfig(**settings[role]) for role in ("target", "draft")}
         data, shots = (DataConfig(**rows) if (rows := settings.get(key)) else None for key in ("data", "shots_data"))
         kept = ("name", "task", "pair", "shots", "answer_rule", "answer_pattern", "limit", "max_new_tokens")
-        given = {"data": data, "shots_data": shots, "system": settings.get("system", ""), "methods": ()}
-        experiment = Experiment(**models, **given, **{key: settings[key] for key in kept})
+        own = {key: settings[key] for key in kept} | {
+            key: settings[key] for key in LATER_OF_EXPERIMENT if key in settings
+        }
+        experiment = Experiment(**models, **{**own, "data": data, "shots_data": shots, "methods": ()})
         config = MiningConfig(experiment, settings["dtype"], settings["skip"], batch)
     except (KeyError, TypeError) as error:
         raise JudgeError(f"the labels' settings cannot be read ({error}); mine them again.") from error

@@ -20,8 +20,12 @@ class TaskDefaults:
 DEFAULTS = {
     "arith": TaskDefaults(20, 160, completions=True),
     "gsm8k": TaskDefaults(100, 512),
+    "long_prompts": TaskDefaults(20, 128),
+    "math": TaskDefaults(100, 1024),
+    "mmlu_pro": TaskDefaults(140, 1024),  # ten of each of its 14 categories
     "mtbench": TaskDefaults(80, 512),
     "prompts": TaskDefaults(100, 256),
     "spec_bench": TaskDefaults(104, 512),  # eight of each of its 13 categories
+    "speed_bench": TaskDefaults(110, 512),  # ten of each of its 11 categories
     "toy": TaskDefaults(20, 64, completions=True),
 }

@@ -7,10 +7,11 @@ the last `The final answer is` or `####`; an output without either has no answer
 
 from __future__ import annotations
 
+from specexp.answers import numbers
+from specexp.answers.comparators import CANONICAL
+from specexp.answers.rules import marked
 from specexp.errors import TaskError
-from specexp.tasks import numbers
-from specexp.tasks.answers import marked
-from specexp.tasks.example import Dataset, Example
+from specexp.tasks.example import Comparator, Dataset, Example
 from specexp.tasks.shots import NO_SHOTS, Shots
 from specexp.tasks.source import DataConfig, Row, Rows, read, text_of
 
@@ -80,6 +81,7 @@ class GSM8K:
     """The task after solved examples, or without any. The constructor reads and checks all rows."""
 
     name = "gsm8k"
+    comparator: Comparator = CANONICAL
 
     def __init__(self, config: DataConfig, shots: Shots = NO_SHOTS) -> None:
         self._shots = shots

@@ -1,17 +1,22 @@
-"""Tasks `mtbench` and `spec_bench`: questions by category, with one turn or two.
+"""Tasks `mtbench`, `spec_bench` and `speed_bench`: questions by category, with one turn or more.
 
 Rows have `question_id`, `category`, `turns` and sometimes `reference` (the hub's MT-Bench calls them `prompt_id` and
-`prompt`). Only Spec-Bench's `math_reasoning` is graded, against the number at the end of its reference. Open questions
+`prompt`). SPEED-Bench (Abramovich et al. 2604.09557) is read from a person's own copy, which its `prepare_data.py` has
+filled: rows of the hub have placeholders for what its sources forbid to hand on.
+
+Only Spec-Bench's `math_reasoning` is graded, against the number at the end of its reference. Open questions
 have no gold answer here; for them, an evaluation reports agreement with plain decoding.
 """
 
 from __future__ import annotations
 
+from specexp.answers import numbers
+from specexp.answers.comparators import CANONICAL
+from specexp.answers.rules import marked
 from specexp.errors import TaskError, shown
 from specexp.reading import BOM
-from specexp.tasks import numbers, sampling
-from specexp.tasks.answers import marked
-from specexp.tasks.example import Dataset, Example
+from specexp.tasks import sampling
+from specexp.tasks.example import Comparator, Dataset, Example
 from specexp.tasks.gsm8k import gold_of
 from specexp.tasks.shots import NO_SHOTS, Shots
 from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read
@@ -19,11 +24,16 @@ from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, re
 # Spec-Bench's file (Xia et al. 2401.07851) begins with MT-Bench (Zheng et al. 2306.05685), in these categories.
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 CHECKED = "math_reasoning"
+PLACEHOLDER = "FULL BENCHMARK DATA SHOULD BE FETCHED FROM THE SOURCE"
 KEYS = ("question_id", "prompt_id", "category", "turns", "prompt", "reference")
+# What SPEED-Bench has besides, about where a question comes from.
+ABOUT = ("sub_category", "source", "src_id", "difficulty", "multiturn")
 
 
 class Questions:
     """The questions of a file; if `categories` is given, those of other categories are left out."""
+
+    comparator: Comparator = CANONICAL
 
     def __init__(
         self, name: str, config: DataConfig, categories: tuple[str, ...] = (), shots: Shots = NO_SHOTS
@@ -39,7 +49,7 @@ class Questions:
                 f"data '{config}': question {shown(twice)} is given twice; every question needs its own id."
             )
         self._examples = shots.precede(self._examples)
-        self.notes = self._rows.unused(KEYS)
+        self.notes = self._rows.unused(KEYS + ABOUT if name == "speed_bench" else KEYS)
 
     def examples(self, limit: int) -> list[Example]:
         return sampling.chosen(self._examples, limit)
@@ -64,6 +74,11 @@ def _example(task: str, row: Row) -> Example:
         raise TaskError(f"{row.where}: 'turns' must be a list of one question or more, got {shown(turns)}.")
     if not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise TaskError(f"{row.where}: 'turns' must hold texts that are not empty.")
+    if any(turn.startswith(PLACEHOLDER) for turn in turns):
+        raise TaskError(
+            f"{row.where}: 'turns' holds a placeholder, no question; fill your copy with prepare_data.py of NVIDIA's"
+            " specdec_bench, and give the file that it writes."
+        )
     category = str(result.get("category") or "")
     answer = None
     reference = result.get("reference")

@@ -7,10 +7,12 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from specexp.answers.comparators import CANONICAL
+from specexp.answers.rules import AnswerRule, marked
 from specexp.errors import TaskError, unknown
-from specexp.tasks import arith, gsm8k, questions
-from specexp.tasks.answers import AnswerRule
-from specexp.tasks.example import Dataset, Example, Task
+from specexp.tasks import arith, gsm8k, long_prompts, questions
+from specexp.tasks.benchmarks import MathProblems, MMLUPro
+from specexp.tasks.example import Comparator, Dataset, Example, Task
 from specexp.tasks.gsm8k import GSM8K
 from specexp.tasks.prompts import Prompts
 from specexp.tasks.questions import Questions
@@ -31,6 +33,10 @@ class Arith:
     def name(self) -> str:
         return "arith"
 
+    @property
+    def comparator(self) -> Comparator:
+        return CANONICAL
+
     def examples(self, limit: int) -> list[Example]:
         _check_limit(limit, self)
         return [
@@ -46,6 +52,38 @@ class Arith:
 
 
 @dataclass(frozen=True, slots=True)
+class LongPrompts:
+    """Long texts with a question (`specexp.tasks.long_prompts`), of about `num_tokens` tokens."""
+
+    num_tokens: int
+    split: str = "test"
+    shots: Shots = NO_SHOTS
+
+    @property
+    def name(self) -> str:
+        return "long_prompts"
+
+    @property
+    def comparator(self) -> Comparator:
+        return CANONICAL
+
+    def examples(self, limit: int) -> list[Example]:
+        _check_limit(limit, self)
+        texts = [long_prompts.long_text(self.split, self.num_tokens, index) for index in range(limit)]
+        return [
+            Example(f"long-{self.split}-{i}", (each.text,), each.code, shots=self.shots.pairs)
+            for i, each in enumerate(texts)
+        ]
+
+    def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
+        return marked(text, finished)[1]
+
+    def dataset(self) -> Dataset:
+        made = _generated(self, f"specexp.tasks.long_prompts split {self.split}, {self.num_tokens} tokens", 10)
+        return self.shots.mark(made)
+
+
+@dataclass(frozen=True, slots=True)
 class Toy:
     """Short seeded digit strings for the toy pair; they have no gold answers."""
 
@@ -54,6 +92,10 @@ class Toy:
     @property
     def name(self) -> str:
         return "toy"
+
+    @property
+    def comparator(self) -> Comparator:
+        return CANONICAL
 
     def examples(self, limit: int) -> list[Example]:
         _check_limit(limit, self)
@@ -76,9 +118,9 @@ def _check_limit(limit: int, task: Task) -> None:
         )
 
 
-def _generated(task: Task, source: str) -> Dataset:
-    """Describe a generator; its hash is that of its first hundred examples."""
-    first = task.examples(100)
+def _generated(task: Task, source: str, count: int = 100) -> Dataset:
+    """Describe a generator; its hash is that of its first examples."""
+    first = task.examples(count)
     text = "\n".join(f"{x.prompt_id} {x.turns} {x.answer}" for x in first)
     return Dataset(task.name, source, hashlib.sha256(text.encode()).hexdigest(), len(first))
 
@@ -86,9 +128,13 @@ def _generated(task: Task, source: str) -> Dataset:
 TASKS: dict[str, Callable[[DataConfig, Shots, str], Task]] = {
     "arith": lambda data, shots, split: Arith(split, shots),
     "gsm8k": lambda data, shots, split: GSM8K(data, shots),
+    "long_prompts": lambda data, shots, split: LongPrompts(long_prompts.DEFAULT_TOKENS, split, shots),
+    "math": lambda data, shots, split: MathProblems(data, shots),
+    "mmlu_pro": lambda data, shots, split: MMLUPro(data, shots),
     "mtbench": lambda data, shots, split: Questions("mtbench", data, questions.MT_BENCH, shots),
     "prompts": lambda data, shots, split: Prompts(data, shots=shots),
     "spec_bench": lambda data, shots, split: Questions("spec_bench", data, shots=shots),
+    "speed_bench": lambda data, shots, split: Questions("speed_bench", data, shots=shots),
     "toy": lambda data, shots, split: Toy(shots),
 }
 SHOTS_SEED = 1  # of arith's own solved examples, which come from the split train
@@ -97,17 +143,22 @@ SHOTS_SEED = 1  # of arith's own solved examples, which come from the split trai
 def task(
     name: str, data: DataConfig | None = None, shots: int = 0, split: str = "test", rule: AnswerRule | None = None,
     shots_data: DataConfig | None = None,
+    num_tokens: int = 0,
 ) -> Task:  # fmt: skip
     """Return the task of this name. It reads `data` if it needs any; `split` applies to tasks that generate problems,
-    and `rule` to `prompts`, where answers may be read in several ways. `shots` solved examples precede each prompt: the
-    first rows of `shots_data`, or the task's own.
+    `rule` to `prompts`, where answers may be read in several ways, and `num_tokens` to `long_prompts`. `shots` solved
+    examples precede each prompt: the first rows of `shots_data`, or the task's own.
 
     Raises TaskError.
     """
     if name not in TASKS:
         raise TaskError(unknown("task", name, TASKS))
     data, solved = data or DataConfig(""), _shots(name, shots, shots_data)
-    return Prompts(data, rule, solved) if name == "prompts" else TASKS[name](data, solved, split)
+    if name == "prompts":
+        return Prompts(data, rule, solved)
+    if name == "long_prompts" and num_tokens:
+        return LongPrompts(num_tokens, split, solved)
+    return TASKS[name](data, solved, split)
 
 
 def _shots(name: str, count: int, rows: DataConfig | None) -> Shots:
@@ -125,4 +176,4 @@ def _shots(name: str, count: int, rows: DataConfig | None) -> Shots:
 
 def notes_of(task: Task) -> list[str]:
     """Return the notes on a task's rows for the user."""
-    return task.notes if isinstance(task, Prompts | GSM8K | Questions) else []
+    return task.notes if isinstance(task, Prompts | GSM8K | Questions | MMLUPro | MathProblems) else []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specexp.addresses import mask
+from specexp.answers.kinds import AUTO
 from specexp.config import MethodConfig
 from specexp.evaluation import divergence, time_split
 from specexp.evaluation.preparation import Prepared
@@ -203,6 +204,9 @@ def params_of(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, 
         "system": experiment.system[:SHOWN_OF_SYSTEM],
         "answer_rule": "" if experiment.answer_rule == "auto" else experiment.answer_rule,
         "answer_pattern": experiment.answer_pattern,
+        "comparator": "" if experiment.comparator == AUTO else experiment.comparator,
+        "min_similarity": f"{experiment.min_similarity:g}" if ":" in experiment.comparator else "",
+        "prompt_tokens": experiment.prompt_tokens or "",
         **{f"toy.{key}": value for key, value in (asdict(experiment.toy) if experiment.toy else {}).items()},
         **{f"target.{key}": value for key, value in asdict(experiment.target).items()},
         **{f"draft.{key}": value for key, value in asdict(experiment.draft).items()},

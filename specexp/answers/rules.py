@@ -1,7 +1,7 @@
 """Reads the answer from a generated text: after a marker, as its last number or line, or by a pattern.
 
-An answer is a text that can be compared with `==`: a number in its canonical form (`numbers.py`), or another text
-stripped of what is not part of it. If the gold answer is a number, only numbers are read.
+An answer is a text: a number in its canonical form (`numbers.py`), or another text stripped of what is not part of it.
+If the gold answer is a number, only numbers are read. A kind of answer (`kinds.py`) reads what is its own instead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import regex
 
-from specexp.tasks import numbers
+from specexp.answers import numbers
+from specexp.answers.comparators import AnswerKind, last_line
 
 # Must be raised whenever some text would be read differently. Label sets and judges store the version they were made
 # with, and results of two versions are never mixed. Version 1 stopped inside numbers (it read 9{,}500 as 9).
@@ -40,18 +41,25 @@ class AnswerRule:
     last_number  the last number of the text
     last_line    the last line that is not empty; if the gold answer is a number, the last number in it
     pattern      the last match: its group, or the whole match if the pattern has no group
+
+    With a `kind`, the gold answer decides nothing, and where no marker is followed by an answer, `auto` reads what the
+    kind does.
     """
 
     rule: str = "auto"
     pattern: str = ""
+    kind: AnswerKind | None = None
 
     def read(self, text: str, finished: bool, gold: str | None) -> str | None:
         """Return the answer in a generated text, or None. `gold` is in the form that `normal` returns.
 
         An unfinished text has no last line or number yet, and text at its very end may be incomplete.
         """
+        if self.kind is not None:
+            return self._of_kind(self.kind, text, finished)
         if self.rule == "pattern":
-            return _by_pattern(self.pattern, text, finished, gold)
+            match = _match(self.pattern, text, finished)
+            return None if match is None else _in(match, gold)
         if self.rule in ("auto", "marker"):
             result, answer = _by_marker(text, finished, gold)
             if result or self.rule == "marker" or gold is None:
@@ -62,6 +70,25 @@ class AnswerRule:
             return numbers.last(text)
         lines = text.strip().splitlines()
         return _in(lines[-1], gold) if lines else None
+
+    def _of_kind(self, kind: AnswerKind, text: str, finished: bool) -> str | None:
+        if kind.name == "number":
+            return AnswerRule(self.rule, self.pattern).read(text, finished, "0")  # as where the gold answer is one
+        if self.rule == "pattern":
+            match = _match(self.pattern, text, finished)
+            return None if match is None else kind.read(match)
+        if self.rule == "last_line":
+            return kind.read(last_line(text)) if finished else None
+        if not (matches := list(MARKER.finditer(text))):
+            return None if self.rule == "marker" else kind.last(text, finished)
+        after = text[matches[-1].end() :]
+        line, ended, _ = after.partition("\n")
+        if kind.spans_lines:
+            return kind.last(after, finished)
+        if not (finished or ended):
+            return None
+        answer = kind.read(line)
+        return kind.last(text, finished) if answer is None and self.rule == "auto" else answer
 
 
 def version_note(what: str, version: object) -> str | None:
@@ -133,7 +160,8 @@ def _by_marker(text: str, finished: bool, gold: str | None) -> tuple[bool, str |
     return True, _in(line, gold) if finished or ended else None
 
 
-def _by_pattern(pattern: str, text: str, finished: bool, gold: str | None) -> str | None:
+def _match(pattern: str, text: str, finished: bool) -> str | None:
+    """Return the last match of a pattern, or its group."""
     text = text[-LONGEST_TEXT:]
     last = None
     try:
@@ -143,8 +171,8 @@ def _by_pattern(pattern: str, text: str, finished: bool, gold: str | None) -> st
         return None
     if last is None or (not finished and last.end() == len(text)):
         return None
-    result = last.group(last.re.groups)
-    return None if result is None else _in(result, gold)
+    result: str | None = last.group(last.re.groups)
+    return result
 
 
 def _in(text: str, gold: str | None) -> str | None:
