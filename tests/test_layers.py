@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"errors"},
     {"addresses", "bugs", "signals"},
-    {"reading"},
+    {"answers", "reading"},
     {"tasks", "decoding"},
     {"method_specs", "draft_faults", "lm"},
     {"lm.configs", "lm.blocks"},

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from specexp.answers.rules import check_pattern
 from specexp.config.experiment import (
     CALIBRATED,
     PROPOSERS,
@@ -16,7 +17,6 @@ from specexp.config.experiment import (
 from specexp.decoding.rules import is_greedy
 from specexp.errors import shown, unknown
 from specexp.lm.configs.layer_ranges import HOW, layer_indices
-from specexp.tasks.answers import check_pattern
 from specexp.tasks.gsm8k import SHOTS
 from specexp.tasks.source import DataConfig
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from specexp.answers.rules import RULES
 from specexp.config.experiment import MAX_GAMMA
 from specexp.config.models import model_settings
 from specexp.config.parsers import (
@@ -43,7 +44,6 @@ from specexp.config.rule_settings import RULE_SETTINGS
 from specexp.config.setting import Option, Setting, but
 from specexp.decoding.rules import MOST_TOP_K
 from specexp.lm.runtime import CHAT_TEMPLATES
-from specexp.tasks.answers import RULES
 from specexp.tasks.defaults import DEFAULTS
 
 OF_EXPERIMENT = "the experiment's"

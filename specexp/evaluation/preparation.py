@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from specexp.answers.rules import UNRECORDED, VERSION, AnswerRule, version_words
 from specexp.config import Experiment, MethodConfig
 from specexp.decoding.chain import Chain
 from specexp.decoding.protocol import Role
@@ -26,7 +27,6 @@ from specexp.profiling import call_costs
 from specexp.profiling.time_estimate import announce, pace
 from specexp.storage import environment
 from specexp.storage.run_folder import OutputFolder
-from specexp.tasks.answers import UNRECORDED, VERSION, AnswerRule, version_words
 from specexp.tasks.example import Example, Task
 from specexp.tasks.sampling import selection
 from specexp.tasks.task import notes_of, task

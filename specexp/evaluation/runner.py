@@ -151,6 +151,7 @@ def record_of(prepared: Prepared, job: Job, out: Generation) -> Record:
     last = job.turn == len(example.turns) - 1  # a gold answer belongs to the last turn
     gold = example.answer if last else None
     answer = prepared.task.extract(text, out.finish_reason == "stop", gold) if last else None
+    correct = None not in (answer, gold) and prepared.task.comparator.equal(str(answer), str(gold), example)
     return {
         "schema_version": SCHEMA_VERSION,
         "prompt_id": example.prompt_id,
@@ -165,7 +166,7 @@ def record_of(prepared: Prepared, job: Job, out: Generation) -> Record:
         "text": text,
         "answer": answer,
         "gold": gold,
-        "correct": None if gold is None else answer == gold,
+        "correct": None if gold is None else correct,
         "token_ids": out.token_ids,
         "finish_reason": out.finish_reason,
         "num_rounds": out.num_rounds,

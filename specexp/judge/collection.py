@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from specexp.answers.rules import UNRECORDED, VERSION, AnswerRule, version_note, version_words
 from specexp.config import MiningConfig
 from specexp.decoding.protocol import Role
 from specexp.engine import output_limit
@@ -37,7 +38,6 @@ from specexp.profiling.time_estimate import Progress, announce, pace
 from specexp.storage.files import make_folder, write_whole
 from specexp.storage.run_folder import OutputFolder
 from specexp.tasks import sampling
-from specexp.tasks.answers import UNRECORDED, VERSION, AnswerRule, version_note, version_words
 from specexp.tasks.example import Example, Task
 from specexp.tasks.task import notes_of, task
 

@@ -16,11 +16,11 @@ from typing import Any
 from safetensors.numpy import load_file, save
 
 from specexp import reading
+from specexp.answers.rules import UNRECORDED, version_note
 from specexp.errors import JudgeError, shown
 from specexp.judge import features
 from specexp.judge.network import Network
 from specexp.storage.files import make_folder, write_whole
-from specexp.tasks.answers import UNRECORDED, version_note
 
 WEIGHTS, FACTS = "judge.safetensors", "judge.json"
 

@@ -21,11 +21,11 @@ import pyarrow
 import pyarrow.parquet
 from safetensors.numpy import load_file, save
 
+from specexp.answers.rules import UNRECORDED
 from specexp.errors import JudgeError, first_line
 from specexp.judge.features import PARTS, Mode
 from specexp.judge.splits import filled
 from specexp.storage.files import write_whole, writing
-from specexp.tasks.answers import UNRECORDED
 
 LABELS, FEATURES, MANIFEST = "labels.parquet", "features.safetensors", "manifest.json"
 

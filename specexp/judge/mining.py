@@ -5,6 +5,8 @@
         y' = y[:t], d, and the target's greedy continuation;  a' = its answer
         a' = a: the mismatch is unimportant, and y' becomes y;  else it is important, and y stays
 
+Whether a' = a is said by the task's comparator.
+
 Three optimisations change no label: prefixes stay in the caches; the draft's choices are computed in one pass over y;
 and the continuation after a swap is verified against the old one, which it usually rejoins, instead of being generated
 token by token. The search of one prompt is sequential, but the searches of several prompts advance together, each on
@@ -116,6 +118,10 @@ class Miner:
         text = self._pair.text.decode(list(response[:-1] if finished else response))
         return self._task.extract(text, finished, gold)
 
+    def equal(self, answer: str | None, before: str, example: Example) -> bool:
+        """Return whether the answer after a swap is the one before it, by the task's comparator; none never is."""
+        return answer is not None and self._task.comparator.equal(answer, before, example)
+
     def draft_choices(self, prompt: Sequence[int], response: Sequence[int], start: int) -> RequestCoroutine[list[int]]:
         """Return the draft's argmax at every position of `response` from `start` on, each given the true prefix."""
         logits, _ = yield ScoreRequest("draft", [*prompt, *response[:start]], response[start:-1])
@@ -155,7 +161,7 @@ class _Search:
 
     def __init__(self, miner: Miner, example: Example, prompt: list[int], response: list[int]) -> None:
         self._miner = miner
-        self._prompt_id, self._gold = example.prompt_id, example.answer
+        self._example, self._prompt_id = example, example.prompt_id
         self._prompt = prompt
         self.response = response  # y
         self.labels: list[Label] = []
@@ -177,8 +183,8 @@ class _Search:
             yield from self._look(position, token)
             after, finished = yield from miner.swapped(prompt, self.response, position, token, self._prompt_id)
             self._count_slow(position, len(after))
-            result = miner.answer(after, self._gold) if finished else None
-            important = None if not finished else result != answer
+            result = miner.answer(after, self._example.answer) if finished else None
+            important = None if not finished else not miner.equal(result, answer, self._example)
             self._record(position, token, important, answer, result)
             if important is False:
                 self.response = after

@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from specexp.answers.rules import marked
 from specexp.errors import TaskError
-from specexp.tasks.answers import marked
 
 Split = Literal["train", "mining", "calibration", "test"]
 # Of 8 hash buckets: the share of all possible problems that belongs to each split.

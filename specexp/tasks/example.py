@@ -41,11 +41,27 @@ class Dataset:
     num_rows: int
 
 
+class Comparator(Protocol):
+    """Says when two answers of a task are equal; its answers are texts, as `Task.extract` returns them."""
+
+    @property
+    def name(self) -> str: ...
+
+    def equal(self, answer: str, other: str, example: Example) -> bool:
+        """Return whether `answer` says the same as `other`, the gold answer or that of another output to `example`."""
+        ...
+
+
 class Task(Protocol):
     """A source of examples. Its answers are read from generated text alone."""
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def comparator(self) -> Comparator:
+        """What an answer is compared by, with the gold answer and with other answers."""
+        ...
 
     def examples(self, limit: int) -> list[Example]:
         """Return `limit` examples, always the same ones: a larger limit keeps those of a smaller one."""

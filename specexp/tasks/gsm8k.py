@@ -6,10 +6,11 @@ the last `The final answer is` or `####`; an output without either has no answer
 
 from __future__ import annotations
 
+from specexp.answers import numbers
+from specexp.answers.comparators import CANONICAL
+from specexp.answers.rules import marked
 from specexp.errors import TaskError
-from specexp.tasks import numbers
-from specexp.tasks.answers import marked
-from specexp.tasks.example import Dataset, Example
+from specexp.tasks.example import Comparator, Dataset, Example
 from specexp.tasks.source import DataConfig, Row, Rows, read, text_of
 
 SHOTS = (0, 8)
@@ -73,6 +74,7 @@ class GSM8K:
     """The task with 0 or 8 `shots`. The constructor reads and checks all rows."""
 
     name = "gsm8k"
+    comparator: Comparator = CANONICAL
 
     def __init__(self, config: DataConfig, shots: int = 0) -> None:
         self._shots = tuple((ask(q), f"{reason} The final answer is {n}.") for q, reason, n in COT[:shots])

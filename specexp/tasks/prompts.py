@@ -2,18 +2,19 @@
 
     {"prompt": "What is 2 + 3? End with #### and the number.", "answer": "5", "id": "sum-1"}
 
-A setting decides how an output's answer is read (`answers.py`). If the gold answer is a number, numbers are compared,
-else texts. Ids default to the line number; other columns are not used.
+A setting decides how an output's answer is read (`answers/rules.py`). If the gold answer is a number, numbers are
+compared, else texts. Ids default to the line number; other columns are not used.
 """
 
 from __future__ import annotations
 
 import math
 
+from specexp.answers import numbers
+from specexp.answers.comparators import CANONICAL
+from specexp.answers.rules import AnswerRule, normal
 from specexp.errors import TaskError, shown
-from specexp.tasks import numbers
-from specexp.tasks.answers import AnswerRule, normal
-from specexp.tasks.example import Dataset, Example
+from specexp.tasks.example import Comparator, Dataset, Example
 from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read, text_of
 
 KEYS = ("prompt", "answer", "id")
@@ -23,6 +24,7 @@ class Prompts:
     """The prompts of a file. The constructor reads and checks all rows."""
 
     name = "prompts"
+    comparator: Comparator = CANONICAL
 
     def __init__(self, config: DataConfig, rule: AnswerRule | None = None) -> None:
         self._rule = rule or AnswerRule()

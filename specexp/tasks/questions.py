@@ -7,11 +7,13 @@ have no gold answer here; for them, an evaluation reports agreement with plain d
 
 from __future__ import annotations
 
+from specexp.answers import numbers
+from specexp.answers.comparators import CANONICAL
+from specexp.answers.rules import marked
 from specexp.errors import TaskError, shown
 from specexp.reading import BOM
-from specexp.tasks import numbers, sampling
-from specexp.tasks.answers import marked
-from specexp.tasks.example import Dataset, Example
+from specexp.tasks import sampling
+from specexp.tasks.example import Comparator, Dataset, Example
 from specexp.tasks.gsm8k import gold_of
 from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read
 
@@ -23,6 +25,8 @@ KEYS = ("question_id", "prompt_id", "category", "turns", "prompt", "reference")
 
 class Questions:
     """The questions of a file; if `categories` is given, those of other categories are left out."""
+
+    comparator: Comparator = CANONICAL
 
     def __init__(self, name: str, config: DataConfig, categories: tuple[str, ...] = ()) -> None:
         self.name = name

@@ -7,10 +7,11 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from specexp.answers.comparators import CANONICAL
+from specexp.answers.rules import AnswerRule
 from specexp.errors import TaskError, unknown
 from specexp.tasks import arith, questions
-from specexp.tasks.answers import AnswerRule
-from specexp.tasks.example import Dataset, Example, Task
+from specexp.tasks.example import Comparator, Dataset, Example, Task
 from specexp.tasks.gsm8k import GSM8K
 from specexp.tasks.prompts import Prompts
 from specexp.tasks.questions import Questions
@@ -28,6 +29,10 @@ class Arith:
     @property
     def name(self) -> str:
         return "arith"
+
+    @property
+    def comparator(self) -> Comparator:
+        return CANONICAL
 
     def examples(self, limit: int) -> list[Example]:
         _check_limit(limit, self)
@@ -50,6 +55,10 @@ class Toy:
     @property
     def name(self) -> str:
         return "toy"
+
+    @property
+    def comparator(self) -> Comparator:
+        return CANONICAL
 
     def examples(self, limit: int) -> list[Example]:
         _check_limit(limit, self)

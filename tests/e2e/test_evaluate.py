@@ -29,6 +29,7 @@ from helpers.cli_runner import (
     without_clocks,
 )
 from helpers.processes import ROOT, finish, start, wait_for_lines
+from specexp.answers.comparators import CANONICAL
 from specexp.evaluation import runner
 from specexp.metrics.summary import check_identities
 from specexp.tasks import arith
@@ -354,6 +355,7 @@ def test_a_prompt_beyond_the_context_is_refused_before_weights_are_read(workplac
 def test_an_empty_prompt_is_refused(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent:
         name = "silent"
+        comparator = CANONICAL
 
         def examples(self, limit: int) -> list[Example]:
             return [Example("silent-0", (" ",))]

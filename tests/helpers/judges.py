@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from specexp import config
+from specexp.answers import rules as answers
 from specexp.judge import features
 from specexp.judge.features import Mode
 from specexp.judge.judge import Facts, Judge
@@ -15,7 +16,6 @@ from specexp.judge.labels import Label, LabelSet
 from specexp.judge.network import Network
 from specexp.judge.splits import split_of
 from specexp.pair.loading import identity, load_pair
-from specexp.tasks import answers
 
 TINY_HIDDEN = {"target": 5, "draft": 3}
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from helpers.reference_miner import Reference
+from specexp.answers.comparators import CANONICAL
 from specexp.judge.features import PARTS
 
 LIMIT = 24
@@ -29,6 +30,7 @@ class Reads:
 
     rule: str
     name: str = "reads"
+    comparator: Any = CANONICAL
 
     def examples(self, limit: int) -> list[Any]:
         return []

@@ -54,7 +54,9 @@ def search(pair: Any, task: Any, limit: int, example: Any, features: bool = True
             swapped = kept if d in pair.eos_ids else [*kept, *(yield [*prompt, *kept], limit - len(kept))]
             finished = swapped[-1] in pair.eos_ids
             after = read(pair, task, swapped) if finished else None
-            important = (after != answer) if finished else None
+            important = None
+            if finished:
+                important = after is None or not task.comparator.equal(after, answer, example)
             result.labels.append(
                 {
                     "prompt_id": example.prompt_id, "position": t, "target_token": y[t], "draft_token": d,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from specexp import config
+from specexp.answers.rules import LONGEST_TEXT, AnswerRule, check_pattern, normal
 from specexp.errors import ConfigError, TaskError
-from specexp.tasks.answers import LONGEST_TEXT, AnswerRule, check_pattern, normal
 from specexp.tasks.source import DataConfig
 from specexp.tasks.task import notes_of, task
 

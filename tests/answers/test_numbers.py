@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specexp.tasks import numbers
+from specexp.answers import numbers
 
 # What a text says after a marker, and the number that it means.
 READ = {

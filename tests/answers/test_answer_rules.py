@@ -13,10 +13,10 @@ from entrypoints.collect_labels import command as collect_labels
 from entrypoints.train_judge import command as train_judge
 from helpers.cli_runner import evaluate, flat_runs, invoke, records
 from helpers.judges import judge_for, label_set
+from specexp.answers import rules as answers
 from specexp.judge import collection, features, trained_judge
 from specexp.judge.judge import FACTS, Judge
 from specexp.judge.labels import LabelSet
-from specexp.tasks import answers
 
 OLDER = f"version 1 (none is recorded) of the answer rule, and this is version {answers.VERSION}"
 TOY = ["--experiment", "toy_quick", "--task", "prompts", "--data", "mine.jsonl"]

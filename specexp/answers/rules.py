@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import regex
 
-from specexp.tasks import numbers
+from specexp.answers import numbers
 
 # Must be raised whenever some text would be read differently. Label sets and judges store the version they were made
 # with, and results of two versions are never mixed. Version 1 stopped inside numbers (it read 9{,}500 as 9).
