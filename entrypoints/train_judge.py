@@ -75,10 +75,10 @@ def train_judge(asked: TrainJudgeConfig) -> str:
 
 
 def _train(asked: TrainJudgeConfig) -> str:
+    from specexp.answers.rules import version_note
     from specexp.judge import features, trained_judge
     from specexp.storage import files
     from specexp.storage.run_folder import locked
-    from specexp.answers.rules import version_note
 
     labels, source = labels_at(asked.labels)
     folder = output_path(asked.output, _name(asked, labels))

@@ -26,7 +26,7 @@ from entrypoints.__main__ import COMMANDS, Entrypoints
 ROOT = Path(__file__).resolve().parent.parent
 EVALUATE = [
     "experiment", "pair", "target", "draft", "toy", "chat_template", "task", "data", "shots", "history", "answer_rule",
-    "answer_pattern", "methods", "gamma", "tree_budget",
+    "answer_pattern", "execute", "methods", "gamma", "tree_budget",
     "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "repeats", "batch", "judge", "threshold",
     "accept_k", "accept_margin", "accept_epsilon", "accept_entropy", "accept_distance", "rule", "config", "output",
     "resume", "show",

@@ -18,7 +18,7 @@ from specexp.lm.runtime import (
     ModelConfig,
     ToyConfig,
 )
-from specexp.tasks.defaults import DEFAULTS
+from specexp.tasks.defaults import DEFAULTS, NO_EXECUTION
 from specexp.tasks.source import DataConfig
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ LATER = {
     "accept_window": 0, "distance": "",
 }  # fmt: skip
 PROPOSERS = ("suffix", "lookup", "draft")
+LATER_OF_EXPERIMENTS = {"execute": NO_EXECUTION}
 LATER_OF_MODELS = {"layers": "", "vocabulary": AUTO_VOCABULARY, **dict.fromkeys(HEADS, ""), MTP: False}
 SUFFIX_FACTOR, SUFFIX_MIN_PROBABILITY = 1.0, 0.1
 
@@ -122,6 +123,7 @@ class Experiment:
     history: str = "baseline"
     answer_rule: str = "auto"
     answer_pattern: str = ""
+    execute: str = NO_EXECUTION  # where the programs of outputs run
     limit: int = 20
     max_new_tokens: int = 160
     temperature: float = 0.0
@@ -154,10 +156,14 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
     """Twelve hex digits that identify an experiment's settings, given as in JSON.
 
     A chat template of `auto` counts as `none` if the task uses no template; the draft's also does if the target's is
-    not `auto`. So these settings keep the hashes they had when `none` was the default. Likewise for settings of methods
-    and models that came later: a default does not count.
+    not `auto`. So these settings keep the hashes they had when `none` was the default. Likewise for settings that came
+    later, of experiments, methods and models: a default does not count.
     """
-    canonical = dict(settings)
+    canonical = {
+        key: value
+        for key, value in settings.items()
+        if key not in LATER_OF_EXPERIMENTS or value != LATER_OF_EXPERIMENTS[key]
+    }
     if "methods" in settings:  # labels have none
         canonical["methods"] = [
             {key: value for key, value in method.items() if key not in LATER or value != LATER[key]}

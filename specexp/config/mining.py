@@ -12,12 +12,14 @@ from specexp.config.experiment import (
 )
 from specexp.config.parsers import (
     TASK_SOURCES,
+    WITH_TRAINING_ROWS,
     whole,
 )
 from specexp.config.resolver import resolve
 from specexp.errors import ConfigError, shown, unknown
+from specexp.tasks.defaults import PROGRAMS
 
-CHECKABLE = ("arith", "gsm8k", "prompts")  # tasks whose answers a judge can be mined on
+CHECKABLE = ("arith", "gsm8k", "prompts", *PROGRAMS)  # tasks whose answers a judge can be mined on
 MINED_PROMPTS = 600  # unless a file or a flag sets it
 MINED_TOGETHER = 16  # likewise
 FEATURE_DTYPES = ("float32", "float16")
@@ -39,8 +41,8 @@ class MiningConfig:
     def as_dict(self) -> dict[str, Any]:
         experiment = self.experiment
         kept = (
-            "name", "task", "pair", "target", "draft", "toy", "data", "shots", "answer_rule", "answer_pattern", "limit",
-            "max_new_tokens",
+            "name", "task", "pair", "target", "draft", "toy", "data", "shots", "answer_rule", "answer_pattern",
+            "execute", "limit", "max_new_tokens",
         )  # fmt: skip
         result = {key: value for key, value in experiment.as_dict().items() if key in kept}
         return {**result, "dtype": self.dtype, "skip": self.skip}
@@ -64,7 +66,7 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
     except ValueError as error:
         faults.append(f"skip is {shown(skip)}; {error}")
     try:
-        experiment = resolve(name, given, {"limit": MINED_PROMPTS, "batch": MINED_TOGETHER})
+        experiment = resolve(name, given, {"limit": MINED_PROMPTS, "batch": MINED_TOGETHER}, executes=True)
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
     if experiment.task not in CHECKABLE:
@@ -78,7 +80,8 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
         raise ConfigError(faults)
     source = TASK_SOURCES[experiment.task]
     data = experiment.data
-    if source and data and data.source == source.source and data.split in ("", "test") and source.split == "test":
+    own = source is not None and data is not None and data.source == source.source and data.split in ("", "test")
+    if own and source and data and experiment.task in WITH_TRAINING_ROWS:
         experiment = replace(experiment, data=replace(data, subset=source.subset, split="train"))
     kept = replace(experiment, methods=(), seed=0, temperature=0.0, top_k=0, top_p=1.0, batch=1)
     return MiningConfig(kept, dtype, skip, experiment.batch)

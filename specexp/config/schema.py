@@ -12,6 +12,7 @@ from specexp.answers.rules import RULES
 from specexp.config.experiment import MAX_GAMMA
 from specexp.config.models import model_settings
 from specexp.config.parsers import (
+    EXECUTIONS,
     HISTORIES,
     MEMORIES,
     MOST_GAMMA,
@@ -117,6 +118,10 @@ SETTINGS: dict[str, Setting] = {
     "answer_pattern": Setting(
         pattern, "Give a regular expression whose last match, or its group, is the answer of task prompts.",
         otherwise="none", more="Given alone, it sets `answer_rule` to `pattern`.", commands=MINING,
+    ),
+    "execute": Setting(
+        one_of("execution", EXECUTIONS), "Say where programs of outputs may run: none or sandbox.", "none",
+        more="Tasks whose answers are programs need `sandbox` ([programs](sandbox.md)).", commands=MINING,
     ),
     "methods": Setting(
         names, "Name method presets, separated by commas.", otherwise=OF_EXPERIMENT, commands=("evaluate",)

@@ -112,7 +112,7 @@ def prepare(
         if method.judge in judges:
             check_judge(method, judges[method.judge])
     rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
-    chosen = task(experiment.task, experiment.data, experiment.shots, rule=rule)
+    chosen = task(experiment.task, experiment.data, experiment.shots, rule=rule, execute=experiment.execute)
     examples = chosen.examples(experiment.limit)
     check(examples)
     roles = set[Role]().union(*(roles_of(method) for method in experiment.methods))

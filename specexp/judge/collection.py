@@ -39,6 +39,7 @@ from specexp.storage.files import make_folder, write_whole
 from specexp.storage.run_folder import OutputFolder
 from specexp.tasks import sampling
 from specexp.tasks.example import Example, Task
+from specexp.tasks.programs import execution_of
 from specexp.tasks.task import notes_of, task
 
 PROGRESS = "progress"
@@ -60,7 +61,7 @@ def prepare(config: MiningConfig) -> PreparedMining:
     """Load both models and the task, and check that every prompt fits the context. Writes nothing."""
     experiment = config.experiment
     rule = AnswerRule(experiment.answer_rule, experiment.answer_pattern)
-    chosen = task(experiment.task, experiment.data, experiment.shots, "mining", rule)
+    chosen = task(experiment.task, experiment.data, experiment.shots, "mining", rule, experiment.execute)
     examples, left_out = after_skipped(chosen, config.skip, experiment.limit)
     notes = ["multi-turn prompts are left out: mining takes single-turn prompts only."] if left_out else []
     if not examples:
@@ -236,6 +237,7 @@ def assemble(prepared: PreparedMining, paths: list[Path]) -> LabelSet:
         "settings": config.as_dict(),
         "settings_hash": config.hash,
         "feature_version": features.VERSION,
+        **execution_of(prepared.task),
         "answer_version": VERSION,
         "feature_dtype": config.dtype,
         "hidden_sizes": {role: int(joined[f"{role}_token"].shape[1]) for role in ("target", "draft")},

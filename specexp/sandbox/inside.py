@@ -2,8 +2,8 @@
 
 It is given to the interpreter as text (`python -c`), reads one job as JSON from standard input and writes
 [[outcome, reason], ...] to standard output. It imports the standard library alone, and nothing of specexp. A program is
-executed anew for each test, so that no test sees what another one left; if it cannot even be loaded, every test has that
-outcome. A program can forge its own results, as in any harness that runs tests beside it: it can harm itself alone.
+executed anew for each test, so that no test sees what another one left; if it cannot even be loaded, every test has
+that outcome. A program can forge its own results, as in any harness that runs tests in its process.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 POLL, SHORT_POLL = 0.01, 0.001  # seconds
 LONGEST_REASON = 200  # characters
 LOADED, DONE = b"L", b"D"  # written by a test's process: the program is loaded, the test has passed
+TOGETHER = "all tests together took more than {0[program_seconds]:g} s"
 CLEAN_UP = 2.0  # seconds in which all processes of a test must be gone
 SUBREAPER, DEATH_SIGNAL, NO_NEW_PRIVILEGES = 36, 1, 38  # of prctl
 
@@ -37,7 +38,7 @@ def main() -> None:
     for test in job["tests"]:
         left = end - time.monotonic()
         if stopped is None and left <= 0:
-            stopped = ["timeout", f"all tests together took more than {job['limits']['program_seconds']:g} s"]
+            stopped = ["timeout", TOGETHER.format(job["limits"])]
         if stopped is not None:
             results.append(stopped)
             continue
@@ -98,6 +99,11 @@ def run(job: dict[str, Any], test: dict[str, Any], seconds: float) -> tuple[str,
     most = {printed: job["limits"]["output_bytes"], said: 4096}
     stop, status = watch(pid, texts, most, time.monotonic() + seconds)
     end_all(pid, job)
+    while len(texts[said]) <= most[said] and select.select([said], [], [], 0)[0]:  # where it was stopped meanwhile
+        part = os.read(said, most[said])
+        texts[said] += part
+        if not part:
+            break
     for fd in texts:
         os.close(fd)
     return read(job, test, texts[printed], texts[said], stop, status, seconds)
@@ -133,7 +139,8 @@ def read(
     loaded = said.startswith(LOADED)
     said = said.removeprefix(LOADED)
     if stop == "timeout":
-        return "timeout", f"it took more than {seconds:.3g} s", loaded
+        own = seconds >= job["limits"]["test_seconds"]
+        return "timeout", f"it took more than {seconds:g} s" if own else TOGETHER.format(job["limits"]), loaded
     if stop == "output":
         return "output", f"it printed more than {job['limits']['output_bytes']} bytes", loaded
     if said and not said.startswith(DONE):

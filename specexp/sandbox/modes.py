@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "OPENBLAS_NUM_THREADS": "1",
 }  # fmt: skip
 COUNTED_IN_NAMESPACES = (5, 14)  # the first Linux that counts processes for each user namespace
+MARK = "SPECEXP_SANDBOX"  # a variable in the environment of every process
 OWN = 3  # processes of the sandbox itself
 
 
@@ -86,10 +87,11 @@ def pids_folder(own: Path, root: Path) -> str:
     return ""
 
 
-def command(mode: Mode, limits: Limits, source: str) -> list[str]:
+def command(mode: Mode, limits: Limits, source: str, mark: str) -> list[str]:
     """Return the command that runs `source`, the text of `inside.py`, in this mode.
 
-    The interpreter is the one that this process runs on, without any installed packages.
+    `mark` is what the environment of its processes has as MARK. The interpreter is the one of this process, without any
+    installed packages.
     """
     python = [str(Path(sys.executable).resolve()), "-s", "-S", "-B", "-P", "-c", source]
     if not mode.bubblewrap:
@@ -100,10 +102,14 @@ def command(mode: Mode, limits: Limits, source: str) -> list[str]:
     result += ["--cap-drop", "ALL"]
     if mode.uid is not None and not mode.user_namespace:
         result += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]  # inside.py gives up the user id with them
-    for name, value in {**ENVIRONMENT, "HOME": SCRATCH, "TMPDIR": SCRATCH}.items():
+    for name, value in {**ENVIRONMENT, "HOME": SCRATCH, "TMPDIR": SCRATCH, MARK: mark}.items():
         result += ["--setenv", name, value]
     for folder in folders():
-        result += ["--symlink", os.readlink(folder), folder] if os.path.islink(folder) else ["--ro-bind", folder, folder]
+        for parent in reversed(Path(folder).parents[:-1]):  # bubblewrap would make them as closed as they are outside
+            result += ["--perms", "0755", "--dir", str(parent)]
+        result += (
+            ["--symlink", os.readlink(folder), folder] if os.path.islink(folder) else ["--ro-bind", folder, folder]
+        )
     result += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"]
     result += ["--perms", "1777", "--size", str(limits.scratch_bytes), "--tmpfs", SCRATCH]
     # These are in memory, too, and have no size of their own.

@@ -17,14 +17,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from specexp.errors import TaskError
 from specexp.sandbox.job import ERROR, MIB, TIMEOUT, CodeTest, Limits, Outcome, ProgramTest, job_of
-from specexp.sandbox.modes import ENVIRONMENT, SCRATCH, Mode, command, modes, most_processes, unprotected
+from specexp.sandbox.modes import ENVIRONMENT, MARK, SCRATCH, Mode, command, modes, most_processes, unprotected
 
 SOURCE = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
 GRACE = 10.0  # seconds beyond the program's own that starting and reporting may take
 MOST_REPORT = MIB * 4  # bytes of a report
 TRIAL = CodeTest("import decimal, json, statistics\nassert json.loads('[1]') == [decimal.Decimal(1)]")
-MARK = "SPECEXP_SANDBOX"  # in the environment of every process of a subprocess
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +58,23 @@ class Protection:
 
 
 class Sandbox:
-    """Runs programs one after another. Without a `mode`, the first one that works is taken, by a trial run."""
+    """Runs programs one after another, in the first of these modes that works, by a trial run; by default of all."""
 
-    def __init__(self, limits: Limits | None = None, mode: Mode | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, choices: Sequence[Mode] | None = None) -> None:
         self.limits = limits or Limits()
-        self._mode = mode
+        self._choices = modes() if choices is None else list(choices)
 
     @cached_property
     def protection(self) -> Protection:
-        """What confines programs. The first call tries the modes out."""
-        refused = []
-        for mode in [self._mode] if self._mode else modes():
+        """What confines programs. The first call tries the modes out. Raises TaskError if none works."""
+        refused: list[tuple[Mode, str]] = []
+        for mode in self._choices:
             (outcome,) = self._run(mode, "", (TRIAL,))
-            if outcome.passed or self._mode:
+            if outcome.passed:
                 return Protection(mode, self.limits, tuple(unprotected(mode, self.limits)), _reasons(refused, mode))
             refused.append((mode, outcome.reason))
-        raise AssertionError(f"no mode runs a trivial program: {refused}")
+        tried = "; ".join(f"{mode.name}: {reason}" for mode, reason in refused)
+        raise TaskError(f"no sandbox runs a trivial program here ({tried or 'there is none'}).")
 
     def run(self, program: str, tests: Sequence[ProgramTest]) -> list[Outcome]:
         """Run a program's tests; return the outcome of each."""
@@ -90,9 +91,13 @@ class Sandbox:
                 "parent": os.getpid(),
             }
             mark = f"{os.getpid()}.{time.monotonic_ns()}"
-            text, errors, ended = _communicate(mode, command(mode, self.limits, SOURCE), job, self.limits, mark)
-            if not mode.bubblewrap:
-                _end_marked(mark)
+            text = b""
+            try:
+                arguments = command(mode, self.limits, SOURCE, mark)
+                text, errors, ended = _communicate(mode, arguments, job, self.limits, mark)
+            finally:
+                if not mode.bubblewrap or not text:  # a whole report says that all tests were cleared away
+                    _end_marked(mark)
         return _outcomes(text, errors, ended, len(tests))
 
 
@@ -139,7 +144,8 @@ def _communicate(
 
 def _read(fd: int, deadline: float) -> tuple[bytes, bool]:
     """Read a report to its end; return what there is, and False, when it comes too late or is too long."""
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size = 0
     while (left := deadline - time.monotonic()) > 0 and size <= MOST_REPORT:
         if select.select([fd], [], [], left)[0]:
             part = os.read(fd, 1 << 16)
@@ -184,12 +190,21 @@ def _cgroup(mode: Mode, limits: Limits) -> Iterator[str]:
 
 
 def _end_marked(mark: str) -> None:
-    """End what a subprocess left running, which has its mark in the environment."""
+    """End what has this mark in its environment, and wait until it is gone."""
     wanted = f"{MARK}={mark}".encode()
+    end = time.monotonic() + GRACE
+    while (left := list(_marked(wanted))) and time.monotonic() < end:
+        for number in left:
+            with suppress(OSError):
+                os.kill(number, signal.SIGKILL)
+        time.sleep(0.001)
+
+
+def _marked(wanted: bytes) -> Iterator[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if wanted in (folder / "environ").read_bytes().split(b"\0"):
-                os.kill(int(folder.name), signal.SIGKILL)
+                yield int(folder.name)
 
 
 def _reasons(refused: Sequence[tuple[Mode, str]], mode: Mode) -> tuple[str, ...]:

@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from specexp.answers.comparators import CANONICAL
 from specexp.answers.rules import AnswerRule
 from specexp.errors import TaskError, unknown
+from specexp.sandbox.sandbox import Sandbox
 from specexp.tasks import arith, questions
+from specexp.tasks.defaults import NO_EXECUTION, SANDBOX
 from specexp.tasks.example import Comparator, Dataset, Example, Task
 from specexp.tasks.gsm8k import GSM8K
+from specexp.tasks.programs import PROGRAM_TASKS, ArithCode, Programs
 from specexp.tasks.prompts import Prompts
 from specexp.tasks.questions import Questions
 from specexp.tasks.source import DataConfig
@@ -94,23 +97,27 @@ TASKS: dict[str, Callable[[DataConfig, int, str], Task]] = {
     "prompts": lambda data, shots, split: Prompts(data),
     "spec_bench": lambda data, shots, split: Questions("spec_bench", data),
     "toy": lambda data, shots, split: Toy(),
+    **PROGRAM_TASKS,
 }
 
 
 def task(
-    name: str, data: DataConfig | None = None, shots: int = 0, split: str = "test", rule: AnswerRule | None = None
-) -> Task:
+    name: str, data: DataConfig | None = None, shots: int = 0, split: str = "test", rule: AnswerRule | None = None,
+    execute: str = NO_EXECUTION,
+) -> Task:  # fmt: skip
     """Return the task of this name. It reads `data` if it needs any; `split` applies to tasks that generate problems,
-    and `rule` to `prompts`, where answers may be read in several ways.
+    and `rule` to `prompts`, where answers may be read in several ways. Programs run only if `execute` is `sandbox`.
 
     Raises TaskError.
     """
     if name not in TASKS:
         raise TaskError(unknown("task", name, TASKS))
     data = data or DataConfig("")
+    if name in PROGRAM_TASKS:
+        return PROGRAM_TASKS[name](data, shots, split, Sandbox() if execute == SANDBOX else None)
     return Prompts(data, rule) if name == "prompts" else TASKS[name](data, shots, split)
 
 
 def notes_of(task: Task) -> list[str]:
     """Return the notes on a task's rows for the user."""
-    return task.notes if isinstance(task, Prompts | GSM8K | Questions) else []
+    return task.notes if isinstance(task, Prompts | GSM8K | Questions | Programs | ArithCode) else []

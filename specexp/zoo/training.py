@@ -1,8 +1,9 @@
 """Trains a small pair: a tokenizer, and two Llama models for task `arith` or `arith_code`.
 
-It trains the pair for `arith` that `specexp/zoo/` ships, one like it for `arith_code`, and nothing larger: one process, one CPU or GPU, no mixed-in data. Training uses the
-`train` split only, and its loss covers the solution, not the question. Hidden matrices are trained with Muon, the
-embedding and the norms with AdamW, both on one warm-up and cosine schedule.
+It trains the pair for `arith` that `specexp/zoo/` ships, one like it for `arith_code`, and nothing larger: one process,
+one CPU or GPU, no mixed-in data. Training uses the `train` split only, and its loss covers the solution, not the
+question. Hidden matrices are trained with Muon, the embedding and the norms with AdamW, both on one warm-up and cosine
+schedule.
 
 `<work>/checkpoint.pt` holds the progress and is replaced atomically every `checkpoint_every` steps. A run that finds
 one continues from it with the same batches as an uninterrupted run, because batch `step` is a function of (seed, step).
@@ -60,9 +61,7 @@ RECIPES = {
 }
 
 
-def build_tokenizer(
-    problems: int = 20_000, vocab_size: int = 1024, task: str = "arith"
-) -> PreTrainedTokenizerFast:
+def build_tokenizer(problems: int = 20_000, vocab_size: int = 1024, task: str = "arith") -> PreTrainedTokenizerFast:
     """Train a byte-level BPE in which every digit is a separate token and no token crosses a word."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -124,9 +123,7 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, start: int) -> I
                 yield _pad(rows[which * recipe.batch : (which + 1) * recipe.batch], tokenizer.pad_token_id)
 
 
-def _encode(
-    problem: Trainable, task: TrainingTask, tokenizer: PreTrainedTokenizerFast
-) -> tuple[list[int], int]:
+def _encode(problem: Trainable, task: TrainingTask, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], int]:
     prompt = tokenizer(task.prompt(problem))["input_ids"]
     solution = tokenizer(problem.solution, add_special_tokens=False)["input_ids"]
     return [*prompt, *solution, tokenizer.eos_token_id], len(prompt)

@@ -9,8 +9,6 @@ from typing import Any, Protocol
 from specexp.sandbox.sandbox import Sandbox
 from specexp.tasks import arith, arith_code
 
-PROGRAMS = ("arith_code",)  # tasks whose answers are programs, which are run
-
 
 class Trainable(Protocol):
     """A problem: a prompt is made of it, and its solution follows the prompt."""
