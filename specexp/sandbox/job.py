@@ -59,7 +59,7 @@ ProgramTest = CodeTest | CallTest | InputTest
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ProgramOutcome:
     """What came of one test: passed, failed (a wrong result), error, timeout, memory or output, with a short reason."""
 
     kind: str

@@ -29,7 +29,7 @@ OWN = 3  # processes of the sandbox itself
 
 
 @dataclass(frozen=True, slots=True)
-class Mode:
+class Confinement:
     """One way to run a process. `bubblewrap` is the path of bwrap, or "" for a subprocess.
 
     `uid` is the user id that a process of root gives up its own for; with `user_namespace`, before bubblewrap starts.
@@ -55,15 +55,15 @@ class Mode:
         return "" if os.getuid() == 0 else "the user is not root"
 
 
-def modes() -> list[Mode]:
+def modes() -> list[Confinement]:
     """Return the modes that may work here, best first."""
     path = shutil.which("bwrap") or ""
     if os.getuid() != 0:
-        return [*([Mode(path, user_namespace=True), Mode(path)] if path else []), Mode()]
+        return [*([Confinement(path, user_namespace=True), Confinement(path)] if path else []), Confinement()]
     uid = FIRST_UID + os.getpid() % NUM_UIDS
-    wrapped = [Mode(path, uid), Mode(path, uid, user_namespace=True)] if path else []
+    wrapped = [Confinement(path, uid), Confinement(path, uid, user_namespace=True)] if path else []
     folder = pids_folder(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))
-    return [*wrapped, Mode(uid=uid), *([Mode(cgroup=folder)] if folder else []), Mode()]
+    return [*wrapped, Confinement(uid=uid), *([Confinement(cgroup=folder)] if folder else []), Confinement()]
 
 
 def pids_folder(own: Path, root: Path) -> str:
@@ -87,7 +87,7 @@ def pids_folder(own: Path, root: Path) -> str:
     return ""
 
 
-def command(mode: Mode, limits: Limits, source: str, mark: str) -> list[str]:
+def command(mode: Confinement, limits: Limits, source: str, mark: str) -> list[str]:
     """Return the command that runs `source`, the text of `inside.py`, in this mode.
 
     `mark` is what the environment of its processes has as MARK. The interpreter is the one of this process, without any
@@ -126,7 +126,7 @@ def folders() -> list[str]:
     return result
 
 
-def most_processes(mode: Mode, limits: Limits) -> int:
+def most_processes(mode: Confinement, limits: Limits) -> int:
     """Return the limit on processes as the kernel counts them: those of the user, or of the user namespace."""
     release = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
     alone = mode.uid is not None or (mode.user_namespace and release >= COUNTED_IN_NAMESPACES)
@@ -145,7 +145,7 @@ def threads_of(uid: int) -> int:
     return total
 
 
-def unprotected(mode: Mode, limits: Limits) -> list[str]:
+def unprotected(mode: Confinement, limits: Limits) -> list[str]:
     """Return what a program can do in this mode that it should not be able to."""
     result = []
     if not mode.bubblewrap:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from specexp.errors import TaskError
-from specexp.sandbox.job import ERROR, MIB, TIMEOUT, CodeTest, Limits, Outcome, ProgramTest, job_of
-from specexp.sandbox.modes import ENVIRONMENT, MARK, SCRATCH, Mode, command, modes, most_processes, unprotected
+from specexp.sandbox.job import ERROR, MIB, TIMEOUT, CodeTest, Limits, ProgramOutcome, ProgramTest, job_of
+from specexp.sandbox.modes import ENVIRONMENT, MARK, SCRATCH, Confinement, command, modes, most_processes, unprotected
 
 SOURCE = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
 GRACE = 10.0  # seconds beyond the program's own that starting and reporting may take
@@ -31,7 +31,7 @@ TRIAL = CodeTest("import decimal, json, statistics\nassert json.loads('[1]') == 
 class Protection:
     """What confines programs here. `unprotected` lists what does not, `refused` why better modes are not used."""
 
-    mode: Mode
+    mode: Confinement
     limits: Limits
     unprotected: tuple[str, ...]
     refused: tuple[str, ...] = ()
@@ -60,14 +60,14 @@ class Protection:
 class Sandbox:
     """Runs programs one after another, in the first of these modes that works, by a trial run; by default of all."""
 
-    def __init__(self, limits: Limits | None = None, choices: Sequence[Mode] | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, choices: Sequence[Confinement] | None = None) -> None:
         self.limits = limits or Limits()
         self._choices = modes() if choices is None else list(choices)
 
     @cached_property
     def protection(self) -> Protection:
         """What confines programs. The first call tries the modes out. Raises TaskError if none works."""
-        refused: list[tuple[Mode, str]] = []
+        refused: list[tuple[Confinement, str]] = []
         for mode in self._choices:
             (outcome,) = self._run(mode, "", (TRIAL,))
             if outcome.passed:
@@ -76,11 +76,16 @@ class Sandbox:
         tried = "; ".join(f"{mode.name}: {reason}" for mode, reason in refused)
         raise TaskError(f"no sandbox runs a trivial program here ({tried or 'there is none'}).")
 
-    def run(self, program: str, tests: Sequence[ProgramTest]) -> list[Outcome]:
+    def tried(self) -> Sandbox:
+        """Return this sandbox after its trial run. Raises TaskError if none works."""
+        assert self.protection
+        return self
+
+    def run(self, program: str, tests: Sequence[ProgramTest]) -> list[ProgramOutcome]:
         """Run a program's tests; return the outcome of each."""
         return self._run(self.protection.mode, program, tuple(tests)) if tests else []
 
-    def _run(self, mode: Mode, program: str, tests: tuple[ProgramTest, ...]) -> list[Outcome]:
+    def _run(self, mode: Confinement, program: str, tests: tuple[ProgramTest, ...]) -> list[ProgramOutcome]:
         with _scratch(mode) as scratch, _cgroup(mode, self.limits) as cgroup:
             job = job_of(program, tests, self.limits) | {
                 "uid": None if mode.user_namespace else mode.uid,
@@ -101,22 +106,24 @@ class Sandbox:
         return _outcomes(text, errors, ended, len(tests))
 
 
-def _outcomes(text: bytes, errors: str, ended: bool, count: int) -> list[Outcome]:
+def _outcomes(text: bytes, errors: str, ended: bool, count: int) -> list[ProgramOutcome]:
     """Return the outcomes in a report; without one, every test has the same."""
     try:
-        result = [Outcome(str(kind), str(reason)) for kind, reason in json.loads(text)]
+        result = [ProgramOutcome(str(kind), str(reason)) for kind, reason in json.loads(text)]
     except (ValueError, TypeError):
         result = []
     if len(result) == count:
         return result
     if not ended:
-        return [Outcome(TIMEOUT, "the sandbox did not end in time")] * count
+        return [ProgramOutcome(TIMEOUT, "the sandbox did not end in time")] * count
     said = errors.strip().splitlines()
-    return [Outcome(ERROR, said[-1][:200] if said else "what ran the tests was ended before it could report")] * count
+    return [
+        ProgramOutcome(ERROR, said[-1][:200] if said else "what ran the tests was ended before it could report")
+    ] * count
 
 
 def _communicate(
-    mode: Mode, arguments: list[str], job: dict[str, Any], limits: Limits, mark: str
+    mode: Confinement, arguments: list[str], job: dict[str, Any], limits: Limits, mark: str
 ) -> tuple[bytes, str, bool]:
     """Run the command on a job; return its report, the end of its errors, and whether it ended by itself."""
     environment = {**ENVIRONMENT, "HOME": job["scratch"], "TMPDIR": job["scratch"], MARK: mark}
@@ -157,7 +164,7 @@ def _read(fd: int, deadline: float) -> tuple[bytes, bool]:
 
 
 @contextmanager
-def _scratch(mode: Mode) -> Iterator[str]:
+def _scratch(mode: Confinement) -> Iterator[str]:
     """The folder that a program may write to; bubblewrap makes its own."""
     if mode.bubblewrap:
         yield SCRATCH
@@ -172,7 +179,7 @@ def _scratch(mode: Mode) -> Iterator[str]:
 
 
 @contextmanager
-def _cgroup(mode: Mode, limits: Limits) -> Iterator[str]:
+def _cgroup(mode: Confinement, limits: Limits) -> Iterator[str]:
     """A cgroup that counts processes, if the mode has one."""
     if not mode.cgroup:
         yield ""
@@ -207,7 +214,7 @@ def _marked(wanted: bytes) -> Iterator[int]:
                 yield int(folder.name)
 
 
-def _reasons(refused: Sequence[tuple[Mode, str]], mode: Mode) -> tuple[str, ...]:
+def _reasons(refused: Sequence[tuple[Confinement, str]], mode: Confinement) -> tuple[str, ...]:
     """Return why bubblewrap is not used, if it is not."""
     if mode.bubblewrap:
         return ()

@@ -44,7 +44,7 @@ SHORT_JOINTS = (", then ", ", ", " and then ")
 
 @dataclass(frozen=True, slots=True)
 class CodeProblem:
-    """One problem: `numbers` has the number of arguments, then each step's operator and operand (a number or a name)."""
+    """One problem: `numbers` has the number of arguments, then operator and operand (a number or a name) of steps."""
 
     index: int
     numbers: tuple[int | str, ...]

@@ -114,7 +114,7 @@ def task(
         raise TaskError(unknown("task", name, TASKS))
     data = data or DataConfig("")
     if name in PROGRAM_TASKS:
-        return PROGRAM_TASKS[name](data, shots, split, Sandbox() if execute == SANDBOX else None)
+        return PROGRAM_TASKS[name](data, shots, split, Sandbox().tried() if execute == SANDBOX else None)
     return Prompts(data, rule) if name == "prompts" else TASKS[name](data, shots, split)
 
 

@@ -38,7 +38,7 @@ def test_labels_are_those_of_the_literal_procedure() -> None:
     task: Any = Writes(ProgramTests("writes", lambda prompt_id: PROBLEM, sandbox))
     mine = miner(pair, task)
     labels = []
-    for example in toy_examples(10):
+    for example in toy_examples(40):
         slow = reference_miner.mine(pair, task, LIMIT, example)
         mined = mine.mine(example)
         assert list(disagreements(mined, slow, 1e-12)) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.sandboxes import SMALL, left_running, sandbox_of
-from specexp.sandbox.job import MIB, CodeTest, Outcome
+from specexp.sandbox.job import MIB, CodeTest, ProgramOutcome
 from specexp.sandbox.sandbox import Sandbox
 
 BOTH = ("bubblewrap", "subprocess")
@@ -33,7 +33,7 @@ in_both = pytest.mark.parametrize("sandbox", BOTH, indirect=True)
 in_bubblewrap = pytest.mark.parametrize("sandbox", BOTH[:1], indirect=True)
 
 
-def attack(sandbox: Sandbox, program: str) -> Outcome:
+def attack(sandbox: Sandbox, program: str) -> ProgramOutcome:
     """The outcome of a program that passes where its attack succeeds."""
     (outcome,) = sandbox.run(program, [CodeTest("pass")])
     assert left_running() == []
@@ -67,12 +67,12 @@ def test_a_fork_bomb_makes_no_more_processes_than_allowed(sandbox: Sandbox) -> N
 @in_both
 def test_an_endless_loop_ends(sandbox: Sandbox) -> None:
     outcome = attack(sandbox, "while True: pass")
-    assert outcome == Outcome("timeout", "it took more than 0.8 s")
+    assert outcome == ProgramOutcome("timeout", "it took more than 0.8 s")
 
 
 @in_both
 def test_a_memory_hog_gets_no_gigabyte(sandbox: Sandbox) -> None:
-    assert attack(sandbox, f"x = bytearray({1 << 30})") == Outcome("memory", "no memory was left")
+    assert attack(sandbox, f"x = bytearray({1 << 30})") == ProgramOutcome("memory", "no memory was left")
 
 
 @in_bubblewrap
@@ -95,7 +95,7 @@ def test_a_file_grows_to_its_limit(sandbox: Sandbox) -> None:
 def test_a_signal_to_the_parent_ends_this_program_alone(sandbox: Sandbox) -> None:
     outcome = attack(sandbox, "import os, signal, time\nos.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(0.2)")
     assert outcome.kind in ("error", "timeout")
-    assert sandbox.run("x = 1", [CodeTest("assert x == 1")]) == [Outcome("passed")]
+    assert sandbox.run("x = 1", [CodeTest("assert x == 1")]) == [ProgramOutcome("passed")]
 
 
 @in_bubblewrap
@@ -138,7 +138,7 @@ def test_the_network_is_out_of_reach(sandbox: Sandbox) -> None:
 @in_both
 def test_a_flood_of_output_is_cut(sandbox: Sandbox) -> None:
     outcome = attack(sandbox, "for _ in range(5000): print('x' * 1000)")
-    assert outcome == Outcome("output", f"it printed more than {SMALL.output_bytes} bytes")
+    assert outcome == ProgramOutcome("output", f"it printed more than {SMALL.output_bytes} bytes")
 
 
 @in_bubblewrap
@@ -161,7 +161,7 @@ def test_a_process_in_a_session_of_its_own_does_not_outlive_its_test(sandbox: Sa
         "        time.sleep(2)\n"
         "    os._exit(0)\n"
     )
-    assert attack(sandbox, program) == Outcome("passed")
+    assert attack(sandbox, program) == ProgramOutcome("passed")
 
 
 @in_bubblewrap

@@ -10,8 +10,8 @@ import pytest
 from helpers.sandboxes import SMALL, sandbox_of
 from specexp.errors import TaskError
 from specexp.sandbox import modes
-from specexp.sandbox.job import CallTest, CodeTest, InputTest, Limits, Outcome
-from specexp.sandbox.modes import Mode, pids_folder, unprotected
+from specexp.sandbox.job import CallTest, CodeTest, InputTest, Limits, ProgramOutcome
+from specexp.sandbox.modes import Confinement, pids_folder, unprotected
 from specexp.sandbox.sandbox import Sandbox
 
 BOTH = ("bubblewrap", "subprocess")
@@ -37,22 +37,25 @@ def test_each_test_has_its_own_outcome(sandbox: Sandbox) -> None:
     )
     outcomes = sandbox.run(program, [CodeTest(f"assert f({x}) == {x}, 'wrong'") for x in range(1, 9)])
     assert outcomes == [
-        Outcome("passed"),
-        Outcome("failed", "AssertionError: wrong"),
-        Outcome("error", "KeyError: 'three'"),
-        Outcome("timeout", "it took more than 0.8 s"),
-        Outcome("memory", "no memory was left"),
-        Outcome("output", "it printed more than 16384 bytes"),
-        Outcome("error", "it ended with SystemExit(0)"),
-        Outcome("error", "it ended the process with code 0"),
+        ProgramOutcome("passed"),
+        ProgramOutcome("failed", "AssertionError: wrong"),
+        ProgramOutcome("error", "KeyError: 'three'"),
+        ProgramOutcome("timeout", "it took more than 0.8 s"),
+        ProgramOutcome("memory", "no memory was left"),
+        ProgramOutcome("output", "it printed more than 16384 bytes"),
+        ProgramOutcome("error", "it ended with SystemExit(0)"),
+        ProgramOutcome("error", "it ended the process with code 0"),
     ]
 
 
 def test_a_program_that_cannot_be_loaded_has_one_outcome_for_all_tests(sandbox: Sandbox) -> None:
     tests = [CodeTest("pass"), CodeTest("pass")]
-    assert sandbox.run("def f(:", tests) == [Outcome("error", "SyntaxError: invalid syntax (program.py, line 1)")] * 2
-    assert sandbox.run("assert False", tests) == [Outcome("error", "AssertionError")] * 2
-    assert sandbox.run("while True: pass", tests) == [Outcome("timeout", "it took more than 0.8 s")] * 2
+    assert (
+        sandbox.run("def f(:", tests)
+        == [ProgramOutcome("error", "SyntaxError: invalid syntax (program.py, line 1)")] * 2
+    )
+    assert sandbox.run("assert False", tests) == [ProgramOutcome("error", "AssertionError")] * 2
+    assert sandbox.run("while True: pass", tests) == [ProgramOutcome("timeout", "it took more than 0.8 s")] * 2
 
 
 def test_no_test_sees_what_another_one_left(sandbox: Sandbox) -> None:
@@ -70,7 +73,7 @@ def test_calls_and_inputs_are_compared_by_value(sandbox: Sandbox) -> None:
     outcomes = sandbox.run(program, inputs)
     assert [each.kind for each in outcomes] == ["passed", "failed", "failed", "error"]
     assert [each.reason for each in outcomes[1:3]] == ["line 1 is '3.0', not '3.5'", "2 lines, not 1"]
-    assert sandbox.run("import sys\nprint(1)\nsys.exit(3)", [InputTest("", "1")]) == [Outcome("passed")]
+    assert sandbox.run("import sys\nprint(1)\nsys.exit(3)", [InputTest("", "1")]) == [ProgramOutcome("passed")]
 
 
 def test_two_runs_draw_and_hash_alike(sandbox: Sandbox) -> None:
@@ -85,8 +88,8 @@ def test_all_tests_together_have_a_limit(sandbox: Sandbox) -> None:
     program = "import time\ndef f(): time.sleep(0.3)"
     limited = Sandbox(Limits(test_seconds=0.5, program_seconds=0.7), [sandbox.protection.mode])
     outcomes = limited.run(program, [CodeTest("f()")] * 5)
-    assert outcomes[0] == Outcome("passed")
-    assert outcomes[-1] == Outcome("timeout", "all tests together took more than 0.7 s")
+    assert outcomes[0] == ProgramOutcome("passed")
+    assert outcomes[-1] == ProgramOutcome("timeout", "all tests together took more than 0.7 s")
 
 
 def test_without_tests_nothing_runs() -> None:
@@ -110,20 +113,20 @@ def test_a_broken_bubblewrap_is_named_and_not_used(tmp_path: Path) -> None:
     broken.write_text("#!/bin/sh\necho 'bwrap: no permissions to make a namespace' >&2\nexit 1\n")
     broken.chmod(0o755)
     others = [mode for mode in modes.modes() if not mode.bubblewrap]
-    protection = Sandbox(SMALL, [Mode(str(broken)), *others]).protection
+    protection = Sandbox(SMALL, [Confinement(str(broken)), *others]).protection
     assert protection.name == "subprocess"
     assert "(bubblewrap does not work here: bwrap: no permissions to make a namespace)" in protection.note()
 
 
 def test_root_without_a_cgroup_and_with_its_id_has_no_limit_on_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 0)
-    assert "the number of processes (limits do not bind root)" in unprotected(Mode(), SMALL)
-    assert unprotected(Mode("/usr/bin/bwrap", uid=60706), SMALL) == []
-    assert Mode(uid=60706).processes == "the user id is given up (0 for 60706)"
-    assert Mode(cgroup="/sys/fs/cgroup/pids").processes == "a cgroup counts them"
+    assert "the number of processes (limits do not bind root)" in unprotected(Confinement(), SMALL)
+    assert unprotected(Confinement("/usr/bin/bwrap", uid=60706), SMALL) == []
+    assert Confinement(uid=60706).processes == "the user id is given up (0 for 60706)"
+    assert Confinement(cgroup="/sys/fs/cgroup/pids").processes == "a cgroup counts them"
     monkeypatch.setattr(os, "getuid", lambda: 1000)
-    assert Mode().processes == "the user is not root"
-    assert not any("number of processes" in each for each in unprotected(Mode(), SMALL))
+    assert Confinement().processes == "the user is not root"
+    assert not any("number of processes" in each for each in unprotected(Confinement(), SMALL))
 
 
 @pytest.mark.parametrize("version", [1, 2])

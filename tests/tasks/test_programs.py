@@ -14,7 +14,7 @@ from helpers.sandboxes import sandbox_of
 from specexp import config
 from specexp.config.command_options import TRAINABLE
 from specexp.errors import ConfigError, TaskError
-from specexp.sandbox.job import Outcome
+from specexp.sandbox.job import ProgramOutcome
 from specexp.sandbox.sandbox import Sandbox
 from specexp.tasks import arith_code
 from specexp.tasks.defaults import PROGRAMS
@@ -42,9 +42,12 @@ class Counted:
     def __init__(self) -> None:
         self.ran: list[str] = []
 
-    def run(self, program: str, tests: Any) -> list[Outcome]:
+    def run(self, program: str, tests: Any) -> list[ProgramOutcome]:
         self.ran.append(program)
-        return [Outcome("passed" if "a" in program else "failed"), Outcome("passed" if "b" in program else "error")]
+        return [
+            ProgramOutcome("passed" if "a" in program else "failed"),
+            ProgramOutcome("passed" if "b" in program else "error"),
+        ]
 
 
 def rows_of(folder: Path, name: str, row: dict[str, Any]) -> Any:
@@ -82,7 +85,8 @@ def test_rows_of_each_form_are_solved_by_their_solutions(tmp_path: Path, name: s
     }[name]  # fmt: skip
     assert correct(chosen, right)
     assert not correct(chosen, right, finished=False), "it may go on"
-    assert correct(chosen, f"```python\ndef add(a, b):\n    return b + a\nif __name__ == '__main__':\n    {right}\n```")
+    main = "if __name__ == '__main__':\n    print(add(1, 2))\n"
+    assert correct(chosen, f"So:\n```python\ndef add(a, b):\n    return b + a\n{main}```\nThat is all.")
     assert not correct(chosen, wrong)
     assert not correct(chosen, "I do not know.")
     assert "In this sandbox" not in " ".join(notes_of(chosen))
@@ -117,8 +121,9 @@ def test_a_problem_that_is_given_twice_is_named(tmp_path: Path) -> None:
         task("mbpp", DataConfig(str(path)))
 
 
-@pytest.mark.parametrize("command", ["evaluate", "collect_labels", "main"])
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "command,name", [*(("evaluate", name) for name in PROGRAMS), ("collect_labels", "mbpp"), ("main", "arith_code")]
+)
 def test_nothing_runs_without_the_users_word(workplace: Path, unloaded: None, command: str, name: str) -> None:
     data = [] if name == "arith_code" else ["--data", "missing.jsonl"]
     result = run(command, "--task", name, *data, "--output", "out")

@@ -12,13 +12,14 @@ from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 
 from entrypoints.train_pair import command
+from helpers.sandboxes import sandbox_of
 from specexp.errors import OutputError
 from specexp.lm.hf.loading import load_model, load_tokenizer
 from specexp.lm.hf.source import ZOO
 from specexp.lm.runtime import ModelConfig
 from specexp.tasks import arith
 from specexp.zoo import training
-from specexp.zoo.training_tasks import TASKS
+from specexp.zoo.training_tasks import TASKS, SmallFunctions
 
 TINY = replace(training.RECIPES["draft"], layers=1, hidden=16, heads=1, steps=6, batch=2, warmup=2, checkpoint_every=2)
 
@@ -174,7 +175,8 @@ def test_a_pair_is_trained_on_small_functions_by_the_same_trainer(tmp_path: Path
     model = training.train(recipe, tokenizer, tmp_path / "work", lambda metrics, step: None)
     training.save(model, tokenizer, tmp_path / "tiny")
     loaded = load_model(ModelConfig(str(tmp_path / "tiny")))
-    assert training.solve_rate(loaded, tokenizer, TASKS["arith_code"], count=2, max_new_tokens=4) == 0
+    task = SmallFunctions(sandbox_of("subprocess"))
+    assert training.solve_rate(loaded, tokenizer, task, count=2, max_new_tokens=4) == 0
     with pytest.raises(OutputError, match="made by another recipe"):
         training.train(replace(recipe, task="arith"), tokenizer, tmp_path / "work", lambda metrics, step: None)
 
