@@ -19,7 +19,7 @@ from .evaluate import CONFIG
 SETTINGS = {
     **help_texts(("pair", "target", "draft", "chat_template")),
     "task": f"Choose where prompts come from: {', '.join(config.CHECKABLE)}.",
-    **help_texts(("data", "system", "shots", "shots_data", "answer_rule", "answer_pattern", "comparator")),
+    **help_texts(("data", "system", "shots", "shots_data", "answer_rule", "answer_pattern", "comparator", "execute")),
     "max_new_tokens": "Set the most tokens of a response.",
     "limit": f"Set how many prompts are mined. Default: {config.MINED_PROMPTS}.",
     "batch": f"Set how many prompts are mined together, with the same labels. Default: {config.MINED_TOGETHER}.",
@@ -50,6 +50,7 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     from specexp.judge.labels import FEATURES, LABELS, MANIFEST
     from specexp.storage.run_plan import File, Input
     from specexp.tasks.example import Dataset
+    from specexp.tasks.programs import execution_of
 
     tags = {**tags_of("collect_labels", resolved.experiment), "group": "labels"}
     outbox = outbox_of(folder, "labels", f"labels {resolved.experiment.task}", tags)
@@ -65,7 +66,7 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
                 # Wherever the store is, the labels are among the run's own artifacts.
                 mined = Dataset("labels", "runs:/{run_id}/labels", labels.hash, len(labels.labels))
                 inputs = [Input.of(prepared.task.dataset(), "evaluation"), Input.of(mined, "labels")]
-                main = outbox.main(metrics, [path / "config.json"], inputs)
+                main = outbox.main(metrics, [path / "config.json"], inputs, execution_of(prepared.task))
                 files = [File(name, "labels") for name in (LABELS, FEATURES, MANIFEST)]
                 outbox.send(replace(main, files=[*main.files, *files]))
     for name, metric, form in COLUMNS:

@@ -27,7 +27,7 @@ def evaluate(
     experiment: str, output: str, resume: bool, flags: Mapping[str, str], show: str = "", with_notes: bool = True
 ) -> None:
     """Resolve, run and log one experiment. Raises SpecexpError."""
-    resolved = config.resolve(experiment, flags)
+    resolved = config.resolve(experiment, flags, executes=True)
     folder_path = output_path(output, f"{resolved.name}-{resolved.hash}")
     # Import torch and mlflow only after the settings are checked.
     from specexp.evaluation.token_view.selection import ShownPrompts

@@ -32,6 +32,7 @@ OF_LABELS = (
     "answer_rule",
     "answer_pattern",
     "comparator",
+    "execute",
     "max_new_tokens",
     "config",
 )
@@ -39,7 +40,7 @@ OF_LABELS = (
 
 def main(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[str, str], show: str = "") -> None:
     """Mine labels, train a judge, evaluate; only evaluate if no method needs a judge or one is given."""
-    resolved = config.resolve(experiment, flags)
+    resolved = config.resolve(experiment, flags, executes=True)
     if not any(method.judge == CHAMPION for method in resolved.methods):
         evaluate(experiment, output, resume, flags, show)
         return

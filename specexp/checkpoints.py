@@ -10,7 +10,7 @@ import ctypes
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -107,6 +107,7 @@ def load_checkpoint(recipe: DataclassInstance, work: Path) -> Mapping[str, Any] 
         fault = first_line(error)
     if fault:
         raise OutputError(f"{path} cannot be read ({fault}); {way_out}")
-    if state["recipe"] != asdict(recipe):
+    later = {field.name: field.default for field in fields(recipe) if field.name not in state["recipe"]}
+    if {**later, **state["recipe"]} != asdict(recipe):  # a field that it lacks had its default
         raise OutputError(f"{path} was made by another recipe: {state['recipe']}; {way_out}")
     return state

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"errors"},
     {"addresses", "bugs", "signals"},
-    {"answers", "reading"},
-    {"tasks", "decoding"},
+    {"answers", "reading", "sandbox"},
+    {"tasks", "decoding", "programs"},
     {"method_specs", "draft_faults", "lm"},
     {"lm.configs", "lm.blocks"},
     {"lm.native"},

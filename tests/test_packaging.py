@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EVALUATE = [
     "experiment", "pair", "target", "draft", "toy", "chat_template", "task", "data", "system", "shots",
     "shots_data", "history", "answer_rule",
-    "answer_pattern", "comparator", "methods", "gamma", "tree_budget",
+    "answer_pattern", "comparator", "execute", "methods", "gamma", "tree_budget",
     "temperature", "top_k", "top_p", "max_new_tokens", "min_new_tokens", "ignore_eos", "stop", "limit", "seed",
     "repeats", "batch", "judge", "threshold",
     "accept_k", "accept_margin", "accept_epsilon", "accept_entropy", "accept_distance", "rule", "config", "output",

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from specexp.config.drafter import LONGEST_CHAIN
 from specexp.config.mining import FEATURE_DTYPES
+from specexp.config.parsers import EXECUTIONS
 from specexp.config.setting import Option, quoted
 from specexp.lm.runtime import DTYPES
 
 BOOLEAN = "true or false"
 REQUIRED = "none: it must be given"
+TRAINABLE = ("arith", "arith_code")  # tasks that train_pair trains on
 
 
 _METHOD = Option("Name the method preset.", "a preset's name", "speculative")
@@ -164,5 +166,10 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
         "work": Option("Keep checkpoints in this folder.", "a folder", "runs/train_pair"),
         "output": Option("Write the finished models to this folder.", "a folder", "runs/train_pair/zoo"),
         "steps": Option("Set the training steps.", "a whole number >= 1", otherwise="the recipe's"),
+        "task": Option("Choose the task that they are trained on.", quoted(TRAINABLE), TRAINABLE[0]),
+        "execute": Option(
+            "Say where programs of outputs may run: none or sandbox.", quoted(EXECUTIONS), EXECUTIONS[0],
+            more="Task `arith_code` needs `sandbox` to count what a model solves.",
+        ),
     },
 }  # fmt: skip

@@ -21,7 +21,7 @@ from specexp.lm.runtime import (
     ModelConfig,
     ToyConfig,
 )
-from specexp.tasks.defaults import DEFAULTS
+from specexp.tasks.defaults import DEFAULTS, NO_EXECUTION
 from specexp.tasks.source import DataConfig
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ LATER = {
 # Likewise of experiments.
 LATER_OF_EXPERIMENT: dict[str, Any] = {
     "min_new_tokens": 0, "ignore_eos": False, "stop": (), "system": "", "shots_data": None,
-    "comparator": AUTO_KIND, "min_similarity": MIN_SIMILARITY, "prompt_tokens": 0,
+    "comparator": AUTO_KIND, "min_similarity": MIN_SIMILARITY, "prompt_tokens": 0, "execute": NO_EXECUTION,
 }  # fmt: skip
 PROPOSERS = ("suffix", "lookup", "draft")
 LATER_OF_MODELS = {"layers": "", "vocabulary": AUTO_VOCABULARY, **dict.fromkeys(HEADS, ""), MTP: False}
@@ -130,6 +130,7 @@ class Experiment:
     history: str = "baseline"
     answer_rule: str = "auto"
     answer_pattern: str = ""
+    execute: str = NO_EXECUTION  # where the programs of outputs run
     limit: int = 20
     max_new_tokens: int = 160
     temperature: float = 0.0
@@ -174,8 +175,8 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
     """Twelve hex digits that identify an experiment's settings, given as in JSON.
 
     A chat template of `auto` counts as `none` if the task uses no template; the draft's also does if the target's is
-    not `auto`. So these settings keep the hashes they had when `none` was the default. Likewise for settings of
-    methods, models and experiments that came later: a default does not count.
+    not `auto`. So these settings keep the hashes they had when `none` was the default. Likewise for settings that came
+    later, of experiments, methods and models: a default does not count.
     """
     canonical = {
         key: value

@@ -13,14 +13,16 @@ from specexp.config.experiment import (
 )
 from specexp.config.parsers import (
     TASK_SOURCES,
+    WITH_TRAINING_ROWS,
     whole,
 )
 from specexp.config.resolver import resolve
 from specexp.errors import ConfigError, shown, unknown
+from specexp.tasks.defaults import PROGRAMS
 
 # Tasks whose answers a judge can be mined on.
-CHECKABLE = ("arith", "gsm8k", "long_prompts", "math", "mmlu_pro", "prompts")
-ONE_SPLIT = ("math", "mmlu_pro")  # of these, whose own rows are all for evaluations
+CHECKABLE = ("arith", "gsm8k", "long_prompts", "math", "mmlu_pro", "prompts", *PROGRAMS)
+ONE_SPLIT = ("humaneval", "livecodebench", "math", "mmlu_pro")  # of these, whose own rows are all for evaluations
 MINED_PROMPTS = 600  # unless a file or a flag sets it
 MINED_TOGETHER = 16  # likewise
 FEATURE_DTYPES = ("float32", "float16")
@@ -43,7 +45,7 @@ class MiningConfig:
         experiment = self.experiment
         kept = (
             "name", "task", "pair", "target", "draft", "toy", "data", "shots", "answer_rule", "answer_pattern", "limit",
-            "max_new_tokens", "comparator", "min_similarity", "prompt_tokens",
+            "max_new_tokens", "comparator", "min_similarity", "prompt_tokens", "execute",
         )  # fmt: skip
         later = ("system", "shots_data")  # where they are given
         result = {k: v for k, v in experiment.as_dict().items() if k in kept or (v and k in later)}
@@ -68,7 +70,7 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
     except ValueError as error:
         faults.append(f"skip is {shown(skip)}; {error}")
     try:
-        experiment = resolve(name, given, {"limit": MINED_PROMPTS, "batch": MINED_TOGETHER})
+        experiment = resolve(name, given, {"limit": MINED_PROMPTS, "batch": MINED_TOGETHER}, executes=True)
     except ConfigError as error:
         raise ConfigError([*faults, *error.faults]) from None
     if experiment.task not in CHECKABLE:
@@ -88,7 +90,7 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
         )
     if faults:
         raise ConfigError(faults)
-    if is_own and source and data and source.split == "test" and experiment.task not in ONE_SPLIT:
+    if is_own and source and data and experiment.task in WITH_TRAINING_ROWS:
         experiment = replace(experiment, data=replace(data, subset=source.subset, split="train"))
     kept = replace(experiment, methods=(), seed=0, temperature=0.0, top_k=0, top_p=1.0, batch=1)
     return MiningConfig(kept, dtype, skip, experiment.batch)

@@ -17,6 +17,7 @@ from specexp.config.experiment import (
 from specexp.decoding.rules import is_greedy
 from specexp.errors import shown, unknown
 from specexp.lm.configs.layer_ranges import HOW, layer_indices
+from specexp.tasks.defaults import NO_EXECUTION, SANDBOX
 from specexp.tasks.source import DataConfig
 
 MOST = (1 << 63) - 1  # largest whole number: what arrays and databases hold
@@ -29,10 +30,16 @@ MOST_TOY_TOKENS = 1 << 12  # the toy's table has a row and a column for each
 MUST_BE_GIVEN = DataConfig("")
 TASK_SOURCES: dict[str, DataConfig | None] = {
     "arith": None,
+    "arith_code": None,
     "gsm8k": DataConfig("openai/gsm8k", "main", "test"),
     "long_prompts": None,
     "math": DataConfig("HuggingFaceH4/MATH-500", split="test"),
     "mmlu_pro": DataConfig("TIGER-Lab/MMLU-Pro", split="test"),
+    "humaneval": DataConfig("openai/openai_humaneval", split="test"),
+    "livecodebench": DataConfig(
+        "https://huggingface.co/datasets/livecodebench/code_generation_lite/resolve/main/test6.jsonl"
+    ),
+    "mbpp": DataConfig("google-research-datasets/mbpp", "full", "test"),
     "mtbench": DataConfig("HuggingFaceH4/mt_bench_prompts", split="train"),
     "prompts": MUST_BE_GIVEN,
     "spec_bench": DataConfig(
@@ -42,7 +49,9 @@ TASK_SOURCES: dict[str, DataConfig | None] = {
     "toy": None,
 }
 SEVERAL_TURNS = ("mtbench", "spec_bench", "speed_bench")
+WITH_TRAINING_ROWS = ("gsm8k", "mbpp")  # tasks whose source has a split `train` beside `test`
 HISTORIES = ("baseline", "own")
+EXECUTIONS = (NO_EXECUTION, SANDBOX)
 RULES_OF_CHAINS = ("token", "block")
 MEMORIES = ("prompt", "run")
 AUTO_GAMMA = "auto"

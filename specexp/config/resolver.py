@@ -27,11 +27,13 @@ from specexp.config.schema import ALIASES, SETTINGS
 from specexp.draft_faults import draft_faults, head_faults
 from specexp.errors import ConfigError, shown, unknown
 from specexp.method_specs import OF_PROPOSERS, settings_of, spec, takers
-from specexp.tasks.defaults import DEFAULTS
+from specexp.tasks.defaults import DEFAULTS, NO_EXECUTION, execution_fault
 from specexp.tasks.long_prompts import DEFAULT_TOKENS
 
 # Settings of a preset that apply to its own task only.
-OF_TASK = ("data", "shots", "shots_data", "history", *ANSWER_SETTINGS, "prompt_tokens", "limit", "max_new_tokens")
+OF_TASK = (
+    "data", "shots", "shots_data", "history", *ANSWER_SETTINGS, "prompt_tokens", "execute", "limit", "max_new_tokens",
+)  # fmt: skip
 
 
 def resolve(
@@ -39,14 +41,17 @@ def resolve(
     flags: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
     fixed: Mapping[str, Any] | None = None,
+    executes: bool = False,
 ) -> Experiment:
     """The experiment preset `name` overridden by `defaults`, a `config` file, flags and `fixed`, in this order.
+
+    `executes` is True for a command that reads answers, and so runs the programs of a task whose answers are programs.
 
     Raises ConfigError with every fault: another value than a `fixed` one in the user's file is one.
     """
     flags = {key: value for key, value in (flags or {}).items() if value not in (None, "")}
     faults: list[str] = []
-    reader = _Reader(faults)
+    reader = _Reader(faults, executes)
     known = name in preset_names("experiments")
     if known:
         preset = load_yaml(PRESETS / "experiments" / f"{name}.yaml")
@@ -94,6 +99,7 @@ class _Reader:
     """Merges layers of settings, later ones over earlier ones, and collects their faults."""
 
     faults: list[str]
+    executes: bool = False
     values: dict[str, Any] = field(default_factory=dict)
     own: set[str] = field(default_factory=set)  # settings from the user's file or flags
     task: str = ""  # the experiment preset's
@@ -219,6 +225,8 @@ class _Reader:
             self.faults.append(
                 f"prompt_tokens is {values['prompt_tokens']}, but task '{name}' has prompts of its own; leave it out."
             )
+        if fault := execution_fault(name, values.get("execute", NO_EXECUTION), self.executes):
+            self.faults.append(fault)
         if values.get("history", "baseline") != "baseline" and name not in SEVERAL_TURNS:
             self.faults.append(f"history is given, but task '{name}' has one turn only; leave it out.")
         elif name in SEVERAL_TURNS and values.get("history", "baseline") == "baseline" and "baseline" not in methods:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from specexp.config.experiment import MAX_GAMMA
 from specexp.config.models import model_settings
 from specexp.config.parsers import (
+    EXECUTIONS,
     HISTORIES,
     MEMORIES,
     MOST_GAMMA,
@@ -107,6 +108,10 @@ SETTINGS: dict[str, Setting] = {
         commands=("evaluate",),
     ),
     **ANSWER_SETTINGS,
+    "execute": Setting(
+        one_of("execution", EXECUTIONS), "Say where programs of outputs may run: none or sandbox.", "none",
+        more="Tasks whose answers are programs need `sandbox` ([programs](sandbox.md)).", commands=MINING,
+    ),
     "methods": Setting(
         names, "Name method presets, separated by commas.", otherwise=OF_EXPERIMENT, commands=("evaluate",)
     ),

@@ -123,7 +123,7 @@ def prepare(
             check_judge(method, judges[method.judge])
     chosen = task(
         experiment.task, experiment.data, experiment.shots, rule=experiment.answers(),
-        shots_data=experiment.shots_data, num_tokens=experiment.prompt_tokens,
+        shots_data=experiment.shots_data, num_tokens=experiment.prompt_tokens, execute=experiment.execute,
     )  # fmt: skip
     examples = chosen.examples(experiment.limit)
     check(examples)

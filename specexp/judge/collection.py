@@ -40,6 +40,7 @@ from specexp.storage.files import make_folder, write_whole
 from specexp.storage.run_folder import OutputFolder
 from specexp.tasks import sampling
 from specexp.tasks.example import Example, Task
+from specexp.tasks.programs import execution_of
 from specexp.tasks.task import notes_of, task
 
 PROGRESS = "progress"
@@ -62,7 +63,7 @@ def prepare(config: MiningConfig) -> PreparedMining:
     experiment = config.experiment
     chosen = task(
         experiment.task, experiment.data, experiment.shots, "mining", experiment.answers(), experiment.shots_data,
-        experiment.prompt_tokens,
+        experiment.prompt_tokens, experiment.execute,
     )  # fmt: skip
     examples, left_out = after_skipped(chosen, config.skip, experiment.limit)
     notes = ["multi-turn prompts are left out: mining takes single-turn prompts only."] if left_out else []
@@ -244,6 +245,7 @@ def assemble(prepared: PreparedMining, paths: list[Path]) -> LabelSet:
         "settings": config.as_dict(),
         "settings_hash": config.hash,
         "feature_version": features.VERSION,
+        **execution_of(prepared.task),
         "answer_version": VERSION,
         "comparator": prepared.task.comparator.name,
         "feature_dtype": config.dtype,

@@ -17,15 +17,35 @@ class TaskDefaults:
     completions: bool = False
 
 
+NO_EXECUTION, SANDBOX = "none", "sandbox"  # whether programs run
+PROGRAMS = ("arith_code", "humaneval", "livecodebench", "mbpp")  # tasks whose answers are programs
+
 DEFAULTS = {
     "arith": TaskDefaults(20, 160, completions=True),
+    "arith_code": TaskDefaults(20, 96, completions=True),
     "gsm8k": TaskDefaults(100, 512),
     "long_prompts": TaskDefaults(20, 128),
     "math": TaskDefaults(100, 1024),
     "mmlu_pro": TaskDefaults(140, 1024),  # ten of each of its 14 categories
+    "humaneval": TaskDefaults(164, 512),
+    "livecodebench": TaskDefaults(100, 1024),
+    "mbpp": TaskDefaults(100, 512),
     "mtbench": TaskDefaults(80, 512),
     "prompts": TaskDefaults(100, 256),
     "spec_bench": TaskDefaults(104, 512),  # eight of each of its 13 categories
     "speed_bench": TaskDefaults(110, 512),  # ten of each of its 11 categories
     "toy": TaskDefaults(20, 64, completions=True),
 }
+
+
+def execution_fault(task: str, execute: str, needed: bool) -> str | None:
+    """Return what is wrong with a setting `execute`, or None: a model's programs run only by the user's word, and only
+    where there are any. `needed` is True if answers are read, for which programs must run."""
+    if execute == SANDBOX and task not in PROGRAMS:
+        return f"execute is {SANDBOX}, but task '{task}' runs no programs; leave it out."
+    if needed and task in PROGRAMS and execute != SANDBOX:
+        return (
+            f"task '{task}' runs programs that a model wrote; set execute to {SANDBOX} to allow it, or choose another"
+            " task."
+        )
+    return None

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from specexp.answers.comparators import CANONICAL
 from specexp.answers.rules import AnswerRule, marked
 from specexp.errors import TaskError, unknown
+from specexp.sandbox.sandbox import Sandbox
 from specexp.tasks import arith, gsm8k, long_prompts, questions
 from specexp.tasks.benchmarks import MathProblems, MMLUPro
+from specexp.tasks.defaults import NO_EXECUTION, SANDBOX
 from specexp.tasks.example import Comparator, Dataset, Example, Task
 from specexp.tasks.gsm8k import GSM8K
+from specexp.tasks.programs import PROGRAM_TASKS, ArithCode, Programs
 from specexp.tasks.prompts import Prompts
 from specexp.tasks.questions import Questions
 from specexp.tasks.shots import NO_SHOTS, Shots, from_rows
@@ -136,6 +139,7 @@ TASKS: dict[str, Callable[[DataConfig, Shots, str], Task]] = {
     "spec_bench": lambda data, shots, split: Questions("spec_bench", data, shots=shots),
     "speed_bench": lambda data, shots, split: Questions("speed_bench", data, shots=shots),
     "toy": lambda data, shots, split: Toy(shots),
+    **PROGRAM_TASKS,
 }
 SHOTS_SEED = 1  # of arith's own solved examples, which come from the split train
 
@@ -144,16 +148,20 @@ def task(
     name: str, data: DataConfig | None = None, shots: int = 0, split: str = "test", rule: AnswerRule | None = None,
     shots_data: DataConfig | None = None,
     num_tokens: int = 0,
+    execute: str = NO_EXECUTION,
 ) -> Task:  # fmt: skip
     """Return the task of this name. It reads `data` if it needs any; `split` applies to tasks that generate problems,
     `rule` to `prompts`, where answers may be read in several ways, and `num_tokens` to `long_prompts`. `shots` solved
-    examples precede each prompt: the first rows of `shots_data`, or the task's own.
+    examples precede each prompt: the first rows of `shots_data`, or the task's own. Programs run only if `execute` is
+    `sandbox`.
 
     Raises TaskError.
     """
     if name not in TASKS:
         raise TaskError(unknown("task", name, TASKS))
     data, solved = data or DataConfig(""), _shots(name, shots, shots_data)
+    if name in PROGRAM_TASKS:
+        return PROGRAM_TASKS[name](data, solved, split, Sandbox().tried() if execute == SANDBOX else None)
     if name == "prompts":
         return Prompts(data, rule, solved)
     if name == "long_prompts" and num_tokens:
@@ -176,4 +184,5 @@ def _shots(name: str, count: int, rows: DataConfig | None) -> Shots:
 
 def notes_of(task: Task) -> list[str]:
     """Return the notes on a task's rows for the user."""
-    return task.notes if isinstance(task, Prompts | GSM8K | Questions | MMLUPro | MathProblems) else []
+    with_notes = Prompts | GSM8K | Questions | MMLUPro | MathProblems | Programs | ArithCode
+    return task.notes if isinstance(task, with_notes) else []

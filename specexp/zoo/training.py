@@ -1,8 +1,9 @@
-"""Trains the embedded pair: a tokenizer, and two Llama models for task `arith`.
+"""Trains a small pair: a tokenizer, and two Llama models for task `arith` or `arith_code`.
 
-It trains what `specexp/zoo/` ships and nothing larger: one process, one CPU or GPU, no mixed-in data. Training uses the
-`train` split only, and its loss covers the solution, not the question. Hidden matrices are trained with Muon, the
-embedding and the norms with AdamW, both on one warm-up and cosine schedule.
+It trains the pair for `arith` that `specexp/zoo/` ships, one like it for `arith_code`, and nothing larger: one process,
+one CPU or GPU, no mixed-in data. Training uses the `train` split only, and its loss covers the solution, not the
+question. Hidden matrices are trained with Muon, the embedding and the norms with AdamW, both on one warm-up and cosine
+schedule.
 
 `<work>/checkpoint.pt` holds the progress and is replaced atomically every `checkpoint_every` steps. A run that finds
 one continues from it with the same batches as an uninterrupted run, because batch `step` is a function of (seed, step).
@@ -29,7 +30,7 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine
 from specexp.lm.hf.hf_model import HFModel
 from specexp.storage.files import is_unwritable, make_folder, unwritable
-from specexp.tasks import arith
+from specexp.zoo.training_tasks import TASKS, Trainable, TrainingTask
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 PIECES = r"\d| ?\p{L}+| ?[^\s\d\p{L}]+|\s+"
@@ -39,7 +40,7 @@ IGNORE = -100
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Size and training of one model. `steps` batches of `batch` problems."""
+    """Size and training of one model. `steps` batches of `batch` problems of `task`."""
 
     layers: int
     hidden: int
@@ -51,6 +52,7 @@ class Recipe:
     warmup: int = 50
     seed: int = 0
     checkpoint_every: int = 50
+    task: str = "arith"
 
 
 RECIPES = {
@@ -59,7 +61,7 @@ RECIPES = {
 }
 
 
-def build_tokenizer(problems: int = 20_000, vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+def build_tokenizer(problems: int = 20_000, vocab_size: int = 1024, task: str = "arith") -> PreTrainedTokenizerFast:
     """Train a byte-level BPE in which every digit is a separate token and no token crosses a word."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -73,8 +75,8 @@ def build_tokenizer(problems: int = 20_000, vocab_size: int = 1024) -> PreTraine
         vocab_size=vocab_size, special_tokens=[BOS, EOS, PAD], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    stream = arith.problems("train", seed=1)
-    tokenizer.train_from_iterator((render(next(stream)) for _ in range(problems)), trainer)
+    stream = TASKS[task].problems("train", seed=1)
+    tokenizer.train_from_iterator((render(next(stream), TASKS[task]) for _ in range(problems)), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
@@ -84,8 +86,8 @@ def build_tokenizer(problems: int = 20_000, vocab_size: int = 1024) -> PreTraine
     )  # fmt: skip
 
 
-def render(problem: arith.Problem) -> str:
-    return arith.prompt(problem) + problem.solution
+def render(problem: Trainable, task: TrainingTask) -> str:
+    return task.prompt(problem) + problem.solution
 
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -109,10 +111,11 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForC
 
 def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, start: int) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield batches (ids[B, T], labels[B, T]) from step `start` on. Problems of similar length share a batch."""
-    group = 16
+    group, task = 16, TASKS[recipe.task]
     for first in range(start // group * group, recipe.steps, group):
-        stream = arith.problems("train", recipe.seed, first * recipe.batch)
-        rows = sorted((_encode(next(stream), tokenizer) for _ in range(group * recipe.batch)), key=lambda r: len(r[0]))
+        stream = task.problems("train", recipe.seed, first * recipe.batch)
+        rows = [_encode(next(stream), task, tokenizer) for _ in range(group * recipe.batch)]
+        rows.sort(key=lambda row: len(row[0]))
         order = list(range(group))
         random.Random(first).shuffle(order)
         for step, which in enumerate(order, first):
@@ -120,8 +123,8 @@ def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, start: int) -> I
                 yield _pad(rows[which * recipe.batch : (which + 1) * recipe.batch], tokenizer.pad_token_id)
 
 
-def _encode(problem: arith.Problem, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], int]:
-    prompt = tokenizer(arith.prompt(problem))["input_ids"]
+def _encode(problem: Trainable, task: TrainingTask, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], int]:
+    prompt = tokenizer(task.prompt(problem))["input_ids"]
     solution = tokenizer(problem.solution, add_special_tokens=False)["input_ids"]
     return [*prompt, *solution, tokenizer.eos_token_id], len(prompt)
 
@@ -191,14 +194,14 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
 
 
 def solve_rate(
-    model: HFModel, tokenizer: PreTrainedTokenizerFast, count: int = 200, max_new_tokens: int = 160
+    model: HFModel, tokenizer: PreTrainedTokenizerFast, task: TrainingTask, count: int = 200, max_new_tokens: int = 160
 ) -> float:
     """Return the share of the first `count` test problems that plain greedy decoding solves."""
     engine = Engine({"target": model}, model.eos_ids)
     solved = 0
-    for problem in tqdm(arith.distinct("test", count), desc=f"solve {model.name}", unit="problem", dynamic_ncols=True):
-        ids = tokenizer(arith.prompt(problem))["input_ids"]
+    for problem in tqdm(task.distinct("test", count), desc=f"solve {model.name}", unit="problem", dynamic_ncols=True):
+        ids = tokenizer(task.prompt(problem))["input_ids"]
         out = engine.generate(Baseline(Warp()), ids, max_new_tokens, CertainRng())
         text = tokenizer.decode(out.token_ids, skip_special_tokens=True)
-        solved += arith.extract_answer(text, out.finish_reason == "stop") == str(problem.answer)
+        solved += task.solves(problem, text, out.finish_reason == "stop")
     return solved / count

@@ -13,7 +13,7 @@ import pytest
 
 from specexp import config
 from specexp.answers.choices import ChoiceAnswer
-from specexp.answers.comparators import NumbersAnswer, NumberAnswer, TextAnswer
+from specexp.answers.comparators import NumberAnswer, NumbersAnswer, TextAnswer
 from specexp.answers.json_values import JsonAnswer
 from specexp.answers.kinds import kind_of
 from specexp.answers.mathematics import boxed

@@ -12,12 +12,14 @@ from click.testing import CliRunner
 from mlflow.tracking import MlflowClient
 
 from entrypoints.train_pair import command
+from helpers.sandboxes import sandbox_of
 from specexp.errors import OutputError
 from specexp.lm.hf.loading import load_model, load_tokenizer
 from specexp.lm.hf.source import ZOO
 from specexp.lm.runtime import ModelConfig
 from specexp.tasks import arith
 from specexp.zoo import training
+from specexp.zoo.training_tasks import TASKS, SmallFunctions
 
 TINY = replace(training.RECIPES["draft"], layers=1, hidden=16, heads=1, steps=6, batch=2, warmup=2, checkpoint_every=2)
 
@@ -102,7 +104,13 @@ def test_another_recipe_leaves_a_finished_training_as_it_was(tokenizer: Any, tmp
 
 @pytest.mark.parametrize(
     "arguments,message",
-    [(["--models", "drafft"], "unknown model 'drafft', did you mean 'draft'?"), (["--steps", "-1"], "steps is '-1'")],
+    [
+        (["--models", "drafft"], "unknown model 'drafft', did you mean 'draft'?"),
+        (["--steps", "-1"], "steps is '-1'"),
+        (["--task", "arith_cod"], "unknown task 'arith_cod', did you mean 'arith_code'?"),
+        (["--task", "arith_code"], "task 'arith_code' runs programs that a model wrote; set execute to sandbox"),
+        (["--execute", "here"], "unknown execution 'here'"),
+    ],
 )
 def test_bad_arguments_are_refused(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(command, arguments)
@@ -115,7 +123,7 @@ def test_a_training_is_one_run_however_often_it_is_started(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setattr(training, "RECIPES", {"draft": replace(TINY, steps=40)})
-    monkeypatch.setattr(training, "solve_rate", lambda model, tokenizer: 0.25)
+    monkeypatch.setattr(training, "solve_rate", lambda model, tokenizer, task: 0.25)
     for _ in range(2):
         result = CliRunner().invoke(command, ["--models", "draft", "--work", "work", "--output", "zoo"])
         assert result.exit_code == 0, result.output
@@ -143,8 +151,39 @@ def test_the_pair_is_small() -> None:
 @pytest.mark.slow
 def test_the_target_solves_what_the_draft_often_does_not() -> None:
     solved = {
-        n: training.solve_rate(load_model(ModelConfig(f"zoo:{n}")), load_tokenizer(ModelConfig(f"zoo:{n}")))
+        n: training.solve_rate(
+            load_model(ModelConfig(f"zoo:{n}")), load_tokenizer(ModelConfig(f"zoo:{n}")), TASKS["arith"]
+        )
         for n in ("target", "draft")
     }
     assert solved["target"] >= 0.90
     assert 0.20 <= solved["draft"] <= 0.70
+
+
+def test_a_pair_is_trained_on_small_functions_by_the_same_trainer(tmp_path: Path) -> None:
+    """A smoke test: two steps, a tokenizer of its own texts, and the share that the model solves, which is none."""
+    recipe = replace(TINY, steps=2, task="arith_code")
+    tokenizer = training.build_tokenizer(problems=300, vocab_size=400, task="arith_code")
+    problem = next(TASKS["arith_code"].problems("test"))
+    text = training.render(problem, TASKS["arith_code"])
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+    ids, labels = next(training.batches(recipe, tokenizer, 0))
+    for row, wanted in zip(ids, labels, strict=True):
+        answer = tokenizer.decode([int(t) for t in wanted if t != training.IGNORE], skip_special_tokens=True)
+        assert answer.startswith("def f(a")
+        assert "def f(a" in tokenizer.decode(row)
+    model = training.train(recipe, tokenizer, tmp_path / "work", lambda metrics, step: None)
+    training.save(model, tokenizer, tmp_path / "tiny")
+    loaded = load_model(ModelConfig(str(tmp_path / "tiny")))
+    task = SmallFunctions(sandbox_of("subprocess"))
+    assert training.solve_rate(loaded, tokenizer, task, count=2, max_new_tokens=4) == 0
+    with pytest.raises(OutputError, match="made by another recipe"):
+        training.train(replace(recipe, task="arith"), tokenizer, tmp_path / "work", lambda metrics, step: None)
+
+
+def test_a_checkpoint_from_before_there_were_tasks_is_one_of_arith(tokenizer: Any, tmp_path: Path) -> None:
+    training.train(TINY, tokenizer, tmp_path, lambda metrics, step: None)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["recipe"].pop("task") == "arith"
+    torch.save(state, tmp_path / "checkpoint.pt")
+    training.train(TINY, tokenizer, tmp_path, lambda metrics, step: None)

@@ -25,6 +25,8 @@ from specexp.storage.files import make_folder
 from specexp.storage.records import Record
 from specexp.storage.run_folder import OutputFolder
 from specexp.storage.run_plan import File, Input, RunSpec, logged, now
+from specexp.tasks.defaults import NO_EXECUTION
+from specexp.tasks.programs import execution_of
 from specexp.tracking.outbox import Outbox
 
 OUTPUTS = "outputs.json"  # of a setting's run: prompts and outputs, for the UI's side-by-side view
@@ -86,6 +88,7 @@ def main(prepared: Prepared, output: OutputFolder, report: Report, outbox: Outbo
     files += [path for name in more if (path := output.path / name).exists()]
     files += [*token_page.files(output), *(chart.path for chart in report.charts)]
     tags = {"verdict": report.verdict[0], "mlflow.note.content": "\n\n".join(report.verdict)} if report.verdict else {}
+    tags |= execution_of(prepared.task)
     peaks = memory.peaks_of(output.read_json(memory.FILE))
     metrics = {**_best(report.comparison), **memory.metrics(peaks.all)}
     return outbox.main(metrics, files, [Input.of(prepared.task.dataset(), "evaluation")], tags)
@@ -142,6 +145,7 @@ def _tags(prepared: Prepared, method: MethodConfig, flaws: Sequence[str]) -> dic
         "batch": str(experiment.batch),
         "mlflow.runColor": _color(prepared, method),  # the UI's color of the run in every chart
     }
+    tags |= execution_of(prepared.task)
     if experiment.history != "baseline":
         tags["paired"] = "false"  # from the second turn on, each method continues its own history
     return tags | ({"warning": "; ".join(flaws)} if flaws else {})
@@ -207,6 +211,8 @@ def params_of(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, 
         "comparator": "" if experiment.comparator == AUTO else experiment.comparator,
         "min_similarity": f"{experiment.min_similarity:g}" if ":" in experiment.comparator else "",
         "prompt_tokens": experiment.prompt_tokens or "",
+        "execute": "" if experiment.execute == NO_EXECUTION else experiment.execute,
+        **execution_of(prepared.task),
         **{f"toy.{key}": value for key, value in (asdict(experiment.toy) if experiment.toy else {}).items()},
         **{f"target.{key}": value for key, value in asdict(experiment.target).items()},
         **{f"draft.{key}": value for key, value in asdict(experiment.draft).items()},

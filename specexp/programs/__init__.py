@@ -1,0 +1,1 @@
+"""Programs in texts, the tests of known data sets, and outcomes that are compared."""
