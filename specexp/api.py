@@ -106,9 +106,9 @@ class LoadedPair:
     ) -> Output:
         """Decode one prompt with a method preset; settings left out are those given to `load`, else the experiment's.
 
-        `prompt` is the user's text, or the messages of a conversation (`{"role": ..., "content": ...}`), the last of which
-        is the user's. `on_text` receives the text piece by piece, as rounds are committed. The same prompt, seed and
-        `prompt_id` give the same tokens; with gamma "auto" and a temperature above 0, those of this loaded pair
+        `prompt` is the user's text, or the messages of a conversation (`{"role": ..., "content": ...}`), the last of
+        which is the user's. `on_text` receives the text piece by piece, as rounds are committed. The same prompt, seed
+        and `prompt_id` give the same tokens; with gamma "auto" and a temperature above 0, those of this loaded pair
         (`draft_costs`). Raises ConfigError with every fault of the settings, and PromptError for a prompt that does not
         fit.
         """
