@@ -17,6 +17,7 @@ from specexp.decoding.rules import is_greedy
 from specexp.errors import shown, unknown
 from specexp.lm.configs.layer_ranges import HOW, layer_indices
 from specexp.tasks.answers import check_pattern
+from specexp.tasks.defaults import HARNESS, is_known
 from specexp.tasks.source import DataConfig
 
 MOST = (1 << 63) - 1  # largest whole number: what arrays and databases hold
@@ -159,6 +160,13 @@ def one_of(kind: str, known: Collection[str]) -> Callable[[Any], str]:
         return str(value)
 
     return parse
+
+
+def task_name(value: Any) -> str:
+    """One of the tasks, or `lm_eval:NAME`, which only the harness knows."""
+    if is_known(value):
+        return text(value)
+    raise ValueError(unknown("task", value, (*TASK_SOURCES, f"{HARNESS}NAME")))
 
 
 def choices(kind: str, known: Collection[str]) -> Callable[[Any], tuple[str, ...]]:

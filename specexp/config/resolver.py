@@ -6,6 +6,7 @@ transformers or mlflow.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -26,7 +27,7 @@ from specexp.config.schema import ALIASES, SETTINGS
 from specexp.draft_faults import draft_faults, head_faults
 from specexp.errors import ConfigError, shown, unknown
 from specexp.method_specs import OF_PROPOSERS, settings_of, spec, takers
-from specexp.tasks.defaults import DEFAULTS
+from specexp.tasks.defaults import HARNESS, defaults_of, is_known
 
 # Settings of a preset that apply to its own task only.
 OF_TASK = ("data", "shots", "shots_data", "history", "answer_rule", "answer_pattern", "limit", "max_new_tokens")
@@ -189,28 +190,30 @@ class _Reader:
     def _named(self, name: str, values: dict[str, Any]) -> str:
         """The experiment's name: the task's, with the task's limits, if the task is not the preset's."""
         task = values.get("task")
-        if "task" not in self.own or task not in DEFAULTS or task == self.task:
+        if "task" not in self.own or not is_known(task) or task == self.task:
             return name
         for key in self.inherited.intersection(OF_TASK):
             values.pop(key, None)
-        values.setdefault("limit", DEFAULTS[task].limit)
-        values.setdefault("max_new_tokens", DEFAULTS[task].max_new_tokens)
-        return str(task)
+        defaults = defaults_of(str(task))
+        values.setdefault("limit", defaults.limit)
+        values.setdefault("max_new_tokens", defaults.max_new_tokens)
+        return re.sub(r"[^\w.-]", "-", str(task))  # names a folder
 
     def _task(self, values: dict[str, Any], methods: list[str]) -> None:
         """Check what a task needs, and refuse what only other tasks take."""
         name = values.get("task")
-        if name not in TASK_SOURCES:
+        if not is_known(name):
             return
-        source = TASK_SOURCES[name]
-        if source is None and values.get("data"):
+        harness = str(name).startswith(HARNESS)
+        source = None if harness else TASK_SOURCES[str(name)]
+        if source is None and values.get("data") and not harness:
             self.faults.append(f"data is given, but task '{name}' reads no file; leave it out.")
         elif source is MUST_BE_GIVEN and not values.get("data"):
             self.faults.append(f"task '{name}' reads its prompts from a file; set data to that file.")
         elif source is not None:
             values.setdefault("data", source)
-        self.faults += request_settings.take_shots(name, values)
-        self._answers(values, name)
+        self.faults += request_settings.take_shots(str(name), values)
+        self._answers(values, str(name))
         if values.get("history", "baseline") != "baseline" and name not in SEVERAL_TURNS:
             self.faults.append(f"history is given, but task '{name}' has one turn only; leave it out.")
         elif name in SEVERAL_TURNS and values.get("history", "baseline") == "baseline" and "baseline" not in methods:

@@ -25,3 +25,15 @@ DEFAULTS = {
     "spec_bench": TaskDefaults(104, 512),  # eight of each of its 13 categories
     "toy": TaskDefaults(20, 64, completions=True),
 }
+# Tasks of lm-evaluation-harness are named `lm_eval:NAME`; 256 is how long it lets outputs be.
+HARNESS = "lm_eval:"
+OF_HARNESS = TaskDefaults(100, 256, completions=True)
+
+
+def is_known(task: object) -> bool:
+    """True if a task of this name exists, or may exist in the harness."""
+    return isinstance(task, str) and (task in DEFAULTS or (task.startswith(HARNESS) and task != HARNESS))
+
+
+def defaults_of(task: str) -> TaskDefaults:
+    return OF_HARNESS if task.startswith(HARNESS) else DEFAULTS[task]

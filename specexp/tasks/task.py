@@ -11,7 +11,9 @@ from specexp.errors import TaskError, unknown
 from specexp.tasks import arith, gsm8k, questions
 from specexp.tasks.answers import AnswerRule
 from specexp.tasks.example import Dataset, Example, Task
+from specexp.tasks.defaults import HARNESS
 from specexp.tasks.gsm8k import GSM8K
+from specexp.tasks.harness import HarnessTask
 from specexp.tasks.prompts import Prompts
 from specexp.tasks.questions import Questions
 from specexp.tasks.shots import NO_SHOTS, Shots, from_rows
@@ -104,6 +106,8 @@ def task(
 
     Raises TaskError.
     """
+    if name.startswith(HARNESS):
+        return HarnessTask(name, data or DataConfig(""), shots)
     if name not in TASKS:
         raise TaskError(unknown("task", name, TASKS))
     data, solved = data or DataConfig(""), _shots(name, shots, shots_data)
@@ -125,4 +129,9 @@ def _shots(name: str, count: int, rows: DataConfig | None) -> Shots:
 
 def notes_of(task: Task) -> list[str]:
     """Return the notes on a task's rows for the user."""
-    return task.notes if isinstance(task, Prompts | GSM8K | Questions) else []
+    return task.notes if isinstance(task, Prompts | GSM8K | Questions | HarnessTask) else []
+
+
+def stops_of(task: Task) -> tuple[str, ...]:
+    """Return the strings that end the outputs of a task by itself; those that begin in the prompt do not."""
+    return task.stop if isinstance(task, HarnessTask) else ()
