@@ -141,8 +141,11 @@ def refused(experiment: Experiment, why: str) -> list[str]:
     """A line for each setting of ends that is given to a command that takes none; `why` completes the sentence."""
     task = experiment.task
     ended = [f"task is {task}, whose outputs end at strings of its own, but {why}; choose another task."]
-    return [*(ended if task.startswith(HARNESS) else []), *(
-        f"{name} is {getattr(experiment, name)!r:.60}, but {why}; leave it out."
-        for name in ENDINGS
-        if getattr(experiment, name) != LATER_OF_EXPERIMENT[name]
-    )]
+    return [
+        *(ended if task.startswith(HARNESS) else []),
+        *(
+            f"{name} is {getattr(experiment, name)!r:.60}, but {why}; leave it out."
+            for name in ENDINGS
+            if getattr(experiment, name) != LATER_OF_EXPERIMENT[name]
+        ),
+    ]

@@ -19,7 +19,7 @@ def main() -> None:
         import lm_eval.models  # noqa: F401 (registers the harness's own, which it does not do once there is another)
         from lm_eval.__main__ import cli_evaluate
     except ModuleNotFoundError as error:
-        if error.name != "lm_eval":
+        if str(error.name).partition(".")[0] != "lm_eval":
             print(f"error: lm-evaluation-harness needs '{error.name}', which is not installed.", file=sys.stderr)
         else:
             print(f"error: {MISSING}", file=sys.stderr)

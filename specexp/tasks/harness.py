@@ -8,6 +8,7 @@ only if such a task is named.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -168,13 +169,17 @@ def _read(name: str, called: str, folder: str) -> Any:
         from lm_eval.tasks import TaskManager
         from lm_eval.tasks._yaml_loader import load_yaml
     except ModuleNotFoundError as error:
-        missing = MISSING if error.name == "lm_eval" else f"the package '{error.name}', which is not installed."
+        own = str(error.name).partition(".")[0] == "lm_eval"
+        missing = MISSING if own else f"the package '{error.name}', which is not installed."
         raise TaskError(f"task '{name}' needs {missing}") from None
     if folder and not Path(folder).is_dir():
         raise TaskError(f"data is '{folder}', but with task '{name}' it must be a folder of the harness's YAML files.")
     manager = TaskManager(include_path=folder or None, include_defaults=not folder)
     if called not in manager.all_tasks:
-        raise TaskError(f"{unknown('task of lm-evaluation-harness', called, manager.all_tasks):.300}")
+        close = difflib.get_close_matches(called, manager.all_tasks, n=1)
+        hint = f", did you mean '{close[0]}'?" if close else "."
+        where = f"the folder '{folder}' has" if folder else "`lm_eval ls tasks` lists"
+        raise TaskError(f"unknown task '{name}'{hint} Name one that {where}.")
     if called not in manager.all_subtasks:
         raise TaskError(f"task '{name}' is a group of tasks; name one of them.")
     path = manager.task_index[called].yaml_path

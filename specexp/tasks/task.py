@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from specexp.errors import TaskError, unknown
 from specexp.tasks import arith, gsm8k, questions
 from specexp.tasks.answers import AnswerRule
-from specexp.tasks.example import Dataset, Example, Task
 from specexp.tasks.defaults import HARNESS
+from specexp.tasks.example import Dataset, Example, Task
 from specexp.tasks.gsm8k import GSM8K
 from specexp.tasks.harness import HarnessTask
 from specexp.tasks.prompts import Prompts
