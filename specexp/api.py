@@ -14,6 +14,8 @@ from specexp.decoding.protocol import Role
 from specexp.decoding.rng import rng_for
 from specexp.draft_faults import head_faults, vocabulary_faults
 from specexp.engine import Ending, Engine, Generation, Request, output_limit
+from specexp.engine.ending import StopRule
+from specexp.engine.request_state import Decoder
 from specexp.errors import ConfigError
 from specexp.judge.judge import Judge
 from specexp.method_specs import takers
@@ -53,6 +55,14 @@ def encoded(messages: Sequence[Message], text: Text, longest: int, context: int,
     ids = text.encode(messages)
     output_limit(ids, 1, context, role)
     return ids
+
+
+def _request(
+    decoder: Decoder, ids: Sequence[int], asked: Experiment, prompt_id: str, ending: Ending,
+    on_tokens: Callable[[Sequence[int]], object] | None = None,
+) -> Request:  # fmt: skip
+    rng = rng_for(asked.temperature, asked.seed, prompt_id)
+    return Request(decoder, ids, asked.max_new_tokens, rng, on_tokens, prompt_id, ending=ending)
 
 
 class LoadedPair:
@@ -144,9 +154,9 @@ class LoadedPair:
         self._spell = self._spell or TokenBytes(self.spelled_by)
         return StopStrings(asked.stop, self._spell)
 
-    def engine(self, max_batch_size: int = 1) -> Engine:
-        """Return another engine on these models, for `max_batch_size` requests at a time."""
-        return Engine(self._pair.models, self._pair.eos_ids, max_batch_size=max_batch_size)
+    def engine(self, max_batch_size: int = 1, reuse: bool = False) -> Engine:
+        """Return another engine on these models, for `max_batch_size` requests at a time; `reuse` as the engine's."""
+        return Engine(self._pair.models, self._pair.eos_ids, max_batch_size=max_batch_size, reuse=reuse)
 
     def request(
         self,
@@ -161,8 +171,23 @@ class LoadedPair:
         `text` is a copy of this pair's `text`, for use in another thread.
         """
         messages = checked_messages(prompt)
+        decoder = self.decoder(asked)
+        role = decoder.models[0]
+        ids = encoded(messages, text or self._pair.text, self._longest, self._pair.models[role].context, role)
+        ending = Ending(asked.min_new_tokens, asked.ignore_eos, self.stop_of(asked))
+        return _request(decoder, ids, asked, prompt_id, ending, on_tokens)
+
+    def request_of_ids(
+        self, ids: Sequence[int], asked: Experiment, prompt_id: str = "", stop: StopRule | None = None
+    ) -> Request:
+        """Return a request for a prompt that is already encoded, which `stop` ends. Raises as `request` does."""
+        decoder = self.decoder(asked)
+        output_limit(ids, 1, self.context_of(decoder.models[0]), decoder.models[0])
+        return _request(decoder, ids, asked, prompt_id, Ending(asked.min_new_tokens, asked.ignore_eos, stop))
+
+    def decoder(self, asked: Experiment) -> Decoder:
+        """Return the decoder of the first method of `asked`. Raises ConfigError or JudgeError if this pair has none."""
         method = asked.methods[0]
-        warp = asked.warp
         self.judge_of(method)
         faults = vocabulary_faults(asked.methods, self._pair.vocabulary)
         if asked.draft.head:
@@ -170,13 +195,12 @@ class LoadedPair:
         if faults:
             raise ConfigError(faults)
         costs = self.draft_costs(method) or NOMINAL
-        making = BuildContext(warp, self._known, self._pair.eos_ids, costs, self._pair.vocabulary)
-        decoder = decoder_for(method, making)
-        role = decoder.models[0]
-        ids = encoded(messages, text or self._pair.text, self._longest, self._pair.models[role].context, role)
-        rng = rng_for(asked.temperature, asked.seed, prompt_id)
-        ending = Ending(asked.min_new_tokens, asked.ignore_eos, self.stop_of(asked))
-        return Request(decoder, ids, asked.max_new_tokens, rng, on_tokens, prompt_id, ending=ending)
+        making = BuildContext(asked.warp, self._known, self._pair.eos_ids, costs, self._pair.vocabulary)
+        return decoder_for(method, making)
+
+    def context_of(self, role: Role) -> int:
+        """Return the most positions that a sequence may have in one model."""
+        return self._pair.models[role].context
 
     def most_bytes(self, role: Role) -> int:
         """Return the most bytes of a prompt that is encoded at all: a longer one cannot fit this model's context."""

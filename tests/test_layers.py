@@ -34,7 +34,7 @@ ROWS = [
     {"evaluation", "evaluation.token_view", "evaluation.report", "api"},
     {"certify", "advise", "benchmark", "serving"},
     {"specexp"},
-    {"command_line"},
+    {"command_line", "lm_eval"},
     {"entrypoints"},
     {"__main__"},
 ]

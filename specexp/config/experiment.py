@@ -21,7 +21,7 @@ from specexp.lm.runtime import (
     ModelConfig,
     ToyConfig,
 )
-from specexp.tasks.defaults import DEFAULTS, NO_EXECUTION
+from specexp.tasks.defaults import NO_EXECUTION, defaults_of
 from specexp.tasks.source import DataConfig
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def settings_hash(settings: Mapping[str, Any]) -> str:
             for key, value in settings[role].items()
             if key not in LATER_OF_MODELS or value != LATER_OF_MODELS[key]
         }
-    unused = settings["toy"] is not None or DEFAULTS[settings["task"]].completions
+    unused = settings["toy"] is not None or defaults_of(settings["task"]).completions
     for role in ROLES:
         if settings[role]["chat_template"] == AUTO and (unused or settings["target"]["chat_template"] != AUTO):
             canonical[role] = {**canonical[role], "chat_template": NO_TEMPLATE}

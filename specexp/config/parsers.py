@@ -17,7 +17,7 @@ from specexp.config.experiment import (
 from specexp.decoding.rules import is_greedy
 from specexp.errors import shown, unknown
 from specexp.lm.configs.layer_ranges import HOW, layer_indices
-from specexp.tasks.defaults import NO_EXECUTION, SANDBOX
+from specexp.tasks.defaults import HARNESS, NO_EXECUTION, SANDBOX, is_known
 from specexp.tasks.source import DataConfig
 
 MOST = (1 << 63) - 1  # largest whole number: what arrays and databases hold
@@ -172,6 +172,13 @@ def one_of(kind: str, known: Collection[str]) -> Callable[[Any], str]:
         return str(value)
 
     return parse
+
+
+def task_name(value: Any) -> str:
+    """One of the tasks, or `lm_eval:NAME`, which only the harness knows."""
+    if is_known(value):
+        return text(value)
+    raise ValueError(unknown("task", value, (*TASK_SOURCES, f"{HARNESS}NAME")))
 
 
 def choices(kind: str, known: Collection[str]) -> Callable[[Any], tuple[str, ...]]:

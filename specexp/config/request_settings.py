@@ -16,6 +16,7 @@ from specexp.config.parsers import data_settings, flag, text, whole
 from specexp.config.setting import Setting
 from specexp.errors import ConfigError
 from specexp.reading import check_text
+from specexp.tasks.defaults import HARNESS
 from specexp.tasks.gsm8k import SHOTS
 from specexp.tasks.source import DataConfig
 
@@ -113,6 +114,8 @@ def faults(values: Mapping[str, Any]) -> list[str]:
 def take_shots(task: str, values: dict[str, Any]) -> list[str]:
     """Complete the settings of solved examples by the task's rows; returns what is wrong with them."""
     shots, rows, data = values.get("shots", 0), values.get("shots_data"), values.get("data")
+    if task.startswith(HARNESS):  # has solved examples of its own, and a number of them
+        return [] if rows is None else [f"shots_data is given, but task '{task}' has its own; leave it out."]
     if rows is None:
         if task == "gsm8k" and shots not in SHOTS:
             return [
@@ -136,8 +139,13 @@ def take_shots(task: str, values: dict[str, Any]) -> list[str]:
 
 def refused(experiment: Experiment, why: str) -> list[str]:
     """A line for each setting of ends that is given to a command that takes none; `why` completes the sentence."""
+    task = experiment.task
+    ended = [f"task is {task}, whose outputs end at strings of its own, but {why}; choose another task."]
     return [
-        f"{name} is {getattr(experiment, name)!r:.60}, but {why}; leave it out."
-        for name in ENDINGS
-        if getattr(experiment, name) != LATER_OF_EXPERIMENT[name]
+        *(ended if task.startswith(HARNESS) else []),
+        *(
+            f"{name} is {getattr(experiment, name)!r:.60}, but {why}; leave it out."
+            for name in ENDINGS
+            if getattr(experiment, name) != LATER_OF_EXPERIMENT[name]
+        ),
     ]

@@ -6,6 +6,7 @@ transformers or mlflow.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -27,7 +28,7 @@ from specexp.config.schema import ALIASES, SETTINGS
 from specexp.draft_faults import draft_faults, head_faults
 from specexp.errors import ConfigError, shown, unknown
 from specexp.method_specs import OF_PROPOSERS, settings_of, spec, takers
-from specexp.tasks.defaults import DEFAULTS, NO_EXECUTION, execution_fault
+from specexp.tasks.defaults import HARNESS, NO_EXECUTION, defaults_of, execution_fault, is_known
 from specexp.tasks.long_prompts import DEFAULT_TOKENS
 
 # Settings of a preset that apply to its own task only.
@@ -197,35 +198,38 @@ class _Reader:
     def _named(self, name: str, values: dict[str, Any]) -> str:
         """The experiment's name: the task's, with the task's limits, if the task is not the preset's."""
         task = values.get("task")
-        if "task" not in self.own or task not in DEFAULTS or task == self.task:
+        if "task" not in self.own or not is_known(task) or task == self.task:
             return name
         for key in self.inherited.intersection(OF_TASK):
             values.pop(key, None)
-        values.setdefault("limit", DEFAULTS[task].limit)
-        values.setdefault("max_new_tokens", DEFAULTS[task].max_new_tokens)
-        return str(task)
+        defaults = defaults_of(str(task))
+        values.setdefault("limit", defaults.limit)
+        values.setdefault("max_new_tokens", defaults.max_new_tokens)
+        return re.sub(r"[^\w.-]", "-", str(task))  # names a folder
 
     def _task(self, values: dict[str, Any], methods: list[str]) -> None:
         """Check what a task needs, and refuse what only other tasks take."""
         name = values.get("task")
-        if name not in TASK_SOURCES:
+        if not is_known(name):
             return
-        source = TASK_SOURCES[name]
-        if source is None and values.get("data"):
+        harness = str(name).startswith(HARNESS)
+        source = None if harness else TASK_SOURCES[str(name)]
+        if source is None and values.get("data") and not harness:
             self.faults.append(f"data is given, but task '{name}' reads no file; leave it out.")
         elif source is MUST_BE_GIVEN and not values.get("data"):
             self.faults.append(f"task '{name}' reads its prompts from a file; set data to that file.")
         elif source is not None:
             values.setdefault("data", source)
-        self.faults += request_settings.take_shots(name, values)
-        self.faults += answer_faults(values, name)
+        task = str(name)
+        self.faults += request_settings.take_shots(task, values)
+        self.faults += answer_faults(values, task)
         if name == "long_prompts":
             values.setdefault("prompt_tokens", DEFAULT_TOKENS)
         elif "prompt_tokens" in values:
             self.faults.append(
                 f"prompt_tokens is {values['prompt_tokens']}, but task '{name}' has prompts of its own; leave it out."
             )
-        if fault := execution_fault(name, values.get("execute", NO_EXECUTION), self.executes):
+        if fault := execution_fault(task, values.get("execute", NO_EXECUTION), self.executes):
             self.faults.append(fault)
         if values.get("history", "baseline") != "baseline" and name not in SEVERAL_TURNS:
             self.faults.append(f"history is given, but task '{name}' has one turn only; leave it out.")

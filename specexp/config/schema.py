@@ -31,6 +31,7 @@ from specexp.config.parsers import (
     reals,
     several,
     switch,
+    task_name,
     temperature,
     temperatures,
     text,
@@ -91,9 +92,10 @@ SETTINGS: dict[str, Setting] = {
         more="[Chat templates](#chat-templates) explains the three.",
     ),
     "task": Setting(
-        one_of("task", TASK_SOURCES), f"Choose where prompts and answers come from: {', '.join(TASK_SOURCES)}.",
+        task_name, f"Choose where prompts and answers come from: {', '.join(TASK_SOURCES)}.",
         otherwise=OF_EXPERIMENT,
-        more="With a task that is not the experiment's, runs and folders have the task's name.",
+        more="With a task that is not the experiment's, runs and folders have the task's name. `lm_eval:NAME` is a task"
+        " of lm-evaluation-harness, for `evaluate` ([details](lm-eval.md#its-tasks-in-evaluate)).",
         commands=but("generate"),
     ),
     "data": Setting(

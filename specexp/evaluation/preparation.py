@@ -31,7 +31,7 @@ from specexp.storage import environment
 from specexp.storage.run_folder import OutputFolder
 from specexp.tasks.example import Example, Task
 from specexp.tasks.sampling import selection
-from specexp.tasks.task import notes_of, task
+from specexp.tasks.task import notes_of, stops_of, task
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,8 @@ def prepare(
     for setting in settings:
         for role in setting.decoder.models if setting.config.tree else ():
             pair.models[role].check_trees()
-    stop = StopStrings(experiment.stop, TokenBytes(pair.text)) if experiment.stop else None
+    strings = experiment.stop or stops_of(chosen)
+    stop = StopStrings(strings, TokenBytes(pair.text), in_prompt=bool(experiment.stop)) if strings else None
     return Prepared(experiment, chosen, examples, prompts, settings, pair, judges, notes, stop, thinking)
 
 

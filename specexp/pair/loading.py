@@ -20,7 +20,7 @@ from specexp.method_specs import models_of, spec
 from specexp.pair import chat_template
 from specexp.pair.other_tokenizers import TRIAL, compare, differ, vocabulary_of
 from specexp.pair.tokenization import Text, TokenizerText, ToyText
-from specexp.tasks.defaults import DEFAULTS
+from specexp.tasks.defaults import defaults_of
 
 TOY_CONTEXT = 512
 # Checks prompts with the tokenizer and the models' context lengths, and raises a SpecexpError.
@@ -115,7 +115,7 @@ def _hf_pair(
         lengths = {m.label: m.gamma for m in experiment.methods if "draft" in models_of(m)}
         _heads().check_head(configs["draft"], lengths, head)
     tokenizer = loading.load_tokenizer(experiment.target)
-    text, notes = _text(experiment, tokenizer, not own_prompts and DEFAULTS[experiment.task].completions)
+    text, notes = _text(experiment, tokenizer, not own_prompts and defaults_of(experiment.task).completions)
     draft_tokenizer = None
     if "draft" in roles and not on_target:
         draft_tokenizer = loading.load_tokenizer(experiment.draft)

@@ -85,16 +85,17 @@ _BYTES = _byte_of()
 
 @dataclass(frozen=True, slots=True)
 class StopStrings:
-    """The stop strings of requests, and how tokens are spelled."""
+    """The stop strings of requests, and how tokens are spelled. Unless `in_prompt`, none begins in the prompt."""
 
     strings: tuple[str, ...]
     spell: TokenBytes
+    in_prompt: bool = True
 
     def begin(self, prompt_ids: Sequence[int]) -> Finder:
         """A finder for an output after this prompt."""
         finder = Finder(tuple(each.encode() for each in self.strings), self.spell)
         tail = b""
-        for token in reversed(prompt_ids[-finder.longest :]):
+        for token in reversed(prompt_ids[-finder.longest :] if self.in_prompt else ()):
             if len(tail) >= finder.longest:
                 break
             tail = self.spell(token) + tail

@@ -36,6 +36,18 @@ DEFAULTS = {
     "speed_bench": TaskDefaults(110, 512),  # ten of each of its 11 categories
     "toy": TaskDefaults(20, 64, completions=True),
 }
+# Tasks of lm-evaluation-harness are named `lm_eval:NAME`; 256 is how long it lets outputs be.
+HARNESS = "lm_eval:"
+OF_HARNESS = TaskDefaults(100, 256, completions=True)
+
+
+def is_known(task: object) -> bool:
+    """True if a task of this name exists, or may exist in the harness."""
+    return isinstance(task, str) and (task in DEFAULTS or (task.startswith(HARNESS) and task != HARNESS))
+
+
+def defaults_of(task: str) -> TaskDefaults:
+    return OF_HARNESS if task.startswith(HARNESS) else DEFAULTS[task]
 
 
 def execution_fault(task: str, execute: str, needed: bool) -> str | None:

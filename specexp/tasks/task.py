@@ -13,9 +13,10 @@ from specexp.errors import TaskError, unknown
 from specexp.sandbox.sandbox import Sandbox
 from specexp.tasks import arith, gsm8k, long_prompts, questions
 from specexp.tasks.benchmarks import MathProblems, MMLUPro
-from specexp.tasks.defaults import NO_EXECUTION, SANDBOX
+from specexp.tasks.defaults import HARNESS, NO_EXECUTION, SANDBOX
 from specexp.tasks.example import Comparator, Dataset, Example, Task
 from specexp.tasks.gsm8k import GSM8K
+from specexp.tasks.harness import HarnessTask
 from specexp.tasks.programs import PROGRAM_TASKS, ArithCode, Programs
 from specexp.tasks.prompts import Prompts
 from specexp.tasks.questions import Questions
@@ -157,6 +158,8 @@ def task(
 
     Raises TaskError.
     """
+    if name.startswith(HARNESS):
+        return HarnessTask(name, data or DataConfig(""), shots)
     if name not in TASKS:
         raise TaskError(unknown("task", name, TASKS))
     data, solved = data or DataConfig(""), _shots(name, shots, shots_data)
@@ -184,5 +187,10 @@ def _shots(name: str, count: int, rows: DataConfig | None) -> Shots:
 
 def notes_of(task: Task) -> list[str]:
     """Return the notes on a task's rows for the user."""
-    with_notes = Prompts | GSM8K | Questions | MMLUPro | MathProblems | Programs | ArithCode
+    with_notes = Prompts | GSM8K | Questions | MMLUPro | MathProblems | Programs | ArithCode | HarnessTask
     return task.notes if isinstance(task, with_notes) else []
+
+
+def stops_of(task: Task) -> tuple[str, ...]:
+    """Return the strings that end the outputs of a task by itself; those that begin in the prompt do not."""
+    return task.stop if isinstance(task, HarnessTask) else ()
