@@ -16,7 +16,8 @@ def test_the_public_names() -> None:
     for name in specexp.__all__:
         assert inspect.getdoc(getattr(specexp, name)), f"{name} says nothing of itself"
     assert list(inspect.signature(specexp.LoadedPair.generate).parameters) == [
-        "self", "prompt", "method", "gamma", "temperature", "top_k", "top_p", "max_new_tokens", "seed", "prompt_id",
+        "self", "prompt", "method", "gamma", "temperature", "top_k", "top_p", "max_new_tokens", "min_new_tokens",
+        "ignore_eos", "stop", "seed", "prompt_id",
         "on_text",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="has no attribute 'lod'; it has ConfigError"):

@@ -115,7 +115,7 @@ BUGS = [
         "slots = [*range(self._num_slots)][: len(tokens)]"),
     Bug("cache keeps the wrong length after a rejection", CONTEXT, "self._session.truncate(self._num_cached + len(slots))",
         "self._session.truncate(self._num_cached)"),
-    Bug("EOS inside the block ignored", RUN, "if token in eos:", "if token in eos and i == 0:"),
+    Bug("EOS inside the block ignored", RUN, "if reason := self.end.at(token):", "if (reason := self.end.at(token)) and i == 0:"),
     Bug("length overshoot", RUN, "else self.remaining_tokens - len(tokens)", "else self.remaining_tokens - max(1, len(tokens) - 1)"),
     Bug("correction not emitted", CHAIN, "num_tokens = verdict.num_accepted + 1",
         "num_tokens = verdict.num_accepted + (verdict.num_accepted == 0)"),
