@@ -1,4 +1,4 @@
-"""Kinds of answers: what each reads from the texts that models write, exactly or not at all, and what it calls equal."""
+"""Kinds of answers: what each reads from texts that models write, exactly or not at all, and what it calls equal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from specexp import config
 from specexp.answers.choices import ChoiceAnswer
-from specexp.answers.comparators import NumbersAnswer, NumberAnswer, TextAnswer
+from specexp.answers.comparators import NumberAnswer, NumbersAnswer, TextAnswer
 from specexp.answers.json_values import JsonAnswer
 from specexp.answers.kinds import kind_of
 from specexp.answers.mathematics import boxed
@@ -93,7 +93,7 @@ def test_a_set_of_numbers_is_read_whole_or_not_at_all(text: str, numbers: str | 
         ('{"b": 1.0, "a": [true, null]}', True, '{"a":[true,null],"b":1}'),
         ('Here it is:\n```json\n{"a": 1}\n```', True, '{"a":1}'),
         ('First {"a": 1}, then {"a": {"b": 2}}. Done', True, '{"a":{"b":2}}'),
-        ('The set {x} is not, [1, 2] is', True, "[1,2]"),
+        ("The set {x} is not, [1, 2] is", True, "[1,2]"),
         ('"Paris"', True, '"Paris"'),
         ("1e2", True, "100"),
         ('{"a": 1', True, None),
@@ -173,7 +173,7 @@ def test_a_function_of_ones_own_says_what_is_equal(similar: None) -> None:
 
 def test_what_cannot_be_called_is_refused_by_name(similar: None) -> None:
     for name, words in {
-        "no_such_thing:f": "comparator 'no_such_thing:f': module 'no_such_thing' cannot be imported (ModuleNotFoundError",
+        "no_such_thing:f": "comparator 'no_such_thing:f': module 'no_such_thing' cannot be imported (ModuleNotF",
         "similar_words:none": "module 'similar_words' has no function 'none'",
         "similar_words:NUMBER": "module 'similar_words' has no function 'NUMBER'",
     }.items():
@@ -182,7 +182,9 @@ def test_what_cannot_be_called_is_refused_by_name(similar: None) -> None:
         assert words in str(error.value)
     broken = kind_of("similar_words:breaks")
     assert broken is not None
-    with pytest.raises(TaskError, match=r"comparator 'similar_words:breaks' failed \(ZeroDivisionError: division by zero"):
+    with pytest.raises(
+        TaskError, match=r"comparator 'similar_words:breaks' failed \(ZeroDivisionError: division by zero"
+    ):
         broken.equal("a", "b", None)
 
 
@@ -205,11 +207,20 @@ def test_what_a_function_may_not_return(said: Any) -> None:
 @pytest.mark.parametrize(
     "given,words",
     [
-        ({"comparator": "nubmer"}, "unknown comparator 'nubmer', did you mean 'number'? Known: auto, choice, json, math,"),
+        (
+            {"comparator": "nubmer"},
+            "unknown comparator 'nubmer', did you mean 'number'? Known: auto, choice, json, math,",
+        ),
         ({"comparator": "a:b:c"}, "unknown comparator 'a:b:c'"),
         ({"comparator": 3}, "unknown comparator ''"),
-        ({"comparator": "text", "answer_rule": "last_number"}, "answer_rule is last_number, but comparator is text; set"),
-        ({"min_similarity": 0.7}, "min_similarity is 0.7, but comparator is auto, which has no similarity; leave it out"),
+        (
+            {"comparator": "text", "answer_rule": "last_number"},
+            "answer_rule is last_number, but comparator is text; set",
+        ),
+        (
+            {"min_similarity": 0.7},
+            "min_similarity is 0.7, but comparator is auto, which has no similarity; leave it out",
+        ),
         ({"task": "gsm8k", "comparator": "text"}, "comparator: task 'gsm8k' has a fixed way to read answers; leave it"),
         ({"prompt_tokens": 9000}, "prompt_tokens is 9000, but task 'prompts' has prompts of its own; leave it out."),
     ],
