@@ -11,7 +11,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+LONGEST_TEXT = 20_000  # only so many characters at the end of a text are searched
 _FENCE = re.compile(r"```[a-zA-Z]*\s*\n(.*?)```", re.DOTALL)
+_OPENING = re.compile(r"[{\[]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +39,15 @@ class JsonAnswer:
         """Return the value that the text is, if it is finished; else the last object or array in it."""
         if finished and (whole := self.read(text)) is not None:
             return whole
-        place, result = 0, None
-        while start := re.compile(r"[{\[]").search(text, place):
+        text, place, result = text[-LONGEST_TEXT:], 0, None
+        while start := _OPENING.search(text, place):
             try:
                 value, place = _DECODER.raw_decode(text, start.start())
                 result = canonical(value)
-            except (ValueError, RecursionError):
+            except ValueError:
                 place = start.end()
+            except RecursionError:
+                return None
         return result
 
 

@@ -57,10 +57,11 @@ class Thinking:
 
     def _is_open(self, decoder: Text, prompt: Sequence[int]) -> bool:
         """True if the prompt ends with the beginning of a thought, as templates of some models write it."""
-        if not self.start_ids:
+        if not (self.start_ids and self.end_ids):
             return decoder.decode(prompt).rstrip().endswith(self.start)
         place = _last(prompt, self.start_ids)
-        return place >= 0 and not decoder.decode(prompt[place + len(self.start_ids) :]).strip()
+        rest = prompt[place + len(self.start_ids) :]
+        return place >= 0 and _last(rest, self.end_ids) < 0 and not decoder.decode(rest).strip()
 
 
 def thinking_of(text: Text) -> Thinking | None:

@@ -1,4 +1,4 @@
-"""Kinds of answers: what each reads from the texts that models write, exactly or not at all, and what it calls equal."""
+"""Kinds of answers: what each reads from texts that models write, exactly or not at all, and what it calls equal."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_a_function_of_ones_own_says_what_is_equal(similar: None) -> None:
 
 def test_what_cannot_be_called_is_refused_by_name(similar: None) -> None:
     for name, words in {
-        "no_such_thing:f": "comparator 'no_such_thing:f': module 'no_such_thing' cannot be imported (ModuleNotFoundError",
+        "no_such_thing:f": "comparator 'no_such_thing:f': module 'no_such_thing' cannot be imported (ModuleNotF",
         "similar_words:none": "module 'similar_words' has no function 'none'",
         "similar_words:NUMBER": "module 'similar_words' has no function 'NUMBER'",
     }.items():

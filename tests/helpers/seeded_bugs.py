@@ -434,9 +434,47 @@ MTP, DFLASH, DFLASH_SESSION, DFLASH_CONFIG, LOADING, READING = (
     "specexp.lm.heads.mtp_session", "specexp.lm.heads.dflash", "specexp.lm.heads.dflash_session",
     "specexp.lm.heads.dflash_config", "specexp.lm.heads.loading", "specexp.lm.heads.reading",
 )  # fmt: skip
+CHOICES, KINDS, JSON_VALUES, MATHEMATICS, OWN_FUNCTION = (
+    f"specexp.answers.{name}" for name in ("choices", "comparators", "json_values", "mathematics", "own_function")
+)
+EXPERIMENT, THINKING = "specexp.config.experiment", "specexp.pair.thinking"
 MEMORIES = "specexp.evaluation.scheduling"
 SHOTS, TALKS = "specexp.tasks.shots", "specexp.tasks.conversations"
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
+    ("judge/test_comparator_mining.py",): [
+        Bug("mining compares texts, whatever the comparator", MINING, "self._task.comparator.equal(answer, before, example)", "answer == before"),
+        Bug("the comparator is asked the other way round", MINING, "self._task.comparator.equal(answer, before, example)", "self._task.comparator.equal(before, answer, example)"),
+        Bug("after an unimportant swap its answer is the one before", MINING, "            if important is False:\n", "            answer = result if important is False and result is not None else answer\n            if important is False:\n"),
+    ],
+    ("answers/test_comparators.py",): [
+        Bug("an article is a choice", CHOICES, 'found["letter"] in "AI"', 'found["letter"] in "I"'),
+        Bug("one of two choices is the answer", CHOICES, "None if _MORE.match(text, found.end()) else", "None if False else"),
+        Bug("the first choice counts", CHOICES, "reversed(list(_LEAD.finditer(text)))", "list(_LEAD.finditer(text))"),
+        Bug("a choice may end where an unfinished text does", CHOICES, "letter if finished or whole.end() < len(text) else None", "letter"),
+        Bug("numbers of a set keep their order", KINDS, "map(numbers.canonical, sorted(values))", "map(numbers.canonical, values)"),
+        Bug("a set may hold what is no number", KINDS, "if found and None not in found else None", "if values else None"),
+        Bug("1,234 is two numbers", KINDS, "if _UNCLEAR.search(bare):", "if False:"),
+        Bug("a key may be given twice", JSON_VALUES, "if len(result) < len(pairs):", "if False:"),
+        Bug("1.0 is not 1", JSON_VALUES, "int(value) if value.is_integer() and abs(value) < 2**53 else value", "value"),
+        Bug("a brace that is escaped closes a box", MATHEMATICS, 'if text[place - 1] != "\\\\" else 0', "if True else 0"),
+        Bug("a function is asked the other way round", OWN_FUNCTION, "self.function(answer, other)", "self.function(other, answer)"),
+        Bug("a similarity must exceed its threshold", OWN_FUNCTION, "similarity >= self.min_similarity", "similarity > self.min_similarity"),
+        Bug("True is a similarity of 1", OWN_FUNCTION, 'if str(said) in ("True", "False"):', "if False:"),
+        Bug("a comparator is no part of the hash", EXPERIMENT, "or value != LATER_OF_EXPERIMENT[key]", "and False"),
+    ],
+    ("pair/test_thinking.py",): [
+        Bug("an answer follows the first thought", THINKING, "text.rpartition(self.end)", "text.partition(self.end)"),
+        Bug("an unfinished second thought is an answer", THINKING, "None if begun or (not ended", "None if (not ended"),
+        Bug("a thought that the prompt begins is forgotten", THINKING, "None if begun or (not ended and self._is_open(decoder, prompt)) else rest", "None if begun else rest"),
+        Bug("a thought that the prompt ends is open", THINKING, "_last(rest, self.end_ids) < 0 and", ""),
+    ],
+    ("tasks/test_benchmarks.py",): [
+        Bug("an index need not be the letter's", "specexp.tasks.benchmarks", "index is not None and index != letters.index(answer)", "False"),
+        Bug("placeholders are questions", "specexp.tasks.questions", "if any(turn.startswith(PLACEHOLDER) for turn in turns):", "if False:"),
+        Bug("splits of long prompts share codes", "specexp.tasks.long_prompts", "code % 8 in SPLITS[split] and", ""),
+        Bug("codes come on top of the length", "specexp.tasks.long_prompts", " - sum(len(fact) + 1 for fact in facts)", ""),
+        Bug("labels are mined on an evaluation's rows", "specexp.config.mining", "in ONE_SPLIT and not skip:", "in ONE_SPLIT and False:"),
+    ],
     ("drafter/test_eagle3_head.py",): [
         Bug("a later step sees the target's states at drafted tokens", EAGLE3, ".tril(start - step)", ".tril(start)"),
         Bug("keys of a later step are one row late", EAGLE3, "_moved(keys[j], step - j)", "_moved(keys[j], step - j + 1)"),
