@@ -148,7 +148,9 @@ def test_cases_do_not_depend_on_what_the_judge_says() -> None:
     chosen = cases.selected(labels, passes)
     assert [bool(passes[i]) for i in chosen] == [True] * 20 + [False] * 20
     order = cases.selected(labels, np.ones(90, bool))
-    assert [i for i in order if i in chosen] == [i for i in chosen[:20] if i in order], "one order for all"
+    passing = [i for i in order if passes[i]]
+    assert 0 < len(passing) < 20
+    assert passing == chosen[: len(passing)], "one order for all"
     assert len(cases.selected(labels[:7], passes[:7])) == 7
     context = cases.Context("", "")
     wrong = [

@@ -270,8 +270,9 @@ def test_a_judge_of_another_task_is_tagged_and_warned_of(workplace: Path) -> Non
         assert (f"warning: {said}" in result.output) == warned
         page = (workplace / f"out-{task}" / "report.html").read_text()
         assert ("(transfer)" in page) == warned
-        (run,) = [run for run in runs() if run.data.tags.get("judge_task") == task]
-        assert run.data.tags["transfer"] == str(warned).lower()
+        tagged = [run.data.tags for run in runs() if run.data.tags.get("judge_task") == task]
+        assert {tags["method"] for tags in tagged} == {"autojudge"}
+        assert {tags["transfer"] for tags in tagged} == {str(warned).lower()}
 
 
 def test_without_labels_train_judge_says_what_is_missing(workplace: Path) -> None:
@@ -293,7 +294,7 @@ def test_bad_settings_of_a_training_are_refused_all_at_once(workplace: Path) -> 
         " both_scalars, draft, draft_previous, draft_previous_scalars, draft_scalars, scalars, target, target_previous,"
         " target_previous_scalars, target_scalars.",
         "error: recall is '1.5'",
-        "error: unknown kind 'forest'. Known: logistic, mlp, trees.",
+        "error: unknown kind 'forest', did you mean 'trees'? Known: logistic, mlp, trees.",
         "error: name is 'a/b'",
         "error: seed is 'x'",
     ]
