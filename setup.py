@@ -2,4 +2,5 @@
 
 from setuptools import find_packages, setup
 
-setup(packages=[*find_packages(include=["specexp", "specexp.*"]), "specexp.entrypoints"])
+COMMANDS = ["specexp.entrypoints", "specexp.entrypoints.judge_report"]
+setup(packages=[*find_packages(include=["specexp", "specexp.*"]), *COMMANDS])

@@ -19,6 +19,7 @@ COMMANDS = {
     "collect_labels": "mine the draft's mismatches that change an answer",
     "evaluate": "decode a task's prompts with several methods and compare them",
     "generate": "decode one prompt and show its text as it arrives",
+    "judge_report": "show how reliable a judge is, and which tokens pass it",
     "log_decoder": "log a pair and a method as a model that MLflow serves",
     "main": "mine labels, train a judge and evaluate every method on the embedded pair",
     "presets": "list the presets, or show one",

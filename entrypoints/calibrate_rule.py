@@ -195,7 +195,7 @@ def _judge(address: str, labels: LabelSet) -> tuple[Any, list[str]]:
         other = [key for key in ("target", "draft", "tokenizer") if getattr(judge.facts, key) != who[key]]
         if other:
             raise JudgeError(f"judge '{address or CHAMPION}' is for another {' and '.join(other)} than the labels.")
-        features.mode(judge.facts.features)
+        labels.check(features.mode(judge.facts.features))
     except JudgeError as error:
         if address:
             raise

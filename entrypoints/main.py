@@ -60,7 +60,7 @@ def main(experiment: str, output: str, resume: bool, mine: str, flags: Mapping[s
         note = folder / "judge" / "address.txt"
         if not (resume and note.is_file()):
             # The target's rows only: the verifying call yields them, so they need no draft step.
-            asked = parse(str(labels), "target", "0.99", "mlp,logistic", "autojudge", str(folder / "judge"), "0")
+            asked = parse(str(labels), "target", "0.99", "mlp,logistic", "autojudge", str(folder / "judge"), "0", False)
             address = train_judge(asked)
             files.write_whole(note, address)
     given = {**flags, "judge": _noted(note)}

@@ -64,7 +64,7 @@ def _judged(method: MethodConfig, context: BuildContext) -> Judged:
     threshold = effective_threshold(method, judge)
     assert threshold is not None, "a judge has a threshold"
     needs = mode.needs if threshold > 0 else Needs()  # at 0 it is the lossless method, at the same cost
-    return Judged(judge.network, mode.parts, threshold, context.eos_ids, needs)
+    return Judged(judge.network, mode.parts, threshold, context.eos_ids, needs, context.warp)
 
 
 def _topk(method: MethodConfig, context: BuildContext) -> TopK:
@@ -101,12 +101,12 @@ def _specexec(method: MethodConfig, context: BuildContext, rule: TreeRule | None
 
 
 def check_judge(method: MethodConfig, judge: Judge) -> None:
-    """Raise JudgeError if a tree's judge reads what the draft does not compute: its states at the deepest nodes."""
+    """Raise JudgeError if a tree's judge reads what the draft does not compute: its states and q at every node."""
     mode = features.MODES.get(judge.facts.features)  # others are refused with the judge's pair
-    if method.tree is not None and mode is not None and mode.needs.draft:
+    if method.tree is not None and mode is not None and mode.reads_draft:
         raise JudgeError(
             f"judge '{method.judge}' reads {mode.name} features, but the draft has no hidden states at the leaves of"
-            f" {method.label}'s tree; train a judge with features target or target_previous."
+            f" {method.label}'s tree; train a judge with features target or target_previous, with _scalars or without."
         )
 
 

@@ -36,6 +36,7 @@ DOCUMENTED_IN = {
     "collect_labels": "judges.md",
     "train_drafter": "drafters.md",
     "train_judge": "judges.md",
+    "judge_report": "judges.md",
     "calibrate_rule": "judges.md",
     "log_decoder": "serving.md",
 }

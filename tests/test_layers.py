@@ -30,12 +30,12 @@ ROWS = [
     {"engine", "config", "storage"},
     {"pair", "tracking", "profiling"},
     {"checkpoints", "drafter", "judge", "metrics", "zoo"},
-    {"methods", "rule_calibration"},
+    {"methods", "rule_calibration", "judge_comparison", "judge_report"},
     {"evaluation", "evaluation.token_view", "evaluation.report", "api"},
     {"certify", "advise", "benchmark", "serving"},
     {"specexp"},
     {"command_line", "lm_eval"},
-    {"entrypoints"},
+    {"entrypoints", "entrypoints.judge_report"},
     {"__main__"},
 ]
 # Stories of their own, which never import each other.
@@ -56,9 +56,9 @@ PACKAGES = {name for name, path in MODULES.items() if path.name == "__init__.py"
 
 def component_of(module: str) -> str:
     """The package that a module is in, or the module itself at the top."""
-    if module.split(".")[0] == "entrypoints":
-        return "entrypoints"
     package = module if module in PACKAGES else module.rpartition(".")[0]
+    if module.split(".")[0] == "entrypoints":
+        return package
     return package.removeprefix("specexp.") if package != "specexp" else module.removeprefix("specexp.")
 
 

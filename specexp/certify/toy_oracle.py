@@ -24,7 +24,7 @@ from specexp.engine import Engine
 from specexp.errors import first_line
 from specexp.judge import features
 from specexp.judge.judge import Judge
-from specexp.judge.network import LAYERS, Network
+from specexp.judge.network import LAYERS, NODES, TREES, Network
 from specexp.lm.model import Model
 from specexp.lm.runtime import SAME
 from specexp.lm.toy import HIDDEN, ToyModel
@@ -152,6 +152,10 @@ def toy_judge(judge: Judge, threshold: float | None, seed: int) -> Judge:
     mode = features.mode(judge.facts.features)
     size = mode.size({"target": HIDDEN, "draft": HIDDEN})
     numbers = np.random.default_rng([seed, size])
+    sure = min(max(bar, 1e-34), 0.9)
+    middle = math.log(sure / (1 - sure)) - 1.0
+    if judge.facts.kind == TREES:
+        return Judge(_toy_trees(numbers, size, middle), replace(judge.facts, num_features=size))
     arrays = {"mean": np.zeros(size), "scale": np.ones(size)}
     width = size
     for layer in range(1, LAYERS[judge.facts.kind]):
@@ -162,7 +166,19 @@ def toy_judge(judge: Judge, threshold: float | None, seed: int) -> Judge:
         width = _WIDTH
     last = LAYERS[judge.facts.kind]
     weights = numbers.normal(size=(1, width))
-    sure = min(max(bar, 1e-34), 0.9)
-    arrays |= {f"weight_{last}": weights, f"bias_{last}": np.array([math.log(sure / (1 - sure)) - 1.0])}
+    arrays |= {f"weight_{last}": weights, f"bias_{last}": np.array([middle])}
     network = Network(judge.facts.kind, {name: array.astype(np.float32) for name, array in arrays.items()})
     return Judge(network, replace(judge.facts, num_features=size))
+
+
+def _toy_trees(numbers: np.random.Generator, size: int, middle: float) -> Network:
+    """Trees of one test each, whose leaves move the log-odds up or down from `middle`."""
+    shape = (2 * size, 3)
+    own, values = np.zeros(shape, np.int32) + np.arange(3), numbers.normal(size=shape)
+    arrays = {
+        "feature": np.tile(np.repeat(np.arange(size), 2)[:, None], 3), "bound": numbers.normal(size=shape) / 2,
+        "left": np.where(own == 0, 1, own), "right": np.where(own == 0, 2, own), "value": values * (own > 0),
+        "bias": np.array([middle]), "depth": np.array([1]), "size": np.array([size]),
+    }  # fmt: skip
+    dtypes = {**NODES, "bias": "float32", "depth": "int32", "size": "int32"}
+    return Network(TREES, {name: array.astype(dtypes[name]) for name, array in arrays.items()})

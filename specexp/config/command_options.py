@@ -90,18 +90,30 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
             otherwise="the newest in the store",
         ),
         "features": Option(
-            "Choose the features: both, target, draft, or one of them with _previous.", "a name", "both"
+            "Choose the features: both, target, draft, these with _previous, each also with _scalars, or scalars.",
+            "a name, or several separated by commas", "both",
         ),
         "recall": Option(
             "Set the recall of important mismatches, on the calibration split.", "a number in (0, 1]", "0.99"
         ),
         "kinds": Option(
-            "Name the kinds of judge to train and compare.", "`mlp`, `logistic`, or both separated by a comma",
-            "mlp,logistic",
+            "Name the kinds of judge to train and compare.",
+            "`mlp`, `logistic`, `trees`, or several separated by commas", "mlp,logistic",
         ),
         "name": Option("Name the registered model.", "a name", "autojudge"),
         "output": Option("Write to this folder.", "a folder", otherwise="a new one in `runs/`"),
-        "seed": Option("Set the seed of the MLP.", "a whole number >= 0", "0"),
+        "seed": Option("Set the seed of the MLP and the trees.", "a whole number >= 0", "0"),
+        "compare": Option("Compare every feature set that the labels store, and every kind.", BOOLEAN, "false"),
+    },
+    "judge_report": {
+        "judge": Option("Give the judge: an address or a folder.", "an address or a folder",
+                        "models:/autojudge@champion"),
+        "labels": Option(
+            "Give labels: a folder of collect_labels, or runs:/ID/labels.", "a folder or an address",
+            otherwise="the newest in the store",
+        ),
+        "batch": Option("Set how many prompts are decoded together.", "a whole number >= 1", "16"),
+        "output": Option("Write to this folder.", "a folder", otherwise="a new one in `runs/`"),
     },
     "calibrate_rule": {
         "labels": Option(

@@ -12,19 +12,41 @@ from dataclasses import dataclass
 
 from array_api_compat import array_namespace, device, to_device
 
-from specexp.decoding.protocol import Array, Drafted, Needs, Scored
+from specexp.decoding.protocol import Array, Drafted, Needs, Role, Scored
 from specexp.decoding.rules import UNIT_TEMPERATURE, Warp
-from specexp.decoding.untrained_rules import at_drafted, at_nodes
+from specexp.decoding.untrained_rules import at_drafted, at_nodes, entropy
 
 # From features[N, F], whose parts specexp/judge/features.py names, to the probabilities[N] of important mismatches.
 JudgeFunction = Callable[[Array], Array]
+
+
+def target_scalars(logits: Array, tokens: Array, warp: Warp) -> dict[str, Array]:
+    """The scalars[N, 1] of the target that a judge may read, from logits[N, V] where tokens[N] may stand: H(p), the
+    margin max p - p(x), and p(x)."""
+    xp = array_namespace(logits)
+    p = warp.softened(logits if logits.dtype == xp.float64 else xp.astype(logits, xp.float32))
+    chances = _chances(p, tokens)
+    columns = {
+        "target_entropy": entropy(p), "target_margin": xp.max(p, axis=-1) - chances, "target_p": chances,
+    }  # fmt: skip
+    return {part: column[:, None] for part, column in columns.items()}
+
+
+def draft_scalars(q: Array, tokens: Array) -> dict[str, Array]:
+    """The same of the draft: q(x)[N, 1], from q[N, V]."""
+    return {"draft_q": _chances(q, tokens)[:, None]}
+
+
+def _chances(p: Array, tokens: Array) -> Array:
+    return array_namespace(p).take_along_axis(p, tokens[:, None], axis=-1)[:, 0]
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
     """Accepts a drafted token whose mismatch the judge finds important with a probability below `threshold`.
 
-    It never accepts a drafted EOS this way: ending early loses the answer, whatever the judge says of the token.
+    It never accepts a drafted EOS this way: ending early loses the answer, whatever the judge says of the token. `warp`
+    is for parts that are scalars of p.
     """
 
     score: JudgeFunction
@@ -32,30 +54,45 @@ class Judged:
     threshold: float
     eos_ids: tuple[int, ...]
     needs: Needs
+    warp: Warp = UNIT_TEMPERATURE
 
     def accept_anyway(self, drafted: Drafted, scored: Scored) -> Array | None:
         num_drafted = drafted.tokens.shape[0]
         if not num_drafted or self.threshold <= 0:
             return None
-        parts = []
+        rows: dict[str, Array] = {}
+        if self._reads_scalars("target"):
+            assert scored.logits is not None
+            rows = target_scalars(scored.logits[:num_drafted], drafted.tokens, self.warp)
+        if self._reads_scalars("draft"):
+            assert drafted.q is not None, "the draft's distributions that the rule needs were not requested"
+            rows |= draft_scalars(drafted.q, drafted.tokens)
         for part in self.parts:
+            if part in rows:
+                continue
             role, place = part.split("_")
             hidden = scored.hidden if role == "target" else drafted.hidden
             assert hidden is not None, "the hidden rows that the rule needs were not requested"
             first = 1 if place == "token" else 0
-            parts.append(hidden[first : first + num_drafted])
-        return self._unimportant(parts, drafted.tokens)
+            rows[part] = hidden[first : first + num_drafted]
+        return self._unimportant([rows[part] for part in self.parts], drafted.tokens)
 
     def accept_nodes(self, tokens: Array, parents: Array, scored: Scored) -> Array | None:
-        """The same for a tree's nodes (`TreeRule`), from the target's hidden rows alone."""
+        """The same for a tree's nodes (`TreeRule`), from what the target computes alone."""
         if self.threshold <= 0:
             return None
-        hidden = scored.hidden
-        assert hidden is not None, "the hidden rows that the rule needs were not requested"
-        xp = array_namespace(hidden)
-        before = xp.take(hidden, xp.clip(parents, 0, None), axis=0)
-        rows = {"target_token": hidden, "target_previous": before}
+        xp, hidden, rows = array_namespace(tokens), scored.hidden, {}
+        above = xp.clip(parents, 0, None)
+        if self.needs.target:
+            assert hidden is not None, "the hidden rows that the rule needs were not requested"
+            rows = {"target_token": hidden, "target_previous": xp.take(hidden, above, axis=0)}
+        if self._reads_scalars("target"):
+            logits = xp.take(scored.logits, above, axis=0)
+            rows |= target_scalars(logits, xp.clip(tokens, 0, None), self.warp)
         return self._unimportant([rows[part] for part in self.parts], tokens)
+
+    def _reads_scalars(self, role: Role) -> bool:
+        return any(part.startswith(f"{role}_") and not part.endswith(("_token", "_previous")) for part in self.parts)
 
     def _unimportant(self, parts: list[Array], tokens: Array) -> Array:
         """[N] of bools, from hidden rows[N, H] of each part, at the tokens[N] or before them."""

@@ -235,7 +235,8 @@ def assemble(prepared: PreparedMining, paths: list[Path]) -> LabelSet:
             f"no mismatch was found in {len(paths)} prompts ({counts[f'num_{NO_ANSWER}']} had no answer,"
             f" {counts[f'num_{UNFINISHED}']} did not end); mine more prompts, or raise max_new_tokens{enough}."
         )
-    joined = {part: np.concatenate(rows) for part, rows in parts.items()}
+    # Prompts that an earlier version mined have no scalars: then the set has none.
+    joined = {part: np.concatenate(rows) for part, rows in parts.items() if sum(map(len, rows)) == len(labels)}
     config = prepared.config
     data = prepared.task.dataset()
     manifest = {

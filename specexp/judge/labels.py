@@ -105,9 +105,22 @@ class LabelSet:
     def select(self, mode: Mode, split: str) -> tuple[np.ndarray, np.ndarray, list[Label]]:
         """Return features[N, F] float32, important[N] bool and the labels of one split, without the undecided ones."""
         rows = [i for i, label in enumerate(self.labels) if label.split == split and label.important is not None]
+        self.check(mode)
         labels = [self.labels[i] for i in rows]
         x = np.concatenate([self.features[part][rows].astype(np.float32) for part in mode.parts], axis=1)
         return x, np.array([bool(label.important) for label in labels]), labels
+
+    def stores(self, mode: Mode) -> bool:
+        """True if the set has the parts of these features: one of an earlier version has no scalars."""
+        return all(part in self.features for part in mode.parts)
+
+    def check(self, mode: Mode) -> None:
+        """Raise JudgeError if the set does not store what the features consist of."""
+        if missing := [part for part in mode.parts if part not in self.features]:
+            raise JudgeError(
+                f"the labels were mined by an earlier version and do not store {', '.join(missing)}, which features"
+                f" '{mode.name}' need; mine them again with collect_labels."
+            )
 
 
 def pack(labels: Sequence[Label], features: Mapping[str, np.ndarray], counts: Mapping[str, Any]) -> bytes:

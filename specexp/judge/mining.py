@@ -21,12 +21,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, to_device
+from array_api_compat import array_namespace, device, to_device
 
 from specexp.decoding.chain import Chain, DraftModel, Lossless, Replay
+from specexp.decoding.lossy_rules import draft_scalars, target_scalars
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import CertainRng
-from specexp.decoding.rules import Warp
+from specexp.decoding.rules import UNIT_TEMPERATURE, Warp
 from specexp.engine import Engine, Request, RequestCoroutine, ScoreRequest, UsageQuery
 from specexp.judge.labels import Label
 from specexp.judge.splits import split_of
@@ -132,12 +133,18 @@ class Miner:
         logits, _ = yield ScoreRequest("draft", [*prompt, *response[:start]], response[start:-1])
         return [int(i) for i in array_namespace(logits).argmax(logits, axis=-1).tolist()]
 
-    def rows(self, role: Role, ids: Sequence[int], token: int) -> RequestCoroutine[tuple[np.ndarray, np.ndarray]]:
-        """Return the hidden states after `ids` and after `token` that follows them: features `previous` and `token`."""
-        _, hidden = yield ScoreRequest(role, ids, [token], hidden=True)
+    def rows(self, role: Role, ids: Sequence[int], token: int) -> RequestCoroutine[dict[str, np.ndarray]]:
+        """Return the rows of a model's parts (features.py) for `token`, which follows `ids`."""
+        logits, hidden = yield ScoreRequest(role, ids, [token], hidden=True)
         assert hidden is not None
         previous, own = _host(hidden)
-        return previous, own
+        tokens = array_namespace(logits).asarray([token], device=device(logits))
+        if role == "target":
+            scalars = target_scalars(logits[:1], tokens, UNIT_TEMPERATURE)
+        else:
+            scalars = draft_scalars(UNIT_TEMPERATURE(logits[:1]), tokens)
+        read = {part: _host(row)[0] for part, row in scalars.items()}
+        return {f"{role}_previous": previous, f"{role}_token": own, **read}
 
     def swapped(
         self, prompt: Sequence[int], response: Sequence[int], position: int, token: int, name: str = ""
@@ -202,9 +209,9 @@ class _Search:
     def _look(self, position: int, token: int) -> RequestCoroutine[None]:
         ids = [*self._prompt, *self.response[:position]]
         for role in ("draft", "target"):
-            previous, own = yield from self._miner.rows(role, ids, token)
-            self.features.setdefault(f"{role}_previous", []).append(previous)
-            self.features.setdefault(f"{role}_token", []).append(own)
+            parts = yield from self._miner.rows(role, ids, token)
+            for part, row in parts.items():
+                self.features.setdefault(part, []).append(row)
 
     def _count_slow(self, position: int, length: int) -> None:
         generated = length - position - 1

@@ -13,11 +13,14 @@ from specexp.judge import calibration, features, figures
 from specexp.judge.features import Mode
 from specexp.judge.judge import Facts, Judge
 from specexp.judge.labels import Label, LabelSet
-from specexp.judge.training import Log, MlpRecipe, Splits, Trained, train_logistic, train_mlp
+from specexp.judge.network import TREES
+from specexp.judge.training import Log, MlpRecipe, Splits, Trained, train_logistic, train_mlp, train_trees
+from specexp.judge.trees import TreesRecipe
 from specexp.storage.files import writing
 
 IDENTITY = ("target", "draft", "tokenizer", "target_name", "draft_name", "target_revision", "draft_revision", "dtype")
 SWEEP = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)  # recalls whose thresholds are listed in addition to the requested one
+DRAWN = 6  # most judges in a figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +37,11 @@ class TrainedJudge:
 def train(kind: str, labels: LabelSet, mode: Mode, recall: float, seed: int, log: Log) -> TrainedJudge:
     """Train one kind, calibrate it to `recall`, and evaluate it once on the test split. Raises JudgeError."""
     splits = Splits.of(labels, mode)
-    trained: Trained = (
-        train_logistic(splits, log) if kind == "logistic" else train_mlp(splits, log, MlpRecipe(seed=seed))
-    )
+    trained: Trained
+    if kind == TREES:
+        trained = train_trees(splits, log, TreesRecipe(seed=seed))
+    else:
+        trained = train_logistic(splits, log) if kind == "logistic" else train_mlp(splits, log, MlpRecipe(seed=seed))
     x, important, _ = labels.select(mode, "calibration")
     threshold = calibration.threshold_for(recall, trained.network(x), important)
     x_test, important_test, _ = labels.select(mode, "test")
@@ -71,6 +76,11 @@ def better(candidate: Judge, champion: Judge, labels: LabelSet) -> tuple[bool, s
         return False, f"the champion is for another {' and '.join(other)}; register this one under its own name"
     if champion.facts.feature_version != features.VERSION:
         return True, f"the champion's features are of version {champion.facts.feature_version}"
+    if not labels.stores(features.mode(champion.facts.features)):
+        return False, (
+            f"these labels do not store the champion's features, {champion.facts.features}: they were mined by an"
+            " earlier version; mine them again, or register this one under its own name"
+        )
     result = []
     for judge in (candidate, champion):
         x, important, _ = labels.select(features.mode(judge.facts.features), "test")
@@ -116,16 +126,20 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def write(
-    folder: Path, candidates: Mapping[str, TrainedJudge], chosen: str, labels: LabelSet, mode: Mode
-) -> list[Path]:
-    """Write the chosen judge to `folder`, every judge to a subfolder, figures and tables; return the files to show."""
-    _, important, rows = labels.select(mode, "test")
+def write(folder: Path, candidates: Mapping[str, TrainedJudge], chosen: str, labels: LabelSet) -> list[Path]:
+    """Write the chosen judge to `folder`, every judge to a subfolder, figures and tables; return the files to show.
+
+    The figures have the best ones of many.
+    """
     best = candidates[chosen]
+    mode = features.mode(best.judge.facts.features)
+    _, important, rows = labels.select(mode, "test")
     best.judge.save(folder)  # first, because the judge's files mark the folder as written by this package
     for kind, candidate in candidates.items():
         candidate.judge.save(folder / kind)
-    paths = figures.draw(folder, {kind: (c.judge.facts.threshold, c.p) for kind, c in candidates.items()}, important)
+    order = sorted(candidates, key=lambda name: (name != chosen, -candidates[name].validation_auc))[:DRAWN]
+    drawn = {name: each for name, each in candidates.items() if name in order}
+    paths = figures.draw(folder, {name: (c.judge.facts.threshold, c.p) for name, c in drawn.items()}, important)
     write_table(folder / "token_classes.csv", token_classes(rows, best.p, best.judge.facts.threshold))
     num_prompts = max(1, len({label.prompt_id for label in rows}))
     x, marks, _ = labels.select(mode, "calibration")

@@ -1,7 +1,7 @@
-"""Trains judges on a label set: the AutoJudge MLP (torch) and logistic regression (scikit-learn), for comparison.
+"""Trains judges on a label set: the AutoJudge MLP (torch), logistic regression and boosted trees (scikit-learn).
 
-Both are fitted to standardised features of the `train` split only; the `validation` split decides when the MLP stops
-and which C the regression uses. calibration.py sets the thresholds.
+They are fitted to the `train` split only, MLP and regression to standardised features; the `validation` split decides
+when the MLP stops, which C the regression uses and how many trees there are. calibration.py sets the thresholds.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from specexp.judge.features import Mode
 from specexp.judge.labels import LabelSet
 from specexp.judge.mining_yield import what_is_missing
 from specexp.judge.network import Network
+from specexp.judge.trees import SAME, TreesRecipe, fit, network_of, settings_of
 
 C_GRID = tuple(10.0**-i for i in range(8))  # as in the paper
 Log = Callable[[dict[str, float], int], None]
@@ -49,20 +50,23 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """Standardised features and labels of the two splits used in training."""
+    """Standardised features and labels of the two splits used in training; `raw` are the features before that."""
 
     scaler: StandardScaler
     train: tuple[np.ndarray, np.ndarray]
     validation: tuple[np.ndarray, np.ndarray]
+    raw: tuple[np.ndarray, np.ndarray]
 
     @classmethod
     def of(cls, labels: LabelSet, mode: Mode) -> Splits:
         """Select both splits. Raises JudgeError if a split is empty or holds one kind of mismatch only."""
+        labels.check(mode)
         if missing := what_is_missing(labels):
             raise JudgeError(missing)
         result = {split: labels.select(mode, split)[:2] for split in ("train", "validation")}
         scaler = StandardScaler().fit(result["train"][0])
-        return cls(scaler, *((scaler.transform(result[s][0]), result[s][1]) for s in ("train", "validation")))
+        scaled = ((scaler.transform(x), important) for x, important in result.values())
+        return cls(scaler, *scaled, tuple(x for x, _ in result.values()))
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"mean": _float32(self.scaler.mean_), "scale": _float32(self.scaler.scale_)}
@@ -131,6 +135,18 @@ def train_mlp(splits: Splits, log: Log, recipe: MlpRecipe | None = None) -> Trai
     arrays = {**splits.arrays(), **{names[key]: _float32(value.numpy()) for key, value in kept.items()}}
     settings: dict[str, float | int | str] = {"kind": "mlp", "epochs_run": epoch + 1, **asdict(recipe)}
     return Trained(Network("mlp", arrays), auc, settings)
+
+
+def train_trees(splits: Splits, log: Log, recipe: TreesRecipe | None = None) -> Trained:
+    """Boost trees; keep as many as have the lowest validation loss."""
+    recipe = recipe or TreesRecipe()
+    x, x_validation = splits.raw
+    model, number, auc = fit((x, splits.train[1]), (x_validation, splits.validation[1]), log, recipe)
+    network = network_of(model, number, x.shape[1])
+    *_, expected = (p[:, 1] for p, _ in zip(model.staged_predict_proba(x), range(number), strict=False))
+    if np.abs(network(x) - expected).max() > SAME:
+        raise JudgeError("this release of scikit-learn stores trees otherwise; train kinds mlp and logistic.")
+    return Trained(network, auc, settings_of(recipe, number))
 
 
 def _float32(array: np.ndarray) -> np.ndarray:

@@ -223,8 +223,10 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric(("judge/...",),
         "of a judge on test prompts: ROC-AUC, PR-AUC, Brier score, recall at its threshold and its 95 % "
-        "margin, share of mismatches accepted, the threshold; of a rule that `calibrate_rule` set, also the prompts "
-        "with an important one accepted (`loss`); while training, loss and ROC-AUC on the validation split",
+        "margin, share of mismatches accepted, the threshold; of one that is compared, `microseconds_per_token`, "
+        "`extra_draft_forwards` a round and `p_against_chosen`; of `judge_report`, `ece`; of a rule that "
+        "`calibrate_rule` set, also the prompts with an important one accepted (`loss`); while training, loss and "
+        "ROC-AUC on the validation split",
         "as named", "",
     ),
     Metric(("count/graded",),

@@ -8,7 +8,7 @@ in has to be continued again. A response that differs from what was mined is ref
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,8 @@ SPLITS = ("calibration", "test")
 SAME = ("target", "draft", "tokenizer", "chat_template")  # of a pair's identity
 
 Scored = tuple[Label, dict[str, float]]
+Seen = TypeVar("Seen")  # what a visit returns
+Visit = Callable[[Sequence[int], Sequence[int], Label], RequestCoroutine[Seen]]
 
 
 def prepared(labels: LabelSet, batch: int) -> PreparedMining:
@@ -61,40 +63,39 @@ def prepared(labels: LabelSet, batch: int) -> PreparedMining:
     return result
 
 
-class MismatchReplay:
-    """Scores the mismatches of the calibration and test prompts of a label set.
+class LabelReplay(Generic[Seen]):
+    """Decodes the responses of the prompts of some splits again, and visits each decided mismatch in them.
 
-    `window` is FLy's, `k` that of relaxed Top-K.
+    `visit` is called with a prompt's ids, the response at the mismatch, and the label.
     """
 
-    def __init__(self, mining: PreparedMining, dials: Mapping[str, Dial], window: int, k: int) -> None:
+    def __init__(self, mining: PreparedMining, visit: Visit[Seen], splits: Sequence[str] = SPLITS) -> None:
         self._pair, self._limit = mining.pair, mining.config.experiment.max_new_tokens
         self._miner = Miner(mining.pair, mining.task, self._limit)
-        self._dials, self._window, self._k = dials, window, k
-        self._room = min(model.context for model in mining.pair.models.values())
+        self._visit, self._splits = visit, splits
         self._engine = Engine(mining.pair.models, mining.pair.eos_ids, reuse=True, max_batch_size=mining.config.batch)
         self._respond = Chain(DraftModel(GAMMA), Lossless(), Warp())
 
     def run(
         self, examples: Sequence[Example], labels: Sequence[Label], on_prompt: Callable[[], object]
-    ) -> Iterator[Scored]:
-        """Yield each decided label of these splits with its score by each rule. Raises JudgeError."""
+    ) -> Iterator[tuple[Label, Seen]]:
+        """Yield each decided label of the splits with what its visit returned. Raises JudgeError."""
         of_prompts: dict[str, list[Label]] = {}
         for label in labels:
-            if label.split in SPLITS:
+            if label.split in self._splits:
                 of_prompts.setdefault(label.prompt_id, []).append(label)
         chosen = [example for example in examples if example.prompt_id in of_prompts]
         if missing := of_prompts.keys() - {example.prompt_id for example in chosen}:
             raise JudgeError(f"the labels' prompt '{min(missing)}' is not among the task's prompts; mine them again.")
         work = (self._prompt(example, of_prompts[example.prompt_id]) for example in chosen)
-        for _, scored in self._engine.run_all(work):
+        for _, seen in self._engine.run_all(work):
             on_prompt()
-            yield from scored
+            yield from seen
 
-    def _prompt(self, example: Example, labels: Sequence[Label]) -> RequestCoroutine[list[Scored]]:
+    def _prompt(self, example: Example, labels: Sequence[Label]) -> RequestCoroutine[list[tuple[Label, Seen]]]:
         prompt = self._pair.text.encode(example.messages())
         first = yield Request(self._respond, prompt, self._limit, CertainRng(), name=example.prompt_id)
-        response, result = list(first.token_ids), []
+        response, result = list(first.token_ids), list[tuple[Label, Seen]]()
         for label in labels:
             at = label.position
             if response[at : at + 1] != [label.target_token]:
@@ -103,13 +104,37 @@ class MismatchReplay:
                     " the labels again here."
                 )
             if label.important is not None:
-                place = yield from self._place([*prompt, *response[:at]], label.draft_token)
-                scores = {name: dial.score(place, self._k) for name, dial in self._dials.items()}
-                result.append((label, scores))
+                seen = yield from self._visit(prompt, response, label)
+                result.append((label, seen))
             if label.important is False:
                 swap = self._miner.swapped(prompt, response, at, label.draft_token, example.prompt_id)
                 response, _ = yield from swap
         return result
+
+
+class MismatchReplay:
+    """Scores the mismatches of the calibration and test prompts of a label set.
+
+    `window` is FLy's, `k` that of relaxed Top-K.
+    """
+
+    def __init__(self, mining: PreparedMining, dials: Mapping[str, Dial], window: int, k: int) -> None:
+        self._pair = mining.pair
+        self._dials, self._window, self._k = dials, window, k
+        self._room = min(model.context for model in mining.pair.models.values())
+        self._replay = LabelReplay(mining, self._scores)
+
+    def run(
+        self, examples: Sequence[Example], labels: Sequence[Label], on_prompt: Callable[[], object]
+    ) -> Iterator[Scored]:
+        """Yield each decided label of these splits with its score by each rule. Raises JudgeError."""
+        return self._replay.run(examples, labels, on_prompt)
+
+    def _scores(
+        self, prompt: Sequence[int], response: Sequence[int], label: Label
+    ) -> RequestCoroutine[dict[str, float]]:
+        place = yield from self._place([*prompt, *response[: label.position]], label.draft_token)
+        return {name: dial.score(place, self._k) for name, dial in self._dials.items()}
 
     def _place(self, ids: list[int], token: int) -> RequestCoroutine[MismatchPlace]:
         tokens = [token]

@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 
 from specexp import signals
 from specexp.errors import OutputError, StoreError
-from specexp.storage.run_plan import File, Input, RunSpec, RunUpdate
+from specexp.storage.run_plan import File, Input, RunSpec, RunUpdate, now
 from specexp.tasks.example import Dataset
 from specexp.tracking import backend
 from specexp.tracking.search import KEY, MOST, all_of, finished, is_active, search_runs
@@ -182,6 +182,15 @@ def log_settings(run_id: str, settings: Mapping[str, object]) -> None:
     MlflowClient().log_batch(run_id, params=[Param(key, str(value)) for key, value in settings.items()])
 
 
+def add(run_id: str, metrics: Mapping[str, float], tags: Mapping[str, str]) -> None:
+    """Add metrics and tags to a run."""
+    MlflowClient().log_batch(
+        run_id,
+        metrics=[Metric(key, value, now(), 0) for key, value in metrics.items()],
+        tags=[RunTag(key, value) for key, value in tags.items()],
+    )
+
+
 def log_dataset(run_id: str, dataset: Dataset, context: str) -> None:
     """Log a further dataset input of a run; `context` is MLflow's dataset context."""
     MlflowClient().log_inputs(run_id, datasets=[_input(Input.of(dataset, context), run_id)])
@@ -218,6 +227,18 @@ def chart_address(run_id: str) -> str:
 
 
 Log = Callable[[Mapping[str, float], int], None]
+PARENT = "mlflow.parentRunId"  # the tag that makes a run the child of another
+
+
+@contextmanager
+def reopened(run_id: str) -> Iterator[None]:
+    """Make a finished run the active one within the context."""
+    with detached():
+        mlflow.start_run(run_id=run_id)
+        try:
+            yield
+        finally:
+            end("FINISHED")
 
 
 @contextmanager

@@ -279,7 +279,7 @@ def test_a_commands_own_options_are_those_of_the_table(name: str) -> None:
     options = {param.name or "": param for param in command.params if isinstance(param, click.Option)}
     shared = (
         {*SETTINGS, *OPTIONS}
-        if name not in ("calibrate_rule", "train_judge", "train_pair", "speed_check", "upload")
+        if name not in ("calibrate_rule", "judge_report", "train_judge", "train_pair", "speed_check", "upload")
         else set()
     )
     for option, told in COMMAND_OPTIONS[name].items():

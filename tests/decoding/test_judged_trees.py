@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from helpers.networks import network_arrays
 from helpers.sampling import EOS, EXACT, SAMPLINGS, names
 from helpers.seeded_bugs import JUDGED_TREE_BUGS, Bug, mutated
 from helpers.tree_walks import LENGTH, PROMPT, SHAPES, Waives, decoder, module, outputs_of_recursion, pair
-from specexp.certify.reference_distribution import gap
+from specexp.certify.reference_distribution import gap, warp
 from specexp.config import adjusted, resolve
 from specexp.decoding.rng import rng_for
 from specexp.errors import JudgeError
@@ -25,24 +26,31 @@ from specexp.methods import check_judge
 THRESHOLDS = (0.0, 0.4, 0.7, 1.1)
 PROMPTS = [[1 + i % 6, 2, 1 + (3 * i) % 7] for i in range(6)]
 MODES_OF_TREES = ("target", "target_previous")
+KIND_OF = {"target_scalars": "trees"}
 
 
 def network(mode: str, seed: int = 0) -> Any:
     size = MODES[mode].size({"target": module("lm.toy").HIDDEN})
-    return module("judge.network").Network("logistic", network_arrays("logistic", size, seed))
+    kind = KIND_OF.get(mode, "logistic")
+    return module("judge.network").Network(kind, network_arrays(kind, size, seed))
 
 
-def rule(mode: str, threshold: float, score: Any, eos: tuple[int, ...] = (EOS,)) -> Any:
-    judged = module("decoding.lossy_rules").Judged
-    return judged(score, MODES[mode].parts, threshold, eos, MODES[mode].needs)
+def rule(mode: str, threshold: float, score: Any, eos: tuple[int, ...] = (EOS,), **sampling: Any) -> Any:
+    judged, warp = module("decoding.lossy_rules").Judged, module("decoding.rules").Warp(**sampling)
+    return judged(score, MODES[mode].parts, threshold, eos, MODES[mode].needs, warp)
 
 
-def waived(target: Any, mode: str, threshold: float, judge: Any) -> Waives:
+def waived(target: Any, mode: str, threshold: float, judge: Any, sampling: dict[str, Any]) -> Waives:
     """From fresh forwards: whether the judge lets a token pass behind a text."""
+    softened = sampling if sampling["temperature"] else {"temperature": 1.0}
 
     def waives(ids: list[int], token: int) -> bool:
-        _, hidden = target.session().feed(target.ids([*ids, token]), rows=2, hidden=True)
-        row = hidden[1 if mode == "target" else 0]
+        logits, hidden = target.session().feed(target.ids([*ids, token]), rows=2, hidden=True)
+        row = hidden[0 if mode == "target_previous" else 1]
+        if mode == "target_scalars":
+            p = warp(logits[0].tolist(), **softened)
+            spread = -sum(each * math.log(each) for each in p if each)
+            row = np.concatenate([row, [spread, max(p) - p[token], p[token]]])
         return token != EOS and bool(judge(np.asarray(row, dtype=np.float32)[None])[0] < threshold)
 
     return waives
@@ -50,14 +58,15 @@ def waived(target: Any, mode: str, threshold: float, judge: Any) -> Waives:
 
 def check_every_way_the_rng_can_fall(shape: tuple[int, int, int, int], sampling: dict[str, Any]) -> None:
     lossy = 0
-    for number, (threshold, mode) in enumerate(itertools.product(THRESHOLDS, MODES_OF_TREES)):
+    modes = [*itertools.product(THRESHOLDS, MODES_OF_TREES), (0.6, "target_scalars")]
+    for number, (threshold, mode) in enumerate(modes):
         models, judge = pair(3 + number), network(mode, number)
         got = module("certify.oracle").output_distribution(
             lambda models=models, number=number: module("engine").Engine(models, [EOS], cached=number % 3 > 0),
-            decoder(shape, sampling, rule(mode, threshold, judge)), PROMPT, LENGTH,
+            decoder(shape, sampling, rule(mode, threshold, judge, **sampling)), PROMPT, LENGTH,
         )  # fmt: skip
         assert sum(got.values()) == pytest.approx(1, abs=EXACT)
-        waives = waived(models["target"], mode, threshold, judge)
+        waives = waived(models["target"], mode, threshold, judge, sampling)
         assert gap(got, outputs_of_recursion(models, shape, sampling, waives)) < EXACT
         own = module("certify.reference_distribution").sequence_distribution(
             models["target"], PROMPT, LENGTH, EOS, **sampling
@@ -178,12 +187,13 @@ def test_the_cache_and_a_batch_change_nothing(temperature: float) -> None:
     assert sum(out.num_judged for out in cached) > 5
 
 
-@pytest.mark.parametrize("part", ["draft", "both", "both_previous"])
+@pytest.mark.parametrize("part", ["draft", "both", "both_previous", "scalars"])
 def test_a_judge_of_the_drafts_states_is_refused_by_name(part: str) -> None:
     (method,) = adjusted(resolve("arith_quick", {}), {"methods": "autojudge_tree"}).methods
     with pytest.raises(JudgeError, match=rf"reads {part} features.*leaves of autojudge_tree's tree.*target_previous"):
         check_judge(method, made_up(part))
     check_judge(method, made_up("target"))
+    check_judge(method, made_up("target_previous_scalars"))
 
 
 def made_up(part: str) -> Judge:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import math
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from specexp.certify.reference_distribution import gap, warp
 from specexp.decoding.lossy_rules import Judged, TopK
 from specexp.decoding.protocol import Drafted, Scored
 from specexp.decoding.rng import ACCEPT, HashRng
+from specexp.judge import trees
 from specexp.judge.features import MODES
 from specexp.judge.network import Network
 from specexp.lm.hf.hf_model import HFModel
@@ -34,8 +36,11 @@ from specexp.lm.toy import ToyModel
 
 EXACT = 1e-12
 FAMILIES = ["llama", "qwen2", "gpt2"]
-KINDS = ("mlp", "logistic")
+KINDS = ("mlp", "logistic", "trees")
+SCALAR_MODES = ("target_scalars", "both_previous_scalars", "scalars")
+SEEN_MODES = [mode for mode in MODES if not mode.endswith("scalars") or mode in SCALAR_MODES]
 TEMPERATURES = [0.0, 0.8]
+NAMES = {"target": "p", "draft": "q"}
 SAME_COUNTS = (
     "num_rounds", "num_drafted", "num_accepted", "num_judged", "num_cut", "num_full", "num_tested", "num_target_calls",
     "num_target_positions", "accepted_histogram",
@@ -67,9 +72,10 @@ class Lab:
         size = self.module("judge.features").MODES[mode].size(self.sizes)
         return self.module("judge.network").Network(kind, network_arrays(kind, size, seed))
 
-    def judged(self, mode: str, threshold: float, score: Callable[[Any], Any]) -> Mutable:
-        features = self.module("judge.features").MODES[mode]
-        return self.module("decoding.lossy_rules").Judged(score, features.parts, threshold, self.eos, features.needs)
+    def judged(self, mode: str, threshold: float, score: Callable[[Any], Any], temperature: float = 0.0) -> Mutable:
+        features, warp = self.module("judge.features").MODES[mode], self.module("decoding.rules").Warp(temperature)
+        judged = self.module("decoding.lossy_rules").Judged
+        return judged(score, features.parts, threshold, self.eos, features.needs, warp)
 
     def chain(self, rule: Mutable, gamma: int = 4, temperature: float = 0.0, bonus: bool = True) -> Mutable:
         chain, rules = self.module("decoding.chain"), self.module("decoding.rules")
@@ -138,10 +144,12 @@ def lab(request: pytest.FixtureRequest, pair: Callable[[str], Any]) -> Lab:
 
 
 def settings(lab: Lab) -> Iterator[tuple[str, str, list[int]]]:
-    """Every feature mode, with every kind of judge or with each in turn, on the prompts in turn."""
-    prompts, kinds = itertools.cycle(lab.prompts), itertools.cycle(KINDS)
-    for mode in MODES:
-        for kind in KINDS if lab.every_kind else [next(kinds)]:
+    """Every mode of hidden states, with both kinds of networks or with each in turn, and scalars with trees, on the
+    prompts in turn."""
+    prompts, kinds = itertools.cycle(lab.prompts), itertools.cycle(KINDS[:2])
+    for mode in SEEN_MODES:
+        several = KINDS[:2] if lab.every_kind else [next(kinds)]
+        for kind in ["trees"] if mode in SCALAR_MODES else several:
             yield mode, kind, next(prompts)
 
 
@@ -319,8 +327,8 @@ def check_decoding_reads_the_features_that_mining_kept(lab: Lab) -> None:
                 rows: dict[str, Any] = {}
                 for role in ("target", "draft"):
                     look = miner.rows(role, [*ids, *drafted[:at]], drafted[at])
-                    ((_, (previous, own)),) = miner._engine.run_all([look])
-                    rows |= {f"{role}_previous": previous, f"{role}_token": own}
+                    ((_, parts),) = miner._engine.run_all([look])
+                    rows |= parts
                 kept = np.concatenate([rows[part] for part in MODES[mode].parts])
                 assert np.abs(np.array(row) - kept).max() <= lab.tolerance
 
@@ -379,10 +387,27 @@ def check_judged_tokens_are_those_the_lossless_rule_rejects(lab: Lab) -> None:
     assert total > 5
 
 
+def by_hand(a: dict[str, np.ndarray], features: np.ndarray) -> np.ndarray:
+    """The log-odds of trees, walked node by node."""
+    odds = np.zeros(len(features))
+    for number, row in enumerate(features):
+        for tree in range(len(a["feature"])):
+            node = 0
+            while a["left"][tree, node] != node:
+                goes_left = row[a["feature"][tree, node]] <= a["bound"][tree, node]
+                node = a["left" if goes_left else "right"][tree, node]
+            odds[number] += a["value"][tree, node]
+    return odds + a["bias"][0]
+
+
 def check_probabilities_are_the_formulas(lab: Lab) -> None:
     features = np.random.default_rng(1).normal(size=(40, 2 * lab.sizes["target"])).astype(np.float32)
     for kind in KINDS:
         a = network_arrays(kind, features.shape[1])
+        if kind == "trees":
+            expected = 1 / (1 + np.exp(-by_hand(a, features)))
+            assert np.abs(lab.judge("both", kind)(features) - expected).max() < 1e-6
+            continue
         x = (features - a["mean"]) / a["scale"]
         if kind == "mlp":
             x = np.maximum(x @ a["weight_1"].T + a["bias_1"], 0) @ a["weight_2"].T + a["bias_2"]
@@ -509,13 +534,17 @@ def exactly(lab: Lab, rule: Mutable, waives: Callable[[list[int], int], bool], g
 
 
 def waived_by_judge(lab: Lab, mode: str, threshold: float, judge: Mutable) -> Callable[[list[int], int], bool]:
-    """From fresh forwards: whether the judge lets a token pass behind a text."""
+    """From fresh forwards: whether the judge lets a token pass behind a text, at temperature 0.8."""
 
     def waives(ids: list[int], token: int) -> bool:
         rows: dict[str, Any] = {}
         for role, model in lab.models.items():
-            _, hidden = model.session().feed(model.ids([*ids, token]), rows=2, hidden=True)
-            rows |= {f"{role}_previous": hidden[0], f"{role}_token": hidden[1]}
+            logits, hidden = model.session().feed(model.ids([*ids, token]), rows=2, hidden=True)
+            p = warp(logits[0].tolist(), 0.8)
+            rows |= {f"{role}_previous": hidden[0], f"{role}_token": hidden[1], f"{role}_{NAMES[role]}": [p[token]]}
+            if role == "target":
+                rows["target_entropy"] = [-sum(each * math.log(each) for each in p if each)]
+                rows["target_margin"] = [max(p) - p[token]]
         features = np.concatenate([rows[part] for part in MODES[mode].parts])[None].astype(np.float32)
         return token not in lab.eos and bool(judge(features)[0] < threshold)
 
@@ -538,11 +567,11 @@ def check_a_judge_that_waives_nothing_is_lossless_exactly(lab: Lab) -> None:
 
 
 def check_only_what_the_judge_waives_passes_beyond_the_lossless_rule(lab: Lab) -> None:
-    for number, mode in enumerate(MODES):
+    for number, mode in enumerate(SEEN_MODES):
         threshold = (0.4, 0.7)[number % 2]
-        judge = lab.judge(mode, KINDS[number % 2], number)
+        judge = lab.judge(mode, KINDS[number % 3], number)
         waives = waived_by_judge(lab, mode, threshold, judge)
-        assert exactly(lab, lab.judged(mode, threshold, judge), waives, 2, bonus=number % 3 > 0) < EXACT
+        assert exactly(lab, lab.judged(mode, threshold, judge, 0.8), waives, 2, bonus=number % 3 > 0) < EXACT
 
 
 def check_top_k_at_a_temperature(lab: Lab) -> None:
@@ -622,6 +651,21 @@ def test_a_logistic_judge_is_scikit_learns() -> None:
     arrays = {"mean": scaler.mean_, "scale": scaler.scale_, "weight_1": model.coef_, "bias_1": model.intercept_}
     network = Network("logistic", {name: array.astype(np.float32) for name, array in arrays.items()})
     assert np.abs(network(x) - model.predict_proba(scaler.transform(x))[:, 1]).max() < 1e-5
+
+
+def test_a_judge_of_trees_is_scikit_learns() -> None:
+    """Features of 32 bits that stand exactly at a bound, or between its 64 and its 32 bits, take the same way."""
+    numbers = np.random.default_rng(0)
+    x = numbers.normal(size=(300, 3)).astype(np.float32)
+    x[:, 2] = 1 + numbers.integers(40, size=300) * np.finfo(np.float32).eps  # neighbours: their middles have no 32 bits
+    y = x[:, 0] * x[:, 1] + 2e5 * (x[:, 2] - 1) + 0.3 * numbers.normal(size=300) > 0.5
+    model, num_trees, _ = trees.fit((x[:200], y[:200]), (x[200:], y[200:]), lambda *_: None, trees.TreesRecipe())
+    network = trees.network_of(model, num_trees, 3)
+    *_, expected = itertools.islice(model.staged_predict_proba(x), num_trees)
+    assert num_trees > 1
+    assert {0, 1, 2} <= set(network.arrays["feature"].ravel().tolist())
+    for features in (x, torch.tensor(x)):
+        assert np.abs(np.asarray(network(features)) - expected[:, 1]).max() < 1e-6
 
 
 def test_an_mlp_judge_is_torchs() -> None:

@@ -109,6 +109,7 @@ COMMANDS = {
     "train_drafter": [],
     "train_judge": ["--labels", "labels"],
     "calibrate_rule": ["--labels", "labels"],
+    "judge_report": ["--labels", "labels"],
     "certify": [],
     "advise": [],
     "benchmark": ["--quick"],

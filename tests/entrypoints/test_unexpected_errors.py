@@ -28,6 +28,7 @@ WORK = {
     "collect_labels": ("collect_labels", []),
     "evaluate": ("evaluate", []),
     "generate": ("generate", ["x"]),
+    "judge_report": ("judge_report", []),
     "log_decoder": ("log_decoder", []),
     "main": ("main", []),
     "presets": ("overview", []),

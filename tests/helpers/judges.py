@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from helpers.networks import network_arrays
 from specexp import config
 from specexp.answers import rules as answers
 from specexp.judge import features
@@ -35,7 +36,7 @@ def label_set(folder: Path, num_prompts: int = 120, noise: float = 0.3, seed: in
                 )
             )
             for part in features.PARTS:
-                row = rng.standard_normal(TINY_HIDDEN[part.split("_")[0]])
+                row = rng.standard_normal(1 if part in features.SCALARS else TINY_HIDDEN[part.split("_")[0]])
                 row[0] = important + noise * rng.standard_normal()
                 parts[part].append(row.astype(np.float32))
     who = {"target": "t" * 16, "draft": "d" * 16, "tokenizer": "v" * 64, "target_name": "a", "draft_name": "b",
@@ -51,6 +52,8 @@ def label_set(folder: Path, num_prompts: int = 120, noise: float = 0.3, seed: in
 
 def random_network(kind: str, num_features: int, seed: int = 0) -> Network:
     """A network with random weights."""
+    if kind == "trees":
+        return Network(kind, network_arrays(kind, num_features, seed))
     rng = np.random.default_rng(seed)
 
     def draw(*shape: int) -> np.ndarray:

@@ -9,12 +9,14 @@ generate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from specexp.certify.reference_distribution import warp
 from specexp.judge.splits import split_of
 
 Ids = list[int]
@@ -91,12 +93,18 @@ def draft_choices(pair: Any, prompt: Ids, response: Ids) -> Ids:
 
 
 def feature_rows(pair: Any, ids: Ids) -> dict[str, np.ndarray]:
-    """Hidden rows at the last of `ids` and at the one before it, of both models."""
+    """Hidden rows at the last of `ids` and at the one before it, of both models, and the scalars of the last one."""
     rows = {}
     for role in ROLES:
         model = pair.models[role]
-        _, hidden = model.session().feed(model.ids(ids), rows=2, hidden=True)
+        logits, hidden = model.session().feed(model.ids(ids), rows=2, hidden=True)
         rows[f"{role}_previous"], rows[f"{role}_token"] = (np.asarray(row, dtype=np.float32) for row in hidden)
+        p = warp(logits[0].tolist(), 1.0)
+        scalars = {"draft_q": p[ids[-1]]}
+        if role == "target":
+            spread = -sum(each * math.log(each) for each in p if each)
+            scalars = {"target_entropy": spread, "target_margin": max(p) - p[ids[-1]], "target_p": p[ids[-1]]}
+        rows |= {part: np.array([value], dtype=np.float32) for part, value in scalars.items()}
     return rows
 
 

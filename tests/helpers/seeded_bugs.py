@@ -306,7 +306,14 @@ JUDGED_BUGS = [
     Bug("previous features a row late", JUDGED, 'first = 1 if place == "token" else 0', 'first = 1 if place == "token" or role == "target" else 0'),
     Bug("one model's rows for the other's", JUDGED, 'scored.hidden if role == "target" else drafted.hidden',
         "drafted.hidden if drafted.hidden is not None and drafted.hidden.shape[0] > num_drafted else scored.hidden"),
-    Bug("parts in another order", JUDGED, "for part in self.parts:\n", "for part in sorted(self.parts, reverse=True):\n"),
+    Bug("parts in another order", JUDGED, "[rows[part] for part in self.parts], drafted.tokens)", "[rows[part] for part in sorted(self.parts, reverse=True)], drafted.tokens)"),
+    Bug("scalars of the row behind the token", JUDGED, "target_scalars(scored.logits[:num_drafted]", "target_scalars(scored.logits[1:]"),
+    Bug("the draft's scalar is not asked for", FEATURES, 'draft_q="draft_q" in self.parts', 'draft_q=False'),
+    Bug("scalars of temperature 1 where another is sampled", JUDGED, "p = warp.softened(logits if", "p = UNIT_TEMPERATURE(logits if"),
+    Bug("a margin is that of the entropy", JUDGED, '"target_margin": xp.max(p, axis=-1) - chances', '"target_margin": chances'),
+    Bug("a bound goes right", NETWORK, "xp.where(tested <= of(", "xp.where(tested > of("),
+    Bug("trees stop a level early", NETWORK, 'range(int(self.arrays["depth"][0]))', 'range(int(self.arrays["depth"][0]) - 1)'),
+    Bug("every tree is the first", NETWORK, "xp.reshape(starts + node, (-1,))", "xp.reshape(node, (-1,))"),
     Bug("an EOS is accepted anyway", JUDGED, "            result = result & (tokens != eos)\n", "            pass\n"),
     Bug("an EOS that the target wants is rejected", CHAIN, "                    verdict = verify(p, q,",
         "                    p[:-1, 0] = p[:-1, 0] * (accepted_anyway is None)\n                    verdict = verify(p, q,"),
@@ -378,9 +385,10 @@ JUDGED_TREE_BUGS = [
     Bug("the draw is emitted in place of the judged node", SPECEXEC, "xp.where(judged[-1], xp.take(tokens, row[None], axis=0)[0], token)", "token"),
     Bug("the walk ends at a judged node", SPECEXEC, "        inside = xp.any(child)\n", "        inside = xp.any(child & (tokens == token))\n"),
     Bug("an EOS is judged", JUDGED, "            result = result & (tokens != eos)\n", "            pass\n"),
-    Bug("a node's features are its parent's", JUDGED, '{"target_token": hidden,', '{"target_token": before,'),
-    Bug("a node's features are the row's before it", JUDGED, "xp.take(hidden, xp.clip(parents, 0, None), axis=0)",
-        "xp.take(hidden, xp.clip(xp.arange(hidden.shape[0]) - 1, 0, None), axis=0)"),
+    Bug("a node's features are its parent's", JUDGED, '{"target_token": hidden,', '{"target_token": xp.take(hidden, above, axis=0),'),
+    Bug("a node's features are the row's before it", JUDGED, '"target_previous": xp.take(hidden, above, axis=0)',
+        '"target_previous": xp.take(hidden, xp.clip(xp.arange(hidden.shape[0]) - 1, 0, None), axis=0)'),
+    Bug("a node's scalars are those behind it", JUDGED, "logits = xp.take(scored.logits, above, axis=0)", "logits = scored.logits"),
     Bug("what is important is judged", JUDGED, "result = self.score(xp.concat(rows, axis=-1)) <", "result = self.score(xp.concat(rows, axis=-1)) >="),
     Bug("a tree's judge at threshold 0 is asked", JUDGED, "        if self.threshold <= 0:\n", "        if self.threshold < 0:\n"),
     Bug("drawn nodes count as judged", SPECEXEC, "judged.append(missed & xp.any(child))", "judged.append(xp.any(child))"),
@@ -427,6 +435,7 @@ PAIRED, STATISTICS, METRICS = (
     "specexp.metrics.paired", "specexp.metrics.statistics", "specexp.metrics.summary",
 )  # fmt: skip
 CALIBRATION, LABELS = "specexp.judge.calibration", "specexp.judge.labels"
+PAIRED_AUC, RELIABILITY = "specexp.judge_comparison.paired_auc", "specexp.judge_report.reliability"
 
 # Bugs that the tests of these files must catch by themselves: `pytest` on them fails.
 EAGLE3 = "specexp.drafter.eagle3"
@@ -581,6 +590,24 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a round's slots are not forgotten", CONTEXT, "self._begun, self._fed, self._parents, self._num_slots = False, [], None, 0", "self._begun, self._fed, self._parents = False, [], None"),
         Bug("uncached asks forget what the round fed", CONTEXT, "[self._model.ids(self._ids), *self._fed]", "[self._model.ids(self._ids)]"),
         Bug("forgetting keeps the ids", CONTEXT, "        self._ids, self._num_cached = [], 0\n", "        self._num_cached = len(self._ids) - 1\n"),
+    ],
+    ("judge/test_judge_comparison.py",): [
+        Bug("equal scores count as won", PAIRED_AUC, "below + others / 2", "below + others"),
+        Bug("an AUC pairs across weights of one side", PAIRED_AUC, "pairs = caught.sum(axis=1) * others.sum(axis=1)", "pairs = caught.sum(axis=1) * (~marked).sum()"),
+        Bug("a test of one side", PAIRED_AUC, "min(1.0, 2 * (least + 1)", "min(1.0, (least + 1)"),
+        Bug("the sample is no draw", PAIRED_AUC, "2 * (least + 1) / (len(known) + 1)", "2 * least / len(known)"),
+        Bug("p is not made monotone", PAIRED_AUC, "highest = max(highest, min(", "highest = max(0.0, min("),
+        Bug("Bonferroni in place of Holm", PAIRED_AUC, "(len(p) - rank) * p[place]", "len(p) * p[place]"),
+        Bug("chosen on the test split", "specexp.judge_comparison.comparison", "(candidates[name].validation_auc, -_extra", '(candidates[name].metrics["judge/roc_auc"], -_extra'),
+        Bug("the cost is of a call", "specexp.judge_comparison.comparison", "median(seconds) / ROWS", "median(seconds)"),
+        Bug("ECE of squared gaps", RELIABILITY, "np.abs((weights * (important - p)) @ inside)", "((weights * (important - p)) @ inside) ** 2"),
+        Bug("gaps within a bin do not cancel", RELIABILITY, "np.abs((weights * (important - p)) @ inside)", "np.abs(weights * (important - p)) @ inside"),
+        Bug("a probability of 1 has a bin of its own", RELIABILITY, "np.minimum((p * BINS).astype(int), BINS - 1)", "(p * BINS).astype(int)"),
+        Bug("an operator is punctuation", "specexp.judge_report.token_kinds", 'return "operator" if any', 'return "operator" if not any'),
+        Bug("kinds count what is refused", "specexp.judge_report.token_kinds", "accepted = int(passes[inside].sum())", "accepted = int((~passes[inside]).sum())"),
+        Bug("a bound is rounded to the nearest", "specexp.judge.trees", "np.where(near > bounds, np.nextafter(near, np.float32(-np.inf)), near)", "near"),
+        Bug("transfer is the same task", "specexp.evaluation.report.transfer", "judge_task != task", "judge_task == task"),
+        Bug("a case is wrong where the judge is right", "specexp.judge_report.cases", "return self.passes == bool(self.label.important)", "return self.passes != bool(self.label.important)"),
     ],
     ("judge/test_calibration.py", "judge/test_features.py"): [
         Bug("the calibration term is missing from the margin", CALIBRATION, "(1 / num_calibration + 1 / num_test)", "(1 / num_test)"),

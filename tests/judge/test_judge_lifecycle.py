@@ -127,7 +127,8 @@ def test_train_judge_compares_calibrates_logs_and_registers(workplace: Path) -> 
         assert run.inputs.dataset_inputs[0].dataset.name == "labels"
     files = {f.path for f in MlflowClient().list_artifacts(by_name["judge both"].info.run_id)}
     figures = {"roc.png", "precision_recall.png", "reliability.png", "thresholds.png"}
-    assert files == figures | {"token_classes.csv", "threshold_sweep.csv"}
+    pages = {"comparison.html", "comparison.csv", "comparison.png"}
+    assert files == figures | pages | {"token_classes.csv", "threshold_sweep.csv"}
     sweep = (workplace / "judge" / "threshold_sweep.csv").read_text().splitlines()
     assert sweep[0] == "recall,threshold,accepted,test_recall,test_accepted,test_important_accepted_per_prompt"
     assert any(line.startswith("0.9,") for line in sweep)
@@ -189,6 +190,91 @@ def test_a_judge_that_is_not_there_is_refused(workplace: Path, address: str, mes
     refused(result, message, workplace)
 
 
+def test_feature_sets_and_kinds_are_compared_as_children_of_one_run(workplace: Path) -> None:
+    label_set(workplace / "labels", num_prompts=60)
+    arguments = ["--features", "target,scalars", "--kinds", "logistic,trees"]
+    result = train("--labels", "labels", *arguments, "--output", "judge")
+    assert result.exit_code == 0, result.output
+    names = {f"{mode}_{kind}" for mode in ("target", "scalars") for kind in ("logistic", "trees")}
+    by_name = {run.info.run_name: run for run in runs()}
+    parent = by_name.pop("judge of 2 feature sets")
+    assert set(by_name) == {f"judge_{name}" for name in names}
+    assert {run.data.tags["mlflow.parentRunId"] for run in by_name.values()} == {parent.info.run_id}
+    assert {run.info.status for run in by_name.values()} == {"FINISHED"}
+    chosen = parent.data.tags["chosen"]
+    assert f"{chosen} has the highest ROC-AUC on the validation split" in parent.data.tags["mlflow.note.content"]
+    auc = {name: by_name[f"judge_{name}"].data.metrics["judge/best_validation_roc_auc"] for name in names}
+    assert auc[chosen] == max(auc.values())
+    for name, run in ((name, by_name[f"judge_{name}"]) for name in names):
+        metrics = run.data.metrics
+        assert metrics["judge/roc_auc_low"] <= metrics["judge/roc_auc"] <= metrics["judge/roc_auc_high"]
+        assert metrics["judge/extra_draft_forwards"] == 0
+        assert ("judge/p_against_chosen" in metrics) == (name != chosen)
+        assert Judge.load(workplace / "judge" / name).facts.kind == run.data.params["kind"]
+    (model,) = mlflow.search_logged_models(output_format="list")
+    assert registry.load("models:/autojudge@champion").digest() == Judge.load(workplace / "judge").digest()
+    assert model.source_run_id == by_name[f"judge_{chosen}"].info.run_id
+    page = (workplace / "judge" / "comparison.html").read_text()
+    assert f"{chosen} (chosen)" in page
+    assert all(name in page for name in names)
+
+
+def test_labels_without_scalars_are_told_to_be_mined_again(workplace: Path) -> None:
+    whole = label_set(workplace / "labels")
+    old = {part: rows for part, rows in whole.features.items() if part not in features.SCALARS}
+    replace(whole, features=old).write(workplace / "labels")
+    result = train("--labels", "labels", "--features", "target,target_scalars")
+    assert result.exit_code == 2
+    assert result.output.strip() == (
+        "error: the labels were mined by an earlier version and do not store target_entropy, target_margin, target_p,"
+        " which features 'target_scalars' need; mine them again with collect_labels."
+    )
+    assert not runs()
+    read = LabelSet.read(workplace / "labels")
+    assert [read.stores(mode) for mode in features.MODES.values()] == ["scalars" not in name for name in features.MODES]
+    both = train("--compare", "--features", "target")
+    assert "features is 'target', but compare takes every feature set; leave one of them out." in both.output
+
+
+@pytest.mark.parametrize("kind,mode", [("trees", "scalars"), ("mlp", "both_previous_scalars")])
+def test_every_kind_decodes_by_its_folder_and_is_lossless_at_zero(workplace: Path, kind: str, mode: str) -> None:
+    """As a model of MLflow, as a folder, on a chain, and on a tree where the features allow."""
+    judge = judge_for("toy_quick", features.mode(mode), kind)
+    judge.save(workplace / "judge")
+    assert Judge.load(workplace / "judge").digest() == judge.digest()
+    (workplace / "mine.yaml").write_text("judge.threshold: [0, 1.1]\n")
+    result = evaluate(
+        "--experiment", "toy_quick", "--methods", "baseline,speculative,autojudge", "--gamma", "4",
+        "--judge", "judge", "--config", "mine.yaml", "--output", "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    by_key = {(r["prompt_id"], r["label"]): r for r in records(workplace / "out")}
+    for prompt in {prompt for prompt, _ in by_key}:
+        assert by_key[prompt, "autojudge_k4_t0"]["token_ids"] == by_key[prompt, "speculative_k4"]["token_ids"]
+    assert sum(r["num_judged"] for r in records(workplace / "out") if r["label"] == "autojudge_k4_t1.1") > 0
+    (workplace / "tree").mkdir()
+    judge_for("toy_quick", features.mode("target_scalars"), kind).save(workplace / "tree")
+    tree = ["--experiment", "toy_quick", "--methods", "baseline,autojudge_tree", "--threshold", "0.9"]
+    result = evaluate(*tree, "--judge", "tree", "--output", "walked")
+    assert result.exit_code == 0, result.output
+    assert sum(r["num_judged"] for r in records(workplace / "walked") if r["method"] == "autojudge_tree") > 0
+
+
+def test_a_judge_of_another_task_is_tagged_and_warned_of(workplace: Path) -> None:
+    for task, warned in (("gsm8k", True), ("toy", False)):
+        judge_for("toy_quick", features.mode("target"), task=task).save(workplace / task)
+        arguments = ["--experiment", "toy_quick", "--methods", "baseline,autojudge", "--judge", task]
+        result = evaluate(*arguments, "--output", f"out-{task}")
+        assert result.exit_code == 0, result.output
+        said = f"The judge '{task}' was mined on task 'gsm8k' and decodes task 'toy' (transfer); its threshold was"
+        assert (f"warning: {said}" in result.output) == warned
+        page = (workplace / f"out-{task}" / "report.html").read_text()
+        assert ("(transfer)" in page) == warned
+        tagged = [run.data.tags for run in runs() if run.data.tags.get("judge_task") == task]
+        assert {tags["method"] for tags in tagged} == {"autojudge"}
+        assert {tags["transfer"] for tags in tagged} == {str(warned).lower()}
+
+
 def test_without_labels_train_judge_says_what_is_missing(workplace: Path) -> None:
     result = train()
     assert result.exit_code == 2
@@ -204,10 +290,11 @@ def test_bad_settings_of_a_training_are_refused_all_at_once(workplace: Path) -> 
     result = train("--recall", "1.5", "--features", "bth", "--kinds", "mlp,forest", "--seed", "x", "--name", "a/b")
     assert result.exit_code == 2
     assert [line.split(";")[0] for line in result.output.splitlines()] == [
-        "error: unknown feature mode 'bth', did you mean 'both'? Known: both, both_previous, draft, draft_previous,"
-        " target, target_previous.",
+        "error: unknown feature mode 'bth', did you mean 'both'? Known: both, both_previous, both_previous_scalars,"
+        " both_scalars, draft, draft_previous, draft_previous_scalars, draft_scalars, scalars, target, target_previous,"
+        " target_previous_scalars, target_scalars.",
         "error: recall is '1.5'",
-        "error: unknown kind 'forest'. Known: logistic, mlp.",
+        "error: unknown kind 'forest', did you mean 'trees'? Known: logistic, mlp, trees.",
         "error: name is 'a/b'",
         "error: seed is 'x'",
     ]

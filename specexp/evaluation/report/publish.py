@@ -9,7 +9,7 @@ from pathlib import Path
 from specexp.evaluation import divergence, time_split
 from specexp.evaluation.divergence import NOT_LOSSLESS
 from specexp.evaluation.preparation import Prepared
-from specexp.evaluation.report import charts, html_page, table
+from specexp.evaluation.report import charts, html_page, table, transfer
 from specexp.evaluation.report.comparison import Comparison, compare
 from specexp.evaluation.report.divergence_text import marks
 from specexp.evaluation.report.formatting import plain
@@ -51,6 +51,7 @@ def show(prepared: Prepared, output: OutputFolder, records: Sequence[Record], co
     comparison = compare(prepared, output, records)
     drawn = charts.draw(comparison, output.path / "figures")
     warnings = _warnings(comparison, output, named)
+    warnings += transfer.warnings(comparison, output.read_json("judges.json") or {}, prepared.task.name)
     said = [plain(sentence) for sentence in verdict(comparison)]
     report = Report(result, comparison, drawn, said, commands, warnings)
     write_page(output, report)

@@ -13,7 +13,7 @@ from specexp.answers.kinds import AUTO
 from specexp.config import MethodConfig
 from specexp.evaluation import divergence, time_split
 from specexp.evaluation.preparation import Prepared
-from specexp.evaluation.report import chart_style
+from specexp.evaluation.report import chart_style, transfer
 from specexp.evaluation.report.comparison import Comparison
 from specexp.evaluation.report.figures import draw_trees
 from specexp.evaluation.report.publish import PAGE, REFUTED, Report
@@ -148,6 +148,8 @@ def _tags(prepared: Prepared, method: MethodConfig, flaws: Sequence[str]) -> dic
     tags |= execution_of(prepared.task)
     if experiment.history != "baseline":
         tags["paired"] = "false"  # from the second turn on, each method continues its own history
+    if method.judge:
+        tags |= transfer.tags(prepared.judges[method.judge].facts.task, prepared.task.name)
     return tags | ({"warning": "; ".join(flaws)} if flaws else {})
 
 

@@ -1,0 +1,5 @@
+"""`python -m entrypoints.judge_report`."""
+
+from . import command
+
+command()

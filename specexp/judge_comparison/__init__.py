@@ -1,0 +1,1 @@
+"""Compares judges of several feature sets and kinds on one label set: which differ, and what each costs."""
