@@ -174,10 +174,11 @@ def toy_judge(judge: Judge, threshold: float | None, seed: int) -> Judge:
 def _toy_trees(numbers: np.random.Generator, size: int, middle: float) -> Network:
     """Trees of one test each, whose leaves move the log-odds up or down from `middle`."""
     shape = (2 * size, 3)
-    own, values = np.zeros(shape, np.int32) + np.arange(3), numbers.normal(size=shape)
+    own = np.zeros(shape, np.int32) + np.arange(3)
+    values = numbers.normal(size=(2 * size, 1)) * np.array([0, 1, -1])  # one leaf up, the other as far down
     arrays = {
         "feature": np.tile(np.repeat(np.arange(size), 2)[:, None], 3), "bound": numbers.normal(size=shape) / 2,
-        "left": np.where(own == 0, 1, own), "right": np.where(own == 0, 2, own), "value": values * (own > 0),
+        "left": np.where(own == 0, 1, own), "right": np.where(own == 0, 2, own), "value": values,
         "bias": np.array([middle]), "depth": np.array([1]), "size": np.array([size]),
     }  # fmt: skip
     dtypes = {**NODES, "bias": "float32", "depth": "int32", "size": "int32"}

@@ -21,7 +21,7 @@ BEFORE, AFTER = 300, 160  # characters of text that are shown
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
+class CaseContext:
     """The text around a mismatch: of prompt and response before it, and of the target's response after it."""
 
     before: str
@@ -35,7 +35,7 @@ class Case:
     label: Label
     p: float
     passes: bool
-    context: Context
+    context: CaseContext
 
     @property
     def wrong(self) -> bool:
@@ -63,10 +63,10 @@ def cases(
     """  # fmt: skip
     text = mining.pair.text
 
-    def visit(prompt: Sequence[int], response: Sequence[int], label: Label) -> RequestCoroutine[Context]:
+    def visit(prompt: Sequence[int], response: Sequence[int], label: Label) -> RequestCoroutine[CaseContext]:
         at = label.position
         before = text.decode([*prompt, *response[:at]])[-BEFORE:]
-        return Context(before, text.decode(list(response[at + 1 :]))[:AFTER])
+        return CaseContext(before, text.decode(list(response[at + 1 :]))[:AFTER])
         yield  # a coroutine that asks nothing
 
     prompts = {label.prompt_id for label in shown}

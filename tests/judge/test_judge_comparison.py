@@ -152,7 +152,7 @@ def test_cases_do_not_depend_on_what_the_judge_says() -> None:
     assert 0 < len(passing) < 20
     assert passing == chosen[: len(passing)], "one order for all"
     assert len(cases.selected(labels[:7], passes[:7])) == 7
-    context = cases.Context("", "")
+    context = cases.CaseContext("", "")
     wrong = [
         cases.Case(label(0, important), 0.1, ok, context).wrong for important in (True, False) for ok in (True, False)
     ]
