@@ -175,7 +175,7 @@ def _humaneval_problem(row: Row) -> ProgramProblem:
     return ProgramProblem(name, text, tuple(tests), prompt, function)
 
 
-def _mbpp(data: DataConfig, shots: Shots, split: str, sandbox: Sandbox | None) -> Programs:
+def _mbpp(data: DataConfig, shots: Shots = NO_SHOTS, split: str = "test", sandbox: Sandbox | None = None) -> Programs:
     rows = read(data)
     problems = [_mbpp_problem(row) for row in rows.rows]
     return Programs("mbpp", rows, problems, rows.unused(MBPP_KEYS), sandbox, shots)
