@@ -138,11 +138,11 @@ def test_drafts_have_no_eos_before_the_minimum_either() -> None:
             return logits + 9.0 * (np.arange(self.vocab_size) == EOS), hidden
 
     models: dict[Role, Any] = {"target": Ending_(5, 1), "draft": Ending_(5, 1)}
-    out = Engine(models, [EOS]).generate(
-        Chain(DraftModel(4), Lossless(), Warp()), [1], 20, CertainRng(), ending=Ending(15)
-    )
-    assert (len(out.token_ids), out.finish_reason) == (16, "stop")
-    assert out.num_accepted == out.num_drafted
+    chain = Chain(DraftModel(4), Lossless(), Warp())
+    for least in (13, 15):  # the last token before it is drafted, and is the bonus token
+        out = Engine(models, [EOS]).generate(chain, [1], 20, CertainRng(), ending=Ending(least))
+        assert (len(out.token_ids), out.finish_reason) == (least + 1, "stop")
+        assert out.num_accepted == out.num_drafted
     out = Engine(models, [EOS]).generate(SpecExec(4, 4, Warp(), 1), [1], 20, CertainRng(), ending=Ending(15))
     assert out.token_ids[-1] == EOS
     assert all(tree["num_accepted"] == tree["num_nodes"] for tree in out.trees[:-1])
