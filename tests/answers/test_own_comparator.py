@@ -28,7 +28,7 @@ def test_a_function_of_ones_own_grades_and_labels(workplace: Path, rows: None) -
     assert result.exit_code == 0, result.output
     written = records(workplace / "out")
     for record in written:
-        assert record["answer"] == (record["text"] if record["finish_reason"] == "stop" else None)
+        assert record["answer"] == ((record["text"] or None) if record["finish_reason"] == "stop" else None)
         assert record["correct"] == (record["answer"] is not None and len(record["answer"]) >= len(record["gold"]))
     assert {record["correct"] for record in written} == {True, False}
     assert flat_runs()["baseline"].data.params["comparator"] == "own_rule:longer"
