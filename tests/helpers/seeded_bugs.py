@@ -469,7 +469,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a function is asked the other way round", OWN_FUNCTION, "self.function(answer, other)", "self.function(other, answer)"),
         Bug("a similarity must exceed its threshold", OWN_FUNCTION, "similarity >= self.min_similarity", "similarity > self.min_similarity"),
         Bug("True is a similarity of 1", OWN_FUNCTION, 'if str(said) in ("True", "False"):', "if False:"),
-        Bug("a comparator is no part of the hash", EXPERIMENT, "or value != LATER_OF_EXPERIMENT[key]", "and False"),
+        Bug("a comparator is no part of the hash", EXPERIMENT, "or value != LATER_OF_EXPERIMENT[key]", "or False"),
     ],
     ("pair/test_thinking.py",): [
         Bug("an answer follows the first thought", THINKING, "text.rpartition(self.end)", "text.partition(self.end)"),

@@ -134,7 +134,8 @@ def test_long_prompts_are_a_task_whose_splits_share_no_code() -> None:
         assert chosen.examples(3) == chosen.examples(40)[:3]
         assert chosen.dataset().digest != task("long_prompts", split=split, num_tokens=301).dataset().digest
     assert len(codes["test"]) == 40
-    assert not codes["test"] & codes["mining"]
+    assert {int(str(code)) % 8 for code in codes["test"]} == {0}
+    assert {int(str(code)) % 8 for code in codes["mining"]} == {2, 3}
     assert chosen.extract("I found it.\n#### 12,345", True) == "12345"
     with pytest.raises(TaskError, match="long_prompts has no split 'tset'"):
         long_prompts.long_text("tset", 300, 0)
