@@ -168,7 +168,7 @@ def _humaneval_problem(row: Row) -> ProgramProblem:
     except (SyntaxError, ValueError) as error:
         raise TaskError(f"{row.where}: 'test' has no tests that can be run: {error}.") from None
     text = (
-        "Complete this Python function. Answer with the whole function in one code block.\n"
+        "Complete this Python function. Answer with nothing but the whole function, in one code block.\n"
         f"```python\n{prompt.strip()}\n```\n"
     )
     name = name_of(row, ("task_id",), f"line-{row.number}").replace("/", "-")
@@ -191,7 +191,8 @@ def _mbpp_problem(row: Row) -> ProgramProblem:
         raise TaskError(f"{row.where}: 'test_setup_code' must be a text, got {shown(setup)}.")
     listed = "\n".join(asserts)
     text = (
-        f"{text_of(row, key).strip()}\nAnswer with a Python function in one code block. It must pass these tests:\n"
+        f"{text_of(row, key).strip()}\n"
+        "Answer with nothing but a Python function, in one code block. It must pass these tests:\n"
         f"```python\n{listed}\n```\n"
     )
     tests = tuple(CodeTest(f"{setup}\n{each}\n") for each in asserts)

@@ -165,7 +165,12 @@ def test_a_folder_begun_on_other_rows_is_refused(workplace: Path, monkeypatch: p
     [
         (
             ["--task", "mtbench"],
+<<<<<<< HEAD
             "task 'mtbench' has no answers to check; mine one of arith, gsm8k, prompts, arith_code,",
+=======
+            "task 'mtbench' has no answers to check; mine one of arith, gsm8k, prompts, arith_code,"
+            " humaneval, livecodebench, mbpp.",
+>>>>>>> sandbox
         ),
         (["--dtype", "int8"], "unknown dtype 'int8'"),
         (["--limit", "0"], "limit is '0'; it must be a whole number >= 1."),
