@@ -6,6 +6,7 @@ results. Unlike `hf`, it reads no sampling settings from a model's generation_co
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from specexp import config
 from specexp.api import LoadedPair
 from specexp.engine import Request
 from specexp.errors import ConfigError, ModelError
+from specexp.lm.devices import is_present
 from specexp.lm_eval.generation import HarnessStop, OutputSettings, output_settings
 from specexp.lm_eval.model_args import model_args
 from specexp.lm_eval.scoring import Ids, likelihoods, within
@@ -41,6 +43,10 @@ class SpecexpLM(TemplateLM):  # type: ignore[misc]
 
     def __init__(self, **given: Any) -> None:
         super().__init__()
+        device = str(given.get("device") or "")
+        if not is_present(device):  # the harness's command line has cuda:0 by default, and its `hf` then takes the CPU
+            print(f"note: there is no device {device} here; the models run on the CPU.", file=sys.stderr)
+            del given["device"]
         args = model_args(given)
         method = args.experiment.methods[0]
         self._pair = LoadedPair(args.experiment, args.settings, roles=roles_of(method))

@@ -126,8 +126,8 @@ class HarnessTask:
                 f"task '{self.name}' is scored by {names} in its own way; evaluate takes tasks with the harness's"
                 f" {METRIC}: choose one, or run it by python -m specexp.lm_eval."
             )
-        regexes, *flags = (own.get(key) for key in _IGNORES)
-        return ExactMatch(tuple(regexes or ()), *map(bool, flags))
+        regexes, case, punctuation, numbers = (own.get(key) for key in _IGNORES)
+        return ExactMatch(tuple(regexes or ()), bool(case), bool(punctuation), bool(numbers))
 
     def _chosen_filter(self, wanted: str) -> tuple[Any, set[str]]:
         """The pipeline of this name, or the first one, and what its steps return where nothing matches."""

@@ -11,7 +11,6 @@ import pytest
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed; make test-lm-eval runs this")
 
-import lm_eval.models  # noqa: E402
 import torch  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.utils_hf import MultiTokenEOSCriteria  # noqa: E402
@@ -34,6 +33,7 @@ METHODS = {"baseline": 1, "speculative": 3, "specexec": 2}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # runs a dozen commands each time
         yield folder_of_tasks(tmp_path_factory.mktemp("tasks"), 3)
 
 
@@ -102,6 +102,12 @@ def test_a_context_is_fed_once_for_all_of_its_continuations() -> None:
     assert [value for value, _ in alone] == pytest.approx([value for value, _ in results], rel=1e-5)
 
 
+def test_a_device_that_is_not_there_is_the_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    model = SpecexpLM(method="baseline", device="cuda:99")
+    assert model._asked.target.device == "cpu"
+    assert capsys.readouterr().err.startswith("note: there is no device cuda:99 here; the models run on the CPU.")
+
+
 def test_sampled_repeats_differ_and_settings_that_cannot_be_are_refused() -> None:
     model = SpecexpLM(method="speculative", batch_size=2)
     settings = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 24, "until": []}
@@ -124,7 +130,7 @@ def test_an_output_ends_where_the_hf_models_criterion_ends_it() -> None:
             finder = HarnessStop(strings, tokenizer).begin((5, 6))
             for length in range(1, len(ids) + 1):
                 now = torch.tensor([[5, 6, *ids[:length]]])
-                expected = any([criterion(now, None) for criterion in criteria])
+                expected = any(criterion(now, None) for criterion in criteria)
                 assert finder.add(ids[length - 1]) == expected
                 if expected:
                     ended += 1
