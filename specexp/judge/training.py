@@ -65,8 +65,10 @@ class Splits:
             raise JudgeError(missing)
         result = {split: labels.select(mode, split)[:2] for split in ("train", "validation")}
         scaler = StandardScaler().fit(result["train"][0])
-        scaled = ((scaler.transform(x), important) for x, important in result.values())
-        return cls(scaler, *scaled, tuple(x for x, _ in result.values()))
+        (x, important), (x_validation, important_validation) = result.values()
+        train = scaler.transform(x), important
+        validation = scaler.transform(x_validation), important_validation
+        return cls(scaler, train, validation, (x, x_validation))
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"mean": _float32(self.scaler.mean_), "scale": _float32(self.scaler.scale_)}

@@ -66,8 +66,8 @@ def cases(
     def visit(prompt: Sequence[int], response: Sequence[int], label: Label) -> RequestCoroutine[CaseContext]:
         at = label.position
         before = text.decode([*prompt, *response[:at]])[-BEFORE:]
+        yield from ()  # a coroutine that asks nothing
         return CaseContext(before, text.decode(list(response[at + 1 :]))[:AFTER])
-        yield  # a coroutine that asks nothing
 
     prompts = {label.prompt_id for label in shown}
     of_prompts = [label for label in every if label.prompt_id in prompts]
