@@ -16,8 +16,8 @@ from specexp.answers.kinds import math_answers
 from specexp.answers.mathematics import boxed
 from specexp.errors import TaskError, shown
 from specexp.tasks import sampling
+from specexp.tasks.conversations import NO_SHOTS, Shots
 from specexp.tasks.example import Comparator, Dataset, Example
-from specexp.tasks.shots import NO_SHOTS, Shots
 from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read, text_of
 
 LETTERS = "ABCDEFGHIJ"

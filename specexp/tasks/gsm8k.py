@@ -11,8 +11,8 @@ from specexp.answers import numbers
 from specexp.answers.comparators import CANONICAL
 from specexp.answers.rules import marked
 from specexp.errors import TaskError
+from specexp.tasks.conversations import NO_SHOTS, Shots
 from specexp.tasks.example import Comparator, Dataset, Example
-from specexp.tasks.shots import NO_SHOTS, Shots
 from specexp.tasks.source import DataConfig, Row, Rows, read, text_of
 
 SHOTS = (0, 8)

@@ -17,9 +17,9 @@ from specexp.programs.extraction import as_python, completed, is_python, program
 from specexp.sandbox.job import CodeTest, ProgramTest
 from specexp.sandbox.sandbox import Sandbox
 from specexp.tasks import arith_code
+from specexp.tasks.conversations import NO_SHOTS, Shots
 from specexp.tasks.defaults import NO_EXECUTION, execution_fault
 from specexp.tasks.example import Dataset, Example
-from specexp.tasks.shots import NO_SHOTS, Shots
 from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read, text_of
 
 GOLD = "all tests pass"  # the gold answer to every problem

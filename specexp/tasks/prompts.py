@@ -17,8 +17,8 @@ from specexp.answers.comparators import CANONICAL, AnswerKind
 from specexp.answers.rules import AnswerRule, normal
 from specexp.errors import TaskError, shown
 from specexp.tasks import conversations
+from specexp.tasks.conversations import NO_SHOTS, Shots
 from specexp.tasks.example import Comparator, Dataset, Example
-from specexp.tasks.shots import NO_SHOTS, Shots
 from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read, text_of
 
 KEYS = ("prompt", "messages", "answer", "id")

@@ -16,9 +16,9 @@ from specexp.answers.rules import marked
 from specexp.errors import TaskError, shown
 from specexp.reading import BOM
 from specexp.tasks import sampling
+from specexp.tasks.conversations import NO_SHOTS, Shots
 from specexp.tasks.example import Comparator, Dataset, Example
 from specexp.tasks.gsm8k import gold_of
-from specexp.tasks.shots import NO_SHOTS, Shots
 from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read
 
 # Spec-Bench's file (Xia et al. 2401.07851) begins with MT-Bench (Zheng et al. 2306.05685), in these categories.

@@ -13,6 +13,7 @@ from specexp.errors import TaskError, unknown
 from specexp.sandbox.sandbox import Sandbox
 from specexp.tasks import arith, gsm8k, long_prompts, questions
 from specexp.tasks.benchmarks import MathProblems, MMLUPro
+from specexp.tasks.conversations import NO_SHOTS, Shots, from_rows
 from specexp.tasks.defaults import HARNESS, NO_EXECUTION, SANDBOX
 from specexp.tasks.example import Comparator, Dataset, Example, Task
 from specexp.tasks.gsm8k import GSM8K
@@ -20,7 +21,6 @@ from specexp.tasks.harness import HarnessTask
 from specexp.tasks.programs import PROGRAM_TASKS, ArithCode, Programs
 from specexp.tasks.prompts import Prompts
 from specexp.tasks.questions import Questions
-from specexp.tasks.shots import NO_SHOTS, Shots, from_rows
 from specexp.tasks.source import DataConfig
 
 MOST_GENERATED = 100_000  # the most prompts of a task that generates them

@@ -448,7 +448,7 @@ CHOICES, KINDS, JSON_VALUES, MATHEMATICS, OWN_FUNCTION = (
 )
 EXPERIMENT, THINKING = "specexp.config.experiment", "specexp.pair.thinking"
 MEMORIES = "specexp.evaluation.scheduling"
-SHOTS, TALKS = "specexp.tasks.shots", "specexp.tasks.conversations"
+SHOTS = TALKS = "specexp.tasks.conversations"
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
     ("judge/test_comparator_mining.py",): [
         Bug("mining compares texts, whatever the comparator", MINING, "self._task.comparator.equal(answer, before, example)", "answer == before"),
@@ -469,7 +469,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a function is asked the other way round", OWN_FUNCTION, "self.function(answer, other)", "self.function(other, answer)"),
         Bug("a similarity must exceed its threshold", OWN_FUNCTION, "similarity >= self.min_similarity", "similarity > self.min_similarity"),
         Bug("True is a similarity of 1", OWN_FUNCTION, 'if str(said) in ("True", "False"):', "if False:"),
-        Bug("a comparator is no part of the hash", EXPERIMENT, "or value != LATER_OF_EXPERIMENT[key]", "or False"),
+        Bug("a comparator is no part of the hash", EXPERIMENT, "(value != LATER_OF_EXPERIMENT[key] and value not in ((), [], None))", "False"),
     ],
     ("pair/test_thinking.py",): [
         Bug("an answer follows the first thought", THINKING, "text.rpartition(self.end)", "text.partition(self.end)"),
@@ -521,7 +521,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("roles may follow each other in any order", TALKS, "if role != ROLES[1 + number % 2]", "if role not in ROLES"),
         Bug("a conversation has two system prompts", "specexp.pair.tokenization", 'if not system or messages[0]["role"] == "system"', "if not system"),
         Bug("solved examples of arith are of its train split alone", "specexp.tasks.task", 'rows.split if rows else "train"', '"train"'),
-        Bug("another system prompt is the same settings", "specexp.config.experiment", "if key not in LATER_OF_EXPERIMENT or (value and", 'if key not in LATER_OF_EXPERIMENT or (value and key != "system" and'),
+        Bug("another system prompt is the same settings", "specexp.config.experiment", "(value != LATER_OF_EXPERIMENT[key] and", '(value != LATER_OF_EXPERIMENT[key] and key != "system" and'),
     ],
     ("metrics/test_paired.py",): [
         Bug("pairing of repeats is ignored", PAIRED, 'by_key[r["prompt_id"], r["turn"], r["repeat"]])', 'by_key[r["prompt_id"], r["turn"], 0])'),

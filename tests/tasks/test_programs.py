@@ -144,9 +144,11 @@ def test_where_no_program_runs_no_word_is_needed_and_none_is_taken() -> None:
     assert config.experiment.settings_hash(settings) == plain.hash, "earlier folders have their hashes"
     mined = config.resolve_mining("arith_quick", {"task": "humaneval", "execute": "sandbox", "data": "x.jsonl"})
     assert mined.as_dict()["execute"] == "sandbox"
-    own = config.resolve_mining("arith_quick", {"task": "humaneval", "execute": "sandbox"}).experiment.data
-    assert own is not None
-    assert own.split == "test", "it has no other rows"
+    own = config.resolve_mining("arith_quick", {"task": "humaneval", "execute": "sandbox", "skip": "40"})
+    assert own.experiment.data is not None
+    assert own.experiment.data.split == "test", "it has no other rows"
+    with pytest.raises(ConfigError, match="the rows of task 'humaneval' are those of evaluations; set skip"):
+        config.resolve_mining("arith_quick", {"task": "humaneval", "execute": "sandbox"})
 
 
 def test_small_functions_do_what_their_tests_say() -> None:
