@@ -122,7 +122,8 @@ def test_json_values_are_compared_by_value() -> None:
     "text,content",
     [
         (r"so \boxed{\frac{1}{2}}", r"\frac{1}{2}"), (r"\boxed{1} and \boxed{2}", "2"), (r"\boxed {x}", "x"),
-        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"), (r"\boxed{1} and \boxed{2", "1"), (r"so \boxed{\{1} there", r"\{1"), ("none", None),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"), (r"\boxed{1} and \boxed{2", "1"), (r"so \boxed{\{1} there", r"\{1"),
+        ("none", None),
     ],
 )  # fmt: skip
 def test_the_last_closed_box_is_read(text: str, content: str | None) -> None:
