@@ -24,6 +24,7 @@ from helpers.cli_runner import evaluate, flat_runs, invoke, records, runs, tiny
 from helpers.mining_runs import collect
 from specexp.engine import engine
 from specexp.judge import collection, registry
+from specexp.judge.features import SCALARS
 from specexp.judge.labels import LabelSet
 from specexp.tasks import arith
 
@@ -48,7 +49,8 @@ def test_labels_are_files_artifacts_and_a_dataset(workplace: Path) -> None:
     assert set(manifest["hidden_sizes"]) == {"target", "draft"}
     assert {"target", "draft", "tokenizer"} <= manifest["identity"].keys()
     for part, rows in labels.features.items():
-        assert rows.shape == (len(labels.labels), manifest["hidden_sizes"][part.split("_")[0]])
+        width = 1 if part in SCALARS else manifest["hidden_sizes"][part.split("_")[0]]
+        assert rows.shape == (len(labels.labels), width)
         assert rows.dtype == np.float32
     (run,) = runs()
     assert (run.info.status, run.info.run_name) == ("FINISHED", "labels arith")
