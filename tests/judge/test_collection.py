@@ -49,8 +49,8 @@ def test_labels_are_files_artifacts_and_a_dataset(workplace: Path) -> None:
     assert set(manifest["hidden_sizes"]) == {"target", "draft"}
     assert {"target", "draft", "tokenizer"} <= manifest["identity"].keys()
     for part, rows in labels.features.items():
-        size = 1 if part in SCALARS else manifest["hidden_sizes"][part.split("_")[0]]
-        assert rows.shape == (len(labels.labels), size)
+        width = 1 if part in SCALARS else manifest["hidden_sizes"][part.split("_")[0]]
+        assert rows.shape == (len(labels.labels), width)
         assert rows.dtype == np.float32
     (run,) = runs()
     assert (run.info.status, run.info.run_name) == ("FINISHED", "labels arith")
