@@ -209,8 +209,8 @@ def test_what_a_function_may_not_return(said: Any) -> None:
     "given,words",
     [
         (
-            {"comparator": "nubmer"},
-            "unknown comparator 'nubmer', did you mean 'number'? Known: auto, choice, json, math,",
+            {"comparator": "numberx"},
+            "unknown comparator 'numberx', did you mean 'number'? Known: auto, choice, json, math,",
         ),
         ({"comparator": "a:b:c"}, "unknown comparator 'a:b:c'"),
         ({"comparator": 3}, "unknown comparator ''"),

@@ -114,7 +114,7 @@ def test_evaluate_has_the_harness_s_accuracy_on_the_same_texts(folder: Path, tmp
         ("worded", "task 'lm_eval:worded' is scored by bleu in its own way"),
         ("lettered", "its filter letter reads more than an output"),
         ("generated@wrong", "task 'lm_eval:generated@wrong': unknown filter 'wrong'"),
-        ("generatd", "unknown task 'lm_eval:generatd', did you mean 'generated'? Name one that the folder"),
+        ("generatedx", "unknown task 'lm_eval:generatedx', did you mean 'generated'? Name one that the folder"),
     ],
 )
 def test_other_tasks_are_refused_by_name(folder: Path, name: str, message: str) -> None:
