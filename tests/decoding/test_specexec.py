@@ -69,7 +69,7 @@ def compare(models: dict[str, HFModel], count: int, length: int) -> tuple[int, i
     return compared, parted
 
 
-@pytest.mark.parametrize("family", slow_for([*SAME_TOKENS, *WINDOWED], "gpt_oss", "gpt_neox"))
+@pytest.mark.parametrize("family", slow_for([*SAME_TOKENS, *WINDOWED], "gpt_oss", "gpt_neox", "gpt2"))
 def test_the_same_seed_gives_the_baselines_tokens(pair: Pair, family: str) -> None:
     compared, parted = compare(pair(family), 10, 8)
     assert compared == 90

@@ -43,7 +43,7 @@ def arguments(target: Path, draft: str, *more: str) -> list[str]:
     return ["--target", str(target), "--draft", draft, "--limit", "2", "--max-new-tokens", "16", *more]
 
 
-@pytest.mark.parametrize("kind", ["mtp", "dflash"])
+@pytest.mark.parametrize("kind", [pytest.param("mtp", marks=pytest.mark.slow), "dflash"])
 def test_evaluate(kind: str, workplace: Path, drafting: Any) -> None:
     target, draft, gamma = drafting[kind]
     methods = ["--methods", "baseline,speculative,chained", "--gamma", str(gamma), "--output", "out"]

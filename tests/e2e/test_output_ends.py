@@ -21,6 +21,7 @@ def pair() -> specexp.LoadedPair:
 HOW = ("--experiment", "toy_quick", "--limit", "3", "--show", "0")
 
 
+@pytest.mark.slow
 def test_an_evaluation_cuts_texts_at_a_stop_string_for_every_method(workplace: Path) -> None:
     assert evaluate(*HOW, "--output", "free", "--ignore-eos", "true").exit_code == 0
     free = {(r["prompt_id"], r["label"]): r for r in records(workplace / "free")}

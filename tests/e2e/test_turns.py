@@ -117,6 +117,7 @@ def test_a_categorys_name_may_be_anything(workplace: Path) -> None:
     assert any(name.startswith("category/speedup_Q_A") for name in flat_runs()["speculative_k3"].data.metrics)
 
 
+@pytest.mark.slow
 def test_speed_and_tokens_per_call_come_by_category(workplace: Path) -> None:
     arguments = ["--task", "spec_bench", "--data", str(DATA / "spec_bench.jsonl"), "--limit", "5", *QUICK[6:]]
     assert evaluate(*arguments).exit_code == 0

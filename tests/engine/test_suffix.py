@@ -242,6 +242,7 @@ def test_proposers_are_named_in_their_order(workplace: Any) -> None:
             config.resolve("arith_quick", {"methods": "chained", "config": "own.yaml"})
 
 
+@pytest.mark.slow
 def test_an_evaluation_counts_each_proposer(workplace: Any) -> None:
     """In records, in metrics, and in words on the page."""
     (workplace / "own.yaml").write_text("min_match: 1\nsuffix_min_probability: 0.1\n")

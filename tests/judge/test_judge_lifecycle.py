@@ -190,6 +190,7 @@ def test_a_judge_that_is_not_there_is_refused(workplace: Path, address: str, mes
     refused(result, message, workplace)
 
 
+@pytest.mark.slow
 def test_feature_sets_and_kinds_are_compared_as_children_of_one_run(workplace: Path) -> None:
     label_set(workplace / "labels", num_prompts=60)
     arguments = ["--features", "target,scalars", "--kinds", "logistic,trees"]
@@ -236,7 +237,9 @@ def test_labels_without_scalars_are_told_to_be_mined_again(workplace: Path) -> N
     assert "features is 'target', but compare takes every feature set; leave one of them out." in both.output
 
 
-@pytest.mark.parametrize("kind,mode", [("trees", "scalars"), ("mlp", "both_previous_scalars")])
+@pytest.mark.parametrize(
+    "kind,mode", [("trees", "scalars"), pytest.param("mlp", "both_previous_scalars", marks=pytest.mark.slow)]
+)
 def test_every_kind_decodes_by_its_folder_and_is_lossless_at_zero(workplace: Path, kind: str, mode: str) -> None:
     """As a model of MLflow, as a folder, on a chain, and on a tree where the features allow."""
     judge = judge_for("toy_quick", features.mode(mode), kind)
@@ -320,6 +323,7 @@ def test_only_a_better_judge_becomes_champion(workplace: Path) -> None:
     assert str(client.get_model_version_by_alias("autojudge", "champion").version) == "3"
 
 
+@pytest.mark.slow
 def test_a_champion_whose_files_are_gone_makes_room(workplace: Path) -> None:
     label_set(workplace / "labels")
     arguments = ["--labels", "labels", "--kinds", "logistic", "--output", "judge"]

@@ -17,6 +17,7 @@ import pytest
 
 from helpers import reference_miner
 from helpers.mining import LIMIT, RULES, Reads, disagreements, miner, toy_examples
+from helpers.model_folders import slow_for
 from helpers.reference_miner import Reference
 from helpers.seeded_bugs import MINING_BUGS, Bug, mutated
 from specexp.engine.ngram_lookup import continuation
@@ -439,7 +440,7 @@ def test_random_models_give_the_literal_procedures_labels(pair: Callable[[str], 
             assert important
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral_window", "gpt2"])
+@pytest.mark.parametrize("family", slow_for(["llama", "mistral_window", "gpt2"], "mistral_window"))
 def test_random_models_give_the_same_labels_several_at_a_time(pair: Callable[[str], Any], family: str) -> None:
     task, num_labels = Reads("the sum modulo 3"), 0
     for models, examples in pairs_by_eos(pair(family), 3):

@@ -111,7 +111,7 @@ def test_what_is_fed(llama: tuple[ReferenceHead, dict[Any, Any]]) -> None:
     assert spent["draft_positions"] == len(prompt) + begun[drafting[-1]] + sum(drafted) - len(drafting)
 
 
-@pytest.mark.parametrize("family", slow_for(("llama", "gemma2"), "gemma2"))
+@pytest.mark.parametrize("family", slow_for(("llama", "gemma2"), "llama", "gemma2"))
 def test_recorded_forwards_of_the_target(tmp_path: Path, family: str) -> None:
     target = target_of(family, Tape())
     reference = fitted(target_of(family))

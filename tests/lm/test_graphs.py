@@ -269,6 +269,7 @@ def test_padding_of_a_tree_sees_something() -> None:
     assert not masks[0][0, 21]
 
 
+@pytest.mark.slow
 def test_each_shape_is_recorded_once_and_recordings_outlive_an_engine() -> None:
     tape = Tape()
     pair = models("llama", "cpu", tape)

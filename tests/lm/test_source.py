@@ -60,6 +60,7 @@ def test_a_gguf_file_has_the_weights_that_it_was_made_of_and_runs_on_the_native_
     assert (model.eos_ids, model.context) == (reference.eos_ids, reference.context)
 
 
+@pytest.mark.slow
 def test_evaluate_takes_a_gguf_file(gguf: Path, workplace: Path) -> None:
     """With the tokenizer of the folder it was made of, its outputs are the folder's."""
     outputs = []

@@ -29,6 +29,7 @@ def tokenizer() -> Any:
     return training.build_tokenizer()
 
 
+@pytest.mark.slow
 def test_the_shipped_tokenizer_is_the_one_that_training_builds(tokenizer: Any) -> None:
     for name in ("target", "draft"):
         shipped = load_tokenizer(ModelConfig(f"zoo:{name}"))
@@ -38,6 +39,7 @@ def test_the_shipped_tokenizer_is_the_one_that_training_builds(tokenizer: Any) -
         assert shipped.decode(shipped(text, add_special_tokens=False)["input_ids"]) == text
 
 
+@pytest.mark.slow
 def test_every_digit_is_a_token_of_its_own(tokenizer: Any) -> None:
     tokens = tokenizer.convert_ids_to_tokens(tokenizer("it is 27+15=42.", add_special_tokens=False)["input_ids"])
     assert [t for t in tokens if any(c.isdigit() for c in t)] == list("271542")
