@@ -50,7 +50,7 @@ def train_pair(
     from specexp.tracking import backend
     from specexp.zoo import training, training_tasks
 
-    recipes = {name: replace(training.RECIPES[name], task=task) for name in names}
+    recipes = {name: training.RECIPES[task][name] for name in names}
     if steps:
         recipes = {name: replace(recipe, steps=int(steps)) for name, recipe in recipes.items()}
     for name, recipe in recipes.items():

@@ -1,9 +1,8 @@
 """Trains a small pair: a tokenizer, and two Llama models for task `arith` or `arith_code`.
 
-It trains the pair for `arith` that `specexp/zoo/` ships, one like it for `arith_code`, and nothing larger: one process,
-one CPU or GPU, no mixed-in data. Training uses the `train` split only, and its loss covers the solution, not the
-question. Hidden matrices are trained with Muon, the embedding and the norms with AdamW, both on one warm-up and cosine
-schedule.
+It trains the pairs that `specexp/zoo/` ships, and nothing larger: one process, one CPU or GPU, no mixed-in data.
+Training uses the `train` split only, and its loss covers the solution, not the question. Hidden matrices are trained
+with Muon, the embedding and the norms with AdamW, both on one warm-up and cosine schedule.
 
 `<work>/checkpoint.pt` holds the progress and is replaced atomically every `checkpoint_every` steps. A run that finds
 one continues from it with the same batches as an uninterrupted run, because batch `step` is a function of (seed, step).
@@ -56,8 +55,14 @@ class Recipe:
 
 
 RECIPES = {
-    "target": Recipe(layers=8, hidden=192, heads=6, steps=3000),
-    "draft": Recipe(layers=2, hidden=80, heads=4, steps=1500),
+    "arith": {
+        "target": Recipe(layers=8, hidden=192, heads=6, steps=3000),
+        "draft": Recipe(layers=2, hidden=80, heads=4, steps=1500),
+    },
+    "arith_code": {
+        "target": Recipe(layers=8, hidden=128, heads=4, steps=1200, task="arith_code"),
+        "draft": Recipe(layers=2, hidden=64, heads=4, steps=600, task="arith_code"),
+    },
 }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.model_folders import build, slow_for
+from helpers.model_folders import build, nightly_for, slow_for
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.rng import TARGET, CertainRng, Rng, rng_for
 from specexp.decoding.rules import Warp
@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_baselines_tokens(pair: Pair, family: str) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", SAME_TOKENS)
+@pytest.mark.parametrize("family", nightly_for(SAME_TOKENS, "gpt2", "gpt_neox"))
 def test_the_same_seed_gives_the_baselines_tokens_on_100_prompts(
     pair: Pair, family: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,7 +135,7 @@ def test_an_interrupted_batch_goes_on_and_ends_as_if_nothing_had_happened(
     assert without_clocks(records(workplace / "out")) == without_clocks(records(workplace / "whole"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_kill_9_in_a_batch_loses_and_repeats_nothing(workplace: Path) -> None:
     finish(start("whole", "--batch", "4"))
     rng = random.Random(0)

@@ -166,7 +166,7 @@ def test_ids_that_are_another_folders_are_not_taken(workplace: Path) -> None:
     assert MlflowClient().get_run(foreign.info.run_id).data.tags["specexp.key"] == "another/comparison"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_server_is_asked_first_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(tmp_path / "server") as server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.address)

@@ -13,6 +13,11 @@ def slow_for(values: Iterable[Any], *slow: Any) -> list[Any]:
     return [pytest.param(value, marks=pytest.mark.slow) if value in slow else value for value in values]
 
 
+def nightly_for(values: Iterable[Any], *nightly: Any) -> list[Any]:
+    """A test's parameters, of which those in `nightly` run in the nightly tier."""
+    return [pytest.param(value, marks=pytest.mark.nightly) if value in nightly else value for value in values]
+
+
 VOCAB = 96
 COMMON: dict[str, Any] = {
     "vocab_size": VOCAB,

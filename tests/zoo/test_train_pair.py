@@ -17,11 +17,14 @@ from specexp.errors import OutputError
 from specexp.lm.hf.loading import load_model, load_tokenizer
 from specexp.lm.hf.source import ZOO
 from specexp.lm.runtime import ModelConfig
+from specexp.sandbox.sandbox import Sandbox
 from specexp.tasks import arith
 from specexp.zoo import training
-from specexp.zoo.training_tasks import TASKS, SmallFunctions
+from specexp.zoo.training_tasks import TASKS, SmallFunctions, TrainingTask
 
-TINY = replace(training.RECIPES["draft"], layers=1, hidden=16, heads=1, steps=6, batch=2, warmup=2, checkpoint_every=2)
+TINY = replace(
+    training.RECIPES["arith"]["draft"], layers=1, hidden=16, heads=1, steps=6, batch=2, warmup=2, checkpoint_every=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(tokenizer: Any, tmp_path: Pat
 
 
 def test_another_recipe_leaves_a_finished_training_as_it_was(tokenizer: Any, tmp_path: Path) -> None:
-    recipe = replace(training.RECIPES["draft"], steps=1)
+    recipe = replace(training.RECIPES["arith"]["draft"], steps=1)
     training.train(recipe, tokenizer, tmp_path / "work" / "draft", lambda metrics, step: None)
     folders = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "zoo")]
     result = CliRunner().invoke(command, ["--models", "draft", *folders, "--steps", "2"])
@@ -124,7 +127,7 @@ def test_bad_arguments_are_refused(arguments: list[str], message: str) -> None:
 def test_a_training_is_one_run_however_often_it_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setattr(training, "RECIPES", {"draft": replace(TINY, steps=40)})
+    monkeypatch.setattr(training, "RECIPES", {"arith": {"draft": replace(TINY, steps=40)}})
     monkeypatch.setattr(training, "solve_rate", lambda model, tokenizer, task: 0.25)
     for _ in range(2):
         result = CliRunner().invoke(command, ["--models", "draft", "--work", "work", "--output", "zoo"])
@@ -146,15 +149,24 @@ def test_a_saved_model_is_a_folder_that_loads(tokenizer: Any, tmp_path: Path) ->
     assert [p.name for p in tmp_path.iterdir()] == ["tiny"], "nothing half-written is left"
 
 
-def test_the_pair_is_small() -> None:
-    assert sum(p.stat().st_size for name in ("target", "draft") for p in (ZOO / name).iterdir()) < 16 * 2**20
+@pytest.mark.parametrize("folder,most", [(ZOO, 16 * 2**20), (ZOO / "code", 4_000_000)])
+def test_a_pair_is_small(folder: Path, most: int) -> None:
+    assert 0 < sum(p.stat().st_size for name in ("target", "draft") for p in (folder / name).iterdir()) < most
+
+
+@pytest.mark.parametrize("task,folder", [("arith", "zoo:"), ("arith_code", "zoo:code/")])
+def test_a_shipped_model_has_the_size_of_its_recipe(task: str, folder: str) -> None:
+    for name, recipe in training.RECIPES[task].items():
+        config = load_model(ModelConfig(f"{folder}{name}")).module.config
+        assert (config.num_hidden_layers, config.hidden_size) == (recipe.layers, recipe.hidden)
 
 
 @pytest.mark.slow
-def test_the_target_solves_what_the_draft_often_does_not() -> None:
+@pytest.mark.parametrize("task,folder", [(TASKS["arith"], "zoo:"), (SmallFunctions(Sandbox()), "zoo:code/")])
+def test_the_target_solves_what_the_draft_often_does_not(task: TrainingTask, folder: str) -> None:
     solved = {
         n: training.solve_rate(
-            load_model(ModelConfig(f"zoo:{n}")), load_tokenizer(ModelConfig(f"zoo:{n}")), TASKS["arith"]
+            load_model(ModelConfig(f"{folder}{n}")), load_tokenizer(ModelConfig(f"{folder}{n}")), task
         )
         for n in ("target", "draft")
     }

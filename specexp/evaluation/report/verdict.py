@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from specexp.evaluation.report.comparison import Comparison, Entry
 from specexp.evaluation.report.divergence_text import equality, refuted
 from specexp.evaluation.report.formatting import Number, Sentence, count, of, p_equals, percent, points, span, times
+from specexp.evaluation.report.judge_and_rules import judge_against_rules
 from specexp.method_specs import spec
 from specexp.metrics.paired import paired, timed
 from specexp.metrics.statistics import SIGNIFICANT, rate_ratio, swap_p
@@ -43,6 +44,8 @@ def verdict(comparison: Comparison) -> list[Sentence]:
         result += [s for s in (_told_apart(comparison, best, exact[1:]),) if s]
     if other is not None:
         result.append(_lossy(comparison, other, best))
+    if duel := judge_against_rules(comparison):
+        result.append(duel)
     return result + _how_sure(comparison, len(candidates), other)
 
 
