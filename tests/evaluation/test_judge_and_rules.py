@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,16 +23,18 @@ def run(
     seconds: dict[str, float],
     wrong: Callable[[str, int], bool] = lambda label, i: False,
     methods: str = METHODS,
+    rounds: Mapping[str, float] = {},
     num_prompts: int = 80,
     **more: Any,
 ) -> Comparison:
-    """Seconds of each method as a share of plain decoding's, and the prompts that a setting answers wrongly."""
+    """Seconds and rounds of each method as a share of plain decoding's, and the prompts that it answers wrongly."""
     rng = random.Random(2)
     experiment = replace(config.resolve("arith_quick"), methods=settings(methods), **more)
     by_label = {
         method.label: [
             {**record(rng, method, f"p{i:03}", 0, True), "correct": not wrong(method.label, i),
-             "seconds": seconds.get(method.label, 1.0) * rng.uniform(0.95, 1.05)}
+             "seconds": seconds.get(method.label, 1.0) * rng.uniform(0.95, 1.05),
+             "num_rounds": round(1000 * rounds.get(method.label, seconds.get(method.label, 1.0))) + rng.randrange(5)}
             for i in range(num_prompts)
         ]
         for method in experiment.methods
@@ -51,7 +53,8 @@ def test_a_faster_judge_is_better_where_it_loses_no_answers() -> None:
     said = plain(judge_against_rules(comparison))
     assert said.startswith("A judge is better than rules without training on this task: chosen on every other prompt")
     assert " and compared on the 40 in between, autojudge decodes at 1.3" in said
-    assert said.endswith("p < 0.001) with 0.0 points of accuracy (McNemar p = 1.00).")
+    assert "p < 0.001), with 1.3" in said
+    assert said.endswith(" its tokens a call (p < 0.001) and 0.0 points of accuracy (McNemar p = 1.00).")
     assert said in [plain(sentence) for sentence in verdict(comparison)]
 
 
@@ -60,6 +63,15 @@ def test_a_faster_rule_is_better_and_an_equal_one_is_not_told_apart() -> None:
     assert "task, but worse: " in plain(judge_against_rules(worse))
     equal = run({"autojudge": 0.4, "topk": 0.5, "typical": 0.4})
     assert "as far as these prompts tell: " in plain(judge_against_rules(equal))
+
+
+def test_as_many_tokens_a_call_are_no_win_whatever_the_clock_says() -> None:
+    same = dict.fromkeys(("autojudge", "typical"), 0.3)
+    found = duel(run({"autojudge": 0.3, "topk": 0.5, "typical": 0.4}, rounds=same))
+    assert found is not None
+    assert found.speed_p < 0.01
+    assert found.calls_p > 0.05
+    assert found.outcome == 0
 
 
 def test_a_rule_that_loses_answers_does_not_stand_for_rules() -> None:
@@ -88,6 +100,7 @@ def test_no_prompt_chooses_and_compares() -> None:
     records = {entry.label: list(entry.records) for entry in comparison.entries}
     for i, each in enumerate(records["topk"]):
         each["seconds"] = 0.1 if i % 2 == 0 else 0.9
+        each["num_rounds"] = 1000 * each["seconds"]
     found = duel(compared(comparison.experiment, records, 80))
     assert found is not None
     assert found.rule.label == "topk"

@@ -31,13 +31,16 @@ class Duel:
     low: float
     high: float
     speed_p: float
+    calls: float  # tokens a target call of the judge's setting / of the rule's
+    calls_p: float
     delta: float  # accuracy of the judge's setting minus the rule's
     accuracy_p: float
 
     @property
     def outcome(self) -> int:
         """1 if the judge is better: significantly so in speed or accuracy, and not significantly worse in the other;
-        -1 if the rule is; else 0."""
+        -1 if the rule is; else 0. Speed counts where the calls that are saved are significant, too: two settings that
+        emit as many tokens a call differ by their arithmetic and by what else the machine was doing."""
         both = self._faster + self._more_accurate
         return (both > 0) - (both < 0)
 
@@ -48,7 +51,9 @@ class Duel:
 
     @property
     def _faster(self) -> int:
-        return (self.speed_p < SIGNIFICANT) * (1 if self.ratio > 1 else -1)
+        if max(self.speed_p, self.calls_p) >= SIGNIFICANT or (self.ratio > 1) != (self.calls > 1):
+            return 0
+        return 1 if self.ratio > 1 else -1
 
     @property
     def _more_accurate(self) -> int:
@@ -115,10 +120,11 @@ def _compared(judge: Entry, rule: Entry, prompts: frozenset[str]) -> Duel | None
         changes[a["prompt_id"]] = changes.get(a["prompt_id"], 0) + bool(a["correct"]) - bool(b["correct"])
     if len(changes) < FEWEST // 2:
         return None
-    seconds = timed([a for a, _ in pairs], "seconds"), timed([b for _, b in pairs], "seconds")
-    ratio = rate_ratio(*seconds)
-    return Duel(judge, rule, len(changes), ratio.value, ratio.low, ratio.high, swap_p(*seconds),
-                sum(changes.values()) / len(pairs), sign_flip_p(list(changes.values())))  # fmt: skip
+    sides = [a for a, _ in pairs], [b for _, b in pairs]
+    seconds, rounds = ([timed(side, key) for side in sides] for key in ("seconds", "num_rounds"))
+    ratio, calls = rate_ratio(*seconds), rate_ratio(*rounds)
+    return Duel(judge, rule, len(changes), ratio.value, ratio.low, ratio.high, swap_p(*seconds), calls.value,
+                swap_p(*rounds), sum(changes.values()) / len(pairs), sign_flip_p(list(changes.values())))  # fmt: skip
 
 
 NOT_BETTER = "A judge is not better than rules without training on this task"
@@ -140,6 +146,8 @@ def _said(found: Duel) -> Sentence:
         f"{DIVIDED if found.divided else STARTS[found.outcome]}: chosen on every other prompt and compared on the"
         f" {found.num_prompts} in between, {judge} decodes at ", number("ratio", found.ratio, times),
         f" {rule}'s speed (95 %: ", number("low", found.low, times), " to ", number("high", found.high, times), ", ",
-        number("speed_p", found.speed_p, p_equals), ") with ", number("delta", found.delta, points),
+        number("speed_p", found.speed_p, p_equals), "), with ", number("calls", found.calls, times),
+        " its tokens a call (", number("calls_p", found.calls_p, p_equals), ") and ",
+        number("delta", found.delta, points),
         " points of accuracy (McNemar ", number("accuracy_p", found.accuracy_p, p_equals), ").",
     ]  # fmt: skip
