@@ -107,15 +107,15 @@ def of_counters(before: str, after: str) -> Acceptance | None:
     Other clients' requests are in it, too. A counter that fell means that the server began anew: then also None.
     """
     first, second = _samples(before), _samples(after)
-    names = {"drafts": "num_rounds", "draft_tokens": "num_drafted", "accepted_tokens": "num_accepted"}
-    if not all((name, None) in second for name in names):
+    if not all((name, None) in second for name in ("drafts", "draft_tokens", "accepted_tokens")):
         return None
     grown = {key: value - first.get(key, 0) for key, value in second.items()}
     if any(value < 0 for value in grown.values()):
         return None
     positions = sorted(place for name, place in grown if name == "accepted_tokens_per_pos" and place is not None)
     by_position = tuple(grown["accepted_tokens_per_pos", place] for place in positions)
-    return Acceptance("vLLM /metrics", by_position=by_position, **{to: grown[name, None] for name, to in names.items()})
+    drafted, accepted = grown["draft_tokens", None], grown["accepted_tokens", None]
+    return Acceptance("vLLM /metrics", drafted, accepted, grown["drafts", None], by_position)
 
 
 def _samples(text: str) -> dict[tuple[str, int | None], int]:

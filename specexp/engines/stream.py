@@ -87,9 +87,9 @@ class Reader:
         self._logprobs: list[float] = []
 
     def add(self, chunk: Mapping[str, Any], seconds: float) -> None:
-        """Add a chunk that arrived this long after the request. Raises EngineError if it reports a failure."""
+        """Add a chunk that arrived this long after the request. Raises Interrupted if it reports a failure."""
         if chunk.get("error"):
-            raise EngineError(f"the server ended the output: {shown(_message(chunk['error']))}")
+            raise Interrupted(f"the server ended the output: {shown(_message(chunk['error']))}")
         answer = self.answer
         for name in ("usage", "timings", "metrics", "meta_info", "specexp"):
             if isinstance(chunk.get(name), Mapping):
