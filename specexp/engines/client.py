@@ -134,9 +134,14 @@ class EngineClient:
         return self._with_retries(lambda: self._get(f"{self.endpoint.root}/metrics")) or ""
 
     def _stream(self, url: str, body: Mapping[str, Any]) -> Answer:
-        begun, reader = self._clock(), Reader()
+        begun, reader = self._clock(), Reader(self._hide)
         with self._http.stream("POST", url, json=dict(body)) as response:
             self._check(response)
+            kind = response.headers.get("Content-Type", "none")
+            if not kind.startswith("text/event-stream"):
+                raise EngineError(
+                    f"it answers with content type {shown(kind)} where a stream is asked for; check url and api."
+                )
             for chunk in events(response.iter_lines()):
                 reader.add(chunk, self._clock() - begun)
         return reader.finish(self._clock() - begun)
@@ -155,7 +160,7 @@ class EngineClient:
         if status == 200:
             return
         response.read()
-        said = f"status {status}: {shown(_said(response))}"
+        said = f"status {status}: {shown(self._hide(_said(response)))}"
         if status in BUSY:
             raise Busy(f"{said}; start it anew, or ask it for less at a time.", _retry_after(response))
         if status in (401, 403):
@@ -178,7 +183,9 @@ class EngineClient:
 
     def _named(self, message: str) -> str:
         """Return a message with the server's address and without the key."""
-        text = mask(f"engine {self.endpoint.url}: {message}")
+        return mask(self._hide(f"engine {self.endpoint.url}: {message}"))
+
+    def _hide(self, text: str) -> str:
         return text.replace(self._key, HIDDEN) if self._key else text
 
 

@@ -8,7 +8,7 @@ about its drafts is kept as it came, for `acceptance.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,8 +81,9 @@ def _chunk(text: str) -> dict[str, Any]:
 class Reader:
     """Collects the chunks of one answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, hide: Callable[[str], str] = str) -> None:
         self.answer = Answer()
+        self._hide = hide  # removes the key from what the server says, before it is shortened
         self._ids: list[int] = []
         self._logprobs: list[float] = []
 
