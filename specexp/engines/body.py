@@ -69,7 +69,6 @@ class Wanted:
     def fewer(self) -> list[Wanted]:
         """Return what to ask for instead, most first, if a server refuses this."""
         tried = [
-            self,
             Wanted(False, self.top_logprobs, self.usage),
             Wanted(False, self.top_logprobs, False),
             Wanted(False, 0, self.usage),
