@@ -1,4 +1,4 @@
-"""What servers say about their drafts, in their documented forms, under this project's names; and what cannot be true."""
+"""What servers say about their drafts, in their documented forms, under our names; and what cannot be true."""
 
 from __future__ import annotations
 
