@@ -21,7 +21,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from specexp.addresses import HIDDEN, mask
 from specexp.engines.body import Prompt, Sampling, Wanted, body_of
 from specexp.engines.endpoint import Endpoint
-from specexp.engines.stream import Answer, Interrupted, Reader, events
+from specexp.engines.stream import Answer, Interrupted, Reader, chunks
 from specexp.errors import EngineError, first_line, shown
 
 T = TypeVar("T")
@@ -136,14 +136,16 @@ class EngineClient:
 
     def _stream(self, url: str, body: Mapping[str, Any]) -> Answer:
         begun, reader = self._clock(), Reader(self._hide)
-        with self._http.stream("POST", url, json=dict(body)) as response:
+        # Not by `iter_lines`, which also splits at U+2028 and the like: JSON may hold them as they are.
+        with self._http.sse(url, method="POST", json=dict(body), max_event_size=None) as source:
+            response = source.response
             self._check(response)
             kind = response.headers.get("Content-Type", "none")
-            if not kind.startswith("text/event-stream"):
+            if not kind.lower().startswith("text/event-stream"):
                 raise EngineError(
                     f"it answers with content type {shown(kind)} where a stream is asked for; check url and api."
                 )
-            for chunk in events(response.iter_lines()):
+            for chunk in chunks(event.data for event in source):
                 reader.add(chunk, self._clock() - begun)
         return reader.finish(self._clock() - begun)
 
@@ -175,7 +177,7 @@ class EngineClient:
     def _with_retries(self, once: Callable[[], T]) -> T:
         try:
             return self._retrying(once)
-        except httpx2.HTTPError as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             words = first_line(error)
             raise EngineError(self._named(f"{words}; see that it runs at this address, then resume.")) from None
         except EngineError as error:

@@ -78,6 +78,7 @@ def _address(value: object) -> str:
     try:
         parts = urlsplit(text)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = usable and not any(each.isspace() or not each.isprintable() for each in text)
     except ValueError:
         usable = False
     if not usable:

@@ -66,7 +66,7 @@ def parse_served(given: object) -> tuple[ServedMethod, ...]:
     faults: list[str] = []
     result = []
     for name, own in methods.items():
-        where = f"{PREFIX}{shown(name)[1:-1]}: " if "methods" in given else ""
+        where = f"{PREFIX}{shown(str(name))[1:-1]}: " if "methods" in given else ""
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
             faults.append(f"{where}a name has letters, digits and any of _.- only.")
             continue

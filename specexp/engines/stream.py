@@ -53,19 +53,13 @@ class Answer:
         return "text" if self.token_ids is None else "token ids"
 
 
-def events(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Yield the chunks of server-sent events up to [DONE]. Raises EngineError for what is no JSON object."""
-    data: list[str] = []
-    for line in lines:
-        if line.startswith("data:"):
-            data.append(line[len("data:") :].removeprefix(" "))
-        elif not line and data:  # a blank line ends an event; others are comments, names and ids
-            text, data = "\n".join(data), []
-            if text.strip() == DONE:
-                return
-            yield _chunk(text)
-    if data and (text := "\n".join(data)).strip() != DONE:
-        yield _chunk(text)
+def chunks(events: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Yield the chunks in the data of server-sent events, up to [DONE]. Raises EngineError for what is no JSON object."""
+    for data in events:
+        if data.strip() == DONE:
+            return
+        if data:  # else an event of another kind, or a sign of life
+            yield _chunk(data)
 
 
 def _chunk(text: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def test_every_part_reaches_the_endpoint() -> None:
         ("url", "localhost:8000", "http://localhost:8000/v1"),
         ("url", "http://", "http://localhost:8000/v1"),
         ("url", "http://host:port", "http://localhost:8000/v1"),
+        ("url", "http://ho st", "http://localhost:8000/v1"),
         ("url", "http://me:s3cret@host", "key_env"),
         ("url", "http://host?api_key=s3cret", "key_env"),
         ("model", 3, "text"),

@@ -62,6 +62,12 @@ def test_ids_texts_counts_and_times_are_read() -> None:
     assert engine.requests[0]["stream"] is True
 
 
+def test_text_with_unusual_line_ends_arrives_whole() -> None:
+    text = "a\u2028b\x85c\u2029d\né"
+    with fake_engine(Reply((text_chunk(text, "stop"),))) as engine:
+        assert Asking(engine).ask().text == text
+
+
 def test_text_alone_is_no_ids() -> None:
     with fake_engine(Reply((text_chunk("a"), text_chunk("b", "stop")))) as engine:
         answer = Asking(engine).ask()

@@ -76,7 +76,8 @@ def fake_engine(*replies: Reply, refused: Sequence[str] = (), metrics: Sequence[
             if reply.status != 200:
                 self._send(reply.status, json.dumps(reply.error).encode(), "application/json", reply.headers)
                 return
-            events = [f"data: {json.dumps(chunk)}\n\n" for chunk in reply.chunks]
+            # Servers write characters as they are.
+            events = [f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n" for chunk in reply.chunks]
             text = "".join([": a comment\n\n", *events, *(["data: [DONE]\n\n"] if reply.complete else [])])
             self._send(200, text.encode(), reply.content_type)
 
