@@ -54,7 +54,7 @@ class Answer:
 
 
 def chunks(events: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Yield the chunks in the data of server-sent events, up to [DONE]. Raises EngineError for what is no JSON object."""
+    """Yield the chunks in events' data, up to [DONE]. Raises EngineError for what is no JSON object."""
     for data in events:
         if data.strip() == DONE:
             return
