@@ -128,10 +128,12 @@ def test_a_wait_has_an_upper_limit() -> None:
 def test_an_answer_cut_in_its_middle_is_asked_for_anew() -> None:
     cut = Reply((text_chunk("wrong", token_ids=[9]),), complete=False)
     failed = Reply((text_chunk("wrong", token_ids=[9]), {"error": {"message": "engine died"}}))
-    with fake_engine(cut, failed, VLLM) as engine:
+    died = Reply((text_chunk("wrong", token_ids=[9]),), complete=False, missing=10)
+    with fake_engine(cut, failed, died, VLLM) as engine:
         answer = Asking(engine).ask()
-    assert (answer.text, answer.token_ids, answer.attempts) == ("abc", [5, 6, 7], 3)
-    assert engine.requests[0] == engine.requests[1] == engine.requests[2]
+    assert (answer.text, answer.token_ids, answer.attempts) == ("abc", [5, 6, 7], 4)
+    assert all(request == engine.requests[0] for request in engine.requests)
+    assert len(engine.requests) == 4
 
 
 def test_attempts_are_bounded() -> None:

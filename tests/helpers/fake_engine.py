@@ -21,6 +21,7 @@ class Reply:
     error: object = None
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = "text/event-stream"
+    missing: int = 0  # bytes that the header promises and the connection ends before
 
 
 @dataclass(slots=True)
@@ -79,7 +80,8 @@ def fake_engine(*replies: Reply, refused: Sequence[str] = (), metrics: Sequence[
             # Servers write characters as they are.
             events = [f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n" for chunk in reply.chunks]
             text = "".join([": a comment\n\n", *events, *(["data: [DONE]\n\n"] if reply.complete else [])])
-            self._send(200, text.encode(), reply.content_type)
+            data = text.encode()
+            self._send(200, data, reply.content_type, {"Content-Length": str(len(data) + reply.missing)})
 
         def _send(self, status: int, data: bytes, kind: str, headers: Mapping[str, str] | None = None) -> None:
             self.send_response(status)
