@@ -26,7 +26,7 @@ _SGLANG = (
 
 
 @dataclass(frozen=True, slots=True)
-class Acceptance:
+class DraftCounts:
     """A server's counts of one answer, or of all. None is what it does not say.
 
     `num_rounds` are verifying calls that had a draft. `by_position[i]` is how many had draft i accepted.
@@ -78,7 +78,7 @@ class Acceptance:
         return result
 
 
-def of_answer(answer: Answer) -> Acceptance | None:
+def of_answer(answer: Answer) -> DraftCounts | None:
     """Return what the server said about this answer's drafts, or None."""
     server = answer.server
     for of, name in ((_of_vllm, "metrics"), (_of_sglang, "meta_info"), (_of_llama_cpp, "timings"), (_of_own, "usage")):
@@ -87,12 +87,12 @@ def of_answer(answer: Answer) -> Acceptance | None:
     return None
 
 
-def total(each: Sequence[Acceptance]) -> Acceptance | None:
+def total(each: Sequence[DraftCounts]) -> DraftCounts | None:
     """Return the sum of several answers' counts; a count that one of them lacks is None."""
     if not each:
         return None
     width = max(len(one.by_position) for one in each)
-    return Acceptance(
+    return DraftCounts(
         each[0].source,
         _sum([one.num_drafted for one in each]),
         _sum([one.num_accepted for one in each]),
@@ -101,7 +101,7 @@ def total(each: Sequence[Acceptance]) -> Acceptance | None:
     )
 
 
-def of_counters(before: str, after: str) -> Acceptance | None:
+def of_counters(before: str, after: str) -> DraftCounts | None:
     """Return what vLLM counted between two readings of its /metrics; None if it counts no drafts.
 
     Other clients' requests are in it, too. A counter that fell means that the server began anew: then also None.
@@ -115,7 +115,7 @@ def of_counters(before: str, after: str) -> Acceptance | None:
     positions = sorted(place for name, place in grown if name == "accepted_tokens_per_pos" and place is not None)
     by_position = tuple(grown["accepted_tokens_per_pos", place] for place in positions)
     drafted, accepted = grown["draft_tokens", None], grown["accepted_tokens", None]
-    return Acceptance("vLLM /metrics", drafted, accepted, grown["drafts", None], by_position)
+    return DraftCounts("vLLM /metrics", drafted, accepted, grown["drafts", None], by_position)
 
 
 def _samples(text: str) -> dict[tuple[str, int | None], int]:
@@ -134,37 +134,37 @@ def _samples(text: str) -> dict[tuple[str, int | None], int]:
     return result
 
 
-def _of_vllm(metrics: Mapping[str, Any]) -> Acceptance | None:
+def _of_vllm(metrics: Mapping[str, Any]) -> DraftCounts | None:
     given = metrics.get("speculative_decoding")
     if not isinstance(given, Mapping):
         return None
     # Entry j of the histogram counts the rounds that accepted exactly j drafts.
     histogram = _counts(given.get("acceptance_histogram"))
     by_position = tuple(sum(histogram[i:]) for i in range(1, len(histogram)))
-    return Acceptance(
+    return DraftCounts(
         "vLLM metrics", _count(given, "num_draft_tokens"), _count(given, "num_accepted_draft_tokens"),
         _count(given, "num_spec_steps"), by_position,
     )  # fmt: skip
 
 
-def _of_sglang(meta: Mapping[str, Any]) -> Acceptance | None:
+def _of_sglang(meta: Mapping[str, Any]) -> DraftCounts | None:
     rounds = _count(meta, "spec_verify_ct")
     pairs = [(_count(meta, accepted), _count(meta, drafted)) for accepted, drafted in _SGLANG]
     complete = [pair for pair in pairs if None not in pair]
     accepted, drafted = complete[0] if complete else (None, None)
     if accepted is None and rounds is None:
         return None
-    return Acceptance("SGLang meta_info", drafted, accepted, rounds)
+    return DraftCounts("SGLang meta_info", drafted, accepted, rounds)
 
 
-def _of_llama_cpp(timings: Mapping[str, Any]) -> Acceptance | None:
+def _of_llama_cpp(timings: Mapping[str, Any]) -> DraftCounts | None:
     drafted, accepted = _count(timings, "draft_n"), _count(timings, "draft_n_accepted")
-    return None if drafted is None else Acceptance("llama.cpp timings", drafted, accepted)
+    return None if drafted is None else DraftCounts("llama.cpp timings", drafted, accepted)
 
 
-def _of_own(usage: Mapping[str, Any]) -> Acceptance | None:
+def _of_own(usage: Mapping[str, Any]) -> DraftCounts | None:
     drafted, accepted = _count(usage, "drafted"), _count(usage, "accepted")
-    return None if drafted is None else Acceptance("usage", drafted, accepted, _count(usage, "rounds"))
+    return None if drafted is None else DraftCounts("usage", drafted, accepted, _count(usage, "rounds"))
 
 
 def _count(given: Mapping[str, Any], name: str) -> int | None:

@@ -142,10 +142,11 @@ class EngineClient:
             self._check(response)
             kind = response.headers.get("Content-Type", "none")
             if not kind.lower().startswith("text/event-stream"):
+                said = shown(self._hide(kind))
                 raise EngineError(
-                    f"it answers with content type {shown(kind)} where a stream is asked for; check url and api."
+                    f"it answers with content type {said} where a stream is asked for; check url and api."
                 )
-            for chunk in chunks(event.data for event in source):
+            for chunk in chunks((event.data for event in source), self._hide):
                 reader.add(chunk, self._clock() - begun)
         return reader.finish(self._clock() - begun)
 

@@ -53,22 +53,24 @@ class Answer:
         return "text" if self.token_ids is None else "token ids"
 
 
-def chunks(events: Iterable[str]) -> Iterator[dict[str, Any]]:
+def chunks(events: Iterable[str], hide: Callable[[str], str] = str) -> Iterator[dict[str, Any]]:
     """Yield the chunks in events' data, up to [DONE]. Raises EngineError for what is no JSON object."""
     for data in events:
         if data.strip() == DONE:
             return
         if data:  # else an event of another kind, or a sign of life
-            yield _chunk(data)
+            yield _chunk(data, hide)
 
 
-def _chunk(text: str) -> dict[str, Any]:
+def _chunk(text: str, hide: Callable[[str], str]) -> dict[str, Any]:
     try:
         chunk = json.loads(text)
     except ValueError:
         chunk = None
     if not isinstance(chunk, dict):
-        raise EngineError(f"the server sent {shown(text)} in a stream; it must send JSON objects: is it an OpenAI API?")
+        raise EngineError(
+            f"the server sent {shown(hide(text))} in a stream; it must send JSON objects: is it an OpenAI API?"
+        )
     return chunk
 
 
@@ -84,7 +86,8 @@ class Reader:
     def add(self, chunk: Mapping[str, Any], seconds: float) -> None:
         """Add a chunk that arrived this long after the request. Raises Interrupted if it reports a failure."""
         if chunk.get("error"):
-            raise Interrupted(f"the server ended the output: {shown(_message(chunk['error']))}")
+            said = self._hide(_message(chunk["error"]))
+            raise Interrupted(f"the server ended the output: {shown(said)}")
         answer = self.answer
         for name in ("usage", "timings", "metrics", "meta_info", "specexp"):
             if isinstance(chunk.get(name), Mapping):
