@@ -102,7 +102,7 @@ METRICS: tuple[Metric, ...] = (
         "emitted ids / decode seconds",
         "tokens/s", "higher", ends=("_low", "_high"),
     ),
-    Metric(("speed/prefill_seconds", "speed/time_to_first_token"), "mean per prompt", "s", "lower"),
+    Metric(("speed/prefill_seconds", "speed/time_to_first_token", "speed/time_per_token"), "mean per prompt", "s", "lower"),
     Metric(("speed/speedup",),
         "relative to the baseline's records of this run, paired by prompt (p of a test that swaps them)",
         "ratio", "higher", ends=("_low", "_high", "_p"),
