@@ -97,7 +97,7 @@ def _text(value: object) -> str:
 def _api(value: object) -> Api:
     if value not in APIS:
         raise ValueError(f"it must be one of {', '.join(APIS)}.")
-    return cast(Api, value)
+    return value
 
 
 def _variable(value: object) -> str:

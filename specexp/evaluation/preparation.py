@@ -114,7 +114,8 @@ class Prepared:
     @property
     def everything(self) -> list[PreparedMethod | ServedSetting]:
         """Our settings and the engines, in the order of the experiment's methods."""
-        known = {each.config.label: each for each in (*self.settings, *self.served)}
+        known: dict[str, PreparedMethod | ServedSetting] = {each.config.label: each for each in self.settings}
+        known |= {each.config.label: each for each in self.served}
         return [known[method.label] for method in self.experiment.methods]
 
     @property

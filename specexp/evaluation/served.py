@@ -179,6 +179,12 @@ def warnings(records: Mapping[str, Sequence[Record]], facts: Sequence[Mapping[st
         result += [f"{label}: the server's counts of drafts cannot be true: {fault}" for fault in faults]
         if again := sum(record["served"]["attempts"] > 1 for record in each):
             result.append(f"{label}: {again} of {len(each)} outputs were asked for more than once.")
+    ours = [label for label, each in records.items() if each and "served" not in each[0]]
+    theirs = [label for label in records if label not in ours]
+    if theirs and (ours or len(theirs) > 1):
+        result.append(
+            f"Engines are compared with {theirs[0]}, never with our own methods: their seconds are of whole requests."
+        )
     known = {name: engine for environment in facts for name, engine in environment.get("engines", {}).items()}
     result += [f"engine:{name}: {engine['offer']}; outputs are compared by {engine['compared_by']}."
                for name, engine in known.items()]  # fmt: skip

@@ -64,6 +64,8 @@ def test_two_engines_are_compared_without_a_model(workplace: Path, monkeypatch: 
     assert where["engines"]["plain"]["compared_by"] == "text"
     assert where["engines"]["spec"]["compared_by"] == "token ids"
     assert "engine:plain: the server gives text, but no token ids and no log-probabilities" in result.output
+    assert "verdict: engine:spec answers at " in result.output
+    assert "100 % of its outputs are equal" in result.output
     tags = {run.data.tags["method"]: run.data for run in runs() if "method" in run.data.tags}
     assert tags["engine:spec"].tags["engine"] == "spec"
     assert tags["engine:spec"].params["engine.model"] == "m"
@@ -85,7 +87,8 @@ def test_an_engine_stands_next_to_our_own_methods_and_a_lie_is_told(
     found = json.loads((workplace / "out" / "summary.json").read_text())
     assert "accept/alpha" in found[next(name for name in found if name.startswith("speculative"))]
     assert found["baseline"]["speed/speedup"] == found["engine:plain"]["speed/speedup"] == 1
-    tags = {run.data.tags["method"]: run.data.tags["engine"] for run in runs() if "method" in run.data.tags}
+    assert "Engines are compared with engine:plain, never with our own methods" in result.output
+    tags = {run.data.tags["method"]: run.data.tags["engine"] for run in runs() if "engine" in run.data.tags}
     assert (tags["baseline"], tags["engine:plain"]) == ("in-process", "plain")
 
 
