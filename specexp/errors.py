@@ -7,6 +7,7 @@
     ├── PromptError              one prompt is empty, or does not fit the model's context
     ├── RequestError             a request to a served decoder is malformed
     ├── JudgeError               a judge or its labels are missing, broken, or made for another pair
+    ├── EngineError              a served engine refuses, fails, or answers what cannot be read
     ├── OutputError              an output folder exists already, or belongs to another configuration
     └── StoreError               the tracking store refuses, or does not answer although it is required
         └── Unsent               the work is done and on disk, but its runs are not in the store: exit code 3
@@ -54,6 +55,10 @@ class RequestError(SpecexpError):
 
 class JudgeError(SpecexpError):
     """A judge, or the labels it is trained on, cannot be used."""
+
+
+class EngineError(SpecexpError):
+    """A served engine cannot be reached, refuses a request, or answers something else than its interface says."""
 
 
 class OutputError(SpecexpError):

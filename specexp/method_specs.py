@@ -18,6 +18,7 @@ from specexp.errors import ConfigError, unknown
 from specexp.lm.runtime import INTERSECTION, SAME, VOCABULARIES
 
 GROUP = "specexp.methods"  # the entry-point group
+SERVED = "engine:"  # begins the names of served engines, which the setting `engine` has
 BOTH: frozenset[Role] = frozenset({"target", "draft"})
 TARGET: frozenset[Role] = frozenset({"target"})
 DRAFT: frozenset[Role] = frozenset({"draft"})
@@ -230,6 +231,8 @@ def specs() -> dict[str, MethodSpec]:
 
 def spec(name: str) -> MethodSpec:
     """Return the facts of one method. Raises ConfigError for an unknown name."""
+    if name.startswith(SERVED):
+        return MethodSpec(name, "A served engine, measured from outside.", "plain", frozenset(), lossless=never)
     result = _BY_NAME.get(name) or specs().get(name)
     if result is None:
         raise ConfigError(unknown("method", name, specs()))

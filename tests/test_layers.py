@@ -22,7 +22,7 @@ ROWS = [
     {"addresses", "bugs", "signals"},
     {"answers", "reading", "sandbox"},
     {"tasks", "decoding", "programs"},
-    {"method_specs", "draft_faults", "lm"},
+    {"method_specs", "draft_faults", "engines", "lm"},
     {"lm.configs", "lm.blocks"},
     {"lm.native"},
     {"lm.hf"},

@@ -12,6 +12,7 @@ from specexp.answers.kinds import AUTO as AUTO_KIND
 from specexp.answers.kinds import MIN_SIMILARITY, kind_of
 from specexp.answers.rules import AnswerRule
 from specexp.decoding.rules import Warp
+from specexp.engines.served_methods import ServedMethod
 from specexp.lm.runtime import (
     AUTO,
     AUTO_VOCABULARY,
@@ -46,6 +47,7 @@ LATER = {
 LATER_OF_EXPERIMENT: dict[str, Any] = {
     "min_new_tokens": 0, "ignore_eos": False, "stop": (), "system": "", "shots_data": None,
     "comparator": AUTO_KIND, "min_similarity": MIN_SIMILARITY, "prompt_tokens": 0, "execute": NO_EXECUTION,
+    "engine": (),
 }  # fmt: skip
 PROPOSERS = ("suffix", "lookup", "draft")
 LATER_OF_MODELS = {"layers": "", "vocabulary": AUTO_VOCABULARY, **dict.fromkeys(HEADS, ""), MTP: False}
@@ -149,6 +151,7 @@ class Experiment:
     comparator: str = AUTO_KIND
     min_similarity: float = MIN_SIMILARITY
     prompt_tokens: int = 0  # of long prompts
+    engine: tuple[ServedMethod, ...] = ()  # served engines
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -18,7 +18,9 @@ from specexp.config.experiment import (
 )
 from specexp.config.parsers import AUTO_GAMMA
 from specexp.config.schema import SETTINGS, TREE_SHAPE
-from specexp.method_specs import settings_of, spec
+from specexp.engines.served_methods import ServedMethod
+from specexp.errors import unknown
+from specexp.method_specs import SERVED, settings_of, spec
 
 
 def chains(preset: str, parsed: Mapping[str, Any], given: Mapping[str, Any]) -> list[MethodConfig]:
@@ -129,3 +131,29 @@ def trees(preset: str, given: Mapping[str, Any], parsed: Mapping[str, Any]) -> l
             name += "".join(suffix for suffix, _ in chosen)
             methods.append(MethodConfig(method, preset, name, tree=TreeConfig(budget, depth, **more), **overrides))
     return methods
+
+
+def served(name: str, engines: Sequence[ServedMethod], faults: list[str]) -> list[MethodConfig]:
+    """The setting of a served engine, which `engine` must name."""
+    known = [each.method for each in engines]
+    if name not in known:
+        faults.append(
+            unknown("engine", name, known) if known else f"method '{name}' needs the setting engine; give it."
+        )
+    return [MethodConfig(name, name, name)]
+
+
+def served_faults(methods: Sequence[MethodConfig], values: Mapping[str, Any]) -> list[str]:
+    """What does not go with served engines: engines that no method names, and settings of our own decoding."""
+    engines, names = values.get("engine", ()), [method.method for method in methods]
+    result = [
+        f"engine has {each.name}, but methods do not have {each.method}; add it, or leave it out."
+        for each in engines
+        if each.method not in names
+    ]
+    if any(name.startswith(SERVED) for name in names) and values.get("batch", 1) > 1:
+        result.append(f"batch is {values['batch']}, but engines are asked for one output at a time; leave it out.")
+    tokenizers = sorted({each.endpoint.tokenizer for each in engines if each.endpoint.tokenizer})
+    if len(tokenizers) > 1:
+        result.append(f"engine has the tokenizers {' and '.join(tokenizers)}; prompts are encoded by one: name one.")
+    return result

@@ -18,7 +18,7 @@ from specexp.config.experiment import (
     Experiment,
     MethodConfig,
 )
-from specexp.config.methods import chains, trees
+from specexp.config.methods import chains, served, served_faults, trees
 from specexp.config.models import laid_over
 from specexp.config.pair_models import models_of_pair
 from specexp.config.parsers import AUTO_GAMMA, MUST_BE_GIVEN, SEVERAL_TURNS, TASK_SOURCES
@@ -27,7 +27,7 @@ from specexp.config.rule_settings import ANSWER_SETTINGS, answer_faults
 from specexp.config.schema import ALIASES, SETTINGS
 from specexp.draft_faults import draft_faults, head_faults
 from specexp.errors import ConfigError, shown, unknown
-from specexp.method_specs import OF_PROPOSERS, settings_of, spec, takers
+from specexp.method_specs import OF_PROPOSERS, SERVED, settings_of, spec, takers
 from specexp.tasks.defaults import HARNESS, NO_EXECUTION, defaults_of, execution_fault, is_known
 from specexp.tasks.long_prompts import DEFAULT_TOKENS
 
@@ -125,7 +125,9 @@ class _Reader:
                     result = laid_over(before, result)
                 self.values[key] = result
             except (ValueError, ConfigError) as error:
-                self.faults.append(f"{where}{key} is {shown(value)}; {error}")
+                # The parts of an engine may hold a password: its own faults say which is meant.
+                said = "not usable" if key == "engine" else shown(value)
+                self.faults.append(f"{where}{key} is {said}; {error}")
         self._template(where, layer)
 
     def fix(self, fixed: Mapping[str, Any]) -> None:
@@ -165,7 +167,7 @@ class _Reader:
             methods = [method for method in methods if not head_faults([method], head)]
         self.check(methods, values.get("temperature"))
         self.faults += draft_faults(methods, models["draft"]) if "draft" in models else []
-        self.faults += request_settings.faults(values)
+        self.faults += [*request_settings.faults(values), *served_faults(methods, values)]
         self._task(values, [method.method for method in methods])
         if self.faults:
             return None
@@ -245,6 +247,9 @@ class _Reader:
         auto = AUTO_GAMMA in given.get("gamma", ())
         methods: list[MethodConfig] = []
         for name in expanded(names):
+            if name.startswith(SERVED):
+                methods += served(name, values.get("engine", ()), self.faults)
+                continue
             if name not in preset_names("methods"):
                 self.faults.append(unknown("method", name, preset_names("methods")))
                 continue

@@ -43,6 +43,7 @@ from specexp.config.request_settings import ENDINGS, PRECEDING
 from specexp.config.rule_settings import ANSWER_SETTINGS, RULE_SETTINGS
 from specexp.config.setting import Option, Setting, but
 from specexp.decoding.rules import MOST_TOP_K
+from specexp.engines.served_methods import parse_served
 from specexp.lm.runtime import CHAT_TEMPLATES
 from specexp.tasks.defaults import DEFAULTS
 from specexp.tasks.long_prompts import CHARACTERS, DEFAULT_TOKENS, FEWEST_TOKENS, MOST_TOKENS
@@ -192,6 +193,10 @@ SETTINGS: dict[str, Setting] = {
         choices("rule", RULES_OF_CHAINS), "Verify a chain token by token, or as a block: token or block.", "token",
         more="Several are separate settings. [Block verification](methods.md#block-verification) has the details.",
         commands=("evaluate", "certify", "generate"),
+    ),
+    "engine": Setting(
+        parse_served, "Give the served engines that methods name as engine:NAME.", otherwise="none", commands=(),
+        more="[Served engines](served_engines.md) has its parts.",
     ),
     "bonus": Setting(
         switch, "Draw one more token from the target after a fully accepted chain.", "true", commands=()

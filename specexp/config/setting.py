@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from specexp.errors import ConfigError
+
 # The commands that take settings. `main` takes those of `evaluate`, `log_decoder` those of `generate`.
 COMMANDS_WITH_SETTINGS = (
     "evaluate", "benchmark", "advise", "certify", "collect_labels", "train_drafter", "generate",
@@ -46,7 +48,7 @@ class Setting:
         """The rule for its values, in the words of `parse`: None is never valid, so the error states the rule."""
         try:
             self.parse(None)
-        except ValueError as error:
+        except (ValueError, ConfigError) as error:
             rule = str(error).rstrip(".")
             _, choices, names = rule.rpartition(_CHOICES)
             return ", ".join(f"`{name}`" for name in names.split(", ")) if choices else rule.removeprefix(_RULE)

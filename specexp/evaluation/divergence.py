@@ -72,6 +72,8 @@ def examine(prepared: Prepared, output: OutputFolder, records: RecordFile) -> No
     """Write differences.json. Raises ModelError if memory runs out."""
     entries: list[dict[str, Any]] = output.read_json(FILE) or []
     known = {_key(each) for each in entries}
+    if not prepared.settings:
+        return
     engine, experiment = Engine(prepared.pair.models), prepared.experiment
     with out_of_memory.translate_oom("checking outputs that differ from plain decoding's", LOWER, experiment.models):
         for record, plain in _pairs(prepared, records.records):

@@ -15,13 +15,14 @@ from specexp.config import Experiment, MethodConfig
 from specexp.decoding.chain import Chain
 from specexp.decoding.protocol import Role
 from specexp.engine import Decoder, Ending, output_limit
+from specexp.engines.served_methods import ServedMethod
 from specexp.errors import ModelError, OutputError, PromptError
 from specexp.judge.judge import Judge
 from specexp.lm import out_of_memory
 from specexp.method_specs import MethodSpec, spec
 from specexp.methods import BuildContext, check_judge, decoder_for, is_lossless, main_role, roles_of
 from specexp.pair.first_look import check_lengths
-from specexp.pair.loading import Pair, contexts, hidden_sizes, identity, load_pair
+from specexp.pair.loading import Pair, contexts, hidden_sizes, identity, load_pair, load_text
 from specexp.pair.stop_strings import StopStrings, TokenBytes
 from specexp.pair.thinking import Thinking, thinking_changed, thinking_notes, thinking_of
 from specexp.pair.tokenization import Text
@@ -82,6 +83,15 @@ class PreparedMethod:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedSetting:
+    """One served engine; what it emits is not claimed to be lossless."""
+
+    config: MethodConfig
+    engine: ServedMethod
+    lossless: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """An experiment that is loaded, checked and ready to run.
 
@@ -98,6 +108,15 @@ class Prepared:
     notes: Sequence[str] = ()
     stop: StopStrings | None = None
     thinking: Thinking | None = None  # how the target marks its thoughts, if its tokenizer says so
+    served: Sequence[ServedSetting] = ()
+    stop_texts: tuple[str, ...] = ()
+
+    @property
+    def everything(self) -> list[PreparedMethod | ServedSetting]:
+        """Our settings and the engines, in the order of the experiment's methods."""
+        known: dict[str, PreparedMethod | ServedSetting] = {each.config.label: each for each in self.settings}
+        known |= {each.config.label: each for each in self.served}
+        return [known[method.label] for method in self.experiment.methods]
 
     @property
     def ending(self) -> Ending:
@@ -123,19 +142,26 @@ def prepare(
     chosen = experiment.read_task()
     examples = chosen.examples(experiment.limit)
     check(examples)
-    roles = set[Role]().union(*(roles_of(method) for method in experiment.methods))
-    check_lengths(experiment.methods, min(contexts(experiment, roles).values()))
+    engines = {each.method: each for each in experiment.engine}
+    methods = [method for method in experiment.methods if method.method not in engines]
+    roles = set[Role]().union(*(roles_of(method) for method in methods))
+    if methods:
+        check_lengths(methods, min(contexts(experiment, roles).values()))
     prompts: list[list[int]] = []
 
     def encode(text: Text, lengths: Mapping[Role, int]) -> None:
-        main_roles = sorted({main_role(method) for method in experiment.methods}, reverse=True)
+        main_roles = sorted({main_role(method) for method in methods}, reverse=True)
         for example in examples:
             try:
                 prompts.append(_encoded(example, experiment, text, {role: lengths[role] for role in main_roles}))
             except (PromptError, ModelError) as error:
                 raise type(error)(f"prompt '{example.prompt_id}': {error}") from None
 
-    pair = load_pair(experiment, roles, check=encode, same_tokens=same_tokens)
+    pair = (
+        load_pair(experiment, roles, check=encode, same_tokens=same_tokens)
+        if methods
+        else load_text(experiment, encode)
+    )
     pair_identity, widths = identity(pair, experiment), hidden_sizes(pair) if judges else {}
     thinking = thinking_of(pair.text)
     notes = [*pair.notes, *notes_of(chosen), *thinking_notes(thinking, examples)]
@@ -147,14 +173,19 @@ def prepare(
         PreparedMethod(
             method, decoder_for(method, context), is_lossless(method, experiment.warp, judges.get(method.judge))
         )
-        for method in experiment.methods
+        for method in methods
     ]
     for setting in settings:
         for role in setting.decoder.models if setting.config.tree else ():
             pair.models[role].check_trees()
     strings = experiment.stop or stops_of(chosen)
-    stop = StopStrings(strings, TokenBytes(pair.text), in_prompt=bool(experiment.stop)) if strings else None
-    return Prepared(experiment, chosen, examples, prompts, settings, pair, judges, notes, stop, thinking)
+    stop = None
+    if strings and methods:
+        stop = StopStrings(strings, TokenBytes(pair.text), in_prompt=bool(experiment.stop))
+    served = [ServedSetting(each, engines[each.method]) for each in experiment.methods if each.method in engines]
+    return Prepared(
+        experiment, chosen, examples, prompts, settings, pair, judges, notes, stop, thinking, served, tuple(strings)
+    )
 
 
 def _encoded(example: Example, experiment: Experiment, text: Text, contexts: Mapping[Role, int]) -> list[int]:

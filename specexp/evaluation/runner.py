@@ -23,7 +23,9 @@ from specexp.evaluation.preparation import (
     Prepared,
 )
 from specexp.evaluation.scheduling import LOWER, Job, Memories, groups_of, memory_of, place_of, prompt_of, requests
+from specexp.evaluation.served import Engines, texts_before
 from specexp.lm import out_of_memory
+from specexp.method_specs import SERVED
 from specexp.metrics.summary import check_identities
 from specexp.pair.stop_strings import text_of
 from specexp.profiling import memory
@@ -44,7 +46,6 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     groups = list(groups_of(prepared, records))
     left = sum(len(jobs) for jobs in groups)
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids, max_batch_size=experiment.batch)
-    where = _environment(prepared, output)
     peaks = memory.peaks_of(output.read_json(memory.FILE))
     try:
         if left:
@@ -52,7 +53,9 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
                 paces = _warm_up(prepared, engine)
             if paces:
                 _announce(prepared, groups, paces)
-        _decode(prepared, output, records, groups, engine, where, peaks)
+        with Engines(replace(prepared, served=prepared.served if left else ())) as engines:
+            where = _environment(prepared, output, engines.facts) if left or not prepared.served else ""
+            _decode(prepared, output, records, groups, engine, where, peaks, engines)
     finally:
         peaks.take()
         output.write_json(memory.FILE, peaks.as_dict())
@@ -60,17 +63,17 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
 
 def _decode(
     prepared: Prepared, output: OutputFolder, records: RecordFile, groups: Sequence[Sequence[Job]], engine: Engine,
-    where: str, peaks: memory.MemoryPeaks,
+    where: str, peaks: memory.MemoryPeaks, engines: Engines,
 ) -> None:  # fmt: skip
     experiment = prepared.experiment
     left = sum(len(jobs) for jobs in groups)
-    total = sum(len(x.turns) for x in prepared.examples) * len(prepared.settings) * experiment.repeats
+    total = sum(len(x.turns) for x in prepared.examples) * len(prepared.everything) * experiment.repeats
     begun = output.read_json("costs.json")
     measured = [] if begun is None else [begun]
     memories = Memories(prepared, records)
     moments = {i * (len(groups) - 1) // (MOMENTS - 1) for i in range(MOMENTS)}
     start, spent = time.perf_counter(), 0.0
-    early = EARLY * len(prepared.settings) * experiment.batch
+    early = EARLY * len(prepared.everything) * experiment.batch
     with tqdm(total=total, initial=total - left, desc=experiment.name, unit="run", dynamic_ncols=True) as bar:
         say = partial(bar.write, file=sys.stderr)
         progress = Progress(left, early, "outputs", say, time.perf_counter)
@@ -86,6 +89,13 @@ def _decode(
                 output.write_json("costs.json", median_of(measured) if measured else None)
             config = jobs[0].setting.config
             bar.set_postfix_str(config.label, refresh=False)
+            if config.method.startswith(SERVED):
+                for job in jobs:
+                    records.append(engines.record(job, texts_before(prepared, records, job)) | {"environment": where})
+                    bar.update()
+                    num_done += 1
+                    progress.seen(num_done)
+                continue
             with out_of_memory.translate_oom(*place_of(prepared, jobs)), peaks.watching(config.label):
                 learned = memories.learn(jobs)
                 for place, out in engine.generate_all(requests(prepared, records, jobs, memories)):
@@ -108,9 +118,10 @@ def complete(prepared: Prepared, output: OutputFolder) -> None:
         output.write_json("costs.json", result)
 
 
-def _environment(prepared: Prepared, output: OutputFolder) -> str:
+def _environment(prepared: Prepared, output: OutputFolder, engines: Mapping[str, Any]) -> str:
     """Note where this process runs in environments.json; a resumed run may have several."""
     facts = environment.describe(prepared.pair.models, prepared.pair.text.facts())
+    facts |= {"engines": engines} if engines else {}
     name = environment.name_of(facts)
     output.write_json("environments.json", {**(output.read_json("environments.json") or {}), name: facts})
     return name
@@ -141,7 +152,7 @@ def _warm_up(prepared: Prepared, engine: Engine) -> dict[str, Pace]:
 def _announce(prepared: Prepared, groups: Sequence[Sequence[Job]], paces: Mapping[str, Pace]) -> None:
     """Print how long the missing records take, at full length and at the pace of the warm-up."""
     most = prepared.experiment.max_new_tokens
-    labels = [job.setting.config.label for jobs in groups for job in jobs]
+    labels = [job.setting.config.label for jobs in groups for job in jobs if job.setting.config.label in paces]
     what = f"{len(labels)} outputs of up to {most} tokens, as fast as the first {WARM_UP_TOKENS} were"
     lower = "limit, max_new_tokens, repeats or the number of settings"
     announce(sum(paces[label].seconds(most) for label in labels), what, lower)

@@ -16,6 +16,7 @@ from specexp.engine.suffix_automaton import SuffixAutomaton
 from specexp.evaluation.preparation import (
     Prepared,
     PreparedMethod,
+    ServedSetting,
 )
 from specexp.lm.runtime import ModelConfig
 from specexp.storage.records import RecordFile
@@ -30,7 +31,7 @@ class Job:
 
     index: int  # of the example
     turn: int
-    setting: PreparedMethod
+    setting: PreparedMethod | ServedSetting
     repeat: int
 
 
@@ -111,6 +112,7 @@ def requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job], memor
     """Yield the engine's request for each job; a later turn needs the records of the earlier ones."""
     experiment = prepared.experiment
     for job in jobs:
+        assert isinstance(job.setting, PreparedMethod), "engines are asked elsewhere"
         name = prepared.examples[job.index].prompt_id
         rng = rng_for(experiment.temperature, experiment.seed + job.repeat, name, job.turn)
         ids = prompt_of(prepared, records, job)
@@ -134,12 +136,17 @@ def prompt_of(prepared: Prepared, records: RecordFile, job: Job) -> list[int]:
     """Return the ids of a turn's prompt, which includes the earlier answers: the baseline's, or the method's own."""
     if job.turn == 0:
         return prepared.prompts[job.index]
+    return prepared.pair.text.encode(prepared.examples[job.index].messages(earlier_texts(prepared, records, job)))
+
+
+def earlier_texts(prepared: Prepared, records: RecordFile, job: Job) -> list[str]:
+    """Return the answers that a later turn follows: the baseline's, or the method's own."""
     label = job.setting.config.label
     if prepared.experiment.history == "baseline":
         label = next(s.config.label for s in prepared.settings if s.config.method == "baseline")
     example = prepared.examples[job.index]
     keys = [(example.prompt_id, turn, label, job.repeat) for turn in range(job.turn)]
-    return prepared.pair.text.encode(example.messages([records.find(key)["text"] for key in keys]))
+    return [records.find(key)["text"] for key in keys]
 
 
 def _group_size(prepared: Prepared) -> int:
@@ -155,7 +162,7 @@ def missing(prepared: Prepared, records: RecordFile) -> int:
 
 def groups_of(prepared: Prepared, records: RecordFile) -> Iterator[list[Job]]:
     """Yield the missing records, grouped by what is decoded together: one setting and turn, earlier turns first."""
-    done, settings, examples = records.done, prepared.settings, prepared.examples
+    done, settings, examples = records.done, prepared.everything, prepared.examples
     size = _group_size(prepared)
     for repeat in range(prepared.experiment.repeats):
         for number, start in enumerate(range(0, len(examples), size)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from specexp.evaluation import served
 from specexp.evaluation.measured_costs import costs_of
 from specexp.evaluation.preparation import (
     Prepared,
@@ -40,7 +41,13 @@ def pooled(
     for record in records:
         groups.setdefault(record["label"], []).append(record)
     plain = next((group for group in groups.values() if group[0]["method"] == "baseline"), [])
-    return {
+    # Engines are compared with the first of them: their seconds are those of whole requests.
+    engines = {
+        each.config.label: summarise(groups[each.config.label], groups[prepared.served[0].config.label], None, 0)
+        | served.metrics(groups[each.config.label])
+        for each in prepared.served
+    }
+    ours = {
         setting.config.label: summarise(
             groups[setting.config.label],
             plain,
@@ -54,3 +61,4 @@ def pooled(
         )
         for setting in prepared.settings
     }
+    return {each.config.label: (engines | ours)[each.config.label] for each in prepared.everything}

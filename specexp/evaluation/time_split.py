@@ -61,10 +61,11 @@ def measure(prepared: Prepared, output: OutputFolder, records: RecordFile) -> No
 
     A setting that remembers the run's outputs does so here, too; adding to its memory is a part of the host's.
     """
-    if output.read_json(FILE) is not None:
+    if output.read_json(FILE) is not None or not prepared.settings:
         return
     experiment = prepared.experiment
-    chosen = plan(records.records, experiment.max_new_tokens)
+    ours = [record for record in records.records if "served" not in record]
+    chosen = plan(ours, experiment.max_new_tokens)
     if chosen is None:
         return
     prompts = min(chosen.num_prompts, len(prepared.examples))

@@ -13,7 +13,7 @@ from itertools import product
 
 from specexp.metrics.incomplete import is_unparsed
 from specexp.metrics.statistics import Timed, paired_difference, prompts_needed, rate_ratio, sign_flip_p, swap_p, wilson
-from specexp.storage.records import Record, Seconds, Summed
+from specexp.storage.records import Record, Seconds, Summed, num_tokens, same_output
 
 Pairs = Sequence[tuple[Record, Record]]
 
@@ -35,7 +35,7 @@ def by_prompt(records: Sequence[Record]) -> dict[str, list[Record]]:
 def timed(records: Sequence[Record], *keys: Summed) -> Timed:
     """Return each prompt's tokens, and the sum of its `keys` (seconds, or rounds), with prompts ordered by id."""
     groups = sorted(by_prompt(records).items())
-    tokens = [sum(len(record["token_ids"]) for record in group) for _, group in groups]
+    tokens = [sum(num_tokens(record) for record in group) for _, group in groups]
     values = [[float(sum(record[key] for record in group for key in keys))] for _, group in groups]
     return Timed(tokens, values)
 
@@ -44,7 +44,7 @@ def speedup(pairs: Pairs, *keys: Seconds) -> float:
     """Return tokens per second of each pair's first record over that of its second; `keys` are the seconds to count."""
 
     def rate(side: int) -> float:
-        return sum(len(p[side]["token_ids"]) for p in pairs) / float(sum(p[side][k] for p in pairs for k in keys))
+        return sum(num_tokens(p[side]) for p in pairs) / float(sum(p[side][k] for p in pairs for k in keys))
 
     return rate(0) / rate(1)
 
@@ -52,7 +52,7 @@ def speedup(pairs: Pairs, *keys: Seconds) -> float:
 def against(records: Sequence[Record], baseline: Sequence[Record], batch: int) -> dict[str, float]:
     """Compare with plain decoding in the same batch; plain decoding is not tested against itself."""
     pairs = paired(records, baseline)
-    itself = records[0]["method"] == "baseline"
+    itself = records[0]["method"] == baseline[0]["method"]
     metrics = {}
     if batch == 1:
         metrics["speed/speedup"] = speedup(pairs, "seconds")
@@ -67,7 +67,7 @@ def against(records: Sequence[Record], baseline: Sequence[Record], batch: int) -
             metrics |= result
     # With its own history, a method answers another prompt than the baseline does.
     same = [pair for pair in pairs if pair[0]["paired"]]
-    metrics["quality/equal_to_baseline"] = sum(a["token_ids"] == b["token_ids"] for a, b in same) / len(same)
+    metrics["quality/equal_to_baseline"] = sum(same_output(a, b) for a, b in same) / len(same)
     graded = [pair for pair in same if pair[0]["correct"] is not None]
     if graded:
         return metrics | _answers(graded, itself)
@@ -111,7 +111,7 @@ def _fourfold(graded: Pairs) -> tuple[float, ...]:
 
 def _agreement(same: Pairs) -> dict[str, float]:
     """Return Wilson's interval of the share of equal outputs, for tasks without a checkable answer."""
-    equal, outputs = _per_prompt(same, lambda a, b: int(a["token_ids"] == b["token_ids"]))
+    equal, outputs = _per_prompt(same, lambda a, b: int(same_output(a, b)))
     low, high = wilson(len(equal) * sum(equal) / sum(outputs), len(equal))
     return {"quality/equal_to_baseline_low": low, "quality/equal_to_baseline_high": high}
 

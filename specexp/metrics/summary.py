@@ -15,7 +15,7 @@ from specexp.metrics.paired import accuracy, against, paired, speedup, timed
 from specexp.metrics.statistics import rate
 from specexp.metrics.trees import check_trees, tree_metrics
 from specexp.profiling.call_costs import Costs
-from specexp.storage.records import Record, Summed
+from specexp.storage.records import Record, Summed, num_tokens
 
 _OF_PROPOSER = ("num_rounds", "num_drafted", "num_accepted")
 _COSTS = ("speed/c", "speed/catch_up", "speed/v")
@@ -99,7 +99,7 @@ def summarise(
     def summed(key: Summed) -> float:
         return float(sum(record[key] for record in records))
 
-    emitted = sum(len(record["token_ids"]) for record in records)
+    emitted = sum(num_tokens(record) for record in records)
     rounds, drafted = summed("num_rounds"), summed("num_drafted")
     metrics = {
         "calls/target_per_token": summed("num_target_calls") / emitted,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,7 @@ from specexp.lm.toy import ToyModel
 from specexp.method_specs import models_of, spec
 from specexp.pair import chat_template
 from specexp.pair.other_tokenizers import TRIAL, compare, differ, vocabulary_of
-from specexp.pair.tokenization import Text, TokenizerText, ToyText
+from specexp.pair.tokenization import PlainText, Text, TokenizerText, ToyText
 from specexp.tasks.defaults import defaults_of
 
 TOY_CONTEXT = 512
@@ -205,6 +205,21 @@ def identity(pair: Pair, experiment: Experiment) -> dict[str, Any]:
 def hidden_sizes(pair: Pair) -> dict[str, int]:
     """The width of each model's hidden states, which are a judge's inputs."""
     return {role: model.facts()["hidden_size"] for role, model in pair.models.items()}
+
+
+def load_text(experiment: Experiment, check: PromptCheck) -> Pair:
+    """A pair without models, for served engines alone: with their tokenizer, or text as it is."""
+    name = next((each.endpoint.tokenizer for each in experiment.engine if each.endpoint.tokenizer), "")
+    if not name:
+        text: Text = PlainText(experiment.system)
+        check(text, {})
+        return Pair(text, {}, ())
+    target = replace(experiment.target, model=name, tokenizer="")
+    tokenizer = _loading(experiment).load_tokenizer(target)
+    completions = defaults_of(experiment.task).completions
+    text, notes = _text(replace(experiment, target=target), tokenizer, completions)
+    check(text, {})
+    return Pair(text, {}, (), notes)
 
 
 def _toy_pair(config: ToyConfig, roles: Set[Role], check: PromptCheck, system: str) -> Pair:

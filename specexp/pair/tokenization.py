@@ -131,6 +131,31 @@ class ToyText:
         return {"class": "ToyText", "vocabulary": str(self.vocab_size), "chat_template": None}
 
 
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """Text as it is, for engines whose tokenizer is not named: its ids are bytes, which no model reads."""
+
+    system: str = ""
+
+    def encode(self, messages: Sequence[Message]) -> list[int]:
+        return list(joined(after_system(self.system, messages)).encode())
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+    def stable_text(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode(errors="ignore")
+
+    def longest(self) -> int:
+        return 1
+
+    def piece(self, token: int) -> str:
+        return chr(token)
+
+    def facts(self) -> dict[str, Any]:
+        return {"class": "none: prompts are sent as text", "vocabulary": "", "chat_template": ""}
+
+
 def after_system(system: str, messages: Sequence[Message]) -> Sequence[Message]:
     """The messages after a system message of this text, unless there is none, or they have one."""
     if not system or messages[0]["role"] == "system":

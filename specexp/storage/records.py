@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from specexp.errors import OutputError
 from specexp.storage.files import CHECKSUM, append_line, checksum, misfit, open_lines, unwritable
@@ -86,6 +86,8 @@ class Record(TypedDict):
     prefill_seconds: float
     time_to_first_token: float
     settings_hash: str
+    num_tokens: NotRequired[int]
+    served: NotRequired[dict[str, Any]]
     environment: NotRequired[str]
     checksum: NotRequired[str]
 
@@ -107,6 +109,18 @@ _WAY_OUT = (
     "Put back the line as it was written, or take it out, and it is computed again; or start again in another output"
     " folder."
 )
+
+
+def num_tokens(record: Record) -> int:
+    """Return how many tokens an output has; a served engine may count them without giving their ids."""
+    return record.get("num_tokens", len(record["token_ids"]))
+
+
+def same_output(one: Record, other: Record) -> bool:
+    """True if two outputs are equal: by their ids, or by their texts where an engine gave no ids."""
+    if any("num_tokens" in each and not each["token_ids"] for each in (one, other)):
+        return one["text"] == other["text"]
+    return one["token_ids"] == other["token_ids"]
 
 
 def key_of(record: Record) -> Key:

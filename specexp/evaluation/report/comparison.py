@@ -14,6 +14,7 @@ from specexp.evaluation.divergence import Divergence
 from specexp.evaluation.measured_costs import costs_of
 from specexp.evaluation.preparation import Prepared, arithmetic_of
 from specexp.evaluation.summaries import claims_attainable, pooled
+from specexp.method_specs import SERVED
 from specexp.storage.records import Record
 from specexp.storage.run_folder import OutputFolder
 
@@ -39,6 +40,11 @@ class Entry:
         return self.config.label
 
     @property
+    def served(self) -> bool:
+        """True for a served engine."""
+        return self.config.method.startswith(SERVED)
+
+    @property
     def refuted(self) -> bool:
         """True if it is lossless by design but was not in this run."""
         return self.divergence is not None and self.divergence.refuted
@@ -60,7 +66,10 @@ class Comparison:
 
     @property
     def baseline(self) -> Entry | None:
-        return next((entry for entry in self.entries if entry.config.method == "baseline"), None)
+        """Plain decoding; of engines alone the first, with which the others are compared."""
+        engines = [entry for entry in self.entries if entry.served]
+        alone = engines[0] if engines and len(engines) == len(self.entries) else None
+        return next((entry for entry in self.entries if entry.config.method == "baseline"), alone)
 
     @property
     def arithmetic(self) -> str:
@@ -87,7 +96,7 @@ def compare(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
     shares = time_split.read(output)
     differing = divergence.by_label(prepared, output.read_json(divergence.FILE), records)
     entries = []
-    for number, setting in enumerate(prepared.settings, 1):
+    for number, setting in enumerate(prepared.everything, 1):
         config = setting.config
         result = differing.get(config.label)
         entries.append(

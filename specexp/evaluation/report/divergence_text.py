@@ -13,6 +13,8 @@ def mark(entry: Entry) -> str:
     """Describe a setting's output for its table row."""
     if entry.config.method == "baseline":
         return "plain decoding"
+    if entry.served:
+        return "served"
     result = entry.divergence
     if result is None:
         return "lossless" if entry.lossless else "lossy"

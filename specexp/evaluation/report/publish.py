@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from specexp.evaluation import divergence, time_split
+from specexp.evaluation import divergence, served, time_split
 from specexp.evaluation.divergence import NOT_LOSSLESS
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.report import charts, html_page, table, transfer
@@ -121,13 +121,14 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
     outputs = {entry.label: entry.records for entry in comparison.entries}
     answer_rule = experiment.answer_rule if experiment.task == "prompts" else ""
     result += incomplete.warnings(outputs, experiment.max_new_tokens, answer_rule)
+    result += served.warnings(outputs, list((output.read_json("environments.json") or {}).values()))
     if len(output.read_json("environments.json") or {}) > 1:
         result.append("The records come from several environments (below): their speeds may not be comparable.")
     if experiment.batch > 1:
         result.append(
             f"Prompts were decoded {experiment.batch} together: speeds are of the batch, not the latency of a prompt."
         )
-    elif output.read_json(time_split.FILE) is None:
+    elif output.read_json(time_split.FILE) is None and any(not each.served for each in comparison.entries):
         result.append(f"The time split was left out: it would have taken more than {time_split.SECONDS:.0f} seconds.")
     if experiment.history != "baseline":
         result.append("From the second turn on each method continues its own history: only first turns are paired.")

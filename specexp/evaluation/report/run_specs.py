@@ -19,7 +19,7 @@ from specexp.evaluation.report.figures import draw_trees
 from specexp.evaluation.report.publish import PAGE, REFUTED, Report
 from specexp.evaluation.report.run_facts import is_disturbed, run_name
 from specexp.evaluation.token_view import token_page
-from specexp.method_specs import spec
+from specexp.method_specs import SERVED, spec
 from specexp.profiling import memory
 from specexp.storage.files import make_folder
 from specexp.storage.records import Record
@@ -29,6 +29,7 @@ from specexp.tasks.defaults import NO_EXECUTION
 from specexp.tasks.programs import execution_of
 from specexp.tracking.outbox import Outbox
 
+IN_PROCESS = "in-process"  # the tag `engine` of our own methods
 OUTPUTS = "outputs.json"  # of a setting's run: prompts and outputs, for the UI's side-by-side view
 MOST_OUTPUTS = 50
 SHOWN_OF_SYSTEM = 500  # characters; config.json has all of them
@@ -40,7 +41,7 @@ def method_runs(
 ) -> list[RunSpec]:
     """Return the specs of the method runs, one per method and repeat; files of one run alone go below `upload`."""
     experiment = prepared.experiment
-    methods = {setting.config.label: setting.config for setting in prepared.settings}
+    methods = {setting.config.label: setting.config for setting in prepared.everything}
     shares = {entry.label: entry.shares for entry in report.comparison.entries}
     comparison = report.comparison
     refuted = {entry.label for entry in comparison.entries if entry.refuted}
@@ -134,12 +135,13 @@ def _flaws(metrics: dict[str, float], refuted: bool, claimed: bool) -> list[str]
 
 def _tags(prepared: Prepared, method: MethodConfig, flaws: Sequence[str]) -> dict[str, str]:
     experiment = prepared.experiment
-    lossless = next(each.lossless for each in prepared.settings if each.config is method)
+    lossless = next(each.lossless for each in prepared.everything if each.config is method)
     tags = {
         "method": method.method,
         "preset": method.preset,
         "group": method.label,
-        "pair": experiment.pair,
+        "pair": "" if method.method.startswith(SERVED) else experiment.pair,
+        "engine": method.method.removeprefix(SERVED) if method.method.startswith(SERVED) else IN_PROCESS,
         "task": experiment.task,
         "lossless": str(lossless and REFUTED not in flaws).lower(),
         "batch": str(experiment.batch),
@@ -154,7 +156,7 @@ def _tags(prepared: Prepared, method: MethodConfig, flaws: Sequence[str]) -> dic
 
 
 def _color(prepared: Prepared, method: MethodConfig) -> str:
-    alike = [setting.config.label for setting in prepared.settings if setting.config.method == method.method]
+    alike = [setting.config.label for setting in prepared.everything if setting.config.method == method.method]
     return chart_style.shade(method.method, alike.index(method.label), len(alike))
 
 
@@ -215,7 +217,26 @@ def params_of(prepared: Prepared, method: MethodConfig, seed: int) -> dict[str, 
         "prompt_tokens": experiment.prompt_tokens or "",
         "execute": "" if experiment.execute == NO_EXECUTION else experiment.execute,
         **execution_of(prepared.task),
-        **{f"toy.{key}": value for key, value in (asdict(experiment.toy) if experiment.toy else {}).items()},
-        **{f"target.{key}": value for key, value in asdict(experiment.target).items()},
-        **{f"draft.{key}": value for key, value in asdict(experiment.draft).items()},
+        **(_served(prepared, method) or _models(prepared)),
     }
+
+
+def _models(prepared: Prepared) -> dict[str, object]:
+    experiment = prepared.experiment
+    parts = {"toy": experiment.toy, "target": experiment.target, "draft": experiment.draft}
+    return {
+        f"{part}.{key}": value
+        for part, each in parts.items()
+        if each is not None
+        for key, value in asdict(each).items()
+    }
+
+
+def _served(prepared: Prepared, method: MethodConfig) -> dict[str, object]:
+    """Return where an engine is; the name of its key's variable is not among it."""
+    engine = next((each for each in prepared.experiment.engine if each.method == method.method), None)
+    if engine is None:
+        return {}
+    parts = {name: getattr(engine.endpoint, name) for name in ("url", "model", "api", "tokenizer")}
+    more = {"request": json.dumps(dict(engine.switch)) if engine.request else ""}
+    return {f"engine.{name}": mask(value) for name, value in (parts | more).items()}

@@ -31,6 +31,8 @@ COLUMNS = (
     Column("tok/s", "speed/tokens_per_second", count),
     Column("speed-up", "speed/speedup", times, spanned=True),
     Column("speed-up p", "speed/speedup_p", chance, terminal=False),
+    Column("first token, s", "speed/time_to_first_token", "{:.3f}".format),
+    Column("s/token", "speed/time_per_token", "{:.4f}".format),
     Column("attainable", "speed/attainable", times, calls=True),
     Column("realised", "speed/realised", percent, terminal=False, calls=True),
     Column("predicted", "speed/predicted_speedup", times, terminal=False, calls=True),
@@ -61,9 +63,12 @@ def columns(metrics: Mapping[str, Mapping[str, float]], greedy: bool, batch: int
     several, the paired test flips prompts.
     """
     other = "batch/" if batch == 1 else "speed/"
+    served = any("speed/time_per_token" in each for each in metrics.values())
     result = []
     for column in COLUMNS:
         if column.key.startswith(other) or (column.key == "quality/equal_to_baseline" and not greedy):
+            continue
+        if column.key == "speed/time_to_first_token" and not served:
             continue
         if not any(column.key in each for each in metrics.values()):
             continue

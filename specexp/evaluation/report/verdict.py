@@ -27,9 +27,12 @@ def verdict(comparison: Comparison) -> list[Sentence]:
     plain = comparison.baseline
     if plain is None:
         return [_without_baseline(comparison)]
+    if plain.served:
+        return _engines(comparison, plain)
     key = comparison.speed
     wrong = refuted(comparison.entries)
-    candidates = [e for e in comparison.entries if key in e.metrics and e is not plain and not e.refuted]
+    known = [e for e in comparison.entries if key in e.metrics and e is not plain and not e.served]
+    candidates = [e for e in known if not e.refuted]
     exact = sorted((e for e in candidates if e.lossless), key=lambda e: -e.metrics[key])
     lossy = [e for e in candidates if not e.lossless and spec(e.config.method).verifies]
     if not exact and not lossy:
@@ -57,6 +60,22 @@ def _without_baseline(comparison: Comparison) -> Sentence:
         "Plain decoding was not run, so the gain is unknown: add baseline to the methods. ",
         f"The fastest setting is {fastest.label} at ", rate, f" tokens a second{together}.",
     ]  # fmt: skip
+
+
+def _engines(comparison: Comparison, first: Entry) -> list[Sentence]:
+    """Say how fast engines are, compared with the first of them; only `certify` can say if one is lossless."""
+    key, others = comparison.speed, [entry for entry in comparison.entries if entry is not first]
+    if not others:
+        rate = of(first, "speed/tokens_per_second", count)
+        return [[f"{first.label} emits ", rate, " tokens a second; add an engine to compare it with."]]
+    best = max(others, key=lambda entry: entry.metrics[key])
+    words: list[str | Number] = [f"{best.label} answers at ", of(best, key, times), f" the speed of {first.label}"]
+    if best.interval(key) is not None:
+        words += [" (95 %: ", *span(best, key, times), ")"]
+    equal = of(best, "quality/equal_to_baseline", percent)
+    if comparison.experiment.temperature == 0:
+        words += ["; ", equal, " of its outputs are equal"]
+    return [[*words, "."], *_how_sure(comparison, len(others), None)]
 
 
 def _headline(comparison: Comparison, exact: Sequence[Entry], other: Entry | None) -> Sentence:

@@ -51,6 +51,8 @@ def write(
     Prompts decoded for an earlier view are not decoded again. If a number of prompts is requested, as many are shown as
     fit a share of the run's decode time; named prompts are always shown.
     """
+    if not prepared.settings:
+        return []  # engines do not say where their tokens come from
     chosen = shown.choose(prepared.examples, records.records)
     data, page = output.path / JSON, output.path / HTML
     wanted = [prepared.examples[index].prompt_id for index in chosen]
