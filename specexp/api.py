@@ -223,6 +223,15 @@ class LoadedPair:
         """The most positions that a sequence may have."""
         return min(model.context for model in self._pair.models.values())
 
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ids that end an output."""
+        return self._pair.eos_ids
+
+    def vocab_size(self, role: Role) -> int:
+        """Return how many ids a model has."""
+        return self._pair.models[role].vocab_size
+
     def identity(self) -> dict[str, Any]:
         """Return what was loaded: fingerprints of weights, hashes of tokenizer and template, names and revisions."""
         result = {role: model.facts().get("revision") or "" for role, model in self._pair.models.items()}

@@ -16,7 +16,7 @@ _ROWS = 64  # rows of logits that are on the host at a time
 
 
 @dataclass(frozen=True, slots=True)
-class TokenScore:
+class ScoredToken:
     """One token's log-probability, its rank (1 is the likeliest), and the likeliest tokens in its place."""
 
     token: int
@@ -25,9 +25,9 @@ class TokenScore:
     top: tuple[tuple[int, float], ...]  # (token, its log-probability), the likeliest first
 
 
-def token_scores(logits: Any, tokens: Sequence[int], num_top: int) -> list[TokenScore]:
+def token_scores(logits: Any, tokens: Sequence[int], num_top: int) -> list[ScoredToken]:
     """Return the scores of tokens[N], token i from row i of logits[N, V]; more rows are not read."""
-    result: list[TokenScore] = []
+    result: list[ScoredToken] = []
     for start in range(0, len(tokens), _ROWS):
         part = tokens[start : start + _ROWS]
         result += map(_score, _log_softmax(logits[start : start + len(part)]), part, [num_top] * len(part))
@@ -43,9 +43,9 @@ def _log_softmax(logits: Any) -> np.ndarray:
     return result
 
 
-def _score(row: np.ndarray, token: int, num_top: int) -> TokenScore:
+def _score(row: np.ndarray, token: int, num_top: int) -> ScoredToken:
     num_top = min(num_top, len(row))
     best = np.argpartition(-row, num_top - 1)[:num_top] if num_top else np.empty(0, dtype=np.int64)
     best = best[np.lexsort((best, -row[best]))]  # ties in the order of their ids
     top = tuple((int(each), float(row[each])) for each in best)
-    return TokenScore(token, float(row[token]), 1 + int((row > row[token]).sum()), top)
+    return ScoredToken(token, float(row[token]), 1 + int((row > row[token]).sum()), top)

@@ -1,6 +1,6 @@
 """What a served request is refused with: an HTTP status, and the error object of the OpenAI interface.
 
-    {"error": {"message": "...", "type": "invalid_request_error", "param": null, "code": null}}
+{"error": {"message": "...", "type": "invalid_request_error", "param": null, "code": null}}
 """
 
 from __future__ import annotations
