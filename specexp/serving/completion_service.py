@@ -23,7 +23,7 @@ from specexp.engine import Engine, Generation
 from specexp.engine.request import RequestCoroutine, ScoreRequest
 from specexp.errors import PromptError, RequestError, unknown
 from specexp.methods import main_role
-from specexp.pair.stop_strings import StopStrings
+from specexp.pair.stop_strings import StopStrings, TokenBytes
 from specexp.pair.tokenization import Text, TokenizerText, ToyText
 from specexp.serving import requests, tokenizers
 from specexp.serving.batcher import Batcher
@@ -57,6 +57,7 @@ class CompletionService:
         self._pair, self._experiment = pair, experiment
         self._role = main_role(experiment.methods[0])
         self._texts = tokenizers.share(pair, experiment)
+        self.spell = TokenBytes(pair.spelled_by)  # for callers that run in one thread
         facts = json.dumps([pair.identity(), experiment.methods[0].label], sort_keys=True, default=str)
         self.fingerprint = f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
         self._batcher = Batcher(lambda: pair.engine(limits.max_batch_size), Engine.run_all)
