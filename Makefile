@@ -151,7 +151,7 @@ $(VENV)/.installed: pyproject.toml setup.py $(LOCK)
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	pip install --quiet --constraint $(LOCK) --editable '.[test,gguf,math,peft]'
+	pip install --quiet --constraint $(LOCK) --editable '.[test,gguf,math,peft,serve]'
 	touch $@
 
 screenshots: $(VENV)/.installed

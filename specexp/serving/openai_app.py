@@ -136,7 +136,7 @@ async def _answer(service: CompletionService, request: Request, data: bytes, cha
     service.submit(choices, hear)
     form = AnswerForm.of(service, wanted)
     if wanted.stream:
-        return EventStream(_events(form, choices, heard))
+        return EventStream(_events(form, choices, heard), choices)
     ended, gone = asyncio.create_task(_ended(choices, heard)), asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -219,15 +219,16 @@ def _event(body: dict[str, Any]) -> str:
 
 
 class EventStream(StreamingResponse):
-    """A stream of server-sent events, whose generator is closed however the stream ends."""
+    """A stream of server-sent events. However it ends, its generator is closed, and its choices end with it."""
 
-    def __init__(self, events: AsyncGenerator[str, None]) -> None:
+    def __init__(self, events: AsyncGenerator[str, None], choices: Sequence[Choice]) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(events, headers=headers, media_type="text/event-stream")
-        self._events = events
+        self._events, self._choices = events, choices
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             await self._events.aclose()
+            _let_go(self._choices)
