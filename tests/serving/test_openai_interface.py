@@ -215,7 +215,9 @@ BAD: dict[str, tuple[bytes, int, str]] = {
     "a text as a number": (b'{"prompt": "a", "temperature": "1"}', 400, "temperature is '1'; it must be a number."),
     "true as a number": (b'{"prompt": "a", "max_tokens": true}', 400, "max_tokens is True; it must be a whole number."),
     "no tokens": (b'{"prompt": "a", "max_tokens": 0}', 400, "max_tokens is 0; it must be"),
-    "too many tokens": (b'{"prompt": "a", "max_tokens": 201}', 400, "max_tokens is 201; this decoder emits at most 200"),
+    "too many tokens": (
+        b'{"prompt": "a", "max_tokens": 201}', 400, "max_tokens is 201; this decoder emits at most 200",
+    ),
     "two limits": (b'{"prompt": "a", "max_tokens": 1, "max_completion_tokens": 2}', 400, "give one of them"),
     "a negative temperature": (b'{"prompt": "a", "temperature": -1}', 400, "temperature is -1; it must be"),
     "too many outputs": (b'{"prompt": "a", "n": 17}', 400, "n is 17; it must be a whole number from 1 to 16."),
