@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from specexp.engine.ending import STOP_STRING
 from specexp.metrics.before_end import before_end
 from specexp.pair.stop_strings import text_of
 from specexp.serving.choices import Answered, Choice
@@ -59,7 +60,7 @@ class AnswerForm:
         body: dict[str, Any] = {
             "index": choice.index, **self._said(text),
             "logprobs": self._logprobs(choice, answered) if scored else None,
-            "finish_reason": REASONS[answered.out.finish_reason],
+            **self._ending(choice, answered),
         }  # fmt: skip
         return self._chunk(body | self._ids(choice, tokens))
 
@@ -95,9 +96,20 @@ class AnswerForm:
         said = {"message": {"role": "assistant", "content": text}} if self.wanted.chat else {"text": text}
         body: dict[str, Any] = {
             "index": choice.index, **said, "logprobs": self._logprobs(choice, answered),
-            "finish_reason": REASONS[answered.out.finish_reason],
+            **self._ending(choice, answered),
         }  # fmt: skip
         return body | self._ids(choice, answered.out.token_ids, whole=True)
+
+    def _ending(self, choice: Choice, answered: Answered) -> dict[str, Any]:
+        """Why an output ended, and, as vLLM has it, the stop string that ended it."""
+        out, found = answered.out, None
+        if out.finish_reason == STOP_STRING and choice.stop is not None:
+            finder = choice.stop.begin(choice.request.prompt_ids)
+            for token in out.token_ids:
+                finder.add(token)
+            end = b"".join(map(self.service.spell, out.token_ids))[-finder.found :]
+            found = next(each for each in choice.stop.strings if end.startswith(each.encode()))
+        return {"finish_reason": REASONS[out.finish_reason], "stop_reason": found}
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
