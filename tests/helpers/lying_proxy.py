@@ -263,7 +263,10 @@ def _text(choice: Answer) -> str:
 
 
 def _set_text(choice: Answer, text: str) -> None:
-    (choice["message"] if "message" in choice else choice)["content" if "message" in choice else "text"] = text
+    if "message" in choice:
+        choice["message"]["content"] = text
+    else:
+        choice["text"] = text
 
 
 def events(answer: Answer) -> Iterator[Answer]:
