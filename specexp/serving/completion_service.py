@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from specexp.api import LoadedPair
@@ -130,7 +131,7 @@ class CompletionService:
             choice.future = future
             if choice.cancelled:
                 future.cancel()
-            future.add_done_callback(lambda done, choice=choice: self._ended(choice, done))  # type: ignore[misc]
+            future.add_done_callback(partial(self._ended, choice))
 
     def close(self, grace: float) -> None:
         """Take no more requests, and cut off after `grace` seconds what is not done by then; returns at once."""

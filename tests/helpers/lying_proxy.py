@@ -58,6 +58,7 @@ class LyingProxy:
     _num_tokens: int = 0
     _rng: random.Random = field(default_factory=lambda: random.Random(0))
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _tops: dict[tuple[int, ...], dict[int, float]] = field(default_factory=dict)  # what was asked before
 
     def __post_init__(self) -> None:
         assert self.bug in BUGS, self.bug
@@ -199,13 +200,16 @@ class LyingProxy:
 
     def _top(self, ids: Sequence[int], headers: Mapping[str, str]) -> dict[int, float]:
         """The likeliest tokens after `ids` with their log-probabilities, the likeliest first."""
+        if tuple(ids) in self._tops:
+            return self._tops[tuple(ids)]
         body = {
             "prompt": list(ids), "max_tokens": 1, "temperature": 0, "logprobs": _NUM_TOP,
             "return_tokens_as_token_ids": True,
         }  # fmt: skip
         top = self._ask("/v1/completions", body, headers)["choices"][0]["logprobs"]["top_logprobs"][0]
         named = {int(name.removeprefix("token_id:")): logprob for name, logprob in top.items()}
-        return dict(sorted(named.items(), key=lambda item: (-item[1], item[0])))
+        self._tops[tuple(ids)] = dict(sorted(named.items(), key=lambda item: (-item[1], item[0])))
+        return self._tops[tuple(ids)]
 
     def _continued(
         self, answer: Answer, body: Answer, ids: Sequence[int], tokens: Sequence[int], headers: Mapping[str, str]
