@@ -143,8 +143,8 @@ def run(service: CompletionService, listener: socket.socket, options: ServeConfi
     from specexp.serving.openai_app import make_app
 
     config = uvicorn.Config(
-        make_app(service, options.keys), log_level="warning", access_log=False, server_header=False, lifespan="off", ws="none",
-        backlog=BACKLOG, timeout_graceful_shutdown=options.grace + EXTRA_GRACE,
+        make_app(service, options.keys), log_level="warning", access_log=False, server_header=False, lifespan="off",
+        ws="none", backlog=BACKLOG, timeout_graceful_shutdown=options.grace + EXTRA_GRACE,
     )  # fmt: skip
 
     class DrainingServer(uvicorn.Server):
