@@ -82,7 +82,7 @@ $(LM_EVAL): Makefile
 	pip install --quiet --no-deps --target $@ lm_eval==0.4.13 sacrebleu==2.6.0 portalocker==4.4.2 tabulate==0.10.0
 	pip install --quiet --no-deps --target $@ colorama==0.4.6 lxml==6.1.3 sqlitedict==2.1.0 pytablewriter==1.2.1
 	pip install --quiet --no-deps --target $@ dataproperty==1.1.1 mbstrdecoder==1.1.5 pathvalidate==3.3.1
-	pip install --quiet --no-deps --target $@ tabledata==1.3.5 tcolorpy==0.1.7 typepy==2.0.0 chardet==7.7.0
+	pip install --quiet --no-deps --target $@ tabledata==1.3.5 tcolorpy==0.1.7 typepy==2.0.0 chardet==7.7.0 tenacity==9.2.1
 	touch $@
 
 test-nightly: check
