@@ -17,11 +17,10 @@ _ROWS = 64  # rows of logits that are on the host at a time
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """One token's log-probability, its rank (1 is the likeliest), and the likeliest tokens in its place."""
+    """One token's log-probability, and the likeliest tokens in its place."""
 
     token: int
     logprob: float
-    rank: int
     top: tuple[tuple[int, float], ...]  # (token, its log-probability), the likeliest first
 
 
@@ -48,4 +47,4 @@ def _score(row: np.ndarray, token: int, num_top: int) -> ScoredToken:
     best = np.argpartition(-row, num_top - 1)[:num_top] if num_top else np.empty(0, dtype=np.int64)
     best = best[np.lexsort((best, -row[best]))]  # ties in the order of their ids
     top = tuple((int(each), float(row[each])) for each in best)
-    return ScoredToken(token, float(row[token]), 1 + int((row > row[token]).sum()), top)
+    return ScoredToken(token, float(row[token]), top)

@@ -186,6 +186,8 @@ def test_several_outputs_have_seeds_of_their_own(client: TestClient, pair: spece
     ]
     assert texts == expected
     assert len(set(texts)) == 3
+    one = post(client, "completions", seed=1, **asked)
+    assert answer["usage"]["prompt_tokens"] == one["usage"]["prompt_tokens"], "a prompt counts once"
     without = {post(client, "completions", **asked)["choices"][0]["text"] for _ in range(4)}
     assert len(without) > 1, "a request without a seed has one of its own"
 
