@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -344,7 +345,11 @@ def test_a_client_that_goes_ends_its_output() -> None:
     assert held.choice.future is not None
     out = held.choice.future.result(60).out
     assert held.num_heard <= len(out.token_ids) < 20
-    assert counts_of(service)['vllm:request_success_total{engine="0",finished_reason="abort",model_name="arith"}'] == 1
+    aborted = 'vllm:request_success_total{engine="0",finished_reason="abort",model_name="arith"}'
+    end = time.monotonic() + 60  # it is counted after its future is done
+    while not counts_of(service).get(aborted):
+        assert time.monotonic() < end
+    assert counts_of(service)[aborted] == 1
 
 
 def test_closing_tells_those_that_are_not_done() -> None:
