@@ -154,9 +154,12 @@ class LoadedPair:
         self._spell = self._spell or TokenBytes(self.spelled_by)
         return StopStrings(asked.stop, self._spell)
 
-    def engine(self, max_batch_size: int = 1, reuse: bool = False) -> Engine:
-        """Return another engine on these models, for `max_batch_size` requests at a time; `reuse` as the engine's."""
-        return Engine(self._pair.models, self._pair.eos_ids, max_batch_size=max_batch_size, reuse=reuse)
+    def engine(self, max_batch_size: int = 1, reuse: bool = False, score_patience: int = 0) -> Engine:
+        """Return another engine on these models, for `max_batch_size` requests at a time; the others as the engine's."""
+        return Engine(
+            self._pair.models, self._pair.eos_ids, max_batch_size=max_batch_size, reuse=reuse,
+            score_patience=score_patience,
+        )  # fmt: skip
 
     def request(
         self,

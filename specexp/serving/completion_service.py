@@ -34,6 +34,7 @@ from specexp.serving.openai_requests import Prompt, TextRequest, renamed
 from specexp.serving.refusals import NOT_FOUND, OVERLOADED, Refusal
 from specexp.serving.server_metrics import ServerMetrics
 
+SCORE_PATIENCE = 8  # steps after which scores are computed, however many outputs are being decoded
 LONGEST_WAIT = 60  # seconds that Retry-After says at most
 PLAIN = MethodConfig("baseline", "baseline", "baseline")
 REASONS = {"stop": "stop", "stop_string": "stop", "length": "length", "context": "length"}  # OpenAI's names
@@ -61,12 +62,15 @@ class CompletionService:
         self.spell = TokenBytes(pair.spelled_by)  # for callers that run in one thread
         facts = json.dumps([pair.identity(), experiment.methods[0].label], sort_keys=True, default=str)
         self.fingerprint = f"fp_{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
-        self._batcher = Batcher(lambda: pair.engine(limits.max_batch_size), Engine.run_all)
+        self._batcher = Batcher(self._engine, Engine.run_all)
         self._lock = threading.Lock()  # guards the fields below
         self._open: set[Choice] = set()
         self._mean_seconds = 1.0  # that an output takes once it has begun, the latest with more weight
         self._closing = False
         self.metrics.watch(lambda: self._count(True), lambda: self._count(False))
+
+    def _engine(self) -> Engine:
+        return self._pair.engine(self.limits.max_batch_size, score_patience=SCORE_PATIENCE)
 
     @property
     def text(self) -> Text:

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from fastapi.testclient import TestClient
 
 import specexp
 from specexp.config import single
+from specexp.engine.request import ScoreRequest, single_request
 from specexp.metrics.before_end import before_end
 from specexp.serving.choices import Choice
 from specexp.serving.completion_service import CompletionService, ServiceLimits
@@ -383,3 +385,14 @@ def test_an_error_of_the_engine_is_told_and_the_server_goes_on(monkeypatch: pyte
         stream = client.post("/v1/completions", json={"prompt": PROMPTS[0], "logprobs": 1, "stream": True}).text
         assert "decoding failed: ZeroDivisionError" in json.loads(stream.removeprefix("data: "))["error"]["message"]
     assert post(client, "completions", prompt=PROMPTS[0])["choices"][0]["text"]
+
+
+@pytest.mark.parametrize("patience, place", [(6, 0), (0, 3)])
+def test_scores_do_not_wait_for_outputs_that_go_on(patience: int, place: int) -> None:
+    toy = specexp.load("toy_quick")
+    asked = replace(single.resolve("toy_quick", "baseline", {}), max_new_tokens=60, ignore_eos=True)
+    jobs = [single_request(toy.request(f"prompt {i}", asked)) for i in range(3)]
+    engine = toy.engine(max_batch_size=4, score_patience=patience)
+    ends = [index for index, _ in engine.run_all([*jobs, single_request(ScoreRequest("target", [1, 2], [3]))])]
+    assert ends.index(3) == place
+    assert sorted(ends) == [0, 1, 2, 3]
