@@ -155,7 +155,7 @@ class LoadedPair:
         return StopStrings(asked.stop, self._spell)
 
     def engine(self, max_batch_size: int = 1, reuse: bool = False, score_patience: int = 0) -> Engine:
-        """Return another engine on these models, for `max_batch_size` requests at a time; the others as the engine's."""
+        """Return another engine on these models; the parameters are the engine's."""
         return Engine(
             self._pair.models, self._pair.eos_ids, max_batch_size=max_batch_size, reuse=reuse,
             score_patience=score_patience,
