@@ -53,7 +53,7 @@ class CompletionService:
     """Decodes for many callers. Answers are those of `LoadedPair.generate`, whoever else is served."""
 
     def __init__(self, pair: LoadedPair, experiment: Experiment, limits: ServiceLimits, name: str = "") -> None:
-        self.name = name or experiment.target.model
+        self.name = name or experiment.target.model or experiment.pair
         self.limits, self.metrics = limits, ServerMetrics(self.name)
         self.created = int(time.time())
         self._pair, self._experiment = pair, experiment
