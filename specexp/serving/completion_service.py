@@ -107,7 +107,7 @@ class CompletionService:
                 with requests.numbered(number, len(wanted.prompts)):
                     prompts.append(self._ids(prompt, text))
         count = wanted.num_choices
-        result = []
+        result: list[Choice] = []
         for number, ids in enumerate(prompts, 1):
             for output in range(count):
                 with requests.numbered(number, len(prompts)):
@@ -182,7 +182,7 @@ class CompletionService:
         elif isinstance(prompt[0], int):
             return self._given_ids(prompt)
         else:
-            messages = checked_messages(prompt)  # type: ignore[arg-type]
+            messages = checked_messages(prompt)
         check_bytes(messages, self._pair.most_bytes(self._role))
         return text.encode(messages)
 

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
 from specexp.engine.ending import STOP_STRING
@@ -152,11 +153,18 @@ class AnswerForm:
             names.insert(0, self._name(choice.request.prompt_ids[0]))
             logprobs.insert(0, None)
             top.insert(0, None)
-        offsets, end = [], 0
-        for name in names:
-            offsets.append(end)
-            end += len(name)
+        offsets = self._offsets(choice, answered)
         return {"tokens": names, "token_logprobs": logprobs, "top_logprobs": top, "text_offset": offsets}
+
+    def _offsets(self, choice: Choice, answered: Answered) -> list[int]:
+        """Where each scored token begins in the choice's text, which has no BOS that a tokenizer put before a prompt."""
+        lengths = [len(self._spelled(score.token)) for score in answered.scores]
+        end = 0
+        if self.wanted.echo:
+            ids = choice.request.prompt_ids
+            lengths.insert(0, len(self._spelled(ids[0])))
+            end = len(self._prompt(choice)) - sum(lengths[: len(ids)])
+        return [max(0, end + before) for before in accumulate(lengths[:-1], initial=0)]
 
     def _top(self, score: ScoredToken) -> dict[str, float]:
         """The likeliest tokens, and the emitted one, which need not be among them."""
@@ -178,6 +186,9 @@ class AnswerForm:
         """A token's text, or, as vLLM spells it, its id: texts of different tokens may be the same."""
         if self.wanted.tokens_as_ids:
             return f"token_id:{token}"
+        return self._spelled(token)
+
+    def _spelled(self, token: int) -> str:
         return self.service.spell(token).decode("utf-8", "replace")
 
 

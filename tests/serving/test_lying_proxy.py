@@ -144,7 +144,7 @@ def _ids(address: str) -> list[int]:
 
 
 def test_the_texts_of_planted_tokens_fit_the_tokens(address: str, service: CompletionService) -> None:
-    for bug, amount in (("token_replaced", 5), ("bias", 0.9)):
+    for bug, amount in (("token_replaced", 5), ("bias", 0.6)):
         _, told, _ = both(address, bug, SAMPLED, amount)
         ends = service.eos_ids
         assert told["text"] == service.text.decode([token for token in told["token_ids"] if token not in ends])

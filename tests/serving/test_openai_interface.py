@@ -155,9 +155,11 @@ def test_echo_scores_the_prompt_as_the_harness_asks_for_it(client: TestClient) -
     scored = post(client, "completions", prompt=PROMPTS[0], max_tokens=0, **given)["choices"][0]
     assert (scored["text"], scored["finish_reason"]) == (PROMPTS[0], "length")
     names = scored["logprobs"]["tokens"]
-    assert "".join(names) == PROMPTS[0]
+    assert "".join(names) == f"<|bos|>{PROMPTS[0]}"
     assert scored["logprobs"]["token_logprobs"][0] is scored["logprobs"]["top_logprobs"][0] is None
-    assert scored["logprobs"]["text_offset"] == [len("".join(names[:i])) for i in range(len(names))]
+    offsets = scored["logprobs"]["text_offset"]  # the text begins after the BOS
+    assert offsets == [0, *(len("".join(names[1:i])) for i in range(1, len(names)))]
+    assert all(scored["text"][i:].startswith(name) for i, name in list(zip(offsets, names, strict=True))[1:])
     longer = post(client, "completions", prompt=PROMPTS[0], max_tokens=1, **given)["choices"][0]["logprobs"]
     assert len(longer["tokens"]) == len(names) + 1
     assert longer["token_logprobs"][1:-1] == pytest.approx(scored["logprobs"]["token_logprobs"][1:], abs=1e-4)
