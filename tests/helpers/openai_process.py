@@ -53,9 +53,12 @@ class ServerProcess:
             connection.request("POST", path, data, {"Content-Type": "application/json"})
             response = connection.getresponse()
             assert response.status == 200, response.read()
-            for line in response:
-                if line.startswith(b"data: "):
-                    yield line.removeprefix(b"data: ").decode().rstrip("\n")
+            held = b""
+            while part := response.read1():  # raises where the connection ends in the middle; its lines would not
+                *lines, held = (held + part).split(b"\n")
+                for line in lines:
+                    if line.startswith(b"data: "):
+                        yield line.removeprefix(b"data: ").decode()
         finally:
             connection.close()
 

@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,12 @@ def test_many_clients_half_of_them_bad_or_cut_off(tmp_path: Path, num_requests: 
             expected[i, j] = out.text, len(out.token_ids)
 
     with serving(tmp_path, *ARGUMENTS, "--rows", "8", "--max-waiting", "1000") as server:
+        sent: list[str] = []
 
         def send(number: int) -> bool:
             kind, place = number % 4, number // 4
             i, j = place % len(prompts), place // len(prompts) % 2
+            sent.append(("whole", "bad", "stream", "cut off")[kind])
             if kind == 1:
                 body, status = BAD[place % len(BAD)]
                 return server.ask(body)[0] == status
@@ -80,7 +83,10 @@ def test_many_clients_half_of_them_bad_or_cut_off(tmp_path: Path, num_requests: 
             assert all(clients.map(send, range(num_requests // 4)))
             before = memory.memory_info().rss
             assert all(clients.map(send, range(num_requests // 4, num_requests)))
-        assert memory.memory_info().rss < before + (100 << 20)
+        grown = memory.memory_info().rss - before
+        print(f"{dict(Counter(sent))}; memory grew by {grown / (1 << 20):.1f} MiB after the first quarter")
+        assert Counter(sent) == dict.fromkeys(("whole", "bad", "stream", "cut off"), num_requests // 4)
+        assert grown < 100 << 20
         assert server.ask({"prompt": prompts[0], "temperature": 0, "max_tokens": 12})[0] == 200
         end = time.monotonic() + PATIENCE  # those that were cut off end with their next tokens
         while server.metric("num_requests_running") + server.metric("num_requests_waiting"):
@@ -113,7 +119,7 @@ def test_sigterm_lets_requests_end_and_tells_those_that_cannot(tmp_path: Path) -
 def test_a_kill_leaves_clients_a_broken_connection_and_no_end_of_a_stream(tmp_path: Path) -> None:
     prompt = task("arith").examples(1)[0].turns[0]
     with serving(tmp_path, *ARGUMENTS, "--rows", "1") as server:
-        stream = server.stream({"prompt": prompt, "max_tokens": 400, "ignore_eos": True})
+        stream = server.stream({"prompt": prompt, "max_tokens": 400, "ignore_eos": True, "n": 16})  # far from its end
         heard = [next(stream)]
         server.process.kill()
         with pytest.raises((http.client.HTTPException, OSError)):
