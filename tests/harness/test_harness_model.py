@@ -164,7 +164,7 @@ def test_local_completions_against_serve_gives_the_samples_of_the_hf_model(refer
     with in_thread(make_app(service)) as address:
         arguments = {
             "base_url": f"{address}/v1/completions", "model": "arith", "tokenizer": str(ZOO), "max_length": 512,
-            "num_concurrent": 1, "max_retries": 1,
+            "num_concurrent": 1, "max_retries": 1, "add_bos_token": True,  # as the hf model does
         }  # fmt: skip
         results = run(folder, "local-completions", arguments, ("generated", "chosen"), 2)
     assert responses(results, "generated") == responses(reference, "generated")
