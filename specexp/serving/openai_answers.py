@@ -157,7 +157,7 @@ class AnswerForm:
         return {"tokens": names, "token_logprobs": logprobs, "top_logprobs": top, "text_offset": offsets}
 
     def _offsets(self, choice: Choice, answered: Answered) -> list[int]:
-        """Where each scored token begins in the choice's text, which has no BOS that a tokenizer put before a prompt."""
+        """Where each scored token begins in the choice's text, which has no BOS that a tokenizer added."""
         lengths = [len(self._spelled(score.token)) for score in answered.scores]
         end = 0
         if self.wanted.echo:
