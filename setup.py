@@ -2,5 +2,5 @@
 
 from setuptools import find_packages, setup
 
-COMMANDS = ["specexp.entrypoints", "specexp.entrypoints.judge_report"]
+COMMANDS = ["specexp.entrypoints", "specexp.entrypoints.judge_report", "specexp.entrypoints.serve"]
 setup(packages=[*find_packages(include=["specexp", "specexp.*"]), *COMMANDS])

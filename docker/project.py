@@ -15,7 +15,7 @@ import click
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 # No run is to be made for these.
-WITHOUT_A_RUN = frozenset({"presets", "validate", "speed_check", "upload", "generate"})
+WITHOUT_A_RUN = frozenset({"presets", "validate", "speed_check", "upload", "generate", "serve"})
 LINE_LENGTH = 120
 HEAD = """\
 # Written by `make settings` from the commands' options, which are in specexp/config.

@@ -23,6 +23,7 @@ COMMANDS = {
     "log_decoder": "log a pair and a method as a model that MLflow serves",
     "main": "mine labels, train a judge and evaluate every method on the embedded pair",
     "presets": "list the presets, or show one",
+    "serve": "answer requests of the OpenAI interface with a method, many at a time",
     "speed_check": "compare decoding with the hardware's limits, for random models of a known shape",
     "train_drafter": "train, evaluate and register a head that drafts from the target's hidden states",
     "train_judge": "train, calibrate and register a judge on mined labels",

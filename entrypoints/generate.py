@@ -14,6 +14,7 @@ from specexp.command_line import guarded, own_options, print_notes, settings_opt
 from specexp.config import single
 from specexp.config.schema import help_texts, option_names
 from specexp.errors import PromptError
+from specexp.metrics.before_end import before_end
 from specexp.pair import first_look
 
 from .evaluate import CONFIG
@@ -100,16 +101,6 @@ def facts(out: Output) -> dict[str, Any]:
         "tokens_per_second": tokens / seconds if seconds else None,
         "finish_reason": out.finish_reason,
     }
-
-
-def before_end(counts: Mapping[str, Any]) -> tuple[int, int]:
-    """Accepted and drafted tokens; for a chain, without those after an EOS or the limit."""
-    if counts["trees"] or not counts["drafted_before_end"]:
-        return counts["num_accepted"], counts["num_drafted"]
-    accepted, drafted = (
-        sum(i * rounds for i, rounds in enumerate(counts[f"{name}_before_end"])) for name in ("accepted", "drafted")
-    )
-    return accepted, drafted
 
 
 def words(summary: Mapping[str, Any]) -> str:

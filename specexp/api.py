@@ -154,9 +154,12 @@ class LoadedPair:
         self._spell = self._spell or TokenBytes(self.spelled_by)
         return StopStrings(asked.stop, self._spell)
 
-    def engine(self, max_batch_size: int = 1, reuse: bool = False) -> Engine:
-        """Return another engine on these models, for `max_batch_size` requests at a time; `reuse` as the engine's."""
-        return Engine(self._pair.models, self._pair.eos_ids, max_batch_size=max_batch_size, reuse=reuse)
+    def engine(self, max_batch_size: int = 1, reuse: bool = False, score_patience: int = 0) -> Engine:
+        """Return another engine on these models; the parameters are the engine's."""
+        return Engine(
+            self._pair.models, self._pair.eos_ids, max_batch_size=max_batch_size, reuse=reuse,
+            score_patience=score_patience,
+        )  # fmt: skip
 
     def request(
         self,
@@ -222,6 +225,15 @@ class LoadedPair:
     def context(self) -> int:
         """The most positions that a sequence may have."""
         return min(model.context for model in self._pair.models.values())
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ids that end an output."""
+        return self._pair.eos_ids
+
+    def vocab_size(self, role: Role) -> int:
+        """Return how many ids a model has."""
+        return self._pair.models[role].vocab_size
 
     def identity(self) -> dict[str, Any]:
         """Return what was loaded: fingerprints of weights, hashes of tokenizer and template, names and revisions."""

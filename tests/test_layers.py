@@ -35,7 +35,7 @@ ROWS = [
     {"certify", "advise", "benchmark", "serving"},
     {"specexp"},
     {"command_line", "lm_eval"},
-    {"entrypoints", "entrypoints.judge_report"},
+    {"entrypoints", "entrypoints.judge_report", "entrypoints.serve"},
     {"__main__"},
 ]
 # Stories of their own, which never import each other.
@@ -223,6 +223,8 @@ def test_torch_and_transformers_are_imported_where_models_are() -> None:
         ["log_decoder", "--most-new-tokens", "1"],
         ["benchmark", "--help"],
         ["benchmark", "--experiment", "nothing"],
+        ["serve", "--help"],
+        ["serve", "--port", "nothing"],
         ["speed_check", "--help"],
         ["speed_check", "--shape", "nothing"],
         ["train_drafter", "--help"],

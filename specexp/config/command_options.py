@@ -149,6 +149,29 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
         ),
         "name": Option("Name the registered model that gets a new version.", "a name", "decoder"),
     },
+    "serve": {
+        "method": _METHOD,
+        "name": Option("Name the model as requests name it.", "a name", otherwise="the target's"),
+        "host": Option("Listen at this address.", "an address", "127.0.0.1"),
+        "port": Option("Listen at this port; 0 takes a free one.", "a whole number >= 0 and at most 65535", "8000"),
+        "rows": Option("Set how many outputs are decoded together.", "a whole number >= 1", "8"),
+        "max_waiting": Option(
+            "Set how many outputs may wait for a free row; more are refused with status 429.", "a whole number >= 0",
+            "64",
+        ),
+        "most_new_tokens": Option(
+            "Set the most tokens that a request may ask for.", "a whole number >= `max_new_tokens`",
+            otherwise="what the models' context holds",
+        ),
+        "grace": Option(
+            "Set how many seconds requests have to end after the server is told to stop.",
+            "a whole number >= 0 and at most 3600", "30",
+        ),
+        "key_env": Option(
+            "Name an environment variable that holds API keys, separated by commas; requests must send one.",
+            "a variable's name", otherwise="none: no key is needed",
+        ),
+    },
     "upload": {
         "output": Option(
             "Give the folder that evaluate or another command has written.", "a folder", otherwise=REQUIRED

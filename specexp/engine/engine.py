@@ -43,7 +43,8 @@ class Engine:
     """Runs decoders on a target and, where they need one, a draft, `max_batch_size` prompts at a time.
 
     `cached=False` feeds the whole sequence at every ask: slow, and the reference for cached decoding.
-    `reuse=True` keeps the caches between requests and reuses the longest common prefix. `clock` returns seconds.
+    `reuse=True` keeps the caches between requests and reuses the longest common prefix. Score requests wait for others
+    of their kind, `score_patience` steps at most, if it is given. `clock` returns seconds.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Engine:
         cached: bool = True,
         reuse: bool = False,
         max_batch_size: int = 1,
+        score_patience: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._models = models
@@ -61,6 +63,7 @@ class Engine:
         self._cached = cached
         self._reuse = reuse
         self._max_batch_size = max_batch_size
+        self._score_patience, self._num_waits = score_patience, 0
         self._clock = clock
         self._contexts: dict[Role, list[Context]] = {}
         self._begun: dict[int, RequestState] = {}  # the latest of each row
@@ -243,7 +246,10 @@ class Engine:
         """Answer the asks of the earliest phase that is open, all of them together."""
         pending = [each for each in active if isinstance(each, PendingScore)]
         # Score requests wait until they are at least half of the active rows, so that they share a forward.
-        if 2 * len(pending) >= len(active):
+        self._num_waits += bool(pending)
+        overdue = 0 < self._score_patience <= self._num_waits
+        if 2 * len(pending) >= len(active) or (pending and overdue):
+            self._num_waits = 0
             score_pending(self._models, pending)
             return
         phase, states = next_phase([each for each in active if isinstance(each, RequestState)])

@@ -7,10 +7,8 @@ This module does not know MLflow.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,9 +21,8 @@ from specexp.decoding.draft_length import RelativeCosts
 from specexp.errors import ModelError
 from specexp.lm.runtime import NO_TEMPLATE, OWN_TEMPLATE, ModelConfig, ToyConfig
 from specexp.methods import roles_of
-from specexp.serving import requests
+from specexp.serving import requests, tokenizers
 from specexp.serving.batcher import Batcher
-from specexp.serving.tokenizers import Texts
 from specexp.storage.files import make_folder, write_whole
 from specexp.tasks.source import DataConfig
 
@@ -119,11 +116,7 @@ class ServedDecoder:
         self._pair = LoadedPair(experiment, roles=roles, draft_costs=costs)
         check(self._pair.identity(), self.reference)
         self._experiment = experiment
-        self._pair.judge_of(experiment.methods[0])  # before the first call of any thread
-        self._texts = Texts(self._pair.text)
-        with suppress(Exception):  # of a custom tokenizer that cannot be copied
-            self._pair.spelled_by = copy.deepcopy(self._pair.text)
-        self._pair.stop_of(replace(experiment, stop=("\n",)))  # makes its table before the first call of any thread
+        self._texts = tokenizers.share(self._pair, experiment)
         self._batcher = Batcher(lambda: self._pair.engine(max_batch_size))
 
     def decode(self, prompts: Sequence[str], params: Mapping[str, Any] | None = None) -> list[Output]:

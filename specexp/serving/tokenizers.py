@@ -8,9 +8,12 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from queue import Empty, LifoQueue
 
+from specexp.api import LoadedPair
+from specexp.config import Experiment
 from specexp.pair.tokenization import Text
 
 MOST = 4  # tokenizers
@@ -54,3 +57,13 @@ class Texts:
                 return None
             self._left -= 1
             return copy.deepcopy(self._model)
+
+
+def share(pair: LoadedPair, experiment: Experiment) -> Texts:
+    """Make a pair ready for several threads; returns its tokenizers."""
+    pair.judge_of(experiment.methods[0])  # before the first call of any thread
+    texts = Texts(pair.text)
+    with suppress(Exception):  # of a custom tokenizer that cannot be copied
+        pair.spelled_by = copy.deepcopy(pair.text)
+    pair.stop_of(replace(experiment, stop=("\n",)))  # makes its table before the first call of any thread
+    return texts

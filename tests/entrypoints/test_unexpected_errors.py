@@ -32,6 +32,7 @@ WORK = {
     "log_decoder": ("log_decoder", []),
     "main": ("main", []),
     "presets": ("overview", []),
+    "serve": ("serve", []),
     "speed_check": ("speed_check", []),
     "train_drafter": ("train_drafter", []),
     "train_judge": ("train_judge", []),

@@ -150,3 +150,24 @@ def test_the_command_says_what_is_wrong_in_one_line(
         command.main()
     assert ended.value.code == 2
     assert "error: unknown setting 'gama', did you mean 'gamma'?" in capsys.readouterr().err
+
+
+def test_local_completions_against_serve_gives_the_samples_of_the_hf_model(reference: Any, folder: Path) -> None:
+    from helpers.openai_process import in_thread
+    from specexp.api import LoadedPair
+    from specexp.config import single
+    from specexp.serving.completion_service import CompletionService, ServiceLimits
+    from specexp.serving.openai_app import make_app
+
+    asked = single.resolve("arith_quick", "speculative", {"gamma": "4"})
+    service = CompletionService(LoadedPair(asked), asked, ServiceLimits(4, 100, 512), "arith")
+    with in_thread(make_app(service)) as address:
+        arguments = {
+            "base_url": f"{address}/v1/completions", "model": "arith", "tokenizer": str(ZOO), "max_length": 512,
+            "num_concurrent": 1, "max_retries": 1, "add_bos_token": True,  # as the hf model does
+        }  # fmt: skip
+        results = run(folder, "local-completions", arguments, ("generated", "chosen"), 2)
+    assert responses(results, "generated") == responses(reference, "generated")
+    expected = numbers(responses(reference, "chosen"))
+    assert numbers(responses(results, "chosen")) == pytest.approx(expected, abs=1e-3)
+    assert len(expected) > 10

@@ -263,6 +263,8 @@ TREE_BUGS = [
     Bug("a node kept without its parent", TREE, "key=lambda i: (-self.nodes[i].score, i)", "key=lambda i: (-self.nodes[i].depth, i)"),
 ]  # fmt: skip
 
+SERVICE = "specexp.serving.completion_service"
+READER = "specexp.serving.openai_requests"
 MINING = "specexp.judge.mining"
 
 MINING_BUGS = [
@@ -450,6 +452,21 @@ EXPERIMENT, THINKING = "specexp.config.experiment", "specexp.pair.thinking"
 MEMORIES = "specexp.evaluation.scheduling"
 SHOTS = TALKS = "specexp.tasks.conversations"
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
+    ("serving/test_openai_interface.py",): [
+        Bug("a request without a seed has the server's", SERVICE, 'if "seed" not in wanted.params:', "if False:"),
+        Bug("speculation is not switched off", SERVICE, "if not wanted.speculation:", "if False:"),
+        Bug("nothing bounds what waits", SERVICE, "if len(self._open) + len(choices) > space:", "if False:"),
+        Bug("what has ended takes a place", SERVICE, "            self._open.discard(choice)\n", ""),
+        Bug("scores are those of the token before", SERVICE, "known[:first], known[first:-1]", "known[: first - 1], known[first - 1 : -1]"),
+        Bug("a prompt counts for each of its outputs", "specexp.serving.openai_answers", "choices[:: self.wanted.num_choices]", "choices"),
+        Bug("any key is one", "specexp.serving.openai_app", '(scheme.lower() == "bearer" and any(matches))', 'scheme.lower() == "bearer"'),
+        Bug("the held end of a text is not sent", "specexp.serving.openai_app", "                    pieces[choice].close()\n", ""),
+        Bug("a place counts rounds that end there", "specexp.serving.server_metrics", "sum(by_accepted[place + 1 :])", "by_accepted[place + 1]"),
+        Bug("log-probabilities are not normalised", "specexp.serving.log_probabilities", "rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))", "rows"),
+        Bug("a cancelled output is decoded to its end", "specexp.serving.choices", "return self.is_cancelled() or (", "return ("),
+        Bug("penalties are dropped", READER, "faults += _not_neutral(given) + _wrong_kinds(given)", "faults += _wrong_kinds(given)"),
+        Bug("all tokens are none", READER, 'if key == "top_k" and value == -1:', "if False:"),
+    ],
     ("judge/test_comparator_mining.py",): [
         Bug("mining compares texts, whatever the comparator", MINING, "self._task.comparator.equal(answer, before, example)", "answer == before"),
         Bug("the comparator is asked the other way round", MINING, "self._task.comparator.equal(answer, before, example)", "self._task.comparator.equal(before, answer, example)"),

@@ -1,0 +1,5 @@
+"""`python -m entrypoints.serve`."""
+
+from . import command
+
+command()
