@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from specexp.config import Experiment, MethodConfig
+from specexp.config.models import STORED
+from specexp.lm.hf.source import hub_place, resolve
 from specexp.lm.runtime import SAME, ModelConfig
 from specexp.method_specs import models_of, spec
 
@@ -74,3 +76,14 @@ def of(
         experiment.temperature, experiment.top_k, experiment.top_p, experiment.seed, experiment.max_new_tokens,
         vocabulary, fixed_gamma, experiment.toy is not None,
     )  # fmt: skip
+
+
+def place_of(model: ModelConfig) -> tuple[str, str]:
+    """The folder or hub id of a model, or of the head that a draft is, and its revision ("": the newest)."""
+    named = model.eagle3 or model.dflash
+    if not named:
+        return resolve(model.model), model.revision
+    if named.startswith(STORED):
+        return named, ""
+    place, revision = hub_place(named)
+    return place, revision or ""
