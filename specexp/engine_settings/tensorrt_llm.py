@@ -72,8 +72,8 @@ def _request(recommended: Recommendation) -> dict[str, Any]:
 
 def _differences(recommended: Recommendation) -> list[str]:
     result, method = list(abilities.differences(recommended, ABILITIES)), recommended.method
-    for model in filter(None, (recommended.target, recommended.draft)):
-        place, revision = place_of(model)
+    models = filter(None, (recommended.target, recommended.draft))
+    for place, revision in dict.fromkeys(place_of(model) for model in models):
         if revision:
             result.append(f"It takes no revision here: download {place} at {revision} and name the folder.")
     if method.tree is not None:
@@ -86,7 +86,7 @@ def _differences(recommended: Recommendation) -> list[str]:
         result.append("Its page says that MTP is for DeepSeek models.")
     if recommended.temperature and recommended.drafter != PLAIN:
         result.append(
-            "Its drafts are verified greedily unless allow_advanced_sampling or use_rejection_sampling are set, which"
-            " are false by default and are not set here: see its API reference before you sample."
+            "An older page (commit 35dac55716a6) says that drafts are verified greedily alone; allow_advanced_sampling and"
+            " use_rejection_sampling are false by default and not set here: examine it before you sample."
         )
     return result
