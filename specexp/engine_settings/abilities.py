@@ -88,7 +88,7 @@ def differences(recommended: Recommendation, abilities: Abilities) -> Iterator[s
     if method.min_match > 1 and not {drafter, *recommended.others} & abilities.matches_at_least:
         yield f"It drafts after shorter matches than {method.min_match} tokens, too."
     if left_out := [NAMES[name] for name in recommended.others if name not in abilities.before_draft]:
-        yield f"It does not let proposers take turns: {' and '.join(left_out)} are left out of the drafts."
+        yield f"It lets no proposers take turns: left out of its drafts are {' and '.join(left_out)}."
     if method.suffix_memory == "run" and drafter != SUFFIX:
         yield "It does not keep outputs for suffix decoding of later prompts."
     for model in filter(None, (recommended.draft,)):

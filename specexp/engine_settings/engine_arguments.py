@@ -1,4 +1,4 @@
-"""The arguments of one engine: a command, the speculative settings as data, and what differs from the recommendation."""
+"""The arguments of one engine: a command, the settings of drafts as data, and what differs from the recommendation."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def _differences(recommended: Recommendation) -> list[str]:
         result.append("Its page says that MTP is for DeepSeek models.")
     if recommended.temperature and recommended.drafter != PLAIN:
         result.append(
-            "An older page (commit 35dac55716a6) says that drafts are verified greedily alone; allow_advanced_sampling and"
-            " use_rejection_sampling are false by default and not set here: examine it before you sample."
+            "An older page (commit 35dac55716a6) says that drafts are verified greedily alone; allow_advanced_sampling"
+            " and use_rejection_sampling are false by default and not set here: examine it before you sample."
         )
     return result

@@ -132,6 +132,8 @@ def _differences(recommended: Recommendation) -> list[str]:
         if its != recommended.vocabulary:
             how = "over the common tokens" if its == INTERSECTION else "by its text"
             result.append(f"At this temperature it takes the other tokenizer's draft {how}.")
+    if recommended.drafter == DFLASH:
+        result.append("It loads drafts of its own layout (Muse Glimmer) alone, not those of z-lab or speculators.")
     if recommended.drafter == LAYERS:
         result.append("Leaving early is for targets trained for it; others are seldom right after a few layers.")
     return result
