@@ -47,12 +47,14 @@ def refusal(recommended: Recommendation, abilities: Abilities) -> str:
     engine, method, drafter = abilities.engine, recommended.method, recommended.drafter
     if recommended.toy:
         return f"{engine} cannot load the toy pair, which has no weights."
-    if drafter == PLAIN:
-        return ""
     if not recommended.lossless:
         rule = RULES.get(method.method, f"method '{method.method}'")
         instead = abilities.rules.get(method.method, "another rule would lose other answers than were counted.")
         return f"{engine} does not accept tokens by {rule}; {instead}"
+    if drafter == PLAIN:
+        return ""
+    if method.method not in OURS:
+        return f"{engine} has no method like '{method.method}'."
     if drafter not in abilities.drafters:
         return f"{engine} does not draft with {NAMES.get(drafter, drafter)}."
     if method.tree is not None and drafter not in abilities.trees:
