@@ -23,6 +23,8 @@ RULES = {
     "typical": "typical acceptance", "typical_tree": "typical acceptance", "entropy": "an entropy gate",
     "entropy_tree": "an entropy gate", "fly": "FLy", "fuzzy": "fuzzy acceptance",
 }  # fmt: skip
+# Methods whose drafts and whose lossless verification engines have, too; rules at their lossless ends are like these.
+OURS = frozenset({"baseline", "speculative", "lookup", "suffix", "chained", "specexec", *RULES})
 
 
 @dataclass(frozen=True, slots=True)
