@@ -89,16 +89,20 @@ def differences(recommended: Recommendation, abilities: Abilities) -> Iterator[s
         yield f"It draws no drafts at a temperature of their own ({method.draft_temperature:g})."
     if not method.bonus:
         yield "It adds the bonus token after a draft that is accepted whole."
-    if method.min_match > 1 and not {drafter, *recommended.others} & abilities.matches_at_least:
+    left_out = [name for name in recommended.others if name not in abilities.before_draft]
+    searching = ({drafter, *recommended.others} - {*left_out}) & {LOOKUP, SUFFIX}
+    if method.min_match > 1 and searching - abilities.matches_at_least:
         yield f"It drafts after shorter matches than {method.min_match} tokens, too."
-    if left_out := [NAMES[name] for name in recommended.others if name not in abilities.before_draft]:
-        yield f"It lets no proposers take turns: left out of its drafts are {' and '.join(left_out)}."
-    if method.suffix_memory == "run" and drafter != SUFFIX:
-        yield "It does not keep outputs for suffix decoding of later prompts."
-    for model in filter(None, (recommended.draft,)):
-        if model.head == EAGLE3 and model.eagle3.startswith(STORED):
-            yield f"It reads no head from the tracking store: download {model.eagle3} and name the folder instead."
+    if left_out:
+        yield f"It lets no proposers take turns: left out of its drafts are {_listed(left_out)}."
+    if recommended.draft is not None and recommended.draft.eagle3.startswith(STORED):
+        head = recommended.draft.eagle3
+        yield f"It reads no head from the tracking store: download {head} and name the folder instead."
     for model in filter(None, (recommended.target, recommended.draft)):
         if model.quantization != "none":
             yield f"{model.model} was loaded in {model.quantization}; {engine} has quantizations of its own."
             break
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(NAMES[name] for name in names)

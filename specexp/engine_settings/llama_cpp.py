@@ -25,8 +25,9 @@ NAME = "llama.cpp"
 CHECKED = "main at 00dc8057ab28"
 PAGE = "https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md"
 ABILITIES = Abilities(
-    NAME, HEADS_AND_MODEL | {LOOKUP}, stops_early=frozenset({MODEL, EAGLE3, MTP}), before_draft=frozenset({LOOKUP})
-)
+    NAME, HEADS_AND_MODEL | {LOOKUP}, stops_early=frozenset({MODEL, EAGLE3, MTP}), before_draft=frozenset({LOOKUP}),
+    matches_at_least=frozenset({LOOKUP}),
+)  # fmt: skip
 _TYPES = {MODEL: "draft-simple", EAGLE3: "draft-eagle3", MTP: "draft-mtp", DFLASH: "draft-dflash"}
 _NGRAM = "ngram-simple"
 _OUTTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}

@@ -76,7 +76,8 @@ def _generate(recommended: Recommendation) -> dict[str, Any]:
         }  # fmt: skip
     if recommended.drafter == LAYERS:
         return {"assistant_early_exit": _first_layers(recommended)}
-    return {MTP: {"use_mtp": True}, DFLASH: {"speculation_type": "dflash"}}.get(recommended.drafter, {})
+    heads: dict[str, dict[str, Any]] = {MTP: {"use_mtp": True}, DFLASH: {"speculation_type": "dflash"}}
+    return heads.get(recommended.drafter, {})
 
 
 def _request(recommended: Recommendation) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def chain(method: str = "speculative", gamma: int = 4, **settings: Any) -> Metho
 
 
 def recommended(method: MethodConfig, draft: ModelConfig | None = DRAFT, **more: Any) -> Recommendation:
-    return Recommendation(TARGET, draft, method, **{"lossless": True, "max_new_tokens": 64, **more})
+    given: dict[str, Any] = {"lossless": True, "max_new_tokens": 64, **more}
+    return Recommendation(TARGET, draft, method, **given)
 
 
 def head(**kind: Any) -> ModelConfig:
@@ -239,13 +240,10 @@ def test_the_python_for_transformers_runs_and_changes_no_greedy_token(method: Me
     import torch
 
     inputs = {"input_ids": torch.tensor([[5, 9, 4, 9, 4, 7]]), "attention_mask": torch.ones(1, 6, dtype=torch.long)}
-    scope = {"AutoModelForCausalLM": transformers.AutoModelForCausalLM, "inputs": inputs}
+    scope: dict[str, Any] = {"AutoModelForCausalLM": transformers.AutoModelForCausalLM, "inputs": inputs}
     lines = command.splitlines()
     exec("\n".join([*lines[:-1], f"drafted = {lines[-1]}"]), scope)
-    target: Any = scope["target"]
-    plain = target.generate(**inputs, do_sample=False, max_new_tokens=24)
-    drafted: Any = scope["drafted"]
-    assert drafted.tolist() == plain.tolist()
+    plain = scope["target"].generate(**inputs, do_sample=False, max_new_tokens=24)
+    assert scope["drafted"].tolist() == plain.tolist()
     if draft is not None:
-        assistant: Any = scope["assistant"]
-        assert assistant.generation_config.num_assistant_tokens == 3
+        assert scope["assistant"].generation_config.num_assistant_tokens == 3
