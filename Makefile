@@ -85,7 +85,7 @@ $(LM_EVAL): Makefile
 	pip install --quiet --no-deps --target $@ tabledata==1.3.5 tcolorpy==0.1.7 typepy==2.0.0 chardet==7.7.0
 	touch $@
 
-test-nightly: check
+test-nightly: check real
 	$(PYTEST) -m nightly
 
 test-oldest: requirements-oldest.txt

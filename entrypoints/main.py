@@ -81,15 +81,10 @@ def _noted(note: Path) -> str:
 def _check(show: str, resolved: config.Experiment) -> None:
     """Raise ConfigError for prompts to show that the evaluation, which comes last, will not have."""
     from specexp.evaluation.token_view.selection import ShownPrompts
-    from specexp.tasks.task import task
 
     shown = ShownPrompts.parse(show)
     if shown.number is None:
-        chosen = task(
-            resolved.task, resolved.data, resolved.shots, shots_data=resolved.shots_data,
-            num_tokens=resolved.prompt_tokens,
-        )  # fmt: skip
-        shown.check(chosen.examples(resolved.limit))
+        shown.check(resolved.read_task().examples(resolved.limit))
 
 
 @click.command("main", help=__doc__)

@@ -175,7 +175,7 @@ def test_the_wheel_holds_specexp_alone_with_all_that_it_needs(tmp_path: Path) ->
         for path in (ROOT / "specexp").rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
-    kept |= {f"specexp/{path.relative_to(ROOT)}" for path in (ROOT / "entrypoints").glob("*.py")}
+    kept |= {f"specexp/{path.relative_to(ROOT)}" for path in (ROOT / "entrypoints").rglob("*.py")}
     assert {name for name in names if name.startswith("specexp/")} == kept
     for name in (
         "py.typed", "entrypoints/evaluate.py", "presets/experiments/arith_quick.yaml",

@@ -22,7 +22,9 @@ from specexp.lm.runtime import (
     ToyConfig,
 )
 from specexp.tasks.defaults import NO_EXECUTION, defaults_of
+from specexp.tasks.example import Task
 from specexp.tasks.source import DataConfig
+from specexp.tasks.task import task
 
 if TYPE_CHECKING:
     from specexp.decoding.protocol import Role
@@ -159,6 +161,12 @@ class Experiment:
     def answers(self) -> AnswerRule:
         """How answers of one's own prompts are read and compared. Raises TaskError if that needs what is missing."""
         return AnswerRule(self.answer_rule, self.answer_pattern, kind_of(self.comparator, self.min_similarity))
+
+    def read_task(self, split: str = "test") -> Task:
+        """Return the task with its rows; `split` is that of problems that are generated. Raises TaskError."""
+        return task(
+            self.task, self.data, self.shots, split, self.answers(), self.shots_data, self.prompt_tokens, self.execute
+        )
 
     @property
     def warp(self) -> Warp:

@@ -21,7 +21,7 @@ from specexp.lm.hf.hf_model import HFModel
 from specexp.pair.loading import Pair, load_pair
 from specexp.pair.tokenization import Text
 from specexp.tasks.example import Example, Task
-from specexp.tasks.task import notes_of, task
+from specexp.tasks.task import notes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class PreparedDrafter:
 def prepare(config: DrafterConfig) -> PreparedDrafter:
     """Load the models and the task, and check that every prompt fits the context. Writes nothing."""
     experiment = config.experiment
-    chosen = task(experiment.task, experiment.data, experiment.shots, "train", shots_data=experiment.shots_data)
+    chosen = experiment.read_task("train")
     examples = chosen.examples(config.skip + experiment.limit)[config.skip :]
     examples = [example for example in examples if len(example.turns) == 1]
     if len(examples) < FEWEST:

@@ -31,7 +31,7 @@ from specexp.storage import environment
 from specexp.storage.run_folder import OutputFolder
 from specexp.tasks.example import Example, Task
 from specexp.tasks.sampling import selection
-from specexp.tasks.task import notes_of, stops_of, task
+from specexp.tasks.task import notes_of, stops_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +97,12 @@ class Prepared:
     judges: Mapping[str, Judge]
     notes: Sequence[str] = ()
     stop: StopStrings | None = None
+    thinking: Thinking | None = None  # how the target marks its thoughts, if its tokenizer says so
 
     @property
     def ending(self) -> Ending:
         """Where an output ends before its limit."""
         return Ending(self.experiment.min_new_tokens, self.experiment.ignore_eos, self.stop)
-
-    thinking: Thinking | None = None  # how the target marks its thoughts, if its tokenizer says so
 
 
 def prepare(
@@ -121,10 +120,7 @@ def prepare(
     for method in experiment.methods:
         if method.judge in judges:
             check_judge(method, judges[method.judge])
-    chosen = task(
-        experiment.task, experiment.data, experiment.shots, rule=experiment.answers(),
-        shots_data=experiment.shots_data, num_tokens=experiment.prompt_tokens, execute=experiment.execute,
-    )  # fmt: skip
+    chosen = experiment.read_task()
     examples = chosen.examples(experiment.limit)
     check(examples)
     roles = set[Role]().union(*(roles_of(method) for method in experiment.methods))

@@ -41,7 +41,7 @@ from specexp.storage.run_folder import OutputFolder
 from specexp.tasks import sampling
 from specexp.tasks.example import Example, Task
 from specexp.tasks.programs import execution_of
-from specexp.tasks.task import notes_of, task
+from specexp.tasks.task import notes_of
 
 PROGRESS = "progress"
 EARLY = 10  # finished prompts from which the total time is estimated
@@ -61,10 +61,7 @@ class PreparedMining:
 def prepare(config: MiningConfig) -> PreparedMining:
     """Load both models and the task, and check that every prompt fits the context. Writes nothing."""
     experiment = config.experiment
-    chosen = task(
-        experiment.task, experiment.data, experiment.shots, "mining", experiment.answers(), experiment.shots_data,
-        experiment.prompt_tokens, experiment.execute,
-    )  # fmt: skip
+    chosen = experiment.read_task("mining")
     examples, left_out = after_skipped(chosen, config.skip, experiment.limit)
     notes = ["multi-turn prompts are left out: mining takes single-turn prompts only."] if left_out else []
     if not examples:

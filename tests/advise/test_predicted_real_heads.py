@@ -124,7 +124,7 @@ def sampled(shipped: Prepared) -> Prepared:
     return replace(shipped, experiment=replace(shipped.experiment, temperature=1.0))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("gamma", [4, 8])
 def test_sampled_chains_of_the_shipped_head_have_the_predicted_length(sampled: Prepared, gamma: int) -> None:
     """Predicted from plain decoding's samples, counted along others of the same prompts: the difference of the two
@@ -143,7 +143,7 @@ def test_sampled_chains_of_the_shipped_head_have_the_predicted_length(sampled: P
     assert math.hypot(one, other) < 0.03 * measured, "so that an error of a seventh would be seen"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sampled_tokens_of_the_shipped_head_are_accepted_as_often_as_expected_after_others(sampled: Prepared) -> None:
     """Given the output, the token at a place that a chain reaches is accepted with probability b, so that what was
     accepted less the sum of b is 0 but for chance, of variance b (1 - b) each. Every token but a chain's first."""

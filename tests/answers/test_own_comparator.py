@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from entrypoints import main
 from entrypoints.collect_labels import command as collect_labels
 from helpers.cli_runner import evaluate, flat_runs, invoke, records
+from specexp import config
+from specexp.errors import ConfigError
 from specexp.judge.labels import LabelSet
 
 TOY = ["--experiment", "toy_quick", "--task", "prompts", "--data", "own.jsonl", "--comparator", "own_rule:longer"]
@@ -42,6 +46,22 @@ def test_a_function_of_ones_own_grades_and_labels(workplace: Path, rows: None) -
         longer = label.answer_after is not None and len(label.answer_after) >= len(label.answer_before)
         assert label.important == (not longer)
     assert any(label.important is False and label.answer_after != label.answer_before for label in decided)
+
+
+def test_every_command_reads_the_rows_as_the_comparator_says(workplace: Path) -> None:
+    """A list is a gold answer of `numbers` alone."""
+    lines = [{"prompt": str(number), "answer": [number, 2 * number], "id": f"p{number}"} for number in range(1, 9)]
+    (workplace / "sets.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = {"task": "prompts", "data": "sets.jsonl", "comparator": "numbers"}
+    resolved = config.resolve("toy_quick", given)
+    main._check("p3", resolved)
+    with pytest.raises(ConfigError, match="p11"):
+        main._check("p11", resolved)
+    assert resolved.read_task("train").examples(3)[2].answer == "3, 6"
+    long = config.resolve("toy_quick", {"task": "long_prompts"})
+    longer = replace(long, prompt_tokens=2 * long.prompt_tokens)
+    sizes = [len(each.read_task("train").examples(1)[0].turns[0]) for each in (long, longer)]
+    assert sizes[1] > 1.9 * sizes[0]
 
 
 def test_a_function_that_is_not_there_is_refused_before_a_model_is_loaded(

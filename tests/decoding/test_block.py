@@ -130,7 +130,7 @@ def test_its_draws_are_its_rounds_own() -> None:
     assert p_value(4000) > 0.001
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("bug", SHARED_DRAWS, ids=lambda bug: bug.name)
 def test_draws_that_rounds_share_are_seen(bug: Bug) -> None:
     with mutated(bug):
@@ -139,7 +139,7 @@ def test_draws_that_rounds_share_are_seen(bug: Bug) -> None:
     assert result < 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_as_many_outputs_without_a_bug_follow_the_target() -> None:
     assert p_value(30_000) > 0.001
 

@@ -249,7 +249,7 @@ def start(*arguments: str) -> subprocess.Popen[bytes]:
     )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

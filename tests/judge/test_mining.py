@@ -510,7 +510,7 @@ def test_the_literal_procedure_costs_what_the_miner_says_forward_by_forward() ->
         assert list(disagreements(fast.mine(example), slow, 1e-4)) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_200_arith_prompts_give_the_literal_procedures_labels_for_less(capsys: pytest.CaptureFixture[str]) -> None:
     result = mine_both_ways(200, features=False)
     calls, positions, labels = cost(result)

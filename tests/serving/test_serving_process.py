@@ -83,6 +83,7 @@ def ask(port: int, verb: str, path: str, body: bytes = b"", content_type: str | 
         connection.close()
 
 
+@pytest.mark.nightly
 def test_two_hundred_requests_half_of_them_wrong(address: tuple[int, Path]) -> None:
     port, log = address
     pair = specexp.load("arith_quick", gamma=4)
