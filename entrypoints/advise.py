@@ -68,6 +68,8 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     from specexp.advise import advice_report as report
     from specexp.advise.advice_figure import draw_advice
     from specexp.advise.recommended import NAME, recommended
+    from specexp.advise.served import recommended_for_engines
+    from specexp.engine_settings import served
     from specexp.evaluation import measured_costs, preparation
     from specexp.storage.files import write_whole
     from specexp.storage.journal import FILE, Journal
@@ -87,7 +89,8 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
         folder.write_json("advice.json", result)
         draw_advice(folder.path / "advice.png", result)
         write_whole(folder.path / NAME, recommended(advice, folder.path / NAME))
-        names = ("advice.json", "advice.png", NAME, "config.json")
+        served.write(recommended_for_engines(advice), folder.path, click.echo)
+        names = ("advice.json", "advice.png", NAME, served.FILE, served.TEXT_FILE, "config.json")
         sent = publish(outbox, names, report.metrics(advice), prepared.task)
     click.echo(f"settings: {folder.path / NAME}")
     click.echo(sent.charts)

@@ -59,6 +59,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
         if len(checks) == len(examining.NAMES) and outbox.is_sent:
             certificate = examining.examine(subject, asked.samples, checks)
             click.echo(report.text(subject, certificate))
+            report.write_engines(subject, certificate, path, click.echo)
             sent = outbox.add([], [report.update_of(subject, certificate)])
         else:
             attached = client.attached()
@@ -66,6 +67,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
                 certificate = examining.examine(subject, asked.samples, dict(checks), note)
                 folder.write_json(report.FILE, report.as_json(subject, certificate, asked, where))
                 click.echo(report.text(subject, certificate))
+                report.write_engines(subject, certificate, path, click.echo)
                 main = report.main(subject, certificate, folder, outbox, attached)
                 sent = outbox.send(main, updates=[report.update_of(subject, certificate)])
     click.echo(_tagged(sent.num_updated, certificate.verdict))

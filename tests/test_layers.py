@@ -28,7 +28,7 @@ ROWS = [
     {"lm.hf"},
     {"lm.heads"},
     {"engine", "config", "storage"},
-    {"pair", "tracking", "profiling"},
+    {"engine_settings", "pair", "tracking", "profiling"},
     {"checkpoints", "drafter", "judge", "metrics", "zoo"},
     {"methods", "rule_calibration", "judge_comparison", "judge_report"},
     {"evaluation", "evaluation.token_view", "evaluation.report", "api"},

@@ -7,13 +7,15 @@ of the method and the same sampling, whatever the prompts.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from specexp.certify.certificate import Certificate
+from specexp.certify.certificate import LOSSLESS, Certificate
 from specexp.certify.certificate_config import CertificateConfig
 from specexp.certify.checks import Check, Subject
+from specexp.engine_settings import recommendation, served
 from specexp.evaluation.report import run_specs
 from specexp.storage.run_folder import OutputFolder
 from specexp.storage.run_plan import Input, RunSpec, RunUpdate, now
@@ -65,6 +67,14 @@ def as_json(subject: Subject, certificate: Certificate, config: CertificateConfi
     }
 
 
+def write_engines(subject: Subject, certificate: Certificate, folder: Path, show: Callable[[str], object]) -> None:
+    """Show and write the arguments of engines for a lossless method; nothing for others. Raises OutputError."""
+    if certificate.verdict == LOSSLESS:
+        prepared, setting = subject.prepared, subject.setting
+        recommended = recommendation.of(prepared.experiment, setting.config, setting.lossless, prepared.pair.vocabulary)
+        served.write(recommended, folder, show)
+
+
 def checks_of(saved: Mapping[str, Any] | None, environment: str) -> dict[str, Check]:
     """The checks that an interrupted certificate completed in this same environment."""
     if saved is None or saved["environment"] != environment:
@@ -83,7 +93,8 @@ def tags_of(config: CertificateConfig) -> dict[str, str]:
 
 def main(subject: Subject, certificate: Certificate, folder: OutputFolder, outbox: Outbox, attached: bool) -> RunSpec:
     """The certificate's own run. `mlflow run` logged its raw arguments already, under the names of our parameters."""
-    files = [folder.path / name for name in (FILE, "config.json", "data.json", "environments.json")]
+    engines = (served.FILE, served.TEXT_FILE) if certificate.verdict == LOSSLESS else ()
+    files = [folder.path / name for name in (FILE, *engines, "config.json", "data.json", "environments.json")]
     inputs = [Input.of(subject.prepared.task.dataset(), "evaluation")]
     tags = {TAG: certificate.verdict}
     return outbox.main(certificate.metrics(), files, inputs, tags, {} if attached else _params(subject))
