@@ -9,7 +9,7 @@ first; what it says after it, another thought included, is its answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class ThinkingBudget:
     end_ids: tuple[int, ...]
     forced_ids: tuple[int, ...]
     is_open: Callable[[Sequence[int]], bool]
+    resumed: Thought | None = None  # the prompt ends with the beginning of an output, of which this is the thought
 
     @property
     def most(self) -> int:
@@ -31,17 +32,30 @@ class ThinkingBudget:
         return self.num_tokens + len(self.forced_ids)
 
     def begin(self, prompt_ids: Sequence[int], num_left: int) -> Thought:
+        if self.resumed is not None:
+            return self.resumed.copy()
         return Thought(self, num_left, is_open=self.is_open(prompt_ids))
 
-    def read(self, prompt_ids: Sequence[int], output: Sequence[int], num_left: int) -> tuple[Thought, range]:
-        """The thought after all of `output`, and where its forced tokens are."""
+    def read(self, prompt_ids: Sequence[int], output: Sequence[int], num_left: int) -> Reading:
+        """Read the beginning of an output, which ends anywhere."""
         thought, forced = self.begin(prompt_ids, num_left), range(0)
+        lacking: tuple[int, ...] = ()
         for place, token in enumerate(output):
             if place not in forced:
                 thought.add(token)
                 if ids := thought.cut():
                     forced = range(place + 1, min(place + 1 + len(ids), len(output)))
-        return thought, forced
+                    lacking = ids[len(forced) :]
+        return Reading(thought, forced, lacking)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The thought after the beginning of an output, where its forced tokens are, and those that must follow."""
+
+    thought: Thought
+    forced: range
+    lacking: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -83,6 +97,9 @@ class Thought:
         forced = self.budget.forced_ids
         begun = (size for size in range(len(forced) - 1, 0, -1) if _ends_with(self._ids, forced[:size]))
         return forced[next(begun, 0) :]
+
+    def copy(self) -> Thought:
+        return replace(self, _ids=list(self._ids))
 
 
 def _ends_with(ids: Sequence[int], part: Sequence[int]) -> bool:

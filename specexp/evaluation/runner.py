@@ -126,7 +126,7 @@ def _warm_up(prepared: Prepared, engine: Engine) -> dict[str, Pace]:
     some = list(zip(names, prepared.prompts, strict=True))[: max(2, prepared.experiment.batch)]
     paces = {}
     for setting in prepared.settings:
-        ending = prepared.ending
+        ending = replace(prepared.ending, thinking=None)  # no longer than the others
         requests = [Request(setting.decoder, ids, WARM_UP_TOKENS, rng, name=name, ending=ending) for name, ids in some]
         outputs = dict(engine.generate_all(requests))
         result = [Pace.of(out) for out in outputs.values()]
@@ -140,7 +140,7 @@ def _warm_up(prepared: Prepared, engine: Engine) -> dict[str, Pace]:
 
 def _announce(prepared: Prepared, groups: Sequence[Sequence[Job]], paces: Mapping[str, Pace]) -> None:
     """Print how long the missing records take, at full length and at the pace of the warm-up."""
-    most = prepared.experiment.max_new_tokens
+    most = prepared.experiment.max_new_tokens + prepared.experiment.thinking_budget
     labels = [job.setting.config.label for jobs in groups for job in jobs]
     what = f"{len(labels)} outputs of up to {most} tokens, as fast as the first {WARM_UP_TOKENS} were"
     lower = "limit, max_new_tokens, repeats or the number of settings"
@@ -178,6 +178,7 @@ def record_of(prepared: Prepared, job: Job, out: Generation, prompt_ids: Sequenc
         "num_accepted": out.num_accepted,
         "num_judged": out.num_judged,
         "num_cut": out.num_cut,
+        **({} if prepared.budget is None else {"num_forced": out.num_forced}),
         "num_full": out.num_full,
         "num_tested": out.num_tested,
         "overlap": out.overlap,

@@ -1,4 +1,4 @@
-"""A thought that has used its budget is ended by tokens that nobody draws: exact for every method, alone and batched."""
+"""A thought that has used its budget is ended by tokens that nobody draws: exact for every method, and in batches."""
 
 from __future__ import annotations
 
@@ -116,8 +116,14 @@ def greedy(model: HFModel, prompt: list[int], rule: ThinkingBudget, opened: bool
     return list(out)
 
 
-@pytest.mark.parametrize("sampling", [SAMPLINGS[2], SAMPLINGS[5]], ids=names)
-@pytest.mark.parametrize("name", decoders(Warp()))
+@pytest.mark.parametrize(
+    "name,sampling",
+    [
+        *(pytest.param(name, SAMPLINGS[2], marks=pytest.mark.slow) for name in decoders(Warp())),
+        *((name, SAMPLINGS[5]) for name in ("chain", "block", "tree")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else names(value),
+)
 def test_outputs_have_the_targets_distribution_with_forced_ends(name: str, sampling: dict[str, Any]) -> None:
     models, seen = toys(), set()
     for opened, rule, length in (
@@ -137,18 +143,16 @@ def test_without_a_cache_it_is_the_same() -> None:
     models, rule = toys(), budget(2, opened=True)
     for name in ("chain", "tree"):
         decoder = decoders(Warp(1.0))[name]
-        got = output_distribution(
-            lambda: Engine(models, [EOS], cached=False), decoder, [1], 2, Ending(thinking=rule)
-        )
+        got = output_distribution(lambda: Engine(models, [EOS], cached=False), decoder, [1], 2, Ending(thinking=rule))
         assert gap(got, distribution(models["target"], [1], rule, True, 2, temperature=1.0)) < EXACT
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])  # the native forward, and transformers'
+@pytest.mark.slow
+@pytest.mark.parametrize("family,batch", [("llama", 3), ("gpt2", 1)])  # the native forward, and transformers'
 def test_greedy_output_is_that_of_whole_forwards(pair: Pair, family: str, batch: int) -> None:
     models: Any = pair(family)
     cut = natural = late = 0
-    for prompt in list(prompts())[1:3]:
+    for prompt in list(prompts())[1:2]:
         free = Engine(models, []).generate(Baseline(Warp()), prompt, 24, CertainRng()).token_ids
         for opened, size, start, end in (
             (True, 5, (), (free[2],)),  # ends by itself
@@ -158,7 +162,7 @@ def test_greedy_output_is_that_of_whole_forwards(pair: Pair, family: str, batch:
             rule = budget(size, opened=opened, start=start, end=end, forced=(7, *end, 9))
             wanted = greedy(models["target"], prompt, rule, opened, 12, [])
             cut += len(wanted) > size + 12
-            natural += len(wanted) == 3 + 12
+            natural += len(wanted) <= 3 + 12
             late += not opened
             for decoder in decoders(Warp()).values():
                 request = Request(decoder, prompt, 12, CertainRng(), ending=Ending(thinking=rule))
@@ -166,8 +170,8 @@ def test_greedy_output_is_that_of_whole_forwards(pair: Pair, family: str, batch:
                 assert [each.token_ids for each in out.values()] == [wanted] * batch
                 assert {each.finish_reason for each in out.values()} == {"length"}
                 forced = {each.num_forced for each in out.values()}
-                assert forced == {max(0, len(wanted) - 12 - size)} or not opened or natural
-    assert (cut, natural, late) == (4, 2, 2)
+                assert forced == {max(0, len(wanted) - 12 - size)} or not opened
+    assert (cut, natural, late) == (2, 1, 1)
 
 
 def test_rows_of_a_batch_have_budgets_of_their_own() -> None:
@@ -225,8 +229,10 @@ def test_a_budget_reads_back_where_it_forced_tokens() -> None:
         ([3], range(0), (False, True, 10)),
         ([3, 4, 7], range(2, 3), (True, False, 10)),
     ):
-        thought, where = rule.read([1], output, 10)
-        assert where == forced
+        reading = rule.read([1], output, 10)
+        thought = reading.thought
+        assert reading.forced == forced
+        assert reading.lacking == ((END, 8) if output == [3, 4, 7] else ())
         assert (thought.is_over, thought.is_open, thought.num_left) == state
 
 
