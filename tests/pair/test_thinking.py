@@ -122,7 +122,8 @@ def test_a_budget_has_the_ids_of_the_markers_and_of_the_text_that_ends_a_thought
         assert budget_of(other, 0) is None
         with pytest.raises(ModelError, match=f"thinking_budget is 9, but .*{words}.*; leave it out"):
             budget_of(other, 9)
-    harmony = text_with(("<|channel|>", "<|message|>", "<|end|>", "<|start|>"), template="{{ '<|channel|>final<|message|>' }}")
+    channels = "{{ '<|channel|>final<|message|>' }}"
+    harmony = text_with(("<|channel|>", "<|message|>", "<|end|>", "<|start|>"), template=channels)
     forced = budget_of(harmony, 9)
     assert forced is not None
     assert tuple(forced.forced_ids[-len(forced.end_ids) :]) == forced.end_ids
