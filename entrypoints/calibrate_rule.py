@@ -29,7 +29,7 @@ COLUMNS = (
     ("at most", "judge/loss_high", "{:.1%}"),
     ("ROC-AUC", "judge/roc_auc", "{:.4f}"),
 )
-TABLE, CHOSEN = "rules.csv", "rules.json"
+TABLE, CHOSEN, SCORED = "rules.csv", "rules.json", "scores.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +92,16 @@ def calibrate_rule(asked: CalibrateRuleConfig) -> Path:
     print_notes([*mining.notes, *note])
     files.make_folder(folder)
     with locked(folder):
-        rules = _calibrated(asked, labels, mining, judge)
+        rules = _calibrated(asked, labels, mining, judge, folder / SCORED)
         _send(outbox, asked, labels, source, rules)
     _show(rules)
     click.echo(f"rules: {folder} ({TABLE}, {CHOSEN}, rules.png)")
     return folder
 
 
-def _calibrated(asked: CalibrateRuleConfig, labels: LabelSet, mining: Any, judge: Any) -> list[Calibrated]:
+def _calibrated(
+    asked: CalibrateRuleConfig, labels: LabelSet, mining: Any, judge: Any, journal: Path
+) -> list[Calibrated]:
     import numpy as np
 
     from specexp.judge import features
@@ -107,7 +109,7 @@ def _calibrated(asked: CalibrateRuleConfig, labels: LabelSet, mining: Any, judge
     from specexp.rule_calibration.dials import DIALS, JUDGE, OF_JUDGE
 
     dials = {name: DIALS[name] for name in asked.rules}
-    splits = _scored(asked, labels, mining, dials)
+    splits = _scored(asked, labels, mining, dials, journal)
     result = [choice.calibrated(name, dial, asked.loss, *(splits[split][name] for split in replay.SPLITS))
               for name, dial in dials.items()]  # fmt: skip
     if judge is not None:
@@ -120,13 +122,16 @@ def _calibrated(asked: CalibrateRuleConfig, labels: LabelSet, mining: Any, judge
     return result
 
 
-def _scored(asked: CalibrateRuleConfig, labels: LabelSet, mining: Any, dials: Any) -> dict[str, dict[str, Scores]]:
-    """The scores of each split's mismatches by each rule."""
+def _scored(
+    asked: CalibrateRuleConfig, labels: LabelSet, mining: Any, dials: Any, path: Path
+) -> dict[str, dict[str, Scores]]:
+    """The scores of each split's mismatches by each rule. The file at `path` has those of prompts that are done."""
     import numpy as np
     from tqdm import tqdm
 
     from specexp.lm import out_of_memory
     from specexp.rule_calibration import choice, replay
+    from specexp.storage.journal import Journal
 
     runs = replay.MismatchReplay(mining, dials, asked.window, asked.accept_k)
     num = len({label.prompt_id for label in labels.labels if label.split in replay.SPLITS})
@@ -135,8 +140,9 @@ def _scored(asked: CalibrateRuleConfig, labels: LabelSet, mining: Any, dials: An
     with (
         tqdm(total=num, desc="scoring", unit="prompt", dynamic_ncols=True) as bar,
         out_of_memory.translate_oom("scoring labels", "batch", models),
+        Journal.open(path, {"labels": labels.hash, "window": asked.window, "accept_k": asked.accept_k}) as journal,
     ):
-        for label, scores in runs.run(mining.examples, labels.labels, bar.update):
+        for label, scores in runs.run(mining.examples, labels.labels, bar.update, journal):
             found[label.split].append((label, scores))
     return {
         split: {
@@ -208,7 +214,7 @@ def _judge(address: str, labels: LabelSet) -> tuple[Any, list[str]]:
 def _check(folder: Path) -> None:
     from specexp.storage.run_folder import LOCK, PLAN, STATE
 
-    own = {LOCK, STATE, f"{STATE}.partial", PLAN, TABLE, CHOSEN, "rules.png"}
+    own = {LOCK, STATE, f"{STATE}.partial", PLAN, TABLE, CHOSEN, SCORED, "rules.png"}
     if folder.exists() and (not folder.is_dir() or any(path.name not in own for path in folder.iterdir())):
         raise OutputError(f"'{folder}' was not made by calibrate_rule; name another output folder.")
 

@@ -23,6 +23,7 @@ from specexp.methods import BuildContext, decoder_for
 from specexp.pair.detokenizer import Pieces
 from specexp.pair.loading import Pair, PromptCheck, hidden_sizes, identity, load_pair
 from specexp.pair.stop_strings import StopStrings, TokenBytes, text_of
+from specexp.pair.thinking import budget_of
 from specexp.pair.tokenization import Text
 from specexp.profiling import call_costs
 from specexp.tasks.example import Message
@@ -99,6 +100,7 @@ class LoadedPair:
         max_new_tokens: int | None = None,
         min_new_tokens: int | None = None,
         ignore_eos: bool | None = None,
+        thinking_budget: int | None = None,
         stop: str | Sequence[str] | None = None,
         seed: int | None = None,
         prompt_id: str = "",
@@ -115,7 +117,7 @@ class LoadedPair:
         given = {
             "methods": method, "gamma": gamma, "temperature": temperature, "top_k": top_k, "top_p": top_p,
             "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "ignore_eos": ignore_eos, "stop": stop,
-            "seed": seed,
+            "thinking_budget": thinking_budget, "seed": seed,
         }  # fmt: skip
         asked = config.adjusted(self.experiment, given, self._settings)
         if len(asked.methods) != 1:
@@ -177,8 +179,7 @@ class LoadedPair:
         decoder = self.decoder(asked)
         role = decoder.models[0]
         ids = encoded(messages, text or self._pair.text, self._longest, self._pair.models[role].context, role)
-        ending = Ending(asked.min_new_tokens, asked.ignore_eos, self.stop_of(asked))
-        return _request(decoder, ids, asked, prompt_id, ending, on_tokens)
+        return _request(decoder, ids, asked, prompt_id, self._ending(asked, self.stop_of(asked)), on_tokens)
 
     def request_of_ids(
         self, ids: Sequence[int], asked: Experiment, prompt_id: str = "", stop: StopRule | None = None
@@ -186,7 +187,12 @@ class LoadedPair:
         """Return a request for a prompt that is already encoded, which `stop` ends. Raises as `request` does."""
         decoder = self.decoder(asked)
         output_limit(ids, 1, self.context_of(decoder.models[0]), decoder.models[0])
-        return _request(decoder, ids, asked, prompt_id, Ending(asked.min_new_tokens, asked.ignore_eos, stop))
+        return _request(decoder, ids, asked, prompt_id, self._ending(asked, stop))
+
+    def _ending(self, asked: Experiment, stop: StopRule | None) -> Ending:
+        """Where outputs end; raises ModelError for a budget of thoughts that the tokenizer does not mark."""
+        budget = budget_of(self._pair.text, asked.thinking_budget)
+        return Ending(asked.min_new_tokens, asked.ignore_eos, stop, budget)
 
     def decoder(self, asked: Experiment) -> Decoder:
         """Return the decoder of the first method of `asked`. Raises ConfigError or JudgeError if this pair has none."""

@@ -17,7 +17,7 @@ def test_the_public_names() -> None:
         assert inspect.getdoc(getattr(specexp, name)), f"{name} says nothing of itself"
     assert list(inspect.signature(specexp.LoadedPair.generate).parameters) == [
         "self", "prompt", "method", "gamma", "temperature", "top_k", "top_p", "max_new_tokens", "min_new_tokens",
-        "ignore_eos", "stop", "seed", "prompt_id",
+        "ignore_eos", "thinking_budget", "stop", "seed", "prompt_id",
         "on_text",
     ]  # fmt: skip
     with pytest.raises(AttributeError, match="has no attribute 'lod'; it has ConfigError"):

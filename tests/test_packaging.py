@@ -28,8 +28,8 @@ EVALUATE = [
     "experiment", "pair", "target", "draft", "toy", "chat_template", "task", "data", "system", "shots",
     "shots_data", "history", "answer_rule",
     "answer_pattern", "comparator", "execute", "methods", "gamma", "tree_budget",
-    "temperature", "top_k", "top_p", "max_new_tokens", "min_new_tokens", "ignore_eos", "stop", "limit", "seed",
-    "repeats", "batch", "judge", "threshold",
+    "temperature", "top_k", "top_p", "max_new_tokens", "min_new_tokens", "ignore_eos", "stop", "thinking_budget",
+    "limit", "seed", "repeats", "batch", "judge", "threshold",
     "accept_k", "accept_margin", "accept_epsilon", "accept_entropy", "accept_distance", "rule", "config", "output",
     "resume", "show",
 ]  # fmt: skip

@@ -34,7 +34,7 @@ def output_distribution(
     rounds = 0
     while frontier:
         rounds += 1
-        assert rounds <= max_new_tokens, "a decoder must commit at least one token a round"
+        assert rounds <= ending.most(max_new_tokens), "a decoder must commit at least one token a round"
         reached: dict[object, tuple[float, list[int]]] = {}
         for mass, script in frontier.values():
             for leaf in _rounds(make_engine, decoder, prompt, max_new_tokens, script, rounds, ending):

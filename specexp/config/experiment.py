@@ -47,7 +47,7 @@ LATER = {
 LATER_OF_EXPERIMENT: dict[str, Any] = {
     "min_new_tokens": 0, "ignore_eos": False, "stop": (), "system": "", "shots_data": None,
     "comparator": AUTO_KIND, "min_similarity": MIN_SIMILARITY, "prompt_tokens": 0, "execute": NO_EXECUTION,
-    "engine": (),
+    "engine": (), "thinking_budget": 0,
 }  # fmt: skip
 PROPOSERS = ("suffix", "lookup", "draft")
 LATER_OF_MODELS = {"layers": "", "vocabulary": AUTO_VOCABULARY, **dict.fromkeys(HEADS, ""), MTP: False}
@@ -152,6 +152,7 @@ class Experiment:
     min_similarity: float = MIN_SIMILARITY
     prompt_tokens: int = 0  # of long prompts
     engine: tuple[ServedMethod, ...] = ()  # served engines
+    thinking_budget: int = 0  # tokens of a thought apart from those of the answer; 0 is no budget
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

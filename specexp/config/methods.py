@@ -153,6 +153,8 @@ def served_faults(methods: Sequence[MethodConfig], values: Mapping[str, Any]) ->
     ]
     if any(name.startswith(SERVED) for name in names) and values.get("batch", 1) > 1:
         result.append(f"batch is {values['batch']}, but engines are asked for one output at a time; leave it out.")
+    if any(name.startswith(SERVED) for name in names) and values.get("thinking_budget", 0):
+        result.append("thinking_budget is given, but a served engine cannot be made to end a thought; leave it out.")
     tokenizers = sorted({each.endpoint.tokenizer for each in engines if each.endpoint.tokenizer})
     if len(tokenizers) > 1:
         result.append(f"engine has the tokenizers {' and '.join(tokenizers)}; prompts are encoded by one: name one.")

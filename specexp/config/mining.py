@@ -47,7 +47,7 @@ class MiningConfig:
             "name", "task", "pair", "target", "draft", "toy", "data", "shots", "answer_rule", "answer_pattern", "limit",
             "max_new_tokens", "comparator", "min_similarity", "prompt_tokens", "execute",
         )  # fmt: skip
-        later = ("system", "shots_data")  # where they are given
+        later = ("system", "shots_data", "thinking_budget")  # where they are given
         result = {k: v for k, v in experiment.as_dict().items() if k in kept or (v and k in later)}
         return {**result, "dtype": self.dtype, "skip": self.skip}
 
@@ -80,7 +80,9 @@ def resolve_mining(name: str, flags: Mapping[str, Any]) -> MiningConfig:
             f"labels are mined with a draft that is a model by itself, but {experiment.draft.shown} is a head, which"
             " reads the target's hidden states; name another draft."
         )
-    faults += request_settings.refused(experiment, "labels are mined on outputs that end by themselves")
+    faults += request_settings.refused(
+        experiment, "labels are mined on outputs that end by themselves", request_settings.ENDINGS
+    )
     source, data = TASK_SOURCES.get(experiment.task), experiment.data
     is_own = source is not None and data is not None and data.source == source.source and data.split in ("", "test")
     if is_own and experiment.task in ONE_SPLIT and not skip:

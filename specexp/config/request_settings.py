@@ -7,7 +7,7 @@ Those of ends are for outputs that are shown or recorded: commands that time, ex
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from specexp.config.experiment import LATER_OF_EXPERIMENT, Experiment
 from specexp.config.parsers import data_settings, flag, text, whole
 from specexp.config.setting import Setting
 from specexp.errors import ConfigError
+from specexp.lm.runtime import ModelConfig
 from specexp.reading import check_text
 from specexp.tasks.defaults import HARNESS
 from specexp.tasks.gsm8k import SHOTS
@@ -100,12 +101,30 @@ ENDINGS: dict[str, Setting] = {
 }  # fmt: skip
 
 
+THINKING: dict[str, Setting] = {
+    "thinking_budget": Setting(
+        whole(0, ">= 0 (0 = off)"),
+        "End a thought after this many tokens, and answer then; 0 is off.",
+        "0",
+        more="`max_new_tokens` are then those of the answer alone. [Thinking](methods.md#a-budget-for-thinking) has the"
+        " details.",
+        commands=("evaluate", "generate", "collect_labels"),
+    ),
+}
+
+
 def faults(values: Mapping[str, Any]) -> list[str]:
     """What does not go together in settings of ends, a line for each."""
     result = []
     least, most = values.get("min_new_tokens", 0), values.get("max_new_tokens")
     if most is not None and least > most:
         result.append(f"min_new_tokens is {least}, but max_new_tokens is {most}; lower the first or raise the second.")
+    draft, budget = values.get("draft"), values.get("thinking_budget", 0)
+    if budget and isinstance(draft, ModelConfig) and draft.head:
+        result.append(
+            f"thinking_budget is {budget}, but {draft.shown} is a head, which reads the target's hidden states, and"
+            " tokens that end a thought have none; leave it out, or name another draft."
+        )
     if least and values.get("ignore_eos"):
         result.append(f"min_new_tokens is {least}, but with ignore_eos no EOS ends an output; leave one of them out.")
     return result
@@ -137,7 +156,7 @@ def take_shots(task: str, values: dict[str, Any]) -> list[str]:
     return []
 
 
-def refused(experiment: Experiment, why: str) -> list[str]:
+def refused(experiment: Experiment, why: str, names: Iterable[str] = (*ENDINGS, *THINKING)) -> list[str]:
     """A line for each setting of ends that is given to a command that takes none; `why` completes the sentence."""
     task = experiment.task
     ended = [f"task is {task}, whose outputs end at strings of its own, but {why}; choose another task."]
@@ -145,7 +164,7 @@ def refused(experiment: Experiment, why: str) -> list[str]:
         *(ended if task.startswith(HARNESS) else []),
         *(
             f"{name} is {getattr(experiment, name)!r:.60}, but {why}; leave it out."
-            for name in ENDINGS
+            for name in names
             if getattr(experiment, name) != LATER_OF_EXPERIMENT[name]
         ),
     ]

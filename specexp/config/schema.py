@@ -39,7 +39,7 @@ from specexp.config.parsers import (
     toy_settings,
     whole,
 )
-from specexp.config.request_settings import ENDINGS, PRECEDING
+from specexp.config.request_settings import ENDINGS, PRECEDING, THINKING
 from specexp.config.rule_settings import ANSWER_SETTINGS, RULE_SETTINGS
 from specexp.config.setting import Option, Setting, but
 from specexp.decoding.rules import MOST_TOP_K
@@ -149,6 +149,7 @@ SETTINGS: dict[str, Setting] = {
         + ", ".join(f"`{task}` {its.max_new_tokens}" for task, its in DEFAULTS.items()) + ".",
     ),
     **ENDINGS,
+    **THINKING,
     "limit": Setting(
         whole(1, ">= 1"), "Set how many prompts are decoded.", otherwise=OF_TASK,
         more="They are the first ones, or for a task with categories (`mtbench`, `spec_bench`) a stratified sample with"

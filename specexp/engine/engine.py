@@ -222,12 +222,13 @@ class Engine:
     def _begin(self, row: int, request: Request) -> RequestState:
         """Prefill the prompt and run the decoder to its first ask."""
         main = request.decoder.models[0]
-        limit = self.output_limit(request.prompt_ids, request.max_new_tokens, main)
+        most = request.ending.most(request.max_new_tokens)
+        limit = self.output_limit(request.prompt_ids, most, main)
         state = RequestState(
             request.decoder, list(request.prompt_ids), request.rng, limit, request.on_tokens, request.name,
-            request.earlier, End.of(request.ending, self._eos, request.prompt_ids),
+            request.earlier, End.of(request.ending, self._eos, request.prompt_ids, request.max_new_tokens),
         )  # fmt: skip
-        state.out.finish_reason = "length" if limit == request.max_new_tokens else "context"
+        state.out.finish_reason = "length" if limit == most else "context"
         state.began = self._clock()
         for role in sorted(request.decoder.models, reverse=True):  # the target before a draft that follows it
             state.contexts[role] = self._context(role, row, len(state.ids) + limit)

@@ -11,7 +11,7 @@ from specexp.decoding.protocol import Answer, Array, Ask, Role, Round, Steps
 from specexp.decoding.rng import Rng
 from specexp.engine.chain_length import ChainLength
 from specexp.engine.context import Context
-from specexp.engine.ending import STOP, STOP_STRING, End
+from specexp.engine.ending import End
 from specexp.engine.ngram_lookup import Ngrams
 from specexp.engine.suffix_automaton import SuffixAutomaton, SuffixIndex
 from specexp.errors import ModelError
@@ -39,7 +39,8 @@ class Generation:
     num_drafted: int = 0
     num_accepted: int = 0  # before cutting
     num_judged: int = 0
-    num_cut: int = 0  # committed tokens dropped after the end or the limit
+    num_cut: int = 0  # committed tokens dropped after the end, the limit or the end of a thought's budget
+    num_forced: int = 0  # tokens that ended a thought whose budget was used up
     num_full: int = 0  # rounds in which every drafted token was accepted
     num_tested: int = 0
     overlap: float = 0.0
@@ -88,10 +89,13 @@ class RequestState:
         earlier: SuffixAutomaton | None = None,
         end: End | None = None,
     ) -> None:
-        self.decoder, self.ids, self.rng, self.remaining_tokens, self.name = decoder, ids, rng, remaining_tokens, name
+        self.decoder, self.ids, self.rng, self.name = decoder, ids, rng, name
         self._on_tokens, self._num_emitted = on_tokens, 0
         self.num_prompt = len(ids)
         self.end = end or End()
+        self._left = remaining_tokens
+        self.remaining_tokens = self.end.room(remaining_tokens)  # that drafts and the round may have
+        self.ended = False  # before its limit
         self.contexts: dict[Role, Context] = {}
         self.ngrams: Ngrams | None = None  # index of this sequence's n-grams, for prompt lookup
         self.suffixes: SuffixIndex | None = None  # and of its substrings, for suffix decoding
@@ -103,7 +107,7 @@ class RequestState:
         self.peaks: list[LogitPeaks] = []  # of this round's logits
 
     def start(self) -> None:
-        self._steps = self.decoder.steps(self.rng, self.remaining_tokens)
+        self._steps = self.decoder.steps(self.rng, self._left)
         self.ask = next(self._steps, None)
 
     def send(self, answer: Answer) -> None:
@@ -128,7 +132,8 @@ class RequestState:
             self.out.num_draft_positions += positions
 
     def commit(self, ask: Round, values: Iterator[list[float]], peaks: Iterator[list[float]]) -> int:
-        """Commit a round, read to the host as `parts_of(ask)` and its peaks; return how many tokens may follow.
+        """Commit a round, read to the host as `parts_of(ask)` and its peaks; return how many tokens may follow: the
+        limit less the tokens of the output, which is where a decoder reads its position.
 
         Raises ModelError where they were drawn from logits that are not finite.
         """
@@ -136,26 +141,25 @@ class RequestState:
         block, num_tokens = [int(t) for t in next(values)], int(next(values)[0])
         slots = {role: _slots(kept, next(values)) for role, kept in ask.kept.items()}
         counts = {name: next(values) for name in ask.counts}
-        tokens = self._cut(block[:num_tokens])
+        tokens, forced = self._cut(block[:num_tokens])
         self._check([(each, next(peaks)) for each in self.peaks], slots, len(tokens), ask.reads_all)
         out.num_rounds += 1
         out.num_cut += num_tokens - len(tokens)
         out.token_ids += tokens
         if "num_drafted" in counts:
             self._learn(counts, num_tokens, [next(peaks) for _ in self.unread()])
-            self._count_chain(counts, len(tokens), len(tokens) if self.ended else self.remaining_tokens, ask.source)
+            cut = self.ended or len(tokens) < num_tokens
+            self._count_chain(counts, len(tokens), len(tokens) if cut else self.remaining_tokens, ask.source)
         elif "num_nodes" in counts:
             self._count_tree(ask, counts)
-        self.ids += tokens
+        out.token_ids += forced
+        out.num_forced += len(forced)
+        self.ids += [*tokens, *forced]
         for role, context in self.contexts.items():
-            context.commit(tokens, slots.get(role, ()))
-        self.remaining_tokens = 0 if self.ended else self.remaining_tokens - len(tokens)
-        return self.remaining_tokens
-
-    @property
-    def ended(self) -> bool:
-        """True if the output has ended before its limit."""
-        return self.out.finish_reason in (STOP, STOP_STRING)
+            context.commit([*tokens, *forced], slots.get(role, ())[: len(tokens)])
+        self._left = 0 if self.ended else self._left - len(tokens) - len(forced)
+        self.remaining_tokens = self.end.room(self._left)
+        return self._left
 
     def unread(self) -> list[Array]:
         """What decides later drafts: read to the host with the round, after its peaks."""
@@ -233,13 +237,27 @@ class RequestState:
         out.trees.append(shape)
         _count(out.accepted_histogram, num_accepted)
 
-    def _cut(self, tokens: list[int]) -> list[int]:
-        tokens = tokens[: self.remaining_tokens]
+    def _cut(self, tokens: list[int]) -> tuple[list[int], list[int]]:
+        """The round's tokens up to the end, and those that end its thought, if that has used its budget."""
+        tokens = tokens[: self._left]
         for i, token in enumerate(tokens):
-            if reason := self.end.at(token):
-                self.out.finish_reason = reason
-                return tokens[: i + 1]
-        return tokens
+            if self._ends(token):
+                return tokens[: i + 1], []
+            if forced := self.end.cut():
+                return tokens[: i + 1], self._forced(forced[: self._left - i - 1])
+        return tokens, []
+
+    def _forced(self, tokens: Sequence[int]) -> list[int]:
+        for i, token in enumerate(tokens):
+            if self._ends(token, forced=True):
+                return list(tokens[: i + 1])
+        return list(tokens)
+
+    def _ends(self, token: int, forced: bool = False) -> bool:
+        """Add a token; true if the output ends with it before its limit."""
+        if reason := self.end.at(token, forced):
+            self.out.finish_reason, self.ended = reason, True
+        return self.ended
 
 
 def _count(histogram: list[int], value: int) -> None:

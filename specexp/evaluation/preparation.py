@@ -14,7 +14,7 @@ from specexp.answers.rules import UNRECORDED, VERSION, version_words
 from specexp.config import Experiment, MethodConfig
 from specexp.decoding.chain import Chain
 from specexp.decoding.protocol import Role
-from specexp.engine import Decoder, Ending, output_limit
+from specexp.engine import Decoder, Ending, ThinkingBudget, output_limit
 from specexp.engines.served_methods import ServedMethod
 from specexp.errors import ModelError, OutputError, PromptError
 from specexp.judge.judge import Judge
@@ -24,7 +24,7 @@ from specexp.methods import BuildContext, check_judge, decoder_for, is_lossless,
 from specexp.pair.first_look import check_lengths
 from specexp.pair.loading import Pair, contexts, hidden_sizes, identity, load_pair, load_text
 from specexp.pair.stop_strings import StopStrings, TokenBytes
-from specexp.pair.thinking import Thinking, thinking_changed, thinking_notes, thinking_of
+from specexp.pair.thinking import Thinking, budget_of, thinking_changed, thinking_notes, thinking_of
 from specexp.pair.tokenization import Text
 from specexp.profiling import call_costs
 from specexp.profiling.time_estimate import announce, pace
@@ -108,6 +108,7 @@ class Prepared:
     notes: Sequence[str] = ()
     stop: StopStrings | None = None
     thinking: Thinking | None = None  # how the target marks its thoughts, if its tokenizer says so
+    budget: ThinkingBudget | None = None  # for thoughts
     served: Sequence[ServedSetting] = ()
     stop_texts: tuple[str, ...] = ()
 
@@ -121,7 +122,7 @@ class Prepared:
     @property
     def ending(self) -> Ending:
         """Where an output ends before its limit."""
-        return Ending(self.experiment.min_new_tokens, self.experiment.ignore_eos, self.stop)
+        return Ending(self.experiment.min_new_tokens, self.experiment.ignore_eos, self.stop, self.budget)
 
 
 def prepare(
@@ -163,7 +164,7 @@ def prepare(
         else load_text(experiment, encode)
     )
     pair_identity, widths = identity(pair, experiment), hidden_sizes(pair) if judges else {}
-    thinking = thinking_of(pair.text)
+    thinking, budget = thinking_of(pair.text), budget_of(pair.text, experiment.thinking_budget)
     notes = [*pair.notes, *notes_of(chosen), *thinking_notes(thinking, examples)]
     for judge in judges.values():
         judge.check(pair_identity, widths)
@@ -184,7 +185,19 @@ def prepare(
         stop = StopStrings(strings, TokenBytes(pair.text), in_prompt=bool(experiment.stop))
     served = [ServedSetting(each, engines[each.method]) for each in experiment.methods if each.method in engines]
     return Prepared(
-        experiment, chosen, examples, prompts, settings, pair, judges, notes, stop, thinking, served, tuple(strings)
+        experiment,
+        chosen,
+        examples,
+        prompts,
+        settings,
+        pair,
+        judges,
+        notes,
+        stop,
+        thinking,
+        budget,
+        served,
+        tuple(strings),
     )
 
 
@@ -197,7 +210,7 @@ def _encoded(example: Example, experiment: Experiment, text: Text, contexts: Map
         output_limit(first, experiment.max_new_tokens, context, role)
         if later := len(example.turns) - 1:
             asked = len(text.encode(example.messages(("-",) * later)))
-            if asked + later * experiment.max_new_tokens >= context:
+            if asked + later * (experiment.max_new_tokens + experiment.thinking_budget) >= context:
                 raise PromptError(
                     f"its {later + 1} turns have {asked} tokens, which with {experiment.max_new_tokens} for each answer"
                     f" between them do not fit the {role} model's context of {context}; lower max_new_tokens."

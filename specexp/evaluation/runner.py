@@ -137,7 +137,7 @@ def _warm_up(prepared: Prepared, engine: Engine) -> dict[str, Pace]:
     some = list(zip(names, prepared.prompts, strict=True))[: max(2, prepared.experiment.batch)]
     paces = {}
     for setting in prepared.settings:
-        ending = prepared.ending
+        ending = replace(prepared.ending, thinking=None)  # no longer than the others
         requests = [Request(setting.decoder, ids, WARM_UP_TOKENS, rng, name=name, ending=ending) for name, ids in some]
         outputs = dict(engine.generate_all(requests))
         result = [Pace.of(out) for out in outputs.values()]
@@ -151,7 +151,7 @@ def _warm_up(prepared: Prepared, engine: Engine) -> dict[str, Pace]:
 
 def _announce(prepared: Prepared, groups: Sequence[Sequence[Job]], paces: Mapping[str, Pace]) -> None:
     """Print how long the missing records take, at full length and at the pace of the warm-up."""
-    most = prepared.experiment.max_new_tokens
+    most = prepared.experiment.max_new_tokens + prepared.experiment.thinking_budget
     labels = [job.setting.config.label for jobs in groups for job in jobs if job.setting.config.label in paces]
     what = f"{len(labels)} outputs of up to {most} tokens, as fast as the first {WARM_UP_TOKENS} were"
     lower = "limit, max_new_tokens, repeats or the number of settings"
@@ -167,7 +167,7 @@ def record_of(prepared: Prepared, job: Job, out: Generation, prompt_ids: Sequenc
     gold = example.answer if last else None
     answer = _answer(prepared, job, out, text, ended) if last else None
     correct = answer is not None and gold is not None and prepared.task.comparator.equal(answer, gold, example)
-    return {
+    record: Record = {
         "schema_version": SCHEMA_VERSION,
         "prompt_id": example.prompt_id,
         "turn": job.turn,
@@ -207,6 +207,9 @@ def record_of(prepared: Prepared, job: Job, out: Generation, prompt_ids: Sequenc
         "time_to_first_token": out.time_to_first_token,
         "settings_hash": prepared.experiment.hash,
     }
+    if prepared.budget is not None:
+        record["num_forced"] = out.num_forced
+    return record
 
 
 def _answer(prepared: Prepared, job: Job, out: Generation, text: str, ended: bool) -> str | None:

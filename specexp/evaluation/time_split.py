@@ -8,7 +8,7 @@ that the time split takes no more than about a minute; else it is left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tqdm import tqdm
@@ -118,7 +118,7 @@ def seconds(
         rng = TimedRng(rng_for(temperature, prepared.experiment.seed, name), watch)
         request = Request(
             TimedDecoder(decoder, watch), ids, max_new_tokens, rng, name=name, earlier=earlier(index),
-            ending=prepared.ending,
+            ending=replace(prepared.ending, thinking=None),
         )  # fmt: skip
         for _ in engine.generate_all([request]):
             after_each()

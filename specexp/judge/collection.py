@@ -21,9 +21,9 @@ import numpy as np
 from tqdm import tqdm
 
 from specexp.answers.rules import UNRECORDED, VERSION, version_note, version_words
-from specexp.config import MiningConfig
+from specexp.config import Experiment, MiningConfig
 from specexp.decoding.protocol import Role
-from specexp.engine import output_limit
+from specexp.engine import Ending, output_limit
 from specexp.errors import OutputError, PromptError, TaskError
 from specexp.judge import features
 from specexp.judge.labels import MANIFEST, LabelSet, pack, unpack
@@ -33,7 +33,7 @@ from specexp.judge.mining_yield import FIRST, Yield, status_of
 from specexp.judge.splits import filled
 from specexp.lm import out_of_memory
 from specexp.pair.loading import Pair, check_same_tokens, identity, load_pair
-from specexp.pair.thinking import thinking_changed, thinking_notes, thinking_of
+from specexp.pair.thinking import budget_of, thinking_changed, thinking_notes, thinking_of
 from specexp.pair.tokenization import Text
 from specexp.profiling.time_estimate import Progress, announce, pace
 from specexp.storage.files import make_folder, write_whole
@@ -68,7 +68,7 @@ def prepare(config: MiningConfig) -> PreparedMining:
         kind = "prompt of one turn" if left_out else "prompt"
         raise TaskError(f"skip is {config.skip}, but task '{experiment.task}' has no {kind} after it; lower it.")
     pair = load_pair(
-        experiment, {"target", "draft"}, check=partial(_check_prompts, examples, experiment.max_new_tokens),
+        experiment, {"target", "draft"}, check=partial(_check_prompts, examples, experiment),
         same_tokens=True,
     )  # fmt: skip
     check_same_tokens(pair, "labels are mined")
@@ -76,18 +76,24 @@ def prepare(config: MiningConfig) -> PreparedMining:
     return PreparedMining(config, chosen, examples, pair, [*pair.notes, *notes_of(chosen), *notes, *thinking])
 
 
-def _check_prompts(examples: Sequence[Example], max_new_tokens: int, text: Text, contexts: Mapping[Role, int]) -> None:
+def _check_prompts(
+    examples: Sequence[Example], experiment: Experiment, text: Text, contexts: Mapping[Role, int]
+) -> None:  # fmt: skip
+    """Raise PromptError if the context leaves too little, or ModelError if no budget of thoughts can be had."""
+    most = Ending(thinking=budget_of(text, experiment.thinking_budget)).most(experiment.max_new_tokens)
     for example in examples:
         ids = text.encode(example.messages())
         for role, context in contexts.items():
             try:
-                limit = output_limit(ids, max_new_tokens, context, role)
+                limit = output_limit(ids, most, context, role)
             except PromptError as error:
                 raise PromptError(f"prompt '{example.prompt_id}': {error}") from None
-            if limit < max_new_tokens:
+            if limit < most:
+                lower = "max_new_tokens to this number"
+                if experiment.thinking_budget:
+                    lower = f"max_new_tokens or thinking_budget, which need {most}"
                 raise PromptError(
-                    f"prompt '{example.prompt_id}' leaves {limit} tokens of the {role} model's context; lower"
-                    " max_new_tokens to this number."
+                    f"prompt '{example.prompt_id}' leaves {limit} tokens of the {role} model's context; lower {lower}."
                 )
 
 
@@ -157,7 +163,14 @@ def collect(prepared: PreparedMining, output: OutputFolder) -> LabelSet:
     early = _EarlyWarning(config.experiment.max_new_tokens)
     for path in (path for path in paths if path.exists()):
         early.add(path)
-    miner = Miner(prepared.pair, prepared.task, config.experiment.max_new_tokens, config.dtype, config.batch)
+    miner = Miner(
+        prepared.pair,
+        prepared.task,
+        config.experiment.max_new_tokens,
+        config.dtype,
+        config.batch,
+        config.experiment.thinking_budget,
+    )
     total = len(missing) * config.experiment.max_new_tokens
     with tqdm(total=total, desc="mining", unit="token", dynamic_ncols=True) as bar:
         search = SearchProgress(bar, len(missing))

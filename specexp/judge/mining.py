@@ -16,7 +16,7 @@ its own row of the engine. `tests/helpers/reference_miner.py` is the literal pro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,11 +28,11 @@ from specexp.decoding.lossy_rules import draft_scalars, target_scalars
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import UNIT_TEMPERATURE, Warp
-from specexp.engine import Engine, Request, RequestCoroutine, ScoreRequest, UsageQuery
+from specexp.engine import Ending, Engine, Request, RequestCoroutine, ScoreRequest, UsageQuery
 from specexp.judge.labels import Label
 from specexp.judge.splits import split_of
 from specexp.pair.loading import Pair
-from specexp.pair.thinking import thinking_of
+from specexp.pair.thinking import budget_of, thinking_of
 from specexp.tasks.example import Example, Task
 
 GAMMA = 6  # of the chain that generates the response, and of drafts where the old continuation proposes nothing
@@ -66,14 +66,15 @@ class Miner:
     """
 
     def __init__(
-        self, pair: Pair, task: Task, max_new_tokens: int, dtype: str = "float32", max_batch_size: int = 1
-    ) -> None:
+        self, pair: Pair, task: Task, max_new_tokens: int, dtype: str = "float32", max_batch_size: int = 1,
+        thinking_budget: int = 0,
+    ) -> None:  # fmt: skip
         self._pair = pair
         self._task = task
         self._limit = max_new_tokens
         self._dtype = np.dtype(dtype)
         self._engine = Engine(pair.models, pair.eos_ids, reuse=True, max_batch_size=max_batch_size)
-        self._thinking = thinking_of(pair.text)
+        self._thinking, self._budget = thinking_of(pair.text), budget_of(pair.text, thinking_budget)
         self._respond = Chain(DraftModel(GAMMA), Lossless(), Warp())
 
     def mine(self, example: Example) -> Mined:
@@ -95,7 +96,7 @@ class Miner:
     def _mining(self, example: Example, on_progress: Callable[[int, int], object]) -> RequestCoroutine[Mined]:
         prompt = self._pair.text.encode(example.messages())
         start = yield UsageQuery()
-        first = yield Request(self._respond, prompt, self._limit, CertainRng(), name=example.prompt_id)
+        first = yield self.request(prompt, example.prompt_id)
         before = yield UsageQuery()
         whole = len(first.token_ids)
         length = {"num_tokens": whole}
@@ -114,6 +115,16 @@ class Miner:
         features = {part: np.stack(rows).astype(self._dtype) for part, rows in result.features.items()}
         counts = _less(after, start) | search | result.slow | length
         return Mined(MINED, result.labels, features, counts, result.response)
+
+    def request(self, prompt: Sequence[int], name: str) -> Request:
+        """The request for a response."""
+        return Request(
+            self._respond, prompt, self._limit, CertainRng(), name=name, ending=Ending(thinking=self._budget)
+        )
+
+    def forced(self, prompt: Sequence[int], response: Sequence[int]) -> range:
+        """Where tokens of a response ended its thought, which were not the target's to choose."""
+        return range(0) if self._budget is None else self._budget.read(prompt, response, self._limit).forced
 
     def answer(self, prompt: Sequence[int], response: Sequence[int], gold: str | None) -> str | None:
         """Return the answer that the task reads from a response's ids, in the form of the gold answer. A model that
@@ -153,11 +164,16 @@ class Miner:
         head = [*response[:position], token]
         if token in self._pair.eos_ids:
             return head, True
-        if len(head) == self._limit:
+        left, ending = self._limit - len(head), Ending()
+        if self._budget is not None:
+            reading = self._budget.read(prompt, head, self._limit)
+            head += reading.lacking
+            left, ending = reading.thought.num_left, Ending(thinking=replace(self._budget, resumed=reading.thought))
+        if not left:
             return head, False
         replay = Replay((*prompt, *response), WIDTH, DraftModel(GAMMA))
         decoder = Chain(replay, Lossless(), Warp())
-        out = yield Request(decoder, [*prompt, *head], self._limit - len(head), CertainRng(), name=name)
+        out = yield Request(decoder, [*prompt, *head], left, CertainRng(), name=name, ending=ending)
         return [*head, *out.token_ids], out.finish_reason == "stop"
 
     def text_of(self, token: int) -> str:
@@ -186,7 +202,10 @@ class _Search:
         start = 0
         choices = yield from miner.draft_choices(prompt, self.response, 0)
         while True:
-            mismatches = (t for t in range(start, len(self.response)) if choices[t] != self.response[t])
+            forced = miner.forced(prompt, self.response)
+            mismatches = (
+                t for t in range(start, len(self.response)) if choices[t] != self.response[t] and t not in forced
+            )
             position = next(mismatches, None)
             if position is None:
                 on_progress(len(self.response), len(self.response))
@@ -194,7 +213,7 @@ class _Search:
             token = choices[position]
             yield from self._look(position, token)
             after, finished = yield from miner.swapped(prompt, self.response, position, token, self._prompt_id)
-            self._count_slow(position, len(after))
+            self._count_slow(position, len(after), miner.forced(prompt, after))
             result = miner.answer(prompt, after, self._example.answer) if finished else None
             important = None if not finished else not miner.equal(result, answer, self._example)
             self._record(position, token, important, answer, result)
@@ -213,10 +232,10 @@ class _Search:
             for part, row in parts.items():
                 self.features.setdefault(part, []).append(row)
 
-    def _count_slow(self, position: int, length: int) -> None:
+    def _count_slow(self, position: int, length: int, forced: range) -> None:
         generated = length - position - 1
         if generated:
-            self.slow["slow_target_calls"] += generated
+            self.slow["slow_target_calls"] += generated - sum(place > position for place in forced)
             self.slow["slow_target_positions"] += len(self._prompt) + position + generated
 
     def _record(self, position: int, token: int, important: bool | None, before: str, after: str | None) -> None:

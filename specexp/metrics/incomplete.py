@@ -38,6 +38,8 @@ def warnings(records: Mapping[str, Sequence[Record]], max_new_tokens: int, answe
     """
     if result := _many(records, lambda record: bool(record.get("finish_reason") == LENGTH)):
         yield f"{result} of the outputs were cut off at max_new_tokens ({max_new_tokens}); raise max_new_tokens."
+    if result := _many(records, lambda record: bool(record.get("num_forced"))):
+        yield f"{result} of the outputs had their thinking cut at the budget; raise thinking_budget to let more end."
     if result := _many(records, lambda record: bool(record.get("finish_reason") == CONTEXT)):
         yield (
             f"{result} of the outputs were cut off at the end of the model's context; shorten the prompts, or use"

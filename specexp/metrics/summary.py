@@ -25,8 +25,8 @@ def check_identities(record: Record, tree: TreeConfig | None = None, bonus: bool
     """Assert the identities of a record's counts, which hold for every method, and the limits of its `tree`."""
     emitted = len(record["token_ids"])
     rounds, accepted = record["num_rounds"], record["num_accepted"]
-    full = 0 if bonus else record["num_full"]
-    assert emitted == accepted + rounds - record["num_cut"] - full, f"emitted {emitted} tokens, but {record}"
+    full, forced = 0 if bonus else record["num_full"], record.get("num_forced", 0)
+    assert emitted == accepted + rounds + forced - record["num_cut"] - full, f"emitted {emitted} tokens, but {record}"
     assert 0 <= accepted <= record["num_drafted"], record
     assert record["num_judged"] <= accepted, record
     _check_before_end(record)
@@ -60,8 +60,8 @@ def _check_before_end(record: Record) -> None:
     assert total(drafted) <= record["num_drafted"], record
     assert record["num_judged_before_end"] <= min(total(accepted), record["num_judged"]), record
     if drafted:  # what was cut: accepted drafts, and the target's own token unless a full chain has none
-        lost = record["num_accepted"] - total(accepted)
-        assert max(0, record["num_cut"] - 1) <= lost <= record["num_cut"], record
+        lost, cuts = record["num_accepted"] - total(accepted), 2 if record.get("num_forced") else 1
+        assert max(0, record["num_cut"] - cuts) <= lost <= record["num_cut"], record
 
 
 def has_ends(records: Sequence[Record]) -> bool:

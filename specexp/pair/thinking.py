@@ -1,15 +1,18 @@
 """Where a model that thinks first ends its thoughts: an answer is read from what follows.
 
 The markers are those that the tokenizer has as tokens or that its chat template writes. An output whose thought has not
-ended has no answer. Nothing is generated differently here.
+ended has no answer. With a budget, the engine ends a thought that is longer (`specexp.engine.thought`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from specexp.engine import ThinkingBudget
+from specexp.errors import ModelError
 from specexp.pair import chat_template
 from specexp.pair.tokenization import Text, TokenizerText
 from specexp.tasks.example import Example
@@ -24,6 +27,8 @@ MARKERS = (
     ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("◁think▷", "◁/think▷"),
 )
+# What ends a thought that has used its budget, where it is more than the end: Qwen3's documentation; gpt-oss's form.
+FORCED = {"</think>": "\n</think>\n\n", MARKERS[1][1]: "<|end|><|start|>assistant<|channel|>final<|message|>"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,16 @@ class Thinking:
         begun = _last(ids, self.start_ids) >= 0 if by_ids else self.start in rest
         return None if begun or (not ended and self._is_open(decoder, prompt)) else rest
 
+    def budget(self, text: TokenizerText, num_tokens: int) -> ThinkingBudget:
+        """A budget of `num_tokens` for thoughts with these markers. Raises ModelError without end ids."""
+        if not self.end_ids:
+            raise ModelError(
+                f"thinking_budget is {num_tokens}, but the tokenizer has no token for {self.end}, by which alone an end"
+                " of thinking is known for certain; leave it out."
+            )
+        forced = tuple(chat_template.ids_of(text.tokenizer, FORCED.get(self.end, self.end)))
+        return ThinkingBudget(num_tokens, self.start_ids, self.end_ids, forced, partial(self._is_open, text))
+
     def _is_open(self, decoder: Text, prompt: Sequence[int]) -> bool:
         """True if the prompt ends with the beginning of a thought, as templates of some models write it."""
         if not (self.start_ids and self.end_ids):
@@ -81,6 +96,19 @@ def thinking_of(text: Text) -> Thinking | None:
                 end_ids if {end_ids[0], end_ids[-1]} <= own else (),
             )
     return None
+
+
+def budget_of(text: Text, num_tokens: int) -> ThinkingBudget | None:
+    """Return the budget for thoughts; None if `num_tokens` is 0. Raises ModelError if the tokenizer marks none."""
+    if not num_tokens:
+        return None
+    thinking = thinking_of(text)
+    if thinking is None or not isinstance(text, TokenizerText):
+        raise ModelError(
+            f"thinking_budget is {num_tokens}, but neither the tokenizer nor its chat template has markers of a thought"
+            " that are known; leave it out."
+        )
+    return thinking.budget(text, num_tokens)
 
 
 def _last(ids: Sequence[int], part: Sequence[int]) -> int:

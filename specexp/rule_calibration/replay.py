@@ -15,17 +15,17 @@ import numpy as np
 from specexp.config import MiningConfig
 from specexp.config.experiment import LATER_OF_EXPERIMENT, Experiment
 from specexp.decoding.baseline import Baseline
-from specexp.decoding.chain import Chain, DraftModel, Lossless
 from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import UNIT_TEMPERATURE, Warp
 from specexp.engine import Engine, Request, RequestCoroutine, ScoreRequest
 from specexp.errors import JudgeError
 from specexp.judge.collection import PreparedMining, prepare
 from specexp.judge.labels import Label, LabelSet
-from specexp.judge.mining import GAMMA, Miner
+from specexp.judge.mining import Miner
 from specexp.lm.runtime import ModelConfig
 from specexp.pair.loading import identity
 from specexp.rule_calibration.dials import Dial, MismatchPlace
+from specexp.storage.journal import Journal
 from specexp.tasks.example import Example
 from specexp.tasks.source import DataConfig
 
@@ -71,15 +71,22 @@ class LabelReplay(Generic[Seen]):
 
     def __init__(self, mining: PreparedMining, visit: Visit[Seen], splits: Sequence[str] = SPLITS) -> None:
         self._pair, self._limit = mining.pair, mining.config.experiment.max_new_tokens
-        self._miner = Miner(mining.pair, mining.task, self._limit)
+        budget = mining.config.experiment.thinking_budget
+        self._miner = Miner(mining.pair, mining.task, self._limit, thinking_budget=budget)
         self._visit, self._splits = visit, splits
         self._engine = Engine(mining.pair.models, mining.pair.eos_ids, reuse=True, max_batch_size=mining.config.batch)
-        self._respond = Chain(DraftModel(GAMMA), Lossless(), Warp())
 
     def run(
         self, examples: Sequence[Example], labels: Sequence[Label], on_prompt: Callable[[], object]
     ) -> Iterator[tuple[Label, Seen]]:
         """Yield each decided label of the splits with what its visit returned. Raises JudgeError."""
+        for _, seen in self.prompts(examples, labels, on_prompt):
+            yield from seen
+
+    def prompts(
+        self, examples: Sequence[Example], labels: Sequence[Label], on_prompt: Callable[[], object]
+    ) -> Iterator[tuple[str, list[tuple[Label, Seen]]]]:
+        """Yield each prompt's id with its labels, as `run` does, as soon as one is done."""
         of_prompts: dict[str, list[Label]] = {}
         for label in labels:
             if label.split in self._splits:
@@ -88,13 +95,13 @@ class LabelReplay(Generic[Seen]):
         if missing := of_prompts.keys() - {example.prompt_id for example in chosen}:
             raise JudgeError(f"the labels' prompt '{min(missing)}' is not among the task's prompts; mine them again.")
         work = (self._prompt(example, of_prompts[example.prompt_id]) for example in chosen)
-        for _, seen in self._engine.run_all(work):
+        for place, seen in self._engine.run_all(work):
             on_prompt()
-            yield from seen
+            yield chosen[place].prompt_id, seen
 
     def _prompt(self, example: Example, labels: Sequence[Label]) -> RequestCoroutine[list[tuple[Label, Seen]]]:
         prompt = self._pair.text.encode(example.messages())
-        first = yield Request(self._respond, prompt, self._limit, CertainRng(), name=example.prompt_id)
+        first = yield self._miner.request(prompt, example.prompt_id)
         response, result = list(first.token_ids), list[tuple[Label, Seen]]()
         for label in labels:
             at = label.position
@@ -125,10 +132,26 @@ class MismatchReplay:
         self._replay = LabelReplay(mining, self._scores)
 
     def run(
-        self, examples: Sequence[Example], labels: Sequence[Label], on_prompt: Callable[[], object]
+        self,
+        examples: Sequence[Example],
+        labels: Sequence[Label],
+        on_prompt: Callable[[], object],
+        journal: Journal | None = None,
     ) -> Iterator[Scored]:
-        """Yield each decided label of these splits with its score by each rule. Raises JudgeError."""
-        return self._replay.run(examples, labels, on_prompt)
+        """Yield each decided label of these splits with its score by each rule, in the order of the labels. Prompts in
+        the journal are not decoded again. Raises JudgeError."""
+        journal = journal or Journal()
+        rules = ",".join(self._dials)
+        missing = [label for label in labels if (rules, label.prompt_id) not in journal]
+        for _ in {label.prompt_id for label in labels if label.split in SPLITS} - {each.prompt_id for each in missing}:
+            on_prompt()
+        for prompt_id, seen in self._replay.prompts(examples, missing, on_prompt):
+            scored = [[label.position, scores] for label, scores in seen]
+            journal.unit((rules, prompt_id), lambda scored=scored: scored)  # type: ignore[misc]
+        for label in labels:
+            if label.split in SPLITS and label.important is not None:
+                of_prompt = dict(journal.unit((rules, label.prompt_id), list))
+                yield label, of_prompt[label.position]
 
     def _scores(
         self, prompt: Sequence[int], response: Sequence[int], label: Label

@@ -69,6 +69,7 @@ class Record(TypedDict):
     num_accepted: int
     num_judged: int
     num_cut: int
+    num_forced: NotRequired[int]
     num_full: int
     num_tested: int
     overlap: float

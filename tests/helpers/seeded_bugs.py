@@ -115,8 +115,8 @@ BUGS = [
         "slots = [*range(self._num_slots)][: len(tokens)]"),
     Bug("cache keeps the wrong length after a rejection", CONTEXT, "self._session.truncate(self._num_cached + len(slots))",
         "self._session.truncate(self._num_cached)"),
-    Bug("EOS inside the block ignored", RUN, "if reason := self.end.at(token):", "if (reason := self.end.at(token)) and i == 0:"),
-    Bug("length overshoot", RUN, "else self.remaining_tokens - len(tokens)", "else self.remaining_tokens - max(1, len(tokens) - 1)"),
+    Bug("EOS inside the block ignored", RUN, "            if self._ends(token):\n                return tokens[: i + 1], []", "            if i == 0 and self._ends(token):\n                return tokens[: i + 1], []"),
+    Bug("length overshoot", RUN, "else self._left - len(tokens) -", "else self._left - max(1, len(tokens) - 1) -"),
     Bug("correction not emitted", CHAIN, "num_tokens = verdict.num_accepted + 1",
         "num_tokens = verdict.num_accepted + (verdict.num_accepted == 0)"),
     Bug("one token too many accepted", CHAIN, "num_tokens = verdict.num_accepted + 1",
@@ -449,6 +449,7 @@ CHOICES, KINDS, JSON_VALUES, MATHEMATICS, OWN_FUNCTION = (
     f"specexp.answers.{name}" for name in ("choices", "comparators", "json_values", "mathematics", "own_function")
 )
 EXPERIMENT, THINKING = "specexp.config.experiment", "specexp.pair.thinking"
+THOUGHT = "specexp.engine.thought"
 MEMORIES = "specexp.evaluation.scheduling"
 SHOTS = TALKS = "specexp.tasks.conversations"
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
@@ -511,6 +512,23 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("positions begin at one", EAGLE3, "torch.arange(rows, device=frequencies.device)", "torch.arange(2, 2 * rows + 2, 2, device=frequencies.device)"),
         Bug("chains begin in the prompt", "specexp.drafter.training", "row >= first[:, None] + step", "row >= first[:, None]"),
         Bug("offsets are ids", EAGLE3, "ids - torch.arange(len(ids))", "ids - 0"),
+    ],
+    ("engine/test_thinking_budget.py",): [
+        Bug("a thought has one token too many", THOUGHT, "self.num_used < self.budget.num_tokens:", "self.num_used <= self.budget.num_tokens:"),
+        Bug("drafts go beyond the budget", THOUGHT, "return self.budget.num_tokens - self.num_used if self.is_open else self.num_left", "return self.budget.num_tokens + self.num_left"),
+        Bug("the answer has fewer tokens by its thought", THOUGHT, "            self.num_used += 1\n", "            self.num_used += 1\n            self.num_left -= 1\n"),
+        Bug("a forced end repeats what is there", THOUGHT, "forced[next(begun, 0) :]", "forced"),
+        Bug("a second thought has a budget, too", THOUGHT, "        if self.is_over:\n            self.num_left -= 1\n            return\n", ""),
+        Bug("forced tokens count as the answer's", "specexp.engine.ending", "is not None and not forced:", "is not None:"),
+        Bug("the cache keeps what was cut before a forced end", RUN, "slots.get(role, ())[: len(tokens)]", "slots.get(role, ())"),
+        Bug("forced tokens do not move the position", RUN, "- len(tokens) - len(forced)", "- len(tokens)"),
+        Bug("forced tokens are not streamed", RUN, "        out.token_ids += forced\n", ""),
+    ],
+    ("judge/test_mining_thoughts.py",): [
+        Bug("a forced token is a mismatch", "specexp.judge.mining", " and t not in forced", ""),
+        Bug("a swap that ends the budget has no forced end", "specexp.judge.mining", "            head += reading.lacking\n", ""),
+        Bug("a swap begins its thought anew", THOUGHT, "        if self.resumed is not None:\n            return self.resumed.copy()\n", ""),
+        Bug("forced tokens cost calls", "specexp.judge.mining", "generated - sum(place > position for place in forced)", "generated"),
     ],
     ("engine/test_ending.py",): [
         Bug("an EOS is allowed at the last step before the minimum", "specexp.engine.ending", "if position < self.min_new_tokens", "if position < self.min_new_tokens - 1"),
@@ -592,8 +610,8 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("what is behind an EOS is tested", RUN, "min(num_accepted + 1, num_drafted, num_kept)", "min(num_accepted + 1, num_drafted)"),
         Bug("overlap of untested positions", RUN, 'sum(counts["overlap"][:num_tested])', 'sum(counts["overlap"])'),
         Bug("an empty round is full", RUN, "num_drafted > 0 and num_accepted == num_drafted", "num_accepted == num_drafted"),
-        Bug("cut tokens stay in the sequence", RUN, "        self.ids += tokens\n", "        self.ids += block[:num_tokens]\n"),
-        Bug("an EOS beyond the limit stops", RUN, "tokens = tokens[: self.remaining_tokens]\n        for i, token in enumerate(tokens):", "for i, token in enumerate(tokens):"),
+        Bug("cut tokens stay in the sequence", RUN, "        self.ids += [*tokens, *forced]\n", "        self.ids += block[:num_tokens]\n"),
+        Bug("an EOS beyond the limit stops", RUN, "tokens = tokens[: self._left]\n        for i, token in enumerate(tokens):", "for i, token in enumerate(tokens):"),
         Bug("told twice", RUN, "            self._num_emitted += len(new)\n", ""),
         Bug("the histogram forgets rounds without a draft", RUN, "        _count(out.accepted_histogram, num_accepted)\n        _count(out.drafted", "        if num_drafted:\n            _count(out.accepted_histogram, num_accepted)\n        _count(out.drafted"),
     ],

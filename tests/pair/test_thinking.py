@@ -9,7 +9,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from specexp.pair.thinking import Thinking, thinking_changed, thinking_notes, thinking_of
+from specexp.errors import ModelError
+from specexp.pair.thinking import Thinking, budget_of, thinking_changed, thinking_notes, thinking_of
 from specexp.pair.tokenization import TokenizerText, ToyText
 from specexp.tasks.example import Example
 
@@ -100,3 +101,29 @@ def test_a_note_says_where_answers_are_read_and_a_folder_does_not_mix_two_ways()
         "'out' was begun with answers read from whole outputs, now from what follows </think>; name another output"
         " folder."
     )
+
+
+def test_a_budget_has_the_ids_of_the_markers_and_of_the_text_that_ends_a_thought() -> None:
+    text = TEXTS["special tokens"]
+    budget = budget_of(text, 9)
+    assert budget is not None
+    assert text.tokenizer.decode(list(budget.forced_ids)) == "\n</think>\n\n"
+    assert (budget.num_tokens, budget.most) == (9, 9 + 4)
+    assert [text.tokenizer.decode(list(ids)) for ids in (budget.start_ids, budget.end_ids)] == ["<think>", "</think>"]
+    assert budget.is_open(ids_of(text, "2+2?<think>\n"))
+    assert not budget.is_open(ids_of(text, "2+2?<think>\n\n</think>\n\n"))
+    assert not budget.is_open(ids_of(text, "What is <think> for?"))
+    assert budget_of(text, 0) is None
+    for other, words in (
+        (TEXTS["ordinary text"], "has no token for </think>"),
+        (text_with(), "neither the tokenizer nor its chat template has markers"),
+        (ToyText(9), "neither the tokenizer nor its chat template has markers"),
+    ):
+        assert budget_of(other, 0) is None
+        with pytest.raises(ModelError, match=f"thinking_budget is 9, but .*{words}.*; leave it out"):
+            budget_of(other, 9)
+    channels = "{{ '<|channel|>final<|message|>' }}"
+    harmony = text_with(("<|channel|>", "<|message|>", "<|end|>", "<|start|>"), template=channels)
+    forced = budget_of(harmony, 9)
+    assert forced is not None
+    assert tuple(forced.forced_ids[-len(forced.end_ids) :]) == forced.end_ids

@@ -30,6 +30,7 @@ from specexp.judge.labels import LabelSet
 from specexp.rule_calibration import curves, replay
 from specexp.rule_calibration.choice import Scores, bound_for, calibrated
 from specexp.rule_calibration.dials import DIALS, Dial, MismatchPlace
+from specexp.storage.journal import Journal
 
 K, WINDOW, GREEDY = 3, 2, Warp()
 # From a dial's value to the rule.
@@ -196,3 +197,44 @@ def check_decoding_turns_at_the_scores(labels: LabelSet) -> None:
             assert out.token_ids[label.position] == (label.draft_token if accepted else label.target_token)
             turned.add((name, accepted))
     assert len(turned) == 2 * len(names)
+
+
+@pytest.mark.slow
+def test_a_calibration_that_was_killed_continues(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No prompt is scored twice, none is lost, and the result is that of one that was not killed."""
+    assert collect("--limit", "40", "--output", "labels").exit_code == 0
+    how = ("--labels", "labels", "--rules", "typical,entropy", "--judge", "none", "--loss", "0.2")
+    whole = calibrate(*how, "--output", "whole")
+    assert whole.exit_code == 0, whole.output
+    wanted = keys(workplace / "whole" / "scores.jsonl")
+    assert len(wanted) > 4
+    real = Journal._add
+    for at in (3, len(wanted) - 1):
+
+        def add(self: Journal, key: Any, value: Any, at: int = at) -> None:
+            if len(self._units) == at:
+                raise KeyboardInterrupt
+            real(self, key, value)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "_add", add)
+            assert calibrate(*how, "--output", "killed").exit_code == 130
+        assert len(keys(workplace / "killed" / "scores.jsonl")) == at, "what was scored stays"
+    decoded: list[str] = []
+    scores = replay.MismatchReplay._scores
+
+    def counted(self: Any, prompt: Any, response: Any, label: Any) -> Any:
+        decoded.append(label.prompt_id)
+        return (yield from scores(self, prompt, response, label))
+
+    monkeypatch.setattr(replay.MismatchReplay, "_scores", counted)
+    again = calibrate(*how, "--output", "killed")
+    assert again.exit_code == 0, again.output
+    assert len(set(decoded)) <= 1, "one prompt was missing"
+    assert sorted(keys(workplace / "killed" / "scores.jsonl")) == sorted(wanted)
+    for name in ("rules.csv", "rules.json"):
+        assert (workplace / "killed" / name).read_text() == (workplace / "whole" / name).read_text()
+
+
+def keys(path: Path) -> list[Any]:
+    return [json.loads(line)["key"] for line in path.read_text().splitlines()]

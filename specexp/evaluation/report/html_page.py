@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from specexp.addresses import mask
 from specexp.config.experiment import LATER
@@ -42,10 +42,11 @@ class Folder:
 
 def render(comparison: Comparison, folder: Folder, charts: Sequence[Chart]) -> str:
     """Render the whole page."""
+    # The style that all pages share is in judge_comparison.
+    loader = ChoiceLoader([PackageLoader("specexp.evaluation.report"), PackageLoader("specexp.judge_comparison")])
     environment = Environment(
-        loader=PackageLoader("specexp.evaluation.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     said = verdict(comparison)
     environment.globals["mark"] = mark
     return environment.get_template("report.html").render(

@@ -38,6 +38,8 @@ CELL_TOKENS, PAGE_TOKENS, PROMPT_SIGNS = 2_000, 40_000, 20_000  # most that a pa
 COLUMNS = 4  # methods side by side; more are placed one below the other
 _SHOWN_SIGNS = "\n\t"  # characters that follow their marks
 
+NOT_SHOWN = "note: there is no token view with a thinking_budget: tokens that end a thought come from no model."
+
 
 def write(
     prepared: Prepared,
@@ -58,6 +60,9 @@ def write(
     wanted = [prepared.examples[index].prompt_id for index in chosen]
     before = output.read_json(JSON)
     if not wanted or (page.is_file() and wanted == _prompts_of(before)):
+        return []
+    if prepared.budget is not None:
+        print(NOT_SHOWN, file=sys.stderr)
         return []
     facts = {"version": VERSION, "settings_hash": prepared.experiment.hash}
     with Journal.open(output.path / DECODED, facts) as journal:
