@@ -21,6 +21,7 @@ SETTINGS = {
     "task": f"Choose where prompts come from: {', '.join(config.CHECKABLE)}.",
     **help_texts(("data", "system", "shots", "shots_data", "answer_rule", "answer_pattern", "comparator", "execute")),
     "max_new_tokens": "Set the most tokens of a response.",
+    **help_texts(("thinking_budget",)),
     "limit": f"Set how many prompts are mined. Default: {config.MINED_PROMPTS}.",
     "batch": f"Set how many prompts are mined together, with the same labels. Default: {config.MINED_TOGETHER}.",
     "config": CONFIG,

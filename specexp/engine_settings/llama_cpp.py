@@ -49,7 +49,7 @@ def _settings(recommended: Recommendation) -> dict[str, Any]:
     if drafter == PLAIN:
         return {}
     looks_up = drafter == LOOKUP or LOOKUP in recommended.others
-    types = [_NGRAM] * looks_up + [_TYPES[drafter]] * (drafter in _TYPES)
+    types = [_NGRAM] * looks_up + [name for kind, name in _TYPES.items() if kind == drafter]
     result: dict[str, Any] = {"--spec-type": ",".join(types)}
     if looks_up:
         result |= {

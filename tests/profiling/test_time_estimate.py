@@ -84,7 +84,7 @@ def test_the_bound_of_an_evaluation_is_that_of_its_settings(
 ) -> None:
     setting = SimpleNamespace(config=SimpleNamespace(label="a")), SimpleNamespace(config=SimpleNamespace(label="b"))
     jobs = [[SimpleNamespace(setting=setting[0])] * 3, [SimpleNamespace(setting=setting[1])] * 2]
-    prepared: Any = SimpleNamespace(experiment=SimpleNamespace(max_new_tokens=100))
+    prepared: Any = SimpleNamespace(experiment=SimpleNamespace(max_new_tokens=100, thinking_budget=0))
     runner._announce(prepared, jobs, {"a": Pace(1.0, 0.1), "b": Pace(2.0, 0.5)})  # type: ignore[arg-type]
     assert f"at most about {span(3 * 11 + 2 * 52)}, 5 outputs" in capsys.readouterr().err
 

@@ -15,6 +15,7 @@ from specexp.storage.records import Record
 from specexp.tasks.example import Example
 
 DEFAULT = "3"
+NOT_SHOWN = "note: there is no token view with a thinking_budget: tokens that end a thought come from no model."
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from specexp.evaluation.divergence import NOT_LOSSLESS
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.token_view.data import VERSION, Budget, trace
 from specexp.evaluation.token_view.origins import ORIGINS
-from specexp.evaluation.token_view.selection import ShownPrompts
+from specexp.evaluation.token_view.selection import NOT_SHOWN, ShownPrompts
 from specexp.method_specs import spec
 from specexp.pair.token_text import PART, SPECIAL, TEXT, marked, plain
 from specexp.storage.files import write_whole
@@ -38,24 +38,18 @@ CELL_TOKENS, PAGE_TOKENS, PROMPT_SIGNS = 2_000, 40_000, 20_000  # most that a pa
 COLUMNS = 4  # methods side by side; more are placed one below the other
 _SHOWN_SIGNS = "\n\t"  # characters that follow their marks
 
-NOT_SHOWN = "note: there is no token view with a thinking_budget: tokens that end a thought come from no model."
-
 
 def write(
-    prepared: Prepared,
-    output: OutputFolder,
-    records: RecordFile,
-    shown: ShownPrompts,
+    prepared: Prepared, output: OutputFolder, records: RecordFile, shown: ShownPrompts,
     clock: Callable[[], float] = time.perf_counter,
-) -> list[Path]:
+) -> list[Path]:  # fmt: skip
     """Write both files for the prompts to be shown, and return their paths; none if they show these prompts already.
 
     Prompts decoded for an earlier view are not decoded again. If a number of prompts is requested, as many are shown as
     fit a share of the run's decode time; named prompts are always shown.
     """
-    if not prepared.settings:
-        return []  # engines do not say where their tokens come from
-    chosen = shown.choose(prepared.examples, records.records)
+    # Engines do not say where their tokens come from.
+    chosen = shown.choose(prepared.examples, records.records) if prepared.settings else []
     data, page = output.path / JSON, output.path / HTML
     wanted = [prepared.examples[index].prompt_id for index in chosen]
     before = output.read_json(JSON)
