@@ -92,6 +92,7 @@ def test_the_token_behind_a_full_chain_shares_its_luck_with_plain_decoding() -> 
         assert int(corrected) == int(rng.pick(weights, start + 2, RESIDUAL))
 
 
+@pytest.mark.slow
 def test_sampling_on_torch_follows_the_targets_distribution() -> None:
     """Joint distribution of two tokens, by chi-square; a biased control must fail the same test."""
     from specexp.certify import reference_distribution

@@ -66,6 +66,7 @@ def test_a_batch_gives_the_tokens_of_one_prompt_at_a_time(workplace: Path) -> No
     assert tokens[0] == tokens[1]
 
 
+@pytest.mark.slow
 def test_costs_that_were_edited_are_refused(workplace: Path) -> None:
     folder = begun(workplace / "out")
     (folder / "draft_costs.json").write_text('{"draft": "cheap"}')

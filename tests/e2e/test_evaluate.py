@@ -114,6 +114,7 @@ def test_under_mlflow_run_the_comparison_is_the_run_that_mlflow_made(
     assert sorted(flat_runs()) == ["baseline", "speculative_k2"]
 
 
+@pytest.mark.slow
 def test_repeats_are_runs_of_one_group_with_seeds_of_their_own(workplace: Path) -> None:
     result = evaluate(
         *SMALL,
@@ -164,6 +165,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_if_nothing_had_happened(
     assert statuses == [("FAILED", False), ("FINISHED", False), ("FINISHED", True)]
 
 
+@pytest.mark.slow
 def test_dying_while_logging_repeats_no_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = client.fill, 0
 
@@ -390,6 +392,7 @@ def test_an_existing_folder_is_refused_without_resume(workplace: Path) -> None:
     assert (workplace / "out" / "records.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_truncated_last_line_is_dropped_and_computed_again(
     workplace: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

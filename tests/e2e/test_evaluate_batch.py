@@ -88,6 +88,7 @@ def test_a_table_has_speeds_of_one_kind() -> None:
     assert [line.split() for line in terminal(both, True, 8).splitlines()] == [["tok/s,", "batch", "8"], ["a", "70"]]
 
 
+@pytest.mark.slow
 def test_categories_have_no_speed_in_a_batch(workplace: Path) -> None:
     arguments = ["--task", "spec_bench", "--data", str(DATA / "spec_bench.jsonl"), "--limit", "5", *TURNS[6:]]
     assert evaluate(*arguments, "--batch", "2", "--output", "out").exit_code == 0
@@ -96,6 +97,7 @@ def test_categories_have_no_speed_in_a_batch(workplace: Path) -> None:
     assert not any(name.startswith("category/speedup_") for name in metrics)
 
 
+@pytest.mark.slow
 def test_settings_take_turns_batches_at_a_time(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is first changes from one group of batches to the next."""
     monkeypatch.setattr(scheduling, "BATCHES", 1)

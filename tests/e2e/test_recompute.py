@@ -238,6 +238,7 @@ def checked(output: Path) -> set[str]:
     return {shown.metric for shown in page.numbers}
 
 
+@pytest.mark.slow
 def test_every_number_of_a_report_comes_from_its_folder(workplace: Path) -> None:
     result = evaluate(*SAMPLED, "--output", "out")
     assert result.exit_code == 0, result.output

@@ -217,6 +217,7 @@ def test_a_quick_benchmark_is_made_to_fit_by_what_was_not_set(prepared: Any) -> 
     assert quick.note(prepared.experiment, fast.settings) is None
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_is_interrupted_measures_what_was_planned_once(prepared: Any, tmp_path: Path) -> None:
     short = quick.shortened(prepared, {"batch": 2, "limit": 1, "repeats": 1, "max_new_tokens": 3})
     path = tmp_path / "progress.jsonl"

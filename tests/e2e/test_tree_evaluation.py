@@ -205,6 +205,7 @@ def test_the_figure_is_drawn_even_when_nothing_was_accepted(tmp_path: Path) -> N
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_budget_sweep_leaves_a_run_with_a_figure_for_each(workplace: Path) -> None:
     settings = ["--experiment", "arith_trees", "--tree_budget", "4,12", "--limit", "1", "--max_new_tokens", "16"]
     result = evaluate(*settings, "--output", "out")

@@ -32,6 +32,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return prompts
 
 
+@pytest.mark.slow
 def test_second_turns_go_on_behind_the_baselines_answer_for_every_method(
     workplace: Path, asked: list[list[str]]
 ) -> None:

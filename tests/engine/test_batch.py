@@ -156,7 +156,7 @@ def disagreements(lab: Lab, rows: int, requests: Sequence[Any], expected: Sequen
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("lab", slow_for(["toy", *FAMILIES], "gpt2", "qwen2"), indirect=True)
+@pytest.mark.parametrize("lab", slow_for(["toy", *FAMILIES], "gpt2", "qwen2", "mistral_window", "phi"), indirect=True)
 def test_every_method_gives_together_what_it_gives_alone(lab: Lab, temperature: float) -> None:
     """Seven prompts on three rows: each row is used again while the others are half way."""
     ends: Counter[str] = Counter()

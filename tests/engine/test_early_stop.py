@@ -116,6 +116,7 @@ def test_it_is_a_setting_of_methods_that_draft_a_chain(tmp_path: Path) -> None:
         config.resolve("arith_quick", {"config": str(file)})
 
 
+@pytest.mark.slow
 def test_what_is_attainable_is_that_of_the_rounds_as_they_were(workplace: Path) -> None:
     (workplace / "mine.yaml").write_text("min_draft_probability: 0.5\n")
     settings = ["--methods", "baseline,speculative", "--limit", "2", "--max_new_tokens", "60", "--output", "out"]

@@ -33,6 +33,7 @@ def test_an_unknown_preset_comes_with_a_suggestion() -> None:
     assert "unknown preset 'speculativ', did you mean 'speculative'?" in result.output
 
 
+@pytest.mark.slow
 def test_everything_that_ships_is_valid() -> None:
     result = CliRunner().invoke(validate.command, [])
     assert result.exit_code == 0, result.output

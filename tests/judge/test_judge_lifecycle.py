@@ -381,6 +381,7 @@ def test_broken_judges_are_refused(workplace: Path) -> None:
     refused(evaluate(*arguments), "declares 99 features, but its weights have 6", workplace)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_thresholds_is_a_flat_run_each_and_nothing_but_speed_at_zero(workplace: Path) -> None:
     judge_for("toy_quick", features.mode("both")).save(workplace / "judge")
     (workplace / "mine.yaml").write_text("judge.threshold: [0, 0.4, calibrated, 1.1]\n")
@@ -406,6 +407,7 @@ def test_a_sweep_of_thresholds_is_a_flat_run_each_and_nothing_but_speed_at_zero(
     assert flat_runs()["autojudge_k4_t0.4"].data.params["threshold"] == "0.4"
 
 
+@pytest.mark.slow
 def test_a_folder_begun_with_another_judge_is_refused(workplace: Path) -> None:
     judge = judge_for("toy_quick", features.mode("both"))
     judge.save(workplace / "judge")

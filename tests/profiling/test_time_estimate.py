@@ -165,6 +165,7 @@ def prompts(folder: Path) -> list[str]:
     return [prompt["prompt_id"] for prompt in json.loads((folder / "tokens.json").read_text())["prompts"]]
 
 
+@pytest.mark.slow
 def test_the_token_view_stays_in_a_share_of_the_time_and_goes_on_later(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
