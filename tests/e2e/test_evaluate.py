@@ -216,7 +216,7 @@ def test_a_folder_in_use_is_left_alone(workplace: Path) -> None:
     assert path.read_bytes() == before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_kill_9_loses_and_repeats_nothing(workplace: Path) -> None:
     """Five times, each at a random moment after some further record; six prompts and two methods make twelve."""
     finish(start("whole"))

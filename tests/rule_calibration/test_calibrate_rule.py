@@ -201,9 +201,10 @@ def check_decoding_turns_at_the_scores(labels: LabelSet) -> None:
 
 @pytest.mark.slow
 def test_a_calibration_that_was_killed_continues(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No prompt is scored twice, none is lost, and the result is that of one that was not killed."""
+    """No prompt is scored twice, none is lost, and the result is that of one that was not killed, bit by bit: prompts
+    that are decoded together round otherwise in other company, so they are decoded one by one here."""
     assert collect("--limit", "40", "--output", "labels").exit_code == 0
-    how = ("--labels", "labels", "--rules", "typical,entropy", "--judge", "none", "--loss", "0.2")
+    how = ("--labels", "labels", "--rules", "typical,entropy", "--judge", "none", "--loss", "0.2", "--batch", "1")
     whole = calibrate(*how, "--output", "whole")
     assert whole.exit_code == 0, whole.output
     wanted = keys(workplace / "whole" / "scores.jsonl")

@@ -162,11 +162,13 @@ def test_a_shipped_model_has_the_size_of_its_recipe(task: str, folder: str) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task,folder", [(TASKS["arith"], "zoo:"), (SmallFunctions(Sandbox()), "zoo:code/")])
-def test_the_target_solves_what_the_draft_often_does_not(task: TrainingTask, folder: str) -> None:
+@pytest.mark.parametrize(
+    "task,folder,count", [(TASKS["arith"], "zoo:", 100), (SmallFunctions(Sandbox()), "zoo:code/", 60)]
+)
+def test_the_target_solves_what_the_draft_often_does_not(task: TrainingTask, folder: str, count: int) -> None:
     solved = {
         n: training.solve_rate(
-            load_model(ModelConfig(f"{folder}{n}")), load_tokenizer(ModelConfig(f"{folder}{n}")), task
+            load_model(ModelConfig(f"{folder}{n}")), load_tokenizer(ModelConfig(f"{folder}{n}")), task, count
         )
         for n in ("target", "draft")
     }
