@@ -14,11 +14,11 @@ from typing import Any, Literal, Protocol
 
 from specexp.decoding.protocol import Role
 from specexp.decoding.rules import Warp
+from specexp.engines.served_methods import SERVED
 from specexp.errors import ConfigError, unknown
 from specexp.lm.runtime import INTERSECTION, SAME, VOCABULARIES
 
 GROUP = "specexp.methods"  # the entry-point group
-SERVED = "engine:"  # begins the names of served engines, which the setting `engine` has
 BOTH: frozenset[Role] = frozenset({"target", "draft"})
 TARGET: frozenset[Role] = frozenset({"target"})
 DRAFT: frozenset[Role] = frozenset({"draft"})

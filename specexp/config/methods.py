@@ -18,9 +18,9 @@ from specexp.config.experiment import (
 )
 from specexp.config.parsers import AUTO_GAMMA
 from specexp.config.schema import SETTINGS, TREE_SHAPE
-from specexp.engines.served_methods import ServedMethod
+from specexp.engines.served_methods import SERVED, ServedMethod
 from specexp.errors import unknown
-from specexp.method_specs import SERVED, settings_of, spec
+from specexp.method_specs import settings_of, spec
 
 
 def chains(preset: str, parsed: Mapping[str, Any], given: Mapping[str, Any]) -> list[MethodConfig]:

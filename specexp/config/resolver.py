@@ -26,8 +26,9 @@ from specexp.config.presets import PRESETS, expanded, load_yaml, method_preset, 
 from specexp.config.rule_settings import ANSWER_SETTINGS, answer_faults
 from specexp.config.schema import ALIASES, SETTINGS
 from specexp.draft_faults import draft_faults, head_faults
+from specexp.engines.served_methods import SERVED
 from specexp.errors import ConfigError, shown, unknown
-from specexp.method_specs import OF_PROPOSERS, SERVED, settings_of, spec, takers
+from specexp.method_specs import OF_PROPOSERS, settings_of, spec, takers
 from specexp.tasks.defaults import HARNESS, NO_EXECUTION, defaults_of, execution_fault, is_known
 from specexp.tasks.long_prompts import DEFAULT_TOKENS
 

@@ -23,7 +23,7 @@ from specexp.engines.body import Sampling, Wanted
 from specexp.engines.endpoint import Endpoint, parse_endpoint
 from specexp.errors import ConfigError, shown
 
-PREFIX = "engine:"
+SERVED = "engine:"
 ONLY = "served"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # What `request` may not set: settings of their own decide it, or the client.
@@ -45,7 +45,7 @@ class ServedMethod:
 
     @property
     def method(self) -> str:
-        return PREFIX + self.name
+        return SERVED + self.name
 
     @property
     def switch(self) -> Mapping[str, Any]:
@@ -66,7 +66,7 @@ def parse_served(given: object) -> tuple[ServedMethod, ...]:
     faults: list[str] = []
     result = []
     for name, own in methods.items():
-        where = f"{PREFIX}{shown(str(name))[1:-1]}: " if "methods" in given else ""
+        where = f"{SERVED}{shown(str(name))[1:-1]}: " if "methods" in given else ""
         if not (isinstance(name, str) and _NAME.fullmatch(name)):
             faults.append(f"{where}a name has letters, digits and any of _.- only.")
             continue
@@ -80,7 +80,7 @@ def parse_served(given: object) -> tuple[ServedMethod, ...]:
         except ConfigError as error:
             faults += [where + fault for fault in error.faults]
     alike = [one.name for i, one in enumerate(result) if (one.endpoint, one.request) in _pairs(result[:i])]
-    faults += [f"{PREFIX}{name} is the same as one before it; give it a url or a request of its own." for name in alike]
+    faults += [f"{SERVED}{name} is the same as one before it; give it a url or a request of its own." for name in alike]
     if faults:
         raise ConfigError(dict.fromkeys(faults))
     return tuple(result)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from specexp.decoding.rng import rng_for
 from specexp.engine import Engine, Generation, Request
+from specexp.engines.served_methods import SERVED
 from specexp.evaluation.measured_costs import check_sizes, measure_costs, median_of
 from specexp.evaluation.preparation import (
     Prepared,
@@ -25,7 +26,6 @@ from specexp.evaluation.preparation import (
 from specexp.evaluation.scheduling import LOWER, Job, Memories, groups_of, memory_of, place_of, prompt_of, requests
 from specexp.evaluation.served import Engines, texts_before
 from specexp.lm import out_of_memory
-from specexp.method_specs import SERVED
 from specexp.metrics.summary import check_identities
 from specexp.pair.stop_strings import text_of
 from specexp.profiling import memory

@@ -180,10 +180,10 @@ def warnings(records: Mapping[str, Sequence[Record]], facts: Sequence[Mapping[st
         if again := sum(record["served"]["attempts"] > 1 for record in each):
             result.append(f"{label}: {again} of {len(each)} outputs were asked for more than once.")
     ours = [label for label, each in records.items() if each and "served" not in each[0]]
-    theirs = [label for label in records if label not in ours]
-    if theirs and (ours or len(theirs) > 1):
+    engines = [label for label in records if label not in ours]
+    if engines and (ours or len(engines) > 1):
         result.append(
-            f"Engines are compared with {theirs[0]}, never with our own methods: their seconds are of whole requests."
+            f"Engines are compared with {engines[0]}, never with our own methods: their seconds are of whole requests."
         )
     known = {name: engine for environment in facts for name, engine in environment.get("engines", {}).items()}
     result += [f"engine:{name}: {engine['offer']}; outputs are compared by {engine['compared_by']}."

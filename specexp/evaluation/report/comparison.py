@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from specexp.config import Experiment, MethodConfig
+from specexp.engines.served_methods import SERVED
 from specexp.evaluation import divergence, time_split
 from specexp.evaluation.divergence import Divergence
 from specexp.evaluation.measured_costs import costs_of
 from specexp.evaluation.preparation import Prepared, arithmetic_of
 from specexp.evaluation.summaries import claims_attainable, pooled
-from specexp.method_specs import SERVED
 from specexp.storage.records import Record
 from specexp.storage.run_folder import OutputFolder
 

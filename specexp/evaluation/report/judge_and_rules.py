@@ -92,22 +92,22 @@ def _of(entry: Entry, prompts: frozenset[str]) -> list[Record]:
 
 
 def _best(entries: Sequence[Entry], plain: Entry, prompts: frozenset[str]) -> Entry | None:
-    """The fastest that loses at most a point, and not significantly; else the fastest without a significant loss; else
-    the most accurate, on these prompts."""
+    """The setting that is best on these prompts."""
     numbers: dict[str, Mapping[str, float]] = {}
     for entry in entries:
         records = _of(entry, prompts)
         numbers[entry.label] = against(records, _of(plain, prompts), 1) | accuracy(records)
     usable = [entry for entry in entries if "quality/accuracy_delta" in numbers[entry.label]]
+    return max(usable, key=lambda entry: lossy_rank(numbers[entry.label], "speed/speedup"), default=None)
 
-    def rank(entry: Entry) -> tuple[int, float, float]:
-        found = numbers[entry.label]
-        delta, speed = found["quality/accuracy_delta"], found["speed/speedup"]
-        if delta < 0 and found["quality/mcnemar_p"] < SIGNIFICANT:
-            return 0, delta, speed
-        return 1 + (delta >= -NEAR), speed, delta
 
-    return max(usable, key=rank, default=None)
+def lossy_rank(metrics: Mapping[str, float], speed: str) -> tuple[int, float, float]:
+    """The order of lossy settings: best is the fastest that loses at most a point of accuracy, and not significantly;
+    then the fastest without a significant loss; then the one that loses least. If nothing is graded, the fastest."""
+    delta = metrics.get("quality/accuracy_delta", 0.0)
+    if delta < 0 and metrics["quality/mcnemar_p"] < SIGNIFICANT:
+        return 0, delta, metrics[speed]
+    return 1 + (delta >= -NEAR), metrics[speed], delta
 
 
 def _compared(judge: Entry, rule: Entry, prompts: frozenset[str]) -> Duel | None:

@@ -11,6 +11,7 @@ from typing import Any
 from specexp.addresses import mask
 from specexp.answers.kinds import AUTO
 from specexp.config import MethodConfig
+from specexp.engines.served_methods import SERVED
 from specexp.evaluation import divergence, time_split
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.report import chart_style, transfer
@@ -19,7 +20,7 @@ from specexp.evaluation.report.figures import draw_trees
 from specexp.evaluation.report.publish import PAGE, REFUTED, Report
 from specexp.evaluation.report.run_facts import is_disturbed, run_name
 from specexp.evaluation.token_view import token_page
-from specexp.method_specs import SERVED, spec
+from specexp.method_specs import spec
 from specexp.profiling import memory
 from specexp.storage.files import make_folder
 from specexp.storage.records import Record

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from specexp.evaluation.report.comparison import Comparison, Entry
 from specexp.evaluation.report.divergence_text import equality, refuted
 from specexp.evaluation.report.formatting import Number, Sentence, count, of, p_equals, percent, points, span, times
-from specexp.evaluation.report.judge_and_rules import judge_against_rules
+from specexp.evaluation.report.judge_and_rules import judge_against_rules, lossy_rank
 from specexp.method_specs import spec
 from specexp.metrics.paired import paired, timed
 from specexp.metrics.statistics import SIGNIFICANT, rate_ratio, swap_p
 
 ROUGH = 20  # with fewer prompts, a bootstrap interval is a rough guide
 FEWEST = 6  # with fewer prompts, no paired two-sided test can reach 5 %
-NEAR = 0.01  # loss of accuracy up to which a lossy setting is preferred by speed
 NAMED = 3  # most settings that are listed by name
 
 
@@ -40,7 +39,7 @@ def verdict(comparison: Comparison) -> list[Sentence]:
         start = "No other setting here speculates." if wrong else "No setting here speculates."
         return [[*wrong, f"{start} Plain decoding emits ", rate, " tokens a second; add methods that draft."]]
     best = exact[0] if exact and exact[0].metrics[key] > 1 else None
-    other = _best_lossy(lossy, key)
+    other = max(lossy, key=lambda entry: lossy_rank(entry.metrics, key), default=None)
     result: list[Sentence] = [[*wrong, *_headline(comparison, exact, other)]]
     result += [sentence for entry in exact if (sentence := equality(comparison, entry))]
     if best is not None:
@@ -194,21 +193,6 @@ def _as_fast(best: Entry, entry: Entry, tested: bool) -> Sentence:
     ends = {"low": ratio.low, "high": ratio.high}
     low, high = (Number(f"verdict/ratio_{end}", both, value, times(value)) for end, value in ends.items())
     return ["ratio ", low, " to ", high]
-
-
-def _best_lossy(lossy: Sequence[Entry], key: str) -> Entry | None:
-    """Return the fastest lossy setting that loses at most a point, and not significantly; else the fastest without a
-    significant loss; else the one that loses least. If nothing is graded, the fastest."""
-    kept = [e for e in lossy if not _loses(e)]
-    near = [e for e in kept if e.metrics.get("quality/accuracy_delta", 0.0) >= -NEAR]
-    if near or kept:
-        return max(near or kept, key=lambda e: e.metrics[key])
-    return max(lossy, key=lambda e: (e.metrics["quality/accuracy"], e.metrics[key]), default=None)
-
-
-def _loses(entry: Entry) -> bool:
-    delta, p = (entry.metrics.get(f"quality/{name}") for name in ("accuracy_delta", "mcnemar_p"))
-    return delta is not None and p is not None and delta < 0 and p < SIGNIFICANT
 
 
 def _lossy(comparison: Comparison, entry: Entry, best: Entry | None) -> Sentence:
