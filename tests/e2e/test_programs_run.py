@@ -58,7 +58,7 @@ def test_a_real_model_is_mined_and_evaluated_on_twenty_problems(
     is run on the problems with short responses, and on some whose labels are important or undecided.
     """
     human_eval.write(workplace / "rows.jsonl", human_eval.rows())
-    methods = ("baseline", "speculative", "top_k")
+    methods = ("baseline", "speculative", "topk")
     values = {
         "task": "humaneval", "data": "rows.jsonl", "execute": "sandbox", "limit": 20, "max_new_tokens": 120,
         "target": {"model": str(WHOLE), "chat_template": "own"},
