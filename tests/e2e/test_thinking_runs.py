@@ -138,10 +138,10 @@ def test_a_budget_that_cannot_be_is_refused_in_one_sentence(workplace: Path, pai
     unmarked = "thinking_budget is 9, but neither the tokenizer nor its chat template has markers of a thought"
     for command in ("evaluate", "collect_labels"):
         refused(run(command, "--thinking-budget", "9", "--output", "out"), unmarked, workplace)
-        negative = "thinking_budget is -1; it must be a whole number >= 0 (0 = off)."
+        negative = "thinking_budget is '-1'; it must be a whole number >= 0 (0 = off)."
         refused(run(command, "--thinking-budget", "-1", "--output", "out"), negative, workplace)
-        arguments = settings(workplace, pair, thinking_budget=600)
-        result = run(command, *arguments, "--output", "out")
-        if command == "collect_labels":  # where every response must have its whole length
-            refused(result, "tokens of the draft model's context; lower max_new_tokens or thinking_budget", workplace)
+    # Every mined response must have its whole length.
+    arguments = [*settings(workplace, pair, thinking_budget=600), "--output", "out"]
+    needed = f"lower max_new_tokens or thinking_budget, which need {600 + 4 + ANSWER}."
+    refused(run("collect_labels", *arguments), needed, workplace)
     is_refused(run("generate", "--prompt", "2+2?", "--thinking-budget", "9"), unmarked)

@@ -209,7 +209,7 @@ def test_counts_leave_forced_tokens_out_and_positions_have_them() -> None:
 
 
 def test_a_thought_that_begins_and_is_cut_in_a_round_leaves_nothing_of_the_rest_in_the_cache() -> None:
-    """A perfect draft: the rest of the round is accepted, and its slots are where those of the forced tokens will be."""
+    """A perfect draft: the rest of the round is accepted, in the slots that the forced tokens will have."""
     models: Any = {"target": ToyModel(6, 5), "draft": ToyModel(6, 5)}
     free = Engine(models).generate(Baseline(Warp()), [1, 2], 12, CertainRng()).token_ids
     num_cut = 0
