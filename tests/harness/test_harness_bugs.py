@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed; make test-nightly runs this")
 
-from helpers.seeded_bugs import HARNESS_BUGS, Bug  # noqa: E402
+from helpers.seeded_bugs import HARNESS_BUGS, Bug
 
 TESTS = Path(__file__).resolve().parents[1]
 FILES = ["harness/test_harness_model.py"]
