@@ -110,6 +110,19 @@ def test_an_output_ends_where_the_hf_models_criterion_ends_it() -> None:
                     ended += 1
                     break
     assert 20 < ended < 80
+    # A string of one token in as many tokens as it has letters.
+    texts = {tokenizer.decode([token]) for token in range(3, 590)}
+    spelled = sorted(text for text in texts if 2 <= len(text) <= 3 and text.isalpha() and text.isascii())
+    assert len(spelled) > 20
+    for string in spelled:
+        ids = [token for letter in string for token in tokenizer.encode(letter, add_special_tokens=False)]
+        criterion, finder = (
+            MultiTokenEOSCriteria(string, tokenizer, 2, 1),
+            HarnessStop((string,), tokenizer).begin((5, 6)),
+        )
+        found = [finder.add(token) for token in ids]
+        assert found == [bool(criterion(torch.tensor([[5, 6, *ids[:n]]]), None)) for n in range(1, len(ids) + 1)]
+        assert found[-1]
 
 
 def test_the_reference_reaches_what_it_is_for(reference: Any) -> None:

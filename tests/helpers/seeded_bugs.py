@@ -792,10 +792,10 @@ HARNESS_BUGS = [
         "add_special_tokens=False))",
     ),
     Bug(
-        "an output ends only where a string does",
+        "an output ends only where its last tokens are a string",
         HARNESS_ENDS,
         "any(string in text for string in strings)",
-        "any(text.endswith(string) for string in strings)",
+        "any(string == text for string in strings)",
     ),
     Bug(
         "all strings have the shortest one's tokens",
