@@ -123,6 +123,11 @@ def test_an_output_ends_where_the_hf_models_criterion_ends_it() -> None:
         found = [finder.add(token) for token in ids]
         assert found == [bool(criterion(torch.tensor([[5, 6, *ids[:n]]]), None)) for n in range(1, len(ids) + 1)]
         assert found[-1]
+    # A long string beside a short one, whose window is shorter.
+    ids = [int(token) for token in tokenizer.encode("12 plums and 345", add_special_tokens=False)]
+    finder = HarnessStop(("12 plums and 345", "?"), tokenizer).begin((5, 6))
+    assert len(ids) > 5
+    assert [finder.add(token) for token in ids] == [*[False] * (len(ids) - 1), True]
 
 
 def test_the_reference_reaches_what_it_is_for(reference: Any) -> None:
