@@ -78,7 +78,7 @@ $(QUANTIZED): Makefile
 
 # In a folder of its own, with what it imports: the rest of what it wants is for tasks that are not tested.
 test-lm-eval: $(VENV)/.installed-test $(LM_EVAL)
-	PYTHONPATH=$(abspath $(LM_EVAL)) $(PYTEST) tests/harness
+	PYTHONPATH=$(abspath $(LM_EVAL)) $(PYTEST) -m "not nightly" tests/harness
 
 $(LM_EVAL): Makefile
 	rm -rf $@
@@ -98,8 +98,9 @@ $(OPENAI): Makefile
 	pip install --quiet --no-deps --target $@ jiter==0.19.0 sniffio==1.3.1
 	touch $@
 
-test-nightly: check real
+test-nightly: check real $(LM_EVAL)
 	$(PYTEST) -m nightly
+	PYTHONPATH=$(abspath $(LM_EVAL)) $(PYTEST) -m nightly tests/harness
 
 test-oldest: requirements-oldest.txt
 	$(MAKE) fast VENV=.venv-oldest LOCK=requirements-oldest.txt

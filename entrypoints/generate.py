@@ -21,6 +21,8 @@ from .evaluate import CONFIG
 
 if TYPE_CHECKING:
     from specexp.api import Output
+    from specexp.decoding.protocol import Role
+    from specexp.pair.tokenization import Text
 
 SETTINGS = {**help_texts(option_names("generate"), one=True), "config": CONFIG}
 
@@ -33,13 +35,16 @@ def generate(prompt: str, experiment: str, method: str, json: bool, flags: Mappi
     # Import torch only after the settings are checked.
     from specexp.api import LoadedPair, encoded
     from specexp.methods import main_role, roles_of
+    from specexp.pair.thinking import budget_of
 
     role, messages = main_role(asked.methods[0]), single.checked_messages(prompt)
-    pair = LoadedPair(
-        asked,
-        roles=roles_of(asked.methods[0]),
-        check=lambda text, contexts: encoded(messages, text, text.longest(), contexts[role], role),
-    )
+
+    def check(text: Text, contexts: Mapping[Role, int]) -> None:
+        """What must be right before weights are read."""
+        budget_of(text, asked.thinking_budget)
+        encoded(messages, text, text.longest(), contexts[role], role)
+
+    pair = LoadedPair(asked, roles=roles_of(asked.methods[0]), check=check)
     pair.judge_of(asked.methods[0])
     print_notes(pair.notes)
     shown = StreamedText()

@@ -152,8 +152,8 @@ SETTINGS: dict[str, Setting] = {
     **THINKING,
     "limit": Setting(
         whole(1, ">= 1"), "Set how many prompts are decoded.", otherwise=OF_TASK,
-        more="They are the first ones, or for a task with categories (`mtbench`, `spec_bench`) a stratified sample with"
-        " a fixed seed, which `report.html` describes. The tasks' defaults are "
+        more="They are the first ones, or for a task with categories (`math`, `mmlu_pro`, `mtbench`, `spec_bench`,"
+        " `speed_bench`) a stratified sample with a fixed seed, which `report.html` describes. The tasks' defaults are "
         + ", ".join(f"`{task}` {its.limit}" for task, its in DEFAULTS.items()) + ".",
         commands=but("generate"),
     ),

@@ -151,10 +151,13 @@ def prepare(
     prompts: list[list[int]] = []
 
     def encode(text: Text, lengths: Mapping[Role, int]) -> None:
+        budget = budget_of(text, experiment.thinking_budget)  # refused before weights are read
+        most = Ending(thinking=budget).most(experiment.max_new_tokens)
         main_roles = sorted({main_role(method) for method in methods}, reverse=True)
+        main_contexts = {role: lengths[role] for role in main_roles}
         for example in examples:
             try:
-                prompts.append(_encoded(example, experiment, text, {role: lengths[role] for role in main_roles}))
+                prompts.append(_encoded(example, text, experiment.max_new_tokens, most, main_contexts))
             except (PromptError, ModelError) as error:
                 raise type(error)(f"prompt '{example.prompt_id}': {error}") from None
 
@@ -201,19 +204,23 @@ def prepare(
     )
 
 
-def _encoded(example: Example, experiment: Experiment, text: Text, contexts: Mapping[Role, int]) -> list[int]:
-    """Return ids of the first turn. Raises PromptError if a turn is empty or cannot fit after the earlier answers."""
+def _encoded(
+    example: Example, text: Text, max_new_tokens: int, most: int, contexts: Mapping[Role, int]
+) -> list[int]:  # fmt: skip
+    """Return ids of the first turn. Raises PromptError if a turn is empty, or cannot fit after earlier outputs, each of
+    at most `most` tokens with its thought."""
     if not all(turn.strip() for turn in example.turns):
         raise PromptError("it is empty; give it some text or leave it out.")
     first = text.encode(example.messages())
     for role, context in contexts.items():
-        output_limit(first, experiment.max_new_tokens, context, role)
+        output_limit(first, max_new_tokens, context, role)
         if later := len(example.turns) - 1:
             asked = len(text.encode(example.messages(("-",) * later)))
-            if asked + later * (experiment.max_new_tokens + experiment.thinking_budget) >= context:
+            if asked + later * most >= context:
+                lower = "max_new_tokens" + (" or thinking_budget" if most > max_new_tokens else "")
                 raise PromptError(
-                    f"its {later + 1} turns have {asked} tokens, which with {experiment.max_new_tokens} for each answer"
-                    f" between them do not fit the {role} model's context of {context}; lower max_new_tokens."
+                    f"its {later + 1} turns have {asked} tokens, which with {most} for each output"
+                    f" between them do not fit the {role} model's context of {context}; lower {lower}."
                 )
     return first
 

@@ -20,13 +20,17 @@ from specexp.errors import first_line
 from specexp.sandbox.job import CallTest, InputTest, ProgramTest
 
 LONGEST = 1 << 28  # characters of tests that are unpacked
-# What solutions of the release count on, as its harness provides it.
+# The names that its harness gives to every program. The builtins come after the modules whose names hide them (`pow` of
+# math and operator, `open` of io), and the modules last, so that both bisect_left and bisect.bisect_left are there.
+MODULES = (
+    "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools",
+    "functools", "operator", "io", "sys", "json",
+)  # fmt: skip
 PRELUDE = (
-    "import bisect, collections, copy, datetime, functools, heapq, io, itertools, json, math, operator, random, re\n"
-    "import statistics, string, sys\n"
-    "from bisect import *\nfrom collections import *\nfrom copy import *\nfrom functools import *\n"
-    "from heapq import *\nfrom itertools import *\nfrom math import *\nfrom typing import *\n"
-    "sys.setrecursionlimit(50000)\n"
+    "".join(f"from {name} import *\n" for name in (*MODULES, "builtins", "typing"))
+    + "import "
+    + ", ".join(MODULES)
+    + "\nsys.setrecursionlimit(50000)\n"
 )
 
 

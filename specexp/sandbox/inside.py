@@ -222,12 +222,16 @@ def child(job: dict[str, Any], test: dict[str, Any], printed: int, said: int, se
     os.write(given, test["text"].encode() if script else b"")
     os.lseek(given, 0, os.SEEK_SET)
     said = os.dup2(said, 60)
-    for number, fd in enumerate((given, printed, printed)):
+    errors = os.open(os.devnull, os.O_WRONLY)  # what a program prints there is no part of its output
+    for number, fd in enumerate((given, printed, errors)):
         os.dup2(fd, number)
     os.closerange(3, said)
     os.closerange(said + 1, 1024)
     sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
-    sys.stdout = sys.stderr = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stdout, sys.stderr = (
+        open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+        for number in (1, 2)
+    )
     limit(resource.RLIMIT_AS, job["limits"]["memory_bytes"])
     cpu = max(1, int(seconds + 0.999))
     limit(resource.RLIMIT_CPU, cpu)

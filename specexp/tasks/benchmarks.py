@@ -1,7 +1,8 @@
 r"""Tasks `mmlu_pro` and `math`: questions with options, and problems whose answer is a mathematical expression.
 
-MMLU-Pro (Wang et al. 2406.01574) has rows of `question`, `options` (at most ten), `answer` (a letter from A to J),
-`answer_index` and `category`. An output's answer is the letter it names (`answers/choices.py`).
+MMLU-Pro (Wang et al. 2406.01574) has rows of `question`, `options` (at most ten; early revisions fill up with "N/A",
+which its own evaluation leaves out), `answer` (a letter from A to J), `answer_index` and `category`. An output's answer
+is the letter it names (`answers/choices.py`).
 
 MATH (Hendrycks et al. 2103.03874) has rows of `problem` and `solution`, whose answer is in `\boxed{...}`, or `answer`.
 An output's answer is in its last `\boxed{...}`, and math-verify compares it.
@@ -24,6 +25,11 @@ LETTERS = "ABCDEFGHIJ"
 CHOOSE = 'Think step by step. End with "The answer is (X)", where X is the letter of the right option.'
 SOLVE = r"Solve the problem step by step. Put the final answer in \boxed{}."
 OPTIONS_KEYS = ("question_id", "question", "options", "answer", "answer_index", "category")
+ABOUT_OPTIONS = (
+    "cot_content",
+    "src",
+)  # a solution, which only the split `validation` has, and where a question is from
+NO_OPTION = "N/A"
 MATH_KEYS = ("unique_id", "problem", "solution", "answer", "subject", "type")
 
 
@@ -37,7 +43,7 @@ class MMLUPro:
         self._shots = shots
         self._rows: Rows = read(config)
         self._examples = shots.precede(_checked(config, [_question(row) for row in self._rows.rows]))
-        self.notes = self._rows.unused(OPTIONS_KEYS)
+        self.notes = self._rows.unused(OPTIONS_KEYS + ABOUT_OPTIONS)
 
     def examples(self, limit: int) -> list[Example]:
         return sampling.chosen(self._examples, limit)
@@ -83,7 +89,10 @@ def _question(row: Row) -> Example:
         raise TaskError(f"{row.where}: 'options' must be a list of 2 to {len(LETTERS)} texts, got {shown(options)}.")
     if not all(isinstance(option, str) and option.strip() for option in options):
         raise TaskError(f"{row.where}: 'options' must hold texts that are not empty.")
-    letters, answer, index = LETTERS[: len(options)], row.values.get("answer"), row.values.get("answer_index")
+    answer, index = row.values.get("answer"), row.values.get("answer_index")
+    while len(options) > 2 and options[-1] == NO_OPTION and answer != LETTERS[len(options) - 1]:
+        options = options[:-1]
+    letters = LETTERS[: len(options)]
     if not isinstance(answer, str) or len(answer) != 1 or answer not in letters:
         raise TaskError(f"{row.where}: 'answer' is {shown(answer)}; it must be one of {', '.join(letters)}.")
     if index is not None and index != letters.index(answer):

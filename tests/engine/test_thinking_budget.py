@@ -208,6 +208,27 @@ def test_counts_leave_forced_tokens_out_and_positions_have_them() -> None:
     assert out.num_target_positions == out.num_rounds + out.num_drafted + 4
 
 
+def test_a_thought_that_begins_and_is_cut_in_a_round_leaves_nothing_of_the_rest_in_the_cache() -> None:
+    """A perfect draft: the rest of the round is accepted, in the slots that the forced tokens will have."""
+    models: Any = {"target": ToyModel(6, 5), "draft": ToyModel(6, 5)}
+    free = Engine(models).generate(Baseline(Warp()), [1, 2], 12, CertainRng()).token_ids
+    num_cut = 0
+    for place in range(8):
+        ending = Ending(thinking=budget(1, opened=False, start=free[: place + 1], end=(9, 9), forced=(3, 5, 5)))
+        plain, *others = (
+            Engine(models, cached=cached).generate(decoder, [1, 2], 12, CertainRng(), ending=ending)
+            for decoder, cached in (
+                (Baseline(Warp()), False),
+                (Chain(DraftModel(4), Lossless(), Warp()), True),
+                (SpecExec(9, 4, Warp()), True),
+            )
+        )
+        assert plain.num_forced >= 2
+        assert [each.token_ids for each in others] == [plain.token_ids] * 2
+        num_cut += sum(each.num_cut for each in others)
+    assert num_cut > 4
+
+
 def test_a_context_that_is_full_ends_a_thought_or_its_end() -> None:
     class Short(ToyModel):
         context = 8

@@ -57,32 +57,6 @@ def numbers(value: Any) -> list[float]:
     return [x for each in value for x in numbers(each)] if isinstance(value, list | tuple) else [float(value)]
 
 
-def test_the_reference_reaches_what_it_is_for(reference: Any) -> None:
-    texts = {name: [text for ((text,),) in responses(reference, name)] for name in GENERATED}
-    assert any("####" in text for text in texts["generated"]), "an output that ends by itself"
-    assert not any(mark in text for text in texts["stopped"] for mark in ("ives 1", "=6", "s. ", "\n"))
-    assert any(text.endswith(" stone") for text in texts["stopped"]), "cut inside the token ' stones'"
-    assert texts["short"] != texts["generated"], "prompts that lost their beginning"
-    assert 0 < reference["results"]["generated"]["exact_match,last"] <= 1
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_lossless_method_gives_the_samples_of_the_hf_model(reference: Any, folder: Path, method: str) -> None:
-    names = GENERATED + SCORED if method == "baseline" else FEW
-    results = run(folder, "specexp", {"method": method}, names, METHODS[method])
-    for name in GENERATED:
-        assert responses(results, name) == responses(reference, name), name
-    for name in names:
-        whole = [results["results"][name], reference["results"][name]]
-        values = [{key: x for key, x in each.items() if isinstance(x, float)} for each in whole]
-        assert values[0] == pytest.approx(values[1], rel=1e-5)
-        if name in SCORED:
-            assert numbers(responses(results, name)) == pytest.approx(numbers(responses(reference, name)), rel=1e-5)
-    counts = results["config"]["specexp_counts"]
-    assert counts["num_tokens"] > 60
-    assert (counts["tokens_per_call"] > 1.5) == (method != "baseline")
-
-
 def scored(context: str, *continuations: str) -> list[Instance]:
     return [Instance("loglikelihood", {}, (context, each), i) for i, each in enumerate(continuations)]
 
@@ -136,6 +110,50 @@ def test_an_output_ends_where_the_hf_models_criterion_ends_it() -> None:
                     ended += 1
                     break
     assert 20 < ended < 80
+    # A string of one token in as many tokens as it has letters.
+    texts = {tokenizer.decode([token]) for token in range(3, 590)}
+    spelled = sorted(text for text in texts if 2 <= len(text) <= 3 and text.isalpha() and text.isascii())
+    assert len(spelled) > 20
+    for string in spelled:
+        ids = [token for letter in string for token in tokenizer.encode(letter, add_special_tokens=False)]
+        criterion, finder = (
+            MultiTokenEOSCriteria(string, tokenizer, 2, 1),
+            HarnessStop((string,), tokenizer).begin((5, 6)),
+        )
+        found = [finder.add(token) for token in ids]
+        assert found == [bool(criterion(torch.tensor([[5, 6, *ids[:n]]]), None)) for n in range(1, len(ids) + 1)]
+        assert found[-1]
+    # A long string beside a short one, whose window is shorter.
+    ids = [int(token) for token in tokenizer.encode("12 plums and 345", add_special_tokens=False)]
+    finder = HarnessStop(("12 plums and 345", "?"), tokenizer).begin((5, 6))
+    assert len(ids) > 5
+    assert [finder.add(token) for token in ids] == [*[False] * (len(ids) - 1), True]
+
+
+def test_the_reference_reaches_what_it_is_for(reference: Any) -> None:
+    texts = {name: [text for ((text,),) in responses(reference, name)] for name in GENERATED}
+    assert any("####" in text for text in texts["generated"]), "an output that ends by itself"
+    assert not any(mark in text for text in texts["stopped"] for mark in ("ives 1", "=6", "s. ", "\n"))
+    assert any(text.endswith(" stone") for text in texts["stopped"]), "cut inside the token ' stones'"
+    assert texts["short"] != texts["generated"], "prompts that lost their beginning"
+    assert 0 < reference["results"]["generated"]["exact_match,last"] <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_lossless_method_gives_the_samples_of_the_hf_model(reference: Any, folder: Path, method: str) -> None:
+    names = GENERATED + SCORED if method == "baseline" else FEW
+    results = run(folder, "specexp", {"method": method}, names, METHODS[method])
+    for name in GENERATED:
+        assert responses(results, name) == responses(reference, name), name
+    for name in names:
+        whole = [results["results"][name], reference["results"][name]]
+        values = [{key: x for key, x in each.items() if isinstance(x, float)} for each in whole]
+        assert values[0] == pytest.approx(values[1], rel=1e-5)
+        if name in SCORED:
+            assert numbers(responses(results, name)) == pytest.approx(numbers(responses(reference, name)), rel=1e-5)
+    counts = results["config"]["specexp_counts"]
+    assert counts["num_tokens"] > 60
+    assert (counts["tokens_per_call"] > 1.5) == (method != "baseline")
 
 
 def test_the_command_says_what_is_wrong_in_one_line(

@@ -1,5 +1,5 @@
 """Runs test files on bugs: `python tests/helpers/run_seeded_bugs.py` reads [[file, ...], [bug, ...]] as JSON from
-standard input.
+standard input, or [[file, ...], [bug, ...], tests to select by their marks]; otherwise those of the fast tier run.
 
 It prints one JSON list: pytest's exit code and output for each bug. The libraries, which take seconds to import, are
 imported once; each bug runs in a separate fork, in which the package was never imported.
@@ -19,20 +19,23 @@ from pathlib import Path
 LIBRARIES = ("torch", "transformers", "mlflow", "scipy.stats", "sklearn.metrics", "datasets")
 
 
-def run(paths: list[str], bug: dict[str, str]) -> tuple[int, str]:
+FAST = "not slow and not nightly"
+
+
+def run(paths: list[str], bug: dict[str, str], marks: str = FAST) -> tuple[int, str]:
     """pytest's exit code and output, on these test files with this bug in the package."""
     with tempfile.TemporaryFile("w+") as out:
         child = os.fork()
         if not child:
             os.dup2(out.fileno(), 1)
             os.dup2(out.fileno(), 2)
-            os._exit(_tested(paths, bug))
+            os._exit(_tested(paths, bug, marks))
         _, status = os.waitpid(child, 0)
         out.seek(0)
         return os.waitstatus_to_exitcode(status), out.read()
 
 
-def _tested(paths: list[str], bug: dict[str, str]) -> int:
+def _tested(paths: list[str], bug: dict[str, str], marks: str) -> int:
     import pytest
 
     from helpers.seeded_bugs import Bug, install
@@ -40,19 +43,19 @@ def _tested(paths: list[str], bug: dict[str, str]) -> int:
     install(Bug(**bug))
     # The libraries bring plugins with them, which are imported by now.
     quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-p", "no:cacheprovider", "-x", "-q"]
-    code = pytest.main([*quiet, "-m", "not slow and not nightly", *paths])
+    code = pytest.main([*quiet, "-m", marks, *paths])
     sys.stdout.flush()
     return int(code)
 
 
 def main() -> None:
-    files, bugs = json.load(sys.stdin)
+    files, bugs, *marks = json.load(sys.stdin)
     with contextlib.redirect_stdout(io.StringIO()):
         for name in LIBRARIES:
             importlib.import_module(name)
     here = Path(__file__).resolve().parents[1]
     sys.path.insert(0, str(here))
-    print(json.dumps([run([str(here / name) for name in files], bug) for bug in bugs]))
+    print(json.dumps([run([str(here / name) for name in files], bug, *marks) for bug in bugs]))
 
 
 if __name__ == "__main__":

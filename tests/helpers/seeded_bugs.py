@@ -782,6 +782,59 @@ FORWARD_BUGS = [
 ]  # fmt: skip
 
 # By the model of `block_cases` that shows it.
+HARNESS, HARNESS_SCORES, HARNESS_ENDS = (f"specexp.lm_eval.{name}" for name in ("model", "scoring", "generation"))
+# Bugs that tests/harness must catch, in the environment of `make test-lm-eval`.
+HARNESS_BUGS = [
+    Bug(
+        "a string is looked for in as many tokens as it takes",
+        HARNESS_ENDS,
+        "add_special_tokens=False)) + MORE_TOKENS",
+        "add_special_tokens=False))",
+    ),
+    Bug(
+        "an output ends only where its last tokens are a string",
+        HARNESS_ENDS,
+        "any(string in text for string in strings)",
+        "any(string == text for string in strings)",
+    ),
+    Bug(
+        "all strings have the shortest one's tokens",
+        HARNESS_ENDS,
+        "[-max(self.windows, default=1) :]",
+        "[-min(self.windows, default=1) :]",
+    ),
+    Bug("a long prompt loses its end", HARNESS, "ids[-space:]", "ids[:space]"),
+    Bug("texts of a batch are in the order of decoding", HARNESS, "index = order[place]", "index = place"),
+    Bug("repeats of a document share their draws", HARNESS, "map(str, (*key, times[key]))", "map(str, key)"),
+    Bug(
+        "the string that ends a text is in it",
+        HARNESS,
+        "postprocess_generated_text(text, list(work[index][0].until), None)",
+        "text",
+    ),
+    Bug("windows of a text overlap", HARNESS, "map(make_disjoint_window, windows)", "windows"),
+    Bug(
+        "a text has the likelihood of its last window",
+        HARNESS,
+        "totals[owners[index]] += log_probability",
+        "totals[owners[index]] = log_probability",
+    ),
+    Bug("logits are not normalised", HARNESS_SCORES, "xp.sum(chosen - normal)", "xp.sum(chosen)"),
+    Bug("a continuation that is greedy anywhere is greedy", HARNESS_SCORES, "bool(xp.all(", "bool(xp.any("),
+    Bug(
+        "continuations share no forward",
+        HARNESS_SCORES,
+        "alike.setdefault(continuation[:-1], []).append(continuation)",
+        "alike.setdefault(continuation, []).append(continuation)",
+    ),
+    Bug(
+        "a context is cut by one token too many",
+        HARNESS_SCORES,
+        "-(longest + 1 - len(continuation))",
+        "-(longest - len(continuation))",
+    ),
+]
+
 BLOCK_BUGS: dict[str, list[Bug]] = {
     "cohere": [Bug("pairs are halves all the same", ROTARY, "torch.addcmul(part * cos, part.flip(axis), sin, out=part)", "torch.addcmul(part * cos, part.flip(2), sin, out=part)")],
     "gemma": [Bug("embeddings are not multiplied", OWN, "            x.mul_(self.spec.embedding_multiplier)\n", "            pass\n")],

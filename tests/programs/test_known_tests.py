@@ -6,6 +6,8 @@ import base64
 import json
 import os
 import pickle
+import subprocess
+import sys
 import zlib
 from typing import Any
 
@@ -99,3 +101,22 @@ class Hostile:
 def test_a_row_that_has_no_such_form_is_refused(row: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         livecodebench.tests_of(row)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "assert pow(3, 4, 5) == 1 and abs(-1) == 1 and open is io.open",  # not those of math and operator
+        "assert bisect_left([1, 2], 2) == bisect.bisect_left([1, 2], 2) == 1",
+        "assert deepcopy([1]) == copy.deepcopy([1])",
+        "assert datetime.datetime(2024, 1, 2) - datetime.datetime(2024, 1, 1) == timedelta(1)",
+        "assert sqrt(4) == math.sqrt(4) and ascii_lowercase == string.ascii_lowercase and loads('1') == 1",
+        "x: List[Optional[int]] = [stdin.fileno(), randint(1, 1)]\nassert Counter(x) == {0: 1, 1: 1}",
+        "assert heappop([1]) == 1 and lru_cache(None)(gcd)(4, 6) == 2 and mean([1, 3]) == 2",
+        "assert list(accumulate([1, 1])) == [1, 2] and sys.getrecursionlimit() == 50000",
+    ],
+)
+def test_programs_have_the_names_that_the_harness_gives_them(program: str) -> None:
+    source = f"{livecodebench.PRELUDE}\n{program}\n"
+    result = subprocess.run([sys.executable, "-I", "-c", source], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

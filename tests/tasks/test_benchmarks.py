@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from specexp import config
@@ -47,7 +49,7 @@ def test_mmlu_pro_lists_the_options_and_reads_a_letter(workplace: Path) -> None:
     assert chosen.comparator.equal("C", "C", example)
     assert not chosen.comparator.equal("B", "C", example)
     assert Counter(x.category for x in chosen.examples(4)) == dict.fromkeys(("biology", "c0", "c1", "c2"), 1)
-    assert "columns 'cot_content', 'src' are not used" in notes_of(chosen)[0]
+    assert notes_of(chosen) == []
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,28 @@ def test_speed_bench_is_read_from_a_filled_copy(workplace: Path) -> None:
         task("speed_bench", rows(workplace, empty))
     with pytest.raises(ConfigError, match="task 'speed_bench' reads its prompts from a file; set data to that file"):
         config.resolve("arith_quick", {"task": "speed_bench"})
+
+
+def test_options_that_fill_a_row_up_are_left_out(workplace: Path) -> None:
+    """Early revisions of MMLU-Pro have ten options in every row, N/A at the end; an answer may be N/A all the same."""
+    filled = [*QUESTION["options"], *["N/A"] * 7]
+    real = {**QUESTION, "question_id": 71, "options": ["N/A", "sky", "grass", "N/A"], "answer": "D", "answer_index": 3}
+    one, other = task("mmlu_pro", rows(workplace, {**QUESTION, "options": filled}, real)).examples(2)
+    assert "\nC. blood\n\n" in one.turns[0]
+    assert "N/A" not in one.turns[0]
+    assert "\nA. N/A\nB. sky\nC. grass\nD. N/A\n\n" in other.turns[0]
+
+
+@pytest.mark.parametrize("name,row", [("mmlu_pro", QUESTION), ("speed_bench", SPEED)])
+def test_parquet_files_of_the_published_columns_are_read_without_a_note(
+    workplace: Path, name: str, row: dict[str, Any]
+) -> None:
+    """The hub's files, and test.parquet of SPEED-Bench's prepare_data.py, with a list in a column."""
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), workplace / "test.parquet")
+    lines = task(name, rows(workplace, row))
+    table = task(name, DataConfig("test.parquet"))
+    assert table.examples(5) == lines.examples(5)
+    assert notes_of(table) == notes_of(lines) == []
 
 
 @pytest.mark.parametrize("num_tokens", [256, 8192, 32_768])

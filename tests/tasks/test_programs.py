@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import pickle
+import zlib
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from helpers import human_eval
@@ -95,6 +101,39 @@ def test_rows_of_each_form_are_solved_by_their_solutions(tmp_path: Path, name: s
     assert (notes_of(plain), execution_of(plain)) == ([], {})
     with pytest.raises(TaskError, match="set execute to sandbox to allow it"):
         correct(plain, right)
+
+
+def test_rows_of_the_release_form_are_read_and_solved(tmp_path: Path) -> None:
+    """All columns of a release, from a file of lines and from a table, whose date is one: a program and a function."""
+    private = json.dumps([{"input": "5 6\n", "output": "11\n", "testtype": "stdin"}])
+    script = {
+        "question_title": "Sum", "question_content": "Print the sum.", "platform": "atcoder", "question_id": "own_a",
+        "contest_id": "own", "contest_date": "2024-01-02T00:00:00", "starter_code": "", "difficulty": "easy",
+        "public_test_cases": json.dumps([{"input": "1 2\n", "output": "3\n", "testtype": "stdin"}]),
+        "private_test_cases": base64.b64encode(zlib.compress(pickle.dumps(private))).decode(), "metadata": "{}",
+    }  # fmt: skip
+    calls = [{"input": "[1, 2]\n3", "output": "[4, 5]", "testtype": "functional"}]
+    start = "class Solution:\n    def shift(self, nums: List[int], by: int) -> List[int]:\n        "
+    method = {
+        **script, "question_id": "1234", "platform": "leetcode", "difficulty": "hard", "starter_code": start,
+        "public_test_cases": json.dumps(calls), "private_test_cases": "[]", "metadata": '{"func_name": "shift"}',
+    }  # fmt: skip
+    lines = human_eval.write(tmp_path / "release.jsonl", [script, method])
+    dated = [{**row, "contest_date": datetime.fromisoformat(row["contest_date"])} for row in (script, method)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(dated), tmp_path / "release.parquet")
+    sandbox = sandbox_of("subprocess")
+    chosen = PROGRAM_TASKS["livecodebench"](DataConfig(str(lines)), sandbox=sandbox)
+    table = task("livecodebench", DataConfig(str(tmp_path / "release.parquet")))
+    assert table.examples(5) == chosen.examples(5)
+    assert (notes_of(table), notes_of(chosen)) == ([], [sandbox.protection.note()])
+    first, second = chosen.examples(5)
+    assert (first.prompt_id, first.category, second.prompt_id) == ("livecodebench-own_a", "easy", "livecodebench-1234")
+    assert "reads the input from stdin" in first.turns[0]
+    assert f"```python\n{start.strip()}\n```" in second.turns[0]
+    noisy = "import sys\nprint(sum(map(int, input().split())))\nprint('done', file=sys.stderr)"
+    assert chosen.comparator.passed(noisy, first) == (True, True)
+    assert chosen.comparator.passed("input()\nprint(3)", first) == (True, False)
+    assert chosen.comparator.passed(f"{start}return [each + by for each in nums]", second) == (True,)
 
 
 @pytest.mark.parametrize(
