@@ -7,6 +7,8 @@ installed, so its modules import each other by relative names.
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import Any
 
 import click
@@ -55,8 +57,23 @@ class Entrypoints(click.Group):
 )
 @click.pass_context
 def cli(context: click.Context) -> None:
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun started this process, and others that hold shards of the target
+        _join(int(os.environ["RANK"]))
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+
+
+def _join(rank: int) -> None:
+    """The first process runs the command; all others follow it, and end here."""
+    if rank == 0:
+        from specexp.lm.sharded.group import started_by_torchrun
+
+        started_by_torchrun()
+        return
+    from specexp.lm.sharded.follower import main
+
+    main()
+    sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ ROWS = [
     {"lm.configs", "lm.blocks"},
     {"lm.native"},
     {"lm.hf"},
-    {"lm.heads"},
+    {"lm.heads", "lm.sharded"},
     {"engine", "config", "storage"},
     {"engine_settings", "pair", "tracking", "profiling"},
     {"checkpoints", "drafter", "judge", "metrics", "zoo"},

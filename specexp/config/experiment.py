@@ -50,7 +50,13 @@ LATER_OF_EXPERIMENT: dict[str, Any] = {
     "engine": (), "thinking_budget": 0,
 }  # fmt: skip
 PROPOSERS = ("suffix", "lookup", "draft")
-LATER_OF_MODELS = {"layers": "", "vocabulary": AUTO_VOCABULARY, **dict.fromkeys(HEADS, ""), MTP: False}
+LATER_OF_MODELS = {
+    "layers": "",
+    "tensor_parallel": 1,
+    "vocabulary": AUTO_VOCABULARY,
+    **dict.fromkeys(HEADS, ""),
+    MTP: False,
+}
 SUFFIX_FACTOR, SUFFIX_MIN_PROBABILITY = 1.0, 0.1
 
 

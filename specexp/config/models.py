@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from specexp.config.parsers import layers, mapping, one_of, switch, text
+from specexp.config.parsers import layers, mapping, one_of, switch, text, whole
 from specexp.config.setting import Setting
 from specexp.lm.runtime import (
     ATTENTIONS,
@@ -17,6 +17,7 @@ from specexp.lm.runtime import (
     VOCABULARIES,
 )
 
+MOST_PROCESSES = 64  # that share a target's layers
 ON_TARGET = ("layers", *HEADS)  # settings of drafts that are made of the target's weights or states
 STORED = ("models:/", "runs:/")  # prefixes of heads in the tracking store
 
@@ -61,6 +62,12 @@ MODEL_SETTINGS: dict[str, Setting] = {
         "Choose the chat template of prompts; the target's applies to both models.", "auto",
         more="`own` is the tokenizer's template. `auto` uses it if the tokenizer has one, except for tasks with"
         " completion prompts, such as `arith`.",
+    ),
+    "tensor_parallel": Setting(
+        whole(1, f"from 1 to at most {MOST_PROCESSES}", MOST_PROCESSES),
+        "Set how many processes share the layers of `target`, each with a part of every weight.", "1",
+        more="For `target` alone, on `cpu` or `cuda`; transformers shards the weights."
+        " [Tensor parallelism](tensor_parallel.md) has the details.",
     ),
     "trust_remote_code": Setting(switch, "Let transformers run code that comes with the model.", "false"),
     "vocabulary": Setting(

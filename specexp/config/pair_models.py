@@ -53,6 +53,13 @@ def models_of_pair(pair: str | None, values: dict[str, Any], faults: list[str]) 
                 " out, or load the target on one device."
             )
         settings["draft"] = {**settings["target"], kind: on_target[kind]}
+    if settings["draft"].get("tensor_parallel", 1) > 1:
+        faults.append(
+            "draft: it is made of the target's layers or states, which tensor_parallel shares among processes; leave"
+            " tensor_parallel out, or name a draft model."
+            if on_target
+            else "draft: tensor_parallel is a target's setting; give it as target's."
+        )
     if settings["target"].get("vocabulary", AUTO_VOCABULARY) != AUTO_VOCABULARY:
         faults.append("target: vocabulary is a draft's setting; give it as draft's.")
     models = {role: ModelConfig(**{**settings[role], **both}) for role in ROLES}

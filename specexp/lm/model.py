@@ -131,6 +131,28 @@ class Model(Protocol):
         ...
 
 
+class Sharding(Protocol):
+    """How sessions reach the other processes that hold a model's layers."""
+
+    @property
+    def size(self) -> int:
+        """The number of processes."""
+        ...
+
+    @property
+    def leads(self) -> bool:
+        """True in the process that decodes, which makes all checks."""
+        ...
+
+    def session(self, own: Session, check_trees: Callable[[], object]) -> Session:
+        """A session whose calls are made in every process; `check_trees` is the model's."""
+        ...
+
+    def fingerprint(self, module: Any) -> str:
+        """`model_facts.fingerprint` of the whole weights."""
+        ...
+
+
 class OwnText(Session, Protocol):
     """A session of a draft that reads the text in tokens of its own (`translated.py`)."""
 

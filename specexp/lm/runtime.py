@@ -47,6 +47,7 @@ class ModelConfig:
     attention: str = ""
     chat_template: str = AUTO
     trust_remote_code: bool = False
+    tensor_parallel: int = 1  # of a target: so many processes hold its layers, each a part of every weight
     vocabulary: str = AUTO_VOCABULARY  # of a draft: how its tokens become the target's
     layers: str = ""  # of a draft: it is these layers of the target, and `model` is the target's
     eagle3: str = ""  # of a draft: it is this head on the target's hidden states, and `model` is the target's
@@ -87,6 +88,19 @@ class ModelConfig:
             result.append(
                 f"offload is {self.offload}, but device is auto, which spreads layers by itself; set device to one."
             )
+        if self.tensor_parallel > 1:
+            others = {"offload": self.offload, "quantization": self.quantization}
+            result += [
+                f"tensor_parallel is {self.tensor_parallel}, but {name} is {value}; set it to none, or leave"
+                " tensor_parallel out."
+                for name, value in others.items()
+                if value != "none"
+            ]
+            if self.device not in ("cpu", "cuda"):
+                result.append(
+                    f"tensor_parallel is {self.tensor_parallel}, but device is {self.device}; give cpu, or cuda, of"
+                    " which each process takes a GPU of its own."
+                )
         return result
 
 

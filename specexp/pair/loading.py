@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +58,17 @@ def _loading(experiment: Experiment) -> ModuleType:
             f" pip install {error.name}, or try the numpy pair (experiment toy_quick)."
         ) from error
     return loading
+
+
+def _load(config: ModelConfig, num_valid_ids: int, suppressed: Sequence[int]) -> Any:
+    """Load a model here, or a part of it in each of several processes."""
+    if config.tensor_parallel > 1:
+        from specexp.lm.sharded.sharded_model import load_sharded
+
+        return load_sharded(config, num_valid_ids, suppressed)
+    from specexp.lm.hf.loading import load_model
+
+    return load_model(config, num_valid_ids, suppressed)
 
 
 def _heads() -> ModuleType:
@@ -139,11 +150,10 @@ def _hf_pair(
     check(text, contexts(experiment, roles))
     loaded = [role for role in configs if role in roles and not (role == "draft" and on_target)]
     models: dict[Role, Any] = {
-        role: loading.load_model(configs[role], numbers[role], () if other and role == "draft" else suppressed)
-        for role in loaded
+        role: _load(configs[role], numbers[role], () if other and role == "draft" else suppressed) for role in loaded
     }
     if on_target:
-        whole = models.get("target") or loading.load_model(experiment.target, known, suppressed)
+        whole = models.get("target") or _load(experiment.target, known, suppressed)
         if own_layers:
             models["draft"] = loading.model_of_layers(whole, own_layers, experiment.draft.shown)
         else:

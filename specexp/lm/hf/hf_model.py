@@ -34,7 +34,7 @@ from specexp.lm.hf.recurrent_state import Continuation, HFState
 from specexp.lm.hf.rope import LongRopeSession, TurnedSession
 from specexp.lm.hf.uncached_session import UncachedSession
 from specexp.lm.kept_states import KeepingSession, StateHooks
-from specexp.lm.model import Feed, Session, one_by_one
+from specexp.lm.model import Feed, Session, Sharding, one_by_one
 from specexp.lm.native.cuda_graphs import GraphSession
 from specexp.lm.native.draft_loop import draft_chain
 from specexp.lm.native.graph_capture import Capture, CudaGraphs
@@ -59,6 +59,7 @@ class HFModel:
     graphs: str | Capture = "auto"  # "auto": on CUDA with the native forward; "off"; or a `Capture`
     suppressed: Sequence[int] = ()  # ids that are never emitted
     own: OwnLayers | None = None  # where these are some layers of another model
+    sharding: Sharding | None = None  # where several processes hold its layers
     keeps_rows: bool = field(init=False)  # True if the module's forward takes `logits_to_keep`
     cache_argument: str = field(init=False)  # under which the module's forward takes its cache
     takes_positions: bool = field(init=False)  # True if it takes `position_ids`
@@ -94,6 +95,8 @@ class HFModel:
         self.why_not_native = refusal(self.module) if self.forward == "auto" else "it was not asked for"
         if self.own is not None and self.own.native is None:
             self.why_not_native = "the target does not run on it"
+        if self.sharding is not None:
+            self.why_not_native = f"{self.sharding.size} processes hold its layers"
         if self.why_not_native is None:
             self._use_native()
 
@@ -177,7 +180,7 @@ class HFModel:
 
     def check_trees(self) -> None:
         """Raise ModelError if this model cannot mask a token tree, or gives its nodes other logits than their paths."""
-        if self._tree_check.passed:
+        if self._tree_check.passed or (self.sharding is not None and not self.sharding.leads):
             return
         attention = self.module.config._attn_implementation
         if attention not in ("sdpa", "eager"):
@@ -236,7 +239,8 @@ class HFModel:
         """An empty cache of the module's own forward."""
         if self.cache_kind == RECURRENT:
             return ReplaySession(HFState(self, self.continuation), self.ids([]))
-        return HFSession(self)
+        own = HFSession(self)
+        return own if self.sharding is None else self.sharding.session(own, self.check_trees)
 
     def _session_by_factors(self, long: bool, capacity: int = 0, recorded: bool = False) -> Session:
         """An empty cache whose keys are rotated by the short factors, or by the long ones."""
@@ -276,7 +280,7 @@ class HFModel:
 
     def fingerprint(self) -> str:
         """Hash of the weights in sixteen hex digits; see `model_facts.py`."""
-        return fingerprint(self.module)
+        return fingerprint(self.module) if self.sharding is None else self.sharding.fingerprint(self.module)
 
     def facts(self) -> dict[str, Any]:
         return facts(self)

@@ -25,6 +25,7 @@ from transformers import (
     GenerationConfig,
     PretrainedConfig,
 )
+from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from specexp.errors import ModelError, first_line
@@ -36,6 +37,7 @@ from specexp.lm.hf.offload import Offload
 from specexp.lm.hf.own_layers import OwnLayers, module_of_layers
 from specexp.lm.hf.rope import note
 from specexp.lm.hf.source import Source, hub_fault, merged, model_source, tokenizer_source
+from specexp.lm.model import Sharding
 from specexp.lm.native.kv_cache import tune
 from specexp.lm.out_of_memory import is_exhausted
 from specexp.lm.runtime import ModelConfig
@@ -138,10 +140,14 @@ def model_of_layers(target: HFModel, layers: Sequence[int], name: str) -> HFMode
     return result
 
 
-def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed: Sequence[int] = ()) -> HFModel:
+def load_model(
+    config: ModelConfig, num_valid_ids: int | None = None, suppressed: Sequence[int] = (),
+    sharding: Sharding | None = None,
+) -> HFModel:  # fmt: skip
     """Load the model of this folder or hub id, ready to decode.
 
-    Of the ids it scores, only the first `num_valid_ids` are used, and those in `suppressed` never.
+    Of the ids it scores, only the first `num_valid_ids` are used, and those in `suppressed` never. With `sharding`, all
+    processes load their shard at the same time.
     """
     source, options = model_source(config), _options(config)
     how = f"{config.dtype}{'' if config.quantization == 'none' else ', ' + config.quantization} on {config.device}"
@@ -176,7 +182,7 @@ def load_model(config: ModelConfig, num_valid_ids: int | None = None, suppressed
         module.hf_quantizer, module.config.quantization_config = None, None
     if source.adapter:
         module = merged(module, source.adapter, config.model)
-    model = HFModel(module.eval(), config.model, num_valid_ids, offload, suppressed=suppressed)
+    model = HFModel(module.eval(), config.model, num_valid_ids, offload, suppressed=suppressed, sharding=sharding)
     if model.native is not None:
         tune(model.native)
     return model
@@ -221,7 +227,9 @@ def _placement(config: ModelConfig) -> dict[str, Any]:
     result: dict[str, Any] = {"dtype": DTYPES[config.dtype]}
     if config.attention:
         result["attn_implementation"] = config.attention
-    if config.device != "cpu" or config.quantization != "none":
+    if config.tensor_parallel > 1:  # each process on its own device
+        result["distributed_config"] = DistributedConfig(tp_size=config.tensor_parallel, tp_plan="auto")
+    elif config.device != "cpu" or config.quantization != "none":
         result["device_map"] = "auto" if config.device == "auto" else {"": torch.device(config.device)}
     if config.quantization != "none":
         _log_only("bitsandbytes.backends.cpu.ops")  # it warns of an optional kernel

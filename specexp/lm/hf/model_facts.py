@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,10 +32,15 @@ def fingerprint(module: Any) -> str:
 
 def fingerprint_of(kind: str, weights: Iterable[tuple[str, torch.Tensor]]) -> str:
     """`fingerprint` of a module of this class with these parameters."""
+    return fingerprint_of_parts(kind, ((name, each.shape, _plain_parts(each)) for name, each in weights))
+
+
+def fingerprint_of_parts(kind: str, weights: Iterable[tuple[str, Sequence[int], Sequence[torch.Tensor]]]) -> str:
+    """`fingerprint_of` parameters of these names and shapes, by tensors that have the first values of each."""
     digest = hashlib.sha256(kind.encode())
-    for name, parameter in weights:
-        digest.update(f"{name} {tuple(parameter.shape)}".encode())
-        for part in _plain_parts(parameter):
+    for name, shape, parts in weights:
+        digest.update(f"{name} {tuple(shape)}".encode())
+        for part in parts:
             values = part.flatten()[:NUM_VALUES]
             if part.is_floating_point():
                 values = values.to(torch.bfloat16).float()
