@@ -83,7 +83,7 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
 def certify_engine(
     experiment: str, method: str, options: EngineOptions, output: str, resume: bool, flags: Mapping[str, str]
 ) -> str:
-    """Resolve, ask, show, write and log one certificate of a served engine; returns its verdict. Raises SpecexpError."""
+    """Resolve, ask, show, write and log a certificate of a served engine; returns its verdict. Raises SpecexpError."""
     if method:
         raise ConfigError(f"method is {method!r}, but engine is given; examine one of them.")
     asked = engine_certificate_config.resolve(experiment, options, flags)

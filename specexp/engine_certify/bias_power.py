@@ -1,7 +1,7 @@
 """How many samples find a bias of a wanted size, whatever it does; the bias that is planted; and how large one is.
 
-Of all biases that move outputs by a total variation d, over cells of probability p, the one that a chi-square test finds
-last has sum((a - p)^2 / p) = 4 d^2: by Cauchy and Schwarz no bias has less. Power is that of the noncentral chi-square
+Of all biases that move outputs by a total variation d, over cells of probability p, a chi-square test finds last those
+with sum((a - p)^2 / p) = 4 d^2: by Cauchy and Schwarz no bias has less. Power is that of the noncentral chi-square
 distribution with n times as much.
 
 Shapes: C cells.

@@ -14,7 +14,7 @@ NAME = "draft counts"
 
 
 def check_counts(subject: EngineSubject, outputs: GreedyOutputs, counters: tuple[str, str] | None) -> Check:
-    """Check the counts of the greedy outputs: of each, and of all together; `counters` are /metrics before and after."""
+    """Check the counts of the greedy outputs, of each and of all; `counters` are /metrics before and after."""
     sentences, verdicts, named = [], [], []
     for engine in subject.engines:
         each = [output for output in outputs.of(engine) if output.drafts is not None and output.num_tokens]

@@ -253,9 +253,9 @@ def tokens_of(prepared: Prepared, place: int, text: str) -> list[int]:
 
 def facts_of(subject: EngineSubject) -> Mapping[str, Any]:
     """What answers depend on, for the journal."""
-    config = subject.config
+    config, prompts = subject.config, subject.prepared.prompts
     return {
-        "prompts": [[example.prompt_id, subject.prepared.prompts[i]] for i, example in enumerate(subject.prepared.examples)],
+        "prompts": [[name, prompt] for name, prompt in zip(subject.names(), prompts, strict=True)],
         "engines": [asdict(each.method) for each in subject.engines],
         "settings": config.hash,
     }  # fmt: skip

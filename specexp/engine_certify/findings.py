@@ -1,7 +1,7 @@
 """What a served engine does wrong, named by what it is, and what follows from what.
 
-A check may see several signs of one cause: an engine that ignores the temperature is not greedy at temperature 0, either.
-Only causes are findings; what follows from them stays in the sentences of its checks.
+Checks may see several signs of one cause: an engine that ignores the temperature is not greedy at temperature 0. Only
+causes are findings; what follows from them stays in the sentences of its checks.
 """
 
 from __future__ import annotations

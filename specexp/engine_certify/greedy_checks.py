@@ -27,7 +27,7 @@ Outputs = Sequence[ServedOutput]
 
 @dataclass(frozen=True, slots=True)
 class GreedyOutputs:
-    """Outputs of each engine on every prompt at temperature 0, one request at a time; the last are of plain decoding."""
+    """Outputs of each engine on every prompt at temperature 0; those of `against` are plain decoding's."""
 
     engine: Outputs
     against: Outputs | None
@@ -67,8 +67,8 @@ def check_against(subject: EngineSubject, outputs: GreedyOutputs, tick: Tick) ->
         found += each
     number = sum(len(_tokens_of(subject, each) or ()) or each.num_tokens or 0 for each in outputs.engine)
     words = (
-        f"{equal} of {count(len(outputs.engine), 'greedy output')} are those of plain decoding ({subject.against.name}),"
-        f" by {by} ({count(number, 'token')}).{divergences.summed(found, subject)}"
+        f"{equal} of {count(len(outputs.engine), 'greedy output')} are those of plain decoding"
+        f" ({subject.against.name}), by {by} ({count(number, 'token')}).{divergences.summed(found, subject)}"
     )
     return _judged(AGAINST, subject, words, found, len(outputs.engine), number, equal)
 

@@ -1,7 +1,7 @@
 """Whether temperature, top-p, top-k and min-p are obeyed, with speculation and without it.
 
 Outputs are sampled with one parameter that makes a difference at a place, and compared with what they must follow, and
-with what they follow if the parameter is ignored or applied in another order. The place and the value are those at which
+with what they follow if it is ignored or applied in another order. The place and the value are those at which
 the fewest samples tell these apart.
 """
 

@@ -1,6 +1,6 @@
 """Whether sampled outputs follow the model's distribution: a chi-square test of how they begin, after several prompts.
 
-How many samples the wanted bias needs is said before any is drawn. With fewer the verdict is inconclusive for that bias.
+How many samples the wanted bias needs is said before any is drawn; with fewer the verdict for it is inconclusive.
 The same test must find that bias where it is planted in the engine's own outputs.
 """
 
@@ -58,8 +58,8 @@ def plan(subject: EngineSubject, places: Sequence[SampledPlace]) -> SamplingPlan
     )  # fmt: skip
     samples = config.samples or needed
     print(
-        f"samples: to find any bias of total variation {config.bias:g} and more, {needed:,} outputs are needed at each of"
-        f" {count(len(targets), 'place')}; {samples:,} are drawn.",
+        f"samples: to find any bias of total variation {config.bias:g} and more, {needed:,} outputs are needed at each"
+        f" of {count(len(targets), 'place')}; {samples:,} are drawn.",
         file=sys.stderr,
     )
     return SamplingPlan(targets, needed, samples)
@@ -188,7 +188,7 @@ def alternatives_of(warping: Warping) -> list[Alternative]:
         add(findings.MIN_P_IGNORED, f"min-p is ignored: outputs at {warping.min_p:g} are those without it.", min_p=0.0)
     add(
         findings.GREEDY_ABOVE,
-        f"it is greedy above some temperature: all outputs at {temperature:g} are the greedy one.",
+        f"it is greedy above a temperature: all outputs at {temperature:g} are the greedy one.",
         temperature=0.0,
     )
     return result

@@ -1,7 +1,7 @@
 """Where a served engine is sampled: after which prompt and how much of plain decoding's output, and into which cells.
 
-A place is worth as much as the entropy of the tokens that follow it: where a model is sure, every engine emits the same.
-The cells are the beginnings of outputs, as in `specexp.certify.chi_square`, and no rarer than one output in twenty: then
+A place is worth as much as the entropy of the tokens that follow it: where a model is sure, all engines emit the same.
+The cells are the beginnings of outputs, as in `specexp.certify.chi_square`, none rarer than one output in twenty: then
 few samples find a bias, and the chi-square distribution holds far out.
 """
 

@@ -1,4 +1,4 @@
-"""One output of a served engine, as it is compared: tokens with their end, else text; and what is kept of it as JSON."""
+"""One output of a served engine, as it is compared: its tokens with their end, else its text."""
 
 from __future__ import annotations
 

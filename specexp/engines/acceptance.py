@@ -30,8 +30,8 @@ _SGLANG = (
 class DraftCounts:
     """A server's counts of one answer, or of all. None is what it does not say.
 
-    `num_rounds` are verifying calls that had a draft. `by_position[i]` is how many had draft i accepted. `num_calls` are
-    all calls that emitted tokens, with a draft or without one.
+    `num_rounds` are verifying calls that had a draft. `by_position[i]` is how many had draft i accepted. `num_calls`
+    are all calls that emitted tokens, with a draft or without one.
     """
 
     source: str
