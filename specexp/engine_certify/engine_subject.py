@@ -195,7 +195,32 @@ def connected(config: EngineCertificateConfig, prepared: Prepared) -> Iterator[E
             if method is not None:
                 client = opened.enter_context(EngineClient(method.endpoint))
                 engines.append(_examined(role, method, client, prepared))
+        if not has_tokenizer(prepared):
+            prepared, engines = _with_served_ids(prepared, engines)
         yield EngineSubject(config, prepared, engines[0], engines[1] if len(engines) > 1 else None, Journal())
+
+
+def _with_served_ids(
+    prepared: Prepared, engines: list[ExaminedEngine]
+) -> tuple[Prepared, list[ExaminedEngine]]:  # fmt: skip
+    """The prompts' ids as the plain engine says them (vLLM does), where no tokenizer is at hand; else as it was."""
+    plain, prompts = engines[-1], []
+    for place in range(len(prepared.examples)):
+        prompt = prompt_of(prepared, plain.method, place, False)
+        ids = plain.client.ask(prompt, Sampling(1), plain.offer.wanted, plain.method.switch).prompt_ids
+        if not ids:
+            return prepared, engines
+        prompts.append(ids)
+    result = []
+    for each in engines:
+        takes = each.method.endpoint.api == "completions"
+        try:
+            if takes:
+                each.client.ask(prompts[0], Sampling(1), each.offer.wanted, each.method.switch)
+        except Refused:
+            takes = False
+        result.append(replace(each, by_ids=takes))
+    return replace(prepared, prompts=prompts), result
 
 
 def _examined(role: str, method: ServedMethod, client: EngineClient, prepared: Prepared) -> ExaminedEngine:
