@@ -109,9 +109,7 @@ def test_a_small_bias_is_found_with_as_many_samples_as_announced(
 
 
 @pytest.mark.slow
-def test_with_fewer_samples_than_announced_it_is_inconclusive(
-    workplace: Path, clients: list[ToyEngineClient]
-) -> None:
+def test_with_fewer_samples_than_announced_it_is_inconclusive(workplace: Path, clients: list[ToyEngineClient]) -> None:
     result = certify("none", "--bias", "0.05", "--samples", "200", *WEIGHTS)
     assert result.exit_code == 1
     assert written()["verdict"] == "inconclusive"
