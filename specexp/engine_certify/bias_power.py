@@ -85,6 +85,11 @@ def fits(counts: Array, probability: Array, level: float) -> bool:
     return chi_square.compare(counts[order], smooth[order] / smooth.sum()).p > level
 
 
+def likelihood(counts: Array, probability: Array) -> float:
+    """The log-likelihood of the counts, up to a constant."""
+    return float((counts * np.log(np.maximum(probability, _FLOOR))).sum())
+
+
 def at_least(cells: Cells, counts: Array, fair: Array, level: float) -> float:
     """A lower confidence bound of the total variation: of all beginnings of outputs, the one that is off by most.
 

@@ -144,10 +144,11 @@ def _by_address(options: EngineOptions, file: Mapping[str, Any], faults: list[st
         )
     if not options.engine_model:
         faults.append("engine_model is not given; name the model as the server does.")
-    if options.against and "://" not in options.against:
+    usable = "://" in options.against
+    if options.against and not usable:
         faults.append(f"against is {shown(options.against)}, but engine is an address; give an address, too.")
     methods = {EXAMINED: {"url": options.engine}}
-    if options.against:
+    if usable:
         methods[AGAINST] = {"url": options.against}
     engine = {"model": options.engine_model or "m", "methods": methods}
     try:

@@ -33,6 +33,7 @@ FOLLOWS: Mapping[str, frozenset[str]] = {
     TOKENS_REPLACED: frozenset({NOT_DETERMINISTIC, CHANGED_BY_LOAD, SEED_IGNORED, BIASED, EOS_SWALLOWED, ENDED_EARLY,
                                 STOP_IGNORED, BIAS_IGNORED, NOT_PLAIN}),
     GREEDY_ABOVE: frozenset({BIASED, TOP_K_IGNORED, TOP_P_IGNORED, MIN_P_IGNORED}),
+    NOT_DETERMINISTIC: frozenset({CHANGED_BY_LOAD}),
     EOS_SWALLOWED: frozenset({NOT_PLAIN}),
     ENDED_EARLY: frozenset({NOT_PLAIN}),
 }  # fmt: skip

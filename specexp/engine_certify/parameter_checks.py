@@ -17,7 +17,7 @@ from specexp.engine_certify.engine_checks import made, worst
 from specexp.engine_certify.engine_subject import EngineSubject, ExaminedEngine, Tick
 from specexp.engine_certify.findings import Finding
 from specexp.engine_certify.next_tokens import Unknowable, Warping
-from specexp.engine_certify.sample_check import LEVEL, Alternative, alternatives_of, draw, explain
+from specexp.engine_certify.sample_check import FIT, LEVEL, Alternative, alternatives_of, draw, explain
 from specexp.engine_certify.sampled_places import SampledPlace, SampledTarget, target_of
 from specexp.engines.client import Refused
 
@@ -59,14 +59,18 @@ def plan(subject: EngineSubject, places: Sequence[SampledPlace], name: str) -> P
 
 
 def _needed(target: SampledTarget, level: float) -> int:
-    """Samples that tell all alternatives from what must be; that tokens are greedy is told by any."""
-    result = 0
+    """Samples that tell all alternatives from what must be, and, if that takes no more than MOST, from each other."""
+    others = []
     for _, warping, _ in alternatives_of(target.warping):
         try:
-            result = max(result, bias_power.samples_to_tell(target.fair, target.under(warping), level))
+            others.append(target.under(warping))
         except Unknowable:
             continue
-    return result
+    needed = [bias_power.samples_to_tell(target.fair, other, level) for other in others]
+    apart = [
+        min(MOST, bias_power.samples_to_tell(one, other, FIT)) for one in others for other in others if one is not other
+    ]
+    return max([*needed, *apart], default=0)
 
 
 def num_requests(subject: EngineSubject, plans: Sequence[ParameterPlan]) -> int:

@@ -195,14 +195,19 @@ def alternatives_of(warping: Warping) -> list[Alternative]:
 
 
 def explain(targets: Sequence[SampledTarget], counts: Sequence[Array], alternatives: Sequence[Alternative]) -> Finding:
-    """What the engine does instead, if one alternative fits at all places; else that it is biased, and by how much."""
+    """What the engine does instead: of the alternatives that fit at all places, the likeliest; else that it is biased,
+    and by how much."""
+    fitting: list[tuple[float, Finding]] = []
     for name, warping, sentence in alternatives:
         try:
             probabilities = [target.under(warping) for target in targets]
         except Unknowable:
             continue
-        if all(bias_power.fits(each, p, FIT) for each, p in zip(counts, probabilities, strict=True)):
-            return Finding(name, sentence)
+        both = list(zip(counts, probabilities, strict=True))
+        if all(bias_power.fits(each, p, FIT) for each, p in both):
+            fitting.append((sum(bias_power.likelihood(each, p) for each, p in both), Finding(name, sentence)))
+    if fitting:
+        return max(fitting, key=lambda each: each[0])[1]
     least = max(
         bias_power.at_least(target.cells, each, target.fair, CONFIDENCE / len(targets))
         for target, each in zip(targets, counts, strict=True)

@@ -40,7 +40,7 @@ PLANTED: dict[str, set[str]] = {
     "stop_ignored": {findings.STOP_IGNORED},
     "limit_exceeded": {findings.LIMIT_EXCEEDED},
     "logit_bias_ignored": {findings.BIAS_IGNORED},
-    "random_when_greedy": {findings.NOT_PLAIN},
+    "random_when_greedy": {findings.NOT_PLAIN, findings.NOT_DETERMINISTIC},
 }
 
 

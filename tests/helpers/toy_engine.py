@@ -127,7 +127,7 @@ class ToyEngineClient:
 
     def _pick(self, logprobs: dict[int, float], sampling: Sampling, rng: random.Random, first: bool) -> int:
         temperature, bug = sampling.temperature, self.bug
-        if bug == "temperature_dropped" or (bug == "random_when_greedy" and rng.random() < 0.3):
+        if bug == "temperature_dropped" or (bug == "random_when_greedy" and not temperature and rng.random() < 0.3):
             temperature = 1.0
         if bug == "greedy_above" and temperature > self.amount:
             temperature = 0.0
