@@ -116,7 +116,7 @@ def certify_engine(
             with nullcontext() if sent_before else outbox.open(timed=False):
                 certificate = examining.examine(subject)
                 written = report.as_json(certificate, subject, where)
-                folder.write_json(report.FILE, written)
+                report.write_json(folder, written)
                 report.write_page(folder, certificate, written)
                 click.echo(report.text(certificate, asked))
                 main = report.main(subject, certificate, folder, outbox, attached)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tqdm import tqdm
 
@@ -132,7 +133,7 @@ def _greedy(subject: EngineSubject, tick: Tick) -> tuple[GreedyOutputs, tuple[st
 
 def _sampled(
     subject: EngineSubject, outputs: GreedyOutputs, made: Callable[[str, Callable[[], Check]], None],
-    bar: tqdm[object],
+    bar: tqdm[Any],
 ) -> None:  # fmt: skip
     """The checks of samples, whose number is known only once places are."""
     tick: Tick = bar.update
@@ -142,7 +143,8 @@ def _sampled(
         places = sampled_places.places_of(subject, outputs, tick)
     planned = sample_check.plan(subject, places)
     parameters = {name: parameter_checks.plan(subject, places, name) for name in parameter_checks.VARIANTS}
-    bar.total += planned.samples * len(planned.targets) + parameter_checks.num_requests(subject, [*parameters.values()])
+    sampled = planned.samples * len(planned.targets) + parameter_checks.num_requests(subject, [*parameters.values()])
+    bar.total = (bar.total or 0) + sampled
     bar.refresh()
     made(sample_check.NAME, lambda: sample_check.check_samples(subject, planned, tick))
     for name, each in parameters.items():

@@ -74,6 +74,11 @@ def as_json(certificate: EngineCertificate, subject: EngineSubject, environment:
     }
 
 
+def write_json(folder: OutputFolder, written: Mapping[str, Any]) -> None:
+    """Write certificate.json. Raises OutputError."""
+    folder.write_json(FILE, written)
+
+
 def write_page(folder: OutputFolder, certificate: EngineCertificate, written: Mapping[str, Any]) -> None:
     """Write certificate.html: the verdict, what was found, and every check with its numbers. Raises OutputError."""
     loader = ChoiceLoader([PackageLoader("specexp.engine_certify"), PackageLoader("specexp.judge_comparison")])

@@ -18,6 +18,7 @@ from specexp.engine_certify.engine_subject import EngineRequest, EngineSubject, 
 from specexp.engine_certify.findings import Finding
 from specexp.engine_certify.served_output import ServedOutput
 from specexp.engines.body import Sampling
+from specexp.storage.journal import Key
 
 AGAINST, WEIGHTS, END = "plain endpoint", "weights", "ends"
 MOST_RESUMED = 6  # tokens of an output after which the plain endpoint continues
@@ -86,7 +87,7 @@ def _resumed(
         going_on = len(before) < len(output) and not set(before) & set(subject.ends)
         if subject.target is not None or not against.by_ids or len(found) == MOST_RESUMED or not going_on:
             break
-        key = ("resumed", prompt, len(before), *before[-8:])
+        key: Key = ("resumed", prompt, *before)
         request = EngineRequest(key, prompt, Sampling(most - len(before)), before)
         (rest,) = subject.ask(against, [request], tick)
         plain = (*before, *(rest.tokens or ()))

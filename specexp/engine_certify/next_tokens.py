@@ -57,8 +57,8 @@ class NextTokens:
         """Probabilities[V]; they sum to less than 1 where `rest` remains. Raises Unknowable."""
         if warping.top_p_first:
             first = self.warped(Warping(1.0, top_p=warping.top_p))
-            kept = NextTokens(np.where(first > 0, self.logprobs, -np.inf), 0.0 if warping.top_p < 1 else self.rest)
-            return kept.warped(replace(warping, top_p=1.0, top_p_first=False))
+            nucleus = NextTokens(np.where(first > 0, self.logprobs, -np.inf), 0.0 if warping.top_p < 1 else self.rest)
+            return nucleus.warped(replace(warping, top_p=1.0, top_p_first=False))
         result = np.zeros(len(self.logprobs))
         order = np.argsort(-self.logprobs, kind="stable")
         if warping.temperature == 0:

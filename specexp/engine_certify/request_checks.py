@@ -73,7 +73,9 @@ def _stopped(subject: EngineSubject, engine: ExaminedEngine, whole: list[ServedO
         EngineRequest((STOP, prompt, stop), prompt, Sampling(most, stop=(stop,))) for prompt, stop in stops.items()
     ]
     answers = subject.ask(engine, asked, tick, together=1)
-    leaked, ignored, other = [], [], []
+    leaked: list[str] = []
+    ignored: list[str] = []
+    other: list[str] = []
     for (prompt, stop), answer in zip(stops.items(), answers, strict=True):
         expected = whole[prompt].text[: whole[prompt].text.index(stop)]
         if answer.text.startswith(expected + stop):

@@ -46,7 +46,8 @@ def warping_of(subject: EngineSubject) -> Warping:
 
 def plan(subject: EngineSubject, places: Sequence[SampledPlace]) -> SamplingPlan:
     """Choose places, and say how many samples the wanted bias needs."""
-    config, targets = subject.config, []
+    config = subject.config
+    targets: list[SampledTarget] = []
     for place in places:
         if len(targets) < PLACES and (target := target_of(subject, place, warping_of(subject))) is not None:
             targets.append(target)

@@ -55,8 +55,15 @@ class ServedOutput:
             given["ended"],
             given["num_tokens"],
             tuple({int(token): value for token, value in each} for each in given["top"]),
-            None if drafts is None else DraftCounts(*drafts[:4], tuple(drafts[4]), drafts[5]),
+            None if drafts is None else _counts(*drafts),
         )
+
+
+def _counts(
+    source: str, drafted: int | None, accepted: int | None, rounds: int | None, by_position: list[int],
+    calls: int | None,
+) -> DraftCounts:  # fmt: skip
+    return DraftCounts(source, drafted, accepted, rounds, tuple(by_position), calls)
 
 
 def read(
