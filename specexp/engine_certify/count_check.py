@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from specexp.certify.checks import FAILED, PASSED, REPORTED, SKIPPED, Check
 from specexp.engine_certify import findings
-from specexp.engine_certify.engine_checks import made, worst
 from specexp.engine_certify.engine_subject import EngineSubject
-from specexp.engine_certify.findings import Finding
+from specexp.engine_certify.findings import Finding, made, worst
 from specexp.engine_certify.greedy_checks import GreedyOutputs
 from specexp.engines import acceptance
 

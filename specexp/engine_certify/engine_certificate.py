@@ -11,7 +11,6 @@ from tqdm import tqdm
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check
 from specexp.engine_certify import (
     count_check,
-    engine_checks,
     findings,
     greedy_checks,
     parameter_checks,
@@ -47,7 +46,7 @@ class EngineCertificate:
     @property
     def findings(self) -> list[Finding]:
         """What is wrong, each by what it is; what follows from another finding is left out."""
-        return findings.causes(each for check in self.checks for each in engine_checks.findings_of(check))
+        return findings.causes(each for check in self.checks for each in findings.findings_of(check))
 
     @property
     def reason(self) -> str:

@@ -6,8 +6,11 @@ causes are findings; what follows from them stays in the sentences of its checks
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, SKIPPED, Check
 
 TEMPERATURE_IGNORED = "temperature ignored"
 GREEDY_ABOVE = "greedy above a temperature"
@@ -56,3 +59,24 @@ def causes(found: Iterable[Finding]) -> list[Finding]:
             known[each.name] = each
     following = frozenset().union(*(FOLLOWS.get(name, frozenset()) for name in known))
     return [each for name, each in known.items() if name not in following]
+
+
+_ORDER = (FAILED, INCONCLUSIVE, REPORTED, PASSED, SKIPPED)  # the worst first
+
+
+def made(
+    name: str, verdict: str, sentence: str, findings: Sequence[Finding] = (),
+    numbers: Mapping[str, float | int] | None = None, **details: Any,
+) -> Check:  # fmt: skip
+    return Check(
+        name, verdict, sentence, numbers or {}, {"findings": [asdict(each) for each in findings], **details}
+    )  # fmt: skip
+
+
+def worst(verdicts: Sequence[str]) -> str:
+    """The verdict of several parts."""
+    return min(verdicts, key=_ORDER.index)
+
+
+def findings_of(check: Check) -> list[Finding]:
+    return [Finding(**each) for each in check.details["findings"]]

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, SKIPPED, Check, count
 from specexp.engine_certify import divergences, findings
 from specexp.engine_certify.divergences import BUG, NEAR_TIE, UNTOLD, Divergence
-from specexp.engine_certify.engine_checks import made
 from specexp.engine_certify.engine_subject import EngineRequest, EngineSubject, ExaminedEngine, Tick
-from specexp.engine_certify.findings import Finding
+from specexp.engine_certify.findings import Finding, made
 from specexp.engine_certify.served_output import ServedOutput
 from specexp.engines.body import Sampling
 from specexp.storage.journal import Key

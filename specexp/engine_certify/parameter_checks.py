@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from specexp.certify import chi_square
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, SKIPPED, Check
 from specexp.engine_certify import bias_power
-from specexp.engine_certify.engine_checks import made, worst
 from specexp.engine_certify.engine_subject import EngineSubject, ExaminedEngine, Tick
-from specexp.engine_certify.findings import Finding
+from specexp.engine_certify.findings import Finding, made, worst
 from specexp.engine_certify.next_tokens import Unknowable, Warping
 from specexp.engine_certify.sample_check import FIT, LEVEL, Alternative, alternatives_of, draw, explain
 from specexp.engine_certify.sampled_places import SampledPlace, SampledTarget, target_of

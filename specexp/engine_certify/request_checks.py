@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, SKIPPED, Check, count
 from specexp.engine_certify import findings
-from specexp.engine_certify.engine_checks import made, worst
 from specexp.engine_certify.engine_subject import EngineRequest, EngineSubject, ExaminedEngine, Tick
-from specexp.engine_certify.findings import Finding
+from specexp.engine_certify.findings import Finding, made, worst
 from specexp.engine_certify.greedy_checks import GreedyOutputs
 from specexp.engine_certify.served_output import ServedOutput
 from specexp.engines.body import Sampling

@@ -16,9 +16,8 @@ import numpy as np
 from specexp.certify import chi_square
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, SKIPPED, Check, count
 from specexp.engine_certify import bias_power, findings
-from specexp.engine_certify.engine_checks import made
 from specexp.engine_certify.engine_subject import EngineRequest, EngineSubject, ExaminedEngine, Tick
-from specexp.engine_certify.findings import Finding
+from specexp.engine_certify.findings import Finding, made
 from specexp.engine_certify.next_tokens import Unknowable, Warping
 from specexp.engine_certify.sampled_places import PLACES, SampledPlace, SampledTarget, sampling_of, target_of
 from specexp.engines.body import Sampling

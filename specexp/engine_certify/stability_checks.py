@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, SKIPPED, Check, count
 from specexp.engine_certify import divergences, findings
 from specexp.engine_certify.divergences import BUG, UNTOLD, Divergence
-from specexp.engine_certify.engine_checks import made, worst
 from specexp.engine_certify.engine_subject import EngineRequest, EngineSubject, ExaminedEngine, Tick
-from specexp.engine_certify.findings import Finding
+from specexp.engine_certify.findings import Finding, made, worst
 from specexp.engine_certify.greedy_checks import GreedyOutputs
 from specexp.engines.body import Sampling
 from specexp.engines.client import Refused
