@@ -24,7 +24,7 @@ NEAR_TIE, BUG, UNTOLD = "near tie", "bug", "cannot be told"
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence:
+class GreedyDivergence:
     """A token where another one was expected; None if that output has ended, or if texts alone are compared.
 
     `position` counts tokens, of texts characters; `gap` is the distance of the two, in logits.
@@ -52,7 +52,7 @@ def _word(subject: EngineSubject, token: int) -> str:
     return "the end" if token in subject.ends else repr(subject.decode([token]))
 
 
-def first(subject: EngineSubject, prompt: int, output: Any, expected: Any) -> Divergence | None:
+def first(subject: EngineSubject, prompt: int, output: Any, expected: Any) -> GreedyDivergence | None:
     """Where an output first differs from the expected one; None if it is equal. Both are tokens, or else texts."""
     name = subject.names()[prompt]
     if output == expected:
@@ -60,13 +60,13 @@ def first(subject: EngineSubject, prompt: int, output: Any, expected: Any) -> Di
     shorter = min(len(output), len(expected))
     at = next((i for i in range(shorter) if output[i] != expected[i]), shorter)
     if isinstance(output, str) or isinstance(expected, str):
-        return Divergence(name, at, None, None, UNTOLD)
+        return GreedyDivergence(name, at, None, None, UNTOLD)
     if at == shorter:  # of two outputs one is longer, and no EOS says why
-        return Divergence(name, at, None, None, BUG)
+        return GreedyDivergence(name, at, None, None, BUG)
     return of_tokens(subject, prompt, output[:at], output[at], expected[at])
 
 
-def of_tokens(subject: EngineSubject, prompt: int, before: Prefix, token: int, expected: int) -> Divergence:
+def of_tokens(subject: EngineSubject, prompt: int, before: Prefix, token: int, expected: int) -> GreedyDivergence:
     """A token and the expected one after the same tokens."""
     name, gap, noise = subject.names()[prompt], None, 0.0
     if subject.rows_are_known:
@@ -77,7 +77,7 @@ def of_tokens(subject: EngineSubject, prompt: int, before: Prefix, token: int, e
         elif np.isfinite(one) or np.isfinite(other):  # one of them is not even among the likeliest
             gap = float(max(one, other) - row[np.isfinite(row)].min())
     kind = UNTOLD if gap is None else NEAR_TIE if gap <= noise else BUG
-    return Divergence(
+    return GreedyDivergence(
         name, len(before), token, expected, kind, gap, expected in subject.ends, token in subject.ends
     )  # fmt: skip
 
@@ -100,7 +100,7 @@ def _logits(subject: EngineSubject, target: Model, prompt: int, output: Sequence
     return np.asarray(logits.tolist(), dtype=np.float64)
 
 
-def forced(subject: EngineSubject, target: Model, prompt: int, output: Sequence[int]) -> list[Divergence]:
+def forced(subject: EngineSubject, target: Model, prompt: int, output: Sequence[int]) -> list[GreedyDivergence]:
     """Every token of an output that is not the likeliest by the weights after the tokens before it: one forward."""
     ends, name = set(subject.ends), subject.names()[prompt]
     result = []
@@ -110,11 +110,13 @@ def forced(subject: EngineSubject, target: Model, prompt: int, output: Sequence[
             continue
         gap = float(row[best] - row[token])
         near = gap <= subject.noise(float(np.abs(row[np.isfinite(row)]).max()))
-        result.append(Divergence(name, at, token, best, NEAR_TIE if near else BUG, gap, best in ends, token in ends))
+        result.append(
+            GreedyDivergence(name, at, token, best, NEAR_TIE if near else BUG, gap, best in ends, token in ends)
+        )
     return result
 
 
-def summed(divergences: Sequence[Divergence], subject: EngineSubject) -> str:
+def summed(divergences: Sequence[GreedyDivergence], subject: EngineSubject) -> str:
     """How many there are of each kind, and the first one that matters, as a sentence; "" if there are none."""
     words = []
     for kind, said in (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, SKIPPED, Check, count
 from specexp.engine_certify import divergences, findings
-from specexp.engine_certify.divergences import BUG, NEAR_TIE, UNTOLD, Divergence
+from specexp.engine_certify.divergences import BUG, NEAR_TIE, UNTOLD, GreedyDivergence
 from specexp.engine_certify.engine_subject import EngineRequest, EngineSubject, ExaminedEngine, Tick
 from specexp.engine_certify.findings import Finding, made
 from specexp.engine_certify.served_output import ServedOutput
@@ -52,7 +52,7 @@ def check_against(subject: EngineSubject, outputs: GreedyOutputs, tick: Tick) ->
     """Compare with the plain endpoint, token for token where both give tokens, else by text."""
     if subject.against is None or outputs.against is None:
         return made(AGAINST, SKIPPED, "no plain endpoint was named by against.")
-    found: list[Divergence] = []
+    found: list[GreedyDivergence] = []
     equal, by = 0, "token ids"
     for prompt, (output, plain) in enumerate(zip(outputs.engine, outputs.against, strict=True)):
         one, other = _tokens_of(subject, output), _tokens_of(subject, plain)
@@ -76,9 +76,9 @@ def check_against(subject: EngineSubject, outputs: GreedyOutputs, tick: Tick) ->
 def _resumed(
     subject: EngineSubject, against: ExaminedEngine, prompt: int, output: tuple[int, ...], plain: tuple[int, ...],
     tick: Tick,
-) -> list[Divergence]:  # fmt: skip
+) -> list[GreedyDivergence]:  # fmt: skip
     """The divergences of an output; where no weights read it again, plain decoding continues from each of them."""
-    found: list[Divergence] = []
+    found: list[GreedyDivergence] = []
     most = subject.prepared.experiment.max_new_tokens
     while (divergence := divergences.first(subject, prompt, output, plain)) is not None:
         found.append(divergence)
@@ -101,7 +101,7 @@ def check_weights(subject: EngineSubject, outputs: GreedyOutputs) -> Check:
     read = [_tokens_of(subject, each) for each in outputs.engine]
     if any(tokens is None for tokens in read):
         return made(WEIGHTS, INCONCLUSIVE, "the server's texts cannot be turned into tokens.")
-    found: list[Divergence] = []
+    found: list[GreedyDivergence] = []
     equal = 0
     for prompt, tokens in enumerate(read):
         each = divergences.forced(subject, target, prompt, tokens) if tokens else []
@@ -116,7 +116,7 @@ def check_weights(subject: EngineSubject, outputs: GreedyOutputs) -> Check:
 
 
 def _judged(
-    name: str, subject: EngineSubject, words: str, found: Sequence[Divergence], total: int, number: int, equal: int
+    name: str, subject: EngineSubject, words: str, found: Sequence[GreedyDivergence], total: int, number: int, equal: int
 ) -> Check:  # fmt: skip
     bugs = [each for each in found if each.kind == BUG]
     untold = [each for each in found if each.kind == UNTOLD]

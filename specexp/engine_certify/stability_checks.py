@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, SKIPPED, Check, count
 from specexp.engine_certify import divergences, findings
-from specexp.engine_certify.divergences import BUG, UNTOLD, Divergence
+from specexp.engine_certify.divergences import BUG, UNTOLD, GreedyDivergence
 from specexp.engine_certify.engine_subject import EngineRequest, EngineSubject, ExaminedEngine, Tick
 from specexp.engine_certify.findings import Finding, made, worst
 from specexp.engine_certify.greedy_checks import GreedyOutputs
@@ -66,7 +66,7 @@ def _compared(
     sentences, verdicts, named, numbers = [], [], [], {}
     for engine in subject.engines:
         again, before = subject.ask(engine, asked, tick, together), outputs.of(engine)
-        found: list[Divergence] = []
+        found: list[GreedyDivergence] = []
         for request, output in zip(asked, again, strict=True):
             each = divergences.first(subject, request.prompt, output.compared, before[request.prompt].compared)
             found += [each] if each else []
