@@ -76,7 +76,7 @@ class EngineCertificate:
             "chi_square_p": sampled.get("p"),
             "control_p": sampled.get("control_p"),
             "control_variation": sampled.get("control_variation"),
-            "largest_bias": sampled.get("surely"),
+            "sure_bias": sampled.get("surely"),
         }
         return {f"certificate/{name}": float(value) for name, value in result.items() if value is not None}
 

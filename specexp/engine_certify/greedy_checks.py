@@ -116,7 +116,8 @@ def check_weights(subject: EngineSubject, outputs: GreedyOutputs) -> Check:
 
 
 def _judged(
-    name: str, subject: EngineSubject, words: str, found: Sequence[GreedyDivergence], total: int, number: int, equal: int
+    name: str, subject: EngineSubject, words: str, found: Sequence[GreedyDivergence], total: int, number: int,
+    equal: int,
 ) -> Check:  # fmt: skip
     bugs = [each for each in found if each.kind == BUG]
     untold = [each for each in found if each.kind == UNTOLD]
