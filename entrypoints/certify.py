@@ -1,9 +1,10 @@
-"""certify: check whether a method's output is exactly the target's, for your models and sampling; 0 yes, 1 no."""
+"""certify: check whether the output of a method, or of a served engine, is exactly the target's; 0 yes, 1 no."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import click
@@ -11,6 +12,9 @@ import click
 from specexp.certify import certificate_config
 from specexp.command_line import guarded, outbox_of, output_path, own_options, print_notes, settings_options
 from specexp.config.schema import help_texts, option_names
+from specexp.engine_certify import engine_certificate_config
+from specexp.engine_certify.engine_certificate_config import EngineOptions
+from specexp.errors import ConfigError
 from specexp.pair import first_look
 
 from .evaluate import CONFIG, judges_of
@@ -21,7 +25,8 @@ SETTINGS = {
     "batch": "Set how many prompts (default: 1) and samples (default: 32) are decoded together.",
     "config": CONFIG,
 }
-EXIT_CODES = {"lossless": 0}
+METHOD = "speculative"  # unless another one or an engine is named
+EXIT_CODES = {"lossless": 0, "passed": 0}
 
 
 def certify(experiment: str, method: str, samples: str, output: str, resume: bool, flags: Mapping[str, str]) -> str:
@@ -75,6 +80,52 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
     return certificate.verdict
 
 
+def certify_engine(
+    experiment: str, method: str, options: EngineOptions, output: str, resume: bool, flags: Mapping[str, str]
+) -> str:
+    """Resolve, ask, show, write and log a certificate of a served engine; returns its verdict. Raises SpecexpError."""
+    if method:
+        raise ConfigError(f"method is {method!r}, but engine is given; examine one of them.")
+    asked = engine_certificate_config.resolve(experiment, options, flags)
+    path = output_path(output, f"certify-{asked.engine.name}-{asked.hash}")
+    # Import torch and mlflow only after the settings are checked.
+    from specexp.storage.run_folder import OutputFolder
+
+    folder = OutputFolder(path, asked, resume, "certify")
+    if asked.weights:
+        first_look.check(asked.experiment)
+    from specexp.engine_certify import engine_certificate as examining
+    from specexp.engine_certify import engine_certificate_report as report
+    from specexp.engine_certify import engine_subject
+    from specexp.evaluation import preparation
+    from specexp.storage import environment
+    from specexp.storage.journal import FILE, Journal
+    from specexp.tracking import client
+
+    outbox = outbox_of(folder, "certificate", f"certify {asked.engine.name}", report.tags_of(asked))
+    prepared = preparation.prepare(asked.experiment)
+    print_notes(prepared.notes)
+    with folder.hold(), engine_subject.connected(asked, prepared) as subject:
+        preparation.note_inputs(prepared, folder)
+        facts = environment.describe(prepared.pair.models, prepared.pair.text.facts())
+        facts["engines"] = {each.method.name: each.facts() for each in subject.engines}
+        where = environment.name_of(facts)
+        folder.write_json("environments.json", {**(folder.read_json("environments.json") or {}), where: facts})
+        with Journal.open(path / FILE, engine_subject.facts_of(subject)) as subject.journal:
+            attached, sent_before = client.attached(), outbox.is_sent
+            with nullcontext() if sent_before else outbox.open(timed=False):
+                certificate = examining.examine(subject)
+                written = report.as_json(certificate, subject, where)
+                report.write_json(folder, written)
+                report.write_page(folder, certificate, written)
+                click.echo(report.text(certificate, asked))
+                main = report.main(subject, certificate, folder, outbox, attached)
+                sent = outbox.add([]) if sent_before else outbox.send(main)
+    click.echo(sent.charts)
+    click.echo(f"certificate: {path / report.PAGE}")
+    return certificate.verdict
+
+
 def _tagged(number: int, verdict: str) -> str:
     if not number:
         return "No finished run of `evaluate` in this store has these settings: none was tagged."
@@ -85,9 +136,21 @@ def _tagged(number: int, verdict: str) -> str:
 @click.command("certify", help=__doc__)
 @own_options("certify")
 @settings_options("arith_quick", SETTINGS)
-def command(experiment: str, method: str, samples: str, output: str, resume: bool, **flags: str) -> None:
-    verdict = []
-    guarded(lambda: verdict.append(certify(experiment, method, samples, output, resume, flags)))
+def command(
+    experiment: str, method: str, samples: str, engine: str, engine_model: str, against: str, weights: str, bias: str,
+    engine_dtype: str, output: str, resume: bool, **flags: str,
+) -> None:  # fmt: skip
+    options = EngineOptions(engine, engine_model, against, weights, samples, bias, engine_dtype)
+
+    def work() -> str:
+        if engine:
+            return certify_engine(experiment, method, options, output, resume, flags)
+        if faults := options.given_without_engine():
+            raise ConfigError(faults)
+        return certify(experiment, method or METHOD, samples, output, resume, flags)
+
+    verdict: list[str] = []
+    guarded(lambda: verdict.append(work()))
     sys.exit(EXIT_CODES.get(verdict[0], 1))
 
 

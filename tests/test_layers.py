@@ -33,6 +33,7 @@ ROWS = [
     {"methods", "rule_calibration", "judge_comparison", "judge_report"},
     {"evaluation", "evaluation.token_view", "evaluation.report", "api"},
     {"certify", "advise", "benchmark", "serving"},
+    {"engine_certify"},
     {"specexp"},
     {"command_line", "lm_eval"},
     {"entrypoints", "entrypoints.judge_report", "entrypoints.serve"},

@@ -44,7 +44,7 @@ CERTIFY = [
     "task", "data", "system", "shots", "shots_data", "gamma", "tree_budget",
     "temperature", "top_k", "top_p", "max_new_tokens", "limit", "seed", "batch", "judge", "threshold", "accept_k",
     "accept_margin", "accept_epsilon", "accept_entropy", "accept_distance", "rule", "samples", "config", "output",
-    "resume",
+    "resume", "engine", "engine_model", "against", "weights", "bias", "engine_dtype",
 ]  # fmt: skip
 
 ADVISE = [

@@ -75,6 +75,25 @@ class Cells:
             result[node.other] += mass * max(left, 0.0)
         return result
 
+    def under(self, row: Callable[[Prefix], Array]) -> Array:
+        """Probability[C] of each cell where the next tokens follow `row(prefix)`: probabilities[V] that may sum to
+        less than 1, if some tokens are not known."""
+        result = np.zeros(len(self.names))
+        todo: list[tuple[_Node, Prefix, float]] = [(self.root, (), 1.0)]
+        while todo:
+            node, prefix, mass = todo.pop()
+            p = row(prefix) if mass else np.zeros(0)
+            left = mass
+            for token, child in node.children.items():
+                share = mass * float(p[token]) if token < len(p) else 0.0
+                left -= share
+                if isinstance(child, int):
+                    result[child] += share
+                else:
+                    todo.append((child, (*prefix, token), share))
+            result[node.other] += max(left, 0.0)
+        return result
+
 
 def split(row: Callable[[Prefix], Array], length: int, ends: Collection[int], num_samples: int) -> Cells:
     """The cells of `num_samples` outputs of up to `length` tokens; an output ends early at one of `ends`.
@@ -186,6 +205,15 @@ def power(cells: Cells, tilt: float, num_samples: int, level: float) -> float:
 def bonferroni(ps: Sequence[float]) -> float:
     """The smallest of several p, corrected for their number."""
     return min(1.0, len(ps) * min(ps))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Each of several p, corrected for their number by Holm's step-down procedure (1979)."""
+    result, largest = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[place]))
+        result[place] = largest
+    return result
 
 
 def named(cells: Cells, cell: int, decode: Callable[[Sequence[int]], str]) -> str:

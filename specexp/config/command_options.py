@@ -41,9 +41,33 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
         "sweep": Option("Time every candidate, and say how far the recommendation is from the best.", BOOLEAN, "false"),
     },
     "certify": {
-        "method": Option("Name the method preset to examine.", "a preset's name", "speculative"),
+        "method": Option("Name the method preset to examine.", "a preset's name", otherwise="`speculative`"),
         "samples": Option(
-            "Set how many outputs are drawn at each place that is sampled.", "a whole number >= 100", otherwise="1,000"
+            "Set how many outputs are drawn at each place that is sampled.", "a whole number >= 100",
+            otherwise="1,000; of an engine as many as `bias` needs",
+        ),
+        "engine": Option(
+            "Examine a served engine: its address, or its name in the setting engine of the config file.",
+            "an address or a name", otherwise="none",
+        ),
+        "engine_model": Option(
+            "Name the model as the server at this address does.", "a text", otherwise="that of the config file"
+        ),
+        "against": Option(
+            "Compare the engine with this one, which decodes without speculation.", "an address or a name",
+            otherwise="none: with the weights alone",
+        ),
+        "weights": Option(
+            "Compare the engine with the target's weights, too: true or false.", BOOLEAN,
+            otherwise="true if `pair`, `target` or `toy` is given",
+        ),
+        "bias": Option(
+            "Set the bias in an engine's samples that must be found, as total variation.", "a number from 0.01 to 0.5",
+            otherwise="0.15",
+        ),
+        "engine_dtype": Option(
+            "Say what the engine computes in: bfloat16, float16, float32 or float64.", "a dtype", otherwise="bfloat16",
+            more="It decides how far apart two log-probabilities may be for a near tie.",
         ),
     },
     "collect_labels": {

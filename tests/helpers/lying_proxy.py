@@ -1,9 +1,10 @@
 """A proxy that forwards to a real server of the OpenAI interface, and plants one bug at a time.
 
 It is what certificates of served engines are tested with: each bug is what users report of engines, planted exactly, so
-that a test knows what must be found. Without a bug it changes nothing. The server behind it must give token ids and
-log-probabilities as vLLM documents them (`return_token_ids`, `return_tokens_as_token_ids`) and take prompts of ids;
-`serve` does. A stream comes through as one chunk for each choice.
+that a test knows what must be found. Without a bug it changes nothing. For `bias`, `token_replaced` and `top_p_first`
+the server must give token ids and log-probabilities as vLLM documents them (`return_token_ids`,
+`return_tokens_as_token_ids`) and take prompts of ids; `serve` does. The other bugs are planted in any server's answers.
+A stream comes through as one chunk for each choice.
 """
 
 from __future__ import annotations
@@ -116,13 +117,15 @@ class LyingProxy:
             case "stop_leaked":
                 answer = self._ask(path, body, headers)
                 choice = answer["choices"][0]
-                if isinstance(choice.get("stop_reason"), str):
-                    _set_text(choice, _text(choice) + choice["stop_reason"])
+                if stop := self._stop_of(path, body, headers, choice):
+                    _set_text(choice, _text(choice) + stop)
                     self._plant()
                 return answer
             case "acceptance_doubled":
-                answer = self._ask(path, body, headers, planted=True)
-                answer["usage"]["accepted"] *= 2
+                answer = self._ask(path, body, headers)
+                if answer["usage"].get("accepted"):  # 0 is no lie when it is doubled
+                    answer["usage"]["accepted"] *= 2
+                    self._plant()
                 return answer
             case "bias" if temperature:
                 return self._biased(path, body, headers)
@@ -152,6 +155,18 @@ class LyingProxy:
             return random.Random(json.dumps([body.get("prompt", body.get("messages")), body["seed"]]))
         with self._lock:
             return random.Random(self._rng.getrandbits(64))
+
+    def _stop_of(self, path: str, body: Answer, headers: Mapping[str, str], choice: Answer) -> str:
+        """The stop string that ended an output, "" if none did: by the server's word, else by what it says without."""
+        stops = body.get("stop") or []
+        stops = [stops] if isinstance(stops, str) else stops
+        if not stops or choice.get("finish_reason") != "stop":
+            return ""
+        if "stop_reason" in choice:
+            return choice["stop_reason"] if isinstance(choice["stop_reason"], str) else ""
+        unstopped = {key: value for key, value in body.items() if key != "stop"}
+        rest = _text(self._ask(path, unstopped, headers)["choices"][0]).removeprefix(_text(choice))
+        return next((stop for stop in stops if rest.startswith(stop)), "")
 
     def _biased(self, path: str, body: Answer, headers: Mapping[str, str]) -> Answer:
         answer = self._with_ids(path, body, headers)
@@ -222,14 +237,20 @@ class LyingProxy:
         before = self._ask("/v1/completions", {"prompt": list(ids), **scoring}, headers)["choices"][0]["text"]
         given = {"prompt": [*ids, *tokens], "echo": True, "return_token_ids": True}
         limit = body.get("max_tokens", answer["usage"]["completion_tokens"]) - len(tokens)
-        rest = self._ask("/v1/completions", {**own, **given, "max_tokens": max(0, limit)}, headers)["choices"][0]
-        choice = answer["choices"][0]
+        continued = self._ask("/v1/completions", {**own, **given, "max_tokens": max(0, limit)}, headers)
+        rest, choice = continued["choices"][0], answer["choices"][0]
         _set_text(choice, rest["text"].removeprefix(before))
         choice |= {"token_ids": [*tokens, *rest["token_ids"]], "finish_reason": rest["finish_reason"]}
         num_tokens = len(choice["token_ids"])
         answer["usage"] |= {
             "completion_tokens": num_tokens, "total_tokens": answer["usage"]["prompt_tokens"] + num_tokens,
         }  # fmt: skip
+        # The server's counts are of what it emitted itself; the tokens that were given take a call each.
+        draft_counts = ("accepted", "drafted", "target_calls")
+        counts = {name: count for name, count in continued["usage"].items() if name in draft_counts}
+        if "target_calls" in counts:
+            counts["target_calls"] += len(tokens)
+        answer["usage"] |= counts
         return answer
 
 

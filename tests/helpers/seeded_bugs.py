@@ -452,7 +452,24 @@ EXPERIMENT, THINKING = "specexp.config.experiment", "specexp.pair.thinking"
 THOUGHT = "specexp.engine.thought"
 MEMORIES = "specexp.evaluation.scheduling"
 SHOTS = TALKS = "specexp.tasks.conversations"
+NEXT_TOKENS, BIAS_POWER = "specexp.engine_certify.next_tokens", "specexp.engine_certify.bias_power"
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
+    ("engine_certify/test_engine_certificate_parts.py",): [
+        Bug("the pooled mass is left out", NEXT_TOKENS, "p = weights[kept] / (weights[kept].sum() + rest)", "p = weights[kept] / weights[kept].sum()"),
+        Bug("top-p before the temperature is top-p after it", NEXT_TOKENS, "if warping.top_p_first:\n", "if False:\n"),
+        Bug("a nucleus that is not known is taken for whole", NEXT_TOKENS, "if rest and p.sum() < warping.top_p:", "if False:"),
+        Bug("an EOS that the server leaves out stays out", "specexp.engine_certify.served_output", "if ended and not stops and (", "if False and ("),
+        Bug("a bias needs a fourth of the samples", BIAS_POWER, "4 * num_samples * variation**2", "16 * num_samples * variation**2"),
+        Bug("a bound that is not corrected for what is searched", BIAS_POWER, "each = level / (2 * len(groups))", "each = 0.5"),
+        Bug("what follows from a cause is a finding", "specexp.engine_certify.findings", "if name not in following]", "]"),
+        Bug("another distribution keeps the cells' own shares", "specexp.certify.chi_square", "share = mass * float(p[token]) if token < len(p) else 0.0", "share = mass * node.shares[token]"),
+        Bug("Holm's procedure corrects all alike", "specexp.certify.chi_square", "(len(ps) - rank) * ps[place]", "len(ps) * ps[place]"),
+        Bug("an engine is compared with nothing", "specexp.engine_certify.engine_certificate_config", "if not options.against and not weights and not faults:", "if False:"),
+    ],
+    ("engines/test_acceptance_counts.py",): [
+        Bug("all drafts may be lost at an end", "specexp.engines.acceptance", "        longest = self.longest\n", "        longest = drafted\n"),
+        Bug("calls are not counted", "specexp.engines.acceptance", "((rounds or 0) if calls is None else calls)", "(rounds or 0)"),
+    ],
     ("serving/test_openai_interface.py",): [
         Bug("a request without a seed has the server's", SERVICE, 'if "seed" not in wanted.params:', "if False:"),
         Bug("speculation is not switched off", SERVICE, "if not wanted.speculation:", "if False:"),

@@ -1,0 +1,113 @@
+"""Whether temperature, top-p, top-k and min-p are obeyed, with speculation and without it.
+
+Outputs are sampled with one parameter that makes a difference at a place, and compared with what they must follow, and
+with what they follow if it is ignored or applied in another order. The place and the value are those at which
+the fewest samples tell these apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specexp.certify import chi_square
+from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, SKIPPED, Check
+from specexp.engine_certify import bias_power
+from specexp.engine_certify.engine_subject import EngineSubject, ExaminedEngine, Tick
+from specexp.engine_certify.findings import Finding, made, worst
+from specexp.engine_certify.next_tokens import Unknowable, Warping
+from specexp.engine_certify.sample_check import FIT, LEVEL, Alternative, alternatives_of, draw, explain
+from specexp.engine_certify.sampled_places import SampledPlace, SampledTarget, target_of
+from specexp.engines.client import Refused
+
+TEMPERATURE, TOP_P, TOP_K, MIN_P = "temperature", "top-p", "top-k", "min-p"
+COLD = 0.5
+VARIANTS: dict[str, tuple[Warping, ...]] = {
+    TEMPERATURE: (Warping(COLD),),
+    TOP_P: tuple(Warping(COLD, top_p=top_p) for top_p in (0.9, 0.8, 0.7, 0.6, 0.5)),
+    TOP_K: tuple(Warping(1.0, top_k=top_k) for top_k in (2, 3, 5)),
+    MIN_P: tuple(Warping(1.0, min_p=min_p) for min_p in (0.2, 0.1, 0.3)),
+}
+FEWEST, MOST = 100, 2000  # samples
+PLACES = 3  # that are tried
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterPlan:
+    """How one parameter is checked; `target` is None if no place and value tell it from being ignored."""
+
+    name: str
+    target: SampledTarget | None
+    samples: int
+
+
+def level_of(subject: EngineSubject) -> float:
+    return LEVEL / (len(VARIANTS) * len(subject.engines))
+
+
+def plan(subject: EngineSubject, places: Sequence[SampledPlace], name: str) -> ParameterPlan:
+    """The place and the value with which the fewest samples tell that a parameter is not obeyed."""
+    best = ParameterPlan(name, None, MOST + 1)
+    for place in places[:PLACES]:
+        for warping in VARIANTS[name]:
+            target = target_of(subject, place, warping)
+            needed = MOST + 1 if target is None else _needed(target, level_of(subject))
+            if needed < best.samples:
+                best = ParameterPlan(name, target, needed)
+    return ParameterPlan(name, best.target, max(FEWEST, best.samples)) if best.target else best
+
+
+def _needed(target: SampledTarget, level: float) -> int:
+    """Samples that tell all alternatives from what must be, and, if that takes no more than MOST, from each other."""
+    others = []
+    for _, warping, _ in alternatives_of(target.warping):
+        try:
+            others.append(target.under(warping))
+        except Unknowable:
+            continue
+    needed = [bias_power.samples_to_tell(target.fair, other, level) for other in others]
+    apart = [
+        min(MOST, bias_power.samples_to_tell(one, other, FIT)) for one in others for other in others if one is not other
+    ]
+    return max([*needed, *apart], default=0)
+
+
+def num_requests(subject: EngineSubject, plans: Sequence[ParameterPlan]) -> int:
+    return sum(each.samples for each in plans if each.target is not None) * len(subject.engines)
+
+
+def check(subject: EngineSubject, planned: ParameterPlan, tick: Tick) -> Check:
+    """Sample each engine with the parameter."""
+    name = planned.name
+    if not subject.prepared.experiment.temperature:
+        return made(name, SKIPPED, "temperature is 0: nothing is sampled.")
+    if planned.target is None:
+        why = "at no place do so few samples tell whether it is obeyed"
+        if not subject.rows_are_known:
+            why = "no distribution is known to compare with"
+        return made(name, INCONCLUSIVE, f"it cannot be told: {why}.")
+    sentences, verdicts, named, numbers = [], [], [], {}
+    for engine in subject.engines:
+        try:
+            verdict, words, finding, p = _one(subject, engine, planned.target, planned.samples, name, tick)
+        except Refused:
+            verdict, words, finding, p = SKIPPED, f"the server refuses {name}.", None, 1.0
+        sentences.append(f"{engine.name}: {words}")
+        verdicts.append(verdict)
+        numbers[f"p_{engine.role}"] = p
+        if finding is not None:
+            named.append(Finding(finding.name, finding.sentence, engine is not subject.engine))
+    return made(name, worst(verdicts), " ".join(sentences), named, {"samples": planned.samples, **numbers})
+
+
+def _one(
+    subject: EngineSubject, engine: ExaminedEngine, target: SampledTarget, samples: int, name: str, tick: Tick
+) -> tuple[str, str, Finding | None, float]:  # fmt: skip
+    counts = draw(subject, engine, target, name, samples, tick)
+    p = chi_square.compare(counts, target.fair).p
+    if p >= level_of(subject):
+        words = f"{name} is obeyed: {samples:,} outputs at {target.warping} follow what it makes of the distribution"
+        return PASSED, f"{words} (p {p:.2g}).", None, p
+    possible: list[Alternative] = alternatives_of(target.warping)
+    finding = explain([target], [counts], possible)
+    return FAILED, f"{finding.sentence} ({samples:,} outputs at {target.warping}, p {p:.1e})", finding, p

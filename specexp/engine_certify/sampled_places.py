@@ -1,0 +1,143 @@
+"""Where a served engine is sampled: after which prompt and how much of plain decoding's output, and into which cells.
+
+A place is worth as much as the entropy of the tokens that follow it: where a model is sure, all engines emit the same.
+The cells are the beginnings of outputs, as in `specexp.certify.chi_square`, none rarer than one output in twenty: then
+few samples find a bias, and the chi-square distribution holds far out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from specexp.certify import chi_square
+from specexp.certify.chi_square import Cells, Prefix
+from specexp.engine_certify import divergences, next_tokens
+from specexp.engine_certify.engine_subject import NUM_TOP, EngineRequest, EngineSubject, Tick
+from specexp.engine_certify.greedy_checks import GreedyOutputs
+from specexp.engine_certify.next_tokens import NextTokens, Rows, Unknowable, Warping
+from specexp.engine_certify.served_output import ServedOutput
+from specexp.engines.body import Sampling
+
+Array = np.ndarray[Any, Any]
+LENGTH = 5  # tokens of a sample that are compared
+MORE = 4  # tokens more where a text is turned into tokens, since a cut word may be split otherwise
+PLACES = 2
+TRIED = 6
+PROMPTS = 8  # whose outputs are searched for places
+FAR = 24  # tokens of an output up to which places are
+_CELLS = 100  # samples for which cells are made: of 5 and more each
+# How far cuts must be from the tokens next to them, by what the engine computes in.
+MARGIN = {"float64": 1e-4, "float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class SampledPlace:
+    """What follows a prompt and the first tokens of plain decoding's output."""
+
+    prompt: int
+    after: Prefix
+    rows: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTarget:
+    """The exact distribution of what follows a place where outputs are sampled like this, in cells."""
+
+    place: SampledPlace
+    warping: Warping
+    cells: Cells
+
+    @property
+    def fair(self) -> Array:
+        return self.cells.probability()
+
+    def under(self, warping: Warping) -> Array:
+        """Probability[C] of each cell if outputs are sampled otherwise. Raises Unknowable."""
+        return self.cells.under(lambda prefix: self.place.rows(prefix).warped(warping))
+
+    def counts(self, outputs: Sequence[ServedOutput]) -> Array:
+        """How many outputs are in each cell."""
+        result = np.zeros(len(self.cells.names), dtype=int)
+        for output in outputs:
+            assert output.tokens is not None, "an output has no tokens"
+            result[self.cells.of(output.tokens[:LENGTH])] += 1
+        return result
+
+
+def places_of(subject: EngineSubject, outputs: GreedyOutputs, tick: Tick) -> list[SampledPlace]:
+    """Places, the best first: the best one of each prompt, then the next ones."""
+    ranked: list[tuple[int, float, SampledPlace]] = []
+    anywhere = all(engine.by_ids for engine in subject.engines)
+    warping = Warping(subject.prepared.experiment.temperature or 1.0)
+    plain = outputs.of(subject.engines[-1])
+    for prompt in range(min(PROMPTS, len(plain))):
+        tokens = plain[prompt].tokens
+        if tokens is None:
+            continue
+        rows = _rows_along(subject, prompt, tokens[: FAR + LENGTH], tick)
+        worth = [_entropy(row, warping) for row in rows]
+        starts = range(max(1, min(FAR, len(worth) - LENGTH))) if anywhere else range(1)
+        windows = {at: sum(worth[at : at + LENGTH]) for at in starts}
+        taken: list[int] = []
+        for at in sorted(windows, key=lambda at: -windows[at]):
+            if all(abs(at - other) >= LENGTH for other in taken) and len(taken) < TRIED:
+                after = tuple(tokens[:at])
+                ranked.append((len(taken), -windows[at], SampledPlace(prompt, after, subject.rows(prompt, after))))
+                taken.append(at)
+    return [place for _, _, place in sorted(ranked, key=lambda each: each[:2])][:TRIED]
+
+
+def _rows_along(subject: EngineSubject, prompt: int, tokens: Prefix, tick: Tick) -> list[NextTokens]:
+    """The distributions along an output: by one forward of the weights, or by one answer with log-probabilities."""
+    target, ids = subject.target, subject.ids
+    if target is not None and ids is not None:
+        return divergences.rows_along(subject, target, prompt, tokens)
+    scoring = subject.scoring()
+    assert scoring is not None, "no distribution is known"
+    request = EngineRequest(("along", prompt), prompt, Sampling(FAR + LENGTH), (), NUM_TOP)
+    (output,) = subject.ask(scoring, [request], tick)
+    return [next_tokens.of_top(each) for each in output.top]
+
+
+def _entropy(row: NextTokens, warping: Warping) -> float:
+    """Entropy in nats, as far as the tokens are known."""
+    try:
+        p = row.warped(warping)
+    except Unknowable:
+        p = row.warped(Warping())
+    p = p[p > 0]
+    return float(-(p * np.log(p)).sum())
+
+
+def target_of(subject: EngineSubject, place: SampledPlace, warping: Warping) -> SampledTarget | None:
+    """The cells of a place; None if rounding may move a token across a cut, or if the distribution is not known."""
+    margin = MARGIN[subject.config.dtype]
+    near = False
+
+    def row(prefix: Prefix) -> Array:
+        nonlocal near
+        given = place.rows(prefix)
+        near = near or given.margin(warping) < margin
+        return given.warped(warping)
+
+    try:
+        cells = chi_square.split(row, LENGTH, subject.ends, _CELLS)
+    except Unknowable:
+        return None
+    return None if near or len(cells.names) < 2 else SampledTarget(place, warping, cells)
+
+
+def sampling_of(warping: Warping, seed: int | None, tokens_given: bool) -> Sampling:
+    """A request for one sample."""
+    return Sampling(
+        LENGTH if tokens_given else LENGTH + MORE,
+        warping.temperature,
+        warping.top_k,
+        warping.top_p,
+        warping.min_p,
+        seed,
+    )

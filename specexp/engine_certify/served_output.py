@@ -1,0 +1,99 @@
+"""One output of a served engine, as it is compared: its tokens with their end, else its text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from specexp.engines import acceptance
+from specexp.engines.acceptance import DraftCounts
+from specexp.engines.stream import Answer
+
+TOKEN_ID = "token_id:"  # how vLLM names a token of its log-probabilities by its id
+
+
+@dataclass(frozen=True, slots=True)
+class ServedOutput:
+    """`tokens` end with the EOS if it ended the output; None where the server gives none and no tokenizer is at hand.
+
+    `top` are the likeliest tokens in each place by id, as far as they were asked for and have ids.
+    """
+
+    text: str
+    tokens: tuple[int, ...] | None
+    ended: bool  # by an EOS or a stop string
+    num_tokens: int | None
+    top: tuple[dict[int, float], ...] = ()
+    drafts: DraftCounts | None = None
+
+    @property
+    def compared(self) -> tuple[int, ...] | str:
+        """What decides if two outputs are equal."""
+        return self.text if self.tokens is None else self.tokens
+
+    def as_json(self) -> dict[str, Any]:
+        drafts = self.drafts
+        return {
+            "text": self.text,
+            "tokens": None if self.tokens is None else list(self.tokens),
+            "ended": self.ended,
+            "num_tokens": self.num_tokens,
+            "top": [[list(pair) for pair in each.items()] for each in self.top],
+            "drafts": None if drafts is None else [
+                drafts.source, drafts.num_drafted, drafts.num_accepted, drafts.num_rounds, list(drafts.by_position),
+                drafts.num_calls,
+            ],
+        }  # fmt: skip
+
+    @classmethod
+    def of_json(cls, given: dict[str, Any]) -> ServedOutput:
+        tokens, drafts = given["tokens"], given["drafts"]
+        return cls(
+            given["text"],
+            None if tokens is None else tuple(tokens),
+            given["ended"],
+            given["num_tokens"],
+            tuple({int(token): value for token, value in each} for each in given["top"]),
+            None if drafts is None else _counts(*drafts),
+        )
+
+
+def _counts(
+    source: str, drafted: int | None, accepted: int | None, rounds: int | None, by_position: list[int],
+    calls: int | None,
+) -> DraftCounts:  # fmt: skip
+    return DraftCounts(source, drafted, accepted, rounds, tuple(by_position), calls)
+
+
+def read(
+    answer: Answer, ends: Sequence[int], tokens_of: Callable[[str], list[int]] | None, stops: Sequence[str] = ()
+) -> ServedOutput:
+    """What an answer says. `tokens_of` splits a text into tokens where the server gives no ids.
+
+    A server may leave the EOS out of its ids; `ends` are all that end an output, of which the first is written.
+    """
+    ended = answer.finish_reason == "stop"
+    ids = answer.token_ids
+    if ids is None and answer.text == "" and ended:
+        ids = []
+    if ids is None and tokens_of is not None:
+        ids = tokens_of(answer.text)
+    if ids is not None and ends:
+        ids = [ends[0] if token in ends else token for token in ids]
+        if ended and not stops and (not ids or ids[-1] != ends[0]):
+            ids.append(ends[0])
+    return ServedOutput(
+        answer.text, None if ids is None else tuple(ids), ended, answer.num_tokens, tuple(_tops(answer)),
+        acceptance.of_answer(answer),
+    )  # fmt: skip
+
+
+def _tops(answer: Answer) -> list[dict[int, float]]:
+    """The likeliest tokens by id; empty if the server names them by their text, which several may share."""
+    if answer.top_ids and all(answer.top_ids):
+        return answer.top_ids
+    tops = answer.top_logprobs
+    if not tops or not all(name.startswith(TOKEN_ID) for each in tops for name in each):
+        return []
+    return [{int(name.removeprefix(TOKEN_ID)): value for name, value in each.items()} for each in tops]
