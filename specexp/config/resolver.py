@@ -18,6 +18,7 @@ from specexp.config.experiment import (
     Experiment,
     MethodConfig,
 )
+from specexp.config.load_settings import load_faults
 from specexp.config.methods import chains, served, served_faults, trees
 from specexp.config.models import laid_over
 from specexp.config.pair_models import models_of_pair
@@ -168,7 +169,7 @@ class _Reader:
             methods = [method for method in methods if not head_faults([method], head)]
         self.check(methods, values.get("temperature"))
         self.faults += draft_faults(methods, models["draft"]) if "draft" in models else []
-        self.faults += [*request_settings.faults(values), *served_faults(methods, values)]
+        self.faults += [*request_settings.faults(values), *served_faults(methods, values), *load_faults(values)]
         self._task(values, [method.method for method in methods])
         if self.faults:
             return None
