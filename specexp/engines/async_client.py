@@ -60,10 +60,12 @@ class AsyncEngineClient:
                 await response.aread()
             check_status(response, self.endpoint, self._hide)
             check_stream(response, self._hide)
+            ended: float | None = None
+            # To the end of the response, not to [DONE] alone: else its connection could not be used again.
             async for event in source:
-                if reader.add_event(event.data, lambda: self._clock() - begun):
-                    break
-        return reader.finish(self._clock() - begun)
+                if ended is None and reader.add_event(event.data, lambda: self._clock() - begun):
+                    ended = self._clock() - begun
+        return reader.finish(self._clock() - begun if ended is None else ended)
 
     def _hide(self, text: str) -> str:
         return without_key(text, self._key)
