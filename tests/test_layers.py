@@ -32,14 +32,14 @@ ROWS = [
     {"checkpoints", "drafter", "judge", "metrics", "zoo"},
     {"methods", "rule_calibration", "judge_comparison", "judge_report"},
     {"evaluation", "evaluation.token_view", "evaluation.report", "api"},
-    {"certify", "advise", "benchmark", "serving"},
+    {"certify", "advise", "benchmark", "load", "serving"},
     {"specexp"},
     {"command_line", "lm_eval"},
     {"entrypoints", "entrypoints.judge_report", "entrypoints.serve"},
     {"__main__"},
 ]
 # Stories of their own, which never import each other.
-STORIES = {"certify", "advise", "benchmark", "serving"}
+STORIES = {"certify", "advise", "benchmark", "load", "serving"}
 SOURCES = sorted([*(ROOT / "specexp").rglob("*.py"), *(ROOT / "entrypoints").rglob("*.py")])
 HEAVY = {"torch", "transformers", "mlflow", "numpy"}
 MOST_FILES, MOST_SHARE, MOST_LINES = 16, 0.2, 300

@@ -18,7 +18,8 @@ MOST_RATE = 10_000.0  # requests per second
 MOST_REQUESTS = 100_000
 MOST_SECONDS = 86_400.0
 # Defaults of `benchmark` with engines, where the experiment's settings differ.
-DEFAULTS: Mapping[str, Any] = {"concurrency": [1, 2, 4, 8, 16, 32, 64], "repeats": 3, "limit": 64}
+DEFAULTS_OF_EXPERIMENT: Mapping[str, Any] = {"repeats": 3, "limit": 64}
+CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 _BOUND = f"> 0 and at most {MOST_SECONDS:g}"
 
 LOAD: dict[str, Setting] = {
@@ -82,7 +83,7 @@ def completed(experiment: Experiment) -> Experiment:
     """Return the experiment with the default levels if it has none."""
     if experiment.concurrency or experiment.request_rate:
         return experiment
-    return replace(experiment, concurrency=tuple(DEFAULTS["concurrency"]))
+    return replace(experiment, concurrency=CLIENTS)
 
 
 def faults_of(experiment: Experiment) -> list[str]:

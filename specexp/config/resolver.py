@@ -20,8 +20,7 @@ from specexp.config.experiment import (
 )
 from specexp.config.load_settings import load_faults
 from specexp.config.methods import chains, served, served_faults, trees
-from specexp.config.models import laid_over
-from specexp.config.pair_models import models_of_pair
+from specexp.config.models import laid_over, models_of_pair
 from specexp.config.parsers import AUTO_GAMMA, MUST_BE_GIVEN, SEVERAL_TURNS, TASK_SOURCES
 from specexp.config.presets import PRESETS, expanded, load_yaml, method_preset, preset_names
 from specexp.config.rule_settings import ANSWER_SETTINGS, answer_faults

@@ -105,7 +105,6 @@ class _Counting:
             )  # fmt: skip
         self.on_end()
 
-    @property
     def is_whole(self) -> bool:
         """True if as many answers or as many failures have ended as count."""
         return max(len(self.segment.samples), len(self.segment.failures)) >= self.size.counted
@@ -139,9 +138,9 @@ async def closed_loop(
                 if len(warmed) >= size.warmup:
                     counting.begun = loop.time()
                     warm.set()
-            elif not counting.is_whole:
+            elif not counting.is_whole():
                 counting.count(number, result, loop.time())
-                if counting.is_whole:
+                if counting.is_whole():
                     whole.set()
             if isinstance(result, EngineError):
                 await asyncio.sleep(_pause(result))

@@ -25,7 +25,7 @@ from specexp.load import capacity
 from specexp.load.capacity import Capacity
 from specexp.load.levels import Job, Level, arrivals, jobs, levels_of, size_of
 from specexp.load.loops import Segment, closed_loop, open_loop
-from specexp.storage.journal import Key, Journal
+from specexp.storage.journal import Journal, Key
 
 T = TypeVar("T")
 
@@ -121,8 +121,8 @@ def _check(job: Job, segment: Segment) -> None:
     if not segment.samples:
         why = segment.failures[0] if segment.failures else "nothing ended within level_seconds; raise it."
         raise EngineError(
-            f"{job.method} answered none of its requests at {job.level.kind} {job.level.value:g}: {why} Levels that were"
-            " measured are kept; resume, or leave this level out."
+            f"{job.method} answered none of its requests at {job.level.kind} {job.level.value:g}: {why} Levels that"
+            " were measured are kept; resume, or leave this level out."
         )
 
 

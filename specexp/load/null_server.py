@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from specexp.errors import EngineError
 
@@ -20,7 +21,9 @@ _START = 60.0  # seconds in which the process begins
 
 def prepared(num_tokens: int) -> bytes:
     """Return an HTTP response that streams so many tokens, a chunk of it for each, as servers send them."""
-    events = [{"choices": [{"index": 0, "text": " a", "finish_reason": None}]} for _ in range(num_tokens - 1)]
+    events: list[dict[str, Any]] = [
+        {"choices": [{"index": 0, "text": " a", "finish_reason": None}]} for _ in range(num_tokens - 1)
+    ]
     events.append({"choices": [{"index": 0, "text": " a", "finish_reason": "length"}]})
     usage = {"prompt_tokens": 1, "completion_tokens": num_tokens, "total_tokens": num_tokens + 1}
     events.append({"choices": [], "usage": usage})
