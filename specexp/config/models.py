@@ -1,4 +1,4 @@
-"""The table of a model's settings, which are the parts of `target` and of `draft`, their parser, and a pair's models."""
+"""The table of a model's settings (the parts of `target` and `draft`), their parser, and the models of a pair."""
 
 from __future__ import annotations
 

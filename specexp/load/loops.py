@@ -181,7 +181,9 @@ async def open_loop(
         for number, due in enumerate(arrivals):
             await asyncio.sleep(start + due - loop.time())
             pending[number] = asyncio.create_task(one(number))
-        await asyncio.gather(*pending.values())
+        # Not gathered: that would cancel what has not ended in time before it is counted.
+        for task in (await asyncio.wait(pending.values()))[0]:
+            task.result()
 
     watch = asyncio.create_task(_watch(lags))
     try:
