@@ -62,7 +62,7 @@ def capacity_of(clients: int, short: float, long: float) -> Capacity:
 
 def binds(share: float, lag: float) -> str:
     """Return why the client may have bound a measurement, or ""."""
-    reasons = [f"used {share:.0%} of its capacity"] if share > BINDS else []
+    reasons = [f"it used {share:.0%} of its capacity"] if share > BINDS else []
     reasons += [f"its event loop was {1000 * lag:.0f} ms late"] if lag > MOST_LAG else []
     return " and ".join(reasons)
 

@@ -69,8 +69,7 @@ def measure(prepared: Prepared, engines: Engines, journal: Journal) -> Load:
             if key_of(job) in journal:
                 bar.update(size_of(job.level, experiment).counted)
             else:
-                segment = _interruptible(_segment(prepared, engines, settings[job.method], job, bar))
-                _check(job, segment)
+                segment = _checked(job, _segment(prepared, engines, settings[job.method], job, bar))
                 journal.unit(key_of(job), segment.as_dict)
     segments = {
         (level, name): [
@@ -116,14 +115,19 @@ async def _segment(
     return result
 
 
-def _check(job: Job, segment: Segment) -> None:
-    """Raise EngineError for a measurement without an answer: it has neither a speed nor a latency."""
-    if not segment.samples:
+def _checked(job: Job, work: Coroutine[Any, Any, Segment]) -> Segment:
+    """Run a measurement. Raises EngineError for one without an answer: it has neither a speed nor a latency."""
+    try:
+        segment = _interruptible(work)
+        if segment.samples:
+            return segment
         why = segment.failures[0] if segment.failures else "nothing ended within level_seconds; raise it."
-        raise EngineError(
-            f"{job.method} answered none of its requests at {job.level.kind} {job.level.value:g}: {why} Levels that"
-            " were measured are kept; resume, or leave this level out."
-        )
+    except EngineError as error:  # of the warm-up
+        why = str(error)
+    raise EngineError(
+        f"{job.method} answered none of its requests at {job.level.kind} {job.level.value:g}: {why} Levels that were"
+        " measured are kept; resume, or leave this level out."
+    )
 
 
 def _interruptible(work: Coroutine[Any, Any, T]) -> T:

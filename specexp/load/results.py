@@ -157,7 +157,7 @@ def warnings(result: Mapping[str, Any]) -> list[str]:
         for name, each in level["methods"].items():
             where = f"{name} at {level['value']:g} {UNITS[level['kind']]}"
             if each["client"]["binds"]:
-                said.append(f"{where}: the client may bind: it {each['client']['binds']}; the engine may be faster.")
+                said.append(f"{where}: the client may bind: {each['client']['binds']}; the engine may be faster.")
             if each["failures"]:
                 why, count = max(each["failed_with"].items(), key=lambda item: item[1])
                 said.append(

@@ -111,6 +111,6 @@ def test_the_client_binds_near_its_capacity_or_where_its_loop_is_late() -> None:
     share = capacity.share(half)
     assert share == pytest.approx(110 * 0.0019 + 1000 * 0.0001)
     assert binds(share, 0.0) == ""
-    assert binds(0.51, 0.0) == "used 51% of its capacity"
+    assert binds(0.51, 0.0) == "it used 51% of its capacity"
     assert binds(0.1, 0.05) == "its event loop was 50 ms late"
-    assert binds(0.9, 0.05) == "used 90% of its capacity and its event loop was 50 ms late"
+    assert binds(0.9, 0.05) == "it used 90% of its capacity and its event loop was 50 ms late"

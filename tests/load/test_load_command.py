@@ -146,7 +146,9 @@ def test_an_engine_that_answers_nothing_ends_it_with_one_sentence(workplace: Pat
     with fake_engine(ANSWER) as plain, fake_engine(ANSWER, ANSWER, BUSY) as spec:
         made = benchmark(*settings(workplace, plain, spec))
     assert made.exit_code == 2
-    assert [line for line in made.stderr.splitlines() if line.startswith("error: ")][0].count("too many") == 1
+    (error,) = [line for line in made.stderr.splitlines() if line.startswith("error: ")]
+    assert "engine:spec answered none of its requests at concurrency 1" in error
+    assert error.count("too many") == 1
     assert "Traceback" not in made.output
     assert not (workplace / "out" / "load.json").exists()
 

@@ -82,7 +82,7 @@ def test_a_failure_is_not_sent_again_and_its_client_pauses() -> None:
     assert server.sent[:6] == pytest.approx([0, 1, 2, 2.5, 3.5, 4.5])
     assert segment.seconds == pytest.approx(4.5)
     longest = Server(lambda _: 1.0, fails=lambda number: Busy("status 429", 60.0) if number == 1 else None)
-    assert closed(longest, 1, Size(1, 1, 1e3)).seconds == pytest.approx(2.0)
+    assert closed(longest, 1, Size(1, 2, 1e3)).seconds == pytest.approx(3.0)
 
 
 def test_a_server_that_fails_always_ends_the_loop() -> None:
