@@ -16,7 +16,7 @@ from specexp.engines.async_client import AsyncEngineClient
 from specexp.engines.body import Sampling, Wanted
 from specexp.engines.endpoint import Endpoint
 from specexp.engines.stream import Answer
-from specexp.load.levels import Size
+from specexp.load.levels import RequestCounts
 from specexp.load.loops import Segment, closed_loop
 from specexp.load.null_server import null_server
 
@@ -84,5 +84,5 @@ async def _seconds_per_request(url: str, clients: int) -> float:
         async def ask(number: int) -> Answer:
             return await client.ask(PROMPT, Sampling(LONG), Wanted(False, 0, True))
 
-        segment = await closed_loop(ask, clients, Size(clients, counted, SECONDS), 1)
+        segment = await closed_loop(ask, clients, RequestCounts(clients, counted, SECONDS), 1)
     return segment.seconds / max(1, len(segment.samples))

@@ -42,7 +42,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class LevelEstimate:
     """A method at one level; arrays[B + 1], the first of each over the requests as they were, the others draws."""
 
     requests: int
@@ -63,7 +63,7 @@ def interval(values: Array) -> Interval:
     return Interval(float(values[0]), float(low), float(high))
 
 
-def measured(rounds: Sequence[Segment], bounds: Bounds, draws: int = DRAWS) -> Measured:
+def measured(rounds: Sequence[Segment], bounds: Bounds, draws: int = DRAWS) -> LevelEstimate:
     """Return the values of a method at a level: `tokens_per_second`, `requests_per_second`, `goodput` if there are
     bounds, `seconds_per_token` of whole requests, and quantiles of `ttft` and `tpot` in seconds."""
     picks = np.random.default_rng(0).integers(len(rounds), size=(draws, len(rounds)))  # [B, R], alike for all methods
@@ -82,7 +82,7 @@ def measured(rounds: Sequence[Segment], bounds: Bounds, draws: int = DRAWS) -> M
     samples = [sample for each in rounds for sample in each.samples]
     values |= _quantiles("ttft", rounds, lambda sample: sample.first, picks, rng)
     values |= _quantiles("tpot", rounds, lambda sample: sample.per_token, picks, rng)
-    return Measured(len(samples), sum(len(each.failures) for each in rounds), values)
+    return LevelEstimate(len(samples), sum(len(each.failures) for each in rounds), values)
 
 
 _SUMS = ("tokens", "requests", "good", "seconds", "window")
@@ -127,7 +127,7 @@ def _quantiles(
     return {f"{name}_{quantile}": result[:, i] for i, quantile in enumerate(QUANTILES)}
 
 
-def speedup(level: Level, candidate: Measured, plain: Measured) -> Array:
+def speedup(level: Level, candidate: LevelEstimate, plain: LevelEstimate) -> Array:
     """Return the speed-up over plain decoding, [B + 1]: of tokens per second in a closed loop; in an open one, whose
     arrivals decide the tokens per second, plain decoding's seconds per token of whole requests / the method's."""
     with np.errstate(invalid="ignore", divide="ignore"):

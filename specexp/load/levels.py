@@ -37,7 +37,7 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class LoadJob:
     """One measurement: a method at a level, in one of the rounds."""
 
     level: Level
@@ -46,7 +46,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class RequestCounts:
     """How many requests of a measurement precede the counted ones, how many count, and its longest time."""
 
     warmup: int
@@ -60,7 +60,7 @@ def levels_of(experiment: Experiment) -> list[Level]:
     return closed + [Level("request_rate", value) for value in sorted(experiment.request_rate)]
 
 
-def size_of(level: Level, experiment: Experiment) -> Size:
+def size_of(level: Level, experiment: Experiment) -> RequestCounts:
     """Return how many requests a level takes.
 
     In a closed loop both numbers are multiples of the clients: where answers come in waves, part of a wave at the end
@@ -71,17 +71,17 @@ def size_of(level: Level, experiment: Experiment) -> Size:
         clients = int(level.value)
         warmup = clients * max(1, -(-warmup // clients))
         counted = clients * max(PER_CLIENT, -(-counted // clients))
-    return Size(warmup, counted, experiment.level_seconds)
+    return RequestCounts(warmup, counted, experiment.level_seconds)
 
 
-def jobs(levels: Sequence[Level], methods: Sequence[str], rounds: int) -> Iterator[Job]:
+def jobs(levels: Sequence[Level], methods: Sequence[str], rounds: int) -> Iterator[LoadJob]:
     """Yield all measurements: level by level, so that an interruption keeps whole levels. In each round the order of
     the methods rotates by one, so that none always follows the same other."""
     for place, level in enumerate(levels):
         for number in range(rounds):
             first = (place + number) % len(methods)
             for method in (*methods[first:], *methods[:first]):
-                yield Job(level, method, number)
+                yield LoadJob(level, method, number)
 
 
 def arrivals(rate: float, num: int, seed: int, number: int) -> list[float]:

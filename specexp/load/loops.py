@@ -21,7 +21,7 @@ import numpy as np
 from specexp.engines.responses import Busy
 from specexp.engines.stream import Answer
 from specexp.errors import EngineError
-from specexp.load.levels import Size
+from specexp.load.levels import RequestCounts
 
 Ask = Callable[[int], Awaitable[Answer]]  # of the i-th request of a measurement
 PAUSE, LONGEST_PAUSE = 0.1, 1.0  # seconds after a failure
@@ -66,7 +66,7 @@ class Segment:
 class _Counting:
     """Counts what ends in a measurement, once it has begun."""
 
-    size: Size
+    size: RequestCounts
     num_prompts: int
     on_end: Callable[[], object]
     segment: Segment = field(default_factory=Segment)
@@ -118,7 +118,7 @@ class _Counting:
 
 
 async def closed_loop(
-    ask: Ask, clients: int, size: Size, num_prompts: int, on_end: Callable[[], object] = lambda: None
+    ask: Ask, clients: int, size: RequestCounts, num_prompts: int, on_end: Callable[[], object] = lambda: None
 ) -> Segment:
     """Keep `clients` requests in flight until `size.counted` answers, or as many failures, have ended.
 
@@ -159,7 +159,11 @@ async def closed_loop(
 
 
 async def open_loop(
-    ask: Ask, arrivals: Sequence[float], size: Size, num_prompts: int, on_end: Callable[[], object] = lambda: None
+    ask: Ask,
+    arrivals: Sequence[float],
+    size: RequestCounts,
+    num_prompts: int,
+    on_end: Callable[[], object] = lambda: None,
 ) -> Segment:
     """Send requests at `arrivals`, seconds from now, of which the first `size.warmup` do not count.
 

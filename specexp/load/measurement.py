@@ -23,7 +23,7 @@ from specexp.evaluation.preparation import Prepared, ServedSetting
 from specexp.evaluation.served import Engines
 from specexp.load import capacity
 from specexp.load.capacity import Capacity
-from specexp.load.levels import Job, Level, arrivals, jobs, levels_of, size_of
+from specexp.load.levels import Level, LoadJob, arrivals, jobs, levels_of, size_of
 from specexp.load.loops import Segment, closed_loop, open_loop
 from specexp.storage.journal import Journal, Key
 
@@ -73,7 +73,7 @@ def measure(prepared: Prepared, engines: Engines, journal: Journal) -> Load:
                 journal.unit(key_of(job), segment.as_dict)
     segments = {
         (level, name): [
-            Segment.of(journal.unit(key_of(Job(level, name, number)), dict)) for number in range(experiment.repeats)
+            Segment.of(journal.unit(key_of(LoadJob(level, name, number)), dict)) for number in range(experiment.repeats)
         ]
         for level in levels
         for name in names
@@ -81,13 +81,13 @@ def measure(prepared: Prepared, engines: Engines, journal: Journal) -> Load:
     return Load(prepared, levels, names, segments, [Capacity(**each) for each in capacities], engines.facts)
 
 
-def key_of(job: Job) -> Key:
+def key_of(job: LoadJob) -> Key:
     """Return the journal's key of a measurement."""
     return "load", job.level.kind, f"{job.level.value:g}", job.method, job.round
 
 
 async def _segment(
-    prepared: Prepared, engines: Engines, setting: ServedSetting, job: Job, bar: tqdm[Any]
+    prepared: Prepared, engines: Engines, setting: ServedSetting, job: LoadJob, bar: tqdm[Any]
 ) -> Segment:  # fmt: skip
     experiment, engine, loop = prepared.experiment, setting.engine, asyncio.get_running_loop()
     size, num_prompts = size_of(job.level, experiment), len(prepared.examples)
@@ -115,7 +115,7 @@ async def _segment(
     return result
 
 
-def _checked(job: Job, work: Coroutine[Any, Any, Segment]) -> Segment:
+def _checked(job: LoadJob, work: Coroutine[Any, Any, Segment]) -> Segment:
     """Run a measurement. Raises EngineError for one without an answer: it has neither a speed nor a latency."""
     try:
         segment = _interruptible(work)

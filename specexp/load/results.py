@@ -11,7 +11,7 @@ from typing import Any
 from specexp.evaluation.preparation import Prepared
 from specexp.load import estimates
 from specexp.load.capacity import binds
-from specexp.load.estimates import Bounds, BreakEven, Measured, break_even
+from specexp.load.estimates import Bounds, BreakEven, LevelEstimate, break_even
 from specexp.load.levels import Level
 from specexp.load.measurement import Load
 from specexp.metrics.statistics import Interval
@@ -75,7 +75,7 @@ def as_json(load: Load) -> dict[str, Any]:
 
 
 def _break_even(
-    load: Load, measured: Mapping[tuple[Level, str], Measured], name: str, kind: str
+    load: Load, measured: Mapping[tuple[Level, str], LevelEstimate], name: str, kind: str
 ) -> BreakEven | None:  # fmt: skip
     levels = [level for level in load.levels if level.kind == kind]
     if not levels:

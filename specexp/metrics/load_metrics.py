@@ -10,10 +10,14 @@ from specexp.metrics.metric import Metric
 _BOUNDS = ("_low", "_high")
 
 LOAD_METRICS: tuple[Metric, ...] = (
-    Metric(("load/tokens_per_second", "load/requests_per_second"),
-        "of a served engine under load, by the number of clients (the step): tokens and requests of the answers that "
-        "ended in a measurement / its seconds; every metric of load has such an interval",
-        "tokens/s; 1/s", "higher", ends=_BOUNDS,
+    Metric(("load/tokens_per_second",),
+        "of a served engine under load, by the number of clients (the step): tokens of the answers that ended in a "
+        "measurement / its seconds",
+        "tokens/s", "higher", ends=_BOUNDS,
+    ),
+    Metric(("load/requests_per_second",),
+        "the same of requests",
+        "1/s", "higher", ends=_BOUNDS,
     ),
     Metric(("load/goodput",),
         "requests a second that meet `ttft_bound` and `tpot_bound`",
