@@ -1,4 +1,4 @@
-"""benchmark: compare decoding speed with transformers' generate() and with the limits of the hardware."""
+"""benchmark: compare decoding speed with transformers' generate(), or put served engines under load."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from specexp import config
+from specexp import config, reading
 from specexp.command_line import (
     file_of,
     guarded,
@@ -21,7 +21,7 @@ from specexp.command_line import (
     settings_options,
     tags_of,
 )
-from specexp.config import request_settings
+from specexp.config import load_settings, request_settings
 from specexp.config.schema import help_texts, option_names
 from specexp.errors import ConfigError
 from specexp.pair import first_look
@@ -53,6 +53,11 @@ def benchmark(
     experiment: str, output: str, resume: bool, quick: bool, compiled: bool | None, json: str, flags: Mapping[str, str]
 ) -> None:
     """Resolve, measure, show, write and log. Raises SpecexpError."""
+    if _names_engine(flags):
+        if quick or compiled is not None:
+            raise ConfigError("quick and compiled are for models that are loaded, not for engines; leave them out.")
+        put_load(experiment, output, resume, json, flags)
+        return
     resolved = config.resolve(experiment, flags, QUICK if quick else FULL, FIXED)
     if any(method.auto_gamma for method in resolved.methods):
         raise ConfigError("gamma is auto, but a benchmark compares fixed lengths with transformers'; give numbers.")
@@ -93,6 +98,59 @@ def benchmark(
             names = ("benchmark.json", "benchmark.png", "config.json")
             click.echo(publish(outbox, names, report.metrics(result), prepared.task).charts)
     click.echo(f"numbers: {json or folder.path / 'benchmark.json'}")
+
+
+def put_load(experiment: str, output: str, resume: bool, json: str, flags: Mapping[str, str]) -> None:
+    """Measure served engines under load, show, write and log. Raises SpecexpError."""
+    resolved = load_settings.completed(config.resolve(experiment, flags, load_settings.DEFAULTS_OF_EXPERIMENT))
+    if faults := load_settings.faults_of(resolved):
+        raise ConfigError(faults)
+    path = output_path(output, "load", resolved.hash, resume)
+    json_path = file_of(json, "json") if json else None
+    from specexp.storage.run_folder import OutputFolder, uid_of
+
+    folder = OutputFolder(path, resolved, resume, maker="benchmark")
+    first_look.check(resolved)
+    from specexp.evaluation import preparation
+    from specexp.evaluation.served import Engines
+    from specexp.load import load_page, measurement, results
+    from specexp.storage.files import write_whole
+    from specexp.storage.journal import FILE, Journal
+    from specexp.storage.run_plan import Input
+
+    outbox = _outbox(folder, resolved)
+    prepared = preparation.prepare(resolved)
+    print_notes(prepared.notes)
+    with Engines(prepared) as engines:
+        facts = {**preparation.inputs_of(prepared), **measurement.engine_facts(engines)}
+        with folder.hold(), Journal.open(folder.path / FILE, facts) as journal:
+            load = measurement.measure(prepared, engines, journal)
+            result = results.as_json(load)
+            click.echo(results.table(result))
+            for line in (*results.sentences(result), *(f"warning: {each}" for each in results.warnings(result))):
+                click.echo(line)
+            folder.write_json(results.RESULTS, result)
+            load_page.write(folder.path, result)
+            if json_path:
+                write_whole(json_path, json_format.dumps(result, indent=2, ensure_ascii=False) + "\n")
+            if outbox is None:
+                click.echo("mlflow is not installed: no run was made.")
+            else:
+                files = results.paths(folder.path)
+                main = outbox.main({}, files, [Input.of(prepared.task.dataset(), "evaluation")])
+                runs = results.method_runs(load, result, uid_of(folder.path))
+                click.echo((outbox.add(files) if outbox.is_sent else outbox.send(main, runs)).charts)
+    click.echo(f"page: {folder.path / results.PAGE}")
+
+
+def _names_engine(flags: Mapping[str, str]) -> bool:
+    """True if the settings file names a served engine. What is wrong with the file is told when it is resolved."""
+    try:
+        return bool(flags.get("config")) and "engine" in config.load_yaml(
+            reading.path_of(flags["config"], "config file", ConfigError)
+        )
+    except ConfigError:
+        return False
 
 
 def _fitted(

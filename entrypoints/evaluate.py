@@ -12,8 +12,9 @@ import click
 from specexp import config
 from specexp.addresses import mask
 from specexp.command_line import guarded, outbox_of, output_path, own_options, print_notes, settings_options, tags_of
+from specexp.config import load_settings
 from specexp.config.schema import OPTIONS, help_texts, option_names
-from specexp.errors import Unsent
+from specexp.errors import ConfigError, Unsent
 from specexp.pair import first_look
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def evaluate(
 ) -> None:
     """Resolve, run and log one experiment. Raises SpecexpError."""
     resolved = config.resolve(experiment, flags, executes=True)
+    if faults := load_settings.refused(resolved):
+        raise ConfigError(faults)
     folder_path = output_path(output, f"{resolved.name}-{resolved.hash}")
     # Import torch and mlflow only after the settings are checked.
     from specexp.evaluation.token_view.selection import ShownPrompts

@@ -32,7 +32,7 @@ ROWS = [
     {"checkpoints", "drafter", "judge", "metrics", "zoo"},
     {"methods", "rule_calibration", "judge_comparison", "judge_report"},
     {"evaluation", "evaluation.token_view", "evaluation.report", "api"},
-    {"certify", "advise", "benchmark", "serving"},
+    {"certify", "advise", "benchmark", "load", "serving"},
     {"engine_certify"},
     {"specexp"},
     {"command_line", "lm_eval"},
@@ -40,7 +40,7 @@ ROWS = [
     {"__main__"},
 ]
 # Stories of their own, which never import each other.
-STORIES = {"certify", "advise", "benchmark", "serving"}
+STORIES = {"certify", "advise", "benchmark", "load", "serving"}
 SOURCES = sorted([*(ROOT / "specexp").rglob("*.py"), *(ROOT / "entrypoints").rglob("*.py")])
 HEAVY = {"torch", "transformers", "mlflow", "numpy"}
 MOST_FILES, MOST_SHARE, MOST_LINES = 16, 0.2, 300

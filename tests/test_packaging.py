@@ -37,6 +37,7 @@ EVALUATE = [
 BENCHMARK = [
     "experiment", "pair", "target", "draft", "chat_template", "task", "data", "gamma", "max_new_tokens", "limit",
     "seed", "repeats", "batch", "config", "output", "resume", "quick", "compiled", "json",
+    "concurrency", "request_rate", "num_requests", "warmup_requests", "level_seconds", "ttft_bound", "tpot_bound",
 ]  # fmt: skip
 
 CERTIFY = [

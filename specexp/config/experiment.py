@@ -47,7 +47,8 @@ LATER = {
 LATER_OF_EXPERIMENT: dict[str, Any] = {
     "min_new_tokens": 0, "ignore_eos": False, "stop": (), "system": "", "shots_data": None,
     "comparator": AUTO_KIND, "min_similarity": MIN_SIMILARITY, "prompt_tokens": 0, "execute": NO_EXECUTION,
-    "engine": (), "thinking_budget": 0,
+    "engine": (), "thinking_budget": 0, "concurrency": (), "request_rate": (), "num_requests": 32,
+    "warmup_requests": 1, "level_seconds": 60.0, "ttft_bound": 0.0, "tpot_bound": 0.0,
 }  # fmt: skip
 PROPOSERS = ("suffix", "lookup", "draft")
 LATER_OF_MODELS = {
@@ -159,6 +160,14 @@ class Experiment:
     prompt_tokens: int = 0  # of long prompts
     engine: tuple[ServedMethod, ...] = ()  # served engines
     thinking_budget: int = 0  # tokens of a thought apart from those of the answer; 0 is no budget
+    # Of load on served engines:
+    concurrency: tuple[int, ...] = ()  # clients at once
+    request_rate: tuple[float, ...] = ()  # arrivals a second
+    num_requests: int = 32
+    warmup_requests: int = 1
+    level_seconds: float = 60.0
+    ttft_bound: float = 0.0  # ms; 0 is no bound
+    tpot_bound: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

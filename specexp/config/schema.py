@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 
 from specexp.config.experiment import MAX_GAMMA
+from specexp.config.load_settings import LOAD
 from specexp.config.models import model_settings
 from specexp.config.parsers import (
     EXECUTIONS,
@@ -199,6 +200,7 @@ SETTINGS: dict[str, Setting] = {
         parse_served, "Give the served engines that methods name as engine:NAME.", otherwise="none", commands=(),
         more="[Served engines](served_engines.md) has its parts.",
     ),
+    **LOAD,
     "bonus": Setting(
         switch, "Draw one more token from the target after a fully accepted chain.", "true", commands=()
     ),

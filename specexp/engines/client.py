@@ -18,30 +18,25 @@ from typing import Any, Self, TypeVar
 import httpx2
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
-from specexp.addresses import HIDDEN, mask
 from specexp.engines.body import Prompt, Sampling, Wanted, body_of
 from specexp.engines.endpoint import Endpoint
-from specexp.engines.stream import Answer, Interrupted, Reader, chunks
-from specexp.errors import EngineError, first_line, shown
+from specexp.engines.responses import (
+    OK,
+    Busy,
+    Refused,
+    check_status,
+    check_stream,
+    headers_of,
+    named,
+    timeout_of,
+    without_key,
+)
+from specexp.engines.stream import Answer, Interrupted, Reader
+from specexp.errors import EngineError, first_line
 
 T = TypeVar("T")
 ATTEMPTS = 5
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds; each wait is twice the one before
-CONNECT = 10.0  # seconds to connect in
-BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
-REFUSED = frozenset({400, 404, 415, 422, 501})  # with which servers refuse a field that they do not know
-
-
-class Refused(EngineError):
-    """The server refused the request's fields."""
-
-
-class Busy(EngineError):
-    """The server cannot answer now; `wait` is when it says to ask again, in seconds, or 0."""
-
-    def __init__(self, message: str, wait: float = 0.0) -> None:
-        super().__init__(message)
-        self.wait = wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +68,8 @@ class EngineClient:
         self.endpoint = endpoint
         self._key = endpoint.key()
         self._clock = clock
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         # Redirects are not followed: the key is for this address alone.
-        self._http = httpx2.Client(headers=headers, timeout=httpx2.Timeout(endpoint.timeout, connect=CONNECT))
+        self._http = httpx2.Client(headers=headers_of(self._key), timeout=timeout_of(endpoint))
         self._retrying = Retrying(
             stop=stop_after_attempt(ATTEMPTS), wait=_wait, retry=retry_if_exception(_may_pass), sleep=sleep,
             reraise=True,
@@ -94,13 +88,12 @@ class EngineClient:
     ) -> Answer:
         """Return the answer. Raises Refused for a request that this server does not take, EngineError for failures."""
         body = body_of(self.endpoint, prompt, sampling, wanted, switch)
-        path = "/chat/completions" if self.endpoint.api == "chat" else "/completions"
         attempts = 0
 
         def once() -> Answer:
             nonlocal attempts
             attempts += 1
-            return self._stream(self.endpoint.url + path, body)
+            return self._stream(self.endpoint.completions, body)
 
         answer = self._with_retries(once)
         answer.attempts = attempts
@@ -140,14 +133,10 @@ class EngineClient:
         with self._http.sse(url, method="POST", json=dict(body), max_event_size=None) as source:
             response = source.response
             self._check(response)
-            kind = response.headers.get("Content-Type", "none")
-            if not kind.lower().startswith("text/event-stream"):
-                said = shown(self._hide(kind))
-                raise EngineError(
-                    f"it answers with content type {said} where a stream is asked for; check url and api."
-                )
-            for chunk in chunks((event.data for event in source), self._hide):
-                reader.add(chunk, self._clock() - begun)
+            check_stream(response, self._hide)
+            for event in source:
+                if reader.add_event(event.data, lambda: self._clock() - begun):
+                    break
         return reader.finish(self._clock() - begun)
 
     def _get(self, url: str) -> str | None:
@@ -160,20 +149,9 @@ class EngineClient:
 
     def _check(self, response: httpx2.Response) -> None:
         """Raise the error that this status is. The body of an error is read in full, since servers explain there."""
-        status = response.status_code
-        if status == 200:
-            return
-        response.read()
-        said = f"status {status}: {shown(self._hide(_said(response)))}"
-        if status in BUSY:
-            raise Busy(f"{said}; start it anew, or ask it for less at a time.", _retry_after(response))
-        if status in (401, 403):
-            variable = self.endpoint.key_env
-            way_out = f"check the key in {variable}" if variable else "name the key's environment variable in key_env"
-            raise EngineError(f"{said}; {way_out}.")
-        if status in REFUSED:
-            raise Refused(f"{said}; check url, model and api, or leave out the setting that it refuses.")
-        raise EngineError(f"{said}; check the url.")
+        if response.status_code != OK:
+            response.read()
+        check_status(response, self.endpoint, self._hide)
 
     def _with_retries(self, once: Callable[[], T]) -> T:
         try:
@@ -186,11 +164,10 @@ class EngineClient:
             raise error from None
 
     def _named(self, message: str) -> str:
-        """Return a message with the server's address and without the key."""
-        return mask(self._hide(f"engine {self.endpoint.url}: {message}"))
+        return named(self.endpoint, message, self._hide)
 
     def _hide(self, text: str) -> str:
-        return text.replace(self._key, HIDDEN) if self._key else text
+        return without_key(text, self._key)
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -204,23 +181,3 @@ def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     said = error.wait if isinstance(error, Busy) else 0.0
     return min(LONGEST_WAIT, said or FIRST_WAIT * 2 ** (state.attempt_number - 1))
-
-
-def _retry_after(response: httpx2.Response) -> float:
-    try:
-        seconds = float(response.headers.get("Retry-After", "0"))
-    except ValueError:  # a date
-        return 0.0
-    return seconds if 0 < seconds < float("inf") else 0.0
-
-
-def _said(response: httpx2.Response) -> str:
-    """Return what an error's body says: OpenAI's `error.message`, FastAPI's `detail`, or its text."""
-    try:
-        body = response.json()
-    except ValueError:
-        return response.text.strip() or response.reason_phrase
-    if isinstance(body, Mapping):
-        error = body.get("error", body.get("message", body.get("detail", body)))
-        return str(error.get("message", error)) if isinstance(error, Mapping) else str(error)
-    return str(body)

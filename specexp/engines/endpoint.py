@@ -33,6 +33,11 @@ class Endpoint:
         """The server's address without /v1, where vLLM and SGLang have their /metrics."""
         return self.url.removesuffix("/v1")
 
+    @property
+    def completions(self) -> str:
+        """The address that completions are asked of."""
+        return self.url + ("/chat/completions" if self.api == "chat" else "/completions")
+
     def key(self) -> str:
         """Return the key, "" if none is wanted. Raises EngineError if the variable is unset."""
         if not self.key_env:

@@ -8,7 +8,7 @@ about its drafts is kept as it came, for `acceptance.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,15 +55,6 @@ class Answer:
         return "text" if self.token_ids is None else "token ids"
 
 
-def chunks(events: Iterable[str], hide: Callable[[str], str] = str) -> Iterator[dict[str, Any]]:
-    """Yield the chunks in events' data, up to [DONE]. Raises EngineError for what is no JSON object."""
-    for data in events:
-        if data.strip() == DONE:
-            return
-        if data:  # else an event of another kind, or a sign of life
-            yield _chunk(data, hide)
-
-
 def _chunk(text: str, hide: Callable[[str], str]) -> dict[str, Any]:
     try:
         chunk = json.loads(text)
@@ -84,6 +75,17 @@ class Reader:
         self._hide = hide  # removes the key from what the server says, before it is shortened
         self._ids: list[int] = []
         self._logprobs: list[float] = []
+
+    def add_event(self, data: str, elapsed: Callable[[], float]) -> bool:
+        """Add an event's data, `elapsed` seconds after the request; True at the end of the stream.
+
+        Raises EngineError for what is no JSON object.
+        """
+        if data.strip() == DONE:
+            return True
+        if data:  # else an event of another kind, or a sign of life
+            self.add(_chunk(data, self._hide), elapsed())
+        return False
 
     def add(self, chunk: Mapping[str, Any], seconds: float) -> None:
         """Add a chunk that arrived this long after the request. Raises Interrupted if it reports a failure."""

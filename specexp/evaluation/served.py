@@ -58,7 +58,7 @@ class Engines:
 
     def _connect(self, engine: ServedMethod) -> None:
         client = self._open.enter_context(EngineClient(engine.endpoint))
-        prompt = self._prompt(engine, 0, [])
+        prompt = self.prompt(engine, 0)
         # With log-probabilities only to know if there are any: they would slow down what is measured.
         more = client.offer(prompt, Wanted(top_logprobs=1), engine.switch)
         offer = client.offer(prompt, Wanted(), engine.switch)
@@ -84,22 +84,31 @@ class Engines:
         """Ask for one output, after the answers `texts` of the turns before. Raises EngineError."""
         assert isinstance(job.setting, ServedSetting)
         engine = job.setting.engine
-        client, experiment = self._clients[engine.name], self.prepared.experiment
-        sampling = Sampling(
-            experiment.max_new_tokens, experiment.temperature, experiment.top_k, experiment.top_p,
-            seed=experiment.seed + job.repeat if experiment.temperature else None, stop=self.prepared.stop_texts,
-            min_tokens=experiment.min_new_tokens, ignore_eos=experiment.ignore_eos,
-        )  # fmt: skip
+        client = self._clients[engine.name]
         counting = engine.name in self._counting
         before = client.counters() if counting else ""
-        prompt = self._prompt(engine, job.index, texts)
-        answer = client.ask(prompt, sampling, self._offers[engine.name].wanted, engine.switch)
+        prompt = self.prompt(engine, job.index, texts)
+        answer = client.ask(prompt, self.sampling(job.repeat), self.wanted(engine), engine.switch)
         drafts = acceptance.of_answer(answer)
         if drafts is None and counting:
             drafts = acceptance.of_counters(before, client.counters())
         return record_of(self.prepared, job, answer, drafts)
 
-    def _prompt(self, engine: ServedMethod, index: int, texts: Sequence[str]) -> Prompt:
+    def sampling(self, repeat: int) -> Sampling:
+        """How the outputs of one repeat are sampled and where they end."""
+        experiment = self.prepared.experiment
+        return Sampling(
+            experiment.max_new_tokens, experiment.temperature, experiment.top_k, experiment.top_p,
+            seed=experiment.seed + repeat if experiment.temperature else None, stop=self.prepared.stop_texts,
+            min_tokens=experiment.min_new_tokens, ignore_eos=experiment.ignore_eos,
+        )  # fmt: skip
+
+    def wanted(self, engine: ServedMethod) -> Wanted:
+        """What this engine can be asked for besides the text, without log-probabilities."""
+        return self._offers[engine.name].wanted
+
+    def prompt(self, engine: ServedMethod, index: int, texts: Sequence[str] = ()) -> Prompt:
+        """An example's next turn, after the answers `texts` of the turns before, as this engine takes it."""
         messages: Sequence[Message] = self.prepared.examples[index].messages(texts)
         if engine.endpoint.api != "chat" and engine.endpoint.tokenizer:
             return self.prepared.pair.text.encode(messages)

@@ -9,27 +9,13 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+
+from specexp.metrics.load_metrics import LOAD_METRICS
+from specexp.metrics.metric import Metric
 
 _BLOCK = re.compile(r"(<!-- catalogue of metrics[^>]*-->\n\n).*?(\n\n<!-- end of catalogue -->)", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """Metrics with one definition. `ends` are suffixes of the last name: its interval's bounds, or the p of a test."""
-
-    names: tuple[str, ...]
-    definition: str
-    unit: str
-    better: Literal["higher", "lower", ""]  # "" if neither is
-    ends: tuple[str, ...] = ()
-
-    def all_names(self) -> tuple[str, ...]:
-        """Return all its names, including those with `ends`."""
-        return (*self.names, *(self.names[-1] + end for end in self.ends))
 
 
 METRICS: tuple[Metric, ...] = (
@@ -261,6 +247,7 @@ METRICS: tuple[Metric, ...] = (
         "of `benchmark` ([results.md](results.md#the-benchmark)) and of `train_drafter` ([drafters.md](drafters.md))",
         "as named", "",
     ),
+    *LOAD_METRICS,
 )  # fmt: skip
 
 

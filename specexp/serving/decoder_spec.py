@@ -204,7 +204,7 @@ def _experiment(settings: Mapping[str, Any]) -> Experiment:
             **settings,
             "methods": methods,
             "stop": tuple(settings.get("stop", ())),
-            "engine": (),  # a decoder is this package's own
+            **dict.fromkeys(("engine", "concurrency", "request_rate"), ()),  # a decoder is this package's own
             "target": ModelConfig(**settings["target"]),
             "draft": ModelConfig(**settings["draft"]),
             "toy": ToyConfig(**settings["toy"]) if settings["toy"] else None,

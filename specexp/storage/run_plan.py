@@ -14,9 +14,10 @@ _TEXTS = {str: str}
 _METRIC = (float, bool)
 _FILE = {"path": str, "to": str, "only": {str: object}}
 _INPUT = {"name": str, "digest": str, "source": str, "source_type": str, "num_rows": int, "context": str}
+_POINT = {"name": str, "value": float, "step": int}
 _RUN_SPEC = {
     "key": str, "name": str, "tags": _TEXTS, "params": _TEXTS, "metrics": {str: _METRIC}, "files": [_FILE],
-    "inputs": [_INPUT], "time": int,
+    "inputs": [_INPUT], "time": int, "series?": [_POINT],
 }  # fmt: skip
 _RUN_UPDATE = {"where": _TEXTS, "params": _TEXTS, "tags": _TEXTS, "metrics": {str: _METRIC}, "time": int}
 # The shape of a plan in JSON.
@@ -56,6 +57,15 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricPoint:
+    """One value of a metric that has several, at its step."""
+
+    name: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunSpec:
     """All contents of one run. Sending it twice gives the same run: `time` (ms) is when its metrics were measured."""
 
@@ -67,6 +77,7 @@ class RunSpec:
     files: Sequence[File]
     inputs: Sequence[Input]
     time: int
+    series: Sequence[MetricPoint] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +123,8 @@ class UploadPlan:
 
 def _run_spec(spec: Mapping[str, Any]) -> RunSpec:
     files, inputs = [File(**each) for each in spec["files"]], [Input(**each) for each in spec["inputs"]]
-    return RunSpec(**{**spec, "files": files, "inputs": inputs})
+    series = [MetricPoint(**each) for each in spec.get("series", ())]  # plans of earlier versions have none
+    return RunSpec(**{**spec, "files": files, "inputs": inputs, "series": series})
 
 
 def now() -> int:

@@ -118,6 +118,7 @@ def fill(run_id: str, spec: RunSpec, folder: Path) -> None:
     tags = [RunTag(key, value) for key, value in {KEY: spec.key, **spec.tags}.items()]
     params = [Param(key, value) for key, value in spec.params.items()]
     new = [Metric(k, v, spec.time, 0) for k, v in spec.metrics.items() if k not in there]
+    new += [Metric(each.name, each.value, spec.time, each.step) for each in spec.series if each.name not in there]
     client.log_batch(run_id, metrics=new, tags=tags)
     for start in range(0, len(params), _BATCH):
         client.log_batch(run_id, params=params[start : start + _BATCH])

@@ -17,7 +17,7 @@ from entrypoints.evaluate import SETTINGS as EVALUATE
 from specexp import config
 from specexp.benchmark.shapes import SHAPES
 from specexp.certify.certificate_config import FEWEST_SAMPLES, SAMPLES
-from specexp.config import pair_models
+from specexp.config import models
 from specexp.config.command_options import COMMAND_OPTIONS
 from specexp.config.experiment import LATER, MethodConfig, settings_hash
 from specexp.config.models import MODEL_SETTINGS
@@ -258,8 +258,8 @@ def test_a_files_compute_dtype_goes_with_its_presets_quantization(
         pair = read(path)
         return {**pair, "target": {"model": "x", "quantization": "nf4"}} if path.name == "llama_8b_1b.yaml" else pair
 
-    read = pair_models.load_yaml
-    monkeypatch.setattr(pair_models, "load_yaml", with_nf4)
+    read = models.load_yaml
+    monkeypatch.setattr(models, "load_yaml", with_nf4)
     (workplace / "given.yaml").write_text("pair: llama_8b_1b\ntarget: {compute_dtype: bfloat16}\n")
     target = config.resolve("arith_quick", {"config": "given.yaml"}).target
     assert (target.quantization, target.compute_dtype) == ("nf4", "bfloat16")

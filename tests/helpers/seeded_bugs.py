@@ -470,6 +470,22 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("all drafts may be lost at an end", "specexp.engines.acceptance", "        longest = self.longest\n", "        longest = drafted\n"),
         Bug("calls are not counted", "specexp.engines.acceptance", "((rounds or 0) if calls is None else calls)", "(rounds or 0)"),
     ],
+    ("load/test_loops.py",): [
+        Bug("one client too many", "specexp.load.loops", "for _ in range(clients))", "for _ in range(clients + 1))"),
+        Bug("the warm-up counts", "specexp.load.loops", "            if counting.begun is None:\n                warmed", "            if counting.begun is None:\n                counting.count(number, result, loop.time())\n                warmed"),
+        Bug("a failure is no pause", "specexp.load.loops", "await asyncio.sleep(_pause(result))", "await asyncio.sleep(0)"),
+        Bug("what did not end is forgotten", "specexp.load.loops", "            for number in unfinished:\n", "            for number in unfinished[:0]:\n"),
+        Bug("times are from when a late client sent", "specexp.load.loops", "counting.count(number, result, loop.time(), late)", "counting.count(number, result, loop.time())"),
+        Bug("arrivals at twice the rate", "specexp.load.levels", "rng.exponential(1 / rate,", "rng.exponential(0.5 / rate,"),
+        Bug("every round has the same arrivals", "specexp.load.levels", "[seed, number, 0x10AD]", "[seed, 0x10AD]"),
+    ],
+    ("load/test_estimates.py",): [
+        Bug("goodput has one bound", "specexp.load.estimates", "return in_time and (", "return in_time or ("),
+        Bug("a draw of longer requests takes no longer", "specexp.load.estimates", "window = segment.seconds * sums[:, 3] / whole[3]", "window = np.full(draws + 1, segment.seconds)"),
+        Bug("methods draw other rounds", "specexp.load.estimates", "picks = np.random.default_rng(0)", "picks = np.random.default_rng()"),
+        Bug("speculation ends to pay at the first level where it does not", "specexp.load.estimates", "np.where(pays.any(axis=0), len(levels) - np.argmax(pays[::-1], axis=0), 0)", "np.where(pays.all(axis=0), len(levels), np.argmin(pays, axis=0))"),
+        Bug("failures take none of the client's time", "specexp.load.capacity", "len(each.samples) + len(each.failures)", "len(each.samples)"),
+    ],
     ("serving/test_openai_interface.py",): [
         Bug("a request without a seed has the server's", SERVICE, 'if "seed" not in wanted.params:', "if False:"),
         Bug("speculation is not switched off", SERVICE, "if not wanted.speculation:", "if False:"),
