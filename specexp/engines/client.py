@@ -27,6 +27,7 @@ from specexp.errors import EngineError, first_line, shown
 T = TypeVar("T")
 ATTEMPTS = 5
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds; each wait is twice the one before
+TRIAL_TOKENS = 8  # enough to tell one model's output from another's
 CONNECT = 10.0  # seconds to connect in
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 REFUSED = frozenset({400, 404, 415, 422, 501})  # with which servers refuse a field that they do not know
@@ -52,6 +53,7 @@ class Offer:
     token_ids: bool
     logprobs: bool
     num_tokens: bool  # that it counts the tokens of an output
+    text: str = ""  # what it answered, greedily
 
     def words(self) -> str:
         """Return what outputs can be compared by, for the report."""
@@ -107,8 +109,8 @@ class EngineClient:
         return answer
 
     def offer(self, prompt: Prompt, wanted: Wanted, switch: Mapping[str, Any] | None = None) -> Offer:
-        """Find out what the server gives: ask for two tokens with everything wanted, then with less and less."""
-        sampling = Sampling(max_tokens=2)
+        """Find out what the server gives: ask for a few tokens with everything wanted, then with less and less."""
+        sampling = Sampling(max_tokens=TRIAL_TOKENS)
         refusal: Refused | None = None
         for each in (wanted, *wanted.fewer()):
             try:
@@ -116,7 +118,8 @@ class EngineClient:
             except Refused as error:
                 refusal = refusal or error
                 continue
-            return Offer(each, answer.token_ids is not None, answer.logprobs is not None, answer.num_tokens is not None)
+            has = answer.token_ids is not None, answer.logprobs is not None, answer.num_tokens is not None
+            return Offer(each, *has, answer.text)
         assert refusal is not None, "nothing was asked"
         raise refusal
 

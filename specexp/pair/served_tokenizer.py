@@ -30,9 +30,9 @@ def check_served_tokenizer(experiment: Experiment, target: Any, load: Callable[[
     if wrong:
         shown = ", ".join(f"{token!r} is {tokens[token]} and {served.get(token, 'missing')}" for token in wrong[:3])
         raise ModelError(
-            f"{', '.join(each.method for each in engines)}: tokenizer '{named}' is not that of the target '{own}', whose"
-            f" ids our own methods and the engines are given: {len(wrong)} tokens differ ({shown}). Serve the target"
-            " itself, leave tokenizer out to send text, or leave out our own methods."
+            f"{', '.join(each.method for each in engines)}: tokenizer '{named}' is not that of the target '{own}',"
+            f" whose ids our own methods and the engines are given: {len(wrong)} tokens differ ({shown}). Serve the"
+            " target itself, leave tokenizer out to send text, or leave out our own methods."
         )
 
 

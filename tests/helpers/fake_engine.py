@@ -35,6 +35,7 @@ class FakeEngine:
     paths: list[str] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     url: str = ""
+    models: list[str] = field(default_factory=lambda: ["m", "n"])
 
     def reply(self, body: Mapping[str, Any]) -> Reply:
         if refused := sorted(self.refused & body.keys()):
@@ -64,7 +65,9 @@ def fake_engine(*replies: Reply, refused: Sequence[str] = (), metrics: Sequence[
             if self.path == "/metrics" and engine.metrics:
                 self._send(200, engine.metrics.pop(0).encode(), "text/plain")
             elif self.path == "/v1/models":
-                self._send(200, json.dumps({"data": [{"id": "m"}, {"id": "n"}]}).encode(), "application/json")
+                self._send(
+                    200, json.dumps({"data": [{"id": each} for each in engine.models]}).encode(), "application/json"
+                )
             else:
                 self._send(404, b"{}", "application/json")
 
