@@ -2,7 +2,8 @@
 
 vLLM: counters of /metrics, of all requests since it began (`vllm:spec_decode_num_drafts_total`, ...), or of one request
 with `--per-request-spec-decode-metrics`. SGLang: `meta_info` of each choice, whose names differ by version. llama.cpp:
-`timings.draft_n` and `draft_n_accepted`. A server of this project: `usage.drafted`, `accepted` and `rounds`.
+`timings.draft_n` and `draft_n_accepted`. A server of this project: `usage.drafted`, `accepted` and
+`target_calls`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ _SGLANG = (
 class DraftCounts:
     """A server's counts of one answer, or of all. None is what it does not say.
 
-    `num_rounds` are verifying calls that had a draft. `by_position[i]` is how many had draft i accepted.
+    `num_rounds` are verifying calls that had a draft. `by_position[i]` is how many had draft i accepted. `num_calls` are
+    all calls that emitted tokens, with a draft or without one, where the server counts accepted tokens up to the end of
+    an output only.
     """
 
     source: str
@@ -37,6 +40,21 @@ class DraftCounts:
     num_accepted: int | None
     num_rounds: int | None = None
     by_position: tuple[int, ...] = ()
+    num_calls: int | None = None
+
+    @property
+    def longest(self) -> int | None:
+        """The longest draft, as far as the counts tell: of drafts of one length exactly, else a lower bound."""
+        if self.by_position:
+            return len(self.by_position)
+        if self.num_rounds and self.num_drafted is not None:
+            return -(-self.num_drafted // self.num_rounds)
+        return None
+
+    @property
+    def can_be_refuted(self) -> bool:
+        """True if there are calls or rounds, with which accepted tokens must add up to those of the outputs."""
+        return self.num_accepted is not None and (self.num_calls is not None or self.num_rounds is not None)
 
     def metrics(self) -> dict[str, float]:
         """Return what the counts give under the names of docs/metrics.md."""
@@ -57,20 +75,26 @@ class DraftCounts:
         """Return what cannot be true of outputs with this many tokens in all.
 
         Each round emits its accepted drafts and one token more; of an output, only the last round may lose tokens, at
-        the end: at most its drafts and the extra token.
+        the end: at most the longest draft and the extra token. Where all calls are known, accepted tokens and calls are
+        also no fewer than the tokens.
         """
-        drafted, accepted, rounds = self.num_drafted, self.num_accepted, self.num_rounds
+        drafted, accepted, rounds, calls = self.num_drafted, self.num_accepted, self.num_rounds, self.num_calls
         if accepted is None:
             return []
         result = []
         if drafted is not None and accepted > drafted:
             result.append(f"{accepted} of {drafted} drafted tokens are counted as accepted.")
-        longest = len(self.by_position) or (drafted if drafted is not None else accepted)
-        lost = num_outputs * (longest + 1)
-        emitted = accepted + (rounds or 0)
+        longest = self.longest
+        if longest is None:  # nothing tells how long a draft is, so that the last one may have been all of them
+            longest = drafted if drafted is not None else accepted
+        lost = num_outputs * (1 if calls is not None else longest + 1)
+        unit = "rounds" if calls is None else "calls"
+        emitted = accepted + ((rounds or 0) if calls is None else calls)
+        words = f"{accepted} accepted tokens" + (f" in {emitted - accepted} {unit}" if emitted > accepted else "")
         if emitted > num_tokens + lost:
-            words = f"{accepted} accepted tokens" + (f" in {rounds} rounds" if rounds else "")
             result.append(f"{words} are {emitted} tokens or more, but the outputs have {num_tokens}.")
+        if calls and emitted < num_tokens:
+            result.append(f"{words} are {emitted} tokens at most, but the outputs have {num_tokens}.")
         if self.by_position and sum(self.by_position) != accepted:
             result.append(f"{accepted} tokens are counted as accepted, but {sum(self.by_position)} by position.")
         if rounds is not None and any(count > rounds for count in self.by_position):
@@ -98,6 +122,7 @@ def total(each: Sequence[DraftCounts]) -> DraftCounts | None:
         _sum([one.num_accepted for one in each]),
         _sum([one.num_rounds for one in each]),
         tuple(sum(one.by_position[i] for one in each if i < len(one.by_position)) for i in range(width)),
+        _sum([one.num_calls for one in each]),
     )
 
 
@@ -164,7 +189,9 @@ def _of_llama_cpp(timings: Mapping[str, Any]) -> DraftCounts | None:
 
 def _of_own(usage: Mapping[str, Any]) -> DraftCounts | None:
     drafted, accepted = _count(usage, "drafted"), _count(usage, "accepted")
-    return None if drafted is None else DraftCounts("usage", drafted, accepted, _count(usage, "rounds"))
+    if drafted is None:
+        return None
+    return DraftCounts("usage", drafted, accepted, _count(usage, "rounds"), (), _count(usage, "target_calls"))
 
 
 def _count(given: Mapping[str, Any], name: str) -> int | None:

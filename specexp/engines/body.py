@@ -52,6 +52,7 @@ class Wanted:
     token_ids: bool = True
     top_logprobs: int = 0  # 0: no log-probabilities
     usage: bool = True
+    tokens_as_ids: bool = False  # that log-probabilities name tokens by their ids, as `token_id:5` (vLLM)
 
     def fields(self, api: Api) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -62,6 +63,8 @@ class Wanted:
             result |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         elif self.top_logprobs:
             result["logprobs"] = self.top_logprobs
+        if self.tokens_as_ids:
+            result["return_tokens_as_token_ids"] = True
         if self.usage:
             result["stream_options"] = {"include_usage": True}
         return result

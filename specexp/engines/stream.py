@@ -30,7 +30,9 @@ class Answer:
     prompt_ids: list[int] | None = None
     logprobs: list[float] | None = None  # of the emitted tokens
     top_logprobs: list[dict[str, float]] = field(default_factory=list)  # by token as the server writes it
+    top_ids: list[dict[int, float]] = field(default_factory=list)  # the same by id, where the server gives ids
     finish_reason: str = ""
+    stop_reason: str | int | None = None  # the stop string or token that ended it, where the server says so
     num_tokens: int | None = None
     num_prompt_tokens: int | None = None
     num_chunks: int = 0
@@ -108,6 +110,7 @@ class Reader:
         self._logprobs += emitted
         answer.text += text
         answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+        answer.stop_reason = choice.get("stop_reason", answer.stop_reason)
         if text or ids or emitted:
             answer.num_chunks += 1
             answer.first_seconds = seconds if answer.first_seconds is None else answer.first_seconds
@@ -139,8 +142,10 @@ class Reader:
         if isinstance(given.get("content"), list):  # chat, and llama.cpp's completions
             entries = given["content"]
             for entry in entries:
-                self.answer.top_logprobs.append(
-                    {str(top.get("token")): float(top["logprob"]) for top in entry.get("top_logprobs") or []}
+                tops = entry.get("top_logprobs") or []
+                self.answer.top_logprobs.append({str(top.get("token")): float(top["logprob"]) for top in tops})
+                self.answer.top_ids.append(
+                    {int(top["id"]): float(top["logprob"]) for top in tops if isinstance(top.get("id"), int)}
                 )
             ids = [entry["id"] for entry in entries if isinstance(entry.get("id"), int)]
             return [float(entry["logprob"]) for entry in entries], ids if len(ids) == len(entries) else []

@@ -95,8 +95,8 @@ def test_llama_cpp_says_it_in_its_timings() -> None:
 
 
 def test_a_server_of_this_project_says_it_in_its_usage() -> None:
-    usage = {"completion_tokens": 9, "drafted": 8, "accepted": 6, "rounds": 2}
-    assert of_answer(answer(usage=usage)) == DraftCounts("usage", 8, 6, 2)
+    usage = {"completion_tokens": 9, "drafted": 8, "accepted": 6, "target_calls": 3}
+    assert of_answer(answer(usage=usage)) == DraftCounts("usage", 8, 6, num_calls=3)
     assert of_answer(answer(usage={"completion_tokens": 9})) is None
     assert of_answer(answer()) is None
 
@@ -122,3 +122,18 @@ def test_counts_that_cannot_be_true_are_told() -> None:
     assert true.faults(14) == []
     assert len(true.faults(13)) == 1
     assert true.faults(13, num_outputs=2) == []
+
+
+def test_doubled_acceptance_is_told_below_one_half_too() -> None:
+    # 100 tokens of 60 calls with 4 drafts each, of which 40 were accepted; all calls are known.
+    assert DraftCounts("usage", 240, 40, num_calls=60).faults(100) == []
+    (fault,) = DraftCounts("usage", 240, 80, num_calls=60).faults(100)
+    assert fault == "80 accepted tokens in 60 calls are 140 tokens or more, but the outputs have 100."
+    (fault,) = DraftCounts("usage", 240, 20, num_calls=60).faults(100)
+    assert "80 tokens at most, but the outputs have 100" in fault
+    # Drafts of one length: a last round loses 4 tokens and one more.
+    assert DraftCounts("SGLang meta_info", 240, 45, 60).faults(100) == []
+    assert len(DraftCounts("SGLang meta_info", 240, 80, 60).faults(100)) == 1
+    # Without calls or rounds nothing refutes it.
+    assert DraftCounts("llama.cpp timings", 240, 80).faults(100) == []
+    assert not DraftCounts("llama.cpp timings", 240, 80).can_be_refuted
