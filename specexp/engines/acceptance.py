@@ -31,8 +31,7 @@ class DraftCounts:
     """A server's counts of one answer, or of all. None is what it does not say.
 
     `num_rounds` are verifying calls that had a draft. `by_position[i]` is how many had draft i accepted. `num_calls` are
-    all calls that emitted tokens, with a draft or without one, where the server counts accepted tokens up to the end of
-    an output only.
+    all calls that emitted tokens, with a draft or without one.
     """
 
     source: str
@@ -47,8 +46,9 @@ class DraftCounts:
         """The longest draft, as far as the counts tell: of drafts of one length exactly, else a lower bound."""
         if self.by_position:
             return len(self.by_position)
-        if self.num_rounds and self.num_drafted is not None:
-            return -(-self.num_drafted // self.num_rounds)
+        rounds = self.num_rounds or self.num_calls
+        if rounds and self.num_drafted is not None:
+            return -(-self.num_drafted // rounds)
         return None
 
     @property
@@ -87,7 +87,7 @@ class DraftCounts:
         longest = self.longest
         if longest is None:  # nothing tells how long a draft is, so that the last one may have been all of them
             longest = drafted if drafted is not None else accepted
-        lost = num_outputs * (1 if calls is not None else longest + 1)
+        lost = num_outputs * (longest + 1)
         unit = "rounds" if calls is None else "calls"
         emitted = accepted + ((rounds or 0) if calls is None else calls)
         words = f"{accepted} accepted tokens" + (f" in {emitted - accepted} {unit}" if emitted > accepted else "")

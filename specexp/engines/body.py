@@ -7,11 +7,12 @@ is asked for besides the text: where a server refuses that, the client does with
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from specexp.engines.endpoint import Api, Endpoint
 
+FEWEST_TOP = 5  # log-probabilities that OpenAI's completions give at most
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]  # a text or ids; of chat, messages
 
 
@@ -52,12 +53,14 @@ class Wanted:
     token_ids: bool = True
     top_logprobs: int = 0  # 0: no log-probabilities
     usage: bool = True
+    meta_info: bool = True  # SGLang's counts of drafts
     tokens_as_ids: bool = False  # that log-probabilities name tokens by their ids, as `token_id:5` (vLLM)
 
     def fields(self, api: Api) -> dict[str, Any]:
         result: dict[str, Any] = {}
         if self.token_ids:  # vLLM and SGLang; llama.cpp ignores it and has ids among its log-probabilities
             result["return_token_ids"] = True
+        if self.meta_info:
             result["return_meta_info"] = True
         if self.top_logprobs and api == "chat":
             result |= {"logprobs": True, "top_logprobs": self.top_logprobs}
@@ -72,10 +75,13 @@ class Wanted:
     def fewer(self) -> list[Wanted]:
         """Return what to ask for instead, most first, if a server refuses this."""
         tried = [
-            Wanted(False, self.top_logprobs, self.usage),
-            Wanted(False, self.top_logprobs, False),
-            Wanted(False, 0, self.usage),
-            Wanted(False, 0, False),
+            replace(self, meta_info=False),
+            *(
+                Wanted(token_ids, top, usage, meta_info=False, tokens_as_ids=self.tokens_as_ids and token_ids)
+                for top in dict.fromkeys((self.top_logprobs, min(self.top_logprobs, FEWEST_TOP), 0))
+                for token_ids in (self.token_ids, False)
+                for usage in (self.usage, False)
+            ),
         ]
         return [each for each in dict.fromkeys(tried) if each != self]
 

@@ -77,7 +77,7 @@ def test_the_key_comes_from_the_environment_alone(monkeypatch: pytest.MonkeyPatc
 
 def test_a_request_has_openais_fields_and_others_only_where_they_change_something() -> None:
     endpoint = Endpoint("http://host/v1", "m")
-    plain = body_of(endpoint, [1, 2], Sampling(8), Wanted(False, 0, False))
+    plain = body_of(endpoint, [1, 2], Sampling(8), Wanted(False, 0, False, False))
     assert plain == {"model": "m", "prompt": [1, 2], "stream": True, "max_tokens": 8, "temperature": 0.0}
     sampling = Sampling(8, 0.7, 5, 0.9, 0.1, 3, ("\n",), 2, True, {7: -1.0})
     full = body_of(endpoint, "a", sampling, Wanted(top_logprobs=4), {"speculative": False})
@@ -98,7 +98,13 @@ def test_chat_asks_for_log_probabilities_otherwise() -> None:
 
 
 def test_less_is_asked_for_step_by_step() -> None:
-    wanted = Wanted(True, 2, True)
-    assert wanted.fewer() == [Wanted(False, 2), Wanted(False, 2, False), Wanted(False, 0), Wanted(False, 0, False)]
-    assert Wanted(True, 0, False).fewer() == [Wanted(False, 0, False)]
-    assert Wanted(False, 0, False).fewer() == []
+    wanted = Wanted(True, 8, tokens_as_ids=True)
+    assert wanted.fewer()[:5] == [
+        Wanted(True, 8, meta_info=False, tokens_as_ids=True),
+        Wanted(True, 8, False, False, True),
+        Wanted(False, 8, meta_info=False),
+        Wanted(False, 8, False, False),
+        Wanted(True, 5, meta_info=False, tokens_as_ids=True),
+    ]
+    assert wanted.fewer()[-1] == Wanted(False, 0, False, False)
+    assert Wanted(False, 0, False, False).fewer() == []

@@ -182,10 +182,10 @@ def test_a_server_that_refuses_fields_is_asked_for_less() -> None:
     refused = ("return_token_ids", "stream_options")
     with fake_engine(Reply((text_chunk("a", "stop"),)), refused=refused) as engine, Asking(engine).client as client:
         offer = client.offer("x", Wanted(True, 2, True))
-    assert offer.wanted == Wanted(False, 2, False)
+    assert offer.wanted == Wanted(False, 2, False, False)
     assert (offer.token_ids, offer.logprobs, offer.num_tokens) == (False, False, False)
     assert offer.words() == "the server gives text, but no token ids and no log-probabilities"
-    assert len(engine.requests) == 3
+    assert len(engine.requests) == 5
 
 
 def test_a_sampling_that_is_refused_is_not_left_out() -> None:
