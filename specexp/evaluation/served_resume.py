@@ -28,8 +28,9 @@ def check_same_server(name: str, begun: Sequence[Mapping[str, Any]], now: Mappin
             )
         if before["compared_by"] != now["compared_by"]:
             raise EngineError(
-                f"{SERVED}{name}: the server at {now['url']} gave outputs to compare by {before['compared_by']} when this"
-                f" folder was begun, and now by {now['compared_by']}, so it is another server or version; {WAY_OUT}"
+                f"{SERVED}{name}: the server at {now['url']} gave outputs to compare by {before['compared_by']} when"
+                f" this folder was begun, and now by {now['compared_by']}, so it is another server or version;"
+                f" {WAY_OUT}"
             )
 
 
