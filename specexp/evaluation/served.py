@@ -31,6 +31,7 @@ COUNTS = (
     "num_rounds", "num_drafted", "num_accepted", "num_judged", "num_cut", "num_full", "num_tested", "num_target_calls",
     "num_target_positions", "num_draft_calls", "num_draft_positions",
 )  # fmt: skip
+UNSEEN = ("calls/", "speed/prefill", "speed/speedup_end_to_end")  # metrics that no one outside a server can know
 
 
 @dataclass(slots=True)
@@ -167,10 +168,11 @@ def drafts_of(records: Sequence[Record]) -> DraftCounts | None:
     return acceptance.total([DraftCounts(**{**each, "by_position": tuple(each["by_position"])}) for each in said])
 
 
-def metrics(records: Sequence[Record]) -> dict[str, float]:
-    """Return what an engine's records give besides the metrics of all: time per token, and the server's acceptance."""
+def metrics(records: Sequence[Record], of_all: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of an engine: those of all that can be seen from outside, time per token, and the server's
+    acceptance. Calls and the time of a prompt cannot be seen; a request's seconds include its prompt."""
     longer = [record for record in records if num_tokens(record) > 1]
-    result: dict[str, float] = {}
+    result = {name: value for name, value in of_all.items() if not name.startswith(UNSEEN)}
     if tokens := sum(num_tokens(record) - 1 for record in longer):
         seconds = sum(record["served"]["last_seconds"] - record["time_to_first_token"] for record in longer)
         result["speed/time_per_token"] = seconds / tokens

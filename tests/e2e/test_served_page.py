@@ -32,7 +32,8 @@ def arguments(folder: Path, plain: ServerProcess, spec: ServerProcess, *methods:
     addresses = {"plain": plain, "spec": spec}
     engines = {name: {"url": f"http://127.0.0.1:{server.port}"} for name, server in addresses.items()}
     engine = {"model": "arith", "tokenizer": "zoo:target", "methods": engines}
-    given = {"engine": engine, "methods": list(methods), "gamma": 4, "limit": limit, "max_new_tokens": 60}
+    given = {"engine": engine, "methods": list(methods), "limit": limit, "max_new_tokens": 60}
+    given |= {"gamma": 4} if "speculative" in methods else {}
     (folder / "mine.yaml").write_text(yaml.safe_dump(given))
     return ["--experiment", "arith_quick", "--config", "mine.yaml", "--output", "out"]
 
@@ -60,6 +61,9 @@ def test_two_engines_and_our_own_methods_are_one_page(workplace: Path) -> None:
     for label in summary:
         assert label in page
     assert "Engines are compared with engine:plain, never with our own methods" in page
+    assert re.search(r"engine:spec answers at .* the speed of engine:plain", re.sub("<[^>]*>", "", page))
+    assert "records of an earlier version" not in page
+    assert not [name for name in summary["engine:spec"] if name.startswith("calls/")]  # which no client can count
     assert "engine:spec: the server gives text and token ids and log-probabilities" in page
     tags = {name: run.data.tags["engine"] for name, run in flat_runs().items()}
     assert sorted(tags.values()) == ["in-process", "in-process", "plain", "spec"]
