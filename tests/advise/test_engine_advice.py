@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from entrypoints.advise import command
 from helpers.cli_runner import invoke, records, runs
 from helpers.fake_engine import FakeEngine, Reply, fake_engine, text_chunk, usage_chunk
 from specexp import config
-from specexp.advise.engine_advice import EngineAdvice, advice_on, table
+from specexp.advise.engine_advice import EngineAdvice, advice_on, checked, table
 from specexp.engines import client
+from specexp.errors import ConfigError
 from specexp.evaluation import preparation
 from specexp.storage.records import Record
 
@@ -109,7 +111,6 @@ def test_a_run_on_servers_is_written_and_goes_on_where_one_died(workplace: Path)
     [
         ({"methods": ["engine:plain", "engine:spec", "baseline"]}, "has baseline next to engines"),
         ({"engine": {"model": "m", "url": "http://127.0.0.1:9"}, "methods": ["engine:served"]}, "has one engine"),
-        ({"history": "own"}, "history is own"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_asked(
@@ -120,3 +121,13 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_asked(
     assert result.exit_code == 2, result.output
     assert said in result.output
     assert not (workplace / "out").exists()
+
+
+def test_faults_of_engines_are_told_at_once() -> None:
+    engine = {"url": "http://127.0.0.1:9", "model": "m"}
+    experiment = config.resolve("toy_quick", {"engine": engine, "methods": "engine:served"})
+    with pytest.raises(ConfigError) as caught:
+        checked(replace(experiment, history="own"), sweep=True)
+    assert len(caught.value.faults) == 3
+    assert "history is own, but engines are compared on the same prompts" in str(caught.value)
+    assert "sweep is given, but all engines are measured anyway" in str(caught.value)
