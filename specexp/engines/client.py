@@ -124,13 +124,12 @@ class EngineClient:
         raise refusal
 
     def models(self) -> list[str]:
-        """Return the names of the server's models; empty if it does not list them."""
-        text = self._with_retries(lambda: self._get(f"{self.endpoint.url}/models"))
-        if text is None:
-            return []
+        """Return the names of the server's models; empty if it does not list them, or cannot: transformers' server
+        fails there where no hub cache exists."""
         try:
-            return [str(each["id"]) for each in json.loads(text)["data"]]
-        except (ValueError, KeyError, TypeError):
+            text = self._get(f"{self.endpoint.url}/models")
+            return [] if text is None else [str(each["id"]) for each in json.loads(text)["data"]]
+        except (httpx2.HTTPError, EngineError, ValueError, KeyError, TypeError):
             return []
 
     def counters(self) -> str:

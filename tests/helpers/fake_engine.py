@@ -67,6 +67,8 @@ def fake_engine(
             engine.paths.append(self.path)
             if self.path == "/metrics" and engine.metrics:
                 self._send(200, engine.metrics.pop(0).encode(), "text/plain")
+            elif self.path == "/v1/models" and not engine.models:
+                self._send(500, b"Internal Server Error", "text/plain")
             elif self.path == "/v1/models":
                 self._send(
                     200, json.dumps({"data": [{"id": each} for each in engine.models]}).encode(), "application/json"
