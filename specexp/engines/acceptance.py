@@ -24,6 +24,7 @@ _SGLANG = (
     ("spec_accepted_drafts", "spec_proposed_drafts"),
     ("spec_accept_token_num", "spec_draft_token_num"),
 )
+_SGLANG_HISTOGRAMS = ("spec_correct_drafts_histogram", "spec_accept_histogram")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +164,7 @@ def _of_vllm(metrics: Mapping[str, Any]) -> DraftCounts | None:
     given = metrics.get("speculative_decoding")
     if not isinstance(given, Mapping):
         return None
-    # Entry j of the histogram counts the rounds that accepted exactly j drafts.
-    histogram = _counts(given.get("acceptance_histogram"))
-    by_position = tuple(sum(histogram[i:]) for i in range(1, len(histogram)))
+    by_position = _by_position(_counts(given.get("acceptance_histogram")))
     return DraftCounts(
         "vLLM metrics", _count(given, "num_draft_tokens"), _count(given, "num_accepted_draft_tokens"),
         _count(given, "num_spec_steps"), by_position,
@@ -179,7 +178,8 @@ def _of_sglang(meta: Mapping[str, Any]) -> DraftCounts | None:
     accepted, drafted = complete[0] if complete else (None, None)
     if accepted is None and rounds is None:
         return None
-    return DraftCounts("SGLang meta_info", drafted, accepted, rounds)
+    histogram = next((_counts(meta[name]) for name in _SGLANG_HISTOGRAMS if name in meta), [])
+    return DraftCounts("SGLang meta_info", drafted, accepted, rounds, _by_position(histogram))
 
 
 def _of_llama_cpp(timings: Mapping[str, Any]) -> DraftCounts | None:
@@ -201,6 +201,11 @@ def _count(given: Mapping[str, Any], name: str) -> int | None:
 
 def _counts(given: object) -> list[int]:
     return [int(each) for each in given] if isinstance(given, list) else []
+
+
+def _by_position(histogram: Sequence[int]) -> tuple[int, ...]:
+    """How many rounds accepted draft i, of a histogram whose entry j counts those that accepted exactly j drafts."""
+    return tuple(sum(histogram[i:]) for i in range(1, len(histogram)))
 
 
 def _sum(counts: Sequence[int | None]) -> int | None:

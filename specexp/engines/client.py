@@ -37,6 +37,7 @@ from specexp.errors import EngineError, first_line
 T = TypeVar("T")
 ATTEMPTS = 5
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds; each wait is twice the one before
+TRIAL_TOKENS = 8  # enough to tell one model's output from another's
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Offer:
     token_ids: bool
     logprobs: bool
     num_tokens: bool  # that it counts the tokens of an output
+    text: str = ""  # what it answered, greedily
 
     def words(self) -> str:
         """Return what outputs can be compared by, for the report."""
@@ -100,8 +102,8 @@ class EngineClient:
         return answer
 
     def offer(self, prompt: Prompt, wanted: Wanted, switch: Mapping[str, Any] | None = None) -> Offer:
-        """Find out what the server gives: ask for two tokens with everything wanted, then with less and less."""
-        sampling = Sampling(max_tokens=2)
+        """Find out what the server gives: ask for a few tokens with everything wanted, then with less and less."""
+        sampling = Sampling(max_tokens=TRIAL_TOKENS)
         refusal: Refused | None = None
         for each in (wanted, *wanted.fewer()):
             try:
@@ -109,18 +111,18 @@ class EngineClient:
             except Refused as error:
                 refusal = refusal or error
                 continue
-            return Offer(each, answer.token_ids is not None, answer.logprobs is not None, answer.num_tokens is not None)
+            has = answer.token_ids is not None, answer.logprobs is not None, answer.num_tokens is not None
+            return Offer(each, *has, answer.text)
         assert refusal is not None, "nothing was asked"
         raise refusal
 
     def models(self) -> list[str]:
-        """Return the names of the server's models; empty if it does not list them."""
-        text = self._with_retries(lambda: self._get(f"{self.endpoint.url}/models"))
-        if text is None:
-            return []
+        """Return the names of the server's models; empty if it does not list them, or cannot: transformers' server
+        fails there where no hub cache exists."""
         try:
-            return [str(each["id"]) for each in json.loads(text)["data"]]
-        except (ValueError, KeyError, TypeError):
+            text = self._get(f"{self.endpoint.url}/models")
+            return [] if text is None else [str(each["id"]) for each in json.loads(text)["data"]]
+        except (httpx2.HTTPError, EngineError, ValueError, KeyError, TypeError):
             return []
 
     def counters(self) -> str:

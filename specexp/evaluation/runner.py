@@ -53,7 +53,8 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
                 paces = _warm_up(prepared, engine)
             if paces:
                 _announce(prepared, groups, paces)
-        with Engines(replace(prepared, served=prepared.served if left else ())) as engines:
+        begun = list((output.read_json("environments.json") or {}).values())
+        with Engines(replace(prepared, served=prepared.served if left else ()), begun) as engines:
             where = _environment(prepared, output, engines.facts) if left or not prepared.served else ""
             _decode(prepared, output, records, groups, engine, where, peaks, engines)
     finally:

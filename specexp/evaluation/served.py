@@ -6,6 +6,7 @@ the whole request, queue and prompt included; what the server says of its drafts
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,7 @@ from specexp.engines.stream import Answer
 from specexp.errors import EngineError
 from specexp.evaluation.preparation import Prepared, ServedSetting
 from specexp.evaluation.scheduling import Job, earlier_texts
+from specexp.evaluation.served_resume import changes, check_same_server
 from specexp.pair.tokenization import after_system, joined
 from specexp.storage.records import SCHEMA_VERSION, Record, num_tokens
 from specexp.tasks.example import Message
@@ -29,6 +31,7 @@ COUNTS = (
     "num_rounds", "num_drafted", "num_accepted", "num_judged", "num_cut", "num_full", "num_tested", "num_target_calls",
     "num_target_positions", "num_draft_calls", "num_draft_positions",
 )  # fmt: skip
+UNSEEN = ("calls/", "speed/prefill", "speed/speedup_end_to_end")  # metrics that no one outside a server can know
 
 
 @dataclass(slots=True)
@@ -36,6 +39,7 @@ class Engines:
     """Connections to an experiment's engines; a context manager, which finds out what each server gives."""
 
     prepared: Prepared
+    begun: Sequence[Mapping[str, Any]] = ()  # environments of the folder that is resumed
     _open: ExitStack = field(default_factory=ExitStack)
     _clients: dict[str, EngineClient] = field(default_factory=dict)  # by name of the engine
     _offers: dict[str, Offer] = field(default_factory=dict)
@@ -62,10 +66,12 @@ class Engines:
         # With log-probabilities only to know if there are any: they would slow down what is measured.
         more = client.offer(prompt, Wanted(top_logprobs=1), engine.switch)
         offer = client.offer(prompt, Wanted(), engine.switch)
+        by_logprobs = more.num_tokens and not offer.num_tokens
+        offer = more if by_logprobs else offer
         if not offer.num_tokens:
             raise EngineError(
                 f"engine {engine.endpoint.url} counts no tokens in its answers, so no speed is known; serve with"
-                " stream_options.include_usage or return_token_ids."
+                " stream_options.include_usage, return_token_ids or logprobs."
             )
         self._clients[engine.name], self._offers[engine.name] = client, offer
         if acceptance.of_counters("", client.counters()) is not None:
@@ -77,8 +83,13 @@ class Engines:
             "models": client.models(),
             "offer": Offer(more.wanted, offer.token_ids, more.logprobs, True).words(),
             "compared_by": "token ids" if offer.token_ids else "text",
+            "counted_by": "log-probabilities" if by_logprobs else "the server or its ids",
+            "first_output": offer.text,
             "counts_drafts": "/metrics, of all its requests" if engine.name in self._counting else "in answers, if any",
         }
+        check_same_server(engine.name, self.begun, self.facts[engine.name])
+        for said in changes([*self.begun, {"engines": {engine.name: self.facts[engine.name]}}]):
+            print(said, file=sys.stderr)
 
     def record(self, job: Job, texts: Sequence[str]) -> Record:
         """Ask for one output, after the answers `texts` of the turns before. Raises EngineError."""
@@ -166,10 +177,11 @@ def drafts_of(records: Sequence[Record]) -> DraftCounts | None:
     return acceptance.total([DraftCounts(**{**each, "by_position": tuple(each["by_position"])}) for each in said])
 
 
-def metrics(records: Sequence[Record]) -> dict[str, float]:
-    """Return what an engine's records give besides the metrics of all: time per token, and the server's acceptance."""
+def metrics(records: Sequence[Record], of_all: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of an engine: those of all that can be seen from outside, time per token, and the server's
+    acceptance. Calls and the time of a prompt cannot be seen; a request's seconds include its prompt."""
     longer = [record for record in records if num_tokens(record) > 1]
-    result: dict[str, float] = {}
+    result = {name: value for name, value in of_all.items() if not name.startswith(UNSEEN)}
     if tokens := sum(num_tokens(record) - 1 for record in longer):
         seconds = sum(record["served"]["last_seconds"] - record["time_to_first_token"] for record in longer)
         result["speed/time_per_token"] = seconds / tokens
@@ -194,7 +206,10 @@ def warnings(records: Mapping[str, Sequence[Record]], facts: Sequence[Mapping[st
         result.append(
             f"Engines are compared with {engines[0]}, never with our own methods: their seconds are of whole requests."
         )
+    result += changes(facts)
     known = {name: engine for environment in facts for name, engine in environment.get("engines", {}).items()}
-    result += [f"engine:{name}: {engine['offer']}; outputs are compared by {engine['compared_by']}."
-               for name, engine in known.items()]  # fmt: skip
+    for name, engine in known.items():
+        counted = "; its tokens are counted by log-probabilities, which may slow it down"
+        slower = counted if engine.get("counted_by") == "log-probabilities" else ""
+        result.append(f"engine:{name}: {engine['offer']}; outputs are compared by {engine['compared_by']}{slower}.")
     return result

@@ -43,8 +43,10 @@ def pooled(
     plain = next((group for group in groups.values() if group[0]["method"] == "baseline"), [])
     # Engines are compared with the first of them: their seconds are those of whole requests.
     engines = {
-        each.config.label: summarise(groups[each.config.label], groups[prepared.served[0].config.label], None, 0)
-        | served.metrics(groups[each.config.label])
+        each.config.label: served.metrics(
+            groups[each.config.label],
+            summarise(groups[each.config.label], groups[prepared.served[0].config.label], None, 0),
+        )
         for each in prepared.served
     }
     ours = {

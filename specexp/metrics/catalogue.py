@@ -189,7 +189,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(("advice/...",),
         "of `advise`: alpha, c, `predicted_speedup`, `measured_speedup` with its interval, `mean_length`, "
         "`attainable`; with `sweep`, `short_measured` and `short_predicted`: how far the recommendation "
-        "is from the best of all",
+        "is from the best of all; of served engines, `tokens_per_second` of the fastest",
         "as named", "",
     ),
     Metric(("memory/peak_rss_bytes", "memory/peak_cudaN_bytes"),

@@ -19,6 +19,7 @@ from specexp.lm.toy import ToyModel
 from specexp.method_specs import models_of, spec
 from specexp.pair import chat_template
 from specexp.pair.other_tokenizers import TRIAL, compare, differ, vocabulary_of
+from specexp.pair.served_tokenizer import check_served_tokenizer, check_toy
 from specexp.pair.tokenization import PlainText, Text, TokenizerText, ToyText
 from specexp.tasks.defaults import defaults_of
 
@@ -90,6 +91,7 @@ def load_pair(
     Before it reads any weights, it calls `check` and raises ModelError if the tokenizers differ.
     """
     if experiment.toy is not None:
+        check_toy(experiment)
         return _toy_pair(experiment.toy, roles, check, experiment.system)
     with _head_folder(experiment.draft, roles) as head:
         return _hf_pair(experiment, roles, own_prompts, check, same_tokens, head)
@@ -126,6 +128,7 @@ def _hf_pair(
         lengths = {m.label: m.gamma for m in experiment.methods if "draft" in models_of(m)}
         _heads().check_head(configs["draft"], lengths, head)
     tokenizer = loading.load_tokenizer(experiment.target)
+    check_served_tokenizer(experiment, tokenizer, loading.load_tokenizer)
     text, notes = _text(experiment, tokenizer, not own_prompts and defaults_of(experiment.task).completions)
     draft_tokenizer = None
     if "draft" in roles and not on_target:

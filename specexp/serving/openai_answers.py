@@ -1,6 +1,7 @@
 """Builds answers in OpenAI's forms: completions and chat completions, whole or in chunks, with vLLM's token ids.
 
-`usage` also has `drafted` and `accepted`: tokens, of chains up to an output's end; and `target_calls`.
+`usage` also has `drafted` and `accepted`: tokens, of chains up to an output's end; `rounds`, those with a draft; and
+`target_calls`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from itertools import accumulate
 from typing import Any
 
 from specexp.engine.ending import STOP_STRING
-from specexp.metrics.before_end import before_end
+from specexp.metrics.before_end import before_end, rounds_by_accepted
 from specexp.pair.stop_strings import text_of
 from specexp.serving.choices import Answered, Choice
 from specexp.serving.completion_service import REASONS, CompletionService
@@ -89,6 +90,7 @@ class AnswerForm:
             "total_tokens": num_prompt + num_tokens,
             "accepted": sum(accepted for accepted, _ in ends),
             "drafted": sum(drafted for _, drafted in ends),
+            "rounds": sum(sum(rounds_by_accepted(asdict(out))) for out in outs),
             "target_calls": sum(out.num_target_calls for out in outs),
         }
 

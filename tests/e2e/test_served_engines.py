@@ -122,3 +122,69 @@ def test_bad_engines_are_told_before_anything_is_asked_and_without_secrets(workp
     assert "did you mean 'engine:served'" in said(engine=good, methods=["engine:serve"])
     assert "methods do not have engine:served" in said(engine=good)
     assert "batch is 2" in said(engine=good, methods=["engine:served"], batch=2)
+
+
+def counted_by_logprobs(text: str = "abc") -> Reply:
+    """An answer without usage, as llama-cpp-python's streams are; log-probabilities count its tokens if asked for."""
+    logprobs = {"tokens": list(text), "token_logprobs": [-0.1] * len(text), "top_logprobs": [{}] * len(text)}
+    return Reply((text_chunk(text, "length", logprobs=logprobs),))
+
+
+def test_log_probabilities_count_the_tokens_of_a_server_that_does_not(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "k")
+    uncounted = Reply((text_chunk("abc", "length"),))
+    with fake_engine(TEXT) as plain, fake_engine(counted_by_logprobs(), uncounted, counted_by_logprobs()) as spec:
+        result = evaluate(*settings(workplace, plain, spec))
+        assert result.exit_code == 0, result.output
+        assert [request.get("logprobs") for request in spec.requests] == [1, None, 1, 1, 1]
+        assert [request.get("logprobs") for request in plain.requests] == [1, None, None, None, None]
+    assert {each["num_tokens"] for each in records(workplace)} == {3}
+    assert "its tokens are counted by log-probabilities, which may slow it down" in result.output
+    with fake_engine(TEXT) as plain, fake_engine(uncounted) as spec:
+        result = evaluate(*settings(workplace, plain, spec)[:-1], "other")
+    assert result.exit_code == 2
+    assert "counts no tokens in its answers" in result.output
+
+
+def interrupted(folder: Path, plain: FakeEngine, spec: FakeEngine) -> list[str]:
+    """Arguments of a run whose second engine died after its first output."""
+    arguments = settings(folder, plain, spec)
+    spec.replies = [SPEC, SPEC, SPEC, Reply((text_chunk("a"),), complete=False)]
+    assert evaluate(*arguments).exit_code == 2
+    assert len(records(folder)) == 2
+    return [*arguments, "--resume"]
+
+
+def test_a_run_is_not_resumed_with_another_server(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "k")
+    with fake_engine(TEXT) as plain, fake_engine(SPEC) as spec:
+        resumed = interrupted(workplace, plain, spec)
+        spec.replies = [TEXT]
+        result = evaluate(*resumed)
+        assert result.exit_code == 2
+        assert f"engine:spec: the server at {spec.url}/v1 gave outputs to compare by token ids when" in result.output
+        assert "and now by text, so it is another server or version; start that server again, or name" in result.output
+        spec.replies, spec.models = [SPEC], ["other"]
+        result = evaluate(*resumed)
+        assert result.exit_code == 2
+        assert "had the model 'm' when this folder was begun, and now has 'other'; start that" in result.output
+        assert len(records(workplace)) == 2
+        spec.models = ["m", "n"]
+        assert evaluate(*resumed).exit_code == 0
+    assert len(records(workplace)) == 6
+
+
+def test_a_resume_whose_server_answers_otherwise_says_so(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "k")
+    with fake_engine(TEXT) as plain, fake_engine(SPEC) as spec:
+        resumed = interrupted(workplace, plain, spec)
+        spec.replies = [Reply((text_chunk("xyz", "length", token_ids=[1, 2, 3]), usage_chunk(3)))]
+        plain.models = ["m"]
+        result = evaluate(*resumed)
+    assert result.exit_code == 0, result.output
+    said = "engine:spec: the run was resumed, and the server then began the first prompt's greedy output with 'xyz'"
+    assert result.output.count(said) == 2  # at its start, and in the report
+    assert "before with 'abc': another model, or outputs that vary." in result.output
+    assert "engine:plain: the run was resumed, and the server then listed other models than before." in result.output

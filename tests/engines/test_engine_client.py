@@ -198,8 +198,10 @@ def test_a_sampling_that_is_refused_is_not_left_out() -> None:
 def test_models_and_counters_are_optional() -> None:
     with fake_engine(VLLM, metrics=["a 1\n"]) as engine, Asking(engine).client as client:
         assert client.models() == ["m", "n"]
+        engine.models = []  # status 500
+        assert client.models() == []
         assert (client.counters(), client.counters()) == ("a 1\n", "")
-    assert engine.paths == ["/v1/models", "/metrics", "/metrics"]
+    assert engine.paths == ["/v1/models", "/v1/models", "/metrics", "/metrics"]
 
 
 def test_an_error_in_a_stream_shows_no_key() -> None:

@@ -35,10 +35,12 @@ class FakeEngine:
     paths: list[str] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     url: str = ""
+    models: list[str] = field(default_factory=lambda: ["m", "n"])
+    refusal: object = None  # the body of status 400
 
     def reply(self, body: Mapping[str, Any]) -> Reply:
         if refused := sorted(self.refused & body.keys()):
-            return Reply(status=400, error={"error": {"message": f"unknown field {refused[0]}"}})
+            return Reply(status=400, error=self.refusal or {"error": {"message": f"unknown field {refused[0]}"}})
         return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
 
 
@@ -52,8 +54,10 @@ def usage_chunk(completion: int, prompt: int = 3, **more: Any) -> dict[str, Any]
 
 
 @contextmanager
-def fake_engine(*replies: Reply, refused: Sequence[str] = (), metrics: Sequence[str] = ()) -> Iterator[FakeEngine]:
-    engine = FakeEngine(list(replies), frozenset(refused), list(metrics))
+def fake_engine(
+    *replies: Reply, refused: Sequence[str] = (), metrics: Sequence[str] = (), refusal: object = None
+) -> Iterator[FakeEngine]:
+    engine = FakeEngine(list(replies), frozenset(refused), list(metrics), refusal=refusal)
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
@@ -63,8 +67,12 @@ def fake_engine(*replies: Reply, refused: Sequence[str] = (), metrics: Sequence[
             engine.paths.append(self.path)
             if self.path == "/metrics" and engine.metrics:
                 self._send(200, engine.metrics.pop(0).encode(), "text/plain")
+            elif self.path == "/v1/models" and not engine.models:
+                self._send(500, b"Internal Server Error", "text/plain")
             elif self.path == "/v1/models":
-                self._send(200, json.dumps({"data": [{"id": "m"}, {"id": "n"}]}).encode(), "application/json")
+                self._send(
+                    200, json.dumps({"data": [{"id": each} for each in engine.models]}).encode(), "application/json"
+                )
             else:
                 self._send(404, b"{}", "application/json")
 

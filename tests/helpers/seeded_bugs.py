@@ -486,6 +486,25 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("speculation ends to pay at the first level where it does not", "specexp.load.estimates", "np.where(pays.any(axis=0), len(levels) - np.argmax(pays[::-1], axis=0), 0)", "np.where(pays.all(axis=0), len(levels), np.argmin(pays, axis=0))"),
         Bug("failures take none of the client's time", "specexp.load.capacity", "len(each.samples) + len(each.failures)", "len(each.samples)"),
     ],
+    ("e2e/test_served_engines.py",): [
+        Bug("log-probabilities count nothing", "specexp.evaluation.served", "by_logprobs = more.num_tokens and not offer.num_tokens", "by_logprobs = False"),
+        Bug("log-probabilities are asked for where tokens are counted", "specexp.evaluation.served", "by_logprobs = more.num_tokens and not offer.num_tokens", "by_logprobs = more.num_tokens"),
+        Bug("a server without its model goes on", "specexp.evaluation.served_resume", "if model in before[\"models\"] and", "if False and"),
+        Bug("ids and texts are mixed", "specexp.evaluation.served_resume", "if before[\"compared_by\"] != now[\"compared_by\"]:", "if False:"),
+        Bug("another first output is not told", "specexp.evaluation.served_resume", "if len(firsts) > 1:", "if False:"),
+    ],
+    ("engines/test_recorded_answers.py", "engines/test_acceptance_counts.py"): [
+        Bug("a histogram counts rounds at one place alone", "specexp.engines.acceptance", "sum(histogram[i:])", "histogram[i]"),
+    ],
+    ("pair/test_served_tokenizer.py",): [
+        Bug("another tokenizer is taken", "specexp.pair.served_tokenizer", "    if wrong:", "    if False:"),
+        Bug("a toy takes a tokenizer", "specexp.pair.loading", "        check_toy(experiment)\n", ""),
+    ],
+    ("advise/test_engine_advice.py",): [
+        Bug("the first engine is compared with itself", "specexp.advise.engine_advice", "order[1] if order[0] == first else first", "first"),
+        Bug("the slowest is advised", "specexp.advise.engine_advice", "key=lambda label: -metrics[label][\"speed/tokens_per_second\"]", "key=lambda label: metrics[label][\"speed/tokens_per_second\"]"),
+        Bug("chance is called sure", "specexp.advise.engine_advice", "return self.p < SIGNIFICANT", "return True"),
+    ],
     ("serving/test_openai_interface.py",): [
         Bug("a request without a seed has the server's", SERVICE, 'if "seed" not in wanted.params:', "if False:"),
         Bug("speculation is not switched off", SERVICE, "if not wanted.speculation:", "if False:"),

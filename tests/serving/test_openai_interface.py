@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 import specexp
 from specexp.config import single
 from specexp.engine.request import ScoreRequest, single_request
-from specexp.metrics.before_end import before_end
+from specexp.metrics.before_end import before_end, rounds_by_accepted
 from specexp.serving.choices import Choice
 from specexp.serving.completion_service import CompletionService, ServiceLimits
 from specexp.serving.openai_app import make_app
@@ -77,6 +77,7 @@ def usage_of(outs: Sequence[specexp.Output], num_prompt: int) -> dict[str, int]:
     return {
         "prompt_tokens": num_prompt, "completion_tokens": num_tokens, "total_tokens": num_prompt + num_tokens,
         "accepted": sum(accepted for accepted, _ in ends), "drafted": sum(drafted for _, drafted in ends),
+        "rounds": sum(sum(rounds_by_accepted(out.counts)) for out in outs),
         "target_calls": sum(out.counts["num_target_calls"] for out in outs),
     }  # fmt: skip
 

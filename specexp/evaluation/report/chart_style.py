@@ -88,8 +88,9 @@ def along(lines: Sequence[Sequence[Point]]) -> list[Point]:
 
 
 def shape(entry: Entry, filled: bool = False) -> dict[str, Any]:
-    """Return a square for plain decoding, a disc for lossless, a diamond for lossy, hollow unless `filled`."""
-    marker = "s" if entry.config.method == "baseline" else "o" if entry.lossless else "D"
+    """Return a square for plain decoding, a disc for lossless, a diamond for lossy, a triangle for an engine; the last
+    two hollow unless `filled`."""
+    marker = "s" if entry.config.method == "baseline" else "o" if entry.lossless else "^" if entry.served else "D"
     return {"marker": marker, "mfc": color(entry) if filled or entry.lossless else "white"}
 
 

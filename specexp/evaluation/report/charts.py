@@ -69,7 +69,7 @@ def _frontier(comparison: Comparison) -> Any:
     shown = [entry for entry in comparison.entries if x in entry.metrics and y in entry.metrics]
     if not y or not shown:
         return None
-    near = [entry for entry in shown if spec(entry.config.method).verifies]
+    near = [entry for entry in shown if entry.served or spec(entry.config.method).verifies]
     apart = 1 < len(near) < len(shown)  # the draft alone is far from the others and would compress their range
     figure, axes = chart_style.plot_with_key(shown, 6.6 if apart else 4.6, below=1.9 if apart else 0.0)
     _frontier_panel(comparison, axes[0], near if apart else shown, near if apart else shown)
@@ -237,14 +237,21 @@ def _predicted(comparison: Comparison) -> Any:
 def _speed_words(comparison: Comparison) -> str:
     batch = comparison.experiment.batch
     together = "" if batch == 1 else f" in batches of {batch}"
-    return ("times plain decoding" if comparison.baseline else "tokens a second") + together
+    if comparison.baseline is None:
+        return f"tokens a second{together}"
+    first = next((entry for entry in comparison.entries if entry.served), None)
+    if first is None:
+        return f"times plain decoding{together}"
+    if first is comparison.baseline:
+        return f"times {first.label}"
+    return f"times plain decoding; of engines, times {first.label}"
 
 
 CHARTS: dict[str, tuple[str, str, Callable[[Comparison], Any]]] = {
     "frontier": (
         "Speed and quality",
         "Every setting with its 95 % intervals; discs are lossless, hollow diamonds lossy or refuted by their outputs,"
-        " the square is plain decoding."
+        " the square is plain decoding, hollow triangles are engines."
         " Lines join a method's settings that differ in one value: threshold, K, budget or draft length.",
         _frontier,
     ),

@@ -71,6 +71,18 @@ class Comparison:
         alone = engines[0] if engines and len(engines) == len(self.entries) else None
         return next((entry for entry in self.entries if entry.config.method == "baseline"), alone)
 
+    def reference(self, entry: Entry) -> Entry | None:
+        """What an entry is compared with: the first engine of an engine, whose seconds are of whole requests, else
+        plain decoding."""
+        if entry.served:
+            return next(each for each in self.entries if each.served)
+        return self.baseline
+
+    def reference_words(self, entry: Entry) -> str:
+        """The name of what an entry is compared with."""
+        reference = self.reference(entry)
+        return reference.label if reference is not None and reference.served else "plain decoding"
+
     @property
     def arithmetic(self) -> str:
         """The dtype that the target computes in."""

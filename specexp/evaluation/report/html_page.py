@@ -94,7 +94,7 @@ def _table(comparison: Comparison, calls: bool) -> tuple[list[str], list[tuple[E
 
 def _in_words(comparison: Comparison, entry: Entry) -> Iterator[Sentence]:
     """Yield sentences on an entry's numbers."""
-    plain = comparison.baseline
+    plain = comparison.reference(entry)
     if entry is plain or plain is None:
         return
     yield speed(comparison, entry)
@@ -148,10 +148,9 @@ class Changed:
 
 def _changed(comparison: Comparison) -> Iterator[Changed]:
     """Yield changed answers, those of the draft alone last."""
-    if comparison.baseline is None:
-        return
     for entry in sorted(comparison.entries, key=lambda e: e.config.method == "draft_only"):
-        for record, plain in paired(entry.records, comparison.baseline.records):
+        reference = comparison.reference(entry)
+        for record, plain in paired(entry.records, reference.records if reference is not None else []):
             if record["correct"] is not None and record["paired"] and record["correct"] != plain["correct"]:
                 yield Changed(entry.label, record, plain)
 

@@ -113,7 +113,7 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
             result.append(f"{', '.join(unequal)}: lossless, but not every greedy output equals plain decoding's.")
     if wrong := [e.label for e in comparison.entries if e.refuted]:
         result.append(f"{', '.join(wrong)}: {REFUTED} ({divergence.FILE}).")
-    if old := [e.label for e in comparison.entries if not has_ends(e.records)]:
+    if old := [e.label for e in comparison.entries if not e.served and not has_ends(e.records)]:
         result.append(
             f"{', '.join(old)}: records of an earlier version do not say which drafts lie after the end of an output;"
             " accept/draft_rate, accept/position_i and accept/judged_rate are left out."

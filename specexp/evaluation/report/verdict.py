@@ -27,7 +27,7 @@ def verdict(comparison: Comparison) -> list[Sentence]:
     if plain is None:
         return [_without_baseline(comparison)]
     if plain.served:
-        return _engines(comparison, plain)
+        return _engines(comparison)
     key = comparison.speed
     wrong = refuted(comparison.entries)
     known = [e for e in comparison.entries if key in e.metrics and e is not plain and not e.served]
@@ -48,6 +48,8 @@ def verdict(comparison: Comparison) -> list[Sentence]:
         result.append(_lossy(comparison, other, best))
     if duel := judge_against_rules(comparison):
         result.append(duel)
+    if sum(each.served for each in comparison.entries) > 1:
+        result.append(_engines(comparison)[0])
     return result + _how_sure(comparison, len(candidates), other)
 
 
@@ -61,9 +63,9 @@ def _without_baseline(comparison: Comparison) -> Sentence:
     ]  # fmt: skip
 
 
-def _engines(comparison: Comparison, first: Entry) -> list[Sentence]:
+def _engines(comparison: Comparison) -> list[Sentence]:
     """Say how fast engines are, compared with the first of them; only `certify` can say if one is lossless."""
-    key, others = comparison.speed, [entry for entry in comparison.entries if entry is not first]
+    key, (first, *others) = comparison.speed, [entry for entry in comparison.entries if entry.served]
     if not others:
         rate = of(first, "speed/tokens_per_second", count)
         return [[f"{first.label} emits ", rate, " tokens a second; add an engine to compare it with."]]
@@ -109,7 +111,7 @@ def _excludes_one(entry: Entry, key: str) -> bool:
 def speed(comparison: Comparison, entry: Entry) -> list[str | Number]:
     """Return `1.92x plain decoding (95 %: 1.80x to 2.05x, p < 0.001)`, with a remark if that is not significant."""
     key = comparison.speed
-    result: list[str | Number] = [of(entry, key, times), " the speed of plain decoding"]
+    result: list[str | Number] = [of(entry, key, times), f" the speed of {comparison.reference_words(entry)}"]
     batch, n = comparison.experiment.batch, comparison.num_prompts
     result += [f" in batches of {batch}"] if batch > 1 else []
     if entry.interval(key) is None:
@@ -139,7 +141,8 @@ def answers(comparison: Comparison, entry: Entry) -> list[str | Number]:
     if not _changes(comparison, entry):
         return [
             "no answer changes from right to wrong or back (95 %: ", *span(entry, delta, points), " points): accuracy ",
-            of(entry, "quality/accuracy", percent), f", as with plain decoding, on {graded} graded prompts",
+            of(entry, "quality/accuracy", percent),
+            f", as with {comparison.reference_words(entry)}, on {graded} graded prompts",
         ]  # fmt: skip
     sure = entry.metrics["quality/mcnemar_p"] < SIGNIFICANT
     return [
@@ -150,8 +153,8 @@ def answers(comparison: Comparison, entry: Entry) -> list[str | Number]:
 
 
 def _changes(comparison: Comparison, entry: Entry) -> bool:
-    """True if any answer is right with this setting alone, or with plain decoding alone."""
-    plain = comparison.baseline
+    """True if any answer is right with this setting alone, or with what it is compared with alone."""
+    plain = comparison.reference(entry)
     return plain is not None and any(a["correct"] != b["correct"] for a, b in paired(entry.records, plain.records))
 
 
@@ -161,7 +164,8 @@ def _agreement(comparison: Comparison, entry: Entry) -> list[str | Number]:
         if entry.lossless:
             return ["nothing is graded; sampled outputs need not be equal, their distribution is"]
         return ["nothing is graded, and sampled outputs cannot be compared one by one: what it costs is not known"]
-    return ["no answers to grade; ", of(entry, key, percent), " of the outputs equal plain decoding's"]
+    equal = f" of the outputs equal {comparison.reference_words(entry)}'s"
+    return ["no answers to grade; ", of(entry, key, percent), equal]
 
 
 def _told_apart(comparison: Comparison, best: Entry, rest: Sequence[Entry]) -> Sentence:
