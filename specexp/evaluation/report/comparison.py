@@ -15,7 +15,7 @@ from specexp.evaluation.divergence import Divergence
 from specexp.evaluation.large_runs import sample
 from specexp.evaluation.measured_costs import costs_of
 from specexp.evaluation.preparation import Prepared, arithmetic_of
-from specexp.evaluation.summaries import claims_attainable, pooled
+from specexp.evaluation.summaries import Summary, claims_attainable, pooled
 from specexp.storage.records import Record
 from specexp.storage.run_folder import OutputFolder
 
@@ -91,10 +91,17 @@ class Comparison:
         return next((key for key in keys if any(key in entry.metrics for entry in self.entries)), "")
 
 
-def compare(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> Comparison:
-    """Build the comparison from an output folder and its records."""
+def compare(
+    prepared: Prepared, output: OutputFolder, records: Sequence[Record], known: Summary | None = None
+) -> Comparison:
+    """Build the comparison from an output folder and its records.
+
+    `known` are the metrics by label and repeat: where there is one repeat, they are those of all records.
+    """
     claimed = claims_attainable(output)
-    metrics = pooled(prepared, costs_of(output.read_json("costs.json")), records, claimed)
+    metrics = {label: each for (label, _), each in (known or {}).items()}
+    if known is None or len(known) > len(metrics):
+        metrics = pooled(prepared, costs_of(output.read_json("costs.json")), records, claimed)
     shares = time_split.read(output)
     differing = divergence.by_label(prepared, output.read_json(divergence.FILE), records)
     some, entries = sample(prepared, records), []

@@ -46,10 +46,11 @@ def show(prepared: Prepared, output: OutputFolder, records: Sequence[Record], co
     `commands` are those that run the evaluation again, and that show it again.
     """
     experiment = prepared.experiment
-    result = _with_differences(prepared, output, records, summary(prepared, output, records))
+    known = summary(prepared, output, records)
+    result = _with_differences(prepared, output, records, known)
     named = {run_name(label, repeat, experiment.repeats): metrics for (label, repeat), metrics in result.items()}
     output.write_json("summary.json", named)
-    comparison = compare(prepared, output, records)
+    comparison = compare(prepared, output, records, known)
     drawn = charts.draw(comparison, output.path / "figures")
     warnings = _warnings(comparison, output, named)
     warnings += transfer.warnings(comparison, output.read_json("judges.json") or {}, prepared.task.name)
