@@ -24,6 +24,7 @@ from specexp.evaluation.summaries import summary
 from specexp.storage.run_folder import OutputFolder
 
 METHODS = "baseline,speculative,topk,specexec"
+DIFFERENT = 500  # prompts whose records are made; those of further prompts repeat them
 
 
 class Prompts:
@@ -58,13 +59,13 @@ def prepared(num_prompts: int, methods: str = METHODS) -> Any:
 def records(evaluation: Any) -> Iterator[dict[str, Any]]:
     """Make the records of an evaluation, prompt by prompt, with the settings in an order that rotates."""
     rng, own = random.Random(0), [each.config for each in evaluation.settings]
+    more = {"settings_hash": evaluation.experiment.hash, "preset": "", "seed": 0}
+    size = min(DIFFERENT, len(evaluation.examples))
+    made = [[{**record(rng, method, "", 0, graded=True), **more} for method in own] for _ in range(size)]
     for index in range(len(evaluation.examples)):
-        first = index % len(own)
-        for method in own[first:] + own[:first]:
-            yield {
-                **record(rng, method, evaluation.examples[index].prompt_id, 0, graded=True),
-                "settings_hash": evaluation.experiment.hash, "preset": "", "seed": 0,
-            }  # fmt: skip
+        first, each = index % len(own), made[index % size]
+        for one in each[first:] + each[:first]:
+            yield {**one, "prompt_id": evaluation.examples[index].prompt_id}
 
 
 def main(folder: str, num_records: str) -> None:
