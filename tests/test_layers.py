@@ -29,6 +29,7 @@ ROWS = [
     {"lm.heads"},
     {"engine", "config", "storage"},
     {"engine_settings", "pair", "tracking", "profiling"},
+    {"judge.shards"},
     {"checkpoints", "drafter", "judge", "metrics", "zoo"},
     {"methods", "rule_calibration", "judge_comparison", "judge_report"},
     {"evaluation", "evaluation.token_view", "evaluation.report", "api"},
