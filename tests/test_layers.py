@@ -35,7 +35,7 @@ ROWS = [
     {"evaluation", "evaluation.token_view", "evaluation.report", "api"},
     {"certify", "advise", "benchmark", "serving"},
     {"specexp"},
-    {"command_line", "lm_eval"},
+    {"command_line", "lm_eval", "scale"},
     {"entrypoints", "entrypoints.judge_report", "entrypoints.serve"},
     {"__main__"},
 ]
