@@ -74,7 +74,7 @@ class _Run:
         self._num_events, self._driver_free = 0, 0.0
         self._starved: set[int] = set()  # loaded workers for which the driver had nothing
         self.num_deaths, self.lost = 0, 0.0
-        self.returned_at: list[float] = []
+        self.done_at: list[float] = []  # when the driver had each result
 
     def run(self) -> float:
         """Return the time at which the driver has the last result."""
@@ -120,7 +120,9 @@ class _Run:
 
     def _returned(self, now: float, worker: int) -> None:
         self._handout.done(worker)
-        self.returned_at += [now for _ in self._handout.finished()]
+        self.done_at.append(now)
+        for _ in self._handout.finished():  # makes place in the window
+            pass
         self._give(now, worker)
         self._feed_starved(now)
 
@@ -163,7 +165,7 @@ def simulate(seconds: Sequence[float], cluster: Cluster) -> Outcome:
     """Replay units that take so long, in this order."""
     run = _Run(seconds, cluster)
     makespan = run.run()
-    first, last = (run.returned_at[math.floor(share * (len(seconds) - 1))] for share in _STEADY)
+    first, last = (run.done_at[math.floor(share * (len(seconds) - 1))] for share in _STEADY)
     rate = (_STEADY[1] - _STEADY[0]) * len(seconds) / (last - first) if last > first else len(seconds) / makespan
     return Outcome(makespan, math.fsum(seconds), cluster.num_workers, run.num_deaths, run.lost, rate)
 

@@ -81,7 +81,7 @@ def test_on_lengths_like_gsm8ks_64_workers_are_busy_for_nine_tenths_of_the_time(
 
 
 def test_a_longer_run_is_the_simulated_one_prolonged() -> None:
-    cluster = Cluster(16, load_seconds=20.0)
+    cluster = Cluster(16, load_seconds=20.0, deaths_per_hour=1.0, restart_seconds=5.0)
     whole = simulate(gsm8k_like(9_000), cluster)
     part = prolonged(simulate(gsm8k_like(3_000), cluster), 9_000, 3_000)
     assert part.makespan == pytest.approx(whole.makespan, rel=0.02)
