@@ -14,7 +14,7 @@ from specexp.evaluation.measured_costs import costs_of
 from specexp.evaluation.preparation import (
     Prepared,
 )
-from specexp.metrics.per_prompt import Prompts
+from specexp.metrics.per_prompt import PromptNumbers
 from specexp.metrics.summary import metrics_of
 from specexp.metrics.tally import Tally
 from specexp.profiling import call_costs
@@ -60,7 +60,7 @@ def tallies(
     find, served_labels = finder(records), [each.config.label for each in prepared.served]
     plain = next((each.config.label for each in prepared.settings if each.config.method == "baseline"), None)
     result: dict[int, dict[str, SettingSums]] = {}
-    prompts: dict[int, Prompts] = {}
+    prompts: dict[int, PromptNumbers] = {}
     for record in records:
         group, label = group_of(record), record["label"]
         # Engines are compared with the first of them: their seconds are those of whole requests.
@@ -68,7 +68,7 @@ def tallies(
         compared = find((record["prompt_id"], record["turn"], other, record["repeat"])) if other is not None else None
         by_label = result.setdefault(group, {})
         if label not in by_label:
-            by_label[label] = SettingSums(Tally(prompts.setdefault(group, Prompts())), served.ServedSums())
+            by_label[label] = SettingSums(Tally(prompts.setdefault(group, PromptNumbers())), served.ServedSums())
         by_label[label].tally.add(record, compared)
         if label in served_labels:
             by_label[label].served.add(record)

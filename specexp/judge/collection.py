@@ -228,8 +228,7 @@ def assemble(prepared: PreparedMining, paths: list[Path], folder: Path) -> None:
     """Write the results of all prompts as one label set; features are read prompt by prompt, and not held together."""
     labels, counts = [], Counter({f"num_{status}": 0 for status in (MINED, NO_ANSWER, UNFINISHED)})
     whole = Yield()
-    num_rows: Counter[str] = Counter()  # by part
-    sizes: dict[str, int] = {}
+    num_rows, sizes = Counter[str](), dict[str, int]()  # by part
     for path in paths:
         result, arrays, spent = unpack(path)
         labels += result

@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 
 from specexp.metrics.incomplete import is_unparsed
-from specexp.metrics.per_prompt import Column, Prompts, PromptTimes
+from specexp.metrics.per_prompt import PromptNumbers, PromptSums, PromptTimes
 from specexp.metrics.statistics import Timed, paired_difference, prompts_needed, rate_ratio, sign_flip_p, swap_p, wilson
 from specexp.storage.records import Record, Summed, num_tokens, same_output
 
@@ -38,7 +38,7 @@ def by_prompt(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 def timed(records: Iterable[Record], *keys: Summed) -> Timed:
     """Return each prompt's tokens, and the sum of its `keys` (seconds, or rounds), with prompts ordered by id."""
-    prompts = Prompts()
+    prompts = PromptNumbers()
     times = PromptTimes(prompts, "d")
     for record in records:
         number = prompts.number(record["prompt_id"])
@@ -51,7 +51,7 @@ def timed(records: Iterable[Record], *keys: Summed) -> Timed:
 class Side:
     """Sums over the records of one side of a comparison."""
 
-    def __init__(self, prompts: Prompts | None = None) -> None:
+    def __init__(self, prompts: PromptNumbers | None = None) -> None:
         self.tokens = 0
         self.seconds = 0.0
         self.whole_seconds = 0.0  # with prefill
@@ -69,7 +69,7 @@ class Side:
 class SpeedUp:
     """Tokens per second of a setting over those of plain decoding on the same prompts: a ratio of sums."""
 
-    def __init__(self, prompts: Prompts | None = None) -> None:
+    def __init__(self, prompts: PromptNumbers | None = None) -> None:
         self.sides = Side(prompts), Side(prompts)
 
     def add(self, prompt: int, record: Record, plain: Record) -> None:
@@ -90,13 +90,13 @@ class SpeedUp:
 class Compared:
     """One setting's records, each with plain decoding's of the same prompt, turn and repeat."""
 
-    def __init__(self, prompts: Prompts | None = None) -> None:
-        self._prompts = prompts or Prompts()
+    def __init__(self, prompts: PromptNumbers | None = None) -> None:
+        self._prompts = prompts or PromptNumbers()
         self._speed = SpeedUp(self._prompts)
         self._itself = False  # plain decoding, compared with itself
         self._num_same, self._num_equal = 0, 0
-        self._same = Column("H")  # by prompt: records whose outputs are compared
-        self._fourfold = [Column("H") for _ in _FOURFOLD]  # by prompt: graded records of each kind
+        self._same = PromptSums("H")  # by prompt: records whose outputs are compared
+        self._fourfold = [PromptSums("H") for _ in _FOURFOLD]  # by prompt: graded records of each kind
         self._num_graded = 0
 
     @classmethod
@@ -187,9 +187,9 @@ def against(records: Sequence[Record], baseline: Sequence[Record], batch: int) -
 class Answers:
     """How many of a setting's outputs are right."""
 
-    def __init__(self, prompts: Prompts | None = None) -> None:
-        self._prompts = prompts or Prompts()
-        self._graded = Column("H")
+    def __init__(self, prompts: PromptNumbers | None = None) -> None:
+        self._prompts = prompts or PromptNumbers()
+        self._graded = PromptSums("H")
         self._num_graded, self._num_right, self._num_unparsed = 0, 0, 0
 
     def add(self, record: Record) -> None:

@@ -16,7 +16,7 @@ LARGE = 20_000  # prompts whose ids are in memory
 Array = np.ndarray[Any, Any]
 
 
-class Prompts:
+class PromptNumbers:
     """Numbers prompts from 0 in the order in which they come; several sums may share one numbering."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Prompts:
         return np.array([self._few[name] for name in sorted(self._few)], dtype=np.int64)
 
 
-class Column:
+class PromptSums:
     """One sum for each prompt; `kind` is a type code of `array`."""
 
     def __init__(self, kind: str) -> None:
@@ -67,10 +67,10 @@ class Column:
 class PromptTimes:
     """Each prompt's tokens, and its seconds (or its rounds)."""
 
-    def __init__(self, prompts: Prompts, *kinds: str) -> None:
+    def __init__(self, prompts: PromptNumbers, *kinds: str) -> None:
         self._prompts = prompts
-        self._tokens, self._num_records = Column("i"), Column("H")
-        self._columns = [Column(kind) for kind in kinds]
+        self._tokens, self._num_records = PromptSums("i"), PromptSums("H")
+        self._columns = [PromptSums(kind) for kind in kinds]
 
     def add(self, prompt: int, tokens: int, values: Sequence[float]) -> None:
         """Add one record's tokens, and a value for each column."""

@@ -14,7 +14,7 @@ from typing import Self, get_args
 from specexp.method_specs import MethodSpec, spec
 from specexp.metrics.incomplete import Endings
 from specexp.metrics.paired import Answers, Compared, SpeedUp, paired
-from specexp.metrics.per_prompt import Prompts, PromptTimes
+from specexp.metrics.per_prompt import PromptNumbers, PromptTimes
 from specexp.metrics.statistics import Timed
 from specexp.metrics.trees import TreeSums
 from specexp.storage.records import Count, Record, Seconds, Summed, num_tokens
@@ -59,8 +59,8 @@ class CategorySums:
 class Tally:
     """Sums over the records of one setting, of one repeat or of several together; intervals count each prompt once."""
 
-    def __init__(self, prompts: Prompts | None = None) -> None:
-        self._prompts = prompts or Prompts()
+    def __init__(self, prompts: PromptNumbers | None = None) -> None:
+        self._prompts = prompts or PromptNumbers()
         self.method: MethodSpec | None = None
         self.num_records, self.tokens = 0, 0
         self._sums: dict[Summed, float] = dict.fromkeys(_SUMMED, 0)

@@ -11,21 +11,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from specexp.scale.simulation import Cluster, Outcome, prolonged, simulate
+from specexp.scale.simulation import Cluster, SimulatedRun, prolonged, simulate
 
 MOST_UNITS = 50_000
 UNITS_PER_WORKER = 50  # that are simulated at least, where there are as many
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PlannedRun:
     """One run of the table, and the same one without what costs it time."""
 
     num_units: int
-    outcome: Outcome
-    without_deaths: Outcome
-    without_loading: Outcome  # and without deaths
-    in_order: Outcome  # of the units, whose lengths are not known
+    outcome: SimulatedRun
+    without_deaths: SimulatedRun
+    without_loading: SimulatedRun  # and without deaths
+    in_order: SimulatedRun  # of the units, whose lengths are not known
 
 
 def units(durations: Sequence[float], number: int, seed: int) -> list[float]:
@@ -36,17 +36,17 @@ def units(durations: Sequence[float], number: int, seed: int) -> list[float]:
     return [float(each) for each in drawn]
 
 
-def plan(durations: Sequence[float], number: int, cluster: Cluster) -> Outcome:
+def plan(durations: Sequence[float], number: int, cluster: Cluster) -> SimulatedRun:
     """Return what `number` units take."""
     simulated = min(number, max(MOST_UNITS, UNITS_PER_WORKER * cluster.num_workers))
     result = simulate(units(durations, simulated, cluster.seed), cluster)
     return result if simulated == number else prolonged(result, number, simulated)
 
 
-def row(durations: Sequence[float], number: int, cluster: Cluster) -> Row:
+def row(durations: Sequence[float], number: int, cluster: Cluster) -> PlannedRun:
     """Return a line of the table."""
     undying = replace(cluster, deaths_per_hour=0.0)
-    return Row(
+    return PlannedRun(
         number,
         plan(durations, number, cluster),
         plan(durations, number, undying),
@@ -58,7 +58,7 @@ def row(durations: Sequence[float], number: int, cluster: Cluster) -> Row:
 HEADS = ("prompts", "workers", "time", "efficiency", "without deaths", "without loading", "other order", "deaths")
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: PlannedRun) -> list[str]:
     """Return a row's cells as text."""
     shares = (row.outcome, row.without_deaths, row.without_loading, row.in_order)
     return [

@@ -39,7 +39,7 @@ class Cluster:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SimulatedRun:
     """What a simulated run takes. `efficiency` is the work of the units / the time of all workers, loading included."""
 
     makespan: float
@@ -161,19 +161,19 @@ class _Run:
             self._push(now + each.factor * self._seconds[each.held[0]], _FINISHED, worker)
 
 
-def simulate(seconds: Sequence[float], cluster: Cluster) -> Outcome:
+def simulate(seconds: Sequence[float], cluster: Cluster) -> SimulatedRun:
     """Replay units that take so long, in this order."""
     run = _Run(seconds, cluster)
     makespan = run.run()
     first, last = (run.done_at[math.floor(share * (len(seconds) - 1))] for share in _STEADY)
     rate = (_STEADY[1] - _STEADY[0]) * len(seconds) / (last - first) if last > first else len(seconds) / makespan
-    return Outcome(makespan, math.fsum(seconds), cluster.num_workers, run.num_deaths, run.lost, rate)
+    return SimulatedRun(makespan, math.fsum(seconds), cluster.num_workers, run.num_deaths, run.lost, rate)
 
 
-def prolonged(outcome: Outcome, num_units: int, num_simulated: int) -> Outcome:
+def prolonged(outcome: SimulatedRun, num_units: int, num_simulated: int) -> SimulatedRun:
     """Return the outcome of a longer run of such units, whose middle goes on at the rate of the simulated one's."""
     factor = num_units / num_simulated
     makespan = outcome.makespan + (num_units - num_simulated) / outcome.rate
     longer = makespan / outcome.makespan
-    return Outcome(makespan, factor * outcome.work, outcome.num_workers, round(longer * outcome.num_deaths),
+    return SimulatedRun(makespan, factor * outcome.work, outcome.num_workers, round(longer * outcome.num_deaths),
                    longer * outcome.lost, outcome.rate)  # fmt: skip
