@@ -666,7 +666,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a mismatch at the threshold is waved through", CALIBRATION, "(p[important] >= threshold)", "(p[important] > threshold)"),
         Bug("accepted counts what is at the threshold", CALIBRATION, "(p < threshold).mean()", "(p <= threshold).mean()"),
         Bug("feature order of `both` without a new version", FEATURES, 'Mode("both", ("draft_token", "target_token"))', 'Mode("both", ("target_token", "draft_token"))'),
-        Bug("columns in the order of storage", LABELS, "for part in mode.parts], axis=1", "for part in sorted(mode.parts, reverse=True)], axis=1"),
+        Bug("columns in the order of storage", LABELS, "parts = [self.features[part] for part in mode.parts]", "parts = [self.features[part] for part in sorted(mode.parts, reverse=True)]"),
         Bug("undecided mismatches are labels", LABELS, "label.split == split and label.important is not None", "label.split == split"),
     ],
     ("decoding/test_rules.py",): [
