@@ -48,7 +48,7 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     folder = OutputFolder(path, resolved, resume, "collect_labels")
     first_look.check(resolved.experiment, {"target", "draft"})
     from specexp.judge import collection, mining_yield
-    from specexp.judge.labels import FEATURES, LABELS, MANIFEST
+    from specexp.judge.labels import MANIFEST, files_of
     from specexp.storage.run_plan import File, Input
     from specexp.tasks.example import Dataset
     from specexp.tasks.programs import execution_of
@@ -68,7 +68,7 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
                 mined = Dataset("labels", "runs:/{run_id}/labels", labels.hash, len(labels.labels))
                 inputs = [Input.of(prepared.task.dataset(), "evaluation"), Input.of(mined, "labels")]
                 main = outbox.main(metrics, [path / "config.json"], inputs, execution_of(prepared.task))
-                files = [File(name, "labels") for name in (LABELS, FEATURES, MANIFEST)]
+                files = [File(name, "labels") for name in files_of(path)]
                 outbox.send(replace(main, files=[*main.files, *files]))
     for name, metric, form in COLUMNS:
         click.echo(f"{name:>33}  {form.format(metrics[metric])}")

@@ -90,7 +90,7 @@ def train_judge(asked: TrainJudgeConfig) -> str:
 
 def _train(asked: TrainJudgeConfig) -> str:
     from specexp.answers.rules import version_note
-    from specexp.judge import features, trained_judge
+    from specexp.judge import features, training
     from specexp.storage import files
     from specexp.storage.run_folder import locked
 
@@ -100,7 +100,7 @@ def _train(asked: TrainJudgeConfig) -> str:
     folder = output_path(asked.output, _name(asked, labels))
     _check(folder)
     for name in asked.features:
-        trained_judge.check(labels, features.mode(name))
+        training.check(labels, features.mode(name), asked.kinds)
     if note := version_note(f"label set '{source}'", labels.answer_version):
         print_notes([note])
     files.make_folder(folder)

@@ -95,7 +95,7 @@ def forecast(
 
 def seconds_of(timed: Timings, name: str) -> float:
     """Decode seconds of all prompts, each prompt's median over repeats."""
-    return sum(median(row) for row in decoding(timed[name]).seconds)
+    return float(sum(median(row) for row in decoding(timed[name]).seconds))
 
 
 def records_of(timed: Timings, name: str) -> list[Record]:

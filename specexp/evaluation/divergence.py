@@ -10,7 +10,8 @@ differences.json holds every output that differs, by prompt, turn, setting and r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,7 +22,8 @@ from specexp.evaluation.equality import Draws, difference, explanation
 from specexp.evaluation.preparation import Prepared, PreparedMethod, arithmetic_of
 from specexp.evaluation.scheduling import LOWER, Job, prompt_of
 from specexp.lm import out_of_memory
-from specexp.storage.records import Key, Record, RecordFile, key_of
+from specexp.storage.record_places import Key
+from specexp.storage.records import Record, RecordFile, finder, key_of
 from specexp.storage.run_folder import OutputFolder
 
 FILE = "differences.json"
@@ -76,7 +78,7 @@ def examine(prepared: Prepared, output: OutputFolder, records: RecordFile) -> No
         return
     engine, experiment = Engine(prepared.pair.models), prepared.experiment
     with out_of_memory.translate_oom("checking outputs that differ from plain decoding's", LOWER, experiment.models):
-        for record, plain in _pairs(prepared, records.records):
+        for record, plain in _pairs(prepared, records.records, finder(records.records)):
             if record["token_ids"] != plain["token_ids"] and key_of(record) not in known:
                 ids = prompt_of(prepared, records, _job(prepared, record))
                 entries.append(_entry(engine, experiment, ids, record, plain["token_ids"]))
@@ -101,26 +103,45 @@ def _entry(
 
 
 def by_label(
-    prepared: Prepared, entries: Sequence[Mapping[str, Any]] | None, records: Sequence[Record]
+    prepared: Prepared,
+    entries: Sequence[Mapping[str, Any]] | None,
+    records: Sequence[Record],
+    repeat: int | None = None,
 ) -> dict[str, Divergence]:
-    """Return the divergence of each setting that must emit plain decoding's tokens; empty if none was examined."""
+    """Return the divergence of each setting that must emit plain decoding's tokens, in one repeat or in all; empty if
+    none was examined."""
     if entries is None:
         return {}
-    compared: dict[str, set[Key]] = {}
-    for record, _ in _pairs(prepared, records):
-        compared.setdefault(record["label"], set()).add(key_of(record))
-    result = {_key(each): each for each in entries}
-    return {label: Divergence(len(keys), [result[k] for k in result if k in keys]) for label, keys in compared.items()}
+    result, places = {_key(each): each for each in entries}, {_key(each): i for i, each in enumerate(entries)}
+    num_compared: dict[str, int] = {}
+    differing: dict[str, list[Key]] = {}
+    chosen = records if repeat is None else (record for record in records if record["repeat"] == repeat)
+    for record, _ in _pairs(prepared, chosen, finder(records)):
+        label, key = record["label"], key_of(record)
+        num_compared[label] = num_compared.get(label, 0) + 1
+        if key in result:
+            differing.setdefault(label, []).append(key)
+    return {
+        label: Divergence(number, [result[key] for key in sorted(differing.get(label, []), key=places.__getitem__)])
+        for label, number in num_compared.items()
+    }
 
 
-def _pairs(prepared: Prepared, records: Sequence[Record]) -> Iterable[tuple[Record, Record]]:
+def _pairs(
+    prepared: Prepared, records: Iterable[Record], find: Callable[[Key], Record]
+) -> Iterable[tuple[Record, Record]]:
     """Yield records whose tokens must be those of plain decoding, each with plain decoding's record."""
-    plain = {(r["prompt_id"], r["turn"], r["repeat"]): r for r in records if r["method"] == "baseline"}
+    plain = next((each.config.label for each in prepared.settings if each.config.method == "baseline"), None)
     labels = {each.config.label for each in prepared.settings if comparable(each, prepared.experiment)}
+    if plain is None:
+        return
     for record in records:
-        other = plain.get((record["prompt_id"], record["turn"], record["repeat"]))
-        if record["label"] in labels and record["paired"] and other is not None:
-            yield record, other
+        if record["label"] in labels and record["paired"]:
+            other = None
+            with suppress(KeyError):
+                other = find((record["prompt_id"], record["turn"], plain, record["repeat"]))
+            if other is not None:
+                yield record, other
 
 
 def _job(prepared: Prepared, record: Record) -> Job:

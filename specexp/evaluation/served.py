@@ -7,7 +7,7 @@ the whole request, queue and prompt included; what the server says of its drafts
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
@@ -169,24 +169,45 @@ def record_of(prepared: Prepared, job: Job, answer: Answer, drafts: DraftCounts 
     return record  # type: ignore[return-value]
 
 
-def drafts_of(records: Sequence[Record]) -> DraftCounts | None:
-    """Return the sum of what a server said of its drafts; None unless it said so of every output."""
-    said = [record["served"]["drafts"] for record in records]
-    if not said or None in said:
-        return None
-    return acceptance.total([DraftCounts(**{**each, "by_position": tuple(each["by_position"])}) for each in said])
+class ServedSums:
+    """Sums over an engine's records, of what others do not have: time per token, and the server's acceptance."""
+
+    def __init__(self) -> None:
+        self._tokens, self._seconds = 0, 0.0  # of longer outputs: those after the first token
+        self._drafts: DraftCounts | None = None
+        self._all_say = True  # of their drafts
+
+    def add(self, record: Record) -> None:
+        """Add one record of an engine."""
+        if num_tokens(record) > 1:
+            self._tokens += num_tokens(record) - 1
+            self._seconds += record["served"]["last_seconds"] - record["time_to_first_token"]
+        said = record["served"]["drafts"]
+        self._all_say &= said is not None
+        if self._all_say:
+            counts = DraftCounts(**{**said, "by_position": tuple(said["by_position"])})
+            self._drafts = counts if self._drafts is None else acceptance.total([self._drafts, counts])
+
+    @property
+    def drafts(self) -> DraftCounts | None:
+        """The sum of what a server said of its drafts; None unless it said so of every output."""
+        return self._drafts if self._all_say else None
+
+    def metrics(self, of_all: Mapping[str, float]) -> dict[str, float]:
+        """Return an engine's metrics: those of all methods that can be seen from outside, time per token, and the
+        server's acceptance. Calls and the time of a prompt cannot be seen; a request's seconds include its prompt."""
+        result = {name: value for name, value in of_all.items() if not name.startswith(UNSEEN)}
+        if self._tokens:
+            result["speed/time_per_token"] = self._seconds / self._tokens
+        return result | (self.drafts.metrics() if self.drafts is not None else {})
 
 
-def metrics(records: Sequence[Record], of_all: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics of an engine: those of all that can be seen from outside, time per token, and the server's
-    acceptance. Calls and the time of a prompt cannot be seen; a request's seconds include its prompt."""
-    longer = [record for record in records if num_tokens(record) > 1]
-    result = {name: value for name, value in of_all.items() if not name.startswith(UNSEEN)}
-    if tokens := sum(num_tokens(record) - 1 for record in longer):
-        seconds = sum(record["served"]["last_seconds"] - record["time_to_first_token"] for record in longer)
-        result["speed/time_per_token"] = seconds / tokens
-    drafts = drafts_of(records)
-    return result | (drafts.metrics() if drafts is not None else {})
+def sums_of(records: Iterable[Record]) -> ServedSums:
+    """Add up an engine's records."""
+    result = ServedSums()
+    for record in records:
+        result.add(record)
+    return result
 
 
 def warnings(records: Mapping[str, Sequence[Record]], facts: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -195,7 +216,7 @@ def warnings(records: Mapping[str, Sequence[Record]], facts: Sequence[Mapping[st
     for label, each in records.items():
         if not each or "served" not in each[0]:
             continue
-        drafts = drafts_of(each)
+        drafts = sums_of(each).drafts
         faults = drafts.faults(sum(map(num_tokens, each)), len(each)) if drafts is not None else []
         result += [f"{label}: the server's counts of drafts cannot be true: {fault}" for fault in faults]
         if again := sum(record["served"]["attempts"] > 1 for record in each):

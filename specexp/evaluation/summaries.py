@@ -1,18 +1,25 @@
-"""Computes the metrics of an experiment's settings from the records and costs in its folder."""
+"""Computes the metrics of an experiment's settings from the records and costs in its folder.
+
+The records are added up in one pass, each with the record that it is compared with, and none of them is held: they may
+be more than fit in memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from specexp.evaluation import served
 from specexp.evaluation.measured_costs import costs_of
 from specexp.evaluation.preparation import (
     Prepared,
 )
-from specexp.metrics.summary import summarise
+from specexp.metrics.per_prompt import PromptNumbers
+from specexp.metrics.summary import metrics_of
+from specexp.metrics.tally import Tally
 from specexp.profiling import call_costs
 from specexp.storage import environment
-from specexp.storage.records import Record
+from specexp.storage.records import Record, finder
 from specexp.storage.run_folder import OutputFolder
 
 Summary = dict[tuple[str, int], dict[str, float]]
@@ -21,10 +28,8 @@ Summary = dict[tuple[str, int], dict[str, float]]
 def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> Summary:
     """Return metrics by (label, repeat)."""
     result, claimed = costs_of(output.read_json("costs.json")), claims_attainable(output)
-    repeats: dict[int, list[Record]] = {}
-    for record in records:
-        repeats.setdefault(record["repeat"], []).append(record)
-    metrics = {repeat: pooled(prepared, result, group, claimed) for repeat, group in sorted(repeats.items())}
+    by_repeat = tallies(prepared, records, lambda record: record["repeat"])
+    metrics = {repeat: _metrics(prepared, result, by_repeat[repeat], claimed) for repeat in sorted(by_repeat)}
     return {(label, repeat): metrics[repeat][label] for label in metrics[0] for repeat in metrics}
 
 
@@ -37,22 +42,49 @@ def pooled(
     prepared: Prepared, measured: call_costs.Costs | None, records: Sequence[Record], claimed: bool = True
 ) -> dict[str, dict[str, float]]:
     """Return metrics by label over all these records: of one repeat, or of several together."""
-    groups: dict[str, list[Record]] = {}
+    return _metrics(prepared, measured, tallies(prepared, records, lambda record: 0)[0], claimed)
+
+
+@dataclass(frozen=True, slots=True)
+class SettingSums:
+    """Sums over one setting's records; `served` is of an engine's records only."""
+
+    tally: Tally
+    served: served.ServedSums
+
+
+def tallies(
+    prepared: Prepared, records: Sequence[Record], group_of: Callable[[Record], int]
+) -> dict[int, dict[str, SettingSums]]:
+    """Add up the records of each group by label, each with the one of plain decoding, or of the first engine."""
+    find, served_labels = finder(records), [each.config.label for each in prepared.served]
+    plain = next((each.config.label for each in prepared.settings if each.config.method == "baseline"), None)
+    result: dict[int, dict[str, SettingSums]] = {}
+    prompts: dict[int, PromptNumbers] = {}
     for record in records:
-        groups.setdefault(record["label"], []).append(record)
-    plain = next((group for group in groups.values() if group[0]["method"] == "baseline"), [])
-    # Engines are compared with the first of them: their seconds are those of whole requests.
+        group, label = group_of(record), record["label"]
+        # Engines are compared with the first of them: their seconds are those of whole requests.
+        other = served_labels[0] if label in served_labels else plain
+        compared = find((record["prompt_id"], record["turn"], other, record["repeat"])) if other is not None else None
+        by_label = result.setdefault(group, {})
+        if label not in by_label:
+            by_label[label] = SettingSums(Tally(prompts.setdefault(group, PromptNumbers())), served.ServedSums())
+        by_label[label].tally.add(record, compared)
+        if label in served_labels:
+            by_label[label].served.add(record)
+    return result
+
+
+def _metrics(
+    prepared: Prepared, measured: call_costs.Costs | None, sums: Mapping[str, SettingSums], claimed: bool
+) -> dict[str, dict[str, float]]:
     engines = {
-        each.config.label: served.metrics(
-            groups[each.config.label],
-            summarise(groups[each.config.label], groups[prepared.served[0].config.label], None, 0),
-        )
-        for each in prepared.served
+        label: sums[label].served.metrics(metrics_of(sums[label].tally, None, 0))
+        for label in (each.config.label for each in prepared.served)
     }
     ours = {
-        setting.config.label: summarise(
-            groups[setting.config.label],
-            plain,
+        setting.config.label: metrics_of(
+            sums[setting.config.label].tally,
             measured,
             setting.config.gamma,
             setting.config.gamma + setting.feed_last_token,

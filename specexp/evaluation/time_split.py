@@ -16,6 +16,7 @@ from tqdm import tqdm
 from specexp.decoding.rng import rng_for
 from specexp.engine import Decoder, Engine, Request
 from specexp.engine.suffix_automaton import SuffixAutomaton
+from specexp.evaluation.large_runs import sample
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.scheduling import LOWER, Job, Memories
 from specexp.lm import out_of_memory
@@ -64,7 +65,7 @@ def measure(prepared: Prepared, output: OutputFolder, records: RecordFile) -> No
     if output.read_json(FILE) is not None or not prepared.settings:
         return
     experiment = prepared.experiment
-    ours = [record for record in records.records if "served" not in record]
+    ours = [record for record in sample(prepared, records.records) if "served" not in record]
     chosen = plan(ours, experiment.max_new_tokens)
     if chosen is None:
         return

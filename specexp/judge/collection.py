@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from specexp.answers.rules import UNRECORDED, VERSION, version_note, version_words
@@ -26,7 +25,7 @@ from specexp.decoding.protocol import Role
 from specexp.engine import Ending, output_limit
 from specexp.errors import OutputError, PromptError, TaskError
 from specexp.judge import features
-from specexp.judge.labels import MANIFEST, LabelSet, pack, unpack
+from specexp.judge.labels import MANIFEST, LabelSet, pack, unpack, write_set
 from specexp.judge.mining import MINED, NO_ANSWER, UNFINISHED, Mined, Miner
 from specexp.judge.mining_progress import SearchProgress
 from specexp.judge.mining_yield import FIRST, Yield, status_of
@@ -185,8 +184,7 @@ def collect(prepared: PreparedMining, output: OutputFolder) -> LabelSet:
                 bar.set_postfix_str(f"{len(paths) - len(missing) + number} of {len(paths)} prompts", refresh=False)
                 if number >= EARLY:
                     duration.seen(bar.n, bar.total)
-    result = assemble(prepared, paths)
-    result.write(output.path)
+    assemble(prepared, paths, output.path)
     shutil.rmtree(progress)
     return LabelSet.read(output.path)
 
@@ -226,18 +224,19 @@ def _write(path: Path, mined: Mined) -> None:
     write_whole(path, pack(mined.labels, mined.features, {**mined.counts, f"num_{mined.status}": 1}))
 
 
-def assemble(prepared: PreparedMining, paths: list[Path]) -> LabelSet:
-    """Join the results of all prompts into one label set."""
+def assemble(prepared: PreparedMining, paths: list[Path], folder: Path) -> None:
+    """Write the results of all prompts as one label set; features are read prompt by prompt, and not held together."""
     labels, counts = [], Counter({f"num_{status}": 0 for status in (MINED, NO_ANSWER, UNFINISHED)})
     whole = Yield()
-    parts: dict[str, list[np.ndarray]] = {}
+    num_rows, sizes = Counter[str](), dict[str, int]()  # by part
     for path in paths:
         result, arrays, spent = unpack(path)
         labels += result
         counts.update(spent)
         whole.add(result, spent, status_of(spent))
         for part, rows in arrays.items():
-            parts.setdefault(part, []).append(rows)
+            num_rows[part] += len(rows)
+            sizes[part] = int(rows.shape[1])
     limit = prepared.config.experiment.max_new_tokens
     if not labels:
         enough = f", from {limit} to about {whole.enough_tokens(limit)}" if whole.unfinished else ""
@@ -246,7 +245,7 @@ def assemble(prepared: PreparedMining, paths: list[Path]) -> LabelSet:
             f" {counts[f'num_{UNFINISHED}']} did not end); mine more prompts, or raise max_new_tokens{enough}."
         )
     # Prompts that an earlier version mined have no scalars: then the set has none.
-    joined = {part: np.concatenate(rows) for part, rows in parts.items() if sum(map(len, rows)) == len(labels)}
+    parts = [part for part, number in num_rows.items() if number == len(labels)]
     config = prepared.config
     data = prepared.task.dataset()
     manifest = {
@@ -260,13 +259,19 @@ def assemble(prepared: PreparedMining, paths: list[Path]) -> LabelSet:
         "answer_version": VERSION,
         "comparator": prepared.task.comparator.name,
         "feature_dtype": config.dtype,
-        "hidden_sizes": {role: int(joined[f"{role}_token"].shape[1]) for role in ("target", "draft")},
+        "hidden_sizes": {role: sizes[f"{role}_token"] for role in ("target", "draft")},
         "num_prompts": len(paths),
         "num_labels": len(labels),
         "counts": dict(sorted({**counts, "num_undecided": whole.undecided}.items())),
         "enough_tokens": whole.enough_tokens(limit),
     }
-    return LabelSet(filled(labels), joined, manifest)
+    blocks = (unpack(path)[1] for path in paths)
+    write_set(
+        folder,
+        filled(labels),
+        ({part: each[part] for part in parts} for each in blocks if each.keys() >= set(parts)),
+        manifest,
+    )
 
 
 def summarise(labels: LabelSet) -> dict[str, float]:

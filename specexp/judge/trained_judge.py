@@ -14,6 +14,7 @@ from specexp.judge.features import Mode
 from specexp.judge.judge import Facts, Judge
 from specexp.judge.labels import Label, LabelSet
 from specexp.judge.network import TREES
+from specexp.judge.shards.matrices import by_batch
 from specexp.judge.training import Log, MlpRecipe, Splits, Trained, train_logistic, train_mlp, train_trees
 from specexp.judge.trees import TreesRecipe
 from specexp.storage.files import writing
@@ -43,9 +44,9 @@ def train(kind: str, labels: LabelSet, mode: Mode, recall: float, seed: int, log
     else:
         trained = train_logistic(splits, log) if kind == "logistic" else train_mlp(splits, log, MlpRecipe(seed=seed))
     x, important, _ = labels.select(mode, "calibration")
-    threshold = calibration.threshold_for(recall, trained.network(x), important)
+    threshold = calibration.threshold_for(recall, by_batch(trained.network, x), important)
     x_test, important_test, _ = labels.select(mode, "test")
-    p = np.asarray(trained.network(x_test))
+    p = by_batch(trained.network, x_test)
     result = calibration.report(threshold, p, important_test)
     identity = labels.manifest["identity"]
     facts = Facts(
@@ -61,11 +62,6 @@ def train(kind: str, labels: LabelSet, mode: Mode, recall: float, seed: int, log
         "judge/recall_margin": calibration.recall_margin(recall, int(important.sum()), int(important_test.sum())),
     }
     return TrainedJudge(Judge(trained.network, facts), trained.validation_auc, trained.settings, metrics, p)
-
-
-def check(labels: LabelSet, mode: Mode) -> None:
-    """Raise JudgeError unless every split has what training, calibration and the report need."""
-    Splits.of(labels, mode)
 
 
 def better(candidate: Judge, champion: Judge, labels: LabelSet) -> tuple[bool, str]:
@@ -84,7 +80,7 @@ def better(candidate: Judge, champion: Judge, labels: LabelSet) -> tuple[bool, s
     result = []
     for judge in (candidate, champion):
         x, important, _ = labels.select(features.mode(judge.facts.features), "test")
-        result.append(calibration.report(judge.facts.threshold, np.asarray(judge.network(x)), important))
+        result.append(calibration.report(judge.facts.threshold, by_batch(judge.network, x), important))
     candidate_scores, champion_scores = ((metrics["roc_auc"], -metrics["brier"]) for metrics in result)
     says = f"test ROC-AUC {candidate_scores[0]:.4f} against the champion's {champion_scores[0]:.4f} on the same labels"
     if candidate_scores[0] == champion_scores[0]:
@@ -143,7 +139,7 @@ def write(folder: Path, candidates: Mapping[str, TrainedJudge], chosen: str, lab
     write_table(folder / "token_classes.csv", token_classes(rows, best.p, best.judge.facts.threshold))
     num_prompts = max(1, len({label.prompt_id for label in rows}))
     x, marks, _ = labels.select(mode, "calibration")
-    sweep = calibration.sweep(np.asarray(best.judge.network(x)), marks, SWEEP)
+    sweep = calibration.sweep(by_batch(best.judge.network, x), marks, SWEEP)
     for row in sweep:
         row |= {"test_recall": calibration.recall_at(row["threshold"], best.p, important)}
         row |= {"test_accepted": calibration.accepted_at(row["threshold"], best.p)}

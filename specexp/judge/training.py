@@ -6,7 +6,7 @@ when the MLP stops, which C the regression uses and how many trees there are. ca
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -18,7 +18,8 @@ from specexp.errors import JudgeError
 from specexp.judge.features import Mode
 from specexp.judge.labels import LabelSet
 from specexp.judge.mining_yield import what_is_missing
-from specexp.judge.network import Network
+from specexp.judge.network import TREES, Network
+from specexp.judge.shards.matrices import is_too_large, scaler_of, standardised
 from specexp.judge.trees import SAME, TreesRecipe, fit, network_of, settings_of
 
 C_GRID = tuple(10.0**-i for i in range(8))  # as in the paper
@@ -48,6 +49,19 @@ class Trained:
     settings: dict[str, float | int | str]
 
 
+def check(labels: LabelSet, mode: Mode, kinds: Collection[str] = ()) -> None:
+    """Raise JudgeError unless every split has what training, calibration and the report need, and fits these kinds."""
+    labels.check(mode)
+    if missing := what_is_missing(labels):
+        raise JudgeError(missing)
+    rows = sum(label.split == "train" and label.important is not None for label in labels.labels)
+    if TREES in kinds and is_too_large(rows, labels.width(mode)):
+        raise JudgeError(
+            f"{4 * rows * labels.width(mode) / 2**30:.1f} GB of features '{mode.name}' are too many for trees, which"
+            " scikit-learn grows in memory; train kinds mlp and logistic, or features of fewer parts."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Splits:
     """Standardised features and labels of the two splits used in training; `raw` are the features before that."""
@@ -60,14 +74,12 @@ class Splits:
     @classmethod
     def of(cls, labels: LabelSet, mode: Mode) -> Splits:
         """Select both splits. Raises JudgeError if a split is empty or holds one kind of mismatch only."""
-        labels.check(mode)
-        if missing := what_is_missing(labels):
-            raise JudgeError(missing)
+        check(labels, mode)
         result = {split: labels.select(mode, split)[:2] for split in ("train", "validation")}
-        scaler = StandardScaler().fit(result["train"][0])
+        scaler = scaler_of(result["train"][0])
         (x, important), (x_validation, important_validation) = result.values()
-        train = scaler.transform(x), important
-        validation = scaler.transform(x_validation), important_validation
+        train = standardised(scaler, x), important
+        validation = standardised(scaler, x_validation), important_validation
         return cls(scaler, train, validation, (x, x_validation))
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -100,8 +112,9 @@ def train_mlp(splits: Splits, log: Log, recipe: MlpRecipe | None = None) -> Trai
 
     recipe = recipe or MlpRecipe()
     generator = torch.Generator().manual_seed(recipe.seed)
-    x, y = (torch.tensor(part, dtype=torch.float32) for part in splits.train)
-    x_validation, y_validation = (torch.tensor(part, dtype=torch.float32) for part in splits.validation)
+    # Features stay where they are, in memory or in a mapped file: a batch's rows are read when it is taken.
+    x, x_validation = (torch.from_numpy(np.asarray(x, np.float32)) for x, _ in (splits.train, splits.validation))
+    y, y_validation = (torch.tensor(kind, dtype=torch.float32) for _, kind in (splits.train, splits.validation))
     loss_of = nn.functional.binary_cross_entropy_with_logits
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)

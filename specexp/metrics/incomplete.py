@@ -5,7 +5,7 @@ Both are graded as they are, so accuracy says little if there are many of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from specexp.storage.records import Record
 
@@ -23,12 +23,32 @@ def is_unparsed(record: Record) -> bool:
     return record["correct"] is not None and record.get("answer") is None
 
 
-def metrics(records: Sequence[Record]) -> dict[str, float]:
-    """Return the share of all outputs that were cut off, and the share of graded outputs without an answer."""
-    result = {"quality/cut_share": _share(records, is_cut)}
-    if graded := [record for record in records if record["correct"] is not None]:
-        result["quality/unparsed_share"] = _share(graded, is_unparsed)
-    return result
+class Endings:
+    """Counts outputs that were cut off, and graded ones without an answer."""
+
+    def __init__(self) -> None:
+        self._num, self._num_cut, self._num_graded, self._num_unparsed = 0, 0, 0, 0
+
+    def add(self, record: Record) -> None:
+        self._num += 1
+        self._num_cut += is_cut(record)
+        self._num_graded += record["correct"] is not None
+        self._num_unparsed += is_unparsed(record)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the share of all outputs that were cut off, and the share of graded outputs without an answer."""
+        result = {"quality/cut_share": self._num_cut / max(1, self._num)}
+        if self._num_graded:
+            result["quality/unparsed_share"] = self._num_unparsed / self._num_graded
+        return result
+
+
+def metrics(records: Iterable[Record]) -> dict[str, float]:
+    """Return the shares of these outputs."""
+    result = Endings()
+    for record in records:
+        result.add(record)
+    return result.metrics()
 
 
 def warnings(records: Mapping[str, Sequence[Record]], max_new_tokens: int, answer_rule: str = "") -> Iterator[str]:

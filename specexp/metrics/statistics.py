@@ -9,13 +9,15 @@ Shapes: P prompts, R repeats, B bootstrap samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
+from scipy.signal import fftconvolve
+from scipy.stats import binom, norm
 
 Array = np.ndarray[Any, Any]
 SIGNIFICANT = 0.05
@@ -24,7 +26,8 @@ RESAMPLES = 2000
 PERCENTILES = (2.5, 97.5)
 ALL_SWAPS = 12  # up to this many prompts, all possible swaps are evaluated
 SWAPS = 4999  # the number of random swaps for more prompts
-CHUNK = 500  # swaps evaluated at a time, since a matrix of all would be large
+AT_ONCE = 2_000_000  # draws in memory at a time: a matrix of all would be large
+FEW_CHANGES = 5_000  # differences up to which a sign test adds them one by one
 
 
 def wilson(successes: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -76,12 +79,25 @@ def sign_flip_p(differences: Sequence[int]) -> float:
     """
     sizes = [abs(d) for d in differences if d]
     whole = sum(sizes)
+    if len(sizes) > FEW_CHANGES:
+        return _sign_flip_p_of_many(Counter(sizes), abs(sum(differences)))
     chance = np.zeros(2 * whole + 1)  # probability of each sum, from -whole on
     chance[whole] = 1.0
     for size in sizes:
         chance = 0.5 * (np.roll(chance, size) + np.roll(chance, -size))  # no sum wraps around
     far = np.abs(np.arange(-whole, whole + 1)) >= abs(sum(differences))
     return min(1.0, float(chance[far].sum()))
+
+
+def _sign_flip_p_of_many(sizes: Mapping[int, int], seen: int) -> float:
+    """Return the p of `sign_flip_p`: sums of differences of one size are binomial, those of several are convolved."""
+    chance, whole = np.ones(1), sum(size * number for size, number in sizes.items())
+    for size, number in sizes.items():
+        spread = np.zeros(2 * size * number + 1)
+        spread[:: 2 * size] = binom.pmf(np.arange(number + 1), number, 0.5)
+        chance = fftconvolve(chance, spread)
+    far = np.abs(np.arange(-whole, whole + 1)) >= seen
+    return min(1.0, max(0.0, float(chance[far].sum())))
 
 
 def prompts_needed(discordance: float, difference: float = 0.01) -> int:
@@ -111,8 +127,8 @@ class Interval:
 class Timed:
     """Tokens emitted for each of P prompts, and the seconds of each of R repeats: tokens[P], seconds[P][R]."""
 
-    tokens: Sequence[float]
-    seconds: Sequence[Sequence[float]]
+    tokens: Sequence[float] | Array
+    seconds: Sequence[Sequence[float]] | Array
 
 
 def rate(timed: Timed) -> Interval:
@@ -145,8 +161,8 @@ def swap_p(candidate: Timed, baseline: Timed) -> float:
         return float(np.mean(_far(swaps, candidate_totals, baseline_totals) >= enough))
     rng = np.random.default_rng(0)
     hits = 0
-    for start in range(0, SWAPS, CHUNK):
-        swaps = rng.integers(2, size=(min(CHUNK, SWAPS - start), num_prompts)).astype(float)
+    for rows in _rows(SWAPS, num_prompts):
+        swaps = rng.integers(2, size=(rows, num_prompts)).astype(float)
         hits += int(np.sum(_far(swaps, candidate_totals, baseline_totals) >= enough))
     return (1 + hits) / (1 + SWAPS)
 
@@ -175,10 +191,23 @@ def _interval(rates: Callable[[Array, Array], Array], like: Timed) -> Interval:
     """Return the percentile bootstrap interval over prompts and repeats; equal timings always give equal intervals."""
     num_prompts, num_repeats = np.asarray(like.seconds).shape
     whole = rates(np.arange(num_prompts)[None], np.arange(num_repeats)[None])
-    rng = np.random.default_rng(0)
-    drawn = rates(
-        rng.integers(num_prompts, size=(RESAMPLES, num_prompts)),
-        rng.integers(num_repeats, size=(RESAMPLES, num_repeats)),
-    )
-    low, high = np.percentile(drawn, PERCENTILES)
+    rng, again = np.random.default_rng(0), np.random.default_rng(0)
+    sizes = list(_rows(RESAMPLES, num_prompts))
+    for rows in sizes:  # the repeats are drawn after all prompts
+        if num_repeats > 1:
+            rng.integers(num_prompts, size=(rows, num_prompts))
+    drawn = [
+        rates(
+            again.integers(num_prompts, size=(rows, num_prompts)), rng.integers(num_repeats, size=(rows, num_repeats))
+        )
+        for rows in sizes
+    ]
+    low, high = np.percentile(np.concatenate(drawn), PERCENTILES)
     return Interval(float(whole[0]), float(low), float(high))
+
+
+def _rows(number: int, width: int) -> Iterator[int]:
+    """Divide `number` rows of `width` draws into parts that fit in memory. A generator draws the same in parts."""
+    most = max(1, AT_ONCE // width)
+    for start in range(0, number, most):
+        yield min(most, number - start)

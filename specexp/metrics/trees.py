@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Literal
 
 from specexp.config import TreeConfig
@@ -40,34 +42,64 @@ def check_trees(record: Record, limits: TreeConfig | None = None) -> None:
     assert fed in (0, record.get("num_forced", 0)), record
 
 
-def tree_metrics(records: Sequence[Record]) -> dict[str, float]:
-    """Return `tree/*` of one setting; docs/metrics.md has the definitions."""
-    trees = [tree for record in records for tree in record["trees"]]
-    rounds = len(trees)
-    accepted = sum(tree["num_accepted"] for tree in trees)
-    candidates = max(1, sum(tree["num_candidates"] for tree in trees))
-    pruned = {name: sum(tree[name] for tree in trees) for name in PRUNED}
-    judged = sum(record["num_judged"] for record in records) / max(1, accepted)
-    return {
-        **({"tree/judged_rate": judged} if any("judged" in tree for tree in trees) else {}),
-        "tree/max_active_branches": max(tree["max_active"] for tree in trees),
-        "tree/branch_prune_rate": sum(pruned.values()) / candidates,
-        **{f"tree/{name}": number / candidates for name, number in pruned.items()},
-        **{f"tree/depth_{i}": share for i, share in enumerate(reached(records), 1)},
-        "tree/cache_hit_rate": accepted / (accepted + rounds),
-    }
+@dataclass(slots=True)
+class TreeSums:
+    """Sums over the trees of a setting's records."""
 
+    rounds: int = 0
+    accepted: int = 0
+    candidates: int = 0
+    judged: int = 0  # accepted nodes that a judge chose
+    with_judge: bool = False
+    most_active: int = 0
+    deepest: int = 0
+    pruned: Counter[str] = field(default_factory=Counter)  # by reason
+    lengths: Counter[int] = field(default_factory=Counter)  # rounds by their number of accepted nodes
+    ranks: Counter[int] = field(default_factory=Counter)  # accepted nodes by the draft's rank
 
-def reached(records: Sequence[Record]) -> list[float]:
-    """Return the share of rounds whose accepted path reaches depth 1, 2, ... up to that of the deepest tree."""
-    trees = [tree for record in records for tree in record["trees"]]
-    deepest = max((tree["depth"] for tree in trees), default=0)
-    return [sum(tree["num_accepted"] >= i for tree in trees) / len(trees) for i in range(1, deepest + 1)]
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> TreeSums:
+        result = cls()
+        for record in records:
+            result.add(record)
+        return result
 
+    def add(self, record: Record) -> None:
+        """Add one record's trees."""
+        self.judged += record["num_judged"]
+        for tree in record["trees"]:
+            self.rounds += 1
+            self.accepted += tree["num_accepted"]
+            self.candidates += tree["num_candidates"]
+            self.with_judge |= "judged" in tree
+            self.most_active = max(self.most_active, tree["max_active"])
+            self.deepest = max(self.deepest, tree["depth"])
+            self.lengths[tree["num_accepted"]] += 1
+            for name in PRUNED:
+                self.pruned[name] += tree[name]
+            for rank in tree["ranks"]:
+                self.ranks[rank] += 1
 
-def by_rank(records: Sequence[Record]) -> list[float]:
-    """Return the share of draws that matched the child of draft rank 0, 1, ...; their sum is the cache hit rate."""
-    trees = [tree for record in records for tree in record["trees"]]
-    ranks = [rank for tree in trees for rank in tree["ranks"]]
-    draws = len(ranks) + len(trees)
-    return [ranks.count(rank) / draws for rank in range(max(ranks, default=-1) + 1)]
+    def metrics(self) -> dict[str, float]:
+        """Return `tree/*` of one setting; docs/metrics.md has the definitions."""
+        candidates = max(1, self.candidates)
+        return {
+            **({"tree/judged_rate": self.judged / max(1, self.accepted)} if self.with_judge else {}),
+            "tree/max_active_branches": self.most_active,
+            "tree/branch_prune_rate": self.pruned.total() / candidates,
+            **{f"tree/{name}": self.pruned[name] / candidates for name in PRUNED},
+            **{f"tree/depth_{i}": share for i, share in enumerate(self.reached(), 1)},
+            "tree/cache_hit_rate": self.accepted / (self.accepted + self.rounds),
+        }
+
+    def reached(self) -> list[float]:
+        """Return the share of rounds whose accepted path reaches depth 1, 2, ... up to that of the deepest tree."""
+        return [
+            sum(n for length, n in self.lengths.items() if length >= i) / self.rounds
+            for i in range(1, self.deepest + 1)
+        ]
+
+    def by_rank(self) -> list[float]:
+        """Return the share of draws that matched the child of draft rank 0, 1, ...; their sum is the hit rate."""
+        draws = self.ranks.total() + self.rounds
+        return [self.ranks[rank] / draws for rank in range(max(self.ranks, default=-1) + 1)]

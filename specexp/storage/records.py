@@ -1,6 +1,7 @@
-"""Reads and writes records.jsonl: one JSON line per prompt and setting, from which all results are computed.
+"""The records of an evaluation: one JSON line per prompt and setting, from which all results are computed.
 
-Records hold integers, ids, texts and seconds. `metrics/summary.py` computes ratios from sums of them.
+Records hold integers, ids, texts and seconds. `metrics/summary.py` computes ratios from sums of them. They are in
+records.jsonl and, once that is full, in further files (`numbered_files.py`).
 
 Each line ends with a checksum of the rest of it. Lines without one come from a version that wrote none: in a resumed
 file they may come first, but never after a line with one.
@@ -10,13 +11,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from io import FileIO
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from specexp.errors import OutputError
-from specexp.storage.files import CHECKSUM, append_line, checksum, misfit, open_lines, unwritable
+from specexp.storage.files import CHECKSUM, checksum, misfit, unwritable
+from specexp.storage.numbered_files import LineWriter, existing, reading
+from specexp.storage.record_places import Key, RecordPlaces
+from specexp.storage.stored_lines import StoredLines
 
 SCHEMA_VERSION = 2  # of records; version 1 wrote none
 
@@ -100,12 +103,12 @@ Count = Literal[
 ]  # fmt: skip
 Seconds = Literal["seconds", "prefill_seconds", "time_to_first_token"]
 Summed = Literal[Count, Seconds, "overlap"]
-Key = tuple[str, int, str, int]  # prompt_id, turn, label, repeat
 # The fields that every record of any version must have; the checksum covers the rest.
 SHAPE = {
     "prompt_id": str, "turn": int, "label": str, "repeat": int, "settings_hash": str, "schema_version?": int,
     "method?": str, "text?": str, "token_ids?": [int], "seconds?": float, "prefill_seconds?": float,
 }  # fmt: skip
+KEPT = 20_000  # records that are held in memory
 _WAY_OUT = (
     "Put back the line as it was written, or take it out, and it is computed again; or start again in another output"
     " folder."
@@ -128,86 +131,131 @@ def key_of(record: Record) -> Key:
     return record["prompt_id"], record["turn"], record["label"], record["repeat"]
 
 
-class RecordFile:
-    """The `records.jsonl` of one configuration: holds the existing records and appends new ones.
+def finder(records: Iterable[Record]) -> Callable[[Key], Record]:
+    """Return what finds one of these records by its key; it raises KeyError if there is none."""
+    if isinstance(records, StoredLines):
+        return records.find
+    return {key_of(record): record for record in records}.__getitem__
 
-    Reading does not change the file; `repair` removes a last line that was not written completely.
+
+class RecordFile:
+    """The records of one configuration, in `records.jsonl` and the files after it: those that exist, and new ones.
+
+    Reading does not change the files; `repair` removes a last line that was not written completely. Up to `KEPT`
+    records are in memory; with more of them, only their places are.
     """
 
     def __init__(self, path: Path, settings: str) -> None:
         self._path = path
         self._settings = settings
-        self._good = 0  # bytes of whole lines
+        self._good = 0  # bytes of whole lines in the last file
+        self._num_lines = 0  # whole lines in the last file
         self._num_unchecked = 0  # lines without a checksum
-        self.records: list[Record] = list(self._read())
-        self._by_key = {key_of(record): record for record in self.records}
-        self._file: FileIO | None = None
+        self._places = RecordPlaces()
+        self._kept: list[Record] = []
+        self._by_key: dict[Key, Record] = {}
+        self._stored = StoredLines(path, self._places, _restored, key_of)
+        for record in self._read():
+            self._keep(record)
+        self._writer: LineWriter | None = None
 
     @property
-    def done(self) -> set[Key]:
-        return set(self._by_key)
+    def records(self) -> Sequence[Record]:
+        """All records in the order of the files. If they are not in memory, each pass over them reads the files."""
+        return self._kept if self._all_kept else self._stored
+
+    @property
+    def done(self) -> Container[Key]:
+        """The keys of all records, for `in`."""
+        return self._by_key.keys() if self._all_kept else self._places
 
     def find(self, key: Key) -> Record:
         """Return the record with this key; raises KeyError if there is none."""
-        return self._by_key[key]
+        return self._by_key[key] if self._all_kept else self._stored.find(key)
 
     def repair(self) -> None:
-        """Truncate the file after its last whole line and report records without checksum; needs the folder's lock."""
+        """Truncate the last file after its last whole line and report records without checksum; needs the folder's
+        lock."""
         if self._num_unchecked:
             print(
                 f"note: {self._num_unchecked} records of {self._path} have no checksum: a version that wrote none made"
                 " them. They are taken as they are.",
                 file=sys.stderr,
             )
-        if self._path.exists() and self._good < self._path.stat().st_size:
-            where = f"{self._path}, line {len(self.records) + 1}"
+        paths = existing(self._path)
+        if paths and self._good < paths[-1].stat().st_size:
+            where = f"{paths[-1]}, line {self._num_lines + 1}"
             print(f"warning: {where} is cut off; it is dropped and computed again.", file=sys.stderr)
             try:
-                with self._path.open("rb+") as file:
+                with paths[-1].open("rb+") as file:
                     file.truncate(self._good)
             except OSError as error:
-                raise unwritable(self._path, error) from error
+                raise unwritable(paths[-1], error) from error
 
     def append(self, record: Record) -> None:
-        """Append one record, which is in the file when this returns. Raises OutputError."""
-        if self._file is None:
-            self._file = open_lines(self._path)
-        append_line(self._file, self._path, json.dumps({**record, CHECKSUM: checksum(record)}, ensure_ascii=False))
-        self.records.append(record)
-        self._by_key[key_of(record)] = record
+        """Append one record, which is in a file when this returns. Raises OutputError."""
+        if self._writer is None:
+            self._writer = LineWriter(self._path)
+        line = json.dumps({**record, CHECKSUM: checksum(record)}, ensure_ascii=False)
+        self._places.add(key_of(record), self._writer.append(line))
+        self._keep(record)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self._stored.close()
+
+    @property
+    def _all_kept(self) -> bool:
+        return len(self._kept) == len(self._places)
+
+    def _keep(self, record: Record) -> None:
+        if len(self._places) <= KEPT:
+            self._kept.append(record)
+            self._by_key[key_of(record)] = record
+        else:
+            self._kept, self._by_key = [], {}
 
     def _read(self) -> Iterator[Record]:
-        try:
-            lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-        except OSError as error:
-            raise OutputError(f"{self._path} cannot be read: {error.strerror or error}; make it readable.") from error
-        seen: set[Key] = set()
         checked = False  # True once a line had a checksum
-        for number, line in enumerate(lines, 1):
-            if number == len(lines) and not line.endswith(b"\n"):
-                return
-            where = f"{self._path}, line {number}"
-            record = _parsed(line, where)
-            checked = _check(record, where, checked)
-            self._num_unchecked += not checked
-            if record["settings_hash"] != self._settings:
-                raise OutputError(
-                    f"{where} belongs to configuration {record['settings_hash']}, this one is {self._settings};"
-                    " resume with the settings it was started with, or name another output folder."
-                )
-            if key_of(record) in seen:
-                raise OutputError(f"{where} is a record that an earlier line has already; take one of them out.")
-            seen.add(key_of(record))
-            self._good += len(line)
-            yield record
+        paths = existing(self._path)
+        for number, path in enumerate(paths, 1):
+            self._good, self._num_lines = 0, 0
+            with reading(path), path.open("rb") as lines:
+                for line in lines:
+                    where = f"{path}, line {self._num_lines + 1}"
+                    if not line.endswith(b"\n"):
+                        if number < len(paths):
+                            raise OutputError(f"{where} is cut off, and another file follows. {_WAY_OUT}")
+                        return
+                    record = _parsed(line, where)
+                    checked = _check(record, where, checked)
+                    self._num_unchecked += not checked
+                    if record["settings_hash"] != self._settings:
+                        raise OutputError(
+                            f"{where} belongs to configuration {record['settings_hash']}, this one is"
+                            f" {self._settings}; resume with the settings it was started with, or name another output"
+                            " folder."
+                        )
+                    if not self._places.add(key_of(record), (number, self._good)):
+                        raise OutputError(
+                            f"{where} is a record that an earlier line has already; take one of them out."
+                        )
+                    self._good += len(line)
+                    self._num_lines += 1
+                    yield record
+
+
+def _restored(line: bytes) -> Record:
+    """Read a line whose checksum was verified when the file was opened."""
+    record: Record = json.loads(line)
+    record.pop("checksum", None)
+    return record
 
 
 def _parsed(line: bytes, where: str) -> Record:
+    """Read one line, with its checksum. Raises OutputError."""
     try:
         result = json.loads(line)
     except (ValueError, RecursionError) as error:

@@ -1,7 +1,7 @@
 """The output folder of an evaluation: checks, locks and reads it, so that one process writes and a run can resume.
 
 config.json        the resolved settings and their hash
-records.jsonl      one line per prompt and setting
+records.jsonl      one line per prompt and setting; once it is full, records-0002.jsonl and so on
 data.json          where the prompts came from, and their hash
 differences.json   outputs that differ from plain decoding's although they must not, and what explains each
 judges.json        which judges were used, and what they were made for
@@ -37,6 +37,7 @@ from specexp.storage import files, run_plan
 from specexp.storage.records import RecordFile
 
 LOCK, CONFIG, STATE, PLAN = ".lock", "config.json", "mlflow.json", "upload.json"
+RECORDS = "records.jsonl"  # and the files after it
 _SECONDS = {int: float}
 _AGAIN = "Put it back as it was, or remove it: it is made again."
 # The shape that each file of a folder must have to be read again, and the remedy if it does not.
@@ -112,7 +113,7 @@ class OutputFolder:
     def open(self) -> Iterator[RecordFile]:
         """Lock the folder for this process, and yield its records."""
         with self.hold():
-            records = RecordFile(self.path / "records.jsonl", self._settings.hash)
+            records = RecordFile(self.path / RECORDS, self._settings.hash)
             records.repair()
             with closing(records):
                 yield records
@@ -137,7 +138,7 @@ class OutputFolder:
 
     def _check_owner(self) -> None:
         before: dict[str, Any] = {}
-        records = self.path / "records.jsonl"
+        records = self.path / RECORDS
         try:
             before = self.read_json(CONFIG) or {}
         except OutputError as error:

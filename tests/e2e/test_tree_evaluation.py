@@ -23,7 +23,7 @@ from specexp.errors import ConfigError, ModelError
 from specexp.evaluation import preparation
 from specexp.evaluation.report.figures import draw_trees
 from specexp.metrics.summary import check_identities, summarise
-from specexp.metrics.trees import by_rank, reached
+from specexp.metrics.trees import TreeSums
 from specexp.pair.loading import load_pair
 from specexp.profiling.call_costs import Costs
 from specexp.tasks.task import task
@@ -154,9 +154,9 @@ def test_a_trees_metrics() -> None:
     assert parts == pytest.approx(got["tree/branch_prune_rate"])
     assert sum(got[f"tree/depth_{i}"] for i in (1, 2, 3)) == pytest.approx(6 / 4), "the accepted tokens of a round"
     assert 1 / (1 - got["tree/cache_hit_rate"]) == pytest.approx((6 + 4) / 4), "tokens a step, before cutting"
-    assert sum(by_rank([record()])) == pytest.approx(got["tree/cache_hit_rate"])
-    assert by_rank([record()]) == pytest.approx([0.4, 0.1, 0.1])
-    assert reached([record()]) == [3 / 4, 2 / 4, 1 / 4]
+    assert sum(TreeSums.of([record()]).by_rank()) == pytest.approx(got["tree/cache_hit_rate"])
+    assert TreeSums.of([record()]).by_rank() == pytest.approx([0.4, 0.1, 0.1])
+    assert TreeSums.of([record()]).reached() == [3 / 4, 2 / 4, 1 / 4]
 
 
 def test_a_trees_calls_are_priced_at_their_mean_sizes() -> None:

@@ -22,7 +22,8 @@ from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
 from specexp.lm.model import Array
 from specexp.lm.toy import ToyModel
-from specexp.metrics.summary import check_identities, summarise, total
+from specexp.metrics.summary import check_identities, summarise
+from specexp.metrics.tally import total
 
 GAMMA = 4
 

@@ -100,7 +100,7 @@ def test_no_prompt_chooses_and_compares() -> None:
     records = {entry.label: list(entry.records) for entry in comparison.entries}
     for i, each in enumerate(records["topk"]):
         each["seconds"] = 0.1 if i % 2 == 0 else 0.9
-        each["num_rounds"] = 1000 * each["seconds"]
+        each["num_rounds"] = round(1000 * each["seconds"])
     found = duel(compared(comparison.experiment, records, 80))
     assert found is not None
     assert found.rule.label == "topk"

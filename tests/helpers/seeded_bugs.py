@@ -436,6 +436,7 @@ BATCH_BUGS = [
 PAIRED, STATISTICS, METRICS = (
     "specexp.metrics.paired", "specexp.metrics.statistics", "specexp.metrics.summary",
 )  # fmt: skip
+RECORD_FILES = "specexp.storage.records"
 CALIBRATION, LABELS = "specexp.judge.calibration", "specexp.judge.labels"
 PAIRED_AUC, RELIABILITY = "specexp.judge_comparison.paired_auc", "specexp.judge_report.reliability"
 
@@ -613,16 +614,32 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
     ("metrics/test_paired.py",): [
         Bug("pairing of repeats is ignored", PAIRED, 'by_key[r["prompt_id"], r["turn"], r["repeat"]])', 'by_key[r["prompt_id"], r["turn"], 0])'),
         Bug("pairing of turns is ignored", PAIRED, 'by_key[r["prompt_id"], r["turn"], r["repeat"]])', 'by_key[r["prompt_id"], 0, r["repeat"]])'),
-        Bug("a speed-up is upside down", PAIRED, "return rate(0) / rate(1)", "return rate(1) / rate(0)"),
-        Bug("a speed-up is of seconds alone", PAIRED, "sum(num_tokens(p[side]) for p in pairs) / float", "1 / float"),
-        Bug("the end-to-end speed-up leaves out the prefill", PAIRED, 'speedup(pairs, "seconds", "prefill_seconds")', 'speedup(pairs, "seconds")'),
-        Bug("outputs after other histories are compared", PAIRED, 'same = [pair for pair in pairs if pair[0]["paired"]]', "same = pairs"),
+        Bug("a speed-up is upside down", PAIRED, "side.seconds) for side in self.sides)\n        return first / second", "side.seconds) for side in self.sides)\n        return second / first"),
+        Bug("a speed-up is of seconds alone", PAIRED, "side.tokens / side.seconds", "1 / side.seconds"),
+        Bug("the end-to-end speed-up leaves out the prefill", PAIRED, '        self.whole_seconds += record["prefill_seconds"]\n', ""),
+        Bug("outputs after other histories are compared", PAIRED, 'if not record["paired"]:', "if False:"),
         Bug("turns of a prompt are drawn apart", PAIRED, 'result.setdefault(record["prompt_id"], [])', 'result.setdefault((record["prompt_id"], record["turn"]), [])'),
-        Bug("tokens of one record stand for a prompt's", PAIRED, "sum(num_tokens(record) for record in group)", "num_tokens(group[0])"),
-        Bug("an answer lost counts as gained", PAIRED, 'int(bool(a["correct"])) - int(bool(b["correct"]))', 'int(bool(b["correct"])) - int(bool(a["correct"]))'),
-        Bug("repeats make a test of answers stronger", PAIRED, '"quality/mcnemar_p": sign_flip_p(gains)', '"quality/mcnemar_p": sign_flip_p([int(bool(a["correct"])) - int(bool(b["correct"])) for a, b in graded])'),
-        Bug("agreement counts records, not prompts", PAIRED, "wilson(len(equal) * sum(equal) / sum(outputs), len(equal))", "wilson(sum(equal), sum(outputs))"),
-        Bug("ungraded answers are wrong answers", PAIRED, 'graded = [record for record in records if record["correct"] is not None]', "graded = list(records)"),
+        Bug("values of one record stand for a prompt's", "specexp.metrics.per_prompt", "self._values[prompt] += value", "self._values[prompt] = value"),
+        Bug("an answer lost counts as gained", PAIRED, "gains = kinds[1] - kinds[2]", "gains = kinds[2] - kinds[1]"),
+        Bug("repeats make a test of answers stronger", PAIRED, "sign_flip_p(gains[gains != 0].tolist())", "sign_flip_p([1] * int(kinds[1].sum()) + [-1] * int(kinds[2].sum()))"),
+        Bug("agreement counts records, not prompts", PAIRED, "wilson(num_prompts * self._num_equal / self._num_same, num_prompts)", "wilson(self._num_equal, self._num_same)"),
+        Bug("ungraded answers are wrong answers", PAIRED, 'if record["correct"] is None:', "if False:"),
+    ],
+    ("storage/test_rotation.py",): [
+        Bug("a file is never full", "specexp.storage.numbered_files", "start >= MOST_BYTES", "False"),
+        Bug("a missing file is passed over", "specexp.storage.numbered_files", "        if not each.exists():", "        if False:"),
+        Bug("a resume begins again with the first file", "specexp.storage.numbered_files", "self._number = max(1, len(existing(path)))", "self._number = 1"),
+        Bug("a cut line before another file is dropped", RECORD_FILES, "if number < len(paths):", "if False:"),
+        Bug("what is cut off stays", RECORD_FILES, "file.truncate(self._good)", "file.truncate(self._good + 1)"),
+        Bug("the bytes of all files are counted together", RECORD_FILES, "            self._good, self._num_lines = 0, 0\n", ""),
+        Bug("a name sorted in is another name's", "specexp.storage.record_places", "if self._low[place] == low:", "if True:"),
+        Bug("recent names are numbered anew", "specexp.storage.record_places", "result = len(self)", "result = len(self._recent)"),
+        Bug("a second record of a key replaces the first", "specexp.storage.record_places", "if column[prompt] >= 0:", "if False:"),
+    ],
+    ("evaluation/test_large_runs.py",): [
+        Bug("parts of a resample begin anew", STATISTICS, "            again.integers(num_prompts, size=(rows, num_prompts)), rng", "            np.random.default_rng(0).integers(num_prompts, size=(rows, num_prompts)), rng"),
+        Bug("a sample is of the first prompts", "specexp.evaluation.large_runs", "prepared.examples[i * total // SAMPLE]", "prepared.examples[i]"),
+        Bug("prompts beyond the known ones share a number", "specexp.metrics.per_prompt", "            for name in self._few:\n                self._many.number(name)\n", ""),
     ],
     ("metrics/test_statistics.py",): [
         Bug("Wilson's interval has no continuity of z", STATISTICS, "z * z / (4 * trials * trials)", "z * z / (4 * trials)"),
@@ -701,7 +718,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a mismatch at the threshold is waved through", CALIBRATION, "(p[important] >= threshold)", "(p[important] > threshold)"),
         Bug("accepted counts what is at the threshold", CALIBRATION, "(p < threshold).mean()", "(p <= threshold).mean()"),
         Bug("feature order of `both` without a new version", FEATURES, 'Mode("both", ("draft_token", "target_token"))', 'Mode("both", ("target_token", "draft_token"))'),
-        Bug("columns in the order of storage", LABELS, "for part in mode.parts], axis=1", "for part in sorted(mode.parts, reverse=True)], axis=1"),
+        Bug("columns in the order of storage", LABELS, "parts = [self.features[part] for part in mode.parts]", "parts = [self.features[part] for part in sorted(mode.parts, reverse=True)]"),
         Bug("undecided mismatches are labels", LABELS, "label.split == split and label.important is not None", "label.split == split"),
     ],
     ("decoding/test_rules.py",): [

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from specexp.metrics.paired import accuracy, against, by_prompt, paired, speedup, timed
+from specexp.metrics.paired import SpeedUp, accuracy, against, by_prompt, paired, timed
 
 
 def record(prompt: str, repeat: int = 0, turn: int = 0, **more: Any) -> dict[str, Any]:
@@ -45,9 +46,11 @@ def test_equality_is_judged_between_the_same_repeats() -> None:
 def test_a_speedup_is_a_ratio_of_sums_not_a_mean_of_ratios() -> None:
     candidate = [record("a", token_ids=[1] * 10, seconds=1.0), record("b", token_ids=[1] * 30, seconds=5.0)]
     baseline = [plain("a", token_ids=[1] * 12, seconds=4.0), plain("b", token_ids=[1] * 28, seconds=16.0)]
-    pairs = paired(candidate, baseline)
-    assert speedup(pairs, "seconds") == pytest.approx((40 / 6) / (40 / 20))
-    assert speedup(pairs, "seconds", "prefill_seconds") == pytest.approx((40 / 6.5) / (40 / 20.5))
+    sums = SpeedUp()
+    for one, other in paired(candidate, baseline):
+        sums.add(0, one, other)
+    assert sums.decoding == pytest.approx((40 / 6) / (40 / 20))
+    assert sums.end_to_end == pytest.approx((40 / 6.5) / (40 / 20.5))
     metrics = against(candidate, baseline, 1)
     assert metrics["speed/speedup"] == pytest.approx(10 / 3)
     assert metrics["speed/speedup_end_to_end"] == pytest.approx(20.5 / 6.5)
@@ -61,8 +64,9 @@ def test_turns_and_repeats_of_a_prompt_are_one_draw() -> None:
     ]  # fmt: skip
     assert [len(group) for group in by_prompt(records).values()] == [3, 1]
     times = timed(records, "seconds")
-    assert (times.tokens, times.seconds) == ([2, 15], [[8.0], [7.0]])
-    assert timed(records, "seconds", "prefill_seconds").seconds == [[8.25], [7.75]]
+    assert np.asarray(times.tokens).tolist() == [2, 15]
+    assert np.asarray(times.seconds).tolist() == [[8.0], [7.0]]
+    assert np.asarray(timed(records, "seconds", "prefill_seconds").seconds).tolist() == [[8.25], [7.75]]
 
 
 def test_one_prompt_alone_has_no_interval() -> None:

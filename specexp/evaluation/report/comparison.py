@@ -12,9 +12,10 @@ from specexp.config import Experiment, MethodConfig
 from specexp.engines.served_methods import SERVED
 from specexp.evaluation import divergence, time_split
 from specexp.evaluation.divergence import Divergence
+from specexp.evaluation.large_runs import sample
 from specexp.evaluation.measured_costs import costs_of
 from specexp.evaluation.preparation import Prepared, arithmetic_of
-from specexp.evaluation.summaries import claims_attainable, pooled
+from specexp.evaluation.summaries import Summary, claims_attainable, pooled
 from specexp.storage.records import Record
 from specexp.storage.run_folder import OutputFolder
 
@@ -23,6 +24,7 @@ from specexp.storage.run_folder import OutputFolder
 class Entry:
     """One setting. `number` identifies it in figures; `metrics` are over all its repeats; `shares` may be empty.
 
+    `records` are those of a sample in a large run.
     `lossless` is True for a setting that is lossless by design, unless an output refutes it. `divergence` has the
     outputs that differ from plain decoding's, for a setting that must emit its tokens.
     """
@@ -101,13 +103,20 @@ class Comparison:
         return next((key for key in keys if any(key in entry.metrics for entry in self.entries)), "")
 
 
-def compare(prepared: Prepared, output: OutputFolder, records: Sequence[Record]) -> Comparison:
-    """Build the comparison from an output folder and its records."""
+def compare(
+    prepared: Prepared, output: OutputFolder, records: Sequence[Record], known: Summary | None = None
+) -> Comparison:
+    """Build the comparison from an output folder and its records.
+
+    `known` are the metrics by label and repeat: where there is one repeat, they are those of all records.
+    """
     claimed = claims_attainable(output)
-    metrics = pooled(prepared, costs_of(output.read_json("costs.json")), records, claimed)
+    metrics = {label: each for (label, _), each in (known or {}).items()}
+    if known is None or len(known) > len(metrics):
+        metrics = pooled(prepared, costs_of(output.read_json("costs.json")), records, claimed)
     shares = time_split.read(output)
     differing = divergence.by_label(prepared, output.read_json(divergence.FILE), records)
-    entries = []
+    some, entries = sample(prepared, records), []
     for number, setting in enumerate(prepared.everything, 1):
         config = setting.config
         result = differing.get(config.label)
@@ -117,7 +126,7 @@ def compare(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
                 config,
                 setting.lossless and not (result is not None and result.refuted),
                 metrics[config.label] | (result.metrics() if result is not None else {}),
-                [record for record in records if record["label"] == config.label],
+                [record for record in some if record["label"] == config.label],
                 shares.get(config.label, {}),
                 result,
             )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from specexp.metrics.trees import by_rank, reached
+from specexp.metrics.trees import TreeSums
 from specexp.storage.files import writing
 from specexp.storage.records import Record
 
@@ -17,9 +17,10 @@ def draw_trees(path: Path, name: str, records: Sequence[Record]) -> None:
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
+    sums = TreeSums.of(records)
     panels = (
-        (left, 1, reached(records), "depth", "rounds accepted to this depth"),
-        (right, 0, by_rank(records), "rank by the draft (0 = its favourite)", "draws that matched it"),
+        (left, 1, sums.reached(), "depth", "rounds accepted to this depth"),
+        (right, 0, sums.by_rank(), "rank by the draft (0 = its favourite)", "draws that matched it"),
     )
     for axes, first, shares, across, up in panels:
         axes.bar(range(first, first + len(shares)), [100 * share for share in shares], color="#4c72b0")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from specexp.evaluation import divergence, served, time_split
 from specexp.evaluation.divergence import NOT_LOSSLESS
+from specexp.evaluation.large_runs import is_large, words
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.report import charts, html_page, table, transfer
 from specexp.evaluation.report.comparison import Comparison, compare
@@ -18,7 +19,7 @@ from specexp.evaluation.report.verdict import verdict
 from specexp.evaluation.summaries import Summary, summary
 from specexp.evaluation.token_view import token_page
 from specexp.metrics import incomplete
-from specexp.metrics.summary import has_ends
+from specexp.metrics.tally import has_ends
 from specexp.storage.files import write_whole
 from specexp.storage.records import Record
 from specexp.storage.run_folder import OutputFolder
@@ -45,10 +46,11 @@ def show(prepared: Prepared, output: OutputFolder, records: Sequence[Record], co
     `commands` are those that run the evaluation again, and that show it again.
     """
     experiment = prepared.experiment
-    result = _with_differences(prepared, output, records, summary(prepared, output, records))
+    known = summary(prepared, output, records)
+    result = _with_differences(prepared, output, records, known)
     named = {run_name(label, repeat, experiment.repeats): metrics for (label, repeat), metrics in result.items()}
     output.write_json("summary.json", named)
-    comparison = compare(prepared, output, records)
+    comparison = compare(prepared, output, records, known)
     drawn = charts.draw(comparison, output.path / "figures")
     warnings = _warnings(comparison, output, named)
     warnings += transfer.warnings(comparison, output.read_json("judges.json") or {}, prepared.task.name)
@@ -84,8 +86,7 @@ def _with_differences(prepared: Prepared, output: OutputFolder, records: Sequenc
     entries = output.read_json(divergence.FILE)
     more: Summary = {}
     for repeat in {repeat for _, repeat in results}:
-        repeat_records = [record for record in records if record["repeat"] == repeat]
-        for label, each in divergence.by_label(prepared, entries, repeat_records).items():
+        for label, each in divergence.by_label(prepared, entries, records, repeat).items():
             more[label, repeat] = each.metrics()
     return {key: metrics | more.get(key, {}) for key, metrics in results.items()}
 
@@ -122,6 +123,8 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
     answer_rule = experiment.answer_rule if experiment.task == "prompts" else ""
     result += incomplete.warnings(outputs, experiment.max_new_tokens, answer_rule)
     result += served.warnings(outputs, list((output.read_json("environments.json") or {}).values()))
+    if is_large(comparison.num_prompts):
+        result.append(words(comparison.num_prompts))
     if len(output.read_json("environments.json") or {}) > 1:
         result.append("The records come from several environments (below): their speeds may not be comparable.")
     if experiment.batch > 1:

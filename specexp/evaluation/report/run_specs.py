@@ -13,6 +13,7 @@ from specexp.answers.kinds import AUTO
 from specexp.config import MethodConfig
 from specexp.engines.served_methods import SERVED
 from specexp.evaluation import divergence, time_split
+from specexp.evaluation.large_runs import sample
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.report import chart_style, transfer
 from specexp.evaluation.report.comparison import Comparison
@@ -23,8 +24,9 @@ from specexp.evaluation.token_view import token_page
 from specexp.method_specs import spec
 from specexp.profiling import memory
 from specexp.storage.files import make_folder
+from specexp.storage.numbered_files import existing
 from specexp.storage.records import Record
-from specexp.storage.run_folder import OutputFolder
+from specexp.storage.run_folder import RECORDS, OutputFolder
 from specexp.storage.run_plan import File, Input, RunSpec, logged, now
 from specexp.tasks.defaults import NO_EXECUTION
 from specexp.tasks.programs import execution_of
@@ -47,15 +49,15 @@ def method_runs(
     comparison = report.comparison
     refuted = {entry.label for entry in comparison.entries if entry.refuted}
     peaks = memory.peaks_of(output.read_json(memory.FILE))
-    result = []
+    some, result = sample(prepared, records), []
     for (label, repeat), metrics in report.summary.items():
-        method_records = [r for r in records if (r["label"], r["repeat"]) == (label, repeat)]
+        method_records = [r for r in some if (r["label"], r["repeat"]) == (label, repeat)]
         name = run_name(label, repeat, experiment.repeats)
         own = Path("upload") / name / OUTPUTS
         make_folder((output.path / own).parent)
         output.write_json(str(own), _outputs(prepared, method_records))
         files = [
-            File("records.jsonl", only={"label": label, "repeat": repeat}),
+            *(File(each.name, only={"label": label, "repeat": repeat}) for each in existing(output.path / RECORDS)),
             *(File(each) for each in ("config.json", "environments.json", str(own))),
             *(File(path.name) for path in _figures(output, methods[label], name, method_records)),
         ]
@@ -84,9 +86,9 @@ def main(prepared: Prepared, output: OutputFolder, report: Report, outbox: Outbo
 
     Its parameters are those that `mlflow run` logs, unchanged.
     """
-    names = ("records.jsonl", "config.json", "data.json", "environments.json", "summary.json", "costs.json")
+    names = ("config.json", "data.json", "environments.json", "summary.json", "costs.json")
     more = ("judges.json", divergence.FILE, time_split.FILE, memory.FILE)
-    files = [output.path / name for name in (*names, PAGE)]
+    files = [*existing(output.path / RECORDS), *(output.path / name for name in (*names, PAGE))]
     files += [path for name in more if (path := output.path / name).exists()]
     files += [*token_page.files(output), *(chart.path for chart in report.charts)]
     tags = {"verdict": report.verdict[0], "mlflow.note.content": "\n\n".join(report.verdict)} if report.verdict else {}

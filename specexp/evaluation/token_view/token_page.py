@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from specexp.evaluation import divergence
 from specexp.evaluation.divergence import NOT_LOSSLESS
+from specexp.evaluation.large_runs import sample
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.token_view.data import VERSION, Budget, trace
 from specexp.evaluation.token_view.origins import ORIGINS
@@ -49,7 +50,7 @@ def write(
     fit a share of the run's decode time; named prompts are always shown.
     """
     # Engines do not say where their tokens come from.
-    chosen = shown.choose(prepared.examples, records.records) if prepared.settings else []
+    chosen = shown.choose(prepared.examples, sample(prepared, records.records)) if prepared.settings else []
     data, page = output.path / JSON, output.path / HTML
     wanted = [prepared.examples[index].prompt_id for index in chosen]
     before = output.read_json(JSON)
