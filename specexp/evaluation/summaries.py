@@ -9,6 +9,7 @@ from specexp.evaluation.measured_costs import costs_of
 from specexp.evaluation.preparation import (
     Prepared,
 )
+from specexp.evaluation.speed_groups import timing_of
 from specexp.metrics.summary import summarise
 from specexp.profiling import call_costs
 from specexp.storage import environment
@@ -25,7 +26,8 @@ def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
     for record in records:
         repeats.setdefault(record["repeat"], []).append(record)
     metrics = {repeat: pooled(prepared, result, group, claimed) for repeat, group in sorted(repeats.items())}
-    return {(label, repeat): metrics[repeat][label] for label in metrics[0] for repeat in metrics}
+    timing = timing_of(output.read_json("environments.json"), records)
+    return {(label, repeat): timing.kept(metrics[repeat][label]) for label in metrics[0] for repeat in metrics}
 
 
 def claims_attainable(output: OutputFolder) -> bool:

@@ -1,7 +1,7 @@
 """Drives a pool of workers: starts and replaces them, hands units out, and yields what becomes of each.
 
-What a pool is made of (Ray's actors, or a simulation in a test) is behind `Pool`; what a unit is, behind `Job`. Nothing
-here reads a clock.
+`WorkerPool` hides what a pool is made of (Ray's actors, or a simulation in a test), and `WorkerJob` what a unit is.
+Nothing here reads a clock.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from specexp.errors import WorkerError
-from specexp.workers.handout import BLOCK, UNITS_OPEN, Handout, Outcome
+from specexp.workers.handout import BLOCK, UNITS_OPEN, Handout, UnitOutcome
 
 MOST_FAILED_STARTS = 3  # in a row, before any worker could be started
 WAIT = 1.0  # seconds, after which a pool may return without an event
@@ -21,7 +21,7 @@ Unit = Any
 Result = Any
 
 
-class LoadedJob(Protocol):
+class LoadedWork(Protocol):
     """What a worker does, with everything loaded."""
 
     def facts(self) -> Facts:
@@ -33,10 +33,10 @@ class LoadedJob(Protocol):
         ...
 
 
-class Job(Protocol):
+class WorkerJob(Protocol):
     """What workers do; must be picklable."""
 
-    def load(self) -> LoadedJob:
+    def load(self) -> LoadedWork:
         """Load everything, in the worker. Raises SpecexpError."""
         ...
 
@@ -69,7 +69,7 @@ class Died:
 Event = Started | Finished | Died
 
 
-class Pool(Protocol):
+class WorkerPool(Protocol):
     """Processes that do units, each in the order in which it gets them."""
 
     def start(self) -> int:
@@ -92,7 +92,7 @@ class Crew:
     `on_change` is called with the facts of all workers whenever one has started.
     """
 
-    pool: Pool
+    pool: WorkerPool
     number: int
     on_change: Callable[[Mapping[int, Facts]], object] = lambda facts: None
     facts: dict[int, Facts] = field(default_factory=dict)  # of those that have started
@@ -112,7 +112,7 @@ class Crew:
         self, units: Iterable[Unit], size: Callable[[Unit], float] = lambda unit: 0.0,
         split: Callable[[Unit], Sequence[Unit]] = lambda unit: (unit,),
         on_result: Callable[[int, Result], Result] = lambda worker, result: result,
-    ) -> Iterator[Outcome[Unit, Result]]:  # fmt: skip
+    ) -> Iterator[UnitOutcome[Unit, Result]]:  # fmt: skip
         """Yield the outcome of every unit, in their order.
 
         `on_result` is called as a result arrives, in any order, with the worker's name; its value replaces the result.

@@ -44,7 +44,7 @@ from specexp.workers.evaluating import (
     TokenViewUnit,
 )
 from specexp.workers.failures import Failure
-from specexp.workers.handout import Outcome
+from specexp.workers.handout import UnitOutcome
 from specexp.workers.placement import Placement
 from specexp.workers.settings import WorkerSettings
 
@@ -179,7 +179,7 @@ def _size(prepared: Prepared, unit: DecodeUnit) -> float:
     return float(sum(len(prepared.prompts[index]) for index in indices_at(prepared, unit.number)))
 
 
-def _failures(prepared: Prepared, outcome: Outcome[DecodeUnit, Any]) -> Iterator[Failure]:
+def _failures(prepared: Prepared, outcome: UnitOutcome[DecodeUnit, Any]) -> Iterator[Failure]:
     if outcome.failed:
         for index in indices_at(prepared, outcome.unit.number):
             yield Failure(prepared.examples[index].prompt_id, outcome.deaths, outcome.unit.repeat)

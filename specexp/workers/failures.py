@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
+from specexp.evaluation.report.publish import FAILURES as FILE
 from specexp.storage.run_folder import OutputFolder
-
-FILE = "failures.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ Place = tuple[int, ...]  # of a unit in the order of all; parts of a split unit 
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome(Generic[Unit, Result]):
+class UnitOutcome(Generic[Unit, Result]):
     """What became of a unit: its result, or, if `deaths` workers died at it, the reasons that they gave."""
 
     unit: Unit
@@ -47,7 +47,7 @@ class _Entry(Generic[Unit, Result]):
     unit: Unit
     size: float
     deaths: list[str] = field(default_factory=list)
-    outcome: Outcome[Unit, Result] | None = None
+    outcome: UnitOutcome[Unit, Result] | None = None
 
 
 class Handout(Generic[Unit, Result]):
@@ -106,7 +106,7 @@ class Handout(Generic[Unit, Result]):
     def done(self, worker: Hashable, result: Result) -> None:
         """Note the result of the oldest unit that a worker has."""
         entry = self._take(worker)
-        entry.outcome = Outcome(entry.unit, result, tuple(entry.deaths))
+        entry.outcome = UnitOutcome(entry.unit, result, tuple(entry.deaths))
 
     def died(self, worker: Hashable, reason: str, blamed: bool = True) -> None:
         """Note that a worker died; its units go to others. Without `blamed`, the reason lies in none of them."""
@@ -119,11 +119,11 @@ class Handout(Generic[Unit, Result]):
         oldest.deaths.append(reason)
         if len(oldest.deaths) >= self._most_deaths:
             del self._waiting[oldest.place]
-            oldest.outcome = Outcome(oldest.unit, None, tuple(oldest.deaths))
+            oldest.outcome = UnitOutcome(oldest.unit, None, tuple(oldest.deaths))
         elif len(parts := self._split(oldest.unit)) > 1:
             self._replace(oldest, parts)
 
-    def finished(self) -> Iterator[Outcome[Unit, Result]]:
+    def finished(self) -> Iterator[UnitOutcome[Unit, Result]]:
         """Yield what is complete up to the first unit that is not, in the order of the units; each is yielded once."""
         while self._open and (outcome := self._open[0].outcome) is not None:
             del self._open[0]

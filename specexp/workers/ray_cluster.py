@@ -21,7 +21,7 @@ import ray
 from ray import exceptions
 
 from specexp.errors import SpecexpError, WorkerError, first_line
-from specexp.workers.dispatch import Died, Event, Finished, Job, LoadedJob, Started
+from specexp.workers.dispatch import Died, Event, Finished, LoadedWork, Started, WorkerJob
 from specexp.workers.settings import AUTO, LOCAL, WorkerSettings
 
 PATIENCE = 600.0  # seconds that the first worker may take to start, its models included
@@ -45,12 +45,12 @@ class Raised:
 class WorkerActor:
     """The process of one worker. `variables` are set before anything heavy is imported."""
 
-    def __init__(self, job: Job, folder: str, variables: Mapping[str, str]) -> None:
+    def __init__(self, job: WorkerJob, folder: str, variables: Mapping[str, str]) -> None:
         os.environ.update(variables)
         if Path(folder).is_dir():
             os.chdir(folder)  # so that relative paths are those of the command
         self._job = job
-        self._loaded: LoadedJob | None = None
+        self._loaded: LoadedWork | None = None
 
     def load(self) -> Mapping[str, Any] | Raised:
         """Load the job, and return its facts."""
@@ -150,7 +150,7 @@ class RayPool:
 
 
 @contextmanager
-def connected(settings: WorkerSettings, job: Job) -> Iterator[RayPool]:
+def connected(settings: WorkerSettings, job: WorkerJob) -> Iterator[RayPool]:
     """Connect to the cluster, or start one on this machine; at the end its workers are ended. Raises WorkerError."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)

@@ -5,10 +5,10 @@ They change no output and no label, so they are not part of any configuration: a
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from specexp.config import Experiment
@@ -76,7 +76,7 @@ def parse(options: Mapping[str, str]) -> WorkerSettings | None:
         raise ConfigError(faults)
     if not values.get("workers"):
         return None
-    if importlib.util.find_spec("ray") is None:
+    if find_spec("ray") is None:
         raise ConfigError("workers are processes of Ray, which is not installed; pip install 'specexp[ray]'.")
     fields = {"workers": "number", "ray": "ray", "gpus_per_worker": "gpus", "cpus_per_worker": "cpus"}
     return WorkerSettings(**{fields[name]: value for name, value in values.items()})

@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from specexp.workers.handout import Handout, Outcome
+from specexp.workers.handout import Handout, UnitOutcome
 
 Parts = tuple[int, ...]
 
@@ -41,7 +41,7 @@ class SimulatedCluster:
     def begin(self, worker: int) -> None:
         heapq.heappush(self.events, (self.clock + self.seconds(self.queues[worker][0]), worker))
 
-    def run(self) -> list[Outcome[Parts, str]]:
+    def run(self) -> list[UnitOutcome[Parts, str]]:
         written = []
         while not self.handout.is_done:
             while len(self.queues) < self.num_workers:
