@@ -48,7 +48,7 @@ def test_records_are_those_of_one_process(more: tuple[str, ...], workplace: Path
     assert bytes_of(workplace / "of_3") == bytes_of(workplace / "one")
     result, pool = on_simulated(*TOY, *more, "--output", "killed", number=3, dies=at_random(1, 0.4, 8))
     assert result.exit_code == 0, result.output
-    assert pool.num_died > 2
+    assert pool.num_died > 1
     failed = json.loads((workplace / "killed/failures.json").read_text()) if "failed" in result.output else []
     names = {each["prompt_id"] for each in failed}
     kept = [line for line in bytes_of(workplace / "one") if json.loads(line)["prompt_id"] not in names]
@@ -153,7 +153,7 @@ def test_what_workers_cannot_do_is_refused_before_any_starts(workplace: Path, on
     result = evaluate("--experiment", "arith_quick", "--config", "given.yaml", "--workers", "2")
     is_refused(result, "suffix_memory of suffix is run: its outputs follow those of all earlier prompts")
     (workplace / "given.yaml").write_text(
-        "engine: [{name: a, url: 'http://127.0.0.1:1', model: x}]\nmethods: ['engine:a']\n"
+        "engine: {url: 'http://127.0.0.1:1/v1', model: x, methods: {a: {}}}\nmethods: ['engine:a']\n"
     )
     result = evaluate("--experiment", "arith_quick", "--config", "given.yaml", "--workers", "2")
     is_refused(result, "method 'engine:a' is a served engine, which has workers of its own; leave it or workers out.")
