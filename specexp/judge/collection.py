@@ -173,17 +173,16 @@ def collect(prepared: PreparedMining, output: OutputFolder, others: OtherMiners 
     make_folder(progress)
     paths = [progress / f"{index:06d}.safetensors" for index in range(len(prepared.examples))]
     missing = {index: path for index, path in enumerate(paths) if not path.exists()}
-    for path in paths:
-        if path.exists():
-            unpack(path)  # reports a broken file before mining starts
+    for path in filter(Path.exists, paths):
+        unpack(path)  # reports a broken file before mining starts
     early = _EarlyWarning(prepared.config.experiment.max_new_tokens)
-    for path in (path for path in paths if path.exists()):
+    for path in filter(Path.exists, paths):
         early.add(path)
     if missing:
         _announce(prepared, len(missing), None if others is None else others.pace)
     for path in _mined(prepared, missing) if others is None else others.mine(prepared, missing):
         early.add(path)
-    result = assemble(prepared, [path for path in paths if path.exists()])
+    result = assemble(prepared, list(filter(Path.exists, paths)))
     result.write(output.path)
     shutil.rmtree(progress)
     return LabelSet.read(output.path)
