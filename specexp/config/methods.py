@@ -60,8 +60,9 @@ def _values(key: str, given: Mapping[str, Any], parsed: Mapping[str, Any]) -> li
     if values is None and (preset := parsed.get(key, _DEFAULTS.get(key))) is not None:
         values = SETTINGS[key].parse(preset)
     values = values if isinstance(values, tuple) else () if values is None else (values,)
-    # With a gamma that is given, labels do not begin with the preset's name, which tells a block and a margin.
-    named = len(values) > 1 or (key in ("rule", "accept_margin") and "gamma" in given)
+    # With a gamma that is given, labels do not begin with the preset's name, which tells these from the method's own.
+    from_preset = key in ("rule", "accept_margin") or (key == "draft_temperature" and key in parsed)
+    named = len(values) > 1 or (from_preset and "gamma" in given)
     suffix = _SUFFIXES[key]
     return [(suffix(value) if named else "", {key: value}) for value in values] or [("", {})]
 

@@ -534,6 +534,9 @@ def test_a_presets_value_is_the_same_setting_as_one_that_is_given(workplace: Pat
 def test_labels_tell_a_presets_rule_and_two_probabilities_apart(workplace: Path) -> None:
     methods = config.resolve("arith_quick", {"methods": "speculative,speculative_block", "gamma": "4"}).methods
     assert [method.label for method in methods] == ["speculative_k4", "speculative_k4_block"]
+    methods = config.resolve("arith_argmax", {"methods": "speculative,speculative_argmax", "gamma": "4,8"}).methods
+    labels = ["speculative_k4", "speculative_k8", "speculative_k4_dt0", "speculative_k8_dt0"]
+    assert [method.label for method in methods] == labels
     (workplace / "given.yaml").write_text("min_draft_probability: [0, 0.3]\nsuffix_min_probability: [0.1, 0.3]\n")
     methods = config.resolve("arith_quick", {"methods": "chained", "config": "given.yaml"}).methods
     assert [m.label for m in methods] == ["chained_s0.1", "chained_s0.3", "chained_p0.3_s0.1", "chained_p0.3_s0.3"]
