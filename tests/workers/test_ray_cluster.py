@@ -26,7 +26,7 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[2]
 CLOCKS = ("checksum", "seconds", "prefill_seconds", "time_to_first_token", "environment")
 TOY = ("--experiment", "toy_quick", "--limit", "40", "--methods", "baseline,speculative,specexec", "--show", "0")
-MINED = ("--experiment", "arith_quick", "--limit", "6", "--max-new-tokens", "60", "--batch", "2")
+MINED = ("--experiment", "arith_quick", "--limit", "6", "--max-new-tokens", "60", "--batch", "1")
 ACTOR = "ray::WorkerActor"  # the name that Ray gives an actor's process
 
 
