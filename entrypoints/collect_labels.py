@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from specexp import config
 from specexp.command_line import guarded, outbox_of, output_path, own_options, print_notes, settings_options, tags_of
 from specexp.config.schema import help_texts
 from specexp.pair import first_look
+from specexp.workers import settings as worker_settings
+from specexp.workers.settings import WorkerSettings
 
 from .evaluate import CONFIG
 
@@ -38,7 +40,9 @@ COLUMNS = (
 )
 
 
-def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[str, str]) -> Path:
+def collect_labels(
+    experiment: str, output: str, resume: bool, flags: Mapping[str, str], workers: WorkerSettings | None = None
+) -> Path:
     """Resolve, mine and log one label set; returns its folder. Raises SpecexpError."""
     resolved = config.resolve_mining(experiment, flags)
     path = output_path(output, f"labels-{resolved.experiment.task}-{resolved.hash}")
@@ -49,20 +53,27 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
     first_look.check(resolved.experiment, {"target", "draft"})
     from specexp.judge import collection, mining_yield
     from specexp.judge.labels import MANIFEST, files_of
+    from specexp.pair.loading import load_pair
     from specexp.storage.run_plan import File, Input
     from specexp.tasks.example import Dataset
     from specexp.tasks.programs import execution_of
 
     tags = {**tags_of("collect_labels", resolved.experiment), "group": "labels"}
     outbox = outbox_of(folder, "labels", f"labels {resolved.experiment.task}", tags)
-    prepared = collection.prepare(resolved)
-    print_notes(prepared.notes)
-    with folder.hold():
+    with ExitStack() as stack:
+        driver = None
+        if workers is not None and not (path / MANIFEST).exists():
+            from specexp.workers.mining import MiningDriver, mining_crew
+
+            driver = MiningDriver(stack.enter_context(mining_crew(workers, resolved)), folder)
+        prepared = collection.prepare(resolved, load_pair if driver is None else driver.load_pair)
+        print_notes(prepared.notes)
+        stack.enter_context(folder.hold())
         collection.note_inputs(prepared, folder)
         is_sent = (path / MANIFEST).exists() and outbox.is_sent
         with nullcontext() if is_sent else outbox.open(timed=False):
-            labels = collection.collect(prepared, folder)
-            metrics = collection.summarise(labels)
+            labels = collection.collect(prepared, folder, driver)
+            metrics = mining_yield.summarise(labels)
             if not is_sent:
                 # Wherever the store is, the labels are among the run's own artifacts.
                 mined = Dataset("labels", "runs:/{run_id}/labels", labels.hash, len(labels.labels))
@@ -82,7 +93,8 @@ def collect_labels(experiment: str, output: str, resume: bool, flags: Mapping[st
 @settings_options("arith_quick", SETTINGS)
 @own_options("collect_labels")
 def command(experiment: str, output: str, resume: bool, **flags: str) -> None:
-    guarded(lambda: collect_labels(experiment, output, resume, flags))
+    options = worker_settings.taken_from(flags)
+    guarded(lambda: collect_labels(experiment, output, resume, flags, worker_settings.parse(options)))
 
 
 if __name__ == "__main__":

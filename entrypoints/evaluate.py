@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from specexp.config import load_settings
 from specexp.config.schema import OPTIONS, help_texts, option_names
 from specexp.errors import ConfigError, Unsent
 from specexp.pair import first_look
+from specexp.workers import settings as worker_settings
+from specexp.workers.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from specexp.judge.judge import Judge
@@ -25,12 +28,15 @@ SETTINGS = {**help_texts(option_names()), "config": CONFIG}
 
 
 def evaluate(
-    experiment: str, output: str, resume: bool, flags: Mapping[str, str], show: str = "", with_notes: bool = True
-) -> None:
+    experiment: str, output: str, resume: bool, flags: Mapping[str, str], show: str = "", with_notes: bool = True,
+    workers: WorkerSettings | None = None,
+) -> None:  # fmt: skip
     """Resolve, run and log one experiment. Raises SpecexpError."""
     resolved = config.resolve(experiment, flags, executes=True)
     if faults := load_settings.refused(resolved):
         raise ConfigError(faults)
+    if workers is not None:
+        worker_settings.check_experiment(resolved)
     folder_path = output_path(output, f"{resolved.name}-{resolved.hash}")
     # Import torch and mlflow only after the settings are checked.
     from specexp.evaluation.token_view.selection import ShownPrompts
@@ -39,40 +45,49 @@ def evaluate(
     shown = ShownPrompts.parse(show)
     folder = OutputFolder(folder_path, resolved, resume)
     first_look.check(resolved)
-    from specexp.evaluation import divergence, measured_costs, preparation, runner, scheduling, time_split
+    from specexp.evaluation import divergence, measured_costs, preparation, scheduling
+    from specexp.evaluation.in_process import Decoding, InProcess, records_of
     from specexp.evaluation.report import publish, run_specs
     from specexp.evaluation.token_view import token_page
 
     tags = {**tags_of("comparison", resolved), "batch": str(resolved.batch)}
     outbox = outbox_of(folder, "comparison", f"compare {resolved.name}", tags)
-    prepared = preparation.prepare(resolved, judges_of(resolved), shown.check)
-    print_notes(prepared.notes if with_notes else ())
-    with folder.open() as records:
+    judges = judges_of(resolved)
+    with ExitStack() as stack:
+        decoding: Decoding = InProcess()
+        tracer: token_page.Tracer | None = None
+        if workers is not None:
+            from specexp.workers.evaluation_run import EvaluationDriver, evaluation_crew
+
+            driver = EvaluationDriver(stack.enter_context(evaluation_crew(workers, resolved, judges)), folder)
+            decoding, tracer = driver, driver.traced
+        prepared = preparation.prepare(resolved, judges, shown.check, load=decoding.load_pair)
+        print_notes(prepared.notes if with_notes else ())
+        records = stack.enter_context(folder.open())
         preparation.note_inputs(prepared, folder)
-        prepared = measured_costs.with_draft_costs(prepared, folder)
+        prepared = measured_costs.with_draft_costs(prepared, folder, decoding.draft_costs)
         commands = commands_of(experiment, folder_path, flags)
         if not scheduling.missing(prepared, records) and outbox.is_sent:
-            runner.complete(prepared, folder)
-            divergence.examine(prepared, folder, records)
+            prepared = decoding.complete(prepared, folder)
+            divergence.examine(prepared, folder, records, decoding.explain(records))
             report = publish.show(prepared, folder, records.records, commands)
             sent = outbox.add([])
         else:
             with outbox.open(timed=resolved.batch == 1):
-                runner.run(prepared, folder, records)
-                if resolved.batch == 1:
-                    time_split.measure(prepared, folder, records)
-                divergence.examine(prepared, folder, records)
-                report = publish.show(prepared, folder, records.records, commands)
+                prepared = decoding.run(prepared, folder, records)
+                divergence.examine(prepared, folder, records, decoding.explain(records))
+                kept = records_of(prepared, records)
+                report = publish.show(prepared, folder, kept, commands)
                 main = run_specs.main(prepared, folder, report, outbox)
-                method_runs = run_specs.method_runs(prepared, folder, records.records, report, uid_of(folder_path))
+                method_runs = run_specs.method_runs(prepared, folder, kept, report, uid_of(folder_path))
                 try:
                     sent = outbox.send(main, method_runs)
                 except Unsent:
-                    if files := token_page.write(prepared, folder, records, shown):
+                    if files := token_page.write(prepared, folder, records, shown, tracer=tracer):
                         outbox.add_to_plan([publish.write_page(folder, report), *files])
                     raise
         # Written last: it is only for reading, and no result depends on it.
-        if files := token_page.write(prepared, folder, records, shown):
+        if files := token_page.write(prepared, folder, records, shown, tracer=tracer):
             sent = outbox.add([publish.write_page(folder, report), *files])
     click.echo(f"records: {folder.path / 'records.jsonl'}")
     click.echo(sent.charts)
@@ -102,7 +117,8 @@ def judges_of(resolved: config.Experiment) -> dict[str, Judge]:
 @settings_options("arith_quick", SETTINGS)
 @own_options("evaluate")
 def command(experiment: str, output: str, resume: bool, show: str, **flags: str) -> None:
-    guarded(lambda: evaluate(experiment, output, resume, flags, show))
+    options = worker_settings.taken_from(flags)
+    guarded(lambda: evaluate(experiment, output, resume, flags, show, workers=worker_settings.parse(options)))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
     ├── PromptError              one prompt is empty, or does not fit the model's context
     ├── RequestError             a request to a served decoder is malformed
     ├── JudgeError               a judge or its labels are missing, broken, or made for another pair
+    ├── WorkerError              workers cannot be started, or their cluster is gone
     ├── EngineError              a served engine refuses, fails, or answers what cannot be read
     ├── OutputError              an output folder exists already, or belongs to another configuration
     └── StoreError               the tracking store refuses, or does not answer although it is required
@@ -59,6 +60,10 @@ class JudgeError(SpecexpError):
 
 class EngineError(SpecexpError):
     """A served engine cannot be reached, refuses a request, or answers something else than its interface says."""
+
+
+class WorkerError(SpecexpError):
+    """Workers cannot be started, or the cluster that they run on cannot be reached."""
 
 
 class OutputError(SpecexpError):

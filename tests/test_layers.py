@@ -33,6 +33,7 @@ ROWS = [
     {"checkpoints", "drafter", "judge", "metrics", "zoo"},
     {"methods", "rule_calibration", "judge_comparison", "judge_report"},
     {"evaluation", "evaluation.token_view", "evaluation.report", "api"},
+    {"workers"},
     {"certify", "advise", "benchmark", "load", "serving"},
     {"engine_certify"},
     {"specexp"},

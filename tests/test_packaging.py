@@ -55,7 +55,8 @@ ADVISE = [
 ]  # fmt: skip
 
 
-STAY = {"evaluate": EVALUATE, "benchmark": BENCHMARK, "advise": ADVISE, "certify": CERTIFY}
+WORKERS = ["workers", "ray", "gpus_per_worker", "cpus_per_worker"]
+STAY = {"evaluate": [*EVALUATE, *WORKERS], "benchmark": BENCHMARK, "advise": ADVISE, "certify": CERTIFY}
 
 
 def load(name: str) -> Any:

@@ -23,13 +23,29 @@ _SHOW = Option(
     "Show prompts token by token in tokens.html: how many, or their ids separated by commas; 0 shows none.",
     "a number, or ids", "3",
 )  # fmt: skip
+WORKERS: dict[str, Option] = {
+    "workers": Option(
+        "Set how many processes of Ray share the prompts; 0 decodes in this process.", "a whole number >= 0",
+        otherwise="0", more="[Scale](scale.md) has the details.",
+    ),
+    "ray": Option(
+        "Say where they run: auto, local, ray://HOST:PORT or HOST:PORT.", "`auto`, `local` or an address",
+        otherwise="auto: a cluster that runs here, or else this machine",
+    ),
+    "gpus_per_worker": Option(
+        "Set how many GPUs each worker has; workers share one if it is below 1.", "a number >= 0", otherwise="0",
+    ),
+    "cpus_per_worker": Option(
+        "Set how many CPUs each worker has, which is its number of threads.", "a number > 0", otherwise="1",
+    ),
+}  # fmt: skip
 
 COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
     "main": {
         "mine": Option("Set how many prompts labels are mined from.", "a whole number >= 1", "150"),
         "show": _SHOW,
     },
-    "evaluate": {"show": _SHOW},
+    "evaluate": {"show": _SHOW, **WORKERS},
     "benchmark": {
         "quick": Option(
             "Time few prompts, repeats and tokens: about a minute, where the models allow it.", BOOLEAN, "false"
@@ -79,6 +95,7 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
             f"Choose what features are kept in: {', '.join(FEATURE_DTYPES)}.", quoted(FEATURE_DTYPES),
             otherwise=FEATURE_DTYPES[0],
         ),
+        **WORKERS,
     },
     "train_drafter": {
         "layers": Option(

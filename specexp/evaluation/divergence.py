@@ -10,7 +10,7 @@ differences.json holds every output that differs, by prompt, turn, setting and r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from specexp.decoding.rng import rng_for
 from specexp.engine import Engine
 from specexp.evaluation.equality import Draws, difference, explanation
 from specexp.evaluation.preparation import Prepared, PreparedMethod, arithmetic_of
-from specexp.evaluation.scheduling import LOWER, Job, prompt_of
+from specexp.evaluation.scheduling import LOWER, Job, KnownRecords, prompt_of
 from specexp.lm import out_of_memory
 from specexp.storage.record_places import Key
 from specexp.storage.records import Record, RecordFile, finder, key_of
@@ -70,19 +70,42 @@ def comparable(setting: PreparedMethod, experiment: Experiment) -> bool:
     return experiment.warp.one_hot or setting.facts.grows_tree
 
 
-def examine(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
-    """Write differences.json. Raises ModelError if memory runs out."""
+Explain = Callable[[Iterator[tuple[Record, Record]]], Iterable[dict[str, Any]]]
+
+
+def examine(prepared: Prepared, output: OutputFolder, records: RecordFile, explain: Explain | None = None) -> None:
+    """Write differences.json. Raises ModelError if memory runs out.
+
+    `explain` takes pairs of a record and plain decoding's, and returns an entry for each; the default does so here.
+    """
     entries: list[dict[str, Any]] = output.read_json(FILE) or []
     known = {_key(each) for each in entries}
     if not prepared.settings:
         return
-    engine, experiment = Engine(prepared.pair.models), prepared.experiment
-    with out_of_memory.translate_oom("checking outputs that differ from plain decoding's", LOWER, experiment.models):
-        for record, plain in _pairs(prepared, records.records, finder(records.records)):
-            if record["token_ids"] != plain["token_ids"] and key_of(record) not in known:
-                ids = prompt_of(prepared, records, _job(prepared, record))
-                entries.append(_entry(engine, experiment, ids, record, plain["token_ids"]))
+    differing = (
+        (record, plain)
+        for record, plain in _pairs(prepared, records.records, finder(records.records))
+        if record["token_ids"] != plain["token_ids"] and key_of(record) not in known
+    )
+    entries += explain(differing) if explain is not None else _explained(prepared, records, differing)
     output.write_json(FILE, entries)
+
+
+def _explained(
+    prepared: Prepared, records: RecordFile, differing: Iterator[tuple[Record, Record]]
+) -> Iterator[dict[str, Any]]:
+    engine = Engine(prepared.pair.models)
+    return (entry_of(prepared, engine, records, *each) for each in differing)
+
+
+def entry_of(
+    prepared: Prepared, engine: Engine, records: KnownRecords, record: Record, plain: Record
+) -> dict[str, Any]:
+    """Return the entry of one output that differs; `records` has those of the turns before. Raises ModelError."""
+    experiment = prepared.experiment
+    with out_of_memory.translate_oom("checking outputs that differ from plain decoding's", LOWER, experiment.models):
+        ids = prompt_of(prepared, records, _job(prepared, record))
+        return _entry(engine, experiment, ids, record, plain["token_ids"])
 
 
 def why(engine: Engine, experiment: Experiment, ids: Sequence[int], record: Record, plain: Sequence[int]) -> str:

@@ -65,10 +65,13 @@ def measure_costs(prepared: Prepared, clock: Callable[[], float] = time.perf_cou
     }
 
 
-def with_draft_costs(prepared: Prepared, output: OutputFolder) -> Prepared:
+def with_draft_costs(
+    prepared: Prepared, output: OutputFolder, measure: Callable[[int], RelativeCosts] | None = None
+) -> Prepared:
     """Tell the decoders of `gamma: auto` what calls cost: what was measured when the folder was begun, else now.
 
     Where tokens are sampled, chains of other lengths give other tokens: a resumed run must have the same costs.
+    `measure` takes the longest chain; the default measures the calls of this process.
     """
     adapting = [setting for setting in prepared.settings if setting.config.auto_gamma]
     if not adapting:
@@ -76,11 +79,21 @@ def with_draft_costs(prepared: Prepared, output: OutputFolder) -> Prepared:
     most = max(setting.config.max_gamma for setting in adapting)
     begun = output.read_json(DRAFT_COSTS)
     if begun is None:
-        with out_of_memory.translate_oom("measuring calls", "max_gamma", prepared.experiment.models):
-            costs = call_costs.relative_costs(prepared.pair.models, _context(prepared, most + 1), most)
+        costs = measure(most) if measure is not None else relative_costs(prepared, most)
         output.write_json(DRAFT_COSTS, asdict(costs))
     else:
         costs = RelativeCosts.of(begun)
+    return adapted(prepared, costs)
+
+
+def relative_costs(prepared: Prepared, most: int) -> RelativeCosts:
+    """Measure what calls cost relative to each other, for chains of at most `most` tokens."""
+    with out_of_memory.translate_oom("measuring calls", "max_gamma", prepared.experiment.models):
+        return call_costs.relative_costs(prepared.pair.models, _context(prepared, most + 1), most)
+
+
+def adapted(prepared: Prepared, costs: RelativeCosts) -> Prepared:
+    """Return the same with these costs known to the decoders of `gamma: auto`."""
     pair = prepared.pair
     context = BuildContext(prepared.experiment.warp, prepared.judges, pair.eos_ids, costs, pair.vocabulary)
     settings = [

@@ -130,11 +130,12 @@ def prepare(
     judges: Mapping[str, Judge] | None = None,
     check: Callable[[Sequence[Example]], None] = lambda examples: None,
     same_tokens: bool = False,
+    load: Callable[..., Pair] = load_pair,
 ) -> Prepared:
     """Load models and task; check that every prompt fits and every judge was made for this pair. Writes nothing.
 
     `judges` are those that the methods name. `check` is called with the examples before any model is loaded and may
-    raise.
+    raise. `load` takes what `load_pair` takes; its models may be descriptions of models that are loaded elsewhere.
     """
     judges = judges or {}
     for method in experiment.methods:
@@ -161,11 +162,7 @@ def prepare(
             except (PromptError, ModelError) as error:
                 raise type(error)(f"prompt '{example.prompt_id}': {error}") from None
 
-    pair = (
-        load_pair(experiment, roles, check=encode, same_tokens=same_tokens)
-        if methods
-        else load_text(experiment, encode)
-    )
+    pair = load(experiment, roles, check=encode, same_tokens=same_tokens) if methods else load_text(experiment, encode)
     pair_identity, widths = identity(pair, experiment), hidden_sizes(pair) if judges else {}
     thinking, budget = thinking_of(pair.text), budget_of(pair.text, experiment.thinking_budget)
     notes = [*pair.notes, *notes_of(chosen), *thinking_notes(thinking, examples)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,17 @@ from specexp.evaluation.measured_costs import check_sizes, measure_costs, median
 from specexp.evaluation.preparation import (
     Prepared,
 )
-from specexp.evaluation.scheduling import LOWER, Job, Memories, groups_of, memory_of, place_of, prompt_of, requests
+from specexp.evaluation.scheduling import (
+    LOWER,
+    Job,
+    KnownRecords,
+    Memories,
+    groups_of,
+    memory_of,
+    place_of,
+    prompt_of,
+    requests,
+)
 from specexp.evaluation.served import Engines, texts_before
 from specexp.lm import out_of_memory
 from specexp.metrics.summary import check_identities
@@ -50,7 +60,7 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     try:
         if left:
             with out_of_memory.translate_oom("warming up", LOWER, experiment.models):
-                paces = _warm_up(prepared, engine)
+                paces = warm_up(prepared, engine)
             if paces:
                 _announce(prepared, groups, paces)
         begun = list((output.read_json("environments.json") or {}).values())
@@ -97,18 +107,28 @@ def _decode(
                     num_done += 1
                     progress.seen(num_done)
                 continue
-            with out_of_memory.translate_oom(*place_of(prepared, jobs)), peaks.watching(config.label):
-                learned = memories.learn(jobs)
-                for place, out in engine.generate_all(requests(prepared, records, jobs, memories)):
-                    out.seconds += learned
-                    ids = prompt_of(prepared, records, jobs[place]) if prepared.stop else ()
-                    record = record_of(prepared, jobs[place], out, ids) | {"environment": where}
-                    check_identities(record, config.tree, config.bonus)
-                    records.append(record)
-                    bar.update()
-                    num_done += 1
-                    progress.seen(num_done)
+            for record in decoded(prepared, records, jobs, engine, memories, peaks):
+                records.append(record | {"environment": where})
+                bar.update()
+                num_done += 1
+                progress.seen(num_done)
     complete(prepared, output)
+
+
+def decoded(
+    prepared: Prepared, records: KnownRecords, jobs: Sequence[Job], engine: Engine, memories: Memories,
+    peaks: memory.MemoryPeaks,
+) -> Iterator[Record]:  # fmt: skip
+    """Decode jobs that share setting and turn; yield each one's record, without its environment."""
+    config = jobs[0].setting.config
+    with out_of_memory.translate_oom(*place_of(prepared, jobs)), peaks.watching(config.label):
+        learned = memories.learn(jobs)
+        for place, out in engine.generate_all(requests(prepared, records, jobs, memories)):
+            out.seconds += learned
+            ids = prompt_of(prepared, records, jobs[place]) if prepared.stop else ()
+            record = record_of(prepared, jobs[place], out, ids)
+            check_identities(record, config.tree, config.bonus)
+            yield record
 
 
 def complete(prepared: Prepared, output: OutputFolder) -> None:
@@ -128,7 +148,7 @@ def _environment(prepared: Prepared, output: OutputFolder, engines: Mapping[str,
     return name
 
 
-def _warm_up(prepared: Prepared, engine: Engine) -> dict[str, Pace]:
+def warm_up(prepared: Prepared, engine: Engine) -> dict[str, Pace]:
     """Decode a few tokens with every setting; return the pace of the fastest output, by label.
 
     A setting that remembers the run's outputs does so twice, the second time after those of the other prompts.

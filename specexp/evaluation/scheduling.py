@@ -6,8 +6,9 @@ The order of the settings rotates by one from prompt to prompt, so that none alw
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from specexp.decoding.protocol import Role
 from specexp.decoding.rng import rng_for
@@ -19,7 +20,7 @@ from specexp.evaluation.preparation import (
     ServedSetting,
 )
 from specexp.lm.runtime import ModelConfig
-from specexp.storage.records import RecordFile
+from specexp.storage.records import Key, Record
 
 BATCHES = 4  # batches of one setting in a row: rows idle only after the last of them
 LOWER = "max_new_tokens, gamma or tree_budget"
@@ -33,6 +34,15 @@ class Job:
     turn: int
     setting: PreparedMethod | ServedSetting
     repeat: int
+
+
+class KnownRecords(Protocol):
+    """The records that outputs may depend on: earlier turns, and earlier prompts where a setting remembers them."""
+
+    @property
+    def done(self) -> Set[Key]: ...
+
+    def find(self, key: Key) -> Record: ...
 
 
 @dataclass(slots=True)
@@ -52,7 +62,9 @@ class Memories:
     repeat; asked for earlier examples again, it is built anew.
     """
 
-    def __init__(self, prepared: Prepared, records: RecordFile, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, prepared: Prepared, records: KnownRecords, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
         self._prepared, self._records, self._clock = prepared, records, clock
         self._kept: dict[str, _Memory] = {}  # by label
 
@@ -108,7 +120,7 @@ def _add(memory: SuffixAutomaton, outputs: Iterable[Sequence[int]]) -> None:
             memory.append(token)
 
 
-def requests(prepared: Prepared, records: RecordFile, jobs: Sequence[Job], memories: Memories) -> Iterator[Request]:
+def requests(prepared: Prepared, records: KnownRecords, jobs: Sequence[Job], memories: Memories) -> Iterator[Request]:
     """Yield the engine's request for each job; a later turn needs the records of the earlier ones."""
     experiment = prepared.experiment
     for job in jobs:
@@ -132,14 +144,14 @@ def place_of(prepared: Prepared, jobs: Sequence[Job]) -> tuple[str, str, dict[Ro
     return f"{which} with {jobs[0].setting.config.label}", lower, prepared.experiment.models
 
 
-def prompt_of(prepared: Prepared, records: RecordFile, job: Job) -> list[int]:
+def prompt_of(prepared: Prepared, records: KnownRecords, job: Job) -> list[int]:
     """Return the ids of a turn's prompt, which includes the earlier answers: the baseline's, or the method's own."""
     if job.turn == 0:
         return prepared.prompts[job.index]
     return prepared.pair.text.encode(prepared.examples[job.index].messages(earlier_texts(prepared, records, job)))
 
 
-def earlier_texts(prepared: Prepared, records: RecordFile, job: Job) -> list[str]:
+def earlier_texts(prepared: Prepared, records: KnownRecords, job: Job) -> list[str]:
     """Return the answers that a later turn follows: the baseline's, or the method's own."""
     label = job.setting.config.label
     if prepared.experiment.history == "baseline":
@@ -155,26 +167,42 @@ def _group_size(prepared: Prepared) -> int:
     return 1 if batch == 1 else BATCHES * batch
 
 
-def missing(prepared: Prepared, records: RecordFile) -> int:
+def missing(prepared: Prepared, records: KnownRecords) -> int:
     """Return how many records this experiment still lacks."""
     return sum(len(jobs) for jobs in groups_of(prepared, records))
 
 
-def groups_of(prepared: Prepared, records: RecordFile) -> Iterator[list[Job]]:
+def groups_of(prepared: Prepared, records: KnownRecords) -> Iterator[list[Job]]:
     """Yield the missing records, grouped by what is decoded together: one setting and turn, earlier turns first."""
-    done, settings, examples = records.done, prepared.everything, prepared.examples
-    size = _group_size(prepared)
+    done = records.done
+    for repeat, number in places(prepared):
+        yield from groups_at(prepared, repeat, number, done)
+
+
+def places(prepared: Prepared) -> Iterator[tuple[int, int]]:
+    """Yield (repeat, number) of each group of prompts that are decoded together or alone, in the order of a run."""
     for repeat in range(prepared.experiment.repeats):
-        for number, start in enumerate(range(0, len(examples), size)):
-            indices = range(start, min(start + size, len(examples)))
-            first = (number + repeat) % len(settings)
-            for turn in range(max(len(examples[index].turns) for index in indices)):
-                for setting in settings[first:] + settings[:first]:
-                    jobs = [
-                        Job(index, turn, setting, repeat)
-                        for index in indices
-                        if turn < len(examples[index].turns)
-                        and (examples[index].prompt_id, turn, setting.config.label, repeat) not in done
-                    ]
-                    if jobs:
-                        yield jobs
+        for number in range(-(-len(prepared.examples) // _group_size(prepared))):
+            yield repeat, number
+
+
+def indices_at(prepared: Prepared, number: int) -> range:
+    """Return the indices of a group's prompts."""
+    size = _group_size(prepared)
+    return range(number * size, min((number + 1) * size, len(prepared.examples)))
+
+
+def groups_at(prepared: Prepared, repeat: int, number: int, done: Set[Key]) -> Iterator[list[Job]]:
+    """Yield the missing records of one group of prompts."""
+    settings, examples, indices = prepared.everything, prepared.examples, indices_at(prepared, number)
+    first = (number + repeat) % len(settings)
+    for turn in range(max(len(examples[index].turns) for index in indices)):
+        for setting in settings[first:] + settings[:first]:
+            jobs = [
+                Job(index, turn, setting, repeat)
+                for index in indices
+                if turn < len(examples[index].turns)
+                and (examples[index].prompt_id, turn, setting.config.label, repeat) not in done
+            ]
+            if jobs:
+                yield jobs

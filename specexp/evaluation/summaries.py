@@ -14,6 +14,7 @@ from specexp.evaluation.measured_costs import costs_of
 from specexp.evaluation.preparation import (
     Prepared,
 )
+from specexp.evaluation.speed_groups import timing_of
 from specexp.metrics.per_prompt import PromptNumbers
 from specexp.metrics.summary import metrics_of
 from specexp.metrics.tally import Tally
@@ -30,7 +31,8 @@ def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
     result, claimed = costs_of(output.read_json("costs.json")), claims_attainable(output)
     by_repeat = tallies(prepared, records, lambda record: record["repeat"])
     metrics = {repeat: _metrics(prepared, result, by_repeat[repeat], claimed) for repeat in sorted(by_repeat)}
-    return {(label, repeat): metrics[repeat][label] for label in metrics[0] for repeat in metrics}
+    timing = timing_of(output.read_json("environments.json"), records)
+    return {(label, repeat): timing.kept(metrics[repeat][label]) for label in metrics[0] for repeat in metrics}
 
 
 def claims_attainable(output: OutputFolder) -> bool:

@@ -11,11 +11,12 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -34,7 +35,7 @@ from specexp.lm import out_of_memory
 from specexp.pair.loading import Pair, check_same_tokens, identity, load_pair
 from specexp.pair.thinking import budget_of, thinking_changed, thinking_notes, thinking_of
 from specexp.pair.tokenization import Text
-from specexp.profiling.time_estimate import Progress, announce, pace
+from specexp.profiling.time_estimate import Pace, Progress, announce, pace
 from specexp.storage.files import make_folder, write_whole
 from specexp.storage.run_folder import OutputFolder
 from specexp.tasks import sampling
@@ -57,8 +58,24 @@ class PreparedMining:
     notes: Sequence[str] = ()  # messages for the user, shown before mining starts
 
 
-def prepare(config: MiningConfig) -> PreparedMining:
-    """Load both models and the task, and check that every prompt fits the context. Writes nothing."""
+class OtherMiners(Protocol):
+    """Mine in place of this process."""
+
+    @property
+    def pace(self) -> Pace:
+        """The pace of plain decoding."""
+        ...
+
+    def mine(self, prepared: PreparedMining, missing: Mapping[int, Path]) -> Iterator[Path]:
+        """Write the files of these prompts, by index; yields each that is there."""
+        ...
+
+
+def prepare(config: MiningConfig, load: Callable[..., Pair] = load_pair) -> PreparedMining:
+    """Load both models and the task, and check that every prompt fits the context. Writes nothing.
+
+    `load` takes what `load_pair` takes; its models may be descriptions of models that are loaded elsewhere.
+    """
     experiment = config.experiment
     chosen = experiment.read_task("mining")
     examples, left_out = after_skipped(chosen, config.skip, experiment.limit)
@@ -66,7 +83,7 @@ def prepare(config: MiningConfig) -> PreparedMining:
     if not examples:
         kind = "prompt of one turn" if left_out else "prompt"
         raise TaskError(f"skip is {config.skip}, but task '{experiment.task}' has no {kind} after it; lower it.")
-    pair = load_pair(
+    pair = load(
         experiment, {"target", "draft"}, check=partial(_check_prompts, examples, experiment),
         same_tokens=True,
     )  # fmt: skip
@@ -143,8 +160,8 @@ def note_inputs(prepared: PreparedMining, output: OutputFolder) -> None:
         output.write_json("inputs.json", {**now, "answer_version": VERSION})
 
 
-def collect(prepared: PreparedMining, output: OutputFolder) -> LabelSet:
-    """Mine the prompts that have no results yet, and write the label set."""
+def collect(prepared: PreparedMining, output: OutputFolder, others: OtherMiners | None = None) -> LabelSet:
+    """Mine the prompts that have no results yet, and write the label set. `others` mine in place of this process."""
     if (output.path / MANIFEST).exists():
         shutil.rmtree(output.path / PROGRESS, ignore_errors=True)
         result = LabelSet.read(output.path)
@@ -154,53 +171,62 @@ def collect(prepared: PreparedMining, output: OutputFolder) -> LabelSet:
     progress = output.path / PROGRESS
     make_folder(progress)
     paths = [progress / f"{index:06d}.safetensors" for index in range(len(prepared.examples))]
-    missing = [index for index, path in enumerate(paths) if not path.exists()]
-    for path in paths:
-        if path.exists():
-            unpack(path)  # reports a broken file before mining starts
-    config = prepared.config
-    early = _EarlyWarning(config.experiment.max_new_tokens)
-    for path in (path for path in paths if path.exists()):
+    missing = {index: path for index, path in enumerate(paths) if not path.exists()}
+    for path in filter(Path.exists, paths):
+        unpack(path)  # reports a broken file before mining starts
+    early = _EarlyWarning(prepared.config.experiment.max_new_tokens)
+    for path in filter(Path.exists, paths):
         early.add(path)
-    miner = Miner(
-        prepared.pair,
-        prepared.task,
-        config.experiment.max_new_tokens,
-        config.dtype,
-        config.batch,
-        config.experiment.thinking_budget,
-    )
-    total = len(missing) * config.experiment.max_new_tokens
-    with tqdm(total=total, desc="mining", unit="token", dynamic_ncols=True) as bar:
-        search = SearchProgress(bar, len(missing))
-        duration = Progress(0, 0, "tokens to try", partial(bar.write, file=sys.stderr), time.perf_counter)
-        models, what = config.experiment.models, f"mining {config.batch} prompts at a time"
-        with out_of_memory.translate_oom(what, "batch or max_new_tokens", models):
-            _announce(prepared, len(missing))
-            mining = miner.mine_all((prepared.examples[index] for index in missing), search.update)
-            for number, (place, mined) in enumerate(mining, 1):
-                _write(paths[missing[place]], mined)
-                early.add(paths[missing[place]])
-                bar.set_postfix_str(f"{len(paths) - len(missing) + number} of {len(paths)} prompts", refresh=False)
-                if number >= EARLY:
-                    duration.seen(bar.n, bar.total)
-    assemble(prepared, paths, output.path)
+    if missing:
+        _announce(prepared, len(missing), None if others is None else others.pace)
+    for path in _mined(prepared, missing) if others is None else others.mine(prepared, missing):
+        early.add(path)
+    assemble(prepared, list(filter(Path.exists, paths)), output.path)
     shutil.rmtree(progress)
     return LabelSet.read(output.path)
 
 
-def _announce(prepared: PreparedMining, num_prompts: int) -> None:
-    """Print the longest time that the responses can take. The time of the search depends on their mismatches."""
-    if not num_prompts:
-        return
-    texts = [prepared.pair.text.encode(example.messages()) for example in prepared.examples]
-    names = [example.prompt_id for example in prepared.examples]
-    result, most = pace(prepared.pair.models, texts, names=names), prepared.config.experiment.max_new_tokens
+def _mined(prepared: PreparedMining, missing: Mapping[int, Path]) -> Iterator[Path]:
+    """Mine prompts, by index, into their files; yields each file that is written."""
+    config, indices = prepared.config, list(missing)
+    limits = config.experiment.max_new_tokens, config.dtype, config.batch, config.experiment.thinking_budget
+    miner = Miner(prepared.pair, prepared.task, *limits)
+    total = len(missing) * config.experiment.max_new_tokens
+    with tqdm(total=total, desc="mining", unit="token", dynamic_ncols=True) as bar:
+        search = SearchProgress(bar, len(missing))
+        duration = Progress(0, 0, "tokens to try", partial(bar.write, file=sys.stderr), time.perf_counter)
+        with _in_memory(config):
+            mining = miner.mine_all((prepared.examples[index] for index in indices), search.update)
+            for number, (place, mined) in enumerate(mining, 1):
+                path = missing[indices[place]]
+                _write(path, mined)
+                yield path
+                num_before = len(prepared.examples) - len(missing)
+                bar.set_postfix_str(f"{num_before + number} of {len(prepared.examples)} prompts", refresh=False)
+                if number >= EARLY:
+                    duration.seen(bar.n, bar.total)
+
+
+def _in_memory(config: MiningConfig) -> AbstractContextManager[None]:
+    what = f"mining {config.batch} prompts at a time"
+    return out_of_memory.translate_oom(what, "batch or max_new_tokens", config.experiment.models)
+
+
+def _announce(prepared: PreparedMining, num_prompts: int, known: Pace | None) -> None:
+    """Print the longest time that the responses can take. The time of the search depends on their mismatches.
+
+    `known` is the pace of others; it is measured here without."""
+    most = prepared.config.experiment.max_new_tokens
+    if known is None:
+        texts = [prepared.pair.text.encode(example.messages()) for example in prepared.examples]
+        names = [example.prompt_id for example in prepared.examples]
+        with _in_memory(prepared.config):
+            known = pace(prepared.pair.models, texts, names=names)
     what = (
         f"{num_prompts} responses of up to {most} tokens one after another; the search in them takes longer the more"
         " mismatches they have, and is estimated once some are done"
     )
-    announce(num_prompts * result.seconds(most), what, "limit or max_new_tokens")
+    announce(num_prompts * known.seconds(most), what, "limit or max_new_tokens")
 
 
 class _EarlyWarning:
@@ -221,7 +247,12 @@ class _EarlyWarning:
 
 
 def _write(path: Path, mined: Mined) -> None:
-    write_whole(path, pack(mined.labels, mined.features, {**mined.counts, f"num_{mined.status}": 1}))
+    write_whole(path, packed(mined))
+
+
+def packed(mined: Mined) -> bytes:
+    """The content of a prompt's file in progress/."""
+    return pack(mined.labels, mined.features, {**mined.counts, f"num_{mined.status}": 1})
 
 
 def assemble(prepared: PreparedMining, paths: list[Path], folder: Path) -> None:
@@ -272,29 +303,3 @@ def assemble(prepared: PreparedMining, paths: list[Path], folder: Path) -> None:
         ({part: each[part] for part in parts} for each in blocks if each.keys() >= set(parts)),
         manifest,
     )
-
-
-def summarise(labels: LabelSet) -> dict[str, float]:
-    """Return the metrics of a label set; the cost of mining is given relative to that of the literal procedure."""
-    counts: Mapping[str, int] = labels.manifest["counts"]
-    tested = len(labels.labels)
-    decided = [label for label in labels.labels if label.important is not None]
-    mined = counts[f"num_{MINED}"]
-    return {
-        "labels/prompts": labels.manifest["num_prompts"],
-        "labels/prompts_mined": mined,
-        "labels/prompts_without_answer": counts[f"num_{NO_ANSWER}"],
-        "labels/prompts_unfinished": counts[f"num_{UNFINISHED}"],
-        "labels/mismatches": tested,
-        "labels/mismatches_per_prompt": tested / max(1, mined),
-        "labels/unfinished_swaps": tested - len(decided),
-        "labels/undecided_share": (tested - len(decided)) / tested,
-        "labels/important_share": sum(bool(label.important) for label in decided) / max(1, len(decided)),
-        "labels/target_calls_per_label": counts["mining_target_calls"] / tested,
-        "labels/target_positions_per_label": counts["mining_target_positions"] / tested,
-        "labels/draft_calls_per_label": counts["mining_draft_calls"] / tested,
-        "labels/draft_positions_per_label": counts["mining_draft_positions"] / tested,
-        "labels/target_calls_of_slow_way": counts["mining_target_calls"] / max(1, counts["slow_target_calls"]),
-        "labels/target_positions_of_slow_way": counts["mining_target_positions"]
-        / max(1, counts["slow_target_positions"]),
-    }

@@ -129,3 +129,29 @@ def status_of(counts: Mapping[str, Any]) -> str:
 def _rounded(tokens: float) -> int:
     """Round up to a multiple of 32."""
     return 32 * math.ceil(tokens / 32)
+
+
+def summarise(labels: LabelSet) -> dict[str, float]:
+    """Return the metrics of a label set; the cost of mining is given relative to that of the literal procedure."""
+    counts: Mapping[str, int] = labels.manifest["counts"]
+    tested = len(labels.labels)
+    decided = [label for label in labels.labels if label.important is not None]
+    mined = counts[f"num_{MINED}"]
+    return {
+        "labels/prompts": labels.manifest["num_prompts"],
+        "labels/prompts_mined": mined,
+        "labels/prompts_without_answer": counts[f"num_{NO_ANSWER}"],
+        "labels/prompts_unfinished": counts[f"num_{UNFINISHED}"],
+        "labels/mismatches": tested,
+        "labels/mismatches_per_prompt": tested / max(1, mined),
+        "labels/unfinished_swaps": tested - len(decided),
+        "labels/undecided_share": (tested - len(decided)) / tested,
+        "labels/important_share": sum(bool(label.important) for label in decided) / max(1, len(decided)),
+        "labels/target_calls_per_label": counts["mining_target_calls"] / tested,
+        "labels/target_positions_per_label": counts["mining_target_positions"] / tested,
+        "labels/draft_calls_per_label": counts["mining_draft_calls"] / tested,
+        "labels/draft_positions_per_label": counts["mining_draft_positions"] / tested,
+        "labels/target_calls_of_slow_way": counts["mining_target_calls"] / max(1, counts["slow_target_calls"]),
+        "labels/target_positions_of_slow_way": counts["mining_target_positions"]
+        / max(1, counts["slow_target_positions"]),
+    }

@@ -45,6 +45,12 @@ class MemoryPeaks:
         """Update the peaks of the whole process."""
         _take(self.all, {RSS: rss(), **cuda()})
 
+    def merge(self, other: Mapping[str, Any]) -> None:
+        """Add the peaks of another process, as JSON: the largest of both count."""
+        _take(self.all, other["all"])
+        for label, sizes in other["methods"].items():
+            _take(self.methods.setdefault(label, {}), sizes)
+
     def as_dict(self) -> dict[str, Any]:
         return {"all": self.all, "methods": self.methods}
 

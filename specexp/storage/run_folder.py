@@ -5,6 +5,7 @@ records.jsonl      one line per prompt and setting; once it is full, records-000
 data.json          where the prompts came from, and their hash
 differences.json   outputs that differ from plain decoding's although they must not, and what explains each
 judges.json        which judges were used, and what they were made for
+failures.json      the prompts that workers died at, and the reasons
 environments.json  what was loaded and where it ran, by the name that records refer to
 costs.json         measured seconds per call
 draft_costs.json   what calls cost in target steps, by which drafts that adapt (gamma auto) end
@@ -65,6 +66,7 @@ SHAPES: dict[str, tuple[files.Shape, str]] = {
         {"environment": str, "checks": [{"name": str, "verdict": str, "sentence": str, "numbers": {}, "details": {}}]},
         _AGAIN,
     ),
+    "failures.json": ([{"prompt_id": str, "deaths": [str], "repeat": int}], _AGAIN),
     "differences.json": ([{"prompt_id": str, "turn": int, "label": str, "repeat": int}], _AGAIN),
     "tokens.json": ({"prompts": [{"prompt_id": str}]}, _AGAIN),
 }  # fmt: skip

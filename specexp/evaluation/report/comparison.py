@@ -6,7 +6,7 @@ Nothing here loads a model or draws; the content of an entry can be computed aga
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from specexp.config import Experiment, MethodConfig
 from specexp.engines.served_methods import SERVED
@@ -15,6 +15,7 @@ from specexp.evaluation.divergence import Divergence
 from specexp.evaluation.large_runs import sample
 from specexp.evaluation.measured_costs import costs_of
 from specexp.evaluation.preparation import Prepared, arithmetic_of
+from specexp.evaluation.speed_groups import ReportedSpeeds, timing_of
 from specexp.evaluation.summaries import Summary, claims_attainable, pooled
 from specexp.storage.records import Record
 from specexp.storage.run_folder import OutputFolder
@@ -59,12 +60,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All settings of one experiment, on the same prompts. `claimed` is True if attainable speed-ups are reported."""
+    """All settings of one experiment, on the same prompts. `claimed` is True if attainable speed-ups are reported, and
+    `timing` says whether any speed is."""
 
     experiment: Experiment
     entries: Sequence[Entry]
     num_prompts: int
     claimed: bool = True
+    timing: ReportedSpeeds = field(default_factory=ReportedSpeeds)
 
     @property
     def baseline(self) -> Entry | None:
@@ -114,6 +117,7 @@ def compare(
     metrics = {label: each for (label, _), each in (known or {}).items()}
     if known is None or len(known) > len(metrics):
         metrics = pooled(prepared, costs_of(output.read_json("costs.json")), records, claimed)
+    timing = timing_of(output.read_json("environments.json"), records)
     shares = time_split.read(output)
     differing = divergence.by_label(prepared, output.read_json(divergence.FILE), records)
     some, entries = sample(prepared, records), []
@@ -125,10 +129,10 @@ def compare(
                 number,
                 config,
                 setting.lossless and not (result is not None and result.refuted),
-                metrics[config.label] | (result.metrics() if result is not None else {}),
+                timing.kept(metrics[config.label]) | (result.metrics() if result is not None else {}),
                 [record for record in some if record["label"] == config.label],
                 shares.get(config.label, {}),
                 result,
             )
         )
-    return Comparison(prepared.experiment, entries, len(prepared.examples), claimed)
+    return Comparison(prepared.experiment, entries, len(prepared.examples), claimed, timing)

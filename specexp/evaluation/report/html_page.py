@@ -97,7 +97,8 @@ def _in_words(comparison: Comparison, entry: Entry) -> Iterator[Sentence]:
     plain = comparison.reference(entry)
     if entry is plain or plain is None:
         return
-    yield speed(comparison, entry)
+    if not comparison.timing.untimed:
+        yield speed(comparison, entry)
     if not entry.lossless or comparison.experiment.temperature > 0 or "quality/accuracy_delta" in entry.metrics:
         yield answers(comparison, entry)
     if words := equality(comparison, entry):
@@ -204,6 +205,8 @@ def _environments(environments: Mapping[str, Any]) -> list[tuple[str, list[tuple
             ("tokenizer", _flat(facts["tokenizer"])),
         ]
         rows += [(str(role), _flat(model)) for role, model in facts["models"].items()]
+        if worker := facts.get("worker"):
+            rows.append(("workers on", ", ".join(worker.get("nodes", ()))))
         shown.append((name, rows))
     return shown
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from specexp.evaluation import divergence, served, time_split
 from specexp.evaluation.divergence import NOT_LOSSLESS
@@ -25,6 +26,8 @@ from specexp.storage.records import Record
 from specexp.storage.run_folder import OutputFolder
 
 PAGE = "report.html"
+FAILURES = "failures.json"
+MOST_NAMED = 5
 REFUTED = f"{NOT_LOSSLESS}: outputs differ from plain decoding's, and no near tie explains it"
 
 
@@ -81,6 +84,17 @@ def write_page(output: OutputFolder, report: Report) -> Path:
     return output.path / PAGE
 
 
+def failed_prompts(failures: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence on the prompts that no worker survived, which no result has."""
+    if not failures:
+        return []
+    names = list(dict.fromkeys(str(each["prompt_id"]) for each in failures))
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return [
+        f"{len(names)} failed: workers died at {', '.join(names[:MOST_NAMED])}{more} ({FAILURES}); no result has them."
+    ]
+
+
 def _with_differences(prepared: Prepared, output: OutputFolder, records: Sequence[Record], results: Summary) -> Summary:
     """Return the summary with the metrics of each repeat's outputs that differ from plain decoding's."""
     entries = output.read_json(divergence.FILE)
@@ -125,12 +139,17 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
     result += served.warnings(outputs, list((output.read_json("environments.json") or {}).values()))
     if is_large(comparison.num_prompts):
         result.append(words(comparison.num_prompts))
-    if len(output.read_json("environments.json") or {}) > 1:
+    environments = output.read_json("environments.json") or {}
+    by_workers = any("worker" in each for each in environments.values())
+    result += [*comparison.timing.notes, *failed_prompts(output.read_json(FAILURES) or [])]
+    if len(environments) > 1 and not by_workers:
         result.append("The records come from several environments (below): their speeds may not be comparable.")
     if experiment.batch > 1:
         result.append(
             f"Prompts were decoded {experiment.batch} together: speeds are of the batch, not the latency of a prompt."
         )
+    elif by_workers:
+        result.append("Workers decoded: attainable speed-ups and the time split are left out.")
     elif output.read_json(time_split.FILE) is None and any(not each.served for each in comparison.entries):
         result.append(f"The time split was left out: it would have taken more than {time_split.SECONDS:.0f} seconds.")
     if experiment.history != "baseline":

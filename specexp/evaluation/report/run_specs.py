@@ -18,7 +18,7 @@ from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.report import chart_style, transfer
 from specexp.evaluation.report.comparison import Comparison
 from specexp.evaluation.report.figures import draw_trees
-from specexp.evaluation.report.publish import PAGE, REFUTED, Report
+from specexp.evaluation.report.publish import FAILURES, PAGE, REFUTED, Report
 from specexp.evaluation.report.run_facts import is_disturbed, run_name
 from specexp.evaluation.token_view import token_page
 from specexp.method_specs import spec
@@ -87,7 +87,7 @@ def main(prepared: Prepared, output: OutputFolder, report: Report, outbox: Outbo
     Its parameters are those that `mlflow run` logs, unchanged.
     """
     names = ("config.json", "data.json", "environments.json", "summary.json", "costs.json")
-    more = ("judges.json", divergence.FILE, time_split.FILE, memory.FILE)
+    more = ("judges.json", divergence.FILE, time_split.FILE, memory.FILE, FAILURES)
     files = [*existing(output.path / RECORDS), *(output.path / name for name in (*names, PAGE))]
     files += [path for name in more if (path := output.path / name).exists()]
     files += [*token_page.files(output), *(chart.path for chart in report.charts)]

@@ -24,6 +24,8 @@ NAMED = 3  # most settings that are listed by name
 def verdict(comparison: Comparison) -> list[Sentence]:
     """Return the headline, then the sentences that support it."""
     plain = comparison.baseline
+    if comparison.timing.untimed:
+        return _untimed(comparison)
     if plain is None:
         return [_without_baseline(comparison)]
     if plain.served:
@@ -51,6 +53,19 @@ def verdict(comparison: Comparison) -> list[Sentence]:
     if sum(each.served for each in comparison.entries) > 1:
         result.append(_engines(comparison)[0])
     return result + _how_sure(comparison, len(candidates), other)
+
+
+def _untimed(comparison: Comparison) -> list[Sentence]:
+    """Say what tokens alone tell: how many a target call gives, and what outputs are."""
+    key = "accept/mean_length"
+    exact = [e for e in comparison.entries if e.lossless and key in e.metrics and spec(e.config.method).drafts]
+    headline: list[str | Number] = [f"No speed is reported: {comparison.timing.untimed}."]
+    if exact:
+        most = max(exact, key=lambda entry: entry.metrics[key])
+        rate = of(most, key, "{:.2f}".format)
+        headline += [f" Of the lossless settings, {most.label} emits the most tokens a target call: ", rate, "."]
+    equal = [sentence for entry in exact if (sentence := equality(comparison, entry))]
+    return [[*refuted(comparison.entries), *headline], *equal]
 
 
 def _without_baseline(comparison: Comparison) -> Sentence:

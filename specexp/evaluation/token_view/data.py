@@ -38,14 +38,14 @@ from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine, Generation, Request
 from specexp.evaluation import scheduling
 from specexp.evaluation.preparation import Prepared, PreparedMethod
-from specexp.evaluation.scheduling import LOWER, Job, Memories
+from specexp.evaluation.scheduling import LOWER, Job, KnownRecords, Memories
 from specexp.evaluation.token_view.origins import Emitted, TracedDecoder, tally
 from specexp.evaluation.token_view.teacher_forcing import TokenScore, teacher_forced_probs, unit_temperature
 from specexp.lm import out_of_memory
 from specexp.lm.text_drafts import TextModel
 from specexp.pair.token_text import alone, spelled
 from specexp.storage.journal import Journal, Key
-from specexp.storage.records import Count, Record, RecordFile
+from specexp.storage.records import Count, Record
 
 VERSION = 1
 Compared = Literal[Count, "finish_reason"]
@@ -80,7 +80,7 @@ class Budget:
 
 
 def trace(
-    prepared: Prepared, records: RecordFile, chosen: Sequence[int], journal: Journal, budget: Budget
+    prepared: Prepared, records: KnownRecords, chosen: Sequence[int], journal: Journal, budget: Budget
 ) -> dict[str, Any]:
     """Return the content of tokens.json for these examples, which must have records. Prompts in the journal are not
     decoded again; once the budget is used up, prompts are `left_out`."""
@@ -122,7 +122,7 @@ def trace(
     }
 
 
-def _recorded(prepared: Prepared, records: RecordFile, key: Key) -> float:
+def _recorded(prepared: Prepared, records: KnownRecords, key: Key) -> float:
     """Return the seconds that the first repeat took for all settings on one turn of a prompt."""
     prompt_id, turn = str(key[0]), int(key[1])
     result = [records.find((prompt_id, turn, setting.config.label, 0)) for setting in prepared.settings]
@@ -146,7 +146,7 @@ def _method(setting: PreparedMethod) -> dict[str, Any]:
 
 
 def _prompt(
-    prepared: Prepared, records: RecordFile, engine: Engine, jobs: Sequence[Job], memories: Memories, bar: Any
+    prepared: Prepared, records: KnownRecords, engine: Engine, jobs: Sequence[Job], memories: Memories, bar: Any
 ) -> dict[str, Any]:
     """Return one prompt's turn, with a cell for each setting."""
     example, turn = prepared.examples[jobs[0].index], jobs[0].turn

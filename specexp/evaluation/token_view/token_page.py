@@ -37,17 +37,18 @@ DECODED = "tokens.jsonl"  # prompt by prompt, until both files are written
 SHARE, LEAST = 0.2, 30.0  # share of the decode time, and seconds that are always allowed
 CELL_TOKENS, PAGE_TOKENS, PROMPT_SIGNS = 2_000, 40_000, 20_000  # most that a page shows; tokens.json has everything
 COLUMNS = 4  # methods side by side; more are placed one below the other
+Tracer = Callable[[Prepared, RecordFile, Sequence[int], Journal, Budget], dict[str, Any]]
 _SHOWN_SIGNS = "\n\t"  # characters that follow their marks
 
 
 def write(
     prepared: Prepared, output: OutputFolder, records: RecordFile, shown: ShownPrompts,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] = time.perf_counter, tracer: Tracer | None = None,
 ) -> list[Path]:  # fmt: skip
     """Write both files for the prompts to be shown, and return their paths; none if they show these prompts already.
 
     Prompts decoded for an earlier view are not decoded again. If a number of prompts is requested, as many are shown as
-    fit a share of the run's decode time; named prompts are always shown.
+    fit a share of the run's decode time; named prompts are always shown. `tracer` replaces `trace`.
     """
     # Engines do not say where their tokens come from.
     chosen = shown.choose(prepared.examples, sample(prepared, records.records)) if prepared.settings else []
@@ -64,7 +65,7 @@ def write(
         _take_over(before, facts, journal)
         seconds = max(LEAST, SHARE * sum(r["seconds"] + r["prefill_seconds"] for r in records.records))
         budget = Budget(math.inf if shown.number is None else seconds, clock)
-        result = trace(prepared, records, chosen, journal, budget)
+        result = (tracer or trace)(prepared, records, chosen, journal, budget)
     if result["left_out"]:
         print(_left_out(result, len(wanted)), file=sys.stderr)
     if not result["prompts"] or (page.is_file() and _prompts_of(result) == _prompts_of(before)):

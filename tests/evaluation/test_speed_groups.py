@@ -1,0 +1,96 @@
+"""When speeds of several workers are reported, and when they are pooled."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from specexp.evaluation.speed_groups import SHARED, timing_of
+from specexp.storage.records import Record
+
+
+def environment(
+    device: str = "A100", shared: bool | None = False, driver: str = "1", node: str = "a"
+) -> dict[str, Any]:
+    worker = {} if shared is None else {"worker": {"shares_device": shared, "driver": driver, "nodes": [node]}}
+    return {"models": {"target": {"device_name": device}}, "processor": "a CPU", **worker}
+
+
+def records(where: dict[str, tuple[int, float]], seed: int = 0) -> list[Record]:
+    """So many prompts in each environment, where a setting is about so many times as fast as plain decoding."""
+    rng, result = random.Random(seed), []
+    for name, (number, gain) in where.items():
+        for i in range(number):
+            for method, seconds in (("baseline", 1.0), ("speculative", rng.uniform(0.8, 1.25) / gain)):
+                result.append(
+                    {"prompt_id": f"{name}{i}", "turn": 0, "repeat": 0, "label": method, "method": method,
+                     "token_ids": [1] * 10, "seconds": seconds, "prefill_seconds": 0.0, "environment": name,
+                     "paired": True}
+                )  # fmt: skip
+    return result  # type: ignore[return-value]
+
+
+METRICS = {"speed/speedup": 2.0, "batch/speedup": 2.0, "category/speedup_a": 1.0, "accept/alpha": 0.5}
+
+
+def test_without_workers_nothing_changes() -> None:
+    known = {"x": environment(shared=None), "y": environment("H100", shared=None)}
+    timing = timing_of(known, records({"x": (9, 1.0), "y": (9, 3.0)}))
+    assert (timing.untimed, timing.notes) == ("", ())
+    assert timing.kept(METRICS) == METRICS
+    assert timing_of(None, []).kept(METRICS) == METRICS
+
+
+def test_workers_that_share_a_device_report_no_speed() -> None:
+    known = {"x": environment(), "y": environment(shared=True)}
+    timing = timing_of(known, records({"x": (9, 2.0), "y": (1, 2.0)}))
+    assert timing.untimed == SHARED
+    assert timing.kept(METRICS) == {"accept/alpha": 0.5}
+
+
+def test_an_environment_without_records_does_not_count() -> None:
+    known = {"x": environment(), "y": environment(shared=True)}
+    assert timing_of(known, records({"x": (9, 2.0)})).untimed == ""
+
+
+def test_workers_that_are_alike_on_several_nodes_are_one_group() -> None:
+    known = {"x": environment(node="a"), "y": environment(node="b")}
+    timing = timing_of(known, records({"x": (9, 1.0), "y": (9, 3.0)}))
+    assert (timing.untimed, timing.notes) == ("", ())
+
+
+def test_groups_whose_speed_ups_are_alike_are_pooled() -> None:
+    known = {"x": environment(), "y": environment("H100")}
+    timing = timing_of(known, records({"x": (30, 2.0), "y": (30, 2.0)}))
+    assert timing.untimed == ""
+    (note,) = timing.notes
+    assert note.startswith("Workers of 2 kinds are pooled: their speed-ups do not differ (p = ")
+
+
+def test_groups_whose_speed_ups_differ_are_reported_by_themselves() -> None:
+    known = {"x": environment(), "y": environment("H100", driver="2")}
+    timing = timing_of(known, records({"x": (30, 2.0), "y": (20, 1.5)}))
+    assert timing.untimed.startswith("workers are of 2 kinds and their speed-ups differ (p = ")
+    assert "speed/speedup" not in timing.kept(METRICS)
+    first, second = timing.notes
+    assert first.startswith("Group x (A100; 30 prompts), mean speed-ups: speculative ")
+    assert second.startswith("Group y (H100; 20 prompts), mean speed-ups: speculative 1.")
+
+
+def test_a_driver_alone_makes_another_group() -> None:
+    known = {"x": environment(driver="1"), "y": environment(driver="2")}
+    assert timing_of(known, records({"x": (30, 2.0), "y": (30, 4.0)})).untimed
+
+
+def test_groups_of_too_few_prompts_are_not_pooled() -> None:
+    known = {"x": environment(), "y": environment("H100")}
+    timing = timing_of(known, records({"x": (30, 2.0), "y": (1, 2.0)}))
+    assert (
+        timing.untimed == "workers are of 2 kinds and too few prompts to tell if they are alike, so they are not pooled"
+    )
+
+
+def test_equal_groups_are_told_apart_no_more_often_than_the_level_says() -> None:
+    known = {"x": environment(), "y": environment("H100")}
+    wrong = sum(bool(timing_of(known, records({"x": (12, 2.0), "y": (12, 2.0)}, seed)).untimed) for seed in range(60))
+    assert wrong <= 9  # 3 are expected; more than 9 come once in a thousand

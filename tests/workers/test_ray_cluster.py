@@ -1,0 +1,186 @@
+"""Evaluations and mining on a real Ray cluster of three nodes on this machine, whose workers are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from helpers.cli_runner import records
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: make test-ray installs it"),
+    pytest.mark.filterwarnings("default"),  # Ray's own
+]
+ROOT = Path(__file__).resolve().parents[2]
+CLOCKS = ("checksum", "seconds", "prefill_seconds", "time_to_first_token", "environment")
+TOY = ("--experiment", "toy_quick", "--limit", "40", "--methods", "baseline,speculative,specexec", "--show", "0")
+MINED = ("--experiment", "arith_quick", "--limit", "6", "--max-new-tokens", "60", "--batch", "1")
+ACTOR = "ray::WorkerActor"  # the name that Ray gives an actor's process
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Any]:
+    """A cluster of three nodes with two CPUs each."""
+    from ray.cluster_utils import Cluster
+
+    before = os.environ.get("PYTHONPATH", "")
+    # Nodes hand their environment to workers, which import what tests have pickled.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT / "tests"), str(ROOT), before)))
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    cluster = Cluster()
+    try:
+        for _ in range(3):
+            cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False)
+        yield cluster
+    finally:
+        cluster.shutdown()
+        os.environ["PYTHONPATH"] = before
+
+
+def start(command: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"entrypoints.{command}", *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output = process.communicate()[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def bytes_of(folder: Path) -> list[str]:
+    return [json.dumps({key: value for key, value in each.items() if key not in CLOCKS}) for each in records(folder)]
+
+
+def actors() -> list[psutil.Process]:
+    """The processes of workers, of any cluster here."""
+    result = []
+    for process in psutil.process_iter(["cmdline"]):
+        if (process.info["cmdline"] or [""])[0].startswith(ACTOR):
+            result.append(process)
+    return result
+
+
+def num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def killed_while_it_runs(process: subprocess.Popen[str], path: Path, places: list[int]) -> int:
+    """Kill one worker whenever the file has so many lines; returns how many were killed."""
+    killed = 0
+    for place in places:
+        while process.poll() is None and num_lines(path) < place:
+            time.sleep(0.01)
+        victims = actors()
+        if process.poll() is None and victims:
+            victims[place % len(victims)].kill()
+            killed += 1
+    return killed
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The records of one process."""
+    folder = tmp_path_factory.mktemp("plain")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        finish(start("evaluate", *TOY, "--output", "out"))
+    finally:
+        os.chdir(before)
+    return bytes_of(folder / "out")
+
+
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.nightly), 3])
+def test_records_are_those_of_one_process(number: int, nodes: Any, plain: list[str], workplace: Path) -> None:
+    options = ("--workers", str(number), "--ray", nodes.address)
+    finish(start("evaluate", *TOY, *options, "--output", "out"))
+    assert bytes_of(workplace / "out") == plain
+
+
+@pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.nightly)])
+def test_workers_that_are_killed_lose_and_double_nothing(
+    num_kills: int, nodes: Any, plain: list[str], workplace: Path
+) -> None:
+    more = ("--limit", "300") if num_kills > 3 else ()
+    if more:
+        finish(start("evaluate", *TOY, *more, "--output", "one"))
+        plain = bytes_of(workplace / "one")
+    process = start("evaluate", *TOY, *more, "--workers", "3", "--ray", nodes.address, "--output", "out")
+    # So far apart that no prompt loses three workers: what was lost goes first, and is written before the next kill.
+    places = [len(plain) * (i + 1) // (num_kills + 2) for i in range(num_kills)]
+    killed = killed_while_it_runs(process, workplace / "out/records.jsonl", places)
+    output = finish(process)
+    assert killed == num_kills
+    assert "has failed" not in output
+    assert bytes_of(workplace / "out") == plain
+
+
+def test_a_driver_that_is_killed_goes_on_from_its_folder(nodes: Any, plain: list[str], workplace: Path) -> None:
+    options = (*TOY, "--workers", "2", "--ray", nodes.address, "--output", "out")
+    process = start("evaluate", *options)
+    while process.poll() is None and num_lines(workplace / "out/records.jsonl") < 30:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert 0 < num_lines(workplace / "out/records.jsonl") < len(plain)
+    finish(start("evaluate", *options, "--resume"))
+    assert bytes_of(workplace / "out") == plain
+
+
+def test_ctrl_c_ends_the_workers(nodes: Any, workplace: Path) -> None:
+    process = start("evaluate", *TOY, "--workers", "2", "--ray", nodes.address, "--output", "out")
+    while process.poll() is None and num_lines(workplace / "out/records.jsonl") < 5:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate()[0]
+    assert process.returncode == 130, output
+    assert "interrupted; what was recorded stays. Go on with --resume" in output
+    assert not actors()
+
+
+def test_labels_are_those_of_one_process_with_a_kill_and_without(nodes: Any, workplace: Path) -> None:
+    finish(start("collect_labels", *MINED, "--output", "one"))
+    process = start("collect_labels", *MINED, "--workers", "2", "--ray", nodes.address, "--output", "two")
+    while process.poll() is None and not list((workplace / "two/progress").glob("*.safetensors")):
+        time.sleep(0.01)
+    victims = actors()
+    if process.poll() is None and victims:
+        victims[0].kill()
+    finish(process)
+    for path in sorted((workplace / "one").glob("labels*")) + sorted((workplace / "one").glob("features*")):
+        assert (workplace / "two" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert not (workplace / "two/failures.json").exists()
+
+
+def test_a_cluster_that_cannot_be_reached_is_one_sentence(workplace: Path) -> None:
+    process = start("evaluate", *TOY, "--workers", "2", "--ray", "127.0.0.1:1", "--output", "out")
+    output = process.communicate()[0]
+    assert process.returncode == 2, output
+    (line,) = [line for line in output.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: ray is 127.0.0.1:1, which cannot be reached: ")
+    assert not (workplace / "out").exists()
+
+
+def test_more_workers_than_this_machine_has_are_refused(workplace: Path) -> None:
+    options = ("--workers", "2", "--cpus-per-worker", "1000", "--ray", "local", "--output", "out")
+    process = start("evaluate", *TOY, *options)
+    output = process.communicate()[0]
+    assert process.returncode == 2, output
+    assert "error: 2 workers of 1000 CPUs need 2000, and this machine has " in output
+    assert not (workplace / "out").exists()
