@@ -144,4 +144,4 @@ def test_a_budget_that_cannot_be_is_refused_in_one_sentence(workplace: Path, pai
     arguments = [*settings(workplace, pair, thinking_budget=600), "--output", "out"]
     needed = f"lower max_new_tokens or thinking_budget, which need {600 + 4 + ANSWER}."
     refused(run("collect_labels", *arguments), needed, workplace)
-    is_refused(run("generate", "--prompt", "2+2?", "--thinking-budget", "9"), unmarked)
+    is_refused(run("generate", "2+2?", "--thinking-budget", "9"), unmarked)
