@@ -19,7 +19,8 @@ from specexp.engine_certify.engine_certificate_config import EngineCertificateCo
 from specexp.engine_certify.next_tokens import NextTokens, Rows
 from specexp.engine_certify.served_output import ServedOutput, read
 from specexp.engines.body import Prompt, Sampling, Wanted
-from specexp.engines.client import EngineClient, Offer, Refused
+from specexp.engines.client import EngineClient, Offer
+from specexp.engines.responses import Refused
 from specexp.engines.served_methods import ServedMethod
 from specexp.evaluation.equality import noise_of
 from specexp.evaluation.preparation import Prepared

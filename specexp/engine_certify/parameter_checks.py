@@ -18,7 +18,7 @@ from specexp.engine_certify.findings import Finding, made, worst
 from specexp.engine_certify.next_tokens import Unknowable, Warping
 from specexp.engine_certify.sample_check import FIT, LEVEL, Alternative, alternatives_of, draw, explain
 from specexp.engine_certify.sampled_places import SampledPlace, SampledTarget, target_of
-from specexp.engines.client import Refused
+from specexp.engines.responses import Refused
 
 TEMPERATURE, TOP_P, TOP_K, MIN_P = "temperature", "top-p", "top-k", "min-p"
 COLD = 0.5

@@ -15,7 +15,7 @@ from specexp.engine_certify.findings import Finding, made, worst
 from specexp.engine_certify.greedy_checks import GreedyOutputs
 from specexp.engine_certify.served_output import ServedOutput
 from specexp.engines.body import Sampling
-from specexp.engines.client import Refused
+from specexp.engines.responses import Refused
 
 STOP, MOST, BIAS = "stop strings", "max_tokens", "logit_bias"
 PROMPTS = 4

@@ -11,7 +11,7 @@ from specexp.engine_certify.engine_subject import EngineRequest, EngineSubject, 
 from specexp.engine_certify.findings import Finding, made, worst
 from specexp.engine_certify.greedy_checks import GreedyOutputs
 from specexp.engines.body import Sampling
-from specexp.engines.client import Refused
+from specexp.engines.responses import Refused
 from specexp.errors import first_line
 
 REPEAT, LOAD, SEED = "repeat", "load", "seed"

@@ -6,7 +6,7 @@ The order of the settings rotates by one from prompt to prompt, so that none alw
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,7 +20,8 @@ from specexp.evaluation.preparation import (
     ServedSetting,
 )
 from specexp.lm.runtime import ModelConfig
-from specexp.storage.records import Key, Record
+from specexp.storage.record_places import Key
+from specexp.storage.records import Record
 
 BATCHES = 4  # batches of one setting in a row: rows idle only after the last of them
 LOWER = "max_new_tokens, gamma or tree_budget"
@@ -40,7 +41,7 @@ class KnownRecords(Protocol):
     """The records that outputs may depend on: earlier turns, and earlier prompts where a setting remembers them."""
 
     @property
-    def done(self) -> Set[Key]: ...
+    def done(self) -> Container[Key]: ...
 
     def find(self, key: Key) -> Record: ...
 
@@ -192,7 +193,7 @@ def indices_at(prepared: Prepared, number: int) -> range:
     return range(number * size, min((number + 1) * size, len(prepared.examples)))
 
 
-def groups_at(prepared: Prepared, repeat: int, number: int, done: Set[Key]) -> Iterator[list[Job]]:
+def groups_at(prepared: Prepared, repeat: int, number: int, done: Container[Key]) -> Iterator[list[Job]]:
     """Yield the missing records of one group of prompts."""
     settings, examples, indices = prepared.everything, prepared.examples, indices_at(prepared, number)
     first = (number + repeat) % len(settings)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from specexp.metrics.paired import paired, speedup
+from specexp.metrics.paired import SpeedUp, paired
 from specexp.metrics.statistics import SIGNIFICANT
 from specexp.storage.records import Record
 
@@ -132,5 +132,13 @@ def _speedups(records: Sequence[Record]) -> dict[str, dict[str, float]]:
         by_prompt: dict[str, list[tuple[Record, Record]]] = {}
         for pair in paired(own, plain):
             by_prompt.setdefault(pair[0]["prompt_id"], []).append(pair)
-        result[label] = {name: speedup(pairs, "seconds") for name, pairs in by_prompt.items()}
+        result[label] = {name: _speedup(pairs) for name, pairs in by_prompt.items()}
     return {label: each for label, each in result.items() if each}
+
+
+def _speedup(pairs: Sequence[tuple[Record, Record]]) -> float:
+    """Tokens per second of each pair's first record over that of its second."""
+    result = SpeedUp()
+    for record, plain in pairs:
+        result.add(0, record, plain)
+    return result.decoding

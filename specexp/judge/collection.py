@@ -29,7 +29,7 @@ from specexp.judge import features
 from specexp.judge.labels import MANIFEST, LabelSet, pack, unpack, write_set
 from specexp.judge.mining import MINED, NO_ANSWER, UNFINISHED, Mined, Miner
 from specexp.judge.mining_progress import SearchProgress
-from specexp.judge.mining_yield import FIRST, Yield, status_of
+from specexp.judge.mining_yield import EarlyWarning, Yield, status_of
 from specexp.judge.splits import filled
 from specexp.lm import out_of_memory
 from specexp.pair.loading import Pair, check_same_tokens, identity, load_pair
@@ -174,7 +174,7 @@ def collect(prepared: PreparedMining, output: OutputFolder, others: OtherMiners 
     missing = {index: path for index, path in enumerate(paths) if not path.exists()}
     for path in filter(Path.exists, paths):
         unpack(path)  # reports a broken file before mining starts
-    early = _EarlyWarning(prepared.config.experiment.max_new_tokens)
+    early = EarlyWarning(prepared.config.experiment.max_new_tokens)
     for path in filter(Path.exists, paths):
         early.add(path)
     if missing:
@@ -227,23 +227,6 @@ def _announce(prepared: PreparedMining, num_prompts: int, known: Pace | None) ->
         " mismatches they have, and is estimated once some are done"
     )
     announce(num_prompts * known.seconds(most), what, "limit or max_new_tokens")
-
-
-class _EarlyWarning:
-    """Warns once about a low yield of the first prompts, while restarting is still cheap."""
-
-    def __init__(self, max_new_tokens: int) -> None:
-        self._limit = max_new_tokens
-        self._yield = Yield()
-
-    def add(self, path: Path) -> None:
-        """Add the results of one more prompt."""
-        if self._yield.num_prompts == FIRST:
-            return
-        labels, _, counts = unpack(path)
-        self._yield.add(labels, counts, status_of(counts))
-        if self._yield.num_prompts == FIRST and (warning := self._yield.early_warning(self._limit)):
-            tqdm.write(f"warning: {warning}", file=sys.stderr)
 
 
 def _write(path: Path, mined: Mined) -> None:

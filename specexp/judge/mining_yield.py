@@ -7,12 +7,16 @@ continuation does not end is undecided and is not used.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import NormalDist, linear_regression
 from typing import Any
 
-from specexp.judge.labels import Label, LabelSet
+from tqdm import tqdm
+
+from specexp.judge.labels import Label, LabelSet, unpack
 from specexp.judge.mining import MINED, NO_ANSWER, UNFINISHED
 from specexp.judge.splits import SPLITS, kinds_of, lacking, more_prompts, num_fillable
 
@@ -119,6 +123,23 @@ def what_is_missing(labels: LabelSet) -> str:
         f" {important} important mismatches alone and {unimportant} unimportant ones alone: enough for {fillable} of"
         f" {len(SPLITS)} splits. Mine about {more_prompts(fillable, prompts)} more prompts{also}."
     )
+
+
+class EarlyWarning:
+    """Warns once about a low yield of the first prompts, while restarting is still cheap."""
+
+    def __init__(self, max_new_tokens: int) -> None:
+        self._limit = max_new_tokens
+        self._yield = Yield()
+
+    def add(self, path: Path) -> None:
+        """Add the results of one more prompt."""
+        if self._yield.num_prompts == FIRST:
+            return
+        labels, _, counts = unpack(path)
+        self._yield.add(labels, counts, status_of(counts))
+        if self._yield.num_prompts == FIRST and (warning := self._yield.early_warning(self._limit)):
+            tqdm.write(f"warning: {warning}", file=sys.stderr)
 
 
 def status_of(counts: Mapping[str, Any]) -> str:

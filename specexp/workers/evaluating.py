@@ -23,7 +23,8 @@ from specexp.lm import out_of_memory
 from specexp.profiling import memory
 from specexp.storage import environment
 from specexp.storage.journal import Journal
-from specexp.storage.records import Key, Record, key_of
+from specexp.storage.record_places import Key
+from specexp.storage.records import Record, key_of
 from specexp.workers.described_pair import describe
 from specexp.workers.placement import here
 

@@ -100,7 +100,7 @@ class EvaluationDriver:
         placement, peaks = Placement(output), memory.peaks_of(output.read_json(memory.FILE))
         self.crew.on_change = placement.changed
         placement.changed(self.crew.facts)
-        total = left + len(records.done)
+        total = left + len(records.records)
         name = prepared.experiment.name
         with tqdm(total=total, initial=total - left, desc=name, unit="run", dynamic_ncols=True) as bar:
 
@@ -165,7 +165,7 @@ def without(prepared: Prepared, failed: Sequence[Failure]) -> Prepared:
 
 def _units(prepared: Prepared, output: OutputFolder, records: RecordFile) -> Iterator[DecodeUnit]:
     """The units that have missing records, in the order of one process."""
-    done, by_prompt = set(records.done), _by_prompt(records.records)
+    done, by_prompt = records.done, _by_prompt(records.records)
     costs = _draft_costs(output)
     for repeat, number in places(prepared):
         if any(groups_at(prepared, repeat, number, done)):
