@@ -49,13 +49,14 @@ def evaluate(
     from specexp.evaluation.in_process import Decoding, InProcess, records_of
     from specexp.evaluation.report import publish, run_specs
     from specexp.evaluation.token_view import token_page
+    from specexp.evaluation.token_view.data import Tracer
 
     tags = {**tags_of("comparison", resolved), "batch": str(resolved.batch)}
     outbox = outbox_of(folder, "comparison", f"compare {resolved.name}", tags)
     judges = judges_of(resolved)
     with ExitStack() as stack:
         decoding: Decoding = InProcess()
-        tracer: token_page.Tracer | None = None
+        tracer: Tracer | None = None
         if workers is not None:
             from specexp.workers.evaluation_run import EvaluationDriver, evaluation_crew
 

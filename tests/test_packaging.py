@@ -116,7 +116,7 @@ def test_make_installs_from_the_lock() -> None:
     assert installs
     assert all(
         line.startswith("pip install --quiet --constraint $(LOCK) --editable")
-        or re.fullmatch(r"pip install --quiet --no-deps --target \S+( \S+==\S+)+", line)
+        or re.fullmatch(r"(CMAKE_ARGS=\S+( \S+)*\" )?pip install --quiet --no-deps --target \S+( \S+==\S+)+", line)
         for line in installs
     )
     pins = dict(re.findall(r" ([a-z-]+)==(\S+)", makefile))

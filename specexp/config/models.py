@@ -71,13 +71,13 @@ MODEL_SETTINGS: dict[str, Setting] = {
         more="`own` is the tokenizer's template. `auto` uses it if the tokenizer has one, except for tasks with"
         " completion prompts, such as `arith`.",
     ),
+    "trust_remote_code": Setting(switch, "Let transformers run code that comes with the model.", "false"),
     "tensor_parallel": Setting(
         whole(1, f"from 1 to at most {MOST_PROCESSES}", MOST_PROCESSES),
         "Set how many processes share the layers of `target`, each with a part of every weight.", "1",
         more="For `target` alone, on `cpu` or `cuda`; transformers shards the weights."
         " [Tensor parallelism](tensor_parallel.md) has the details.",
     ),
-    "trust_remote_code": Setting(switch, "Let transformers run code that comes with the model.", "false"),
     "vocabulary": Setting(
         one_of("vocabulary", VOCABULARIES),
         "Choose how a draft's tokens become the target's.", "auto",

@@ -45,7 +45,7 @@ from specexp.lm import out_of_memory
 from specexp.lm.text_drafts import TextModel
 from specexp.pair.token_text import alone, spelled
 from specexp.storage.journal import Journal, Key
-from specexp.storage.records import Count, Record
+from specexp.storage.records import Count, Record, RecordFile
 
 VERSION = 1
 Compared = Literal[Count, "finish_reason"]
@@ -53,6 +53,7 @@ COUNTS: tuple[Compared, ...] = (
     "num_rounds", "num_drafted", "num_accepted", "num_judged", "num_cut", "num_full", "finish_reason",
 )  # fmt: skip
 Cell = dict[str, Any]
+Tracer = Callable[[Prepared, RecordFile, Sequence[int], Journal, "Budget"], dict[str, Any]]  # as `trace`
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from specexp.evaluation import divergence
 from specexp.evaluation.divergence import NOT_LOSSLESS
 from specexp.evaluation.large_runs import sample
 from specexp.evaluation.preparation import Prepared
-from specexp.evaluation.token_view.data import VERSION, Budget, trace
+from specexp.evaluation.token_view.data import VERSION, Budget, Tracer, trace
 from specexp.evaluation.token_view.origins import ORIGINS
 from specexp.evaluation.token_view.selection import NOT_SHOWN, ShownPrompts
 from specexp.method_specs import spec
@@ -37,7 +37,6 @@ DECODED = "tokens.jsonl"  # prompt by prompt, until both files are written
 SHARE, LEAST = 0.2, 30.0  # share of the decode time, and seconds that are always allowed
 CELL_TOKENS, PAGE_TOKENS, PROMPT_SIGNS = 2_000, 40_000, 20_000  # most that a page shows; tokens.json has everything
 COLUMNS = 4  # methods side by side; more are placed one below the other
-Tracer = Callable[[Prepared, RecordFile, Sequence[int], Journal, Budget], dict[str, Any]]
 _SHOWN_SIGNS = "\n\t"  # characters that follow their marks
 
 

@@ -10,7 +10,7 @@ from specexp.lm.runtime import ModelConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class LoadShard:
     """Load a model's shard, under this number."""
 
     model: int
@@ -20,14 +20,14 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Weigh:
+class WeighShard:
     """Say the first values of the parameters' shards (`gather`)."""
 
     model: int
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
+class OpenShard:
     """Open a session of a model, under this number."""
 
     session: int

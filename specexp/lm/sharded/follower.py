@@ -23,8 +23,8 @@ from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.hf.hf_session import HFSession
 from specexp.lm.hf.loading import load_model
 from specexp.lm.model import Session
-from specexp.lm.sharded.commands import FeedShard, Load, Open, TruncateShard, Weigh
-from specexp.lm.sharded.group import End, Group, joined
+from specexp.lm.sharded.commands import FeedShard, LoadShard, OpenShard, TruncateShard, WeighShard
+from specexp.lm.sharded.group import EndShards, Group, joined
 from specexp.lm.sharded.shards import first_values
 
 ORPHANED = 1.0  # seconds between two looks whether the process that started this one is there
@@ -53,11 +53,11 @@ def follow(group: Group) -> None:
         for number in dropped:
             sessions.pop(number, None)
         match command:
-            case Load(number, config, num_valid_ids, suppressed):
+            case LoadShard(number, config, num_valid_ids, suppressed):
                 models[number] = load_model(config, num_valid_ids, suppressed, FollowerSharding(group.size))
-            case Weigh(model):
+            case WeighShard(model):
                 group.gather(first_values(models[model].module))
-            case Open(number, model):
+            case OpenShard(number, model):
                 sessions[number] = models[model], HFSession(models[model])
             case FeedShard(number, num_tokens, rows, hidden, branches):
                 of, session = sessions[number]
@@ -65,7 +65,7 @@ def follow(group: Group) -> None:
                 session.feed(tokens, rows, hidden, branches)
             case TruncateShard(number, length, slots):
                 sessions[number][1].truncate(length, slots)
-            case End():
+            case EndShards():
                 return
 
 

@@ -38,7 +38,7 @@ LAST_WORDS = 5.0  # seconds that the others have to end, and that a death may ta
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class EndShards:
     """The last command."""
 
 
@@ -109,7 +109,7 @@ class Group:
         """End the other processes: by a command, unless one of them is in the middle of another."""
         with suppress(Exception):
             if not self.interrupted and not self.death():
-                dist.broadcast_object_list([(End(), ())], src=0, group=self.commands)
+                dist.broadcast_object_list([(EndShards(), ())], src=0, group=self.commands)
                 for process in self.others:
                     process.wait(LAST_WORDS)
         for process in self.others:

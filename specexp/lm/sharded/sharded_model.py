@@ -15,7 +15,7 @@ from specexp.lm.hf.loading import load_model
 from specexp.lm.hf.model_facts import fingerprint_of_parts
 from specexp.lm.model import Branches, Session
 from specexp.lm.runtime import ModelConfig
-from specexp.lm.sharded.commands import FeedShard, Load, Open, TruncateShard, Weigh
+from specexp.lm.sharded.commands import FeedShard, LoadShard, OpenShard, TruncateShard, WeighShard
 from specexp.lm.sharded.group import Group, started
 from specexp.lm.sharded.shards import check_shards, first_values, joined_values
 
@@ -27,7 +27,7 @@ def load_sharded(config: ModelConfig, num_valid_ids: int | None = None, suppress
     check_shards(config)
     group = started(config.tensor_parallel)
     number = next(_NUMBERS)
-    with group.command(Load(number, config, num_valid_ids, tuple(suppressed))):
+    with group.command(LoadShard(number, config, num_valid_ids, tuple(suppressed))):
         return load_model(config, num_valid_ids, suppressed, LeaderSharding(group, number))
 
 
@@ -52,7 +52,7 @@ class LeaderSharding:
 
     def fingerprint(self, module: Any) -> str:
         if not self._fingerprint:
-            with self.group.command(Weigh(self.model)):
+            with self.group.command(WeighShard(self.model)):
                 shards = self.group.gather(first_values(module))
             weights = ((name, p.shape, [joined_values(shards, name)]) for name, p in module.named_parameters())
             self._fingerprint = fingerprint_of_parts(type(module).__name__, weights)
@@ -65,7 +65,7 @@ class ShardedSession:
     def __init__(self, own: Session, group: Group, model: int, check_trees: Callable[[], object]) -> None:
         self._own, self._group, self._check_trees = own, group, check_trees
         self._number = next(_NUMBERS)
-        with group.command(Open(self._number, model)):
+        with group.command(OpenShard(self._number, model)):
             pass
 
     def __del__(self) -> None:
