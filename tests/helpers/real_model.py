@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -36,6 +37,22 @@ def save(place: Path) -> dict[str, Path]:
         _of_layers(module, kept).save_pretrained(place / name)
         tokenizer.save_pretrained(place / name)
     return {name: place / name for name in layers}
+
+
+def save_rounded(place: Path) -> Path:
+    """Write the whole model with its layers' weights rounded to nf4, as float32: a draft that misses a sixth of tokens.
+
+    Quantized, it would be no reference: where a CPU multiplies in bfloat16, a row depends on how many are fed with it.
+    """
+    source = ModelConfig(str(FILES[0]))
+    module = load_model(source).module
+    for layer in module.model.layers.modules():
+        if isinstance(layer, nn.Linear):
+            packed, state = quantize_4bit(layer.weight.data, quant_type="nf4")
+            layer.weight.data = dequantize_4bit(packed, state).to(layer.weight.dtype)
+    module.save_pretrained(place)
+    load_tokenizer(source).save_pretrained(place)
+    return place
 
 
 def _of_layers(module: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
