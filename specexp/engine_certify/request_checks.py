@@ -26,10 +26,15 @@ Parts = tuple[str, str, str]  # verdict, sentence, name of what was found
 One = Callable[[EngineSubject, ExaminedEngine, list[ServedOutput], Tick], Parts]
 
 
+def limits(most: int) -> list[int]:
+    """Return the values of max_tokens that are tried where whole outputs have at most `most` tokens."""
+    return [each for each in LIMITS if each <= most]
+
+
 def num_requests(subject: EngineSubject) -> int:
     """How many requests the checks of this module make at most."""
     few = min(PROMPTS, len(subject.names()))
-    return len(subject.engines) * few * (1 + len(LIMITS) + 2)
+    return len(subject.engines) * few * (1 + len(limits(subject.prepared.experiment.max_new_tokens)) + 2)
 
 
 def check_stop(subject: EngineSubject, outputs: GreedyOutputs, tick: Tick) -> Check:
@@ -95,7 +100,9 @@ def _stopped(subject: EngineSubject, engine: ExaminedEngine, whole: list[ServedO
 
 def _limited(subject: EngineSubject, engine: ExaminedEngine, whole: list[ServedOutput], tick: Tick) -> Parts:
     asked = [
-        EngineRequest((MOST, prompt, most), prompt, Sampling(most)) for prompt in range(len(whole)) for most in LIMITS
+        EngineRequest((MOST, prompt, most), prompt, Sampling(most))
+        for prompt in range(len(whole))
+        for most in limits(subject.prepared.experiment.max_new_tokens)
     ]
     over, short, uncounted = [], [], 0
     for request, answer in zip(asked, subject.ask(engine, asked, tick, together=1), strict=True):
@@ -113,7 +120,8 @@ def _limited(subject: EngineSubject, engine: ExaminedEngine, whole: list[ServedO
         return INCONCLUSIVE, "the server does not count the tokens of its outputs.", ""
     if short:
         return INCONCLUSIVE, f"{count(len(short), 'output')} with a lower max_tokens begin otherwise than without.", ""
-    words = f"max_tokens is obeyed: {count(len(asked), 'output')} with {' and '.join(map(str, LIMITS))} tokens at most"
+    tried = " and ".join(map(str, sorted({each.sampling.max_tokens for each in asked})))
+    words = f"max_tokens is obeyed: {count(len(asked), 'output')} with {tried} tokens at most"
     return PASSED, f"{words} are the beginnings of the whole ones.", ""
 
 

@@ -50,7 +50,7 @@ def test_an_evaluation_says_which_sandbox_ran(workplace: Path) -> None:
 def test_a_real_model_is_mined_and_evaluated_on_twenty_problems(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SmolLM2-135M, with its own weights rounded to nf4 as the draft: mined, checked by the literal procedure, evaluated.
+    """SmolLM2-135M, with its own weights rounded to nf4 as the draft: mined, checked by the literal procedure, run.
 
     Mining costs what its mismatches cost. The first third of the layers misses 98 % of these responses' tokens, and
     what the target makes of such tokens seldom ends; rounded weights miss a sixth. The literal procedure, which nothing
