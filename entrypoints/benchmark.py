@@ -113,7 +113,7 @@ def put_load(experiment: str, output: str, resume: bool, json: str, flags: Mappi
     first_look.check(resolved)
     from specexp.evaluation import preparation
     from specexp.evaluation.served import Engines
-    from specexp.load import load_page, measurement, results
+    from specexp.load_testing import load_page, measurement, results
     from specexp.storage.files import write_whole
     from specexp.storage.journal import FILE, Journal
     from specexp.storage.run_plan import Input

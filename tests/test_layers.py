@@ -34,7 +34,7 @@ ROWS = [
     {"methods", "rule_calibration", "judge_comparison", "judge_report"},
     {"evaluation", "evaluation.token_view", "evaluation.report", "api"},
     {"workers"},
-    {"certify", "advise", "benchmark", "load", "serving"},
+    {"certify", "advise", "benchmark", "load_testing", "serving"},
     {"engine_certify"},
     {"specexp"},
     {"command_line", "lm_eval", "scale"},
@@ -42,7 +42,7 @@ ROWS = [
     {"__main__"},
 ]
 # Stories of their own, which never import each other.
-STORIES = {"certify", "advise", "benchmark", "load", "serving"}
+STORIES = {"certify", "advise", "benchmark", "load_testing", "serving"}
 SOURCES = sorted([*(ROOT / "specexp").rglob("*.py"), *(ROOT / "entrypoints").rglob("*.py")])
 HEAVY = {"torch", "transformers", "mlflow", "numpy"}
 MOST_FILES, MOST_SHARE, MOST_LINES = 16, 0.2, 300

@@ -1,4 +1,4 @@
-"""Settings of a benchmark of served engines under load, and what is wrong with them. `specexp.load` applies them."""
+"""Settings of a benchmark of served engines under load, and what is wrong with them."""
 
 from __future__ import annotations
 

@@ -231,7 +231,6 @@ def test_an_interrupted_certificate_goes_on_behind_its_checks(workplace: Path, m
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (["--method", ""], "method is not given; name the preset to examine, such as speculative."),
         (["--method", "baseline,topk"], "method is 'baseline,topk'; a certificate covers one method: name one preset."),
         (["--method", "speculative", "--gamma", "2,3"], "a certificate covers one: give one value of gamma"),
         (["--method", "speculativ", "--gamma", ""], "did you mean 'speculative'?"),

@@ -123,7 +123,8 @@ def record(**more: Any) -> dict[str, Any]:
         "prompt_id": "a", "turn": 0, "method": "specexec", "label": "specexec", "repeat": 0, "category": "",
         "paired": True, "token_ids": list(range(9)), "num_rounds": 4, "num_drafted": 32, "num_accepted": 6,
         "num_judged": 0, "num_cut": 1, "num_full": 0, "num_tested": 0, "overlap": 0.0, "num_target_calls": 4,
-        "num_target_positions": 36, "num_draft_calls": 12, "accepted_histogram": [1, 1, 1, 1], "seconds": 1.0,
+        "num_target_positions": 36, "num_draft_calls": 12, "num_draft_positions": 44,
+        "accepted_histogram": [1, 1, 1, 1], "seconds": 1.0,
         "prefill_seconds": 0.5, "time_to_first_token": 0.6, "correct": True,
         "trees": [tree([0, 3, 7], [0, 1, 0]), tree([], []), tree([2], [2]), tree([0, 4], [0, 0], max_active=4)],
     }  # fmt: skip

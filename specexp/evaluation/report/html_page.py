@@ -150,8 +150,9 @@ class Changed:
 def _changed(comparison: Comparison) -> Iterator[Changed]:
     """Yield changed answers, those of the draft alone last."""
     for entry in sorted(comparison.entries, key=lambda e: e.config.method == "draft_only"):
-        reference = comparison.reference(entry)
-        for record, plain in paired(entry.records, reference.records if reference is not None else []):
+        if (reference := comparison.reference(entry)) is None:
+            continue
+        for record, plain in paired(entry.records, reference.records):
             if record["correct"] is not None and record["paired"] and record["correct"] != plain["correct"]:
                 yield Changed(entry.label, record, plain)
 

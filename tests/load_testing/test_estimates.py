@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from specexp.load.capacity import LONG, Capacity, binds, capacity_of
-from specexp.load.estimates import Bounds, break_even, interval, measured, speedup
-from specexp.load.levels import Level
-from specexp.load.loops import Sample, Segment
+from specexp.load_testing.capacity import LONG, Capacity, binds, capacity_of
+from specexp.load_testing.estimates import Bounds, break_even, interval, measured, speedup
+from specexp.load_testing.levels import Level
+from specexp.load_testing.loops import Sample, Segment
 
 FAST, SLOW = Sample(0, 10, 10, 0.1, 0.02, 0.3), Sample(1, 30, 30, 0.4, 0.05, 1.7)
 ONE = Sample(2, 1, 1, 0.2, None, 0.2)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from specexp.evaluation.preparation import Prepared
-from specexp.load import estimates
-from specexp.load.capacity import binds
-from specexp.load.estimates import Bounds, BreakEven, LevelEstimate, break_even
-from specexp.load.levels import Level
-from specexp.load.measurement import Load
+from specexp.load_testing import estimates
+from specexp.load_testing.capacity import binds
+from specexp.load_testing.estimates import Bounds, BreakEven, LevelEstimate, break_even
+from specexp.load_testing.levels import Level
+from specexp.load_testing.measurement import Load
 from specexp.metrics.statistics import Interval
 from specexp.storage import environment
 from specexp.storage.run_plan import File, Input, MetricPoint, RunSpec, logged, now

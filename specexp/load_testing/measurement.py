@@ -21,10 +21,10 @@ from specexp.engines.stream import Answer
 from specexp.errors import EngineError
 from specexp.evaluation.preparation import Prepared, ServedSetting
 from specexp.evaluation.served import Engines
-from specexp.load import capacity
-from specexp.load.capacity import Capacity
-from specexp.load.levels import Level, LoadJob, arrivals, jobs, levels_of, size_of
-from specexp.load.loops import Segment, closed_loop, open_loop
+from specexp.load_testing import capacity
+from specexp.load_testing.capacity import Capacity
+from specexp.load_testing.levels import Level, LoadJob, arrivals, jobs, levels_of, size_of
+from specexp.load_testing.loops import Segment, closed_loop, open_loop
 from specexp.storage.journal import Journal, Key
 
 T = TypeVar("T")

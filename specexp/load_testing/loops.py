@@ -21,7 +21,7 @@ import numpy as np
 from specexp.engines.responses import Busy
 from specexp.engines.stream import Answer
 from specexp.errors import EngineError
-from specexp.load.levels import RequestCounts
+from specexp.load_testing.levels import RequestCounts
 
 Ask = Callable[[int], Awaitable[Answer]]  # of the i-th request of a measurement
 PAUSE, LONGEST_PAUSE = 0.1, 1.0  # seconds after a failure

@@ -1,7 +1,7 @@
 """A server that streams prepared answers at once: what a client gets from it is the client's own capacity.
 
-`python -m specexp.load.null_server TOKENS` listens on a free port of 127.0.0.1, prints it, and answers every POST with
-so many chunks of one token, until its standard input is closed. It reads nothing of a request but its length.
+`python -m specexp.load_testing.null_server TOKENS` listens on a free port of 127.0.0.1, prints it, and answers every
+POST with so many chunks of one token, until its standard input is closed. It reads nothing of a request but its length.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def prepared(num_tokens: int) -> bytes:
 @contextmanager
 def null_server(num_tokens: int) -> Iterator[str]:
     """Run the server in a process of its own; yields its address. Raises EngineError if it does not begin."""
-    command = [sys.executable, "-m", "specexp.load.null_server", str(num_tokens)]
+    command = [sys.executable, "-m", "specexp.load_testing.null_server", str(num_tokens)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

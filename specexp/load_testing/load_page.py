@@ -9,8 +9,8 @@ from typing import Any
 from jinja2 import ChoiceLoader, PackageLoader
 
 from specexp.judge_comparison.comparison_page import embedded, environment
-from specexp.load.capacity import BINDS, MOST_LAG
-from specexp.load.results import FIGURE, PAGE, UNITS, cell, sentences, span, warnings
+from specexp.load_testing.capacity import BINDS, MOST_LAG
+from specexp.load_testing.results import FIGURE, PAGE, UNITS, cell, sentences, span, warnings
 from specexp.storage.files import write_whole, writing
 
 PANELS = (
@@ -23,7 +23,7 @@ def write(folder: Path, result: Mapping[str, Any]) -> None:
     draw(folder / FIGURE, result)
     pages = environment()
     assert pages.loader is not None
-    pages.loader = ChoiceLoader([PackageLoader("specexp.load"), pages.loader])
+    pages.loader = ChoiceLoader([PackageLoader("specexp.load_testing"), pages.loader])
     page = pages.get_template("load.html").render(
         result=result, said=sentences(result), warnings=warnings(result), figure=embedded(folder / FIGURE), cell=cell,
         span=span, units=UNITS, binds=BINDS, lag=MOST_LAG,

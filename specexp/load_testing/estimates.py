@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from specexp.load.levels import Level
-from specexp.load.loops import Sample, Segment
+from specexp.load_testing.levels import Level
+from specexp.load_testing.loops import Sample, Segment
 from specexp.metrics.statistics import PERCENTILES, RESAMPLES, Interval
 
 Array = np.ndarray[Any, Any]

@@ -16,9 +16,9 @@ from specexp.engines.async_client import AsyncEngineClient
 from specexp.engines.body import Sampling, Wanted
 from specexp.engines.endpoint import Endpoint
 from specexp.engines.stream import Answer
-from specexp.load.levels import RequestCounts
-from specexp.load.loops import Segment, closed_loop
-from specexp.load.null_server import null_server
+from specexp.load_testing.levels import RequestCounts
+from specexp.load_testing.loops import Segment, closed_loop
+from specexp.load_testing.null_server import null_server
 
 LONG = 64  # tokens of a long answer
 REQUESTS = 100  # of one run, and at least two for each client

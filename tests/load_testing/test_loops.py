@@ -14,8 +14,8 @@ from specexp import config
 from specexp.engines.responses import Busy
 from specexp.engines.stream import Answer
 from specexp.errors import EngineError
-from specexp.load.levels import Level, RequestCounts, arrivals, jobs, levels_of, size_of
-from specexp.load.loops import UNFINISHED, Segment, closed_loop, open_loop
+from specexp.load_testing.levels import Level, RequestCounts, arrivals, jobs, levels_of, size_of
+from specexp.load_testing.loops import UNFINISHED, Segment, closed_loop, open_loop
 
 
 class Server:

@@ -19,10 +19,10 @@ from helpers.openai_process import serving
 from specexp.engines import client
 from specexp.engines.body import Sampling, Wanted
 from specexp.engines.endpoint import Endpoint
-from specexp.load import capacity
-from specexp.load.capacity import Capacity
-from specexp.load.loops import closed_loop
-from specexp.load.null_server import null_server
+from specexp.load_testing import capacity
+from specexp.load_testing.capacity import Capacity
+from specexp.load_testing.loops import closed_loop
+from specexp.load_testing.null_server import null_server
 
 ANSWER = Reply((text_chunk("a"), text_chunk("bc", "length"), usage_chunk(3)))
 BUSY = Reply(status=429, error={"error": {"message": "too many"}}, headers={"Retry-After": "0.01"})
@@ -113,13 +113,13 @@ def test_an_interruption_keeps_what_was_measured(workplace: Path, monkeypatch: p
         return await closed_loop(*arguments)
 
     with fake_engine(ANSWER) as plain, fake_engine(ANSWER) as spec:
-        monkeypatch.setattr("specexp.load.measurement.closed_loop", dying)
+        monkeypatch.setattr("specexp.load_testing.measurement.closed_loop", dying)
         cut = benchmark(*settings(workplace, plain, spec))
         assert cut.exit_code == 130, cut.output
         assert "Go on with --resume" in cut.output
         asked, counted = len(plain.requests), (workplace / "out" / "progress.jsonl").read_text().count('["load"')
         assert counted == 3
-        monkeypatch.setattr("specexp.load.measurement.closed_loop", closed_loop)
+        monkeypatch.setattr("specexp.load_testing.measurement.closed_loop", closed_loop)
         again = benchmark(*settings(workplace, plain, spec), "--resume")
         assert again.exit_code == 0, again.output
         # Of four measurements of each engine, plain had two: at one client in both rounds.
