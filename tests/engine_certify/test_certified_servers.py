@@ -40,6 +40,7 @@ FOUND: dict[str, set[str]] = {
 }
 AMOUNTS = {"greedy_above": 0.7, "bias": 0.2, "token_replaced": 60}
 CLEAN_RUNS = 20
+IN_CI = ("none", "bias", "token_replaced")  # the others take as long; without HTTP all are in test_planted_bugs.py
 
 
 def service_of(experiment: str) -> CompletionService:
@@ -76,7 +77,9 @@ def names(content: dict[str, Any]) -> set[str]:
     return {each["name"] for each in content["findings"]}
 
 
-@pytest.mark.parametrize("bug", FOUND)
+@pytest.mark.parametrize(
+    "bug", [bug if bug in IN_CI else pytest.param(bug, marks=pytest.mark.nightly) for bug in FOUND]
+)
 def test_what_the_proxy_plants_is_found_and_named(
     workplace: Path, toy: tuple[str, CompletionService], bug: str
 ) -> None:
@@ -97,6 +100,7 @@ def test_every_bug_of_the_proxy_is_planted() -> None:
     assert FOUND.keys() == BUGS.keys()
 
 
+@pytest.mark.nightly
 def test_our_server_passes_on_the_embedded_pair(workplace: Path, embedded: str) -> None:
     arguments = ["--weights", "true", "--limit", "4", "--max-new-tokens", "60", "--bias", "0.3"]
     content = certify("arith_quick", embedded, embedded, *arguments)

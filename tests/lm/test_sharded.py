@@ -62,7 +62,7 @@ def outputs(folder: Path) -> dict[tuple[str, str], list[int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("temperature", ["0", "0.7"])
+@pytest.mark.parametrize("temperature", ["0", pytest.param("0.7", marks=pytest.mark.nightly)])
 def test_every_method_gives_the_tokens_of_one_process(workplace: Path, temperature: str) -> None:
     """Shards add up in another order, so that a near tie might fall otherwise: on these prompts none does."""
     more = ("--methods", METHODS, "--limit", "2", "--max-new-tokens", "40", "--temperature", temperature, "--show", "0")
@@ -79,7 +79,7 @@ def test_every_method_gives_the_tokens_of_one_process(workplace: Path, temperatu
     assert two["forward"] == "transformers (2 processes hold its layers)"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_process_ends_the_command_with_one_line_and_a_resume_goes_on(workplace: Path) -> None:
     more = ("--methods", "baseline,speculative", "--limit", "4", "--max-new-tokens", "60", "--show", "0")
     settings = ("--config", shared(workplace))
