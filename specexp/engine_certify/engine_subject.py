@@ -157,8 +157,15 @@ class EngineSubject:
 
     def scoring(self) -> ExaminedEngine | None:
         """The engine whose log-probabilities are trusted: the plain one, if it has any."""
-        usable = [each for each in self.engines if each.by_ids and each.tops]
+        usable = [each for each in self.engines if each.by_ids and each.tops and self.ends]
         return usable[-1] if usable else None
+
+    @property
+    def why_no_rows(self) -> str:
+        """Why no distribution is known to compare with."""
+        if not self.ends:
+            return "without a tokenizer or weights it is not known which token ends an output"
+        return "the server gives no log-probabilities by token id, and no weights are at hand"
 
     def rows(self, prompt: int, after: Prefix = ()) -> Rows:
         """The distributions of the tokens that follow a prompt and these tokens of its output."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from specexp.certify import chi_square
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, SKIPPED, Check
 from specexp.engine_certify import bias_power
-from specexp.engine_certify.engine_subject import EngineSubject, ExaminedEngine, Tick
+from specexp.engine_certify.engine_subject import EngineRequest, EngineSubject, ExaminedEngine, Tick
 from specexp.engine_certify.findings import Finding, made, worst
 from specexp.engine_certify.next_tokens import Unknowable, Warping
 from specexp.engine_certify.sample_check import FIT, LEVEL, Alternative, alternatives_of, draw, explain
-from specexp.engine_certify.sampled_places import SampledPlace, SampledTarget, target_of
+from specexp.engine_certify.sampled_places import SampledPlace, SampledTarget, sampling_of, target_of
 from specexp.engines.responses import Refused
 
 TEMPERATURE, TOP_P, TOP_K, MIN_P = "temperature", "top-p", "top-k", "min-p"
@@ -84,7 +84,9 @@ def check(subject: EngineSubject, planned: ParameterPlan, tick: Tick) -> Check:
     if planned.target is None:
         why = "at no place do so few samples tell whether it is obeyed"
         if not subject.rows_are_known:
-            why = "no distribution is known to compare with"
+            why = subject.why_no_rows
+        if all(_is_refused(subject, engine, name) for engine in subject.engines):
+            return made(name, SKIPPED, f"the server refuses {name}.")
         return made(name, INCONCLUSIVE, f"it cannot be told: {why}.")
     sentences, verdicts, named, numbers = [], [], [], {}
     for engine in subject.engines:
@@ -98,6 +100,16 @@ def check(subject: EngineSubject, planned: ParameterPlan, tick: Tick) -> Check:
         if finding is not None:
             named.append(Finding(finding.name, finding.sentence, engine is not subject.engine))
     return made(name, worst(verdicts), " ".join(sentences), named, {"samples": planned.samples, **numbers})
+
+
+def _is_refused(subject: EngineSubject, engine: ExaminedEngine, name: str) -> bool:
+    """True if the server does not take this parameter, which one request finds out."""
+    sampling = sampling_of(VARIANTS[name][0], 0, engine.offer.token_ids)
+    try:
+        subject.ask(engine, [EngineRequest(("refusal", name), 0, sampling)], lambda: None)
+    except Refused:
+        return True
+    return False
 
 
 def _one(

@@ -94,7 +94,7 @@ def check_samples(subject: EngineSubject, planned: SamplingPlan, tick: Tick) -> 
     if not planned.targets:
         why = "the model is too sure of its tokens here, or rounding may move a cut; set another temperature or top_p"
         if not subject.rows_are_known:
-            why = "the server gives no log-probabilities by token id, and no weights are at hand"
+            why = subject.why_no_rows
         return made(NAME, INCONCLUSIVE, f"it cannot be told: {why}.")
     engine, samples, bias = subject.engine, planned.samples, subject.config.bias
     counts = [

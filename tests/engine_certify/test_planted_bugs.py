@@ -86,13 +86,20 @@ def test_a_planted_bug_is_found_and_named(workplace: Path, clients: list[ToyEngi
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("compared", [PLAIN, WEIGHTS], ids=["plain", "weights"])
 @pytest.mark.parametrize("bug", PLANTED)
-def test_so_it_is_with_either_to_compare_with(
-    workplace: Path, clients: list[ToyEngineClient], bug: str, compared: list[str]
-) -> None:
-    """Without weights, distributions are those of the plain engine's log-probabilities."""
-    examined(bug, clients, *compared)
+def test_so_it_is_with_weights_alone(workplace: Path, clients: list[ToyEngineClient], bug: str) -> None:
+    examined(bug, clients, *WEIGHTS)
+
+
+@pytest.mark.slow
+def test_without_an_end_that_is_known_samples_are_inconclusive(workplace: Path) -> None:
+    """A sample that ends would else be taken for one that goes on after the token that ended it."""
+    result = certify("none", *PLAIN, "--limit", "2", "--samples", "300", "--bias", "0.4")
+    assert result.exit_code == 1, result.output
+    assert written()["findings"] == []
+    verdicts = {check["name"]: check["verdict"] for check in written()["checks"]}
+    assert {verdicts[name] for name in ("samples", "temperature", "top-p", "top-k")} == {"inconclusive"}
+    assert "it is not known which token ends an output" in " ".join(result.output.split())
 
 
 @pytest.mark.slow
