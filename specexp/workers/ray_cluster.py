@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections import deque
@@ -16,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 from ray import exceptions
@@ -24,6 +26,7 @@ from specexp.errors import SpecexpError, WorkerError, first_line
 from specexp.workers.dispatch import Died, Event, Finished, LoadedWork, Started, WorkerJob
 from specexp.workers.settings import AUTO, LOCAL, WorkerSettings
 
+CLIENT_PORT, KNOCK = 10001, 10.0  # Ray's default, and seconds that a cluster may take to answer
 PATIENCE = 600.0  # seconds that the first worker may take to start, its models included
 # Variables that a worker takes over from the command.
 HANDED_DOWN = ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -183,9 +186,16 @@ def _connect(settings: WorkerSettings) -> None:
         if settings.ray in (AUTO, LOCAL):
             ray.init(address="local", include_dashboard=False, **quiet)
         else:
+            _knock(settings.ray)
             ray.init(address=settings.ray, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError, exceptions.RayError) as error:
         raise WorkerError(f"ray is {settings.ray}, which cannot be reached: {first_line(error)}. {_AT_EXIT}") from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError if nothing listens there: Ray would try for minutes."""
+    parts = urlsplit(f"//{address.removeprefix('ray://')}")
+    socket.create_connection((parts.hostname or "", parts.port or CLIENT_PORT), KNOCK).close()
 
 
 def _check(settings: WorkerSettings) -> None:
