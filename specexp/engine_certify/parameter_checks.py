@@ -26,7 +26,7 @@ VARIANTS: dict[str, tuple[Warping, ...]] = {
     TEMPERATURE: (Warping(COLD),),
     TOP_P: tuple(Warping(COLD, top_p=top_p) for top_p in (0.9, 0.8, 0.7, 0.6, 0.5)),
     TOP_K: tuple(Warping(1.0, top_k=top_k) for top_k in (2, 3, 5)),
-    MIN_P: tuple(Warping(1.0, min_p=min_p) for min_p in (0.2, 0.1, 0.3, 0.05)),
+    MIN_P: tuple(Warping(1.0, min_p=min_p) for min_p in (0.2, 0.1, 0.3, 0.5, 0.7)),
 }
 FEWEST, MOST = 100, 2000  # samples
 
