@@ -117,7 +117,7 @@ def certify_engine(
                 certificate = examining.examine(subject)
                 written = report.as_json(certificate, subject, where)
                 report.write_json(folder, written)
-                report.write_page(folder, certificate, written)
+                report.write_page(folder, certificate, asked, written)
                 click.echo(report.text(certificate, asked))
                 main = report.main(subject, certificate, folder, outbox, attached)
                 sent = outbox.add([]) if sent_before else outbox.send(main)

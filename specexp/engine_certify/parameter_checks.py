@@ -16,7 +16,7 @@ from specexp.engine_certify import bias_power, findings
 from specexp.engine_certify.engine_subject import EngineRequest, EngineSubject, ExaminedEngine, Tick
 from specexp.engine_certify.findings import Finding, made, worst
 from specexp.engine_certify.next_tokens import Unknowable, Warping
-from specexp.engine_certify.sample_check import AMBIGUOUS, FIT, LEVEL, alternatives_of, draw, explain
+from specexp.engine_certify.sample_check import AMBIGUOUS, FIT, LEVEL, alternatives_of, draw, explain, small
 from specexp.engine_certify.sampled_places import SampledPlace, SampledTarget, sampling_of, target_of
 from specexp.engines.responses import Refused
 
@@ -133,7 +133,7 @@ def _one(
     if p >= level_of(subject):
         words = f"{name} is obeyed: {samples:,} outputs at {target.warping} follow what it makes of the distribution"
         return PASSED, f"{words} (p {p:.2g}).", None, p
-    words = f"({samples:,} outputs at {target.warping}, p {p:.1e})"
+    words = f"({samples:,} outputs at {target.warping}, p {small(p)})"
     if planned.naming > samples:
         counts = draw(subject, engine, target, name, planned.naming, tick)
     finding = explain([target], [counts], alternatives_of(target.warping))

@@ -26,7 +26,8 @@ NAME = "samples"
 LEVEL = 5e-5  # of all places together; the checks of parameters have as much
 FIT = 1e-4  # an explanation fits unless a test rejects it at this level
 CONFIDENCE = 1e-3  # with which a bias is at least as large as it is said to be
-AMBIGUOUS = "it could not be checked with text alone: too many outputs have the text of other tokens"
+TINY = 1e-300
+AMBIGUOUS = "with text alone it could not be checked, since too many outputs have the text of other tokens"
 # What servers do where a request is silent, if they do not let it say that it wants nothing.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama.cpp": {"top_k": 40, "top_p": 0.95, "min_p": 0.05}, "transformers": {"top_k": 50},
@@ -141,10 +142,10 @@ def check_samples(subject: EngineSubject, planned: SamplingPlan, tick: Tick) -> 
     )
     if min(adjusted) < LEVEL:
         found = explain(planned.targets, counts, alternatives_of(warping_of(subject)))
-        words = f"{where}: p {min(adjusted):.1e} is below {LEVEL:g}. {found.sentence}"
+        words = f"{where}: p {small(min(adjusted))} is below {LEVEL:g}. {found.sentence}"
         return made(NAME, FAILED, words, [found], numbers, places=details)
     words = f"{where}: p {min(adjusted):.2g}, level {LEVEL:g}. "
-    planted = f"a bias of {bias:g} that is planted in them is {{}} (p {control:.1e})"
+    planted = f"a bias of {bias:g} that is planted in them is {{}} (p {small(control)})"
     if samples < planned.needed or control >= LEVEL:
         words += (
             f"No bias is seen, but so many samples surely find one of {surely:.2g} and more only, and"
@@ -154,6 +155,11 @@ def check_samples(subject: EngineSubject, planned: SamplingPlan, tick: Tick) -> 
         return made(NAME, INCONCLUSIVE, words, (), numbers, places=details)
     words += f"A bias of {surely:.2g} and more would surely be found; {planted.format('found')}."
     return made(NAME, PASSED, words, (), numbers, places=details)
+
+
+def small(p: float) -> str:
+    """A p that is far below a level."""
+    return f"{p:.1e}" if p > TINY else f"below {TINY:g}"
 
 
 def _cells(subject: EngineSubject, target: SampledTarget, counts: Array) -> list[dict[str, Any]]:
