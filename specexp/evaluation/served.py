@@ -101,8 +101,8 @@ class Engines:
         prompt = self.prompt(engine, job.index, texts)
         answer = client.ask(prompt, self.sampling(job.repeat), self.wanted(engine), engine.switch)
         drafts = acceptance.of_answer(answer)
-        if drafts is None and counting:
-            drafts = acceptance.of_counters(before, client.counters())
+        if counting and (drafts is None or not drafts.can_be_refuted):  # llama.cpp's answers have no rounds
+            drafts = acceptance.of_counters(before, client.counters()) or drafts
         return record_of(self.prepared, job, answer, drafts)
 
     def sampling(self, repeat: int) -> Sampling:
