@@ -143,9 +143,8 @@ def forced_text(subject: EngineSubject, target: Model, prompt: int, output: Serv
     assert ids is not None, "the prompts have no ids"
     result: list[GreedyDivergence] = []
     session, fed, emitted = target.session(), list(ids[prompt]), list[int]()
-    while (
-        output.num_tokens is None or len(emitted) < output.num_tokens + output.ended
-    ):  # servers count an EOS, or do not
+    # Some servers count an EOS among an output's tokens.
+    while output.num_tokens is None or len(emitted) < output.num_tokens + output.ended:
         logits, _ = session.feed(target.ids(fed), 1)
         row = np.asarray(logits[0].tolist(), dtype=np.float64)
         best, noise = int(row.argmax()), noise_of_row(subject, row)

@@ -467,8 +467,24 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("Holm's procedure corrects all alike", "specexp.certify.chi_square", "(len(ps) - rank) * ps[place]", "len(ps) * ps[place]"),
         Bug("an engine is compared with nothing", "specexp.engine_certify.engine_certificate_config", "if not options.against and not weights and not faults:", "if False:"),
     ],
+    ("engine_certify/test_text_alone.py",): [
+        Bug("tokens of a split text are taken for those that were emitted", "specexp.engine_certify.greedy_checks", "if outputs.engine[prompt].split and any(one.kind == BUG for one in each):", "if False:"),
+        Bug("equal texts are compared by their tokens", "specexp.engine_certify.divergences", "    if output.text == expected.text:\n        return None\n", ""),
+        Bug("any text goes on with any token", "specexp.engine_certify.divergences", "return text.startswith(subject.prepared.pair.text.decode([*emitted, token]).rstrip(\"\\ufffd\"))", "return True"),
+        Bug("an end is not looked for", "specexp.engine_certify.divergences", "len(emitted) < output.num_tokens + output.ended:", "len(emitted) < output.num_tokens:"),
+        Bug("a text is split without what is before it", "specexp.engine_certify.served_output", "(known.decode(after) if after else \"\")", "\"\""),
+        Bug("no text is split otherwise", "specexp.engine_certify.sampled_places", "moved += float(p[token])", "moved += 0.0"),
+        Bug("a rare cell shows no single output", "specexp.engine_certify.sampled_places", "samples * least >= chi_square.LEAST_EXPECTED and ", ""),
+        Bug("a forced token is looked for among split ones", "specexp.engine_certify.request_checks", "    if answer.split:\n", "    if False:\n"),
+    ],
+    ("engines/test_engine_client.py",): [
+        Bug("what is refused takes all of its kind with it", "specexp.engines.client", "off += [each for each in given if self._takes(prompt, replace(bare, off=(each,)), switch)][:1]", "off += []"),
+        Bug("what turns settings off overrides them", "specexp.engines.body", "**dict(wanted.off), **sampling.fields(),\n        **wanted.fields(endpoint.api),", "**sampling.fields(), **dict(wanted.off),\n        **wanted.fields(endpoint.api),"),
+        Bug("llama.cpp's ids are those of its log-probabilities", "specexp.engines.stream", " or verbose.get(\"tokens\") or []", " or []"),
+    ],
     ("engines/test_acceptance_counts.py",): [
         Bug("all drafts may be lost at an end", "specexp.engines.acceptance", "        longest = self.longest\n", "        longest = drafted\n"),
+        Bug("llama.cpp's counters are not its own", "specexp.engines.acceptance", 'r"(vllm|llamacpp):', 'r"(vllm):'),
         Bug("calls are not counted", "specexp.engines.acceptance", "((rounds or 0) if calls is None else calls)", "(rounds or 0)"),
     ],
     ("load_testing/test_loops.py",): [
