@@ -48,7 +48,7 @@ def certify(
     from specexp.certify import certificate as examining
     from specexp.certify import certificate_report as report
     from specexp.certify.checks import Check
-    from specexp.certify.work import InProcess, Work
+    from specexp.certify.work import OneProcess, Work
     from specexp.evaluation import measured_costs, preparation
     from specexp.storage import environment
     from specexp.tracking import client
@@ -68,7 +68,7 @@ def certify(
         stack.enter_context(folder.hold())
         preparation.note_inputs(subject.prepared, folder)
         subject = examining.with_draft_costs(subject, folder, None if driver is None else driver.draft_costs)
-        work: Work = InProcess(subject)
+        work: Work = OneProcess(subject)
         if driver is not None:
             driver.costs, work = measured_costs.saved_costs(folder), driver
             facts = driver.environments()

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from specexp.certify import own_models, places, sampled, toy_oracle
 from specexp.certify.certificate_config import CertificateConfig
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check, Subject
-from specexp.certify.work import LOST, InProcess, Work
+from specexp.certify.work import LOST, OneProcess, Work
 from specexp.decoding.draft_length import RelativeCosts
 from specexp.errors import WorkerError
 from specexp.evaluation import measured_costs, preparation
@@ -114,7 +114,7 @@ def examine(
 ) -> Certificate:
     """Run every check that is not `done`; pass each to `note` as soon as its result is known, unless workers died at a
     part of it. `work` computes with the models; this process is the default. Raises ModelError, WorkerError."""
-    work = work or InProcess(subject)
+    work = work or OneProcess(subject)
     checks = dict(done or {})
     prompts = len(subject.prepared.prompts)
     compared = subject.certain or subject.method.tree is not None

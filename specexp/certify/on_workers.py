@@ -28,7 +28,7 @@ from specexp.workers.settings import WorkerSettings
 
 
 @dataclass(frozen=True, slots=True)
-class DraftCostsUnit:
+class CallCostsUnit:
     """What calls cost relative to each other, for chains of at most `most` tokens: RelativeCosts."""
 
     most: int
@@ -37,7 +37,7 @@ class DraftCostsUnit:
     size = 0.0
 
     @property
-    def parts(self) -> Sequence[DraftCostsUnit]:
+    def parts(self) -> Sequence[CallCostsUnit]:
         return (self,)
 
     def do(self, bench: Bench) -> RelativeCosts:
@@ -116,7 +116,7 @@ class OnWorkers:
 
     def draft_costs(self, most: int) -> RelativeCosts:
         """Measured by one worker, for all."""
-        result = self.crew.one(Assignment(DraftCostsUnit(most)))
+        result = self.crew.one(Assignment(CallCostsUnit(most)))
         assert isinstance(result, RelativeCosts)
         return result
 

@@ -109,7 +109,7 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class InProcess:
+class OneProcess:
     """This process, which does units one after another."""
 
     subject: Subject

@@ -26,6 +26,7 @@ class SimulatedPool:
     blamed: bool = True
     num_started: int = 0
     num_died: int = 0
+    closed: bool = False
     done: list[Any] = field(default_factory=list)
     _queues: dict[int, deque[Any]] = field(default_factory=dict)
     _loaded: dict[int, LoadedWork | None] = field(default_factory=dict)
@@ -90,5 +91,6 @@ def opened(pools: list[SimulatedPool], **how: Any) -> Iterator[Callable[..., Any
     def crew(settings: Any, job: WorkerJob) -> Iterator[Crew]:
         pools.append(SimulatedPool(job, **how))
         yield Crew(pools[-1], settings.number)
+        pools[-1].closed = True
 
     yield crew
