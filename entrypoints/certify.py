@@ -92,6 +92,8 @@ def certify(
         else:
             attached = client.attached()
             with outbox.open(timed=False):
+                if driver is not None:
+                    driver.crew.log_nodes(outbox.metrics_run)
                 certificate = examining.examine(subject, asked.samples, dict(checks), note, work)
                 if driver is not None:
                     facts = driver.environments()

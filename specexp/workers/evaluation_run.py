@@ -76,6 +76,9 @@ class EvaluationDriver:
         """Loads nothing: the pair is what the first worker says of its own."""
         return described(self.crew.first()["pair"])
 
+    def log_nodes(self, run: tuple[str, str] | None) -> None:
+        self.crew.log_nodes(run)
+
     def complete(self, prepared: Prepared, output: OutputFolder) -> Prepared:
         return without(prepared, failures.read(output))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specexp.workers.dispatch import Died, Event, Finished, LoadedWork, Started, WorkerJob
+from specexp.workers.node_metrics import NodeRun
 
 
 @dataclass
@@ -28,6 +29,7 @@ class SimulatedPool:
     num_died: int = 0
     closed: bool = False
     done: list[Any] = field(default_factory=list)
+    logged: list[NodeRun] = field(default_factory=list)
     _queues: dict[int, deque[Any]] = field(default_factory=dict)
     _loaded: dict[int, LoadedWork | None] = field(default_factory=dict)
 
@@ -61,6 +63,9 @@ class SimulatedPool:
         self._queues[worker].popleft()
         self.done.append(unit)
         return [Finished(worker, _copied(result if late else loaded.do(unit)))]
+
+    def log_nodes(self, run: NodeRun) -> None:
+        self.logged.append(run)
 
     def _died(self, worker: int) -> Died:
         del self._queues[worker], self._loaded[worker]
