@@ -90,8 +90,8 @@ def resolve_drafter(name: str, flags: Mapping[str, Any]) -> DrafterConfig:
         faults.append("pair 'toy' has no hidden states; a drafter needs a target with weights, such as pair arith's.")
     elif experiment.target.tensor_parallel > 1:
         faults.append(
-            f"tensor_parallel is {experiment.target.tensor_parallel}, but a drafter is trained on layers of one process;"
-            " leave tensor_parallel out."
+            f"tensor_parallel is {experiment.target.tensor_parallel}, but a drafter is trained on layers of one"
+            " process; leave tensor_parallel out."
         )
     elif experiment.task not in TRAINABLE:
         faults.append(
