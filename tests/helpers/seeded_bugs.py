@@ -454,7 +454,41 @@ THOUGHT = "specexp.engine.thought"
 MEMORIES = "specexp.evaluation.scheduling"
 SHOTS = TALKS = "specexp.tasks.conversations"
 NEXT_TOKENS, BIAS_POWER = "specexp.engine_certify.next_tokens", "specexp.engine_certify.bias_power"
+HANDOUT, DISPATCH = "specexp.workers.handout", "specexp.workers.dispatch"
+PLACEMENT = "specexp.workers.placement"
+
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
+    ("workers/test_handout.py",): [
+        Bug("a unit that was lost is forgotten", HANDOUT, "            self._waiting[entry.place] = entry\n        if not held", "            pass\n        if not held"),
+        Bug("the newest unit of a block is to blame", HANDOUT, "oldest = held[0]", "oldest = held[-1]"),
+        Bug("a fourth worker dies at a unit", HANDOUT, "if len(oldest.deaths) >= self._most_deaths:", "if len(oldest.deaths) > self._most_deaths:"),
+        Bug("a death without blame counts", HANDOUT, "if not held or not blamed:", "if not held:"),
+        Bug("results come as they arrive", HANDOUT, "while self._open and (outcome := self._open[0].outcome) is not None:\n            del self._open[0]", "while (entry := next((x for x in self._open if x.outcome), None)) and (outcome := entry.outcome):\n            self._open.remove(entry)"),
+        Bug("the window has no bound", HANDOUT, "while not self._exhausted and len(self._open) < self._window:", "while not self._exhausted:"),
+        Bug("the shortest goes first", HANDOUT, "(-len(each.deaths), -each.size, each.place)", "(-len(each.deaths), each.size, each.place)"),
+        Bug("what was lost waits like any other", HANDOUT, "(-len(each.deaths), -each.size, each.place)", "(-each.size, each.place)"),
+        Bug("whole blocks at the end", HANDOUT, "most = 1 if self._exhausted and", "most = 1 if False and"),
+        Bug("parts come after all others", HANDOUT, "self._open[at : at + 1] = made", "self._open.pop(at)\n        self._open.extend(made)"),
+        Bug("the deaths of the whole count for its parts", HANDOUT, "_Entry((*entry.place, i), part, self._size(part)) for", "_Entry((*entry.place, i), part, self._size(part), list(entry.deaths)) for"),
+    ],
+    ("workers/test_dispatch.py",): [
+        Bug("the dead are not replaced", DISPATCH, "self._staff(present + handout.is_wanted(present))", "self._staff(self.number - self.num_deaths)"),
+        Bug("more workers than asked for", DISPATCH, "< min(wanted, self.number):", "< min(wanted, 2 * self.number):"),
+        Bug("a result is written as it came", DISPATCH, "handout.done(worker, on_result(worker, result))", "on_result(worker, result)\n                    handout.done(worker, result)"),
+        Bug("workers that die as they load are started for ever", DISPATCH, "self._failed_starts >= MOST_FAILED_STARTS and", "self._failed_starts >= 10**6 and"),
+        Bug("the dead keep their place", DISPATCH, "self.facts.pop(worker, None)", "self.facts.get(worker)"),
+    ],
+    ("workers/test_placement.py",): [
+        Bug("devices are shared with nobody", PLACEMENT, "if number > 1}", "if number > 9}"),
+        Bug("a device is shared no longer", PLACEMENT, "self._crowded |= {", "self._crowded = {"),
+        Bug("drivers are all alike", PLACEMENT, '"driver": facts["driver"]}', '"driver": ""}'),
+        Bug("a folder's nodes are forgotten", PLACEMENT, "nodes = {*saved.get(name, {}).get(WORKER, {}).get(NODES, ()), ", "nodes = {"),
+        Bug("failures outlive their cause", "specexp.workers.failures", ".unlink(missing_ok=True)", ".exists()"),
+        Bug("every worker logs its node", "specexp.workers.node_metrics", "self._watching.setdefault(node, worker) == worker", "bool(self._watching.setdefault(node, worker))"),
+        Bug("nobody takes over", "specexp.workers.node_metrics", "            self._watching[node] = heir\n", "            pass\n"),
+        Bug("nodes of one host have one name", "specexp.workers.node_metrics", ".count(host) > 1}", ".count(host) > 9}"),
+        Bug("any store is reached", "specexp.workers.node_metrics", "self.store.startswith(_REMOTE)", "bool(self.store)"),
+    ],
     ("engine_certify/test_engine_certificate_parts.py",): [
         Bug("the pooled mass is left out", NEXT_TOKENS, "p = weights[kept] / (weights[kept].sum() + rest)", "p = weights[kept] / weights[kept].sum()"),
         Bug("top-p before the temperature is top-p after it", NEXT_TOKENS, "if warping.top_p_first:\n", "if False:\n"),
