@@ -77,8 +77,7 @@ def advise(
     from specexp.advise import advice as advising
     from specexp.advise import advice_report as report
     from specexp.advise.advice_figure import draw_advice
-    from specexp.advise.recommended import NAME, recommended
-    from specexp.advise.served import recommended_for_engines
+    from specexp.advise.recommended import NAME, recommended, recommended_for_engines
     from specexp.engine_settings import served
     from specexp.evaluation import measured_costs, preparation
     from specexp.storage.files import write_whole

