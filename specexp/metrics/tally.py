@@ -99,7 +99,7 @@ class Tally:
         # MLflow allows only letters, digits and a few other characters in a metric's name.
         name = re.sub(r"[^A-Za-z0-9_.\- ]", "_", record["category"] or "none")
         category = self.categories.setdefault(name, CategorySums())
-        category.tokens += len(record["token_ids"])
+        category.tokens += emitted
         category.rounds += record["num_rounds"]
         if plain is not None:
             self.compared = self.compared or Compared(self._prompts)
