@@ -20,6 +20,7 @@ from specexp.command_line import (
     tags_of,
 )
 from specexp.config import request_settings
+from specexp.config.parsers import real
 from specexp.config.schema import help_texts, option_names
 from specexp.draft_faults import head_faults
 from specexp.errors import ConfigError
@@ -39,9 +40,10 @@ DEFAULTS = {
     "limit": 8,
     "repeats": 5,
 }
-OF_ENGINES = {"limit": 8, "repeats": 5}
+OF_ENGINES = {"gamma": DEFAULTS["gamma"], "limit": 8, "repeats": 5}
 NO_TREES = ("0", "none")
 NO_DRAFT = "none"
+MOST_COST = 1000.0
 SETTINGS = {
     **help_texts(option_names("advise")),
     "config": CONFIG,
@@ -57,15 +59,17 @@ SETTINGS = {
 
 
 def advise(
-    experiment: str, output: str, resume: bool, sweep: bool, flags: Mapping[str, str],
+    experiment: str, output: str, resume: bool, sweep: bool, draft_cost: str, flags: Mapping[str, str],
     options_of_workers: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
     """Resolve, measure, recommend, write and log. Raises SpecexpError."""
     if _names_engines(flags):
         worker_settings.refuse_engines(options_of_workers or {})
-        advise_engines(experiment, output, resume, sweep, flags)
+        advise_engines(experiment, output, resume, sweep, draft_cost, flags)
         return
     workers = worker_settings.parse(options_of_workers or {})
+    if draft_cost:
+        raise ConfigError("draft_cost is given, but calls of models that are loaded are timed; leave it out.")
     resolved, with_trees, with_draft = resolve(experiment, flags)
     if workers is not None:
         worker_settings.check_experiment(resolved)
@@ -79,8 +83,7 @@ def advise(
     from specexp.advise import advice as advising
     from specexp.advise import advice_report as report
     from specexp.advise.advice_figure import draw_advice
-    from specexp.advise.recommended import NAME, recommended
-    from specexp.advise.served import recommended_for_engines
+    from specexp.advise.recommended import NAME, recommended, recommended_for_engines
     from specexp.engine_settings import served
     from specexp.evaluation import measured_costs, preparation
     from specexp.storage.files import write_whole
@@ -112,24 +115,68 @@ def advise(
     click.echo(sent.charts)
 
 
-def advise_engines(experiment: str, output: str, resume: bool, sweep: bool, flags: Mapping[str, str]) -> None:
-    """Compare the served engines of the settings file. Raises SpecexpError."""
-    from specexp.advise import engine_advice
+def advise_engines(
+    experiment: str, output: str, resume: bool, sweep: bool, draft_cost: str, flags: Mapping[str, str]
+) -> None:  # fmt: skip
+    """Compare the served engines of the settings file, and predict other drafts in the first. Raises SpecexpError."""
+    cost = cost_of(draft_cost)
+    if flags.get("draft", "").strip().lower() == NO_DRAFT:
+        raise ConfigError("draft is none, but methods say what is weighed in engines; leave it out.")
+    from specexp.advise import engine_advice, engine_prediction
 
-    resolved = engine_advice.checked(config.resolve(experiment, flags, OF_ENGINES), sweep)
+    resolved = engine_advice.checked(config.resolve(experiment, flags, OF_ENGINES), sweep, cost)
+    predicts = bool(engine_prediction.own_methods(resolved))
+    first_look.check(resolved)
+    from specexp.advise import engine_outputs
+    from specexp.advise import engine_prediction_report as report
+    from specexp.engine_settings import served
     from specexp.evaluation import preparation
+    from specexp.storage.journal import FILE, Journal
     from specexp.storage.run_folder import OutputFolder
 
-    folder = OutputFolder(output_path(output, "advise", resolved.hash, resume), resolved, resume, maker="advise")
+    asked = engine_advice.engines_alone(resolved)
+    folder = OutputFolder(output_path(output, "advise", asked.hash, resume), asked, resume, maker="advise")
     outbox = outbox_of(folder, "advise", f"advise {resolved.name}", tags_of("advise", resolved))
-    prepared = preparation.prepare(resolved)
-    print_notes(prepared.notes)
+    pair = engine_prediction.load(resolved) if predicts else None
+    prepared = preparation.prepare(asked)
+    print_notes([*prepared.notes, *(pair.notes if pair else ())])
+    result = {"setting": {**resolved.as_dict(), "settings_hash": resolved.hash}}
+    names, metrics = ["advice.json", "config.json"], {}
+    costs = None if cost is None else engine_prediction.EngineCosts(cost, "as draft_cost says")
     with folder.open() as records:
-        advice = engine_advice.measure(prepared, folder, records)
-        click.echo(engine_advice.table(advice))
-        folder.write_json("advice.json", engine_advice.as_json(advice, resolved))
-        sent = publish(outbox, ("advice.json", "config.json"), engine_advice.logged(advice), prepared.task)
+        if len(prepared.served) > 1:
+            advice = engine_advice.measure(prepared, folder, records, predicts)
+            click.echo(engine_advice.table(advice))
+            result, metrics = engine_advice.as_json(advice, resolved), engine_advice.logged(advice)
+            costs = costs or engine_advice.draft_costs(advice)
+        if pair is not None:
+            with_p = engine_prediction.needs_probabilities(resolved)
+            with Journal.open(
+                folder.path / FILE, {"data": prepared.task.dataset().digest, "logprobs": with_p}
+            ) as journal:
+                outputs = engine_outputs.take(prepared, pair.text, pair.eos_ids, with_p, journal)
+            predicted = engine_prediction.predict(resolved, pair, outputs)
+            prediction = report.EnginePrediction(
+                prepared.served[0].config.label, resolved, predicted, costs, outputs
+            )  # fmt: skip
+            click.echo(report.table(prediction))
+            result, metrics = result | {"prediction": report.as_json(prediction)}, metrics | report.logged(prediction)
+            if (recommended := report.for_engines(prediction, pair.vocabulary)) is not None:
+                served.write(recommended, folder.path, click.echo)
+                names += [served.FILE, served.TEXT_FILE]
+        folder.write_json("advice.json", result)
+        sent = publish(outbox, names, metrics, prepared.task)
     click.echo(sent.charts)
+
+
+def cost_of(given: str) -> float | None:
+    """The cost of a drafted token. Raises ConfigError."""
+    if not given:
+        return None
+    try:
+        return real(lambda x: 0 <= x <= MOST_COST, f">= 0 and at most {MOST_COST:g}")(given)
+    except ValueError as error:
+        raise ConfigError(f"draft_cost is {given!r}; {error}") from None
 
 
 def resolve(experiment: str, flags: Mapping[str, str]) -> tuple[config.Experiment, bool, bool]:
@@ -196,9 +243,9 @@ def with_fitting_chains(experiment: config.Experiment, most: int | None) -> conf
 @click.command("advise", help=__doc__)
 @settings_options("arith_quick", SETTINGS)
 @own_options("advise")
-def command(experiment: str, output: str, resume: bool, sweep: bool, **flags: str) -> None:
+def command(experiment: str, output: str, resume: bool, sweep: bool, draft_cost: str, **flags: str) -> None:
     options = worker_settings.taken_from(flags)
-    guarded(lambda: advise(experiment, output, resume, sweep, flags, options))
+    guarded(lambda: advise(experiment, output, resume, sweep, draft_cost, flags, options))
 
 
 if __name__ == "__main__":

@@ -10,16 +10,19 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from specexp import signals
+from specexp import config, signals
 from specexp.command_line import guarded, own_options, print_notes, settings_options
 from specexp.config import single
 from specexp.config.parsers import MOST_TOGETHER, whole
 from specexp.errors import ConfigError
+from specexp.method_specs import takers
 from specexp.pair import first_look
+from specexp.serving.allocator import freeze_startup, share_one_arena
 
 from ..generate import SETTINGS as GENERATE
 
@@ -35,6 +38,7 @@ TRIAL, TRIAL_TOKENS = "Hello.", 8  # decoded before anything is served
 NEEDED = ("fastapi", "prometheus_client", "uvicorn")  # the extra `serve`
 EXTRA_GRACE = 5  # seconds in which callers are told that their requests were cut off
 BACKLOG = 2048  # connections that may wait to be accepted
+WHY_UNUSED = "requests bring prompts and seeds, --method names the method, and --rows how many are decoded together"
 _NAME = re.compile(r"[A-Z_a-z]\w*")
 
 
@@ -98,7 +102,10 @@ def serve(experiment: str, method: str, own: Mapping[str, str], flags: Mapping[s
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ConfigError(f"serve needs {' and '.join(missing)}; install them with pip install 'specexp[serve]'.")
     first_look.check(asked)
+    if unused := unused_settings(flags.get("config", ""), method):
+        print_notes([f"serve does not use {', '.join(unused)} of '{flags['config']}': {WHY_UNUSED}."])
     with bound(options.host, options.port) as listener:
+        share_one_arena()  # before torch is imported, which starts threads
         # Import torch only after the settings are checked.
         from specexp.api import LoadedPair
         from specexp.methods import roles_of
@@ -114,7 +121,19 @@ def serve(experiment: str, method: str, own: Mapping[str, str], flags: Mapping[s
             print_notes(
                 [f"anybody who reaches {options.host} may use this server; name a variable of keys by key_env."]
             )
+        freeze_startup()
         run(service, listener, options)
+
+
+def unused_settings(file: str, method: str) -> list[str]:
+    """The settings of a file, such as one that was written for evaluate, that change nothing here."""
+    if not file:
+        return []
+    given = config.load_yaml(Path(file).expanduser())
+    used = {*SETTINGS, *takers()}
+    if list(given.get("methods") or []) == [method]:
+        used.add("methods")
+    return sorted(name for name, value in given.items() if name not in used and value is not None)
 
 
 def bound(host: str, port: int) -> socket.socket:

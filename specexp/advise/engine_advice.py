@@ -1,17 +1,18 @@
 """Advice on served engines: which of those given is the fastest on the task's prompts, and if the difference is sure.
 
-Their outputs are asked for as `evaluate` does, paired and interleaved. Nothing is predicted: how fast another draft
-length would be depends on what calls cost inside a server, which nobody outside can time.
+Their outputs are asked for as `evaluate` does, paired and interleaved. What drafts would do that no engine given has is
+predicted in `engine_prediction.py`, where methods name them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from specexp.config import Experiment
-from specexp.engines.served_methods import SERVED
+from specexp.advise import engine_prediction
+from specexp.advise.engine_prediction import EngineCosts, measured_costs, own_methods
+from specexp.config import Experiment, load_settings
 from specexp.errors import ConfigError
 from specexp.evaluation import runner
 from specexp.evaluation.preparation import Prepared, note_inputs
@@ -24,8 +25,8 @@ from specexp.storage.run_folder import OutputFolder
 
 FEWEST = 6  # with fewer prompts, no paired two-sided test can reach 5 %
 NOT_PREDICTED = (
-    "Not predicted: how fast other draft lengths would be, since calls inside a server cannot be timed from outside;"
-    " serve them, and name each as an engine."
+    "Not predicted: how fast other drafts would be. Name speculative, lookup or suffix in methods next to the engines,"
+    " or serve them and name each as an engine."
 )
 
 
@@ -59,17 +60,22 @@ class EngineAdvice:
         return f"Perhaps {self.fastest}: it answers at {speed}{test}, {why}. Measure more prompts."
 
 
-def checked(experiment: Experiment, sweep: bool) -> Experiment:
-    """The experiment, if its methods are two or more engines alone. Raises ConfigError with every fault."""
-    own = [method.label for method in experiment.methods if not method.method.startswith(SERVED)]
-    faults = []
-    if own:
+def checked(experiment: Experiment, sweep: bool, draft_cost: float | None = None) -> Experiment:
+    """The experiment, if engines can be compared, or drafts in one predicted. Raises ConfigError with every fault."""
+    own = own_methods(experiment)
+    faults = engine_prediction.faults(experiment) + load_settings.refused(experiment)
+    if len(experiment.methods) - len(own) < 1:
+        faults.append("methods has no engine, but the settings have the part engine; name one, or leave engine out.")
+    elif len(experiment.methods) - len(own) < 2 and not own:
         faults.append(
-            f"methods has {', '.join(own)} next to engines, but advice weighs engines with each other; leave them out,"
-            " or run evaluate."
+            "methods has one engine; name another one to compare it with, or speculative, lookup or suffix, which are"
+            " predicted."
         )
-    if len(experiment.methods) - len(own) < 2:
-        faults.append("methods has one engine; name another one to compare it with.")
+    if draft_cost is not None and not own:
+        faults.append(
+            "draft_cost is given, but methods has engines alone, and their speed is measured; leave it out, or add"
+            " speculative, lookup or suffix."
+        )
     if sweep:
         faults.append("sweep is given, but all engines are measured anyway; leave it out.")
     if experiment.history != "baseline":
@@ -79,16 +85,26 @@ def checked(experiment: Experiment, sweep: bool) -> Experiment:
     return experiment
 
 
-def measure(prepared: Prepared, folder: OutputFolder, records: RecordFile) -> EngineAdvice:
+def engines_alone(experiment: Experiment) -> Experiment:
+    """The experiment without our own methods: what the engines are asked for."""
+    own = own_methods(experiment)
+    return replace(experiment, methods=tuple(method for method in experiment.methods if method not in own))
+
+
+def measure(
+    prepared: Prepared, folder: OutputFolder, records: RecordFile, predicts: bool = False
+) -> EngineAdvice:  # fmt: skip
     """Ask all engines for all outputs that the folder does not have, and compare them. Raises EngineError."""
     note_inputs(prepared, folder)
     runner.run(prepared, folder, records)
     facts = list((folder.read_json("environments.json") or {}).values())
-    return advice_on(prepared, records.records, facts)
+    return advice_on(prepared, records.records, facts, predicts)
 
 
-def advice_on(prepared: Prepared, records: Sequence[Record], facts: Sequence[Mapping[str, Any]]) -> EngineAdvice:
-    """Compare engines by their records; `facts` are the folder's environments."""
+def advice_on(
+    prepared: Prepared, records: Sequence[Record], facts: Sequence[Mapping[str, Any]], predicts: bool = False
+) -> EngineAdvice:
+    """Compare engines by their records; `facts` are the folder's environments. With `predicts` drafts are predicted."""
     by_label = {each.config.label: [record for record in records if record["label"] == each.config.label]
                 for each in prepared.served}  # fmt: skip
     metrics = pooled(prepared, None, records)
@@ -96,7 +112,7 @@ def advice_on(prepared: Prepared, records: Sequence[Record], facts: Sequence[Map
     first = prepared.served[0].config.label
     other = order[1] if order[0] == first else first
     times = timed(by_label[order[0]], "seconds"), timed(by_label[other], "seconds")
-    notes = [NOT_PREDICTED]
+    notes = [] if predicts else [NOT_PREDICTED]
     if len(order) > 2:
         notes.append(
             f"The fastest of {len(order)} engines was chosen by these numbers: expect a little less of it on other"
@@ -106,6 +122,13 @@ def advice_on(prepared: Prepared, records: Sequence[Record], facts: Sequence[Map
     return EngineAdvice(
         order[0], other, rate_ratio(*times), swap_p(*times), len(prepared.examples), metrics, tuple(notes)
     )
+
+
+def draft_costs(advice: EngineAdvice) -> EngineCosts | None:
+    """What a drafted token costs, by the first engine, which must not draft, and the first other one that tells."""
+    plain, *others = advice.metrics
+    told = (measured_costs(plain, other, advice.metrics) for other in others)
+    return next((costs for costs in told if costs is not None), None)
 
 
 def as_json(advice: EngineAdvice, experiment: Experiment) -> dict[str, Any]:

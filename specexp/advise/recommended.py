@@ -12,11 +12,13 @@ import yaml
 from specexp import config
 from specexp.advise.advice import Advice
 from specexp.advise.advice_text import notes, recommendation
-from specexp.advise.candidates import PLAIN
+from specexp.advise.candidates import PLAIN, Candidate
 from specexp.config import CALIBRATED, Experiment, MethodConfig
 from specexp.config.experiment import LATER_OF_EXPERIMENT, LATER_OF_MODELS
 from specexp.config.models import ON_TARGET
 from specexp.decoding.protocol import Role
+from specexp.engine_settings import recommendation as engine_recommendation
+from specexp.engine_settings.recommendation import Recommendation
 from specexp.lm.runtime import AUTO
 
 NAME = "recommended.yaml"
@@ -136,3 +138,32 @@ def _hardware(environment: Mapping[str, Any]) -> Iterator[str]:
         yield ", ".join(dtypes)
     if "torch" in environment["packages"]:
         yield f"PyTorch {environment['packages']['torch']}"
+
+
+def recommended_for_engines(advice: Advice) -> Recommendation:
+    """The recommended setting; plain decoding where the advice is not to speculate."""
+    label = advice.best or PLAIN
+    [setting] = [each for each in advice.prepared.settings if each.config.label == label]
+    chosen = next((each for each in advice.candidates if each.label == advice.best), None)
+    fixed = _fixed_gamma(advice, chosen) if chosen is not None and chosen.adapts else 0
+    return engine_recommendation.of(
+        advice.prepared.experiment, setting.config, setting.lossless, advice.prepared.pair.vocabulary, fixed
+    )
+
+
+def _fixed_gamma(advice: Advice, adapting: Candidate) -> int:
+    """The draft length of the best predicted candidate that differs from an adapting one in its length alone; 0: there
+    is none."""
+    wanted = adapting.setting.config
+    alike = [
+        each
+        for each in advice.candidates
+        if not each.adapts
+        and each.setting.config.tree is None
+        and all(
+            getattr(each.setting.config, name) == getattr(wanted, name)
+            for name in ("method", "rule", "draft_temperature", "proposers", "min_draft_probability", "bonus")
+        )
+    ]
+    best = max(alike, key=lambda each: advice.forecast.predicted[each.label].speedup, default=None)
+    return 0 if best is None else best.setting.config.gamma

@@ -62,7 +62,7 @@ def agreement(
     for start in range(0, len(seen), size):
         piece = seen[start : start + size]
         behind = [*ids, *seen[:start]]
-        values.extend(compare(_rows(compare.engine, "draft", behind, piece), compare.target(behind, piece), piece))
+        values.extend(compare(score_rows(compare.engine, "draft", behind, piece), compare.target(behind, piece), piece))
     # Beyond the draft's context nothing is drafted.
     trace = values.trace(len(output), compare.engine.output_limit(ids, experiment.max_new_tokens), draft_limit)
     if isinstance(models["draft"].session(), StateReader):
@@ -111,14 +111,14 @@ class _Compare:
 
     def target(self, behind: Sequence[int], tokens: Sequence[int]) -> Array | None:
         """p[N, V] from which each of tokens[N] would be drawn; None where decoding is greedy."""
-        return None if self.warp.greedy else self.warp(_rows(self.engine, "target", behind, tokens))
+        return None if self.warp.greedy else self.warp(score_rows(self.engine, "target", behind, tokens))
 
     def __call__(self, logits: Array, p: Array | None, tokens: Sequence[int]) -> _Compared:
         """The draft's logits[N, V], and p[N, V] unless decoding is greedy, at the output's tokens[N]."""
         if p is None:
             first = self.warp.first(logits)
             accepted = [float(token == choice) for token, choice in zip(tokens, first.tolist(), strict=True)]
-            return _Compared(accepted, list(accepted), _chosen(Warp(1.0)(logits), first))
+            return _Compared(accepted, list(accepted), at_tokens(Warp(1.0)(logits), first))
         result, draft_warp = _Compared(), self.warp.of_draft(self.draft_temperature)
         q, ids = to_device(draft_warp(logits), device(p)), self.to_ids(tokens)
         for each, both, elsewhere in _shared(p, q, ids):
@@ -126,9 +126,9 @@ class _Compare:
             result.accepted.append(min(1.0, each))
             result.overlap.append(both)
             result.rejected.append(elsewhere)
-        result.certainty = _chosen(q, ids)
+        result.certainty = at_tokens(q, ids)
         if draft_warp.greedy:  # the probability at temperature 1 decides where its drafts end, as if decoding were
-            result.rejected = result.certainty = _chosen(Warp(1.0)(logits), draft_warp.first(logits))
+            result.rejected = result.certainty = at_tokens(Warp(1.0)(logits), draft_warp.first(logits))
         return result
 
 
@@ -181,6 +181,13 @@ def recalled(
     finds anything, by the searches that decoding uses."""
     ids = prepared.prompts[index]
     limit = Engine(prepared.pair.models).output_limit(ids, prepared.experiment.max_new_tokens)
+    return find_along(ids, output, limit, chains)
+
+
+def find_along(
+    ids: Sequence[int], output: Sequence[int], limit: int, chains: Mapping[str, Decoder]
+) -> dict[str, LookupTrace]:
+    """The same after a prompt of these ids, where `limit` tokens could be emitted."""
     suffixes = SuffixIndex()
     ngrams: dict[int, Ngrams] = {}
     found: dict[str, list[tuple[int, int | None]]] = {name: [] for name in chains}
@@ -212,12 +219,12 @@ def recalled(
     }
 
 
-def _rows(engine: Engine, role: Role, behind: Sequence[int], tokens: Sequence[int]) -> Array:
+def score_rows(engine: Engine, role: Role, behind: Sequence[int], tokens: Sequence[int]) -> Array:
     """logits[N, V] from which each of tokens[N] would be drawn."""
     return engine.score(role, behind, tokens[:-1])[0]
 
 
-def _chosen(rows: Array, tokens: Array) -> list[float]:
+def at_tokens(rows: Array, tokens: Array) -> list[float]:
     """rows[N, V] at tokens[N]."""
     result: list[float] = array_namespace(rows).take_along_axis(rows, tokens[:, None], axis=-1)[:, 0].tolist()
     return result
@@ -227,7 +234,7 @@ def _shared(p: Array, q: Array, tokens: Array) -> Iterator[tuple[float, float, f
     """From p[N, V] and q[N, V]: q(x) / p(x) of each of tokens[N], sum_x min(p, q), and the mean q(x) of tokens that are
     drafted and rejected."""
     xp = array_namespace(p)
-    targets, drafts = _chosen(p, tokens), _chosen(q, tokens)
+    targets, drafts = at_tokens(p, tokens), at_tokens(q, tokens)
     both = xp.sum(xp.minimum(p, q), axis=-1).tolist()
     more = xp.clip(q - p, 0, None)
     mass, weighted = (xp.sum(each, axis=-1).tolist() for each in (more, more * q))

@@ -55,6 +55,10 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
     },
     "advise": {
         "sweep": Option("Time every candidate, and say how far the recommendation is from the best.", BOOLEAN, "false"),
+        "draft_cost": Option(
+            "Say what a drafted token costs a served engine, in steps without a draft.", "a number >= 0",
+            otherwise="measured where two engines tell it",
+        ),
         **WORKERS,
     },
     "certify": {

@@ -50,6 +50,11 @@ def contexts(experiment: Experiment, roles: Set[Role]) -> dict[Role, int]:
     return {role: loading.context_size(experiment.models[role]) for role in sorted(roles, reverse=True)}
 
 
+def stops_of_target(experiment: Experiment) -> tuple[int, ...]:
+    """The ids at which the target stops, from its config, without loading weights. Raises ModelError."""
+    return (0,) if experiment.toy is not None else tuple(_loading(experiment).stop_ids(experiment.target))
+
+
 def _loading(experiment: Experiment) -> ModuleType:
     try:
         from specexp.lm.hf import loading
@@ -85,8 +90,8 @@ def load_pair(
     check: PromptCheck = lambda text, contexts: None,
     same_tokens: bool = False,
 ) -> Pair:
-    """Load the models of these roles; with `own_prompts`, for a user's own prompts instead of the experiment's task;
-    with `same_tokens`, for what needs a draft with the target's tokenizer (`check_same_tokens`).
+    """Load the models of these roles, which may be none; with `own_prompts`, for a user's own prompts instead of the
+    experiment's task; with `same_tokens`, for what needs a draft with the target's tokenizer (`check_same_tokens`).
 
     Before it reads any weights, it calls `check` and raises ModelError if the tokenizers differ.
     """
@@ -163,13 +168,15 @@ def _hf_pair(
             models["draft"] = _heads().load_head(experiment.draft, whole, head)
     for model in models.values():
         model.check_cache()
-    main, vocabulary = models["target" if "target" in roles else "draft"], SAME
+    main, vocabulary = models.get("target") or models.get("draft"), SAME
     if on_target and configs["draft"].head:
         said = (
             f"the draft, {configs['draft'].shown}, reads the target's hidden states and does not decode by itself:"
             " methods that need a draft model, such as draft_only, are left out."
         )
         notes = (*notes, said)
+    if main is None:
+        return Pair(text, models, stops_of_target(experiment), notes)
     if other is not None:
         prompt = text.encode([{"role": "user", "content": TRIAL}])
         vocabulary, said = other.choose(models["target"], models["draft"], prompt, main.eos_ids)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import commonprefix
 from typing import Any, Protocol
 
@@ -154,6 +154,13 @@ class PlainText:
 
     def facts(self) -> dict[str, Any]:
         return {"class": "none: prompts are sent as text", "vocabulary": "", "chat_template": ""}
+
+
+def plain(text: Text) -> Text:
+    """The same tokenization without a chat template and a system prompt."""
+    if isinstance(text, TokenizerText):
+        return replace(text, chat=False, given="")
+    return replace(text, given="") if isinstance(text, ToyText) else text
 
 
 def after_system(system: str, messages: Sequence[Message]) -> Sequence[Message]:

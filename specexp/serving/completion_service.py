@@ -25,7 +25,7 @@ from specexp.engine.request import RequestCoroutine, ScoreRequest
 from specexp.errors import PromptError, RequestError, unknown
 from specexp.methods import main_role
 from specexp.pair.stop_strings import StopStrings, TokenBytes
-from specexp.pair.tokenization import Text, TokenizerText, ToyText
+from specexp.pair.tokenization import Text, plain
 from specexp.serving import requests, tokenizers
 from specexp.serving.batcher import Batcher
 from specexp.serving.choices import Answered, CancellableStop, Choice
@@ -249,13 +249,6 @@ class CompletionService:
 
 def closed() -> Refusal:
     return Refusal("the server is shutting down; send the request again later.", 503, OVERLOADED, "shutting_down", 1)
-
-
-def plain(text: Text) -> Text:
-    """The same tokenization without a chat template and a system prompt."""
-    if isinstance(text, TokenizerText):
-        return replace(text, chat=False, given="")
-    return replace(text, given="") if isinstance(text, ToyText) else text
 
 
 def _size(prompt: Prompt) -> int:

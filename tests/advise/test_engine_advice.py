@@ -101,7 +101,7 @@ def test_a_run_on_servers_is_written_and_goes_on_where_one_died(workplace: Path)
     advice = json.loads((workplace / "out" / "advice.json").read_text())
     assert advice["fastest"] in ("engine:plain", "engine:spec")
     assert advice["sentence"] in result.output
-    assert "Not predicted: how fast other draft lengths would be" in result.output
+    assert "Not predicted: how fast other drafts would be" in result.output
     (run,) = [run for run in runs() if run.data.tags.get("method") == "advise" and run.info.status == "FINISHED"]
     assert run.data.metrics["advice/candidates"] == 2
 

@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 from entrypoints import certify
 from helpers.advice import SMALL, advise, advised
 from helpers.cli_runner import invoke, runs
-from specexp.advise.served import recommended_for_engines
+from specexp.advise.recommended import recommended_for_engines
 
 FILES = {"engines.json", "engines.txt"}
 

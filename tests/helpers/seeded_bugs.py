@@ -265,6 +265,7 @@ TREE_BUGS = [
 
 SERVICE = "specexp.serving.completion_service"
 READER = "specexp.serving.openai_requests"
+PREDICTION, OUTPUTS = "specexp.advise.engine_prediction", "specexp.advise.engine_outputs"
 MINING = "specexp.judge.mining"
 
 MINING_BUGS = [
@@ -555,6 +556,26 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("the first engine is compared with itself", "specexp.advise.engine_advice", "order[1] if order[0] == first else first", "first"),
         Bug("the slowest is advised", "specexp.advise.engine_advice", "key=lambda label: -metrics[label][\"speed/tokens_per_second\"]", "key=lambda label: metrics[label][\"speed/tokens_per_second\"]"),
         Bug("chance is called sure", "specexp.advise.engine_advice", "return self.p < SIGNIFICANT", "return True"),
+    ],
+    ("advise/test_engine_prediction.py",): [
+        Bug("q / p is p / q", PREDICTION, "more = [one / other if other else 1.0 for one, other in", "more = [other / one if one else 1.0 for one, other in"),
+        Bug("the draft is a place ahead", PREDICTION, "[*out.prompt_ids, *seen[:start]], piece)", "[*out.prompt_ids, *seen[: start + 1]], piece)"),
+        Bug("every round has a draft", PREDICTION, "for drafted, number in rounds.by_drafted.items() if drafted)", "for drafted, number in rounds.by_drafted.items())"),
+        Bug("a place counts rounds that end there", PREDICTION, "if accepted > place)", "if accepted == place + 1)"),
+        Bug("a block is verified token by token", PREDICTION, 'block = method.rule == "block" and experiment.temperature > 0', "block = False"),
+        Bug("a draft has one temperature", PREDICTION, "draft_warp = out.token_ids[: max(0, draft_limit)], warp.of_draft(draft_temperature)", "draft_warp = out.token_ids[: max(0, draft_limit)], warp.of_draft(None)"),
+        Bug("log-probabilities of other settings are taken", PREDICTION, "(warp.temperature, warp.top_k, warp.top_p) != (1.0, 0, 1.0)", "False"),
+        Bug("calls cost nothing", PREDICTION, "self.tokens / (self.calls + costs.per_drafted * self.drafted)", "self.tokens / (costs.per_drafted * self.drafted + 1)"),
+        Bug("a round costs what a token does", PREDICTION, "(token * length / step - 1) / drafted", "(token / step - 1) / drafted"),
+        Bug("an engine that drafts is a plain one", PREDICTION, 'if metrics[plain].get("accept/drafted_length") or None in times', "if None in times"),
+        Bug("slower than plain decoding is recommended", PREDICTION, "fastest.speedup(costs) > 1 else None", "fastest.speedup(costs) > 0 else None"),
+        Bug("an output's end is forgotten", OUTPUTS, "        ids.append(ends[0])\n", "        pass\n"),
+        Bug("a server's own limit is not one", OUTPUTS, 'limit = len(ids) if answer.finish_reason == "length" else', 'limit = len(ids) if answer.finish_reason == "never" else'),
+        Bug("load settings are dropped", "specexp.advise.engine_advice", "engine_prediction.faults(experiment) + load_settings.refused(experiment)", "engine_prediction.faults(experiment)"),
+    ],
+    ("serving/test_allocator.py",): [
+        Bug("threads have arenas of their own", "specexp.serving.allocator", "mallopt(M_ARENA_MAX, 1) == 1", "mallopt(M_ARENA_MAX, 64) == 1"),
+        Bug("the environment decides nothing", "specexp.serving.allocator", "if environment.get(CHOSEN):", "if False:"),
     ],
     ("serving/test_openai_interface.py",): [
         Bug("a request without a seed has the server's", SERVICE, 'if "seed" not in wanted.params:', "if False:"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -30,6 +31,19 @@ def test_wrong_options_are_refused_at_once(arguments: list[str], reasons: list[s
     assert len(result.output.strip().splitlines()) == len(reasons)
     assert all(reason in line for reason, line in zip(reasons, result.output.splitlines(), strict=True))
     assert "sk-secret" not in result.output
+
+
+def test_settings_of_a_file_that_change_nothing_are_named(workplace: Path) -> None:
+    Path("mine.yaml").write_text("methods: [lookup]\nbatch: 4\nseed: 3\nlimit: 5\ngamma: 4\nbonus: false\ntop_k: 5\n")
+    assert serve.unused_settings("mine.yaml", "speculative") == ["batch", "limit", "methods", "seed"]
+    assert serve.unused_settings("mine.yaml", "lookup") == ["batch", "limit", "seed"]
+    assert serve.unused_settings("", "lookup") == []
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(serve.command, ["--config", "mine.yaml", "--port", port])
+    assert result.exit_code == 2, result.output
+    said = "serve does not use batch, limit, methods, seed of 'mine.yaml': requests bring prompts and seeds"
+    assert said in result.output
 
 
 def test_a_port_in_use_is_refused() -> None:
