@@ -111,7 +111,7 @@ class EvaluationDriver:
                 bar.set_postfix_str(f"{len(self.crew.facts)} workers", refresh=False)
                 return [record | {"environment": where} for record in result.records]
 
-            for outcome in self.crew.do(_units(prepared, output, records), partial(_size, prepared), on_result=arrived):
+            for outcome in self.crew.do(_units(prepared, output, records), partial(unit_size, prepared), on_result=arrived):
                 for record in outcome.result or ():
                     records.append(record)
                 yield from _failures(prepared, outcome)
@@ -174,7 +174,7 @@ def _units(prepared: Prepared, output: OutputFolder, records: RecordFile) -> Ite
             yield DecodeUnit(repeat, number, known, costs)
 
 
-def _size(prepared: Prepared, unit: DecodeUnit) -> float:
+def unit_size(prepared: Prepared, unit: DecodeUnit) -> float:
     """About how long a unit takes: all that is known before is the length of its prompts."""
     return float(sum(len(prepared.prompts[index]) for index in indices_at(prepared, unit.number)))
 

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 
 from specexp.errors import ConfigError
 from specexp.scale import planning
-from specexp.scale.__main__ import command
 from specexp.scale.durations import of_answers, recorded
+from specexp.scale.plan_command import command
 from specexp.scale.simulation import Cluster, prolonged, simulate
 from specexp.workers.dispatch import Crew, Finished, Started
 
