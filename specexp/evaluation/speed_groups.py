@@ -140,5 +140,5 @@ def _speedup(pairs: Sequence[tuple[Record, Record]]) -> float:
     """Tokens per second of each pair's first record over that of its second."""
     result = SpeedUp()
     for record, plain in pairs:
-        result.add(0, record, plain)
+        result.add(record, plain)
     return result.decoding

@@ -111,7 +111,9 @@ class EvaluationDriver:
                 bar.set_postfix_str(f"{len(self.crew.facts)} workers", refresh=False)
                 return [record | {"environment": where} for record in result.records]
 
-            for outcome in self.crew.do(_units(prepared, output, records), partial(unit_size, prepared), on_result=arrived):
+            for outcome in self.crew.do(
+                _units(prepared, output, records), partial(unit_size, prepared), on_result=arrived
+            ):
                 for record in outcome.result or ():
                     records.append(record)
                 yield from _failures(prepared, outcome)
