@@ -161,7 +161,7 @@ def swap_p(candidate: Timed, baseline: Timed) -> float:
         return float(np.mean(_far(swaps, candidate_totals, baseline_totals) >= enough))
     rng = np.random.default_rng(0)
     hits = 0
-    for rows in _rows(SWAPS, num_prompts):
+    for rows in rows_at_once(SWAPS, num_prompts):
         swaps = rng.integers(2, size=(rows, num_prompts)).astype(float)
         hits += int(np.sum(_far(swaps, candidate_totals, baseline_totals) >= enough))
     return (1 + hits) / (1 + SWAPS)
@@ -192,7 +192,7 @@ def _interval(rates: Callable[[Array, Array], Array], like: Timed) -> Interval:
     num_prompts, num_repeats = np.asarray(like.seconds).shape
     whole = rates(np.arange(num_prompts)[None], np.arange(num_repeats)[None])
     rng, again = np.random.default_rng(0), np.random.default_rng(0)
-    sizes = list(_rows(RESAMPLES, num_prompts))
+    sizes = list(rows_at_once(RESAMPLES, num_prompts))
     for rows in sizes:  # the repeats are drawn after all prompts
         if num_repeats > 1:
             rng.integers(num_prompts, size=(rows, num_prompts))
@@ -206,7 +206,7 @@ def _interval(rates: Callable[[Array, Array], Array], like: Timed) -> Interval:
     return Interval(float(whole[0]), float(low), float(high))
 
 
-def _rows(number: int, width: int) -> Iterator[int]:
+def rows_at_once(number: int, width: int) -> Iterator[int]:
     """Divide `number` rows of `width` draws into parts that fit in memory. A generator draws the same in parts."""
     most = max(1, AT_ONCE // width)
     for start in range(0, number, most):

@@ -124,8 +124,7 @@ class EvaluationDriver:
 
     def _explained(self, records: RecordFile, differing: Iterator[tuple[Record, Record]]) -> Iterable[dict[str, Any]]:
         """Entries of differences.json, for pairs of a record and plain decoding's."""
-        by_prompt = _by_prompt(records.records)
-        units = (DifferenceUnit(*each, by_prompt[each[0]["prompt_id"]]) for each in differing)
+        units = (DifferenceUnit(*each, _before(records, *each)) for each in differing)
         for outcome in self.crew.do(units):
             if outcome.result is None:
                 raise WorkerError(f"workers died while they examined an output: {outcome.deaths[-1]}")
@@ -167,13 +166,16 @@ def without(prepared: Prepared, failed: Sequence[Failure]) -> Prepared:
 
 def _units(prepared: Prepared, output: OutputFolder, records: RecordFile) -> Iterator[DecodeUnit]:
     """The units that have missing records, in the order of one process."""
-    done, by_prompt = records.done, _by_prompt(records.records)
-    costs = _draft_costs(output)
+    done, costs = records.done, _draft_costs(output)
     for repeat, number in places(prepared):
         if any(groups_at(prepared, repeat, number, done)):
-            names = [prepared.examples[index].prompt_id for index in indices_at(prepared, number)]
-            known = [each for name in names for each in by_prompt.get(name, ()) if each["repeat"] == repeat]
-            yield DecodeUnit(repeat, number, known, costs)
+            keys = [
+                (prepared.examples[index].prompt_id, turn, setting.config.label, repeat)
+                for index in indices_at(prepared, number)
+                for turn in range(len(prepared.examples[index].turns))
+                for setting in prepared.everything
+            ]
+            yield DecodeUnit(repeat, number, [records.find(key) for key in keys if key in done], costs)
 
 
 def unit_size(prepared: Prepared, unit: DecodeUnit) -> float:
@@ -187,11 +189,14 @@ def _failures(prepared: Prepared, outcome: UnitOutcome[DecodeUnit, Any]) -> Iter
             yield Failure(prepared.examples[index].prompt_id, outcome.deaths, outcome.unit.repeat)
 
 
-def _by_prompt(records: Iterable[Record]) -> Mapping[str, list[Record]]:
-    result: dict[str, list[Record]] = {}
-    for record in records:
-        result.setdefault(record["prompt_id"], []).append(record)
-    return result
+def _before(records: RecordFile, *compared: Record) -> list[Record]:
+    """The records of the turns before these, and of these themselves, by the same settings in the same repeat."""
+    keys = [
+        (record["prompt_id"], turn, record["label"], record["repeat"])
+        for record in compared
+        for turn in range(record["turn"] + 1)
+    ]
+    return [records.find(key) for key in keys if key in records.done]
 
 
 def _draft_costs(output: OutputFolder) -> RelativeCosts | None:
