@@ -96,7 +96,7 @@ def test_every_block_is_done_by_every_number_of_workers_and_each_unit_is_timed(t
     work, measurement = CubesOfNumbers(), Measurement({"command": "cubes"})
     measure(work, [1, 2, 3], 3, measurement, tmp_path, opener(pools))
     assert [pool.num_started for pool in pools] == [3], "the same workers do all runs"
-    blocks = [list(range(0, 6)), list(range(6, 13)), list(range(13, 20))]
+    blocks = [list(range(6)), list(range(6, 13)), list(range(13, 20))]
     assert work.runs == [(number, blocks[block]) for block, number in schedule(3, [1, 2, 3])]
     for run in measurement.runs:
         assert len({unit.worker for unit in run.units}) == run.workers
@@ -270,7 +270,18 @@ def test_mining_and_evaluation_are_measured_with_the_same_results(workplace: Pat
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: make test-ray installs it")
 def test_the_command_measures_on_ray_and_shows_it_again(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    more = ["--limit", "4", "--max-new-tokens", "40", "--batch", "1", "--blocks", "1", "--output", str(tmp_path / "out")]
+    more = [
+        "--limit",
+        "4",
+        "--max-new-tokens",
+        "40",
+        "--batch",
+        "1",
+        "--blocks",
+        "1",
+        "--output",
+        str(tmp_path / "out"),
+    ]
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "specexp.scale", *arguments]
