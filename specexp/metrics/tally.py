@@ -99,7 +99,7 @@ class Tally:
         # MLflow allows only letters, digits and a few other characters in a metric's name.
         name = re.sub(r"[^A-Za-z0-9_.\- ]", "_", record["category"] or "none")
         category = self.categories.setdefault(name, CategorySums())
-        category.tokens += len(record["token_ids"])
+        category.tokens += emitted
         category.rounds += record["num_rounds"]
         assert self.compared is None or plain is not None, "all records are compared, or none"
         if plain is not None:
