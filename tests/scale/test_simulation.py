@@ -76,6 +76,14 @@ def test_deaths_lose_time_and_no_unit(deaths: float) -> None:
     assert simulate(seconds, replace(cluster, deaths_per_hour=deaths)) == outcome, "the same seed, the same run"
 
 
+def test_each_death_of_the_only_worker_costs_the_time_until_another_one_is_started() -> None:
+    seconds = gsm8k_like(500)
+    at_once = Cluster(1, load_seconds=3.0, driver_seconds=0.0, deaths_per_hour=20.0, restart_seconds=0.0)
+    one, later = simulate(seconds, at_once), simulate(seconds, replace(at_once, restart_seconds=100.0))
+    assert one.num_deaths == later.num_deaths > 2
+    assert later.makespan == pytest.approx(one.makespan + 100.0 * one.num_deaths)
+
+
 def test_on_lengths_like_gsm8ks_64_workers_are_busy_for_nine_tenths_of_the_time() -> None:
     cluster = Cluster(64, load_seconds=0.0)
     assert simulate(gsm8k_like(1_319), cluster).efficiency >= 0.9

@@ -1,0 +1,29 @@
+"""What training takes of memory where features do not fit in it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parents[1]
+ROWS, FEATURES = 100_000, 205  # and their features in MB
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["logistic", "mlp"])
+def test_features_beyond_memory_are_trained_on_in_files(tmp_path: Path, kind: str) -> None:
+    """Held, features are there twice, as they are and standardised; in files they are not: the judge is the same one.
+
+    What is counted is memory that no file backs: pages of mapped files are given up where memory is short.
+    """
+    done = {}
+    for name, most in (("held", 2**40), ("mapped", 2**20)):
+        command = [sys.executable, "-m", "helpers.large_training", kind, str(ROWS), str(most), str(tmp_path / name)]
+        ended = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=True)
+        done[name] = json.loads(ended.stdout)
+    assert done["mapped"]["roc_auc"] == done["held"]["roc_auc"] > 0.9
+    assert done["mapped"]["megabytes"] <= done["held"]["megabytes"] - FEATURES
