@@ -98,4 +98,4 @@ class PromptTimes:
         size, order = len(self._prompts), self._prompts.order()
         order = order[self._num_records.values(size)[order] > 0]
         values = self._columns[column].values(size)[order].astype(float, copy=False)
-        return Timed(self._tokens.values(size)[order].astype(np.int64), values[:, None])
+        return Timed(self._tokens.values(size)[order], values[:, None])

@@ -1,7 +1,9 @@
-"""Trains one kind of judge on a made-up label set of any size: `python -m helpers.large_training KIND ROWS MOST FOLDER`.
+"""Trains a judge on a made-up label set of any size.
 
-MOST is the size in bytes beyond which a matrix is in a scratch file. Prints, as JSON, the peak of the process's memory
-that no file backs, in MB, and the judge's ROC-AUC on the test split. The features are made in blocks of rows.
+`python -m helpers.large_training write FOLDER ROWS` makes the set, features in blocks of rows, and
+`python -m helpers.large_training KIND FOLDER MOST` trains on it, where a matrix of more than MOST bytes is in a scratch
+file. That prints, as JSON, the peak of the process's memory that no file backs, in MB, and the judge's ROC-AUC on the
+test split.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def blocks(important: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         yield made
 
 
-def write(folder: Path, rows: int) -> LabelSet:
+def write(folder: Path, rows: int) -> None:
     """Write a label set of so many rows, four a prompt."""
     important = np.random.default_rng(1).random(rows) < 0.3
     own = [
@@ -52,12 +54,14 @@ def write(folder: Path, rows: int) -> LabelSet:
     like = label_set(folder / "small", 8).manifest
     folder.mkdir(parents=True, exist_ok=True)
     labels.write_set(folder, own, blocks(important), {name: like[name] for name in like if name != "files"})
-    return LabelSet.read(folder)
 
 
-def main(kind: str, rows: str, most: str, folder: str) -> None:
-    made = write(Path(folder), int(rows))
-    matrices.MOST_BYTES = int(most)
+def main(kind: str, folder: str, number: str) -> None:
+    if kind == "write":
+        write(Path(folder), int(number))
+        return
+    matrices.MOST_BYTES = int(number)
+    made = LabelSet.read(Path(folder))
     peak, ended = [unbacked()], threading.Event()
 
     def watch() -> None:

@@ -20,10 +20,15 @@ def test_features_beyond_memory_are_trained_on_in_files(tmp_path: Path, kind: st
 
     What is counted is memory that no file backs: pages of mapped files are given up where memory is short.
     """
-    done = {}
-    for name, most in (("held", 2**40), ("mapped", 2**20)):
-        command = [sys.executable, "-m", "helpers.large_training", kind, str(ROWS), str(most), str(tmp_path / name)]
-        ended = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=True)
-        done[name] = json.loads(ended.stdout)
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "helpers.large_training", *arguments]
+        return subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=True).stdout
+
+    run("write", str(tmp_path / "set"), str(ROWS))
+    done = {
+        name: json.loads(run(kind, str(tmp_path / "set"), str(most)))
+        for name, most in (("held", 2**40), ("mapped", 2**20))
+    }
     assert done["mapped"]["roc_auc"] == done["held"]["roc_auc"] > 0.9
     assert done["mapped"]["megabytes"] <= done["held"]["megabytes"] - FEATURES
