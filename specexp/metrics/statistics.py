@@ -26,7 +26,7 @@ RESAMPLES = 2000
 PERCENTILES = (2.5, 97.5)
 ALL_SWAPS = 12  # up to this many prompts, all possible swaps are evaluated
 SWAPS = 4999  # the number of random swaps for more prompts
-AT_ONCE = 2_000_000  # draws in memory at a time: a matrix of all would be large
+AT_ONCE = 500_000  # draws in memory at a time: a matrix of all would be large
 FEW_CHANGES = 5_000  # differences up to which a sign test adds them one by one
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from helpers.judges import label_set
 from specexp.judge import features, labels
 from specexp.judge.labels import Label, LabelSet
-from specexp.judge.shards import matrices
+from specexp.judge.shards import feature_files, matrices
 from specexp.judge.splits import split_of
 from specexp.judge.trained_judge import train
 
@@ -53,6 +53,7 @@ def write(folder: Path, rows: int) -> None:
     ]
     like = label_set(folder / "small", 8).manifest
     folder.mkdir(parents=True, exist_ok=True)
+    feature_files.MOST_BYTES = 2**24
     labels.write_set(folder, own, blocks(important), {name: like[name] for name in like if name != "files"})
 
 

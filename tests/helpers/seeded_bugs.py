@@ -665,7 +665,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("the last rows of a shard are not read", FEATURE_FILES, "min(start + BLOCK, size)", "min(start + BLOCK, size - size % BLOCK)"),
         Bug("the last shard is not written", FEATURE_FILES, "    if waiting or not names:\n", "    if not names:\n"),
         Bug("a part has the first shard's rows", FEATURE_FILES, "return sum(self._features.sizes), int(width)", "return self._features.sizes[0], int(width)"),
-        Bug("the scaler is that of the last batch", "specexp.judge.shards.matrices", "        scaler.partial_fit(batch)\n", "        scaler.fit(batch)\n"),
+        Bug("the scaler is that of the last batch", "specexp.judge.shards.matrices", "        scaler.partial_fit(batch)\n", "        scaler = StandardScaler().partial_fit(batch)\n"),
         Bug("standardised batches overwrite each other", "specexp.judge.shards.matrices", "        done += len(batch)\n", "        done = 0\n"),
         Bug("large matrices are held in memory", "specexp.judge.shards.matrices", "    if not is_too_large(num_rows, width):\n", "    if True:\n"),
         Bug("shards but the first are not hashed", "specexp.judge.labels", 'for name in (LABELS, FEATURES, *manifest["files"]):', "for name in (LABELS, FEATURES):"),

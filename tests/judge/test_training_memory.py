@@ -16,7 +16,7 @@ ROWS, FEATURES = 100_000, 205  # and their features in MB
 @pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["logistic", "mlp"])
 def test_features_beyond_memory_are_trained_on_in_files(tmp_path: Path, kind: str) -> None:
-    """Held, features are there twice, as they are and standardised; in files they are not: the judge is the same one.
+    """Held, the splits' features are there as they are and standardised; in files they are not: the same judge.
 
     What is counted is memory that no file backs: pages of mapped files are given up where memory is short.
     """
@@ -31,4 +31,4 @@ def test_features_beyond_memory_are_trained_on_in_files(tmp_path: Path, kind: st
         for name, most in (("held", 2**40), ("mapped", 2**20))
     }
     assert done["mapped"]["roc_auc"] == done["held"]["roc_auc"] > 0.9
-    assert done["mapped"]["megabytes"] <= done["held"]["megabytes"] - FEATURES
+    assert done["mapped"]["megabytes"] <= done["held"]["megabytes"] - FEATURES / 2
