@@ -4,7 +4,7 @@
 # make test-real  a real language model: every lossless method gives generate()'s tokens on real prompts
 # make test-quantized  folders that torchao and compressed-tensors quantized, in test-all, too
 # make test-lm-eval  specexp beside lm-evaluation-harness's own model, in test-all, too
-# make test-served  the openai client against serve, and transformers serve, in test-all, too
+# make test-served  the openai client against serve; transformers serve and llama.cpp's own server, in test-all, too
 # make test-llama-cpp  builds llama-cpp-python's server (minutes to an hour), and measures it; also in test-nightly
 # make test-ray  evaluations and mining on workers of a local Ray cluster, and their measurement; in test-all, too
 # make test-nightly  what is too long for CI: matrices of models, long kills, runs over real data sets, more seeded bugs
@@ -31,6 +31,7 @@ QUANTIZED := .real/quantized
 LM_EVAL := .real/lm_eval
 OPENAI := .real/openai
 LLAMA_CPP := .real/llama_cpp
+LLAMA_SERVER := .real/llama_server
 RAY := .real/ray
 DOCKER ?= docker
 # Two tests at a time, each on one thread: these models are too small to share one forward among cores.
@@ -96,15 +97,22 @@ $(LM_EVAL): Makefile
 	pip install --quiet --no-deps --target $@ tabledata==1.3.5 tcolorpy==0.1.7 typepy==2.0.0 chardet==7.7.0 tenacity==9.2.1
 	touch $@
 
-# In a folder of its own: the client, which transformers serve wants, too.
-test-served: $(VENV)/.installed-test $(OPENAI)
-	PYTHONPATH=$(abspath $(OPENAI)) $(PYTEST) -m "not nightly" tests/serving/test_openai_client.py \
-		tests/serving/test_transformers_serve.py tests/e2e/test_real_servers.py
+# In folders of their own: the client, which transformers serve wants, too, and llama.cpp's own server.
+test-served: $(VENV)/.installed-test $(REAL) $(OPENAI) $(LLAMA_SERVER)
+	PYTHONPATH=$(abspath $(OPENAI)):$(abspath $(LLAMA_SERVER)) $(PYTEST) -m "not nightly" \
+		tests/serving/test_openai_client.py tests/serving/test_transformers_serve.py tests/e2e/test_real_servers.py \
+		tests/engine_certify/test_certified_engines_of_others.py
 
 $(OPENAI): Makefile
 	rm -rf $@
 	pip install --quiet --no-deps --target $@ openai==3.57.0 httpx2==2.16.2 httpcore2==2.16.2 truststore==0.10.5
 	pip install --quiet --no-deps --target $@ jiter==0.19.0 sniffio==1.3.1
+	touch $@
+
+# The wheel has llama.cpp's server with its HTTP interface, built for any processor; it needs no other package.
+$(LLAMA_SERVER): Makefile
+	rm -rf $@
+	pip install --quiet --no-deps --target $@ xllamacpp==2026.10.11549
 	touch $@
 
 # In a folder of its own, with what it imports. One test at a time: each has a cluster of several processes.
@@ -128,8 +136,8 @@ $(LLAMA_CPP): Makefile
 	CMAKE_ARGS="-DMTMD_BUILD=OFF -DLLAVA_BUILD=OFF" pip install --quiet --no-deps --target $@ llama-cpp-python==0.3.36
 	touch $@
 
-test-nightly: check real $(OPENAI) $(LLAMA_CPP) $(LM_EVAL)
-	PYTHONPATH=$(abspath $(OPENAI)):$(abspath $(LLAMA_CPP)) $(PYTEST) -m nightly
+test-nightly: check real $(OPENAI) $(LLAMA_SERVER) $(LLAMA_CPP) $(LM_EVAL)
+	PYTHONPATH=$(abspath $(OPENAI)):$(abspath $(LLAMA_SERVER)):$(abspath $(LLAMA_CPP)) $(PYTEST) -m nightly
 	PYTHONPATH=$(abspath $(LM_EVAL)) $(PYTEST) -m nightly tests/harness
 
 test-oldest: requirements-oldest.txt

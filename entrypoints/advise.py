@@ -25,6 +25,7 @@ from specexp.draft_faults import head_faults
 from specexp.errors import ConfigError
 from specexp.method_specs import models_of
 from specexp.pair import first_look
+from specexp.workers import settings as worker_settings
 
 from .evaluate import CONFIG, judges_of
 
@@ -55,12 +56,19 @@ SETTINGS = {
 }
 
 
-def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mapping[str, str]) -> None:
+def advise(
+    experiment: str, output: str, resume: bool, sweep: bool, flags: Mapping[str, str],
+    options_of_workers: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
     """Resolve, measure, recommend, write and log. Raises SpecexpError."""
     if _names_engines(flags):
+        worker_settings.refuse_engines(options_of_workers or {})
         advise_engines(experiment, output, resume, sweep, flags)
         return
+    workers = worker_settings.parse(options_of_workers or {})
     resolved, with_trees, with_draft = resolve(experiment, flags)
+    if workers is not None:
+        worker_settings.check_experiment(resolved)
     if with_draft and not _gives_gamma(flags):
         resolved = with_fitting_chains(resolved, first_look.longest_chain(resolved))
     from specexp.advise.candidates import validated
@@ -87,6 +95,10 @@ def advise(experiment: str, output: str, resume: bool, sweep: bool, flags: Mappi
     with folder.hold(), Journal.open(folder.path / FILE, facts) as journal:
         prepared = measured_costs.with_draft_costs(prepared, folder)
         preparation.announce_runs(prepared, advising.num_left(prepared, sweep, journal))
+        if workers is not None:
+            from specexp.advise.workers import measuring
+
+            measuring.measure(workers, prepared, measured_costs.saved_costs(folder), journal)
         advice = advising.measure(prepared, sweep, journal=journal)
         result = report.as_json(advice)
         click.echo(report.table(result))
@@ -185,7 +197,8 @@ def with_fitting_chains(experiment: config.Experiment, most: int | None) -> conf
 @settings_options("arith_quick", SETTINGS)
 @own_options("advise")
 def command(experiment: str, output: str, resume: bool, sweep: bool, **flags: str) -> None:
-    guarded(lambda: advise(experiment, output, resume, sweep, flags))
+    options = worker_settings.taken_from(flags)
+    guarded(lambda: advise(experiment, output, resume, sweep, flags, options))
 
 
 if __name__ == "__main__":

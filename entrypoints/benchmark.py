@@ -65,6 +65,11 @@ def benchmark(
         raise ConfigError(faults)
     if resolved.toy is not None:
         raise ConfigError(f"pair '{resolved.pair}' has no Transformers models; name a pair that has.")
+    if resolved.target.tensor_parallel > 1:
+        raise ConfigError(
+            f"tensor_parallel is {resolved.target.tensor_parallel}, but generate(), which a benchmark compares with,"
+            " would run in one of the processes alone; leave tensor_parallel out, or time settings with evaluate."
+        )
     path = output_path(output, "benchmark", resolved.hash, resume)
     json_path = file_of(json, "json") if json else None
     from specexp.storage.run_folder import OutputFolder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 
 import click
@@ -16,6 +16,8 @@ from specexp.engine_certify import engine_certificate_config
 from specexp.engine_certify.engine_certificate_config import EngineOptions
 from specexp.errors import ConfigError
 from specexp.pair import first_look
+from specexp.workers import settings as worker_settings
+from specexp.workers.settings import WorkerSettings
 
 from .evaluate import CONFIG, judges_of
 
@@ -29,9 +31,14 @@ METHOD = "speculative"  # unless another one or an engine is named
 EXIT_CODES = {"lossless": 0, "passed": 0}
 
 
-def certify(experiment: str, method: str, samples: str, output: str, resume: bool, flags: Mapping[str, str]) -> str:
+def certify(
+    experiment: str, method: str, samples: str, output: str, resume: bool, flags: Mapping[str, str],
+    workers: WorkerSettings | None = None,
+) -> str:  # fmt: skip
     """Resolve, examine, show, write and log one certificate; returns its verdict. Raises SpecexpError."""
     asked = certificate_config.resolve(experiment, method, samples, flags)
+    if workers is not None:
+        worker_settings.check_experiment(asked.experiment)
     path = output_path(output, f"certify-{asked.method.label}-{asked.hash}")
     # Import torch and mlflow only after the settings are checked.
     from specexp.storage.run_folder import OutputFolder
@@ -41,19 +48,35 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
     from specexp.certify import certificate as examining
     from specexp.certify import certificate_report as report
     from specexp.certify.checks import Check
-    from specexp.evaluation import preparation
+    from specexp.certify.work import OneProcess, Work
+    from specexp.evaluation import measured_costs, preparation
     from specexp.storage import environment
     from specexp.tracking import client
 
     outbox = outbox_of(folder, "certificate", f"certify {asked.method.label}", report.tags_of(asked))
-    subject = examining.prepare(asked, judges_of(asked.experiment))
-    print_notes(subject.prepared.notes)
-    with folder.hold():
+    judges = judges_of(asked.experiment)
+    with ExitStack() as stack:
+        driver = None
+        if workers is not None:
+            from specexp.certify.on_workers import OnWorkers, certificate_crew
+
+            driver = OnWorkers(stack.enter_context(certificate_crew(workers, asked, judges)))
+            subject = examining.prepare(asked, judges, driver.load_pair)
+        else:
+            subject = examining.prepare(asked, judges)
+        print_notes(subject.prepared.notes)
+        stack.enter_context(folder.hold())
         preparation.note_inputs(subject.prepared, folder)
-        subject = examining.with_draft_costs(subject, folder)
-        facts = environment.describe(subject.prepared.pair.models, subject.prepared.pair.text.facts())
-        where = environment.name_of(facts)
-        folder.write_json("environments.json", {**(folder.read_json("environments.json") or {}), where: facts})
+        subject = examining.with_draft_costs(subject, folder, None if driver is None else driver.draft_costs)
+        work: Work = OneProcess(subject)
+        if driver is not None:
+            driver.costs, work = measured_costs.saved_costs(folder), driver
+            facts = driver.environments()
+        else:
+            described = environment.describe(subject.prepared.pair.models, subject.prepared.pair.text.facts())
+            facts = {environment.name_of(described): described}
+        where = next(iter(facts))
+        folder.write_json("environments.json", {**(folder.read_json("environments.json") or {}), **facts})
         checks = report.checks_of(folder.read_json(report.CHECKS), where)
 
         def note(check: Check) -> None:
@@ -69,8 +92,13 @@ def certify(experiment: str, method: str, samples: str, output: str, resume: boo
         else:
             attached = client.attached()
             with outbox.open(timed=False):
-                certificate = examining.examine(subject, asked.samples, dict(checks), note)
-                folder.write_json(report.FILE, report.as_json(subject, certificate, asked, where))
+                if driver is not None:
+                    driver.crew.log_nodes(outbox.metrics_run)
+                certificate = examining.examine(subject, asked.samples, dict(checks), note, work)
+                if driver is not None:
+                    facts = driver.environments()
+                    folder.write_json("environments.json", {**(folder.read_json("environments.json") or {}), **facts})
+                folder.write_json(report.FILE, report.as_json(subject, certificate, asked, where, facts))
                 click.echo(report.text(subject, certificate))
                 report.write_engines(subject, certificate, path, click.echo)
                 main = report.main(subject, certificate, folder, outbox, attached)
@@ -117,7 +145,7 @@ def certify_engine(
                 certificate = examining.examine(subject)
                 written = report.as_json(certificate, subject, where)
                 report.write_json(folder, written)
-                report.write_page(folder, certificate, written)
+                report.write_page(folder, certificate, asked, written)
                 click.echo(report.text(certificate, asked))
                 main = report.main(subject, certificate, folder, outbox, attached)
                 sent = outbox.add([]) if sent_before else outbox.send(main)
@@ -140,14 +168,17 @@ def command(
     experiment: str, method: str, samples: str, engine: str, engine_model: str, against: str, weights: str, bias: str,
     engine_dtype: str, output: str, resume: bool, **flags: str,
 ) -> None:  # fmt: skip
+    options_of_workers = worker_settings.taken_from(flags)
     options = EngineOptions(engine, engine_model, against, weights, samples, bias, engine_dtype)
 
     def work() -> str:
         if engine:
+            worker_settings.refuse_engines(options_of_workers)
             return certify_engine(experiment, method, options, output, resume, flags)
         if faults := options.given_without_engine():
             raise ConfigError(faults)
-        return certify(experiment, method or METHOD, samples, output, resume, flags)
+        workers = worker_settings.parse(options_of_workers)
+        return certify(experiment, method or METHOD, samples, output, resume, flags, workers)
 
     verdict: list[str] = []
     guarded(lambda: verdict.append(work()))

@@ -72,6 +72,8 @@ def collect_labels(
         collection.note_inputs(prepared, folder)
         is_sent = (path / MANIFEST).exists() and outbox.is_sent
         with nullcontext() if is_sent else outbox.open(timed=False):
+            if driver is not None:
+                driver.crew.log_nodes(outbox.metrics_run)
             labels = collection.collect(prepared, folder, driver)
             metrics = mining_yield.summarise(labels)
             if not is_sent:

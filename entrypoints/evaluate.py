@@ -75,6 +75,7 @@ def evaluate(
             sent = outbox.add([])
         else:
             with outbox.open(timed=resolved.batch == 1):
+                decoding.log_nodes(outbox.metrics_run)
                 prepared = decoding.run(prepared, folder, records)
                 divergence.examine(prepared, folder, records, decoding.explain(records))
                 kept = records_of(prepared, records)

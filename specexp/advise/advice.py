@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,16 @@ from specexp.advise.candidates import PLAIN, Candidate, to_probe
 from specexp.advise.choice import NUM_CHECKED, Checked, PredictedCandidate, best, worth_checking
 from specexp.advise.forecast import Forecast, Traces, forecast, records_of
 from specexp.advise.rounds import Trace
-from specexp.advise.traces import agreement, looked_up, read_trace, recalled, watched_output
-from specexp.decoding.chain import Chain
+from specexp.advise.traces import looked_up, read_trace, recalled
+from specexp.advise.untimed import (
+    OUTPUTS,
+    WATCHED,
+    Untimed,
+    candidates_of,
+    draft_key,
+    draft_temperatures,
+    kinds_of,
+)
 from specexp.engine import Engine
 from specexp.evaluation import divergence, measured_costs
 from specexp.evaluation.preparation import Prepared
@@ -67,15 +75,14 @@ def num_left(prepared: Prepared, sweep: bool, journal: Journal) -> int:
 
 
 def _num_noted(prepared: Prepared, sweep: bool) -> int:
-    candidates = _candidates(prepared)
+    candidates = candidates_of(prepared)
     num_checked = len(candidates) if sweep else min(len(candidates), NUM_CHECKED)
     timed = PROBES * (len(to_probe(candidates)) + 1) + prepared.experiment.repeats * (num_checked + 1)
-    looked = 1 + len(_draft_temperatures(candidates)) + len(_longest(candidates))
-    return len(prepared.prompts) * (looked + timed)
+    return len(prepared.prompts) * (len(kinds_of(candidates)) + timed)
 
 
 def _num_warm(prepared: Prepared, sweep: bool) -> int:
-    candidates = _candidates(prepared)
+    candidates = candidates_of(prepared)
     return len(to_probe(candidates)) + (len(candidates) if sweep else min(len(candidates), NUM_CHECKED)) + 2
 
 
@@ -92,14 +99,12 @@ def measure(
     owns = {
         s.config.label: SpecexpContender(s.config.label, prepared, s, temperature, clock) for s in prepared.settings
     }
-    candidates = _candidates(prepared)
+    candidates = candidates_of(prepared)
     probes = to_probe(candidates)
     repeats = prepared.experiment.repeats
     with tqdm(total=num_runs(prepared, sweep), desc="advise", unit="run", dynamic_ncols=True) as bar:
         steps = _Steps(prepared, journal, bar)
-        overlap, traces = _look(steps, owns[PLAIN], candidates)
-        watched = {key: _watch(steps, candidate) for key, candidate in _longest(candidates).items()}
-        traces = replace(traces, chains={**traces.chains, **watched})
+        overlap, traces = _look(steps, Untimed(prepared, owns[PLAIN]))
 
         costs_now = _Costs(prepared, journal, clock)
         asked = [owns[PLAIN], *(owns[c.label] for c in probes)]
@@ -116,12 +121,8 @@ def measure(
     checked = {c.label: _check(prepared, c, timed) for c in candidates if c.label in labels}
     chosen = best({c.label: c.lossless for c in candidates}, {label: checked[label] for label in three})
     where = environment.describe(prepared.pair.models, prepared.pair.text.facts())
-    alpha = sum(overlap) / max(1, len(overlap)) if _draft_temperatures(candidates) else None
+    alpha = sum(overlap) / max(1, len(overlap)) if draft_temperatures(candidates) else None
     return Advice(prepared, where, candidates, alpha, result, three, timed, checked, chosen, sweep)
-
-
-def _candidates(prepared: Prepared) -> list[Candidate]:
-    return [Candidate(setting) for setting in prepared.settings if setting.config.label != PLAIN]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,34 +168,23 @@ class _Costs:
         self.measured.append(self._journal.unit(key, lambda: measured_costs.measure_costs(self._prepared, self._clock)))
 
 
-def _longest(candidates: Sequence[Candidate]) -> dict[str, Candidate]:
-    """The longest of the lossy chains that accept alike, by the key of their traces."""
-    return {c.accepts_like: c for c in sorted(candidates, key=lambda c: c.size) if not c.lossless}
-
-
-def _draft_temperatures(candidates: Sequence[Candidate]) -> dict[str, float | None]:
-    """The temperatures of drafts that score tokens, by the key of their traces; the target's own is always one."""
-    scoring = [c for c in candidates if c.drafts and not c.writes_text]
-    chains = [c for c in scoring if c.predicted]
-    result: dict[str, float | None] = {"": None} if scoring else {}
-    return result | {c.accepts_like: c.setting.config.draft_temperature for c in chains}
-
-
-def _look(steps: _Steps, plain: SpecexpContender, candidates: Sequence[Candidate]) -> tuple[list[float], Traces]:
-    """sum_x min(p, q) along plain decoding's outputs, and the traces of lossless chains and of other proposers."""
-    prepared = steps.prepared
+def _look(steps: _Steps, untimed: Untimed) -> tuple[list[float], Traces]:
+    """sum_x min(p, q) along plain decoding's outputs, and the traces of chains and of other proposers."""
+    prepared, candidates = steps.prepared, untimed.candidates
     indices = range(len(prepared.prompts))
-    decode = lambda i: once(plain, i, 0).token_ids  # noqa: E731
-    outputs = [steps.step(("plain", i), PLAIN, partial(decode, i)) for i in indices]
+    outputs: list[list[int]] = []
     chains: dict[str, list[Trace]] = {}
     overlap: list[float] = []
-    for key, temperature in _draft_temperatures(candidates).items():
-        name = ("draft", key) if key else ("draft",)
-        longest = max((c.draft.gamma for c in candidates if c.predicted and c.accepts_like == key), default=1)
-        look = lambda own, most, i: asdict(agreement(prepared, i, outputs[i], own, most))  # noqa: E731
-        seen = [steps.step((*name, i), "draft", partial(look, temperature, longest, i)) for i in indices]
-        chains[key] = [read_trace(one["trace"], one["certainty"]) for one in seen]
-        overlap = overlap or [each for one in seen for each in one["overlap"]]  # of the target's own temperature
+    for kind in untimed.kinds:
+        look = lambda i: untimed.measure(kind, i, outputs[i] if outputs else ())  # noqa: B023, E731
+        seen = [steps.step((*kind, i), untimed.name_of(kind), partial(look, i)) for i in indices]
+        if kind == OUTPUTS:
+            outputs = seen
+        elif kind[0] == WATCHED:
+            chains[str(kind[1])] = [read_trace(one) for one in seen]
+        else:
+            chains[draft_key(kind)] = [read_trace(one["trace"], one["certainty"]) for one in seen]
+            overlap = overlap or [each for one in seen for each in one["overlap"]]  # of the target's own temperature
     searches = [c for c in candidates if c.method == "lookup"]
     most = max((c.size for c in searches), default=0)
     lookups = {
@@ -205,19 +195,6 @@ def _look(steps: _Steps, plain: SpecexpContender, candidates: Sequence[Candidate
     found = [recalled(prepared, i, outputs[i], others) for i in indices] if others else []
     by_label = {label: [each[label] for each in found] for label in others}
     return overlap, Traces(chains, lookups, prepared.experiment.warp.one_hot, by_label)
-
-
-def _watch(steps: _Steps, longest: Candidate) -> list[Trace]:
-    """The traces of a lossy kind, from its longest chain."""
-    prepared, decoder = steps.prepared, longest.setting.decoder
-    assert isinstance(decoder, Chain), f"{longest.label} is no chain"
-
-    def watch(index: int) -> dict[str, Any]:
-        trace, output = watched_output(prepared, index, decoder)
-        return asdict(replace(trace, certainty=agreement(prepared, index, output).certainty))
-
-    indices, key = range(len(prepared.prompts)), longest.accepts_like
-    return [read_trace(steps.step(("watched", key, i), longest.kind, partial(watch, i))) for i in indices]
 
 
 def _check(prepared: Prepared, candidate: Candidate, timed: Timings) -> Checked:

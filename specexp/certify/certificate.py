@@ -16,11 +16,14 @@ from tqdm import tqdm
 
 from specexp.certify import own_models, places, sampled, toy_oracle
 from specexp.certify.certificate_config import CertificateConfig
-from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check, Subject, in_memory
-from specexp.decoding.protocol import Role
+from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check, Subject
+from specexp.certify.work import LOST, OneProcess, Work
+from specexp.decoding.draft_length import RelativeCosts
+from specexp.errors import WorkerError
 from specexp.evaluation import measured_costs, preparation
 from specexp.evaluation.preparation import Prepared
 from specexp.judge.judge import Judge
+from specexp.pair.loading import Pair, load_pair
 from specexp.profiling import time_estimate
 from specexp.storage.run_folder import OutputFolder
 
@@ -78,14 +81,24 @@ class Certificate:
         return {f"certificate/{name}": float(value) for name, value in result.items() if value is not None}
 
 
-def prepare(config: CertificateConfig, judges: Mapping[str, Judge] | None = None) -> Subject:
-    """Load everything and check that it fits together. Raises SpecexpError."""
-    return _subject(preparation.prepare(config.experiment, judges))
+def prepare(
+    config: CertificateConfig, judges: Mapping[str, Judge] | None = None, load: Callable[..., Pair] = load_pair
+) -> Subject:
+    """Load everything and check that it fits together; `load` as in `preparation.prepare`. Raises SpecexpError."""
+    return _subject(preparation.prepare(config.experiment, judges, load=load))
 
 
-def with_draft_costs(subject: Subject, output: OutputFolder) -> Subject:
-    """Tell a method of `gamma: auto` what calls cost, which decides where its drafts end."""
-    return _subject(measured_costs.with_draft_costs(subject.prepared, output))
+def with_draft_costs(
+    subject: Subject, output: OutputFolder, measure: Callable[[int], RelativeCosts] | None = None
+) -> Subject:
+    """Tell a method of `gamma: auto` what calls cost, which decides where its drafts end; `measure` as in
+    `measured_costs.with_draft_costs`."""
+    return _subject(measured_costs.with_draft_costs(subject.prepared, output, measure))
+
+
+def adapted(subject: Subject, costs: RelativeCosts) -> Subject:
+    """The same with these costs of calls."""
+    return _subject(measured_costs.adapted(subject.prepared, costs))
 
 
 def _subject(prepared: Prepared) -> Subject:
@@ -93,48 +106,53 @@ def _subject(prepared: Prepared) -> Subject:
 
 
 def examine(
-    subject: Subject, samples: int, done: Mapping[str, Check] | None = None, note: Callable[[Check], None] | None = None
+    subject: Subject,
+    samples: int,
+    done: Mapping[str, Check] | None = None,
+    note: Callable[[Check], None] | None = None,
+    work: Work | None = None,
 ) -> Certificate:
-    """Run every check that is not `done`; pass each to `note` as soon as its result is known. Raises ModelError."""
+    """Run every check that is not `done`; pass each to `note` as soon as its result is known, unless workers died at a
+    part of it. `work` computes with the models; this process is the default. Raises ModelError, WorkerError."""
+    work = work or OneProcess(subject)
     checks = dict(done or {})
     prompts = len(subject.prepared.prompts)
     compared = subject.certain or subject.method.tree is not None
     total = toy_oracle.num_runs(subject.method, subject.warp) + prompts * (1 + compared)
     total += sampled.num_ticks(subject, samples)
     if any(name not in checks for name in NAMES):
-        _announce(subject, prompts * (1 + compared), sampled.num_ticks(subject, samples))
+        _announce(subject, work, prompts * (1 + compared), sampled.num_ticks(subject, samples))
     with tqdm(total=total, desc=f"certify {subject.method.label}", unit="run", dynamic_ncols=True) as bar:
+        share = work.share(bar.update)
 
         def made(name: str, make: Callable[[], Check]) -> None:
             if name not in checks:
                 bar.set_postfix_str(name)
                 checks[name] = make()
-                if note is not None:
+                if note is not None and LOST not in checks[name].details:
                     note(checks[name])
 
         made(ORACLE, lambda: check_oracle(subject, bar.update))
         if any(name not in checks for name in NAMES):
-            texts = own_models.decode(subject, subject.plain, bar.update)
-            made(own_models.PLAIN, lambda: own_models.check_plain(subject, texts))
-            made(own_models.EQUAL, lambda: own_models.check_equality(subject, texts, bar.update))
-            made(sampled.NAME, lambda: sampled.check_samples(subject, texts, samples, bar.update))
+            texts, plain, lost = own_models.check_plain(subject, share, own_models.PLAIN not in checks)
+            if not texts:
+                raise WorkerError(f"every prompt has failed: {lost[0].sentence}.")
+            made(own_models.PLAIN, lambda: plain)
+            made(own_models.EQUAL, lambda: own_models.check_equality(subject, texts, share, lost))
+            made(sampled.NAME, lambda: sampled.check_samples(subject, texts, samples, share, lost))
         bar.set_postfix_str("")
     return Certificate(tuple(checks[name] for name in NAMES), subject.lossy)
 
 
-def _announce(subject: Subject, outputs: int, num_samples: int) -> None:
+def _announce(subject: Subject, work: Work, outputs: int, num_samples: int) -> None:
     """Announce how long the checks on the user's own models take at most."""
-    models, most = subject.prepared.pair.models, subject.prepared.experiment.max_new_tokens
-    with in_memory(subject):
-        prompts = subject.prompts()
-        role: Role = "target" if "target" in models else "draft"
-        result = time_estimate.pace(models, list(prompts.values()), role, names=list(prompts))
+    most, pace = subject.prepared.experiment.max_new_tokens, work.pace()
     what = f"{outputs} outputs of up to {most} tokens"
     lower = "limit or max_new_tokens"
     if num_samples:
         what += f" and {num_samples} samples of {places.LENGTH} tokens"
         lower = "limit, max_new_tokens or samples"
-    taken = outputs * result.seconds(most) + num_samples * places.LENGTH * result.token
+    taken = outputs * pace.seconds(most) + num_samples * places.LENGTH * pace.token
     time_estimate.announce(taken, f"{what}, each as slow as plain decoding one at a time", lower)
 
 

@@ -7,7 +7,7 @@ of the method and the same sampling, whatever the prompts.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,12 @@ def _headline(subject: Subject) -> str:
     return f"{subject.method.label} on pair {experiment.pair}, task {experiment.task}, {sampling}, {subject.arithmetic}"
 
 
-def as_json(subject: Subject, certificate: Certificate, config: CertificateConfig, environment: str) -> dict[str, Any]:
-    """The whole certificate as JSON."""
+def as_json(
+    subject: Subject, certificate: Certificate, config: CertificateConfig, environment: str,
+    environments: Collection[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """The whole certificate as JSON. `environments` are those of all workers, which may differ."""
+    others = [name for name in environments if name != environment]
     return {
         "verdict": certificate.verdict,
         "reason": certificate.reason,
@@ -64,6 +68,7 @@ def as_json(subject: Subject, certificate: Certificate, config: CertificateConfi
         "metrics": certificate.metrics(),
         "settings_hash": config.hash,
         "environment": environment,
+        **({"other_environments": others} if others else {}),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 from specexp.config import MethodConfig
 from specexp.decoding.rng import rng_for
 from specexp.decoding.rules import Warp
-from specexp.errors import first_line
 from specexp.evaluation.equality import Draws
 from specexp.evaluation.preparation import Prepared, PreparedMethod, arithmetic_of
 from specexp.judge.judge import Judge
@@ -125,15 +124,6 @@ def in_memory(subject: Subject) -> Iterator[None]:
         yield
 
 
-def broken(name: str, error: BaseException, while_: str) -> Check:
-    """The failed check of a decoder that raised an error."""
-    words = first_line(error, "")
-    return Check(name, FAILED, f"the decoder failed {while_}: {type(error).__name__}: {words}")
-
-
 def count(number: int, what: str) -> str:
     """`1 prompt`, `1,204 tokens`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-Tick = Callable[[], Any]

@@ -4,17 +4,16 @@ target's own distribution after them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from specexp.certify import chi_square, reference_distribution
-from specexp.certify.checks import (
-    Subject,
-)
+from specexp.certify.checks import Subject, in_memory
 from specexp.certify.chi_square import Cells, Prefix
+from specexp.certify.work import Bench, Lost, Share
 from specexp.decoding.rules import Warp
 from specexp.engine.ngram_lookup import Ngrams
 from specexp.engine.suffix_automaton import SuffixIndex, SuffixLengths
@@ -47,21 +46,79 @@ class Target:
     near_cut: bool
 
 
-def targets_of(subject: Subject, texts: Sequence[Sequence[int]], samples: int) -> list[Target]:
-    """The best places; those come first whose cuts by top-k and top-p rounding cannot move."""
+@dataclass(frozen=True, slots=True)
+class WorthUnit:
+    """How much each position of plain decoding's output on one prompt reveals: list[float]."""
+
+    prompt_id: str
+    ids: Sequence[int]
+    text: Sequence[int]
+    num_runs = 0
+    size = 0.0
+
+    @property
+    def title(self) -> str:
+        return f"prompt '{self.prompt_id}'"
+
+    @property
+    def parts(self) -> Sequence[WorthUnit]:
+        return (self,)
+
+    def do(self, bench: Bench) -> list[float]:
+        with in_memory(bench.subject):
+            return _worth(bench.subject, self.prompt_id, self.ids, self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class TargetUnit:
+    """The exact distribution of what follows a place: Target."""
+
+    place: Place
+    samples: int
+    num_runs = 0
+    size = 0.0
+
+    @property
+    def title(self) -> str:
+        return f"what follows token {self.place.position} of prompt '{self.place.prompt_id}'"
+
+    @property
+    def parts(self) -> Sequence[TargetUnit]:
+        return (self,)
+
+    def do(self, bench: Bench) -> Target:
+        with in_memory(bench.subject):
+            return _target(bench.subject, self.place, self.samples)
+
+
+def targets_of(subject: Subject, texts: Mapping[str, Sequence[int]], samples: int, share: Share) -> list[Target | Lost]:
+    """The best places; those come first whose cuts by top-k and top-p rounding cannot move. With them, what was lost
+    while they were chosen."""
     result: list[Target] = []
-    for place in _places(subject, texts)[:TRIED]:
+    places = _places(subject, texts, share)
+    lost = [each for each in places if isinstance(each, Lost)]
+    for place in [each for each in places if isinstance(each, Place)][:TRIED]:
         if sum(not target.near_cut for target in result) == PLACES:
             break
-        result.append(_target(subject, place, samples))
-    return sorted(result, key=lambda target: target.near_cut)[:PLACES]
+        (made,) = share([TargetUnit(place, samples)])
+        if isinstance(made, Lost):
+            lost.append(made)
+        else:
+            result.append(made)
+    return [*sorted(result, key=lambda target: target.near_cut)[:PLACES], *lost]
 
 
-def _places(subject: Subject, texts: Sequence[Sequence[int]]) -> list[Place]:
+def _places(subject: Subject, texts: Mapping[str, Sequence[int]], share: Share) -> list[Place | Lost]:
     """The most informative window of every prompt's plain output, the best first; then others of the same outputs."""
     ranked: list[tuple[int, float, Place]] = []
-    for (name, ids), text in zip(subject.prompts().items(), texts, strict=True):
-        worth = _worth(subject, name, ids, text)
+    lost: list[Lost] = []
+    prompts = subject.prompts()
+    units = [WorthUnit(name, prompts[name], text) for name, text in texts.items()]
+    for unit, worth in zip(units, share(units), strict=True):
+        if isinstance(worth, Lost):
+            lost.append(worth)
+            continue
+        name, ids, text = unit.prompt_id, unit.ids, unit.text
         fits = min(len(text) - LENGTH, _context(subject) - LENGTH - len(ids))
         windows = [sum(worth[at : at + LENGTH]) for at in range(max(1, fits + 1))]
         taken: list[int] = []
@@ -69,7 +126,7 @@ def _places(subject: Subject, texts: Sequence[Sequence[int]]) -> list[Place]:
             if all(abs(at - other) >= LENGTH for other in taken) and len(taken) < TRIED:
                 ranked.append((len(taken), -windows[at], Place(name, at, (*ids, *text[:at]))))
                 taken.append(at)
-    return [place for _, _, place in sorted(ranked, key=lambda each: each[:2])]
+    return [*(place for _, _, place in sorted(ranked, key=lambda each: each[:2])), *lost]
 
 
 def _context(subject: Subject) -> int:

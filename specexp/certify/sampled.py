@@ -9,7 +9,7 @@ float64. The bias is plain decoding that favours the likeliest token, just enoug
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,6 @@ from specexp.certify.checks import (
     SKIPPED,
     Check,
     Subject,
-    Tick,
-    broken,
     count,
     in_memory,
 )
@@ -37,16 +35,18 @@ from specexp.certify.places import (
     Target,
     targets_of,
 )
+from specexp.certify.work import Bench, Broken, Lost, Share, failure, without
 from specexp.decoding.protocol import Role, Round, Score, Scored, Steps
 from specexp.decoding.rng import TARGET, Rng, rng_for
 from specexp.decoding.rules import Warp
-from specexp.engine import Decoder, Engine, Request
+from specexp.engine import Request
 from specexp.engine.request import single_request
 
 NAME = "chi-square"
 LEVEL = 0.001  # of all places together: a correct method fails once in a thousand certificates
 VARIATION = 0.15  # total variation of the planted bias
 ROWS = 32  # outputs decoded together, unless the experiment sets it
+WAVES = 4  # times that many are one unit of work
 SURELY = 0.999  # power that counts as enough
 MOST_SAMPLES = 1_000_000
 Array = Any
@@ -90,41 +90,93 @@ def num_ticks(subject: Subject, samples: int) -> int:
     return 0 if subject.certain else 2 * PLACES * samples
 
 
-def check_samples(subject: Subject, texts: Sequence[Sequence[int]], samples: int, tick: Tick) -> Check:
+@dataclass(frozen=True, slots=True)
+class SampleUnit:
+    """Draws some of a place's samples: counts[C]. With a `tilt`, of plain decoding with that bias, else of the method.
+
+    `salt` and its number give each sample an rng of its own.
+    """
+
+    target: Target
+    salt: str
+    numbers: range
+    rows: int
+    tilt: float | None = None
+
+    @property
+    def title(self) -> str:
+        place = self.target.place
+        first, last = self.numbers[0] + 1, self.numbers[-1] + 1
+        return f"samples {first} to {last} after {count(place.position, 'token')} of prompt '{place.prompt_id}'"
+
+    @property
+    def num_runs(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def size(self) -> float:
+        return float(len(self.numbers))
+
+    @property
+    def parts(self) -> Sequence[SampleUnit]:
+        return (self,)
+
+    def do(self, bench: Bench) -> Array | Broken:
+        """The caches keep the text that all outputs follow."""
+        subject, target = bench.subject, self.target
+        experiment = subject.prepared.experiment
+        decoder = subject.setting.decoder if self.tilt is None else Tilted(subject.warp, self.tilt)
+        engine = bench.engine((self.salt, target.place), self.rows, reuse=True)
+        rngs = (rng_for(experiment.temperature, experiment.seed, f"{self.salt}/{i}") for i in self.numbers)
+        requests = (single_request(Request(decoder, target.place.ids, target.length, rng)) for rng in rngs)
+        counts = np.zeros(len(target.cells.names), dtype=int)
+        try:
+            with in_memory(subject):
+                for _, out in engine.run_all(requests, fresh=False):
+                    counts[target.cells.of(out.token_ids)] += 1
+        except BREAKS as error:
+            if self.tilt is not None:
+                raise
+            return bench.broken(error)
+        return counts
+
+
+def check_samples(
+    subject: Subject, texts: Mapping[str, Sequence[int]], samples: int, share: Share, lost: Sequence[Lost] = ()
+) -> Check:
     """Sample the method and the planted bias at the same places, and test both."""
     if subject.certain:
         why = "the distribution is one-hot, nothing is drawn: the check of equality covers it."
         return Check(NAME, SKIPPED, why)
+    chosen = targets_of(subject, texts, samples, share)
+    targets = [each for each in chosen if isinstance(each, Target)]
+    gone = [*lost, *(each for each in chosen if isinstance(each, Lost))]
+    tilts = [chi_square.tilt_for(target.cells, VARIATION) for target in targets]
+    rows = subject.prepared.experiment.batch
+    rows = rows if rows > 1 else ROWS
+    units: list[SampleUnit] = []
+    for number, (target, tilt) in enumerate(zip(targets, tilts, strict=True)):
+        for salt, bias in ((f"method/{number}", None), (f"control/{number}", tilt)):
+            for start in range(0, samples, WAVES * rows):
+                some = range(start, min(samples, start + WAVES * rows))
+                units.append(SampleUnit(target, salt, some, rows, bias))
+    counts: dict[str, Array] = {}
+    for unit, result in zip(units, list(share(units)), strict=True):
+        if isinstance(result, Broken):
+            return failure(NAME, result, f"while it was sampled after '{unit.target.place.prompt_id}'")
+        if isinstance(result, Lost):
+            gone.append(result)
+        else:
+            counts[unit.salt] = counts.get(unit.salt, 0) + result
+    if not targets or any(isinstance(each, Lost) and each not in lost for each in gone):
+        return without(Check(NAME, INCONCLUSIVE, "not all samples could be drawn."), gone)
     outcomes = []
-    with in_memory(subject):
-        for number, target in enumerate(targets_of(subject, texts, samples)):
-            try:
-                counts = _sample(subject, subject.setting.decoder, target, f"method/{number}", samples, tick)
-            except BREAKS as error:
-                return broken(NAME, error, f"while it was sampled after '{target.place.prompt_id}'")
-            tilt = chi_square.tilt_for(target.cells, VARIATION)
-            biased = _sample(subject, Tilted(subject.warp, tilt), target, f"control/{number}", samples, tick)
-            fair = target.cells.probability()
-            power = chi_square.power(target.cells, tilt, samples, LEVEL / PLACES)
-            outcomes.append(
-                Outcome(target, chi_square.compare(counts, fair), chi_square.compare(biased, fair), counts, tilt, power)
-            )
-    return _judged(subject, outcomes, samples)
-
-
-def _sample(subject: Subject, decoder: Decoder, target: Target, salt: str, samples: int, tick: Tick) -> Array:
-    """counts[C] of outputs, each with its own rng. The caches keep the text that all outputs follow."""
-    experiment, pair = subject.prepared.experiment, subject.prepared.pair
-    rows = experiment.batch if experiment.batch > 1 else ROWS
-    engine = Engine(pair.models, pair.eos_ids, max_batch_size=rows, reuse=True)
-    ids, length = target.place.ids, target.length
-    rngs = (rng_for(experiment.temperature, experiment.seed, f"{salt}/{i}") for i in range(samples))
-    requests = (single_request(Request(decoder, ids, length, rng)) for rng in rngs)
-    counts = np.zeros(len(target.cells.names), dtype=int)
-    for _, out in engine.run_all(requests, fresh=False):
-        counts[target.cells.of(out.token_ids)] += 1
-        tick()
-    return counts
+    for number, (target, tilt) in enumerate(zip(targets, tilts, strict=True)):
+        fair = target.cells.probability()
+        drawn, biased = (chi_square.compare(counts[f"{kind}/{number}"], fair) for kind in ("method", "control"))
+        power = chi_square.power(target.cells, tilt, samples, LEVEL / PLACES)
+        outcomes.append(Outcome(target, drawn, biased, counts[f"method/{number}"], tilt, power))
+    return without(_judged(subject, outcomes, samples), lost)
 
 
 def _judged(subject: Subject, outcomes: Sequence[Outcome], samples: int) -> Check:
@@ -201,6 +253,3 @@ def _as_json(subject: Subject, each: Outcome, samples: int) -> dict[str, Any]:
             for i, (prefix, other) in enumerate(cells.names)
         ],
     }  # fmt: skip
-
-
-# Where a test starts.

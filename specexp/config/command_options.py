@@ -55,6 +55,7 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
     },
     "advise": {
         "sweep": Option("Time every candidate, and say how far the recommendation is from the best.", BOOLEAN, "false"),
+        **WORKERS,
     },
     "certify": {
         "method": Option("Name the method preset to examine.", "a preset's name", otherwise="`speculative`"),
@@ -85,6 +86,7 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
             "Say what the engine computes in: bfloat16, float16, float32 or float64.", "a dtype", otherwise="bfloat16",
             more="It decides how far apart two log-probabilities may be for a near tie.",
         ),
+        **WORKERS,
     },
     "collect_labels": {
         "skip": Option(

@@ -88,6 +88,11 @@ def resolve_drafter(name: str, flags: Mapping[str, Any]) -> DrafterConfig:
         raise ConfigError([*faults, *error.faults]) from None
     if experiment.toy is not None:
         faults.append("pair 'toy' has no hidden states; a drafter needs a target with weights, such as pair arith's.")
+    elif experiment.target.tensor_parallel > 1:
+        faults.append(
+            f"tensor_parallel is {experiment.target.tensor_parallel}, but a drafter is trained on layers of one"
+            " process; leave tensor_parallel out."
+        )
     elif experiment.task not in TRAINABLE:
         faults.append(
             f"task '{experiment.task}' has no training prompts; train on one of {', '.join(TRAINABLE)}, where prompts"

@@ -22,10 +22,14 @@ def check_counts(subject: EngineSubject, outputs: GreedyOutputs, counters: tuple
         source = "" if all_of_them is None else all_of_them.source
         faults = [fault for drafts, number in both for fault in drafts.faults(number or 0)]
         tokens = sum(number or 0 for _, number in both)
-        if all_of_them is None and engine is subject.engine and counters is not None:
-            all_of_them = acceptance.of_counters(*counters)
-            tokens = sum(output.num_tokens or 0 for output in outputs.of(engine))
-            each = list(outputs.of(engine))
+        told = all_of_them is not None and all_of_them.can_be_refuted
+        if not told and engine is subject.engine and counters is not None:
+            # llama.cpp's answers count drafts, and its /metrics rounds, too, without which little can be refuted.
+            by_counters = acceptance.of_counters(*counters)
+            if by_counters is not None:
+                all_of_them, source = by_counters, by_counters.source
+                tokens = sum(output.num_tokens or 0 for output in outputs.of(engine))
+                each = list(outputs.of(engine))
         if all_of_them is None:
             verdicts.append(SKIPPED)
             sentences.append(f"{engine.name}: the server does not say what it drafted.")

@@ -2,13 +2,14 @@
 
 The distance of the two tokens is that of the weights' logits where they are at hand, else of the server's own
 log-probabilities. Rounding may move logits by the noise of the engine's dtype. Where the server gives no
-log-probabilities it cannot be told.
+log-probabilities it cannot be told. Of a server that gives text alone, texts decide if outputs are equal: one text may
+be several tokens' in several ways.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from specexp.certify.chi_square import Prefix
 from specexp.engine_certify import next_tokens
 from specexp.engine_certify.engine_subject import EngineSubject
 from specexp.engine_certify.next_tokens import NextTokens
+from specexp.engine_certify.served_output import ServedOutput
 from specexp.lm.model import Model
 
 NEAR_TIE, BUG, UNTOLD = "near tie", "bug", "cannot be told"
@@ -64,6 +66,22 @@ def first(subject: EngineSubject, prompt: int, output: Any, expected: Any) -> Gr
     if at == shorter:  # of two outputs one is longer, and no EOS says why
         return GreedyDivergence(name, at, None, None, BUG)
     return of_tokens(subject, prompt, output[:at], output[at], expected[at])
+
+
+def between(
+    subject: EngineSubject, prompt: int, output: ServedOutput, expected: ServedOutput
+) -> GreedyDivergence | None:
+    """Where two outputs first differ; None if they are equal, in tokens or, where a text was split, in text."""
+    if not (output.split or expected.split):
+        return first(subject, prompt, output.compared, expected.compared)
+    if output.text == expected.text:
+        return None
+    result = first(subject, prompt, output.compared, expected.compared)
+    if result is not None and result.token is not None and result.expected is not None:
+        one, other = (subject.decode([token]) for token in (result.token, result.expected))
+        if one.startswith(other) or other.startswith(one):  # the texts may differ further on only
+            return replace(result, kind=UNTOLD)
+    return result
 
 
 def of_tokens(subject: EngineSubject, prompt: int, before: Prefix, token: int, expected: int) -> GreedyDivergence:
@@ -114,6 +132,48 @@ def forced(subject: EngineSubject, target: Model, prompt: int, output: Sequence[
             GreedyDivergence(name, at, token, best, NEAR_TIE if near else BUG, gap, best in ends, token in ends)
         )
     return result
+
+
+def forced_text(subject: EngineSubject, target: Model, prompt: int, output: ServedOutput) -> list[GreedyDivergence]:
+    """Where the text of an output is not that of greedy decoding by the weights, token by token.
+
+    Tokens that rounding may put first count as near ties where the text goes on with one of them.
+    """
+    ids, ends, name = subject.ids, set(subject.ends), subject.names()[prompt]
+    assert ids is not None, "the prompts have no ids"
+    result: list[GreedyDivergence] = []
+    session, fed, emitted = target.session(), list(ids[prompt]), list[int]()
+    # Some servers count an EOS among an output's tokens.
+    while output.num_tokens is None or len(emitted) < output.num_tokens + output.ended:
+        logits, _ = session.feed(target.ids(fed), 1)
+        row = np.asarray(logits[0].tolist(), dtype=np.float64)
+        best, noise = int(row.argmax()), noise_of_row(subject, row)
+        close = [int(each) for each in np.argsort(-row, kind="stable") if row[best] - row[each] <= noise]
+        said = subject.prepared.pair.text.decode(emitted)
+        done = said == output.text
+        if done and output.num_tokens is None and not output.ended:
+            break
+        fitting = [
+            each for each in close
+            if (done and output.ended if each in ends else _continues(subject, emitted, each, output.text))
+        ]  # fmt: skip
+        if not fitting:
+            result.append(GreedyDivergence(name, len(said), None, None, BUG, of_end=best in ends))
+            break
+        token = fitting[0]
+        if token != best:
+            gap = float(row[best] - row[token])
+            result.append(GreedyDivergence(name, len(emitted), token, best, NEAR_TIE, gap, best in ends, token in ends))
+        if token in ends:
+            break
+        emitted.append(token)
+        fed = [token]
+    return result
+
+
+def _continues(subject: EngineSubject, emitted: Sequence[int], token: int, text: str) -> bool:
+    """True if a text begins with these tokens and this one; of a character in several tokens, with what is whole."""
+    return text.startswith(subject.prepared.pair.text.decode([*emitted, token]).rstrip("\ufffd"))
 
 
 def summed(divergences: Sequence[GreedyDivergence], subject: EngineSubject) -> str:

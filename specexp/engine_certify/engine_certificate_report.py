@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -32,6 +33,8 @@ def text(certificate: EngineCertificate, config: EngineCertificateConfig) -> str
     lines += ["", *(line for each in certificate.compared for line in textwrap.wrap(each, WIDTH))]
     for finding in certificate.findings:
         lines += ["", *textwrap.wrap(f"found: {said(finding.sentence, finding.plain_too, config)}", WIDTH)]
+    if alone := unattributed(certificate, config):
+        lines += ["", *textwrap.wrap(alone, WIDTH)]
     lines += ["", *textwrap.wrap(f"verdict: {certificate.verdict.upper()}: {certificate.reason}", WIDTH)]
     return "\n".join(lines)
 
@@ -41,6 +44,13 @@ def said(sentence: str, plain_too: bool, config: EngineCertificateConfig) -> str
     if plain_too and config.against is not None:
         return f"{sentence} Plain decoding ({config.against.method}) does it, too: it is not speculation."
     return sentence
+
+
+def unattributed(certificate: EngineCertificate, config: EngineCertificateConfig) -> str:
+    """That nothing tells who does what was found, as a sentence; "" if something does, or if nothing was."""
+    if config.against is not None or not certificate.findings:
+        return ""
+    return "No plain endpoint was named by against: the server may do this without speculation as well."
 
 
 def headline(config: EngineCertificateConfig) -> str:
@@ -79,13 +89,19 @@ def write_json(folder: OutputFolder, written: Mapping[str, Any]) -> None:
     folder.write_json(FILE, written)
 
 
-def write_page(folder: OutputFolder, certificate: EngineCertificate, written: Mapping[str, Any]) -> None:
+def write_page(
+    folder: OutputFolder, certificate: EngineCertificate, config: EngineCertificateConfig, written: Mapping[str, Any]
+) -> None:  # fmt: skip
     """Write certificate.html: the verdict, what was found, and every check with its numbers. Raises OutputError."""
     loader = ChoiceLoader([PackageLoader("specexp.engine_certify"), PackageLoader("specexp.judge_comparison")])
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page = environment.get_template("certificate.html").render(certificate=certificate, written=written)
+    names = "|".join(re.escape(name) for name in written["engines"])
+    starts = re.compile(rf" (?=(?:{names})[:,] )")
+    page = environment.get_template("certificate.html").render(
+        certificate=certificate, written=written, alone=unattributed(certificate, config), by_engine=starts.split
+    )
     write_whole(folder.path / PAGE, mask(page))
 
 

@@ -17,15 +17,15 @@ from specexp.certify.chi_square import Prefix
 from specexp.engine_certify import next_tokens
 from specexp.engine_certify.engine_certificate_config import EngineCertificateConfig
 from specexp.engine_certify.next_tokens import NextTokens, Rows
-from specexp.engine_certify.served_output import ServedOutput, read
-from specexp.engines.body import Prompt, Sampling, Wanted
+from specexp.engine_certify.served_output import ServedOutput, ends_of, has_tokenizer, read, tokens_of
+from specexp.engines.body import ALL_OFF, Prompt, Sampling, Wanted
 from specexp.engines.client import EngineClient, Offer
 from specexp.engines.responses import Refused
 from specexp.engines.served_methods import ServedMethod
 from specexp.evaluation.equality import noise_of
 from specexp.evaluation.preparation import Prepared
 from specexp.lm.model import Model
-from specexp.pair.tokenization import TokenizerText, ToyText, after_system, joined
+from specexp.pair.tokenization import after_system, joined
 from specexp.storage.journal import Journal, Key
 
 TOGETHER = 8  # requests in flight, unless a check needs another number
@@ -141,8 +141,17 @@ class EngineSubject:
             prompt_of(self.prepared, engine.method, request.prompt, engine.by_ids, request.after), request.sampling,
             replace(wanted, top_logprobs=top, tokens_as_ids=wanted.tokens_as_ids and top > 0), engine.method.switch,
         )  # fmt: skip
-        split = None if self.ids is None else lambda text: tokens_of(self.prepared, request.prompt, text)
+        split = None if self.ids is None else lambda text: self.split(request.prompt, request.after, text)
         return read(answer, self.ends, split, request.sampling.stop)
+
+    def split(self, prompt: int, after: Prefix, text: str) -> list[int]:
+        """The tokens of a text that follows a prompt and these tokens."""
+        return tokens_of(self.prepared, prompt, after, text)
+
+    @property
+    def by_text(self) -> bool:
+        """True if an engine gives text alone, which a tokenizer splits."""
+        return self.ids is not None and not all(engine.offer.token_ids for engine in self.engines)
 
     @property
     def rows_are_known(self) -> bool:
@@ -237,13 +246,18 @@ def _examined(role: str, method: ServedMethod, client: EngineClient, prepared: P
     for by_ids in forms:
         prompt = prompt_of(prepared, method, 0, by_ids)
         try:
-            offer = client.offer(prompt, Wanted(top_logprobs=NUM_TOP, tokens_as_ids=True), method.switch)
+            wanted = Wanted(top_logprobs=NUM_TOP, tokens_as_ids=True, verbose=True, off=ALL_OFF)
+            offer = client.offer(prompt, wanted, method.switch)
         except Refused:
             if by_ids:
                 continue
             raise
         answer = client.ask(prompt, Sampling(1), offer.wanted, method.switch)
-        return ExaminedEngine(role, method, client, offer, by_ids, bool(read(answer, (), None).top))
+        tops = offer.logprobs and bool(read(answer, (), None).top)
+        # Most requests ask for no log-probabilities, and some servers give ids with them alone.
+        silent = replace(offer.wanted, top_logprobs=0, tokens_as_ids=False)
+        ids = client.ask(prompt, Sampling(2), silent, method.switch).token_ids
+        return ExaminedEngine(role, method, client, replace(offer, token_ids=ids is not None), by_ids, tops)
     raise AssertionError("an engine was asked in no form")
 
 
@@ -256,32 +270,6 @@ def prompt_of(prepared: Prepared, method: ServedMethod, place: int, by_ids: bool
     if method.endpoint.api == "chat":
         return [{"role": each["role"], "content": each["content"]} for each in messages]
     return joined(messages)
-
-
-def has_tokenizer(prepared: Prepared) -> bool:
-    return isinstance(prepared.pair.text, TokenizerText | ToyText)
-
-
-def ends_of(prepared: Prepared) -> tuple[int, ...]:
-    text = prepared.pair.text
-    if prepared.pair.eos_ids or not isinstance(text, TokenizerText):
-        return tuple(prepared.pair.eos_ids)
-    end = text.tokenizer.eos_token_id
-    return () if end is None else (int(end),)
-
-
-def tokens_of(prepared: Prepared, place: int, text: str) -> list[int]:
-    """The ids of an output's text: what its prompt's ids are followed by, if the two do not join."""
-    known = prepared.pair.text
-    if not isinstance(known, TokenizerText):  # the toy's text is its ids
-        return [int(word) for word in text.split()]
-    if not known.chat:
-        prompt = prepared.prompts[place]
-        messages = prepared.examples[place].messages()
-        whole = known.encode([*messages[:-1], {**messages[-1], "content": messages[-1]["content"] + text}])
-        if whole[: len(prompt)] == prompt:
-            return whole[len(prompt) :]
-    return [int(token) for token in known.tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
 def facts_of(subject: EngineSubject) -> Mapping[str, Any]:

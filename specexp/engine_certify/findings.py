@@ -15,6 +15,7 @@ from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, SKIPP
 TEMPERATURE_IGNORED = "temperature ignored"
 GREEDY_ABOVE = "greedy above a temperature"
 TOP_P_FIRST = "top-p before temperature"
+DEFAULTS = "sampling defaults of its own"
 TOP_P_IGNORED, TOP_K_IGNORED, MIN_P_IGNORED = "top-p ignored", "top-k ignored", "min-p ignored"
 BIASED = "biased"
 NOT_PLAIN = "not plain decoding"
@@ -36,6 +37,7 @@ FOLLOWS: Mapping[str, frozenset[str]] = {
     TOKENS_REPLACED: frozenset({NOT_DETERMINISTIC, CHANGED_BY_LOAD, SEED_IGNORED, BIASED, EOS_SWALLOWED, ENDED_EARLY,
                                 STOP_IGNORED, BIAS_IGNORED, NOT_PLAIN}),
     GREEDY_ABOVE: frozenset({BIASED, TOP_K_IGNORED, TOP_P_IGNORED, MIN_P_IGNORED}),
+    DEFAULTS: frozenset({BIASED}),
     NOT_DETERMINISTIC: frozenset({CHANGED_BY_LOAD}),
     EOS_SWALLOWED: frozenset({NOT_PLAIN}),
     ENDED_EARLY: frozenset({NOT_PLAIN}),

@@ -8,7 +8,7 @@ replaced token is then compared, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, SKIPPED, Check, count
 from specexp.engine_certify import divergences, findings
@@ -61,6 +61,10 @@ def check_against(subject: EngineSubject, outputs: GreedyOutputs, tick: Tick) ->
             swallowed = plain.ended and not output.ended and output.text.startswith(plain.text)
             different = None if swallowed else divergences.first(subject, prompt, output.text, plain.text)
             each = [different] if different else []
+        elif output.split or plain.split:
+            by = "text"
+            different = divergences.between(subject, prompt, replace(output, tokens=one), replace(plain, tokens=other))
+            each = [different] if different and not _goes_on(output, plain) else []
         else:
             each = _resumed(subject, subject.against, prompt, one, other, tick)
         equal += not each
@@ -105,6 +109,8 @@ def check_weights(subject: EngineSubject, outputs: GreedyOutputs) -> Check:
     equal = 0
     for prompt, tokens in enumerate(read):
         each = divergences.forced(subject, target, prompt, tokens) if tokens else []
+        if outputs.engine[prompt].split and any(one.kind == BUG for one in each):
+            each = divergences.forced_text(subject, target, prompt, outputs.engine[prompt])
         equal += not each
         found += each
     number = sum(len(tokens or ()) for tokens in read)

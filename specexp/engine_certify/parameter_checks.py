@@ -1,22 +1,22 @@
 """Whether temperature, top-p, top-k and min-p are obeyed, with speculation and without it.
 
-Outputs are sampled with one parameter that makes a difference at a place, and compared with what they must follow, and
-with what they follow if it is ignored or applied in another order. The place and the value are those at which
-the fewest samples tell these apart.
+Outputs are sampled with one parameter that makes a difference at a place, and compared with what they must follow. The
+place and the value are those at which the fewest samples tell them from what they follow if it is ignored or applied in
+another order. Outputs that are not as they must be are followed by more, which tell what the engine does instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specexp.certify import chi_square
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, SKIPPED, Check
-from specexp.engine_certify import bias_power
+from specexp.engine_certify import bias_power, findings
 from specexp.engine_certify.engine_subject import EngineRequest, EngineSubject, ExaminedEngine, Tick
 from specexp.engine_certify.findings import Finding, made, worst
 from specexp.engine_certify.next_tokens import Unknowable, Warping
-from specexp.engine_certify.sample_check import FIT, LEVEL, Alternative, alternatives_of, draw, explain
+from specexp.engine_certify.sample_check import AMBIGUOUS, FIT, LEVEL, alternatives_of, draw, explain, small
 from specexp.engine_certify.sampled_places import SampledPlace, SampledTarget, sampling_of, target_of
 from specexp.engines.responses import Refused
 
@@ -26,19 +26,23 @@ VARIANTS: dict[str, tuple[Warping, ...]] = {
     TEMPERATURE: (Warping(COLD),),
     TOP_P: tuple(Warping(COLD, top_p=top_p) for top_p in (0.9, 0.8, 0.7, 0.6, 0.5)),
     TOP_K: tuple(Warping(1.0, top_k=top_k) for top_k in (2, 3, 5)),
-    MIN_P: tuple(Warping(1.0, min_p=min_p) for min_p in (0.2, 0.1, 0.3)),
+    MIN_P: tuple(Warping(1.0, min_p=min_p) for min_p in (0.2, 0.1, 0.3, 0.5, 0.7)),
 }
 FEWEST, MOST = 100, 2000  # samples
-PLACES = 3  # that are tried
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterPlan:
-    """How one parameter is checked; `target` is None if no place and value tell it from being ignored."""
+    """How one parameter is checked; `target` is None if no place and value tell it from being ignored.
+
+    `samples` tell whether it is obeyed, `naming` what is done instead.
+    """
 
     name: str
     target: SampledTarget | None
     samples: int
+    naming: int = MOST
+    ambiguous: bool = False  # that a place was left out, since texts do not tell the tokens there
 
 
 def level_of(subject: EngineSubject) -> float:
@@ -47,29 +51,35 @@ def level_of(subject: EngineSubject) -> float:
 
 def plan(subject: EngineSubject, places: Sequence[SampledPlace], name: str) -> ParameterPlan:
     """The place and the value with which the fewest samples tell that a parameter is not obeyed."""
-    best = ParameterPlan(name, None, MOST + 1)
-    for place in places[:PLACES]:
+    best, ambiguous = ParameterPlan(name, None, MOST + 1, MOST + 1), False
+    for place in places:
         for warping in VARIANTS[name]:
             target = target_of(subject, place, warping)
-            needed = MOST + 1 if target is None else _needed(target, level_of(subject))
-            if needed < best.samples:
-                best = ParameterPlan(name, target, needed)
-    return ParameterPlan(name, best.target, max(FEWEST, best.samples)) if best.target else best
+            if target is None:
+                continue
+            needed, naming = _needed(target, level_of(subject))
+            if not target.tells(max(FEWEST, needed)):
+                ambiguous = True
+            elif needed <= MOST and (naming, needed) < (best.naming, best.samples):
+                best = ParameterPlan(name, target, max(FEWEST, needed), max(FEWEST, naming))
+    return replace(best, ambiguous=ambiguous)
 
 
-def _needed(target: SampledTarget, level: float) -> int:
-    """Samples that tell all alternatives from what must be, and, if that takes no more than MOST, from each other."""
+def _needed(target: SampledTarget, level: float) -> tuple[int, int]:
+    """Samples that tell all alternatives from what must be; and that tell them from each other, MOST at most."""
     others = []
-    for _, warping, _ in alternatives_of(target.warping):
+    for name, warping, _ in alternatives_of(target.warping):
+        if name == findings.DEFAULTS:  # of few servers, which need not be told from everything else
+            continue
         try:
             others.append(target.under(warping))
         except Unknowable:
             continue
-    needed = [bias_power.samples_to_tell(target.fair, other, level) for other in others]
+    needed = max((bias_power.samples_to_tell(target.fair, other, level) for other in others), default=0)
     apart = [
         min(MOST, bias_power.samples_to_tell(one, other, FIT)) for one in others for other in others if one is not other
     ]
-    return max([*needed, *apart], default=0)
+    return needed, max([needed, *apart])
 
 
 def num_requests(subject: EngineSubject, plans: Sequence[ParameterPlan]) -> int:
@@ -85,13 +95,15 @@ def check(subject: EngineSubject, planned: ParameterPlan, tick: Tick) -> Check:
         why = "at no place do so few samples tell whether it is obeyed"
         if not subject.rows_are_known:
             why = subject.why_no_rows
+        elif planned.ambiguous:
+            why = AMBIGUOUS
         if all(_is_refused(subject, engine, name) for engine in subject.engines):
             return made(name, SKIPPED, f"the server refuses {name}.")
         return made(name, INCONCLUSIVE, f"it cannot be told: {why}.")
     sentences, verdicts, named, numbers = [], [], [], {}
     for engine in subject.engines:
         try:
-            verdict, words, finding, p = _one(subject, engine, planned.target, planned.samples, name, tick)
+            verdict, words, finding, p = _one(subject, engine, planned, planned.target, tick)
         except Refused:
             verdict, words, finding, p = SKIPPED, f"the server refuses {name}.", None, 1.0
         sentences.append(f"{engine.name}: {words}")
@@ -113,13 +125,16 @@ def _is_refused(subject: EngineSubject, engine: ExaminedEngine, name: str) -> bo
 
 
 def _one(
-    subject: EngineSubject, engine: ExaminedEngine, target: SampledTarget, samples: int, name: str, tick: Tick
+    subject: EngineSubject, engine: ExaminedEngine, planned: ParameterPlan, target: SampledTarget, tick: Tick
 ) -> tuple[str, str, Finding | None, float]:  # fmt: skip
+    name, samples = planned.name, planned.samples
     counts = draw(subject, engine, target, name, samples, tick)
     p = chi_square.compare(counts, target.fair).p
     if p >= level_of(subject):
         words = f"{name} is obeyed: {samples:,} outputs at {target.warping} follow what it makes of the distribution"
         return PASSED, f"{words} (p {p:.2g}).", None, p
-    possible: list[Alternative] = alternatives_of(target.warping)
-    finding = explain([target], [counts], possible)
-    return FAILED, f"{finding.sentence} ({samples:,} outputs at {target.warping}, p {p:.1e})", finding, p
+    words = f"({samples:,} outputs at {target.warping}, p {small(p)})"
+    if planned.naming > samples:
+        counts = draw(subject, engine, target, name, planned.naming, tick)
+    finding = explain([target], [counts], alternatives_of(target.warping))
+    return FAILED, f"{finding.sentence} {words}", finding, p

@@ -146,9 +146,15 @@ def _tilted(subject: EngineSubject, engine: ExaminedEngine, whole: list[ServedOu
     wrong = 0
     for request, answer in zip(asked, subject.ask(engine, asked, tick, together=1), strict=True):
         ((token, value),) = request.sampling.logit_bias.items()
-        came = bool(answer.tokens) and answer.tokens is not None and answer.tokens[0] == token
-        wrong += came == (value < 0)
+        wrong += came(subject, answer, token) == (value < 0)
     if wrong:
         words = f"logit_bias is ignored in {wrong} of {count(len(asked), 'request')}."
         return FAILED, words, findings.BIAS_IGNORED
     return PASSED, f"logit_bias is obeyed in {count(len(asked), 'request')} that ban or force a first token.", ""
+
+
+def came(subject: EngineSubject, answer: ServedOutput, token: int) -> bool:
+    """True if an output of one token is this one: by its text where a text is all there is."""
+    if answer.split:
+        return answer.text.strip() == subject.decode([token]).strip()
+    return bool(answer.tokens) and answer.tokens is not None and answer.tokens[0] == token

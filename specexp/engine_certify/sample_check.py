@@ -26,6 +26,12 @@ NAME = "samples"
 LEVEL = 5e-5  # of all places together; the checks of parameters have as much
 FIT = 1e-4  # an explanation fits unless a test rejects it at this level
 CONFIDENCE = 1e-3  # with which a bias is at least as large as it is said to be
+TINY = 1e-300
+AMBIGUOUS = "with text alone it could not be checked, since too many outputs have the text of other tokens"
+# What servers do where a request is silent, if they do not let it say that it wants nothing.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama.cpp": {"top_k": 40, "top_p": 0.95, "min_p": 0.05}, "transformers": {"top_k": 50},
+}  # fmt: skip
 Array = np.ndarray[Any, Any]
 
 
@@ -36,6 +42,7 @@ class SamplingPlan:
     targets: Sequence[SampledTarget]
     needed: int  # samples at each place that the wanted bias needs
     samples: int
+    ambiguous: bool = False  # that a place was left out, since texts do not tell the tokens there
 
 
 def warping_of(subject: EngineSubject) -> Warping:
@@ -47,11 +54,14 @@ def plan(subject: EngineSubject, places: Sequence[SampledPlace]) -> SamplingPlan
     """Choose places, and say how many samples the wanted bias needs."""
     config = subject.config
     targets: list[SampledTarget] = []
+    ambiguous = False
     for place in places:
         if len(targets) < PLACES and (target := target_of(subject, place, warping_of(subject))) is not None:
-            targets.append(target)
+            number = config.samples or bias_power.samples_needed(len(target.cells.names), config.bias, LEVEL / PLACES)
+            ambiguous = ambiguous or not target.tells(number)
+            targets += [target] if target.tells(number) else []
     if not targets:
-        return SamplingPlan((), 0, 0)
+        return SamplingPlan((), 0, 0, ambiguous)
     level = LEVEL / len(targets)
     needed = max(
         bias_power.samples_needed(len(target.cells.names), config.bias, level) for target in targets
@@ -95,6 +105,8 @@ def check_samples(subject: EngineSubject, planned: SamplingPlan, tick: Tick) -> 
         why = "the model is too sure of its tokens here, or rounding may move a cut; set another temperature or top_p"
         if not subject.rows_are_known:
             why = subject.why_no_rows
+        elif planned.ambiguous:
+            why = AMBIGUOUS
         return made(NAME, INCONCLUSIVE, f"it cannot be told: {why}.")
     engine, samples, bias = subject.engine, planned.samples, subject.config.bias
     counts = [
@@ -130,10 +142,10 @@ def check_samples(subject: EngineSubject, planned: SamplingPlan, tick: Tick) -> 
     )
     if min(adjusted) < LEVEL:
         found = explain(planned.targets, counts, alternatives_of(warping_of(subject)))
-        words = f"{where}: p {min(adjusted):.1e} is below {LEVEL:g}. {found.sentence}"
+        words = f"{where}: p {small(min(adjusted))} is below {LEVEL:g}. {found.sentence}"
         return made(NAME, FAILED, words, [found], numbers, places=details)
     words = f"{where}: p {min(adjusted):.2g}, level {LEVEL:g}. "
-    planted = f"a bias of {bias:g} that is planted in them is {{}} (p {control:.1e})"
+    planted = f"a bias of {bias:g} that is planted in them is {{}} (p {small(control)})"
     if samples < planned.needed or control >= LEVEL:
         words += (
             f"No bias is seen, but so many samples surely find one of {surely:.2g} and more only, and"
@@ -143,6 +155,11 @@ def check_samples(subject: EngineSubject, planned: SamplingPlan, tick: Tick) -> 
         return made(NAME, INCONCLUSIVE, words, (), numbers, places=details)
     words += f"A bias of {surely:.2g} and more would surely be found; {planted.format('found')}."
     return made(NAME, PASSED, words, (), numbers, places=details)
+
+
+def small(p: float) -> str:
+    """A p that is far below a level."""
+    return f"{p:.1e}" if p > TINY else f"below {TINY:g}"
 
 
 def _cells(subject: EngineSubject, target: SampledTarget, counts: Array) -> list[dict[str, Any]]:
@@ -186,6 +203,12 @@ def alternatives_of(warping: Warping) -> list[Alternative]:
         add(findings.TOP_K_IGNORED, f"top-k is ignored: outputs at {warping.top_k} are those without it.", top_k=0)
     if warping.min_p:
         add(findings.MIN_P_IGNORED, f"min-p is ignored: outputs at {warping.min_p:g} are those without it.", min_p=0.0)
+    for server, default in DEFAULTS.items():
+        silent = {name: value for name, value in default.items() if getattr(warping, name) == getattr(Warping(), name)}
+        if silent:
+            words = " and ".join(f"{name.replace('_', '-')} {value:g}" for name, value in silent.items())
+            sentence = f"it samples with {words} where the request sets none, as {server} does."
+            add(findings.DEFAULTS, sentence, **silent)
     add(
         findings.GREEDY_ABOVE,
         f"it is greedy above a temperature: all outputs at {temperature:g} are the greedy one.",

@@ -30,6 +30,8 @@ TRIED = 6
 PROMPTS = 8  # whose outputs are searched for places
 FAR = 24  # tokens of an output up to which places are
 _CELLS = 100  # samples for which cells are made: of 5 and more each
+UNSEEN = 0.5  # of chi-square, that splitting texts may add
+LOOKED_AT, FOLLOWED = 2e-4, 0.01  # shares of outputs whose tokens are split again, and whose next tokens are
 # How far cuts must be from the tokens next to them, by what the engine computes in.
 MARGIN = {"float64": 1e-4, "float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
 
@@ -45,11 +47,23 @@ class SampledPlace:
 
 @dataclass(frozen=True, slots=True)
 class SampledTarget:
-    """The exact distribution of what follows a place where outputs are sampled like this, in cells."""
+    """The exact distribution of what follows a place where outputs are sampled like this, in cells.
+
+    `moved` is the share of outputs whose texts are split into other tokens than they were emitted as.
+    """
 
     place: SampledPlace
     warping: Warping
     cells: Cells
+    moved: float = 0.0
+
+    def tells(self, samples: int) -> bool:
+        """True if so many outputs would not show what splitting texts moves from one cell to another."""
+        if not self.moved:
+            return True
+        least = float(self.fair.min())
+        # In a cell that expects few outputs, or none at all, a single one shows.
+        return samples * least >= chi_square.LEAST_EXPECTED and samples * self.moved**2 / least < UNSEEN
 
     @property
     def fair(self) -> Array:
@@ -128,7 +142,30 @@ def target_of(subject: EngineSubject, place: SampledPlace, warping: Warping) -> 
         cells = chi_square.split(row, LENGTH, subject.ends, _CELLS)
     except Unknowable:
         return None
-    return None if near or len(cells.names) < 2 else SampledTarget(place, warping, cells)
+    if near or len(cells.names) < 2:
+        return None
+    return SampledTarget(place, warping, cells, moved_by_text(subject, place, warping) if subject.by_text else 0.0)
+
+
+def moved_by_text(subject: EngineSubject, place: SampledPlace, warping: Warping) -> float:
+    """The share of outputs whose first tokens are others when a tokenizer makes them of their text.
+
+    Of tokens that few outputs have, no more is looked at.
+    """
+    moved = 0.0
+    todo: list[tuple[Prefix, float]] = [((), 1.0)]
+    while todo:
+        prefix, mass = todo.pop()
+        p = mass * place.rows(prefix).warped(warping)
+        for token in np.flatnonzero(p >= LOOKED_AT).tolist():
+            behind = (*prefix, token)
+            if token in subject.ends:
+                continue
+            if subject.split(place.prompt, place.after, subject.prepared.pair.text.decode(behind)) != list(behind):
+                moved += float(p[token])
+            elif len(behind) < LENGTH and p[token] >= FOLLOWED:
+                todo.append((behind, float(p[token])))
+    return moved
 
 
 def sampling_of(warping: Warping, seed: int | None, tokens_given: bool) -> Sampling:

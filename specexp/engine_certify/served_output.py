@@ -1,4 +1,8 @@
-"""One output of a served engine, as it is compared: its tokens with their end, else its text."""
+"""One output of a served engine, as it is compared: its tokens with their end, else its text.
+
+Where a server gives text alone, a tokenizer splits it. A model may emit the same text in other tokens, so that such
+tokens are those of the text and not surely the ones that were emitted: `split` says so.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from specexp.certify.chi_square import Prefix
 from specexp.engines import acceptance
 from specexp.engines.acceptance import DraftCounts
 from specexp.engines.stream import Answer
+from specexp.evaluation.preparation import Prepared
+from specexp.pair.tokenization import TokenizerText, ToyText
 
 TOKEN_ID = "token_id:"  # how vLLM names a token of its log-probabilities by its id
 
@@ -26,6 +33,7 @@ class ServedOutput:
     num_tokens: int | None
     top: tuple[dict[int, float], ...] = ()
     drafts: DraftCounts | None = None
+    split: bool = False  # that a tokenizer made the tokens of the text
 
     @property
     def compared(self) -> tuple[int, ...] | str:
@@ -44,6 +52,7 @@ class ServedOutput:
                 drafts.source, drafts.num_drafted, drafts.num_accepted, drafts.num_rounds, list(drafts.by_position),
                 drafts.num_calls,
             ],
+            "split": self.split,
         }  # fmt: skip
 
     @classmethod
@@ -56,6 +65,7 @@ class ServedOutput:
             given["num_tokens"],
             tuple({int(token): value for token, value in each} for each in given["top"]),
             None if drafts is None else _counts(*drafts),
+            given["split"],
         )
 
 
@@ -67,9 +77,9 @@ def _counts(
 
 
 def read(
-    answer: Answer, ends: Sequence[int], tokens_of: Callable[[str], list[int]] | None, stops: Sequence[str] = ()
+    answer: Answer, ends: Sequence[int], splitter: Callable[[str], list[int]] | None, stops: Sequence[str] = ()
 ) -> ServedOutput:
-    """What an answer says. `tokens_of` splits a text into tokens where the server gives no ids.
+    """What an answer says. `splitter` splits a text into tokens where the server gives no ids.
 
     A server may leave the EOS out of its ids; `ends` are all that end an output, of which the first is written.
     """
@@ -77,15 +87,16 @@ def read(
     ids = answer.token_ids
     if ids is None and answer.text == "" and ended:
         ids = []
-    if ids is None and tokens_of is not None:
-        ids = tokens_of(answer.text)
+    split = False
+    if ids is None and splitter is not None:
+        ids, split = splitter(answer.text), True
     if ids is not None and ends:
         ids = [ends[0] if token in ends else token for token in ids]
         if ended and not stops and (not ids or ids[-1] != ends[0]):
             ids.append(ends[0])
     return ServedOutput(
         answer.text, None if ids is None else tuple(ids), ended, answer.num_tokens, tuple(_tops(answer)),
-        acceptance.of_answer(answer),
+        acceptance.of_answer(answer), split,
     )  # fmt: skip
 
 
@@ -97,3 +108,30 @@ def _tops(answer: Answer) -> list[dict[int, float]]:
     if not tops or not all(name.startswith(TOKEN_ID) for each in tops for name in each):
         return []
     return [{int(name.removeprefix(TOKEN_ID)): value for name, value in each.items()} for each in tops]
+
+
+def has_tokenizer(prepared: Prepared) -> bool:
+    return isinstance(prepared.pair.text, TokenizerText | ToyText)
+
+
+def ends_of(prepared: Prepared) -> tuple[int, ...]:
+    text = prepared.pair.text
+    if prepared.pair.eos_ids or not isinstance(text, TokenizerText):
+        return tuple(prepared.pair.eos_ids)
+    end = text.tokenizer.eos_token_id
+    return () if end is None else (int(end),)
+
+
+def tokens_of(prepared: Prepared, place: int, after: Prefix, text: str) -> list[int]:
+    """The ids of an output's text: what the ids of its prompt and of `after` are followed by, if these do not join."""
+    known = prepared.pair.text
+    if not isinstance(known, TokenizerText):  # the toy's text is its ids
+        return [int(word) for word in text.split()]
+    if not known.chat:
+        prompt = [*prepared.prompts[place], *after]
+        messages = prepared.examples[place].messages()
+        behind = messages[-1]["content"] + (known.decode(after) if after else "") + text
+        whole = known.encode([*messages[:-1], {**messages[-1], "content": behind}])
+        if whole[: len(prompt)] == prompt:
+            return whole[len(prompt) :]
+    return [int(token) for token in known.tokenizer(text, add_special_tokens=False)["input_ids"]]

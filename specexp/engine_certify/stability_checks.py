@@ -68,7 +68,7 @@ def _compared(
         again, before = subject.ask(engine, asked, tick, together), outputs.of(engine)
         found: list[GreedyDivergence] = []
         for request, output in zip(asked, again, strict=True):
-            each = divergences.first(subject, request.prompt, output.compared, before[request.prompt].compared)
+            each = divergences.between(subject, request.prompt, output, before[request.prompt])
             found += [each] if each else []
         equal = len(asked) - len(found)
         bugs = [each for each in found if each.kind == BUG]

@@ -2,8 +2,8 @@
 
 vLLM: counters of /metrics, of all requests since it began (`vllm:spec_decode_num_drafts_total`, ...), or of one request
 with `--per-request-spec-decode-metrics`. SGLang: `meta_info` of each choice, whose names differ by version. llama.cpp:
-`timings.draft_n` and `draft_n_accepted`. A server of this project: `usage.drafted`, `accepted` and
-`target_calls`.
+`timings.draft_n` and `draft_n_accepted`, and vLLM's counters under its own name where it serves /metrics. A server of
+this project: `usage.drafted`, `accepted` and `target_calls`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from specexp.engines.stream import Answer
 
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? ([^ ]+)(?: -?\d+)?$")
 _POSITION = re.compile(r'(?:^|,)position="(\d+)"')
-_PREFIX = "vllm:spec_decode_num_"
+_COUNTER = re.compile(r"(vllm|llamacpp):spec_decode_num_(\w+)")
+_SERVERS = {"vllm": "vLLM", "llamacpp": "llama.cpp"}
 # Names of SGLang's counts, newest first; a pair counts only if both are there.
 _SGLANG = (
     ("spec_num_correct_drafts", "spec_num_proposed_drafts"),
@@ -128,11 +129,11 @@ def total(each: Sequence[DraftCounts]) -> DraftCounts | None:
 
 
 def of_counters(before: str, after: str) -> DraftCounts | None:
-    """Return what vLLM counted between two readings of its /metrics; None if it counts no drafts.
+    """Return what vLLM or llama.cpp counted between two readings of its /metrics; None if it counts no drafts.
 
     Other clients' requests are in it, too. A counter that fell means that the server began anew: then also None.
     """
-    first, second = _samples(before), _samples(after)
+    first, (server, second) = _samples(before)[1], _samples(after)
     if not all((name, None) in second for name in ("drafts", "draft_tokens", "accepted_tokens")):
         return None
     grown = {key: value - first.get(key, 0) for key, value in second.items()}
@@ -141,23 +142,25 @@ def of_counters(before: str, after: str) -> DraftCounts | None:
     positions = sorted(place for name, place in grown if name == "accepted_tokens_per_pos" and place is not None)
     by_position = tuple(grown["accepted_tokens_per_pos", place] for place in positions)
     drafted, accepted = grown["draft_tokens", None], grown["accepted_tokens", None]
-    return DraftCounts("vLLM /metrics", drafted, accepted, grown["drafts", None], by_position)
+    return DraftCounts(f"{server} /metrics", drafted, accepted, grown["drafts", None], by_position)
 
 
-def _samples(text: str) -> dict[tuple[str, int | None], int]:
-    """Return vLLM's counters of drafts by name and position, summed over engines and models."""
-    result: dict[tuple[str, int | None], int] = {}
+def _samples(text: str) -> tuple[str, dict[tuple[str, int | None], int]]:
+    """Return whose counters of drafts these are, and them by name and position, summed over engines and models."""
+    server, result = "", dict[tuple[str, int | None], int]()
     for line in text.splitlines():
         match = _SAMPLE.match(line.strip())
-        if match is None or not match[1].startswith(_PREFIX):
+        counter = None if match is None else _COUNTER.fullmatch(match[1])
+        if match is None or counter is None:
             continue
-        name = match[1].removeprefix(_PREFIX).removesuffix("_total")
+        name = counter[2].removesuffix("_total")
         if name.endswith("_created"):  # when the counter began, in seconds
             continue
         place = _POSITION.search(match[2] or "")
         key = name, int(place[1]) if place else None
+        server = _SERVERS[counter[1]]
         result[key] = result.get(key, 0) + int(float(match[3]))
-    return result
+    return server, result
 
 
 def _of_vllm(metrics: Mapping[str, Any]) -> DraftCounts | None:

@@ -13,6 +13,11 @@ from typing import Any
 from specexp.engines.endpoint import Api, Endpoint
 
 FEWEST_TOP = 5  # log-probabilities that OpenAI's completions give at most
+Off = tuple[tuple[str, float], ...]
+# What turns a setting off. Servers have defaults of their own where a request is silent (llama.cpp: top-k 40, top-p
+# 0.95, min-p 0.05). All tokens are top-k -1 or 0: SGLang refuses 0, llama-cpp-python -1.
+OFF: Mapping[str, tuple[float, ...]] = {"top_p": (1.0,), "top_k": (-1, 0), "min_p": (0.0,)}
+ALL_OFF: Off = tuple((name, values[0]) for name, values in OFF.items())
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]  # a text or ids; of chat, messages
 
 
@@ -48,18 +53,25 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked for besides the text: ids, the `top_logprobs` likeliest tokens, and counts of tokens and drafts."""
+    """What is asked for besides the text: ids, the `top_logprobs` likeliest tokens, and counts of tokens and drafts.
+
+    `off` is what a request says of the settings that its sampling leaves off.
+    """
 
     token_ids: bool = True
     top_logprobs: int = 0  # 0: no log-probabilities
     usage: bool = True
     meta_info: bool = True  # SGLang's counts of drafts
     tokens_as_ids: bool = False  # that log-probabilities name tokens by their ids, as `token_id:5` (vLLM)
+    verbose: bool = False  # llama.cpp's token ids, which it gives no other way for accepted drafts
+    off: Off = ()
 
     def fields(self, api: Api) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        if self.token_ids:  # vLLM and SGLang; llama.cpp ignores it and has ids among its log-probabilities
+        if self.token_ids:  # vLLM and SGLang
             result["return_token_ids"] = True
+        if self.verbose:
+            result["verbose"] = True
         if self.meta_info:
             result["return_meta_info"] = True
         if self.top_logprobs and api == "chat":
@@ -77,12 +89,15 @@ class Wanted:
         tried = [
             replace(self, meta_info=False),
             *(
-                Wanted(token_ids, top, usage, meta_info=False, tokens_as_ids=self.tokens_as_ids and token_ids)
+                replace(
+                    self, token_ids=token_ids, top_logprobs=top, usage=usage, meta_info=False,
+                    tokens_as_ids=self.tokens_as_ids and token_ids,
+                )
                 for top in dict.fromkeys((self.top_logprobs, min(self.top_logprobs, FEWEST_TOP), 0))
                 for token_ids in (self.token_ids, False)
                 for usage in (self.usage, False)
             ),
-        ]
+        ]  # fmt: skip
         return [each for each in dict.fromkeys(tried) if each != self]
 
 
@@ -92,8 +107,8 @@ def body_of(
     """Return a streaming request. `switch` is what turns speculation on or off, where a server takes it by request."""
     asked = {"messages": list(prompt)} if endpoint.api == "chat" else {"prompt": _plain(prompt)}
     return {
-        "model": endpoint.model, **asked, "stream": True, **sampling.fields(), **wanted.fields(endpoint.api),
-        **(switch or {}),
+        "model": endpoint.model, **asked, "stream": True, **dict(wanted.off), **sampling.fields(),
+        **wanted.fields(endpoint.api), **(switch or {}),
     }  # fmt: skip
 
 

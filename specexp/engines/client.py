@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx2
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
-from specexp.engines.body import Prompt, Sampling, Wanted, body_of
+from specexp.engines.body import OFF, Prompt, Sampling, Wanted, body_of
 from specexp.engines.endpoint import Endpoint
 from specexp.engines.responses import (
     OK,
@@ -105,7 +105,11 @@ class EngineClient:
         """Find out what the server gives: ask for a few tokens with everything wanted, then with less and less."""
         sampling = Sampling(max_tokens=TRIAL_TOKENS)
         refusal: Refused | None = None
-        for each in (wanted, *wanted.fewer()):
+        tried = (wanted, *wanted.fewer())
+        if (wanted.verbose or wanted.off) and not self._takes(prompt, wanted, switch):
+            allowed = self._allowed(prompt, wanted, switch)
+            tried = (allowed, *allowed.fewer())
+        for each in tried:
             try:
                 answer = self.ask(prompt, sampling, each, switch)
             except Refused as error:
@@ -115,6 +119,23 @@ class EngineClient:
             return Offer(each, *has, answer.text)
         assert refusal is not None, "nothing was asked"
         raise refusal
+
+    def _takes(self, prompt: Prompt, wanted: Wanted, switch: Mapping[str, Any] | None) -> bool:
+        try:
+            self.ask(prompt, Sampling(max_tokens=1), wanted, switch)
+        except Refused:
+            return False
+        return True
+
+    def _allowed(self, prompt: Prompt, wanted: Wanted, switch: Mapping[str, Any] | None) -> Wanted:
+        """Of what single servers know, each by itself, so that one which is refused leaves the others."""
+        bare = Wanted(False, 0, False, False)
+        off = []
+        for name, _ in wanted.off:
+            given = [(name, value) for value in OFF[name]]
+            off += [each for each in given if self._takes(prompt, replace(bare, off=(each,)), switch)][:1]
+        verbose = wanted.verbose and self._takes(prompt, replace(bare, verbose=True), switch)
+        return replace(wanted, verbose=verbose, off=tuple(off))
 
     def models(self) -> list[str]:
         """Return the names of the server's models; empty if it does not list them, or cannot: transformers' server

@@ -30,8 +30,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _FIXED = frozenset(
     {"model", "prompt", "messages", "stream", "n", "best_of", "echo"}
     | Sampling(1, 0.5, 1, 0.5, 0.5, 0, ("x",), 1, True, {0: 1.0}).fields().keys()
-    | Wanted(True, 1, True, True, True).fields("completions").keys()
-    | Wanted(True, 1, True, True, True).fields("chat").keys()
+    | Wanted(True, 1, True, True, True, True).fields("completions").keys()
+    | Wanted(True, 1, True, True, True, True).fields("chat").keys()
 )
 
 

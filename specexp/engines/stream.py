@@ -1,8 +1,8 @@
 """Reads the events of a streamed answer, in every form that servers give them: vLLM, SGLang, llama.cpp, transformers.
 
 A chunk is one event's JSON. Text is in `choices[0].text`, of chat in `delta.content`. Token ids are in `token_ids`
-(vLLM, SGLang), `response_token_ids` (SGLang), or in each entry of llama.cpp's `logprobs.content`. What a server says
-about its drafts is kept as it came, for `acceptance.py`.
+(vLLM, SGLang), `response_token_ids` (SGLang), in llama.cpp's `__verbose`, or in each entry of its `logprobs.content`,
+which lacks accepted drafts. What a server says about its drafts is kept as it came, for `acceptance.py`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class Reader:
         if (ids := choice.get("prompt_token_ids") or chunk.get("prompt_token_ids")) is not None:
             answer.prompt_ids = [int(token) for token in ids]
         text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
-        ids = choice.get("token_ids") or choice.get("response_token_ids") or []
+        verbose = chunk.get("__verbose") or {}
+        ids = choice.get("token_ids") or choice.get("response_token_ids") or verbose.get("tokens") or []
         emitted, from_logprobs = self._logprobs_of(choice.get("logprobs") or {})
         ids = ids or from_logprobs
         self._ids += [int(token) for token in ids]

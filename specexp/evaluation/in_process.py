@@ -28,6 +28,10 @@ class Decoding(Protocol):
         """What calls cost relative to each other, for `gamma: auto`; None measures them here."""
         ...
 
+    def log_nodes(self, run: tuple[str, str] | None) -> None:
+        """Log the system metrics of other machines to this run, (id, address of its store), unless it is None."""
+        ...
+
     def explain(self, records: RecordFile) -> Explain | None:
         """What `divergence.examine` takes."""
         ...
@@ -46,6 +50,9 @@ class InProcess:
 
     load_pair = staticmethod(load_pair)
     draft_costs = None
+
+    def log_nodes(self, run: tuple[str, str] | None) -> None:
+        """Nothing: MLflow logs those of this machine."""
 
     def explain(self, records: RecordFile) -> None:
         return None

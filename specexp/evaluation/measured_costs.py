@@ -77,13 +77,17 @@ def with_draft_costs(
     if not adapting:
         return prepared
     most = max(setting.config.max_gamma for setting in adapting)
-    begun = output.read_json(DRAFT_COSTS)
-    if begun is None:
+    costs = saved_costs(output)
+    if costs is None:
         costs = measure(most) if measure is not None else relative_costs(prepared, most)
         output.write_json(DRAFT_COSTS, asdict(costs))
-    else:
-        costs = RelativeCosts.of(begun)
     return adapted(prepared, costs)
+
+
+def saved_costs(output: OutputFolder) -> RelativeCosts | None:
+    """What `with_draft_costs` has written; None if no draft adapts."""
+    begun = output.read_json(DRAFT_COSTS)
+    return None if begun is None else RelativeCosts.of(begun)
 
 
 def relative_costs(prepared: Prepared, most: int) -> RelativeCosts:

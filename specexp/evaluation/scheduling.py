@@ -84,7 +84,7 @@ class Memories:
         label, repeat = jobs[0].setting.config.label, jobs[0].repeat
         if jobs[0].setting.config.suffix_memory != "run":
             return 0.0
-        size = _group_size(self._prepared)
+        size = group_size(self._prepared.experiment.batch)
         group = jobs[0].index - jobs[0].index % size
         memory = self._kept.get(label)
         if memory is None or memory.repeat != repeat or memory.done > group:
@@ -162,9 +162,8 @@ def earlier_texts(prepared: Prepared, records: KnownRecords, job: Job) -> list[s
     return [records.find(key)["text"] for key in keys]
 
 
-def _group_size(prepared: Prepared) -> int:
-    """How many prompts follow each other with one setting."""
-    batch = prepared.experiment.batch
+def group_size(batch: int) -> int:
+    """Return how many prompts follow each other with one setting."""
     return 1 if batch == 1 else BATCHES * batch
 
 
@@ -183,13 +182,13 @@ def groups_of(prepared: Prepared, records: KnownRecords) -> Iterator[list[Job]]:
 def places(prepared: Prepared) -> Iterator[tuple[int, int]]:
     """Yield (repeat, number) of each group of prompts that are decoded together or alone, in the order of a run."""
     for repeat in range(prepared.experiment.repeats):
-        for number in range(-(-len(prepared.examples) // _group_size(prepared))):
+        for number in range(-(-len(prepared.examples) // group_size(prepared.experiment.batch))):
             yield repeat, number
 
 
 def indices_at(prepared: Prepared, number: int) -> range:
     """Return the indices of a group's prompts."""
-    size = _group_size(prepared)
+    size = group_size(prepared.experiment.batch)
     return range(number * size, min((number + 1) * size, len(prepared.examples)))
 
 

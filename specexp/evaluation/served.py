@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from specexp.engines import acceptance
 from specexp.engines.acceptance import DraftCounts
-from specexp.engines.body import Prompt, Sampling, Wanted
+from specexp.engines.body import ALL_OFF, Prompt, Sampling, Wanted
 from specexp.engines.client import EngineClient, Offer
 from specexp.engines.served_methods import ServedMethod
 from specexp.engines.stream import Answer
@@ -64,8 +64,8 @@ class Engines:
         client = self._open.enter_context(EngineClient(engine.endpoint))
         prompt = self.prompt(engine, 0)
         # With log-probabilities only to know if there are any: they would slow down what is measured.
-        more = client.offer(prompt, Wanted(top_logprobs=1), engine.switch)
-        offer = client.offer(prompt, Wanted(), engine.switch)
+        more = client.offer(prompt, Wanted(top_logprobs=1, verbose=True, off=ALL_OFF), engine.switch)
+        offer = client.offer(prompt, Wanted(verbose=more.wanted.verbose, off=more.wanted.off), engine.switch)
         by_logprobs = more.num_tokens and not offer.num_tokens
         offer = more if by_logprobs else offer
         if not offer.num_tokens:
@@ -101,8 +101,8 @@ class Engines:
         prompt = self.prompt(engine, job.index, texts)
         answer = client.ask(prompt, self.sampling(job.repeat), self.wanted(engine), engine.switch)
         drafts = acceptance.of_answer(answer)
-        if drafts is None and counting:
-            drafts = acceptance.of_counters(before, client.counters())
+        if counting and (drafts is None or not drafts.can_be_refuted):  # llama.cpp's answers have no rounds
+            drafts = acceptance.of_counters(before, client.counters()) or drafts
         return record_of(self.prepared, job, answer, drafts)
 
     def sampling(self, repeat: int) -> Sampling:

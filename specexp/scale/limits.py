@@ -17,7 +17,7 @@ from typing import Any
 
 from specexp.judge.labels import Label
 from specexp.scale.planning import aligned
-from specexp.workers.dispatch import Crew, Event, Finished, Started
+from specexp.workers.dispatch import Crew, Event, Finished, NodeRun, Started
 from specexp.workers.handout import UNITS_OPEN
 
 LEAST_RESULTS = 2_000  # that the driver's loop is timed on; at least three a worker
@@ -47,6 +47,9 @@ class InstantPool:
             self._started.clear()
             return result
         return [Finished(self._done.popleft(), 0)]
+
+    def log_nodes(self, run: NodeRun) -> None:
+        raise AssertionError("these workers are on no node")
 
 
 def loop_seconds(num_workers: int, clock: Callable[[], float] = time.process_time) -> float:

@@ -12,7 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specexp.errors import WorkerError
-from specexp.workers.dispatch import WAIT, Died, Event, Facts, Finished, LoadedWork, Started, WorkerJob, WorkerPool
+from specexp.workers.dispatch import (
+    WAIT,
+    Died,
+    Event,
+    Facts,
+    Finished,
+    LoadedWork,
+    NodeRun,
+    Started,
+    WorkerJob,
+    WorkerPool,
+)
 
 Clock = Callable[[], float]
 
@@ -126,6 +137,9 @@ class RecordingPool:
         result = [self._noted(event) for event in self.workers.pool.events(seconds)]
         self._left = self.clock()
         return result
+
+    def log_nodes(self, run: NodeRun) -> None:
+        self.workers.pool.log_nodes(run)
 
     def _noted(self, event: Event) -> Event:
         match event:

@@ -25,7 +25,7 @@ from specexp.storage import run_plan
 from specexp.storage.files import write_json
 from specexp.storage.run_folder import PLAN, STATE, read_json, uid_of
 from specexp.storage.run_plan import File, Input, RunSpec, RunUpdate, UploadPlan
-from specexp.tracking import backend, client, search
+from specexp.tracking import backend, client, search, system_metrics
 
 EXPERIMENT = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
 
@@ -61,6 +61,7 @@ class Outbox:
         self.path = path
         self._kind, self._name, self._tags, self._scope = kind, name, dict(tags), scope
         self._unreachable = unreachable
+        self.metrics_run: tuple[str, str] | None = None  # of `system_metrics.logged_run`
 
     @cached_property
     def _key(self) -> str:
@@ -102,7 +103,9 @@ class Outbox:
         """Begin the main run; returns the reason if the store does not answer, or else None."""
         try:
             with backend.quiet(), signals.held():
-                self._note(self._key, _begin(self._key, self._name, self._tags, timed).info.run_id)
+                run = _begin(self._key, self._name, self._tags, timed)
+                self._note(self._key, run.info.run_id)
+                self.metrics_run = system_metrics.logged_run(run.info.run_id, timed)
         except Exception as error:
             if not backend.is_of_store(error):
                 raise
@@ -238,8 +241,7 @@ def _send_method_run(path: Path, spec: RunSpec, known: str | None, experiment: s
 
 
 def _begin(key: str, name: str, tags: Mapping[str, str], timed: bool) -> Any:
-    asked = timed or "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING" in os.environ
-    return client.begin(key, name, tags, None if asked else True)
+    return client.begin(key, name, tags, system_metrics.asked_of_mlflow(timed))
 
 
 def _plan(path: Path) -> UploadPlan:

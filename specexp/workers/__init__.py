@@ -1,1 +1,1 @@
-"""Evaluations and mining on several workers: which unit of work goes to which, and what becomes of one that dies."""
+"""Work on several processes: which unit of work goes to which, and what becomes of one that dies."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from specexp.errors import WorkerError
 from specexp.workers.handout import BLOCK, UNITS_OPEN, Handout, UnitOutcome
+from specexp.workers.node_metrics import NodeRun
 
 MOST_FAILED_STARTS = 3  # in a row, before any worker could be started
 WAIT = 1.0  # seconds, after which a pool may return without an event
@@ -84,6 +85,10 @@ class WorkerPool(Protocol):
         """Wait for events, at most so long. Raises what a worker raised while it loaded its job or did a unit."""
         ...
 
+    def log_nodes(self, run: NodeRun) -> None:
+        """Log the system metrics of the workers' nodes to this run."""
+        ...
+
 
 @dataclass(slots=True)
 class Crew:
@@ -126,6 +131,11 @@ class Crew:
                     self.pool.submit(worker, unit)
             self._take(handout, self.pool.events(WAIT), on_result)
             yield from handout.finished()
+
+    def log_nodes(self, run: tuple[str, str] | None) -> None:
+        """Log the system metrics of the workers' nodes to a run, (id, address of its store); None logs nothing."""
+        if run is not None:
+            self.pool.log_nodes(NodeRun(*run))
 
     def one(self, unit: Unit) -> Result:
         """Do one unit, and return its result. Raises WorkerError if workers die at it."""

@@ -19,7 +19,7 @@ from specexp.config import Experiment
 from specexp.decoding.draft_length import RelativeCosts
 from specexp.errors import WorkerError
 from specexp.evaluation.divergence import Explain
-from specexp.evaluation.measured_costs import DRAFT_COSTS
+from specexp.evaluation.measured_costs import saved_costs
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.runner import WARM_UP_TOKENS
 from specexp.evaluation.scheduling import groups_at, indices_at, missing, places
@@ -75,6 +75,9 @@ class EvaluationDriver:
     def load_pair(self) -> Callable[..., Pair]:
         """Loads nothing: the pair is what the first worker says of its own."""
         return described(self.crew.first()["pair"])
+
+    def log_nodes(self, run: tuple[str, str] | None) -> None:
+        self.crew.log_nodes(run)
 
     def complete(self, prepared: Prepared, output: OutputFolder) -> Prepared:
         return without(prepared, failures.read(output))
@@ -136,7 +139,7 @@ class EvaluationDriver:
         """The content of tokens.json, made by one worker; the journal's prompts are decoded again, too."""
         names = [prepared.examples[index].prompt_id for index in chosen]
         known = [record for record in records.records if record["prompt_id"] in names]
-        result = self.crew.one(TokenViewUnit(names, known, budget.seconds, _draft_costs(self.output)))
+        result = self.crew.one(TokenViewUnit(names, known, budget.seconds, saved_costs(self.output)))
         assert isinstance(result, dict)
         return result
 
@@ -166,7 +169,7 @@ def without(prepared: Prepared, failed: Sequence[Failure]) -> Prepared:
 
 def _units(prepared: Prepared, output: OutputFolder, records: RecordFile) -> Iterator[DecodeUnit]:
     """The units that have missing records, in the order of one process."""
-    done, costs = records.done, _draft_costs(output)
+    done, costs = records.done, saved_costs(output)
     for repeat, number in places(prepared):
         if any(groups_at(prepared, repeat, number, done)):
             keys = [
@@ -197,8 +200,3 @@ def _before(records: RecordFile, *compared: Record) -> list[Record]:
         for turn in range(record["turn"] + 1)
     ]
     return [records.find(key) for key in keys if key in records.done]
-
-
-def _draft_costs(output: OutputFolder) -> RelativeCosts | None:
-    begun = output.read_json(DRAFT_COSTS)
-    return None if begun is None else RelativeCosts.of(begun)

@@ -7,6 +7,7 @@ actor dies comes back as `Died`; Ray restarts nothing by itself and repeats no c
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import socket
 import sys
@@ -24,12 +25,18 @@ from ray import exceptions
 
 from specexp.errors import SpecexpError, WorkerError, first_line
 from specexp.workers.dispatch import Died, Event, Finished, LoadedWork, Started, WorkerJob
+from specexp.workers.node_metrics import NodeRun, NodeWatch, names_of
 from specexp.workers.settings import AUTO, LOCAL, WorkerSettings
 
+SHUTDOWN = 5.0  # seconds that workers may take to end
 CLIENT_PORT, KNOCK = 10001, 10.0  # Ray's default, and seconds that a cluster may take to answer
 PATIENCE = 600.0  # seconds that the first worker may take to start, its models included
 # Variables that a worker takes over from the command.
-HANDED_DOWN = ("MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+HANDED_DOWN = (
+    "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL",
+    "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE",
+)  # fmt: skip
+NODE = "ray_node"  # key of a worker's facts: the id of its node
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray tells nobody that it is used
     "RAY_DISABLE_IMPORT_WARNING": "1",
@@ -59,7 +66,7 @@ class WorkerActor:
         """Load the job, and return its facts."""
         try:
             self._loaded = self._job.load()
-            return self._loaded.facts()
+            return {**self._loaded.facts(), NODE: ray.get_runtime_context().get_node_id()}
         except SpecexpError as error:
             return Raised(error)
 
@@ -69,6 +76,15 @@ class WorkerActor:
             return self._loaded.do(unit)
         except SpecexpError as error:
             return Raised(error)
+
+    def log_node(self, run: NodeRun, node: str) -> None:
+        """Log this machine's system metrics to a run, until it ends."""
+        from specexp.tracking.system_metrics import log_node
+
+        log_node(run.run_id, run.store, node)
+
+    def ended(self) -> None:
+        """Nothing: an answer says that this process still runs."""
 
 
 @dataclass(slots=True)
@@ -84,6 +100,8 @@ class RayPool:
     _num_started: int = 0
     _any_loaded: bool = False
     _begun: float = field(default_factory=time.monotonic)
+    _watch: NodeWatch = field(default_factory=NodeWatch)
+    _run: NodeRun | None = None
 
     def start(self) -> int:
         worker, self._num_started = self._num_started, self._num_started + 1
@@ -108,11 +126,33 @@ class RayPool:
             raise WorkerError(f"no worker has started within {PATIENCE:.0f} seconds: {self._lacking()}. {_AT_EXIT}")
         return [event for call in ready for event in self._events_of(call)]
 
+    def log_nodes(self, run: NodeRun) -> None:
+        """Have one worker on each node log the node's system metrics to this run; also on nodes that come later."""
+        self._run = run
+        for worker in self._watch.chosen:
+            self._log(worker)
+
     def close(self) -> None:
-        """End every worker at once."""
+        """End every worker at once, and wait until they have ended, for `SHUTDOWN` seconds at most."""
         for actor in self._actors.values():
             with suppress(Exception):
                 ray.kill(actor, no_restart=True)
+        try:
+            left = _still_running(list(self._actors.values()))
+        except Exception:  # of a cluster that is gone, as are its workers
+            left = 0
+        self._actors.clear()
+        if left:
+            print(f"warning: {left} workers have not ended within {SHUTDOWN:g} seconds.", file=sys.stderr)
+
+    def _log(self, worker: int | None) -> None:
+        """Tell a worker, if there is one, to log its node's system metrics to the run, if there is one."""
+        if worker is None or self._run is None:
+            return
+        hosts = {each["NodeID"]: each["NodeManagerHostname"] for each in ray.nodes()}
+        node = self._watch.node_of(worker)
+        if self._run.is_reached_from_elsewhere or hosts.get(node) == platform.node():
+            self._actors[worker].log_node.remote(self._run, names_of(hosts).get(node, node))
 
     def _called(self, worker: int, call: Any, loading: bool) -> None:
         self._calls[call] = worker, loading
@@ -133,6 +173,8 @@ class RayPool:
         self._order[worker].popleft()
         if loading:
             self._any_loaded = True
+            if self._watch.started(worker, result[NODE]):
+                self._log(worker)
             yield Started(worker, result)
         else:
             yield Finished(worker, result)
@@ -143,6 +185,7 @@ class RayPool:
             self._calls.pop(call, None)
         with suppress(Exception):
             ray.kill(self._actors.pop(worker), no_restart=True)
+        self._log(self._watch.died(worker))
 
     def _lacking(self) -> str:
         total = ray.cluster_resources()
@@ -174,6 +217,23 @@ def connected(settings: WorkerSettings, job: WorkerJob) -> Iterator[RayPool]:
         if pool is not None:
             pool.close()
         ray.shutdown()
+
+
+def _still_running(actors: list[Any]) -> int:
+    """Wait until all of these have ended, at most for `SHUTDOWN` seconds; returns how many have not."""
+    until = time.monotonic() + SHUTDOWN
+    while actors and (seconds := until - time.monotonic()) > 0:
+        calls = {actor.ended.remote(): actor for actor in actors}
+        ready, waiting = ray.wait(list(calls), num_returns=len(calls), timeout=seconds)
+        actors = [calls[call] for call in waiting]
+        for call in ready:
+            try:
+                ray.get(call)
+                actors.append(calls[call])  # it has not noticed yet
+            except exceptions.RayError:
+                pass
+        time.sleep(0.02)
+    return len(actors)
 
 
 def _connect(settings: WorkerSettings) -> None:

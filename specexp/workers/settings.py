@@ -82,6 +82,17 @@ def parse(options: Mapping[str, str]) -> WorkerSettings | None:
     return WorkerSettings(**{fields[name]: value for name, value in values.items()})
 
 
+def refuse_engines(options: Mapping[str, str]) -> None:
+    """Raise ConfigError if any of these options is given: what a command does with served engines has no workers."""
+    faults = [
+        f"{name} is {options[name]}, but a served engine has workers of its own; leave it out."
+        for name in WORKERS
+        if options.get(name)
+    ]
+    if faults:
+        raise ConfigError(faults)
+
+
 def check_experiment(experiment: Experiment) -> None:
     """Raise ConfigError for methods whose outputs several workers cannot make."""
     faults = [

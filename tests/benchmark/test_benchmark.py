@@ -150,6 +150,12 @@ def test_bad_settings_are_refused(workplace: Path, arguments: list[str], message
     refused(run("--quick", *arguments), message, workplace)
 
 
+def test_a_target_in_several_processes_is_refused(workplace: Path, tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text("target: {device: cpu, tensor_parallel: 2}\n")
+    message = "tensor_parallel is 2, but generate(), which a benchmark compares with, would run in one of the processes"
+    refused(run("--quick", "--config", str(tmp_path / "shared.yaml")), message, workplace)
+
+
 def test_a_folder_that_is_taken_is_left_alone(workplace: Path) -> None:
     (workplace / "out").mkdir()
     (workplace / "out/mine.txt").write_text("mine")

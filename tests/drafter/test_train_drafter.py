@@ -297,6 +297,12 @@ def test_the_toy_pair_has_no_states() -> None:
         config.resolve_drafter("toy_quick", {})
 
 
+def test_a_target_in_several_processes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "shared.yaml").write_text("target: {device: cpu, tensor_parallel: 2}\n")
+    with pytest.raises(ConfigError, match="tensor_parallel is 2, but a drafter is trained on layers of one process"):
+        config.resolve_drafter("arith_quick", {"config": str(tmp_path / "shared.yaml")})
+
+
 def test_layers_are_early_middle_and_last_unless_given() -> None:
     assert layers_of((), 8, "x") == (1, 4, 7)
     assert layers_of((), 1, "x") == (0, 0, 0)

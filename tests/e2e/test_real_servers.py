@@ -1,4 +1,4 @@
-"""`evaluate` on servers of others: llama-cpp-python's with and without prompt lookup, and `transformers serve`."""
+"""`evaluate` on servers of others: llama.cpp's own and llama-cpp-python's, and `transformers serve`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ import yaml
 
 from helpers.cli_runner import evaluate, records
 from helpers.llama_cpp_server import FILES, MODEL, llama_cpp_serving
+from helpers.llama_server import MODEL as SERVED
+from helpers.llama_server import llama_serving
 from helpers.transformers_serve import TARGET, transformers_serving
 
 WHOLE = Path(__file__).resolve().parents[2] / ".real" / "whole"
 needs_openai = pytest.mark.skipif(
     importlib.util.find_spec("openai") is None, reason="openai is not installed; make test-served runs this"
+)
+needs_llama_server = pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None or not FILES,
+    reason="xllamacpp or SmolLM2 is missing; make test-served runs this",
 )
 needs_llama_cpp = pytest.mark.skipif(
     importlib.util.find_spec("llama_cpp") is None or not FILES,
@@ -36,6 +42,29 @@ def evaluated(folder: Path, engine: dict[str, Any], *methods: str, **more: Any) 
     result = evaluate("--experiment", "arith_quick", "--config", "mine.yaml", "--output", "out")
     assert result.exit_code == 0, result.output
     return result.output, json.loads((folder / "out" / "summary.json").read_text())
+
+
+@needs_llama_server
+@pytest.mark.slow
+def test_llama_cpps_prompt_lookup_is_measured_with_its_own_counts(workplace: Path) -> None:
+    places = [workplace / name for name in ("plain", "lookup")]
+    for place in places:
+        place.mkdir()
+    with llama_serving(places[0], FILES[0]) as plain, llama_serving(places[1], FILES[0], lookup=True) as drafting:
+        methods = {"plain": {"url": plain}, "lookup": {"url": drafting}}
+        output, summary = evaluated(
+            workplace, {"model": SERVED, "methods": methods}, "engine:plain", "engine:lookup", max_new_tokens=40
+        )
+    for name in methods:
+        assert f"engine:{name}: the server gives text and token ids" in output
+    made = records(workplace / "out")
+    assert len(made) == 6
+    assert all(0 < len(each["token_ids"]) == each["num_tokens"] <= 40 for each in made)
+    drafts = [each["served"]["drafts"] for each in made if each["label"] == "engine:lookup"]
+    assert sum(each["num_accepted"] for each in drafts) > 0
+    assert summary["engine:lookup"]["accept/draft_rate"] > 0
+    assert "accept/draft_rate" not in summary["engine:plain"]
+    assert "cannot be true" not in output
 
 
 @needs_llama_cpp

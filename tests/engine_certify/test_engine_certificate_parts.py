@@ -170,12 +170,21 @@ def test_an_output_has_its_end_however_the_server_writes_it() -> None:
 
 def test_alternatives_are_those_that_differ() -> None:
     names = {name for name, _, _ in alternatives_of(Warping(1.0))}
-    assert names == {findings.GREEDY_ABOVE}
+    assert names == {findings.GREEDY_ABOVE, findings.DEFAULTS}
     names = {name for name, _, _ in alternatives_of(Warping(0.5, 3, 0.9, 0.1))}
     assert names == {
         findings.TEMPERATURE_IGNORED, findings.TOP_P_IGNORED, findings.TOP_P_FIRST, findings.TOP_K_IGNORED,
         findings.MIN_P_IGNORED, findings.GREEDY_ABOVE,
     }  # fmt: skip
+    defaults = [(warping, words) for name, warping, words in alternatives_of(Warping(0.5, top_p=0.9)) if
+                name == findings.DEFAULTS]  # fmt: skip
+    assert defaults == [
+        (
+            Warping(0.5, 40, 0.9, 0.05),
+            "it samples with top-k 40 and min-p 0.05 where the request sets none, as llama.cpp does.",
+        ),
+        (Warping(0.5, 50, 0.9), "it samples with top-k 50 where the request sets none, as transformers does."),
+    ]
 
 
 ENGINE = ["--engine", URL, "--engine-model", "m"]

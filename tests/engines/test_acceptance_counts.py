@@ -63,6 +63,12 @@ def test_vllm_counts_all_requests_between_two_readings() -> None:
     assert of_counters(before, after) == DraftCounts("vLLM /metrics", 24, 11, 6, (6, 3, 2, 0))
 
 
+def test_llama_cpp_counts_under_its_own_name() -> None:
+    before, after = (counters(*each).replace("vllm:", "llamacpp:") for each in ((1, 4, 2, [1, 1]), (3, 10, 7, [3, 4])))
+    assert of_counters(before, after) == DraftCounts("llama.cpp /metrics", 6, 5, 2, (2, 3))
+    assert of_counters("", after.replace("llamacpp:", "other:")) is None
+
+
 def test_counters_that_are_missing_or_began_anew_say_nothing() -> None:
     assert of_counters("", "vllm:generation_tokens_total 3.0\n") is None
     assert of_counters(counters(10, 40, 20, [20]), counters(2, 8, 4, [4])) is None

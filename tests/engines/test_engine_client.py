@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from helpers.fake_engine import FakeEngine, Reply, fake_engine, text_chunk, usage_chunk
-from specexp.engines.body import Sampling, Wanted
+from specexp.engines.body import ALL_OFF, Sampling, Wanted
 from specexp.engines.client import ATTEMPTS, EngineClient, Refused
 from specexp.engines.endpoint import Api, parse_endpoint
 from specexp.engines.stream import Answer, Interrupted, Reader
@@ -186,6 +186,34 @@ def test_a_server_that_refuses_fields_is_asked_for_less() -> None:
     assert (offer.token_ids, offer.logprobs, offer.num_tokens) == (False, False, False)
     assert offer.words() == "the server gives text, but no token ids and no log-probabilities"
     assert len(engine.requests) == 5
+
+
+def test_of_what_single_servers_know_each_is_left_out_by_itself() -> None:
+    """Top-k is said where min-p and `verbose` are refused; what sampling sets is said instead of what turns it off."""
+    with (
+        fake_engine(Reply((text_chunk("a", "stop"),)), refused=("min_p", "verbose")) as engine,
+        Asking(engine).client as client,
+    ):
+        offer = client.offer("x", Wanted(verbose=True, off=ALL_OFF))
+        assert offer.wanted == Wanted(off=(("top_p", 1.0), ("top_k", -1)))
+        client.ask("x", Sampling(1, 0.5, top_k=3), offer.wanted)
+    said = engine.requests[-1]
+    assert (said["top_p"], said["top_k"]) == (1.0, 3)
+    assert "min_p" not in said
+
+
+def test_llama_cpps_ids_come_with_accepted_drafts_too() -> None:
+    """Its log-probabilities lack accepted drafts, so that ids among them are not all."""
+    entry = {"id": 5, "token": " a", "logprob": -0.5, "top_logprobs": [{"id": 5, "token": " a", "logprob": -0.5}]}
+    first = {**text_chunk(" a", logprobs={"content": [entry]}), "__verbose": {"tokens": [5]}}
+    drafted = {**text_chunk(" b", logprobs=None), "__verbose": {"tokens": [7]}}
+    end = {**text_chunk("", "length"), **usage_chunk(2), "__verbose": {"tokens": []}}
+    end["choices"] = text_chunk("", "length")["choices"]
+    with fake_engine(Reply((first, drafted, end))) as engine:
+        answer = Asking(engine).ask(wanted=Wanted(verbose=True))
+    assert engine.requests[0]["verbose"] is True
+    assert answer.token_ids == [5, 7]
+    assert answer.logprobs is None
 
 
 def test_a_sampling_that_is_refused_is_not_left_out() -> None:

@@ -456,7 +456,41 @@ THOUGHT = "specexp.engine.thought"
 MEMORIES = "specexp.evaluation.scheduling"
 SHOTS = TALKS = "specexp.tasks.conversations"
 NEXT_TOKENS, BIAS_POWER = "specexp.engine_certify.next_tokens", "specexp.engine_certify.bias_power"
+HANDOUT, DISPATCH = "specexp.workers.handout", "specexp.workers.dispatch"
+PLACEMENT = "specexp.workers.placement"
+
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
+    ("workers/test_handout.py",): [
+        Bug("a unit that was lost is forgotten", HANDOUT, "        for entry in held:\n", "        for entry in held[1:]:\n"),
+        Bug("the newest unit of a block is to blame", HANDOUT, "oldest = held.pop(0)", "oldest = held.pop()"),
+        Bug("a fourth worker dies at a unit", HANDOUT, "if len(oldest.deaths) >= self._most_deaths:", "if len(oldest.deaths) > self._most_deaths:"),
+        Bug("a death without blame counts", HANDOUT, "if held and blamed:", "if held:"),
+        Bug("results come as they arrive", HANDOUT, "while self._open and (outcome := self._open[0].outcome) is not None:\n            del self._open[0]", "while (entry := next((x for x in self._open if x.outcome), None)) and (outcome := entry.outcome):\n            self._open.remove(entry)"),
+        Bug("the window has no bound", HANDOUT, "while not self._exhausted and len(self._open) < self._window:", "while not self._exhausted:"),
+        Bug("the shortest goes first", HANDOUT, "-len(self.deaths), -self.size, self.place", "-len(self.deaths), self.size, self.place"),
+        Bug("what was lost waits like any other", HANDOUT, "-len(self.deaths), -self.size, self.place", "0, -self.size, self.place"),
+        Bug("whole blocks at the end", HANDOUT, "most = 1 if self._exhausted and", "most = 1 if False and"),
+        Bug("parts come after all others", HANDOUT, "self._open[at : at + 1] = made", "self._open.pop(at)\n        self._open.extend(made)"),
+        Bug("the deaths of the whole count for its parts", HANDOUT, "_Entry((*entry.place, i), part, self._size(part)) for", "_Entry((*entry.place, i), part, self._size(part), list(entry.deaths)) for"),
+    ],
+    ("workers/test_dispatch.py",): [
+        Bug("the dead are not replaced", DISPATCH, "self._staff(present + handout.is_wanted(present))", "self._staff(self.number - self.num_deaths)"),
+        Bug("more workers than asked for", DISPATCH, "< min(wanted, self.number):", "< min(wanted, 2 * self.number):"),
+        Bug("a result is written as it came", DISPATCH, "handout.done(worker, on_result(worker, result))", "on_result(worker, result)\n                    handout.done(worker, result)"),
+        Bug("workers that die as they load are started for ever", DISPATCH, "self._failed_starts >= MOST_FAILED_STARTS and", "self._failed_starts >= 10**6 and"),
+        Bug("the dead keep their place", DISPATCH, "self.facts.pop(worker, None)", "self.facts.get(worker)"),
+    ],
+    ("workers/test_placement.py",): [
+        Bug("devices are shared with nobody", PLACEMENT, "if number > 1}", "if number > 9}"),
+        Bug("a device is shared no longer", PLACEMENT, "self._crowded |= {", "self._crowded = {"),
+        Bug("drivers are all alike", PLACEMENT, '"driver": facts["driver"]}', '"driver": ""}'),
+        Bug("a folder's nodes are forgotten", PLACEMENT, "nodes = {*saved.get(name, {}).get(WORKER, {}).get(NODES, ()), ", "nodes = {"),
+        Bug("failures outlive their cause", "specexp.workers.failures", ".unlink(missing_ok=True)", ".exists()"),
+        Bug("every worker logs its node", "specexp.workers.node_metrics", "self._watching.setdefault(node, worker) == worker", "bool(self._watching.setdefault(node, worker))"),
+        Bug("nobody takes over", "specexp.workers.node_metrics", "            self._watching[node] = heir\n", "            pass\n"),
+        Bug("nodes of one host have one name", "specexp.workers.node_metrics", ".count(host) > 1}", ".count(host) > 9}"),
+        Bug("any store is reached", "specexp.workers.node_metrics", "self.store.startswith(_REMOTE)", "bool(self.store)"),
+    ],
     ("engine_certify/test_engine_certificate_parts.py",): [
         Bug("the pooled mass is left out", NEXT_TOKENS, "p = weights[kept] / (weights[kept].sum() + rest)", "p = weights[kept] / weights[kept].sum()"),
         Bug("top-p before the temperature is top-p after it", NEXT_TOKENS, "if warping.top_p_first:\n", "if False:\n"),
@@ -469,8 +503,24 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("Holm's procedure corrects all alike", "specexp.certify.chi_square", "(len(ps) - rank) * ps[place]", "len(ps) * ps[place]"),
         Bug("an engine is compared with nothing", "specexp.engine_certify.engine_certificate_config", "if not options.against and not weights and not faults:", "if False:"),
     ],
+    ("engine_certify/test_text_alone.py",): [
+        Bug("tokens of a split text are taken for those that were emitted", "specexp.engine_certify.greedy_checks", "if outputs.engine[prompt].split and any(one.kind == BUG for one in each):", "if False:"),
+        Bug("equal texts are compared by their tokens", "specexp.engine_certify.divergences", "    if output.text == expected.text:\n        return None\n", ""),
+        Bug("any text goes on with any token", "specexp.engine_certify.divergences", "return text.startswith(subject.prepared.pair.text.decode([*emitted, token]).rstrip(\"\\ufffd\"))", "return True"),
+        Bug("an end is not looked for", "specexp.engine_certify.divergences", "len(emitted) < output.num_tokens + output.ended:", "len(emitted) < output.num_tokens:"),
+        Bug("a text is split without what is before it", "specexp.engine_certify.served_output", "(known.decode(after) if after else \"\")", "\"\""),
+        Bug("no text is split otherwise", "specexp.engine_certify.sampled_places", "moved += float(p[token])", "moved += 0.0"),
+        Bug("a rare cell shows no single output", "specexp.engine_certify.sampled_places", "samples * least >= chi_square.LEAST_EXPECTED and ", ""),
+        Bug("a forced token is looked for among split ones", "specexp.engine_certify.request_checks", "    if answer.split:\n", "    if False:\n"),
+    ],
+    ("engines/test_engine_client.py",): [
+        Bug("what is refused takes all of its kind with it", "specexp.engines.client", "off += [each for each in given if self._takes(prompt, replace(bare, off=(each,)), switch)][:1]", "off += []"),
+        Bug("what turns settings off overrides them", "specexp.engines.body", "**dict(wanted.off), **sampling.fields(),\n        **wanted.fields(endpoint.api),", "**sampling.fields(), **dict(wanted.off),\n        **wanted.fields(endpoint.api),"),
+        Bug("llama.cpp's ids are those of its log-probabilities", "specexp.engines.stream", " or verbose.get(\"tokens\") or []", " or []"),
+    ],
     ("engines/test_acceptance_counts.py",): [
         Bug("all drafts may be lost at an end", "specexp.engines.acceptance", "        longest = self.longest\n", "        longest = drafted\n"),
+        Bug("llama.cpp's counters are not its own", "specexp.engines.acceptance", 'r"(vllm|llamacpp):', 'r"(vllm):'),
         Bug("calls are not counted", "specexp.engines.acceptance", "((rounds or 0) if calls is None else calls)", "(rounds or 0)"),
     ],
     ("load_testing/test_loops.py",): [

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specexp.workers.dispatch import Died, Event, Finished, LoadedWork, Started, WorkerJob
+from specexp.workers.node_metrics import NodeRun
 
 
 @dataclass
@@ -26,7 +27,9 @@ class SimulatedPool:
     blamed: bool = True
     num_started: int = 0
     num_died: int = 0
+    closed: bool = False
     done: list[Any] = field(default_factory=list)
+    logged: list[NodeRun] = field(default_factory=list)
     _queues: dict[int, deque[Any]] = field(default_factory=dict)
     _loaded: dict[int, LoadedWork | None] = field(default_factory=dict)
 
@@ -61,6 +64,9 @@ class SimulatedPool:
         self.done.append(unit)
         return [Finished(worker, _copied(result if late else loaded.do(unit)))]
 
+    def log_nodes(self, run: NodeRun) -> None:
+        self.logged.append(run)
+
     def _died(self, worker: int) -> Died:
         del self._queues[worker], self._loaded[worker]
         self.num_died += 1
@@ -90,5 +96,6 @@ def opened(pools: list[SimulatedPool], **how: Any) -> Iterator[Callable[..., Any
     def crew(settings: Any, job: WorkerJob) -> Iterator[Crew]:
         pools.append(SimulatedPool(job, **how))
         yield Crew(pools[-1], settings.number)
+        pools[-1].closed = True
 
     yield crew

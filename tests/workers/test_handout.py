@@ -163,6 +163,16 @@ def test_the_longest_unit_of_the_window_goes_first_and_one_that_was_lost_before_
     assert [handout.next_for(worker) for worker in (3, 4)] == ["c", "a"]
 
 
+def test_what_was_lost_goes_before_longer_ones_that_were_read_later() -> None:
+    sizes = {"a": 1.0, "b": 1.0, "c": 9.0}
+    handout: Handout[str, str] = Handout("abc", sizes.__getitem__, block=1, window=2)
+    assert [handout.next_for(worker) for worker in range(2)] == ["a", "b"]
+    handout.done(0, "A")
+    assert [each.unit for each in handout.finished()] == ["a"]
+    handout.died(1, "killed")
+    assert [handout.next_for(worker) for worker in (2, 3)] == ["b", "c"]
+
+
 def test_longest_first_ends_sooner_than_any_order() -> None:
     lengths = [1 + i % 5 for i in range(60)] + [40]
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +19,10 @@ from typing import Any
 import psutil
 import pytest
 
-from helpers.cli_runner import records
+from helpers.cli_runner import comparison_runs, records
+from helpers.fatal_job import FatalJob
+from specexp.workers.dispatch import Crew
+from specexp.workers.settings import WorkerSettings
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,6 +33,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CLOCKS = ("checksum", "seconds", "prefill_seconds", "time_to_first_token", "environment")
 TOY = ("--experiment", "toy_quick", "--limit", "40", "--methods", "baseline,speculative,specexec", "--show", "0")
 MINED = ("--experiment", "arith_quick", "--limit", "6", "--max-new-tokens", "60", "--batch", "1")
+CERTIFIED = ("--experiment", "toy_quick", "--method", "specexec", "--gamma", "3", "--limit", "6")
+ADVISED = ("--experiment", "toy_quick", "--limit", "3", "--gamma", "1,2", "--tree-budget", "none", "--repeats", "1")
 ACTOR = "ray::WorkerActor"  # the name that Ray gives an actor's process
 
 
@@ -81,14 +89,15 @@ def num_lines(path: Path) -> int:
 
 
 def killed_while_it_runs(process: subprocess.Popen[str], path: Path, places: list[int]) -> int:
-    """Kill one worker whenever the file has so many lines; returns how many were killed."""
-    killed = 0
+    """Kill one worker a little after the file has so many lines, each time; returns how many were killed."""
+    killed, rng = 0, random.Random(len(places))
     for place in places:
         while process.poll() is None and num_lines(path) < place:
             time.sleep(0.01)
+        time.sleep(rng.random() / 20)
         victims = actors()
         if process.poll() is None and victims:
-            victims[place % len(victims)].kill()
+            rng.choice(victims).kill()
             killed += 1
     return killed
 
@@ -106,24 +115,91 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return bytes_of(folder / "out")
 
 
-@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.nightly), 3])
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_records_are_those_of_one_process(number: int, nodes: Any, plain: list[str], workplace: Path) -> None:
     options = ("--workers", str(number), "--ray", nodes.address)
     finish(start("evaluate", *TOY, *options, "--output", "out"))
     assert bytes_of(workplace / "out") == plain
+    (comparison,) = comparison_runs()
+    assert not [key for key in comparison.data.metrics if key.startswith("system/")], "timed work is not watched"
 
 
-@pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.nightly)])
+def test_each_node_of_a_cluster_logs_its_system_metrics_to_the_run(
+    nodes: Any, plain: list[str], workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    options = ("--workers", "3", "--cpus-per-worker", "2", "--ray", nodes.address)  # one on each node
+    finish(start("evaluate", *TOY, *options, "--output", "out"))
+    assert bytes_of(workplace / "out") == plain
+    (comparison,) = comparison_runs()
+    logged = {key.split("/")[1] for key in comparison.data.metrics if re.match("system/.+/cpu_utiliz", key)}
+    assert logged == {f"{platform.node()}-{node.node_id[:8]}" for node in nodes.list_all_nodes()}
+    assert "system/cpu_utilization_percentage" in comparison.data.metrics
+
+
+def test_a_unit_that_kills_three_workers_has_failed_and_the_others_go_on(
+    nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "a" * 32)
+    from specexp.workers.ray_cluster import connected  # it imports Ray
+
+    with connected(WorkerSettings(2, nodes.address), FatalJob(5)) as pool:
+        crew = Crew(pool, 2)
+        assert crew.first()["run"] == "a" * 32
+        outcomes = list(crew.do(range(12)))
+        assert actors()
+    assert not actors()
+    assert [each.result for each in outcomes] == [None if i == 5 else i**2 for i in range(12)]
+    assert [len(each.deaths) for each in outcomes] == [3 if i == 5 else 0 for i in range(12)]
+    assert "died" in outcomes[5].deaths[0]
+
+
+@pytest.mark.parametrize("sampled", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_a_certificate_is_that_of_one_process(sampled: bool, nodes: Any, workplace: Path) -> None:
+    asked = (*CERTIFIED, "--temperature", "0.8", "--samples", "1000") if sampled else CERTIFIED
+    finish(start("certify", *asked, "--output", "one"))
+    process = start("certify", *asked, "--workers", "2", "--ray", nodes.address, "--output", "two")
+    while process.poll() is None and not (workplace / "two/checks.json").exists():
+        time.sleep(0.01)
+    victims = actors()
+    if process.poll() is None and victims:
+        victims[0].kill()
+    finish(process)
+    for name in ("certificate.json", "checks.json"):
+        assert (workplace / "two" / name).read_bytes() == (workplace / "one" / name).read_bytes(), name
+    assert not actors()
+
+
+@pytest.mark.nightly
+def test_advise_measures_on_workers_what_it_does_not_time(nodes: Any, workplace: Path) -> None:
+    finish(start("advise", *ADVISED, "--output", "one"))
+    finish(start("advise", *ADVISED, "--workers", "2", "--ray", nodes.address, "--output", "two"))
+    untimed = []
+    for folder in ("one", "two"):
+        units = [json.loads(line) for line in (workplace / folder / "progress.jsonl").read_text().splitlines()]
+        kept = {str(each["key"]): each["value"] for each in units if each["key"][0] in ("plain", "draft", "watched")}
+        untimed.append(kept)
+    assert untimed[0] == untimed[1]
+    assert untimed[0]
+    assert not actors()
+
+
+@pytest.mark.parametrize(
+    "num_kills,number",
+    [(3, 3), pytest.param(20, 3, marks=pytest.mark.nightly), pytest.param(20, 2, marks=pytest.mark.nightly)],
+)
 def test_workers_that_are_killed_lose_and_double_nothing(
-    num_kills: int, nodes: Any, plain: list[str], workplace: Path
+    num_kills: int, number: int, nodes: Any, plain: list[str], workplace: Path
 ) -> None:
     more = ("--limit", "300") if num_kills > 3 else ()
     if more:
         finish(start("evaluate", *TOY, *more, "--output", "one"))
         plain = bytes_of(workplace / "one")
-    process = start("evaluate", *TOY, *more, "--workers", "3", "--ray", nodes.address, "--output", "out")
-    # So far apart that no prompt loses three workers: what was lost goes first, and is written before the next kill.
-    places = [len(plain) * (i + 1) // (num_kills + 2) for i in range(num_kills)]
+    process = start("evaluate", *TOY, *more, "--workers", str(number), "--ray", nodes.address, "--output", "out")
+    # At random, but so far apart that no prompt loses three workers: what was lost goes first, and is written soon.
+    stretch, rng = len(plain) // (num_kills + 2), random.Random(num_kills + number)
+    places = [stretch * (i + 1) + rng.randrange(stretch // 2) for i in range(num_kills)]
     killed = killed_while_it_runs(process, workplace / "out/records.jsonl", places)
     output = finish(process)
     assert killed == num_kills

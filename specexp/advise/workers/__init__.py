@@ -1,0 +1,1 @@
+"""The part of advise that no clock reads, on workers of Ray."""
