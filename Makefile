@@ -6,7 +6,7 @@
 # make test-lm-eval  specexp beside lm-evaluation-harness's own model, in test-all, too
 # make test-served  the openai client against serve; transformers serve and llama.cpp's own server, in test-all, too
 # make test-llama-cpp  builds llama-cpp-python's server (minutes to an hour), and measures it; also in test-nightly
-# make test-ray  evaluations and mining on workers of a local Ray cluster, in test-all, too
+# make test-ray  evaluations and mining on workers of a local Ray cluster, and their measurement; in test-all, too
 # make test-nightly  what is too long for CI: matrices of models, long kills, runs over real data sets, more seeded bugs
 # make test-oldest   the fast tests in an environment of their own, .venv-oldest, with the oldest dependencies allowed
 # make test-newest   the same in .venv-newest, with the newest ones that the package index has
@@ -117,7 +117,7 @@ $(LLAMA_SERVER): Makefile
 
 # In a folder of its own, with what it imports. One test at a time: each has a cluster of several processes.
 test-ray: $(VENV)/.installed-test $(RAY)
-	PYTHONPATH=$(abspath $(RAY)) OMP_NUM_THREADS=1 pytest -m "not nightly" tests/workers
+	PYTHONPATH=$(abspath $(RAY)) OMP_NUM_THREADS=1 pytest -m "not nightly" tests/workers tests/scale
 
 $(RAY): Makefile
 	rm -rf $@

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from specexp.decoding.draft_length import RelativeCosts
@@ -12,6 +12,7 @@ from specexp.evaluation.preparation import Prepared
 from specexp.pair.loading import Pair, load_pair
 from specexp.storage.records import Record, RecordFile
 from specexp.storage.run_folder import OutputFolder
+from specexp.storage.stored_lines import ChosenLines, StoredLines
 
 
 class Decoding(Protocol):
@@ -67,7 +68,10 @@ class InProcess:
         return prepared
 
 
-def records_of(prepared: Prepared, records: RecordFile) -> list[Record]:
-    """The records of this evaluation's prompts: of all but those that could not be decoded."""
-    names = {example.prompt_id for example in prepared.examples}
-    return [record for record in records.records if record["prompt_id"] in names]
+def records_of(prepared: Prepared, records: RecordFile) -> Sequence[Record]:
+    """The records of this evaluation's prompts: of all but those that could not be decoded. More than are in memory
+    stay in their files."""
+    names, kept = {example.prompt_id for example in prepared.examples}, records.records
+    if isinstance(kept, StoredLines):
+        return ChosenLines(kept, lambda record: record["prompt_id"] in names)
+    return [record for record in kept if record["prompt_id"] in names]

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from specexp.metrics.paired import SpeedUp, paired
-from specexp.metrics.statistics import SIGNIFICANT
+from specexp.metrics.per_prompt import LARGE, PromptNumbers
+from specexp.metrics.statistics import SIGNIFICANT, rows_at_once
 from specexp.storage.records import Record
 
 SHUFFLES = 10_000
+SAMPLE = 2_000  # prompts that groups are compared by, where there are more than `LARGE`
 FEWEST = 2  # prompts of a group: fewer have no spread
 SPEEDS = ("speed/", "batch/", "category/speedup")  # metrics of time begin with these
 SHARED = "several workers shared a device, so nothing was timed"
@@ -96,10 +98,12 @@ def _shuffled_p(one: Any, rest: Any) -> float:
     """Two-sided permutation p of the difference of two means."""
     both, size = np.concatenate([one, rest]), len(one)
     observed = abs(one.mean() - rest.mean())
-    rng = np.random.default_rng(0)
-    shuffled = rng.permuted(np.tile(both, (SHUFFLES, 1)), axis=1)
-    differences = abs(shuffled[:, :size].mean(axis=1) - shuffled[:, size:].mean(axis=1))
-    return float((1 + (differences >= observed - 1e-12).sum()) / (1 + SHUFFLES))
+    rng, as_far = np.random.default_rng(0), 0
+    for rows in rows_at_once(SHUFFLES, len(both)):
+        shuffled = rng.permuted(np.tile(both, (rows, 1)), axis=1)
+        differences = abs(shuffled[:, :size].mean(axis=1) - shuffled[:, size:].mean(axis=1))
+        as_far += int((differences >= observed - 1e-12).sum())
+    return (1 + as_far) / (1 + SHUFFLES)
 
 
 def _groups(facts: Mapping[str, Any], records: Sequence[Record]) -> list[SpeedGroup]:
@@ -109,12 +113,23 @@ def _groups(facts: Mapping[str, Any], records: Sequence[Record]) -> list[SpeedGr
         driver = each.get("worker", {}).get("driver", "")
         alike = {key: value for key, value in each.items() if key != "worker"} | {"driver": driver}
         names.setdefault(json.dumps(alike, sort_keys=True), []).append(name)
-    result = []
+    result, records = [], _sampled(records)
     for members in names.values():
         kept = [record for record in records if record.get("environment") in members]
         prompts = {record["prompt_id"] for record in kept}
         result.append(SpeedGroup(members[0], _device(facts[members[0]]), len(prompts), _speedups(kept)))
     return result
+
+
+def _sampled(records: Sequence[Record]) -> Sequence[Record]:
+    """All records of up to `LARGE` prompts; of more, those of every k-th prompt, in the order in which they came."""
+    numbers = PromptNumbers()
+    for record in records:
+        numbers.number(record["prompt_id"])
+    if len(numbers) <= LARGE:
+        return records
+    step = len(numbers) // SAMPLE
+    return [record for record in records if numbers.number(record["prompt_id"]) % step == 0]
 
 
 def _device(facts: Mapping[str, Any]) -> str:
@@ -140,5 +155,5 @@ def _speedup(pairs: Sequence[tuple[Record, Record]]) -> float:
     """Tokens per second of each pair's first record over that of its second."""
     result = SpeedUp()
     for record, plain in pairs:
-        result.add(0, record, plain)
+        result.add(record, plain)
     return result.decoding

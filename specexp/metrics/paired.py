@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 
 from specexp.metrics.incomplete import is_unparsed
-from specexp.metrics.per_prompt import PromptNumbers, PromptSums, PromptTimes
+from specexp.metrics.per_prompt import COUNTS, SECONDS, PromptNumbers, PromptSums, PromptTimes
 from specexp.metrics.statistics import Timed, paired_difference, prompts_needed, rate_ratio, sign_flip_p, swap_p, wilson
 from specexp.storage.records import Record, Summed, num_tokens, same_output
 
@@ -39,7 +39,7 @@ def by_prompt(records: Sequence[Record]) -> dict[str, list[Record]]:
 def timed(records: Iterable[Record], *keys: Summed) -> Timed:
     """Return each prompt's tokens, and the sum of its `keys` (seconds, or rounds), with prompts ordered by id."""
     prompts = PromptNumbers()
-    times = PromptTimes(prompts, "d")
+    times = PromptTimes(prompts, SECONDS)
     for record in records:
         number = prompts.number(record["prompt_id"])
         times.add(number, num_tokens(record), [0])
@@ -51,30 +51,27 @@ def timed(records: Iterable[Record], *keys: Summed) -> Timed:
 class Side:
     """Sums over the records of one side of a comparison."""
 
-    def __init__(self, prompts: PromptNumbers | None = None) -> None:
+    def __init__(self) -> None:
         self.tokens = 0
         self.seconds = 0.0
         self.whole_seconds = 0.0  # with prefill
-        self.times = None if prompts is None else PromptTimes(prompts, "d")  # tokens and decode seconds by prompt
 
-    def add(self, prompt: int, record: Record) -> None:
+    def add(self, record: Record) -> None:
         self.tokens += num_tokens(record)
         self.seconds += record["seconds"]
         self.whole_seconds += record["seconds"]
         self.whole_seconds += record["prefill_seconds"]
-        if self.times is not None:
-            self.times.add(prompt, num_tokens(record), [record["seconds"]])
 
 
 class SpeedUp:
     """Tokens per second of a setting over those of plain decoding on the same prompts: a ratio of sums."""
 
-    def __init__(self, prompts: PromptNumbers | None = None) -> None:
-        self.sides = Side(prompts), Side(prompts)
+    def __init__(self) -> None:
+        self.sides = Side(), Side()
 
-    def add(self, prompt: int, record: Record, plain: Record) -> None:
+    def add(self, record: Record, plain: Record) -> None:
         for side, each in zip(self.sides, (record, plain), strict=True):
-            side.add(prompt, each)
+            side.add(each)
 
     @property
     def decoding(self) -> float:
@@ -88,15 +85,20 @@ class SpeedUp:
 
 
 class Compared:
-    """One setting's records, each with plain decoding's of the same prompt, turn and repeat."""
+    """One setting's records, each with plain decoding's of the same prompt, turn and repeat.
 
-    def __init__(self, prompts: PromptNumbers | None = None) -> None:
+    `times` has the tokens and decode seconds of the setting's records by prompt, where somebody adds them up anyway.
+    """
+
+    def __init__(self, prompts: PromptNumbers | None = None, times: PromptTimes | None = None) -> None:
         self._prompts = prompts or PromptNumbers()
-        self._speed = SpeedUp(self._prompts)
+        self._speed = SpeedUp()
+        self._adds_times, self._times = times is None, times or PromptTimes(self._prompts, SECONDS)
+        self._plain_times = PromptTimes(self._prompts, SECONDS)
         self._itself = False  # plain decoding, compared with itself
         self._num_same, self._num_equal = 0, 0
-        self._same = PromptSums("H")  # by prompt: records whose outputs are compared
-        self._fourfold = [PromptSums("H") for _ in _FOURFOLD]  # by prompt: graded records of each kind
+        self._same = PromptSums(COUNTS)  # by prompt: records whose outputs are compared
+        self._fourfold = [PromptSums(COUNTS) for _ in _FOURFOLD]  # by prompt: graded records of each kind
         self._num_graded = 0
 
     @classmethod
@@ -110,7 +112,11 @@ class Compared:
         """Add one record and plain decoding's."""
         prompt = self._prompts.number(record["prompt_id"])
         self._itself = record["method"] == plain["method"]
-        self._speed.add(prompt, record, plain)
+        self._speed.add(record, plain)
+        if self._adds_times:
+            self._times.add(prompt, num_tokens(record), [record["seconds"]])
+        if not self._itself:
+            self._plain_times.add(prompt, num_tokens(plain), [plain["seconds"]])
         if not record["paired"]:
             return  # with its own history, a method answers another prompt than plain decoding does
         self._num_same += 1
@@ -139,7 +145,7 @@ class Compared:
         return metrics if self._itself else metrics | self._agreement()
 
     def _faster(self, key: str, tested: bool) -> dict[str, float]:
-        candidate, baseline = (side.times.timed() for side in self._speed.sides if side.times is not None)
+        candidate, baseline = self._times.timed(), self._plain_times.timed()
         if len(candidate.tokens) < 2:
             return {}
         result = rate_ratio(candidate, baseline)
@@ -149,7 +155,7 @@ class Compared:
     def _answers(self) -> dict[str, float]:
         """Return the paired difference in accuracy: per prompt, repeats that became right minus those that became
         wrong."""
-        kinds = [column.values(len(self._prompts)).astype(np.int64) for column in self._fourfold]
+        kinds = [column.values(len(self._prompts)).astype(np.int32) for column in self._fourfold]
         repeats = sum(kinds[1:], kinds[0])
         kinds, repeats = [kind[repeats > 0] for kind in kinds], repeats[repeats > 0]
         gains = kinds[1] - kinds[2]
@@ -189,7 +195,7 @@ class Answers:
 
     def __init__(self, prompts: PromptNumbers | None = None) -> None:
         self._prompts = prompts or PromptNumbers()
-        self._graded = PromptSums("H")
+        self._graded = PromptSums(COUNTS)
         self._num_graded, self._num_right, self._num_unparsed = 0, 0, 0
 
     def add(self, record: Record) -> None:

@@ -12,6 +12,7 @@ from specexp.metrics.statistics import Timed
 from specexp.storage.record_places import NameNumbers
 
 LARGE = 20_000  # prompts whose ids are in memory
+SECONDS, COUNTS = "d", "BHIQ"  # type codes of `array`; counts take the first one in which the largest of them fits
 
 Array = np.ndarray[Any, Any]
 
@@ -47,20 +48,29 @@ class PromptNumbers:
 
 
 class PromptSums:
-    """One sum for each prompt; `kind` is a type code of `array`."""
+    """One sum for each prompt, of `SECONDS` or of `COUNTS`, which are integers >= 0."""
 
-    def __init__(self, kind: str) -> None:
-        self._values: array[Any] = array(kind)
+    def __init__(self, kinds: str) -> None:
+        self._kinds = kinds
+        self._values: array[Any] = array(kinds[0])
 
     def add(self, prompt: int, value: float) -> None:
         if prompt >= len(self._values):
             self._values.extend([0] * (prompt + 1 - len(self._values)))
-        self._values[prompt] += value
+        while True:
+            try:
+                self._values[prompt] += value
+                return
+            except OverflowError:
+                wider = self._kinds[self._kinds.index(self._values.typecode) + 1 :]
+                if not wider:
+                    raise
+                self._values = array(wider[0], self._values)
 
     def values(self, size: int) -> Array:
         """Return the sums of the prompts 0 to size - 1."""
         result = np.zeros(size, self._values.typecode)
-        result[: len(self._values)] = self._values
+        result[: len(self._values)] = np.frombuffer(self._values, self._values.typecode)
         return result
 
 
@@ -69,7 +79,7 @@ class PromptTimes:
 
     def __init__(self, prompts: PromptNumbers, *kinds: str) -> None:
         self._prompts = prompts
-        self._tokens, self._num_records = PromptSums("i"), PromptSums("H")
+        self._tokens, self._num_records = PromptSums(COUNTS), PromptSums(COUNTS)
         self._columns = [PromptSums(kind) for kind in kinds]
 
     def add(self, prompt: int, tokens: int, values: Sequence[float]) -> None:
@@ -87,5 +97,5 @@ class PromptTimes:
         """Return the tokens, and the sums of one column, of all prompts that have records."""
         size, order = len(self._prompts), self._prompts.order()
         order = order[self._num_records.values(size)[order] > 0]
-        values = self._columns[column].values(size)[order].astype(float)
+        values = self._columns[column].values(size)[order].astype(float, copy=False)
         return Timed(self._tokens.values(size)[order], values[:, None])

@@ -26,7 +26,7 @@ RESAMPLES = 2000
 PERCENTILES = (2.5, 97.5)
 ALL_SWAPS = 12  # up to this many prompts, all possible swaps are evaluated
 SWAPS = 4999  # the number of random swaps for more prompts
-AT_ONCE = 2_000_000  # draws in memory at a time: a matrix of all would be large
+AT_ONCE = 500_000  # draws in memory at a time: a matrix of all would be large
 FEW_CHANGES = 5_000  # differences up to which a sign test adds them one by one
 
 
@@ -150,27 +150,30 @@ def swap_p(candidate: Timed, baseline: Timed) -> float:
     as far from 1: of all swaps for up to 12 prompts, else of 4,999 random ones and the observed one. p cannot be below
     2 / 2^P, so with fewer than 6 prompts nothing is significant.
     """
-    candidate_totals, baseline_totals = (
-        np.column_stack([x.tokens, np.asarray(x.seconds)[:, 0]]).astype(float) for x in (candidate, baseline)
+    own, other = (
+        np.column_stack([x.tokens, np.asarray(x.seconds)[:, 0]]).astype(float, copy=False)
+        for x in (candidate, baseline)
     )
-    num_prompts = len(candidate_totals)
-    seen = _far(np.zeros((1, num_prompts)), candidate_totals, baseline_totals)[0]
+    num_prompts, totals, moved = len(own), (own.sum(axis=0), other.sum(axis=0)), other - own
+    del own, other  # of many prompts each takes megabytes
+    seen = _far(np.zeros((1, num_prompts)), moved, totals)[0]
     enough = seen * (1 - 1e-9)  # the mirrored swap rounds differently
     if num_prompts <= ALL_SWAPS:
         swaps = np.array(list(product((0.0, 1.0), repeat=num_prompts)))
-        return float(np.mean(_far(swaps, candidate_totals, baseline_totals) >= enough))
+        return float(np.mean(_far(swaps, moved, totals) >= enough))
     rng = np.random.default_rng(0)
     hits = 0
-    for rows in _rows(SWAPS, num_prompts):
+    for rows in rows_at_once(SWAPS, num_prompts):
         swaps = rng.integers(2, size=(rows, num_prompts)).astype(float)
-        hits += int(np.sum(_far(swaps, candidate_totals, baseline_totals) >= enough))
+        hits += int(np.sum(_far(swaps, moved, totals) >= enough))
     return (1 + hits) / (1 + SWAPS)
 
 
-def _far(swaps: Array, candidate: Array, baseline: Array) -> Array:
-    """Return |log ratio| of rates for each row of swaps[B, P]; candidate and baseline[P, 2] are tokens and seconds."""
-    moved = swaps @ (baseline - candidate)
-    a, b = candidate.sum(axis=0) + moved, baseline.sum(axis=0) - moved
+def _far(swaps: Array, differences: Array, totals: tuple[Array, Array]) -> Array:
+    """Return |log ratio| of rates for each row of swaps[B, P]. `totals` are the candidate's and the baseline's tokens
+    and seconds, and differences[P, 2] what a swap of each prompt adds to the candidate's."""
+    moved = swaps @ differences
+    a, b = totals[0] + moved, totals[1] - moved
     result: Array = np.abs(np.log(a[:, 0] / a[:, 1]) - np.log(b[:, 0] / b[:, 1]))
     return result
 
@@ -192,7 +195,7 @@ def _interval(rates: Callable[[Array, Array], Array], like: Timed) -> Interval:
     num_prompts, num_repeats = np.asarray(like.seconds).shape
     whole = rates(np.arange(num_prompts)[None], np.arange(num_repeats)[None])
     rng, again = np.random.default_rng(0), np.random.default_rng(0)
-    sizes = list(_rows(RESAMPLES, num_prompts))
+    sizes = list(rows_at_once(RESAMPLES, num_prompts))
     for rows in sizes:  # the repeats are drawn after all prompts
         if num_repeats > 1:
             rng.integers(num_prompts, size=(rows, num_prompts))
@@ -206,7 +209,7 @@ def _interval(rates: Callable[[Array, Array], Array], like: Timed) -> Interval:
     return Interval(float(whole[0]), float(low), float(high))
 
 
-def _rows(number: int, width: int) -> Iterator[int]:
+def rows_at_once(number: int, width: int) -> Iterator[int]:
     """Divide `number` rows of `width` draws into parts that fit in memory. A generator draws the same in parts."""
     most = max(1, AT_ONCE // width)
     for start in range(0, number, most):

@@ -14,7 +14,7 @@ from typing import Self, get_args
 from specexp.method_specs import MethodSpec, spec
 from specexp.metrics.incomplete import Endings
 from specexp.metrics.paired import Answers, Compared, SpeedUp, paired
-from specexp.metrics.per_prompt import PromptNumbers, PromptTimes
+from specexp.metrics.per_prompt import COUNTS, SECONDS, PromptNumbers, PromptTimes
 from specexp.metrics.statistics import Timed
 from specexp.metrics.trees import TreeSums
 from specexp.storage.records import Count, Record, Seconds, Summed, num_tokens
@@ -70,7 +70,7 @@ class Tally:
         self.categories: dict[str, CategorySums] = {}
         self.trees, self.answers, self.endings = TreeSums(), Answers(self._prompts), Endings()
         self.compared: Compared | None = None
-        self._times = PromptTimes(self._prompts, "d", "i")
+        self._times = PromptTimes(self._prompts, SECONDS, COUNTS)
 
     @classmethod
     def of(cls, records: Sequence[Record], baseline: Sequence[Record]) -> Self:
@@ -101,10 +101,12 @@ class Tally:
         category = self.categories.setdefault(name, CategorySums())
         category.tokens += emitted
         category.rounds += record["num_rounds"]
+        assert self.compared is None or plain is not None, "all records are compared, or none"
         if plain is not None:
-            self.compared = self.compared or Compared(self._prompts)
+            assert self.compared is not None or self.num_records == 1, "all records are compared, or none"
+            self.compared = self.compared or Compared(self._prompts, self._times)
             self.compared.add(record, plain)
-            category.speed.add(prompt, record, plain)
+            category.speed.add(record, plain)
 
     def _add_drafts(self, record: Record) -> None:
         if "drafted_before_end" in record:

@@ -76,7 +76,12 @@ def duration(seconds: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield the lines of a table, with all cells aligned to the right."""
-    widths = [max(len(each[i]) for each in (HEADS, *rows)) for i in range(len(HEADS))]
-    for each in (HEADS, *rows):
-        yield "  ".join(cell.rjust(width) for cell, width in zip(each, widths, strict=True))
+    """Yield the lines of a table of planned runs."""
+    return aligned([HEADS, *rows])
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield lines of cells, with all cells of a column aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for cells in lines:
+        yield "  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()

@@ -2,7 +2,8 @@
 
 A worker loads the pair, and then does its units one after another. Each result goes to the driver, which takes them one
 at a time, and answers with the worker's next unit; a worker goes on with the unit that it has meanwhile. A worker that
-dies loses the unit that it was at, and its results that are under way; another one is started in its place.
+dies loses the unit that it was at, and its results that are under way; another one is started in its place. Who does
+what is decided by the hand-out of real workers, and they are asked in the order of `dispatch.py`: in which they loaded.
 
 What is not simulated: contention for a CPU, a network or a file system, and prompts that kill workers.
 """
@@ -12,14 +13,18 @@ from __future__ import annotations
 import heapq
 import math
 import random
+from bisect import insort
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from specexp.scale.policy import BLOCK, handout
+from specexp.workers.handout import BLOCK, UNITS_OPEN, Handout
 
 _LOADED, _FINISHED, _ASKED, _RETURNED, _DIED = range(5)  # kinds of events; the driver takes two of them
+_NEVER = 1_000_000_000  # deaths at which a unit has failed: none is to blame for those that are simulated
 _STEADY = (0.25, 0.75)  # part of the units whose rate is that of a long run
+
+OnHanded = Callable[[int, int], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +62,25 @@ class SimulatedRun:
 @dataclass(slots=True)
 class _Worker:
     factor: float
+    place: int = 0  # among all that have loaded: the order in which they are given units
     life: int = 0  # how many died in this place
     held: deque[int] = field(default_factory=deque)
     began: float = -1.0  # when it began the first of them; -1 if it does nothing
 
 
 class _Run:
-    def __init__(self, seconds: Sequence[float], cluster: Cluster) -> None:
-        self._seconds, self._cluster = seconds, cluster
-        sizes = seconds if cluster.longest_first else [0.0] * len(seconds)
-        self._handout = handout(sizes, cluster.num_workers, cluster.block)
+    def __init__(self, seconds: Sequence[float], cluster: Cluster, sizes: Sequence[float], on_handed: OnHanded) -> None:
+        self._seconds, self._cluster, self._on_handed = seconds, cluster, on_handed
+        window = max(cluster.block, UNITS_OPEN * cluster.num_workers)
+        self._handout: Handout[int, float] = Handout(
+            range(len(seconds)), sizes.__getitem__, cluster.block, window, most_deaths=_NEVER
+        )
         self._rng = random.Random(cluster.seed)
         num_slow = round(cluster.slow_share * cluster.num_workers)
         self._workers = [_Worker(cluster.slow_factor if i < num_slow else 1.0) for i in range(cluster.num_workers)]
         self._events: list[tuple[float, int, int, int, int]] = []  # time, order, kind, worker, its life
-        self._num_events, self._driver_free = 0, 0.0
-        self._starved: set[int] = set()  # loaded workers for which the driver had nothing
+        self._num_events, self._num_loaded, self._driver_free = 0, 0, 0.0
+        self._hungry: list[tuple[int, int]] = []  # (place, worker) of loaded workers that hold less than a block
         self.num_deaths, self.lost = 0, 0.0
         self.done_at: list[float] = []  # when the driver had each result
 
@@ -109,7 +117,9 @@ class _Run:
         self._tell_driver(now, _ASKED, worker)
 
     def _asked(self, now: float, worker: int) -> None:
-        self._give(now, worker)
+        self._workers[worker].place, self._num_loaded = self._num_loaded, self._num_loaded + 1
+        self._hungry.append((self._workers[worker].place, worker))
+        self._give(now)
 
     def _finished(self, now: float, worker: int) -> None:
         each = self._workers[worker]
@@ -119,40 +129,41 @@ class _Run:
         self._tell_driver(now, _RETURNED, worker)
 
     def _returned(self, now: float, worker: int) -> None:
-        self._handout.done(worker)
+        each = self._workers[worker]
+        was_full = self._handout.held(worker) == self._cluster.block
+        self._handout.done(worker, now)
         self.done_at.append(now)
         for _ in self._handout.finished():  # makes place in the window
             pass
-        self._give(now, worker)
-        self._feed_starved(now)
+        if was_full:
+            insort(self._hungry, (each.place, worker))
+        self._give(now)
 
     def _died(self, now: float, worker: int) -> None:
         each = self._workers[worker]
         self.num_deaths += 1
         if each.began >= 0:
             self.lost += now - each.began
-        self._handout.died(worker)
-        self._starved.discard(worker)
+        self._handout.died(worker, "simulated")
+        self._hungry = [other for other in self._hungry if other[1] != worker]
         each.held.clear()
         each.life, each.began = each.life + 1, -1.0
         self._begin(now + self._cluster.restart_seconds, worker)
-        self._feed_starved(now)
+        self._give(now)
 
-    def _feed_starved(self, now: float) -> None:
-        """Give units to workers that have none: what was returned has made place in the window."""
-        while self._starved and self._give(now, min(self._starved)):
-            pass
-
-    def _give(self, now: float, worker: int) -> bool:
-        """Fill a worker's block; returns False if it has nothing to do."""
-        each = self._workers[worker]
-        while (unit := self._handout.next_for(worker, len(self._workers))) is not None:
-            each.held.append(unit)
-        self._start(now, worker)
-        self._starved.discard(worker)
-        if not each.held:
-            self._starved.add(worker)
-        return bool(each.held)
+    def _give(self, now: float) -> None:
+        """Fill the blocks of all workers, in their order, as far as there are units."""
+        if not self._handout.is_wanted(0):
+            return
+        still = []
+        for place, worker in self._hungry:
+            while (unit := self._handout.next_for(worker, len(self._workers))) is not None:
+                self._workers[worker].held.append(unit)
+                self._on_handed(worker, unit)
+            self._start(now, worker)
+            if self._handout.held(worker) < self._cluster.block:
+                still.append((place, worker))
+        self._hungry = still
 
     def _start(self, now: float, worker: int) -> None:
         each = self._workers[worker]
@@ -161,9 +172,18 @@ class _Run:
             self._push(now + each.factor * self._seconds[each.held[0]], _FINISHED, worker)
 
 
-def simulate(seconds: Sequence[float], cluster: Cluster) -> SimulatedRun:
-    """Replay units that take so long, in this order."""
-    run = _Run(seconds, cluster)
+def simulate(
+    seconds: Sequence[float], cluster: Cluster, sizes: Sequence[float] | None = None,
+    on_handed: OnHanded = lambda worker, unit: None,
+) -> SimulatedRun:  # fmt: skip
+    """Replay units that take so long, in this order.
+
+    `sizes` are what the hand-out knows of how long they take, if that is not `seconds` or, unless `longest_first`,
+    nothing. `on_handed` is called with the worker and the number of each unit that is handed out.
+    """
+    if sizes is None:
+        sizes = seconds if cluster.longest_first else [0.0] * len(seconds)
+    run = _Run(seconds, cluster, sizes, on_handed)
     makespan = run.run()
     first, last = (run.done_at[math.floor(share * (len(seconds) - 1))] for share in _STEADY)
     rate = (_STEADY[1] - _STEADY[0]) * len(seconds) / (last - first) if last > first else len(seconds) / makespan

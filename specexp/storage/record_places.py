@@ -12,7 +12,8 @@ from hashlib import blake2b
 Key = tuple[str, int, str, int]  # prompt_id, turn, label, repeat
 Place = tuple[int, int]  # the number of a file, and a line's first byte there
 _OFFSET_BITS = 44
-_RECENT = 16_384  # names that are looked up in a dict before they are sorted in
+# Names are looked up in a dict, at some 190 bytes each, until there are this many, or a part of those before them.
+_RECENT, _PART = 1_024, 64
 
 
 class NameNumbers:
@@ -45,7 +46,7 @@ class NameNumbers:
         if result is None:
             result = len(self)
             self._recent[_digest(name)] = result
-            if len(self._recent) == _RECENT:
+            if len(self._recent) >= max(_RECENT, len(self._high) // _PART):
                 self._sort_in()
         return result
 

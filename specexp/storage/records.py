@@ -19,7 +19,7 @@ from specexp.errors import OutputError
 from specexp.storage.files import CHECKSUM, checksum, misfit, unwritable
 from specexp.storage.numbered_files import LineWriter, existing, reading
 from specexp.storage.record_places import Key, RecordPlaces
-from specexp.storage.stored_lines import StoredLines
+from specexp.storage.stored_lines import ChosenLines, StoredLines
 
 SCHEMA_VERSION = 2  # of records; version 1 wrote none
 
@@ -133,7 +133,7 @@ def key_of(record: Record) -> Key:
 
 def finder(records: Iterable[Record]) -> Callable[[Key], Record]:
     """Return what finds one of these records by its key; it raises KeyError if there is none."""
-    if isinstance(records, StoredLines):
+    if isinstance(records, StoredLines | ChosenLines):
         return records.find
     return {key_of(record): record for record in records}.__getitem__
 

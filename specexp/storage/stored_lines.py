@@ -59,3 +59,34 @@ class StoredLines(Sequence[R]):
         if len(self._latest) > _LATEST:
             self._latest.popitem(last=False)
         return record
+
+
+class ChosenLines(Sequence[R]):
+    """Those records of a `StoredLines` that are chosen: none is held, and to count them is a pass of its own."""
+
+    def __init__(self, lines: StoredLines[R], is_chosen: Callable[[R], bool]) -> None:
+        self._lines, self._is_chosen = lines, is_chosen
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __iter__(self) -> Iterator[R]:
+        return filter(self._is_chosen, self._lines)
+
+    @overload
+    def __getitem__(self, index: int) -> R: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[R]: ...
+
+    def __getitem__(self, index: int | slice) -> R | list[R]:
+        if isinstance(index, slice):
+            return list(islice(self, *index.indices(len(self))))
+        return next(islice(self, range(len(self))[index], None))
+
+    def find(self, key: Key) -> R:
+        """Return the record with this key; raises KeyError if there is none among those that are chosen."""
+        result = self._lines.find(key)
+        if not self._is_chosen(result):
+            raise KeyError(key)
+        return result

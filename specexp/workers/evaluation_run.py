@@ -114,7 +114,9 @@ class EvaluationDriver:
                 bar.set_postfix_str(f"{len(self.crew.facts)} workers", refresh=False)
                 return [record | {"environment": where} for record in result.records]
 
-            for outcome in self.crew.do(_units(prepared, output, records), partial(_size, prepared), on_result=arrived):
+            for outcome in self.crew.do(
+                _units(prepared, output, records), partial(unit_size, prepared), on_result=arrived
+            ):
                 for record in outcome.result or ():
                     records.append(record)
                 yield from _failures(prepared, outcome)
@@ -125,8 +127,7 @@ class EvaluationDriver:
 
     def _explained(self, records: RecordFile, differing: Iterator[tuple[Record, Record]]) -> Iterable[dict[str, Any]]:
         """Entries of differences.json, for pairs of a record and plain decoding's."""
-        by_prompt = _by_prompt(records.records)
-        units = (DifferenceUnit(*each, by_prompt[each[0]["prompt_id"]]) for each in differing)
+        units = (DifferenceUnit(*each, _before(records, *each)) for each in differing)
         for outcome in self.crew.do(units):
             if outcome.result is None:
                 raise WorkerError(f"workers died while they examined an output: {outcome.deaths[-1]}")
@@ -168,16 +169,19 @@ def without(prepared: Prepared, failed: Sequence[Failure]) -> Prepared:
 
 def _units(prepared: Prepared, output: OutputFolder, records: RecordFile) -> Iterator[DecodeUnit]:
     """The units that have missing records, in the order of one process."""
-    done, by_prompt = records.done, _by_prompt(records.records)
-    costs = saved_costs(output)
+    done, costs = records.done, saved_costs(output)
     for repeat, number in places(prepared):
         if any(groups_at(prepared, repeat, number, done)):
-            names = [prepared.examples[index].prompt_id for index in indices_at(prepared, number)]
-            known = [each for name in names for each in by_prompt.get(name, ()) if each["repeat"] == repeat]
-            yield DecodeUnit(repeat, number, known, costs)
+            keys = [
+                (prepared.examples[index].prompt_id, turn, setting.config.label, repeat)
+                for index in indices_at(prepared, number)
+                for turn in range(len(prepared.examples[index].turns))
+                for setting in prepared.everything
+            ]
+            yield DecodeUnit(repeat, number, [records.find(key) for key in keys if key in done], costs)
 
 
-def _size(prepared: Prepared, unit: DecodeUnit) -> float:
+def unit_size(prepared: Prepared, unit: DecodeUnit) -> float:
     """About how long a unit takes: all that is known before is the length of its prompts."""
     return float(sum(len(prepared.prompts[index]) for index in indices_at(prepared, unit.number)))
 
@@ -188,8 +192,11 @@ def _failures(prepared: Prepared, outcome: UnitOutcome[DecodeUnit, Any]) -> Iter
             yield Failure(prepared.examples[index].prompt_id, outcome.deaths, outcome.unit.repeat)
 
 
-def _by_prompt(records: Iterable[Record]) -> Mapping[str, list[Record]]:
-    result: dict[str, list[Record]] = {}
-    for record in records:
-        result.setdefault(record["prompt_id"], []).append(record)
-    return result
+def _before(records: RecordFile, *compared: Record) -> list[Record]:
+    """The records of the turns before these, and of these themselves, by the same settings in the same repeat."""
+    keys = [
+        (record["prompt_id"], turn, record["label"], record["repeat"])
+        for record in compared
+        for turn in range(record["turn"] + 1)
+    ]
+    return [records.find(key) for key in keys if key in records.done]

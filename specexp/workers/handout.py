@@ -14,6 +14,7 @@ Results may come in any order; `finished` returns them in the order of the units
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,14 @@ class _Entry(Generic[Unit, Result]):
     deaths: list[str] = field(default_factory=list)
     outcome: UnitOutcome[Unit, Result] | None = None
 
+    def __lt__(self, other: _Entry[Unit, Result]) -> bool:
+        """True if this unit is handed out before another one that waits."""
+        return self._urgency < other._urgency
+
+    @property
+    def _urgency(self) -> tuple[int, float, Place]:
+        return -len(self.deaths), -self.size, self.place
+
 
 class Handout(Generic[Unit, Result]):
     """Hands units out to workers, which are named by anything hashable.
@@ -67,7 +76,7 @@ class Handout(Generic[Unit, Result]):
         self._block, self._window, self._most_deaths = block, window, most_deaths
         self._exhausted = False
         self._open: list[_Entry[Unit, Result]] = []  # by place
-        self._waiting: dict[Place, _Entry[Unit, Result]] = {}
+        self._waiting: list[_Entry[Unit, Result]] = []  # a heap: nothing of an entry changes while it waits
         self._held: dict[Hashable, list[_Entry[Unit, Result]]] = {}  # by worker, in the order in which it does them
 
     @property
@@ -98,8 +107,7 @@ class Handout(Generic[Unit, Result]):
         most = 1 if self._exhausted and len(self._waiting) < num_workers * self._block else self._block
         if not self._waiting or held >= most:
             return None
-        entry = min(self._waiting.values(), key=lambda each: (-len(each.deaths), -each.size, each.place))
-        del self._waiting[entry.place]
+        entry = heapq.heappop(self._waiting)
         self._held.setdefault(worker, []).append(entry)
         return entry.unit
 
@@ -111,17 +119,17 @@ class Handout(Generic[Unit, Result]):
     def died(self, worker: Hashable, reason: str, blamed: bool = True) -> None:
         """Note that a worker died; its units go to others. Without `blamed`, the reason lies in none of them."""
         held = self._held.pop(worker, [])
+        if held and blamed:
+            oldest = held.pop(0)
+            oldest.deaths.append(reason)
+            if len(oldest.deaths) >= self._most_deaths:
+                oldest.outcome = UnitOutcome(oldest.unit, None, tuple(oldest.deaths))
+            elif len(parts := self._split(oldest.unit)) > 1:
+                self._replace(oldest, parts)
+            else:
+                heapq.heappush(self._waiting, oldest)
         for entry in held:
-            self._waiting[entry.place] = entry
-        if not held or not blamed:
-            return
-        oldest = held[0]
-        oldest.deaths.append(reason)
-        if len(oldest.deaths) >= self._most_deaths:
-            del self._waiting[oldest.place]
-            oldest.outcome = UnitOutcome(oldest.unit, None, tuple(oldest.deaths))
-        elif len(parts := self._split(oldest.unit)) > 1:
-            self._replace(oldest, parts)
+            heapq.heappush(self._waiting, entry)
 
     def finished(self) -> Iterator[UnitOutcome[Unit, Result]]:
         """Yield what is complete up to the first unit that is not, in the order of the units; each is yielded once."""
@@ -139,13 +147,13 @@ class Handout(Generic[Unit, Result]):
 
     def _replace(self, entry: _Entry[Unit, Result], parts: Sequence[Unit]) -> None:
         """Put the parts of a unit in its place; the death of the whole does not count for any of them."""
-        del self._waiting[entry.place]
         at = bisect_left(self._open, entry.place, key=lambda each: each.place)
         made: list[_Entry[Unit, Result]] = [
             _Entry((*entry.place, i), part, self._size(part)) for i, part in enumerate(parts)
         ]
         self._open[at : at + 1] = made
-        self._waiting |= {each.place: each for each in made}
+        for each in made:
+            heapq.heappush(self._waiting, each)
 
     def _fill(self) -> None:
         """Read units until the window is full."""
@@ -157,4 +165,4 @@ class Handout(Generic[Unit, Result]):
             assert unit is not None
             entry: _Entry[Unit, Result] = _Entry((number,), unit, self._size(unit))
             self._open.append(entry)
-            self._waiting[entry.place] = entry
+            heapq.heappush(self._waiting, entry)

@@ -128,7 +128,7 @@ class MiningDriver:
                 return [missing[index] for index, _ in result]
 
             units = _units(list(missing), prepared.config.batch)
-            size = partial(_size, prepared)
+            size = partial(unit_size, prepared)
             for outcome in self.crew.do(units, size, lambda unit: unit.parts, arrived):
                 if outcome.result is None:
                     failed += [Failure(prepared.examples[i].prompt_id, outcome.deaths) for i in outcome.unit.indices]
@@ -143,6 +143,6 @@ def _units(indices: Sequence[int], together: int) -> Iterator[MiningUnit]:
         yield MiningUnit(tuple(indices[start : start + together]))
 
 
-def _size(prepared: PreparedMining, unit: MiningUnit) -> float:
+def unit_size(prepared: PreparedMining, unit: MiningUnit) -> float:
     """About how long a unit takes: all that is known before is the length of its prompts, in characters."""
     return float(sum(len(turn) for index in unit.indices for turn in prepared.examples[index].turns))

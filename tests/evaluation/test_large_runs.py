@@ -6,20 +6,27 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from helpers import large_run
 from specexp.evaluation import large_runs
+from specexp.evaluation.in_process import records_of
 from specexp.evaluation.report.comparison import compare
 from specexp.evaluation.summaries import summary
 from specexp.metrics import per_prompt, statistics
+from specexp.metrics.per_prompt import COUNTS, SECONDS, PromptSums
 from specexp.storage import numbered_files
 from specexp.storage import records as storage
 from specexp.storage.run_folder import OutputFolder
 
 TESTS = Path(__file__).resolve().parents[1]
+
+
+def replace_examples(evaluation: Any, examples: list[Any]) -> Any:
+    return SimpleNamespace(**{**vars(evaluation), "examples": examples})
 
 
 def written(folder: Path, evaluation: Any) -> OutputFolder:
@@ -80,6 +87,45 @@ def test_beyond_a_number_of_prompts_single_records_are_of_a_sample(
     assert [entry.metrics for entry in large.entries] == [entry.metrics for entry in small.entries]
     assert large_runs.words(60).startswith("60 prompts are more than 59: ")
     assert "a sample of 12, one in every 5;" in large_runs.words(60)
+
+
+def test_records_without_prompts_that_failed_stay_in_their_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = large_run.prepared(60, "baseline,speculative")
+    output = written(tmp_path / "run", evaluation)
+    some = replace_examples(evaluation, [evaluation.examples[i] for i in range(60) if i % 7])
+    with OutputFolder(output.path, evaluation.experiment, resume=True).open() as file:
+        in_memory = records_of(some, file)
+        of_memory = summary(some, output, in_memory)
+    monkeypatch.setattr(storage, "KEPT", 50)
+    with OutputFolder(output.path, evaluation.experiment, resume=True).open() as file:
+        kept = records_of(some, file)
+        assert not isinstance(kept, list)
+        assert list(kept) == in_memory
+        assert len(kept) == len(in_memory) == 2 * 51
+        assert [kept[5], kept[-1], kept[3:5]] == [in_memory[5], in_memory[-1], in_memory[3:5]]
+        find = storage.finder(kept)
+        assert find(storage.key_of(in_memory[4])) == in_memory[4]
+        with pytest.raises(KeyError):
+            find(("prompt-7", 0, "baseline", 0))
+        assert summary(some, output, kept) == of_memory
+
+
+def test_counts_take_the_narrowest_type_that_holds_them() -> None:
+    sums, seconds = PromptSums(COUNTS), PromptSums(SECONDS)
+    assert sums.values(2).dtype.itemsize == 1
+    for prompt, value in ((0, 250), (2, 1), (0, 5)):
+        sums.add(prompt, value)
+    assert (sums.values(4).tolist(), sums.values(3).dtype.itemsize) == ([255, 0, 1, 0], 1)
+    sums.add(0, 1)
+    assert (sums.values(3).tolist(), sums.values(3).dtype.itemsize) == ([256, 0, 1], 2)
+    sums.add(2, 2**40)
+    assert (sums.values(3).tolist(), sums.values(3).dtype.itemsize) == ([256, 0, 2**40 + 1], 8)
+    seconds.add(1, 0.25)
+    assert seconds.values(2).tolist() == [0.0, 0.25]
+    with pytest.raises(OverflowError):
+        sums.add(1, -1)
 
 
 @pytest.mark.nightly

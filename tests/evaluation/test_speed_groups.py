@@ -5,7 +5,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
+
+from specexp.evaluation import speed_groups
 from specexp.evaluation.speed_groups import SHARED, timing_of
+from specexp.metrics import statistics
 from specexp.storage.records import Record
 
 
@@ -75,6 +79,29 @@ def test_groups_whose_speed_ups_differ_are_reported_by_themselves() -> None:
     first, second = timing.notes
     assert first.startswith("Group x (A100; 30 prompts), mean speed-ups: speculative ")
     assert second.startswith("Group y (H100; 20 prompts), mean speed-ups: speculative 1.")
+
+
+def test_of_many_prompts_groups_are_compared_by_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, rows = {"x": environment(), "y": environment("H100")}, records({"x": (60, 2.0), "y": (40, 1.5)})
+    monkeypatch.setattr(speed_groups, "LARGE", 100)
+    assert "Group x (A100; 60 prompts)" in timing_of(known, rows).notes[0]
+    monkeypatch.setattr(speed_groups, "LARGE", 99)
+    monkeypatch.setattr(speed_groups, "SAMPLE", 50)
+    timing = timing_of(known, rows)
+    assert timing.untimed.startswith("workers are of 2 kinds and their speed-ups differ (p = ")
+    assert [note.partition(", mean")[0] for note in timing.notes] == [
+        "Group x (A100; 30 prompts)",
+        "Group y (H100; 20 prompts)",
+    ]
+
+
+def test_shuffles_that_are_drawn_in_parts_are_the_same_shuffles(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, rows = {"x": environment(), "y": environment("H100")}, records({"x": (12, 2.0), "y": (9, 1.93)})
+    whole = timing_of(known, rows)
+    monkeypatch.setattr(statistics, "AT_ONCE", 1_000)
+    assert timing_of(known, rows) == whole
+    monkeypatch.setattr(speed_groups, "SHUFFLES", 50)
+    assert timing_of(known, rows) != whole
 
 
 def test_a_driver_alone_makes_another_group() -> None:

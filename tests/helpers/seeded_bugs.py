@@ -438,6 +438,8 @@ PAIRED, STATISTICS, METRICS = (
     "specexp.metrics.paired", "specexp.metrics.statistics", "specexp.metrics.summary",
 )  # fmt: skip
 RECORD_FILES = "specexp.storage.records"
+SIMULATION, RECORDING = "specexp.scale.simulation", "specexp.scale.recording"
+FEATURE_FILES, SHARDS = "specexp.judge.shards.feature_files", "specexp.lm.sharded.shards"
 CALIBRATION, LABELS = "specexp.judge.calibration", "specexp.judge.labels"
 PAIRED_AUC, RELIABILITY = "specexp.judge_comparison.paired_auc", "specexp.judge_report.reliability"
 
@@ -460,14 +462,14 @@ PLACEMENT = "specexp.workers.placement"
 
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
     ("workers/test_handout.py",): [
-        Bug("a unit that was lost is forgotten", HANDOUT, "            self._waiting[entry.place] = entry\n        if not held", "            pass\n        if not held"),
-        Bug("the newest unit of a block is to blame", HANDOUT, "oldest = held[0]", "oldest = held[-1]"),
+        Bug("a unit that was lost is forgotten", HANDOUT, "        for entry in held:\n", "        for entry in held[1:]:\n"),
+        Bug("the newest unit of a block is to blame", HANDOUT, "oldest = held.pop(0)", "oldest = held.pop()"),
         Bug("a fourth worker dies at a unit", HANDOUT, "if len(oldest.deaths) >= self._most_deaths:", "if len(oldest.deaths) > self._most_deaths:"),
-        Bug("a death without blame counts", HANDOUT, "if not held or not blamed:", "if not held:"),
+        Bug("a death without blame counts", HANDOUT, "if held and blamed:", "if held:"),
         Bug("results come as they arrive", HANDOUT, "while self._open and (outcome := self._open[0].outcome) is not None:\n            del self._open[0]", "while (entry := next((x for x in self._open if x.outcome), None)) and (outcome := entry.outcome):\n            self._open.remove(entry)"),
         Bug("the window has no bound", HANDOUT, "while not self._exhausted and len(self._open) < self._window:", "while not self._exhausted:"),
-        Bug("the shortest goes first", HANDOUT, "(-len(each.deaths), -each.size, each.place)", "(-len(each.deaths), each.size, each.place)"),
-        Bug("what was lost waits like any other", HANDOUT, "(-len(each.deaths), -each.size, each.place)", "(-each.size, each.place)"),
+        Bug("the shortest goes first", HANDOUT, "-len(self.deaths), -self.size, self.place", "-len(self.deaths), self.size, self.place"),
+        Bug("what was lost waits like any other", HANDOUT, "-len(self.deaths), -self.size, self.place", "0, -self.size, self.place"),
         Bug("whole blocks at the end", HANDOUT, "most = 1 if self._exhausted and", "most = 1 if False and"),
         Bug("parts come after all others", HANDOUT, "self._open[at : at + 1] = made", "self._open.pop(at)\n        self._open.extend(made)"),
         Bug("the deaths of the whole count for its parts", HANDOUT, "_Entry((*entry.place, i), part, self._size(part)) for", "_Entry((*entry.place, i), part, self._size(part), list(entry.deaths)) for"),
@@ -692,9 +694,66 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("turns of a prompt are drawn apart", PAIRED, 'result.setdefault(record["prompt_id"], [])', 'result.setdefault((record["prompt_id"], record["turn"]), [])'),
         Bug("values of one record stand for a prompt's", "specexp.metrics.per_prompt", "self._values[prompt] += value", "self._values[prompt] = value"),
         Bug("an answer lost counts as gained", PAIRED, "gains = kinds[1] - kinds[2]", "gains = kinds[2] - kinds[1]"),
+        Bug("plain decoding's seconds are the setting's", PAIRED, 'num_tokens(plain), [plain["seconds"]])', 'num_tokens(plain), [record["seconds"]])'),
         Bug("repeats make a test of answers stronger", PAIRED, "sign_flip_p(gains[gains != 0].tolist())", "sign_flip_p([1] * int(kinds[1].sum()) + [-1] * int(kinds[2].sum()))"),
         Bug("agreement counts records, not prompts", PAIRED, "wilson(num_prompts * self._num_equal / self._num_same, num_prompts)", "wilson(self._num_equal, self._num_same)"),
         Bug("ungraded answers are wrong answers", PAIRED, 'if record["correct"] is None:', "if False:"),
+    ],
+    ("scale/test_simulation.py",): [
+        Bug("a worker that has all of its block is asked first", SIMULATION, "            insort(self._hungry, (each.place, worker))\n", "            self._hungry.insert(0, (each.place, worker))\n"),
+        Bug("a worker is full with one unit less", SIMULATION, "if self._handout.held(worker) < self._cluster.block:", "if self._handout.held(worker) < self._cluster.block - 1:"),
+        Bug("a window of half the size", SIMULATION, "UNITS_OPEN * cluster.num_workers)", "UNITS_OPEN * cluster.num_workers // 2)"),
+        Bug("the driver takes results all at once", SIMULATION, "self._driver_free = max(now, self._driver_free) + self._cluster.driver_seconds", "self._driver_free = now + self._cluster.driver_seconds"),
+        Bug("a dead worker's units are lost time for nobody", SIMULATION, "            self.lost += now - each.began\n", "            pass\n"),
+        Bug("another worker loads before it is started", SIMULATION, "self._begin(now + self._cluster.restart_seconds, worker)", "self._begin(now, worker)"),
+        Bug("slow workers are not slow", SIMULATION, "now + each.factor * self._seconds", "now + self._seconds"),
+        Bug("what waits is handed out as it came", "specexp.workers.handout", "return -len(self.deaths), -self.size, self.place", "return -len(self.deaths), 0.0, self.place"),
+        Bug("a longer run is as long", SIMULATION, "outcome.makespan + (num_units - num_simulated) / outcome.rate", "outcome.makespan"),
+        Bug("units are drawn without a seed", "specexp.scale.planning", "np.random.default_rng(seed)", "np.random.default_rng(0)"),
+    ],
+    ("scale/test_measuring.py",): [
+        Bug("every block is done in one order", "specexp.scale.measuring", "if block % 2 == 0 else numbers[::-1]", "if block >= 0 else numbers[::-1]"),
+        Bug("a block leaves out its last prompt", "specexp.scale.measuring", "(block + 1) * len(places) // num_blocks]", "(block + 1) * len(places) // num_blocks - 1]"),
+        Bug("runs are written at the end only", "specexp.scale.measuring", "            measurement.write(folder)\n            shutil", "            shutil"),
+        Bug("units are in the order of their results", "specexp.scale.measuring", "key=lambda each: work.place(each.unit)", "key=lambda each: 0"),
+        Bug("the driver's time is that in which it waits", RECORDING, "self.driver_seconds += self.clock() - self._left", "self.driver_seconds += self._left - self.clock()"),
+        Bug("a death is passed on", RECORDING, "                raise WorkerError(f\"a worker died, so that", "                return event\n                raise WorkerError(f\"a worker died, so that"),
+        Bug("a worker asks for what it has", "specexp.scale.recorded_runs", "after.submitted > before.ended", "after.submitted > before.began"),
+        Bug("predictions know how long units take", "specexp.scale.comparison", "[unit.size for unit in run.units]).makespan", "list(seconds)).makespan"),
+        Bug("one worker's units are replayed on one worker", "specexp.scale.comparison", "replayed(run, [unit.seconds for unit in run.units], number) for run in base", "replayed(run, [unit.seconds for unit in run.units], 1) for run in base"),
+        Bug("costs are of a unit", "specexp.scale.comparison", "fmean(asked) / each", "fmean(asked)"),
+        Bug("results are not compared", "specexp.scale.comparison", "if len(results) > 1]", "if len(results) > 9]"),
+    ],
+    ("scale/test_limits.py",): [
+        Bug("Ray's calls take nothing", "specexp.scale.limits", "few - 256 * slope) + run.call_seconds", "few - 256 * slope)"),
+        Bug("the loop takes as long for any number of workers", "specexp.scale.limits", "slope = max(0.0, (many - few) / (1_024 - 256))", "slope = 0.0"),
+        Bug("memory is that of all objects", "specexp.scale.limits", "- before) / number", "- before)"),
+        Bug("a prompt has one label", "specexp.scale.limits", "run.labels_per_prompt * label", "label"),
+    ],
+    ("judge/test_large_label_sets.py",): [
+        Bug("rows of a second shard overwrite the first's", FEATURE_FILES, "start, done = end, done + len(inside)", "start, done = end, len(inside)"),
+        Bug("rows are counted from each block's start", FEATURE_FILES, "(chosen < end)] - start", "(chosen < end)] - (start and start - 1)"),
+        Bug("the last rows of a shard are not read", FEATURE_FILES, "min(start + BLOCK, size)", "min(start + BLOCK, size - size % BLOCK)"),
+        Bug("the last shard is not written", FEATURE_FILES, "    if waiting or not names:\n", "    if not names:\n"),
+        Bug("a part has the first shard's rows", FEATURE_FILES, "return sum(self._features.sizes), int(width)", "return self._features.sizes[0], int(width)"),
+        Bug("the scaler is that of the last batch", "specexp.judge.shards.matrices", "        scaler.partial_fit(batch)\n", "        scaler = StandardScaler().partial_fit(batch)\n"),
+        Bug("standardised batches overwrite each other", "specexp.judge.shards.matrices", "        done += len(batch)\n", "        done = 0\n"),
+        Bug("large matrices are held in memory", "specexp.judge.shards.matrices", "    if not is_too_large(num_rows, width):\n", "    if True:\n"),
+        Bug("shards but the first are not hashed", "specexp.judge.labels", 'for name in (LABELS, FEATURES, *manifest["files"]):', "for name in (LABELS, FEATURES):"),
+    ],
+    ("evaluation/test_speed_groups.py",): [
+        Bug("groups are compared by all prompts", "specexp.evaluation.speed_groups", "% step == 0]", "% step >= 0]"),
+        Bug("every part of the shuffles is the first", "specexp.evaluation.speed_groups", "        as_far += int(", "        as_far = int("),
+        Bug("p is not corrected for settings and groups", "specexp.evaluation.speed_groups", "return min(1.0, min(ps) * len(ps)) if ps else None", "return max(ps) if ps else None"),
+    ],
+    ("lm/test_sharded.py",): [
+        Bug("heads are shared in any way", SHARDS, "        if number % size:\n", "        if number < size:\n"),
+        Bug("only the attention's heads are looked at", SHARDS, 'for name in ("num_attention_heads", "num_key_value_heads")', 'for name in ("num_key_value_heads",)'),
+        Bug("a family needs no plan", SHARDS, 'if not getattr(text, "base_model_tp_plan", None):', 'if getattr(text, "base_model_tp_plan", "") == "":'),
+        Bug("shards are joined in the first one's values", SHARDS, "return parts[0] if dim is None else torch.cat(parts, dim)", "return parts[0]"),
+        Bug("whole parameters are joined, too", SHARDS, "return parts[0] if dim is None else torch.cat(parts, dim)", "return torch.cat(parts, dim or 0)"),
+        Bug("a dead process has no last words", "specexp.lm.sharded.group", "if lines and code > 0 else", "if lines and code < 0 else"),
+        Bug("an exit code is a signal", "specexp.lm.sharded.group", 'if code < 0 else f"exit code {code}"', 'if code else f"exit code {code}"'),
     ],
     ("storage/test_rotation.py",): [
         Bug("a file is never full", "specexp.storage.numbered_files", "start >= MOST_BYTES", "False"),
@@ -704,12 +763,17 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("what is cut off stays", RECORD_FILES, "file.truncate(self._good)", "file.truncate(self._good + 1)"),
         Bug("the bytes of all files are counted together", RECORD_FILES, "            self._good, self._num_lines = 0, 0\n", ""),
         Bug("a name sorted in is another name's", "specexp.storage.record_places", "if self._low[place] == low:", "if True:"),
+        Bug("names are sorted in at one size", "specexp.storage.record_places", ">= max(_RECENT, len(self._high) // _PART):", ">= _RECENT:"),
         Bug("recent names are numbered anew", "specexp.storage.record_places", "result = len(self)", "result = len(self._recent)"),
         Bug("a second record of a key replaces the first", "specexp.storage.record_places", "if column[prompt] >= 0:", "if False:"),
     ],
     ("evaluation/test_large_runs.py",): [
         Bug("parts of a resample begin anew", STATISTICS, "            again.integers(num_prompts, size=(rows, num_prompts)), rng", "            np.random.default_rng(0).integers(num_prompts, size=(rows, num_prompts)), rng"),
         Bug("a sample is of the first prompts", "specexp.evaluation.large_runs", "prepared.examples[i * total // SAMPLE]", "prepared.examples[i]"),
+        Bug("records of prompts that failed are found", "specexp.storage.stored_lines", "if not self._is_chosen(result):", "if False:"),
+        Bug("records of prompts that failed are kept", "specexp.storage.stored_lines", "return filter(self._is_chosen, self._lines)", "return iter(self._lines)"),
+        Bug("without prompts that failed all records are held", "specexp.evaluation.in_process", "if isinstance(kept, StoredLines):", "if False:"),
+        Bug("counts begin in the widest type", "specexp.metrics.per_prompt", '"BHIQ"', '"QIHB"'),
         Bug("prompts beyond the known ones share a number", "specexp.metrics.per_prompt", "            for name in self._few:\n                self._many.number(name)\n", ""),
     ],
     ("metrics/test_statistics.py",): [

@@ -48,7 +48,7 @@ def test_a_speedup_is_a_ratio_of_sums_not_a_mean_of_ratios() -> None:
     baseline = [plain("a", token_ids=[1] * 12, seconds=4.0), plain("b", token_ids=[1] * 28, seconds=16.0)]
     sums = SpeedUp()
     for one, other in paired(candidate, baseline):
-        sums.add(0, one, other)
+        sums.add(one, other)
     assert sums.decoding == pytest.approx((40 / 6) / (40 / 20))
     assert sums.end_to_end == pytest.approx((40 / 6.5) / (40 / 20.5))
     metrics = against(candidate, baseline, 1)

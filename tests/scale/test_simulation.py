@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
+import heapq
 import json
 import random
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +15,10 @@ from click.testing import CliRunner
 
 from specexp.errors import ConfigError
 from specexp.scale import planning
-from specexp.scale.__main__ import command
 from specexp.scale.durations import of_answers, recorded
-from specexp.scale.policy import HeapHandOut
+from specexp.scale.plan_command import command
 from specexp.scale.simulation import Cluster, prolonged, simulate
+from specexp.workers.dispatch import Crew, Finished, Started
 
 IDEAL = Cluster(2, load_seconds=0.0, driver_seconds=0.0, block=1)
 
@@ -74,6 +76,14 @@ def test_deaths_lose_time_and_no_unit(deaths: float) -> None:
     assert simulate(seconds, replace(cluster, deaths_per_hour=deaths)) == outcome, "the same seed, the same run"
 
 
+def test_each_death_of_the_only_worker_costs_the_time_until_another_one_is_started() -> None:
+    seconds = gsm8k_like(500)
+    at_once = Cluster(1, load_seconds=3.0, driver_seconds=0.0, deaths_per_hour=20.0, restart_seconds=0.0)
+    one, later = simulate(seconds, at_once), simulate(seconds, replace(at_once, restart_seconds=100.0))
+    assert one.num_deaths == later.num_deaths > 2
+    assert later.makespan == pytest.approx(one.makespan + 100.0 * one.num_deaths)
+
+
 def test_on_lengths_like_gsm8ks_64_workers_are_busy_for_nine_tenths_of_the_time() -> None:
     cluster = Cluster(64, load_seconds=0.0)
     assert simulate(gsm8k_like(1_319), cluster).efficiency >= 0.9
@@ -95,34 +105,56 @@ def test_units_are_the_durations_or_draws_from_them() -> None:
     assert drawn == planning.units([3.0, 1.0, 2.0], 1000, 0) != planning.units([3.0, 1.0, 2.0], 1000, 1)
 
 
-def test_the_simulated_hand_out_is_the_workers() -> None:
-    """Step by step: any order of results and deaths gives the same units to the same workers."""
-    if importlib.util.find_spec("specexp.workers") is None:
-        pytest.skip("this version has no workers")
-    handout = importlib.import_module("specexp.workers.handout")
-    for seed in range(20):
-        rng = random.Random(seed)
-        sizes = [float(rng.randrange(5)) for _ in range(60)]
-        num_workers, block, window = rng.randint(1, 5), rng.randint(1, 3), rng.randint(6, 30)
-        own = HeapHandOut(sizes, block, window)
-        real = handout.Handout(range(60), sizes.__getitem__, block, window, most_deaths=1_000)
-        held: dict[int, int] = dict.fromkeys(range(num_workers), 0)
-        while not real.is_done:
-            worker = rng.randrange(num_workers)
-            if rng.random() < 0.03:
-                own.died(worker)
-                real.died(worker, "killed")
-                held[worker] = 0
-            elif held[worker] and rng.random() < 0.6:
-                own.done(worker)
-                real.done(worker, 0)
-                held[worker] -= 1
-            else:
-                unit = own.next_for(worker, num_workers)
-                assert unit == real.next_for(worker, num_workers)
-                held[worker] += unit is not None
-            assert list(own.finished()) == [outcome.unit for outcome in real.finished()]
-        assert own.is_done
+class VirtualPool:
+    """Workers that have loaded and take `seconds[unit]` for each unit, in time that passes only here."""
+
+    def __init__(self, seconds: Sequence[float]) -> None:
+        self.seconds, self.now, self.handed = seconds, 0.0, list[tuple[int, int]]()
+        self._started: list[int] = []
+        self._held: dict[int, deque[int]] = {}
+        self._ends: list[tuple[float, int]] = []
+
+    def start(self) -> int:
+        worker = len(self._held)
+        self._held[worker] = deque()
+        self._started.append(worker)
+        return worker
+
+    def submit(self, worker: int, unit: int) -> None:
+        self.handed.append((worker, unit))
+        self._held[worker].append(unit)
+        if len(self._held[worker]) == 1:
+            self._begin(worker)
+
+    def events(self, seconds: float) -> list[Started | Finished]:
+        if self._started:
+            return [Started(self._started.pop(0), {})]
+        self.now, worker = heapq.heappop(self._ends)
+        unit = self._held[worker].popleft()
+        if self._held[worker]:
+            self._begin(worker)
+        return [Finished(worker, unit)]
+
+    def _begin(self, worker: int) -> None:
+        heapq.heappush(self._ends, (self.now + self.seconds[self._held[worker][0]], worker))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 7])
+@pytest.mark.parametrize("known", ["all", "nothing", "a guess"])
+def test_simulated_workers_get_the_units_that_a_crew_gives(num_workers: int, known: str) -> None:
+    """The same units go to the same workers in the same order, in the same time: stragglers fill the window, too."""
+    rng = random.Random(num_workers)
+    seconds = [rng.lognormvariate(0, 1.5) for _ in range(400)]
+    sizes = {"all": seconds, "nothing": [0.0] * 400, "a guess": [float(rng.randrange(5)) for _ in range(400)]}[known]
+    pool = VirtualPool(seconds)
+    outcomes = list(Crew(pool, num_workers).do(range(400), sizes.__getitem__))
+    assert [each.result for each in outcomes] == list(range(400))
+    handed: list[tuple[int, int]] = []
+    cluster = Cluster(num_workers, load_seconds=0.0, driver_seconds=0.0)
+    simulated = simulate(seconds, cluster, sizes, lambda worker, unit: handed.append((worker, unit)))
+    assert handed == pool.handed
+    assert simulated.makespan == pytest.approx(pool.now)
+    assert simulated.makespan > sum(seconds) / num_workers or num_workers == 1
 
 
 def test_durations_are_read_from_records_and_from_answers(tmp_path: Path) -> None:

@@ -140,6 +140,17 @@ def test_names_keep_their_numbers_however_many_there_are(monkeypatch: pytest.Mon
     assert len(numbers) == 40
 
 
+def test_names_are_sorted_in_by_a_part_of_those_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, each is sorted in about as often: the work grows with their number, not its square."""
+    monkeypatch.setattr(record_places, "_RECENT", 2)
+    monkeypatch.setattr(record_places, "_PART", 4)
+    sizes, sort_in = [], NameNumbers._sort_in
+    monkeypatch.setattr(NameNumbers, "_sort_in", lambda self: (sizes.append(len(self)), sort_in(self)))
+    numbers = NameNumbers()
+    assert [numbers.number(str(i)) for i in range(60)] == list(range(60))
+    assert sizes == [2, 4, 6, 8, 10, 12, 15, 18, 22, 27, 33, 41, 51]
+
+
 def test_places_hold_a_key_once() -> None:
     places = RecordPlaces()
     assert places.add(("b", 0, "x", 1), (1, 0))
