@@ -122,13 +122,13 @@ def advise_engines(
     cost = cost_of(draft_cost)
     if flags.get("draft", "").strip().lower() == NO_DRAFT:
         raise ConfigError("draft is none, but methods say what is weighed in engines; leave it out.")
-    from specexp.advise import engine_advice, engine_prediction
+    from specexp.advise.engines import engine_advice, engine_prediction
 
     resolved = engine_advice.checked(config.resolve(experiment, flags, OF_ENGINES), sweep, cost)
     predicts = bool(engine_prediction.own_methods(resolved))
     first_look.check(resolved)
-    from specexp.advise import engine_outputs
-    from specexp.advise import engine_prediction_report as report
+    from specexp.advise.engines import engine_outputs
+    from specexp.advise.engines import engine_prediction_report as report
     from specexp.engine_settings import served
     from specexp.evaluation import preparation
     from specexp.storage.journal import FILE, Journal

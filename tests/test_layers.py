@@ -35,7 +35,7 @@ ROWS = [
     {"evaluation", "evaluation.token_view", "evaluation.report", "api"},
     {"workers"},
     {"certify", "advise", "benchmark", "load_testing", "serving"},
-    {"advise.workers"},
+    {"advise.engines", "advise.workers"},
     {"engine_certify"},
     {"specexp"},
     {"command_line", "lm_eval", "scale"},

@@ -14,7 +14,7 @@ from entrypoints.advise import command
 from helpers.cli_runner import invoke, records, runs
 from helpers.fake_engine import FakeEngine, Reply, fake_engine, text_chunk, usage_chunk
 from specexp import config
-from specexp.advise.engine_advice import EngineAdvice, advice_on, checked, table
+from specexp.advise.engines.engine_advice import EngineAdvice, advice_on, checked, table
 from specexp.engines import client
 from specexp.errors import ConfigError
 from specexp.evaluation import preparation

@@ -17,10 +17,10 @@ from helpers.cli_runner import invoke, runs
 from helpers.fake_engine import FakeEngine, Reply, fake_engine, text_chunk, usage_chunk
 from helpers.openai_process import in_thread
 from specexp import config
-from specexp.advise import engine_advice, engine_outputs, engine_prediction
-from specexp.advise.engine_outputs import EngineOutput
-from specexp.advise.engine_prediction import EngineCosts, PredictedDrafts, measured_costs
-from specexp.advise.engine_prediction_report import NO_COST, EnginePrediction, for_engines, logged, table
+from specexp.advise.engines import engine_advice, engine_outputs, engine_prediction
+from specexp.advise.engines.engine_outputs import EngineOutput
+from specexp.advise.engines.engine_prediction import EngineCosts, PredictedDrafts, measured_costs
+from specexp.advise.engines.engine_prediction_report import NO_COST, EnginePrediction, for_engines, logged, table
 from specexp.advise.rounds import chain_rounds
 from specexp.advise.traces import agreement
 from specexp.config import Experiment, single

@@ -265,7 +265,7 @@ TREE_BUGS = [
 
 SERVICE = "specexp.serving.completion_service"
 READER = "specexp.serving.openai_requests"
-PREDICTION, OUTPUTS = "specexp.advise.engine_prediction", "specexp.advise.engine_outputs"
+PREDICTION, OUTPUTS = "specexp.advise.engines.engine_prediction", "specexp.advise.engines.engine_outputs"
 MINING = "specexp.judge.mining"
 
 MINING_BUGS = [
@@ -555,9 +555,9 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a toy takes a tokenizer", "specexp.pair.loading", "        check_toy(experiment)\n", ""),
     ],
     ("advise/test_engine_advice.py",): [
-        Bug("the first engine is compared with itself", "specexp.advise.engine_advice", "order[1] if order[0] == first else first", "first"),
-        Bug("the slowest is advised", "specexp.advise.engine_advice", "key=lambda label: -metrics[label][\"speed/tokens_per_second\"]", "key=lambda label: metrics[label][\"speed/tokens_per_second\"]"),
-        Bug("chance is called sure", "specexp.advise.engine_advice", "return self.p < SIGNIFICANT", "return True"),
+        Bug("the first engine is compared with itself", "specexp.advise.engines.engine_advice", "order[1] if order[0] == first else first", "first"),
+        Bug("the slowest is advised", "specexp.advise.engines.engine_advice", "key=lambda label: -metrics[label][\"speed/tokens_per_second\"]", "key=lambda label: metrics[label][\"speed/tokens_per_second\"]"),
+        Bug("chance is called sure", "specexp.advise.engines.engine_advice", "return self.p < SIGNIFICANT", "return True"),
     ],
     ("advise/test_engine_prediction.py",): [
         Bug("q / p is p / q", PREDICTION, "more = [one / other if other else 1.0 for one, other in", "more = [other / one if one else 1.0 for one, other in"),
@@ -573,7 +573,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("slower than plain decoding is recommended", PREDICTION, "fastest.speedup(costs) > 1 else None", "fastest.speedup(costs) > 0 else None"),
         Bug("an output's end is forgotten", OUTPUTS, "        ids.append(ends[0])\n", "        pass\n"),
         Bug("a server's own limit is not one", OUTPUTS, 'limit = len(ids) if answer.finish_reason == "length" else', 'limit = len(ids) if answer.finish_reason == "never" else'),
-        Bug("load settings are dropped", "specexp.advise.engine_advice", "engine_prediction.faults(experiment) + load_settings.refused(experiment)", "engine_prediction.faults(experiment)"),
+        Bug("load settings are dropped", "specexp.advise.engines.engine_advice", "engine_prediction.faults(experiment) + load_settings.refused(experiment)", "engine_prediction.faults(experiment)"),
     ],
     ("serving/test_allocator.py",): [
         Bug("threads have arenas of their own", "specexp.serving.allocator", "mallopt(M_ARENA_MAX, 1) == 1", "mallopt(M_ARENA_MAX, 64) == 1"),

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from specexp.advise import engine_prediction
-from specexp.advise.engine_prediction import EngineCosts, measured_costs, own_methods
+from specexp.advise.engines import engine_prediction
+from specexp.advise.engines.engine_prediction import EngineCosts, measured_costs, own_methods
 from specexp.config import Experiment, load_settings
 from specexp.errors import ConfigError
 from specexp.evaluation import runner

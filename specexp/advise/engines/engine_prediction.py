@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from tqdm import tqdm
 
-from specexp.advise.engine_outputs import EngineOutput
+from specexp.advise.engines.engine_outputs import EngineOutput
 from specexp.advise.rounds import Rounds, Trace, chain_rounds, lookup_rounds
 from specexp.advise.traces import PIECE, at_tokens, find_along, score_rows
 from specexp.config import Experiment, MethodConfig

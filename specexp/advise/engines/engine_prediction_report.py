@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from specexp.advise.candidates import PLAIN
-from specexp.advise.engine_outputs import EngineOutput
-from specexp.advise.engine_prediction import EngineCosts, PredictedDrafts, best
+from specexp.advise.engines.engine_outputs import EngineOutput
+from specexp.advise.engines.engine_prediction import EngineCosts, PredictedDrafts, best
 from specexp.config import Experiment, MethodConfig
 from specexp.engine_settings import recommendation
 from specexp.engine_settings.recommendation import Recommendation
