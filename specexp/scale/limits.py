@@ -17,8 +17,9 @@ from typing import Any
 
 from specexp.judge.labels import Label
 from specexp.scale.planning import aligned
-from specexp.workers.dispatch import Crew, Event, Finished, NodeRun, Started
+from specexp.workers.dispatch import Crew, Event, Finished, Started
 from specexp.workers.handout import UNITS_OPEN
+from specexp.workers.node_metrics import NodeRun
 
 LEAST_RESULTS = 2_000  # that the driver's loop is timed on; at least three a worker
 SAMPLE = 2_000  # objects whose memory is measured
