@@ -19,11 +19,11 @@ from specexp.workers.dispatch import (
     Facts,
     Finished,
     LoadedWork,
-    NodeRun,
     Started,
     WorkerJob,
     WorkerPool,
 )
+from specexp.workers.node_metrics import NodeRun
 
 Clock = Callable[[], float]
 
