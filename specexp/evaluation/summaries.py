@@ -6,6 +6,7 @@ be more than fit in memory.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -62,15 +63,18 @@ def tallies(
     find, served_labels = finder(records), [each.config.label for each in prepared.served]
     plain = next((each.config.label for each in prepared.settings if each.config.method == "baseline"), None)
     result: dict[int, dict[str, SettingSums]] = {}
-    prompts: dict[int, PromptNumbers] = {}
+    prompts: defaultdict[int, PromptNumbers] = defaultdict(PromptNumbers)
     for record in records:
         group, label = group_of(record), record["label"]
         # Engines are compared with the first of them: their seconds are those of whole requests.
         other = served_labels[0] if label in served_labels else plain
         compared = find((record["prompt_id"], record["turn"], other, record["repeat"])) if other is not None else None
         by_label = result.setdefault(group, {})
-        if label not in by_label:
-            by_label[label] = SettingSums(Tally(prompts.setdefault(group, PromptNumbers())), served.ServedSums())
+        for each in (other, label):  # what others are compared with comes first
+            if each is not None and each not in by_label:
+                compares = by_label[other].tally if other is not None and each != other else None
+                sums = Tally(prompts[group], compares)
+                by_label[each] = SettingSums(sums, served.ServedSums())
         by_label[label].tally.add(record, compared)
         if label in served_labels:
             by_label[label].served.add(record)

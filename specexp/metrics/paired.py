@@ -87,14 +87,18 @@ class SpeedUp:
 class Compared:
     """One setting's records, each with plain decoding's of the same prompt, turn and repeat.
 
-    `times` has the tokens and decode seconds of the setting's records by prompt, where somebody adds them up anyway.
+    `times` has the tokens and decode seconds of the setting's records by prompt, and `plain_times` those of plain
+    decoding's, where somebody adds them up anyway.
     """
 
-    def __init__(self, prompts: PromptNumbers | None = None, times: PromptTimes | None = None) -> None:
-        self._prompts = prompts or PromptNumbers()
+    def __init__(
+        self, prompts: PromptNumbers | None = None, times: PromptTimes | None = None,
+        plain_times: PromptTimes | None = None,
+    ) -> None:  # fmt: skip
+        self._prompts = PromptNumbers() if prompts is None else prompts
         self._speed = SpeedUp()
         self._adds_times, self._times = times is None, times or PromptTimes(self._prompts, SECONDS)
-        self._plain_times = PromptTimes(self._prompts, SECONDS)
+        self._adds_plain, self._plain_times = plain_times is None, plain_times or PromptTimes(self._prompts, SECONDS)
         self._itself = False  # plain decoding, compared with itself
         self._num_same, self._num_equal = 0, 0
         self._same = PromptSums(COUNTS)  # by prompt: records whose outputs are compared
@@ -115,7 +119,7 @@ class Compared:
         self._speed.add(record, plain)
         if self._adds_times:
             self._times.add(prompt, num_tokens(record), [record["seconds"]])
-        if not self._itself:
+        if self._adds_plain and not self._itself:
             self._plain_times.add(prompt, num_tokens(plain), [plain["seconds"]])
         if not record["paired"]:
             return  # with its own history, a method answers another prompt than plain decoding does
@@ -146,6 +150,9 @@ class Compared:
 
     def _faster(self, key: str, tested: bool) -> dict[str, float]:
         candidate, baseline = self._times.timed(), self._plain_times.timed()
+        assert len(candidate.tokens) == len(baseline.tokens), (
+            "prompts without a record of plain decoding's, or the reverse"
+        )
         if len(candidate.tokens) < 2:
             return {}
         result = rate_ratio(candidate, baseline)
@@ -194,7 +201,7 @@ class Answers:
     """How many of a setting's outputs are right."""
 
     def __init__(self, prompts: PromptNumbers | None = None) -> None:
-        self._prompts = prompts or PromptNumbers()
+        self._prompts = PromptNumbers() if prompts is None else prompts
         self._graded = PromptSums(COUNTS)
         self._num_graded, self._num_right, self._num_unparsed = 0, 0, 0
 

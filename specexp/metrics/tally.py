@@ -57,10 +57,13 @@ class CategorySums:
 
 
 class Tally:
-    """Sums over the records of one setting, of one repeat or of several together; intervals count each prompt once."""
+    """Sums over the records of one setting, of one repeat or of several together; intervals count each prompt once.
 
-    def __init__(self, prompts: PromptNumbers | None = None) -> None:
-        self._prompts = prompts or PromptNumbers()
+    `plain` has the very records that these are compared with, no more and no fewer: their times are not added up again.
+    """
+
+    def __init__(self, prompts: PromptNumbers | None = None, plain: Tally | None = None) -> None:
+        self._prompts = PromptNumbers() if prompts is None else prompts
         self.method: MethodSpec | None = None
         self.num_records, self.tokens = 0, 0
         self._sums: dict[Summed, float] = dict.fromkeys(_SUMMED, 0)
@@ -71,6 +74,7 @@ class Tally:
         self.trees, self.answers, self.endings = TreeSums(), Answers(self._prompts), Endings()
         self.compared: Compared | None = None
         self._times = PromptTimes(self._prompts, SECONDS, COUNTS)
+        self._plain = plain
 
     @classmethod
     def of(cls, records: Sequence[Record], baseline: Sequence[Record]) -> Self:
@@ -104,9 +108,12 @@ class Tally:
         assert self.compared is None or plain is not None, "all records are compared, or none"
         if plain is not None:
             assert self.compared is not None or self.num_records == 1, "all records are compared, or none"
-            self.compared = self.compared or Compared(self._prompts, self._times)
+            self.compared = self.compared or self._comparison()
             self.compared.add(record, plain)
             category.speed.add(record, plain)
+
+    def _comparison(self) -> Compared:
+        return Compared(self._prompts, self._times, None if self._plain is None else self._plain._times)
 
     def _add_drafts(self, record: Record) -> None:
         if "drafted_before_end" in record:

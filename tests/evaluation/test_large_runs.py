@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from helpers import large_run
-from specexp.evaluation import large_runs
+from specexp.evaluation import large_runs, summaries
 from specexp.evaluation.in_process import records_of
 from specexp.evaluation.report.comparison import compare
 from specexp.evaluation.summaries import summary
-from specexp.metrics import per_prompt, statistics
+from specexp.metrics import paired, per_prompt, statistics, tally
 from specexp.metrics.per_prompt import COUNTS, SECONDS, PromptSums
 from specexp.storage import numbered_files
 from specexp.storage import records as storage
@@ -140,3 +140,22 @@ def test_memory_does_not_grow_with_the_number_of_prompts(tmp_path: Path) -> None
         assert result["metrics"]["baseline"]["count/prompts"] == number / 4
     assert peaks[1_000_000] <= peaks[10_000] + 50
     assert len(numbered_files.existing(tmp_path / "1000000" / "records.jsonl")) > 1
+
+
+def test_all_sums_of_a_run_share_one_numbering_of_its_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A numbering takes 16 bytes a prompt, and each would be held until the metrics are there."""
+    made: list[per_prompt.PromptNumbers] = []
+
+    class Counted(per_prompt.PromptNumbers):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    for module in (summaries, paired, tally):
+        monkeypatch.setattr(module, "PromptNumbers", Counted)
+    evaluation = large_run.prepared(20, "baseline,speculative,topk,specexec")
+    output = written(tmp_path / "run", evaluation)
+    with OutputFolder(output.path, evaluation.experiment, resume=True).open() as file:
+        summary(evaluation, output, file.records)
+    assert len(made) == 1
+    assert len(made[0]) == 20
