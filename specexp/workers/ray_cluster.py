@@ -35,6 +35,7 @@ PATIENCE = 600.0  # seconds that the first worker may take to start, its models 
 HANDED_DOWN = (
     "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL",
     "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE",
+    "GOMP_SPINCOUNT",
 )  # fmt: skip
 NODE = "ray_node"  # key of a worker's facts: the id of its node
 _SETTINGS = {
