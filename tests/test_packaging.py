@@ -56,7 +56,10 @@ ADVISE = [
 
 
 WORKERS = ["workers", "ray", "gpus_per_worker", "cpus_per_worker"]
-STAY = {"evaluate": [*EVALUATE, *WORKERS], "benchmark": BENCHMARK, "advise": ADVISE, "certify": CERTIFY}
+STAY = {
+    "evaluate": [*EVALUATE, *WORKERS], "benchmark": BENCHMARK, "advise": [*ADVISE, "draft_cost", *WORKERS],
+    "certify": [*CERTIFY, *WORKERS],
+}  # fmt: skip
 
 
 def load(name: str) -> Any:

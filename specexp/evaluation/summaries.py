@@ -7,8 +7,9 @@ be more than fit in memory.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from specexp.evaluation import served
 from specexp.evaluation.measured_costs import costs_of
@@ -23,6 +24,7 @@ from specexp.profiling import call_costs
 from specexp.storage import environment
 from specexp.storage.records import Record, finder
 from specexp.storage.run_folder import OutputFolder
+from specexp.storage.stored_lines import StoredLines
 
 Summary = dict[tuple[str, int], dict[str, float]]
 
@@ -31,7 +33,7 @@ def summary(prepared: Prepared, output: OutputFolder, records: Sequence[Record])
     """Return metrics by (label, repeat)."""
     result, claimed = costs_of(output.read_json("costs.json")), claims_attainable(output)
     by_repeat = tallies(prepared, records, lambda record: record["repeat"])
-    metrics = {repeat: _metrics(prepared, result, by_repeat[repeat], claimed) for repeat in sorted(by_repeat)}
+    metrics = {repeat: _metrics(prepared, result, by_repeat.pop(repeat), claimed) for repeat in sorted(by_repeat)}
     timing = timing_of(output.read_json("environments.json"), records)
     return {(label, repeat): timing.kept(metrics[repeat][label]) for label in metrics[0] for repeat in metrics}
 
@@ -63,7 +65,8 @@ def tallies(
     find, served_labels = finder(records), [each.config.label for each in prepared.served]
     plain = next((each.config.label for each in prepared.settings if each.config.method == "baseline"), None)
     result: dict[int, dict[str, SettingSums]] = {}
-    prompts: defaultdict[int, PromptNumbers] = defaultdict(PromptNumbers)
+    known = records.prompts if isinstance(records, StoredLines) else None
+    prompts: defaultdict[int, PromptNumbers] = defaultdict(partial(PromptNumbers, known))
     for record in records:
         group, label = group_of(record), record["label"]
         # Engines are compared with the first of them: their seconds are those of whole requests.
@@ -82,15 +85,16 @@ def tallies(
 
 
 def _metrics(
-    prepared: Prepared, measured: call_costs.Costs | None, sums: Mapping[str, SettingSums], claimed: bool
+    prepared: Prepared, measured: call_costs.Costs | None, sums: dict[str, SettingSums], claimed: bool
 ) -> dict[str, dict[str, float]]:
-    engines = {
-        label: sums[label].served.metrics(metrics_of(sums[label].tally, None, 0))
-        for label in (each.config.label for each in prepared.served)
-    }
+    """The metrics by label. `sums` is empty then: of many prompts each takes megabytes."""
+    engines = {}
+    for label in (each.config.label for each in prepared.served):
+        own = sums.pop(label)
+        engines[label] = own.served.metrics(metrics_of(own.tally, None, 0))
     ours = {
         setting.config.label: metrics_of(
-            sums[setting.config.label].tally,
+            sums.pop(setting.config.label).tally,
             measured,
             setting.config.gamma,
             setting.config.gamma + setting.feed_last_token,

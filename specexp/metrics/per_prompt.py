@@ -18,11 +18,14 @@ Array = np.ndarray[Any, Any]
 
 
 class PromptNumbers:
-    """Numbers prompts from 0 in the order in which they come; several sums may share one numbering."""
+    """Numbers prompts from 0 in the order in which they come; several sums may share one numbering.
 
-    def __init__(self) -> None:
+    `known` is a numbering of at least these prompts, which is used if it has more than `LARGE`.
+    """
+
+    def __init__(self, known: NameNumbers | None = None) -> None:
         self._few: dict[str, int] = {}
-        self._many: NameNumbers | None = None
+        self._many = known if known is not None and len(known) > LARGE else None
 
     def __len__(self) -> int:
         return len(self._few if self._many is None else self._many)

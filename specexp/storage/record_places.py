@@ -73,7 +73,7 @@ class RecordPlaces:
     """The place of each record, by its key."""
 
     def __init__(self) -> None:
-        self._prompts = NameNumbers()
+        self.prompts = NameNumbers()
         self._columns: dict[tuple[int, str, int], array[int]] = {}  # by turn, label and repeat: places by prompt
         self._len = 0
 
@@ -85,7 +85,7 @@ class RecordPlaces:
 
     def add(self, key: Key, place: Place) -> bool:
         """Note a record; returns False, and notes nothing, if there is one with this key."""
-        prompt = self._prompts.number(key[0])
+        prompt = self.prompts.number(key[0])
         column = self._columns.setdefault(key[1:], array("q"))
         if prompt >= len(column):
             column.extend([-1] * (prompt + 1 - len(column)))
@@ -97,7 +97,7 @@ class RecordPlaces:
 
     def find(self, key: Key) -> Place | None:
         """Return where the record with this key is; None if there is none."""
-        prompt, column = self._prompts.find(key[0]), self._columns.get(key[1:])
+        prompt, column = self.prompts.find(key[0]), self._columns.get(key[1:])
         if prompt is None or column is None or prompt >= len(column) or column[prompt] < 0:
             return None
         return column[prompt] >> _OFFSET_BITS, column[prompt] & (1 << _OFFSET_BITS) - 1

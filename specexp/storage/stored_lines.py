@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar, overload
 
 from specexp.storage.numbered_files import LineReader
-from specexp.storage.record_places import Key, RecordPlaces
+from specexp.storage.record_places import Key, NameNumbers, RecordPlaces
 
 R = TypeVar("R")
 _LATEST = 256  # records that are remembered: those of one prompt follow each other
@@ -49,6 +49,11 @@ class StoredLines(Sequence[R]):
         if place is None:
             raise KeyError(key)
         return self._remembered(self._reader.at(*place))
+
+    @property
+    def prompts(self) -> NameNumbers:
+        """The numbers of their prompts."""
+        return self._places.prompts
 
     def close(self) -> None:
         self._reader.close()

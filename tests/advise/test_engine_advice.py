@@ -87,7 +87,7 @@ def test_a_difference_by_chance_and_too_few_prompts_are_told() -> None:
 
 
 def test_a_run_on_servers_is_written_and_goes_on_where_one_died(workplace: Path) -> None:
-    with fake_engine(ANSWER) as plain, fake_engine(ANSWER, ANSWER, ANSWER, DIES) as spec:
+    with fake_engine(ANSWER) as plain, fake_engine(*[ANSWER] * 5, DIES) as spec:
         arguments = given(workplace, plain, spec)
         result = invoke(command, *arguments)
         assert result.exit_code == 2, result.output

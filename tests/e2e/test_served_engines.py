@@ -13,6 +13,7 @@ from helpers.cli_runner import evaluate, runs
 from helpers.fake_engine import FakeEngine, Reply, fake_engine, text_chunk, usage_chunk
 from specexp.engines import client
 
+TRIALS = 4  # requests that find out what a server takes and gives, with log-probabilities and without
 SPEC = Reply(
     (
         text_chunk("a", token_ids=[5]),
@@ -51,7 +52,7 @@ def test_two_engines_are_compared_without_a_model(workplace: Path, monkeypatch: 
         asked = [len(each.requests) for each in (plain, spec)]
         again = evaluate(*settings(workplace, plain, spec), "--resume")
         assert again.exit_code == 0, again.output
-        assert [len(each.requests) for each in (plain, spec)] == asked == [5, 5]
+        assert [len(each.requests) for each in (plain, spec)] == asked == [TRIALS + 3, TRIALS + 3]
     made = records(workplace)
     order = [each["label"] for each in made]
     assert order == ["engine:plain", "engine:spec", "engine:spec", "engine:plain", "engine:plain", "engine:spec"]
@@ -96,12 +97,12 @@ def test_an_engine_stands_next_to_our_own_methods_and_a_lie_is_told(
 def test_a_server_that_dies_loses_nothing(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "k")
     died = Reply((text_chunk("a"),), complete=False)
-    with fake_engine(TEXT) as plain, fake_engine(SPEC, SPEC, SPEC, died) as spec:
+    with fake_engine(TEXT) as plain, fake_engine(*[SPEC] * (TRIALS + 1), died) as spec:
         result = evaluate(*settings(workplace, plain, spec))
         assert result.exit_code == 2, result.output
         assert "ended in the middle of the output" in result.output
         assert len(records(workplace)) == 2
-        assert len(spec.requests) == 3 + client.ATTEMPTS
+        assert len(spec.requests) == TRIALS + 1 + client.ATTEMPTS
         spec.replies = [SPEC]
         again = evaluate(*settings(workplace, plain, spec), "--resume")
     assert again.exit_code == 0, again.output
@@ -135,11 +136,14 @@ def test_log_probabilities_count_the_tokens_of_a_server_that_does_not(
 ) -> None:
     monkeypatch.setenv("MY_KEY", "k")
     uncounted = Reply((text_chunk("abc", "length"),))
-    with fake_engine(TEXT) as plain, fake_engine(counted_by_logprobs(), uncounted, counted_by_logprobs()) as spec:
+    with (
+        fake_engine(TEXT) as plain,
+        fake_engine(*[counted_by_logprobs()] * 2, *[uncounted] * 2, counted_by_logprobs()) as spec,
+    ):
         result = evaluate(*settings(workplace, plain, spec))
         assert result.exit_code == 0, result.output
-        assert [request.get("logprobs") for request in spec.requests] == [1, None, 1, 1, 1]
-        assert [request.get("logprobs") for request in plain.requests] == [1, None, None, None, None]
+        assert [request.get("logprobs") for request in spec.requests] == [1, 1, None, None, 1, 1, 1]
+        assert [request.get("logprobs") for request in plain.requests] == [1, 1, *[None] * 5]
     assert {each["num_tokens"] for each in records(workplace)} == {3}
     assert "its tokens are counted by log-probabilities, which may slow it down" in result.output
     with fake_engine(TEXT) as plain, fake_engine(uncounted) as spec:
@@ -151,7 +155,7 @@ def test_log_probabilities_count_the_tokens_of_a_server_that_does_not(
 def interrupted(folder: Path, plain: FakeEngine, spec: FakeEngine) -> list[str]:
     """Arguments of a run whose second engine died after its first output."""
     arguments = settings(folder, plain, spec)
-    spec.replies = [SPEC, SPEC, SPEC, Reply((text_chunk("a"),), complete=False)]
+    spec.replies = [*[SPEC] * (TRIALS + 1), Reply((text_chunk("a"),), complete=False)]
     assert evaluate(*arguments).exit_code == 2
     assert len(records(folder)) == 2
     return [*arguments, "--resume"]

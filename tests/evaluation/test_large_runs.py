@@ -20,6 +20,7 @@ from specexp.metrics import paired, per_prompt, statistics, tally
 from specexp.metrics.per_prompt import COUNTS, SECONDS, PromptSums
 from specexp.storage import numbered_files
 from specexp.storage import records as storage
+from specexp.storage.record_places import NameNumbers
 from specexp.storage.run_folder import OutputFolder
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -147,8 +148,8 @@ def test_all_sums_of_a_run_share_one_numbering_of_its_prompts(tmp_path: Path, mo
     made: list[per_prompt.PromptNumbers] = []
 
     class Counted(per_prompt.PromptNumbers):
-        def __init__(self) -> None:
-            super().__init__()
+        def __init__(self, known: NameNumbers | None = None) -> None:
+            super().__init__(known)
             made.append(self)
 
     for module in (summaries, paired, tally):
