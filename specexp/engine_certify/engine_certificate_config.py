@@ -14,7 +14,7 @@ from typing import Any
 
 from specexp import config, reading
 from specexp.certify.certificate_config import FEWEST_SAMPLES
-from specexp.config import Experiment, request_settings
+from specexp.config import Experiment, load_settings, request_settings
 from specexp.config.presets import load_yaml
 from specexp.engines.served_methods import SERVED, ServedMethod, parse_served
 from specexp.errors import ConfigError, shown, unknown
@@ -108,6 +108,7 @@ def resolve(experiment: str, options: EngineOptions, flags: Mapping[str, Any]) -
     layers = {**given, "methods": methods, **({"engine": engine} if options.by_address else {})}
     resolved = config.resolve(experiment, layers, {"temperature": TEMPERATURE})
     faults += request_settings.refused(resolved, "a certificate is for the target's own distribution")
+    faults += load_settings.refused(resolved)
     if samples and resolved.temperature == 0:
         faults.append(f"samples is {samples}, but temperature is 0: nothing is sampled; leave it out.")
     if options.bias and resolved.temperature == 0:

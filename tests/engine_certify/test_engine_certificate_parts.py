@@ -229,3 +229,11 @@ def test_engines_of_a_file_are_named(workplace: Path) -> None:
         resolve("toy_quick", EngineOptions("spek"), {"config": "mine.yaml"})
     with pytest.raises(ConfigError, match="which is the engine itself"):
         resolve("toy_quick", EngineOptions("spec", against="spec"), {"config": "mine.yaml"})
+
+
+def test_settings_of_load_are_not_dropped(workplace: Path) -> None:
+    Path("mine.yaml").write_text(
+        yaml.safe_dump({"engine": {"url": URL, "model": "m"}, "pair": "toy", "concurrency": [2]})
+    )
+    with pytest.raises(ConfigError, match="concurrency is given, but only benchmark puts engines under load"):
+        resolve("toy_quick", EngineOptions("engine:served"), {"config": "mine.yaml"})

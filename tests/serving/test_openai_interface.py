@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -17,6 +18,7 @@ import specexp
 from specexp.config import single
 from specexp.engine.request import ScoreRequest, single_request
 from specexp.metrics.before_end import before_end, rounds_by_accepted
+from specexp.serving import openai_app
 from specexp.serving.choices import Choice
 from specexp.serving.completion_service import CompletionService, ServiceLimits
 from specexp.serving.openai_app import make_app
@@ -324,6 +326,29 @@ class Held:
             return
         self.num_heard += len(tokens)
         assert self.release.wait(60)
+
+
+def test_a_body_that_does_not_come_is_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client would hold a connection for as long as it likes."""
+    monkeypatch.setattr(openai_app, "BODY_SECONDS", 0.01)
+    parts = [{"type": "http.request", "body": b'{"prompt": ', "more_body": True}]
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if not parts:
+            await asyncio.sleep(3600)
+        return parts.pop()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/v1/completions",
+        "query_string": b"", "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+    asyncio.run(client.app(scope, receive, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] == 408
+    assert b"the body did not come within" in sent[1]["body"]
 
 
 def test_more_than_may_wait_is_refused_until_there_is_space() -> None:
