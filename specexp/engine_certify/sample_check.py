@@ -32,6 +32,7 @@ AMBIGUOUS = "with text alone it could not be checked, since too many outputs hav
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama.cpp": {"top_k": 40, "top_p": 0.95, "min_p": 0.05}, "transformers": {"top_k": 50},
 }  # fmt: skip
+_ALIKE = 1e-6  # log-likelihoods that are this close are those of the same probabilities
 Array = np.ndarray[Any, Any]
 
 
@@ -219,7 +220,7 @@ def alternatives_of(warping: Warping) -> list[Alternative]:
 
 def explain(targets: Sequence[SampledTarget], counts: Sequence[Array], alternatives: Sequence[Alternative]) -> Finding:
     """What the engine does instead: of the alternatives that fit at all places, the likeliest; else that it is biased,
-    and by how much."""
+    and by how much. If several make the same outputs likely here, the first names it and all are told."""
     fitting: list[tuple[float, Finding]] = []
     for name, warping, sentence in alternatives:
         try:
@@ -230,7 +231,12 @@ def explain(targets: Sequence[SampledTarget], counts: Sequence[Array], alternati
         if all(bias_power.fits(each, p, FIT) for each, p in both):
             fitting.append((sum(bias_power.likelihood(each, p) for each, p in both), Finding(name, sentence)))
     if fitting:
-        return max(fitting, key=lambda each: each[0])[1]
+        best = max(likelihood for likelihood, _ in fitting)
+        first, *alike = [each for likelihood, each in fitting if likelihood > best - _ALIKE]
+        if not alike:
+            return first
+        others = " Or ".join(each.sentence for each in alike)
+        return Finding(first.name, f"{first.sentence} Or {others} Outputs here are the same by all of these.")
     least = max(
         bias_power.at_least(target.cells, each, target.fair, CONFIDENCE / len(targets))
         for target, each in zip(targets, counts, strict=True)

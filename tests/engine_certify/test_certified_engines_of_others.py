@@ -127,7 +127,9 @@ def test_llama_cpp_passes_with_sampled_drafts(workplace: Path, llama: tuple[str,
 @pytest.mark.nightly
 def test_llama_cpps_own_order_is_named_and_is_no_matter_of_speculation(workplace: Path, llama: tuple[str, str]) -> None:
     content, output = of_llama(workplace / "out", llama, *SAMPLED, request={})
-    assert named(content) == {findings.TOP_P_FIRST}, output
+    """Where all of a nucleus at temperature 1 is in the cells, it cannot be told from top-p that is ignored."""
+    assert named(content) <= {findings.TOP_P_FIRST, findings.TOP_P_IGNORED}, output
+    assert "top-p is applied before the temperature" in content["findings"][0]["sentence"]
     assert content["findings"][0]["plain_too"]
 
 

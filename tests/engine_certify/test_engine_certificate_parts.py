@@ -17,7 +17,8 @@ from specexp.engine_certify import bias_power, findings, next_tokens, served_out
 from specexp.engine_certify.engine_certificate_config import EngineOptions, resolve
 from specexp.engine_certify.findings import Finding
 from specexp.engine_certify.next_tokens import NextTokens, Unknowable, Warping
-from specexp.engine_certify.sample_check import alternatives_of
+from specexp.engine_certify.sample_check import alternatives_of, explain
+from specexp.engine_certify.sampled_places import SampledPlace, SampledTarget
 from specexp.engines.stream import Answer
 from specexp.errors import ConfigError
 
@@ -237,3 +238,18 @@ def test_settings_of_load_are_not_dropped(workplace: Path) -> None:
     )
     with pytest.raises(ConfigError, match="concurrency is given, but only benchmark puts engines under load"):
         resolve("toy_quick", EngineOptions("engine:served"), {"config": "mine.yaml"})
+
+
+def test_what_outputs_cannot_tell_apart_is_told_together() -> None:
+    """Where top-p keeps every token at temperature 1, applying it first is the same as ignoring it."""
+    row = NextTokens(np.log([0.4, 0.3, 0.2, 0.1]))
+    warping = Warping(0.5, top_p=0.95)
+    tree = chi_square.split(lambda prefix: row.warped(warping), 2, (), 100)
+    target = SampledTarget(SampledPlace(0, (), lambda prefix: row), warping, tree)
+    counts = (1000 * target.under(Warping(0.5))).round().astype(int)
+    found = explain([target], [counts], alternatives_of(warping))
+    assert found.name == findings.TOP_P_IGNORED
+    assert "Or top-p is applied before the temperature" in found.sentence
+    assert "Outputs here are the same by all of these." in found.sentence
+    counts = (1000 * target.under(Warping(0.0))).round().astype(int)
+    assert explain([target], [counts], alternatives_of(warping)).sentence.startswith("it is greedy above")
