@@ -108,7 +108,7 @@ SHAPE = {
     "prompt_id": str, "turn": int, "label": str, "repeat": int, "settings_hash": str, "schema_version?": int,
     "method?": str, "text?": str, "token_ids?": [int], "seconds?": float, "prefill_seconds?": float,
 }  # fmt: skip
-KEPT = 20_000  # records that are held in memory
+KEPT = 10_000  # records that are held in memory
 _WAY_OUT = (
     "Put back the line as it was written, or take it out, and it is computed again; or start again in another output"
     " folder."

@@ -259,6 +259,7 @@ def test_mining_and_evaluation_are_measured_with_the_same_results(workplace: Pat
     mining = MeasuredMining(config.resolve_mining("arith_quick", {"limit": "4", "max_new_tokens": "40", "batch": "1"}))
     evaluation = MeasuredEvaluation(config.resolve("toy_quick", {"limit": "6", "methods": "baseline,speculative"}))
     for name, work, prompts in (("mining", mining, 4), ("evaluation", evaluation, 6)):
+        (workplace / name).mkdir()
         measurement = Measurement({})
         measure(work, [1, 2], 1, measurement, workplace / name, opener([]))
         assert [run.num_prompts for run in measurement.runs] == [prompts, prompts]
@@ -271,17 +272,8 @@ def test_mining_and_evaluation_are_measured_with_the_same_results(workplace: Pat
 def test_the_command_measures_on_ray_and_shows_it_again(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     more = [
-        "--limit",
-        "4",
-        "--max-new-tokens",
-        "40",
-        "--batch",
-        "1",
-        "--blocks",
-        "1",
-        "--output",
-        str(tmp_path / "out"),
-    ]
+        "--limit", "4", "--max-new-tokens", "40", "--batch", "1", "--blocks", "1", "--output", str(tmp_path / "out"),
+    ]  # fmt: skip
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", "specexp.scale", *arguments]
