@@ -51,7 +51,7 @@ def test_a_draft_that_adapts_is_predicted_nearly(workplace: Path) -> None:
     assert (workplace / "out/draft_costs.json").exists()
 
 
-@pytest.mark.parametrize("kind", ["fewer", "permuted"])
+@pytest.mark.parametrize("kind", ["fewer", pytest.param("permuted", marks=pytest.mark.nightly)])
 def test_a_draft_over_common_tokens_is_predicted_nearly(workplace: Path, kind: str) -> None:
     path = other_tokenizers.save(workplace / "draft", kind)
     draft = {"model": str(path), "dtype": "float32", "vocabulary": "intersection"}

@@ -163,7 +163,7 @@ def test_warping_is_that_of_the_field_and_top_p_first_is_another() -> None:
 
 @pytest.mark.parametrize(
     "amount, num",
-    [pytest.param(0.2, 640, marks=pytest.mark.slow), pytest.param(0.05, 4000, marks=pytest.mark.nightly)],
+    [pytest.param(0.2, 640, marks=pytest.mark.nightly), pytest.param(0.05, 4000, marks=pytest.mark.nightly)],
 )
 def test_the_bias_is_as_large_as_it_says(address: str, amount: float, num: int) -> None:
     """Of the first token: within four standard errors of its exact share, and not of that without the bias."""
