@@ -154,8 +154,9 @@ def swap_p(candidate: Timed, baseline: Timed) -> float:
         np.column_stack([x.tokens, np.asarray(x.seconds)[:, 0]]).astype(float, copy=False)
         for x in (candidate, baseline)
     )
-    num_prompts, totals, moved = len(own), (own.sum(axis=0), other.sum(axis=0)), other - own
-    del own, other  # of many prompts each takes megabytes
+    num_prompts, totals = len(own), (own.sum(axis=0), other.sum(axis=0))
+    moved = np.subtract(other, own, out=other)  # of many prompts each takes megabytes
+    del own
     seen = _far(np.zeros((1, num_prompts)), moved, totals)[0]
     enough = seen * (1 - 1e-9)  # the mirrored swap rounds differently
     if num_prompts <= ALL_SWAPS:
