@@ -29,9 +29,8 @@ BAD = [
 WARM_UP = 500  # requests after which PyTorch has met every shape of a single row and keeps what it made for it
 STEP = 250  # requests between two readings of the memory
 MEASURED = 4000  # requests after that
-GROWTH = (
-    16 << 20
-)  # bytes over these: a leak of 4.2 KiB a request is more; the allocator takes and returns steps of 8 MiB
+GROWTH = 32 << 20  # bytes that the second half of a storm may add with eight rows, while buffers still fill
+FLAT = 16 << 20  # bytes over `MEASURED` requests: a leak of 4.2 KiB each is more; the allocator has steps of 8 MiB
 pytestmark = pytest.mark.slow
 
 
@@ -101,12 +100,19 @@ class Storm:
         return last == "[DONE]" and text == self.expected[i, j][0]
 
 
-def test_many_clients_half_of_them_bad_or_cut_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "num_requests, num_clients", [(240, 16), pytest.param(2000, 64, marks=pytest.mark.nightly)], ids=str
+)
+def test_many_clients_half_of_them_bad_or_cut_off(tmp_path: Path, num_requests: int, num_clients: int) -> None:
     with serving(tmp_path, *ARGUMENTS, "--rows", "8", "--max-waiting", "1000") as server:
-        storm = Storm(server, 16)
+        storm, used, quarter = Storm(server, num_clients), list[int](), num_requests // 4
         with storm.clients:
-            storm.send(0, 240)
-        assert storm.sent == dict.fromkeys(("whole", "bad", "stream", "cut off"), 60)
+            for first in range(0, num_requests, quarter):
+                storm.send(first, quarter)
+                used.append(storm.resident())
+        print(f"MiB after each quarter: {[round(each / (1 << 20), 1) for each in used]}")
+        assert storm.sent == dict.fromkeys(("whole", "bad", "stream", "cut off"), quarter)
+        assert used[3] - used[1] < GROWTH
         assert server.ask({"prompt": storm.prompts[0], "temperature": 0, "max_tokens": 12})[0] == 200
         assert "Traceback" not in server.log.read_text()
 
@@ -124,7 +130,7 @@ def test_memory_is_flat_while_64_clients_send_thousands_of_requests(tmp_path: Pa
                 print(f"{first + STEP} requests: {used[-1] / (1 << 20):.1f} MiB", flush=True)
         assert "Traceback" not in server.log.read_text()
         after = used[WARM_UP // STEP - 1 :]
-        assert max(after) - after[0] < GROWTH, [round(each / (1 << 20), 1) for each in used]
+        assert max(after) - after[0] < FLAT, [round(each / (1 << 20), 1) for each in used]
 
 
 def test_sigterm_lets_requests_end_and_tells_those_that_cannot(tmp_path: Path) -> None:
