@@ -15,7 +15,22 @@ R = TypeVar("R")
 _LATEST = 256  # records that are remembered: those of one prompt follow each other
 
 
-class StoredLines(Sequence[R]):
+class PassedLines(Sequence[R]):
+    """A sequence that is read from its beginning to find an item by its index."""
+
+    @overload
+    def __getitem__(self, index: int) -> R: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[R]: ...
+
+    def __getitem__(self, index: int | slice) -> R | list[R]:
+        if isinstance(index, slice):
+            return list(islice(self, *index.indices(len(self))))
+        return next(islice(self, range(len(self))[index], None))
+
+
+class StoredLines(PassedLines[R]):
     """One record a line, in the order of the files; `places` has the keys, and `parse` and `key_of` read a line."""
 
     def __init__(
@@ -29,17 +44,6 @@ class StoredLines(Sequence[R]):
 
     def __iter__(self) -> Iterator[R]:
         return (self._remembered(line) for line in self._reader.all())
-
-    @overload
-    def __getitem__(self, index: int) -> R: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[R]: ...
-
-    def __getitem__(self, index: int | slice) -> R | list[R]:
-        if isinstance(index, slice):
-            return list(islice(self, *index.indices(len(self))))
-        return next(islice(self, range(len(self))[index], None))
 
     def find(self, key: Key) -> R:
         """Return the record with this key; raises KeyError if there is none."""
@@ -66,7 +70,7 @@ class StoredLines(Sequence[R]):
         return record
 
 
-class ChosenLines(Sequence[R]):
+class ChosenLines(PassedLines[R]):
     """Those records of a `StoredLines` that are chosen: none is held, and to count them is a pass of its own."""
 
     def __init__(self, lines: StoredLines[R], is_chosen: Callable[[R], bool]) -> None:
@@ -77,17 +81,6 @@ class ChosenLines(Sequence[R]):
 
     def __iter__(self) -> Iterator[R]:
         return filter(self._is_chosen, self._lines)
-
-    @overload
-    def __getitem__(self, index: int) -> R: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[R]: ...
-
-    def __getitem__(self, index: int | slice) -> R | list[R]:
-        if isinstance(index, slice):
-            return list(islice(self, *index.indices(len(self))))
-        return next(islice(self, range(len(self))[index], None))
 
     def find(self, key: Key) -> R:
         """Return the record with this key; raises KeyError if there is none among those that are chosen."""
