@@ -149,7 +149,8 @@ def test_processes_of_torchrun_that_would_each_do_the_whole_command_are_refused(
         " 'torchrun ... -m specexp COMMAND' (with MLFLOW_RUN_ID for a run that exists). Start it so, or leave torchrun"
         " out, as with mlflow run: with tensor_parallel the command starts the processes itself.\n"
     )
-    assert [path.name for path in workplace.iterdir() if path.name in ("out", "runs", "mlruns", "mlflow.db")] == []
+    assert not (workplace / "out").exists()
+    assert runs() == []
 
 
 def children(parent: int, word: str) -> list[int]:
