@@ -509,7 +509,6 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("workers live on while decoding is timed", ADVICE_MEASURING, "    with bar, crew(settings, AdviceJob(prepared.experiment, prepared.judges, costs)) as workers:", "    running = crew(settings, AdviceJob(prepared.experiment, prepared.judges, costs))\n    workers = running.__enter__()\n    with bar:"),
         Bug("a prompt that was lost is passed over", ADVICE_MEASURING, "    if failed:\n", "    if False:\n"),
         Bug("of what a worker returns the last is written", ADVICE_MEASURING, "for kind, value in outcome.result or ():", "for kind, value in (outcome.result or ())[-1:]:"),
-        Bug("the shortest of lossy chains is watched", "specexp.advise.untimed", "sorted(candidates, key=lambda c: c.size)", "sorted(candidates, key=lambda c: -c.size)"),
         Bug("a draft of any temperature is measured at the target's", "specexp.advise.untimed", "temperature = draft_temperatures(self.candidates)[key]", "temperature = None"),
     ],
     ("workers/test_placement.py",): [

@@ -29,6 +29,7 @@ from specexp.workers.settings import WorkerSettings
 FLAGS = {
     "methods": "speculative,autojudge", "gamma": "1,3", "limit": "3", "max_new_tokens": "8", "temperature": "0.8",
 }  # fmt: skip
+OWN_TEMPERATURE = ("draft", "drafts at temperature 0.3")
 EXPENSIVE = RelativeCosts(9.0, (1.0,) * 17)  # calls of a draft that hardly ever pays
 
 
@@ -107,6 +108,12 @@ def test_a_resume_measures_what_is_missing_along_the_outputs_that_are_known(
     assert contents(journal, expected) == expected
     measuring.measure(WorkerSettings(2), prepared, None, journal)
     assert len(pools) == 1, "nothing is missing: no worker is started"
+
+
+def test_drafts_of_another_temperature_are_measured_at_it(tmp_path: Path) -> None:
+    measured = in_one(prepared_of(tmp_path, methods="speculative", judge="", draft_temperature="0.3"))
+    assert {key[:-1] for key in measured} == {OUTPUTS, ("draft",), OWN_TEMPERATURE}
+    assert all(measured[*OWN_TEMPERATURE, index] != measured["draft", index] for index in range(3))
 
 
 def test_a_prompt_that_kills_its_workers_ends_the_command_and_the_others_are_kept(
