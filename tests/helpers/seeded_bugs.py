@@ -460,6 +460,7 @@ NEXT_TOKENS, BIAS_POWER = "specexp.engine_certify.next_tokens", "specexp.engine_
 HANDOUT, DISPATCH = "specexp.workers.handout", "specexp.workers.dispatch"
 PLACEMENT, ON_WORKERS = "specexp.workers.placement", "specexp.certify.on_workers"
 ADVICE_MEASURING = "specexp.advise.workers.measuring"
+ENGINE_STREAM = "specexp.engines.stream"
 
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
     ("workers/test_handout.py",): [
@@ -506,7 +507,6 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a resumed measurement is done again", ADVICE_MEASURING, "if (*kind, index) not in journal]", "]"),
         Bug("an output that is known is not sent along", ADVICE_MEASURING, "journal.unit(known, list) if known in journal else ()", "()"),
         Bug("workers are started for nothing", ADVICE_MEASURING, "    if not units:\n        return\n", ""),
-        Bug("workers live on while decoding is timed", ADVICE_MEASURING, "    with bar, crew(settings, AdviceJob(prepared.experiment, prepared.judges, costs)) as workers:", "    running = crew(settings, AdviceJob(prepared.experiment, prepared.judges, costs))\n    workers = running.__enter__()\n    with bar:"),
         Bug("a prompt that was lost is passed over", ADVICE_MEASURING, "    if failed:\n", "    if False:\n"),
         Bug("of what a worker returns the last is written", ADVICE_MEASURING, "for kind, value in outcome.result or ():", "for kind, value in (outcome.result or ())[-1:]:"),
         Bug("a draft of any temperature is measured at the target's", "specexp.advise.untimed", "temperature = draft_temperatures(self.candidates)[key]", "temperature = None"),
@@ -526,7 +526,9 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("the pooled mass is left out", NEXT_TOKENS, "p = weights[kept] / (weights[kept].sum() + rest)", "p = weights[kept] / weights[kept].sum()"),
         Bug("top-p before the temperature is top-p after it", NEXT_TOKENS, "if warping.top_p_first:\n", "if False:\n"),
         Bug("a nucleus that is not known is taken for whole", NEXT_TOKENS, "if rest and p.sum() < warping.top_p:", "if False:"),
-        Bug("an EOS that the server leaves out stays out", "specexp.engine_certify.served_output", "if ended and not stops and (", "if False and ("),
+        Bug("an EOS that the server leaves out stays out", ENGINE_STREAM, "return [*ids, ends[0]] if left_out else list(ids)", "return list(ids)"),
+        Bug("a stop string is taken for an EOS", ENGINE_STREAM, "and ends and not stops and (", "and ends and ("),
+        Bug("an EOS is there twice", ENGINE_STREAM, "and (not ids or ids[-1] not in ends)", ""),
         Bug("a bias needs a fourth of the samples", BIAS_POWER, "4 * num_samples * variation**2", "16 * num_samples * variation**2"),
         Bug("a bound that is not corrected for what is searched", BIAS_POWER, "each = level / (2 * len(groups))", "each = 0.5"),
         Bug("what follows from a cause is a finding", "specexp.engine_certify.findings", "if name not in following]", "]"),
@@ -601,7 +603,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a round costs what a token does", PREDICTION, "(token * length / step - 1) / drafted", "(token / step - 1) / drafted"),
         Bug("an engine that drafts is a plain one", PREDICTION, 'if metrics[plain].get("accept/drafted_length") or None in times', "if None in times"),
         Bug("slower than plain decoding is recommended", PREDICTION, "fastest.speedup(costs) > 1 else None", "fastest.speedup(costs) > 0 else None"),
-        Bug("an output's end is forgotten", OUTPUTS, "        ids.append(ends[0])\n", "        pass\n"),
+        Bug("an output's end is forgotten", OUTPUTS, "else answer.with_end(ids, ends, prepared.stop_texts)", "else ids"),
         Bug("a server's own limit is not one", OUTPUTS, 'limit = len(ids) if answer.finish_reason == "length" else', 'limit = len(ids) if answer.finish_reason == "never" else'),
         Bug("load settings are dropped", "specexp.advise.engines.engine_advice", "engine_prediction.faults(experiment) + load_settings.refused(experiment)", "engine_prediction.faults(experiment)"),
     ],
