@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from helpers.simulated_pool import SimulatedPool, at_random
-from specexp.certify import certificate, certificate_config, chi_square, on_workers
+from specexp.certify import certificate, certificate_config, chi_square, on_workers, places
 from specexp.certify.certificate import ORACLE, Certificate
 from specexp.certify.certificate_config import CertificateConfig
 from specexp.certify.checks import INCONCLUSIVE, PASSED, Check
@@ -62,14 +62,18 @@ def at(kind: type, where: Callable[[Any], bool] = lambda unit: True) -> Callable
 
 
 @pytest.mark.parametrize(("flags", "costs"), [({}, None), ({"gamma": "auto"}, EXPENSIVE)], ids=["fixed", "adapting"])
-def test_samples_are_those_of_one_process_whoever_dies(flags: dict[str, str], costs: RelativeCosts | None) -> None:
+def test_samples_are_those_of_one_process_whoever_dies(
+    flags: dict[str, str], costs: RelativeCosts | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_of(temperature="0.8", **flags)
+    if costs is not None:
+        monkeypatch.setattr(places, "PLACES", 1)
     result, pool = on_simulated(config, costs=costs, dies=at_random(1, 0.3, 6))
     assert pool.num_died > 1
     assert result.checks == in_one(config, costs).checks
     assert {each.costs for each in pool.done} == {costs}
-    places = result.checks[-1].details["places"]
-    assert [sum(cell["observed"] for cell in each["cells"]) for each in places] == [SAMPLES] * len(places)
+    tested = result.checks[-1].details["places"]
+    assert [sum(cell["observed"] for cell in each["cells"]) for each in tested] == [SAMPLES] * (1 if costs else 2)
 
 
 def test_a_greedy_certificate_is_that_of_one_process_in_parts_too() -> None:
@@ -123,7 +127,8 @@ def test_what_was_lost_is_inconclusive_and_not_noted_so_that_a_resume_does_it_ag
     assert [check.name for check in noted] == [NAME]
 
 
-def test_lost_samples_are_no_test() -> None:
+def test_lost_samples_are_no_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "PLACES", 1)
     config = config_of(temperature="0.8")
     result, _ = on_simulated(config, dies=at(SampleUnit, lambda unit: 3 in unit.numbers and unit.tilt is None))
     check = result.checks[-1]
