@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta, chi2, ncx2
+from scipy.stats import beta, chi2, ncx2, norm
 
 from specexp.certify import chi_square
 from specexp.certify.chi_square import Cells
@@ -78,11 +78,35 @@ def planted(counts: Array, fair: Array, variation: float, rng: np.random.Generat
     return np.asarray(result)
 
 
+def samples_to_prefer(true: Array, other: Array, level: float) -> int:
+    """The number of samples from `true`[C] that surely are 1 / `level` times as likely by it as by `other`[C].
+
+    The sum of their log-likelihood ratios is taken for normal.
+    """
+    p, q = np.maximum(true, _FLOOR), np.maximum(other, _FLOOR)
+    ratio = np.log(p / q)
+    mean = float((p * ratio).sum())
+    variance = float((p * ratio**2).sum()) - mean**2
+    certain = float(true[other < _FLOOR].sum())  # outputs that cannot occur by the other: a single one tells
+    number = math.inf if certain <= 0 else math.log(1 - SURELY) / math.log1p(-min(certain, 1 - 1e-9))
+    if mean > _FLOOR:
+        spread = float(norm.isf(1 - SURELY)) * math.sqrt(max(variance, 0.0))
+        root = (spread + math.sqrt(spread**2 - 4 * mean * math.log(level))) / (2 * mean)
+        number = min(number, root**2)
+    return MOST_SAMPLES if number > MOST_SAMPLES else math.ceil(number)
+
+
 def fits(counts: Array, probability: Array, level: float) -> bool:
-    """True if the counts may come from these probabilities, of which some may be 0."""
-    smooth = np.maximum(probability, _FLOOR)
-    order = np.argsort(-smooth)  # the last cell may be rare, and is then merged: let it be the rarest
-    return chi_square.compare(counts[order], smooth[order] / smooth.sum()).p > level
+    """True if the counts may come from these probabilities, of which some may be 0.
+
+    Cells that expect few outputs count as one: for each of them the chi-square distribution does not hold.
+    """
+    if counts[probability < _FLOOR].any():
+        return False
+    rare = probability * counts.sum() < chi_square.LEAST_EXPECTED
+    if rare.any():
+        counts, probability = (np.append(each[~rare], each[rare].sum()) for each in (counts, probability))
+    return chi_square.compare(counts, probability).p > level
 
 
 def likelihood(counts: Array, probability: Array) -> float:
