@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta, chi2, ncx2, norm
+from scipy.stats import beta, binom, chi2, ncx2, norm
 
 from specexp.certify import chi_square
 from specexp.certify.chi_square import Cells
@@ -50,32 +50,32 @@ def least_variation(num_cells: int, num_samples: int, level: float) -> float:
 
 def samples_to_tell(fair: Array, other: Array, level: float) -> int:
     """The number of samples from `other`[C] that surely are not taken for samples from `fair`[C]."""
-    certain = float(other[fair < _FLOOR].sum())  # outputs that cannot occur: a single one tells
-    number = math.inf if certain <= 0 else math.log(1 - SURELY) / math.log1p(-min(certain, 1 - 1e-9))
+    low, high = 0, 10
+    while power_to_tell(fair, other, high, level) < SURELY:
+        if high >= MOST_SAMPLES:
+            return MOST_SAMPLES
+        low, high = high, min(high * 3 // 2, MOST_SAMPLES)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power_to_tell(fair, other, middle, level) >= SURELY else (middle, high)
+    return high
+
+
+def power_to_tell(fair: Array, other: Array, num_samples: int, level: float) -> float:
+    """The probability with which `chi_square.compare` tells so many samples from `other`[C] from `fair`[C]: by a single
+    output that cannot occur, by chi-square, or by too many in a rare leftover cell, whichever is likeliest."""
     kept = fair >= _FLOOR
-    strength = float(((other[kept] - fair[kept]) ** 2 / fair[kept]).sum())
-    degrees = max(int(kept.sum()) - 1, 1)
-    if strength > 0:
-        low, high = 1.0, 1e4 * (degrees + 1)
-        critical = chi2.isf(level, degrees)
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (low, middle) if ncx2.sf(critical, degrees, middle) >= SURELY else (middle, high)
-        number = min(number, high / strength)
-    return MOST_SAMPLES if number > MOST_SAMPLES else math.ceil(number)
-
-
-def planted(counts: Array, fair: Array, variation: float, rng: np.random.Generator) -> Array:
-    """counts[C] after a bias of this total variation: each output is another one, of one cell, with some probability.
-
-    That cell is the one of a probability near one half: of such biases the hardest to find.
-    """
-    cell = int(np.abs(fair - 0.5).argmin())
-    share = min(1.0, variation / (1 - float(fair[cell])))
-    moved = rng.binomial(counts, share)
-    result = counts - moved
-    result[cell] += moved.sum()
-    return np.asarray(result)
+    result = 1 - (1 - min(1.0, float(other[~kept].sum()))) ** num_samples
+    fair, other = fair[kept], other[kept]
+    rare = chi_square.is_rare(fair, num_samples)
+    moved, share = chi_square.merged(other, fair, num_samples)
+    if degrees := len(share) - 1:
+        strength = num_samples * float(((moved - share) ** 2 / share).sum())
+        result = max(result, float(ncx2.sf(chi2.isf(level / (1 + rare), degrees), degrees, strength)))
+    if rare:
+        most = binom.isf(level / 2, num_samples, float(fair[-1]))  # outputs in the cell that are not too many
+        result = max(result, float(binom.sf(most, num_samples, min(1.0, float(other[-1])))))
+    return result
 
 
 def samples_to_prefer(true: Array, other: Array, level: float) -> int:

@@ -35,10 +35,10 @@ LOOKED_AT, FOLLOWED = 2e-4, 0.01  # shares of outputs whose tokens are split aga
 # How far cuts must be from the tokens next to them, by what the engine computes in.
 MARGIN = {"float64": 1e-4, "float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
 TEMPERATURE, TOP_P, TOP_K, MIN_P = "temperature", "top-p", "top-k", "min-p"
-COLD = 0.5
+COLD, HOT = 0.5, 2.0  # HOT: where few tokens are likely, and these alike, a lower temperature changes little
 # The values with which each parameter may be checked.
 VARIANTS: dict[str, tuple[Warping, ...]] = {
-    TEMPERATURE: (Warping(COLD),),
+    TEMPERATURE: (Warping(COLD), Warping(HOT)),
     TOP_P: tuple(Warping(COLD, top_p=top_p) for top_p in (0.9, 0.8, 0.7, 0.6, 0.5)),
     TOP_K: tuple(Warping(1.0, top_k=top_k) for top_k in (2, 3, 5)),
     MIN_P: tuple(Warping(1.0, min_p=min_p) for min_p in (0.2, 0.1, 0.3, 0.5, 0.7)),

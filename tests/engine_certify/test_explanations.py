@@ -15,9 +15,9 @@ import pytest
 
 from specexp.certify.chi_square import Prefix
 from specexp.engine_certify import bias_power, findings, parameter_checks, sample_check
-from specexp.engine_certify.findings import Finding, explanations_of
+from specexp.engine_certify.findings import explanations_of
 from specexp.engine_certify.next_tokens import NextTokens, Warping
-from specexp.engine_certify.sample_check import Inquiry, Sampled
+from specexp.engine_certify.sample_check import Sampled
 from specexp.engine_certify.sampled_places import (
     LENGTH,
     MIN_P,
@@ -26,7 +26,6 @@ from specexp.engine_certify.sampled_places import (
     TOP_P,
     VARIANTS,
     SampledPlace,
-    SampledTarget,
     target_of,
 )
 from specexp.engines.responses import Refused
