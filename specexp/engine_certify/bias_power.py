@@ -96,6 +96,19 @@ def samples_to_prefer(true: Array, other: Array, level: float) -> int:
     return MOST_SAMPLES if number > MOST_SAMPLES else math.ceil(number)
 
 
+def planted(counts: Array, fair: Array, variation: float, rng: np.random.Generator) -> Array:
+    """counts[C] after a bias of this total variation: each output is another one, of one cell, with some probability.
+
+    That cell is the one of a probability near one half: of such biases the hardest to find.
+    """
+    cell = int(np.abs(fair - 0.5).argmin())
+    share = min(1.0, variation / (1 - float(fair[cell])))
+    moved = rng.binomial(counts, share)
+    result = counts - moved
+    result[cell] += moved.sum()
+    return np.asarray(result)
+
+
 def fits(counts: Array, probability: Array, level: float) -> bool:
     """True if the counts may come from these probabilities, of which some may be 0.
 
