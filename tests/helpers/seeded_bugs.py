@@ -456,6 +456,7 @@ EXPERIMENT, THINKING = "specexp.config.experiment", "specexp.pair.thinking"
 THOUGHT = "specexp.engine.thought"
 MEMORIES = "specexp.evaluation.scheduling"
 SHOTS = TALKS = "specexp.tasks.conversations"
+SAMPLE_CHECK = "specexp.engine_certify.sample_check"
 NEXT_TOKENS, BIAS_POWER = "specexp.engine_certify.next_tokens", "specexp.engine_certify.bias_power"
 HANDOUT, DISPATCH = "specexp.workers.handout", "specexp.workers.dispatch"
 PLACEMENT, ON_WORKERS = "specexp.workers.placement", "specexp.certify.on_workers"
@@ -530,11 +531,28 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a stop string is taken for an EOS", ENGINE_STREAM, "and ends and not stops and (", "and ends and ("),
         Bug("an EOS is there twice", ENGINE_STREAM, "and (not ids or ids[-1] not in ends)", ""),
         Bug("a bias needs a fourth of the samples", BIAS_POWER, "4 * num_samples * variation**2", "16 * num_samples * variation**2"),
+        Bug("a rare leftover cell tells as a frequent one does", BIAS_POWER, "    rare = chi_square.is_rare(fair, num_samples)\n    moved, share = chi_square.merged(other, fair, num_samples)", "    rare, moved, share = False, other, fair"),
+        Bug("cells that expect few outputs reject what is true", BIAS_POWER, "    if rare.any():", "    if False:"),
+        Bug("what cannot occur may", BIAS_POWER, "    if counts[probability < _FLOOR].any():", "    if False:"),
+        Bug("half of the samples make the truth likelier", BIAS_POWER, "number = min(number, root**2)", "number = min(number, root**2 / 2)"),
+        Bug("greedy decoding is explained at any temperature", "specexp.engine_certify.findings", "if asked.temperature >= temperature else asked", ""),
+        Bug("one of several is a finding though it is known", "specexp.engine_certify.findings", " and not (each.fitting and each.names & told)]", "]"),
         Bug("a bound that is not corrected for what is searched", BIAS_POWER, "each = level / (2 * len(groups))", "each = 0.5"),
         Bug("what follows from a cause is a finding", "specexp.engine_certify.findings", "if name not in following]", "]"),
         Bug("another distribution keeps the cells' own shares", "specexp.certify.chi_square", "share = mass * float(p[token]) if token < len(p) else 0.0", "share = mass * node.shares[token]"),
         Bug("Holm's procedure corrects all alike", "specexp.certify.chi_square", "(len(ps) - rank) * ps[place]", "len(ps) * ps[place]"),
         Bug("an engine is compared with nothing", "specexp.engine_certify.engine_certificate_config", "if not options.against and not weights and not faults:", "if False:"),
+    ],
+    ("engine_certify/test_explanations.py",): [
+        Bug("the first of several explanations is named", "specexp.engine_certify.findings", "if len(names) == 1:", "if names:"),
+        Bug("nothing is drawn to tell", SAMPLE_CHECK, "if len({each.name for each in left}) < 2 or most < FEWEST:", "if True:"),
+        Bug("what is drawn to tell has no bound", SAMPLE_CHECK, "for number in apart if number <= most]", "for number in apart if number <= 100_000]"),
+        Bug("what is drawn to tell is not looked at", SAMPLE_CHECK, "        left = fitting(sampled, explanations)\n        drawn, rounds", "        left = left[:1]\n        drawn, rounds"),
+        Bug("a cut near a token tells", SAMPLE_CHECK, "target.under(each.sampled(warping), MARGIN[subject.config.dtype])", "target.under(each.sampled(warping))"),
+        Bug("a value that is refused is asked for again and again", SAMPLE_CHECK, "warpings.remove(target.warping)\n            continue", "break"),
+        Bug("an explanation need not fit", SAMPLE_CHECK, "if all(bias_power.fits(counts, p, FIT) for counts, p in both):", "if True:"),
+        Bug("what top-p does is not told at other temperatures", "specexp.engine_certify.parameter_checks", "(*VARIANTS[name], *VARIANTS[TEMPERATURE])", "VARIANTS[name]"),
+        Bug("the first place is sampled, however many samples it takes", "specexp.engine_certify.parameter_checks", "elif (needed, apart) < least:", "elif best.target is None:"),
     ],
     ("engine_certify/test_text_alone.py",): [
         Bug("tokens of a split text are taken for those that were emitted", "specexp.engine_certify.greedy_checks", "if outputs.engine[prompt].split and any(one.kind == BUG for one in each):", "if False:"),
