@@ -968,7 +968,7 @@ FORWARD_BUGS = [
     Bug("the MLP has attention's norm", BLOCK, "else self._norm_if_any(before_mlp)", "else self._norm_if_any(before_attention)"),
     Bug("the last norm is not applied", OWN, "return self._final_norm(x)", "return x"),
     Bug("the output projection's bias is dropped", BLOCK, "out=Linear(*joined([attention.out]), self._pack)", "out=Linear(joined([attention.out])[0], None, self._pack)"),
-    Bug("few rows go without a bias", LINEAR, "x.shape[0] >= PACK_ROWS) or self.bias is not None:", "x.shape[0] >= PACK_ROWS):"),
+    Bug("few rows go without a bias", LINEAR, "num >= PACK_ROWS) or self.bias is not None:", "num >= PACK_ROWS):"),
     Bug("gate and up are exchanged", PARTS, '(("gate_proj", "up_proj"), "down_proj")', '(("up_proj", "gate_proj"), "down_proj")'),
     Bug("angles begin anew where their table grows", ROTARY, "positions = torch.arange(self._length, device", "positions = torch.arange(self._length) % CHUNK + torch.zeros(1, dtype=torch.int64, device"),
     Bug("the other half turns", ROTARY, "torch.stack([-sin, sin], axis)", "torch.stack([sin, -sin], axis)"),
