@@ -22,14 +22,14 @@ def primitive_rows(num: int) -> int:
     """The number of rows with which oneDNN computes a product of `num` rows: the next one that it has a primitive for.
 
     A primitive is compiled for each number of rows and each size of a weight. It takes milliseconds and half a
-    megabyte, and is kept, so that a process that meets all lengths of prompts and batches would grow to hundreds of
-    megabytes. Beyond MOST_EXACT_ROWS there are four sizes between n and 2 n: a drafted chain or tree has a
-    token more than a round number, and a piece of a prompt is a power of two.
+    megabyte, and is kept, so that a process that meets all lengths of prompts and batches would grow by hundreds of
+    megabytes. Beyond MOST_EXACT_ROWS there are five sizes up to every power of two: four of a token more than a round
+    number, as drafted chains and trees have, and the power itself, which is a piece of a long prompt.
     """
-    if num <= MOST_EXACT_ROWS or num & (num - 1) == 0:
+    if num <= MOST_EXACT_ROWS:
         return num
     step = 1 << ((num - 2).bit_length() - 3)
-    return -(-(num - 1) // step) * step + 1
+    return min(-(-(num - 1) // step) * step + 1, 1 << (num - 1).bit_length())
 
 
 class Linear:
