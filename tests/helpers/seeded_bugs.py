@@ -515,6 +515,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a forced token is looked for among split ones", "specexp.engine_certify.request_checks", "    if answer.split:\n", "    if False:\n"),
     ],
     ("engines/test_engine_client.py",): [
+        Bug("a validation error is asked again", "specexp.engines.responses", "(status == 500 and VALIDATION.search(said) is not None)", "False"),
         Bug("what is refused takes all of its kind with it", "specexp.engines.client", "off += [each for each in given if self._takes(prompt, replace(bare, off=(each,)), switch)][:1]", "off += []"),
         Bug("what turns settings off overrides them", "specexp.engines.body", "**dict(wanted.off), **sampling.fields(),\n        **wanted.fields(endpoint.api),", "**sampling.fields(), **dict(wanted.off),\n        **wanted.fields(endpoint.api),"),
         Bug("llama.cpp's ids are those of its log-probabilities", "specexp.engines.stream", " or verbose.get(\"tokens\") or []", " or []"),

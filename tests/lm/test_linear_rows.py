@@ -14,7 +14,7 @@ from specexp.lm.blocks import linear
 from specexp.lm.blocks.linear import Linear, primitive_rows
 
 IN, OUT = 256, 320  # as many values as are packed
-MOST = 600
+NUMBERS = (1, 2, 3, 5, 17, 18, 21, 30, 33, 34, 64, 100)
 GROWTH = """
 import ctypes, torch
 from specexp.lm.blocks.linear import Linear
@@ -70,7 +70,7 @@ def test_a_drafted_chain_or_tree_and_a_piece_of_a_prompt_have_no_padding() -> No
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_products_have_few_numbers_of_rows_and_are_those_of_each_row(dtype: torch.dtype, bias: bool) -> None:
+def test_products_have_few_numbers_of_rows_and_are_right(dtype: torch.dtype, bias: bool) -> None:
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> torch.Tensor:
@@ -78,26 +78,24 @@ def test_products_have_few_numbers_of_rows_and_are_those_of_each_row(dtype: torc
 
     weight, of_outputs = random(OUT, IN), random(OUT) if bias else None
     product = Linear(weight, of_outputs, pack=dtype == torch.float32)
-    near = {torch.float32: 1e-4, torch.bfloat16: 0.5, torch.float16: 0.1}[dtype]  # of values up to about 70
-    with torch.inference_mode(), Rows() as rows:
-        for num in range(1, MOST + 1):
-            x, residual = random(num, IN), random(num, OUT)
-            made = [product(x)] if num % 20 else [product(x), product.added(x, residual), product.added(x, residual, 2)]
-            assert all(each.shape == (num, OUT) for each in made)
-            if num % 20 == 0:
-                exact = x.double() @ weight.double().t() + (0 if of_outputs is None else of_outputs.double())
-                expected = [exact, exact + residual.double(), 2 * exact + residual.double()]
-                assert all(float((a - b).abs().max()) < near for a, b in zip(made, expected, strict=True))
-    assert rows.seen == {primitive_rows(num) for num in range(1, MOST + 1)}
-    assert len(rows.seen) == 42
+    near = {torch.float32: 3e-4, torch.bfloat16: 1, torch.float16: 0.2}[dtype]  # of values up to about 150
+    for num in NUMBERS:
+        x, residual = random(num, IN), random(num, OUT)
+        with torch.inference_mode(), Rows() as rows:
+            made = [product(x), product.added(x, residual), product.added(x, residual, 2)]
+        assert rows.seen == {primitive_rows(num)}
+        exact = x.double() @ weight.double().t() + (0 if of_outputs is None else of_outputs.double())
+        expected = [exact, exact + residual.double(), 2 * exact + residual.double()]
+        assert all(each.shape == (num, OUT) for each in made)
+        assert all(float((a - b).abs().max()) < near for a, b in zip(made, expected, strict=True))
 
 
 def test_where_nothing_is_compiled_rows_are_as_they_come() -> None:
     product = Linear(torch.randn(OUT, IN), None, pack=False)
     with torch.inference_mode(), Rows() as rows:
-        for num in range(1, 100):
+        for num in range(1, 40):
             product(torch.zeros(num, IN))
-    assert rows.seen == set(range(1, 100))
+    assert rows.seen == set(range(1, 40))
 
 
 @pytest.mark.slow
