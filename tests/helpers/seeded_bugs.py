@@ -567,6 +567,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a forced token is looked for among split ones", "specexp.engine_certify.request_checks", "    if answer.split:\n", "    if False:\n"),
     ],
     ("engines/test_engine_client.py",): [
+        Bug("a validation error is asked again", "specexp.engines.responses", "(status == 500 and VALIDATION.search(said) is not None)", "False"),
         Bug("what is refused takes all of its kind with it", "specexp.engines.client", "off += [each for each in given if self._takes(prompt, replace(bare, off=(each,)), switch)][:1]", "off += []"),
         Bug("what turns settings off overrides them", "specexp.engines.body", "**dict(wanted.off), **sampling.fields(),\n        **wanted.fields(endpoint.api),", "**sampling.fields(), **dict(wanted.off),\n        **wanted.fields(endpoint.api),"),
         Bug("llama.cpp's ids are those of its log-probabilities", "specexp.engines.stream", " or verbose.get(\"tokens\") or []", " or []"),
@@ -1023,7 +1024,7 @@ FORWARD_BUGS = [
     Bug("the MLP has attention's norm", BLOCK, "else self._norm_if_any(before_mlp)", "else self._norm_if_any(before_attention)"),
     Bug("the last norm is not applied", OWN, "return self._final_norm(x)", "return x"),
     Bug("the output projection's bias is dropped", BLOCK, "out=Linear(*joined([attention.out]), self._pack)", "out=Linear(joined([attention.out])[0], None, self._pack)"),
-    Bug("few rows go without a bias", LINEAR, "x.shape[0] >= PACK_ROWS) or self.bias is not None:", "x.shape[0] >= PACK_ROWS):"),
+    Bug("few rows go without a bias", LINEAR, "num >= PACK_ROWS) or self.bias is not None:", "num >= PACK_ROWS):"),
     Bug("gate and up are exchanged", PARTS, '(("gate_proj", "up_proj"), "down_proj")', '(("up_proj", "gate_proj"), "down_proj")'),
     Bug("angles begin anew where their table grows", ROTARY, "positions = torch.arange(self._length, device", "positions = torch.arange(self._length) % CHUNK + torch.zeros(1, dtype=torch.int64, device"),
     Bug("the other half turns", ROTARY, "torch.stack([-sin, sin], axis)", "torch.stack([sin, -sin], axis)"),
