@@ -29,7 +29,12 @@ def schedule(num_blocks: int, numbers: Sequence[int]) -> Iterator[tuple[int, int
 
 
 def measure(
-    work: MeasuredWork, numbers: Sequence[int], num_blocks: int, measurement: Measurement, folder: Path, opened: Opener,
+    work: MeasuredWork,
+    numbers: Sequence[int],
+    num_blocks: int,
+    measurement: Measurement,
+    folder: Path,
+    opened: Opener,
     clock: Clock = time.monotonic,
 ) -> None:
     """Make the runs that `measurement` lacks, and write it to the folder after each of them. Raises SpecexpError."""

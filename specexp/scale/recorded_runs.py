@@ -95,9 +95,7 @@ class RecordedRun:
             by_worker.setdefault(unit.worker, []).append(unit)
         for units in by_worker.values():
             for before, after in pairwise(units):
-                yield WaitBetween(
-                    after.began - before.ended, after.submitted > before.ended, after.cpu_seconds_before
-                )
+                yield WaitBetween(after.began - before.ended, after.submitted > before.ended, after.cpu_seconds_before)
 
 
 @dataclass(slots=True)
