@@ -11,9 +11,9 @@ import pytest
 from click.testing import Result
 
 from helpers.cli_runner import comparison_runs, evaluate, flat_runs, is_refused, records
-from helpers.simulated_pool import SimulatedPool, at_random, opened
+from helpers.simulated_pool import SimulatedPool, at_random, simulated_command
 from specexp.storage.records import Record, line_of, record_in
-from specexp.workers import evaluation_run, settings
+from specexp.workers import evaluation_run
 from specexp.workers.evaluating import Decoded, DecodeUnit, TokenViewUnit
 
 CLOCKS = ("checksum", "seconds", "prefill_seconds", "time_to_first_token", "environment")
@@ -28,16 +28,7 @@ def bytes_of(folder: Path) -> list[str]:
 @pytest.fixture
 def on_simulated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Result, SimulatedPool]]:
     """Runs evaluate on simulated workers."""
-    monkeypatch.setattr(settings, "find_spec", lambda name: object())
-
-    def run(*arguments: str, number: int = 2, **how: Any) -> tuple[Result, SimulatedPool]:
-        pools: list[SimulatedPool] = []
-        with opened(pools, **how) as crew:
-            monkeypatch.setattr(evaluation_run, "crew", crew)
-            result = evaluate(*arguments, "--workers", str(number))
-        return result, pools[-1]
-
-    return run
+    return simulated_command(monkeypatch, evaluation_run, evaluate)
 
 
 @pytest.mark.slow
