@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 
 from specexp.answers import numbers
 from specexp.answers.comparators import CANONICAL, AnswerKind
 from specexp.answers.rules import AnswerRule, normal
 from specexp.errors import TaskError, shown
+from specexp.sequences.names import first_twice
 from specexp.tasks import conversations
 from specexp.tasks.conversations import NO_SHOTS, Shots
-from specexp.tasks.example import Comparator, Dataset, Example
-from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read, text_of
+from specexp.tasks.example import Comparator, Dataset, Example, checked
+from specexp.tasks.source import DataConfig, Row, Rows, name_of, read, text_of
 
 KEYS = ("prompt", "messages", "answer", "id")
 
@@ -33,7 +35,7 @@ class Prompts:
         self._rule, self._shots = rule or AnswerRule(), shots
         self._rows: Rows = read(config)
         self.comparator: Comparator = self._rule.kind or CANONICAL
-        self._examples = [_example(row, self._rule.kind) for row in self._rows.rows]
+        self._examples = checked(self._rows.rows, lambda row: _example(row, self._rule.kind))
         if twice := first_twice(example.prompt_id for example in self._examples):
             raise TaskError(f"{config.source}: id {shown(twice)} is given twice; every prompt needs its own.")
         self.notes = self._rows.unused(KEYS)
@@ -41,7 +43,7 @@ class Prompts:
             self._check_numbers()
         self._asked = shots.precede(self._examples)
 
-    def examples(self, limit: int) -> list[Example]:
+    def examples(self, limit: int) -> Sequence[Example]:
         return self._asked[:limit]
 
     def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from specexp.errors import OutputError
-from specexp.storage import numbered_files, record_places
+from specexp.sequences.names import NameNumbers
+from specexp.storage import numbered_files
 from specexp.storage import records as storage
 from specexp.storage.numbered_files import existing, numbered
-from specexp.storage.record_places import NameNumbers, RecordPlaces
+from specexp.storage.record_places import RecordPlaces
 from specexp.storage.records import RecordFile
 
 
@@ -131,7 +132,7 @@ def test_files_that_were_taken_away_or_cut_are_named(tmp_path: Path) -> None:
 
 
 def test_names_keep_their_numbers_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record_places, "_RECENT", 7)
+    monkeypatch.setattr("specexp.sequences.names._RECENT", 7)
     names = [f"name {i % 40} ä" for i in range(60)]
     numbers = NameNumbers()
     assert [numbers.number(name) for name in names] == [i % 40 for i in range(60)]
@@ -142,8 +143,8 @@ def test_names_keep_their_numbers_however_many_there_are(monkeypatch: pytest.Mon
 
 def test_names_are_sorted_in_by_a_part_of_those_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are, each is sorted in about as often: the work grows with their number, not its square."""
-    monkeypatch.setattr(record_places, "_RECENT", 2)
-    monkeypatch.setattr(record_places, "_PART", 4)
+    monkeypatch.setattr("specexp.sequences.names._RECENT", 2)
+    monkeypatch.setattr("specexp.sequences.names._PART", 4)
     sizes, sort_in = [], NameNumbers._sort_in
     monkeypatch.setattr(NameNumbers, "_sort_in", lambda self: (sizes.append(len(self)), sort_in(self)))
     numbers = NameNumbers()
