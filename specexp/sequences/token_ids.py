@@ -11,15 +11,19 @@ MOST_TOKENS = 1 << 20  # kept, at 4 bytes each: all of a small run
 
 
 class TokenIds(LazySequence[list[int]]):
-    """The ids of `number` prompts, by index. Each is encoded once now, in order: `encode` may raise."""
+    """The ids of `number` prompts, by index. Each is encoded now, too, in order, and `check` may refuse it."""
 
-    def __init__(self, encode: Callable[[int], Sequence[int]], number: int) -> None:
+    def __init__(
+        self, encode: Callable[[int], list[int]], number: int,
+        check: Callable[[int, list[int]], object] = lambda index, ids: None,
+    ) -> None:  # fmt: skip
         self._lengths = array("i")
         recent = RecentItems(lambda index: array("i", encode(index)), len, MOST_TOKENS)
         for index in range(number):
-            ids = array("i", encode(index))
+            ids = encode(index)
+            check(index, ids)
             self._lengths.append(len(ids))
-            recent.put(index, ids)
+            recent.put(index, array("i", ids))
         super().__init__(lambda index: recent(index).tolist(), number)
 
     @property
@@ -38,7 +42,7 @@ def length_at(prompts: Sequence[Sequence[int]], index: int) -> int:
     return prompts.lengths[index] if isinstance(prompts, TokenIds) else len(prompts[index])
 
 
-def longest(prompts: Sequence[Sequence[int]]) -> int:
+def longest_of(prompts: Sequence[Sequence[int]]) -> int:
     """Return the index of the first of the longest prompts."""
     lengths = lengths_of(prompts)
     return max(range(len(lengths)), key=lengths.__getitem__)

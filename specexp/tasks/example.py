@@ -74,6 +74,10 @@ class Examples(LazySequence[Example]):
         return result
 
 
+def prompt_id_of(example: Example) -> str:
+    return example.prompt_id
+
+
 def place_of(examples: Sequence[Example], prompt_id: str) -> int:
     """Return the index of the example with this id. Raises KeyError."""
     if isinstance(examples, Examples):
