@@ -17,7 +17,6 @@ from specexp.answers.choices import ChoiceAnswer
 from specexp.answers.kinds import math_answers
 from specexp.answers.mathematics import boxed
 from specexp.errors import TaskError, shown
-from specexp.sequences.names import first_twice
 from specexp.tasks import sampling
 from specexp.tasks.conversations import NO_SHOTS, Shots
 from specexp.tasks.example import Comparator, Dataset, Example, Examples, checked
@@ -119,6 +118,6 @@ def _problem(row: Row) -> Example:
 
 
 def _named(config: DataConfig, examples: Examples) -> Examples:
-    if twice := first_twice(example.prompt_id for example in examples):
+    if (twice := examples.twice) is not None:
         raise TaskError(f"data '{config}': {shown(twice)} is given twice; every row needs its own id.")
     return examples

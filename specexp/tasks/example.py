@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from specexp.sequences.lazy import LazySequence, RecentItems
-from specexp.sequences.names import NameNumbers
+from specexp.sequences.names import NameNumbers, first_twice
 
 Message = dict[str, str]  # role: system, user or assistant; content
-MOST_KEPT = 8 << 20  # characters of examples that are in memory, at about a byte each: all of a small run
+MOST_KEPT = 8 << 20  # bytes of examples that are in memory: all of a small run
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Example:
     def size(self) -> int:
         """About how many bytes it takes, without `shots`, which all of them share."""
         texts = [self.prompt_id, *self.turns, self.system, *(text for pair in self.context for text in pair)]
-        return 300 + sum(map(len, texts))
+        return 600 + sum(map(len, texts))
 
     def messages(self, replies: Sequence[str] = ()) -> list[Message]:
         """Return the messages at turn len(replies), where `replies` are the assistant's earlier answers."""
@@ -53,8 +54,9 @@ class Generated(Protocol):
 
 
 class Examples(LazySequence[Example]):
-    """Examples that are made when they are asked for."""
+    """Examples that are made when they are asked for. `twice` is the first id that `checked` has met again."""
 
+    twice: str | None = None
     _numbers: NameNumbers | None = None
 
     def place_of(self, prompt_id: str) -> int:
@@ -91,9 +93,19 @@ def place_of(examples: Sequence[Example], prompt_id: str) -> int:
 def checked(items: Sequence[Any], make: Callable[[Any], Example]) -> Examples:
     """Return the example that `make` makes of each item. Each is made once now: what it raises is told first."""
     recent = recent_examples(lambda place: make(items[place]))
-    for place, item in enumerate(items):
-        recent.put(place, make(item))
-    return Examples(recent, len(items))
+
+    def made() -> Iterator[str]:
+        for place, item in enumerate(items):
+            example = make(item)
+            recent.put(place, example)
+            yield example.prompt_id
+
+    names = made()
+    twice = first_twice(names)
+    deque(names, maxlen=0)  # the rest, where a name came twice
+    result = Examples(recent, len(items))
+    result.twice = twice
+    return result
 
 
 def generated(stream: Iterable[Generated], make: Callable[[int], Any], example: Callable[[Any], Example]) -> Examples:

@@ -17,7 +17,6 @@ from specexp.answers import numbers
 from specexp.answers.comparators import CANONICAL, AnswerKind
 from specexp.answers.rules import AnswerRule, normal
 from specexp.errors import TaskError, shown
-from specexp.sequences.names import first_twice
 from specexp.tasks import conversations
 from specexp.tasks.conversations import NO_SHOTS, Shots
 from specexp.tasks.example import Comparator, Dataset, Example, checked
@@ -36,7 +35,7 @@ class Prompts:
         self._rows: Rows = read(config)
         self.comparator: Comparator = self._rule.kind or CANONICAL
         self._examples = checked(self._rows.rows, lambda row: _example(row, self._rule.kind))
-        if twice := first_twice(example.prompt_id for example in self._examples):
+        if (twice := self._examples.twice) is not None:
             raise TaskError(f"{config.source}: id {shown(twice)} is given twice; every prompt needs its own.")
         self.notes = self._rows.unused(KEYS)
         if self._rule.rule == "last_number" and self._rule.kind is None:
