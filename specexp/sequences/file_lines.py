@@ -6,6 +6,7 @@ import os
 import weakref
 import zlib
 from array import array
+from contextlib import suppress
 from typing import BinaryIO
 
 from specexp.errors import SpecexpError
@@ -20,7 +21,7 @@ class FileLines:
 
     def __init__(self, file: BinaryIO, where: str, error: type[SpecexpError]) -> None:
         self._descriptor = os.dup(file.fileno())
-        weakref.finalize(self, os.close, self._descriptor)
+        weakref.finalize(self, _close, self._descriptor)
         self._where, self._error = where, error
         self._offsets, self._lengths, self._sums = array("Q"), array("I"), array("I")
 
@@ -52,3 +53,8 @@ class FileLines:
                 " command again."
             )
         return line
+
+
+def _close(descriptor: int) -> None:
+    with suppress(OSError):  # at the end of a process, it may be closed
+        os.close(descriptor)
