@@ -25,6 +25,7 @@ from specexp.config import Experiment, MiningConfig
 from specexp.evaluation import preparation
 from specexp.judge import collection
 from specexp.judge.mining_progress import PromptFiles
+from specexp.storage.records import line_of, record_in
 from specexp.storage.run_folder import OutputFolder
 from specexp.workers import mining
 from specexp.workers.described_pair import describe, described
@@ -95,12 +96,13 @@ def evaluate(folder: Path, data: Path, number: int) -> tuple[int, str]:
     """The command's side of an evaluation; records are written as they always are."""
     small = EvaluationJob(experiment_of(data, 1), {}).load()
     first = small.do(DecodeUnit(0, 0))
+    known: Any = record_in(first.lines[0])
     experiment, facts = experiment_of(data, number), small.facts()
     prepared = preparation.prepare(experiment, load=described(facts["pair"]))
 
     def done(unit: DecodeUnit) -> Decoded:
         own = {"prompt_id": f"row-{unit.number}", "settings_hash": experiment.hash}
-        return Decoded([{**first.records[0], **own}], first.peaks)  # type: ignore[list-item]
+        return Decoded([line_of({**known, **own, "environment": unit.environment})], unit.environment, first.peaks)
 
     pool = InstantDecoding(facts, done)
     output = OutputFolder(folder / "run", experiment, resume=False)
@@ -129,8 +131,8 @@ def worker(folder: Path, data: Path, number: int) -> tuple[int, str]:
     """A worker of an evaluation, which decodes some units of all places."""
     loaded, texts = EvaluationJob(experiment_of(data, number), {}).load(), []
     for place in range(LOOKED_AT):
-        (record,) = loaded.do(DecodeUnit(0, place * number // LOOKED_AT)).records
-        texts.append(record["text"])
+        (line,) = loaded.do(DecodeUnit(0, place * number // LOOKED_AT)).lines
+        texts.append(record_in(line)["text"])
     return len(texts), hash_of(texts)
 
 
