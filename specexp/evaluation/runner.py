@@ -28,7 +28,7 @@ from specexp.evaluation.scheduling import (
     Job,
     KnownRecords,
     Memories,
-    Missing,
+    MissingRecords,
     counted,
     groups_of,
     memory_of,
@@ -75,7 +75,7 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
 
 
 def _decode(
-    prepared: Prepared, output: OutputFolder, records: RecordFile, lacking: Missing, engine: Engine,
+    prepared: Prepared, output: OutputFolder, records: RecordFile, lacking: MissingRecords, engine: Engine,
     where: str, peaks: memory.MemoryPeaks, engines: Engines,
 ) -> None:  # fmt: skip
     experiment = prepared.experiment
@@ -177,7 +177,7 @@ def warm_up(prepared: Prepared, engine: Engine, show: bool = False) -> dict[str,
     return paces
 
 
-def _announce(prepared: Prepared, lacking: Missing, paces: Mapping[str, Pace]) -> None:
+def _announce(prepared: Prepared, lacking: MissingRecords, paces: Mapping[str, Pace]) -> None:
     """Print how long the missing records take, at full length and at the pace of the warm-up."""
     most = prepared.experiment.max_new_tokens + prepared.experiment.thinking_budget
     known = {label: number for label, number in lacking.records.items() if label in paces}

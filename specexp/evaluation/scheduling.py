@@ -169,16 +169,16 @@ def group_size(batch: int) -> int:
 
 
 @dataclass(slots=True)
-class Missing:
+class MissingRecords:
     """How many records an experiment still lacks, by the setting's label, and in how many groups."""
 
     records: Counter[str] = field(default_factory=Counter)
     groups: int = 0
 
 
-def counted(prepared: Prepared, records: KnownRecords) -> Missing:
+def counted(prepared: Prepared, records: KnownRecords) -> MissingRecords:
     """Count the missing records; their jobs are not held."""
-    result = Missing()
+    result = MissingRecords()
     for jobs in groups_of(prepared, records):
         result.groups += 1
         result.records[jobs[0].setting.config.label] += len(jobs)
