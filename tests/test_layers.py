@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"errors"},
     {"addresses", "bugs", "signals"},
-    {"answers", "reading", "sandbox"},
+    {"answers", "reading", "sandbox", "sequences"},
     {"tasks", "decoding", "programs"},
     {"method_specs", "draft_faults", "engines", "lm"},
     {"lm.configs", "lm.blocks"},

@@ -824,9 +824,9 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a cut line before another file is dropped", RECORD_FILES, "if number < len(paths):", "if False:"),
         Bug("what is cut off stays", RECORD_FILES, "file.truncate(self._good)", "file.truncate(self._good + 1)"),
         Bug("the bytes of all files are counted together", RECORD_FILES, "            self._good, self._num_lines = 0, 0\n", ""),
-        Bug("a name sorted in is another name's", "specexp.storage.record_places", "if self._low[place] == low:", "if True:"),
-        Bug("names are sorted in at one size", "specexp.storage.record_places", ">= max(_RECENT, len(self._high) // _PART):", ">= _RECENT:"),
-        Bug("recent names are numbered anew", "specexp.storage.record_places", "result = len(self)", "result = len(self._recent)"),
+        Bug("a name sorted in is another name's", "specexp.sequences.names", "if self._low[place] == low:", "if True:"),
+        Bug("names are sorted in at one size", "specexp.sequences.names", ">= max(_RECENT, len(self._high) // _PART):", ">= _RECENT:"),
+        Bug("recent names are numbered anew", "specexp.sequences.names", "result = len(self)", "result = len(self._recent)"),
         Bug("a second record of a key replaces the first", "specexp.storage.record_places", "if column[prompt] >= 0:", "if False:"),
     ],
     ("evaluation/test_large_runs.py",): [
