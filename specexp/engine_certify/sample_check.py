@@ -30,6 +30,7 @@ from specexp.engine_certify.sampled_places import (
     SampledTarget,
     sampling_of,
     target_of,
+    values_of,
 )
 from specexp.engines.body import Sampling
 from specexp.engines.responses import Refused
@@ -152,7 +153,8 @@ def check_samples(subject: EngineSubject, planned: SamplingPlan, tick: Tick) -> 
     )
     if min(adjusted) < LEVEL:
         asked = warping_of(subject)
-        inquiry = Inquiry(NAME, planned.places, (asked, *(each for given in VARIANTS.values() for each in given)))
+        values = [value for each in VARIANTS for value in values_of(each, subject.config.dtype)]
+        inquiry = Inquiry(NAME, planned.places, [asked, *values])
         sampled = [Sampled(target, each) for target, each in zip(planned.targets, counts, strict=True)]
         found, more = explain(subject, engine, inquiry, sampled, explanations_of(asked), tick)
         words = f"{where}{drawn_more(more)}: p {small(min(adjusted))} is below {LEVEL:g}. {found.sentence}"

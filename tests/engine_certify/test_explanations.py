@@ -27,6 +27,7 @@ from specexp.engine_certify.sampled_places import (
     VARIANTS,
     SampledPlace,
     target_of,
+    values_of,
 )
 from specexp.engines.responses import Refused
 
@@ -193,6 +194,13 @@ def test_explanations_that_nothing_tells_apart_are_all_told(does: str) -> None:
     assert finding.sentence.startswith("one of these, which outputs do not tell apart: the temperature is ignored")
     assert " Or top-p is applied before the temperature" in finding.sentence
     assert (more, len(subject.drawn)) == (0, 200)
+
+
+def test_a_low_temperature_is_not_for_coarse_rounding() -> None:
+    """It magnifies what rounding does to logits."""
+    assert [each.temperature for each in values_of(TEMPERATURE, "float16")] == [0.5, 0.2, 2.0]
+    assert [each.temperature for each in values_of(TEMPERATURE, "bfloat16")] == [0.5, 2.0]
+    assert values_of(TOP_P, "bfloat16") == list(VARIANTS[TOP_P])
 
 
 def test_a_bias_is_no_explanation_that_almost_fits() -> None:
