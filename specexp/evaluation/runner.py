@@ -60,7 +60,7 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     try:
         if left:
             with out_of_memory.translate_oom("warming up", LOWER, experiment.models):
-                paces = warm_up(prepared, engine)
+                paces = warm_up(prepared, engine, show=True)
             if paces:
                 _announce(prepared, groups, paces)
         begun = list((output.read_json("environments.json") or {}).values())
@@ -148,16 +148,21 @@ def _environment(prepared: Prepared, output: OutputFolder, engines: Mapping[str,
     return name
 
 
-def warm_up(prepared: Prepared, engine: Engine) -> dict[str, Pace]:
+def warm_up(prepared: Prepared, engine: Engine, show: bool = False) -> dict[str, Pace]:
     """Decode a few tokens with every setting; return the pace of the fastest output, by label.
 
-    A setting that remembers the run's outputs does so twice, the second time after those of the other prompts.
+    With `show`, a progress bar is shown meanwhile. A setting that remembers the run's outputs does so twice, the second
+    time after those of the other prompts.
     """
     rng = rng_for(prepared.experiment.temperature, 0, "warm-up")
     names = [example.prompt_id for example in prepared.examples]
     some = list(zip(names, prepared.prompts, strict=True))[: max(2, prepared.experiment.batch)]
     paces = {}
-    for setting in prepared.settings:
+    bar = tqdm(
+        prepared.settings, desc="warm-up", unit="setting", dynamic_ncols=True, leave=False, disable=not show
+    )  # fmt: skip
+    for setting in bar:
+        bar.set_postfix_str(setting.config.label, refresh=False)
         ending = replace(prepared.ending, thinking=None)  # no longer than the others
         requests = [Request(setting.decoder, ids, WARM_UP_TOKENS, rng, name=name, ending=ending) for name, ids in some]
         outputs = dict(engine.generate_all(requests))

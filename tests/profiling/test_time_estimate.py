@@ -76,6 +76,7 @@ def test_an_evaluation_says_how_long_it_takes_and_again_when_lengths_are_seen(
     assert first.exit_code == 0, first.output
     assert "12 outputs of up to 20 tokens, as fast as the first 24 were. Lower limit, max_new_tokens, " in first.stderr
     assert " in all, judging by 9 of 12 outputs." in first.stderr
+    assert "warm-up: " in first.stderr
     assert "time: " not in first.stdout
 
 
