@@ -24,7 +24,7 @@ from specexp.engine_certify.sample_check import (
     LEVEL,
     MOST,
     Inquiry,
-    Sampled,
+    CountedSamples,
     draw,
     drawn_more,
     explain,
@@ -144,7 +144,7 @@ def _one(
     values = [value for each in (name, TEMPERATURE) for value in values_of(each, subject.config.dtype)]
     inquiry = Inquiry(name, planned.places, values)
     finding, more = explain(
-        subject, engine, inquiry, [Sampled(target, counts)], explanations_of(target.warping), tick
+        subject, engine, inquiry, [CountedSamples(target, counts)], explanations_of(target.warping), tick
     )  # fmt: skip
     words = f"({samples:,} outputs at {target.warping}{drawn_more(more)}, p {small(p)})"
     return FAILED, f"{finding.sentence} {words}", finding, p

@@ -17,7 +17,7 @@ from specexp.certify.chi_square import Prefix
 from specexp.engine_certify import bias_power, findings, parameter_checks, sample_check
 from specexp.engine_certify.findings import explanations_of
 from specexp.engine_certify.next_tokens import NextTokens, Warping
-from specexp.engine_certify.sample_check import Inquiry, Sampled
+from specexp.engine_certify.sample_check import Inquiry, CountedSamples
 from specexp.engine_certify.sampled_places import (
     LENGTH,
     MIN_P,
@@ -124,7 +124,9 @@ def test_what_fits_at_first_is_told_apart_before_it_is_named(
     subject = SyntheticEngine(ALIKE, DOES[does], seed=seed)
     planned, check = checked(subject, TOP_P)
     assert planned.target is not None
-    first = Sampled(planned.target, (1000 * planned.target.under(DOES[does](planned.target.warping))).astype(int))
+    first = CountedSamples(
+        planned.target, (1000 * planned.target.under(DOES[does](planned.target.warping))).astype(int)
+    )
     left = {each.name for each in sample_check.fitting([first], explanations_of(planned.target.warping))}
     assert len(left) > 1
     assert does in left
@@ -175,7 +177,7 @@ def explained(
     assert target is not None
     counts = sample_check.draw(cast(Any, subject), ENGINE, target, "first", number, lambda: None)
     return sample_check.explain(
-        cast(Any, subject), ENGINE, Inquiry("first", subject.places, warpings), [Sampled(target, counts)],
+        cast(Any, subject), ENGINE, Inquiry("first", subject.places, warpings), [CountedSamples(target, counts)],
         explanations_of(asked), lambda: None,
     )  # fmt: skip
 
