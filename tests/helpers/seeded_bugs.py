@@ -553,7 +553,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("a cut near a token tells", SAMPLE_CHECK, "target.under(each.sampled(warping), MARGIN[subject.config.dtype])", "target.under(each.sampled(warping))"),
         Bug("a value that is refused is asked for again and again", SAMPLE_CHECK, "warpings.remove(target.warping)\n            continue", "break"),
         Bug("an explanation need not fit", SAMPLE_CHECK, "if all(bias_power.fits(counts, p, FIT) for counts, p in both):", "if True:"),
-        Bug("what top-p does is not told at other temperatures", "specexp.engine_certify.parameter_checks", "(*VARIANTS[name], *VARIANTS[TEMPERATURE])", "VARIANTS[name]"),
+        Bug("what top-p does is not told at other temperatures", "specexp.engine_certify.parameter_checks", "for each in (name, TEMPERATURE) for value", "for each in (name,) for value"),
         Bug("the first place is sampled, however many samples it takes", "specexp.engine_certify.parameter_checks", "elif (needed, apart) < least:", "elif best.target is None:"),
     ],
     ("engine_certify/test_text_alone.py",): [
