@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from specexp.decoding.protocol import Answer, Depth, Draft, Drafted, Recall, Role, Round, Score
+from specexp.decoding.protocol import Answer, Draft, Drafted, GrowTree, Recall, Role, Round, Score
 from specexp.decoding.rng import Rng
 from specexp.engine.context import Context
 from specexp.engine.drafting import Drafting
@@ -270,7 +270,7 @@ class Engine:
                 return score(self._models[asked[0][1].model], asked, self._transfer)
 
     def _length(self, state: RequestState) -> Drafted | int:
-        if isinstance(state.ask, Depth):
+        if isinstance(state.ask, GrowTree):
             return self._drafting.depth(state, state.ask)
         assert isinstance(state.ask, Recall)
         return self._drafting.recall(state, state.ask)

@@ -242,7 +242,7 @@ TREE_BUGS = [
     Bug("wrong path kept in the draft", SPECEXEC, '"draft": path.draft_slots', '"draft": path.slots'),
     Bug("the draft's parents shifted by one", TREE, "self.nodes[n.parent].slot for n", "max(0, self.nodes[n.parent].slot - 1) for n"),
     Bug("the best branches are not the ones expanded", TREE, "i in self.kept if self.nodes[i].slot < 0", "i in sorted(self.kept) if self.nodes[i].slot < 0"),
-    Bug("the threshold compares with the parent", TREE, "math.exp(score - scores[0]) <", "math.exp(score) <"),
+    Bug("the threshold compares with the parent", TREE, "score - scores[0] < least", "score < least"),
     Bug("siblings see each other", CONTEXT, "paths.append([*(paths[parent] if parent >= 0 else []), slot])",
         "paths.append([*(paths[parent] if parent >= 0 else []), *range(max(parent + 1, slot - 1), slot), slot])"),
     Bug("siblings share a cache", TOY, "            sees[branches.base :, branches.base :] = False\n", ""),
