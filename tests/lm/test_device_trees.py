@@ -22,8 +22,11 @@ from specexp.decoding.untrained_rules import Typical
 from specexp.engine import Engine, Generation
 from specexp.engine.ending import Ending
 from specexp.engine.engine import Request
+from specexp.errors import ModelError
+from specexp.evaluation.token_view.origins import TracedDecoder
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.native import cuda_graphs, tree_graphs
+from specexp.lm.native.native_forward import NativeForward
 
 Pair = dict[str, HFModel]
 PROMPTS = ([7], [5, 9, 11, 40], [(17 * i) % 90 + 3 for i in range(60)])
@@ -163,16 +166,20 @@ def test_trees_that_a_device_does_not_take_are_grown_by_the_host(monkeypatch: py
     assert grown
 
 
-def test_a_draft_that_gives_no_numbers_is_named() -> None:
-    from specexp.errors import ModelError
-
+def test_a_draft_that_gives_no_numbers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pair: Any = models(Tape())
-    with torch.no_grad():
-        pair["draft"].module.lm_head.weight[3] = float("nan")
-    pair = (
-        {**pair, "draft": HFModel(pair["draft"].module, "broken", graphs=Tape())}
-        if pair["draft"].native is None
-        else pair
-    )
+    native = pair["draft"].native
+    monkeypatch.setattr(native, "logits", lambda x: NativeForward.logits(native, x) * float("nan"))
     with pytest.raises(ModelError, match="the draft model 'draft' gives NaN logits at position 0 of the output"):
         Engine(pair).generate(SpecExec(8, 3, Warp(), 2), [5, 6, 7], 12, CertainRng())
+
+
+@pytest.mark.slow
+def test_the_origins_of_tokens_are_those_of_the_hosts_trees() -> None:
+    traced = []
+    for capture in ("off", Tape()):
+        pair: Any = models(capture)
+        decoder = TracedDecoder(SpecExec(12, 4, Warp(), rule=JUDGE))
+        Engine(pair).generate(decoder, [5, 9, 11, 40], 16, CertainRng())
+        traced.append([(each.token, each.origin, each.round) for each in decoder.tokens])
+    assert traced[0] == traced[1]
