@@ -242,7 +242,7 @@ TREE_BUGS = [
     Bug("wrong path kept in the draft", SPECEXEC, '"draft": path.draft_slots', '"draft": path.slots'),
     Bug("the draft's parents shifted by one", TREE, "self.nodes[n.parent].slot for n", "max(0, self.nodes[n.parent].slot - 1) for n"),
     Bug("the best branches are not the ones expanded", TREE, "i in self.kept if self.nodes[i].slot < 0", "i in sorted(self.kept) if self.nodes[i].slot < 0"),
-    Bug("the threshold compares with the parent", TREE, "math.exp(score - scores[0]) <", "math.exp(score) <"),
+    Bug("the threshold compares with the parent", TREE, "score - scores[0] < least", "score < least"),
     Bug("siblings see each other", CONTEXT, "paths.append([*(paths[parent] if parent >= 0 else []), slot])",
         "paths.append([*(paths[parent] if parent >= 0 else []), *range(max(parent + 1, slot - 1), slot), slot])"),
     Bug("siblings share a cache", TOY, "            sees[branches.base :, branches.base :] = False\n", ""),
@@ -463,7 +463,36 @@ PLACEMENT, ON_WORKERS = "specexp.workers.placement", "specexp.certify.on_workers
 ADVICE_MEASURING = "specexp.advise.workers.measuring"
 ENGINE_STREAM = "specexp.engines.stream"
 
+TENSOR_TREE, TREE_GRAPHS, DEVICE_TREES = (
+    "specexp.decoding.tensor_tree",
+    "specexp.lm.native.tree_graphs",
+    "specexp.engine.device_trees",
+)
+
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
+    ("decoding/test_tensor_tree.py",): [
+        Bug("a full tree's ties are expanded", TENSOR_TREE, "(self._scores > self._scores[-1:])", "(self._scores >= self._scores[-1:])"),
+        Bug("a level too many", TENSOR_TREE, "growth.frontier(rows, depth > level)", "growth.frontier(rows, depth >= level)"),
+        Bug("the branches expanded are not the best", TENSOR_TREE, "xp.where(chosen > 0, chosen, xp.full_like(chosen, _NO_NUMBER)), stable=True)", "xp.where(chosen > 0, -chosen, xp.full_like(chosen, _NO_NUMBER)), stable=True)"),
+        Bug("ties go to the later node", TENSOR_TREE, "xp.argsort(all_scores, descending=True, stable=True)", "xp.flip(xp.argsort(all_scores, stable=True))"),
+        Bug("scores of float32", TENSOR_TREE, "logprob = xp.astype(logprob, xp.float64)", "logprob = xp.astype(xp.astype(logprob, xp.float32), xp.float64)"),
+        Bug("a log-probability above 0 is kept", TENSOR_TREE, "xp.clip(logprob, None, 0.0)", "logprob"),
+        Bug("what is never emitted is padding", TENSOR_TREE, "xp.clip(totals, lowest, None)", "totals"),
+        Bug("padding enters", TENSOR_TREE, "entering = active & ~by_threshold", "entering = ~by_threshold"),
+        Bug("both prunings are charged", TENSOR_TREE, "by_log_prob = active & ~by_threshold &", "by_log_prob = active &"),
+        Bug("the grandparent is not seen", TENSOR_TREE, "for _ in range(len(self._sizes.rows) - 1):", "for _ in range(min(1, len(self._sizes.rows) - 1)):"),
+        Bug("every expanded node counts as active", TENSOR_TREE, "xp.max(xp.stack([old[ACTIVE], num[0]]))", "old[ACTIVE] + num[0]"),
+    ],
+    ("lm/test_device_trees.py",): [
+        Bug("padding takes slots of the draft", TENSOR_TREE, "old[SLOTS] + (0 if is_root else num[0])", "old[SLOTS] + (0 if is_root else above.shape[1])"),
+        Bug("the draft's siblings see each other", TREE_GRAPHS, "(self._forward.columns == (self._base + slots)[:, None])", "((self._forward.columns >= self._base) & (self._forward.columns <= (self._base + slots)[:, None]))"),
+        Bug("the draft's nodes stand by slot", TREE_GRAPHS, "positions = self._base + depths - 1", "positions = self._base + slots"),
+        Bug("the target's nodes stand by place", TREE_GRAPHS, "below = base + depths - 1", "below = base + columns[:places]"),
+        Bug("the target's nodes see all of the tree", TREE_GRAPHS, "(columns < base) | inner, (columns", "(columns < base + places), (columns"),
+        Bug("positions of nodes are counted as calls", DEVICE_TREES, "state.unsized[\"draft\"] = draft.grow(ask, depth)", "state.unsized[\"target\"] = draft.grow(ask, depth)"),
+        Bug("banned ids are drafted", DEVICE_TREES, " or state.end.banned(len(state.ids) - state.num_prompt)", ""),
+        Bug("the draft's numbers are not watched", DEVICE_TREES, "        state.peaks.append(LogitPeaks(\"draft\", tree.peak, drafts=True))\n", ""),
+    ],
     ("workers/test_handout.py",): [
         Bug("a unit that was lost is forgotten", HANDOUT, "        for entry in held:\n", "        for entry in held[1:]:\n"),
         Bug("the newest unit of a block is to blame", HANDOUT, "oldest = held.pop(0)", "oldest = held.pop()"),
