@@ -26,6 +26,12 @@ from specexp.lm.kernels.table import triton_kernels
 from specexp.lm.model import Branches
 from specexp.lm.runtime import ModelConfig
 
+DECODERS: dict[str, Any] = {
+    "baseline": Baseline(Warp()),
+    "speculative": Chain(DraftModel(3), Lossless(), Warp()),
+    "specexec": SpecExec(8, 3, Warp()),
+}
+
 
 class Again:
     """Runs the function at each replay: what is interpreted cannot be recorded."""
@@ -81,13 +87,11 @@ def test_logits_of_the_embedded_pair(plain: Any, pair: Any, role: str) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(
-    "decoder", [Baseline(Warp()), Chain(DraftModel(3), Lossless(), Warp()), SpecExec(8, 3, Warp())]
-)
-def test_greedy_tokens_of_the_embedded_pair(plain: Any, pair: Any, decoder: Any) -> None:
+@pytest.mark.parametrize("name", DECODERS)
+def test_greedy_tokens_of_the_embedded_pair(plain: Any, pair: Any, name: str) -> None:
     prompt = [40, 51, 62, 73]
     expected = Engine(plain).generate(Baseline(Warp()), prompt, 8, CertainRng()).token_ids
-    assert Engine(pair).generate(decoder, prompt, 8, CertainRng()).token_ids == expected
+    assert Engine(pair).generate(DECODERS[name], prompt, 8, CertainRng()).token_ids == expected
 
 
 # Windows and caps; sinks; partial rotation of adjacent pairs; norms of queries and keys, before and after the rotation.
