@@ -24,7 +24,7 @@ Prefix = tuple[int, ...]
 MOST_CELLS = 40
 LEAST_EXPECTED = 5  # outputs in a cell, for the chi-square distribution to hold
 _LARGEST_TILT = 1e6
-_NEVER = 1e-12  # used in place of probability 0: a single output that cannot occur is then detected
+NEVER = 1e-12  # used in place of probability 0: a single output that cannot occur is then detected
 
 
 @dataclass(slots=True)
@@ -149,25 +149,25 @@ def compare(counts: Array, probability: Array) -> Tested:
     outputs (an exact binomial tail). The p covers both together, by Bonferroni.
     """
     n = int(counts.sum())
-    observed, share = _merged(counts.astype(float), probability, n)
+    observed, share = merged(counts.astype(float), probability, n)
     terms = (observed - n * share) ** 2 / (n * share)
     degrees = len(share) - 1
     p = float(chi2.sf(terms.sum(), degrees)) if degrees else 1.0
-    if _rare(probability, n):
-        often = float(binom.sf(counts[-1] - 1, n, max(float(probability[-1]), _NEVER)))
+    if is_rare(probability, n):
+        often = float(binom.sf(counts[-1] - 1, n, max(float(probability[-1]), NEVER)))
         p = min(1.0, 2 * min(p, often))
-    spread = np.sqrt(n * np.maximum(probability, _NEVER))
+    spread = np.sqrt(n * np.maximum(probability, NEVER))
     return Tested(float(terms.sum()), degrees, p, int((np.abs(counts - n * probability) / spread).argmax()))
 
 
-def _rare(probability: Array, num_samples: int) -> bool:
+def is_rare(probability: Array, num_samples: int) -> bool:
     """True if the leftover cell expects too few outputs."""
     return len(probability) > 1 and bool(num_samples * probability[-1] < LEAST_EXPECTED)
 
 
-def _merged(counts: Array, probability: Array, num_samples: int) -> tuple[Array, Array]:
+def merged(counts: Array, probability: Array, num_samples: int) -> tuple[Array, Array]:
     """Both over cells that all expect enough outputs: a rare leftover cell joins the rarest other cell."""
-    if _rare(probability, num_samples):
+    if is_rare(probability, num_samples):
         into = int(probability[:-1].argmin())
         counts, probability = (np.append(each[:-1], 0.0) + each[-1] * (np.arange(len(each)) == into)
                                for each in (counts, probability))  # fmt: skip
@@ -195,7 +195,7 @@ def tilt_for(cells: Cells, variation: float) -> float:
 
 def power(cells: Cells, tilt: float, num_samples: int, level: float) -> float:
     """Probability that the test tells so many samples of the planted bias from the target's at this level."""
-    moved, share = _merged(cells.probability(tilt), cells.probability(), num_samples)
+    moved, share = merged(cells.probability(tilt), cells.probability(), num_samples)
     if len(share) == 1:
         return 0.0
     strength = num_samples * float(((moved - share) ** 2 / share).sum())

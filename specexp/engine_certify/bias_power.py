@@ -13,7 +13,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta, chi2, ncx2
+from scipy.stats import beta, binom, chi2, ncx2, norm
 
 from specexp.certify import chi_square
 from specexp.certify.chi_square import Cells
@@ -50,18 +50,49 @@ def least_variation(num_cells: int, num_samples: int, level: float) -> float:
 
 def samples_to_tell(fair: Array, other: Array, level: float) -> int:
     """The number of samples from `other`[C] that surely are not taken for samples from `fair`[C]."""
-    certain = float(other[fair < _FLOOR].sum())  # outputs that cannot occur: a single one tells
-    number = math.inf if certain <= 0 else math.log(1 - SURELY) / math.log1p(-min(certain, 1 - 1e-9))
+    low, high = 0, 10
+    while power_to_tell(fair, other, high, level) < SURELY:
+        if high >= MOST_SAMPLES:
+            return MOST_SAMPLES
+        low, high = high, min(high * 3 // 2, MOST_SAMPLES)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power_to_tell(fair, other, middle, level) >= SURELY else (middle, high)
+    return high
+
+
+def power_to_tell(fair: Array, other: Array, num_samples: int, level: float) -> float:
+    """The probability with which `chi_square.compare` tells so many samples from `other`[C] from `fair`[C]: by a single
+    output that cannot occur, by chi-square, or by too many in a rare leftover cell, whichever is likeliest."""
     kept = fair >= _FLOOR
-    strength = float(((other[kept] - fair[kept]) ** 2 / fair[kept]).sum())
-    degrees = max(int(kept.sum()) - 1, 1)
-    if strength > 0:
-        low, high = 1.0, 1e4 * (degrees + 1)
-        critical = chi2.isf(level, degrees)
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (low, middle) if ncx2.sf(critical, degrees, middle) >= SURELY else (middle, high)
-        number = min(number, high / strength)
+    result = 1 - (1 - min(1.0, float(other[~kept].sum()))) ** num_samples
+    fair, other = fair[kept], other[kept]
+    rare = chi_square.is_rare(fair, num_samples)
+    moved, share = chi_square.merged(other, fair, num_samples)
+    if degrees := len(share) - 1:
+        strength = num_samples * float(((moved - share) ** 2 / share).sum())
+        result = max(result, float(ncx2.sf(chi2.isf(level / (1 + rare), degrees), degrees, strength)))
+    if rare:
+        most = binom.isf(level / 2, num_samples, float(fair[-1]))  # outputs in the cell that are not too many
+        result = max(result, float(binom.sf(most, num_samples, min(1.0, float(other[-1])))))
+    return result
+
+
+def samples_to_prefer(true: Array, other: Array, level: float) -> int:
+    """The number of samples from `true`[C] that surely are 1 / `level` times as likely by it as by `other`[C].
+
+    The sum of their log-likelihood ratios is taken for normal.
+    """
+    p, q = np.maximum(true, _FLOOR), np.maximum(other, _FLOOR)
+    ratio = np.log(p / q)
+    mean = float((p * ratio).sum())
+    variance = float((p * ratio**2).sum()) - mean**2
+    certain = float(true[other < _FLOOR].sum())  # outputs that cannot occur by the other: a single one tells
+    number = math.inf if certain <= 0 else math.log(1 - SURELY) / math.log1p(-min(certain, 1 - 1e-9))
+    if mean > _FLOOR:
+        spread = float(norm.isf(1 - SURELY)) * math.sqrt(max(variance, 0.0))
+        root = (spread + math.sqrt(spread**2 - 4 * mean * math.log(level))) / (2 * mean)
+        number = min(number, root**2)
     return MOST_SAMPLES if number > MOST_SAMPLES else math.ceil(number)
 
 
@@ -79,10 +110,16 @@ def planted(counts: Array, fair: Array, variation: float, rng: np.random.Generat
 
 
 def fits(counts: Array, probability: Array, level: float) -> bool:
-    """True if the counts may come from these probabilities, of which some may be 0."""
-    smooth = np.maximum(probability, _FLOOR)
-    order = np.argsort(-smooth)  # the last cell may be rare, and is then merged: let it be the rarest
-    return chi_square.compare(counts[order], smooth[order] / smooth.sum()).p > level
+    """True if the counts may come from these probabilities, of which some may be 0.
+
+    Cells that expect few outputs count as one: for each of them the chi-square distribution does not hold.
+    """
+    if counts[probability < _FLOOR].any():
+        return False
+    rare = probability * counts.sum() < chi_square.LEAST_EXPECTED
+    if rare.any():
+        counts, probability = (np.append(each[~rare], each[rare].sum()) for each in (counts, probability))
+    return chi_square.compare(counts, probability).p > level
 
 
 def likelihood(counts: Array, probability: Array) -> float:

@@ -26,7 +26,7 @@ from specexp.engine_certify.greedy_checks import GreedyOutputs
 NAMES = (
     greedy_checks.AGAINST, greedy_checks.WEIGHTS, greedy_checks.END, stability_checks.REPEAT, stability_checks.LOAD,
     request_checks.STOP, request_checks.MOST, request_checks.BIAS, count_check.NAME, stability_checks.SEED,
-    sample_check.NAME, *parameter_checks.VARIANTS,
+    sample_check.NAME, *sampled_places.VARIANTS,
 )  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def _sampled(
         bar.set_postfix_str("places")
         places = sampled_places.places_of(subject, outputs, tick)
     planned = sample_check.plan(subject, places)
-    parameters = {name: parameter_checks.plan(subject, places, name) for name in parameter_checks.VARIANTS}
+    parameters = {name: parameter_checks.plan(subject, places, name) for name in sampled_places.VARIANTS}
     sampled = planned.samples * len(planned.targets) + parameter_checks.num_requests(subject, [*parameters.values()])
     bar.total = (bar.total or 0) + sampled
     bar.refresh()

@@ -104,6 +104,8 @@ class NextTokens:
         """How far the cuts of top-k, top-p and min-p are from the tokens next to them: in probability, or in logits."""
         result = np.inf
         ranked = np.sort(self.logprobs[np.isfinite(self.logprobs)])[::-1]
+        if warping.temperature == 0:
+            return float(ranked[0] - ranked[1]) if len(ranked) > 1 else result
         if warping.top_k and warping.top_k < len(ranked):
             result = min(result, float(ranked[warping.top_k - 1] - ranked[warping.top_k]))
         if warping.min_p:

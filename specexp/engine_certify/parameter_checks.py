@@ -2,47 +2,54 @@
 
 Outputs are sampled with one parameter that makes a difference at a place, and compared with what they must follow. The
 place and the value are those at which the fewest samples tell them from what they follow if it is ignored or applied in
-another order. Outputs that are not as they must be are followed by more, which tell what the engine does instead.
+another order. Outputs that are not as they must be are followed by more where several explanations fit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 from specexp.certify import chi_square
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, SKIPPED, Check
 from specexp.engine_certify import bias_power, findings
 from specexp.engine_certify.engine_subject import EngineRequest, EngineSubject, ExaminedEngine, Tick
-from specexp.engine_certify.findings import Finding, made, worst
-from specexp.engine_certify.next_tokens import Unknowable, Warping
-from specexp.engine_certify.sample_check import AMBIGUOUS, FIT, LEVEL, alternatives_of, draw, explain, small
-from specexp.engine_certify.sampled_places import SampledPlace, SampledTarget, sampling_of, target_of
+from specexp.engine_certify.findings import Finding, explanations_of, made, worst
+from specexp.engine_certify.next_tokens import Unknowable
+from specexp.engine_certify.sample_check import (
+    AMBIGUOUS,
+    FEWEST,
+    FIT,
+    LEVEL,
+    MOST,
+    Inquiry,
+    Sampled,
+    draw,
+    drawn_more,
+    explain,
+    small,
+)
+from specexp.engine_certify.sampled_places import (
+    TEMPERATURE,
+    VARIANTS,
+    SampledPlace,
+    SampledTarget,
+    sampling_of,
+    target_of,
+)
 from specexp.engines.responses import Refused
-
-TEMPERATURE, TOP_P, TOP_K, MIN_P = "temperature", "top-p", "top-k", "min-p"
-COLD = 0.5
-VARIANTS: dict[str, tuple[Warping, ...]] = {
-    TEMPERATURE: (Warping(COLD),),
-    TOP_P: tuple(Warping(COLD, top_p=top_p) for top_p in (0.9, 0.8, 0.7, 0.6, 0.5)),
-    TOP_K: tuple(Warping(1.0, top_k=top_k) for top_k in (2, 3, 5)),
-    MIN_P: tuple(Warping(1.0, min_p=min_p) for min_p in (0.2, 0.1, 0.3, 0.5, 0.7)),
-}
-FEWEST, MOST = 100, 2000  # samples
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterPlan:
-    """How one parameter is checked; `target` is None if no place and value tell it from being ignored.
-
-    `samples` tell whether it is obeyed, `naming` what is done instead.
-    """
+    """How one parameter is checked; `target` is None if no place and value tell it from being ignored."""
 
     name: str
     target: SampledTarget | None
     samples: int
-    naming: int = MOST
     ambiguous: bool = False  # that a place was left out, since texts do not tell the tokens there
+    places: Sequence[SampledPlace] = ()  # all that are known
 
 
 def level_of(subject: EngineSubject) -> float:
@@ -51,35 +58,34 @@ def level_of(subject: EngineSubject) -> float:
 
 def plan(subject: EngineSubject, places: Sequence[SampledPlace], name: str) -> ParameterPlan:
     """The place and the value with which the fewest samples tell that a parameter is not obeyed."""
-    best, ambiguous = ParameterPlan(name, None, MOST + 1, MOST + 1), False
+    best, least, ambiguous = ParameterPlan(name, None, MOST), (MOST + 1, 0), False
     for place in places:
         for warping in VARIANTS[name]:
             target = target_of(subject, place, warping)
             if target is None:
                 continue
-            needed, naming = _needed(target, level_of(subject))
-            if not target.tells(max(FEWEST, needed)):
+            needed, apart = _needed(target, level_of(subject))
+            if not target.tells(needed):
                 ambiguous = True
-            elif needed <= MOST and (naming, needed) < (best.naming, best.samples):
-                best = ParameterPlan(name, target, max(FEWEST, needed), max(FEWEST, naming))
-    return replace(best, ambiguous=ambiguous)
+            elif (needed, apart) < least:
+                best, least = ParameterPlan(name, target, needed), (needed, apart)
+    return replace(best, ambiguous=ambiguous, places=places)
 
 
 def _needed(target: SampledTarget, level: float) -> tuple[int, int]:
-    """Samples that tell all alternatives from what must be; and that tell them from each other, MOST at most."""
+    """Samples that tell all that an engine may do from what it must, FEWEST at least; and that tell these from each
+    other, which is worth less: a right engine costs the first alone."""
     others = []
-    for name, warping, _ in alternatives_of(target.warping):
-        if name == findings.DEFAULTS:  # of few servers, which need not be told from everything else
+    for each in explanations_of(target.warping):
+        if each.name == findings.DEFAULTS:  # of few servers, which need not be told from everything else
             continue
         try:
-            others.append(target.under(warping))
+            others.append(target.under(each.sampled(target.warping)))
         except Unknowable:
             continue
     needed = max((bias_power.samples_to_tell(target.fair, other, level) for other in others), default=0)
-    apart = [
-        min(MOST, bias_power.samples_to_tell(one, other, FIT)) for one in others for other in others if one is not other
-    ]
-    return needed, max([needed, *apart])
+    apart = [bias_power.samples_to_prefer(one, other, FIT) for one, other in permutations(others, 2)]
+    return max(FEWEST, needed), max(apart, default=0)
 
 
 def num_requests(subject: EngineSubject, plans: Sequence[ParameterPlan]) -> int:
@@ -133,8 +139,10 @@ def _one(
     if p >= level_of(subject):
         words = f"{name} is obeyed: {samples:,} outputs at {target.warping} follow what it makes of the distribution"
         return PASSED, f"{words} (p {p:.2g}).", None, p
-    words = f"({samples:,} outputs at {target.warping}, p {small(p)})"
-    if planned.naming > samples:
-        counts = draw(subject, engine, target, name, planned.naming, tick)
-    finding = explain([target], [counts], alternatives_of(target.warping))
+    # At a lower temperature alone, what ignores it is told from what does not.
+    inquiry = Inquiry(name, planned.places, (*VARIANTS[name], *VARIANTS[TEMPERATURE]))
+    finding, more = explain(
+        subject, engine, inquiry, [Sampled(target, counts)], explanations_of(target.warping), tick
+    )  # fmt: skip
+    words = f"({samples:,} outputs at {target.warping}{drawn_more(more)}, p {small(p)})"
     return FAILED, f"{finding.sentence} {words}", finding, p

@@ -6,21 +6,33 @@ The same test must find that bias where it is planted in the engine's own output
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from specexp.certify import chi_square
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, SKIPPED, Check, count
 from specexp.engine_certify import bias_power, findings
 from specexp.engine_certify.engine_subject import EngineRequest, EngineSubject, ExaminedEngine, Tick
-from specexp.engine_certify.findings import Finding, made
+from specexp.engine_certify.findings import Explanation, Finding, explanations_of, made
 from specexp.engine_certify.next_tokens import Unknowable, Warping
-from specexp.engine_certify.sampled_places import PLACES, SampledPlace, SampledTarget, sampling_of, target_of
+from specexp.engine_certify.sampled_places import (
+    MARGIN,
+    PLACES,
+    VARIANTS,
+    SampledPlace,
+    SampledTarget,
+    sampling_of,
+    target_of,
+)
 from specexp.engines.body import Sampling
+from specexp.engines.responses import Refused
 
 NAME = "samples"
 LEVEL = 5e-5  # of all places together; the checks of parameters have as much
@@ -28,11 +40,7 @@ FIT = 1e-4  # an explanation fits unless a test rejects it at this level
 CONFIDENCE = 1e-3  # with which a bias is at least as large as it is said to be
 TINY = 1e-300
 AMBIGUOUS = "with text alone it could not be checked, since too many outputs have the text of other tokens"
-# What servers do where a request is silent, if they do not let it say that it wants nothing.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama.cpp": {"top_k": 40, "top_p": 0.95, "min_p": 0.05}, "transformers": {"top_k": 50},
-}  # fmt: skip
-_ALIKE = 1e-6  # log-likelihoods that are this close are those of the same probabilities
+FEWEST, MOST = 100, 2000  # samples that a check draws, and that tell what an engine does instead
 Array = np.ndarray[Any, Any]
 
 
@@ -44,6 +52,7 @@ class SamplingPlan:
     needed: int  # samples at each place that the wanted bias needs
     samples: int
     ambiguous: bool = False  # that a place was left out, since texts do not tell the tokens there
+    places: Sequence[SampledPlace] = ()  # all that are known
 
 
 def warping_of(subject: EngineSubject) -> Warping:
@@ -73,7 +82,7 @@ def plan(subject: EngineSubject, places: Sequence[SampledPlace]) -> SamplingPlan
         f" of {count(len(targets), 'place')}; {samples:,} are drawn.",
         file=sys.stderr,
     )
-    return SamplingPlan(targets, needed, samples)
+    return SamplingPlan(targets, needed, samples, places=places)
 
 
 def requests(
@@ -142,8 +151,11 @@ def check_samples(subject: EngineSubject, planned: SamplingPlan, tick: Tick) -> 
         f" {subject.rows_source()}"
     )
     if min(adjusted) < LEVEL:
-        found = explain(planned.targets, counts, alternatives_of(warping_of(subject)))
-        words = f"{where}: p {small(min(adjusted))} is below {LEVEL:g}. {found.sentence}"
+        asked = warping_of(subject)
+        inquiry = Inquiry(NAME, planned.places, (asked, *(each for given in VARIANTS.values() for each in given)))
+        sampled = [Sampled(target, each) for target, each in zip(planned.targets, counts, strict=True)]
+        found, more = explain(subject, engine, inquiry, sampled, explanations_of(asked), tick)
+        words = f"{where}{drawn_more(more)}: p {small(min(adjusted))} is below {LEVEL:g}. {found.sentence}"
         return made(NAME, FAILED, words, [found], numbers, places=details)
     words = f"{where}: p {min(adjusted):.2g}, level {LEVEL:g}. "
     planted = f"a bias of {bias:g} that is planted in them is {{}} (p {small(control)})"
@@ -156,6 +168,11 @@ def check_samples(subject: EngineSubject, planned: SamplingPlan, tick: Tick) -> 
         return made(NAME, INCONCLUSIVE, words, (), numbers, places=details)
     words += f"A bias of {surely:.2g} and more would surely be found; {planted.format('found')}."
     return made(NAME, PASSED, words, (), numbers, places=details)
+
+
+def drawn_more(number: int) -> str:
+    """That outputs were drawn to find out what an engine does."""
+    return f", and {number:,} to tell what it does instead" if number else ""
 
 
 def small(p: float) -> str:
@@ -172,75 +189,99 @@ def _cells(subject: EngineSubject, target: SampledTarget, counts: Array) -> list
     ]  # fmt: skip
 
 
-Alternative = tuple[str, Warping, str]  # its name as a finding, how outputs are then sampled, and a sentence
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """How many outputs were in each cell where an engine was asked to sample like the target: counts[C]."""
+
+    target: SampledTarget
+    counts: Array
 
 
-def alternatives_of(warping: Warping) -> list[Alternative]:
-    """What an engine may do instead of sampling like this."""
-    temperature, top_p = warping.temperature, warping.top_p
-    result: list[Alternative] = []
+@dataclass(frozen=True, slots=True)
+class Inquiry:
+    """Where and with which values more may be sampled to find out what an engine does, and for which check."""
 
-    def add(name: str, sentence: str, **changed: Any) -> None:
-        parts = {
-            "temperature": temperature, "top_k": warping.top_k, "top_p": top_p, "min_p": warping.min_p, **changed
-        }  # fmt: skip
-        result.append((name, Warping(**parts), sentence))
+    name: str
+    places: Sequence[SampledPlace]
+    warpings: Sequence[Warping]
 
-    if temperature != 1:
-        add(
-            findings.TEMPERATURE_IGNORED,
-            f"the temperature is ignored: outputs at {temperature:g} are those at 1.",
-            temperature=1.0,
-        )
-    if top_p < 1:
-        add(findings.TOP_P_IGNORED, f"top-p is ignored: outputs at {top_p:g} are those without it.", top_p=1.0)
-    if top_p < 1 and temperature != 1:
-        add(
-            findings.TOP_P_FIRST,
-            f"top-p is applied before the temperature: outputs at {warping} have the tokens of that order.",
-            top_p_first=True,
-        )
-    if warping.top_k:
-        add(findings.TOP_K_IGNORED, f"top-k is ignored: outputs at {warping.top_k} are those without it.", top_k=0)
-    if warping.min_p:
-        add(findings.MIN_P_IGNORED, f"min-p is ignored: outputs at {warping.min_p:g} are those without it.", min_p=0.0)
-    for server, default in DEFAULTS.items():
-        silent = {name: value for name, value in default.items() if getattr(warping, name) == getattr(Warping(), name)}
-        if silent:
-            words = " and ".join(f"{name.replace('_', '-')} {value:g}" for name, value in silent.items())
-            sentence = f"it samples with {words} where the request sets none, as {server} does."
-            add(findings.DEFAULTS, sentence, **silent)
-    add(
-        findings.GREEDY_ABOVE,
-        f"it is greedy above a temperature: all outputs at {temperature:g} are the greedy one.",
-        temperature=0.0,
-    )
+
+def fitting(sampled: Sequence[Sampled], explanations: Sequence[Explanation]) -> list[Explanation]:
+    """The explanations that are left: they fit all that was sampled, and none makes it 1 / FIT times as likely.
+
+    The true one is lost with a probability of FIT for each other one, whenever sampling stops (Ville's inequality).
+    """
+    likely: list[tuple[float, Explanation]] = []
+    for each in explanations:
+        try:
+            both = [(one.counts, one.target.under(each.sampled(one.target.warping))) for one in sampled]
+        except Unknowable:
+            continue
+        if all(bias_power.fits(counts, p, FIT) for counts, p in both):
+            likely.append((sum(bias_power.likelihood(counts, p) for counts, p in both), each))
+    best = max((likelihood for likelihood, _ in likely), default=0.0)
+    return [each for likelihood, each in likely if likelihood > best + math.log(FIT)]
+
+
+def telling(
+    subject: EngineSubject, inquiry: Inquiry, warpings: Sequence[Warping], left: Sequence[Explanation], most: int
+) -> tuple[SampledTarget, int] | None:
+    """Where to sample next, and how often: the fewest outputs, `most` at most, that tell the most pairs of explanations
+    from each other. None if nowhere so few tell any, or if one name is left."""
+    result, best = None, (0, 0)
+    if len({each.name for each in left}) < 2 or most < FEWEST:
+        return None
+    for place in inquiry.places:
+        for warping in warpings:
+            target = target_of(subject, place, warping)
+            if target is None:
+                continue
+            try:
+                p = [target.under(each.sampled(warping), MARGIN[subject.config.dtype]) for each in left]
+            except Unknowable:
+                continue
+            apart = [
+                max(bias_power.samples_to_prefer(p[i], p[j], FIT), bias_power.samples_to_prefer(p[j], p[i], FIT))
+                for i, j in combinations(range(len(p)), 2)
+                if left[i].name != left[j].name
+            ]
+            told = [max(number, FEWEST) for number in apart if number <= most]
+            if told and (-len(told), max(told)) < best and target.tells(max(told)):
+                result, best = (target, max(told)), (-len(told), max(told))
     return result
 
 
-def explain(targets: Sequence[SampledTarget], counts: Sequence[Array], alternatives: Sequence[Alternative]) -> Finding:
-    """What the engine does instead: of the alternatives that fit at all places, the likeliest; else that it is biased,
-    and by how much. If several make the same outputs likely here, the first names it and all are told."""
-    fitting: list[tuple[float, Finding]] = []
-    for name, warping, sentence in alternatives:
+def explain(
+    subject: EngineSubject, engine: ExaminedEngine, inquiry: Inquiry, sampled: Sequence[Sampled],
+    explanations: Sequence[Explanation], tick: Tick,
+) -> tuple[Finding, int]:  # fmt: skip
+    """What the engine does instead, and how many more outputs were drawn to tell: up to MOST, where several fit.
+
+    If no explanation fits, it is biased, and by how much.
+    """
+    sampled, warpings, drawn, rounds = [*sampled], [*inquiry.warpings], 0, 0
+    left = fitting(sampled, explanations)
+    while chosen := telling(subject, inquiry, warpings, left, MOST - drawn):
+        target, number = chosen
+        tqdm.write(
+            f"{inquiry.name} of {engine.name}: {len(left)} explanations fit; {number:,} outputs more, at"
+            f" {target.warping}, are drawn to tell them apart.",
+            file=sys.stderr,
+        )
         try:
-            probabilities = [target.under(warping) for target in targets]
-        except Unknowable:
+            counts = draw(subject, engine, target, f"{inquiry.name}/more {rounds}", number, tick)
+        except Refused:
+            warpings.remove(target.warping)
             continue
-        both = list(zip(counts, probabilities, strict=True))
-        if all(bias_power.fits(each, p, FIT) for each, p in both):
-            fitting.append((sum(bias_power.likelihood(each, p) for each, p in both), Finding(name, sentence)))
-    if fitting:
-        best = max(likelihood for likelihood, _ in fitting)
-        first, *alike = [each for likelihood, each in fitting if likelihood > best - _ALIKE]
-        if not alike:
-            return first
-        others = " Or ".join(each.sentence for each in alike)
-        return Finding(first.name, f"{first.sentence} Or {others} Outputs here are the same by all of these.")
+        sampled.append(Sampled(target, counts))
+        left = fitting(sampled, explanations)
+        drawn, rounds = drawn + number, rounds + 1
+    if left:
+        return findings.of_explanations(left), drawn
     least = max(
-        bias_power.at_least(target.cells, each, target.fair, CONFIDENCE / len(targets))
-        for target, each in zip(targets, counts, strict=True)
+        bias_power.at_least(each.target.cells, each.counts, each.target.fair, CONFIDENCE / len(sampled))
+        for each in sampled
     )
     # A bias need not show in any single beginning, though all of them together tell it.
     size = f"by at least {least:.2g} of total variation" if least > 0 else "by a little"
-    return Finding(findings.BIASED, f"sampling is biased {size}.")
+    return Finding(findings.BIASED, f"sampling is biased {size}."), drawn

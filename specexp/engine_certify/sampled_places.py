@@ -34,6 +34,15 @@ UNSEEN = 0.5  # of chi-square, that splitting texts may add
 LOOKED_AT, FOLLOWED = 2e-4, 0.01  # shares of outputs whose tokens are split again, and whose next tokens are
 # How far cuts must be from the tokens next to them, by what the engine computes in.
 MARGIN = {"float64": 1e-4, "float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
+TEMPERATURE, TOP_P, TOP_K, MIN_P = "temperature", "top-p", "top-k", "min-p"
+COLD, HOT = 0.5, 2.0  # HOT: where few tokens are likely, and these alike, a lower temperature changes little
+# The values with which each parameter may be checked.
+VARIANTS: dict[str, tuple[Warping, ...]] = {
+    TEMPERATURE: (Warping(COLD), Warping(HOT)),
+    TOP_P: tuple(Warping(COLD, top_p=top_p) for top_p in (0.9, 0.8, 0.7, 0.6, 0.5)),
+    TOP_K: tuple(Warping(1.0, top_k=top_k) for top_k in (2, 3, 5)),
+    MIN_P: tuple(Warping(1.0, min_p=min_p) for min_p in (0.2, 0.1, 0.3, 0.5, 0.7)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +78,17 @@ class SampledTarget:
     def fair(self) -> Array:
         return self.cells.probability()
 
-    def under(self, warping: Warping) -> Array:
-        """Probability[C] of each cell if outputs are sampled otherwise. Raises Unknowable."""
-        return self.cells.under(lambda prefix: self.place.rows(prefix).warped(warping))
+    def under(self, warping: Warping, margin: float = 0.0) -> Array:
+        """Probability[C] of each cell if outputs are sampled otherwise. Raises Unknowable, also where a cut is closer
+        than `margin` to the tokens next to it."""
+
+        def row(prefix: Prefix) -> Array:
+            given = self.place.rows(prefix)
+            if margin and given.margin(warping) < margin:
+                raise Unknowable
+            return given.warped(warping)
+
+        return self.cells.under(row)
 
     def counts(self, outputs: Sequence[ServedOutput]) -> Array:
         """How many outputs are in each cell."""

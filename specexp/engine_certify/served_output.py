@@ -81,7 +81,7 @@ def read(
 ) -> ServedOutput:
     """What an answer says. `splitter` splits a text into tokens where the server gives no ids.
 
-    A server may leave the EOS out of its ids; `ends` are all that end an output, of which the first is written.
+    `ends` are all that end an output, of which the first is written.
     """
     ended = answer.finish_reason == "stop"
     ids = answer.token_ids
@@ -91,9 +91,7 @@ def read(
     if ids is None and splitter is not None:
         ids, split = splitter(answer.text), True
     if ids is not None and ends:
-        ids = [ends[0] if token in ends else token for token in ids]
-        if ended and not stops and (not ids or ids[-1] != ends[0]):
-            ids.append(ends[0])
+        ids = [ends[0] if token in ends else token for token in answer.with_end(ids, ends, stops)]
     return ServedOutput(
         answer.text, None if ids is None else tuple(ids), ended, answer.num_tokens, tuple(_tops(answer)),
         acceptance.of_answer(answer), split,

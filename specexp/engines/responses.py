@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 import httpx2
@@ -14,6 +15,8 @@ OK = 200
 CONNECT = 10.0  # seconds to connect in
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 REFUSED = frozenset({400, 404, 415, 422, 501})  # with which servers refuse a field that they do not know
+# llama-cpp-python's server answers a value that its schema does not allow with 500 and pydantic's words.
+VALIDATION = re.compile(r"\d+ validation errors?\b")
 Hide = Callable[[str], str]  # removes the key from what a server says
 
 
@@ -53,13 +56,14 @@ def check_status(response: httpx2.Response, endpoint: Endpoint, hide: Hide) -> N
     if status == OK:
         return
     said = f"status {status}: {shown(hide(_said(response)))}"
-    if status in BUSY:
+    refused = status in REFUSED or (status == 500 and VALIDATION.search(said) is not None)
+    if status in BUSY and not refused:
         raise Busy(f"{said}; start it anew, or ask it for less at a time.", _retry_after(response))
     if status in (401, 403):
         variable = endpoint.key_env
         way_out = f"check the key in {variable}" if variable else "name the key's environment variable in key_env"
         raise EngineError(f"{said}; {way_out}.")
-    if status in REFUSED:
+    if refused:
         raise Refused(f"{said}; check url, model and api, or leave out the setting that it refuses.")
     raise EngineError(f"{said}; check the url.")
 

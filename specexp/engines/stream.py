@@ -8,7 +8,7 @@ which lacks accepted drafts. What a server says about its drafts is kept as it c
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,14 @@ class Answer:
     def checkable(self) -> str:
         """With what its output can be compared: ids, else text."""
         return "text" if self.token_ids is None else "token ids"
+
+    def with_end(self, ids: Sequence[int], ends: Sequence[int], stops: Sequence[str] = ()) -> list[int]:
+        """These ids of the output, with the first of `ends` after them if an EOS ended it that the server left out.
+
+        With stop strings nothing is added: one of them may have ended the output.
+        """
+        left_out = self.finish_reason == "stop" and ends and not stops and (not ids or ids[-1] not in ends)
+        return [*ids, ends[0]] if left_out else list(ids)
 
 
 def _chunk(text: str, hide: Callable[[str], str]) -> dict[str, Any]:

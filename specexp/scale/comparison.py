@@ -82,10 +82,12 @@ def _ratio(base: Sequence[RecordedRun], runs: Sequence[RecordedRun]) -> Interval
 
 @dataclass(frozen=True, slots=True)
 class HandoutCosts:
-    """Seconds a prompt that handing out took in some runs."""
+    """Seconds a prompt that handing out took in some runs. Those of a clock contain waiting for a core."""
 
-    driver: float  # of the driver, in which it did not wait
-    driver_cpu: float  # CPU seconds of all threads of its process
+    driver: float  # of the driver, in which it did not wait for results
+    driver_cpu: float  # CPU seconds of all threads of its process, Ray's among them
+    driver_loop_cpu: float | None  # CPU seconds of the thread that hands out and writes; None was not measured
+    worker_cpu: float | None  # CPU seconds of a worker's process between two units; None was not measured
     between: float  # of workers, between two units of which the second was there
     asked: float  # of workers, from the end of a unit until they had and began the next one, which was not there
     share_asked: float  # of these pairs of units
@@ -96,19 +98,28 @@ class HandoutCosts:
         """What a prompt costs a worker and the driver together, at the mean."""
         return self.driver + (1 - self.share_asked) * self.between + self.share_asked * self.asked
 
+    @property
+    def total_cpu(self) -> float | None:
+        """The same in CPU seconds: what is left of it where nobody waits for a core. None was not measured."""
+        return None if self.worker_cpu is None else self.driver_cpu + self.worker_cpu
+
 
 def handout_costs(runs: Sequence[RecordedRun]) -> HandoutCosts:
     prompts = sum(run.num_prompts for run in runs)
     each = prompts / sum(len(run.units) for run in runs)  # prompts a unit
     waits = [wait for run in runs for wait in run.waits()]
-    between, asked = ([wait for wait, has_asked in waits if has_asked == which] for which in (False, True))
+    between, asked = ([wait.seconds for wait in waits if wait.asked == which] for which in (False, True))
+    loop = [run.driver_loop_cpu_seconds for run in runs if run.driver_loop_cpu_seconds is not None]
+    cpu = [wait.cpu_seconds for wait in waits if wait.cpu_seconds is not None]
     return HandoutCosts(
         math.fsum(run.driver_seconds for run in runs) / prompts,
         math.fsum(run.driver_cpu_seconds for run in runs) / prompts,
+        math.fsum(loop) / prompts if len(loop) == len(runs) else None,
+        fmean(cpu) / each if cpu and len(cpu) == len(waits) else None,
         fmean(between) / each if between else 0.0,
         fmean(asked) / each if asked else 0.0,
         len(asked) / len(waits) if waits else 0.0,
-        float(np.percentile([wait for wait, _ in waits], 95)) if waits else 0.0,
+        float(np.percentile([wait.seconds for wait in waits], 95)) if waits else 0.0,
     )
 
 
@@ -127,10 +138,14 @@ def report(measurement: Measurement) -> Iterator[str]:
     for number in measurement.numbers:
         costs = handout_costs(measurement.of(number))
         yield (
-            f"handing out to {number}, a prompt: {_ms(costs.total)} in all; driver {_ms(costs.driver)}"
-            f" ({_ms(costs.driver_cpu)} of CPU); a worker {_ms(costs.between)} between units,"
-            f" {_ms(costs.asked)} where it had to ask ({costs.share_asked:.0%} of units);"
-            f" 95 % of the waits of a unit are below {_ms(costs.worst)}"
+            f"handing out to {number}, a prompt: {_ms(costs.total)} in all by the clock, waiting for a core included;"
+            f" driver {_ms(costs.driver)}; a worker {_ms(costs.between)} between units, {_ms(costs.asked)} where it"
+            f" had to ask ({costs.share_asked:.0%} of units); 95 % of the waits of a unit are below {_ms(costs.worst)}"
+        )
+        yield (
+            f"  of CPU time: {_ms(costs.total_cpu)} in all; driver {_ms(costs.driver_cpu)}, of which"
+            f" {_ms(costs.driver_loop_cpu)} in the thread that hands out and writes; a worker"
+            f" {_ms(costs.worker_cpu)} between units"
         )
     by_block: dict[int, set[str]] = {}
     for run in measurement.runs:
@@ -156,5 +171,5 @@ def _cells(row: ComparedRuns, base: ComparedRuns) -> list[str]:
     ]
 
 
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.2f} ms"
+def _ms(seconds: float | None) -> str:
+    return "(not measured)" if seconds is None else f"{1000 * seconds:.2f} ms"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from specexp.workers.described_pair import described
 from specexp.workers.dispatch import Crew, Facts, WorkerJob
 from specexp.workers.evaluating import DecodeUnit, EvaluationJob
 
+Hashed = Callable[[], str]
 CLOCKS = ("seconds", "prefill_seconds", "time_to_first_token", "environment")
 
 
@@ -40,8 +41,8 @@ class MeasuredWork(Protocol):
         """Read the prompts, with what a worker says of its pair. Raises SpecexpError."""
         ...
 
-    def run(self, crew: Crew, prompts: Sequence[int], folder: Path) -> str:
-        """Do these prompts in a new folder; returns a hash of the results without their timings."""
+    def run(self, crew: Crew, prompts: Sequence[int], folder: Path) -> Hashed:
+        """Do these prompts in a new folder; returns what then hashes the results there without their timings."""
         ...
 
     def place(self, unit: Any) -> tuple[int, ...]:
@@ -75,19 +76,23 @@ class MeasuredMining:
     def prepare(self, facts: Facts) -> None:
         self._prepared = collection.prepare(self.config, described(facts["pair"]))
 
-    def run(self, crew: Crew, prompts: Sequence[int], folder: Path) -> str:
+    def run(self, crew: Crew, prompts: Sequence[int], folder: Path) -> Hashed:
         output = OutputFolder(folder, self.config, False, "collect_labels")
         with output.hold():
             make_folder(folder / collection.PROGRESS)
             missing = {index: folder / collection.PROGRESS / f"{index:06d}.safetensors" for index in prompts}
             paths = list(mining.MiningDriver(crew, output).mine(self._ready, missing))
-        result = hashlib.sha256()
-        for path in paths:  # not its bytes: safetensors writes a header's entries in any order
-            labels, arrays, counts = unpack(path)
-            result.update(repr((path.name, labels, sorted(counts.items()))).encode())
-            for part, rows in sorted(arrays.items()):
-                result.update(part.encode() + rows.tobytes())
-        return result.hexdigest()
+
+        def hashed() -> str:
+            result = hashlib.sha256()
+            for path in paths:  # not its bytes: safetensors writes a header's entries in any order
+                labels, arrays, counts = unpack(path)
+                result.update(repr((path.name, labels, sorted(counts.items()))).encode())
+                for part, rows in sorted(arrays.items()):
+                    result.update(part.encode() + rows.tobytes())
+            return result.hexdigest()
+
+        return hashed
 
     def place(self, unit: mining.MiningUnit) -> tuple[int, ...]:
         return unit.indices
@@ -135,13 +140,17 @@ class MeasuredEvaluation:
     def prepare(self, facts: Facts) -> None:
         self._prepared = preparation.prepare(self.experiment, {}, load=described(facts["pair"]))
 
-    def run(self, crew: Crew, prompts: Sequence[int], folder: Path) -> str:
+    def run(self, crew: Crew, prompts: Sequence[int], folder: Path) -> Hashed:
         assert len(prompts) == self.num_prompts, "an evaluation is one block"
         output = OutputFolder(folder, self.experiment, False)
         with output.open() as records:
             evaluation_run.EvaluationDriver(crew, output).run(self._ready, output, records)
+
+        def hashed() -> str:
             kept = [{name: value for name, value in each.items() if name not in CLOCKS} for each in records.records]
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+            return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+        return hashed
 
     def place(self, unit: DecodeUnit) -> tuple[int, ...]:
         return unit.repeat, unit.number

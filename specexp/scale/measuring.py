@@ -29,9 +29,14 @@ def schedule(num_blocks: int, numbers: Sequence[int]) -> Iterator[tuple[int, int
 
 
 def measure(
-    work: MeasuredWork, numbers: Sequence[int], num_blocks: int, measurement: Measurement, folder: Path, opened: Opener,
-    clock: Clock = time.monotonic, cpu_clock: Clock = time.process_time,
-) -> None:  # fmt: skip
+    work: MeasuredWork,
+    numbers: Sequence[int],
+    num_blocks: int,
+    measurement: Measurement,
+    folder: Path,
+    opened: Opener,
+    clock: Clock = time.monotonic,
+) -> None:
     """Make the runs that `measurement` lacks, and write it to the folder after each of them. Raises SpecexpError."""
     done = {(run.block, run.workers) for run in measurement.runs}
     missing = [each for each in schedule(num_blocks, numbers) if each not in done]
@@ -49,26 +54,28 @@ def measure(
             prompts = places[block * len(places) // num_blocks : (block + 1) * len(places) // num_blocks]
             there = folder / "runs" / f"{block:04d}-{number}"
             shutil.rmtree(there, ignore_errors=True)  # of a run that was killed
-            measurement.runs.append(_run(work, workers, block, number, prompts, there, clock, cpu_clock))
+            measurement.runs.append(_run(work, workers, block, number, prompts, there, clock))
             measurement.write(folder)
             shutil.rmtree(there)
 
 
 def _run(
     work: MeasuredWork, workers: StartedWorkers, block: int, number: int, prompts: Sequence[int], folder: Path,
-    clock: Clock, cpu_clock: Clock,
+    clock: Clock,
 ) -> RecordedRun:  # fmt: skip
     pool = RecordingPool(workers, clock)
     crew = Crew(pool, number)
     crew.first()
-    start, spent = clock(), cpu_clock()
-    results = work.run(crew, prompts, folder)
-    seconds, cpu_seconds = clock() - start, cpu_clock() - spent
+    start, spent, of_loop = clock(), time.process_time(), time.thread_time()
+    hashed = work.run(crew, prompts, folder)
+    pool.close()
+    seconds, cpu_seconds, loop_seconds = clock() - start, time.process_time() - spent, time.thread_time() - of_loop
     units = [
         UnitTimes(
             work.size(each.unit), work.prompts_of(each.unit), each.worker, each.submitted - start,
             each.timed.began - start, each.timed.ended - start, each.returned - start, each.timed.cpu_seconds,
+            each.timed.cpu_seconds_before,
         )
         for each in sorted(pool.units, key=lambda each: work.place(each.unit))
     ]  # fmt: skip
-    return RecordedRun(block, number, seconds, pool.driver_seconds, cpu_seconds, results, units)
+    return RecordedRun(block, number, seconds, pool.driver_seconds, cpu_seconds, hashed(), units, loop_seconds)

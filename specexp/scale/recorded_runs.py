@@ -13,14 +13,18 @@ from specexp.errors import OutputError
 from specexp.storage.files import read_json, write_json
 
 FILE = "measured.json"
+_MAYBE = (float, type(None))
 _TIMES = ("submitted", "began", "ended", "returned")
-_UNIT = {"size": float, "prompts": int, "worker": int, "cpu_seconds": float, **dict.fromkeys(_TIMES, float)}
+_UNIT = {
+    "size": float, "prompts": int, "worker": int, "cpu_seconds": float, "cpu_seconds_before?": _MAYBE,
+    **dict.fromkeys(_TIMES, float),
+}  # fmt: skip
 _SHAPE = {
     "setting": {}, "cluster_seconds": float, "load_seconds": [float],
     "runs": [
         {
             "block": int, "workers": int, "seconds": float, "driver_seconds": float, "driver_cpu_seconds": float,
-            "results": str,
+            "driver_loop_cpu_seconds?": _MAYBE, "results": str,
             "units": [_UNIT],
         }
     ],
@@ -30,7 +34,7 @@ _WAY_OUT = "Put it back as it was written, or measure again in another folder."
 
 @dataclass(frozen=True, slots=True)
 class UnitTimes:
-    """One unit: seconds of this machine's clock from the run's start, but for `cpu_seconds`, which the worker spent.
+    """One unit: seconds of this machine's clock from the run's start, but for those of CPU, which the worker spent.
 
     The driver submits it, the worker begins and ends it, and the driver has its result.
     """
@@ -43,10 +47,23 @@ class UnitTimes:
     ended: float
     returned: float
     cpu_seconds: float
+    cpu_seconds_before: float | None = None  # since the end of the unit before; None was not measured
 
     @property
     def seconds(self) -> float:
         return self.ended - self.began
+
+
+@dataclass(frozen=True, slots=True)
+class WaitBetween:
+    """From the end of a unit until its worker begins the next one.
+
+    A worker has `asked` where its next unit was not submitted when it ended the one before.
+    """
+
+    seconds: float
+    asked: bool
+    cpu_seconds: float | None  # of these, what the worker's process spent; None was not measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +73,11 @@ class RecordedRun:
     block: int
     workers: int
     seconds: float  # from the first hand-out until everything is written
-    driver_seconds: float  # of these, in which the driver did not wait
+    driver_seconds: float  # of these, in which the driver did not wait for results
     driver_cpu_seconds: float  # of all threads of the driver's process
     results: str  # a hash of what the units returned, timings apart
     units: Sequence[UnitTimes]
+    driver_loop_cpu_seconds: float | None = None  # of the thread that hands out and writes; None was not measured
 
     @property
     def num_prompts(self) -> int:
@@ -70,17 +88,14 @@ class RecordedRun:
         """Seconds of the units, on all workers together."""
         return math.fsum(unit.seconds for unit in self.units)
 
-    def waits(self) -> Iterator[tuple[float, bool]]:
-        """Yield the seconds from the end of a unit until its worker begins the next one, and whether it had to ask.
-
-        A worker asks where its next unit was not submitted when it ended the one before.
-        """
+    def waits(self) -> Iterator[WaitBetween]:
+        """Yield what each worker waited between two of its units."""
         by_worker: dict[int, list[UnitTimes]] = {}
         for unit in sorted(self.units, key=lambda each: each.began):
             by_worker.setdefault(unit.worker, []).append(unit)
         for units in by_worker.values():
             for before, after in pairwise(units):
-                yield after.began - before.ended, after.submitted > before.ended
+                yield WaitBetween(after.began - before.ended, after.submitted > before.ended, after.cpu_seconds_before)
 
 
 @dataclass(slots=True)

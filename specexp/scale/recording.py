@@ -30,29 +30,36 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True, slots=True)
 class TimedResult:
-    """A unit's result, when the worker began and ended it, and the CPU seconds that it spent."""
+    """A unit's result, when the worker began and ended it, and the CPU seconds that its process spent.
+
+    `cpu_seconds_before` are those between the end of the unit before and this one's beginning; 0 for the first.
+    """
 
     result: Any
     began: float
     ended: float
     cpu_seconds: float
+    cpu_seconds_before: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TimedWork:
     """Loaded work whose results are timed."""
 
     work: LoadedWork
     clock: Clock = time.monotonic
     cpu_clock: Clock = time.process_time
+    _spent: float | None = None  # CPU seconds of the process until the latest unit ended
 
     def facts(self) -> Facts:
         return self.work.facts()
 
     def do(self, unit: Any) -> TimedResult:
         began, spent = self.clock(), self.cpu_clock()
+        before = 0.0 if self._spent is None else spent - self._spent
         result = self.work.do(unit)
-        return TimedResult(result, began, self.clock(), self.cpu_clock() - spent)
+        ended, self._spent = self.clock(), self.cpu_clock()
+        return TimedResult(result, began, ended, self._spent - spent, before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +113,8 @@ class SubmittedUnit:
 class RecordingPool:
     """A pool of the first of these workers, which notes when each unit was submitted and returned.
 
-    `driver_seconds` are those between two calls of `events`: the time in which the driver does not wait.
+    `driver_seconds` are those in which the driver does not wait: between two calls of `events`, and in each call from
+    when the first of its results was ready in the worker. They contain waiting for a core, and a result's way.
     """
 
     workers: StartedWorkers
@@ -130,13 +138,21 @@ class RecordingPool:
     def events(self, seconds: float) -> Sequence[Event]:
         """Raises WorkerError if a worker dies: what is left of the run would be another one."""
         if self._told < len(self._started):
-            new, self._told = self._started[self._told :], len(self._started)
+            started, self._told = self._started[self._told :], len(self._started)
             self._left = self.clock()
-            return [Started(worker, self.workers.facts[worker]) for worker in new]
-        self.driver_seconds += self.clock() - self._left
+            return [Started(worker, self.workers.facts[worker]) for worker in started]
+        entered = self.clock()
+        self.driver_seconds += entered - self._left
+        before = len(self.units)
         result = [self._noted(event) for event in self.workers.pool.events(seconds)]
         self._left = self.clock()
+        if new := self.units[before:]:
+            self.driver_seconds += self._left - max(entered, min(unit.timed.ended for unit in new))
         return result
+
+    def close(self) -> None:
+        """Count the driver's time after the last result, too: call it when everything is written."""
+        self.driver_seconds += self.clock() - self._left
 
     def log_nodes(self, run: NodeRun) -> None:
         self.workers.pool.log_nodes(run)

@@ -29,7 +29,9 @@ def freeze_startup() -> None:
     """Take all objects that are alive now out of garbage collection; call it when everything is loaded.
 
     A full collection of the libraries' 420,000 objects took 0.23 s of a core, in which no request goes on; after this
-    it looks at what requests made.
+    it looks at what requests made. The second collection tells Python how few objects are left: it waits with a full
+    one until a quarter as many are new, and would wait for 105,000.
     """
     gc.collect()
     gc.freeze()
+    gc.collect()

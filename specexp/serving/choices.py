@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from specexp.engine import Generation, Request
 from specexp.engine.ending import StopFinder, StopRule
@@ -29,9 +29,12 @@ class Answered:
     scores: Sequence[ScoredToken] = ()
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Choice:
-    """One output. `hear` gets it with the tokens of each round, and at its end with None, in another thread."""
+    """One output. `hear` gets it with the tokens of each round, and at its end with None, in another thread.
+
+    Nothing that it holds may hold it: tensors of what has ended would wait for a garbage collection.
+    """
 
     index: int
     wanted: TextRequest
@@ -44,6 +47,11 @@ class Choice:
     arrived: float = field(default_factory=time.perf_counter)
     began: float | None = None
     first: float | None = None  # when its first tokens came
+
+    def decoded(self) -> Request:
+        """What the engine is asked for: the request, with its tokens passed on, and ended once it is cancelled."""
+        ending = replace(self.request.ending, stop=CancellableStop(lambda: self.cancelled, self.stop))
+        return replace(self.request, on_tokens=self.on_tokens, ending=ending)
 
     def on_tokens(self, tokens: Sequence[int]) -> None:
         """Pass on the tokens of a round; called in the thread that decodes."""

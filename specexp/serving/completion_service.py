@@ -11,6 +11,7 @@ import math
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from specexp.pair.stop_strings import StopStrings, TokenBytes
 from specexp.pair.tokenization import Text, plain
 from specexp.serving import requests, tokenizers
 from specexp.serving.batcher import Batcher
-from specexp.serving.choices import Answered, CancellableStop, Choice
+from specexp.serving.choices import Answered, Choice
 from specexp.serving.log_probabilities import ScoredToken, token_scores
 from specexp.serving.openai_requests import Prompt, TextRequest, renamed
 from specexp.serving.refusals import NOT_FOUND, OVERLOADED, Refusal
@@ -135,7 +136,8 @@ class CompletionService:
             choice.future = future
             if choice.cancelled:
                 future.cancel()
-            future.add_done_callback(partial(self._ended, choice))
+            # `_open` holds it until it has ended.
+            future.add_done_callback(partial(self._ended, weakref.ref(choice)))
 
     def close(self, grace: float) -> None:
         """Take no more requests, and cut off after `grace` seconds what is not done by then; returns at once."""
@@ -198,10 +200,7 @@ class CompletionService:
         stop: StopStrings | None,
     ) -> Choice:  # fmt: skip
         request = self._pair.request_of_ids(ids, asked, prompt_id, stop)
-        choice = Choice(index, wanted, request, stop)
-        ending = replace(request.ending, stop=CancellableStop(lambda: choice.cancelled, stop))
-        choice.request = replace(request, on_tokens=choice.on_tokens, ending=ending)
-        return choice
+        return Choice(index, wanted, request, stop)
 
     def _steps(self, choice: Choice) -> RequestCoroutine[Answered]:
         """What the engine does for a choice: decode, then score where log-probabilities are asked for."""
@@ -209,7 +208,7 @@ class CompletionService:
         self.metrics.began(choice.began - choice.arrived)
         out = Generation()
         if choice.wanted.decodes and not choice.cancelled:
-            out = yield choice.request
+            out = yield choice.decoded()
         scores: list[ScoredToken] = []
         if choice.wanted.logprobs is not None and not choice.cancelled:
             scores = yield from self._scores(choice, out, choice.wanted.logprobs)
@@ -224,9 +223,10 @@ class CompletionService:
         logits, _ = yield ScoreRequest(self._role, known[:first], known[first:-1])
         return token_scores(logits, known[first:], num_top)
 
-    def _ended(self, choice: Choice, done: Future[Answered]) -> None:
+    def _ended(self, ended: weakref.ref[Choice], done: Future[Answered]) -> None:
         """Count an output that has ended, make room for another, and say so."""
-        now = time.perf_counter()
+        now, choice = time.perf_counter(), ended()
+        assert choice is not None
         with self._lock:
             self._open.discard(choice)
             if choice.began is not None:

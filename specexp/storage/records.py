@@ -127,6 +127,11 @@ def same_output(one: Record, other: Record) -> bool:
     return one["token_ids"] == other["token_ids"]
 
 
+def line_of(record: Record) -> str:
+    """Return the line that a file has of a record, without its end: a process that writes no file can make it."""
+    return json.dumps({**record, CHECKSUM: checksum(record)}, ensure_ascii=False)
+
+
 def key_of(record: Record) -> Key:
     return record["prompt_id"], record["turn"], record["label"], record["repeat"]
 
@@ -154,7 +159,7 @@ class RecordFile:
         self._places = RecordPlaces()
         self._kept: list[Record] = []
         self._by_key: dict[Key, Record] = {}
-        self._stored = StoredLines(path, self._places, _restored, key_of)
+        self._stored = StoredLines(path, self._places, record_in, key_of)
         for record in self._read():
             self._keep(record)
         self._writer: LineWriter | None = None
@@ -194,9 +199,15 @@ class RecordFile:
 
     def append(self, record: Record) -> None:
         """Append one record, which is in a file when this returns. Raises OutputError."""
+        self._append(record, line_of(record))
+
+    def append_line(self, line: str) -> None:
+        """Append the record that `line_of` made this line of. Raises OutputError."""
+        self._append(record_in(line), line)
+
+    def _append(self, record: Record, line: str) -> None:
         if self._writer is None:
             self._writer = LineWriter(self._path)
-        line = json.dumps({**record, CHECKSUM: checksum(record)}, ensure_ascii=False)
         self._places.add(key_of(record), self._writer.append(line))
         self._keep(record)
 
@@ -247,8 +258,8 @@ class RecordFile:
                     yield record
 
 
-def _restored(line: bytes) -> Record:
-    """Read a line whose checksum was verified when the file was opened."""
+def record_in(line: str | bytes) -> Record:
+    """Read a line whose checksum was verified when the file was opened, or that was made in this run."""
     record: Record = json.loads(line)
     record.pop("checksum", None)
     return record

@@ -117,10 +117,12 @@ class Crew:
         self, units: Iterable[Unit], size: Callable[[Unit], float] = lambda unit: 0.0,
         split: Callable[[Unit], Sequence[Unit]] = lambda unit: (unit,),
         on_result: Callable[[int, Result], Result] = lambda worker, result: result,
+        on_submit: Callable[[int, Unit], Unit] = lambda worker, unit: unit,
     ) -> Iterator[UnitOutcome[Unit, Result]]:  # fmt: skip
         """Yield the outcome of every unit, in their order.
 
         `on_result` is called as a result arrives, in any order, with the worker's name; its value replaces the result.
+        So does `on_submit`'s replace the unit that the worker gets.
         """
         handout: Handout[Unit, Result] = Handout(units, size, BLOCK, UNITS_OPEN * self.number, split)
         while not handout.is_done:
@@ -128,7 +130,7 @@ class Crew:
             self._staff(present + handout.is_wanted(present))
             for worker in self.facts:
                 while (unit := handout.next_for(worker, self.number)) is not None:
-                    self.pool.submit(worker, unit)
+                    self.pool.submit(worker, on_submit(worker, unit))
             self._take(handout, self.pool.events(WAIT), on_result)
             yield from handout.finished()
 

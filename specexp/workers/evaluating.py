@@ -24,27 +24,42 @@ from specexp.profiling import memory
 from specexp.storage import environment
 from specexp.storage.journal import Journal
 from specexp.storage.record_places import Key
-from specexp.storage.records import Record, key_of
+from specexp.storage.records import Record, key_of, line_of, record_in
 from specexp.workers.described_pair import describe
 from specexp.workers.placement import here
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeUnit:
-    """The missing records of one group of prompts in one repeat. `known` are those that its prompts have already."""
+    """The missing records of one group of prompts in one repeat. `known` are those that its prompts have already.
+
+    `environment` is the name of the worker's, as far as the driver knows when it hands the unit out.
+    """
 
     repeat: int
     number: int
     known: Sequence[Record] = ()
     costs: RelativeCosts | None = None  # of `gamma: auto`
+    environment: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A unit's records, without their environment, and the peak memory of the worker that made them."""
+    """A unit's records as the lines of their file, and the peak memory of the worker that made them.
 
-    records: Sequence[Record]
+    The worker makes lines and checksums: they take longer than handing out, and the driver writes for all workers.
+    """
+
+    lines: Sequence[str]
+    environment: str
     peaks: Mapping[str, Any]
+
+    def lines_in(self, environment: str) -> Sequence[str]:
+        """The lines of records that were made in this environment, if it has another name by now."""
+        if environment == self.environment:
+            return self.lines
+        records = [record_in(line) for line in self.lines]
+        return [line_of(record | {"environment": environment}) for record in records]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +155,13 @@ class EvaluationWorker:
         self._adapt(unit.costs)
         prepared, records = self._prepared, RecordsOfUnit.of(unit.known)
         memories = Memories(prepared, records)
-        made = []
+        made: list[str] = []
         for jobs in groups_at(prepared, unit.repeat, unit.number, set(records.done)):
             for record in runner.decoded(prepared, records, jobs, self._engine, memories, self._peaks):
                 records.append(record)
-                made.append(record)
+                made.append(line_of(record | {"environment": unit.environment}))
         self._peaks.take()
-        return Decoded(made, self._peaks.as_dict())
+        return Decoded(made, unit.environment, self._peaks.as_dict())
 
     def _traced(self, unit: TokenViewUnit) -> dict[str, Any]:
         self._adapt(unit.costs)

@@ -107,18 +107,20 @@ class EvaluationDriver:
         name = prepared.experiment.name
         with tqdm(total=total, initial=total - left, desc=name, unit="run", dynamic_ncols=True) as bar:
 
-            def arrived(worker: int, result: Decoded) -> list[Record]:
+            def addressed(worker: int, unit: DecodeUnit) -> DecodeUnit:
+                return replace(unit, environment=placement.known_name(self.crew.facts[worker]))
+
+            def arrived(worker: int, result: Decoded) -> Sequence[str]:
                 where = placement.name(self.crew.facts[worker])
                 peaks.merge(result.peaks)
-                bar.update(len(result.records))
+                bar.update(len(result.lines))
                 bar.set_postfix_str(f"{len(self.crew.facts)} workers", refresh=False)
-                return [record | {"environment": where} for record in result.records]
+                return result.lines_in(where)
 
-            for outcome in self.crew.do(
-                _units(prepared, output, records), partial(unit_size, prepared), on_result=arrived
-            ):
-                for record in outcome.result or ():
-                    records.append(record)
+            units, size = _units(prepared, output, records), partial(unit_size, prepared)
+            for outcome in self.crew.do(units, size, on_result=arrived, on_submit=addressed):
+                for line in outcome.result or ():
+                    records.append_line(line)
                 yield from _failures(prepared, outcome)
         output.write_json(memory.FILE, peaks.as_dict())
 

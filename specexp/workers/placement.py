@@ -51,21 +51,32 @@ class Placement:
     output: OutputFolder
     _crowded: set[str] = field(default_factory=set)
     _written: dict[str, set[str]] = field(default_factory=dict)  # nodes by environment
+    _names: dict[tuple[int, bool], tuple[Mapping[str, Any], str]] = field(default_factory=dict)  # by facts and sharing
 
     def changed(self, facts: Mapping[int, Mapping[str, Any]]) -> None:
         """Note which devices have several workers now. `facts` are those of all workers."""
         counts = Counter(str(each["device"]) for each in facts.values())
         self._crowded |= {device for device, number in counts.items() if number > 1}
 
+    def known_name(self, facts: Mapping[str, Any]) -> str:
+        """The environment of a worker with these facts; one that starts later may yet change it. Writes nothing."""
+        key = id(facts), str(facts["device"]) in self._crowded
+        if key not in self._names or self._names[key][0] is not facts:
+            self._names[key] = facts, environment.name_of(self._described(facts))
+        return self._names[key][1]
+
     def name(self, facts: Mapping[str, Any]) -> str:
         """The environment of a worker with these facts, which environments.json then has."""
-        worker = {SHARED: str(facts["device"]) in self._crowded, "driver": facts["driver"]}
-        described = {**facts["environment"], WORKER: worker}
-        name = environment.name_of(described)
+        name = self.known_name(facts)
         if str(facts["node"]) not in self._written.setdefault(name, set()):
+            described = self._described(facts)
             saved = self.output.read_json(FILE) or {}
             nodes = {*saved.get(name, {}).get(WORKER, {}).get(NODES, ()), str(facts["node"])}
             self._written[name] |= nodes
-            saved[name] = {**described, WORKER: {**worker, NODES: sorted(nodes)}}
+            saved[name] = {**described, WORKER: {**described[WORKER], NODES: sorted(nodes)}}
             self.output.write_json(FILE, saved)
         return name
+
+    def _described(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        worker = {SHARED: str(facts["device"]) in self._crowded, "driver": facts["driver"]}
+        return {**facts["environment"], WORKER: worker}

@@ -7,6 +7,7 @@ actor dies comes back as `Died`; Ray restarts nothing by itself and repeats no c
 from __future__ import annotations
 
 import os
+import pickle
 import platform
 import signal
 import socket
@@ -31,6 +32,7 @@ from specexp.workers.settings import AUTO, LOCAL, WorkerSettings
 SHUTDOWN = 5.0  # seconds that workers may take to end
 CLIENT_PORT, KNOCK = 10001, 10.0  # Ray's default, and seconds that a cluster may take to answer
 PATIENCE = 600.0  # seconds that the first worker may take to start, its models included
+FEW = 32  # calls, of which one result is taken at a time: looking for others switches threads
 # Variables that a worker takes over from the command.
 HANDED_DOWN = (
     "MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL",
@@ -71,12 +73,13 @@ class WorkerActor:
         except SpecexpError as error:
             return Raised(error)
 
-    def do(self, unit: Any) -> Any:
+    def do(self, unit: bytes) -> bytes:
+        """Do a pickled unit; returns its pickled result, or what was raised. Ray passes bytes on as they are."""
         assert self._loaded is not None, "a unit that came before the job was loaded"
         try:
-            return self._loaded.do(unit)
+            return pickle.dumps(self._loaded.do(pickle.loads(unit)))
         except SpecexpError as error:
-            return Raised(error)
+            return pickle.dumps(Raised(error))
 
     def log_node(self, run: NodeRun, node: str) -> None:
         """Log this machine's system metrics to a run, until it ends."""
@@ -116,12 +119,12 @@ class RayPool:
         return worker
 
     def submit(self, worker: int, unit: Any) -> None:
-        self._called(worker, self._actors[worker].do.remote(unit), False)
+        self._called(worker, self._actors[worker].do.remote(pickle.dumps(unit)), False)
 
     def events(self, seconds: float) -> Sequence[Event]:
         heads = [calls[0] for calls in self._order.values() if calls]
         ready, _ = ray.wait(heads, num_returns=1, timeout=seconds) if heads else ([], [])
-        if ready:  # and whatever else has come
+        if ready and len(heads) > FEW:  # and whatever else has come; a call that waits for nothing costs more than one
             ready, _ = ray.wait(heads, num_returns=len(heads), timeout=0)
         if not ready and not self._any_loaded and time.monotonic() - self._begun > PATIENCE:
             raise WorkerError(f"no worker has started within {PATIENCE:.0f} seconds: {self._lacking()}. {_AT_EXIT}")
@@ -162,7 +165,7 @@ class RayPool:
     def _events_of(self, call: Any) -> Iterator[Event]:
         worker, loading = self._calls.pop(call)
         try:
-            result = ray.get(call)
+            result = ray.get(call) if loading else pickle.loads(ray.get(call))
         except exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
         except exceptions.RayError as error:

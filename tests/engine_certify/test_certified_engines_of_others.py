@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from entrypoints.certify import command
+from helpers.clean_runs import clean_runs
 from helpers.cli_runner import invoke
 from helpers.gguf_file import write
 from helpers.llama_server import MODEL, llama_serving
@@ -24,7 +25,6 @@ from helpers.transformers_serve import TARGET, transformers_serving
 from specexp.engine_certify import findings
 
 ZOO = TARGET.parent
-CLEAN_RUNS = 20
 # It accepts stop strings, and leaves them in the text; it accepts logit_bias, and does not look at it.
 FAULTS = {findings.STOP_LEAKED, findings.BIAS_IGNORED}
 ORDER = {"samplers": ["temperature", "min_p", "top_k", "top_p"]}
@@ -151,28 +151,15 @@ def test_transformers_serve_is_greedy_where_no_request_says_otherwise(
     assert named(content) == {*FAULTS, findings.GREEDY_ABOVE}, output
 
 
-def alarms_in_clean_runs(certify: Callable[[Path, int], dict[str, Any]], known: set[str]) -> list[tuple[int, str]]:
-    """What certificates with other seeds found that is not known to be so, and what failed without a name."""
-    alarms = []
-    for seed in range(CLEAN_RUNS):
-        content = certify(Path(f"run{seed}"), seed)
-        alarms += [(seed, name) for name in named(content) - known]
-        statistical = ("samples", "temperature", "top-p", "top-k", "min-p")
-        alarms += [(seed, name) for name, verdict in verdicts_of(content).items()
-                   if name in statistical and verdict == "failed"]  # fmt: skip
-    return alarms
-
-
 @needs_llama
 @pytest.mark.nightly
 def test_no_false_alarm_in_clean_runs_of_llama_cpp(
     workplace: Path, llama: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    alarms = alarms_in_clean_runs(
-        lambda folder, seed: of_llama(folder, llama, *SAMPLED, *QUICK, "--seed", str(seed))[0], set()
-    )
     with capsys.disabled():
-        print(f"\n{len(alarms)} false alarms in {CLEAN_RUNS} clean runs of llama.cpp's server: {alarms}")
+        alarms = clean_runs(
+            "llama.cpp's server", lambda path, seed: of_llama(path, llama, *SAMPLED, *QUICK, "--seed", seed)[0]
+        )
     assert not alarms
 
 
@@ -181,9 +168,10 @@ def test_no_false_alarm_in_clean_runs_of_llama_cpp(
 def test_no_false_alarm_in_clean_runs_of_transformers_serve(
     workplace: Path, transformers: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    alarms = alarms_in_clean_runs(
-        lambda folder, seed: of_transformers(folder, transformers, *SAMPLED, "--seed", str(seed))[0], FAULTS
-    )
     with capsys.disabled():
-        print(f"\n{len(alarms)} false alarms in {CLEAN_RUNS} clean runs of transformers serve: {alarms}")
+        alarms = clean_runs(
+            "transformers serve",
+            lambda path, seed: of_transformers(path, transformers, *SAMPLED, "--seed", seed)[0],
+            FAULTS,
+        )
     assert not alarms

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from entrypoints.certify import command
+from helpers.clean_runs import clean_runs
 from helpers.cli_runner import invoke
 from helpers.lying_proxy import BUGS, LyingProxy, lying
 from helpers.openai_process import in_thread
@@ -39,7 +40,6 @@ FOUND: dict[str, set[str]] = {
     "stop_leaked": {findings.STOP_LEAKED},
 }
 AMOUNTS = {"greedy_above": 0.7, "bias": 0.2, "token_replaced": 60}
-CLEAN_RUNS = 20
 IN_CI = ("none", "token_replaced")  # the others take as long; without HTTP all are in test_planted_bugs.py
 
 
@@ -116,13 +116,11 @@ def test_no_false_alarm_in_clean_runs(
     workplace: Path, toy: tuple[str, CompletionService], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Certificates of a right server with other seeds, each of which is wrong with a probability of 1e-4."""
-    alarms = []
-    for seed in range(CLEAN_RUNS):
-        arguments = ["--weights", "true", "--limit", "6", "--max-new-tokens", "24", "--seed", str(seed)]
-        content = certify_in(workplace / f"run{seed}", toy[0], arguments)
-        alarms += [(seed, each["name"]) for each in content["findings"]]
+    arguments = ["--weights", "true", "--limit", "6", "--max-new-tokens", "24", "--bias", "0.4"]
     with capsys.disabled():
-        print(f"\n{len(alarms)} false alarms in {CLEAN_RUNS} clean runs of our server on the toy pair: {alarms}")
+        alarms = clean_runs(
+            "our server on the toy pair", lambda path, seed: certify_in(path, toy[0], [*arguments, "--seed", seed])
+        )
     assert not alarms
 
 

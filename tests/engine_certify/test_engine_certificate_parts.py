@@ -15,10 +15,8 @@ from helpers.cli_runner import invoke, refused
 from specexp.certify import chi_square, reference_distribution
 from specexp.engine_certify import bias_power, findings, next_tokens, served_output
 from specexp.engine_certify.engine_certificate_config import EngineOptions, resolve
-from specexp.engine_certify.findings import Finding
+from specexp.engine_certify.findings import Finding, explanations_of
 from specexp.engine_certify.next_tokens import NextTokens, Unknowable, Warping
-from specexp.engine_certify.sample_check import alternatives_of, explain
-from specexp.engine_certify.sampled_places import SampledPlace, SampledTarget
 from specexp.engines.stream import Answer
 from specexp.errors import ConfigError
 
@@ -124,6 +122,50 @@ def test_an_explanation_fits_or_does_not() -> None:
     assert bias_power.samples_to_tell(certain, fair, 1e-5) < 20, "a single output that cannot occur tells"
 
 
+def test_cells_that_expect_few_outputs_reject_no_true_explanation() -> None:
+    """One output of a cell that expects a hundredth of one is no rare event where there are many such cells."""
+    p, rng = np.asarray([0.5, 0.494, *[1e-4] * 60]), np.random.default_rng(4)
+    assert all(bias_power.fits(rng.multinomial(100, p), p, 1e-4) for _ in range(300))
+    counts = np.zeros(63, dtype=int)
+    counts[[0, 1, 62]] = 50, 49, 1
+    assert not bias_power.fits(counts, np.append(p, 0.0), 1e-4), "a single output that cannot occur rejects"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [[0.3, 0.35, 0.349, 0.001], [0.4, 0.3, 0.2, 0.1], [0.33, 0.32, 0.32, 0.03], [1.0, 0.0, 0.0, 0.0],
+     [0.2, 0.3, 0.4999, 1e-4]],
+)  # fmt: skip
+def test_so_many_samples_tell_and_half_as_many_do_not(other: list[float]) -> None:
+    """Also where they differ in a leftover cell that is rare: it tells only once it has an output."""
+    fair, level, rng = np.asarray([0.334, 0.333, 0.332997, 3e-6]), 1e-4, np.random.default_rng(5)
+    number = bias_power.samples_to_tell(fair, np.asarray(other), level)
+
+    def missed(samples: int) -> float:
+        draws = [chi_square.compare(rng.multinomial(samples, other), fair).p >= level for _ in range(400)]
+        return float(np.mean(draws))
+
+    assert missed(number) <= 0.01
+    assert missed(max(1, number // 3)) > 0.01
+
+
+@pytest.mark.parametrize(
+    "true, other", [([0.5, 0.5], [0.4, 0.6]), ([0.5, 0.3, 0.2], [0.5, 0.5, 0.0]), ([0.9, 0.1], [0.5, 0.5])]
+)
+def test_so_many_samples_make_the_truth_likelier(true: list[float], other: list[float]) -> None:
+    p, q, rng = np.asarray(true), np.asarray(other), np.random.default_rng(6)
+    number = bias_power.samples_to_prefer(p, q, 1e-4)
+
+    def missed(samples: int) -> float:
+        drawn = rng.multinomial(samples, p, size=1000)
+        gained = [bias_power.likelihood(counts, p) - bias_power.likelihood(counts, q) for counts in drawn]
+        return float(np.mean(np.asarray(gained) < math.log(1e4)))
+
+    assert missed(number) <= 0.005
+    assert missed(number // 3) > 0.005
+    assert bias_power.samples_to_prefer(p, p, 1e-4) == bias_power.MOST_SAMPLES
+
+
 def test_cells_have_the_mass_of_another_distribution() -> None:
     tree = cells()
     assert tree.under(lambda prefix: np.asarray({(): [0.4, 0.3, 0.2, 0.1], (0,): [0.7, 0.1, 0.1, 0.1]}.get(
@@ -150,6 +192,23 @@ def test_what_follows_from_a_cause_is_no_finding() -> None:
     assert one.plain_too
 
 
+def test_one_of_several_is_no_finding_where_one_of_them_is_known() -> None:
+    def of(*fitting: str) -> Finding:
+        return Finding(" or ".join(fitting), "", fitting=fitting)
+
+    def left(*found: Finding) -> list[str]:
+        return [each.name for each in findings.causes(found)]
+
+    either = of(findings.TEMPERATURE_IGNORED, findings.TOP_P_IGNORED)
+    assert left(either) == ["temperature ignored or top-p ignored"]
+    assert left(either, Finding(findings.TOP_P_IGNORED, "")) == [findings.TOP_P_IGNORED]
+    first = of(findings.TOP_P_FIRST, findings.TOP_P_IGNORED)
+    assert left(Finding(findings.TEMPERATURE_IGNORED, ""), first) == [findings.TEMPERATURE_IGNORED], "it follows"
+    assert left(either, Finding(findings.BIASED, "")) == [either.name, findings.BIASED]
+    both = of(findings.TEMPERATURE_IGNORED, findings.GREEDY_ABOVE)
+    assert left(both, Finding(findings.BIASED, "")) == [both.name], "it follows from whichever it is"
+
+
 def test_an_output_has_its_end_however_the_server_writes_it() -> None:
     def tokens(**fields: Any) -> Any:
         return served_output.read(Answer("a", **fields), (9, 7), lambda text: [4, 5]).tokens
@@ -169,23 +228,33 @@ def test_an_output_has_its_end_however_the_server_writes_it() -> None:
     assert served_output.ServedOutput.of_json(output.as_json()) == output
 
 
-def test_alternatives_are_those_that_differ() -> None:
-    names = {name for name, _, _ in alternatives_of(Warping(1.0))}
+def test_explanations_are_those_that_differ() -> None:
+    names = {each.name for each in explanations_of(Warping(1.0))}
     assert names == {findings.GREEDY_ABOVE, findings.DEFAULTS}
-    names = {name for name, _, _ in alternatives_of(Warping(0.5, 3, 0.9, 0.1))}
+    names = {each.name for each in explanations_of(Warping(0.5, 3, 0.9, 0.1))}
     assert names == {
         findings.TEMPERATURE_IGNORED, findings.TOP_P_IGNORED, findings.TOP_P_FIRST, findings.TOP_K_IGNORED,
         findings.MIN_P_IGNORED, findings.GREEDY_ABOVE,
     }  # fmt: skip
-    defaults = [(warping, words) for name, warping, words in alternatives_of(Warping(0.5, top_p=0.9)) if
-                name == findings.DEFAULTS]  # fmt: skip
-    assert defaults == [
+    asked = Warping(0.5, top_p=0.9)
+    defaults = [each for each in explanations_of(asked) if each.name == findings.DEFAULTS]
+    assert [(each.sampled(asked), each.sentence) for each in defaults] == [
         (
             Warping(0.5, 40, 0.9, 0.05),
             "it samples with top-k 40 and min-p 0.05 where the request sets none, as llama.cpp does.",
         ),
         (Warping(0.5, 50, 0.9), "it samples with top-k 50 where the request sets none, as transformers does."),
     ]
+
+
+def test_an_explanation_says_what_is_sampled_wherever_it_is_asked_for() -> None:
+    by_name = {each.name: each.sampled for each in explanations_of(Warping(1.0, top_p=0.9))}
+    assert by_name[findings.TOP_P_IGNORED](Warping(2.0, 7, 0.5)) == Warping(2.0, 7)
+    assert by_name[findings.GREEDY_ABOVE](Warping(2.0)) == Warping(0.0)
+    assert by_name[findings.GREEDY_ABOVE](Warping(0.5)) == Warping(0.5), "below where it was seen, it may sample"
+    default = {each.sentence: each.sampled for each in explanations_of(Warping(1.0))}
+    (llama,) = [sampled for sentence, sampled in default.items() if "llama.cpp" in sentence]
+    assert llama(Warping(0.5, top_p=0.7)) == Warping(0.5, 40, 0.7, 0.05), "what a request sets, it obeys"
 
 
 ENGINE = ["--engine", URL, "--engine-model", "m"]
@@ -238,18 +307,3 @@ def test_settings_of_load_are_not_dropped(workplace: Path) -> None:
     )
     with pytest.raises(ConfigError, match="concurrency is given, but only benchmark puts engines under load"):
         resolve("toy_quick", EngineOptions("engine:served"), {"config": "mine.yaml"})
-
-
-def test_what_outputs_cannot_tell_apart_is_told_together() -> None:
-    """Where top-p keeps every token at temperature 1, applying it first is the same as ignoring it."""
-    row = NextTokens(np.log([0.4, 0.3, 0.2, 0.1]))
-    warping = Warping(0.5, top_p=0.95)
-    tree = chi_square.split(lambda prefix: row.warped(warping), 2, (), 100)
-    target = SampledTarget(SampledPlace(0, (), lambda prefix: row), warping, tree)
-    counts = (1000 * target.under(Warping(0.5))).round().astype(int)
-    found = explain([target], [counts], alternatives_of(warping))
-    assert found.name == findings.TOP_P_IGNORED
-    assert "Or top-p is applied before the temperature" in found.sentence
-    assert "Outputs here are the same by all of these." in found.sentence
-    counts = (1000 * target.under(Warping(0.0))).round().astype(int)
-    assert explain([target], [counts], alternatives_of(warping)).sentence.startswith("it is greedy above")

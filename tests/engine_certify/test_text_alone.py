@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Metaspace
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from helpers.transformers_serve import TARGET
 from specexp.certify import chi_square
@@ -110,6 +114,17 @@ def test_another_text_is_one_though_its_tokens_are_not_known(text: TokenizerText
         assert "character" in check.sentence
 
 
+def test_an_end_that_comes_too_early_is_seen_where_a_server_does_not_count_it(text: TokenizerText) -> None:
+    tokens = apart(text)
+    subject = subject_of(text, tokens)
+    whole = replace(output_of(subject, tokens), num_tokens=len(tokens) - 1)
+    assert checked(subject, whole).verdict == "passed"
+    early = output_of(subject, [*tokens[:-2], EOS])
+    check = checked(subject, replace(early, num_tokens=len(tokens) - 2))
+    assert check.verdict == "failed"
+    assert "character 8" in check.sentence
+
+
 def test_a_text_may_go_on_with_a_token_that_rounding_puts_first(text: TokenizerText) -> None:
     tokens = apart(text)
     (now,) = pieces(text, NOT)
@@ -149,6 +164,17 @@ def test_a_text_after_a_part_of_an_output_is_split_with_it(text: TokenizerText) 
     subject = subject_of(text, apart(text))
     whole = subject.split(0, (), " pencils now.")
     assert tokens_of(subject.prepared, 0, tuple(whole[:1]), " now.") == whole[1:]
+
+
+def test_a_text_within_a_word_is_split_without_the_space_that_begins_texts() -> None:
+    """As SentencePiece does: a space before the whole text, and none where an output goes on."""
+    signs = Tokenizer(BPE({sign: place for place, sign in enumerate("\u2581Howmanysi.")}, []))
+    signs.pre_tokenizer, signs.decoder = Metaspace(), decoders.Metaspace()
+    text = TokenizerText(PreTrainedTokenizerFast(tokenizer_object=signs), chat=False)
+    subject = subject_of(text, [EOS])
+    assert text.tokenizer.tokenize("i.") == ["\u2581", "i", "."]
+    s, i, stop = text.tokenizer.convert_tokens_to_ids(["s", "i", "."])
+    assert tokens_of(subject.prepared, 0, (s,), "i.") == [i, stop]
 
 
 def place_of(subject: EngineSubject, first: dict[int, float]) -> SampledPlace:

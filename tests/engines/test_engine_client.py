@@ -188,6 +188,15 @@ def test_a_server_that_refuses_fields_is_asked_for_less() -> None:
     assert len(engine.requests) == 5
 
 
+def test_a_validation_error_is_a_refusal_by_whatever_status_it_comes() -> None:
+    """llama-cpp-python's server sends it with status 500, which else means to ask again."""
+    said = "1 validation error:\n  {'type': 'greater_than_equal', 'loc': ('body', 'top_k')}"
+    with fake_engine(Reply(status=500, error={"error": {"message": said}})) as engine:
+        with pytest.raises(Refused, match="1 validation error"):
+            Asking(engine).ask()
+        assert len(engine.requests) == 1
+
+
 def test_of_what_single_servers_know_each_is_left_out_by_itself() -> None:
     """Top-k is said where min-p and `verbose` are refused; what sampling sets is said instead of what turns it off."""
     with (

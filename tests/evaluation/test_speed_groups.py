@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from specexp.evaluation import speed_groups
-from specexp.evaluation.speed_groups import SHARED, timing_of
+from specexp.evaluation.speed_groups import SHARED, SpeedGroup, pooling_p, timing_of
 from specexp.metrics import statistics
 from specexp.storage.records import Record
 
@@ -102,6 +103,29 @@ def test_shuffles_that_are_drawn_in_parts_are_the_same_shuffles(monkeypatch: pyt
     assert timing_of(known, rows) == whole
     monkeypatch.setattr(speed_groups, "SHUFFLES", 50)
     assert timing_of(known, rows) != whole
+
+
+def test_p_is_the_least_of_all_settings_and_groups_times_their_number() -> None:
+    rng = random.Random(0)
+
+    def group(name: str, gains: dict[str, float]) -> SpeedGroup:
+        gain = {label: {f"{name}{i}": rng.uniform(0.8, 1.25) * mean for i in range(8)} for label, mean in gains.items()}
+        return SpeedGroup(name, "a CPU", 8, gain)
+
+    groups = [group("x", {"a": 2.0, "b": 2.0}), group("y", {"a": 2.2, "b": 2.0}), group("z", {"a": 2.0, "b": 2.1})]
+
+    def alone(label: str, own: SpeedGroup) -> float:
+        """p of one setting, and of one group against the others together."""
+        rest = {prompt: gain for each in groups if each is not own for prompt, gain in each.speedups[label].items()}
+        sides = [replace(own, speedups={label: own.speedups[label]}), SpeedGroup("others", "", 16, {label: rest})]
+        p = pooling_p(sides)
+        assert p is not None
+        return p
+
+    ps = [alone(label, own) for label in "ab" for own in groups]
+    assert len(set(ps)) == 6
+    assert 6 * min(ps) < 1
+    assert pooling_p(groups) == 6 * min(ps)
 
 
 def test_a_driver_alone_makes_another_group() -> None:

@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from specexp.errors import ModelError
 from specexp.workers.dispatch import LoadedWork
 
 
 @dataclass(frozen=True)
 class FatalJob:
-    """Squares numbers; `fatal` kills its worker."""
+    """Squares numbers; `fatal` kills its worker, and `refused` is an error that ends the run."""
 
     fatal: int
+    refused: int = -1
 
     def load(self) -> LoadedWork:
         return self
@@ -26,4 +28,6 @@ class FatalJob:
     def do(self, unit: int) -> int:
         if unit == self.fatal:
             os.kill(os.getpid(), signal.SIGKILL)
+        if unit == self.refused:
+            raise ModelError(f"no room for {unit}.")
         return unit**2

@@ -9,51 +9,43 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from helpers.started_server import free_port, started
+
+TESTS = Path(__file__).resolve().parents[1]
 MODEL = "m"
 SLOTS, CONTEXT = 4, 1024  # requests at once, and tokens of each
 DRAFTED = 4
-PATIENCE = 300.0
 
 
 @contextmanager
 def llama_serving(folder: Path, model: Path, draft: Path | None = None, lookup: bool = False) -> Iterator[str]:
-    """Run the server on a free port; yields its address. It is ended at last, however the test ends.
+    """Run the server on a free port; yields its address.
 
     With `draft` it drafts by that model and samples its drafts; with `lookup`, by the last two tokens' earlier
     occurrence.
     """
-    log = folder / "llama_server.log"
-    settings = json.dumps({"model": str(model), "draft": str(draft or ""), "lookup": lookup})
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), settings], stdout=subprocess.PIPE, stderr=output, env={**os.environ}
-        )
-    try:
-        assert process.stdout is not None
-        address = process.stdout.readline().decode().strip()  # empty if it ended
-        assert address.startswith("http://127.0.0.1:"), log.read_text()
+    port = free_port()
+    settings = {"model": str(model), "draft": str(draft or ""), "lookup": lookup, "port": port}
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "helpers.llama_server", json.dumps(settings)]
+    paths = os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with started(command, folder / "llama_server.log", f"{address}/health", {"PYTHONPATH": paths}):
         yield address
-    finally:
-        process.kill()
-        process.wait(PATIENCE)
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 def main(settings: dict[str, Any]) -> None:
-    """Serve until the process is ended; prints the address once it answers."""
+    """Serve until the process is ended."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
     params.model.path, params.model_alias = settings["model"], {MODEL}
-    params.port, params.endpoint_metrics = 0, True
+    params.port, params.endpoint_metrics = settings["port"], True
     params.n_parallel, params.n_ctx = SLOTS, SLOTS * CONTEXT
     kinds, speculative = xllamacpp.common_speculative_type, params.speculative
     caches = [params]
@@ -71,8 +63,7 @@ def main(settings: dict[str, Any]) -> None:
         each.cache_type_k = each.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     for each in threads:
         each.n_threads = 1
-    server = xllamacpp.Server(params)
-    print(server.listening_address, flush=True)
+    _server = xllamacpp.Server(params)  # serves from threads of its own, as long as it lives
     signal.pause()
 
 

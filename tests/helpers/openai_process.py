@@ -19,6 +19,8 @@ from typing import Any
 
 import uvicorn
 
+from helpers.started_server import end_of, is_up, wait_until
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 180.0
 
@@ -81,26 +83,15 @@ def serving(folder: Path, *arguments: str, environment: dict[str, str] | None = 
         assert process.stdout is not None
         line = process.stdout.readline()
         found = re.search(r"http://127\.0\.0\.1:(\d+)/v1", line)
-        assert found, f"{line}{log.read_text()}"
+        assert found, f"{line}{end_of(log)}"
         server = ServerProcess(process, int(found[1]), log)
-        end = time.monotonic() + PATIENCE
-        while not _is_up(server):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.05)
+        wait_until(lambda: is_up(f"http://127.0.0.1:{server.port}/health"), process, log)
         yield server
     finally:
         process.kill()
         process.wait(PATIENCE)
         if process.stdout is not None:
             process.stdout.close()
-
-
-def _is_up(server: ServerProcess) -> bool:
-    try:
-        return server.ask(path="/health")[0] == 200
-    except OSError:
-        return False
 
 
 @contextmanager

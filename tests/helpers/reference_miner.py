@@ -10,7 +10,7 @@ generate.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,28 +54,35 @@ def search(pair: Any, task: Any, limit: int, example: Any, features: bool = True
         if d != y[t]:
             kept = [*y[:t], d]
             swapped = kept if d in pair.eos_ids else [*kept, *(yield [*prompt, *kept], limit - len(kept))]
-            finished = swapped[-1] in pair.eos_ids
-            after = read(pair, task, swapped) if finished else None
-            important = None
-            if finished:
-                important = after is None or not task.comparator.equal(after, answer, example)
-            result.labels.append(
-                {
-                    "prompt_id": example.prompt_id, "position": t, "target_token": y[t], "draft_token": d,
-                    "target_text": pair.text.decode([y[t]]), "draft_text": pair.text.decode([d]),
-                    "important": important, "answer_before": answer, "answer_after": after,
-                    "split": split_of(example.prompt_id),
-                }
-            )  # fmt: skip
+            label = label_of(pair, task, example, y, swapped, t, answer, lambda ids: read(pair, task, ids))
+            result.labels.append(label)
             if features:
                 for part, row in feature_rows(pair, [*prompt, *kept]).items():
                     result.features.setdefault(part, []).append(row)
-            if important is False:
+            if label["important"] is False:
                 y = swapped
                 drafts = draft_choices(pair, prompt, y)
         t += 1
     result.response = y
     return result
+
+
+def label_of(
+    pair: Any, task: Any, example: Any, response: Ids, swapped: Ids, position: int, answer: str,
+    read_answer: Callable[[Ids], str | None],
+) -> dict[str, Any]:  # fmt: skip
+    """The fields of a swap's label. `swapped` is the response with the draft's token at this position, continued."""
+    finished = swapped[-1] in pair.eos_ids
+    after = read_answer(swapped) if finished else None
+    important = None
+    if finished:
+        important = after is None or not task.comparator.equal(after, answer, example)
+    y, d = response[position], swapped[position]
+    return {
+        "prompt_id": example.prompt_id, "position": position, "target_token": y, "draft_token": d,
+        "target_text": pair.text.decode([y]), "draft_text": pair.text.decode([d]), "important": important,
+        "answer_before": answer, "answer_after": after, "split": split_of(example.prompt_id),
+    }  # fmt: skip
 
 
 def read(pair: Any, task: Any, response: Ids) -> str | None:

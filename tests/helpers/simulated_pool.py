@@ -8,10 +8,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
-from specexp.workers.dispatch import Died, Event, Finished, LoadedWork, Started, WorkerJob
+import pytest
+from click.testing import Result
+
+from specexp.workers import settings
+from specexp.workers.dispatch import Crew, Died, Event, Finished, LoadedWork, Started, WorkerJob
 from specexp.workers.node_metrics import NodeRun
+from specexp.workers.settings import WorkerSettings
 
 
 @dataclass
@@ -90,12 +96,31 @@ def at_random(seed: int, share: float, most: int = 1_000_000) -> Callable[[int, 
 @contextmanager
 def opened(pools: list[SimulatedPool], **how: Any) -> Iterator[Callable[..., Any]]:
     """A replacement of `specexp.workers.crew.crew`, which appends the pools that it makes."""
-    from specexp.workers.dispatch import Crew
 
     @contextmanager
-    def crew(settings: Any, job: WorkerJob) -> Iterator[Crew]:
+    def crew(given: WorkerSettings, job: WorkerJob) -> Iterator[Crew]:
         pools.append(SimulatedPool(job, **how))
-        yield Crew(pools[-1], settings.number)
+        yield Crew(pools[-1], given.number)
         pools[-1].closed = True
 
     yield crew
+
+
+def simulated_command(
+    monkeypatch: pytest.MonkeyPatch, driver: ModuleType, command: Callable[..., Result],
+    pools: list[SimulatedPool] | None = None,
+) -> Callable[..., tuple[Result, SimulatedPool]]:  # fmt: skip
+    """A function that runs a command on `number` simulated workers, and returns their pool, too.
+
+    `driver` is the module that imports `crew`; `pools` gets the pools that are made.
+    """
+    made = [] if pools is None else pools
+    monkeypatch.setattr(settings, "find_spec", lambda name: object())  # Ray need not be installed
+
+    def run(*arguments: str, number: int = 2, **how: Any) -> tuple[Result, SimulatedPool]:
+        with opened(made, **how) as crew:
+            monkeypatch.setattr(driver, "crew", crew)
+            result = command(*arguments, "--workers", str(number))
+        return result, made[-1]
+
+    return run

@@ -11,7 +11,6 @@ from typing import Any
 
 from helpers import reference_miner
 from helpers.reference_miner import Ids, Reference
-from specexp.judge.splits import split_of
 
 
 @dataclass(frozen=True)
@@ -71,20 +70,9 @@ def mine(pair: Any, task: Any, example: Any, budget: Budget, read: Callable[[Ids
         if d != y[t] and t not in budget.thought_of(y)[1]:
             swapped, calls = respond(pair, prompt, [*y[:t], d], budget)
             result.num_calls += calls
-            finished = swapped[-1] in pair.eos_ids
-            after = read(swapped) if finished else None
-            important = None
-            if finished:
-                important = after is None or not task.comparator.equal(after, answer, example)
-            result.labels.append(
-                {
-                    "prompt_id": example.prompt_id, "position": t, "target_token": y[t], "draft_token": d,
-                    "target_text": pair.text.decode([y[t]]), "draft_text": pair.text.decode([d]),
-                    "important": important, "answer_before": answer, "answer_after": after,
-                    "split": split_of(example.prompt_id),
-                }
-            )  # fmt: skip
-            y = swapped if important is False else y
+            label = reference_miner.label_of(pair, task, example, y, swapped, t, answer, read)
+            result.labels.append(label)
+            y = swapped if label["important"] is False else y
         t += 1
     result.response = y
     return result

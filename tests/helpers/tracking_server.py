@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-WAIT = 120.0  # seconds, for a server to come up on a busy machine
+from helpers.started_server import free_port, is_up, wait_until
 
 
 class Server:
@@ -22,9 +18,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
+        self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -39,15 +33,12 @@ class Server:
             "--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db",
             "--serve-artifacts", "--artifacts-destination", str(self._folder / "artifacts"),
         ]  # fmt: skip
-        with (self._folder / "server.log").open("ab") as log:
+        log = self._folder / "server.log"
+        with log.open("ab") as output:
             self._process = subprocess.Popen(
-                command, cwd=self._folder, env=environment, stdout=log, stderr=log, start_new_session=True
+                command, cwd=self._folder, env=environment, stdout=output, stderr=output, start_new_session=True
             )
-        end = time.monotonic() + WAIT
-        while not self._answers():
-            assert self._process.poll() is None, (self._folder / "server.log").read_text()
-            assert time.monotonic() < end, "the server does not come up"
-            time.sleep(0.2)
+        wait_until(lambda: is_up(f"{self.address}/health"), self._process, log)
 
     def kill(self) -> None:
         """Send SIGKILL, to workers as well: nothing is finished."""
@@ -55,13 +46,6 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.address}/health", timeout=5) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
 
 
 @contextmanager

@@ -7,12 +7,8 @@ It wants the `openai` package, which the Makefile installs in a folder of its ow
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.started_server import PATIENCE, free_port, started
+
 TARGET = Path(__file__).resolve().parents[2] / "specexp/zoo/target"
-PATIENCE = 180.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,33 +40,10 @@ class TransformersServer:
 
 @contextmanager
 def transformers_serving(folder: Path, model: Path = TARGET, dtype: str = "float32") -> Iterator[TransformersServer]:
-    """Run the server on a free port, on the CPU; it is ended at last, however the test ends."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    log = folder / "transformers_serve.log"
+    """Run the server on a free port, on the CPU."""
+    port, log = free_port(), folder / "transformers_serve.log"
     arguments = ["serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", dtype]
     command = [sys.executable, "-c", "from transformers.cli.transformers import main; main()", *arguments]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-        )
-    try:
-        server = TransformersServer(f"http://127.0.0.1:{port}/v1", str(model), process, log)
-        end = time.monotonic() + PATIENCE
-        while not _is_up(f"http://127.0.0.1:{port}/health"):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.1)
-        yield server
-    finally:
-        process.kill()
-        process.wait(PATIENCE)
-
-
-def _is_up(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=10) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+    address = f"http://127.0.0.1:{port}"
+    with started(command, log, f"{address}/health", {"HF_HUB_OFFLINE": "1"}) as process:
+        yield TransformersServer(f"{address}/v1", str(model), process, log)

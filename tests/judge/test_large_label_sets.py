@@ -71,6 +71,14 @@ def test_a_judge_of_shards_and_scratch_files_is_the_judge_of_memory(
 
 
 @pytest.mark.usefixtures("small")
+def test_features_are_standardised_by_all_rows() -> None:
+    x = np.random.default_rng(0).normal(5, 3, (50, 4)).astype(np.float32)
+    assert len(list(matrices.batches(x))) > 3
+    whole = matrices.standardised(matrices.scaler_of(x), x)
+    assert np.allclose(whole, (x - x.mean(axis=0)) / x.std(axis=0), atol=1e-5)
+
+
+@pytest.mark.usefixtures("small")
 def test_shards_are_hashed_and_may_be_removed_once_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

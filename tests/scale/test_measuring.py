@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
@@ -24,8 +24,8 @@ from specexp.scale.measure_command import command, replay
 from specexp.scale.measured_work import MeasuredEvaluation, MeasuredMining
 from specexp.scale.measuring import measure, schedule
 from specexp.scale.recorded_runs import FILE, Measurement, RecordedRun, UnitTimes
-from specexp.scale.recording import TimedJob
-from specexp.workers.dispatch import Crew, LoadedWork, WorkerJob
+from specexp.scale.recording import RecordingPool, StartedWorkers, TimedJob, TimedResult, TimedWork
+from specexp.workers.dispatch import Crew, Event, Finished, LoadedWork, Started, WorkerJob, WorkerPool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,13 +56,13 @@ class CubesOfNumbers:
     def prepare(self, facts: Any) -> None:
         assert facts == {"pair": "cubes"}
 
-    def run(self, crew: Crew, prompts: Sequence[int], folder: Path) -> str:
+    def run(self, crew: Crew, prompts: Sequence[int], folder: Path) -> Callable[[], str]:
         if len(self.runs) == self.refused:
             raise ModelError("no room.")
         folder.mkdir(parents=True)
         self.runs.append((crew.number, list(prompts)))
         outcomes = [each.result for each in crew.do(prompts, self.size)]
-        return hashlib.sha256(repr(outcomes).encode()).hexdigest()
+        return lambda: hashlib.sha256(repr(outcomes).encode()).hexdigest()
 
     def place(self, unit: int) -> tuple[int, ...]:
         return (unit,)
@@ -104,7 +104,11 @@ def test_every_block_is_done_by_every_number_of_workers_and_each_unit_is_timed(t
         assert run.num_prompts == 2 * len(blocks[run.block])
         for unit in run.units:
             assert 0 <= unit.submitted <= unit.began <= unit.ended <= unit.returned <= run.seconds
-        assert 0 < run.driver_seconds < run.seconds
+            assert unit.cpu_seconds_before is not None
+            assert unit.cpu_seconds_before >= 0
+        assert 0 < run.driver_seconds <= run.seconds
+        assert run.driver_loop_cpu_seconds is not None
+        assert 0 < run.driver_loop_cpu_seconds <= run.driver_cpu_seconds + 1e-3
     for block in range(3):
         assert len({run.results for run in measurement.runs if run.block == block}) == 1
     assert len(measurement.load_seconds) == 3
@@ -134,6 +138,40 @@ def test_a_worker_that_dies_ends_the_measurement(tmp_path: Path, at_start: bool)
     with pytest.raises(WorkerError, match="a worker died"):
         measure(CubesOfNumbers(), [1, 2], 2, measurement, tmp_path, opener([], dies=dies))
     assert len(measurement.runs) == (0 if at_start else 2)
+
+
+@dataclass
+class SlowPool:
+    """A worker whose result is ready at 4 seconds, and whose driver has it at 5."""
+
+    now: float = 0.0
+
+    def events(self, seconds: float) -> list[Event]:
+        self.now = 5.0
+        return [Finished(7, TimedResult(1, 2.0, 4.0, 0.5, 0.0))]
+
+    def submit(self, worker: int, unit: Any) -> None:
+        self.now += 1.0
+
+
+def test_the_drivers_time_is_all_in_which_no_result_is_waited_for() -> None:
+    slow = SlowPool()
+    pool = RecordingPool(StartedWorkers(cast(WorkerPool, slow), {7: {}}, [0.0]), lambda: slow.now)
+    assert pool.start() == 7
+    assert pool.events(1.0) == [Started(7, {})]
+    pool.submit(7, "unit")  # a second
+    assert pool.events(1.0) == [Finished(7, 1)]  # one of its five, in which the result came
+    slow.now = 8.0  # it is written
+    pool.close()
+    assert pool.driver_seconds == 1.0 + 1.0 + 3.0
+
+
+def test_cpu_seconds_between_units_are_those_since_the_unit_before() -> None:
+    spent = iter([1.0, 3.0, 3.5, 4.5])
+    work = TimedWork(Cubes(), lambda: 0.0, lambda: next(spent))
+    first, second = work.do(2), work.do(3)
+    assert (first.cpu_seconds, first.cpu_seconds_before) == (2.0, 0.0)
+    assert (second.cpu_seconds, second.cpu_seconds_before) == (1.0, 0.5)
 
 
 def unit(worker: int, began: float, ended: float, submitted: float = 0.0, size: float = 0.0) -> UnitTimes:
@@ -177,6 +215,12 @@ def test_what_handing_out_costs_is_of_a_prompt() -> None:
     # The third unit was submitted after its worker had ended the second one; the fourth was there by then.
     assert (costs.asked, costs.between, costs.share_asked) == (0.25, 0.5, 0.5)
     assert costs.total == pytest.approx(0.005 + 0.375)
+    assert (costs.driver_loop_cpu, costs.worker_cpu, costs.total_cpu) == (None, None, None), "not measured then"
+    units = [replace(each, cpu_seconds_before=0.01 * number) for number, each in enumerate(TWO.units)]
+    measured = handout_costs([replace(TWO, units=units, driver_loop_cpu_seconds=0.06)])
+    assert measured.driver_loop_cpu == pytest.approx(0.015)
+    assert measured.worker_cpu == pytest.approx(0.025), "of the third and the fourth: the others had no unit before"
+    assert measured.total_cpu == pytest.approx(0.02 + 0.025)
     twice = replace(TWO, units=[replace(each, prompts=2) for each in TWO.units])
     assert handout_costs([twice]).asked == 0.125
     assert handout_costs([ONE]).asked == 0.0

@@ -140,6 +140,17 @@ def test_names_keep_their_numbers_however_many_there_are(monkeypatch: pytest.Mon
     assert len(numbers) == 40
 
 
+def test_names_whose_hashes_begin_alike_are_told_apart_by_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first 64 bits, by which names are sorted, are of two values here; the other 32 differ."""
+    digest = lambda name: (int(name) % 2).to_bytes(8, "little") + int(name).to_bytes(4, "little")  # noqa: E731
+    monkeypatch.setattr(record_places, "_digest", digest)
+    monkeypatch.setattr(record_places, "_RECENT", 7)
+    numbers, names = NameNumbers(), [str(i) for i in range(30)]
+    assert [numbers.number(name) for name in [*names, *names]] == [*range(30), *range(30)]
+    assert [numbers.find(name) for name in names] == [*range(30)]
+    assert numbers.find("30") is None
+
+
 def test_names_are_sorted_in_by_a_part_of_those_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are, each is sorted in about as often: the work grows with their number, not its square."""
     monkeypatch.setattr(record_places, "_RECENT", 2)

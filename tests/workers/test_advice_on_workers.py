@@ -13,11 +13,10 @@ from click.testing import Result
 from entrypoints import advise as entry
 from helpers.cli_runner import invoke, is_refused
 from helpers.judges import judge_for
-from helpers.simulated_pool import SimulatedPool, at_random, opened
+from helpers.simulated_pool import SimulatedPool, at_random, simulated_command
 from specexp.advise import advice
 from specexp.advise.workers import measuring
 from specexp.judge import features
-from specexp.workers import settings
 
 SMALL = (
     "--experiment", "toy_quick", "--limit", "3", "--max-new-tokens", "8", "--gamma", "1,2", "--tree-budget", "none",
@@ -39,7 +38,6 @@ def units(folder: str) -> dict[str, Any]:
 @pytest.fixture
 def on_simulated(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> Callable[..., tuple[Result, SimulatedPool]]:
     """Runs advise on simulated workers."""
-    monkeypatch.setattr(settings, "find_spec", lambda name: object())
     judge_for("toy_quick", features.mode("both")).save(workplace / "judge")
 
     pools: list[SimulatedPool] = []
@@ -51,13 +49,7 @@ def on_simulated(monkeypatch: pytest.MonkeyPatch, workplace: Path) -> Callable[.
 
     monkeypatch.setattr(advice, "measure", measure)
 
-    def run(*arguments: str, number: int = 2, **how: Any) -> tuple[Result, SimulatedPool]:
-        with opened(pools, **how) as crew:
-            monkeypatch.setattr(measuring, "crew", crew)
-            result = advise(*arguments, "--workers", str(number))
-        return result, pools[-1]
-
-    return run
+    return simulated_command(monkeypatch, measuring, advise, pools)
 
 
 @pytest.mark.slow

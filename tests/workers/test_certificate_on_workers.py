@@ -12,12 +12,11 @@ from click.testing import Result
 
 from entrypoints import certify as entry
 from helpers.cli_runner import invoke, is_refused
-from helpers.simulated_pool import SimulatedPool, at_random, opened
+from helpers.simulated_pool import SimulatedPool, at_random, simulated_command
 from specexp.certify import on_workers
 from specexp.certify.own_models import MethodUnit, PlainUnit
 from specexp.certify.sampled import SampleUnit
 from specexp.decoding import specexec
-from specexp.workers import settings
 
 TOY = ("--experiment", "toy_quick", "--gamma", "3", "--limit", "3", "--max-new-tokens", "12")
 SAMPLED = ("--temperature", "0.8", "--samples", "300")
@@ -39,16 +38,7 @@ def at(kind: type, where: Callable[[Any], bool] = lambda unit: True) -> Callable
 @pytest.fixture
 def on_simulated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Result, SimulatedPool]]:
     """Runs certify on simulated workers."""
-    monkeypatch.setattr(settings, "find_spec", lambda name: object())
-
-    def run(*arguments: str, number: int = 2, **how: Any) -> tuple[Result, SimulatedPool]:
-        pools: list[SimulatedPool] = []
-        with opened(pools, **how) as crew:
-            monkeypatch.setattr(on_workers, "crew", crew)
-            result = certify(*arguments, "--workers", str(number))
-        return result, pools[-1]
-
-    return run
+    return simulated_command(monkeypatch, on_workers, certify)
 
 
 @pytest.mark.slow

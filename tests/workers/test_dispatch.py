@@ -68,6 +68,20 @@ def test_results_arrive_in_any_order_with_their_workers() -> None:
     assert len({worker for worker, _ in arrived}) == 4
 
 
+def test_a_worker_may_get_another_unit_than_the_one_that_is_its_outcome() -> None:
+    got: list[tuple[int, int]] = []
+
+    def addressed(worker: int, unit: int) -> int:
+        got.append((worker, unit))
+        return unit + 100
+
+    pool = SimulatedPool(Squares(), seed=3)
+    outcomes = list(Crew(pool, 3).do(range(20), on_submit=addressed))
+    assert [(each.unit, each.result) for each in outcomes] == [(i, (i + 100) ** 2) for i in range(20)]
+    assert sorted(unit for _, unit in got) == list(range(20))
+    assert {worker for worker, _ in got} == {0, 1, 2}
+
+
 def test_a_unit_at_which_every_worker_dies_has_failed() -> None:
     crew = Crew(SimulatedPool(Squares(), dies=lambda worker, unit: unit == 5), 2)
     failed = [each for each in crew.do(range(10)) if each.failed]

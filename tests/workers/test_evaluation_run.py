@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from click.testing import Result
 
 from helpers.cli_runner import comparison_runs, evaluate, flat_runs, is_refused, records
-from helpers.simulated_pool import SimulatedPool, at_random, opened
-from specexp.workers import evaluation_run, settings
-from specexp.workers.evaluating import DecodeUnit, TokenViewUnit
+from helpers.simulated_pool import SimulatedPool, at_random, simulated_command
+from specexp.storage.records import Record, line_of, record_in
+from specexp.workers import evaluation_run
+from specexp.workers.evaluating import Decoded, DecodeUnit, TokenViewUnit
 
 CLOCKS = ("checksum", "seconds", "prefill_seconds", "time_to_first_token", "environment")
 TOY = ("--experiment", "toy_quick", "--limit", "6", "--methods", "baseline,speculative,specexec", "--show", "1")
@@ -27,16 +28,7 @@ def bytes_of(folder: Path) -> list[str]:
 @pytest.fixture
 def on_simulated(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Result, SimulatedPool]]:
     """Runs evaluate on simulated workers."""
-    monkeypatch.setattr(settings, "find_spec", lambda name: object())
-
-    def run(*arguments: str, number: int = 2, **how: Any) -> tuple[Result, SimulatedPool]:
-        pools: list[SimulatedPool] = []
-        with opened(pools, **how) as crew:
-            monkeypatch.setattr(evaluation_run, "crew", crew)
-            result = evaluate(*arguments, "--workers", str(number))
-        return result, pools[-1]
-
-    return run
+    return simulated_command(monkeypatch, evaluation_run, evaluate)
 
 
 @pytest.mark.slow
@@ -53,6 +45,15 @@ def test_records_are_those_of_one_process(more: tuple[str, ...], workplace: Path
     names = {each["prompt_id"] for each in failed}
     kept = [line for line in bytes_of(workplace / "one") if json.loads(line)["prompt_id"] not in names]
     assert [line for line in bytes_of(workplace / "killed") if json.loads(line)["prompt_id"] not in names] == kept
+
+
+def test_lines_get_the_name_that_their_environment_has_when_they_arrive() -> None:
+    made = cast(Record, {"prompt_id": "p", "turn": 0, "label": "x", "repeat": 0, "text": "Größe", "environment": "old"})
+    decoded = Decoded([line_of(made)], "old", {})
+    assert decoded.lines_in("old") == [line_of(made)]
+    (line,) = decoded.lines_in("new")
+    assert line == line_of(cast(Record, made | {"environment": "new"}))
+    assert record_in(line) == made | {"environment": "new"}
 
 
 @pytest.mark.slow

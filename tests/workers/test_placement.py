@@ -51,6 +51,16 @@ def test_once_two_shared_a_device_every_later_record_made_there_says_so(output: 
     assert saved(output)[crowded]["worker"]["shares_device"] is True
 
 
+def test_a_name_that_is_only_asked_for_is_not_written(output: OutputFolder) -> None:
+    placement, one = Placement(output), facts("m/cpu")
+    placement.changed({1: one})
+    alone = placement.known_name(one)
+    assert not (output.path / "environments.json").exists()
+    placement.changed({1: one, 2: facts("m/cpu")})
+    assert placement.known_name(one) == placement.name(one) != alone
+    assert list(saved(output)) == [placement.name(one)]
+
+
 def test_other_drivers_and_libraries_are_other_environments(output: OutputFolder) -> None:
     placement = Placement(output)
     names = {placement.name(each) for each in (facts(), facts(driver="550"), facts(packages={"torch": "2"}))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import platform
 import random
 import re
@@ -21,6 +22,7 @@ import pytest
 
 from helpers.cli_runner import comparison_runs, records
 from helpers.fatal_job import FatalJob
+from specexp.errors import ModelError
 from specexp.workers.dispatch import Crew
 from specexp.workers.settings import WorkerSettings
 
@@ -153,6 +155,35 @@ def test_a_unit_that_kills_three_workers_has_failed_and_the_others_go_on(
     assert [each.result for each in outcomes] == [None if i == 5 else i**2 for i in range(12)]
     assert [len(each.deaths) for each in outcomes] == [3 if i == 5 else 0 for i in range(12)]
     assert "died" in outcomes[5].deaths[0]
+
+
+def test_a_unit_takes_three_calls_of_ray_whose_messages_are_bytes(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from specexp.workers import ray_cluster  # it imports Ray
+
+    calls: dict[str, list[Any]] = {"wait": [], "get": [], "submit": []}
+
+    def watched(name: str, call: Any) -> Any:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            result = call(*arguments, **options)
+            calls[name].append(result)
+            return result
+
+        return counted
+
+    with ray_cluster.connected(WorkerSettings(2, nodes.address), FatalJob(-1, refused=50)) as pool:
+        crew = Crew(pool, 2)
+        crew.first()
+        while len(crew.facts) < 2:
+            crew.one(0)
+        for name in ("wait", "get"):
+            monkeypatch.setattr(ray_cluster.ray, name, watched(name, getattr(ray_cluster.ray, name)))
+        monkeypatch.setattr(ray_cluster.pickle, "dumps", watched("submit", pickle.dumps))
+        assert [each.result for each in crew.do(range(40))] == [i**2 for i in range(40)]
+        empty = sum(not ready for ready, _ in calls["wait"])  # a second without a result, on a busy machine
+        assert (len(calls["wait"]) - empty, len(calls["get"]), len(calls["submit"])) == (40, 40, 40)
+        assert {type(message) for message in calls["get"]} == {bytes}
+        with pytest.raises(ModelError, match=r"^no room for 50\.$"):
+            list(crew.do([50]))
 
 
 @pytest.mark.parametrize("sampled", [False, pytest.param(True, marks=pytest.mark.nightly)])

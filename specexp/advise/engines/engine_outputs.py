@@ -73,23 +73,20 @@ def _prompt_ids(prepared: Prepared, text: Text, index: int, prompt: Prompt, answ
 def _read(
     answer: Answer, prompt_ids: list[int], text: Text, ends: Sequence[int], prepared: Prepared, with_logprobs: bool
 ) -> EngineOutput:
-    """What an answer shows. A server may leave the EOS out of its ids and of its text."""
+    """What an answer shows."""
     ids, from_text = answer.token_ids, answer.token_ids is None
     if ids is None:
         if with_logprobs:
             raise EngineError("it gives no token ids, by which log-probabilities are those of tokens; serve with them.")
         ids = tokens_of(answer.text, text)
-    ids = list(ids)
     logprobs = list(answer.logprobs or ()) if with_logprobs else []
     if with_logprobs and not logprobs:
         raise EngineError(
             "it gives no log-probabilities, which tell how often sampled drafts are accepted; set draft_temperature to"
             " 0, weigh lookup or suffix alone, or serve with logprobs."
         )
-    if with_logprobs:
-        ids = ids[: len(logprobs)]  # an EOS may have an id and no log-probability
-    elif answer.finish_reason == "stop" and ends and not prepared.stop_texts and not (ids and ids[-1] in ends):
-        ids.append(ends[0])
+    # An EOS may have an id and no log-probability.
+    ids = ids[: len(logprobs)] if with_logprobs else answer.with_end(ids, ends, prepared.stop_texts)
     # Of an output that ended at a limit, that was the limit: it may be the server's own context.
     limit = len(ids) if answer.finish_reason == "length" else max(len(ids), prepared.experiment.max_new_tokens)
     return EngineOutput(prompt_ids, ids, logprobs[: len(ids)], limit, from_text)

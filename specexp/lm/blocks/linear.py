@@ -10,10 +10,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 PACK_ROWS = 3  # from this many rows on, oneDNN's packed product is faster than MKL's, which is slow on some CPUs
 PACK_SIZE = 1 << 16  # values of a weight; for a smaller one, calling oneDNN takes longer than the product
 PACK_LIMIT = 2 << 30  # bytes of a model; packing keeps copies of the weights, so larger models are not packed
+MOST_EXACT_ROWS = 17  # up to which every number of rows has a primitive of its own
+
+
+def primitive_rows(num: int) -> int:
+    """The number of rows with which oneDNN computes a product of `num` rows: the next one that it has a primitive for.
+
+    A primitive is compiled for each number of rows and each size of a weight. It takes milliseconds and half a
+    megabyte, and is kept, so that a process that meets all lengths of prompts and batches would grow by hundreds of
+    megabytes. Beyond MOST_EXACT_ROWS there are five sizes up to every power of two: four of a token more than a round
+    number, as drafted chains and trees have, and the power itself, which is a piece of a long prompt.
+    """
+    if num <= MOST_EXACT_ROWS:
+        return num
+    step = 1 << ((num - 2).bit_length() - 3)
+    return min(-(-(num - 1) // step) * step + 1, 1 << (num - 1).bit_length())
 
 
 class Linear:
@@ -21,18 +37,27 @@ class Linear:
     that a prompt's logits do not change from run to run.
 
     With `pack`, the product of few rows reads a contiguous copy of W^T in memory order: reading W itself took between
-    the same time and four times as long, depending on where its pages lie.
+    the same time and four times as long, depending on where its pages lie. Where oneDNN computes, x gets rows of zeros
+    up to `primitive_rows`.
     """
 
-    __slots__ = ("bias", "packed", "transposed", "weight")
+    __slots__ = ("bias", "compiled", "packed", "transposed", "weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None, pack: bool) -> None:
         self.weight, self.bias = weight, bias
         self.transposed = weight.t().contiguous() if pack else weight.t()
         worth = pack and weight.numel() >= PACK_SIZE
         self.packed: Tensor | None = torch.ops.mkldnn._reorder_linear_weight(weight, 8) if worth else None
+        # In float32 all other products are MKL's, which compiles nothing.
+        self.compiled = worth or (weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16))
 
     def __call__(self, x: Tensor) -> Tensor:
+        num = x.shape[0]
+        if self.compiled and (more := primitive_rows(num) - num):
+            return self._product(pad(x, (0, 0, 0, more)))[:num]
+        return self._product(x)
+
+    def _product(self, x: Tensor) -> Tensor:
         if self.packed is not None and x.shape[0] >= PACK_ROWS:
             result: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
             return result
@@ -42,9 +67,12 @@ class Linear:
 
     def added(self, x: Tensor, residual: Tensor, multiplier: float = 1.0) -> Tensor:
         """`multiplier` times the product of `x`, added to `residual`[T, out]."""
-        if (self.packed is not None and x.shape[0] >= PACK_ROWS) or self.bias is not None:
+        num = x.shape[0]
+        if (self.packed is not None and num >= PACK_ROWS) or self.bias is not None:
             return self(x).mul_(multiplier).add_(residual) if multiplier != 1 else self(x).add_(residual)
-        return torch.addmm(residual, x, self.transposed, alpha=multiplier)
+        if self.compiled and (more := primitive_rows(num) - num):
+            x, residual = pad(x, (0, 0, 0, more)), pad(residual, (0, 0, 0, more))
+        return torch.addmm(residual, x, self.transposed, alpha=multiplier)[:num]
 
 
 def joined(parts: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
