@@ -11,20 +11,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from specexp.lm.kernels import reference
+from specexp.lm.kernels.table import RmsNorm
+
 Norm = Callable[[Tensor], Tensor]
 
 
-def rms_norm(weight: Tensor | None, eps: float, size: int, like: Tensor) -> Norm:
+def rms_norm(weight: Tensor | None, eps: float, size: int, like: Tensor, kernel: RmsNorm | None = None) -> Norm:
     """x / sqrt(mean(x^2) + eps) * weight over `size` values, for tensors of the dtype and on the device of `like`.
 
     A weight of float32 for another dtype is multiplied in float32, as models do whose norms add 1 to their weights.
+    With a `kernel` it computes them all.
     """
+    if kernel is not None:
+        return lambda x: kernel(x, weight, eps)
     if like.dtype == torch.float32 and like.device.type == "cpu":
         return _CpuRmsNorm(weight, eps, size)
     if like.device.type == "cuda" and (weight is None or (weight.dtype == like.dtype and weight.dim() == 1)):
         # One kernel, in float32 inside. It rounds once; transformers' norms also round before the weight.
         return lambda x: functional.rms_norm(x, (size,), weight, eps)
-    return _WideRmsNorm(weight, eps, size)
+    return lambda x: reference.rms_norm(x, weight, eps)
 
 
 def layer_norm(weight: Tensor | None, bias: Tensor | None, eps: float, size: int) -> Norm:
@@ -51,20 +57,3 @@ class _CpuRmsNorm:
     def __call__(self, x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x.div(torch.hypot(length, self._offset)).mul_(self._weight)
-
-
-class _WideRmsNorm:
-    """In float32, rounded as transformers' norms are."""
-
-    __slots__ = ("_eps", "_size", "_weight")
-
-    def __init__(self, weight: Tensor | None, eps: float, size: int) -> None:
-        self._weight, self._eps, self._size = weight, eps, size
-
-    def __call__(self, x: Tensor) -> Tensor:
-        result = functional.rms_norm(x.float(), (self._size,), None, self._eps)
-        if self._weight is None:
-            return result.to(x.dtype)
-        if self._weight.dtype == x.dtype:
-            return result.to(x.dtype) * self._weight
-        return (result * self._weight).to(x.dtype)
