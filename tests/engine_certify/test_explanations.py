@@ -17,7 +17,7 @@ from specexp.certify.chi_square import Prefix
 from specexp.engine_certify import bias_power, findings, parameter_checks, sample_check
 from specexp.engine_certify.findings import explanations_of
 from specexp.engine_certify.next_tokens import NextTokens, Warping
-from specexp.engine_certify.sample_check import Inquiry, CountedSamples
+from specexp.engine_certify.sample_check import CountedSamples, Inquiry
 from specexp.engine_certify.sampled_places import (
     LENGTH,
     MIN_P,
