@@ -6,7 +6,8 @@ but the inputs that a folder started with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -159,14 +160,16 @@ def prepare(
         main_roles = sorted({main_role(method) for method in methods}, reverse=True)
         main_contexts = {role: lengths[role] for role in main_roles}
 
+        def ids_of(index: int) -> list[int]:
+            with _naming(examples[index]):
+                return text.encode(examples[index].messages())
+
         def check_one(index: int, ids: list[int]) -> None:
-            try:
+            with _naming(examples[index]):
                 _check(examples[index], ids, text, experiment.max_new_tokens, most, main_contexts)
-            except (PromptError, ModelError) as error:
-                raise type(error)(f"prompt '{examples[index].prompt_id}': {error}") from None
 
         nonlocal prompts
-        prompts = TokenIds(lambda index: text.encode(examples[index].messages()), len(examples), check_one)
+        prompts = TokenIds(ids_of, len(examples), check_one)
 
     pair = load(experiment, roles, check=encode, same_tokens=same_tokens) if methods else load_text(experiment, encode)
     pair_identity, widths = identity(pair, experiment), hidden_sizes(pair) if judges else {}
@@ -205,6 +208,15 @@ def prepare(
         served,
         tuple(strings),
     )
+
+
+@contextmanager
+def _naming(example: Example) -> Iterator[None]:
+    """What is raised within the context names the prompt."""
+    try:
+        yield
+    except (PromptError, ModelError) as error:
+        raise type(error)(f"prompt '{example.prompt_id}': {error}") from None
 
 
 def _check(

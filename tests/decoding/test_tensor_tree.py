@@ -19,7 +19,6 @@ from specexp.decoding.specexec import by_row, grow
 from specexp.decoding.tensor_tree import TreeSizes, grow_tree
 from specexp.decoding.tree import Tree
 
-NUMBERS = random.Random(5)
 SHAPES = [  # budget, depth, branches, width
     (1, 1, 1, 1), (1, 3, 2, 4), (3, 3, 1, 1), (5, 3, 1, 3), (8, 4, 3, 2), (12, 3, 4, 4), (64, 2, 4, 4), (300, 4, 3, 5),
     (16, 9, 2, 2), (7, 5, 8, 3), (24, 6, 5, 12), (2, 6, 4, 4),
@@ -113,11 +112,12 @@ def arrays(library: str) -> Any:
 @pytest.mark.parametrize("kind", ["random", "ties", "never"])
 def test_it_is_the_tree_of_the_host(kind: str, dtype: Any, library: str) -> None:
     array, whole, cut = arrays(library), 0, 0
+    numbers = random.Random(f"{kind} {library} {np.dtype(dtype)}")  # whatever tests ran before
     for number, (shape, vocab) in enumerate((shape, vocab) for shape in SHAPES for vocab in (1, 2, 5, 40)):
-        for more in NUMBERS.sample(PRUNING, 1) if number % 8 else PRUNING:
+        for more in numbers.sample(PRUNING, 2) if number % 8 else PRUNING:
             ask = GrowTree(*shape, **more)
-            for depth in {1, ask.max_depth, NUMBERS.randint(1, ask.max_depth)}:
-                seed = NUMBERS.randrange(10**6)
+            for depth in {1, ask.max_depth, numbers.randint(1, ask.max_depth)}:
+                seed = numbers.randrange(10**6)
                 tree = on_the_host(ask, depth, Draft(vocab, kind, dtype, array, seed))
                 draft = Draft(vocab, kind, dtype, array, seed)
                 got = grow_tree(ask, array(np.array([depth])), draft.root, draft.expand)
@@ -130,7 +130,7 @@ def test_it_is_the_tree_of_the_host(kind: str, dtype: Any, library: str) -> None
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 def test_a_level_that_expands_nothing_may_be_skipped(library: str) -> None:
     """As a recording does on a device: nothing but the flag decides."""
-    array = arrays(library)
+    array, numbers = arrays(library), random.Random(5)
     ran: list[bool] = []
 
     def when(flag: Any, body: Any) -> None:
@@ -141,7 +141,7 @@ def test_a_level_that_expands_nothing_may_be_skipped(library: str) -> None:
     for shape in SHAPES:
         for depth in range(1, shape[1] + 1):
             ask = GrowTree(*shape, threshold=0.4)
-            seed = NUMBERS.randrange(10**6)
+            seed = numbers.randrange(10**6)
             tree = on_the_host(ask, depth, Draft(9, "ties", np.float32, array, seed))
             draft = Draft(9, "ties", np.float32, array, seed)
             before = ran.count(True)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specexp.lm.kernels import reference
 from specexp.lm.kernels.table import RmsNorm
 
 Norm = Callable[[Tensor], Tensor]
@@ -30,7 +29,7 @@ def rms_norm(weight: Tensor | None, eps: float, size: int, like: Tensor, kernel:
     if like.device.type == "cuda" and (weight is None or (weight.dtype == like.dtype and weight.dim() == 1)):
         # One kernel, in float32 inside. It rounds once; transformers' norms also round before the weight.
         return lambda x: functional.rms_norm(x, (size,), weight, eps)
-    return lambda x: reference.rms_norm(x, weight, eps)
+    return _WideRmsNorm(weight, eps, size)
 
 
 def layer_norm(weight: Tensor | None, bias: Tensor | None, eps: float, size: int) -> Norm:
@@ -57,3 +56,20 @@ class _CpuRmsNorm:
     def __call__(self, x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         return x.div(torch.hypot(length, self._offset)).mul_(self._weight)
+
+
+class _WideRmsNorm:
+    """In float32, rounded as transformers' norms are: before a weight of the same dtype, too."""
+
+    __slots__ = ("_eps", "_size", "_weight")
+
+    def __init__(self, weight: Tensor | None, eps: float, size: int) -> None:
+        self._weight, self._eps, self._size = weight, eps, size
+
+    def __call__(self, x: Tensor) -> Tensor:
+        result = functional.rms_norm(x.float(), (self._size,), None, self._eps)
+        if self._weight is None:
+            return result.to(x.dtype)
+        if self._weight.dtype == x.dtype:
+            return result.to(x.dtype) * self._weight
+        return (result * self._weight).to(x.dtype)
