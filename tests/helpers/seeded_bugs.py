@@ -915,7 +915,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("nothing is reused", CONTEXT, "            common += 1\n", "            break\n"),
         Bug("a prompt beyond the context is fed", CONTEXT, "if common < len(ids) - 1 <= self._model.context:", "if common < len(ids) - 1:"),
         Bug("row 0 is answered at each ask", CONTEXT, "        self._begun = True\n", ""),
-        Bug("reused tokens count as fed", CONTEXT, "self._count(len(ids) - 1 - common)", "self._count(len(ids) - 1)"),
+        Bug("reused tokens count as fed", CONTEXT, "self.count(len(ids) - 1 - common)", "self.count(len(ids) - 1)"),
         Bug("slots are counted from the start of the cache", CONTEXT, "[self._num_cached + slot for slot in slots]", "list(slots)"),
         Bug("a round's slots are not forgotten", CONTEXT, "self._begun, self._fed, self._parents, self._num_slots = False, [], None, 0", "self._begun, self._fed, self._parents = False, [], None"),
         Bug("uncached asks forget what the round fed", CONTEXT, "[self._model.ids(self._ids), *self._fed]", "[self._model.ids(self._ids)]"),
