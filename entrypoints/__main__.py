@@ -59,6 +59,9 @@ class Entrypoints(click.Group):
 def cli(context: click.Context) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun started this process, and others that hold shards of the target
         _join(int(os.environ["RANK"]))
+        from specexp.command_line import JOINED
+
+        context.meta[JOINED] = True
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 

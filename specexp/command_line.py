@@ -46,6 +46,7 @@ MLFLOW = {
 # Turns that a waiting thread of libgomp spins before it sleeps. With its default, 300,000, batches on a virtual machine
 # ran at 0.6 of their speed for seconds at a time.
 SPIN = "8000"
+JOINED = "specexp.joined"  # of click's context: this process is the first of those that torchrun started
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
 
 
@@ -173,6 +174,7 @@ def guarded(
     if "OMP_WAIT_POLICY" not in os.environ:  # PyTorch reads it when it is loaded, which `work` does
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
     try:
+        _check_launcher()
         _check_arguments()
         with without_credentials():
             work()
@@ -197,6 +199,17 @@ def guarded(
     except signals.Terminated:
         click.echo(" ".join(filter(None, ("terminated;", kept, next_step))).rstrip(";"), err=True)
         sys.exit(143)
+
+
+def _check_launcher() -> None:
+    """Raise ConfigError if each of several processes of torchrun would do the whole command."""
+    number, context = os.environ.get("WORLD_SIZE", "1"), click.get_current_context(silent=True)
+    if "TORCHELASTIC_RUN_ID" in os.environ and number != "1" and not (context and context.meta.get(JOINED)):
+        raise ConfigError(
+            f"torchrun started {number} processes, each of which would do the whole command: they share a target only"
+            " as 'torchrun ... -m specexp COMMAND' (with MLFLOW_RUN_ID for a run that exists). Start it so, or leave"
+            " torchrun out, as with mlflow run: with tensor_parallel the command starts the processes itself."
+        )
 
 
 def file_of(name: str, what: str) -> Path:

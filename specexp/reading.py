@@ -73,13 +73,13 @@ def read_bytes(path: Path, what: str, error: Error, most: int | None = MAX_SETTI
     return data
 
 
-def decode(data: bytes, where: str, error: Error, way_out: str = "; save it as UTF-8.") -> str:
-    """Decode UTF-8 bytes, and drop a byte order mark."""
+def decode(data: bytes, where: str, error: Error, way_out: str = "; save it as UTF-8.", offset: int = 0) -> str:
+    """Decode UTF-8 bytes, and drop a byte order mark. `offset` is where the bytes begin in their file."""
     try:
         return data.decode("utf-8").removeprefix(BOM)
     except UnicodeDecodeError as why:
-        kind = ", as UTF-16 begins" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise error(_said(where, f"not UTF-8 text (byte {why.start}{kind}){way_out}")) from why
+        kind = ", as UTF-16 begins" if data[:2] in (b"\xff\xfe", b"\xfe\xff") and not offset else ""
+        raise error(_said(where, f"not UTF-8 text (byte {offset + why.start}{kind}){way_out}")) from why
 
 
 def _said(where: str, what: str) -> str:

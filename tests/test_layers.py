@@ -20,10 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"errors"},
     {"addresses", "bugs", "signals"},
-    {"answers", "reading", "sandbox"},
+    {"answers", "reading", "sandbox", "sequences"},
     {"tasks", "decoding", "programs"},
     {"method_specs", "draft_faults", "engines", "lm"},
-    {"lm.configs", "lm.blocks"},
+    {"lm.configs", "lm.kernels"},
+    {"lm.blocks"},
     {"lm.native"},
     {"lm.hf"},
     {"lm.heads", "lm.sharded"},

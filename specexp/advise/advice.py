@@ -38,9 +38,11 @@ from specexp.evaluation import divergence, measured_costs
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.timing import SpecexpContender, TimingPhase, Timings, decoding, once, timings, whole
 from specexp.metrics.statistics import rate, rate_ratio
+from specexp.sequences.token_ids import longest_of
 from specexp.storage import environment
 from specexp.storage.journal import Journal, Key
 from specexp.storage.records import Record
+from specexp.tasks.example import place_of
 
 PROBES = 2  # how often the probed settings run for overheads and counts
 
@@ -147,7 +149,7 @@ class _Steps:
         first call is built then."""
         num_prompts, phase = len(self.prepared.prompts), TimingPhase(self.journal, name)
         left = not phase.is_done(contenders, num_prompts, repeats)
-        longest = max(range(num_prompts), key=lambda index: len(self.prepared.prompts[index]))
+        longest = longest_of(self.prepared.prompts)
         for contender in contenders:
             self.bar.set_postfix_str(contender.name, refresh=False)
             if left and (contender.name != PLAIN or self.journal.resumed):
@@ -222,13 +224,15 @@ def _unexplained(prepared: Prepared, candidate: Candidate, records: Sequence[Rec
     """Prompts whose output differs from plain decoding's although it must not, where no near tie explains it."""
     if not divergence.comparable(candidate.setting, prepared.experiment):
         return 0
-    engine, ids = Engine(prepared.pair.models), dict(zip(_names(prepared), prepared.prompts, strict=True))
+    engine = Engine(prepared.pair.models)
     differ: dict[str, tuple[Record, Record]] = {}
     for record, other in zip(records, plain, strict=True):
         if record["token_ids"] != other["token_ids"]:
             differ.setdefault(record["prompt_id"], (record, other))  # repeats emit the same
     reasons = [
-        divergence.why(engine, prepared.experiment, ids[name], record, other["token_ids"])
+        divergence.why(
+            engine, prepared.experiment, prepared.prompts[place_of(prepared.examples, name)], record, other["token_ids"]
+        )
         for name, (record, other) in differ.items()
     ]
     return reasons.count(divergence.UNEXPLAINED)

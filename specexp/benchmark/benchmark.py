@@ -39,6 +39,7 @@ from specexp.lm.runtime import CHAIN_HEADS
 from specexp.method_specs import spec
 from specexp.metrics.statistics import rate
 from specexp.profiling import bandwidth
+from specexp.sequences.token_ids import longest_of
 from specexp.storage import environment
 from specexp.storage.journal import Journal
 
@@ -122,7 +123,7 @@ def measure(prepared: Prepared, with_compiled: bool, journal: Journal | None = N
     size = prepared.experiment.batch
     passes = throughput.num_passes(prepared, 2) if size > 1 else 0
     total = num_runs(prepared, with_compiled) + passes
-    longest = max(range(num_prompts), key=lambda i: len(prepared.prompts[i]))
+    longest = longest_of(prepared.prompts)
     cold = set(greedy) if journal.resumed else set()
     with tqdm(total=total, desc=prepared.experiment.name, unit="run", dynamic_ncols=True) as bar:
         outputs, failed = _outputs(prepared, greedy, journal, cold, longest, bar)

@@ -1,8 +1,8 @@
 """What a decoder may ask of the engine, and what the engine answers.
 
-A decoder is a generator. It yields `Score`, `Draft`, `Recall` and `Depth` to get logits, drafted tokens and the allowed
-depth, and `Round` to commit tokens; the engine (`specexp.engine`) answers. A decoder never sees a KV cache, a device, a
-limit or a clock.
+A decoder is a generator. It yields `Score`, `Draft`, `Recall` and `GrowTree` to get logits, drafted tokens and trees,
+and `Round` to commit tokens; the engine (`specexp.engine`) answers. A decoder never sees a KV cache, a device, a limit
+or a clock.
 
 Shapes: G drafted tokens, V vocabulary, H hidden size, R rows, M tokens of a round.
 """
@@ -29,7 +29,8 @@ class Score:
     newest slot. The first ask of a round answers R = N + 1 rows (row 0 follows the last committed token), later ones
     R = N. `tokens=None` asks for row 0 alone. Host ids are moved to the model's device. With `top`, rows hold the
     W = min(top, V) best tokens only, and are read to the host.
-    `row_metadata` are lists of host integers, all of one length, that will be needed on the device of the logits.
+    `row_metadata` are lists of host integers, all of one length, that will be needed on the device of the logits. With
+    `tree`, its places are the tokens, padding included, and the answer's `row_metadata` is its table.
     """
 
     model: Role
@@ -38,6 +39,7 @@ class Score:
     top: int | None = None
     hidden: bool = False
     row_metadata: Sequence[Sequence[int]] = ()
+    tree: GrownTree | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,16 +156,49 @@ class Drafted:
 
 
 @dataclass(frozen=True, slots=True)
-class Depth:
-    """Ask how deep a tree may grow below the last committed token: an int from 0 to `most`.
+class GrowTree:
+    """Ask for a token tree below the last committed token, grown by the draft as `SpecExec` says.
 
-    The engine trims it so that a path of this depth and `reserve` more tokens fit what is left to emit, and so that the
-    draft's context holds all but the deepest node, which only the target reads. A chain has `Draft` for this; a tree
-    grows by asks of its own, and a decoder knows no limit.
+    The answer is the tree where the draft grows it on its device and the target scores it there (`GrownTree`). Anywhere
+    else it is an int, the depth to which the decoder grows the tree by asks of its own (`specexec.grow`).
+
+    The engine trims the depth, from `max_depth` down to 0, so that a path and `reserve` more tokens fit what is left to
+    emit, and so that the draft's context holds all but the deepest node, which only the target reads.
     """
 
-    most: int
+    budget: int
+    max_depth: int
+    branches: int
+    width: int
+    threshold: float = 0.0
+    min_log_prob: float = float("-inf")
     reserve: int = 1
+
+
+TREE_COUNTS = (
+    "num_nodes", "depth", "num_draft_calls", "max_active", "num_expanded", "num_candidates", "pruned_by_threshold",
+    "pruned_by_log_prob", "pruned_by_budget",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GrownTree:
+    """A tree on the draft's device, in K places: its nodes, parents first, then padding, which no node has as parent.
+
+    `table`[4, K + 1] has a row for tokens, for the parents' places, for the draft's slots (-1: not expanded), and for
+    ranks; column 0 is the root and node i is in column i + 1, which is its row in the target's logits. The root's
+    parent and all of padding is -1. `depths`[K] are counted from 1 below the root. sees[K, K] holds where a node has
+    another one among its ancestors, itself included. `counts`[9] are `TREE_COUNTS`. `peak`[1] is finite unless the
+    draft's logits are not. scores[K] are the log-probabilities of the nodes' paths. No path is longer than `depth`.
+    """
+
+    table: Array
+    depths: Array
+    sees: Array
+    counts: Array
+    scores: Array
+    peak: Array
+    depth: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,7 +221,7 @@ class Round:
     reads_all: bool = False
 
 
-Ask = Score | Draft | Recall | Depth | Round
-Answer = Scored | Drafted | int
+Ask = Score | Draft | Recall | GrowTree | Round
+Answer = Scored | Drafted | GrownTree | int
 # A decoder's generator. Each ask has its own type of answer, which the type of a generator cannot express.
 Steps = Generator[Ask, Any, None]

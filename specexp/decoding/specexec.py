@@ -12,13 +12,25 @@ Shapes: N nodes, V vocabulary, D depth of the tree.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from array_api_compat import array_namespace, device
 
-from specexp.decoding.protocol import Array, Ask, Depth, Needs, Role, Round, Score, Scored, Steps
+from specexp.decoding.protocol import (
+    TREE_COUNTS,
+    Array,
+    Ask,
+    GrownTree,
+    GrowTree,
+    Needs,
+    Role,
+    Round,
+    Score,
+    Scored,
+    Steps,
+)
 from specexp.decoding.rng import TARGET, Rng
 from specexp.decoding.rules import Warp
 from specexp.decoding.tree import Node, Tree
@@ -82,6 +94,14 @@ class SpecExec:
         return self.parallel_branches if self.branch_width is None else self.branch_width
 
     @property
+    def tree(self) -> GrowTree:
+        """The ask for a tree of this shape."""
+        least = float("-inf") if self.min_log_prob is None else self.min_log_prob
+        return GrowTree(
+            self.tree_budget, self.max_depth, self.parallel_branches, self.width, self.branch_prune_threshold, least
+        )
+
+    @property
     def models(self) -> tuple[Role, ...]:
         return ("target", "draft")
 
@@ -89,22 +109,18 @@ class SpecExec:
         limit, rule = remaining_tokens, self.rule
         hidden = rule is not None and rule.needs.target
         while remaining_tokens:
-            tree = yield from self._grow()
-            grown = tree.grown()
-            tokens, parents = [node.token for node, _ in grown], [parent for _, parent in grown]
-            scored: Scored = yield Score(
-                "target", tokens or None, parents or None, hidden=hidden, row_metadata=by_row(grown)
-            )
+            tree = yield from grow(self.tree)
+            scored: Scored = yield _verification(tree, hidden)
             table = scored.row_metadata
             assert table is not None
-            anyway = None if rule is None or not tokens else rule.accept_nodes(table[0], table[1], scored)
+            anyway = None if rule is None or table.shape[1] == 1 else rule.accept_nodes(table[0], table[1], scored)
             path = walk(scored.logits, table, tree.depth, self.warp, rng, limit - remaining_tokens, anyway)
             remaining_tokens = yield Round(
                 path.tokens,
                 path.num_accepted + 1,
                 {"target": path.slots, "draft": path.draft_slots},
                 {
-                    **tree.counts(),
+                    **_counts(tree),
                     "num_accepted": path.num_accepted,
                     "path": path.slots,
                     "ranks": path.ranks,
@@ -112,16 +128,34 @@ class SpecExec:
                 },
             )
 
-    def _grow(self) -> Generator[Ask, Any, Tree]:
-        floor = float("-inf") if self.min_log_prob is None else self.min_log_prob
-        tree = Tree(self.tree_budget, self.branch_prune_threshold, floor)
-        depth: int = yield Depth(self.max_depth)
-        # Each forward reaches at most one level deeper, so that the number of forwards bounds the depth too.
-        while tree.num_draft_calls < depth and (places := tree.frontier(self.parallel_branches)):
-            tokens, parents = tree.to_score(places)
-            scored: Scored = yield Score("draft", tokens or None, parents or None, top=self.width)
-            tree.widen(places, scored.first_slot, scored.logprob, scored.ids)
-        return tree
+
+def grow(ask: GrowTree) -> Generator[Ask, Any, Tree | GrownTree]:
+    """The tree that is asked for: the one that the draft grew on its device, or one grown here, level by level."""
+    answer: GrownTree | int = yield ask
+    if isinstance(answer, GrownTree):
+        return answer
+    tree = Tree(ask.budget, ask.threshold, ask.min_log_prob)
+    # Each forward reaches at most one level deeper, so that the number of forwards bounds the depth too.
+    while tree.num_draft_calls < answer and (places := tree.frontier(ask.branches)):
+        tokens, parents = tree.to_score(places)
+        scored: Scored = yield Score("draft", tokens or None, parents or None, top=ask.width)
+        tree.widen(places, scored.first_slot, scored.logprob, scored.ids)
+    return tree
+
+
+def _verification(tree: Tree | GrownTree, hidden: bool) -> Score:
+    """What the target is asked of a tree."""
+    if isinstance(tree, GrownTree):
+        return Score("target", hidden=hidden, tree=tree)
+    grown = tree.grown()
+    tokens, parents = [node.token for node, _ in grown], [parent for _, parent in grown]
+    return Score("target", tokens or None, parents or None, hidden=hidden, row_metadata=by_row(grown))
+
+
+def _counts(tree: Tree | GrownTree) -> Mapping[str, Array | int]:
+    if isinstance(tree, GrownTree):
+        return {name: tree.counts[i] for i, name in enumerate(TREE_COUNTS)}
+    return tree.counts()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -83,9 +83,10 @@ class Tree:
         """Append the children that pass both thresholds; their places."""
         above = Node(-1, ROOT, 0, 0, 0.0) if parent == ROOT else self.nodes[parent]
         start = len(self.nodes)
+        least = math.log(self.threshold) if self.threshold else -math.inf
         for rank, (score, token) in enumerate(zip(scores, tokens, strict=True)):
             total = above.score + min(score, 0.0)  # rounding may put log(1) above 0
-            if math.exp(score - scores[0]) < self.threshold:
+            if score - scores[0] < least:
                 self.pruned_by_threshold += 1
             elif total < self.min_log_prob:
                 self.pruned_by_log_prob += 1

@@ -20,6 +20,7 @@ from specexp.errors import ModelError, PromptError, TaskError
 from specexp.lm.hf.hf_model import HFModel
 from specexp.pair.loading import Pair, load_pair
 from specexp.pair.tokenization import Text
+from specexp.sequences.lazy import at
 from specexp.tasks.example import Example, Task
 from specexp.tasks.task import notes_of
 
@@ -30,7 +31,7 @@ class PreparedDrafter:
 
     config: DrafterConfig
     task: Task
-    examples: list[Example]
+    examples: Sequence[Example]
     pair: Pair
     layers: tuple[int, ...]
     notes: Sequence[str] = ()
@@ -82,8 +83,8 @@ def prepare(config: DrafterConfig) -> PreparedDrafter:
     """Load the models and the task, and check that every prompt fits the context. Writes nothing."""
     experiment = config.experiment
     chosen = experiment.read_task("train")
-    examples = chosen.examples(config.skip + experiment.limit)[config.skip :]
-    examples = [example for example in examples if len(example.turns) == 1]
+    rows = chosen.examples(config.skip + experiment.limit)[config.skip :]
+    examples = at(rows, [index for index, example in enumerate(rows) if len(example.turns) == 1])
     if len(examples) < FEWEST:
         raise TaskError(
             f"task '{experiment.task}' has {len(examples)} prompts of one turn after skip {config.skip}; a drafter"

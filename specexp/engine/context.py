@@ -7,7 +7,9 @@ from typing import cast
 
 from array_api_compat import array_namespace
 
-from specexp.lm.model import Array, Branches, Feed, Following, Model, Session, StateReader, own_text
+from specexp.decoding.protocol import GrownTree, GrowTree
+from specexp.decoding.tensor_tree import TreeSizes
+from specexp.lm.model import Array, Branches, Feed, Following, GrowsTrees, Model, Session, StateReader, own_text
 
 
 class Context:
@@ -25,6 +27,7 @@ class Context:
         self._session = session
         self._own_text = own_text(session)
         self._reader = session if isinstance(session, StateReader) else None
+        self._trees = session if isinstance(session, GrowsTrees) else None
         self._leader = leader
         self._led = self._follows = False  # whether the leader is at the same sequence; and fills the slots
         self._use_cache = cached
@@ -62,7 +65,7 @@ class Context:
             self._follow()
         elif common < len(ids) - 1 <= self._model.context:
             self._session.feed(self._model.ids(ids[common:-1]), rows=0)
-            self._count(len(ids) - 1 - common)
+            self.count(len(ids) - 1 - common)
             self._num_cached = len(ids) - 1
 
     def forget(self) -> None:
@@ -96,7 +99,7 @@ class Context:
         if tokens is not None:
             parts.append(tokens)
         fed = parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts)
-        self._count(fed.shape[0])
+        self.count(fed.shape[0])
         return Feed(self._session, fed, rows, hidden, self._branches())
 
     def advance(self, num: int) -> None:
@@ -106,6 +109,29 @@ class Context:
         self._num_slots += num
         self.num_calls += num
         self.num_positions += num
+
+    def takes_tree(self, ask: GrowTree) -> bool:
+        """True if the session grows and scores trees of this shape on its device, from this round's start on."""
+        unfed = len(self._ids) - self._num_cached
+        return self._trees is not None and self._use_cache and not self._begun and self._trees.takes_tree(ask, unfed)
+
+    def grow(self, ask: GrowTree, depth: int) -> tuple[GrownTree, int]:
+        """The session's tree after the committed tokens, and how many it was fed before: not counted yet."""
+        assert self._trees is not None
+        fed = self._unfed(TreeSizes.of(ask, ask.width).slots)
+        return self._trees.grow(fed, ask, depth), fed.shape[0]
+
+    def feed_tree(self, tree: GrownTree, hidden: bool) -> tuple[tuple[Array, Array | None], int]:
+        """What the session scores of a tree, and how many tokens were fed before it: not counted yet."""
+        assert self._trees is not None
+        fed = self._unfed(tree.depths.shape[0])
+        return self._trees.feed_tree(fed, tree, hidden), fed.shape[0]
+
+    def _unfed(self, num_slots: int) -> Array:
+        """The committed tokens that are not in the cache yet, which are fed before `num_slots` slots of a tree."""
+        fed = self._model.ids(self._ids[self._num_cached :])
+        self._num_cached, self._begun, self._num_slots = len(self._ids), True, num_slots
+        return fed
 
     def announce(self, tokens: Sequence[int], drafted: bool = False) -> None:
         """Say which tokens are scored next, after the committed ones, to a model that reads their text, or the states
@@ -124,7 +150,7 @@ class Context:
     def wrote(self, positions: Sequence[int]) -> None:
         """Count forwards that the session made by itself, with so many positions each."""
         for each in positions:
-            self._count(each)
+            self.count(each)
 
     @property
     def room(self) -> int:
@@ -194,8 +220,9 @@ class Context:
         cast(Following, session).follow(leader._session)  # no isinstance: of a protocol it takes as long as an ask
         self._num_cached = leader._num_cached
 
-    def _count(self, positions: int) -> None:
-        self.num_calls += 1
+    def count(self, positions: int, calls: int = 1) -> None:
+        """Count forwards of so many positions in all."""
+        self.num_calls += calls
         self.num_positions += positions
 
     def _new_round(self) -> None:

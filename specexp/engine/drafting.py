@@ -1,4 +1,4 @@
-"""Answers `Draft`, `Recall` and `Depth`: how many tokens to draft, and which.
+"""Answers `Draft` and `Recall`, and how deep a tree may grow: how many tokens to draft, and which.
 
 The draft's chains grow step by step, with one forward per step for all rows; or a model drafts a whole chain in one
 call (`Drafts`).
@@ -15,7 +15,7 @@ from functools import cached_property
 from array_api_compat import array_namespace, device, to_device
 
 from specexp.decoding.draft_length import Stopping
-from specexp.decoding.protocol import Depth, Draft, Drafted, Recall, Role
+from specexp.decoding.protocol import Draft, Drafted, GrowTree, Recall, Role
 from specexp.decoding.rng import DRAFT, pick_each
 from specexp.decoding.rules import UNIT_TEMPERATURE, without
 from specexp.engine.chain_length import ChainLength
@@ -42,9 +42,9 @@ class Drafting:
         """An empty array of tokens on the target's device, where drafts are verified."""
         return self._models["target"].ids([])
 
-    def depth(self, state: RequestState, ask: Depth) -> int:
+    def depth(self, state: RequestState, ask: GrowTree) -> int:
         """How deep a tree may grow."""
-        return self._max_draft_length(state, ask.most, ask.reserve)
+        return self._max_draft_length(state, ask.max_depth, ask.reserve)
 
     def recall(self, state: RequestState, ask: Recall) -> Drafted:
         """The continuation found in a text, or in the sequence itself: one-hot."""

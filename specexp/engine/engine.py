@@ -2,8 +2,9 @@
 
 The engine does not depend on the method. It decodes prompts one at a time or several together: one forward answers all
 open asks of one phase (`scheduler.py`), each row at its own length. It reads to the host every round once for all rows
-(`host_transfer.py`), each ask for the best tokens once, and one value per draft step where a draft may stop early. Work
-in which later prompts depend on earlier outputs is a coroutine of requests (`request.py`), which keeps one row.
+(`host_transfer.py`), each ask for the best tokens once, and one value per draft step where a draft may stop early; of
+a tree that is grown on the device, the round alone (`device_trees.py`). Work in which later prompts depend on earlier
+outputs is a coroutine of requests (`request.py`), which keeps one row.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from specexp.decoding.protocol import Answer, Depth, Draft, Drafted, Recall, Role, Round, Score
+from specexp.decoding.protocol import Answer, Draft, Drafted, GrownTree, GrowTree, Recall, Role, Round, Score
 from specexp.decoding.rng import Rng
 from specexp.engine.context import Context
+from specexp.engine.device_trees import DeviceTrees
 from specexp.engine.drafting import Drafting
 from specexp.engine.ending import PLAIN, End, Ending
 from specexp.engine.forwards import score, score_pending
@@ -68,7 +70,9 @@ class Engine:
         self._contexts: dict[Role, list[Context]] = {}
         self._begun: dict[int, RequestState] = {}  # the latest of each row
         self._transfer = HostTransfer()
-        self._drafting = Drafting(models, self._transfer, whole=max_batch_size == 1 and cached)
+        alone = max_batch_size == 1 and cached
+        self._drafting = Drafting(models, self._transfer, whole=alone)
+        self._trees = DeviceTrees(models, alone)
 
     @property
     def num_host_reads(self) -> int:
@@ -269,9 +273,9 @@ class Engine:
                 asked = with_asks(states, Score)
                 return score(self._models[asked[0][1].model], asked, self._transfer)
 
-    def _length(self, state: RequestState) -> Drafted | int:
-        if isinstance(state.ask, Depth):
-            return self._drafting.depth(state, state.ask)
+    def _length(self, state: RequestState) -> Drafted | GrownTree | int:
+        if isinstance(state.ask, GrowTree):
+            return self._trees.grow(state, state.ask, self._drafting.depth(state, state.ask))
         assert isinstance(state.ask, Recall)
         return self._drafting.recall(state, state.ask)
 

@@ -12,6 +12,7 @@ from array_api_compat import array_namespace
 
 from specexp.decoding.protocol import Role, Score, Scored
 from specexp.decoding.rules import best, without
+from specexp.engine.device_trees import score_tree
 from specexp.engine.host_transfer import HostTransfer
 from specexp.engine.request import PendingScore, ScoreRequest
 from specexp.engine.request_state import LogitPeaks, RequestState
@@ -38,7 +39,11 @@ def score(model: Model, asked: Sequence[tuple[RequestState, Score]], transfer: H
     states = [state for state, _ in asked]
     first_slots = [state.contexts[role].num_slots for state in states]
     metadata = [_on_device(model, ask.row_metadata) for _, ask in asked]
-    fed = feed_requests(model, role, states, [(ask.tokens, ask.parents, ask.hidden) for _, ask in asked])
+    (state, ask), tree = asked[0], asked[0][1].tree
+    if tree is not None:  # of a request that is decoded alone
+        fed, metadata = [score_tree(state, ask, tree)], [tree.table]
+    else:
+        fed = feed_requests(model, role, states, [(ask.tokens, ask.parents, ask.hidden) for _, ask in asked])
     result = [(_allowed(state, role, logits), more) for state, (logits, more) in zip(states, fed, strict=True)]
     ranked = [best(logits, ask.top) if ask.top else None for (logits, _), (_, ask) in zip(result, asked, strict=True)]
     flat = []

@@ -105,6 +105,7 @@ class RequestState:
         self.began = 0.0
         self.ask: Ask | None = None
         self.peaks: list[LogitPeaks] = []  # of this round's logits
+        self.unsized: dict[Role, int] = {}  # tokens fed before a tree whose size only the device knows
 
     def start(self) -> None:
         self._steps = self.decoder.steps(self.rng, self._left)
@@ -122,13 +123,13 @@ class RequestState:
             self._num_emitted += len(new)
             self._on_tokens(new)
 
-    def fed(self, role: Role, positions: int) -> None:
-        """Count a call."""
+    def fed(self, role: Role, positions: int, calls: int = 1) -> None:
+        """Count a call, or several with so many positions in all."""
         if role == "target":
-            self.out.num_target_calls += 1
+            self.out.num_target_calls += calls
             self.out.num_target_positions += positions
         else:
-            self.out.num_draft_calls += 1
+            self.out.num_draft_calls += calls
             self.out.num_draft_positions += positions
 
     def commit(self, ask: Round, values: Iterator[list[float]], peaks: Iterator[list[float]]) -> int:
@@ -235,6 +236,12 @@ class RequestState:
         out.num_accepted += num_accepted
         out.num_judged += sum(value > 0 for value in counts.get("judged", ()))
         out.trees.append(shape)
+        nodes, expanded, calls = (int(counts[name][0]) for name in ("num_nodes", "num_expanded", "num_draft_calls"))
+        for role, before in self.unsized.items():
+            fed = (before + nodes, 1) if role == "target" else (before + expanded - 1, calls)
+            self.fed(role, *fed)
+            self.contexts[role].count(*fed)
+        self.unsized = {}
         _count(out.accepted_histogram, num_accepted)
 
     def _cut(self, tokens: list[int]) -> tuple[list[int], list[int]]:

@@ -6,23 +6,25 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import TypeVar
 
-from specexp.decoding.protocol import Ask, Depth, Draft, Recall, Round, Score
+from specexp.decoding.protocol import Ask, Draft, GrowTree, Recall, Round, Score
 from specexp.engine.request_state import RequestState
 
-A = TypeVar("A", Score, Draft, Recall, Depth, Round)
+A = TypeVar("A", Score, Draft, Recall, GrowTree, Round)
 
 
 class Phase(IntEnum):
     """The order of answers: drafts come before target calls, so that rows that began at different times share one."""
 
-    LENGTH = 0  # Depth and Recall, which take no forward
+    LENGTH = 0  # GrowTree and Recall, which take no forward of several rows
     DRAFT = 1
     SCORE_DRAFT = 2
     SCORE_TARGET = 3
     COMMIT = 4
 
 
-_PHASES: dict[type, Phase] = {Depth: Phase.LENGTH, Recall: Phase.LENGTH, Draft: Phase.DRAFT, Round: Phase.COMMIT}
+_PHASES: dict[type, Phase] = {
+    GrowTree: Phase.LENGTH, Recall: Phase.LENGTH, Draft: Phase.DRAFT, Round: Phase.COMMIT,
+}  # fmt: skip
 
 
 def phase_of(ask: Ask) -> Phase:

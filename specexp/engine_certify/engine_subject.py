@@ -96,7 +96,7 @@ class EngineSubject:
         return ends_of(self.prepared)
 
     @property
-    def ids(self) -> list[list[int]] | None:
+    def ids(self) -> Sequence[list[int]] | None:
         """The prompts' ids; None without a tokenizer."""
         return self.prepared.prompts if has_tokenizer(self.prepared) else None
 

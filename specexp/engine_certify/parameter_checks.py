@@ -23,8 +23,8 @@ from specexp.engine_certify.sample_check import (
     FIT,
     LEVEL,
     MOST,
+    CountedSamples,
     Inquiry,
-    Sampled,
     draw,
     drawn_more,
     explain,
@@ -37,6 +37,7 @@ from specexp.engine_certify.sampled_places import (
     SampledTarget,
     sampling_of,
     target_of,
+    values_of,
 )
 from specexp.engines.responses import Refused
 
@@ -60,7 +61,7 @@ def plan(subject: EngineSubject, places: Sequence[SampledPlace], name: str) -> P
     """The place and the value with which the fewest samples tell that a parameter is not obeyed."""
     best, least, ambiguous = ParameterPlan(name, None, MOST), (MOST + 1, 0), False
     for place in places:
-        for warping in VARIANTS[name]:
+        for warping in values_of(name, subject.config.dtype):
             target = target_of(subject, place, warping)
             if target is None:
                 continue
@@ -139,10 +140,11 @@ def _one(
     if p >= level_of(subject):
         words = f"{name} is obeyed: {samples:,} outputs at {target.warping} follow what it makes of the distribution"
         return PASSED, f"{words} (p {p:.2g}).", None, p
-    # At a lower temperature alone, what ignores it is told from what does not.
-    inquiry = Inquiry(name, planned.places, (*VARIANTS[name], *VARIANTS[TEMPERATURE]))
+    # At another temperature alone, what ignores it is told from what does not.
+    values = [value for each in (name, TEMPERATURE) for value in values_of(each, subject.config.dtype)]
+    inquiry = Inquiry(name, planned.places, values)
     finding, more = explain(
-        subject, engine, inquiry, [Sampled(target, counts)], explanations_of(target.warping), tick
+        subject, engine, inquiry, [CountedSamples(target, counts)], explanations_of(target.warping), tick
     )  # fmt: skip
     words = f"({samples:,} outputs at {target.warping}{drawn_more(more)}, p {small(p)})"
     return FAILED, f"{finding.sentence} {words}", finding, p

@@ -30,6 +30,7 @@ from specexp.engine_certify.sampled_places import (
     SampledTarget,
     sampling_of,
     target_of,
+    values_of,
 )
 from specexp.engines.body import Sampling
 from specexp.engines.responses import Refused
@@ -152,8 +153,9 @@ def check_samples(subject: EngineSubject, planned: SamplingPlan, tick: Tick) -> 
     )
     if min(adjusted) < LEVEL:
         asked = warping_of(subject)
-        inquiry = Inquiry(NAME, planned.places, (asked, *(each for given in VARIANTS.values() for each in given)))
-        sampled = [Sampled(target, each) for target, each in zip(planned.targets, counts, strict=True)]
+        values = [value for each in VARIANTS for value in values_of(each, subject.config.dtype)]
+        inquiry = Inquiry(NAME, planned.places, [asked, *values])
+        sampled = [CountedSamples(target, each) for target, each in zip(planned.targets, counts, strict=True)]
         found, more = explain(subject, engine, inquiry, sampled, explanations_of(asked), tick)
         words = f"{where}{drawn_more(more)}: p {small(min(adjusted))} is below {LEVEL:g}. {found.sentence}"
         return made(NAME, FAILED, words, [found], numbers, places=details)
@@ -190,7 +192,7 @@ def _cells(subject: EngineSubject, target: SampledTarget, counts: Array) -> list
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class CountedSamples:
     """How many outputs were in each cell where an engine was asked to sample like the target: counts[C]."""
 
     target: SampledTarget
@@ -206,7 +208,7 @@ class Inquiry:
     warpings: Sequence[Warping]
 
 
-def fitting(sampled: Sequence[Sampled], explanations: Sequence[Explanation]) -> list[Explanation]:
+def fitting(sampled: Sequence[CountedSamples], explanations: Sequence[Explanation]) -> list[Explanation]:
     """The explanations that are left: they fit all that was sampled, and none makes it 1 / FIT times as likely.
 
     The true one is lost with a probability of FIT for each other one, whenever sampling stops (Ville's inequality).
@@ -252,7 +254,7 @@ def telling(
 
 
 def explain(
-    subject: EngineSubject, engine: ExaminedEngine, inquiry: Inquiry, sampled: Sequence[Sampled],
+    subject: EngineSubject, engine: ExaminedEngine, inquiry: Inquiry, sampled: Sequence[CountedSamples],
     explanations: Sequence[Explanation], tick: Tick,
 ) -> tuple[Finding, int]:  # fmt: skip
     """What the engine does instead, and how many more outputs were drawn to tell: up to MOST, where several fit.
@@ -273,7 +275,7 @@ def explain(
         except Refused:
             warpings.remove(target.warping)
             continue
-        sampled.append(Sampled(target, counts))
+        sampled.append(CountedSamples(target, counts))
         left = fitting(sampled, explanations)
         drawn, rounds = drawn + number, rounds + 1
     if left:

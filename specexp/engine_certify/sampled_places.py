@@ -35,14 +35,16 @@ LOOKED_AT, FOLLOWED = 2e-4, 0.01  # shares of outputs whose tokens are split aga
 # How far cuts must be from the tokens next to them, by what the engine computes in.
 MARGIN = {"float64": 1e-4, "float32": 1e-3, "float16": 5e-3, "bfloat16": 2e-2}
 TEMPERATURE, TOP_P, TOP_K, MIN_P = "temperature", "top-p", "top-k", "min-p"
-COLD, HOT = 0.5, 2.0  # HOT: where few tokens are likely, and these alike, a lower temperature changes little
+# Where few tokens are likely, and these alike, only much lower or higher temperatures change what is sampled.
+COLDEST, COLD, HOT = 0.2, 0.5, 2.0
 # The values with which each parameter may be checked.
 VARIANTS: dict[str, tuple[Warping, ...]] = {
-    TEMPERATURE: (Warping(COLD), Warping(HOT)),
+    TEMPERATURE: (Warping(COLD), Warping(COLDEST), Warping(HOT)),
     TOP_P: tuple(Warping(COLD, top_p=top_p) for top_p in (0.9, 0.8, 0.7, 0.6, 0.5)),
     TOP_K: tuple(Warping(1.0, top_k=top_k) for top_k in (2, 3, 5)),
     MIN_P: tuple(Warping(1.0, min_p=min_p) for min_p in (0.2, 0.1, 0.3, 0.5, 0.7)),
 }
+_MOST_ROUNDING = MARGIN["bfloat16"] / COLD  # rounding of logits counts the more, the lower the temperature is
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,11 @@ def _entropy(row: NextTokens, warping: Warping) -> float:
         p = row.warped(Warping())
     p = p[p > 0]
     return float(-(p * np.log(p)).sum())
+
+
+def values_of(name: str, dtype: str) -> list[Warping]:
+    """The values with which a parameter of an engine that computes in this dtype may be checked."""
+    return [each for each in VARIANTS[name] if MARGIN[dtype] <= _MOST_ROUNDING * each.temperature]
 
 
 def target_of(subject: EngineSubject, place: SampledPlace, warping: Warping) -> SampledTarget | None:

@@ -25,6 +25,7 @@ from specexp.lm import out_of_memory
 from specexp.storage.record_places import Key
 from specexp.storage.records import Record, RecordFile, finder, key_of
 from specexp.storage.run_folder import OutputFolder
+from specexp.tasks.example import place_of
 
 FILE = "differences.json"
 NOT_LOSSLESS = "not lossless here"  # marks a setting with an unexplained difference
@@ -168,7 +169,7 @@ def _pairs(
 
 
 def _job(prepared: Prepared, record: Record) -> Job:
-    index = next(i for i, each in enumerate(prepared.examples) if each.prompt_id == record["prompt_id"])
+    index = place_of(prepared.examples, record["prompt_id"])
     setting = next(each for each in prepared.settings if each.config.label == record["label"])
     return Job(index, record["turn"], setting, record["repeat"])
 

@@ -10,6 +10,7 @@ from specexp.evaluation import runner, time_split
 from specexp.evaluation.divergence import Explain
 from specexp.evaluation.preparation import Prepared
 from specexp.pair.loading import Pair, load_pair
+from specexp.sequences.names import NameNumbers
 from specexp.storage.records import Record, RecordFile
 from specexp.storage.run_folder import OutputFolder
 from specexp.storage.stored_lines import ChosenLines, StoredLines
@@ -71,7 +72,9 @@ class InProcess:
 def records_of(prepared: Prepared, records: RecordFile) -> Sequence[Record]:
     """The records of this evaluation's prompts: of all but those that could not be decoded. More than are in memory
     stay in their files."""
-    names, kept = {example.prompt_id for example in prepared.examples}, records.records
+    names, kept = NameNumbers(), records.records
+    for example in prepared.examples:
+        names.number(example.prompt_id)
     if isinstance(kept, StoredLines):
-        return ChosenLines(kept, lambda record: record["prompt_id"] in names)
-    return [record for record in kept if record["prompt_id"] in names]
+        return ChosenLines(kept, lambda record: names.find(record["prompt_id"]) is not None)
+    return [record for record in kept if names.find(record["prompt_id"]) is not None]

@@ -17,6 +17,7 @@ from specexp.evaluation.preparation import (
 from specexp.lm import out_of_memory
 from specexp.methods import BuildContext, decoder_for
 from specexp.profiling import call_costs
+from specexp.sequences.token_ids import lengths_of
 from specexp.storage.run_folder import OutputFolder
 
 SIZES = ("target", "tree_draft", "tree_target")  # kinds of costs that are seconds by number of positions
@@ -109,7 +110,7 @@ def adapted(prepared: Prepared, costs: RelativeCosts) -> Prepared:
 
 def _context(prepared: Prepared, ahead: int) -> list[int]:
     """Ids as long as in mid-output, which leave space for `ahead` more tokens."""
-    length = max(len(ids) for ids in prepared.prompts)
+    length = max(lengths_of(prepared.prompts))
     ids = prepared.prompts[0]
     limit = min(model.context for model in prepared.pair.models.values()) - ahead
     return (ids * (length // len(ids) + 2))[: min(length + 32, limit)]

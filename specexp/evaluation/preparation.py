@@ -6,7 +6,8 @@ but the inputs that a folder started with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,9 +29,11 @@ from specexp.pair.thinking import Thinking, budget_of, thinking_changed, thinkin
 from specexp.pair.tokenization import Text
 from specexp.profiling import call_costs
 from specexp.profiling.time_estimate import announce, pace
+from specexp.sequences.lazy import lazily
+from specexp.sequences.token_ids import TokenIds
 from specexp.storage import environment
 from specexp.storage.run_folder import OutputFolder
-from specexp.tasks.example import Example, Task
+from specexp.tasks.example import Example, Task, prompt_id_of
 from specexp.tasks.sampling import selection
 from specexp.tasks.task import notes_of, stops_of
 
@@ -100,8 +103,8 @@ class Prepared:
 
     experiment: Experiment
     task: Task
-    examples: list[Example]
-    prompts: list[list[int]]
+    examples: Sequence[Example]
+    prompts: Sequence[list[int]]
     settings: list[PreparedMethod]
     pair: Pair
     judges: Mapping[str, Judge]
@@ -149,18 +152,24 @@ def prepare(
     roles = set[Role]().union(*(roles_of(method) for method in methods))
     if methods:
         check_lengths(methods, min(contexts(experiment, roles).values()))
-    prompts: list[list[int]] = []
+    prompts: Sequence[list[int]] = ()
 
     def encode(text: Text, lengths: Mapping[Role, int]) -> None:
         budget = budget_of(text, experiment.thinking_budget)  # refused before weights are read
         most = Ending(thinking=budget).most(experiment.max_new_tokens)
         main_roles = sorted({main_role(method) for method in methods}, reverse=True)
         main_contexts = {role: lengths[role] for role in main_roles}
-        for example in examples:
-            try:
-                prompts.append(_encoded(example, text, experiment.max_new_tokens, most, main_contexts))
-            except (PromptError, ModelError) as error:
-                raise type(error)(f"prompt '{example.prompt_id}': {error}") from None
+
+        def ids_of(index: int) -> list[int]:
+            with _naming(examples[index]):
+                return text.encode(examples[index].messages())
+
+        def check_one(index: int, ids: list[int]) -> None:
+            with _naming(examples[index]):
+                _check(examples[index], ids, text, experiment.max_new_tokens, most, main_contexts)
+
+        nonlocal prompts
+        prompts = TokenIds(ids_of, len(examples), check_one)
 
     pair = load(experiment, roles, check=encode, same_tokens=same_tokens) if methods else load_text(experiment, encode)
     pair_identity, widths = identity(pair, experiment), hidden_sizes(pair) if judges else {}
@@ -201,16 +210,24 @@ def prepare(
     )
 
 
-def _encoded(
-    example: Example, text: Text, max_new_tokens: int, most: int, contexts: Mapping[Role, int]
-) -> list[int]:  # fmt: skip
-    """Return ids of the first turn. Raises PromptError if a turn is empty, or cannot fit after earlier outputs, each of
-    at most `most` tokens with its thought."""
+@contextmanager
+def _naming(example: Example) -> Iterator[None]:
+    """What is raised within the context names the prompt."""
+    try:
+        yield
+    except (PromptError, ModelError) as error:
+        raise type(error)(f"prompt '{example.prompt_id}': {error}") from None
+
+
+def _check(
+    example: Example, ids: Sequence[int], text: Text, max_new_tokens: int, most: int, contexts: Mapping[Role, int]
+) -> None:  # fmt: skip
+    """Raise PromptError if a turn is empty, or cannot fit after earlier outputs, each of at most `most` tokens with its
+    thought. `ids` are those of the first turn."""
     if not all(turn.strip() for turn in example.turns):
         raise PromptError("it is empty; give it some text or leave it out.")
-    first = text.encode(example.messages())
     for role, context in contexts.items():
-        output_limit(first, max_new_tokens, context, role)
+        output_limit(ids, max_new_tokens, context, role)
         if later := len(example.turns) - 1:
             asked = len(text.encode(example.messages(("-",) * later)))
             if asked + later * most >= context:
@@ -219,7 +236,6 @@ def _encoded(
                     f"its {later + 1} turns have {asked} tokens, which with {most} for each output"
                     f" between them do not fit the {role} model's context of {context}; lower {lower}."
                 )
-    return first
 
 
 def inputs_of(prepared: Prepared) -> dict[str, Any]:
@@ -285,7 +301,7 @@ def announce_runs(prepared: Prepared, outputs: int) -> None:
     if not outputs:
         return
     with out_of_memory.translate_oom("a few timed calls", "max_new_tokens", prepared.experiment.models):
-        names = [example.prompt_id for example in prepared.examples]
+        names = lazily(prompt_id_of, prepared.examples)
         result = pace(prepared.pair.models, prepared.prompts, names=names)
     most = prepared.experiment.max_new_tokens
     what = f"{outputs} outputs of up to {most} tokens, each as slow as plain decoding ({1 / result.token:.3g} tokens/s)"

@@ -28,6 +28,8 @@ from specexp.evaluation.scheduling import (
     Job,
     KnownRecords,
     Memories,
+    MissingRecords,
+    counted,
     groups_of,
     memory_of,
     place_of,
@@ -53,8 +55,8 @@ SHARE = 0.2  # share of the run's time that measuring costs may take, after the 
 def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
     """Append every record that is still missing. An interruption leaves complete records only."""
     experiment = prepared.experiment
-    groups = list(groups_of(prepared, records))
-    left = sum(len(jobs) for jobs in groups)
+    lacking = counted(prepared, records)
+    left = lacking.records.total()
     engine = Engine(prepared.pair.models, prepared.pair.eos_ids, max_batch_size=experiment.batch)
     peaks = memory.peaks_of(output.read_json(memory.FILE))
     try:
@@ -62,34 +64,34 @@ def run(prepared: Prepared, output: OutputFolder, records: RecordFile) -> None:
             with out_of_memory.translate_oom("warming up", LOWER, experiment.models):
                 paces = warm_up(prepared, engine, show=True)
             if paces:
-                _announce(prepared, groups, paces)
+                _announce(prepared, lacking, paces)
         begun = list((output.read_json("environments.json") or {}).values())
         with Engines(replace(prepared, served=prepared.served if left else ()), begun) as engines:
             where = _environment(prepared, output, engines.facts) if left or not prepared.served else ""
-            _decode(prepared, output, records, groups, engine, where, peaks, engines)
+            _decode(prepared, output, records, lacking, engine, where, peaks, engines)
     finally:
         peaks.take()
         output.write_json(memory.FILE, peaks.as_dict())
 
 
 def _decode(
-    prepared: Prepared, output: OutputFolder, records: RecordFile, groups: Sequence[Sequence[Job]], engine: Engine,
+    prepared: Prepared, output: OutputFolder, records: RecordFile, lacking: MissingRecords, engine: Engine,
     where: str, peaks: memory.MemoryPeaks, engines: Engines,
 ) -> None:  # fmt: skip
     experiment = prepared.experiment
-    left = sum(len(jobs) for jobs in groups)
+    left = lacking.records.total()
     total = sum(len(x.turns) for x in prepared.examples) * len(prepared.everything) * experiment.repeats
     begun = output.read_json("costs.json")
     measured = [] if begun is None else [begun]
     memories = Memories(prepared, records)
-    moments = {i * (len(groups) - 1) // (MOMENTS - 1) for i in range(MOMENTS)}
+    moments = {i * (lacking.groups - 1) // (MOMENTS - 1) for i in range(MOMENTS)}
     start, spent = time.perf_counter(), 0.0
     early = EARLY * len(prepared.everything) * experiment.batch
     with tqdm(total=total, initial=total - left, desc=experiment.name, unit="run", dynamic_ncols=True) as bar:
         say = partial(bar.write, file=sys.stderr)
         progress = Progress(left, early, "outputs", say, time.perf_counter)
         num_done = 0
-        for number, jobs in enumerate(groups):
+        for number, jobs in enumerate(groups_of(prepared, records)):
             now = time.perf_counter()
             if number in moments and spent <= SHARE * (now - start):
                 with out_of_memory.translate_oom("measuring calls", LOWER, experiment.models):
@@ -155,8 +157,8 @@ def warm_up(prepared: Prepared, engine: Engine, show: bool = False) -> dict[str,
     time after those of the other prompts.
     """
     rng = rng_for(prepared.experiment.temperature, 0, "warm-up")
-    names = [example.prompt_id for example in prepared.examples]
-    some = list(zip(names, prepared.prompts, strict=True))[: max(2, prepared.experiment.batch)]
+    few = range(min(len(prepared.examples), max(2, prepared.experiment.batch)))
+    some = [(prepared.examples[index].prompt_id, prepared.prompts[index]) for index in few]
     paces = {}
     bar = tqdm(
         prepared.settings, desc="warm-up", unit="setting", dynamic_ncols=True, leave=False, disable=not show
@@ -175,13 +177,13 @@ def warm_up(prepared: Prepared, engine: Engine, show: bool = False) -> dict[str,
     return paces
 
 
-def _announce(prepared: Prepared, groups: Sequence[Sequence[Job]], paces: Mapping[str, Pace]) -> None:
+def _announce(prepared: Prepared, lacking: MissingRecords, paces: Mapping[str, Pace]) -> None:
     """Print how long the missing records take, at full length and at the pace of the warm-up."""
     most = prepared.experiment.max_new_tokens + prepared.experiment.thinking_budget
-    labels = [job.setting.config.label for jobs in groups for job in jobs if job.setting.config.label in paces]
-    what = f"{len(labels)} outputs of up to {most} tokens, as fast as the first {WARM_UP_TOKENS} were"
+    known = {label: number for label, number in lacking.records.items() if label in paces}
+    what = f"{sum(known.values())} outputs of up to {most} tokens, as fast as the first {WARM_UP_TOKENS} were"
     lower = "limit, max_new_tokens, repeats or the number of settings"
-    announce(sum(paces[label].seconds(most) for label in labels), what, lower)
+    announce(sum(number * paces[label].seconds(most) for label, number in known.items()), what, lower)
 
 
 def record_of(prepared: Prepared, job: Job, out: Generation, prompt_ids: Sequence[int] = ()) -> Record:

@@ -6,6 +6,7 @@ The order of the settings rotates by one from prompt to prompt, so that none alw
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -167,9 +168,26 @@ def group_size(batch: int) -> int:
     return 1 if batch == 1 else BATCHES * batch
 
 
+@dataclass(slots=True)
+class MissingRecords:
+    """How many records an experiment still lacks, by the setting's label, and in how many groups."""
+
+    records: Counter[str] = field(default_factory=Counter)
+    groups: int = 0
+
+
+def counted(prepared: Prepared, records: KnownRecords) -> MissingRecords:
+    """Count the missing records; their jobs are not held."""
+    result = MissingRecords()
+    for jobs in groups_of(prepared, records):
+        result.groups += 1
+        result.records[jobs[0].setting.config.label] += len(jobs)
+    return result
+
+
 def missing(prepared: Prepared, records: KnownRecords) -> int:
     """Return how many records this experiment still lacks."""
-    return sum(len(jobs) for jobs in groups_of(prepared, records))
+    return counted(prepared, records).records.total()
 
 
 def groups_of(prepared: Prepared, records: KnownRecords) -> Iterator[list[Job]]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ from specexp.errors import OutputError, PromptError, TaskError
 from specexp.judge import features
 from specexp.judge.labels import MANIFEST, LabelSet, pack, unpack, write_set
 from specexp.judge.mining import MINED, NO_ANSWER, UNFINISHED, Mined, Miner
-from specexp.judge.mining_progress import SearchProgress
+from specexp.judge.mining_progress import PromptFiles, SearchProgress
 from specexp.judge.mining_yield import EarlyWarning, Yield, status_of
 from specexp.judge.splits import filled
 from specexp.lm import out_of_memory
@@ -36,10 +37,13 @@ from specexp.pair.loading import Pair, check_same_tokens, identity, load_pair
 from specexp.pair.thinking import budget_of, thinking_changed, thinking_notes, thinking_of
 from specexp.pair.tokenization import Text
 from specexp.profiling.time_estimate import Pace, Progress, announce, pace
+from specexp.sequences.lazy import at, lazily
+from specexp.sequences.names import NameNumbers
+from specexp.sequences.token_ids import TokenIds
 from specexp.storage.files import make_folder, write_whole
 from specexp.storage.run_folder import OutputFolder
 from specexp.tasks import sampling
-from specexp.tasks.example import Example, Task
+from specexp.tasks.example import Example, Task, prompt_id_of
 from specexp.tasks.programs import execution_of
 from specexp.tasks.task import notes_of
 
@@ -53,7 +57,7 @@ class PreparedMining:
 
     config: MiningConfig
     task: Task
-    examples: list[Example]
+    examples: Sequence[Example]
     pair: Pair
     notes: Sequence[str] = ()  # messages for the user, shown before mining starts
 
@@ -113,17 +117,24 @@ def _check_prompts(
                 )
 
 
-def after_skipped(chosen: Task, skip: int, limit: int) -> tuple[list[Example], bool]:
+def after_skipped(chosen: Task, skip: int, limit: int) -> tuple[Sequence[Example], bool]:
     """Return `limit` single-turn examples outside the first `skip`, and whether multi-turn ones were passed over."""
     # Compare by id: if a limit covers all rows, they come in file order, and a smaller one in the order of a sample.
-    before = {example.prompt_id for example in chosen.examples(skip)}
+    before = NameNumbers()
+    for example in chosen.examples(skip):
+        before.number(example.prompt_id)
     size = skip + limit
     while True:
         rows = chosen.examples(size)
-        result = [example for example in rows if example.prompt_id not in before]
-        usable = [example for example in result if len(example.turns) == 1]
+        usable, passed_over = array("q"), False
+        for index, example in enumerate(rows):
+            if before.find(example.prompt_id) is None:
+                if len(example.turns) == 1:
+                    usable.append(index)
+                else:
+                    passed_over = True
         if len(usable) >= limit or len(rows) < size:
-            return sampling.chosen(usable, limit), len(usable) < len(result)
+            return sampling.chosen(at(rows, usable), limit), passed_over
         size *= 2
 
 
@@ -170,25 +181,25 @@ def collect(prepared: PreparedMining, output: OutputFolder, others: OtherMiners 
         return result
     progress = output.path / PROGRESS
     make_folder(progress)
-    paths = [progress / f"{index:06d}.safetensors" for index in range(len(prepared.examples))]
-    missing = {index: path for index, path in enumerate(paths) if not path.exists()}
-    for path in filter(Path.exists, paths):
+    paths = PromptFiles(progress, range(len(prepared.examples)))
+    there, missing = paths.parted()
+    for path in there.values():
         unpack(path)  # reports a broken file before mining starts
     early = EarlyWarning(prepared.config.experiment.max_new_tokens)
-    for path in filter(Path.exists, paths):
+    for path in there.values():
         early.add(path)
     if missing:
         _announce(prepared, len(missing), None if others is None else others.pace)
     for path in _mined(prepared, missing) if others is None else others.mine(prepared, missing):
         early.add(path)
-    assemble(prepared, list(filter(Path.exists, paths)), output.path)
+    assemble(prepared, paths.parted()[0].values(), output.path)
     shutil.rmtree(progress)
     return LabelSet.read(output.path)
 
 
 def _mined(prepared: PreparedMining, missing: Mapping[int, Path]) -> Iterator[Path]:
     """Mine prompts, by index, into their files; yields each file that is written."""
-    config, indices = prepared.config, list(missing)
+    config, indices = prepared.config, array("q", missing)
     limits = config.experiment.max_new_tokens, config.dtype, config.batch, config.experiment.thinking_budget
     miner = Miner(prepared.pair, prepared.task, *limits)
     total = len(missing) * config.experiment.max_new_tokens
@@ -218,10 +229,10 @@ def _announce(prepared: PreparedMining, num_prompts: int, known: Pace | None) ->
     `known` is the pace of others; it is measured here without."""
     most = prepared.config.experiment.max_new_tokens
     if known is None:
-        texts = [prepared.pair.text.encode(example.messages()) for example in prepared.examples]
-        names = [example.prompt_id for example in prepared.examples]
+        text, examples = prepared.pair.text, prepared.examples
+        texts = TokenIds(lambda index: text.encode(examples[index].messages()), len(examples))
         with _in_memory(prepared.config):
-            known = pace(prepared.pair.models, texts, names=names)
+            known = pace(prepared.pair.models, texts, names=lazily(prompt_id_of, examples))
     what = (
         f"{num_prompts} responses of up to {most} tokens one after another; the search in them takes longer the more"
         " mismatches they have, and is estimated once some are done"
@@ -238,7 +249,7 @@ def packed(mined: Mined) -> bytes:
     return pack(mined.labels, mined.features, {**mined.counts, f"num_{mined.status}": 1})
 
 
-def assemble(prepared: PreparedMining, paths: list[Path], folder: Path) -> None:
+def assemble(prepared: PreparedMining, paths: Collection[Path], folder: Path) -> None:
     """Write the results of all prompts as one label set; features are read prompt by prompt, and not held together."""
     labels, counts = [], Counter({f"num_{status}": 0 for status in (MINED, NO_ANSWER, UNFINISHED)})
     whole = Yield()

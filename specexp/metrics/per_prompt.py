@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from specexp.metrics.statistics import Timed
-from specexp.storage.record_places import NameNumbers
+from specexp.sequences.names import NameNumbers
 
 LARGE = 20_000  # prompts whose ids are in memory
 SECONDS, COUNTS = "d", "BHIQ"  # type codes of `array`; counts take the first one in which the largest of them fits

@@ -167,8 +167,8 @@ class TimedSession:
         self.inner = session
         self._feed = watch.timed(role, session.feed)
         self._truncate = watch.timed(role, session.truncate)
-        # A draft that reads or writes text in its own tokens.
-        for name in ("told", "write"):
+        # A draft that reads or writes text in its own tokens; trees on the device.
+        for name in ("told", "write", "takes_tree", "grow", "feed_tree"):
             if hasattr(session, name):
                 setattr(self, name, watch.timed(role, getattr(session, name)))
 

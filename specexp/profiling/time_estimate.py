@@ -16,6 +16,7 @@ from specexp.decoding.rng import CertainRng
 from specexp.decoding.rules import Warp
 from specexp.engine import Engine, Generation
 from specexp.lm.model import Model
+from specexp.sequences.token_ids import of_median_length
 
 LONG = 60.0  # seconds above which the line also says what to lower, and a second estimate follows
 TOKENS = 4  # length of the timed output
@@ -46,7 +47,7 @@ def pace(
     names: Sequence[str] = (),
 ) -> Pace:
     """Measure plain decoding on a few tokens after the prompt of median length; `names` name the prompts in errors."""
-    middle = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))[len(prompts) // 2]
+    middle = of_median_length(prompts)
     ids, name = prompts[middle], names[middle] if names else ""
 
     def run() -> Pace:

@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import math
 import random
+import tempfile
 import time
 import tracemalloc
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+from specexp.errors import TaskError
 from specexp.judge.labels import Label
 from specexp.scale.planning import aligned
+from specexp.sequences.file_lines import FileLines
+from specexp.sequences.token_ids import TokenIds
 from specexp.workers.dispatch import Crew, Event, Finished, Started
 from specexp.workers.handout import UNITS_OPEN
 from specexp.workers.node_metrics import NodeRun
 
 LEAST_RESULTS = 2_000  # that the driver's loop is timed on; at least three a worker
 SAMPLE = 2_000  # objects whose memory is measured
+SAMPLE_OF_PLACES = 50_000  # prompts: so many that what is there once does not count
 HEADS = ("workers", "driver a result", "results a second", "of the driver's time")
 
 
@@ -79,10 +85,17 @@ def bytes_of(make: Callable[[int], Any], number: int = SAMPLE) -> float:
     return result
 
 
-def prompts_of(num_tokens: int) -> Callable[[int], Any]:
-    """Make prompts as every process has them: their token ids."""
-    rng = random.Random(0)
-    return lambda number: [[rng.randrange(1_000, 100_000) for _ in range(num_tokens)] for _ in range(number)]
+def prompts_of(number: int) -> Any:
+    """Make prompts as every process has them: where their rows are in the file, and how many tokens each has.
+
+    Rows are read and encoded when they are asked for. Those used last are kept, a constant that is left out here.
+    """
+    with tempfile.TemporaryFile() as file:
+        lines, numbers = FileLines(cast(BinaryIO, file), "the rows", TaskError), array("I")
+        for index in range(number):
+            lines.add(index, b"")
+            numbers.append(index + 1)
+    return lines, numbers, TokenIds(lambda index: [1], number).lengths
 
 
 def labels_of(number: int) -> list[Label]:
@@ -98,7 +111,6 @@ class LargeRun:
     """What a run is like, and what one machine has."""
 
     seconds: float  # a prompt takes a worker
-    prompt_tokens: int
     result_bytes: float  # of one prompt's records
     labels_per_prompt: float
     call_seconds: float  # of the driver for each result, besides its loop: Ray's calls, and writing
@@ -128,7 +140,7 @@ def most_workers(loop: Callable[[int], float], run: LargeRun) -> int:
 
 def limits(run: LargeRun, loop: Callable[[int], float] = loop_seconds) -> list[SizeLimit]:
     """Return what is too much from some size on, by memory and by the driver's time."""
-    prompt, label = bytes_of(prompts_of(run.prompt_tokens)), bytes_of(labels_of)
+    prompt, label = bytes_of(prompts_of, SAMPLE_OF_PLACES), bytes_of(labels_of)
     window = UNITS_OPEN * run.result_bytes
     workers, labels = most_workers(loop, run), run.labels_per_prompt * label
     return [

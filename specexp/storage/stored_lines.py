@@ -8,8 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar, overload
 
+from specexp.sequences.names import NameNumbers
 from specexp.storage.numbered_files import LineReader
-from specexp.storage.record_places import Key, NameNumbers, RecordPlaces
+from specexp.storage.record_places import Key, RecordPlaces
 
 R = TypeVar("R")
 _LATEST = 256  # records that are remembered: those of one prompt follow each other

@@ -20,6 +20,7 @@ from typing import Literal
 
 from specexp.answers.rules import marked
 from specexp.errors import TaskError
+from specexp.sequences.names import first_of_each
 
 Split = Literal["train", "mining", "calibration", "test"]
 # Of 8 hash buckets: the share of all possible problems that belongs to each split.
@@ -90,12 +91,12 @@ def problems(split: Split | str, seed: int = 0, start: int = 0) -> Iterator[Prob
 
 def distinct(split: Split | str, count: int, seed: int = 0) -> list[Problem]:
     """Return the first `count` problems of the stream, without those whose numbers occurred before."""
-    result: dict[tuple[int | str, ...], Problem] = {}
-    for problem in problems(split, seed):
-        if len(result) == count:
-            break
-        result.setdefault(problem.numbers, problem)
-    return list(result.values())
+    return list(distinct_stream(split, count, seed))
+
+
+def distinct_stream(split: Split | str, count: int, seed: int = 0) -> Iterator[Problem]:
+    """Yield the same problems."""
+    return first_of_each(problems(split, seed), lambda problem: problem.numbers, count)
 
 
 def extract_answer(text: str, finished: bool = True) -> str | None:

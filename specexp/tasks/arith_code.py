@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from specexp.errors import TaskError
 from specexp.sandbox.job import CallTest
+from specexp.sequences.names import first_of_each
 from specexp.tasks.arith import SPLITS, split_of
 
 NAMES = ("a", "b", "c")
@@ -72,12 +73,12 @@ def problems(split: str, seed: int = 0, start: int = 0) -> Iterator[CodeProblem]
 
 def distinct(split: str, count: int, seed: int = 0) -> list[CodeProblem]:
     """Return the first `count` problems of the stream, without those whose function occurred before."""
-    result: dict[tuple[int | str, ...], CodeProblem] = {}
-    for problem in problems(split, seed):
-        if len(result) == count:
-            break
-        result.setdefault(problem.numbers, problem)
-    return list(result.values())
+    return list(distinct_stream(split, count, seed))
+
+
+def distinct_stream(split: str, count: int, seed: int = 0) -> Iterator[CodeProblem]:
+    """Yield the same problems."""
+    return first_of_each(problems(split, seed), lambda problem: problem.numbers, count)
 
 
 def value_of(numbers: tuple[int | str, ...], arguments: tuple[int, ...]) -> int:

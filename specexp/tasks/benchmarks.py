@@ -10,6 +10,7 @@ An output's answer is in its last `\boxed{...}`, and math-verify compares it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from specexp.answers.choices import ChoiceAnswer
@@ -18,8 +19,8 @@ from specexp.answers.mathematics import boxed
 from specexp.errors import TaskError, shown
 from specexp.tasks import sampling
 from specexp.tasks.conversations import NO_SHOTS, Shots
-from specexp.tasks.example import Comparator, Dataset, Example
-from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read, text_of
+from specexp.tasks.example import Comparator, Dataset, Example, Examples, checked
+from specexp.tasks.source import DataConfig, Row, Rows, name_of, read, text_of
 
 LETTERS = "ABCDEFGHIJ"
 CHOOSE = 'Think step by step. End with "The answer is (X)", where X is the letter of the right option.'
@@ -42,10 +43,10 @@ class MMLUPro:
     def __init__(self, config: DataConfig, shots: Shots = NO_SHOTS) -> None:
         self._shots = shots
         self._rows: Rows = read(config)
-        self._examples = shots.precede(_checked(config, [_question(row) for row in self._rows.rows]))
+        self._examples = shots.precede(_named(config, checked(self._rows.rows, _question)))
         self.notes = self._rows.unused(OPTIONS_KEYS + ABOUT_OPTIONS)
 
-    def examples(self, limit: int) -> list[Example]:
+    def examples(self, limit: int) -> Sequence[Example]:
         return sampling.chosen(self._examples, limit)
 
     def selection(self, limit: int) -> str:
@@ -67,10 +68,10 @@ class MathProblems:
         self.comparator: Comparator = math_answers("task math")
         self._shots = shots
         self._rows: Rows = read(config)
-        self._examples = shots.precede(_checked(config, [_problem(row) for row in self._rows.rows]))
+        self._examples = shots.precede(_named(config, checked(self._rows.rows, _problem)))
         self.notes = self._rows.unused(MATH_KEYS)
 
-    def examples(self, limit: int) -> list[Example]:
+    def examples(self, limit: int) -> Sequence[Example]:
         return sampling.chosen(self._examples, limit)
 
     def selection(self, limit: int) -> str:
@@ -116,7 +117,7 @@ def _problem(row: Row) -> Example:
     return Example(f"math-{name}", (f"{text_of(row, 'problem').strip()}\n{SOLVE}\n",), gold.strip(), category)
 
 
-def _checked(config: DataConfig, examples: list[Example]) -> list[Example]:
-    if twice := first_twice(example.prompt_id for example in examples):
+def _named(config: DataConfig, examples: Examples) -> Examples:
+    if (twice := examples.twice) is not None:
         raise TaskError(f"data '{config}': {shown(twice)} is given twice; every row needs its own id.")
     return examples

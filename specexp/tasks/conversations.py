@@ -14,13 +14,14 @@ Solved examples precede every prompt of a task: its own, or the first rows of a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from specexp.errors import TaskError, shown
 from specexp.reading import BOM
-from specexp.tasks.example import Dataset, Example
+from specexp.tasks.example import Dataset, Examples
 from specexp.tasks.source import DataConfig, Row, read, text_of
 
 KEY = "messages"
@@ -87,18 +88,18 @@ class Shots:
     pairs: tuple[tuple[str, str], ...] = ()
     digest: str = ""
 
-    def precede(self, examples: Sequence[Example]) -> list[Example]:
+    def precede(self, examples: Examples) -> Examples:
         """Return the examples with these before them, without those that are shown. Raises TaskError if none is left.
 
         A task shows and asks from one source only if a person says so: its own examples are from another.
         """
         if not self.pairs:
-            return list(examples)
+            return examples
         shown = {question for question, _ in self.pairs}
-        result = [replace(example, shots=self.pairs) for example in examples if example.turns[-1] not in shown]
-        if examples and not result:
+        kept = examples.at(array("q", (i for i, example in enumerate(examples) if example.turns[-1] not in shown)))
+        if examples and not kept:
             raise TaskError("every prompt is among the solved examples; lower shots, or name other shots_data.")
-        return result
+        return Examples(lambda index: replace(kept[index], shots=self.pairs), len(kept))
 
     def mark(self, dataset: Dataset) -> Dataset:
         """Return the dataset with a hash that the rows of the examples enter, too."""

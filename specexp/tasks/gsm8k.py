@@ -7,12 +7,14 @@ the last `The final answer is` or `####`; an output without either has no answer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from specexp.answers import numbers
 from specexp.answers.comparators import CANONICAL
 from specexp.answers.rules import marked
 from specexp.errors import TaskError
 from specexp.tasks.conversations import NO_SHOTS, Shots
-from specexp.tasks.example import Comparator, Dataset, Example
+from specexp.tasks.example import Comparator, Dataset, Example, checked
 from specexp.tasks.source import DataConfig, Row, Rows, read, text_of
 
 SHOTS = (0, 8)
@@ -87,11 +89,14 @@ class GSM8K:
         self._shots = shots
         self._rows: Rows = read(config)
         self._examples = shots.precede(
-            [Example(f"gsm8k-{row.number}", (ask(text_of(row, "question")),), gold(row)) for row in self._rows.rows]
+            checked(
+                self._rows.rows,
+                lambda row: Example(f"gsm8k-{row.number}", (ask(text_of(row, "question")),), gold(row)),
+            )
         )
         self.notes = self._rows.unused(("question", "answer"))
 
-    def examples(self, limit: int) -> list[Example]:
+    def examples(self, limit: int) -> Sequence[Example]:
         return self._examples[:limit]
 
     def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:

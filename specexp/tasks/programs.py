@@ -16,11 +16,13 @@ from specexp.programs import humaneval, livecodebench
 from specexp.programs.extraction import as_python, completed, is_python, program_of
 from specexp.sandbox.job import CodeTest, ProgramTest
 from specexp.sandbox.sandbox import Sandbox
+from specexp.sequences.lazy import LazySequence, RecentItems
+from specexp.sequences.names import NameNumbers, first_twice
 from specexp.tasks import arith_code
 from specexp.tasks.conversations import NO_SHOTS, Shots
 from specexp.tasks.defaults import NO_EXECUTION, execution_fault
-from specexp.tasks.example import Dataset, Example
-from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read, text_of
+from specexp.tasks.example import MOST_KEPT, Dataset, Example, Examples, generated
+from specexp.tasks.source import DataConfig, Row, Rows, name_of, read, text_of
 
 GOLD = "all tests pass"  # the gold answer to every problem
 MOST_GENERATED = 100_000
@@ -43,6 +45,12 @@ class ProgramProblem:
     function: str = ""
     prelude: str = ""
     category: str = ""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes."""
+        texts = sum(len(repr(test)) + 200 for test in self.tests)
+        return 400 + len(self.prompt) + len(self.start) + len(self.prelude) + texts
 
     def program(self, answer: str) -> str:
         """Return the whole program that an answer stands for."""
@@ -85,25 +93,39 @@ class Programs:
     """The problems of a file, read and checked. `last` says that of several code blocks the last one is the answer."""
 
     def __init__(
-        self, name: str, rows: Rows, problems: Sequence[ProgramProblem], unused: Sequence[str],
+        self, name: str, rows: Rows, problem: Callable[[Row], ProgramProblem], unused: Sequence[str],
         sandbox: Sandbox | None, shots: Shots = NO_SHOTS, last: bool = False,
     ) -> None:  # fmt: skip
         self.name = name
         self.sandbox = sandbox
         self._shots = shots
+        recent = RecentItems(lambda place: problem(rows.rows[place]), lambda each: each.size, MOST_KEPT)
+        for place, row in enumerate(rows.rows):
+            recent.put(place, problem(row))
+        problems = LazySequence(recent, len(rows.rows))
         self._rows, self._problems, self._unused, self._last = rows, problems, unused, last
-        if twice := first_twice(problem.prompt_id for problem in problems):
+        numbers = NameNumbers()
+        if twice := first_twice((problem.prompt_id for problem in problems), numbers):
             raise TaskError(f"{rows.config}: problem {shown(twice)} is given twice; every problem needs its own id.")
-        self.comparator = ProgramTests(name, {each.prompt_id: each for each in problems}.__getitem__, sandbox)
+
+        def by_id(prompt_id: str) -> ProgramProblem:
+            if (place := numbers.find(prompt_id)) is None:
+                raise KeyError(prompt_id)
+            return problems[place]
+
+        self.comparator = ProgramTests(name, by_id, sandbox)
 
     @property
     def notes(self) -> list[str]:
         """Notes on the rows, and on what confines the programs."""
         return [*self._unused, *([self.sandbox.protection.note()] if self.sandbox else [])]
 
-    def examples(self, limit: int) -> list[Example]:
-        made = [Example(each.prompt_id, (each.prompt,), GOLD, each.category) for each in self._problems]
-        return self._shots.precede(made)[:limit]
+    def examples(self, limit: int) -> Sequence[Example]:
+        return self._shots.precede(Examples(self._example, len(self._problems)))[:limit]
+
+    def _example(self, place: int) -> Example:
+        problem = self._problems[place]
+        return Example(problem.prompt_id, (problem.prompt,), GOLD, problem.category)
 
     def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
         return program_of(text, finished, self._last)
@@ -129,16 +151,20 @@ class ArithCode:
     def notes(self) -> list[str]:
         return [self.sandbox.protection.note()] if self.sandbox else []
 
-    def examples(self, limit: int) -> list[Example]:
+    def examples(self, limit: int) -> Sequence[Example]:
         if limit > MOST_GENERATED:
             raise TaskError(
                 f"{limit} prompts of task 'arith_code' are asked for; it makes at most {MOST_GENERATED:,}: lower limit"
                 " or skip."
             )
-        return [
-            Example(f"arith_code-{self.split}-{each.index}", (arith_code.prompt(each),), GOLD, shots=self.shots.pairs)
-            for each in arith_code.distinct(self.split, limit)
-        ]
+        return generated(arith_code.distinct_stream(self.split, limit), self._made, self._example)
+
+    def _made(self, index: int) -> arith_code.CodeProblem:
+        return next(arith_code.problems(self.split, start=index))
+
+    def _example(self, problem: arith_code.CodeProblem) -> Example:
+        name = f"arith_code-{self.split}-{problem.index}"
+        return Example(name, (arith_code.prompt(problem),), GOLD, shots=self.shots.pairs)
 
     def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
         return program_of(text, finished)
@@ -155,8 +181,7 @@ def _humaneval(
     data: DataConfig, shots: Shots = NO_SHOTS, split: str = "test", sandbox: Sandbox | None = None
 ) -> Programs:
     rows = read(data)
-    problems = [_humaneval_problem(row) for row in rows.rows]
-    return Programs("humaneval", rows, problems, rows.unused(HUMANEVAL_KEYS), sandbox, shots)
+    return Programs("humaneval", rows, _humaneval_problem, rows.unused(HUMANEVAL_KEYS), sandbox, shots)
 
 
 def _humaneval_problem(row: Row) -> ProgramProblem:
@@ -177,8 +202,7 @@ def _humaneval_problem(row: Row) -> ProgramProblem:
 
 def _mbpp(data: DataConfig, shots: Shots = NO_SHOTS, split: str = "test", sandbox: Sandbox | None = None) -> Programs:
     rows = read(data)
-    problems = [_mbpp_problem(row) for row in rows.rows]
-    return Programs("mbpp", rows, problems, rows.unused(MBPP_KEYS), sandbox, shots)
+    return Programs("mbpp", rows, _mbpp_problem, rows.unused(MBPP_KEYS), sandbox, shots)
 
 
 def _mbpp_problem(row: Row) -> ProgramProblem:
@@ -211,8 +235,9 @@ def _livecodebench(
     data: DataConfig, shots: Shots = NO_SHOTS, split: str = "test", sandbox: Sandbox | None = None
 ) -> Programs:
     rows = read(data)
-    problems = [_livecodebench_problem(row) for row in rows.rows]
-    return Programs("livecodebench", rows, problems, rows.unused(LIVECODEBENCH_KEYS), sandbox, shots, last=True)
+    return Programs(
+        "livecodebench", rows, _livecodebench_problem, rows.unused(LIVECODEBENCH_KEYS), sandbox, shots, last=True
+    )
 
 
 def _livecodebench_problem(row: Row) -> ProgramProblem:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 
 from specexp.answers import numbers
 from specexp.answers.comparators import CANONICAL, AnswerKind
@@ -18,8 +19,8 @@ from specexp.answers.rules import AnswerRule, normal
 from specexp.errors import TaskError, shown
 from specexp.tasks import conversations
 from specexp.tasks.conversations import NO_SHOTS, Shots
-from specexp.tasks.example import Comparator, Dataset, Example
-from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read, text_of
+from specexp.tasks.example import Comparator, Dataset, Example, checked
+from specexp.tasks.source import DataConfig, Row, Rows, name_of, read, text_of
 
 KEYS = ("prompt", "messages", "answer", "id")
 
@@ -33,15 +34,15 @@ class Prompts:
         self._rule, self._shots = rule or AnswerRule(), shots
         self._rows: Rows = read(config)
         self.comparator: Comparator = self._rule.kind or CANONICAL
-        self._examples = [_example(row, self._rule.kind) for row in self._rows.rows]
-        if twice := first_twice(example.prompt_id for example in self._examples):
+        self._examples = checked(self._rows.rows, lambda row: _example(row, self._rule.kind))
+        if (twice := self._examples.twice) is not None:
             raise TaskError(f"{config.source}: id {shown(twice)} is given twice; every prompt needs its own.")
         self.notes = self._rows.unused(KEYS)
         if self._rule.rule == "last_number" and self._rule.kind is None:
             self._check_numbers()
         self._asked = shots.precede(self._examples)
 
-    def examples(self, limit: int) -> list[Example]:
+    def examples(self, limit: int) -> Sequence[Example]:
         return self._asked[:limit]
 
     def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:

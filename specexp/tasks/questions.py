@@ -10,16 +10,20 @@ have no gold answer here; for them, an evaluation reports agreement with plain d
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
+
 from specexp.answers import numbers
 from specexp.answers.comparators import CANONICAL
 from specexp.answers.rules import marked
 from specexp.errors import TaskError, shown
 from specexp.reading import BOM
+from specexp.sequences.names import first_twice
 from specexp.tasks import sampling
 from specexp.tasks.conversations import NO_SHOTS, Shots
-from specexp.tasks.example import Comparator, Dataset, Example
+from specexp.tasks.example import Comparator, Dataset, Example, checked
 from specexp.tasks.gsm8k import gold_of
-from specexp.tasks.source import DataConfig, Row, Rows, first_twice, name_of, read
+from specexp.tasks.source import DataConfig, Row, Rows, name_of, read
 
 # Spec-Bench's file (Xia et al. 2401.07851) begins with MT-Bench (Zheng et al. 2306.05685), in these categories.
 MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
@@ -40,18 +44,19 @@ class Questions:
     ) -> None:
         self.name, self._shots = name, shots
         self._rows: Rows = read(config)
-        examples = [_example(name, row) for row in self._rows.rows]
-        self._examples = [x for x in examples if not categories or x.category in categories]
-        if not self._examples:
+        examples = checked(self._rows.rows, lambda row: _example(name, row))
+        if categories:
+            examples = examples.at(array("q", (i for i, x in enumerate(examples) if x.category in categories)))
+        if not examples:
             raise TaskError(f"data '{config}' holds no question of {name}'s categories ({', '.join(categories)}).")
-        if twice := first_twice(example.prompt_id for example in self._examples):
+        if twice := first_twice(example.prompt_id for example in examples):
             raise TaskError(
                 f"data '{config}': question {shown(twice)} is given twice; every question needs its own id."
             )
-        self._examples = shots.precede(self._examples)
+        self._examples = shots.precede(examples)
         self.notes = self._rows.unused(KEYS + ABOUT if name == "speed_bench" else KEYS)
 
-    def examples(self, limit: int) -> list[Example]:
+    def examples(self, limit: int) -> Sequence[Example]:
         return sampling.chosen(self._examples, limit)
 
     def selection(self, limit: int) -> str:

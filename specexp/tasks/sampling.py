@@ -8,9 +8,11 @@ with one example of each category and continues in proportion to their sizes.
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from specexp.sequences.lazy import at
 from specexp.tasks.example import Example, Task
 
 SEED = 0
@@ -30,11 +32,11 @@ def selection(task: Task, limit: int) -> str:
     return task.selection(limit) if isinstance(task, Sampled) else ""
 
 
-def chosen(examples: Sequence[Example], limit: int) -> list[Example]:
+def chosen(examples: Sequence[Example], limit: int) -> Sequence[Example]:
     """Return `limit` of these examples; if that is all of them, in their own order."""
     if limit >= len(examples) or len(_categories(examples)) < 2:
-        return list(examples[:limit])
-    return [examples[place] for place in _order([example.category for example in examples])[:limit]]
+        return examples[:limit]
+    return at(examples, _order(examples)[:limit])
 
 
 def words(examples: Sequence[Example], limit: int) -> str:
@@ -52,15 +54,24 @@ def _categories(examples: Sequence[Example]) -> set[str]:
     return {example.category for example in examples}
 
 
-def _order(categories: Sequence[str]) -> list[int]:
+def _order(examples: Sequence[Example]) -> array[int]:
     """Return the indices of all examples, ordered so that every prefix is a stratified sample."""
+    import numpy as np
+
+    numbers: dict[str, int] = {}  # of categories, in the order in which they come
+    numbered = (numbers.setdefault(example.category, len(numbers)) for example in examples)
+    column = np.fromiter(numbered, np.int32, len(examples))
+    by_category = np.argsort(column, kind="stable")
     rng = random.Random(SEED)
-    groups: dict[str, list[int]] = {}
-    for place, category in enumerate(categories):
-        groups.setdefault(category, []).append(place)
-    ranked: list[tuple[float, float, int, int]] = []
-    for group in groups.values():
+    rank = np.empty(len(column), np.int64)  # in its category, after the shuffle
+    share, tie = np.empty(len(column)), np.empty(len(column))
+    start = 0
+    for size in np.bincount(column).tolist():
+        group = array("q", by_category[start : start + size].tolist())
         rng.shuffle(group)
-        tie = rng.random()  # orders categories of equal size
-        ranked += [((i + 0.5) / len(group) if i else 0.0, tie, i, place) for i, place in enumerate(group)]
-    return [place for *_, place in sorted(ranked)]
+        places = np.frombuffer(group, np.int64)
+        rank[places] = np.arange(size)
+        share[places] = np.where(rank[places] > 0, (rank[places] + 0.5) / size, 0.0)
+        tie[places] = rng.random()  # orders categories of equal size
+        start += size
+    return array("q", np.lexsort((rank, tie, share)).tobytes())

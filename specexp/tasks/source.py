@@ -2,7 +2,7 @@
 CSV or Parquet file). Returns plain rows, each with the place it came from, and a hash of all of them.
 
 All rows are checked when they are read, from any source: a text with forbidden content is refused with its place,
-before any model is loaded.
+before any model is loaded. They stay in their file, or in the library's: a row is read again when it is asked for.
 """
 
 from __future__ import annotations
@@ -11,19 +11,26 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+import shutil
+import stat
+import tempfile
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from specexp import reading
 from specexp.addresses import mask
 from specexp.errors import TaskError, first_line, shown
+from specexp.sequences.file_lines import FileLines
+from specexp.sequences.lazy import LazySequence
 from specexp.tasks import files
 from specexp.tasks.example import Dataset
 
 LINES = (".jsonl", ".ndjson")
-TEXTS = {**dict.fromkeys(LINES, files.rows_of_lines), ".json": files.rows_of_document}  # local files, read here
+DOCUMENT = ".json"
 BUILDERS = {".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -51,11 +58,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """All rows of a source. `digest` is the SHA-256 of the file, or of the rows if there is no single file."""
+    """All rows of a source. `digest` is the SHA-256 of the file, or of the rows if there is no single file; `columns`
+    are the names in the rows, in the order in which they come."""
 
     config: DataConfig
-    rows: list[Row]
+    rows: LazySequence[Row]
     digest: str
+    columns: tuple[str, ...]
 
     def dataset(self, name: str) -> Dataset:
         """Describe these rows as the data of the task `name`."""
@@ -63,7 +72,7 @@ class Rows:
 
     def unused(self, used: Sequence[str]) -> list[str]:
         """Return a note on the columns that a task does not use, if there are any."""
-        names = list(dict.fromkeys(str(name) for row in self.rows for name in row.values))
+        names = list(dict.fromkeys(self.columns))
         extra = [name for name in names if name not in used]
         if not extra:
             return []
@@ -82,19 +91,9 @@ def read(config: DataConfig) -> Rows:
     if "://" in config.source:
         return _read_by_library(config, Path(config.source))
     path = reading.path_of(config.source, "data", TaskError)
-    if _suffix(path) in TEXTS and not path.is_dir():
+    if _suffix(path) in (*LINES, DOCUMENT) and not path.is_dir():
         return _read_text(config, path)
     return _read_by_library(config, path)
-
-
-def first_twice(names: Iterable[str]) -> str | None:
-    """Return the first name that occurred before, or None."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
 
 
 def text_of(row: Row, key: str) -> str:
@@ -125,21 +124,88 @@ def _suffix(path: Path) -> str:
 
 
 def _read_text(config: DataConfig, path: Path) -> Rows:
-    content = _content(config, path)
-    text = reading.decode(content, str(path), TaskError)
-    rows = [Row(*result) for result in TEXTS[_suffix(path)](text, str(path))]
+    with _opened(config, path) as file:
+        if _suffix(path) == DOCUMENT:
+            content = file.read()
+            rows = files.rows_of_document(reading.decode(content, str(path), TaskError), str(path))
+            if rows is not None:
+                return _read_document(config, path, rows, hashlib.sha256(content).hexdigest())
+            file.seek(0)
+        return _read_lines(config, path, file)
+
+
+def _read_lines(config: DataConfig, path: Path, file: BinaryIO) -> Rows:
+    """Read a file that has one object per line, and keep where each of them is."""
+    digest, columns = hashlib.sha256(), dict[str, None]()
+    kept, numbers = FileLines(file, f"data '{path}'", TaskError), array("I")
+    for number, (offset, line, text) in enumerate(files.lines_of(file, str(path)), 1):
+        digest.update(line)
+        if (values := files.row_of(text, f"{path}, line {number}")) is not None:
+            kept.add(offset, line)
+            numbers.append(number)
+            columns.update(dict.fromkeys(values))
+    if not len(kept):
+        raise TaskError(f"{path}: holds no rows; give one JSON object a line.")
+    return _in_file(config, kept, f"{path}, line", numbers.__getitem__, digest.hexdigest(), tuple(columns))
+
+
+def _read_document(config: DataConfig, path: Path, rows: Sequence[dict[str, Any]], digest: str) -> Rows:
+    """Keep the rows of a document, which have no lines of their own, as lines of a temporary file."""
     if not rows:
         raise TaskError(f"{path}: holds no rows; give one JSON object a line.")
-    return Rows(config, rows, hashlib.sha256(content).hexdigest())
+    columns = dict[str, None]()
+    with _scratch(path) as file:
+        kept, offset = FileLines(file, f"data '{path}'", TaskError), 0
+        for values in rows:
+            line = json.dumps(values).encode()
+            file.write(line)
+            kept.add(offset, line)
+            offset += len(line)
+            columns.update(dict.fromkeys(values))
+        file.flush()
+    return _in_file(config, kept, f"{path}, row", lambda index: index + 1, digest, tuple(columns))
 
 
-def _content(config: DataConfig, path: Path) -> bytes:
-    """Return the bytes of a local file. Raises TaskError if a subset, split or revision is given: a file has none."""
-    content = reading.read_bytes(path, "data file", TaskError, None)
-    if more := [name for name in ("subset", "split", "revision") if getattr(config, name)]:
-        kind = "JSONL" if _suffix(path) in LINES else _suffix(path).removeprefix(".").upper()
-        raise TaskError(f"{path}: {more[0]} is given, but a {kind} file has none; leave it out.")
-    return content
+def _in_file(
+    config: DataConfig, kept: FileLines, where: str, number: Callable[[int], int], digest: str, columns: tuple[str, ...]
+) -> Rows:  # fmt: skip
+    def row(index: int) -> Row:
+        return Row(f"{where} {number(index)}", number(index), files.read_again(kept[index]))
+
+    return Rows(config, LazySequence(row, len(kept)), digest, columns)
+
+
+@contextmanager
+def _opened(config: DataConfig, path: Path) -> Iterator[BinaryIO]:
+    """Open a local file; what is no file, such as a pipe, is copied first. Raises TaskError, also if a subset, split or
+    revision is given: a file has none."""
+    try:
+        with path.open("rb") as file:
+            if more := [name for name in ("subset", "split", "revision") if getattr(config, name)]:
+                kind = "JSONL" if _suffix(path) in LINES else _suffix(path).removeprefix(".").upper()
+                raise TaskError(f"{path}: {more[0]} is given, but a {kind} file has none; leave it out.")
+            if stat.S_ISREG(path.stat().st_mode):
+                yield file
+                return
+            with _scratch(path) as copied:
+                shutil.copyfileobj(file, copied)
+                copied.seek(0)
+                yield copied
+    except OSError as why:
+        raise TaskError(f"data file '{path}' cannot be read: {why.strerror or why}.") from why
+
+
+@contextmanager
+def _scratch(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that has no name, and is gone when nobody reads from it."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            yield cast(BinaryIO, file)
+    except OSError as why:
+        raise TaskError(
+            f"the rows of '{path}' cannot be kept in the temporary folder {tempfile.gettempdir()} ({why.strerror});"
+            " name another one in TMPDIR, or give a file with one JSON object a line."
+        ) from why
 
 
 def _read_by_library(config: DataConfig, path: Path) -> Rows:
@@ -147,19 +213,34 @@ def _read_by_library(config: DataConfig, path: Path) -> Rows:
     if not local and config.source.startswith((".", "/", "~")):
         raise TaskError(f"data '{config.source}' does not exist; give a file, a folder, an address or a hub id.")
     if local and _suffix(path) == ".csv" and path.is_file():
-        files.check_csv(reading.decode(_content(config, path), str(path), TaskError), str(path))
+        with _opened(config, path) as file:
+            files.check_csv(file, str(path))
     result = _loaded(config, path, local)
-    rows = [Row(f"{config.source}, row {number}", number, dict(values)) for number, values in enumerate(result, 1)]
-    if not rows:
+
+    def row(index: int, values: Any = None) -> Row:
+        return Row(f"{config.source}, row {index + 1}", index + 1, dict(result[index] if values is None else values))
+
+    def rows() -> Iterator[Row]:
+        try:
+            yield from (row(index, values) for index, values in enumerate(result))
+        except Exception as error:
+            raise _not_loaded(config, error) from error
+
+    if not len(result):
         raise TaskError(f"data '{config}' holds no rows.")
-    for row in rows:
-        reading.check_value(row.values, row.where, TaskError)
-    content = json.dumps([row.values for row in rows], sort_keys=True, default=str)
-    return Rows(config, rows, hashlib.sha256(content.encode()).hexdigest())
+    # The hash is that of all rows as one JSON list.
+    digest, columns = hashlib.sha256(b"["), dict[str, None]()
+    for each in rows():
+        reading.check_value(each.values, each.where, TaskError)
+        text = json.dumps(each.values, sort_keys=True, default=str)
+        digest.update((text if each.number == 1 else f", {text}").encode())
+        columns.update(dict.fromkeys(map(str, each.values)))
+    digest.update(b"]")
+    return Rows(config, LazySequence(row, len(result), rows), digest.hexdigest(), tuple(columns))
 
 
-def _loaded(config: DataConfig, path: Path, local: bool) -> list[dict[str, Any]]:
-    """Load a source with the library `datasets`."""
+def _loaded(config: DataConfig, path: Path, local: bool) -> Sequence[dict[str, Any]]:
+    """Load a source with the library `datasets`, whose rows stay in its cache."""
     import datasets  # imports pandas and pyarrow, so only if needed
 
     datasets.disable_progress_bars()
@@ -173,16 +254,22 @@ def _loaded(config: DataConfig, path: Path, local: bool) -> list[dict[str, Any]]
         more |= {"path": str(path) if local else config.source, "revision": config.revision or None}
         more |= {"name": config.subset or None}
     try:
-        return list(datasets.load_dataset(**more))
-    except Exception as error:  # the library raises various errors; its message is passed on, in one line
-        if cache := _cache_that_fails(error):
-            raise TaskError(f"data '{config}' cannot be loaded: {cache}") from error
-        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
-            error = error.__cause__  # the root cause has the useful message
-        words = first_line(error)
-        if "corresponds to no data" in words:
-            words = "it holds no rows."
-        raise TaskError(f"data '{config}' cannot be loaded: {words}") from error
+        loaded: Sequence[dict[str, Any]] = datasets.load_dataset(**more)
+        return loaded
+    except Exception as error:
+        raise _not_loaded(config, error) from error
+
+
+def _not_loaded(config: DataConfig, error: Exception) -> TaskError:
+    """Say in one line what the library has raised, which can be anything."""
+    if cache := _cache_that_fails(error):
+        return TaskError(f"data '{config}' cannot be loaded: {cache}")
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # the root cause has the useful message
+    words = first_line(error)
+    if "corresponds to no data" in words:
+        words = "it holds no rows."
+    return TaskError(f"data '{config}' cannot be loaded: {words}")
 
 
 def _cache_that_fails(error: BaseException | None) -> str | None:

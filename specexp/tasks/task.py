@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from specexp.answers.comparators import CANONICAL
@@ -15,7 +15,16 @@ from specexp.tasks import arith, gsm8k, long_prompts, questions
 from specexp.tasks.benchmarks import MathProblems, MMLUPro
 from specexp.tasks.conversations import NO_SHOTS, Shots, from_rows
 from specexp.tasks.defaults import HARNESS, NO_EXECUTION, SANDBOX
-from specexp.tasks.example import Comparator, Dataset, Example, Task
+from specexp.tasks.example import (
+    Comparator,
+    Dataset,
+    Example,
+    Examples,
+    Task,
+    checked,
+    generated,
+    recent_examples,
+)
 from specexp.tasks.gsm8k import GSM8K
 from specexp.tasks.harness import HarnessTask
 from specexp.tasks.programs import PROGRAM_TASKS, ArithCode, Programs
@@ -41,12 +50,16 @@ class Arith:
     def comparator(self) -> Comparator:
         return CANONICAL
 
-    def examples(self, limit: int) -> list[Example]:
+    def examples(self, limit: int) -> Sequence[Example]:
         _check_limit(limit, self)
-        return [
-            Example(f"arith-{self.split}-{p.index}", (arith.prompt(p),), str(p.answer), shots=self.shots.pairs)
-            for p in arith.distinct(self.split, limit)
-        ]
+        return generated(arith.distinct_stream(self.split, limit), self._made, self._example)
+
+    def _made(self, index: int) -> arith.Problem:
+        return next(arith.problems(self.split, start=index))
+
+    def _example(self, problem: arith.Problem) -> Example:
+        name = f"arith-{self.split}-{problem.index}"
+        return Example(name, (arith.prompt(problem),), str(problem.answer), shots=self.shots.pairs)
 
     def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
         return arith.extract_answer(text, finished)
@@ -71,13 +84,13 @@ class LongPrompts:
     def comparator(self) -> Comparator:
         return CANONICAL
 
-    def examples(self, limit: int) -> list[Example]:
+    def examples(self, limit: int) -> Sequence[Example]:
         _check_limit(limit, self)
-        texts = [long_prompts.long_text(self.split, self.num_tokens, index) for index in range(limit)]
-        return [
-            Example(f"long-{self.split}-{i}", (each.text,), each.code, shots=self.shots.pairs)
-            for i, each in enumerate(texts)
-        ]
+        return checked(range(limit), self._example)
+
+    def _example(self, index: int) -> Example:
+        made = long_prompts.long_text(self.split, self.num_tokens, index)
+        return Example(f"long-{self.split}-{index}", (made.text,), made.code, shots=self.shots.pairs)
 
     def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
         return marked(text, finished)[1]
@@ -101,11 +114,16 @@ class Toy:
     def comparator(self) -> Comparator:
         return CANONICAL
 
-    def examples(self, limit: int) -> list[Example]:
+    def examples(self, limit: int) -> Sequence[Example]:
         _check_limit(limit, self)
         rng = random.Random("toy")
-        texts = [" ".join(str(rng.randrange(10)) for _ in range(8)) for _ in range(limit)]
-        return [Example(f"toy-{i}", (text,), shots=self.shots.pairs) for i, text in enumerate(texts)]
+        digits = bytes(rng.randrange(10) for _ in range(8 * limit))
+
+        def example(index: int) -> Example:
+            text = " ".join(map(str, digits[8 * index : 8 * (index + 1)]))
+            return Example(f"toy-{index}", (text,), shots=self.shots.pairs)
+
+        return Examples(recent_examples(example), limit)
 
     def extract(self, text: str, finished: bool, gold: str | None = None) -> str | None:
         return None

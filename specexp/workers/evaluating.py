@@ -25,6 +25,7 @@ from specexp.storage import environment
 from specexp.storage.journal import Journal
 from specexp.storage.record_places import Key
 from specexp.storage.records import Record, key_of, line_of, record_in
+from specexp.tasks.example import place_of
 from specexp.workers.described_pair import describe
 from specexp.workers.placement import here
 
@@ -165,8 +166,7 @@ class EvaluationWorker:
 
     def _traced(self, unit: TokenViewUnit) -> dict[str, Any]:
         self._adapt(unit.costs)
-        places = {example.prompt_id: index for index, example in enumerate(self._prepared.examples)}
-        chosen = [places[name] for name in unit.chosen]
+        chosen = [place_of(self._prepared.examples, name) for name in unit.chosen]
         return trace(self._prepared, RecordsOfUnit.of(unit.known), chosen, Journal(), Budget(unit.seconds))
 
     def _adapt(self, costs: RelativeCosts | None) -> None:

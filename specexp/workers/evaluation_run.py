@@ -7,6 +7,7 @@ measured, since a worker's clock says nothing of another's: attainable speed-ups
 from __future__ import annotations
 
 import sys
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +29,8 @@ from specexp.judge.judge import Judge
 from specexp.pair.loading import Pair
 from specexp.profiling import memory
 from specexp.profiling.time_estimate import announce
+from specexp.sequences.lazy import at
+from specexp.sequences.token_ids import length_at
 from specexp.storage.journal import Journal
 from specexp.storage.records import Record, RecordFile
 from specexp.storage.run_folder import OutputFolder
@@ -158,15 +161,13 @@ class EvaluationDriver:
 
 def without(prepared: Prepared, failed: Sequence[Failure]) -> Prepared:
     """The same without the prompts that have failed in any repeat. Raises WorkerError if nothing is left."""
+    if not failed:
+        return prepared
     names = {each.prompt_id for each in failed}
-    kept = [index for index, example in enumerate(prepared.examples) if example.prompt_id not in names]
+    kept = array("q", (i for i, example in enumerate(prepared.examples) if example.prompt_id not in names))
     if not kept:
         raise WorkerError(f"every prompt has failed: {failed[0].sentence}.")
-    return replace(
-        prepared,
-        examples=[prepared.examples[index] for index in kept],
-        prompts=[prepared.prompts[index] for index in kept],
-    )
+    return replace(prepared, examples=at(prepared.examples, kept), prompts=at(prepared.prompts, kept))
 
 
 def _units(prepared: Prepared, output: OutputFolder, records: RecordFile) -> Iterator[DecodeUnit]:
@@ -185,7 +186,7 @@ def _units(prepared: Prepared, output: OutputFolder, records: RecordFile) -> Ite
 
 def unit_size(prepared: Prepared, unit: DecodeUnit) -> float:
     """About how long a unit takes: all that is known before is the length of its prompts."""
-    return float(sum(len(prepared.prompts[index]) for index in indices_at(prepared, unit.number)))
+    return float(sum(length_at(prepared.prompts, index) for index in indices_at(prepared, unit.number)))
 
 
 def _failures(prepared: Prepared, outcome: UnitOutcome[DecodeUnit, Any]) -> Iterator[Failure]:

@@ -7,6 +7,7 @@ prompt's labels depend on nothing but the prompt. A group at which a worker dies
 from __future__ import annotations
 
 import sys
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ class MiningDriver:
                 bar.set_postfix_str(f"{len(self.crew.facts)} workers", refresh=False)
                 return [missing[index] for index, _ in result]
 
-            units = _units(list(missing), prepared.config.batch)
+            units = _units(array("q", missing), prepared.config.batch)
             size = partial(unit_size, prepared)
             for outcome in self.crew.do(units, size, lambda unit: unit.parts, arrived):
                 if outcome.result is None:
@@ -138,7 +139,7 @@ class MiningDriver:
             print(f"warning: {each.sentence}; the labels are without it.", file=sys.stderr)
 
 
-def _units(indices: Sequence[int], together: int) -> Iterator[MiningUnit]:
+def _units(indices: array[int], together: int) -> Iterator[MiningUnit]:
     for start in range(0, len(indices), together):
         yield MiningUnit(tuple(indices[start : start + together]))
 

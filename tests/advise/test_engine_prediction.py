@@ -110,8 +110,7 @@ def test_sampled_drafts_are_predicted_as_with_the_targets_weights(server: str, m
         "toy_quick",
         {"methods": "speculative", "limit": "6", "max_new_tokens": "40", "temperature": "1", "toy": TOY, **more},
     )
-    with_weights = preparation.prepare(own)
-    with_weights.prompts[:] = [out.prompt_ids for out in outputs]
+    with_weights = replace(preparation.prepare(own), prompts=[out.prompt_ids for out in outputs])
     method = own.methods[0]
     traces = [
         agreement(with_weights, index, out.token_ids, method.draft_temperature).trace

@@ -158,7 +158,7 @@ def test_memory_that_runs_out_names_a_lower_batch(workplace: Path, monkeypatch: 
     def out(*_: Any) -> Any:
         raise OutOfMemoryError("no 3 GiB left")
 
-    monkeypatch.setattr(runner, "warm_up", lambda *_: None)
+    monkeypatch.setattr(runner, "warm_up", lambda *_, **more: None)
     monkeypatch.setattr(engine, "score", out)
     result = evaluate(*SMALL[:4], "--methods", "baseline", "--batch", "3", "--output", "out")
     assert result.exit_code == 2

@@ -17,7 +17,7 @@ from specexp.certify.chi_square import Prefix
 from specexp.engine_certify import bias_power, findings, parameter_checks, sample_check
 from specexp.engine_certify.findings import explanations_of
 from specexp.engine_certify.next_tokens import NextTokens, Warping
-from specexp.engine_certify.sample_check import Inquiry, Sampled
+from specexp.engine_certify.sample_check import CountedSamples, Inquiry
 from specexp.engine_certify.sampled_places import (
     LENGTH,
     MIN_P,
@@ -27,6 +27,7 @@ from specexp.engine_certify.sampled_places import (
     VARIANTS,
     SampledPlace,
     target_of,
+    values_of,
 )
 from specexp.engines.responses import Refused
 
@@ -123,7 +124,9 @@ def test_what_fits_at_first_is_told_apart_before_it_is_named(
     subject = SyntheticEngine(ALIKE, DOES[does], seed=seed)
     planned, check = checked(subject, TOP_P)
     assert planned.target is not None
-    first = Sampled(planned.target, (1000 * planned.target.under(DOES[does](planned.target.warping))).astype(int))
+    first = CountedSamples(
+        planned.target, (1000 * planned.target.under(DOES[does](planned.target.warping))).astype(int)
+    )
     left = {each.name for each in sample_check.fitting([first], explanations_of(planned.target.warping))}
     assert len(left) > 1
     assert does in left
@@ -174,7 +177,7 @@ def explained(
     assert target is not None
     counts = sample_check.draw(cast(Any, subject), ENGINE, target, "first", number, lambda: None)
     return sample_check.explain(
-        cast(Any, subject), ENGINE, Inquiry("first", subject.places, warpings), [Sampled(target, counts)],
+        cast(Any, subject), ENGINE, Inquiry("first", subject.places, warpings), [CountedSamples(target, counts)],
         explanations_of(asked), lambda: None,
     )  # fmt: skip
 
@@ -193,6 +196,13 @@ def test_explanations_that_nothing_tells_apart_are_all_told(does: str) -> None:
     assert finding.sentence.startswith("one of these, which outputs do not tell apart: the temperature is ignored")
     assert " Or top-p is applied before the temperature" in finding.sentence
     assert (more, len(subject.drawn)) == (0, 200)
+
+
+def test_a_low_temperature_is_not_for_coarse_rounding() -> None:
+    """It magnifies what rounding does to logits."""
+    assert [each.temperature for each in values_of(TEMPERATURE, "float16")] == [0.5, 0.2, 2.0]
+    assert [each.temperature for each in values_of(TEMPERATURE, "bfloat16")] == [0.5, 2.0]
+    assert values_of(TOP_P, "bfloat16") == list(VARIANTS[TOP_P])
 
 
 def test_a_bias_is_no_explanation_that_almost_fits() -> None:

@@ -18,9 +18,9 @@ from specexp.evaluation.report.comparison import compare
 from specexp.evaluation.summaries import summary
 from specexp.metrics import paired, per_prompt, statistics, tally
 from specexp.metrics.per_prompt import COUNTS, SECONDS, PromptSums
+from specexp.sequences.names import NameNumbers
 from specexp.storage import numbered_files
 from specexp.storage import records as storage
-from specexp.storage.record_places import NameNumbers
 from specexp.storage.run_folder import OutputFolder
 
 TESTS = Path(__file__).resolve().parents[1]

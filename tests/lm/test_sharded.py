@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from helpers.cli_runner import flat_runs, records, runs, without_clocks
+from helpers.cli_runner import evaluate, flat_runs, records, runs, without_clocks
 from helpers.processes import ROOT, wait_for_lines
 from specexp import config
 from specexp.errors import ConfigError, ModelError
@@ -133,6 +133,24 @@ def test_torchrun_starts_the_processes_and_one_of_them_writes(workplace: Path) -
     refused = run(command("three", *more, "--config", "three.yaml", launcher=launcher))
     assert "error: tensor_parallel is 3, but torchrun started 2 processes; make them equal." in refused.stderr
     assert not (workplace / "three" / "records.jsonl").exists()
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_processes_of_torchrun_that_would_each_do_the_whole_command_are_refused(
+    rank: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under `torchrun ... mlflow run ...`, and as `torchrun -m entrypoints.evaluate`."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "none", "RANK": rank, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    ended = evaluate("--experiment", "arith_quick", "--config", shared(workplace), "--output", "out")
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "error: torchrun started 2 processes, each of which would do the whole command: they share a target only as"
+        " 'torchrun ... -m specexp COMMAND' (with MLFLOW_RUN_ID for a run that exists). Start it so, or leave torchrun"
+        " out, as with mlflow run: with tensor_parallel the command starts the processes itself.\n"
+    )
+    assert not (workplace / "out").exists()
+    assert runs() == []
 
 
 def children(parent: int, word: str) -> list[int]:

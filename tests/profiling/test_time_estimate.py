@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from helpers.cli_runner import comparison_runs, evaluate, invoke
 from helpers.fake_clock import Clock, ClockedToy
 from helpers.mining_runs import collect
 from specexp.evaluation import runner
+from specexp.evaluation.scheduling import MissingRecords
 from specexp.evaluation.token_view import data, token_page
 from specexp.evaluation.token_view.data import Budget
 from specexp.judge import collection
@@ -83,10 +85,9 @@ def test_an_evaluation_says_how_long_it_takes_and_again_when_lengths_are_seen(
 def test_the_bound_of_an_evaluation_is_that_of_its_settings(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    setting = SimpleNamespace(config=SimpleNamespace(label="a")), SimpleNamespace(config=SimpleNamespace(label="b"))
-    jobs = [[SimpleNamespace(setting=setting[0])] * 3, [SimpleNamespace(setting=setting[1])] * 2]
+    lacking = MissingRecords(Counter(a=3, b=2, an_engine=4), 5)
     prepared: Any = SimpleNamespace(experiment=SimpleNamespace(max_new_tokens=100, thinking_budget=0))
-    runner._announce(prepared, jobs, {"a": Pace(1.0, 0.1), "b": Pace(2.0, 0.5)})  # type: ignore[arg-type]
+    runner._announce(prepared, lacking, {"a": Pace(1.0, 0.1), "b": Pace(2.0, 0.5)})
     assert f"at most about {span(3 * 11 + 2 * 52)}, 5 outputs" in capsys.readouterr().err
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from specexp.errors import OutputError
-from specexp.storage import numbered_files, record_places
+from specexp.sequences.names import NameNumbers
+from specexp.storage import numbered_files
 from specexp.storage import records as storage
 from specexp.storage.numbered_files import existing, numbered
-from specexp.storage.record_places import NameNumbers, RecordPlaces
+from specexp.storage.record_places import RecordPlaces
 from specexp.storage.records import RecordFile
 
 
@@ -131,7 +132,7 @@ def test_files_that_were_taken_away_or_cut_are_named(tmp_path: Path) -> None:
 
 
 def test_names_keep_their_numbers_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record_places, "_RECENT", 7)
+    monkeypatch.setattr("specexp.sequences.names._RECENT", 7)
     names = [f"name {i % 40} ä" for i in range(60)]
     numbers = NameNumbers()
     assert [numbers.number(name) for name in names] == [i % 40 for i in range(60)]
@@ -143,8 +144,8 @@ def test_names_keep_their_numbers_however_many_there_are(monkeypatch: pytest.Mon
 def test_names_whose_hashes_begin_alike_are_told_apart_by_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first 64 bits, by which names are sorted, are of two values here; the other 32 differ."""
     digest = lambda name: (int(name) % 2).to_bytes(8, "little") + int(name).to_bytes(4, "little")  # noqa: E731
-    monkeypatch.setattr(record_places, "_digest", digest)
-    monkeypatch.setattr(record_places, "_RECENT", 7)
+    monkeypatch.setattr("specexp.sequences.names._digest", digest)
+    monkeypatch.setattr("specexp.sequences.names._RECENT", 7)
     numbers, names = NameNumbers(), [str(i) for i in range(30)]
     assert [numbers.number(name) for name in [*names, *names]] == [*range(30), *range(30)]
     assert [numbers.find(name) for name in names] == [*range(30)]
@@ -153,8 +154,8 @@ def test_names_whose_hashes_begin_alike_are_told_apart_by_the_rest(monkeypatch: 
 
 def test_names_are_sorted_in_by_a_part_of_those_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many there are, each is sorted in about as often: the work grows with their number, not its square."""
-    monkeypatch.setattr(record_places, "_RECENT", 2)
-    monkeypatch.setattr(record_places, "_PART", 4)
+    monkeypatch.setattr("specexp.sequences.names._RECENT", 2)
+    monkeypatch.setattr("specexp.sequences.names._PART", 4)
     sizes, sort_in = [], NameNumbers._sort_in
     monkeypatch.setattr(NameNumbers, "_sort_in", lambda self: (sizes.append(len(self)), sort_in(self)))
     numbers = NameNumbers()

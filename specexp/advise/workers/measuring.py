@@ -6,6 +6,7 @@ A worker does all that is missing of one prompt; the driver writes it to the jou
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from specexp.evaluation import measured_costs, preparation
 from specexp.evaluation.preparation import Prepared
 from specexp.evaluation.timing import SpecexpContender
 from specexp.judge.judge import Judge
+from specexp.sequences.token_ids import length_at
 from specexp.storage.journal import Journal, Key
 from specexp.workers.crew import crew
 from specexp.workers.settings import WorkerSettings
@@ -75,14 +77,15 @@ def measure(
 ) -> None:  # fmt: skip
     """Write what the journal lacks of measurements without a clock. Raises WorkerError, if workers died at a prompt
     again and again: then the journal has all others."""
-    units = [unit for index in range(len(prepared.prompts)) if (unit := _missing(prepared, journal, index)).kinds]
-    if not units:
+    indices = range(len(prepared.prompts))
+    left = array("q", (index for index in indices if _missing(prepared, journal, index).kinds))
+    if not left:
         return
     failed: list[str] = []
-    size = lambda unit: float(len(prepared.prompts[unit.index]))  # noqa: E731
-    bar = tqdm(total=len(units), desc="outputs and drafts on workers", unit="prompt", dynamic_ncols=True)
+    size = lambda unit: float(length_at(prepared.prompts, unit.index))  # noqa: E731
+    bar = tqdm(total=len(left), desc="outputs and drafts on workers", unit="prompt", dynamic_ncols=True)
     with bar, crew(settings, AdviceJob(prepared.experiment, prepared.judges, costs)) as workers:
-        for outcome in workers.do(units, size):
+        for outcome in workers.do((_missing(prepared, journal, index) for index in left), size):
             bar.update()
             bar.set_postfix_str(f"{len(workers.facts)} workers", refresh=False)
             index = outcome.unit.index

@@ -106,7 +106,8 @@ def _best(comparison: Comparison) -> dict[str, float]:
 
 def _outputs(prepared: Prepared, records: Sequence[Record]) -> dict[str, list[Any]]:
     """Return the first prompts and their outputs as text, in the form of an MLflow table."""
-    turns = {example.prompt_id: example.turns for example in prepared.examples}
+    names = {record["prompt_id"] for record in records}
+    turns = {example.prompt_id: example.turns for example in prepared.examples if example.prompt_id in names}
     order = {prompt_id: place for place, prompt_id in enumerate(turns)}
     some = sorted(records, key=lambda r: (order[r["prompt_id"]], r["turn"]))[:MOST_OUTPUTS]
     known = {name: ["" if r[name] is None else str(r[name]) for r in some] for name in ("answer", "gold", "correct")}

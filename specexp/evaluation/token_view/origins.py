@@ -89,6 +89,10 @@ class TracedDecoder:
                 return
             if isinstance(ask, Score) and ask.model == "target" and ask.parents is not None:
                 self._seen.drafted, self._seen.parents = _host(ask.tokens), ask.parents
+            if isinstance(ask, Score) and ask.tree is not None:
+                num, (tokens, parents) = _host(ask.tree.counts[0]), _host(ask.tree.table[:2])
+                self._seen.drafted = tokens[1 : num + 1]
+                self._seen.parents = [parent - 1 for parent in parents[1 : num + 1]]
             if isinstance(ask, Round):
                 self._note(ask)
             answer = yield ask

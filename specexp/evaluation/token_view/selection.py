@@ -8,11 +8,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from specexp.errors import ConfigError
 from specexp.method_specs import spec
+from specexp.sequences.lazy import lazily
 from specexp.storage.records import Record
-from specexp.tasks.example import Example
+from specexp.tasks.example import Example, place_of, prompt_id_of
 
 DEFAULT = "3"
 NOT_SHOWN = "note: there is no token view with a thinking_budget: tokens that end a thought come from no model."
@@ -44,11 +46,10 @@ class ShownPrompts:
         """Raise ConfigError, with every fault, unless all named prompts are among these."""
         if self.number is not None:
             return
-        known = [example.prompt_id for example in examples]
-        names = self._names(known)
+        known, names = lazily(prompt_id_of, examples), self._names(examples)
         faults = [] if names else [f"show is '{self.text}', which names no prompt; give ids separated by commas."]
         for name in names:
-            if name not in known:
+            if not _is_among(examples, name):
                 close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
                 hint = f", did you mean '{close[0]}'?" if close else "."
                 faults.append(
@@ -63,17 +64,26 @@ class ShownPrompts:
 
         For a number, in the task's order: informative prompts are taken first, then the first of the others.
         """
-        ids = [example.prompt_id for example in examples]
         if self.number is None:
-            return [ids.index(name) for name in self._names(ids)]
-        result = informative_prompts(records)
-        ranked = sorted(range(len(ids)), key=lambda i: (ids[i] not in result, i))
-        return sorted(ranked[: self.number])
+            return [place_of(examples, name) for name in self._names(examples)]
+        result, number = informative_prompts(records), min(self.number, len(examples))
+        told = (place for place, example in enumerate(examples) if example.prompt_id in result)
+        first = list(islice(told, number if result else 0))
+        others = (place for place in range(len(examples)) if examples[place].prompt_id not in result)
+        return sorted([*first, *islice(others, number - len(first))])
 
-    def _names(self, known: Sequence[str]) -> list[str]:
-        if self.text in known:
+    def _names(self, examples: Sequence[Example]) -> list[str]:
+        if _is_among(examples, self.text):
             return [self.text]  # an id may contain commas
         return list(dict.fromkeys(name.strip() for name in self.text.split(",") if name.strip()))
+
+
+def _is_among(examples: Sequence[Example], prompt_id: str) -> bool:
+    try:
+        place_of(examples, prompt_id)
+    except KeyError:
+        return False
+    return True
 
 
 def informative_prompts(records: Sequence[Record]) -> set[str]:

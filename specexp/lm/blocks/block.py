@@ -19,6 +19,7 @@ from specexp.lm.blocks.layer_inputs import LayerEmbeddings, LayerInput
 from specexp.lm.blocks.linear import Linear, joined
 from specexp.lm.blocks.module_parts import AttentionParts, LayerParts, StackParts
 from specexp.lm.blocks.norms import Norm, layer_norm, rms_norm
+from specexp.lm.kernels.table import PYTORCH, Kernels
 
 Weights = tuple[Tensor, Tensor | None]  # a norm's weight and bias
 
@@ -47,8 +48,8 @@ class Block:
 class BlockLoader:
     """Makes blocks from the parts of a module."""
 
-    def __init__(self, family: Family, like: Tensor, pack: bool) -> None:
-        self._family, self._like, self._pack = family, like, pack
+    def __init__(self, family: Family, like: Tensor, pack: bool, kernels: Kernels = PYTORCH) -> None:
+        self._family, self._like, self._pack, self._kernels = family, like, pack, kernels
 
     def block(self, spec: BlockSpec, parts: LayerParts) -> Block:
         """The block of these parts, whose projections become views of joined ones."""
@@ -100,7 +101,7 @@ class BlockLoader:
     def _norm(self, weight: Tensor, bias: Tensor | None, eps: float, size: int) -> Norm:
         if self._family.layer_norm:
             return layer_norm(weight, bias, eps, size)
-        return rms_norm(weight, eps, size, self._like)
+        return rms_norm(weight, eps, size, self._like, self._kernels.rms_norm)
 
     def _weights(self, module: Any) -> Weights:
         """A norm's weight, as it is multiplied, and bias. Norms of single heads are stacked: [heads, d]."""
@@ -118,7 +119,7 @@ class BlockLoader:
 
     def _plain_norm(self, module: Any, size: int) -> Norm:
         """A norm without a weight."""
-        return rms_norm(None, _eps(module), size, self._like)
+        return rms_norm(None, _eps(module), size, self._like, self._kernels.rms_norm)
 
     def _per_head(self, spec: BlockSpec, attention: AttentionParts, queries: Weights, keys: Weights | None) -> Norm:
         """One function for queries and keys, if there are keys: the weights of all heads, stacked."""
@@ -131,7 +132,7 @@ class BlockLoader:
         if parts.mlp is None:
             return Mixture(parts.mixture, spec.experts_per_token)
         up, down = Linear(*joined(parts.mlp.up), self._pack), Linear(*joined([parts.mlp.down]), self._pack)
-        mlp = Mlp(up, down, activation(parts.mlp.act), parts.mlp.gated)
+        mlp = Mlp(up, down, activation(parts.mlp.act), parts.mlp.gated, self._kernels.gated)
         return NormedMlp(mlp, self.norm(parts.mixture_norms[0])) if parts.mixture_norms else mlp
 
     def _mixture(self, spec: BlockSpec, parts: LayerParts) -> RoutedExperts:

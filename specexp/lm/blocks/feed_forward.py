@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,8 @@ from torch.nn import functional
 
 from specexp.lm.blocks.linear import Linear
 from specexp.lm.blocks.norms import Norm
+from specexp.lm.kernels.reference import ACTIVATIONS
+from specexp.lm.kernels.table import Gated
 
 Activation = Callable[[Tensor], Tensor]
 # Up to this many pairs of token and expert, each pair reads its own copy of the expert's weights: no token is sorted to
@@ -33,15 +36,22 @@ class FeedForward(Protocol):
 
 
 class Mlp:
-    """down(act(gate(x)) * up(x)), with gate and up as one product; or down(act(up(x))) without a gate."""
+    """down(act(gate(x)) * up(x)), with gate and up as one product; or down(act(up(x))) without a gate.
 
-    __slots__ = ("act", "down", "gated", "up")
+    A `kernel` computes act(gate) * up in one go, for the activations that it knows.
+    """
 
-    def __init__(self, up: Linear, down: Linear, act: Activation, gated: bool) -> None:
+    __slots__ = ("_kernel", "_kind", "act", "down", "gated", "up")
+
+    def __init__(self, up: Linear, down: Linear, act: Activation, gated: bool, kernel: Gated | None = None) -> None:
         self.up, self.down, self.act, self.gated = up, down, act, gated
+        self._kind = _kind_of(act)
+        self._kernel = kernel if gated and self._kind else None
 
     def _inner(self, x: Tensor) -> Tensor:
         inner = self.up(x)
+        if self._kernel is not None:
+            return self._kernel(inner, self._kind)
         if not self.gated:
             return self.act(inner)
         half = inner.shape[1] // 2
@@ -116,6 +126,18 @@ def experts_by_pairs(module: Any, num_pairs: int) -> Iterator[None]:
         yield
     finally:
         config._experts_implementation = before
+
+
+def _kind_of(act: Activation) -> str:
+    """The name of an activation that kernels know; "" for others."""
+    for kind, function in ACTIVATIONS.items():
+        if isinstance(act, partial) and isinstance(function, partial):
+            same = (act.func, act.args, act.keywords) == (function.func, function.args, function.keywords)
+        else:
+            same = act is function
+        if same:
+            return kind
+    return ""
 
 
 def activation(module: Any) -> Activation:

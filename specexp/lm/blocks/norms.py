@@ -11,14 +11,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from specexp.lm.kernels.table import RmsNorm
+
 Norm = Callable[[Tensor], Tensor]
 
 
-def rms_norm(weight: Tensor | None, eps: float, size: int, like: Tensor) -> Norm:
+def rms_norm(weight: Tensor | None, eps: float, size: int, like: Tensor, kernel: RmsNorm | None = None) -> Norm:
     """x / sqrt(mean(x^2) + eps) * weight over `size` values, for tensors of the dtype and on the device of `like`.
 
     A weight of float32 for another dtype is multiplied in float32, as models do whose norms add 1 to their weights.
+    With a `kernel` it computes them all.
     """
+    if kernel is not None:
+        return lambda x: kernel(x, weight, eps)
     if like.dtype == torch.float32 and like.device.type == "cpu":
         return _CpuRmsNorm(weight, eps, size)
     if like.device.type == "cuda" and (weight is None or (weight.dtype == like.dtype and weight.dim() == 1)):
@@ -54,7 +59,7 @@ class _CpuRmsNorm:
 
 
 class _WideRmsNorm:
-    """In float32, rounded as transformers' norms are."""
+    """In float32, rounded as transformers' norms are: before a weight of the same dtype, too."""
 
     __slots__ = ("_eps", "_size", "_weight")
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from specexp.lm.blocks.long_factors import turned
+from specexp.lm.kernels.reference import Table
 
 CHUNK = 512  # positions by which the tables grow
 
@@ -38,10 +39,6 @@ class QueryScaling:
 
     beta: float
     length: int
-
-
-# Cosines and signed sines, each [P, 1, 2, R / 2] or [P, 1, R / 2, 2], and the axis of length 2, on which pairs lie.
-Table = tuple[Tensor, Tensor, int]
 
 
 class Angles:
@@ -114,16 +111,3 @@ class RotaryTables:
             return None
         result = 1 + self._scaling.beta * torch.log(1 + torch.floor(positions / self._scaling.length))
         return result.to(self._like.dtype)[:, None, None]
-
-
-def rotate(heads: Tensor, table: Table) -> None:
-    """Rotate the first R values of heads[T, H, d], in place."""
-    cos, sin, axis = table
-    num, count, size = heads.shape
-    _, _, first, second = cos.shape
-    part = heads if first * second == size else heads[:, :, : first * second]
-    part = part.view(num, count, first, second)
-    if cos.dtype == part.dtype:
-        torch.addcmul(part * cos, part.flip(axis), sin, out=part)
-    else:  # some models keep the angles of bfloat16 weights in float32
-        part.copy_(torch.addcmul(part * cos, part.flip(axis), sin))

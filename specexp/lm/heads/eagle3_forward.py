@@ -24,6 +24,7 @@ from specexp.lm.blocks.linear import Linear
 from specexp.lm.blocks.norms import Norm, rms_norm
 from specexp.lm.blocks.rotary import Angles, RotarySpec, RotaryTables
 from specexp.lm.heads.eagle3_config import Eagle3Config
+from specexp.lm.kernels.table import PYTORCH
 from specexp.lm.native.native_forward import NO_LIMIT, Cache, attend
 
 ROTARY = RotarySpec(layer_type=None, adjacent=False, layout="twice")
@@ -47,6 +48,7 @@ class Eagle3Forward:
         self.hidden_size, self.dtype, self.device = config.size, like.dtype, like.device
         self.embedding = weights.get("embed_tokens.weight", embedding)
         self.threads = (0, 0)
+        self.kernels = PYTORCH
         self.kept = (0,)  # its outputs, which are features of drafted tokens
         self.most_recorded_tokens = NO_LIMIT
         self._before_residual = config.norm_before_residual

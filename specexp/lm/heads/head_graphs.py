@@ -20,8 +20,8 @@ from specexp.lm.heads.eagle3_forward import Eagle3Forward
 from specexp.lm.heads.head_session import HeadSession
 from specexp.lm.model import Session
 from specexp.lm.native.bucketed_forward import Bucket, BucketForward
-from specexp.lm.native.cuda_graphs import Graphs, Recording
-from specexp.lm.native.graph_capture import Capture
+from specexp.lm.native.cuda_graphs import Graphs
+from specexp.lm.native.graph_capture import Capture, Recording
 from specexp.lm.native.kv_cache import Pool
 
 if TYPE_CHECKING:

@@ -34,6 +34,7 @@ from specexp.lm.hf.recurrent_state import Continuation, HFState
 from specexp.lm.hf.rope import LongRopeSession, TurnedSession
 from specexp.lm.hf.uncached_session import UncachedSession
 from specexp.lm.kept_states import KeepingSession, StateHooks
+from specexp.lm.kernels.table import Kernels
 from specexp.lm.model import Feed, Session, Sharding, one_by_one
 from specexp.lm.native.cuda_graphs import GraphSession
 from specexp.lm.native.draft_loop import draft_chain
@@ -57,6 +58,7 @@ class HFModel:
     offload: Offload | None = None
     forward: str = "auto"  # "auto": the native forward if it supports the model; or "transformers"
     graphs: str | Capture = "auto"  # "auto": on CUDA with the native forward; "off"; or a `Capture`
+    kernels: Kernels | None = None  # of the native forward; None: those that the device and the shapes allow
     suppressed: Sequence[int] = ()  # ids that are never emitted
     own: OwnLayers | None = None  # where these are some layers of another model
     sharding: Sharding | None = None  # where several processes hold its layers
@@ -103,7 +105,9 @@ class HFModel:
     def _use_native(self) -> None:
         """Decode by the native forward, if it gives the module's own logits."""
         # That of own layers has the target's joined weights, which the module's parameters are views of already.
-        self.native = self.own.native if self.own is not None else NativeForward(self.module, self.suppressed)
+        self.native = (
+            self.own.native if self.own is not None else NativeForward(self.module, self.suppressed, self.kernels)
+        )
         assert self.native is not None
         fault = forward_check.native_fault(self, lambda: self.sessions(2)[0])
         if fault is None and self.recomputed_at is not None:
@@ -137,6 +141,11 @@ class HFModel:
         """Notes for the user: settings in the folder that are not applied, a forward that should have been faster."""
         unused = generation_config.not_applied(self.module.generation_config)
         result = [generation_config.note(unused, self.name)] if unused else []
+        if self.native is not None:
+            result += [
+                f"model '{self.name}' does without a kernel, and may be slower: {fault}."
+                for fault in self.native.kernels.faults
+            ]
         if self._native_fault is not None:
             result.append(f"model '{self.name}' runs on transformers' forward, which is slower: {self._native_fault}.")
         return result

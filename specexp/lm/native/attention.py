@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from specexp.lm.blocks.block import Block
+from specexp.lm.kernels.reference import masked_attention
 from specexp.lm.model import Branches, Feed
 from specexp.lm.transfer import integers, to_device
 
@@ -62,30 +62,15 @@ def grouped(block: Block, queries: Tensor, keys: Tensor, values: Tensor, mask: T
 
 
 def attention(block: Block, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention [R, K, N G, d] of R rows whose queries[R, K, N G, d] are grouped by the key that G heads share.
-
-    What torch's fused attention lacks, a cap on the scores and sinks, is computed step by step.
-    """
+    """Attention [R, K, N G, d] of R rows whose queries[R, K, N G, d] are grouped by the key that G heads share."""
     spec = block.spec
-    if not spec.score_softcap and block.sinks is None:
-        return functional.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, scale=spec.score_multiplier
-        )
-    scores = torch.matmul(queries, keys.transpose(2, 3)) * spec.score_multiplier
-    if spec.score_softcap:
-        scores = torch.tanh(scores / spec.score_softcap) * spec.score_softcap
-    if mask is not None:
-        scores = scores + mask
-    if block.sinks is None:
-        return torch.matmul(torch.softmax(scores, -1, torch.float32).to(values.dtype), values)
-    rows, kv_heads, num = scores.shape[:3]
-    sinks = block.sinks.view(1, kv_heads, 1, -1).expand(rows, -1, num // spec.group, -1)
-    scores = torch.cat([scores, sinks.reshape(rows, kv_heads, num, 1)], -1)
-    return torch.matmul(torch.softmax(scores, -1, torch.float32)[..., :-1].to(values.dtype), values)
+    return masked_attention(queries, keys, values, mask, spec.score_multiplier, spec.score_softcap, block.sinks)
 
 
 class SingleRowAttention:
     """Attention of one row, whose keys and values are a slice of the pool."""
+
+    rotate_and_store = None
 
     def __init__(self, pool: Pool, row: int, start: int, num: int, tree: tuple[Tensor, Tensor] | None = None) -> None:
         forward = pool.forward
@@ -121,6 +106,8 @@ class BatchAttention:
 
     Shapes: R rows that are fed, N tokens of the longest row, T tokens of all rows.
     """
+
+    rotate_and_store = None
 
     def __init__(self, pool: Pool, feeds: Sequence[tuple[int, Feed]]) -> None:
         forward, self.pool = pool.forward, pool

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from specexp.lm.blocks.block import Block
+from specexp.lm.blocks.rotary import Angles
+from specexp.lm.kernels.table import Kernels
 from specexp.lm.model import Branches
 from specexp.lm.native.attention import additive, grouped, tree_attention, window_mask
 from specexp.lm.native.kv_cache import Pool
@@ -25,7 +27,7 @@ class BucketForward:
     """A forward over the first `bucket` slots of a pool's first row; after the pool has grown, make a new one."""
 
     def __init__(self, pool: Pool, bucket: int) -> None:
-        self._forward, self._num_valid_ids = pool.forward, pool.num_valid_ids
+        self._forward, self._num_valid_ids, self._bucket = pool.forward, pool.num_valid_ids, bucket
         self._columns = torch.arange(bucket, device=self._forward.device)
         self._angles = self._forward.angles(pool.capacity)
         self._flat = pool.buffers.flat[0]
@@ -37,6 +39,8 @@ class BucketForward:
     def chain(self, tokens: Tensor, start: Tensor) -> Tensor:
         """Final hidden states [N, D] of a chain tokens[N] fed from slot start[1] on."""
         slots = start + self._columns[: tokens.shape[0]]
+        if self._forward.kernels.attends:  # which compute the masks from the slots
+            return self._run(tokens, slots, slots, None)
         seen = self._columns <= slots[:, None]
         masks = {
             window: seen & (self._columns > slots[:, None] - window) if window else seen
@@ -53,13 +57,20 @@ class BucketForward:
         """Logits of hidden states: [N, D] -> [N, V]."""
         return self._forward.logits(x)[:, : self._num_valid_ids]
 
-    def _run(self, tokens: Tensor, slots: Tensor, positions: Tensor, seen: Mapping[int, Tensor]) -> Tensor:
-        cache = Bucket(self._forward, self._flat, self._split, self._states, slots, seen)
+    def _run(self, tokens: Tensor, slots: Tensor, positions: Tensor, seen: Mapping[int, Tensor] | None) -> Tensor:
+        cache: Bucket | KernelBucket
+        if self._forward.kernels.attends:
+            cache = KernelBucket(self._forward.kernels, self._flat, self._states, slots, self._bucket, seen)
+        else:
+            assert seen is not None
+            cache = Bucket(self._forward, self._flat, self._split, self._states, slots, seen)
         return self._forward(tokens, self._angles.take(positions), cache)
 
 
 class Bucket:
     """The `Cache` of a bucket: writes by index and attends under masks."""
+
+    rotate_and_store = None
 
     def __init__(
         self,
@@ -79,6 +90,45 @@ class Bucket:
         if fresh is not None:
             self._flat[store].index_copy_(0, self._slots, fresh)
         return grouped(block, queries, *self._split[store], self._masks[block.spec.mask])
+
+    def keep(self, states: Tensor, index: int) -> None:
+        assert self._states is not None
+        self._states[index].index_copy_(0, self._slots, states)
+
+
+class KernelBucket:
+    """The `Cache` of a bucket whose attention is computed by kernels."""
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        flat: Sequence[Tensor],
+        states: Tensor | None,
+        slots: Tensor,
+        bucket: int,
+        seen: Mapping[int, Tensor] | None,
+    ) -> None:
+        """`seen` has a mask [N, C] for each window; None: of a chain, whose tokens attend to the slots up to theirs."""
+        assert kernels.rotate_and_store is not None
+        assert kernels.attend is not None
+        self._rotate_and_store, self._attend = kernels.rotate_and_store, kernels.attend
+        self._flat, self._states, self._slots, self._bucket, self._seen = flat, states, slots, bucket, seen
+
+    def rotate_and_store(self, block: Block, projected: Tensor, angles: Angles) -> None:
+        spec = block.spec
+        table = None if spec.rotary is None else angles.tables[spec.rotary]
+        flat = self._flat[spec.store] if spec.stores else None
+        self._rotate_and_store(projected, table, spec.heads, spec.kv_heads, flat, self._slots)
+
+    def attend(self, block: Block, queries: Tensor, fresh: Tensor | None) -> Tensor:
+        spec, flat = block.spec, self._flat[block.spec.store]
+        if fresh is not None:
+            flat.index_copy_(0, self._slots, fresh)
+        seen = None if self._seen is None else self._seen[spec.window]
+        return self._attend(
+            queries, flat, flat.shape[1] // (2 * spec.head_dim), self._slots, spec.window, seen, self._bucket,
+            spec.score_multiplier, spec.score_softcap, block.sinks,
+        )  # fmt: skip
 
     def keep(self, states: Tensor, index: int) -> None:
         assert self._states is not None

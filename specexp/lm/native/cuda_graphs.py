@@ -6,7 +6,7 @@ inputs: tokens, first slot, and for a tree its mask and positions. Drafting a wh
 and rng, is one recording too. If fewer tokens are fed than a recording holds, they are padded: the padding is written
 after the sequence, where no token attends to it and the next tokens overwrite it. Attention runs over the whole bucket,
 under a mask that is computed from the first slot. A draft that catches up on tokens that others proposed feeds them in
-the first forward of its chain's recording (`CATCH_UPS`).
+the first forward of its chain's recording (`CATCH_UPS`). `tree_graphs.py` grows whole trees.
 
 Prompts, several rows at once, and chains beyond `CHAINS` are not captured: `kv_cache.py` runs them directly. When a
 pool grows, its recordings become invalid.
@@ -24,11 +24,13 @@ import torch
 from torch import Tensor
 
 from specexp.decoding.draft_length import BINS, Stopping
-from specexp.decoding.protocol import Draft, Drafted
+from specexp.decoding.protocol import Draft, Drafted, GrownTree, GrowTree
 from specexp.decoding.rng import HashRng, Rng
+from specexp.decoding.tensor_tree import TreeSizes
 from specexp.lm.model import Branches, Session
+from specexp.lm.native import tree_graphs
 from specexp.lm.native.bucketed_forward import BucketForward, kinds, tree_masks
-from specexp.lm.native.graph_capture import Capture, Function, Replay
+from specexp.lm.native.graph_capture import Capture, Recording
 from specexp.lm.native.kv_cache import NativeSession, Pool
 from specexp.lm.native.recorded_draft import ending_chain, fixed_chain, numbers_of
 from specexp.lm.transfer import to_device
@@ -41,20 +43,11 @@ LEAST_BUCKET = 256  # each next bucket is twice as long, up to the pool's capaci
 SPARE = CHAINS[-1]  # additional slots of a pool, for padding
 
 
-@dataclass(slots=True, eq=False)
-class Recording:
-    """A function, its static inputs, and its replay once captured. It keeps alive the tensors that a graph uses."""
-
-    function: Function
-    inputs: Sequence[Tensor]
-    replay: Replay | None = None
-
-
 class Graphs:
     """The recordings for a pool of one row."""
 
     def __init__(self, pool: Pool, capture: Capture) -> None:
-        self.pool, self._capture = pool, capture
+        self.pool, self.capture = pool, capture
         self._forward = pool.forward
         self._values = pool.buffers.values
         self._kept: dict[Hashable, Recording] = {}
@@ -88,7 +81,7 @@ class Graphs:
         num, start = tokens.shape[0], self.pool.lengths[0]
         if branches is None:
             bucket = self.bucket_for(start + size)
-            x, logits = self._answer(("chain", size, bucket), lambda: self._chain(size, bucket), (tokens, start))
+            x, logits = self.answer(("chain", size, bucket), lambda: self._chain(size, bucket), (tokens, start))
         else:
             bucket = self.bucket_for(start + size)
             masks, positions = tree_masks(self._forward, start, num, branches, size, bucket)
@@ -97,7 +90,7 @@ class Graphs:
                 start,
                 *(to_device(each, tokens.device) for each in (positions, *masks)),
             ]
-            x, logits = self._answer(("tree", size, bucket), lambda: self._branches(size, bucket), given)
+            x, logits = self.answer(("tree", size, bucket), lambda: self._branches(size, bucket), given)
         self.pool.lengths[0] = start + num
         # The next replay overwrites what this one gave.
         wanted = slice(num - rows, num)
@@ -105,16 +98,18 @@ class Graphs:
 
     def recorded_size(self, num: int, branches: Branches | None) -> int:
         """The number of tokens of the recording that takes `num` tokens; 0 if there is none for so many."""
-        if branches is None:
-            size = next((each for each in CHAINS if each >= num), 0)
-        else:
-            size = -(-num // TREE_STEP) * TREE_STEP if num <= TREES else 0
+        size = next((each for each in CHAINS if each >= num), 0) if branches is None else self.tree_size(num)
         return size if size <= self._forward.most_recorded_tokens else 0
 
-    def catches_up(self, num: int) -> bool:
-        """True if a recording of a drafted chain takes `num` tokens first."""
+    def tree_size(self, num: int) -> int:
+        """`num` tokens of a tree, padded; 0 if they are too many for a recording."""
+        size = -(-num // TREE_STEP) * TREE_STEP if num <= TREES else 0
+        return size if size <= self._forward.most_recorded_tokens else 0
+
+    def catches_up(self, num: int) -> int:
+        """The size of the first forward of a recorded chain or growth that takes `num` tokens; 0 if none does."""
         size = next((each for each in CATCH_UPS if each >= num), 0)
-        return 0 < size <= self._forward.most_recorded_tokens
+        return size if size <= self._forward.most_recorded_tokens else 0
 
     def draft(
         self, tokens: Tensor, ask: Draft, length: int, rng: Rng, position: int, stopping: Stopping | None,
@@ -135,7 +130,7 @@ class Graphs:
         given: list[Tensor | int] = [*more, tokens, num, start, position, *seeds]
         if stopping is not None:
             given.append(to_device(numbers_of(stopping, gamma), tokens.device))
-        drafted, q, x, peaks, *ending = self._answer(key, lambda: self._drafting(size, bucket, ask), given)
+        drafted, q, x, peaks, *ending = self.answer(key, lambda: self._drafting(size, bucket, ask), given)
         self.pool.lengths[0] = start + num + length - 1 + ask.feed_last_token
         hidden = x[: length + ask.feed_last_token].clone() if ask.hidden or ask.feed_last_token else None
         q_kept = None if ask.warp.greedy and not ask.keep_q else q[:length].clone()
@@ -153,7 +148,7 @@ class Graphs:
             self.pool.buffers.ensure_capacity(bucket)
         return min(bucket, self.pool.capacity)
 
-    def _answer(
+    def answer(
         self, key: Hashable, build: Callable[[], Recording], given: Sequence[Tensor | int]
     ) -> tuple[Tensor, ...]:
         """Copy `given` into the inputs of a recording, which is built if it does not exist, and replay it."""
@@ -170,11 +165,11 @@ class Graphs:
                 buffer[: value.shape[0]].copy_(value)
         if recording.replay is None:  # after filling the inputs: recording may run the function, on the real cache
             self.num_captures += 1
-            recording.replay = self._capture(recording.function, recording.inputs)
+            recording.replay = self.capture(recording.function, recording.inputs)
         self.num_replays += 1
         return recording.replay()
 
-    def _zeros(self, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    def zeros(self, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._forward.device)
 
     def _chain(self, size: int, bucket: int) -> Recording:
@@ -184,7 +179,7 @@ class Graphs:
             x = forward.chain(tokens, start)
             return x, forward.logits(x)
 
-        return Recording(run, (self._zeros(size), self._zeros(1)))
+        return Recording(run, (self.zeros(size), self.zeros(1)))
 
     def _branches(self, size: int, bucket: int) -> Recording:
         forward = BucketForward(self.pool, bucket)
@@ -193,18 +188,18 @@ class Graphs:
             x = forward.tree(tokens, start, positions, masks)
             return x, forward.logits(x)
 
-        masks = [self._zeros(size, bucket, dtype=torch.bool) for _ in kinds(self._forward)]
-        return Recording(run, (self._zeros(size), self._zeros(1), self._zeros(size), *masks))
+        masks = [self.zeros(size, bucket, dtype=torch.bool) for _ in kinds(self._forward)]
+        return Recording(run, (self.zeros(size), self.zeros(1), self.zeros(size), *masks))
 
     def _drafting(self, size: int, bucket: int, ask: Draft) -> Recording:
         return self._chain_of(BucketForward(self.pool, bucket), size, ask)
 
     def _chain_of(self, forward: BucketForward, size: int, ask: Draft) -> Recording:
-        inputs = [self._zeros(size), *(self._zeros(1) for _ in range(5))]
+        inputs = [self.zeros(size), *(self.zeros(1) for _ in range(5))]
         if ask.costs is None:
             return Recording(fixed_chain(forward, ask), inputs)
-        inputs.append(self._zeros(ask.gamma + BINS, dtype=torch.float64))
-        return Recording(ending_chain(forward, ask, self._capture.when), inputs)
+        inputs.append(self.zeros(ask.gamma + BINS, dtype=torch.float64))
+        return Recording(ending_chain(forward, ask, self.capture.when), inputs)
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -237,6 +232,25 @@ class GraphSession:
             self.feed(tokens[:-1], rows=0)
             tokens = tokens[-1:]
         return self.graphs.draft(tokens, ask, length, rng, position, stopping)
+
+    def takes_tree(self, ask: GrowTree, num: int) -> bool:
+        """True if recordings grow this tree and score it after `num` more tokens."""
+        sizes = TreeSizes.of(ask, ask.width)
+        return all(self.graphs.tree_size(each) for each in (num + sizes.places, max(1, sizes.slots)))
+
+    @torch.inference_mode()
+    def grow(self, tokens: Tensor, ask: GrowTree, depth: int) -> GrownTree:
+        """`GrowsTrees.grow`: as for a chain, many tokens are fed before."""
+        if not self.graphs.catches_up(tokens.shape[0]):
+            self.feed(tokens[:-1], rows=0)
+            tokens = tokens[-1:]
+        return tree_graphs.grow(self.graphs, tokens, ask, depth, self.graphs.catches_up(tokens.shape[0]))
+
+    @torch.inference_mode()
+    def feed_tree(self, tokens: Tensor, tree: GrownTree, hidden: bool) -> tuple[Tensor, Tensor | None]:
+        """`GrowsTrees.feed_tree`."""
+        size = self.graphs.tree_size(tokens.shape[0] + tree.depths.shape[0])
+        return tree_graphs.score(self.graphs, tokens, tree, hidden, size)
 
     def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
         self.inner.truncate(length, slots)

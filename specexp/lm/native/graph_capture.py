@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,15 @@ class Capture(Protocol):
         The body writes in place. It may run although the flag does not hold, where the device cannot skip it.
         """
         ...
+
+
+@dataclass(slots=True, eq=False)
+class Recording:
+    """A function, its static inputs, and its replay once captured. It keeps alive the tensors that a graph uses."""
+
+    function: Function
+    inputs: Sequence[Tensor]
+    replay: Replay | None = None
 
 
 class CudaGraphs:

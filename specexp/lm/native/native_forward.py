@@ -11,7 +11,7 @@ Shapes: T tokens of all rows, D hidden, H heads, K key-value heads, d head size,
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
@@ -24,7 +24,10 @@ from specexp.lm.blocks.description import describe
 from specexp.lm.blocks.feed_forward import MAX_PAIRS
 from specexp.lm.blocks.linear import PACK_LIMIT, Linear
 from specexp.lm.blocks.long_factors import boundary_of, length_of_change
-from specexp.lm.blocks.rotary import Angles, RotaryTables, rotate
+from specexp.lm.blocks.rotary import Angles, RotaryTables
+from specexp.lm.kernels.reference import rotate
+from specexp.lm.kernels.table import Kernels
+from specexp.lm.kernels.verification import Heads, kernels_of
 
 NO_LIMIT = 1 << 30
 
@@ -32,9 +35,15 @@ NO_LIMIT = 1 << 30
 class Cache(Protocol):
     """Stores keys and values and computes attention over them."""
 
+    @property
+    def rotate_and_store(self) -> Callable[[Block, Tensor, Angles], None] | None:
+        """Rotates the queries of a projection[T, (H + 2 K) d], or [T, H d] if the block stores nothing, in place, and
+        stores its rotated keys and its values; None if `attend` takes them."""
+        ...
+
     def attend(self, block: Block, queries: Tensor, fresh: Tensor | None) -> Tensor:
-        """Store `fresh`[T, 2 K d] (keys, then values), unless the block stores none; return the attention output
-        [T, H d] of `queries`[T, H, d]."""
+        """Store `fresh`[T, 2 K d] (keys, then values), unless the block stores none or they are stored; return the
+        attention output [T, H d] of `queries`[T, H, d]."""
         ...
 
     def keep(self, states: Tensor, index: int) -> None:
@@ -45,11 +54,11 @@ class Cache(Protocol):
 class NativeForward:
     """The decoder stack. Rotary angles are cached for all positions used so far.
 
-    The head gives the ids in `suppressed` a logit of minus infinity. Raises UndescribedError for a module whose
-    description would be incomplete.
+    The head gives the ids in `suppressed` a logit of minus infinity. Unless given, `kernels` are those that the device
+    and the model's shapes allow. Raises UndescribedError for a module whose description would be incomplete.
     """
 
-    def __init__(self, module: Any, suppressed: Sequence[int] = ()) -> None:
+    def __init__(self, module: Any, suppressed: Sequence[int] = (), kernels: Kernels | None = None) -> None:
         self.spec, parts, family = describe(module)
         self.embedding: Tensor = parts.embedding.weight
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
@@ -63,7 +72,14 @@ class NativeForward:
         config, rotary = module.config, (self.spec.rotary, self.spec.query_scaling)
         angles = partial(RotaryTables, parts.stack.rotary_emb, *rotary, self.embedding, length_of_change(config))
         self._rotary = angles()
-        loader = BlockLoader(family, self.embedding, self.packed)
+        if kernels is None:
+            shapes = [
+                Heads(spec.heads, spec.kv_heads, spec.head_dim, spec.window, spec.score_softcap)
+                for spec in self.spec.blocks
+            ]
+            kernels = kernels_of(self.device, self.dtype, self.hidden_size, shapes)
+        self.kernels = kernels
+        loader = BlockLoader(family, self.embedding, self.packed, kernels)
         self.blocks = [loader.block(*each) for each in zip(self.spec.blocks, parts.layers, strict=True)]
         self._final_norm = loader.norm(parts.final_norm)
         self._layer_embeddings = loader.layer_embeddings(parts)
@@ -182,14 +198,19 @@ def attend(block: Block, normed: Tensor, angles: Angles, cache: Cache) -> Tensor
     both = projected[:, : turned * head_dim].view(num, turned, head_dim)
     if block.qk_norm is not None and not spec.qk_norm_last:
         both.copy_(block.qk_norm(both))
-    if spec.rotary is not None:
-        rotate(both, angles.tables[spec.rotary])
-    if block.qk_norm is not None and spec.qk_norm_last:
-        both.copy_(block.qk_norm(both))
     if block.value_norm is not None:
         values = projected[:, turned * head_dim :].view(num, spec.kv_heads, head_dim)
         values.copy_(block.value_norm(values))
-    queries = both[:, :heads]
+    queries, fresh = both[:, :heads], None
+    if cache.rotate_and_store is not None and (block.qk_norm is None or not spec.qk_norm_last):
+        cache.rotate_and_store(block, projected, angles)
+    else:
+        if spec.rotary is not None:
+            rotate(both, angles.tables[spec.rotary])
+        if block.qk_norm is not None and spec.qk_norm_last:
+            both.copy_(block.qk_norm(both))
+        if spec.stores:
+            fresh = projected[:, heads * head_dim :]
     if angles.scales is not None:
         queries = queries * angles.scales
-    return cache.attend(block, queries, projected[:, heads * head_dim :] if spec.stores else None)
+    return cache.attend(block, queries, fresh)

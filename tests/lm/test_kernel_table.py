@@ -1,0 +1,193 @@
+"""Kernels are used where they give PyTorch's results, and recorded forwards with them give the logits of those without.
+
+PyTorch's versions of the kernels run here: the Triton ones are compared with them in `tests/kernels`.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import tiny_models
+from helpers.block_cases import CASES
+from helpers.tape import Tape
+from specexp.decoding.chain import Chain, DraftModel, Lossless
+from specexp.decoding.rng import rng_for
+from specexp.decoding.rules import Warp
+from specexp.decoding.specexec import SpecExec
+from specexp.engine import Engine
+from specexp.lm.blocks.feed_forward import Mlp, activation
+from specexp.lm.hf.hf_model import HFModel
+from specexp.lm.kernels import reference
+from specexp.lm.kernels.table import PYTORCH, Kernels
+from specexp.lm.kernels.verification import TOLERANCE, Heads, kernels_of, verified
+from specexp.lm.model import Branches
+from specexp.lm.native import cuda_graphs
+
+CPU = torch.device("cpu")
+ALL = Kernels(reference.rms_norm, reference.gated, reference.rotate_and_store, reference.attend)
+NAMES = [field.name for field in fields(Kernels) if field.name != "faults"]
+SHAPES = [Heads(4, 2, 8, 0, 0.0), Heads(4, 2, 8, 0, 0.0), Heads(6, 3, 20, 16, 5.0)]
+TREE = Branches(9, [0, 0, 1, 1, 2], [[0], [1], [0, 2], [1, 3], [0, 2, 4]])
+
+
+@pytest.fixture(autouse=True)
+def _short_buckets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "LEAST_BUCKET", 16)
+
+
+def counted(kernels: Kernels, calls: Counter[str]) -> Kernels:
+    """These kernels, which count their calls."""
+
+    def counting(name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            calls[name] += 1
+            return getattr(kernels, name)(*arguments)
+
+        return call
+
+    return Kernels(*(counting(name) for name in NAMES))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_recorded_forwards_with_kernels_give_the_same_logits(case: str) -> None:
+    """Chains of 1, 5 and 9 tokens, a tree and the path kept of it, for every part that a block may have."""
+    kind, settings = CASES[case]
+    module, calls = tiny_models.build(kind, **settings), Counter[str]()
+    plain = HFModel(copy.deepcopy(module), "plain")
+    model = HFModel(module, "recorded", graphs=Tape(), kernels=counted(ALL, calls))
+    assert model.native is not None
+    sessions, numbers, gaps, size = (plain.session(), model.session()), random.Random(0), [], 0.0
+
+    def feed(num: int, branches: Branches | None = None) -> None:
+        nonlocal size
+        tokens = torch.tensor([numbers.randrange(3, 96) for _ in range(num)])
+        expected, got = (session.feed(tokens, num, True, branches) for session in sessions)
+        size = max(size, float(expected[0].abs().max()))
+        gaps.extend(float((a - b).abs().nan_to_num(0).max()) for a, b in zip(got, expected, strict=True))
+
+    feed(9)
+    feed(5, TREE)
+    for session in sessions:
+        session.truncate(9, [9, 11, 13])
+    for num in (1, 5, 9):
+        feed(num)
+    assert max(gaps) < 3e-5 * max(size, 10)
+    spec = model.native.spec.blocks[0]
+    assert calls["attend"] > 0
+    if model.native.blocks[0].qk_norm is None or not spec.qk_norm_last:
+        assert calls["rotate_and_store"] > 0
+
+
+def test_a_step_calls_each_kernel_so_many_times_a_layer() -> None:
+    """Two norms, a rotation with its write, an attention and an activation a layer, for any number of tokens."""
+    calls: Counter[str] = Counter()
+    model = HFModel(tiny_models.build("llama"), "counted", graphs=Tape(), kernels=counted(ALL, calls))
+    session, layers = model.session(), 2
+    for num, branches in ((9, None), (1, None), (5, Branches(10, *(TREE.depths, TREE.ancestors)))):
+        calls.clear()
+        session.feed(torch.arange(3, 3 + num), num, branches=branches)
+        assert calls == {
+            "rms_norm": 2 * layers + 1, "rotate_and_store": layers, "attend": layers, "gated": layers
+        }, num  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_kernel_is_used_without_the_others(name: str) -> None:
+    """Attention and the write of its keys are used together."""
+    module = tiny_models.build("llama")
+    plain = HFModel(copy.deepcopy(module), "plain").session()
+    alone = HFModel(module, "alone", graphs=Tape(), kernels=Kernels(**{name: getattr(reference, name)})).session()
+    for tokens in (torch.arange(3, 12), torch.tensor([5])):
+        expected, got = (session.feed(tokens, 1)[0] for session in (plain, alone))
+        assert torch.allclose(got, expected, atol=1e-4)
+
+
+def test_decoding_with_kernels_gives_the_same_tokens() -> None:
+    module = tiny_models.build("llama")
+    draft = tiny_models.disturbed(module)
+    plain: Any = {"target": HFModel(copy.deepcopy(module), "t"), "draft": HFModel(copy.deepcopy(draft), "d")}
+    recorded: Any = {
+        role: HFModel(each, role, graphs=Tape(), kernels=ALL) for role, each in (("target", module), ("draft", draft))
+    }
+    for warp in (Warp(), Warp(0.8)):
+        for decoder in (Chain(DraftModel(4), Lossless(), warp), SpecExec(12, 4, warp)):
+            rng = rng_for(warp.temperature, 1, "p")
+            expected, got = (Engine(models).generate(decoder, [5, 9, 11, 40], 30, rng) for models in (plain, recorded))
+            assert got.token_ids == expected.token_ids
+            assert got.num_accepted == expected.num_accepted
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_what_gives_the_references_results_is_used(dtype: torch.dtype) -> None:
+    assert verified(ALL, CPU, dtype, 32, SHAPES) == ALL
+
+
+def broken(name: str, how: str) -> Any:
+    def call(*arguments: Any) -> Any:
+        if how == "raises":
+            raise RuntimeError("no such instruction\nmore")
+        result = getattr(reference, name)(*arguments)
+        wrong = arguments[4] if result is None else result
+        wrong.view(-1)[-1:] = float("nan") if how == "nan" else wrong.abs().max() * 1.5
+        return result
+
+    return call
+
+
+@pytest.mark.parametrize("how", ["raises", "nan", "differs"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_fails_is_left_out_and_says_why(name: str, how: str) -> None:
+    result = verified(replace(ALL, **{name: broken(name, how)}), CPU, torch.float32, 32, SHAPES)
+    assert [each for each in NAMES if getattr(result, each) is None] == [name]
+    (fault,) = result.faults
+    assert fault.startswith(f"{name}: ")
+    assert ("no such instruction" if how == "raises" else "differ") in fault
+    assert "\n" not in fault
+    notes = HFModel(tiny_models.build("llama"), "m", kernels=result).notes
+    assert any(fault in note for note in notes)
+
+
+def test_no_memory_is_not_a_fault_of_a_kernel() -> None:
+    def exhausted(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        verified(replace(ALL, gated=exhausted), CPU, torch.float32, 32, SHAPES)
+
+
+def test_a_cpu_uses_none_and_loads_no_triton() -> None:
+    assert kernels_of(CPU, torch.float32, 32, SHAPES) is PYTORCH
+    code = (
+        "import sys\nimport specexp.lm.hf.hf_model\nprint([n for n in sys.modules if 'kernel' in n and 'specexp' in n])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "verification" in out
+    assert "attention_kernel" not in out
+
+
+def test_only_known_activations_of_gated_mlps_have_a_kernel() -> None:
+    from transformers.activations import ACT2FN
+
+    known = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "relu": "", "gelu_python": ""}
+    x, linear = torch.randn(3, 8), lambda x: x
+    for name, kind in known.items():
+        given: list[str] = []
+
+        def kernel(inner: Any, act: str, given: list[str] = given) -> Any:
+            given.append(act)
+            return reference.gated(inner, act)
+
+        function = activation(ACT2FN[name])
+        parts: Any = (linear, linear, function)
+        for gated in (True, False):
+            assert torch.allclose(Mlp(*parts, gated, kernel)(x), Mlp(*parts, gated)(x), atol=1e-6)
+        assert given == ([kind] if kind else [])
