@@ -2,7 +2,8 @@
 
 The Makefile builds it in a folder of its own (`make test-llama-cpp`, `LLAMA_CPP` in the environment). Its streams have
 log-probabilities and no token ids, no usage and no counts of drafts; it takes prompts as text, and penalises
-repetitions unless a request says `repeat_penalty: 1`.
+repetitions unless a request says `repeat_penalty: 1`. It answers one request at a time, and unless it is started with
+`--interrupt_requests false` it cuts a stream off as soon as another request comes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def llama_cpp_serving(folder: Path, *arguments: str) -> Iterator[str]:
     threads = ("--n_threads", "1", "--n_threads_batch", "1")
     command = [
         sys.executable, "-m", "llama_cpp.server", "--model", str(FILES[0]), "--model_alias", MODEL, "--n_ctx", "1024",
-        *threads, "--host", "127.0.0.1", "--port", str(port), *arguments,
+        "--interrupt_requests", "false", *threads, "--host", "127.0.0.1", "--port", str(port), *arguments,
     ]  # fmt: skip
     address = f"http://127.0.0.1:{port}"
     with started(command, folder / "llama_cpp.log", f"{address}/v1/models"):

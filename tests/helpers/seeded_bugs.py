@@ -669,6 +669,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("residuals are not padded", "specexp.lm.blocks.linear", "pad(x, (0, 0, 0, more)), pad(residual, (0, 0, 0, more))", "pad(x, (0, 0, 0, more)), residual"),
     ],
     ("serving/test_openai_interface.py",): [
+        Bug("a choice is in a cycle", "specexp.serving.completion_service", "partial(self._ended, weakref.ref(choice))", "partial(self._ended, lambda: choice)"),
         Bug("a request without a seed has the server's", SERVICE, 'if "seed" not in wanted.params:', "if False:"),
         Bug("speculation is not switched off", SERVICE, "if not wanted.speculation:", "if False:"),
         Bug("nothing bounds what waits", SERVICE, "if len(self._open) + len(choices) > space:", "if False:"),

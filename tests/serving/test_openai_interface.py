@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -380,6 +382,28 @@ def test_a_client_that_goes_ends_its_output() -> None:
     while not counts_of(service).get(aborted):
         assert time.monotonic() < end
     assert counts_of(service)[aborted] == 1
+
+
+def test_an_output_that_has_ended_is_freed_without_a_garbage_collection() -> None:
+    """Its tensors would wait for a full collection, which comes after thousands of requests."""
+    service = service_of(rows=1)
+    gc.collect()
+    gc.disable()
+    try:
+        held = Held(service)
+        choice, future = weakref.ref(held.choice), weakref.ref(held.choice.future)
+        held.release.set()
+        assert held.ended.wait(60)
+        del held.choice  # which holds this holder
+        held = Held(service)  # the engine keeps the latest request of each row
+        held.release.set()
+        assert held.ended.wait(60)
+        end = time.monotonic() + 30  # the thread that decodes lets go of it last
+        while choice() is not None or future() is not None:
+            assert time.monotonic() < end, "it is in a cycle"
+            time.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 def test_closing_tells_those_that_are_not_done() -> None:
