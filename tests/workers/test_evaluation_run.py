@@ -116,7 +116,7 @@ def test_an_interrupted_run_goes_on_with_or_without_workers(
     workplace: Path, on_simulated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert evaluate(*TOY, "--output", "one").exit_code == 0
-    real, left = evaluation_run.RecordFile.append, iter(range(8))
+    real, left = evaluation_run.RecordFile.append_line, iter(range(8))
 
     def dies(*arguments: Any) -> None:
         if next(left, None) is None:
@@ -124,7 +124,7 @@ def test_an_interrupted_run_goes_on_with_or_without_workers(
         real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation_run.RecordFile, "append", dies)
+        patch.setattr(evaluation_run.RecordFile, "append_line", dies)
         result, _ = on_simulated(*TOY, "--output", "out")
     assert result.exit_code == 130
     assert bytes_of(workplace / "out") == bytes_of(workplace / "one")[:8]
