@@ -6,8 +6,7 @@ but the inputs that a folder started with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from specexp.decoding.chain import Chain
 from specexp.decoding.protocol import Role
 from specexp.engine import Decoder, Ending, ThinkingBudget, output_limit
 from specexp.engines.served_methods import ServedMethod
-from specexp.errors import ModelError, OutputError, PromptError
+from specexp.errors import OutputError, PromptError
 from specexp.judge.judge import Judge
 from specexp.lm import out_of_memory
 from specexp.method_specs import MethodSpec, spec
@@ -33,7 +32,7 @@ from specexp.sequences.lazy import lazily
 from specexp.sequences.token_ids import TokenIds
 from specexp.storage import environment
 from specexp.storage.run_folder import OutputFolder
-from specexp.tasks.example import Example, Task, prompt_id_of
+from specexp.tasks.example import Example, Task, naming, prompt_id_of
 from specexp.tasks.sampling import selection
 from specexp.tasks.task import notes_of, stops_of
 
@@ -161,11 +160,11 @@ def prepare(
         main_contexts = {role: lengths[role] for role in main_roles}
 
         def ids_of(index: int) -> list[int]:
-            with _naming(examples[index]):
+            with naming(examples[index]):
                 return text.encode(examples[index].messages())
 
         def check_one(index: int, ids: list[int]) -> None:
-            with _naming(examples[index]):
+            with naming(examples[index]):
                 _check(examples[index], ids, text, experiment.max_new_tokens, most, main_contexts)
 
         nonlocal prompts
@@ -208,15 +207,6 @@ def prepare(
         served,
         tuple(strings),
     )
-
-
-@contextmanager
-def _naming(example: Example) -> Iterator[None]:
-    """What is raised within the context names the prompt."""
-    try:
-        yield
-    except (PromptError, ModelError) as error:
-        raise type(error)(f"prompt '{example.prompt_id}': {error}") from None
 
 
 def _check(

@@ -43,7 +43,7 @@ from specexp.sequences.token_ids import TokenIds
 from specexp.storage.files import make_folder, write_whole
 from specexp.storage.run_folder import OutputFolder
 from specexp.tasks import sampling
-from specexp.tasks.example import Example, Task, prompt_id_of
+from specexp.tasks.example import Example, Task, naming, prompt_id_of
 from specexp.tasks.programs import execution_of
 from specexp.tasks.task import notes_of
 
@@ -102,12 +102,11 @@ def _check_prompts(
     """Raise PromptError if the context leaves too little, or ModelError if no budget of thoughts can be had."""
     most = Ending(thinking=budget_of(text, experiment.thinking_budget)).most(experiment.max_new_tokens)
     for example in examples:
-        ids = text.encode(example.messages())
+        with naming(example):
+            ids = text.encode(example.messages())
         for role, context in contexts.items():
-            try:
+            with naming(example):
                 limit = output_limit(ids, most, context, role)
-            except PromptError as error:
-                raise PromptError(f"prompt '{example.prompt_id}': {error}") from None
             if limit < most:
                 lower = "max_new_tokens to this number"
                 if experiment.thinking_budget:

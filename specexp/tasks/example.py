@@ -5,9 +5,11 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+from specexp.errors import ModelError, PromptError
 from specexp.sequences.lazy import LazySequence, RecentItems
 from specexp.sequences.names import NameNumbers, first_twice
 
@@ -171,3 +173,12 @@ class Task(Protocol):
     def dataset(self) -> Dataset:
         """Describe what `examples` reads."""
         ...
+
+
+@contextmanager
+def naming(example: Example) -> Iterator[None]:
+    """Within the context, what is raised about a prompt names it."""
+    try:
+        yield
+    except (PromptError, ModelError) as error:
+        raise type(error)(f"prompt '{example.prompt_id}': {error}") from None
