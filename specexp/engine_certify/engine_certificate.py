@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, Check
 from specexp.engine_certify import (
-    count_check,
     findings,
     greedy_checks,
     parameter_checks,
@@ -25,7 +24,7 @@ from specexp.engine_certify.greedy_checks import GreedyOutputs
 
 NAMES = (
     greedy_checks.AGAINST, greedy_checks.WEIGHTS, greedy_checks.END, stability_checks.REPEAT, stability_checks.LOAD,
-    request_checks.STOP, request_checks.MOST, request_checks.BIAS, count_check.NAME, stability_checks.SEED,
+    request_checks.STOP, request_checks.MOST, request_checks.BIAS, greedy_checks.COUNTS, stability_checks.SEED,
     sample_check.NAME, *sampled_places.VARIANTS,
 )  # fmt: skip
 
@@ -106,7 +105,7 @@ def examine(subject: EngineSubject, note: Callable[[Check], None] = lambda check
         made(request_checks.STOP, lambda: request_checks.check_stop(subject, outputs, tick))
         made(request_checks.MOST, lambda: request_checks.check_limit(subject, outputs, tick))
         made(request_checks.BIAS, lambda: request_checks.check_bias(subject, outputs, tick))
-        made(count_check.NAME, lambda: count_check.check_counts(subject, outputs, counters))
+        made(greedy_checks.COUNTS, lambda: greedy_checks.check_counts(subject, outputs, counters))
         made(stability_checks.SEED, lambda: stability_checks.check_seed(subject, tick))
         _sampled(subject, outputs, made, bar)
         bar.set_postfix_str("")

@@ -1,4 +1,5 @@
-"""Greedy outputs of a served engine: against plain decoding of the same engine, against the weights, and their ends.
+"""Greedy outputs of a served engine: against plain decoding of the same engine, against the weights, their ends, and
+whether what the server counts of its drafts can be true of them.
 
 Against the weights each output is read again by one forward, so that every token that is not the likeliest counts.
 Without weights the plain endpoint continues from each token that differs, up to a few in an output: what follows a
@@ -10,16 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, SKIPPED, Check, count
+from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, REPORTED, SKIPPED, Check, count
 from specexp.engine_certify import divergences, findings
 from specexp.engine_certify.divergences import BUG, NEAR_TIE, UNTOLD, GreedyDivergence
 from specexp.engine_certify.engine_subject import EngineRequest, EngineSubject, ExaminedEngine, Tick
-from specexp.engine_certify.findings import Finding, made
+from specexp.engine_certify.findings import Finding, made, worst
 from specexp.engine_certify.served_output import ServedOutput
+from specexp.engines import acceptance
 from specexp.engines.body import Sampling
 from specexp.storage.journal import Key
 
-AGAINST, WEIGHTS, END = "plain endpoint", "weights", "ends"
+AGAINST, WEIGHTS, END, COUNTS = "plain endpoint", "weights", "ends", "draft counts"
 MOST_RESUMED = 6  # tokens of an output after which the plain endpoint continues
 RARE = 0.05  # share of tokens up to which they count as replaced, not as another way of decoding
 Outputs = Sequence[ServedOutput]
@@ -212,3 +214,48 @@ def _goes_on(output: ServedOutput, plain: ServedOutput) -> bool:
     if type(one) is not type(other) or len(one) <= len(other):
         return False
     return plain.ended and not output.ended and one[: len(other)] == other
+
+
+def check_counts(subject: EngineSubject, outputs: GreedyOutputs, counters: tuple[str, str] | None) -> Check:
+    """Check the counts of the greedy outputs, of each and of all; `counters` are /metrics before and after."""
+    sentences, verdicts, named = [], [], []
+    for engine in subject.engines:
+        each = [output for output in outputs.of(engine) if output.drafts is not None and output.num_tokens]
+        both = [(output.drafts, output.num_tokens) for output in each if output.drafts is not None]
+        all_of_them = acceptance.total([drafts for drafts, _ in both])
+        source = "" if all_of_them is None else all_of_them.source
+        faults = [fault for drafts, number in both for fault in drafts.faults(number or 0)]
+        tokens = sum(number or 0 for _, number in both)
+        told = all_of_them is not None and all_of_them.can_be_refuted
+        if not told and engine is subject.engine and counters is not None:
+            # llama.cpp's answers count drafts, and its /metrics rounds, too, without which little can be refuted.
+            by_counters = acceptance.of_counters(*counters)
+            if by_counters is not None:
+                all_of_them, source = by_counters, by_counters.source
+                tokens = sum(output.num_tokens or 0 for output in outputs.of(engine))
+                each = list(outputs.of(engine))
+        if all_of_them is None:
+            verdicts.append(SKIPPED)
+            sentences.append(f"{engine.name}: the server does not say what it drafted.")
+            continue
+        faults = all_of_them.faults(tokens, len(each)) + faults
+        rate = all_of_them.metrics().get("accept/draft_rate")
+        said = f"{all_of_them.num_accepted} of {all_of_them.num_drafted} drafted tokens accepted"
+        said += f" ({rate:.0%})" if rate is not None else ""
+        where = f"{engine.name}, by {source or all_of_them.source}: {said}"
+        if faults:
+            verdicts.append(FAILED)
+            sentences.append(f"{where}, which cannot be true: {faults[0]}")
+            named.append(
+                Finding(
+                    findings.COUNTS_FALSE, f"the counts of accepted tokens cannot be true: {faults[0]}",
+                    engine is not subject.engine,
+                )
+            )  # fmt: skip
+        elif not all_of_them.can_be_refuted:
+            verdicts.append(REPORTED)
+            sentences.append(f"{where}; it counts no rounds, without which fewer accepted tokens could be meant.")
+        else:
+            verdicts.append(PASSED)
+            sentences.append(f"{where}, which fits {tokens:,} tokens.")
+    return made(COUNTS, worst(verdicts), " ".join(sentences), named)

@@ -15,21 +15,19 @@ from specexp.certify import chi_square
 from specexp.certify.checks import FAILED, INCONCLUSIVE, PASSED, SKIPPED, Check
 from specexp.engine_certify import bias_power, findings
 from specexp.engine_certify.engine_subject import EngineRequest, EngineSubject, ExaminedEngine, Tick
-from specexp.engine_certify.findings import Finding, explanations_of, made, worst
-from specexp.engine_certify.next_tokens import Unknowable
-from specexp.engine_certify.sample_check import (
-    AMBIGUOUS,
+from specexp.engine_certify.explaining import (
     FEWEST,
     FIT,
-    LEVEL,
     MOST,
     CountedSamples,
     Inquiry,
     draw,
     drawn_more,
     explain,
-    small,
 )
+from specexp.engine_certify.findings import Finding, explanations_of, made, worst
+from specexp.engine_certify.next_tokens import Unknowable
+from specexp.engine_certify.sample_check import AMBIGUOUS, LEVEL, small
 from specexp.engine_certify.sampled_places import (
     TEMPERATURE,
     VARIANTS,

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from specexp.certify.chi_square import Prefix
-from specexp.engine_certify import bias_power, findings, parameter_checks, sample_check
+from specexp.engine_certify import bias_power, explaining, findings, parameter_checks, sample_check
+from specexp.engine_certify.explaining import CountedSamples, Inquiry
 from specexp.engine_certify.findings import explanations_of
 from specexp.engine_certify.next_tokens import NextTokens, Warping
-from specexp.engine_certify.sample_check import CountedSamples, Inquiry
 from specexp.engine_certify.sampled_places import (
     LENGTH,
     MIN_P,
@@ -55,10 +55,14 @@ def place(*rows: Sequence[float], prompt: int = 0) -> SampledPlace:
 
 @dataclass
 class SyntheticEngine:
-    """An `EngineSubject` with one engine, which samples what it makes of a request; `drawn` counts its outputs."""
+    """An `EngineSubject` with one engine, which samples what it makes of a request; `drawn` counts its outputs.
+
+    With `only` it does so at the place of that prompt alone, and else what it is asked for.
+    """
 
     places: Sequence[SampledPlace]
     does: Samples = lambda asked: asked
+    only: int | None = None
     refuses: Callable[[Warping], bool] = lambda asked: False
     dtype: str = "float32"
     temperature: float = 1.0
@@ -86,7 +90,8 @@ class SyntheticEngine:
             rng, tokens = np.random.default_rng([given.seed, request.prompt]), cast(Prefix, ())
             while len(tokens) < LENGTH:
                 if (at := (request.prompt, asked, tokens)) not in known:
-                    p = self.places[request.prompt].rows(tokens).warped(self.does(asked))
+                    does = asked if self.only not in (None, request.prompt) else self.does(asked)
+                    p = self.places[request.prompt].rows(tokens).warped(does)
                     known[at] = np.cumsum(p) / p.sum()
                 tokens = (*tokens, int(np.searchsorted(known[at], rng.random(), side="right")))
             outputs.append(SimpleNamespace(tokens=tokens))
@@ -127,14 +132,14 @@ def test_what_fits_at_first_is_told_apart_before_it_is_named(
     first = CountedSamples(
         planned.target, (1000 * planned.target.under(DOES[does](planned.target.warping))).astype(int)
     )
-    left = {each.name for each in sample_check.fitting([first], explanations_of(planned.target.warping))}
+    left = {each.name for each in explaining.fitting([first], explanations_of(planned.target.warping))}
     assert len(left) > 1
     assert does in left
     assert found(check) == [does], check.sentence
     more = len(subject.drawn) - planned.samples
-    assert 0 < more <= sample_check.MOST
+    assert 0 < more <= explaining.MOST
     assert f"and {more:,} to tell what it does instead" in check.sentence
-    assert "explanations fit" in capsys.readouterr().err
+    assert "explanations left" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -166,7 +171,7 @@ def test_a_right_engine_costs_the_fewest_samples_that_tell(name: str) -> None:
         )
         for target in targets if target is not None
     ]  # fmt: skip
-    assert len(subject.drawn) == planned.samples == max(sample_check.FEWEST, min(needed))
+    assert len(subject.drawn) == planned.samples == max(explaining.FEWEST, min(needed))
 
 
 def explained(
@@ -175,8 +180,8 @@ def explained(
     """What an engine whose outputs are sampled like this at the first place is said to do, and what it took to tell."""
     target = target_of(cast(Any, subject), subject.places[0], asked)
     assert target is not None
-    counts = sample_check.draw(cast(Any, subject), ENGINE, target, "first", number, lambda: None)
-    return sample_check.explain(
+    counts = explaining.draw(cast(Any, subject), ENGINE, target, "first", number, lambda: None)
+    return explaining.explain(
         cast(Any, subject), ENGINE, Inquiry("first", subject.places, warpings), [CountedSamples(target, counts)],
         explanations_of(asked), lambda: None,
     )  # fmt: skip
@@ -213,10 +218,39 @@ def test_a_bias_is_no_explanation_that_almost_fits() -> None:
     assert (finding.name, more) == (findings.BIASED, 0)
 
 
+@pytest.mark.parametrize("does", [findings.TOP_P_FIRST, findings.TOP_P_IGNORED])
+def test_a_bias_that_resembles_an_explanation_where_it_was_seen_is_none(
+    does: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What an explanation says of outputs elsewhere must hold before it is named; both take as many outputs to see."""
+    places = [place(UNEVEN), place(DIGITS, UNEVEN, prompt=1)]
+    asked = Warping(0.5, top_p=0.6)
+    needed = []
+    for only, name in ((None, does), (0, findings.BIASED)):
+        subject = SyntheticEngine(places, DOES[does], only)
+        finding, more = explained(subject, asked, [*VARIANTS[TOP_P], *VARIANTS[TEMPERATURE]])
+        assert finding.name == name
+        assert "are drawn to confirm it" in capsys.readouterr().err
+        needed.append(more)
+    assert needed[0] == needed[1] >= explaining.FEWEST
+
+
+def test_a_name_is_confirmed_by_outputs_that_find_the_wanted_bias() -> None:
+    """Of what it says: more of them the smaller that is, up to MOST."""
+    numbers = []
+    for bias in (0.4, 0.15, 0.01):
+        subject = SyntheticEngine([place(UNEVEN)], DOES[findings.TOP_P_FIRST])
+        subject.config.bias = bias
+        finding, more = explained(subject, Warping(0.5, top_p=0.6), VARIANTS[TOP_P])
+        assert finding.name == findings.TOP_P_FIRST
+        numbers.append(more)
+    assert numbers[0] < numbers[1] < numbers[2] == explaining.MOST
+
+
 def test_what_is_drawn_to_tell_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Explanations that none of so many outputs tells apart are not drawn for; what they tell at all is."""
     subject = SyntheticEngine([place(EVEN, SURE), place(UNEVEN, prompt=1)], DOES[findings.TOP_P_FIRST])
-    monkeypatch.setattr(sample_check, "MOST", 150)
+    monkeypatch.setattr(explaining, "MOST", 150)
     finding, more = explained(subject, THREE, [*VARIANTS[TOP_P], Warping(0.5)])
     assert 0 < more <= 150
     assert findings.TOP_P_FIRST in finding.names
@@ -230,7 +264,7 @@ def test_more_is_drawn_where_no_cut_of_an_explanation_is_near_a_token() -> None:
         subject = cast(Any, SyntheticEngine([place(DIGITS)], dtype=dtype))
         warpings = [Warping(0.5, top_p=0.7)]
         assert target_of(subject, subject.places[0], warpings[0]) is not None
-        chosen = sample_check.telling(subject, Inquiry("", subject.places, warpings), warpings, left, 1000)
+        chosen = explaining.telling(subject, Inquiry("", subject.places, warpings), warpings, left, 1000)
         assert (chosen is not None) == is_safe
 
 

@@ -457,7 +457,7 @@ EXPERIMENT, THINKING = "specexp.config.experiment", "specexp.pair.thinking"
 THOUGHT = "specexp.engine.thought"
 MEMORIES = "specexp.evaluation.scheduling"
 SHOTS = TALKS = "specexp.tasks.conversations"
-SAMPLE_CHECK = "specexp.engine_certify.sample_check"
+EXPLAINING = "specexp.engine_certify.explaining"
 NEXT_TOKENS, BIAS_POWER = "specexp.engine_certify.next_tokens", "specexp.engine_certify.bias_power"
 HANDOUT, DISPATCH = "specexp.workers.handout", "specexp.workers.dispatch"
 PLACEMENT, ON_WORKERS = "specexp.workers.placement", "specexp.certify.on_workers"
@@ -577,12 +577,15 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
     ],
     ("engine_certify/test_explanations.py",): [
         Bug("the first of several explanations is named", "specexp.engine_certify.findings", "if len(names) == 1:", "if names:"),
-        Bug("nothing is drawn to tell", SAMPLE_CHECK, "if len({each.name for each in left}) < 2 or most < FEWEST:", "if True:"),
-        Bug("what is drawn to tell has no bound", SAMPLE_CHECK, "for number in apart if number <= most]", "for number in apart if number <= 100_000]"),
-        Bug("what is drawn to tell is not looked at", SAMPLE_CHECK, "        left = fitting(sampled, explanations)\n        drawn, rounds", "        left = left[:1]\n        drawn, rounds"),
-        Bug("a cut near a token tells", SAMPLE_CHECK, "target.under(each.sampled(warping), MARGIN[subject.config.dtype])", "target.under(each.sampled(warping))"),
-        Bug("a value that is refused is asked for again and again", SAMPLE_CHECK, "warpings.remove(target.warping)\n            continue", "break"),
-        Bug("an explanation need not fit", SAMPLE_CHECK, "if all(bias_power.fits(counts, p, FIT) for counts, p in both):", "if True:"),
+        Bug("nothing is drawn to tell", EXPLAINING, "if len({each.name for each in left}) < 2 or most < FEWEST:", "if True:"),
+        Bug("what is drawn to tell has no bound", EXPLAINING, "for number in apart if number <= most]", "for number in apart if number <= 100_000]"),
+        Bug("what is drawn to tell is not looked at", EXPLAINING, "left, is_confirmed = fitting(sampled, explanations), is_alone", "left, is_confirmed = left[:1], is_alone"),
+        Bug("a cut near a token tells", EXPLAINING, "target.under(each.sampled(target.warping), MARGIN[subject.config.dtype])", "target.under(each.sampled(target.warping))"),
+        Bug("a value that is refused is asked for again and again", EXPLAINING, "warpings.remove(target.warping)\n            continue", "break"),
+        Bug("a name is not confirmed", EXPLAINING, "if most < FEWEST:\n        return None\n    result, best, bias", "if True:\n        return None\n    result, best, bias"),
+        Bug("a name is confirmed where it was seen", EXPLAINING, "worth = ((target.place.prompt, target.place.after) not in known and apart >= bias, apart)", "worth = (False, apart)"),
+        Bug("few outputs confirm", EXPLAINING, "number = min(max(bias_power.samples_needed(len(p), bias, FIT), FEWEST), most)", "number = FEWEST"),
+        Bug("an explanation need not fit", EXPLAINING, "if all(bias_power.fits(counts, p, FIT) for counts, p in both):", "if True:"),
         Bug("what top-p does is not told at other temperatures", "specexp.engine_certify.parameter_checks", "for each in (name, TEMPERATURE) for value", "for each in (name,) for value"),
         Bug("the first place is sampled, however many samples it takes", "specexp.engine_certify.parameter_checks", "elif (needed, apart) < least:", "elif best.target is None:"),
     ],
