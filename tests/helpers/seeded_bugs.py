@@ -575,6 +575,10 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("Holm's procedure corrects all alike", "specexp.certify.chi_square", "(len(ps) - rank) * ps[place]", "len(ps) * ps[place]"),
         Bug("an engine is compared with nothing", "specexp.engine_certify.engine_certificate_config", "if not options.against and not weights and not faults:", "if False:"),
     ],
+    ("engine_certify/test_planted_bugs.py",): [
+        Bug("a server that has died is one that fails under load", "specexp.engine_certify.stability_checks", "if together == 1 or not subject.is_answered(engine, asked[0]):", "if together == 1:"),
+        Bug("under load is also what comes next", "specexp.engine_certify.stability_checks", "subject.together = 1", "pass"),
+    ],
     ("engine_certify/test_explanations.py",): [
         Bug("the first of several explanations is named", "specexp.engine_certify.findings", "if len(names) == 1:", "if names:"),
         Bug("nothing is drawn to tell", EXPLAINING, "if len({each.name for each in left}) < 2 or most < FEWEST:", "if True:"),
