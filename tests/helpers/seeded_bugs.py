@@ -1023,6 +1023,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
 ROPE = "specexp.lm.hf.rope"
 
 FACTORS = "specexp.lm.blocks.long_factors"
+CAPTURED = "specexp.lm.native.graph_capture"
 OWN, BUCKETED, GRAPHS, DRAFTING, HF, TREE_MASK = (
     "specexp.lm.native.native_forward", "specexp.lm.native.bucketed_forward", "specexp.lm.native.cuda_graphs", "specexp.lm.native.draft_loop", "specexp.lm.hf.hf_model",
     "specexp.lm.hf.tree_mask",
@@ -1080,11 +1081,11 @@ FORWARD_BUGS = [
     Bug("a path is kept backwards", KV, "here.index_select(1, kept)", "here.index_select(1, kept.flip(0))"),
     Bug("a draft's steps all stand at its first", DRAFTING, "session.step(tokens, at, angles) if", "session.step(tokens, start, angles) if"),
     Bug("a draft's recorded steps all stand at its first", "specexp.lm.native.recorded_draft", "            start = start + (1 if step else num)\n", ""),
-    Bug("a draft that catches up begins after its padding", "specexp.lm.native.recorded_draft", "start + (1 if step else num)", "start + fed.shape[0]"),
-    Bug("a draft that catches up follows its padding", "specexp.lm.native.recorded_draft", "x.index_select(0, num - 1)\n            states", "x[-1:]\n            states"),
+    Bug("a draft that catches up begins after its padding", "specexp.lm.native.recorded_draft", "start + (1 if step else num)", "start + fed.shape[0] // num.shape[0]"),
+    Bug("a draft that catches up follows its padding", "specexp.lm.native.recorded_draft", "x.index_select(0, first + num - 1)", "x.index_select(0, first + x.shape[0] // rows - 1)"),
     Bug("padding of a recording counts as fed", GRAPHS, "        self.pool.lengths[0] = start + num\n        # The", "        self.pool.lengths[0] = start + size\n        # The"),
     Bug("answers of a recording are its padding's", GRAPHS, "wanted = slice(num - rows, num)", "wanted = slice(size - rows, size)"),
-    Bug("recordings outlive their buffers", GRAPHS, "            self._kept.clear()\n", ""),
+    Bug("recordings outlive their buffers", CAPTURED, "            self.kept.clear()\n", ""),
     Bug("heads that share a key have the first one's mask", BUCKETED, "mask[:, None].expand(-1, group, -1).reshape(-1, mask.shape[1])", "mask.repeat(group, 1)"),
 ]  # fmt: skip
 

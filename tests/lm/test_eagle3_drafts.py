@@ -81,8 +81,8 @@ def test_recorded_chains(tmp_path: Path, drafted: Any, head: str) -> None:
     check(reference, drafted)
     (graphs,) = models["draft"].graph_pools.pools
     of_head = [chain for _, chain in drafted if chain.tokens.shape[0]]
-    assert graphs.num_replays >= len(of_head) > 10
-    assert graphs.num_captures <= 6
+    assert graphs.recordings.num_replays >= len(of_head) > 10
+    assert graphs.recordings.num_captures <= 6
 
 
 def test_chains_step_by_step_in_turn_and_without_a_cache(tmp_path: Path, drafted: Any) -> None:
