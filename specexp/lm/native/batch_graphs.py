@@ -1,6 +1,6 @@
 """Recordings for several rows that are fed together, each at its own length: chains, and whole drafted chains.
 
-There is one for each number of rows (`ROWS`, the rest is masked), of tokens that a row is fed, and bucket of attention
+There is one for each number of rows (`row_layout.ROWS`, the rest is masked), of tokens that a row is fed, and bucket of attention
 length, which is the longest row's. Rows that are done leave gaps: while the rows in use are the first ones of the
 buffers, these are read in place, else those in use are gathered, which is a second recording. Which rows they are,
 where they start and what their draws depend on are inputs, so that rows join and leave without another one.
@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,18 +22,17 @@ from torch import Tensor
 from specexp.decoding.protocol import Draft, Drafted
 from specexp.decoding.rng import HashRng
 from specexp.lm.model import ChainStart, Feed, Session
-from specexp.lm.native.cuda_graphs import CATCH_UPS, CHAINS, bucket_of
+from specexp.lm.native.cuda_graphs import CATCH_UPS, CHAINS, bucket_of, prefill_sizes
 from specexp.lm.native.graph_capture import Capture, Recording, Recordings
 from specexp.lm.native.kv_cache import Buffers, NativeSession, Pool
 from specexp.lm.native.native_forward import NativeForward
 from specexp.lm.native.recorded_draft import chain_recording, ends_early, numbers_of, recording_of
+from specexp.lm.native.row_layout import RowLayout, row_count
 from specexp.lm.native.rows_forward import UNUSED, RowsForward
 from specexp.lm.transfer import integers, to_device
 
-ROWS = (1, 2, 4, 8, 16, 32)
 MOST_TOKENS = 512  # of all rows of a recording: it keeps the logits of each
 
-T = TypeVar("T")
 Answers = list[tuple[Tensor, Tensor | None]]
 
 
@@ -65,7 +63,7 @@ class BatchGraphs:
         """`Pool.feed_together`; None if no recording takes these feeds."""
         if any(feed.branches is not None for _, feed in feeds):
             return None
-        longest, count = max(feed.tokens.shape[0] for _, feed in feeds), self._count(len(feeds))
+        longest, count = max(feed.tokens.shape[0] for _, feed in feeds), row_count(len(feeds), self.buffers.rows)
         if longest > self._piece(count) and self._most < MOST_TOKENS:
             return None
         if longest <= self._piece(count):
@@ -73,22 +71,31 @@ class BatchGraphs:
         parts: list[Answers] = [[] for _ in feeds]
         done = 0
         while left := [i for i, (_, feed) in enumerate(feeds) if feed.tokens.shape[0] > done]:
-            stop = done + self._piece(self._count(len(left)))
+            stop = done + self._piece(row_count(len(left), self.buffers.rows))
             piece = [(feeds[i][0], _part(feeds[i][1], done, stop)) for i in left]
             for i, answer in zip(left, self._feed(pool, piece), strict=True):
                 parts[i].append(answer)
             done = stop
         return [_joined(answers) for answers in parts]
 
+    def prefill(self, pool: Pool, row: int, tokens: Tensor) -> Tensor:
+        """Feed tokens[n] of a prompt as far as recordings take them; return the rest."""
+        self.buffers.ensure_capacity(pool.lengths[row] + tokens.shape[0])
+        room = self.buffers.capacity - self.buffers.reserved - pool.lengths[row]
+        for size in prefill_sizes(tokens.shape[0], room, self._forward.most_recorded_tokens):
+            self._replay(pool, [(row, Feed(NativeSession(pool, row), tokens[:size], 0))], size, False)
+            tokens = tokens[size:]
+        return tokens
+
     def takes_chains(self, count: int) -> bool:
         """True if a recording drafts so many chains together."""
-        return self._count(count) * CATCH_UPS[1] <= self._most
+        return row_count(count, self.buffers.rows) * CATCH_UPS[1] <= self._most
 
     def draft(
         self, pool: Pool, feeds: Sequence[tuple[int, Feed]], ask: Draft, chains: Sequence[ChainStart]
     ) -> list[Drafted]:
         """`DraftsTogether.draft_together` by one replay, which drafts gamma tokens of each row."""
-        layout = self._layout([row for row, _ in feeds])
+        layout = RowLayout.of([row for row, _ in feeds], self.buffers.rows)
         most = max(each for each in CATCH_UPS if layout.count * each <= self._most)
         feeds = [(row, self._caught_up(pool, row, feed, most)) for row, feed in feeds]
         starts, sizes = [pool.lengths[row] for row, _ in feeds], [feed.tokens.shape[0] for _, feed in feeds]
@@ -139,9 +146,24 @@ class BatchGraphs:
 
     def _feed(self, pool: Pool, feeds: Sequence[tuple[int, Feed]]) -> Answers:
         """Feed chains of at most `_piece` tokens by one replay."""
-        layout = self._layout([row for row, _ in feeds])
-        starts, sizes = [pool.lengths[row] for row, _ in feeds], [feed.tokens.shape[0] for _, feed in feeds]
-        size = next(each for each in CHAINS if each >= max(sizes))
+        longest = max(feed.tokens.shape[0] for _, feed in feeds)
+        (x, logits), wanted = self._replay(pool, feeds, next(each for each in CHAINS if each >= longest), True)
+        rows = [feed.rows for _, feed in feeds]
+        parts = torch.split(logits.index_select(0, wanted), rows)
+        if not any(feed.hidden for _, feed in feeds):
+            return [(part, None) for part in parts]
+        hidden = torch.split(x.index_select(0, wanted), rows)
+        return [(part, h if feed.hidden else None) for part, h, (_, feed) in zip(parts, hidden, feeds, strict=True)]
+
+    def _replay(
+        self, pool: Pool, feeds: Sequence[tuple[int, Feed]], size: int, scores: bool
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The states [R N, D] and logits [R N, V] of chains of at most `size` tokens, which the next replay overwrites,
+        and the indices of those asked for. Without `scores` there are none."""
+        layout, starts = (
+            RowLayout.of([row for row, _ in feeds], self.buffers.rows),
+            [pool.lengths[row] for row, _ in feeds],
+        )
         bucket = self._bucket(max(starts) + size)
         given, wanted = self._inputs(layout, feeds, size, [(starts, UNUSED)])
 
@@ -150,23 +172,19 @@ class BatchGraphs:
 
             def run(_: Tensor, tokens: Tensor, start: Tensor) -> tuple[Tensor, ...]:
                 x = forward.chain(tokens, start)
-                return x, forward.logits(x)
+                return (x, forward.logits(x)) if scores else (x[-1:],)
 
             inputs = (forward.rows, self._zeros(layout.count * size), self._zeros(layout.count))
             return Recording(run, inputs)
 
-        x, logits = self.recordings.answer(("chain", layout.count, layout.in_place, size, bucket), build, given)
-        for (row, _), start, num in zip(feeds, starts, sizes, strict=True):
-            pool.lengths[row] = start + num
-        rows = [feed.rows for _, feed in feeds]
-        parts = torch.split(logits.index_select(0, wanted), rows)
-        if not any(feed.hidden for _, feed in feeds):
-            return [(part, None) for part in parts]
-        hidden = torch.split(x.index_select(0, wanted), rows)
-        return [(part, h if feed.hidden else None) for part, h, (_, feed) in zip(parts, hidden, feeds, strict=True)]
+        key = ("chain" if scores else "prefill", layout.count, layout.in_place, size, bucket)
+        outputs = self.recordings.answer(key, build, given)
+        for row, feed in feeds:
+            pool.lengths[row] += feed.tokens.shape[0]
+        return outputs, wanted
 
     def _inputs(
-        self, layout: _Layout, feeds: Sequence[tuple[int, Feed]], size: int, numbers: Sequence[tuple[list[int], int]]
+        self, layout: RowLayout, feeds: Sequence[tuple[int, Feed]], size: int, numbers: Sequence[tuple[list[int], int]]
     ) -> tuple[list[Tensor], Tensor]:
         """Inputs of a recording: rows[R], tokens[R N], and of `numbers`, one for each feed and one for unused rows,
         each [R]. And which of the R N tokens are the last `rows` of each feed. One copy brings them to the device."""
@@ -187,18 +205,6 @@ class BatchGraphs:
         parts = [there[i : i + count] for i in range(0, end, count)]
         return [parts[0], tokens, *parts[1:]], there[last:]
 
-    def _layout(self, used: list[int]) -> _Layout:
-        """Where a recording takes these rows."""
-        count = self._count(len(used))
-        if max(used) < count:
-            return _Layout(list(range(count)), used, True)
-        idle = [row for row in range(self.buffers.rows) if row not in used]
-        return _Layout([*used, *idle][:count], list(range(len(used))), False)
-
-    def _count(self, num: int) -> int:
-        """The number of rows of the recording that takes `num` rows."""
-        return min(next(each for each in ROWS if each >= num), self.buffers.rows)
-
     @property
     def _most(self) -> int:
         """Tokens of all rows of a recording."""
@@ -213,32 +219,12 @@ class BatchGraphs:
         self.buffers.ensure_capacity(stop)
         return min(bucket_of(stop), self.buffers.capacity)
 
-    def _forward_of(self, layout: _Layout, bucket: int) -> RowsForward:
+    def _forward_of(self, layout: RowLayout, bucket: int) -> RowsForward:
         rows = integers(layout.rows, self._forward.device)  # an input of the recording
         return RowsForward(self._forward, self.buffers, self._num_valid_ids, rows, layout.in_place, bucket)
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._forward.device)
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Which rows of the buffers a recording has, all different, and the place of each row that is fed among them."""
-
-    rows: list[int]
-    places: list[int]
-    in_place: bool  # the rows are the first ones of the buffers
-
-    @property
-    def count(self) -> int:
-        return len(self.rows)
-
-    def by_place(self, values: Sequence[T], rest: T) -> list[T]:
-        """A value for each place, of values for each row that is fed; `rest` where none is."""
-        result = [rest] * self.count
-        for place, value in zip(self.places, values, strict=True):
-            result[place] = value
-        return result
 
 
 def drafts_together(sessions: Sequence[Session]) -> bool:

@@ -27,7 +27,7 @@ from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Draft, Drafted, GrownTree, GrowTree
 from specexp.decoding.rng import HashRng, Rng
 from specexp.decoding.tensor_tree import TreeSizes
-from specexp.lm.model import Branches, Session
+from specexp.lm.model import Branches, Session, in_pieces
 from specexp.lm.native import tree_graphs
 from specexp.lm.native.bucketed_forward import BucketForward, kinds, tree_masks
 from specexp.lm.native.graph_capture import Capture, Recording, Recordings
@@ -40,6 +40,7 @@ CATCH_UPS = (1, 2, 8, 24, 65)  # sizes of the first forward of a drafted chain: 
 TREE_STEP = 16  # trees are padded to a multiple of this number of tokens, which suits matrix units,
 TREES = 1024  # up to this many
 LEAST_BUCKET = 256  # each next bucket is twice as long, up to the pool's capacity
+PREFILLS = (16, 64, 128, 256)  # sizes of a prompt's pieces, which have no logits
 SPARE = CHAINS[-1]  # additional slots of a pool, for padding
 
 
@@ -49,6 +50,16 @@ def bucket_of(slots: int) -> int:
     while bucket < slots:
         bucket *= 2
     return bucket
+
+
+def prefill_sizes(num: int, room: int, most: int) -> list[int]:
+    """The sizes of the recordings that take `num` tokens of a prompt, piece by piece, the last one padded: as far as
+    there is one of at most `most` tokens that fits `room` slots, so that a pool never grows for padding."""
+    result: list[int] = []
+    while num > 0 and (fits := [size for size in PREFILLS if size <= min(room, most)]):
+        result.append(next((size for size in fits if size >= num), fits[-1]))
+        num, room = num - result[-1], room - result[-1]
+    return result
 
 
 class Graphs:
@@ -102,6 +113,17 @@ class Graphs:
         # The next replay overwrites what this one gave.
         wanted = slice(num - rows, num)
         return logits[wanted].clone(), x[wanted].clone() if hidden else None
+
+    def prefill(self, tokens: Tensor) -> Tensor:
+        """Feed tokens[n] of a prompt as far as recordings take them; return the rest."""
+        self.bucket_for(self.pool.lengths[0] + tokens.shape[0])
+        room, most = self.pool.capacity - self.pool.lengths[0], self._forward.most_recorded_tokens
+        for size in prefill_sizes(tokens.shape[0], room, most):
+            start, bucket = self.pool.lengths[0], self.bucket_for(self.pool.lengths[0] + size)
+            key, piece, tokens = ("prefill", size, bucket), tokens[:size], tokens[size:]
+            self.recordings.answer(key, lambda size=size, bucket=bucket: self._prefill(size, bucket), (piece, start))  # type: ignore[misc]
+            self.pool.lengths[0] = start + piece.shape[0]
+        return tokens
 
     def recorded_size(self, num: int, branches: Branches | None) -> int:
         """The number of tokens of the recording that takes `num` tokens; 0 if there is none for so many."""
@@ -166,6 +188,10 @@ class Graphs:
 
         return Recording(run, (self.zeros(size), self.zeros(1)))
 
+    def _prefill(self, size: int, bucket: int) -> Recording:
+        forward = BucketForward(self.pool, bucket)
+        return Recording(lambda tokens, start: (forward.chain(tokens, start)[-1:],), (self.zeros(size), self.zeros(1)))
+
     def _branches(self, size: int, bucket: int) -> Recording:
         forward = BucketForward(self.pool, bucket)
 
@@ -198,6 +224,12 @@ class GraphSession:
     def feed(
         self, tokens: Tensor, rows: int, hidden: bool = False, branches: Branches | None = None
     ) -> tuple[Tensor, Tensor | None]:
+        num, most = tokens.shape[0], CHAINS[-1]
+        if branches is None and not rows:
+            tokens = self.graphs.prefill(tokens)
+        elif branches is None and num > most and self.graphs.recorded_size(most, None):
+            parts = torch.split(tokens[num - rows :], most)
+            return in_pieces(self.feed, [tokens[: num - rows], *parts] if rows < num else parts, rows, hidden)
         size = self.graphs.recorded_size(tokens.shape[0], branches) if rows else 0
         if not size:
             self.graphs.bucket_for(self.length + tokens.shape[0])

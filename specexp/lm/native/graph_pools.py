@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from specexp.lm.model import Session
-from specexp.lm.native.batch_graphs import ROWS, BatchGraphs
+from specexp.lm.native.batch_graphs import BatchGraphs
 from specexp.lm.native.cuda_graphs import SPARE, Graphs
 from specexp.lm.native.graph_capture import Capture
 from specexp.lm.native.kv_cache import Buffers, NativeSession, Pool
 from specexp.lm.native.native_forward import NativeForward
+from specexp.lm.native.row_layout import ROWS
 
 
 class GraphPools:

@@ -120,6 +120,10 @@ class RowRecordings(Protocol):
         """`Pool.feed_together`; None if no recording takes these feeds."""
         ...
 
+    def prefill(self, pool: Pool, row: int, tokens: Tensor) -> Tensor:
+        """Feed tokens[n] of a prompt as far as recordings take them; return the rest."""
+        ...
+
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Pool:
@@ -194,16 +198,23 @@ class NativeSession:
     def feed(
         self, tokens: Tensor, rows: int, hidden: bool = False, branches: Branches | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        pool, forward = self.pool, self.pool.forward
+        pool = self.pool
+        if pool.recordings is not None and not rows and branches is None:
+            tokens = pool.recordings.prefill(pool, self.row, tokens)
         num = tokens.shape[0]
+        if not num:
+            return self._nothing(hidden)
         pool.buffers.ensure_capacity(self.length + num)
         if num > CHUNK and branches is None:
             return in_pieces(self.feed, torch.split(tokens, CHUNK), rows, hidden)
         chosen = self._run(tokens, branches)[num - rows :]
-        logits = (
-            pool.logits(chosen) if rows else chosen.new_empty(0, pool.num_valid_ids or forward.head.weight.shape[0])
-        )
-        return logits, chosen if hidden else None
+        return (pool.logits(chosen), chosen if hidden else None) if rows else self._nothing(hidden)
+
+    def _nothing(self, hidden: bool) -> tuple[Tensor, Tensor | None]:
+        """The answer to a feed of which nothing is scored."""
+        forward, like = self.pool.forward, self.pool.forward.embedding
+        logits = like.new_empty(0, self.pool.num_valid_ids or forward.head.weight.shape[0])
+        return logits, like.new_empty(0, forward.hidden_size) if hidden else None
 
     def _run(self, tokens: Tensor, branches: Branches | None) -> Tensor:
         pool, forward = self.pool, self.pool.forward
