@@ -1,9 +1,9 @@
 """Recordings for several rows that are fed together, each at its own length: chains, and whole drafted chains.
 
-There is one for each number of rows (`row_layout.ROWS`, the rest is masked), of tokens that a row is fed, and bucket of attention
-length, which is the longest row's. Rows that are done leave gaps: while the rows in use are the first ones of the
-buffers, these are read in place, else those in use are gathered, which is a second recording. Which rows they are,
-where they start and what their draws depend on are inputs, so that rows join and leave without another one.
+There is one for each number of rows (`row_layout.py`, the rest is masked), of tokens that a row is fed, and bucket of
+attention length, which is the longest row's. Rows that are done leave gaps: while those in use are the first ones of
+the buffers, they are read in place, else they are gathered, which is a second recording. Which rows they are, where
+they start and what their draws depend on are inputs, so that rows join and leave without another one.
 
 Feeds of many tokens take several replays. Trees, and what a mixture of experts cannot record, are fed as they come.
 
