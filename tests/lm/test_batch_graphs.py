@@ -159,7 +159,7 @@ def test_everything_is_recorded(monkeypatch: pytest.MonkeyPatch, method: str) ->
     outputs = dict(Engine(pair, max_batch_size=4).generate_all(asked))  # the first one says how many slots there are
     assert len(outputs) == len(SIZES)
     (batch,) = pair["target"].graph_pools.batches
-    assert batch.recordings.num_replays > 40
+    assert batch.recordings.num_replays > 10
 
 
 def keys(pair: Models, role: str = "target") -> list[tuple[Any, ...]]:
@@ -193,7 +193,7 @@ def test_rows_join_and_leave_without_another_recording(monkeypatch: pytest.Monke
     assert all(one is other for one, other in zip(*slots, strict=True))
     chains = [key for key in keys(pair) if key[0] == "chain"]
     assert {key[1] for key in chains} <= {1, 2, 4, 5}
-    assert len({key[:3] for key in chains}) > 4, "rows in place and gathered ones"
+    assert {key[2] for key in chains} == {True, False}, "rows in place and gathered ones"
     assert len(seen) > 2 * len(chains)
 
 

@@ -8,8 +8,9 @@ after the sequence, where no token attends to it and the next tokens overwrite i
 under a mask that is computed from the first slot. A draft that catches up on tokens that others proposed feeds them in
 the first forward of its chain's recording (`CATCH_UPS`). `tree_graphs.py` grows whole trees.
 
-Prompts, several rows at once, and chains beyond `CHAINS` are not captured: `kv_cache.py` runs them directly. When a
-pool grows, its recordings become invalid.
+Prompts are fed in pieces (`PREFILLS`), and longer chains of which all is scored in pieces of the largest of `CHAINS`.
+What is left of a prompt where no piece fits the pool is fed directly (`kv_cache.py`), and so are larger trees. Several
+rows at once are recorded by `batch_graphs.py`. When a pool grows, its recordings become invalid.
 
 Shapes: N tokens of a recording, n <= N tokens that are fed, C bucket, V vocabulary, D hidden, G drafted tokens.
 """
