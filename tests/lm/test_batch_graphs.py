@@ -237,6 +237,15 @@ def test_rows_that_are_not_fed_keep_their_slots(both: Any, recorded: bool) -> No
             rows[row].truncate(rows[row].length - 3)
 
 
+def test_reserved_slots_hold_no_sequence(both: Any) -> None:
+    """Buffers grow before a sequence reaches them."""
+    model = both("llama")[1]["target"]
+    row, other = model.sessions(2, 20)
+    assert row.pool.capacity == 128
+    row.feed(model.ids([5] * 70), 0)
+    assert other.pool.capacity == 256
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_long_texts_are_scored_in_pieces(both: Any, rows: int) -> None:
     """Of very different lengths, with all or some of their rows."""
