@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,11 +34,15 @@ SHORT = 64  # masks of up to this many tokens are cached for every alignment
 
 @dataclass(slots=True, eq=False)
 class Buffers:
-    """Keys and values [L, B, C, W], zeroed: slots that were never written are masked, and must not hold NaN."""
+    """Keys and values [L, B, C, W], zeroed: slots that were never written are masked, and must not hold NaN.
+
+    The last `reserved` slots of every row hold no sequence; with them, capacities are powers of two.
+    """
 
     forward: NativeForward
     rows: int
     capacity: int
+    reserved: int = 0
     values: Tensor = field(init=False)
     states: Tensor | None = field(init=False)  # [T, B, C, D]; None if none are kept
     flat: list[list[Tensor]] = field(init=False)  # [row][layer]: [C, W]
@@ -72,11 +77,14 @@ class Buffers:
         self._bands.clear()
 
     def ensure_capacity(self, slots: int) -> None:
-        """Grow to at least `slots` slots in every row."""
+        """Grow to at least `slots` slots in every row, without those that are reserved."""
+        slots += self.reserved
         if slots <= self.capacity:
             return
         old, states = self.values, self.states
         self.capacity = max(slots, 2 * self.capacity)
+        if self.reserved:
+            self.capacity = 1 << (self.capacity - 1).bit_length()
         self.values, self.states = self._zeros()
         self.values[:, :, : old.shape[2]] = old
         if self.states is not None and states is not None:
@@ -105,13 +113,26 @@ class Buffers:
         return rows[: num * group, left - start : left + num]
 
 
-@dataclass(slots=True, eq=False)
+class RowRecordings(Protocol):
+    """Recorded forwards of several rows of the same buffers."""
+
+    def feed(self, pool: Pool, feeds: Sequence[tuple[int, Feed]]) -> list[tuple[Tensor, Tensor | None]] | None:
+        """`Pool.feed_together`; None if no recording takes these feeds."""
+        ...
+
+    def prefill(self, pool: Pool, row: int, tokens: Tensor) -> Tensor:
+        """Feed tokens[n] of a prompt as far as recordings take them; return the rest."""
+        ...
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Pool:
     """The rows of sequences that can be fed together, in buffers of their own or in those of another pool."""
 
     forward: NativeForward
     buffers: Buffers
     num_valid_ids: int | None = None  # how many of the ids that the head scores are used
+    recordings: RowRecordings | None = None
     lengths: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -147,7 +168,9 @@ class Pool:
         )
 
     def feed_together(self, feeds: Sequence[tuple[int, Feed]]) -> list[tuple[Tensor, Tensor | None]]:
-        """Feed several rows in one pass over the weights."""
+        """Feed several rows in one pass over the weights, by a recording if there is one."""
+        if self.recordings is not None and (recorded := self.recordings.feed(self, feeds)) is not None:
+            return recorded
         forward, many = self.forward, BatchAttention(self, feeds)
         with Threads(forward.threads[True]):
             x = forward(many.tokens, many.angles, many)
@@ -175,16 +198,23 @@ class NativeSession:
     def feed(
         self, tokens: Tensor, rows: int, hidden: bool = False, branches: Branches | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        pool, forward = self.pool, self.pool.forward
+        pool = self.pool
+        if pool.recordings is not None and not rows and branches is None:
+            tokens = pool.recordings.prefill(pool, self.row, tokens)
         num = tokens.shape[0]
+        if not num:
+            return self._nothing(hidden)
         pool.buffers.ensure_capacity(self.length + num)
         if num > CHUNK and branches is None:
             return in_pieces(self.feed, torch.split(tokens, CHUNK), rows, hidden)
         chosen = self._run(tokens, branches)[num - rows :]
-        logits = (
-            pool.logits(chosen) if rows else chosen.new_empty(0, pool.num_valid_ids or forward.head.weight.shape[0])
-        )
-        return logits, chosen if hidden else None
+        return (pool.logits(chosen), chosen if hidden else None) if rows else self._nothing(hidden)
+
+    def _nothing(self, hidden: bool) -> tuple[Tensor, Tensor | None]:
+        """The answer to a feed of which nothing is scored."""
+        forward, like = self.pool.forward, self.pool.forward.embedding
+        logits = like.new_empty(0, self.pool.num_valid_ids or forward.head.weight.shape[0])
+        return logits, like.new_empty(0, forward.hidden_size) if hidden else None
 
     def _run(self, tokens: Tensor, branches: Branches | None) -> Tensor:
         pool, forward = self.pool, self.pool.forward
