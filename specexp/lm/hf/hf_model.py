@@ -142,10 +142,7 @@ class HFModel:
         unused = generation_config.not_applied(self.module.generation_config)
         result = [generation_config.note(unused, self.name)] if unused else []
         if self.native is not None:
-            result += [
-                f"model '{self.name}' does without a kernel, and may be slower: {fault}."
-                for fault in self.native.kernels.faults
-            ]
+            result += self.native.kernels.said_of(self.name)
         if self._native_fault is not None:
             result.append(f"model '{self.name}' runs on transformers' forward, which is slower: {self._native_fault}.")
         return result

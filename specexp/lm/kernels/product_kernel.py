@@ -1,9 +1,9 @@
 """Products of few rows with a weight, as Triton kernels. Imports Triton.
 
-A program computes some outputs of up to 64 rows, from all inputs or from one split of them: the weight is read once for
-64 rows. Rows come in blocks of 16, the least that `tl.dot` takes, and each block has a dot of its own: with more rows in
-one, a GPU may use another instruction, which sums in another order. The parts of splits are added in their order by a
-second kernel. A row's sums therefore run in an order that its tiling alone fixes, in float32.
+A program computes some outputs of up to 64 rows, from all inputs or from one split of them: the weight is read once
+for 64 rows. Rows come in blocks of 16, the least that `tl.dot` takes, and each block has a dot of its own: with more
+rows in one, a GPU may use another instruction, which sums in another order. The parts of splits are added in their
+order by a second kernel. A row's sums therefore run in an order that its tiling alone fixes, in float32.
 
 Shapes: T rows, in and out features, S splits.
 """
@@ -147,11 +147,6 @@ def stages_of(tiling: Tiling, blocks: int, itemsize: int) -> int:
 def row_blocks(num: int) -> int:
     """Blocks of rows in a program: 1, 2 or 4."""
     return 1 if num <= ROWS else 2 if num <= 2 * ROWS else MOST_BLOCKS
-
-
-def launches(tiling: Tiling) -> int:
-    """How many kernels a product takes."""
-    return 1 if tiling.splits == 1 else 2
 
 
 def product(
