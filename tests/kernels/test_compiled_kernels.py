@@ -47,7 +47,7 @@ def test_every_tiling_compiles_for_products_of_8b_and_1b_models(capability: int,
 
 
 def assert_products(results: list[dict[str, Any]]) -> None:
-    """One instruction for any number of rows, though newer GPUs have others; weights are loaded ahead, 16 bytes each."""
+    """One instruction for any number of rows, though newer GPUs have others; weights are loaded ahead, by 16 bytes."""
     products = [each for each in results if each["kernel"] == "_multiply"]
     assert {each["dtype"] for each in products} == {"*bf16", "*fp32"}
     for each in products:

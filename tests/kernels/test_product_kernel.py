@@ -63,16 +63,41 @@ def test_a_row_has_the_same_bits_among_any_number_of_rows_and_in_any_place(
     product: Any, tiling: Tiling | None, dtype: torch.dtype
 ) -> None:
     """1 to 33 rows, and more than one program takes; the row first, last and in between."""
-    outputs, inputs = 37, 131
+    outputs, inputs = 19, 70
     weight, bias = normal(0, outputs, inputs, dtype=dtype), normal(1, outputs, dtype=dtype)
     row, beside = normal(2, 1, inputs, dtype=dtype), normal(3, 130, inputs, dtype=dtype)
     added, residual = normal(4, 1, outputs, dtype=dtype), normal(5, 130, outputs, dtype=dtype)
     alone = product(row, weight, bias, added, 0.5, tiling)
-    for num in (*range(1, 34), 48, 64, 65, 129):
-        for place in {0, num // 2, num - 1}:
+    for num in (*range(1, 34), 64, 129):
+        for place in {0, num - 1} if num in (1, 2, 16, 17, 33, 64, 129) else {num // 2}:
             x, kept = beside[:num].clone(), residual[:num].clone()
             x[place], kept[place] = row[0], added[0]
             assert torch.equal(product(x, weight, bias, kept, 0.5, tiling, kept)[place], alone[0]), (num, place)
+
+
+def test_a_product_launches_one_kernel_or_two_for_any_number_of_rows(
+    product: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And reads the weight once for up to 64 rows, once more for each 64 further ones."""
+    from specexp.lm.kernels import product_kernel
+
+    class Counting:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: Any) -> Any:
+            launched.append((self.kernel.__name__, grid))
+            return self.kernel[grid]
+
+    for name in ("_multiply", "_add_parts"):
+        monkeypatch.setattr(product_kernel, name, Counting(getattr(product_kernel, name)))
+    weight = normal(0, 19, 40)
+    for num, times in ((1, 1), (17, 1), (64, 1), (65, 2)):
+        for tiling, more in ((SMALL, []), (SPLIT, [("_add_parts", (1, num))])):
+            launched: list[Any] = []
+            residual = normal(1, num, 19)
+            product(normal(2, num, 40), weight, normal(3, 19), residual, 1.0, tiling, residual)
+            assert launched == [("_multiply", (2, tiling.splits, times)), *more]
 
 
 def test_what_lies_around_the_rows_and_the_weight_is_not_read(product: Any) -> None:

@@ -29,6 +29,7 @@ from specexp.lm.blocks.feed_forward import Mlp, activation
 from specexp.lm.blocks.linear import Linear
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.kernels import reference
+from specexp.lm.kernels.product_choice import always, default_tiling
 from specexp.lm.kernels.table import PYTORCH, Kernels
 from specexp.lm.kernels.verification import TOLERANCE, Heads, kernels_of, verified
 from specexp.lm.model import Branches
@@ -146,11 +147,11 @@ def test_with_all_kernels_pytorch_launches_nothing_but_the_embedding() -> None:
     )  # fmt: skip
     native = NativeForward(module, kernels=empty)
     for linear in [native.head, *(each for block in native.blocks for each in linears_of(block))]:
-        assert linear._chosen is not None
-        linear.use(multiply, linear._chosen[1])
+        linear.use(multiply, always(default_tiling(linear.weight)))
     for num in (1, 5, 16):
+        tokens, angles = torch.arange(num), native.angles(num)
         with torch.inference_mode(), Launches() as launches:
-            native.logits(native(torch.arange(num), native.angles(num), Attends()))
+            native.logits(native(tokens, angles, Attends()))
         assert launches.names == ["aten.index_select.default"]
 
 
