@@ -39,7 +39,7 @@ CANDIDATES = [A, B, C]
 ENVIRONMENT = {"gpu": "card", "torch": "2"}
 SHAPES = [
     (6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (128256, 4096), (3072, 2048), (2048, 8192), (1, 1),
-    (37, 53),
+    (37, 53), (2048, 33 * 128), (2048, 33 * 64),
 ]  # fmt: skip
 
 
@@ -75,11 +75,11 @@ def test_weights_of_few_outputs_are_split_and_large_ones_are_not() -> None:
 
 
 def test_the_fastest_is_used_for_each_number_of_rows_and_pytorch_beyond() -> None:
-    choice = fastest(CANDIDATES, timings(at_1=(9, 8, 3, 9), at_16=(9, 3, 8, 9), at_64=(3, 9, 9, 9), at_8=(4, 4, 4, 2)))
-    assert choice == Choice((B, C, A, None))
-    used = {1: B, 2: C, 8: C, 9: A, 16: A, 17: None, 64: None, 65: None, 1000: None}
+    choice = fastest(CANDIDATES, timings(at_1=(9, 8, 3, 9), at_16=(9, 3, 8, 9), at_64=(9, 9, 9, 3), at_8=(1, 4, 4, 2)))
+    assert choice == Choice((B, None, A, C))
+    used = {1: B, 2: None, 8: None, 9: A, 16: A, 17: C, 64: C, 65: None, 1000: None}
     assert {rows: choice.of(rows) for rows in used} == used
-    assert choice.used == [B, C, A]
+    assert choice.used == [B, A, C]
 
 
 def test_pytorchs_product_stays_where_nothing_is_clearly_faster() -> None:
@@ -174,6 +174,7 @@ def test_every_candidate_is_timed_at_every_number_of_rows_and_the_fastest_is_cho
 def test_a_weight_is_not_read_from_a_cache_that_the_call_before_filled(tmp_path: Path) -> None:
     """Calls take the weights of other layers in turn, until these are more than a GPU caches."""
     read: list[int] = []
+    orders: list[list[int]] = []
 
     def product(x: Tensor, weight: Tensor, tiling: Tiling) -> Tensor:
         read.append(weight.data_ptr())
@@ -184,13 +185,16 @@ def test_a_weight_is_not_read_from_a_cache_that_the_call_before_filled(tmp_path:
         if calls[0].func is not torch.mm:  # type: ignore[attr-defined]
             for call in calls:
                 call()
-            assert len(calls) == max(LEAST_CALLS, -(-LEAST_BYTES // (512 * 40960 * 4)))
-            assert all(a != b for a, b in pairwise(read))
-            assert len(set(read)) == 3
+            orders.append([*read])
         return 1.0
 
     weights = {"512x40960 float32": [torch.empty(512, 40960) for _ in range(3)]}
     choose(product, weights, (ProductCache(tmp_path, ENVIRONMENT), timer), one_order=False)
+    assert orders
+    for order in orders:
+        assert len(order) == max(LEAST_CALLS, -(-LEAST_BYTES // (512 * 40960 * 4)))
+        assert all(a != b for a, b in pairwise(order))
+        assert len(set(order)) == 3
 
 
 def test_a_candidate_that_does_not_run_leaves_the_others(tmp_path: Path) -> None:
