@@ -22,7 +22,7 @@ from specexp.lm.kernels.product_cache import ProductCache, cache_folder, environ
 from specexp.lm.kernels.product_choice import (
     BUCKETS,
     PYTORCH,
-    Choice,
+    ProductChoice,
     Tiling,
     always,
     default_tiling,
@@ -76,7 +76,7 @@ def test_weights_of_few_outputs_are_split_and_large_ones_are_not() -> None:
 
 def test_the_fastest_is_used_for_each_number_of_rows_and_pytorch_beyond() -> None:
     choice = fastest(CANDIDATES, timings(at_1=(9, 8, 3, 9), at_16=(9, 3, 8, 9), at_64=(9, 9, 9, 3), at_8=(1, 4, 4, 2)))
-    assert choice == Choice((B, None, A, C))
+    assert choice == ProductChoice((B, None, A, C))
     used = {1: B, 2: None, 8: None, 9: A, 16: A, 17: C, 64: C, 65: None, 1000: None}
     assert {rows: choice.of(rows) for rows in used} == used
     assert choice.used == [B, A, C]
@@ -162,7 +162,7 @@ def test_every_candidate_is_timed_at_every_number_of_rows_and_the_fastest_is_cho
     cache = ProductCache(tmp_path, ENVIRONMENT)
     choices = choose(measured.product, weights, (cache, measured.timer), one_order=False)
     assert [timed[1:] for timed in measured.timed] == [(rows, each) for rows in BUCKETS for each in (None, *given)]
-    assert choices == {"64x512 float32": Choice((None, None, given[-1], None))}
+    assert choices == {"64x512 float32": ProductChoice((None, None, given[-1], None))}
     # The same timings in one order: PyTorch's product is no candidate.
     again = Measured()
     assert choose(again.product, weights, (cache, again.timer), one_order=True) == {
@@ -207,7 +207,7 @@ def test_a_candidate_that_does_not_run_leaves_the_others(tmp_path: Path) -> None
 
     measured, cache = Measured(seconds), ProductCache(tmp_path, ENVIRONMENT)
     (choice,) = choose(measured.product, weights_of((64, 512)), (cache, measured.timer), one_order=False).values()
-    assert choice == Choice((given[1],) * len(BUCKETS))
+    assert choice == ProductChoice((given[1],) * len(BUCKETS))
     again = Measured()
     choose(again.product, weights_of((64, 512)), (cache, again.timer), one_order=False)
     assert not again.timed, "what does not run is known, too"
@@ -448,7 +448,7 @@ def test_whatever_a_product_gets_wrong_is_seen(how: str, rows: int) -> None:
     weights = {"24x40 float32": [torch.randn(24, 40)]}
     assert product_faults(wrong, weights, {"24x40 float32": always(A)})
     assert not product_faults(reference.product, weights, {"24x40 float32": always(A)})
-    assert not product_faults(wrong, weights, {"24x40 float32": Choice((None,) * len(BUCKETS))})
+    assert not product_faults(wrong, weights, {"24x40 float32": ProductChoice((None,) * len(BUCKETS))})
 
 
 def test_without_the_kernel_nothing_is_chosen() -> None:
@@ -480,7 +480,7 @@ def test_on_cuda_products_are_measured_and_kept_in_the_users_folder(
     kernels, choices = chosen_products(Kernels(product=reference.product), [weight])
     assert made
     assert kernels.notes == ()
-    assert choices["64x512 float32"] == Choice((tilings(64, 512, torch.float32)[0],) * len(BUCKETS))
+    assert choices["64x512 float32"] == ProductChoice((tilings(64, 512, torch.float32)[0],) * len(BUCKETS))
     assert len(list(tmp_path.iterdir())) == 1
     (next(tmp_path.iterdir())).write_text("{")
     kernels, _ = chosen_products(Kernels(product=reference.product), [weight])
@@ -500,7 +500,7 @@ def test_a_layer_uses_the_kernel_for_the_rows_that_it_is_chosen_for_only() -> No
     for given in (None, bias):
         called.clear()
         linear, plain = Linear(weight, given, pack=False), Linear(weight, given, pack=False)
-        linear.use(product, Choice((A, None, B, None)))
+        linear.use(product, ProductChoice((A, None, B, None)))
         for rows in (1, 5, 16, 20, 100):
             x, residual = torch.randn(rows, 40), torch.randn(rows, 24)
             assert torch.allclose(linear(x), plain(x), atol=1e-5)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from specexp.lm.kernels.product_choice import Choice
+from specexp.lm.kernels.product_choice import ProductChoice
 from specexp.lm.kernels.table import Product
 
 PACK_ROWS = 3  # from this many rows on, oneDNN's packed product is faster than MKL's, which is slow on some CPUs
@@ -53,9 +53,9 @@ class Linear:
         self.packed: Tensor | None = torch.ops.mkldnn._reorder_linear_weight(weight, 8) if worth else None
         # In float32 all other products are MKL's, which compiles nothing.
         self.compiled = worth or (weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16))
-        self._chosen: tuple[Product, Choice] | None = None
+        self._chosen: tuple[Product, ProductChoice] | None = None
 
-    def use(self, kernel: Product, choice: Choice) -> None:
+    def use(self, kernel: Product, choice: ProductChoice) -> None:
         """Compute products by the kernel, where `choice` has a tiling for the number of rows."""
         self._chosen = kernel, choice
 

@@ -59,7 +59,7 @@ def default_tiling(weight: Tensor) -> Tiling:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ProductChoice:
     """The tilings of one weight: of each of `BUCKETS`, and of more rows. None: PyTorch's product."""
 
     buckets: tuple[Tiling | None, ...]
@@ -75,20 +75,20 @@ class Choice:
         return list(dict.fromkeys(each for each in (*self.buckets, self.beyond) if each is not None))
 
 
-def always(tiling: Tiling) -> Choice:
+def always(tiling: Tiling) -> ProductChoice:
     """This tiling for every number of rows: a row then has the same bits among any others."""
-    return Choice((tiling,) * len(BUCKETS), tiling)
+    return ProductChoice((tiling,) * len(BUCKETS), tiling)
 
 
 Timings = Mapping[str, float | None]  # seconds of a product by name; None: it does not run
 
 
-def fastest(candidates: Sequence[Tiling], timings: Mapping[int, Timings]) -> Choice:
+def fastest(candidates: Sequence[Tiling], timings: Mapping[int, Timings]) -> ProductChoice:
     """The fastest for each bucket, PyTorch's product among them; PyTorch beyond."""
-    return Choice(tuple(_least([None, *candidates], [timings[most]]) for most in BUCKETS))
+    return ProductChoice(tuple(_least([None, *candidates], [timings[most]]) for most in BUCKETS))
 
 
-def invariant(candidates: Sequence[Tiling], timings: Mapping[int, Timings]) -> Choice | None:
+def invariant(candidates: Sequence[Tiling], timings: Mapping[int, Timings]) -> ProductChoice | None:
     """One tiling for every number of rows: the least of its times at 1 row and at 16, each as a fraction of the least
     one there. None if no tiling runs at both."""
     tiling = _least(candidates, [timings[1], timings[16]])

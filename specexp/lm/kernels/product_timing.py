@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from specexp.lm.kernels import product_choice
 from specexp.lm.kernels.product_cache import Measured, ProductCache
-from specexp.lm.kernels.product_choice import BUCKETS, PYTORCH, Choice, Tiling, name_of
+from specexp.lm.kernels.product_choice import BUCKETS, PYTORCH, ProductChoice, Tiling, name_of
 from specexp.lm.kernels.table import Product
 from specexp.lm.out_of_memory import is_exhausted
 
@@ -71,7 +71,7 @@ def shape_name(weight: Tensor) -> str:
 def choose(
     product: Product, weights: Mapping[str, Sequence[Tensor]], measuring: tuple[ProductCache, Timer] | None,
     one_order: bool,
-) -> dict[str, Choice]:  # fmt: skip
+) -> dict[str, ProductChoice]:  # fmt: skip
     """How products with these weights, by `shape_name`, are computed; `one_order`: with a row's bits the same among any
     others. Without `measuring`, by the tiling of a weight's shape, and in one order. A shape whose tilings all fail in
     one order is left out."""

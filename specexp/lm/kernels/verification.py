@@ -18,7 +18,7 @@ from torch import Tensor
 from specexp.errors import first_line
 from specexp.lm.kernels import reference
 from specexp.lm.kernels.product_cache import ProductCache, cache_folder, environment_of
-from specexp.lm.kernels.product_choice import Choice, Tiling
+from specexp.lm.kernels.product_choice import ProductChoice, Tiling
 from specexp.lm.kernels.product_timing import CudaTimer, choose, shape_name
 from specexp.lm.kernels.table import (
     PYTORCH,
@@ -122,7 +122,7 @@ def verified(kernels: Kernels, device: torch.device, dtype: torch.dtype, size: i
 
 def chosen_products(
     kernels: Kernels, weights: Sequence[Tensor], one_order: bool = False
-) -> tuple[Kernels, dict[str, Choice]]:
+) -> tuple[Kernels, dict[str, ProductChoice]]:
     """How products with these weights are computed, by `shape_name`, and the kernels with what there is to say of that.
 
     On CUDA the products are measured, once for an environment, and the faster ones are used; elsewhere, where kernels
@@ -153,7 +153,7 @@ def chosen_products(
 
 @torch.inference_mode()
 def product_faults(
-    product: Product, weights: Mapping[str, Sequence[Tensor]], choices: Mapping[str, Choice]
+    product: Product, weights: Mapping[str, Sequence[Tensor]], choices: Mapping[str, ProductChoice]
 ) -> dict[str, str]:
     """What is wrong with the chosen products, by `shape_name`."""
     faults: dict[str, str] = {}
