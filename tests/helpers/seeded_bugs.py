@@ -408,6 +408,7 @@ RULES_ON_TREES_BUGS = [
 KV = "specexp.lm.native.kv_cache"
 ATTENTION = "specexp.lm.native.attention"
 REFERENCE = "specexp.lm.kernels.reference"
+CHOICE, CACHE, TIMED = (f"specexp.lm.kernels.product_{part}" for part in ("choice", "cache", "timing"))
 
 BATCH_BUGS = [
     Bug("rows fed into the slots of the first", ATTENTION, "kv[self.rows, self.slots]", "kv[self.rows * 0 + self.used[0], self.slots]"),
@@ -1000,7 +1001,30 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("kernels see beyond the window", "specexp.lm.native.bucketed_forward", "self._slots, spec.window, seen", "self._slots, 0, seen"),
         Bug("a tree is fed to kernels as a chain", "specexp.lm.native.bucketed_forward", "seen = None if self._seen is None else", "seen = None if self._seen else"),
         Bug("keys are stored before their last norm", "specexp.lm.native.native_forward", "(block.qk_norm is None or not spec.qk_norm_last)", "True"),
+        Bug("a parallel block's input is written over", "specexp.lm.native.native_forward", "overwrite=not spec.parallel", "overwrite=True"),
         Bug("every activation is SiLU to a kernel", "specexp.lm.blocks.feed_forward", "            same = act is function", "            same = True"),
+    ],
+    ("lm/test_product_choice.py",): [
+        Bug("the last timing at a number of rows is all that counts", CHOICE, "costs[candidate] += seconds", "costs[candidate] = seconds"),
+        Bug("seconds are weighed, not fractions", CHOICE, "seconds / min(value for value in each.values() if value is not None)", "seconds"),
+        Bug("PyTorch's product is a candidate of one order", CHOICE, "tiling = _least(candidates,", "tiling = _least([None, *candidates],"),
+        Bug("one order ends at the largest number of rows that is timed", CHOICE, "len(BUCKETS), tiling)", "len(BUCKETS))"),
+        Bug("more rows than are timed have the last tiling", CHOICE, "if rows <= most), self.beyond)", "if rows <= most), self.buckets[-1])"),
+        Bug("a bucket ends before its largest number of rows", CHOICE, "if rows <= most)", "if rows < most)"),
+        Bug("what does not run is free", CHOICE, "                del costs[candidate]", "                continue"),
+        Bug("a split may be empty", CHOICE, "warps, -(-steps // each))", "warps, splits)"),
+        Bug("nothing but the fastest is chosen", CHOICE, "cost <= STEADY * best", "cost <= best"),
+        Bug("a file of another environment is used", CACHE, 'content.get("environment") != environment', "False"),
+        Bug("shapes that the file has are lost", CACHE, "{**self.read(), **measured}", "measured"),
+        Bug("true is a time", CACHE, "type(each) in (int, float)", "isinstance(each, int | float)"),
+        Bug("what cannot be written is left over", CACHE, "                    os.unlink(partial)", "                    pass"),
+        Bug("the user's folder is the variable's parent", CACHE, "return Path(given)", "return Path(given).parent"),
+        Bug("a corrupt file is no reason for a note", CACHE, "        except (OSError, ValueError, RecursionError) as error:\n", "        except (OSError, ValueError, RecursionError) as error:\n            return {}\n"),
+        Bug("other candidates' timings are enough", TIMED, "set(known.get(rows, {})) != names", "not set(known.get(rows, {})) & names"),
+        Bug("one weight is read again and again", TIMED, "islice(cycle(weights), count)", "islice(cycle(weights[:1]), count)"),
+        Bug("no memory is a product that does not run", TIMED, "if tiling is None or is_exhausted(error)", "if tiling is None"),
+        Bug("a residual is always written over", "specexp.lm.blocks.linear", "out = residual if overwrite else None", "out = residual"),
+        Bug("a differing product is used", "specexp.lm.kernels.verification", "if name not in faults}", "if name in choices}"),
     ],
     ("lm/test_eagle3_drafts.py",): [
         Bug("d2t is off by one", EAGLE, 'ids = ids + weights["d2t"]', 'ids = (ids + weights["d2t"] + 1) % num_valid_ids'),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -43,8 +44,10 @@ class Again:
         body()
 
 
-def with_kernels(module: Any, name: str) -> HFModel:
-    model = HFModel(copy.deepcopy(module), name, graphs=Again(), kernels=triton_kernels())
+def with_kernels(module: Any, name: str, products: bool = True) -> HFModel:
+    """With all kernels, or all but the products, which take longest to interpret."""
+    kernels = triton_kernels() if products else replace(triton_kernels(), product=None)
+    model = HFModel(copy.deepcopy(module), name, graphs=Again(), kernels=kernels)
     assert model.native is not None, model.why_not_native
     return model
 
@@ -78,7 +81,7 @@ def plain() -> dict[str, HFModel]:
 
 @pytest.fixture(scope="module")
 def pair(plain: dict[str, HFModel]) -> dict[str, HFModel]:
-    return {role: with_kernels(model.module, role) for role, model in plain.items()}
+    return {role: with_kernels(model.module, role, products=False) for role, model in plain.items()}
 
 
 @pytest.mark.parametrize("role", ["draft", pytest.param("target", marks=pytest.mark.nightly)])
@@ -92,6 +95,12 @@ def test_greedy_tokens_of_the_embedded_pair(plain: Any, pair: Any, name: str) ->
     prompt = [40, 51, 62, 73]
     expected = Engine(plain).generate(Baseline(Warp()), prompt, 8, CertainRng()).token_ids
     assert Engine(pair).generate(DECODERS[name], prompt, 8, CertainRng()).token_ids == expected
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("role", ["draft", "target"])
+def test_logits_of_the_embedded_pair_with_products(plain: Any, role: str) -> None:
+    assert_logits(plain[role], with_kernels(plain[role].module, role), (5, 1), 4)
 
 
 # Windows and caps; sinks; partial rotation of adjacent pairs; norms of queries and keys, before and after the rotation.

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import tiny_models
 from helpers.block_cases import CASES
@@ -25,16 +26,21 @@ from specexp.decoding.rules import Warp
 from specexp.decoding.specexec import SpecExec
 from specexp.engine import Engine
 from specexp.lm.blocks.feed_forward import Mlp, activation
+from specexp.lm.blocks.linear import Linear
 from specexp.lm.hf.hf_model import HFModel
 from specexp.lm.kernels import reference
+from specexp.lm.kernels.product_choice import always, default_tiling
 from specexp.lm.kernels.table import PYTORCH, Kernels
 from specexp.lm.kernels.verification import TOLERANCE, Heads, kernels_of, verified
 from specexp.lm.model import Branches
 from specexp.lm.native import cuda_graphs
+from specexp.lm.native.native_forward import NativeForward
 
 CPU = torch.device("cpu")
-ALL = Kernels(reference.rms_norm, reference.gated, reference.rotate_and_store, reference.attend)
-NAMES = [field.name for field in fields(Kernels) if field.name != "faults"]
+ALL = Kernels(
+    reference.rms_norm, reference.gated, reference.rotate_and_store, reference.attend, reference.product
+)  # fmt: skip
+NAMES = [field.name for field in fields(Kernels) if field.name not in ("faults", "notes")]
 SHAPES = [Heads(4, 2, 8, 0, 0.0), Heads(4, 2, 8, 0, 0.0), Heads(6, 3, 20, 16, 5.0)]
 TREE = Branches(9, [0, 0, 1, 1, 2], [[0], [1], [0, 2], [1, 3], [0, 2, 4]])
 
@@ -88,7 +94,8 @@ def test_recorded_forwards_with_kernels_give_the_same_logits(case: str) -> None:
 
 
 def test_a_step_calls_each_kernel_so_many_times_a_layer() -> None:
-    """Two norms, a rotation with its write, an attention and an activation a layer, for any number of tokens."""
+    """Two norms, a rotation with its write, an attention, an activation and four products a layer, and the head's, for
+    any number of tokens."""
     calls: Counter[str] = Counter()
     model = HFModel(tiny_models.build("llama"), "counted", graphs=Tape(), kernels=counted(ALL, calls))
     session, layers = model.session(), 2
@@ -96,8 +103,60 @@ def test_a_step_calls_each_kernel_so_many_times_a_layer() -> None:
         calls.clear()
         session.feed(torch.arange(3, 3 + num), num, branches=branches)
         assert calls == {
-            "rms_norm": 2 * layers + 1, "rotate_and_store": layers, "attend": layers, "gated": layers
+            "rms_norm": 2 * layers + 1, "rotate_and_store": layers, "attend": layers, "gated": layers,
+            "product": 4 * layers + 1,
         }, num  # fmt: skip
+
+
+class Launches(TorchDispatchMode):
+    """Lists PyTorch's operations that launch something on a GPU: neither views nor tensors without contents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and "empty" not in str(func):
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class Attends:
+    """A cache that stores nothing, and whose attention is nothing but a tensor."""
+
+    def rotate_and_store(self, _block: Any, projected: torch.Tensor, _angles: Any) -> None:
+        assert projected.is_contiguous()
+
+    def attend(self, _block: Any, queries: torch.Tensor, fresh: torch.Tensor | None) -> torch.Tensor:
+        assert fresh is None
+        return queries.new_empty(queries.shape[0], queries.shape[1] * queries.shape[2])
+
+
+def test_with_all_kernels_pytorch_launches_nothing_but_the_embedding() -> None:
+    """Results are written to tensors that nothing copies, the residual in place."""
+
+    def multiply(x: Any, weight: Any, bias: Any, residual: Any, multiplier: float, tiling: Any, out: Any = None) -> Any:
+        assert tiling is not None
+        assert out is residual
+        return x.new_empty(x.shape[0], weight.shape[0]) if out is None else out
+
+    module = tiny_models.build("llama")
+    empty = Kernels(
+        lambda x, *_: torch.empty_like(x), lambda x, _: x.new_empty(x.shape[0], x.shape[1] // 2),
+        reference.rotate_and_store, reference.attend, reference.product,
+    )  # fmt: skip
+    native = NativeForward(module, kernels=empty)
+    for linear in [native.head, *(each for block in native.blocks for each in linears_of(block))]:
+        linear.use(multiply, always(default_tiling(linear.weight)))
+    for num in (1, 5, 16):
+        tokens, angles = torch.arange(num), native.angles(num)
+        with torch.inference_mode(), Launches() as launches:
+            native.logits(native(tokens, angles, Attends()))
+        assert launches.names == ["aten.index_select.default"]
+
+
+def linears_of(block: Any) -> list[Linear]:
+    return [block.projection, block.out, block.mlp.up, block.mlp.down]
 
 
 @pytest.mark.parametrize("name", NAMES)

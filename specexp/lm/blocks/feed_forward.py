@@ -31,7 +31,7 @@ class FeedForward(Protocol):
     def __call__(self, x: Tensor) -> Tensor: ...
 
     def added(self, x: Tensor, residual: Tensor, multiplier: float) -> Tensor:
-        """`multiplier` times the result, added to `residual`[T, D]."""
+        """`multiplier` times the result, added to `residual`[T, D], which may be written over; it may be x itself."""
         ...
 
 
@@ -61,7 +61,7 @@ class Mlp:
         return self.down(self._inner(x))
 
     def added(self, x: Tensor, residual: Tensor, multiplier: float) -> Tensor:
-        return self.down.added(self._inner(x), residual, multiplier)
+        return self.down.added(self._inner(x), residual, multiplier, overwrite=True)
 
 
 class Mixture:

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from specexp.lm.kernels.product_choice import ProductChoice
+from specexp.lm.kernels.table import Product
+
 PACK_ROWS = 3  # from this many rows on, oneDNN's packed product is faster than MKL's, which is slow on some CPUs
 PACK_SIZE = 1 << 16  # values of a weight; for a smaller one, calling oneDNN takes longer than the product
 PACK_LIMIT = 2 << 30  # bytes of a model; packing keeps copies of the weights, so larger models are not packed
@@ -38,10 +41,10 @@ class Linear:
 
     With `pack`, the product of few rows reads a contiguous copy of W^T in memory order: reading W itself took between
     the same time and four times as long, depending on where its pages lie. Where oneDNN computes, x gets rows of zeros
-    up to `primitive_rows`.
+    up to `primitive_rows`. With `use`, a kernel computes the products of the numbers of rows that it is chosen for.
     """
 
-    __slots__ = ("bias", "compiled", "packed", "transposed", "weight")
+    __slots__ = ("_chosen", "bias", "compiled", "packed", "transposed", "weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None, pack: bool) -> None:
         self.weight, self.bias = weight, bias
@@ -50,9 +53,16 @@ class Linear:
         self.packed: Tensor | None = torch.ops.mkldnn._reorder_linear_weight(weight, 8) if worth else None
         # In float32 all other products are MKL's, which compiles nothing.
         self.compiled = worth or (weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16))
+        self._chosen: tuple[Product, ProductChoice] | None = None
+
+    def use(self, kernel: Product, choice: ProductChoice) -> None:
+        """Compute products by the kernel, where `choice` has a tiling for the number of rows."""
+        self._chosen = kernel, choice
 
     def __call__(self, x: Tensor) -> Tensor:
         num = x.shape[0]
+        if self._chosen is not None and (tiling := self._chosen[1].of(num)) is not None:
+            return self._chosen[0](x, self.weight, self.bias, None, 1.0, tiling)
         if self.compiled and (more := primitive_rows(num) - num):
             return self._product(pad(x, (0, 0, 0, more)))[:num]
         return self._product(x)
@@ -65,9 +75,13 @@ class Linear:
             return torch.addmm(self.bias, x, self.transposed)
         return torch.mm(x, self.transposed)
 
-    def added(self, x: Tensor, residual: Tensor, multiplier: float = 1.0) -> Tensor:
-        """`multiplier` times the product of `x`, added to `residual`[T, out]."""
+    def added(self, x: Tensor, residual: Tensor, multiplier: float = 1.0, overwrite: bool = False) -> Tensor:
+        """`multiplier` times the product of `x`, added to `residual`[T, out]; with `overwrite` the result may be
+        written there."""
         num = x.shape[0]
+        if self._chosen is not None and (tiling := self._chosen[1].of(num)) is not None:
+            out = residual if overwrite else None
+            return self._chosen[0](x, self.weight, self.bias, residual, multiplier, tiling, out)
         if (self.packed is not None and num >= PACK_ROWS) or self.bias is not None:
             return self(x).mul_(multiplier).add_(residual) if multiplier != 1 else self(x).add_(residual)
         if self.compiled and (more := primitive_rows(num) - num):

@@ -98,10 +98,7 @@ def notes(model: HFModel, native_fault: str | None) -> list[str]:
     unused = generation_config.not_applied(model.module.generation_config)
     result = [generation_config.note(unused, model.name)] if unused else []
     if model.native is not None:
-        result += [
-            f"model '{model.name}' does without a kernel, and may be slower: {fault}."
-            for fault in model.native.kernels.faults
-        ]
+        result += model.native.kernels.said_of(model.name)
     if native_fault is not None:
         result.append(f"model '{model.name}' runs on transformers' forward, which is slower: {native_fault}.")
     return result

@@ -45,6 +45,18 @@ def gated(inner: Tensor, act: str) -> Tensor:
     return ACTIVATIONS[act](inner[:, :half]).mul_(inner[:, half:])
 
 
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, multiplier: float = 1.0,
+    _tiling: object = None, out: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """(x W^T + b) * multiplier + residual: [T, out] of x[T, in], weight[out, in], bias[out] and residual[T, out], in
+    `out` if it is given."""
+    result = torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+    result = result if multiplier == 1 else result.mul_(multiplier)
+    result = result if residual is None else result.add_(residual)
+    return result if out is None else out.copy_(result)
+
+
 def rotate(heads: Tensor, table: Table) -> None:
     """Rotate the first R values of heads[T, H, d], in place."""
     cos, sin, axis = table

@@ -6,21 +6,36 @@ or differs by more than rounding, is left out, with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from specexp.errors import first_line
 from specexp.lm.kernels import reference
-from specexp.lm.kernels.table import PYTORCH, Attend, Gated, Kernels, RmsNorm, RotateAndStore, triton_kernels
+from specexp.lm.kernels.product_cache import ProductCache, cache_folder, environment_of
+from specexp.lm.kernels.product_choice import ProductChoice, Tiling
+from specexp.lm.kernels.product_timing import CudaTimer, choose, shape_name
+from specexp.lm.kernels.table import (
+    PYTORCH,
+    Attend,
+    Gated,
+    Kernels,
+    Product,
+    RmsNorm,
+    RotateAndStore,
+    triton_kernels,
+)  # fmt: skip
 from specexp.lm.out_of_memory import is_exhausted
 
 LEAST_CAPABILITY = (8, 0)
 # How far a result may be from PyTorch's, as a fraction of the largest one; both round.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 0.005, torch.bfloat16: 0.03}
+MOST_CHECKED = 1024  # outputs and inputs of the product that is checked before any is measured
 SLOTS = 192  # of the attention that is checked: three splits
 
 
@@ -80,8 +95,12 @@ def verified(kernels: Kernels, device: torch.device, dtype: torch.dtype, size: i
                 )  # fmt: skip
         return results
 
+    def multiplied(kernel: Product) -> list[Tensor]:
+        return _products(kernel, square, None)
+
     shapes = sorted(set(blocks), key=repr)
     rows, weights = [random(1, size), random(5, size)], random(size)
+    square = random(min(size, MOST_CHECKED), min(size, MOST_CHECKED))
     slots = torch.arange(SLOTS - 5, SLOTS, device=device)
     seen = (torch.rand(5, SLOTS, generator=generator) < 0.5).to(device)
     seen[:, 0] = True
@@ -91,15 +110,77 @@ def verified(kernels: Kernels, device: torch.device, dtype: torch.dtype, size: i
     faults: dict[str, str] = {}
     for name, results in (
         ("rms_norm", norm), ("gated", activated), ("rotate_and_store", turned), ("attend", attended),
+        ("product", multiplied),
     ):  # fmt: skip
         kernel = getattr(kernels, name)
         if kernel is not None and (fault := _fault(results, kernel, getattr(reference, name), TOLERANCE[dtype])):
             faults[name] = fault
-    return replace(
-        kernels,
-        faults=(*kernels.faults, *(f"{name}: {fault}" for name, fault in faults.items())),
-        **dict.fromkeys(faults),
+    without: dict[str, Any] = dict.fromkeys(faults)
+    said = (f"{name}: {fault}" for name, fault in faults.items())
+    return replace(kernels, faults=(*kernels.faults, *said), **without)
+
+
+def chosen_products(
+    kernels: Kernels, weights: Sequence[Tensor], one_order: bool = False
+) -> tuple[Kernels, dict[str, ProductChoice]]:
+    """How products with these weights are computed, by `shape_name`, and the kernels with what there is to say of that.
+
+    On CUDA the products are measured, once for an environment, and the faster ones are used; elsewhere, where kernels
+    are given, they compute all products. With `one_order`, a row's bits are the same among any other rows, for all
+    weights that have a choice. A product that differs from PyTorch's leaves its weights to PyTorch.
+    """
+    if kernels.product is None or not weights:
+        return kernels, {}
+    by_shape: dict[str, list[Tensor]] = {}
+    for weight in weights:
+        by_shape.setdefault(shape_name(weight), []).append(weight)
+    device, measuring, notes = weights[0].device, None, []
+    if device.type == "cuda":
+        try:
+            folder = cache_folder()
+        except OSError as error:
+            notes.append(f"how fast products are is measured at each start: {error}")
+            folder = None
+        measuring = ProductCache(folder, environment_of(device)), CudaTimer(device)
+    choices = choose(kernels.product, by_shape, measuring, one_order)
+    faults = product_faults(kernels.product, by_shape, choices)
+    notes += measuring[0].notes if measuring is not None else []
+    return (
+        replace(kernels, faults=(*kernels.faults, *faults.values()), notes=(*kernels.notes, *notes)),
+        {name: choice for name, choice in choices.items() if name not in faults},
     )
+
+
+@torch.inference_mode()
+def product_faults(
+    product: Product, weights: Mapping[str, Sequence[Tensor]], choices: Mapping[str, ProductChoice]
+) -> dict[str, str]:
+    """What is wrong with the chosen products, by `shape_name`."""
+    faults: dict[str, str] = {}
+    for name, choice in choices.items():
+        weight = weights[name][0]
+        for tiling in choice.used:
+            results = partial(_products, weight=weight, tiling=tiling)
+            if fault := _fault(results, product, reference.product, TOLERANCE[weight.dtype]):
+                faults[name] = f"product with {name} ({tiling.name}): {fault}"
+                break
+    return faults
+
+
+def _products(kernel: Product, weight: Tensor, tiling: Tiling | None) -> list[Tensor]:
+    """Products of one row, and of more than a block of rows, with and without what may be added to them."""
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(weight.device, weight.dtype)
+
+    outputs, inputs = weight.shape
+    results, bias = [], random(outputs)
+    for num in (1, 5, 18):
+        x, residual = random(num, inputs), random(num, outputs)
+        results.append(kernel(x, weight, None, None, 1.0, tiling))
+        results.append(kernel(x, weight, bias, residual, 0.5, tiling, residual))
+    return results
 
 
 def random_angles(num: int, size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -25,9 +25,10 @@ from specexp.lm.blocks.feed_forward import MAX_PAIRS
 from specexp.lm.blocks.linear import PACK_LIMIT, Linear
 from specexp.lm.blocks.long_factors import boundary_of, length_of_change
 from specexp.lm.blocks.rotary import Angles, RotaryTables
+from specexp.lm.kernels.product_timing import shape_name
 from specexp.lm.kernels.reference import rotate
 from specexp.lm.kernels.table import Kernels
-from specexp.lm.kernels.verification import Heads, kernels_of
+from specexp.lm.kernels.verification import Heads, chosen_products, kernels_of
 
 NO_LIMIT = 1 << 30
 
@@ -78,12 +79,12 @@ class NativeForward:
                 for spec in self.spec.blocks
             ]
             kernels = kernels_of(self.device, self.dtype, self.hidden_size, shapes)
-        self.kernels = kernels
         loader = BlockLoader(family, self.embedding, self.packed, kernels)
         self.blocks = [loader.block(*each) for each in zip(self.spec.blocks, parts.layers, strict=True)]
         self._final_norm = loader.norm(parts.final_norm)
         self._layer_embeddings = loader.layer_embeddings(parts)
         self.head = self._head(parts.head, list(suppressed))
+        self.kernels = self._use_products(kernels, [*loader.linears, self.head])
         # The different attention masks of the blocks, by window and group (`BlockSpec.mask`).
         self.masks = sorted({spec.mask for spec in self.spec.blocks})
         # The largest number of tokens of which a forward does without values on the host, and so can be recorded.
@@ -115,6 +116,15 @@ class NativeForward:
             bias = torch.zeros(weight.shape[0], dtype=self.dtype, device=self.device) if bias is None else bias.clone()
             bias[suppressed] = float("-inf")
         return Linear(weight, bias, self.packed)
+
+    def _use_products(self, kernels: Kernels, linears: Sequence[Linear]) -> Kernels:
+        """Let the product kernel compute where it is chosen to; the kernels with what there is to say of that."""
+        kernels, choices = chosen_products(kernels, [linear.weight for linear in linears])
+        for linear in linears:
+            choice = choices.get(shape_name(linear.weight))
+            if kernels.product is not None and choice is not None:
+                linear.use(kernels.product, choice)
+        return kernels
 
     def angles(self, length: int) -> Angles:
         """Rotary angles of at least positions 0 .. length - 1."""
@@ -160,7 +170,7 @@ def _run(block: Block, x: Tensor, angles: Angles, cache: Cache, vectors: Tensor 
     attended = attend(block, normed, angles, cache)
     multiplier = spec.residual_multiplier
     if block.attention_post_norm is None:
-        after = block.out.added(attended, x, multiplier)
+        after = block.out.added(attended, x, multiplier, overwrite=not spec.parallel)
     else:
         after = torch.add(x, block.attention_post_norm(block.out(attended)), alpha=multiplier)
     if block.mlp_norm is not None:
