@@ -178,7 +178,7 @@ def _further(
     return result
 
 
-def _forwards(costs: call_costs.Costs, tree: hardware_table.TreeShape) -> float:
+def _forwards(costs: call_costs.Costs, tree: hardware_table.CheckedTree) -> float:
     """Seconds of the forwards of a tree's round: the draft's at the root and on each further level, the target's."""
     assert costs.draft_step is not None
     return costs.draft_step + (tree.depth - 1) * costs.tree_draft[tree.branches] + costs.tree_target[tree.nodes + 1]

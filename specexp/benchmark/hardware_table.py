@@ -14,7 +14,7 @@ ROWS = 16  # prompts that are decoded together
 
 
 @dataclass(frozen=True, slots=True)
-class TreeShape:
+class CheckedTree:
     """A tree that SpecExec grows: nodes kept, levels, and nodes that a draft forward expands."""
 
     nodes: int
@@ -26,7 +26,7 @@ class TreeShape:
         return f"tree round, {self.nodes} nodes, depth {self.depth}"
 
 
-TREES = (TreeShape(128, 8, 16), TreeShape(256, 16, 16))
+TREES = (CheckedTree(128, 8, 16), CheckedTree(256, 16, 16))
 NOT_FOR_RATIO = "one of its parts was not measured"
 
 
