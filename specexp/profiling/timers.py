@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+from specexp.lm.devices import timing_event
 from specexp.lm.model import Model
 
 Seconds = Callable[[], float]  # asked after the last call of a round: it may wait for the device
@@ -72,11 +73,7 @@ class EventTimer:
             event = self._make()
             event.record()
             return event
-        import torch
-
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(self._device))
-        return event
+        return timing_event(self._device)
 
 
 class _ByEvents:

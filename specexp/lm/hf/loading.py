@@ -156,11 +156,7 @@ def load_model(
         if said := note(config.model, hf_config):
             print(said, file=sys.stderr)
         placement = _placement(config)
-        offload = (
-            Offload(config.offload, torch.device(config.device), config.offload_memory)
-            if config.offload != "none"
-            else None
-        )
+        offload = Offload.of(config)
         if offload:
             placement |= offload.placement(_empty(source, config))
         with _quiet():

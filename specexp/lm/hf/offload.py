@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from accelerate.utils import align_module_device
 
+from specexp.lm.runtime import ModelConfig
 from specexp.lm.streaming.streamed_layers import StreamedLayers
 from specexp.lm.streaming.transports import free_memory
 
@@ -37,6 +38,13 @@ class Offload:
     memory: float | None = None  # GiB of layers that stay on the device; None: what is free there
     folder: str = field(init=False, default="")
     streamed: StreamedLayers | None = field(init=False, default=None)
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Offload | None:
+        """What a config asks for; None if every layer stays on the device."""
+        if config.offload == "none":
+            return None
+        return cls(config.offload, torch.device(config.device), config.offload_memory)
 
     def __post_init__(self) -> None:
         if self.kind == "disk":
