@@ -6,6 +6,7 @@
 # make test-lm-eval  specexp beside lm-evaluation-harness's own model, in test-all, too
 # make test-served  the openai client against serve; transformers serve and llama.cpp's own server, in test-all, too
 # make test-kernels  the Triton kernels, interpreted on a CPU and compiled for GPUs; in test-all, too
+# make test-gpu  the real flows on CUDA in minutes, without network; where there is no GPU it says so and ends
 # make test-llama-cpp  builds llama-cpp-python's server (minutes to an hour), and measures it; also in test-nightly
 # make test-ray  evaluations and mining on workers of a local Ray cluster, and their measurement; in test-all, too
 # make test-nightly  what is too long for CI: matrices of models, long kills, runs over real data sets, more seeded bugs
@@ -35,6 +36,9 @@ LLAMA_CPP := .real/llama_cpp
 LLAMA_SERVER := .real/llama_server
 RAY := .real/ray
 TRITON := .real/triton
+# Flows, recordings and trees on the device, masks, and what a large model costs.
+GPU_TESTS := tests/gpu tests/lm/test_graphs.py tests/lm/test_device_trees.py tests/lm/test_mask_alignment.py \
+	tests/benchmark/test_hardware_check.py
 DOCKER ?= docker
 # Two tests at a time, each on one thread: these models are too small to share one forward among cores.
 PYTEST := OMP_NUM_THREADS=1 pytest -n 2
@@ -43,7 +47,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 # MLflow starts `python`: the one of this environment.
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo test test-all test-real test-quantized test-lm-eval test-served test-ray test-kernels test-llama-cpp test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
+.PHONY: demo test test-all test-real test-quantized test-lm-eval test-served test-ray test-kernels test-gpu test-llama-cpp test-nightly test-oldest test-newest fast check ui presets evaluate benchmark labels judge screenshots clean
 .PHONY: docker-cpu docker-gpu settings models models-speed recurrent-speed real
 
 demo: $(VENV)/.installed
@@ -136,6 +140,16 @@ $(TRITON): Makefile
 	rm -rf $@
 	pip install --quiet --no-deps --target $@ triton==3.7.1
 	touch $@
+
+# It installs nothing, since a machine with a GPU may have no package index: it takes the environment as it is. The
+# interpreter of the kernels must be chosen before Triton is imported, so it has a process of its own.
+test-gpu:
+	@reason=$$(python3 -c "import torch; torch.cuda.is_available() or print(f'PyTorch {torch.__version__} sees no CUDA device')" \
+		2>&1 | tail -n 1); \
+	if [ -n "$$reason" ]; then echo "test-gpu is skipped: $$reason"; exit 0; fi; \
+	export HF_HUB_OFFLINE=1; \
+	python3 -m pytest -p no:benchmark -m "not nightly" -k "not stand-in" $(GPU_TESTS) && \
+	TRITON_INTERPRET=1 python3 -m pytest -p no:benchmark -m "not nightly" tests/kernels
 
 # It is compiled: it needs a C++ compiler and cmake. Its server's other dependencies are the project's.
 test-llama-cpp: $(VENV)/.installed-test $(REAL) $(LLAMA_CPP)

@@ -29,8 +29,8 @@ def speed_check(shape: str, device: str, dtype: str, gamma: str, compiled: bool,
     from specexp.benchmark import hardware_check as measuring
     from specexp.storage.files import write_whole
 
-    place = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     small = shape == "tiny"
+    place = device or ("cpu" if small and not torch.cuda.is_available() else "cuda:0")
     check = measuring.HardwareCheck(
         shape,
         place,
@@ -38,9 +38,13 @@ def speed_check(shape: str, device: str, dtype: str, gamma: str, compiled: bool,
         int(gamma),
         context=64 if small else 512,
         new_tokens=32 if small else 128,
+        repeats=2 if small else 5,
         compiled=compiled,
     )
-    result = measuring.measure(check)
+    if device or place == "cpu" or torch.cuda.is_available():
+        result = measuring.measure(check)
+    else:
+        result = measuring.unmeasured(check, "no CUDA device here; device=cpu measures it on the CPU")
     click.echo(measuring.table(result))
     if json_path:
         write_whole(json_path, json_format.dumps(result, indent=2) + "\n")

@@ -23,7 +23,7 @@ ROWS = [
     {"answers", "reading", "sandbox", "sequences"},
     {"tasks", "decoding", "programs"},
     {"method_specs", "draft_faults", "engines", "lm"},
-    {"lm.configs", "lm.kernels"},
+    {"lm.configs", "lm.kernels", "lm.streaming"},
     {"lm.blocks"},
     {"lm.native"},
     {"lm.hf"},

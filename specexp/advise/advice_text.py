@@ -180,7 +180,7 @@ def _limits(advice: Advice) -> Iterator[str]:
             "The draft has another tokenizer: what it drafts is predicted from the committed text, which it reads in"
             " other pieces than its own drafts of the round."
         )
-    if environment.on_cuda(advice.environment):
+    if environment.on_cuda(advice.environment) and not advice.forecast.costs.by_events:
         yield (
             "On CUDA a call that is timed by itself costs up to 1.5 times what it costs among others: attainable and"
             " predicted speed-ups are rough, and what was measured counts."

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from specexp.benchmark.benchmark import FIRST_TOKEN, GENERATE, PLAIN, TEMPERATURE, Measured
-from specexp.evaluation.measured_costs import costs_of
+from specexp.evaluation.measured_costs import costs_of, timed_by_events
 from specexp.evaluation.timing import Timings, decoding, sampled, whole
 from specexp.metrics.statistics import Interval, Timed, rate, rate_ratio
 from specexp.metrics.summary import summarise
@@ -122,7 +122,7 @@ def _gamma(measured: Measured, timings: Timings, costs: Mapping[str, Any], gamma
     chain, assisted = timings[f"chain_k{gamma}"], timings.get(f"assisted_k{gamma}")
     records = [timing.record for row in chain for timing in row if timing.record]
     plain = [timing.record for row in timings[PLAIN] for timing in row if timing.record]
-    claimed = not environment.on_cuda(measured.environment)
+    claimed = not environment.on_cuda(measured.environment) or timed_by_events(costs)
     metrics = summarise(records, plain, costs_of(costs), gamma, claimed=claimed)
     result = {name.rpartition("/")[2]: metrics[name] for name in KEPT if name in metrics}
     speedup = rate_ratio(decoding(chain), decoding(timings[PLAIN])).value

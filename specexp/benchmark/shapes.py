@@ -6,19 +6,29 @@ from collections.abc import Mapping
 from typing import Any
 
 _LLAMA_3: Mapping[str, Any] = {
+    "model_type": "llama",
     "vocab_size": 128256,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
     "max_position_embeddings": 8192,
     "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
 }
+_QWEN_3: Mapping[str, Any] = {
+    "model_type": "qwen3",
+    "vocab_size": 151936,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 8192,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+}
 _TINY: Mapping[str, Any] = {
+    "model_type": "llama",
     "vocab_size": 256,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
 }
-# Llama 3.1 8B and Llama 3.2 1B; and a shape that a CPU can run in a test.
+# Llama 3.1 8B and Llama 3.2 1B; Qwen3 8B and 0.6B; and a shape that a CPU can run in a test.
 SHAPES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "llama-8b-1b": {
         "target": {**_LLAMA_3, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
@@ -28,6 +38,23 @@ SHAPES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "intermediate_size": 8192,
             "num_hidden_layers": 16,
             "head_dim": 64,
+            "tie_word_embeddings": True,
+        },
+    },
+    "qwen3-8b-0.6b": {
+        "target": {
+            **_QWEN_3,
+            "hidden_size": 4096,
+            "intermediate_size": 12288,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 32,
+        },
+        "draft": {
+            **_QWEN_3,
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
             "tie_word_embeddings": True,
         },
     },

@@ -231,9 +231,12 @@ COMMAND_OPTIONS: dict[str, dict[str, Option]] = {
     },
     "speed_check": {
         "shape": Option(
-            "Choose the models' shape: llama-8b-1b, tiny.", "`llama-8b-1b`, `tiny`", "llama-8b-1b"
+            "Choose the models' shape: llama-8b-1b, qwen3-8b-0.6b, tiny.", "`llama-8b-1b`, `qwen3-8b-0.6b`, `tiny`",
+            "llama-8b-1b"
         ),
-        "device": Option("Choose the device: cuda:0, cpu, ...", "a name", otherwise="cuda:0 where there is one"),
+        "device": Option(
+            "Choose the device: cuda:0, cpu, ...", "a name", otherwise="cuda:0; for tiny, cpu where there is none"
+        ),
         "dtype": Option(
             f"Choose the dtype: {', '.join(DTYPES)}.", quoted(DTYPES), "bfloat16"
         ),

@@ -54,6 +54,7 @@ PROPOSERS = ("suffix", "lookup", "draft")
 LATER_OF_MODELS = {
     "layers": "",
     "tensor_parallel": 1,
+    "offload_memory": None,
     "vocabulary": AUTO_VOCABULARY,
     **dict.fromkeys(HEADS, ""),
     MTP: False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from specexp.config.experiment import ROLES
-from specexp.config.parsers import layers, mapping, one_of, switch, text, toy_settings, whole
+from specexp.config.parsers import layers, mapping, one_of, real, switch, text, toy_settings, whole
 from specexp.config.presets import PRESETS, load_yaml, preset_names
 from specexp.config.setting import Setting
 from specexp.errors import unknown
@@ -61,6 +61,12 @@ MODEL_SETTINGS: dict[str, Setting] = {
         "none",
         more="It excludes quantization and device `auto`. On disk, safetensors files are read in place; weights that"
         " must be rearranged are first written to a folder below TMPDIR, which is deleted when the process ends.",
+    ),
+    "offload_memory": Setting(
+        real(lambda x: 0 <= x < 1e6, ">= 0 and below 1000000, in GiB"),
+        "Let so many GiB of an offloaded model's layers stay on `device`; the others come while earlier ones compute.",
+        otherwise="what is free there",
+        more="On a CPU without it, each layer is copied just before it runs.",
     ),
     "attention": Setting(
         one_of("attention", ATTENTIONS), "Choose how attention is computed.", otherwise="transformers' choice"

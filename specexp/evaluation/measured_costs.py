@@ -21,7 +21,7 @@ from specexp.sequences.token_ids import lengths_of
 from specexp.storage.run_folder import OutputFolder
 
 SIZES = ("target", "tree_draft", "tree_target")  # kinds of costs that are seconds by number of positions
-CATCH_UP, BLOCK = "catch_up", "block"  # kinds that costs of earlier versions do not have
+CATCH_UP, BLOCK, EVENTS = "catch_up", "block", "events"  # what costs of earlier versions do not have
 DRAFT_COSTS = "draft_costs.json"
 ROUNDS = 3  # rounds of each kind that are timed per measurement
 
@@ -46,7 +46,13 @@ def costs_of(measured: Mapping[str, Any] | None) -> call_costs.Costs | None:
     kinds = (measured.get(kind, {}) for kind in (*SIZES, CATCH_UP))
     target, tree_draft, tree_target, catch_up = ({int(n): value for n, value in each.items()} for each in kinds)
     block = bool(measured.get(BLOCK))
-    return call_costs.Costs(measured["draft"], target, tree_draft, tree_target, catch_up, block)
+    events = bool(measured.get(EVENTS))
+    return call_costs.Costs(measured["draft"], target, tree_draft, tree_target, catch_up, block, events)
+
+
+def timed_by_events(measured: Mapping[str, Any] | None) -> bool:
+    """True if all of these costs were timed on the device, back to back; also where none were measured."""
+    return measured is None or bool(measured.get(EVENTS))
 
 
 def measure_costs(prepared: Prepared, clock: Callable[[], float] = time.perf_counter) -> dict[str, Any] | None:
@@ -63,6 +69,7 @@ def measure_costs(prepared: Prepared, clock: Callable[[], float] = time.perf_cou
         "draft": result.draft_step,
         **{kind: _by_text(getattr(result, kind)) for kind in (*SIZES, CATCH_UP)},
         **({BLOCK: 1} if result.block else {}),
+        **({EVENTS: 1} if result.by_events else {}),
     }
 
 

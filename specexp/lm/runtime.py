@@ -31,9 +31,10 @@ class ModelConfig:
     `revision` and `tokenizer` default to the newest and the model's own; `device` is cpu, cuda:0, ... or auto, which
     lets accelerate spread the layers; bitsandbytes does `quantization` as the weights are read, with arithmetic in
     `compute_dtype` (default: `dtype`); `offload` leaves the layers' weights in CPU memory or on disk, and every forward
-    copies each layer to the device; `attention` defaults to what transformers chooses. `chat_template` says whether
-    prompts are formatted with the tokenizer's chat template; the target's setting applies to both models. A draft with
-    `layers` shares the target's weights; the rest of its settings are the target's.
+    copies each layer to the device, but for those that fit in `offload_memory` GiB; `attention` defaults to what
+    transformers chooses. `chat_template` says whether prompts are formatted with the tokenizer's chat template; the
+    target's setting applies to both models. A draft with `layers` shares the target's weights; the
+    rest of its settings are the target's.
     """
 
     model: str
@@ -44,6 +45,7 @@ class ModelConfig:
     quantization: str = "none"
     compute_dtype: str = ""
     offload: str = "none"
+    offload_memory: float | None = None  # GiB of an offloaded model's layers that stay on `device`
     attention: str = ""
     chat_template: str = AUTO
     trust_remote_code: bool = False
@@ -83,6 +85,11 @@ class ModelConfig:
             result.append(
                 f"offload is {self.offload}, but quantization is {self.quantization}, whose weights cannot be moved"
                 " from call to call; set one of them to none."
+            )
+        if self.offload_memory is not None and self.offload == "none":
+            result.append(
+                f"offload_memory is {self.offload_memory:g}, but offload is none: every layer stays on the device; set"
+                " offload, or leave offload_memory out."
             )
         if self.offload != "none" and self.device == "auto":
             result.append(

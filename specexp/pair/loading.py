@@ -157,9 +157,12 @@ def _hf_pair(
         loading.check_decodable(configs[role], trees)
     check(text, contexts(experiment, roles))
     loaded = [role for role in configs if role in roles and not (role == "draft" and on_target)]
+    # An offloaded model keeps what is free on the device for its layers: the other one comes before it.
+    by_place = sorted(loaded, key=lambda role: configs[role].offload != "none")
     models: dict[Role, Any] = {
-        role: _load(configs[role], numbers[role], () if other and role == "draft" else suppressed) for role in loaded
+        role: _load(configs[role], numbers[role], () if other and role == "draft" else suppressed) for role in by_place
     }
+    models = {role: models[role] for role in loaded}
     if on_target:
         whole = models.get("target") or _load(experiment.target, known, suppressed)
         if own_layers:

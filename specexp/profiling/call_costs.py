@@ -5,37 +5,28 @@ steps are timed in a row, as in plain decoding; draft calls and verifying calls 
 another one finds fewer of its weights in the CPU's caches. A draft that makes its chain in one call is timed that way,
 greedily, with its argmax. For the same reason, an untimed row or round of the same kind precedes each timed one. The
 first draft call of a round takes in what was committed since the last one: a few tokens are timed as that, too.
-Chains and trees are measured separately, since a tree's call takes a mask.
+Chains and trees are measured separately, since a tree's call takes a mask. `call_bench.py` makes the calls, and
+`timers.py` times them: on CUDA without waiting in between, as decoding makes them.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, median
 
 from specexp.decoding.draft_length import RelativeCosts
-from specexp.decoding.protocol import Draft, Role
-from specexp.decoding.rng import CertainRng
-from specexp.decoding.rules import Warp
-from specexp.lm.model import Array, Branches, Drafts, DraftsBlocks, Feed, Follower, Model, Session, StateReader
-from specexp.lm.text_drafts import TextModel
+from specexp.decoding.protocol import Role
+from specexp.lm.model import DraftsBlocks, Model, StateReader
+from specexp.profiling.call_bench import ROW as ROW
+from specexp.profiling.call_bench import CallBench, Key
+from specexp.profiling.call_bench import TreeRound as TreeRound
 
-ROW = 4  # plain steps in a row
 WARM_UP = 1
 RELATIVE_REPEATS = 24  # for drafts that adapt
 PATIENCE = 60.0  # seconds after which no further repeat starts: calls that take so long vary less
-
-
-@dataclass(frozen=True, slots=True)
-class TreeRound:
-    """The shape of a tree: `nodes` verified on `depth` levels, grown in draft calls on `width` nodes."""
-
-    nodes: int
-    depth: int
-    width: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +45,7 @@ class Costs:
     tree_target: Mapping[int, float] = field(default_factory=dict)
     catch_up: Mapping[int, float] = field(default_factory=dict)
     block: bool = False
+    by_events: bool = False  # timed on the device, back to back: what decoding pays for a call on CUDA
 
     @property
     def c(self) -> float:
@@ -108,7 +100,7 @@ def measure(
 
     Without a draft among `models`, the rounds have only verifying calls.
     """
-    bench = _Bench(models, ids, clock)
+    bench = CallBench(models, ids, clock)
     result: dict[Key, list[float]] = defaultdict(list)
     begun = clock()
     for repeat in range(repeats + WARM_UP):
@@ -119,7 +111,7 @@ def measure(
         for tree in trees:
             now += bench.tree(tree)
         for key, seconds in now if repeat >= WARM_UP else ():
-            result[key].append(seconds)
+            result[key].append(seconds())
         if repeat >= WARM_UP and clock() - begun > PATIENCE:
             break
 
@@ -128,7 +120,7 @@ def measure(
 
     return Costs(
         sizes("draft").get(1), sizes("target"), sizes("tree_draft"), sizes("tree_target"), sizes("catch_up"),
-        isinstance(models.get("draft"), DraftsBlocks),
+        isinstance(models.get("draft"), DraftsBlocks), bench.by_events,
     )  # fmt: skip
 
 
@@ -160,133 +152,3 @@ def nondecreasing(values: Sequence[float]) -> list[float]:
         while len(pools) > 1 and mean(pools[-2]) > mean(pools[-1]):
             pools[-2:] = [[*pools[-2], *pools[-1]]]
     return [mean(pool) for pool in pools for _ in pool]
-
-
-Key = tuple[str, int]  # kind of call, its positions
-
-
-class _Bench:
-    """Times calls on sessions that are rewound to `ids` after each measurement."""
-
-    def __init__(self, models: Mapping[Role, Model], ids: Sequence[int], clock: Callable[[], float]) -> None:
-        # A draft that writes text makes forwards of its own model.
-        self._models: dict[Role, Model] = {
-            role: model.inner if isinstance(model, TextModel) else model for role, model in models.items()
-        }
-        self._ids, self._clock = ids, clock
-        self._sessions: dict[Role, Session] = {role: model.session() for role, model in self._models.items()}
-        draft: object = self._sessions.get("draft")
-        self._reader = draft if isinstance(draft, StateReader) else None
-        inner: object = self._models.get("draft")
-        in_targets_slots = isinstance(inner, Follower) and inner.follows  # which hold all that is committed
-        self._catches_up = inner is not None and not in_targets_slots
-        for role in sorted(self._sessions, reverse=True):  # the target before a draft that reads its states
-            if role == "draft":
-                self._commit(0)
-            self._sessions[role].feed(self._some(role, len(ids)), rows=0)
-
-    def plain(self) -> Iterator[tuple[Key, float]]:
-        self._timed("target", [1] * ROW)
-        self._rewind()
-        yield ("target", 1), self._timed("target", [1] * ROW)
-        self._rewind()
-
-    def steps(self) -> Iterator[tuple[Key, float]]:
-        if "draft" in self._models:
-            yield ("draft", 1), self._drafted_in_steps(ROW)
-            self._rewind()
-
-    def chain(self, gamma: int) -> Iterator[tuple[Key, float]]:
-        """Two rounds, the first one's own calls untimed: a round that commits one token, and one that commits all."""
-        for committed in (1, gamma + 1):
-            draft = self._drafted(gamma) if "draft" in self._models else None
-            target = self._timed("target", [gamma + 1])
-            if self._catches_up:
-                yield ("catch_up", committed), self._taken_in(committed)
-            self._rewind()
-            if committed > 1 and draft is not None:
-                yield ("draft", 1), draft
-            if committed > 1:
-                yield ("target", gamma + 1), target
-
-    def two_committed(self) -> Iterator[tuple[Key, float]]:
-        """A round that commits two tokens, which is what a draft model most often takes in."""
-        if self._catches_up:
-            self._timed("target", [2])
-            yield ("catch_up", 2), self._taken_in(2)
-            self._rewind()
-
-    def _taken_in(self, tokens: int) -> float:
-        """Seconds of the draft's first call after a round that committed so many tokens, whose states it may read."""
-        self._sessions["target"].truncate(len(self._ids) + tokens - 1)  # the newest one is never in it
-        self._sessions["draft"].truncate(len(self._ids))
-        self._commit(tokens)
-        return self._timed("draft", [tokens], rows=1)
-
-    def _commit(self, tokens: int) -> None:
-        """Tell a draft that reads the target's states how many tokens are committed after `ids`."""
-        if self._reader is not None:
-            ids = [*self._ids, *self._tokens("target", tokens)]
-            self._reader.read(ids, self._sessions.get("target"))
-
-    def tree(self, tree: TreeRound) -> Iterator[tuple[Key, float]]:
-        base = len(self._ids) + 1  # after the root
-        self._commit(1)
-        if tree.depth > 1:
-            self._timed("draft", [1])
-            levels = [_levels(base, tree.width * i, tree.width) for i in range(1, tree.depth)]
-            yield ("tree_draft", tree.width), self._timed("draft", [tree.width] * len(levels), levels)
-        whole = _levels(base, tree.nodes, -(-tree.nodes // tree.depth))
-        yield ("tree_target", tree.nodes + 1), self._timed("target", [tree.nodes + 1], [whole])
-        self._rewind()
-
-    def _timed(
-        self, role: Role, sizes: Sequence[int], branches: Sequence[Branches] | None = None, rows: int | None = None
-    ) -> float:
-        """Mean seconds per call of a series of calls, one for each size; rows of all positions, or so many of each."""
-        model, session = self._models[role], self._sessions[role]
-        fed = [self._some(role, size) for size in sizes]
-        all_branches: Sequence[Branches | None] = branches or [None] * len(sizes)
-        model.wait()
-        start = self._clock()
-        for tokens, each in zip(fed, all_branches, strict=True):
-            session.feed(tokens, tokens.shape[0] if rows is None else rows, False, each)
-        model.wait()
-        return (self._clock() - start) / len(sizes)
-
-    def _drafted(self, gamma: int) -> float:
-        """Mean seconds per step of a chain, drafted as in decoding."""
-        model, ask, rng = self._models["draft"], Draft(gamma, Warp()), CertainRng()
-        if not (isinstance(model, Drafts) and model.drafts(ask, rng)):
-            return self._drafted_in_steps(gamma)
-        self._commit(1)
-        feed, wait = Feed(self._sessions["draft"], self._some("draft", 1), 1), self._models["draft"].wait
-        wait()
-        start = self._clock()
-        model.draft(feed, ask, gamma, rng, 0)
-        wait()
-        return (self._clock() - start) / gamma
-
-    def _drafted_in_steps(self, steps: int) -> float:
-        """Mean seconds per step after the newest committed token; of a block, if the draft makes one in a call."""
-        self._commit(1)
-        return self._timed("draft", [1] * (1 if isinstance(self._models["draft"], DraftsBlocks) else steps))
-
-    def _some(self, role: Role, count: int) -> Array:
-        """`count` tokens that the model knows."""
-        return self._models[role].ids(self._tokens(role, count))
-
-    def _tokens(self, role: Role, count: int) -> list[int]:
-        return [self._ids[i % len(self._ids)] % self._models[role].vocab_size for i in range(count)]
-
-    def _rewind(self) -> None:
-        for session in self._sessions.values():
-            session.truncate(len(self._ids))
-
-
-def _levels(base: int, num: int, width: int) -> Branches:
-    """`num` nodes after slot base - 1, where the parent of each is the node `width` places before it."""
-    paths: list[list[int]] = []
-    for i in range(num):
-        paths.append([*(paths[i - width] if i >= width else []), i])
-    return Branches(base, [len(path) - 1 for path in paths], paths)

@@ -1,4 +1,4 @@
-"""Attainable speed-ups are not claimed on CUDA, where calls that are timed one by one cost more than in decoding."""
+"""On CUDA, attainable speed-ups are claimed where calls were timed by events: one by one they cost more."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from specexp.advise.advice_text import _limits
 from specexp.benchmark import benchmark_report
 from specexp.evaluation.report import publish, run_specs
 from specexp.metrics.summary import summarise
+from specexp.profiling.call_bench import CallBench
 from specexp.storage import environment
 
 TOY = ["--experiment", "toy_quick", "--methods", "baseline,speculative", "--gamma", "2", "--limit", "3",
@@ -32,11 +33,12 @@ def kind(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "describe", told)
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
-def test_an_evaluation_claims_no_attainable_speed_up_on_cuda(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, device: str
+@pytest.mark.parametrize("device,events", [("cpu", False), ("cuda:1", False), ("cuda:1", True)])
+def test_an_evaluation_claims_attainable_speed_ups_where_calls_were_timed_as_decoding_makes_them(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, device: str, events: bool
 ) -> None:
     kind(device, monkeypatch)
+    monkeypatch.setattr(CallBench, "by_events", property(lambda bench: events))
     for module in (publish, run_specs):
         monkeypatch.setattr(module, "is_disturbed", lambda metrics: True)
     result = evaluate(*TOY)
@@ -45,17 +47,18 @@ def test_an_evaluation_claims_no_attainable_speed_up_on_cuda(
     claimed = {name for name in summary if name in ("speed/attainable", "speed/realised", "speed/predicted_speedup")}
     tags, page = flat_runs()["speculative_k2"].data.tags, (workplace / "out" / "report.html").read_text()
     assert {"speed/c", "speed/v", "speed/speedup"} <= set(summary), "what was measured is there"
-    if device == "cpu":
+    assert json.loads((workplace / "out" / "costs.json").read_text()).get("events", 0) == events
+    if device == "cpu" or events:
         assert len(claimed) == 3
         assert "something else was running" in result.output
         assert "the clock was disturbed" in tags["warning"]
-        assert "not shown on CUDA" not in result.output
+        assert "speed-ups are not shown" not in result.output
     else:
         assert not claimed
         assert "something else was running" not in result.output + page
         assert "warning" not in tags
-        assert "Attainable and predicted speed-ups are not shown on CUDA" in result.output
-        assert "not shown on CUDA" in page
+        assert "Attainable and predicted speed-ups are not shown: on CUDA" in result.output
+        assert "speed-ups are not shown: on CUDA" in page
         assert not (workplace / "out" / "figures" / "predicted.png").exists()
 
 
@@ -86,6 +89,9 @@ def test_advice_says_that_its_predictions_are_rough() -> None:
     advice = measure(prepared_toy(gamma="2", limit=2, repeats=1, max_new_tokens=6), False)
     assert not any("CUDA" in words for words in _limits(advice))
     facts = {**advice.environment, "models": {"target": {"device": "cuda:0"}}}
+    by_events = replace(advice.forecast, costs=replace(advice.forecast.costs, by_events=True))
+    timed = replace(advice, environment=facts, forecast=by_events)
+    assert not any("CUDA" in words for words in _limits(timed))
     assert any(
         "On CUDA a call that is timed by itself" in words for words in _limits(replace(advice, environment=facts))
     )

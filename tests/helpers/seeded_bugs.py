@@ -474,7 +474,29 @@ TENSOR_TREE, TREE_GRAPHS, DEVICE_TREES = (
     "specexp.engine.device_trees",
 )
 
+TIMERS, CALL_BENCH = "specexp.profiling.timers", "specexp.profiling.call_bench"
+LAYER_STREAM = "specexp.lm.streaming.layer_stream"
+
 FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
+    ("profiling/test_timers.py",): [
+        Bug("an event is read before it happened", TIMERS, "            last.synchronize()\n", ""),
+        Bug("each stretch is waited for", TIMERS, "        first, last = self._first, self._timer._recorded()\n", "        first, last = self._first, self._timer._recorded()\n        last.synchronize()\n"),
+        Bug("milliseconds are seconds", TIMERS, "elapsed_time(last)) / 1e3", "elapsed_time(last))"),
+        Bug("the clock is read before the device is done", TIMERS, "        self._wait()\n        seconds = self._clock() - self._start", "        seconds = self._clock() - self._start"),
+        Bug("models on a CPU are timed by events", TIMERS, "== \"cuda\":", "in (\"cuda\", \"cpu\"):"),
+        Bug("a whole growth is a level", CALL_BENCH, "max(0.0, growth() - root()), tree.depth - 1)", "max(0.0, growth() - root()), 1)"),
+        Bug("the root's call is a level's", CALL_BENCH, "max(0.0, growth() - root())", "growth()"),
+        Bug("trees on the device are timed by asks", CALL_BENCH, "if not (isinstance(draft, GrowsTrees) and isinstance(target, GrowsTrees)):", "if True:"),
+        Bug("a tree is not rewound", CALL_BENCH, "            yield from self._grown(tree, *both)\n            self._rewind()\n", "            yield from self._grown(tree, *both)\n"),
+    ],
+    ("lm/test_streamed_layers.py",): [
+        Bug("a layer computes before its copy", LAYER_STREAM, "        self._transport.wait_for(self._buffers[place].copied)\n", ""),
+        Bug("a buffer is overwritten while its layer computes", LAYER_STREAM, "self._transport.copy(place, layer, buffer.computed)", "self._transport.copy(place, layer, None)"),
+        Bug("a layer whose call failed is overwritten", LAYER_STREAM, "            buffer.computed, buffer.running = self._transport.computed(), False\n", "            pass\n"),
+        Bug("the next layer is not sent for", LAYER_STREAM, "        if self._place(following) is None:", "        if False:"),
+        Bug("the next call begins cold", LAYER_STREAM, "        following = self._layers[(self._layers.index(layer) + 1) % len(self._layers)]\n        if self._place(following)", "        following = self._layers[min(self._layers.index(layer) + 1, len(self._layers) - 1)]\n        if self._place(following)"),
+        Bug("layers that stay take the buffers' memory", LAYER_STREAM, "memory - BUFFERS * max(sizes)", "memory"),
+    ],
     ("decoding/test_tensor_tree.py",): [
         Bug("a full tree's ties are expanded", TENSOR_TREE, "(self._scores > self._scores[-1:])", "(self._scores >= self._scores[-1:])"),
         Bug("a level too many", TENSOR_TREE, "growth.frontier(rows, depth > level)", "growth.frontier(rows, depth >= level)"),

@@ -117,8 +117,8 @@ def _warnings(comparison: Comparison, output: OutputFolder, named: dict[str, dic
         )
     if not comparison.claimed:
         result.append(
-            "Attainable and predicted speed-ups are not shown on CUDA: a call timed alone costs up to 1.5 times what it"
-            " costs while decoding."
+            "Attainable and predicted speed-ups are not shown: on CUDA a call timed alone, as in this folder's"
+            " costs.json, costs up to 1.5 times what it costs while decoding."
         )
     if experiment.temperature == 0:
         key = "quality/equal_to_baseline"

@@ -156,7 +156,7 @@ def load_model(
         if said := note(config.model, hf_config):
             print(said, file=sys.stderr)
         placement = _placement(config)
-        offload = Offload(config.offload, torch.device(config.device)) if config.offload != "none" else None
+        offload = Offload.of(config)
         if offload:
             placement |= offload.placement(_empty(source, config))
         with _quiet():
@@ -165,6 +165,8 @@ def load_model(
             )
         if getattr(module.config, "quantization_config", None) is not None and not source.gguf:
             _finish(module)
+        if offload:
+            offload.stream(module)
     except Exception as error:  # a broken folder can raise anything: report the message in one line
         if not is_exhausted(error):
             raise ModelError(f"model '{config.model}' cannot be loaded ({how}): {first_line(error)}") from error

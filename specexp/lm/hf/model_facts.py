@@ -72,6 +72,11 @@ def facts(model: HFModel) -> dict[str, Any]:
         "bytes": int(model.module.get_memory_footprint()),
         "offload": model.offload.kind if model.offload else "none",
         "offloaded_bytes": sum(p.nbytes for p in model.module.parameters() if p.device.type == "meta"),
+        **(
+            {"resident_layers": len(model.offload.streamed.resident)}
+            if model.offload and model.offload.streamed
+            else {}
+        ),
         "dtype": str(model.module.dtype).removeprefix("torch."),
         "device": str(model.device),
         "device_name": torch.cuda.get_device_name(model.device) if cuda else "cpu",

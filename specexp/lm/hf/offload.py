@@ -1,8 +1,10 @@
-"""Keeps the weights of layers in CPU memory or on disk: at every call, accelerate copies each layer to the device just
-before it runs and frees it afterwards. Embeddings, the last norm and the head stay on the device.
+"""Keeps the weights of layers in CPU memory or on disk. Embeddings, the last norm and the head stay on the device.
+
+On CUDA, and wherever `offload_memory` is given, `lm/streaming` brings each layer while the one before it computes, and
+as many layers stay on the device as that memory holds. Elsewhere accelerate copies each layer just before it runs.
 
 A call then takes at least as long as moving the weights, so that many tokens in one call cost little more than one:
-the case that SpecExec is made for. No layer is prefetched, and none is kept from call to call.
+the case that SpecExec is made for.
 
 On disk, safetensors files are mapped in place. Other files, and weights that transformers rearranges as it reads them,
 are written once more to a temporary folder of this process (below TMPDIR), which is deleted together with the model.
@@ -19,6 +21,10 @@ from typing import Any
 import torch
 from accelerate.utils import align_module_device
 
+from specexp.lm.runtime import ModelConfig
+from specexp.lm.streaming.streamed_layers import StreamedLayers
+from specexp.lm.streaming.transports import free_memory
+
 
 @dataclass(slots=True, weakref_slot=True)
 class Offload:
@@ -29,7 +35,16 @@ class Offload:
 
     kind: str
     device: torch.device
+    memory: float | None = None  # GiB of layers that stay on the device; None: what is free there
     folder: str = field(init=False, default="")
+    streamed: StreamedLayers | None = field(init=False, default=None)
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Offload | None:
+        """What a config asks for; None if every layer stays on the device."""
+        if config.offload == "none":
+            return None
+        return cls(config.offload, torch.device(config.device), config.offload_memory)
 
     def __post_init__(self) -> None:
         if self.kind == "disk":
@@ -45,6 +60,15 @@ class Offload:
         # memory to the CPU as well, so that offloading can be tried on a CPU-only machine. Disk needs the string.
         device = str(self.device) if self.kind == "disk" else self.device
         return {"device_map": self._places(empty, layers, device), "offload_folder": self.folder or None}
+
+    def stream(self, module: Any) -> None:
+        """Bring the layers of a loaded module while others compute, where that is done (see above)."""
+        if self.device.type != "cuda" and self.memory is None:
+            return
+        kinds = set(module._no_split_modules or ())
+        layers = [each for each in module.modules() if type(each).__name__ in kinds]
+        memory = free_memory(self.device) if self.memory is None else int(self.memory * 2**30)
+        self.streamed = StreamedLayers(layers, self.device, self.kind == "disk", memory)
 
     def _places(self, module: Any, layers: set[str], device: str | torch.device, prefix: str = "") -> dict[str, Any]:
         """The device map, by parts: each layer, and each largest part without layers, since no part may occur twice."""
@@ -64,6 +88,9 @@ def stored(module: Any, name: str) -> torch.Tensor:
     """The values of a parameter, offloaded or not."""
     owner, _, leaf = name.rpartition(".")
     part = module.get_submodule(owner)
+    weights = getattr(getattr(part, "_hf_hook", None), "weights_map", None)
+    if weights is not None:  # wherever its layer is computed
+        return weights[leaf].to(getattr(part, leaf).dtype)  # type: ignore[no-any-return]
     with align_module_device(part):
         value: torch.Tensor = getattr(part, leaf).detach()
     return value
