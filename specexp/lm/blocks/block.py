@@ -5,7 +5,7 @@ Shapes: H heads, K key-value heads, d head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,13 +61,13 @@ class BlockLoader:
         return Block(
             spec=spec,
             attention_norm=self._norm_if_any(before_attention),
-            projection=Linear(*joined(attention.projections), self._pack),
+            projection=self._linear(attention.projections),
             qk_norm=None if queries is None or whole else self._per_head(spec, attention, queries, keys),
             query_norm=self.norm(attention.query_norm) if whole else None,
             key_norm=self.norm(attention.key_norm) if whole else None,
             value_norm=None if attention.value_norm is None else self._plain_norm(attention.value_norm, spec.head_dim),
             sinks=attention.module.sinks.detach() if spec.sinks else None,
-            out=Linear(*joined([attention.out]), self._pack),
+            out=self._linear([attention.out]),
             attention_post_norm=self._norm_if_any(after_attention),
             mlp_norm=None if parts.shared_norm else self._norm_if_any(before_mlp),
             mlp=self._feed_forward(spec, parts),
@@ -84,7 +84,7 @@ class BlockLoader:
         return LayerEmbeddings(
             embedding.weight.detach(),
             float(embedding.embed_scale.to(embedding.weight.dtype)),
-            Linear(*joined([projection]), self._pack),
+            self._linear([projection]),
             float(parts.stack.per_layer_model_projection_scale),
             self.norm(norm),
             float(parts.stack.per_layer_input_scale),
@@ -94,6 +94,9 @@ class BlockLoader:
         """The function of a norm."""
         weight, bias = self._weights(module)
         return self._norm(weight, bias, _eps(module), weight.shape[-1])
+
+    def _linear(self, parts: Sequence[Any]) -> Linear:
+        return Linear(*joined(parts), self._pack, self._kernels.product)
 
     def _norm_if_any(self, module: Any) -> Norm | None:
         return None if module is None else self.norm(module)
@@ -131,7 +134,7 @@ class BlockLoader:
     def _feed_forward(self, spec: BlockSpec, parts: LayerParts) -> FeedForward:
         if parts.mlp is None:
             return Mixture(parts.mixture, spec.experts_per_token)
-        up, down = Linear(*joined(parts.mlp.up), self._pack), Linear(*joined([parts.mlp.down]), self._pack)
+        up, down = self._linear(parts.mlp.up), self._linear([parts.mlp.down])
         mlp = Mlp(up, down, activation(parts.mlp.act), parts.mlp.gated, self._kernels.gated)
         return NormedMlp(mlp, self.norm(parts.mixture_norms[0])) if parts.mixture_norms else mlp
 
@@ -144,7 +147,7 @@ class BlockLoader:
         if not parts.layer_input:
             return None
         gate, act, projection, norm = parts.layer_input
-        linear = [Linear(*joined([part]), self._pack) for part in (gate, projection)]
+        linear = [self._linear([part]) for part in (gate, projection)]
         return LayerInput(linear[0], activation(act), linear[1], self.norm(norm))
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from specexp.lm.kernels.table import Product
+
 PACK_ROWS = 3  # from this many rows on, oneDNN's packed product is faster than MKL's, which is slow on some CPUs
 PACK_SIZE = 1 << 16  # values of a weight; for a smaller one, calling oneDNN takes longer than the product
 PACK_LIMIT = 2 << 30  # bytes of a model; packing keeps copies of the weights, so larger models are not packed
@@ -39,12 +41,14 @@ class Linear:
     With `pack`, the product of few rows reads a contiguous copy of W^T in memory order: reading W itself took between
     the same time and four times as long, depending on where its pages lie. Where oneDNN computes, x gets rows of zeros
     up to `primitive_rows`.
+
+    With a `kernel` it computes all products of the weight, and what is added is added to its results.
     """
 
-    __slots__ = ("bias", "compiled", "packed", "transposed", "weight")
+    __slots__ = ("bias", "compiled", "kernel", "packed", "transposed", "weight")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, pack: bool) -> None:
-        self.weight, self.bias = weight, bias
+    def __init__(self, weight: Tensor, bias: Tensor | None, pack: bool, kernel: Product | None = None) -> None:
+        self.weight, self.bias, self.kernel = weight, bias, kernel
         self.transposed = weight.t().contiguous() if pack else weight.t()
         worth = pack and weight.numel() >= PACK_SIZE
         self.packed: Tensor | None = torch.ops.mkldnn._reorder_linear_weight(weight, 8) if worth else None
@@ -52,6 +56,9 @@ class Linear:
         self.compiled = worth or (weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16))
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.kernel is not None:
+            result = self.kernel(x, self.weight)
+            return result if self.bias is None else result.add_(self.bias)
         num = x.shape[0]
         if self.compiled and (more := primitive_rows(num) - num):
             return self._product(pad(x, (0, 0, 0, more)))[:num]
@@ -68,7 +75,7 @@ class Linear:
     def added(self, x: Tensor, residual: Tensor, multiplier: float = 1.0) -> Tensor:
         """`multiplier` times the product of `x`, added to `residual`[T, out]."""
         num = x.shape[0]
-        if (self.packed is not None and num >= PACK_ROWS) or self.bias is not None:
+        if (self.packed is not None and num >= PACK_ROWS) or self.bias is not None or self.kernel is not None:
             return self(x).mul_(multiplier).add_(residual) if multiplier != 1 else self(x).add_(residual)
         if self.compiled and (more := primitive_rows(num) - num):
             x, residual = pad(x, (0, 0, 0, more)), pad(residual, (0, 0, 0, more))

@@ -142,7 +142,7 @@ def model_of_layers(target: HFModel, layers: Sequence[int], name: str) -> HFMode
 
 def load_model(
     config: ModelConfig, num_valid_ids: int | None = None, suppressed: Sequence[int] = (),
-    sharding: Sharding | None = None,
+    sharding: Sharding | None = None, invariant: bool = False,
 ) -> HFModel:  # fmt: skip
     """Load the model of this folder or hub id, ready to decode.
 
@@ -182,7 +182,10 @@ def load_model(
         module.hf_quantizer, module.config.quantization_config = None, None
     if source.adapter:
         module = merged(module, source.adapter, config.model)
-    model = HFModel(module.eval(), config.model, num_valid_ids, offload, suppressed=suppressed, sharding=sharding)
+    model = HFModel(
+        module.eval(), config.model, num_valid_ids, offload, suppressed=suppressed, sharding=sharding,
+        invariant=invariant,
+    )  # fmt: skip
     if model.native is not None:
         tune(model.native)
     return model

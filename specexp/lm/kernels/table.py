@@ -15,7 +15,9 @@ from specexp.lm.kernels.reference import Table
 RmsNorm = Callable[[Tensor, Tensor | None, float], Tensor]
 Gated = Callable[[Tensor, str], Tensor]
 RotateAndStore = Callable[[Tensor, Table | None, int, int, Tensor | None, Tensor], None]
-Attend = Callable[[Tensor, Tensor, int, Tensor, int, Tensor | None, int, float, float, Tensor | None], Tensor]
+Attend = Callable[..., Tensor]  # the arguments are those of `reference.attend`
+# x[T, in] and weight[out, in] to x weight^T, each row's bits the same whatever the others, and however many there are.
+Product = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Kernels:
     gated: Gated | None = None
     rotate_and_store: RotateAndStore | None = None
     attend: Attend | None = None
+    product: Product | None = None  # of invariant forwards, which compute in tiles of rows without it
     faults: tuple[str, ...] = ()  # which kernels are left out, and why
 
     @property

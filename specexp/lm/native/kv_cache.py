@@ -13,7 +13,7 @@ hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +22,8 @@ from torch import Tensor
 from specexp.lm.blocks.rotary import Angles
 from specexp.lm.model import CHUNK, Branches, Feed, Session, in_pieces
 from specexp.lm.native.attention import BatchAttention, SingleRowAttention, additive, tree_attention
-from specexp.lm.native.native_forward import NativeForward
+from specexp.lm.native.native_forward import Cache, NativeForward
+from specexp.lm.native.ordered_cache import OrderedBatch, row_cache
 from specexp.lm.threads import Threads, fastest
 from specexp.lm.transfer import integers, to_device
 
@@ -148,9 +149,15 @@ class Pool:
 
     def feed_together(self, feeds: Sequence[tuple[int, Feed]]) -> list[tuple[Tensor, Tensor | None]]:
         """Feed several rows in one pass over the weights."""
-        forward, many = self.forward, BatchAttention(self, feeds)
-        with Threads(forward.threads[True]):
-            x = forward(many.tokens, many.angles, many)
+        forward = self.forward
+        many: OrderedBatch | BatchAttention
+        if forward.invariant:
+            many = OrderedBatch(self, feeds)
+            x = forward(many.tokens, many.angles, many.cache)
+        else:
+            many = BatchAttention(self, feeds)
+            with Threads(forward.threads[True]):
+                x = forward(many.tokens, many.angles, many)
         for row, feed in feeds:
             self.lengths[row] += feed.tokens.shape[0]
         chosen = x.index_select(0, many.wanted)
@@ -190,6 +197,11 @@ class NativeSession:
         pool, forward = self.pool, self.pool.forward
         start, num = self.length, tokens.shape[0]
         angles, tree = forward.angles(start + num), None
+        if forward.invariant:
+            ordered = row_cache(pool, self.row, start, num, branches)
+            x = forward(tokens, angles.take(ordered.positions), ordered)
+            pool.lengths[self.row] = start + num
+            return x
         if branches is None:
             angles = angles.at(start, start + num)
         else:
@@ -211,7 +223,8 @@ class NativeSession:
 
     def step(self, tokens: Tensor, at: int, angles: Angles) -> Tensor:
         """The final hidden state [1, D] of one token in slot `at`."""
-        return self.pool.forward(tokens, angles.at(at, at + 1), SingleRowAttention(self.pool, self.row, at, 1))
+        make: Callable[..., Cache] = row_cache if self.pool.forward.invariant else SingleRowAttention
+        return self.pool.forward(tokens, angles.at(at, at + 1), make(self.pool, self.row, at, 1, None))
 
     def truncate(self, length: int, slots: Sequence[int] = ()) -> None:
         if slots:
@@ -239,8 +252,11 @@ class NativeSession:
 
 @torch.inference_mode()
 def tune(forward: NativeForward) -> None:
-    """Measure which thread counts are fastest for this forward, on a CPU, and use them."""
-    if forward.device.type != "cpu":
+    """Measure which thread counts are fastest for this forward, on a CPU, and use them.
+
+    An invariant forward keeps torch's number: the bits of a result may depend on it.
+    """
+    if forward.device.type != "cpu" or forward.invariant:
         return
     session = NativeSession(Pool.empty(forward, 1, LEAST), 0)
 

@@ -28,6 +28,7 @@ from specexp.lm.blocks.rotary import Angles, RotaryTables
 from specexp.lm.kernels.reference import rotate
 from specexp.lm.kernels.table import Kernels
 from specexp.lm.kernels.verification import Heads, kernels_of
+from specexp.lm.native.ordered_cache import OrderedCache, by_tiles, rows_by_tiles
 
 NO_LIMIT = 1 << 30
 
@@ -55,10 +56,14 @@ class NativeForward:
     """The decoder stack. Rotary angles are cached for all positions used so far.
 
     The head gives the ids in `suppressed` a logit of minus infinity. Unless given, `kernels` are those that the device
-    and the model's shapes allow. Raises UndescribedError for a module whose description would be incomplete.
+    and the model's shapes allow. If it is `invariant`, a token's results do not depend on what is fed with it
+    (`ordered_cache.py`); `invariance.py` checks that. Raises UndescribedError for a module whose description would be
+    incomplete.
     """
 
-    def __init__(self, module: Any, suppressed: Sequence[int] = (), kernels: Kernels | None = None) -> None:
+    def __init__(
+        self, module: Any, suppressed: Sequence[int] = (), kernels: Kernels | None = None, invariant: bool = False
+    ) -> None:
         self.spec, parts, family = describe(module)
         self.embedding: Tensor = parts.embedding.weight
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
@@ -78,7 +83,8 @@ class NativeForward:
                 for spec in self.spec.blocks
             ]
             kernels = kernels_of(self.device, self.dtype, self.hidden_size, shapes)
-        self.kernels = kernels
+        self.kernels, self.invariant = kernels, invariant
+        self.tiled = invariant and kernels.product is None
         loader = BlockLoader(family, self.embedding, self.packed, kernels)
         self.blocks = [loader.block(*each) for each in zip(self.spec.blocks, parts.layers, strict=True)]
         self._final_norm = loader.norm(parts.final_norm)
@@ -114,7 +120,7 @@ class NativeForward:
         elif suppressed:
             bias = torch.zeros(weight.shape[0], dtype=self.dtype, device=self.device) if bias is None else bias.clone()
             bias[suppressed] = float("-inf")
-        return Linear(weight, bias, self.packed)
+        return Linear(weight, bias, self.packed, self.kernels.product)
 
     def angles(self, length: int) -> Angles:
         """Rotary angles of at least positions 0 .. length - 1."""
@@ -122,6 +128,9 @@ class NativeForward:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [N, V] in float32 of final hidden states [N, D]."""
+        return rows_by_tiles(self._logits, x) if self.tiled else self._logits(x)
+
+    def _logits(self, x: Tensor) -> Tensor:
         spec, result = self.spec, self.head(x)
         if spec.logit_multiplier != 1:
             result = result * spec.logit_multiplier
@@ -133,6 +142,12 @@ class NativeForward:
 
     def __call__(self, tokens: Tensor, angles: Angles, cache: Cache) -> Tensor:
         """Final hidden states [T, D], after the last norm, of tokens[T] at the positions of `angles`."""
+        if self.tiled:
+            assert isinstance(cache, OrderedCache)
+            return by_tiles(self._stack, tokens, angles, cache)
+        return self._stack(tokens, angles, cache)
+
+    def _stack(self, tokens: Tensor, angles: Angles, cache: Cache) -> Tensor:
         x = self.embedding.index_select(0, tokens)
         if self.spec.embedding_multiplier != 1:
             x.mul_(self.spec.embedding_multiplier)
