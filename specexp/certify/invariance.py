@@ -13,7 +13,7 @@ from specexp.certify.checks import FAILED, PASSED, REPORTED, SKIPPED, Check, Sub
 from specexp.certify.own_models import Texts
 from specexp.certify.work import Bench, Lost, Share, without
 from specexp.decoding.protocol import Role
-from specexp.lm.native.invariance import CHAIN, PIECE, ROWS, TREE, TREES, Comparison, compare, told
+from specexp.lm.native.invariance import CHAIN, PIECE, ROWS, TREE, TREES, RowComparison, compare, told
 from specexp.lm.runtime import SAME
 from specexp.method_specs import models_of, spec
 
@@ -39,7 +39,7 @@ class InvarianceUnit:
     def parts(self) -> Sequence[InvarianceUnit]:
         return (self,)
 
-    def do(self, bench: Bench) -> list[Comparison]:
+    def do(self, bench: Bench) -> list[RowComparison]:
         subject = bench.subject
         grows = spec(subject.method.method).grows_tree or subject.invariant
         with in_memory(subject):
@@ -72,7 +72,7 @@ def check_invariance(subject: Subject, texts: Texts, share: Share) -> Check:
     return without(_judged(subject, compared, len(chosen)), lost)
 
 
-def _judged(subject: Subject, compared: dict[Role, list[Comparison]], num_prompts: int) -> Check:
+def _judged(subject: Subject, compared: dict[Role, list[RowComparison]], num_prompts: int) -> Check:
     made = [each for comparisons in compared.values() for each in comparisons]
     differing = {role: [x for x in each if x.num_differing] for role, each in compared.items()}
     rows = sum(each.num for each in made)

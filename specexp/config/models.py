@@ -156,9 +156,7 @@ def numerics_faults(numerics: str, models: Mapping[str, Any]) -> list[str]:
         return []
     way_out = f"or numerics to {FASTEST}."
     if models.get("toy") is not None:
-        return [
-            f"numerics is {INVARIANT}, but the models of pair '{TOY}' are no decoders' weights; set pair, {way_out}"
-        ]
+        return [f"numerics is {INVARIANT}, but the toy pair has no weights; set pair to another, {way_out}"]
     result = []
     for role in ROLES:
         model = models[role]

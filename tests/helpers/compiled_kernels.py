@@ -16,7 +16,7 @@ from triton.compiler import ASTSource
 from specexp.lm.kernels import attention_kernel, gated_kernel, norm_kernel, rotary_kernel
 
 FLOATS = {"scale", "softcap", "eps"}
-POINTERS = {"slots": "*i64", "seen": "*u8", "bounds": "*i32", "parts": "*fp32", "sums": "*fp32"}
+POINTERS = {"slots": "*i64", "index": "*i64", "seen": "*u8", "bounds": "*i32", "parts": "*fp32", "sums": "*fp32"}
 TENSORS = {"x", "weight", "out", "inner", "projected", "cos", "sin", "flat", "queries", "sinks"}
 
 
@@ -63,11 +63,12 @@ def main(capability: int) -> None:
         )  # fmt: skip
     for dtype, size, width, block in (("*bf16", 128, 128, 64), ("*bf16", 80, 128, 64), ("*fp32", 256, 256, 32)):
         heads: dict[str, Any] = {"HEADS": 32, "SIZE": size, "WIDTH": width}
-        for masked, windowed in ((False, False), (False, True), (True, False)):
+        for masked, windowed, indexed in ((0, 0, 0), (0, 1, 0), (1, 0, 0), (0, 0, 1), (0, 1, 1)):
             results.append(
                 compiled(
                     attention_kernel._attend_split, dtype, capability, {"num_stages": 2}, **heads, KV_HEADS=8, ROWS=16,
-                    BLOCK=block, MASKED=masked, WINDOWED=windowed, CAPPED=masked,
+                    BLOCK=block, MASKED=bool(masked), WINDOWED=bool(windowed), CAPPED=bool(masked),
+                    INDEXED=bool(indexed),
                 )
             )  # fmt: skip
         for windowed in (False, True):

@@ -62,7 +62,7 @@ def loaded(family: str, dtype: str, noise: float = 0.0, graphs: Any = "off", **m
     return HFModel(made, family, graphs=graphs, **{"invariant": True, **more})
 
 
-def differing(model: HFModel, ids: Sequence[int] | None = None) -> list[invariance.Comparison]:
+def differing(model: HFModel, ids: Sequence[int] | None = None) -> list[invariance.RowComparison]:
     made = list(invariance.compare(model, ids, ROWS, TREES))
     kinds = {invariance.CHAIN, invariance.TREE, invariance.NEIGHBOURS, invariance.PIECE, invariance.DIRECT}
     assert {each.what for each in made} == kinds

@@ -34,7 +34,7 @@ from specexp.lm.native import cuda_graphs
 
 CPU = torch.device("cpu")
 ALL = Kernels(reference.rms_norm, reference.gated, reference.rotate_and_store, reference.attend)
-NAMES = [field.name for field in fields(Kernels) if field.name != "faults"]
+NAMES = [field.name for field in fields(Kernels) if field.name not in ("product", "faults")]
 SHAPES = [Heads(4, 2, 8, 0, 0.0), Heads(4, 2, 8, 0, 0.0), Heads(6, 3, 20, 16, 5.0)]
 TREE = Branches(9, [0, 0, 1, 1, 2], [[0], [1], [0, 2], [1, 3], [0, 2, 4]])
 

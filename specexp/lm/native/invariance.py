@@ -44,7 +44,7 @@ class Fed(Protocol):
     def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]: ...
 
 
-class Loaded(Fed, Protocol):
+class CheckedModel(Fed, Protocol):
     """A loaded model, of which more is known."""
 
     name: str
@@ -54,7 +54,7 @@ class Loaded(Fed, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class RowComparison:
     """How many of `num` logits rows differ from the reference in any bit, and by how much at most."""
 
     what: str
@@ -64,7 +64,7 @@ class Comparison:
     gap: float
 
 
-def require(model: Loaded) -> None:
+def require(model: CheckedModel) -> None:
     """Raise ModelError unless an invariant forward computes the model and its bits are the same on this machine."""
     why = _refusal(model)
     if why is None and (differing := [each for each in compare(model) if each.num_differing]):
@@ -73,7 +73,7 @@ def require(model: Loaded) -> None:
         raise ModelError(f"numerics is invariant, but model '{model.name}' cannot be: {why}; set numerics to fastest.")
 
 
-def _refusal(model: Loaded) -> str | None:
+def _refusal(model: CheckedModel) -> str | None:
     if model.native is None:
         return f"it does not run on the native forward ({model.why_not_native})"
     if any(block.experts_per_token for block in model.native.spec.blocks):
@@ -83,7 +83,7 @@ def _refusal(model: Loaded) -> str | None:
     return None
 
 
-def told(differing: Sequence[Comparison]) -> str:
+def told(differing: Sequence[RowComparison]) -> str:
     """What logits depend on, as in `rows (3 to 16; by up to 1e-05)`."""
     words = []
     for what in dict.fromkeys(each.what for each in differing):
@@ -97,7 +97,7 @@ def told(differing: Sequence[Comparison]) -> str:
 @torch.inference_mode()
 def compare(
     model: Fed, ids: Sequence[int] | None = None, rows: Sequence[int] = FEW_ROWS, trees: Sequence[int] = FEW_TREES
-) -> Iterator[Comparison]:
+) -> Iterator[RowComparison]:
     """Compare the path that ends `ids` (default: some ids) in each way, as far as the context allows."""
     rng = random.Random(0)
     given = [rng.randrange(model.vocab_size) for _ in range(PREFIX + PATH)] if ids is None else list(ids)
@@ -111,10 +111,10 @@ def compare(
     session.feed(model.ids(prefix), 0)
     expected = torch.cat([session.feed(model.ids([token]), 1)[0] for token in path])
 
-    def compared(what: str, size: int, logits: Array, reference: Array) -> Comparison:
+    def compared(what: str, size: int, logits: Array, reference: Array) -> RowComparison:
         same = (logits == reference).all(1)
         gap = (logits - reference).nan_to_num(0.0).abs().max()  # of two infinite ones: those that are suppressed
-        return Comparison(what, size, len(same), int((~same).sum()), float(gap))
+        return RowComparison(what, size, len(same), int((~same).sum()), float(gap))
 
     for size in rows:
         if size <= len(path):
@@ -137,7 +137,7 @@ def compare(
 def _in_batch(
     model: Fed, capacity: int, rng: random.Random, prefix: Sequence[int], path: Sequence[int], expected: Array,
     compared: Any,
-) -> Iterator[Comparison]:  # fmt: skip
+) -> Iterator[RowComparison]:  # fmt: skip
     """Feed the path alone without a recording, and then beside rows of other lengths."""
     others = model.sessions(3, capacity)
     own, size = others[1], len(path)
