@@ -77,7 +77,9 @@ def _judged(subject: Subject, compared: dict[Role, list[RowComparison]], num_pro
     differing = {role: [x for x in each if x.num_differing] for role, each in compared.items()}
     rows = sum(each.num for each in made)
     numbers = {"rows": rows, "differing": sum(each.num_differing for each in made), "prompts": num_prompts}
-    details = {role: [asdict(each) for each in comparisons] for role, comparisons in compared.items()}
+    details: dict[str, object] = {
+        role: [asdict(each) for each in comparisons] for role, comparisons in compared.items()
+    }
     who = " and ".join(f"the {role}'s" for role in compared)
     if not numbers["differing"]:
         sizes = {what: [each.size for each in made if each.what == what] for what in (CHAIN, TREE)}

@@ -7,7 +7,7 @@ A tape replaces CUDA graphs, as in test_graphs.py.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from helpers import tiny_models
-from helpers.model_folders import build, disturbed, slow_for
+from helpers.model_folders import build, disturbed
 from helpers.tape import Tape
 from specexp import config
 from specexp.decoding.baseline import Baseline
@@ -42,6 +42,11 @@ from specexp.lm.native.kv_cache import NativeSession
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FAMILIES = ("llama", "mistral_window", "qwen2", "gpt_neox", "gemma2", "gemma4_text", "qwen3", "cohere")
 PROMPTS = ([7], [5, 9, 11, 40], [(17 * i) % 90 + 3 for i in range(70)])
+
+
+def one_fast(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """The parameters of a test, of which all but the first run in the slow tier."""
+    return [pytest.param(*case, marks=[pytest.mark.slow] if i else []) for i, case in enumerate(cases)]
 
 
 @pytest.fixture(autouse=True)
@@ -69,14 +74,16 @@ def differing(model: HFModel, ids: Sequence[int] | None = None) -> list[invarian
     return [each for each in made if each.num_differing]
 
 
-@pytest.mark.parametrize("family,dtype", slow_for(product(FAMILIES, DTYPES), *[*product(FAMILIES, DTYPES)][1:]))
-def test_logits_are_the_same_bits_for_all_rows_trees_buckets_and_neighbours(family: str, dtype: str) -> None:
-    plain, recorded = loaded(family, dtype), loaded(family, dtype, graphs=Tape())
-    assert plain.why_not_native is recorded.why_not_native is None
-    for model in (plain, recorded):
-        assert not differing(model)
-    assert recorded.graph_pools is not None
-    assert recorded.graph_pools.pools[0].num_replays > len(ROWS)
+@pytest.mark.parametrize("family,dtype,recorded", one_fast(product(FAMILIES, DTYPES, (False, True))))
+def test_logits_are_the_same_bits_for_all_rows_trees_buckets_and_neighbours(
+    family: str, dtype: str, recorded: bool
+) -> None:
+    model = loaded(family, dtype, graphs=Tape() if recorded else "off")
+    assert model.why_not_native is None
+    assert not differing(model)
+    if recorded:
+        assert model.graph_pools is not None
+        assert model.graph_pools.pools[0].num_replays > len(ROWS)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -133,7 +140,7 @@ class Walk:
 WALKS = [*product(("mistral_window", "llama", "gemma2"), (False, True))]
 
 
-@pytest.mark.parametrize("family,recorded", slow_for(WALKS, *WALKS[2:]))
+@pytest.mark.parametrize("family,recorded", one_fast(WALKS))
 def test_whatever_a_session_was_fed_and_however_a_token_gets_its_own_logits(family: str, recorded: bool) -> None:
     dtype = {"mistral_window": "float32", "llama": "bfloat16", "gemma2": "float16"}[family]
     model = loaded(family, dtype, graphs=Tape() if recorded else "off")
@@ -318,7 +325,6 @@ def zoo_outputs(dtype: str, numerics: str, temperature: float, limit: int = 24) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_embedded_pair_decodes_the_same_tokens_by_every_lossless_method(dtype: str, temperature: float) -> None:

@@ -28,7 +28,7 @@ class Kernels:
     gated: Gated | None = None
     rotate_and_store: RotateAndStore | None = None
     attend: Attend | None = None
-    product: Product | None = None  # of invariant forwards, which compute in tiles of rows without it
+    product: Product | None = None  # without it an invariant forward computes in tiles of rows
     faults: tuple[str, ...] = ()  # which kernels are left out, and why
 
     @property
