@@ -22,13 +22,14 @@ from specexp.engines.body import ALL_OFF, Prompt, Sampling, Wanted
 from specexp.engines.client import EngineClient, Offer
 from specexp.engines.responses import Refused
 from specexp.engines.served_methods import ServedMethod
+from specexp.errors import EngineError
 from specexp.evaluation.equality import noise_of
 from specexp.evaluation.preparation import Prepared
 from specexp.lm.model import Model
 from specexp.pair.tokenization import after_system, joined
 from specexp.storage.journal import Journal, Key
 
-TOGETHER = 8  # requests in flight, unless a check needs another number
+TOGETHER = 8
 NUM_TOP = 20  # likeliest tokens asked for
 SPECULATIVE, PLAIN = "engine", "against"  # roles
 Tick = Callable[[], Any]
@@ -78,6 +79,7 @@ class EngineSubject:
     engine: ExaminedEngine
     against: ExaminedEngine | None
     journal: Journal
+    together: int = TOGETHER  # requests in flight, unless a check needs another number
     _rows: dict[tuple[int, Prefix], Rows] = field(default_factory=dict)
 
     @property
@@ -115,13 +117,13 @@ class EngineSubject:
         return noise_of(self.config.dtype, np.asarray([highest]))
 
     def ask(
-        self, engine: ExaminedEngine, requests: Sequence[EngineRequest], tick: Tick, together: int = TOGETHER
+        self, engine: ExaminedEngine, requests: Sequence[EngineRequest], tick: Tick, together: int = 0
     ) -> list[ServedOutput]:
         """The outputs, in the order of the requests. Raises Refused for a sampling that the server does not take."""
         missing = [each for each in requests if (engine.role, *each.key) not in self.journal]
         for _ in range(len(requests) - len(missing)):
             tick()
-        pool = ThreadPoolExecutor(max_workers=together)
+        pool = ThreadPoolExecutor(max_workers=together or self.together)
         try:
             futures = {pool.submit(self._answer, engine, each): each for each in missing}
             for future in as_completed(futures):
@@ -133,6 +135,14 @@ class EngineSubject:
         return [
             ServedOutput.of_json(self.journal.unit((engine.role, *each.key), dict)) for each in requests
         ]  # fmt: skip
+
+    def is_answered(self, engine: ExaminedEngine, request: EngineRequest) -> bool:
+        """True if the engine answers this request while nothing else is asked of it."""
+        try:
+            self._answer(engine, request)
+        except EngineError:
+            return False
+        return True
 
     def _answer(self, engine: ExaminedEngine, request: EngineRequest) -> ServedOutput:
         wanted = engine.offer.wanted

@@ -12,7 +12,7 @@ from specexp.engine_certify.findings import Finding, made, worst
 from specexp.engine_certify.greedy_checks import GreedyOutputs
 from specexp.engines.body import Sampling
 from specexp.engines.responses import Refused
-from specexp.errors import first_line
+from specexp.errors import EngineError, first_line
 
 REPEAT, LOAD, SEED = "repeat", "load", "seed"
 PROMPTS = 4  # asked again
@@ -65,7 +65,17 @@ def _compared(
     """Compare each answer with the first one to the same request."""
     sentences, verdicts, named, numbers = [], [], [], {}
     for engine in subject.engines:
-        again, before = subject.ask(engine, asked, tick, together), outputs.of(engine)
+        try:
+            again, before = subject.ask(engine, asked, tick, together), outputs.of(engine)
+        except EngineError as error:
+            if together == 1 or not subject.is_answered(engine, asked[0]):
+                raise
+            subject.together = 1  # what is checked next is checked without load
+            words = f"an answer {how} fails, where the request alone is answered: {first_line(error)}"
+            verdicts.append(FAILED)
+            sentences.append(f"{engine.name}: {words}")
+            named.append(Finding(findings.FAILS_UNDER_LOAD, words, engine is not subject.engine))
+            continue
         found: list[GreedyDivergence] = []
         for request, output in zip(asked, again, strict=True):
             each = divergences.between(subject, request.prompt, output, before[request.prompt])

@@ -162,6 +162,28 @@ def test_an_interrupted_certificate_asks_for_the_rest_only(
     assert len([run for run in runs() if run.data.tags.get("certificate") == "passed"]) == 2
 
 
+def test_a_server_that_fails_under_load_is_examined_without(workplace: Path) -> None:
+    """A failed check, not the end of the certificate; what comes next is asked one request at a time."""
+    result = certify("cut_off", *PLAIN, "--temperature", "0", "--limit", "2", "--max-new-tokens", "6")
+    assert result.exit_code == 1, result.output
+    verdicts = {check["name"]: check["verdict"] for check in written()["checks"]}
+    assert found() == {findings.FAILS_UNDER_LOAD}, result.output
+    assert (verdicts["load"], verdicts["max_tokens"], verdicts["plain endpoint"]) == ("failed", "passed", "passed")
+    (load,) = [check for check in written()["checks"] if check["name"] == "load"]
+    assert (
+        "an answer with 16 requests in flight fails, where the request alone is answered: the stream"
+        in load["sentence"]
+    )
+    assert "engine:against: 32 of 32 answers" in load["sentence"]
+
+
+def test_a_server_that_dies_of_load_ends_the_certificate(workplace: Path) -> None:
+    result = certify("dies_of_load", "--weights", "true", "--temperature", "0", "--limit", "2", "--max-new-tokens", "6")
+    assert result.exit_code == 2, result.output
+    assert "the stream ended in the middle of the output" in result.output
+    assert not Path("out/certificate.json").exists()
+
+
 def test_a_greedy_certificate_needs_no_samples(workplace: Path) -> None:
     result = certify("none", *PLAIN, "--temperature", "0", "--limit", "2", "--max-new-tokens", "6")
     assert result.exit_code == 0, result.output

@@ -261,7 +261,7 @@ def warped(top: Mapping[int, float], body: Mapping[str, Any], top_p_first: bool 
         kept = _nucleus({token: math.exp(value) for token, value in logprobs.items()}, body["top_p"])
         logprobs = {token: logprobs[token] for token in kept}
     weights = {token: math.exp(value / body["temperature"]) for token, value in logprobs.items()}
-    if top_k := body.get("top_k", 0):
+    if (top_k := body.get("top_k", 0)) > 0:  # -1 says that it is off
         weights = dict(list(weights.items())[:top_k])
     p = {token: weight / sum(weights.values()) for token, weight in weights.items()}
     return p if top_p_first else _nucleus(p, body.get("top_p", 1))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import random
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -15,6 +17,7 @@ from specexp.engines.body import Sampling, Wanted
 from specexp.engines.client import Offer, Refused
 from specexp.engines.endpoint import Endpoint
 from specexp.engines.stream import Answer
+from specexp.errors import EngineError
 from specexp.lm.toy import ToyModel
 
 VOCAB, EOS = 24, 0
@@ -23,7 +26,7 @@ GIVES = ("ids", "logprobs")
 BUGS = (
     "none", "temperature_dropped", "top_p_first", "top_p_ignored", "top_k_ignored", "min_p_ignored", "greedy_above",
     "bias", "token_replaced", "seed_ignored", "acceptance_doubled", "eos_swallowed", "stop_leaked", "stop_ignored",
-    "limit_exceeded", "logit_bias_ignored", "random_when_greedy",
+    "limit_exceeded", "logit_bias_ignored", "random_when_greedy", "cut_off", "dies_of_load",
 )  # fmt: skip
 
 
@@ -42,6 +45,8 @@ class ToyEngineClient:
         self.num_planted = 0
         self.free = random.Random(1)  # of requests without a seed
         self.known: dict[tuple[int, ...], list[float]] = {}
+        self.in_flight = threading.Semaphore(1)
+        self.has_died = False
 
     def __enter__(self) -> Self:
         return self
@@ -66,6 +71,8 @@ class ToyEngineClient:
     def ask(
         self, prompt: Any, sampling: Sampling, wanted: Wanted, switch: Mapping[str, Any] | None = None
     ) -> Answer:  # fmt: skip
+        if self.bug in ("cut_off", "dies_of_load"):
+            self._answered_alone()
         ids = [1 + ord(c) % (VOCAB - 1) for c in prompt] if isinstance(prompt, str) else list(prompt)
         ignored = self.bug == "seed_ignored"
         rng = self.free if sampling.seed is None or ignored else random.Random(f"{sampling.seed} {ids}")
@@ -88,6 +95,14 @@ class ToyEngineClient:
             self.num_planted += 1
         answer.server["usage"] = usage
         return answer
+
+    def _answered_alone(self) -> None:
+        """Raise EngineError for a request beside another one."""
+        if self.has_died or not self.in_flight.acquire(blocking=False):
+            self.has_died = self.bug == "dies_of_load"
+            raise EngineError("the stream ended in the middle of the output")
+        time.sleep(0.005)
+        self.in_flight.release()
 
     def _decoded(
         self, ids: Sequence[int], sampling: Sampling, rng: random.Random

@@ -186,6 +186,17 @@ def test_names_that_come_twice_and_first_items_of_each_key(monkeypatch: pytest.M
     assert list(first_of_each([7, 9, 12], lambda item: item % 5, 5)) == [7, 9]
 
 
+def test_names_that_share_most_of_their_hash_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specexp.sequences.names._RECENT", 4)
+    digests = "specexp.sequences.names._digest"
+    monkeypatch.setattr(digests, lambda name: bytes(8) + int(name).to_bytes(4, "little"))
+    names = [str(i) for i in range(20)]
+    numbers = NameNumbers()
+    assert first_twice(names, numbers) is None
+    assert [numbers.find(name) for name in names] == [*range(20)]
+    assert numbers.find("20") is None
+
+
 def test_a_sequence_holds_no_items() -> None:
     def bytes_of(number: int) -> int:
         tracemalloc.start()

@@ -22,6 +22,7 @@ import pytest
 
 from helpers.cli_runner import comparison_runs, records
 from helpers.fatal_job import FatalJob
+from helpers.started_server import free_port
 from specexp.errors import ModelError
 from specexp.workers.dispatch import Crew
 from specexp.workers.settings import WorkerSettings
@@ -42,7 +43,7 @@ ACTOR = "ray::WorkerActor"  # the name that Ray gives an actor's process
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Any]:
-    """A cluster of three nodes with two CPUs each."""
+    """A cluster of three nodes with two CPUs each, to be reached from outside, too: by Ray's client."""
     from ray.cluster_utils import Cluster
 
     before = os.environ.get("PYTHONPATH", "")
@@ -51,12 +52,26 @@ def nodes() -> Iterator[Any]:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     cluster = Cluster()
     try:
-        for _ in range(3):
-            cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False)
+        for port in (free_port(), None, None):
+            cluster.add_node(
+                num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, ray_client_server_port=port
+            )
         yield cluster
     finally:
         cluster.shutdown()
         os.environ["PYTHONPATH"] = before
+
+
+FROM_INSIDE = "HOST:PORT"
+WHERE = [FROM_INSIDE, "ray://HOST:PORT"]
+WHERE_TOO = [FROM_INSIDE, pytest.param(WHERE[1], marks=pytest.mark.nightly)]
+
+
+def address(nodes: Any, where: str) -> str:
+    """The cluster's, from one of its nodes or from outside."""
+    if where == FROM_INSIDE:
+        return str(nodes.address)
+    return f"ray://127.0.0.1:{nodes.head_node._ray_params.ray_client_server_port}"
 
 
 def start(command: str, *arguments: str) -> subprocess.Popen[str]:
@@ -216,18 +231,21 @@ def test_advise_measures_on_workers_what_it_does_not_time(nodes: Any, workplace:
     assert not actors()
 
 
+@pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize(
     "num_kills,number",
     [(3, 3), pytest.param(20, 3, marks=pytest.mark.nightly), pytest.param(20, 2, marks=pytest.mark.nightly)],
 )
 def test_workers_that_are_killed_lose_and_double_nothing(
-    num_kills: int, number: int, nodes: Any, plain: list[str], workplace: Path
+    num_kills: int, number: int, where: str, nodes: Any, plain: list[str], workplace: Path
 ) -> None:
     more = ("--limit", "300") if num_kills > 3 else ()
     if more:
         finish(start("evaluate", *TOY, *more, "--output", "one"))
         plain = bytes_of(workplace / "one")
-    process = start("evaluate", *TOY, *more, "--workers", str(number), "--ray", nodes.address, "--output", "out")
+    process = start(
+        "evaluate", *TOY, *more, "--workers", str(number), "--ray", address(nodes, where), "--output", "out"
+    )
     # At random, but so far apart that no prompt loses three workers: what was lost goes first, and is written soon.
     stretch, rng = len(plain) // (num_kills + 2), random.Random(num_kills + number)
     places = [stretch * (i + 1) + rng.randrange(stretch // 2) for i in range(num_kills)]
@@ -238,8 +256,11 @@ def test_workers_that_are_killed_lose_and_double_nothing(
     assert bytes_of(workplace / "out") == plain
 
 
-def test_a_driver_that_is_killed_goes_on_from_its_folder(nodes: Any, plain: list[str], workplace: Path) -> None:
-    options = (*TOY, "--workers", "2", "--ray", nodes.address, "--output", "out")
+@pytest.mark.parametrize("where", WHERE_TOO)
+def test_a_driver_that_is_killed_goes_on_from_its_folder(
+    where: str, nodes: Any, plain: list[str], workplace: Path
+) -> None:
+    options = (*TOY, "--workers", "2", "--ray", address(nodes, where), "--output", "out")
     process = start("evaluate", *options)
     while process.poll() is None and num_lines(workplace / "out/records.jsonl") < 30:
         time.sleep(0.01)
@@ -250,8 +271,9 @@ def test_a_driver_that_is_killed_goes_on_from_its_folder(nodes: Any, plain: list
     assert bytes_of(workplace / "out") == plain
 
 
-def test_ctrl_c_ends_the_workers(nodes: Any, workplace: Path) -> None:
-    process = start("evaluate", *TOY, "--workers", "2", "--ray", nodes.address, "--output", "out")
+@pytest.mark.parametrize("where", WHERE_TOO)
+def test_ctrl_c_ends_the_workers(where: str, nodes: Any, workplace: Path) -> None:
+    process = start("evaluate", *TOY, "--workers", "2", "--ray", address(nodes, where), "--output", "out")
     while process.poll() is None and num_lines(workplace / "out/records.jsonl") < 5:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -261,9 +283,10 @@ def test_ctrl_c_ends_the_workers(nodes: Any, workplace: Path) -> None:
     assert not actors()
 
 
-def test_labels_are_those_of_one_process_with_a_kill_and_without(nodes: Any, workplace: Path) -> None:
+@pytest.mark.parametrize("where", WHERE_TOO)
+def test_labels_are_those_of_one_process_with_a_kill_and_without(where: str, nodes: Any, workplace: Path) -> None:
     finish(start("collect_labels", *MINED, "--output", "one"))
-    process = start("collect_labels", *MINED, "--workers", "2", "--ray", nodes.address, "--output", "two")
+    process = start("collect_labels", *MINED, "--workers", "2", "--ray", address(nodes, where), "--output", "two")
     while process.poll() is None and not list((workplace / "two/progress").glob("*.safetensors")):
         time.sleep(0.01)
     victims = actors()
