@@ -238,7 +238,8 @@ SETTINGS: dict[str, Setting] = {
     ),
     "min_draft_probability": Setting(
         probabilities, "End a draft after a token whose draft probability is below this; 0 is off.", "0",
-        more="[Chains](methods.md#chains) has the details. One value is read from the device for each draft step.",
+        more="[Chains](methods.md#chains) has the details. One value is read from the device for each draft step, in"
+        " CUDA graphs for each round.",
         commands=(),
     ),
     "draft_temperature": Setting(

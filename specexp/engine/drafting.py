@@ -9,7 +9,6 @@ Shapes: G drafted tokens, V vocabulary, H hidden size, A rows that still draft.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 
 from array_api_compat import array_namespace, device, to_device
@@ -24,16 +23,17 @@ from specexp.engine.host_transfer import HostTransfer
 from specexp.engine.ngram_lookup import Ngrams, continuation
 from specexp.engine.request_state import LogitPeaks, RequestState
 from specexp.engine.suffix_automaton import SuffixIndex, SuffixLengths
-from specexp.lm.model import Array, Drafts, DraftsBlocks, Model, Writer
+from specexp.engine.whole_chains import OpenChain, WholeChains, shortened
+from specexp.lm.model import Array, DraftsBlocks, Model, Writer
 
 
 class Drafting:
-    """Drafts for requests. With `whole`, a model that implements `Drafts` drafts a chain in one call."""
+    """Drafts for requests. With `whole`, a model that can drafts chains in one call, for requests that are decoded one
+    at a time (`alone`) or for several together."""
 
-    def __init__(self, models: Mapping[Role, Model], transfer: HostTransfer, whole: bool) -> None:
+    def __init__(self, models: Mapping[Role, Model], transfer: HostTransfer, whole: bool, alone: bool) -> None:
         self._models, self._transfer = models, transfer
-        draft: object = models.get("draft") if whole else None
-        self._drafts = draft if isinstance(draft, Drafts) else None
+        self._whole = WholeChains(models, transfer, alone) if whole else None
         blocks: object = models.get("draft")
         self._blocks = blocks if isinstance(blocks, DraftsBlocks) else None
 
@@ -76,10 +76,8 @@ class Drafting:
         if isinstance(asked[0][0].contexts["draft"].session, Writer):
             return [self._write(state, each) for state, each in asked]
         chains = [self._begin(state, each) for state, each in asked]
-        # A whole chain in one call has no ids that are banned.
-        whole = None if self._drafts is None or chains[0].banned(0) else self._draft_whole(self._drafts, chains[0], ask)
-        if whole is not None:
-            return [whole]
+        if (whole := self._draft_whole(chains, [each for _, each in asked])) is not None:
+            return whole
         if self._blocks is not None:
             return [self._block(self._blocks, chain, ask) for chain in chains]
         step, greedy, model = 0, ask.warp.greedy, self._models["draft"]
@@ -125,31 +123,18 @@ class Drafting:
         fits = state.contexts["draft"].room + (not feed_last_token)
         return max(0, min(most, state.remaining_tokens - reserve, fits))
 
-    def _draft_whole(self, model: Drafts, chain: _Chain, ask: Draft) -> Drafted | None:
-        """The chain in one call of the model; None if the model does not support this ask."""
-        state, length = chain.state, chain.length
-        context = state.contexts["draft"]
-        if not length or not model.drafts(ask, state.rng):
+    def _draft_whole(self, chains: Sequence[_Chain], asks: Sequence[Draft]) -> list[Drafted] | None:
+        """The chains in one call of the model; None if it does not support these asks."""
+        drawn = [(chain, ask) for chain, ask in zip(chains, asks, strict=True) if chain.length]
+        # A whole chain in one call has no ids that are banned.
+        if self._whole is None or not drawn or any(chain.banned(0) for chain, _ in drawn):
             return None
-        feed = context.plan(None, None, ask.hidden)
-        result = model.draft(feed, ask, length, state.rng, chain.position, chain.stopping)
-        if result.num_drafted is not None:
-            length = int(self._transfer.read([result.num_drafted])[0][0])
-            result = _shortened(result, length, ask)
-        length = result.tokens.shape[0]
-        context.advance(length - 1 + ask.feed_last_token)
-        for positions in (feed.tokens.shape[0], *[1] * (length - 1 + ask.feed_last_token)):
-            state.fed("draft", positions)
-        place = device(self._nothing)
-        q, hidden, peaks, probability = (
-            None if part is None else to_device(part, place)
-            for part in (result.q, result.hidden, result.peaks, result.probability)
-        )
-        whole = Drafted(to_device(result.tokens, place), q, hidden, peaks)
-        state.peaks.append(LogitPeaks("draft", whole.peaks, drafts=True))
-        if state.chain_length is not None and probability is not None:
-            state.chain_length.drafted(probability, length + ask.feed_last_token)
-        return whole
+        ask = max((ask for _, ask in drawn), key=lambda each: each.gamma)
+        started = [OpenChain(chain.state, chain.length, chain.position, chain.stopping) for chain, _ in drawn]
+        if (result := self._whole.draft(started, ask)) is None:
+            return None
+        whole = iter(result)
+        return [next(whole) if chain.length else self._drafted(chain, ask) for chain in chains]
 
     def _block(self, model: DraftsBlocks, chain: _Chain, ask: Draft) -> Drafted:
         """The chain in one forward of the model."""
@@ -161,7 +146,7 @@ class Drafting:
         result = model.draft_block(feed, ask, length, state.rng, chain.position, banned)
         if result.num_drafted is not None:
             length = int(self._transfer.read([result.num_drafted])[0][0])
-            result = _shortened(result, length, ask)
+            result = shortened(result, length, ask)
         state.fed("draft", feed.tokens.shape[0])
         place = device(self._nothing)
         q = None if result.q is None else to_device(result.q, place)
@@ -242,15 +227,6 @@ class _Chain:
             return True
         self.survival *= self.stopping.accepted(probability)
         return self.stopping.goes_on(len(self.tokens), self.survival)
-
-
-def _shortened(chain: Drafted, length: int, ask: Draft) -> Drafted:
-    """The first `length` tokens of a chain."""
-    q, peaks, probability = (
-        None if part is None else part[:length] for part in (chain.q, chain.peaks, chain.probability)
-    )
-    hidden = None if chain.hidden is None else chain.hidden[: length + ask.feed_last_token]
-    return replace(chain, tokens=chain.tokens[:length], q=q, hidden=hidden, peaks=peaks, probability=probability)
 
 
 def _draw(chains: Sequence[_Chain], q: Array, step: int) -> Array:

@@ -71,7 +71,7 @@ class Engine:
         self._begun: dict[int, RequestState] = {}  # the latest of each row
         self._transfer = HostTransfer()
         alone = max_batch_size == 1 and cached
-        self._drafting = Drafting(models, self._transfer, whole=alone)
+        self._drafting = Drafting(models, self._transfer, whole=cached, alone=alone)
         self._trees = DeviceTrees(models, alone)
 
     @property

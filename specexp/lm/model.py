@@ -276,3 +276,24 @@ class Drafts(Protocol):
         `stopping`, the chain ends where that says, or at `length`.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChainStart:
+    """The arguments of `Drafts.draft` that differ between chains that are drafted together."""
+
+    length: int
+    rng: Rng
+    position: int
+    stopping: Stopping | None = None
+
+
+@runtime_checkable
+class DraftsTogether(Protocol):
+    """Optional interface of a model that drafts the chains of several sessions in one call."""
+
+    def drafts_together(self, ask: Draft, sessions: Sequence[Session], rngs: Sequence[Rng]) -> bool: ...
+
+    def draft_together(self, feeds: Sequence[Feed], ask: Draft, chains: Sequence[ChainStart]) -> list[Drafted]:
+        """`Drafts.draft` of each feed, all of whose chains have at most `ask.gamma` tokens."""
+        ...

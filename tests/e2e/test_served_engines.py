@@ -94,6 +94,24 @@ def test_an_engine_stands_next_to_our_own_methods_and_a_lie_is_told(
     assert (tags["baseline"], tags["engine:plain"]) == ("in-process", "plain")
 
 
+def test_engines_are_compared_where_plain_decoding_was_not_run(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among themselves, and our own method is the fastest of none but our own."""
+    monkeypatch.setenv("MY_KEY", "k")
+    with fake_engine(TEXT) as plain, fake_engine(SPEC) as spec:
+        result = evaluate(*settings(workplace, plain, spec, "speculative", gamma=3))
+    assert result.exit_code == 0, result.output
+    assert "verdict: engine:spec answers at " in result.output
+    page = " ".join(re.sub("<[^>]*>", "", (workplace / "out" / "report.html").read_text()).split())
+    assert "Plain decoding was not run in this process, so the gain is unknown: add baseline" in page
+    assert "The fastest setting of those in it is speculative" in page
+    found = json.loads((workplace / "out" / "summary.json").read_text())["engine:spec"]
+    (words,) = re.findall(r"engine:spec answers at ([\d.]+)x the speed of engine:plain \(95 %", page)
+    (again,) = re.findall(r"engine:spec([\d.]+)x the speed of engine:plain", page)
+    assert float(words) == float(again) == pytest.approx(found["speed/speedup"], abs=0.006)
+
+
 def test_a_server_that_dies_loses_nothing(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_KEY", "k")
     died = Reply((text_chunk("a"),), complete=False)

@@ -16,6 +16,7 @@ from helpers.fake_device import counting, on_fake_device
 from helpers.tape import Tape
 from specexp.decoding.baseline import Baseline
 from specexp.decoding.chain import Chain, DraftModel, Lookup, Lossless, Suffix
+from specexp.decoding.draft_length import RelativeCosts
 from specexp.decoding.lossy_rules import Judged, TopK
 from specexp.decoding.protocol import Needs, SuffixLimits
 from specexp.decoding.rng import rng_for
@@ -85,12 +86,31 @@ def test_a_trees_round_waits_once_and_for_each_forward_of_a_draft_that_is_not_re
     assert out.num_draft_calls > out.num_rounds or captured, "trees of one level say little"
 
 
-def test_rows_that_are_decoded_together_wait_together() -> None:
-    running, decoder = engine(False, max_batch_size=3), CHAINS["chain"](WARPS["greedy"])
-    requests = [Request(decoder, [5, 6, 7 + i], LENGTH, rng_for(0, 1, "x")) for i in range(3)]
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("warp", WARPS)
+@pytest.mark.parametrize("method", ["baseline", "chain", "block", "top-k"])
+def test_rows_that_are_decoded_together_wait_together(method: str, warp: str, captured: bool) -> None:
+    running, decoder = engine(captured, max_batch_size=3), CHAINS[method](WARPS[warp])
+    requests = [Request(decoder, [5, 6, 7 + i], LENGTH, rng_for(decoder.warp.temperature, 1, "x")) for i in range(3)]
     with counting() as waits:
         list(running.generate_all(requests))
     assert waits.counts == {"tolist": LENGTH}
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("warp", WARPS)
+@pytest.mark.parametrize("costs", [None, RelativeCosts(0.2, (1.0, 1.1))])
+def test_recorded_drafts_that_stop_early_wait_once_more_a_round(costs: Any, warp: str, rows: int) -> None:
+    """For how many tokens all of them have; without recordings, for each token's probability."""
+    draft = DraftModel(4, 0.0 if costs else 0.3, costs=costs)
+    decoder = Chain(draft, Lossless(), WARPS[warp])
+    requests = [Request(decoder, [5, 6, 7 + i], LENGTH, rng_for(decoder.warp.temperature, 1, "x")) for i in range(rows)]
+    running = engine(True, max_batch_size=rows)
+    with counting() as waits:
+        outputs = dict(running.generate_all(requests))
+    assert {out.num_rounds for out in outputs.values()} == {LENGTH}
+    assert waits.counts == {"tolist": 2 * LENGTH - 1}, "the last round has no draft"
+    assert running.num_host_reads == 2 * LENGTH - 1
 
 
 def test_keeping_a_path_of_a_tree_waits_for_nothing() -> None:

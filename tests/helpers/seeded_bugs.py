@@ -466,6 +466,9 @@ PLACEMENT, ON_WORKERS = "specexp.workers.placement", "specexp.certify.on_workers
 ADVICE_MEASURING = "specexp.advise.workers.measuring"
 ENGINE_STREAM = "specexp.engines.stream"
 
+ROWS_FORWARD, ROW_LAYOUT, BATCH_GRAPHS, RECORDED_DRAFT = (
+    f"specexp.lm.native.{name}" for name in ("rows_forward", "row_layout", "batch_graphs", "recorded_draft")
+)
 TENSOR_TREE, TREE_GRAPHS, DEVICE_TREES = (
     "specexp.decoding.tensor_tree",
     "specexp.lm.native.tree_graphs",
@@ -578,6 +581,24 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
         Bug("nobody takes over", "specexp.workers.node_metrics", "            self._watching[node] = heir\n", "            pass\n"),
         Bug("nodes of one host have one name", "specexp.workers.node_metrics", ".count(host) > 1}", ".count(host) > 9}"),
         Bug("any store is reached", "specexp.workers.node_metrics", "self.store.startswith(_REMOTE)", "bool(self.store)"),
+    ],
+    ("lm/test_batch_graphs.py",): [
+        Bug("rows that are not fed are written to", ROWS_FORWARD, "torch.where((start < 0)[:, None], self._scratch + self._columns[:num], slots)", "slots"),
+        Bug("reserved slots hold sequences", KV, "        slots += self.reserved\n", ""),
+        Bug("gathered rows are written in place", ROWS_FORWARD, "self.rows[:, None] * self._buffers.capacity", "(self.rows * 0 + self._columns[: self.rows.shape[0]])[:, None] * self._buffers.capacity"),
+        Bug("the first rows are read", ROWS_FORWARD, "here[:count] if self._in_place else here.index_select(0, self._rows)", "here[:count]"),
+        Bug("all rows stand where the first does", ROWS_FORWARD, "start.clamp(min=0)[:, None]", "start.clamp(min=0)[:1, None]"),
+        Bug("a window of rows is one too wide", ROWS_FORWARD, "self._columns > slots[:, :, None] - window", "self._columns >= slots[:, :, None] - window"),
+        Bug("every row has the first one's seed", BATCH_GRAPHS, "[key[0] for key in keys]", "[keys[0][0] for key in keys]"),
+        Bug("answers are those of the rows' first tokens", BATCH_GRAPHS, "range(stop - feed.rows, stop)", "range(place * size, place * size + feed.rows)"),
+        Bug("the padding of a row counts as fed", BATCH_GRAPHS, "pool.lengths[row] += feed.tokens.shape[0]", "pool.lengths[row] += size"),
+        Bug("values are in the order of the feeds", ROW_LAYOUT, "result[place] = value", "result[self.places.index(place)] = value"),
+        Bug("a row may be there twice", ROW_LAYOUT, "if row not in used]", "]"),
+        Bug("a row that stopped counts what others draft", RECORDED_DRAFT, "number.add_(goes_on)", "number.add_(1)"),
+        Bug("an unlikely token ends nothing", RECORDED_DRAFT, " & ~(chance.double() < ask.min_draft_probability)", ""),
+        Bug("a chain ends with the first row that does", RECORDED_DRAFT, "(goes_on if ask.feed_last_token else following).any()", "(goes_on if ask.feed_last_token else following).all()"),
+        Bug("the padding of a prompt needs room that is not there", "specexp.lm.native.cuda_graphs", "min(room, most)", "most"),
+        Bug("a piece's scores are those of all its tokens", BATCH_GRAPHS, "min(max(feed.rows - (num - stop), 0), stop - start)", "min(feed.rows, stop - start)"),
     ],
     ("engine_certify/test_engine_certificate_parts.py",): [
         Bug("the pooled mass is left out", NEXT_TOKENS, "p = weights[kept] / (weights[kept].sum() + rest)", "p = weights[kept] / weights[kept].sum()"),
@@ -1066,6 +1087,7 @@ FILE_BUGS: dict[tuple[str, ...], list[Bug]] = {
 ROPE = "specexp.lm.hf.rope"
 
 FACTORS = "specexp.lm.blocks.long_factors"
+CAPTURED = "specexp.lm.native.graph_capture"
 OWN, BUCKETED, GRAPHS, DRAFTING, HF, TREE_MASK = (
     "specexp.lm.native.native_forward", "specexp.lm.native.bucketed_forward", "specexp.lm.native.cuda_graphs", "specexp.lm.native.draft_loop", "specexp.lm.hf.hf_model",
     "specexp.lm.hf.tree_mask",
@@ -1123,11 +1145,11 @@ FORWARD_BUGS = [
     Bug("a path is kept backwards", KV, "here.index_select(1, kept)", "here.index_select(1, kept.flip(0))"),
     Bug("a draft's steps all stand at its first", DRAFTING, "session.step(tokens, at, angles) if", "session.step(tokens, start, angles) if"),
     Bug("a draft's recorded steps all stand at its first", "specexp.lm.native.recorded_draft", "            start = start + (1 if step else num)\n", ""),
-    Bug("a draft that catches up begins after its padding", "specexp.lm.native.recorded_draft", "start + (1 if step else num)", "start + fed.shape[0]"),
-    Bug("a draft that catches up follows its padding", "specexp.lm.native.recorded_draft", "x.index_select(0, num - 1)\n            states", "x[-1:]\n            states"),
+    Bug("a draft that catches up begins after its padding", "specexp.lm.native.recorded_draft", "start + (1 if step else num)", "start + fed.shape[0] // num.shape[0]"),
+    Bug("a draft that catches up follows its padding", "specexp.lm.native.recorded_draft", "x.index_select(0, first + num - 1)", "x.index_select(0, first + x.shape[0] // rows - 1)"),
     Bug("padding of a recording counts as fed", GRAPHS, "        self.pool.lengths[0] = start + num\n        # The", "        self.pool.lengths[0] = start + size\n        # The"),
     Bug("answers of a recording are its padding's", GRAPHS, "wanted = slice(num - rows, num)", "wanted = slice(size - rows, size)"),
-    Bug("recordings outlive their buffers", GRAPHS, "            self._kept.clear()\n", ""),
+    Bug("recordings outlive their buffers", CAPTURED, "            self.kept.clear()\n", ""),
     Bug("heads that share a key have the first one's mask", BUCKETED, "mask[:, None].expand(-1, group, -1).reshape(-1, mask.shape[1])", "mask.repeat(group, 1)"),
 ]  # fmt: skip
 

@@ -108,11 +108,11 @@ def test_a_shape_is_recorded_once() -> None:
     for prompt in ([5, 6, 7], [9, 8, 4], [30, 2, 17]):
         Engine(pair).generate(SpecExec(8, 3, Warp(), 2), prompt, 16, CertainRng())
         recorded.append(tape.num_recorded)
-    keys = {role: [key[:2] for key in model.graph_pools.pools[0]._kept] for role, model in pair.items()}
-    assert set(keys["draft"]) <= {("grow", 1), ("grow", 2)}, "growths after one or two tokens"
+    keys = {role: [key[:2] for key in model.graph_pools.pools[0].recordings.kept] for role, model in pair.items()}
+    assert set(keys["draft"]) <= {("prefill", 16), ("grow", 1), ("grow", 2)}, "growths after one or two tokens"
     # A round in which one token is left has no tree.
-    assert keys["target"] == [("grown tree", 1), ("chain", 1)]
-    assert recorded[-1] == len(keys["draft"]) + 2 <= 4
+    assert keys["target"] == [("prefill", 16), ("grown tree", 1), ("chain", 1)]
+    assert recorded[-1] == len(keys["draft"]) + 3 <= 6
     assert recorded[1] == recorded[2], "another prompt is another recording"
 
 

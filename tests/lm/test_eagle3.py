@@ -123,4 +123,4 @@ def test_recorded_forwards_of_the_target(tmp_path: Path, family: str) -> None:
             out = engine.generate(DECODERS[name], prompt, LENGTH, CertainRng())
             assert out.token_ids == generate(target, prompt, LENGTH, None)
     assert target.graph_pools is not None
-    assert target.graph_pools.pools[0].num_replays > 0
+    assert target.graph_pools.pools[0].recordings.num_replays > 0

@@ -110,6 +110,10 @@ def test_captured_decoding_gives_the_same_tokens_and_counts(both: Any, family: s
             accepted += got.num_full
             rounds += got.num_rounds
         # A tree is grown on the device, and read with its round; without recordings the host reads each of its levels.
+        # Where a chain ends early, the host reads its length; without recordings, each token's probability.
+        if isinstance(decoder, Chain) and decoder.proposer == DraftModel(4, min_draft_probability=0.2):
+            assert rounds < engines[1].num_host_reads <= min(2 * rounds, engines[0].num_host_reads)
+            continue
         expected_reads = rounds if isinstance(decoder, SpecExec) else engines[0].num_host_reads
         assert engines[1].num_host_reads == expected_reads <= engines[0].num_host_reads
     assert accepted > 0, "no chain was ever accepted whole: two tokens were never fed first"
@@ -237,7 +241,7 @@ def test_a_draft_that_was_not_asked_for_a_while_catches_up_in_one_forward(
     assert out.token_ids == expected
     assert out.num_draft_positions > out.num_draft_calls + 10, "the draft had nothing to catch up on"
     if recorded:
-        assert fed == [3], "the prompt alone is fed as it comes"
+        assert fed == [0], "a recording takes the prompt, too"
     else:  # after a full chain two tokens are fed, in two forwards of one row, which are cheaper on a CPU
         assert max(sizes) >= 14
         assert len(sizes) == 1 + out.num_draft_calls + fed.count(1), "a forward that no call counts"

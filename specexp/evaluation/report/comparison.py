@@ -95,9 +95,15 @@ class Comparison:
 
     @property
     def speed(self) -> str:
-        """The metric of speed: relative to plain decoding if it was run; with a batch, of the whole batch."""
+        """The metric of speed of all settings: relative to plain decoding if it was run; with a batch, of the whole
+        batch."""
         section = "speed" if self.experiment.batch == 1 else "batch"
         return f"{section}/{'speedup' if self.baseline else 'tokens_per_second'}"
+
+    def speed_of(self, entry: Entry) -> str:
+        """The metric of an entry's speed: relative to what it is compared with, if that was run."""
+        section = "speed" if self.experiment.batch == 1 else "batch"
+        return f"{section}/{'tokens_per_second' if self.reference(entry) is None else 'speedup'}"
 
     @property
     def quality(self) -> str:

@@ -27,7 +27,7 @@ def verdict(comparison: Comparison) -> list[Sentence]:
     if comparison.timing.untimed:
         return _untimed(comparison)
     if plain is None:
-        return [_without_baseline(comparison)]
+        return _without_baseline(comparison)
     if plain.served:
         return _engines(comparison)
     key = comparison.speed
@@ -68,19 +68,24 @@ def _untimed(comparison: Comparison) -> list[Sentence]:
     return [[*refuted(comparison.entries), *headline], *equal]
 
 
-def _without_baseline(comparison: Comparison) -> Sentence:
-    fastest = max(comparison.entries, key=lambda e: e.metrics[comparison.speed])
+def _without_baseline(comparison: Comparison) -> list[Sentence]:
+    """Say how fast the engines are, if there are any, and of all other settings which is the fastest."""
+    fastest = max((e for e in comparison.entries if not e.served), key=lambda e: e.metrics[comparison.speed])
     rate = of(fastest, comparison.speed, count)
     together = "" if comparison.experiment.batch == 1 else f" in batches of {comparison.experiment.batch}"
-    return [
-        "Plain decoding was not run, so the gain is unknown: add baseline to the methods. ",
-        f"The fastest setting is {fastest.label} at ", rate, f" tokens a second{together}.",
+    engines = _engines(comparison) if any(entry.served for entry in comparison.entries) else []
+    whose, which = (" in this process", " of those in it") if engines else ("", "")
+    own: Sentence = [
+        f"Plain decoding was not run{whose}, so the gain is unknown: add baseline to the methods. ",
+        f"The fastest setting{which} is {fastest.label} at ", rate, f" tokens a second{together}.",
     ]  # fmt: skip
+    return [*engines[:1], own, *engines[1:]]
 
 
 def _engines(comparison: Comparison) -> list[Sentence]:
     """Say how fast engines are, compared with the first of them; only `certify` can say if one is lossless."""
-    key, (first, *others) = comparison.speed, [entry for entry in comparison.entries if entry.served]
+    first, *others = (entry for entry in comparison.entries if entry.served)
+    key = comparison.speed_of(first)
     if not others:
         rate = of(first, "speed/tokens_per_second", count)
         return [[f"{first.label} emits ", rate, " tokens a second; add an engine to compare it with."]]
@@ -125,7 +130,7 @@ def _excludes_one(entry: Entry, key: str) -> bool:
 
 def speed(comparison: Comparison, entry: Entry) -> list[str | Number]:
     """Return `1.92x plain decoding (95 %: 1.80x to 2.05x, p < 0.001)`, with a remark if that is not significant."""
-    key = comparison.speed
+    key = comparison.speed_of(entry)
     result: list[str | Number] = [of(entry, key, times), f" the speed of {comparison.reference_words(entry)}"]
     batch, n = comparison.experiment.batch, comparison.num_prompts
     result += [f" in batches of {batch}"] if batch > 1 else []

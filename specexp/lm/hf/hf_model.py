@@ -27,7 +27,7 @@ from specexp.lm.blocks.long_factors import boundary_of, turned
 from specexp.lm.configs.refusals import NO_CACHE, RECURRENT
 from specexp.lm.hf import forward_check, generation_config, model_config
 from specexp.lm.hf.hf_session import HFSession
-from specexp.lm.hf.model_facts import facts, fingerprint
+from specexp.lm.hf.model_facts import facts, fingerprint, notes
 from specexp.lm.hf.offload import Offload
 from specexp.lm.hf.own_layers import OwnLayers, sessions_beside, stack_path
 from specexp.lm.hf.recurrent_state import Continuation, HFState
@@ -35,7 +35,8 @@ from specexp.lm.hf.rope import LongRopeSession, TurnedSession
 from specexp.lm.hf.uncached_session import UncachedSession
 from specexp.lm.kept_states import KeepingSession, StateHooks
 from specexp.lm.kernels.table import Kernels
-from specexp.lm.model import Feed, Session, Sharding, one_by_one
+from specexp.lm.model import ChainStart, Feed, Session, Sharding, one_by_one
+from specexp.lm.native.batch_graphs import draft_together, drafts_together, recorded_pool
 from specexp.lm.native.cuda_graphs import GraphSession
 from specexp.lm.native.draft_loop import draft_chain
 from specexp.lm.native.graph_capture import Capture, CudaGraphs
@@ -138,16 +139,7 @@ class HFModel:
     @property
     def notes(self) -> list[str]:
         """Notes for the user: settings in the folder that are not applied, a forward that should have been faster."""
-        unused = generation_config.not_applied(self.module.generation_config)
-        result = [generation_config.note(unused, self.name)] if unused else []
-        if self.native is not None:
-            result += [
-                f"model '{self.name}' does without a kernel, and may be slower: {fault}."
-                for fault in self.native.kernels.faults
-            ]
-        if self._native_fault is not None:
-            result.append(f"model '{self.name}' runs on transformers' forward, which is slower: {self._native_fault}.")
-        return result
+        return notes(self, self._native_fault)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -215,8 +207,8 @@ class HFModel:
         if self.cache_kind == RECURRENT or self.native is None:
             made = [self._module_session() for _ in range(count)]
             return made if self._hooks is None else [KeepingSession(each, self._hooks) for each in made]
-        if self.graph_pools is not None and count == 1:
-            return [self.graph_pools.session(capacity)]
+        if self.graph_pools is not None:
+            return self.graph_pools.sessions(count, capacity)
         pool = Pool.empty(self.native, count, capacity, self.num_valid_ids)
         return [NativeSession(pool, row) for row in range(count)]
 
@@ -262,13 +254,16 @@ class HFModel:
         return NativeSession(Pool.empty(forward, 1, capacity, self.num_valid_ids), 0)
 
     def feed(self, feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
-        if self.native is None or len(feeds) == 1 or self.recomputed_at is not None:
+        alone = self.native is None or self.recomputed_at is not None
+        if alone or (len(feeds) == 1 and recorded_pool(feeds[0].session) is None):
             return one_by_one(feeds)
         return together(feeds)
 
     def drafts(self, ask: Draft, rng: Rng) -> bool:
-        if self.native is None or ask.min_draft_probability or self.recomputed_at is not None:
+        if self.native is None or self.recomputed_at is not None:
             return False
+        if ask.min_draft_probability and self.graph_pools is None:
+            return False  # the engine reads each token's probability
         if ask.costs is not None and self.graph_pools is None and self.device.type != "cpu":
             return False  # the engine counts what its steps read from the device
         # A recording freezes the warp and the rng: only the standard classes, without other state, can be recorded.
@@ -282,6 +277,12 @@ class HFModel:
             return feed.session.draft(feed.tokens, ask, length, rng, position, stopping)
         assert isinstance(feed.session, NativeSession)
         return draft_chain(feed.session, feed.tokens, ask, length, rng, position, stopping)
+
+    def drafts_together(self, ask: Draft, sessions: Sequence[Session], rngs: Sequence[Rng]) -> bool:
+        return drafts_together(sessions) and all(self.drafts(ask, rng) for rng in rngs)
+
+    def draft_together(self, feeds: Sequence[Feed], ask: Draft, chains: Sequence[ChainStart]) -> list[Drafted]:
+        return draft_together(feeds, ask, chains)
 
     def ids(self, tokens: Sequence[int]) -> Array:
         return integers(tokens, self.device)

@@ -38,7 +38,7 @@ from specexp.lm.hf.own_layers import OwnLayers, module_of_layers
 from specexp.lm.hf.rope import note
 from specexp.lm.hf.source import Source, hub_fault, merged, model_source, tokenizer_source
 from specexp.lm.model import Sharding
-from specexp.lm.native.kv_cache import tune
+from specexp.lm.native.tuning import tune
 from specexp.lm.out_of_memory import is_exhausted
 from specexp.lm.runtime import ModelConfig
 

@@ -91,3 +91,17 @@ def facts(model: HFModel) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "threads_by_rows": dict(zip(("one", "several"), model.native.threads, strict=True)) if model.native else None,
     }
+
+
+def notes(model: HFModel, native_fault: str | None) -> list[str]:
+    """`HFModel.notes`; `native_fault` is why its native forward is not used."""
+    unused = generation_config.not_applied(model.module.generation_config)
+    result = [generation_config.note(unused, model.name)] if unused else []
+    if model.native is not None:
+        result += [
+            f"model '{model.name}' does without a kernel, and may be slower: {fault}."
+            for fault in model.native.kernels.faults
+        ]
+    if native_fault is not None:
+        result.append(f"model '{model.name}' runs on transformers' forward, which is slower: {native_fault}.")
+    return result

@@ -120,5 +120,8 @@ def sessions_beside(model: HFModel, leaders: Sequence[Session]) -> Sequence[Sess
     native = [leader for leader in leaders if isinstance(leader, NativeSession)]
     if len(native) < len(leaders):
         return None
-    pool = Pool(model.native, native[0].pool.buffers, model.num_valid_ids)
+    buffers, pools = native[0].pool.buffers, model.graph_pools
+    if pools is not None and native[0].pool.recordings is not None:
+        return pools.sessions_beside(buffers)
+    pool = Pool(model.native, buffers, model.num_valid_ids)
     return [NativeSession(pool, leader.row) for leader in native]

@@ -67,6 +67,19 @@ def attention(block: Block, queries: Tensor, keys: Tensor, values: Tensor, mask:
     return masked_attention(queries, keys, values, mask, spec.score_multiplier, spec.score_softcap, block.sinks)
 
 
+def attention_of_rows(block: Block, queries: Tensor, kv: Tensor, mask: Tensor, num: int) -> Tensor:
+    """Attention [R N, H d] of queries[R N, H, d], `num` = N of each row, to its keys and values kv[R, S, 2 K d], under
+    an additive mask[R, 1, N H / K, S]."""
+    spec, (count, slots, _) = block.spec, kv.shape
+    both = kv.view(count, slots, 2, spec.kv_heads, spec.head_dim).permute(2, 0, 3, 1, 4)
+    # The heads that share a key become adjacent rows.
+    asked = queries.view(count, num, -1, spec.group, queries.shape[2]).transpose(1, 2)
+    asked = asked.reshape(count, -1, num * spec.group, queries.shape[2])
+    result = attention(block, asked, both[0], both[1], mask)
+    result = result.view(count, spec.kv_heads, num, spec.group, spec.head_dim).transpose(1, 2)
+    return result.reshape(count * num, -1)
+
+
 class SingleRowAttention:
     """Attention of one row, whose keys and values are a slice of the pool."""
 
@@ -157,6 +170,10 @@ class BatchAttention:
             self.masks[window, group] = mask if group == 1 else mask.repeat_interleave(group, dim=2)
         self.angles = forward.angles(self.stop).take(positions.view(-1)[self.fed])
 
+    @property
+    def cache(self) -> BatchAttention:
+        return self
+
     def attend(self, block: Block, queries: Tensor, fresh: Tensor | None) -> Tensor:
         spec = block.spec
         kv = self.pool.buffers.values[spec.store, :, :, : spec.kv_width]
@@ -169,10 +186,7 @@ class BatchAttention:
             if here.device.type == "cpu":
                 # Read it once in order, at full memory speed, so that the heads' strided reads hit the CPU cache.
                 here.sum()
-        both = here.view(self.count, self.stop, 2, spec.kv_heads, spec.head_dim).permute(2, 0, 3, 1, 4)
-        result = attention(block, self._padded(queries, spec.group), both[0], both[1], self.masks[spec.mask])
-        result = result.view(self.count, spec.kv_heads, self.num, spec.group, spec.head_dim).transpose(1, 2)
-        result = result.reshape(self.count * self.num, -1)
+        result = attention_of_rows(block, self._padded(queries), here, self.masks[spec.mask], self.num)
         return result if self.dense else result.index_select(0, self.fed)
 
     def keep(self, states: Tensor, index: int) -> None:
@@ -180,12 +194,10 @@ class BatchAttention:
         assert kept is not None
         kept[index, self.rows, self.slots] = states
 
-    def _padded(self, queries: Tensor, group: int) -> Tensor:
-        """[T, H, d] -> [R, K, N group, d]: the heads that share a key become adjacent rows."""
-        if not self.dense:
-            whole = queries.new_zeros(self.count * self.num, *queries.shape[1:])
-            whole[self.fed] = queries
-            queries = whole
-        head_dim = queries.shape[2]
-        asked = queries.view(self.count, self.num, -1, group, head_dim).transpose(1, 2)
-        return asked.reshape(self.count, -1, self.num * group, head_dim)
+    def _padded(self, queries: Tensor) -> Tensor:
+        """[T, H, d] -> [R N, H, d]."""
+        if self.dense:
+            return queries
+        whole = queries.new_zeros(self.count * self.num, *queries.shape[1:])
+        whole[self.fed] = queries
+        return whole

@@ -8,8 +8,9 @@ after the sequence, where no token attends to it and the next tokens overwrite i
 under a mask that is computed from the first slot. A draft that catches up on tokens that others proposed feeds them in
 the first forward of its chain's recording (`CATCH_UPS`). `tree_graphs.py` grows whole trees.
 
-Prompts, several rows at once, and chains beyond `CHAINS` are not captured: `kv_cache.py` runs them directly. When a
-pool grows, its recordings become invalid.
+Prompts are fed in pieces (`PREFILLS`), and longer chains of which all is scored in pieces of the largest of `CHAINS`.
+What is left of a prompt where no piece fits the pool is fed directly (`kv_cache.py`), and so are larger trees. Several
+rows at once are recorded by `batch_graphs.py`. When a pool grows, its recordings become invalid.
 
 Shapes: N tokens of a recording, n <= N tokens that are fed, C bucket, V vocabulary, D hidden, G drafted tokens.
 """
@@ -17,22 +18,22 @@ Shapes: N tokens of a recording, n <= N tokens that are fed, C bucket, V vocabul
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from specexp.decoding.draft_length import BINS, Stopping
+from specexp.decoding.draft_length import Stopping
 from specexp.decoding.protocol import Draft, Drafted, GrownTree, GrowTree
 from specexp.decoding.rng import HashRng, Rng
 from specexp.decoding.tensor_tree import TreeSizes
-from specexp.lm.model import Branches, Session
+from specexp.lm.model import Branches, Session, in_pieces
 from specexp.lm.native import tree_graphs
 from specexp.lm.native.bucketed_forward import BucketForward, tree_inputs, tree_masks
-from specexp.lm.native.graph_capture import Capture, Recording
+from specexp.lm.native.graph_capture import Capture, Recording, Recordings
 from specexp.lm.native.kv_cache import NativeSession, Pool
-from specexp.lm.native.recorded_draft import ending_chain, fixed_chain, numbers_of
+from specexp.lm.native.recorded_draft import chain_recording, ends_early, numbers_of, recording_of
 from specexp.lm.transfer import to_device
 
 CHAINS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 24, 32, 33, 64, 65)  # sizes, in tokens, of chain recordings
@@ -40,7 +41,26 @@ CATCH_UPS = (1, 2, 8, 24, 65)  # sizes of the first forward of a drafted chain: 
 TREE_STEP = 16  # trees are padded to a multiple of this number of tokens, which suits matrix units,
 TREES = 1024  # up to this many
 LEAST_BUCKET = 256  # each next bucket is twice as long, up to the pool's capacity
+PREFILLS = (16, 64, 128, 256)  # sizes of a prompt's pieces, which have no logits
 SPARE = CHAINS[-1]  # additional slots of a pool, for padding
+
+
+def bucket_of(slots: int) -> int:
+    """The least bucket that holds `slots` slots."""
+    bucket = LEAST_BUCKET
+    while bucket < slots:
+        bucket *= 2
+    return bucket
+
+
+def prefill_sizes(num: int, room: int, most: int) -> list[int]:
+    """The sizes of the recordings that take `num` tokens of a prompt, piece by piece, the last one padded: as far as
+    there is one of at most `most` tokens that fits `room` slots, so that a pool never grows for padding."""
+    result: list[int] = []
+    while num > 0 and (fits := [size for size in PREFILLS if size <= min(room, most)]):
+        result.append(next((size for size in fits if size >= num), fits[-1]))
+        num, room = num - result[-1], room - result[-1]
+    return result
 
 
 class Graphs:
@@ -49,11 +69,8 @@ class Graphs:
     def __init__(self, pool: Pool, capture: Capture) -> None:
         self.pool, self.capture = pool, capture
         self._forward = pool.forward
-        self._values = pool.buffers.values
-        self._kept: dict[Hashable, Recording] = {}
+        self.recordings = Recordings(pool.buffers, capture)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-        self.num_captures = 0
-        self.num_replays = 0
 
     def session(self, follows: bool = False) -> Session:
         """Return an empty session. While it is alive, the pool is lent and must not be lent again.
@@ -81,7 +98,9 @@ class Graphs:
         num, start = tokens.shape[0], self.pool.lengths[0]
         if branches is None:
             bucket = self.bucket_for(start + size)
-            x, logits = self.answer(("chain", size, bucket), lambda: self._chain(size, bucket), (tokens, start))
+            x, logits = self.recordings.answer(
+                ("chain", size, bucket), lambda: self._chain(size, bucket), (tokens, start)
+            )
         else:
             bucket = self.bucket_for(start + size)
             masks, positions = tree_masks(self._forward, start, num, branches, size, bucket)
@@ -90,11 +109,22 @@ class Graphs:
                 start,
                 *(to_device(each, tokens.device) for each in (positions, *masks)),
             ]
-            x, logits = self.answer(("tree", size, bucket), lambda: self._branches(size, bucket), given)
+            x, logits = self.recordings.answer(("tree", size, bucket), lambda: self._branches(size, bucket), given)
         self.pool.lengths[0] = start + num
         # The next replay overwrites what this one gave.
         wanted = slice(num - rows, num)
         return logits[wanted].clone(), x[wanted].clone() if hidden else None
+
+    def prefill(self, tokens: Tensor) -> Tensor:
+        """Feed tokens[n] of a prompt as far as recordings take them; return the rest."""
+        self.bucket_for(self.pool.lengths[0] + tokens.shape[0])
+        room, most = self.pool.capacity - self.pool.lengths[0], self._forward.most_recorded_tokens
+        for size in prefill_sizes(tokens.shape[0], room, most):
+            start, bucket = self.pool.lengths[0], self.bucket_for(self.pool.lengths[0] + size)
+            key, piece, tokens = ("prefill", size, bucket), tokens[:size], tokens[size:]
+            self.recordings.answer(key, lambda size=size, bucket=bucket: self._prefill(size, bucket), (piece, start))  # type: ignore[misc]
+            self.pool.lengths[0] = start + piece.shape[0]
+        return tokens
 
     def recorded_size(self, num: int, branches: Branches | None) -> int:
         """The number of tokens of the recording that takes `num` tokens; 0 if there is none for so many."""
@@ -125,49 +155,27 @@ class Graphs:
         size = next(each for each in CATCH_UPS if each >= num)
         bucket = self.bucket_for(start + size + gamma)
         seeds = rng.key if isinstance(rng, HashRng) else (0, 0)
-        key = ("draft", size, gamma, bucket, ask.warp, ask.feed_last_token, ask.by_round, stopping is None,
-               ask.keep_q)  # fmt: skip
+        key = ("draft", size, bucket, *recording_of(ask))
         given: list[Tensor | int] = [*more, tokens, num, start, position, *seeds]
-        if stopping is not None:
-            given.append(to_device(numbers_of(stopping, gamma), tokens.device))
-        drafted, q, x, peaks, *ending = self.answer(key, lambda: self._drafting(size, bucket, ask), given)
+        if ends_early(ask):
+            numbers = torch.tensor([numbers_of(ask, stopping, length)], dtype=torch.float64)
+            given.append(to_device(numbers, tokens.device))
+        parts = self.recordings.answer(key, lambda: self._drafting(size, bucket, ask), given)
+        drafted, q, x, peaks, *ending = (part[0] for part in parts)
         self.pool.lengths[0] = start + num + length - 1 + ask.feed_last_token
         hidden = x[: length + ask.feed_last_token].clone() if ask.hidden or ask.feed_last_token else None
         q_kept = None if ask.warp.greedy and not ask.keep_q else q[:length].clone()
-        chances, number = (ending[0][:length].clone(), ending[1].clone()) if ending else (None, None)
+        chances, number = (ending[0][:length].clone(), ending[1][None].clone()) if ending else (None, None)
         return Drafted(
             drafted[:length].clone(), q_kept, hidden, peaks[:length].clone(), probability=chances, num_drafted=number
         )  # fmt: skip
 
     def bucket_for(self, slots: int) -> int:
         """Grow the pool to at least `slots` slots, always to a bucket size, which suits kernels; returns the bucket."""
-        bucket = LEAST_BUCKET
-        while bucket < slots:
-            bucket *= 2
+        bucket = bucket_of(slots)
         if slots > self.pool.capacity:
             self.pool.buffers.ensure_capacity(bucket)
         return min(bucket, self.pool.capacity)
-
-    def answer(
-        self, key: Hashable, build: Callable[[], Recording], given: Sequence[Tensor | int]
-    ) -> tuple[Tensor, ...]:
-        """Copy `given` into the inputs of a recording, which is built if it does not exist, and replay it."""
-        if self.pool.buffers.values is not self._values:
-            self._kept.clear()
-            self._values = self.pool.buffers.values
-        recording = self._kept.get(key)
-        if recording is None:
-            recording = self._kept[key] = build()
-        for buffer, value in zip(recording.inputs, given, strict=True):
-            if isinstance(value, int):
-                buffer.fill_(value)  # passed as a kernel argument, without a copy from the host
-            else:
-                buffer[: value.shape[0]].copy_(value)
-        if recording.replay is None:  # after filling the inputs: recording may run the function, on the real cache
-            self.num_captures += 1
-            recording.replay = self.capture(recording.function, recording.inputs)
-        self.num_replays += 1
-        return recording.replay()
 
     def zeros(self, *shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._forward.device)
@@ -180,6 +188,10 @@ class Graphs:
             return x, forward.logits(x)
 
         return Recording(run, (self.zeros(size), self.zeros(1)))
+
+    def _prefill(self, size: int, bucket: int) -> Recording:
+        forward = BucketForward(self.pool, bucket)
+        return Recording(lambda tokens, start: (forward.chain(tokens, start)[-1:],), (self.zeros(size), self.zeros(1)))
 
     def _branches(self, size: int, bucket: int) -> Recording:
         forward = BucketForward(self.pool, bucket)
@@ -195,11 +207,7 @@ class Graphs:
         return self._chain_of(BucketForward(self.pool, bucket), size, ask)
 
     def _chain_of(self, forward: BucketForward, size: int, ask: Draft) -> Recording:
-        inputs = [self.zeros(size), *(self.zeros(1) for _ in range(5))]
-        if ask.costs is None:
-            return Recording(fixed_chain(forward, ask), inputs)
-        inputs.append(self.zeros(ask.gamma + BINS, dtype=torch.float64))
-        return Recording(ending_chain(forward, ask, self.capture.when), inputs)
+        return chain_recording(forward, ask, 1, size, self.zeros, self.capture.when)
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -217,6 +225,12 @@ class GraphSession:
     def feed(
         self, tokens: Tensor, rows: int, hidden: bool = False, branches: Branches | None = None
     ) -> tuple[Tensor, Tensor | None]:
+        num, most = tokens.shape[0], CHAINS[-1]
+        if branches is None and not rows:
+            tokens = self.graphs.prefill(tokens)
+        elif branches is None and num > most and self.graphs.recorded_size(most, None):
+            parts = torch.split(tokens[num - rows :], most)
+            return in_pieces(self.feed, [tokens[: num - rows], *parts] if rows < num else parts, rows, hidden)
         size = self.graphs.recorded_size(tokens.shape[0], branches) if rows else 0
         if not size:
             self.graphs.bucket_for(self.length + tokens.shape[0])

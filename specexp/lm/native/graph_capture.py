@@ -1,8 +1,8 @@
-"""Records functions of tensors: as CUDA graphs, or by whatever else implements `Capture`."""
+"""Records functions of tensors: as CUDA graphs, or by whatever else implements `Capture`. Keeps what was recorded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,6 +38,43 @@ class Recording:
     function: Function
     inputs: Sequence[Tensor]
     replay: Replay | None = None
+
+
+class Buffered(Protocol):
+    """What recordings read and write in place."""
+
+    values: Tensor
+
+
+class Recordings:
+    """Recordings over the same buffers, by key; they become invalid when the buffers are replaced."""
+
+    def __init__(self, buffers: Buffered, capture: Capture) -> None:
+        self._buffers, self._capture, self._values = buffers, capture, buffers.values
+        self.kept: dict[Hashable, Recording] = {}
+        self.num_captures = 0
+        self.num_replays = 0
+
+    def answer(
+        self, key: Hashable, build: Callable[[], Recording], given: Sequence[Tensor | int]
+    ) -> tuple[Tensor, ...]:
+        """Copy `given` into the inputs of a recording, which is built if it does not exist, and replay it."""
+        if self._buffers.values is not self._values:
+            self.kept.clear()
+            self._values = self._buffers.values
+        recording = self.kept.get(key)
+        if recording is None:
+            recording = self.kept[key] = build()
+        for buffer, value in zip(recording.inputs, given, strict=True):
+            if isinstance(value, int):
+                buffer.fill_(value)  # passed as a kernel argument, without a copy from the host
+            else:
+                buffer[: value.shape[0]].copy_(value)
+        if recording.replay is None:  # after filling the inputs: recording may run the function, on the real cache
+            self.num_captures += 1
+            recording.replay = self._capture(recording.function, recording.inputs)
+        self.num_replays += 1
+        return recording.replay()
 
 
 class CudaGraphs:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from specexp.lm.model import CHUNK, Branches, Feed, Session, in_pieces
 from specexp.lm.native.attention import BatchAttention, SingleRowAttention, additive, tree_attention
 from specexp.lm.native.native_forward import Cache, NativeForward
 from specexp.lm.native.ordered_cache import OrderedBatch, row_cache
-from specexp.lm.threads import Threads, fastest
+from specexp.lm.threads import Threads
 from specexp.lm.transfer import integers, to_device
 
 LEAST = 64
@@ -34,11 +35,15 @@ SHORT = 64  # masks of up to this many tokens are cached for every alignment
 
 @dataclass(slots=True, eq=False)
 class Buffers:
-    """Keys and values [L, B, C, W], zeroed: slots that were never written are masked, and must not hold NaN."""
+    """Keys and values [L, B, C, W], zeroed: slots that were never written are masked, and must not hold NaN.
+
+    The last `reserved` slots of every row hold no sequence; with them, capacities are powers of two.
+    """
 
     forward: NativeForward
     rows: int
     capacity: int
+    reserved: int = 0
     values: Tensor = field(init=False)
     states: Tensor | None = field(init=False)  # [T, B, C, D]; None if none are kept
     flat: list[list[Tensor]] = field(init=False)  # [row][layer]: [C, W]
@@ -73,11 +78,14 @@ class Buffers:
         self._bands.clear()
 
     def ensure_capacity(self, slots: int) -> None:
-        """Grow to at least `slots` slots in every row."""
+        """Grow to at least `slots` slots in every row, without those that are reserved."""
+        slots += self.reserved
         if slots <= self.capacity:
             return
         old, states = self.values, self.states
         self.capacity = max(slots, 2 * self.capacity)
+        if self.reserved:
+            self.capacity = 1 << (self.capacity - 1).bit_length()
         self.values, self.states = self._zeros()
         self.values[:, :, : old.shape[2]] = old
         if self.states is not None and states is not None:
@@ -106,13 +114,26 @@ class Buffers:
         return rows[: num * group, left - start : left + num]
 
 
-@dataclass(slots=True, eq=False)
+class RowRecordings(Protocol):
+    """Recorded forwards of several rows of the same buffers."""
+
+    def feed(self, pool: Pool, feeds: Sequence[tuple[int, Feed]]) -> list[tuple[Tensor, Tensor | None]] | None:
+        """`Pool.feed_together`; None if no recording takes these feeds."""
+        ...
+
+    def prefill(self, pool: Pool, row: int, tokens: Tensor) -> Tensor:
+        """Feed tokens[n] of a prompt as far as recordings take them; return the rest."""
+        ...
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Pool:
     """The rows of sequences that can be fed together, in buffers of their own or in those of another pool."""
 
     forward: NativeForward
     buffers: Buffers
     num_valid_ids: int | None = None  # how many of the ids that the head scores are used
+    recordings: RowRecordings | None = None
     lengths: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -148,16 +169,13 @@ class Pool:
         )
 
     def feed_together(self, feeds: Sequence[tuple[int, Feed]]) -> list[tuple[Tensor, Tensor | None]]:
-        """Feed several rows in one pass over the weights."""
+        """Feed several rows in one pass over the weights, by a recording if there is one."""
+        if self.recordings is not None and (recorded := self.recordings.feed(self, feeds)) is not None:
+            return recorded
         forward = self.forward
-        many: OrderedBatch | BatchAttention
-        if forward.invariant:
-            many = OrderedBatch(self, feeds)
+        many = OrderedBatch(self, feeds) if forward.invariant else BatchAttention(self, feeds)
+        with Threads(forward.threads[True]):
             x = forward(many.tokens, many.angles, many.cache)
-        else:
-            many = BatchAttention(self, feeds)
-            with Threads(forward.threads[True]):
-                x = forward(many.tokens, many.angles, many)
         for row, feed in feeds:
             self.lengths[row] += feed.tokens.shape[0]
         chosen = x.index_select(0, many.wanted)
@@ -182,16 +200,23 @@ class NativeSession:
     def feed(
         self, tokens: Tensor, rows: int, hidden: bool = False, branches: Branches | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        pool, forward = self.pool, self.pool.forward
+        pool = self.pool
+        if pool.recordings is not None and not rows and branches is None:
+            tokens = pool.recordings.prefill(pool, self.row, tokens)
         num = tokens.shape[0]
+        if not num:
+            return self._nothing(hidden)
         pool.buffers.ensure_capacity(self.length + num)
         if num > CHUNK and branches is None:
             return in_pieces(self.feed, torch.split(tokens, CHUNK), rows, hidden)
         chosen = self._run(tokens, branches)[num - rows :]
-        logits = (
-            pool.logits(chosen) if rows else chosen.new_empty(0, pool.num_valid_ids or forward.head.weight.shape[0])
-        )
-        return logits, chosen if hidden else None
+        return (pool.logits(chosen), chosen if hidden else None) if rows else self._nothing(hidden)
+
+    def _nothing(self, hidden: bool) -> tuple[Tensor, Tensor | None]:
+        """The answer to a feed of which nothing is scored."""
+        forward, like = self.pool.forward, self.pool.forward.embedding
+        logits = like.new_empty(0, self.pool.num_valid_ids or forward.head.weight.shape[0])
+        return logits, like.new_empty(0, forward.hidden_size) if hidden else None
 
     def _run(self, tokens: Tensor, branches: Branches | None) -> Tensor:
         pool, forward = self.pool, self.pool.forward
@@ -248,25 +273,6 @@ class NativeSession:
     def follow(self, leader: Session) -> None:
         """Hold what `leader` holds, a session in the same buffers."""
         self.pool.lengths[self.row] = leader.length
-
-
-@torch.inference_mode()
-def tune(forward: NativeForward) -> None:
-    """Measure which thread counts are fastest for this forward, on a CPU, and use them.
-
-    An invariant forward keeps torch's number: the bits of a result may depend on it.
-    """
-    if forward.device.type != "cpu" or forward.invariant:
-        return
-    session = NativeSession(Pool.empty(forward, 1, LEAST), 0)
-
-    def feed(rows: int) -> None:
-        session.truncate(0)
-        session.feed(torch.zeros(rows, dtype=torch.int64), rows)
-
-    forward.threads = fastest(feed, torch.get_num_threads())
-    if forward.beyond is not None:
-        forward.beyond.threads = forward.threads
 
 
 @torch.inference_mode()

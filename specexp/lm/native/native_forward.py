@@ -68,7 +68,7 @@ class NativeForward:
         self.embedding: Tensor = parts.embedding.weight
         self.dtype, self.device = self.embedding.dtype, self.embedding.device
         self.hidden_size = int(self.embedding.shape[1])
-        self.threads = (0, 0)  # for one row, for several; 0 is torch's own number (set by `kv_cache.tune`)
+        self.threads = (0, 0)  # for one row, for several; 0 is torch's own number (set by `tuning.tune`)
         # Layers whose outputs caches keep, for a draft that reads them; their number stands for the final states.
         self.kept: tuple[int, ...] = ()
         exact = self.dtype == torch.float32

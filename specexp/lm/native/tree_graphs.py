@@ -37,7 +37,7 @@ def grow(graphs: Graphs, tokens: Tensor, ask: GrowTree, depth: int, size: int) -
         inputs = [graphs.zeros(size), *(graphs.zeros(1) for _ in range(3))]
         return Recording(_growth(_TreeForward(graphs.pool, bucket), ask, graphs.capture.when), inputs)
 
-    parts = graphs.answer(("grow", size, bucket, ask), build, (tokens, num, start, depth))
+    parts = graphs.recordings.answer(("grow", size, bucket, ask), build, (tokens, num, start, depth))
     graphs.pool.lengths[0] = start + num + slots
     # The next replay of any recording may overwrite what this one gave.
     table, depths, sees, counts, scores, peak = (part.clone() for part in parts)
@@ -57,7 +57,7 @@ def score(
         return Recording(_verification(_TreeForward(graphs.pool, bucket), size), inputs)
 
     given = (tokens, start, tree.table[0, 1:], tree.depths, tree.sees)
-    x, logits = graphs.answer(("grown tree", num, places, size, bucket), build, given)
+    x, logits = graphs.recordings.answer(("grown tree", num, places, size, bucket), build, given)
     graphs.pool.lengths[0] = start + num + places
     return logits.clone(), x.clone() if hidden else None
 
